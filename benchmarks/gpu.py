@@ -676,7 +676,7 @@ class Contest(train.Contest):
         """
         rows = self.rows[train.PEER]
         model = self.model()
-        laid = rows.batch(range(len(rows))).laid_out()
+        laid = rows.line(range(len(rows))).columns()
         texts = [
             {"input_ids": ids[show].tolist()}
             for ids, show in zip(laid["input_ids"], laid["attention_mask"] > 0)

@@ -83,8 +83,8 @@ def learnt(
     rows = torch.arange(ROWS) * len(held_out) // ROWS
     when = {"step": settings.steps // 2, "total_steps": settings.steps, "epoch": 0}
     parts = rows.split(settings.batch_size)
-    batches = [source.masker(held_out.batch(part), **when) for part in parts]
-    learn = [source.masker(source.rows.batch(part), **when) for part in torch.arange(960).split(64)]
+    batches = [source.masker(held_out.line(part), **when) for part in parts]
+    learn = [source.masker(source.rows.line(part), **when) for part in torch.arange(960).split(64)]
     before = judged(arm, batches, learn)
     train(made.objective, made.source, settings, learners=made.learners, quiet=True)
     return network, before, judged(arm, batches, learn)
@@ -114,14 +114,14 @@ def judged(arm: Any, batches: list[Any], learn: list[Any]) -> Figures:
     arm.train()
     for hook in hooks:
         hook.remove()
-    count = sum(float(outcome.targets) for outcome in outcomes)
-    loss = sum(float(outcome.loss) for outcome in outcomes) / count
+    count = sum(float(outcome.divisor) for outcome in outcomes)
+    loss = sum(float(outcome.total) for outcome in outcomes) / count
     kind = type(arm).__name__
     if kind == "ContrastiveSentences":
         return {"loss": loss, "constant": math.log(len(batches[0].input_ids) - 1)}
     truth = torch.cat([batch.labels[batch.labels != IGNORE] for batch in batches])
     # The losses of predicted words. For rtd, these are the losses of the generator.
-    known = [outcome.losses for outcome in outcomes if outcome.losses is not None]
+    known = [outcome.each for outcome in outcomes if outcome.each is not None]
     words = sum(float(losses.sum()) for losses in known) / count
     if not kind.endswith("TokenDetection"):
         return {"loss": words, "constant": unigram_loss(truth, learn), "borders": loss - words}

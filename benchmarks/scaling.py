@@ -28,7 +28,8 @@ from command import memory, run
 
 from maskwise.bench import Figures, surroundings
 from maskwise.masking import MaskedBatch
-from maskwise.masking.batch import IGNORE, AnnotatedBatch
+from maskwise.masking.batch import IGNORE
+from maskwise.masking.line import Line
 from maskwise.models import build_model, config_of
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import TrainingSettings, leave
@@ -70,7 +71,7 @@ def batch_of(rows: int, length: int, seed: int) -> MaskedBatch:
     labels = np.where(draw.random(ids.shape) < 0.15, ids, IGNORE)
     everything = np.ones(ids.size, bool)
     starts = np.arange(rows) * length
-    source = AnnotatedBatch(
+    source = Line(
         (rows, length), ids.ravel(), None, everything, everything, starts, np.arange(rows)
     )
     return MaskedBatch.unmasked(source, torch.from_numpy(labels), int((labels != IGNORE).sum()))

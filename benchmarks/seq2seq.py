@@ -85,7 +85,7 @@ class Contest:
 
     def masked(self, who: str) -> MaskedBatch:
         """Return the rows of an epoch, masked once."""
-        return self.masker(self.rows[who].batch(range(self.epoch(who) * BATCH_SIZE)), epoch=0)
+        return self.masker(self.rows[who].line(range(self.epoch(who) * BATCH_SIZE)), epoch=0)
 
     def work(self, who: str) -> tuple[float, float]:
         """Return the mean numbers of encoder and decoder tokens in a step."""

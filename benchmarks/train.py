@@ -202,7 +202,7 @@ class Contest:
         loader processes and pinned memory.
         """
         rows, size = self.rows[PEER], self.shape.batch_size
-        laid = rows.batch(range(min(len(rows), size * clock.last))).laid_out()
+        laid = rows.line(range(min(len(rows), size * clock.last))).columns()
         texts = [
             {"input_ids": ids[show].tolist()}
             for ids, show in zip(laid["input_ids"], laid["attention_mask"] > 0)

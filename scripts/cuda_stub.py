@@ -320,7 +320,7 @@ def both_passes(objective: Any, batch: Any) -> None:
 
     with torch.autocast("cuda", dtype=torch.bfloat16):
         outcome = objective(batch)
-    outcome.loss.backward()
+    outcome.total.backward()
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from maskwise.masking import (
     CORRUPTIONS,
     POLICIES,
-    AnnotatedBatch,
+    Line,
     Masker,
     Vocabulary,
     policies,
@@ -143,12 +143,12 @@ def random_rows(
     ]
 
 
-def line(count: int, width: int) -> AnnotatedBatch:
+def line(count: int, width: int) -> Line:
     """``count`` rows of ``width`` ordinary tokens, without special tokens."""
     every = np.ones(count * width, bool)
     ids = np.full(count * width, FIRST + 4)
     begin = np.arange(count) * width
-    return AnnotatedBatch((count, width), ids, None, every, every, begin, np.arange(count))
+    return Line((count, width), ids, None, every, every, begin, np.arange(count))
 
 
 AWKWARD = {

@@ -39,8 +39,8 @@ class Documents(Language):
         super().__init__(rows, seed=seed)
         self.documents = np.arange(first, first + rows)
 
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
-        found = super().batch(rows)
+    def line(self, rows: Tensor) -> dict[str, Tensor]:
+        found = super().line(rows)
         salient = torch.where(found["word_ids"] % 3 == 0, found["word_ids"], -1)
         return {**found, "salient": salient, "group": found["word_ids"] % 2}
 
@@ -161,7 +161,7 @@ def test_the_same_probe_before_and_after_and_no_trace_of_it() -> None:
     assert torch.equal(probe(0), probe(1)) and not torch.equal(fresh(0), fresh(1))
     assert torch.equal(before, torch.get_rng_state()) and two.training
     assert sorted(probe.rows["mlm"].tolist()) == list(range(5, 24))
-    first, second = ({*half.source.example_id.tolist()} for half in probe.batches["mlm"])
+    first, second = ({*half.line.example_id.tolist()} for half in probe.batches["mlm"])
     assert first and second and not first & second  # else their agreement would say nothing
     halves = [Probe(two, source, held_out, rank=r, ranks=2, **more)(0) for r in (0, 1)]
     torch.testing.assert_close((halves[0] + halves[1])[..., 0], probe(0)[..., 0], rtol=1e-6, atol=0)

@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskwise.masking.policies.base import Point
-from maskwise.objectives import OBJECTIVES, Outcome, objective, objective_class
+from maskwise.objectives import OBJECTIVES, Loss, objective, objective_class
 from maskwise.samplers import sampler
 from maskwise.study.costs import flops_of_arms, trained
 from maskwise.training.arms import Probe, SamplerLearner
@@ -36,7 +36,7 @@ def test_the_work_of_every_objective_is_what_torch_counts(
     torch.manual_seed(0)
     one = objective(name, model("bert", hidden_dropout_prob=0.1))
     make = objective_class(name).maker(tokenizer(), seed=3, length=LENGTH + 8, **masking)
-    batch = make(Documents(16).batch(torch.arange(16)), step=1, total_steps=10)
+    batch = make(Documents(16).line(torch.arange(16)), step=1, total_steps=10)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         one(batch)
     work = one.work(batch.tokens, batch.targets)
@@ -75,7 +75,7 @@ def test_flops_count_the_objective_that_was_drawn_and_the_probes_that_teach(
     batch: Any = SimpleNamespace(arm="atd", tokens=4, targets=4)
     learner.after(Point(0, 4, lambda x: x))
     for step in range(4):
-        learner.observe(batch, Outcome(torch.tensor(8.0), torch.tensor(4)))
+        learner.observe(batch, Loss(torch.tensor(8.0), torch.tensor(4)))
         learner.after(Point(step + 1, 4, lambda x: x))
     spent = learner.spent()
     assert spent["mlm"]["steps"] == 0

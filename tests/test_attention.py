@@ -117,10 +117,10 @@ def compared(objective: Any, packed: Any, alone: Any) -> None:
     outcomes = []
     for batch in (packed, alone):
         outcome = objective(batch)
-        outcome.loss.backward()
+        outcome.total.backward()
         named = objective.named_parameters()
         slopes = {name: p.grad.clone() for name, p in named if p.grad is not None}
-        outcomes.append((outcome.losses.detach().sort().values, slopes))
+        outcomes.append((outcome.each.detach().sort().values, slopes))
         objective.zero_grad()
     (own, changed), (wanted, known) = outcomes
     assert len(own) == len(wanted) > 5
@@ -135,9 +135,9 @@ def test_documents_of_a_packed_row_are_read_as_if_alone(
 ) -> None:
     """Logits and gradients at the masked tokens, which are the same in both layouts."""
     model, mask = build(family, tokenizer), Masker(tokenizer, ratio=0.3, seed=1)
-    packed = mask(rows.batch(range(len(rows))), epoch=0)
-    alone = mask(rows.laid("document").batch(range(len(TEXTS))), epoch=0)
-    assert packed.source.packed and not alone.source.packed and len(rows) < len(TEXTS)
+    packed = mask(rows.line(range(len(rows))), epoch=0)
+    alone = mask(rows.laid("document").line(range(len(TEXTS))), epoch=0)
+    assert packed.line.packed and not alone.line.packed and len(rows) < len(TEXTS)
     compared(MaskedLanguageModelling(model), packed, alone)
 
 
@@ -145,7 +145,7 @@ def test_documents_of_a_packed_row_are_read_as_if_alone(
 def test_without_the_argument_nothing_changes(family: str, rows: Rows, tokenizer: Any) -> None:
     """The packed row as one text, by transformers' own attention and by ours."""
     model = build(family, tokenizer)
-    batch = Masker(tokenizer, seed=1)(rows.laid("joined").batch([0, 1]))
+    batch = Masker(tokenizer, seed=1)(rows.laid("joined").line([0, 1]))
     assert batch.documents is None
     with torch.no_grad():
         before = model(**batch).logits
@@ -183,8 +183,8 @@ def test_documents_are_written_as_if_alone(
 ) -> None:
     corruption = f"infill(target='{target}')"
     mask = Masker(tokenizer, ratio=0.3, seed=1, corruption=corruption, policy="span")
-    packed = mask(rows.batch(range(len(rows))), epoch=0)
-    alone = mask(rows.laid("document").batch(range(len(TEXTS))), epoch=0)
+    packed = mask(rows.line(range(len(rows))), epoch=0)
+    alone = mask(rows.laid("document").line(range(len(TEXTS))), epoch=0)
     assert packed.cut == 0 and packed.written is not None
     compared(Denoising(build(family, tokenizer)), packed, alone)
 
@@ -296,7 +296,7 @@ def test_attention_of_variable_length_is_the_masked_one(
         return by_document(*given, **options)
 
     model = build(family, tokenizer)
-    batch = Masker(tokenizer, ratio=0.3, seed=1)(rows.batch(range(len(rows))))
+    batch = Masker(tokenizer, ratio=0.3, seed=1)(rows.line(range(len(rows))))
     row, column = batch.where.unbind(1)
     with torch.no_grad():
         masked = masked_logits(model, model_inputs(model, batch), row, column)
@@ -323,7 +323,7 @@ def test_padded_rows_on_an_accelerator_are_read_as_with_a_mask(
         tokenizer=tokenizer,
         length=48,
     )
-    batch = Masker(tokenizer, ratio=0.3, seed=1)(Rows.of(pieces, "document").batch(range(8)))
+    batch = Masker(tokenizer, ratio=0.3, seed=1)(Rows.of(pieces, "document").line(range(8)))
     assert batch.attention_mask is not None and batch.documents is None
     row, column = batch.where.unbind(1)
     with torch.no_grad():
@@ -396,8 +396,8 @@ def test_held_out_rows_are_read_as_training_reads_them(
         outcomes = [objective(batch) for batch in held_out.batches["token"]]
         together = [objective(dict(batch)) for batch in held_out.batches["token"]]
         [line] = held_out(objective)
-    apart = sum(float(outcome.loss) for outcome in outcomes) / line["targets"]
+    apart = sum(float(outcome.total) for outcome in outcomes) / line["targets"]
     assert line["loss"] == pytest.approx(apart, rel=1e-6)
-    assert sum(float(outcome.loss) for outcome in together) / line["targets"] != pytest.approx(
+    assert sum(float(outcome.total) for outcome in together) / line["targets"] != pytest.approx(
         apart, rel=1e-6
     )

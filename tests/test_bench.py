@@ -225,7 +225,7 @@ def test_pairs_in_a_window_are_counted_in_each_document() -> None:
     bench = gpu_bench.Bench(smoke=True)
     contest = bench.contest(bench.shape("bert", 128))
     batch = contest.source(1).batches(0, rank=0, ranks=1)[0]
-    source = batch.source
+    source = batch.line
     for window in (1, 3, 40):
         expected = 0
         for length in source.count(source.present):

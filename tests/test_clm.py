@@ -25,14 +25,14 @@ THREE = [0, 1, 2]
 
 def next_tokens(tokenizer: Any, rows: Rows, layout: str = "packed") -> Any:  # noqa: F811
     masker = NextTokens(tokenizer, **CausalLanguageModelling.masking)
-    return masker(rows.laid(layout).batch(THREE))
+    return masker(rows.laid(layout).line(THREE))
 
 
 @pytest.mark.parametrize("layout", ["packed", "joined", "document"])
 def test_the_label_of_a_place_is_the_next_token_of_its_text(tokenizer, rows, layout):  # noqa: F811
     batch = next_tokens(tokenizer, rows, layout)
     assert batch.targets == int((batch.labels >= 0).sum()) > 20 and batch.ratio.max() == 0
-    source, ids = batch.source, batch.input_ids
+    source, ids = batch.line, batch.input_ids
     # nothing is masked
     assert torch.equal(ids, torch.from_numpy(source.input_ids.reshape(source.shape)))
     eligible, segments = source.tensor("eligible"), batch.segment_ids
@@ -49,7 +49,7 @@ def test_the_label_of_a_place_is_the_next_token_of_its_text(tokenizer, rows, lay
 def test_what_follows_a_place_does_not_change_its_logits(family, layout, tokenizer, rows):  # noqa: F811
     batch, model = next_tokens(tokenizer, rows, layout), build(family, tokenizer)
     clm = CausalLanguageModelling(model)
-    content, where = batch.source.tensor("content"), batch.where
+    content, where = batch.line.tensor("content"), batch.where
     row, column = where.unbind(1)
     cut = 5
 
@@ -72,10 +72,10 @@ def test_what_follows_a_place_does_not_change_its_logits(family, layout, tokeniz
 
 def test_other_objectives_of_the_same_model_see_both_sides(tokenizer, rows):  # noqa: F811
     batch, model = next_tokens(tokenizer, rows), build("modernbert", tokenizer)
-    plain = MaskedLanguageModelling(model)(batch).loss
+    plain = MaskedLanguageModelling(model)(batch).total
     causal = CausalLanguageModelling(model)(batch)
     assert int(causal.targets) == batch.targets and causal.where is not None
-    assert torch.equal(MaskedLanguageModelling(model)(batch).loss, plain) and not torch.equal(
+    assert torch.equal(MaskedLanguageModelling(model)(batch).total, plain) and not torch.equal(
         plain, causal.loss
     )
 
@@ -83,7 +83,7 @@ def test_other_objectives_of_the_same_model_see_both_sides(tokenizer, rows):  # 
 def test_a_dict_of_model_inputs_is_one_text_a_row(tokenizer, rows):  # noqa: F811
     batch, model = next_tokens(tokenizer, rows, "document"), build("bert", tokenizer)
     clm = CausalLanguageModelling(model)
-    assert torch.allclose(clm(dict(batch)).loss, clm(batch).loss)
+    assert torch.allclose(clm(dict(batch)).total, clm(batch).total)
 
 
 def test_families_whose_attention_is_out_of_reach_are_refused(tokenizer, tmp_path):  # noqa: F811

@@ -36,10 +36,10 @@ from masking_tools import (
     row,
     vocabulary,
 )
+from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys
 from maskwise.masking import IGNORE, SCHEDULES, gather, schedules
-from maskwise.masking.policies import POLICIES, Moment
+from maskwise.masking.policies import POLICIES, When
 from maskwise.masking.select import BUDGETS
 
 KEEPING = [name for name in CORRUPTION_SPECS if masker("token", name).corruption.keeps_length]
@@ -154,8 +154,8 @@ def test_whole_units_within_the_budget(
         masker(policy, budget=budget, ratio=ratio, seed=seed),
         gather(padded(made), vocabulary()),
     )
-    keys = Keys(batch.example_id, seed=seed, epoch=0)
-    selection = maker.choose(batch, keys, Moment())
+    draws = Draws(batch.example_id, seed=seed, epoch=0)
+    selection = maker.choose(batch, draws, When())
     ratio_P = selection.ratio_P
     units, chosen = selection.units, selection.tokens
     assert not (chosen & ~batch.eligible).any() and batch.eligible[units.tokens].all()
@@ -220,15 +220,15 @@ def test_packed_rows_are_their_pieces_one_after_the_other(
     some = [one for one in ROWS if len(one["input_ids"]) and eligible(one).any()]
     alone = per_row(made(padded(some), epoch=1), some)
     blocks = packed(some, width=50)
-    batch = gather(blocks, vocabulary())
-    batch.plan = None  # rows may grow
-    together = made(batch, epoch=1)
+    line = gather(blocks, vocabulary())
+    line.plan = None  # rows may grow
+    together = made(line, epoch=1)
     here = {one["example_id"]: pair for one, pair in zip(some, alone, strict=True)}
     segments = together.segment_ids
     assert torch.equal(segments >= 0, together.attention_mask.bool())
     for b in range(len(blocks["input_ids"])):
         written: list[int] = []
-        for number, name in enumerate(batch.example_id[batch.row == b].tolist()):
+        for number, name in enumerate(line.example_id[line.row == b].tolist()):
             inputs, labels = here[name]
             assert together.input_ids[b][segments[b] == number].tolist() == inputs
             written += labels

@@ -11,12 +11,12 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys
-from maskwise.masking import IGNORE, AnnotatedBatch, Masker, Vocabulary, gather
+from maskwise.masking import IGNORE, Line, Masker, Vocabulary, gather
 from maskwise.masking.corruptions import Insert, corruption, mode_of
 from maskwise.masking.corruptions.base import lay_out
-from maskwise.masking.select import Selection
+from maskwise.masking.select import Choice
 from maskwise.masking.units import Units
 
 TEXT = "Thank you for inviting me to your party last week . Come again soon"
@@ -56,7 +56,7 @@ def tokenizer(
     return made
 
 
-def batch_of(*lines: str) -> tuple[AnnotatedBatch, torch.Tensor]:
+def batch_of(*lines: str) -> tuple[Line, torch.Tensor]:
     """Rows written as words, chosen ones in braces: ``<s> a {b c} d </s>``. "." ends a sentence."""
     vocabulary, table = Vocabulary.of(tokenizer()), tokenizer().get_vocab()
     rows, chosen = [], []
@@ -72,10 +72,8 @@ def batch_of(*lines: str) -> tuple[AnnotatedBatch, torch.Tensor]:
             sentence.append(-1 if special else ids[:i].count(table["."]))
         rows.append({"input_ids": ids, "example_id": number, "sentence": sentence})
         chosen.append(marks)
-    batch = gather(rows, vocabulary)
-    return batch, torch.tensor(
-        [marks + [False] * (batch.shape[1] - len(marks)) for marks in chosen]
-    )
+    line = gather(rows, vocabulary)
+    return line, torch.tensor([marks + [False] * (line.shape[1] - len(marks)) for marks in chosen])
 
 
 def words(row: torch.Tensor) -> str:
@@ -91,15 +89,15 @@ def show(spec: str, *lines: str, seed: int = 0) -> list[tuple[str, str]]:
     return [(words(a), words(b)) for a, b in zip(shown.input_ids, shown.labels)]
 
 
-def selected(batch: AnnotatedBatch, chosen: torch.Tensor) -> Selection:
-    units = Units.single(batch)
-    return Selection(units, chosen.numpy().reshape(-1)[units.tokens], np.zeros(len(batch.begin)))
+def selected(line: Line, chosen: torch.Tensor) -> Choice:
+    units = Units.single(line)
+    return Choice(units, chosen.numpy().reshape(-1)[units.tokens], np.zeros(len(line.begin)))
 
 
-def corrupted(spec: Any, batch: AnnotatedBatch, chosen: torch.Tensor, *, seed: int = 0) -> Any:
-    keys = Keys(batch.example_id, seed=seed, epoch=0)
-    choice = selected(batch, chosen)
-    shown = corruption(spec).corrupt(batch, choice, keys, Vocabulary.of(tokenizer()))
+def corrupted(spec: Any, line: Line, chosen: torch.Tensor, *, seed: int = 0) -> Any:
+    draws = Draws(line.example_id, seed=seed, epoch=0)
+    choice = selected(line, chosen)
+    shown = corruption(spec).corrupt(line, choice, draws, Vocabulary.of(tokenizer()))
     return lay_out(shown, choice, 0)
 
 

@@ -40,7 +40,7 @@ def test_answers_stand_in_a_corpus_word_by_word():
 def test_masked_answers_are_counted_whole_and_in_part(ratio):
     rows = rows_of(TEXTS)
     masker = Masker(TOKENIZER, policy="token", ratio=ratio, seed=0)
-    places = sum(len(rows.batch([row]).lengths) for row in range(len(rows)))  # one text a piece
+    places = sum(rows.line([row]).pieces for row in range(len(rows)))  # one text a piece
     masked = masked_answers(rows, masker, TOKENIZER, ["Old York", "Old York", "absent"])
     assert masked.occurrences == places
     if ratio in (0, 1):

@@ -77,9 +77,9 @@ def test_the_loss_is_transformers_own(architecture: str, shown: str, tokenizer: 
     own = network(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
     )
-    assert outcome.targets == batch.targets == (batch.labels >= 0).sum() > 0
-    torch.testing.assert_close(outcome.loss / outcome.targets, own.loss)
-    (outcome.loss / outcome.targets).backward()
+    assert outcome.divisor == batch.targets == (batch.labels >= 0).sum() > 0
+    torch.testing.assert_close(outcome.total / outcome.divisor, own.loss)
+    (outcome.total / outcome.divisor).backward()
     ours = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     network.zero_grad()
     own.loss.backward()
@@ -99,8 +99,8 @@ def test_a_row_without_targets_and_padding_change_no_loss(
         "attention_mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]),
         "labels": torch.tensor([[8, 9, 3, -100], [-100] * 4]),
     }
-    torch.testing.assert_close(Denoising(network)(padded).loss, Denoising(network)(plain).loss)
-    assert Denoising(network)(padded).targets == 3
+    torch.testing.assert_close(Denoising(network)(padded).total, Denoising(network)(plain).total)
+    assert Denoising(network)(padded).divisor == 3
 
 
 @pytest.mark.parametrize("architecture", SIZES)
@@ -148,7 +148,7 @@ def test_a_t5_with_a_head_of_its_own_keeps_it_and_its_scale(tokenizer: Any, tmp_
         ).decoder_hidden_states[-1]
         logits = states @ weights["lm_head.weight"].T
         expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
-        torch.testing.assert_close(outcome.loss / outcome.targets, expected)
+        torch.testing.assert_close(outcome.total / outcome.divisor, expected)
         network.save_pretrained(tmp_path / str(number))
         network = load_model(tmp_path / str(number), kind="encoder-decoder")
 

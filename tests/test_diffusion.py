@@ -14,8 +14,8 @@ import torch
 
 import maskwise as mw
 from masking_tools import FIRST, MASK, line, masker, packed, padded, random_rows, row, vocabulary
+from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys
 from maskwise.masking import IGNORE, Masker, Noising
 from maskwise.masking.diffusion import Rates, noised, reached, spread
 from maskwise.masking.policies import policy
@@ -147,7 +147,7 @@ def test_the_published_formulas_by_hand() -> None:
     """
     noising, rows = (
         Noising(tokenizer(), budget="bernoulli", seed=5),
-        Language(6).batch(torch.arange(6)),
+        Language(6).line(torch.arange(6)),
     )
     batch = noising(rows, epoch=0)
     net = model("bert").eval()
@@ -164,8 +164,8 @@ def test_the_published_formulas_by_hand() -> None:
         alpha, slope = 1 - t, -1.0  # α(t) = 1 − t
         mdlm += slope / (1 - alpha) * -nats
         llada += nats / t
-    assert float(outcome.loss) == pytest.approx(mdlm, rel=1e-5) == pytest.approx(llada, rel=1e-5)
-    assert int(outcome.targets) == int(batch.source.eligible.sum())
+    assert float(outcome.total) == pytest.approx(mdlm, rel=1e-5) == pytest.approx(llada, rel=1e-5)
+    assert int(outcome.divisor) == int(batch.line.eligible.sum())
 
 
 @pytest.mark.parametrize(("rows_of_batch", "least"), [(8, 5), (32, 12)])
@@ -231,10 +231,10 @@ def test_complement_and_coverage_by_enumeration(name: str) -> None:
     first, second = (made(rows, epoch=epoch) for epoch in (4, 5))
     units = first.choice.units
     every = torch.from_numpy(
-        units.spread(np.ones(len(units.piece), bool)).reshape(units.batch.shape)
+        units.spread(np.ones(len(units.piece), bool)).reshape(units.line.shape)
     )
     assert torch.equal(first.selected ^ second.selected, every)
-    share = first.selected.sum() / len(first.source.eligible_at)
+    share = first.selected.sum() / len(first.line.eligible_at)
     assert float(share) == pytest.approx(0.3, abs=0.1)
 
     def times(ratio: float, start: int, epochs: int) -> torch.Tensor:
@@ -270,7 +270,7 @@ def test_visits_refuse_the_settings_that_they_cannot_keep(visits: str) -> None:
     rows = padded([row([9], example_id=n) for n in range(64)])
     for epoch in range(4):
         batch = masker("whole-word", ratio=0.25, visits=visits)(rows, epoch=epoch)
-        assert set(batch.source.count(batch.choice.tokens).tolist()) <= {0, 9}
+        assert set(batch.line.count(batch.choice.tokens).tolist()) <= {0, 9}
 
 
 def test_rates_of_units_with_weights_keep_the_share_of_the_row() -> None:
@@ -388,11 +388,11 @@ def test_a_fixed_rate_is_masked_language_modelling() -> None:
     row.
     """
     batch = Noising(vocabulary(), ratio=0.3)(padded(random_rows(6)), epoch=0)
-    eligible, masked = batch.source.eligible_P, batch.source.count(batch.choice.tokens)
+    eligible, masked = batch.line.eligible_P, batch.line.count(batch.choice.tokens)
     assert (masked == np.ceil(0.3 * eligible - 1e-9)).all()
     weights = (batch.loss_weight.numpy() * batch.selected.numpy()).sum(1)
     assert weights == pytest.approx(eligible)
-    units, keys = Units.single(batch.source), Keys(np.arange(6), seed=0, epoch=0)
+    units, keys = Units.single(batch.line), Draws(np.arange(6), seed=0, epoch=0)
     rates = Rates(schedule(0.3))
     noise = noised(units, rates, np.full(6, 0.3), keys, exact=False, second=False)
-    assert noise.weight_T.max() == pytest.approx(1 / 0.3)
+    assert noise.loss_weight.max() == pytest.approx(1 / 0.3)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from masking_tools import CLS, FIRST, MASK, SEP, line, tokenizer
+from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
-from maskwise.keys import fold
 from maskwise.masking import IGNORE, Masker, schedules
 from maskwise.masking.units import FILLING, LIGHTEST, runs
 from maskwise.objectives import MaskedLanguageModelling
@@ -100,7 +100,7 @@ def test_units_without_weight_come_after_the_lightest() -> None:
 
 def test_policies_see_the_plain_losses_of_span_boundaries() -> None:
     network = model("bert")
-    given = Language(4).batch(torch.arange(4))["input_ids"]
+    given = Language(4).line(torch.arange(4))["input_ids"]
     labels = torch.full_like(given, IGNORE)
     labels[:, 3:6] = given[:, 3:6]
     shown = torch.where(labels == IGNORE, given, MASK)

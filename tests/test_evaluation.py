@@ -35,7 +35,7 @@ from maskwise.evaluation.cloze import Cloze, Fact, candidate_scores, questions_o
 from maskwise.evaluation.overlap import occurring
 from maskwise.evaluation.scoring import log_probabilities, pseudo_perplexity
 from maskwise.evaluation.sets import Pairs, load_set
-from maskwise.masking import AnnotatedBatch, gather
+from maskwise.masking import Line, gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import load_model, new_config, new_model
 from maskwise.recipe import validate
@@ -93,7 +93,7 @@ class Frequencies(Known):
         self.behind = nn.Parameter(torch.zeros_like(self.before))
 
 
-def rows(*texts: str) -> AnnotatedBatch:
+def rows(*texts: str) -> Line:
     return gather(encode(TOKENIZER, texts), Vocabulary.of(TOKENIZER))
 
 

@@ -246,7 +246,7 @@ class Poisonous(Masker):
 class Spoiled(MaskedLanguageModelling):
     def forward(self, batch: Any) -> Any:
         outcome = super().forward(batch)
-        return outcome._replace(loss=outcome.loss * math.nan) if batch.arm else outcome
+        return outcome._replace(total=outcome.total * math.nan) if batch.arm else outcome
 
 
 def poisoned(

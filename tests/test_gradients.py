@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import training_tools as tools
-from maskwise.keys import Keys
+from maskwise.draws import Draws
 from maskwise.learning.gradients import (
     InnerStep,
     Loss,
@@ -25,7 +25,7 @@ from maskwise.learning.gradients import (
     values_of,
 )
 from maskwise.learning.relaxation import Choice, RelaxedDenoising, choose, inclusion
-from maskwise.masking import AnnotatedBatch, gather
+from maskwise.masking import Line, gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import Denoising, MaskedLanguageModelling
 
@@ -49,8 +49,8 @@ class Table(nn.Module):
         return self.table(input_ids).squeeze(-1)
 
 
-def batch_of(rows: int, seed: int) -> AnnotatedBatch:
-    columns = tools.Language(rows, seed=seed).batch(torch.arange(rows))
+def batch_of(rows: int, seed: int) -> Line:
+    columns = tools.Language(rows, seed=seed).line(torch.arange(rows))
     columns["attention_mask"] = torch.ones_like(columns["input_ids"])
     columns["attention_mask"][-1, -4:] = 0
     return gather(columns, VOCABULARY)
@@ -101,7 +101,7 @@ class Problem:
 
     losses: Losses
     policy: nn.Module
-    batches: list[AnnotatedBatch]
+    batches: list[Line]
     choices: list[Choice]
     tasks: list[dict[str, Tensor]]
     outer: dict[str, Tensor]
@@ -126,8 +126,8 @@ class Problem:
         batches = [batch_of(rows, seed) for seed in range(inner)]
         choices = []
         for number, batch in enumerate(batches):
-            keys = Keys(batch.example_id, seed=number, epoch=None)
-            choices.append(choose(batch, policy(batch.tensor("input_ids"), None), 0.3, keys))
+            draws = Draws(batch.example_id, seed=number, epoch=None)
+            choices.append(choose(batch, policy(batch.tensor("input_ids"), None), 0.3, draws))
         tasks = [question(kind, rows, seed) for seed in range(inner)]
         outer = tasks[-1] if same else question(kind, rows + 1, 50)
         losses = Losses(RelaxedDenoising(model, MASK), task)
@@ -284,9 +284,9 @@ def test_straight_through_points_where_the_gradient_over_all_selections_does() -
     losses = Losses(RelaxedDenoising(model, MASK), MaskedLanguageModelling(model))
     word_ids = torch.arange(len(LENGTHS)).repeat_interleave(torch.tensor(LENGTHS)).unsqueeze(0)
     columns = {"input_ids": word_ids + 5, "word_ids": word_ids, "example_id": torch.zeros(1).long()}
-    batch = gather(columns, VOCABULARY)
-    keys = Keys(batch.example_id, seed=0, epoch=None)
-    choice = choose(batch, LOGIT.detach()[word_ids], BUDGET / WHOLE, keys)
+    line = gather(columns, VOCABULARY)
+    draws = Draws(line.example_id, seed=0, epoch=None)
+    choice = choose(line, LOGIT.detach()[word_ids], BUDGET / WHOLE, draws)
     inputs = {"input_ids": word_ids + 5, "attention_mask": torch.ones_like(word_ids)}
     loss = losses.of(inputs, torch.tensor(float(BUDGET)))
     outer, theta = losses.of(question("bert", 2, 3)), values_of(losses)

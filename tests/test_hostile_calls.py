@@ -144,7 +144,7 @@ def times(rng: Random) -> dict[str, Any]:
 
 def sensible(batch: MaskedBatch) -> None:
     """No special token is chosen, shapes agree, and numbers are finite."""
-    source = batch.source
+    source = batch.line
     chosen = batch.selected.numpy().reshape(-1)
     assert not chosen[~source.eligible].any()
     assert not set(source.input_ids[chosen].tolist()) & set(range(len(SPECIAL)))

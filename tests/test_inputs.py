@@ -78,7 +78,7 @@ def test_columns_that_nobody_reads_may_differ_between_rows() -> None:
         one(example_id=1, title=None, score=0.5, tags=["a"], source={"year": 1999}),
     ]
     made = masker()(odd, epoch=0)
-    assert torch.equal(made.input_ids, plain.input_ids) and not made.source.layers
+    assert torch.equal(made.input_ids, plain.input_ids) and not made.line.layers
 
 
 def test_rows_without_any_names_are_keyed_by_content_and_names_of_text_are_refused() -> None:

@@ -168,14 +168,14 @@ def rows_of(folder: str, texts: list[str], length: int = 32):
 def test_one_span_a_piece_is_masked_the_best_or_drawn_from_the_best(spans):
     texts = [" ".join(np.random.default_rng(n).permutation(WORDS)[:5]) for n in range(100)]
     tokenizer, rows = rows_of(spans, texts)
-    pieces = rows.batch(np.arange(len(rows)))
+    pieces = rows.line(np.arange(len(rows)))
     chosen = {}
     for take in ("top-1", "top-2"):
         spec = f"learned({spans!r}, take={take!r})"
         masker = Masker(tokenizer, policy=spec, ratio=1.0, corruption="mask-only")
         batches = [masker(pieces, epoch=epoch) for epoch in (0, 1)]
         chosen[take] = [batch.choice.tokens for batch in batches]
-        source = batches[0].source
+        source = batches[0].line
     marked = source.layer(f"learned {spans}_span", scores=True)
     score = source.layer(f"learned {spans}_score", scores=True)
     best, other = chosen["top-1"]

@@ -78,7 +78,7 @@ def test_only_updates_and_the_head_are_trained_and_the_sum_is_an_ordinary_model(
     batch = Masker(tokenizer(), ratio=0.4)(encode(tokenizer(), ["w1 w2 w3 w4 w5 w6"] * 3))
     optimizer = torch.optim.SGD(trained, lr=1.0)
     for _ in range(3):
-        MaskedLanguageModelling(network)(batch).loss.backward()
+        MaskedLanguageModelling(network)(batch).total.backward()
         optimizer.step()
         optimizer.zero_grad()
     save_checkpoint(tmp_path / "model", network, tokenizer())
@@ -109,7 +109,7 @@ def test_flops_leave_out_gradients_of_weights_that_are_not_trained() -> None:
     labels = torch.full_like(ids, -100)
     labels[:, ::5] = 7
     with FlopCounterMode(display=False) as counter:
-        objective({"input_ids": ids, "labels": labels}).loss.backward()
+        objective({"input_ids": ids, "labels": labels}).total.backward()
     products = counter.get_flop_counts()["Global"].items()
     counted = sum(number for operation, number in products if "bmm" not in str(operation))
     found = flops(300, 60, objective)
@@ -183,7 +183,7 @@ def test_twins_differ_also_with_the_dropout_of_updates() -> None:
     lora("lora(rank=4, dropout=0.1)").add(network, seed=0)
     arm = objective("cse", network)
     maker = objective_class("cse").maker(tokenizer(), seed=0)
-    batch = maker(Language(16).batch(torch.arange(16)), epoch=0)
+    batch = maker(Language(16).line(torch.arange(16)), epoch=0)
     with arm.some_dropout():
         first, second = encoded(network, batch)[:, 0].chunk(2)
     assert not torch.allclose(first, second)

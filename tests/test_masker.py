@@ -109,7 +109,7 @@ def test_what_is_for_others_is_left_alone() -> None:
     rows = [{**r, **more, "token_type_ids": [0] * len(r["input_ids"])} for r in random_rows(3)]
     out = masker()(rows, epoch=0)
     assert set(out.keys()) == {"input_ids", "labels", "attention_mask", "token_type_ids"}
-    assert set(out.source.layers) == random_rows(1)[0].keys() - {"input_ids", "example_id"}
+    assert set(out.line.layers) == random_rows(1)[0].keys() - {"input_ids", "example_id"}
     assert out["token_type_ids"].shape == out.input_ids.shape and out.targets == int(
         (out.labels != IGNORE).sum()
     )

@@ -93,9 +93,9 @@ def test_barts_losses_in_chunks_have_its_bias(monkeypatch: pytest.MonkeyPatch) -
     trained = Denoising(net)
     labels = Language(6).ids
     inputs = {"input_ids": labels.roll(1, 1), "labels": labels}
-    whole = trained(inputs).loss
+    whole = trained(inputs).total
     monkeypatch.setattr(mlm, "ENTRIES", 45 * 4)
-    torch.testing.assert_close(trained(inputs).loss, whole, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(trained(inputs).total, whole, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -213,8 +213,8 @@ def test_every_label_of_a_row_is_one_target() -> None:
     """The loop divides by the labels, so the loss may not be divided before."""
     labels = torch.tensor([[1, 0, 0, 0], [0, 1, 1, 0]])
     outcome = Told()({"scores": torch.zeros(2, 4), "labels": labels})
-    assert int(outcome.targets) == int((labels != IGNORE).sum()) == 8
-    assert float(outcome.loss / outcome.targets) == pytest.approx(torch.tensor(2.0).log())
+    assert int(outcome.divisor) == int((labels != IGNORE).sum()) == 8
+    assert float(outcome.total / outcome.divisor) == pytest.approx(torch.tensor(2.0).log())
 
 
 def test_twins_are_compared_in_single_precision_under_autocast(
@@ -228,9 +228,9 @@ def test_twins_are_compared_in_single_precision_under_autocast(
         ),
     )
     twins = objective("cse", model("bert", hidden_dropout_prob=0.1))
-    batch = type(twins).maker(tokenizer(), seed=0)(Language(8).batch(torch.arange(8)), step=0)
+    batch = type(twins).maker(tokenizer(), seed=0)(Language(8).line(torch.arange(8)), step=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert twins(batch).loss.isfinite()
+        assert twins(batch).total.isfinite()
     assert found == [torch.float32]
 
 

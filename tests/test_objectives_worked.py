@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFas
 from maskwise.errors import MaskwiseError
 from maskwise.families import ENCODERS
 from maskwise.masking import IGNORE, MaskedBatch
-from maskwise.objectives import OBJECTIVES, Outcome, objective, objective_class
+from maskwise.objectives import OBJECTIVES, Loss, objective, objective_class
 from maskwise.objectives.discriminative import ReplacedTokenDetection
 from maskwise.objectives.mlm import LONGEST, SpanBoundary
 from training_tools import Language, config, model
@@ -215,11 +215,11 @@ def test_the_loss_of_detection_is_that_of_a_calculator(name: str) -> None:
     margins = (one - zero) * (2 * batch.labels[target] - 1)
     expected = -sum(math.log(logistic(margin)) for margin in margins.tolist())
     outcome = arm(batch)
-    assert int(outcome.targets) == len(margins) == batch.targets
-    assert outcome.loss.item() == pytest.approx(expected, rel=1e-5) and expected < 50
-    assert float(outcome.losses.sum()) == pytest.approx(expected, rel=1e-5)
+    assert int(outcome.divisor) == len(margins) == batch.targets
+    assert outcome.total.item() == pytest.approx(expected, rel=1e-5) and expected < 50
+    assert float(outcome.each.sum()) == pytest.approx(expected, rel=1e-5)
     assert torch.equal(arm.model.given["attention_mask"], (batch.input_ids != PAD).long())
-    outcome.loss.backward()
+    outcome.total.backward()
     assert not arm.model.table.grad[[PAD, CLS]].any()
 
 
@@ -240,10 +240,8 @@ def test_twins_are_the_same_rows_and_each_others_target() -> None:
     assert batch.labels.tolist() == [3, 4, 5, 0, 1, 2]
     assert not batch.selected.any()
     # The same texts on two ranks: every other row, not the first half of a rank's rows.
-    parts = [
-        maker(part, epoch=0).source.example_id for part in (sentences(8)[:4], sentences(8)[4:])
-    ]
-    whole = maker(sentences(8), epoch=0).source.example_id
+    parts = [maker(part, epoch=0).line.example_id for part in (sentences(8)[:4], sentences(8)[4:])]
+    whole = maker(sentences(8), epoch=0).line.example_id
     assert sorted(np.concatenate(parts)) == sorted(whole)
 
 
@@ -278,7 +276,7 @@ def test_the_loss_of_contrast_is_that_of_a_calculator(temperature: float) -> Non
     for i in range(8):
         near = {j: math.exp(cosine(z[i], z[j]) / temperature) for j in range(8) if j != i}
         expected -= math.log(near[(i + 4) % 8] / sum(near.values()))
-    assert outcome.loss.item() == pytest.approx(expected, rel=1e-4)
+    assert outcome.total.item() == pytest.approx(expected, rel=1e-4)
 
 
 def cosine(a: list[float], b: list[float]) -> float:
@@ -295,7 +293,7 @@ def test_dropout_makes_the_pair_in_evaluation_too_and_leaves_no_trace() -> None:
     losses = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        losses.append(arm(batch).loss.item())
+        losses.append(arm(batch).total.item())
     assert losses[0] == losses[1] != losses[2]
     assert modes_of(arm) == modes
     del batch.input_ids
@@ -322,12 +320,12 @@ def test_twins_differ_wherever_an_encoder_has_its_dropout(architecture: str, whe
     rates = {} if where == "nowhere" else {names_of[where == "attention"]: 0.4}
     arm = objective("cse", model(architecture, **rates)).eval()
     batch = objective_class("cse").maker(language_tokenizer(), seed=0)(
-        Language(8).batch(torch.arange(8))
+        Language(8).line(torch.arange(8))
     )
     torch.manual_seed(0)
-    first = arm(batch).loss.item()
+    first = arm(batch).total.item()
     torch.manual_seed(1)
-    assert arm(batch).loss.item() != first
+    assert arm(batch).total.item() != first
 
 
 def test_what_contrast_refuses() -> None:
@@ -369,7 +367,7 @@ class Generator(nn.Module):
 
 def masked_language(**masking: Any) -> MaskedBatch:
     """Four rows of the doubled language, some tokens masked, the last row padded."""
-    given = Language(4).batch(torch.arange(4))
+    given = Language(4).line(torch.arange(4))
     given["attention_mask"] = torch.ones_like(given["input_ids"])
     given["attention_mask"][3, 10:] = 0
     given["input_ids"][3, 10:], given["input_ids"][3, 9] = PAD, SEP
@@ -399,9 +397,9 @@ def test_replaced_means_not_the_texts_token() -> None:
     told = [-math.log(logistic(margin)) for margin in margins]
     said = 60.0 * replaced[target]  # cross-entropy of a sure generator
     expected = float(said.mean()) + 50 * sum(told) / len(told)
-    assert int(outcome.targets) == len(said) and len(told) < batch.input_ids.numel() - 8
-    assert outcome.loss.item() / len(said) == pytest.approx(expected, rel=1e-4)
-    torch.testing.assert_close(outcome.losses, said, atol=1e-4, rtol=0)
+    assert int(outcome.divisor) == len(said) and len(told) < batch.input_ids.numel() - 8
+    assert outcome.total.item() / len(said) == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(outcome.each, said, atol=1e-4, rtol=0)
 
 
 def test_the_detector_reads_the_generators_words_at_every_target_however_it_was_shown() -> None:
@@ -452,7 +450,7 @@ def test_each_part_of_rtd_is_taught_by_its_own_loss_alone() -> None:
         torch.manual_seed(0)
         arm = ReplacedTokenDetection(model("bert"), weight=weight).eval()
         torch.manual_seed(1)
-        arm(batch).loss.backward()
+        arm(batch).total.backward()
         parts = (arm.generator, arm.model)
         return [[p.grad for p in part.parameters() if p.grad is not None] for part in parts]
 
@@ -479,7 +477,7 @@ def test_a_span_is_said_by_its_two_borders(spans: list[tuple[int, int, int]]) ->
     """SpanBERT: y_i = f(x_{s−1}, x_{e+1}, p_{i−s+1}), f twice LayerNorm(GELU(Linear)); plus the
     plain loss.
     """
-    given = Language(4).batch(torch.arange(4))["input_ids"]
+    given = Language(4).line(torch.arange(4))["input_ids"]
     labels, shown = torch.full_like(given, IGNORE), given.clone()
     for row, s, e in spans:
         labels[row, s : e + 1], shown[row, s : e + 1] = given[row, s : e + 1], MASK
@@ -493,8 +491,8 @@ def test_a_span_is_said_by_its_two_borders(spans: list[tuple[int, int, int]]) ->
             for state in (arm.head(around), hidden[row, i]):
                 expected -= arm.model.cls(state[None]).log_softmax(-1)[0, given[row, i]].item()
     outcome = arm({"input_ids": shown, "labels": labels})
-    assert outcome.loss.item() == pytest.approx(expected, rel=1e-5)
-    assert int(outcome.targets) == sum(e + 1 - s for _, s, e in spans)
+    assert outcome.total.item() == pytest.approx(expected, rel=1e-5)
+    assert int(outcome.divisor) == sum(e + 1 - s for _, s, e in spans)
 
 
 def test_a_span_without_borders_and_one_without_end() -> None:
@@ -544,13 +542,13 @@ def test_every_objective_teaches_every_family(
             objective(name, family(architecture, pooler=pooler))
         return
     arm = objective(name, family(architecture, pooler=pooler))
-    given = Language(8).batch(torch.arange(8))
+    given = Language(8).line(torch.arange(8))
     given["salient"] = torch.where(given["word_ids"] % 3 == 0, given["word_ids"], -1)
     kind = objective_class(name)
     maker = kind.maker(language_tokenizer(), seed=0, length=24, **kind.settings({}, {}))
     outcome = arm(maker(given, epoch=0))
-    assert isinstance(outcome, Outcome) and outcome.loss.isfinite() and outcome.targets > 0
-    outcome.loss.backward()
+    assert isinstance(outcome, Loss) and outcome.total.isfinite() and outcome.divisor > 0
+    outcome.total.backward()
     named = arm.model.base_model.named_parameters()
     taught = {name for name, p in named if p.grad is not None and p.grad.abs().sum() > 0}
     for block in (".0.", ".1.", "embeddings"):
@@ -579,10 +577,10 @@ def test_objectives_with_a_head_of_their_own_need_no_language_model(
     arm, kind = objective(name, net), objective_class(name)
     outcome = arm(
         kind.maker(language_tokenizer(), seed=0, length=24)(
-            Language(8).batch(torch.arange(8)), epoch=0
+            Language(8).line(torch.arange(8)), epoch=0
         )
     )
-    outcome.loss.backward()
-    assert outcome.loss.isfinite() and any(
+    outcome.total.backward()
+    assert outcome.total.isfinite() and any(
         p.grad is not None and bool(p.grad.any()) for p in net.parameters()
     )

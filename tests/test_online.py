@@ -16,7 +16,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.masking.policies import policy
 from maskwise.masking.policies.base import Learner, Point
-from maskwise.objectives import Outcome
+from maskwise.objectives import Loss
 from maskwise.training.data import learners_of
 from maskwise.training.loop import LATE, Exchange, restore, states
 from training_tools import FIRST, Language, tokenizer
@@ -26,10 +26,10 @@ def taught(spec: str, losses: Callable[[Tensor], Tensor]) -> tuple[Any, Any]:
     """A masker whose policy has seen a batch twice, and the batch; every second answer is right."""
     masker = Masker(tokenizer(), policy=spec, corruption="mask-only", ratio=0.5)
     learner = learners_of(masker)["policy"]
-    batch = masker(Language(4).batch(torch.arange(4)), epoch=0)
+    batch = masker(Language(4).line(torch.arange(4)), epoch=0)
     truth = batch.labels[batch.labels >= 0]
     right = torch.arange(batch.targets) % 2 == 0
-    outcome = Outcome.of(losses(truth), batch.where)._replace(right=right)
+    outcome = Loss.of(losses(truth), batch.where)._replace(right=right)
     for done in (1, 2):
         learner.observe(batch, outcome)
         learner.after(Point(done, 10, lambda sums: sums))
@@ -45,8 +45,8 @@ def test_weights_by_hand() -> None:
     assert float(weights[kind]) == pytest.approx(0.2 + 0.8 * (1 - (good + 1) / (asked + 2)))
     never = next(i for i in range(FIRST, 45) if i not in truth.tolist())
     assert float(weights[never]) == 1
-    units = masker.policy.cut(batch.source, None, None)
-    assert np.array_equal(units.weight, weights[batch.source.input_ids[units.tokens]])
+    units = masker.policy.cut(batch.line, None, None)
+    assert np.array_equal(units.weight, weights[batch.line.input_ids[units.tokens]])
     other = policy("type-weighted(every=2)")
     assert other.weights.current is None, "another policy of the same name knows nothing"
 
@@ -68,13 +68,13 @@ def test_what_two_ranks_have_seen_survives_a_stop_between_two_updates_of_the_wei
     def step(pair: list[Any], done: int) -> None:
         for rank, learner in enumerate(pair):
             batch = Masker(tokenizer(), ratio=0.5)(
-                Language(8).batch(torch.arange(4) + 4 * rank), epoch=done
+                Language(8).line(torch.arange(4) + 4 * rank), epoch=done
             )
             right = torch.arange(batch.targets) % (rank + 2) == 0
             losses = torch.ones(batch.targets)
             learner.observe(
                 batch,
-                Outcome(losses.sum(), torch.tensor(batch.targets), losses, batch.where, right),
+                Loss(losses.sum(), torch.tensor(batch.targets), losses, batch.where, right),
             )
         both = sum(learner.sums_2V for learner in pair)
         for learner in pair:

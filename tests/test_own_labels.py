@@ -203,9 +203,9 @@ def test_objectives_that_ask_about_every_token_leave_them_out(name: str) -> None
         masker = kind.maker(tokenizer(), seed=0, length=14)
     batch = masker(rows(labels=True), step=0, total_steps=1, epoch=0)
     outcome = objective(name, model("bert"))(batch)
-    assert bool(torch.isfinite(outcome.loss))
+    assert bool(torch.isfinite(outcome.total))
     if name == "rtd":
-        assert not batch.source.predicted.reshape(3, 14)[:, 3:8].any()
+        assert not batch.line.predicted.reshape(3, 14)[:, 3:8].any()
     else:
         # The label of a position is the token after it.
         assert set(batch.labels[:, 2:7].flatten().tolist()) == {IGNORE}
@@ -311,7 +311,7 @@ def test_positions_of_the_user_are_used_or_refused() -> None:
     assert torch.equal(own.labels, usual.labels)
     with torch.no_grad():
         # In packed rows, positions begin anew in every document, unless the user says otherwise.
-        assert not torch.equal(trainee(own).loss, trainee(usual).loss)
+        assert not torch.equal(trainee(own).total, trainee(usual).total)
     alone = [
         {**row, "step": 0, "epoch": 0, "position_ids": [*range(len(row["input_ids"]))]}
         for row in rows(labels=False)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
 from maskwise.folders import file_hash
-from maskwise.keys import fold
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.starts import resolve_start
 from maskwise.study import dry_run, make_plan, run_stage

@@ -87,7 +87,7 @@ def cut(documents: list[Tokens], *, length: int = 8, **more: Any) -> Pieces:
 
 def table(some: Rows) -> dict[str, list]:
     """All rows as lists."""
-    columns = some.batch(range(len(some))).laid_out()
+    columns = some.line(range(len(some))).columns()
     return {name: column.tolist() for name, column in columns.items()}
 
 
@@ -122,11 +122,14 @@ def test_joined_rows_in_full() -> None:
     assert some.lengths.tolist() == [5, 6]
     counts = {"documents": 4, "pieces": 3, "tokens": 11, "documents without tokens": 1}
     assert some.pieces.counts == counts
-    batch = some.batch(torch.tensor([1, 0]))
-    assert batch.columns["input_ids"].tolist() == [*range(200, 206), 100, 101, 102, 103, 300]
-    assert batch.columns["word_ids"].tolist() == [0, 0, 0, 1, 1, 1, 0, 1, 1, 2, 0]
-    assert batch.lengths.tolist() == [6, 4, 1] and batch.example_ids.tolist() == [b, a, c]
-    assert batch.rows.tolist() == [0, 1, 1] and (batch.length, batch.frame) == (8, (2, 3, 0))
+    line = some.line(torch.tensor([1, 0]))
+    ids = [2, *range(200, 206), 3, 2, 100, 101, 102, 103, 3, 300, 3]
+    assert line.input_ids.tolist() == ids and line.attention_mask is None
+    words = [-1, 0, 0, 0, 1, 1, 1, -1, -1, 0, 1, 1, 2, -1, 0, -1]
+    assert line.layers["word_ids"].tolist() == words
+    assert line.content.tolist() == line.eligible.tolist() == [word >= 0 for word in words]
+    assert line.begin.tolist() == [0, 8, 14] and line.example_id.tolist() == [b, a, c]
+    assert line.row.tolist() == [0, 1, 1] and line.shape == (2, 8) and not line.apart
     assert some.tensors([1])["example_id"].tolist() == [b]
     assert all(tensor.dtype == torch.int64 for tensor in some.tensors([0, 1]).values())
 
@@ -177,7 +180,7 @@ def test_rows_as_tensors_are_masked_as_pieces_are(layout: str, policy: str) -> N
     some = Rows.of(cut(documents, length=32), layout)
     for corruption in CORRUPTIONS:
         made = masker(policy, corruption, ratio=0.3, min_targets=0, budget="bernoulli")
-        pieces = made(some.batch(range(len(some))), epoch=0)
+        pieces = made(some.line(range(len(some))), epoch=0)
         tensors = made(some.tensors(range(len(some))), epoch=0)
         assert pieces.targets > 9, corruption
         assert torch.equal(pieces.segment_ids, tensors.segment_ids), corruption
@@ -288,7 +291,7 @@ def test_pieces_lose_nothing_and_are_cut_between_words(
         for i, word in zip(columns["input_ids"].tolist(), columns["word_ids"].tolist()):
             word_of[i] = (name, word)
     size_of = Counter(word_of.values())
-    columns = some.batch(range(len(some))).laid_out()
+    columns = some.line(range(len(some))).columns()
     for ids, words in zip(columns["input_ids"], columns["word_ids"]):
         assert (words[np.isin(ids, [0, 2, 3])] == -1).all()
         shown = words[words >= 0].tolist()
@@ -399,9 +402,9 @@ def test_rows_and_pieces_of_other_numbers_are_refused(numbers: Any) -> None:
 
 def test_no_rows_and_lists_of_rows() -> None:
     some = cut([document("a", 1), document("b", 2)])
-    assert len(Rows.of(some).batch([]).lengths) == 0
+    assert Rows.of(some).line([]).shape == (0, 8)
     for layout in LAYOUTS:
-        assert Rows.of(some, layout, chosen=[1]).batch([0]).lengths.tolist() == [2]
+        assert Rows.of(some, layout, chosen=[1]).line([0]).content.sum() == 2
 
 
 def test_what_is_no_document_tokenizer_or_word_rule(real) -> None:
@@ -494,8 +497,8 @@ def test_another_layout_of_the_same_pieces(whole: Pieces) -> None:
     assert alone.layout == "document" and len(alone) == len(packed.order) > len(packed)
     assert alone.order.tolist() == sorted(packed.order.tolist()) and alone.pieces is packed.pieces
     assert packed.laid("packed") is packed
-    names = packed.batch([3, 5]).example_ids
-    found = alone.batch(alone.holding(names)).example_ids
+    names = packed.line([3, 5]).example_id
+    found = alone.line(alone.holding(names)).example_id
     assert sorted(found.tolist()) == sorted(names.tolist())
     assert packed.holding(names).tolist() == [3, 5]
     with pytest.raises(MaskwiseError, match="did you mean 'packed'"):

@@ -13,15 +13,15 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from masking_tools import masker, packed, padded, random_rows, row, vocabulary
+from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Keys
-from maskwise.masking import IGNORE, AnnotatedBatch, Masker, gather
+from maskwise.masking import IGNORE, Line, Masker, gather
 from maskwise.masking.policies import (
     Mixture,
-    Moment,
     Policy,
     Span,
     UnitKind,
+    When,
     policy,
 )
 from maskwise.masking.policies.base import units_by
@@ -55,11 +55,11 @@ def chosen(
     return made(rows, epoch=epoch, **moment).selected
 
 
-def units_of(spec: Any, rows: Any, *, ratio: float = 0.15) -> tuple[AnnotatedBatch, Any, Keys]:
-    batch = gather(rows, vocabulary())
-    keys = Keys(batch.example_id, seed=0, epoch=0)
-    share = np.full(len(batch.begin), ratio)
-    return batch, policy(spec).cut(batch, keys, Moment(0, 10, 0, share)), keys
+def units_of(spec: Any, rows: Any, *, ratio: float = 0.15) -> tuple[Line, Any, Draws]:
+    line = gather(rows, vocabulary())
+    draws = Draws(line.example_id, seed=0, epoch=0)
+    share = np.full(len(line.begin), ratio)
+    return line, policy(spec).cut(line, draws, When(0, 10, 0, share)), draws
 
 
 def runs(mask: Tensor) -> Tensor:
@@ -265,10 +265,10 @@ def test_mixtures_follow_their_schedules() -> None:
     spec = "mixture(salient, token, shares=(linear(1, 0), linear(0, 1)))"
     made = policy(spec)
     assert isinstance(made, Mixture) and made.layers() == ("salient", "word_ids")
-    keys = Keys(rows["example_id"].numpy(), seed=0, epoch=0)
+    draws = Draws(rows["example_id"].numpy(), seed=0, epoch=0)
     for step in (0, 25, 50, 100):
         mask = chosen(spec, rows, ratio=0.2, step=step, total_steps=100)
-        salient = made.drawn(keys, Moment(step, 100, 0)) == 0
+        salient = made.drawn(draws, When(step, 100, 0)) == 0
         assert abs(salient.mean() - (1 - step / 100)) < 0.02
         assert not mask[salient][:, ~inside].any()
     text = 'mixture("salient", "token", shares=("linear(1,0)", "linear(0,1)"))'
@@ -278,8 +278,8 @@ def test_mixtures_follow_their_schedules() -> None:
 def test_a_row_is_masked_as_its_member_alone_would() -> None:
     rows = padded(random_rows(40, seed=9, words=20))
     made = policy("mixture(span, token, whole-word)")
-    keys = Keys(rows["example_id"].numpy(), seed=0, epoch=0)
-    drawn = made.drawn(keys, Moment(0, 1, 0))
+    draws = Draws(rows["example_id"].numpy(), seed=0, epoch=0)
+    drawn = made.drawn(draws, When(0, 1, 0))
     assert set(drawn.tolist()) == {0, 1, 2}
     for budget in ("exact", "expected"):
         mixed = chosen(made, rows, budget=budget)
@@ -396,8 +396,8 @@ def test_a_learned_span_and_the_word_behind_it_are_two_units() -> None:
     """Whatever the numbers of both: here the span is number 1, as is the next word."""
     one = row([1, 1, 1])
     one |= {"learned F_span": [-1, 1, -1, -1, -1], "learned F_score": [0.0, 0.5, 0.0, 0.0, 0.0]}
-    batch = gather([one], vocabulary())
+    line = gather([one], vocabulary())
     units = policy("learned('F', take='spans')").cut(
-        batch, Keys(batch.example_id, seed=0, epoch=0), Moment()
+        line, Draws(line.example_id, seed=0, epoch=0), When()
     )
     assert units.length.tolist() == [1, 1, 1]

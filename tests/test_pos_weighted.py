@@ -35,9 +35,9 @@ class Tagged(Language):
     word, none.
     """
 
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+    def line(self, rows: Tensor) -> dict[str, Tensor]:
         pos = torch.where(self.word_ids[rows] < 0, -1, self.ids[rows] % 2)
-        return {**super().batch(rows), "pos": torch.where(self.ids[rows] % 5 == 0, -1, pos)}
+        return {**super().line(rows), "pos": torch.where(self.ids[rows] % 5 == 0, -1, pos)}
 
 
 DATA = Tagged(40)
@@ -176,8 +176,8 @@ class Recorder(Learner):
         self.steps: list[list[tuple[int, float]]] = [[]]
 
     def observe(self, batch: Any, outcome: Any) -> None:
-        group = batch.source.tensor("pos")[outcome.where.unbind(1)].tolist()
-        self.steps[-1] += zip(group, outcome.losses.tolist(), strict=True)
+        group = batch.line.tensor("pos")[outcome.where.unbind(1)].tolist()
+        self.steps[-1] += zip(group, outcome.each.tolist(), strict=True)
 
     def after(self, now: Any) -> None:
         if now.done:

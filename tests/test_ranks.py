@@ -27,9 +27,9 @@ from maskwise.evaluation import HeldOut, scoring
 from maskwise.evaluation.scoring import Bound
 from maskwise.masking import Masker
 from maskwise.objectives import (
+    Loss,
     MaskedLanguageModelling,
     Objective,
-    Outcome,
     objective,
     objective_class,
 )
@@ -332,8 +332,8 @@ class Plain(Objective):
         super().__init__()
         self.layer = torch.nn.Linear(2, 2)
 
-    def forward(self, batch: Any) -> Outcome:
-        return Outcome.of(self.layer(torch.ones(2)))
+    def forward(self, batch: Any) -> Loss:
+        return Loss.of(self.layer(torch.ones(2)))
 
 
 def test_a_training_ends_the_process_groups_that_it_made(tmp_path: Path) -> None:

@@ -15,27 +15,27 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 import training_tools as tools
 from maskwise import Masker
+from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
 from maskwise.families import decoder_inputs
-from maskwise.keys import Keys
 from maskwise.learning.relaxation import RelaxedDenoising, choose, inclusion
-from maskwise.masking import AnnotatedBatch, gather
+from maskwise.masking import Line, gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import MaskedLanguageModelling
 
 F64 = torch.float64
 
 
-def text_batch(rows: int = 4, seed: int = 0) -> AnnotatedBatch:
+def text_batch(rows: int = 4, seed: int = 0) -> Line:
     language = tools.Language(rows, seed=seed)
-    columns = language.batch(torch.arange(rows))
+    columns = language.line(torch.arange(rows))
     columns["attention_mask"] = torch.ones_like(columns["input_ids"])
     columns["attention_mask"][-1, -4:] = 0
     return gather(columns, Vocabulary.of(tools.tokenizer()))
 
 
-def keys_of(batch: AnnotatedBatch, step: int = 0) -> Keys:
-    return Keys(batch.example_id, seed=0, epoch=None, step=step)
+def keys_of(line: Line, step: int = 0) -> Draws:
+    return Draws(line.example_id, seed=0, epoch=None, step=step)
 
 
 def flat(*rows: list[tuple[float, int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -84,11 +84,11 @@ def test_inclusion_is_that_of_the_race_at_its_stopping_time() -> None:
     """
     rows, width = 4000, 12
     ids = torch.randint(5, 40, (rows, width), generator=torch.Generator().manual_seed(0))
-    batch = gather(
+    line = gather(
         {"input_ids": ids, "example_id": torch.arange(rows)}, Vocabulary.of(tools.tokenizer())
     )
     logit_BL = torch.linspace(-1.5, 1.5, width, dtype=F64).expand(rows, -1)
-    choice = choose(batch, logit_BL, 0.25, keys_of(batch), units="token")
+    choice = choose(line, logit_BL, 0.25, keys_of(line), units="token")
     drawn = choice.spread(choice.chosen_U.double()).mean(0)
     p = inclusion(choice.unit_logits(logit_BL), choice.length_U, choice.piece_U, choice.budget_P)
     asked = choice.spread(p)[0]
@@ -119,10 +119,10 @@ def test_straight_through_shows_the_choice_and_moves_all_units() -> None:
 
 def test_the_choice_is_that_of_the_masker() -> None:
     """The same units, weights and keys, as a policy by a layer of weights chooses them."""
-    rows = tools.Language(3).batch(torch.arange(3))
+    rows = tools.Language(3).line(torch.arange(3))
     logit_BL = torch.randn(3, tools.LENGTH, dtype=F64, generator=torch.Generator().manual_seed(1))
-    batch = gather(rows, Vocabulary.of(tools.tokenizer()))
-    choice = choose(batch, logit_BL, 0.3, keys_of(batch, 5))
+    line = gather(rows, Vocabulary.of(tools.tokenizer()))
+    choice = choose(line, logit_BL, 0.3, keys_of(line, 5))
     # A word has two tokens, and its logit is their mean.
     logit_BL[:, 1:-1] = logit_BL[:, 1:-1].view(3, -1, 2).mean(-1).repeat_interleave(2, 1)
     rows["score"] = logit_BL.exp()
@@ -137,10 +137,10 @@ def test_a_score_that_is_not_finite_is_refused() -> None:
         choose(batch, torch.full(batch.shape, torch.nan), 0.3, keys_of(batch))
 
 
-def masked(model: Any, mask_id: int, batch: AnnotatedBatch) -> tuple[Any, Tensor, Any, Tensor]:
+def masked(model: Any, mask_id: int, line: Line) -> tuple[Any, Tensor, Any, Tensor]:
     """The choice, its mask, the inputs and the relaxed loss under a hard mask."""
-    choice = choose(batch, torch.zeros(batch.shape, dtype=F64), 0.3, keys_of(batch))
-    inputs = {name: batch.tensor(name) for name in ("input_ids", "attention_mask")}
+    choice = choose(line, torch.zeros(line.shape, dtype=F64), 0.3, keys_of(line))
+    inputs = {name: line.tensor(name) for name in ("input_ids", "attention_mask")}
     mask = choice.hard()
     loss = RelaxedDenoising(model, mask_id)(inputs, mask, choice.budget)
     return choice, mask, inputs, loss
@@ -153,7 +153,7 @@ def test_the_loss_of_a_hard_mask_is_masked_language_modelling(architecture: str)
     shown = torch.where(mask > 0, mask_id, inputs["input_ids"])
     labels = torch.where(mask > 0, inputs["input_ids"], -100)
     outcome = MaskedLanguageModelling(model)({**inputs, "input_ids": shown, "labels": labels})
-    torch.testing.assert_close(loss * choice.budget, outcome.loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss * choice.budget, outcome.total, rtol=1e-5, atol=1e-5)
 
 
 def tiny_t5() -> T5ForConditionalGeneration:

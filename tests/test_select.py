@@ -1,4 +1,4 @@
-"""Selection against enumeration, in every budget mode.
+"""Choice against enumeration, in every budget mode.
 
 The randomness is a hash, so frequencies over many example ids are compared with exact
 probabilities, at 4.5 standard errors; all is deterministic, so what passes once passes always.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from masking_tools import line, padded, row, vocabulary
-from maskwise.keys import Keys
+from maskwise.draws import Draws
 from maskwise.masking import gather
 from maskwise.masking.select import in_order, select, up_to
 from maskwise.masking.units import Units, runs
@@ -39,11 +39,11 @@ def units_of(lengths: list[int], *, count: int = MANY, weight: list[float] | Non
 
 def choose(units: Units, ratio: float, *, fill: str = "none", **how: object) -> Tensor:
     """(B, L) bool: the selected tokens."""
-    count = units.batch.shape[0]
-    keys = Keys(np.arange(count), seed=0, epoch=0)
+    count = units.line.shape[0]
+    draws = Draws(np.arange(count), seed=0, epoch=0)
     offered = units.filled() if fill == "random" else units
-    made = select(offered, np.full(count, ratio), keys, fill=fill, **how)  # type: ignore[arg-type]
-    return torch.from_numpy(made.tokens.reshape(units.batch.shape))
+    made = select(offered, np.full(count, ratio), draws, fill=fill, **how)  # type: ignore[arg-type]
+    return torch.from_numpy(made.tokens.reshape(units.line.shape))
 
 
 def frequencies(units: Units, chosen: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def test_weighted_is_sampling_without_replacement(weight: list[float], size: int
         assert_close(found, successive(weight, len(weight) // 2))
     if size == 1:  # single tokens have a path of their own
         one_by_one = Units.of_tokens(
-            units.batch, units.tokens, units.unit, units.piece, units.number, units.weight
+            units.line, units.tokens, units.unit, units.piece, units.number, units.weight
         )
         assert torch.equal(choose(one_by_one, 0.5), choose(units, 0.5))
 
@@ -238,7 +238,7 @@ def test_units_that_are_not_sorted_stand_behind_the_border(lengths: list[int]) -
     """Of many pieces some have so few small keys that they must be sorted whole."""
     units, size = units_of(lengths, count=3000), len(lengths)
     keys, budget_P = (
-        Keys(np.arange(3000), seed=0, epoch=0),
+        Draws(np.arange(3000), seed=0, epoch=0),
         np.full(3000, round(0.15 * sum(lengths))),
     )
     every = in_order(units, keys).reshape(3000, size)
@@ -255,14 +255,14 @@ def test_units_that_are_not_sorted_stand_behind_the_border(lengths: list[int]) -
 def test_exact_tries_every_unit_in_the_order_of_its_key(lengths: list[int], rows: int) -> None:
     """It sorts only the units that a budget may reach, and selects as if it had sorted all."""
     units = units_of(lengths, count=rows)
-    keys = Keys(np.arange(rows), seed=1, epoch=0)
+    draws = Draws(np.arange(rows), seed=1, epoch=0)
     # Budgets from nothing to the whole text, so that pieces need few, many or all of the units.
     budget_P = np.arange(rows) * 7 % (sum(lengths) + 1)
     expected = np.zeros(len(units.piece), bool)
     left = budget_P.tolist()
-    for unit in in_order(units, keys).tolist():
+    for unit in in_order(units, draws).tolist():
         piece, length = int(units.piece[unit]), int(units.length[unit])
         if length <= left[piece]:
             expected[unit] = True
             left[piece] -= length
-    assert (up_to(units, budget_P, keys) == expected).all()
+    assert (up_to(units, budget_P, draws) == expected).all()

@@ -274,8 +274,8 @@ def test_probes_keep_away_from_the_rows_that_judge_in_any_layout(
     judged = spread(3, of=len(packed))
     assert rows_with(packed, packed, 3) == judged.tolist()
     taken = rows_with(alone, packed, 3)
-    pieces = set(packed.batch(judged).example_ids.tolist())
-    assert set(alone.batch(taken).example_ids.tolist()) == pieces and 0 < len(taken) < len(alone)
+    pieces = set(packed.line(judged).example_id.tolist())
+    assert set(alone.line(taken).example_id.tolist()) == pieces and 0 < len(taken) < len(alone)
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])

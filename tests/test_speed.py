@@ -43,7 +43,7 @@ def test_the_flops_of_a_step_are_what_torch_counts() -> None:
     [step] = look_ahead(source, range(1))
     objective = MaskedLanguageModelling(net)
     with FlopCounterMode(display=False) as counter:
-        objective(step.batches[0]).loss.backward()
+        objective(step.batches[0]).total.backward()
 
     def measured(step: Step, *, frozen: bool = False) -> float:
         meter = Meter(objective, CPU, "no", ranks=1, frozen=frozen, known=True)

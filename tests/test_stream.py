@@ -8,7 +8,6 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +101,7 @@ def drawn(
 
 def ids_of(rows: StreamedRows, step: int) -> list[int]:
     numbers, _ = rows.draw(step)
-    return rows.batch(numbers).example_ids.tolist()
+    return rows.line(numbers).example_id.tolist()
 
 
 # Shards
@@ -257,7 +256,7 @@ def test_an_epoch_has_every_piece_once_and_nothing_that_is_held_out(
     batches: dict[int, list[int]] = {}
     for step in range(60):
         numbers, epoch = rows.draw(step)
-        batches.setdefault(epoch, []).extend(rows.batch(numbers).example_ids.tolist())
+        batches.setdefault(epoch, []).extend(rows.line(numbers).example_id.tolist())
     first, second, *_ = batches.values()
     assert len(set(first)) == len(first) and first != second
     pieces = Counter()
@@ -327,14 +326,14 @@ def test_batches_do_not_depend_on_ranks_and_masks_are_those_of_a_prepared_text(
     training = Prepared.make(tmp_path / "data", tokens, tokenizer, **settings).training
     rows = drawn(text.laid("document"))
     numbers, epoch = rows.draw(2)
-    mine = rows.batch(numbers).example_ids
+    mine = rows.line(numbers).example_id
     names = training.pieces.example_ids[training.order].tolist()
     same = [row for row, name in enumerate(mine.tolist()) if name in names]
     assert len(same) > 4
-    theirs = training.batch([names.index(mine[row]) for row in same])
+    theirs = training.line([names.index(mine[row]) for row in same])
     masker = Masker(tokenizer)
     when = {"step": 9, "total_steps": 20, "epoch": epoch}
-    ours = masker(rows.batch(numbers[same]), **when)
+    ours = masker(rows.line(numbers[same]), **when)
     assert torch.equal(ours.input_ids, masker(theirs, **when).input_ids)
 
 
@@ -356,7 +355,7 @@ def test_a_mix_has_its_shares_and_its_sources_have_epochs_of_their_own(
         counts.update(rows.counts(numbers[4:]))
         for number in numbers.tolist():
             [source] = [name for name, n in rows.counts(torch.tensor([number])).items() if n]
-            first = rows.batch(torch.tensor([number])).example_ids.tolist()
+            first = rows.line(torch.tensor([number])).example_id.tolist()
             assert all(names[i] == "ab".index(source).__str__() for i in first if i in names)
     assert counts == {"a": 240, "b": 80}
     again = drawn(text, shares={"a": 0.75, "b": 0.25})
@@ -463,12 +462,11 @@ def test_held_out_text_is_the_beginning_of_what_the_hash_holds_out(
 def test_the_rows_of_a_step_may_be_read_in_any_parts(folder: Path, tokenizer) -> None:
     rows = drawn(stream(folder, tokenizer, shuffle=0.001), batch_size=32)
     numbers, _ = rows.draw(1)
-    whole = rows.batch(numbers)
+    whole = rows.line(numbers)
     assert len({id(part) for part, _ in rows._drawn}) > 1  # of several blocks
     order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
-    mixed, straight = rows.batch(order).laid_out()["input_ids"], whole.laid_out()["input_ids"]
+    mixed, straight = rows.line(order).columns()["input_ids"], whole.columns()["input_ids"]
     assert np.array_equal(mixed, straight[order.numpy()])
-    assert [int(n) for n in islice(whole.rows, 3)] == sorted(whole.rows[:3].tolist())
 
 
 def test_layers_are_made_as_the_text_is_read(folder: Path, tokenizer) -> None:
@@ -478,11 +476,11 @@ def test_layers_are_made_as_the_text_is_read(folder: Path, tokenizer) -> None:
     try:
         for step in (0, 9):
             numbers, _ = rows.draw(step)
-            batch = rows.batch(numbers)
-            assert batch.example_ids.tolist() == ids_of(drawn(text), step)
-            inside = batch.columns["word_ids"] >= 0
+            batch = rows.line(numbers)
+            assert batch.example_id.tolist() == ids_of(drawn(text), step)
+            inside = batch.layers["word_ids"] >= 0
             # the texts are without full stops
-            assert (batch.columns["sentence"][inside] == 0).all()
+            assert (batch.layers["sentence"][inside] == 0).all()
     finally:
         rows.close()
     with pytest.raises(MaskwiseError, match="must read the whole corpus"):

@@ -196,7 +196,7 @@ def test_a_checkpoint_needs_no_maskwise_and_gives_the_same_loss(finished, tmp_pa
         data.tokenizer, masks=evaluation["masks"], ratio=evaluation["ratios"][0]
     )
     alone = data.held_out.laid("document")  # as documents of packed rows are read, too
-    judged = alone.batch(rows_with(alone, data.held_out, evaluation["rows"]))
+    judged = alone.line(rows_with(alone, data.held_out, evaluation["rows"]))
     files = []
     for kind, masker in maskers.items():
         files.append(tmp_path / f"{kind}.safetensors")

@@ -225,7 +225,8 @@ def test_the_loss_is_the_cross_entropy_over_the_words_of_a_window(tokenizer):
     comma = tokens.index(",")  # the second word ends before it, the third begins behind it
     by_hand = -(2 * chance[0, 0] + 2 * chance[comma - 1, 1] + chance[comma + 1, 0] + chance[-1, 1])
     assert (
-        float(outcome.loss) == pytest.approx(float(by_hand), rel=1e-5) and int(outcome.targets) == 4
+        float(outcome.total) == pytest.approx(float(by_hand), rel=1e-5)
+        and int(outcome.divisor) == 4
     )
 
 

@@ -50,8 +50,8 @@ def test_most_tokens_are_deleted_and_the_whole_text_is_written() -> None:
             == text
         )
     outcome = one(batch)
-    assert int(outcome.targets) == int((batch.labels >= 0).sum())
-    outcome.loss.backward()
+    assert int(outcome.divisor) == int((batch.labels >= 0).sum())
+    outcome.total.backward()
     assert all(
         p.grad is not None
         for name, p in one.named_parameters()
@@ -64,12 +64,12 @@ def test_no_token_is_told_itself() -> None:
     one, batch, _ = setup()
     one.eval()
     with torch.no_grad():
-        before = one(batch).loss
+        before = one(batch).total
         last = int((batch.labels[0] >= 0).nonzero().max())
         terms = []
         for token in range(5, 9):
             batch.labels[0, last] = token
-            terms.append(float(one(batch).loss - before))
+            terms.append(float(one(batch).total - before))
     assert len(set(terms)) == 4 and max(map(abs, terms)) < 5
 
 

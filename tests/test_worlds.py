@@ -186,7 +186,7 @@ def test_the_oracle_masks_the_asked_attribute_in_every_text_and_spends_its_budge
         tokenizer, policy="span-layer(layer='asked')", fill="random", corruption="mask-only"
     )
     every = range(len(rows))
-    batch = masker(rows.batch(every), step=0, total_steps=1)
+    batch = masker(rows.line(every), step=0, total_steps=1)
     masked = batch.labels >= 0
     asked = rows.tensors(every)["asked"] >= 0
     assert len(rows) == 160 and masked[asked].all()

@@ -142,7 +142,7 @@ class Language:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+    def line(self, rows: Tensor) -> dict[str, Tensor]:
         return {"input_ids": self.ids[rows], "word_ids": self.word_ids[rows], "example_id": rows}
 
     def __getitem__(self, row: int) -> dict[str, Any]:

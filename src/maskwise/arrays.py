@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import numpy as np
 
+from maskwise.draws import Array
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Array
 
 if TYPE_CHECKING:
     import torch

@@ -25,7 +25,7 @@ from maskwise.folders import write_page
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.corruptions import PermuteSentences, corruption
 from maskwise.masking.gather import gather
-from maskwise.masking.policies import GroupWeighted, Moment, policy
+from maskwise.masking.policies import GroupWeighted, When, policy
 from maskwise.show import Stretch, draw
 from maskwise.specs import split_calls
 from maskwise.text import encode, read_documents, require_documents
@@ -171,8 +171,8 @@ def show_masks(
         "split_special_tokens": True,
     }
     [encoding] = tokenizer([text], **cut).encodings
-    batch = gather([row], masker.vocabulary)
-    masked, choice = masker.corrupted(batch, Moment(step, total_steps, epoch))
+    line = gather([row], masker.vocabulary)
+    masked, choice = masker.corrupted(line, When(step, total_steps, epoch))
     corruption = masker.corruption
     # If tokens are permuted, input and output cannot be compared position by position.
     in_place = corruption.keeps_length and not isinstance(corruption, PermuteSentences)
@@ -182,7 +182,7 @@ def show_masks(
     pieces = []
     end = 0
     for place, (start, stop) in enumerate(encoding.offsets):
-        if stop <= start or not batch.content[place]:
+        if stop <= start or not line.content[place]:
             continue
         state = "shown"
         replacement = ""
@@ -190,7 +190,7 @@ def show_masks(
             state = chosen_state
             if in_place:
                 token = int(masked.input_ids[place])
-                if token == batch.input_ids[place]:
+                if token == line.input_ids[place]:
                     state = "kept"
                 elif token != masker.vocabulary.mask:
                     state = "random"
@@ -210,7 +210,7 @@ def show_masks(
     touched = int((selected > 0).sum())
     whole = int((selected == sizes)[sizes > 0].sum())
     # ``max`` avoids a division by 0 in a text without eligible tokens.
-    eligible = int(batch.eligible.sum())
+    eligible = int(line.eligible.sum())
     ratio = int(choice.tokens.sum()) / max(1, eligible)
     return Inspected(text, pieces, ratio, whole, touched - whole, source, target, eligible=eligible)
 

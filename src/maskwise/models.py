@@ -35,6 +35,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from maskwise.constants import is_rate
+from maskwise.draws import fold
 from maskwise.errors import (
     MaskwiseError,
     finite_number,
@@ -53,7 +54,6 @@ from maskwise.families import (
     start_token,
 )
 from maskwise.folders import FilesState, files_state
-from maskwise.keys import fold
 from maskwise.starts import Start, find_start, find_weights, resolve_start
 from maskwise.weights import check_counts, check_finite, check_size, quieten
 

@@ -7,11 +7,9 @@ caller loops over pieces in Python. Shapes: P pieces, N members in total.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from maskwise.keys import Array
+from maskwise.draws import Array
 
 
 def order_within(piece: Array, key: Array, *, pieces: int) -> Array:
@@ -129,85 +127,3 @@ def weights_within(logit: Array, piece: Array, *, pieces: int) -> Array:
     top_P = np.full(pieces, -np.inf)
     np.maximum.at(top_P, piece, logit)
     return np.exp(np.maximum(logit - top_P[piece], LEAST_LOGIT))
-
-
-class Framed(NamedTuple):
-    """The layout of P pieces and their special tokens in B rows of L tokens.
-
-    Positions are indices in the flat array of all rows, from 0 to B·L − 1.
-
-    Attributes:
-        shape: (B, L).
-        frame: the ids (first, last, pad) of special tokens; −1 for none.
-        opened: (P,) bool, whether the token ``first`` precedes each piece.
-        begin, end: (P,) int64, the positions of each piece with its special tokens; the end is
-            exclusive.
-        at: (T,) int64, the position of each token that is not a special token.
-    """
-
-    shape: tuple[int, int]
-    frame: tuple[int, int, int]
-    opened: Array
-    begin: Array
-    end: Array
-    at: Array
-
-    def column(self, values: Array, fill: int | None = None) -> Array:
-        """(B·L,) array with the values (T,) at the positions of their tokens, ``fill`` elsewhere.
-
-        Integers become int64. By default, ``fill`` is −1 for integers, and 0 for floats and bools.
-        """
-        default = 0
-        if values.dtype.kind not in "fb":
-            values = values.astype(np.int64, copy=False)
-            default = -1
-        if fill is None:
-            fill = default
-        rows, length = self.shape
-        line = np.full(rows * length, fill, values.dtype)
-        line[self.at] = values
-        return line
-
-    def ids(self, values: Array) -> Array:
-        """(B·L,) int64: the ids (T,) at their positions, special tokens, and padding."""
-        first, last, pad = self.frame
-        line = self.column(values, pad)
-        if first >= 0:
-            line[self.begin[self.opened]] = first
-        if last >= 0:
-            line[self.end - 1] = last
-        return line
-
-    def present(self) -> Array:
-        """(B·L,) int64: the attention mask: 0 on padding, 1 elsewhere."""
-        rows, length = self.shape
-        line = np.zeros(rows * length, np.int64)
-        line[listed(self.begin, self.end - self.begin)] = 1
-        return line
-
-
-def framed(
-    lengths_P: Array, row_P: Array, *, length: int, frame: tuple[int, int, int], apart: bool = True
-) -> Framed:
-    """Compute the layout of pieces in rows: [first] piece [last] [first] piece [last] … padding.
-
-    Args:
-        lengths_P: (P,) int64, the number of tokens in each piece.
-        row_P: (P,) int64, ascending: the row of each piece.
-        length: L, the number of tokens in a row. The caller must check that the pieces fit.
-        frame: the ids (first, last, pad) of special tokens; −1 for none.
-        apart: whether ``first`` precedes every piece. If False, it precedes only the first piece of
-            every row.
-    """
-    first, last, _ = frame
-    rows = int(row_P.max(initial=-1)) + 1
-    pieces_B = counts_within(row_P, rows)
-    opened = np.full(len(row_P), first >= 0)
-    # A row that is one text has ``first`` only before its first piece.
-    if not apart:
-        opened &= rank_within(pieces_B) == 0
-    framed_P = lengths_P + opened + (last >= 0)
-    end = row_P * length + sums_within(framed_P, pieces_B)
-    begin = end - framed_P
-    at = listed(begin + opened, lengths_P)
-    return Framed((rows, length), frame, opened, begin, end, at)

@@ -44,7 +44,7 @@ from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator
 from maskwise.masking.collator import RowCollator
 from maskwise.masking.policies.base import Point
 from maskwise.models import ARCHITECTURES
-from maskwise.objectives import Outcome
+from maskwise.objectives import Loss
 from maskwise.objectives.base import model_inputs, weighted
 from maskwise.packed import PackedCollator
 from maskwise.training.checkpoint import LEARNED
@@ -228,9 +228,9 @@ class MaskingTrainer(Trainer):
         if self._shown:
             # Losses are computed in the order in which the micro-batches were masked.
             batch = self._shown.popleft()
-            outcome = Outcome.of(losses, where)._replace(right=right)
+            seen = Loss.of(losses, where)._replace(right=right)
             for learner in self._learners.values():
-                learner.observe(batch, outcome)
+                learner.observe(batch, seen)
         loss = losses.sum()
         if num_items_in_batch is None:
             loss = loss / max(1, losses.numel())
@@ -365,7 +365,7 @@ class MaskingTrainer(Trainer):
             return
         # Each document of a packed row has positions of its own.
         if batch.documents is not None:
-            longest = int(batch.source.lengths.max())
+            longest = int(batch.line.lengths.max())
         if longest > self._room:
             raise MaskwiseError(
                 "a row is longer than the model's positions",
@@ -388,7 +388,7 @@ class MaskingTrainer(Trainer):
         # Masked diffusion divides the loss by the number of tokens that may be masked.
         if batch.loss_weight is not None:
             inputs["loss_weight"] = batch.loss_weight
-            inputs["counted"] = batch.source.tensor("eligible").sum(1).to(batch.labels.device)
+            inputs["counted"] = batch.line.tensor("eligible").sum(1).to(batch.labels.device)
         return inputs
 
     @property

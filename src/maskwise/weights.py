@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from maskwise.devices import memory
+from maskwise.draws import fold
 from maskwise.errors import MaskwiseError, require_library, whole_number
 from maskwise.families import adapter_of, encoder_of, require_kind, window_of
-from maskwise.keys import fold
 from maskwise.specs import build
 
 if TYPE_CHECKING:

@@ -298,10 +298,10 @@ def masked_answers(
     numbers = np.unique(places.astype(np.int64))
     total = np.zeros(3, dtype=np.int64)
     for first in range(0, len(numbers), _ROWS_AT_ONCE):
-        some = rows.batch(numbers[first : first + _ROWS_AT_ONCE])
+        some = rows.line(numbers[first : first + _ROWS_AT_ONCE])
         batch = masker(some, step=step, total_steps=total_steps, epoch=0)
-        ids = batch.source.input_ids
-        words = batch.source.layers.get("word_ids")
+        ids = batch.line.input_ids
+        words = batch.line.layers.get("word_ids")
         # An answer must begin and end at a word edge: "art" does not occur in "part".
         edge_T = np.ones(len(ids) + 1, dtype=bool)
         if words is not None:

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from maskwise.constants import DIFFUSION
+from maskwise.draws import Array
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, masked_logits
-from maskwise.keys import Array
-from maskwise.masking import AnnotatedBatch, MaskedBatch, Masker
+from maskwise.masking import Line, MaskedBatch, Masker
 from maskwise.masking.diffusion import Noising
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
@@ -125,17 +125,17 @@ class Bound:
         self.unigram = None if log_unigram is None else 0.0
         tokens = [np.zeros(0, np.int64)]
         for number, part in enumerate(chosen.split(ROWS_AT_ONCE)):
-            pieces = held_out.batch(part)
+            line = held_out.line(part)
             for draw in range(draws):
                 # The ratio depends on ``place``: consecutive places have evenly spaced ratios.
                 row = np.arange(len(part)) + number * ROWS_AT_ONCE
-                batch = noising(pieces, epoch=0, step=draw, place=row * draws + draw)
+                batch = noising(line, epoch=0, step=draw, place=row * draws + draw)
                 self.batches.append((number, batch))
-            source = batch.source
-            tokens.append(source.eligible_P)
-            self.unknown += int((source.input_ids == tokenizer.unk_token_id).sum())
+            line = batch.line
+            tokens.append(line.eligible_P)
+            self.unknown += int((line.input_ids == tokenizer.unk_token_id).sum())
             if log_unigram is not None and self.unigram is not None:
-                ids = torch.from_numpy(source.input_ids[source.eligible])
+                ids = torch.from_numpy(line.input_ids[line.eligible])
                 self.unigram -= float(log_unigram[ids].double().sum())
         self.tokens_P = np.concatenate(tokens)
         self.first = np.cumsum(list(map(len, tokens)))
@@ -164,7 +164,7 @@ class Bound:
         assert batch.loss_weight is not None
         weight = batch.loss_weight[row, column]
         weighted = losses.detach().cpu().double() * weight
-        piece_BL = batch.source.piece.reshape(batch.source.shape)
+        piece_BL = batch.line.piece.reshape(batch.line.shape)
         piece = piece_BL[row.numpy(), column.numpy()]
         first, last = self.first[number : number + 2]
         return np.bincount(piece, weighted.numpy(), last - first)
@@ -210,7 +210,7 @@ class Measurement(TypedDict):
 
 def log_probabilities(
     model: PreTrainedModel,
-    batch: AnnotatedBatch,
+    line: Line,
     *,
     mask: int,
     within_word: bool,
@@ -221,18 +221,18 @@ def log_probabilities(
 
     Args:
         model: a masked language model in evaluation mode.
-        batch: rows padded on the right. ``within_word`` needs the layer ``word_ids``.
+        line: rows padded on the right. ``within_word`` needs the layer ``word_ids``.
         mask: the id of [MASK].
         within_word: whether to mask the later tokens of the same word, too.
     """
-    width_B = batch.tensor("present").sum(1)
-    row_T, column_T = batch.tensor("eligible").nonzero().unbind(1)
-    ids_BL = batch.tensor("input_ids")
-    log_p_BL = torch.zeros(batch.shape)
+    width_B = line.tensor("present").sum(1)
+    row_T, column_T = line.tensor("eligible").nonzero().unbind(1)
+    ids_BL = line.tensor("input_ids")
+    log_p_BL = torch.zeros(line.shape)
     words_BL = None
     if within_word:
-        word_ids = batch.layer("word_ids")
-        words_BL = torch.from_numpy(word_ids.reshape(batch.shape))
+        word_ids = line.layer("word_ids")
+        words_BL = torch.from_numpy(word_ids.reshape(line.shape))
     for part in by_width(width_B[row_T], TOKENS):
         row = row_T[part]
         column = column_T[part]
@@ -292,21 +292,21 @@ def pseudo_perplexity(
         rows: rows for ``masking.gather``, usually of one document each.
         log_unigram: (V,) log-probabilities of tokens in the training text, if known.
     """
-    batch = gather(rows, Vocabulary.of(tokenizer))
-    count = len(batch.eligible_at)
+    line = gather(rows, Vocabulary.of(tokenizer))
+    count = len(line.eligible_at)
     if not count:
         raise MaskwiseError("no held-out token can be scored", do="use more held-out text")
     chance = None
     if log_unigram is not None:
-        ids = torch.from_numpy(batch.input_ids[batch.eligible])
+        ids = torch.from_numpy(line.input_ids[line.eligible])
         chance = float((-log_unigram[ids].double().mean()).exp())
     metrics = ["token"]
-    if "word_ids" in batch.layers:
+    if "word_ids" in line.layers:
         metrics.append("within-word")
     records: list[Measurement] = []
     for metric in metrics:
         log_p = log_probabilities(
-            model, batch, mask=tokenizer.mask_token_id, within_word=metric == "within-word"
+            model, line, mask=tokenizer.mask_token_id, within_word=metric == "within-word"
         )
         records.append(
             {
@@ -424,15 +424,16 @@ class HeldOut:
         self.bound = bound
         self.maskers = maskers
         chosen = spread(rows or len(held_out), of=len(held_out))
-        parts = [held_out.batch(part) for part in chosen.split(ROWS_AT_ONCE)]
+        parts = [held_out.line(part) for part in chosen.split(ROWS_AT_ONCE)]
         self.batches = {}
         for kind, masker in maskers.items():
             # The masks depend on the epoch, so it is always 0.
             self.batches[kind] = [masker(part, epoch=0) for part in parts]
         self.bytes = 0
         if tokenizer is not None:
-            pieces = held_out.batch(chosen)
-            ids = np.split(pieces.columns["input_ids"], np.cumsum(pieces.lengths)[:-1])
+            line = held_out.line(chosen)
+            text = line.input_ids[line.content]
+            ids = np.split(text, np.cumsum(line.count(line.content))[:-1])
             texts = tokenizer.batch_decode([each.tolist() for each in ids])
             self.bytes = len("".join(texts).encode())
 

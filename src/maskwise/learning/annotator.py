@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.learning.scorer import COLUMNS, PolicyModel, read_config
-from maskwise.segments import LEAST_LOGIT, changes, framed, listed, weights_within
+from maskwise.masking.line import Line
+from maskwise.segments import LEAST_LOGIT, changes, listed, weights_within
 from maskwise.starts import find_policy
 from maskwise.tasks.tensors import Flat, batches
 from maskwise.text.documents import Document
@@ -343,21 +344,23 @@ def flat_of(pieces: Pieces, rows: Ints) -> tuple[Flat, Ints, Ints]:
     special = (frame.first >= 0) + (frame.last >= 0)
     length = int(size.sum()) + len(size) * special
     # ``Flat`` pads batches later, so the pieces are concatenated without padding here.
-    line = framed(
+    token = listed(pieces.offsets[rows], size)
+    line = Line.of_pieces(
+        {"input_ids": pieces.columns["input_ids"][token]},
         size,
         np.zeros_like(size),
+        example_id=pieces.example_ids[rows],
         length=length,
         frame=frame,
     )
-    token = listed(pieces.offsets[rows], size)
-    ids = torch.from_numpy(line.ids(pieces.columns["input_ids"][token]))
+    ids = torch.from_numpy(line.input_ids)
     flat = Flat(
         ids,
         types=torch.zeros_like(ids),
         starts=torch.from_numpy(np.append(line.begin, length)),
         pad=frame.pad,
     )
-    return flat, line.at, token
+    return flat, line.content_at, token
 
 
 @torch.inference_mode()

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from maskwise.devices import TensorDict, Tensors, moved
+from maskwise.draws import Array, Draws, fold
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Array, Keys, fold
 from maskwise.learning.relaxation import Choice, choose
 from maskwise.learning.settings import MetaSettings
-from maskwise.masking import AnnotatedBatch, Vocabulary, gather
+from maskwise.masking import Line, Vocabulary, gather
 from maskwise.tasks.questions import ChoiceRow, MarkedRow, Windows
 from maskwise.tasks.task import Row, Task
 from maskwise.tasks.tensors import Data, encode, warn_of_cuts
@@ -246,7 +246,7 @@ class Examples:
             vocabulary=Vocabulary.of(tokenizer),
         )
 
-    def batch(self, examples: Array, *, seed: int) -> tuple[AnnotatedBatch, Tensor]:
+    def batch(self, examples: Array, *, seed: int) -> tuple[Line, Tensor]:
         """Choose one context at random for each example.
 
         Args:
@@ -254,7 +254,7 @@ class Examples:
             seed: the seed. The choice depends on the seed and the example, not on the batch.
 
         Returns:
-            A batch of contexts, and (B, L) bool: whether each token is part of an answer.
+            The contexts, and (B, L) bool: whether each token is part of an answer.
         """
         first = self.starts[examples]
         count = self.starts[examples + 1] - first
@@ -266,9 +266,9 @@ class Examples:
             # The masks are a function of this id. Two examples may share a context, so the id
             # depends on the example, too.
             rows.append({**self.contexts[c], "example_id": fold(c, n)})
-        batch = gather(rows, self.vocabulary)
-        answer = batch.layers.pop("answer").reshape(batch.shape) > 0
-        return batch, torch.from_numpy(answer)
+        line = gather(rows, self.vocabulary)
+        answer = line.layers.pop("answer").reshape(line.shape) > 0
+        return line, torch.from_numpy(answer)
 
     def task(self, examples: Array, device: torch.device | str) -> TensorDict:
         """Return the task rows of these examples as a batch for the task's loss."""
@@ -363,7 +363,7 @@ def masked_by(
         examples: the examples of the split.
         rows: (B,) the indices of the examples in the batch.
         settings: the temperature, the masking ratio and the unit of masking.
-        key: the seed of the context and the mask. Equal keys give equal draws.
+        key: the seed of the context and the mask. Equal draws give equal draws.
         device: the device of the result.
     """
     batch, answer = examples.batch(rows, seed=key)
@@ -374,8 +374,8 @@ def masked_by(
         "attention_mask": attention.to(device),
     }
     logit_BL = policy(inputs["input_ids"], inputs["attention_mask"]) / settings.temperature
-    keys = Keys(batch.example_id, seed=key, epoch=None)
-    choice = choose(batch, logit_BL, settings.ratio, keys, units=settings.units)
+    draws = Draws(batch.example_id, seed=key, epoch=None)
+    choice = choose(batch, logit_BL, settings.ratio, draws, units=settings.units)
     return Masked(
         inputs,
         answer=answer.to(device),

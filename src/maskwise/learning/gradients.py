@@ -98,10 +98,10 @@ class Losses(nn.Module):
         """Return the mean loss of masked tokens if there is a mask, else the mean task loss."""
         if mask is not None:
             return self.denoising(batch, mask, budget)
-        outcome = self.task(batch)
+        loss = self.task(batch)
         if budget is None:
-            budget = outcome.targets
-        return outcome.loss / budget
+            budget = loss.divisor
+        return loss.total / budget
 
     @cached_property
     def _names(self) -> dict[str, str]:

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from maskwise.devices import TensorDict, Tensors
+from maskwise.draws import Array
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
-from maskwise.keys import Array
 from maskwise.learning.annotator import Windows, flat_of, read_windows
 from maskwise.learning.examples import Examples
 from maskwise.learning.gradients import Losses, values_of
@@ -37,7 +37,7 @@ from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Vocabulary
 from maskwise.masking.batch import IGNORE, moved
 from maskwise.models import load_task_model, task_config
-from maskwise.objectives import Objective, Outcome
+from maskwise.objectives import Loss, Objective
 from maskwise.tasks.task import Task
 from maskwise.tasks.tensors import TaskSource, Trainable
 from maskwise.training import TrainingSettings, train
@@ -71,7 +71,7 @@ class FindSpans(Objective):
         super().__init__()
         self.policy = policy
 
-    def forward(self, batch: Tensors) -> Outcome:
+    def forward(self, batch: Tensors) -> Loss:
         labels_BLC = batch["labels"]
         logits = self.policy(batch["input_ids"], batch["attention_mask"]).float()
         logits_BLC = logits.reshape(labels_BLC.shape)
@@ -80,7 +80,7 @@ class FindSpans(Objective):
         log_p_BLC = logits_BLC.masked_fill(outside, -torch.inf).log_softmax(1)
         known = labels_BLC != IGNORE
         loss = -(log_p_BLC[known] * labels_BLC[known]).sum()
-        return Outcome(loss, known.sum())
+        return Loss(loss, known.sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +229,7 @@ def mean_loss(objective: FindSpans, data: LabelledWindows, ranks: Ranks) -> floa
 
     def sums(part: int) -> list[float]:
         out = objective(moved(data.batch(parts[part]), device))
-        return [float(out.loss), float(out.targets)]
+        return [float(out.total), float(out.divisor)]
 
     total = targets = 0.0
     for loss, count in ranks.divided([2] * len(parts), sums):

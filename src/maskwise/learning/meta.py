@@ -34,9 +34,9 @@ from torch import Tensor, nn
 
 from maskwise.constants import rank_here, ranks_here
 from maskwise.devices import TensorDict, Tensors
+from maskwise.draws import Array, fold
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage, read_json, write_folder
-from maskwise.keys import Array, fold
 from maskwise.learning.examples import Examples, Masked, Scorer, even, masked_by
 from maskwise.learning.gradients import (
     InnerStep,

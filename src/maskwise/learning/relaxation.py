@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.devices import Tensors
+from maskwise.draws import Array, Draws
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, decoder_inputs, encoder_of
-from maskwise.keys import Array, Keys
-from maskwise.masking import AnnotatedBatch
+from maskwise.masking import Line
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.policies.base import units_by
-from maskwise.masking.select import Selection, select
+from maskwise.masking.select import Choice, select
 from maskwise.segments import LEAST_LOGIT, weights_within
 
 if TYPE_CHECKING:
@@ -114,11 +114,11 @@ class Overflow(MaskwiseError):
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class RelaxedChoice:
     """The units that were chosen to be masked in P pieces, as tensors.
 
     Attributes:
-        selection: the same choice as numpy arrays. Its batch has the shape (B, L).
+        choice: the same choice as numpy arrays. Its batch has the shape (B, L).
         token_M: (M,) the flat positions, in [0, B·L), of the tokens that belong to units.
         unit_M: (M,) the index of each token's unit.
         piece_U: (U,) the index of each unit's piece.
@@ -127,7 +127,7 @@ class Choice:
         chosen_U: (U,) bool, whether each unit was chosen.
     """
 
-    selection: Selection
+    choice: Choice
     token_M: Tensor
     unit_M: Tensor
     piece_U: Tensor
@@ -148,7 +148,7 @@ class Choice:
 
     def spread(self, value_U: Tensor) -> Tensor:
         """Return (B, L) for each token the value of its unit; 0 for tokens that are in no unit."""
-        rows, length = self.selection.units.batch.shape
+        rows, length = self.choice.units.line.shape
         line = value_U.new_zeros(rows * length)
         return line.index_copy(0, self.token_M, value_U[self.unit_M]).view(rows, length)
 
@@ -181,22 +181,22 @@ class Choice:
 
 
 def choose(
-    batch: AnnotatedBatch, logit_BL: Tensor, ratio: float, keys: Keys, *, units: str = "word"
-) -> Choice:
+    line: Line, logit_BL: Tensor, ratio: float, draws: Draws, *, units: str = "word"
+) -> RelaxedChoice:
     """Choose units of a batch at random, with weights exp(logit), under an exact budget.
 
     Args:
-        batch: the pieces.
+        line: the pieces.
         logit_BL: (B, L) the logits of the tokens. The logit of a unit is the mean of the logits of
             its tokens.
         ratio: the share of the eligible tokens (those that may be masked) to choose.
-        keys: the seeds of the random draws of each piece.
+        draws: the seeds of the random draws of each piece.
         units: ``token``, ``word``, or the name of a layer in which a run of equal values is a unit.
 
     Raises:
         Overflow: a logit is not finite.
     """
-    parts = units_by(batch, units)
+    parts = units_by(line, units)
     # The computation uses float64 on the CPU, so that the choice does not depend on the device.
     logits = logit_BL.detach().cpu().double().numpy().reshape(-1)
     total_U = np.bincount(parts.unit, logits[parts.tokens], len(parts.piece))
@@ -208,24 +208,24 @@ def choose(
             got=float(logit_U[~finite][0]),
             do="lower learning.meta.learning_rate",
         )
-    weight_U = weights_within(logit_U, parts.piece, pieces=len(batch.begin))
-    ratio_P = np.full(len(batch.begin), ratio)
-    selection = select(parts.weighted(weight_U), ratio_P, keys, budget="exact")
+    weight_U = weights_within(logit_U, parts.piece, pieces=len(line.begin))
+    ratio_P = np.full(len(line.begin), ratio)
+    choice = select(parts.weighted(weight_U), ratio_P, draws, budget="exact")
 
-    # Exact selections always have budgets, but the type also allows None.
-    assert selection.budget is not None
+    # Exact choices always have budgets, but the type also allows None.
+    assert choice.budget is not None
 
     def tensor(column: Array) -> Tensor:
         return torch.as_tensor(column).to(logit_BL.device)
 
-    return Choice(
-        selection=selection,
+    return RelaxedChoice(
+        choice=choice,
         token_M=tensor(parts.tokens),
         unit_M=tensor(parts.unit),
         piece_U=tensor(parts.piece),
         length_U=tensor(parts.length),
-        budget_P=tensor(selection.budget),
-        chosen_U=tensor(selection.chosen),
+        budget_P=tensor(choice.budget),
+        chosen_U=tensor(choice.chosen),
     )
 
 
@@ -254,7 +254,7 @@ class RelaxedDenoising(nn.Module):
 
         Args:
             inputs: ``input_ids`` and ``attention_mask`` (B, L) of the unmasked text.
-            mask_BL: (B, L) the mask, from ``Choice.mask``.
+            mask_BL: (B, L) the mask, from ``RelaxedChoice.mask``.
             budget: the budget of all rows on all ranks, in tokens.
         """
         ids = inputs["input_ids"]

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from maskwise.constants import GAIN, rank_here, ranks_here
+from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json, write_whole
-from maskwise.keys import fold
 from maskwise.learning.annotator import Floats
 from maskwise.learning.card import Measures, judge, policy_card, show, weights_of
 from maskwise.learning.labels import Labels, labels_of

@@ -25,10 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from maskwise.draws import fold
 from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.families import check_fit, check_room, require_kind
 from maskwise.folders import CARD, in_utf8, read_json
-from maskwise.keys import fold
 from maskwise.models import config_of, load_config, load_task_model, new_config, without_advice
 from maskwise.starts import find_policy
 from maskwise.text import load_tokenizer

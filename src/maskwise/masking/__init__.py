@@ -1,17 +1,18 @@
 """Mask batches of tokens for masked language modelling. ``Masker`` is the main class.
 
-Suggested reading order: the top of ``masker`` (terms), ``batch`` (input and output), ``units``,
-``select`` (which units are masked), the rest of ``masker``, then any file of ``policies/`` and
-``corruptions/``. ``gather`` reads rows. Masking runs in numpy. It imports only small modules of the
-package, such as ``errors`` and ``keys``.
+Suggested reading order: the top of ``masker`` (terms), ``line`` (rows as one flat array),
+``units``, ``select`` (which units are masked), ``batch`` (the output), the rest of ``masker``, then
+any file of ``policies/`` and ``corruptions/``. ``gather`` reads a user's rows. Masking runs in
+numpy. It imports only small modules of the package, such as ``errors`` and ``draws``.
 """
 
 from maskwise.masking import schedules
-from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
+from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
 from maskwise.masking.corruptions import CORRUPTIONS
 from maskwise.masking.diffusion import Noising, corrupt
-from maskwise.masking.gather import Pieces, Rows, gather
+from maskwise.masking.gather import Rows, gather
+from maskwise.masking.line import Line
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import POLICIES, Policy, UnitKind
 from maskwise.masking.schedules import SCHEDULES
@@ -22,12 +23,11 @@ __all__ = [
     "IGNORE",
     "POLICIES",
     "SCHEDULES",
-    "AnnotatedBatch",
+    "Line",
     "MaskedBatch",
     "Masker",
     "MaskingCollator",
     "Noising",
-    "Pieces",
     "Policy",
     "Rows",
     "StepBatchSampler",

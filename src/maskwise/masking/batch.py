@@ -1,35 +1,26 @@
-"""The annotated batch that a masker reads, and the masked batch that it returns.
+"""The masked batch: inputs and labels as tensors, with the line and the choice they were made from.
 
-A batch has B rows of L tokens. Masking joins the rows to the *line*, one flat array of T = B·L
-tokens. The line is cut into P *pieces*. A piece is one document in a row; a packed row has several
-pieces. U is the number of *units*, the groups of tokens that are masked together. Masking does not
-pack, unpack or pad rows.
-
-The last letters of a name show the shape of an array: ``ratio_P`` has one number per piece.
+``line`` explains pieces and shapes such as ``ratio_P``.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskwise.devices import moved
-from maskwise.errors import MaskwiseError
-from maskwise.keys import Array, Keys, Purpose
-from maskwise.segments import owners
+from maskwise.draws import Array
+from maskwise.masking.line import Line
+from maskwise.masking.select import Choice
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from maskwise.masking.select import Selection
-
-Columns: TypeAlias = dict[str, Array]
-Names: TypeAlias = tuple[str, ...]
 
 IGNORE = -100
 """The label of positions without a target."""
@@ -47,206 +38,6 @@ COPIED = (
 
 
 @dataclass(eq=False)
-class AnnotatedBatch:
-    """A batch of token ids, cut into pieces, with annotation layers, as flat numpy arrays.
-
-    Attributes:
-        shape: (B, L), the number of rows and the number of tokens in each row.
-        input_ids: (T,) int64, the token ids.
-        attention_mask: (T,) int64, 0 for padding and 1 for other tokens; None if no row is padded.
-        content: (T,) bool, the tokens that are neither padding nor special.
-        eligible: (T,) bool, the tokens that may be masked: all content tokens except [UNK].
-        begin: (P,) int64, the position of the first token of each piece in the line. A piece
-            includes its special tokens and never crosses rows.
-        example_id: (P,) int64, the permanent id of each piece. The random draws for the mask of a
-            piece are computed from this id.
-        layers: the annotation layers by name, such as ``word_ids``. A layer has one number per
-            token, (T,), and the number is negative where a token has no value.
-        extras: (T,) arrays by name, such as ``token_type_ids``, that only the model reads.
-        plan: the maximum number of tokens in a packed row; None for no limit.
-        apart: whether tokens may attend only to tokens of their own piece.
-        silent: (T,) bool, the tokens that the user's own labels or loss_mask exclude from all
-            targets; None if the rows have neither.
-    """
-
-    shape: tuple[int, int]
-    input_ids: Array
-    attention_mask: Array | None
-    content: Array
-    eligible: Array
-    begin: Array
-    example_id: Array
-    layers: Columns = field(default_factory=dict)
-    extras: Columns = field(default_factory=dict)
-    plan: int | None = None
-    apart: bool = False
-    silent: Array | None = None
-
-    @property
-    def pieces(self) -> int:
-        """P, the number of pieces."""
-        return len(self.begin)
-
-    @cached_property
-    def edges(self) -> Array:
-        """(P + 1,) int64: the position of the first token of each piece, and T as last item."""
-        return np.append(self.begin, len(self.input_ids))
-
-    @cached_property
-    def lengths(self) -> Array:
-        """(P,) int64: the number of tokens in each piece, including special tokens and padding."""
-        return np.diff(self.edges)
-
-    @cached_property
-    def piece(self) -> Array:
-        """(T,) int64: the index of each token's piece."""
-        return owners(self.lengths)
-
-    @cached_property
-    def row(self) -> Array:
-        """(P,) int64: the index of each piece's row."""
-        if not self.shape[1]:
-            return np.arange(self.pieces)
-        return self.begin // self.shape[1]
-
-    @property
-    def packed(self) -> bool:
-        """Whether a row holds more than one piece."""
-        return self.pieces > self.shape[0]
-
-    @cached_property
-    def present(self) -> Array:
-        """(T,) bool: the tokens that are not padding."""
-        if self.attention_mask is None:
-            return np.ones(len(self.input_ids), bool)
-        return self.attention_mask != 0
-
-    @cached_property
-    def predicted(self) -> Array:
-        """(T,) bool: the content tokens about which a model may be asked."""
-        return self.content if self.silent is None else self.content & ~self.silent
-
-    @cached_property
-    def content_at(self) -> Array:
-        """(C,) int64: the positions of the content tokens."""
-        return np.flatnonzero(self.content)
-
-    @cached_property
-    def eligible_at(self) -> Array:
-        """(E,) int64: the positions of the tokens that may be masked."""
-        return np.flatnonzero(self.eligible)
-
-    @cached_property
-    def eligible_P(self) -> Array:
-        """(P,) int64: the number of tokens of each piece that may be masked."""
-        return self.count(self.eligible)
-
-    @cached_property
-    def first(self) -> Array:
-        """(P,) int64: the position of the first content token of each piece.
-
-        If a piece has no content tokens, this is the position of its first token.
-        """
-        content = self.content
-        if len(content):
-            # A shortcut for the common case: every piece begins with content, or with one special
-            # token and then content.
-            first_P = self.begin + ~content[self.begin]
-            if (first_P < self.edges[1:]).all() and content[first_P].all():
-                return first_P
-        at = self.content_at
-        before = at.searchsorted(self.edges)
-        # If the last pieces have no content, their index is the length of ``at``. The appended 0
-        # prevents an IndexError.
-        first_P = np.append(at, 0)[before[:-1]]
-        return np.where(before[1:] > before[:-1], first_P, self.begin)
-
-    def draw(self, keys: Keys, purpose: Purpose, at: Array) -> Array:
-        """(N,) int32: a random draw for each token at the ascending positions ``at``."""
-        count_P = self.count_at(at)
-        return keys.draw_each(purpose, count_P, self.place(at, count_P))
-
-    def place(self, at: Array, count_P: Array) -> Array:
-        """(N,) int64: positions of tokens, counted from the first content token of their piece.
-
-        Args:
-            at: (N,) int64, ascending positions of the tokens in the line.
-            count_P: (P,) int64, the number of these tokens in each piece.
-        """
-        return at - np.repeat(self.first, count_P)
-
-    def count(self, values: Array) -> Array:
-        """(P,) int64: the sum of ``values`` (T,) in each piece."""
-        # numpy's reduceat fails on an empty line.
-        if not len(values):
-            return np.zeros(self.pieces, np.int64)
-        return np.add.reduceat(
-            values,
-            self.begin,
-            dtype=np.int64,
-        )
-
-    def count_at(self, at: Array) -> Array:
-        """(P,) int64: how many of the ascending positions ``at`` are in each piece."""
-        before = at.searchsorted(self.edges)
-        return before[1:] - before[:-1]
-
-    def layer(self, name: str, *, scores: bool = False) -> Array:
-        """Return the layer ``name``, (T,).
-
-        Raises:
-            MaskwiseError: the layer is missing, or ``scores`` is False and the layer holds floats.
-        """
-        values = self.layers.get(name)
-        if values is None:
-            call = "maskwise.encode(tokenizer, texts)"
-            if name != "word_ids":
-                maker = {"phrase": "phrases", "sentence": "sentences"}.get(name, name)
-                call = f"maskwise.encode(tokenizer, texts, layers=[{maker!r}])"
-            raise MaskwiseError(
-                f"the layer {name!r} is missing",
-                got=f"layers {sorted(self.layers)}",
-                do=f"make the rows with {call}, or map maskwise.annotate_rows over a data set; "
-                "transformers' Trainer keeps the column only with remove_unused_columns=False; "
-                "in a recipe, name the annotators in corpus.layers",
-            )
-        # Rounding floats to ids could merge units. With bools, False would count as a value.
-        if values.dtype.kind in "fb" and len(values) and not scores:
-            raise MaskwiseError(
-                f"the layer {name!r} must be whole numbers",
-                got=str(values.dtype),
-                do="use integers, with −1 for tokens that have no value",
-            )
-        return values
-
-    def tensor(self, name: str) -> Tensor:
-        """Return a layer, an extra array or an attribute as a (B, L) tensor.
-
-        The tensor shares its memory with the array.
-        """
-        import torch
-
-        values = self.layers.get(name, self.extras.get(name))
-        if values is None:
-            values = getattr(self, name)
-        return torch.from_numpy(values.reshape(self.shape))
-
-
-@dataclass(frozen=True, eq=False)
-class Spans:
-    """The piece of each token after a corruption that inserted or removed tokens.
-
-    Attributes:
-        tokens: (B, L') int64, the index of the piece of each input token; −1 for padding.
-        labels: (B, L'') int64, the index of the piece of each label, if the labels are a text that
-            a decoder generates. None if every label belongs to the input token at its position.
-    """
-
-    tokens: Array
-    labels: Array | None = None
-
-
-@dataclass(eq=False)
 class MaskedBatch:
     """A batch of corrupted inputs and labels, to be used as ``model(**batch)``.
 
@@ -261,11 +52,14 @@ class MaskedBatch:
         input_ids: (B, L') int64, the corrupted tokens.
         labels: (B, L'') int64, the targets; −100 at positions without a target.
         attention_mask: (B, L') int64, or None if no row is padded.
-        source: the annotated batch that was masked.
+        line: the rows before masking, with their pieces and layers.
         targets: the number of targets. The number is known without waiting for the device.
         extras: further model inputs by name, such as ``token_type_ids``.
         choice: the selected units and the ratios; None if nothing was selected to make the batch.
-        spans: the piece of each token; None if tokens have the same positions as in ``source``.
+        piece_BL: (B, L') int64, on the host: the index of each input token's piece, and −1 for
+            padding; None if tokens have the same positions as in ``line``.
+        written_BL: (B, L'') int64, on the host: the same for labels that a decoder generates; None
+            if every label belongs to the input token at its position.
         loss_weight: (B, L) float64 (float32 on an accelerator), the factor by which each loss is
             multiplied in masked diffusion; otherwise None.
         counted: the number by which the summed losses are divided; None means ``targets``. Masked
@@ -279,11 +73,12 @@ class MaskedBatch:
     input_ids: Tensor
     labels: Tensor
     attention_mask: Tensor | None
-    source: AnnotatedBatch
+    line: Line
     targets: int
     extras: dict[str, Tensor] = field(default_factory=dict)
-    choice: Selection | None = None
-    spans: Spans | None = field(default=None, repr=False)
+    choice: Choice | None = None
+    piece_BL: Array | None = field(default=None, repr=False)
+    written_BL: Array | None = field(default=None, repr=False)
     loss_weight: Tensor | None = None
     counted: int | None = None
     cut: int = 0
@@ -291,13 +86,23 @@ class MaskedBatch:
     arm: str = ""
 
     @classmethod
-    def unmasked(cls, source: AnnotatedBatch, labels: Tensor, targets: int) -> MaskedBatch:
+    def unmasked(cls, line: Line, labels: Tensor, targets: int) -> MaskedBatch:
         """Make a batch with uncorrupted inputs and the given labels."""
         attention = None
-        if source.attention_mask is not None:
-            attention = source.tensor("attention_mask")
-        extras = {name: source.tensor(name) for name in source.extras}
-        return cls(source.tensor("input_ids"), labels, attention, source, targets, extras)
+        if line.attention_mask is not None:
+            attention = line.tensor("attention_mask")
+        extras = {name: line.tensor(name) for name in line.extras}
+        return cls(line.tensor("input_ids"), labels, attention, line, targets, extras)
+
+    @property
+    def source(self) -> Line:
+        """The former name of ``line``."""
+        warnings.warn(
+            "MaskedBatch.source is now MaskedBatch.line; the old name goes with maskwise 0.2",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.line
 
     @cached_property
     def ratio(self) -> Tensor:
@@ -305,28 +110,28 @@ class MaskedBatch:
         import torch
 
         if self.choice is None:
-            return torch.zeros(len(self.source.begin), dtype=torch.float64)
+            return torch.zeros(self.line.pieces, dtype=torch.float64)
         return torch.from_numpy(self.choice.ratio_P)
 
     @property
     def writes(self) -> bool:
         """Whether the labels are a text that a decoder must generate."""
-        return self.spans is not None and self.spans.labels is not None
+        return self.written_BL is not None
 
     @cached_property
     def tokens(self) -> int:
         """The number of content tokens. If ``writes``, the number of input tokens that are not
         padding."""
-        if self.spans is not None and self.writes:
-            return int((self.spans.tokens >= 0).sum())
-        return int(self.source.content.sum())
+        if self.piece_BL is not None and self.writes:
+            return int((self.piece_BL >= 0).sum())
+        return int(self.line.content.sum())
 
     @cached_property
     def selected(self) -> Tensor:
-        """(B, L) bool, on the host: the tokens of ``source`` that the policy selected."""
+        """(B, L) bool, on the host: the tokens of ``line`` that the policy selected."""
         import torch
 
-        shape = self.source.shape
+        shape = self.line.shape
         if self.choice is None:
             return torch.zeros(shape, dtype=torch.bool)
         return torch.from_numpy(self.choice.tokens.reshape(shape))
@@ -337,18 +142,18 @@ class MaskedBatch:
 
         The first piece of a row has the number 0. Padding has −1.
         """
-        source = self.source
-        if self.spans is not None:
-            return self._in_rows(self.spans.tokens)
-        piece = np.where(source.present, source.piece, -1)
-        return self._in_rows(piece.reshape(source.shape))
+        if self.piece_BL is not None:
+            return self._in_rows(self.piece_BL)
+        line = self.line
+        piece = np.where(line.present, line.piece, -1)
+        return self._in_rows(piece.reshape(line.shape))
 
-    def _in_rows(self, piece: Array) -> Tensor:
+    def _in_rows(self, piece_BL: Array) -> Tensor:
         """Return (B, W) numbers of pieces that begin at 0 in every row, from indices of pieces."""
         import torch
 
-        opening_B = np.searchsorted(self.source.row, np.arange(self.source.shape[0]))
-        return torch.from_numpy(np.where(piece < 0, -1, piece - opening_B[:, None]))
+        opening_B = np.searchsorted(self.line.row, np.arange(self.line.shape[0]))
+        return torch.from_numpy(np.where(piece_BL < 0, -1, piece_BL - opening_B[:, None]))
 
     @cached_property
     def documents(self) -> Tensor | None:
@@ -356,16 +161,16 @@ class MaskedBatch:
 
         Also None if each row has one piece, because attention never crosses rows.
         """
-        if self.source.apart and self.source.packed:
+        if self.line.apart and self.line.packed:
             return self.segment_ids
         return None
 
     @cached_property
     def written(self) -> Tensor | None:
         """(B, L'') int64: as ``documents``, but for the labels of a decoder; otherwise None."""
-        if self.documents is None or self.spans is None or self.spans.labels is None:
+        if self.documents is None or self.written_BL is None:
             return None
-        return self._in_rows(self.spans.labels)
+        return self._in_rows(self.written_BL)
 
     def rows_as_documents(self) -> Tensor:
         """(B, L') int64: each row as one document, which is 0 for tokens and −1 for padding."""
@@ -399,7 +204,7 @@ class MaskedBatch:
     def to(self, device: torch.device | str) -> MaskedBatch:
         """Copy the tensors to a device without waiting for the copy.
 
-        ``source`` and ``choice`` stay on the host.
+        ``line`` and ``choice`` stay on the host.
         """
         import torch
 

@@ -16,8 +16,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from maskwise.draws import fold, permutation
 from maskwise.errors import MaskwiseError, whole_number
-from maskwise.keys import fold, permutation
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.gather import Rows, common_number, gather, require_rows
 from maskwise.masking.masker import Masker

@@ -53,15 +53,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskwise.arrays import flags, is_tensor, whole
+from maskwise.draws import Array, Draws, Purpose, content_ids, fold, unit_interval
 from maskwise.errors import MaskwiseError, require_known, whole_number
-from maskwise.keys import Array, Keys, Purpose, content_ids, fold, unit_interval
-from maskwise.masking.batch import AnnotatedBatch
 from maskwise.masking.corruptions import mask_only
+from maskwise.masking.line import Line
 from maskwise.masking.masker import Masker
-from maskwise.masking.policies import Moment, Policy, UnitKind
+from maskwise.masking.policies import Policy, UnitKind, When
 from maskwise.masking.policies import policy as make_policy
 from maskwise.masking.schedules import Schedule, Spec
-from maskwise.masking.select import Selection, up_to
+from maskwise.masking.select import Choice, up_to
 from maskwise.masking.units import Units, reached
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.segments import rank_within
@@ -280,32 +280,32 @@ class Noising(Masker):
             self._rates = {when: rates}
         return rates
 
-    def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Selection:
-        rates = self.rates(moment.step, moment.total_steps)
-        keys, second = self.paired(batch, keys, moment)
-        if moment.place is None or self.visits == "complement":
+    def choose(self, line: Line, draws: Draws, when: When) -> Choice:
+        rates = self.rates(when.step, when.total_steps)
+        draws, second = self.paired(line, draws, when)
+        if when.place is None or self.visits == "complement":
             # Both epochs of a pair need the same rate. The position of a row would give two rates,
             # because rows have another order in each epoch.
-            u_P = keys.per_piece(Purpose.RATIO)
+            u_P = draws.per_piece(Purpose.RATIO)
         else:
-            place_P = moment.place[batch.row]
-            within_P = rank_within(np.bincount(batch.row, minlength=batch.shape[0]))
-            u_P = spread(place_P, within_P, seed=self.seed, epoch=moment.epoch)
-        units = self.cut(batch, keys, moment)
+            place_P = when.place[line.row]
+            within_P = rank_within(np.bincount(line.row, minlength=line.shape[0]))
+            u_P = spread(place_P, within_P, seed=self.seed, epoch=when.epoch)
+        units = self.cut(line, draws, when)
         exact = self.budget == "exact"
-        return noised(units, rates, rates.draw(u_P), keys, exact=exact, second=second)
+        return noised(units, rates, rates.draw(u_P), draws, exact=exact, second=second)
 
 
 def noised(
-    units: Units, rates: Rates, rate_P: Array, keys: Keys, *, exact: bool, second: bool
-) -> Selection:
+    units: Units, rates: Rates, rate_P: Array, draws: Draws, *, exact: bool, second: bool
+) -> Choice:
     """Select units at the given rates.
 
     Args:
         units: the candidate units.
         rates: the distribution from which the rates were drawn.
         rate_P: (P,) float64 in (0, 1], the rate of each piece.
-        keys: the random draws for these pieces.
+        draws: the random draws for these pieces.
         exact: whether to mask ⌈rate · L⌉ tokens. If False, each unit is masked independently.
         second: whether to mask the units that would be left visible if ``second`` were False.
 
@@ -329,29 +329,29 @@ def noised(
     if exact:
         tokens_P = units.tokens_P
         number_P = rates.number(rate_P, tokens_P)
-        chosen = up_to(units, number_P, keys)
+        chosen = up_to(units, number_P, draws)
         if second:
             chosen = ~chosen
             number_P = tokens_P - number_P
         weight_U = rates.number_weight(number_P, tokens_P)[piece]
         rate_P = np.where(tokens_P > 0, number_P / np.maximum(tokens_P, 1), rate_P)
     elif equal:
-        u_U = unit_interval(units.draw(keys, Purpose.BERNOULLI))
+        u_U = unit_interval(units.draw(draws, Purpose.BERNOULLI))
         chosen = u_U < rate_P[piece]
         if second:
             chosen = ~chosen
             rate_P = 1 - rate_P
         weight_U = rates.weight(rate_P)[piece]
     else:
-        u_U = unit_interval(units.draw(keys, Purpose.BERNOULLI))
+        u_U = unit_interval(units.draw(draws, Purpose.BERNOULLI))
         reach_U, slope_U = reached(units, rate_P)
         chosen = u_U < reach_U
         weight_P = rates.weight(rate_P) * rate_P
         weight_U = weight_P[piece] * slope_U / np.maximum(reach_U, 1e-300)
-    weight_T = np.zeros(len(units.batch.input_ids))
+    weight_T = np.zeros(len(units.line.input_ids))
     # If units are single tokens, weights per unit are already weights per token.
     weight_T[units.tokens] = weight_U if units.by_token else weight_U[units.unit]
-    return Selection(units, chosen, rate_P, weight_T=weight_T)
+    return Choice(units, chosen, rate_P, loss_weight=weight_T)
 
 
 def check(policy: Policy, *, budget: str, fill: str, visits: str) -> None:
@@ -455,8 +455,8 @@ def corrupt(
         names = content_ids(ids, eligible, begin)
     else:
         names = whole("example_id", example_id, shape=(rows,), wraps=True)
-    batch = AnnotatedBatch((rows, columns), ids, None, eligible, eligible, begin, names)
-    keys = Keys(names, seed=seed, epoch=epoch, step=step or 0)
+    line = Line((rows, columns), ids, None, eligible, eligible, begin, names)
+    draws = Draws(names, seed=seed, epoch=epoch, step=step or 0)
     places = None
     if place is not None:
         places = whole("place", place, shape=(rows,), least=0)
@@ -464,7 +464,7 @@ def corrupt(
     nothing = np.zeros(0, bool)
     vocabulary = Vocabulary(0, mask_token_id, 0, content=nothing, eligible=nothing)
     noising = Noising(vocabulary, ratio=ratio, budget=budget, seed=seed)
-    choice = noising.choose(batch, keys, Moment(step or 0, total_steps, epoch, place=places))
+    choice = noising.choose(line, draws, When(step or 0, total_steps, epoch, place=places))
     mask = torch.from_numpy(choice.tokens.reshape(rows, columns)).to(input_ids.device)
     rate = torch.from_numpy(choice.ratio_P.astype(np.float32)).to(input_ids.device)
     noisy = torch.where(mask, mask_token_id, input_ids)

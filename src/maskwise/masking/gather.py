@@ -1,8 +1,8 @@
-"""Read rows and turn them into an ``AnnotatedBatch``.
+"""Read a user's rows and turn them into a ``Line``.
 
-Rows may be dicts, (B, L) tensors, packed rows or flat pieces. This module checks the rows, so later
-code can rely on arrays of equal lengths. The module reads torch tensors on any device, but does not
-import torch itself.
+Rows may be dicts, (B, L) tensors or packed rows. This module checks the rows, so later code can
+rely on arrays of equal lengths. The module reads torch tensors on any device, but does not import
+torch itself.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import warnings
 from collections.abc import Container, Mapping, Sequence
 from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from maskwise.arrays import flags, is_tensor, numbers, whole
+from maskwise.draws import Array, content_ids
 from maskwise.errors import MaskwiseError, whole_number
-from maskwise.keys import Array, content_ids
-from maskwise.masking.batch import IGNORE, AnnotatedBatch, Columns
+from maskwise.masking.batch import IGNORE
+from maskwise.masking.line import Columns, Line, kinds
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.segments import changes, framed
+from maskwise.segments import changes
 
 if TYPE_CHECKING:
     import torch
@@ -61,44 +62,12 @@ TOKENS = "a list"
 EMPTY = "an empty list"
 
 
-@runtime_checkable
-class Pieces(Protocol):
-    """Pieces of documents, concatenated, and the row of each piece. ``maskwise.text`` makes them.
-
-    Attributes:
-        columns: arrays (T,) by name: ``input_ids``, ``word_ids`` and other layers, without special
-            tokens.
-        lengths: (P,) the number of tokens in each piece.
-        example_ids: (P,) int64, the permanent id of each piece.
-        rows: (P,) the index of each piece's row, ascending from 0.
-        length: the number of tokens in a row.
-        frame: the ids (first, last, pad) of special tokens; −1 for a token that is not used.
-            ``first`` is inserted before a text, and ``last`` after a piece.
-        apart: whether every piece is a separate text. If False, all pieces of a row form one text.
-    """
-
-    @property
-    def columns(self) -> Mapping[str, Array]: ...
-    @property
-    def lengths(self) -> Array: ...
-    @property
-    def example_ids(self) -> Array: ...
-    @property
-    def rows(self) -> Array: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def frame(self) -> tuple[int, int, int]: ...
-    @property
-    def apart(self) -> bool: ...
-
-
-def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> AnnotatedBatch:
-    """Check rows and turn them into an annotated batch.
+def gather(rows: Rows | Line, vocabulary: Vocabulary) -> Line:
+    """Check rows and turn them into a line.
 
     Args:
         rows: a list of dicts with ``input_ids`` and, if available, ``example_id`` and layers; or
-            one dict of (B, L) tensors or arrays, in which ``example_id`` is (B,); or ``Pieces``. In
+            one dict of (B, L) tensors or arrays, in which ``example_id`` is (B,); or a line. In
             packed rows, ``example_id`` is (B, L), and consecutive tokens with the same id form a
             piece. Where the rows have ``labels`` of −100 or a ``loss_mask`` of 0, nothing is masked
             or predicted. Other columns with a number per token are layers. Columns of text and
@@ -109,16 +78,13 @@ def gather(rows: Rows | Pieces | AnnotatedBatch, vocabulary: Vocabulary) -> Anno
         MaskwiseError: there are no rows, a layer has the wrong length, an id is outside the
             vocabulary, or a column is misspelt.
     """
-    if isinstance(rows, AnnotatedBatch):
-        return rows
+    if isinstance(rows, Line):
+        return rows.read_with(vocabulary)
     if isinstance(rows, Mapping):
         ragged = _unstacked(rows)
         if ragged is None:
             return _annotated(_stacked(rows), vocabulary)
         return _annotated(_padded(ragged, vocabulary), vocabulary)
-    # Dicts are checked first, because a check against a protocol takes a quarter of a millisecond.
-    if isinstance(rows, Pieces):
-        return _placed(rows, vocabulary)
     require_rows(rows)
     return _annotated(_padded(rows, vocabulary), vocabulary)
 
@@ -141,20 +107,20 @@ def require_rows(rows: object) -> None:
             )
 
 
-def device_of(rows: Rows | Pieces | AnnotatedBatch) -> torch.device | str:
+def device_of(rows: Rows | Line) -> torch.device | str:
     """Return the device of the rows if they are tensors; otherwise ``"cpu"``."""
     first = rows[0] if isinstance(rows, Sequence) else rows
     ids = first.get("input_ids") if isinstance(first, Mapping) else None
     return ids.device if is_tensor(ids) else "cpu"
 
 
-def _annotated(columns: Columns, vocabulary: Vocabulary) -> AnnotatedBatch:
-    """Turn (B, L) columns into an annotated batch."""
+def _annotated(columns: Columns, vocabulary: Vocabulary) -> Line:
+    """Turn (B, L) columns into a line."""
     shape = columns["input_ids"].shape
     example_id = columns.pop("example_id", None)
     line = {name: column.reshape(-1) for name, column in columns.items()}
     ids = line.pop("input_ids")
-    kind = _kinds(ids, vocabulary)
+    kind = kinds(ids, vocabulary)
     attention = line.pop("attention_mask", None)
     if attention is None:
         present = _present(ids, vocabulary)
@@ -189,7 +155,7 @@ def _annotated(columns: Columns, vocabulary: Vocabulary) -> AnnotatedBatch:
     elif example_id.ndim == 2:
         packed = True
         begin, example_id = _pieces(example_id.reshape(-1), content, shape)
-    return AnnotatedBatch(
+    return Line(
         shape,
         ids,
         attention,
@@ -211,21 +177,6 @@ def _present(ids: Array, vocabulary: Vocabulary) -> Array:
     if vocabulary.pad in (vocabulary.bos, vocabulary.eos):
         return np.ones(ids.shape, bool)
     return ids != vocabulary.pad
-
-
-def _kinds(ids: Array, vocabulary: Vocabulary) -> Array:
-    """(T,) uint8: the ``Vocabulary.kind`` of each token."""
-    extreme = int(ids.min(initial=0))
-    if extreme >= 0:
-        extreme = int(ids.max(initial=0))
-    whole_number(
-        "an id in input_ids",
-        extreme,
-        least=0,
-        most=vocabulary.size - 1,
-        do="use the tokenizer that made these rows",
-    )
-    return vocabulary.kind.take(ids)
 
 
 def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
@@ -255,40 +206,6 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
     names = np.concatenate((names[opens], name[without_text]))
     order = begin.argsort()
     return begin[order], names[order]
-
-
-def _placed(pieces: Pieces, vocabulary: Vocabulary) -> AnnotatedBatch:
-    """Arrange pieces in rows, add special tokens, and return an annotated batch."""
-    lengths = np.asarray(pieces.lengths, np.int64)
-    row = np.asarray(pieces.rows, np.int64)
-    if not len(row):
-        raise MaskwiseError("there are no rows to mask", got="no pieces")
-    length = pieces.length
-    places = framed(
-        lengths,
-        row,
-        length=length,
-        frame=pieces.frame,
-        apart=pieces.apart,
-    )
-    if (places.end > (row + 1) * length).any():
-        raise MaskwiseError("pieces do not fit into their rows", allowed=f"{length} tokens per row")
-    layers = dict(pieces.columns)
-    tokens = np.asarray(layers.pop("input_ids"))
-    kind = places.column(_kinds(tokens, vocabulary), 0)
-    present = places.present()
-    return AnnotatedBatch(
-        shape=places.shape,
-        input_ids=places.ids(tokens),
-        attention_mask=None if present.all() else present,
-        content=kind > 0,
-        eligible=kind > 1,
-        begin=places.begin,
-        example_id=np.asarray(pieces.example_ids, np.int64),
-        layers={name: places.column(values) for name, values in layers.items()},
-        plan=length,
-        apart=pieces.apart,
-    )
 
 
 def _unstacked(columns: Mapping[str, Any]) -> Sequence[Row] | None:

@@ -35,23 +35,17 @@ from pydantic import (
 )
 
 from maskwise.arrays import whole
+from maskwise.draws import Array, Draws, Purpose
 from maskwise.effects import Weights
 from maskwise.errors import MaskwiseError, require_known, whole_number
-from maskwise.keys import Array, Keys, Purpose
 from maskwise.masking import corruptions, policies, schedules
-from maskwise.masking.batch import IGNORE, AnnotatedBatch, MaskedBatch
-from maskwise.masking.corruptions import Corrupted, Corruption
-from maskwise.masking.corruptions.base import lay_out
-from maskwise.masking.gather import (
-    Pieces,
-    Rows,
-    common_number,
-    device_of,
-    gather,
-)
-from maskwise.masking.policies import Moment, Policy, UnitKind
+from maskwise.masking.batch import IGNORE, MaskedBatch
+from maskwise.masking.corruptions import Corruption, Masked
+from maskwise.masking.gather import Rows, common_number, device_of, gather
+from maskwise.masking.line import Line
+from maskwise.masking.policies import Policy, UnitKind, When
 from maskwise.masking.schedules import Schedule
-from maskwise.masking.select import BUDGETS, FILLS, Selection, select, stretch
+from maskwise.masking.select import BUDGETS, FILLS, Choice, select, stretch
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.segments import first_within
@@ -266,7 +260,7 @@ class Masker:
 
     def __call__(
         self,
-        rows: Rows | Pieces | AnnotatedBatch,
+        rows: Rows | Line,
         *,
         step: int = 0,
         total_steps: int | None = None,
@@ -277,7 +271,7 @@ class Masker:
 
         Args:
             rows: a list of dicts, one per row, with ``input_ids``, ``example_id`` and layers; or
-                one dict of (B, L) columns; or ``Pieces``. Columns may be lists (also of rows of
+                one dict of (B, L) columns; or a ``Line``. Columns may be lists (also of rows of
                 different lengths), numpy arrays, or tensors on any device. In packed rows,
                 ``example_id`` has the shape (B, L), with the id of each token's piece.
             step: the number of the optimiser step, from which schedules compute the ratio.
@@ -301,56 +295,56 @@ class Masker:
             total_steps = whole_number("total_steps", total_steps, least=0)
         if epoch is not None:
             epoch = whole_number("epoch", epoch, least=0)
-        batch = gather(rows, self.vocabulary)
+        line = gather(rows, self.vocabulary)
         place_B = None
         if place is not None:
-            place_B = whole("place", place, shape=batch.shape[:1], least=0)
+            place_B = whole("place", place, shape=line.shape[:1], least=0)
         # The pieces of a prepared text have no such columns.
         if isinstance(rows, Mapping | list):
             _require_same(rows, step=step, epoch=epoch)
-        moment = Moment(
+        when = When(
             step,
             total_steps,
             epoch,
             min_targets=self.min_targets,
             place=place_B,
         )
-        shown, choice = self.corrupted(batch, moment)
-        return lay_out(shown, choice, self.vocabulary.pad).to(device_of(rows))
+        shown, choice = self.corrupted(line, when)
+        return shown.batch(choice, self.vocabulary.pad).to(device_of(rows))
 
-    def corrupted(self, batch: AnnotatedBatch, moment: Moment) -> tuple[Corrupted, Selection]:
-        """Select tokens of a batch and corrupt them, as numpy arrays."""
+    def corrupted(self, line: Line, when: When) -> tuple[Masked, Choice]:
+        """Select tokens of a line and corrupt them, as numpy arrays."""
         if self.keep is not None:
-            kept = batch.layer(self.keep) >= 0
-            batch = replace(batch, eligible=batch.eligible & ~kept)
-        keys = Keys(
-            batch.example_id,
+            kept = line.layer(self.keep) >= 0
+            line = replace(line, eligible=line.eligible & ~kept)
+        draws = Draws(
+            line.example_id,
             seed=self.seed,
-            epoch=moment.epoch,
-            step=moment.step,
+            epoch=when.epoch,
+            step=when.step,
         )
-        choice = self.choose(batch, keys, moment)
-        shown = self.corruption.corrupt(batch, choice, keys, self.vocabulary)
-        if batch.silent is not None:
-            self._silence(shown, batch)
-        share = self.predict(moment.step, moment.total_steps)
+        choice = self.choose(line, draws, when)
+        shown = self.corruption.corrupt(line, choice, draws, self.vocabulary)
+        if line.silent is not None:
+            self._silence(shown, line)
+        share = self.predict(when.step, when.total_steps)
         if share < 1:
             # In replaced-token detection, unselected tokens are targets too, with the label 0.
             candidate = shown.labels != IGNORE
             if not self.corruption.detects:
                 candidate &= choice.tokens
-            shown.labels = some_labels(shown.labels, candidate, batch, share, keys)
+            shown.labels = some_labels(shown.labels, candidate, line, share, draws)
         return shown, choice
 
-    def _silence(self, shown: Corrupted, batch: AnnotatedBatch) -> None:
+    def _silence(self, shown: Masked, line: Line) -> None:
         """Remove the labels of tokens that the user's rows exclude (labels of −100, a loss_mask).
 
         These tokens are never selected. They have labels only if other tokens have labels, too.
         """
         asks = self.corruption.detects or self.corruption.writes == "full"
         if self.corruption.keeps_length:
-            shown.labels[batch.silent] = IGNORE
-        elif asks and (batch.content & ~batch.predicted).any():
+            shown.labels[line.silent] = IGNORE
+        elif asks and (line.content & ~line.predicted).any():
             raise MaskwiseError(
                 "labels of −100 (or a loss_mask) in the rows cannot be left out of the targets of "
                 "this corruption",
@@ -358,65 +352,65 @@ class Masker:
                 do="remove the column labels or loss_mask, or use a corruption with target='spans'",
             )
 
-    def choose(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Selection:
+    def choose(self, line: Line, draws: Draws, when: When) -> Choice:
         """Select the units to mask. The tokens stay unchanged."""
         if self.visits == "coverage":
-            return self._coverage(batch, moment)
-        keys, second = self.paired(batch, keys, moment)
-        draw_P = keys.per_piece(Purpose.RATIO)
-        ratio_P = self.ratio.rows(draw_P, moment.step, moment.total_steps)
-        ratio_P = self.policy.ratios(ratio_P, keys, moment)
-        units = self.cut(batch, keys, replace(moment, ratio=ratio_P))
+            return self._coverage(line, when)
+        draws, second = self.paired(line, draws, when)
+        draw_P = draws.per_piece(Purpose.RATIO)
+        ratio_P = self.ratio.rows(draw_P, when.step, when.total_steps)
+        ratio_P = self.policy.ratios(ratio_P, draws, when)
+        units = self.cut(line, draws, replace(when, ratio=ratio_P))
         if self.visits == "random":
             return select(
                 units,
                 ratio_P,
-                keys,
+                draws,
                 budget=self.budget,
                 fill=self.fill,
                 min_targets=self.min_targets,
             )
         if second:
-            return stretch(units, keys, ratio_P, np.ones_like(ratio_P))
-        return stretch(units, keys, np.zeros_like(ratio_P), ratio_P)
+            return stretch(units, draws, ratio_P, np.ones_like(ratio_P))
+        return stretch(units, draws, np.zeros_like(ratio_P), ratio_P)
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        """Cut a batch into the policy's units."""
-        units = self.policy.cut(batch, keys, moment)
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
+        """Cut a line into the policy's units."""
+        units = self.policy.cut(line, draws, when)
         # ``filled`` replaces weights of 0 by a tiny weight, so that these units can be selected.
         return units.filled() if self.fill == "random" else units
 
-    def _coverage(self, batch: AnnotatedBatch, moment: Moment) -> Selection:
+    def _coverage(self, line: Line, when: When) -> Choice:
         """Select the units that this epoch masks with ``visits: coverage``."""
         # The number of epochs in a round, which masks every unit once.
         epochs = round(1 / self.ratio(0, 1))
-        number, part = divmod(self._epoch(moment), epochs)
-        keys = Keys(batch.example_id, seed=self.seed, epoch=number)
-        units = self.cut(batch, keys, moment)
-        low_P = np.full(batch.pieces, part / epochs)
-        high_P = np.full(batch.pieces, (part + 1) / epochs)
-        return stretch(units, keys, low_P, high_P)
+        number, part = divmod(self._epoch(when), epochs)
+        draws = Draws(line.example_id, seed=self.seed, epoch=number)
+        units = self.cut(line, draws, when)
+        low_P = np.full(line.pieces, part / epochs)
+        high_P = np.full(line.pieces, (part + 1) / epochs)
+        return stretch(units, draws, low_P, high_P)
 
-    def _epoch(self, moment: Moment) -> int:
+    def _epoch(self, when: When) -> int:
         """Return the epoch, or raise ``MaskwiseError`` if it is unknown."""
-        if moment.epoch is None:
+        if when.epoch is None:
             raise MaskwiseError(
                 f"visits: {self.visits} needs the epoch",
                 do="pass epoch=…; a mix of sources has no common epochs, so use visits: random",
             )
-        return moment.epoch
+        return when.epoch
 
-    def paired(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> tuple[Keys, bool]:
+    def paired(self, line: Line, draws: Draws, when: When) -> tuple[Draws, bool]:
         """Return the draws to use, and whether this is the second epoch of a ``complement`` pair.
 
-        With other values of ``visits``, ``keys`` is returned unchanged.
+        With other values of ``visits``, ``draws`` is returned unchanged.
         """
         if self.visits != "complement":
-            return keys, False
-        epoch = self._epoch(moment)
+            return draws, False
+        epoch = self._epoch(when)
         # Both epochs of a pair get the same draws and therefore sort the units in the same order.
-        keys = Keys(batch.example_id, seed=self.seed, epoch=epoch // 2)
-        return keys, epoch % 2 == 1
+        draws = Draws(line.example_id, seed=self.seed, epoch=epoch // 2)
+        return draws, epoch % 2 == 1
 
     @property
     def needs_total(self) -> bool:
@@ -455,9 +449,7 @@ def _require_same(rows: Rows, **given: int | None) -> None:
             )
 
 
-def some_labels(
-    labels: Array, candidate: Array, batch: AnnotatedBatch, share: float, keys: Keys
-) -> Array:
+def some_labels(labels: Array, candidate: Array, line: Line, share: float, draws: Draws) -> Array:
     """Keep the labels of some candidates, and set all other labels to ``IGNORE``.
 
     In each piece, the number of kept labels is ``share`` × the number of eligible tokens, rounded
@@ -467,21 +459,21 @@ def some_labels(
     tokens changes with the step, and the share of tokens with a loss is constant.
 
     Args:
-        labels: (T,) int64, the label of each of the batch's T tokens.
+        labels: (T,) int64, the label of each of the line's T tokens.
         candidate: (T,) bool, the tokens whose labels may be kept.
-        batch: the batch that was corrupted.
+        line: the text that was corrupted.
         share: the share of eligible tokens, 0 to 1.
-        keys: the random draws for the pieces of the batch.
+        draws: the random draws for the pieces of the line.
     """
     at = np.flatnonzero(candidate)
-    pieces = np.arange(batch.pieces)
+    pieces = np.arange(line.pieces)
     # No other decision uses draws of ``Purpose.PREDICT``, so the mask does not depend on
     # ``predict``.
-    rounding_P = keys.uniform(Purpose.PREDICT, pieces, -1)
-    wanted_P = (batch.eligible_P * share + rounding_P).astype(np.int64)
+    rounding_P = draws.uniform(Purpose.PREDICT, pieces, -1)
+    wanted_P = (line.eligible_P * share + rounding_P).astype(np.int64)
     wanted_P = np.maximum(wanted_P, 1) * (share > 0)
-    draw = batch.draw(keys, Purpose.PREDICT, at)
-    asked = at[first_within(batch.piece[at], draw, wanted_P)]
+    draw = line.draw(draws, Purpose.PREDICT, at)
+    asked = at[first_within(line.piece[at], draw, wanted_P)]
     kept = np.full_like(labels, IGNORE)
     kept[asked] = labels[asked]
     return kept

@@ -23,8 +23,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from maskwise.draws import Array
 from maskwise.errors import MaskwiseError, finite_number, first_line
-from maskwise.keys import Array
 from maskwise.specs import Call, build
 
 Ratio: TypeAlias = "float | Array"

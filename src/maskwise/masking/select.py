@@ -35,8 +35,8 @@ from functools import cached_property
 
 import numpy as np
 
-from maskwise.keys import Array, Keys, Purpose, unit_interval
-from maskwise.masking.batch import AnnotatedBatch
+from maskwise.draws import Array, Draws, Purpose, unit_interval
+from maskwise.masking.line import Line
 from maskwise.masking.units import FILLING, Units, budgets, floors
 from maskwise.segments import (
     counts_within,
@@ -58,8 +58,8 @@ _HEAVIEST = 2.0**900
 
 
 @dataclass(eq=False)
-class Selection:
-    """The selected units of a batch.
+class Choice:
+    """The choice of units to mask.
 
     Attributes:
         units: all candidate units.
@@ -67,7 +67,7 @@ class Selection:
         ratio_P: (P,) float64, the requested ratio of each piece.
         budget: (P,) int64, the budget of each piece in tokens. None if there is no budget: with
             ``budget: bernoulli``, with ``visits`` other than ``random``, and in masked diffusion.
-        weight_T: (T,) float64, the factor by which each token's loss is multiplied in masked
+        loss_weight: (T,) float64, the factor by which each token's loss is multiplied in masked
             diffusion; otherwise None.
     """
 
@@ -75,12 +75,12 @@ class Selection:
     chosen: Array
     ratio_P: Array
     budget: Array | None = None
-    weight_T: Array | None = None
+    loss_weight: Array | None = None
 
     @property
-    def batch(self) -> AnnotatedBatch:
-        """The batch from which the units were selected."""
-        return self.units.batch
+    def line(self) -> Line:
+        """The line from which the units were selected."""
+        return self.units.line
 
     @cached_property
     def tokens(self) -> Array:
@@ -94,31 +94,31 @@ class Selection:
         start = chosen.copy()
         start[1:] &= ~chosen[:-1]
         if len(start):
-            start[self.batch.begin] = chosen[self.batch.begin]
+            start[self.line.begin] = chosen[self.line.begin]
         return start
 
     @property
     def masked_pieces(self) -> Array:
         """(T,) bool: the tokens of pieces with a selected token, without padding."""
-        batch = self.batch
-        return (batch.count(self.tokens) > 0).take(batch.piece) & batch.present
+        line = self.line
+        return (line.count(self.tokens) > 0).take(line.piece) & line.present
 
 
 def select(
     units: Units,
     ratio_P: Array,
-    keys: Keys,
+    draws: Draws,
     *,
     budget: str = "expected",
     fill: str = "none",
     min_targets: int = 1,
-) -> Selection:
+) -> Choice:
     """Select units up to a budget in each piece.
 
     Args:
         units: the candidates, with their weights.
         ratio_P: (P,) float64 in [0, 1], the share of eligible tokens to select.
-        keys: the random draws for these pieces.
+        draws: the random draws for these pieces.
         budget: one of ``BUDGETS``; the module docstring describes them.
         fill: one of ``FILLS``: what to do if a piece has too few units of positive weight to use
             its budget. ``none`` selects fewer tokens. ``random`` also selects units of weight 0,
@@ -130,19 +130,19 @@ def select(
     """
     if budget == "bernoulli":
         floor_P = floors(units.tokens_P, ratio_P, min_targets)
-        return Selection(units, _independently(units, ratio_P, keys, floor_P), ratio_P)
-    budget_P = budgets(units.tokens_P, ratio_P, keys, min_targets)
+        return Choice(units, _independently(units, ratio_P, draws, floor_P), ratio_P)
+    budget_P = budgets(units.tokens_P, ratio_P, draws, min_targets)
     if fill == "skip-row" and units.weight is not None:
         usable = units.length * (units.weight > 0)
         usable_P = np.bincount(units.piece, usable, len(budget_P))
         budget_P *= usable_P >= budget_P
-    chosen = up_to(units, budget_P, keys, exact=budget == "exact")
-    return Selection(units, chosen, ratio_P, budget_P)
+    chosen = up_to(units, budget_P, draws, exact=budget == "exact")
+    return Choice(units, chosen, ratio_P, budget_P)
 
 
-def unit_keys(units: Units, keys: Keys) -> Array:
+def unit_keys(units: Units, draws: Draws) -> Array:
     """(U,): the sort key of each unit; int32 if all weights are equal, otherwise int64."""
-    draw = units.draw(keys, Purpose.SELECT)
+    draw = units.draw(draws, Purpose.SELECT)
     if units.weight is None:
         return draw
     weight = units.weight.clip(FILLING, _HEAVIEST)
@@ -153,14 +153,14 @@ def unit_keys(units: Units, keys: Keys) -> Array:
     return (race & ~_NUMBER_MASK) + units.number
 
 
-def in_order(units: Units, keys: Keys, *, budget_P: Array | None = None) -> Array:
+def in_order(units: Units, draws: Draws, *, budget_P: Array | None = None) -> Array:
     """(A,) int64: the indices of the units of positive weight, sorted by piece, then by key.
 
     If ``budget_P`` is given, the result may leave out units behind the first unit that does not fit
     into the budget.
     """
-    key = unit_keys(units, keys)
-    pieces = units.batch.pieces
+    key = unit_keys(units, draws)
+    pieces = units.line.pieces
     near = None
     if units.weight is None and budget_P is not None:
         near = _likely_first(units, key, budget_P)
@@ -198,19 +198,19 @@ def _likely_first(units: Units, key: Array, budget_P: Array) -> Array | None:
     return near
 
 
-def up_to(units: Units, budget_P: Array, keys: Keys, *, exact: bool = True) -> Array:
+def up_to(units: Units, budget_P: Array, draws: Draws, *, exact: bool = True) -> Array:
     """(U,) bool: select units in the order of their keys until the budget of each piece is used.
 
     If ``exact``, units that do not fit are skipped. Otherwise the first unit that does not fit is
     selected at random, and selection ends.
     """
-    order = in_order(units, keys, budget_P=budget_P)
+    order = in_order(units, draws, budget_P=budget_P)
     chosen = np.zeros(len(units.piece), bool)
     if exact and not units.by_token:
         left_P = _fill(units, order, budget_P, chosen)
         far = _left_out(units, order, left_P)
         if len(far):
-            key = unit_keys(units, keys)[far]
+            key = unit_keys(units, draws)[far]
             far = far[order_within(units.piece[far], key, pieces=len(budget_P))]
             _fill(units, far, left_P, chosen)
         return chosen
@@ -230,7 +230,7 @@ def up_to(units: Units, budget_P: Array, keys: Keys, *, exact: bool = True) -> A
     # all its units fit, or if no budget is left.
     border_P = np.flatnonzero((taken_P < counts_P) & (left_P > 0))
     border = (offsets(counts_P) + taken_P)[border_P]
-    taken = keys.per_piece(Purpose.BORDER)[border_P] * length[border] <= left_P[border_P]
+    taken = draws.per_piece(Purpose.BORDER)[border_P] * length[border] <= left_P[border_P]
     chosen[order[border[taken]]] = True
     return chosen
 
@@ -273,33 +273,33 @@ def _left_out(units: Units, order: Array, left_P: Array) -> Array:
     return np.flatnonzero(fits)
 
 
-def _independently(units: Units, ratio_P: Array, keys: Keys, floor_P: Array) -> Array:
+def _independently(units: Units, ratio_P: Array, draws: Draws, floor_P: Array) -> Array:
     """(U,) bool: select each unit independently, then add single tokens up to ``floor_P``."""
     probability = ratio_P.take(units.piece)
     available = np.ones(len(probability), bool)
     if units.weight is not None:
         probability *= units.weight
         available = units.weight > 0
-    draw = unit_interval(units.draw(keys, Purpose.BERNOULLI))
+    draw = unit_interval(units.draw(draws, Purpose.BERNOULLI))
     chosen = (draw < probability) & available
     if not units.by_token:
         return chosen
     missing_P = floor_P - np.bincount(units.piece[chosen], minlength=len(floor_P))
     if (missing_P > 0).any():
         rest = np.flatnonzero(available & ~chosen)
-        key = unit_keys(units, keys).take(rest)
+        key = unit_keys(units, draws).take(rest)
         added = first_within(units.piece.take(rest), key, missing_P)
         chosen[rest[added]] = True
     return chosen
 
 
-def stretch(units: Units, keys: Keys, low_P: Array, high_P: Array) -> Selection:
+def stretch(units: Units, draws: Draws, low_P: Array, high_P: Array) -> Choice:
     """Sort the units at random, and select the part from the share ``low_P`` to ``high_P``.
 
     The sorted units of a piece are laid end to end on a line of length 1. A unit is selected if its
     middle on this line is at least low and below high.
     """
-    order = in_order(units, keys)
+    order = in_order(units, draws)
     piece = units.piece[order]
     length = units.length[order]
     total_P = np.bincount(piece, length, len(low_P))
@@ -310,4 +310,4 @@ def stretch(units: Units, keys: Keys, low_P: Array, high_P: Array) -> Selection:
     inside = (middle >= low_P[piece] - 1e-12) & (middle < high_P[piece] - 1e-12)
     chosen = np.zeros(len(units.piece), bool)
     chosen[order[inside]] = True
-    return Selection(units, chosen, high_P - low_P)
+    return Choice(units, chosen, high_P - low_P)

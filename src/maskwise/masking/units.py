@@ -3,8 +3,8 @@
 A unit may have a weight: a unit with a larger weight is more likely to be masked. Units such as
 words are ranges of consecutive tokens. Of such units, only the start and the length are stored.
 Most units are not selected, so the positions of their tokens are computed only when they are
-needed, which saves a fifth of the time of whole-word masking. Shapes such as (U,) are explained in
-``batch``.
+needed, which saves a fifth of the time of whole-word masking. ``line`` explains shapes such as
+(U,).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Self
 
 import numpy as np
 
+from maskwise.draws import Array, Draws, Purpose
 from maskwise.errors import MaskwiseError
-from maskwise.keys import Array, Keys, Purpose
-from maskwise.masking.batch import AnnotatedBatch
+from maskwise.masking.line import Line
 from maskwise.segments import listed, offsets, owners, rank_within
 
 STEPS = 80
@@ -37,10 +37,10 @@ piece."""
 
 @dataclass(eq=False)
 class Units:
-    """The U units of the P pieces of a batch, as flat arrays. M is the number of their tokens.
+    """The U units of the P pieces of a line, as flat arrays. M is the number of their tokens.
 
     Attributes:
-        batch: the batch whose tokens form the units.
+        line: the line whose tokens form the units.
         piece: (U,) int64, the index of each unit's piece.
         number: (U,) int64, a number for each unit, distinct within a piece. The random draws of the
             unit are computed from this number.
@@ -53,7 +53,7 @@ class Units:
         by_token: whether every unit is one token.
     """
 
-    batch: AnnotatedBatch
+    line: Line
     piece: Array
     number: Array
     start: Array | None
@@ -62,20 +62,20 @@ class Units:
     by_token: bool = False
 
     @classmethod
-    def single(cls, batch: AnnotatedBatch, tokens: Array | None = None) -> Units:
+    def single(cls, line: Line, tokens: Array | None = None) -> Units:
         """Make one unit of each token.
 
         Args:
-            batch: the batch whose tokens form the units.
+            line: the line whose tokens form the units.
             tokens: ascending positions of tokens; default: all eligible tokens.
         """
         if tokens is None:
-            tokens = batch.eligible_at
-        count_P = batch.count_at(tokens)
+            tokens = line.eligible_at
+        count_P = line.count_at(tokens)
         piece = owners(count_P)
-        number = batch.place(tokens, count_P)
+        number = line.place(tokens, count_P)
         units = cls(
-            batch,
+            line,
             piece,
             number,
             tokens,
@@ -88,7 +88,7 @@ class Units:
     @classmethod
     def of_tokens(
         cls,
-        batch: AnnotatedBatch,
+        line: Line,
         tokens: Array,
         unit: Array,
         piece: Array,
@@ -98,7 +98,7 @@ class Units:
         """Make units of any tokens.
 
         Args:
-            batch: the batch whose tokens form the units.
+            line: the line whose tokens form the units.
             tokens: (M,) int64, the positions of the tokens, in any order.
             unit: (M,) int64, the index of the unit to which each of these tokens belongs.
             piece: (U,) int64, as the attribute.
@@ -106,7 +106,7 @@ class Units:
             weight: (U,) float64, as the attribute.
         """
         length = np.bincount(unit, minlength=len(piece))
-        units = cls(batch, piece, number, None, length, weight)
+        units = cls(line, piece, number, None, length, weight)
         # Set these cached properties here, because their code needs ``start``, which is None.
         units.tokens = tokens
         units.unit = unit
@@ -128,8 +128,8 @@ class Units:
         """(P,) int64: the number of units in each piece."""
         if self.start is not None:
             # Searching the edges of the pieces is faster than counting every unit.
-            return self.batch.count_at(self.start)
-        return np.bincount(self.piece, minlength=self.batch.pieces)
+            return self.line.count_at(self.start)
+        return np.bincount(self.piece, minlength=self.line.pieces)
 
     @cached_property
     def tokens_P(self) -> Array:
@@ -140,13 +140,13 @@ class Units:
         if self.start is not None:
             total = np.append(0, self.length.cumsum())
             return np.diff(total[np.append(0, self.count.cumsum())])
-        return np.bincount(self.piece, self.length, self.batch.pieces).astype(np.int64)
+        return np.bincount(self.piece, self.length, self.line.pieces).astype(np.int64)
 
-    def draw(self, keys: Keys, purpose: Purpose) -> Array:
+    def draw(self, draws: Draws, purpose: Purpose) -> Array:
         """(U,) int32: a random draw for each unit."""
         if self.start is not None:
-            return keys.draw_each(purpose, self.count, self.number)
-        return keys.draw(purpose, self.piece, self.number)
+            return draws.draw_each(purpose, self.count, self.number)
+        return draws.draw(purpose, self.piece, self.number)
 
     def repeated(self, values_P: Array) -> Array:
         """(U,) array: for each unit, the value of its piece in ``values_P``."""
@@ -182,12 +182,12 @@ class Units:
         unit = (kept.cumsum() - 1)[self.unit[inside]]
         weight = None if self.weight is None else self.weight[kept]
         return Units.of_tokens(
-            self.batch, self.tokens[inside], unit, self.piece[kept], self.number[kept], weight
+            self.line, self.tokens[inside], unit, self.piece[kept], self.number[kept], weight
         )
 
     def spread(self, chosen_U: Array) -> Array:
         """(T,) bool: the tokens of the units where ``chosen_U``, (U,) bool, is True."""
-        chosen = np.zeros(len(self.batch.input_ids), bool)
+        chosen = np.zeros(len(self.line.input_ids), bool)
         at = np.flatnonzero(chosen_U)
         if self.by_token:
             chosen[self.tokens[at]] = True
@@ -209,43 +209,43 @@ def check_weights(weight: Array) -> None:
         raise MaskwiseError("a weight is not a finite number ≥ 0", got=float(weight[~valid][0]))
 
 
-def runs(batch: AnnotatedBatch, ids: Array) -> Units:
+def runs(line: Line, ids: Array) -> Units:
     """Make a unit of each run of consecutive content tokens with the same id ≥ 0.
 
     A run with a token that may not be masked is left out, such as a word with an [UNK].
 
     Args:
-        batch: the batch whose tokens form the units.
+        line: the line whose tokens form the units.
         ids: (T,) int64, the id of each token; negative for tokens outside units.
     """
-    start, length, barred = find_runs(batch, ids)
-    count_P = batch.count_at(start)
+    start, length, barred = find_runs(line, ids)
+    count_P = line.count_at(start)
     piece = owners(count_P)
     number = rank_within(count_P)
     if not len(barred):
-        return Units(batch, piece, number, start, length)
+        return Units(line, piece, number, start, length)
     kept = np.ones(len(start), bool)
     kept[barred] = False
-    return Units(batch, piece[kept], number[kept], start[kept], length[kept])
+    return Units(line, piece[kept], number[kept], start[kept], length[kept])
 
 
-def find_runs(batch: AnnotatedBatch, ids: Array) -> tuple[Array, Array, Array]:
+def find_runs(line: Line, ids: Array) -> tuple[Array, Array, Array]:
     """Find runs of consecutive content tokens with the same id ≥ 0 in each piece.
 
     Returns:
         The position of the first token of each run, (R,); the length of each run, (R,); and the
         indices of the runs with a token that may not be masked.
     """
-    inside = (ids >= 0) & batch.content
+    inside = (ids >= 0) & line.content
     # A run ends where the id changes, before a token without an id, and at the end of the piece.
     continues = inside.copy()
     continues[1:] &= inside[:-1] & (ids[1:] == ids[:-1])
-    continues[batch.begin[: len(ids)]] = False
+    continues[line.begin[: len(ids)]] = False
     last = inside.copy()
     last[:-1] &= ~continues[1:]
     start = np.flatnonzero(inside & ~continues)
     length = np.flatnonzero(last) - start + 1
-    barred = np.flatnonzero(inside & ~batch.eligible)
+    barred = np.flatnonzero(inside & ~line.eligible)
     return start, length, np.unique(start.searchsorted(barred, side="right") - 1)
 
 
@@ -259,11 +259,11 @@ def floors(tokens_P: Array, ratio_P: Array, min_targets: int) -> Array:
     return np.minimum(tokens_P, min_targets) * (wanted_P >= 0.5)
 
 
-def budgets(tokens_P: Array, ratio_P: Array, keys: Keys, min_targets: int) -> Array:
+def budgets(tokens_P: Array, ratio_P: Array, draws: Draws, min_targets: int) -> Array:
     """(P,) int64: the budget, in tokens, of each piece."""
     # With random rounding, the mean budget is exactly ratio × tokens. With rounding to the nearest
     # number, short pieces would get too many or too few masks on average.
-    rounded_P = (ratio_P * tokens_P + keys.per_piece(Purpose.ROUND)).astype(np.int64)
+    rounded_P = (ratio_P * tokens_P + draws.per_piece(Purpose.ROUND)).astype(np.int64)
     return np.minimum(np.maximum(rounded_P, floors(tokens_P, ratio_P, min_targets)), tokens_P)
 
 

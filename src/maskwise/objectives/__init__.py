@@ -16,10 +16,10 @@ from maskwise.masking.corruptions import corruption
 from maskwise.masking.masker import MaskingSettings
 from maskwise.objectives.base import (
     Classification,
+    Loss,
     MultiLabel,
     MultipleChoice,
     Objective,
-    Outcome,
     Regression,
     SpanQuestionAnswering,
 )
@@ -150,13 +150,13 @@ __all__ = [
     "ContrastiveSentences",
     "Denoising",
     "DenoisingAutoencoder",
+    "Loss",
     "MaskedDiffusion",
     "MaskedLanguageModelling",
     "MultiLabel",
     "MultipleChoice",
     "Objective",
     "ObjectiveSettings",
-    "Outcome",
     "Regression",
     "SpanQuestionAnswering",
     "objective",

@@ -24,7 +24,8 @@ from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import Inputs, Kind, adapter_of, encoder_of
 from maskwise.masking import IGNORE, MaskedBatch, Masker
-from maskwise.masking.gather import Pieces, Rows
+from maskwise.masking.gather import Rows
+from maskwise.masking.line import Line
 from maskwise.masking.schedules import schedule
 from maskwise.weights import encoder_weights, multiplied_weights
 
@@ -94,7 +95,7 @@ class Maker(Protocol):
 
     def __call__(
         self,
-        rows: Rows | Pieces,
+        rows: Rows | Line,
         *,
         step: int = 0,
         total_steps: int | None = None,
@@ -102,35 +103,35 @@ class Maker(Protocol):
     ) -> MaskedBatch: ...
 
 
-class Outcome(NamedTuple):
+class Loss(NamedTuple):
     """The losses of a batch with M targets.
 
     Attributes:
-        loss: the summed loss of all targets, a scalar in nats, with gradient.
-        targets: the number by which the sum is divided, a scalar: the number of targets, or in
+        total: the summed loss of all targets, a scalar in nats, with gradient.
+        divisor: the number by which the sum is divided, a scalar: the number of targets, or in
             masked diffusion the number of eligible tokens.
-        losses: (M,) float32, the loss of each target, detached; None if targets are not tokens.
+        each: (M,) float32, the loss of each target, detached; None if targets are not tokens.
         where: (M, 2) int64, the row and the column of each target; None if targets are not tokens.
         right: (M,) bool, whether the most probable token is the target; None unless the attribute
             ``tells_right`` of the objective is True.
     """
 
-    loss: Tensor
-    targets: Tensor
-    losses: Tensor | None = None
+    total: Tensor
+    divisor: Tensor
+    each: Tensor | None = None
     where: Tensor | None = None
     right: Tensor | None = None
 
     @classmethod
-    def of(cls, losses: Tensor, where: Tensor | None = None) -> Outcome:
-        """Make an outcome from losses (M,). If targets are tokens, ``where`` is their positions."""
+    def of(cls, losses: Tensor, where: Tensor | None = None) -> Loss:
+        """Sum the losses (M,) of targets; ``where`` is their positions if they are tokens."""
         # Single losses are only used by masking policies that learn, which need losses of tokens.
         each = None if where is None else losses.detach()
         return cls(losses.sum(), counted(losses.numel(), losses), each, where)
 
 
 class Objective(nn.Module, ABC):
-    """Base class of objectives: a model with a head and a loss. Calls return an ``Outcome``.
+    """Base class of objectives: a model with a head and a loss. Calls return a ``Loss``.
 
     An objective is a module, because DDP and FSDP need one forward pass that includes the loss. It
     returns sums and counts, not means. All targets of a step therefore have the same weight, in all
@@ -266,7 +267,7 @@ class Objective(nn.Module, ABC):
         return nullcontext()
 
     @abstractmethod
-    def forward(self, batch: Any) -> Outcome:
+    def forward(self, batch: Any) -> Loss:
         """Return the losses of a batch."""
 
 
@@ -356,11 +357,11 @@ class Classification(Objective):
         taken = inspect.signature(model.forward).parameters
         self._unused = {"labels", "choices"} | {"token_type_ids"}.difference(taken)
 
-    def forward(self, batch: Tensors) -> Outcome:
+    def forward(self, batch: Tensors) -> Loss:
         logits = unrounded(self.logits(batch)).flatten(0, -2)
         labels = batch["labels"]
         loss = cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="sum")
-        return Outcome(loss, torch.count_nonzero(labels != IGNORE))
+        return Loss(loss, torch.count_nonzero(labels != IGNORE))
 
     def logits(self, batch: Tensors) -> Tensor:
         """Return the class scores, (B, classes) or (B, L, classes)."""
@@ -381,9 +382,9 @@ class Regression(Classification):
     Source: Devlin et al. 2019, appendix B.1 (STS-B).
     """
 
-    def forward(self, batch: Tensors) -> Outcome:
+    def forward(self, batch: Tensors) -> Loss:
         error = unrounded(self.logits(batch)).squeeze(-1) - batch["labels"]
-        return Outcome.of(error.square())
+        return Loss.of(error.square())
 
 
 class MultiLabel(Classification):
@@ -395,10 +396,10 @@ class MultiLabel(Classification):
     Source: Goodfellow et al. 2016, section 6.2.2.2.
     """
 
-    def forward(self, batch: Tensors) -> Outcome:
+    def forward(self, batch: Tensors) -> Loss:
         logits = unrounded(self.logits(batch))
         labels = batch["labels"].to(logits.dtype)
-        return Outcome.of(binary_cross_entropy_with_logits(logits, labels, reduction="none"))
+        return Loss.of(binary_cross_entropy_with_logits(logits, labels, reduction="none"))
 
 
 class MultipleChoice(Classification):

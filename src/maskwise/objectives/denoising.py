@@ -22,15 +22,15 @@ from maskwise.attention import NAME, REPLACED, Documents
 from maskwise.devices import Tensors
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.families import ENCODERS, adapter_of, decoder_inputs, patched, picked, width_of
-from maskwise.masking import IGNORE, AnnotatedBatch, MaskedBatch, Masker
+from maskwise.masking import IGNORE, Line, MaskedBatch, Masker
 from maskwise.masking.corruptions import corruption
-from maskwise.masking.gather import Pieces, Rows, device_of, gather
+from maskwise.masking.gather import Rows, device_of, gather
 from maskwise.objectives.base import (
     Batch,
     Inputs,
+    Loss,
     Masking,
     Objective,
-    Outcome,
     Work,
     encoded,
     model_inputs,
@@ -64,7 +64,7 @@ class Denoising(MaskedLanguageModelling):
     >>> config = T5Config(**size, num_layers=1, decoder_start_token_id=0)
     >>> batch = {"input_ids": torch.tensor([[3, 4, 1]]), "labels": torch.tensor([[5, 1, -100]])}
     >>> outcome = Denoising(T5ForConditionalGeneration(config))(batch)
-    >>> int(outcome.targets), outcome.where.tolist()
+    >>> int(outcome.divisor), outcome.where.tolist()
     (2, [[0, 0], [0, 1]])
     """
 
@@ -226,7 +226,7 @@ class DenoisingAutoencoder(Objective):
                 allowed="delete",
             )
 
-    def forward(self, batch: MaskedBatch) -> Outcome:
+    def forward(self, batch: MaskedBatch) -> Loss:
         labels = batch["labels"]
         states_BLH = encoded(self.model, batch)
         sentence_BH = states_BLH[:, 0]
@@ -244,7 +244,7 @@ class DenoisingAutoencoder(Objective):
         )
         at = target_places(batch).unbind(1)
         logits_MV = unrounded(self.narrow(picked(written, *at)) @ self.embeddings.T)
-        return Outcome.of(cross_entropy(logits_MV, labels[at], reduction="none"))
+        return Loss.of(cross_entropy(logits_MV, labels[at], reduction="none"))
 
     def work(self, tokens: float, targets: float) -> Work:
         """Return the work for a batch: the encoder on input tokens, decoder and head on targets.
@@ -287,19 +287,19 @@ class NextTokens(Masker):
     ['the', 'cat', 'sat']
     """
 
-    def __call__(self, rows: Rows | Pieces | AnnotatedBatch, **when: object) -> MaskedBatch:
+    def __call__(self, rows: Rows | Line, **when: object) -> MaskedBatch:
         """Return unmasked rows with labels. Special tokens and [UNK] are no targets.
 
         Further arguments of ``Masker.__call__``, such as the step, are accepted but ignored.
         """
-        source = gather(rows, self.vocabulary)
-        text = source.piece if source.apart else source.row[source.piece]
+        line = gather(rows, self.vocabulary)
+        text = line.piece if line.apart else line.row[line.piece]
         # The first token of a text is no target, because the token before it is not of this text.
-        follows = source.eligible[1:] & (text[1:] == text[:-1])
-        labels = np.full(len(source.input_ids), IGNORE, np.int64)
-        labels[:-1][follows] = source.input_ids[1:][follows]
-        truth = torch.from_numpy(labels.reshape(source.shape))
-        return MaskedBatch.unmasked(source, truth, int(follows.sum())).to(device_of(rows))
+        follows = line.eligible[1:] & (text[1:] == text[:-1])
+        labels = np.full(len(line.input_ids), IGNORE, np.int64)
+        labels[:-1][follows] = line.input_ids[1:][follows]
+        truth = torch.from_numpy(labels.reshape(line.shape))
+        return MaskedBatch.unmasked(line, truth, int(follows.sum())).to(device_of(rows))
 
 
 class CausalLanguageModelling(MaskedLanguageModelling):

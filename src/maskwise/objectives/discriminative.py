@@ -22,19 +22,20 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
 
 from maskwise.devices import moved
+from maskwise.draws import Array
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of, masked_logits, patched, picked, width_of
-from maskwise.keys import Array
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.corruptions import Insert, corruption
-from maskwise.masking.gather import Pieces, Rows, device_of, gather
+from maskwise.masking.gather import Rows, device_of, gather
+from maskwise.masking.line import Line
 from maskwise.masking.vocabulary import Tokenizer
 from maskwise.models import build_model
 from maskwise.objectives.base import (
+    Loss,
     Maker,
     Masking,
     Objective,
-    Outcome,
     Work,
     check_all_asked,
     encoded,
@@ -83,7 +84,7 @@ class Detection(Objective):
         targets."""
         return super().work(targets, targets)
 
-    def forward(self, batch: MaskedBatch) -> Outcome:
+    def forward(self, batch: MaskedBatch) -> Loss:
         where = target_places(batch)
         at = where.unbind(1)
         logits = self.head(picked(encoded(self.model, batch), *at))
@@ -92,7 +93,7 @@ class Detection(Objective):
             batch["labels"][at],
             reduction="none",
         )
-        return Outcome.of(losses, where)
+        return Loss.of(losses, where)
 
 
 class AddedTokenDetection(Detection):
@@ -182,7 +183,7 @@ class ReplacedTokenDetection(Objective):
         generator = MaskedLanguageModelling(self.generator).work(tokens, targets)
         return Work(encoder_weights(self.model) * tokens, head * tokens + generator.all)
 
-    def forward(self, batch: MaskedBatch) -> Outcome:
+    def forward(self, batch: MaskedBatch) -> Loss:
         labels = batch["labels"]
         where = target_places(batch)
         at = where.unbind(1)
@@ -196,7 +197,7 @@ class ReplacedTokenDetection(Objective):
             ids[at] = sampled(logits)
         replaced = torch.zeros_like(ids, dtype=torch.bool)
         replaced[at] = ids[at] != truth
-        text = torch.from_numpy(np.flatnonzero(batch.source.predicted))
+        text = torch.from_numpy(np.flatnonzero(batch.line.predicted))
         on_device = moved(text, labels.device)
         shown = {**model_inputs(self.model, batch), "input_ids": ids}
         score = self.head(encoded(self.model, shown).flatten(0, 1)[on_device]).float().squeeze(-1)
@@ -207,7 +208,7 @@ class ReplacedTokenDetection(Objective):
         # second term then is a mean over the text.
         share = len(where) / max(1, len(text))
         total = losses.sum() + self.weight * share * detected
-        return Outcome.of(losses, where)._replace(loss=total)
+        return Loss.of(losses, where)._replace(total=total)
 
 
 def sampled(logits: Tensor) -> Tensor:
@@ -256,7 +257,7 @@ class Twins:
         ContrastiveSentences.check(masking)
         self.vocabulary = Vocabulary.of(tokenizer)
 
-    def __call__(self, rows: Rows | Pieces, **when: object) -> MaskedBatch:
+    def __call__(self, rows: Rows | Line, **when: object) -> MaskedBatch:
         """Make a batch of twins from rows 0, 2, 4, ….
 
         Raises:
@@ -279,10 +280,10 @@ class Twins:
         # Rows 0, 2, 4, …, and then the same rows again.
         pair = 2 * (np.arange(size) % (size // 2))
 
-        def twice(line: Array) -> Array:
-            return line.reshape(every.shape)[pair].reshape(-1)
+        def twice(values: Array) -> Array:
+            return values.reshape(every.shape)[pair].reshape(-1)
 
-        batch = replace(
+        line = replace(
             every,
             input_ids=twice(every.input_ids),
             content=twice(every.content),
@@ -295,7 +296,7 @@ class Twins:
             extras={name: twice(extra) for name, extra in every.extras.items()},
         )
         twin = (torch.arange(size) + size // 2) % size
-        return MaskedBatch.unmasked(batch, twin, size).to(device_of(rows))
+        return MaskedBatch.unmasked(line, twin, size).to(device_of(rows))
 
 
 class ContrastiveSentences(Objective):
@@ -358,7 +359,7 @@ class ContrastiveSentences(Objective):
     def chance(self, vocabulary: int, rows: int) -> float:
         return math.log(max(2, rows - 1))
 
-    def forward(self, batch: MaskedBatch) -> Outcome:
+    def forward(self, batch: MaskedBatch) -> Loss:
         labels = batch["labels"]
         with self.some_dropout():
             first_BH = encoded(self.model, batch)[:, 0]
@@ -372,7 +373,7 @@ class ContrastiveSentences(Objective):
         itself = torch.zeros_like(similar, dtype=torch.bool)
         itself[place, place + offset] = True
         others = similar.masked_fill(itself, -torch.inf)
-        return Outcome.of(cross_entropy(others, labels + offset, reduction="none"))
+        return Loss.of(cross_entropy(others, labels + offset, reduction="none"))
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:

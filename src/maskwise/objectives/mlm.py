@@ -27,9 +27,9 @@ from maskwise.masking.schedules import schedule
 from maskwise.objectives.base import (
     Batch,
     Inputs,
+    Loss,
     Masking,
     Objective,
-    Outcome,
     Work,
     check_all_asked,
     counted,
@@ -67,16 +67,16 @@ class MaskedLanguageModelling(Objective):
     tells_right = False
     """Whether outcomes include ``right``. If True, the compiled head is not used."""
 
-    def forward(self, batch: Batch) -> Outcome:
+    def forward(self, batch: Batch) -> Loss:
         losses, where, right = self.answers(batch)
-        return Outcome.of(losses, where)._replace(right=right)
+        return Loss.of(losses, where)._replace(right=right)
 
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the losses (M,) float32 and the positions (M, 2) of all targets, row by row."""
         return self.answers(batch)[:2]
 
     def answers(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the losses and positions of all targets, and ``right`` as in ``Outcome``."""
+        """Return the losses and positions of all targets, and ``right`` as in ``Loss``."""
         where = target_places(batch)
         row, column = where.unbind(1)
         truth = batch["labels"][row, column]
@@ -187,10 +187,10 @@ class MaskedDiffusion(MaskedLanguageModelling):
             return f"policy {masking['policy']} depends on the text that it hides: {no_bound}"
         return None
 
-    def forward(self, batch: MaskedBatch) -> Outcome:  # type: ignore[override]
+    def forward(self, batch: MaskedBatch) -> Loss:  # type: ignore[override]
         losses, where, right = self.answers(batch)
         total = weighted(losses, batch.loss_weight, *where.unbind(1)).sum()
-        return Outcome(total, counted(batch.counted or 0, losses), losses.detach(), where, right)
+        return Loss(total, counted(batch.counted or 0, losses), losses.detach(), where, right)
 
 
 # Span boundaries
@@ -238,7 +238,7 @@ class SpanBoundary(Objective):
         what = f"objective sbo with policy {masking['policy']} has hardly any spans"
         return f"{what}: each token is predicted from the two tokens beside it"
 
-    def forward(self, batch: MaskedBatch) -> Outcome:
+    def forward(self, batch: MaskedBatch) -> Loss:
         labels = batch["labels"]
         where = target_places(batch)
         at = where.unbind(1)
@@ -252,7 +252,7 @@ class SpanBoundary(Objective):
         # The model is trained on both losses. Policies that learn from losses get only the MLM
         # loss, as from other objectives.
         losses = plain + head_losses(self.model, from_borders, truth)
-        return Outcome.of(losses, where)._replace(losses=plain.detach())
+        return Loss.of(losses, where)._replace(each=plain.detach())
 
     def chance(self, vocabulary: int, rows: int) -> float:
         return 2 * super().chance(vocabulary, rows)

@@ -16,11 +16,11 @@ from pydantic import ValidationError, ValidationInfo, field_validator, model_val
 
 from maskwise.annotate.registry import annotator, check_names
 from maskwise.constants import DIFFUSION
+from maskwise.draws import fold
 from maskwise.effects import Judgement, Nothing, Weights
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.families import Kind
-from maskwise.keys import fold
 from maskwise.learning.settings import LearningSettings
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.masker import MaskingSettings

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from maskwise.arrays import numbers
 from maskwise.devices import TensorDict, Tensors
+from maskwise.draws import fold
 from maskwise.errors import MaskwiseError, require_known, whole_number
-from maskwise.keys import fold
 from maskwise.masking.policies.base import Numbers
 from maskwise.masking.schedules import Schedule, schedule
 from maskwise.specs import Call

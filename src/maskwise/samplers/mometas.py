@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from maskwise.devices import TensorDict, Tensors
+from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
-from maskwise.keys import fold
 from maskwise.samplers.base import PUBLISHED_EVERY, ROLLOUTS, Losses, Sampler, interval, probe_size
 
 TINY = 1e-6

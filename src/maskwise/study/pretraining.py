@@ -18,10 +18,10 @@ from torch import Tensor
 
 from maskwise import __version__
 from maskwise.constants import rank_here, ranks_here
+from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut, fixed_maskers
 from maskwise.evaluation.scoring import diffusion_bound
-from maskwise.keys import fold
 from maskwise.masking import Masker
 from maskwise.masking.policies.base import Learner
 from maskwise.objectives import Objective, objective, objective_class, predicting

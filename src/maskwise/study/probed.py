@@ -99,7 +99,7 @@ def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
         judged: the same text in the layout of the evaluation.
         count: the number of rows of ``judged`` that the evaluation reads.
     """
-    return rows.holding(judged.batch(spread(count, of=len(judged))).example_ids).tolist()
+    return rows.holding(judged.line(spread(count, of=len(judged))).example_id).tolist()
 
 
 def laid_out(rows: Text, objective: type[Objective] | Objective, config: PreTrainedConfig) -> Text:

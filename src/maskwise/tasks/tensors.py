@@ -22,9 +22,9 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
+from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
 from maskwise.families import evaluating
-from maskwise.keys import fold
 from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives import Classification
 from maskwise.tasks.metrics import LOST

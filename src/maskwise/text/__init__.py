@@ -14,7 +14,7 @@ from maskwise.text.documents import (
 )
 from maskwise.text.encoding import annotate_rows, encode
 from maskwise.text.pieces import Pieces, Tokens, read_pieces, tokenise
-from maskwise.text.rows import PieceBatch, Rows, split
+from maskwise.text.rows import Rows, split
 from maskwise.text.settings import Prepared
 from maskwise.text.stream import Stream, shards_of
 from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
@@ -23,7 +23,6 @@ from maskwise.text.words import word_ids
 __all__ = [
     "Document",
     "Documents",
-    "PieceBatch",
     "Pieces",
     "Prepared",
     "Rows",

@@ -12,16 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskwise.errors import MaskwiseError, finite_number, plural, require_known
-from maskwise.segments import Array, counts_within, framed, listed, offsets, owners, sums_within
+from maskwise.masking.line import Line
+from maskwise.segments import Array, listed, owners
 from maskwise.text.documents import Document, place_of
-from maskwise.text.layers import Columns
 from maskwise.text.pieces import (
-    Frame,
     Ints,
     Pieces,
     read_columns,
@@ -35,78 +34,6 @@ if TYPE_CHECKING:
 LAYOUTS = ("packed", "joined", "document")
 # Number of tokens that are planned or counted together.
 WINDOW_TOKENS = 1 << 20
-
-
-class PieceBatch(NamedTuple):
-    """The P pieces of B rows with T tokens in total: the input of a `Masker`.
-
-    Attributes:
-        columns: (T,) arrays, keyed by name: "input_ids", "word_ids" (from 0 in every piece, −1 for
-            no word) and annotation layers, all without special tokens.
-        lengths: (P,) the number of tokens in each piece.
-        example_ids: (P,) int64, the permanent id of each piece, from which masks are computed.
-        rows: (P,) int64, ascending: the row of each piece, as an index in the batch.
-        length: L, the number of tokens in a row.
-        frame: the special tokens around the pieces.
-        apart: whether each piece is a separate text that begins with ``frame.first``; if not, the
-            row is one text.
-    """
-
-    columns: Columns
-    lengths: Ints
-    example_ids: Ints
-    rows: Ints
-    length: int
-    frame: Frame
-    apart: bool = True
-
-    def laid_out(self) -> Columns:
-        """Return the rows as (B, L) arrays: [first] piece [last] [first] piece [last] … padding.
-
-        Returns:
-            A dict with "input_ids", "attention_mask", "word_ids" and the annotation layers, (B, L).
-            At special tokens and padding, layers are −1 (or 0, if they are floats). Words are
-            numbered from 0 in every row. "example_id" is (B,) if every row has one piece, else
-            (B, L): special tokens have the id of their piece, and padding has −1.
-        """
-        layout = framed(
-            self.lengths, self.rows, length=self.length, frame=self.frame, apart=self.apart
-        )
-        shape = layout.shape
-        layers = dict(self.columns)
-        columns = {
-            "input_ids": layout.ids(layers.pop("input_ids")).reshape(shape),
-            "attention_mask": layout.present().reshape(shape),
-        }
-        packed = len(self.rows) > shape[0]
-        # A slow tokenizer finds no words.
-        if packed and "word_ids" in layers:
-            layers["word_ids"] = self._words_of_rows(shape[0])
-        for name, values in layers.items():
-            columns[name] = layout.column(values).reshape(shape)
-        columns["example_id"] = self.example_ids
-        if packed:
-            # Only its id tells to which of two pieces a special token between them belongs.
-            columns["example_id"] = np.full(shape, -1)
-            ids = self.example_ids.repeat(layout.end - layout.begin)
-            np.place(columns["example_id"], columns["attention_mask"], ids)
-        return columns
-
-    def _words_of_rows(self, rows: int) -> Ints:
-        """Return word numbers (T,) that begin at 0 in each row and not in each piece."""
-        words = self.columns["word_ids"].astype(np.int64)
-        first_token_P = offsets(self.lengths)
-        # A piece's words are numbered from 0, so their count is the largest number plus one.
-        words_P = np.maximum.reduceat(words, first_token_P) + 1
-        pieces_of_row = counts_within(self.rows, rows)
-        before_P = sums_within(words_P, pieces_of_row) - words_P
-        return np.where(words >= 0, words + before_P.repeat(self.lengths), -1)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return `laid_out` as tensors."""
-        import torch
-
-        return {name: torch.from_numpy(values) for name, values in self.laid_out().items()}
 
 
 @dataclass(eq=False)
@@ -209,8 +136,8 @@ class Rows:
         first_piece = self.order[self.first[:-1]]
         return np.bincount(sources[first_piece], minlength=count).tolist()
 
-    def batch(self, rows: Sequence[int] | Array | Tensor) -> PieceBatch:
-        """Return the pieces of B rows.
+    def line(self, rows: Sequence[int] | Array | Tensor) -> Line:
+        """Return B rows as a line, the input of a ``Masker``.
 
         Args:
             rows: (B,) the indices of the rows.
@@ -225,19 +152,22 @@ class Rows:
         piece = self.order[listed(begin, count)]
         lengths = pieces.offsets[piece + 1] - pieces.offsets[piece]
         tokens = listed(pieces.offsets[piece], lengths)
-        return PieceBatch(
+        return Line.of_pieces(
             {name: column[tokens] for name, column in pieces.columns.items()},
             lengths,
-            pieces.example_ids[piece],
             owners(count),
-            pieces.length,
-            pieces.frame,
+            example_id=pieces.example_ids[piece],
+            length=pieces.length,
+            frame=pieces.frame,
             apart=self.layout != "joined",
         )
 
     def tensors(self, rows: Sequence[int] | Array | Tensor) -> dict[str, Tensor]:
-        """Return B rows as (B, L) tensors; see `PieceBatch.laid_out`."""
-        return self.batch(rows).tensors()
+        """Return B rows as (B, L) tensors; see ``Line.columns``."""
+        import torch
+
+        columns = self.line(rows).columns()
+        return {name: torch.from_numpy(values) for name, values in columns.items()}
 
     def laid(self, layout: str) -> Rows:
         """Plan the same pieces in a different layout. The ids and masks of pieces stay the same."""
@@ -396,24 +326,3 @@ def _best_fit(cost: Ints, space: int) -> Ints:
     rank = np.empty(rows, dtype=np.int64)
     rank[first.argsort(kind="stable")] = np.arange(rows)
     return rank[row_of_piece]
-
-
-def joined(batches: Sequence[PieceBatch]) -> PieceBatch:
-    """Concatenate the rows of several batches."""
-    if len(batches) == 1:
-        return batches[0]
-    rows = []
-    before = 0
-    for batch in batches:
-        rows.append(batch.rows + before)
-        before = rows[-1][-1] + 1
-    all_columns, lengths, example_ids, *_ = zip(*batches)
-    columns = {}
-    for name in all_columns[0]:
-        columns[name] = np.concatenate([part[name] for part in all_columns])
-    return batches[0]._replace(
-        columns=columns,
-        lengths=np.concatenate(lengths),
-        example_ids=np.concatenate(example_ids),
-        rows=np.concatenate(rows),
-    )

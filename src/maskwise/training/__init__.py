@@ -5,7 +5,7 @@ package may import from ``objectives``, ``masking`` and the layers below ``maski
 corpora only through the protocol ``Rows``.
 """
 
-from maskwise.keys import permutation
+from maskwise.draws import permutation
 from maskwise.training.data import MaskedSource, Source, Step, log_frequencies, look_ahead
 from maskwise.training.engine import leave
 from maskwise.training.loop import train

@@ -30,11 +30,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maskwise.devices import TensorDict, Tensors
+from maskwise.draws import fold, permutation
 from maskwise.errors import MaskwiseError
-from maskwise.keys import fold, permutation
 from maskwise.masking import MaskedBatch
 from maskwise.masking.policies.base import Facts, Learner, Learners, Point
-from maskwise.objectives import Objective, Outcome
+from maskwise.objectives import Loss, Objective
 from maskwise.objectives.base import counted
 from maskwise.samplers import Sampler
 from maskwise.samplers.base import reliability
@@ -63,7 +63,7 @@ class Arms(Objective):
         """Return the objective of an arm."""
         return self.members[self.names.index(name)]  # type: ignore[return-value]
 
-    def forward(self, batch: MaskedBatch) -> Outcome:
+    def forward(self, batch: MaskedBatch) -> Loss:
         return self.arm(batch.arm)(batch)
 
     def heads(self) -> TensorDict:
@@ -251,9 +251,9 @@ class Probe:
         middle = self.total_steps // 2
         halves = []
         for half in (chosen[::2], chosen[1::2]):
-            pieces = self.held_out[arm].batch(half[self.rank :: self.ranks])
+            line = self.held_out[arm].line(half[self.rank :: self.ranks])
             batch = self.maskers[arm](
-                pieces,
+                line,
                 step=middle,
                 total_steps=self.total_steps,
                 epoch=turn,
@@ -304,8 +304,8 @@ class SamplerLearner(Learner):
         self.notes: list[str] = []
         self.now = Point(0, 0, torch.clone)
 
-    def observe(self, batch: MaskedBatch, outcome: Outcome) -> None:
-        self.seen.append((self.sampler.arms.index(batch.arm), _counted(batch, outcome)))
+    def observe(self, batch: MaskedBatch, loss: Loss) -> None:
+        self.seen.append((self.sampler.arms.index(batch.arm), _counted(batch, loss)))
 
     def after(self, now: Point) -> None:
         self.now = now
@@ -429,14 +429,14 @@ class SamplerLearner(Learner):
             setattr(self, name, state[name])
 
 
-def _counted(batch: MaskedBatch, outcome: Outcome) -> Tensor:
+def _counted(batch: MaskedBatch, loss: Loss) -> Tensor:
     """(4,) on the device: the sum of losses, its divisor, and the numbers of targets and tokens.
 
     These numbers are below 2²⁴, so they are exact in single precision.
     """
-    loss = outcome.loss.detach()
-    counts = (outcome.targets, counted(batch.targets, loss), counted(batch.tokens, loss))
-    return torch.stack([loss, *(count.to(loss.dtype) for count in counts)])
+    total = loss.total.detach()
+    counts = (loss.divisor, counted(batch.targets, total), counted(batch.tokens, total))
+    return torch.stack([total, *(count.to(total.dtype) for count in counts)])
 
 
 def check_enough(arm: str, free: int, *, of: int, size: int) -> None:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from maskwise.devices import Lane, copies_aside, moved
+from maskwise.draws import fold, permutation
 from maskwise.errors import MaskwiseError
-from maskwise.keys import fold, permutation
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.policies.base import Learners, Numbers
@@ -218,7 +218,7 @@ class MaskedSource:
         for part, place in by_rank[:, :, rank].unbind(1):
             if isinstance(self.masker, Masker) and self.masker.places:
                 when["place"] = place.numpy()
-            batch = self.masker(self.rows.batch(part), **when)
+            batch = self.masker(self.rows.line(part), **when)
             # The log shows the actual share of each text source in a mix.
             batch.sources = self.order.counts(part)
             batches.append(batch)
@@ -238,7 +238,7 @@ class MaskedSource:
         """Return sums for ``summarise`` and for speed. ``squares``: the sum of squared lengths."""
         sums = defaultdict[str, float](float)
         for batch in batches:
-            line = batch.source
+            line = batch.line
             count_P = line.count(line.present)
             facts = {
                 "tokens": batch.tokens,

@@ -29,13 +29,13 @@ from torch import Tensor
 
 from maskwise.constants import ranks_here
 from maskwise.devices import TensorDict, Tensors, coming_back, fast_bf16
+from maskwise.draws import fold
 from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.families import encoder_of
 from maskwise.folders import sweep
-from maskwise.keys import fold
 from maskwise.masking.policies.base import Numbers
-from maskwise.objectives import Objective, Outcome
+from maskwise.objectives import Loss, Objective
 from maskwise.printing import err_console, say
 from maskwise.training import wrapping
 from maskwise.training.arms import Arms
@@ -177,12 +177,12 @@ class Engine:
 
     # Steps
 
-    def update(self, step: Step, observe: Callable[[Batch, Outcome], None]) -> Update:
+    def update(self, step: Step, observe: Callable[[Batch, Loss], None]) -> Update:
         """Update the weights with the summed gradients of all ranks, divided by all targets.
 
         Args:
             step: the step with this rank's micro-batches.
-            observe: a function to call with each micro-batch and its outcome.
+            observe: a function to call with each micro-batch and its loss.
         """
         if self.states:
             self.states.check()
@@ -200,10 +200,10 @@ class Engine:
         for number, batch in enumerate(step.batches, start=1):
             with self._synchronised(number == len(step.batches)):
                 with self.accelerator.autocast():
-                    outcome: Outcome = self.wrapped(batch)
-                self.accelerator.backward(outcome.loss * scale)
-            observe(batch, outcome)
-            losses.append(outcome.loss.detach())
+                    loss: Loss = self.wrapped(batch)
+                self.accelerator.backward(loss.total * scale)
+            observe(batch, loss)
+            losses.append(loss.total.detach())
         if self.copies:
             self.copies.average()
         parameters = self.objective.parameters()

@@ -25,7 +25,7 @@ from maskwise.constants import rank_here
 from maskwise.devices import TensorDict, Tensors
 from maskwise.folders import claim
 from maskwise.masking.policies.base import Learner, Learners, Point
-from maskwise.objectives import Objective, Outcome
+from maskwise.objectives import Loss, Objective
 from maskwise.signals import CODES, Asked
 from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import restore, states
@@ -71,7 +71,7 @@ def train(
     """Train an objective. To resume an interrupted run, repeat the call.
 
     Args:
-        objective: a module that computes the ``Outcome`` of a batch.
+        objective: a module that computes the ``Loss`` of a batch.
         source: the source of the batches.
         settings: the training settings.
         folder: the folder for ``metrics.jsonl`` and training states; if None, no file is written.
@@ -103,11 +103,11 @@ def train(
         exchange = Exchange(agree, late=settings.lag > 0)
         kept: Learners = {**learners, LATE: exchange}
 
-        def observe(batch: Batch, outcome: Outcome) -> None:
+        def observe(batch: Batch, loss: Loss) -> None:
             # With several objectives, a masking policy learns only from its own objective.
             for learner in learners.values():
                 if not learner.arm or learner.arm == batch.arm:
-                    learner.observe(batch, outcome)
+                    learner.observe(batch, loss)
 
         def learn(done: int) -> None:
             exchange.teach(learners, Point(done, steps, agree))

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from maskwise.keys import Array
+from maskwise.draws import Array
 
 
 class Added(Protocol):

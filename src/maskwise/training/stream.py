@@ -26,14 +26,15 @@ import torch
 from torch import Tensor
 
 from maskwise.devices import TensorDict, Tensors
+from maskwise.draws import fold, permutation
 from maskwise.errors import MaskwiseError
 from maskwise.jobs import Failure, LocalPool
-from maskwise.keys import fold, permutation
+from maskwise.masking.line import Line
 from maskwise.masking.policies.base import Facts, Learner, Numbers, Point
 from maskwise.segments import owners
 from maskwise.text.pieces import Ints
 from maskwise.text.readers import BEGINNING, Place
-from maskwise.text.rows import PieceBatch, Rows, joined
+from maskwise.text.rows import Rows
 from maskwise.text.stream import Chunk, Shard, Stream
 from maskwise.training.settings import TrainingSettings
 
@@ -329,17 +330,17 @@ class StreamedRows(Learner):
         self.next = mark
         self._drawn = []
 
-    def batch(self, rows: Tensor) -> PieceBatch:
-        """Return the pieces of some rows of the step that was drawn last."""
+    def line(self, rows: Tensor) -> Line:
+        """Return some rows of the step that was drawn last as a line."""
         at = np.asarray(rows)
         # Get consecutive rows of the same block in one call.
         part = self._part[at]
         borders = np.flatnonzero(np.diff(part)) + 1
-        batches = []
+        lines = []
         for some in np.split(at, borders):
             block, _ = self._drawn[self._part[some[0]]]
-            batches.append(block.batch(self._row[some]))
-        return joined(batches)
+            lines.append(block.line(self._row[some]))
+        return Line.joined(lines)
 
     def counts(self, rows: Tensor) -> dict[str, int]:
         """Return the number of rows from each source in a mix."""

@@ -28,7 +28,7 @@ from maskwise.attention import Documents, MaskKey, quicken
 from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of, patched, separate_all
-from maskwise.objectives import Objective, Outcome
+from maskwise.objectives import Loss, Objective
 from maskwise.objectives.base import Precision
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.training.settings import TrainingSettings
@@ -284,7 +284,7 @@ class Replicated(nn.Module):
         """Whether the blocks are trained. DDP refuses modules without trainable weights."""
         return any(weight.requires_grad for weight in self.parameters())
 
-    def forward(self, batch: object) -> Outcome:
+    def forward(self, batch: object) -> Loss:
         return self.run(batch)
 
     def average(self) -> None:
@@ -345,7 +345,7 @@ class Sharded(nn.Module):
         fully_shard(self, mesh=mesh)
         register_fsdp_forward_method(self, "within")
 
-    def forward(self, batch: object) -> Outcome:
+    def forward(self, batch: object) -> Loss:
         return self.objective(batch)
 
     def within(self, function: Callable[[], Result]) -> Result:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from maskwise.devices import TensorDict, Tensors
-from maskwise.keys import Array, Keys
-from maskwise.masking.batch import AnnotatedBatch, Names
+from maskwise.draws import Array, Draws
+from maskwise.masking.line import Line, Names
 from maskwise.masking.units import Units, check_weights, runs
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class UnitKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Moment:
+class When:
     """The point in training at which a batch is masked.
 
     Attributes:
@@ -108,12 +108,12 @@ class Learner:
 
     A policy can also learn from its effect on the loss (REINFORCE):
 
-        def observe(self, batch, outcome):          # the batch has the log-probability of its mask
+        def observe(self, batch, loss):             # the batch has the log-probability of its mask
             self.log_probability += batch.log_probability
 
         def after(self, now):                       # the model has just been updated
-            loss = self.objective(self.probe)       # ``probe``: a batch that is always the same
-            reward = self.loss_before − loss
+            after = self.objective(self.probe)      # ``probe``: a batch that is always the same
+            reward = self.before − after.total
             self.gradient = now.agree(reward · ∇ log_probability)
 
     The batches of such a policy cannot be made ahead (``Source.ahead``), because the masks of step
@@ -129,8 +129,8 @@ class Learner:
     def meet(self, objective: Any) -> None:
         """Configure the objective before training."""
 
-    def observe(self, batch: Any, outcome: Any) -> None:
-        """Read a micro-batch and its ``Outcome``, before the update."""
+    def observe(self, batch: Any, loss: Any) -> None:
+        """Read a micro-batch and its ``Loss``, before the update."""
 
     def offer(self, now: Point) -> Tensor | None:
         """Return a tensor on the device that shall be summed over all ranks, or None.
@@ -200,16 +200,16 @@ class Policy(ABC):
         """The kind of units. A subclass may set a class attribute instead."""
 
     @abstractmethod
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
         """Cut the pieces of a batch into units.
 
         Args:
-            batch: the pieces.
-            keys: the random draws for these pieces, for policies that cut at random.
-            moment: the step, total steps and epoch, and the ratios of the pieces.
+            line: the pieces.
+            draws: the random draws for these pieces, for policies that cut at random.
+            when: the step, total steps and epoch, and the ratios of the pieces.
         """
 
-    def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
+    def ratios(self, ratio_P: Array, draws: Draws, when: When) -> Array:
         """Return the ratio of each piece, (P,). Policies such as UL2 replace the given ratios."""
         return ratio_P
 
@@ -251,11 +251,11 @@ class CutPolicy(Policy):
         return layer_of(self.units)
 
 
-def units_by(batch: AnnotatedBatch, name: str) -> Units:
+def units_by(line: Line, name: str) -> Units:
     """Cut a batch into tokens (``token``), words (``word``), or the runs of the layer ``name``."""
     if name == "token":
-        return Units.single(batch)
-    return runs(batch, batch.layer(*layer_of(name)))
+        return Units.single(line)
+    return runs(line, line.layer(*layer_of(name)))
 
 
 def layer_of(name: str) -> Names:

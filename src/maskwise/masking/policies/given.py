@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maskwise.draws import Array, Draws, Purpose
 from maskwise.errors import MaskwiseError, finite_number, require_known
-from maskwise.keys import Array, Keys, Purpose
-from maskwise.masking.batch import AnnotatedBatch, Names
+from maskwise.masking.line import Line, Names
 from maskwise.masking.policies.base import (
     CutPolicy,
-    Moment,
     Policy,
     UnitKind,
+    When,
     layer_of,
     units_by,
     weigh,
@@ -45,8 +45,8 @@ class Token(Policy):
     has_zero_weights = False
     reads_text = False
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        return Units.single(batch)
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
+        return Units.single(line)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class WholeWord(Policy):
     def layers(self) -> Names:
         return ("word_ids",)
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        return runs(batch, batch.layer("word_ids"))
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
+        return runs(line, line.layer("word_ids"))
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,14 @@ class SpanLayer(Policy):
         """Add masks of the marked spans, because the model may have learned from them only."""
         return (*super().judged_on(), self.layer)
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        marked = batch.layer(self.layer)
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
+        marked = line.layer(self.layer)
         if self.rest == "none":
-            return runs(batch, marked)
+            return runs(line, marked)
         rest = np.arange(len(marked))
         if self.rest == "word":
-            rest = batch.layer("word_ids")
-        units = runs(batch, marked_or_rest(marked, rest))
+            rest = line.layer("word_ids")
+        units = runs(line, marked_or_rest(marked, rest))
         if self.rest_weight == 1:
             return units
         return weigh(units, np.where(marked >= 0, 1.0, self.rest_weight))
@@ -178,9 +178,9 @@ class Guided(Policy):
     def layers(self) -> Names:
         return (self.layer,)
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        marked = batch.layer(self.layer) >= 0
-        return Units.single(batch, np.flatnonzero(batch.eligible & marked))
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
+        marked = line.layer(self.layer) >= 0
+        return Units.single(line, np.flatnonzero(line.eligible & marked))
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,8 @@ class Weighted(CutPolicy):
     def layers(self) -> Names:
         return (self.layer, *super().layers())
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        units = weigh(units_by(batch, self.units), batch.layer(self.layer, scores=True))
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
+        units = weigh(units_by(line, self.units), line.layer(self.layer, scores=True))
         if self.power == 1 or units.weight is None:
             return units
         # Weights of 0 stay 0. ``np.power`` would turn them into 1 if the power is 0, and into
@@ -269,10 +269,10 @@ class Frequency(CutPolicy):
     def layers(self) -> Names:
         return ("frequency", *super().layers())
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        count_T = batch.layer("frequency", scores=True)
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
+        count_T = line.layer("frequency", scores=True)
         weight_T = np.maximum(count_T.astype(np.float64), self.floor) ** self.power
-        return weigh(units_by(batch, self.units), weight_T)
+        return weigh(units_by(line, self.units), weight_T)
 
 
 LAST = 1e-12
@@ -343,21 +343,21 @@ class Learned(Policy):
     def annotators(self) -> Names:
         return (str(Call("learned", (self.folder,), {"layer": self.layer})),)
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        missing = [name for name in self.layers() if name not in batch.layers]
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
+        missing = [name for name in self.layers() if name not in line.layers]
         if missing and missing != ["word_ids"]:
             call = f"maskwise.encode(tokenizer, texts, layers={[*self.annotators()]})"
             raise MaskwiseError(
                 f"the layer {missing[0]!r} of policy learned is missing",
-                got=f"layers {sorted(batch.layers)}",
+                got=f"layers {sorted(line.layers)}",
                 do=f"make the rows with {call}",
             )
         if self.take == "weights":
-            units = Weighted(self.layer, "word", self.power).cut(batch, keys, moment)
-            return self._split_budget(units, keys, moment) if self.explore else units
-        marked = batch.layer(f"{self.layer}_span")
-        score = batch.layer(f"{self.layer}_score", scores=True)
-        spans_and_words = runs(batch, marked_or_rest(marked, batch.layer("word_ids")))
+            units = Weighted(self.layer, "word", self.power).cut(line, draws, when)
+            return self._split_budget(units, draws, when) if self.explore else units
+        marked = line.layer(f"{self.layer}_span")
+        score = line.layer(f"{self.layer}_score", scores=True)
+        spans_and_words = runs(line, marked_or_rest(marked, line.layer("word_ids")))
         units = weigh(spans_and_words, np.where(marked >= 0, score, 0.0))
         if self.take == "spans":
             return units
@@ -365,25 +365,25 @@ class Learned(Policy):
         # other units of the piece get 0.
         assert units.weight is not None
         best = _first(units, -units.weight, int(self.take.removeprefix("top-")))
-        race = _race(units, best, keys)
+        race = _race(units, best, draws)
         winner = _first(units, race, 1)
         weight = np.zeros(len(race))
         weight[winner] = np.isfinite(race[winner])
         return units.weighted(weight)
 
-    def _split_budget(self, units: Units, keys: Keys, moment: Moment) -> Units:
+    def _split_budget(self, units: Units, draws: Draws, when: When) -> Units:
         """Draw units for a share of the budget by weight. The drawn units are selected first."""
-        assert moment.ratio is not None
+        assert when.ratio is not None
         # The tolerance prevents a rounding error from adding a word: 3.0000000000000004 is three.
-        share_P = np.ceil((1 - self.explore) * moment.ratio * units.count - 1e-9)
-        race = _race(units, np.arange(len(units.piece)), keys)
+        share_P = np.ceil((1 - self.explore) * when.ratio * units.count - 1e-9)
+        race = _race(units, np.arange(len(units.piece)), draws)
         drawn = first_within(units.piece, race, share_P.astype(np.int64))
         # In a piece with few units of positive weight, units of weight 0 were drawn too.
         drawn &= np.isfinite(race)
         return units.weighted(np.where(drawn, 1.0, LAST))
 
 
-def _race(units: Units, among: Array, keys: Keys) -> Array:
+def _race(units: Units, among: Array, draws: Draws) -> Array:
     """(U,) float64: sort keys for a weighted draw without replacement, the smallest key first.
 
     Units that are not in ``among``, (N,) indices of units, and units of weight 0 have an infinite
@@ -392,7 +392,7 @@ def _race(units: Units, among: Array, keys: Keys) -> Array:
     assert units.weight is not None
     race = np.full(len(units.weight), np.inf)
     among = among[units.weight[among] > 0]
-    draw = keys.uniform(Purpose.ACCEPT, units.piece[among], units.number[among])
+    draw = draws.uniform(Purpose.ACCEPT, units.piece[among], units.number[among])
     race[among] = -np.log(draw) / units.weight[among]
     return race
 

@@ -18,16 +18,17 @@ import numpy as np
 
 from maskwise.constants import UPOS
 from maskwise.devices import TensorDict, Tensors, moved, widest
+from maskwise.draws import Array, Draws, Purpose
 from maskwise.errors import MaskwiseError, finite_number, whole_number
-from maskwise.keys import Array, Keys, Purpose
-from maskwise.masking.batch import AnnotatedBatch, MaskedBatch, Names
+from maskwise.masking.batch import MaskedBatch
+from maskwise.masking.line import Line, Names
 from maskwise.masking.policies.base import (
     CutPolicy,
     Facts,
     Learner,
-    Moment,
     Numbers,
     Point,
+    When,
     units_by,
     weigh,
 )
@@ -131,12 +132,12 @@ class GroupWeighted(CutPolicy):
     def layers(self) -> Names:
         return (self.layer, *super().layers())
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
         # Tokens without a group have the number −1, which is the index of the last weight.
         weight_G = np.full(len(self.names) + 1, UNKNOWN)
         if self.weights.current is not None:
             weight_G[:-1] = self.weights.current
-        group_T = np.maximum(batch.layer(self.layer).astype(np.int64), -1)
+        group_T = np.maximum(line.layer(self.layer).astype(np.int64), -1)
         largest = int(group_T.max(initial=-1))
         if largest >= len(self.names):
             raise MaskwiseError(
@@ -144,10 +145,10 @@ class GroupWeighted(CutPolicy):
                 got=largest,
                 allowed=f"below {len(self.names)}",
             )
-        units = weigh(units_by(batch, self.units), weight_G[group_T])
+        units = weigh(units_by(line, self.units), weight_G[group_T])
         if not self.faithful or units.weight is None:
             return units
-        accepted = keys.uniform(Purpose.ACCEPT, units.piece, units.number) < units.weight
+        accepted = draws.uniform(Purpose.ACCEPT, units.piece, units.number) < units.weight
         return units.weighted(accepted.astype(np.float64))
 
     def learner(self) -> GroupLearner:
@@ -177,12 +178,12 @@ class GroupLearner(Learner):
         # The sum of losses and the number of targets since the last update, on the device.
         self.sums_2C: Tensor | None = None
 
-    def observe(self, batch: MaskedBatch, outcome: Any) -> None:
-        loss_M = widest(outcome.losses)
-        group_BL = moved(batch.source.tensor(self.policy.layer), loss_M.device)
+    def observe(self, batch: MaskedBatch, loss: Any) -> None:
+        loss_M = widest(loss.each)
+        group_BL = moved(batch.line.tensor(self.policy.layer), loss_M.device)
         # Losses of tokens without a group go to an extra column, which is dropped below.
         groups = len(self.policy.names)
-        group_M = group_BL[outcome.where.unbind(1)].long()
+        group_M = group_BL[loss.where.unbind(1)].long()
         group_M = group_M.where(group_M >= 0, groups)
         sums_2C = loss_M.new_zeros(2, groups + 1)
         sums_2C[0].index_add_(0, group_M, loss_M)
@@ -297,11 +298,11 @@ class TypeWeighted(CutPolicy):
         whole_number("argument every of policy type-weighted", self.every, least=1)
         finite_number("argument kept of policy type-weighted", self.kept, least=0, most=1)
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        units = units_by(batch, self.units)
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
+        units = units_by(line, self.units)
         if self.weights.current is None:
             return units
-        return weigh(units, self.weights.current[batch.input_ids])
+        return weigh(units, self.weights.current[line.input_ids])
 
     def learner(self) -> TypeLearner:
         return TypeLearner(self)
@@ -329,14 +330,14 @@ class TypeLearner(Learner):
         """Make the objective report which answers are correct."""
         objective.tells_right = True
 
-    def observe(self, batch: Any, outcome: Any) -> None:
-        losses = widest(outcome.losses)
-        right = outcome.right
+    def observe(self, batch: Any, loss: Any) -> None:
+        losses = widest(loss.each)
+        right = loss.right
         if right is None:
             # The objective does not report which answers are correct. A target with a probability
             # above 1/2 is certainly the most probable token, so count these targets.
             right = losses < math.log(2)
-        kind = batch.labels.to(losses.device)[outcome.where.unbind(1)]
+        kind = batch.labels.to(losses.device)[loss.where.unbind(1)]
         if self.sums_2V is None:
             self.sums_2V = losses.new_zeros(self.total_2V.shape)
         self.sums_2V[0].index_add_(0, kind, right.to(losses.dtype))

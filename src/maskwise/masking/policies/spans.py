@@ -12,10 +12,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from maskwise.draws import Array, Draws, Purpose, below
 from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
-from maskwise.keys import Array, Keys, Purpose, below
-from maskwise.masking.batch import AnnotatedBatch, Names
-from maskwise.masking.policies.base import Moment, Policy, UnitKind, layer_of
+from maskwise.masking.line import Line, Names
+from maskwise.masking.policies.base import Policy, UnitKind, When, layer_of
 from maskwise.masking.units import Units, budgets, find_runs
 from maskwise.segments import (
     changes,
@@ -91,22 +91,22 @@ class Span(Policy):
     def layers(self) -> Names:
         return layer_of(self.over)
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
         if self.over == "token":
-            start = batch.content_at
+            start = line.content_at
             length = np.ones_like(start)
-            barred = np.flatnonzero(~batch.eligible.take(start))
+            barred = np.flatnonzero(~line.eligible.take(start))
         else:
-            start, length, barred = find_runs(batch, batch.layer("word_ids"))
-        counts_P = batch.count_at(start)
+            start, length, barred = find_runs(line, line.layer("word_ids"))
+        counts_P = line.count_at(start)
         # ``place`` is the position of each word in the rings of all pieces, laid end to end. Word n
         # of a piece has the position (n + opening) mod (words in the piece) in its ring.
-        opening = keys.per_piece(Purpose.PARTITION) * np.maximum(counts_P, 1)
+        opening = draws.per_piece(Purpose.PARTITION) * np.maximum(counts_P, 1)
         place = rank_within(counts_P) + np.repeat(opening.astype(np.int64), counts_P)
         around = np.repeat(counts_P, counts_P)
         place -= around * (place >= around)
         place += np.repeat(offsets(counts_P), counts_P)
-        span_W = self._ring(keys, counts_P).take(place)
+        span_W = self._ring(draws, counts_P).take(place)
         # The spans of all pieces are numbered consecutively, so ``piece`` has one item per span.
         piece = np.zeros(span_W.max(initial=-1) + 1, np.int64)
         piece[span_W] = owners(counts_P)
@@ -117,7 +117,7 @@ class Span(Policy):
             length = np.delete(length, barred)
             span_W = np.delete(span_W, barred)
         unit = np.repeat(span_W, length)
-        units = Units.of_tokens(batch, listed(start, length), unit, piece, number)
+        units = Units.of_tokens(line, listed(start, length), unit, piece, number)
         if len(barred):
             # All words of a span may have an [UNK]. Such a span is empty now.
             units = units.kept(units.length > 0)
@@ -138,10 +138,10 @@ class Span(Policy):
         share[size < self.min_words] = 0.0
         return share / share.sum()
 
-    def _ring(self, keys: Keys, counts_P: Array) -> Array:
+    def _ring(self, draws: Draws, counts_P: Array) -> Array:
         """(W,) int64: the number of the span at each of the W positions in the rings."""
         number = rank_within(counts_P)
-        draw = keys.draw_each(Purpose.PARTITION, counts_P, number)
+        draw = draws.draw_each(Purpose.PARTITION, counts_P, number)
         length = np.ones(len(draw), np.int64)
         # One comparison per length takes a third of the time of ``searchsorted``.
         for edge in _edges(self):
@@ -183,7 +183,7 @@ class _Noise(Policy):
     def has_ratio(self) -> bool:
         return self.ratio is not None
 
-    def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
+    def ratios(self, ratio_P: Array, draws: Draws, when: When) -> Array:
         return ratio_P if self.ratio is None else np.full_like(ratio_P, self.ratio)
 
 
@@ -215,8 +215,8 @@ class T5Span(_Noise):
         if self.ratio is not None:
             finite_number("ratio of policy t5-span", self.ratio, least=0, most=1)
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        return noise_units(batch, keys, moment, self.mean_span)
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
+        return noise_units(line, draws, when, self.mean_span)
 
 
 @dataclass(frozen=True)
@@ -234,8 +234,8 @@ class Suffix(_Noise):
 
     ratio: float | None = None
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        return noise_units(batch, keys, moment, 0)
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
+        return noise_units(line, draws, when, 0)
 
 
 REGULAR = ((3, 0.15), (8, 0.15))
@@ -265,50 +265,50 @@ class Ul2(Policy):
     needs_ratio = True
     has_ratio = True
 
-    def _drawn(self, keys: Keys, pieces: int) -> tuple[Array, Array]:
+    def _drawn(self, draws: Draws, pieces: int) -> tuple[Array, Array]:
         """Return the mean span length and the ratio of each piece, both (P,) float64."""
         # The policy ``mixture`` uses the draw with the index of ``per_piece``. The index −1 gives
         # an independent draw.
-        draw = keys.draw(Purpose.MIXTURE, np.arange(pieces), -1)
+        draw = draws.draw(Purpose.MIXTURE, np.arange(pieces), -1)
         mean_P, ratio_P = DENOISERS.take(below(draw, len(DENOISERS)), axis=0).T
         return mean_P, ratio_P
 
-    def ratios(self, ratio_P: Array, keys: Keys, moment: Moment) -> Array:
-        return self._drawn(keys, len(ratio_P))[1].copy()
+    def ratios(self, ratio_P: Array, draws: Draws, when: When) -> Array:
+        return self._drawn(draws, len(ratio_P))[1].copy()
 
-    def cut(self, batch: AnnotatedBatch, keys: Keys, moment: Moment) -> Units:
-        mean_P, _ = self._drawn(keys, batch.pieces)
-        return noise_units(batch, keys, moment, mean_P)
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
+        mean_P, _ = self._drawn(draws, line.pieces)
+        return noise_units(line, draws, when, mean_P)
 
 
-def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array | float) -> Units:
+def noise_units(line: Line, draws: Draws, when: When, mean_P: Array | float) -> Units:
     """Cut pieces into noise spans, which use the whole budget, and gaps, which have weight 0.
 
     Args:
-        batch: the batch to cut.
-        keys: the random draws for the pieces.
-        moment: the point in training; ``moment.ratio`` must be set.
+        line: the line to cut.
+        draws: the random draws for the pieces.
+        when: the point in training; ``when.ratio`` must be set.
         mean_P: the mean span length in each piece; 0 for one span at the end of the piece.
     """
-    assert moment.ratio is not None, "the masker sets the ratio"
-    total_P = batch.eligible_P
+    assert when.ratio is not None, "the masker sets the ratio"
+    total_P = line.eligible_P
     # ``select`` computes the same budget, so the noise spans use it completely.
-    noise_P = budgets(total_P, moment.ratio, keys, moment.min_targets)
+    noise_P = budgets(total_P, when.ratio, draws, when.min_targets)
     # One span per ``mean_P`` noise tokens. Each span and each gap need at least one token.
     spans_P = np.round(np.where(mean_P, noise_P / np.maximum(mean_P, 1), 1.0))
     gaps_P = total_P - noise_P
     most_P = np.minimum(noise_P, gaps_P)
     spans_P = np.maximum(np.minimum(spans_P, most_P), 1).astype(np.int64)
-    noise_end = _ends(keys, noise_P, spans_P, np.zeros_like(noise_P))
+    noise_end = _ends(draws, noise_P, spans_P, np.zeros_like(noise_P))
     # The noise uses the draws 0 to noise − 2, so the gaps use draws from noise − 1 on.
-    gap_end = _ends(keys, gaps_P, spans_P, np.maximum(noise_P - 1, 0))
+    gap_end = _ends(draws, gaps_P, spans_P, np.maximum(noise_P - 1, 0))
     # The order in the ring is gap 0, noise 0, gap 1, noise 1, and so on. Row s of ``ends`` has the
     # ends of gap s and of noise s, in tokens from the start of the ring.
     piece_S = owners(spans_P)
     noise_before = np.where(rank_within(spans_P) > 0, np.append(0, noise_end[:-1]), 0)
     ends = np.stack((gap_end + noise_before, gap_end + noise_end), 1)
     # In pieces with a mean of 0, the noise must be at the end, so the text begins with gap 0.
-    opening_P = keys.per_piece(Purpose.PARTITION) * (mean_P != 0)
+    opening_P = draws.per_piece(Purpose.PARTITION) * (mean_P != 0)
     start_P = (opening_P * total_P).astype(np.int64)
     start_S1 = start_P.take(piece_S)[:, None]
     # Shift every border so that the text begins at 0. A border at this beginning gets the position
@@ -333,8 +333,8 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
     opens = changes(number, piece)
     first = np.flatnonzero(opens)
     return Units.of_tokens(
-        batch,
-        batch.eligible_at,
+        line,
+        line.eligible_at,
         opens.cumsum() - 1,
         piece.take(first),
         number.take(first),
@@ -342,7 +342,7 @@ def noise_units(batch: AnnotatedBatch, keys: Keys, moment: Moment, mean_P: Array
     )
 
 
-def _ends(keys: Keys, total_P: Array, parts_P: Array, before_P: Array) -> Array:
+def _ends(draws: Draws, total_P: Array, parts_P: Array, before_P: Array) -> Array:
     """Split each piece into parts, uniformly at random, and return the ends of the parts.
 
     Each of the positions 1 to total − 1 of a piece gets a draw. At the positions of the parts − 1
@@ -350,7 +350,7 @@ def _ends(keys: Keys, total_P: Array, parts_P: Array, before_P: Array) -> Array:
     ``total_P``.
 
     Args:
-        keys: the random draws for the pieces.
+        draws: the random draws for the pieces.
         total_P: (P,) int64, the number of tokens to split in each piece.
         parts_P: (P,) int64, the number of parts of each piece.
         before_P: (P,) int64, the index of the first draw of each piece.
@@ -362,7 +362,7 @@ def _ends(keys: Keys, total_P: Array, parts_P: Array, before_P: Array) -> Array:
     piece = owners(inner_P)
     place = rank_within(inner_P)
     index = place + np.repeat(before_P, inner_P)
-    draw = keys.draw(Purpose.PARTITION, piece, index)
+    draw = draws.draw(Purpose.PARTITION, piece, index)
     ending = first_within(piece, draw, parts_P - 1)
     end = np.repeat(total_P, parts_P)
     inner = np.ones(len(end), bool)

@@ -13,7 +13,7 @@ words, ``start`` and ``odd``. The draw with index i of this example is ``mix(sta
 steps are bijections. Therefore, **draws of one example are distinct** (no ties), and two examples
 have different words, unless the words differ only in the lowest bit of ``odd``, which is set to 1.
 Examples have different factors ``odd``, because with the same factor, the draws of two examples
-could be shifted copies of each other (``tests/test_keys.py`` searches for such copies).
+could be shifted copies of each other (``tests/test_draws.py`` searches for such copies).
 
 A draw takes ten integer operations in numpy, so one core makes about 300M draws per second.
 
@@ -109,7 +109,7 @@ def _shared(seed: int, epoch: int | None, step: int) -> tuple[Array, Array]:
     return add, odd | 1
 
 
-class Keys:
+class Draws:
     """The random draws for a batch of P document pieces.
 
     Args:

@@ -1,4 +1,4 @@
-"""Keys: uniform, independent, without ties, and never one row's draws shifted along another's.
+"""Draws: uniform, independent, without ties, and never one row's draws shifted along another's.
 
 All draws are deterministic, so a test that passes once passes always; thresholds are those of a
 fair generator (z-scores of 5 over a few dozen statistics).
@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskwise.keys import (
-    Keys,
+from maskwise.draws import (
+    Draws,
     Purpose,
     below,
     content_ids,
@@ -25,11 +25,11 @@ from maskwise.keys import (
 INDEX = np.arange(512, dtype=np.int32)
 
 
-def keys(ids: np.ndarray, *, seed: int = 0, epoch: int | None = 0, step: int = 0) -> Keys:
-    return Keys(np.asarray(ids, dtype=np.int64), seed=seed, epoch=epoch, step=step)
+def keys(ids: np.ndarray, *, seed: int = 0, epoch: int | None = 0, step: int = 0) -> Draws:
+    return Draws(np.asarray(ids, dtype=np.int64), seed=seed, epoch=epoch, step=step)
 
 
-def draws(k: Keys, purpose: Purpose, index: np.ndarray) -> np.ndarray:
+def draws(k: Draws, purpose: Purpose, index: np.ndarray) -> np.ndarray:
     """(P, X) int32: the draws of all pieces at the same indices."""
     pieces = len(k.per_piece(purpose))
     piece, every = np.repeat(np.arange(pieces), len(index)), np.tile(index, pieces)
@@ -144,7 +144,7 @@ def test_row_draws_are_uniform_and_unrelated_to_the_others() -> None:
     assert all(v.min() > 0 and v.max() < 1 for v in u.values())
 
 
-def shifted_words(k: Keys, purpose: Purpose, reach: int = 512) -> int:
+def shifted_words(k: Draws, purpose: Purpose, reach: int = 512) -> int:
     """How many pairs of rows are shifted copies of each other by up to ``reach`` places, from their
     words.
 

@@ -1,0 +1,386 @@
+"""The line: a batch of rows as one flat array of tokens, which policies and corruptions read.
+
+A batch has B rows of L tokens. The rows are joined to the *line*, one flat array of T = B·L tokens.
+The line is cut into P *pieces*. A piece is one document, or one part of a document, in a row; a
+packed row has several pieces. One flat array needs no loop over rows or pieces, and a packed row
+costs no more than a row of one document.
+
+The last letters of a name show the shape of an array: ``ratio_P`` has one number per piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from maskwise.draws import Array, Draws, Purpose
+from maskwise.errors import MaskwiseError, whole_number
+from maskwise.segments import counts_within, listed, offsets, owners, rank_within, sums_within
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from maskwise.masking.vocabulary import Vocabulary
+
+Columns: TypeAlias = dict[str, Array]
+Names: TypeAlias = tuple[str, ...]
+Frame: TypeAlias = tuple[int, int, int]
+"""The ids (first, last, pad) of special tokens; −1 for a token that is not used. ``first`` precedes
+a text, ``last`` ends a piece."""
+
+
+@dataclass(eq=False)
+class Line:
+    """B rows of L tokens, cut into P pieces, with annotation layers, as flat numpy arrays.
+
+    Attributes:
+        shape: (B, L), the number of rows and the number of tokens in each row.
+        input_ids: (T,) int64, the token ids.
+        attention_mask: (T,) int64, 0 for padding and 1 for other tokens; None if no row is padded.
+        content: (T,) bool, the tokens that are neither padding nor special.
+        eligible: (T,) bool, the tokens that may be masked: all content tokens except [UNK].
+        begin: (P,) int64, the position of the first token of each piece in the line. A piece
+            includes its special tokens and never crosses rows.
+        example_id: (P,) int64, the permanent id of each piece. The random draws for the mask of a
+            piece are computed from this id.
+        layers: the annotation layers by name, such as ``word_ids``. A layer has one number per
+            token, (T,), and the number is negative where a token has no value.
+        extras: (T,) arrays by name, such as ``token_type_ids``, that only the model reads.
+        plan: the maximum number of tokens in a packed row; None for no limit.
+        apart: whether tokens may attend only to tokens of their own piece.
+        silent: (T,) bool, the tokens that the user's own labels or loss_mask exclude from all
+            targets; None if the rows have neither.
+    """
+
+    shape: tuple[int, int]
+    input_ids: Array
+    attention_mask: Array | None
+    content: Array
+    eligible: Array
+    begin: Array
+    example_id: Array
+    layers: Columns = field(default_factory=dict)
+    extras: Columns = field(default_factory=dict)
+    plan: int | None = None
+    apart: bool = False
+    silent: Array | None = None
+
+    @classmethod
+    def of_pieces(
+        cls,
+        columns: Mapping[str, Array],
+        lengths_P: Array,
+        row_P: Array,
+        *,
+        example_id: Array,
+        length: int,
+        frame: Frame,
+        apart: bool = True,
+    ) -> Line:
+        """Put pieces in rows: [first] piece [last] [first] piece [last] … padding.
+
+        All tokens of the pieces are content and eligible; see ``read_with``.
+
+        Args:
+            columns: arrays (N,) of the tokens of all pieces, keyed by name: ``input_ids`` and
+                layers. At special tokens and padding, layers are −1, or 0 if they are floats.
+            lengths_P: (P,) int64, the number of tokens in each piece.
+            row_P: (P,) int64, ascending: the row of each piece.
+            example_id: (P,) int64, the permanent id of each piece.
+            length: L, the number of tokens in a row.
+            frame: the ids of special tokens.
+            apart: whether every piece is a text of its own, with ``first`` before it. If not, all
+                pieces of a row form one text, and ``first`` is only at its beginning.
+
+        Raises:
+            MaskwiseError: the pieces do not fit into their rows.
+        """
+        first, last, pad = frame
+        rows = int(row_P.max(initial=-1)) + 1
+        shape = (rows, length)
+        pieces_B = counts_within(row_P, rows)
+        opened_P = np.full(len(row_P), first >= 0)
+        if not apart:
+            opened_P &= rank_within(pieces_B) == 0
+        framed_P = lengths_P + opened_P + (last >= 0)
+        end_P = row_P * length + sums_within(framed_P, pieces_B)
+        begin_P = end_P - framed_P
+        if (end_P > (row_P + 1) * length).any():
+            raise MaskwiseError(
+                "pieces do not fit into their rows", allowed=f"{length} tokens per row"
+            )
+        at = listed(begin_P + opened_P, lengths_P)
+
+        def placed(values: Array, fill: int) -> Array:
+            line = np.full(rows * length, fill, values.dtype)
+            line[at] = values
+            return line
+
+        layers = dict(columns)
+        ids = placed(layers.pop("input_ids").astype(np.int64, copy=False), pad)
+        if first >= 0:
+            ids[begin_P[opened_P]] = first
+        if last >= 0:
+            ids[end_P - 1] = last
+        for name, values in layers.items():
+            real = values.dtype.kind in "fb"
+            layers[name] = placed(values if real else values.astype(np.int64), 0 if real else -1)
+        text = np.zeros(rows * length, bool)
+        text[at] = True
+        present = np.zeros(rows * length, np.int64)
+        present[listed(begin_P, framed_P)] = 1
+        return cls(
+            shape,
+            ids,
+            None if present.all() else present,
+            content=text,
+            eligible=text,
+            begin=begin_P,
+            example_id=example_id,
+            layers=layers,
+            plan=length,
+            apart=apart,
+        )
+
+    @classmethod
+    def joined(cls, lines: Sequence[Line]) -> Line:
+        """Concatenate the rows of corpus lines (``of_pieces``) of the same length and layers."""
+        first = lines[0]
+        if len(lines) == 1:
+            return first
+        rows = np.array([line.shape[0] for line in lines])
+        tokens_before = offsets(rows * first.shape[1])
+        begins = [line.begin + before for line, before in zip(lines, tokens_before)]
+        padded = any(line.attention_mask is not None for line in lines)
+        return replace(
+            first,
+            shape=(int(rows.sum()), first.shape[1]),
+            input_ids=np.concatenate([line.input_ids for line in lines]),
+            attention_mask=np.concatenate([line.present for line in lines]).astype(np.int64)
+            if padded
+            else None,
+            content=np.concatenate([line.content for line in lines]),
+            eligible=np.concatenate([line.eligible for line in lines]),
+            begin=np.concatenate(begins),
+            example_id=np.concatenate([line.example_id for line in lines]),
+            layers={
+                name: np.concatenate([line.layers[name] for line in lines]) for name in first.layers
+            },
+        )
+
+    def read_with(self, vocabulary: Vocabulary) -> Line:
+        """Leave out the tokens of the text that this vocabulary calls special, [UNK] or excluded.
+
+        Raises:
+            MaskwiseError: an id is outside the vocabulary, or there are no rows.
+        """
+        if not self.shape[0]:
+            raise MaskwiseError("there are no rows to mask", got="no pieces")
+        kind = kinds(self.input_ids, vocabulary)
+        return replace(self, content=self.content & (kind > 0), eligible=self.eligible & (kind > 1))
+
+    def columns(self) -> Columns:
+        """Return the rows as (B, L) arrays, keyed by name, as a masker and a model read them.
+
+        Returns:
+            "input_ids", "attention_mask", the layers and the extras, (B, L). In packed rows, words
+            are numbered from 0 in every row. "example_id" is (B,) if every row has one piece, else
+            (B, L): special tokens have the id of their piece, and padding has −1.
+        """
+        layers = dict(self.layers)
+        example_id = self.example_id
+        if self.packed:
+            # Only its id tells to which of two pieces a special token between them belongs.
+            each = np.where(self.present, example_id.repeat(self.lengths), -1)
+            example_id = each.reshape(self.shape)
+            # A slow tokenizer finds no words.
+            if "word_ids" in layers:
+                layers["word_ids"] = self._words_of_rows()
+        flat = {
+            "input_ids": self.input_ids,
+            "attention_mask": self.present.astype(np.int64),
+            **layers,
+            **self.extras,
+        }
+        columns = {name: values.reshape(self.shape) for name, values in flat.items()}
+        return {**columns, "example_id": example_id}
+
+    def _words_of_rows(self) -> Array:
+        """(T,) int64: word numbers that begin at 0 in each row and not in each piece."""
+        words = self.layers["word_ids"]
+        # The words of a piece are numbered from 0, so their count is the largest number plus one.
+        words_P = np.maximum.reduceat(words, self.begin) + 1
+        before_P = sums_within(words_P, counts_within(self.row, self.shape[0])) - words_P
+        return np.where(words >= 0, words + before_P.repeat(self.lengths), -1)
+
+    @property
+    def pieces(self) -> int:
+        """P, the number of pieces."""
+        return len(self.begin)
+
+    @cached_property
+    def edges(self) -> Array:
+        """(P + 1,) int64: the position of the first token of each piece, and T as last item."""
+        return np.append(self.begin, len(self.input_ids))
+
+    @cached_property
+    def lengths(self) -> Array:
+        """(P,) int64: the number of tokens in each piece, including special tokens and padding."""
+        return np.diff(self.edges)
+
+    @cached_property
+    def piece(self) -> Array:
+        """(T,) int64: the index of each token's piece."""
+        return owners(self.lengths)
+
+    @cached_property
+    def row(self) -> Array:
+        """(P,) int64: the index of each piece's row."""
+        if not self.shape[1]:
+            return np.arange(self.pieces)
+        return self.begin // self.shape[1]
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds more than one piece."""
+        return self.pieces > self.shape[0]
+
+    @cached_property
+    def present(self) -> Array:
+        """(T,) bool: the tokens that are not padding."""
+        if self.attention_mask is None:
+            return np.ones(len(self.input_ids), bool)
+        return self.attention_mask != 0
+
+    @cached_property
+    def predicted(self) -> Array:
+        """(T,) bool: the content tokens about which a model may be asked."""
+        return self.content if self.silent is None else self.content & ~self.silent
+
+    @cached_property
+    def content_at(self) -> Array:
+        """(C,) int64: the positions of the content tokens."""
+        return np.flatnonzero(self.content)
+
+    @cached_property
+    def eligible_at(self) -> Array:
+        """(E,) int64: the positions of the tokens that may be masked."""
+        return np.flatnonzero(self.eligible)
+
+    @cached_property
+    def eligible_P(self) -> Array:
+        """(P,) int64: the number of tokens of each piece that may be masked."""
+        return self.count(self.eligible)
+
+    @cached_property
+    def first(self) -> Array:
+        """(P,) int64: the position of the first content token of each piece.
+
+        If a piece has no content tokens, this is the position of its first token.
+        """
+        content = self.content
+        if len(content):
+            # A shortcut for the common case: every piece begins with content, or with one special
+            # token and then content.
+            first_P = self.begin + ~content[self.begin]
+            if (first_P < self.edges[1:]).all() and content[first_P].all():
+                return first_P
+        at = self.content_at
+        before = at.searchsorted(self.edges)
+        # If the last pieces have no content, their index is the length of ``at``. The appended 0
+        # prevents an IndexError.
+        first_P = np.append(at, 0)[before[:-1]]
+        return np.where(before[1:] > before[:-1], first_P, self.begin)
+
+    def draw(self, draws: Draws, purpose: Purpose, at: Array) -> Array:
+        """(N,) int32: a random draw for each token at the ascending positions ``at``."""
+        count_P = self.count_at(at)
+        return draws.draw_each(purpose, count_P, self.place(at, count_P))
+
+    def place(self, at: Array, count_P: Array) -> Array:
+        """(N,) int64: positions of tokens, counted from the first content token of their piece.
+
+        Args:
+            at: (N,) int64, ascending positions of the tokens in the line.
+            count_P: (P,) int64, the number of these tokens in each piece.
+        """
+        return at - np.repeat(self.first, count_P)
+
+    def count(self, values: Array) -> Array:
+        """(P,) int64: the sum of ``values`` (T,) in each piece."""
+        # numpy's reduceat fails on an empty line.
+        if not len(values):
+            return np.zeros(self.pieces, np.int64)
+        return np.add.reduceat(
+            values,
+            self.begin,
+            dtype=np.int64,
+        )
+
+    def count_at(self, at: Array) -> Array:
+        """(P,) int64: how many of the ascending positions ``at`` are in each piece."""
+        before = at.searchsorted(self.edges)
+        return before[1:] - before[:-1]
+
+    def layer(self, name: str, *, scores: bool = False) -> Array:
+        """Return the layer ``name``, (T,).
+
+        Raises:
+            MaskwiseError: the layer is missing, or ``scores`` is False and the layer holds floats.
+        """
+        values = self.layers.get(name)
+        if values is None:
+            call = "maskwise.encode(tokenizer, texts)"
+            if name != "word_ids":
+                maker = {"phrase": "phrases", "sentence": "sentences"}.get(name, name)
+                call = f"maskwise.encode(tokenizer, texts, layers=[{maker!r}])"
+            raise MaskwiseError(
+                f"the layer {name!r} is missing",
+                got=f"layers {sorted(self.layers)}",
+                do=f"make the rows with {call}, or map maskwise.annotate_rows over a data set; "
+                "transformers' Trainer keeps the column only with remove_unused_columns=False; "
+                "in a recipe, name the annotators in corpus.layers",
+            )
+        # Rounding floats to ids could merge units. With bools, False would count as a value.
+        if values.dtype.kind in "fb" and len(values) and not scores:
+            raise MaskwiseError(
+                f"the layer {name!r} must be whole numbers",
+                got=str(values.dtype),
+                do="use integers, with −1 for tokens that have no value",
+            )
+        return values
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a layer, an extra array or an attribute as a (B, L) tensor.
+
+        The tensor shares its memory with the array.
+        """
+        import torch
+
+        values = self.layers.get(name, self.extras.get(name))
+        if values is None:
+            values = getattr(self, name)
+        return torch.from_numpy(values.reshape(self.shape))
+
+
+def kinds(ids: Array, vocabulary: Vocabulary) -> Array:
+    """(T,) uint8: the ``Vocabulary.kind`` of each token.
+
+    Raises:
+        MaskwiseError: an id is outside the vocabulary.
+    """
+    extreme = int(ids.min(initial=0))
+    if extreme >= 0:
+        extreme = int(ids.max(initial=0))
+    whole_number(
+        "an id in input_ids",
+        extreme,
+        least=0,
+        most=vocabulary.size - 1,
+        do="use the tokenizer that made these rows",
+    )
+    return vocabulary.kind.take(ids)
