@@ -75,9 +75,9 @@ from maskwise.samplers import sampler
 from maskwise.text import Rows, read_documents, split, train_tokenizer
 from maskwise.training import MaskedSource
 from maskwise.training import train as train_ours
-from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
 from maskwise.training.data import look_ahead
 from maskwise.training.log import Meter
+from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, SeveralSources
 from maskwise.weights import attention_work
 
 DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
@@ -556,11 +556,11 @@ class Bench:
             del made
             free_memory()
         model = contest.model()
-        arms = Arms({name: objective(name, model) for name in ARMS})
+        arms = SeveralObjectives({name: objective(name, model) for name in ARMS})
         sources = {name: self._of_arm(name, shown, settings) for name in ARMS}
         size = 8 if self.smoke else 64
         chooser = sampler(f"mometas(every={every}, rows={size})", list(ARMS), steps=steps)
-        batches = ArmsSource(sources, chooser, settings)
+        batches = SeveralSources(sources, chooser, settings)
 
         def probe() -> Probe:
             return Probe(
@@ -853,7 +853,7 @@ class Steps(Clock):
         self._marks: list[Any] = []
 
     def observe(self, batch: MaskedBatch, outcome: Any) -> None:
-        self.arms.append(batch.arm)
+        self.arms.append(batch.objective)
 
     def tick(self, done: int) -> None:
         if self.device.type != "cuda":

@@ -35,7 +35,7 @@ from maskwise.study.single import run_pretrain
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import open_text, run_stage, starting_from
 from maskwise.training import train
-from maskwise.training.arms import Arms, ArmsSource, Probe
+from maskwise.training.several import Probe, SeveralObjectives, SeveralSources
 
 EVERY = 10
 SETS = {6: 20, 64: 4}
@@ -82,7 +82,7 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
     )
     made = learning(network, data, recipe)
     joined, source = made.objective, made.source
-    assert isinstance(joined, Arms) and isinstance(source, ArmsSource)
+    assert isinstance(joined, SeveralObjectives) and isinstance(source, SeveralSources)
     kinds = {name: arm.kind for name, arm in recipe.objectives.items()}
     held_out = {name: laid_out(data.held_out, kind, network.config) for name, kind in kinds.items()}
     taken = {name: rows_with(rows, data.held_out, 64) for name, rows in held_out.items()}

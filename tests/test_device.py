@@ -34,7 +34,7 @@ from maskwise.study.stages import prepare_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, Rows, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
+from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, SeveralSources
 from tiny import SMALLER, maskwise, read_lines, write_inputs
 
 TEXT = "the cat sat on the mat "
@@ -94,13 +94,15 @@ def source(name: str, layout: str, chosen: TrainingSettings, **masking: Any) -> 
     return MaskedSource(rows(layout), made, chosen)
 
 
-def joined(names: tuple[str, ...], spec: str, chosen: TrainingSettings) -> tuple[Arms, Any, Any]:
+def joined(
+    names: tuple[str, ...], spec: str, chosen: TrainingSettings
+) -> tuple[SeveralObjectives, Any, Any]:
     """Several objectives over one model, a source that a sampler draws from, and what learns."""
     net = model()
-    arms = Arms({name: objective(name, net) for name in names})
+    arms = SeveralObjectives({name: objective(name, net) for name in names})
     sources = {name: source(name, "document", chosen) for name in names}
     chooser = sampler(spec, list(names), steps=chosen.steps)
-    batches = ArmsSource(sources, chooser, chosen)
+    batches = SeveralSources(sources, chooser, chosen)
 
     def probe() -> Probe:
         held_out = dict.fromkeys(names, rows("document", "b"))
@@ -379,7 +381,7 @@ def test_probes_are_computed_as_the_training_is() -> None:
     for part in (arms, *arms.members):
         assert not {"forward", "_original_forward", "precision"} & set(vars(part))
     seen.clear()
-    arms.arm("mlm").to("cpu")(source("mlm", "document", chosen).batches(0, rank=0, ranks=1)[0])
+    arms.named("mlm").to("cpu")(source("mlm", "document", chosen).batches(0, rank=0, ranks=1)[0])
     assert {dtype for _, dtype in seen} == {torch.float32}
 
 

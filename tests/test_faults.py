@@ -239,14 +239,14 @@ class Poisonous(Masker):
 
     def __call__(self, rows: Any, *, step: int = 0, **more: Any) -> Any:
         batch = super().__call__(rows, step=step, **more)
-        batch.arm = "spoiled" if step in self.poisoned else ""  # a field, which copies keep
+        batch.objective = "spoiled" if step in self.poisoned else ""  # a field, which copies keep
         return batch
 
 
 class Spoiled(MaskedLanguageModelling):
     def forward(self, batch: Any) -> Any:
         outcome = super().forward(batch)
-        return outcome._replace(total=outcome.total * math.nan) if batch.arm else outcome
+        return outcome._replace(total=outcome.total * math.nan) if batch.objective else outcome
 
 
 def poisoned(

@@ -36,10 +36,10 @@ from maskwise.objectives import (
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain
 from maskwise.training import MaskedSource, train
-from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.engine import Engine, new_accelerator
 from maskwise.training.ranks import Ranks
+from maskwise.training.several import SeveralObjectives
 from maskwise.training.wrapping import ACCELERATE, distinct, gathered, load_weights, local
 from processes import as_ranks, two_ranks
 from test_faults import Poisonous, Spoiled
@@ -284,7 +284,7 @@ class SpoiledOnRank1(Spoiled):
     """The losses of one rank alone are not finite."""
 
     def forward(self, batch: Any) -> Any:
-        batch.arm = batch.arm if dist.get_rank() == 1 else ""
+        batch.objective = batch.objective if dist.get_rank() == 1 else ""
         return super().forward(batch)
 
 
@@ -344,7 +344,7 @@ def refused_ranks(folder: Path) -> None:
     said = {}
     for name, chosen, trainee in (
         ("rows", settings(batch_size=1), MaskedLanguageModelling(model("bert"))),
-        ("arms", settings(shard=True), Arms({"mlm": objective("mlm", model("bert"))})),
+        ("arms", settings(shard=True), SeveralObjectives({"mlm": objective("mlm", model("bert"))})),
     ):
         with pytest.raises(MaskwiseError) as caught:
             Engine(trainee, chosen)

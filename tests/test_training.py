@@ -30,7 +30,6 @@ from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling, objective
 from maskwise.text import load_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, train
-from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.optim import (
     BatchedMuon,
@@ -39,6 +38,7 @@ from maskwise.training.optim import (
     rate_factor,
 )
 from maskwise.training.ranks import Ranks
+from maskwise.training.several import SeveralObjectives
 from processes import forked, two_ranks
 from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer
 
@@ -169,7 +169,7 @@ def test_muon_leaves_heads_and_decoders_of_several_objectives_to_adamw(architect
     """
     net = model(architecture, tie_word_embeddings=False, hidden_dropout_prob=0.1)
     names = {"mlm": "mlm", "again": "mlm", "atd": "atd", "cse": "cse", "sbo": "sbo"}
-    arms = Arms({name: objective(spec, net) for name, spec in names.items()})
+    arms = SeveralObjectives({name: objective(spec, net) for name, spec in names.items()})
     one = {id(p) for p in hidden_matrices(MaskedLanguageModelling(net))}
     assert one and {id(p) for p in hidden_matrices(arms)} == one
 

@@ -66,8 +66,8 @@ class MaskedBatch:
             diffusion divides by the number of eligible tokens.
         cut: the number of tokens cut off because a packed row grew beyond its planned length.
         sources: the number of rows from each source of a mixed corpus, by name; otherwise empty.
-        arm: the name of the objective that reads this batch, if a run alternates between several
-            objectives; otherwise empty.
+        objective: the name of the objective that reads this batch, if a run has several; otherwise
+            empty.
     """
 
     input_ids: Tensor
@@ -83,7 +83,7 @@ class MaskedBatch:
     counted: int | None = None
     cut: int = 0
     sources: dict[str, int] = field(default_factory=dict)
-    arm: str = ""
+    objective: str = ""
 
     @classmethod
     def unmasked(cls, line: Line, labels: Tensor, targets: int) -> MaskedBatch:

@@ -4,7 +4,7 @@ An arm is an objective with its masking settings. Every ``every`` steps, a *prob
 losses of all arms on held-out rows. The steps between two probes are a *rollout*. The *gain* of an
 arm is the relative fall of its loss during the rollout, and the *reward* of the rollout is the sum
 of all gains. A policy gradient on one logit per arm, with an entropy term, raises the probabilities
-of arms that were drawn in good rollouts. Only the probes cost time (``training.arms``).
+of arms that were drawn in good rollouts. Only the probes cost time (``training.several``).
 
 ``Mometas`` has the published update (Wu et al. 2022). With the published constants, probabilities
 stay near uniform: the fixed point is softmax(q / entropy), where q[arm] is the sum of all gains in

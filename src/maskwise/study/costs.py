@@ -48,7 +48,7 @@ from maskwise.recipe.overrides import Plain
 from maskwise.study.plan import Run
 from maskwise.study.stages import Stage, digest
 from maskwise.training import MaskedSource, TrainingSettings
-from maskwise.training.arms import Arms
+from maskwise.training.several import SeveralObjectives
 from maskwise.weights import held_share
 
 if TYPE_CHECKING:
@@ -112,19 +112,19 @@ def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False
 
 
 def flops_of_arms(
-    arms: Arms, spent: Mapping[str, Mapping[str, float]], *, frozen: bool
+    arms: SeveralObjectives, spent: Mapping[str, Mapping[str, float]], *, frozen: bool
 ) -> tuple[int, int]:
     """Return (FLOPs of the steps, FLOPs of the probes), summed over the objectives of a run.
 
     Args:
-        arms: the objectives between which the run's sampler chooses (``training.arms``).
+        arms: the objectives between which the run's sampler chooses (``training.several``).
         spent: the counts of tokens and targets that ``SamplerLearner.spent`` returns.
         frozen: as in ``flops``.
     """
     steps = probes = 0
     held = held_share(arms.model)
     for name, counts in spent.items():
-        work = arms.arm(name).work
+        work = arms.named(name).work
         steps += trained(work(counts["tokens"], counts["targets"]), frozen=frozen, held=held)
         # Probes run forward only.
         probes += int(2 * work(counts["probe_tokens"], counts["probe_targets"]).all)

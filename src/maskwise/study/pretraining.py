@@ -34,10 +34,10 @@ from maskwise.study.costs import flops, flops_of_arms
 from maskwise.study.probed import judged_rows, laid_out, probed_rows
 from maskwise.text import Prepared, Rows, Stream
 from maskwise.training import MaskedSource, Source, log_frequencies, train
-from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.loop import Training
 from maskwise.training.ranks import Ranks
+from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, SeveralSources
 from maskwise.training.stream import StreamedRows
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def pretrain(
     network = network_of(recipe, data, log_unigram)
     made = learning(network, data, recipe)
     sources: Iterable[Source] = [made.source]
-    if isinstance(made.source, ArmsSource):
+    if isinstance(made.source, SeveralSources):
         sources = made.source.sources.values()
     for source in sources:
         # Objectives that mask nothing, such as sentence contrast, have no masker.
@@ -165,7 +165,7 @@ def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
     chooser = made.learners.get("sampler")
     if not isinstance(chooser, SamplerLearner):
         return {"flops": flops(done["tokens"], done["targets"], made.objective, frozen=frozen)}
-    assert isinstance(made.objective, Arms)
+    assert isinstance(made.objective, SeveralObjectives)
     spent = chooser.spent()
     steps, probes = flops_of_arms(made.objective, spent, frozen=frozen)
     return {"flops": steps + probes, "probe_flops": probes, "objectives": spent}
@@ -239,7 +239,7 @@ class Learning(NamedTuple):
 
     def heads(self) -> dict[str, Tensor]:
         """Return the weights of the heads of several objectives, saved next to the encoder."""
-        if isinstance(self.objective, Arms):
+        if isinstance(self.objective, SeveralObjectives):
             return self.objective.heads()
         return {}
 
@@ -332,7 +332,9 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     arms = recipe.objectives
     # Set a seed for the weights of new heads, because loading a pre-trained model sets none.
     torch.manual_seed(fold(training.seed, 0x4EAD))
-    joined = Arms({name: objective(arm.objective, network) for name, arm in arms.items()})
+    joined = SeveralObjectives(
+        {name: objective(arm.objective, network) for name, arm in arms.items()}
+    )
     heads = Path(recipe.model.pretrained or "") / "heads.safetensors"
     # A checkpoint of an earlier phase contains trained heads.
     if heads.is_file():
@@ -352,12 +354,12 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         if rows.layout not in drawn:
             drawn[rows.layout] = _drawn(rows, recipe)
         sources[name] = _source(data, recipe, kind, drawn[rows.layout], arm.masking)
-    source = ArmsSource(sources, chooser, training)
+    source = SeveralSources(sources, chooser, training)
     # This sampler divides losses by the loss at chance. For some objectives, the loss at chance
     # depends on the batch size. A probe consists of two batches.
     if isinstance(chooser, LossProportional):
         vocabulary = len(data.tokenizer)
-        chances = {name: joined.arm(name).chance(vocabulary, sizes[name] // 2) for name in arms}
+        chances = {name: joined.named(name).chance(vocabulary, sizes[name] // 2) for name in arms}
         chooser.chance = chooser.vector(chances)
     # The faithful variant of Mometas draws new rows for every probe, as in the paper.
     fresh = isinstance(chooser, Mometas) and chooser.faithful

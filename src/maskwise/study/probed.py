@@ -20,7 +20,7 @@ from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.recipe import Recipe
 from maskwise.samplers.base import Sampler
 from maskwise.text import Rows, Stream
-from maskwise.training.arms import check_enough, probe_rows
+from maskwise.training.several import check_enough, probe_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

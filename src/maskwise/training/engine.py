@@ -38,12 +38,12 @@ from maskwise.masking.policies.base import Numbers
 from maskwise.objectives import Loss, Objective
 from maskwise.printing import err_console, say
 from maskwise.training import wrapping
-from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changes
 from maskwise.training.data import Batch, Step
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.ranks import Ranks, alone
 from maskwise.training.settings import TrainingSettings
+from maskwise.training.several import SeveralObjectives
 
 Result = TypeVar("Result")
 MOST_QUOTED = 4096
@@ -114,7 +114,7 @@ class Engine:
         self.first = self.accelerator.is_main_process
         settings.micro_rows(self.ranks)
         self.sharded = wrapping.asked_to_shard(settings, self.ranks)
-        if self.sharded and isinstance(objective, Arms):
+        if self.sharded and isinstance(objective, SeveralObjectives):
             raise MaskwiseError(
                 "training.shard works only with one objective, but the recipe has several",
                 do="remove training.shard, so that every process keeps a copy of the weights",

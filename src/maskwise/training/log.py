@@ -25,11 +25,11 @@ from maskwise.masking.policies.base import Facts, Learner
 from maskwise.objectives import Objective
 from maskwise.objectives.base import Work, trained
 from maskwise.printing import LINE_SECONDS, err_console, say
-from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import Metrics, Totals
 from maskwise.training.data import Source, Step
 from maskwise.training.engine import Engine, Update
 from maskwise.training.ranks import Ranks
+from maskwise.training.several import SeveralObjectives
 from maskwise.weights import attention_work, held_share
 
 Evaluate = Callable[[int, Ranks], Sequence[Facts]]
@@ -162,7 +162,7 @@ class Log:
         learned = {}
         for learner in self.learners.values():
             for name, value in learner.facts().items():
-                learned[f"{learner.arm} {name}".lstrip()] = value
+                learned[f"{learner.objective} {name}".lstrip()] = value
         self.metrics.write(
             {
                 "kind": "train",
@@ -417,9 +417,8 @@ class Meter:
             return
         arm = ""
         objective = self.objective
-        if isinstance(objective, Arms):
-            arm = step.batches[0].arm
-            objective = objective.arm(arm)
+        if isinstance(objective, SeveralObjectives):
+            objective = objective.named(step.batches[0].objective)
         # Cache the counts, because counting weights takes as long as a small step.
         if arm not in self.per_arm:
             per_token = self._trained(objective.work(1, 0), held=self.held)

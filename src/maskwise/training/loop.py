@@ -27,12 +27,12 @@ from maskwise.folders import claim
 from maskwise.masking.policies.base import Learner, Learners, Point
 from maskwise.objectives import Loss, Objective
 from maskwise.signals import CODES, Asked
-from maskwise.training.arms import Arms
 from maskwise.training.checkpoint import restore, states
 from maskwise.training.data import Batch, Source, look_ahead
 from maskwise.training.engine import Agreement, Engine, leave
 from maskwise.training.log import Evaluate, Log
 from maskwise.training.settings import TrainingSettings
+from maskwise.training.several import SeveralObjectives
 
 LOCK = ".training.lock"
 """The name of the lock file in the folder of a run. The lock ends when the process ends."""
@@ -106,15 +106,15 @@ def train(
         def observe(batch: Batch, loss: Loss) -> None:
             # With several objectives, a masking policy learns only from its own objective.
             for learner in learners.values():
-                if not learner.arm or learner.arm == batch.arm:
+                if not learner.objective or learner.objective == batch.objective:
                     learner.observe(batch, loss)
 
         def learn(done: int) -> None:
             exchange.teach(learners, Point(done, steps, agree))
 
         for learner in learners.values():
-            if isinstance(objective, Arms) and learner.arm:
-                learner.meet(objective.arm(learner.arm))
+            if isinstance(objective, SeveralObjectives) and learner.objective:
+                learner.meet(objective.named(learner.objective))
             else:
                 learner.meet(objective)
         if engine.start:

@@ -120,7 +120,7 @@ class Learner:
     t + 1 depend on the losses of step t.
     """
 
-    arm: str = ""
+    objective: str = ""
     """The name of the objective whose batches the learner observes; empty for all objectives."""
 
     def start(self, vocabulary: Vocabulary) -> None:

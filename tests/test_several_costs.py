@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from test_arms import ARMS, Documents, contrasted, lines, run
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskwise.masking.policies.base import Point
 from maskwise.objectives import OBJECTIVES, Loss, objective, objective_class
 from maskwise.samplers import sampler
 from maskwise.study.costs import flops_of_arms, trained
-from maskwise.training.arms import Probe, SamplerLearner
-from test_arms import ARMS, Documents, contrasted, lines, run
+from maskwise.training.several import Probe, SamplerLearner
 from training_tools import LENGTH, model, tokenizer
 
 ENCODERS = [name for name in OBJECTIVES if objective_class(name).kind == "encoder"]
@@ -87,8 +87,8 @@ def test_flops_count_the_objective_that_was_drawn_and_the_probes_that_teach(
     assert torch.equal(again.before, learner.before)
     assert torch.equal(again.rewards, learner.rewards)
     steps, probing = flops_of_arms(joined, spent, frozen=False)
-    assert steps == 6 * joined.arm("atd").work(16, 16).all
-    forward = sum(joined.arm(name).work(5, 5).all for name in ("mlm", "atd"))
+    assert steps == 6 * joined.named("atd").work(16, 16).all
+    forward = sum(joined.named(name).work(5, 5).all for name in ("mlm", "atd"))
     assert probing == 2 * probes * forward
 
 

@@ -21,10 +21,16 @@ from maskwise.constants import rank_here, ranks_here
 from maskwise.objectives import objective, objective_class
 from maskwise.samplers import Sampler, sampler
 from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.training.arms import Arms, ArmsSource, Probe, SamplerLearner, probe_rows
 from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
 from maskwise.training.ranks import Ranks
+from maskwise.training.several import (
+    Probe,
+    SamplerLearner,
+    SeveralObjectives,
+    SeveralSources,
+    probe_rows,
+)
 from processes import as_ranks, two_ranks
 from test_training import close
 from training_tools import LENGTH, Language, model, tokenizer
@@ -56,7 +62,7 @@ def run(
     stop: int | None = None,
     dropout: float = 0.1,
     **more: Any,
-) -> tuple[Arms, Sampler]:
+) -> tuple[SeveralObjectives, Sampler]:
     """Twelve steps of a tiny model on several arms."""
     plain = {"steps": 12, "batch_size": 8, "log_every": 2, "precision": "no", "eval_every": 1}
     settings = TrainingSettings(**{**plain, "learning_rate": 3e-3, **more})
@@ -96,7 +102,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def same(a: Arms, b: Arms) -> bool:
+def same(a: SeveralObjectives, b: SeveralObjectives) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
@@ -126,7 +132,7 @@ def test_batches_wait_for_a_probe_and_for_nothing_else(
     _, source = contrasted(TrainingSettings(batch_size=8, steps=7), ARMS, spec)
     assert [source.ahead(step) for step in range(7)] == [step % 3 != 0 for step in range(7)]
     early, chooser = run(spec=spec)
-    monkeypatch.setattr(ArmsSource, "ahead", lambda self, step: False)
+    monkeypatch.setattr(SeveralSources, "ahead", lambda self, step: False)
     late, other = run(spec=spec)
     assert same(early, late) and torch.equal(chooser.probabilities(), other.probabilities())
 
@@ -328,7 +334,7 @@ def test_twins_drop_out_in_a_probe_but_not_in_a_faithful_one() -> None:
     held_out = dict.fromkeys(source.sources, HELD_OUT)
     for fresh in (False, True):
         Probe(joined, source, held_out, sizes={"mlm": 8, "cse": 16}, skip={}, fresh=fresh)(0)
-        assert set(seen[-2:]) == {not fresh} and joined.arm("cse").drops
+        assert set(seen[-2:]) == {not fresh} and joined.named("cse").drops
 
 
 def contrasted(
@@ -337,17 +343,17 @@ def contrasted(
     spec: str = "uniform",
     *,
     dropout: float = 0.1,
-) -> tuple[Arms, ArmsSource]:
+) -> tuple[SeveralObjectives, SeveralSources]:
     """Arms over one model, and what they train on."""
     settings = settings or TrainingSettings(batch_size=8, steps=10)
     torch.manual_seed(5)
     net = model("bert", **({"hidden_dropout_prob": dropout} if dropout else {}))
     kinds = {name: name.partition("-")[0] for name in arms}
-    joined = Arms({name: objective(kind, net) for name, kind in kinds.items()})
+    joined = SeveralObjectives({name: objective(kind, net) for name, kind in kinds.items()})
     sources = {}
     for name, masking in arms.items():
         kind = objective_class(kinds[name])
         maker = kind.maker(tokenizer(), seed=3, length=LENGTH + 8, **masking)
         sources[name] = MaskedSource(DATA, maker, settings)
     chooser = sampler(spec, list(arms), seed=settings.seed)
-    return joined, ArmsSource(sources, chooser, settings)
+    return joined, SeveralSources(sources, chooser, settings)

@@ -1,8 +1,8 @@
-"""Training with several arms: a sampler draws an arm for each step, and may learn from losses.
+"""Training with several objectives: a sampler draws one for each step, and may learn from losses.
 
-An arm is an objective with its masking settings. All arms share one model, but each arm has its own
-source of batches, which may have another layout (packed rows, or one text per row) and another
-order. Schedules use the step of the run, not the number of steps of the arm.
+All objectives share one model, but each has its own masking settings and its own source of batches,
+which may have another layout (packed rows, or one text per row) and another order. Schedules use the
+step of the run, not the number of steps of the objective. Samplers call objectives *arms*.
 
 A *probe* measures the losses of all arms on a set of held-out rows. The rows are masked only once,
 so that losses before and after several updates are measured on the same tokens. The rows depend on
@@ -46,8 +46,8 @@ from maskwise.weights import check_finite
 PROBE_SEED = 0x9208
 
 
-class Arms(Objective):
-    """Several objectives for one model. The attribute ``arm`` of a batch selects the objective.
+class SeveralObjectives(Objective):
+    """Several objectives for one model. ``MaskedBatch.objective`` selects one.
 
     Args:
         arms: the objectives by name. They share one ``model`` and have separate heads.
@@ -59,12 +59,12 @@ class Arms(Objective):
         self.names = tuple(arms)
         self.members = nn.ModuleList(arms.values())
 
-    def arm(self, name: str) -> Objective:
-        """Return the objective of an arm."""
+    def named(self, name: str) -> Objective:
+        """Return the objective with this name."""
         return self.members[self.names.index(name)]  # type: ignore[return-value]
 
     def forward(self, batch: MaskedBatch) -> Loss:
-        return self.arm(batch.arm)(batch)
+        return self.named(batch.objective)(batch)
 
     def heads(self) -> TensorDict:
         """Return the parameters outside the model, keyed by ``arm.name``.
@@ -74,7 +74,7 @@ class Arms(Objective):
         of_model = set(self.model.parameters())
         heads = {}
         for name in self.names:
-            for key, value in self.arm(name).named_parameters():
+            for key, value in self.named(name).named_parameters():
                 if value not in of_model:
                     heads[f"{name}.{key}"] = value.detach()
         return heads
@@ -89,7 +89,7 @@ class Arms(Objective):
                 value.copy_(saved[name])
 
 
-class ArmsSource:
+class SeveralSources:
     """Makes the batches of each step for the arm that the sampler draws.
 
     Args:
@@ -132,7 +132,7 @@ class ArmsSource:
             ranks=ranks,
         )
         for batch in batches:
-            batch.arm = arm
+            batch.objective = arm
         return batches
 
     def learners(self) -> Learners:
@@ -140,7 +140,7 @@ class ArmsSource:
         learners = {}
         for arm, source in self.sources.items():
             for name, learner in source.learners().items():
-                learner.arm = arm
+                learner.objective = arm
                 learners[f"{arm} {name}"] = learner
         return learners
 
@@ -185,8 +185,8 @@ class Probe:
 
     def __init__(
         self,
-        objective: Arms,
-        source: ArmsSource,
+        objective: SeveralObjectives,
+        source: SeveralSources,
         held_out: Mapping[str, Rows],
         *,
         sizes: Mapping[str, int],
@@ -234,7 +234,7 @@ class Probe:
                 batches = self.batches.get(arm) or self._batches(arm, turn)
                 # Dropout of ``cse`` and samples of ``rtd`` must be the same in every probe.
                 torch.manual_seed(fold(PROBE_SEED, turn))
-                objective = self.objective.arm(arm)
+                objective = self.objective.named(arm)
                 dropout = objective.without_dropout() if self.fresh else nullcontext()
                 with dropout:
                     halves = [_counted(half, objective(half)) for half in batches]
@@ -305,7 +305,7 @@ class SamplerLearner(Learner):
         self.now = Point(0, 0, torch.clone)
 
     def observe(self, batch: MaskedBatch, loss: Loss) -> None:
-        self.seen.append((self.sampler.arms.index(batch.arm), _counted(batch, loss)))
+        self.seen.append((self.sampler.arms.index(batch.objective), _counted(batch, loss)))
 
     def after(self, now: Point) -> None:
         self.now = now
