@@ -1,8 +1,8 @@
 """Training with several objectives: a sampler draws one for each step, and may learn from losses.
 
 All objectives share one model, but each has its own masking settings and its own source of batches,
-which may have another layout (packed rows, or one text per row) and another order. Schedules use the
-step of the run, not the number of steps of the objective. Samplers call objectives *arms*.
+which may have another layout (packed rows, or one text per row) and another order. Schedules use
+the step of the run, not the number of steps of the objective. Samplers call objectives *arms*.
 
 A *probe* measures the losses of all arms on a set of held-out rows. The rows are masked only once,
 so that losses before and after several updates are measured on the same tokens. The rows depend on
