@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -23,14 +23,41 @@ from maskwise.segments import counts_within, listed, offsets, owners, rank_withi
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from maskwise.masking.vocabulary import Vocabulary
 
 Columns: TypeAlias = dict[str, Array]
 Names: TypeAlias = tuple[str, ...]
-Frame: TypeAlias = tuple[int, int, int]
-"""The ids (first, last, pad) of special tokens; −1 for a token that is not used. ``first`` precedes
-a text, ``last`` ends a piece."""
+
+
+class Frame(NamedTuple):
+    """Ids of special tokens: before a text, after a piece (−1 if there is none), and padding."""
+
+    first: int
+    last: int
+    pad: int
+
+    def room(self, length: int) -> int:
+        """Return the number of tokens in the longest piece that fits in a row."""
+        return length - (self.first >= 0) - (self.last >= 0)
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Frame:
+        """Return the ids of [CLS] (or <bos>), [SEP] (or the end-of-sequence token) and padding."""
+        first = _known(tokenizer.cls_token_id)
+        # GPT-2 has a <bos> that it writes nowhere. Gemma writes it before each text.
+        if first < 0 and tokenizer.bos_token_id in tokenizer("")["input_ids"]:
+            first = tokenizer.bos_token_id
+        last = _known(tokenizer.sep_token_id, tokenizer.eos_token_id)
+        # No token attends to padding, so any id will do.
+        pad = max(0, _known(tokenizer.pad_token_id, last))
+        return cls(first, last, pad)
+
+
+def _known(*ids: int | None) -> int:
+    """Return the first id that is not None, or −1."""
+    return next((token for token in ids if token is not None), -1)
 
 
 @dataclass(eq=False)

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 
 from maskwise import folders
 from maskwise.errors import MaskwiseError, whole_number
+from maskwise.masking.line import Frame
 from maskwise.segments import Array, changes, owners, rank_within, sums_within
 from maskwise.text.documents import BATCH_CHARACTERS, Document, batches, place_of, source_of
 from maskwise.text.layers import Columns, Layered, align, digest
@@ -134,35 +135,6 @@ def _characters(document: Document) -> int:
     if not isinstance(document, Document) or not isinstance(document.text, str):
         raise MaskwiseError("this is not a document", got=document, allowed="Document(NAME, TEXT)")
     return len(document.text)
-
-
-class Frame(NamedTuple):
-    """Ids of special tokens: before a text, after a piece (−1 if there is none), and padding."""
-
-    first: int
-    last: int
-    pad: int
-
-    def room(self, length: int) -> int:
-        """Return the number of tokens in the longest piece that fits in a row."""
-        return length - (self.first >= 0) - (self.last >= 0)
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Frame:
-        """Return the ids of [CLS] (or <bos>), [SEP] (or the end-of-sequence token) and padding."""
-        first = _known(tokenizer.cls_token_id)
-        # GPT-2 has a <bos> that it writes nowhere. Gemma writes it before each text.
-        if first < 0 and tokenizer.bos_token_id in tokenizer("")["input_ids"]:
-            first = tokenizer.bos_token_id
-        last = _known(tokenizer.sep_token_id, tokenizer.eos_token_id)
-        # No token attends to padding, so any id will do.
-        pad = max(0, _known(tokenizer.pad_token_id, last))
-        return cls(first, last, pad)
-
-
-def _known(*ids: int | None) -> int:
-    """Return the first id that is not None, or −1."""
-    return next((token for token in ids if token is not None), -1)
 
 
 @dataclass(eq=False)
