@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, Line, Masker, Vocabulary, gather
-from maskwise.masking.corruptions import Insert, corruption, mode_of
-from maskwise.masking.corruptions.base import lay_out
+from maskwise.masking.corruptions import Insert, corruption
+from maskwise.masking.corruptions.sentinels import mode_of
 from maskwise.masking.select import Choice
 from maskwise.masking.units import Units
 
@@ -98,7 +98,7 @@ def corrupted(spec: Any, line: Line, chosen: torch.Tensor, *, seed: int = 0) -> 
     draws = Draws(line.example_id, seed=seed, epoch=0)
     choice = selected(line, chosen)
     shown = corruption(spec).corrupt(line, choice, draws, Vocabulary.of(tokenizer()))
-    return lay_out(shown, choice, 0)
+    return shown.batch(choice, 0)
 
 
 def table(spec: str, *pairs: tuple[str, str, str]) -> None:

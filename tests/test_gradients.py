@@ -24,7 +24,7 @@ from maskwise.learning.gradients import (
     meta_gradient,
     values_of,
 )
-from maskwise.learning.relaxation import Choice, RelaxedDenoising, choose, inclusion
+from maskwise.learning.relaxation import RelaxedChoice, RelaxedDenoising, choose, inclusion
 from maskwise.masking import Line, gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import Denoising, MaskedLanguageModelling
@@ -102,7 +102,7 @@ class Problem:
     losses: Losses
     policy: nn.Module
     batches: list[Line]
-    choices: list[Choice]
+    choices: list[RelaxedChoice]
     tasks: list[dict[str, Tensor]]
     outer: dict[str, Tensor]
     rates: tuple[float, float]

@@ -153,13 +153,13 @@ def sensible(batch: MaskedBatch) -> None:
     assert ((batch.labels == IGNORE) | (batch.labels >= 0)).all()
     if batch.loss_weight is not None:
         assert batch.loss_weight.isfinite().all() and (batch.loss_weight >= 0).all()
-    if batch.spans is None:
+    if batch.piece_BL is None:
         assert batch.labels.shape == batch.input_ids.shape == tuple(source.shape)
 
 
 def alone(call: Callable[..., MaskedBatch], rows: Any, batch: MaskedBatch) -> None:
     """A row is masked as it is beside others."""
-    if not isinstance(rows, list) or len(rows) < 2 or batch.spans is not None:
+    if not isinstance(rows, list) or len(rows) < 2 or batch.piece_BL is not None:
         return
     first = call([rows[0]])
     width = first.input_ids.shape[1]

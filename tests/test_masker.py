@@ -6,7 +6,6 @@ import tracemalloc
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -35,7 +34,8 @@ from masking_tools import (
 )
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
-from maskwise.masking import IGNORE, Masker, Noising, Vocabulary, gather
+from maskwise.masking import IGNORE, Line, Masker, Noising, Vocabulary, gather
+from maskwise.masking.line import Frame
 from maskwise.masking.masker import MaskingSettings
 from maskwise.masking.policies import policy
 from maskwise.masking.vocabulary import wildcards
@@ -263,33 +263,18 @@ def test_memory_grows_with_the_batch_and_not_with_its_square() -> None:
     tracemalloc.stop()
 
 
-@dataclass
-class Flat:
-    """Pieces as ``maskwise.text`` makes them."""
-
-    columns: dict
-    lengths: np.ndarray
-    example_ids: np.ndarray
-    rows: np.ndarray
-    length: int
-    frame: tuple[int, int, int]
-    apart: bool = False
-
-
-def flat(
-    rows: list[dict],
-    in_row: list[int],
-    *,
-    length: int,
-    frame: tuple[int, int, int] = (CLS, SEP, PAD),
-    apart: bool = False,
-) -> Flat:
+def flat(rows: list[dict], in_row: list[int], *, length: int, apart: bool = False) -> Line:
+    """Rows without special tokens as the pieces of longer rows."""
     names = rows[0].keys() - {"example_id"}
-    columns = {name: np.concatenate([np.array(r[name]) for r in rows]) for name in names}
-    lengths, ids = (
-        np.array(x) for x in ([len(r["input_ids"]) for r in rows], [r["example_id"] for r in rows])
+    return Line.of_pieces(
+        {name: np.concatenate([np.array(r[name]) for r in rows]) for name in names},
+        np.array([len(r["input_ids"]) for r in rows]),
+        np.array(in_row),
+        example_id=np.array([r["example_id"] for r in rows]),
+        length=length,
+        frame=Frame(CLS, SEP, PAD),
+        apart=apart,
     )
-    return Flat(columns, lengths, ids, np.array(in_row), length, frame, apart)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_the_head_runs_on_targets_alone() -> None:
     net = model("bert")
     seen = []
     net.cls.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
-    count = MaskedLanguageModelling(net)(batch()).targets
+    count = MaskedLanguageModelling(net)(batch()).divisor
     assert seen == [(int(count), 16)]
 
 

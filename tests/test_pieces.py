@@ -394,7 +394,7 @@ def test_damaged_pieces_are_refused_by_name(damage: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("numbers", [[5], [-1], [0.5], [True], "a", [[0, 9]], torch.tensor([7])])
 def test_rows_and_pieces_of_other_numbers_are_refused(numbers: Any) -> None:
     some = cut([document("a", 1), document("b", 2)])
-    for use in (Rows.of(some).batch, lambda chosen: Rows.of(some, chosen=chosen)):
+    for use in (Rows.of(some).line, lambda chosen: Rows.of(some, chosen=chosen)):
         with pytest.raises(MaskwiseError) as raised:
             use(numbers)
         assert raised.value.allowed.startswith("0 to ")

@@ -1,4 +1,4 @@
-"""Choice against enumeration, in every budget mode.
+"""Selection against enumeration, in every budget mode.
 
 The randomness is a hash, so frequencies over many example ids are compared with exact
 probabilities, at 4.5 standard errors; all is deterministic, so what passes once passes always.

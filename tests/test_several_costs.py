@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_arms import ARMS, Documents, contrasted, lines, run
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskwise.masking.policies.base import Point
@@ -19,6 +18,7 @@ from maskwise.objectives import OBJECTIVES, Loss, objective, objective_class
 from maskwise.samplers import sampler
 from maskwise.study.costs import flops_of_arms, trained
 from maskwise.training.several import Probe, SamplerLearner
+from test_several import ARMS, Documents, contrasted, lines, run
 from training_tools import LENGTH, model, tokenizer
 
 ENCODERS = [name for name in OBJECTIVES if objective_class(name).kind == "encoder"]
@@ -72,7 +72,7 @@ def test_flops_count_the_objective_that_was_drawn_and_the_probes_that_teach(
     joined, _ = contrasted(arms={"mlm": {}, "atd": {}})
     losses: Any = lambda turn: torch.full((2, 4, 2), 2.5)  # noqa: E731
     learner = SamplerLearner(sampler(spec, ["mlm", "atd"]), lambda: losses, watched_every=every)
-    batch: Any = SimpleNamespace(arm="atd", tokens=4, targets=4)
+    batch: Any = SimpleNamespace(objective="atd", tokens=4, targets=4)
     learner.after(Point(0, 4, lambda x: x))
     for step in range(4):
         learner.observe(batch, Loss(torch.tensor(8.0), torch.tensor(4)))

@@ -231,7 +231,7 @@ class _Wanted:
 # Answers
 
 
-class Masked(NamedTuple):
+class MaskedAnswers(NamedTuple):
     """Counts of answers in rows.
 
     Attributes:
@@ -283,7 +283,7 @@ def masked_answers(
     *,
     step: int = 0,
     total_steps: int | None = None,
-) -> Masked:
+) -> MaskedAnswers:
     """Mask ``ROWS`` rows of a corpus once, and count the answers that are masked.
 
     Args:
@@ -315,7 +315,7 @@ def masked_answers(
             at = at[edge_T[at] & edge_T[at + length]]
             masked = masked_T[at + length] - masked_T[at]
             total += (len(at), (masked == length).sum(), (masked > 0).sum())
-    return Masked(*total.tolist())
+    return MaskedAnswers(*total.tolist())
 
 
 def _by_length(

@@ -24,7 +24,7 @@ from torch import Tensor
 from maskwise.devices import TensorDict, Tensors, moved
 from maskwise.draws import Array, Draws, fold
 from maskwise.errors import MaskwiseError
-from maskwise.learning.relaxation import Choice, choose
+from maskwise.learning.relaxation import RelaxedChoice, choose
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Line, Vocabulary, gather
 from maskwise.tasks.questions import ChoiceRow, MarkedRow, Windows
@@ -318,7 +318,7 @@ Scorer: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Masked:
+class MaskedContexts:
     """Contexts, a policy's scores, and the masks that were drawn by these scores.
 
     A unit is masked as a whole: a token or a word. The contexts have U units.
@@ -332,7 +332,7 @@ class Masked:
 
     inputs: Tensors
     answer: Tensor
-    choice: Choice
+    choice: RelaxedChoice
     logit_U: Tensor
 
     def answers(self) -> Tensor:
@@ -355,7 +355,7 @@ def masked_by(
     *,
     key: int,
     device: torch.device | str,
-) -> Masked:
+) -> MaskedContexts:
     """Choose a context for each example, score its tokens with a policy, and draw its mask.
 
     Args:
@@ -376,7 +376,7 @@ def masked_by(
     logit_BL = policy(inputs["input_ids"], inputs["attention_mask"]) / settings.temperature
     draws = Draws(batch.example_id, seed=key, epoch=None)
     choice = choose(batch, logit_BL, settings.ratio, draws, units=settings.units)
-    return Masked(
+    return MaskedContexts(
         inputs,
         answer=answer.to(device),
         choice=choice,

@@ -37,7 +37,7 @@ from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import Array, fold
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage, read_json, write_folder
-from maskwise.learning.examples import Examples, Masked, Scorer, even, masked_by
+from maskwise.learning.examples import Examples, MaskedContexts, Scorer, even, masked_by
 from maskwise.learning.gradients import (
     InnerStep,
     Loss,
@@ -127,7 +127,7 @@ class Part(NamedTuple):
     """
 
     rows: Array
-    masked: Masked
+    masked: MaskedContexts
     budget: Tensor
 
 
@@ -260,7 +260,9 @@ class MetaLearner:
         rows, _ = shuffled(len(self.train), number, self.settings.batch_size, seed=seed)
         return rows.numpy()[self.rank :: self.ranks]
 
-    def _masked(self, scorer: Scorer, examples: Examples, rows: Array, *, key: int) -> Masked:
+    def _masked(
+        self, scorer: Scorer, examples: Examples, rows: Array, *, key: int
+    ) -> MaskedContexts:
         return masked_by(scorer, examples, rows, self.settings, key=key, device=self.device)
 
     def _task_loss(self, rows: Array) -> Loss:

@@ -6,6 +6,8 @@ any file of ``policies/`` and ``corruptions/``. ``gather`` reads a user's rows. 
 numpy. It imports only small modules of the package, such as ``errors`` and ``draws``.
 """
 
+from typing import Any
+
 from maskwise.masking import schedules
 from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
@@ -38,3 +40,10 @@ __all__ = [
     "gather",
     "schedules",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Say what a former name is called now, until maskwise 0.2."""
+    if name in ("AnnotatedBatch", "Pieces"):
+        raise AttributeError(f"maskwise.masking.{name} is now maskwise.masking.Line")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,10 @@
 """Make rows from documents: read, tokenise, find words, align annotations, cut pieces, plan rows.
 
-Of the other modules of maskwise, this package imports only ``constants``, ``errors``, ``folders``,
-``segments``, ``specs`` and ``starts``. In addition, ``encode`` imports ``annotate.registry`` if it
-is called with annotators.
+This package stands on ``masking``, whose ``Line`` it makes. In addition, ``encode`` imports
+``annotate.registry`` if it is called with annotators.
 """
+
+from typing import Any
 
 from maskwise.text.documents import (
     Document,
@@ -41,3 +42,12 @@ __all__ = [
     "train_tokenizer",
     "word_ids",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Say what a former name is called now, until maskwise 0.2."""
+    if name == "PieceBatch":
+        raise AttributeError(
+            "maskwise.text.PieceBatch is now maskwise.masking.Line, which Rows.line returns"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ Making a plan takes about 1 µs for each piece.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +162,15 @@ class Rows:
             frame=pieces.frame,
             apart=self.layout != "joined",
         )
+
+    def batch(self, rows: Sequence[int] | Array | Tensor) -> Line:
+        """The former name of ``line``."""
+        warnings.warn(
+            "Rows.batch is now Rows.line; the old name goes with maskwise 0.2",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.line(rows)
 
     def tensors(self, rows: Sequence[int] | Array | Tensor) -> dict[str, Tensor]:
         """Return B rows as (B, L) tensors; see ``Line.columns``."""
