@@ -107,8 +107,8 @@ def test_policies_see_the_plain_losses_of_span_boundaries() -> None:
     batch: Any = {"input_ids": shown, "labels": labels}
     plain = MaskedLanguageModelling(network).eval()(batch)
     spans = SpanBoundary(network).eval()(batch)
-    assert torch.allclose(spans.losses, plain.losses)
-    assert spans.loss > plain.loss and not spans.losses.requires_grad
+    assert torch.allclose(spans.each, plain.each)
+    assert spans.total > plain.total and not spans.each.requires_grad
 
 
 def test_each_rank_has_its_own_dropout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -519,7 +519,7 @@ def test_the_output_bias_starts_at_the_log_frequencies(architecture: str) -> Non
     """
     log_unigram = torch.linspace(-9.0, 0.0, FIRST + WORDS).log_softmax(0)
     net = new_model(config(architecture), seed=0, log_unigram=log_unigram).eval()
-    ids = HELD_OUT.batch(torch.arange(8))["input_ids"]
+    ids = HELD_OUT.line(torch.arange(8))["input_ids"]
     found = net(input_ids=ids).logits.log_softmax(-1)
     assert (found - log_unigram).abs().mean().item() < 0.3
 
