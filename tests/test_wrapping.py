@@ -224,7 +224,7 @@ def test_lengths_and_phases_need_few_versions_of_a_block(
         train(trainee, source, chosen, evaluate=evaluate, quiet=True)
     blocks = found.graphs["forward"] + found.graphs["forward_with_checkpointing"]
     assert 0 < blocks <= (1 if family == "bert" else 3)
-    assert 0 < found.graphs["head_losses"] <= 2
+    assert 0 < found.graphs["read_head"] <= 2
     assert all(options["dynamic"] for options in found.options)
     # The blocks are whole graphs, or an error.
     assert sum(options.get("fullgraph", False) for options in found.options) == 3 * 3

@@ -40,7 +40,6 @@ class Adapter:
             to get logits.
         counts_from_pad: whether the first position index is the padding id plus 1, as in RoBERTa.
         separates: whether ``maskwise.attention`` can keep the documents of a packed row apart.
-        ends_in_output: whether the output layer is the last step of the head, except for a bias.
     """
 
     kind: ClassVar[Kind] = "encoder"
@@ -48,7 +47,6 @@ class Adapter:
     head: Head | None = None
     counts_from_pad: bool = False
     separates: bool = False
-    ends_in_output: bool = True
 
     def encoder(self, model: PreTrainedModel) -> nn.Module:
         """Return the encoder of a model."""
@@ -367,7 +365,7 @@ ENCODERS: Mapping[str, Adapter] = {
     "modernbert": Adapter(chain("head", "decoder"), separates=True),
     "eurobert": Adapter(chain("lm_head"), separates=True),
     "nomic_bert": Adapter(chain("cls"), separates=True),
-    "esm": Esm(chain("lm_head"), counts_from_pad=True, separates=True, ends_in_output=False),
+    "esm": Esm(chain("lm_head"), counts_from_pad=True, separates=True),
     "esmc": Adapter(chain("lm_head"), separates=True),
 }
 """The known encoder families, by ``config.model_type``."""
@@ -377,9 +375,7 @@ ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
     "t5": EncoderDecoder(_scaled("scale_decoder_outputs"), separates=True),
     "mt5": EncoderDecoder(chain("lm_head"), separates=True),
     "umt5": EncoderDecoder(_scaled("tie_word_embeddings"), separates=True),
-    "t5gemma": EncoderDecoder(
-        _t5gemma, starts_with="bos", rotary=True, separates=True, ends_in_output=False
-    ),
+    "t5gemma": EncoderDecoder(_t5gemma, starts_with="bos", rotary=True, separates=True),
 }
 """The known encoder–decoder families, by ``config.model_type``."""
 

@@ -37,6 +37,7 @@ from maskwise.objectives.base import (
     target_places,
     unrounded,
 )
+from maskwise.objectives.chunks import in_chunks
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.weights import decoder_weights, encoder_weights, head_weights
 
@@ -243,8 +244,14 @@ class DenoisingAutoencoder(Objective):
             tgt_is_causal=True,
         )
         at = target_places(batch).unbind(1)
-        logits_MV = unrounded(self.narrow(picked(written, *at)) @ self.embeddings.T)
-        return Loss.of(cross_entropy(logits_MV, labels[at], reduction="none"))
+        (losses,) = in_chunks(
+            self._losses, picked(written, *at), labels[at], vocabulary=len(self.embeddings)
+        )
+        return Loss.of(losses)
+
+    def _losses(self, states_MH: Tensor, truth: Tensor) -> tuple[Tensor]:
+        logits_MV = unrounded(self.narrow(states_MH) @ self.embeddings.T)
+        return (cross_entropy(logits_MV, truth, reduction="none"),)
 
     def work(self, tokens: float, targets: float) -> Work:
         """Return the work for a batch: the encoder on input tokens, decoder and head on targets.

@@ -24,7 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from maskwise.devices import moved
 from maskwise.draws import Array
 from maskwise.errors import MaskwiseError
-from maskwise.families import encoder_of, masked_logits, patched, picked, width_of
+from maskwise.families import encoder_of, patched, picked, width_of
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.corruptions import Insert, corruption
 from maskwise.masking.gather import Rows, device_of, gather
@@ -187,16 +187,13 @@ class ReplacedTokenDetection(Objective):
         labels = batch["labels"]
         where = target_places(batch)
         at = where.unbind(1)
-        truth = labels[at]
         inputs = model_inputs(self.generator, batch)
-        logits = masked_logits(self.generator, inputs, *at).float()
-        losses = cross_entropy(logits, truth, reduction="none")
+        generator = MaskedLanguageModelling(self.generator)
+        losses, drawn = generator.read_at(where, labels, inputs, losses_and_samples)
         ids = batch["input_ids"].clone()
-        # As in the paper, no gradient flows through the sampled tokens.
-        with torch.no_grad():
-            ids[at] = sampled(logits)
+        ids[at] = drawn
         replaced = torch.zeros_like(ids, dtype=torch.bool)
-        replaced[at] = ids[at] != truth
+        replaced[at] = ids[at] != labels[at]
         text = torch.from_numpy(np.flatnonzero(batch.line.predicted))
         on_device = moved(text, labels.device)
         shown = {**model_inputs(self.model, batch), "input_ids": ids}
@@ -209,6 +206,15 @@ class ReplacedTokenDetection(Objective):
         share = len(where) / max(1, len(text))
         total = losses.sum() + self.weight * share * detected
         return Loss.of(losses, where)._replace(total=total)
+
+
+def losses_and_samples(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each target, and an id drawn from its distribution, both (M,)."""
+    logits = logits.float()
+    # As in the paper, no gradient flows through the sampled tokens.
+    with torch.no_grad():
+        drawn = sampled(logits)
+    return cross_entropy(logits, truth, reduction="none"), drawn
 
 
 def sampled(logits: Tensor) -> Tensor:

@@ -7,17 +7,16 @@ but slower to compute.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import adapter_of, masked_logits, picked, prediction_head, width_of
+from maskwise.families import adapter_of, picked, prediction_head, width_of
 from maskwise.masking import IGNORE, MaskedBatch
 from maskwise.masking.corruptions import corruption, mask_only
 from maskwise.masking.diffusion import Noising, Rates
@@ -39,13 +38,16 @@ from maskwise.objectives.base import (
     unrounded,
     weighted,
 )
+from maskwise.objectives.chunks import in_chunks
 from maskwise.weights import encoder_weights, head_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Part: TypeAlias = Callable[..., Any]
+Read: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+"""A function of logits (M, V) and correct tokens (M,), which returns tensors (M,)."""
+ReadHead: TypeAlias = Callable[..., tuple[Tensor, ...]]
 
 
 class MaskedLanguageModelling(Objective):
@@ -60,12 +62,11 @@ class MaskedLanguageModelling(Objective):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
-
-    compiled: Mapping[Part, Part] = MappingProxyType({})
-    """The functions of the head and their compiled versions; empty without ``compile_head``."""
+        # ``compile_head`` replaces the function by its compiled version.
+        self.read_head: ReadHead = read_head
 
     tells_right = False
-    """Whether outcomes include ``right``. If True, the compiled head is not used."""
+    """Whether losses include ``right``."""
 
     def forward(self, batch: Batch) -> Loss:
         losses, where, right = self.answers(batch)
@@ -78,31 +79,38 @@ class MaskedLanguageModelling(Objective):
     def answers(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the losses and positions of all targets, and ``right`` as in ``Loss``."""
         where = target_places(batch)
-        row, column = where.unbind(1)
-        truth = batch["labels"][row, column]
-        inputs = self.inputs(batch)
-        if self.tells_right or prediction_head(self.model) is None:
-            logits = masked_logits(self.model, inputs, row, column)
-            right = logits.argmax(-1) == truth if self.tells_right else None
-            return cross_entropy(unrounded(logits), truth, reduction="none"), where, right
-        states = adapter_of(self.model.config).states(self.model, inputs)
-        return self.losses_of(picked(states, row, column), truth), where, None
+        read = losses_and_right if self.tells_right else losses_alone
+        losses, *more = self.read_at(where, batch["labels"], self.inputs(batch), read)
+        return losses, where, more[0] if more else None
 
-    def losses_of(self, states_MH: Tensor, truth: Tensor) -> Tensor:
-        """(M,) float32: the loss of each target, from the hidden states at the targets."""
-        family = adapter_of(self.model.config)
-        if family.ends_in_output and len(truth) * self.model.config.vocab_size > ENTRIES:
-            weights = output_of(self.model, states_MH)
-            return in_chunks(*weights, truth, compiled=self.compiled)
-        compute = self.compiled.get(head_losses, head_losses)
-        return compute(self.model, states_MH, truth)
+    def read_at(
+        self, where: Tensor, labels: Tensor, inputs: Inputs, read: Read
+    ) -> tuple[Tensor, ...]:
+        """Return what a function reads from the logits at targets, as tensors (M,).
+
+        Args:
+            where: (M, 2) int64, the row and the column of each target.
+            labels: (B, L) int64, the correct tokens.
+            inputs: the model's inputs.
+            read: a function of the logits (M, V) and the correct tokens (M,).
+        """
+        row, column = where.unbind(1)
+        truth = labels[row, column]
+        if prediction_head(self.model) is None:
+            return read(picked(self.model(**inputs).logits, row, column), truth)
+        states = adapter_of(self.model.config).states(self.model, inputs)
+        return self.read_states(picked(states, row, column), truth, read)
+
+    def read_states(self, states_MH: Tensor, truth: Tensor, read: Read) -> tuple[Tensor, ...]:
+        """The same as ``read_at``, from the inputs of the head at the targets."""
+        compute = partial(self.read_head, self.model, read)
+        return in_chunks(compute, states_MH, truth, vocabulary=self.model.config.vocab_size)
 
     def compile_head(self) -> None:
         """Compile the head and the loss, if the head is known."""
         if prediction_head(self.model) is not None:
-            parts: list[Part] = [head_losses, losses_of, slopes_of]
             # Shapes are dynamic, because the number of targets varies from step to step.
-            self.compiled = dict(zip(parts, map(partial(torch.compile, dynamic=True), parts)))
+            self.read_head = torch.compile(read_head, dynamic=True)
 
     def inputs(self, batch: Batch) -> Inputs:
         """Return the model's inputs from a batch."""
@@ -113,11 +121,24 @@ class MaskedLanguageModelling(Objective):
         return Work(encoder_weights(self.model) * tokens, own * targets, tied * targets)
 
 
-def head_losses(model: PreTrainedModel, states_MH: Tensor, truth: Tensor) -> Tensor:
-    """(M,) float32: the loss of each target, from the hidden states at the targets."""
+def read_head(
+    model: PreTrainedModel, read: Read, states_MH: Tensor, truth: Tensor
+) -> tuple[Tensor, ...]:
+    """Apply the prediction head to hidden states at targets, and read the logits."""
     head = prediction_head(model)
     assert head is not None
-    return cross_entropy(unrounded(head(model, states_MH)), truth, reduction="none")
+    return read(head(model, states_MH), truth)
+
+
+def losses_alone(logits: Tensor, truth: Tensor) -> tuple[Tensor]:
+    """(M,) float32: the loss of each target."""
+    return (cross_entropy(unrounded(logits), truth, reduction="none"),)
+
+
+def losses_and_right(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each target, and whether the most probable token is the target, both (M,)."""
+    (losses,) = losses_alone(logits, truth)
+    return losses, logits.argmax(-1) == truth
 
 
 class EntityMaskedLanguageModelling(MaskedLanguageModelling):
@@ -248,10 +269,11 @@ class SpanBoundary(Objective):
         row = at[0]
         around = [hidden[row, before], hidden[row, after], self.place(place.clamp(max=LONGEST - 1))]
         from_borders = self.head(torch.cat(around, 1))
-        plain = head_losses(self.model, picked(hidden, *at), truth)
+        at_targets = MaskedLanguageModelling(self.model)
+        (plain,) = at_targets.read_states(picked(hidden, *at), truth, losses_alone)
         # The model is trained on both losses. Policies that learn from losses get only the MLM
         # loss, as from other objectives.
-        losses = plain + head_losses(self.model, from_borders, truth)
+        losses = plain + at_targets.read_states(from_borders, truth, losses_alone)[0]
         return Loss.of(losses, where)._replace(each=plain.detach())
 
     def chance(self, vocabulary: int, rows: int) -> float:
@@ -276,160 +298,3 @@ def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     last_free = torch.where(target, -1, column).cummax(1).values
     next_free = torch.where(target, length, column).flip(1).cummin(1).values.flip(1)
     return last_free.clamp(min=0), next_free.clamp(max=length - 1), column - last_free - 1
-
-
-# Logits in chunks
-# -------------------------------------------------------------------------------------------
-
-# With a large vocabulary, cross-entropy is computed for one chunk of targets after another. The
-# logits of M targets over V tokens, a copy of them in single precision and the gradients of both
-# need 12 · M · V bytes: 12 GB for 20,000 targets and 50,000 tokens. Here, the logits of a chunk are
-# freed after use and computed again in the backward pass. This adds a third to the multiplications
-# of the output layer. torch's ``linear_cross_entropy`` (2.13, without reduction) works in the same
-# way, but rounds losses to bfloat16. Here losses and sums over chunks are in single precision.
-
-ENTRIES = 1 << 26
-"""The number of logits in a chunk: 256 MiB in single precision. Smaller batches are not split."""
-
-
-def output_of(model: PreTrainedModel, states_MH: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the input (M, H), the weight (V, H) and the bias (V,) of the output layer.
-
-    This works only for families with ``ends_in_output``. ``states_MH`` is the input of the head.
-    """
-    layer: Any = model.get_output_embeddings()
-    if hasattr(model, "final_logits_bias"):
-        # BART's head is the output layer and a bias that is not trained.
-        bias: Any = model.final_logits_bias
-        return states_MH, layer.weight, bias[0]
-    head = prediction_head(model)
-    assert head is not None
-    # For one call, make the output layer return its input, which is the result of earlier layers.
-    layer.forward = lambda states_MH: states_MH
-    try:
-        before_MH = head(model, states_MH)
-    finally:
-        del layer.forward
-    return before_MH, layer.weight, layer.bias
-
-
-def losses_of(
-    states_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, truth_M: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the losses (M,) of a chunk and the log-sum-exp (M,) of its logits."""
-    logits_MV = unrounded(linear(states_MH, weight_VH, bias_V))
-    total_M = logits_MV.logsumexp(-1)
-    return total_M - logits_MV.gather(-1, truth_M[:, None]).squeeze(-1), total_M
-
-
-def slopes_of(
-    states_MH: Tensor,
-    weight_VH: Tensor,
-    bias_V: Tensor | None,
-    truth_M: Tensor,
-    total_M: Tensor,
-    slope_M: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of a chunk with respect to states, weight and bias.
-
-    Args:
-        total_M: the log-sum-exp of the logits of each target, from ``losses_of``.
-        slope_M: the gradient with respect to each loss.
-    """
-    logits_MV = unrounded(linear(states_MH, weight_VH, bias_V))
-    share_MV = (logits_MV - total_M[:, None]).exp()
-    right_MV = torch.zeros_like(share_MV).scatter_(1, truth_M[:, None], 1.0)
-    slope_MV = (share_MV - right_MV) * slope_M[:, None]
-    rounded_MV = slope_MV.to(states_MH.dtype)
-    return rounded_MV @ weight_VH, rounded_MV.mT @ states_MH, slope_MV.sum(0)
-
-
-def in_chunks(
-    states_MH: Tensor,
-    weight_VH: Tensor,
-    bias_V: Tensor | None,
-    truth_M: Tensor,
-    *,
-    compiled: Mapping[Part, Part] = MappingProxyType({}),
-) -> Tensor:
-    """(M,): the loss of each target, in single precision (double if the states are double).
-
-    Args:
-        states_MH: the input of the output layer.
-        weight_VH, bias_V: the weight and the bias of the output layer.
-        truth_M: the correct tokens.
-        compiled: compiled versions of ``losses_of`` and ``slopes_of``, which save most of the
-            memory traffic of a chunk.
-    """
-    device = states_MH.device.type
-    dtype = states_MH.dtype
-    # ``_InChunks`` turns autocast off, so pass the dtype of autocast.
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    return _InChunks.apply(states_MH, weight_VH, bias_V, truth_M, dtype, compiled)
-
-
-class _InChunks(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        states_MH: Tensor,
-        weight_VH: Tensor,
-        bias_V: Tensor | None,
-        truth_M: Tensor,
-        dtype: torch.dtype,
-        compiled: Mapping[Part, Part],
-    ) -> Tensor:
-        ctx.dtype = dtype
-        ctx.compiled = compiled
-        compute = compiled.get(losses_of, losses_of)
-        losses = []
-        totals = []
-        with torch.autocast(states_MH.device.type, enabled=False):
-            weight, bias = _cast(dtype, weight_VH, bias_V)
-            rows = _rows(weight_VH)
-            for states, truth in zip(
-                states_MH.split(rows),
-                truth_M.split(rows),
-                strict=True,
-            ):
-                loss, total = compute(states.to(dtype), weight, bias, truth)
-                losses.append(loss)
-                totals.append(total)
-        ctx.save_for_backward(states_MH, weight_VH, bias_V, truth_M, torch.cat(totals))
-        return torch.cat(losses)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slope_M: Tensor) -> tuple[Tensor | None, ...]:
-        states_MH, weight_VH, bias_V, truth_M, total_M = ctx.saved_tensors
-        of_states = torch.empty_like(states_MH)
-        # Sum over chunks in the precision of the weights, not in that of autocast.
-        of_weight = torch.zeros_like(weight_VH)
-        of_bias = None if bias_V is None else torch.zeros_like(bias_V)
-        compute = ctx.compiled.get(slopes_of, slopes_of)
-        with torch.autocast(states_MH.device.type, enabled=False):
-            weight, bias = _cast(ctx.dtype, weight_VH, bias_V)
-            rows = _rows(weight_VH)
-            columns = (states_MH, truth_M, total_M, slope_M, of_states)
-            for part in zip(*(column.split(rows) for column in columns), strict=True):
-                states, truth, total, slope, into = part
-                own, of_weights, of_biases = compute(
-                    states.to(ctx.dtype), weight, bias, truth, total, slope
-                )
-                into.copy_(own)
-                of_weight += of_weights
-                if of_bias is not None:
-                    of_bias += of_biases
-        return of_states, of_weight, of_bias, None, None, None
-
-
-def _cast(
-    dtype: torch.dtype, weight_VH: Tensor, bias_V: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    return weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
-
-
-def _rows(weight_VH: Tensor) -> int:
-    """The number of targets in a chunk."""
-    return max(1, ENTRIES // len(weight_VH))
