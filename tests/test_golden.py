@@ -479,10 +479,12 @@ def main(*wanted: str) -> None:
     import conftest  # one thread, offline
     import test_golden_runs
     import test_golden_studies
+    import test_golden_texts
     from maskwise import jobs
 
     jobs.ENGINES["local"] = conftest.SamePool
     makers = MAKERS | test_golden_runs.MAKERS | test_golden_studies.MAKERS
+    makers |= test_golden_texts.MAKERS
     values: dict[str, Any] = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     for name in wanted or makers:
         with TemporaryDirectory() as folder:

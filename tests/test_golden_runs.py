@@ -7,7 +7,7 @@ tiny model. Losses are compared to ``TOLERANCE``: kernels for other processors r
 more or less moves them by 1e-3. Probabilities of a sampler that learns multiply such differences:
 there it is 6e-5.
 
-``python tests/test_golden.py trainings`` (or ``arms``, ``stream``) writes the values anew.
+``python tests/test_golden.py trainings`` (``arms``, ``stream``, ``meta``) writes the values anew.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
+import test_meta
+from maskwise.learning.loop import learn_policy
 from maskwise.training import engine
 from test_golden import LAYOUTS, read_golden, rounded
 from tiny import maskwise, read_lines, write_inputs, write_lines
@@ -193,7 +195,8 @@ def test_arms_that_a_sampler_chooses(tmp_path: Path) -> None:
         assert measured[name] == pytest.approx(known[name], rel=tolerance), name
 
 
-@pytest.mark.parametrize("stopped_at", [None, 13])
+# Resumed at steps 0, 5, 10 and 15: at the beginning, at the border of two shards, and inside one.
+@pytest.mark.parametrize("stopped_at", [None, 3, 7, 13, 17])
 def test_a_stream_with_and_without_a_stop(
     stopped_at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,4 +221,29 @@ def test_a_stream_with_and_without_a_stop(
     assert measured["place"] == read_golden()["stream"]["place"]
 
 
-MAKERS: dict[str, Callable[[Path], Any]] = {"trainings": all_losses, "arms": arms, "stream": stream}
+def meta(folder: Path) -> list[dict[str, float]]:
+    """Ten outer steps of meta-learning in double precision, and two gains on dev."""
+    learner = test_meta.learner(steps=10, eval_every=5)
+    for module in (learner.losses, learner.policy, learner.average):
+        module.double()
+    for values in (learner.best, learner.start):
+        values.update({name: value.double() for name, value in values.items()})
+    learn_policy(learner, folder, quiet=True)
+    known = ("outer", "inner", "grad_norm", "entropy", "answers", "gain", "agreement")
+    lines = read_lines(folder / "metrics.jsonl")
+    return [{name: rounded(line[name]) for name in known if name in line} for line in lines]
+
+
+def test_outer_steps_of_meta_learning(tmp_path: Path) -> None:
+    measured, known = meta(tmp_path), read_golden()["meta"]
+    assert len(measured) == len(known) == 12
+    for line, expected in zip(measured, known, strict=True):
+        assert line == pytest.approx(expected, rel=1e-6)
+
+
+MAKERS: dict[str, Callable[[Path], Any]] = {
+    "trainings": all_losses,
+    "arms": arms,
+    "stream": stream,
+    "meta": meta,
+}
