@@ -64,7 +64,7 @@ def _groups(pattern: re.Pattern[str], page: Path) -> list[Any]:
 
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-LANGUAGES = {"python", "yaml", "bash", "text"}
+LANGUAGES = {"python", "yaml", "bash", "text", "toml"}
 
 
 def of(language: str) -> list[Block]:

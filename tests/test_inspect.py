@@ -303,8 +303,7 @@ def test_a_new_name_with_an_argument_that_no_example_knows_is_listed(monkeypatch
     def by_moon(phase: float, tide: float = 1.0) -> None:
         """Masks more at full moon."""
 
-    monkeypatch.setitem(views.TABLES, "moons", "json:MOONS")
-    monkeypatch.setattr("json.MOONS", {"by-moon": by_moon}, raising=False)
+    monkeypatch.setitem(views.TABLES, "moons", lambda: {"by-moon": by_moon})
     monkeypatch.setitem(views.EXAMPLES, "moons", "maskwise inspect --policy {call}")
     (row,) = describe_table("moons")
     assert row["example"] == "maskwise inspect --policy by-moon(PHASE)"

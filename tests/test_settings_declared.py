@@ -7,8 +7,11 @@ again for nothing. The slow tests compare them with the weights of trainings of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,6 +21,8 @@ from torch import Tensor
 
 from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation.cloze import Cloze
+from maskwise.evaluation.evaluate import MEASURES
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.recipe.described import declared
 from maskwise.study import run_stage
@@ -172,6 +177,7 @@ CASES = {
     "evaluation.bound": Case("2"),
     "evaluation.cloze": Case("{here}/cloze.jsonl"),
     "evaluation.pairs": Case("bundled:pairs"),
+    "evaluation.measures": Case("own-cloze"),
     "tasks": Case("['{here}/task.jsonl', trivia]"),
     "finetune.epochs": Case("1", ("finetune.steps=null",)),
     "finetune.steps": Case("3"),
@@ -252,7 +258,7 @@ update of Adam has the size of the rate, also where a gradient is nearly 0."""
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("inputs")
     write_inputs(folder)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
@@ -277,7 +283,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_lines(folder / "questions.jsonl", rows)
     facts = [{"masked_sentences": ["Bada [MASK] bafe."], "obj_label": "kefe"}]
     write_lines(folder / "cloze.jsonl", facts)
-    return folder
+    with patch.dict(MEASURES, {"own-cloze": partial(Cloze.read, folder / "cloze.jsonl")}):
+        yield folder
 
 
 def recipe_of(here: Path, key: str, *, changed: bool) -> Recipe:

@@ -14,6 +14,7 @@ __version__ = "0.1.0rc1"
 
 if TYPE_CHECKING:
     from maskwise import samplers
+    from maskwise.api import annotate_rows, encode
     from maskwise.errors import MaskwiseError
     from maskwise.masking import (
         MaskedBatch,
@@ -27,12 +28,11 @@ if TYPE_CHECKING:
     )
     from maskwise.packed import PackedCollator
     from maskwise.starts import push_to_hub
-    from maskwise.text import annotate_rows, encode
     from maskwise.trainer import MaskingTrainer
 
 _HOMES = {
-    "annotate_rows": "maskwise.text",
-    "encode": "maskwise.text",
+    "annotate_rows": "maskwise.api",
+    "encode": "maskwise.api",
     "MaskwiseError": "maskwise.errors",
     "MaskedBatch": "maskwise.masking",
     "Masker": "maskwise.masking",

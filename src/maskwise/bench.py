@@ -195,10 +195,10 @@ class Sample:
 
 def _maskers(vocabulary: Vocabulary) -> dict[str, Masker]:
     maskers = {}
-    for name in POLICIES:
+    for name in POLICIES.without_plugins():
         spec = WITH_ARGUMENTS.get(name, name)
         maskers[name] = Masker(vocabulary, policy=spec, ratio=RATIO)
-    for name in CORRUPTIONS:
+    for name in CORRUPTIONS.without_plugins():
         spec = POLICY_FOR.get(name, "token")
         maskers[f"shown as {name}"] = Masker(vocabulary, policy=spec, corruption=name, ratio=RATIO)
     return maskers

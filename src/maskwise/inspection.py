@@ -19,7 +19,9 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from maskwise.annotate.registry import SPANS, ByText, Span, annotator, read_marks
+# With ``learning``, the annotator ``learned`` is known.
+import maskwise.learning  # noqa: F401
+from maskwise.annotate.registry import SPANS, ByText, Span, annotator, annotators, read_marks
 from maskwise.errors import MaskwiseError, visible
 from maskwise.folders import write_page
 from maskwise.masking import IGNORE, Masker
@@ -28,7 +30,8 @@ from maskwise.masking.gather import gather
 from maskwise.masking.policies import GroupWeighted, When, policy
 from maskwise.show import Stretch, draw
 from maskwise.specs import split_calls
-from maskwise.text import encode, read_documents, require_documents
+from maskwise.text import read_documents, require_documents
+from maskwise.text.encoding import encode
 from maskwise.text.layers import CharSpans, Layered
 from maskwise.text.opening import require_utf8
 from maskwise.text.readers import known_ending
@@ -316,7 +319,7 @@ def row_of(
     text: str,
     spans: Sequence[Span],
     needs: Collection[str],
-    annotators: Sequence[str],
+    others: Sequence[str],
 ) -> Row:
     """Encode a text as a row for a ``Masker``.
 
@@ -325,7 +328,7 @@ def row_of(
         text: the text.
         spans: the spans that are marked in the text.
         needs: the layers that come from the text or its marks.
-        annotators: the annotators of the other layers.
+        others: the annotators of the other layers.
     """
     makers: list[str | Layered] = []
     for name in needs:
@@ -334,7 +337,7 @@ def row_of(
         elif name not in TEXT_LAYERS:
             marked = {text: {name: CharSpans.of(spans, SPANS)}}
             makers.append(ByText("marks", {name: SPANS}, marked.__getitem__, ""))
-    [row] = encode(tokenizer, [text], layers=[*makers, *annotators])
+    [row] = encode(tokenizer, [text], layers=annotators([*makers, *others]))
     # Tokens outside spans have the span number −1, which is the index of the last weight, 1.
     weights = [*(span.weight for span in spans), 1.0]
     for name in WEIGHT_LAYERS:

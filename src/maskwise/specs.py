@@ -112,6 +112,25 @@ def _value(node: ast.expr, text: str) -> object:
     return ast.literal_eval(node)
 
 
+def find(kind: str, spec: str | Call, table: Mapping[str, T]) -> tuple[Call, T]:
+    """Return the call that ``spec`` writes, and the member of the table that it names.
+
+    Raises:
+        MaskwiseError: the name is unknown, or ``spec`` is no name.
+    """
+    if not isinstance(spec, str | Call):
+        raise MaskwiseError(
+            f"this is not a {kind}",
+            got=repr(spec),
+            allowed=f"a name such as {next(iter(table))!r}, or an object",
+        )
+    call = parse_call(spec) if isinstance(spec, str) else spec
+    if call.name not in table:
+        written = call.written or str(call)
+        raise unknown_name(kind, written.partition("(")[0].strip(), table)
+    return call, table[call.name]
+
+
 def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) -> T:
     """Look up the function that ``spec`` names, and call it with the arguments of ``spec``.
 
@@ -124,18 +143,8 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
         MaskwiseError: the name is unknown; or the function does not accept the names, the number or
             the types of the arguments.
     """
-    if not isinstance(spec, str | Call):
-        raise MaskwiseError(
-            f"this is not a {kind}",
-            got=repr(spec),
-            allowed=f"a name such as {next(iter(table))!r}, or an object",
-        )
-    call = parse_call(spec) if isinstance(spec, str) else spec
-    written = call.written or str(call)
-    if call.name not in table:
-        raise unknown_name(kind, written.partition("(")[0].strip(), table)
-    what = f"{kind} {written}"
-    maker = table[call.name]
+    call, maker = find(kind, spec, table)
+    what = f"{kind} {call.written or call}"
     signature = inspect.signature(maker)
     try:
         bound = signature.bind(*call.args, **call.kwargs)

@@ -4,3 +4,7 @@ Such an annotation is called a layer. Layers are computed once for each corpus. 
 offsets and can therefore be aligned with any tokenizer (``text.layers``). This package may import
 ``text``, ``models`` and all packages below these two.
 """
+
+from maskwise.annotate.registry import register
+
+__all__ = ["register"]

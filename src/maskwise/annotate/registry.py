@@ -30,6 +30,7 @@ from maskwise.annotate.store import Store
 from maskwise.annotate.tagger import pos, salient
 from maskwise.annotate.weights import Difference, Frequency, Informativeness
 from maskwise.errors import MaskwiseError, first_line
+from maskwise.plugins import Table
 from maskwise.specs import Call, build, parse_call, user_path
 from maskwise.text.labelled import POS, read_conllu
 from maskwise.text.layers import (
@@ -38,6 +39,7 @@ from maskwise.text.layers import (
     Found,
     Kind,
     Layer,
+    Layered,
     Layers,
     check_spans,
     digest,
@@ -365,13 +367,7 @@ def sentence_spans(text: str) -> list[Span]:
 # -------------------------------------------------------------------------------------------
 
 
-def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Annotator:
-    """Annotate words and spans with the scores of a learned masking policy (``Learned``)."""
-    module = importlib.import_module("maskwise.learning.annotator")
-    return module.Learned(folder, layer=layer, spans=spans)
-
-
-ANNOTATORS: dict[str, Callable[..., Annotator]] = {
+_BUILT_IN: dict[str, Callable[..., Annotator]] = {
     "words": words,
     "sentences": sentences,
     "prompt": prompt,
@@ -381,12 +377,35 @@ ANNOTATORS: dict[str, Callable[..., Annotator]] = {
     "frequency": Frequency,
     "informativeness": Informativeness,
     "difference": Difference,
-    "learned": learned,
     "gold": gold,
     "spans": spans,
     "stored": Store,
     **WORLDS,
 }
+ANNOTATORS = Table("annotator", "maskwise.annotators", _BUILT_IN)
+"""The annotators by their names in recipes. ``maskwise.learning`` registers ``learned``."""
+
+
+def register(name: str, factory: Callable[..., Annotator]) -> None:
+    """Add an annotator in this process; a package that others install has an entry point instead.
+
+    Args:
+        name: the name of the annotator: letters, digits and hyphens.
+        factory: a function that makes the annotator from the arguments of the name. Several
+            processes can use it only if it is a function of a module that they can import.
+
+    Raises:
+        MaskwiseError: the name is taken, or is no name.
+    """
+    ANNOTATORS.register(name, factory)
+
+
+def registered(specs: Iterable[str]) -> dict[str, Callable[..., Annotator]]:
+    """Return the factories of registered annotators, for other processes.
+
+    To read a factory, a process imports its module.
+    """
+    return ANNOTATORS.registered(parse_call(spec).name for spec in specs)
 
 
 def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
@@ -403,10 +422,28 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
     Raises:
         MaskwiseError: the name is unknown, or the annotator has no such argument.
     """
-    table = dict(ANNOTATORS)
-    if functions:
-        table["function"] = Function
-    return build("annotator", spec, table)
+    if functions and isinstance(spec, str | Call):
+        call = parse_call(spec) if isinstance(spec, str) else spec
+        if call.name == Function.name:
+            return build("annotator", call, {Function.name: Function})
+    return build("annotator", spec, ANNOTATORS)
+
+
+def annotators(specs: Iterable[str | Layered]) -> list[Layered]:
+    """Build the annotators that are given by name; return others unchanged.
+
+    Raises:
+        MaskwiseError: a name is unknown, or ``specs`` is no list.
+    """
+    if isinstance(specs, str):
+        specs = [specs]
+    if not isinstance(specs, Iterable) or getattr(specs, "ndim", 1) == 0:
+        raise MaskwiseError(
+            "layers must be a list",
+            got=specs,
+            allowed="names of annotators, such as ['salient']",
+        )
+    return [spec if isinstance(spec, Layered) else annotator(spec) for spec in specs]
 
 
 def check_names(annotators: Sequence[Annotator]) -> None:

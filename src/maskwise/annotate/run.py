@@ -26,7 +26,7 @@ from typing import NamedTuple, TypeAlias, TypedDict
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
-from maskwise.annotate.registry import annotator, check_names, spec_of
+from maskwise.annotate.registry import annotator, check_names, registered, spec_of
 from maskwise.annotate.shard import AnnotatorSummary, ShardTask, add_up, annotate_shard, forget
 from maskwise.annotate.store import (
     MANIFEST,
@@ -325,7 +325,8 @@ def _tasks(
                 do="annotate it again",
             )
         if missing[number]:
-            yield ShardTask(number, contents, missing[number])
+            lacking = missing[number]
+            yield ShardTask(number, contents, lacking, registered(lacking))
 
 
 def _fitted(

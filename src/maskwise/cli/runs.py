@@ -459,6 +459,8 @@ def annotate(
 
     The same command resumes an interrupted run.
     """
+    # With ``learning``, the annotator ``learned`` is known.
+    import maskwise.learning  # noqa: F401
     from maskwise.annotate.run import annotate_corpus, open_corpus
     from maskwise.annotate.store import Store
     from maskwise.show import examples, render_layers, write_layers

@@ -4,9 +4,9 @@ inspect, report, bench, list.
 
 from __future__ import annotations
 
-import importlib
 import inspect as python_inspect
 import re
+from collections.abc import Callable, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,8 @@ from maskwise.cli.terminal import (
 )
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import RULES, Summary
-from maskwise.folders import recipe_path
+from maskwise.folders import recipe_path, shipped
+from maskwise.plugins import Table
 from maskwise.printing import err_console, out_console, print_json, say, warn
 from maskwise.specs import arguments_of, split_options, user_path
 
@@ -323,19 +324,78 @@ def bench(
         say("\n".join(mask_notes(result)))
 
 
-TABLES = {
-    "policies": "maskwise.masking:POLICIES",
-    "annotators": "maskwise.annotate.registry:ANNOTATORS",
-    "schedules": "maskwise.masking:SCHEDULES",
-    "corruptions": "maskwise.masking:CORRUPTIONS",
-    "objectives": "maskwise.objectives:OBJECTIVES",
-    "samplers": "maskwise.samplers:SAMPLERS",
-    "tasks": "maskwise.tasks:BUNDLED_TASKS",
-    "cards": "maskwise.tasks:CARDS",
-    "recipes": "maskwise.folders:shipped",
-    "keys": "maskwise.recipe.described:recipe_keys",
+# Some modules of the lists take seconds to import. Only the module of the wanted list is imported.
+
+
+def _policies() -> Mapping[str, Any]:
+    from maskwise.masking import POLICIES
+
+    return POLICIES
+
+
+def _annotators() -> Mapping[str, Any]:
+    # With ``learning``, the annotator ``learned`` is known.
+    import maskwise.learning  # noqa: F401
+    from maskwise.annotate.registry import ANNOTATORS
+
+    return ANNOTATORS
+
+
+def _schedules() -> Mapping[str, Any]:
+    from maskwise.masking import SCHEDULES
+
+    return SCHEDULES
+
+
+def _corruptions() -> Mapping[str, Any]:
+    from maskwise.masking import CORRUPTIONS
+
+    return CORRUPTIONS
+
+
+def _objectives() -> Mapping[str, Any]:
+    from maskwise.objectives import OBJECTIVES
+
+    return OBJECTIVES
+
+
+def _samplers() -> Mapping[str, Any]:
+    from maskwise.samplers import SAMPLERS
+
+    return SAMPLERS
+
+
+def _tasks() -> Mapping[str, Any]:
+    from maskwise.tasks import BUNDLED_TASKS
+
+    return BUNDLED_TASKS
+
+
+def _cards() -> Mapping[str, Any]:
+    from maskwise.tasks import CARDS
+
+    return CARDS
+
+
+def _keys() -> Mapping[str, Any]:
+    from maskwise.recipe.described import recipe_keys
+
+    return recipe_keys()
+
+
+TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
+    "policies": _policies,
+    "annotators": _annotators,
+    "schedules": _schedules,
+    "corruptions": _corruptions,
+    "objectives": _objectives,
+    "samplers": _samplers,
+    "tasks": _tasks,
+    "cards": _cards,
+    "recipes": shipped,
+    "keys": _keys,
 }
-"""Module and table of every list."""
+"""The members of every list, by name."""
 
 
 EXAMPLES = {
@@ -416,12 +476,14 @@ def list_names(
 
 
 def names_in(what: str) -> dict[str, Any]:
-    """Return the members of a list, keyed by name."""
-    module, _, name = TABLES[what].partition(":")
-    table = getattr(importlib.import_module(module), name)
-    if callable(table):
-        table = table()
-    return dict(table)
+    """Return the members of a list, keyed by name. Warn of plug-ins that cannot be used."""
+    table = TABLES[what]()
+    if not isinstance(table, Table):
+        return dict(table)
+    members, faults = table.usable()
+    for fault in faults:
+        warn(fault)
+    return members
 
 
 def describe_table(what: str) -> list[dict[str, str]]:

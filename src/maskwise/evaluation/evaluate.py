@@ -7,13 +7,21 @@ accepts any checkpoint with a masked-language-model head, any text and any test 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from torch import nn
 from transformers.utils import logging
 
@@ -40,6 +48,8 @@ from maskwise.families import check_fit, evaluating, most_tokens, require_kind
 from maskwise.masking.policies import policy
 from maskwise.models import load_model
 from maskwise.objectives import predicting
+from maskwise.plugins import Table
+from maskwise.specs import build
 from maskwise.text import (
     Rows,
     load_tokenizer,
@@ -55,14 +65,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HELD_OUT, BOUND, CLOZE, PAIRS = "heldout", "bound", "cloze", "pairs"
-# The syntax of each measure on the command line.
-MEASURES = {
+# The syntax of each built-in measure on the command line.
+SYNTAX = {
     HELD_OUT: "heldout",
     PSEUDO_PERPLEXITY: "pseudo-perplexity or pseudo-perplexity:ROWS",
     BOUND: "bound or bound:DRAWS",
     CLOZE: "cloze:FILE",
     PAIRS: "pairs:FILE or pairs:bundled:pairs",
 }
+MEASURES: Table[Callable[..., TestSet]] = Table("measure", "maskwise.measures", {})
+"""Measures of other packages: functions that make a ``TestSet``, by the names in
+``evaluation.measures``."""
 # Defaults of ``maskwise evaluate``: the number of rows for the pseudo-perplexity, and of masks for
 # each row in the bound.
 DEFAULT_COUNTS = {PSEUDO_PERPLEXITY: 32, BOUND: 8}
@@ -102,6 +115,17 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     """Cloze sets: files in LAMA's format, optionally with arguments: ``facts.jsonl(items=500)``."""
     pairs: Judgement[Annotated[tuple[str, ...], OneOrMany]] = ()
     """Sets of minimal pairs: ``bundled:pairs``, or files in BLiMP's format."""
+    measures: Judgement[Annotated[tuple[str, ...], OneOrMany]] = ()
+    """Measures of other packages, optionally with arguments: ``reading-times(items=500)``."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Names of stages are hashes of their settings. A stage without further measures has the
+        # name that it had before there were any.
+        settings: dict[str, Any] = dump(self)
+        if not self.measures:
+            settings.pop("measures", None)
+        return settings
 
     @model_validator(mode="before")
     @classmethod
@@ -169,7 +193,7 @@ Records = list[HeldOutRecord | Measurement]
 
 
 def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
-    """Load the cloze sets and minimal pairs named in the settings, keyed by name.
+    """Load the cloze sets, minimal pairs and further measures named in the settings, by name.
 
     A recipe calls this function when it is read. An error in a file is therefore reported at once.
 
@@ -178,6 +202,15 @@ def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
     """
     loaded: list[TestSet] = [load_set(spec, Cloze.read) for spec in settings.cloze]
     loaded += [load_set(spec, Pairs.read) for spec in settings.pairs]
+    for spec in settings.measures:
+        made = build("measure", spec, MEASURES)
+        if not isinstance(made, TestSet):
+            raise MaskwiseError(
+                f"the measure {spec} is not valid",
+                got=type(made).__name__,
+                allowed="a maskwise.evaluation.sets.TestSet",
+            )
+        loaded.append(made)
     sets: dict[str, TestSet] = {}
     for each in loaded:
         if each.name in (*sets, PSEUDO_PERPLEXITY, BOUND):
@@ -311,12 +344,18 @@ def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
 
 
 def settings_of(measures: Sequence[str]) -> EvaluationSettings:
-    """Parse command-line arguments with the syntax in ``MEASURES``."""
+    """Parse command-line arguments with the syntax in ``SYNTAX``, or names from ``MEASURES``."""
     files: dict[str, list[str]] = {CLOZE: [], PAIRS: []}
+    further = []
     counts = dict.fromkeys(DEFAULT_COUNTS, 0)
     for measure in measures:
         name, _, value = measure.partition(":")
-        require_known("measure", name, MEASURES)
+        if name not in SYNTAX:
+            # A name with arguments, as in a recipe.
+            own = measure.partition("(")[0].strip()
+            require_known("measure", own, [*SYNTAX, *MEASURES])
+            further.append(measure)
+            continue
         number = value or str(DEFAULT_COUNTS.get(name, ""))
         if name in files and value:
             files[name].append(value)
@@ -324,10 +363,10 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
             counts[name] = max(counts[name], int(number))
         elif measure != HELD_OUT:
             raise MaskwiseError(
-                f"cannot read the measure {name}", got=measure, allowed=MEASURES[name]
+                f"cannot read the measure {name}", got=measure, allowed=SYNTAX[name]
             )
     measured = {name.replace("-", "_"): count for name, count in counts.items()}
-    return EvaluationSettings.model_validate({**measured, **files})
+    return EvaluationSettings.model_validate({**measured, **files, "measures": further})
 
 
 def evaluate_checkpoint(

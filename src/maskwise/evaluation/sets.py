@@ -28,7 +28,7 @@ from maskwise.folders import bundled_file
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.specs import read_options, user_path
-from maskwise.text import encode
+from maskwise.text.encoding import encode
 from maskwise.text.labelled import Record, read_records
 
 if TYPE_CHECKING:

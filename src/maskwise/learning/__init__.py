@@ -6,3 +6,17 @@ of pre-training. ``meta`` is the outer loop, which updates the policy. During pr
 policy's model does not run: ``annotator`` scores the corpus beforehand, and masking reads the
 stored scores. This package may import ``training``, ``tasks`` and the packages below these two.
 """
+
+from maskwise.annotate import register
+from maskwise.text.layers import Annotator
+
+
+def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Annotator:
+    """Annotate words and spans with the scores of a learned masking policy (``Learned``)."""
+    # This module imports torch.
+    from maskwise.learning.annotator import Learned
+
+    return Learned(folder, layer=layer, spans=spans)
+
+
+register("learned", learned)

@@ -30,7 +30,7 @@ from maskwise.masking import Line, Vocabulary, gather
 from maskwise.tasks.questions import ChoiceRow, MarkedRow, Windows
 from maskwise.tasks.task import Row, Task
 from maskwise.tasks.tensors import Data, encode, warn_of_cuts
-from maskwise.text import encode as encode_texts
+from maskwise.text.encoding import encode as encode_texts
 from maskwise.text.words import classify, words_in
 
 if TYPE_CHECKING:

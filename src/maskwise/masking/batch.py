@@ -42,7 +42,8 @@ class MaskedBatch:
     """A batch of corrupted inputs and labels, to be used as ``model(**batch)``.
 
     >>> from maskwise import Masker
-    >>> from maskwise.text import encode, train_tokenizer
+    >>> from maskwise import encode
+    >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
     >>> batch = Masker(tokenizer, ratio=0.5, seed=0)(encode(tokenizer, ["the cat sat on"]))
     >>> batch.targets, list(batch.keys()), batch.input_ids.shape == batch.labels.shape

@@ -238,7 +238,8 @@ class Noising(Masker):
     Raises:
         MaskwiseError: the settings would make the loss weights wrong.
 
-    >>> from maskwise.text import encode, train_tokenizer
+    >>> from maskwise import encode
+    >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
     >>> batch = Noising(tokenizer, seed=1)(encode(tokenizer, ["the cat sat on the mat"]), epoch=0)
     >>> weights = batch.loss_weight[batch.labels >= 0] * batch.targets

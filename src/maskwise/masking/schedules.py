@@ -25,6 +25,7 @@ import numpy as np
 
 from maskwise.draws import Array
 from maskwise.errors import MaskwiseError, finite_number, first_line
+from maskwise.plugins import Table
 from maskwise.specs import Call, build
 
 Ratio: TypeAlias = "float | Array"
@@ -178,7 +179,8 @@ def constant(p: float = 0.15) -> Schedule:
     return Schedule(f"constant({p})", lambda f, draw_P: p, varies=False)
 
 
-SCHEDULES: dict[str, Callable[..., Schedule]] = {"constant": constant}
+_BUILT_IN: dict[str, Callable[..., Schedule]] = {"constant": constant}
+SCHEDULES = Table("schedule", "maskwise.schedules", _BUILT_IN)
 """Factories of schedules by their names in recipes."""
 
 

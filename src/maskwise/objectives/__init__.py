@@ -41,12 +41,13 @@ from maskwise.objectives.mlm import (
     MaskedLanguageModelling,
     SpanBoundary,
 )
-from maskwise.specs import Call, build, parse_call
+from maskwise.plugins import Table
+from maskwise.specs import Call, build, find
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-OBJECTIVES: dict[str, type[Objective]] = {
+_BUILT_IN: dict[str, type[Objective]] = {
     "mlm": MaskedLanguageModelling,
     "emlm": EntityMaskedLanguageModelling,
     "atd": AddedTokenDetection,
@@ -59,6 +60,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "tsdae": DenoisingAutoencoder,
     "denoise": Denoising,
 }
+OBJECTIVES = Table("objective", "maskwise.objectives", _BUILT_IN)
+"""The objectives by their names in recipes."""
 
 
 def objective_class(spec: str | Call) -> type[Objective]:
@@ -67,14 +70,14 @@ def objective_class(spec: str | Call) -> type[Objective]:
     Raises:
         MaskwiseError: the name is unknown.
     """
-    name = parse_call(spec).name if isinstance(spec, str) else spec.name
-    require_known("objective", name, OBJECTIVES)
-    return OBJECTIVES[name]
+    _, kind = find("objective", spec, OBJECTIVES)
+    return kind
 
 
 def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
     """Build an objective for a model from the name and the arguments of the objective."""
-    return build("objective", spec, {n: partial(made, model) for n, made in OBJECTIVES.items()})
+    call, kind = find("objective", spec, OBJECTIVES)
+    return build("objective", call, {call.name: partial(kind, model)})
 
 
 class ObjectiveSettings(BaseModel, extra="forbid", frozen=True):

@@ -286,7 +286,8 @@ def places(length: int, like: Tensor) -> Tensor:
 class NextTokens(Masker):
     """Makes batches without masks: the label at each position is the next token of the same text.
 
-    >>> from maskwise.text import encode, train_tokenizer
+    >>> from maskwise import encode
+    >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
     >>> masker = NextTokens(tokenizer, **CausalLanguageModelling.masking)
     >>> batch = masker(encode(tokenizer, ["the cat sat"]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from maskwise.plugins import Table
 from maskwise.samplers.base import (
     Losses,
     LossProportional,
@@ -20,9 +21,9 @@ from maskwise.samplers.base import (
     Uniform,
 )
 from maskwise.samplers.mometas import Mometas, MometasPlus
-from maskwise.specs import Call, build
+from maskwise.specs import Call, build, find
 
-SAMPLERS: dict[str, type[Sampler]] = {
+_BUILT_IN: dict[str, type[Sampler]] = {
     "single": Single,
     "uniform": Uniform,
     "sequential": Sequential,
@@ -31,6 +32,8 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "mometas": Mometas,
     "mometas-plus": MometasPlus,
 }
+SAMPLERS = Table("sampler", "maskwise.samplers", _BUILT_IN)
+"""The samplers by their names in recipes."""
 
 
 def sampler(
@@ -60,15 +63,9 @@ def sampler(
         "mometas": {"steps": steps},
         "mometas-plus": {"steps": steps},
     }
-    table = {}
-    for name, made in SAMPLERS.items():
-        table[name] = partial(
-            made,
-            arms,
-            seed=seed,
-            **further.get(name, {}),
-        )
-    return build("sampler", spec, table)
+    call, kind = find("sampler", spec, SAMPLERS)
+    made = partial(kind, arms, seed=seed, **further.get(call.name, {}))
+    return build("sampler", call, {call.name: made})
 
 
 __all__ = [

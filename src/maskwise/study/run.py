@@ -50,7 +50,8 @@ from maskwise.study.stages import DONE, Stage
 from maskwise.study.work import open_text
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
-from maskwise.text import Prepared, Stream, encode
+from maskwise.text import Prepared, Stream
+from maskwise.text.encoding import encode
 from maskwise.text.layers import Layered
 
 

@@ -363,7 +363,7 @@ def _time_training(stage: Stage, link: Recipe, samples: Samples) -> Rates:
 
 def _short(evaluation: EvaluationSettings) -> EvaluationSettings:
     """Return the settings for at most ``ITEMS`` held-out rows and one masking ratio."""
-    unused = {"pairs": (), "cloze": (), "pseudo_perplexity": 0}
+    unused = {"pairs": (), "cloze": (), "measures": (), "pseudo_perplexity": 0}
     rows = min(ITEMS, evaluation.rows)
     return evaluation.model_copy(update={"rows": rows, "ratios": evaluation.ratios[:1], **unused})
 

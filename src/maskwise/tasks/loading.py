@@ -25,6 +25,7 @@ from itertools import chain
 from pathlib import Path
 
 from maskwise.errors import MaskwiseError, counted, require_known
+from maskwise.plugins import Table
 from maskwise.specs import read_options, with_options
 from maskwise.tasks.classes import (
     MULTI_LABEL,
@@ -73,7 +74,7 @@ from maskwise.tasks.written import CLOZE_QA, generation
 from maskwise.text.labelled import Record
 from maskwise.text.worlds import WORLDS, read_world
 
-KINDS: dict[str, TaskKind] = {
+_BUILT_IN = {
     kind.name: kind
     for kind in (
         # By default, the first kind that recognises the columns of a file is chosen.
@@ -92,6 +93,7 @@ KINDS: dict[str, TaskKind] = {
         RETRIEVAL,
     )
 }
+KINDS = Table("kind of task", "maskwise.kinds", _BUILT_IN, of=TaskKind)
 """The kinds of tasks. To add a kind, create a ``TaskKind`` and list it here."""
 POOLINGS = ("mean", "cls", "dev")
 # These two bundled tasks are read from the same file, but have different label columns.
@@ -188,7 +190,7 @@ def _options(spec: str) -> tuple[str, Options]:
     The arguments of an invented world stay in the source.
     """
     of_kinds = set[str]()
-    for kind in KINDS.values():
+    for kind in KINDS.without_plugins().values():
         if kind.make:
             of_kinds.update(inspect.signature(kind.make).parameters)
     of_world = set[str]()
@@ -396,8 +398,11 @@ def _read_task(
 
 
 def _recognised(records: Records, given: Columns) -> TaskKind:
-    """Return the first kind that recognises the records, or classification if none does."""
-    for kind in KINDS.values():
+    """Return the first kind that recognises the records, or classification if none does.
+
+    A kind of another package is used only if the user names it.
+    """
+    for kind in KINDS.without_plugins().values():
         if records and kind.recognises(records, given):
             return kind
     return SEQUENCE_CLASSIFICATION

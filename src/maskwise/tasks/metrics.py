@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.constants import NATS
+from maskwise.plugins import Table
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -384,7 +385,7 @@ def nats_of_items(answers: Collection[Answer]) -> NDArray[np.float64]:
     return ratio + (nats_N - ratio * tokens_N) / tokens_N.mean()
 
 
-METRICS: dict[str, Callable[..., float]] = {
+_BUILT_IN: dict[str, Callable[..., float]] = {
     **{name: mean_over(item) for name, item in ITEMS.items()},
     "accuracy": accuracy,
     "macro-f1": macro_f1,
@@ -398,4 +399,5 @@ METRICS: dict[str, Callable[..., float]] = {
     "pearson": pearson,
     NATS: nats_per_token,
 }
+METRICS = Table("metric", "maskwise.metrics", _BUILT_IN)
 """Metrics for a test set. ``accuracy`` compares classes here, and texts in ``ITEMS``."""

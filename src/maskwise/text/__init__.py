@@ -1,7 +1,7 @@
 """Make rows from documents: read, tokenise, find words, align annotations, cut pieces, plan rows.
 
-This package stands on ``masking``, whose ``Line`` it makes. In addition, ``encode`` imports
-``annotate.registry`` if it is called with annotators.
+This package stands on ``masking``, whose ``Line`` it makes. Annotation layers come from annotator
+objects. ``api`` finds the objects for names such as ``pos``.
 """
 
 from typing import Any
@@ -13,7 +13,6 @@ from maskwise.text.documents import (
     read_documents,
     require_documents,
 )
-from maskwise.text.encoding import annotate_rows, encode
 from maskwise.text.pieces import Pieces, Tokens, read_pieces, tokenise
 from maskwise.text.rows import Rows, split
 from maskwise.text.settings import Prepared
@@ -29,9 +28,7 @@ __all__ = [
     "Rows",
     "Stream",
     "Tokens",
-    "annotate_rows",
     "bundled_path",
-    "encode",
     "load_tokenizer",
     "read_documents",
     "read_pieces",
@@ -45,7 +42,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Say what a former name is called now, until maskwise 0.2."""
+    """Find names that have moved: until maskwise 0.2, they work or say their new name."""
+    if name in ("annotate_rows", "encode"):
+        import maskwise
+
+        return getattr(maskwise, name)
     if name == "PieceBatch":
         raise AttributeError(
             "maskwise.text.PieceBatch is now maskwise.masking.Line, which Rows.line returns"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -60,46 +59,10 @@ def encode(
     max_length: int | None = None,
     split: bool = False,
     ids: Iterable[int] | None = None,
-    layers: Iterable[str | Layered] = (),
+    layers: Iterable[Layered] = (),
 ) -> list[dict[str, Any]]:
-    """Encode texts as rows for a `Masker`, special tokens included.
-
-    If a text contains the name of a special token, such as "[MASK]", the name is plain text, as in
-    a corpus, and a warning says so.
-
-    Args:
-        tokenizer: a fast transformers tokenizer.
-        texts: the texts; each becomes one row, or several rows with ``split``.
-        max_length: the maximum number of tokens in a row, including special tokens. Longer rows are
-            truncated, and a warning says which share is lost. If a word is cut, its tokens get −1
-            in "word_ids" and in layers of whole numbers except ``prompt``, so that half a word is
-            never masked as a word or span.
-        split: whether a text that is longer than ``max_length`` (by default the tokenizer's
-            ``model_max_length``) becomes several rows. Texts are cut between words, and nothing is
-            lost. The first row has the text's example id, and each other row has an example id of
-            its own, so that masks do not repeat.
-        ids: the example ids, from which the masks are computed; by default hashes of the texts
-            (`text_id`).
-        layers: annotators whose values (one per token) are added to the rows, such as ``salient``
-            and ``pos`` (both use the bundled tagger). Some annotators, such as ``phrases``, must
-            read a whole corpus first. For them, run ``annotate_corpus``, and give
-            ``stored("FOLDER")`` here.
-
-    Returns:
-        For each row, a dict with lists under "input_ids", "attention_mask", "word_ids" and the
-        names of the layers, and an int under "example_id".
-
-    Raises:
-        MaskwiseError: the tokenizer is slow, an item of ``texts`` is not a string, ``ids`` and
-            ``texts`` differ in length, or ``max_length`` is missing or leaves no room for text.
-
-    >>> from maskwise.text import train_tokenizer
-    >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
-    >>> encode(tokenizer, ["the cat"], ids=[7])[0]["word_ids"]
-    [-1, 0, 1, -1]
-    >>> rows = encode(tokenizer, ["the cat sat on the mat"], max_length=5, split=True)
-    >>> [tokenizer.decode(row["input_ids"]) for row in rows]
-    ['[CLS] the cat sat [SEP]', '[CLS] on the mat [SEP]']
+    """Encode texts as rows for a `Masker`. `maskwise.encode`, which also takes the names of
+    annotators, describes the arguments.
     """
     return [
         row for rows in _encoded(tokenizer, texts, max_length, split, ids, layers) for row in rows
@@ -112,12 +75,12 @@ def _encoded(
     max_length: int | None,
     split: bool,
     ids: Iterable[int] | None,
-    layers: Iterable[str | Layered],
+    layers: Iterable[Layered],
 ) -> list[list[dict[str, Any]]]:
     """Return the rows of each text. The arguments are those of ``encode``."""
     tokenizer = _fast(tokenizer)
     texts = _checked(texts)
-    annotators = _annotators(layers)
+    annotators = _fitted(layers)
     if max_length is not None:
         max_length = whole_number("max_length", max_length, least=1)
     if not isinstance(split, bool | np.bool_):
@@ -202,7 +165,8 @@ def _warn(message: str) -> None:
     """Warn the caller of this package."""
     place = 2
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
+    package = __name__.partition(".")[0]
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
         frame = frame.f_back
         place += 1
     warnings.warn(message, stacklevel=place)
@@ -261,31 +225,18 @@ def _split_row(
     return rows
 
 
-def _annotators(specs: Iterable[str | Layered]) -> list[Layered]:
-    """Build the annotators that are given by name; return others unchanged.
+def _fitted(layers: Iterable[Layered]) -> list[Layered]:
+    """Return the annotators of the layers as a list.
 
     Raises:
-        MaskwiseError: a name is unknown, or an annotator must read a whole corpus first.
+        MaskwiseError: an annotator must read a whole corpus first.
     """
-    if isinstance(specs, str):
-        specs = [specs]
-    if not isinstance(specs, Iterable) or getattr(specs, "ndim", 1) == 0:
-        raise MaskwiseError(
-            "layers must be a list",
-            got=specs,
-            allowed="names of annotators, such as ['salient']",
-        )
-    # Annotators import this package, so importing them at the top would be circular.
-    registry = import_module("maskwise.annotate.registry")
-    annotators: list[Layered] = []
-    for spec in specs:
-        if not isinstance(spec, Layered):
-            spec = registry.annotator(spec)
-        annotators.append(spec)
-        if isinstance(spec, Fitted) and not spec.fitted:
+    annotators = list(layers)
+    for each in annotators:
+        if isinstance(each, Fitted) and not each.fitted:
             raise MaskwiseError(
                 "this annotator must read a whole corpus first",
-                got=spec,
+                got=each,
                 do="maskwise.annotate.run.annotate_corpus(FILE, [NAME], FOLDER), and then "
                 """layers=['stored("FOLDER")']""",
             )
@@ -378,41 +329,10 @@ def annotate_rows(
     text_field: str = "text",
     max_length: int | None = None,
     split: bool = False,
-    layers: Iterable[str | Layered] = (),
+    layers: Iterable[Layered] = (),
 ) -> dict[str, Any]:
-    """Add "word_ids", "example_id" and annotation layers to a batch, for ``datasets.map``.
-
-    The batch may be a list of rows or, as without ``batched=True``, a single row. A row may be a
-    line of text, or a block of fixed length that was cut from concatenated texts, as in
-    transformers' run_mlm script. If two blocks contain parts of one word, each part counts as a
-    word. A batch without "input_ids" is encoded first.
-
-    Args:
-        batch: the columns, keyed by name. "input_ids" is a list of rows of token ids, or a single
-            row if the batch is one example.
-        tokenizer: the fast tokenizer that made the rows.
-        text_field: the column of texts, used if there is no "input_ids".
-        max_length: as in ``encode``. Rows of tokens are not cut, so if one of them is longer, an
-            error is raised.
-        split: as in ``encode``, for a batch of texts. The values of other columns are repeated for
-            each row of a text. ``datasets.map`` then needs ``remove_columns=[text_field]``.
-        layers: as in ``encode``. For token ids, annotators read the decoded text. An uncased
-            tokenizer loses capitals, so annotators find fewer names there than in the texts.
-
-    Returns:
-        All columns of the batch except its texts; also "word_ids" (as long as the row, −1 for no
-        word) and "example_id" (a hash of the row's text or tokens; masks are computed from it). The
-        batch's own "example_id" is kept, and so are its "word_ids" beside "input_ids".
-
-    Raises:
-        MaskwiseError: the batch has neither "input_ids" nor texts, rows are not token ids, or the
-            tokenizer is slow.
-
-    >>> from maskwise.text import train_tokenizer
-    >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
-    >>> rows = annotate_rows({"input_ids": tokenizer(["the cat", "mat"])["input_ids"]}, tokenizer)
-    >>> rows["word_ids"]
-    [[-1, 0, 1, -1], [-1, 0, -1]]
+    """Add word ids, example ids and layers to a batch. `maskwise.annotate_rows`, which also takes
+    the names of annotators, describes the arguments.
     """
     if not isinstance(batch, Mapping):
         raise MaskwiseError("a batch must be a dict of columns", got=type(batch).__name__)
@@ -433,7 +353,7 @@ def annotate_rows(
                 got=f"a row of {max(map(len, rows), default=0):,} tokens",
                 do="cut the rows before, or pass the texts and no input_ids",
             )
-        annotators = _annotators(layers)
+        annotators = _fitted(layers)
         offsets = _rows_of_offsets(batch.get("offset_mapping"), rows, alone=alone)
         made = [
             surfaces.annotate(row, annotators, spans)

@@ -2,8 +2,8 @@
 
 Corruptions in ``in_place`` replace tokens. Those in ``moving`` remove, insert or move tokens, and
 those in ``sentinels`` replace spans by one token each. To add a corruption, write a class like
-``Bert`` or ``Delete`` and add a line to ``CORRUPTIONS``, the only registry. The contract tests then
-run on the new corruption too.
+``Bert`` or ``Delete`` and add a line to the table, or name the class in an entry point of your
+package (``plugins``). The contract tests run on every line of the table.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from maskwise.masking.corruptions.base import Corruption, Masked
 from maskwise.masking.corruptions.in_place import Bert, Replace, mask_only
 from maskwise.masking.corruptions.moving import Delete, Infill, Insert, PermuteSentences
 from maskwise.masking.corruptions.sentinels import T5, Ul2
+from maskwise.plugins import Table
 from maskwise.specs import Call, build
 
 
@@ -27,7 +28,7 @@ def permute_sentences(
     return PermuteSentences(layer, None if inner is None else corruption(inner))
 
 
-CORRUPTIONS: dict[str, Callable[..., Corruption]] = {
+_BUILT_IN: dict[str, Callable[..., Corruption]] = {
     "bert": Bert,
     "mask-only": mask_only,
     "replace": Replace,
@@ -38,6 +39,8 @@ CORRUPTIONS: dict[str, Callable[..., Corruption]] = {
     "ul2": Ul2,
     "permute-sentences": permute_sentences,
 }
+CORRUPTIONS = Table("corruption", "maskwise.corruptions", _BUILT_IN)
+"""The corruptions by their names in recipes."""
 
 
 def corruption(spec: Corruption | str | Call) -> Corruption:

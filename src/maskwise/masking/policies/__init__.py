@@ -6,10 +6,10 @@ to be masked. Then ``masking.select`` selects some of the units.
 
 Policies in ``given`` read units from the text or its annotation layers. Policies in ``spans`` draw
 units at random. Policies in ``online`` learn weights from the losses of the run, and ``mixture``
-mixes policies. The docstring of a
-policy says what it guarantees with each ``budget`` of the masker: ``exact``, ``expected`` and
-``bernoulli``. To add a policy, write a class like ``WholeWord`` and add a line to ``POLICIES``, the
-only registry. The contract tests then run on the new policy too.
+mixes policies. The docstring of a policy says what it guarantees with each ``budget`` of the
+masker: ``exact``, ``expected`` and ``bernoulli``. To add a policy, write a class like ``WholeWord``
+and add a line to the table, or name the class in an entry point of your package (``plugins``). The
+contract tests run on every line of the table.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from maskwise.masking.policies.online import (
 )
 from maskwise.masking.policies.spans import Span, Suffix, T5Span, Ul2
 from maskwise.masking.schedules import Spec, schedule
+from maskwise.plugins import Table
 from maskwise.specs import Call, build
 
 
@@ -65,7 +66,7 @@ def mixture(*members: Policy | str | Call, shares: tuple[Spec, ...] = ()) -> Mix
     return Mixture(tuple(map(policy, members)), tuple(map(schedule, shares)))
 
 
-POLICIES: dict[str, Callable[..., Policy]] = {
+_BUILT_IN: dict[str, Callable[..., Policy]] = {
     "token": Token,
     "whole-word": WholeWord,
     "span": Span,
@@ -87,6 +88,8 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "type-weighted": TypeWeighted,
     "mixture": mixture,
 }
+POLICIES = Table("policy", "maskwise.policies", _BUILT_IN)
+"""The policies by their names in recipes."""
 
 
 def policy(spec: Policy | str | Call) -> Policy:

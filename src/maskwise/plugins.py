@@ -1,0 +1,174 @@
+"""Tables of names, such as the policies of ``masking.policy``, to which other packages can add.
+
+A member of a table is built in, or a program registers it, or it is a plug-in. A plug-in is an
+*entry point* in the metadata of an installed package, in its ``pyproject.toml``:
+
+    [project.entry-points."maskwise.policies"]
+    by-verse = "my_package.policies:Verse"
+
+Recipes and commands then know the policy ``by-verse``. The package is imported when one of its
+names is looked up and is not built in, or when all names are listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from importlib.metadata import EntryPoint, entry_points
+from types import FunctionType
+from typing import Generic, TypeVar
+
+from maskwise.errors import MaskwiseError, first_line
+
+T = TypeVar("T")
+
+
+class Table(MutableMapping[str, T], Generic[T]):
+    """The members of one kind, by name: built-in ones first, then registered ones, then plug-ins.
+
+    >>> table = Table("policy", "maskwise.policies", {"token": str})
+    >>> table.register("by-verse", int)
+    >>> list(table)
+    ['token', 'by-verse']
+
+    Args:
+        kind: the kind of member, for error messages, such as "policy".
+        group: the group of the entry points.
+        built_in: the built-in members.
+        of: the type of a member. By default, a member is a function or a class.
+    """
+
+    def __init__(
+        self, kind: str, group: str, built_in: Mapping[str, T], *, of: type[T] | None = None
+    ):
+        self.kind = kind
+        self.group = group
+        self.of = of
+        self._members = dict(built_in)
+        self._registered = set[str]()
+        self._loaded: dict[str, T] = {}
+
+    def register(self, name: str, member: T) -> None:
+        """Add a member in this process. A package that others install has an entry point instead.
+
+        Args:
+            name: letters, digits and hyphens.
+            member: a function or class that makes the object from the arguments of the name.
+
+        Raises:
+            MaskwiseError: the name is taken, or is no name.
+        """
+        if not isinstance(name, str) or "_" in name or not name.replace("-", "_").isidentifier():
+            raise MaskwiseError(
+                f"this is no name of a {self.kind}", got=name, allowed="letters, digits and hyphens"
+            )
+        # A module that is run again, as in a notebook, registers the same function again.
+        again = name in self._registered and _place(self._members[name]) == _place(member)
+        if name in self._members and not again:
+            raise MaskwiseError(
+                f"there is a {self.kind} {name!r} already", got=_place(member), do="rename yours"
+            )
+        self._check(member, f"the {self.kind} {name!r}")
+        self._members[name] = member
+        self._registered.add(name)
+
+    def registered(self, names: Iterable[str]) -> dict[str, T]:
+        """Return those of the named members that were registered, for use in other processes."""
+        return {name: self._members[name] for name in names if name in self._registered}
+
+    def without_plugins(self) -> dict[str, T]:
+        """Return the built-in and registered members. No package is imported."""
+        return dict(self._members)
+
+    def usable(self) -> tuple[dict[str, T], list[str]]:
+        """Return all members, and a line for each plug-in that cannot be used."""
+        members = self.without_plugins()
+        faults = []
+        for name, points in self._plugins().items():
+            if name not in self._members:
+                try:
+                    members[name] = self[name]
+                except MaskwiseError as error:
+                    faults.append(str(error))
+                continue
+            for point in points:
+                # A package may also register what its entry point names.
+                if point.value.replace(" ", "") != _place(self._members[name]):
+                    faults.append(
+                        f"the {self.kind} {name!r} of the package {_package(point)} is ignored, "
+                        "because the name is taken"
+                    )
+        return members, faults
+
+    def __getitem__(self, name: str) -> T:
+        if name in self._members:
+            return self._members[name]
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name, self._plugins()[name])
+        return self._loaded[name]
+
+    def _load(self, name: str, points: list[EntryPoint]) -> T:
+        packages = " and ".join(map(_package, points))
+        what = f"the {self.kind} {name!r} of the package {packages}"
+        if len(points) > 1:
+            raise MaskwiseError(f"{what}: two packages have this name", do="uninstall one of them")
+        try:
+            member = points[0].load()
+        # Importing another package may raise any exception.
+        except (Exception, SystemExit) as error:
+            raise MaskwiseError(
+                f"{what} cannot be loaded",
+                got=f"{type(error).__name__}: {first_line(error)}",
+                do=f"update or uninstall {packages}",
+            ) from error
+        self._check(member, what)
+        return member
+
+    def _check(self, member: object, what: str) -> None:
+        fits = callable(member) if self.of is None else isinstance(member, self.of)
+        if not fits:
+            wanted = "a function or a class" if self.of is None else f"a {self.of.__name__}"
+            raise MaskwiseError(f"{what} is not valid", got=repr(member), allowed=wanted)
+
+    def _plugins(self) -> dict[str, list[EntryPoint]]:
+        found: dict[str, list[EntryPoint]] = {}
+        for point in entry_points(group=self.group):
+            # Names with arguments are read with hyphens (``specs.parse_call``).
+            found.setdefault(point.name.replace("_", "-"), []).append(point)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members or name in self._loaded or name in self._plugins()
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._members
+        yield from (name for name in self._plugins() if name not in self._members)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    # Tests replace members for a while, as in any dict.
+
+    def __setitem__(self, name: str, member: T) -> None:
+        self._members[name] = member
+
+    def __delitem__(self, name: str) -> None:
+        del self._members[name]
+
+    def clear(self) -> None:
+        """Remove all members but plug-ins."""
+        self._members.clear()
+
+    def copy(self) -> dict[str, T]:
+        """Return the built-in and registered members, which ``update`` restores."""
+        return self.without_plugins()
+
+
+def _place(member: object) -> str:
+    """Return ``module:name`` of a function or class."""
+    if isinstance(member, type | FunctionType):
+        return f"{member.__module__}:{member.__qualname__}"
+    return repr(member)
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.module

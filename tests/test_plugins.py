@@ -1,0 +1,323 @@
+"""Packages of users add policies, annotators, objectives and so on, by entry points."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+import maskwise as mw
+from annotate_tools import capitals
+from maskwise import learning
+from maskwise.annotate import register
+from maskwise.annotate.registry import ANNOTATORS, annotator
+from maskwise.annotate.run import annotate_corpus
+from maskwise.annotate.shard import Live
+from maskwise.errors import MaskwiseError
+from maskwise.evaluation import EvaluationSettings, evaluate_checkpoint
+from maskwise.evaluation.evaluate import MEASURES
+from maskwise.masking import CORRUPTIONS, SCHEDULES
+from maskwise.masking.corruptions import corruption
+from maskwise.masking.policies import POLICIES, Token, policy
+from maskwise.objectives import OBJECTIVES, ObjectiveSettings, objective_class
+from maskwise.plugins import Table
+from maskwise.samplers import SAMPLERS, Single, sampler
+from maskwise.tasks import KINDS, METRICS, load_task
+from maskwise.text import train_tokenizer
+from tiny import maskwise
+from training_tools import model, tokenizer
+
+TABLES = (
+    *(POLICIES, CORRUPTIONS, SCHEDULES, OBJECTIVES, SAMPLERS),
+    *(ANNOTATORS, MEASURES, KINDS, METRICS),
+)
+CODE = '''
+import re
+from dataclasses import dataclass, replace
+
+from maskwise.annotate.registry import SPANS, ByText
+from maskwise.evaluation.sets import TestSet
+from maskwise.masking.corruptions import Bert
+from maskwise.masking.policies import WholeWord
+from maskwise.masking.schedules import linear
+from maskwise.objectives import MaskedLanguageModelling
+from maskwise.samplers import Single
+from maskwise.tasks.classes import SEQUENCE_CLASSIFICATION
+from maskwise.text.layers import CharSpans
+
+
+@dataclass(frozen=True)
+class Verse(WholeWord):
+    """Masks words of verses."""
+
+    feet: int = 5
+
+
+def verses() -> ByText:
+    """Annotate verses, which end at a slash."""
+
+    def find(text):
+        places = [match.span() for match in re.finditer("[^/]+", text)]
+        return {"verse": CharSpans.of(places, SPANS)}
+
+    return ByText("verses", {"verse": SPANS}, find, "1")
+
+
+class Rhymes(MaskedLanguageModelling):
+    """Predicts rhymes."""
+
+
+class Odd(Bert):
+    """Replaces tokens."""
+
+
+class Only(Single):
+    """Trains one objective."""
+
+
+class Counted(TestSet):
+    """Counts what it is told."""
+
+    def __init__(self, n: int = 1):
+        self.name, self.n = "counted", n
+
+    def texts(self):
+        return []
+
+    def score(self, model, tokenizer):
+        facts = {"value": float(self.n), "items": self.n, "chance": None}
+        record = {"kind": "evaluation", "name": self.name, "metric": "number", **facts}
+        return [{**record, "higher_is_better": True}]
+
+
+RHYME = replace(SEQUENCE_CLASSIFICATION, name="rhyme")
+NOTHING = 7
+'''
+POINTS = """
+[maskwise.policies]
+by-verse = verse_masks:Verse
+by_line = verse_masks:Verse
+token = verse_masks:Verse
+lost = verse_masks:Lost
+number = verse_masks:NOTHING
+sunk = no_such_module:Verse
+[maskwise.annotators]
+verses = verse_masks:verses
+[maskwise.objectives]
+rhymes = verse_masks:Rhymes
+[maskwise.corruptions]
+odd = verse_masks:Odd
+[maskwise.schedules]
+straight = verse_masks:linear
+[maskwise.samplers]
+only = verse_masks:Only
+[maskwise.measures]
+counted = verse_masks:Counted
+verse = verse_masks:Verse
+[maskwise.kinds]
+rhyme = verse_masks:RHYME
+rhymes = verse_masks:Verse
+"""
+
+
+def install(folder: Path, points: str = POINTS, *, name: str = "verse-masks") -> None:
+    """Write a package and its metadata, as pip does."""
+    (folder / "verse_masks.py").write_text(CODE, encoding="utf-8")
+    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(points)
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    install(folder)
+    monkeypatch.syspath_prepend(folder)
+    yield folder
+    sys.modules.pop("verse_masks", None)
+    for table in TABLES:
+        table._loaded.clear()
+
+
+def test_names_of_plugins_are_known(installed, tmp_path):
+    assert policy("by-verse(feet=4)").feet == 4 == policy("by-line(feet=4)").feet
+    assert objective_class("rhymes").__name__ == "Rhymes"
+    assert ObjectiveSettings(objective="rhymes").kind is objective_class("rhymes")
+    assert type(corruption("odd(mask=1.0, random=0.0)")).__name__ == "Odd"
+    assert isinstance(sampler("only", ["mlm"]), Single)
+    cats = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
+    rows = mw.encode(cats, ["the cat/the mat"], layers=["verses"])
+    assert rows[0]["verse"] == [-1, 0, 0, -1, 1, 1, -1]
+    made = mw.Masker(cats, policy="by-verse", ratio="straight(0.5, 0.2)", corruption="odd")
+    assert made(rows, step=0, total_steps=2).targets == 2
+    path = tmp_path / "labels.csv"
+    path.write_text("text,label\n" + "".join(f"word {n},{n % 2}\n" for n in range(80)))
+    assert load_task(path).kind.name == "sequence-classification"
+    assert load_task(path, kind="rhyme").kind.name == "rhyme"
+    with pytest.raises(MaskwiseError, match=r"package verse-masks is not valid.*a TaskKind"):
+        load_task(path, kind="rhymes")
+
+
+def test_a_measure_of_a_package_is_recorded(installed, tmp_path):
+    model("bert").save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    [record] = evaluate_checkpoint(str(tmp_path), ["counted(n=3)"], text=None)
+    assert (record["name"], record["metric"], record["value"]) == ("counted", "number", 3.0)
+    with pytest.raises(MaskwiseError, match=r"unknown measure 'count'.*did you mean 'counted'"):
+        evaluate_checkpoint(str(tmp_path), ["count"], text=None)
+    with pytest.raises(MaskwiseError, match=r"measure verse is not valid.*TestSet"):
+        evaluate_checkpoint(str(tmp_path), ["verse"], text=None)
+
+
+def test_a_measure_changes_the_name_of_an_evaluation_only_if_there_is_one():
+    assert "measures" not in EvaluationSettings().model_dump()
+    assert EvaluationSettings(measures="counted").model_dump()["measures"] == ("counted",)
+
+
+def test_the_page_names_every_group():
+    page = (Path(__file__).parents[1] / "docs/masking.md").read_text(encoding="utf-8")
+    groups = {table.group for table in TABLES}
+    assert {*re.findall(r"^\| `(maskwise\.\w+)`", page, re.MULTILINE)} == groups
+
+
+def test_a_package_is_imported_only_for_its_names(installed):
+    assert policy("token") == Token() and "by-verse" in POLICIES and "by-verse" in [*POLICIES]
+    with pytest.raises(MaskwiseError, match=r"unknown policy 'by-verze'.*did you mean 'by-verse'"):
+        policy("by-verze")
+    assert "by-verse" not in POLICIES.without_plugins()
+    assert "verse_masks" not in sys.modules
+    policy("by-verse")
+    assert "verse_masks" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("lost", "cannot be loaded; got AttributeError"),
+        ("sunk", "cannot be loaded; got ModuleNotFoundError"),
+        ("number", "is not valid; got 7; allowed: a function or a class"),
+    ],
+)
+def test_a_broken_plugin_is_one_line_that_names_its_package(installed, name, reason):
+    with pytest.raises(MaskwiseError, match=f"policy '{name}' of the package verse-masks {reason}"):
+        policy(name)
+
+
+def test_lists_show_plugins_and_what_is_wrong(installed, capsys):
+    assert maskwise("list", "policies", "--json") == 0
+    shown = capsys.readouterr()
+    rows = {row["name"]: row for row in json.loads(shown.out)}
+    assert rows["by-verse"]["what"] == "Masks words of verses."
+    assert rows["token"]["what"] != rows["by-verse"]["what"]
+    assert {"lost", "sunk", "number"}.isdisjoint(rows)
+    for name in ("lost", "sunk", "number", "token"):
+        lines = [line for line in shown.err.splitlines() if f"policy '{name}'" in line]
+        assert len(lines) == 1 and "verse-masks" in lines[0], name
+
+
+def test_a_name_in_two_packages_is_refused(installed, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    install(other, "[maskwise.policies]\nby-verse = verse_masks:Verse\n", name="more-verse")
+    monkeypatch.syspath_prepend(other)
+    with pytest.raises(MaskwiseError, match=r"more-verse and verse-masks.*uninstall one"):
+        policy("by-verse")
+
+
+def test_a_recipe_and_workers_know_plugins(installed, tmp_path):
+    """In a process of its own, so that nothing was imported by this one."""
+    out = tmp_path / "layers"
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the cat/the mat\na dog/a log\n")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
+        "from maskwise.cli import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, str(installed)]
+    annotate = ["annotate", str(texts), "--with", "verses", "--out", str(out)]
+    subprocess.run([*command, *annotate], check=True, capture_output=True)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["annotators"]["verses"]["layers"]["verse"]["spans"] == 3
+    check = ["check", "quick-start", "masking.policy=by-verse(feet=3)"]
+    subprocess.run([*command, *check], check=True, capture_output=True)
+
+
+# ---- names that a program registers
+
+
+@pytest.fixture
+def own_annotator():
+    register("capitals", make_capitals)
+    yield
+    del ANNOTATORS["capitals"]
+    ANNOTATORS._registered.discard("capitals")
+
+
+def make_capitals():
+    return annotator("function('annotate_tools:capitals')", functions=True)
+
+
+def test_a_registered_annotator_is_known_by_name(own_annotator, tmp_path):
+    text = "Ada met Charles."
+    assert annotator("capitals").annotate([text])[0]["capitals"].start.tolist() == [0, 8]
+    made = annotate_corpus([text], ["capitals"], tmp_path / "layers")
+    assert made["annotators"]["capitals"]["layers"]["capitals"]["spans"] == len(capitals([text])[0])
+    register("capitals", make_capitals)  # as a notebook does
+    for name, factory in (("capitals", lambda: None), ("words", make_capitals)):
+        with pytest.raises(MaskwiseError, match=f"an annotator|annotator '{name}' already"):
+            register(name, factory)
+    for bad in ("two words", "under_score", "", 3):
+        with pytest.raises(MaskwiseError, match="no name"):
+            register(bad, make_capitals)
+    with pytest.raises(MaskwiseError, match="a function or a class"):
+        register("another", 3)
+    assert "another" not in ANNOTATORS
+
+
+def test_other_processes_import_what_was_registered():
+    """A process that reads a pickled annotator knows names that only the sender had registered."""
+    sent = pickle.dumps(Live(["learned"]))
+    code = (
+        "import sys, pickle\n"
+        "from importlib import metadata; metadata.entry_points = lambda **_: ()\n"
+        "import maskwise.plugins\n"
+        "from maskwise.annotate.registry import ANNOTATORS\n"
+        "assert 'learned' not in ANNOTATORS\n"
+        "live = pickle.loads(sys.stdin.buffer.read())\n"
+        "print(*live.layers, 'torch' in sys.modules)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True)
+    assert ran.stdout.decode().split() == ["learned", "learned_span", "learned_score", "True"]
+
+
+def test_learned_is_an_entry_point_of_the_distribution():
+    """Programs that import only ``maskwise.annotate`` know the name, too."""
+    page = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    points = page["project"]["entry-points"]["maskwise.annotators"]
+    assert points == {"learned": "maskwise.learning:learned"}
+    point = EntryPoint("learned", points["learned"], "maskwise.annotators")
+    assert point.load() is learning.learned is ANNOTATORS["learned"]
+
+
+def test_importing_learning_stays_light():
+    code = "import sys, maskwise.learning; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_table_is_a_mapping_that_tests_can_change(monkeypatch):
+    table = Table("policy", "maskwise.no-such-group", {"token": Token})
+    with monkeypatch.context() as patched:
+        patched.setitem(table, "other", Token)
+        assert list(table) == ["token", "other"] and len(table) == 2
+    assert dict(table) == {"token": Token} == table.copy()
+    with pytest.raises(KeyError):
+        table["other"]
