@@ -26,7 +26,6 @@ from command import run
 from torch import Tensor
 
 from maskwise.bench import Figures, surroundings
-from maskwise.masking.policies.base import Learner, Point
 from maskwise.recipe import read_recipe
 from maskwise.samplers.base import reliability
 from maskwise.samplers.mometas import LEAST, gains
@@ -35,6 +34,7 @@ from maskwise.study.single import run_pretrain
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import open_text, run_stage, starting_from
 from maskwise.training import train
+from maskwise.training.learners import Learner, Point
 from maskwise.training.several import Probe, SeveralObjectives, SeveralSources
 
 EVERY = 10

@@ -32,12 +32,12 @@ from command import run
 from transformers import BertConfig, BertForMaskedLM
 
 from maskwise.masking import Masker
-from maskwise.masking.policies.base import Point
 from maskwise.objectives import objective
 from maskwise.text import Prepared
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training import MaskedSource, TrainingSettings, train
+from maskwise.training.learners import Point
 from maskwise.training.stream import StreamedRows
 
 MEGABYTE = 1 << 20

@@ -23,8 +23,8 @@ from transformers import (
 
 from maskwise.bench import Figures, noise_of, probe
 from maskwise.devices import best_device
-from maskwise.masking.policies.base import Learner, Point
 from maskwise.text import read_documents, read_pieces, tokenise, train_tokenizer
+from maskwise.training.learners import Learner, Point
 
 
 def sample_text(limit: int, *, vocabulary: int, length: int) -> tuple[Any, Any]:

@@ -201,6 +201,7 @@ def imported(code: str, *arguments: str) -> tuple[set[str], int]:
         ("import maskwise", set()),
         ("import maskwise.cli", set()),
         ("import maskwise.errors, maskwise.specs", set()),
+        ("import maskwise.masking", {"numpy", "pydantic"}),
         ("import maskwise.report", HEAVY - {"torch", "transformers"}),
         # each of its processes would pay for them
         ("import maskwise.annotate.run", HEAVY - {"torch", "transformers", "spacy"}),
@@ -209,6 +210,38 @@ def imported(code: str, *arguments: str) -> tuple[set[str], int]:
 def test_a_light_import_stays_light(code, allowed):
     heavy, _ = imported(code)
     assert heavy <= allowed
+
+
+MASKS = """
+import numpy as np
+from maskwise.masking import CORRUPTIONS, Line, Masker, Vocabulary
+from maskwise.masking.line import Frame
+from maskwise.masking.policies import When
+
+text = np.arange(80) > 4
+sentinels = tuple(range(60, 80))
+by_name = {"[R]": 5, "[S]": 6, "[X]": 7}
+vocabulary = Vocabulary(80, 4, 0, text, text, sentinels=sentinels, eos=3, by_name=by_name)
+ids = np.arange(10, 34)
+line = Line.of_pieces(
+    {"input_ids": ids, "word_ids": ids // 2, "pos": ids % 2, "sentence": ids // 4},
+    np.array([10, 14]),
+    np.array([0, 1]),
+    example_id=np.array([7, 8]),
+    length=16,
+    frame=Frame(2, 3, 0),
+)
+for policy in ("token", "span", "group-weighted(pos)", "type-weighted"):
+    for corruption in set(CORRUPTIONS) - {"ul2"}:
+        masker = Masker(vocabulary, policy=policy, corruption=corruption, ratio=0.5)
+        masked, choice = masker.corrupted(line, When(step=0, total_steps=1, epoch=0))
+        assert isinstance(masked.labels, np.ndarray) and (masked.labels >= 0).any()
+"""
+
+
+def test_masking_down_to_numpy_loads_neither_torch_nor_transformers():
+    heavy, _ = imported(MASKS)
+    assert heavy == {"numpy", "pydantic"}
 
 
 @pytest.mark.parametrize(

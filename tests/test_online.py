@@ -14,12 +14,21 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
-from maskwise.masking.policies import policy
-from maskwise.masking.policies.base import Learner, Point
+from maskwise.masking.policies import POLICIES, Token, policy
 from maskwise.objectives import Loss
 from maskwise.training.data import learners_of
+from maskwise.training.learners import Learner, Point, learner_of
 from maskwise.training.loop import LATE, Exchange, restore, states
 from training_tools import FIRST, Language, tokenizer
+
+ARGUMENTS = {
+    "group-weighted": "group-weighted(pos)",
+    "learned": "learned(F)",
+    "mixture": "mixture(token, span)",
+    "span-layer": "span-layer(pos)",
+    "guided": "guided(pos)",
+}
+MADE = {name: policy(ARGUMENTS.get(name, name)) for name in POLICIES}
 
 
 def taught(spec: str, losses: Callable[[Tensor], Tensor]) -> tuple[Any, Any]:
@@ -49,6 +58,23 @@ def test_weights_by_hand() -> None:
     assert np.array_equal(units.weight, weights[batch.line.input_ids[units.tokens]])
     other = policy("type-weighted(every=2)")
     assert other.weights.current is None, "another policy of the same name knows nothing"
+
+
+def test_a_policy_of_another_package_makes_its_learner() -> None:
+    class Mine(Token):
+        def learner(self) -> Learner:
+            return Learner()
+
+    class Forgetful(Token):
+        learns = True
+
+    assert type(learner_of(Mine())) is Learner and Mine().learns
+    assert learner_of(Token()) is None and not Token().learns
+    with pytest.raises(MaskwiseError, match="has no learner"):
+        learner_of(Forgetful())
+    learning = [name for name, made in MADE.items() if made.learns]
+    assert learning == [name for name, made in MADE.items() if learner_of(made) is not None]
+    assert learning == ["group-weighted", "pos-weighted", "type-weighted"]
 
 
 @pytest.mark.parametrize("name", ["type-weighted(kept=2)", "type-weighted(every=0)"])

@@ -21,10 +21,10 @@ from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker, MaskingCollator
 from maskwise.masking.policies import GroupWeighted, policy
-from maskwise.masking.policies.base import Learner
-from maskwise.masking.policies.online import UNKNOWN, GroupLearner, standardised
+from maskwise.masking.policies.online import UNKNOWN
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import MaskedSource, TrainingSettings, train
+from maskwise.training.learners import GroupLearner, Learner, standardised
 from maskwise.training.ranks import Ranks
 from processes import two_ranks
 from training_tools import Language, model, tokenizer
@@ -303,7 +303,7 @@ def test_a_learning_policy_needs_tokens_in_their_places() -> None:
     masker = Masker(tokenizer(), policy="group-weighted(pos, 2)", corruption="delete")
     with pytest.raises(MaskwiseError, match="needs a corruption that keeps the length of a text"):
         MaskedSource(DATA, masker, TrainingSettings(batch_size=8)).learners()
-    assert Masker(tokenizer(), policy="token").policy.learner() is None
+    assert Masker(tokenizer(), policy="token").policy.learns is False
 
 
 def test_a_collator_says_that_it_cannot_teach() -> None:

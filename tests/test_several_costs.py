@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskwise.masking.policies.base import Point
 from maskwise.objectives import OBJECTIVES, Loss, objective, objective_class
 from maskwise.samplers import sampler
 from maskwise.study.costs import flops_of_arms, trained
+from maskwise.training.learners import Point
 from maskwise.training.several import Probe, SamplerLearner
 from test_several import ARMS, Documents, contrasted, lines, run
 from training_tools import LENGTH, model, tokenizer

@@ -19,7 +19,6 @@ import torch
 from maskwise.annotate.shard import Live
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
-from maskwise.masking.policies.base import Point
 from maskwise.text import (
     Prepared,
     Stream,
@@ -34,6 +33,7 @@ from maskwise.text.settings import CorpusSettings
 from maskwise.text.stream import HELD_OUT_CHARACTERS, BlockMaker
 from maskwise.text.words import text_id
 from maskwise.training import MaskedSource, TrainingSettings
+from maskwise.training.learners import Point
 from maskwise.training.stream import StreamedRows
 from tiny import WORDS, write_lines
 

@@ -539,7 +539,7 @@ SPECS["group-weighted"] = "group-weighted(pos)"
 def test_policies_and_samplers_that_learn_within_a_run_are_known_by_name():
     """The names are those whose class learns from losses, and the policy of a recipe's learning."""
     made = {name: policy(spec) for name, spec in SPECS.items()}
-    known = {name for name, one in made.items() if one.learner() is not None}
+    known = {name for name, one in made.items() if one.learns}
     for name, kind in SAMPLERS.items():
         if kind.update is not Sampler.update:
             known.add(name)

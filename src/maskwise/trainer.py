@@ -42,7 +42,6 @@ from maskwise.families import (
 )
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator
 from maskwise.masking.collator import RowCollator
-from maskwise.masking.policies.base import Point
 from maskwise.models import ARCHITECTURES
 from maskwise.objectives import Loss
 from maskwise.objectives.base import model_inputs, weighted
@@ -50,6 +49,7 @@ from maskwise.packed import PackedCollator
 from maskwise.training.checkpoint import LEARNED
 from maskwise.training.data import learners_of
 from maskwise.training.engine import Agreement
+from maskwise.training.learners import Point
 from maskwise.training.loop import Exchange, restore, states
 
 if TYPE_CHECKING:

@@ -83,7 +83,7 @@ class MaskingCollator:
                 got=masker,
                 do="use MaskingTrainer, or call the Noising on the rows",
             )
-        if masker.policy.learner() is not None:
+        if masker.policy.learns:
             warnings.warn(
                 f"policy {masker.policy} learns its weights from losses, but a collator gets no "
                 "losses, so the weights stay equal; use MaskingTrainer or maskwise pretrain",

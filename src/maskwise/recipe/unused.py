@@ -19,11 +19,11 @@ from maskwise.constants import is_rate
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.masking.policies import policy
-from maskwise.masking.policies.base import Learner
 from maskwise.objectives import objective_class
 from maskwise.recipe.overrides import Plain, nested, put
 from maskwise.specs import leaves
 from maskwise.text.readers import unread_fields
+from maskwise.training.learners import Learner, learner_of
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _learns_at_no_step(settings: Plain) -> bool:
     common = read(settings, "masking", {})
     for name, own in _objectives(settings).items():
         chosen = objective_class(name).settings(common, own).get("policy", "token")
-        learner = policy(chosen).learner()
+        learner = learner_of(policy(chosen))
         # Learners that need sums at few steps, as type-weighted does, do not offer any.
         if learner is not None and type(learner).offer is not Learner.offer:
             return False

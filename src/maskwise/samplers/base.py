@@ -22,11 +22,10 @@ from maskwise.arrays import numbers
 from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError, require_known, whole_number
-from maskwise.masking.policies.base import Numbers
 from maskwise.masking.schedules import Schedule, schedule
 from maskwise.specs import Call
 
-Losses = Numbers | Sequence[float] | Tensor
+Losses = Mapping[str, float] | Sequence[float] | Tensor
 
 ROLLOUTS = 60
 """The default number of rollouts in a run. Runs of more than 6,000 steps have more, because by

@@ -23,7 +23,6 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut, fixed_maskers
 from maskwise.evaluation.scoring import diffusion_bound
 from maskwise.masking import Masker
-from maskwise.masking.policies.base import Learner
 from maskwise.objectives import Objective, objective, objective_class, predicting
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -35,6 +34,7 @@ from maskwise.study.probed import judged_rows, laid_out, probed_rows
 from maskwise.text import Prepared, Rows, Stream
 from maskwise.training import MaskedSource, Source, log_frequencies, train
 from maskwise.training.checkpoint import save_checkpoint
+from maskwise.training.learners import Learner
 from maskwise.training.loop import Training
 from maskwise.training.ranks import Ranks
 from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, SeveralSources

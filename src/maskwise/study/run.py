@@ -403,6 +403,6 @@ def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, P
             if not weights:
                 continue
             masker.policy.take(weights)
-        elif masker.policy.learner() is not None:
+        elif masker.policy.learns:
             continue
         yield run, link, data, masker

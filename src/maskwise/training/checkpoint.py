@@ -34,10 +34,10 @@ from maskwise.folders import (
     write_lines,
     writing,
 )
-from maskwise.masking.policies.base import Facts, Learner
 from maskwise.models import without_advice
 from maskwise.samplers import Sampler
 from maskwise.training import wrapping
+from maskwise.training.learners import Facts, Learner
 from maskwise.weights import merged
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from maskwise.draws import fold, permutation
 from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.masking.batch import IGNORE
-from maskwise.masking.policies.base import Learners, Numbers
 from maskwise.objectives.base import Maker
 from maskwise.text import Rows
+from maskwise.training.learners import Learners, Numbers, learner_of
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows, mixed, parts_of, taken
 
@@ -278,7 +278,7 @@ def learners_of(masker: object) -> Learners:
     """
     if not isinstance(masker, Masker):
         return {}
-    learner = masker.policy.learner()
+    learner = learner_of(masker.policy)
     if learner is None:
         return {}
     if not masker.corruption.keeps_length:

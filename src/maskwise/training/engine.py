@@ -34,12 +34,12 @@ from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.families import encoder_of
 from maskwise.folders import sweep
-from maskwise.masking.policies.base import Numbers
 from maskwise.objectives import Loss, Objective
 from maskwise.printing import err_console, say
 from maskwise.training import wrapping
 from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changes
 from maskwise.training.data import Batch, Step
+from maskwise.training.learners import Numbers
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.ranks import Ranks, alone
 from maskwise.training.settings import TrainingSettings

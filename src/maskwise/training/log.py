@@ -21,13 +21,13 @@ from torch import Tensor
 from maskwise.devices import matmul_rate, peak_memory
 from maskwise.errors import MaskwiseError, duration
 from maskwise.folders import finite
-from maskwise.masking.policies.base import Facts, Learner
 from maskwise.objectives import Objective
 from maskwise.objectives.base import Work, trained
 from maskwise.printing import LINE_SECONDS, err_console, say
 from maskwise.training.checkpoint import Metrics, Totals
 from maskwise.training.data import Source, Step
 from maskwise.training.engine import Engine, Update
+from maskwise.training.learners import Facts, Learner
 from maskwise.training.ranks import Ranks
 from maskwise.training.several import SeveralObjectives
 from maskwise.weights import attention_work, held_share

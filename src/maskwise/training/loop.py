@@ -24,12 +24,12 @@ import torch
 from maskwise.constants import rank_here
 from maskwise.devices import TensorDict, Tensors
 from maskwise.folders import claim
-from maskwise.masking.policies.base import Learner, Learners, Point
 from maskwise.objectives import Loss, Objective
 from maskwise.signals import CODES, Asked
 from maskwise.training.checkpoint import restore, states
 from maskwise.training.data import Batch, Source, look_ahead
 from maskwise.training.engine import Agreement, Engine, leave
+from maskwise.training.learners import Learner, Learners, Point
 from maskwise.training.log import Evaluate, Log
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.several import SeveralObjectives

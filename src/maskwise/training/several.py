@@ -33,13 +33,13 @@ from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import fold, permutation
 from maskwise.errors import MaskwiseError
 from maskwise.masking import MaskedBatch
-from maskwise.masking.policies.base import Facts, Learner, Learners, Point
 from maskwise.objectives import Loss, Objective
 from maskwise.objectives.base import counted
 from maskwise.samplers import Sampler
 from maskwise.samplers.base import reliability
 from maskwise.training.checkpoint import restore, states
 from maskwise.training.data import MaskedSource, Rows
+from maskwise.training.learners import Facts, Learner, Learners, Point
 from maskwise.training.settings import TrainingSettings
 from maskwise.weights import check_finite
 

@@ -30,12 +30,12 @@ from maskwise.draws import fold, permutation
 from maskwise.errors import MaskwiseError
 from maskwise.jobs import Failure, LocalPool
 from maskwise.masking.line import Line
-from maskwise.masking.policies.base import Facts, Learner, Numbers, Point
 from maskwise.segments import owners
 from maskwise.text.pieces import Ints
 from maskwise.text.readers import BEGINNING, Place
 from maskwise.text.rows import Rows
 from maskwise.text.stream import Chunk, Shard, Stream
+from maskwise.training.learners import Facts, Learner, Numbers, Point
 from maskwise.training.settings import TrainingSettings
 
 KEPT_MARKS = 8

@@ -1,29 +1,22 @@
-"""The base class of masking policies, and of the learners that set a policy's weights in training.
+"""The base class of masking policies.
 
 A masking policy cuts each piece (a document in a row) into units: groups of tokens that are masked
 together. A unit may have a weight; a larger weight makes masking more likely. The policy does not
-choose which units are masked; that is done by ``masking.select``.
+choose which units are masked; that is done by ``masking.select``. If weights are learned from the
+losses of a run, a learner (``training.learners``) sets them.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import Array, Draws
 from maskwise.masking.line import Line, Names
 from maskwise.masking.units import Units, check_weights, runs
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from maskwise.masking.vocabulary import Vocabulary
 
 
 class UnitKind(StrEnum):
@@ -62,100 +55,6 @@ class When:
     ratio: Array | None = None
     min_targets: int = 1
     place: Array | None = None
-
-
-Facts: TypeAlias = Mapping[str, object]
-Numbers: TypeAlias = Mapping[str, float]
-
-Agree: TypeAlias = "Callable[[Tensor], Tensor]"
-"""A function that sums a tensor over all ranks (processes). Every rank must call this function, and
-every rank gets the same result."""
-
-
-class Point(NamedTuple):
-    """The progress of training when ``Learner.after`` is called.
-
-    Attributes:
-        done: the number of completed updates; 0 before the first update of a new run.
-        total_steps: the number of updates in the whole run.
-        agree: a function that sums a tensor over all ranks on the host. The call waits for the
-            device.
-        sums: the tensor that the learner returned from ``Learner.offer``, summed over all ranks;
-            None if there is none yet. If learners are called a step late, the sums are one update
-            old.
-    """
-
-    done: int
-    total_steps: int
-    agree: Agree
-    sums: Tensor | None = None
-
-
-class Learner:
-    """Base class of objects that learn during training, from the losses of the run.
-
-    A learner sets the weights of a masking policy, or the probabilities with which a sampler draws
-    objectives. A learner reads every micro-batch in ``observe`` and updates itself once per step in
-    ``after``. All ranks must draw the same masks, so all ranks must learn the same weights.
-    Therefore learners use sums over all ranks, rounded and added in float64 on the host.
-
-    There are two ways to get such sums. If sums are needed at every step, return the numbers from
-    ``offer``: all learners of a run then share one exchange between ranks. If sums are needed only
-    at some steps, call ``Point.agree``, which waits for the device.
-
-    A checkpoint contains the states of all learners, so a resumed run continues bit for bit. The
-    methods of this base class do nothing.
-
-    A policy can also learn from its effect on the loss (REINFORCE):
-
-        def observe(self, batch, loss):             # the batch has the log-probability of its mask
-            self.log_probability += batch.log_probability
-
-        def after(self, now):                       # the model has just been updated
-            after = self.objective(self.probe)      # ``probe``: a batch that is always the same
-            reward = self.before − after.total
-            self.gradient = now.agree(reward · ∇ log_probability)
-
-    The batches of such a policy cannot be made ahead (``Source.ahead``), because the masks of step
-    t + 1 depend on the losses of step t.
-    """
-
-    objective: str = ""
-    """The name of the objective whose batches the learner observes; empty for all objectives."""
-
-    def start(self, vocabulary: Vocabulary) -> None:
-        """Prepare for the first batch, with the vocabulary of the masker."""
-
-    def meet(self, objective: Any) -> None:
-        """Configure the objective before training."""
-
-    def observe(self, batch: Any, loss: Any) -> None:
-        """Read a micro-batch and its ``Loss``, before the update."""
-
-    def offer(self, now: Point) -> Tensor | None:
-        """Return a tensor on the device that shall be summed over all ranks, or None.
-
-        ``after`` receives the sums as ``now.sums``. At each update, the tensors of all ranks must
-        have the same size.
-        """
-        return None
-
-    def after(self, now: Point) -> None:
-        """Learn after an update of the model. This method is called on every rank."""
-
-    def facts(self) -> Facts:
-        """Return values to log: numbers, or dicts of named numbers."""
-        return {}
-
-    def state_dict(self) -> TensorDict:
-        """Return the tensors that a checkpoint must hold."""
-        return {}
-
-    def load_state_dict(self, state: Tensors) -> None:
-        """Restore the state from the tensors of a checkpoint."""
-
-
-Learners: TypeAlias = dict[str, Learner]
 
 
 class Policy(ABC):
@@ -230,9 +129,14 @@ class Policy(ABC):
         """The annotators that write this policy's layers, to run even if no recipe names them."""
         return ()
 
-    def learner(self) -> Learner | None:
-        """Make the object that learns this policy's weights; None if weights are not learned."""
-        return None
+    @property
+    def learns(self) -> bool:
+        """Whether the weights are learned from the losses of the run.
+
+        ``training.learners.learner_of`` makes the learner. A policy of another package has a method
+        ``learner`` that makes it.
+        """
+        return hasattr(self, "learner")
 
 
 class CutPolicy(Policy):

@@ -37,7 +37,7 @@ class Mixture(Policy):
                 got=self.members,
                 allowed="two or more policies, none of them a mixture",
             )
-        if any(member.learner() is not None for member in self.members):
+        if any(member.learns for member in self.members):
             raise MaskwiseError(
                 "policy mixture cannot contain a policy that learns its weights from losses",
                 got=self.members,
