@@ -27,6 +27,7 @@ from maskwise.masking import (
     policies,
 )
 from maskwise.masking.select import BUDGETS
+from maskwise.masking.settings import Masking
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PAD, UNK, CLS, SEP, MASK = range(5)
@@ -86,7 +87,7 @@ def masker(policy: str = "token", corruption: str = "bert", **more: Any) -> Mask
         **more,
     }
     # Tests give all policies the same settings, as arms do.
-    return Masker(vocabulary(), **Masker.used(settings))
+    return Masker(vocabulary(), **Masking.used(settings))
 
 
 def row(

@@ -104,7 +104,7 @@ def test_clm_takes_no_masking(tmp_path, capfd):
     wrong = "objectives={clm: {masking: {ratio: 0.3}}, mlm: }"
     assert maskwise("study", recipe, wrong, "--out", tmp_path / "out") == 2
     assert (
-        "objectives.clm: objective clm does not mask, so it has no masking settings; got ratio"
+        "objectives.clm: this objective does not mask, so it has no masking settings; got ratio"
         in capfd.readouterr().err
     )
 

@@ -265,7 +265,7 @@ def test_visits_refuse_the_settings_that_they_cannot_keep(visits: str) -> None:
             and visits in caught.value.what
             and setting in caught.value.what
         )
-        assert masker("whole-word", ratio=0.25, **more).visits == "random"
+        assert masker("whole-word", ratio=0.25, **more).masking.visits == "random"
     # the only word of a row is longer than any budget
     rows = padded([row([9], example_id=n) for n in range(64)])
     for epoch in range(4):
@@ -341,30 +341,27 @@ def test_corrupt_is_for_trainers_of_others() -> None:
         ({"ratio": "uniform(0, 0)"}, "rates above 0"),
         ({"ratio": "mixture(0, 0.5, 0.5, 0.5)"}, "rates above 0"),
         ({"budget": "roughly"}, "budget"),
-        ({"corruption": "bert(mask=0.9)"}, "MASK"),
-        ({"corruption": "replace"}, "MASK"),
-        ({"predict": 0.5}, "target at every masked token"),
+        ({"corruption": "bert(mask=0.9)"}, "by the mask"),
+        ({"corruption": "replace"}, "by the mask"),
+        ({"predict": 0.5}, "predict it"),
         ({"policy": "whole-word"}, "bernoulli"),
         ({"policy": "t5-span", "budget": "bernoulli"}, "rate"),
         ({"policy": "mixture(token, suffix)", "budget": "bernoulli"}, "rate"),
-        ({"policy": "mixture(token, learned('x', explore=0.5))", "budget": "bernoulli"}, "rate"),
-        ({"fill": "skip-row"}, "fill"),
+        ({"policy": "mixture(token, learned('x', explore=0.5))", "budget": "bernoulli"}, "split"),
+        ({"policy": "salient", "budget": "bernoulli", "fill": "skip-row"}, "fill"),
         ({"visits": "coverage"}, "visits"),
     ],
 )
 def test_settings_that_would_make_the_weights_wrong_are_refused(
     settings: dict[str, Any], said: str
 ) -> None:
-    whole = {"policy": "token", "predict": 1.0, **MaskedDiffusion.settings({}, settings)}
     with pytest.raises(MaskwiseError, match=said):
-        MaskedDiffusion.check(whole)
+        MaskedDiffusion.check(MaskedDiffusion.parsed({}, settings))
 
 
 def test_what_is_no_likelihood_is_said() -> None:
     def remark(**settings: Any) -> str | None:
-        return MaskedDiffusion.check(
-            {"policy": "token", "predict": 1.0, **MaskedDiffusion.settings({}, settings)}
-        )
+        return MaskedDiffusion.check(MaskedDiffusion.parsed({}, settings))
 
     assert remark() is None and remark(ratio="bell") is None
     assert remark(policy="span(over='token')", budget="bernoulli") is None

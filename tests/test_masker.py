@@ -36,8 +36,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.masking import IGNORE, Line, Masker, Noising, Vocabulary, gather
 from maskwise.masking.line import Frame
-from maskwise.masking.masker import MaskingSettings
 from maskwise.masking.policies import policy
+from maskwise.masking.settings import MaskingSettings
 from maskwise.masking.vocabulary import wildcards
 from maskwise.text import encode, train_tokenizer
 
@@ -438,7 +438,7 @@ def test_more_tokens_can_be_excluded() -> None:
         with pytest.raises(MaskwiseError, match="exclude"):
             Masker(tokenizer(), exclude=bad)  # type: ignore[arg-type]
     settings = MaskingSettings(exclude=("w0",))
-    assert settings.masker(tokenizer(), seed=0).exclude == ("w0",)
+    assert settings.masker(tokenizer(), seed=0).masking.exclude == ("w0",)
     # The names of stages are hashes of the settings.
     assert "exclude" not in MaskingSettings().model_dump()
     assert MaskingSettings(exclude=("w0",)).model_dump()["exclude"] == ("w0",)

@@ -336,7 +336,7 @@ def test_what_contrast_refuses() -> None:
         ):
             maker(sentences(count), epoch=0)
     with pytest.raises(
-        MaskwiseError, match="cse does not mask, so it has no masking settings; got ratio"
+        MaskwiseError, match="objective does not mask, so it has no masking settings; got ratio"
     ):
         objective_class("cse").maker(tokenizer(), seed=0, ratio=0.3)
     packed = {"input_ids": torch.full((4, 6), 7), "example_id": torch.arange(24).view(4, 6) // 3}

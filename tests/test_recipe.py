@@ -507,7 +507,7 @@ def test_masked_diffusion_keeps_the_defaults_that_the_user_wrote():
         again = Recipe.model_validate(link.model_dump(mode="json"))
         said = Recipe.model_validate(yaml.safe_load(arm.to_yaml()))
         for same in (link, again, again.links()[0], said):
-            settings = same.masking_of(objective_class("diffusion"), {})
+            settings = same.masking_texts(objective_class("diffusion"), {})
             assert settings == link.masking.model_dump()
         assert bool(link.remarks()) == (name == "fixed")
     for name, value, says in (
@@ -526,7 +526,7 @@ def test_masked_diffusion_among_other_objectives_keeps_its_own_settings():
     again = Recipe.model_validate(recipe.model_dump(mode="json"))
     for same in (recipe, again):
         arms = same.objectives.values()
-        settings = [same.masking_of(arm.kind, arm.masking) for arm in arms]
+        settings = [same.masking_texts(arm.kind, arm.masking) for arm in arms]
         assert [each["ratio"] for each in settings] == [0.15, "uniform(0, 1)", 0.15]
         assert [each["budget"] for each in settings] == ["expected", "exact", "exact"]
 

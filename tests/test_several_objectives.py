@@ -117,7 +117,7 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
         ),
         (
             ["objectives.twins={objective: cse, masking: {ratio: 0.3}}"],
-            "objectives.twins: objective cse does not mask, so it has no masking settings; "
+            "objectives.twins: this objective does not mask, so it has no masking settings; "
             "got ratio; remove masking from this objective",
         ),
         (
@@ -126,7 +126,7 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
         ),
         (
             ["objectives.rtd=", "masking.predict=0.1"],
-            "objectives.rtd: .* needs a target at every masked token; got predict 0.1; "
+            "objectives.rtd: .* needs a target at every masked token; got predict constant.0.1.; "
             ".*masking: {predict: 1.0}",
         ),
         (
@@ -189,8 +189,8 @@ def test_what_is_no_mistake_and_is_said(path: Path) -> None:
     ]
     [line] = check_inputs(read_recipe(path, more))
     assert line.startswith(
-        "objectives.sbo: objective sbo with policy token has hardly any spans: each token is "
-        "predicted"
+        "objectives.sbo: objective sbo with a policy of single tokens has hardly any spans: each "
+        "token is predicted"
     )
     words = [
         "objectives.sbo={masking: {policy: whole-word}}",

@@ -28,6 +28,7 @@ from maskwise.masking import IGNORE, Masker
 from maskwise.masking.corruptions import PermuteSentences, corruption
 from maskwise.masking.gather import gather
 from maskwise.masking.policies import GroupWeighted, When, policy
+from maskwise.masking.settings import Masking
 from maskwise.show import Stretch, draw
 from maskwise.specs import split_calls
 from maskwise.text import read_documents, require_documents
@@ -262,7 +263,7 @@ def inspect_text(
     for spec in specs:
         own = {"policy": spec, **settings}
         # Of several policies, some may not use a setting that the others do.
-        maskers[spec] = Masker(loaded, **(own if len(specs) == 1 else Masker.used(own)))
+        maskers[spec] = Masker(loaded, **(own if len(specs) == 1 else Masking.used(own)))
     inspected = []
     for plain, spans in texts:
         makers = annotators

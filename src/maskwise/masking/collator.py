@@ -124,7 +124,7 @@ class MaskingCollator:
             if worker is not None:
                 step = step * worker.num_workers + worker.id
                 # Complementary masks need the true epoch, and the masker says that it is missing.
-                if epoch is None and self.masker.visits == "random":
+                if epoch is None and self.masker.masking.visits == "random":
                     # A loader may restart its workers every epoch. Their counts then begin at 0
                     # again, but their seed differs, so the masks differ too.
                     epoch = fold(worker.seed, step)

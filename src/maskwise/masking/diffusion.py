@@ -47,6 +47,7 @@ find τ.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +56,14 @@ import numpy as np
 from maskwise.arrays import flags, is_tensor, whole
 from maskwise.draws import Array, Draws, Purpose, content_ids, fold, unit_interval
 from maskwise.errors import MaskwiseError, require_known, whole_number
-from maskwise.masking.corruptions import mask_only
+from maskwise.masking.corruptions import Corruption, mask_only
 from maskwise.masking.line import Line
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import Policy, UnitKind, When
 from maskwise.masking.policies import policy as make_policy
-from maskwise.masking.schedules import Schedule, Spec
+from maskwise.masking.schedules import Schedule, Spec, schedule
 from maskwise.masking.select import Choice, up_to
+from maskwise.masking.settings import Masking
 from maskwise.masking.units import Units, reached
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.segments import rank_within
@@ -71,6 +73,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from torch import Tensor
 
+ANY_RATE = schedule("uniform(0, 1)")
+MASK_ONLY = mask_only()
 REST = 0.1
 """The share of rates drawn from uniform(0, 1) if a distribution omits a part of (0, 1)."""
 CELLS = 4096
@@ -222,14 +226,59 @@ def spread(place_P: Array, within_P: Array, *, seed: int, epoch: int | None) -> 
     return fraction_P * (1 - 2.0**-40) + 2.0**-41
 
 
+@dataclass(frozen=True)
+class Noise(Masking):
+    """The settings of masked diffusion; ``Noising`` describes them.
+
+    Raises:
+        MaskwiseError: the loss weights would be wrong with these settings.
+    """
+
+    ratio: Schedule = ANY_RATE
+    budget: str = "exact"
+    corruption: Corruption = MASK_ONLY
+    min_targets: int = 0
+
+    @staticmethod
+    def unused(chosen: Policy | str | Call, budget: str, fill: str) -> dict[str, str]:
+        found = {"min_targets": "has no effect in masked diffusion, which draws a rate per text"}
+        if not make_policy(chosen).has_zero_weights:
+            found["fill"] = f"has no effect, because policy {chosen} can mask every unit"
+        return found
+
+    def _check(self) -> None:
+        require_known("budget of masked diffusion", self.budget, ("exact", "bernoulli"))
+        require_known("fill of masked diffusion", self.fill, ("none", "random"))
+        require_known("visits of masked diffusion", self.visits, ("random", "complement"))
+        if self.corruption != MASK_ONLY or not self.predict.always(1):
+            raise MaskwiseError(
+                "masked diffusion must replace every selected token by the mask and predict it",
+                got=f"corruption {self.corruption}, predict {self.predict}",
+                do="use corruption mask-only and predict 1.0",
+            )
+        if self.policy.needs_ratio:
+            raise MaskwiseError(
+                "masked diffusion needs a policy whose units do not depend on the masking rate",
+                got=f"policy {self.policy}",
+                do="use the policy token, span, or any policy with words or weights",
+            )
+        if self.budget == "exact" and self.policy.unit_kind is not UnitKind.TOKEN:
+            raise MaskwiseError(
+                f"policy {self.policy} masks several tokens together, which needs budget bernoulli",
+                got="budget exact",
+                do="set masking.budget: bernoulli",
+            )
+
+
 class Noising(Masker):
     """A masker for masked diffusion. The module docstring defines rates and loss weights.
 
     Args:
         tokenizer: a Hugging Face tokenizer, or a ``Vocabulary``.
-        ratio: a distribution of rates, such as ``uniform(0, 1)`` or ``bell``. With a fixed ratio,
-            the loss does not estimate the bound.
-        more: further arguments of ``Masker``. ``budget`` is ``exact`` (default) or ``bernoulli``.
+        seed: any integer.
+        settings: arguments of ``Masker``. ``ratio`` is a distribution of rates, such as
+            ``uniform(0, 1)`` (default) or ``bell``; with a fixed ratio, the loss does not estimate
+            the bound. ``budget`` is ``exact`` (default) or ``bernoulli``.
             ``fill`` is ``none`` or ``random`` (units of weight 0 can be masked, after all other
             units). ``visits`` is ``random`` or ``complement`` (every second epoch masks the tokens
             that the epoch before left visible). ``corruption`` and ``predict`` must keep their
@@ -248,35 +297,20 @@ class Noising(Masker):
     """
 
     places = True
-    usual = {**Masker.usual, "ratio": "uniform(0, 1)", "budget": "exact"}
 
-    @staticmethod
-    def unused(chosen: Policy | str | Call, budget: str, fill: str) -> dict[str, str]:
-        found = {"min_targets": "has no effect in masked diffusion, which draws a rate per text"}
-        if not make_policy(chosen).has_zero_weights:
-            found["fill"] = f"has no effect, because policy {chosen} can mask every unit"
-        return found
+    def __init__(self, tokenizer: Tokenizer, *, seed: int = 0, **settings: Any):
+        self._set(tokenizer, Noise.of(**settings), seed)
 
-    def __init__(self, tokenizer: Tokenizer, *, ratio: Spec = "uniform(0, 1)", **more: Any):
-        defaults = {"budget": "exact", "corruption": "mask-only", "min_targets": 0}
+    def _set(self, tokenizer: Tokenizer, masking: Masking, seed: int) -> None:
+        super()._set(tokenizer, masking, seed)
         self._rates: dict[tuple[int, int | None], Rates] = {}
-        super().__init__(tokenizer, ratio=ratio, **{**defaults, **more})
-
-    def _check(self) -> None:
-        check(self.policy, budget=self.budget, fill=self.fill, visits=self.visits)
-        if self.corruption != mask_only() or not self.predict.always(1):
-            raise MaskwiseError(
-                "masked diffusion must replace every selected token by the mask and predict it",
-                got=f"corruption {self.corruption}, predict {self.predict}",
-                do="use corruption mask-only and predict 1.0",
-            )
 
     def rates(self, step: int = 0, total_steps: int | None = None) -> Rates:
         """Return the distribution of rates at a step."""
         when = (step, total_steps) if self.ratio.varies else (0, None)
         rates = self._rates.get(when)
         if rates is None:
-            rates = Rates(self.ratio, *when, twice=self.visits == "complement")
+            rates = Rates(self.ratio, *when, twice=self.masking.visits == "complement")
             # Tabulating quantiles takes longer than masking a batch, so keep the last table.
             self._rates = {when: rates}
         return rates
@@ -284,7 +318,7 @@ class Noising(Masker):
     def choose(self, line: Line, draws: Draws, when: When) -> Choice:
         rates = self.rates(when.step, when.total_steps)
         draws, second = self.paired(line, draws, when)
-        if when.place is None or self.visits == "complement":
+        if when.place is None or self.masking.visits == "complement":
             # Both epochs of a pair need the same rate. The position of a row would give two rates,
             # because rows have another order in each epoch.
             u_P = draws.per_piece(Purpose.RATIO)
@@ -293,7 +327,7 @@ class Noising(Masker):
             within_P = rank_within(np.bincount(line.row, minlength=line.shape[0]))
             u_P = spread(place_P, within_P, seed=self.seed, epoch=when.epoch)
         units = self.cut(line, draws, when)
-        exact = self.budget == "exact"
+        exact = self.masking.budget == "exact"
         return noised(units, rates, rates.draw(u_P), draws, exact=exact, second=second)
 
 
@@ -353,29 +387,6 @@ def noised(
     # If units are single tokens, weights per unit are already weights per token.
     weight_T[units.tokens] = weight_U if units.by_token else weight_U[units.unit]
     return Choice(units, chosen, rate_P, loss_weight=weight_T)
-
-
-def check(policy: Policy, *, budget: str, fill: str, visits: str) -> None:
-    """Check the masking settings of masked diffusion.
-
-    Raises:
-        MaskwiseError: the loss weights would be wrong with these settings.
-    """
-    require_known("budget of masked diffusion", budget, ("exact", "bernoulli"))
-    require_known("fill of masked diffusion", fill, ("none", "random"))
-    require_known("visits of masked diffusion", visits, ("random", "complement"))
-    if policy.needs_ratio:
-        raise MaskwiseError(
-            "masked diffusion needs a policy whose units do not depend on the masking rate",
-            got=f"policy {policy}",
-            do="use the policy token, span, or any policy with words or weights",
-        )
-    if budget == "exact" and policy.unit_kind is not UnitKind.TOKEN:
-        raise MaskwiseError(
-            f"policy {policy} masks several tokens together, which needs budget bernoulli",
-            got="budget exact",
-            do="set masking.budget: bernoulli",
-        )
 
 
 def corrupt(

@@ -20,32 +20,23 @@ the rows and the result are tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationInfo,
-    field_validator,
-    model_serializer,
-)
 
 from maskwise.arrays import whole
 from maskwise.draws import Array, Draws, Purpose
-from maskwise.effects import Weights
-from maskwise.errors import MaskwiseError, require_known, whole_number
-from maskwise.masking import corruptions, policies, schedules
+from maskwise.errors import MaskwiseError, whole_number
 from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.corruptions import Corruption, Masked
 from maskwise.masking.gather import Rows, common_number, device_of, gather
 from maskwise.masking.line import Line
-from maskwise.masking.policies import Policy, UnitKind, When
+from maskwise.masking.policies import Policy, When
 from maskwise.masking.schedules import Schedule
-from maskwise.masking.select import BUDGETS, FILLS, Choice, select, stretch
+from maskwise.masking.select import Choice, select, stretch
+from maskwise.masking.settings import Masking
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.segments import first_within
@@ -54,28 +45,9 @@ from maskwise.specs import Call
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+
 
 DESCRIBED = ("policy", "ratio", "budget", "corruption", "fill", "min_targets", "seed", "predict")
-MOST_TARGETS = 2**31 - 1
-"""The largest ``min_targets``. No piece has more tokens."""
-
-# How the masks of a row in different epochs depend on each other, for a ratio of r:
-#
-# ``random``: each epoch draws a new mask.
-# ``complement``: epochs form pairs. The second epoch of a pair masks the units that the first epoch
-# left visible. Its ratio is thus 1 − r.
-# ``coverage``: the ratio is 1/n, and n epochs form a round. Each round sorts the units of a piece
-# in a new random order, and each epoch of the round masks the next share of this order. A round
-# thus masks every unit once.
-#
-# With ``complement``, both epochs of a pair use the same draws. With ``coverage``, all epochs of a
-# round use the same draws. Units are not split, so an epoch may mask one unit more or one unit less
-# than the ratio asks for, and may mask nothing in a short piece. If a policy learns its weights
-# during training, the random order changes between epochs, and the modes hold only approximately.
-#
-# Source: masked diffusion models of 2025 for ``complement``; ``coverage`` is from this library.
-VISITS = ("random", "complement", "coverage")
 
 
 class Masker:
@@ -126,51 +98,6 @@ class Masker:
     places = False
     """Whether ``__call__`` needs its argument ``place``."""
 
-    @staticmethod
-    def unused(chosen: Policy | str | Call, budget: str, fill: str) -> dict[str, str]:
-        """Return the arguments without effect beside this policy, budget and fill, and why.
-
-        >>> [*Masker.unused("ul2", "exact", "none")]
-        ['ratio', 'fill']
-        >>> [*Masker.unused("whole-word", "bernoulli", "none")]
-        ['min_targets', 'fill']
-        """
-        made = policies.policy(chosen)
-        found = {}
-        if made.has_ratio:
-            found["ratio"] = f"has no effect, because policy {chosen} has its own ratio"
-        independent = budget == "bernoulli"
-        # Adding words to reach the minimum would distort the probabilities of all words.
-        words = independent and made.unit_kind is not UnitKind.TOKEN
-        if words:
-            found["min_targets"] = (
-                "has no effect with budget bernoulli, unless the policy masks single tokens"
-            )
-        if not made.has_zero_weights:
-            found["fill"] = f"has no effect, because policy {chosen} can mask every unit"
-        elif words or (independent and fill == "skip-row"):
-            found["fill"] = "has no effect, because budget bernoulli has no budget to use"
-        return found
-
-    @classmethod
-    def used(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Leave out the arguments that would be refused. Arms have settings in common with others.
-
-        >>> Masker.used({"policy": "ul2", "ratio": 0.3, "fill": "random"})
-        {'policy': 'ul2'}
-        """
-        names = ("policy", "budget", "fill")
-        unused = cls.unused(*(settings.get(name, cls.usual[name]) for name in names))
-        return {name: value for name, value in settings.items() if name not in unused}
-
-    usual: ClassVar[Mapping[str, Any]] = {
-        "policy": "token",
-        "ratio": 0.15,
-        "budget": "expected",
-        "fill": "none",
-    }
-    """Default values of the arguments on which ``unused`` depends, and of the ratio."""
-
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -187,76 +114,51 @@ class Masker:
         visits: str = "random",
         exclude: Sequence[str] = (),
     ):
-        self.vocabulary = Vocabulary.of(tokenizer)
-        if exclude != ():
-            self.vocabulary = self.vocabulary.without(exclude)
-        self.exclude = tuple(exclude)
-        self.policy = policies.policy(policy)
-        self.ratio = schedules.schedule(ratio)
-        self.predict = schedules.schedule(predict)
-        self.corruption = corruptions.corruption(corruption)
-        self.seed = whole_number("seed", seed)
-        self.min_targets = whole_number("min_targets", min_targets, least=0, most=MOST_TARGETS)
-        self.budget = budget
-        self.fill = fill
-        self.visits = visits
-        self.keep = keep
-        for name, known in _KNOWN.items():
-            require_known(name, getattr(self, name), known)
-        if keep is not None and not isinstance(keep, str):
-            raise MaskwiseError("keep must be the name of an annotation layer", got=repr(keep))
-        if budget == "bernoulli" and self.policy.splits_budget:
-            raise MaskwiseError(
-                "budget bernoulli has no budget to split, but this policy splits one between units",
-                got=self.policy,
-                do="use budget exact or expected",
-            )
-        self.corruption.check(self.vocabulary)
-        if not (self.predict.always(1) or self.corruption.keeps_length):
-            raise MaskwiseError(
-                "predict needs a corruption that keeps lengths",
-                got=self.corruption,
-                do="leave predict at 1.0",
-            )
-        self._check()
-        unused = self.unused(self.policy, budget, fill)
-        if "ratio" in unused and self.ratio != schedules.schedule(self.usual["ratio"]):
-            raise MaskwiseError(f"ratio {unused['ratio']}", got=ratio, do="leave ratio out")
-        # A minimum of 0 asks for nothing.
-        if "min_targets" in unused and min_targets > 1:
-            why = unused["min_targets"]
-            raise MaskwiseError(f"min_targets {why}", got=min_targets, do="leave min_targets out")
-        if "fill" in unused and fill != self.usual["fill"]:
-            raise MaskwiseError(f"fill {unused['fill']}", got=fill, do="leave fill out")
+        settings = {
+            "policy": policy,
+            "ratio": ratio,
+            "budget": budget,
+            "corruption": corruption,
+            "fill": fill,
+            "min_targets": min_targets,
+            "predict": predict,
+            "keep": keep,
+            "visits": visits,
+            "exclude": exclude,
+        }
+        self._set(tokenizer, Masking.of(**settings), seed)
 
-    def _check(self) -> None:
-        """Raise if ``visits`` fixes which units are masked, and another setting may change them."""
-        if self.visits == "random":
-            return
-        if self.policy.needs_ratio:
-            raise MaskwiseError(
-                f"visits: {self.visits} needs a policy whose units do not depend on the ratio",
-                got=f"policy {self.policy}",
-                do="use visits: random",
-            )
-        possible = {"budget": ("expected",), "fill": ("none", "random"), "min_targets": (0, 1)}
-        for setting, values in possible.items():
-            value = getattr(self, setting)
-            if value not in values:
-                raise MaskwiseError(
-                    f"visits: {self.visits} does not allow this {setting}",
-                    got=value,
-                    allowed=values,
-                )
-        if self.visits == "coverage":
-            share = self.ratio(0, 1)
-            whole = share > 0 and abs(share * round(1 / share) - 1) < 0.02
-            if self.ratio.varies or self.ratio.random or not whole:
-                raise MaskwiseError(
-                    "visits: coverage needs one ratio 1/n for all steps and rows",
-                    got=self.ratio,
-                    do="set ratio to 1 divided by a whole number, such as 0.25 or 0.2",
-                )
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, masking: Masking, *, seed: int = 0) -> Self:
+        """Build a masker from settings that are parsed already."""
+        masker = cls.__new__(cls)
+        masker._set(tokenizer, masking, seed)
+        return masker
+
+    def _set(self, tokenizer: Tokenizer, masking: Masking, seed: int) -> None:
+        self.vocabulary = Vocabulary.of(tokenizer)
+        if masking.exclude != ():
+            self.vocabulary = self.vocabulary.without(masking.exclude)
+        masking.corruption.check(self.vocabulary)
+        self.masking = masking
+        self.seed = whole_number("seed", seed)
+
+    @property
+    def policy(self) -> Policy:
+        return self.masking.policy
+
+    @property
+    def ratio(self) -> Schedule:
+        return self.masking.ratio
+
+    @property
+    def corruption(self) -> Corruption:
+        return self.masking.corruption
+
+    @property
+    def needs_total(self) -> bool:
+        """Whether a setting changes over training, so that calls need ``total_steps``."""
+        return self.masking.needs_total
 
     def __call__(
         self,
@@ -306,7 +208,7 @@ class Masker:
             step,
             total_steps,
             epoch,
-            min_targets=self.min_targets,
+            min_targets=self.masking.min_targets,
             place=place_B,
         )
         shown, choice = self.corrupted(line, when)
@@ -314,8 +216,8 @@ class Masker:
 
     def corrupted(self, line: Line, when: When) -> tuple[Masked, Choice]:
         """Select tokens of a line and corrupt them, as numpy arrays."""
-        if self.keep is not None:
-            kept = line.layer(self.keep) >= 0
+        if self.masking.keep is not None:
+            kept = line.layer(self.masking.keep) >= 0
             line = replace(line, eligible=line.eligible & ~kept)
         draws = Draws(
             line.example_id,
@@ -327,7 +229,7 @@ class Masker:
         shown = self.corruption.corrupt(line, choice, draws, self.vocabulary)
         if line.silent is not None:
             self._silence(shown, line)
-        share = self.predict(when.step, when.total_steps)
+        share = self.masking.predict(when.step, when.total_steps)
         if share < 1:
             # In replaced-token detection, unselected tokens are targets too, with the label 0.
             candidate = shown.labels != IGNORE
@@ -354,21 +256,21 @@ class Masker:
 
     def choose(self, line: Line, draws: Draws, when: When) -> Choice:
         """Select the units to mask. The tokens stay unchanged."""
-        if self.visits == "coverage":
+        if self.masking.visits == "coverage":
             return self._coverage(line, when)
         draws, second = self.paired(line, draws, when)
         draw_P = draws.per_piece(Purpose.RATIO)
         ratio_P = self.ratio.rows(draw_P, when.step, when.total_steps)
         ratio_P = self.policy.ratios(ratio_P, draws, when)
         units = self.cut(line, draws, replace(when, ratio=ratio_P))
-        if self.visits == "random":
+        if self.masking.visits == "random":
             return select(
                 units,
                 ratio_P,
                 draws,
-                budget=self.budget,
-                fill=self.fill,
-                min_targets=self.min_targets,
+                budget=self.masking.budget,
+                fill=self.masking.fill,
+                min_targets=self.masking.min_targets,
             )
         if second:
             return stretch(units, draws, ratio_P, np.ones_like(ratio_P))
@@ -378,7 +280,7 @@ class Masker:
         """Cut a line into the policy's units."""
         units = self.policy.cut(line, draws, when)
         # ``filled`` replaces weights of 0 by a tiny weight, so that these units can be selected.
-        return units.filled() if self.fill == "random" else units
+        return units.filled() if self.masking.fill == "random" else units
 
     def _coverage(self, line: Line, when: When) -> Choice:
         """Select the units that this epoch masks with ``visits: coverage``."""
@@ -395,7 +297,7 @@ class Masker:
         """Return the epoch, or raise ``MaskwiseError`` if it is unknown."""
         if when.epoch is None:
             raise MaskwiseError(
-                f"visits: {self.visits} needs the epoch",
+                f"visits: {self.masking.visits} needs the epoch",
                 do="pass epoch=…; a mix of sources has no common epochs, so use visits: random",
             )
         return when.epoch
@@ -405,30 +307,25 @@ class Masker:
 
         With other values of ``visits``, ``draws`` is returned unchanged.
         """
-        if self.visits != "complement":
+        if self.masking.visits != "complement":
             return draws, False
         epoch = self._epoch(when)
         # Both epochs of a pair get the same draws and therefore sort the units in the same order.
         draws = Draws(line.example_id, seed=self.seed, epoch=epoch // 2)
         return draws, epoch % 2 == 1
 
-    @property
-    def needs_total(self) -> bool:
-        """Whether a setting changes over training, so that calls need ``total_steps``."""
-        return any(part.needs_total for part in (self.ratio, self.predict, self.policy))
-
     def describe(self) -> dict[str, str | int]:
         """Return the settings as plain values, for model cards and reports."""
         names = [*DESCRIBED]
-        if self.keep is not None:
+        if self.masking.keep is not None:
             names.append("keep")
-        if self.visits != "random":
+        if self.masking.visits != "random":
             names.append("visits")
-        if self.exclude:
+        if self.masking.exclude:
             names.append("exclude")
         shown = {}
         for name in names:
-            value = getattr(self, name)
+            value = self.seed if name == "seed" else getattr(self.masking, name)
             shown[name] = value if isinstance(value, int) else str(value)
         return shown
 
@@ -477,78 +374,3 @@ def some_labels(labels: Array, candidate: Array, line: Line, share: float, draws
     kept = np.full_like(labels, IGNORE)
     kept[asked] = labels[asked]
     return kept
-
-
-_MAKERS: dict[str, Callable[..., object]] = {
-    "policy": policies.policy,
-    "ratio": schedules.schedule,
-    "predict": schedules.schedule,
-    "corruption": corruptions.corruption,
-}
-_KNOWN = {"budget": BUDGETS, "fill": FILLS, "visits": VISITS}
-
-
-class MaskingSettings(BaseModel, extra="forbid", frozen=True):
-    """The masking settings of a recipe.
-
-    >>> MaskingSettings(policy="whole-word", ratio="linear(0.30, 0.15)").corruption
-    'bert'
-    """
-
-    policy: Weights[str] = "token"
-    """The masking policy: which tokens are masked together, and how likely. A name from ``list
-    policies``."""
-    ratio: Weights[str | float] = 0.15
-    """The share of eligible tokens that is masked: a number, or a schedule such as ``linear(0.30,
-    0.15)``."""
-    budget: Weights[str] = "expected"
-    """How closely masks follow the ratio. The budget of a text is ratio × tokens. ``expected``
-    masks the budget on average, and exceeds it by at most one unit (such as a word). ``exact``
-    never exceeds the budget and skips units that do not fit. ``bernoulli`` masks each unit
-    independently, with probability ratio × weight."""
-    fill: Weights[str] = "none"
-    """What to do if the policy offers too few units, such as salient spans, to use the whole
-    budget. ``none`` masks fewer tokens, ``random`` also masks other units, and ``skip-row`` masks
-    nothing in this text."""
-    corruption: Weights[str] = "bert"
-    """How masked tokens are replaced, and what the model predicts: a name from ``list
-    corruptions``."""
-    min_targets: Weights[int] = Field(1, ge=0, le=MOST_TARGETS)
-    """The minimum number of tokens to mask in a text. Texts whose ratio × tokens is below 0.5 have
-    no minimum."""
-    predict: Weights[str | float] = 1.0
-    """The largest share of each row's tokens that get a loss: a number or a schedule."""
-    keep: Weights[str | None] = None
-    """The name of an annotation layer, such as ``prompt``. Tokens that this layer marks are never
-    masked."""
-    visits: Weights[str] = "random"
-    """How the masks of a text in different epochs depend on each other. With ``random``, every
-    epoch draws a new mask. With ``complement``, every second epoch masks the units that the epoch
-    before left visible. With ``coverage`` and a ratio of 1/n, n epochs mask every unit once."""
-    exclude: Weights[tuple[str, ...]] = ()
-    """Tokens that are never masked in training and never used as random replacements, as the
-    tokenizer writes them. Special tokens, unknown tokens and the wildcards of proteins and DNA
-    (such as X, B, Z and gaps) never are, in training and in evaluations."""
-
-    @field_validator(*_MAKERS, *_KNOWN)
-    @classmethod
-    def _valid(cls, value: str | float, info: ValidationInfo) -> str | float:
-        name = str(info.field_name)
-        if name in _MAKERS:
-            _MAKERS[name](value)
-        else:
-            require_known(name, str(value), _KNOWN[name])
-        return value
-
-    @model_serializer(mode="wrap")
-    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The names of stages are hashes of these values, and must stay as they were before this
-        # setting existed.
-        values: dict[str, Any] = dump(self)
-        if not self.exclude:
-            values.pop("exclude", None)
-        return values
-
-    def masker(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Masker:
-        """Build a masker with these settings."""
-        return Masker(tokenizer, **Masker.used(self.model_dump()), seed=seed)

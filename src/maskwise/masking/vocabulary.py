@@ -183,8 +183,6 @@ class Vocabulary:
         Raises:
             MaskwiseError: a name is not in the vocabulary, or no eligible token is left.
         """
-        if isinstance(names, str) or not isinstance(names, Iterable):
-            raise MaskwiseError("exclude must be a list of tokens", got=repr(names))
         eligible = self.eligible.copy()
         for name in names:
             if not isinstance(name, str) or name not in self.by_name:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, field_validator, model_validator
 from maskwise.effects import Weights
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.masking.corruptions import corruption
-from maskwise.masking.masker import MaskingSettings
+from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.objectives.base import (
     Classification,
     Loss,
@@ -134,7 +134,7 @@ def require_fit(shown: str, kind: type[Objective], *, who: str) -> None:
     """
     corrupts = corruption(shown)
     if kind.kind == "encoder-decoder":
-        kind.check({"corruption": shown})
+        kind.check(Masking(corruption=corrupts))
     if kind.in_place and not corrupts.keeps_length:
         raise MaskwiseError(
             f"corruption {shown} changes the length of a text",

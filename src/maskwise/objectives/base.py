@@ -26,7 +26,7 @@ from maskwise.families import Inputs, Kind, adapter_of, encoder_of
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.masking.gather import Rows
 from maskwise.masking.line import Line
-from maskwise.masking.schedules import schedule
+from maskwise.masking.settings import Masking
 from maskwise.weights import encoder_weights, multiplied_weights
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ NO_DOCUMENTS = "its attention cannot keep documents apart"
 Precision: TypeAlias = Callable[[], AbstractContextManager[object]]
 """A function that returns a context in which a model computes, such as autocast to bf16."""
 
-Masking: TypeAlias = Mapping[str, Any]
-"""Arguments of a ``Masker``, by name."""
+Texts: TypeAlias = Mapping[str, Any]
+"""Masking settings as a recipe has them, by name."""
 
 Batch: TypeAlias = "MaskedBatch | Tensors"
 """A masked batch, or a plain dict of model inputs with ``labels``."""
@@ -101,6 +101,13 @@ class Maker(Protocol):
         total_steps: int | None = None,
         epoch: int | None = None,
     ) -> MaskedBatch: ...
+
+
+class Batches(Protocol):
+    """A class whose objects make batches, such as ``Masker``."""
+
+    @classmethod
+    def of(cls, tokenizer: Any, masking: Masking, *, seed: int = 0) -> Maker: ...
 
 
 class Loss(NamedTuple):
@@ -143,7 +150,7 @@ class Objective(nn.Module, ABC):
     kind: Kind = "encoder"
     """The kind of model that this objective trains (``families.Adapter``)."""
 
-    masking: Masking = {}
+    masking: Texts = {}
     """The default masking settings of this objective."""
 
     inherits = True
@@ -160,9 +167,14 @@ class Objective(nn.Module, ABC):
     """Whether half of the rows are read twice and the other half are not read. If True, every rank
     needs an even number of rows, at least 4."""
 
-    batches: Callable[..., Maker] = Masker
-    """A function that returns the ``Maker`` of batches. Its arguments are a tokenizer, the masking
-    settings and ``seed``."""
+    masks = True
+    """Whether batches are masked. If False, the objective has no masking settings."""
+
+    batches: type[Batches] = Masker
+    """The class of the makers of batches: a ``Masker``, or a class with the same method ``of``."""
+
+    values: type[Masking] = Masking
+    """The class of the parsed masking settings."""
 
     layout: str = "any"
     """The layout that rows must have: "any", or "document" for rows with one text after [CLS]."""
@@ -183,19 +195,34 @@ class Objective(nn.Module, ABC):
         return layout
 
     @classmethod
-    def settings(cls, common: Masking, own: Masking) -> dict[str, Any]:
-        """Return the masking settings to use with this objective.
+    def settings(cls, common: Texts, own: Texts) -> dict[str, Any]:
+        """Return the masking settings to use with this objective, as a recipe has them.
 
         Args:
             common: the recipe's settings. The defaults of this objective replace them. They are
                 ignored if ``inherits`` is False.
             own: the settings for this objective. They replace all others.
+
+        Raises:
+            MaskwiseError: the objective does not mask, and has settings of its own.
         """
+        changed = [name for name, value in own.items() if cls.masking.get(name) != value]
+        if changed and not cls.masks:
+            raise MaskwiseError(
+                "this objective does not mask, so it has no masking settings",
+                got=", ".join(changed),
+                do="remove masking from this objective",
+            )
         return {**(common if cls.inherits else {}), **cls.masking, **own}
 
     @classmethod
+    def parsed(cls, common: Texts, own: Texts) -> Masking:
+        """Return ``settings`` as a value."""
+        return cls.values.shared(cls.settings(common, own))
+
+    @classmethod
     def check(cls, masking: Masking) -> str | None:
-        """Check masking settings that ``settings`` returned. Return a warning or None.
+        """Check masking settings. Return a warning or None.
 
         Raises:
             MaskwiseError: the objective cannot learn from batches with these settings.
@@ -213,7 +240,8 @@ class Objective(nn.Module, ABC):
         *,
         seed: int,
         length: int | None = None,
-        **masking: object,
+        masking: Masking | None = None,
+        **own: Any,
     ) -> Maker:
         """Build the maker of batches.
 
@@ -221,13 +249,10 @@ class Objective(nn.Module, ABC):
             tokenizer: the tokenizer of the rows.
             seed: the seed of the masks.
             length: the number of positions of the model; None for no limit.
-            masking: the masking settings.
+            masking: the masking settings; default: those of the objective.
+            own: settings that replace the objective's, if ``masking`` is not given.
         """
-        settings = cls.settings({}, masking)
-        # Objectives and arms share masking settings that some of them do not use.
-        if isinstance(cls.batches, type) and issubclass(cls.batches, Masker):
-            settings = cls.batches.used(settings)
-        return cls.batches(tokenizer, **settings, seed=seed)
+        return cls.batches.of(tokenizer, masking or cls.parsed({}, own), seed=seed)
 
     def chance(self, vocabulary: int, rows: int) -> float:
         """Return the loss of a uniform guess, in nats per target.
@@ -276,10 +301,10 @@ def check_all_asked(objective: str, masking: Masking) -> None:
 
     The objective would treat masked tokens without a target as original text.
     """
-    if not schedule(masking.get("predict", 1.0)).always(1):
+    if not masking.predict.always(1):
         raise MaskwiseError(
             f"objective {objective} needs a target at every masked token",
-            got=f"predict {masking['predict']}",
+            got=f"predict {masking.predict}",
             do="set masking: {predict: 1.0} for this objective",
         )
 

@@ -23,13 +23,13 @@ from maskwise.devices import Tensors
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.families import ENCODERS, adapter_of, decoder_inputs, patched, picked, width_of
 from maskwise.masking import IGNORE, Line, MaskedBatch, Masker
-from maskwise.masking.corruptions import corruption
+from maskwise.masking.corruptions import Delete
 from maskwise.masking.gather import Rows, device_of, gather
+from maskwise.masking.settings import Masking
 from maskwise.objectives.base import (
     Batch,
     Inputs,
     Loss,
-    Masking,
     Objective,
     Work,
     encoded,
@@ -74,11 +74,10 @@ class Denoising(MaskedLanguageModelling):
 
     @classmethod
     def check(cls, masking: Masking) -> str | None:
-        shown = masking.get("corruption", "bert")
-        if corruption(shown).writes is None:
+        if masking.corruption.writes is None:
             raise MaskwiseError(
                 "objective denoise needs a corruption whose targets are a text",
-                got=f"corruption {shown}",
+                got=f"corruption {masking.corruption}",
                 allowed="infill, infill(target='spans'), t5, delete, ul2, or any corruption with "
                 "target='full'",
             )
@@ -219,11 +218,10 @@ class DenoisingAutoencoder(Objective):
 
     @classmethod
     def check(cls, masking: Masking) -> None:
-        shown = str(masking.get("corruption", "delete"))
-        if shown not in ("delete", "delete(target='full')"):
+        if masking.corruption != Delete():
             raise MaskwiseError(
                 "objective tsdae needs a corruption that deletes tokens",
-                got=f"corruption {shown}",
+                got=f"corruption {masking.corruption}",
                 allowed="delete",
             )
 
@@ -320,6 +318,7 @@ class CausalLanguageModelling(MaskedLanguageModelling):
     Source: Touchent and de la Clergerie 2026 (arXiv 2605.12438), on causal modelling before MLM.
     """
 
+    masks = False
     masking = {"ratio": 0.0, "min_targets": 0, "corruption": "mask-only"}
     batches = NextTokens
     inherits = False
@@ -334,17 +333,6 @@ class CausalLanguageModelling(MaskedLanguageModelling):
                 got=attention,
                 do="load the model with attn_implementation sdpa or eager",
             )
-
-    @classmethod
-    def check(cls, masking: Masking) -> str | None:
-        own = [name for name, value in masking.items() if cls.masking.get(name) != value]
-        if own:
-            raise MaskwiseError(
-                "objective clm does not mask, so it has no masking settings",
-                got=", ".join(own),
-                do="remove masking from this objective",
-            )
-        return None
 
     @classmethod
     def check_model(cls, config: PreTrainedConfig) -> None:

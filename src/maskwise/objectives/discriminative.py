@@ -26,7 +26,7 @@ from maskwise.draws import Array
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of, patched, picked, width_of
 from maskwise.masking import MaskedBatch, Vocabulary
-from maskwise.masking.corruptions import Insert, corruption
+from maskwise.masking.corruptions import Insert
 from maskwise.masking.gather import Rows, device_of, gather
 from maskwise.masking.line import Line
 from maskwise.masking.vocabulary import Tokenizer
@@ -105,6 +105,8 @@ class AddedTokenDetection(Detection):
     corruption ``insert(target='detect', again=0.15)`` inserts tokens in this way.
     """
 
+    masking = {**Detection.masking, "corruption": "insert(target='detect')"}
+
     @classmethod
     def maker(
         cls,
@@ -112,17 +114,15 @@ class AddedTokenDetection(Detection):
         *,
         seed: int,
         length: int | None = None,
-        **masking: Any,
+        masking: Masking | None = None,
+        **own: Any,
     ) -> Maker:
         """Build a masker that cuts off the end of texts that grow beyond ``length`` tokens."""
-        shown = corruption(masking.get("corruption", Insert("detect")))
+        masking = masking or cls.parsed({}, own)
+        shown = masking.corruption
         if isinstance(shown, Insert) and shown.cut is None:
-            shown = replace(shown, cut=length)
-        return super().maker(
-            tokenizer,
-            seed=seed,
-            **{**masking, "corruption": shown},
-        )
+            masking = replace(masking, corruption=replace(shown, cut=length))
+        return super().maker(tokenizer, seed=seed, masking=masking)
 
 
 class DeletedTokenDetection(Detection):
@@ -258,10 +258,13 @@ class Twins:
     twin.
     """
 
-    def __init__(self, tokenizer: Tokenizer, **masking: object):
-        del masking["seed"]
-        ContrastiveSentences.check(masking)
+    def __init__(self, tokenizer: Tokenizer):
         self.vocabulary = Vocabulary.of(tokenizer)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, masking: Masking, *, seed: int = 0) -> Twins:
+        """As ``Masker.of``. Twins are not masked, so the settings are not read."""
+        return cls(tokenizer)
 
     def __call__(self, rows: Rows | Line, **when: object) -> MaskedBatch:
         """Make a batch of twins from rows 0, 2, 4, ….
@@ -321,6 +324,7 @@ class ContrastiveSentences(Objective):
 
     layout = "document"
     inherits = False
+    masks = False
     twins = True
     batches = Twins
 
@@ -352,15 +356,6 @@ class ContrastiveSentences(Objective):
             if isinstance(layer, nn.Dropout) and "lora_dropout" not in name:
                 layers.append(layer)
         return layers
-
-    @classmethod
-    def check(cls, masking: Masking) -> None:
-        if masking:
-            raise MaskwiseError(
-                "objective cse does not mask, so it has no masking settings",
-                got=", ".join(masking),
-                do="remove masking from this objective",
-            )
 
     def chance(self, vocabulary: int, rows: int) -> float:
         return math.log(max(2, rows - 1))

@@ -18,16 +18,13 @@ from torch.nn.functional import cross_entropy
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, picked, prediction_head, width_of
 from maskwise.masking import IGNORE, MaskedBatch
-from maskwise.masking.corruptions import corruption, mask_only
-from maskwise.masking.diffusion import Noising, Rates
-from maskwise.masking.diffusion import check as check_masking
-from maskwise.masking.policies import UnitKind, policy
-from maskwise.masking.schedules import schedule
+from maskwise.masking.diffusion import Noise, Noising, Rates
+from maskwise.masking.policies import UnitKind
+from maskwise.masking.settings import Masking
 from maskwise.objectives.base import (
     Batch,
     Inputs,
     Loss,
-    Masking,
     Objective,
     Work,
     check_all_asked,
@@ -175,6 +172,7 @@ class MaskedDiffusion(MaskedLanguageModelling):
     """
 
     batches = Noising
+    values = Noise
     masking = {
         "ratio": "uniform(0, 1)",
         "budget": "exact",
@@ -184,28 +182,12 @@ class MaskedDiffusion(MaskedLanguageModelling):
 
     @classmethod
     def check(cls, masking: Masking) -> str | None:
-        check_all_asked("diffusion", masking)
-        shown = corruption(masking["corruption"])
-        if shown != mask_only():
-            raise MaskwiseError(
-                "objective diffusion must replace every selected token by [MASK]",
-                got=shown,
-                do="remove masking.corruption from the recipe",
-            )
-        units = policy(masking["policy"])
-        check_masking(
-            units,
-            budget=masking.get("budget", "exact"),
-            fill=masking.get("fill", "none"),
-            visits=masking.get("visits", "random"),
-        )
-        rates = schedule(masking["ratio"])
         no_bound = "its loss is not a bound on the likelihood"
         # Schedules may change during the run, so check the beginning, the middle and the end.
-        if not all(Rates(rates, step, 100).complete for step in (0, 50, 99)):
-            return f"with ratio {rates}, the masking rates are fixed: {no_bound}"
-        if units.reads_text:
-            return f"policy {masking['policy']} depends on the text that it hides: {no_bound}"
+        if not all(Rates(masking.ratio, step, 100).complete for step in (0, 50, 99)):
+            return f"with ratio {masking.ratio}, the masking rates are fixed: {no_bound}"
+        if masking.policy.reads_text:
+            return f"the masking policy depends on the text that it hides: {no_bound}"
         return None
 
     def forward(self, batch: MaskedBatch) -> Loss:  # type: ignore[override]
@@ -254,9 +236,9 @@ class SpanBoundary(Objective):
     @classmethod
     def check(cls, masking: Masking) -> str | None:
         check_all_asked("sbo", masking)
-        if policy(masking["policy"]).unit_kind != UnitKind.TOKEN:
+        if masking.policy.unit_kind != UnitKind.TOKEN:
             return None
-        what = f"objective sbo with policy {masking['policy']} has hardly any spans"
+        what = "objective sbo with a policy of single tokens has hardly any spans"
         return f"{what}: each token is predicted from the two tokens beside it"
 
     def forward(self, batch: MaskedBatch) -> Loss:

@@ -23,8 +23,8 @@ from maskwise.evaluation import EvaluationSettings
 from maskwise.families import Kind
 from maskwise.learning.settings import LearningSettings
 from maskwise.masking.corruptions import corruption
-from maskwise.masking.masker import MaskingSettings
 from maskwise.masking.policies import Learned, policy
+from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.objectives import (
     MaskedDiffusion,
     Objective,
@@ -226,16 +226,24 @@ class Recipe(Settings):
     @property
     def _masked(self) -> dict[str, tuple[type[Objective], Plain]]:
         """The class and the masking settings of each objective, keyed by its name in messages."""
-        if not self.objectives:
-            kind = objective_class(self.objective)
-            return {f"objective {self.objective}": (kind, self.masking_of(kind, {}))}
-        return {
-            f"objectives.{name}": (arm.kind, self.masking_of(arm.kind, arm.masking))
-            for name, arm in self.objectives.items()
-        }
+        own: dict[str, tuple[type[Objective], Mapping[str, object]]] = {}
+        if self.objectives:
+            for name, arm in self.objectives.items():
+                own[f"objectives.{name}"] = (arm.kind, arm.masking)
+        else:
+            own[f"objective {self.objective}"] = (objective_class(self.objective), {})
+        masked = {}
+        for name, (kind, changes) in own.items():
+            with blamed(name):
+                masked[name] = (kind, self.masking_texts(kind, changes))
+        return masked
 
-    def masking_of(self, kind: type[Objective], own: Mapping[str, object]) -> Plain:
-        """Return the masking settings of an objective with settings of its ``own``."""
+    def masking_of(self, kind: type[Objective], own: Mapping[str, object]) -> Masking:
+        """Return the masking of an objective with settings of its ``own``."""
+        return kind.values.shared(self.masking_texts(kind, own))
+
+    def masking_texts(self, kind: type[Objective], own: Mapping[str, object]) -> Plain:
+        """Return the settings of ``masking_of`` as the recipe has them."""
         # The defaults of masked diffusion replace no value of the user. With several objectives, a
         # value counts if it is not the default, because the recipe of a stage sets all values.
         if kind is MaskedDiffusion:
@@ -249,7 +257,7 @@ class Recipe(Settings):
         remarks = []
         for name, (kind, masking) in self._masked.items():
             with blamed(name):
-                remark = kind.check(masking)
+                remark = kind.check(kind.values.shared(masking))
             if remark:
                 remarks.append(f"{name}: {remark}")
         return remarks
@@ -335,7 +343,7 @@ class Recipe(Settings):
         """The masking settings, with the defaults of masked diffusion if it is the objective."""
         if not self._diffuses:
             return self.masking
-        return MaskingSettings(**self.masking_of(MaskedDiffusion, {}))
+        return MaskingSettings(**self.masking_texts(MaskedDiffusion, {}))
 
     @property
     def _layers(self) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ from typing import Any
 
 from maskwise.constants import is_rate
 from maskwise.errors import MaskwiseError
-from maskwise.masking import Masker
 from maskwise.masking.policies import policy
 from maskwise.objectives import objective_class
 from maskwise.recipe.overrides import Plain, nested, put
@@ -112,13 +111,11 @@ def _masking(name: str) -> Callable[[Plain], bool]:
 
     def ineffective(settings: Plain) -> bool:
         masking = read(settings, "masking", {})
-        made: object = objective_class(read(settings, "objective", "mlm")).batches
+        made = objective_class(read(settings, "objective", "mlm"))
         # The masked batches of several objectives may differ in all other settings.
-        several = read(settings, "objectives", {})
-        if several or not (isinstance(made, type) and issubclass(made, Masker)):
+        if read(settings, "objectives", {}) or not made.masks:
             return False
-        names = ("policy", "budget", "fill")
-        return name in made.unused(*(masking.get(each, made.usual[each]) for each in names))
+        return name in masking and name not in made.values.used(masking)
 
     return ineffective
 

@@ -451,9 +451,9 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
     else:
         counts = counts_over(source, FEW_STEPS)
     name = masker.policy
-    if masker.keep and not counts.eligible:
+    if masker.masking.keep and not counts.eligible:
         raise MaskwiseError(
-            f"the layer {masker.keep!r} keeps every token visible",
+            f"the layer {masker.masking.keep!r} keeps every token visible",
             got=f"nothing to mask in {counts.steps} batches",
             do="mark only the tokens that must stay visible, such as prompts",
         )

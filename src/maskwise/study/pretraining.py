@@ -298,10 +298,10 @@ def _source(
         rows: the training rows in the layout of this objective.
         changes: masking settings that override the recipe's.
     """
-    settings = recipe.masking_of(kind, changes)
+    masking = recipe.masking_of(kind, changes)
     seed = recipe.training.seed
     length = data.training.length
-    maker = kind.maker(data.tokenizer, seed=seed, length=length, **settings)
+    maker = kind.maker(data.tokenizer, seed=seed, length=length, masking=masking)
     corpus = recipe.corpus
     shares = {}
     # A stream already draws from its sources by their sampling shares.

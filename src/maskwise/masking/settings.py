@@ -1,0 +1,292 @@
+"""``Masking``: what is masked, how much and how it is shown, as one parsed and checked value.
+
+A recipe's section, the arguments of ``Masker`` and the settings of an objective all become such a
+value, and nothing after it parses or checks a setting again. ``MaskingSettings`` is the section of
+a recipe, whose values are the texts that a user wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
+
+from maskwise.effects import Weights
+from maskwise.errors import MaskwiseError, require_known, whole_number
+from maskwise.masking import corruptions, policies, schedules
+from maskwise.masking.corruptions import Bert, Corruption
+from maskwise.masking.policies import Policy, Token, UnitKind
+from maskwise.masking.schedules import Schedule, constant
+from maskwise.masking.select import BUDGETS, FILLS
+from maskwise.specs import Call
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from maskwise.masking.masker import Masker
+
+MOST_TARGETS = 2**31 - 1
+"""The largest ``min_targets``. No piece has more tokens."""
+
+# How the masks of a row in different epochs depend on each other, for a ratio of r:
+#
+# ``random``: each epoch draws a new mask.
+# ``complement``: epochs form pairs. The second epoch of a pair masks the units that the first epoch
+# left visible. Its ratio is thus 1 − r.
+# ``coverage``: the ratio is 1/n, and n epochs form a round. Each round sorts the units of a piece
+# in a new random order, and each epoch of the round masks the next share of this order. A round
+# thus masks every unit once.
+#
+# With ``complement``, both epochs of a pair use the same draws. With ``coverage``, all epochs of a
+# round use the same draws. Units are not split, so an epoch may mask one unit more or one unit less
+# than the ratio asks for, and may mask nothing in a short piece. If a policy learns its weights
+# during training, the random order changes between epochs, and the modes hold only approximately.
+#
+# Source: masked diffusion models of 2025 for ``complement``; ``coverage`` is from this library.
+VISITS = ("random", "complement", "coverage")
+
+PARSERS: dict[str, Callable[..., Any]] = {
+    "policy": policies.policy,
+    "ratio": schedules.schedule,
+    "predict": schedules.schedule,
+    "corruption": corruptions.corruption,
+    "exclude": lambda names: _tokens(names),
+}
+TEXTS = ("policy", "ratio", "predict", "corruption")
+KNOWN = {"budget": BUDGETS, "fill": FILLS, "visits": VISITS}
+
+
+TOKEN = Token()
+BERT = Bert()
+USUAL_RATIO = constant(0.15)
+ALL = constant(1.0)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """All settings of a masker but its tokenizer and its seed; ``Masker`` describes them.
+
+    Raises:
+        MaskwiseError: a value is not allowed, or not beside the other values.
+
+    >>> Masking.of(policy="whole-word", ratio="linear(0.30, 0.15)").ratio(0, 100)
+    0.3
+    """
+
+    policy: Policy = TOKEN
+    ratio: Schedule = USUAL_RATIO
+    budget: str = "expected"
+    corruption: Corruption = BERT
+    fill: str = "none"
+    min_targets: int = 1
+    predict: Schedule = ALL
+    keep: str | None = None
+    visits: str = "random"
+    exclude: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, **settings: Any) -> Self:
+        """Parse settings: names, numbers and calls, or the values themselves.
+
+        Raises:
+            MaskwiseError: as for the class; also if a setting has no effect beside the others, such
+                as a ratio with a policy that has its own.
+        """
+        values = {name: PARSERS.get(name, _unchanged)(value) for name, value in settings.items()}
+        made = cls(**values)
+        usual = cls()
+        for name, why in cls.unused(made.policy, made.budget, made.fill).items():
+            value = getattr(made, name)
+            # A minimum of 0 or 1 is a default, of masked diffusion or of other objectives.
+            asked = value > 1 if name == "min_targets" else value != getattr(usual, name)
+            if name in settings and asked:
+                raise MaskwiseError(f"{name} {why}", got=settings[name], do=f"leave {name} out")
+        return made
+
+    @classmethod
+    def shared(cls, settings: Mapping[str, Any]) -> Self:
+        """Parse settings that are shared with other objectives or arms, which may use more of them.
+
+        Settings without effect beside the others are left out.
+        """
+        return cls.of(**cls.used(settings))
+
+    def __post_init__(self) -> None:
+        whole_number("min_targets", self.min_targets, least=0, most=MOST_TARGETS)
+        for name, known in KNOWN.items():
+            require_known(name, getattr(self, name), known)
+        if self.keep is not None and not isinstance(self.keep, str):
+            raise MaskwiseError("keep must be the name of an annotation layer", got=repr(self.keep))
+        if self.budget == "bernoulli" and self.policy.splits_budget:
+            raise MaskwiseError(
+                "budget bernoulli has no budget to split, but this policy splits one between units",
+                got=self.policy,
+                do="use budget exact or expected",
+            )
+        if not (self.predict.always(1) or self.corruption.keeps_length):
+            raise MaskwiseError(
+                "predict needs a corruption that keeps lengths",
+                got=self.corruption,
+                do="leave predict at 1.0",
+            )
+        self._check()
+
+    def _check(self) -> None:
+        """Raise if ``visits`` fixes which units are masked, and another setting may change them."""
+        if self.visits == "random":
+            return
+        if self.policy.needs_ratio:
+            raise MaskwiseError(
+                f"visits: {self.visits} needs a policy whose units do not depend on the ratio",
+                got=f"policy {self.policy}",
+                do="use visits: random",
+            )
+        possible = {"budget": ("expected",), "fill": ("none", "random"), "min_targets": (0, 1)}
+        for setting, values in possible.items():
+            value = getattr(self, setting)
+            if value not in values:
+                raise MaskwiseError(
+                    f"visits: {self.visits} does not allow this {setting}",
+                    got=value,
+                    allowed=values,
+                )
+        if self.visits == "coverage":
+            share = self.ratio(0, 1)
+            whole = share > 0 and abs(share * round(1 / share) - 1) < 0.02
+            if self.ratio.varies or self.ratio.random or not whole:
+                raise MaskwiseError(
+                    "visits: coverage needs one ratio 1/n for all steps and rows",
+                    got=self.ratio,
+                    do="set ratio to 1 divided by a whole number, such as 0.25 or 0.2",
+                )
+
+    @staticmethod
+    def unused(chosen: Policy | str | Call, budget: str, fill: str) -> dict[str, str]:
+        """Return the arguments without effect beside this policy, budget and fill, and why.
+
+        >>> [*Masking.unused("ul2", "exact", "none")]
+        ['ratio', 'fill']
+        >>> [*Masking.unused("whole-word", "bernoulli", "none")]
+        ['min_targets', 'fill']
+        """
+        made = policies.policy(chosen)
+        found = {}
+        if made.has_ratio:
+            found["ratio"] = f"has no effect, because policy {chosen} has its own ratio"
+        independent = budget == "bernoulli"
+        # Adding words to reach the minimum would distort the probabilities of all words.
+        words = independent and made.unit_kind is not UnitKind.TOKEN
+        if words:
+            found["min_targets"] = (
+                "has no effect with budget bernoulli, unless the policy masks single tokens"
+            )
+        if not made.has_zero_weights:
+            found["fill"] = f"has no effect, because policy {chosen} can mask every unit"
+        elif words or (independent and fill == "skip-row"):
+            found["fill"] = "has no effect, because budget bernoulli has no budget to use"
+        return found
+
+    @classmethod
+    def used(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave out the arguments that would be refused. Arms have settings in common with others.
+
+        >>> Masking.used({"policy": "ul2", "ratio": 0.3, "fill": "random"})
+        {'policy': 'ul2'}
+        """
+        usual = {each.name: each.default for each in fields(cls)}
+        names = ("policy", "budget", "fill")
+        unused = cls.unused(*(settings.get(name, usual[name]) for name in names))
+        return {name: value for name, value in settings.items() if name not in unused}
+
+    @property
+    def needs_total(self) -> bool:
+        """Whether a setting changes over training, so that masking needs ``total_steps``."""
+        return any(part.needs_total for part in (self.ratio, self.predict, self.policy))
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _tokens(names: Any) -> tuple[str, ...]:
+    """Return the tokens of ``exclude`` as a tuple."""
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise MaskwiseError("exclude must be a list of tokens", got=repr(names))
+    return tuple(names)
+
+
+class MaskingSettings(BaseModel, extra="forbid", frozen=True):
+    """The masking settings of a recipe.
+
+    >>> MaskingSettings(policy="whole-word", ratio="linear(0.30, 0.15)").corruption
+    'bert'
+    """
+
+    policy: Weights[str] = "token"
+    """The masking policy: which tokens are masked together, and how likely. A name from ``list
+    policies``."""
+    ratio: Weights[str | float] = 0.15
+    """The share of eligible tokens that is masked: a number, or a schedule such as ``linear(0.30,
+    0.15)``."""
+    budget: Weights[str] = "expected"
+    """How closely masks follow the ratio. The budget of a text is ratio × tokens. ``expected``
+    masks the budget on average, and exceeds it by at most one unit (such as a word). ``exact``
+    never exceeds the budget and skips units that do not fit. ``bernoulli`` masks each unit
+    independently, with probability ratio × weight."""
+    fill: Weights[str] = "none"
+    """What to do if the policy offers too few units, such as salient spans, to use the whole
+    budget. ``none`` masks fewer tokens, ``random`` also masks other units, and ``skip-row`` masks
+    nothing in this text."""
+    corruption: Weights[str] = "bert"
+    """How masked tokens are replaced, and what the model predicts: a name from ``list
+    corruptions``."""
+    min_targets: Weights[int] = Field(1, ge=0, le=MOST_TARGETS)
+    """The minimum number of tokens to mask in a text. Texts whose ratio × tokens is below 0.5 have
+    no minimum."""
+    predict: Weights[str | float] = 1.0
+    """The largest share of each row's tokens that get a loss: a number or a schedule."""
+    keep: Weights[str | None] = None
+    """The name of an annotation layer, such as ``prompt``. Tokens that this layer marks are never
+    masked."""
+    visits: Weights[str] = "random"
+    """How the masks of a text in different epochs depend on each other. With ``random``, every
+    epoch draws a new mask. With ``complement``, every second epoch masks the units that the epoch
+    before left visible. With ``coverage`` and a ratio of 1/n, n epochs mask every unit once."""
+    exclude: Weights[tuple[str, ...]] = ()
+    """Tokens that are never masked in training and never used as random replacements, as the
+    tokenizer writes them. Special tokens, unknown tokens and the wildcards of proteins and DNA
+    (such as X, B, Z and gaps) never are, in training and in evaluations."""
+
+    @field_validator(*TEXTS, *KNOWN)
+    @classmethod
+    def _valid(cls, value: str | float, info: ValidationInfo) -> str | float:
+        name = str(info.field_name)
+        if name in TEXTS:
+            PARSERS[name](value)
+        else:
+            require_known(name, str(value), KNOWN[name])
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The names of stages are hashes of these values, and must stay as they were before this
+        # setting existed.
+        values: dict[str, Any] = dump(self)
+        if not self.exclude:
+            values.pop("exclude", None)
+        return values
+
+    def masker(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Masker:
+        """Build a masker with these settings."""
+        from maskwise.masking.masker import Masker
+
+        return Masker.of(tokenizer, Masking.shared(self.model_dump()), seed=seed)
