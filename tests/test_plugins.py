@@ -110,6 +110,8 @@ number = verse_masks:NOTHING
 sunk = no_such_module:Verse
 [maskwise.annotators]
 verses = verse_masks:verses
+learned = maskwise.learning:learned
+words = verse_masks:verses
 [maskwise.objectives]
 rhymes = verse_masks:Rhymes
 [maskwise.corruptions]
@@ -222,6 +224,11 @@ def test_lists_show_plugins_and_what_is_wrong(installed, capsys):
     for name in ("lost", "sunk", "number", "token"):
         lines = [line for line in shown.err.splitlines() if f"policy '{name}'" in line]
         assert len(lines) == 1 and "verse-masks" in lines[0], name
+    # ``learned`` is an entry point of maskwise itself, which registers it, too.
+    assert maskwise("list", "annotators", "--json") == 0
+    shown = capsys.readouterr()
+    assert {"verses", "learned"} < {row["name"] for row in json.loads(shown.out)}
+    assert "'words'" in shown.err and "'learned'" not in shown.err
 
 
 def test_a_name_in_two_packages_is_refused(installed, tmp_path, monkeypatch):
