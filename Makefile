@@ -3,11 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 GPU_PYTHON ?= python3.12
 GPU_ENV ?= build/gpu-env
+FLOOR_PYTHON ?= python3.11
+FLOOR_ENV ?= build/floor-env
 INSTALLED := .venv/.installed
 SHORT := training.steps=60 training.eval_every=20 training.save_every=20 corpus.limit=500 \
 	study.seeds=2 finetune.seeds=1 finetune.epochs=0.5
 
-.PHONY: demo demo-short test test-all test-wheel test-gpu-versions test-cuda-stub check docs format bench venv clean
+.PHONY: demo demo-short test test-all test-wheel test-floor test-gpu-versions test-cuda-stub check docs format bench venv clean
 
 demo: venv ## Does a masking rate that decays from 45 to 15 % help, or would a constant 15 or 30 % do? Writes a page with the answer
 	$(BIN)/maskwise study quick-start --out runs/quick-start
@@ -23,6 +25,9 @@ test-all: venv ## all tests, including slow ones; those that need ../shared are 
 
 test-wheel: venv ## build both distributions, and test the maskwise wheel alone in an empty environment
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 1800 tests/test_install.py
+
+test-floor: $(FLOOR_ENV)/.installed ## the fast tests with the lowest versions that pyproject.toml allows (7 GB)
+	$(FLOOR_ENV)/bin/python scripts/floor.py
 
 test-gpu-versions: $(GPU_ENV)/.installed ## the benchmarks for GPUs in miniature, with the versions of such a machine (4 GB)
 	$(GPU_ENV)/bin/python scripts/gpu_versions.py
@@ -61,6 +66,13 @@ $(INSTALLED): pyproject.toml packages/maskwise-data/pyproject.toml constraints.t
 $(GPU_ENV)/.installed: benchmarks/gpu-requirements.txt
 	$(GPU_PYTHON) -m venv $(GPU_ENV)
 	$(GPU_ENV)/bin/pip install --quiet --disable-pip-version-check -r benchmarks/gpu-requirements.txt
+	@touch $@
+
+# Python 3.11 and the lowest versions that pyproject.toml allows.
+$(FLOOR_ENV)/.installed: pyproject.toml packages/maskwise-data/pyproject.toml tests/floor.txt
+	$(FLOOR_PYTHON) -m venv $(FLOOR_ENV)
+	$(FLOOR_ENV)/bin/pip install --quiet --disable-pip-version-check -c tests/floor.txt \
+		-e packages/maskwise-data -e '.[dev]'
 	@touch $@
 
 clean:

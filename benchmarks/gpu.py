@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import inspect
 import json
 import os
 import signal
@@ -57,12 +56,12 @@ import gpu_trace
 import torch
 import train
 from timing import Clock, time_trainer
-from torch.nn.attention import varlen
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 from transformers import DataCollatorForLanguageModeling, Trainer
 from transformers.utils import is_flash_attn_2_available
 
+from maskwise.attention import HAS_GROUPED_VARLEN
 from maskwise.bench import Figures, spread, surroundings
 from maskwise.constants import UPOS
 from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory
@@ -432,7 +431,7 @@ class Bench:
     def machine(self) -> Figures:
         """Return the card, versions, FLOP/s, bandwidth, and features that this torch lacks."""
         lacks = []
-        if "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
+        if not HAS_GROUPED_VARLEN:
             lacks.append("varlen_attn with grouped heads")
         if not has_ragged_peer():
             lacks.append("a kernel of transformers for documents of different lengths (flash_attn)")

@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from maskwise import Masker
+from maskwise import Masker, errors
 from maskwise.errors import MaskwiseError
 from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import Denoising
@@ -48,6 +48,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "umt5": {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 2, "d_ff": 64},
     "t5gemma": {"encoder": CAPPED, "decoder": CAPPED},
 }
+# Transformers 5.17 computes umt5 wrongly, and maskwise refuses it there.
+ARCHITECTURES = [
+    pytest.param(name, marks=pytest.mark.pinned) if name == "umt5" else name for name in SIZES
+]
 SHOWN = ("infill", "infill(target='spans')", "t5", "t5(target='full')", "delete", "ul2")
 
 
@@ -66,8 +70,18 @@ def model(architecture: str, tokenizer: Any, **more: Any) -> PreTrainedModel:
     return new_model(config, seed=0, log_unigram=torch.randn(len(tokenizer))).eval()
 
 
+def test_umt5_is_refused_where_transformers_computes_it_wrongly(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 5.17, tokens of the decoder read only as much of the text as they are far in theirs."""
+    monkeypatch.setattr(errors, "_version", {"transformers": "5.17.0"}.get)
+    with pytest.raises(MaskwiseError, match=r"umt5 .*got 5\.17\.0; allowed: 5\.18 or newer; pip"):
+        model("umt5", tokenizer)
+    model("t5", tokenizer)
+
+
 @pytest.mark.parametrize("shown", SHOWN[:5])
-@pytest.mark.parametrize("architecture", SIZES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_loss_is_transformers_own(architecture: str, shown: str, tokenizer: Any) -> None:
     network = model(architecture, tokenizer)
     batch = Masker(tokenizer, policy="span", ratio=0.3, corruption=shown, seed=0)(
@@ -88,7 +102,7 @@ def test_the_loss_is_transformers_own(architecture: str, shown: str, tokenizer: 
             torch.testing.assert_close(ours[name], parameter.grad, msg=name)
 
 
-@pytest.mark.parametrize("architecture", SIZES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_row_without_targets_and_padding_change_no_loss(
     architecture: str, tokenizer: Any
 ) -> None:
@@ -103,7 +117,7 @@ def test_a_row_without_targets_and_padding_change_no_loss(
     assert Denoising(network)(padded).divisor == 3
 
 
-@pytest.mark.parametrize("architecture", SIZES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_new_model_writes_and_is_an_ordinary_folder(
     architecture: str, tokenizer: Any, tmp_path: Any
 ) -> None:
@@ -297,7 +311,10 @@ def test_work_is_what_torch_counts_but_for_attention_scores(
     architecture: str, tokenizer: Any
 ) -> None:
     network = model(architecture, tokenizer)
-    network.set_attn_implementation("eager")  # torch's counter sees its products one by one
+    # Torch's counter sees the products of ``eager`` one by one. Before 5.20, transformers does not
+    # set the attention of T5's encoder and decoder with that of the model.
+    for part in (network, network.get_encoder(), network.get_decoder()):
+        part.set_attn_implementation("eager")
     rows, read, written, wide = 3, 7, 5, 32
     batch = {"input_ids": torch.full((rows, read), 6), "labels": torch.full((rows, written), 7)}
     with FlopCounterMode(display=False) as counter, torch.no_grad():

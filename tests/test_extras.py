@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,27 @@ def test_every_library_belongs_to_an_extra_of_the_project_and_to_all(module: str
     (everything,) = PROJECT["optional-dependencies"]["all"]
     assert extra in everything.partition("[")[2].rstrip("]").split(",")
     assert not any(name in " ".join(PROJECT["dependencies"]) for name in (module, *renamed))
+
+
+def test_the_lowest_versions_that_are_allowed_are_the_tested_ones() -> None:
+    """What ``make test-floor`` installs is what pyproject.toml allows."""
+    extras = PROJECT["optional-dependencies"]
+    allowed = [*PROJECT["dependencies"]]
+    for name in {*EXTRAS.values()} - {"data"}:
+        allowed += extras[name]
+    lowest = {}
+    for line in allowed:
+        name, least = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)(?:,<\d+)?", line).groups()
+        lowest[name] = least
+    tested = {}
+    for line in (ROOT / "tests" / "floor.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            name, version = line.split("==")
+            tested[name] = version
+    assert tested.keys() == lowest.keys()
+    for name, least in lowest.items():
+        shorter = tested[name].removesuffix(".0")
+        assert least in (tested[name], shorter, shorter.removesuffix(".0")), name
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,19 @@ def stream(folder: Path) -> dict[str, Any]:
     return {"losses": [rounded(line["loss"]) for line in lines], "place": place}
 
 
-@pytest.mark.parametrize("case", CASES)
+DRAWS = {
+    "bart writes the full text packed",
+    "bart writes the masked spans packed",
+    "modernbert, whole words, attention over rows packed",
+}
+"""Older versions of transformers draw a number for each layer of BART, and torch 2.9 draws
+ModernBERT's first weights differently."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.pinned) if case in DRAWS else case for case in CASES],
+)
 def test_losses(case: str, tmp_path: Path) -> None:
     assert losses(tmp_path, case) == pytest.approx(read_golden()["trainings"][case], rel=TOLERANCE)
 

@@ -244,6 +244,7 @@ def test_masking_down_to_numpy_loads_neither_torch_nor_transformers():
     assert heavy == {"numpy", "pydantic"}
 
 
+@pytest.mark.pinned
 @pytest.mark.parametrize(
     ("arguments", "allowed", "most"),
     [

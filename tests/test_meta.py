@@ -145,6 +145,7 @@ def test_examples_know_their_contexts_and_answers() -> None:
     assert rows[7].question.casefold().split()[2] in tokenizer().decode(asked["input_ids"][0])
 
 
+@pytest.mark.pinned
 def test_a_long_context_is_paired_with_its_own_question(tmp_path: Path) -> None:
     """Rows of the task were taken for windows, of which a long context has several."""
     rows = []

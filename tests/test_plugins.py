@@ -295,7 +295,8 @@ def test_other_processes_import_what_was_registered():
     sent = pickle.dumps(Live(["learned"]))
     code = (
         "import sys, pickle\n"
-        "from importlib import metadata; metadata.entry_points = lambda **_: ()\n"
+        "from importlib import metadata\n"
+        "metadata.entry_points = lambda **_: metadata.EntryPoints()\n"
         "import maskwise.plugins\n"
         "from maskwise.annotate.registry import ANNOTATORS\n"
         "assert 'learned' not in ANNOTATORS\n"

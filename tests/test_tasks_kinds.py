@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
 )
 
+from maskwise import errors
 from maskwise.errors import MaskwiseError
 from maskwise.models import new_config
 from maskwise.objectives import MultipleChoice, SpanQuestionAnswering
@@ -329,6 +330,19 @@ def questions(count, length, seed=0):
     return rows
 
 
+@pytest.mark.parametrize("version", ["0.23.1", "0.23.2"])
+def test_windows_are_refused_where_tokenizers_would_lose_some(
+    tmp_path, version, monkeypatch, tokenizer
+):
+    monkeypatch.setattr(errors, "_version", {"tokenizers": version}.get)
+    task = load_rows(tmp_path, questions(60, 80))
+    with pytest.raises(MaskwiseError, match=f"got {version}; allowed: 0.23.3 or newer; pip"):
+        encode(task, tokenizer, max_length=64)
+    whole = encode(task, tokenizer, max_length=300)["train"]
+    assert len(whole) == len(task.splits["train"])
+
+
+@pytest.mark.pinned
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
 @pytest.mark.parametrize("max_length", [12, 20, 64, 300])
 def test_windows_hold_every_answer(tmp_path, kind, max_length):
@@ -353,6 +367,7 @@ def test_windows_hold_every_answer(tmp_path, kind, max_length):
         assert {place for place, letter in enumerate(row.context) if letter != " "} <= places
 
 
+@pytest.mark.pinned
 def test_a_model_that_knows_finds_the_answer_in_the_right_window(tmp_path, tokenizer):
     task = load_rows(tmp_path, questions(60, 80))
     data = encode(task, tokenizer, max_length=24)["test"]

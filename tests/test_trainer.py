@@ -30,11 +30,12 @@ from transformers import (
 import maskwise as mw
 from maskwise.masking import IGNORE, Noising
 from maskwise.masking.collator import RowCollator
+from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedDiffusion
 from maskwise.training.checkpoint import LEARNED
 from processes import two_ranks
 from test_training import close, same
-from training_tools import ARCHITECTURES, Language, bart, config, model, tokenizer
+from training_tools import ARCHITECTURES, GEMMA, Language, bart, config, model, tokenizer
 
 DATA = Language(48)
 HELD_OUT = Language(12, seed=1)
@@ -102,6 +103,20 @@ def test_accumulation_changes_nothing(architecture: str, tmp_path: Path) -> None
     assert len(one) == 3
     for a, b in zip(one, four, strict=True):
         close(a, b, rel=1e-4)
+
+
+def test_attention_that_ignores_soft_caps_is_refused(tmp_path: Path) -> None:
+    """Transformers before 5.21 chooses it by default."""
+    sizes = {"encoder": GEMMA, "decoder": GEMMA}
+    network = new_model(
+        new_config("t5gemma", tokenizer(), 32, kind="encoder-decoder", **sizes), seed=0
+    )
+    masker = mw.Masker(tokenizer(), ratio=0.3, corruption="infill")
+    network.config._attn_implementation_internal = "sdpa"
+    with pytest.raises(mw.MaskwiseError, match="ignores the soft caps of T5Gemma; got sdpa; allow"):
+        trainer(network, arguments(tmp_path), masker=masker)
+    network.set_attn_implementation("eager")
+    assert trainer(network, arguments(tmp_path), masker=masker).train().global_step == 3
 
 
 def test_packed_rows_of_an_encoder_decoder_are_refused(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ the same results as transformers' ``sdpa``, but also supports soft caps, and is 
 on CPUs.
 
 On CUDA in half precision, without dropout, soft cap or bias, ``torch.nn.attention.varlen`` computes
-attention at a cost of Σ length² over the documents. Padded rows use it too: each row is then one
-document, and its padding another one. In all other cases, documents are kept apart by a mask, which
-is computed once per batch for all layers.
+attention at a cost of Σ length² over the documents (from torch 2.11, and with grouped queries from
+2.12). Padded rows use it too: each row is then one document, and its padding another one. In all
+other cases, documents are kept apart by a mask, which is computed once per batch for all layers.
 
 On CPUs, dropout uses 16 random bits per number, for four numbers at a time, which takes 1.4 ns per
 number. Torch uses 32 bits and 9 ns, which was an eighth of the training time of a small BERT.
@@ -41,6 +41,11 @@ NAME = "documents"
 
 REPLACED = ("sdpa", "eager")
 """The attention implementations of transformers that ``separate`` replaces."""
+
+HAS_VARLEN = torch.__version__ >= "2.11"
+HAS_GROUPED_VARLEN = torch.__version__ >= "2.12"
+"""Whether torch's kernel for variable lengths has the arguments ``window_size`` and ``scale``, and
+whether it accepts grouped queries. Otherwise, documents are kept apart by a mask."""
 
 DROP_STEPS = 1 << 16
 """On CPUs, dropout rates are multiples of 1 / DROP_STEPS."""
@@ -141,11 +146,16 @@ def separate(model: PreTrainedModel) -> None:
     """
     if model.config._attn_implementation in REPLACED:
         # transformers is slow to import, but if there is a model, it has been imported already.
-        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
         AttentionInterface.register(NAME, attend)
         AttentionMaskInterface.register(NAME, mask_of)
         model.set_attn_implementation(NAME)
+        # T5 gives its encoder and its decoder copies of the configuration, which transformers
+        # before 5.20 leaves as they are.
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel) and part.config._attn_implementation in REPLACED:
+                part.set_attn_implementation(NAME)
 
 
 def attend(
@@ -184,7 +194,8 @@ def attend(
             # its window before the call, but T5Gemma does not.
             sliding_window = module.config.sliding_window + 1
         # ``_ragged`` cannot do cross-attention, where keys and queries have different offsets.
-        if not cross and _can_be_ragged(query, options):
+        fits = HAS_GROUPED_VARLEN or query.shape[1] == key.shape[1]
+        if fits and not cross and _can_be_ragged(query, options):
             lines = (query, key, value)
             return _ragged(lines, documents, causal, sliding_window, options), None
         attention_mask = documents.mask(cross, causal, sliding_window)
@@ -208,7 +219,7 @@ def attend(
 
 def has_ragged_kernel(device: torch.device) -> bool:
     """Return whether torch has a kernel for documents of different lengths on a device."""
-    return device.type == "cuda"
+    return HAS_VARLEN and device.type == "cuda"
 
 
 def reads_ragged_rows(model: PreTrainedModel, device: torch.device) -> bool:

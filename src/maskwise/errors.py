@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.metadata
 import math
 import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
@@ -147,6 +149,28 @@ def require_library(module: str, *, use: str) -> None:
     command = install_command(module)
     if command:
         raise MaskwiseError(f"{use} needs {module}, which is not installed", do=command)
+
+
+def refuse_version(library: str, wrong: Collection[str], *, fixed: str, use: str) -> None:
+    """Raise a `MaskwiseError` if the installed version of a library makes a feature wrong.
+
+    Args:
+        library: a library that maskwise depends on.
+        wrong: the versions with which the feature is wrong.
+        fixed: the first version after them.
+        use: the feature, such as "question-answering".
+    """
+    found = _version(library)
+    if found in wrong:
+        raise MaskwiseError(
+            f"{use} would be wrong with this version of {library}",
+            got=found,
+            allowed=f"{fixed} or newer",
+            do=f"pip install '{library}>={fixed}'",
+        )
+
+
+_version = cache(importlib.metadata.version)
 
 
 def whole_number(

@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from maskwise.attention import Documents, separate
 from maskwise.devices import Tensors
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, refuse_version
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -381,7 +381,14 @@ ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
 
 
 def adapter_of(config: PreTrainedConfig) -> Adapter:
-    """Return the adapter of a model's family, or the default adapter if the family is unknown."""
+    """Return the adapter of a model's family, or the default adapter if the family is unknown.
+
+    Raises:
+        MaskwiseError: the installed transformers computes this family wrongly.
+    """
+    if config.model_type == "umt5":
+        # Its decoder takes cross-attention for causal, and reads only the beginning of the text.
+        refuse_version("transformers", ("5.17.0",), fixed="5.18", use="umt5")
     if config.is_encoder_decoder:
         return ENCODER_DECODERS.get(config.model_type, EncoderDecoder())
     return ENCODERS.get(config.model_type, Adapter())

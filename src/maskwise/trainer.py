@@ -88,11 +88,10 @@ class MaskingTrainer(Trainer):
 
     Raises:
         MaskwiseError: ``data_collator`` masks, ``compute_loss_func`` is given, the model is no
-            masked language model, the corruption does not fit, or one process has several GPUs.
+            masked language model, the corruption does not fit, the attention ignores soft caps, or
+            one process has several GPUs.
     """
 
-    # With False, Trainer.training_step would divide the loss by the number of micro-batches.
-    loss_is_scaled_for_ga = True
     # ``Trainer`` declares that the model may be None.
     model: nn.Module
 
@@ -146,12 +145,16 @@ class MaskingTrainer(Trainer):
         self._missing = set[str]()
         collator = data_collator or RowCollator(masker.vocabulary)
         super().__init__(model, args, data_collator=collator, **more)
+        # With False, which ESM has, ``training_step`` would divide the loss by the number of
+        # micro-batches.
+        self.model_accepts_loss_kwargs = True
         require_language_model(self.model)
         if self.args.n_gpu > 1:
             what = "MaskingTrainer needs a process for each GPU, but this process has several GPUs"
             raise MaskwiseError(what, do="run it under torchrun, or set CUDA_VISIBLE_DEVICES=0")
         for each in (masker, self.evaluation_masker):
             self._check_fit(each)
+        self._check_attention()
         # The maximum number of tokens in a row; None without a table of positions.
         self._room: int | None = None
         tables = ("position_embeddings", "embed_positions", "position_embedding")
@@ -182,6 +185,21 @@ class MaskingTrainer(Trainer):
             return
         do = f'give masker=Masker(tokenizer, corruption="{fitting}")'
         raise MaskwiseError(what, got=f"corruption {masker.corruption}", do=do)
+
+    def _check_attention(self) -> None:
+        """Raise if transformers' attention ignores the soft caps of T5Gemma."""
+        config = self._config
+        if getattr(config, "model_type", None) != "t5gemma":
+            return
+        # Transformers before 5.21 chooses ``sdpa``, and newer versions refuse it.
+        capped = config.decoder.attn_logit_softcapping
+        if capped and config._attn_implementation == "sdpa":
+            raise MaskwiseError(
+                "this attention ignores the soft caps of T5Gemma",
+                got="sdpa",
+                allowed="eager",
+                do='load the model with attn_implementation="eager"',
+            )
 
     def train(self, *args: Any, **more: Any) -> Any:
         """Train as ``Trainer`` does, and undo maskwise's changes of the model at the end."""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, refuse_version
 from maskwise.objectives import Classification, MultipleChoice, SpanQuestionAnswering
 from maskwise.tasks.columns import (
     NO_ANSWER,
@@ -167,7 +167,12 @@ def _encode_windows(task: Task, split: str, cutter: Cutter) -> Windows:
     targets: list[tuple[int, int]] = []
     question = []
     spans = []
-    for number, encoding in enumerate(backend.encode_batch(pairs)):
+    encoded = backend.encode_batch(pairs)
+    if any(len(encoding) >= cutter.max_length for encoding in encoded):
+        # These versions leave out windows.
+        use = f"task {task.name}, whose contexts are split into windows,"
+        refuse_version("tokenizers", ("0.23.1", "0.23.2"), fixed="0.23.3", use=use)
+    for number, encoding in enumerate(encoded):
         windows = [encoding, *encoding.overflowing]
         encodings += windows
         question += [number] * len(windows)

@@ -329,7 +329,8 @@ class Cutter:
     def flat(self, texts: Sequence[str | tuple[str, ...]]) -> Flat:
         """Encode each text or pair of texts as one sequence."""
         encodings = self.backend.encode_batch(texts)
-        return replace(Flat.of(encodings, self.pad), cut=count_cut(encodings))
+        cut = sum(were_cut(self.backend, texts, encodings))
+        return replace(Flat.of(encodings, self.pad), cut=cut)
 
     def rows(self, rows: Rows) -> Flat:
         """Encode each row, with its one or two texts, as one sequence."""
@@ -339,9 +340,31 @@ class Cutter:
         return self.flat(texts)
 
 
-def count_cut(encodings: Sequence[Encoding]) -> int:
-    """Return the number of encodings that were cut."""
-    return sum(bool(encoding.overflowing) for encoding in encodings)
+def were_cut(
+    backend: Tokenizer,
+    texts: Sequence[str | tuple[str, ...]],
+    encodings: Sequence[Encoding],
+    **options: bool,
+) -> list[bool]:
+    """Return for each text whether ``backend``, which cuts long texts, has cut its encoding.
+
+    Tokenizers 0.23.1 and 0.23.2 report no overflow. Texts that reach the limit are therefore
+    encoded again, with room for one more token.
+
+    Args:
+        options: the arguments of ``encode_batch``.
+    """
+    before = backend.truncation
+    assert before is not None, "the tokenizer must cut long texts"
+    limit = before["max_length"]
+    full = [number for number, encoding in enumerate(encodings) if len(encoding) >= limit]
+    backend.enable_truncation(**before | {"max_length": limit + 1})
+    longer = backend.encode_batch([texts[number] for number in full], **options)
+    backend.enable_truncation(**before)
+    cut = [False] * len(encodings)
+    for number, encoding in zip(full, longer, strict=True):
+        cut[number] = len(encoding) > limit
+    return cut
 
 
 def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:

@@ -46,7 +46,7 @@ from maskwise.tasks.columns import (
 from maskwise.tasks.metrics import ITEMS, Answer
 from maskwise.tasks.questions import answer_baseline, gold_texts, passage_of, relation_of
 from maskwise.tasks.task import Row, Settings, Task, TaskKind
-from maskwise.tasks.tensors import EVAL_TOKENS, Batch, Cutter, Data, Flat, batches, count_cut, edges
+from maskwise.tasks.tensors import EVAL_TOKENS, Batch, Cutter, Data, Flat, batches, edges, were_cut
 from maskwise.text.labelled import Record
 from maskwise.training.data import by_width
 
@@ -103,6 +103,7 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
     backend.enable_truncation(room - len(tail))
     texts = [f"{PROMPT[0]} {row.question}" for row in rows]
     questions = backend.encode_batch(texts, add_special_tokens=False)
+    cut = sum(were_cut(backend, texts, questions, add_special_tokens=False))
     backend.no_truncation()
     ids: list[int] = []
     targets: list[int] = []
@@ -118,7 +119,7 @@ def _encode_slots(task: Task, split: str, cutter: Cutter) -> Slots:
         lengths.append(len(sequence))
         lost += len(answer) > slots
     tokens = torch.tensor(ids)
-    flat = Flat(tokens, torch.zeros_like(tokens), edges(lengths), cutter.pad, count_cut(questions))
+    flat = Flat(tokens, torch.zeros_like(tokens), edges(lengths), cutter.pad, cut)
     return Slots(flat, torch.tensor(targets), end, backend, lost=lost)
 
 
@@ -335,7 +336,9 @@ def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
     rows = task.splits[split]
     backend = cutter.backend
     search = task.kind.settings
-    inputs = backend.encode_batch([row.text for row in rows])
+    texts = [row.text for row in rows]
+    inputs = backend.encode_batch(texts)
+    cut_inputs = were_cut(backend, texts, inputs)
     longest = search["max_target"]
     backend.enable_truncation(longest)
     answers: list[str] = []
@@ -346,17 +349,17 @@ def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
         answers += learned
         counts.append(len(learned))
     targets = backend.encode_batch(answers)
+    cut_targets = were_cut(backend, answers, targets)
     notes = []
-    limits = (("texts", inputs, cutter.max_length), ("answers", targets, longest))
-    for what, encodings, most in limits:
-        cut = count_cut(encodings)
-        if cut:
-            notes.append(f"{what} cut at {most} tokens: {cut} of {len(encodings)}")
+    limits = (("texts", cut_inputs, cutter.max_length), ("answers", cut_targets, longest))
+    for what, cut, most in limits:
+        if any(cut):
+            notes.append(f"{what} cut at {most} tokens: {sum(cut)} of {len(cut)}")
     if task.metric in ("accuracy", "exact-match"):
         decoded = backend.decode_batch([target.ids for target in targets])
         lost = 0
-        for answer, target, text in zip(answers, targets, decoded, strict=True):
-            lost += not target.overflowing and not ITEMS[task.metric]([answer], text)
+        for answer, was_cut, text in zip(answers, cut_targets, decoded, strict=True):
+            lost += not was_cut and not ITEMS[task.metric]([answer], text)
         if lost:
             what = "answers that the tokenizer cannot write (case, accents, unknown characters)"
             notes.append(f"{what}: {lost} of {len(targets)}")
