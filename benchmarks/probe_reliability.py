@@ -34,7 +34,7 @@ from maskwise.study.single import run_pretrain
 from maskwise.study.stages import prepare_stage
 from maskwise.study.work import open_text, run_stage, starting_from
 from maskwise.training import train
-from maskwise.training.learners import Learner, Point
+from maskwise.training.learners import Learner, Progress
 from maskwise.training.several import Probe, SeveralObjectives, SeveralSources
 
 EVERY = 10
@@ -49,7 +49,7 @@ class Watch(Learner):
         self.probes = probes
         self.losses = {rows: [] for rows in probes}
 
-    def after(self, now: Point) -> None:
+    def after(self, now: Progress) -> None:
         if now.done % EVERY == 0:
             for rows, probes in self.probes.items():
                 halves = torch.cat([probe(0) for probe in probes])  # (sets, 3, K)

@@ -37,7 +37,7 @@ from maskwise.text import Prepared
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.training.learners import Point
+from maskwise.training.learners import Progress
 from maskwise.training.stream import StreamedRows
 
 MEGABYTE = 1 << 20
@@ -123,7 +123,7 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, Any]:
         source = MaskedSource(rows, masker, how)
         step = tokens = epoch = 0
         while not epoch:
-            rows.after(Point(step, how.steps, lambda sums: sums))
+            rows.after(Progress(step, how.steps, lambda sums: sums))
             if step % 50 == 0:
                 states.append((step, rows.state_dict()))
             [batch] = source.batches(step, rank=0, ranks=1)

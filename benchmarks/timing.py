@@ -24,7 +24,7 @@ from transformers import (
 from maskwise.bench import Figures, noise_of, probe
 from maskwise.devices import best_device
 from maskwise.text import read_documents, read_pieces, tokenise, train_tokenizer
-from maskwise.training.learners import Learner, Point
+from maskwise.training.learners import Learner, Progress
 
 
 def sample_text(limit: int, *, vocabulary: int, length: int) -> tuple[Any, Any]:
@@ -90,7 +90,7 @@ class Clock(Learner, TrainerCallback):
         self.wall = time.perf_counter() - self.wall
         self.processor = time.process_time() - self.processor
 
-    def after(self, now: Point) -> None:
+    def after(self, now: Progress) -> None:
         self.tick(now.done)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:

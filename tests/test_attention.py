@@ -13,7 +13,7 @@ import torch
 
 from accelerator import by_document
 from maskwise import attention
-from maskwise.attention import Documents
+from maskwise.attention import DocumentIds
 from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate
 from maskwise.evaluation.evaluate import Text
 from maskwise.families import ENCODERS, adapter_of, masked_logits
@@ -208,7 +208,7 @@ def test_families_that_cannot_read_one_document_a_row(rows: Rows, tokenizer: Any
 
 
 def test_masks_and_positions() -> None:
-    documents = Documents(torch.tensor([[0, 0, 0, 1, 1, -1]]))
+    documents = DocumentIds(torch.tensor([[0, 0, 0, 1, 1, -1]]))
     assert documents.boundaries().tolist() == [0, 3, 5, 6]
     assert documents.mask()[0, 0].int().tolist() == [
         [1, 1, 1, 0, 0, 0],
@@ -226,7 +226,7 @@ def test_masks_and_positions() -> None:
         [0, 0, 0, 1, 1, 0],
     ]
     assert documents.mask(window=2)[0, 0, 0].int().tolist() == [1, 1, 0, 0, 0, 0]
-    two_rows = Documents(torch.tensor([[0, 0], [0, 0]]))
+    two_rows = DocumentIds(torch.tensor([[0, 0], [0, 0]]))
     assert two_rows.boundaries().tolist() == [0, 2, 4], (
         "a document does not reach into the next row"
     )
@@ -240,7 +240,7 @@ def test_attention_with_dropout_has_the_scale_that_is_asked_for(
     """T5 asks for 1, and others for the root of the width. A stand-in drops nothing."""
     draw = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 6, 16, generator=draw)
-    documents = Documents(torch.tensor([[0, 0, 0, 0, 1, 1], [0, 1, 1, 2, 2, 2]]))
+    documents = DocumentIds(torch.tensor([[0, 0, 0, 0, 1, 1], [0, 1, 1, 2, 2, 2]]))
     mask = None
     allowed = torch.ones(2, 1, 6, 6, dtype=torch.bool)
     if layout == "padded":

@@ -26,7 +26,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.jobs import ENGINES, Failure, LocalPool, Pool, RayPool, open_pool
 from maskwise.recipe import Recipe
 from maskwise.study import Plan, Run, Stage, scheduler
-from maskwise.study.scheduler import Progress, execute
+from maskwise.study.scheduler import StudyProgress, execute
 from processes import PATIENCE, wait_for, worker_card, worker_length, worker_task, workers
 from tiny import maskwise, start, write_inputs, write_lines
 
@@ -355,7 +355,7 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
     text, a, task_a, b, task_b = plan.stages()
     finish(text.folder(tmp_path), 5.0)
     finish(a.folder(tmp_path), 40.0)
-    table = Progress(plan, tmp_path, jobs=1, quiet=True)
+    table = StudyProgress(plan, tmp_path, jobs=1, quiet=True)
     lines = [{"kind": "train", "step": n, "seconds": n} for n in (10, 25)]
     b.folder(tmp_path).mkdir()
     write_lines(b.folder(tmp_path) / "metrics.jsonl", [*lines, {"kind": "eval", "step": 25}])

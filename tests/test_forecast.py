@@ -15,7 +15,7 @@ from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, timing
 from maskwise.study.costs import CHANGE_NO_TIME, Forecast, until_end
 from maskwise.study.forecast import outlook_of
-from maskwise.study.scheduler import Progress
+from maskwise.study.scheduler import StudyProgress
 from maskwise.study.stages import Stage
 from maskwise.training import TrainingSettings
 from tiny import maskwise, write_inputs
@@ -166,7 +166,7 @@ def test_the_end_is_that_of_a_pool(recipe):
 @pytest.fixture
 def table(recipe, tmp_path):
     plan = make_plan(read_recipe(recipe, SMALL))
-    return partial(Progress, plan, tmp_path, jobs=2, quiet=False)
+    return partial(StudyProgress, plan, tmp_path, jobs=2, quiet=False)
 
 
 @pytest.mark.parametrize("weights", [0, 2000])

@@ -17,8 +17,8 @@ import training_tools as tools
 from maskwise.draws import Draws
 from maskwise.learning.gradients import (
     InnerStep,
-    Loss,
     Losses,
+    LossFunction,
     MetaGradient,
     Parameters,
     meta_gradient,
@@ -70,7 +70,7 @@ def question(kind: str, rows: int, seed: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def exact(theta: Parameters, steps: list[InnerStep], outer: Loss) -> MetaGradient:
+def exact(theta: Parameters, steps: list[InnerStep], outer: LossFunction) -> MetaGradient:
     """Autograd through the gradients. Fused attention has no second derivative."""
     now = {name: value.requires_grad_() for name, value in theta.items()}
     masks, inner = [], []

@@ -1,4 +1,4 @@
-"""Two rules about safety: docs/decisions/0013-how-we-keep-it-simple.md."""
+"""Rules with reasons of their own: docs/decisions/0013-how-we-keep-it-simple.md."""
 
 from __future__ import annotations
 
@@ -18,6 +18,40 @@ def test_one_module_alone_loads_models_and_one_reads_the_rank(word: str) -> None
         path.name for path in sorted(PACKAGE.rglob("*.py")) if any(map(pattern.match, _words(path)))
     ]
     assert len(named) == 1, named
+
+
+# One type in two rooms that may not see each other, and names that still have two meanings in the
+# laboratory.
+TWICE = {
+    "Batch",
+    "Facts",
+    "Fields",
+    "Names",
+    "Numbers",
+    "Pair",
+    "Rates",
+    "Row",
+    "Settings",
+    "Spec",
+    "Summary",
+    "Ul2",
+    "Work",
+    "_Wanted",
+}
+
+
+def test_a_type_has_one_meaning() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            alias = isinstance(node, ast.AnnAssign) and "TypeAlias" in ast.unparse(node.annotation)
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(path.name)
+            elif alias:
+                homes.setdefault(ast.unparse(node.target), []).append(path.name)
+    twice = {name: found for name, found in homes.items() if len(found) > 1}
+    assert not {name: twice[name] for name in twice.keys() - TWICE}
+    assert TWICE <= twice.keys(), "a name that is mended leaves the list"
 
 
 def _words(path: Path) -> list[str]:

@@ -17,7 +17,7 @@ from maskwise.masking import Masker
 from maskwise.masking.policies import POLICIES, Token, policy
 from maskwise.objectives import Loss
 from maskwise.training.data import learners_of
-from maskwise.training.learners import Learner, Point, learner_of
+from maskwise.training.learners import Learner, Progress, learner_of
 from maskwise.training.loop import LATE, Exchange, restore, states
 from training_tools import FIRST, Language, tokenizer
 
@@ -41,7 +41,7 @@ def taught(spec: str, losses: Callable[[Tensor], Tensor]) -> tuple[Any, Any]:
     outcome = Loss.of(losses(truth), batch.where)._replace(right=right)
     for done in (1, 2):
         learner.observe(batch, outcome)
-        learner.after(Point(done, 10, lambda sums: sums))
+        learner.after(Progress(done, 10, lambda sums: sums))
     return masker, batch
 
 
@@ -104,7 +104,7 @@ def test_what_two_ranks_have_seen_survives_a_stop_between_two_updates_of_the_wei
             )
         both = sum(learner.sums_2V for learner in pair)
         for learner in pair:
-            learner.after(Point(done, 10, lambda _: both))
+            learner.after(Progress(done, 10, lambda _: both))
 
     whole, stopped = learners(), learners()
     for done in (1, 2, 3, 4):
@@ -131,11 +131,11 @@ class Offering(Learner):
         self.values = values
         self.arrived: list[float | None] = []
 
-    def offer(self, now: Point) -> Tensor | None:
+    def offer(self, now: Progress) -> Tensor | None:
         due = now.done % self.every == 0
         return torch.full((self.values,), float(now.done)) if due else None
 
-    def after(self, now: Point) -> None:
+    def after(self, now: Progress) -> None:
         self.arrived.append(None if now.sums is None else float(now.sums.mean()))
 
 
@@ -162,7 +162,7 @@ def test_one_exchange_serves_all_learners_at_once_or_a_step_late(late: bool) -> 
             state = states({LATE: exchange})
             exchange = Exchange(ranks, late=late)
             restore({LATE: exchange}, state)
-        exchange.teach(learners, Point(done, 5, ranks))
+        exchange.teach(learners, Progress(done, 5, ranks))
     assert ranks.exchanges == 5
     own = {
         "a": [0.0, 3.0, 6.0, 9.0, 12.0],

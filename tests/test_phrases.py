@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maskwise.annotate.counts import Table, blocks, fold, keys_of, words_of
+from maskwise.annotate.counts import CountTable, blocks, fold, keys_of, words_of
 from maskwise.annotate.phrases import (
     FRAGMENT,
     SHARES,
@@ -142,7 +142,7 @@ def test_lower_case_keeps_places():
     keys=st.lists(st.lists(st.integers(0, 30), max_size=40), max_size=8), limit=st.integers(4, 40)
 )
 def test_a_table_counts_and_says_what_it_lost(keys, limit):
-    exact, small, truth = Table(), Table(limit=limit), Counter(chain.from_iterable(keys))
+    exact, small, truth = CountTable(), CountTable(limit=limit), Counter(chain.from_iterable(keys))
     for block in keys:
         for table in (exact, small):
             table.add(np.array(block, dtype=np.uint64))

@@ -20,7 +20,7 @@ from maskwise.cli import main
 from maskwise.cli.terminal import print_table
 from maskwise.errors import MaskwiseError, visible
 from maskwise.printing import Terminal, json_text
-from maskwise.training.log import Progress
+from maskwise.training.log import ProgressBar
 
 ROOT = Path(maskwise.__file__).parent
 HOSTILE = "\x1b[2J\x07\x9b31m\u202e\u2028\x7f"
@@ -94,7 +94,7 @@ def test_markup_in_names_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     Terminal(width=80).print("[/] [red]x")
     assert capsys.readouterr().out == "[/] [red]x\n"
     # A bar with such a title does not fail.
-    with Progress("[/]", 3).bar:
+    with ProgressBar("[/]", 3).bar:
         pass
 
 
@@ -103,7 +103,7 @@ def test_a_line_a_minute_where_there_is_no_terminal(
 ) -> None:
     monkeypatch.setattr("maskwise.training.log.LINE_SECONDS", 0.0)
     for hidden in (False, True):
-        progress = Progress("learning [x]", 10, 2, hidden=hidden)
+        progress = ProgressBar("learning [x]", 10, 2, hidden=hidden)
         progress.advance()
         shown = capsys.readouterr().err
         assert shown.startswith("learning [x]: step 3 of 10") is not hidden

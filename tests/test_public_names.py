@@ -41,6 +41,7 @@ NAMES = [(module, name) for module, names in PUBLIC.items() for name in names.sp
 RENAMED = {
     ("maskwise.masking", "AnnotatedBatch"): "Line",
     ("maskwise.masking", "Pieces"): "Line",
+    ("maskwise.masking", "Rows"): "UserRows",
     ("maskwise.text", "PieceBatch"): "Line",
 }
 

@@ -14,7 +14,7 @@ import torch
 from hub import talking_to_a_hub
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_folder
-from maskwise.learning.annotator import Learned
+from maskwise.learning.annotator import PolicyAnnotator
 from maskwise.learning.scorer import PolicyModel
 from maskwise.text import train_tokenizer
 from tiny import WORDS, flip
@@ -163,7 +163,7 @@ def test_a_flipped_bit_in_any_file_of_a_policy_is_refused(tokenizer, tmp_path):
     for name in sorted(names):
         for at in (0, 0.3, 0.7, 1):
             before = flip(folder / name, at=at)
-            for read in (PolicyModel.from_pretrained, Learned):
+            for read in (PolicyModel.from_pretrained, PolicyAnnotator):
                 with pytest.raises(MaskwiseError, match=f"got {name} is damaged"):
                     read(str(folder))
             (folder / name).write_bytes(before)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskwise.objectives import OBJECTIVES, Loss, objective, objective_class
 from maskwise.samplers import sampler
 from maskwise.study.costs import flops_of_arms, trained
-from maskwise.training.learners import Point
+from maskwise.training.learners import Progress
 from maskwise.training.several import Probe, SamplerLearner
 from test_several import ARMS, Documents, contrasted, lines, run
 from training_tools import LENGTH, model, tokenizer
@@ -73,10 +73,10 @@ def test_flops_count_the_objective_that_was_drawn_and_the_probes_that_teach(
     losses: Any = lambda turn: torch.full((2, 4, 2), 2.5)  # noqa: E731
     learner = SamplerLearner(sampler(spec, ["mlm", "atd"]), lambda: losses, watched_every=every)
     batch: Any = SimpleNamespace(objective="atd", tokens=4, targets=4)
-    learner.after(Point(0, 4, lambda x: x))
+    learner.after(Progress(0, 4, lambda x: x))
     for step in range(4):
         learner.observe(batch, Loss(torch.tensor(8.0), torch.tensor(4)))
-        learner.after(Point(step + 1, 4, lambda x: x))
+        learner.after(Progress(step + 1, 4, lambda x: x))
     spent = learner.spent()
     assert spent["mlm"]["steps"] == 0
     assert (spent["atd"]["steps"], spent["atd"]["tokens"]) == (4, 16)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from maskwise.annotate.registry import Span, read_marks, sentence_spans
+from maskwise.annotate.registry import MarkedSpan, read_marks, sentence_spans
 from maskwise.errors import MaskwiseError
 from maskwise.inspection import inspect_text
 
@@ -15,14 +15,18 @@ from maskwise.inspection import inspect_text
     ("marked", "plain", "spans"),
     [
         ("no marks", "no marks", []),
-        ("in [[Warsaw]].", "in Warsaw.", [Span(3, 9)]),
-        ("[[Marie Curie]], [[1867|3]]", "Marie Curie, 1867", [Span(0, 11), Span(13, 17, 3.0)]),
-        ("a [[b]][[c|0.5]]", "a bc", [Span(2, 3), Span(3, 4, 0.5)]),
+        ("in [[Warsaw]].", "in Warsaw.", [MarkedSpan(3, 9)]),
+        (
+            "[[Marie Curie]], [[1867|3]]",
+            "Marie Curie, 1867",
+            [MarkedSpan(0, 11), MarkedSpan(13, 17, 3.0)],
+        ),
+        ("a [[b]][[c|0.5]]", "a bc", [MarkedSpan(2, 3), MarkedSpan(3, 4, 0.5)]),
         ("open [[ stays", "open [[ stays", []),
         ("[[]] and a|b", "[[]] and a|b", []),
     ],
 )
-def test_marks(marked: str, plain: str, spans: list[Span]) -> None:
+def test_marks(marked: str, plain: str, spans: list[MarkedSpan]) -> None:
     assert read_marks(marked) == (plain, spans)
 
 

@@ -27,13 +27,13 @@ from maskwise.text import (
     tokenise,
     train_tokenizer,
 )
-from maskwise.text.readers import BEGINNING, LONG_LINE, NOT_JSON, NOT_UTF8, Fields, Skip
+from maskwise.text.readers import BEGINNING, LONG_LINE, NOT_JSON, NOT_UTF8, FieldNames, Skip
 from maskwise.text.rows import held_out_below
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.stream import HELD_OUT_CHARACTERS, BlockMaker
 from maskwise.text.words import text_id
 from maskwise.training import MaskedSource, TrainingSettings
-from maskwise.training.learners import Point
+from maskwise.training.learners import Progress
 from maskwise.training.stream import StreamedRows
 from tiny import WORDS, write_lines
 
@@ -118,7 +118,7 @@ def test_chunks_hold_the_documents_of_the_file_under_their_names(
     [shard] = shards_of(path)
     for size in (1, 500, 10**6):
         chunks = list(shard.chunks(BEGINNING, size))
-        read = [document for chunk, _ in chunks for document in chunk.documents(Fields())]
+        read = [document for chunk, _ in chunks for document in chunk.documents(FieldNames())]
         assert read == whole
         assert (len(chunks) == 1) == (size == 10**6) and (len(chunks) >= 40 or size > 1)
         for number in range(0, len(chunks) - 1, 7):  # from every place the rest is the same
@@ -132,7 +132,7 @@ def test_json_lines_are_parsed_only_where_blocks_are_made(tmp_path, monkeypatch)
     monkeypatch.setattr("json.loads", lambda line: parsed.append(line) or loads(line))
     (chunk, _), *_ = shard.chunks(BEGINNING, 500)
     assert not parsed
-    assert len(list(chunk.documents(Fields()))) == len(parsed) > 0
+    assert len(list(chunk.documents(FieldNames()))) == len(parsed) > 0
 
 
 BAD, LONG = Skip(NOT_UTF8), Skip(LONG_LINE)
@@ -175,7 +175,7 @@ def test_chunks_end_with_a_record_and_count_every_line(
     monkeypatch.setattr("maskwise.text.opening._MAX_BAD_SHARE", 1)
     path = tmp_path / ("a.txt" if content == BLOCKS else "a.jsonl")
     path.write_bytes(content)
-    [shard] = shards_of(path, Fields(per="block"))
+    [shard] = shards_of(path, FieldNames(per="block"))
     chunks = list(shard.chunks(BEGINNING, size))
     assert [place[:2] for _, place in chunks] == places
     assert [record for chunk, _ in chunks for record in chunk.records()] == records
@@ -187,7 +187,7 @@ def test_parts_of_a_long_block_are_on_one_side(tmp_path, tokenizer, monkeypatch)
     monkeypatch.setattr("maskwise.text.readers.LONGEST_TEXT", 60)
     blocks = ["\n".join(f"the {n} word {line}" for line in range(12)) for n in range(40)]
     (tmp_path / "a.txt").write_text("\n\n".join(blocks))
-    maker = BlockMaker(tokenizer, 32, held_out=0.3, fields=Fields(per="block"))
+    maker = BlockMaker(tokenizer, 32, held_out=0.3, fields=FieldNames(per="block"))
     [shard] = shards_of(tmp_path / "a.txt", maker.fields)
     sides: dict[str, set[bool]] = {}
     for chunk, _ in shard.chunks(BEGINNING, 50):
@@ -203,7 +203,7 @@ def test_a_dataset_is_read_shard_by_shard_and_goes_on_where_it_was(folder: Path)
     shards = shards_of(f"hf:{folder}")
     assert [shard.name for shard in shards] == [f"{folder}/{number}" for number in range(3)]
     chunks = [list(shard.chunks(BEGINNING, 900)) for shard in shards]
-    read = [d for part in chunks for chunk, _ in part for d in chunk.documents(Fields())]
+    read = [d for part in chunks for chunk, _ in part for d in chunk.documents(FieldNames())]
     assert read == list(read_documents(folder)) and len(chunks[1]) > 5
     place = type(BEGINNING)(*json.loads(json.dumps(chunks[1][3][1])))  # as a state keeps it
     assert list(shards[1].chunks(place, 900)) == chunks[1][4:]
@@ -366,8 +366,8 @@ def test_a_mix_has_its_shares_and_its_sources_have_epochs_of_their_own(
 # ----------------------------------------------------------------------------
 
 
-def point(done: int) -> Point:
-    return Point(done, 40, lambda sums: sums)
+def point(done: int) -> Progress:
+    return Progress(done, 40, lambda sums: sums)
 
 
 def test_a_state_leads_to_the_next_step_without_reading_what_came_before(

@@ -54,11 +54,11 @@ DROP_STEPS = 1 << 16
 Options: TypeAlias = dict[str, Any]
 """Keyword arguments of transformers' attention functions."""
 MaskKey: TypeAlias = tuple[bool, bool, int | None]
-"""The arguments of ``Documents.mask``: cross, causal and window."""
+"""The arguments of ``DocumentIds.mask``: cross, causal and window."""
 
 
 @dataclass(eq=False)
-class Documents:
+class DocumentIds:
     """The document of each token in a batch.
 
     Attributes:
@@ -122,7 +122,7 @@ class Documents:
         self._masks[asked] = mask
         return mask
 
-    def with_masks(self, asked: Iterable[MaskKey]) -> Documents:
+    def with_masks(self, asked: Iterable[MaskKey]) -> DocumentIds:
         """Return a copy with only the masks for the arguments ``asked``, computed if necessary."""
         masks = {}
         for key in asked:
@@ -165,7 +165,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    documents: Documents | None = None,
+    documents: DocumentIds | None = None,
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
@@ -243,7 +243,7 @@ def _can_be_ragged(query: Tensor, options: Options) -> bool:
 
 def _ragged(
     lines: tuple[Tensor, ...],
-    documents: Documents,
+    documents: DocumentIds,
     causal: bool,
     window: int | None,
     options: Options,

@@ -89,17 +89,17 @@ def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 819
         whole_word = {"whole-word": maskers["whole-word"]}
         simple = {"token": maskers["token"], **whole_word}
         few = max(3, batches // 10)
-        usual = Shape(32, 512, "documents")
+        usual = BatchShape(32, 512, "documents")
         probes = [probe()]
         timed: Timed = {}
         for _ in track(range(repetitions), "timing", console=err_console):
             _contest(timed, sample, maskers, batches, usual)
             for layout in LAYOUTS:
                 for length in (128, 512):
-                    shape = Shape(32, length, layout)
+                    shape = BatchShape(32, length, layout)
                     if shape != usual:
                         _contest(timed, sample, simple, batches, shape)
-            _contest(timed, sample, whole_word, few, Shape(8, 4096, "documents"))
+            _contest(timed, sample, whole_word, few, BatchShape(8, 4096, "documents"))
             probes.append(probe())
         return {
             "results": _results(timed),
@@ -111,7 +111,7 @@ def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 819
         torch.set_num_threads(threads)
 
 
-class Shape(NamedTuple):
+class BatchShape(NamedTuple):
     """The shape of batches, and their layout (``LAYOUTS``)."""
 
     rows: int
@@ -119,7 +119,7 @@ class Shape(NamedTuple):
     layout: str
 
 
-Timed = dict[tuple[str, Shape], list[float]]
+Timed = dict[tuple[str, BatchShape], list[float]]
 """Seconds per batch in each repetition, keyed by contestant and shape."""
 
 
@@ -205,7 +205,7 @@ def _maskers(vocabulary: Vocabulary) -> dict[str, Masker]:
 
 
 def _contest(
-    timed: Timed, sample: Sample, maskers: dict[str, Masker], number: int, shape: Shape
+    timed: Timed, sample: Sample, maskers: dict[str, Masker], number: int, shape: BatchShape
 ) -> None:
     """Time the maskers and transformers' collator for one repetition, on batches of one shape."""
     batches = sample.batches(*shape)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from maskwise.attention import Documents, separate
+from maskwise.attention import DocumentIds, separate
 from maskwise.devices import Tensors
 from maskwise.errors import MaskwiseError, refuse_version
 
@@ -62,7 +62,7 @@ class Adapter:
         Positions begin anew in every document, unless the inputs have ``position_ids``.
         """
         separate(model)
-        read = Documents(documents)
+        read = DocumentIds(documents)
         positions = inputs.get("position_ids")
         if positions is None:
             positions = read.positions + self.first_position(model.config)
@@ -227,7 +227,7 @@ def _configs(parts: Iterable[nn.Module]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _positions(part: nn.Module, documents: Documents | None) -> Iterator[None]:
+def _positions(part: nn.Module, documents: DocumentIds | None) -> Iterator[None]:
     """A context in which the positions of an encoder or decoder begin at 0 in every document.
 
     BART's position table accepts the positions of one row only, so that all rows are passed as one
@@ -298,7 +298,7 @@ class EncoderDecoder(Adapter):
             )
         return decoded.last_hidden_state
 
-    def _named(self, documents: Documents | None) -> Inputs:
+    def _named(self, documents: DocumentIds | None) -> Inputs:
         """Return the arguments that make an encoder or decoder attend within ``documents``."""
         if documents is None:
             return {}
@@ -453,7 +453,7 @@ def decoder_inputs(
     longest = labels.shape[1]
     if documents is not None and longest > room:
         # The longest document is computed only if needed, because the host must wait for it.
-        longest = int(Documents(documents).positions.max()) + 1
+        longest = int(DocumentIds(documents).positions.max()) + 1
     if longest > room:
         raise MaskwiseError(
             "targets are longer than the decoder's positions",

@@ -21,7 +21,7 @@ from rich.text import Text
 
 # With ``learning``, the annotator ``learned`` is known.
 import maskwise.learning  # noqa: F401
-from maskwise.annotate.registry import SPANS, ByText, Span, annotator, annotators, read_marks
+from maskwise.annotate.registry import SPANS, ByText, MarkedSpan, annotator, annotators, read_marks
 from maskwise.errors import MaskwiseError, visible
 from maskwise.folders import write_page
 from maskwise.masking import IGNORE, Masker
@@ -318,7 +318,7 @@ def _needed_layers(
 def row_of(
     tokenizer: FastTokenizer,
     text: str,
-    spans: Sequence[Span],
+    spans: Sequence[MarkedSpan],
     needs: Collection[str],
     others: Sequence[str],
 ) -> Row:

@@ -20,7 +20,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from maskwise.attention import NAME
 from maskwise.errors import MaskwiseError
 from maskwise.families import ENCODERS, Esm, adapter_of, require_kind, window_of
-from maskwise.masking import Masker, MaskingCollator, Rows
+from maskwise.masking import Masker, MaskingCollator, UserRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -93,7 +93,7 @@ class PackedCollator:
         self.first_position = adapter_of(config).first_position(config)
         self.window, _ = window_of(config)
 
-    def __call__(self, rows: Rows) -> dict[str, Any]:
+    def __call__(self, rows: UserRows) -> dict[str, Any]:
         batch = self.collator.masked(rows)
         if "position_ids" in batch.extras:
             raise MaskwiseError(

@@ -49,7 +49,7 @@ from maskwise.packed import PackedCollator
 from maskwise.training.checkpoint import LEARNED
 from maskwise.training.data import learners_of
 from maskwise.training.engine import Agreement
-from maskwise.training.learners import Point
+from maskwise.training.learners import Progress
 from maskwise.training.loop import Exchange, restore, states
 
 if TYPE_CHECKING:
@@ -320,7 +320,7 @@ class MaskingTrainer(Trainer):
             return
         self._learned = step
         agree = Agreement(self.accelerator)
-        Exchange(agree).teach(self._learners, Point(step, self.state.max_steps, agree))
+        Exchange(agree).teach(self._learners, Progress(step, self.state.max_steps, agree))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -31,7 +31,7 @@ from maskwise.text.words import (
     words_in,
 )
 
-Keys = NDArray[np.uint64]
+Hashes = NDArray[np.uint64]
 Floats = NDArray[np.float64]
 
 BLOCK_CHARACTERS = 1 << 21
@@ -67,7 +67,7 @@ class Words(NamedTuple):
     start: Ints
     end: Ints
     letter: CodePoints
-    key: Keys
+    key: Hashes
     plain: Flags
     fresh: Flags
     folded: str
@@ -130,7 +130,7 @@ def fold(text: str) -> str:
     return text.replace("İ", "i").lower().replace("ς", "σ")
 
 
-def keys_of(words: Sequence[str]) -> Keys:
+def keys_of(words: Sequence[str]) -> Hashes:
     """Return the hashes (W,) of words, from their strings."""
     joined, start = join_texts(list(map(fold, words)))
     # Each word ends at a line break, right before the next word.
@@ -138,7 +138,7 @@ def keys_of(words: Sequence[str]) -> Keys:
     return _hashes(codes_of(joined), start, end)
 
 
-def _hashes(codes: CodePoints, start: Ints, end: Ints) -> Keys:
+def _hashes(codes: CodePoints, start: Ints, end: Ints) -> Hashes:
     """Return the hashes (W,) of words, from the code points of a text and the words' offsets."""
     if not len(start):
         return np.zeros(0, dtype=np.uint64)
@@ -152,7 +152,7 @@ def _hashes(codes: CodePoints, start: Ints, end: Ints) -> Keys:
     return np.minimum(mixed(sums), LAST)
 
 
-def mixed(x: Keys) -> Keys:
+def mixed(x: Hashes) -> Hashes:
     """Hash 64-bit numbers (SplitMix64's finaliser). Each bit of x affects all bits of the hash."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -168,7 +168,7 @@ def blocks(texts: Iterable[str]) -> Iterator[Words]:
 # -------------------------------------------------------------------------------------------
 
 
-class Table:
+class CountTable:
     """Counts of at most ``limit`` distinct 64-bit keys. Above this limit, the rarest are dropped.
 
     Attributes:
@@ -179,12 +179,12 @@ class Table:
     def __init__(self, *, limit: int = 15_000_000):
         self._keys = np.zeros(0, dtype=np.uint64)
         self._counts = np.zeros(0, dtype=np.int64)
-        self._waiting: list[Keys] = []
+        self._waiting: list[Hashes] = []
         self.limit = limit
         self.lost = 0
         self.total = 0
 
-    def add(self, keys: Keys) -> None:
+    def add(self, keys: Hashes) -> None:
         """Count each of these keys, as often as it is repeated."""
         self.total += len(keys)
         self._waiting.append(keys)
@@ -194,7 +194,7 @@ class Table:
             self._merge()
 
     @property
-    def keys(self) -> Keys:
+    def keys(self) -> Hashes:
         """The distinct keys (K,), ascending."""
         self._merge()
         return self._keys
@@ -205,7 +205,7 @@ class Table:
         self._merge()
         return self._counts
 
-    def of(self, wanted: Keys) -> Ints:
+    def of(self, wanted: Hashes) -> Ints:
         """Return the counts of the wanted keys, (W,). The count of an unknown key is 0."""
         return np.append(self.counts, 0)[find(self.keys, wanted)]
 
@@ -234,7 +234,7 @@ class Table:
         self._counts = counts
 
 
-class Vocabulary(Table):
+class WordCounts(CountTable):
     """The counts of the words in a corpus, and the string of each word."""
 
     def __init__(self) -> None:
@@ -254,7 +254,7 @@ class Vocabulary(Table):
             kept = self.keys
             self._names = dict(zip(kept.tolist(), self.names(kept)))
 
-    def names(self, keys: Keys) -> list[str]:
+    def names(self, keys: Hashes) -> list[str]:
         """Return the words with these hashes."""
         return list(map(self._names.__getitem__, keys.tolist()))
 
@@ -267,13 +267,13 @@ def find(keys: Array, wanted: Array) -> Ints:
     return np.where(keys[place] == wanted, place, -1)
 
 
-def pair_keys(left: Ints, right: Ints) -> Keys:
+def pair_keys(left: Ints, right: Ints) -> Hashes:
     """Pack pairs of numbers below 2³² into keys. The left number is in the upper 32 bits."""
     upper = left.astype(np.uint64) << _HALF
     return upper | right.astype(np.uint64)
 
 
-def halves(keys: Keys) -> tuple[Ints, Ints]:
+def halves(keys: Hashes) -> tuple[Ints, Ints]:
     """Return the left and the right numbers that ``pair_keys`` packed into keys."""
     left = (keys >> _HALF).astype(np.int64)
     right = (keys & _LOW).astype(np.int64)
@@ -328,7 +328,7 @@ class Level(NamedTuple):
         documents: (G,) the number of texts in which each n-gram occurs.
     """
 
-    keys: Keys
+    keys: Hashes
     counts: Ints
     documents: Ints
 
@@ -350,7 +350,7 @@ class Counted(NamedTuple):
     levels: list[Level]
     total: int
     lost: int
-    names: Vocabulary
+    names: WordCounts
 
     def texts(self, length: int, ids: Ints) -> list[str]:
         """Return the n-grams with these ids as strings, with a space between words."""
@@ -385,7 +385,7 @@ def count_ngrams(
         min_documents: n-grams are counted only if they occur in at least this many documents.
         longest: the maximum number of words in an n-gram.
     """
-    names = Vocabulary()
+    names = WordCounts()
     corpus = Spill(folder)
     for words in blocks(texts):
         names.count(words, words.plain)
@@ -394,7 +394,7 @@ def count_ngrams(
     levels = [level]
     lost = names.lost
     for _ in range(2, longest + 1):
-        table = Table()
+        table = CountTable()
         pairs = Spill(folder)
         for block in ids:
             keys = _pairs(block)
@@ -406,7 +406,7 @@ def count_ngrams(
     return Counted(levels, names.total, lost, names)
 
 
-def _bordered(words: Words) -> Keys:
+def _bordered(words: Words) -> Hashes:
     """Return the keys of words, with a marker for punctuation, and before each line and text."""
     keys = np.where(words.plain, words.key, _BORDER)
     at = np.flatnonzero(words.fresh)
@@ -414,7 +414,7 @@ def _bordered(words: Words) -> Keys:
     return np.insert(keys, at, marks)
 
 
-def _pairs(ids: Ints) -> Keys:
+def _pairs(ids: Ints) -> Hashes:
     """Return the key of the n-gram that begins with each (n − 1)-gram; a marker if it is rare."""
     following = np.append(ids[1:], -1)
     border = np.where(ids == -2, _DOCUMENT, _BORDER)
@@ -424,7 +424,7 @@ def _pairs(ids: Ints) -> Keys:
 
 def _identify(
     corpus: Spill,
-    table: Table,
+    table: CountTable,
     folder: Path,
     min_count: int,
     min_documents: int,

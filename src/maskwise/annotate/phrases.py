@@ -45,8 +45,8 @@ from maskwise.annotate.counts import (
     RULES,
     Counted,
     Floats,
+    Hashes,
     Ints,
-    Keys,
     Words,
     blocks,
     count_ngrams,
@@ -195,7 +195,7 @@ class Phrases:
         return found
 
     @cached_property
-    def _keys(self) -> dict[int, Keys]:
+    def _keys(self) -> dict[int, Hashes]:
         return phrase_keys(self._phrases)
 
 
@@ -274,7 +274,7 @@ def choose_phrases(
 # -------------------------------------------------------------------------------------------
 
 
-def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
+def phrase_keys(phrases: list[str]) -> dict[int, Hashes]:
     """Return the hashes of phrases of two or more words, keyed by the number of words.
 
     Raises:
@@ -297,7 +297,7 @@ def phrase_keys(phrases: list[str]) -> dict[int, Keys]:
     return keys
 
 
-def find_phrases(words: Words, keys: Mapping[int, Keys]) -> list[CharSpans]:
+def find_phrases(words: Words, keys: Mapping[int, Hashes]) -> list[CharSpans]:
     """Find the phrases of each text. If phrases overlap, see the rules at the top of this file.
 
     Args:
@@ -340,7 +340,7 @@ def leftmost(at: Ints, width: int) -> Ints:
     return np.array(taken, dtype=np.int64)
 
 
-def _gram_keys(keys: Keys, n: int) -> Keys:
+def _gram_keys(keys: Hashes, n: int) -> Hashes:
     """Return (W,) the hash of the n-gram that begins at each word.
 
     The last n − 1 hashes are meaningless, because fewer than n words remain.

@@ -28,7 +28,7 @@ import numpy as np
 from maskwise.annotate.phrases import Phrases
 from maskwise.annotate.store import Store
 from maskwise.annotate.tagger import pos, salient
-from maskwise.annotate.weights import Difference, Frequency, Informativeness
+from maskwise.annotate.weights import Difference, FrequencyWeights, Informativeness
 from maskwise.errors import MaskwiseError, first_line
 from maskwise.plugins import Table
 from maskwise.specs import Call, build, parse_call, user_path
@@ -46,12 +46,12 @@ from maskwise.text.layers import (
     given_spans,
     no_spans,
 )
-from maskwise.text.readers import TEXT_ENDINGS, Fields, Skip, known_ending, read_file
+from maskwise.text.readers import TEXT_ENDINGS, FieldNames, Skip, known_ending, read_file
 from maskwise.text.words import VERSION, classify, text_id, words_in
 from maskwise.text.worlds import WORLDS
 
 SPANS = Layer("spans")
-Finder: TypeAlias = Callable[[list[str]], Iterable[Iterable[Sequence[object]]]]
+SpanFunction: TypeAlias = Callable[[list[str]], Iterable[Iterable[Sequence[object]]]]
 """A user's function, which maps texts to a list of spans for each text."""
 
 
@@ -165,7 +165,7 @@ def spans(
         )
     kind = Layer("spans", tuple(labels))
     known = {}
-    for record in read_file(path, path.name, Fields(text_field, field)):
+    for record in read_file(path, path.name, FieldNames(text_field, field)):
         # A ``Skip`` is a line that cannot be read. The reader of the corpus reports such lines.
         if isinstance(record, Skip):
             continue
@@ -293,7 +293,7 @@ def spec_of(function: str) -> Call:
     return Call("function", (place.strip(), *settings.args), settings.kwargs)
 
 
-def _load(place: str) -> tuple[Finder, str]:
+def _load(place: str) -> tuple[SpanFunction, str]:
     """Import a function. Return the function and the source code of its module.
 
     The source code is part of the annotator's version. Files are therefore written again after the
@@ -331,7 +331,7 @@ _MARKED = re.compile(r"\[\[(.+?)(?:\|(\d+(?:\.\d+)?))?\]\]", re.DOTALL)
 _SENTENCE = re.compile(r"\S.*?(?:[.!?…。！？]++[\"'”’)\]]*(?=\s|$)|[。！？]|$)", re.DOTALL)
 
 
-class Span(NamedTuple):
+class MarkedSpan(NamedTuple):
     """The characters from ``start`` up to, but not including, ``stop``, with a masking weight."""
 
     start: int
@@ -339,7 +339,7 @@ class Span(NamedTuple):
     weight: float = 1.0
 
 
-def read_marks(text: str) -> tuple[str, list[Span]]:
+def read_marks(text: str) -> tuple[str, list[MarkedSpan]]:
     """Remove the ``[[…]]`` marks from a text. Return the plain text and the marked spans.
 
     >>> read_marks("born in [[Warsaw]]")
@@ -353,14 +353,14 @@ def read_marks(text: str) -> tuple[str, list[Span]]:
         plain += text[end : mark.start()]
         start = len(plain)
         plain += content
-        spans.append(Span(start, len(plain), float(weight)))
+        spans.append(MarkedSpan(start, len(plain), float(weight)))
         end = mark.end()
     return plain + text[end:], spans
 
 
-def sentence_spans(text: str) -> list[Span]:
+def sentence_spans(text: str) -> list[MarkedSpan]:
     """Find sentences by a rough rule: a sentence ends at a full stop, ``!``, ``?`` or ``…``."""
-    return [Span(*match.span()) for match in _SENTENCE.finditer(text)]
+    return [MarkedSpan(*match.span()) for match in _SENTENCE.finditer(text)]
 
 
 # The table of annotators; add a new annotator here
@@ -374,7 +374,7 @@ _BUILT_IN: dict[str, Callable[..., Annotator]] = {
     "pos": pos,
     "salient": salient,
     "phrases": Phrases,
-    "frequency": Frequency,
+    "frequency": FrequencyWeights,
     "informativeness": Informativeness,
     "difference": Difference,
     "gold": gold,

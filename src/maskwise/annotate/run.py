@@ -32,7 +32,7 @@ from maskwise.annotate.store import (
     MANIFEST,
     Facts,
     Manifest,
-    Part,
+    StoredAnnotator,
     cut_shards,
     shard_key,
     stored_facts,
@@ -102,9 +102,9 @@ class _Wanted(NamedTuple):
     annotator: Annotator
 
     @property
-    def part(self) -> Part:
+    def part(self) -> StoredAnnotator:
         maker = self.annotator
-        return Part(maker.name, self.asked, maker.version, dict(maker.layers))
+        return StoredAnnotator(maker.name, self.asked, maker.version, dict(maker.layers))
 
 
 def annotate_corpus(
@@ -405,7 +405,7 @@ def _require_nothing_lost(
         )
 
 
-def _kept(before: Manifest, new: Iterable[Part]) -> list[Part]:
+def _kept(before: Manifest, new: Iterable[StoredAnnotator]) -> list[StoredAnnotator]:
     """Return the annotators of an earlier run, without the layers that ``new`` writes again.
 
     An annotator is left out if ``new`` writes all its layers.

@@ -123,7 +123,7 @@ def stored_facts(path: Path) -> Facts:
 
 
 @dataclass(frozen=True)
-class Part:
+class StoredAnnotator:
     """An annotator in a store.
 
     Attributes:
@@ -162,7 +162,7 @@ class Manifest:
     corpus: str
     documents: int
     characters: int
-    annotators: tuple[Part, ...]
+    annotators: tuple[StoredAnnotator, ...]
     shards: tuple[str, ...]
 
     @classmethod
@@ -204,7 +204,7 @@ class Store:
     def __init__(self, folder: str | Path, only: Iterable[str] | None = None):
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
-        self._makers: dict[str, Part] = {}
+        self._makers: dict[str, StoredAnnotator] = {}
         stored = {}
         for part in self.manifest.annotators:
             for name, layer in part.layers.items():
@@ -285,7 +285,7 @@ class Store:
             sides.append("value")
         return CharSpans(*[columns[f"{name}.{side}"][row].values.to_numpy() for side in sides])
 
-    def _read(self, part: Part, key: str, columns: list[str] | None = None) -> pa.Table:
+    def _read(self, part: StoredAnnotator, key: str, columns: list[str] | None = None) -> pa.Table:
         path = self.folder / "shards" / part.file(key)
         try:
             return pq.read_table(path, columns=columns, page_checksum_verification=True)

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from maskwise.annotate.counts import (
     RULES,
+    CountTable,
     Floats,
+    Hashes,
     Ints,
-    Keys,
     Spill,
-    Table,
-    Vocabulary,
+    WordCounts,
     Words,
     blocks,
     find,
@@ -131,7 +131,7 @@ class WordWeights(ABC):
 
 
 @dataclass(kw_only=True)
-class Frequency(WordWeights):
+class FrequencyWeights(WordWeights):
     """The layer ``frequency``: the count of each word or punctuation mark in a corpus."""
 
     name = "frequency"
@@ -139,7 +139,7 @@ class Frequency(WordWeights):
 
     def fit(self, texts: Iterable[str], folder: Path) -> str:
         """Count all words, and write words.parquet (word, weight), most frequent word first."""
-        seen = Vocabulary()
+        seen = WordCounts()
         for words in blocks(texts):
             seen.count(words, np.ones(len(words.key), dtype=bool))
         order = np.argsort(-seen.counts, kind="stable")
@@ -188,7 +188,7 @@ class Informativeness(WordWeights):
         Raises:
             MaskwiseError: no word is frequent enough.
         """
-        seen = Vocabulary()
+        seen = WordCounts()
         # The ids of words exist only when all words are counted. A temporary file keeps the hashes.
         corpus = Spill(folder)
         for words in blocks(texts):
@@ -208,7 +208,7 @@ class Informativeness(WordWeights):
         known = seen.keys[frequent]
         counts = seen.counts[frequent]
 
-        met = Table()
+        met = CountTable()
         for keys, sentence in corpus:
             ids = find(known, keys)
             for distance, at in _neighbours(ids, sentence, self.window):
@@ -259,7 +259,7 @@ class Informativeness(WordWeights):
         return digest(super().version, pairs.tobytes(), pmi.tobytes())
 
     @cached_property
-    def _pmi(self) -> tuple[Keys, Floats]:
+    def _pmi(self) -> tuple[Hashes, Floats]:
         """The keys of P pairs, and their PMI (P + 1,). The last PMI, 0, is that of other pairs."""
         assert self.table, "fit first"
         columns = read_table(Path(self.table) / PAIRS, "pair", "pmi")
@@ -268,7 +268,7 @@ class Informativeness(WordWeights):
         return pairs, np.append(pmi, 0.0)
 
 
-def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
+def pmi_of(pairs: Hashes, counts: Ints, *, words: int) -> Floats:
     """Return (P,) the PMI of pairs of word ids (smaller id first), from their counts (P,)."""
     first, second = halves(pairs)
     marginal = np.bincount(first, counts, words) + np.bincount(second, counts, words)
@@ -279,7 +279,7 @@ def pmi_of(pairs: Keys, counts: Ints, *, words: int) -> Floats:
 
 
 def summed_pmi(
-    ids: Ints, sentence: Ints | Keys, pairs: Keys, pmi: Floats, *, window: int
+    ids: Ints, sentence: Ints | Hashes, pairs: Hashes, pmi: Floats, *, window: int
 ) -> Floats:
     """Return (W,) the sum of each word's PMI with its neighbours in the same sentence.
 
@@ -297,7 +297,7 @@ def summed_pmi(
     return total
 
 
-def _neighbours(ids: Ints, sentence: Ints | Keys, window: int) -> Iterator[tuple[int, Ints]]:
+def _neighbours(ids: Ints, sentence: Ints | Hashes, window: int) -> Iterator[tuple[int, Ints]]:
     """Yield each distance, and the first words of the pairs of known words at this distance."""
     for distance in range(1, min(window, len(ids) - 1) + 1):
         near = sentence[distance:] == sentence[:-distance]
@@ -305,7 +305,7 @@ def _neighbours(ids: Ints, sentence: Ints | Keys, window: int) -> Iterator[tuple
         yield distance, np.flatnonzero(near & known)
 
 
-def _pairs(ids: Ints, at: Ints, distance: int) -> Keys:
+def _pairs(ids: Ints, at: Ints, distance: int) -> Hashes:
     left = ids[at]
     right = ids[at + distance]
     return pair_keys(np.minimum(left, right), np.maximum(left, right))
@@ -365,8 +365,8 @@ class Difference(WordWeights):
         Raises:
             MaskwiseError: no word sets the corpora apart, or no anchor has a vector.
         """
-        target = Vocabulary()
-        documents = Table()
+        target = WordCounts()
+        documents = CountTable()
         seen = 0
         for words in blocks(texts):
             target.count(words, words.plain)
@@ -375,7 +375,7 @@ class Difference(WordWeights):
             keys = words.key[order]
             documents.add(keys[changes(keys, words.text[order])])
             seen += len(words.base)
-        general = Table()
+        general = CountTable()
         for words in blocks(document.text for document in read_documents(self.general)):
             general.add(words.key[words.plain])
 

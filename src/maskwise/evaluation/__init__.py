@@ -6,8 +6,8 @@ may import ``training`` and the layers below it.
 """
 
 from maskwise.evaluation.evaluate import (
-    Data,
     EvaluationSettings,
+    TokenisedText,
     evaluate,
     evaluate_checkpoint,
     load_sets,
@@ -21,9 +21,9 @@ from maskwise.evaluation.overlap import (
 from maskwise.evaluation.scoring import HeldOut, fixed_maskers
 
 __all__ = [
-    "Data",
     "EvaluationSettings",
     "HeldOut",
+    "TokenisedText",
     "answers_in",
     "coverage_record",
     "evaluate",

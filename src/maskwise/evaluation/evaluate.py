@@ -162,7 +162,7 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
         return value
 
 
-class Data(Protocol):
+class TokenisedText(Protocol):
     """A tokenised text: the prepared data of a study, or a ``Text``."""
 
     @property
@@ -221,7 +221,7 @@ def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
 
 @torch.inference_mode()
 def evaluate(
-    checkpoint: str | Path | PreTrainedModel, data: Data, settings: EvaluationSettings
+    checkpoint: str | Path | PreTrainedModel, data: TokenisedText, settings: EvaluationSettings
 ) -> Records:
     """Measure one checkpoint.
 
@@ -266,7 +266,7 @@ def evaluate(
 
 
 def _held_out(
-    model: PreTrainedModel, data: Data, held_out: Rows, settings: EvaluationSettings
+    model: PreTrainedModel, data: TokenisedText, held_out: Rows, settings: EvaluationSettings
 ) -> Records:
     tokenizer = data.tokenizer
     objective = predicting(model)

@@ -48,7 +48,7 @@ def _size(gap: re.Match[str]) -> int:
     return int(digits[:12])
 
 
-class Stage(NamedTuple):
+class GenerationStep(NamedTuple):
     """The result of a step: its number, the tokens (L,), and the text with ``SHOWN`` for masks."""
 
     step: int
@@ -130,7 +130,7 @@ class Writer:
         temperature: float = 1.0,
         block: int = 8,
         seed: int = 0,
-    ) -> Iterator[Stage]:
+    ) -> Iterator[GenerationStep]:
         """Fill the gaps, and yield the text before the first step and after every step.
 
         Args:
@@ -160,7 +160,7 @@ class Writer:
         # Random priorities of the masks. Only the order "random" needs them, but they are always
         # drawn. Otherwise the random numbers for tokens would depend on the order.
         turn = torch.rand(len(ids), generator=draw)
-        yield Stage(0, ids.clone(), self.text(ids))
+        yield GenerationStep(0, ids.clone(), self.text(ids))
         for step in range(steps):
             left = (ids == mask).nonzero().flatten()
             # The remaining masks are divided equally among the remaining steps, rounded up.
@@ -175,7 +175,7 @@ class Writer:
                 priority = turn[asked]
             kept = priority.argsort(descending=True, stable=True)[:count]
             ids[asked[kept]] = token[kept]
-            yield Stage(step + 1, ids.clone(), self.text(ids))
+            yield GenerationStep(step + 1, ids.clone(), self.text(ids))
 
     def text(self, ids: Tensor) -> str:
         """Decode tokens, with ``SHOWN`` for masks and without special tokens at the ends."""

@@ -12,11 +12,11 @@ from maskwise.text.layers import Annotator
 
 
 def learned(folder: str = "", *, layer: str = "learned", spans: int = 5) -> Annotator:
-    """Annotate words and spans with the scores of a learned masking policy (``Learned``)."""
+    """Annotate words and spans with the scores of a learned policy (``PolicyAnnotator``)."""
     # This module imports torch.
-    from maskwise.learning.annotator import Learned
+    from maskwise.learning.annotator import PolicyAnnotator
 
-    return Learned(folder, layer=layer, spans=spans)
+    return PolicyAnnotator(folder, layer=layer, spans=spans)
 
 
 register("learned", learned)

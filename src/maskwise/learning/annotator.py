@@ -41,7 +41,7 @@ Ints = NDArray[np.int64]
 VERSION = "learned-2"
 
 
-class Learned:
+class PolicyAnnotator:
     """Annotates texts with the layers of a learned policy.
 
     Args:
@@ -128,7 +128,7 @@ class TextScores(NamedTuple):
     score: Floats
 
 
-class Windows(NamedTuple):
+class TextWindows(NamedTuple):
     """The windows of several texts, and the W words in these windows, in text order.
 
     A window is a part of a text that the policy scores at once.
@@ -155,7 +155,7 @@ class Windows(NamedTuple):
     word: Ints
 
 
-def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
+def read_windows(texts: list[str], policy: PolicyModel) -> TextWindows | None:
     """Split texts into windows for the policy. Windows begin and end between words.
 
     Words that are longer than a window are dropped. If no text has a token, return None.
@@ -181,7 +181,7 @@ def read_windows(texts: list[str], policy: PolicyModel) -> Windows | None:
     closes = np.append(opens[1:], True)[: len(in_word)]
     first = in_word[opens]
     last = in_word[closes]
-    return Windows(
+    return TextWindows(
         pieces=pieces,
         text=text_T[first],
         piece=piece_T[first],

@@ -43,7 +43,7 @@ BOLD = 3.0
 """Minimum weight of the words in bold, in example texts."""
 
 
-class Shown(TypedDict):
+class PolicyCard(TypedDict):
     """A summary of the weights that a policy gives to words, as in ``shown.json``.
 
     The mean weight in a text is 1.
@@ -59,7 +59,7 @@ class Shown(TypedDict):
     examples: list[list[tuple[str, float, float]]]
 
 
-def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]) -> Shown:
+def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]) -> PolicyCard:
     """Summarise a policy's weights on the first ``MOST_TEXTS`` texts.
 
     Args:
@@ -123,7 +123,7 @@ def _means(names: Sequence[str], weights: Sequence[float], *, least: int) -> Mea
     return found
 
 
-def policy_card(choices: Mapping[str, object], measures: Measures, shown: Shown) -> str:
+def policy_card(choices: Mapping[str, object], measures: Measures, shown: PolicyCard) -> str:
     """Return a policy's model card, in the hub's Markdown format.
 
     Args:

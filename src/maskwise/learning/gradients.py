@@ -35,9 +35,9 @@ from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.objectives import Objective
 
 Parameters: TypeAlias = TensorDict
-Loss: TypeAlias = Callable[[Parameters, Tensor | None], Tensor]
+LossFunction: TypeAlias = Callable[[Parameters, Tensor | None], Tensor]
 """A function that maps (parameters, mask or None) to a scalar loss."""
-Agree: TypeAlias = Callable[[Iterable[Tensor]], None]
+SumInPlace: TypeAlias = Callable[[Iterable[Tensor]], None]
 """A function that sums tensors over all ranks, in place."""
 
 
@@ -55,7 +55,7 @@ class InnerStep:
         mask: (B, L) the mask from the policy; None if the loss has no mask.
     """
 
-    loss: Loss
+    loss: LossFunction
     rate: float
     mask: Tensor | None = None
 
@@ -120,7 +120,7 @@ class Losses(nn.Module):
                 paths[path] = names[id(value)]
         return paths
 
-    def of(self, batch: Tensors, budget: Tensor | None = None) -> Loss:
+    def of(self, batch: Tensors, budget: Tensor | None = None) -> LossFunction:
         """Return the loss on a batch as a function of the parameters and the mask.
 
         Args:
@@ -139,7 +139,7 @@ class Losses(nn.Module):
 
 
 def meta_gradient(
-    theta: Parameters, steps: Sequence[InnerStep], outer: Loss, *, agree: Agree = alone
+    theta: Parameters, steps: Sequence[InnerStep], outer: LossFunction, *, agree: SumInPlace = alone
 ) -> MetaGradient:
     """Differentiate the outer loss after all inner steps with respect to the masks of the steps.
 
@@ -199,10 +199,10 @@ def meta_gradient(
 
 
 def slope_of(
-    loss: Loss,
+    loss: LossFunction,
     theta: Parameters,
     mask: Tensor | None,
-    agree: Agree = alone,
+    agree: SumInPlace = alone,
     *,
     of_theta: bool = True,
 ) -> tuple[float, Parameters, Tensor]:

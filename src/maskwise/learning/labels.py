@@ -21,7 +21,7 @@ from maskwise.tasks import load_task
 from maskwise.tasks.files import CONTEXT
 from maskwise.tasks.task import SPLITS, Task
 
-Place: TypeAlias = tuple[int, int]
+CharRange: TypeAlias = tuple[int, int]
 """(start, end) character offsets."""
 Pair: TypeAlias = tuple[str, Sequence[str]]
 """(A context, the correct answers of one row of the task)."""
@@ -41,7 +41,7 @@ class Marked:
     """
 
     text: str
-    spans: tuple[Place, ...]
+    spans: tuple[CharRange, ...]
     questions: tuple[tuple[str, ...], ...] = ()
 
 
@@ -82,13 +82,13 @@ def answer_labels(pairs: Iterable[Pair], counts: Counter[str]) -> list[Marked]:
     >>> answer_labels(pairs, counts)[0].spans, counts[NOT_IN_CONTEXT]
     (((8, 10), (12, 14)), 1)
     """
-    spans: dict[str, list[Place]] = {}
+    spans: dict[str, list[CharRange]] = {}
     questions: dict[str, list[tuple[str, ...]]] = {}
     for context, answers in pairs:
         present = []
         # Two answers that differ only in case occur at the same places. The set keeps each place
         # once.
-        places = set[Place]()
+        places = set[CharRange]()
         for answer in dict.fromkeys(answers):
             found = occurrences(answer, context)
             if found:

@@ -26,11 +26,11 @@ from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import Array
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
-from maskwise.learning.annotator import Windows, flat_of, read_windows
+from maskwise.learning.annotator import TextWindows, flat_of, read_windows
 from maskwise.learning.examples import Examples
 from maskwise.learning.gradients import Losses, values_of
 from maskwise.learning.labels import Marked
-from maskwise.learning.meta import Diverged, MetaLearner, Point, Slopes, set_values
+from maskwise.learning.meta import Diverged, MetaLearner, MetaProgress, Slopes, set_values
 from maskwise.learning.relaxation import Overflow, RelaxedDenoising
 from maskwise.learning.scorer import COLUMNS, PolicyModel
 from maskwise.learning.settings import MetaSettings
@@ -43,7 +43,7 @@ from maskwise.tasks.tensors import TaskSource, Trainable
 from maskwise.training import TrainingSettings, train
 from maskwise.training.checkpoint import RESUME, Metrics
 from maskwise.training.engine import new_accelerator
-from maskwise.training.log import Progress
+from maskwise.training.log import ProgressBar
 from maskwise.training.loop import Training
 from maskwise.training.ranks import Ranks
 from maskwise.weights import share_encoder
@@ -152,7 +152,7 @@ class LabelledWindows(Trainable):
         return cls(flat, targets, inside, counts)
 
 
-def _labelled_words(windows: Windows, marked: Sequence[Marked]) -> Array:
+def _labelled_words(windows: TextWindows, marked: Sequence[Marked]) -> Array:
     """Return (S, 2) the indices of the first and last word of each labelled span with a word."""
     text_numbers = np.arange(len(marked) + 1)
     edges = np.searchsorted(windows.text, text_numbers)
@@ -346,7 +346,7 @@ def learn_policy(
     *,
     quiet: bool = False,
     title: str = "learning a policy",
-) -> Point:
+) -> MetaProgress:
     """Run the outer loop until the last step, an early stop, or divergence.
 
     Learning stops early if the gain on dev does not improve for ``patience`` evaluations. If an
@@ -372,7 +372,7 @@ def learn_policy(
             log = folder / "metrics.jsonl"
     now = learner.now
     metrics = Metrics(log, keep_until=now.step)
-    progress = Progress(
+    progress = ProgressBar(
         title,
         total=s.steps,
         start=now.step,

@@ -40,8 +40,8 @@ from maskwise.folders import damage, read_json, write_folder
 from maskwise.learning.examples import Examples, MaskedContexts, Scorer, even, masked_by
 from maskwise.learning.gradients import (
     InnerStep,
-    Loss,
     Losses,
+    LossFunction,
     Parameters,
     descended,
     meta_gradient,
@@ -62,7 +62,7 @@ DRAWS = 2
 """The number of times that an evaluation draws a context and a mask for each dev example."""
 
 
-class Point(BaseModel):
+class MetaProgress(BaseModel):
     """The progress of meta-learning, as saved in ``state.json``.
 
     Attributes:
@@ -117,7 +117,7 @@ class Diverged(Exception):
     """Raised if a loss or a gradient in the outer loop is not finite."""
 
 
-class Part(NamedTuple):
+class InnerBatch(NamedTuple):
     """This rank's examples in one inner step.
 
     Attributes:
@@ -180,7 +180,7 @@ class MetaLearner:
         self.optimizers.set_rate(0)
         self.adam = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
         self.slopes = Slopes()
-        self.now = Point()
+        self.now = MetaProgress()
         theta: Parameters = dict(losses.named_parameters())
         for number in range(settings.warm):
             loss = self._task_loss(self._rows(number, order=2))
@@ -213,7 +213,7 @@ class MetaLearner:
         for k in range(s.inner_steps):
             rows = self._rows(number * s.inner_steps + k, order=0)
             masked = self._masked(self.policy, self.train, rows, key=fold(s.seed, number, k))
-            parts.append(Part(rows, masked, self._total(masked.choice.budget)))
+            parts.append(InnerBatch(rows, masked, self._total(masked.choice.budget)))
             entropies.append(masked.choice.entropy(masked.logit_U.detach()))
         outer = self._task_loss(np.concatenate([part.rows for part in parts]))
         self.policy.zero_grad()
@@ -265,13 +265,13 @@ class MetaLearner:
     ) -> MaskedContexts:
         return masked_by(scorer, examples, rows, self.settings, key=key, device=self.device)
 
-    def _task_loss(self, rows: Array) -> Loss:
+    def _task_loss(self, rows: Array) -> LossFunction:
         """Return a function of the parameters: the mean task loss over the rows of all ranks."""
         batch = self.train.task(rows, self.device)
         count = torch.count_nonzero(batch["labels"] != IGNORE)
         return self.losses.of(batch, self._total(count))
 
-    def _inner_steps(self, parts: Sequence[Part]) -> list[InnerStep]:
+    def _inner_steps(self, parts: Sequence[InnerBatch]) -> list[InnerStep]:
         """Return the inner steps in order. Their masks pass gradients on to the policy."""
         steps = []
         for part in parts:
@@ -282,7 +282,7 @@ class MetaLearner:
                 steps.append(InnerStep(self._task_loss(part.rows), self.settings.task_rate))
         return steps
 
-    def _train_model(self, parts: Sequence[Part]) -> None:
+    def _train_model(self, parts: Sequence[InnerBatch]) -> None:
         """For each part, take a training step of the model on pre-training loss plus task loss."""
         theta: Parameters = dict(self.losses.named_parameters())
         for part in parts:
@@ -426,7 +426,7 @@ class MetaLearner:
         # checkpoint has no such states.
         load_state(self.optimizers.members, groups["optimizers"])
         load_state([self.adam], groups["adam"])
-        self.now = Point(**state["now"])
+        self.now = MetaProgress(**state["now"])
 
 
 def set_values(module: nn.Module, values: Tensors) -> None:

@@ -44,7 +44,7 @@ LEARNING = 0x9011C7
 """A constant that is mixed into the seed of the run to get a different seed for learning."""
 
 
-class Made(NamedTuple):
+class LearnedTry(NamedTuple):
     """The result of one try (one learned policy) with the meta-gradient.
 
     Attributes:
@@ -215,7 +215,7 @@ class Lesson:
         task: Task,
         shown: Sequence[str],
         log_unigram: torch.Tensor,
-    ) -> Made:
+    ) -> LearnedTry:
         tries = self.learning.meta.tries
         # Tries differ in the initial weights of the policy and in the order of examples. The
         # initial weights of the model are the same.
@@ -257,7 +257,7 @@ class Lesson:
             "stopped": end.stopped,
             "overshoot": end.overshoot,
         }
-        return Made(policy, before, figures, learner.train.without)
+        return LearnedTry(policy, before, figures, learner.train.without)
 
     def _keep(
         self,

@@ -13,7 +13,7 @@ from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
 from maskwise.masking.corruptions import CORRUPTIONS
 from maskwise.masking.diffusion import Noising, corrupt
-from maskwise.masking.gather import Rows, gather
+from maskwise.masking.gather import UserRows, gather
 from maskwise.masking.line import Line
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import POLICIES, Policy, UnitKind
@@ -31,10 +31,10 @@ __all__ = [
     "MaskingCollator",
     "Noising",
     "Policy",
-    "Rows",
     "StepBatchSampler",
     "SteppedDataset",
     "UnitKind",
+    "UserRows",
     "Vocabulary",
     "corrupt",
     "gather",
@@ -44,6 +44,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Say what a former name is called now, until maskwise 0.2."""
-    if name in ("AnnotatedBatch", "Pieces"):
-        raise AttributeError(f"maskwise.masking.{name} is now maskwise.masking.Line")
+    new = {"AnnotatedBatch": "Line", "Pieces": "Line", "Rows": "UserRows"}
+    if name in new:
+        raise AttributeError(f"maskwise.masking.{name} is now maskwise.masking.{new[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

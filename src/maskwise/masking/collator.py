@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from maskwise.draws import fold, permutation
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.masking.batch import IGNORE
-from maskwise.masking.gather import Rows, common_number, gather, require_rows
+from maskwise.masking.gather import UserRows, common_number, gather, require_rows
 from maskwise.masking.masker import Masker
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class MaskingCollator:
                 stacklevel=2,
             )
 
-    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+    def __call__(self, rows: UserRows) -> dict[str, Tensor]:
         batch = self.masked(rows)
         if batch.documents is not None:
             warnings.warn(
@@ -100,7 +100,7 @@ class MaskingCollator:
             )
         return dict(batch)
 
-    def masked(self, rows: Rows) -> MaskedBatch:
+    def masked(self, rows: UserRows) -> MaskedBatch:
         """Mask rows for the step and the epoch in their columns, and return a ``MaskedBatch``."""
         from torch.utils.data import get_worker_info
 

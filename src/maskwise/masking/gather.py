@@ -27,8 +27,8 @@ from maskwise.segments import changes
 if TYPE_CHECKING:
     import torch
 
-Row: TypeAlias = Mapping[str, Any]
-Rows: TypeAlias = Sequence[Row] | Row
+UserRow: TypeAlias = Mapping[str, Any]
+UserRows: TypeAlias = Sequence[UserRow] | UserRow
 
 # Columns that are not read here. The masker and the collator read step and epoch. A single label
 # is the class of a row.
@@ -62,7 +62,7 @@ TOKENS = "a list"
 EMPTY = "an empty list"
 
 
-def gather(rows: Rows | Line, vocabulary: Vocabulary) -> Line:
+def gather(rows: UserRows | Line, vocabulary: Vocabulary) -> Line:
     """Check rows and turn them into a line.
 
     Args:
@@ -107,7 +107,7 @@ def require_rows(rows: object) -> None:
             )
 
 
-def device_of(rows: Rows | Line) -> torch.device | str:
+def device_of(rows: UserRows | Line) -> torch.device | str:
     """Return the device of the rows if they are tensors; otherwise ``"cpu"``."""
     first = rows[0] if isinstance(rows, Sequence) else rows
     ids = first.get("input_ids") if isinstance(first, Mapping) else None
@@ -208,7 +208,7 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
     return begin[order], names[order]
 
 
-def _unstacked(columns: Mapping[str, Any]) -> Sequence[Row] | None:
+def _unstacked(columns: Mapping[str, Any]) -> Sequence[UserRow] | None:
     """Turn columns of rows of different lengths into a list of rows; None if lengths are equal."""
     ids = columns.get("input_ids")
     if isinstance(ids, np.ndarray) and ids.dtype.kind == "O":
@@ -262,7 +262,7 @@ def _stacked(rows: Mapping[str, object]) -> Columns:
     return columns
 
 
-def _padded(rows: Sequence[Row], vocabulary: Vocabulary) -> Columns:
+def _padded(rows: Sequence[UserRow], vocabulary: Vocabulary) -> Columns:
     """Turn a list of dicts into (B, L) columns. Ids are padded with [PAD], layers with −1."""
     sizes = []
     for number, row in enumerate(rows):
@@ -301,7 +301,7 @@ def _one_per_row(column: Any) -> bool:
     return bool(column.ndim == 1)
 
 
-def common_number(rows: Rows, name: str) -> int | None:
+def common_number(rows: UserRows, name: str) -> int | None:
     """Return the whole number that all rows have in a column; None if there is no column."""
     if not isinstance(rows, Mapping):
         values = [row.get(name) for row in rows]

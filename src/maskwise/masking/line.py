@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from maskwise.masking.vocabulary import Vocabulary
 
 Columns: TypeAlias = dict[str, Array]
+"""Arrays with a value for each token, keyed by name."""
 Names: TypeAlias = tuple[str, ...]
 
 

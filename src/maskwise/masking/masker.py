@@ -31,7 +31,7 @@ from maskwise.draws import Array, Draws, Purpose
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.corruptions import Corruption, Masked
-from maskwise.masking.gather import Rows, common_number, device_of, gather
+from maskwise.masking.gather import UserRows, common_number, device_of, gather
 from maskwise.masking.line import Line
 from maskwise.masking.policies import Policy, When
 from maskwise.masking.schedules import Schedule
@@ -162,7 +162,7 @@ class Masker:
 
     def __call__(
         self,
-        rows: Rows | Line,
+        rows: UserRows | Line,
         *,
         step: int = 0,
         total_steps: int | None = None,
@@ -334,7 +334,7 @@ class Masker:
         return f"Masker({', '.join(settings)})"
 
 
-def _require_same(rows: Rows, **given: int | None) -> None:
+def _require_same(rows: UserRows, **given: int | None) -> None:
     """Raise ``MaskwiseError`` if rows have another step or epoch than the masker is called with."""
     for name, value in given.items():
         found = common_number(rows, name)

@@ -24,7 +24,7 @@ from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import Inputs, Kind, adapter_of, encoder_of
 from maskwise.masking import IGNORE, MaskedBatch, Masker
-from maskwise.masking.gather import Rows
+from maskwise.masking.gather import UserRows
 from maskwise.masking.line import Line
 from maskwise.masking.settings import Masking
 from maskwise.weights import encoder_weights, multiplied_weights
@@ -79,7 +79,7 @@ NO_DOCUMENTS = "its attention cannot keep documents apart"
 Precision: TypeAlias = Callable[[], AbstractContextManager[object]]
 """A function that returns a context in which a model computes, such as autocast to bf16."""
 
-Texts: TypeAlias = Mapping[str, Any]
+MaskingTexts: TypeAlias = Mapping[str, Any]
 """Masking settings as a recipe has them, by name."""
 
 Batch: TypeAlias = "MaskedBatch | Tensors"
@@ -95,7 +95,7 @@ class Maker(Protocol):
 
     def __call__(
         self,
-        rows: Rows | Line,
+        rows: UserRows | Line,
         *,
         step: int = 0,
         total_steps: int | None = None,
@@ -150,7 +150,7 @@ class Objective(nn.Module, ABC):
     kind: Kind = "encoder"
     """The kind of model that this objective trains (``families.Adapter``)."""
 
-    masking: Texts = {}
+    masking: MaskingTexts = {}
     """The default masking settings of this objective."""
 
     inherits = True
@@ -195,7 +195,7 @@ class Objective(nn.Module, ABC):
         return layout
 
     @classmethod
-    def settings(cls, common: Texts, own: Texts) -> dict[str, Any]:
+    def settings(cls, common: MaskingTexts, own: MaskingTexts) -> dict[str, Any]:
         """Return the masking settings to use with this objective, as a recipe has them.
 
         Args:
@@ -216,7 +216,7 @@ class Objective(nn.Module, ABC):
         return {**(common if cls.inherits else {}), **cls.masking, **own}
 
     @classmethod
-    def parsed(cls, common: Texts, own: Texts) -> Masking:
+    def parsed(cls, common: MaskingTexts, own: MaskingTexts) -> Masking:
         """Return ``settings`` as a value."""
         return cls.values.shared(cls.settings(common, own))
 

@@ -22,12 +22,12 @@ from torch.utils.checkpoint import checkpoint
 ENTRIES = 1 << 26
 """The number of logits in a chunk: 256 MiB in single precision. Smaller batches are not split."""
 
-Compute: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+ReadStates: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 """A function of hidden states (M, H) and correct tokens (M,), which returns tensors (M,)."""
 
 
 def in_chunks(
-    compute: Compute, states_MH: Tensor, truth_M: Tensor, *, vocabulary: int
+    compute: ReadStates, states_MH: Tensor, truth_M: Tensor, *, vocabulary: int
 ) -> tuple[Tensor, ...]:
     """Return ``compute(states_MH, truth_M)``, computed in chunks if there are many targets.
 
@@ -56,7 +56,7 @@ def in_chunks(
     return tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
-def _with_own_casts(compute: Compute, states: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
+def _with_own_casts(compute: ReadStates, states: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
     """Compute a chunk with its own copies of weights in the precision of autocast.
 
     Autocast would otherwise share one copy between the chunks, and sum their gradients in bfloat16.

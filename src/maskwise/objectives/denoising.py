@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
-from maskwise.attention import NAME, REPLACED, Documents
+from maskwise.attention import NAME, REPLACED, DocumentIds
 from maskwise.devices import Tensors
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.families import ENCODERS, adapter_of, decoder_inputs, patched, picked, width_of
 from maskwise.masking import IGNORE, Line, MaskedBatch, Masker
 from maskwise.masking.corruptions import Delete
-from maskwise.masking.gather import Rows, device_of, gather
+from maskwise.masking.gather import UserRows, device_of, gather
 from maskwise.masking.settings import Masking
 from maskwise.objectives.base import (
     Batch,
@@ -95,7 +95,7 @@ class Denoising(MaskedLanguageModelling):
         if isinstance(batch, MaskedBatch) and batch.written is not None:
             written = batch.written
             read = known["documents"].ids
-            known["decoder_documents"] = Documents(
+            known["decoder_documents"] = DocumentIds(
                 written,
                 read=read,
                 ends=batch.ends[1],
@@ -293,7 +293,7 @@ class NextTokens(Masker):
     ['the', 'cat', 'sat']
     """
 
-    def __call__(self, rows: Rows | Line, **when: object) -> MaskedBatch:
+    def __call__(self, rows: UserRows | Line, **when: object) -> MaskedBatch:
         """Return unmasked rows with labels. Special tokens and [UNK] are no targets.
 
         Further arguments of ``Masker.__call__``, such as the step, are accepted but ignored.

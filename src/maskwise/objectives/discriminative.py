@@ -27,7 +27,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of, patched, picked, width_of
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.corruptions import Insert
-from maskwise.masking.gather import Rows, device_of, gather
+from maskwise.masking.gather import UserRows, device_of, gather
 from maskwise.masking.line import Line
 from maskwise.masking.vocabulary import Tokenizer
 from maskwise.models import build_model
@@ -266,7 +266,7 @@ class Twins:
         """As ``Masker.of``. Twins are not masked, so the settings are not read."""
         return cls(tokenizer)
 
-    def __call__(self, rows: Rows | Line, **when: object) -> MaskedBatch:
+    def __call__(self, rows: UserRows | Line, **when: object) -> MaskedBatch:
         """Make a batch of twins from rows 0, 2, 4, ….
 
         Raises:

@@ -23,7 +23,7 @@ from maskwise.evaluation import EvaluationSettings
 from maskwise.families import Kind
 from maskwise.learning.settings import LearningSettings
 from maskwise.masking.corruptions import corruption
-from maskwise.masking.policies import Learned, policy
+from maskwise.masking.policies import LearnedPolicy, policy
 from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.objectives import (
     MaskedDiffusion,
@@ -55,7 +55,7 @@ from maskwise.training.settings import ModelSettings
 ALONE = ("mlm", "clm", "diffusion", "denoise")
 """Objectives that train a language model. Other objectives must be combined with one of them."""
 
-LEARNED = Learned().annotators()
+LEARNED = LearnedPolicy().annotators()
 """The annotators of a masking policy that the run itself learns before training."""
 
 

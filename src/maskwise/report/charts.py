@@ -22,7 +22,7 @@ from maskwise.report.drawing import (
     dot_chart,
     line_chart,
 )
-from maskwise.report.reading import NO_RUNS, Folder, Line, mean
+from maskwise.report.reading import NO_RUNS, Folder, LogLine, mean
 
 MOST_POINTS = 200
 """Maximum number of points on a line. More points would be indistinguishable."""
@@ -95,7 +95,7 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
     return charts
 
 
-def _points(runs: DataFrame, colours: Colours) -> list[Line]:
+def _points(runs: DataFrame, colours: Colours) -> list[LogLine]:
     """Return the runs of arms with a colour, which excludes the reference."""
     drawn = runs[runs.arm.isin([*colours])]
     return drawn.to_dict("records")
@@ -164,7 +164,7 @@ def transfer_view(folder: Folder) -> View | None:
 def curve_charts(folder: Folder, colours: Colours) -> View:
     """Return charts of training loss, realised ratio and held-out losses, if logged."""
     charts: View = {"eval": []}
-    lines_of: dict[str, list[Line]] = {"loss": [], "ratio": []}
+    lines_of: dict[str, list[LogLine]] = {"loss": [], "ratio": []}
     evaluated = defaultdict(list)
     for line in folder.curves:
         if line["kind"] == "eval" and "loss" in line:
@@ -195,7 +195,7 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
     return charts
 
 
-def _curve(lines: Iterable[Line], key: str, x: str = "step") -> list[Line]:
+def _curve(lines: Iterable[LogLine], key: str, x: str = "step") -> list[LogLine]:
     """Return thinned points of a logged quantity over steps or tokens."""
     points = []
     for line in thin(lines):
@@ -267,7 +267,7 @@ def _measures_of(folder: Folder, names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: name not in primary)
 
 
-def thin(lines: Iterable[Line], most: int = MOST_POINTS) -> list[Line]:
+def thin(lines: Iterable[LogLine], most: int = MOST_POINTS) -> list[LogLine]:
     """Keep every k-th line of a run, so that no run has more than ``most`` lines."""
     runs = defaultdict(list)
     for line in lines:
@@ -320,13 +320,13 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
     }
 
 
-def _shares(lines: list[Line]) -> list[Line]:
+def _shares(lines: list[LogLine]) -> list[LogLine]:
     """Return points of the sampling probabilities, if they change and mix objectives."""
     known = [line for line in lines if "probabilities" in line]
     different = {tuple(line["probabilities"].values()) for line in known}
     # If one objective always has probability 1, the rule does not mix objectives.
     mixed = any(max(probabilities, default=1) < 1 for probabilities in different)
-    points: list[Line] = []
+    points: list[LogLine] = []
     if len(different) < 2 or not mixed:
         return points
     for line in thin(known, MOST_SMALL):
@@ -336,7 +336,7 @@ def _shares(lines: list[Line]) -> list[Line]:
     return points
 
 
-def _row(folder: Folder, arm: str, lines: list[Line], names: Iterable[str]) -> View:
+def _row(folder: Folder, arm: str, lines: list[LogLine], names: Iterable[str]) -> View:
     steps = Counter[str]()
     # The last line of a run contains totals.
     ends = {}

@@ -25,7 +25,7 @@ from pandas import DataFrame
 from maskwise.constants import PLATEAU_NATS
 from maskwise.errors import MaskwiseError, install_command
 from maskwise.estimates import with_minus
-from maskwise.report.reading import Line
+from maskwise.report.reading import LogLine
 from maskwise.specs import Call, parse_call
 
 # The extra "report" installs altair. Without altair, functions below return tables.
@@ -42,12 +42,12 @@ GROUPS = [*OKABE_ITO[:6], SLATE, BROWN]
 INK = "#2b2b2b"
 FAINT = "#e9e6df"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-Spec: TypeAlias = Line
+Spec: TypeAlias = LogLine
 """A chart in Vega-Lite's JSON."""
-View: TypeAlias = Line
+View: TypeAlias = LogLine
 """Data for the template, keyed by the names in the template."""
 Colours: TypeAlias = Mapping[str, str]
-Points: TypeAlias = Sequence[Line]
+Points: TypeAlias = Sequence[LogLine]
 """Points of a chart, with the keys "arm" (also for objectives and groups), "seed" and "value", and
 a position."""
 

@@ -40,7 +40,7 @@ from maskwise.report.drawing import (
     made_vega,
     vega_code,
 )
-from maskwise.report.reading import Folder, Line, read_folder
+from maskwise.report.reading import Folder, LogLine, read_folder
 from maskwise.report.tables import (
     choices,
     evaluation_table,
@@ -293,7 +293,7 @@ def _samples(folder: Folder, colours: Colours) -> list[View]:
     A document has several versions, each with the masked text at all recorded training steps. Arms
     with identical masks share a version.
     """
-    documents = defaultdict[str, dict[str, Line]](dict)
+    documents = defaultdict[str, dict[str, LogLine]](dict)
     for number, (arm, samples) in enumerate(folder.samples.items()):
         for sample in samples:
             moments = sample.get("moments") or [sample]
@@ -319,13 +319,13 @@ def _samples(folder: Folder, colours: Colours) -> list[View]:
     ]
 
 
-def _moment(moment: Line) -> View:
+def _moment(moment: LogLine) -> View:
     pieces = [_piece(piece) for piece in moment["pieces"] if piece["text"]]
     selected = sum(piece["state"] != "shown" for piece in moment["pieces"])
     return {"step": moment.get("step"), "pieces": pieces, "selected": selected}
 
 
-def _piece(piece: Line) -> dict[str, str]:
+def _piece(piece: LogLine) -> dict[str, str]:
     """Separate leading white space from a token, so that only the word is highlighted."""
     text = piece["text"]
     state = piece["state"]
@@ -436,7 +436,7 @@ def _example(text: list[tuple[str, float, float]]) -> list[View]:
     return [{"when": "before", "words": before}, {"when": "after", "words": after}]
 
 
-def _curve(lines: list[Line], kind: str, key: str, name: str) -> View | None:
+def _curve(lines: list[LogLine], kind: str, key: str, name: str) -> View | None:
     """Return a curve as an SVG polyline and a view box; None with fewer than two points."""
     logged = [line for line in lines if line["kind"] == kind and key in line]
     if len(logged) < 2:

@@ -20,7 +20,7 @@ from maskwise.errors import MaskwiseError, shortened
 from maskwise.files import RULES, Study, Summary
 from maskwise.folders import finite, read_json, read_lines
 
-Line: TypeAlias = dict[str, Any]
+LogLine: TypeAlias = dict[str, Any]
 """A JSON object from a file; docs/files.md describes the keys."""
 Numbers: TypeAlias = dict[tuple[str, Any], DataFrame]
 """Tables with the columns arm, seed and value, keyed by measure."""
@@ -98,11 +98,11 @@ class Folder:
     kind: str
     name: str
     study: Study = field(default_factory=lambda: NO_STUDY)
-    records: list[Line] = field(default_factory=list)
+    records: list[LogLine] = field(default_factory=list)
     summary: Summary = field(default_factory=lambda: NO_SUMMARY)
     judged_by: int | None = None
-    samples: dict[str, list[Line]] = field(default_factory=dict)
-    curves: list[Line] = field(default_factory=list)
+    samples: dict[str, list[LogLine]] = field(default_factory=dict)
+    curves: list[LogLine] = field(default_factory=list)
     steps: int | None = None
     adapted: str = ""
 
@@ -119,7 +119,7 @@ class Folder:
         """Return the name of an arm on the page."""
         return self.reference if arm == REFERENCE else arm
 
-    def of_kind(self, kind: str) -> list[Line]:
+    def of_kind(self, kind: str) -> list[LogLine]:
         """List the records of one kind, without companion runs and the runs of a gate.
 
         These runs have other settings than the compared runs.
@@ -147,9 +147,9 @@ class Folder:
                 runs[line[name], line.get(detail)].append(run)
         return {measure: DataFrame(lines) for measure, lines in runs.items()}
 
-    def task(self, name: str) -> Line:
+    def task(self, name: str) -> LogLine:
         """Return the facts of a task, such as its metric and the number of classes."""
-        return cast(Line, self.study["tasks"].get(name, {}))
+        return cast(LogLine, self.study["tasks"].get(name, {}))
 
     def lower_is_better(self, task: str) -> bool:
         """Return whether lower is better in the metric of a task."""
@@ -230,8 +230,8 @@ def _read_study(folder: Path, anew: Summary | None) -> Folder:
             # links to a shared folder.
             if Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder)):
                 curves += _curves(folder / stage, arm, int(seed))
-    stored = cast(Line, found or {})
-    summary = cast(Line, anew or stored)
+    stored = cast(LogLine, found or {})
+    summary = cast(LogLine, anew or stored)
     # Summaries of development versions have other keys.
     if summary.get("rules") != RULES:
         summary = {}
@@ -278,15 +278,15 @@ def read_study_files(folder: Path) -> tuple[Study, Summary | None]:
     """
     path = folder / "study.json"
     study = _needed(path)
-    _require_types(study, cast(Line, NO_STUDY), path)
+    _require_types(study, cast(LogLine, NO_STUDY), path)
     path = folder / "summary.json"
     summary = read_json(path)
     if summary is not None:
-        _require_types(summary, cast(Line, NO_SUMMARY), path)
+        _require_types(summary, cast(LogLine, NO_SUMMARY), path)
     return cast(Study, study), cast(Summary | None, summary)
 
 
-def _require_types(content: Line, usual: Line, path: Path) -> None:
+def _require_types(content: LogLine, usual: LogLine, path: Path) -> None:
     rows: dict[str, tuple[type, ...]] = {"seeds": (int,), "contrasts": (dict, list)}
     for key, example in usual.items():
         value = content.get(key)
@@ -300,7 +300,7 @@ def _require_types(content: Line, usual: Line, path: Path) -> None:
             raise MaskwiseError(f"{path} is damaged", got=got, do=RUN_AGAIN)
 
 
-def _needed(path: Path) -> Line:
+def _needed(path: Path) -> LogLine:
     content = read_json(path)
     if content is None:
         raise MaskwiseError(
@@ -309,7 +309,7 @@ def _needed(path: Path) -> Line:
     return content
 
 
-def _curves(folder: Path, arm: str, seed: int) -> list[Line]:
+def _curves(folder: Path, arm: str, seed: int) -> list[LogLine]:
     curves = []
     for line in read_lines(folder / "metrics.jsonl"):
         if "step" in line:

@@ -81,7 +81,7 @@ def meta_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) 
     return -reward * (drawn - expected) + entropy * p * (log_p - (p * log_p).sum())
 
 
-class Learned(Sampler):
+class LearningSampler(Sampler):
     """Base class of samplers that learn one logit per arm. A non-finite loss has a gain of 0."""
 
     least = 0.0
@@ -149,7 +149,7 @@ class Learned(Sampler):
             self.rollout[step] = self.arms[arm]
 
 
-class Mometas(Learned):
+class Mometas(LearningSampler):
     """The published MOMETAS sampler: it learns which objectives lower the losses of all.
 
     >>> sampler = Mometas(["mlm", "atd"], lr=0.1, entropy=2.0, seed=0)
@@ -250,7 +250,7 @@ class Mometas(Learned):
         return self.logits
 
 
-class MometasPlus(Learned):
+class MometasPlus(LearningSampler):
     """A variant of MOMETAS that estimates how much each objective lowers the losses of all.
 
     The reward R of a rollout is regressed on the *shares* of the arms, which are the numbers of

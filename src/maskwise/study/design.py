@@ -361,7 +361,7 @@ def _scores(run: Run, stages: Path, kinds: Sequence[str]) -> Scores | None:
     return scores
 
 
-class Choice(NamedTuple):
+class SearchChoice(NamedTuple):
     """The best point of a grid.
 
     Attributes:
@@ -375,7 +375,7 @@ class Choice(NamedTuple):
     tied: bool
 
 
-def choose(points: Sequence[Scores | None]) -> Choice:
+def choose(points: Sequence[Scores | None]) -> SearchChoice:
     """Choose the grid point with the highest mean score. The first point wins ties.
 
     Before the mean over outcomes is taken, the scores are standardised over the points.
@@ -390,7 +390,7 @@ def choose(points: Sequence[Scores | None]) -> Choice:
     means: list[float | None] = [None] * len(points)
     known = {place: point for place, point in enumerate(points) if point is not None}
     if not known:
-        return Choice(means, None, tied=False)
+        return SearchChoice(means, None, tied=False)
     # With one run per point, the noise of scores cannot be estimated. Therefore scores are divided
     # by their SD over the points, which gives all outcomes equal weight, whatever their unit.
     values = np.array([list(point.values()) for point in known.values()], float)
@@ -402,7 +402,7 @@ def choose(points: Sequence[Scores | None]) -> Choice:
         means[place] = total
     # Means that are equal in exact arithmetic may differ by rounding errors.
     best = np.argmax(totals >= totals.max() - 1e-9)
-    return Choice(means, list(known)[best], tied=len(known) > 1 and not differ.any())
+    return SearchChoice(means, list(known)[best], tied=len(known) > 1 and not differ.any())
 
 
 def matched_steps(steps: int, spent: Sequence[float], budget: float) -> int | None:

@@ -46,7 +46,7 @@ from maskwise.study.records import describe, require_same_study
 from maskwise.study.single import with_own_seed
 from maskwise.study.stages import linked, named, stages_in
 from maskwise.study.starter import recipe_for
-from maskwise.study.timing import Sample, Samples, time_stages, time_words
+from maskwise.study.timing import Samples, TextSample, time_stages, time_words
 from maskwise.study.unread import names_in_pretraining, names_in_study, refuse_unread
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.task import all_classes
@@ -172,7 +172,7 @@ class Outlook:
         """Add a warning and advice; both are format strings whose fields are facts."""
         self.doubts.append({"what": what.format(**facts), "do": do.format(**facts)})
 
-    def text(self, sample: Sample) -> None:
+    def text(self, sample: TextSample) -> None:
         """Count documents, rows, tokens and unknown tokens."""
         corpus = self.first.corpus
         counts = sample.rows.pieces.counts
@@ -214,7 +214,7 @@ class Outlook:
             advice = "inspect these places if there are many"
             self.doubt(what, advice, left_out=counted(sample.skipped), **facts)
 
-    def model(self, sample: Sample) -> PreTrainedConfig:
+    def model(self, sample: TextSample) -> PreTrainedConfig:
         """Describe the model, and return its configuration."""
         start = self.first.model.pretrained
         _, config = start_of(self.first)
@@ -236,7 +236,7 @@ class Outlook:
         self.say("model", line, facts | {"millions": weights / 1e6})
         return config
 
-    def training(self, sample: Sample, config: PreTrainedConfig) -> None:
+    def training(self, sample: TextSample, config: PreTrainedConfig) -> None:
         """Count targets, passes over the text, and the steps until the loss leaves its plateau."""
         first = self.first
         how = first.training
@@ -432,7 +432,7 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
     return outlook.facts | found
 
 
-def _targets(link: Recipe, sample: Sample, config: PreTrainedConfig) -> Plain:
+def _targets(link: Recipe, sample: TextSample, config: PreTrainedConfig) -> Plain:
     """Count the mean targets and tokens of a training step.
 
     The counts are None, and ``why`` is the reason, if the objective changes between steps, or if a

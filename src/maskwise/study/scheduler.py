@@ -85,7 +85,7 @@ def execute(
     not_before = dict.fromkeys(waiting, 0.0)
     function = partial(do_stage, stages=str(stages))
     pool = open_pool(function, engine=engine, jobs=jobs, gpu=True)
-    progress = Progress(plan, stages, jobs=pool.places, quiet=quiet)
+    progress = StudyProgress(plan, stages, jobs=pool.places, quiet=quiet)
     with pool, progress:
         while waiting or running:
             unfinished = waiting.keys() | named(running.values())
@@ -195,7 +195,7 @@ TAIL_BYTES = 1 << 18
 """Number of bytes read from the end of metrics.jsonl; large, because a single line may be long."""
 
 
-class Progress:
+class StudyProgress:
     """Display finished stages, running stages and the remaining time of a plan.
 
     The state is read from the folders of the stages, because stages may run on other machines.
@@ -227,7 +227,7 @@ class Progress:
         self.lines: dict[str, Plain] = {}
         self.errors: Collection[str] = ()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> StudyProgress:
         if self.shows:
             self.live.start()
         else:

@@ -79,7 +79,7 @@ is a ``_Clock``. Nothing is saved, because saving would add to the time of a ste
 # -------------------------------------------------------------------------------------------
 
 
-class Sample(NamedTuple):
+class TextSample(NamedTuple):
     """A prepared sample of a recipe's text.
 
     Attributes:
@@ -123,7 +123,7 @@ class Samples:
         self.prepared: dict[tuple[object, ...], Prepared] = {}
 
     @cached_property
-    def first(self) -> Sample:
+    def first(self) -> TextSample:
         """The sample of ``link``. Its text is counted for a few seconds at most."""
         corpus = self.link.corpus
         documents = corpus.documents()
@@ -135,10 +135,10 @@ class Samples:
         data = self._prepare(self.link, some, whole=whole)
         seconds = (time.process_time() - began) / max(1, size)
         if whole or corpus.stream:
-            return Sample(data, 1.0, seconds * size, len(some), size, whole, documents.skipped)
+            return TextSample(data, 1.0, seconds * size, len(some), size, whole, documents.skipped)
         seen = look_at(corpus.documents())
         characters = seen.characters
-        return Sample(
+        return TextSample(
             data,
             characters / size,
             seconds * characters,

@@ -19,7 +19,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, coverage_record, evaluate, overlap_record
 from maskwise.folders import finite, read_json, sweep, write_json, write_whole
 from maskwise.learning.run import SHARED_TOKENIZER, Lesson
-from maskwise.masking.policies.given import Learned
+from maskwise.masking.policies.given import LearnedPolicy
 from maskwise.models import load_config, load_model, with_fields
 from maskwise.objectives import objective_class
 from maskwise.recipe import Recipe
@@ -194,8 +194,8 @@ def _beginning(corpus: CorpusSettings) -> Iterator[Document]:
 
 def _scored_by(policy: Path, corpus: CorpusSettings) -> CorpusSettings:
     """Write the folder of the learned policy into ``corpus.layers``, in place of ``learned``."""
-    own = str(Call("learned", (str(policy),), {"layer": Learned().layer}))
-    layers = tuple(own if spec in Learned().annotators() else spec for spec in corpus.layers)
+    own = str(Call("learned", (str(policy),), {"layer": LearnedPolicy().layer}))
+    layers = tuple(own if spec in LearnedPolicy().annotators() else spec for spec in corpus.layers)
     return corpus.model_copy(update={"layers": layers})
 
 

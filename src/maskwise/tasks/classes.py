@@ -23,7 +23,7 @@ from maskwise.objectives import Classification, MultiLabel, Regression
 from maskwise.tasks.columns import (
     NO_LABEL,
     NO_TEXT,
-    Columns,
+    ColumnNames,
     Names,
     Records,
     UsualColumns,
@@ -37,7 +37,7 @@ from maskwise.tasks.columns import (
     require_text,
 )
 from maskwise.tasks.metrics import ENTITY_F1, UNSEEN, any_class
-from maskwise.tasks.task import Row, Rows, Task, TaskKind, all_classes
+from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.tasks.tensors import Cutter, Encoded, Flat
 from maskwise.text.labelled import Record
 
@@ -73,7 +73,7 @@ class TextRow(Row):
         return self.label
 
 
-def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
+def text_row(record: Record, columns: ColumnNames, where: str) -> TextRow | str:
     """Convert a record to a row, or return the reason for skipping the record."""
     text, pair, label = columns.cells(record)
     require_text(text, "text", where)
@@ -93,7 +93,7 @@ def text_row(record: Record, columns: Columns, where: str) -> TextRow | str:
     return TextRow(text, pair, name)
 
 
-def text_classes(rows: Rows, where: str) -> Names:
+def text_classes(rows: TaskRows, where: str) -> Names:
     """Return the distinct classes of the texts.
 
     Raises:
@@ -174,7 +174,7 @@ class LabelledRow(Row):
 SEVERAL_COLUMNS = UsualColumns(TEXT, (), (*LABEL, "tags", "categories", "genres"))
 
 
-def _has_several(records: Records, given: Columns) -> bool:
+def _has_several(records: Records, given: ColumnNames) -> bool:
     """Recognise texts whose labels are lists, or are joined by bars or semicolons."""
     label = first_in([given.label] if given.label else SEVERAL_COLUMNS.label, records[0])
     text = first_in(TEXT, records[0]) or given.text or ""
@@ -194,7 +194,7 @@ def _has_several(records: Records, given: Columns) -> bool:
     return joined and len(parts) <= min(MOST_LABELS, len(whole))
 
 
-def _several_row(record: Record, columns: Columns, where: str) -> LabelledRow | str:
+def _several_row(record: Record, columns: ColumnNames, where: str) -> LabelledRow | str:
     text, _, value = columns.cells(record)
     require_text(text, "text", where)
     if isinstance(value, str):
@@ -268,14 +268,14 @@ class ScoredRow(Row):
     score: float
 
 
-def _scored_row(record: Record, columns: Columns, where: str) -> ScoredRow | str:
+def _scored_row(record: Record, columns: ColumnNames, where: str) -> ScoredRow | str:
     row = text_row(record, columns, where)
     if isinstance(row, str):
         return row
     return ScoredRow(row.text, row.pair, require_number(row.label, where))
 
 
-def _require_scores(rows: Rows, where: str) -> Names:
+def _require_scores(rows: TaskRows, where: str) -> Names:
     distinct((str(row.score) for row in rows), "different scores", where)
     return ()
 
@@ -291,7 +291,9 @@ def _encode_scores(task: Task, split: str, cutter: Cutter) -> Encoded:
     return Encoded(cutter.rows(task.splits[split]), targets.float())
 
 
-def _has_scores(records: Records, given: Columns, names: Sequence[str], *, paired: bool) -> bool:
+def _has_scores(
+    records: Records, given: ColumnNames, names: Sequence[str], *, paired: bool
+) -> bool:
     """Recognise texts, or pairs of texts, whose labels are scores or quantities."""
     first = records[0]
     _, pair = pair_in(first, given, PAIRS)
@@ -375,12 +377,12 @@ class TaggedRow(Row):
 WORDS = ("tokens", "words")
 
 
-def _has_words(records: Records, given: Columns) -> bool:
+def _has_words(records: Records, given: ColumnNames) -> bool:
     names = (given.text,) if given.text else WORDS
     return any(isinstance(records[0].get(name), list) for name in names)
 
 
-def _tagged_row(record: Record, columns: Columns, where: str) -> TaggedRow | str:
+def _tagged_row(record: Record, columns: ColumnNames, where: str) -> TaggedRow | str:
     tokens, _, tags = columns.cells(record)
     if tags is None:
         return NO_LABEL

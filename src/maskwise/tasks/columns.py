@@ -28,7 +28,7 @@ CHOICES = ("choices", "options", "endings")
 _NUMBERED_CHOICE = re.compile(r"(?:ending|choice|option)_?(\d+)")
 
 
-class Columns(NamedTuple):
+class ColumnNames(NamedTuple):
     """Column names, given by the user or chosen for a file.
 
     For extractive questions ``text`` is the context, ``pair`` the question and ``label`` the
@@ -67,14 +67,16 @@ def first_in(names: Iterable[str], record: Iterable[str]) -> str | None:
     return None
 
 
-def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str) -> Columns:
+def find_columns(
+    usual: UsualColumns, record: Record, given: ColumnNames, where: str
+) -> ColumnNames:
     """Choose the columns of a record: the given columns, or else the usual columns.
 
     Raises:
         MaskwiseError: the record lacks a given column, or a role (text, pair or label) has no
             column.
     """
-    for role, column in zip(Columns._fields, given):
+    for role, column in zip(ColumnNames._fields, given):
         if column is not None and column not in record:
             raise unknown_name(f"{role} column of {where}", column, paths(record))
     text, pair = pair_in(record, given, usual.pairs)
@@ -82,7 +84,7 @@ def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str
     # A column gets only one role: "question" may be the text or the pair, but not both.
     pair = pair or first_in(usual.pair, record.keys() - {text})
     label = given.label or first_in(usual.label, record.keys() - {text, pair})
-    found = Columns(text, pair, label)
+    found = ColumnNames(text, pair, label)
     needed = {"text": usual.text, "label": usual.label}
     if usual.needs_pair:
         needed["pair"] = usual.pair
@@ -97,7 +99,7 @@ def find_columns(usual: UsualColumns, record: Record, given: Columns, where: str
 
 
 def pair_in(
-    record: Collection[str], given: Columns, pairs: Sequence[tuple[str, str]]
+    record: Collection[str], given: ColumnNames, pairs: Sequence[tuple[str, str]]
 ) -> tuple[str | None, str | None]:
     """Return the columns of a pair of texts: the given columns, or the first pair in the record."""
     if given.text or given.pair:
@@ -338,7 +340,7 @@ def right_choice(
     return index if 0 <= index < len(texts) else None
 
 
-def flat(record: Record, given: Columns) -> Record:
+def flat(record: Record, given: ColumnNames) -> Record:
     """Add a column for each given name that is a path into nested objects, such as "review.text".
 
     In AI2's files, "question" may be an object. The fields of this object become columns, too.
@@ -396,8 +398,8 @@ ABOUT_TEXTS = ("title", "source", "url", "date", "time", "year", "author", "lang
 
 
 def guess_columns(
-    records: Records, given: Columns, usual: UsualColumns, where: str
-) -> tuple[Columns, list[str]]:
+    records: Records, given: ColumnNames, usual: UsualColumns, where: str
+) -> tuple[ColumnNames, list[str]]:
     """Guess the text and the label of a table with unusual column names, and note each guess.
 
     The column with the longest texts becomes the text. If only one other column is left, that

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from maskwise.tasks.classes import SEQUENCE_CLASSIFICATION, SIMILARITY
-from maskwise.tasks.columns import NO_TEXT, Columns, UsualColumns, require_text
+from maskwise.tasks.columns import NO_TEXT, ColumnNames, UsualColumns, require_text
 from maskwise.tasks.task import Row, Task, TaskKind
 from maskwise.text.labelled import Record
 
@@ -110,7 +110,7 @@ class PairedRow(Row):
     passage: str
 
 
-def _paired_row(record: Record, columns: Columns, where: str) -> PairedRow | str:
+def _paired_row(record: Record, columns: ColumnNames, where: str) -> PairedRow | str:
     query, passage, _ = columns.cells(record)
     require_text(query, "title", where)
     require_text(passage, "text", where)

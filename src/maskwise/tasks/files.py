@@ -48,7 +48,7 @@ BUNDLED_TASKS = {
 
 
 # Arguments of ``load_task``.
-Options: TypeAlias = dict[str, Any]
+TableOptions: TypeAlias = dict[str, Any]
 
 
 class Card(TypedDict):
@@ -61,7 +61,7 @@ class Card(TypedDict):
     title: str
     source: str
     licence: str
-    options: Options
+    options: TableOptions
     hub: NotRequired[str]
     files: NotRequired[dict[str, str]]
 

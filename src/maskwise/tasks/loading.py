@@ -39,7 +39,7 @@ from maskwise.tasks.columns import (
     HIDDEN,
     NO_LABEL,
     TEMPLATE_TEXT,
-    Columns,
+    ColumnNames,
     Names,
     Records,
     find_columns,
@@ -58,7 +58,7 @@ from maskwise.tasks.embeddings import (
 )
 from maskwise.tasks.files import (
     CARDS,
-    Options,
+    TableOptions,
     merged,
     only_test,
     read_splits,
@@ -69,7 +69,7 @@ from maskwise.tasks.files import (
     state_of,
 )
 from maskwise.tasks.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
-from maskwise.tasks.task import SPLITS, Row, Rows, Task, TaskKind, all_classes
+from maskwise.tasks.task import SPLITS, Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.tasks.written import CLOZE_QA, generation
 from maskwise.text.labelled import Record
 from maskwise.text.worlds import WORLDS, read_world
@@ -135,7 +135,7 @@ def load_task(
             - any of these with arguments of this function: ``ud-pos(train_rows=300)``.
         kind: a name in ``KINDS``. By default, the kind is recognised from the columns. Only
             cloze-qa and frozen kinds must be named.
-        text, pair, label: the columns (see ``Columns``). A column is given by its name, or by its
+        text, pair, label: the columns (``ColumnNames``). A column is given by its name, or by its
             position from 1 in a table without a header. The default is the first usual name.
             ``text`` may be a template such as "{question} {context}". ``a|b`` means column a, or
             column b if a does not exist.
@@ -184,7 +184,7 @@ def load_task(
     return _load(source, {**about["options"], **given, "files": about.get("files", {})})
 
 
-def _options(spec: str) -> tuple[str, Options]:
+def _options(spec: str) -> tuple[str, TableOptions]:
     """Split a spec into its source and arguments of ``load_task``.
 
     The arguments of an invented world stay in the source.
@@ -212,7 +212,7 @@ _LOADED: dict[str, Task] = {}
 MOST_LOADED = 16
 
 
-def _load(spec: str, given: Options) -> Task:
+def _load(spec: str, given: TableOptions) -> Task:
     """Call ``_read_task``, and cache its result until the task's files change."""
     if spec.startswith("hf:"):
         return _read_task(spec, **given)
@@ -266,7 +266,7 @@ def _read_task(
     if label is None:
         label = _LABEL_OF.get(spec)
     roles = (text, pair, label)
-    given = Columns(*(None if column is None else str(column) for column in roles))
+    given = ColumnNames(*(None if column is None else str(column) for column in roles))
     # If a column is given by its number, the table has no header.
     header = not any(isinstance(column, int) for column in roles)
 
@@ -301,7 +301,7 @@ def _read_task(
             records[split] = [with_text(record, template, place) for record in part]
         given = given._replace(text=TEMPLATE_TEXT)
     if examples:
-        given = Columns(*(_present(column, examples[0]) for column in given))
+        given = ColumnNames(*(_present(column, examples[0]) for column in given))
 
     skipped = Counter[str]()
     keyed: dict[str, list[tuple[str, Row]]] = {}
@@ -339,7 +339,7 @@ def _read_task(
                 key = shared_text(record, shared[split]) or row.key
                 keyed[split].append((key, row))
 
-    splits: Mapping[str, Rows]
+    splits: Mapping[str, TaskRows]
     needed: Names = SPLITS
     if chosen.needs_train:
         splits, cuts = splits_of(keyed, place)
@@ -360,7 +360,7 @@ def _read_task(
             do='give it a dev split, or choose pooling="mean" or pooling="cls"',
         )
 
-    rows: Rows = splits["train" if chosen.needs_train else "test"]
+    rows: TaskRows = splits["train" if chosen.needs_train else "test"]
     if chosen.every_label:
         rows = list(chain.from_iterable(splits.values()))
     table = place
@@ -397,7 +397,7 @@ def _read_task(
     return task.with_train_rows(train_rows).with_test_rows(test_rows)
 
 
-def _recognised(records: Records, given: Columns) -> TaskKind:
+def _recognised(records: Records, given: ColumnNames) -> TaskKind:
     """Return the first kind that recognises the records, or classification if none does.
 
     A kind of another package is used only if the user names it.

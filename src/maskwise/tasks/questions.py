@@ -31,7 +31,7 @@ from maskwise.objectives import Classification, MultipleChoice, SpanQuestionAnsw
 from maskwise.tasks.columns import (
     NO_ANSWER,
     NO_LABEL,
-    Columns,
+    ColumnNames,
     Records,
     UsualColumns,
     choices_of,
@@ -42,8 +42,8 @@ from maskwise.tasks.columns import (
 )
 from maskwise.tasks.files import ANSWERS, CONTEXT
 from maskwise.tasks.metrics import normalise
-from maskwise.tasks.task import Row, Rows, Task, TaskKind
-from maskwise.tasks.tensors import Batch, Cutter, Data, Flat, batches, edges, places_of
+from maskwise.tasks.task import Row, Task, TaskKind, TaskRows
+from maskwise.tasks.tensors import Cutter, Data, Flat, TaskBatch, batches, edges, places_of
 from maskwise.text.labelled import Record
 
 # The limits in BERT's SQuAD code. A question never gets more than half of the tokens of a window.
@@ -123,13 +123,13 @@ class MarkedRow(Row):
     starts: list[int]
 
 
-def _has_context(records: Records, given: Columns) -> bool:
+def _has_context(records: Records, given: ColumnNames) -> bool:
     names = set(records[0])
     has_answers = bool({"answers", "answer"} & names)
     return {"context", "question"} <= names and has_answers and not given.label
 
 
-def _marked_row(record: Record, columns: Columns, where: str) -> MarkedRow | str:
+def _marked_row(record: Record, columns: ColumnNames, where: str) -> MarkedRow | str:
     context, question, cell = columns.cells(record)
     require_text(context, "context", where, filled=True)
     require_text(question, "question", where, filled=True)
@@ -249,9 +249,9 @@ class Windows(Data):
     targets: Tensor
     question: Tensor
     span: Tensor
-    rows: Rows
+    rows: TaskRows
 
-    def batch(self, rows: Tensor) -> Batch:
+    def batch(self, rows: Tensor) -> TaskBatch:
         """Return the inputs from ``Flat.batch``, and labels (B, 2)."""
         return {**self.flat.batch(rows), "labels": self.targets[rows]}
 
@@ -331,11 +331,11 @@ class ChoiceRow(Row):
     label: int
 
 
-def _has_choices(records: Records, given: Columns) -> bool:
+def _has_choices(records: Records, given: ColumnNames) -> bool:
     return bool(choices_of(records[0])[1])
 
 
-def _choice_row(record: Record, columns: Columns, where: str) -> ChoiceRow | str:
+def _choice_row(record: Record, columns: ColumnNames, where: str) -> ChoiceRow | str:
     question, context, answer = columns.cells(record)
     require_text(question, "question", where)
     if context is not None:
@@ -395,7 +395,7 @@ class Choices(Data):
     def lengths(self) -> Tensor:
         return self.flat.starts[self.starts].diff()
 
-    def batch(self, rows: Tensor) -> Batch:
+    def batch(self, rows: Tensor) -> TaskBatch:
         """Return the inputs from ``Flat.batch`` for all choices, and labels (B,).
 
         ``choices`` (B, C) holds the row of each choice in these inputs. It is padded with −1 for

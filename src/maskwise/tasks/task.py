@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from maskwise.constants import LOWER_IS_BETTER, NATS
 from maskwise.errors import MaskwiseError, counted, require_library, whole_number
 from maskwise.files import TaskFacts
-from maskwise.tasks.columns import Columns, Names, Records, UsualColumns, place_of
+from maskwise.tasks.columns import ColumnNames, Names, Records, UsualColumns, place_of
 from maskwise.tasks.metrics import (
     ENTITY_F1,
     ITEMS,
@@ -49,7 +49,7 @@ JACKKNIFE_GROUPS = 200
 # The answers for a split, one per item: classes, numbers or texts.
 Answers: TypeAlias = ArrayLike | Sequence[object]
 # The rows of one kind of task.
-Rows: TypeAlias = Sequence[Any]
+TaskRows: TypeAlias = Sequence[Any]
 Settings: TypeAlias = Mapping[str, Any]
 Floats: TypeAlias = NDArray[np.float64]
 # Fields of rows that no model reads and no score depends on.
@@ -119,16 +119,16 @@ class TaskKind:
     """Names in ``metrics.METRICS``; the first is the default."""
     columns: UsualColumns
 
-    row: Callable[[Record, Columns, str], Row | str]
+    row: Callable[[Record, ColumnNames, str], Row | str]
     """Maps (record, columns, location) to a row, or to a reason for skipping the record."""
     gold: Callable[[Task, str], Any]
     """Returns the correct answers of a split: an array, or for each row a list of correct texts."""
     baseline: Callable[[Task], float | None]
     """Returns the test score of the best guess without the text; None if it needs a tokenizer."""
-    recognises: Callable[[Records, Columns], bool] = lambda records, given: False
+    recognises: Callable[[Records, ColumnNames], bool] = lambda records, given: False
     """Returns whether records belong to this kind, given the columns that the user named. The first
     record merges the columns of all rows. Kinds are tried in the order of ``KINDS``."""
-    labels: Callable[[Rows, str], Names] = lambda rows, where: ()
+    labels: Callable[[TaskRows, str], Names] = lambda rows, where: ()
     """Returns the sorted classes of the rows; raises an error if there is only one class."""
 
     head: str = "embedding"
@@ -229,7 +229,7 @@ class Task:
     kind: TaskKind
     metric: str
     labels: Names
-    splits: Mapping[str, Rows]
+    splits: Mapping[str, TaskRows]
     skipped: Mapping[str, int] = field(default_factory=dict)
     notes: Names = ()
     pooling: str = "mean"
@@ -517,6 +517,6 @@ class Task:
         return replace(self, splits=splits, notes=(*self.notes, *notes))
 
 
-def all_classes(rows: Rows) -> list[str]:
+def all_classes(rows: TaskRows) -> list[str]:
     """Return the classes of all items in the rows."""
     return list(chain.from_iterable(row.classes for row in rows))

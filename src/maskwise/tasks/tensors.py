@@ -28,7 +28,7 @@ from maskwise.families import evaluating
 from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives import Classification
 from maskwise.tasks.metrics import LOST
-from maskwise.tasks.task import SPLITS, Answers, Rows, Task
+from maskwise.tasks.task import SPLITS, Answers, Task, TaskRows
 from maskwise.text.words import tokenizing
 from maskwise.training import TrainingSettings, permutation
 from maskwise.training.data import by_width
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Inputs of a model, and labels.
-Batch: TypeAlias = dict[str, Tensor]
+TaskBatch: TypeAlias = dict[str, Tensor]
 # The number of steps in a window. The rows of a window are sorted by length.
 WINDOW_STEPS = 16
 # A part of the hash for random targets. It separates them from other hashes of the same seed.
@@ -81,7 +81,7 @@ class Flat:
         """Return the indices (B, L) of the rows' tokens, and a mask that is False at padding."""
         return places_of(self.starts, rows)
 
-    def batch(self, rows: Tensor) -> Batch:
+    def batch(self, rows: Tensor) -> TaskBatch:
         """Return input_ids, attention_mask and, for pairs, token_type_ids, all (B, L)."""
         at, real = self.at(rows)
         inputs = {
@@ -112,10 +112,10 @@ class Trainable(ABC):
         return self.flat.lengths
 
     @abstractmethod
-    def batch(self, rows: Tensor) -> Batch:
+    def batch(self, rows: Tensor) -> TaskBatch:
         """Return the model inputs and labels for some rows."""
 
-    def training_batch(self, planned: Tensor, seed: int) -> Batch:
+    def training_batch(self, planned: Tensor, seed: int) -> TaskBatch:
         """Return a batch for (row, epoch) pairs (B, 2). Only random targets depend on the epoch."""
         return self.batch(planned[:, 0])
 
@@ -146,7 +146,7 @@ class Data(Trainable):
         """Return the answers of a trained objective's model, one per item."""
 
 
-def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, Batch]]:
+def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, TaskBatch]]:
     """Yield (row indices, batch) for rows of similar length, about ``EVAL_TOKENS`` tokens each."""
     for rows in by_width(data.lengths, EVAL_TOKENS):
         yield rows, moved(data.batch(rows), device)
@@ -166,7 +166,7 @@ class Encoded(Data):
     targets: Tensor
     place: Tensor | None = None
 
-    def batch(self, rows: Tensor) -> Batch:
+    def batch(self, rows: Tensor) -> TaskBatch:
         """Return the inputs from ``Flat.batch``, and labels (B,), (B, K) or (B, L)."""
         if self.place is None:
             labels = self.targets[rows]
@@ -247,12 +247,12 @@ class TaskSource:
         # Without this permutation, every window would begin with the shortest rows.
         return plan[permutation(WINDOW_STEPS, seed=seed, epoch=window)]
 
-    def batches(self, step: int, *, rank: int, ranks: int) -> list[Batch]:
+    def batches(self, step: int, *, rank: int, ranks: int) -> list[TaskBatch]:
         """Return a process's micro-batches for a step."""
         parts = self.planned(step).view(self.settings.accumulate, ranks, -1, 2)[:, rank]
         return [self.data.training_batch(part, self.settings.seed) for part in parts]
 
-    def facts(self, batches: Sequence[Batch]) -> dict[str, float]:
+    def facts(self, batches: Sequence[TaskBatch]) -> dict[str, float]:
         """Return sums over the rows of batches: tokens, squared tokens, tokens with padding."""
         masks = [batch["attention_mask"] for batch in batches]
         lengths = torch.cat([mask.sum(1).double() for mask in masks])
@@ -332,7 +332,7 @@ class Cutter:
         cut = sum(were_cut(self.backend, texts, encodings))
         return replace(Flat.of(encodings, self.pad), cut=cut)
 
-    def rows(self, rows: Rows) -> Flat:
+    def rows(self, rows: TaskRows) -> Flat:
         """Encode each row, with its one or two texts, as one sequence."""
         texts: list[str | tuple[str, ...]] = []
         for row in rows:

@@ -35,7 +35,7 @@ from maskwise.tasks import tensors
 from maskwise.tasks.columns import (
     NO_ANSWER,
     NO_TEXT,
-    Columns,
+    ColumnNames,
     Records,
     UsualColumns,
     choices_of,
@@ -46,7 +46,16 @@ from maskwise.tasks.columns import (
 from maskwise.tasks.metrics import ITEMS, Answer
 from maskwise.tasks.questions import answer_baseline, gold_texts, passage_of, relation_of
 from maskwise.tasks.task import Row, Settings, Task, TaskKind
-from maskwise.tasks.tensors import EVAL_TOKENS, Batch, Cutter, Data, Flat, batches, edges, were_cut
+from maskwise.tasks.tensors import (
+    EVAL_TOKENS,
+    Cutter,
+    Data,
+    Flat,
+    TaskBatch,
+    batches,
+    edges,
+    were_cut,
+)
 from maskwise.text.labelled import Record
 from maskwise.training.data import by_width
 
@@ -68,7 +77,7 @@ class QARow(Row):
     passage: str = ""
 
 
-def _question_row(record: Record, columns: Columns, where: str) -> QARow | str:
+def _question_row(record: Record, columns: ColumnNames, where: str) -> QARow | str:
     question, _, cell = columns.cells(record)
     require_text(question, "question", where, filled=True)
     answers = [text for text, _ in read_answers(cell, where)]
@@ -159,7 +168,7 @@ class Slots(Data):
     end: int
     backend: Tokenizer
 
-    def batch(self, rows: Tensor) -> Batch:
+    def batch(self, rows: Tensor) -> TaskBatch:
         """Return the inputs from ``Flat.batch``, and labels (B, L)."""
         at, real = self.flat.at(rows)
         labels = torch.where(real, self.targets[at], IGNORE)
@@ -233,12 +242,12 @@ class WrittenRow(Row):
         return self.group or super().key
 
 
-def _has_two_texts(records: Records, given: Columns) -> bool:
+def _has_two_texts(records: Records, given: ColumnNames) -> bool:
     named = given.text or given.label
     return not named and any(records[0].keys() >= set(pair) for pair in _TOGETHER)
 
 
-def _written_row(record: Record, columns: Columns, where: str) -> WrittenRow | str:
+def _written_row(record: Record, columns: ColumnNames, where: str) -> WrittenRow | str:
     if columns.text not in record:
         raise MaskwiseError(
             f"{where} has no column {columns.text!r}", got=", ".join(record) or "no columns"
@@ -402,17 +411,17 @@ class Written(Data):
     def lengths(self) -> Tensor:
         return self.flat.lengths + self.targets.lengths[self.first[:-1]]
 
-    def batch(self, rows: Tensor) -> Batch:
+    def batch(self, rows: Tensor) -> TaskBatch:
         """Return input_ids and attention_mask (B, L), and labels (B, L') from the first answers."""
         return self._batch(rows, self.first[rows])
 
-    def training_batch(self, planned: Tensor, seed: int) -> Batch:
+    def training_batch(self, planned: Tensor, seed: int) -> TaskBatch:
         """Return a batch; each text's label is a correct answer, drawn anew in every epoch."""
         rows = planned[:, 0]
         chosen = tensors.draws_of(planned, seed) % self.first.diff()[rows]
         return self._batch(rows, self.first[rows] + chosen)
 
-    def _batch(self, rows: Tensor, answers: Tensor) -> Batch:
+    def _batch(self, rows: Tensor, answers: Tensor) -> TaskBatch:
         at, real = self.targets.at(answers)
         inputs = self.flat.batch(rows)
         inputs.pop("token_type_ids", None)

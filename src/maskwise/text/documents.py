@@ -29,7 +29,7 @@ from maskwise.text.readers import (
     NAME_IT,
     NOT_UTF8,
     READERS,
-    Fields,
+    FieldNames,
     Opener,
     PartName,
     Record,
@@ -101,7 +101,7 @@ class Documents:
     open_records: Opener
     _: KW_ONLY
     name: str
-    fields: Fields
+    fields: FieldNames
     limit: int | None = None
     keep_repeated: bool = False
     prefix: str = ""
@@ -264,7 +264,7 @@ def longest_field(source: str) -> str:
     Raises:
         MaskwiseError: the source cannot be read, or is a table whose first row is data.
     """
-    records = list(islice(_objects(_resolve(source, Fields(""))[0]()), HEAD_RECORDS))
+    records = list(islice(_objects(_resolve(source, FieldNames(""))[0]()), HEAD_RECORDS))
     sizes = Counter[str]()
     for record in records:
         for path in paths(record):
@@ -289,7 +289,7 @@ def _objects(records: Iterable[Record]) -> Iterator[Mapping[str, object]]:
 def lines_note(source: str) -> str | None:
     """Return a note for the user if a file without blank lines is read line by line, else None."""
     path = user_path(source)
-    if not path.is_file() or kind_of(path, Fields()) != "line":
+    if not path.is_file() or kind_of(path, FieldNames()) != "line":
         return None
     return (
         f"{source} has no blank lines, so each line is read as one text; corpus.text_per=block "
@@ -369,7 +369,7 @@ def read_documents(
     if limit is not None and limit < 1:
         raise MaskwiseError("limit must be a positive number of documents", got=limit)
     require_known("text_per", text_per, ("auto", "line", "block"))
-    fields = Fields(text_field, id_field, text_per)
+    fields = FieldNames(text_field, id_field, text_per)
     opener, name = _resolve(source, fields)
     return Documents(opener, name=name, fields=fields, limit=limit, keep_repeated=keep_repeated)
 
@@ -437,7 +437,7 @@ def bundled_path(name: str) -> Path:
     return bundled_file(f"{name}.jsonl.gz")
 
 
-def _resolve(source: object, fields: Fields) -> tuple[Opener, str]:
+def _resolve(source: object, fields: FieldNames) -> tuple[Opener, str]:
     """Return a function that opens the source's records, and the name of the source."""
     if source == "":
         raise MaskwiseError("a corpus has no name", got="''", do="give a file or a folder")
@@ -458,7 +458,7 @@ def _resolve(source: object, fields: Fields) -> tuple[Opener, str]:
     raise MaskwiseError(what, got=type(source).__name__, allowed=allowed)
 
 
-def _resolve_path(path: Path, fields: Fields) -> Opener:
+def _resolve_path(path: Path, fields: FieldNames) -> Opener:
     if not path.exists():
         raise MaskwiseError(
             f"corpus {str(path)!r} does not exist",

@@ -43,6 +43,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from maskwise.errors import MaskwiseError
+from maskwise.masking.line import Columns
 from maskwise.segments import Array, changes, owners, rank_within
 from maskwise.text.words import Flags, Ints, Ints32, Placed, number_words, place_tokens
 
@@ -102,8 +103,6 @@ Found: TypeAlias = dict[str, CharSpans]
 """The spans of one text, keyed by layer name."""
 Layers: TypeAlias = Mapping[str, Layer]
 """Layers, keyed by name."""
-Columns: TypeAlias = dict[str, Array]
-"""Arrays (T,) with a value for each of T tokens, keyed by column name."""
 
 
 @runtime_checkable

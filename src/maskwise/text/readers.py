@@ -45,7 +45,7 @@ class Skip(NamedTuple):
     reason: str
 
 
-class Fields(NamedTuple):
+class FieldNames(NamedTuple):
     """Where the text of a record is, and what one document of a plain text file is.
 
     Attributes:
@@ -64,7 +64,7 @@ Record = Skip | tuple[str, Any]
 """The name and the content of a record; the content is a string or an object with fields."""
 
 
-class Place(NamedTuple):
+class ReadPosition(NamedTuple):
     """A position between two records of a source, from which reading can resume.
 
     Attributes:
@@ -79,7 +79,7 @@ class Place(NamedTuple):
     whole: str | None = None
 
 
-BEGINNING = Place()
+BEGINNING = ReadPosition()
 
 
 Opener: TypeAlias = Callable[[], Iterable[Record]]
@@ -112,7 +112,7 @@ def whole_name(name: str) -> str:
     return name.whole if isinstance(name, PartName) else name
 
 
-def read_file(path: Path, name: str, fields: Fields) -> Iterator[Record]:
+def read_file(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
     """Yield the records of one file; records without a name are called "NAME#NUMBER"."""
     # Names of documents are in UTF-8, but names of files may contain other bytes.
     name = in_utf8(name).decode()
@@ -169,7 +169,7 @@ def refuse_fields(source: object, **given: str) -> None:
     if not isinstance(source, str | Path):
         return
     unread = unread_fields(str(source))
-    usual = {"text_field": Fields().text, "text_per": Fields().per}
+    usual = {"text_field": FieldNames().text, "text_per": FieldNames().per}
     for name, value in given.items():
         if name in unread and value != usual[name]:
             option = f"--{name.replace('_', '-')}"
@@ -179,7 +179,7 @@ def refuse_fields(source: object, **given: str) -> None:
 # ---- files of lines
 
 
-def kind_of(path: Path, fields: Fields) -> LineKind:
+def kind_of(path: Path, fields: FieldNames) -> LineKind:
     """Return the format of a file that consists of lines."""
     if known_ending(path) not in TEXT_ENDINGS:
         return "json"
@@ -214,8 +214,8 @@ def _lines(file: IO[bytes], at: int) -> Iterator[tuple[str | Skip, int]]:
 
 
 def line_records(
-    file: IO[bytes], name: str, kind: LineKind, place: Place = BEGINNING
-) -> Iterator[tuple[Record, Place | None]]:
+    file: IO[bytes], name: str, kind: LineKind, place: ReadPosition = BEGINNING
+) -> Iterator[tuple[Record, ReadPosition | None]]:
     """Yield each record of a file of lines, and the place after the record.
 
     The file is open at ``place``, and the names of records begin with ``name``. Lines of JSON are
@@ -233,14 +233,14 @@ def line_records(
         if text or kind == "json":
             number += 1
         if isinstance(line, Skip):
-            yield line, Place(at, number)
+            yield line, ReadPosition(at, number)
         elif text:
-            yield (f"{name}#{number}", text), Place(at, number)
+            yield (f"{name}#{number}", text), ReadPosition(at, number)
 
 
 def _blocks(
-    lines: Iterator[tuple[str | Skip, int]], name: str, place: Place
-) -> Iterator[tuple[Record, Place | None]]:
+    lines: Iterator[tuple[str | Skip, int]], name: str, place: ReadPosition
+) -> Iterator[tuple[Record, ReadPosition | None]]:
     _, number, whole = place
     block: list[str] = []
     size = 0
@@ -249,7 +249,7 @@ def _blocks(
             after = None
             # Resuming inside a block would lose the lines that have already been read.
             if not block:
-                after = Place(at, number, whole)
+                after = ReadPosition(at, number, whole)
             yield line, after
             continue
         ends = not line.strip()
@@ -266,14 +266,14 @@ def _blocks(
                 title = PartName.of(title, whole)
             if ends:
                 whole = None
-            yield (title, "\n".join(block)), Place(at, number, whole)
+            yield (title, "\n".join(block)), ReadPosition(at, number, whole)
             block = []
             size = 0
         elif ends:
             whole = None
 
 
-def _read_lines(path: Path, name: str, fields: Fields) -> Iterator[Record]:
+def _read_lines(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
     refuse_unreadable(path)
     kind = kind_of(path, fields)
     with opened(path) as file:
@@ -290,7 +290,7 @@ def is_json_array(path: Path) -> bool:
     return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
-def _read_json(path: Path, name: str, fields: Fields) -> Iterator[Record]:
+def _read_json(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
     """Read a JSON array of texts or objects, which is read at once, or JSON lines."""
     refuse_unreadable(path)
     if not is_json_array(path):
@@ -320,7 +320,7 @@ def parsed(record: Record) -> Record:
 # ---- other files
 
 
-def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
+def _read_table(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
     refuse_unreadable(path)
     # Bad bytes become surrogates, so that only the rows with bad bytes are skipped later.
     text = read_whole(path).decode("utf-8-sig", "surrogateescape")
@@ -330,7 +330,7 @@ def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Record]:
     return numbered_rows(rows, name)
 
 
-def _read_fasta(path: Path, name: str, fields: Fields) -> Iterator[Record]:
+def _read_fasta(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
     """Yield the sequences of a FASTA file in capitals, without gaps (- and .) or the final *.
 
     Lower case only marks repeats or unaligned regions, so letters are changed to capitals. Long
@@ -388,12 +388,12 @@ def _parts_of_lines(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
         continues = not part.endswith(b"\n")
 
 
-def _read_parquet(path: Path, name: str, fields: Fields) -> Iterator[Record]:
+def _read_parquet(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
     return numbered_rows(parquet_rows(path, fields), name)
 
 
 def parquet_rows(
-    path: Path, fields: Fields | None = None, *, first: int = 0
+    path: Path, fields: FieldNames | None = None, *, first: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a Parquet file, with all columns or only those of ``fields``.
 
@@ -428,7 +428,7 @@ def parquet_rows(
         ) from error
 
 
-def wanted(columns: list[str], fields: Fields, where: str) -> list[str]:
+def wanted(columns: list[str], fields: FieldNames, where: str) -> list[str]:
     """Return the columns to read. Others are not read, because images, say, are slow to decode.
 
     Raises:
@@ -455,7 +455,7 @@ def numbered_rows(rows: Iterable[object], name: str) -> Iterator[Record]:
 # ---- data sets for the library `datasets`, saved in a folder or on the hub
 
 
-def saved_dataset(path: Path, fields: Fields) -> Opener:
+def saved_dataset(path: Path, fields: FieldNames) -> Opener:
     """Open a folder that `save_to_disk` wrote; if it has several splits, open "train"."""
     import datasets
 
@@ -475,7 +475,7 @@ def saved_dataset(path: Path, fields: Fields) -> Opener:
     return lambda: numbered_rows(rows, path.name)
 
 
-def hub_dataset(source: str, fields: Fields) -> Opener:
+def hub_dataset(source: str, fields: FieldNames) -> Opener:
     """Return a function that loads "hf:NAME[:CONFIG[:SPLIT]]" and yields the records."""
     name, config, split = hub_parts(source)
 
@@ -512,7 +512,7 @@ TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
 FASTA_ENDINGS = (".fasta", ".fa", ".faa", ".fna", ".fasta.gz", ".fa.gz", ".faa.gz", ".fna.gz")
 LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst")
 JSON_ENDINGS = (".json", ".json.gz")
-READERS: dict[str, Callable[[Path, str, Fields], Iterator[Record]]] = {
+READERS: dict[str, Callable[[Path, str, FieldNames], Iterator[Record]]] = {
     **dict.fromkeys(TEXT_ENDINGS, _read_lines),
     **dict.fromkeys((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _read_table),
     **dict.fromkeys(LINE_ENDINGS, _read_lines),

@@ -21,7 +21,7 @@ from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
 from maskwise.text.layers import Layered
 from maskwise.text.pieces import LONGEST_ROW, Pieces, Tokens, read_pieces, tokenise
-from maskwise.text.readers import Fields
+from maskwise.text.readers import FieldNames
 from maskwise.text.rows import Rows, holds_out, split
 from maskwise.text.stream import (
     BlockMaker,
@@ -207,9 +207,9 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
         return f"{title}, first {self.limit}"
 
     @property
-    def record_fields(self) -> Fields:
+    def record_fields(self) -> FieldNames:
         """The names of a record's fields."""
-        return Fields(self.text_field, per=self.text_per)
+        return FieldNames(self.text_field, per=self.text_per)
 
     def shards(self) -> dict[str, list[Shard]]:
         """Return a stream's shards, keyed by source.

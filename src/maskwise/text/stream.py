@@ -41,8 +41,8 @@ from maskwise.text.readers import (
     LINE_ENDINGS,
     READERS,
     TEXT_ENDINGS,
-    Fields,
-    Place,
+    FieldNames,
+    ReadPosition,
     Record,
     files_in,
     hub_parts,
@@ -87,12 +87,12 @@ class Chunk(NamedTuple):
             return map(parsed, self.content)
         return self.content
 
-    def documents(self, fields: Fields) -> Documents:
+    def documents(self, fields: FieldNames) -> Documents:
         """Return the documents in the records."""
         return Documents(self.records, name=self.name, fields=fields, keep_repeated=True)
 
 
-Chunks: TypeAlias = Iterator[tuple[Chunk, Place]]
+Chunks: TypeAlias = Iterator[tuple[Chunk, ReadPosition]]
 """Chunks of a shard, each with the place of the next chunk. With the last chunk, this place is
 `BEGINNING`, because the next chunk is at the beginning of the next shard."""
 
@@ -107,7 +107,7 @@ class Shard(ABC):
     name: str
 
     @abstractmethod
-    def chunks(self, place: Place, size: int) -> Chunks:
+    def chunks(self, place: ReadPosition, size: int) -> Chunks:
         """Yield each chunk after a place, and the place of the next chunk.
 
         Args:
@@ -130,9 +130,9 @@ class FileShard(Shard):
 
     path: Path
     name: str
-    fields: Fields
+    fields: FieldNames
 
-    def chunks(self, place: Place, size: int) -> Chunks:
+    def chunks(self, place: ReadPosition, size: int) -> Chunks:
         with damaged(self.path):
             if known_ending(self.path) == ".parquet":
                 rows = parquet_rows(self.path, self.fields, first=place.at)
@@ -176,7 +176,7 @@ class FileShard(Shard):
 class DatasetShard(Shard):
     """One shard of a `datasets.IterableDataset`."""
 
-    def __init__(self, dataset: IterableDataset, number: int, name: str, fields: Fields):
+    def __init__(self, dataset: IterableDataset, number: int, name: str, fields: FieldNames):
         if dataset.column_names:
             wanted(dataset.column_names, fields, name)
         self.dataset = dataset
@@ -186,7 +186,7 @@ class DatasetShard(Shard):
         if dataset.num_shards > 1:
             self.name = f"{name}/{number}"
 
-    def chunks(self, place: Place, size: int) -> Chunks:
+    def chunks(self, place: ReadPosition, size: int) -> Chunks:
         part = self.dataset.shard(num_shards=self.dataset.num_shards, index=self.number)
         if place.at:
             part.load_state_dict(place.at)
@@ -212,8 +212,8 @@ class DatasetShard(Shard):
 def _chunks_of_rows(
     rows: Iterable[Mapping[str, object]],
     name: str,
-    fields: Fields,
-    place: Place,
+    fields: FieldNames,
+    place: ReadPosition,
     size: int,
     *,
     state: Callable[[], object] | None = None,
@@ -227,7 +227,7 @@ def _chunks_of_rows(
         records.append((f"{name}#{number}", row))
         characters += len(str(inside(row, fields.text) or ""))
         if characters >= size:
-            yield Chunk(name, records), Place(state() if state else number, number)
+            yield Chunk(name, records), ReadPosition(state() if state else number, number)
             records = []
             characters = 0
     if records:
@@ -242,7 +242,7 @@ def rename_alike(shards: Sequence[Shard]) -> None:
                 shard.name = str(shard.path)
 
 
-def shards_of(source: str | Path, fields: Fields | None = None) -> list[Shard]:
+def shards_of(source: str | Path, fields: FieldNames | None = None) -> list[Shard]:
     """Return the shards of a stream, in order.
 
     Args:
@@ -258,7 +258,7 @@ def shards_of(source: str | Path, fields: Fields | None = None) -> list[Shard]:
     >>> [shard.name for shard in shards_of(bundled_path("wikipedia"))]
     ['wikipedia.jsonl.gz']
     """
-    fields = fields or Fields()
+    fields = fields or FieldNames()
     source = str(source)
     shards: list[Shard] = []
     if source.startswith("hf:"):
@@ -315,7 +315,7 @@ class BlockMaker:
     length: int
     layout: str = "packed"
     held_out: float = 0.0
-    fields: Fields = field(default_factory=Fields)
+    fields: FieldNames = field(default_factory=FieldNames)
     layers: Layered | None = None
 
     def __call__(self, chunk: Chunk) -> Rows | None:
@@ -392,7 +392,7 @@ class Stream:
         return total
 
 
-def read_shards(shards: Sequence[Shard], fields: Fields, *, name: str) -> Documents:
+def read_shards(shards: Sequence[Shard], fields: FieldNames, *, name: str) -> Documents:
     """Return the documents of all shards, which can be read several times."""
 
     def records() -> Iterator[Record]:

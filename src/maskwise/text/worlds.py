@@ -34,10 +34,10 @@ DEV_SHARE = 0.1
 RUN = "run"
 
 Row = TypeVar("Row")
-Question: TypeAlias = dict[str, str | list[str]]
-Questions: TypeAlias = dict[str, list[Question]]
+WorldQuestion: TypeAlias = dict[str, str | list[str]]
+Questions: TypeAlias = dict[str, list[WorldQuestion]]
 
-Texts: TypeAlias = Iterator[tuple[str, list[Piece]]]
+WorldTexts: TypeAlias = Iterator[tuple[str, list[Piece]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class World(ABC):
         return str(Call(self.name, (), changed))
 
     @abstractmethod
-    def _texts(self) -> Texts:
+    def _texts(self) -> WorldTexts:
         """Yield the name and the words (`Piece`) of each text."""
 
     @abstractmethod
@@ -260,7 +260,7 @@ class FactWorld(World):
     def _who(self) -> str:
         return "others" if self.others else "people"
 
-    def _texts(self) -> Texts:
+    def _texts(self) -> WorldTexts:
         draw = self._draw(f"biographies of {self._who}")
         title = "other" if self.others else "person"
         sentences = language()
@@ -339,7 +339,7 @@ class CausalWorld(World):
                 allowed=f"an odd number, at most {self.causes} (the number of causes)",
             )
 
-    def _texts(self) -> Texts:
+    def _texts(self) -> WorldTexts:
         draw = self._draw("reports")
         for number in range(self.texts):
             templates = [draw.choice(language()["reports"]) for _ in range(4)]
@@ -376,7 +376,7 @@ class CausalWorld(World):
                 got=self.asked,
                 do="raise causes or influences, or lower asked",
             )
-        rows: list[Question] = []
+        rows: list[WorldQuestion] = []
         for question, answer in answers.items():
             rows.append({"question": question, "answers": [answer]})
         return _split(rows)

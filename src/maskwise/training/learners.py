@@ -30,7 +30,7 @@ Agree: TypeAlias = Callable[[Tensor], Tensor]
 every rank gets the same result."""
 
 
-class Point(NamedTuple):
+class Progress(NamedTuple):
     """The progress of training when ``Learner.after`` is called.
 
     Attributes:
@@ -59,7 +59,7 @@ class Learner:
 
     There are two ways to get such sums. If sums are needed at every step, return the numbers from
     ``offer``: all learners of a run then share one exchange between ranks. If sums are needed only
-    at some steps, call ``Point.agree``, which waits for the device.
+    at some steps, call ``Progress.agree``, which waits for the device.
 
     A checkpoint contains the states of all learners, so a resumed run continues bit for bit. The
     methods of this base class do nothing.
@@ -90,7 +90,7 @@ class Learner:
     def observe(self, batch: Any, loss: Any) -> None:
         """Read a micro-batch and its ``Loss``, before the update."""
 
-    def offer(self, now: Point) -> Tensor | None:
+    def offer(self, now: Progress) -> Tensor | None:
         """Return a tensor on the device that shall be summed over all ranks, or None.
 
         ``after`` receives the sums as ``now.sums``. At each update, the tensors of all ranks must
@@ -98,7 +98,7 @@ class Learner:
         """
         return None
 
-    def after(self, now: Point) -> None:
+    def after(self, now: Progress) -> None:
         """Learn after an update of the model. This method is called on every rank."""
 
     def facts(self) -> Facts:
@@ -191,11 +191,11 @@ class GroupLearner(Learner):
         sums_2C = sums_2C[:, :-1]
         self.sums_2C = sums_2C if self.sums_2C is None else self.sums_2C + sums_2C
 
-    def offer(self, now: Point) -> Tensor | None:
+    def offer(self, now: Progress) -> Tensor | None:
         sums_2C, self.sums_2C = self.sums_2C, None
         return sums_2C
 
-    def after(self, now: Point) -> None:
+    def after(self, now: Progress) -> None:
         # There are no sums if this step trained another objective. All ranks train the same one.
         if now.sums is not None:
             self.update(now.sums, now.total_steps)
@@ -291,7 +291,7 @@ class TypeLearner(Learner):
         self.sums_2V[0].index_add_(0, kind, right.to(losses.dtype))
         self.sums_2V[1].index_add_(0, kind, losses.new_ones(kind.shape))
 
-    def after(self, now: Point) -> None:
+    def after(self, now: Progress) -> None:
         self.agree = now.agree
         if not now.done or now.done % self.policy.every:
             return

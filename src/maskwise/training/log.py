@@ -93,7 +93,7 @@ class Log:
             frozen=self.settings.freeze == "encoder",
             known=path is not None,
         )
-        self.progress = Progress(
+        self.progress = ProgressBar(
             title,
             self.settings.steps,
             engine.start,
@@ -288,7 +288,7 @@ def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
     return NotFinite(what, got=got, do=do)
 
 
-class Progress:
+class ProgressBar:
     """A progress bar over steps, with speed and remaining time.
 
     If stderr is not a terminal, as in a batch job, a plain line is printed every minute.

@@ -29,7 +29,7 @@ from maskwise.signals import CODES, Asked
 from maskwise.training.checkpoint import restore, states
 from maskwise.training.data import Batch, Source, look_ahead
 from maskwise.training.engine import Agreement, Engine, leave
-from maskwise.training.learners import Learner, Learners, Point
+from maskwise.training.learners import Learner, Learners, Progress
 from maskwise.training.log import Evaluate, Log
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.several import SeveralObjectives
@@ -110,7 +110,7 @@ def train(
                     learner.observe(batch, loss)
 
         def learn(done: int) -> None:
-            exchange.teach(learners, Point(done, steps, agree))
+            exchange.teach(learners, Progress(done, steps, agree))
 
         for learner in learners.values():
             if isinstance(objective, SeveralObjectives) and learner.objective:
@@ -191,7 +191,7 @@ class Exchange(Learner):
         self.late = late
         self.pending: Callable[[], TensorDict] = dict
 
-    def teach(self, learners: Mapping[str, Learner], now: Point) -> None:
+    def teach(self, learners: Mapping[str, Learner], now: Progress) -> None:
         """Sum what the learners offer, and call ``after`` of every learner with its sums."""
         offered = {}
         for name, learner in learners.items():

@@ -39,7 +39,7 @@ from maskwise.samplers import Sampler
 from maskwise.samplers.base import reliability
 from maskwise.training.checkpoint import restore, states
 from maskwise.training.data import MaskedSource, Rows
-from maskwise.training.learners import Facts, Learner, Learners, Point
+from maskwise.training.learners import Facts, Learner, Learners, Progress
 from maskwise.training.settings import TrainingSettings
 from maskwise.weights import check_finite
 
@@ -302,12 +302,12 @@ class SamplerLearner(Learner):
         self.clock = torch.zeros(3).double()
         self._since: float | None = None
         self.notes: list[str] = []
-        self.now = Point(0, 0, torch.clone)
+        self.now = Progress(0, 0, torch.clone)
 
     def observe(self, batch: MaskedBatch, loss: Loss) -> None:
         self.seen.append((self.sampler.arms.index(batch.objective), _counted(batch, loss)))
 
-    def after(self, now: Point) -> None:
+    def after(self, now: Progress) -> None:
         self.now = now
         if self.seen:
             # All micro-batches of a step have the same arm, so count one step.
@@ -333,7 +333,7 @@ class SamplerLearner(Learner):
         self.seen = []
         self.steps = torch.zeros_like(self.steps)
 
-    def _learn(self, now: Point) -> None:
+    def _learn(self, now: Progress) -> None:
         assert self._make is not None
         began = time.perf_counter()
         # The model was not on its device before the first call.

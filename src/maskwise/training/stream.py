@@ -32,10 +32,10 @@ from maskwise.jobs import Failure, LocalPool
 from maskwise.masking.line import Line
 from maskwise.segments import owners
 from maskwise.text.pieces import Ints
-from maskwise.text.readers import BEGINNING, Place
+from maskwise.text.readers import BEGINNING, ReadPosition
 from maskwise.text.rows import Rows
 from maskwise.text.stream import Chunk, Shard, Stream
-from maskwise.training.learners import Facts, Learner, Numbers, Point
+from maskwise.training.learners import Facts, Learner, Numbers, Progress
 from maskwise.training.settings import TrainingSettings
 
 KEPT_MARKS = 8
@@ -56,14 +56,14 @@ class Position(NamedTuple):
 
     epoch: int = 0
     shard: int = 0
-    place: Place = BEGINNING
+    place: ReadPosition = BEGINNING
     block: int = 0
     row: int = 0
 
 
-Marked: TypeAlias = tuple[Position, Chunk | None]
+PositionedChunk: TypeAlias = tuple[Position, Chunk | None]
 """A position and the chunk at this position. The chunk is None at the end of an epoch."""
-Made: TypeAlias = tuple[Position, Rows | None, bool]
+PositionedRows: TypeAlias = tuple[Position, Rows | None, bool]
 """A position, the rows of the chunk, and whether the epoch ends at this position."""
 
 
@@ -87,7 +87,7 @@ class Ahead:
         self.workers = workers
         self.pool = LocalPool(make, jobs=workers) if workers else None
 
-    def blocks(self, chunks: Iterator[Marked]) -> Iterator[Made]:
+    def blocks(self, chunks: Iterator[PositionedChunk]) -> Iterator[PositionedRows]:
         """Yield the blocks of the chunks, in order."""
         waiting = deque[tuple[Position, Chunk | None, Future[Rows | None] | None]]()
         for number, (at, chunk) in enumerate(chunks):
@@ -99,7 +99,9 @@ class Ahead:
         for each in waiting:
             yield self._made(*each)
 
-    def _made(self, at: Position, chunk: Chunk | None, future: Future[Rows | None] | None) -> Made:
+    def _made(
+        self, at: Position, chunk: Chunk | None, future: Future[Rows | None] | None
+    ) -> PositionedRows:
         if chunk is None:
             return at, None, True
         try:
@@ -201,7 +203,7 @@ class Flow:
         order = self._shuffled(len(self.shards), fold(self.seed, SHARDS), epoch)
         return [self.shards[number] for number in order]
 
-    def _read(self, at: Position) -> Iterator[Marked]:
+    def _read(self, at: Position) -> Iterator[PositionedChunk]:
         """Yield the chunks from a position on. If the stream repeats, this never ends."""
         while True:
             for number, shard in enumerate(self._shards(at.epoch)):
@@ -353,7 +355,7 @@ class StreamedRows(Learner):
 
     # State
 
-    def after(self, now: Point) -> None:
+    def after(self, now: Progress) -> None:
         """Record the number of completed updates."""
         self.done = now.done
 
@@ -390,7 +392,7 @@ class StreamedRows(Learner):
             )
         positions = []
         for epoch, shard, place, block, row in saved["at"]:
-            positions.append(Position(epoch, shard, Place(*place), block, row))
+            positions.append(Position(epoch, shard, ReadPosition(*place), block, row))
         self.done = saved["step"]
         self.marks = {self.done: tuple(positions)}
         self._go_to(self.done)

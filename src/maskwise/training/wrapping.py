@@ -24,7 +24,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 from torch.nn.functional import layer_norm
 from torch.utils.checkpoint import checkpoint
 
-from maskwise.attention import Documents, MaskKey, quicken
+from maskwise.attention import DocumentIds, MaskKey, quicken
 from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of, patched, separate_all
@@ -207,7 +207,7 @@ def _compiled(block: nn.Module, forward: Forward) -> Forward:
     def fast_in_training(*inputs: object, **options: Any) -> Any:
         if not (block.training and torch.is_grad_enabled()):
             return forward(*inputs, **options)
-        documents: Documents | None = options.get("documents")
+        documents: DocumentIds | None = options.get("documents")
         if documents is None:
             return fast(*inputs, **options)
         if masked_by:

@@ -21,7 +21,7 @@ from maskwise.masking.policies.base import Policy, UnitKind, When
 from maskwise.masking.policies.given import (
     Frequency,
     Guided,
-    Learned,
+    LearnedPolicy,
     SpanLayer,
     Token,
     Weighted,
@@ -84,7 +84,7 @@ _BUILT_IN: dict[str, Callable[..., Policy]] = {
     "pos-weighted": pos_weighted,
     "informative": informative,
     "difference": difference,
-    "learned": Learned,
+    "learned": LearnedPolicy,
     "type-weighted": TypeWeighted,
     "mixture": mixture,
 }
@@ -108,7 +108,7 @@ __all__ = [
     "Frequency",
     "GroupWeighted",
     "Guided",
-    "Learned",
+    "LearnedPolicy",
     "Mixture",
     "Policy",
     "Span",

@@ -1,9 +1,9 @@
 """Policies that read units from the text: tokens, words, or the runs of a layer.
 
 A unit is a group of tokens that are masked together. A layer has one number per token, such as the
-number of the token's word, or a weight. Weights come from layers or from token counts. ``Learned``
-reads layers that were written by the annotator in ``learning.annotator``, which runs the model of a
-learned policy over a corpus.
+number of the token's word, or a weight. Weights come from layers or from token counts.
+``LearnedPolicy`` reads layers that were written by the annotator in ``learning.annotator``, which
+runs the model of a learned policy over a corpus.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ _TAKE = re.compile(r"weights|spans|top-[1-9]\d*")
 
 
 @dataclass(frozen=True)
-class Learned(Policy):
+class LearnedPolicy(Policy):
     """A policy learned by ``maskwise learn``: a model that weights words or chooses spans.
 
     ``folder`` contains the learned policy. If ``folder`` is empty, a study learns the policy before
