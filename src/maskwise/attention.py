@@ -16,7 +16,7 @@ On CPUs, dropout uses 16 random bits per number, for four numbers at a time, whi
 number. Torch uses 32 bits and 9 ns, which was an eighth of the training time of a small BERT.
 Dropout rates are rounded to multiples of 1 / 65,536. Accelerators use torch's fused dropout.
 
->>> Documents(torch.tensor([[0, 0, 0, 1, 1, -1]])).positions.tolist()
+>>> DocumentIds(torch.tensor([[0, 0, 0, 1, 1, -1]])).positions.tolist()
 [[0, 1, 2, 0, 1, 0]]
 """
 

@@ -343,7 +343,7 @@ def read_marks(text: str) -> tuple[str, list[MarkedSpan]]:
     """Remove the ``[[…]]`` marks from a text. Return the plain text and the marked spans.
 
     >>> read_marks("born in [[Warsaw]]")
-    ('born in Warsaw', [Span(start=8, stop=14, weight=1.0)])
+    ('born in Warsaw', [MarkedSpan(start=8, stop=14, weight=1.0)])
     """
     spans = []
     plain = ""

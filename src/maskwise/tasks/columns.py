@@ -413,8 +413,8 @@ def guess_columns(
         where: the table, for error messages.
 
     >>> table = [{"Kommentar": "ein schöner langer Tag", "Note": "2"}]
-    >>> guess_columns(table, Columns(), UsualColumns(()), "the table")[0]
-    Columns(text='Kommentar', pair=None, label='Note')
+    >>> guess_columns(table, ColumnNames(), UsualColumns(()), "the table")[0]
+    ColumnNames(text='Kommentar', pair=None, label='Note')
     """
     notes: list[str] = []
     names = [str(name) for name in records[0] if name not in ("id", "split")]
