@@ -360,7 +360,7 @@ def test_without_torchs_kernel_documents_are_kept_apart_by_a_mask(
     monkeypatch.setattr(attention, "_can_be_ragged", lambda query, options: True)
     monkeypatch.setattr(attention, "_ragged", lambda *given: "the kernel")
     query = torch.randn(1, 2, 6, 4)
-    documents = Documents(torch.tensor([[0, 0, 0, 1, 1, 1]]))
+    documents = DocumentIds(torch.tensor([[0, 0, 0, 1, 1, 1]]))
     module = torch.nn.Module()
     module.is_causal = False
     module.num_key_value_groups = 2
