@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ from maskwise.evaluation import EvaluationSettings
 from maskwise.masking import IGNORE, Line, Masker, Noising, Vocabulary, gather
 from maskwise.masking.line import Frame
 from maskwise.masking.policies import policy
-from maskwise.masking.settings import MaskingSettings
+from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.masking.vocabulary import wildcards
 from maskwise.text import encode, train_tokenizer
 
@@ -207,7 +208,7 @@ def test_arguments_without_effect_are_refused() -> None:
         assert "\n" not in str(error.value)
         # Arms have settings in common with others, and leave out what they do not use.
         settings = MaskingSettings(**more)
-        assert settings.masker(tokenizer(), seed=0).policy == policy(more["policy"])
+        assert Masking.shared(settings.model_dump()).policy == policy(more["policy"])
     # With these, the settings have an effect, or ask for nothing.
     Masker(vocabulary(), policy="mixture(ul2, token, shares=(0.5, 0.5))", ratio=0.3)
     Masker(vocabulary(), policy="token", budget="bernoulli", min_targets=3)
@@ -438,7 +439,27 @@ def test_more_tokens_can_be_excluded() -> None:
         with pytest.raises(MaskwiseError, match="exclude"):
             Masker(tokenizer(), exclude=bad)  # type: ignore[arg-type]
     settings = MaskingSettings(exclude=("w0",))
-    assert settings.masker(tokenizer(), seed=0).masking.exclude == ("w0",)
+    assert Masking.shared(settings.model_dump()).exclude == ("w0",)
     # The names of stages are hashes of the settings.
     assert "exclude" not in MaskingSettings().model_dump()
     assert MaskingSettings(exclude=("w0",)).model_dump()["exclude"] == ("w0",)
+
+
+def test_masking_is_a_value_that_is_parsed_and_checked() -> None:
+    made = Masking.of(policy="whole-word", ratio="linear(0.3, 0.1)", exclude=["x"])
+    assert (made.policy, made.ratio(0, 10), made.exclude) == (policy("whole-word"), 0.3, ("x",))
+    for settings in ({"polcy": "token"}, {"exclude": "x"}, {"visits": "never"}, {"keep": 3}):
+        with pytest.raises(MaskwiseError):
+            Masking.of(**settings)
+        with pytest.raises(MaskwiseError):
+            Noising(vocabulary(), **settings)
+    text: Any = "token"
+    with pytest.raises(MaskwiseError, match=r"policy is not parsed; .*Masking\.of"):
+        Masking(policy=text)
+    assert repr(Noising(vocabulary())).startswith("Noising(policy=")
+
+
+def test_rows_without_ids_warn_where_the_masker_is_called() -> None:
+    with pytest.warns(UserWarning, match="no example_id") as caught:
+        masker("token")([{"input_ids": [CLS, FIRST, SEP]}], epoch=0)
+    assert caught[0].filename == __file__

@@ -23,9 +23,9 @@ from maskwise.annotate.shard import Live
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, evaluate_checkpoint
 from maskwise.evaluation.evaluate import MEASURES
-from maskwise.masking import CORRUPTIONS, SCHEDULES
+from maskwise.masking import CORRUPTIONS, SCHEDULES, schedules
 from maskwise.masking.corruptions import corruption
-from maskwise.masking.policies import POLICIES, Token, policy
+from maskwise.masking.policies import POLICIES, Policy, Token, policy
 from maskwise.objectives import OBJECTIVES, ObjectiveSettings, objective_class
 from maskwise.plugins import Table
 from maskwise.samplers import SAMPLERS, Single, sampler
@@ -329,3 +329,35 @@ def test_a_table_is_a_mapping_that_tests_can_change(monkeypatch):
     assert dict(table) == {"token": Token} == table.copy()
     with pytest.raises(KeyError):
         table["other"]
+
+
+def test_a_decorated_schedule_replaces_no_built_in_one() -> None:
+    def linear(f: float, start: float = 0.9) -> float:
+        return start
+
+    with pytest.raises(MaskwiseError, match="schedule 'linear' already"):
+        schedules.published(linear)
+    assert schedules.schedule("linear(0.3, 0.1)")(0, 10) == 0.3
+
+
+@pytest.mark.parametrize("name", ["lambda", "None", "1a", "a_b", "a.b", ""])
+def test_a_registered_name_can_be_written_in_a_recipe(name: str) -> None:
+    with pytest.raises(MaskwiseError, match="no name of a"):
+        Table("policy", "none", {}).register(name, str)
+
+
+class Unfinished(Policy):
+    """A policy without the method ``cut``."""
+
+
+def test_what_a_table_makes_has_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CORRUPTIONS, "mine", Token)
+    monkeypatch.setitem(SCHEDULES, "mine", lambda p=0.03: p)
+    monkeypatch.setitem(POLICIES, "mine", Unfinished)
+    for make, said in (
+        (corruption, "corruption mine is not a corruption; got Token.*; allowed: Corruption"),
+        (schedules.schedule, "schedule mine is not a schedule; got 0.03; allowed: Schedule"),
+        (policy, "policy mine: its class is not complete; define cut, unit_kind"),
+    ):
+        with pytest.raises(MaskwiseError, match=said):
+            make("mine")

@@ -12,6 +12,7 @@ import pytest
 
 from masking_tools import padded, random_rows, vocabulary
 from maskwise.masking import Masker
+from maskwise.text import Document, Rows, read_pieces, tokenise, train_tokenizer
 
 PUBLIC = {
     "maskwise": """MaskedBatch Masker MaskingCollator MaskingTrainer MaskwiseError Noising
@@ -62,3 +63,12 @@ def test_renamed_attributes_answer_with_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.array_equal(batch.line.input_ids.shape, (batch.input_ids.numel(),))
+
+
+def test_rows_of_a_corpus_have_their_former_method() -> None:
+    tools = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
+    tokens = tokenise([Document("a", "the cat sat")], tools)
+    rows = Rows.of(read_pieces(tokens, tokenizer=tools, length=8))
+    with pytest.warns(DeprecationWarning, match=r"Rows\.line"):
+        line = rows.batch([0])
+    assert np.array_equal(line.input_ids, rows.line([0]).input_ids)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from importlib.metadata import EntryPoint, entry_points
+from keyword import iskeyword
 from types import FunctionType
 from typing import Generic, TypeVar
 
@@ -57,9 +58,13 @@ class Table(MutableMapping[str, T], Generic[T]):
         Raises:
             MaskwiseError: the name is taken, or is no name.
         """
-        if not isinstance(name, str) or "_" in name or not name.replace("-", "_").isidentifier():
+        # ``specs.parse_call`` reads hyphens as underscores of a Python name.
+        word = name.replace("-", "_") if isinstance(name, str) and "_" not in name else ""
+        if not word.isidentifier() or iskeyword(word):
             raise MaskwiseError(
-                f"this is no name of a {self.kind}", got=name, allowed="letters, digits and hyphens"
+                f"this is no name of a {self.kind}",
+                got=name,
+                allowed="letters, digits and hyphens, from a letter on, and no word of Python",
             )
         # A module that is run again, as in a notebook, registers the same function again.
         again = name in self._registered and _place(self._members[name]) == _place(member)

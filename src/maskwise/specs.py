@@ -131,17 +131,24 @@ def find(kind: str, spec: str | Call, table: Mapping[str, T]) -> tuple[Call, T]:
     return call, table[call.name]
 
 
-def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) -> T:
+def build(
+    kind: str,
+    spec: str | Call,
+    table: Mapping[str, Callable[..., T]],
+    *,
+    makes: type | None = None,
+) -> T:
     """Look up the function that ``spec`` names, and call it with the arguments of ``spec``.
 
     Args:
         kind: the kind of object that the functions make, such as ``policy``, for error messages.
         spec: the name with arguments, as text or as a ``Call``.
         table: the functions, by name.
+        makes: the type of the object that the function must return; None for any.
 
     Raises:
-        MaskwiseError: the name is unknown; or the function does not accept the names, the number or
-            the types of the arguments.
+        MaskwiseError: the name is unknown; the function does not accept the names, the number or
+            the types of the arguments; or a function of another package returns something else.
     """
     call, maker = find(kind, spec, table)
     what = f"{kind} {call.written or call}"
@@ -160,10 +167,16 @@ def build(kind: str, spec: str | Call, table: Mapping[str, Callable[..., T]]) ->
         else:
             value = _fitting(which, value, parameter.annotation)
         bound.arguments[name] = value
+    if inspect.isabstract(maker):
+        missing = ", ".join(sorted(getattr(maker, "__abstractmethods__", ())))
+        raise MaskwiseError(f"{what}: its class is not complete", do=f"define {missing}")
     try:
-        return maker(*bound.args, **bound.kwargs)
+        made = maker(*bound.args, **bound.kwargs)
     except TypeError as error:
         raise MaskwiseError(f"{what}: an argument of the wrong type: {error}") from error
+    if makes is not None and not isinstance(made, makes):
+        raise MaskwiseError(f"{what} is not a {kind}", got=repr(made), allowed=makes.__name__)
+    return made
 
 
 PLAIN = {"bool": (bool, "True or False"), "str": (str, "a text")}

@@ -363,7 +363,7 @@ def masked_by(
         examples: the examples of the split.
         rows: (B,) the indices of the examples in the batch.
         settings: the temperature, the masking ratio and the unit of masking.
-        key: the seed of the context and the mask. Equal draws give equal draws.
+        key: the seed of the context and the mask. Equal keys give equal draws.
         device: the device of the result.
     """
     batch, answer = examples.batch(rows, seed=key)

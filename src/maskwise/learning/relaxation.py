@@ -118,7 +118,7 @@ class RelaxedChoice:
     """The units that were chosen to be masked in P pieces, as tensors.
 
     Attributes:
-        choice: the same choice as numpy arrays. Its batch has the shape (B, L).
+        choice: the same choice as numpy arrays. Its line has the shape (B, L).
         token_M: (M,) the flat positions, in [0, B·L), of the tokens that belong to units.
         unit_M: (M,) the index of each token's unit.
         piece_U: (U,) the index of each unit's piece.
@@ -190,7 +190,7 @@ def choose(
         logit_BL: (B, L) the logits of the tokens. The logit of a unit is the mean of the logits of
             its tokens.
         ratio: the share of the eligible tokens (those that may be masked) to choose.
-        draws: the seeds of the random draws of each piece.
+        draws: the random draws of each piece.
         units: ``token``, ``word``, or the name of a layer in which a run of equal values is a unit.
 
     Raises:

@@ -53,7 +53,8 @@ class MaskedBatch:
         input_ids: (B, L') int64, the corrupted tokens.
         labels: (B, L'') int64, the targets; −100 at positions without a target.
         attention_mask: (B, L') int64, or None if no row is padded.
-        line: the rows before masking, with their pieces and layers.
+        line: the rows before masking, with their pieces and layers, as the masker read them: tokens
+            that it keeps or excludes are not eligible.
         targets: the number of targets. The number is known without waiting for the device.
         extras: further model inputs by name, such as ``token_type_ids``.
         choice: the selected units and the ratios; None if nothing was selected to make the batch.

@@ -345,7 +345,7 @@ def noised(
         second: whether to mask the units that would be left visible if ``second`` were False.
 
     Returns:
-        The selection, with the resulting rates (empty pieces keep theirs) and the loss weights.
+        The choice, with the resulting rates (empty pieces keep theirs) and the loss weights.
 
     Raises:
         MaskwiseError: units have several tokens and ``exact`` is True, or weights are unequal and

@@ -83,10 +83,10 @@ def gather(rows: UserRows | Line, vocabulary: Vocabulary) -> Line:
     if isinstance(rows, Mapping):
         ragged = _unstacked(rows)
         if ragged is None:
-            return _annotated(_stacked(rows), vocabulary)
-        return _annotated(_padded(ragged, vocabulary), vocabulary)
+            return _line_of(_stacked(rows), vocabulary)
+        return _line_of(_padded(ragged, vocabulary), vocabulary)
     require_rows(rows)
-    return _annotated(_padded(rows, vocabulary), vocabulary)
+    return _line_of(_padded(rows, vocabulary), vocabulary)
 
 
 def require_rows(rows: object) -> None:
@@ -114,25 +114,25 @@ def device_of(rows: UserRows | Line) -> torch.device | str:
     return ids.device if is_tensor(ids) else "cpu"
 
 
-def _annotated(columns: Columns, vocabulary: Vocabulary) -> Line:
+def _line_of(columns: Columns, vocabulary: Vocabulary) -> Line:
     """Turn (B, L) columns into a line."""
     shape = columns["input_ids"].shape
     example_id = columns.pop("example_id", None)
-    line = {name: column.reshape(-1) for name, column in columns.items()}
-    ids = line.pop("input_ids")
+    flat = {name: column.reshape(-1) for name, column in columns.items()}
+    ids = flat.pop("input_ids")
     kind = kinds(ids, vocabulary)
-    attention = line.pop("attention_mask", None)
+    attention = flat.pop("attention_mask", None)
     if attention is None:
         present = _present(ids, vocabulary)
         if not present.all():
             attention = present.astype(np.int64)
-    special = line.pop("special_tokens_mask", None)
+    special = flat.pop("special_tokens_mask", None)
     silent = None
     for name in _LABELS:
-        labels = line.pop(name, None)
+        labels = flat.pop(name, None)
         if labels is not None:
             silent = (labels == IGNORE) | (False if silent is None else silent)
-    allowed = line.pop("loss_mask", None)
+    allowed = flat.pop("loss_mask", None)
     if allowed is not None:
         silent = (allowed == 0) | (False if silent is None else silent)
     content = kind > 0
@@ -149,7 +149,7 @@ def _annotated(columns: Columns, vocabulary: Vocabulary) -> Line:
         warnings.warn(
             "rows have no example_id, so a hash of their tokens is used instead, and rows with the "
             "same tokens get the same mask",
-            stacklevel=5,
+            stacklevel=4,
         )
         example_id = content_ids(ids, content, begin)
     elif example_id.ndim == 2:
@@ -163,8 +163,8 @@ def _annotated(columns: Columns, vocabulary: Vocabulary) -> Line:
         eligible & content,
         begin,
         example_id,
-        extras={name: line.pop(name) for name in _EXTRAS if name in line},
-        layers=line,
+        extras={name: flat.pop(name) for name in _EXTRAS if name in flat},
+        layers=flat,
         plan=shape[1] if packed else None,
         apart=packed,
         silent=silent,

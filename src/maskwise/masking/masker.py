@@ -201,7 +201,7 @@ class Masker:
         place_B = None
         if place is not None:
             place_B = whole("place", place, shape=line.shape[:1], least=0)
-        # The pieces of a prepared text have no such columns.
+        # A line has no such columns.
         if isinstance(rows, Mapping | list):
             _require_same(rows, step=step, epoch=epoch)
         when = When(
@@ -331,7 +331,7 @@ class Masker:
 
     def __repr__(self) -> str:
         settings = [f"{name}={value}" for name, value in self.describe().items()]
-        return f"Masker({', '.join(settings)})"
+        return f"{type(self).__name__}({', '.join(settings)})"
 
 
 def _require_same(rows: UserRows, **given: int | None) -> None:

@@ -185,7 +185,8 @@ SCHEDULES = Table("schedule", "maskwise.schedules", _BUILT_IN)
 
 
 def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
-    """Turn a curve or a distribution into a factory of schedules, and register the factory.
+    """Turn a curve or a distribution into a factory of schedules, and register the factory under
+    the name of the function. An entry point must have the same name.
 
     The first argument of a curve is named ``f``, and that of a distribution ``draw_P``. Arguments
     annotated as ``Inner`` are schedules, and all other arguments are finite numbers.
@@ -204,7 +205,7 @@ def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
         parts = []
         # Only the last parameter may take several values.
         for parameter, value in zip(parameters + parameters[-1:] * len(args), bound.args):
-            if parameter.annotation == "Inner":
+            if parameter.annotation in ("Inner", Inner):
                 value = schedule(value)
                 parts.append(value)
             else:
@@ -228,7 +229,7 @@ def published(curve: Callable[..., Ratio]) -> Callable[..., Schedule]:
         )
 
     make.__signature__ = signature  # type: ignore[attr-defined]
-    SCHEDULES[name] = make
+    SCHEDULES.register(name, make)
     return make
 
 
@@ -467,7 +468,7 @@ def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
     if isinstance(spec, Real):
         return constant(spec)
     if isinstance(spec, str | Call):
-        return build("schedule", spec, SCHEDULES)
+        return build("schedule", spec, SCHEDULES, makes=Schedule)
     if callable(spec) and not isinstance(spec, type):
         # Callable objects may have no ``__name__``.
         name = spec.__name__ if hasattr(spec, "__name__") else type(spec).__name__

@@ -30,9 +30,7 @@ from maskwise.masking.select import BUDGETS, FILLS
 from maskwise.specs import Call
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from maskwise.masking.masker import Masker
+    pass
 
 MOST_TARGETS = 2**31 - 1
 """The largest ``min_targets``. No piece has more tokens."""
@@ -54,13 +52,26 @@ MOST_TARGETS = 2**31 - 1
 # Source: masked diffusion models of 2025 for ``complement``; ``coverage`` is from this library.
 VISITS = ("random", "complement", "coverage")
 
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _tokens(names: Any) -> tuple[str, ...]:
+    """Return the tokens of ``exclude`` as a tuple."""
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise MaskwiseError("exclude must be a list of tokens", got=repr(names))
+    return tuple(names)
+
+
 PARSERS: dict[str, Callable[..., Any]] = {
     "policy": policies.policy,
     "ratio": schedules.schedule,
     "predict": schedules.schedule,
     "corruption": corruptions.corruption,
-    "exclude": lambda names: _tokens(names),
+    "exclude": _tokens,
 }
+PARSED = {"policy": Policy, "ratio": Schedule, "predict": Schedule, "corruption": Corruption}
 TEXTS = ("policy", "ratio", "predict", "corruption")
 KNOWN = {"budget": BUDGETS, "fill": FILLS, "visits": VISITS}
 
@@ -101,7 +112,11 @@ class Masking:
             MaskwiseError: as for the class; also if a setting has no effect beside the others, such
                 as a ratio with a policy that has its own.
         """
-        values = {name: PARSERS.get(name, _unchanged)(value) for name, value in settings.items()}
+        known = [each.name for each in fields(cls)]
+        values = {}
+        for name, value in settings.items():
+            require_known("masking setting", name, known)
+            values[name] = PARSERS.get(name, _unchanged)(value)
         made = cls(**values)
         usual = cls()
         for name, why in cls.unused(made.policy, made.budget, made.fill).items():
@@ -121,6 +136,11 @@ class Masking:
         return cls.of(**cls.used(settings))
 
     def __post_init__(self) -> None:
+        for name, kind in PARSED.items():
+            if not isinstance(getattr(self, name), kind):
+                raise MaskwiseError(
+                    f"{name} is not parsed", got=repr(getattr(self, name)), do="use Masking.of(…)"
+                )
         whole_number("min_targets", self.min_targets, least=0, most=MOST_TARGETS)
         for name, known in KNOWN.items():
             require_known(name, getattr(self, name), known)
@@ -213,17 +233,6 @@ class Masking:
         return any(part.needs_total for part in (self.ratio, self.predict, self.policy))
 
 
-def _unchanged(value: Any) -> Any:
-    return value
-
-
-def _tokens(names: Any) -> tuple[str, ...]:
-    """Return the tokens of ``exclude`` as a tuple."""
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise MaskwiseError("exclude must be a list of tokens", got=repr(names))
-    return tuple(names)
-
-
 class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     """The masking settings of a recipe.
 
@@ -284,9 +293,3 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
         if not self.exclude:
             values.pop("exclude", None)
         return values
-
-    def masker(self, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Masker:
-        """Build a masker with these settings."""
-        from maskwise.masking.masker import Masker
-
-        return Masker.of(tokenizer, Masking.shared(self.model_dump()), seed=seed)

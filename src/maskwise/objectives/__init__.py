@@ -89,7 +89,7 @@ class ObjectiveSettings(BaseModel, extra="forbid", frozen=True):
 
     objective: Weights[str]
     """The name of the objective, with or without arguments: mlm, emlm, atd, dtd,
-    cse(temperature=0.05), rtd, sbo, clm, diffusion, tsdae.
+    cse(temperature=0.05), rtd, sbo, clm, diffusion, tsdae, denoise.
     """
     masking: Weights[dict[str, Any]] = {}
     """Masking settings of this objective. They replace the settings ``masking`` of the recipe."""

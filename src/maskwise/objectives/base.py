@@ -89,7 +89,7 @@ Batch: TypeAlias = "MaskedBatch | Tensors"
 class Maker(Protocol):
     """A function that makes a batch from rows, such as a ``Masker``.
 
-    If the function has an attribute ``places`` that is True, it needs one more argument, ``place``:
+    If the function has an attribute ``places`` that is True, it reads one more argument, ``place``:
     the position of each row in the order of the epoch.
     """
 

@@ -216,7 +216,8 @@ UNUSED = (
     Unused(
         ("masking.min_targets",),
         _masking("min_targets"),
-        "has no effect with budget bernoulli, unless masking.policy masks single tokens",
+        "has no effect with budget bernoulli, unless masking.policy masks single tokens, or with "
+        "objective diffusion",
     ),
     Unused(
         ("masking.fill",),

@@ -65,7 +65,7 @@ def sampler(
     }
     call, kind = find("sampler", spec, SAMPLERS)
     made = partial(kind, arms, seed=seed, **further.get(call.name, {}))
-    return build("sampler", call, {call.name: made})
+    return build("sampler", call, {call.name: made}, makes=Sampler)
 
 
 __all__ = [

@@ -27,6 +27,7 @@ from maskwise.folders import claim_run, read_json, read_lines, write_json, write
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
+from maskwise.objectives import MaskedLanguageModelling, objective_class
 from maskwise.printing import print_notes
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -396,7 +397,10 @@ def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, P
         if link.masking.policy not in link.masked_by:
             continue
         data = open_text(run.prepared.folder(stages))
-        masker = link.masking.masker(data.tokenizer, seed=run.seed)
+        # With several objectives, samples show the masks of those that use the recipe's masking.
+        kind = MaskedLanguageModelling if link.objectives else objective_class(link.objective)
+        masker = kind.batches.of(data.tokenizer, link.masking_of(kind, {}), seed=run.seed)
+        assert isinstance(masker, Masker)
         if isinstance(masker.policy, GroupWeighted) and run.pretrained:
             weights = last_logged(run.pretrained, stages, "weights")
             # A run that has just started has not logged weights yet.

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskwise.draws import Array
 from maskwise.errors import MaskwiseError, finite_number, plural, require_known
 from maskwise.masking.line import Line
-from maskwise.segments import Array, listed, owners
+from maskwise.segments import listed, owners
 from maskwise.text.documents import Document, place_of
 from maskwise.text.pieces import (
     Ints,

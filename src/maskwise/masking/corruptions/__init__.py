@@ -49,7 +49,9 @@ def corruption(spec: Corruption | str | Call) -> Corruption:
     >>> corruption("bert(mask=1.0, random=0.0)")
     Bert(mask=1.0, random=0.0, per='token')
     """
-    return spec if isinstance(spec, Corruption) else build("corruption", spec, CORRUPTIONS)
+    if isinstance(spec, Corruption):
+        return spec
+    return build("corruption", spec, CORRUPTIONS, makes=Corruption)
 
 
 __all__ = [

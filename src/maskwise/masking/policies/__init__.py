@@ -100,7 +100,7 @@ def policy(spec: Policy | str | Call) -> Policy:
     """
     if isinstance(spec, Policy):
         return spec
-    return build("policy", spec, POLICIES)
+    return build("policy", spec, POLICIES, makes=Policy)
 
 
 __all__ = [
