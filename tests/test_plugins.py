@@ -26,8 +26,15 @@ from maskwise.evaluation.evaluate import MEASURES
 from maskwise.masking import CORRUPTIONS, SCHEDULES, schedules
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import POLICIES, Policy, Token, policy
-from maskwise.objectives import OBJECTIVES, ObjectiveSettings, objective_class
+from maskwise.objectives import (
+    OBJECTIVES,
+    MaskedDiffusion,
+    MaskedLanguageModelling,
+    ObjectiveSettings,
+    objective_class,
+)
 from maskwise.plugins import Table
+from maskwise.recipe import Recipe
 from maskwise.samplers import SAMPLERS, Single, sampler
 from maskwise.tasks import KINDS, METRICS, load_task
 from maskwise.text import train_tokenizer
@@ -361,3 +368,26 @@ def test_what_a_table_makes_has_its_type(monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         with pytest.raises(MaskwiseError, match=said):
             make("mine")
+
+
+class Bell(MaskedDiffusion):
+    """Masked diffusion of another package."""
+
+
+class Words(MaskedLanguageModelling):
+    """Masked language modelling of another package, as a part of a mix only."""
+
+    alone = False
+
+
+def test_objectives_of_other_packages_are_trained_as_they_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(OBJECTIVES, "bell", Bell)
+    monkeypatch.setitem(OBJECTIVES, "words", Words)
+    recipe = Recipe.model_validate({"objective": "bell", "masking": {"ratio": "bell"}})
+    assert recipe.masking_of(Bell, {}).ratio == schedules.schedule("bell")
+    mixed = {"objectives": {"mlm": {}, "bell": {}}, "masking": {"ratio": "bell"}}
+    assert Recipe.model_validate(mixed).masking_of(Bell, {}).ratio == schedules.schedule("bell")
+    with pytest.raises(ValueError, match=r"cannot be trained alone.*mlm, clm, diffusion, .*bell"):
+        Recipe.model_validate({"objective": "words"})

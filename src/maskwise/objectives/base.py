@@ -167,6 +167,12 @@ class Objective(nn.Module, ABC):
     """Whether half of the rows are read twice and the other half are not read. If True, every rank
     needs an even number of rows, at least 4."""
 
+    alone = False
+    """Whether the objective trains a language model, so that a recipe may have no other."""
+
+    diffuses = False
+    """Whether the objective is masked diffusion, whose defaults replace no setting of the user."""
+
     masks = True
     """Whether batches are masked. If False, the objective has no masking settings."""
 

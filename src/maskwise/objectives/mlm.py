@@ -56,6 +56,8 @@ class MaskedLanguageModelling(Objective):
     Source: Devlin et al. 2019, section 3.1.
     """
 
+    alone = True
+
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
@@ -145,6 +147,7 @@ class EntityMaskedLanguageModelling(MaskedLanguageModelling):
         layer of spans can be used, as in ``policy: guided(layer="phrase")``.
     """
 
+    alone = False
     masking = {
         "policy": "guided",
         "ratio": 0.5,
@@ -171,6 +174,7 @@ class MaskedDiffusion(MaskedLanguageModelling):
     Source: Sahoo et al. 2024 (MDLM, arXiv 2406.07524); Nie et al. 2025 (LLaDA, arXiv 2502.09992).
     """
 
+    diffuses = True
     batches = Noising
     values = Noise
     masking = {

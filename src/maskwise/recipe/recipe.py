@@ -26,7 +26,7 @@ from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import LearnedPolicy, policy
 from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.objectives import (
-    MaskedDiffusion,
+    OBJECTIVES,
     Objective,
     ObjectiveSettings,
     objective_class,
@@ -51,9 +51,6 @@ from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.worlds import of_run
 from maskwise.training import TrainingSettings
 from maskwise.training.settings import ModelSettings
-
-ALONE = ("mlm", "clm", "diffusion", "denoise")
-"""Objectives that train a language model. Other objectives must be combined with one of them."""
 
 LEARNED = LearnedPolicy().annotators()
 """The annotators of a masking policy that the run itself learns before training."""
@@ -106,12 +103,12 @@ class Recipe(Settings):
     @field_validator("objective")
     @classmethod
     def _alone(cls, value: str) -> str:
-        objective_class(value)
-        if value not in ALONE:
+        if not objective_class(value).alone or value not in OBJECTIVES:
+            known = OBJECTIVES.without_plugins()
             raise MaskwiseError(
                 "this objective cannot be trained alone",
                 got=value,
-                allowed=", ".join(ALONE),
+                allowed=", ".join(name for name, kind in known.items() if kind.alone),
                 do=f"combine it with another objective: objectives={{{value}: {{}}, mlm: {{}}}}",
             )
         return value
@@ -246,7 +243,7 @@ class Recipe(Settings):
         """Return the settings of ``masking_of`` as the recipe has them."""
         # The defaults of masked diffusion replace no value of the user. With several objectives, a
         # value counts if it is not the default, because the recipe of a stage sets all values.
-        if kind is MaskedDiffusion:
+        if kind.diffuses:
             alone = self._diffuses
             said = self.masking.model_dump(exclude_unset=alone, exclude_defaults=not alone)
             own = {**said, **own}
@@ -264,7 +261,7 @@ class Recipe(Settings):
 
     @property
     def _diffuses(self) -> bool:
-        return not self.objectives and objective_class(self.objective) is MaskedDiffusion
+        return not self.objectives and objective_class(self.objective).diffuses
 
     @property
     def has_new_positions(self) -> bool:
@@ -343,7 +340,7 @@ class Recipe(Settings):
         """The masking settings, with the defaults of masked diffusion if it is the objective."""
         if not self._diffuses:
             return self.masking
-        return MaskingSettings(**self.masking_texts(MaskedDiffusion, {}))
+        return MaskingSettings(**self.masking_texts(objective_class(self.objective), {}))
 
     @property
     def _layers(self) -> tuple[str, ...]:
