@@ -181,7 +181,7 @@ class Contest:
             torch.cuda.reset_peak_memory_stats()
         train_side = self._ours if side == OURS else self._theirs
         loss = train_side(clock, precision)
-        self.wall.setdefault(name, []).append(clock.wall / self.shape.steps)
+        self.wall.setdefault(name, []).append(clock.seconds_per_step)
         self.processor.setdefault(name, []).append(clock.processor / self.shape.steps)
         self.facts[name] = {
             "loss": round(loss, 3),

@@ -453,6 +453,8 @@ def test_masking_is_a_value_that_is_parsed_and_checked() -> None:
             Masking.of(**settings)
         with pytest.raises(MaskwiseError):
             Noising(vocabulary(), **settings)
+    number: Any = np.int64(2)
+    assert type(Masker(vocabulary(), min_targets=number).describe()["min_targets"]) is int
     text: Any = "token"
     with pytest.raises(MaskwiseError, match=r"policy is not parsed; .*Masking\.of"):
         Masking(policy=text)

@@ -431,11 +431,11 @@ class HeldOut:
             self.batches[kind] = [masker(part, epoch=0) for part in parts]
         self.bytes = 0
         if tokenizer is not None:
-            line = held_out.line(chosen)
-            text = line.input_ids[line.content]
-            ids = np.split(text, np.cumsum(line.count(line.content))[:-1])
-            texts = tokenizer.batch_decode([each.tolist() for each in ids])
-            self.bytes = len("".join(texts).encode())
+            for line in parts:
+                text = line.input_ids[line.content]
+                ids = np.split(text, np.cumsum(line.count(line.content))[:-1])
+                texts = tokenizer.batch_decode([each.tolist() for each in ids])
+                self.bytes += len("".join(texts).encode())
 
     def __call__(
         self, objective: MaskedLanguageModelling, ranks: Ranks = ALONE

@@ -49,7 +49,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -297,6 +297,7 @@ class Noising(Masker):
     """
 
     places = True
+    values: ClassVar[type[Masking]] = Noise
 
     def __init__(self, tokenizer: Tokenizer, *, seed: int = 0, **settings: Any):
         self._set(tokenizer, Noise.of(**settings), seed)

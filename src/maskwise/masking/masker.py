@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
@@ -98,6 +98,9 @@ class Masker:
     places = False
     """Whether ``__call__`` needs its argument ``place``."""
 
+    values: ClassVar[type[Masking]] = Masking
+    """The class of the parsed settings."""
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -114,19 +117,19 @@ class Masker:
         visits: str = "random",
         exclude: Sequence[str] = (),
     ):
-        settings = {
-            "policy": policy,
-            "ratio": ratio,
-            "budget": budget,
-            "corruption": corruption,
-            "fill": fill,
-            "min_targets": min_targets,
-            "predict": predict,
-            "keep": keep,
-            "visits": visits,
-            "exclude": exclude,
-        }
-        self._set(tokenizer, Masking.of(**settings), seed)
+        masking = Masking.of(
+            policy=policy,
+            ratio=ratio,
+            budget=budget,
+            corruption=corruption,
+            fill=fill,
+            min_targets=min_targets,
+            predict=predict,
+            keep=keep,
+            visits=visits,
+            exclude=exclude,
+        )
+        self._set(tokenizer, masking, seed)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, masking: Masking, *, seed: int = 0) -> Self:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from pydantic import (
     BaseModel,
@@ -28,9 +28,6 @@ from maskwise.masking.policies import Policy, Token, UnitKind
 from maskwise.masking.schedules import Schedule, constant
 from maskwise.masking.select import BUDGETS, FILLS
 from maskwise.specs import Call
-
-if TYPE_CHECKING:
-    pass
 
 MOST_TARGETS = 2**31 - 1
 """The largest ``min_targets``. No piece has more tokens."""
@@ -57,6 +54,10 @@ def _unchanged(value: Any) -> Any:
     return value
 
 
+def _targets(number: Any) -> int:
+    return whole_number("min_targets", number, least=0, most=MOST_TARGETS)
+
+
 def _tokens(names: Any) -> tuple[str, ...]:
     """Return the tokens of ``exclude`` as a tuple."""
     if isinstance(names, str) or not isinstance(names, Iterable):
@@ -69,10 +70,10 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "ratio": schedules.schedule,
     "predict": schedules.schedule,
     "corruption": corruptions.corruption,
+    "min_targets": _targets,
     "exclude": _tokens,
 }
 PARSED = {"policy": Policy, "ratio": Schedule, "predict": Schedule, "corruption": Corruption}
-TEXTS = ("policy", "ratio", "predict", "corruption")
 KNOWN = {"budget": BUDGETS, "fill": FILLS, "visits": VISITS}
 
 
@@ -141,7 +142,7 @@ class Masking:
                 raise MaskwiseError(
                     f"{name} is not parsed", got=repr(getattr(self, name)), do="use Masking.of(…)"
                 )
-        whole_number("min_targets", self.min_targets, least=0, most=MOST_TARGETS)
+        _targets(self.min_targets)
         for name, known in KNOWN.items():
             require_known(name, getattr(self, name), known)
         if self.keep is not None and not isinstance(self.keep, str):
@@ -275,11 +276,11 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     tokenizer writes them. Special tokens, unknown tokens and the wildcards of proteins and DNA
     (such as X, B, Z and gaps) never are, in training and in evaluations."""
 
-    @field_validator(*TEXTS, *KNOWN)
+    @field_validator(*PARSED, *KNOWN)
     @classmethod
     def _valid(cls, value: str | float, info: ValidationInfo) -> str | float:
         name = str(info.field_name)
-        if name in TEXTS:
+        if name in PARSED:
             PARSERS[name](value)
         else:
             require_known(name, str(value), KNOWN[name])

@@ -13,7 +13,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,8 @@ class Maker(Protocol):
 class Batches(Protocol):
     """A class whose objects make batches, such as ``Masker``."""
 
+    values: ClassVar[type[Masking]]
+
     @classmethod
     def of(cls, tokenizer: Any, masking: Masking, *, seed: int = 0) -> Maker: ...
 
@@ -177,10 +179,8 @@ class Objective(nn.Module, ABC):
     """Whether batches are masked. If False, the objective has no masking settings."""
 
     batches: type[Batches] = Masker
-    """The class of the makers of batches: a ``Masker``, or a class with the same method ``of``."""
-
-    values: type[Masking] = Masking
-    """The class of the parsed masking settings."""
+    """The class of the makers of batches: a ``Masker``, or a class with the same ``of`` and
+    ``values``."""
 
     layout: str = "any"
     """The layout that rows must have: "any", or "document" for rows with one text after [CLS]."""
@@ -224,7 +224,7 @@ class Objective(nn.Module, ABC):
     @classmethod
     def parsed(cls, common: MaskingTexts, own: MaskingTexts) -> Masking:
         """Return ``settings`` as a value."""
-        return cls.values.shared(cls.settings(common, own))
+        return cls.batches.values.shared(cls.settings(common, own))
 
     @classmethod
     def check(cls, masking: Masking) -> str | None:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ from maskwise.objectives.base import (
     model_inputs,
     target_places,
 )
-from maskwise.objectives.mlm import MaskedLanguageModelling
+from maskwise.objectives.mlm import MaskedLanguageModelling, read_at
 from maskwise.weights import encoder_weights
 
 if TYPE_CHECKING:
@@ -188,8 +188,7 @@ class ReplacedTokenDetection(Objective):
         where = target_places(batch)
         at = where.unbind(1)
         inputs = model_inputs(self.generator, batch)
-        generator = MaskedLanguageModelling(self.generator)
-        losses, drawn = generator.read_at(where, labels, inputs, losses_and_samples)
+        losses, drawn = read_at(self.generator, where, labels, inputs, losses_and_samples)
         ids = batch["input_ids"].clone()
         ids[at] = drawn
         replaced = torch.zeros_like(ids, dtype=torch.bool)
@@ -257,6 +256,8 @@ class Twins:
     used, the texts would depend on the number of ranks.) The label of a row is the index of its
     twin.
     """
+
+    values: ClassVar[type[Masking]] = Masking
 
     def __init__(self, tokenizer: Tokenizer):
         self.vocabulary = Vocabulary.of(tokenizer)

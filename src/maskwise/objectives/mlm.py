@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from maskwise.errors import MaskwiseError
-from maskwise.families import adapter_of, picked, prediction_head, width_of
+from maskwise.families import adapter_of, masked_logits, picked, prediction_head, width_of
 from maskwise.masking import IGNORE, MaskedBatch
-from maskwise.masking.diffusion import Noise, Noising, Rates
+from maskwise.masking.diffusion import Noising, Rates
 from maskwise.masking.policies import UnitKind
 from maskwise.masking.settings import Masking
 from maskwise.objectives.base import (
@@ -79,31 +79,10 @@ class MaskedLanguageModelling(Objective):
         """Return the losses and positions of all targets, and ``right`` as in ``Loss``."""
         where = target_places(batch)
         read = losses_and_right if self.tells_right else losses_alone
-        losses, *more = self.read_at(where, batch["labels"], self.inputs(batch), read)
+        inputs = self.inputs(batch)
+        found = read_at(self.model, where, batch["labels"], inputs, read, head=self.read_head)
+        losses, *more = found
         return losses, where, more[0] if more else None
-
-    def read_at(
-        self, where: Tensor, labels: Tensor, inputs: Inputs, read: Read
-    ) -> tuple[Tensor, ...]:
-        """Return what a function reads from the logits at targets, as tensors (M,).
-
-        Args:
-            where: (M, 2) int64, the row and the column of each target.
-            labels: (B, L) int64, the correct tokens.
-            inputs: the model's inputs.
-            read: a function of the logits (M, V) and the correct tokens (M,).
-        """
-        row, column = where.unbind(1)
-        truth = labels[row, column]
-        if prediction_head(self.model) is None:
-            return read(picked(self.model(**inputs).logits, row, column), truth)
-        states = adapter_of(self.model.config).states(self.model, inputs)
-        return self.read_states(picked(states, row, column), truth, read)
-
-    def read_states(self, states_MH: Tensor, truth: Tensor, read: Read) -> tuple[Tensor, ...]:
-        """The same as ``read_at``, from the inputs of the head at the targets."""
-        compute = partial(self.read_head, self.model, read)
-        return in_chunks(compute, states_MH, truth, vocabulary=self.model.config.vocab_size)
 
     def compile_head(self) -> None:
         """Compile the head and the loss, if the head is known."""
@@ -127,6 +106,46 @@ def read_head(
     head = prediction_head(model)
     assert head is not None
     return read(head(model, states_MH), truth)
+
+
+def read_at(
+    model: PreTrainedModel,
+    where: Tensor,
+    labels: Tensor,
+    inputs: Inputs,
+    read: Read,
+    *,
+    head: ReadHead = read_head,
+) -> tuple[Tensor, ...]:
+    """Return what a function reads from the logits at targets, as tensors (M,).
+
+    Args:
+        model: a model with a prediction head.
+        where: (M, 2) int64, the row and the column of each target.
+        labels: (B, L) int64, the correct tokens.
+        inputs: the model's inputs.
+        read: a function of the logits (M, V) and the correct tokens (M,).
+        head: the function ``read_head``, or its compiled version.
+    """
+    at = where.unbind(1)
+    truth = labels[at]
+    if prediction_head(model) is None:
+        return read(masked_logits(model, inputs, *at), truth)
+    states = adapter_of(model.config).states(model, inputs)
+    return read_states(model, picked(states, *at), truth, read, head=head)
+
+
+def read_states(
+    model: PreTrainedModel,
+    states_MH: Tensor,
+    truth: Tensor,
+    read: Read,
+    *,
+    head: ReadHead = read_head,
+) -> tuple[Tensor, ...]:
+    """The same as ``read_at``, from the inputs of the head at the targets."""
+    compute = partial(head, model, read)
+    return in_chunks(compute, states_MH, truth, vocabulary=model.config.vocab_size)
 
 
 def losses_alone(logits: Tensor, truth: Tensor) -> tuple[Tensor]:
@@ -176,7 +195,6 @@ class MaskedDiffusion(MaskedLanguageModelling):
 
     diffuses = True
     batches = Noising
-    values = Noise
     masking = {
         "ratio": "uniform(0, 1)",
         "budget": "exact",
@@ -255,11 +273,10 @@ class SpanBoundary(Objective):
         row = at[0]
         around = [hidden[row, before], hidden[row, after], self.place(place.clamp(max=LONGEST - 1))]
         from_borders = self.head(torch.cat(around, 1))
-        at_targets = MaskedLanguageModelling(self.model)
-        (plain,) = at_targets.read_states(picked(hidden, *at), truth, losses_alone)
+        (plain,) = read_states(self.model, picked(hidden, *at), truth, losses_alone)
         # The model is trained on both losses. Policies that learn from losses get only the MLM
         # loss, as from other objectives.
-        losses = plain + at_targets.read_states(from_borders, truth, losses_alone)[0]
+        losses = plain + read_states(self.model, from_borders, truth, losses_alone)[0]
         return Loss.of(losses, where)._replace(each=plain.detach())
 
     def chance(self, vocabulary: int, rows: int) -> float:

@@ -237,7 +237,7 @@ class Recipe(Settings):
 
     def masking_of(self, kind: type[Objective], own: Mapping[str, object]) -> Masking:
         """Return the masking of an objective with settings of its ``own``."""
-        return kind.values.shared(self.masking_texts(kind, own))
+        return kind.batches.values.shared(self.masking_texts(kind, own))
 
     def masking_texts(self, kind: type[Objective], own: Mapping[str, object]) -> Plain:
         """Return the settings of ``masking_of`` as the recipe has them."""
@@ -254,7 +254,7 @@ class Recipe(Settings):
         remarks = []
         for name, (kind, masking) in self._masked.items():
             with blamed(name):
-                remark = kind.check(kind.values.shared(masking))
+                remark = kind.check(kind.batches.values.shared(masking))
             if remark:
                 remarks.append(f"{name}: {remark}")
         return remarks

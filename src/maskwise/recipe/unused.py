@@ -115,7 +115,7 @@ def _masking(name: str) -> Callable[[Plain], bool]:
         # The masked batches of several objectives may differ in all other settings.
         if read(settings, "objectives", {}) or not made.masks:
             return False
-        return name in masking and name not in made.values.used(masking)
+        return name in masking and name not in made.batches.values.used(masking)
 
     return ineffective
 

@@ -399,7 +399,8 @@ def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, P
         data = open_text(run.prepared.folder(stages))
         # With several objectives, samples show the masks of those that use the recipe's masking.
         kind = MaskedLanguageModelling if link.objectives else objective_class(link.objective)
-        masker = kind.batches.of(data.tokenizer, link.masking_of(kind, {}), seed=run.seed)
+        masking = link.masking_of(kind, {})
+        masker = kind.maker(data.tokenizer, seed=run.seed, masking=masking)
         assert isinstance(masker, Masker)
         if isinstance(masker.policy, GroupWeighted) and run.pretrained:
             weights = last_logged(run.pretrained, stages, "weights")
