@@ -158,6 +158,7 @@ class Side(NamedTuple):
 
 
 OURS = Side(train.OURS)
+HALVED = (("residual", "bf16"),)
 PEERS = tuple(Side(train.PEER, rows) for rows in ("grouped by length", "as it is", "packed"))
 
 
@@ -362,7 +363,8 @@ class Bench:
         peers = PEERS if has_ragged_peer() or self.smoke else PEERS[:-1]
         # What was promised, with a trace, beside the peers that need no compilation.
         for shape in promised:
-            yield self.timing(shape, OURS._replace(compiled=True), 75, trace=out)
+            for more in ((), HALVED):
+                yield self.timing(shape, OURS._replace(compiled=True, more=more), 75, trace=out)
             for peer in PEERS:
                 yield self.timing(shape, peer, 45)
         yield Part("several objectives", self.several, 60)
@@ -492,12 +494,13 @@ class Bench:
             if self.sheet:
                 line[f"mfu_data_sheet{end}"] = round(flops * rate / self.sheet, 4)
         if trace and laps.profiler is not None:
-            line["trace"] = self.traced(trace, shape, laps)
+            line["trace"] = self.traced(trace, shape, side, laps)
         return line
 
-    def traced(self, out: Path, shape: train.Shape, laps: Laps) -> Figures:
+    def traced(self, out: Path, shape: train.Shape, side: Side, laps: Laps) -> Figures:
         """Write the trace of the last steps of a run, and return its summary by class of kernel."""
-        path = out / f"trace-{shape.architecture}.json.gz"
+        name = "-".join([shape.architecture, *(str(value) for _, value in side.more)])
+        path = out / f"trace-{name}.json.gz"
         laps.profiler.export_chrome_trace(str(path))
         summary = gpu_trace.summarise(
             gpu_trace.read(path),
@@ -750,8 +753,8 @@ class Contest(train.Contest):
 
 def near_pairs(batch: MaskedBatch, window: int) -> float:
     """Return the number of pairs of tokens of a document at a distance of at most ``window``."""
-    source = batch.source
-    length_P = source.count(source.present).astype(float)
+    line = batch.line
+    length_P = line.count(line.present).astype(float)
     near_P = length_P * (2 * window + 1) - window * (window + 1)
     return float(near_P.clip(max=length_P**2)[length_P > window].sum()) + float(
         (length_P[length_P <= window] ** 2).sum()

@@ -411,25 +411,36 @@ class _Replaced:
         return getattr(self._module, name)
 
 
+def calls(function: FunctionType, name: str) -> bool:
+    """Return whether the code of a function contains a name."""
+    return name in function.__code__.co_names
+
+
+def with_globals(function: FunctionType, **names: object) -> FunctionType:
+    """Return a function with the same code, but with some other global variables."""
+    scope = {**function.__globals__, **names}
+    # The compiler would look up global variables in the module of this name.
+    scope.pop("__name__", None)
+    copy = FunctionType(
+        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
 def _fast_forward(kind: type[nn.Module]) -> FunctionType | None:
     """Return the forward method of a class, with ``dropped`` in place of torch's dropout.
 
-    The returned function has the same code, but with other global variables. If the method does not
-    call ``nn.functional.dropout``, None is returned.
+    If the method does not call ``nn.functional.dropout``, None is returned.
     """
     # Transformers wraps the method for activation checkpointing.
     forward = unwrap(kind.forward)
     assert isinstance(forward, FunctionType)
-    named = {"nn", "functional", "dropout"} <= set(forward.__code__.co_names)
+    named = all(calls(forward, name) for name in ("nn", "functional", "dropout"))
     if not named or forward.__globals__.get("nn") is not nn:
         return None
     functional = _Replaced(nn.functional, dropout=_dropout)
-    names = {**forward.__globals__, "nn": _Replaced(nn, functional=functional)}
-    fast = FunctionType(
-        forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__
-    )
-    fast.__kwdefaults__ = forward.__kwdefaults__
-    return fast
+    return with_globals(forward, nn=_Replaced(nn, functional=functional))
 
 
 def _calls_torch(layer: nn.Module) -> bool:

@@ -22,6 +22,11 @@ from torch.utils.checkpoint import checkpoint
 ENTRIES = 1 << 26
 """The number of logits in a chunk: 256 MiB in single precision. Smaller batches are not split."""
 
+SHARE = 1 / 40
+"""The share of a GPU's memory that a chunk may take in single precision, if it is more. On a large
+card, most batches are one chunk, so nothing is computed twice, and less is left for the host to
+do."""
+
 ReadStates: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 """A function of hidden states (M, H) and correct tokens (M,), which returns tensors (M,)."""
 
@@ -38,7 +43,7 @@ def in_chunks(
         truth_M: the correct tokens.
         vocabulary: V, the number of logits of a target.
     """
-    targets = max(1, ENTRIES // vocabulary)
+    targets = max(1, entries(states_MH.device) // vocabulary)
     if len(truth_M) <= targets:
         return compute(states_MH, truth_M)
     parts = []
@@ -54,6 +59,14 @@ def in_chunks(
         )
         parts.append(part)
     return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+def entries(device: torch.device) -> int:
+    """Return the number of logits in a chunk on a device."""
+    if device.type != "cuda":
+        return ENTRIES
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(ENTRIES, int(SHARE * memory / 4))
 
 
 def _with_own_casts(compute: ReadStates, states: Tensor, truth: Tensor) -> tuple[Tensor, ...]:

@@ -8,9 +8,7 @@ and compilation last as long as the context ``wrapped``. Sharded weights stay sh
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -24,13 +22,14 @@ from torch.fx.experimental import _config as symbolic_shapes
 from torch.nn.functional import layer_norm
 from torch.utils.checkpoint import checkpoint
 
-from maskwise.attention import DocumentIds, MaskKey, quicken
+from maskwise.attention import quicken
 from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of, patched, separate_all
 from maskwise.objectives import Loss, Objective
 from maskwise.objectives.base import Precision
 from maskwise.objectives.mlm import MaskedLanguageModelling
+from maskwise.training.compiled import compiled_block, rearrange, require_compiler
 from maskwise.training.settings import TrainingSettings
 from maskwise.weights import parts
 
@@ -116,7 +115,10 @@ def _wrap(
     if halved:
         halve_residual(objective, blocks)
     if settings.compile:
-        require_compiler(next(objective.parameters()).device)
+        device = next(objective.parameters()).device
+        require_compiler(device)
+        if device.type == "cuda":
+            rearrange(blocks)
         # With duck shapes, torch assumes that two sizes that are equal once are always equal. If a
         # row were as long as the hidden size once, its length would not be dynamic.
         symbolic_shapes.use_duck_shape = False
@@ -124,7 +126,7 @@ def _wrap(
         # Compile first, so that checkpointing repeats the compiled forward pass.
         forward: Forward = block.forward
         if settings.compile:
-            forward = _compiled(block, forward)
+            forward = compiled_block(block, forward)
         if settings.activation_checkpointing:
             forward = _recomputed(block, forward)
         block.forward = forward
@@ -193,35 +195,6 @@ def freeze_encoder(objective: Objective) -> None:
         )
 
 
-def _compiled(block: nn.Module, forward: Forward) -> Forward:
-    """Return a forward method that is compiled for training.
-
-    All blocks of the same class share their compiled code. Torch keeps at most eight versions of
-    the code. If more are needed, it runs blocks uncompiled without saying so. To avoid new
-    versions, lengths are dynamic, evaluation is not compiled, and blocks get masks that are already
-    computed. Different kinds of layers still need different versions; ModernBERT has three kinds.
-    """
-    fast = torch.compile(forward, dynamic=True, fullgraph=True)
-    masked_by: list[tuple[MaskKey, ...]] = []
-
-    def fast_in_training(*inputs: object, **options: Any) -> Any:
-        if not (block.training and torch.is_grad_enabled()):
-            return forward(*inputs, **options)
-        documents: DocumentIds | None = options.get("documents")
-        if documents is None:
-            return fast(*inputs, **options)
-        if masked_by:
-            options["documents"] = documents.with_masks(masked_by[0])
-            return fast(*inputs, **options)
-        # The first pass is not compiled. It records which masks this block needs.
-        options["documents"] = documents.with_masks(())
-        output = forward(*inputs, **options)
-        masked_by.append(options["documents"].masked_by)
-        return output
-
-    return fast_in_training
-
-
 def _recomputed(block: nn.Module, forward: Forward) -> Forward:
     """Return a forward method that stores only its inputs, and runs again in the backward pass."""
 
@@ -231,19 +204,6 @@ def _recomputed(block: nn.Module, forward: Forward) -> Forward:
         return forward(*inputs, **options)
 
     return twice
-
-
-def require_compiler(device: torch.device) -> None:
-    """Raise ``MaskwiseError`` if the compiler that ``torch.compile`` needs is not installed."""
-    program = os.environ.get("CXX") or "g++"
-    if device.type != "cpu" and importlib.util.find_spec("triton") is None:
-        program = "triton"
-    elif shutil.which(program):
-        return
-    raise MaskwiseError(
-        f"training.compile needs {program}, which is not installed",
-        do="install it, or set training.compile: false",
-    )
 
 
 # Copies

@@ -1,0 +1,192 @@
+"""What makes training fast on a GPU: rearranged layers, large chunks, short turns of threads."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from maskwise.families import patched
+from maskwise.objectives import chunks
+from maskwise.training.compiled import GATED, ROTARY, compiled_block, rearrange, turned
+from maskwise.training.data import TURN, look_ahead
+from maskwise.training.wrapping import blocks_of
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
+FAMILIES = {
+    "modernbert": {"mlp_bias": True, "attention_bias": True},
+    "modernbert-decoder": {},
+    "eurobert": {},
+    "nomic_bert": {},
+}
+"""Families with layers that ``rearrange`` changes, and some of their settings."""
+
+
+def built(family: str, **more: Any) -> nn.Module:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SIZES, **FAMILIES[family], **more)
+    return AutoModel.from_config(config).double()
+
+
+def outcome(model: nn.Module) -> list[Tensor]:
+    """Return the output of a model, and the gradients of all its weights."""
+    model.zero_grad()
+    ids = torch.arange(1, 25).view(2, 12)
+    states = model(input_ids=ids).last_hidden_state
+    weights = torch.linspace(-1, 1, states.numel(), dtype=states.dtype).view(states.shape)
+    (states * weights).sum().backward()
+    return [states.detach(), *(weight.grad.clone() for weight in model.parameters())]
+
+
+def changed(model: nn.Module) -> set[str]:
+    """Return the classes of the layers whose forward methods are replaced."""
+    return {type(layer).__name__ for layer in model.modules() if "forward" in vars(layer)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rearranged_layers_compute_the_same(family: str) -> None:
+    model = built(family)
+    before = outcome(model)
+    with patched(model):
+        rearrange(blocks_of(model))
+        assert changed(model) & set(ROTARY)
+        after = outcome(model)
+    for old, new in zip(before, after, strict=True):
+        # Rotary embeddings are computed in single precision.
+        torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-6)
+    assert not changed(model)
+
+
+def test_every_class_is_tried() -> None:
+    seen = set()
+    for family in FAMILIES:
+        model = built(family)
+        with patched(model):
+            rearrange(blocks_of(model))
+            seen |= changed(model)
+    assert seen == {*GATED, *ROTARY}
+
+
+def test_a_wrapped_matrix_stays_as_it_is() -> None:
+    class Wrapped(nn.Linear):
+        """A matrix with an addition of its own, like LoRA's."""
+
+    model = built("modernbert")
+    layer = model.layers[0].mlp
+    layer.Wi = Wrapped(32, 96)
+    with patched(model):
+        rearrange([model.layers[0]])
+        assert "forward" not in vars(layer)
+        assert "forward" in vars(model.layers[0].attn)
+
+
+def test_the_compiler_uses_rearranged_layers() -> None:
+    """Without them, each block concatenates the halves of its queries and keys."""
+    model = built("modernbert").train()
+    block = model.layers[1]
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph
+
+    def concatenations() -> int:
+        torch.compiler.reset()
+        graphs.clear()
+        states = torch.rand(2, 12, 32, dtype=torch.float64)
+        angles = torch.rand(2, 12, 16, dtype=torch.float64)
+        torch.compile(block.forward, backend=keep, fullgraph=True)(
+            states, position_embeddings=(angles.cos(), angles.sin()), attention_mask=None
+        )
+        nodes = [node for graph in graphs for node in graph.graph.nodes]
+        return sum(node.target is torch.cat for node in nodes)
+
+    assert concatenations() == 2
+    with patched(model):
+        rearrange([block])
+        assert concatenations() == 0
+
+
+def test_all_layers_of_a_class_share_their_compiled_code() -> None:
+    """A function of its own for each layer would make the compiler begin anew for each layer."""
+    model = built("modernbert")
+    with patched(model):
+        rearrange(blocks_of(model))
+        functions = {vars(block.attn)["forward"].__func__ for block in model.layers}
+    assert len(functions) == 1
+
+
+def test_turning_is_exact() -> None:
+    vectors = torch.randn(3, 5, 8)
+    first, second = vectors.chunk(2, -1)
+    assert torch.equal(turned(vectors), torch.cat((-second, first), -1))
+
+
+def test_blocks_are_compiled_only_in_training() -> None:
+    block = nn.Linear(2, 2)
+    forward = compiled_block(block, block.forward)
+    block.eval()
+    states = torch.ones(1, 2)
+    assert torch.equal(forward(states), block(states))
+
+
+class Turns:
+    """A source of batches that notes how long other threads may keep it waiting."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def ahead(self, step: int) -> bool:
+        return True
+
+    def batches(self, step: int, *, rank: int, ranks: int) -> list[dict[str, Tensor]]:
+        self.seen.append(sys.getswitchinterval())
+        return [{"labels": torch.tensor([[1, -100]])}]
+
+    def facts(self, batches: object) -> dict[str, float]:
+        return {}
+
+    def summarise(self, sums: object) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("ends", ["early", "late"])
+def test_threads_take_short_turns_while_batches_are_made(ends: str) -> None:
+    before = sys.getswitchinterval()
+    source = Turns()
+    steps = look_ahead(source, range(4))
+    for step in steps:
+        if ends == "early" and step.number == 1:
+            break
+    steps.close()  # type: ignore[attr-defined]
+    assert source.seen and max(source.seen) == pytest.approx(TURN)
+    assert sys.getswitchinterval() == before
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "entries"), [(2, 1 << 26), (80, 536_870_912), (139, 932_813_209)]
+)
+def test_chunks_grow_with_the_memory_of_the_card(
+    gibibytes: int, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(total_memory=gibibytes << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    assert chunks.entries(torch.device("cuda")) == entries
+    assert chunks.entries(torch.device("cpu")) == 1 << 26
