@@ -11,17 +11,20 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 import annotate_tools
-from maskwise.annotate import registry, shard, store
+from maskwise.annotate import registry, shard, store, tally
 from maskwise.annotate.registry import annotator, spec_of
 from maskwise.annotate.run import annotate_corpus
-from maskwise.annotate.shard import shard_facts
-from maskwise.annotate.store import Store, cut_shards
+from maskwise.annotate.store import Store, cut_shards, to_parquet
+from maskwise.annotate.tally import Tally
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe
 from maskwise.show import examples, render_layers, write_layers
@@ -29,7 +32,7 @@ from maskwise.study.stages import prepare_stage
 from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, read_documents
 from maskwise.text.documents import Joined
-from maskwise.text.layers import CharSpans, Layer, check_spans
+from maskwise.text.layers import CharSpans, Found, Layer, check_spans
 from processes import PATIENCE, marked, wait_for
 from tiny import flip, maskwise
 
@@ -516,24 +519,66 @@ def test_the_summary_counts(tmp_path):
     assert found == json.loads((tmp_path / "summary.json").read_text())
 
 
-def test_facts_of_a_shard_are_those_of_counting_one_after_the_other():
-    """Of few codes in many texts, some empty; few of the commonest are kept, ties by their text."""
+@pytest.mark.parametrize("merged", [1, 50, 1 << 20])
+def test_counts_are_those_of_counting_one_after_the_other(merged, monkeypatch):
+    """Over several shards, with texts of every width of UTF-8 and lone surrogates; ties by text."""
+    monkeypatch.setattr(tally, "MERGE_SPANS", merged)
+    monkeypatch.setattr(tally, "LARGE_BYTES", 10 * merged)
     draw, layer = np.random.default_rng(3), Layer("categorical", ("a", "b", "c", "d"))
-    texts = [*texts_of(corpus(40)), "", " ", "x" * 90]
-    found, count = [], Counter()
-    for text in texts:
-        spans = [(*m.span(), int(draw.integers(0, 5))) for m in re.finditer(r"\S+", text)]
-        found.append({"l": CharSpans.of(spans, layer)})
-        count.update((str(code), text[start:end]) for start, end, code in spans)
-    facts = shard_facts(texts, found, {"l": layer})
-    of_layer = facts["layers"]["l"]
-    for code in "01234":
+    maker = SimpleNamespace(layers={"l": layer})
+    texts = [*texts_of(corpus(40)), "", " ", "x" * 90, "é\ud800 é\ud800 \udfff"]
+    counting, count = Tally({"maker": maker}), Counter()
+    for part in (texts[:13], texts[13:40], texts[40:41], texts[41:]):
+        found = []
+        for text in part:
+            spans = [(*m.span(), int(draw.integers(0, 5))) for m in re.finditer(r"\S+", text)]
+            found.append({"l": CharSpans.of(spans, layer)})
+            count.update((code, text[start:end]) for start, end, code in spans)
+        counting.add(part, {"maker": read_back(part, found, maker.layers)})
+    of_layer = counting.summaries()["maker"]["layers"]["l"]
+    for code, label in enumerate(("none", *layer.labels)):
         mine = sorted((-n, text) for (c, text), n in count.items() if c == code and len(text) <= 60)
-        assert of_layer["top"][code] == {text: -n for n, text in mine[:20]}
-    assert of_layer["labels"] == Counter(code for code, _ in count.elements())
-    assert of_layer["words"] == facts["words"] > of_layer["spans"]
-    # A text that is no longer than a part is not cut, wherever it is in its shard.
-    assert shard_facts(["ab " * 3000, "カ" * 95000], [{}, {}], {})["words"] == 3001
+        assert of_layer["top"][label] == [[text, -n] for n, text in mine[:20]]
+        assert of_layer["labels"][label] == sum(n for (c, _), n in count.items() if c == code)
+    assert of_layer["spans"] == count.total() < counting.words
+    assert of_layer["share_of_words"] == 1.0
+
+
+def test_what_is_common_in_no_shard_is_counted_too(monkeypatch):
+    monkeypatch.setattr(tally, "TOP_SPANS", 2)
+    counting = Tally({"words": annotator("words")})
+    for part in ("a a a b b b owl owl", "c c c d d d owl owl", "e e e f f f owl"):
+        found = annotator("words").annotate([part])
+        counting.add([part], {"words": read_back([part], found, annotator("words").layers)})
+    top = counting.summaries()["words"]["layers"]["words"]["top"]["words"]
+    assert top == [["owl", 5], ["a", 3]]
+
+
+def test_words_are_counted_in_parts_of_a_text():
+    """A text that is no longer than a part is not cut, wherever it is in its shard."""
+    counting = Tally({})
+    counting.add(["ab " * 3000, "カ" * 95000], {})
+    assert counting.words == 3001
+
+
+def read_back(texts: list[str], found: list[Found], layers: dict[str, Layer]) -> pa.Table:
+    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    return pq.read_table(pa.BufferReader(to_parquet(documents, found, layers, {})))
+
+
+def test_files_of_earlier_versions_are_kept_and_counted_anew(tmp_path):
+    """Their footers have counts, which are not read; the failures there are."""
+    first = annotate_corpus(corpus(), ["words"], tmp_path)
+    for path in (tmp_path / "shards").iterdir():
+        facts = {"words": 1, "failures": {"OSError: old": 1}, "layers": {"words": {"spans": 7}}}
+        table = pq.read_table(path).replace_schema_metadata({"maskwise": json.dumps(facts)})
+        pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    before = files(tmp_path)
+    again = annotate_corpus(corpus(), ["words"], tmp_path)
+    failures = {"OSError: old": first["shards"]}
+    assert again["annotators"]["words"].pop("failures") == failures
+    assert first["annotators"]["words"].pop("failures") == {}
+    assert again == first | {"made": 0} and files(tmp_path) == before
 
 
 def test_pages_show_texts_and_escape_them(tmp_path, capsys):

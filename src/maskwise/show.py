@@ -21,8 +21,8 @@ from maskwise.folders import write_page
 
 if TYPE_CHECKING:
     from maskwise.annotate.run import Summary
-    from maskwise.annotate.shard import LayerSummary
     from maskwise.annotate.store import Store
+    from maskwise.annotate.tally import LayerSummary
     from maskwise.text.documents import Document
     from maskwise.text.layers import CharSpans, Layer
 

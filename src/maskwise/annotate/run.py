@@ -3,8 +3,9 @@
 A layer is one annotation of the texts, such as parts of speech or phrases. A shard is a group of
 about 128 consecutive documents, and each annotator writes one file for each shard.
 
-The corpus is read twice: first to find out which files are missing, then to annotate the shards
-that lack a file. In between, annotators that need counts over the whole corpus read it once more.
+The corpus is read three times: to find out which files are missing, to annotate the shards that
+lack a file, and to count what the files have (tally.py). Annotators that need counts over the whole
+corpus read it once more, after the first time.
 Worker processes (jobs.py) annotate shards and send the contents of the files to this process. Only
 this process writes files, so the nodes of a cluster need a shared disk only if an annotator reads
 files. The files are byte-identical whether the workers run on this machine or on Ray.
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import asdict, replace
-from itertools import compress, product
+from itertools import compress, product, zip_longest
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypedDict
 
@@ -27,17 +28,18 @@ from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
 from maskwise.annotate.registry import annotator, check_names, registered, spec_of
-from maskwise.annotate.shard import AnnotatorSummary, ShardTask, add_up, annotate_shard, forget
+from maskwise.annotate.shard import ShardTask, annotate_shard, forget
 from maskwise.annotate.store import (
     MANIFEST,
-    Facts,
     Manifest,
     StoredAnnotator,
     cut_shards,
+    is_whole,
+    read_shard,
     shard_key,
-    stored_facts,
 )
 from maskwise.annotate.tagger import one_pass
+from maskwise.annotate.tally import AnnotatorSummary, Tally
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.folders import (
     claim,
@@ -51,7 +53,7 @@ from maskwise.folders import (
 from maskwise.jobs import ENGINES, Pool, open_pool
 from maskwise.printing import err_console
 from maskwise.specs import user_path
-from maskwise.text.documents import UNNAMED, Documents, read_documents, require_documents
+from maskwise.text.documents import UNNAMED, Document, Documents, read_documents, require_documents
 from maskwise.text.layers import Annotator, Fitted, digest
 from maskwise.text.readers import refuse_fields
 
@@ -192,18 +194,14 @@ def annotate_corpus(
             _require_nothing_lost(before, documents, keys, wanted, out)
         wanted = [_fitted(each, corpus, documents, out, bars) for each in wanted]
         parts = {each.spec: each.part for each in wanted}
-        facts: dict[str, list[Facts]] = {}
-        for spec, part in parts.items():
-            facts[spec] = []
-            for key in keys:
-                path = out / "shards" / part.file(key)
-                facts[spec].append(stored_facts(path))
-
         # For each shard, the annotators without a file. The texts of a shard are sent to a worker
         # only once, even if several annotators lack a file.
         missing = []
-        for number in range(len(keys)):
-            lacking = [spec for spec in parts if not facts[spec][number]]
+        for key in keys:
+            lacking = []
+            for spec, part in parts.items():
+                if not is_whole(out / "shards" / part.file(key)):
+                    lacking.append(spec)
             missing.append(tuple(lacking))
         # The progress bar counts only the shards that at least one annotator lacks.
         characters = sum(compress(lengths, missing))
@@ -213,20 +211,25 @@ def annotate_corpus(
             for spec, content in zip(task.annotators, files, strict=True):
                 path = out / "shards" / parts[spec].file(keys[task.number])
                 write_whole(path, content)
-                facts[spec][task.number] = stored_facts(path)
             bars.advance(shown, lengths[task.number])
 
-        added = {each.asked: add_up(facts[each.spec], each.annotator) for each in wanted}
+        tally = Tally({each.asked: each.annotator for each in wanted})
+        read = bars.track(documents, description="counting", total=count)
+        for key, contents in _shards(documents.name, read, keys):
+            tables = {}
+            for each in wanted:
+                tables[each.asked] = read_shard(out / "shards" / each.part.file(key))
+            tally.add([document.text for document in contents], tables)
         summary: Summary = {
             "source": documents.name,
             "corpus": corpus,
             "documents": count,
             "characters": sum(lengths),
-            "words": sum(entry["words"] for entry in facts[wanted[-1].spec]),
+            "words": tally.words,
             "shards": len(keys),
             "made": sum(map(len, missing)),
             "skipped": dict(documents.skipped),
-            "annotators": added,
+            "annotators": tally.summaries(),
         }
         write_json(out / "summary.json", summary)
         # The manifest is written last: a store without it is unfinished.
@@ -318,15 +321,30 @@ def _tasks(
 ) -> Iterator[ShardTask]:
     if not any(missing):
         return
-    for number, contents in enumerate(cut_shards(documents)):
-        if number >= len(keys) or shard_key(contents) != keys[number]:
-            raise MaskwiseError(
-                f"{documents.name} changed while it was being read",
-                do="annotate it again",
-            )
+    shards = _shards(documents.name, documents, keys)
+    for number, (_, contents) in enumerate(shards):
         if missing[number]:
             lacking = missing[number]
             yield ShardTask(number, contents, lacking, registered(lacking))
+
+
+def _shards(
+    name: str,
+    documents: Iterable[Document],
+    keys: Sequence[str],
+) -> Iterator[tuple[str, list[Document]]]:
+    """Yield the key and the documents of each shard.
+
+    Raises:
+        MaskwiseError: the shards do not have these keys.
+    """
+    for key, contents in zip_longest(keys, cut_shards(documents), fillvalue=()):
+        if not contents or shard_key(contents) != key:
+            raise MaskwiseError(
+                f"{name} changed while it was being read",
+                do="annotate it again",
+            )
+        yield key, contents
 
 
 def _fitted(

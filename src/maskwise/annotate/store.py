@@ -16,7 +16,9 @@ full. A new or changed document therefore changes only the shard with this docum
 
 Columns: ``id``; ``text`` (int64, the hash `text_id` of the text); and, for each layer,
 ``NAME.start`` and ``NAME.end`` (list<int32>, character offsets) and ``NAME.value`` (list<int16>
-codes of labels, or list<float> weights).
+codes of labels, or list<float> weights). If the annotator failed on texts of the shard, which then
+have no spans, the footer of the file has the errors. Everything else that is known of a layer is
+counted from these columns (tally.py).
 
 Cost: 3 to 6 bytes on disk per word and layer; 16 bytes of memory per document, for an index of the
 documents.
@@ -29,7 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -51,8 +53,9 @@ SHARD_CHARACTERS = 1 << 19
 """Number of characters at which a shard is full. It may be exceeded by the last document. Tagging
 so many characters takes a second or two. Therefore a killed run loses little work, and processes
 wait little for each other at the end."""
-Facts: TypeAlias = dict[str, Any]
-"""Counts of one annotator in one shard, stored as JSON in the file's footer; see `shard_facts`."""
+FOOTER = b"maskwise"
+"""Key of the JSON object in the footer of a file. Files of earlier versions have counts there, too,
+which are not read."""
 
 
 def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -83,7 +86,7 @@ def to_parquet(
     shard: Sequence[Document],
     spans: Sequence[Mapping[str, CharSpans]],
     layers: Mapping[str, Layer],
-    facts: Facts,
+    failures: Mapping[str, int],
 ) -> bytes:
     """Encode one annotator's spans in a shard as a Parquet file. Equal arguments give equal bytes.
 
@@ -91,7 +94,7 @@ def to_parquet(
         shard: the documents.
         spans: the spans of each document, keyed by layer.
         layers: the layers to write.
-        facts: the counts to store in the footer.
+        failures: the number of texts on which the annotator failed, keyed by error.
     """
     names, texts = zip(*shard)
     columns = {
@@ -105,21 +108,43 @@ def to_parquet(
         of_texts = zip(*[found[name] for found in spans])
         for (side, kind), values in zip(sides.items(), of_texts):
             columns[f"{name}.{side}"] = pa.array(values, pa.list_(kind))
-    # The footer of a Parquet file can be read without decoding a column.
-    table = pa.table(columns).replace_schema_metadata({"maskwise": json.dumps(facts)})
+    table = pa.table(columns)
+    if failures:
+        table = table.replace_schema_metadata({FOOTER: json.dumps({"failures": failures})})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
 
-def stored_facts(path: Path) -> Facts:
-    """Return the counts in the footer of a file; {} if the file is missing or damaged."""
+def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the file of one annotator and one shard, and verify its checksums.
+
+    Raises:
+        MaskwiseError: the file is missing or damaged.
+    """
     try:
-        # The whole table is read to verify all checksums, because a damaged file must be replaced.
-        table = pq.read_table(path, page_checksum_verification=True)
-        return json.loads((table.schema.metadata or {})[b"maskwise"])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
-        return {}
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise MaskwiseError(
+            f"{path} is missing or damaged",
+            do="run the same maskwise annotate command again to write the file anew",
+        ) from error
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a file of a shard exists and is not damaged."""
+    try:
+        failures_in(read_shard(path))
+        return True
+    # A damaged footer is not JSON.
+    except (MaskwiseError, ValueError):
+        return False
+
+
+def failures_in(table: pa.Table) -> dict[str, int]:
+    """Return the number of texts of a shard on which the annotator failed, keyed by error."""
+    footer = json.loads((table.schema.metadata or {}).get(FOOTER, b"{}"))
+    return footer.get("failures", {})
 
 
 @dataclass(frozen=True)
@@ -286,14 +311,7 @@ class Store:
         return CharSpans(*[columns[f"{name}.{side}"][row].values.to_numpy() for side in sides])
 
     def _read(self, part: StoredAnnotator, key: str, columns: list[str] | None = None) -> pa.Table:
-        path = self.folder / "shards" / part.file(key)
-        try:
-            return pq.read_table(path, columns=columns, page_checksum_verification=True)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise MaskwiseError(
-                f"{path} is missing or damaged",
-                do="run the same maskwise annotate command again to write the file anew",
-            ) from error
+        return read_shard(self.folder / "shards" / part.file(key), columns)
 
 
 # Tables that annotators compute from a whole corpus
