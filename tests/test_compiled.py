@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 
 from maskwise.families import patched
 from maskwise.objectives import chunks
-from maskwise.training.compiled import GATED, ROTARY, compiled_block, rearrange, turned
+from maskwise.training.compiled import GATED, ROTARY, compiled_block, rearrange
 from maskwise.training.data import TURN, look_ahead
 from maskwise.training.wrapping import blocks_of
 
@@ -98,7 +98,7 @@ def test_a_wrapped_matrix_stays_as_it_is() -> None:
 
 
 def test_the_compiler_uses_rearranged_layers() -> None:
-    """Without them, each block concatenates the halves of its queries and keys."""
+    """Without them, each block has one product for both halves, and rotates (B, H, L, D)."""
     model = built("modernbert").train()
     block = model.layers[1]
     graphs: list[torch.fx.GraphModule] = []
@@ -107,7 +107,8 @@ def test_the_compiler_uses_rearranged_layers() -> None:
         graphs.append(graph)
         return graph
 
-    def concatenations() -> int:
+    def found() -> tuple[int, set[int]]:
+        """Return the number of products, and the number of heads' dimension in concatenations."""
         torch.compiler.reset()
         graphs.clear()
         states = torch.rand(2, 12, 32, dtype=torch.float64)
@@ -115,13 +116,16 @@ def test_the_compiler_uses_rearranged_layers() -> None:
         torch.compile(block.forward, backend=keep, fullgraph=True)(
             states, position_embeddings=(angles.cos(), angles.sin()), attention_mask=None
         )
-        nodes = [node for graph in graphs for node in graph.graph.nodes]
-        return sum(node.target is torch.cat for node in nodes)
+        (graph,) = graphs
+        nodes = list(graph.graph.nodes)
+        products = sum(node.target is torch._C._nn.linear for node in nodes)
+        turned = [node.meta["example_value"] for node in nodes if node.target is torch.cat]
+        return products, {value.shape.index(2, 1) for value in turned}
 
-    assert concatenations() == 2
+    assert found() == (4, {1})
     with patched(model):
         rearrange([block])
-        assert concatenations() == 0
+        assert found() == (5, {2})
 
 
 def test_all_layers_of_a_class_share_their_compiled_code() -> None:
@@ -131,12 +135,6 @@ def test_all_layers_of_a_class_share_their_compiled_code() -> None:
         rearrange(blocks_of(model))
         functions = {vars(block.attn)["forward"].__func__ for block in model.layers}
     assert len(functions) == 1
-
-
-def test_turning_is_exact() -> None:
-    vectors = torch.randn(3, 5, 8)
-    first, second = vectors.chunk(2, -1)
-    assert torch.equal(turned(vectors), torch.cat((-second, first), -1))
 
 
 def test_blocks_are_compiled_only_in_training() -> None:

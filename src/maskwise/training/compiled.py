@@ -1,11 +1,14 @@
 """Compiled blocks, and forms of two layers from which the compiler makes faster kernels.
 
 On a GPU, the time of a block that is not spent in matrix products and attention is spent moving
-memory. The compiler fuses elementwise operations, but not well across ``torch.cat``: a kernel that
-writes a concatenation computes every part at every place, and then selects one of them. Two such
-kernels took a tenth of a step of ModernBERT on an H200: the backward pass of its gated layer, which
-was three times as long as its memory traffic, and that of its rotary embedding. ``rearrange``
-computes the same formulas without concatenation.
+memory. Two of ModernBERT's layers move more than they need, and ``rearrange`` computes the same
+formulas in another order (measured on an H200, per layer and step of 65,536 tokens):
+
+- The gradients of the halves of a gated layer are concatenated. The compiled kernel computes both
+  halves at every place and then selects one. With a matrix product for each half, it takes 198 µs
+  instead of 545.
+- Rotary embeddings are computed in the order (B, H, L, D), and then copied for attention, which
+  reads (B, L, H, D). Without copies, the forward pass takes 130 µs instead of 205.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ ROTARY = (
     "EuroBertAttention",
     "NomicBertAttention",
 )
-"""Attention layers that call ``apply_rotary_pos_emb``, which calls ``rotate_half``."""
+"""Attention layers that call ``apply_rotary_pos_emb``."""
 
 
 def compiled_block(block: nn.Module, forward: Forward) -> Forward:
@@ -115,31 +118,19 @@ def _gated(layer: Any, states: Tensor) -> Tensor:
 
 @cache
 def _rotating_in_place(kind: Any) -> FunctionType:
-    """Return the forward method of a class of attention, with a faster rotation.
+    """Return the forward method of a class of attention that rotates tokens as they lie in memory.
 
     All layers of a class get the same function, because the compiler tells blocks apart by it.
     """
     forward = unwrap(kind.forward)
     rotate = unwrap(forward.__globals__["apply_rotary_pos_emb"])
-    by_flips = with_globals(rotate, rotate_half=turned)
 
     def rotated(
         query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
     ) -> tuple[Tensor, Tensor]:
-        # Rows of tokens (B, L, H, D) stay as they lie in memory. Attention reads them like this.
+        # Attention reads tokens in the order (B, L, H, D), so other orders would be copied.
         rows = query.transpose(1, 2), key.transpose(1, 2)
-        query, key = by_flips(*rows, cos, sin, unsqueeze_dim=2)
+        query, key = rotate(*rows, cos, sin, unsqueeze_dim=2)
         return query.transpose(1, 2), key.transpose(1, 2)
 
     return with_globals(forward, apply_rotary_pos_emb=rotated)
-
-
-def turned(vectors: Tensor) -> Tensor:
-    """(−x₂, x₁) for vectors (…, D) with the halves x₁ and x₂, without a concatenation.
-
-    >>> turned(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist()
-    [-3.0, -4.0, 1.0, 2.0]
-    """
-    halves = vectors.unflatten(-1, (2, -1))
-    sign = 2 * torch.arange(2, device=vectors.device, dtype=vectors.dtype) - 1
-    return (halves.flip(-2) * sign.unsqueeze(-1)).flatten(-2)
