@@ -369,7 +369,7 @@ class Bench:
                 yield self.timing(shape, peer, 45)
         yield Part("several objectives", self.several, 60)
         for shape in promised:
-            yield self.timing(shape, PEERS[1]._replace(compiled=True), 100)
+            yield self.timing(shape, PEERS[1]._replace(compiled=True), 160)
         for shape in promised:
             yield self.timing(shape, OURS, 40)
         yield Part("waits", partial(self.waits, "token", 0), 20)

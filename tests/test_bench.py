@@ -122,7 +122,12 @@ def test_the_script_for_a_gpu_runs_every_part_here_in_miniature(tmp_path: Path) 
         if "rates" in line:
             assert line["rounds"] == len(line["rates"]) == gpu_bench.ROUNDS
     traces = [line["trace"] for line in lines if "trace" in line]
-    assert [each["file"] for each in traces] == ["trace-bert.json.gz", "trace-modernbert.json.gz"]
+    assert [each["file"] for each in traces] == [
+        "trace-bert.json.gz",
+        "trace-bert-bf16.json.gz",
+        "trace-modernbert.json.gz",
+        "trace-modernbert-bf16.json.gz",
+    ]
     for each in traces:
         assert (tmp_path / each["file"]).stat().st_size > 1000
         assert sum(each["ms_by_class"].values()) == pytest.approx(each["ms_per_step"], rel=0.01)
@@ -138,11 +143,11 @@ def test_on_a_gpu_what_was_promised_is_measured_first(tmp_path: Path) -> None:
     names = [part.name for part in bench.parts(tmp_path)]
     assert len(names) == len(set(names))
     assert names[:2] == ["machine", "bert-base, 128: maskwise, compiled"]
-    first = names[1:9]
+    first = names[1:11]
     assert all(name.startswith(("bert-base, 128", "modernbert-base, 1024")) for name in first)
     # Nothing of the peer is compiled before what needs no compilation.
-    assert not any("Trainer" in name and "compiled" in name for name in names[:10])
-    assert any("Trainer, as it is, compiled" in name for name in names[10:12])
+    assert not any("Trainer" in name and "compiled" in name for name in names[:12])
+    assert any("Trainer, as it is, compiled" in name for name in names[12:14])
 
 
 def test_a_side_without_memory_gets_half_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
