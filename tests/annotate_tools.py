@@ -39,6 +39,12 @@ def chokes(texts):
     return capitals(texts)
 
 
+def kills(texts):
+    if any("poison" in text for text in texts):
+        os._exit(9)
+    return capitals(texts)
+
+
 def always(texts):
     raise RuntimeError("no such dictionary")
 

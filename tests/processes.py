@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
-import pickle
+import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -20,7 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from maskwise.jobs import Pool, call
+from maskwise.jobs import Failure, Pool, answer, message, result_of
 
 PATIENCE = float(os.environ.get("MASKWISE_TEST_PATIENCE", "240"))
 
@@ -66,23 +67,21 @@ def in_group(group: int) -> list[int]:
     return found
 
 
-class SamePool(Pool[Any, Any]):
+class SamePool(Pool):
     """An engine that does tasks in this process: what they give is the same, and no worker imports
     torch first.
     """
 
     places = 1
 
-    def __init__(self, function: Any, **ignored: Any):
-        self.function = pickle.dumps(function)
+    def __init__(self, **ignored: Any): ...
 
-    def submit(self, task: Any) -> Future[Any]:
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        result, failure = call(self.function, pickle.loads(pickle.dumps(task)))
-        if failure:
+        try:
+            future.set_result(result_of(answer(message(function, arguments))))
+        except Failure as failure:
             future.set_exception(failure)
-        else:
-            future.set_result(result)
         return future
 
     def close(self) -> None: ...
@@ -94,6 +93,8 @@ def worker_task(what: Any) -> Any:
         os._exit(7)
     if what == "raise":
         raise KeyError("two\nlines")
+    if what == "lock":  # which cannot be sent back
+        return threading.Lock()
     if what == "warn":
         with warnings.catch_warnings():  # after which Python would print a warning again
             warnings.simplefilter("error")
@@ -103,6 +104,32 @@ def worker_task(what: Any) -> Any:
 
         return torch.get_num_threads()
     return what, os.getpid(), os.environ["OMP_NUM_THREADS"]
+
+
+def worker_waits(path: Any, *, stubborn: bool = False) -> None:
+    """Write the number of the process, and wait for an hour; the stubborn do not listen."""
+    if stubborn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path(f"{path}.partial").write_text(str(os.getpid()))
+    Path(f"{path}.partial").rename(path)
+    end = time.monotonic() + 3600
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+
+class Loaded:
+    """A task that counts how often it was loaded in its process."""
+
+    times = 0
+
+    def __setstate__(self, state: object) -> None:
+        Loaded.times += 1
+
+    def __getstate__(self) -> object:
+        return "not empty"
+
+    def __call__(self, number: int) -> tuple[int, int]:
+        return number, Loaded.times
 
 
 def worker_card(_: Any) -> str | None:

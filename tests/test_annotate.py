@@ -284,6 +284,19 @@ def test_a_killed_run_goes_on(tmp_path):
     assert len(Store(out).annotate(texts_of(corpus(80)))) == 80
 
 
+@pytest.mark.process
+def test_a_document_that_kills_its_worker_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    texts = corpus(30)
+    texts[7]["text"] += " poison"
+    with pytest.raises(MaskwiseError, match=r"exit code 9\); if memory ran out") as caught:
+        annotate_corpus(texts, [], tmp_path, functions=["annotate_tools:kills"], jobs=2)
+    first, last = re.search(r"\(documents 'd(\d+)' to 'd(\d+)'\): ", str(caught.value)).groups()
+    assert int(first) <= 7 <= int(last) < 29
+    # What was finished stays, and the text without the poison is annotated.
+    assert annotate_corpus(corpus(30), [], tmp_path, functions=["annotate_tools:kills"])["made"]
+
+
 def test_annotators_that_count_first(tmp_path, rare):
     texts = corpus(30)
     annotate_corpus(texts, ["rare(floor=2)"], tmp_path)

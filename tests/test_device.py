@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import nullcontext
 from functools import cache
@@ -221,17 +222,16 @@ def probing(learner: SamplerLearner, device: Any) -> None:
     learner._learn = free  # type: ignore[method-assign]
 
 
-class Here(Pool[Any, Any]):
+class Here(Pool):
     """Does every stage in this process, whose device it is."""
 
     places = 1
 
-    def __init__(self, function: Any, **_: Any):
-        self.function = function
+    def __init__(self, **_: Any): ...
 
-    def submit(self, task: Any) -> Future[Any]:
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_result(self.function(task))
+        future.set_result(function(*arguments))
         return future
 
     def close(self) -> None: ...

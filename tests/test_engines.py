@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,37 +24,45 @@ import pytest
 from maskwise import folders, jobs
 from maskwise.constants import jobs_here
 from maskwise.errors import MaskwiseError
-from maskwise.jobs import ENGINES, Failure, LocalPool, Pool, RayPool, open_pool
+from maskwise.jobs import ENGINES, Failure, LocalPool, Once, Pool, RayPool, open_pool
 from maskwise.recipe import Recipe
 from maskwise.study import Plan, Run, Stage, scheduler
 from maskwise.study.scheduler import StudyProgress, execute
-from processes import PATIENCE, wait_for, worker_card, worker_length, worker_task, workers
+from processes import (
+    PATIENCE,
+    Loaded,
+    wait_for,
+    worker_card,
+    worker_length,
+    worker_task,
+    worker_waits,
+    workers,
+)
 from tiny import maskwise, start, write_inputs, write_lines
 
 LOST = Failure("the node is gone", passing=True)
 WRONG = Failure("the loss is not finite", passing=False)
 
 
-class Scripted(Pool[Any, Any]):
+class Scripted(Pool):
     """A pool that does a task by writing done.json, unless the script has a failure for it."""
 
     script: dict[str, list[Failure]]
     log: list[str]
     places = 2
 
-    def __init__(self, function: Any, *, jobs: int | None, gpu: bool):
-        self.stages = Path(function.keywords["stages"])
+    def __init__(self, *, jobs: int | None, gpu: bool): ...
 
-    def submit(self, task: Any) -> Future[Any]:
+    def submit(self, function: Any, *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        name, stage = task
+        [(name, stage)] = arguments
         word = stage["what"]["word"]
         self.log.append(word)
         failures = self.script.get(word, [])
         if failures:
             future.set_exception(failures.pop(0))
         else:
-            finish(self.stages / name)
+            finish(Path(function.keywords["stages"]) / name)
             future.set_result(None)
         return future
 
@@ -170,13 +179,13 @@ def test_no_cluster_and_no_ray_are_one_line(monkeypatch, address, says):
     if address is None:
         monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MaskwiseError, match=says) as error:
-        open_pool(len, engine="ray", jobs=1)
+        open_pool(engine="ray", jobs=1)
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_engine_names_those_there_are():
     with pytest.raises(MaskwiseError, match="unknown engine 'rai'; allowed: local, ray"):
-        open_pool(len, engine="rai")
+        open_pool(engine="rai")
 
 
 # The pools
@@ -187,40 +196,84 @@ def test_an_unknown_engine_names_those_there_are():
 def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch, capfd):
     monkeypatch.setattr(jobs, "PATIENCE_SECONDS", PATIENCE)
     found = {}
-    with LocalPool(worker_task, jobs=1) as pool:
-        for task in ("first", "die", "raise", "warn", "warn", "threads", "last"):
-            future = pool.submit(task)
+    with LocalPool(jobs=1) as pool:
+        for task in ("first", "die", "raise", "lock", "warn", "warn", "threads", "last"):
+            future = pool.submit(worker_task, task)
             found[task] = future.exception(PATIENCE) or future.result()
-        worker = pool.workers[0].process
+        [worker] = pool.workers.values()
     assert found["die"].args == ("the worker process died (exit code 7)", True)
     error, passing = found["raise"].args
     assert error.startswith("KeyError: 'two\\nlines' (") and "processes.py:" in error
-    assert not passing
+    assert not passing and "pickle" in found["lock"].error
     first, last = found["first"], found["last"]
     assert first[0] == "first" and last[0] == "last" and first[1] != last[1]
     assert first[2] == "1" and found["threads"] == 1
-    assert worker.returncode == 0  # it ended by itself
+    assert worker.process.returncode == 128 + signal.SIGTERM  # it ended by itself
     assert capfd.readouterr().err == "Warning: rows are truncated\n"
 
 
 @pytest.mark.process
+def test_a_killed_worker_fails_its_own_task_only(tmp_path):
+    """As the kernel kills the largest process if memory runs out."""
+    with LocalPool(jobs=2) as pool:
+        names = [tmp_path / "one", tmp_path / "two"]
+        one, two = [pool.submit(worker_waits, name) for name in names]
+        wait_for(lambda: all(name.exists() for name in names))
+        os.kill(int(names[0].read_text()), signal.SIGKILL)
+        assert str(one.exception(PATIENCE)) == "the worker process died (exit code -9)"
+        assert pool.submit(worker_length, "seven").result(PATIENCE) == 5
+        assert not two.done()
+
+
+@pytest.mark.process
+def test_an_idle_worker_that_was_killed_is_replaced():
+    with LocalPool(jobs=1) as pool:
+        _, before, _ = pool.submit(worker_task, "first").result(PATIENCE)
+        pool.workers[0].process.kill()
+        pool.workers[0].process.wait()
+        _, after, _ = pool.submit(worker_task, "second").result(PATIENCE)
+        assert before != after
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("stubborn", "code"), [(False, 128 + signal.SIGTERM), (True, -9)])
+def test_a_closed_pool_ends_its_workers_in_the_middle_of_tasks(
+    stubborn, code, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", 0.2 if stubborn else 20.0)
+    pool = LocalPool(jobs=1)
+    future = pool.submit(partial(worker_waits, stubborn=stubborn), tmp_path / "started")
+    queued = pool.submit(worker_length, "never")
+    wait_for((tmp_path / "started").exists)
+    pool.close()
+    [worker] = pool.workers.values()
+    assert worker.process.returncode == code
+    assert f"(exit code {code})" in str(future.exception(PATIENCE)) and queued.cancelled()
+
+
+@pytest.mark.process
+def test_what_is_slow_to_load_is_loaded_once_in_a_worker():
+    with LocalPool(jobs=1) as pool:
+        often, once = Loaded(), Once(Loaded())
+        assert [pool.submit(often, n).result(PATIENCE) for n in (1, 2)] == [(1, 1), (2, 2)]
+        assert [pool.submit(once, n).result(PATIENCE) for n in (1, 2)] == [(1, 3), (2, 3)]
+
+
+@pytest.mark.process
 def test_results_come_with_their_tasks_and_a_failure_ends_them():
-    with open_pool(worker_length, jobs=2) as pool:
-        pool.warm(5)
-        wait_for(lambda: len(pool.idle) == 2)
-        assert sorted(pool.results(str(10**n) for n in range(9))) == [
+    with open_pool(jobs=2) as pool:
+        assert sorted(pool.results(worker_length, (str(10**n) for n in range(9)))) == [
             (str(10**n), n + 1) for n in range(9)
         ]
         with pytest.raises(
             MaskwiseError, match=r"^TypeError: object of type 'int' has no len\(\) \(.*\)$"
         ):
-            list(pool.results([3]))
+            list(pool.results(worker_length, [3]))
         assert len(pool.workers) == 2
-    with (
-        open_pool(worker_task, jobs=1) as pool,
-        pytest.raises(MaskwiseError, match=r"code 7\); if memory ran out"),
-    ):
-        list(pool.results(["die"]))
+        with pytest.raises(
+            MaskwiseError, match=r"^die: .* died \(exit code 7\); if memory ran out"
+        ):
+            list(pool.results(worker_task, ["die"]))
 
 
 @pytest.mark.process
@@ -238,16 +291,16 @@ def test_workers_share_the_cards_evenly(visible, count, names, monkeypatch):
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
-    assert LocalPool(worker_length, jobs=None, gpu=True).places == jobs_here() == count
-    with open_pool(worker_card, jobs=4, gpu=True) as pool:
-        pool.warm(4)
-        wait_for(lambda: len(pool.idle) == 4)
-        assert pool.submit(0).result(PATIENCE) in names
-        found = [worker.card for worker in pool.workers]
-    assert sorted(found) == sorted(names * (4 // count))
+    assert LocalPool(jobs=None, gpu=True).places == jobs_here() == count
+    with open_pool(jobs=4, gpu=True) as pool:
+        futures = [pool.submit(worker_card, 0) for _ in range(4)]
+        assert {future.result(PATIENCE) for future in futures} <= set(names)
+        found = [pool.workers[number].card for number in sorted(pool.workers)]
+    # A worker that ended its task may have got the next one, before another was needed.
+    assert found == (names * 4)[: len(found)]
     # Workers of other commands, and of machines without cards, see what their parent sees.
-    with open_pool(worker_card, jobs=1) as pool:
-        assert [card for _, card in pool.results([0])] == [visible]
+    with open_pool(jobs=1) as pool:
+        assert pool.submit(worker_card, 0).result(PATIENCE) == visible
 
 
 @pytest.mark.parametrize(
@@ -267,11 +320,11 @@ def test_stages_on_ray_share_the_cards_as_local_ones_do(cards, given, gpus, plac
         is_initialized=lambda: True, cluster_resources=lambda: resources, remote=remote
     )
     monkeypatch.setattr(jobs, "_quiet_ray", lambda: ray)
-    assert RayPool(len, jobs=given, gpu=True).places == places
+    assert RayPool(jobs=given, gpu=True).places == places
     # Other commands ask for no card, and a cluster may have none.
-    RayPool(len, jobs=given)
+    RayPool(jobs=given)
     del resources["GPU"]
-    assert RayPool(len, jobs=8, gpu=True).places == 8
+    assert RayPool(jobs=8, gpu=True).places == 8
     assert asked == [(1, gpus), (1, 0), (1, 0)]
     # A local pool puts equally many on its fullest card.
     local = Counter(index % cards for index in range(places))
@@ -285,13 +338,10 @@ time.sleep(3600)
 def function(task): ...
 """
 PARENT = """
+from importlib import import_module
 from maskwise.jobs import LocalPool
-import sys, time
-class Named:
-    def __reduce__(self):
-        import importlib
-        return importlib.import_module, ("slow_to_import",)
-LocalPool(Named(), jobs=1).warm(1)
+import time
+LocalPool(jobs=1).submit(import_module, "slow_to_import")
 time.sleep(3600)
 """
 
@@ -320,22 +370,23 @@ def test_every_pool_keeps_the_promises(name, monkeypatch):
     """``eval`` is a function that every process knows."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
     found = {}
-    with open_pool(eval, engine=name, jobs=1) as pool:
+    with open_pool(engine=name, jobs=1) as pool:
         for task in (
-            "__import__('torch').get_num_threads(), __import__('os').environ['OMP_NUM_THREADS']",
+            "__import__('torch').get_num_threads(), __import__('os').environ['OMP_NUM_THREADS'],"
+            "__import__('os').environ['RAYON_NUM_THREADS']",
             "{}['two\\nlines']",
             "open('/nowhere/at/all')",
             "__import__('os')._exit(7)",
             "__import__('os').kill(__import__('os').getpid(), 9)",
             "1 + 1",
         ):
-            future = pool.submit(task)
+            future = pool.submit(eval, task)
             failure = future.exception(PATIENCE)
             found[task] = (None if failure else future.result(), failure)
     if name == "ray":
         pool.ray.shutdown()
     results, failures = zip(*found.values(), strict=True)
-    assert results == ((1, "1"), None, None, None, None, 2)
+    assert results == ((1, "1", "1"), None, None, None, None, 2)
     assert [failure and failure.passing for failure in failures] == [
         None,
         False,

@@ -299,7 +299,7 @@ def test_a_worker_that_dies_is_made_up_for(folder: Path, tokenizer) -> None:
     try:
         assert ids_of(helped, 0) == known[0]
         for step in range(1, 12):
-            for worker in helped.ahead.pool.workers:
+            for worker in helped.ahead.pool.workers.values():
                 worker.process.kill()
             assert ids_of(helped, step) == known[step]
     finally:

@@ -1,11 +1,17 @@
-"""Pools of processes that call one function on many tasks, on this machine or a Ray cluster.
+"""Pools: run functions in other processes, on this machine or on a Ray cluster.
 
-    with open_pool(function, engine="local", jobs=2) as pool:
-        future = pool.submit(task)
+    with open_pool(engine="local", jobs=2) as pool:
+        future = pool.submit(function, argument)
 
-Each task runs in one process with one thread. Two tasks in parallel, with one thread each, finish
-earlier than one after the other with two threads. A failed task raises ``Failure``. A worker
-process that dies is replaced.
+A task is a call of a function. Each task runs in one process with one thread: two tasks in
+parallel, with one thread each, finish earlier than one after the other with two threads. The future
+of a task that fails raises a `Failure`, which has the error in one line. If a worker process dies,
+only its task fails, and the next task starts another process.
+
+A pool on this machine is a pool of threads that each wait for one process. Why it is not a
+``ProcessPoolExecutor`` is in docs/decisions/0020-workers.md.
+
+Cost: a process starts in .06 seconds, before the imports of its first task; a task costs .1 ms.
 """
 
 from __future__ import annotations
@@ -25,11 +31,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cache, partial
-from itertools import islice
+from itertools import count, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import Empty, PriorityQueue
 from types import ModuleType
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from maskwise.constants import cards_here, share_of_card
 from maskwise.errors import MaskwiseError, first_line, require_known, require_library, tidy_warnings
@@ -40,7 +47,10 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 # Libraries read these variables when they are imported, so a worker must be started with them.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# Tokenizers are written in Rust and use the threads of Rayon.
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1"
+)
 PATIENCE_SECONDS = 20.0
 """How long a worker may take to finish a step and save its state before it is killed."""
 STORE_BYTES = 100 * 2**20
@@ -78,89 +88,143 @@ class Failure(Exception):
         return self.error
 
 
-class Pool(ABC, Generic[Task, Result]):
-    """Runs tasks in other processes, each task in one process with one thread.
-
-    Args:
-        function: a function that can be pickled, such as a function at the top of a module.
-        jobs: the maximum number of parallel tasks; by default, the number of cores (or GPUs).
-        gpu: whether each task runs on a GPU, if there are any. With more jobs than GPUs, tasks
-            share GPUs.
-    """
+class Pool(ABC):
+    """Runs tasks in other processes."""
 
     @property
     @abstractmethod
     def places(self) -> int:
-        """Maximum number of parallel tasks."""
+        """Maximum number of parallel tasks. In a cluster, it may change at any time."""
 
     @abstractmethod
-    def submit(self, task: Task) -> Future[Result]:
-        """Start or queue a task. If the task fails, the future raises ``Failure``."""
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Start a task, or queue it until a worker is free.
+
+        If the task fails, the future raises a `Failure`.
+
+        Args:
+            function: a function that can be pickled, such as one at the top of a module.
+            arguments: values that can be pickled.
+        """
 
     @abstractmethod
     def close(self) -> None:
         """Stop all workers, including those with running tasks."""
 
-    def warm(self, count: int) -> None:
-        """Start ``count`` workers, which import the function. Do not wait for them."""
-        return
-
     def results(
-        self, tasks: Iterable[Task], *, at_once: int | None = None
+        self,
+        function: Callable[[Task], Result],
+        tasks: Iterable[Task],
+        *,
+        at_once: int | None = None,
     ) -> Iterator[tuple[Task, Result]]:
-        """Yield each task and its result, in the order in which tasks finish.
+        """Call a function on each task. Yield each task and its result as soon as it ends.
 
         Args:
+            function: the function.
             tasks: the tasks. The next task is read only when a worker is free, because all tasks
                 together may not fit in memory.
             at_once: a further limit on parallel tasks, below ``places``.
 
         Raises:
-            MaskwiseError: a task failed. Nothing is retried.
+            MaskwiseError: a task failed. Nothing is retried. If the worker died, the error names
+                the task.
         """
         waiting = iter(tasks)
         running: dict[Future[Result], Task] = {}
         while True:
             room = min(self.places, at_once or self.places) - len(running)
             for task in islice(waiting, max(0, room)):
-                running[self.submit(task)] = task
+                running[self.submit(function, task)] = task
             if not running:
                 return
             # The loop looks every second whether the cluster has grown.
             ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in ended:
                 task = running.pop(future)
-                failure = future.exception()
-                if isinstance(failure, Failure):
-                    do = "if memory ran out, use fewer --jobs; the same command resumes the work"
-                    raise MaskwiseError(failure.error, do=do if failure.passing else None)
-                yield task, future.result()
+                try:
+                    result = future.result()
+                except Failure as failure:
+                    if not failure.passing:
+                        raise MaskwiseError(failure.error) from None
+                    raise MaskwiseError(
+                        f"{task}: {failure.error}",
+                        do="if memory ran out, use fewer --jobs; the same command resumes the work",
+                    ) from None
+                yield task, result
 
-    def __enter__(self) -> Pool[Task, Result]:
+    def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def open_pool(
-    function: Callable[[Task], Result],
-    *,
-    engine: str = "local",
-    jobs: int | None = None,
-    gpu: bool = False,
-) -> Pool[Task, Result]:
-    """Open a pool. The engine is "local" or "ray". The other arguments are those of ``Pool``.
+def open_pool(*, engine: str = "local", jobs: int | None = None, gpu: bool = False) -> Pool:
+    """Open a pool.
 
-    >>> with open_pool(len, jobs=1) as pool:
-    ...     print(list(pool.results(["one", "seven"])))
-    [('one', 3), ('seven', 5)]
+    >>> with open_pool(jobs=1) as pool:
+    ...     pool.submit(len, "seven").result()
+    5
+
+    Args:
+        engine: where tasks run: "local" or "ray".
+        jobs: the maximum number of parallel tasks; by default, the number of cores (or GPUs).
+        gpu: whether each task runs on a GPU, if there are any. With more jobs than GPUs, tasks
+            share GPUs.
 
     Raises:
         MaskwiseError: the engine is unknown, or there is no cluster.
     """
     require_known("engine", engine, ENGINES)
-    return ENGINES[engine](function, jobs=jobs, gpu=gpu)
+    return ENGINES[engine](jobs=jobs, gpu=gpu)
+
+
+class Once:
+    """A function that is pickled once, and loaded once in each process that calls it.
+
+    Use it for a function that is slow to load, such as one with a tokenizer, and runs many tasks.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.content = pickle.dumps(function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return _load(self.content)(*arguments)
+
+
+_load = cache(pickle.loads)
+
+
+# Messages between a pool and its workers
+
+
+def message(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+    """Return a task as a message to a worker."""
+    return pickle.dumps((function, arguments))
+
+
+def answer(task: bytes) -> bytes:
+    """Run a task in a worker, and return its result or its `Failure` as a message."""
+    try:
+        function, arguments = pickle.loads(task)
+        return pickle.dumps((function(*arguments), None))
+    # Not every exception can be pickled, so only the text of an exception is returned.
+    except Exception as error:
+        failure = Failure(one_line(error), passing=isinstance(error, OSError))
+        return pickle.dumps((None, failure))
+
+
+def result_of(answered: bytes) -> Any:
+    """Return the result in an answer.
+
+    Raises:
+        Failure: the task failed.
+    """
+    result, failure = pickle.loads(answered)
+    if failure:
+        raise failure
+    return result
 
 
 def one_line(error: Exception) -> str:
@@ -171,115 +235,89 @@ def one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})".split())
 
 
-def call(function: bytes, task: Any) -> tuple[Any, Failure | None]:
-    """Run a task in a worker; return the result and None, or None and the failure."""
-    try:
-        return _load(function)(task), None
-    # Not every exception can be pickled, so only the text of an exception is returned.
-    except Exception as error:
-        return None, Failure(one_line(error), passing=isinstance(error, OSError))
-
-
-_load = cache(pickle.loads)
-
-
 # Processes on this machine
 
 
-class LocalPool(Pool[Task, Result]):
-    """A pool of up to ``jobs`` processes on this machine.
+class LocalPool(Pool):
+    """A pool of up to ``jobs`` processes on this machine; see `open_pool`.
 
     Workers are new interpreters, so scripts need no ``if __name__ == "__main__":``. A worker runs
-    many tasks, one after the other.
+    many tasks, one after the other. It ends with this process, even if this process is killed.
     """
 
-    def __init__(self, function: Callable[[Task], Result], *, jobs: int | None, gpu: bool = False):
-        # All workers get the same bytes, so the function is pickled only once.
-        self.function = pickle.dumps(function)
+    def __init__(self, *, jobs: int | None, gpu: bool = False):
         self.cards: list[str] = []
         if gpu:
             self.cards = cards_here()
         self.jobs = jobs or len(self.cards) or os.cpu_count() or 1
-        self.hiring = threading.Lock()
-        self.workers: list[_Worker] = []
-        self.idle: list[_Worker] = []
+        # Workers have numbers from 0. A task gets the free worker with the lowest number, or a new
+        # one if none is free.
+        self.workers: dict[int, _Worker] = {}
+        self.free = PriorityQueue[int]()
+        self.numbers = count()
+        self.opening = threading.Lock()
         self.closed = False
         # Ctrl-C must reach only the parent. Threads block SIGINT, and their workers inherit this.
         block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGINT])
-        # Each worker has its own thread that waits for it. If a worker dies, only one task fails.
+        # A thread waits for each busy worker. If a worker dies, only one task fails.
         self.threads = ThreadPoolExecutor(self.jobs, "maskwise", initializer=block)
 
     @property
     def places(self) -> int:
         return self.jobs
 
-    def warm(self, count: int) -> None:
-        for _ in range(min(count, self.jobs)):
-            self.threads.submit(lambda: self.idle.append(self._hire()))
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        return self.threads.submit(self._run, message(function, arguments))
 
-    def submit(self, task: Task) -> Future[Result]:
-        return self.threads.submit(self._run, task)
-
-    def _run(self, task: Task) -> Result:
-        worker = self._worker()
+    def _run(self, task: bytes) -> Any:
         try:
-            worker.pipe.send(task)
-            result, failure = worker.pipe.recv()
-        except (EOFError, OSError):
-            code = worker.process.wait()
-            self.workers.remove(worker)
-            raise Failure(f"the worker process died (exit code {code})", passing=True) from None
-        self.idle.append(worker)
-        if failure:
-            raise failure
-        return result
+            number = self.free.get_nowait()
+        except Empty:
+            number = next(self.numbers)
+        try:
+            return result_of(self._worker(number).answer(task))
+        finally:
+            self.free.put(number)
 
-    def _worker(self) -> _Worker:
-        # `pop` raises an IndexError if another thread has taken the last idle worker.
-        with suppress(IndexError):
-            while True:
-                worker = self.idle.pop()
-                # An idle worker may have been killed, for example because memory ran out.
-                if worker.process.poll() is None:
-                    return worker
-        return self._hire()
-
-    def _hire(self) -> _Worker:
-        with self.hiring:
-            # A worker uses the GPU with the fewest workers.
-            taken = [worker.card for worker in self.workers]
-            card = min(self.cards, key=taken.count, default=None)
-            worker = _Worker(self.function, card)
-            self.workers.append(worker)
-        # The pool may have been closed while the worker started.
-        if self.closed:
-            worker.process.terminate()
-        return worker
+    def _worker(self, number: int) -> _Worker:
+        """Return a worker. Start a process if there is none, or if it has died."""
+        # After ``close`` had the lock, no worker starts.
+        with self.opening:
+            if self.closed:
+                raise Failure("the pool was closed", passing=False)
+            worker = self.workers.get(number)
+            # An idle worker may have been killed, for example because memory ran out.
+            if worker is None or worker.process.poll() is not None:
+                card = None
+                if self.cards:
+                    card = self.cards[number % len(self.cards)]
+                worker = self.workers[number] = _Worker(card)
+            return worker
 
     def close(self) -> None:
-        """Stop idle workers by closing their pipes, and busy workers with a signal."""
-        # The flag is set before the list is copied, because a thread may be starting a worker now.
-        self.closed = True
+        with self.opening:
+            self.closed = True
         self.threads.shutdown(wait=False, cancel_futures=True)
-        workers = list(self.workers)
-        for worker in workers:
-            if worker in self.idle:
-                worker.pipe.close()
-            else:
-                worker.process.terminate()
+        processes = [worker.process for worker in self.workers.values()]
+        for process in processes:
+            process.terminate()
         # One time limit for all workers, because all were asked to end at the same time.
         end = time.monotonic() + PATIENCE_SECONDS
-        for worker in workers:
+        for process in processes:
             with suppress(subprocess.TimeoutExpired):
-                worker.process.wait(max(0.0, end - time.monotonic()))
-            worker.process.kill()
-            worker.process.wait()
+                process.wait(max(0.0, end - time.monotonic()))
+            process.kill()
+            process.wait()
 
 
 class _Worker:
-    """A process that receives tasks through ``pipe`` and calls the function of the pool on them."""
+    """A process that receives tasks through a pipe and sends its answers back.
 
-    def __init__(self, function: bytes, card: str | None):
+    Args:
+        card: the GPU that the process may use; None for no restriction.
+    """
+
+    def __init__(self, card: str | None):
         self.card = card
         environment = os.environ | ONE_THREAD
         if card is not None:
@@ -296,9 +334,19 @@ class _Worker:
             env=environment | {"PYTHONPATH": modules},
         )
         theirs.close()
-        # If the worker is already dead, its first task fails and reports this.
-        with suppress(OSError):
-            self.pipe.send(function)
+
+    def answer(self, task: bytes) -> bytes:
+        """Run a task, and return its answer.
+
+        Raises:
+            Failure: the process died.
+        """
+        try:
+            self.pipe.send_bytes(task)
+            return self.pipe.recv_bytes()
+        except (EOFError, OSError):
+            code = self.process.wait()
+            raise Failure(f"the worker process died (exit code {code})", passing=True) from None
 
 
 def _serve(descriptor: int, parent: int) -> NoReturn:
@@ -312,15 +360,11 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
     pipe = Connection(descriptor)
     code = 0
     try:
-        function = pipe.recv()
-        # If an import fails here, the first task raises the same error.
-        with suppress(Exception):
-            _load(function)
         while True:
-            pipe.send(call(function, pipe.recv()))
+            pipe.send_bytes(answer(pipe.recv_bytes()))
     except SystemExit as end:
         code = int(end.code or 0)
-    except (EOFError, OSError):  # The parent closed the pipe or died.
+    except (EOFError, OSError):  # The parent died.
         pass
     flush()
     # A normal exit takes seconds if torch is loaded.
@@ -330,8 +374,8 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
 # A Ray cluster
 
 
-class RayPool(Pool[Task, Result]):
-    """A pool on a Ray cluster; see ``Pool``.
+class RayPool(Pool):
+    """A pool on a Ray cluster; see `open_pool`.
 
     Each task uses one core and, with ``gpu``, a GPU or a share of a GPU. The pool joins the cluster
     at RAY_ADDRESS, or a cluster that already runs on this machine. If there is no cluster, or if
@@ -342,7 +386,7 @@ class RayPool(Pool[Task, Result]):
         MaskwiseError: Ray is not installed, or there is no cluster at RAY_ADDRESS.
     """
 
-    def __init__(self, function: Callable[[Task], Result], *, jobs: int | None, gpu: bool = False):
+    def __init__(self, *, jobs: int | None, gpu: bool = False):
         self.ray = _quiet_ray()
         self.jobs = jobs
         self.references: dict[Future[Any], Any] = {}
@@ -359,46 +403,46 @@ class RayPool(Pool[Task, Result]):
             # The study itself retries stages.
             max_retries=0,
             runtime_env={"env_vars": carried | ONE_THREAD},
-        )(_call_there)
-        self.remote = partial(remote.remote, pickle.dumps(function), str(Path.cwd()))
+        )(_answer_there)
+        self.remote = partial(remote.remote, str(Path.cwd()))
 
     @property
     def places(self) -> int:
         # Nodes may join and leave the cluster, so its size is read again each time.
         return self.jobs or max(1, int(self.ray.cluster_resources().get(self.unit, 1)))
 
-    def submit(self, task: Task) -> Future[Result]:
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
         future = Future[Result]()
         future.set_running_or_notify_cancel()
-        self.references[future] = reference = self.remote(task)
+        self.references[future] = reference = self.remote(message(function, arguments))
         # `_end` distinguishes errors of Ray from failures of the task, which Ray's future does not.
         reference.future().add_done_callback(partial(self._end, future))
         return future
 
     def close(self) -> None:
         """Cancel running tasks. The connection to the cluster stays open for another pool."""
-        for future, reference in self.references.items():
+        for future, reference in list(self.references.items()):
             if not future.done():
                 self.ray.cancel(reference, force=True)
         self.references.clear()
 
-    def _end(self, future: Future[Any], answer: Future[Any]) -> None:
+    def _end(self, future: Future[Any], answered: Future[bytes]) -> None:
         """Copy the result or failure from Ray's future. Ray calls this when the task ends."""
+        # The cluster keeps a result as long as there is a reference to it.
+        self.references.pop(future, None)
         try:
-            result, failure = answer.result()
+            future.set_result(result_of(answered.result()))
+        except Failure as failure:
+            future.set_exception(failure)
         # This error is raised, for example, if the node cannot import maskwise.
         except self.ray.exceptions.RayTaskError as error:
-            failure = Failure(_first_sentence(error), passing=False)
+            future.set_exception(Failure(_first_sentence(error), passing=False))
         except self.ray.exceptions.RayError as error:
             lost = f"a worker or its machine was lost: {_first_sentence(error)}"
-            failure = Failure(lost, passing=True)
-        if failure:
-            future.set_exception(failure)
-        else:
-            future.set_result(result)
+            future.set_exception(Failure(lost, passing=True))
 
 
-ENGINES: dict[str, Callable[..., Pool[Any, Any]]] = {"local": LocalPool, "ray": RayPool}
+ENGINES: dict[str, Callable[..., Pool]] = {"local": LocalPool, "ray": RayPool}
 
 
 def _quiet_ray() -> ModuleType:
@@ -435,12 +479,12 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
     ray.init(address="local", num_cpus=jobs or os.cpu_count(), **settings)
 
 
-def _call_there(function: bytes, folder: str, task: Any) -> tuple[Any, Failure | None]:
+def _answer_there(folder: str, task: bytes) -> bytes:
     """Run a task on a node of the cluster."""
     # Paths in recipes are relative to the folder in which the user started the command.
     if Path(folder).is_dir():
         os.chdir(folder)
-    return call(function, task)
+    return answer(task)
 
 
 def _first_sentence(error: Exception) -> str:

@@ -171,11 +171,12 @@ def annotate_corpus(
     documents = require_documents(open_corpus(source, text_field=text_field, limit=limit))
     hidden = quiet or not err_console.is_terminal
     bars = Progress(console=err_console, disable=hidden, transient=True)
-    with _claimed(out), bars, open_pool(annotate_shard, engine=engine, jobs=jobs) as pool:
+    with _claimed(out), bars, open_pool(engine=engine, jobs=jobs) as pool:
         # If the folder has a manifest, all files may exist already, and no worker is needed.
         if (jobs or 1) > 1 and not (out / MANIFEST).is_file():
-            # Workers start while this process reads the corpus.
-            pool.warm(jobs or 1)
+            # Workers start, and import annotators, while this process reads the corpus.
+            for _ in range(jobs or 1):
+                pool.submit(forget)
 
         before = None
         # If the manifest is missing or damaged, this run writes a new one.
@@ -300,11 +301,11 @@ def _workers(
 
 def _annotated(
     tasks: Iterator[ShardTask],
-    pool: Pool[ShardTask, list[bytes]],
+    pool: Pool,
     workers: int | None,
 ) -> Iterator[tuple[ShardTask, list[bytes]]]:
     if workers != 1:
-        yield from pool.results(tasks, at_once=workers)
+        yield from pool.results(annotate_shard, tasks, at_once=workers)
         return
     # Annotators from an earlier call in this process may have read an older version of a file.
     forget()

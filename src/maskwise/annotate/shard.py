@@ -55,6 +55,11 @@ class ShardTask(NamedTuple):
     annotators: tuple[str, ...]
     registered: Mapping[str, Callable[..., Annotator]]
 
+    def __str__(self) -> str:
+        first = self.documents[0].id
+        last = self.documents[-1].id
+        return f"shard {self.number} (documents {first!r} to {last!r})"
+
 
 # Users' functions are allowed here, because run.py has already checked that the user named them.
 # Each process builds an annotator only once, because an annotator may load a model.

@@ -84,7 +84,7 @@ def execute(
     tries = dict.fromkeys(waiting, 0)
     not_before = dict.fromkeys(waiting, 0.0)
     function = partial(do_stage, stages=str(stages))
-    pool = open_pool(function, engine=engine, jobs=jobs, gpu=True)
+    pool = open_pool(engine=engine, jobs=jobs, gpu=True)
     progress = StudyProgress(plan, stages, jobs=pool.places, quiet=quiet)
     with pool, progress:
         while waiting or running:
@@ -100,7 +100,7 @@ def execute(
                 # Submit a stage only if a worker is free. If stages waited in the pool, a stage of
                 # an earlier run that becomes ready later would have to wait behind them.
                 if ready and not paused and len(running) < pool.places:
-                    running[pool.submit((name, stage.as_dict()))] = waiting.pop(name)
+                    running[pool.submit(function, (name, stage.as_dict()))] = waiting.pop(name)
             # Nothing runs if all remaining stages are in the pause before a retry.
             if not running:
                 time.sleep(0.1)

@@ -28,7 +28,7 @@ from torch import Tensor
 from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import fold, permutation
 from maskwise.errors import MaskwiseError
-from maskwise.jobs import Failure, LocalPool
+from maskwise.jobs import Failure, LocalPool, Once
 from maskwise.masking.line import Line
 from maskwise.segments import owners
 from maskwise.text.pieces import Ints
@@ -85,14 +85,18 @@ class Ahead:
     def __init__(self, make: Callable[[Chunk], Rows | None], workers: int):
         self.make = make
         self.workers = workers
-        self.pool = LocalPool(make, jobs=workers) if workers else None
+        self.pool = LocalPool(jobs=workers) if workers else None
+        # It has a tokenizer and annotators, which a worker must load only once.
+        self.once = Once(make) if workers else make
 
     def blocks(self, chunks: Iterator[PositionedChunk]) -> Iterator[PositionedRows]:
         """Yield the blocks of the chunks, in order."""
         waiting = deque[tuple[Position, Chunk | None, Future[Rows | None] | None]]()
         for number, (at, chunk) in enumerate(chunks):
             # Make the first block in this process, because workers take seconds to start.
-            future = self.pool.submit(chunk) if chunk and number and self.pool else None
+            future = None
+            if chunk and number and self.pool:
+                future = self.pool.submit(self.once, chunk)
             waiting.append((at, chunk, future))
             if len(waiting) > self.workers:
                 yield self._made(*waiting.popleft())
