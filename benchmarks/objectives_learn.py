@@ -132,7 +132,7 @@ def judged(arm: Any, batches: list[Any], learn: list[Any]) -> Figures:
         replaced = []
         for ids, batch in zip(read, batches, strict=True):
             text = torch.where(batch.labels == IGNORE, batch.input_ids, batch.labels)
-            replaced.append((ids != text).flatten()[batch.source.content])
+            replaced.append((ids != text).flatten()[batch.line.content])
         truth = torch.cat(replaced)
     share = float(truth.double().mean())
     found["constant"] = -share * math.log(share) - (1 - share) * math.log(1 - share)
@@ -146,7 +146,7 @@ def unigram_loss(truth: Tensor, learn: list[Any]) -> float:
     return -float(log_frequencies(torch.bincount(targets, minlength=1024))[truth].mean())
 
 
-FRESH = {"mlm": 500, "emlm": 300, "sbo": 300, "atd": 300, "cse": 150, "dtd": 400, "rtd": 300}
+FRESH = {"mlm": 500, "emlm": 300, "atd": 300, "cse": 150, "dtd": 400, "rtd": 300}
 SPOKEN = {"dtd": 300, "rtd": 300}
 """Numbers of steps from random weights, and from a model that has left the plateau."""
 

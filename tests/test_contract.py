@@ -45,7 +45,6 @@ from maskwise.masking.select import BUDGETS
 KEEPING = [name for name in CORRUPTION_SPECS if masker("token", name).corruption.keeps_length]
 MOVING = {"permute-sentences"}  # the text that is left may change places
 ADDING = {"insert"}  # random tokens that stand for nothing
-OWN_RATIO = {"ul2"}  # policies that bring their ratio
 
 each_policy = pytest.mark.parametrize("policy", POLICY_SPECS)
 each_corruption = pytest.mark.parametrize("corruption", CORRUPTION_SPECS)
@@ -185,9 +184,9 @@ def test_whole_units_within_the_budget(
                 "more than one unit over"
             )
             assert ((count + longest > np.minimum(selection.budget, usable)) | (count == 0)).all()
-    if policy not in OWN_RATIO and ratio == 0:
+    if ratio == 0:
         assert not chosen.any()
-    if policy not in OWN_RATIO and ratio == 1 and (units.weight is None or budget != "bernoulli"):
+    if ratio == 1 and (units.weight is None or budget != "bernoulli"):
         assert (count == usable).all(), "at ratio 1 all that may be chosen is"
 
 

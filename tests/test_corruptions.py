@@ -15,7 +15,6 @@ from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, Line, Masker, Vocabulary, gather
 from maskwise.masking.corruptions import Insert, corruption
-from maskwise.masking.corruptions.sentinels import mode_of
 from maskwise.masking.select import Choice
 from maskwise.masking.units import Units
 
@@ -239,28 +238,6 @@ def test_sentences_with_a_chosen_token_change_places() -> None:
     }
 
 
-def test_modes_are_read_from_the_mask() -> None:
-    long = " ".join(LETTERS)
-    lines = (
-        f"<s> a {{b c}} d {long} </s>",  # regular
-        f"<s> {long} {{a b c}} </s>",  # the end of the text
-        f"<s> {{{' '.join(LETTERS[:12])}}} {long} {long} {long} </s>",  # 12 tokens in one span
-        "<s> a {b} c {d} e f </s>",  # a third of the text
-        "<s> a b </s>",
-    )
-    batch, chosen = batch_of(*lines)
-    assert mode_of(selected(batch, chosen)).tolist()[:4] == [0, 1, 2, 2]
-    shown = [inputs.split()[:3] for inputs, _ in show("ul2", *lines)]
-    assert [row[1] for row in shown[:4]] == ["[R]", "[S]", "[X]", "[X]"] and shown[4] == [
-        "<s>",
-        "a",
-        "b",
-    ]
-    assert show("ul2", "a {b} c d e f g </s>") == [
-        ("[R] a <extra_id_0> c d e f g </s>", "<extra_id_0> b <extra_id_1> </s>")
-    ]
-
-
 # Empty spans
 
 
@@ -295,7 +272,7 @@ def fill_in(inputs: list[int], target: list[int], leads: set[int]) -> list[int]:
     return [token for place in inputs for token in (next(rest) if place in leads else [place])]
 
 
-@pytest.mark.parametrize("spec", ["t5", "ul2", "infill(mean=0.7, target='spans')"])
+@pytest.mark.parametrize("spec", ["t5", "infill(mean=0.7, target='spans')"])
 def test_inputs_and_targets_make_the_text_again(spec: str) -> None:
     """Rows of 0 to 39 tokens, with [UNK] and special tokens in the middle."""
     vocabulary, rng = Vocabulary.of(tokenizer()), np.random.default_rng(0)
@@ -337,12 +314,6 @@ def test_extras_move_with_their_tokens() -> None:
         ("bert", {"mask": False}, "no mask token"),
         ("infill", {"mask": False}, "no mask token"),
         ("t5", {"sentinels": 0}, "no sentinel tokens.*<extra_id_0>.*add_special_tokens"),
-        ("ul2", {"sentinels": 0}, "no sentinel tokens"),
-        (
-            "ul2(modes=('[NLU]', '[S2S]', '[NLG]'))",
-            {},
-            r"three mode tokens.*\[NLU\].*add_special_tokens",
-        ),
     ],
 )
 def test_tokenizers_that_lack_a_token_are_refused(

@@ -52,7 +52,7 @@ SIZES: dict[str, dict[str, Any]] = {
 ARCHITECTURES = [
     pytest.param(name, marks=pytest.mark.pinned) if name == "umt5" else name for name in SIZES
 ]
-SHOWN = ("infill", "infill(target='spans')", "t5", "t5(target='full')", "delete", "ul2")
+SHOWN = ("infill", "infill(target='spans')", "t5", "t5(target='full')", "delete")
 
 
 @pytest.fixture(scope="module")

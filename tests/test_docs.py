@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 import yaml
 
 import maskwise as mw
 from maskwise.cli import main
 from maskwise.cli.views import describe_table, names_in
 from maskwise.folders import read_lines
+from maskwise.masking import SCHEDULES
 from maskwise.recipe import read_recipe, shipped, validate
 from maskwise.recipe.described import recipe_keys
 from maskwise.study.statistics import ALPHA, can_decide, powers, sign_flip_interval
+from maskwise.tasks import KINDS, METRICS
 from training_tools import model, tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,16 +133,40 @@ def test_python_runs(
             with warnings.catch_warnings():
                 warnings.simplefilter("error" if page.name == "README.md" else "ignore")
                 exec(compile(text, name(page), "exec"), names)
-    if page.name == "CONTRIBUTING.md":
-        assert names["loss"].total > 0 and names["task"].kind.name == "opening-classification"
-        assert (names["found"].start.tolist(), names["found"].end.tolist()) == ([8], [12])
-    elif "loss" in names:
+    if page.name == "plug-ins.md":
+        check_plug_ins(names)
+    if "loss" in names:
         assert float(names["loss"].detach()) > 0
     if page.name == "drop-ins.md":
         assert (
             isinstance(names["trainer"], mw.MaskingTrainer)
             and names["trainer"].state.global_step == 2
         )
+
+
+def check_plug_ins(names: dict[str, Any]) -> None:
+    """Check what the examples of docs/plug-ins.md compute."""
+    try:
+        assert names["task"].kind.name == "opening-classification"
+        assert names["task"].metric == "worst-class"
+        assert names["worst_class"]([0, 0, 1, 1], [0, 1, 1, 1]) == 0.5
+    finally:
+        del KINDS["opening-classification"], METRICS["worst-class"]
+        del SCHEDULES["staircase"]
+    assert (names["found"].start.tolist(), names["found"].end.tolist()) == ([8], [12])
+    assert names["ratio"] == pytest.approx(0.20) and names["records"][0]["value"] > 0
+    assert names["drawn"][0] == "mlm" and names["drawn"][-1] == "cse"
+    # Swapped tokens come from the same text, and the labels are the tokens that stood there.
+    batch = names["batch"]
+    assert batch.targets > 0
+    for shown, labels, row in zip(batch.input_ids, batch.labels, names["rows"], strict=True):
+        text = torch.tensor(row["input_ids"])
+        shown, labels = shown[: len(text)], labels[: len(text)]
+        assert {*shown.tolist()} <= {*text.tolist()}
+        assert torch.equal(torch.where(labels == -100, shown, labels), text)
+    target = torch.tensor([[False, True, True, False, True, False]])
+    before, after, place = (each[target].tolist() for each in names["borders"](target))
+    assert (before, after, place) == ([0, 0, 3], [3, 3, 5], [0, 1, 0])
 
 
 def test_every_shortening_is_used() -> None:

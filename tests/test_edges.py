@@ -9,18 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from masking_tools import CLS, FIRST, MASK, SEP, line, tokenizer
+from masking_tools import CLS, FIRST, SEP, line, tokenizer
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, Masker, schedules
 from maskwise.masking.units import FILLING, LIGHTEST, runs
-from maskwise.objectives import MaskedLanguageModelling
-from maskwise.objectives.mlm import SpanBoundary
 from maskwise.samplers import Mometas, MometasPlus
 from maskwise.tasks import judge, load_task
 from maskwise.tasks.finetuning import FinetuneSettings
 from maskwise.training.engine import Engine
-from training_tools import Language, model
 
 LENGTH = 24
 
@@ -96,19 +93,6 @@ def test_units_without_weight_come_after_the_lightest() -> None:
 
 
 # Objectives and training
-
-
-def test_policies_see_the_plain_losses_of_span_boundaries() -> None:
-    network = model("bert")
-    given = Language(4).line(torch.arange(4))["input_ids"]
-    labels = torch.full_like(given, IGNORE)
-    labels[:, 3:6] = given[:, 3:6]
-    shown = torch.where(labels == IGNORE, given, MASK)
-    batch: Any = {"input_ids": shown, "labels": labels}
-    plain = MaskedLanguageModelling(network).eval()(batch)
-    spans = SpanBoundary(network).eval()(batch)
-    assert torch.allclose(spans.each, plain.each)
-    assert spans.total > plain.total and not spans.each.requires_grad
 
 
 def test_each_rank_has_its_own_dropout(monkeypatch: pytest.MonkeyPatch) -> None:

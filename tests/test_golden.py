@@ -158,7 +158,7 @@ VISITS = {
 } | {
     f"masks {policy} expected {visits}": (policy, "expected", visits)
     for policy in ("token", "whole-word", "weighted")
-    for visits in ("complement", "coverage")
+    for visits in ("complement",)
 }
 
 
@@ -168,8 +168,7 @@ def visits(case: str) -> dict[str, Any]:
     noising = case.startswith("diffusion")
     make = Noising if noising else masker
     first = vocabulary() if noising else policy
-    ratio = 0.25 if way == "coverage" else 0.4
-    more = {"policy": policy} if noising else {"min_targets": 0, "ratio": ratio}
+    more = {"policy": policy} if noising else {"min_targets": 0, "ratio": 0.4}
     made = make(first, budget=budget, visits=way, fill="none", seed=7, **more)
     alone, together = padded(ROWS), packed(PACKED_ROWS, width=48)
     batches = [made(alone, epoch=epoch) for epoch in range(5)] + [made(together, epoch=3)]

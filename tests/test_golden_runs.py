@@ -55,7 +55,6 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "dtd": ("objectives={dtd: {}}",),
     "cse": ("objectives={cse: {}}",),
     "rtd": ("objectives={rtd: {}}",),
-    "sbo": ("objectives={sbo: {}}", SPANS),
     "clm": ("objective=clm",),
     "diffusion": ("objective=diffusion",),
     "tsdae": ("objectives={tsdae: {}}",),

@@ -34,7 +34,6 @@ TWICE = {
     "Settings",
     "Spec",
     "Summary",
-    "Ul2",
     "Work",
     "_Wanted",
 }

@@ -187,11 +187,14 @@ def test_arguments_without_effect_are_refused() -> None:
     """Masks with ratio=0.9 and a policy with its own ratio were those of ratio=0.1."""
     for more, match in (
         (
-            {"policy": "ul2", "ratio": 0.9},
+            {"policy": "t5-span(3, 0.2)", "ratio": 0.9},
             r"ratio has no effect, because policy .*; got 0.9; leave",
         ),
         ({"policy": "t5-span(ratio=0.3)", "ratio": "linear(0.3, 0.1)"}, "ratio has no effect"),
-        ({"policy": "mixture(ul2, ul2, shares=(0.5, 0.5))", "ratio": 0.3}, "ratio has no effect"),
+        (
+            {"policy": "mixture(t5-span(3, 0.2), t5-span(8, 0.5))", "ratio": 0.3},
+            "ratio has no effect",
+        ),
         (
             {"policy": "whole-word", "budget": "bernoulli", "min_targets": 3},
             "min_targets has no effect with budget bernoulli",
@@ -210,15 +213,15 @@ def test_arguments_without_effect_are_refused() -> None:
         settings = MaskingSettings(**more)
         assert Masking.shared(settings.model_dump()).policy == policy(more["policy"])
     # With these, the settings have an effect, or ask for nothing.
-    Masker(vocabulary(), policy="mixture(ul2, token, shares=(0.5, 0.5))", ratio=0.3)
+    Masker(vocabulary(), policy="mixture(t5-span(3, 0.2), token)", ratio=0.3)
     Masker(vocabulary(), policy="token", budget="bernoulli", min_targets=3)
     Masker(vocabulary(), policy="whole-word", budget="bernoulli", min_targets=0)
     with pytest.raises(MaskwiseError, match="min_targets has no effect in masked diffusion"):
         Noising(vocabulary(), min_targets=3)
     with pytest.raises(MaskwiseError, match="fill has no effect, because policy"):
         Noising(vocabulary(), fill="random")
-    with pytest.raises(ValueError, match="a policy without a ratio of its own; got ul2"):
-        EvaluationSettings(masks=("ul2",))
+    with pytest.raises(ValueError, match="a policy without a ratio of its own; got t5-span"):
+        EvaluationSettings(masks=("t5-span(3, 0.2)",))
 
 
 def small_tokenizer(**more: str) -> PreTrainedTokenizerFast:

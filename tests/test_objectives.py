@@ -103,7 +103,7 @@ def test_losses_in_chunks_are_the_models_own(architecture: str, four_targets: li
     assert len(four_targets) > 4 and max(four_targets) == 4
 
 
-@pytest.mark.parametrize("kind", ["mlm", "diffusion", "rtd", "sbo", "tsdae", "type-weighted"])
+@pytest.mark.parametrize("kind", ["mlm", "diffusion", "rtd", "tsdae", "type-weighted"])
 def test_every_objective_has_the_same_gradients_in_chunks(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

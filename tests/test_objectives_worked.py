@@ -25,7 +25,6 @@ from maskwise.families import ENCODERS
 from maskwise.masking import IGNORE, MaskedBatch
 from maskwise.objectives import OBJECTIVES, Loss, objective, objective_class
 from maskwise.objectives.discriminative import ReplacedTokenDetection
-from maskwise.objectives.mlm import LONGEST, SpanBoundary
 from training_tools import Language, config, model
 from training_tools import tokenizer as language_tokenizer
 
@@ -458,56 +457,6 @@ def test_each_part_of_rtd_is_taught_by_its_own_loss_alone() -> None:
     assert generator and detector
     torch.testing.assert_close(generator, same, atol=0, rtol=0)
     torch.testing.assert_close([3 * slope for slope in detector], thrice)
-
-
-# Span boundaries
-
-
-@pytest.mark.parametrize(
-    "spans",
-    [
-        [(0, 3, 5)],  # one span, tokens 3 to 5
-        [(0, 1, 1)],  # at the first token of the text: its border is [CLS]
-        [(0, 13, 14)],  # at the last: its border is [SEP]
-        [(0, 1, 14)],  # the whole text
-        [(0, 2, 3), (0, 5, 6), (1, 4, 4), (3, 8, 12)],  # several, one token between two of them
-    ],
-)
-def test_a_span_is_said_by_its_two_borders(spans: list[tuple[int, int, int]]) -> None:
-    """SpanBERT: y_i = f(x_{s−1}, x_{e+1}, p_{i−s+1}), f twice LayerNorm(GELU(Linear)); plus the
-    plain loss.
-    """
-    given = Language(4).line(torch.arange(4))["input_ids"]
-    labels, shown = torch.full_like(given, IGNORE), given.clone()
-    for row, s, e in spans:
-        labels[row, s : e + 1], shown[row, s : e + 1] = given[row, s : e + 1], MASK
-    arm = SpanBoundary(model("bert")).eval()
-    hidden = arm.model.base_model(input_ids=shown).last_hidden_state
-    assert [type(layer) for layer in arm.head] == [nn.Linear, nn.GELU, nn.LayerNorm] * 2
-    expected = 0.0
-    for row, s, e in spans:
-        for i in range(s, e + 1):
-            around = torch.cat([hidden[row, s - 1], hidden[row, e + 1], arm.place.weight[i - s]])
-            for state in (arm.head(around), hidden[row, i]):
-                expected -= arm.model.cls(state[None]).log_softmax(-1)[0, given[row, i]].item()
-    outcome = arm({"input_ids": shown, "labels": labels})
-    assert outcome.total.item() == pytest.approx(expected, rel=1e-5)
-    assert int(outcome.divisor) == sum(e + 1 - s for _, s, e in spans)
-
-
-def test_a_span_without_borders_and_one_without_end() -> None:
-    """Without [CLS] and [SEP] the row's first and last token stand in; places from the twentieth on
-    share one.
-    """
-    ids = torch.randint(5, 45, (1, 30), generator=torch.Generator().manual_seed(0))
-    arm = SpanBoundary(model("bert")).eval()
-    seen: list[Tensor] = []
-    arm.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    arm({"input_ids": torch.full_like(ids, MASK), "labels": ids})
-    hidden = arm.model.base_model(input_ids=torch.full_like(ids, MASK)).last_hidden_state[0]
-    before, after, place = seen[0].split(16, 1)
-    assert torch.equal(before, hidden[[0] * 30]) and torch.equal(after, hidden[[29] * 30])
-    assert torch.equal(place, arm.place.weight[[min(i, LONGEST - 1) for i in range(30)]])
 
 
 # Five families of encoders, with and without a pooler

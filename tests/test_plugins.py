@@ -10,6 +10,7 @@ import sys
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,7 @@ from maskwise.objectives import (
 from maskwise.plugins import Table
 from maskwise.recipe import Recipe
 from maskwise.samplers import SAMPLERS, Single, sampler
+from maskwise.specs import find
 from maskwise.tasks import KINDS, METRICS, load_task
 from maskwise.text import train_tokenizer
 from tiny import maskwise
@@ -193,7 +195,7 @@ def test_a_measure_changes_the_name_of_an_evaluation_only_if_there_is_one():
 
 
 def test_the_page_names_every_group():
-    page = (Path(__file__).parents[1] / "docs/masking.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs/plug-ins.md").read_text(encoding="utf-8")
     groups = {table.group for table in TABLES}
     assert {*re.findall(r"^\| `(maskwise\.\w+)`", page, re.MULTILINE)} == groups
 
@@ -391,3 +393,24 @@ def test_objectives_of_other_packages_are_trained_as_they_say(
     assert Recipe.model_validate(mixed).masking_of(Bell, {}).ratio == schedules.schedule("bell")
     with pytest.raises(ValueError, match=r"cannot be trained alone.*mlm, clm, diffusion, .*bell"):
         Recipe.model_validate({"objective": "words"})
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "advice"),
+    [
+        (policy, "ul2", "mix denoisers"),
+        (policy, "suffix", "plug-in"),
+        (corruption, "ul2", "use t5"),
+        (objective_class, "sbo", "docs/plug-ins.md"),
+    ],
+)
+def test_what_is_not_built_in_any_more_says_what_to_do(make: Any, name: str, advice: str) -> None:
+    with pytest.raises(MaskwiseError) as caught:
+        make(name)
+    assert name in caught.value.what and advice in str(caught.value.do)
+
+
+def test_a_plug_in_may_have_the_name_of_a_former_member() -> None:
+    table = Table("policy", "none", {}, gone={"ul2": "use another"})
+    table.register("ul2", lambda: "mine")
+    assert find("policy", "ul2", table)[1]() == "mine"

@@ -148,37 +148,6 @@ def test_t5_segmentations_are_uniform() -> None:
     assert chisquare(list(count.values()), [30_000 * p for p in law.values()]).pvalue > 1e-3
 
 
-def test_the_suffix_is_the_end_of_the_text() -> None:
-    rows = padded(
-        [
-            row([2] * 10, example_id=0),
-            row([1] * 10, example_id=1),
-            row([1] * 10, unknown=[8], example_id=2),
-        ]
-    )
-    mask = chosen("suffix", rows, ratio=0.3)
-    assert mask[0].nonzero().flatten().tolist() == [15, 16, 17, 18, 19, 20]
-    assert mask[1].nonzero().flatten().tolist() == [8, 9, 10]
-    # [UNK] is no target: 2.7 of 9 tokens, rounded by the hash.
-    assert mask[2].nonzero().flatten().tolist() in ([7, 8, 10], [8, 10])
-
-
-def test_ul2_draws_its_seven_denoisers_evenly() -> None:
-    made = masker("ul2", "mask-only", ratio=0.15)
-    batch = made(single_words(21_000, 100), epoch=0)
-    ratios, counts = batch.ratio.unique(return_counts=True)
-    assert ratios.tolist() == [0.15, 0.25, 0.5]
-    assert chisquare(counts.numpy(), [9000, 3000, 9000]).pvalue > 1e-3
-    share = batch.selected.sum(1).double() / 100
-    assert torch.equal(share, batch.ratio)
-    sequential = batch.selected[batch.ratio == 0.25]
-    assert sequential[:, 75:].all() and not sequential[:, :75].any()
-    # Means 3, 8 and 64 of 50 tokens: 17, 6 and 1 spans (one more where the ring is opened inside
-    # one).
-    spans = runs(batch.selected[batch.ratio == 0.5])
-    assert set(spans.tolist()) == {1, 2, 6, 7, 17, 18}
-
-
 # Layers, weights, frequencies
 
 
@@ -291,7 +260,7 @@ def test_a_row_is_masked_as_its_member_alone_would() -> None:
 def test_members_may_bring_their_own_ratios() -> None:
     rows = single_words(3000, 40)
     batch = masker(
-        'mixture("t5-span(ratio=0.5)", suffix(ratio=0.25), token)', "mask-only", ratio=0.1
+        'mixture("t5-span(ratio=0.5)", "t5-span(ratio=0.25)", token)', "mask-only", ratio=0.1
     )(rows, epoch=0)
     ratios, counts = batch.ratio.unique(return_counts=True)
     assert ratios.tolist() == [0.1, 0.25, 0.5] and (counts > 900).all()
@@ -380,8 +349,6 @@ def test_predictions_do_not_depend_on_the_layout() -> None:
         ("span", "span"),
         ("span(over='token')", "token span"),
         ("t5-span", "token span"),
-        ("suffix", "token span"),
-        ("ul2", "token span"),
         ("salient", "span-layer"),
         ("weighted(units='phrase')", "span-layer"),
         ("mixture(whole-word, informative)", "whole-word"),

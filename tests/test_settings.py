@@ -42,7 +42,7 @@ WITHOUT_EFFECT = {
     "objective": (["objectives={mlm: {}, cse: {}}"], "clm"),
     "sampler": (["objectives={mlm: {}}"], "sequential"),
     "masking.policy": (["objective=clm"], "span"),
-    "masking.ratio": (["masking.policy=ul2"], "0.4"),
+    "masking.ratio": (["masking.policy=t5-span(ratio=0.2)"], "0.4"),
     "training.keep": (["training.save_every=0"], "5"),
     "training.workers": ([], "4"),
     "masking.min_targets": (["masking.policy=whole-word", "masking.budget=bernoulli"], "2"),
@@ -221,7 +221,7 @@ def test_a_setting_that_an_arm_needs_outlives_an_override(tmp_path: Path) -> Non
     """The ratio of the recipe was removed for both arms, which then trained with .15."""
     arms = {"token": {"masking.policy": "token"}, "words": {"masking.policy": "whole-word"}}
     path = written(tmp_path, masking={"ratio": 0.30}, study={"arms": arms})
-    recipe = read_recipe(path, ["masking.policy=ul2"])
+    recipe = read_recipe(path, ["masking.policy=t5-span(ratio=0.2)"])
     assert {recipe.arm(name, seed=0).masking.ratio for name in arms} == {0.30}
     arms = {"adamw": {}, "muon": {"training.optimizer": "muon"}}
     training = {"optimizer": "muon", "muon_learning_rate": 0.007}

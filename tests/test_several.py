@@ -226,7 +226,7 @@ def rank_of_two(folder: Path) -> None:
     gathered = [torch.empty_like(chooser.logits) for _ in range(2)]
     dist.all_gather(gathered, chooser.logits)
     assert torch.equal(*gathered), gathered
-    run(steps=3, spec="mometas(every=1)", arms={"cse": {}, "emlm": {}, "sbo": {}, "rtd": {}})
+    run(steps=3, spec="mometas(every=1)", arms={"cse": {}, "emlm": {}, "rtd": {}})
     if dist.get_rank() == 0:
         (folder / "logits.txt").write_text(" ".join(map(repr, chooser.logits.tolist())))
 
@@ -239,7 +239,7 @@ def test_two_ranks_draw_the_same_arms_and_learn_as_one(tmp_path: Path) -> None:
     assert two == pytest.approx(chooser.logits.tolist(), abs=1e-4) and two != [1.0] * 3
 
 
-OWN = {"mlm": {}, "atd": {}, "dtd": {}, "sbo": {}}
+OWN = {"mlm": {}, "emlm": {}, "atd": {}, "dtd": {}}
 """Objectives with heads of their own, whose losses do not depend on the number of ranks."""
 
 

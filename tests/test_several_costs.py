@@ -51,7 +51,6 @@ def test_chance_knows_the_settings() -> None:
         math.log(100) + 10 * math.log(2)
     )
     assert objective("atd", net).chance(100, 8) == math.log(2)
-    assert objective("sbo", net).chance(100, 8) == 2 * math.log(100)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

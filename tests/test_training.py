@@ -168,7 +168,7 @@ def test_muon_leaves_heads_and_decoders_of_several_objectives_to_adamw(architect
     went to Muon.
     """
     net = model(architecture, tie_word_embeddings=False, hidden_dropout_prob=0.1)
-    names = {"mlm": "mlm", "again": "mlm", "atd": "atd", "cse": "cse", "sbo": "sbo"}
+    names = {"mlm": "mlm", "again": "mlm", "atd": "atd", "cse": "cse", "dtd": "dtd"}
     arms = SeveralObjectives({name: objective(spec, net) for name, spec in names.items()})
     one = {id(p) for p in hidden_matrices(MaskedLanguageModelling(net))}
     assert one and {id(p) for p in hidden_matrices(arms)} == one

@@ -52,7 +52,6 @@ WITH_ARGUMENTS = {
 POLICY_FOR = {
     "infill": "span(poisson=3.0)",
     "t5": "t5-span",
-    "ul2": "ul2",
     "permute-sentences": "sentence",
 }
 """Masking policy with which each corruption is timed. Other corruptions use ``token``."""
@@ -148,9 +147,8 @@ class Sample:
             words.append(numbered)
         self.ids = np.concatenate(ids).astype(np.int64)
         self.words = np.concatenate(words).astype(np.int64)
-        # The corruption t5 needs sentinels; ul2 needs sentinels and mode tokens.
-        sentinels = [f"<extra_id_{number}>" for number in range(120)]
-        names = [*sentinels, "[R]", "[S]", "[X]"]
+        # The corruption t5 needs sentinels.
+        names = [f"<extra_id_{number}>" for number in range(120)]
         self.tokenizer.add_special_tokens({"additional_special_tokens": names})
 
     def batches(self, rows: int, length: int, layout: str) -> list[dict[str, Tensor]]:

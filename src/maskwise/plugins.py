@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from importlib.metadata import EntryPoint, entry_points
 from keyword import iskeyword
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Generic, TypeVar
 
 from maskwise.errors import MaskwiseError, first_line
@@ -35,14 +35,23 @@ class Table(MutableMapping[str, T], Generic[T]):
         kind: the kind of member, for error messages, such as "policy".
         group: the group of the entry points.
         built_in: the built-in members.
+        gone: built-in members of earlier versions, with advice. Until maskwise 0.2, an error says
+            what to do instead.
         of: the type of a member. By default, a member is a function or a class.
     """
 
     def __init__(
-        self, kind: str, group: str, built_in: Mapping[str, T], *, of: type[T] | None = None
+        self,
+        kind: str,
+        group: str,
+        built_in: Mapping[str, T],
+        *,
+        gone: Mapping[str, str] = MappingProxyType({}),
+        of: type[T] | None = None,
     ):
         self.kind = kind
         self.group = group
+        self.gone = gone
         self.of = of
         self._members = dict(built_in)
         self._registered = set[str]()

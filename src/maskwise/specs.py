@@ -127,6 +127,9 @@ def find(kind: str, spec: str | Call, table: Mapping[str, T]) -> tuple[Call, T]:
     call = parse_call(spec) if isinstance(spec, str) else spec
     if call.name not in table:
         written = call.written or str(call)
+        advice = getattr(table, "gone", {}).get(call.name)
+        if advice:
+            raise MaskwiseError(f"there is no {kind} {call.name} any more", do=advice)
         raise unknown_name(kind, written.partition("(")[0].strip(), table)
     return call, table[call.name]
 

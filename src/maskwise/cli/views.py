@@ -414,9 +414,6 @@ EXAMPLES = {
 """Usage examples for every list; {call} is a name with its required arguments, and {command} is the
 command that a recipe is for."""
 
-OWN_RATIO = ("ul2",)
-"""Policies with their own ratios, which refuse another one."""
-
 REQUIRED = {
     "start": "0.3",
     "end": "0.15",
@@ -525,8 +522,6 @@ def describe_table(what: str) -> list[dict[str, str]]:
             if required:
                 call = f"{name}({', '.join(required)})"
         example = EXAMPLES[what].format(call=call, command=command)
-        if what == "policies" and name in OWN_RATIO:
-            example = example.replace(" --ratio 0.3", "")
         rows.append({"name": name, "arguments": arguments, "what": line, "example": example})
     return rows
 

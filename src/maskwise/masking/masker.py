@@ -77,9 +77,9 @@ class Masker:
             proteins and DNA (such as X, B and Z) never are.
         keep: the name of a layer. Tokens with a number ≥ 0 in this layer are never masked. For
             example, the layer ``prompt`` marks the tokens of prompts.
-        visits: how the masks of a row in different epochs depend on each other: ``random``,
-            ``complement`` or ``coverage``. The last two need ``budget="expected"`` and a ``fill``
-            of ``none`` or ``random``, and ``coverage`` needs a ratio of 1/n.
+        visits: how the masks of a row in different epochs depend on each other: ``random``
+            or ``complement``, which needs ``budget="expected"`` and a ``fill`` of ``none`` or
+            ``random``.
 
     Raises:
         MaskwiseError: a name is unknown, a ratio is outside 0 to 1, the tokenizer lacks the
@@ -259,8 +259,6 @@ class Masker:
 
     def choose(self, line: Line, draws: Draws, when: When) -> Choice:
         """Select the units to mask. The tokens stay unchanged."""
-        if self.masking.visits == "coverage":
-            return self._coverage(line, when)
         draws, second = self.paired(line, draws, when)
         draw_P = draws.per_piece(Purpose.RATIO)
         ratio_P = self.ratio.rows(draw_P, when.step, when.total_steps)
@@ -284,17 +282,6 @@ class Masker:
         units = self.policy.cut(line, draws, when)
         # ``filled`` replaces weights of 0 by a tiny weight, so that these units can be selected.
         return units.filled() if self.masking.fill == "random" else units
-
-    def _coverage(self, line: Line, when: When) -> Choice:
-        """Select the units that this epoch masks with ``visits: coverage``."""
-        # The number of epochs in a round, which masks every unit once.
-        epochs = round(1 / self.ratio(0, 1))
-        number, part = divmod(self._epoch(when), epochs)
-        draws = Draws(line.example_id, seed=self.seed, epoch=number)
-        units = self.cut(line, draws, when)
-        low_P = np.full(line.pieces, part / epochs)
-        high_P = np.full(line.pieces, (part + 1) / epochs)
-        return stretch(units, draws, low_P, high_P)
 
     def _epoch(self, when: When) -> int:
         """Return the epoch, or raise ``MaskwiseError`` if it is unknown."""

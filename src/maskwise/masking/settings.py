@@ -37,17 +37,14 @@ MOST_TARGETS = 2**31 - 1
 # ``random``: each epoch draws a new mask.
 # ``complement``: epochs form pairs. The second epoch of a pair masks the units that the first epoch
 # left visible. Its ratio is thus 1 − r.
-# ``coverage``: the ratio is 1/n, and n epochs form a round. Each round sorts the units of a piece
-# in a new random order, and each epoch of the round masks the next share of this order. A round
-# thus masks every unit once.
 #
-# With ``complement``, both epochs of a pair use the same draws. With ``coverage``, all epochs of a
-# round use the same draws. Units are not split, so an epoch may mask one unit more or one unit less
-# than the ratio asks for, and may mask nothing in a short piece. If a policy learns its weights
-# during training, the random order changes between epochs, and the modes hold only approximately.
+# Both epochs of a pair use the same draws. Units are not split, so an epoch may mask one unit more
+# or one unit less than the ratio asks for, and may mask nothing in a short piece. If a policy
+# learns its weights during training, the random order changes between the epochs of a pair, and
+# ``complement`` holds only approximately.
 #
-# Source: masked diffusion models of 2025 for ``complement``; ``coverage`` is from this library.
-VISITS = ("random", "complement", "coverage")
+# Source: masked diffusion models of 2025.
+VISITS = ("random", "complement")
 
 
 def _unchanged(value: Any) -> Any:
@@ -180,21 +177,12 @@ class Masking:
                     got=value,
                     allowed=values,
                 )
-        if self.visits == "coverage":
-            share = self.ratio(0, 1)
-            whole = share > 0 and abs(share * round(1 / share) - 1) < 0.02
-            if self.ratio.varies or self.ratio.random or not whole:
-                raise MaskwiseError(
-                    "visits: coverage needs one ratio 1/n for all steps and rows",
-                    got=self.ratio,
-                    do="set ratio to 1 divided by a whole number, such as 0.25 or 0.2",
-                )
 
     @staticmethod
     def unused(chosen: Policy | str | Call, budget: str, fill: str) -> dict[str, str]:
         """Return the arguments without effect beside this policy, budget and fill, and why.
 
-        >>> [*Masking.unused("ul2", "exact", "none")]
+        >>> [*Masking.unused("t5-span(3, 0.2)", "exact", "none")]
         ['ratio', 'fill']
         >>> [*Masking.unused("whole-word", "bernoulli", "none")]
         ['min_targets', 'fill']
@@ -220,8 +208,8 @@ class Masking:
     def used(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Leave out the arguments that would be refused. Arms have settings in common with others.
 
-        >>> Masking.used({"policy": "ul2", "ratio": 0.3, "fill": "random"})
-        {'policy': 'ul2'}
+        >>> Masking.used({"policy": "t5-span(3, 0.2)", "ratio": 0.3, "fill": "random"})
+        {'policy': 't5-span(3, 0.2)'}
         """
         usual = {each.name: each.default for each in fields(cls)}
         names = ("policy", "budget", "fill")
@@ -270,7 +258,7 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     visits: Weights[str] = "random"
     """How the masks of a text in different epochs depend on each other. With ``random``, every
     epoch draws a new mask. With ``complement``, every second epoch masks the units that the epoch
-    before left visible. With ``coverage`` and a ratio of 1/n, n epochs mask every unit once."""
+    before left visible."""
     exclude: Weights[tuple[str, ...]] = ()
     """Tokens that are never masked in training and never used as random replacements, as the
     tokenizer writes them. Special tokens, unknown tokens and the wildcards of proteins and DNA

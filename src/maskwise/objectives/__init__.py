@@ -39,7 +39,6 @@ from maskwise.objectives.mlm import (
     EntityMaskedLanguageModelling,
     MaskedDiffusion,
     MaskedLanguageModelling,
-    SpanBoundary,
 )
 from maskwise.plugins import Table
 from maskwise.specs import Call, build, find
@@ -54,13 +53,13 @@ _BUILT_IN: dict[str, type[Objective]] = {
     "dtd": DeletedTokenDetection,
     "cse": ContrastiveSentences,
     "rtd": ReplacedTokenDetection,
-    "sbo": SpanBoundary,
     "clm": CausalLanguageModelling,
     "diffusion": MaskedDiffusion,
     "tsdae": DenoisingAutoencoder,
     "denoise": Denoising,
 }
-OBJECTIVES = Table("objective", "maskwise.objectives", _BUILT_IN)
+_GONE = {"sbo": "add the objective as a plug-in, as docs/plug-ins.md shows"}
+OBJECTIVES = Table("objective", "maskwise.objectives", _BUILT_IN, gone=_GONE)
 """The objectives by their names in recipes."""
 
 
@@ -89,7 +88,7 @@ class ObjectiveSettings(BaseModel, extra="forbid", frozen=True):
 
     objective: Weights[str]
     """The name of the objective, with or without arguments: mlm, emlm, atd, dtd,
-    cse(temperature=0.05), rtd, sbo, clm, diffusion, tsdae, denoise.
+    cse(temperature=0.05), rtd, clm, diffusion, tsdae, denoise.
     """
     masking: Weights[dict[str, Any]] = {}
     """Masking settings of this objective. They replace the settings ``masking`` of the recipe."""

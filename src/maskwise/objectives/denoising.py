@@ -78,7 +78,7 @@ class Denoising(MaskedLanguageModelling):
             raise MaskwiseError(
                 "objective denoise needs a corruption whose targets are a text",
                 got=f"corruption {masking.corruption}",
-                allowed="infill, infill(target='spans'), t5, delete, ul2, or any corruption with "
+                allowed="infill, infill(target='spans'), t5, delete, or any corruption with "
                 "target='full'",
             )
         return None

@@ -12,14 +12,12 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from maskwise.errors import MaskwiseError
-from maskwise.families import adapter_of, masked_logits, picked, prediction_head, width_of
-from maskwise.masking import IGNORE, MaskedBatch
+from maskwise.families import adapter_of, masked_logits, picked, prediction_head
+from maskwise.masking import MaskedBatch
 from maskwise.masking.diffusion import Noising, Rates
-from maskwise.masking.policies import UnitKind
 from maskwise.masking.settings import Masking
 from maskwise.objectives.base import (
     Batch,
@@ -27,9 +25,7 @@ from maskwise.objectives.base import (
     Loss,
     Objective,
     Work,
-    check_all_asked,
     counted,
-    encoded,
     model_inputs,
     target_places,
     unrounded,
@@ -216,88 +212,3 @@ class MaskedDiffusion(MaskedLanguageModelling):
         losses, where, right = self.answers(batch)
         total = weighted(losses, batch.loss_weight, *where.unbind(1)).sum()
         return Loss(total, counted(batch.counted or 0, losses), losses.detach(), where, right)
-
-
-# Span boundaries
-# -------------------------------------------------------------------------------------------
-
-LONGEST = 20
-"""The number of position embeddings. In longer spans, later positions have the last embedding."""
-
-
-class SpanBoundary(Objective):
-    """Masked language modelling, and prediction of each masked token from the borders of its span.
-
-    Formula: sum over targets x_i in a span from s to e of
-        −log p(x_i | h_i) − log p(x_i | f(h_{s−1}, h_{e+1}, position i − s)). The function f has two
-        layers with GELU and LayerNorm. Both terms use the model's prediction head.
-    Inputs: a ``MaskedBatch``. A span is a run of targets, so every masked token must be a target.
-        If a span begins or ends a row, its own first or last token is the border.
-    Requirements: a model of a family with a known head (``families.ENCODERS``).
-    Source: Joshi et al. 2020 (SpanBERT, arXiv 1907.10529), section 3.2.
-    """
-
-    masking = {"policy": "span", "budget": "expected"}
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        if prediction_head(model) is None:
-            raise MaskwiseError(
-                "objective sbo needs a model whose prediction head is known",
-                got=type(model).__name__,
-            )
-        wide = width_of(model)
-        self.model = model
-        self.place = nn.Embedding(LONGEST, wide)
-        # Use the scale of transformers' embeddings. With torch's default of 1, the position would
-        # have more influence than the hidden states.
-        nn.init.normal_(self.place.weight, std=0.02)
-        layers = [nn.Linear(3 * wide, wide), nn.GELU(), nn.LayerNorm(wide)]
-        self.head = nn.Sequential(*layers, nn.Linear(wide, wide), nn.GELU(), nn.LayerNorm(wide))
-
-    @classmethod
-    def check(cls, masking: Masking) -> str | None:
-        check_all_asked("sbo", masking)
-        if masking.policy.unit_kind != UnitKind.TOKEN:
-            return None
-        what = "objective sbo with a policy of single tokens has hardly any spans"
-        return f"{what}: each token is predicted from the two tokens beside it"
-
-    def forward(self, batch: MaskedBatch) -> Loss:
-        labels = batch["labels"]
-        where = target_places(batch)
-        at = where.unbind(1)
-        truth = labels[at]
-        hidden = encoded(self.model, batch)
-        before, after, place = (each[at] for each in borders(labels != IGNORE))
-        row = at[0]
-        around = [hidden[row, before], hidden[row, after], self.place(place.clamp(max=LONGEST - 1))]
-        from_borders = self.head(torch.cat(around, 1))
-        (plain,) = read_states(self.model, picked(hidden, *at), truth, losses_alone)
-        # The model is trained on both losses. Policies that learn from losses get only the MLM
-        # loss, as from other objectives.
-        losses = plain + read_states(self.model, from_borders, truth, losses_alone)[0]
-        return Loss.of(losses, where)._replace(each=plain.detach())
-
-    def chance(self, vocabulary: int, rows: int) -> float:
-        return 2 * super().chance(vocabulary, rows)
-
-    def work(self, tokens: float, targets: float) -> Work:
-        """Return the work for a batch. The prediction head is applied twice to each target."""
-        body, head, _ = super().work(tokens, targets)
-        own, tied = head_weights(self.model)
-        return Work(body, head + 2 * own * targets, 2 * tied * targets)
-
-
-def borders(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the borders of runs of targets, given (B, L) bools that mark the targets.
-
-    Returns:
-        Three (B, L) int64 tensors: the column before the run of each target, the column after the
-        run, and the position of the target in the run.
-    """
-    length = target.shape[1]
-    column = torch.arange(length, device=target.device).expand(target.shape)
-    last_free = torch.where(target, -1, column).cummax(1).values
-    next_free = torch.where(target, length, column).flip(1).cummin(1).values.flip(1)
-    return last_free.clamp(min=0), next_free.clamp(max=length - 1), column - last_free - 1

@@ -288,9 +288,9 @@ def light_tokenizer(name: str) -> Any:
     if tokenizer is None:
         return load_tokenizer(name, needs_mask=False)
     if name == WORDS:
-        # T5's and UL2's corruptions need tokens that the bundled tokenizer does not have.
+        # T5's corruption needs tokens that the bundled tokenizer does not have.
         sentinels = [f"<extra_id_{number}>" for number in range(100)]
-        tokenizer.backend.add_special_tokens([*sentinels, "[R]", "[S]", "[X]"])
+        tokenizer.backend.add_special_tokens(sentinels)
     return tokenizer
 
 

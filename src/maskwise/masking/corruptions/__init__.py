@@ -1,7 +1,7 @@
 """Corruptions: how selected tokens are replaced, and which labels the model must predict.
 
 Corruptions in ``in_place`` replace tokens. Those in ``moving`` remove, insert or move tokens, and
-those in ``sentinels`` replace spans by one token each. To add a corruption, write a class like
+``t5`` replaces spans by one token each. To add a corruption, write a class like
 ``Bert`` or ``Delete`` and add a line to the table, or name the class in an entry point of your
 package (``plugins``). The contract tests run on every line of the table.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from maskwise.masking.corruptions.base import Corruption, Masked
 from maskwise.masking.corruptions.in_place import Bert, Replace, mask_only
 from maskwise.masking.corruptions.moving import Delete, Infill, Insert, PermuteSentences
-from maskwise.masking.corruptions.sentinels import T5, Ul2
+from maskwise.masking.corruptions.sentinels import T5
 from maskwise.plugins import Table
 from maskwise.specs import Call, build
 
@@ -36,10 +36,10 @@ _BUILT_IN: dict[str, Callable[..., Corruption]] = {
     "insert": Insert,
     "infill": Infill,
     "t5": T5,
-    "ul2": Ul2,
     "permute-sentences": permute_sentences,
 }
-CORRUPTIONS = Table("corruption", "maskwise.corruptions", _BUILT_IN)
+_GONE = {"ul2": "use t5, or add the corruption as a plug-in"}
+CORRUPTIONS = Table("corruption", "maskwise.corruptions", _BUILT_IN, gone=_GONE)
 """The corruptions by their names in recipes."""
 
 
@@ -65,7 +65,6 @@ __all__ = [
     "Masked",
     "PermuteSentences",
     "Replace",
-    "Ul2",
     "corruption",
     "mask_only",
 ]

@@ -38,7 +38,7 @@ from maskwise.masking.policies.online import (
     TypeWeighted,
     pos_weighted,
 )
-from maskwise.masking.policies.spans import Span, Suffix, T5Span, Ul2
+from maskwise.masking.policies.spans import Span, T5Span
 from maskwise.masking.schedules import Spec, schedule
 from maskwise.plugins import Table
 from maskwise.specs import Call, build
@@ -71,8 +71,6 @@ _BUILT_IN: dict[str, Callable[..., Policy]] = {
     "whole-word": WholeWord,
     "span": Span,
     "t5-span": T5Span,
-    "suffix": Suffix,
-    "ul2": Ul2,
     "span-layer": SpanLayer,
     "guided": Guided,
     "salient": salient,
@@ -88,7 +86,12 @@ _BUILT_IN: dict[str, Callable[..., Policy]] = {
     "type-weighted": TypeWeighted,
     "mixture": mixture,
 }
-POLICIES = Table("policy", "maskwise.policies", _BUILT_IN)
+_GONE = {
+    "suffix": "use t5-span, or add the policy as a plug-in",
+    "ul2": "mix denoisers, such as mixture(t5-span(3, ratio=0.15), t5-span(8, ratio=0.5)), or add "
+    "the policy as a plug-in",
+}
+POLICIES = Table("policy", "maskwise.policies", _BUILT_IN, gone=_GONE)
 """The policies by their names in recipes."""
 
 
@@ -113,11 +116,9 @@ __all__ = [
     "Policy",
     "Span",
     "SpanLayer",
-    "Suffix",
     "T5Span",
     "Token",
     "TypeWeighted",
-    "Ul2",
     "UnitKind",
     "Weighted",
     "When",

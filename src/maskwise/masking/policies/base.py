@@ -109,7 +109,7 @@ class Policy(ABC):
         """
 
     def ratios(self, ratio_P: Array, draws: Draws, when: When) -> Array:
-        """Return the ratio of each piece, (P,). Policies such as UL2 replace the given ratios."""
+        """Return the ratio of each piece, (P,). ``t5-span(ratio=…)`` replaces the given ratios."""
         return ratio_P
 
     def judged_on(self) -> Names:

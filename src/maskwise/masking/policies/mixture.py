@@ -24,7 +24,7 @@ class Mixture(Policy):
         tokens.
     Guarantee: the guarantee of the drawn policy. A policy with a share of 0 is not drawn.
     Cost: the sum of the policies' costs, because every policy cuts all pieces.
-    Source: this library; mixtures with fixed shares are common (SpanBERT's baselines, UL2).
+    Source: this library; mixtures with fixed shares are common (SpanBERT's baselines).
     """
 
     members: tuple[Policy, ...]

@@ -1,4 +1,4 @@
-"""Masking policies of random spans, as in SpanBERT, T5, prefix language models and UL2.
+"""Masking policies of random spans, as in SpanBERT and T5.
 
 A span is a group of consecutive words or tokens that are masked together. A piece is a document in
 a row; its *budget* is the number of tokens to mask.
@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from maskwise.draws import Array, Draws, Purpose, below
+from maskwise.draws import Array, Draws, Purpose
 from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
 from maskwise.masking.line import Line, Names
 from maskwise.masking.policies.base import Policy, UnitKind, When, layer_of
@@ -167,28 +167,8 @@ def _edges(policy: Span) -> list[int]:
     return (cells - (1 << 31)).tolist()
 
 
-class _Noise(Policy):
-    """Base class of policies that cut a piece into noise spans, which are masked, and gaps.
-
-    The noise spans together have as many tokens as the budget.
-    """
-
-    ratio: float | None
-
-    unit_kind = UnitKind.TOKEN_SPAN
-    has_zero_weights = False
-    needs_ratio = True
-
-    @property
-    def has_ratio(self) -> bool:
-        return self.ratio is not None
-
-    def ratios(self, ratio_P: Array, draws: Draws, when: When) -> Array:
-        return ratio_P if self.ratio is None else np.full_like(ratio_P, self.ratio)
-
-
 @dataclass(frozen=True)
-class T5Span(_Noise):
+class T5Span(Policy):
     """T5's noise spans: random spans of tokens, with gaps between them.
 
     If n tokens of a piece shall be masked, the piece has s = round(n / mean_span) noise spans and s
@@ -210,92 +190,41 @@ class T5Span(_Noise):
     mean_span: float = 3.0
     ratio: float | None = None
 
+    unit_kind = UnitKind.TOKEN_SPAN
+    has_zero_weights = False
+    needs_ratio = True
+
     def __post_init__(self) -> None:
         finite_number("mean_span of policy t5-span", self.mean_span, least=1)
         if self.ratio is not None:
             finite_number("ratio of policy t5-span", self.ratio, least=0, most=1)
 
+    @property
+    def has_ratio(self) -> bool:
+        return self.ratio is not None
+
+    def ratios(self, ratio_P: Array, draws: Draws, when: When) -> Array:
+        return ratio_P if self.ratio is None else np.full_like(ratio_P, self.ratio)
+
     def cut(self, line: Line, draws: Draws, when: When) -> Units:
         return noise_units(line, draws, when, self.mean_span)
 
 
-@dataclass(frozen=True)
-class Suffix(_Noise):
-    """The end of each text is masked, as for a prefix LM.
-
-    Selects: one span at the end of the piece, with as many tokens as the budget. If the ratio is
-        the same, the tokens are the same in every epoch. Use a ratio such as ``uniform(0.1, 0.9)``
-        to vary the length of the span.
-    Guarantee: exactly the budget in all three budget modes.
-    Cost: the same as for ``t5-span``.
-    Source: the prefix LM of Raffel et al. 2020, section 3.2.3; the S-denoiser of UL2 (arXiv
-        2205.05131), section 3.1.
-    """
-
-    ratio: float | None = None
-
-    def cut(self, line: Line, draws: Draws, when: When) -> Units:
-        return noise_units(line, draws, when, 0)
-
-
-REGULAR = ((3, 0.15), (8, 0.15))
-SEQUENTIAL = ((0, 0.25),)
-EXTREME = ((3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5))
-DENOISERS = np.array([*REGULAR, *SEQUENTIAL, *EXTREME])
-"""(7, 2) float64: the mean span length, in tokens, and the masking ratio of each UL2 denoiser. A
-mean span length of 0 means one span at the end of the piece."""
-
-
-@dataclass(frozen=True)
-class Ul2(Policy):
-    """UL2: each text is masked by one of seven denoisers, drawn at random.
-
-    A denoiser is a mean span length and a ratio. The ratio replaces the masker's ratio. The
-    corruption ``ul2`` inserts the mode tokens.
-
-    Selects: T5 spans, or the last quarter of the piece. T5 spans are regular (3 or 8 tokens, a
-        ratio of 15 %) or extreme (a ratio of 50 %, or spans of 64 tokens).
-    Guarantee: exactly the piece's budget in all three budget modes.
-    Cost: the same as for ``t5-span``: one call cuts the pieces of all denoisers.
-    Source: Tay et al. 2023 (UL2, arXiv 2205.05131), section 3.1.2 and its table of seven denoisers.
-    """
-
-    unit_kind = UnitKind.TOKEN_SPAN
-    has_zero_weights = False
-    needs_ratio = True
-    has_ratio = True
-
-    def _drawn(self, draws: Draws, pieces: int) -> tuple[Array, Array]:
-        """Return the mean span length and the ratio of each piece, both (P,) float64."""
-        # The policy ``mixture`` uses the draw with the index of ``per_piece``. The index −1 gives
-        # an independent draw.
-        draw = draws.draw(Purpose.MIXTURE, np.arange(pieces), -1)
-        mean_P, ratio_P = DENOISERS.take(below(draw, len(DENOISERS)), axis=0).T
-        return mean_P, ratio_P
-
-    def ratios(self, ratio_P: Array, draws: Draws, when: When) -> Array:
-        return self._drawn(draws, len(ratio_P))[1].copy()
-
-    def cut(self, line: Line, draws: Draws, when: When) -> Units:
-        mean_P, _ = self._drawn(draws, line.pieces)
-        return noise_units(line, draws, when, mean_P)
-
-
-def noise_units(line: Line, draws: Draws, when: When, mean_P: Array | float) -> Units:
+def noise_units(line: Line, draws: Draws, when: When, mean_span: float) -> Units:
     """Cut pieces into noise spans, which use the whole budget, and gaps, which have weight 0.
 
     Args:
         line: the line to cut.
         draws: the random draws for the pieces.
         when: the point in training; ``when.ratio`` must be set.
-        mean_P: the mean span length in each piece; 0 for one span at the end of the piece.
+        mean_span: the mean length of the noise spans, in tokens.
     """
     assert when.ratio is not None, "the masker sets the ratio"
     total_P = line.eligible_P
     # ``select`` computes the same budget, so the noise spans use it completely.
     noise_P = budgets(total_P, when.ratio, draws, when.min_targets)
-    # One span per ``mean_P`` noise tokens. Each span and each gap need at least one token.
-    spans_P = np.round(np.where(mean_P, noise_P / np.maximum(mean_P, 1), 1.0))
+    # Each span and each gap need at least one token.
+    spans_P = np.round(noise_P / mean_span)
     gaps_P = total_P - noise_P
     most_P = np.minimum(noise_P, gaps_P)
     spans_P = np.maximum(np.minimum(spans_P, most_P), 1).astype(np.int64)
@@ -307,8 +236,7 @@ def noise_units(line: Line, draws: Draws, when: When, mean_P: Array | float) -> 
     piece_S = owners(spans_P)
     noise_before = np.where(rank_within(spans_P) > 0, np.append(0, noise_end[:-1]), 0)
     ends = np.stack((gap_end + noise_before, gap_end + noise_end), 1)
-    # In pieces with a mean of 0, the noise must be at the end, so the text begins with gap 0.
-    opening_P = draws.per_piece(Purpose.PARTITION) * (mean_P != 0)
+    opening_P = draws.per_piece(Purpose.PARTITION)
     start_P = (opening_P * total_P).astype(np.int64)
     start_S1 = start_P.take(piece_S)[:, None]
     # Shift every border so that the text begins at 0. A border at this beginning gets the position
