@@ -443,7 +443,12 @@ def _rows_of_offsets(value: Any, rows: Sequence[Ints], *, alone: bool) -> list[I
 
 
 class _Surfaces:
-    """Decodes rows of tokens and finds their words; caches the bytes of each token."""
+    """Decodes rows of tokens and finds their words; caches the bytes of each token.
+
+    Two shorter ways find other words. Marks such as "Ġ" and "##" show where words begin, but not
+    punctuation, Thai or emoji. ``tokenizers.DecodeStream`` needs 1.2 µs per token instead of .3 and
+    a tokenizer with a decoder, and finds other words in blocks that begin inside a character.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         from transformers.convert_slow_tokenizer import bytes_to_unicode
