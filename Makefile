@@ -49,7 +49,7 @@ format: venv ## fix lint and format the code
 	$(BIN)/ruff format src tests scripts benchmarks
 
 bench: venv ## masking speed compared with other libraries; run it on an idle machine
-	OMP_NUM_THREADS=1 $(BIN)/maskwise bench mask
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mask.py
 
 venv: $(INSTALLED)
 

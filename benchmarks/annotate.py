@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from command import run
 from conll import join_tokens
+from figures import Figures, in_turn, surroundings
 from threadpoolctl import threadpool_limits
 
 from maskwise.annotate.tagger import NAME, SpacyPipeline
-from maskwise.bench import Figures, in_turn, surroundings
 from maskwise.constants import UPOS
 from maskwise.folders import bundled_file
 from maskwise.tasks.metrics import entities

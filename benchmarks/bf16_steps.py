@@ -18,9 +18,9 @@ from typing import Annotated, Any
 import torch
 import typer
 from command import run
+from figures import surroundings
 from transformers import BertConfig, BertForMaskedLM
 
-from maskwise.bench import surroundings
 from maskwise.devices import WORTHWHILE, measured_rate
 
 SIZES = {"2 × 128, 12 × 64 tokens": (2, 128, 12, 64), "4 × 512, 16 × 128 tokens": (4, 512, 16, 128)}

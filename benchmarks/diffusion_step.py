@@ -17,9 +17,10 @@ from statistics import mean
 
 import torch
 from command import run
+from figures import Figures, in_turn, surroundings
+from mask import Sample
 from timing import sample_text
 
-from maskwise.bench import Figures, Sample, in_turn, surroundings
 from maskwise.masking import Masker, Vocabulary
 from maskwise.masking.diffusion import Noising
 from maskwise.models import new_config, new_model

@@ -55,6 +55,7 @@ from unittest.mock import patch
 import gpu_trace
 import torch
 import train
+from figures import Figures, spread, surroundings
 from timing import Clock, time_trainer
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
@@ -62,7 +63,6 @@ from transformers import DataCollatorForLanguageModeling, Trainer
 from transformers.utils import is_flash_attn_2_available
 
 from maskwise.attention import HAS_GROUPED_VARLEN
-from maskwise.bench import Figures, spread, surroundings
 from maskwise.constants import UPOS
 from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory
 from maskwise.families import window_of

@@ -20,10 +20,10 @@ from statistics import median
 
 import torch
 from command import memory, run
+from figures import Figures, surroundings
 from torch import Tensor
 from transformers import ModernBertConfig
 
-from maskwise.bench import Figures, surroundings
 from maskwise.learning.gradients import InnerStep, Losses, meta_gradient, values_of
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.models import new_model

@@ -28,10 +28,10 @@ from typing import Any
 
 import torch
 from command import run
+from figures import Figures, surroundings
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from maskwise.bench import Figures, surroundings
 from maskwise.masking import IGNORE
 from maskwise.models import new_config, new_model
 from maskwise.objectives import ObjectiveSettings

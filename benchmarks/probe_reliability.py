@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from command import run
+from figures import Figures, surroundings
 from torch import Tensor
 
-from maskwise.bench import Figures, surroundings
 from maskwise.recipe import read_recipe
 from maskwise.samplers.base import reliability
 from maskwise.samplers.mometas import LEAST, gains

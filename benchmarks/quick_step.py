@@ -30,6 +30,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 from command import run
+from figures import Figures, spread, surroundings
 from timing import Clock, in_rounds, relative, time_trainer
 from transformers import (
     BertConfig,
@@ -38,7 +39,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from maskwise.bench import Figures, spread, surroundings
 from maskwise.devices import cpu_name
 from maskwise.tasks import FinetuneSettings, load_task
 from maskwise.tasks.judge import load_network
@@ -298,7 +298,7 @@ def beside_trainer(
         task: the name of a classification task.
 
     Returns:
-        A dict with "sizes" and "noise" (``maskwise.bench.noise_of``). "sizes" has the figures of
+        A dict with "sizes" and "noise" (``figures.noise_of``). "sizes" has the figures of
         each contestant, keyed by model size: rates for wall and processor time (``median``,
         ``best`` and ``spread`` over rounds), and maskwise's rate relative to the contestant's rate.
     """

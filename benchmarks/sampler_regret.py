@@ -20,8 +20,8 @@ from itertools import product
 
 import numpy as np
 from command import run
+from figures import Figures, surroundings
 
-from maskwise.bench import Figures, surroundings
 from maskwise.samplers import sampler
 
 ARMS = ("a", "b", "c", "d", "e")

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 import typer
 from command import memory, run
+from figures import Figures, surroundings
 
-from maskwise.bench import Figures, surroundings
 from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.line import Line

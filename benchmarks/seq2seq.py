@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 import torch
 from command import run
+from figures import Figures, spread, surroundings
 from timing import Clock, in_rounds, relative, sample_text, time_trainer
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from maskwise.bench import Figures, spread, surroundings
 from maskwise.devices import fast_bf16
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.models import new_config, new_model

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from figures import Figures, noise_of, probe
 from rich.console import Console
 from rich.progress import track
 from transformers import (
@@ -21,7 +22,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from maskwise.bench import Figures, noise_of, probe
 from maskwise.devices import best_device
 from maskwise.text import read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training.learners import Learner, Progress
@@ -42,7 +42,7 @@ def in_rounds(turns: Sequence[Callable[[], object]], rounds: int) -> Figures:
     """Call each contestant once in each round.
 
     Returns:
-        The times of a fixed piece of work (``maskwise.bench.noise_of``).
+        The times of a fixed piece of work (``figures.noise_of``).
     """
     probes = []
     for _ in track(range(rounds), "timing rounds", console=Console(stderr=True)):

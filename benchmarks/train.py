@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from command import run
+from figures import Figures, spread, surroundings
 from timing import Clock, in_rounds, relative, time_trainer
 from transformers import DataCollatorForLanguageModeling
 
-from maskwise.bench import Figures, spread, surroundings
 from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
@@ -104,7 +104,7 @@ def bench_train(
     Returns:
         A dict with "contestants" (the figures of ``Contest.line`` for each shape, text and
         contestant), "best_over_best" (those of ``Contest.best`` for each shape and text),
-        "matmul_flops" (FLOP/s for each precision), and "noise" (see ``maskwise.bench.noise_of``).
+        "matmul_flops" (FLOP/s for each precision), and "noise" (see ``figures.noise_of``).
     """
     found = list(read_documents("bundled:wikipedia", limit=documents))
     tokenizer = train_tokenizer((document.text for document in found), vocab_size=vocabulary)

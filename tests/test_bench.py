@@ -17,9 +17,10 @@ import quick_step
 import seq2seq
 import torch
 import train as train_bench
+from figures import spread
+from mask import bench_mask, mask_notes, mask_rows
 from transformers import AttentionInterface, PreTrainedModel
 
-from maskwise.bench import bench_mask, mask_notes, mask_rows, spread
 from maskwise.masking import CORRUPTIONS, POLICIES
 from test_packed import varlen
 

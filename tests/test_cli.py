@@ -200,7 +200,7 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["finetune", "nowhere", "--task", "banking77", "seeds=3"], "use --seeds"),
         (["study", "RECIPE", "model.hidden_size=8"], "setting of model in"),
         (["finetune", "nowhere"], "--task"),
-        (["bench", "nonsense"], "nonsense"),
+        (["bench", "mask"], "benchmarks/mask.py"),
         (["list", "polices"], "did you mean 'policies'"),
         (["list"], "allowed: policies, annotators, schedules"),
         (["stuudy"], "stuudy"),

@@ -339,7 +339,6 @@ def test_the_readme_shows_every_command() -> None:
         "evaluate",
         "generate",
         "report",
-        "bench",
         "list",
     }
 

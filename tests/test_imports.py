@@ -39,7 +39,7 @@ ORDER = [
     {"inspection"},
     {"recipe"},
     {"study"},
-    {"bench", "packed"},
+    {"packed"},
     {"trainer"},
     {"api"},
     {"cli"},

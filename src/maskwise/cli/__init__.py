@@ -66,7 +66,8 @@ def begin(
         say(f"  {command}", "cyan")
         out_console.print(Padding(Text(purpose, "dim"), (0, 0, 0, 6)))
     # typer's type of the context is that of any command, with or without subcommands.
-    names = ", ".join(context.command.list_commands(context))  # type: ignore[attr-defined]
+    commands = context.command.commands  # type: ignore[attr-defined]
+    names = ", ".join(name for name, command in commands.items() if not command.hidden)
     say(f"\nCommands: {names}. All commands have --help.")
 
 
@@ -83,10 +84,10 @@ for command in (
     views.generate,
     views.inspect,
     views.report,
-    views.bench,
 ):
     app.command()(command)
 app.command("list")(views.list_names)
+app.command(hidden=True)(views.bench)
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EBADF)
 """Errors of the operating system for failed writes, such as on a full disk."""

@@ -1,5 +1,5 @@
 """Commands that only read, and write at most a page that is asked for: check, evaluate, generate,
-inspect, report, bench, list.
+inspect, report, list.
 """
 
 from __future__ import annotations
@@ -308,20 +308,13 @@ def _judged_anew(folder: Path) -> Summary | None:
     return summary
 
 
-def bench(
-    name: Annotated[str, typer.Argument(help="The benchmark: mask.")] = "mask",
-    as_json: Json = False,
-) -> None:
-    """Compare the speed of masking with transformers' collator, in one run on this machine."""
-    require_known("bench", name, ["mask"])
-    from maskwise.bench import HEADS, bench_mask, mask_notes, mask_rows
-
-    result = {"bench": name} | bench_mask()
-    if as_json:
-        print_json(result)
-    else:
-        print_table(HEADS, mask_rows(result))
-        say("\n".join(mask_notes(result)))
+def bench(name: Annotated[str, typer.Argument()] = "mask") -> None:
+    """Say where the benchmark of masking is now, until maskwise 0.2."""
+    raise MaskwiseError(
+        "there is no maskwise bench any more",
+        got=name,
+        do="run python benchmarks/mask.py in a clone of the repository, or make bench",
+    )
 
 
 # Some modules of the lists take seconds to import. Only the module of the wanted list is imported.

@@ -1,4 +1,6 @@
-"""``maskwise bench mask``: the speed of masking on one core, compared with transformers' collator.
+"""The speed of masking on one core, compared with transformers' collator.
+
+    OMP_NUM_THREADS=1 python benchmarks/mask.py [--json]
 
 The rows come from the bundled sample, tokenised by a small WordPiece tokenizer, in three layouts:
 one document per row, packed rows of five documents, and packed rows of sentences with 20 tokens.
@@ -14,32 +16,28 @@ times vary and how busy the machine was.
 
 from __future__ import annotations
 
-import time
+import argparse
+import json
+import sys
 import warnings
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from statistics import median
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from figures import Contestants, Figures, in_turn, noise_of, probe, spread, surroundings
 from rich.progress import track
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
-from maskwise import __version__
-from maskwise.devices import hardware, versions
+from maskwise.cli.terminal import print_table
 from maskwise.masking import CORRUPTIONS, POLICIES, MaskedBatch, Masker, Vocabulary
 from maskwise.printing import err_console
 from maskwise.text.documents import bundled_path, read_documents
 from maskwise.text.pieces import tokenise
 from maskwise.text.tokenizers import train_tokenizer
 
-Figures: TypeAlias = dict[str, Any]
-"""Settings or measurements, keyed by name."""
-Contestants: TypeAlias = dict[str, Callable[[int], object]]
-"""Functions keyed by name. A function is called with the numbers 0, 1, …."""
 RATIO = 0.15
 PEER = "transformers"
 PEER_WORDS = "transformers, whole words"
@@ -55,8 +53,6 @@ POLICY_FOR = {
     "permute-sentences": "sentence",
 }
 """Masking policy with which each corruption is timed. Other corruptions use ``token``."""
-PROBED = 1_000_000
-"""Number of floats that ``probe`` sorts."""
 
 
 def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 8192) -> Figures:
@@ -274,69 +270,6 @@ def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> Contestants:
     }
 
 
-def in_turn(
-    contestants: Contestants,
-    *,
-    batches: int,
-    turn: int = 10,
-) -> dict[str, float]:
-    """Return the median CPU seconds per call of each contestant.
-
-    Args:
-        contestants: the functions to time.
-        batches: the number of timed calls per contestant.
-        turn: the number of timed calls in a turn. A turn begins with an untimed call.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for first in range(0, batches, turn):
-        for name, call in contestants.items():
-            # The untimed call replaces the previous contestant's data in the caches.
-            call(first)
-            # Results are kept, because freeing them takes time.
-            results = []
-            for number in range(first, min(first + turn, batches)):
-                start = time.process_time_ns()
-                results.append(call(number))
-                seconds[name].append((time.process_time_ns() - start) / 1e9)
-    return {name: median(spent) for name, spent in seconds.items()}
-
-
-def probe() -> float:
-    """Return the milliseconds of a fixed piece of work, which takes longer on a busy machine."""
-    numbers = np.random.default_rng(0).random(PROBED)
-    # The first sort is slower than all others, so it is not timed.
-    np.sort(numbers)
-    began = time.perf_counter()
-    for _ in range(3):
-        np.sort(numbers)
-    return round(1e3 * (time.perf_counter() - began), 2)
-
-
-def noise_of(milliseconds: Sequence[float]) -> Figures:
-    """Return the results of several calls of ``probe``, and their ``spread``."""
-    return {"probe_milliseconds": milliseconds, "probe_spread": spread(milliseconds)}
-
-
-def spread(values: Sequence[float]) -> float:
-    """Return the range of repeated measurements, divided by the median.
-
-    >>> spread([10.0, 11.0, 12.0])
-    0.182
-    """
-    return round((max(values) - min(values)) / median(values), 3)
-
-
-def surroundings() -> Figures:
-    """Return facts that measurements depend on: hardware, threads, versions and date."""
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        **hardware(),
-        "threads": torch.get_num_threads(),
-        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": {**versions(), "maskwise": __version__},
-    }
-
-
 HEADS = ("contestant", "rows", "shape", "ms per batch", "M tokens/s", "× random", "× whole words")
 
 
@@ -368,3 +301,19 @@ def mask_notes(result: Figures) -> list[str]:
         f"Between repetitions, figures varied by up to {widest:.0%}, and the time of a fixed piece "
         f"of work by {noise:.0%}",
     ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print the record")
+    given = parser.parse_args()
+    result = {"bench": "mask"} | bench_mask()
+    if given.json:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    else:
+        print_table(HEADS, mask_rows(result))
+        sys.stdout.write("\n".join(mask_notes(result)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
