@@ -24,7 +24,6 @@ from typing import NamedTuple, NotRequired, TypedDict
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import ArrayLike
 
 from maskwise.annotate.shard import BORDERS, PART_CHARACTERS
 from maskwise.annotate.store import failures_in
@@ -85,14 +84,12 @@ class Tally:
     """
 
     def __init__(self, annotators: Mapping[str, Annotator]):
-        self.annotators = annotators
         self.words = 0
+        self._annotators = annotators
         self._failures = {asked: Counter[str]() for asked in annotators}
-        self._layers: dict[str, dict[str, _LayerTally]] = {}
+        self._layers: dict[str, list[_LayerTally]] = {}
         for asked, maker in annotators.items():
-            self._layers[asked] = {
-                name: _LayerTally(name, layer) for name, layer in maker.layers.items()
-            }
+            self._layers[asked] = [_LayerTally(*item) for item in maker.layers.items()]
 
     def add(self, texts: Sequence[str], tables: Mapping[str, pa.Table]) -> None:
         """Add a shard.
@@ -101,23 +98,22 @@ class Tally:
             texts: the N texts of the shard.
             tables: the content of each annotator's file, a row for each text.
         """
-        shard = _shard_of(texts)
+        shard = _Shard.of(texts)
         self.words += len(shard.words)
         for asked, table in tables.items():
             self._failures[asked].update(failures_in(table))
-            for layer in self._layers[asked].values():
+            for layer in self._layers[asked]:
                 layer.add(shard, table)
 
     def summaries(self) -> dict[str, AnnotatorSummary]:
         """Return the counts of each annotator in all shards so far."""
         summaries: dict[str, AnnotatorSummary] = {}
-        for asked, maker in self.annotators.items():
-            layers = self._layers[asked]
+        for asked, maker in self._annotators.items():
             summaries[asked] = {
                 # The protocol `Annotator` does not have a ``notice``.
                 "notice": maker.notice if hasattr(maker, "notice") else None,
                 "failures": dict(self._failures[asked]),
-                "layers": {name: layer.summary(self.words) for name, layer in layers.items()},
+                "layers": {each.name: each.summary(self.words) for each in self._layers[asked]},
             }
         return summaries
 
@@ -137,10 +133,40 @@ class _Shard(NamedTuple):
     utf8: bytes
     byte_of: Ints | None
 
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> _Shard:
+        """Join the texts, and find their words."""
+        joined, base = join_texts(texts)
+        words = []
+        for text, origin in zip(texts, base.tolist(), strict=True):
+            parts = cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=BORDERS)
+            for start, end in parts:
+                # Classifying needs 60 bytes per character, so long texts are classified in parts.
+                kinds = classify(text[start:end])
+                words.append(np.flatnonzero(word_starts(kinds)) + origin + start)
+        byte_of = None
+        if not joined.isascii():
+            codes = codes_of(joined)
+            # In UTF-8, larger code points have more bytes.
+            sizes = 1 + (codes > 0x7F) + (codes > 0x7FF).astype(np.int64) + (codes > 0xFFFF)
+            byte_of = np.append(0, sizes.cumsum())
+        return cls(base, np.concatenate(words), joined.encode("utf-8", "surrogatepass"), byte_of)
+
+    def spans(self, table: pa.Table, name: str, layer: Layer) -> tuple[Ints, Ints, Array]:
+        """Return the starts, ends and values (S,) of a layer's spans in the joined text.
+
+        Spans without values have zeros.
+        """
+        starts = table[f"{name}.start"].combine_chunks()
+        shift = self.base.repeat(starts.value_lengths().to_numpy())
+        start = starts.flatten().to_numpy() + shift
+        end = table[f"{name}.end"].combine_chunks().flatten().to_numpy() + shift
+        if layer.dtype is None:
+            return start, end, np.zeros(len(start), np.int16)
+        return start, end, table[f"{name}.value"].combine_chunks().flatten().to_numpy()
+
     def texts(self, start: Ints, end: Ints) -> pa.Array:
         """Return the texts (S,) of S spans, as bytes. Spans are sorted and do not overlap."""
-        if not len(start):
-            return pa.array([], pa.binary())
         borders = np.stack([start, end], 1).ravel()
         if self.byte_of is not None:
             borders = self.byte_of[borders]
@@ -153,23 +179,6 @@ class _Shard(NamedTuple):
         return parts.take(pa.array(np.arange(0, len(parts), 2))).cast(pa.binary())
 
 
-def _shard_of(texts: Sequence[str]) -> _Shard:
-    joined, base = join_texts(texts)
-    words = []
-    for text, origin in zip(texts, base.tolist(), strict=True):
-        for start, end in cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=BORDERS):
-            # Classifying needs 60 bytes per character, so long texts are classified in parts.
-            kinds = classify(text[start:end])
-            words.append(np.flatnonzero(word_starts(kinds)) + origin + start)
-    byte_of = None
-    if not joined.isascii():
-        codes = codes_of(joined)
-        # In UTF-8, larger code points have more bytes.
-        sizes = 1 + (codes > 0x7F) + (codes > 0x7FF).astype(np.int64) + (codes > 0xFFFF)
-        byte_of = np.append(0, sizes.cumsum())
-    return _Shard(base, np.concatenate(words), joined.encode("utf-8", "surrogatepass"), byte_of)
-
-
 class _LayerTally:
     """Counts of one layer."""
 
@@ -178,33 +187,29 @@ class _LayerTally:
         self.layer = layer
         self.spans = 0
         self.covered = 0
-        self.labels = Counter[int]()
-        self.texts = _TextTally()
         self.total = 0.0
-        self.ends: list[float] = []
+        self.least = np.inf
+        self.greatest = -np.inf
+        self.texts = _TextTally()
 
     def add(self, shard: _Shard, table: pa.Table) -> None:
         """Add the spans of a shard."""
-        start, end, values = _spans(table, self.name, self.layer, shard.base)
+        start, end, values = shard.spans(table, self.name, self.layer)
+        if not len(start):
+            return
         self.spans += len(start)
         # A word is in a span if its first character is before the end of the last span that begins
         # at or before the word. A word before all spans gets the index −1, which selects 0.
         last = start.searchsorted(shard.words, side="right") - 1
         self.covered += int((np.append(end, 0)[last] > shard.words).sum())
-        if not len(start):
-            return
         if self.layer.kind == "weight":
-            weights = values.astype(np.float64)
-            self.total += float(weights.sum())
-            self.ends = [
-                min([*self.ends, float(weights.min())]),
-                max([*self.ends, float(weights.max())]),
-            ]
+            self.total += float(values.sum(dtype=np.float64))
+            self.least = min(self.least, float(values.min()))
+            self.greatest = max(self.greatest, float(values.max()))
             return
-        codes, times = np.unique(values, return_counts=True)
-        self.labels.update(dict(zip(codes.tolist(), times.tolist())))
-        short = end - start <= SHORT_CHARACTERS
-        self.texts.add(values[short], shard.texts(start[short], end[short]))
+        # No span is empty, so the empty text stands for all texts that are too long.
+        end = np.where(end - start <= SHORT_CHARACTERS, end, start)
+        self.texts.add(values, shard.texts(start, end))
 
     def summary(self, words: int) -> LayerSummary:
         """Return the counts.
@@ -218,10 +223,10 @@ class _LayerTally:
             "share_of_words": self.covered / max(1, words),
         }
         if self.layer.kind == "weight":
-            # Without spans, there is no smallest or largest weight.
-            least, greatest = self.ends or [0.0, 0.0]
-            mean = self.total / max(1, self.spans)
-            summary["weight"] = {"mean": mean, "least": least, "greatest": greatest}
+            summary["weight"] = {"mean": 0.0, "least": 0.0, "greatest": 0.0}
+            if self.spans:
+                mean = self.total / self.spans
+                summary["weight"] = {"mean": mean, "least": self.least, "greatest": self.greatest}
             return summary
         names: tuple[str, ...] = (self.name,)
         if self.layer.labels:
@@ -230,47 +235,43 @@ class _LayerTally:
         most = TOP_SPANS if self.layer.kind == "spans" else TOP_WORDS
         summary["labels"] = {}
         summary["top"] = {}
-        for code, number in sorted(self.labels.items(), key=lambda item: (-item[1], item[0])):
+        for code, number in self.texts.codes():
             summary["labels"][names[code]] = number
             summary["top"][names[code]] = self.texts.commonest(code, most)
         return summary
 
 
-def _spans(table: pa.Table, name: str, layer: Layer, base: Ints) -> tuple[Ints, Ints, Array]:
-    """Return the starts, ends and values (S,) of the spans of N texts in the joined text.
-
-    ``base`` (N,) is added to the starts and ends. Spans without values have zeros.
-    """
-    starts = table[f"{name}.start"].combine_chunks()
-    shift = base.repeat(starts.value_lengths().to_numpy())
-    start = starts.flatten().to_numpy() + shift
-    end = table[f"{name}.end"].combine_chunks().flatten().to_numpy() + shift
-    if layer.dtype is None:
-        return start, end, np.zeros(len(start), np.int16)
-    return start, end, table[f"{name}.value"].combine_chunks().flatten().to_numpy()
-
-
 class _TextTally:
-    """How often each text occurs with each code."""
+    """How often each text occurs with each code: a table of distinct (code, text), with counts."""
 
     def __init__(self) -> None:
-        self.counted = _rows([], pa.array([], pa.binary()), [])
+        self.counted = _rows(np.zeros(0, np.int16), pa.array([], pa.binary()))
         self.waiting: list[pa.Table] = []
         self.spans_waiting = 0
 
     def add(self, codes: Array, texts: pa.Array) -> None:
         """Add S spans by their codes and texts, (S,) each."""
-        self.waiting.append(_rows(codes, texts, np.ones(len(codes), np.int64)))
+        self.waiting.append(_rows(codes, texts))
         self.spans_waiting += len(codes)
         # Every count of the waiting spans goes through all different texts so far. Therefore at
         # least as many spans wait as there are texts.
         if self.spans_waiting >= max(MERGE_SPANS, len(self.counted)):
             self._count()
 
-    def commonest(self, code: int, most: int) -> list[list[str | int]]:
-        """Return the ``most`` most common texts with a code, as [text, count], commonest first."""
+    def codes(self) -> list[tuple[int, int]]:
+        """Return each code with the number of its spans, the most frequent code first."""
         self._count()
-        rows = self.counted.filter(pc.field("code") == code)
+        sums = self.counted.group_by("code", use_threads=False).aggregate([("count", "sum")])
+        rows = sums.sort_by([("count_sum", "descending"), ("code", "ascending")])
+        return list(zip(rows["code"].to_pylist(), rows["count_sum"].to_pylist()))
+
+    def commonest(self, code: int, most: int) -> list[list[str | int]]:
+        """Return the ``most`` most common texts with a code, as [text, count], commonest first.
+
+        The empty text is left out.
+        """
+        self._count()
+        rows = self.counted.filter((pc.field("code") == code) & (pc.field("text") != b""))
         counts = rows["count"].to_numpy()
         if len(counts) > most:
             # Sorting only the most common texts is faster than sorting all.
@@ -287,8 +288,7 @@ class _TextTally:
             return
         rows = pa.concat_tables([self.counted, *self.waiting], promote_options="permissive")
         if rows["text"].nbytes > LARGE_BYTES:
-            texts = rows["text"].cast(pa.large_binary())
-            rows = rows.set_column(1, "text", texts)
+            rows = rows.set_column(1, "text", rows["text"].cast(pa.large_binary()))
         # Other processes use the other cores.
         sums = rows.group_by(["code", "text"], use_threads=False).aggregate([("count", "sum")])
         self.counted = sums.rename_columns(["code", "text", "count"])
@@ -296,7 +296,6 @@ class _TextTally:
         self.spans_waiting = 0
 
 
-def _rows(codes: ArrayLike, texts: pa.Array, counts: ArrayLike) -> pa.Table:
-    return pa.table(
-        {"code": pa.array(codes, pa.int16()), "text": texts, "count": pa.array(counts, pa.int64())}
-    )
+def _rows(codes: Array, texts: pa.Array) -> pa.Table:
+    """Return a row for each span, which counts once."""
+    return pa.table({"code": codes, "text": texts, "count": np.ones(len(codes), np.int64)})
