@@ -103,7 +103,7 @@ def worker_task(what: Any) -> Any:
         import torch
 
         return torch.get_num_threads()
-    return what, os.getpid(), os.environ["OMP_NUM_THREADS"]
+    return what, os.getpid(), [os.environ["OMP_NUM_THREADS"], os.environ["RAYON_NUM_THREADS"]]
 
 
 def worker_waits(path: Any, *, stubborn: bool = False) -> None:

@@ -207,7 +207,7 @@ def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch, capfd):
     assert not passing and "pickle" in found["lock"].error
     first, last = found["first"], found["last"]
     assert first[0] == "first" and last[0] == "last" and first[1] != last[1]
-    assert first[2] == "1" and found["threads"] == 1
+    assert first[2] == ["1", "1"] and found["threads"] == 1
     assert worker.process.returncode == 128 + signal.SIGTERM  # it ended by itself
     assert capfd.readouterr().err == "Warning: rows are truncated\n"
 
