@@ -64,7 +64,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from maskwise.attention import HAS_GROUPED_VARLEN
 from maskwise.constants import UPOS
-from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory
+from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory, peak_rate
 from maskwise.families import window_of
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.objectives import MaskedLanguageModelling, Objective, objective, objective_class
@@ -78,9 +78,6 @@ from maskwise.training.data import look_ahead
 from maskwise.training.log import Meter
 from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, SeveralSources
 from maskwise.weights import attention_work
-
-DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
-"""Dense bfloat16 FLOP/s of SXM cards, keyed by a part of the card's name."""
 
 ARMS = ("mlm", "emlm", "atd", "dtd", "cse")
 LENGTHS = (128, 1024, 512)
@@ -349,8 +346,7 @@ class Bench:
         self.dtype = torch.bfloat16 if fast_bf16() else torch.float32
         self.rate = measured_rate(self.device, self.dtype)
         self.card = torch.cuda.get_device_name() if self.on_card else self.device.type
-        known = [rate for part, rate in DATA_SHEET.items() if part in self.card]
-        self.sheet = known[0] if known else None
+        self.sheet = peak_rate(self.device, self.precision)
         self.documents = list(read_documents("bundled:wikipedia", limit=60 if smoke else 2000))
         texts = (document.text for document in self.documents)
         self.tokenizer = train_tokenizer(texts, vocab_size=300 if smoke else 8192)
@@ -725,9 +721,8 @@ class Contest(train.Contest):
         source = self.source(1000)
         objective: Objective = MaskedLanguageModelling(self.model())
         config = objective.model.config
-        meter = Meter(objective, best_device(), "no", ranks=1, frozen=False, known=False)
         # The meter counts FLOPs only if it has a FLOP/s of the device.
-        meter.rate = 1.0
+        meter = Meter(objective, best_device(), ranks=1, frozen=False, rate=1.0)
         window, sliding = window_of(config)
         difference = 0.0
         for step in look_ahead(source, range(4)):

@@ -278,9 +278,8 @@ class Contest:
         steps = 4
         source = self.source(1000)
         objective = MaskedLanguageModelling(self.model())
-        meter = Meter(objective, best_device(), "no", ranks=1, frozen=False, known=False)
         # The meter counts FLOPs only if it has a FLOP/s of the device.
-        meter.rate = 1.0
+        meter = Meter(objective, best_device(), ranks=1, frozen=False, rate=1.0)
         for step in look_ahead(source, range(steps)):
             meter.add(step)
         return meter.flops / steps

@@ -46,7 +46,7 @@ def test_the_flops_of_a_step_are_what_torch_counts() -> None:
         objective(step.batches[0]).total.backward()
 
     def measured(step: Step, *, frozen: bool = False) -> float:
-        meter = Meter(objective, CPU, "no", ranks=1, frozen=frozen, known=True)
+        meter = Meter(objective, CPU, ranks=1, frozen=frozen, rate=1.0)
         meter.add(step)
         return meter.flops / counter.get_total_flops()
 
@@ -73,8 +73,7 @@ def test_a_meter_measures_between_readings_and_leaves_pauses_out(
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     objective = MaskedLanguageModelling(model("bert"))
-    meter = Meter(objective, CPU, "no", ranks=2, frozen=False, known=False)
-    meter.rate = 1e6
+    meter = Meter(objective, CPU, ranks=2, frozen=False, rate=1e6)
     for _ in range(4):
         meter.add(Step(0, [], 3, {"tokens": 10.0, "squares": 100.0}, 3))
         now[0] += 0.5
@@ -151,3 +150,24 @@ def test_where_no_measurement_can_be_kept_processors_train_in_single_precision(
     (tmp_path / "cache").write_text("a file")
     processor(2.2)
     assert trained_in() == "no"
+
+
+@pytest.mark.parametrize(
+    ("card", "bf16"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_the_data_sheet_of_a_card_is_found_by_its_name(
+    card: str, bf16: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
+    gpu = torch.device("cuda")
+    assert devices.peak_rate(gpu, "bf16") == bf16
+    assert devices.peak_rate(gpu, "no") == (bf16 / 2 if bf16 else None)
+    assert devices.peak_rate(CPU, "bf16") is None

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -212,12 +213,33 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-@cache
-def matmul_rate(device: torch.device, precision: str) -> float:
-    """Return the FLOPs per second of a large matrix product, measured once per process."""
+PEAKS = {
+    "A100": 312e12,
+    "A10": 125e12,
+    "L4": 121e12,
+    "L40S": 362e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+"""Dense bfloat16 FLOP/s of GPUs by their data sheets, by words of the GPU's name. The first entry
+whose words are all in the name counts."""
+
+
+def peak_rate(device: torch.device, precision: str) -> float | None:
+    """Return the FLOP/s of a GPU by its data sheet, in bf16 or TF32; None if they are not known."""
+    if device.type != "cuda":
+        return None
     import torch
 
-    return measured_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    words = set(re.split(r"\W+", torch.cuda.get_device_name(device)))
+    for name, rate in PEAKS.items():
+        if words.issuperset(name.split()):
+            # In float32, GPUs multiply in TF32, at half the rate of bf16.
+            return rate if precision == "bf16" else rate / 2
+    return None
 
 
 def bf16_note() -> str | None:
@@ -225,7 +247,9 @@ def bf16_note() -> str | None:
     device = best_device()
     # To measure a GPU here would take its memory in a process that does not train.
     if device.type == "cpu":
-        times = matmul_rate(device, "no") / matmul_rate(device, "bf16")
+        import torch
+
+        times = measured_rate(device, torch.float32) / measured_rate(device, torch.bfloat16)
         if times > SLOWER:
             return (
                 f"training.precision=bf16: here a matrix product takes {times:.0f} times as long "

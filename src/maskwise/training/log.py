@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from torch import Tensor
 
-from maskwise.devices import matmul_rate, peak_memory
+from maskwise.devices import peak_memory, peak_rate
 from maskwise.errors import MaskwiseError, duration
 from maskwise.folders import finite
 from maskwise.objectives import Objective
@@ -88,10 +88,9 @@ class Log:
         self.meter = Meter(
             engine.objective,
             engine.device,
-            engine.accelerator.mixed_precision,
             ranks=engine.ranks,
             frozen=self.settings.freeze == "encoder",
-            known=path is not None,
+            rate=peak_rate(engine.device, engine.accelerator.mixed_precision),
         )
         self.progress = ProgressBar(
             title,
@@ -361,13 +360,12 @@ class ProgressBar:
 # Training speed
 # -------------------------------------------------------------------------------------------
 
-# Model FLOPs utilisation (MFU) = FLOPs per second of the model / FLOPs per second of a large matrix
-# product.
+# Model FLOPs utilisation (MFU) = FLOPs per second of the model / FLOPs per second by the data sheet
+# of the GPU. For processors and other GPUs, it is not known.
 #
 # The numerator counts only useful work: the encoder without embeddings for every token of the text,
 # the heads for every target (``Objective.work``), and attention within documents (Σ length²).
-# Padding and recomputation do not count. The denominator is measured on the device, once per
-# process and precision. If other programs use the machine, the measured denominator is too small.
+# Padding and recomputation do not count.
 
 
 class Meter:
@@ -376,29 +374,27 @@ class Meter:
     Args:
         objective: the objective in training.
         device: the device of this process.
-        precision: "bf16" or "no".
         ranks: the number of processes.
         frozen: whether the encoder is frozen.
-        known: whether to measure the rate of matrix products, which takes at most a second.
+        rate: the FLOP/s of the device, for the MFU; None if they are not known.
     """
 
     def __init__(
         self,
         objective: Objective,
         device: torch.device,
-        precision: str,
         *,
         ranks: int,
         frozen: bool,
-        known: bool,
+        rate: float | None,
     ):
         self.objective = objective
         self.device = device
         self.ranks = ranks
         self.frozen = frozen
         # Work can be counted only for objectives with a transformers model.
-        counted = known and hasattr(objective, "model")
-        self.rate = matmul_rate(device, precision) if counted else None
+        counted = rate is not None and hasattr(objective, "model")
+        self.rate = rate if counted else None
         self.held = held_share(objective.model) if counted else 0.0
         self.per_arm: dict[str, tuple[int, int]] = {}
         self._start()
