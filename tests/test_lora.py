@@ -115,7 +115,7 @@ def test_flops_leave_out_gradients_of_weights_that_are_not_trained() -> None:
     found = flops(300, 60, objective)
     assert counted == pytest.approx(found, rel=0.05)
     assert found < 0.8 * whole and flops(300, 60, empty) == found
-    meter = Meter(objective, torch.device("cpu"), "no", ranks=1, frozen=False, known=True)
+    meter = Meter(objective, torch.device("cpu"), ranks=1, frozen=False, rate=1.0)
     meter.add(Step(0, [], 60, {"tokens": 300.0}, 60))
     assert meter.flops == pytest.approx(found, rel=1e-6)
 
