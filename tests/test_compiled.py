@@ -15,7 +15,7 @@ from maskwise.families import patched
 from maskwise.objectives import chunks
 from maskwise.training.compiled import GATED, ROTARY, compiled_block, rearrange
 from maskwise.training.data import TURN, look_ahead
-from maskwise.training.wrapping import blocks_of
+from maskwise.weights import blocks_of
 
 SIZES = {
     "vocab_size": 40,

@@ -38,9 +38,8 @@ from maskwise.study.single import run_pretrain
 from maskwise.training import MaskedSource, train
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.engine import Engine, new_accelerator
-from maskwise.training.ranks import Ranks
+from maskwise.training.ranks import ACCELERATE, Ranks, distinct, gathered, load_weights, local
 from maskwise.training.several import SeveralObjectives
-from maskwise.training.wrapping import ACCELERATE, distinct, gathered, load_weights, local
 from processes import as_ranks, two_ranks
 from test_faults import Poisonous, Spoiled
 from test_training import DATA, HELD_OUT, close, lines, run, settings

@@ -31,7 +31,7 @@ from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
 from maskwise.training.optim import Optimizers
 from maskwise.training.ranks import Ranks
-from maskwise.training.wrapping import blocks_of
+from maskwise.weights import blocks_of
 from test_training import DATA, close, lines, settings
 from training_tools import ARCHITECTURES, bart, model, tokenizer
 

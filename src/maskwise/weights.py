@@ -1,10 +1,11 @@
-"""Model weights: checks of their number and values, counts from which FLOPs are computed, LoRA."""
+"""Model weights: their blocks, checks of their number and values, counts for FLOPs, LoRA."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -128,6 +129,19 @@ def share_encoder(model: PreTrainedModel, other: PreTrainedModel) -> None:
             model.tie_weights()
             return
     raise MaskwiseError(f"the encoder is not a part of the model: {type(model).__name__}")
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """Return the blocks of all models in a module: the layers in each outermost ``ModuleList``."""
+    from transformers import PreTrainedModel
+
+    blocks = chain.from_iterable(map(_listed, parts(module, PreTrainedModel)))
+    return list(dict.fromkeys(blocks))
+
+
+def _listed(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _listed(child)
 
 
 def parts(module: nn.Module, kind: type[Part]) -> list[Part]:

@@ -41,7 +41,7 @@ from maskwise.text.documents import Document
 from maskwise.text.settings import first_characters
 from maskwise.training import train
 from maskwise.training.ranks import Ranks
-from maskwise.training.wrapping import blocks_of
+from maskwise.weights import blocks_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -36,8 +36,8 @@ from maskwise.folders import (
 )
 from maskwise.models import without_advice
 from maskwise.samplers import Sampler
-from maskwise.training import wrapping
 from maskwise.training.learners import Facts, Learner
+from maskwise.training.ranks import gathered, is_sharded
 from maskwise.weights import merged
 
 if TYPE_CHECKING:
@@ -285,8 +285,8 @@ def save_checkpoint(
         heads: the tensors of ``heads.safetensors``.
     """
     weights = model.state_dict()
-    if any(map(wrapping.is_sharded, model.parameters())):
-        weights = wrapping.gathered(weights, keep=not rank_here())
+    if any(map(is_sharded, model.parameters())):
+        weights = gathered(weights, keep=not rank_here())
     if rank_here():
         return
     weights = merged(model, weights)

@@ -36,14 +36,26 @@ from maskwise.families import encoder_of
 from maskwise.folders import sweep
 from maskwise.objectives import Loss, Objective
 from maskwise.printing import err_console, say
-from maskwise.training import wrapping
 from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changes
 from maskwise.training.data import Batch, Step
 from maskwise.training.learners import Numbers
 from maskwise.training.optim import Optimizers, load_state, state_of
-from maskwise.training.ranks import Ranks, alone
+from maskwise.training.ranks import (
+    Ranks,
+    Replicated,
+    Sharded,
+    alone,
+    asked_to_shard,
+    distinct,
+    forget_meshes,
+    gathered,
+    load_weights,
+    whole,
+    without_fsdp_of_accelerate,
+)
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.several import SeveralObjectives
+from maskwise.training.wrapping import wrapped
 
 Result = TypeVar("Result")
 MOST_QUOTED = 4096
@@ -113,14 +125,14 @@ class Engine:
         self.changes = contextlib.ExitStack()
         self.first = self.accelerator.is_main_process
         settings.micro_rows(self.ranks)
-        self.sharded = wrapping.asked_to_shard(settings, self.ranks)
+        self.sharded = asked_to_shard(settings, self.ranks)
         if self.sharded and isinstance(objective, SeveralObjectives):
             raise MaskwiseError(
                 "training.shard works only with one objective, but the recipe has several",
                 do="remove training.shard, so that every process keeps a copy of the weights",
             )
         self.states: States | None = None
-        self.copies: wrapping.Replicated | None = None
+        self.copies: Replicated | None = None
         self.hosts = self.ahead = None
         self.matmul_precision = torch.get_float32_matmul_precision()
         try:
@@ -147,22 +159,22 @@ class Engine:
             # Matrix products that autocast leaves in float32 are ten times as fast with TF32.
             torch.set_float32_matmul_precision("high")
         bf16 = self.accelerator.mixed_precision == "bf16"
-        wrapped = wrapping.wrapped(objective, settings, self.accelerator.autocast, bf16=bf16)
-        self.changes.enter_context(wrapped)
+        changed = wrapped(objective, settings, self.accelerator.autocast, bf16=bf16)
+        self.changes.enter_context(changed)
         if folder and self.first:
             sweep(folder)
         if folder and settings.save_every:
             self.states = States(folder / RESUME, keep=settings.keep)
         state = self._load_newest() if self.states else None
         if self.sharded:
-            self.wrapped: Any = wrapping.Sharded(
+            self.wrapped: Any = Sharded(
                 objective,
                 self.device,
                 self.ranks,
                 bf16=bf16,
             )
         elif self.ranks > 1:
-            self.copies = wrapping.Replicated(objective, self.ranks)
+            self.copies = Replicated(objective, self.ranks)
             self.wrapped = self.copies
             if self.copies.overlaps:
                 self.wrapped = self.accelerator.prepare(self.copies)
@@ -209,7 +221,7 @@ class Engine:
         parameters = self.objective.parameters()
         norm = self.accelerator.clip_grad_norm_(parameters, self.settings.clip or math.inf)
         assert norm is not None
-        norm = wrapping.whole(norm)
+        norm = whole(norm)
         # A step without targets must not change weights, but AdamW would apply weight decay.
         if sums["targets"] > 0:
             sound = None
@@ -315,11 +327,11 @@ class Engine:
             MaskwiseError: the previous state could not be written.
         """
         assert self.states
-        weights = wrapping.distinct(self.objective)
+        weights = distinct(self.objective)
         optimizers = state_of(self.optimizers.members)
         files = {
-            WEIGHTS: wrapping.gathered(weights, keep=self.first),
-            OPTIMIZERS: wrapping.gathered(optimizers, keep=self.first),
+            WEIGHTS: gathered(weights, keep=self.first),
+            OPTIMIZERS: gathered(optimizers, keep=self.first),
         }
         if learned:
             files[LEARNED] = dict(learned)
@@ -389,9 +401,9 @@ class Engine:
             self.say(f"resuming from {path} with {changed}: results differ by rounding and dropout")
         weights = load_file(path / WEIGHTS)
         # Check shapes first, because torch's error for weights of other shapes is unclear.
-        if shapes_of(weights) != shapes_of(wrapping.distinct(self.objective)):
+        if shapes_of(weights) != shapes_of(distinct(self.objective)):
             raise MaskwiseError(f"{path} belongs to a different model", do="use a new folder")
-        wrapping.load_weights(self.objective, weights)
+        load_weights(self.objective, weights)
 
     def _load_rest(self, state: State) -> None:
         assert self.states
@@ -450,7 +462,7 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelera
     # Accelerate keeps the settings of the last run in this process, and would refuse another
     # precision.
     AcceleratorState._reset_state()
-    with wrapping.without_fsdp_of_accelerate():
+    with without_fsdp_of_accelerate():
         accelerator = Accelerator(
             mixed_precision=precision,
             # On CPUs, Accelerate connects ranks only with ``cpu=True``.
@@ -499,7 +511,7 @@ def leave() -> None:
     the group alive, which may crash when the interpreter exits.
     """
     if dist.is_initialized():
-        wrapping.forget_meshes()
+        forget_meshes()
         gc.collect()
         dist.barrier()  # wait for the last messages
         dist.destroy_process_group()

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
+from maskwise.training.ranks import laid_out_as, local, whole
 from maskwise.training.settings import TrainingSettings
-from maskwise.training.wrapping import blocks_of, laid_out_as, local, whole
-from maskwise.weights import parts
+from maskwise.weights import blocks_of, parts
 
 COOLDOWN = 0.1
 """The default share of the steps in which the rate falls with ``wsd`` (warm-up, stable, decay)."""
