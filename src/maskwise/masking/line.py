@@ -177,6 +177,8 @@ class Line:
     @classmethod
     def joined(cls, lines: Sequence[Line]) -> Line:
         """Concatenate the rows of corpus lines (``of_pieces``) of the same length and layers."""
+        if not lines:
+            raise MaskwiseError("no lines to join", do="pass at least one")
         first = lines[0]
         if len(lines) == 1:
             return first

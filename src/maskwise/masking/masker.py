@@ -280,6 +280,12 @@ class Masker:
     def cut(self, line: Line, draws: Draws, when: When) -> Units:
         """Cut a line into the policy's units."""
         units = self.policy.cut(line, draws, when)
+        if not isinstance(units, Units):
+            raise MaskwiseError(
+                f"policy {self.policy} does not cut texts into units",
+                got=type(units).__name__,
+                do="return units from cut(), such as those of maskwise.masking.units.runs",
+            )
         # ``filled`` replaces weights of 0 by a tiny weight, so that these units can be selected.
         return units.filled() if self.masking.fill == "random" else units
 

@@ -160,8 +160,14 @@ class Units:
         """Copy the units with new weights (U,).
 
         Raises:
-            MaskwiseError: a weight is not a finite number ≥ 0.
+            MaskwiseError: there is not one weight for each unit, or a weight is not a finite number
+                ≥ 0.
         """
+        if np.shape(weight) != self.piece.shape:
+            raise MaskwiseError(
+                "each unit needs one weight",
+                got=f"weights of shape {np.shape(weight)} for {len(self.piece)} units",
+            )
         check_weights(weight)
         other = copy(self)
         other.weight = weight
