@@ -4,12 +4,15 @@ once are bounded.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -187,22 +190,58 @@ def bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_table_that_unpacks_to_a_huge_one_is_refused(bomb: Path) -> None:
-    readings = (
-        lambda: read_whole(bomb),
-        lambda: read_records(bomb),
-        lambda: [*read_documents(str(bomb))],
-        lambda: load_task(str(bomb)),
-    )
-    for read in readings:
-        tracemalloc.start()
-        try:
-            with pytest.raises(MaskwiseError, match=r"bomb\.csv\.gz has more than 1 MiB"):
-                read()
-            _, most = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        assert most < 16 << 20
+def memory_of(read: Callable[[], object]) -> int:
+    """The most bytes that a reading takes."""
+    tracemalloc.start()
+    try:
+        read()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_labels_that_unpack_to_huge_ones_are_refused(bomb: Path) -> None:
+    def refused(read: Callable[[Any], object]) -> None:
+        with pytest.raises(MaskwiseError, match=r"bomb\.csv\.gz has more than 1 MiB"):
+            read(bomb)
+
+    for read in (read_whole, read_records, load_task):
+        assert memory_of(partial(refused, read)) < 16 << 20
+
+
+def count(path: Path) -> int:
+    return sum(1 for _ in read_documents(str(path), keep_repeated=True))
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_table_of_texts_is_read_in_parts(quote: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + f"{quote}a text{quote},b\n" * (1 << 17))
+    assert count(path) == 1 << 17 and memory_of(lambda: count(path)) < 8 << 20
+
+
+OPEN = '"' + "a\n" * 2000
+
+
+@pytest.mark.parametrize(
+    ("text", "ending"), [("a" * 5000, ".csv"), ("a" * 5000, ".tsv"), (OPEN, ".csv")]
+)
+def test_a_cell_without_an_end_is_refused(
+    text: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold the rest of a huge file."""
+    monkeypatch.setattr("maskwise.text.tables.LONGEST_CELL", 1000)
+    monkeypatch.setattr("maskwise.text.opening.PART_BYTES", 1 << 8)
+    monkeypatch.setattr("maskwise.text.tables.PART_BYTES", 1 << 8)
+    before = csv.field_size_limit(1000)
+    path = tmp_path / f"open{ending}"
+    separator = "," if ending == ".csv" else "\t"
+    path.write_text(separator.join(["text", 'label\n"a"', f'"b"\n{text}']))
+    try:
+        with pytest.raises(MaskwiseError, match=r"open\.[ct]sv is not a table"):
+            count(path)
+    finally:
+        csv.field_size_limit(before)
 
 
 def sequences(path: Path) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ from maskwise.text import (
     Prepared,
     Stream,
     read_documents,
+    readers,
     shards_of,
     tokenise,
     train_tokenizer,
@@ -128,8 +129,8 @@ def test_chunks_hold_the_documents_of_the_file_under_their_names(
 def test_json_lines_are_parsed_only_where_blocks_are_made(tmp_path, monkeypatch) -> None:
     [shard] = shards_of(write_shard(tmp_path / "a.jsonl.gz", texts(50)))
     parsed = []
-    loads = json.loads
-    monkeypatch.setattr("json.loads", lambda line: parsed.append(line) or loads(line))
+    parse = readers._parse
+    monkeypatch.setattr(readers, "_parse", lambda line: parsed.append(line) or parse(line))
     (chunk, _), *_ = shard.chunks(BEGINNING, 500)
     assert not parsed
     assert len(list(chunk.documents(FieldNames()))) == len(parsed) > 0
@@ -178,7 +179,8 @@ def test_chunks_end_with_a_record_and_count_every_line(
     [shard] = shards_of(path, FieldNames(per="block"))
     chunks = list(shard.chunks(BEGINNING, size))
     assert [place[:2] for _, place in chunks] == places
-    assert [record for chunk, _ in chunks for record in chunk.records()] == records
+    found = [record for chunk, _ in chunks for record in chunk.records()]
+    assert [Skip(each.reason) if isinstance(each, Skip) else each for each in found] == records
     for number, (_, place) in enumerate(chunks[:-1], start=1):
         assert list(shard.chunks(place, size)) == chunks[number:]
 

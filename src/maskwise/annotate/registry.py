@@ -46,7 +46,7 @@ from maskwise.text.layers import (
     given_spans,
     no_spans,
 )
-from maskwise.text.readers import TEXT_ENDINGS, FieldNames, Skip, known_ending, read_file
+from maskwise.text.readers import TEXT_ENDINGS, FieldNames, Skip, known_ending, records
 from maskwise.text.words import VERSION, classify, text_id, words_in
 from maskwise.text.worlds import WORLDS
 
@@ -165,11 +165,11 @@ def spans(
         )
     kind = Layer("spans", tuple(labels))
     known = {}
-    for record in read_file(path, path.name, FieldNames(text_field, field)):
+    for entry in records(path, FieldNames(text_field, field)):
         # A ``Skip`` is a line that cannot be read. The reader of the corpus reports such lines.
-        if isinstance(record, Skip):
+        if isinstance(entry, Skip):
             continue
-        place, fields = record
+        place, fields = entry
         if not isinstance(fields, Mapping):
             continue
         text = fields.get(text_field)

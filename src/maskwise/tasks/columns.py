@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.text.documents import inside, paths
 from maskwise.text.labelled import Record
-from maskwise.text.opening import refuse_rows_as_names
+from maskwise.text.tables import refuse_rows_as_names
 
 Records: TypeAlias = Sequence[Record]
 Names: TypeAlias = tuple[str, ...]

@@ -23,24 +23,26 @@ import numpy as np
 from maskwise.errors import MaskwiseError, counted, require_known
 from maskwise.folders import bundled_file
 from maskwise.specs import user_path
-from maskwise.text.opening import is_utf8, refuse_rows_as_names
+from maskwise.text.opening import is_utf8
 from maskwise.text.readers import (
+    ALL_FIELDS,
+    CORPUS_ENDINGS,
     LONGEST_TEXT,
     NAME_IT,
     NOT_UTF8,
-    READERS,
+    Entry,
     FieldNames,
     Opener,
     PartName,
-    Record,
     Skip,
     files_in,
     hub_dataset,
     kind_of,
-    read_file,
+    records,
     saved_dataset,
     whole_name,
 )
+from maskwise.text.tables import refuse_rows_as_names
 from maskwise.text.words import text_id
 from maskwise.text.worlds import read_world
 
@@ -126,7 +128,7 @@ class Documents:
     def _documents(self) -> Iterator[Document]:
         return chain.from_iterable(map(self._parts, self.open_records()))
 
-    def _parts(self, record: Record) -> Iterator[Document]:
+    def _parts(self, record: Entry) -> Iterator[Document]:
         """Yield the document of a record, in parts if the text is long; count skipped records."""
         found = self._document(record)
         if isinstance(found, Skip):
@@ -150,7 +152,7 @@ class Documents:
             if not text:
                 return
 
-    def _document(self, record: Record) -> Document | Skip:
+    def _document(self, record: Entry) -> Document | Skip:
         if isinstance(record, Skip):
             return record
         name, text = record
@@ -264,9 +266,10 @@ def longest_field(source: str) -> str:
     Raises:
         MaskwiseError: the source cannot be read, or is a table whose first row is data.
     """
-    records = list(islice(_objects(_resolve(source, FieldNames(""))[0]()), HEAD_RECORDS))
+    opener, _ = _resolve(source, ALL_FIELDS)
+    head = list(islice(_objects(opener()), HEAD_RECORDS))
     sizes = Counter[str]()
-    for record in records:
+    for record in head:
         for path in paths(record):
             text = inside(record, path)
             if isinstance(text, str):
@@ -275,15 +278,15 @@ def longest_field(source: str) -> str:
     if "text" in sizes or not sizes:
         return "text"
     longest = max(sizes, key=sizes.__getitem__)
-    refuse_rows_as_names(records, longest, source)
+    refuse_rows_as_names(head, longest, source)
     return longest
 
 
-def _objects(records: Iterable[Record]) -> Iterator[Mapping[str, object]]:
+def _objects(entries: Iterable[Entry]) -> Iterator[Mapping[str, object]]:
     """Yield the records that have fields."""
-    for record in records:
-        if not isinstance(record, Skip) and isinstance(record[1], Mapping):
-            yield record[1]
+    for entry in entries:
+        if not isinstance(entry, Skip) and isinstance(entry[1], Mapping):
+            yield entry[1]
 
 
 def lines_note(source: str) -> str | None:
@@ -446,7 +449,7 @@ def _resolve(source: object, fields: FieldNames) -> tuple[Opener, str]:
         return world.documents, str(world)
     if isinstance(source, str) and source.startswith("bundled:"):
         path = bundled_path(source.removeprefix("bundled:"))
-        return lambda: read_file(path, path.name, fields), source
+        return lambda: records(path, fields), source
     if isinstance(source, str) and source.startswith("hf:"):
         return hub_dataset(source, fields), source
     if isinstance(source, str | Path):
@@ -467,10 +470,10 @@ def _resolve_path(path: Path, fields: FieldNames) -> Opener:
         )
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return saved_dataset(path, fields)
-    files = files_in(path, [*READERS])
+    files = files_in(path, CORPUS_ENDINGS)
     if not files:
         what = f"{path}: no corpus file, or unknown file extension"
-        raise MaskwiseError(what, allowed=", ".join(READERS))
+        raise MaskwiseError(what, allowed=", ".join(CORPUS_ENDINGS))
     return lambda: chain.from_iterable(
-        read_file(file, name, fields) for name, file in files.items()
+        records(file, fields, name=name) for name, file in files.items()
     )

@@ -1,8 +1,8 @@
 """Read labelled files: the records of tasks, and texts with correct annotations.
 
-The readers of corpora skip malformed lines. These readers raise an error with the line number
-instead, because a score on a part of a test set would be wrong. Readers never unpickle, and never
-run code that comes with a data set.
+Most files are read by ``readers.records``, which raises an error with the line number if a line is
+bad. Added here are the nested JSON of published questions, CoNLL, tables without a header, and data
+sets of the hub with all splits. Labelled files are read at once.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
 from maskwise.text.layers import CharSpans, Found, Layer
-from maskwise.text.opening import Record, damaged, read_table, read_whole
-from maskwise.text.readers import known_ending, load_hub, parquet_rows
+from maskwise.text.opening import damaged, open_text
+from maskwise.text.readers import known_ending, load_hub, records
+from maskwise.text.tables import Record, read_table
 
 POS = Layer("categorical", UPOS)
 
@@ -93,55 +95,42 @@ def read_text(path: Path) -> str:
     Raises:
         MaskwiseError: the file cannot be read, is not UTF-8, or has more than a gigabyte.
     """
-    with damaged(path):
-        content = read_whole(path)
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MaskwiseError(
-            f"{path} is not UTF-8 text (byte {error.start})",
-            do="convert it, for example with iconv -f LATIN1 -t UTF-8",
-        ) from None
+    with damaged(path), open_text(path, "raise") as file:
+        return file.read().decode("utf-8-sig")
 
 
-def _parsed(text: str) -> object:
-    """Return the value of a JSON text; None if the text is not JSON."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _read_json_lines(path: Path) -> list[Record]:
-    records = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        record = _parsed(line)
+def _read_objects(path: Path) -> list[Record]:
+    """Read a file that ``records`` reads, whose records must be objects."""
+    objects = []
+    for name, record in records(path, bad="raise"):
         if not isinstance(record, dict):
             raise MaskwiseError(
-                f"line {number} of {path} is not a JSON object",
-                got=line[:60],
-                allowed="JSON lines",
+                f"record {name.rpartition('#')[2]} of {path} is not a JSON object",
+                got=repr(record)[:60],
+                allowed="objects whose fields hold the text and the label",
             )
-        records.append(record)
-    return records
+        objects.append(record)
+    return objects
 
 
 def _read_json(path: Path) -> list[Record]:
-    """Read SQuAD's or TriviaQA's JSON, a list or dict of objects, or JSON lines."""
-    whole = _parsed(read_text(path))
+    """Read SQuAD's or TriviaQA's JSON, an object or a list of objects, or JSON lines."""
+    text = read_text(path)
+    whole = None
+    if text.lstrip().startswith("{"):
+        # JSON lines are no JSON as a whole.
+        with suppress(ValueError, RecursionError):
+            whole = json.loads(text)
     if isinstance(whole, dict):
         if isinstance(whole.get("data"), list):
             return _squad(whole["data"], path)
         # TriviaQA's key is "Data", with a capital letter.
-        if isinstance(whole.get("Data"), list):
-            whole = whole["Data"]
-        elif len(whole) > 1:
-            whole = list(whole.values())
-    if isinstance(whole, list) and all(isinstance(record, dict) for record in whole):
-        return whole
-    return _read_json_lines(path)
+        values = whole.get("Data")
+        if not isinstance(values, list) and len(whole) > 1:
+            values = list(whole.values())
+        if isinstance(values, list) and all(isinstance(value, dict) for value in values):
+            return values
+    return _read_objects(path)
 
 
 def _squad(articles: list[Any], path: Path) -> list[Record]:
@@ -170,13 +159,8 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
 
 
 def read_cells(path: Path, *, header: bool = True, usual: str | None = None) -> list[Record]:
-    """Read a .csv or .tsv file; `opening.read_table` describes the arguments."""
-    return read_table(read_text(path), path, header=header, usual=usual)
-
-
-def _read_parquet(path: Path) -> list[Record]:
-    with damaged(path):
-        return list(parquet_rows(path))
+    """Read a .csv or .tsv file; `tables.read_table` describes the arguments."""
+    return list(read_table(path, header=header, usual=usual, bad="raise"))
 
 
 # ---- CoNLL
@@ -332,14 +316,14 @@ def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
 
 TABLES = (".csv", ".tsv")
 READERS: dict[str, Callable[[Path], list[Record]]] = {
-    ".jsonl": _read_json_lines,
-    ".jsonlines": _read_json_lines,
+    ".jsonl": _read_objects,
+    ".jsonlines": _read_objects,
     ".json": _read_json,
     **dict.fromkeys(TABLES, read_cells),
     ".conllu": _read_conll_records,
     ".conll": _read_conll_records,
     ".conll.txt": _read_conll_records,
     ".iob2": _read_conll_records,
-    ".parquet": _read_parquet,
+    ".parquet": _read_objects,
 }
 """Readers by file extension."""

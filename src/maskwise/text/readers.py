@@ -1,8 +1,14 @@
-"""Read the records of corpus files, and of data sets from `datasets`.
+"""Read the records of files, and of data sets from `datasets`.
 
-A reader yields the name and content of each record, or a `Skip` for a bad line. A bad file (binary,
-mostly not UTF-8, damaged, without the text column) raises a `MaskwiseError`. Readers never
-unpickle, and never run code that comes with a data set.
+``records`` reads every file of a user: texts of a corpus and rows of a task. A corpus may have a
+few bad lines, which are skipped and counted, because one of them must not stop a long job. A task
+may have none, because a score on a part of a test set would be wrong. Therefore the caller says
+whether a bad line is an error, and one reader per format serves both. A bad file (binary, mostly
+not UTF-8, damaged, without the text column) always is.
+
+Lines, tables and Parquet files are read in parts; an array of JSON is read at once. Files of lines
+and Parquet files can be read from a `ReadPosition` on, which streams use. Readers never unpickle,
+and never run code that comes with a data set.
 """
 
 from __future__ import annotations
@@ -12,26 +18,32 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeAlias, cast
+from typing import IO, Any, Literal, NamedTuple, TypeAlias, cast, overload
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.folders import in_utf8
 from maskwise.text.opening import (
     HEAD_BYTES,
+    LARGEST_FILE,
     LineKind,
+    WhenBad,
     damaged,
+    open_text,
     opened,
-    read_table,
     read_whole,
     refuse_unreadable,
     text_per,
 )
+from maskwise.text.tables import Record, read_table
 
 NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
 NO_LETTERS = "sequence with characters that are not letters"
 NAME_IT = "set corpus.text_field to one of them (in annotate and evaluate: --text-field)"
+# ``json.loads`` for strings, without its checks of types, which are slow for short lines.
+_parse = json.JSONDecoder().decode
 # In bytes. Longer lines, as in a file without line breaks, are skipped to save memory.
 LONGEST_LINE = 1 << 24
 LONG_LINE = "line of more than 16 MB"
@@ -40,9 +52,17 @@ LONGEST_TEXT = 1 << 22
 
 
 class Skip(NamedTuple):
-    """Yielded instead of a record that has no usable text, with the reason."""
+    """Yielded instead of a record that has no usable text.
+
+    Attributes:
+        reason: why the record is skipped. Skipped records are counted by reason.
+        place: where in the file it is, such as "line 3"; "" if unknown.
+        content: the beginning of the record, as far as it could be read.
+    """
 
     reason: str
+    place: str = ""
+    content: str = ""
 
 
 class FieldNames(NamedTuple):
@@ -60,8 +80,11 @@ class FieldNames(NamedTuple):
     per: str = "auto"
 
 
-Record = Skip | tuple[str, Any]
-"""The name and the content of a record; the content is a string or an object with fields."""
+ALL_FIELDS = FieldNames("")
+
+Entry: TypeAlias = Skip | tuple[str, Any]
+"""The name and the content of a record. The content is a string or, usually, a `Record`; JSON may
+also hold other values."""
 
 
 class ReadPosition(NamedTuple):
@@ -81,8 +104,11 @@ class ReadPosition(NamedTuple):
 
 BEGINNING = ReadPosition()
 
+After: TypeAlias = tuple[int, int, str | None]
+"""The fields of the `ReadPosition` after a record of a file of lines. Few of them are needed."""
 
-Opener: TypeAlias = Callable[[], Iterable[Record]]
+
+Opener: TypeAlias = Callable[[], Iterable[Entry]]
 """A function that opens the records of a source."""
 
 
@@ -112,17 +138,57 @@ def whole_name(name: str) -> str:
     return name.whole if isinstance(name, PartName) else name
 
 
-def read_file(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
-    """Yield the records of one file; records without a name are called "NAME#NUMBER"."""
+@overload
+def records(
+    path: Path, fields: FieldNames = ..., *, name: str | None = ..., bad: Literal["skip"] = ...
+) -> Iterator[Entry]: ...
+@overload
+def records(
+    path: Path, fields: FieldNames = ..., *, name: str | None = ..., bad: Literal["raise"]
+) -> Iterator[tuple[str, Any]]: ...
+def records(
+    path: Path,
+    fields: FieldNames = ALL_FIELDS,
+    *,
+    name: str | None = None,
+    bad: WhenBad = "skip",
+) -> Iterator[Entry]:
+    """Yield the records of a file in the format of its extension, in order.
+
+    Args:
+        path: the file; `READERS` lists the extensions.
+        fields: the fields to read, and what one record of a plain text file is.
+        name: records are called "NAME#NUMBER"; by default, the name of the file. In JSON lines,
+            the number is the number of the line.
+        bad: with "skip", a `Skip` is yielded instead of a line that cannot be read. With "raise",
+            it is an error, as is a byte that is not UTF-8; text files are then read at once.
+
+    Raises:
+        MaskwiseError: the file cannot be read or has no text column; or a line, with "raise".
+    """
     # Names of documents are in UTF-8, but names of files may contain other bytes.
-    name = in_utf8(name).decode()
+    name = in_utf8(path.name if name is None else name).decode()
+    ending = known_ending(path, READERS)
+    if ending is None:
+        raise MaskwiseError(f"unknown file extension of {path}", allowed=", ".join(READERS))
     with damaged(path):
-        yield from READERS[known_ending(path) or ""](path, name, fields)
+        entries = READERS[ending](path, name, fields, bad)
+        if bad == "skip":
+            yield from entries
+            return
+        for entry in entries:
+            if isinstance(entry, Skip):
+                raise MaskwiseError(
+                    f"{entry.place or 'a line'} of {path} cannot be read: {entry.reason}",
+                    got=entry.content or None,
+                    allowed="JSON lines" if entry.reason == NOT_JSON else None,
+                )
+            yield entry
 
 
 def known_ending(path: Path, endings: Iterable[str] | None = None) -> str | None:
-    """Return the file extension if it is in ``endings`` (default: in `READERS`), else None."""
-    for ending in endings or READERS:
+    """Return the extension if it is in ``endings`` (default: `CORPUS_ENDINGS`), else None."""
+    for ending in endings or CORPUS_ENDINGS:
         if path.name.lower().endswith(ending):
             return ending
     return None
@@ -153,7 +219,7 @@ def unread_fields(source: str) -> dict[str, str]:
     >>> unread_fields("texts.txt"), [*unread_fields("texts.jsonl")], unread_fields("folder")
     ({'text_field': 'has no effect, because texts.txt has no fields'}, ['text_per'], {})
     """
-    ending = known_ending(Path(source), (*READERS, ".conllu", ".conllu.gz"))
+    ending = known_ending(Path(source), (*CORPUS_ENDINGS, ".conllu", ".conllu.gz"))
     if ending in TEXT_ENDINGS:
         return {"text_field": f"has no effect, because {source} has no fields"}
     found = {}
@@ -188,7 +254,7 @@ def kind_of(path: Path, fields: FieldNames) -> LineKind:
     return cast(LineKind, fields.per)
 
 
-def _lines(file: IO[bytes], at: int) -> Iterator[tuple[str | Skip, int]]:
+def _lines(file: IO[bytes], at: int, longest: int) -> Iterator[tuple[str | Skip, int]]:
     """Yield each line of a file, and the offset after the line; ``at`` is the current offset.
 
     Instead of a line that is too long or not UTF-8, a `Skip` is yielded. After the last line, an
@@ -196,61 +262,69 @@ def _lines(file: IO[bytes], at: int) -> Iterator[tuple[str | Skip, int]]:
     """
     # A byte-order mark may only be at the beginning of a file.
     encoding = "utf-8" if at else "utf-8-sig"
-    while line := file.readline(LONGEST_LINE):
+    text: str | Skip
+    while line := file.readline(longest):
         at += len(line)
-        text: str | Skip = Skip(LONG_LINE)
-        if len(line) < LONGEST_LINE or line.endswith(b"\n"):
-            try:
-                text = line.decode(encoding)
-            except UnicodeDecodeError:
-                text = Skip(NOT_UTF8)
-        # The rest of a long line is dropped.
-        while line and not line.endswith(b"\n"):
-            line = file.readline(LONGEST_LINE)
-            at += len(line)
+        try:
+            text = line.decode(encoding)
+        except UnicodeDecodeError:
+            text = Skip(NOT_UTF8)
+        if len(line) == longest and not line.endswith(b"\n"):
+            text = Skip(LONG_LINE)
+            # The rest of a long line is dropped.
+            while line and not line.endswith(b"\n"):
+                line = file.readline(longest)
+                at += len(line)
         yield text, at
         encoding = "utf-8"
     yield "", at
 
 
 def line_records(
-    file: IO[bytes], name: str, kind: LineKind, place: ReadPosition = BEGINNING
-) -> Iterator[tuple[Record, ReadPosition | None]]:
-    """Yield each record of a file of lines, and the place after the record.
+    file: IO[bytes],
+    name: str,
+    kind: LineKind,
+    place: ReadPosition = BEGINNING,
+    *,
+    longest: int | None = None,
+) -> Iterator[tuple[Entry, After | None]]:
+    """Yield each record of a file of lines, and the position after the record.
 
     The file is open at ``place``, and the names of records begin with ``name``. Lines of JSON are
-    not parsed. After a bad line inside a block, the place is None, because reading cannot resume
-    there.
+    not parsed. Lines of more than ``longest`` bytes (default: `LONGEST_LINE`) are skipped. After a
+    bad line inside a block, the position is None, because reading cannot resume there.
     """
-    lines = _lines(file, place.at)
+    lines = _lines(file, place.at, longest or LONGEST_LINE)
     if kind == "block":
         yield from _blocks(lines, name, place)
         return
     number = place.records
     for line, at in lines:
-        text = "" if isinstance(line, Skip) else line.strip()
-        # JSON records are numbered by line, so blank and bad lines count.
-        if text or kind == "json":
-            number += 1
         if isinstance(line, Skip):
-            yield line, ReadPosition(at, number)
-        elif text:
-            yield (f"{name}#{number}", text), ReadPosition(at, number)
+            # JSON records are numbered by line, so blank and bad lines count.
+            if kind == "json":
+                number += 1
+                line = line._replace(place=f"line {number}")
+            yield line, (at, number, None)
+            continue
+        text = line.strip()
+        if text:
+            number += 1
+            yield (f"{name}#{number}", text), (at, number, None)
+        elif kind == "json":
+            number += 1
 
 
 def _blocks(
     lines: Iterator[tuple[str | Skip, int]], name: str, place: ReadPosition
-) -> Iterator[tuple[Record, ReadPosition | None]]:
+) -> Iterator[tuple[Entry, After | None]]:
     _, number, whole = place
     block: list[str] = []
     size = 0
     for line, at in lines:
         if isinstance(line, Skip):
-            after = None
             # Resuming inside a block would lose the lines that have already been read.
-            if not block:
-                after = ReadPosition(at, number, whole)
-            yield line, after
+            yield line, None if block else (at, number, whole)
             continue
         ends = not line.strip()
         if not ends:
@@ -266,21 +340,31 @@ def _blocks(
                 title = PartName.of(title, whole)
             if ends:
                 whole = None
-            yield (title, "\n".join(block)), ReadPosition(at, number, whole)
+            yield (title, "\n".join(block)), (at, number, whole)
             block = []
             size = 0
         elif ends:
             whole = None
 
 
-def _read_lines(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
-    refuse_unreadable(path)
+def _read_lines(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Iterator[Entry]:
     kind = kind_of(path, fields)
-    with opened(path) as file:
-        for record, _ in line_records(file, name, kind):
-            if kind == "json":
-                record = parsed(record)
-            yield record
+    # With "raise", the whole file is in memory, so a long line does no harm.
+    longest = LONGEST_LINE if bad == "skip" else LARGEST_FILE
+    with open_text(path, bad) as file:
+        entries = map(itemgetter(0), line_records(file, name, kind, longest=longest))
+        yield from map(parsed, entries) if kind == "json" else entries
+
+
+def parsed(entry: Entry) -> Entry:
+    """Parse a record that is a line of JSON; return a `Skip` if the line is not JSON."""
+    if isinstance(entry, Skip):
+        return entry
+    name, line = entry
+    try:
+        return name, _parse(line)
+    except (ValueError, RecursionError):
+        return Skip(NOT_JSON, f"line {name.rpartition('#')[2]}", line[:60])
 
 
 def is_json_array(path: Path) -> bool:
@@ -290,12 +374,12 @@ def is_json_array(path: Path) -> bool:
     return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
-def _read_json(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
+def _read_json(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Iterator[Entry]:
     """Read a JSON array of texts or objects, which is read at once, or JSON lines."""
-    refuse_unreadable(path)
     if not is_json_array(path):
-        yield from _read_lines(path, name, fields)
+        yield from _read_lines(path, name, fields, bad)
         return
+    refuse_unreadable(path)
     try:
         rows = json.loads(read_whole(path))
     except (ValueError, RecursionError) as error:
@@ -306,45 +390,31 @@ def _read_json(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
     yield from numbered_rows(rows, name)
 
 
-def parsed(record: Record) -> Record:
-    """Parse a record that is a line of JSON; return a `Skip` if the line is not JSON."""
-    if isinstance(record, Skip):
-        return record
-    name, line = record
-    try:
-        return name, json.loads(line)
-    except (ValueError, RecursionError):
-        return Skip(NOT_JSON)
-
-
 # ---- other files
 
 
-def _read_table(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
-    refuse_unreadable(path)
-    # Bad bytes become surrogates, so that only the rows with bad bytes are skipped later.
-    text = read_whole(path).decode("utf-8-sig", "surrogateescape")
-    rows = read_table(text, path)
-    if rows:
-        wanted([*rows[0]], fields, str(path))
-    return numbered_rows(rows, name)
+def _read_table(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Iterator[Entry]:
+    rows = read_table(path, bad=bad)
+    first = next(rows, None)
+    if first is not None:
+        wanted([*first], fields, str(path))
+        yield from numbered_rows(chain([first], rows), name)
 
 
-def _read_fasta(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
+def _read_fasta(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Iterator[Entry]:
     """Yield the sequences of a FASTA file in capitals, without gaps (- and .) or the final *.
 
     Lower case only marks repeats or unaligned regions, so letters are changed to capitals. Long
     sequences are split. A sequence is named by its header and not by its file. Masks and the
     held-out split are computed from names, so they stay the same in another file.
     """
-    refuse_unreadable(path)
     number = 0
     part = 0
     size = 0
     title = ""
     dropped = False
     letters: list[str] = []
-    with opened(path) as file:
+    with open_text(path, bad) as file:
         # A sequence is yielded at the next header, so an extra header is added after the last one.
         for line, continues in chain(_parts_of_lines(file), [(b">", False)]):
             # Bad bytes become characters that are not letters, so that the sequence is skipped.
@@ -364,7 +434,7 @@ def _read_fasta(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
             if number and (header or size >= LONGEST_TEXT):
                 sequence = re.sub("[-.]", "", "".join(letters)).rstrip("*").upper()
                 if re.search("[^A-Za-z]", sequence):
-                    yield Skip(NO_LETTERS)
+                    yield Skip(NO_LETTERS, f"sequence {title}")
                 else:
                     yield title, sequence
                 letters = []
@@ -388,14 +458,12 @@ def _parts_of_lines(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
         continues = not part.endswith(b"\n")
 
 
-def _read_parquet(path: Path, name: str, fields: FieldNames) -> Iterator[Record]:
+def _read_parquet(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Iterator[Entry]:
     return numbered_rows(parquet_rows(path, fields), name)
 
 
-def parquet_rows(
-    path: Path, fields: FieldNames | None = None, *, first: int = 0
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file, with all columns or only those of ``fields``.
+def parquet_rows(path: Path, fields: FieldNames, *, first: int = 0) -> Iterator[Record]:
+    """Yield the rows of a Parquet file, with the columns of ``fields``.
 
     Args:
         path: the file.
@@ -410,9 +478,7 @@ def parquet_rows(
 
     try:
         table = pq.ParquetFile(path)
-        columns = None
-        if fields:
-            columns = wanted(table.schema_arrow.names, fields, str(path))
+        columns = wanted(table.schema_arrow.names, fields, str(path))
         # Row groups are read one by one, so the groups before the first row can be skipped.
         for group in range(table.num_row_groups):
             rows = table.metadata.row_group(group).num_rows
@@ -446,7 +512,7 @@ def wanted(columns: list[str], fields: FieldNames, where: str) -> list[str]:
     return [column for column in (fields.id, text) if column in columns]
 
 
-def numbered_rows(rows: Iterable[object], name: str) -> Iterator[Record]:
+def numbered_rows(rows: Iterable[object], name: str) -> Iterator[Entry]:
     """Yield rows under the names "NAME#1", "NAME#2", …."""
     for number, row in enumerate(rows, start=1):
         yield f"{name}#{number}", row
@@ -471,20 +537,22 @@ def saved_dataset(path: Path, fields: FieldNames) -> Opener:
                 allowed=", ".join(str(path / split) for split in loaded),
             )
         loaded = loaded["train"]
-    rows = loaded.select_columns(wanted(loaded.column_names, fields, str(path)))
-    return lambda: numbered_rows(rows, path.name)
+    return lambda: _rows_of(loaded, fields, str(path), path.name)
+
+
+def _rows_of(loaded: Any, fields: FieldNames, where: str, name: str) -> Iterator[Entry]:
+    columns = wanted(loaded.column_names, fields, where)
+    return numbered_rows(loaded.select_columns(columns), name)
 
 
 def hub_dataset(source: str, fields: FieldNames) -> Opener:
     """Return a function that loads "hf:NAME[:CONFIG[:SPLIT]]" and yields the records."""
     name, config, split = hub_parts(source)
 
-    def records() -> Iterator[Record]:
-        loaded = load_hub(source, name, config, split=split)
-        columns = wanted(loaded.column_names, fields, source)
-        return numbered_rows(loaded.select_columns(columns), name)
+    def read() -> Iterator[Entry]:
+        return _rows_of(load_hub(source, name, config, split=split), fields, source, name)
 
-    return records
+    return read
 
 
 def hub_parts(source: str) -> tuple[str, str, str]:
@@ -512,12 +580,15 @@ TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
 FASTA_ENDINGS = (".fasta", ".fa", ".faa", ".fna", ".fasta.gz", ".fa.gz", ".faa.gz", ".fna.gz")
 LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst")
 JSON_ENDINGS = (".json", ".json.gz")
-READERS: dict[str, Callable[[Path, str, FieldNames], Iterator[Record]]] = {
+READERS: dict[str, Callable[[Path, str, FieldNames, WhenBad], Iterator[Entry]]] = {
     **dict.fromkeys(TEXT_ENDINGS, _read_lines),
     **dict.fromkeys((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _read_table),
     **dict.fromkeys(LINE_ENDINGS, _read_lines),
     **dict.fromkeys(JSON_ENDINGS, _read_json),
     ".parquet": _read_parquet,
     **dict.fromkeys(FASTA_ENDINGS, _read_fasta),
+    **dict.fromkeys((".jsonlines", ".jsonlines.gz"), _read_lines),
 }
 """Readers by file extension."""
+CORPUS_ENDINGS = tuple(ending for ending in READERS if not ending.startswith(".jsonlines"))
+"""Extensions of corpora. Tasks have other names for JSON lines, which a folder of texts ignores."""

@@ -37,13 +37,13 @@ from maskwise.text.opening import damaged, opened, refuse_unreadable
 from maskwise.text.pieces import Ints, read_pieces, tokenise
 from maskwise.text.readers import (
     BEGINNING,
+    CORPUS_ENDINGS,
     JSON_ENDINGS,
     LINE_ENDINGS,
-    READERS,
     TEXT_ENDINGS,
+    Entry,
     FieldNames,
     ReadPosition,
-    Record,
     files_in,
     hub_parts,
     is_json_array,
@@ -78,10 +78,10 @@ class Chunk(NamedTuple):
     """
 
     name: str
-    content: list[Record]
+    content: list[Entry]
     is_json: bool = False
 
-    def records(self) -> Iterable[Record]:
+    def records(self) -> Iterable[Entry]:
         """Return the records, parsed."""
         if self.is_json:
             return map(parsed, self.content)
@@ -152,9 +152,10 @@ class FileShard(Shard):
                 for record, after in line_records(file, self.name, kind, place):
                     records.append(record)
                     # ``after`` is None inside a block of lines, where a chunk cannot end.
-                    if after and after.at - begin >= size:
-                        yield Chunk(self.name, records, kind == "json"), after
-                        begin = after.at
+                    if after and after[0] - begin >= size:
+                        after_chunk = ReadPosition(*after)
+                        yield Chunk(self.name, records, kind == "json"), after_chunk
+                        begin = after_chunk.at
                         records = []
                 if records:
                     yield Chunk(self.name, records, kind == "json"), BEGINNING
@@ -219,7 +220,7 @@ def _chunks_of_rows(
     state: Callable[[], object] | None = None,
 ) -> Chunks:
     """Group rows into chunks, each with the place of the next row: ``state()`` or its number."""
-    records: list[Record] = []
+    records: list[Entry] = []
     characters = 0
     number = place.records
     for row in rows:
@@ -271,7 +272,7 @@ def shards_of(source: str | Path, fields: FieldNames | None = None) -> list[Shar
     if source.startswith("bundled:"):
         path = bundled_path(source.removeprefix("bundled:"))
     if path.exists():
-        for name, file in files_in(path, [*READERS]).items():
+        for name, file in files_in(path, CORPUS_ENDINGS).items():
             if known_ending(file) not in ENDINGS:
                 raise MaskwiseError(f"{file} cannot be a stream", do="give a pattern: 'a/*.txt'")
             shards.append(FileShard(file, name, fields))
@@ -395,7 +396,7 @@ class Stream:
 def read_shards(shards: Sequence[Shard], fields: FieldNames, *, name: str) -> Documents:
     """Return the documents of all shards, which can be read several times."""
 
-    def records() -> Iterator[Record]:
+    def records() -> Iterator[Entry]:
         for shard in shards:
             for chunk, _ in shard.chunks(BEGINNING, MEGABYTE):
                 yield from chunk.records()
