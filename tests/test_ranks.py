@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
@@ -38,6 +39,7 @@ from maskwise.study.single import run_pretrain
 from maskwise.training import MaskedSource, train
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.engine import Engine, new_accelerator
+from maskwise.training.optim import BatchedMuon, orthogonal
 from maskwise.training.ranks import ACCELERATE, Ranks, distinct, gathered, load_weights, local
 from maskwise.training.several import SeveralObjectives
 from processes import as_ranks, two_ranks
@@ -424,3 +426,40 @@ def test_the_first_rank_chooses_the_state_for_all(tmp_path: Path) -> None:
     assert first["newer"] == second["newer"] == 3
     assert "step-00000006 is not visible to process 1" in second["older"]
     assert first["older"].startswith("process 1 failed; got ") and second["older"] in first["older"]
+
+
+def muon_of_a_rank(folder: Path) -> None:
+    """Two steps with matrices of two shapes, one of them transposed; one group has a single one."""
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    found = []
+    for count, place in ((ranks, rank), (1, 0)):
+        torch.manual_seed(0)
+        shapes = [(4, 6)] * 4 + [(6, 4), (5, 5)]
+        weights = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+        muon = BatchedMuon(weights, lr=0.1, weight_decay=0.1, rank=place, ranks=count)
+        products: list[int] = []
+
+        def counting(wide: Tensor, *options: Any, products: list[int] = products) -> Tensor:
+            products.append(len(wide))
+            return orthogonal(wide, *options)
+
+        muon.turn = counting
+        for _ in range(2):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape)
+            muon.step()
+        assert products == [-(-5 // count), 1] * 2
+        found.append([weight.detach() for weight in weights])
+    for shared, alone in zip(*found, strict=True):
+        torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-6)
+        copies = [torch.empty_like(shared) for _ in range(ranks)]
+        dist.all_gather(copies, shared)
+        assert all(torch.equal(copy, shared) for copy in copies)
+    (folder / f"rank-{rank}").touch()
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_share_the_work_of_muon(ranks: int, tmp_path: Path) -> None:
+    as_ranks(ranks, muon_of_a_rank, tmp_path)
+    assert len(list(tmp_path.iterdir())) == ranks

@@ -180,7 +180,7 @@ class Engine:
                 self.wrapped = self.accelerator.prepare(self.copies)
         else:
             self.wrapped = self.accelerator.prepare(objective)
-        self.optimizers = Optimizers(objective, settings)
+        self.optimizers = Optimizers(objective, settings, rank=self.rank, ranks=self.ranks)
         self.start = 0
         self.totals = Totals()
         self.learned: TensorDict = {}

@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
@@ -69,6 +71,7 @@ class Optimizers:
     Args:
         module: the objective, whose trainable parameters are updated.
         settings: the training settings, for the rates, betas and weight decay.
+        rank, ranks: the rank of this process, and the number of ranks, which share Muon's work.
 
     Attributes:
         members: the optimisers.
@@ -77,7 +80,9 @@ class Optimizers:
         MaskwiseError: Muon is chosen, but the model's layers have no trainable matrices.
     """
 
-    def __init__(self, module: nn.Module, settings: TrainingSettings):
+    def __init__(
+        self, module: nn.Module, settings: TrainingSettings, *, rank: int = 0, ranks: int = 1
+    ):
         self.settings = settings
         matrices: list[Tensor] = []
         if settings.optimizer == "muon":
@@ -113,6 +118,8 @@ class Optimizers:
             muon = BatchedMuon(
                 matrices,
                 compiled=settings.compile,
+                rank=rank,
+                ranks=ranks,
                 lr=settings.muon_learning_rate,
                 weight_decay=settings.weight_decay,
             )
@@ -214,7 +221,8 @@ def model_of(module: nn.Module) -> nn.Module:
 class BatchedMuon(torch.optim.Muon):
     """A faster torch.optim.Muon, with the same state.
 
-    Matrices of the same shape are updated together, and in single precision on a CPU.
+    Matrices of the same shape are updated together, and in single precision on a CPU. Of several
+    ranks, each orthogonalises a share of the matrices and sends it to all others.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
 
@@ -232,8 +240,18 @@ class BatchedMuon(torch.optim.Muon):
     turn: Callable[..., Tensor]
     """The function ``orthogonal``, compiled if requested."""
 
-    def __init__(self, matrices: Sequence[Tensor], *, compiled: bool = False, **options: Any):
+    def __init__(
+        self,
+        matrices: Sequence[Tensor],
+        *,
+        compiled: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+        **options: Any,
+    ):
         super().__init__(matrices, **options)
+        self.rank = rank
+        self.ranks = ranks
         self.turn = torch.compile(orthogonal, dynamic=False) if compiled else orthogonal
 
     @torch.no_grad()
@@ -273,12 +291,11 @@ class BatchedMuon(torch.optim.Muon):
     def _update(
         self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any], sound: Tensor | None
     ) -> None:
-        # If a matrix is sharded, every rank computes its whole update, and applies its own part.
+        # If a matrix is sharded, every rank needs its whole update, and applies its own part.
         updates = [whole(update) for _, update in pairs]
         wide = torch.stack([u if u.shape[0] <= u.shape[1] else u.T for u in updates])
         # One batched product is much faster than many products of single matrices.
-        turned = self.turn(wide, group["ns_coefficients"], group["ns_steps"], group["eps"])
-        for (weight, _), update in zip(pairs, turned):
+        for (weight, _), update in zip(pairs, self._turned(wide, group)):
             rows, columns = weight.shape
             if rows > columns:
                 update = update.T
@@ -287,6 +304,20 @@ class BatchedMuon(torch.optim.Muon):
             if sound is not None:
                 part.masked_fill_(~sound, 0.0)
             local(weight).add_(part, alpha=-group["lr"] * scale)
+
+    def _turned(self, wide: Tensor, group: dict[str, Any]) -> Tensor:
+        """Orthogonalise (N, n, m) matrices, which are the same on all ranks."""
+        options = group["ns_coefficients"], group["ns_steps"], group["eps"]
+        if self.ranks == 1:
+            return self.turn(wide, *options)
+        share = -(-len(wide) // self.ranks)
+        mine = wide[self.rank * share : (self.rank + 1) * share]
+        # All ranks must send equally many matrices.
+        mine = pad(mine, (0, 0, 0, 0, 0, share - len(mine)))
+        turned = self.turn(mine, *options)
+        gathered = turned.new_empty(self.ranks * share, *turned.shape[1:])
+        dist.all_gather_into_tensor(gathered, turned.contiguous())
+        return gathered[: len(wide)]
 
 
 def orthogonal(
