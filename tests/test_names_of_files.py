@@ -224,7 +224,7 @@ OPEN = '"' + "a\n" * 2000
 
 
 @pytest.mark.parametrize(
-    ("text", "ending"), [("a" * 5000, ".csv"), ("a" * 5000, ".tsv"), (OPEN, ".csv")]
+    ("text", "ending"), [("a" * 50_000, ".csv"), ("a" * 50_000, ".tsv"), (OPEN, ".csv")]
 )
 def test_a_cell_without_an_end_is_refused(
     text: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,10 +19,11 @@ import io
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from maskwise.errors import MaskwiseError
 from maskwise.text.opening import PART_BYTES, WhenBad, damaged, lines_of, open_text
@@ -35,9 +36,8 @@ QUOTED_SHARE = 0.9
 """In a tab-separated table, cells can be quoted only if at least this share of the rows has a
 quoted cell. GLUE's tables have no quoted cells, but contain lone quotation marks."""
 LONGEST_CELL = 1 << 28
-"""The most characters of a cell, and of a line. A quotation mark that is never closed begins a cell
-that would hold the rest of the file."""
-TOO_LONG = f"a line has more than {LONGEST_CELL >> 20} million characters"
+"""The most characters of a cell, and bytes of a line. A quotation mark that is never closed begins
+a cell that would hold the rest of the file."""
 
 Record = dict[str, Any]
 """An object with fields: a row of a table, or an object of JSON."""
@@ -159,6 +159,27 @@ def _cells(
 # -------------------------------------------------------------------------------------------
 
 
+class _ShortLines(io.BufferedIOBase):
+    """The bytes of a file from its position on, in which a line that is too long is an error.
+
+    The file stays open when this object is closed, so it can be read again.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self.file = cast(io.BufferedIOBase, file)
+        self.length = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read1(self, size: int = -1) -> bytes:
+        part = self.file.read1(size)
+        self.length = 0 if b"\n" in part else self.length + len(part)
+        if self.length > LONGEST_CELL:
+            raise csv.Error(f"a line has more than {LONGEST_CELL >> 20} MiB")
+        return part
+
+
 class _Table(NamedTuple):
     """An open table, which can be read several times."""
 
@@ -167,31 +188,21 @@ class _Table(NamedTuple):
     separator: str
     header: bool
 
+    def text(self, *, ends: str) -> io.TextIOWrapper:
+        """Return the lines from the beginning; ``ends`` is as ``newline`` of `open`."""
+        self.file.seek(0)
+        lines = cast("IO[bytes]", _ShortLines(self.file))
+        # Bad bytes become surrogates, so that only the rows with bad bytes are skipped later.
+        return io.TextIOWrapper(lines, "utf-8-sig", errors="surrogateescape", newline=ends)
+
     def split(self) -> Iterator[list[str]]:
         """Yield the cells of each row, in which quotation marks are ordinary characters."""
-        with self.text(ends="\n") as lines:
-            while line := lines.readline(LONGEST_CELL):
-                if len(line) == LONGEST_CELL:
-                    raise csv.Error(TOO_LONG)
-                yield line.removesuffix("\n").removesuffix("\r").split("\t")
+        for line in self.text(ends="\n"):
+            yield line.removesuffix("\n").removesuffix("\r").split("\t")
 
     def cells(self, escape: str | None) -> Iterator[list[str]]:
-        """Yield the cells of each row. ``escape`` is the mark before a quotation mark in a cell."""
-        with self.text(ends="") as lines:
-            yield from _cells(lines, self.separator, escape=escape)
-
-    @contextmanager
-    def text(self, *, ends: str) -> Iterator[IO[str]]:
-        """Open the lines from the beginning; ``ends`` is as ``newline`` of `open`."""
-        self.file.seek(0)
-        # Bad bytes become surrogates, so that only the rows with bad bytes are skipped later.
-        lines = io.TextIOWrapper(self.file, "utf-8-sig", errors="surrogateescape", newline=ends)
-        try:
-            yield lines
-        finally:
-            # The file is read again, but its wrapper would close it.
-            if not self.file.closed:
-                lines.detach()
+        """Return the cells of each row; ``escape`` is the mark before a quotation mark in one."""
+        return _cells(self.text(ends=""), self.separator, escape=escape)
 
     def quoted(self, *, keep: bool) -> Iterable[Record]:
         """Return the records of a table whose cells may be quoted.
@@ -222,20 +233,9 @@ class _Table(NamedTuple):
         raise failures[0]
 
     def has_quotes(self) -> bool:
-        """Return whether there is a quotation mark.
-
-        Raises:
-            csv.Error: a line is longer than a cell may be.
-        """
+        """Return whether there is a quotation mark."""
         self.file.seek(0)
-        found = False
-        length = 0
-        while part := self.file.read(PART_BYTES):
-            found = found or b'"' in part
-            length = 0 if b"\n" in part else length + len(part)
-            if length > LONGEST_CELL:
-                raise csv.Error(TOO_LONG)
-        return found
+        return any(b'"' in part for part in iter(partial(self.file.read, PART_BYTES), b""))
 
     def records(self, rows: Iterable[list[str]]) -> Iterator[Record]:
         """Yield the records of the rows, except blank rows."""
