@@ -308,17 +308,17 @@ def test_schedules(name: str) -> None:
         assert made(3) == made(0, 10)
 
 
-def test_the_policy_of_the_contributors_page_keeps_the_contract(tmp_path, monkeypatch) -> None:
-    """The page followed to the letter: its class in a module, a line in the table, and the checks
-    of this file.
+def test_the_policy_of_the_page_keeps_the_contract(tmp_path, monkeypatch) -> None:
+    """docs/plug-ins.md followed to the letter: its class in a module, its name, and the checks of
+    this file.
     """
-    page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent / "docs" / "plug-ins.md").read_text(encoding="utf-8")
     (code,) = [
         block
         for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
         if "(Policy)" in block
     ]
-    (name, written) = re.findall(r'`"([a-z-]+)": (\w+)`', page)[0]
+    (name, written) = re.findall(r'maskwise\.policies"\]\n([a-z-]+) = "\w+:(\w+)"', page)[0]
     (tmp_path / "a_policy_of_ones_own.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(

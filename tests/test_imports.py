@@ -20,7 +20,7 @@ ROOT = Path(maskwise.__file__).parent
 # own.
 ORDER = [
     {"errors", "constants", "effects", "signals", "devices"},
-    {"files", "printing"},
+    {"files", "printing", "measurements"},
     {"specs", "estimates", "plugins"},
     {"folders", "jobs", "draws", "attention"},
     {"segments", "arrays"},
@@ -72,7 +72,7 @@ ONLY = {
         "segments",
         "specs",
     },
-    "report": {"errors", "constants", "estimates", "files", "folders", "specs"},
+    "report": {"errors", "constants", "estimates", "files", "folders", "measurements", "specs"},
 }
 
 # Names that have moved up work at their former place until maskwise 0.2: ``maskwise.text.encode``.

@@ -75,7 +75,6 @@ SETTINGS = [
     {"ratio": 0.9, "corruption": "replace(target='full')"},
     {"ratio": 0.9, "corruption": "replace(target='detect')"},
     {"ratio": 0.9, "visits": "complement"},
-    {"ratio": 0.5, "visits": "coverage"},
     {"ratio": 0.9, "predict": 0.5},
     {"ratio": 0.9, "fill": "random", "policy": "weighted(layer='score')"},
 ]

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation.scoring import TOKENS, Measurement, predictions
+from maskwise.evaluation.scoring import TOKENS, EvaluationRecord, predictions
 from maskwise.evaluation.sets import (
     LONG,
     TIE,
@@ -151,7 +151,7 @@ class Cloze(TestSet):
 
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> list[Measurement]:
+    ) -> list[EvaluationRecord]:
         """Score a model, and return one record for each metric.
 
         A fact is skipped if its answer has an unknown token, its sentence is too long, or its
@@ -193,10 +193,10 @@ class Cloze(TestSet):
         ranks: Sequence[float],
         chance: Sequence[float],
         skipped: Mapping[str, int],
-    ) -> list[Measurement]:
+    ) -> list[EvaluationRecord]:
         both = np.array([ranks, chance])
         metrics = {"hits@1": both <= 1, "hits@10": both <= 10, "mrr": 1 / both}
-        records: list[Measurement] = []
+        records: list[EvaluationRecord] = []
         for metric, values in metrics.items():
             value, by_frequency = values.mean(1).tolist()
             records.append(

@@ -35,9 +35,9 @@ from maskwise.evaluation.scoring import (
     PSEUDO_PERPLEXITY,
     Bound,
     BoundOfText,
+    EvaluationRecord,
     HeldOut,
     HeldOutLoss,
-    Measurement,
     diffusion_bound,
     fixed_maskers,
     pseudo_perplexity,
@@ -189,7 +189,7 @@ class HeldOutRecord(HeldOutLoss):
     kind: Literal["heldout"]
 
 
-Records = list[HeldOutRecord | Measurement]
+Records = list[HeldOutRecord | EvaluationRecord]
 
 
 def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
@@ -235,8 +235,8 @@ def evaluate(
         settings: the measures.
 
     Returns:
-        A ``HeldOutRecord`` for each ratio and kind of mask, and one or more ``Measurement`` for
-        every other measure.
+        A ``HeldOutRecord`` for each ratio and kind of mask, and one or more ``EvaluationRecord``
+        for every other measure.
 
     Raises:
         MaskwiseError: a checkpoint or file cannot be read, the tokenizer does not fit the model, or
@@ -318,15 +318,15 @@ def documents_alone(rows: Rows) -> Rows:
     return rows.laid("document" if rows.layout == "packed" else rows.layout)
 
 
-def bound_records(text: BoundOfText, size: int) -> list[Measurement]:
+def bound_records(text: BoundOfText, size: int) -> list[EvaluationRecord]:
     """Return nats per token and bits per token; if ``size`` (in bytes) is not 0, bits per byte."""
     scales = {"nats per token": text.tokens, "bits per token": text.tokens * math.log(2)}
     # The bound ignores [UNK], but the bytes include its characters. Bits per byte would be too low.
     if size and not text.unknown:
         scales["bits per byte"] = size * math.log(2)
-    records: list[Measurement] = []
+    records: list[EvaluationRecord] = []
     for metric, scale in scales.items():
-        record: Measurement = {
+        record: EvaluationRecord = {
             "kind": "evaluation",
             "name": BOUND,
             "metric": metric,

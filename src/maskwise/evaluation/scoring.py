@@ -186,7 +186,7 @@ class Bound:
         return BoundOfText(total, error, tokens, self.unknown, self.unigram)
 
 
-class Measurement(TypedDict):
+class EvaluationRecord(TypedDict):
     """A measured value of a checkpoint. (name, metric) is unique in an evaluation.
 
     ``chance`` is the value for a model that ignores the text. ``of`` is the number of items in the
@@ -281,7 +281,7 @@ def pseudo_perplexity(
     tokenizer: PreTrainedTokenizerBase,
     rows: Mapping[str, Tensor],
     log_unigram: Tensor | None = None,
-) -> list[Measurement]:
+) -> list[EvaluationRecord]:
     """Return the pseudo-perplexity of rows: exp of the mean −log p, one token masked at a time.
 
     The metric ``token`` is that of Salazar et al. 2020. For rows with ``word_ids``, ``within-word``
@@ -303,7 +303,7 @@ def pseudo_perplexity(
     metrics = ["token"]
     if "word_ids" in line.layers:
         metrics.append("within-word")
-    records: list[Measurement] = []
+    records: list[EvaluationRecord] = []
     for metric in metrics:
         log_p = log_probabilities(
             model, line, mask=tokenizer.mask_token_id, within_word=metric == "within-word"

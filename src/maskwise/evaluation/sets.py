@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from maskwise.errors import MaskwiseError, counted, require_known
-from maskwise.evaluation.scoring import Measurement, log_probabilities, spread
+from maskwise.evaluation.scoring import EvaluationRecord, log_probabilities, spread
 from maskwise.families import most_tokens
 from maskwise.folders import bundled_file
 from maskwise.masking.gather import gather
@@ -68,7 +68,7 @@ class TestSet(ABC):
     @abstractmethod
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> list[Measurement]:
+    ) -> list[EvaluationRecord]:
         """Score a masked language model, which must be in evaluation mode.
 
         Raises:
@@ -195,7 +195,7 @@ class Pairs(TestSet):
 
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> list[Measurement]:
+    ) -> list[EvaluationRecord]:
         """Return one record with the accuracy over all pairs and for each group of pairs.
 
         A pair is skipped if one of its sentences is too long for the model or has an [UNK].

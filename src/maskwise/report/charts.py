@@ -31,9 +31,7 @@ MOST_POINTS = 200
 def score_charts(folder: Folder, colours: Colours) -> list[View]:
     """Return a dot chart of scores for every task."""
     charts = []
-    majorities = folder.numbers("score", "majority")
-    for measure, runs in folder.numbers("score").items():
-        task, _ = measure
+    for (task, _), runs in folder.numbers("task").items():
         facts = folder.task(task)
         metric = facts.get("metric", "score")
         lower = folder.lower_is_better(task)
@@ -42,9 +40,7 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
         points = _points(runs, colours)
         if not points:
             continue
-        majority = facts.get("majority")
-        if not majority and measure in majorities:
-            majority = mean(majorities[measure].value)
+        majority = mean(runs.chance.dropna())
         scratch = mean(runs.value[runs.arm == REFERENCE])
         side = "left" if lower else "right"
         spec = dot_chart(
@@ -71,7 +67,7 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
 def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
     """Return a dot chart of losses for every kind of mask and ratio."""
     charts = []
-    unigrams = folder.numbers("heldout", "unigram")
+    unigrams = folder.numbers("heldout", split="unigram")
     for measure, runs in folder.numbers("heldout").items():
         points = _points(runs, colours)
         if not points:
@@ -112,7 +108,7 @@ def coverage_table(folder: Folder) -> list[View]:
         if "standing" in line:
             texts_of[line["task"]].append(line)
     scores = {}
-    for (task, _), runs in folder.numbers("score").items():
+    for (task, _), runs in folder.numbers("task").items():
         sign = -1 if folder.lower_is_better(task) else 1
         for arm, score in runs.groupby("arm").value.mean().items():
             scores[task, arm] = sign * score

@@ -10,6 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -19,11 +20,12 @@ from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.errors import MaskwiseError, shortened
 from maskwise.files import RULES, Study, Summary
 from maskwise.folders import finite, read_json, read_lines
+from maskwise.measurements import Measurement, measurements, table_of
 
 LogLine: TypeAlias = dict[str, Any]
 """A JSON object from a file; docs/files.md describes the keys."""
 Numbers: TypeAlias = dict[tuple[str, Any], DataFrame]
-"""Tables with the columns arm, seed and value, keyed by measure."""
+"""Tables of measurements, keyed by measure."""
 NO_RUNS = DataFrame(columns=["arm", "seed", "value"])
 
 NO_STUDY: Study = {
@@ -67,14 +69,6 @@ REQUIRED = {
     "coverage": {"task", "corpus"},
 }
 """Required keys for each kind of record. Records that lack one are ignored."""
-MEASURES = {
-    "score": ("task", "metric", "score"),
-    "heldout": ("masks", "ratio", "loss"),
-    "evaluation": ("name", "metric", "value"),
-}
-"""Keys for each kind of record: two keys that name the measure, and the key of its value."""
-
-
 RUN_AGAIN = "run the study again"
 
 
@@ -130,22 +124,29 @@ class Folder:
             if line["kind"] == kind and line.get("fraction", 1) == 1 and "role" not in line
         ]
 
-    def numbers(self, kind: str, value: str = "") -> Numbers:
-        """Return the values of one kind of record as tables, keyed by measure.
+    @cached_property
+    def measured(self) -> list[Measurement]:
+        """The measurements of the compared runs."""
+        tasks = cast(dict[str, LogLine], self.study["tasks"])
+        found = measurements(self.records, tasks)
+        return [row for row in found if row.length == 1 and not row.role]
+
+    def numbers(self, kind: str, *, split: str = "test") -> Numbers:
+        """Return the measurements of one kind as tables with their columns.
 
         Args:
-            kind: "score", "heldout" or "evaluation".
-            value: a key or metric to return in place of the main value.
+            kind: "task", "heldout" or "evaluation".
+            split: "test", or another split (``Measurement``).
+
+        Returns:
+            The tables, keyed by measure and metric (or, for held-out losses, masking ratio).
         """
-        name, detail, usual = MEASURES[kind]
         runs = defaultdict(list)
-        for line in self.of_kind(kind):
-            # Additional metrics of a score are in the nested object ``others``.
-            number = {**line.get("others", {}), **line}.get(value or usual)
-            if number is not None:
-                run = {"arm": line["arm"], "seed": line["seed"], "value": number}
-                runs[line[name], line.get(detail)].append(run)
-        return {measure: DataFrame(lines) for measure, lines in runs.items()}
+        for row in self.measured:
+            if row.kind == kind and row.split == split and row.value is not None:
+                detail = row.ratio if kind == "heldout" else row.metric
+                runs[row.measure, detail].append(row)
+        return {measure: table_of(rows) for measure, rows in runs.items()}
 
     def task(self, name: str) -> LogLine:
         """Return the facts of a task, such as its metric and the number of classes."""

@@ -34,9 +34,8 @@ def task_table(folder: Folder) -> View | None:
     metrics = {}
     macro_metrics = {}
     cells = {}
-    macro = folder.numbers("score", "macro-f1")
-    for measure, runs in folder.numbers("score").items():
-        task, _ = measure
+    further = folder.numbers("task", split="further")
+    for (task, _), runs in folder.numbers("task").items():
         facts = folder.task(task)
         metric = facts.get("metric") or "score"
         majority = facts.get("majority")
@@ -44,10 +43,11 @@ def task_table(folder: Folder) -> View | None:
             runs = concat([runs, DataFrame([{"arm": COMMONEST, "value": majority}])])
         metrics[task] = metric
         cells[task] = _cells(runs, metric)
-        if measure in macro and accuracy_misleads(metric, majority):
+        macro = further.get((task, "macro-f1"))
+        if macro is not None and accuracy_misleads(metric, majority):
             # This is a second column for the same task. The space makes the key unique.
             macro_metrics[f"{task} "] = "macro-f1"
-            cells[f"{task} "] = _cells(macro[measure], "macro-f1")
+            cells[f"{task} "] = _cells(macro, "macro-f1")
     if not metrics:
         return None
     metrics |= macro_metrics
@@ -88,7 +88,7 @@ def _spread(runs: DataFrame) -> Iterator[tuple[str, float, float | None]]:
 def score_table(folder: Folder) -> list[View]:
     """Return a table of the values in the dot charts, with a row for every task and arm."""
     rows = []
-    for (task, _), runs in folder.numbers("score").items():
+    for (task, _), runs in folder.numbers("task").items():
         for arm in (*folder.arms, REFERENCE):
             values = runs[runs.arm == arm].set_index("seed").value
             if len(values):
@@ -99,16 +99,16 @@ def score_table(folder: Folder) -> list[View]:
 def evaluation_table(folder: Folder) -> View:
     """Return a table of means over runs for measures without fine-tuning."""
     rows = []
-    facts_of = {(line["name"], line["metric"]): line for line in folder.of_kind("evaluation")}
+    facts_of = {(row.measure, row.metric): row for row in folder.measured}
     for measure, runs in folder.numbers("evaluation").items():
         facts = facts_of[measure]
         rows.append(
             {
-                "name": facts["name"],
-                "metric": facts["metric"],
-                "chance": facts.get("chance"),
-                "items": facts.get("items"),
-                "lower": not facts.get("higher_is_better", True),
+                "name": facts.measure,
+                "metric": facts.metric,
+                "chance": facts.chance,
+                "items": facts.items,
+                "lower": not facts.higher_is_better,
                 "means": runs.groupby("arm").value.mean().to_dict(),
             }
         )
@@ -398,7 +398,7 @@ def _about(path: Path, folder: Folder) -> View:
 def _means(folder: Folder) -> dict[tuple[str, str], View]:
     """Return means and SDs over full runs, keyed by (outcome, arm)."""
     cells = {}
-    for kind in ("evaluation", "heldout", "score"):
+    for kind in ("evaluation", "heldout", "task"):
         for (name, detail), runs in folder.numbers(kind).items():
             outcome = f"{name} ({detail or 'score'})"
             if kind == "heldout":

@@ -26,8 +26,9 @@ import numbers
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Self, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,6 @@ from numpy.typing import NDArray
 from maskwise.constants import (
     DIFFUSION,
     HELPS,
-    LOWER_IS_BETTER,
     NATS,
     OTHER_TASKS,
     OWN_TASK,
@@ -44,12 +44,12 @@ from maskwise.constants import (
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import Record, Study
 from maskwise.folders import read_json, read_lines
+from maskwise.measurements import QUANTITIES, Measurement, measurements
 
 Numbers: TypeAlias = NDArray[np.float64]
 Pair: TypeAlias = tuple[str, str]
 """The names of an arm and its baseline."""
 
-QUANTITIES = ("steps", "tokens", "targets", "flops")
 TOLERANCE = 0.05
 """Maximum relative difference of a quantity between two matched arms."""
 ABOVE_CHANCE = ("entity-f1", "matthews")
@@ -71,6 +71,11 @@ class Measure:
     higher_is_better: bool = True
     chance: float | None = None
     items: int | None = None
+
+    @classmethod
+    def of(cls, row: Measurement) -> Self:
+        """Return the properties of the outcome that a measurement belongs to."""
+        return cls(row.unit, row.metric, row.higher_is_better, row.chance, row.items)
 
     @property
     def sign(self) -> int:
@@ -136,16 +141,13 @@ class Outcomes:
         self.failed = {(line["arm"], line["seed"]) for line in self.lines["failure"]}
         self.failures = Counter(arm for arm, _ in self.failed)
         self.unfinished = set[tuple[str, int]]()
-        self._read_scores()
-        self.tasks = list(self.measures)
-        self.heldout = self._read_heldout()
-        self.evaluations = self._read_evaluations()
-        for line in self.lines["cost"]:
-            for quantity in QUANTITIES:
-                value = line.get(quantity)
-                # A quantity that could not be measured is 0 or null.
-                if value:
-                    self._put(f"cost:{quantity}", line, value)
+        found = measurements(chain.from_iterable(self.lines.values()), study["tasks"])
+        self.tasks = self._read_tasks(row for row in found if row.kind == "task")
+        self.heldout = self._read_heldout(row for row in found if row.kind == "heldout")
+        self.evaluations = self._read_evaluations(row for row in found if row.kind == "evaluation")
+        for row in found:
+            if row.kind == "cost":
+                self._put(row)
         # Incomplete runs are removed first, so every mean over tasks or ratios has the same parts.
         for parts in (self.tasks, *self.parts.values()):
             self._leave_out_partial_runs(parts)
@@ -163,83 +165,64 @@ class Outcomes:
         if self.tasks:
             self._average_tasks()
 
-    def _put(self, outcome: str, record: Record, value: object) -> None:
+    def _put(self, row: Measurement) -> None:
         """Check a value and store it in the array of its outcome."""
-        seed = record["seed"]
         seeds = self.study["seeds"]
-        where = f"{outcome} of arm {record['arm']!r} with seed {seed}"
-        if seed not in seeds:
+        where = f"{row.outcome} of arm {row.arm!r} with seed {row.seed}"
+        if row.seed not in seeds:
             raise MaskwiseError("unknown seed in records", got=where, allowed=seeds)
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise MaskwiseError(f"{where} is not a finite number", got=value, do="rerun that stage")
-        if outcome not in self.values:
-            self.values[outcome] = np.full((len(self.arms), len(seeds)), np.nan)
-        values = self.values[outcome]
-        place = self.place(record)
+        if not isinstance(row.value, numbers.Real) or not math.isfinite(row.value):
+            raise MaskwiseError(
+                f"{where} is not a finite number", got=row.value, do="rerun that stage"
+            )
+        if row.outcome not in self.values:
+            self.values[row.outcome] = np.full((len(self.arms), len(seeds)), np.nan)
+        values = self.values[row.outcome]
+        place = self.place(row.arm, row.seed)
         if not np.isnan(values[place]):
             raise MaskwiseError(f"{where} is measured twice", do="keep one line of records.jsonl")
-        values[place] = value
+        values[place] = row.value
 
-    def place(self, record: Record) -> tuple[int, int]:
-        """Return the index of a record's run in the arrays."""
-        return self.arms.index(record["arm"]), self.study["seeds"].index(record["seed"])
+    def place(self, arm: str, seed: int) -> tuple[int, int]:
+        """Return the index of a run in the arrays."""
+        return self.arms.index(arm), self.study["seeds"].index(seed)
 
-    def _read_scores(self) -> None:
-        for line in self.lines["score"]:
-            task = line["task"]
-            self._put(task, line, line["score"])
-            dev = [score for score in line.get("dev", ()) if score is not None]
-            if dev:
-                self._put(f"dev:{task}", line, np.mean(dev))
-            facts = self.study["tasks"].get(task, {})
-            metric = facts.get("metric")
-            # For some tasks the chance level depends on the tokenizer, and is only in the records.
-            chance = facts.get("majority")
-            if chance is None:
-                chance = line.get("majority")
-            higher = line.get("metric") not in LOWER_IS_BETTER
-            measure = Measure(_unit(metric), metric, higher, chance, facts.get("test_items"))
-            self.measures.setdefault(task, measure)
+    def _read_tasks(self, found: Iterable[Measurement]) -> list[str]:
+        for row in found:
+            if row.split != "further":
+                self._put(row)
+            if row.split == "test":
+                self.measures.setdefault(row.outcome, Measure.of(row))
+        tasks = list(self.measures)
         # A constant answer scores 0 in these metrics, but an untrained model may score more.
-        for task, measure in self.measures.items():
+        for task in tasks:
             floor = self.floor(task)
-            if measure.metric in ABOVE_CHANCE and floor is not None:
-                self.measures[task] = replace(measure, chance=float(floor.mean()))
+            if self.measures[task].metric in ABOVE_CHANCE and floor is not None:
+                self.measures[task] = replace(self.measures[task], chance=float(floor.mean()))
+        return tasks
 
-    def _read_heldout(self) -> list[str]:
-        ratios = defaultdict(set)
-        for line in self.lines["heldout"]:
-            ratios[line["masks"]].add(line["ratio"])
-            name = f"{line['masks']}@{line['ratio']:g}"
-            self._put(f"heldout:{name}", line, line["loss"])
-            if line.get("unigram") is not None:
-                self._put(f"unigram:{name}", line, line["unigram"])
+    def _read_heldout(self, found: Iterable[Measurement]) -> list[str]:
+        ratios = defaultdict[str, dict[float, str]](dict)
+        for row in found:
+            self._put(row)
+            if row.split == "test":
+                assert row.ratio is not None
+                ratios[f"heldout:{row.measure}"][row.ratio] = row.outcome
         names = []
-        for masks, measured in ratios.items():
-            mean = f"heldout:{masks}"
-            parts = [f"{mean}@{ratio:g}" for ratio in sorted(measured)]
-            self.parts[mean] = parts
+        for mean, measured in ratios.items():
+            self.parts[mean] = [measured[ratio] for ratio in sorted(measured)]
             names.append(mean)
             # With a single ratio, the mean is the loss at this ratio, so one name is enough.
-            if len(parts) > 1:
-                names += parts
+            if len(measured) > 1:
+                names += self.parts[mean]
         self.measures |= dict.fromkeys(names, Measure(NATS, higher_is_better=False))
         return sorted(names)
 
-    def _read_evaluations(self) -> list[str]:
+    def _read_evaluations(self, found: Iterable[Measurement]) -> list[str]:
         names = {}
-        for line in self.lines["evaluation"]:
-            metric = line["metric"]
-            chance = line["chance"]
-            higher = line["higher_is_better"]
-            name = f"evaluation:{line['name']}:{metric}"
-            self._put(name, line, line["value"])
-            unit = metric
-            if chance is not None and higher:
-                unit = "score"
-            elif is_loss(name):
-                unit = "perplexity"
-            names[name] = Measure(unit, metric, higher, chance, line["items"])
+        for row in found:
+            self._put(row)
+            names[row.outcome] = Measure.of(row)
         self.measures |= names
         return list(names)
 

@@ -401,7 +401,7 @@ def _points(table: Outcomes, fraction: float) -> list[Point]:
     outcomes = [*table.tasks, *table.heldout, *table.evaluations]
     points = []
     for line in table.lines["cost"]:
-        place = table.place(line)
+        place = table.place(line["arm"], line["seed"])
         values = {}
         for name in outcomes:
             value = float(table.values[name][place])

@@ -1,0 +1,199 @@
+"""Measurements of runs, as one long table: a row for each number that was measured.
+
+Scores on tasks, held-out losses, other evaluations and costs differ only in the columns that they
+use. Verdicts and pages read these rows, and not the three kinds of lines in records.jsonl. The
+names of outcomes in summary.json are made of the columns (``Measurement.outcome``), and are never
+taken apart again.
+
+>>> line = {"kind": "heldout", "arm": "a", "seed": 0, "masks": "token", "ratio": 0.15, "loss": 2.0}
+>>> [row.outcome for row in measurements([line])]
+['heldout:token@0.15']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from maskwise.constants import LOWER_IS_BETTER, NATS
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+QUANTITIES = ("steps", "tokens", "targets", "flops")
+"""What the cost of a run is measured in."""
+
+
+class Measurement(NamedTuple):
+    """A number that was measured for one run.
+
+    Attributes:
+        arm, seed: the run.
+        kind: "task", "heldout", "evaluation" or "cost".
+        measure: what was measured: a task, a kind of masks, a set of items, or a quantity.
+        value: the number. Files are edited by hand, so it need not be finite.
+        metric: the metric of a task or an evaluation.
+        unit: "score", "nats", "perplexity", or the name of a metric.
+        higher_is_better: the direction.
+        split: "test"; "dev" for the score on the development set; "unigram" for the loss of a model
+            that knows only word frequencies, on the same masks; "further" for a score in another
+            metric than that of the task.
+        ratio: the masking ratio of a held-out loss.
+        chance: the score of guessing.
+        items: the number of test items.
+        item_error: the standard error of the value over test items.
+        length: the length of the run, as a share of the full steps (``study.companions``).
+        role: "gate" for the runs of a gate; otherwise "".
+    """
+
+    arm: str
+    seed: int
+    kind: str
+    measure: str
+    value: float
+    metric: str | None = None
+    unit: str = "score"
+    higher_is_better: bool = True
+    split: str = "test"
+    ratio: float | None = None
+    chance: float | None = None
+    items: int | None = None
+    item_error: float | None = None
+    length: float = 1.0
+    role: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """The name of the outcome in summary.json."""
+        if self.kind == "task":
+            return self.measure if self.split == "test" else f"{self.split}:{self.measure}"
+        if self.kind == "heldout":
+            of = "heldout" if self.split == "test" else self.split
+            return f"{of}:{self.measure}@{self.ratio:g}"
+        if self.kind == "evaluation":
+            return f"evaluation:{self.measure}:{self.metric}"
+        return f"cost:{self.measure}"
+
+
+Line = Mapping[str, Any]
+"""A line of records.jsonl."""
+
+
+def measurements(
+    records: Iterable[Line], tasks: Mapping[str, Line] | None = None
+) -> list[Measurement]:
+    """Return the measurements in the lines of records.jsonl. Other lines are left out.
+
+    Args:
+        records: the lines.
+        tasks: the facts of each task in study.json, such as its chance level.
+    """
+    found: list[Measurement] = []
+    for line in records:
+        if line["kind"] == "score":
+            found += _of_task(line, (tasks or {}).get(line["task"], {}))
+        elif line["kind"] == "heldout":
+            found += _of_heldout(line)
+        elif line["kind"] == "evaluation":
+            found.append(_of_evaluation(line))
+        elif line["kind"] == "cost":
+            found += _of_cost(line)
+    return found
+
+
+def table_of(found: Iterable[Measurement]) -> DataFrame:
+    """Return measurements as a data frame with a column for each attribute, and ``outcome``."""
+    from pandas import DataFrame
+
+    rows = [{**row._asdict(), "outcome": row.outcome} for row in found]
+    return DataFrame(rows, columns=[*Measurement._fields, "outcome"])
+
+
+def _run(line: Line) -> dict[str, Any]:
+    return {
+        "arm": line["arm"],
+        "seed": line["seed"],
+        "length": line.get("fraction", 1.0),
+        "role": line.get("role", ""),
+    }
+
+
+def _of_task(line: Line, facts: Line) -> Iterator[Measurement]:
+    metric = facts.get("metric", line.get("metric"))
+    # For some tasks the chance level depends on the tokenizer, and is only in the records.
+    chance = facts.get("majority")
+    if chance is None:
+        chance = line.get("majority")
+    score = Measurement(
+        **_run(line),
+        kind="task",
+        measure=line["task"],
+        value=line["score"],
+        metric=metric,
+        unit=NATS if metric == NATS else "score",
+        higher_is_better=metric not in LOWER_IS_BETTER,
+        chance=chance,
+        items=facts.get("test_items"),
+        item_error=line.get("item_error"),
+    )
+    yield score
+    dev = [each for each in line.get("dev", ()) if each is not None]
+    if dev:
+        yield score._replace(split="dev", value=float(np.mean(dev)), item_error=None)
+    for name, value in line.get("others", {}).items():
+        yield score._replace(split="further", metric=name, value=value, item_error=None)
+
+
+def _of_heldout(line: Line) -> Iterator[Measurement]:
+    loss = Measurement(
+        **_run(line),
+        kind="heldout",
+        measure=line["masks"],
+        value=line["loss"],
+        metric=NATS,
+        unit=NATS,
+        higher_is_better=False,
+        ratio=line["ratio"],
+    )
+    yield loss
+    if line.get("unigram") is not None:
+        yield loss._replace(split="unigram", value=line["unigram"])
+
+
+def _of_evaluation(line: Line) -> Measurement:
+    metric = line["metric"]
+    higher = line.get("higher_is_better", True)
+    chance = line.get("chance")
+    unit = metric
+    if chance is not None and higher:
+        unit = "score"
+    elif line["name"] == "pseudo-perplexity":
+        unit = "perplexity"
+    return Measurement(
+        **_run(line),
+        kind="evaluation",
+        measure=line["name"],
+        value=line["value"],
+        metric=metric,
+        unit=unit,
+        higher_is_better=higher,
+        chance=chance,
+        items=line.get("items"),
+    )
+
+
+def _of_cost(line: Line) -> Iterator[Measurement]:
+    for quantity in QUANTITIES:
+        # A quantity that could not be measured is 0 or null.
+        if line.get(quantity):
+            yield Measurement(
+                **_run(line),
+                kind="cost",
+                measure=quantity,
+                value=line[quantity],
+                metric=quantity,
+                unit=quantity,
+                higher_is_better=False,
+            )
