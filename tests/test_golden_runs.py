@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 import test_meta
-from maskwise.learning.loop import learn_policy
+from maskwise.learning.meta import learn_policy
 from maskwise.training import engine
 from test_golden import LAYOUTS, read_golden, rounded
 from tiny import maskwise, read_lines, write_inputs, write_lines
@@ -234,15 +234,16 @@ def test_a_stream_with_and_without_a_stop(
 
 def meta(folder: Path) -> list[dict[str, float]]:
     """Ten outer steps of meta-learning in double precision, and two gains on dev."""
-    learner = test_meta.learner(steps=10, eval_every=5)
-    for module in (learner.losses, learner.policy, learner.average):
-        module.double()
-    for values in (learner.best, learner.start):
-        values.update({name: value.double() for name, value in values.items()})
-    learn_policy(learner, folder, quiet=True)
-    known = ("outer", "inner", "grad_norm", "entropy", "answers", "gain", "agreement")
-    lines = read_lines(folder / "metrics.jsonl")
-    return [{name: rounded(line[name]) for name in known if name in line} for line in lines]
+    lesson = test_meta.lesson(steps=10, eval_every=5)
+    lesson.policy.double()
+    lesson.losses.double()
+    learn_policy(*lesson, folder=folder, quiet=True)
+    names = {"loss": "outer"}
+    known = ("loss", "inner", "grad_norm", "entropy", "answers", "gain", "agreement")
+    lines = []
+    for line in read_lines(folder / "metrics.jsonl"):
+        lines.append({names.get(name, name): rounded(line[name]) for name in known if name in line})
+    return lines
 
 
 def test_outer_steps_of_meta_learning(tmp_path: Path) -> None:

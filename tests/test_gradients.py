@@ -151,7 +151,7 @@ class Problem:
         self.policy.zero_grad()
         steps, theta = self.steps(), values_of(self.losses)
         result = method(theta, steps, self.losses.of(self.outer))
-        result.backward(steps)
+        result.surrogate(steps).backward()
         return result, self.policy.table.weight.grad.flatten().clone()
 
     def value(self) -> float:

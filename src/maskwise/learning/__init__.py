@@ -2,9 +2,10 @@
 
 A learned policy is a model that scores how much each token or span of a text should be masked.
 ``relaxation`` converts scores to differentiable masks. ``gradients`` differentiates through steps
-of pre-training. ``meta`` is the outer loop, which updates the policy. During pre-training, the
-policy's model does not run: ``annotator`` scores the corpus beforehand, and masking reads the
-stored scores. This package may import ``training``, ``tasks`` and the packages below these two.
+of pre-training. ``supervised`` and ``meta`` have the objectives with which ``training.train``
+trains a policy. During pre-training, the policy's model does not run: ``annotator`` scores the
+corpus beforehand, and masking reads the stored scores. This package may import ``training``,
+``tasks`` and the packages below these two.
 """
 
 from maskwise.annotate import register

@@ -246,6 +246,13 @@ class Examples:
             vocabulary=Vocabulary.of(tokenizer),
         )
 
+    def drawn(self, examples: Array, *, seed: int) -> Array:
+        """Return (B,) the index of a random context of each example, as in ``batch``."""
+        first = self.starts[examples]
+        count = self.starts[examples + 1] - first
+        draws = np.array([fold(seed, number, 0xC0) for number in examples.tolist()])
+        return first + draws % count
+
     def batch(self, examples: Array, *, seed: int) -> tuple[Line, Tensor]:
         """Choose one context at random for each example.
 
@@ -256,13 +263,9 @@ class Examples:
         Returns:
             The contexts, and (B, L) bool: whether each token is part of an answer.
         """
-        first = self.starts[examples]
-        count = self.starts[examples + 1] - first
-        numbers = examples.tolist()
-        draws = np.array([fold(seed, number, 0xC0) for number in numbers])
-        chosen = first + draws % count
         rows = []
-        for c, n in zip(chosen.tolist(), numbers, strict=True):
+        chosen = self.drawn(examples, seed=seed)
+        for c, n in zip(chosen.tolist(), examples.tolist(), strict=True):
             # The masks are a function of this id. Two examples may share a context, so the id
             # depends on the example, too.
             rows.append({**self.contexts[c], "example_id": fold(c, n)})

@@ -21,7 +21,8 @@ for which all hard choices are enumerated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -74,11 +75,13 @@ class MetaGradient:
     inner: list[float]
     masks: list[Tensor | None]
 
-    def backward(self, steps: Sequence[InnerStep]) -> None:
-        """Backpropagate from the masks, and add to ``grad`` of the policy's parameters."""
-        masks = [step.mask for step in steps if step.mask is not None]
-        gradients = [gradient for gradient in self.masks if gradient is not None]
-        torch.autograd.backward(masks, gradients)
+    def surrogate(self, steps: Sequence[InnerStep]) -> Tensor:
+        """Return Σ mask·∂outer/∂mask, whose gradient is the one of the outer loss; a scalar."""
+        terms = []
+        for step, gradient in zip(steps, self.masks, strict=True):
+            if step.mask is not None and gradient is not None:
+                terms.append((step.mask * gradient).sum())
+        return torch.stack(terms).sum()
 
 
 class Losses(nn.Module):
@@ -222,24 +225,42 @@ def slope_of(
     if mask is not None:
         # Detached from the policy's graph, the mask is a leaf at which gradients stop.
         mask = mask.detach().requires_grad_()
-    device = next(iter(theta.values())).device.type
-    # Rounding in bfloat16 would hide the difference between two gradients.
-    with torch.autocast(device, enabled=False):
-        value = loss(leaves, mask)
     wanted: list[Tensor] = []
     if of_theta:
         wanted += leaves.values()
     if mask is not None:
         wanted.append(mask)
-    # With ``materialize_grads``, a tensor that does not affect the loss has the gradient 0 instead
-    # of None.
-    gradients = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
+    # An evaluation turns gradients off.
+    with exactly(next(iter(theta.values())).device), torch.enable_grad():
+        value = loss(leaves, mask)
+        # With ``materialize_grads``, a tensor that does not affect the loss has the gradient 0
+        # instead of None.
+        gradients = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
     slope = {}
     if of_theta:
         slope = dict(zip(leaves, gradients))
     total = value.detach().clone()
     agree([total, *slope.values()])
     return float(total), slope, gradients[-1]
+
+
+@torch.no_grad()
+def value_of(loss: LossFunction, theta: Parameters, mask: Tensor | None = None) -> float:
+    """Return a loss on this rank."""
+    with exactly(next(iter(theta.values())).device):
+        return float(loss(theta, mask))
+
+
+@contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """A context without bfloat16 and TF32, which would hide the difference of two gradients."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def descended(theta: Parameters, step: InnerStep) -> tuple[Parameters, float]:

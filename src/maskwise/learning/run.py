@@ -25,10 +25,12 @@ from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json, write_whole
 from maskwise.learning.annotator import Floats
 from maskwise.learning.card import Measures, judge, policy_card, show, weights_of
+from maskwise.learning.examples import Examples
 from maskwise.learning.labels import Labels, labels_of
-from maskwise.learning.loop import learn_policy, learn_supervised, new_learner
+from maskwise.learning.meta import MetaResult, learn_policy, losses_of
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import LearningSettings
+from maskwise.learning.supervised import learn_supervised
 from maskwise.printing import err_console, say
 from maskwise.tasks import FinetuneSettings, Task, load_task
 from maskwise.text import Document, load_tokenizer, tokenise
@@ -50,13 +52,13 @@ class LearnedTry(NamedTuple):
     Attributes:
         policy: the policy at the step with the best gain on dev.
         before: for each example text, the weights (W,) of its words before learning.
-        figures: ``best_step``, ``gain``, ``stopped`` and ``overshoot``, as in ``Point``.
+        result: the best gain, and why learning stopped.
         without: the number of train rows that were dropped because no text contains an answer.
     """
 
     policy: PolicyModel
     before: list[Floats]
-    figures: Measures
+    result: MetaResult
     without: int
 
 
@@ -190,13 +192,14 @@ class Lesson:
         results = []
         for number in range(tries):
             results.append(self._try(number, tokenizer, task, shown, log_unigram))
-        best = max(range(tries), key=lambda number: results[number].figures["gain"])
+        best = max(range(tries), key=lambda number: results[number].result.gain)
         if tries > 1 and rank_here() == 0:
             metrics = self.folder / f"try-{best}" / "metrics.jsonl"
             write_whole(self.folder / "metrics.jsonl", metrics.read_bytes())
         made = results[best]
         made.policy.cpu()
-        measures = {**made.figures, "tries": [result.figures for result in results], "left_out": {}}
+        figures = [each.result._asdict() for each in results]
+        measures = {**figures[best], "tries": figures, "left_out": {}}
         if made.without:
             measures["left_out"]["train rows whose answers occur in no text"] = made.without
         if labels:
@@ -239,25 +242,25 @@ class Lesson:
             log_unigram=log_unigram,
         )
         before = weights_of(policy, shown)
-        learner = new_learner(
-            self.learning.meta.model_copy(update={"seed": seed}),
-            policy=policy,
-            task=task,
-            texts=self.texts,
-            model=model,
-            tokenizer=tokenizer,
-            training=self.training,
-            length=length,
-            max_length=self.finetune.max_length,
-        )
-        end = learn_policy(learner, folder, quiet=self.quiet, title=title)
-        figures = {
-            "best_step": end.best,
-            "gain": end.gain,
-            "stopped": end.stopped,
-            "overshoot": end.overshoot,
+        losses = losses_of(model, task, tokenizer, seed=seed)
+        sizes = {
+            "length": min(length, policy.config.length),
+            "max_length": self.finetune.max_length,
         }
-        return LearnedTry(policy, before, figures, learner.train.without)
+        examples = Examples.of(task, "train", tokenizer, texts=self.texts, **sizes)
+        dev = Examples.of(task, "dev", tokenizer, texts=self.texts, **sizes)
+        result = learn_policy(
+            policy,
+            losses,
+            examples,
+            dev,
+            self.learning.meta.model_copy(update={"seed": seed}),
+            self.training,
+            folder=folder,
+            quiet=self.quiet,
+            title=title,
+        )
+        return LearnedTry(policy, before, result, examples.without)
 
     def _keep(
         self,

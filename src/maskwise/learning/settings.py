@@ -78,8 +78,8 @@ class MetaSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
 
     learning_rate: Weights[float] = Field(0.01, gt=0)
     """Learning rate of the policy at its first update. The rate decays linearly to 0. The optimiser
-    is Adam. A suitable rate is 0.3 for a light encoder with a window of 1, and 1e-3 for a
-    transformer.
+    is AdamW without weight decay. A suitable rate is 0.3 for a light encoder with a window of 1,
+    and 1e-3 for a transformer.
     """
 
     clip: Weights[float] = Field(0.0, ge=0)

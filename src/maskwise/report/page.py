@@ -381,22 +381,26 @@ NAMES = {
     "spans": "spans per text",
     "words": "words in spans, per text",
 }
-CURVES = (
-    ("meta", "outer", "task loss after a few pre-training steps with the masks, nats"),
-    ("dev", "gain", "gain over random masks on dev rows, nats"),
-    ("meta", "answers", "share of the masking weight that is on words of answers"),
-    ("meta", "entropy", "entropy of the masking weights, nats (lower: more selective)"),
-    ("meta", "grad_norm", "size of the policy's gradient"),
-    (
-        "dev",
-        "agreement",
-        "agreement of gradients (1: all in the same direction; near 0: noise)",
+CURVES = {
+    "meta": (
+        ("train", "loss", "task loss after a few pre-training steps with the masks, nats"),
+        ("eval", "gain", "gain over random masks on dev rows, nats"),
+        ("train", "answers", "share of the masking weight that is on words of answers"),
+        ("train", "entropy", "entropy of the masking weights, nats (lower: more selective)"),
+        ("train", "grad_norm", "size of the policy's gradient"),
+        (
+            "eval",
+            "agreement",
+            "agreement of gradients (1: all in the same direction; near 0: noise)",
+        ),
     ),
-    ("train", "loss", "loss on labelled train texts, nats"),
-    ("eval", "loss", "loss on labelled dev texts, nats"),
-    ("train", "grad_norm", "size of the policy's gradient"),
-)
-"""Curves from metrics.jsonl: kind of line, key and title."""
+    "supervised": (
+        ("train", "loss", "loss on labelled train texts, nats"),
+        ("eval", "loss", "loss on labelled dev texts, nats"),
+        ("train", "grad_norm", "size of the policy's gradient"),
+    ),
+}
+"""Curves from metrics.jsonl for each method of learning: kind of line, key and title."""
 FULL = 6.0
 """Multiple of the mean weight at which a word gets the darkest colour."""
 
@@ -407,11 +411,11 @@ def write_policy_page(folder: Path, *, title: str, measures: Mapping[str, object
     Args:
         folder: the ``--out`` folder of ``maskwise learn``, which gets ``report.html``.
         title: the name of the recipe.
-        measures: the content of ``done.json``.
+        measures: the content of ``done.json``, with the ``method`` of learning.
     """
     shown = read_json(folder / "shown.json") or {}
     lines = [*read_lines(folder / "metrics.jsonl")]
-    curves = [_curve(lines, kind, key, name) for kind, key, name in CURVES]
+    curves = [_curve(lines, *curve) for curve in CURVES[str(measures["method"])]]
     write_page(
         folder / "report.html",
         "policy.html.j2",

@@ -189,12 +189,18 @@ class Engine:
 
     # Steps
 
-    def update(self, step: Step, observe: Callable[[Batch, Loss], None]) -> Update:
+    def update(
+        self,
+        step: Step,
+        observe: Callable[[Batch, Loss], None],
+        gradients: Callable[[], None] = lambda: None,
+    ) -> Update:
         """Update the weights with the summed gradients of all ranks, divided by all targets.
 
         Args:
             step: the step with this rank's micro-batches.
             observe: a function to call with each micro-batch and its loss.
+            gradients: a function to call when the gradients are summed and clipped.
         """
         if self.states:
             self.states.check()
@@ -222,6 +228,7 @@ class Engine:
         norm = self.accelerator.clip_grad_norm_(parameters, self.settings.clip or math.inf)
         assert norm is not None
         norm = whole(norm)
+        gradients()
         # A step without targets must not change weights, but AdamW would apply weight decay.
         if sums["targets"] > 0:
             sound = None

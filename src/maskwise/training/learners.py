@@ -90,6 +90,9 @@ class Learner:
     def observe(self, batch: Any, loss: Any) -> None:
         """Read a micro-batch and its ``Loss``, before the update."""
 
+    def gradients(self) -> None:
+        """Read the gradients before the update: over all micro-batches and ranks, and clipped."""
+
     def offer(self, now: Progress) -> Tensor | None:
         """Return a tensor on the device that shall be summed over all ranks, or None.
 

@@ -109,6 +109,10 @@ def train(
                 if not learner.objective or learner.objective == batch.objective:
                     learner.observe(batch, loss)
 
+        def gradients() -> None:
+            for learner in learners.values():
+                learner.gradients()
+
         def learn(done: int) -> None:
             exchange.teach(learners, Progress(done, steps, agree))
 
@@ -135,7 +139,7 @@ def train(
             summed=partial(engine.summed, ahead=True),
             asked=lambda: bool(asked.number),
         ):
-            update = engine.update(step, observe)
+            update = engine.update(step, observe, gradients)
             done = step.number + 1
             learn(done)
             log.add(update, step)
@@ -148,6 +152,10 @@ def train(
             if evaluate and (last or (settings.eval_every and done % settings.eval_every == 0)):
                 enough = log.judged(done, evaluate)
                 judged = done
+            log.progress.advance()
+            if enough:
+                # From a state of this step, a repeated call would train on.
+                break
             # All ranks must stop at the same step, so the ranks that got a signal are counted
             # together with the targets.
             stopped = asked.number if engine.ranks == 1 else step.sums["asked"]
@@ -155,9 +163,6 @@ def train(
                 stop(engine, log, kept, asked, done)
             if saves and not last:
                 engine.save(done, log.so_far(), states(kept))
-            log.progress.advance()
-            if enough:
-                break
         if evaluate and not enough and judged != steps:
             # If a signal stopped the run at its last step, it is resumed only for this evaluation.
             log.judged(
