@@ -339,6 +339,7 @@ def test_the_readme_shows_every_command() -> None:
         "evaluate",
         "generate",
         "report",
+        "compare",
         "list",
     }
 

@@ -84,6 +84,7 @@ for command in (
     views.generate,
     views.inspect,
     views.report,
+    views.compare,
 ):
     app.command()(command)
 app.command("list")(views.list_names)

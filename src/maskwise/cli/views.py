@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import inspect as python_inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.padding import Padding
 from rich.text import Text
 
 from maskwise.cli.terminal import (
+    Facts,
     Json,
     Overrides,
     Page,
@@ -24,6 +25,7 @@ from maskwise.cli.terminal import (
     has_colours,
     print_outlook,
     print_table,
+    print_verdicts,
 )
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import RULES, Summary
@@ -306,6 +308,83 @@ def _judged_anew(folder: Path) -> Summary | None:
             was = then or "not judged"
             warn(f"  {row['arm']} against {row['baseline']}: was {was}, is {row['verdict']}")
     return summary
+
+
+def compare(
+    scores: Annotated[
+        Path, typer.Argument(help="A table of scores, or a folder ARM/SEED/all_results.json.")
+    ],
+    baseline: Annotated[str, typer.Option(help="The arm that others are compared with.")],
+    replicate: Annotated[
+        str, typer.Option(help="What a row repeats: pretraining, finetuning or items.")
+    ],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="The name of a column, such as seed=run; keys: arm, seed, task, score."),
+    ] = None,
+    contrast: Annotated[
+        list[str] | None, typer.Option(help="A primary contrast ARM:BASELINE. Repeat the option.")
+    ] = None,
+    lower: Annotated[
+        list[str] | None, typer.Option(help="A task whose scores are losses in nats.")
+    ] = None,
+    chance: Annotated[
+        list[str] | None, typer.Option(help="The score of guessing, such as sst2=0.5.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="The largest difference that does not matter.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for the page and the verdicts.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge scores that were measured elsewhere: is the difference real?
+
+    The table has the columns arm, seed, task and score, or a column of scores for each task. Rows
+    of two arms with the same seed are a pair. A decision needs at least six pairs.
+    """
+    from maskwise.study.scores import compare as judge
+
+    guessing = {task: _number(value) for task, value in _split(chance, "=", "chance")}
+    pairs = _split(contrast, ":", "contrast")
+    result = judge(
+        scores,
+        replicate=replicate,
+        baseline=baseline,
+        contrasts=pairs,
+        columns=dict(_split(column, "=", "column")),
+        lower=lower or (),
+        chance=guessing,
+        margin=margin,
+    )
+    page = result.save(out) if out else None
+    if as_json:
+        print_json({**result.summary, "notes": result.notes})
+        return
+    print_verdicts(cast(Facts, result.summary))
+    for note in result.notes:
+        say(f"  {note}", "dim")
+    if page:
+        say(f"\nThe page: {page}")
+
+
+def _split(texts: Sequence[str] | None, sign: str, option: str) -> list[tuple[str, str]]:
+    """Split the values of an option that is repeated, such as ``seed=run``."""
+    parts = []
+    for text in texts or ():
+        before, found, after = text.rpartition(sign)
+        if not (before and found and after):
+            raise MaskwiseError(f"--{option} needs two names", got=text, allowed=f"ONE{sign}OTHER")
+        parts.append((before, after))
+    return parts
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise MaskwiseError("this is no number", got=text) from None
 
 
 def bench(name: Annotated[str, typer.Argument()] = "mask") -> None:

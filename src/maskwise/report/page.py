@@ -223,8 +223,11 @@ def _arm(folder: Folder, arm: str, colour: str) -> View:
 
 
 def _arm_facts(facts: ArmFacts | None) -> View | None:
-    """Return the facts of an arm, with its settings as dotted names, as recipes spell them."""
-    if facts is None:
+    """Return the facts of an arm, with its settings as dotted names, as recipes spell them.
+
+    The result is None for a single run, and for arms of which only the scores are known.
+    """
+    if facts is None or not facts["policy"]:
         return None
     settings = {}
     for key, value in facts["overrides"].items():

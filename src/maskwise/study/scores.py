@@ -1,0 +1,467 @@
+"""Judge scores that were measured elsewhere, by the rules and on the page of a study.
+
+    arm,seed,task,score
+    ours,0,sst2,0.913
+    bert,0,sst2,0.902
+
+Rows of two arms with the same seed form a pair, so the seed must mean the same in both, such as the
+same order of the data. A table may also have a column for each task instead of the columns task and
+score. What differs between two rows of an arm must be said (``REPLICATES``), because a verdict
+holds only for what was repeated: twenty fine-tunings of one checkpoint say nothing about another
+pre-training.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from maskwise import __version__
+from maskwise.constants import NATS
+from maskwise.errors import MaskwiseError, require_known
+from maskwise.estimates import with_minus
+from maskwise.files import Record, Study, Summary
+from maskwise.folders import read_json, write_json, write_lines
+from maskwise.measurements import measurements, table_of
+from maskwise.report.reading import NO_STUDY, NO_SUMMARY
+from maskwise.study.statistics import can_decide, fewest_runs
+from maskwise.study.verdict import summarise
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+ITEMS = "items"
+REPLICATES = {
+    "pretraining": "Pairs are runs of pre-training.",
+    "finetuning": "Pairs are fine-tunings of one checkpoint of each arm: this is about these "
+    "checkpoints, and not about how they were pre-trained.",
+    ITEMS: "Pairs are test items of one run of each arm: this is about these two checkpoints on "
+    "items like these, and nothing is decided about how they were trained.",
+}
+"""What a pair of rows repeats, and what is said about such pairs."""
+
+FEWEST_ITEMS = 30
+"""With fewer test items, a normal interval would be too short."""
+
+COLUMNS = {
+    "arm": ("arm", "model", "method", "system", "variant", "name"),
+    "seed": ("seed", "run", "replicate", "fold", "split", "trial"),
+    "task": ("task", "dataset", "benchmark", "metric"),
+    "score": ("score", "value", "result", "accuracy", "acc", "f1"),
+}
+"""Names that a column usually has, in the order of preference."""
+
+RESULTS = "all_results.json"
+"""The file in which transformers' example scripts write scores."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ComparedScores:
+    """Scores of several arms, and the verdicts on them.
+
+    Attributes:
+        study: the content of study.json.
+        records: the scores, as lines of records.jsonl.
+        summary: the verdicts, as in summary.json of a study. Scores of items have no verdicts,
+            and their summary has only a headline.
+        notes: how the table was read, and what the verdicts cannot know.
+    """
+
+    study: Study
+    records: list[Record]
+    summary: Summary
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """A sentence for each primary contrast."""
+        return [row["sentence"] for row in self.summary["contrasts"] if row["primary"]]
+
+    def __str__(self) -> str:
+        return "\n".join([self.summary["headline"], *self.verdicts, *self.notes])
+
+    def to_dataframe(self) -> DataFrame:
+        """Return the scores as a long table (``measurements.Measurement``)."""
+        tasks = cast(Mapping[str, Row], self.study["tasks"])
+        return table_of(measurements(cast(list[Row], self.records), tasks))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a folder like that of a study, with its page, and return the path of the page.
+
+        Raises:
+            MaskwiseError: the folder has other files, or cannot be written.
+        """
+        from maskwise.report import write_report
+
+        if not self.summary["contrasts"]:
+            raise MaskwiseError(
+                "scores of items have no page, because nothing is decided",
+                do="leave out the folder",
+            )
+        folder = Path(folder)
+        own = ("study.json", "records.jsonl", "summary.json", "report.html")
+        others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        if set(others) - set(own) or (others and not _is_comparison(folder)):
+            raise MaskwiseError(
+                "the folder has other files than those of a comparison",
+                got=str(folder),
+                do="give a new folder",
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "study.json", self.study)
+        write_lines(folder / "records.jsonl", self.records)
+        write_json(folder / "summary.json", self.summary)
+        return write_report(folder, summary=self.summary)
+
+
+def compare(
+    scores: str | Path | DataFrame | Iterable[Row],
+    *,
+    replicate: str,
+    baseline: str,
+    contrasts: Sequence[tuple[str, str]] = (),
+    columns: Mapping[str, str] | None = None,
+    lower: Sequence[str] = (),
+    chance: Mapping[str, float] | None = None,
+    margin: float | None = None,
+) -> ComparedScores:
+    """Judge a table of scores: is the difference between two arms real?
+
+    Args:
+        scores: a file (.csv, .tsv, .json, .jsonl, .parquet), a folder ARM/SEED/all_results.json, a
+            data frame, or dicts.
+        replicate: what a row repeats, a key of ``REPLICATES``.
+        baseline: the arm that others are compared with.
+        contrasts: the (arm, baseline) pairs of the primary contrasts, which share the error rate;
+            by default, every arm against ``baseline``.
+        columns: the names of the columns, keyed by "arm", "seed", "task" and "score"; columns that
+            are not named are guessed (``COLUMNS``), and the notes say which were taken.
+        lower: the tasks whose scores are losses in nats; lower is better.
+        chance: the score of guessing, by task.
+        margin: the largest difference that does not matter, as ``study.margin`` in a recipe.
+
+    Raises:
+        MaskwiseError: the table cannot be read, lacks a column, has a score twice or not for all
+            tasks of a run, or has an unknown arm or task.
+
+    >>> rows = [
+    ...     {"arm": arm, "seed": seed, "task": "t", "score": score + seed / 100}
+    ...     for arm, score in (("ours", 0.8), ("bert", 0.7))
+    ...     for seed in range(6)
+    ... ]
+    >>> compare(rows, baseline="bert", replicate="pretraining").summary["verdict"]
+    'decided'
+    """
+    require_known("replicate", replicate, REPLICATES)
+    rows = _rows_of(scores)
+    found, notes = _long(rows, columns or {})
+    tasks = list(dict.fromkeys(task for _, _, task, _ in found))
+    arms = list(dict.fromkeys(arm for arm, _, _, _ in found))
+    require_known("arm", baseline, arms)
+    pairs = list(contrasts) or [(arm, baseline) for arm in arms if arm != baseline]
+    for arm in (name for pair in pairs for name in pair):
+        require_known("arm", arm, arms)
+    for task in (*lower, *(chance or {})):
+        require_known("task", task, tasks)
+    if not pairs:
+        raise MaskwiseError("there is only one arm", got=baseline, do="add rows of another arm")
+    _require_complete(found, tasks)
+    for pair in pairs:
+        _require_paired(found, pair)
+    seeds = _numbered({seed for _, seed, _, _ in found})
+    if replicate == ITEMS:
+        return ComparedScores(NO_STUDY, [], _of_items(found, pairs, tasks, lower), notes)
+    scales = {task: _scale(found, task, is_loss=task in lower) for task in tasks}
+    for task, scale in scales.items():
+        if scale != 1:
+            notes.append(f"The scores on {task} are read as per cent.")
+    records: list[Record] = []
+    for arm, seed, task, score in found:
+        line = {"kind": "score", "arm": arm, "seed": seeds[seed], "task": task}
+        metric = NATS if task in lower else "score"
+        records.append(cast(Record, {**line, "metric": metric, "score": score / scales[task]}))
+    facts: dict[str, Any] = {"policy": "", "ratio": "", "overrides": {}}
+    study = cast(
+        Study,
+        {
+            **NO_STUDY,
+            "name": _name_of(scores),
+            "maskwise": __version__,
+            "baseline": baseline,
+            "seeds": sorted(seeds.values()),
+            "arms": {arm: dict(facts) for arm in arms},
+            "tasks": {
+                task: {
+                    "metric": NATS if task in lower else None,
+                    "majority": (chance or {}).get(task),
+                }
+                for task in tasks
+            },
+            "contrasts": [list(pair) for pair in pairs],
+            "margin": margin,
+            "compared": replicate,
+        },
+    )
+    summary = summarise(records, study)
+    summary["headline"] = f"{summary['headline']} {REPLICATES[replicate]}"
+    # Advice to change a recipe helps nobody who has none.
+    summary["advice"] = [line for line in summary["advice"] if "study." not in line]
+    notes += _limits(study, summary, len(pairs))
+    if not chance:
+        notes.append("The scores of guessing are not known, so no verdict checks for them.")
+    return ComparedScores(study, records, summary, notes)
+
+
+def _is_comparison(folder: Path) -> bool:
+    return "compared" in (read_json(folder / "study.json") or {})
+
+
+def _limits(study: Study, summary: Summary, contrasts: int) -> list[str]:
+    """Say what this number of pairs can decide."""
+    runs = len(study["seeds"])
+    if not can_decide(runs, contrasts):
+        least = fewest_runs(0.05 / contrasts)
+        return [
+            f"No decision is possible with {runs} pairs for {contrasts} primary contrasts: at "
+            f"least {least} pairs are needed."
+        ]
+    sds = summary["planned"]["detectable"]
+    return [
+        f"{runs} pairs find a true difference of {sds:.1f} SDs of the paired differences in four "
+        "of five such comparisons, and smaller ones less often."
+    ]
+
+
+def _of_items(
+    found: Iterable[Score],
+    pairs: Sequence[tuple[str, str]],
+    tasks: Sequence[str],
+    lower: Sequence[str],
+) -> Summary:
+    """Return the mean differences over items, with 95 % intervals, as sentences of a headline."""
+    scores: dict[tuple[str, str], dict[Any, float]] = {}
+    for arm, item, task, score in found:
+        scores.setdefault((arm, task), {})[item] = score
+    sentences = []
+    for (arm, baseline), task in product(pairs, tasks):
+        mine, theirs = scores[arm, task], scores[baseline, task]
+        differences = np.array([mine[item] - theirs[item] for item in mine])
+        if task in lower:
+            differences = -differences
+        if len(differences) < FEWEST_ITEMS:
+            raise MaskwiseError(
+                f"too few items of {task} for an interval",
+                got=len(differences),
+                allowed=f"at least {FEWEST_ITEMS}",
+            )
+        mean = differences.mean()
+        half = 1.96 * differences.std(ddof=1) / math.sqrt(len(differences))
+        sentences.append(
+            f"{arm} is ahead of {baseline} on {task} by {mean:.4g} ({mean - half:.4g} to "
+            f"{mean + half:.4g}; {len(differences)} items)."
+        )
+    headline = " ".join([*sentences, REPLICATES[ITEMS]])
+    return {**NO_SUMMARY, "headline": with_minus(headline)}
+
+
+# Reading
+
+
+def _name_of(scores: object) -> str:
+    return Path(scores).stem if isinstance(scores, str | Path) else "scores"
+
+
+def _rows_of(scores: str | Path | DataFrame | Iterable[Row]) -> list[Row]:
+    """Return the rows of a table, wherever it is."""
+    if isinstance(scores, str | Path):
+        path = Path(scores).expanduser()
+        if path.is_dir():
+            return _results_in(path)
+        if not path.is_file():
+            raise MaskwiseError("there is no file of scores", got=str(scores))
+        # Reading other formats imports more.
+        from maskwise.text.labelled import read_records
+
+        return list(read_records(path))
+    if hasattr(scores, "to_dict"):
+        return cast(list[Row], scores.to_dict("records"))
+    rows = list(scores)
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise MaskwiseError(
+            "these are no rows of scores",
+            got=type(rows[0]).__name__,
+            allowed="a file, a folder, a data frame, or dicts",
+        )
+    return rows
+
+
+def _results_in(folder: Path) -> list[Row]:
+    """Return the scores in ARM/SEED/all_results.json; the seed is the number in SEED."""
+    rows: list[Row] = []
+    for path in sorted(folder.glob(f"*/*/{RESULTS}")):
+        number = re.search(r"\d+", path.parent.name)
+        if number is None:
+            raise MaskwiseError(
+                "a folder of a run has no seed in its name", got=str(path.parent), allowed="seed-3"
+            )
+        for name, value in (read_json(path) or {}).items():
+            metric = re.fullmatch(r"(?:eval|test|predict)_(.+)", name)
+            counts = ("runtime", "samples", "steps_per_second", "samples_per_second")
+            if metric and not metric[1].endswith(counts) and isinstance(value, int | float):
+                place = {"arm": path.parent.parent.name, "seed": int(number[0])}
+                rows.append({**place, "task": metric[1], "score": value})
+    if not rows:
+        raise MaskwiseError(
+            "the folder has no scores", got=str(folder), allowed=f"ARM/SEED/{RESULTS}"
+        )
+    return rows
+
+
+Score = tuple[str, Any, str, float]
+"""The arm, the seed, the task and the score."""
+
+
+def _long(rows: Sequence[Row], named: Mapping[str, str]) -> tuple[list[Score], list[str]]:
+    """Return the scores of a table, and which columns were taken."""
+    if not rows:
+        raise MaskwiseError("the table has no rows")
+    for key in named:
+        require_known("column", key, COLUMNS)
+    known = [str(name) for name in rows[0]]
+    taken = {key: _column(key, known, named) for key in ("arm", "seed")}
+    task = _column("task", known, named, needed=False)
+    if task:
+        score = _column("score", [name for name in known if name != task], named)
+        found = [_score(row, taken, str(row.get(task)), score) for row in rows]
+        read = [*taken.values(), task, score]
+        said = f"{', '.join(read)} are arm, seed, task and score"
+    else:
+        # Without a task, every column of numbers has the scores on one task.
+        others = [named["score"]] if "score" in named else known
+        tasks = [name for name in others if name not in taken.values()]
+        tasks = [name for name in tasks if all(_is_number(row.get(name)) for row in rows)]
+        if not tasks:
+            raise MaskwiseError(
+                "the table has no column of scores",
+                got=", ".join(known),
+                do="name it, such as score=accuracy",
+            )
+        found = [_score(row, taken, name, name) for row in rows for name in tasks]
+        read = [*taken.values(), *tasks]
+        said = f"{', '.join(taken.values())} are arm and seed, and {', '.join(tasks)} scores"
+    unread = [name for name in known if name not in read]
+    notes = [f"Columns: {said}."]
+    if unread:
+        notes.append(f"Columns that are not read: {', '.join(unread)}.")
+    return found, notes
+
+
+def _column(
+    key: str, known: Sequence[str], named: Mapping[str, str], *, needed: bool = True
+) -> str:
+    """Return the name of a column, as named or guessed; "" if there is none and none is needed."""
+    if key in named:
+        require_known("column", named[key], known)
+        return named[key]
+    by_lower = {name.lower(): name for name in reversed(known)}
+    for name in COLUMNS[key]:
+        if name in by_lower:
+            return by_lower[name]
+    if needed:
+        raise MaskwiseError(
+            f"the table has no column for the {key}",
+            got=", ".join(known),
+            allowed=", ".join(COLUMNS[key]),
+            do=f"name it, such as {key}={known[0]}",
+        )
+    return ""
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return math.isfinite(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+
+
+def _score(row: Row, taken: Mapping[str, str], task: str, column: str) -> Score:
+    arm, seed = row.get(taken["arm"]), row.get(taken["seed"])
+    value = row.get(column)
+    if arm in (None, "") or seed in (None, ""):
+        raise MaskwiseError("a row has no arm or no seed", got=dict(row))
+    if not _is_number(value):
+        raise MaskwiseError(
+            f"the score of arm {arm!r} with seed {seed} on {task} is not a finite number",
+            got=value,
+            do="remove the run, or run it again",
+        )
+    return str(arm), seed, task, float(value)  # type: ignore[arg-type]
+
+
+def _require_complete(found: Iterable[Score], tasks: Sequence[str]) -> None:
+    """Raise an error if a run has a score twice, or not on all tasks."""
+    runs: dict[tuple[str, Any], list[str]] = {}
+    for arm, seed, task, _ in found:
+        runs.setdefault((arm, seed), []).append(task)
+    for (arm, seed), measured in runs.items():
+        twice = [task for task in tasks if measured.count(task) > 1]
+        if twice:
+            raise MaskwiseError(
+                f"arm {arm!r} with seed {seed} has two scores on {twice[0]}",
+                do="keep one of them; runs of one arm need different seeds",
+            )
+        lacking = [task for task in tasks if task not in measured]
+        if lacking:
+            raise MaskwiseError(
+                f"arm {arm!r} with seed {seed} has no score on {', '.join(lacking)}",
+                do="add it, or remove the run or the task",
+            )
+
+
+def _require_paired(found: Iterable[Score], pair: tuple[str, str]) -> None:
+    """Raise an error if an arm of a pair has a seed that the other one lacks."""
+    first, second = ({seed for arm, seed, *_ in found if arm == name} for name in pair)
+    for name, lacking in ((pair[0], second - first), (pair[1], first - second)):
+        if lacking:
+            raise MaskwiseError(
+                f"arm {name!r} lacks seeds of the arm that it is paired with",
+                got=", ".join(sorted(map(str, lacking))),
+                do="add these runs, or remove them from the other arm",
+            )
+
+
+def _numbered(seeds: Iterable[Any]) -> dict[Any, int]:
+    """Return whole numbers for seeds: themselves, or their order if they are other names."""
+    names = sorted(seeds, key=str)
+    numbers = {}
+    for name in names:
+        text = str(name)
+        if not text.lstrip("-").isdecimal():
+            return {name: number for number, name in enumerate(names)}
+        numbers[name] = int(text)
+    return numbers
+
+
+def _scale(found: Iterable[Score], task: str, *, is_loss: bool) -> int:
+    """Return 100 for scores in per cent, and 1 for shares and losses."""
+    values = [score for _, _, name, score in found if name == task]
+    largest = max(map(abs, values))
+    if is_loss or largest <= 1:
+        return 1
+    if largest <= 100 and min(values) >= 0:
+        return 100
+    raise MaskwiseError(
+        f"the scores on {task} are neither shares nor per cent",
+        got=f"{min(values):g} to {max(values):g}",
+        allowed="0 to 1, or 0 to 100",
+        do="name losses in nats as lower",
+    )

@@ -1,0 +1,187 @@
+"""Scores from elsewhere are judged like those of a study."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import maskwise as mw
+from maskwise.constants import REFERENCE
+from maskwise.errors import MaskwiseError
+from maskwise.folders import read_lines
+from maskwise.study.run import judged_anew
+from tiny import maskwise as command
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+COLUMNS = ("arm", "baseline", "outcome", "n", "mean", "low", "high", "p", "p_adjusted", "verdict")
+BETTER = {"replicate": "pretraining", "baseline": "b"}
+
+
+def table(runs: int = 6, gain: float = 0.1, **more: Any) -> list[dict[str, Any]]:
+    """Scores of two arms on one task, of which "a" is always better."""
+    rows = []
+    for seed in range(runs):
+        for arm, score in (("b", 0.5), ("a", 0.5 + gain)):
+            run = {"arm": arm, "seed": seed, "task": "t", "score": score + seed / 100}
+            rows.append(run | more)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("study", "losses"),
+    [
+        ("decay-replication", False),
+        ("format-and-policy", False),
+        ("headlines-2026-11-22", True),
+        ("mrd-2026-11-20", False),
+        ("learn-meta-2026-11-22", False),
+    ],
+)
+def test_recorded_studies_are_judged_alike_from_their_scores(
+    study: str, losses: bool, tmp_path: Path
+) -> None:
+    facts = json.loads((RESULTS / study / "study.json").read_text())
+    path = tmp_path / "scores.csv"
+    tasks = set()
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["arm", "seed", "task", "score"])
+        for line in read_lines(RESULTS / study / "records.jsonl"):
+            compared = line["kind"] == "score" and line["arm"] != REFERENCE
+            if compared and not {"role", "fraction"} & line.keys():
+                rows.writerow([line["arm"], line["seed"], line["task"], line["score"]])
+                tasks.add(line["task"])
+    found = mw.compare(
+        path,
+        replicate="pretraining",
+        baseline=facts["baseline"],
+        contrasts=[(arm, other) for arm, other in facts["contrasts"]],
+        lower=sorted(tasks) if losses else (),
+    )
+    recorded = judged_anew(RESULTS / study)
+    assert recorded is not None
+    rows_of = [
+        [tuple(row[name] for name in COLUMNS) for row in each["contrasts"] if row["primary"]]
+        for each in (found.summary, recorded)
+    ]
+    assert rows_of[0] == rows_of[1] and rows_of[0]
+
+
+def test_a_table_may_be_long_wide_a_frame_or_a_folder(tmp_path: Path) -> None:
+    long = mw.compare(table(), **BETTER)
+    wide = [{"Model": row["arm"], "run": row["seed"], "t": row["score"]} for row in table()]
+    frame = pd.DataFrame(wide)
+    frame.to_csv(tmp_path / "wide.csv", index=False, sep=";")
+    for row in table():
+        folder = tmp_path / "runs" / row["arm"] / f"seed-{row['seed']}"
+        folder.mkdir(parents=True)
+        result = {"eval_t": row["score"], "eval_runtime": 3.0, "eval_samples": 10, "epoch": 3.0}
+        (folder / "all_results.json").write_text(json.dumps(result))
+    for scores in (wide, frame, tmp_path / "wide.csv", str(tmp_path / "runs")):
+        found = mw.compare(scores, **BETTER)
+        assert found.summary["contrasts"] == long.summary["contrasts"]
+    assert long.summary["verdict"] == "decided"
+    data = long.to_dataframe()
+    assert len(data) == 12 and set(data.outcome) == {"t"}
+
+
+def test_nothing_of_a_table_is_left_out_silently() -> None:
+    rows = [
+        {"arm": row["arm"], "seed": row["seed"], "acc": row["score"], "f1": 50.0, "note": "x"}
+        for row in table()
+    ]
+    found = mw.compare(rows, **BETTER)
+    assert {row["outcome"] for row in found.summary["contrasts"]} == {"tasks", "acc", "f1"}
+    notes = " ".join(found.notes)
+    assert "not read: note" in notes and "f1 are read as per cent" in notes
+    one = mw.compare(rows, **BETTER, columns={"score": "acc"})
+    assert "not read: f1, note" in " ".join(one.notes)
+
+
+def test_what_a_pair_is_decides_what_is_said() -> None:
+    said = {
+        kind: mw.compare(table(), replicate=kind, baseline="b").summary["headline"]
+        for kind in ("pretraining", "finetuning")
+    }
+    assert "these checkpoints" in said["finetuning"]
+    assert "these checkpoints" not in said["pretraining"]
+
+
+def test_few_pairs_decide_nothing_and_say_how_many_would() -> None:
+    found = mw.compare(table(runs=5), **BETTER)
+    assert found.summary["verdict"] == "open" and "at least 6 pairs" in " ".join(found.notes)
+    enough = mw.compare(table(runs=8), **BETTER)
+    assert "SDs of the paired differences" in " ".join(enough.notes)
+
+
+def test_items_have_an_interval_and_no_verdict() -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    differences = rng.normal(0.1, 1.0, 400)
+    for item, difference in enumerate(differences):
+        rows.append({"arm": "b", "seed": f"q{item}", "task": "t", "score": 0.0})
+        rows.append({"arm": "a", "seed": f"q{item}", "task": "t", "score": difference})
+    found = mw.compare(rows, replicate="items", baseline="b")
+    half = 1.96 * differences.std(ddof=1) / 20
+    ends = f"({differences.mean() - half:.4g} to {differences.mean() + half:.4g}; 400 items)"
+    assert ends.replace("-", "−") in found.summary["headline"]
+    assert found.summary["verdict"] is None and not found.verdicts
+    with pytest.raises(MaskwiseError, match="at least 30"):
+        mw.compare(rows[:40], replicate="items", baseline="b")
+    with pytest.raises(MaskwiseError, match="no page"):
+        found.save("anywhere")
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "said"),
+    [
+        ([], {}, "no rows"),
+        ([{"x": 1}], {}, "no column for the arm"),
+        ([1, 2], {}, "no rows of scores"),
+        (table(), {"baseline": "c"}, "unknown arm 'c'"),
+        (table(), {"replicate": "luck"}, "unknown replicate"),
+        (table(), {"lower": ["u"]}, "unknown task 'u'"),
+        (table(), {"columns": {"run": "seed"}}, "unknown column 'run'"),
+        (table() + table(1), {}, "two scores on t"),
+        ([*table(), {"arm": "a", "seed": 0, "task": "u", "score": 1}], {}, "no score on u"),
+        ([*table(), {"arm": "a", "seed": 9, "task": "t", "score": 0.5}], {}, "lacks seeds"),
+        ([*table(), {"arm": "a", "seed": 9, "task": "t", "score": "-"}], {}, "finite number"),
+        ([*table(), {"arm": "", "seed": 9, "task": "t", "score": 0.5}], {}, "no arm or no seed"),
+        ([{**row, "score": 523} for row in table()], {}, "neither shares nor per cent"),
+        ([row for row in table() if row["arm"] == "b"], {}, "only one arm"),
+    ],
+)
+def test_bad_tables_get_one_line(rows: Any, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(MaskwiseError, match=said) as caught:
+        mw.compare(rows, **{**BETTER, **more})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_prints_verdicts_and_writes_a_page(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "scores.csv"
+    pd.DataFrame(table()).rename(columns={"seed": "job"}).to_csv(path, index=False)
+    given = ("--baseline", "b", "--replicate", "finetuning", "--column", "seed=job")
+    assert command("compare", path, *given, "--out", tmp_path / "out", "--chance", "t=0.1") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "decided" in printed and "report.html" in printed
+    assert {each.name for each in (tmp_path / "out").iterdir()} == {
+        "study.json",
+        "records.jsonl",
+        "summary.json",
+        "report.html",
+    }
+    # The folder is like that of a study, and is written again, but no other folder is.
+    assert command("report", tmp_path / "out") == 0
+    assert command("compare", path, *given, "--out", tmp_path / "out") == 0
+    assert command("compare", path, *given, "--out", tmp_path) == 2
+    assert command("compare", path, *given, "--contrast", "a") == 2
+    assert command("compare", path, *given, "--chance", "t=low") == 2
+    capsys.readouterr()
+    assert command("compare", path, *given, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "decided"
