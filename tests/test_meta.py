@@ -558,3 +558,21 @@ def _on_a_rank(architecture: str, folder: Path) -> None:
     made = ranked(architecture)
     learn_policy(*made, folder=folder / "both", quiet=True)
     torch.save(weights(made.policy), folder / f"{os.environ['RANK']}.pt")
+
+
+@pytest.mark.process
+def test_two_ranks_resume_bit_for_bit(tmp_path: Path) -> None:
+    two_ranks(_stopped_on_a_rank, tmp_path)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "part")
+
+
+def _stopped_on_a_rank(folder: Path) -> None:
+    how = {"reset_every": 0, "warm": 1, "eval_every": 2, "steps": 4}
+    whole, part = lesson(**how), lesson(**how)
+    learn_policy(*whole, folder=folder / "whole", quiet=True)
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt(patched, 3)
+        learn_policy(*lesson(**how), folder=folder / "part", quiet=True)
+    learn_policy(*part, folder=folder / "part", quiet=True)
+    assert torch.equal(weights(part.policy), weights(whole.policy))
+    assert torch.equal(weights(part.losses), weights(whole.losses))

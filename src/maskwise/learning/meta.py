@@ -317,7 +317,8 @@ class MetaObjective(Objective):
         made = meta_gradient(values_of(inner.losses), steps, outer, agree=over_ranks)
         self.inner_loss = made.inner[0]
         surrogate = made.surrogate(steps)
-        loss = targets * made.outer + all_targets * (surrogate - surrogate.detach())
+        outer_loss = surrogate.new_tensor(made.outer)
+        loss = targets * outer_loss + all_targets * (surrogate - surrogate.detach())
         return Loss(loss, targets)
 
 
