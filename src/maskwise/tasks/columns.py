@@ -160,7 +160,11 @@ def label_of(value: object) -> str | None:
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip()) or None
+    text = str(value).strip()
+    # Tags of a corpus are a hundred thousand labels, and hardly any is a number.
+    if text.endswith((".0", "00")):
+        text = re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+    return text or None
 
 
 def labels_in(value: object) -> list[str]:
@@ -173,6 +177,8 @@ def labels_in(value: object) -> list[str]:
 
 def without(value: Any, missing: Collection[str]) -> Any:
     """Return a cell, or a whole record, in which None replaces each label listed in ``missing``."""
+    if not missing:
+        return value
     if isinstance(value, Mapping):
         return {name: without(part, missing) for name, part in value.items()}
     if isinstance(value, list | tuple):
