@@ -210,3 +210,31 @@ def test_a_schedule_without_the_number_of_steps_fails_before_the_workers(setting
     # A user's function can do without the total.
     MaskingCollator(masker(ratio=lambda step, total: 0.2))
     MaskingCollator(masker(ratio="uniform(0.1, 0.2)"))
+
+
+@pytest.mark.parametrize("corruption", ["bert", "t5"])
+def test_batches_are_padded_to_a_multiple(corruption: str) -> None:
+    rows = [row([1, 2, 1], example_id=1), row([1] * 9, example_id=2)]
+    rows = [each | {"step": 0, "epoch": 0} for each in rows]
+    made = masker("t5-span" if corruption == "t5" else "token", corruption, ratio=0.3)
+    plain = MaskingCollator(made)(rows)
+    padded = MaskingCollator(made, pad_to_multiple_of=8)(rows)
+    assert {values.shape[1] % 8 for values in padded.values()} == {0}
+    fills = {"input_ids": made.vocabulary.pad, "labels": IGNORE, "attention_mask": 0}
+    for name, values in plain.items():
+        width = values.shape[1]
+        assert torch.equal(padded[name][:, :width], values)
+        assert (padded[name][:, width:] == fills[name]).all()
+
+
+def test_rows_of_one_length_get_an_attention_mask_with_their_padding() -> None:
+    rows = [row([1] * 3, example_id=n) | {"step": 0, "epoch": 0} for n in range(2)]
+    plain = MaskingCollator(masker())(rows)
+    assert "attention_mask" not in plain
+    padded = MaskingCollator(masker(), pad_to_multiple_of=8)(rows)
+    assert padded["attention_mask"].sum(1).tolist() == [plain["input_ids"].shape[1]] * 2
+    # Nothing is added if nothing is padded.
+    width = plain["input_ids"].shape[1]
+    assert MaskingCollator(masker(), pad_to_multiple_of=width)(rows).keys() == plain.keys()
+    with pytest.raises(MaskwiseError, match="pad_to_multiple_of"):
+        MaskingCollator(masker(), pad_to_multiple_of=0)

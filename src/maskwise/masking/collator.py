@@ -41,6 +41,8 @@ class MaskingCollator:
         masker: the masker.
         total_steps: the number of optimiser steps in the run. Schedules that change need this
             number.
+        pad_to_multiple_of: pad batches to a multiple of this length, such as 8 for half precision
+            on older GPUs, or 128 to compile a model for few lengths. Masks stay the same.
 
     Raises:
         MaskwiseError: the masker is for masked diffusion, a schedule needs ``total_steps``, or the
@@ -55,7 +57,13 @@ class MaskingCollator:
     ['input_ids', 'labels']
     """
 
-    def __init__(self, masker: Masker, *, total_steps: int | None = None):
+    def __init__(
+        self,
+        masker: Masker,
+        *,
+        total_steps: int | None = None,
+        pad_to_multiple_of: int | None = None,
+    ):
         if not isinstance(masker, Masker):
             raise MaskwiseError(
                 "a collator needs a masker",
@@ -64,8 +72,11 @@ class MaskingCollator:
             )
         if total_steps is not None:
             total_steps = whole_number("total_steps", total_steps, least=1)
+        if pad_to_multiple_of is not None:
+            pad_to_multiple_of = whole_number("pad_to_multiple_of", pad_to_multiple_of, least=1)
         self.masker = masker
         self.total_steps = total_steps
+        self.pad_to_multiple_of = pad_to_multiple_of
         self._batches = 0
         self._warned = False
         self._warned_of_end = False
@@ -98,7 +109,22 @@ class MaskingCollator:
                 "one document in each row, or (encoders only) use PackedCollator or MaskingTrainer",
                 stacklevel=2,
             )
-        return dict(batch)
+        return self._padded(dict(batch))
+
+    def _padded(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Pad inputs and labels, which a decoder may write with another length than the inputs."""
+        if self.pad_to_multiple_of is None:
+            return batch
+        from torch.nn.functional import pad
+
+        padding = {"input_ids": self.masker.vocabulary.pad, "labels": IGNORE}
+        missing = -batch["input_ids"].shape[1] % self.pad_to_multiple_of
+        if missing and "attention_mask" not in batch:
+            batch["attention_mask"] = batch["input_ids"].new_ones(batch["input_ids"].shape)
+        for name, values in batch.items():
+            wanted = -values.shape[1] % self.pad_to_multiple_of
+            batch[name] = pad(values, (0, wanted), value=padding.get(name, 0))
+        return batch
 
     def masked(self, rows: UserRows) -> MaskedBatch:
         """Mask rows for the step and the epoch in their columns, and return a ``MaskedBatch``."""
