@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModel
 
 from maskwise.families import patched
 from maskwise.objectives import chunks
+from maskwise.training import data
 from maskwise.training.compiled import GATED, ROTARY, compiled_block, rearrange
-from maskwise.training.data import TURN, look_ahead
+from maskwise.training.data import TURN, QuickTurns, look_ahead
 from maskwise.weights import blocks_of
 
 SIZES = {
@@ -82,6 +83,16 @@ def test_every_class_is_tried() -> None:
             rearrange(blocks_of(model))
             seen |= changed(model)
     assert seen == {*GATED, *ROTARY}
+
+
+def test_an_attention_of_the_same_name_may_rotate_in_another_way() -> None:
+    class NomicBertAttention(nn.Module):
+        def forward(self, states: Tensor) -> Tensor:
+            return states
+
+    layer = NomicBertAttention()
+    rearrange([layer])
+    assert "forward" not in vars(layer)
 
 
 def test_a_wrapped_matrix_stays_as_it_is() -> None:
@@ -165,8 +176,26 @@ class Turns:
         return {}
 
 
+def test_threads_take_short_turns_while_any_training_runs() -> None:
+    before = sys.getswitchinterval()
+    first, second = QuickTurns(), QuickTurns()
+    first.__enter__()
+    second.__enter__()
+    assert sys.getswitchinterval() == pytest.approx(TURN)
+    first.__exit__()
+    assert sys.getswitchinterval() == pytest.approx(TURN)
+    second.__exit__()
+    assert sys.getswitchinterval() == before
+
+
 @pytest.mark.parametrize("ends", ["early", "late"])
-def test_threads_take_short_turns_while_batches_are_made(ends: str) -> None:
+@pytest.mark.parametrize("gpu", [False, True])
+def test_turns_are_short_only_for_gpus(
+    gpu: bool, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = SimpleNamespace(send=lambda make: (make(), None), receive=lambda sent, mark: None)
+    monkeypatch.setattr(data, "copies_aside", lambda device: gpu)
+    monkeypatch.setattr(data, "Lane", lambda device: lane)
     before = sys.getswitchinterval()
     source = Turns()
     steps = look_ahead(source, range(4))
@@ -174,7 +203,7 @@ def test_threads_take_short_turns_while_batches_are_made(ends: str) -> None:
         if ends == "early" and step.number == 1:
             break
     steps.close()  # type: ignore[attr-defined]
-    assert source.seen and max(source.seen) == pytest.approx(TURN)
+    assert max(source.seen) == pytest.approx(TURN if gpu else before)
     assert sys.getswitchinterval() == before
 
 

@@ -496,3 +496,9 @@ def test_a_lost_node_changes_no_number(finished, recipe, tmp_path, monkeypatch):
     assert study.returncode == 0 and "raylet" not in printed
     assert "a worker or its machine was lost" in err and "trying again (1 of 2)" in err
     assert same(out, finished)
+
+
+def test_a_result_that_cannot_be_read_here_is_a_failure() -> None:
+    """Such as an object of a module that only the worker can import."""
+    with pytest.raises(Failure, match=r"cannot be read.*nosuchmodule"):
+        jobs.result_of(b"cnosuchmodule\nThing\n.")

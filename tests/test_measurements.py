@@ -11,6 +11,8 @@ import pytest
 
 from maskwise.folders import read_lines
 from maskwise.measurements import Measurement, measurements, table_of
+from maskwise.report.reading import Folder
+from maskwise.report.tables import evaluation_table
 from maskwise.study.outcomes import Outcomes
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -109,3 +111,16 @@ def test_the_table_has_the_numbers_of_recorded_studies(study: str) -> None:
         assert value == row.value or (math.isnan(value) and arrays.failed)
         known += 1
     assert known and {row.outcome for row in rows} <= arrays.values.keys()
+
+
+def test_records_that_were_edited_by_hand_may_lack_lists() -> None:
+    found = measurements([{**SCORE, "dev": None, "others": None}])
+    assert [row.outcome for row in found] == ["topics"]
+
+
+def test_an_evaluation_and_a_task_may_have_the_same_name() -> None:
+    task = {**SCORE, "task": "pairs", "majority": 0.11}
+    folder = Folder(kind="study", name="s", records=[PAIRS, task])
+    folder.study = {**folder.study, "arms": {"a": {}}}  # type: ignore[typeddict-item]
+    (row,) = evaluation_table(folder)["rows"]
+    assert (row["chance"], row["items"], row["means"]) == (0.5, 100, {"a": 0.6})

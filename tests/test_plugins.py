@@ -25,7 +25,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, evaluate_checkpoint
 from maskwise.evaluation.evaluate import MEASURES
 from maskwise.masking import CORRUPTIONS, SCHEDULES, schedules
-from maskwise.masking.corruptions import corruption
+from maskwise.masking.corruptions import Bert, corruption
 from maskwise.masking.policies import POLICIES, Policy, Token, policy
 from maskwise.objectives import (
     OBJECTIVES,
@@ -35,7 +35,7 @@ from maskwise.objectives import (
     objective_class,
 )
 from maskwise.plugins import Table
-from maskwise.recipe import Recipe
+from maskwise.recipe import Recipe, read_recipe
 from maskwise.samplers import SAMPLERS, Single, sampler
 from maskwise.specs import find
 from maskwise.tasks import KINDS, METRICS, load_task
@@ -414,3 +414,22 @@ def test_a_plug_in_may_have_the_name_of_a_former_member() -> None:
     table = Table("policy", "none", {}, gone={"ul2": "use another"})
     table.register("ul2", lambda: "mine")
     assert find("policy", "ul2", table)[1]() == "mine"
+
+
+def test_settings_that_went_and_objectives_with_arguments_say_what_to_do() -> None:
+    with pytest.raises(MaskwiseError, match=r"no visits: coverage any more.*complement"):
+        mw.Masker(train_tokenizer(["a b"] * 3, vocab_size=80), visits="coverage")
+    with pytest.raises(MaskwiseError, match="set under objectives"):
+        read_recipe("quick-start", ["objective=mlm()"])
+    with pytest.raises(MaskwiseError, match="cannot be trained alone"):
+        read_recipe("quick-start", ["objective=cse"])
+
+
+def test_a_corruption_that_returns_something_else_is_named() -> None:
+    class Careless(Bert):
+        def corrupt(self, *given: Any) -> Any:
+            return 3
+
+    masker = mw.Masker(train_tokenizer(["a b"] * 3, vocab_size=80), corruption=Careless())
+    with pytest.raises(MaskwiseError, match="does not return masked rows; got int"):
+        masker([{"input_ids": [5, 6], "example_id": 0}], epoch=0)

@@ -214,3 +214,40 @@ def test_an_extension_that_no_reader_knows_is_refused(tmp_path: Path) -> None:
     path.write_text("a text")
     with pytest.raises(MaskwiseError, match=r"unknown file extension of .*\.jsonl"):
         list(records(path))
+
+
+def test_a_separator_is_found_beside_long_cells_with_line_breaks(tmp_path: Path) -> None:
+    """The beginning of a table may end inside a quoted cell."""
+    path = tmp_path / "long.csv"
+    cell = "He came, saw; and left.\n" * 120
+    path.write_text("text;label\n" + "".join(f'"{cell}{n}";c\n' for n in range(60)))
+    found = list(read_table(path))
+    assert len(found) == 60 and found[7] == {"text": f"{cell}7", "label": "c"}
+
+
+@pytest.mark.parametrize("bad", ["skip", "raise"])
+def test_quotation_marks_are_read_in_the_way_that_fits_all_rows(bad: Any, tmp_path: Path) -> None:
+    """Doubled, the first row has three cells; escaped by a backslash, all rows have two."""
+    path = tmp_path / "escaped.csv"
+    rows = ['"He wrote \\", then\\" and left",a'] + ['"He said \\"yes\\" twice",b'] * 5
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    found = list(read_table(path, bad=bad))
+    assert found[0] == {"text": 'He wrote ", then" and left', "label": "a"} and len(found) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "advice"),
+    [
+        ("tabs.tsv", "a\tb\n" + "x\t1\n" * 9 + "x\ty\t1\n", "replace tabs"),
+        ("few.csv", "a,b\n1,2\n3\n", "complete the row"),
+        ("many.csv", "a,b\n1,2\n3,4,5\n", "quotation marks"),
+    ],
+)
+def test_the_advice_on_a_row_of_another_length_helps(
+    name: str, text: str, advice: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(MaskwiseError) as caught:
+        list(read_table(path))
+    assert advice in str(caught.value.do)

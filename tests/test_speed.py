@@ -160,6 +160,8 @@ def test_where_no_measurement_can_be_kept_processors_train_in_single_precision(
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA A10", 125e12),
         ("NVIDIA L40S", 362e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA GeForce GTX 1080", None),
     ],
 )

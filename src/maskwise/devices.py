@@ -221,6 +221,7 @@ PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "B200": 2250e12,
 }
@@ -235,6 +236,9 @@ def peak_rate(device: torch.device, precision: str) -> float | None:
     import torch
 
     words = set(re.split(r"\W+", torch.cuda.get_device_name(device)))
+    if "MIG" in words:
+        # A part of a card has a part of its rate.
+        return None
     for name, rate in PEAKS.items():
         if words.issuperset(name.split()):
             # In float32, GPUs multiply in TF32, at half the rate of bf16.

@@ -30,7 +30,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from functools import cache, partial
+from functools import lru_cache, partial
 from itertools import count, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -184,6 +184,7 @@ class Once:
     """A function that is pickled once, and loaded once in each process that calls it.
 
     Use it for a function that is slow to load, such as one with a tokenizer, and runs many tasks.
+    Its bytes still travel with every task, which takes a millisecond for each megabyte.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -193,7 +194,7 @@ class Once:
         return _load(self.content)(*arguments)
 
 
-_load = cache(pickle.loads)
+_load = lru_cache(4)(pickle.loads)
 
 
 # Messages between a pool and its workers
@@ -221,7 +222,12 @@ def result_of(answered: bytes) -> Any:
     Raises:
         Failure: the task failed.
     """
-    result, failure = pickle.loads(answered)
+    try:
+        result, failure = pickle.loads(answered)
+    # What a task returned may need a module that only its worker can import.
+    except Exception as error:
+        failure = Failure(f"its result cannot be read: {one_line(error)}", passing=False)
+        raise failure from error
     if failure:
         raise failure
     return result

@@ -2,8 +2,7 @@
 
 Scores on tasks, held-out losses, other evaluations and costs differ only in the columns that they
 use. Verdicts and pages read these rows, and not the three kinds of lines in records.jsonl. The
-names of outcomes in summary.json are made of the columns (``Measurement.outcome``), and are never
-taken apart again.
+names of outcomes in summary.json are made of the columns (``Measurement.outcome``).
 
 >>> line = {"kind": "heldout", "arm": "a", "seed": 0, "masks": "token", "ratio": 0.15, "loss": 2.0}
 >>> [row.outcome for row in measurements([line])]
@@ -77,12 +76,12 @@ class Measurement(NamedTuple):
         return f"cost:{self.measure}"
 
 
-Line = Mapping[str, Any]
+RecordLine = Mapping[str, Any]
 """A line of records.jsonl."""
 
 
 def measurements(
-    records: Iterable[Line], tasks: Mapping[str, Line] | None = None
+    records: Iterable[RecordLine], tasks: Mapping[str, RecordLine] | None = None
 ) -> list[Measurement]:
     """Return the measurements in the lines of records.jsonl. Other lines are left out.
 
@@ -111,7 +110,7 @@ def table_of(found: Iterable[Measurement]) -> DataFrame:
     return DataFrame(rows, columns=[*Measurement._fields, "outcome"])
 
 
-def _run(line: Line) -> dict[str, Any]:
+def _run(line: RecordLine) -> dict[str, Any]:
     return {
         "arm": line["arm"],
         "seed": line["seed"],
@@ -120,7 +119,7 @@ def _run(line: Line) -> dict[str, Any]:
     }
 
 
-def _of_task(line: Line, facts: Line) -> Iterator[Measurement]:
+def _of_task(line: RecordLine, facts: RecordLine) -> Iterator[Measurement]:
     metric = facts.get("metric", line.get("metric"))
     # For some tasks the chance level depends on the tokenizer, and is only in the records.
     chance = facts.get("majority")
@@ -139,14 +138,14 @@ def _of_task(line: Line, facts: Line) -> Iterator[Measurement]:
         item_error=line.get("item_error"),
     )
     yield score
-    dev = [each for each in line.get("dev", ()) if each is not None]
+    dev = [each for each in line.get("dev") or () if each is not None]
     if dev:
         yield score._replace(split="dev", value=float(np.mean(dev)), item_error=None)
-    for name, value in line.get("others", {}).items():
+    for name, value in (line.get("others") or {}).items():
         yield score._replace(split="further", metric=name, value=value, item_error=None)
 
 
-def _of_heldout(line: Line) -> Iterator[Measurement]:
+def _of_heldout(line: RecordLine) -> Iterator[Measurement]:
     loss = Measurement(
         **_run(line),
         kind="heldout",
@@ -162,7 +161,7 @@ def _of_heldout(line: Line) -> Iterator[Measurement]:
         yield loss._replace(split="unigram", value=line["unigram"])
 
 
-def _of_evaluation(line: Line) -> Measurement:
+def _of_evaluation(line: RecordLine) -> Measurement:
     metric = line["metric"]
     higher = line.get("higher_is_better", True)
     chance = line.get("chance")
@@ -184,7 +183,7 @@ def _of_evaluation(line: Line) -> Measurement:
     )
 
 
-def _of_cost(line: Line) -> Iterator[Measurement]:
+def _of_cost(line: RecordLine) -> Iterator[Measurement]:
     for quantity in QUANTITIES:
         # A quantity that could not be measured is 0 or null.
         if line.get(quantity):

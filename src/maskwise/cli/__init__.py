@@ -88,7 +88,8 @@ for command in (
 ):
     app.command()(command)
 app.command("list")(views.list_names)
-app.command(hidden=True)(views.bench)
+anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+app.command(hidden=True, context_settings=anything)(views.bench)
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EBADF)
 """Errors of the operating system for failed writes, such as on a full disk."""

@@ -230,6 +230,12 @@ class Masker:
         )
         choice = self.choose(line, draws, when)
         shown = self.corruption.corrupt(line, choice, draws, self.vocabulary)
+        if not isinstance(shown, Masked):
+            raise MaskwiseError(
+                f"corruption {self.corruption} does not return masked rows",
+                got=type(shown).__name__,
+                do="return a maskwise.masking.corruptions.base.Masked",
+            )
         if line.silent is not None:
             self._silence(shown, line)
         share = self.masking.predict(when.step, when.total_steps)

@@ -74,6 +74,12 @@ PARSED = {"policy": Policy, "ratio": Schedule, "predict": Schedule, "corruption"
 KNOWN = {"budget": BUDGETS, "fill": FILLS, "visits": VISITS}
 
 
+def _require_known(name: str, value: str) -> None:
+    if name == "visits" and value == "coverage":
+        raise MaskwiseError("there is no visits: coverage any more", do="use visits: complement")
+    require_known(name, value, KNOWN[name])
+
+
 TOKEN = Token()
 BERT = Bert()
 USUAL_RATIO = constant(0.15)
@@ -140,8 +146,8 @@ class Masking:
                     f"{name} is not parsed", got=repr(getattr(self, name)), do="use Masking.of(…)"
                 )
         _targets(self.min_targets)
-        for name, known in KNOWN.items():
-            require_known(name, getattr(self, name), known)
+        for name in KNOWN:
+            _require_known(name, getattr(self, name))
         if self.keep is not None and not isinstance(self.keep, str):
             raise MaskwiseError("keep must be the name of an annotation layer", got=repr(self.keep))
         if self.budget == "bernoulli" and self.policy.splits_budget:
@@ -271,7 +277,7 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
         if name in PARSED:
             PARSERS[name](value)
         else:
-            require_known(name, str(value), KNOWN[name])
+            _require_known(name, str(value))
         return value
 
     @model_serializer(mode="wrap")

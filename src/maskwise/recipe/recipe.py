@@ -103,7 +103,14 @@ class Recipe(Settings):
     @field_validator("objective")
     @classmethod
     def _alone(cls, value: str) -> str:
-        if not objective_class(value).alone or value not in OBJECTIVES:
+        kind = objective_class(value)
+        if kind.alone and value not in OBJECTIVES:
+            raise MaskwiseError(
+                "an objective with arguments is set under objectives",
+                got=value,
+                do=f"use objectives={{{value}: {{}}}}, or the name alone",
+            )
+        if not kind.alone:
             known = OBJECTIVES.without_plugins()
             raise MaskwiseError(
                 "this objective cannot be trained alone",

@@ -99,7 +99,8 @@ def score_table(folder: Folder) -> list[View]:
 def evaluation_table(folder: Folder) -> View:
     """Return a table of means over runs for measures without fine-tuning."""
     rows = []
-    facts_of = {(row.measure, row.metric): row for row in folder.measured}
+    found = [row for row in folder.measured if row.kind == "evaluation"]
+    facts_of = {(row.measure, row.metric): row for row in found}
     for measure, runs in folder.numbers("evaluation").items():
         facts = facts_of[measure]
         rows.append(

@@ -2,8 +2,8 @@
 
 How a table is written is found first. The separator is the one that splits each of the first rows
 into the same number of cells, at least two. Quotation marks inside a quoted cell are doubled or
-escaped by a backslash, whichever reads the whole table. In a tab-separated table whose first rows
-have few quoted cells, quotation marks are ordinary characters.
+escaped by a backslash, whichever reads the whole table with rows of one length. In a tab-separated
+table whose first rows have few quoted cells, quotation marks are ordinary characters.
 
 The rows are then read one by one, so the size of a table is not limited. The cost is that a table
 with quotation marks is read twice, because only the whole table shows how they are written. The
@@ -19,7 +19,6 @@ import io
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -103,17 +102,17 @@ def separator_of(text: str, *, usual: str) -> str:
     >>> separator_of('text;score\\n"rain; wind";3,5\\n', usual=",")
     ';'
     """
-    # The last row of the head may be incomplete, so it is dropped.
     head = text[:HEAD_CHARACTERS]
-    if len(text) > len(head):
-        head = head[: head.rfind("\n") + 1]
     widths = {}
     for separator in SEPARATORS:
         try:
             lines = io.StringIO(head, newline="")
-            rows = list(islice(_cells(lines, separator, strict=False), HEAD_ROWS))
+            rows = list(islice(_cells(lines, separator, strict=False), HEAD_ROWS + 1))
         except csv.Error:
             continue
+        # The last row of the head may be incomplete, also inside a quoted cell, so it is dropped.
+        if len(rows) > HEAD_ROWS or len(text) > len(head):
+            del rows[-1]
         lengths = {len(row) for row in rows if any(row)}
         if len(lengths) == 1 and max(lengths) > 1:
             widths[separator] = max(lengths)
@@ -174,7 +173,8 @@ class _ShortLines(io.BufferedIOBase):
 
     def read1(self, size: int = -1) -> bytes:
         part = self.file.read1(size)
-        self.length = 0 if b"\n" in part else self.length + len(part)
+        ends = b"\n" in part or b"\r" in part
+        self.length = 0 if ends else self.length + len(part)
         if self.length > LONGEST_CELL:
             raise csv.Error(f"a line has more than {LONGEST_CELL >> 20} MiB")
         return part
@@ -208,29 +208,39 @@ class _Table(NamedTuple):
         """Return the records of a table whose cells may be quoted.
 
         Quotation marks inside a cell are usually doubled (None), but may be escaped by a backslash.
-        Only the whole table shows which, so it is read, and read again unless records are kept.
-        Errors are therefore found before the first record, except a row of a wrong length.
+        Only the whole table shows which, so it is read, and read again unless rows are kept. The
+        first way that gives all rows the same length is taken. Errors are therefore found before
+        the first record, except a row of a wrong length.
 
         Raises:
             csv.Error: the table cannot be read with either.
         """
         if not self.has_quotes():
             return self.records(self.cells(None))
-        if not keep:
-            with suppress(csv.Error):
-                # This is usual, and faster than to make records.
-                deque(self.cells(None), maxlen=0)
-                return self.records(self.cells(None))
         failures = []
+        readable = []
         for escape in (None, "\\"):
+            rows: Iterable[list[str]] = self.cells(escape)
             try:
                 if keep:
-                    return list(self.records(self.cells(escape)))
-                deque(self.records(self.cells(escape)), maxlen=0)
-                return self.records(self.cells(escape))
+                    rows = list(rows)
+                if self.is_even(rows):
+                    return self.records(rows if keep else self.cells(escape))
+                readable.append(escape)
             except csv.Error as error:
                 failures.append(error)
-        raise failures[0]
+        if not readable:
+            raise failures[0]
+        # A row has the wrong length either way, which ``records`` says when it is reached.
+        return self.records(self.cells(readable[0]))
+
+    def is_even(self, rows: Iterable[list[str]]) -> bool:
+        """Return whether all rows have as many cells as the header."""
+        if not self.header:
+            deque(rows, maxlen=0)
+            return True
+        lengths = {len(cells) for cells in rows if any(map(str.strip, cells))}
+        return len(lengths) <= 1
 
     def has_quotes(self) -> bool:
         """Return whether there is a quotation mark."""
@@ -248,14 +258,23 @@ class _Table(NamedTuple):
             elif not names:
                 names = _distinct(map(str.strip, cells))
             elif len(cells) != len(names):
-                separators = SEPARATORS[self.separator]
                 raise MaskwiseError(
                     f"row {number} of {self.path} has {len(cells)} columns",
                     allowed=f"{len(names)} columns, as in the header",
-                    do=f"put quotation marks around cells that contain {separators}",
+                    do=self.advice(len(cells) < len(names)),
                 )
             else:
                 yield dict(zip(names, cells))
+
+    def advice(self, too_few: bool) -> str:
+        """Return what to do about a row of a wrong length."""
+        separators = SEPARATORS[self.separator]
+        if too_few:
+            return f"complete the row; {separators} separate cells, and line breaks separate rows"
+        if self.separator == "\t":
+            # Quotation marks in it are ordinary characters, unless nearly all rows have them.
+            return "replace tabs inside cells by spaces"
+        return f"put quotation marks around cells that contain {separators}"
 
 
 def _distinct(names: Iterable[str]) -> list[str]:

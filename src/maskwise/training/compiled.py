@@ -8,7 +8,7 @@ formulas in another order (measured on an H200, per layer and step of 65,536 tok
   halves at every place and then selects one. With a matrix product for each half, it takes 198 µs
   instead of 545.
 - Rotary embeddings are computed in the order (B, H, L, D), and then copied for attention, which
-  reads (B, L, H, D). Without copies, the forward pass takes 130 µs instead of 205.
+  reads (B, L, H, D). The copies took 98 µs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from maskwise.attention import DocumentIds, MaskKey, with_globals
+from maskwise.attention import DocumentIds, MaskKey, calls, with_globals
 from maskwise.errors import MaskwiseError
 
 Forward = Callable[..., Any]
@@ -98,7 +98,9 @@ def rearrange(blocks: Iterable[nn.Module]) -> None:
             # A wrapped matrix, such as LoRA's, must run as it is.
             if type(layer).__name__ in GATED and type(layer.Wi) is nn.Linear:
                 layer.forward = MethodType(_gated, layer)
-            elif type(layer).__name__ in ROTARY:
+            elif type(layer).__name__ in ROTARY and calls(
+                unwrap(type(layer).forward), "apply_rotary_pos_emb"
+            ):
                 kind: Any = type(layer)
                 rotating = _rotating_in_place(kind)
                 layer.forward = MethodType(rotating, layer)

@@ -14,8 +14,9 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import lru_cache, partial
+from threading import Lock
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -170,7 +171,8 @@ def look_ahead(
         return step
 
     # A single thread makes all batches, in the order of their steps.
-    with quick_turns(), ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+    turns = QuickTurns() if lane else nullcontext()
+    with turns, ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
         waiting: Future[tuple[Step, object]] | None = None
         for number in steps:
             ready = (waiting or thread.submit(make, number)).result()
@@ -181,15 +183,28 @@ def look_ahead(
             yield received(*ready)
 
 
-@contextmanager
-def quick_turns() -> Iterator[None]:
-    """A context in which threads that run Python take turns of at most ``TURN`` seconds."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, TURN))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
+class QuickTurns:
+    """A context in which threads that run Python take turns of at most ``TURN`` seconds.
+
+    The turns are those of the whole process, so they are long again only when no training is left.
+    """
+
+    lock = Lock()
+    inside = 0
+    usual = 0.0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not QuickTurns.inside:
+                QuickTurns.usual = sys.getswitchinterval()
+                sys.setswitchinterval(min(QuickTurns.usual, TURN))
+            QuickTurns.inside += 1
+
+    def __exit__(self, *raised: object) -> None:
+        with self.lock:
+            QuickTurns.inside -= 1
+            if not QuickTurns.inside:
+                sys.setswitchinterval(QuickTurns.usual)
 
 
 class MaskedSource:

@@ -316,7 +316,7 @@ class BatchedMuon(torch.optim.Muon):
         mine = pad(mine, (0, 0, 0, 0, 0, share - len(mine)))
         turned = self.turn(mine, *options)
         gathered = turned.new_empty(self.ranks * share, *turned.shape[1:])
-        dist.all_gather_into_tensor(gathered, turned.contiguous())
+        dist.all_gather(list(gathered.split(share)), turned.contiguous())
         return gathered[: len(wide)]
 
 
