@@ -8,6 +8,7 @@ import json
 import random
 import shlex
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
 from maskwise.study.forecast import outlook_of
-from maskwise.study.starter import look_at, recipe_for, starter
+from maskwise.study.starter import is_task, look_at, recipe_for, starter
 from maskwise.tasks import load_task
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
@@ -369,3 +370,16 @@ def test_help_breaks_lines_only_where_the_next_word_does_not_fit(name, capsys, m
     lines = [line.strip() for line in introduction.splitlines()]
     for line, following in pairwise(lines):
         assert not line or not following or len(f" {line} {following.split()[0]} ") > 80
+
+
+def test_a_damaged_file_of_labels_does_not_become_a_text_unnoticed(tmp_path):
+    rows = b"text;label\n" + b"good film;pos\nbad film;neg\n" * 30
+    (tmp_path / "whole.csv").write_bytes(rows)
+    (tmp_path / "damaged.csv").write_bytes(rows + b"caf\xe9;pos\n")
+    assert is_task(str(tmp_path / "whole.csv"))
+    with pytest.warns(UserWarning, match=r"read as text, not as labels: .*not UTF-8"):
+        assert not is_task(str(tmp_path / "damaged.csv"))
+    (tmp_path / "text.csv").write_text("text;page\n" + "".join(f"a b {n};{n}\n" for n in range(30)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        is_task(str(tmp_path / "text.csv"))
