@@ -373,7 +373,8 @@ def test_help_breaks_lines_only_where_the_next_word_does_not_fit(name, capsys, m
 
 
 def test_a_damaged_file_of_labels_does_not_become_a_text_unnoticed(tmp_path):
-    rows = b"text;label\n" + b"good film;pos\nbad film;neg\n" * 30
+    films = [f"good film {n};pos\nbad film {n};neg\n" for n in range(30)]
+    rows = ("text;label\n" + "".join(films)).encode()
     (tmp_path / "whole.csv").write_bytes(rows)
     (tmp_path / "damaged.csv").write_bytes(rows + b"caf\xe9;pos\n")
     assert is_task(str(tmp_path / "whole.csv"))
