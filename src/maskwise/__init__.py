@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from maskwise.packed import PackedCollator
     from maskwise.starts import push_to_hub
+    from maskwise.study.scores import compare
     from maskwise.trainer import MaskingTrainer
 
 _HOMES = {
