@@ -449,6 +449,24 @@ def _cards() -> Mapping[str, Any]:
     return CARDS
 
 
+def _kinds() -> Mapping[str, Any]:
+    from maskwise.tasks import KINDS
+
+    return KINDS
+
+
+def _metrics() -> Mapping[str, Any]:
+    from maskwise.tasks import METRICS
+
+    return METRICS
+
+
+def _measures() -> Mapping[str, Any]:
+    from maskwise.evaluation.evaluate import MEASURES
+
+    return MEASURES
+
+
 def _keys() -> Mapping[str, Any]:
     from maskwise.recipe.described import recipe_keys
 
@@ -464,6 +482,9 @@ TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "samplers": _samplers,
     "tasks": _tasks,
     "cards": _cards,
+    "kinds": _kinds,
+    "metrics": _metrics,
+    "measures": _measures,
     "recipes": shipped,
     "keys": _keys,
 }
@@ -480,6 +501,9 @@ EXAMPLES = {
     "samplers": "sampler: {call}",
     "tasks": "maskwise finetune runs/one/checkpoint --task {call}",
     "cards": "tasks: [\"my_copy(card='{call}')\"]",
+    "kinds": "maskwise finetune runs/one/checkpoint --task \"my_labels.csv(kind='{call}')\"",
+    "metrics": "maskwise finetune runs/one/checkpoint --task \"my_labels.csv(metric='{call}')\"",
+    "measures": 'maskwise evaluate runs/one/checkpoint --with "{call}"',
     "recipes": "maskwise {command} {call}",
     "keys": "{call}",
 }
@@ -535,6 +559,8 @@ def list_names(
     if as_json:
         print_json(rows)
         return
+    if not rows:
+        say(f"No package has added {what} (docs/plug-ins.md).")
     for row in rows:
         arguments = row["arguments"]
         if arguments:
@@ -566,6 +592,10 @@ def describe_table(what: str) -> list[dict[str, str]]:
             line = _task_line(name)
         elif what == "cards":
             line = f"{member['title']}; {member['source']}; {member['licence']}"
+        elif what == "kinds":
+            line = f"Metrics: {', '.join(member.metrics)}."
+        elif what == "metrics":
+            line = _sentence(python_inspect.getdoc(member) or "")
         elif what == "keys":
             line = " ".join(member.what.split())
             if member.allowed:

@@ -99,6 +99,11 @@ def mean_reciprocal_rank(gold: ArrayLike, answer: ArrayLike) -> float:
     return float(reciprocals.mean())
 
 
+def recall_at_1(gold: ArrayLike, answer: ArrayLike) -> float:
+    """Return the share of queries whose relevant text has the rank 1 in ``answer``."""
+    return float(np.mean(np.asarray(answer) == 1))
+
+
 def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
     """Return Matthews' correlation of classes, in [−1, 1], or 0 if gold or answer is constant.
 
@@ -246,6 +251,7 @@ def rouge(measure: str) -> Item:
     def score(rights: Sequence[str], answer: str) -> float:
         return max(_rouge(right, answer)[measure].fmeasure for right in rights)
 
+    score.__doc__ = f"Return the F-measure of {measure.replace('rouge', 'ROUGE-')}."
     return score
 
 
@@ -276,7 +282,12 @@ ITEMS: dict[str, Item] = {
 
 def mean_over(item: Item) -> Callable[[Sequence[Sequence[str]], Sequence[str]], float]:
     """Return the metric for a test set: the mean of a metric for single items."""
-    return lambda gold, answer: float(np.mean([*map(item, gold, answer)]))
+
+    def mean(gold: Sequence[Sequence[str]], answer: Sequence[str]) -> float:
+        return float(np.mean([*map(item, gold, answer)]))
+
+    mean.__doc__ = item.__doc__
+    return mean
 
 
 # Uncertainty over test items
@@ -393,7 +404,7 @@ _BUILT_IN: dict[str, Callable[..., float]] = {
     "label-micro-f1": label_micro_f1,
     "label-macro-f1": label_macro_f1,
     "mrr": mean_reciprocal_rank,
-    "recall-at-1": lambda gold, answer: float(np.mean(np.asarray(answer) == 1)),
+    "recall-at-1": recall_at_1,
     ENTITY_F1: entity_f1,
     "spearman": spearman,
     "pearson": pearson,
