@@ -586,8 +586,9 @@ def test_settings_that_contain_themselves_are_refused(tmp_path):
 @pytest.mark.parametrize("bf16", [1e12, 1e11])
 def test_bf16_that_the_processor_emulates_is_warned_of(bf16, monkeypatch):
     monkeypatch.setattr(devices, "best_device", lambda: torch.device("cpu"))
-    rates = {torch.float32: 1e12, torch.bfloat16: bf16}
-    monkeypatch.setattr(devices, "measured_rate", lambda _, dtype: rates[dtype])
+    monkeypatch.setattr(
+        devices, "matmul_rate", lambda _, precision: {"no": 1e12}.get(precision, bf16)
+    )
     notes = check_inputs(read_recipe("quick-start", ["training.precision=bf16"]))
     assert any("10 times as long" in note for note in notes) == (bf16 < 1e12)
 

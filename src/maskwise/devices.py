@@ -213,6 +213,14 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+@cache
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """Return the FLOPs per second of a large matrix product, measured once per process."""
+    import torch
+
+    return measured_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
 PEAKS = {
     "A100": 312e12,
     "A10": 125e12,
@@ -251,9 +259,7 @@ def bf16_note() -> str | None:
     device = best_device()
     # To measure a GPU here would take its memory in a process that does not train.
     if device.type == "cpu":
-        import torch
-
-        times = measured_rate(device, torch.float32) / measured_rate(device, torch.bfloat16)
+        times = matmul_rate(device, "no") / matmul_rate(device, "bf16")
         if times > SLOWER:
             return (
                 f"training.precision=bf16: here a matrix product takes {times:.0f} times as long "

@@ -119,6 +119,11 @@ def _run(line: RecordLine) -> dict[str, Any]:
     }
 
 
+def unit_of(metric: str | None) -> str:
+    """Return the unit of scores in a metric."""
+    return NATS if metric == NATS else "score"
+
+
 def _of_task(line: RecordLine, facts: RecordLine) -> Iterator[Measurement]:
     metric = facts.get("metric", line.get("metric"))
     # For some tasks the chance level depends on the tokenizer, and is only in the records.
@@ -131,7 +136,7 @@ def _of_task(line: RecordLine, facts: RecordLine) -> Iterator[Measurement]:
         measure=line["task"],
         value=line["score"],
         metric=metric,
-        unit=NATS if metric == NATS else "score",
+        unit=unit_of(metric),
         higher_is_better=metric not in LOWER_IS_BETTER,
         chance=chance,
         items=facts.get("test_items"),

@@ -118,12 +118,12 @@ class MaskingCollator:
         from torch.nn.functional import pad
 
         padding = {"input_ids": self.masker.vocabulary.pad, "labels": IGNORE}
-        missing = -batch["input_ids"].shape[1] % self.pad_to_multiple_of
-        if missing and "attention_mask" not in batch:
-            batch["attention_mask"] = batch["input_ids"].new_ones(batch["input_ids"].shape)
+        ids = batch["input_ids"]
+        if ids.shape[1] % self.pad_to_multiple_of and "attention_mask" not in batch:
+            batch["attention_mask"] = ids.new_ones(ids.shape)
         for name, values in batch.items():
-            wanted = -values.shape[1] % self.pad_to_multiple_of
-            batch[name] = pad(values, (0, wanted), value=padding.get(name, 0))
+            missing = -values.shape[1] % self.pad_to_multiple_of
+            batch[name] = pad(values, (0, missing), value=padding.get(name, 0))
         return batch
 
     def masked(self, rows: UserRows) -> MaskedBatch:

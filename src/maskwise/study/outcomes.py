@@ -44,7 +44,7 @@ from maskwise.constants import (
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import Record, Study
 from maskwise.folders import read_json, read_lines
-from maskwise.measurements import QUANTITIES, Measurement, measurements
+from maskwise.measurements import QUANTITIES, Measurement, measurements, unit_of
 
 Numbers: TypeAlias = NDArray[np.float64]
 Pair: TypeAlias = tuple[str, str]
@@ -270,7 +270,7 @@ class Outcomes:
             metric = metrics.pop() if len(metrics) == 1 else None
             plain = f"plain:{name}"
             self.values[name] = self.values[plain] = np.mean(signed, axis=0)
-            self.measures[name] = self.measures[plain] = Measure(_unit(metric), metric)
+            self.measures[name] = self.measures[plain] = Measure(unit_of(metric), metric)
             # Scores in different units are reported only as the mean of standardised scores.
             if len({self.measures[task].unit for task in tasks}) > 1:
                 del self.measures[plain]
@@ -481,10 +481,6 @@ def read_outcomes(folder: Path) -> Outcomes | None:
 def is_loss(outcome: str) -> bool:
     """Return whether an outcome is a loss on masked held-out text."""
     return outcome.startswith(("heldout:", "evaluation:pseudo-perplexity:"))
-
-
-def _unit(metric: str | None) -> str:
-    return NATS if metric == NATS else "score"
 
 
 def finite_runs(runs: Numbers) -> Numbers:

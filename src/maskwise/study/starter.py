@@ -36,10 +36,10 @@ from maskwise.recipe import Recipe, read_recipe, recipe_of_text, shipped
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import local_name, split_options, user_path, with_options
 from maskwise.tasks import Task, load_task
-from maskwise.tasks.loading import HiddenLabels
+from maskwise.tasks.loading import HiddenLabels, UnreadableTask
 from maskwise.text import Documents, read_documents, require_documents
 from maskwise.text.documents import longest_field, place_of
-from maskwise.text.labelled import ending_of, read_records
+from maskwise.text.labelled import ending_of
 from maskwise.text.rows import held_out_below
 from maskwise.text.settings import CorpusSettings
 
@@ -171,18 +171,12 @@ def is_task(spec: str) -> bool:
         # The file has labelled rows, but their labels are hidden. The same error is raised again,
         # with its message, when the file is used as a task.
         return True
-    except MaskwiseError as error:
+    except UnreadableTask as error:
         path = Path(local_name(spec))
         # Reading texts skips what is damaged, so a file of labels would become a text unnoticed.
-        if path.is_file() and ending_of(path) and not _is_whole(path):
+        if path.is_file() and ending_of(path):
             warnings.warn(f"{spec} is read as text, not as labels: {error}", stacklevel=2)
         return False
-    return True
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        read_records(path)
     except MaskwiseError:
         return False
     return True

@@ -229,6 +229,10 @@ class HiddenLabels(MaskwiseError):
     """Raised if all rows of a split have the label −1."""
 
 
+class UnreadableTask(MaskwiseError):
+    """Raised if the files of a task cannot be read, whatever they contain."""
+
+
 def _read_task(
     spec: str,
     *,
@@ -272,7 +276,13 @@ def _read_task(
 
     records: dict[str, list[Record]] = {}
     shared: dict[str, Names] = {}
-    for split, part in read_splits(spec, header=header, files=files).items():
+    try:
+        parts = read_splits(spec, header=header, files=files)
+    except MaskwiseError as failure:
+        raise UnreadableTask(
+            failure.what, got=failure.got, allowed=failure.allowed, do=failure.do
+        ) from failure
+    for split, part in parts.items():
         whole = [flat(record, given) for record in part]
         # Articles are counted before ``where`` drops rows. The labels of a learned masking policy
         # are read from the whole file, and must get the same splits as the task.
