@@ -4,7 +4,9 @@
 
 Each folder OUT/SEED has
 
-- corpus.jsonl: ``text``, and ``spans``, the positions of the answers to the questions;
+- corpus.jsonl: ``text``; ``spans``, the positions of the answers to the questions; and ``content``,
+  the positions of content words (nouns, names, verbs, adjectives, adverbs and numbers, by the
+  bundled tagger);
 - questions.jsonl: ``question``, ``answers``, ``relation``, ``split``. All questions about a subject
   are in one split. Training questions therefore reveal nothing about test subjects;
 - RELATION.jsonl, for each relation that is in the corpus but not in ``--asked``: questions about
@@ -23,12 +25,15 @@ from collections import Counter, defaultdict
 from itertools import accumulate
 from pathlib import Path
 
+from maskwise.annotate.registry import annotators
+from maskwise.constants import UPOS
 from maskwise.folders import read_lines
 from maskwise.text import train_tokenizer
 from maskwise.text.labelled import read_records
 
 MASK = "[MASK]"
 MOST_WORDS = 30
+CONTENT = ("ADJ", "ADV", "NOUN", "NUM", "PROPN", "VERB")
 SHARES = {"train": 0.5, "dev": 0.1, "test": 0.4}
 
 
@@ -79,6 +84,22 @@ def corpus_of(drawn, asked):
     return spans
 
 
+def content_words(texts):
+    """Return the positions of the content words of each text."""
+    [tagger] = annotators(["pos"])
+    # In the layer, 0 means no part of speech.
+    wanted = [UPOS.index(tag) + 1 for tag in CONTENT]
+    places = []
+    for found in tagger.annotate(texts):
+        words = found["pos"]
+        of_text = []
+        for start, end, tag in zip(words.start, words.end, words.value):
+            if tag in wanted:
+                of_text.append([int(start), int(end)])
+        places.append(of_text)
+    return places
+
+
 def world_of(facts, asked, args, seed):
     """Draw facts until each answer is one token of a tokenizer trained on the drawn sentences."""
     facts = dict(facts)
@@ -122,8 +143,9 @@ def main(arguments=None):
         for place, subject in enumerate(subjects):
             split_of[subject] = list(SHARES)[bisect(edges, place / len(subjects))]
         files = defaultdict(list)
-        for text, places in spans.items():
-            files["corpus"].append({"text": text, "spans": sorted(places)})
+        content = content_words(list(spans))
+        for (text, places), words in zip(spans.items(), content):
+            files["corpus"].append({"text": text, "spans": sorted(places), "content": words})
         for relation, subject, answer, _ in drawn:
             question = {
                 "question": f"{names[relation]} of {subject} ?",
