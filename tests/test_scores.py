@@ -163,6 +163,32 @@ def test_bad_tables_get_one_line(rows: Any, more: dict[str, Any], said: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_a_seed_is_what_is_spelt() -> None:
+    """1 and "1" are one run; "01" beside it may be another one, and is refused."""
+    rows = table()
+    mixed = [{**row, "seed": str(row["seed"])} if row["arm"] == "a" else row for row in rows]
+    assert mw.compare(mixed, **BETTER).summary["verdict"] == "decided"
+    with pytest.raises(MaskwiseError, match="two seeds are the same number"):
+        mw.compare([*rows, *({**row, "seed": "01"} for row in rows if row["seed"] == 1)], **BETTER)
+    with pytest.raises(MaskwiseError, match="two scores"):
+        mw.compare([*rows, {**rows[0], "seed": "0"}], **BETTER)
+
+
+@pytest.mark.parametrize("spelling", ["--{}", "-", "{}٣", "{}.0", "run {}"])
+def test_a_seed_that_is_no_whole_number_is_a_name(spelling: str) -> None:
+    rows = [{**row, "seed": spelling.format(row["seed"]) + "x" * row["seed"]} for row in table()]
+    found = mw.compare(rows, **BETTER)
+    assert found.study["seeds"] == [*range(6)]
+    assert found.summary["verdict"] == "decided"
+
+
+@pytest.mark.parametrize("lacking", [None, "", float("nan"), pd.NA])
+@pytest.mark.parametrize("column", ["arm", "seed"])
+def test_a_row_needs_an_arm_and_a_seed(column: str, lacking: Any) -> None:
+    with pytest.raises(MaskwiseError, match="no arm or no seed"):
+        mw.compare([*table(), {**table()[0], column: lacking}], **BETTER)
+
+
 def test_the_command_prints_verdicts_and_writes_a_page(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "scores.csv"
     pd.DataFrame(table()).rename(columns={"seed": "job"}).to_csv(path, index=False)

@@ -12,7 +12,8 @@ names of outcomes in summary.json are made of the columns (``Measurement.outcome
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,23 +26,43 @@ QUANTITIES = ("steps", "tokens", "targets", "flops")
 """What the cost of a run is measured in."""
 
 
-class Measurement(NamedTuple):
-    """A number that was measured for one run.
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What the values of an outcome mean.
+
+    Attributes:
+        metric: the metric of a task or an evaluation.
+        unit: "score", "nats", "SDs", "perplexity", or the name of a metric.
+        higher_is_better: the direction.
+        chance: the score of guessing.
+        items: the number of test items.
+    """
+
+    metric: str | None = None
+    unit: str = "score"
+    higher_is_better: bool = True
+    chance: float | None = None
+    items: int | None = None
+
+    @property
+    def sign(self) -> int:
+        """The factor that makes higher values better."""
+        return 1 if self.higher_is_better else -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(Scale):
+    """A number that was measured for one run, and its scale.
 
     Attributes:
         arm, seed: the run.
         kind: "task", "heldout", "evaluation" or "cost".
         measure: what was measured: a task, a kind of masks, a set of items, or a quantity.
         value: the number. Files are edited by hand, so it need not be finite.
-        metric: the metric of a task or an evaluation.
-        unit: "score", "nats", "perplexity", or the name of a metric.
-        higher_is_better: the direction.
         split: "test"; "dev" for the score on the development set; "unigram" for the loss of a model
             that knows only word frequencies, on the same masks; "further" for a score in another
             metric than that of the task.
         ratio: the masking ratio of a held-out loss.
-        chance: the score of guessing.
-        items: the number of test items.
         item_error: the standard error of the value over test items.
         length: the length of the run, as a share of the full steps (``study.companions``).
         role: "gate" for the runs of a gate; otherwise "".
@@ -52,13 +73,8 @@ class Measurement(NamedTuple):
     kind: str
     measure: str
     value: float
-    metric: str | None = None
-    unit: str = "score"
-    higher_is_better: bool = True
     split: str = "test"
     ratio: float | None = None
-    chance: float | None = None
-    items: int | None = None
     item_error: float | None = None
     length: float = 1.0
     role: str = ""
@@ -75,6 +91,12 @@ class Measurement(NamedTuple):
             return f"evaluation:{self.measure}:{self.metric}"
         return f"cost:{self.measure}"
 
+
+COLUMNS = (
+    *("arm", "seed", "kind", "measure", "value", "metric", "unit", "higher_is_better", "split"),
+    *("ratio", "chance", "items", "item_error", "length", "role", "outcome"),
+)
+"""The columns of the table: the attributes of a measurement, and the name of its outcome."""
 
 RecordLine = Mapping[str, Any]
 """A line of records.jsonl."""
@@ -106,8 +128,8 @@ def table_of(found: Iterable[Measurement]) -> DataFrame:
     """Return measurements as a data frame with a column for each attribute, and ``outcome``."""
     from pandas import DataFrame
 
-    rows = [{**row._asdict(), "outcome": row.outcome} for row in found]
-    return DataFrame(rows, columns=[*Measurement._fields, "outcome"])
+    rows = [{**vars(row), "outcome": row.outcome} for row in found]
+    return DataFrame(rows, columns=COLUMNS)
 
 
 def _run(line: RecordLine) -> dict[str, Any]:
@@ -145,9 +167,9 @@ def _of_task(line: RecordLine, facts: RecordLine) -> Iterator[Measurement]:
     yield score
     dev = [each for each in line.get("dev") or () if each is not None]
     if dev:
-        yield score._replace(split="dev", value=float(np.mean(dev)), item_error=None)
+        yield replace(score, split="dev", value=float(np.mean(dev)), item_error=None)
     for name, value in (line.get("others") or {}).items():
-        yield score._replace(split="further", metric=name, value=value, item_error=None)
+        yield replace(score, split="further", metric=name, value=value, item_error=None)
 
 
 def _of_heldout(line: RecordLine) -> Iterator[Measurement]:
@@ -163,7 +185,7 @@ def _of_heldout(line: RecordLine) -> Iterator[Measurement]:
     )
     yield loss
     if line.get("unigram") is not None:
-        yield loss._replace(split="unigram", value=line["unigram"])
+        yield replace(loss, split="unigram", value=line["unigram"])
 
 
 def _of_evaluation(line: RecordLine) -> Measurement:

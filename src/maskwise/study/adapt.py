@@ -621,7 +621,7 @@ def gains_of(out: Path) -> Gains:
     if table is None or not table.tasks or not table.study["arms"]:
         return Gains({}, "")
     outcome = f"plain:{ALL_TASKS}" if len(table.tasks) == 1 else ALL_TASKS
-    unit = table.measures[outcome].unit
+    unit = table.scales[outcome].unit
     arms = np.array(list(table.study["arms"]))
     runs = np.array([table.runs(outcome, arm) for arm in arms])
     finished = np.isfinite(runs).sum(axis=1)

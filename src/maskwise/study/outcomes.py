@@ -25,10 +25,10 @@ import math
 import numbers
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Self, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ from maskwise.constants import (
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import Record, Study
 from maskwise.folders import read_json, read_lines
-from maskwise.measurements import QUANTITIES, Measurement, measurements, unit_of
+from maskwise.measurements import QUANTITIES, Measurement, Scale, measurements, unit_of
 
 Numbers: TypeAlias = NDArray[np.float64]
 Pair: TypeAlias = tuple[str, str]
@@ -56,31 +56,6 @@ ABOVE_CHANCE = ("entity-f1", "matthews")
 """Metrics whose floor is the score of the untrained model, if it is recorded."""
 ALL_TASKS = "all tasks"
 """Name of the outcome that averages all tasks, including those that pre-training does not help."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """The properties of an outcome.
-
-    ``unit`` is "score", "nats", "SDs", "perplexity" or the name of a metric. ``chance`` is the
-    score of guessing, and ``items`` is the number of test items.
-    """
-
-    unit: str
-    metric: str | None = None
-    higher_is_better: bool = True
-    chance: float | None = None
-    items: int | None = None
-
-    @classmethod
-    def of(cls, row: Measurement) -> Self:
-        """Return the properties of the outcome that a measurement belongs to."""
-        return cls(row.unit, row.metric, row.higher_is_better, row.chance, row.items)
-
-    @property
-    def sign(self) -> int:
-        """The factor that makes higher values better."""
-        return 1 if self.higher_is_better else -1
 
 
 class Outcomes:
@@ -97,7 +72,7 @@ class Outcomes:
         arms: the names of the arms, including the reference and the computed arms.
         lines: the records, keyed by kind.
         values: arrays of shape (arms, seeds), keyed by outcome.
-        measures: the properties of outcomes, keyed by outcome.
+        scales: what the values of outcomes mean, keyed by outcome.
         parts: for each mean held-out outcome, the names of its outcomes at single ratios.
         failed: the (arm, seed) pairs of failed runs; ``failures`` counts them by arm.
         unfinished: the (arm, seed) pairs of companion runs that did not fail but lack an outcome.
@@ -130,7 +105,7 @@ class Outcomes:
             require_known("arm in records", record.get("arm", REFERENCE), self.arms[:-2])
             self.lines[record["kind"]].append(record)
         self.values: dict[str, Numbers] = {}
-        self.measures: dict[str, Measure] = {}
+        self.scales: dict[str, Scale] = {}
         self.parts: dict[str, list[str]] = {}
         self.names = dict(zip(self.arms, self.arms))
         self.names[REFERENCE] = study.get("reference") or REFERENCE
@@ -192,13 +167,13 @@ class Outcomes:
             if row.split != "further":
                 self._put(row)
             if row.split == "test":
-                self.measures.setdefault(row.outcome, Measure.of(row))
-        tasks = list(self.measures)
+                self.scales.setdefault(row.outcome, row)
+        tasks = list(self.scales)
         # A constant answer scores 0 in these metrics, but an untrained model may score more.
         for task in tasks:
             floor = self.floor(task)
-            if self.measures[task].metric in ABOVE_CHANCE and floor is not None:
-                self.measures[task] = replace(self.measures[task], chance=float(floor.mean()))
+            if self.scales[task].metric in ABOVE_CHANCE and floor is not None:
+                self.scales[task] = replace(self.scales[task], chance=float(floor.mean()))
         return tasks
 
     def _read_heldout(self, found: Iterable[Measurement]) -> list[str]:
@@ -215,15 +190,15 @@ class Outcomes:
             # With a single ratio, the mean is the loss at this ratio, so one name is enough.
             if len(measured) > 1:
                 names += self.parts[mean]
-        self.measures |= dict.fromkeys(names, Measure(NATS, higher_is_better=False))
+        self.scales |= dict.fromkeys(names, Scale(unit=NATS, higher_is_better=False))
         return sorted(names)
 
     def _read_evaluations(self, found: Iterable[Measurement]) -> list[str]:
         names = {}
         for row in found:
             self._put(row)
-            names[row.outcome] = Measure.of(row)
-        self.measures |= names
+            names[row.outcome] = row
+        self.scales |= names
         return list(names)
 
     def _leave_out_partial_runs(self, outcomes: Sequence[str]) -> None:
@@ -265,20 +240,20 @@ class Outcomes:
         self.sds = {task: self._pooled_sd(task) for task in self.tasks}
         for name in ("tasks", ALL_TASKS):
             tasks = self.measured(name)
-            signed = [self.values[task] * self.measures[task].sign for task in tasks]
-            metrics = {self.measures[task].metric for task in tasks}
+            signed = [self.values[task] * self.scales[task].sign for task in tasks]
+            metrics = {self.scales[task].metric for task in tasks}
             metric = metrics.pop() if len(metrics) == 1 else None
             plain = f"plain:{name}"
             self.values[name] = self.values[plain] = np.mean(signed, axis=0)
-            self.measures[name] = self.measures[plain] = Measure(unit_of(metric), metric)
+            self.scales[name] = self.scales[plain] = Scale(unit=unit_of(metric), metric=metric)
             # Scores in different units are reported only as the mean of standardised scores.
-            if len({self.measures[task].unit for task in tasks}) > 1:
-                del self.measures[plain]
+            if len({self.scales[task].unit for task in tasks}) > 1:
+                del self.scales[plain]
             # With one run per arm there is no SD.
             if not np.isnan([*self.sds.values()]).any():
                 scaled = [runs / self.sds[task] for task, runs in zip(tasks, signed)]
                 self.values[name] = np.mean(scaled, axis=0)
-                self.measures[name] = Measure("SDs", metric)
+                self.scales[name] = Scale(unit="SDs", metric=metric)
 
     def _pooled_sd(self, task: str) -> float:
         """Return the pooled SD of runs within arms; NaN with one run per arm."""
@@ -296,7 +271,7 @@ class Outcomes:
 
         Scores may be equal by chance, and an SD near 0 would give a task all the weight.
         """
-        return 1 / (self.measures[task].items or 1000)
+        return 1 / (self.scales[task].items or 1000)
 
     def has_least_sd(self, task: str) -> bool:
         """Return whether the runs of a task vary by less than the value of one test item."""
@@ -314,7 +289,7 @@ class Outcomes:
         if not known.any():
             return None
         gains = np.nanmean(arms[:, known], axis=0) - start[known]
-        return float(np.mean(self.measures[task].sign * gains > 0))
+        return float(np.mean(self.scales[task].sign * gains > 0))
 
     # Queries about arms and outcomes
 
@@ -327,7 +302,7 @@ class Outcomes:
     def gains(self, outcome: str, arm: str, baseline: str) -> Numbers:
         """Return the gain of an arm over a baseline for every seed; positive is better."""
         differences = self.runs(outcome, arm) - self.runs(outcome, baseline)
-        return self.measures[outcome].sign * differences
+        return self.scales[outcome].sign * differences
 
     def differences(self, outcome: str, arm: str, baseline: str) -> tuple[Numbers, Numbers]:
         """Return the paired differences of every task that an outcome averages.
@@ -339,7 +314,7 @@ class Outcomes:
             least_sds: (tasks,) the smallest SDs that count, in the same units.
         """
         tasks = self.measured(outcome, arm, baseline)
-        if len(tasks) == 1 or self.measures[outcome].unit != "SDs":
+        if len(tasks) == 1 or self.scales[outcome].unit != "SDs":
             differences = self.runs(outcome, arm) - self.runs(outcome, baseline)
             return differences[None], np.zeros(1)
         sds = np.array([self.sds[task] for task in tasks])
@@ -380,7 +355,7 @@ class Outcomes:
         mean = _mean_of_finite(untrained)
         if self.starts_untrained and mean is not None:
             return np.where(np.isfinite(untrained), untrained, mean)
-        chance = self.measures[outcome].chance
+        chance = self.scales[outcome].chance
         return None if chance is None else np.full(len(untrained), chance)
 
     def compute(self, arm: str) -> dict[str, float]:
@@ -456,7 +431,7 @@ class Outcomes:
                 tokenizers.add(facts["tokenizer"])
         loss = is_loss(outcome)
         if len(tokenizers) > 1:
-            metrics = [self.measures[name].metric for name in self.measured(outcome, arm, other)]
+            metrics = [self.scales[name].metric for name in self.measured(outcome, arm, other)]
             # These metrics depend on how a tokenizer splits the text.
             if loss or ":open-" in outcome or "per token" in outcome or NATS in metrics:
                 return "different-tokenizers"

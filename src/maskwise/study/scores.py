@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from pandas import isna
 
 from maskwise import __version__
 from maskwise.constants import NATS
@@ -248,7 +249,7 @@ def _of_items(
     lower: Sequence[str],
 ) -> Summary:
     """Return the mean differences over items, with 95 % intervals, as sentences of a headline."""
-    scores: dict[tuple[str, str], dict[Any, float]] = {}
+    scores: dict[tuple[str, str], dict[str, float]] = {}
     for arm, item, task, score in found:
         scores.setdefault((arm, task), {})[item] = score
     sentences = []
@@ -326,8 +327,8 @@ def _results_in(folder: Path) -> list[Row]:
     return rows
 
 
-Score = tuple[str, Any, str, float]
-"""The arm, the seed, the task and the score."""
+Score = tuple[str, str, str, float]
+"""The arm, the seed as it is spelt, the task and the score."""
 
 
 def _long(rows: Sequence[Row], named: Mapping[str, str]) -> tuple[list[Score], list[str]]:
@@ -396,7 +397,7 @@ def _is_number(value: object) -> bool:
 def _score(row: Row, taken: Mapping[str, str], task: str, column: str) -> Score:
     arm, seed = row.get(taken["arm"]), row.get(taken["seed"])
     value = row.get(column)
-    if arm in (None, "") or seed in (None, ""):
+    if any(isna(each) is True or each == "" for each in (arm, seed)):
         raise MaskwiseError("a row has no arm or no seed", got=dict(row))
     if not _is_number(value):
         raise MaskwiseError(
@@ -404,12 +405,12 @@ def _score(row: Row, taken: Mapping[str, str], task: str, column: str) -> Score:
             got=value,
             do="remove the run, or run it again",
         )
-    return str(arm), seed, task, float(value)  # type: ignore[arg-type]
+    return str(arm), str(seed), task, float(value)  # type: ignore[arg-type]
 
 
 def _require_complete(found: Iterable[Score], tasks: Sequence[str]) -> None:
     """Raise an error if a run has a score twice, or not on all tasks."""
-    runs: dict[tuple[str, Any], list[str]] = {}
+    runs: dict[tuple[str, str], list[str]] = {}
     for arm, seed, task, _ in found:
         runs.setdefault((arm, seed), []).append(task)
     for (arm, seed), measured in runs.items():
@@ -434,21 +435,31 @@ def _require_paired(found: Iterable[Score], pair: tuple[str, str]) -> None:
         if lacking:
             raise MaskwiseError(
                 f"arm {name!r} lacks seeds of the arm that it is paired with",
-                got=", ".join(sorted(map(str, lacking))),
+                got=", ".join(sorted(lacking)),
                 do="add these runs, or remove them from the other arm",
             )
 
 
-def _numbered(seeds: Iterable[Any]) -> dict[Any, int]:
-    """Return whole numbers for seeds: themselves, or their order if they are other names."""
-    names = sorted(seeds, key=str)
-    numbers = {}
+def _numbered(seeds: Iterable[str]) -> dict[str, int]:
+    """Return whole numbers for seeds: themselves, or their order if they are other names.
+
+    Raises:
+        MaskwiseError: two seeds are one number in two spellings, such as 1 and 01.
+    """
+    names = sorted(seeds)
+    if not all(re.fullmatch(r"-?[0-9]+", name) for name in names):
+        return {name: number for number, name in enumerate(names)}
+    spelt: dict[int, str] = {}
     for name in names:
-        text = str(name)
-        if not text.lstrip("-").isdecimal():
-            return {name: number for number, name in enumerate(names)}
-        numbers[name] = int(text)
-    return numbers
+        number = int(name)
+        if number in spelt:
+            raise MaskwiseError(
+                "two seeds are the same number",
+                got=f"{spelt[number]} and {name}",
+                do="spell a seed in one way; give other runs other seeds",
+            )
+        spelt[number] = name
+    return {name: number for number, name in spelt.items()}
 
 
 def _scale(found: Iterable[Score], task: str, *, is_loss: bool) -> int:

@@ -384,10 +384,10 @@ def _mean_over_tasks(table: Outcomes, place: tuple[int, int]) -> float | None:
     """
     tasks = table.measured("tasks")
     plain = "plain:tasks"
-    if len(tasks) < 2 or plain not in table.measures:
+    if len(tasks) < 2 or plain not in table.scales:
         return None
     # Signed scores, for which higher is better. Tasks with a common unit have a common sign.
-    mean = float(table.values[plain][place]) * table.measures[tasks[0]].sign
+    mean = float(table.values[plain][place]) * table.scales[tasks[0]].sign
     return mean if math.isfinite(mean) else None
 
 

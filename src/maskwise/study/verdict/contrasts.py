@@ -131,7 +131,7 @@ def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
             both.append(name)
     tasks = ["tasks", *table.tasks] if table.tasks else []
     own = [name for name in table.own_heldout(arm) if name in both]
-    scores = [name for name in both if table.measures[name].unit == "score"]
+    scores = [name for name in both if table.scales[name].unit == "score"]
     candidates = [*tasks, *own, *scores]
     if own and table.incomparable(arm, baseline, own[0]):
         candidates = [*tasks, *scores, *own]
@@ -139,11 +139,11 @@ def compare(table: Outcomes, arm: str, baseline: str) -> list[Comparison]:
     if not candidates and failures == len(table.study["seeds"]):
         # All runs of a side failed. A row without pairs keeps the contrast in its family.
         measured = [*table.own_heldout(arm), *table.evaluations]
-        candidates = [name for name in measured if name in table.measures][:1]
+        candidates = [name for name in measured if name in table.scales][:1]
         both += candidates
     primary = table.study.get("outcome")
     # With a single ratio, the name of the outcome contains no ratio.
-    if primary and primary not in table.measures:
+    if primary and primary not in table.scales:
         primary = primary.partition("@")[0]
     if primary not in tasks + both:
         primary = next(iter(candidates), None)
@@ -173,19 +173,19 @@ def _compared(
     name = ALL_TASKS if outcome == "tasks" and REFERENCE in (arm, baseline) else outcome
     averaged = _paired(table, name, arm, baseline)
     differences, least_sds = table.differences(name, arm, baseline)
-    measure = table.measures[name]
+    scale = table.scales[name]
     row: Contrast = {
         "arm": arm,
         "baseline": baseline,
         "outcome": outcome,
         "primary": primary,
         "n": int(np.isfinite(averaged).sum()),
-        "higher_is_better": measure.higher_is_better,
-        "unit": measure.unit,
+        "higher_is_better": scale.higher_is_better,
+        "unit": scale.unit,
         **estimated(finite_pairs(differences), least_sds=least_sds),
         "p": None,
         "p_adjusted": None,
-        "metric": measure.metric,
+        "metric": scale.metric,
         "compute": compute,
         "items": None,
         "verdict": None,
@@ -200,7 +200,7 @@ def _compared(
     plain = averaged
     if outcome == "tasks":
         plain = _paired(table, f"plain:{name}", arm, baseline)
-        if f"plain:{name}" in table.measures:
+        if f"plain:{name}" in table.scales:
             row["natural"] = estimated(finite_runs(plain))
         if any(map(table.has_least_sd, table.measured(name, arm, baseline))):
             row["least_sd"] = True
@@ -276,19 +276,19 @@ def _item_error(table: Outcomes, outcome: str, pair: Pair) -> float | None:
     errors = [line["item_error"] for line in lines if line.get("item_error") is not None]
     if errors:
         return math.sqrt(np.mean(np.square(errors)))
-    measure = table.measures[outcome]
+    scale = table.scales[outcome]
     scores = np.concatenate([table.runs(outcome, arm) for arm in pair])
-    if not measure.items or np.isnan(scores).all():
+    if not scale.items or np.isnan(scores).all():
         return None
     spreads = [line["item_sd"] for line in lines if line.get("item_sd") is not None]
     if spreads:
         variance = np.mean(np.square(spreads))
-    elif measure.metric in SHARES:
+    elif scale.metric in SHARES:
         share = np.clip(np.nanmean(scores), 0.0, 1.0)
         variance = share * (1 - share)
     else:
         return None
-    return math.sqrt(variance / measure.items)
+    return math.sqrt(variance / scale.items)
 
 
 # Verdicts

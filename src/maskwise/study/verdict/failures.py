@@ -119,8 +119,8 @@ def floor_of(table: Outcomes, outcome: str, *pair: str) -> Numbers | None:
         floor = table.floor(task)
         if floor is None:
             return None
-        sd = table.sds[task] if table.measures[outcome].unit == "SDs" else 1.0
-        signed.append(table.measures[task].sign * floor / sd)
+        sd = table.sds[task] if table.scales[outcome].unit == "SDs" else 1.0
+        signed.append(table.scales[task].sign * floor / sd)
     average: Numbers = np.mean(signed, axis=0)
     return average
 
@@ -150,7 +150,7 @@ def failures_of(
         failed = _failed_stages(table, side)
         gains[key] = np.where(failed, np.nan, runs)
         if floor is not None:
-            gains[key] = table.measures[outcome].sign * (gains[key] - floor)
+            gains[key] = table.scales[outcome].sign * (gains[key] - floor)
             collapsed = at_floor(gains[key])
             failed |= collapsed
             gains[key][collapsed] = np.nan

@@ -141,14 +141,14 @@ def _at_chance(row: Contrast, table: Outcomes) -> Facts | None:
 
 def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
     """Return whether a score is below chance + 2 standard errors, or a loss above chance."""
-    measure = table.measures[outcome]
+    scale = table.scales[outcome]
     mean = table.mean(outcome, arm)
-    chance = measure.chance
+    chance = scale.chance
     if chance is None or mean is None:
         return False
-    if not measure.higher_is_better:
+    if not scale.higher_is_better:
         return mean >= chance
-    return mean <= best_guess(chance, measure.items, share=measure.metric not in CORRELATIONS)
+    return mean <= best_guess(chance, scale.items, share=scale.metric not in CORRELATIONS)
 
 
 # Flags that cap a verdict at open

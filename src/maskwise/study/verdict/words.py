@@ -269,7 +269,7 @@ def behind_reference(row: Contrast | None, table: Outcomes) -> str:
     if outcome == "tasks":
         measured = ALL_TASKS
     # If all compared runs failed, the gate's runs may have an outcome that the table lacks.
-    if measured not in table.measures:
+    if measured not in table.scales:
         return ""
     arms = list(table.study["arms"])
     worse = []
@@ -298,7 +298,7 @@ def no_gain(row: Contrast | None, table: Outcomes) -> str:
     in which nothing can be compared. In other studies, ``behind_reference`` says it; the result is
     then "".
     """
-    if row is None or ALL_TASKS not in table.measures:
+    if row is None or ALL_TASKS not in table.scales:
         return ""
     if row["verdict"] != "not comparable" and row["outcome"] in ("tasks", *table.tasks):
         return ""
