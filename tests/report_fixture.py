@@ -212,15 +212,10 @@ def selection_record(arm: str, seed: int, **more: Any) -> dict:
     return line | {"candidates": candidates, "chosen": points[1], **more}
 
 
-def old_selection(arm: str, rate: float = 0.004) -> dict:
-    """One search for all seeds, as in older studies."""
-    points = [{"training.learning_rate": each} for each in RATES]
-    candidates = [
-        {"setting": point, "scores": {"task-0": [0.5, 0.6]}, "mean": 0.5 + i / 10}
-        for i, point in enumerate(points)
-    ]
-    line = {"kind": "selection", "arm": arm, "by": "dev", "seeds": [1000, 1001], "border": False}
-    return line | {"candidates": candidates, "chosen": {"training.learning_rate": rate}}
+def shared_selection(arm: str, rate: float = 0.004) -> dict:
+    """One search for all seeds, as in studies that were recorded before searches per seed."""
+    chosen = {"training.learning_rate": rate}
+    return selection_record(arm, 0, chosen=chosen) | {"seed": None, "search_seed": None}
 
 
 def cost_record(arm: str, seed: int, **more: Any) -> dict:

@@ -401,8 +401,9 @@ def test_the_primary_outcome_is_a_phrase_of_sentences(outcome, name, tmp_path):
 def test_the_runs_that_are_missing_are_those_of_the_contrasts_behind_a_gate(runs, others, needed):
     """With one run, the gate was counted as a contrast; with more, nothing but the gate was."""
     effect = {"token-15": 0.0, "token-30": 0.03, "token-40": 0.06}
-    study = make_study(runs=runs, arms=effect, gate=["token-40", "no-pretraining"])
+    study = make_study(runs=runs, arms=effect, search=None)
     study["contrasts"] = [["token-40", other] for other in others]
+    study["gate"] = {"contrast": ["token-40", "no-pretraining"], "closes": study["contrasts"]}
     advice = summarise(make_records(study, effect), study)["advice"]
     (sentence,) = (line for line in advice if line.startswith("Add seeds"))
     assert needed in sentence

@@ -35,9 +35,9 @@ from report_fixture import (
     make_records,
     make_samples,
     make_study,
-    old_selection,
     run_facts,
     score_record,
+    shared_selection,
     summary_of,
     write_json,
     write_lines,
@@ -225,7 +225,7 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "evaluations": lambda: without_tasks(evaluations()),
     "no search": lambda: summary_of(CLEAR, search=None, facts=[]),
     "settings differ": lambda: summary_of(
-        CLEAR, facts=[old_selection("token-15"), old_selection("token-30", 0.002)]
+        CLEAR, facts=[shared_selection("token-15"), shared_selection("token-30", 0.002)]
     ),
     "other grids": lambda: summary_of(CLEAR, facts=other_grids()),
     "tied grids": lambda: summary_of(CLEAR, facts=selections(tied=True)),

@@ -15,7 +15,7 @@ from maskwise.files import Record, Study
 from maskwise.recipe import read_recipe
 from maskwise.study.plan import learned_from
 from maskwise.study.verdict import summarise
-from report_fixture import old_selection
+from report_fixture import shared_selection
 from tiny import find_recipe, learning_study, maskwise, records_of
 
 LEARNED = {"from-a": "a", "from-b": "b", "from-c": "c"}
@@ -103,11 +103,11 @@ def test_a_run_that_failed_is_left_out_of_both_sides():
 
 def test_rules_are_applied_to_the_arms_behind_a_name():
     """What arms chose, and whether they are at the floor, holds for what is made of them."""
-    chosen: Any = [old_selection(arm) for arm in SCORES]
-    searched = study(8, search={"grid": {}, "seeds": [1000, 1001]})
+    chosen: Any = [shared_selection(arm) for arm in SCORES]
+    searched = study(8, search={"grid": {}})
     own = summarise([*records(8), *chosen], searched)["contrasts"][0]
     assert (own["arm"], own["verdict"]) == ("own-task", "decided")
-    chosen[-1] = old_selection("from-c", 0.002)
+    chosen[-1] = shared_selection("from-c", 0.002)
     own = summarise([*records(8), *chosen], searched)["contrasts"][0]
     assert (own["verdict"], own["flags"][0]["code"]) == ("open", "settings-differ")
 

@@ -34,13 +34,13 @@ from report_fixture import (
     losses,
     make_records,
     make_study,
-    old_selection,
     primary_rows,
     row_of,
     rows_of,
     run_facts,
     score_record,
     selection_record,
+    shared_selection,
     study_of,
     summary_of,
 )
@@ -420,7 +420,7 @@ def test_the_floor_is_judged_at_the_arms_own_masks_and_any_ratio():
 
 FACTS = run_facts(make_study(runs=8))
 COSTS = [line for line in FACTS if line["kind"] == "cost"]
-OLD = [*COSTS, old_selection("token-30")]
+OLD = [*COSTS, shared_selection("token-30")]
 OWN_CHOICE = {"chosen": {"training.learning_rate": 0.002}}
 
 
@@ -445,9 +445,9 @@ OWN_CHOICE = {"chosen": {"training.learning_rate": 0.002}}
             ["grids-differ"],
         ),
         # One search for all seeds decides only where both sides kept the same setting.
-        ([*OLD, old_selection("token-15")], "decided", "at these settings", []),
+        ([*OLD, shared_selection("token-15")], "decided", "at these settings", []),
         (
-            [*OLD, old_selection("token-15", 0.002)],
+            [*OLD, shared_selection("token-15", 0.002)],
             "open",
             "at these settings",
             ["settings-differ"],

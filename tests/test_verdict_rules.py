@@ -39,11 +39,11 @@ from report_fixture import (
     failure_record,
     losses,
     make_study,
-    old_selection,
     primary_rows,
     row_of,
     run_facts,
     score_record,
+    shared_selection,
     study_of,
     summary_of,
     write_json,
@@ -69,7 +69,7 @@ def gated(
     scores: dict[str, list[float]] = GATED, **changes: Any
 ) -> tuple[dict, dict[tuple[str, str], dict]]:
     """The summary and the primary rows of a study with a gate that closes everything."""
-    settings = {"gate": ["oracle", "random"], "contrasts": PAIRS} | changes
+    settings = {"gate": GATE, "contrasts": [["method", "random"]]} | changes
     summary = summary_of(scores, **settings)
     return summary, primaries(summary)
 
@@ -159,9 +159,9 @@ def test_a_gate_is_not_opened_by_runs_that_were_added():
     assert "gate-closed" in codes(rows["method", "random"])
 
 
-def test_different_settings_of_a_gate_in_older_studies_leave_it_open_and_do_not_close_it():
+def test_settings_of_a_gate_that_one_search_chose_leave_it_open_and_do_not_close_it():
     chosen = {"oracle": 0.002, "random": 0.004, "method": 0.004}
-    _, rows = gated(facts=[old_selection(arm, rate) for arm, rate in chosen.items()])
+    _, rows = gated(facts=[shared_selection(arm, rate) for arm, rate in chosen.items()])
     assert rows["oracle", "random"]["verdict"] == "open"
     assert facts_of(rows["oracle", "random"], "settings-differ")["arms"] == ["oracle", "random"]
     assert rows["method", "random"]["verdict"] == "decided"

@@ -31,8 +31,6 @@ class ArmFacts(TypedDict):
     units: NotRequired[str]
     """What the policy masks as a whole, a value of ``maskwise.masking.UnitKind``. If the key is
     missing, as in files written by hand, the name of the policy is used."""
-    setting: NotRequired[dict[str, object]]
-    """Settings that a search chose, keyed by dotted name."""
     judged_on: NotRequired[list[str]]
     """Names of the held-out masks on which the loss of the arm is computed."""
     tokenizer: NotRequired[str]
@@ -75,8 +73,6 @@ class Search(TypedDict, total=False):
     grid: object
     own: object
     by: str | None
-    seeds: list[int]
-    """Only in older files: the seeds of the runs by which one setting was chosen for an arm."""
 
 
 class Gate(TypedDict):
@@ -127,7 +123,7 @@ class Study(TypedDict, total=False):
     arms: dict[str, ArmFacts]
     tasks: dict[str, TaskFacts]
     inputs: str
-    """Hash of the contents of all files that the study reads; absent in older files."""
+    """Hash of the contents of all files that the study reads; "" if it was not recorded."""
     contrasts: list[tuple[str, str]]
     outcome: str | None
     """Outcome on which contrasts are decided, if the recipe names one."""
@@ -137,14 +133,13 @@ class Study(TypedDict, total=False):
     looks: list[int] | None
     looked: list[Look]
     helps: float
-    """``study.helps``; absent in older files, which are judged by the default of today."""
+    """``study.helps``; if the key is missing, as in files written by hand, the default is used."""
     search: Search | None
     share: tuple[str, str] | None
     """The arm whose gain counts as 100 %, and the baseline of all gains (``study.share``)."""
-    gate: Gate | tuple[str, str] | None
-    """In older files, only the pair of arms, which is also in ``contrasts``."""
+    gate: Gate | None
     pending: list[int]
-    """Seeds of planned runs that are missing; absent in older files of complete studies."""
+    """Seeds of planned runs that are missing."""
     learned: dict[str, str]
     """Task from which each arm's policy was learned, if the study compares such policies."""
 
@@ -156,10 +151,8 @@ class Candidate(TypedDict):
     score: float | None
     """Mean over outcomes after each outcome was standardised over the grid; None if the run
     failed."""
-    mean: NotRequired[float | None]
-    """The same as ``score``, in older files."""
     scores: dict[str, float] | None
-    """Score of each outcome; higher is better. In older files, a list with a dict per seed."""
+    """Score of each outcome; higher is better."""
 
 
 class Record(TypedDict, total=False):
@@ -183,7 +176,7 @@ class Record(TypedDict, total=False):
     item_sums: list[float]
     """Contributions of groups of test rows to the numerator of the score, summed over fine-tuning
     seeds: correct answers, words of entities, F1 or nats of answers, or the pseudo-values of a
-    jackknife if the metric is not a ratio of sums. Absent in older files."""
+    jackknife if the metric is not a ratio of sums. Some recorded studies have none."""
     item_sizes: list[float]
     """Contributions to the denominator; one number if all are equal."""
     dev: list[float | None]
@@ -205,7 +198,8 @@ class Record(TypedDict, total=False):
     error: str
     by: str
     search_seed: int
-    """Seed of the runs of the search. ``seed`` is the seed of the run that is compared later."""
+    """Seed of the runs of the search. ``seed`` is the seed of the run that is compared later. Both
+    are null if one search served all runs of an arm, as in recorded studies."""
     chosen: dict[str, object] | None
     candidates: list[Candidate]
     tied: bool
@@ -335,7 +329,7 @@ class Contrast(Estimate):
     flags: list[RaisedFlag]
     equivalence: NotRequired[Equivalence]
     failures: NotRequired[dict[str, Failures]]
-    """Failures of the two sides, keyed by "arm" and "baseline"; missing in older files."""
+    """Failures of the two sides, keyed by "arm" and "baseline"."""
     break_even: NotRequired[float | None]
     """The share of runs of the leading side whose failure would cancel its lead; None if the score
     of an untrained model is unknown."""
@@ -429,9 +423,8 @@ class Planned(TypedDict):
     runs: int
     contrasts: int
     power: dict[str, float]
-    detectable: NotRequired[float]
-    """The difference that is detected with probability 0.8, in SDs of paired differences; missing
-    in older files."""
+    detectable: float
+    """The difference that is detected with probability 0.8, in SDs of paired differences."""
 
 
 class Pending(TypedDict):

@@ -228,7 +228,7 @@ def weight_charts(folder: Folder) -> list[View]:
 def compute_view(folder: Folder, colours: Colours) -> View | None:
     """Return a chart of quality by FLOPs or steps; None if no cost was recorded."""
     runs = [run for run in folder.summary["efficiency"]["points"] if run["arm"] in colours]
-    # Some runs of older studies have no FLOPs. Then all runs are drawn by steps.
+    # If the FLOPs of a run could not be measured, all runs are drawn by steps.
     quantity = "flops" if all("flops" in run for run in runs) else "steps"
     points = []
     names = _measures_of(folder, dict.fromkeys(chain.from_iterable(run["values"] for run in runs)))

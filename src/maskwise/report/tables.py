@@ -121,7 +121,7 @@ def evaluation_table(folder: Folder) -> View:
 def choices(folder: Folder) -> list[list[View]]:
     """Return tables of search scores and chosen settings; arms with the same grid share a table.
 
-    There is one search for every seed; in older studies, one search serves all seeds.
+    There is one search for every seed, or one for all seeds.
     """
     searches = defaultdict(list)
     for line in folder.records:
@@ -133,9 +133,7 @@ def choices(folder: Folder) -> list[list[View]]:
         chosen = Counter(_setting(line["chosen"] or {}) for line in lines)
         for line in lines:
             for point in line["candidates"]:
-                # In older studies, a point has a mean over seeds in place of a score.
-                score = point.get("score", point.get("mean"))
-                scores[_setting(point["setting"])].append(score)
+                scores[_setting(point["setting"])].append(point["score"])
         candidates = []
         for setting, known in scores.items():
             found = [score for score in known if score is not None]

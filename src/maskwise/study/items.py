@@ -42,7 +42,7 @@ def contributions(record: Record) -> Numbers:
 def item_differences(table: Outcomes, task: str, pair: Pair) -> Numbers | None:
     """Return (G,) the differences of the contributions of two arms, as means over pairs of runs.
 
-    None if a run that is compared has no sums of items, as in older files.
+    None if a run that is compared has no sums of items.
     """
     records = {}
     for line in table.lines["score"]:

@@ -132,7 +132,6 @@ class Outcomes:
             self._add_sides_of_transfer(study["learned"])
         self.helped = {task: self._helped(task) for task in self.tasks}
         if counted is None:
-            # Older files do not have this key. The rule of today applies to them, too.
             least = study.get("helps", HELPS)
             shares = self.helped.items()
             counted = [task for task, share in shares if share is None or share >= least]

@@ -220,10 +220,9 @@ def _asked(study: Study | Plain) -> list[list[str]]:
     """List the contrasts that share the error rate, with the arms of each pair sorted by name."""
     gate = study.get("gate")
     # Without a search, the gate may be one of the contrasts. It is left out, because it is tested
-    # at the full error rate. In files of older versions, the gate is the pair itself.
-    if isinstance(gate, dict) and not study.get("search"):
-        gate = gate["contrast"]
-    return [sorted(pair) for pair in study.get("contrasts", ()) if pair != gate]
+    # at the full error rate.
+    separate = [*gate["contrast"]] if gate and not study.get("search") else None
+    return [sorted(pair) for pair in study.get("contrasts", ()) if [*pair] != separate]
 
 
 class Others(NamedTuple):
@@ -288,9 +287,7 @@ def has_results(out: Path) -> bool:
 
 def _same_inputs(before: Plain, study: Study) -> bool:
     """Return whether two studies have the same recipe and read files with the same content."""
-    # Files of older versions lack "inputs".
-    same_files = before.get("inputs", study["inputs"]) == study["inputs"]
-    return same_files and before.get("recipe") == study["recipe"]
+    return all(before.get(key) == study[key] for key in ("inputs", "recipe"))
 
 
 def others_of(out: Path, before: Plain, design: Design) -> Others:

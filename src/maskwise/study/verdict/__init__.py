@@ -48,7 +48,6 @@ from maskwise.study.verdict.contrasts import (
     Comparison,
     compare,
     decide,
-    gate_of,
     matched_by,
     primary_pairs,
 )
@@ -151,7 +150,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
 def _rows(lines: list[Record], table: Outcomes, pairs: list[Pair]) -> list[Contrast]:
     """Return all rows with verdicts and sentences; the rows of a gate come first."""
     gate = []
-    if pairs and gate_of(table.study):
+    if pairs and table.study.get("gate"):
         gate = compare(_gate_table(lines, table), *pairs[0])
         for comparison in gate:
             comparison.row["gate"] = True
@@ -211,7 +210,7 @@ def _planned(study: Study) -> Planned:
     """Return the power of the planned runs at the level that every contrast gets."""
     runs = len(study["seeds"])
     contrasts = len(primary_pairs(study))
-    if gate_of(study):
+    if study.get("gate"):
         contrasts -= 1
     alpha = ALPHA * look_weight(study.get("looks"), runs) / max(contrasts, 1)
     return {

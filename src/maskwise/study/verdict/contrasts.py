@@ -17,7 +17,7 @@ import numpy as np
 
 from maskwise.constants import FIXED, NATS, REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.files import Compute, Contrast, Equivalence, Gate, ItemsInterval, Study
+from maskwise.files import Compute, Contrast, Equivalence, ItemsInterval, Study
 from maskwise.study.items import paired_item_error
 from maskwise.study.outcomes import (
     ALL_TASKS,
@@ -72,19 +72,6 @@ class Comparison:
     table: Outcomes
 
 
-def gate_of(study: Study) -> Gate | None:
-    """Return the gate of a study; None without a gate.
-
-    Older files contain only the gate's pair; such a gate closes all other contrasts.
-    """
-    gate = study.get("gate")
-    if not gate or isinstance(gate, dict):
-        return gate or None
-    arm, baseline = gate
-    closes = [pair for pair in study["contrasts"] if [*pair] != [arm, baseline]]
-    return {"contrast": (arm, baseline), "closes": closes}
-
-
 def matched_by(study: Study) -> str | None:
     """Return the quantity by which arms are matched; None if the file does not record it."""
     match = study.get("match")
@@ -100,12 +87,12 @@ def primary_pairs(study: Study) -> list[Pair]:
     # JSON contains lists, which are not hashable.
     contrasts = [(arm, baseline) for arm, baseline in study["contrasts"]]
     pairs = list(dict.fromkeys(contrasts))
-    gate = gate_of(study)
+    gate = study.get("gate")
     if gate:
         arm, baseline = gate["contrast"]
         # With a search, the gate has separate runs at default settings, and the same pair may also
         # be a contrast at tuned settings.
-        if not (isinstance(study["gate"], dict) and study.get("search")):
+        if not study.get("search"):
             pairs = [pair for pair in pairs if pair != (arm, baseline)]
         pairs = [(arm, baseline), *pairs]
     measured = study["tasks"] or study.get("reference")
@@ -240,7 +227,7 @@ def _items_interval(table: Outcomes, row: Contrast) -> ItemsInterval | None:
 
     The uncertainty from a limited number of runs is not included. The interval is computed from the
     differences between the two arms in the scores of the same items. If records do not contain
-    sums of items, as in older files, the answers of the two arms are assumed to correlate at .5.
+    sums of items, the answers of the two arms are assumed to correlate at .5.
     The difference then has the same standard error as one score. Errors of tasks on the same texts
     are then assumed to be fully correlated, and errors of other tasks independent.
     """
@@ -302,7 +289,7 @@ def decide(gate: Sequence[Comparison], others: Sequence[Comparison], table: Outc
     Lehmacher 1995).
     """
     _test(gate)
-    closing = gate_of(table.study)
+    closing = table.study.get("gate")
     # If all runs of the gate failed, it may have no row.
     passed = False
     for comparison in gate:
@@ -316,9 +303,9 @@ def decide(gate: Sequence[Comparison], others: Sequence[Comparison], table: Outc
 def _passes(row: Contrast) -> bool:
     """Return whether the arm of a gate beats the baseline.
 
-    In older studies, one search served all seeds and the two sides may have different settings.
-    Such a row is open, and so is one whose arm may fail. But the gate passes, because it asks
-    whether the study can detect any difference.
+    If one search served all seeds, the two sides may have different settings. Such a row is open,
+    and so is one whose arm may fail. But the gate passes, because it asks whether the study can
+    detect any difference.
     """
     doubts = {flag["code"] for flag in row["flags"] if flag["effect"] != "notes"}
     p = row["p_adjusted"]

@@ -39,7 +39,8 @@ ADAPTIVE = frozenset(
         "loss-proportional",
     )
 )
-"""Policies and samplers that each run learns anew. (``entropy-weighted`` is in older files.)"""
+"""Policies and samplers that each run learns anew. (``entropy-weighted`` is only in recorded
+studies.)"""
 _QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
 # A policy from a given folder was learned before the study, once for all runs.
 _GIVEN = re.compile(r"""learned\((?:folder=)?['"][^'"]""")

@@ -65,7 +65,8 @@ def is_ahead(row: Contrast) -> bool:
 
 def scope_of(row: Contrast, table: Outcomes) -> str:
     """Return ``TUNED`` if every seed tuned the arms, and ``FIXED`` otherwise."""
-    return TUNED if any("seed" in line for line in _choices(row, table)) else FIXED
+    tuned = any(line.get("seed") is not None for line in _choices(row, table))
+    return TUNED if tuned else FIXED
 
 
 # Flags that invalidate a row
@@ -173,11 +174,11 @@ def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
 
 
 def _settings_differ(row: Contrast, table: Outcomes) -> Facts | None:
-    """Return arms with different settings, in older studies with one search for all seeds."""
+    """Return arms with different settings, if one search served all seeds."""
     arms = []
     settings = set()
     for line in _choices(row, table):
-        if "seed" not in line and line["chosen"]:
+        if line.get("seed") is None and line["chosen"]:
             arms.append(line["arm"])
             settings.add(str(sorted(line["chosen"].items())))
     return {"arms": arms} if len(settings) > 1 else None
@@ -280,7 +281,7 @@ def _untuned(row: Contrast, table: Outcomes) -> Facts | None:
 
 def _tied_grid(row: Contrast, table: Outcomes) -> Facts | None:
     searches = _choices(row, table)
-    tied = [line["arm"] for line in searches if _is_tied(line)]
+    tied = [line["arm"] for line in searches if line.get("tied")]
     if not tied:
         return None
     return {"arms": list(dict.fromkeys(tied)), "searches": len(tied), "all": len(searches)}
@@ -361,18 +362,9 @@ def _has_failures(row: Contrast, table: Outcomes) -> bool:
 
 
 def _choices(row: Contrast, table: Outcomes) -> list[Record]:
-    """List the searches of a row's arms. In older studies, one search serves all seeds."""
+    """List the searches of a row's arms: one for each seed, or one for all seeds."""
     trained = _trained(row, table)
     return [line for line in table.lines["selection"] if line["arm"] in trained]
-
-
-def _is_tied(line: Record) -> bool:
-    """Return whether all points of a search grid have the same score."""
-    if "tied" in line or "seed" in line:
-        return line.get("tied", False)
-    # Older studies recorded only the mean score of every point.
-    means = {point.get("mean") for point in line["candidates"]}
-    return len(means) == 1 and means != {None}
 
 
 FLAGS = (
