@@ -42,6 +42,7 @@ from maskwise.folders import read_json, read_lines, write_json
 from maskwise.recipe import read_recipe
 from maskwise.study.design import Design
 from maskwise.study.records import pending
+from maskwise.study.store import StageStore
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "benchmarks" / "recipes"
@@ -253,12 +254,12 @@ def recorded_seeds(folder: Path) -> set[int]:
 
 def finished_seeds(recipe: Any, folder: Path, seeds: Sequence[int]) -> list[int]:
     """Return those of ``seeds`` whose stages have all ended, in all arms."""
-    design = Design(recipe, folder / "stages", seeds=seeds)
+    design = Design(recipe, StageStore(folder / "stages"), seeds=seeds)
     for _ in design.plans():
         pass
     unfinished = set()
     for run in design.runs:
-        if any(stage.result(folder / "stages") is None for stage in run.stages):
+        if any(StageStore(folder / "stages").result(stage) is None for stage in run.stages):
             unfinished.add(run.seed)
     return [seed for seed in seeds if seed not in unfinished]
 

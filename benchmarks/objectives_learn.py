@@ -38,6 +38,7 @@ from maskwise.objectives import ObjectiveSettings
 from maskwise.recipe import read_recipe
 from maskwise.study.pretraining import learning
 from maskwise.study.stages import prepare_stage
+from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from maskwise.training import log_frequencies, train
@@ -54,8 +55,8 @@ def laboratory_in(folder: Path) -> tuple[Any, Prepared]:
         "quick-start", ["corpus.layers=[salient]", "corpus.limit=800", "corpus.held_out=0.06"]
     )
     stage = prepare_stage(recipe)
-    run_stage(stage, folder)
-    return recipe, Prepared.open(stage.folder(folder) / "data")
+    run_stage(stage, StageStore(folder))
+    return recipe, Prepared.open(StageStore(folder).folder(stage) / "data")
 
 
 def learnt(

@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from maskwise.folders import write_folder
 from maskwise.jobs import Failure, Pool, answer, message, result_of
 
 PATIENCE = float(os.environ.get("MASKWISE_TEST_PATIENCE", "240"))
@@ -138,6 +139,14 @@ def worker_card(_: Any) -> str | None:
 
 def worker_length(text: Any) -> int:
     return len(text)
+
+
+def worker_letters(stage: Any, store: Any) -> dict[str, Any]:
+    """Do a stage: put its word behind the letters that the stages before it have written."""
+    before = "".join((store.output(need) / "all.txt").read_text() for need in stage.needs)
+    letters = before + stage.what["word"]
+    write_folder(store.output(stage), lambda folder: (folder / "all.txt").write_text(letters))
+    return {"letters": letters}
 
 
 def forked(function: Callable[..., Any], *arguments: Any, **variables: str) -> Callable[[], Any]:

@@ -39,6 +39,7 @@ from maskwise.study.adapt import (
 from maskwise.study.plan import make_plan
 from maskwise.study.stages import overlap_stage
 from maskwise.study.statistics import prospects_of
+from maskwise.study.store import StageStore
 from maskwise.study.timing import TIMERS
 from maskwise.study.work import run_stage
 from maskwise.tasks import load_task
@@ -319,12 +320,12 @@ def test_test_items_that_are_held_out_are_no_overlap(texts, tmp_path):
     recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
     (task,) = recipe.tasks
     stage = overlap_stage(recipe, task, "content")
-    assert run_stage(stage, tmp_path / "stages")["record"]["overlapping"] == 0
+    assert run_stage(stage, StageStore(tmp_path / "stages"))["record"]["overlapping"] == 0
     leaky = recipe.model_copy(
         update={"corpus": recipe.corpus.model_copy(update={"held_out": 0.001})}
     )
     stage = overlap_stage(leaky, task, "content")
-    record = run_stage(stage, tmp_path / "stages")["record"]
+    record = run_stage(stage, StageStore(tmp_path / "stages"))["record"]
     assert record["overlapping"] == record["items"]
 
 

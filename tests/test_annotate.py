@@ -29,6 +29,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe
 from maskwise.show import examples, render_layers, write_layers
 from maskwise.study.stages import prepare_stage
+from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, read_documents
 from maskwise.text.documents import Joined
@@ -631,8 +632,8 @@ def test_the_rows_of_a_prepared_corpus_carry_layers(tmp_path, monkeypatch):
     rest = {"tokenizer": {"vocab_size": 100}, "masking": {"policy": "sentence"}}
     recipe = Recipe(corpus=corpus | {"layers": ["words", "sentences"]}, **rest)
     stage = prepare_stage(recipe)
-    run_stage(stage, tmp_path / "stages")
-    folder = stage.folder(tmp_path / "stages")
+    run_stage(stage, StageStore(tmp_path / "stages"))
+    folder = StageStore(tmp_path / "stages").folder(stage)
     data = Prepared.open(folder / "data")
     for side in (data.training, data.held_out):
         batch = side.tensors(range(len(side)))
@@ -651,7 +652,7 @@ def test_the_rows_of_a_prepared_corpus_carry_layers(tmp_path, monkeypatch):
     jsonl(tmp_path, 8)
     phrases = Recipe(corpus=corpus | {"layers": ["phrases"]}, **rest)
     with pytest.raises(MaskwiseError, match="phrases: no phrases among these"):
-        run_stage(prepare_stage(phrases), tmp_path / "stages")
+        run_stage(prepare_stage(phrases), StageStore(tmp_path / "stages"))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from maskwise.objectives import CausalLanguageModelling, MaskedLanguageModelling
 from maskwise.objectives.denoising import NextTokens
 from maskwise.recipe import read_recipe
 from maskwise.study import make_plan, run_stage, run_study
+from maskwise.study.store import StageStore
 from maskwise.text import Rows
 from test_attention import SEPARATING, TEXTS, build, rows, tokenizer  # noqa: F401 (fixtures)
 from tiny import maskwise, read_lines, write_inputs
@@ -130,10 +131,11 @@ def test_a_detour_over_next_tokens(tmp_path):
     recipe = read_recipe(write_inputs(tmp_path), more)
     plan = make_plan(recipe)
     for stage in plan.stages():
-        run_stage(stage, tmp_path)
+        run_stage(stage, StageStore(tmp_path))
     runs = {run.arm: run for run in plan.runs}
     first, last = (
-        read_lines(stage.folder(tmp_path) / "metrics.jsonl") for stage in runs["detour"].trainings
+        read_lines(StageStore(tmp_path).folder(stage) / "metrics.jsonl")
+        for stage in runs["detour"].trainings
     )
     targets = [line["targets"] / line["tokens"] for line in (first[0], last[0])]
     assert targets[0] > 0.8 and targets[1] < 0.2 and first[0]["ratio"] == 0

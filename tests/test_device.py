@@ -32,6 +32,7 @@ from maskwise.samplers import sampler
 from maskwise.study import scheduler
 from maskwise.study.pretraining import learning
 from maskwise.study.stages import prepare_stage
+from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, Rows, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
@@ -309,8 +310,8 @@ def test_the_recipe_for_a_gpu_waits_for_nothing(policy: str, tmp_path: Path) -> 
     few += ["training.steps=4", "training.batch_size=8", "training.log_every=4"]
     recipe = read_recipe("one-gpu", [*SMALLER, *few]).arm("token-30", seed=0)
     stage = prepare_stage(recipe)
-    run_stage(stage, tmp_path)
-    data = Prepared.open(stage.folder(tmp_path) / "data")
+    run_stage(stage, StageStore(tmp_path))
+    data = Prepared.open(StageStore(tmp_path).folder(stage) / "data")
     waits = {}
     for lag in (1, 0):
         training = recipe.training.model_copy(update={"lag": lag})

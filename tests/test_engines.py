@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,18 +28,22 @@ from maskwise.errors import MaskwiseError
 from maskwise.jobs import ENGINES, Failure, LocalPool, Once, Pool, RayPool, open_pool
 from maskwise.recipe import Recipe
 from maskwise.study import Plan, Run, Stage, scheduler
+from maskwise.study.costs import work_of
 from maskwise.study.scheduler import StudyProgress, execute
+from maskwise.study.stages import KINDS, StageKind, add_kind
+from maskwise.study.store import StageStore
 from processes import (
     PATIENCE,
     Loaded,
     wait_for,
     worker_card,
     worker_length,
+    worker_letters,
     worker_task,
     worker_waits,
     workers,
 )
-from tiny import maskwise, start, write_inputs, write_lines
+from tiny import flip, maskwise, start, write_inputs, write_lines
 
 LOST = Failure("the node is gone", passing=True)
 WRONG = Failure("the loss is not finite", passing=False)
@@ -55,14 +60,14 @@ class Scripted(Pool):
 
     def submit(self, function: Any, *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        [(name, stage)] = arguments
+        [(name, stage, _)] = arguments
         word = stage["what"]["word"]
         self.log.append(word)
         failures = self.script.get(word, [])
         if failures:
             future.set_exception(failures.pop(0))
         else:
-            finish(Path(function.keywords["stages"]) / name)
+            finish(function.keywords["store"].folder(name))
             future.set_result(None)
         return future
 
@@ -107,7 +112,7 @@ def do(plan: Plan, stages: Path, **more: Any) -> dict[str, str]:
     stages.mkdir(exist_ok=True)
     words = {stage.name: stage.what["word"] for stage in plan.stages()}
     settings = {"jobs": None, "retries": 2, "quiet": True, "engine": "scripted"} | more
-    errors = execute(plan.stages(), stages, plan, **settings)
+    errors = execute(plan.stages(), StageStore(stages), plan, **settings)
     return {words[name]: error for name, error in errors.items()}
 
 
@@ -164,10 +169,10 @@ def test_a_copy_of_a_stage_waits_for_the_other(tmp_path):
 
 def test_a_machine_that_computes_otherwise_is_refused(plan, tmp_path, monkeypatch):
     stage = plan.stages()[0]
-    task = stage.name, stage.as_dict()
+    task = stage.name, stage.as_dict(), KINDS[stage.kind]
     monkeypatch.setattr("maskwise.study.stages._numerics", lambda: ("other versions",))
     with pytest.raises(MaskwiseError, match="use machines with the same versions"):
-        scheduler.do_stage(task, stages=str(tmp_path))
+        scheduler.do_stage(task, store=StageStore(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -404,28 +409,55 @@ def test_every_pool_keeps_the_promises(name, monkeypatch):
 
 def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
     text, a, task_a, b, task_b = plan.stages()
-    finish(text.folder(tmp_path), 5.0)
-    finish(a.folder(tmp_path), 40.0)
-    table = StudyProgress(plan, tmp_path, jobs=1, quiet=True)
+    finish(StageStore(tmp_path).folder(text), 5.0)
+    finish(StageStore(tmp_path).folder(a), 40.0)
+    table = StudyProgress(plan, StageStore(tmp_path), jobs=1, quiet=True)
     lines = [{"kind": "train", "step": n, "seconds": n} for n in (10, 25)]
-    b.folder(tmp_path).mkdir()
-    write_lines(b.folder(tmp_path) / "metrics.jsonl", [*lines, {"kind": "eval", "step": 25}])
+    StageStore(tmp_path).folder(b).mkdir()
+    write_lines(
+        StageStore(tmp_path).folder(b) / "metrics.jsonl", [*lines, {"kind": "eval", "step": 25}]
+    )
     table.first_seen = {b.name: time.perf_counter()}
     table.lines = {b.name: table.last_line(b.name)}
     assert table.left() == (75.0, False)  # 75 steps; nothing is known of tasks
     assert "2 of 5 stages" in str(table.summary())
-    finish(task_a.folder(tmp_path), 8.0)
+    finish(StageStore(tmp_path).folder(task_a), 8.0)
     table.forecast.look(task_a.name)
     assert table.left() == (83.0, True)
     assert str(table.line_of(b.name)) == "  b, seed 0: pretrain 25 %"
     table.errors = {task_b.name: "failed"}
     assert table.left() == (75.0, True)
     assert "3 of 5 stages, 1 failed" in str(table.summary())
-    # A policy that is learned by supervision has steps of its own.
-    supervised = {"training": {"steps": 50}}
-    what = {**b.what, "learning": {"supervised": supervised}}
-    table.named[b.name] = SimpleNamespace(kind="learn", what=what)
-    assert str(table.line_of(b.name)) == "  b, seed 0: learn 50 %"
+    # The learning of a policy has steps of its own.
+    for learning in ({"supervised": {"training": {"steps": 50}}}, {"meta": {"steps": 50}}):
+        table.named[b.name] = Stage("learn", {"training": {"seed": 0}, "learning": learning})
+        assert str(table.line_of(b.name)) == "  b, seed 0: learn 50 %"
+
+
+# A kind of stage
+# ----------------------------------------------------------------------------
+
+TOY = StageKind(
+    "toy", worker_letters, output="letters", size=("letters",), title="counting letters of {word}"
+)
+
+
+def test_a_new_kind_of_stage_is_one_object(tmp_path, monkeypatch):
+    """Workers get the kind with the stage. The second stage reads what the first one wrote."""
+    monkeypatch.setitem(KINDS, TOY.name, TOY)
+    first = Stage("toy", {"word": "mask", "letters": 4})
+    second = Stage("toy", {"word": "wise", "letters": 4}, (first.name,))
+    plan = Plan((Run("a", 0, Recipe(), (first, second)),))
+    store = StageStore(tmp_path)
+    assert not execute([first, second], store, plan, jobs=1, quiet=True, engine="local", retries=0)
+    assert store.result(second)["letters"] == "maskwise" and list(store.stages()) != []
+    assert store.damage(second) is None
+    flip(store.output(first) / "all.txt", at=0.5)
+    assert store.damage(first) and not store.damage(second)
+    assert KINDS["toy"].work(first) == "counting letters of mask"
+    assert work_of(first) == (("start", 1), ("step", 4), ("judge", 1))
+    with pytest.raises(MaskwiseError, match="a kind of stage with this name already; got toy"):
+        add_kind(replace(TOY, title="another"))
 
 
 # Whole studies

@@ -17,6 +17,7 @@ from maskwise.study.costs import CHANGE_NO_TIME, Forecast, until_end
 from maskwise.study.forecast import outlook_of
 from maskwise.study.scheduler import StudyProgress
 from maskwise.study.stages import Stage
+from maskwise.study.store import StageStore
 from maskwise.training import TrainingSettings
 from tiny import maskwise, write_inputs
 
@@ -32,7 +33,7 @@ def recipe(tmp_path, monkeypatch):
 
 def forecast_of(recipe: Path, *overrides: str) -> Forecast:
     stages = make_plan(read_recipe(recipe, [*SMALL, *overrides])).stages()
-    return Forecast({stage.name: stage for stage in stages}, recipe.parent)
+    return Forecast({stage.name: stage for stage in stages}, StageStore(recipe.parent))
 
 
 def of_kind(kind: str, forecast: Forecast) -> list[str]:
@@ -75,14 +76,14 @@ def test_what_was_done_counts_more_than_what_was_timed(recipe):
     for steps in (100, 50):
         more = (f"training.steps={steps}", "training.eval_every=0")
         named |= forecast_of(recipe, *more).named
-    forecast = Forecast(named, recipe.parent)
+    forecast = Forecast(named, StageStore(recipe.parent))
     whole, half = of_kind("pretrain", forecast)
     assert forecast.seconds(half) is None
     forecast.add(whole, 100.0)
     assert forecast.seconds(half) is None
     forecast.keep(whole, {"start": 5.0, "step": 0.5, "judge": 2.0})
     assert forecast.seconds(half) == 32.0  # from steps that were timed
-    assert Forecast(named, recipe.parent).seconds(half) == 32.0  # which the cache keeps
+    assert Forecast(named, StageStore(recipe.parent)).seconds(half) == 32.0  # which the cache keeps
     assert forecast.seconds(whole) == 100.0  # whole stages of this size
     forecast.add(half, 40.0)
     assert forecast.seconds(half) == 40.0
@@ -166,7 +167,7 @@ def test_the_end_is_that_of_a_pool(recipe):
 @pytest.fixture
 def table(recipe, tmp_path):
     plan = make_plan(read_recipe(recipe, SMALL))
-    return partial(StudyProgress, plan, tmp_path, jobs=2, quiet=False)
+    return partial(StudyProgress, plan, StageStore(tmp_path), jobs=2, quiet=False)
 
 
 @pytest.mark.parametrize("weights", [0, 2000])

@@ -13,6 +13,7 @@ from maskwise.annotate.store import Store
 from maskwise.folders import read_json, write_json, write_lines
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.design import Design
+from maskwise.study.store import StageStore
 from maskwise.text import read_documents
 from tiny import read_lines
 
@@ -83,7 +84,9 @@ def test_a_study_that_is_stopped_records_its_complete_seeds(
         asked.append(seeds)
         log.write_text("a log")
         whole = read_recipe(command[4], command[5 : command.index("--out")])
-        design = Design(whole, folder / "stages", seeds=[int(seed) for seed in seeds.split(",")])
+        design = Design(
+            whole, StageStore(folder / "stages"), seeds=[int(seed) for seed in seeds.split(",")]
+        )
         for _ in design.plans():
             pass
         before = list(read_lines(folder / "records.jsonl")) if len(asked) > 2 else []
@@ -91,7 +94,9 @@ def test_a_study_that_is_stopped_records_its_complete_seeds(
             # The time is up: all of seed 900 has ended, and all but one stage of seed 901.
             for done in design.runs:
                 for stage in done.stages[: None if done.seed == 900 else -1]:
-                    write_json(stage.folder(folder / "stages") / "done.json", {"seconds": 1})
+                    write_json(
+                        StageStore(folder / "stages").folder(stage) / "done.json", {"seconds": 1}
+                    )
             return None
         records = [{"kind": "cost", "arm": one.arm, "seed": one.seed} for one in design.runs]
         write_lines(folder / "records.jsonl", before + records)

@@ -21,6 +21,7 @@ from maskwise.study import make_plan, run_stage
 from maskwise.study.checks import start_of
 from maskwise.study.pretraining import masked_source
 from maskwise.study.single import run_pretrain
+from maskwise.study.store import StageStore
 from maskwise.text import Prepared
 from maskwise.text.readers import whole_name
 from maskwise.text.settings import CorpusSettings
@@ -70,8 +71,8 @@ def read(folder):
 
 def prepare(recipe, stages: Path) -> Prepared:
     [text, *_] = make_plan(recipe).stages()
-    run_stage(text, stages)
-    return Prepared.open(text.folder(stages) / "data")
+    run_stage(text, StageStore(stages))
+    return Prepared.open(StageStore(stages).folder(text) / "data")
 
 
 def trained(out: Path) -> list[dict]:

@@ -17,6 +17,7 @@ from maskwise.starts import resolve_start
 from maskwise.study import dry_run, make_plan, run_stage
 from maskwise.study.design import Design
 from maskwise.study.single import run_pretrain
+from maskwise.study.store import StageStore
 from tiny import check_refused, compare, interrupt, load_json, write_inputs
 
 SMALL = [
@@ -110,7 +111,7 @@ def test_the_first_phase_is_matched_and_companions_shorten_all(recipe, tmp_path)
     for plan in design.plans():
         if plan.purpose == "texts":
             for stage in plan.stages():
-                run_stage(stage, tmp_path)
+                run_stage(stage, StageStore(tmp_path))
     steps = {}
     for run in design.runs:
         links = run.recipe.links()

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +28,8 @@ from maskwise.report.reading import read_folder
 from maskwise.study import Run, dry_run, make_plan, run, run_stage, run_study, stages
 from maskwise.study.design import Design, _scores, choose
 from maskwise.study.records import collect, describe, pending
-from maskwise.study.stages import Stage
-from maskwise.study.work import RUNNERS
+from maskwise.study.stages import KINDS, Stage
+from maskwise.study.store import StageStore
 from tiny import (
     check_refused,
     compare,
@@ -44,18 +45,20 @@ QUICK = ["training.steps=10", "training.save_every=0", "training.eval_every=0"]
 SCORED = [*QUICK, "finetune.seeds=1"]
 
 
-def replace_engine(patch: pytest.MonkeyPatch, work: Callable[[Stage, Path], object]) -> list[str]:
+def replace_engine(
+    patch: pytest.MonkeyPatch, work: Callable[[Stage, StageStore], object]
+) -> list[str]:
     """Do stages here, by ``work``; returns a list that gets the names of those that were done."""
     names: list[str] = []
 
-    def execute(todo: list[Stage], stages: Path, plan: Any, **more: Any) -> dict[str, str]:
+    def execute(todo: list[Stage], store: StageStore, plan: Any, **more: Any) -> dict[str, str]:
         errors: dict[str, str] = {}
         for stage in todo:
             broken = [errors[need] for need in stage.needs if need in errors]
             try:
                 if broken:
                     raise MaskwiseError(broken[0])
-                work(stage, stages)
+                work(stage, store)
                 names.append(stage.name)
             except MaskwiseError as error:
                 errors[stage.name] = str(error)
@@ -78,10 +81,10 @@ def fake(monkeypatch, done):
     return replace_engine(monkeypatch, pretend)
 
 
-def pretend(stage: Stage, stages: Path) -> None:
+def pretend(stage: Stage, store: StageStore) -> None:
     """The loss is lower the nearer the learning rate is to 0.01 (even seeds) or 0.02 (odd ones)."""
     if stage.kind == "prepare":
-        run_stage(stage, stages)
+        run_stage(stage, store)
         return
     result: dict[str, Any] = {"seconds": 1.0}
     if stage.kind == "pretrain":
@@ -90,16 +93,17 @@ def pretend(stage: Stage, stages: Path) -> None:
             raise MaskwiseError("the loss is not finite")
         result |= {"steps": training["steps"], "tokens": 1, "targets": 1, "flops": 1}
     else:
-        training = load_json(stages / stage.needs[1] / "stage.json")["what"]["training"]
+        training = load_json(store.folder(stage.needs[1]) / "stage.json")["what"]["training"]
         best = 0.01 if training["seed"] % 2 == 0 else 0.02
         loss = 5 + abs(training["learning_rate"] - best) + 1e-7 * training["seed"]
         line = {"kind": "heldout", "loss": loss, "ratio": 0.15, "unigram": 6.0, "targets": 9}
         result["records"] = [line | {"masks": kind} for kind in MASKS]
-    write_json(stage.folder(stages) / "stage.json", stage.as_dict())
-    write_json(stage.folder(stages) / "done.json", result)
+    write_json(store.folder(stage) / "stage.json", stage.as_dict())
+    write_json(store.folder(stage) / "done.json", result)
 
 
 MASKS = ("token", "whole-word")
+RATIOS = "evaluation.ratios=[0.15, 0.3, 0.4]"
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +145,13 @@ def test_two_studies_with_a_common_first_stage_run_it_once(tmp_path, done):
     os.utime(corpus, ns=(1, 1))
     assert did("c", *again) == {"prepare": 1, "pretrain": 4, "evaluate": 2}
     # another question trains nothing again
-    assert did("d", *again, "evaluation.ratios=[0.15, 0.3, 0.4]") == {"evaluate": 2}
-    assert (tmp_path / "d" / "stages" / done[0]).is_symlink()
+    assert did("d", *again, RATIOS) == {"evaluate": 2}
+    assert (shared / done[0]).is_dir() and not (tmp_path / "d" / "stages" / done[0]).exists()
+    # The same command without --stages uses them again.
+    shutil.move(tmp_path / "d" / "records.jsonl", tmp_path / "records.jsonl")
+    done.clear()
+    run_study(quick(source, "study.seeds=1", *again, RATIOS), tmp_path / "d", quiet=True)
+    assert not done and records_of(tmp_path / "d", "heldout")
 
 
 def test_the_shared_folder_may_come_from_the_environment_or_the_recipe(
@@ -216,9 +225,9 @@ def test_scores_of_a_point_have_the_names_of_the_recipe_and_are_numbers(
         (task, {"dev": dev, "metric": "nats"}),
         (evaluated, {"records": [line, {**line, "masks": "whole-word"}]}),
     ):
-        write_json(stage.folder(tmp_path) / "done.json", result | {"seconds": 1})
+        write_json(StageStore(tmp_path).folder(stage) / "done.json", result | {"seconds": 1})
     run = Run("a", 0, Recipe(), (), evaluated, tasks={"world(seed='run')": task})
-    assert _scores(run, tmp_path, ["token"]) == scores
+    assert _scores(run, StageStore(tmp_path), ["token"]) == scores
 
 
 RATES = "study.search={grid: {training.learning_rate: [1e+30, 1e-9, 1e-2, 2e-2]}}"
@@ -318,7 +327,7 @@ def test_the_run_that_is_compared_has_a_world_of_its_own(recipe, tmp_path):
     world = "corpus.source=\"factworld(people=40, seed='run')\""
     study = quick(recipe, "study.seeds=[3]", world, "study.arms={a: {}}", RATES)
     worlds = {}
-    for plan in Design(study, tmp_path, forecast=True).plans():
+    for plan in Design(study, StageStore(tmp_path), forecast=True).plans():
         worlds[plan.purpose] = {run.prepared.what["corpus"]["source"] for run in plan.runs}
     assert worlds == {
         "search": {"factworld(people=40, seed=3)"},
@@ -343,7 +352,7 @@ def test_matched_arms_have_the_length_that_suits_what_they_chose(recipe, tmp_pat
 def test_arms_are_described_as_they_were_chosen(recipe, tmp_path):
     """Headlines and the units that losses are compared by are those of what was trained."""
     read = read_recipe(recipe, [*SCORED, "study.search={grid: {masking.ratio: [0.2, 0.4]}}"])
-    design = Design(read, tmp_path)
+    design = Design(read, StageStore(tmp_path))
     written = describe(read, design)["arms"]["token-15"]
     assert (written["policy"], written["ratio"]) == ("token", "constant(0.15)")
     assert written["judged_on"] == ["token"]
@@ -436,7 +445,7 @@ def test_the_hash_of_inputs_depends_on_every_file(recipe, tmp_path):
     read = read_recipe(recipe, [arms, f"evaluation.cloze={folder / 'cloze.jsonl'}"])
 
     def inputs() -> str:
-        return Design(read, tmp_path).inputs
+        return Design(read, StageStore(tmp_path)).inputs
 
     before = inputs()
     # All arms are evaluated on the common corpus, even if each has a corpus of its own.
@@ -487,7 +496,7 @@ def test_a_search_for_test_items_that_fails_is_told_and_takes_no_run_down(
     def failing(*_: Any) -> Any:
         raise MaskwiseError("no search today")
 
-    monkeypatch.setitem(RUNNERS, "overlap", failing)
+    monkeypatch.setitem(KINDS, "overlap", replace(KINDS["overlap"], run=failing))
     result = compare(recipe, [*SCORED, "study.seeds=1"], tmp_path / "out")
     assert [failure["error"] for failure in result["failures"]] == ["no search today"]
     kinds = {record["kind"] for record in read_lines(tmp_path / "out" / "records.jsonl")}
@@ -772,7 +781,7 @@ def test_independent_failures_of_a_run_are_all_reported(tmp_path):
     stages = [Stage(kind, {}, ()) for kind in ("pretrain", "evaluate", "finetune")]
     run = SimpleNamespace(stages=stages, trainings=[], who={"arm": "a", "seed": 0})
     errors = {stages[0].name: "x", stages[1].name: "x", stages[2].name: "y"}
-    found = collect([run], tmp_path, errors)
+    found = collect([run], StageStore(tmp_path), errors)
     assert {each["error"]: each["stage"] for each in found} == {
         "x": stages[0].name,
         "y": stages[2].name,
@@ -783,7 +792,7 @@ def test_the_outcome_may_be_called_tasks(tmp_path: Path) -> None:
     """As the comment in a new recipe says; in files, null means the same."""
     path = write_inputs(tmp_path)
     recipe = read_recipe(path, ["study.outcome=tasks"])
-    assert describe(recipe, Design(recipe, tmp_path))["outcome"] is None
+    assert describe(recipe, Design(recipe, StageStore(tmp_path)))["outcome"] is None
     assert make_plan(recipe).stages() == make_plan(read_recipe(path)).stages()
     with pytest.raises(MaskwiseError, match="there are no tasks"):
         make_plan(read_recipe(path, ["study.outcome=tasks", "tasks=[]"]))

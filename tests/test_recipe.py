@@ -23,6 +23,7 @@ from maskwise.study.checks import check_inputs
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import prepare_stage
 from maskwise.study.statistics import can_decide
+from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from tiny import SMALLER, find_recipe, write_inputs
@@ -88,8 +89,8 @@ def test_every_recipe_trains(name, tmp_path):
         if one.learns:  # it has a stage more: tests/test_study_learning.py
             continue
         prepared = prepare_stage(one)
-        run_stage(prepared, tmp_path)
-        data = Prepared.open(prepared.folder(tmp_path) / "data")
+        run_stage(prepared, StageStore(tmp_path))
+        data = Prepared.open(StageStore(tmp_path).folder(prepared) / "data")
         found = pretrain(data, one, folder=tmp_path / f"arm {arm}", quiet=True)
         masks = {line["masks"].split()[0] for line in found["heldout"]}
         assert found["steps"] == 2 and masks == set(one.evaluation.masks)

@@ -27,6 +27,7 @@ from maskwise.recipe import Recipe, read_recipe
 from maskwise.recipe.described import declared
 from maskwise.study import run_stage
 from maskwise.study.plan import make_run, task_contents
+from maskwise.study.store import StageStore
 from maskwise.tasks import load_task, task_record
 from maskwise.text import load_tokenizer
 from tiny import WORDS, read_lines, write_inputs, write_lines
@@ -376,8 +377,8 @@ def trained_weights(key: str, recipe: Recipe, out: Path) -> dict[str, Tensor]:
     if key.startswith("learning."):
         chain = chain[: 1 + [stage.kind for stage in chain].index("learn")]
     for stage in chain:
-        run_stage(stage, out)
-    last = chain[-1].folder(out)
+        run_stage(stage, StageStore(out))
+    last = StageStore(out).folder(chain[-1])
     if key.startswith("learning.meta."):
         # In two steps, often no policy is better than the first one, which is then kept. So these
         # are also the losses and gains of all updates.
@@ -394,7 +395,7 @@ def trained_weights(key: str, recipe: Recipe, out: Path) -> dict[str, Tensor]:
     task_record(
         last / "checkpoint",
         load_task(recipe.tasks[0]),
-        tokenizer=load_tokenizer(str(chain[0].folder(out) / "data" / "tokenizer")),
+        tokenizer=load_tokenizer(str(StageStore(out).folder(chain[0]) / "data" / "tokenizer")),
         settings=recipe.finetune,
         seeds=range(recipe.finetune.seeds),
         folder=out / "finetuned",

@@ -24,6 +24,7 @@ from maskwise.study.pretraining import judging_rows, learning
 from maskwise.study.probed import rows_with
 from maskwise.study.single import run_pretrain
 from maskwise.study.stages import prepare_stage, pretrain_stage
+from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from tiny import maskwise, read_lines, write_inputs
@@ -53,8 +54,8 @@ def path(tmp_path: Path) -> Path:
 def prepared(recipe: Recipe, folder: Path) -> Prepared:
     """The text of a recipe."""
     stage = prepare_stage(recipe)
-    run_stage(stage, folder)
-    return Prepared.open(stage.folder(folder) / "data")
+    run_stage(stage, StageStore(folder))
+    return Prepared.open(StageStore(folder).folder(stage) / "data")
 
 
 def test_a_training_on_several_objectives_leaves_an_ordinary_encoder(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import damage
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study import Stage, run_stage
-from maskwise.study.stages import DONE, prepare_stage, pretrain_stage, recipe_of, stages_in
-from maskwise.study.work import RUNNERS
+from maskwise.study.stages import DONE, KINDS, prepare_stage, pretrain_stage, recipe_of
+from maskwise.study.store import StageStore
 from maskwise.text import train_tokenizer
 from tiny import flip, load_json, maskwise, write_inputs, write_lines
 
@@ -37,25 +38,26 @@ def source(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"3", b"\xff\xfe\x00", b"[" * 5000])
 def test_a_stage_with_damaged_files_is_one_that_is_not_done(content, tmp_path):
     stage = Stage("overlap", {"corpus": {}, "task": "x"})
-    folder = stage.folder(tmp_path)
+    store = StageStore(tmp_path)
+    folder = store.folder(stage)
     folder.mkdir()
     (folder / "stage.json").write_text(json.dumps(stage.as_dict()))
     (folder / DONE).write_text('{"seconds": 2.0}')
-    assert stage.result(tmp_path) == {"seconds": 2.0} and [*stages_in(tmp_path)] == [stage]
+    assert store.result(stage) == {"seconds": 2.0} and [*store.stages()] == [stage]
     (folder / DONE).write_bytes(content)
-    assert stage.result(tmp_path) is None
+    assert store.result(stage) is None
     (folder / "stage.json").write_bytes(content)
-    assert not [*stages_in(tmp_path)]
+    assert not [*store.stages()]
 
 
 def test_damaged_text_is_made_anew(source, tmp_path):
     stage = prepare_stage(read_recipe(source))
-    before = run_stage(stage, tmp_path)
-    data = stage.folder(tmp_path) / "data"
+    before = run_stage(stage, StageStore(tmp_path))
+    data = StageStore(tmp_path).folder(stage) / "data"
     largest = max(filter(Path.is_file, data.rglob("*")), key=lambda path: path.stat().st_size)
     whole = flip(largest, at=0.5)
-    assert stage.damage(tmp_path)
-    after = run_stage(stage, tmp_path)
+    assert StageStore(tmp_path).damage(stage)
+    after = run_stage(stage, StageStore(tmp_path))
     assert damage(data) is None and largest.read_bytes() == whole
     assert after | {"seconds": 0} == before | {"seconds": 0}
 
@@ -63,12 +65,12 @@ def test_damaged_text_is_made_anew(source, tmp_path):
 def train(recipe: Recipe, stages: Path) -> dict[str, Any]:
     """Prepare the text of a recipe and train on it; a training that fails keeps no checkpoint."""
     prepared = prepare_stage(recipe)
-    run_stage(prepared, stages)
+    run_stage(prepared, StageStore(stages))
     training = pretrain_stage(recipe, prepared)
     try:
-        return run_stage(training, stages)
+        return run_stage(training, StageStore(stages))
     except MaskwiseError:
-        assert not (training.folder(stages) / "checkpoint").exists()
+        assert not (StageStore(stages).folder(training) / "checkpoint").exists()
         raise
 
 
@@ -117,12 +119,12 @@ def test_a_full_disk_is_one_line_and_hides_no_other_error(source, tmp_path, monk
     for name in ("stage.json", DONE):
         full[:] = [name]
         with pytest.raises(MaskwiseError, match=f"cannot write .*{name}; got No space left"):
-            run_stage(stage, tmp_path)
-        assert stage.result(tmp_path) is None
+            run_stage(stage, StageStore(tmp_path))
+        assert StageStore(tmp_path).result(stage) is None
     full[:] = ["error.txt"]
-    monkeypatch.setitem(RUNNERS, "prepare", fail)
+    monkeypatch.setitem(KINDS, "prepare", replace(KINDS["prepare"], run=fail))
     with pytest.raises(MaskwiseError, match="the text is bad"):
-        run_stage(stage, tmp_path)
+        run_stage(stage, StageStore(tmp_path))
 
 
 def test_a_stage_holds_the_settings_of_its_training(source):

@@ -28,6 +28,7 @@ from maskwise.study import make_plan, run_stage
 from maskwise.study.checks import check_inputs
 from maskwise.study.plan import arms_of, baseline_of, reference_words
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
+from maskwise.study.store import StageStore
 from maskwise.tasks import finetune, load_task
 from maskwise.text import Prepared, load_tokenizer, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
@@ -361,8 +362,8 @@ def test_a_start_brings_its_own_tokenizer(inputs, tmp_path):
     recipe = start(inputs, "whole")
     check_inputs(recipe)
     prepared = prepare_stage(recipe.arm("token-15", seed=0))
-    run_stage(prepared, tmp_path)
-    data = Prepared.open(prepared.folder(tmp_path) / "data")
+    run_stage(prepared, StageStore(tmp_path))
+    data = Prepared.open(StageStore(tmp_path).folder(prepared) / "data")
     # and not one of 120 tokens, trained anew
     assert data.tokenizer.get_vocab() == inputs["tools"].get_vocab()
     trained = prepare_stage(read_recipe(inputs["recipe"], SCORED).arm("token-15", seed=0))
@@ -380,8 +381,9 @@ def test_another_tokenizer_is_taken_if_it_is_named_and_fits(inputs, tmp_path):
     fits = start(inputs, "whole", f"tokenizer.name={tmp_path / 'small'}")
     check_inputs(fits)
     prepared = prepare_stage(fits)
-    run_stage(prepared, tmp_path)
-    assert len(Prepared.open(prepared.folder(tmp_path) / "data").tokenizer) == len(small)
+    run_stage(prepared, StageStore(tmp_path))
+    data = Prepared.open(StageStore(tmp_path).folder(prepared) / "data")
+    assert len(data.tokenizer) == len(small)
     with pytest.raises(MaskwiseError, match=r"tokenizer and model do not match.*≤ 100"):
         check_inputs(start(inputs, "whole", f"tokenizer.name={tmp_path / 'large'}"))
 
@@ -441,14 +443,14 @@ def test_warming_then_training_shares_the_first_stage(inputs, tmp_path):
     first, other = [run.trainings for run in plan.runs if run.pretrained]
     assert first[0].name == other[0].name and first[1].name != other[1].name
     for stage in plan.stages():
-        run_stage(stage, tmp_path)
-    folders = [stage.folder(tmp_path) / "checkpoint" for stage in first]
+        run_stage(stage, StageStore(tmp_path))
+    folders = [StageStore(tmp_path).folder(stage) / "checkpoint" for stage in first]
     warm, done = (load_model(folder).base_model.state_dict() for folder in folders)
     given = AutoModel.from_pretrained(inputs["headless"], add_pooling_layer=False).state_dict()
     for name, value in given.items():
         assert torch.equal(value, warm[name])
         assert "dense.weight" not in name or not torch.equal(value, done[name])
-    costs = [stage.result(tmp_path)["flops"] for stage in first]
+    costs = [StageStore(tmp_path).result(stage)["flops"] for stage in first]
     assert costs[0] / 4 < costs[1] / 3  # of a step
 
 
@@ -463,9 +465,9 @@ def test_the_untouched_start_is_an_arm_and_is_untouched(inputs, tmp_path):
     first, second = (run for run in make_plan(recipe).runs if run.arm == REFERENCE)
     assert not first.trainings
     for stage in second.stages:
-        run_stage(stage, tmp_path)
+        run_stage(stage, StageStore(tmp_path))
     (spec,) = recipe.tasks
-    found = second.tasks[spec].result(tmp_path)
+    found = StageStore(tmp_path).result(second.tasks[spec])
     settings, task = recipe.finetune, load_task(spec)
     expected = finetune(
         inputs["whole"], task, tokenizer=inputs["tools"], settings=settings, seed=1000

@@ -19,6 +19,7 @@ from maskwise.study.plan import make_run, task_contents
 from maskwise.study.records import collect
 from maskwise.study.single import run_learn
 from maskwise.study.stages import Stage
+from maskwise.study.store import StageStore
 from maskwise.study.work import lesson_of, run_stage
 from maskwise.text import Prepared
 from processes import two_ranks
@@ -150,10 +151,11 @@ def test_the_page_says_what_the_policies_found(finished, tmp_path):
 
 def test_the_text_is_masked_by_what_the_run_learned(finished, recipe):
     run = make_run(read_recipe(str(recipe)), "learned", 0, contents={})
-    stages = finished / "stages"
     learned = next(stage for stage in run.chain if stage.kind == "learn")
-    assert PolicyModel.from_pretrained(learned.folder(stages) / "policy").config.head == "spans"
-    data = Prepared.open(run.prepared.folder(stages) / "data")
+    store = StageStore(finished / "stages")
+    policy = PolicyModel.from_pretrained(store.folder(learned) / "policy")
+    assert policy.config.head == "spans"
+    data = Prepared.open(store.folder(run.prepared) / "data")
     assert data.training.pieces.columns["learned"].std() > 0
     arms = {"random", "learned", "spans", "alone", "oracle"}
     assert {record["arm"] for record in records_of(finished, "score")} >= arms
@@ -162,7 +164,7 @@ def test_the_text_is_masked_by_what_the_run_learned(finished, recipe):
     assert policies.keys() == {
         (arm, seed) for arm in arms - {"random", "oracle"} for seed in (0, 1)
     }
-    held_out = load_json(learned.folder(stages) / "done.json")["held_out"]
+    held_out = load_json(store.folder(learned) / "done.json")["held_out"]
     weight = policies["learned", 0]["weight_on_labels"]
     assert weight == held_out["weight_on_labels"] > held_out["labelled_words"]
     samples = load_json(finished / "samples.json")
@@ -245,17 +247,18 @@ SMALL_SEQ2SEQ = [
 def test_an_encoder_decoder_goes_from_a_learned_policy_to_written_answers(arm, head, tmp_path):
     recipe = read_recipe(find_recipe("learn-meta-seq2seq"), SMALL_SEQ2SEQ)
     run = make_run(recipe, arm, 40, contents=task_contents(recipe))
-    results = {stage.name: run_stage(stage, tmp_path) for stage in run.stages}
+    store = StageStore(tmp_path)
+    results = {stage.name: run_stage(stage, store) for stage in run.stages}
     (learned,) = (stage for stage in run.chain if stage.kind == "learn")
     assert results[learned.name]["method"] == arm.partition("-")[0]
-    assert PolicyModel.from_pretrained(learned.folder(tmp_path) / "policy").config.head == head
+    assert PolicyModel.from_pretrained(store.output(learned)).config.head == head
     (task,) = run.tasks.values()
     assert results[task.name]["metric"] == "exact-match" and 0 <= results[task.name]["score"] <= 1
-    data = Prepared.open(run.prepared.folder(tmp_path) / "data")
+    data = Prepared.open(store.folder(run.prepared) / "data")
     assert (data.training.pieces.columns["learned"] > 0).any()
-    (record,) = (each for each in collect([run], tmp_path, {}) if each["kind"] == "policy")
+    (record,) = (each for each in collect([run], store, {}) if each["kind"] == "policy")
     assert len(record.get("tries", [])) == (2 if head == "tokens" else 0)
-    card = (learned.folder(tmp_path) / "policy" / "README.md").read_text()
+    card = (store.folder(learned) / "policy" / "README.md").read_text()
     for row in ("| tries | `2` |", "| gain over random masks on dev, nats |"):
         assert (row in card) == (head == "tokens")
 

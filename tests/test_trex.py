@@ -16,6 +16,7 @@ from maskwise.recipe import read_recipe
 from maskwise.study.checks import check_inputs
 from maskwise.study.plan import make_plan
 from maskwise.study.single import run_learn, run_pretrain, with_own_seed
+from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from tiny import find_recipe, maskwise, read_lines, write_lines
 
@@ -125,7 +126,7 @@ def test_a_run_reads_the_places_of_its_own_seed(folder, monkeypatch):
     small = ["study.arms=oracle", "tokenizer.vocab_size=300", "corpus.held_out=0.2"]
     plan = make_plan(read_recipe(find_recipe("trex-nouns"), [*FEW, *small]))
     (run,) = (run for run in plan.runs if run.arm == "oracle" and run.seed == 501)
-    results = {stage.kind: run_stage(stage, folder / "stages") for stage in run.stages}
+    results = {stage.kind: run_stage(stage, StageStore(folder / "stages")) for stage in run.stages}
     assert results["finetune"]["task"] == "nouns" and results["finetune"]["majority"] >= 0.4
 
 

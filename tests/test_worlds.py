@@ -18,6 +18,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.recipe import read_recipe
 from maskwise.study.plan import make_plan
+from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from maskwise.tasks import encode, load_task
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
@@ -429,7 +430,7 @@ def test_every_run_has_a_world_of_its_own():
 def test_a_run_goes_from_the_texts_to_a_score(tmp_path):
     plan = make_plan(read_recipe(find_recipe("factworld-full"), [*TINY, "study.seeds=1"]))
     (run,) = (run for run in plan.runs if run.arm == "oracle")
-    results = {stage.kind: run_stage(stage, tmp_path) for stage in run.stages}
+    results = {stage.kind: run_stage(stage, StageStore(tmp_path)) for stage in run.stages}
     score = results["finetune"]
     found = (score["task"], score["metric"], score["test_items"])
     assert found == ("factworld-job", "exact-match", 8)

@@ -142,6 +142,8 @@ class Study(TypedDict, total=False):
     """Seeds of planned runs that are missing."""
     learned: dict[str, str]
     """Task from which each arm's policy was learned, if the study compares such policies."""
+    shared_stages: str
+    """The folder of stages that the study shares with others, if there is one."""
 
 
 class Candidate(TypedDict):

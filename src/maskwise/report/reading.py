@@ -227,9 +227,10 @@ def _read_study(folder: Path, anew: Summary | None) -> Folder:
     curves = []
     for arm, facts in arms.items():
         for seed, stage in facts.get("runs", {}).items():
-            # Ignore paths outside of the folder. Links are not resolved here, because stages may be
-            # links to a shared folder.
-            if Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder)):
+            # Paths of shared stages are absolute. Ignore other paths outside of the folder. Links
+            # are not resolved here, because stages may be links to another disk.
+            inside = Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder))
+            if Path(stage).is_absolute() or inside:
                 curves += _curves(folder / stage, arm, int(seed))
     stored = cast(LogLine, found or {})
     summary = cast(LogLine, anew or stored)

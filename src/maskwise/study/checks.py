@@ -5,7 +5,6 @@ A study compares arms, which are ways to pre-train. An arm may train in several 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from operator import attrgetter
@@ -20,7 +19,7 @@ from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation import load_sets
 from maskwise.evaluation.scoring import spread
 from maskwise.families import adapter_of, check_room, most_tokens
-from maskwise.folders import refuse_below_file, require_own
+from maskwise.folders import require_own
 from maskwise.jobs import ENGINES
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind, policy
@@ -30,10 +29,10 @@ from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
 from maskwise.samplers import sampler
-from maskwise.specs import user_path
 from maskwise.study.costs import counts_of, counts_over, over_a_run
 from maskwise.study.probed import probed_rows
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
+from maskwise.study.store import StageStore
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import MAX_LENGTH
 from maskwise.tasks.task import Task
@@ -118,27 +117,6 @@ def check_study(
         )
     block = tuple(seed for seed in planned if seed in seeds)
     return block, check_inputs(recipe)
-
-
-def shared_folder(recipe: Recipe, cache: Path | None) -> Path | None:
-    """Return the folder of stages that several studies share; None if there is none.
-
-    The folder is set by an option (``cache``), by ``study.cache`` in the recipe, or by the
-    environment variable MASKWISE_STAGES, in this order.
-
-    Raises:
-        MaskwiseError: the path, or a folder above it, is a file.
-    """
-    name = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES")
-    if not name:
-        return None
-    folder = user_path(name).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise MaskwiseError(
-            "the folder of shared stages is a file", got=str(folder), do="set it to a folder"
-        )
-    refuse_below_file(folder, what="the folder of shared stages")
-    return folder
 
 
 def check_inputs(recipe: Recipe) -> list[str]:
@@ -477,10 +455,10 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
         )
 
 
-def notes_of_texts(texts: Iterable[Stage], stages: Path) -> Iterator[str]:
+def notes_of_texts(texts: Iterable[Stage], store: StageStore) -> Iterator[str]:
     """Yield a warning for prepared texts with many unknown tokens or names of special tokens."""
     for stage in texts:
-        counts = (stage.result(stages) or {}).get("counts", {})
+        counts = (store.result(stage) or {}).get("counts", {})
         source = CorpusSettings(**stage.what["corpus"]).title
         if counts.get(SPECIAL):
             yield f"{source}: {counts[SPECIAL]:,} {SPECIAL}"

@@ -31,7 +31,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from heapq import heappop, heappush
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -46,7 +45,8 @@ from maskwise.objectives.base import trained
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.plan import Run
-from maskwise.study.stages import Stage, digest
+from maskwise.study.stages import KINDS, Stage, digest
+from maskwise.study.store import StageStore
 from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.several import SeveralObjectives
 from maskwise.weights import held_share
@@ -89,15 +89,6 @@ START_SECONDS = 8.0
 
 ROWS = ("length", "layout", "attention", "stream")
 """Corpus settings that decide how long a row is and how it is read."""
-
-DEPENDS = {
-    "pretrain": ("objective", "objectives", "sampler"),
-    "learn": ("learning", "objective", "task_content", "max_length"),
-    "evaluate": ("evaluation", "content"),
-    "finetune": ("task_content", "finetune"),
-}
-"""Settings on which the time of a stage depends, in addition to model, tokenizer, rows and training
-settings; keyed by the kind of the stage."""
 
 
 def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False) -> int:
@@ -201,28 +192,29 @@ def plateau_targets(vocabulary: int) -> float:
 class Forecast:
     """Forecasts the seconds of a stage from finished stages or from measured rates.
 
+    >>> from pathlib import Path
     >>> from maskwise.recipe import read_recipe
     >>> from maskwise.study.plan import make_plan
     >>> plan = make_plan(read_recipe("quick-start", ["study.seeds=2"]))
     >>> named = {stage.name: stage for stage in plan.stages()}
     >>> first, second = [name for name in named if name.startswith("pretrain")][:2]
-    >>> forecast = Forecast(named, Path("stages"))
+    >>> forecast = Forecast(named, StageStore(Path("stages")))
     >>> forecast.add(first, 5.0)
     >>> forecast.seconds(second)
     5.0
 
     Args:
         named: all stages keyed by name, including the stages whose results they read.
-        stages: the folder that contains the stages.
+        store: the folders of the stages.
 
     Attributes:
         finished: the seconds of the finished stages, keyed by name.
         rates: the measured rates, keyed by a hash of all settings that change them (``key``).
     """
 
-    def __init__(self, named: Mapping[str, Stage], stages: Path):
+    def __init__(self, named: Mapping[str, Stage], store: StageStore):
         self.named = named
-        self.stages = stages
+        self.store = store
         self.key = cache(self._key)
         self.finished: dict[str, float] = {}
         # The seconds of all finished stages with the same key and the same work.
@@ -234,7 +226,7 @@ class Forecast:
 
     def look(self, name: str) -> None:
         """Record the seconds of a stage if it is finished."""
-        result = self.named[name].result(self.stages)
+        result = self.store.result(self.named[name])
         if result:
             self.add(name, result["seconds"])
 
@@ -291,28 +283,26 @@ class Forecast:
 
     def _parts(self, stage: Stage) -> list[object]:
         what = stage.what
-        if stage.kind not in DEPENDS:
+        kind = KINDS[stage.kind]
+        if kind.depends is None:
             return [what]
         text = self.named[stage.needs[0]]
         # The later phases of a run do not repeat the settings of the model and the tokenizer.
         start = self._first("model", stage, 1)
         first = self._first("tokenizer", text, 0)
-        kind = start.what.get("kind")
-        if kind is None:
-            kind = objective_class(start.what.get("objective", "mlm")).kind
+        architecture = start.what.get("kind")
+        if architecture is None:
+            architecture = objective_class(start.what.get("objective", "mlm")).kind
         settings = what.get("training", {})
         parts: list[object] = [
-            [kind, start.what.get("model"), start.what.get("model_content")],
+            [architecture, start.what.get("model"), start.what.get("model_content")],
             [first.what.get("tokenizer"), first.what.get("tokenizer_content")],
-            [what.get(name) for name in DEPENDS[stage.kind]],
+            [stage.setting(key) for key in kind.depends],
             {name: settings[name] for name in settings.keys() - CHANGE_NO_TIME},
         ]
-        # The length of corpus rows does not matter for fine-tuning, which reads the rows of a task.
-        if stage.kind != "finetune":
+        if kind.reads_rows:
             corpus = text.what.get("corpus", {})
             parts.append([corpus.get(name) for name in ROWS])
-        if stage.kind == "pretrain":
-            parts.append([stage.how.get("evaluation", {}).get("rows"), stage.how.get("workers")])
         return parts
 
     def _first(self, key: str, stage: Stage, need: int) -> Stage:
@@ -323,10 +313,10 @@ class Forecast:
 
 
 def work_of(stage: Stage) -> Work:
-    """Return the work of a stage. Only pre-training is divided into steps and evaluations."""
-    if stage.kind != "pretrain":
+    """Return the work of a stage. Only some kinds of stages have steps and evaluations."""
+    steps = KINDS[stage.kind].steps(stage)
+    if steps is None:
         return (("seconds", 1),)
-    steps = stage.what["training"]["steps"]
     judged = evaluations(steps, stage.how.get("eval_every"))
     return ("start", 1), ("step", steps), ("judge", judged)
 
@@ -364,7 +354,7 @@ def summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
     kinds: dict[str, Plain] = {}
     works: dict[str, float] = {}
     for name, stage in planned.items():
-        work = _named_work(stage)
+        work = KINDS[stage.kind].work(stage)
         works[work] = works.get(work, 0.0) + (seconds.get(name) or 0.0)
         counts = kinds.setdefault(stage.kind, {"done": 0, "to_do": 0, "seconds": []})
         if name in seconds:
@@ -386,13 +376,6 @@ def summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
         "unknown": unknown,
         "seconds": until,
     }
-
-
-def _named_work(stage: Stage) -> str:
-    """Name the work of a stage for users."""
-    if stage.kind == "finetune":
-        return f"fine-tuning on {stage.what['task']}"
-    return {"pretrain": "training", "learn": "learning of policies"}.get(stage.kind, stage.kind)
 
 
 def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:

@@ -45,6 +45,7 @@ from maskwise.study.costs import per_step
 from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
 from maskwise.study.pretraining import masked_source
 from maskwise.study.stages import digest, named
+from maskwise.study.store import StageStore
 from maskwise.study.work import open_text
 
 Scores = dict[str, float]
@@ -56,7 +57,7 @@ class Design:
 
     Args:
         recipe: the recipe of the study.
-        stages: the folder of the study's stages.
+        store: the folders of the study's stages.
         seeds: the seeds to run; None for all seeds of the study.
         forecast: whether to assume that an unfinished search chooses the first point of the grid.
 
@@ -74,14 +75,14 @@ class Design:
     def __init__(
         self,
         recipe: Recipe,
-        stages: Path,
+        store: StageStore,
         *,
         seeds: Sequence[int] | None = None,
         forecast: bool = False,
     ):
         require_arms(recipe)
         self.recipe = recipe
-        self.stages = stages
+        self.store = store
         self.seeds = tuple(seeds or recipe.study.seed_list)
         self.forecast = forecast
         self.contents = task_contents(recipe)
@@ -254,12 +255,12 @@ class Design:
         seed = self.recipe.study.seed_list[0]
         run = make_run(self.recipe, arm, seed, contents={}, more=more, evaluated=False)
         # Check all texts before the first measurement, because measurements are slow.
-        if any(text.result(self.stages) is None for text in run.texts):
+        if any(self.store.result(text) is None for text in run.texts):
             return None
         spent = []
         for link, text in zip(run.recipe.links(), run.texts):
             parts = {"corpus", "model", "masking", "objective", "objectives", "training"}
-            step = _measured_step(link.model_dump_json(include=parts), text.folder(self.stages))
+            step = _measured_step(link.model_dump_json(include=parts), self.store.folder(text))
             spent.append(link.training.steps * step[self.recipe.study.match])
         return spent
 
@@ -284,7 +285,7 @@ class Design:
         yield Plan(tuple(self.others), "search")
         for (arm, seed), trials in tried.items():
             kinds = self.recipe.arm(arm, seed=0).links()[-1].judged_on()
-            scores = [_scores(run, self.stages, kinds) for run in trials]
+            scores = [_scores(run, self.store, kinds) for run in trials]
             choice = choose(scores)
             chosen = None
             if choice.place is not None:
@@ -327,7 +328,7 @@ def _texts_of(run: Run) -> Run:
     return Run(run.arm, run.seed, run.recipe, chain)
 
 
-def _scores(run: Run, stages: Path, kinds: Sequence[str]) -> Scores | None:
+def _scores(run: Run, store: StageStore, kinds: Sequence[str]) -> Scores | None:
     """Read the dev scores and held-out losses of a run; the sign is flipped if lower is better.
 
     Args:
@@ -340,13 +341,13 @@ def _scores(run: Run, stages: Path, kinds: Sequence[str]) -> Scores | None:
     # Tasks may be generated from the seed of the run. The keys of ``run.tasks`` are the names in
     # the recipe, which are the same for all seeds.
     for task, stage in run.tasks.items():
-        result = stage.result(stages)
+        result = store.result(stage)
         if result is None or None in result["dev"]:
             return None
         sign = -1 if result["metric"] in LOWER_IS_BETTER else 1
         scores[task] = sign * float(np.mean(result["dev"]))
     if run.evaluated:
-        result = run.evaluated.result(stages)
+        result = store.result(run.evaluated)
         if result is None:
             return None
         for line in result["records"]:

@@ -28,7 +28,6 @@ from maskwise.study.checks import (
     check_study,
     cut_share,
     row_sizes,
-    shared_folder,
     start_of,
 )
 from maskwise.study.costs import (
@@ -44,8 +43,9 @@ from maskwise.study.plan import stages_of
 from maskwise.study.pretraining import masked_source
 from maskwise.study.records import describe, require_same_study
 from maskwise.study.single import with_own_seed
-from maskwise.study.stages import linked, named, stages_in
+from maskwise.study.stages import named
 from maskwise.study.starter import recipe_for
+from maskwise.study.store import StageStore
 from maskwise.study.timing import Samples, TextSample, time_stages, time_words
 from maskwise.study.unread import names_in_pretraining, names_in_study, refuse_unread
 from maskwise.tasks import Task, load_task
@@ -108,14 +108,14 @@ def dry_run(
 
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
     jobs = jobs or jobs_here()
-    with linked(out / "stages", shared_folder(recipe, cache)) as stages:
-        design = Design(recipe, stages, seeds=block, forecast=True)
-        study = describe(recipe, design)
-        require_same_study(out, read_json(out / "study.json") or {}, study, block=seeds is not None)
-        plans = list(design.plans())
-        planned = stages_of(plans)
-        # Stages of other recipes in these folders may have the same work, so their times are known.
-        forecast = Forecast(named(stages_in(stages)) | planned, stages)
+    store = StageStore.of_study(recipe, out, cache)
+    design = Design(recipe, store, seeds=block, forecast=True)
+    study = describe(recipe, design)
+    require_same_study(out, read_json(out / "study.json") or {}, study, block=seeds is not None)
+    plans = list(design.plans())
+    planned = stages_of(plans)
+    # Stages of other recipes in these folders may have the same work, so their times are known.
+    forecast = Forecast(named(store.stages()) | planned, store)
     todo = [name for name in planned if name not in forecast.finished]
     if samples and None in map(forecast.seconds, todo):
         time_stages(plans, forecast, samples)

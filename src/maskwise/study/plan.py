@@ -18,6 +18,9 @@ from maskwise.models import has_head
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.stages import (
+    CHECKPOINT,
+    KINDS,
+    TEXT,
     Stage,
     evaluate_stage,
     finetune_stage,
@@ -78,7 +81,7 @@ class Run:
     @property
     def trainings(self) -> list[Stage]:
         """The training stages of the chain."""
-        return [stage for stage in self.chain if stage.kind == "pretrain"]
+        return [stage for stage in self.chain if KINDS[stage.kind].output == CHECKPOINT]
 
     @property
     def pretrained(self) -> Stage | None:
@@ -147,7 +150,11 @@ class Plan:
         # A text with two needs is scored by a masking policy, which another stage learns first.
         # Such a text cannot be among the first stages.
         every = dict.fromkeys(chain.from_iterable(run.stages for run in self.runs))
-        return sorted(every, key=lambda stage: stage.kind != "prepare" or len(stage.needs) > 1)
+
+        def is_later(stage: Stage) -> bool:
+            return KINDS[stage.kind].output != TEXT or len(stage.needs) > 1
+
+        return sorted(every, key=is_later)
 
 
 def stages_of(plans: Iterable[Plan]) -> dict[str, Stage]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -26,7 +26,8 @@ from maskwise.recipe.overrides import Plain
 from maskwise.specs import different_settings
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run, baseline_of, learned_from, reference_words, stages_of
-from maskwise.study.stages import DONE, Stage, prepare_stage, tokenizer_of
+from maskwise.study.stages import DONE, KINDS, Stage, prepare_stage, tokenizer_of
+from maskwise.study.store import StageStore
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
 
@@ -81,6 +82,8 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in tasks},
         "inputs": design.inputs,
     }
+    if design.store.shared:
+        described["shared_stages"] = str(design.store.shared)
     if study.transfer:
         described["learned"] = learned_from(recipe)
     return described
@@ -112,7 +115,8 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
     runs = {}
     for run in design.runs:
         if run.arm == name and run.compared and run.pretrained:
-            runs[str(run.seed)] = f"stages/{run.pretrained.name}"
+            folder = design.store.folder(run.pretrained)
+            runs[str(run.seed)] = _place_in(design.store.own.parent, folder)
     facts: ArmFacts = {
         "policy": _alternatives(policies),
         "ratio": _alternatives(ratios),
@@ -125,6 +129,11 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
     if samplers:
         facts["sampler"] = _alternatives(samplers)
     return facts
+
+
+def _place_in(out: Path, folder: Path) -> str:
+    """Return a path relative to the folder of a study; that of a shared stage is absolute."""
+    return str(folder.relative_to(out) if folder.is_relative_to(out) else folder)
 
 
 def _alternatives(values: Iterable[str]) -> str:
@@ -327,13 +336,17 @@ def pending(study: Study, records: Iterable[Record]) -> list[int]:
 
 
 def collect(
-    runs: Iterable[Run], stages: Path, errors: Mapping[str, str], *, more: Iterable[Record] = ()
+    runs: Iterable[Run],
+    store: StageStore,
+    errors: Mapping[str, str],
+    *,
+    more: Iterable[Record] = (),
 ) -> list[Record]:
     """Return all measurements of the runs as records in a fixed order, without timings.
 
     Args:
         runs: the runs to report.
-        stages: the folder of all stages.
+        store: the folders of stages.
         errors: error messages of failed stages, keyed by stage name.
         more: additional records, which belong to the study and not to a run.
     """
@@ -342,26 +355,24 @@ def collect(
         results = {}
         reported = set[str | None]()
         for stage in run.stages:
-            results[stage] = stage.result(stages)
+            results[stage] = store.result(stage)
             error = errors.get(stage.name)
-            # An "overlap" stage, which looks for test items in the text, does not affect
-            # comparisons, so its failure is not recorded. Stages that need a failed stage have the
-            # same error, which is reported once.
-            if not results[stage] and stage.kind != "overlap" and error not in reported:
+            # Stages that need a failed stage have the same error, which is reported once.
+            if not results[stage] and KINDS[stage.kind].of_run and error not in reported:
                 reported.add(error)
                 records.append(failure_of(run, stage, errors))
         trained = [results[stage] for stage in run.trainings]
         if trained and all(trained):
             records.append({"kind": "cost", **run.who, **_spent(trained)})
-            losses = last_logged(run.trainings[-1], stages, "probe_losses")
+            losses = last_logged(run.trainings[-1], store, "probe_losses")
             if losses:
                 records.append({"kind": "objectives", **run.who, "losses": losses})
         for stage, result in results.items():
-            if not result or stage.kind not in RECORDS:
+            if not result:
                 continue
-            lines = RECORDS[stage.kind](result)
-            # The overlap of a text and a task does not depend on a run.
-            if stage.kind == "overlap":
+            kind = KINDS[stage.kind]
+            lines = kind.records(result)
+            if not kind.of_run:
                 records += lines
                 continue
             # If fine-tuning diverged on one task, the other measurements of the run remain valid.
@@ -384,36 +395,6 @@ def failure_of(run: Run, stage: Stage, errors: Mapping[str, str]) -> Record:
     return {"kind": "failure", **run.who, "stage": stage.name, "error": error}
 
 
-def _learned(result: Plain) -> list[Plain]:
-    """Return the record of a learned masking policy.
-
-    It contains the share of masking weight that the policy gives to answers in held-out texts.
-    """
-    learning = ("method", "gain", "best_step", "stopped", "overshoot", "tries")
-    kept = (*learning, "weight_on_labels", "labelled_words")
-    facts = result | (result.get("held_out") or {})
-    record = {key: facts[key] for key in kept if facts.get(key) is not None}
-    return [{"kind": "policy", **record}]
-
-
-def _score(result: Plain) -> list[Plain]:
-    # The keys are in the order of earlier versions, so that the files of equal results are equal.
-    kept = ["task", "metric", "score", "fine_tuning", "dev", "others"]
-    if "item_sd" in result:
-        kept += ["majority", "interval", "item_sd"]
-    kept += ["item_error", "item_sums", "item_sizes"]
-    return [{"kind": "score", **{key: result[key] for key in kept if key in result}}]
-
-
-RECORDS: dict[str, Callable[[Plain], list[Plain]]] = {
-    "learn": _learned,
-    "evaluate": lambda result: result["records"],
-    "finetune": _score,
-    "overlap": lambda result: [result[key] for key in ("record", "coverage") if key in result],
-}
-"""Functions that convert the result of a stage into records, keyed by the kind of stage."""
-
-
 def _spent(trained: Iterable[Plain | None]) -> Plain:
     """Sum the costs of the training stages of a run."""
     spent = Counter[str]()
@@ -429,10 +410,10 @@ def _spent(trained: Iterable[Plain | None]) -> Plain:
     return total
 
 
-def last_logged(training: Stage, stages: Path, key: str) -> Plain | None:
+def last_logged(training: Stage, store: StageStore, key: str) -> Plain | None:
     """Return the last value that a training logged under a key; None if there is none."""
     value = None
-    for line in read_lines(training.folder(stages) / "metrics.jsonl"):
+    for line in read_lines(store.folder(training) / "metrics.jsonl"):
         value = line.get(key, value)
     return value
 

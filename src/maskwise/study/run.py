@@ -31,7 +31,7 @@ from maskwise.objectives import MaskedLanguageModelling, objective_class
 from maskwise.printing import print_notes
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.checks import LOCK, check_study, notes_of_texts, shared_folder
+from maskwise.study.checks import LOCK, check_study, notes_of_texts
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run
 from maskwise.study.records import (
@@ -47,7 +47,8 @@ from maskwise.study.records import (
     so_far,
 )
 from maskwise.study.scheduler import RETRIES, execute
-from maskwise.study.stages import DONE, Stage
+from maskwise.study.stages import DONE, KINDS, TEXT, Stage
+from maskwise.study.store import StageStore
 from maskwise.study.work import open_text
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
@@ -96,9 +97,8 @@ def run_study(
 
     began = time.perf_counter()
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
-    stages = out / "stages"
-    shared = shared_folder(recipe, cache)
-    design = Design(recipe, stages, seeds=block)
+    store = StageStore.of_study(recipe, out, cache)
+    design = Design(recipe, store, seeds=block)
     study = describe(recipe, design)
     # Raise an error before any work is done if a contrast names an arm that is not measured.
     primary_pairs(study)
@@ -124,19 +124,17 @@ def run_study(
         known["pending"] = pending(study, others.records)
         try:
             for plan in design.plans():
-                if shared:
-                    link_shared(plan.stages(), stages, shared)
-                todo = unfinished(plan, stages)
+                todo = unfinished(plan, store)
                 worked |= bool(todo)
                 # Write study.json before the work, because reports of unfinished studies read it.
                 study = others.added_to(describe(recipe, design) | known)
                 write_json(out / "study.json", study)
                 errors |= execute(
-                    todo, stages, plan, jobs=jobs, quiet=quiet, engine=engine, retries=retries
+                    todo, store, plan, jobs=jobs, quiet=quiet, engine=engine, retries=retries
                 )
                 if not quiet:
-                    texts = [stage for stage in todo if stage.kind == "prepare"]
-                    print_notes(notes_of_texts(texts, stages))
+                    texts = [stage for stage in todo if KINDS[stage.kind].output == TEXT]
+                    print_notes(notes_of_texts(texts, store))
         finally:
             seconds = known["seconds"] or 0.0
             # Do not add the time of a repeated command on a finished study.
@@ -150,24 +148,24 @@ def run_study(
         if recipe.study.seed_list[0] in block:
             shown = compared
         of_study = [*others.records, *design.choices, *failed_searches(design, errors)]
-        of_study += masked_records(recipe, shown, stages)
-        records = collect(design.runs, stages, errors, more=of_study)
+        of_study += masked_records(recipe, shown, store)
+        records = collect(design.runs, store, errors, more=of_study)
         known["pending"] = pending(study, records)
         study = others.added_to(describe(recipe, design) | known)
         write_json(out / "study.json", study)
         write_lines(out / "records.jsonl", records)
-        write_lines(out / "timings.jsonl", [*others.timings, *_timings(design, stages)])
+        write_lines(out / "timings.jsonl", [*others.timings, *_timings(design, store)])
         # Only generation tasks produce answers in words.
-        answered = _answers(compared, stages, others.answers)
+        answered = _answers(compared, store, others.answers)
         if answered:
             write_lines(out / PREDICTIONS, answered)
         if shown or not (out / "samples.json").is_file():
-            write_json(out / "samples.json", samples(shown, stages))
+            write_json(out / "samples.json", samples(shown, store))
         summary = summarise(records, study)
         write_json(out / "summary.json", summary)
         report = write_report(out)
     failed = [record for record in records if record["kind"] == "failure"]
-    failed += _failed_overlaps(design, stages, errors)
+    failed += _failed_overlaps(design, store, errors)
     return {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
 
 
@@ -188,7 +186,7 @@ def judged_anew(folder: Path) -> Summary | None:
     return None
 
 
-def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> list[Record]:
+def _failed_overlaps(design: Design, store: StageStore, errors: dict[str, str]) -> list[Record]:
     """List failures of the stages that look for test items in the training text.
 
     Such a failure does not invalidate a comparison.
@@ -196,23 +194,23 @@ def _failed_overlaps(design: Design, stages: Path, errors: dict[str, str]) -> li
     failed = {}
     for run in design.runs:
         for stage in run.overlaps:
-            if stage.result(stages) is None:
+            if store.result(stage) is None:
                 failed[stage.name] = failure_of(run, stage, errors)
     return list(failed.values())
 
 
-def unfinished(plan: Plan, stages: Path) -> list[Stage]:
+def unfinished(plan: Plan, store: StageStore) -> list[Stage]:
     """List the stages of a plan that have no result, or whose damaged files are needed."""
     everything = plan.stages()
     todo = set[str]()
     needed = set[str]()
     # In reverse topological order, a stage is visited before the stages that it needs.
     for stage in reversed(everything):
-        missing = stage.result(stages) is None
+        missing = store.result(stage) is None
         # Texts are always needed, because the page shows samples of them.
-        wanted = stage.kind == "prepare" or stage.name in needed
-        if not missing and wanted and stage.damage(stages):
-            (stage.folder(stages) / DONE).unlink()
+        wanted = KINDS[stage.kind].output == TEXT or stage.name in needed
+        if not missing and wanted and store.damage(stage):
+            (store.folder(stage) / DONE).unlink()
             missing = True
         if missing:
             todo.add(stage.name)
@@ -220,21 +218,7 @@ def unfinished(plan: Plan, stages: Path) -> list[Stage]:
     return [stage for stage in everything if stage.name in todo]
 
 
-def link_shared(wanted: Sequence[Stage], stages: Path, shared: Path) -> None:
-    """Link the stages in ``wanted`` from the study to the shared folder.
-
-    A stage that already has a folder in the study is not linked.
-    """
-    for stage in wanted:
-        own = stage.folder(stages)
-        if not own.is_dir():
-            stage.folder(shared).mkdir(parents=True, exist_ok=True)
-            # If an earlier shared folder was removed, its link is dangling, and is replaced.
-            own.unlink(missing_ok=True)
-            own.symlink_to(stage.folder(shared), target_is_directory=True)
-
-
-def _answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain]) -> list[Plain]:
+def _answers(runs: Iterable[Run], store: StageStore, before: Iterable[Plain]) -> list[Plain]:
     """Collect the answers to the test rows of generation tasks, keyed by arm and seed.
 
     The answers are only examples for the page, so one fine-tuning run of every checkpoint is read.
@@ -245,10 +229,10 @@ def _answers(runs: Iterable[Run], stages: Path, before: Iterable[Plain]) -> list
     rows = {_row_key(row): row for row in before}
     for run in runs:
         for stage in run.tasks.values():
-            files = sorted(stage.folder(stages).glob(f"seed-*/{PREDICTIONS}"))
+            files = sorted(store.folder(stage).glob(f"seed-*/{PREDICTIONS}"))
             if not files:
                 continue
-            task = (stage.result(stages) or {}).get("task", "")
+            task = (store.result(stage) or {}).get("task", "")
             for line in read_lines(files[0]):
                 row = {"task": task, "input": line["input"], "gold": line["gold"]}
                 row = rows.setdefault(_row_key(row), row | {"answers": {}})
@@ -260,12 +244,12 @@ def _row_key(row: Plain) -> tuple[str, str, str]:
     return row["task"], row["input"], str(row["gold"])
 
 
-def _timings(design: Design, stages: Path) -> Iterator[Plain]:
+def _timings(design: Design, store: StageStore) -> Iterator[Plain]:
     """Yield the seconds of every finished stage of every run; shared stages are repeated."""
     for purpose, runs in (("main", design.runs), ("choice", design.others)):
         for run in runs:
             for stage in run.stages:
-                result = stage.result(stages)
+                result = store.result(stage)
                 if result:
                     yield {
                         **run.who,
@@ -292,7 +276,7 @@ MOMENTS = 5
 epoch, so the masks differ even if the masking ratio is constant."""
 
 
-def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
+def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
     """Show how the first run of every arm masks some documents at several training steps.
 
     A masking policy that learns during training is shown with its final weights.
@@ -302,7 +286,7 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
         (``pieces``), and its masked text at all shown steps (``moments``).
     """
     shown: dict[str, list[Plain]] = {}
-    for run, link, data, masker in _maskers(runs, stages):
+    for run, link, data, masker in _maskers(runs, store):
         # The text of a token is found by character offsets, which slow tokenizers lack.
         if not data.tokenizer.is_fast:
             continue
@@ -311,7 +295,7 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
         specs = link.corpus.annotators
         annotated: list[Layered] = []
         if specs:
-            stored = run.prepared.folder(stages) / "layers"
+            stored = store.folder(run.prepared) / "layers"
             annotated = [Live(specs) if link.corpus.stream else Store(stored)]
         texts = link.corpus.documents()
         long_texts = (document for document in texts if len(document.text) > MIN_CHARACTERS)
@@ -346,7 +330,7 @@ def samples(runs: Sequence[Run], stages: Path) -> dict[str, list[Plain]]:
     return shown
 
 
-def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Record]:
+def masked_records(recipe: Recipe, runs: Sequence[Run], store: StageStore) -> list[Record]:
     """Count how often every arm masks the correct answers of tasks in its training text.
 
     The masking ratio is that of the middle training step.
@@ -354,7 +338,7 @@ def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Re
     records: list[Record] = []
     if not recipe.tasks:
         return records
-    for run, link, data, masker in _maskers(runs, stages):
+    for run, link, data, masker in _maskers(runs, store):
         # A stream was read during training. To read it again would take too long.
         if isinstance(data.training, Stream):
             continue
@@ -382,7 +366,9 @@ def masked_records(recipe: Recipe, runs: Sequence[Run], stages: Path) -> list[Re
     return records
 
 
-def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
+def _maskers(
+    runs: Sequence[Run], store: StageStore
+) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
     """Yield the first run of every arm, and the recipe, text and masker of its last phase.
 
     An arm is skipped if it masks nothing, if its objectives ignore the masking policy, or if the
@@ -390,20 +376,20 @@ def _maskers(runs: Sequence[Run], stages: Path) -> Iterator[tuple[Run, Recipe, P
     """
     first: dict[str, Run] = {}
     for run in runs:
-        if run.arm != REFERENCE and run.prepared.result(stages):
+        if run.arm != REFERENCE and store.result(run.prepared):
             first.setdefault(run.arm, run)
     for run in first.values():
         link = run.recipe.links()[-1]
         if link.masking.policy not in link.masked_by:
             continue
-        data = open_text(run.prepared.folder(stages))
+        data = open_text(store.folder(run.prepared))
         # With several objectives, samples show the masks of those that use the recipe's masking.
         kind = MaskedLanguageModelling if link.objectives else objective_class(link.objective)
         masking = link.masking_of(kind, {})
         masker = kind.maker(data.tokenizer, seed=run.seed, masking=masking)
         assert isinstance(masker, Masker)
         if isinstance(masker.policy, GroupWeighted) and run.pretrained:
-            weights = last_logged(run.pretrained, stages, "weights")
+            weights = last_logged(run.pretrained, store, "weights")
             # A run that has just started has not logged weights yet.
             if not weights:
                 continue

@@ -29,7 +29,8 @@ from maskwise.printing import LINE_SECONDS, Terminal
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import Forecast, Seconds, until_end
 from maskwise.study.plan import Plan
-from maskwise.study.stages import DONE, Stage, named
+from maskwise.study.stages import DONE, KINDS, TEXT, Stage, StageKind, add_kind, named
+from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 
 RETRIES = 2
@@ -38,14 +39,15 @@ PAUSE_SECONDS = 2.0
 """Pause in seconds before the first retry. Every further pause is twice as long."""
 
 
-Task = tuple[str, Plain]
-"""A message to a worker: the name of a stage and its fields. The worker computes the name from the
-fields again. If the two names differ, its libraries differ from those of the main process."""
+Task = tuple[str, Plain, StageKind]
+"""A message to a worker: the name of a stage, its fields, and its kind, which the worker may not
+know. The worker computes the name from the fields again. If the two names differ, its libraries
+differ from those of the main process."""
 
 
 def execute(
     todo: list[Stage],
-    stages: Path,
+    store: StageStore,
     plan: Plan,
     *,
     jobs: int | None,
@@ -57,7 +59,7 @@ def execute(
 
     Args:
         todo: the unfinished stages.
-        stages: the folder of all stages.
+        store: the folders of stages.
         plan: the plan that contains the stages.
         jobs: the number of stages that run in parallel; None for the number of GPUs of this
             machine, or of cores if it has no GPU.
@@ -76,16 +78,16 @@ def execute(
     if not todo:
         return errors
     # Workers may have a different working directory.
-    stages = stages.resolve()
+    store = store.resolved()
     # If a stage that every run needs fails, there is nothing left to do.
     needed_by_all = set.intersection(*(set(run.stages) for run in plan.runs))
     waiting = named(todo)
     running: dict[Future[Plain], Stage] = {}
     tries = dict.fromkeys(waiting, 0)
     not_before = dict.fromkeys(waiting, 0.0)
-    function = partial(do_stage, stages=str(stages))
+    function = partial(do_stage, store=store)
     pool = open_pool(engine=engine, jobs=jobs, gpu=True)
-    progress = StudyProgress(plan, stages, jobs=pool.places, quiet=quiet)
+    progress = StudyProgress(plan, store, jobs=pool.places, quiet=quiet)
     with pool, progress:
         while waiting or running:
             unfinished = waiting.keys() | named(running.values())
@@ -100,7 +102,8 @@ def execute(
                 # Submit a stage only if a worker is free. If stages waited in the pool, a stage of
                 # an earlier run that becomes ready later would have to wait behind them.
                 if ready and not paused and len(running) < pool.places:
-                    running[pool.submit(function, (name, stage.as_dict()))] = waiting.pop(name)
+                    task = name, stage.as_dict(), KINDS[stage.kind]
+                    running[pool.submit(function, task)] = waiting.pop(name)
             # Nothing runs if all remaining stages are in the pause before a retry.
             if not running:
                 time.sleep(0.1)
@@ -109,7 +112,7 @@ def execute(
             for future in ended:
                 stage = running.pop(future)
                 name = stage.name
-                failure = _failure(future, stages / name)
+                failure = _failure(future, store.folder(stage))
                 if failure is None:
                     progress.forecast.look(name)
                     continue
@@ -119,7 +122,7 @@ def execute(
                     progress.say(f"{name} failed: {failure.error}; {again}")
                     not_before[name] = time.monotonic() + PAUSE_SECONDS * 2 ** (tries[name] - 1)
                     waiting[name] = stage
-                elif stage.kind == "prepare" and stage in needed_by_all:
+                elif KINDS[stage.kind].output == TEXT and stage in needed_by_all:
                     raise MaskwiseError(failure.error)
                 else:
                     progress.say(f"{name} failed: {failure.error}")
@@ -144,21 +147,21 @@ def _failure(future: Future[Plain], folder: Path) -> Failure | None:
     )
 
 
-def do_stage(task: Task, *, stages: str) -> Plain:
+def do_stage(task: Task, *, store: StageStore) -> Plain:
     """Execute one stage in a worker.
 
     Args:
-        task: the name and the fields of the stage.
-        stages: the folder of all stages.
+        task: the name, the fields and the kind of the stage.
+        store: the folders of stages.
 
     Raises:
         MaskwiseError: the stage has a different name on this machine, because library versions or
             the precision differ from those of the main process.
         FileNotFoundError: the result of a needed stage is not visible on this machine.
     """
-    name, plain = task
+    name, plain, kind = task
+    add_kind(kind)
     stage = Stage.from_dict(plain)
-    folder = Path(stages)
     if stage.name != name:
         raise MaskwiseError(
             "the machine of a worker has other versions of maskwise or its libraries than this "
@@ -167,10 +170,11 @@ def do_stage(task: Task, *, stages: str) -> Plain:
         )
     # On a shared file system, files from other machines may appear with a delay.
     for need in stage.needs:
-        if not appears(folder / need / DONE):
-            raise FileNotFoundError(f"{folder / need / DONE} is not visible on this machine")
-    with only_copy(stage.folder(folder)):
-        return run_stage(stage, folder)
+        done = store.folder(need) / DONE
+        if not appears(done):
+            raise FileNotFoundError(f"{done} is not visible on this machine")
+    with only_copy(store.folder(stage)):
+        return run_stage(stage, store)
 
 
 @contextmanager
@@ -202,14 +206,14 @@ class StudyProgress:
 
     Args:
         plan: the plan that is executed.
-        stages: the folder of all stages.
+        store: the folders of stages.
         jobs: the number of stages that run in parallel.
         quiet: whether to hide the display.
     """
 
-    def __init__(self, plan: Plan, stages: Path, *, jobs: int, quiet: bool):
+    def __init__(self, plan: Plan, store: StageStore, *, jobs: int, quiet: bool):
         self.plan = plan
-        self.stages = stages
+        self.store = store
         self.jobs = jobs
         self.console = Terminal(stderr=True, quiet=quiet)
         self.live = Live(console=self.console, refresh_per_second=2, transient=True)
@@ -222,7 +226,7 @@ class StudyProgress:
         self.titles: dict[str, str] = {}
         for run in reversed(plan.runs):
             self.titles |= dict.fromkeys(named(run.stages), run.title)
-        self.forecast = Forecast(self.named, stages)
+        self.forecast = Forecast(self.named, store)
         self.first_seen: dict[str, float] = {}
         self.lines: dict[str, Plain] = {}
         self.errors: Collection[str] = ()
@@ -258,7 +262,7 @@ class StudyProgress:
 
     def last_line(self, name: str) -> Plain:
         """Return the last training line in metrics.jsonl; empty if there is none yet."""
-        metrics = self.named[name].folder(self.stages) / "metrics.jsonl"
+        metrics = self.store.folder(self.named[name]) / "metrics.jsonl"
         try:
             with metrics.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -325,7 +329,7 @@ class StudyProgress:
 
     def _share(self, name: str) -> float:
         """Return the share of the steps of a training stage that are finished."""
-        what = self.named[name].what
-        # A policy that is learned by supervision has its own training.
-        trained = what.get("learning", {}).get("supervised") or what
-        return min(1.0, self.lines[name]["step"] / trained["training"]["steps"])
+        stage = self.named[name]
+        steps = KINDS[stage.kind].steps(stage)
+        assert steps, "only stages with steps log training lines"
+        return min(1.0, self.lines[name]["step"] / steps)

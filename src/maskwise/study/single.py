@@ -37,7 +37,8 @@ from maskwise.specs import different_settings
 from maskwise.study.checks import check_inputs, notes_of_texts
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import DONE, STAGE, Stage, learn_stage, prepare_stage
-from maskwise.study.work import forget, lesson_of, open_text, run_stage, starting_from
+from maskwise.study.store import StageStore
+from maskwise.study.work import forget_learning, lesson_of, open_text, run_stage, starting_from
 from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
 from maskwise.training.checkpoint import forget_states
 from maskwise.training.engine import FREE
@@ -116,21 +117,21 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
             forget_states(out)
         return result | checkpoint
     began = time.perf_counter()
-    stages = out / "stages"
+    store = StageStore(out / "stages")
     with _claimed(out, "another run is training in", lock="stages/.training.lock"):
         if _is_first():
             _prepare(recipe, texts, out)
             if not quiet:
-                print_notes(notes_of_texts(texts, stages))
+                print_notes(notes_of_texts(texts, store))
         result = {}
         before: Path | None = None
         facts = {"recipe": recipe.name, "corpus": recipe.corpus.title}
         folders = [out / f"{PHASE}{number}" for number in range(len(links) - 1)]
         for link, text, folder in zip(links, texts, [*folders, out]):
-            require_file(text.folder(stages) / DONE)
+            require_file(store.folder(text) / DONE)
             # A phase other than the last is finished if it has a checkpoint.
             if folder == out or not (folder / "checkpoint").is_dir():
-                data = open_text(text.folder(stages))
+                data = open_text(store.folder(text))
                 start = starting_from(before, link)
                 result = pretrain(data, start, folder=folder, quiet=quiet, facts=facts)
             before = folder / "checkpoint"
@@ -157,7 +158,7 @@ def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     write_whole(out / "recipe.yaml", recipe.to_yaml())
     for text in texts:
-        run_stage(text, out / "stages")
+        run_stage(text, StageStore(out / "stages"))
 
 
 def _require_same_texts(out: Path, texts: list[Stage]) -> None:
@@ -283,7 +284,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     done = read_json(out / DONE)
     if done:
         if _is_first():
-            forget(out)
+            forget_learning(out)
         return done
     with _claimed(out, "another process is learning in", lock=".learning.lock"):
         if _is_first():
@@ -298,7 +299,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
 
             result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
             write_json(out / DONE, result)
-            forget(out)
+            forget_learning(out)
     return result
 
 

@@ -2,8 +2,9 @@
 
 A stage has a folder whose name is a hash of all its inputs. If one setting or one character of the
 corpus changes, the name changes. A stage is finished if its folder contains ``done.json``, which
-is written last. Finished stages never run again. The module ``work`` executes stages. Each kind of
-stage reads some inputs and results of earlier stages (left) and writes a result (right):
+is written last. Finished stages never run again. Everything that differs between kinds of stages is
+in one `StageKind`; those of maskwise are in the module ``work``. Each kind of stage reads some
+inputs and results of earlier stages (left) and writes a result (right):
 
     prepare    corpus + tokenizer settings (or an earlier tokenizer) → training and held-out rows
     pretrain   prepare + model (or an earlier pretrain) + masking + training → checkpoint, metrics
@@ -18,21 +19,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from maskwise.annotate.registry import annotator
 from maskwise.constants import COMPUTED
 from maskwise.devices import hardware
 from maskwise.effects import UNNAMED
+from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, load_sets
-from maskwise.folders import damage, file_hash, read_json
+from maskwise.folders import file_hash
 from maskwise.learning.settings import OF_THE_MODEL
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain, merged
@@ -46,8 +47,13 @@ from maskwise.text.worlds import read_world
 from maskwise.training import TrainingSettings
 from maskwise.training.settings import ModelSettings
 
+if TYPE_CHECKING:
+    from maskwise.study.store import StageStore
+
 DONE = "done.json"
 STAGE = "stage.json"
+TEXT, CHECKPOINT, POLICY = "data", "checkpoint", "policy"
+"""Folders inside of a stage's folder that later stages read (``StageKind.output``)."""
 
 
 @cache
@@ -63,7 +69,7 @@ class Stage:
     """One piece of work of a study.
 
     Attributes:
-        kind: "prepare", "pretrain", "learn", "evaluate", "finetune" or "overlap".
+        kind: the name of a `StageKind`, such as "pretrain".
         what: the inputs that determine the result: dumps of settings and hashes of files.
         needs: the names of the stages whose results this stage reads. The first need is a text,
             and a second need is the checkpoint or the policy that the stage uses.
@@ -86,27 +92,19 @@ class Stage:
         """The name of the stage's folder, ``KIND-HASH``."""
         return f"{self.kind}-{digest([self.kind, self.what, self.needs, *_numerics()])}"
 
-    def folder(self, stages: Path) -> Path:
-        """Return the stage's folder inside the folder of all stages."""
-        return stages / self.name
+    def setting(self, key: str) -> Any:
+        """Return the value of a dotted key in ``what``, or else in ``how``; None if it is in none.
 
-    def result(self, stages: Path) -> Plain | None:
-        """Read the result of a finished stage; None if its file is missing or damaged."""
-        result = read_json(self.folder(stages) / DONE)
-        # Every complete file contains the seconds.
-        if result is None or "seconds" not in result:
-            return None
-        return result
-
-    def damage(self, stages: Path) -> str | None:
-        """Describe damage to the files that later stages read; None if the files are intact.
-
-        To check the files, all of them are read, which takes about one second per gigabyte.
+        >>> Stage("pretrain", {"training": {"steps": 9}}).setting("training.steps")
+        9
         """
-        kept = {"prepare": "data", "pretrain": "checkpoint", "learn": "policy"}.get(self.kind)
-        if kept is None:
-            return None
-        return damage(self.folder(stages) / kept)
+        for settings in (self.what, self.how):
+            value: Any = settings
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is not None:
+                return value
+        return None
 
     def as_dict(self) -> Plain:
         """Convert to plain values for JSON."""
@@ -118,32 +116,76 @@ class Stage:
         return cls(**{**plain, "needs": tuple(plain["needs"])})
 
 
+def _nothing(result: Plain) -> list[Plain]:
+    return []
+
+
+def _keep(folder: Path) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """What one kind of stage does, and what other modules ask about it.
+
+    Its functions are at the top of a module, because they are sent to workers.
+
+    Attributes:
+        name: the beginning of the names of its stages.
+        run: the function that does the work and returns the content of ``done.json``.
+        output: the folder that later stages read: ``TEXT`` (they start with a prepared text),
+            ``CHECKPOINT`` (the stage trains the model of a run), ``POLICY``, or another one. None
+            if they read only ``done.json``.
+        records: converts a result to lines of ``records.jsonl``.
+        of_run: whether a stage belongs to a run, so that its failure invalidates comparisons of
+            this run. The overlap of a text and a task belongs to the study.
+        forget: removes the files of a finished stage that are needed only to resume it.
+        size: the dotted key of the number of steps that its seconds grow with. If there are several
+            keys, a stage has one of these settings. Empty if the work has no steps.
+        depends: dotted keys of settings on which the time of one step depends, in addition to
+            model, tokenizer, rows and training settings. None if it depends on all settings.
+        reads_rows: whether its time depends on the rows of its text.
+        title: the work for users; a format string whose fields are in ``Stage.what``.
+    """
+
+    name: str
+    run: Callable[[Stage, StageStore], Plain]
+    output: str | None = None
+    records: Callable[[Plain], list[Plain]] = _nothing
+    of_run: bool = True
+    forget: Callable[[Path], None] = _keep
+    size: tuple[str, ...] = ()
+    depends: tuple[str, ...] | None = None
+    reads_rows: bool = True
+    title: str = ""
+
+    def steps(self, stage: Stage) -> int | None:
+        """Return the number of steps of a stage; None if its work has no steps."""
+        found = (stage.setting(key) for key in self.size)
+        return next((steps for steps in found if steps is not None), None)
+
+    def work(self, stage: Stage) -> str:
+        """Name the work of a stage for users, such as "fine-tuning on trec"."""
+        return (self.title or self.name).format(**stage.what)
+
+
+KINDS: dict[str, StageKind] = {}
+"""Kinds of stages, keyed by name. ``maskwise.study.work`` adds its kinds when it is imported."""
+
+
+def add_kind(kind: StageKind) -> None:
+    """Add a kind of stage.
+
+    Raises:
+        MaskwiseError: another kind has this name.
+    """
+    if KINDS.setdefault(kind.name, kind) != kind:
+        raise MaskwiseError("there is a kind of stage with this name already", got=kind.name)
+
+
 def named(stages: Iterable[Stage]) -> dict[str, Stage]:
     """Return stages keyed by name, in the given order."""
     return {stage.name: stage for stage in stages}
-
-
-def stages_in(folder: Path) -> Iterator[Stage]:
-    """Read the stages in a folder."""
-    for path in folder.iterdir():
-        # Skip files that are damaged, or were written by another version of maskwise.
-        with suppress(KeyError, TypeError):
-            yield Stage.from_dict(read_json(path / STAGE) or {})
-
-
-@contextmanager
-def linked(own: Path, shared: Path | None) -> Iterator[Path]:
-    """Link the stages of a study and the shared stages into a temporary folder."""
-    folders = [own]
-    if shared:
-        folders.append(shared)
-    with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
-        for stage in chain.from_iterable(folder.glob("*-*/") for folder in folders):
-            link = Path(name) / stage.name
-            # If both folders contain a stage, link the study's own folder, as in ``link_shared``.
-            if not link.is_symlink():
-                link.symlink_to(stage.resolve(), target_is_directory=True)
-        yield Path(name)
 
 
 def digest(value: object) -> str:

@@ -1,11 +1,11 @@
-"""Execute stages, the pieces of work of a study, with one function for every kind of stage."""
+"""Execute stages, the pieces of work of a study. Each kind of stage is one `StageKind` below."""
 
 from __future__ import annotations
 
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,7 +26,19 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import Call
 from maskwise.study.pretraining import pretrain
-from maskwise.study.stages import DONE, STAGE, Stage, recipe_of
+from maskwise.study.stages import (
+    CHECKPOINT,
+    DONE,
+    KINDS,
+    POLICY,
+    STAGE,
+    TEXT,
+    Stage,
+    StageKind,
+    add_kind,
+    recipe_of,
+)
+from maskwise.study.store import StageStore
 from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.tasks.judge import SCORE
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
@@ -37,14 +49,14 @@ from maskwise.training.checkpoint import forget_states
 from maskwise.training.settings import ModelSettings
 
 
-def run_stage(stage: Stage, stages: Path) -> Plain:
+def run_stage(stage: Stage, store: StageStore) -> Plain:
     """Execute a stage, unless it has a result already.
 
     If the stage fails, the traceback is written to ``error.txt``.
 
     Args:
         stage: the stage. The stages that it needs must be finished.
-        stages: the folder that contains the folders of all stages.
+        store: the folders of stages.
 
     Returns:
         The content of ``done.json``.
@@ -52,10 +64,10 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
     Raises:
         MaskwiseError: the input is invalid, or the folder cannot be written.
     """
-    done = stage.result(stages)
-    if done is not None and not stage.damage(stages):
+    done = store.result(stage)
+    if done is not None and not store.damage(stage):
         return done
-    folder = stage.folder(stages)
+    folder = store.folder(stage)
     # Remove temporary files of a process that was killed.
     sweep(folder)
     # The name of the folder is a hash, so this file states the settings: for users, and for the
@@ -63,7 +75,7 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
     write_json(folder / STAGE, stage.as_dict())
     began = time.perf_counter()
     try:
-        result = RUNNERS[stage.kind](stage, stages)
+        result = KINDS[stage.kind].run(stage, store)
     except Exception:
         # If the disk is full, this write fails, too. Its error must not hide the first error.
         with suppress(MaskwiseError):
@@ -74,29 +86,18 @@ def run_stage(stage: Stage, stages: Path) -> Plain:
     (folder / "error.txt").unlink(missing_ok=True)
     result = finite(result)
     write_json(folder / DONE, result)
-    forget(folder)
+    KINDS[stage.kind].forget(folder)
     return result
 
 
-def forget(folder: Path) -> None:
-    """Remove the files of a finished stage that are needed only to resume it."""
-    forget_states(folder)
-    shutil.rmtree(folder / SHARED_TOKENIZER, ignore_errors=True)
-    for score in folder.glob(f"*/{SCORE}"):
-        score.unlink(missing_ok=True)
-        # The folder of a trial of a learning rate has no other file.
-        with suppress(OSError):
-            score.parent.rmdir()
-
-
-def tokenizer_folder(stage: Stage, stages: Path) -> str:
+def tokenizer_folder(stage: Stage, store: StageStore) -> str:
     """Return the folder of the tokenizer of the text that a stage reads."""
-    return str(stages / stage.needs[0] / "data" / "tokenizer")
+    return str(store.output(stage.needs[0]) / "tokenizer")
 
 
-def checkpoint_of(stage: Stage, stages: Path) -> Path | None:
+def checkpoint_of(stage: Stage, store: StageStore) -> Path | None:
     """Return the checkpoint that a stage starts from; None without an earlier training stage."""
-    return stages / stage.needs[1] / "checkpoint" if len(stage.needs) > 1 else None
+    return store.output(stage.needs[1]) if len(stage.needs) > 1 else None
 
 
 def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
@@ -112,7 +113,7 @@ def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
 # ---------------------------------------------------------------------------------------------
 
 
-def prepare(stage: Stage, stages: Path) -> Plain:
+def prepare(stage: Stage, store: StageStore) -> Plain:
     """Prepare the rows and the tokenizer of a text.
 
     Raises:
@@ -120,24 +121,24 @@ def prepare(stage: Stage, stages: Path) -> Plain:
             most of its tokens.
     """
     corpus = CorpusSettings(**stage.what["corpus"])
-    folder = stage.folder(stages)
+    folder = store.folder(stage)
     # If there is a second need, this stage has learned a masking policy, which scores the text.
     if len(stage.needs) > 1:
-        corpus = _scored_by(stages / stage.needs[1] / "policy", corpus)
+        corpus = _scored_by(store.output(stage.needs[1]), corpus)
     documents = corpus.documents()
     require_documents(documents)
     if stage.needs:
-        tokenizer = load_tokenizer(tokenizer_folder(stage, stages), needs_words=False)
+        tokenizer = load_tokenizer(tokenizer_folder(stage, store), needs_words=False)
     else:
         settings = TokenizerSettings(**stage.what["tokenizer"])
         tokenizer = settings.tokenizer(_beginning(corpus) if corpus.stream else documents)
     if corpus.stream:
         live = Live(corpus.annotators) if corpus.annotators else None
-        facts = Prepared.begin(folder / "data", corpus, tokenizer, layers=live)
+        facts = Prepared.begin(folder / TEXT, corpus, tokenizer, layers=live)
         return {**facts, "stream": True, "vocabulary": len(tokenizer)}
     stored = _annotated(corpus, folder / "layers") if corpus.annotators else None
     data = Prepared.make(
-        folder / "data",
+        folder / TEXT,
         tokenise(documents, tokenizer, layers=stored, words=corpus.words),
         tokenizer,
         length=corpus.length,
@@ -175,13 +176,13 @@ def _require_known_tokens(counts: Mapping[str, int], title: str) -> None:
         )
 
 
-def open_text(stage: Path) -> Prepared:
+def open_text(folder: Path) -> Prepared:
     """Open the text that a stage has prepared in its folder.
 
     Raises:
         MaskwiseError: the text is damaged, or files of a stream are missing.
     """
-    return Prepared.open(stage / "data", live=Live)
+    return Prepared.open(folder / TEXT, live=Live)
 
 
 def _beginning(corpus: CorpusSettings) -> Iterator[Document]:
@@ -220,7 +221,7 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
 # ---------------------------------------------------------------------------------------------
 
 
-def _learn(stage: Stage, stages: Path) -> Plain:
+def _learn(stage: Stage, store: StageStore) -> Plain:
     what = stage.what
     more: Plain = {}
     # Learning uses no corruption. But an encoder-decoder recipe is valid only with a corruption
@@ -233,11 +234,11 @@ def _learn(stage: Stage, stages: Path) -> Plain:
     recipe = recipe_of(
         stage,
         tasks=(what["task"],),
-        tokenizer={"name": tokenizer_folder(stage, stages)},
+        tokenizer={"name": tokenizer_folder(stage, store)},
         **more,
     )
-    recipe = starting_from(checkpoint_of(stage, stages), recipe)
-    return lesson_of(recipe, stage.folder(stages)).learn()
+    recipe = starting_from(checkpoint_of(stage, store), recipe)
+    return lesson_of(recipe, store.folder(stage)).learn()
 
 
 def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
@@ -267,20 +268,20 @@ def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
     )
 
 
-def _pretrain(stage: Stage, stages: Path) -> Plain:
+def _pretrain(stage: Stage, store: StageStore) -> Plain:
     return pretrain(
-        open_text(stages / stage.needs[0]),
-        starting_from(checkpoint_of(stage, stages), recipe_of(stage)),
-        folder=stage.folder(stages),
+        open_text(store.folder(stage.needs[0])),
+        starting_from(checkpoint_of(stage, store), recipe_of(stage)),
+        folder=store.folder(stage),
         quiet=True,
         facts={"stage": stage.name},
     )
 
 
-def _evaluate(stage: Stage, stages: Path) -> Plain:
-    data = open_text(stages / stage.needs[0])
+def _evaluate(stage: Stage, store: StageStore) -> Plain:
+    data = open_text(store.folder(stage.needs[0]))
     settings = EvaluationSettings(**stage.what["evaluation"])
-    checkpoint = checkpoint_of(stage, stages)
+    checkpoint = checkpoint_of(stage, store)
     if checkpoint is not None:
         return {"records": evaluate(checkpoint, data, settings)}
     # The reference arm is the pre-trained model itself, with the settings of the recipe.
@@ -292,7 +293,7 @@ def _evaluate(stage: Stage, stages: Path) -> Plain:
     return {"records": evaluate(network, data, settings)}
 
 
-def _overlap(stage: Stage, stages: Path) -> Plain:
+def _overlap(stage: Stage, store: StageStore) -> Plain:
     corpus = CorpusSettings(**stage.what["corpus"])
     task = load_task(stage.what["task"])
     title = corpus.title
@@ -306,11 +307,11 @@ def _overlap(stage: Stage, stages: Path) -> Plain:
     return record
 
 
-def _finetune(stage: Stage, stages: Path) -> Plain:
+def _finetune(stage: Stage, store: StageStore) -> Plain:
     what = stage.what
     settings = FinetuneSettings(**what["finetune"])
-    tokenizer = load_tokenizer(tokenizer_folder(stage, stages))
-    checkpoint: str | Path | None = checkpoint_of(stage, stages)
+    tokenizer = load_tokenizer(tokenizer_folder(stage, store))
+    checkpoint: str | Path | None = checkpoint_of(stage, store)
     config = None
     if checkpoint is None:
         # The reference arm is the pre-trained model itself, or a new model with random weights.
@@ -321,7 +322,7 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
     first = what.get("seed", 0) * 1000
     began = time.perf_counter()
     # The runs that an interrupted call has finished.
-    earlier = [read_json(path) or {} for path in stage.folder(stages).glob(f"*/{SCORE}")]
+    earlier = [read_json(path) or {} for path in store.folder(stage).glob(f"*/{SCORE}")]
     record = task_record(
         checkpoint,
         load_task(what["task"]),
@@ -329,7 +330,7 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
         settings=settings,
         seeds=range(first, first + settings.seeds),
         config=config,
-        folder=stage.folder(stages),
+        folder=store.folder(stage),
         checkpoints=False,
         # The name of the stage identifies the checkpoint and the rows.
         made_of=stage.name,
@@ -341,11 +342,86 @@ def _finetune(stage: Stage, stages: Path) -> Plain:
     return result | {"seconds": round(seconds, 3)}
 
 
-RUNNERS: dict[str, Callable[[Stage, Path], Plain]] = {
-    "prepare": prepare,
-    "learn": _learn,
-    "pretrain": _pretrain,
-    "evaluate": _evaluate,
-    "finetune": _finetune,
-    "overlap": _overlap,
-}
+# Kinds of stages
+# ---------------------------------------------------------------------------------------------
+
+
+def _learned(result: Plain) -> list[Plain]:
+    """Return the record of a learned masking policy.
+
+    It contains the share of masking weight that the policy gives to answers in held-out texts.
+    """
+    learning = ("method", "gain", "best_step", "stopped", "overshoot", "tries")
+    kept = (*learning, "weight_on_labels", "labelled_words")
+    facts = result | (result.get("held_out") or {})
+    record = {key: facts[key] for key in kept if facts.get(key) is not None}
+    return [{"kind": "policy", **record}]
+
+
+def _measured(result: Plain) -> list[Plain]:
+    measured: list[Plain] = result["records"]
+    return measured
+
+
+def _score(result: Plain) -> list[Plain]:
+    # The keys are in the order of earlier versions, so that the files of equal results are equal.
+    kept = ["task", "metric", "score", "fine_tuning", "dev", "others"]
+    if "item_sd" in result:
+        kept += ["majority", "interval", "item_sd"]
+    kept += ["item_error", "item_sums", "item_sizes"]
+    return [{"kind": "score", **{key: result[key] for key in kept if key in result}}]
+
+
+def _overlaps(result: Plain) -> list[Plain]:
+    return [result[key] for key in ("record", "coverage") if key in result]
+
+
+def forget_learning(folder: Path) -> None:
+    """Remove the files that only a learning in progress needs."""
+    forget_states(folder)
+    shutil.rmtree(folder / SHARED_TOKENIZER, ignore_errors=True)
+
+
+def _forget_scores(folder: Path) -> None:
+    for score in folder.glob(f"*/{SCORE}"):
+        score.unlink(missing_ok=True)
+        # The folder of a trial of a learning rate has no other file.
+        with suppress(OSError):
+            score.parent.rmdir()
+
+
+for _kind in (
+    StageKind("prepare", prepare, output=TEXT),
+    StageKind(
+        "learn",
+        _learn,
+        output=POLICY,
+        records=_learned,
+        forget=forget_learning,
+        size=("learning.supervised.training.steps", "learning.meta.steps"),
+        depends=("learning", "objective", "task_content", "max_length"),
+        title="learning of policies",
+    ),
+    StageKind(
+        "pretrain",
+        _pretrain,
+        output=CHECKPOINT,
+        forget=forget_states,
+        size=("training.steps",),
+        depends=("objective", "objectives", "sampler", "evaluation.rows", "workers"),
+        title="training",
+    ),
+    StageKind("evaluate", _evaluate, records=_measured, depends=("evaluation", "content")),
+    StageKind(
+        "finetune",
+        _finetune,
+        records=_score,
+        forget=_forget_scores,
+        depends=("task_content", "finetune"),
+        # Fine-tuning reads the rows of a task.
+        reads_rows=False,
+        title="fine-tuning on {task}",
+    ),
+    StageKind("overlap", _overlap, records=_overlaps, of_run=False),
+):
+    add_kind(_kind)

@@ -1,0 +1,108 @@
+"""The folders of stages: the study's own folder first, then a folder that several studies share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from maskwise.errors import MaskwiseError
+from maskwise.folders import damage, read_json, refuse_below_file
+from maskwise.recipe import Recipe
+from maskwise.recipe.overrides import Plain
+from maskwise.specs import user_path
+from maskwise.study.stages import DONE, KINDS, STAGE, Stage
+
+
+@dataclass(frozen=True)
+class StageStore:
+    """Finds the folders and the results of stages.
+
+    >>> stage = Stage("overlap", {"task": "trec"})
+    >>> store = StageStore(Path("runs/mine/stages"), shared=Path("all"))
+    >>> store.folder(stage).parent, store.result(stage)
+    (PosixPath('all'), None)
+
+    Args:
+        own: the study's own folder of stages.
+        shared: a folder of stages that several studies share, if there is one. Stages that have no
+            folder in ``own`` are read and written there.
+    """
+
+    own: Path
+    shared: Path | None = None
+
+    @classmethod
+    def of_study(cls, recipe: Recipe, out: Path, cache: Path | None) -> StageStore:
+        """Return the stages of a study.
+
+        The shared folder is set by an option (``cache``), by ``study.cache`` in the recipe, or by
+        the environment variable MASKWISE_STAGES, in this order. Without them, it is that of the
+        last call with this folder.
+
+        Raises:
+            MaskwiseError: the path of the shared folder, or a folder above it, is a file.
+        """
+        last = (read_json(out / "study.json") or {}).get("shared_stages")
+        name = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES") or last
+        if not name:
+            return cls(out / "stages")
+        folder = user_path(name).resolve()
+        if folder.exists() and not folder.is_dir():
+            raise MaskwiseError(
+                "the folder of shared stages is a file", got=str(folder), do="set it to a folder"
+            )
+        refuse_below_file(folder, what="the folder of shared stages")
+        return cls(out / "stages", folder)
+
+    def folder(self, stage: Stage | str) -> Path:
+        """Return the folder of a stage, which may be given by its name. It may not exist yet."""
+        name = stage if isinstance(stage, str) else stage.name
+        own = self.own / name
+        if self.shared is None or own.is_dir():
+            return own
+        return self.shared / name
+
+    def output(self, stage: Stage | str) -> Path:
+        """Return the folder of a stage that later stages read, such as its checkpoint."""
+        name = stage if isinstance(stage, str) else stage.name
+        output = KINDS[name.partition("-")[0]].output
+        assert output is not None, "a stage needs stages that have an output"
+        return self.folder(stage) / output
+
+    def result(self, stage: Stage) -> Plain | None:
+        """Read the result of a finished stage; None if its file is missing or damaged."""
+        result = read_json(self.folder(stage) / DONE)
+        # Every complete file contains the seconds.
+        if result is None or "seconds" not in result:
+            return None
+        return result
+
+    def damage(self, stage: Stage) -> str | None:
+        """Describe damage to the files that later stages read; None if the files are intact.
+
+        To check the files, all of them are read, which takes about one second per gigabyte.
+        """
+        if KINDS[stage.kind].output is None:
+            return None
+        return damage(self.output(stage))
+
+    def stages(self) -> Iterator[Stage]:
+        """Read all stages in the folders, also those of other recipes."""
+        found = set()
+        for folder in (self.own, self.shared):
+            if folder is None or not folder.is_dir():
+                continue
+            for path in folder.iterdir():
+                # Skip files that are damaged, or were written by another version of maskwise.
+                with suppress(KeyError, TypeError):
+                    stage = Stage.from_dict(read_json(path / STAGE) or {})
+                    if stage.kind in KINDS and path.name not in found:
+                        found.add(path.name)
+                        yield stage
+
+    def resolved(self) -> StageStore:
+        """Return the same store with absolute paths, for processes with other working folders."""
+        return StageStore(self.own.resolve(), self.shared and self.shared.resolve())
