@@ -41,7 +41,9 @@ from command import run
 from maskwise.constants import REFERENCE
 from maskwise.devices import hardware
 from maskwise.study.design import choose
-from maskwise.study.statistics import (
+from maskwise.verdict import learned_something, summarise
+from maskwise.verdict.failures import at_floor
+from maskwise.verdict.statistics import (
     ALPHA,
     binomial_upper_bound,
     can_decide,
@@ -49,8 +51,6 @@ from maskwise.study.statistics import (
     look_weights,
     ratio_interval,
 )
-from maskwise.study.verdict import learned_something, summarise
-from maskwise.study.verdict.failures import at_floor
 
 Array = np.ndarray
 Row = dict[str, object]

@@ -22,7 +22,7 @@ from command import run
 
 from maskwise.files import RULES, Study
 from maskwise.folders import read_json, read_lines, write_lines
-from maskwise.study.verdict import summarise
+from maskwise.verdict import summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files
 from maskwise.folders import read_lines
 from maskwise.recipe.comparison import StudySettings
 from maskwise.report import write_report
-from maskwise.study.verdict import summarise
+from maskwise.verdict import summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

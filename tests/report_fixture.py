@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import maskwise
-from maskwise.study.verdict import summarise
-from maskwise.study.verdict.words import advice_of
+from maskwise.verdict import summarise
+from maskwise.verdict.words import advice_of
 
 TEXT = "In 1916 Shaw moved to Dublin , where he worked as a clerk and wrote five novels ."
 SENTENCE = TEXT.split()

@@ -37,8 +37,8 @@ from maskwise.study.adapt import (
     write_pairs,
 )
 from maskwise.study.plan import make_plan
+from maskwise.study.prospects import prospects_of
 from maskwise.study.stages import overlap_stage
-from maskwise.study.statistics import prospects_of
 from maskwise.study.store import StageStore
 from maskwise.study.timing import TIMERS
 from maskwise.study.work import run_stage

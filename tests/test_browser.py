@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from maskwise.report import write_report
-from maskwise.study.verdict import summarise
+from maskwise.verdict import summarise
 from report_fixture import make_records, make_samples, make_study, write_json, write_study
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -19,13 +19,13 @@ from false_positives import (
     sum_of_t_p,
 )
 
-from maskwise.study.statistics import (
+from maskwise.verdict import summarise
+from maskwise.verdict.statistics import (
     fewest_runs,
     runs_to_decide,
     sign_flip_interval,
     sign_flip_test,
 )
-from maskwise.study.verdict import summarise
 from report_fixture import make_study, score_record
 
 

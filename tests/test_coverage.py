@@ -11,8 +11,8 @@ import pytest
 from maskwise.evaluation import answers_in, coverage_record, masked_answers
 from maskwise.masking import Masker
 from maskwise.report import write_report
-from maskwise.study.verdict import summarise
 from maskwise.text import Document, read_pieces, split, tokenise, train_tokenizer
+from maskwise.verdict import summarise
 from report_fixture import make_records, make_study, write_study
 from tiny import load_json, maskwise, read_lines, records_of, write_inputs, write_lines
 

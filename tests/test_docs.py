@@ -23,8 +23,8 @@ from maskwise.folders import read_lines
 from maskwise.masking import SCHEDULES
 from maskwise.recipe import read_recipe, shipped, validate
 from maskwise.recipe.described import recipe_keys
-from maskwise.study.statistics import ALPHA, can_decide, powers, sign_flip_interval
 from maskwise.tasks import KINDS, METRICS
+from maskwise.verdict.statistics import ALPHA, can_decide, powers, sign_flip_interval
 from training_tools import model, tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -28,8 +28,8 @@ from maskwise.recipe import read_recipe
 from maskwise.report import write_report
 from maskwise.study import plan, stages
 from maskwise.study.run import judged_anew
-from maskwise.study.verdict import summarise
 from maskwise.tasks import load_task
+from maskwise.verdict import summarise
 from report_fixture import make_records, make_samples, make_study, write_study
 from test_golden import read_golden, rounded, same
 from tiny import find_recipe, write_lines

@@ -23,7 +23,7 @@ ORDER = [
     {"files", "printing", "measurements"},
     {"specs", "estimates", "plugins"},
     {"folders", "jobs", "draws", "attention"},
-    {"segments", "arrays"},
+    {"segments", "arrays", "verdict"},
     {"starts", "families"},
     {"weights"},
     {"masking"},
@@ -72,7 +72,17 @@ ONLY = {
         "segments",
         "specs",
     },
-    "report": {"errors", "constants", "estimates", "files", "folders", "measurements", "specs"},
+    "report": {
+        "constants",
+        "errors",
+        "estimates",
+        "files",
+        "folders",
+        "measurements",
+        "specs",
+        "verdict",
+    },
+    "verdict": {"constants", "errors", "estimates", "files", "folders", "measurements"},
 }
 
 # Names that have moved up work at their former place until maskwise 0.2: ``maskwise.text.encode``.

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskwise.study.items import contributions
 from maskwise.tasks.metrics import METRICS, compact, error_of_items
 from maskwise.tasks.task import JACKKNIFE_GROUPS
+from maskwise.verdict.items import contributions
 from report_fixture import codes, facts_of, primary_rows, score_record, summary_of
 from tiny import load_rows, maskwise, read_lines, write_inputs
 

@@ -13,7 +13,7 @@ from maskwise.folders import read_lines
 from maskwise.measurements import COLUMNS, Measurement, measurements, table_of
 from maskwise.report.reading import Folder
 from maskwise.report.tables import evaluation_table
-from maskwise.study.outcomes import Outcomes
+from maskwise.verdict.outcomes import Outcomes
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 RUN = {"arm": "a", "seed": 3}

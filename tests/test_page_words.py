@@ -13,7 +13,7 @@ import pytest
 
 from maskwise.estimates import outcome_labels
 from maskwise.report import write_report
-from maskwise.study.verdict import summarise
+from maskwise.verdict import summarise
 from report_fixture import heldout_record, make_records, make_study, row_of, write_study
 
 ARMS = {"token-15": 0.0, "token-30": 0.03}

@@ -22,10 +22,10 @@ from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import prepare_stage
-from maskwise.study.statistics import can_decide
 from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
+from maskwise.verdict.statistics import can_decide
 from tiny import SMALLER, find_recipe, write_inputs
 
 BENCH_RECIPES = sorted(path.stem for path in find_recipe("transfer").parent.glob("*.yaml"))

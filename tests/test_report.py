@@ -22,8 +22,8 @@ from maskwise.report.drawing import arm_colours, dot_chart
 from maskwise.report.page import page_content, vega_code
 from maskwise.report.reading import NO_STUDY, Folder, read_folder
 from maskwise.report.tables import forest_groups
-from maskwise.study.verdict import summarise
-from maskwise.study.verdict.words import advice_of
+from maskwise.verdict import summarise
+from maskwise.verdict.words import advice_of
 from report_fixture import (
     evaluation_record,
     make_metrics,

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from maskwise.errors import MaskwiseError
-from maskwise.study.statistics import (
+from maskwise.verdict.statistics import (
     EXACT_RUNS,
     MOST_RUNS,
     attainable_level,

@@ -14,7 +14,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.files import Record, Study
 from maskwise.recipe import read_recipe
 from maskwise.study.plan import learned_from
-from maskwise.study.verdict import summarise
+from maskwise.verdict import summarise
 from report_fixture import shared_selection
 from tiny import find_recipe, learning_study, maskwise, records_of
 

@@ -16,9 +16,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.estimates import shown
 from maskwise.files import Contrast
 from maskwise.masking.policies import policy
-from maskwise.study.outcomes import is_loss
-from maskwise.study.verdict import primary_pairs, summarise
-from maskwise.study.verdict.words import row_sentence
+from maskwise.verdict import primary_pairs, summarise
+from maskwise.verdict.outcomes import is_loss
+from maskwise.verdict.words import row_sentence
 from report_fixture import (
     CLEAR,
     COST,

@@ -20,16 +20,15 @@ from maskwise.recipe.recipe import validate
 from maskwise.samplers import SAMPLERS
 from maskwise.samplers.base import Sampler
 from maskwise.study import records as study_records
-from maskwise.study.statistics import (
+from maskwise.study.prospects import prospect_lines, prospects_of
+from maskwise.tasks.judge import TRIAL_SEED
+from maskwise.verdict import primary_pairs, summarise
+from maskwise.verdict.failures import ADAPTIVE, at_floor
+from maskwise.verdict.statistics import (
     detectable_difference,
     look_weights,
-    prospect_lines,
-    prospects_of,
     sign_flip_test,
 )
-from maskwise.study.verdict import primary_pairs, summarise
-from maskwise.study.verdict.failures import ADAPTIVE, at_floor
-from maskwise.tasks.judge import TRIAL_SEED
 from report_fixture import (
     CLEAR,
     HIGH,

@@ -134,7 +134,7 @@ def has_colours() -> bool:
 
 def print_plan(plan: Facts, limit: str = "") -> None:
     """Print a dry run: stages by kind, costs of training phases, and ``plan_lines``."""
-    from maskwise.study.statistics import prospect_lines
+    from maskwise.study.prospects import prospect_lines
 
     stages = []
     for kind, facts in plan["stages"].items():
@@ -290,7 +290,7 @@ def time_limit(text: str) -> float:
 
 def plan_lines(plan: Facts, limit: str) -> list[str]:
     """Return sentences about a dry run; for adapt, also on truncated rows and a smaller plan."""
-    from maskwise.study.statistics import prospect_lines
+    from maskwise.study.prospects import prospect_lines
     from maskwise.study.timing import time_words
 
     lines = [f"Time: {time_words(plan)}."]

@@ -3,9 +3,9 @@
 An arm is one way to pre-train. A run is one arm with one seed, and consists of stages, such as
 preparing the text or fine-tuning on a task. The name of a stage is a hash of its inputs. Read in
 this order: ``plan`` (runs and their stages), ``design`` (which runs are planned, and the decisions
-between plans), ``work`` and ``pretraining`` (what stages do), ``run`` (execute all stages),
-``verdict`` (compare the results). ``forecast`` plans a study without running it. ``single`` does
-one training run without a study.
+between plans), ``work`` and ``pretraining`` (what stages do), ``run`` (execute all stages, and
+judge the results by ``maskwise.verdict``). ``forecast`` plans a study without running it.
+``single`` does one training run without a study.
 """
 
 from maskwise.study.forecast import dry_run

@@ -42,15 +42,15 @@ from maskwise.recipe import Recipe, apply_overrides, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override
 from maskwise.specs import split_options, with_options
 from maskwise.study.checks import check_names, cut_share, row_sizes
-from maskwise.study.outcomes import ALL_TASKS, read_outcomes
 from maskwise.study.stages import DONE
 from maskwise.study.starter import TextFacts, look_at, write_pairs
-from maskwise.study.statistics import P_FROM_RUNS, can_decide
 from maskwise.study.unread import names_in_study, refuse_unread
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import interpolated
 from maskwise.text import load_tokenizer
 from maskwise.text.settings import CorpusSettings
+from maskwise.verdict.outcomes import ALL_TASKS, read_outcomes
+from maskwise.verdict.statistics import P_FROM_RUNS, can_decide
 
 BEST = "words-30"
 PAIRS = "title-to-text"

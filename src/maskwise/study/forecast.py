@@ -104,7 +104,7 @@ def dry_run(
         MaskwiseError: input that ``run_study`` rejects.
     """
     # Imported here because workers import this module, and scipy takes a second to import.
-    from maskwise.study.statistics import prospects_of
+    from maskwise.study.prospects import prospects_of
 
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
     jobs = jobs or jobs_here()
@@ -351,7 +351,7 @@ class Outlook:
     def plan(self, plan: Plain) -> None:
         """Report what the planned runs can decide and how long they take."""
         # Imported here for the same reason as in ``dry_run``.
-        from maskwise.study.statistics import prospect_lines
+        from maskwise.study.prospects import prospect_lines
 
         prospects = plan["contrasts"]
         self.facts["contrasts"] = prospects

@@ -92,8 +92,8 @@ def run_study(
     """
     # Imported here because workers import this module but need neither scipy nor altair.
     from maskwise.report import write_report
-    from maskwise.study.statistics import prospect_lines, prospects_of
-    from maskwise.study.verdict import primary_pairs, summarise
+    from maskwise.study.prospects import prospect_lines, prospects_of
+    from maskwise.verdict import primary_pairs, summarise
 
     began = time.perf_counter()
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
@@ -175,7 +175,7 @@ def judged_anew(folder: Path) -> Summary | None:
     Nothing is written: summary.json stays as the study was judged when it ran. The result is None
     if the folder has no records, or records of older versions that lack keys or runs.
     """
-    from maskwise.study.verdict import summarise
+    from maskwise.verdict import summarise
 
     study = cast(Study, read_json(folder / "study.json") or {})
     records = cast(list[Record], list(read_lines(folder / "records.jsonl")))

@@ -32,8 +32,8 @@ from maskwise.files import Record, Study, Summary
 from maskwise.folders import read_json, write_json, write_lines
 from maskwise.measurements import measurements, table_of
 from maskwise.report.reading import NO_STUDY, NO_SUMMARY
-from maskwise.study.statistics import can_decide, fewest_runs
-from maskwise.study.verdict import summarise
+from maskwise.verdict import summarise
+from maskwise.verdict.statistics import can_decide, fewest_runs
 
 if TYPE_CHECKING:
     from pandas import DataFrame

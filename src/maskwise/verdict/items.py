@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from maskwise.files import Record
-from maskwise.study.outcomes import Numbers, Outcomes, Pair
+from maskwise.verdict.outcomes import Numbers, Outcomes, Pair
 
 
 def contributions(record: Record) -> Numbers:

@@ -3,7 +3,7 @@
 docs/evidence.md explains the rules, and docs/files.md the format. The replicate is the pre-training
 run, paired by seed. Task scores are standardised and averaged within a run before any statistic, so
 several tasks of one run never count as several observations. Read in this order:
-``study.outcomes`` (values), ``contrasts`` (differences, tests and verdicts), ``flags`` (reasons
+``outcomes`` (values), ``contrasts`` (differences, tests and verdicts), ``flags`` (reasons
 that invalidate, cap or qualify a row), ``words`` (sentences). A summary takes 10 to 50 ms.
 """
 
@@ -34,8 +34,15 @@ from maskwise.files import (
     TransferCell,
 )
 from maskwise.folders import finite
-from maskwise.study.outcomes import QUANTITIES, Numbers, Outcomes, Pair, finite_runs
-from maskwise.study.statistics import (
+from maskwise.verdict.contrasts import (
+    Comparison,
+    compare,
+    decide,
+    matched_by,
+    primary_pairs,
+)
+from maskwise.verdict.outcomes import QUANTITIES, Numbers, Outcomes, Pair, finite_runs
+from maskwise.verdict.statistics import (
     ALPHA,
     binomial_interval,
     detectable_sds,
@@ -44,14 +51,7 @@ from maskwise.study.statistics import (
     powers,
     ratio_interval,
 )
-from maskwise.study.verdict.contrasts import (
-    Comparison,
-    compare,
-    decide,
-    matched_by,
-    primary_pairs,
-)
-from maskwise.study.verdict.words import (
+from maskwise.verdict.words import (
     advice_of,
     behind_reference,
     headline_row,

@@ -15,9 +15,9 @@ from maskwise.constants import FIXED, REFERENCE
 from maskwise.errors import plural
 from maskwise.estimates import SPREADS, outcome_words, shown
 from maskwise.files import Contrast, Effect, RaisedFlag, Study
-from maskwise.study.outcomes import ALL_TASKS, Outcomes, finite_runs
-from maskwise.study.statistics import ALPHA, P_FROM_RUNS, fewest_runs
-from maskwise.study.verdict.flags import FLAGS, is_ahead, rate
+from maskwise.verdict.flags import FLAGS, is_ahead, rate
+from maskwise.verdict.outcomes import ALL_TASKS, Outcomes, finite_runs
+from maskwise.verdict.statistics import ALPHA, P_FROM_RUNS, fewest_runs
 
 Names: TypeAlias = Mapping[str, str]
 """The names of arms in sentences, keyed by arm (``Outcomes.names``)."""

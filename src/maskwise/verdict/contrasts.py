@@ -18,8 +18,10 @@ import numpy as np
 from maskwise.constants import FIXED, NATS, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.files import Compute, Contrast, Equivalence, ItemsInterval, Study
-from maskwise.study.items import paired_item_error
-from maskwise.study.outcomes import (
+from maskwise.verdict.failures import failures_of
+from maskwise.verdict.flags import is_ahead, scope_of
+from maskwise.verdict.items import paired_item_error
+from maskwise.verdict.outcomes import (
     ALL_TASKS,
     TOLERANCE,
     Numbers,
@@ -28,7 +30,7 @@ from maskwise.study.outcomes import (
     finite_pairs,
     finite_runs,
 )
-from maskwise.study.statistics import (
+from maskwise.verdict.statistics import (
     ALPHA,
     P_FROM_RUNS,
     detectable_difference,
@@ -41,9 +43,7 @@ from maskwise.study.statistics import (
     sign_flip_interval,
     sign_flip_test,
 )
-from maskwise.study.verdict.failures import failures_of
-from maskwise.study.verdict.flags import is_ahead, scope_of
-from maskwise.study.verdict.words import raised, sentences_of
+from maskwise.verdict.words import raised, sentences_of
 
 MOST_MORE_RUNS = 50
 """Maximum number of additional runs that advice recommends. A difference that needs more runs is

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from maskwise.constants import REFERENCE
 from maskwise.files import ArmFacts, Failures
-from maskwise.study.outcomes import Numbers, Outcomes, finite_runs
-from maskwise.study.statistics import binomial_upper_bound
+from maskwise.verdict.outcomes import Numbers, Outcomes, finite_runs
+from maskwise.verdict.statistics import binomial_upper_bound
 
 FAILED = 0.1
 """A run at the floor gains at most this fraction of what the better half of its arm gains."""

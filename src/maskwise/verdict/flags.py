@@ -27,7 +27,7 @@ from maskwise.constants import (
 )
 from maskwise.estimates import with_minus
 from maskwise.files import Contrast, Effect, Record
-from maskwise.study.outcomes import (
+from maskwise.verdict.outcomes import (
     ALL_TASKS,
     TOLERANCE,
     Outcomes,
@@ -35,7 +35,7 @@ from maskwise.study.outcomes import (
     finite_pairs,
     is_loss,
 )
-from maskwise.study.statistics import ALPHA, best_guess, can_decide
+from maskwise.verdict.statistics import ALPHA, best_guess, can_decide
 
 Facts: TypeAlias = dict[str, object]
 Test: TypeAlias = Callable[[Contrast, Outcomes], Facts | None]
