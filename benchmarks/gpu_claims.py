@@ -186,14 +186,16 @@ class Claims:
             command += ["--out", str(folder), "--jobs", str(self.jobs)]
             log = self.out / f"{name}.log"
             rest = ",".join(map(str, missing))
-            code = called([*command, "--seeds", rest], log, seconds=self.left - COLLECTING)
+            code = called([*command, "--only-seeds", rest], log, seconds=self.left - COLLECTING)
             if code is None:
                 # The study was stopped: record the seeds that all arms have finished.
                 done = finished_seeds(recipe, folder, missing)
                 line["stopped"] = f"after {time.monotonic() - began:.0f} s"
                 if done:
                     these = ",".join(map(str, done))
-                    code = called([*command, "--seeds", these], log, seconds=max(10.0, self.left))
+                    code = called(
+                        [*command, "--only-seeds", these], log, seconds=max(10.0, self.left)
+                    )
             if code:
                 line["error"] = f"exit code {code}: {last_words(log)}"
         for each in KEPT:

@@ -281,16 +281,16 @@ def overrides(rng: Random, good: list[str]) -> list[str]:
 
 def study(rng: Random) -> list[str]:
     words = ["study", replaced(rng, "small.yaml", RECIPES), *overrides(rng, [])]
-    more = {"--jobs": NUMBERS, "--seeds": [*NUMBERS, "0-1", "5", "1-0"], "--retries": NUMBERS}
+    more = {"--jobs": NUMBERS, "--only-seeds": [*NUMBERS, "0-1", "5", "1-0"], "--retries": NUMBERS}
     more |= {"--engine": WORDS, "--stages": OUTS, "--json": [], "--dry-run": []}
     return words + options(rng, more)
 
 
 def new(rng: Random) -> list[str]:
-    words = ["study", "--new", replaced(rng, pick(rng, CORPORA), FILES, share=0.7)]
+    words = ["new", replaced(rng, pick(rng, CORPORA), FILES, share=0.7)]
     if rng.random() < 0.5:
         words.append(replaced(rng, pick(rng, TASKS), FILES))
-    return words + options(rng, {"--jobs": ["2"], "--dry-run": [], "--out": ["x"]}, share=0.1)
+    return words + options(rng, {"--jobs": ["2"], "--out": ["x.yaml"]}, share=0.1)
 
 
 def pretrain(rng: Random) -> list[str]:
@@ -299,14 +299,14 @@ def pretrain(rng: Random) -> list[str]:
 
 
 def finetune(rng: Random) -> list[str]:
-    words = ["finetune", replaced(rng, "run/checkpoint", DAMAGED), "--seeds", "1"]
+    words = ["finetune", replaced(rng, "run/checkpoint", DAMAGED), "--runs", "1"]
     words += ["--task", replaced(rng, pick(rng, TASKS), FILES)]
     settings = ["epochs", "learning_rate", "steps", "batch_size", "max_length", "nothing", "seeds"]
     small = ["steps=2", "max_length=16"]
     for _ in range(int(rng.integers(0, 2))):
         made = f"{pick(rng, settings)}={pick(rng, NUMBERS)}"
         small.append(re.sub(r"=(\d{5,}|1e300)$", "=-1", made))
-    return words + small + options(rng, {"--seeds": NUMBERS[:6], "--json": [], "--task": FILES})
+    return words + small + options(rng, {"--runs": NUMBERS[:6], "--json": [], "--task": FILES})
 
 
 def learn(rng: Random) -> list[str]:
@@ -316,10 +316,15 @@ def learn(rng: Random) -> list[str]:
 
 def adapt(rng: Random) -> list[str]:
     words = ["adapt", replaced(rng, "run/checkpoint", DAMAGED, share=0.3)]
-    words += [replaced(rng, "titled.jsonl", FILES, share=0.3), "--steps", "2", "--seeds", "1"]
+    words += [replaced(rng, "titled.jsonl", FILES, share=0.3), "--steps", "2", "--runs", "1"]
     words += overrides(rng, ["finetune.steps=2", "training.batch_size=4", "corpus.held_out=0.4"])
     more = {"--task": [*TASKS, *FILES], "--arms": [*WORDS, "tsdae,token-15"], "--policy": DAMAGED}
-    more |= {"--steps": NUMBERS[:7], "--head-steps": NUMBERS[:7], "--seeds": NUMBERS}
+    more |= {
+        "--steps": NUMBERS[:7],
+        "--head-steps": NUMBERS[:7],
+        "--runs": NUMBERS,
+        "--seeds": [*NUMBERS, "0-1", "1-0"],
+    }
     more |= {"--time": [*NUMBERS, "2h", "1h30m"], "--jobs": NUMBERS, "--dry-run": [], "--json": []}
     return words + options(rng, more)
 
@@ -400,7 +405,7 @@ MAKERS += [annotate, check, evaluate, generate, inspect, report, bench, list_nam
 # Commands that take more arguments, or more kinds of files, are tried more often.
 TIMES = [6, 3, 4, 5, 4, 7, 5, 5, 5, 4, 5, 5, 1, 2, 1]
 NAMES = ("adapt", "annotate", "bench", "check", "evaluate", "finetune", "generate", "inspect")
-NAMES += ("learn", "list", "pretrain", "report", "study")
+NAMES += ("learn", "list", "new", "pretrain", "report", "study")
 WRITES = ("study", "pretrain", "finetune", "learn", "adapt", "annotate")
 
 
@@ -409,7 +414,7 @@ def command(number: int) -> list[str]:
     rng = np.random.default_rng([number, 66])
     make = MAKERS[int(rng.choice(len(MAKERS), p=np.array(TIMES) / sum(TIMES)))]
     words = make(rng)
-    if words[0] in WRITES and "--new" not in words:
+    if words[0] in WRITES:
         words += ["--out", replaced(rng, "out", OUTS, share=0.15)]
     how = rng.random()
     if how < 0.04:

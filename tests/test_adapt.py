@@ -9,6 +9,7 @@ import json
 import random
 import shlex
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,29 +17,32 @@ from typing import Any
 import pytest
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from maskwise.cli.terminal import plan_lines, time_limit
+from maskwise.cli.terminal import plan_lines
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import overlap_record
 from maskwise.families import most_tokens
 from maskwise.models import load_config
+from maskwise.recipe import Recipe, read_recipe
 from maskwise.starts import resolve_start
 from maskwise.study.adapt import (
-    Size,
+    Request,
     Texts,
-    adapt_recipe,
     answer_of,
     cut_rows,
+    draft_of,
     gains_of,
     kept_of,
     next_of,
     save_adapted,
     save_best,
     smaller_plan,
+    time_limit,
     write_pairs,
 )
 from maskwise.study.plan import make_plan
 from maskwise.study.prospects import prospects_of
 from maskwise.study.stages import overlap_stage
+from maskwise.study.starter import draft_of as first_study
 from maskwise.study.store import StageStore
 from maskwise.study.timing import TIMERS
 from maskwise.study.work import run_stage
@@ -60,6 +64,24 @@ def texts(tmp_path):
         lines.append({"title": " ".join(draw.sample(topic, 3)), "text": body})
     write_lines(tmp_path / "texts.jsonl", lines)
     return tmp_path / "texts.jsonl"
+
+
+def adapt_recipe(
+    model: str,
+    source: str | Texts,
+    tasks: Sequence[str] = (),
+    *,
+    pairs: Path | None = None,
+    aside: Path | None = None,
+    **asked: Any,
+) -> Recipe:
+    """The recipe of a request."""
+    texts = source if isinstance(source, Texts) else Texts(source)
+    for name in ("arms", "overrides"):
+        if name in asked:
+            asked[name] = tuple(asked[name])
+    request = Request(model, texts.source, Path("out"), tuple(tasks), **asked)
+    return draft_of(request, texts=texts, pairs=pairs, aside=aside).recipe
 
 
 @pytest.fixture
@@ -129,9 +151,56 @@ def test_the_recipe_fits_the_model(texts, adapted, tmp_path):
             adapt_recipe(model, str(source), arms=[arm], pairs=tmp_path / "p.jsonl")
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"arms": ("tsdae",)},
+        {"arms": ("token-15", "tsdae"), "overrides": ("study.arms=tsdae",)},
+        {"overrides": ("training.optimizer=adamw", "study.margin=0.01", "corpus.held_out=0.4")},
+        {"seeds": (3, 9), "steps": 50, "overrides": ("phases=[{}, {training.steps: 7}]",)},
+    ],
+)
+def test_the_recipe_that_is_written_is_the_recipe_that_is_run(asked, texts, tmp_path):
+    request = Request("bundled:encoder", str(texts), tmp_path / "out", **asked)
+    draft = draft_of(request, pairs=tmp_path / "pairs.jsonl", aside=None)
+    written = tmp_path / "adapt.yaml"
+    written.write_text(draft.text, encoding="utf-8")
+    read = read_recipe(written)
+    assert read == draft.recipe and read.name == "adapt"
+    names = [stage.name for stage in make_plan(draft.recipe).stages()]
+    assert [stage.name for stage in make_plan(read).stages()] == names
+    # It is short enough to read.
+    assert len(draft.text.splitlines()) < 30 and draft.text.count("#") > 7
+
+
+@pytest.mark.parametrize("arms", ["words-30", "tsdae"])
+def test_a_setting_that_has_no_effect_in_an_adaptation_is_refused(arms, adapted):
+    for setting in ("training.muon_learning_rate=0.1", "tokenizer.vocab_size=600"):
+        with pytest.raises(MaskwiseError, match=setting.partition("=")[0].replace(".", r"\.")):
+            adapted(arms=[arms], overrides=["training.optimizer=adamw", setting])
+
+
+def test_both_recipes_for_files_make_the_same_choices(tmp_path):
+    """Row lengths, rates, labelled rows and arms of ``new`` and ``adapt`` come from one place."""
+    draw = random.Random(0)
+    english = ["the", "of", "and", "is", "that", *WORDS[:20]]
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n\n".join(" ".join(draw.choices(english, k=80)) for _ in range(60)))
+    rows = [{"text": " ".join(draw.choices(WORDS, k=40)), "label": n % 2} for n in range(60)]
+    labels = str(write_lines(tmp_path / "labels.jsonl", rows))
+    first = first_study(str(texts), [labels]).recipe
+    further = adapt_recipe("bundled:encoder", str(texts), [labels], arms=["token-30", "token-15"])
+    assert first.model == further.model
+    for setting in ("optimizer", "learning_rate", "muon_learning_rate"):
+        assert getattr(first.training, setting) == getattr(further.training, setting)
+    assert first.finetune.max_length == further.finetune.max_length
+    assert dict(first.study.arms) == dict(further.study.arms)
+
+
 def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     out = tmp_path / "out"
-    command = ["adapt", "bundled:encoder", texts, "--steps", 2, "--seeds", 1, "--out", out]
+    command = ["adapt", "bundled:encoder", texts, "--steps", 2, "--runs", 1, "--out", out]
     command += ["--arms", "words-30,token-15,tsdae", "training.batch_size=4", "evaluation.rows=4"]
     command += ["corpus.length=32", "corpus.held_out=0.4"]
     assert maskwise(*command, "--dry-run") == 0
@@ -151,6 +220,11 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert json.loads(capfd.readouterr().out)["contrasts"][0]["runs"] == 6
     scores = {line["arm"] for line in records_of(out, "score")}
     assert scores == {"token-15", "words-30", "tsdae", "no-pretraining"}
+    # The recipe in the folder is the study: nothing of it is left to do.
+    recipe = out / "adapt.yaml"
+    assert maskwise("study", recipe, "--out", out, "--dry-run", "--json") == 0
+    kinds = json.loads(capfd.readouterr().out)["stages"].values()
+    assert sum(kind["done"] for kind in kinds) > 10 and not any(kind["to_do"] for kind in kinds)
     adapted = load_json(out / "adapted.json")
     assert said["adapted"] == adapted and said["folders"] == adapted["folders"]
     assert said["helps"] is None and adapted["helps"] is False
@@ -369,7 +443,7 @@ def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(texts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "option"), [("training.steps=120", "--steps"), ("study.seeds=3", "--seeds")]
+    ("setting", "option"), [("training.steps=120", "--steps"), ("study.seeds=3", "--runs")]
 )
 def test_settings_that_are_options_are_rejected(setting, option, texts, tmp_path, capfd):
     command = ["adapt", "bundled:encoder", texts, setting, "--out", tmp_path / "out"]
@@ -381,10 +455,15 @@ def test_settings_that_are_options_are_rejected(setting, option, texts, tmp_path
 def test_seeds_are_a_number_of_runs_or_a_range(texts, tmp_path, capfd):
     command = ["adapt", "bundled:encoder", texts, "--steps", 5, "--dry-run", "--json"]
     runs = []
-    for seeds in ("2", "6-8"):
-        assert maskwise(*command, "--out", tmp_path / "out", "--seeds", seeds) == 0
-        runs.append(json.loads(capfd.readouterr().out)["phases"][0]["runs"])
-    assert runs == [2, 3]
+    for option, seeds in (("--runs", "2"), ("--seeds", "6-8"), ("--seeds", "2")):
+        assert maskwise(*command, "--out", tmp_path / "out", option, seeds) == 0
+        captured = capfd.readouterr()
+        runs.append(json.loads(captured.out)["phases"][0]["runs"])
+        # A number of runs had the option --seeds before.
+        assert ("--seeds is now called --runs" in captured.err) == (
+            (option, seeds) == ("--seeds", "2")
+        )
+    assert runs == [2, 3, 2]
 
 
 @pytest.mark.parametrize("seeds", ["six", "", "0", "2000", "5-3"])
@@ -397,14 +476,18 @@ def test_bad_seeds_are_named_with_their_option(seeds, capfd):
 
 @pytest.mark.parametrize(
     ("seeds", "more"),
-    [(2, "0,1,2,3,4,5"), ([3, 9], "3,9,10,11,12,13"), ([6, 7, 8], "6,7,8,9,10,11")],
+    [
+        (2, "--steps 50 --out out"),
+        ((3, 9), "--steps 50 --seeds 3,9,10,11,12,13 --out out"),
+        ((6, 7, 8), "--steps 50 --seeds 6-11 --out out"),
+    ],
 )
 def test_runs_are_added_to_the_seeds_of_the_user(seeds, more, adapted):
     row = ROW | {"verdict": "open", "better": None, "n": 2, "runs_to_decide": 9}
     result = {"contrasts": [row], "failures": [], "seconds": 600}
-    recipe = adapted(seeds=seeds)
-    said = next_of(result, recipe, [], Path("out"), lambda **options: options["seeds"])
-    assert said.endswith(f": {more}")
+    request = Request("bundled:encoder", "a.txt", Path("out"), steps=50, seeds=seeds)
+    said = next_of(result, adapted(seeds=seeds), request)
+    assert said.endswith(f": maskwise adapt bundled:encoder a.txt {more}")
 
 
 def test_the_steps_reach_the_phase_of_a_new_head(adapted, monkeypatch):
@@ -468,10 +551,10 @@ def test_the_smaller_plan_is_the_least_change_that_fits(adapted, tmp_path, monke
     labels = [{"text": f"{WORDS[n % 90]} {n}", "label": n % 2} for n in range(2400)]
     task = str(write_lines(tmp_path / "labels.jsonl", labels))
     recipe = adapted([task], arms=["token-15", "tsdae"], overrides=["finetune.max_length=256"])
-    size = Size(600, 6, (task,))
+    size = Request("bundled:encoder", "texts", tmp_path, (task,))
     tried = []
 
-    def seconds_of(size: Size) -> float:
+    def seconds_of(size: Request) -> float:
         tried.append(size)
         assert size.overrides[0] == "study.arms=token-15"
         # A new head takes no longer above 600 steps, so the time is no straight line.
@@ -513,8 +596,8 @@ def test_a_smaller_plan_never_enlarges_what_the_user_has_set(adapted, tmp_path):
     labels = [{"text": f"{WORDS[n % 90]} {n}", "label": n % 2} for n in range(300)]
     task = f"{write_lines(tmp_path / 'labels.jsonl', labels)}(test_rows=40)"
     given = ["finetune.steps=60", "corpus.length=32", "finetune.max_length=32"]
-    recipe = adapted([task], steps=50, seeds=[7, 9, 11], overrides=given)
-    size = Size(50, (7, 9, 11), (task,))
+    recipe = adapted([task], steps=50, seeds=(7, 9, 11), overrides=given)
+    size = Request("bundled:encoder", "t", tmp_path, (task,), steps=50, seeds=(7, 9, 11))
     small, fits = smaller_plan(recipe, size, lambda size: 1e9, 60)
     assert (small, fits) == (size, False)
 
@@ -579,11 +662,17 @@ def test_what_is_no_time_is_one_line(text, capfd):
         ("decided", "arm", 6, None, "maskwise finetune 'o 1/model' --task 'a b.csv'"),
         ("decided", "baseline", 6, None, "finetune bundled:encoder --task 'a b.csv'"),
         ("no difference that matters", None, 6, None, "bundled:encoder --task 'a b.csv'"),
-        ("open", None, 3, 9, "same 0,1,2,3,4,5"),
-        ("open", None, 6, 8, "same 'o 1-2' 6-13"),
-        ("open", None, 6, None, "same 'o 1-2' 1200"),
-        ("not comparable", None, 6, None, "finetune.search_rate=true 'o 1-2'"),
-        ("not comparable", None, 0, None, "same"),
+        ("open", None, 3, 9, "--task 'a b.csv' --out 'o 1'"),
+        ("open", None, 6, 8, "--task 'a b.csv' --seeds 6-13 --out 'o 1-2'"),
+        ("open", None, 6, None, "--task 'a b.csv' --steps 1200 --out 'o 1-2'"),
+        (
+            "not comparable",
+            None,
+            6,
+            None,
+            "finetune.search_rate=true --task 'a b.csv' --out 'o 1-2'",
+        ),
+        ("not comparable", None, 0, None, "texts.txt --task 'a b.csv' --out 'o 1'"),
     ],
 )
 def test_the_next_step_is_a_complete_command(verdict, better, n, runs, ends, adapted):
@@ -593,11 +682,9 @@ def test_the_next_step_is_a_complete_command(verdict, better, n, runs, ends, ada
     assert answer.startswith("Yes") == (verdict == "decided" and better == "arm")
     assert answer.startswith("No") == (better == "baseline" or verdict.startswith("no diff"))
 
-    def command(change: str = "same", **options: object) -> str:
-        return shlex.join([change, *map(str, options.values())])
-
-    for tasks in (["a b.csv"], []):
-        said = next_of(result, adapted(), tasks, Path("o 1"), command)
+    for tasks in (("a b.csv",), ()):
+        request = Request("bundled:encoder", "texts.txt", Path("o 1"), tasks)
+        said = next_of(result, adapted(), request)
         assert said.startswith("Next: ") and (said.endswith(ends) or not tasks)
 
 

@@ -9,6 +9,7 @@ import random
 import shlex
 import sys
 import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
 from maskwise.study.forecast import outlook_of
-from maskwise.study.starter import is_task, look_at, recipe_for, starter
+from maskwise.study.starter import draft_of, is_task, look_at, recipe_for
 from maskwise.tasks import load_task
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
@@ -96,6 +97,10 @@ def test_check_says_what_is_wrong_before_anything_is_trained(recipe):
 # ----------------------------------------------------------------------------
 
 
+def text_of(source: str, tasks: Sequence[str] = ()) -> str:
+    return draft_of(source, tasks).text
+
+
 def write_texts(path: Path, *, english: bool) -> Path:
     draw = random.Random(1)
     words = ["the", "of", "and", "is", "that"] if english else []
@@ -130,7 +135,7 @@ def test_a_recipe_is_written_for_a_file_or_two(
     texts = write_texts(tmp_path / "mine.txt", english=english)
     write_labels(tmp_path / "labels.csv")
     assert look_at(str(texts)).is_english == english
-    assert maskwise("study", "--new", "mine.txt", "labels.csv") == 0
+    assert maskwise("new", "mine.txt", "labels.csv") == 0
     assert "maskwise check mine.yaml" in capfd.readouterr().out
     lines = Path("mine.yaml").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 22 and sum("#" in line for line in lines) >= 5
@@ -144,7 +149,7 @@ def test_a_recipe_is_written_for_a_file_or_two(
     # The arms differ in one setting, so that a verdict has one explanation.
     assert [[*arm] for arm in study.arms.values()] == [["masking.ratio"]] * 2
     assert recipe_for(str(texts)).corpus.source == str(texts)
-    assert maskwise("study", "--new", "mine.txt") == 2  # a recipe is never overwritten
+    assert maskwise("new", "mine.txt") == 2  # a recipe is never overwritten
     assert "exists already" in capfd.readouterr().err
 
 
@@ -155,7 +160,7 @@ def test_a_text_of_letters_gets_a_tokenizer_of_letters_and_rows_that_hold_a_sequ
     chains = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=110)) for _ in range(40)]
     path = tmp_path / "some.fasta"
     path.write_text("".join(f">{n}\n{chain}\n" for n, chain in enumerate(chains)))
-    written = starter(str(path))
+    written = text_of(str(path))
     for setting in ("kind: letter, lowercase: false", "length: 160", "masks: [token]"):
         assert setting in written
     facts = outlook_of(str(path), timing=False)
@@ -167,7 +172,7 @@ def test_a_file_whose_labels_are_all_hidden_is_no_plain_text(tmp_path):
     lines = [f"a sentence of the text {n},-1" for n in range(60)]
     (tmp_path / "hidden.csv").write_text("\n".join(["text,label", *lines]))
     with pytest.raises(MaskwiseError) as caught:
-        starter(str(tmp_path / "hidden.csv"))
+        text_of(str(tmp_path / "hidden.csv"))
     assert caught.value.got == "skipped 60 × all: no label"
 
 
@@ -176,13 +181,13 @@ def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path):
     with pytest.warns(
         UserWarning, match=r"labels\.csv was read as labels, so models are trained on"
     ):
-        written = starter(str(labels))
+        written = text_of(str(labels))
     assert "bundled:wikipedia" in written and "labels.csv" in written
     packed = tmp_path / "packed.csv.gz"
     packed.write_bytes(gzip.compress(labels.read_bytes()))
     with pytest.warns(UserWarning, match=r"packed\.csv\.gz was read as labels"):
-        assert "bundled:wikipedia" in starter(str(packed))
-    assert "labels.csv(label='label', train_rows=200)" in starter(
+        assert "bundled:wikipedia" in text_of(str(packed))
+    assert "labels.csv(label='label', train_rows=200)" in text_of(
         str(labels), [f"{labels}(label='label')"]
     )
 
@@ -192,7 +197,7 @@ def test_columns_that_describe_texts_are_no_labels(tmp_path):
     text = [" ".join(draw.choice(WORDS) for _ in range(12)) for _ in range(300)]
     rows = [{"text": each, "source": "web" if n % 2 else "mail"} for n, each in enumerate(text)]
     corpus = write_lines(tmp_path / "mine.jsonl", rows)
-    assert f'source: "{corpus}"' in starter(str(corpus))
+    assert f'source: "{corpus}"' in text_of(str(corpus))
     assert load_task(corpus, label="source").labels == ("mail", "web")
 
 
@@ -217,8 +222,8 @@ def test_names_with_brackets_and_signs_are_written_so_that_they_can_be_read(
     for name in ("labels (1).csv", "data (1)/train.csv", "data (1)/test.csv"):
         write_labels(tmp_path / name)
     tasks = ["labels (1).csv", "data (1)", "labels (1).csv(name='again', metric='macro-f1')"]
-    assert maskwise("study", "--new", "my #1 (2).txt", *tasks) == 0
-    command = capfd.readouterr().out.splitlines()[1].partition("next: maskwise ")[2]
+    assert maskwise("new", "my #1 (2).txt", *tasks) == 0
+    command = capfd.readouterr().out.partition("next: maskwise ")[2].splitlines()[0]
     written = read_recipe(shlex.split(command)[1])
     assert "my #1 (2)" in written.description and written.corpus.source == "my #1 (2).txt"
     loaded = [load_task(spec) for spec in written.tasks]
@@ -230,16 +235,25 @@ def test_names_with_brackets_and_signs_are_written_so_that_they_can_be_read(
 def test_new_refuses_the_options_of_a_run(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "mine.txt", english=True)
-    for options in (
-        ["--out", "x"],
-        ["--jobs", "2"],
-        ["--engine", "local"],
-        ["--dry-run"],
-        ["--json"],
-    ):
-        assert maskwise("study", "--new", "mine.txt", *options) == 2
-        assert options[0] in capfd.readouterr().err
-        assert not Path("mine.yaml").exists()
+    assert maskwise("new", "mine.txt", "--dry-run") == 2
+    assert "--dry-run" in capfd.readouterr().err and not Path("mine.yaml").exists()
+
+
+def test_the_former_option_says_the_new_command(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path / "my texts.txt", english=True)
+    assert maskwise("study", "--new", "my texts.txt", "labels.csv") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith("run maskwise new 'my texts.txt' labels.csv")
+    assert not Path("my texts.yaml").exists()
+
+
+def test_a_recipe_is_written_where_the_user_says(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path / "mine.txt", english=True)
+    assert maskwise("new", "mine.txt", "--out", "my study.yaml") == 0
+    assert "maskwise check 'my study.yaml'" in capfd.readouterr().out
+    assert read_recipe("my study.yaml").corpus.source == "mine.txt"
 
 
 # The files of strangers
@@ -251,21 +265,21 @@ def test_the_text_is_in_the_longest_column(tmp_path, monkeypatch):
     texts = write_texts(tmp_path / "mine.txt", english=True).read_text().split("\n\n")
     rows = [f'{number};a head;"{text}"' for number, text in enumerate(texts)]
     Path("catalogue.csv").write_text("\n".join(["nr;headline;body of it", *rows]))
-    written = starter("catalogue.csv")
+    written = text_of("catalogue.csv")
     assert 'text_field: "body of it", length' in written
     assert "your text, its column with the longest texts" in written
     assert recipe_for("catalogue.csv").corpus.text_field == "body of it"
     records = [{"uid": "a" * 9, "data": {"text": text}, "meta": {"topic": "b"}} for text in texts]
     write_lines(Path("news.jsonl"), records)
     assert look_at("news.jsonl").text_field == "data.text"
-    assert "text_field" not in starter("mine.txt")
+    assert "text_field" not in text_of("mine.txt")
 
 
 def test_a_first_recipe_keeps_a_row_of_every_class(tmp_path):
     rows = [f"some words number {n},class {n % 250}" for n in range(2500)]
     file = tmp_path / "many.csv"
     file.write_text("\n".join(["text,label", *rows]))
-    assert "train_rows=250" in starter(str(file))
+    assert "train_rows=250" in text_of(str(file))
 
 
 def test_the_error_of_a_correlation_is_twice_that_of_a_share(recipe, tmp_path):
@@ -294,8 +308,8 @@ def test_what_is_left_out_is_counted_over_all_that_was_seen(recipe, monkeypatch)
     ("arguments", "said"),
     [
         (["check", "nowhere.txt"], "file 'nowhere.txt' does not exist"),
-        (["study", "--new"], "--new needs a file with texts"),
-        (["study", "--new", "missing.txt", "labels.csv"], "file 'missing.txt' does not exist"),
+        (["new", "quick-start"], "new needs a file with texts"),
+        (["new", "missing.txt", "labels.csv"], "file 'missing.txt' does not exist"),
     ],
 )
 def test_a_missing_file_is_told_before_torch_is_imported(
@@ -350,7 +364,7 @@ def test_repeated_titles_are_no_labels(tmp_path):
     for n in range(60):
         lines.append({"title": f"article {n % 3}", "text": f"the story of day number {n} is short"})
     file = write_lines(tmp_path / "paragraphs.jsonl", lines)
-    written = starter(str(file))
+    written = text_of(str(file))
     assert f"source: {json.dumps(str(file))}" in written and "tasks: []" in written
 
 
@@ -358,7 +372,7 @@ def test_new_points_to_encoder_decoders_for_written_answers(tmp_path):
     rows = [{"question": f"what is {n}?", "answers": [str(n)]} for n in range(60)]
     questions = write_lines(tmp_path / "questions.jsonl", rows)
     with pytest.raises(MaskwiseError) as caught:
-        starter("bundled:wikipedia", [str(questions)])
+        text_of("bundled:wikipedia", [str(questions)])
     assert "maskwise study intermediate" in caught.value.do
 
 

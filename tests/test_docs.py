@@ -331,6 +331,7 @@ def test_the_readme_shows_every_command() -> None:
         "inspect",
         "check",
         "adapt",
+        "new",
         "study",
         "pretrain",
         "finetune",
@@ -362,7 +363,6 @@ def test_options_and_recipes_exist(name: str, capsys: pytest.CaptureFixture[str]
                     "start.yaml",
                     "family.yaml",
                     "RECIPE",
-                    "--new",
                 }
                 assert command[1] in known or (ROOT / command[1]).is_file()
 

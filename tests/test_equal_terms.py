@@ -25,7 +25,7 @@ from transformers import (
 
 from maskwise.errors import MaskwiseError
 from maskwise.models import TASK_KINDS, TASK_MODELS, load_model, load_task_model, task_config
-from maskwise.study.stages import stages_in
+from maskwise.study.store import StageStore
 from maskwise.tasks import FinetuneSettings
 from maskwise.tasks.judge import finetune
 from maskwise.tasks.loading import KINDS
@@ -268,7 +268,7 @@ def test_a_study_whose_training_changes_nothing_finds_no_difference(tmp_path: Pa
     texts = write_lines(
         tmp_path / "texts.jsonl", [{"title": words(3), "text": words(30)} for _ in range(60)]
     )
-    command = ["adapt", start, texts, "--out", tmp_path / "out", "--steps", 2, "--seeds", 2]
+    command = ["adapt", start, texts, "--out", tmp_path / "out", "--steps", 2, "--runs", 2]
     for kind in ("sequence-classification", "cloze-qa"):
         path = write_lines(tmp_path / f"{kind}.jsonl", in_every_split(rows_of(kind)))
         command += ["--task", f"{path}(kind={kind})"]
@@ -278,7 +278,7 @@ def test_a_study_whose_training_changes_nothing_finds_no_difference(tmp_path: Pa
     small += ["training.batch_size=4", "finetune.learning_rate=0.01"]
     assert maskwise(*command, "--arms", "words-30,tsdae", *still, *small) == 0
     # Answers at masks need the head that was trained first, in every arm.
-    stages = [*stages_in(tmp_path / "out" / "stages")]
+    stages = [*StageStore(tmp_path / "out" / "stages").stages()]
     asked = [stage for stage in stages if "cloze-qa" in stage.what.get("task", "")]
     assert asked and all(len(stage.needs) == 2 for stage in asked if stage.kind == "finetune")
     scores: dict[tuple[str, int], dict[str, float]] = {}

@@ -12,7 +12,7 @@ from maskwise.cli import main
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_finetune
-from maskwise.study.starter import recipe_for, starter
+from maskwise.study.starter import draft_of, recipe_for
 from maskwise.text import read_documents
 from maskwise.text.documents import lines_note
 from maskwise.text.opening import text_per
@@ -90,8 +90,8 @@ def test_a_new_recipe_names_the_columns_that_it_takes(tmp_path: Path) -> None:
     labels = tmp_path / "grades.csv"
     rows = "".join(f"text number {n} here,{n % 7 + 0.5},{n % 2}\n" for n in range(90))
     labels.write_text("sentence,score,spam\n" + rows)
-    for written in (starter(str(labels)), starter("bundled:wikipedia", [str(labels)])):
-        [line] = [line for line in written.splitlines() if line.startswith("tasks:")]
+    for draft in (draft_of(str(labels)), draft_of("bundled:wikipedia", [str(labels)])):
+        [line] = [line for line in draft.text.splitlines() if line.startswith("tasks:")]
         assert "'sentence'" in line and "'score'" in line and "spam" not in line
 
 

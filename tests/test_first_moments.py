@@ -51,8 +51,8 @@ def commands(inputs: Path) -> dict[str, list[Any]]:
     short = ["training.steps=4", "training.eval_every=2", "training.save_every=2"]
     recipe = inputs / "recipe.yaml"
     task = inputs / "task.jsonl"
-    adapting = ["--steps", 2, "--seeds", 2, "finetune.steps=2", "training.precision=no"]
-    tuning = ["--seeds", 2, "steps=2", "precision=no"]
+    adapting = ["--steps", 2, "--runs", 2, "finetune.steps=2", "training.precision=no"]
+    tuning = ["--runs", 2, "steps=2", "precision=no"]
     return {
         "pretrain": ["pretrain", recipe, *short],
         "finetune": ["finetune", "bundled:encoder", "--task", task, *tuning],

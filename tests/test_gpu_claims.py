@@ -79,7 +79,7 @@ def test_a_study_that_is_stopped_records_its_complete_seeds(
     name = "published-decay"
 
     def run(command: Any, log: Path, *, seconds: float) -> int | None:
-        seeds = command[command.index("--seeds") + 1]
+        seeds = command[command.index("--only-seeds") + 1]
         folder = Path(command[command.index("--out") + 1])
         asked.append(seeds)
         log.write_text("a log")

@@ -89,7 +89,7 @@ def test_a_new_recipe_can_be_read(name: str, capsys: pytest.CaptureFixture[str])
     text, labels = f"./{name}.txt", f"./{name}.csv"
     Path(text).write_text(TEXT)
     Path(labels).write_text(LABELS)
-    assert command("study", "--new", text, labels) == 0
+    assert command("new", text, labels) == 0
     written = [path for path in Path().iterdir() if path.suffix == ".yaml"]
     assert len(written) == 1 and not written[0].name.startswith(("-", "~"))
     recipe = read_recipe(written[0])
@@ -117,7 +117,7 @@ def test_a_file_that_is_missing_is_one_clean_line(
     name: str, ending: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = f"./{name}{ending}"
-    for arguments in (["check", missing], ["study", "--new", missing], ["report", missing]):
+    for arguments in (["check", missing], ["new", missing], ["report", missing]):
         assert command(*arguments) == 2
         line = capsys.readouterr().err
         assert line.count("\n") == 1 and is_clean(line), arguments
@@ -268,7 +268,7 @@ def test_a_very_long_line_of_fasta_is_read_in_parts(
 def test_a_recipe_that_is_no_recipe_is_not_parsed_for_hours(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     path.write_text("a b c\n" * (1 << 20))
-    with pytest.raises(MaskwiseError, match="study --new"):
+    with pytest.raises(MaskwiseError, match="maskwise new"):
         read_recipe(path)
 
 

@@ -47,7 +47,7 @@ def test_a_study_in_the_folder_of_another_is_refused(change, named, recipe, fini
     before = contents(finished)
     assert set(RESULTS) - {"predictions.jsonl"} <= {path.name for path in before}
     study = ["study", recipe, "study.seeds=1", *change, "--out", finished, "--jobs", 1]
-    for options in ([], ["--dry-run"], ["--seeds", "0"]):
+    for options in ([], ["--dry-run"], ["--only-seeds", "0"]):
         assert maskwise(*study, *options) == 2
         (line,) = capfd.readouterr().err.strip().splitlines()
         assert str(finished) in line and named in line and "new folder" in line

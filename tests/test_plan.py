@@ -429,11 +429,11 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
     assert (out / "records.jsonl").read_bytes() == before
     (recipe.parent / "corpus.jsonl").write_text(texts)
     command = ["study", recipe, *QUICK, "tasks=[]", seeds, "--out", out, "--dry-run", "--json"]
-    assert maskwise(*command, "--seeds", "101-102") == 0
+    assert maskwise(*command, "--only-seeds", "101-102") == 0
     trainings = json.loads(capfd.readouterr().out)["stages"]["pretrain"]
     assert (trainings["done"], trainings["to_do"]) == (0, 4)
     for wrong in ("100,107", "all", "102-100", "100-101-102", "-1", "0-99999999999", ""):
-        assert maskwise(*command, f"--seeds={wrong}") == 2
+        assert maskwise(*command, f"--only-seeds={wrong}") == 2
 
 
 def test_the_hash_of_inputs_depends_on_every_file(recipe, tmp_path):

@@ -573,7 +573,7 @@ def test_an_arm_that_is_added_while_another_goes_drops_the_old_contrasts(order):
 def test_a_file_of_texts_says_how_to_get_a_recipe(tmp_path):
     path = tmp_path / "news.txt"
     path.write_text("Paris: rain: none\n")
-    with pytest.raises(MaskwiseError, match=r"study --new .*news\.txt"):
+    with pytest.raises(MaskwiseError, match=r"maskwise new .*news\.txt"):
         read_recipe(path)
 
 

@@ -84,7 +84,7 @@ def test_from_own_files_to_an_estimate_and_a_verdict(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     texts, tasks = make(tmp_path, random.Random(0))
-    assert maskwise("study", "--new", texts, *tasks) == 0
+    assert maskwise("new", texts, *tasks) == 0
     (recipe,) = tmp_path.glob("*.yaml")
     capfd.readouterr()
     assert maskwise("check", recipe, "--json") == 0

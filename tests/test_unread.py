@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from maskwise.errors import MaskwiseError
-from maskwise.study.adapt import adapt_recipe
+from maskwise.study.adapt import Request, draft_of
 from tiny import maskwise, read_lines, write_inputs
 
 
@@ -94,9 +94,10 @@ def test_what_a_study_reads_is_accepted(settings: list[str], inputs: Path, tmp_p
 
 def test_adapt_refuses_what_its_arms_set(inputs: Path) -> None:
     def recipe(*overrides: str) -> Any:
-        task = [str(inputs / "task.jsonl")]
+        task = (str(inputs / "task.jsonl"),)
         text = str(inputs / "corpus.jsonl")
-        return adapt_recipe("bundled:encoder", text, task, overrides=overrides)
+        request = Request("bundled:encoder", text, inputs / "out", task, overrides=overrides)
+        return draft_of(request, aside=None).recipe
 
     assert recipe("training.batch_size=4").training.batch_size == 4
     with pytest.raises(MaskwiseError, match=r"masking\.ratio has no effect in maskwise adapt"):
@@ -106,7 +107,7 @@ def test_adapt_refuses_what_its_arms_set(inputs: Path) -> None:
 def test_finetune_refuses_a_rate_that_its_optimiser_has_not(
     inputs: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["finetune", "bundled:encoder", "--task", inputs / "task.jsonl", "--seeds", 1]
+    command = ["finetune", "bundled:encoder", "--task", inputs / "task.jsonl", "--runs", 1]
     given = ["finetune.steps=1", "muon_learning_rate=0.1", "--out", inputs / "tuned"]
     code, text = said(*command, *given, capfd=capfd)
     assert code == 2 and "muon_learning_rate needs" in text and not (inputs / "tuned").exists()

@@ -38,8 +38,7 @@ FIRST_STEPS = {
     "training",
     "maskwise check my_texts.txt": "show what a study would train on your text, how long it would "
     "take, and warnings",
-    "maskwise study --new my_texts.txt my_labels.csv": "write a recipe for your text and your "
-    "labels",
+    "maskwise new my_texts.txt my_labels.csv": "write a recipe for your text and your labels",
     "maskwise study my_texts.yaml --out runs/mine": "compare ways to mask, and write a verdict "
     "and a page",
     "maskwise adapt bundled:encoder my_texts.txt --task my_labels.csv": "find out whether further "
@@ -74,6 +73,7 @@ def begin(
 app.callback(invoke_without_command=True)(begin)
 for command in (
     views.check,
+    runs.new,
     runs.adapt,
     runs.study,
     runs.pretrain,

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from shlex import join
+from typing import Annotated, Any
 
 import typer
 
 from maskwise.cli.terminal import (
     DryRun,
     Engine,
-    Facts,
     Jobs,
     Json,
     Out,
@@ -23,28 +20,22 @@ from maskwise.cli.terminal import (
     Page,
     RecipeName,
     TextField,
-    command_of,
     figure,
     has_colours,
+    note_of_rename,
     out_folder,
     plan_lines,
     print_plan,
     print_policy,
     print_table,
     print_verdicts,
-    require_time,
     seeds_of,
-    seeds_words,
-    time_limit,
     was_given,
 )
 from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
 from maskwise.errors import MaskwiseError, counted, whole_number
-from maskwise.folders import recipe_path, refuse_missing, require_own, shipped, write_whole
+from maskwise.folders import recipe_path, refuse_missing, shipped
 from maskwise.printing import err_console, out_console, print_json, say, warn
-
-if TYPE_CHECKING:
-    from maskwise.recipe import Recipe
 
 
 def study(
@@ -52,23 +43,17 @@ def study(
     recipe: RecipeName = "quick-start",
     overrides: Overrides = None,
     out: Out = None,
-    new: Annotated[
-        bool,
-        typer.Option(
-            "--new",
-            help="Only write a recipe for a file with texts and files with labels: FILE "
-            "[LABELS …].",
-        ),
-    ] = False,
+    new: Annotated[bool, typer.Option("--new", hidden=True)] = False,
     engine: Engine = "local",
     jobs: Jobs = None,
     retries: Annotated[
         int, typer.Option(min=0, help="Retries after a worker, node or file is lost.")
     ] = 2,
-    seeds: Annotated[
+    only_seeds: Annotated[
         str | None,
         typer.Option(help="Run only some seeds: 100-105 or 100,103. Verdicts need all seeds."),
     ] = None,
+    seeds: Annotated[str | None, typer.Option(hidden=True)] = None,
     stages: Annotated[
         Path | None,
         typer.Option(help="Folder of stages that studies share, to run common parts once."),
@@ -81,11 +66,16 @@ def study(
     The same command resumes an interrupted study. The exit code is 1 if a run failed.
     """
     changes = overrides or []
-    # Options for running a study have no effect with --new, so they are errors.
     if new:
-        _refuse_options_of_a_run(context)
-        write_new_recipe(recipe, changes)
-        return
+        files = [recipe] if was_given(context, "recipe") else ["TEXTS", "[LABELS …]"]
+        words = ["maskwise", "new", *files, *changes]
+        raise MaskwiseError(
+            "study --new is now a command of its own",
+            do=f"run {join(words) if was_given(context, 'recipe') else ' '.join(words)}",
+        )
+    if seeds is not None:
+        note_of_rename("--seeds", "--only-seeds")
+        only_seeds = only_seeds or seeds
     # `maskwise study training.steps=10` means the quick start with an override.
     if "=" in recipe and not Path(recipe).exists():
         changes = [recipe, *changes]
@@ -103,7 +93,7 @@ def study(
         "jobs": jobs,
         "engine": engine,
         "cache": stages,
-        "seeds": None if seeds is None else seeds_of(seeds),
+        "seeds": None if only_seeds is None else seeds_of(only_seeds, "--only-seeds"),
     }
     if dry_run:
         from maskwise.study.timing import samples_of
@@ -123,34 +113,35 @@ def study(
     raise typer.Exit(bool(result["failures"]))
 
 
-def write_new_recipe(texts: str, tasks: list[str]) -> None:
-    """Write the recipe of ``maskwise study --new``, named after the file with texts.
+def new(
+    texts: Annotated[str, typer.Argument(help="Your text, or a file with labels.")],
+    labels: Annotated[
+        list[str] | None, typer.Argument(help="Files with labels, or bundled tasks.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The file to write. Default: the name of the text, with .yaml."),
+    ] = None,
+) -> None:
+    """Write a recipe with comments for your files, and explain it. Nothing is trained.
 
-    Raises:
-        MaskwiseError: a file cannot be read, or a recipe with this name exists already.
+    The recipe is a first study: two masking ratios, six runs of each.
     """
+    tasks = labels or []
     if texts in shipped() and not Path(texts).exists():
         raise MaskwiseError(
-            "--new needs a file with texts",
+            "new needs a file with texts",
             got=f"the recipe {texts}",
-            do="maskwise study --new my_texts.txt my_labels.csv",
+            do="maskwise new my_texts.txt my_labels.csv",
         )
     refuse_missing(texts, *tasks)
-    from maskwise.study.starter import name_of, starter
+    from maskwise.study.starter import new_recipe
 
-    target = Path(f"{name_of(texts)}.yaml")
-    if target.exists():
-        raise MaskwiseError(f"{target} exists already", do="move this file, or edit it by hand")
-    write_whole(target, starter(texts, tasks))
-    # The name may contain spaces and brackets.
-    recipe = quote(str(target))
-    say(f"wrote {target}")
-    say(f"next: maskwise check {recipe}")
-    say(f"then: maskwise study {recipe} --out {quote(f'runs/{target.stem}')}")
+    for line in new_recipe(texts, tasks, target=out):
+        say(line)
 
 
 def adapt(
-    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="An encoder: a folder, a hub id, bundled:encoder or package:NAME.")
     ],
@@ -161,7 +152,10 @@ def adapt(
         typer.Option("--task", help="A file with labels to fine-tune on. May be repeated."),
     ] = None,
     arms: Annotated[
-        str, typer.Option(help="Any of words-30, token-15, token-30, tsdae, separated by commas.")
+        str,
+        typer.Option(
+            help="Any of words-30, token-15, token-30, token-40, tsdae, separated by commas."
+        ),
     ] = "words-30",
     policy: Annotated[
         str | None,
@@ -172,13 +166,17 @@ def adapt(
         int | None,
         typer.Option(min=1, help="Steps that train a new head, once for all runs. Default: ≤ 600."),
     ] = None,
+    runs: Annotated[
+        int, typer.Option(min=1, max=MOST_SEEDS, help="Runs of each arm; at least 6 to decide.")
+    ] = 6,
     seeds: Annotated[
-        str,
-        typer.Option(
-            help="Runs of each arm (at least 6 to decide), or their seeds, such as 100-105."
-        ),
-    ] = "6",
-    limit: Annotated[str, typer.Option("--time", help="Time limit: 2h, 90m or 1h30m.")] = "2h",
+        str | None,
+        typer.Option(help="The seeds of the runs, such as 6-35, in place of --runs."),
+    ] = None,
+    limit: Annotated[
+        str | None,
+        typer.Option("--time", help="Time limit: 2h, 90m or 1h30m.", show_default="2h, as advice"),
+    ] = None,
     out: Out = None,
     jobs: Jobs = None,
     dry_run: DryRun = False,
@@ -186,130 +184,55 @@ def adapt(
 ) -> None:
     """Train an encoder further on your text, and test whether this helps, and at what cost.
 
-    The same command resumes an interrupted run. OUT/model is a folder for transformers, and
-    OUT/sentence-model is a folder for sentence-transformers.
+    OUT/adapt.yaml is the recipe that is run. The same command resumes an interrupted run.
+    OUT/model is a folder for transformers, and OUT/sentence-model for sentence-transformers.
     """
-    from maskwise import study as studies
-    from maskwise.report import write_report
-    from maskwise.study import adapt as steps_of
-    from maskwise.study.checks import LOCK
-    from maskwise.study.records import has_results
-    from maskwise.study.timing import samples_of
+    from maskwise.study.adapt import TIME, Adaptation, Request
 
-    given = overrides or []
-    out = out_folder(out, texts, command="adapt")
-    require_own(out, f"stages/{LOCK}", what="a study")
-    runs: int | list[int]
-    if seeds.isdecimal():
-        runs = whole_number("--seeds", int(seeds), least=1, most=MOST_SEEDS)
-    else:
-        runs = seeds_of(seeds)
-    limit_seconds = time_limit(limit)
-    # Nothing is run if the study takes longer than the user's own limit, unlike the default.
-    own_limit = was_given(context, "limit")
-    plan: Facts = {}
-
-    def command(*changes: str, **options: object) -> str:
-        return command_of(context, overrides=[*given, *changes], **options)
-
-    # A study in the folder may need its own pairs, so others are written to a temporary folder.
-    used = has_results(out)
-    read = steps_of.Texts(texts)
-    with tempfile.TemporaryDirectory() as aside:
-
-        def recipe_with(size: steps_of.Size) -> Recipe:
-            return steps_of.adapt_recipe(
-                model,
-                read,
-                size.tasks,
-                arms=[*map(str.strip, arms.split(","))],
-                policy=policy,
-                steps=size.steps,
-                head_steps=head_steps,
-                seeds=size.seeds if isinstance(size.seeds, int) else [*size.seeds],
-                pairs=out.parent / f"{out.name}-pairs.jsonl",
-                aside=Path(aside) if dry_run or used else None,
-                overrides=[*given, *size.overrides],
-            )
-
-        plans: dict[steps_of.Size, Facts] = {}
-
-        def seconds_of(size: steps_of.Size) -> float:
-            if size not in plans:
-                changed = recipe_with(size)
-                plans[size] = studies.dry_run(changed, smaller_out, jobs=jobs, samples=samples)
-            return plans[size]["seconds"] or math.inf
-
-        # A smaller plan is a different study, which needs a folder of its own.
-        smaller_out = out.with_name(f"{out.name}-smaller") if used else out
-
-        size = steps_of.Size(
-            steps, runs if isinstance(runs, int) else tuple(runs), tuple(task or ())
-        )
-        recipe = recipe_with(size)
-        if dry_run or own_limit or not as_json:
-            samples = samples_of(recipe, Path(aside))
-            plan = studies.dry_run(recipe, out, jobs=jobs, samples=samples)
-            plan["max_length"] = recipe.finetune.max_length
-            plan["cut"] = steps_of.cut_rows(recipe)
-            plan["held_out"] = recipe.corpus.held_out
-            plan["made_task"] = None if task else steps_of.PAIRS
-            if (plan["seconds"] or 0.0) > limit_seconds:
-                if not as_json:
-                    say("Looking for a smaller plan …", to=err_console)
-                smaller, fits = steps_of.smaller_plan(recipe, size, seconds_of, limit_seconds)
-                options: Facts = {"steps": smaller.steps, "task": smaller.tasks}
-                if smaller.seeds != size.seeds:
-                    options["seeds"] = seeds_words(smaller.seeds)
-                if not fits:
-                    minutes = math.ceil(seconds_of(smaller) / 60) + 1
-                    options["limit"] = f"{minutes}m"
-                if used:
-                    options["out"] = smaller_out
-                plan["smaller"] = {
-                    **asdict(smaller),
-                    "seconds": seconds_of(smaller),
-                    "fits": fits,
-                    "contrasts": plans[smaller]["contrasts"],
-                    "command": command(*smaller.overrides, **options),
-                }
-    if as_json and dry_run:
-        print_json(plan)
-    elif dry_run:
-        # The plan is the result of a dry run, so it is printed to stdout.
-        print_plan(plan, limit)
-    elif plan:
-        for line in plan_lines(plan, limit):
-            say(line, to=err_console)
-    if dry_run:
-        return
-    if own_limit:
-        require_time(plan, limit)
-    result = studies.run_study(recipe, out, jobs=jobs)
-    next_step = steps_of.next_of(result, recipe, task or (), out, command)
-    saved = None
-    kept = "No run has finished, so there is no adapted model."
-    try:
-        saved = steps_of.save_best(out, result, next_step=next_step)
-    except MaskwiseError as error:
-        # The user may have deleted the checkpoints. The answer does not need them.
-        kept = f"There is no adapted model: {error}."
-    if saved:
-        kept = saved["sentence"]
-    # The page names the folders of the adapted model and the next step, so it is written again.
-    write_report(out)
-    answer = steps_of.answer_of(result, recipe)
+    of_runs: int | tuple[int, ...] = runs
+    if seeds is not None and seeds.isdecimal():
+        # The former spelling of --runs.
+        of_runs = whole_number("--seeds", int(seeds), least=1, most=MOST_SEEDS)
+        note_of_rename("--seeds", "--runs")
+    elif seeds is not None:
+        of_runs = (*seeds_of(seeds, "--seeds"),)
+    request = Request(
+        model=model,
+        texts=texts,
+        out=out_folder(out, texts, command="adapt"),
+        tasks=(*(task or ()),),
+        arms=(*map(str.strip, arms.split(",")),),
+        policy=policy,
+        steps=steps,
+        head_steps=head_steps,
+        seeds=of_runs,
+        overrides=(*(overrides or ()),),
+        time=limit,
+        jobs=jobs,
+    )
+    with Adaptation(request, dry_run=dry_run) as adaptation:
+        # Nothing is run if the study takes longer than the user's own limit, unlike the default.
+        if dry_run or limit is not None or not as_json:
+            tell = partial(say, to=err_console)
+            plan = adaptation.plan(tell=tell if not as_json else lambda line: None)
+            if dry_run and as_json:
+                print_json(plan)
+            elif dry_run:
+                # The plan is the result of a dry run, so it is printed to stdout.
+                print_plan(plan, limit or TIME)
+            else:
+                for line in plan_lines(plan, limit or TIME):
+                    tell(line)
+            if dry_run:
+                return
+            adaptation.require_time(plan)
+        result = adaptation.run()
     if as_json:
-        found: Facts = {"answer": answer, "next": next_step, "adapted": saved}
-        found["helps"] = steps_of.arm_that_helps(result)
-        found["folders"] = saved["folders"] if saved else []
-        found["kept"] = kept
-        found["held_out"] = recipe.corpus.held_out
-        print_json(result | found)
+        print_json(result)
     else:
-        say(answer, "bold")
-        say(f"{kept} Page: {result['report']}")
-        say(next_step)
+        say(result["answer"], "bold")
+        say(f"{result['kept']} Page: {result['report']}")
+        say(result["next"])
     raise typer.Exit(bool(result["failures"]))
 
 
@@ -359,15 +282,19 @@ def finetune(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings, such as learning_rate=1e-3 epochs=3")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Fine-tuning runs per task.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Fine-tuning runs per task.")] = 3,
+    seeds: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a checkpoint on tasks with several seeds, and evaluate it on the test sets."""
     from maskwise.study.single import run_finetune
 
+    if seeds is not None:
+        note_of_rename("--seeds", "--runs")
+        runs = seeds
     out = out_folder(out, model, command="finetune")
-    results = run_finetune(model, task, overrides or [], seeds=seeds, out=out, quiet=False)
+    results = run_finetune(model, task, overrides or [], seeds=runs, out=out, quiet=False)
     if as_json:
         # Sums of single test items are for comparisons, and are in records.jsonl.
         hidden = ("item_sums", "item_sizes")
@@ -499,14 +426,3 @@ def annotate(
     say(f"{out}: {summary['documents']:,} documents, {summary['words']:,} words")
     if summary["skipped"]:
         say(f"skipped {counted(summary['skipped'])}")
-
-
-def _refuse_options_of_a_run(context: typer.Context) -> None:
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        if name not in ("recipe", "overrides", "new") and was_given(context, name):
-            raise MaskwiseError(
-                "study --new writes a recipe and runs nothing",
-                got=parameter.opts[0],
-                do="use this option when you run the study",
-            )

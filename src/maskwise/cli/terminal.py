@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -82,24 +81,6 @@ def out_folder(out: Path | None, source: str, *, command: str = "") -> Path:
     name = stem_of(names[-1]) if names else ""
     words = [command, "-".join(re.findall(r"\w+", name))[:LONGEST_NAME]]
     return Path("runs") / ("-".join(filter(None, words)) or "study")
-
-
-def command_of(context: typer.Context, **changes: object) -> str:
-    """Return the user's command line with changed parameters, without flags and defaults."""
-    words = context.command_path.split()
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        value = changes.get(name, context.params[name])
-        if value in (None, parameter.default) or isinstance(value, bool):
-            continue
-        values = [value]
-        if isinstance(value, list | tuple):
-            values = [*value]
-        for each in values:
-            if parameter.param_type_name == "option":
-                words.append(parameter.opts[0])
-            words.append(str(each))
-    return shlex.join(words)
 
 
 def was_given(context: typer.Context, name: str) -> bool:
@@ -244,8 +225,13 @@ def short(number: float) -> str:
     return f"{number:g}"
 
 
-def seeds_of(text: str) -> list[int]:
-    """Return the seeds of a list such as 100-103,107."""
+def note_of_rename(old: str, new: str) -> None:
+    """Say that an option has a new name. The old one works until maskwise 0.2."""
+    warn(f"{old} is now called {new}")
+
+
+def seeds_of(text: str, option: str) -> list[int]:
+    """Return the seeds of a list such as 100-103,107, which is the value of an option."""
     seeds = set[int]()
     try:
         for part in text.split(","):
@@ -258,34 +244,9 @@ def seeds_of(text: str) -> list[int]:
                 raise ValueError
             seeds.update(span)
     except (ValueError, OverflowError):
-        allowed = "seeds, such as 100-105, or 100,103, …; for adapt, also a number of runs"
-        raise MaskwiseError("bad --seeds", got=repr(text), allowed=allowed) from None
+        allowed = "seeds, such as 100-105, or 100,103, …"
+        raise MaskwiseError(f"bad {option}", got=repr(text), allowed=allowed) from None
     return sorted(seeds)
-
-
-def seeds_words(seeds: int | Sequence[int]) -> str:
-    """Return the option --seeds for a number of runs or for their seeds."""
-    if isinstance(seeds, int):
-        return str(seeds)
-    return ",".join(map(str, seeds))
-
-
-def time_limit(text: str) -> float:
-    """Convert a duration such as 2h, 90m or 1h30m to seconds; a bare number means minutes."""
-    import pandas as pd
-
-    try:
-        seconds = pd.Timedelta(f"{text}m" if text.isdecimal() else text).total_seconds()
-    except ValueError:
-        seconds = 0.0
-    # Written with ``not``, this also rejects NaT, for which all comparisons are false.
-    if not seconds >= 60:
-        raise MaskwiseError(
-            "--time must be a duration",
-            got=repr(text),
-            allowed="a minute or more, such as 2h, 90m or 1h30m",
-        )
-    return seconds
 
 
 def plan_lines(plan: Facts, limit: str) -> list[str]:
@@ -314,20 +275,6 @@ def plan_lines(plan: Facts, limit: str) -> list[str]:
     which = "The next command" if smaller["fits"] else "The smallest useful study"
     lines += [f"{which} takes about {time}. What it can detect:"]
     return [*lines, *prospect_lines(smaller["contrasts"]), smaller["command"]]
-
-
-def require_time(plan: Facts, limit: str) -> None:
-    """Raise if a plan of adapt takes longer than the limit."""
-    if "smaller" in plan:
-        do = "allow more time, or remove --time"
-        if plan["smaller"]["fits"]:
-            do = "use the smaller plan, or remove --time"
-        raise MaskwiseError(
-            "the study takes longer than --time",
-            got=duration(plan["seconds"]),
-            allowed=limit,
-            do=do,
-        )
 
 
 def print_outlook(facts: Facts) -> None:

@@ -51,8 +51,8 @@ def check(
 ) -> None:
     """Show what a recipe would train, how long this takes, and warnings. Nothing is written.
 
-    For a file with texts or labels, the command checks the recipe that `maskwise study --new` would
-    write for this file.
+    For a file with texts or labels, the command checks the recipe that `maskwise new` would write
+    for this file.
     """
     file = user_path(split_options(subject)[0])
     if not (file.exists() or subject.startswith(("hf:", "bundled:"))):

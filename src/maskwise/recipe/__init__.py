@@ -286,7 +286,7 @@ def _extended(
 def _read(path: Path) -> object:
     do = None
     if path.suffix not in (".yaml", ".yml"):
-        do = f"if this is a file with texts, write a recipe for it: maskwise study --new {path}"
+        do = f"if this is a file with texts, write a recipe for it: maskwise new {path}"
     if path.stat().st_size > LARGEST:
         raise MaskwiseError(
             f"{path} is too large for a recipe",

@@ -346,17 +346,43 @@ def remove_unused(settings: Plain, changes: Mapping[str, object], *, clear: bool
             except MaskwiseError:
                 # The caller will put the same value, and raise the same error.
                 continue
-    for rule in active(rules, after):
-        # An arm or a phase may need a setting that has no effect in the others.
-        if rule in before or not all(_is_active(rule, each) for each in _trainings(after)):
-            continue
-        for key in rule.keys:
-            _remove(settings, key, changes)
-            # Phases change the same settings.
-            _remove(settings, f"intermediate.{key}", changes)
-            phases = settings.get("phases")
-            if isinstance(phases, list) and "phases" not in changes:
-                settings["phases"] = [_phase_without(phase, key) for phase in phases]
+    for rule in rules:
+        if rule not in before and _is_active(rule, after) and _is_unused_in(rule, after):
+            _remove_all(settings, rule, changes)
+
+
+def drop_unused(settings: Plain, given: Mapping[str, object]) -> None:
+    """Remove the settings that have no effect in any training, in place.
+
+    Args:
+        settings: nested settings.
+        given: settings that stay, keyed by dotted name. Somebody gave them, so the validation of
+            the recipe shall report that they have no effect.
+
+    >>> settings = {"training": {"optimizer": "adamw", "muon_learning_rate": 0.01}}
+    >>> drop_unused(settings, {}); settings
+    {'training': {'optimizer': 'adamw'}}
+    """
+    for rule in UNUSED:
+        if rule.removed and _is_unused_in(rule, settings):
+            _remove_all(settings, rule, given)
+
+
+def _is_unused_in(rule: Unused, settings: Plain) -> bool:
+    """Return whether the settings of a rule have no effect in a recipe."""
+    # An arm or a phase may need a setting that has no effect in the others.
+    return all(_is_active(rule, each) for each in _trainings(settings))
+
+
+def _remove_all(settings: Plain, rule: Unused, changes: Mapping[str, object]) -> None:
+    """Remove the settings of a rule, except those that ``changes`` give."""
+    for key in rule.keys:
+        _remove(settings, key, changes)
+        # Phases change the same settings.
+        _remove(settings, f"intermediate.{key}", changes)
+        phases = settings.get("phases")
+        if isinstance(phases, list) and "phases" not in changes:
+            settings["phases"] = [_phase_without(phase, key) for phase in phases]
 
 
 def _is_active(rule: Unused, settings: Plain) -> bool:

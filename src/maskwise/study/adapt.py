@@ -8,7 +8,7 @@ first on the frozen encoder, once for all runs.
 
     the unchanged model     the model without further training
     words-30                mask 30 % of the tokens in whole words; best in benchmarks/results
-    token-15, token-30      mask 15 % (the usual ratio) or 30 % of the tokens
+    token-15, -30, -40      mask 15 % (the usual ratio), 30 or 40 % of the tokens
     tsdae                   train a decoder to restore the text from a sentence vector
     learned                 mask by a learned policy, whose folder the user gives
 """
@@ -18,18 +18,26 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError, duration, require_known
 from maskwise.families import most_tokens, require_kind
-from maskwise.folders import CARD, read_json, write_folder, write_json, write_whole
+from maskwise.folders import (
+    CARD,
+    read_json,
+    require_own,
+    write_folder,
+    write_json,
+    write_whole,
+)
 from maskwise.models import (
     has_head,
     load_config,
@@ -40,13 +48,31 @@ from maskwise.models import (
 )
 from maskwise.recipe import Recipe, apply_overrides, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override
+from maskwise.recipe.unused import drop_unused
 from maskwise.specs import split_options, with_options
-from maskwise.study.checks import check_names, cut_share, row_sizes
+from maskwise.study.checks import LOCK, check_names, cut_share, row_sizes
+from maskwise.study.forecast import dry_run
+from maskwise.study.records import has_results
+from maskwise.study.run import run_study
 from maskwise.study.stages import DONE
-from maskwise.study.starter import TextFacts, look_at, write_pairs
+from maskwise.study.starter import (
+    ARMS,
+    ROW_TOKENS,
+    SHORT_ROWS,
+    Draft,
+    TextFacts,
+    arms_for,
+    fitting_tokens,
+    labelled_length,
+    look_at,
+    rates_of,
+    row_length,
+    tokens_of_rows,
+    write_pairs,
+)
+from maskwise.study.timing import samples_of
 from maskwise.study.unread import names_in_study, refuse_unread
 from maskwise.tasks import load_task
-from maskwise.tasks.finetuning import interpolated
 from maskwise.text import load_tokenizer
 from maskwise.text.settings import CorpusSettings
 from maskwise.verdict.outcomes import ALL_TASKS, read_outcomes
@@ -55,32 +81,21 @@ from maskwise.verdict.statistics import P_FROM_RUNS, can_decide
 BEST = "words-30"
 PAIRS = "title-to-text"
 """The name of the task that is made from the text if the user gives none."""
+RECIPE = "adapt.yaml"
+"""The file in the folder of a study with the recipe that was run."""
+TIME = "2h"
+"""A plan that takes longer is followed by a smaller one."""
 STEPS = 600
 """Default number of further training steps, and default maximum of the steps of a new head."""
-ARMS: dict[str, Plain] = {
-    BEST: {"masking.policy": "whole-word", "masking.ratio": 0.30},
-    "token-15": {"masking.ratio": 0.15},
-    "token-30": {"masking.ratio": 0.30},
-    "tsdae": {"objectives": {"tsdae": {}}},
-}
-OPTIONS = {"training.steps": "--steps", "study.seeds": "--seeds"}
+OPTIONS: dict[str, str] = {"training.steps": "--steps", "study.seeds": "--runs"}
 """Settings that only an option may change, because an option also changes other settings."""
-ROW_TOKENS = 128
-USUAL_TOKENS = 512
-FITTING_SHARE = 0.99
-"""Texts are packed into rows of ``ROW_TOKENS``. Labelled rows of up to ``USUAL_TOKENS`` are not
-truncated. If more than 1 % of the rows are longer, rows are truncated to the 99th percentile of the
-lengths, because the few longest rows would need much memory."""
 # With fewer steps, further training has little effect.
 LEAST_STEPS = 100
 SHORT_TUNING, SHORTEST_TUNING = 250, 100
 FEW_TEST_ROWS, FEWEST_TEST_ROWS = 300, 100
-SHORT_ROWS = 64
 FEWEST_RUNS = 4
-"""Fine-tuning steps, test rows, tokens and runs of a study that takes too long even with
-``LEAST_STEPS``: see ``_sizes``."""
-RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
-"""AdamW's learning rate by number of weights: the bundled encoder, MiniLM, base and large ones."""
+"""Fine-tuning steps, test rows and runs of a study that takes too long even with ``LEAST_STEPS``:
+see ``_smaller``."""
 SENTENCE_CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -121,145 +136,236 @@ class Texts:
         return self._pairs[key]
 
 
-def adapt_recipe(
-    model: str,
-    texts: str | Texts,
-    tasks: Sequence[str] = (),
-    *,
-    arms: Sequence[str] = (BEST,),
-    policy: str | None = None,
-    steps: int = STEPS,
-    head_steps: int | None = None,
-    seeds: int | list[int] = 6,
-    pairs: Path | None = None,
-    aside: Path | None = None,
-    overrides: Sequence[str] = (),
-) -> Recipe:
-    """Build the recipe of the study.
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of ``maskwise adapt``.
 
-    Args:
+    Attributes:
         model: a folder, a hub id, ``bundled:encoder`` or ``package:NAME``.
-        texts: a corpus, as for ``read_documents``, or ``Texts`` that keeps what was read.
-        tasks: files with labelled rows; if empty, a task of titles and texts is made in ``pairs``,
-            from documents that are held out from training.
-        arms: names in ``ARMS``. The first arm is compared with the unchanged model.
+        texts: a corpus, as for ``read_documents``.
+        out: the folder of the study.
+        tasks: files with labelled rows; if empty, a task of titles and texts is made from documents
+            that are held out from training.
+        arms: names in ``starter.ARMS``. The first arm is compared with the unchanged model.
         policy: the folder of a learned masking policy, for an additional arm ``learned``.
         steps: the number of further training steps.
         head_steps: the number of steps that train a new head first; None for the smaller of
             ``steps`` and ``STEPS``.
         seeds: the number of runs of each arm, or their seeds.
-        pairs, aside: the arguments ``target`` and ``aside`` of ``write_pairs``.
         overrides: ``key=value`` settings, except those in ``OPTIONS``.
+        time: the time limit, such as "2h"; None for ``TIME``, which is not enforced.
+        jobs: the number of stages that run in parallel; None for the number of GPUs or cores.
+    """
+
+    model: str
+    texts: str
+    out: Path
+    tasks: tuple[str, ...] = ()
+    arms: tuple[str, ...] = (BEST,)
+    policy: str | None = None
+    steps: int = STEPS
+    head_steps: int | None = None
+    seeds: int | tuple[int, ...] = 6
+    overrides: tuple[str, ...] = ()
+    time: str | None = None
+    jobs: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The time limit in seconds."""
+        return time_limit(TIME if self.time is None else self.time)
+
+    def first_seeds(self, count: int) -> Request:
+        """Keep at most ``count`` runs of each arm."""
+        if isinstance(self.seeds, int):
+            return replace(self, seeds=min(count, self.seeds))
+        return replace(self, seeds=self.seeds[:count])
+
+    def set_to(self, **settings: object) -> Request:
+        """Add overrides; dots in the keys are written as two underscores."""
+        more = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
+        return replace(self, overrides=(*self.overrides, *more))
+
+    def command(self, *overrides: str, **changes: Any) -> str:
+        """Return the command line of this request, with more overrides and changed attributes."""
+        asked = replace(self, **changes)
+        words = ["maskwise", "adapt", asked.model, asked.texts, *asked.overrides, *overrides]
+        for task in asked.tasks:
+            words += ["--task", task]
+        usual = {field.name: field.default for field in fields(Request)}
+        for name in ("arms", "policy", "steps", "head_steps", "seeds", "time", "jobs", "out"):
+            value = getattr(asked, name)
+            if value == usual[name]:
+                continue
+            option = name.replace("_", "-")
+            if name == "arms":
+                value = ",".join(value)
+            elif name == "seeds" and isinstance(value, int):
+                option = "runs"
+            elif name == "seeds":
+                value = _seeds_words(value)
+            words += [f"--{option}", str(value)]
+        return shlex.join(words)
+
+
+def _seeds_words(seeds: Sequence[int]) -> str:
+    """Return seeds as the option ``--seeds`` has them, such as 6-35 or 3,9."""
+    first, last = seeds[0], seeds[-1]
+    if len(seeds) > 1 and [*seeds] == [*range(first, last + 1)]:
+        return f"{first}-{last}"
+    return ",".join(map(str, seeds))
+
+
+def draft_of(
+    request: Request, *, texts: Texts | None = None, pairs: Path | None = None, aside: Path | None
+) -> Draft:
+    """Make the recipe of the study.
+
+    Args:
+        texts: what was read of the text; by default, nothing.
+        pairs, aside: the arguments ``target`` and ``aside`` of ``write_pairs``.
 
     Raises:
         MaskwiseError: the input is invalid, or there are neither tasks nor titles.
     """
-    if isinstance(texts, str):
-        texts = Texts(texts)
+    texts = texts or Texts(request.texts)
+    overrides = request.overrides
     for key, _ in map(parse_override, overrides):
         if key in OPTIONS:
             raise MaskwiseError(f"adapt has an option for {key}", do=f"use {OPTIONS[key]}")
-    config = load_config(model, kind=None)
+    config = load_config(request.model, kind=None)
     do = "use the recipe intermediate, whose first lines explain how (maskwise list recipes)"
     require_kind(config, "encoder", use="maskwise adapt", do=do)
-    changes = {}
-    for name in arms:
+    for name in request.arms:
         require_known("arm", name, ARMS)
-        changes[name] = ARMS[name]
-    if policy:
-        changes["learned"] = {"masking.policy": f"learned({policy!r})", "masking.ratio": 0.30}
-    weights = weights_of(config)
-    warm = not has_head(model)
     room = most_tokens(config)
-    head_steps = head_steps or min(STEPS, steps)
-
-    def with_text(
-        corpus: Plain,
-        tasks: Sequence[str],
-        *,
-        spaced: bool,
-        max_length: int,
-        overrides: Sequence[str] = overrides,
-    ) -> Recipe:
-        """Return the recipe for a text, after something is known about it."""
-        arms_of_text = dict(changes)
-        # In text without spaces there are no whole words, so spans of tokens are masked instead.
-        if BEST in changes and not spaced:
-            arms_of_text[BEST] = {"masking.policy": "span", "masking.ratio": 0.30}
-        # Small models learn faster with Muon. Larger ones were pre-trained with AdamW and keep it.
-        small = weights < 15_000_000
-        contrast = [arms[0], REFERENCE]
-        settings: Plain = {
-            "name": "adapt",
-            "description": f"Does further training on {texts.source} help {model}?",
-            "corpus": dict(corpus),
-            "model": {"pretrained": model},
-            "masking": {"corruption": "mask-only"},
-            "training": {
-                "steps": steps,
-                "batch_size": 16,
-                "optimizer": "muon" if small else "adamw",
-                "learning_rate": interpolated(weights, RATES),
-                "muon_learning_rate": 5e-3,
-                "eval_every": max(1, steps // 4),
-                "save_every": max(1, steps // 4),
-            },
-            "evaluation": {"rows": 128, "ratios": [0.15]},
-            "tasks": list(tasks),
-            "finetune": {"seeds": 1, "max_length": min(max_length, room)},
-            "study": {
-                "seeds": seeds,
-                "contrasts": [contrast],
-                # A gate ignores a search. The unchanged model has no settings to search.
-                "gate": contrast,
-            },
-        }
-        if warm:
-            # The seed of this phase is fixed, so the head is trained once for all arms and seeds.
-            head = {"freeze": "encoder", "steps": head_steps, "optimizer": "muon", "seed": 0}
-            # The search of benchmarks/recipes/continual-minilm.yaml chose these learning rates.
-            head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
-            settings["phases"] = [{"training": head}, {}]
-            for name, arm in arms_of_text.items():
-                arms_of_text[name] = {f"phases.1.{key}": value for key, value in arm.items()}
-        settings["study"]["arms"] = arms_of_text
-        apply_overrides(settings, overrides)
-        return validate(nested(settings) | {"study": settings["study"]}, origin="adapt")
-
     # To read the text takes long, so mistakes elsewhere are found first. What the text decides is
     # filled in with examples.
-    corpus: Plain = {"source": texts.source, "length": min(ROW_TOKENS, room)}
-    known = [load_task(spec) for spec in tasks]
-    if not tasks and pairs is None:
+    corpus: Plain = {"source": request.texts, "length": min(ROW_TOKENS, room)}
+    known = [load_task(spec) for spec in request.tasks]
+    if not request.tasks and pairs is None:
         raise MaskwiseError("there is no task to evaluate on", do="give --task FILE")
-    draft = with_text(corpus, tasks or [PAIRS], spaced=True, max_length=ROW_TOKENS)
-    check_names(draft, known)
+    tasks = request.tasks or (PAIRS,)
+    example = _draft(
+        request, corpus, tasks, overrides, spaced=True, max_length=labelled_length(0, room)
+    )
+    check_names(example.recipe, known)
     facts = texts.facts
+    corpus["length"] = row_length(facts, least=ROW_TOKENS, room=room)
     corpus["text_field"] = facts.text_field
-    if not tasks:
+    if not request.tasks:
         assert pairs is not None
         # The pairs come from documents that are held out, by the rule that the training text uses.
         read = _with_changes(corpus, overrides)
         chosen = all(key != "corpus.held_out" for key, _ in map(parse_override, overrides))
         pairs, share = texts.pairs(read, pairs, choose_share=chosen, aside=aside)
         corpus["held_out"] = share
-        tasks = [with_options(str(pairs), kind="retrieval", name=PAIRS)]
-    remade = partial(
-        with_text, corpus, tasks, spaced=facts.spaced, max_length=_longest(model, tasks)
+        tasks = (with_options(str(pairs), kind="retrieval", name=PAIRS),)
+    sizes = tokens_of_rows(map(load_task, tasks), load_tokenizer(request.model))
+    drafted = partial(
+        _draft,
+        request,
+        corpus,
+        tasks,
+        spaced=facts.spaced,
+        max_length=labelled_length(fitting_tokens(sizes), room),
     )
-    recipe = remade()
+    draft = drafted(overrides)
     refuse_unread(
-        recipe,
+        draft.recipe,
         overrides,
-        read=lambda others: remade(overrides=others),
+        read=lambda others: drafted(others).recipe,
         names=names_in_study,
         command="adapt",
     )
-    new_head = _new_head(recipe)
+    return draft
+
+
+def _draft(
+    request: Request,
+    corpus: Plain,
+    tasks: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    spaced: bool,
+    max_length: int,
+) -> Draft:
+    """Return the recipe for a text, after something is known about it."""
+    arms = arms_for(request.arms, spaced=spaced)
+    if request.policy:
+        arms["learned"] = {"masking.policy": f"learned({request.policy!r})", "masking.ratio": 0.30}
+    contrast = [request.arms[0], REFERENCE]
+    every = max(1, request.steps // 4)
+    settings: Plain = {
+        "description": f"Does further training on {request.texts} help {request.model}?",
+        "corpus": dict(corpus),
+        "model": {"pretrained": request.model},
+        "masking": {"corruption": "mask-only"},
+        "training": {
+            "steps": request.steps,
+            "batch_size": 16,
+            **rates_of(weights_of(load_config(request.model, kind=None))),
+            "eval_every": every,
+            "save_every": every,
+        },
+        "evaluation": {"rows": 128, "ratios": [0.15]},
+        "tasks": list(tasks),
+        "finetune": {"seeds": 1, "max_length": max_length},
+        "study": {
+            "seeds": request.seeds if isinstance(request.seeds, int) else [*request.seeds],
+            "contrasts": [contrast],
+            # A gate ignores a search. The unchanged model has no settings to search.
+            "gate": contrast,
+        },
+    }
+    if settings["corpus"].get("text_field") == "text":
+        del settings["corpus"]["text_field"]
+    if not has_head(request.model):
+        # The seed of this phase is fixed, so the head is trained once for all arms and seeds.
+        head: Plain = {
+            "freeze": "encoder",
+            "steps": request.head_steps or min(STEPS, request.steps),
+            "optimizer": "muon",
+            "seed": 0,
+        }
+        # The search of benchmarks/recipes/continual-minilm.yaml chose these learning rates.
+        head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
+        settings["phases"] = [{"training": head}, {}]
+        for name, arm in arms.items():
+            arms[name] = {f"phases.1.{key}": value for key, value in arm.items()}
+    settings["study"]["arms"] = arms
+    apply_overrides(settings, overrides)
+    settings = {**nested(settings), "study": settings["study"]}
+    drop_unused(settings, dict(map(parse_override, overrides)))
+    comments = dict(COMMENTS)
+    if tasks != request.tasks:
+        comments["tasks"] = "titles and texts of documents that are held out from training"
+    head_lines = [
+        f"Does further training of {request.model} on {request.texts} help?",
+        "Written by `maskwise adapt`, which runs it. To change it: "
+        f"maskwise study {shlex.quote(str(request.out / RECIPE))} training.steps=1000 --out "
+        "ANOTHER_FOLDER",
+    ]
+    draft = Draft("adapt", settings, comments, head_lines)
+    new_head = _new_head(draft.recipe)
     if new_head:
-        said = f"{recipe.description} It starts with {new_head}."
-        recipe = recipe.model_copy(update={"description": said})
-    return recipe
+        described = f"{settings['description']} It starts with {new_head}."
+        draft = replace(draft, settings={**settings, "description": described})
+    return draft
+
+
+COMMENTS = {
+    "corpus": "your text; tokens per row",
+    "model": "the unchanged model, with which the arms are compared",
+    "training": "the learning rates depend on the size of the model",
+    "phases": "a new head is trained first on the frozen encoder, once for all runs",
+    "tasks": "all models are fine-tuned and evaluated on these rows",
+    "finetune": "long enough for nearly all labelled rows, as far as the model has positions",
+    "study.seeds": "runs of each arm; a decision needs at least 6",
+    "study.contrasts": "the question: is the arm better than the unchanged model?",
+    "study.gate": "tested first, at the full 5 % level",
+    "study.arms": "ways to train further",
+}
 
 
 def _with_changes(corpus: Plain, overrides: Sequence[str]) -> CorpusSettings:
@@ -278,18 +384,6 @@ def _new_head(recipe: Recipe) -> str:
     return f"a new masked-language-model head, trained {steps}"
 
 
-def _longest(model: str, tasks: Sequence[str]) -> int:
-    """Return a length in tokens that is enough for nearly all labelled rows."""
-    tokenizer = load_tokenizer(model)
-    longest = ROW_TOKENS
-    for spec in tasks:
-        sizes = sorted(row_sizes(load_task(spec), tokenizer)) or [0]
-        most = sizes[math.ceil(FITTING_SHARE * (len(sizes) - 1))]
-        # Batches are padded to their own longest row, so a higher limit costs little.
-        longest = max(longest, most, min(sizes[-1], USUAL_TOKENS))
-    return longest
-
-
 def cut_rows(recipe: Recipe) -> dict[str, float]:
     """Return the share of truncated rows among the labelled rows of each task."""
     tokenizer = load_tokenizer(recipe.tokenizer_name or "")
@@ -300,53 +394,197 @@ def cut_rows(recipe: Recipe) -> dict[str, float]:
     return shares
 
 
-@dataclass(frozen=True)
-class Size:
-    """The options of adapt that decide how long a study takes.
+# The study
+# ------------------------------------------------------------------------------------------------
 
-    Attributes:
-        steps: the number of further training steps.
-        seeds: the number of runs of each arm, or their seeds.
-        tasks: the files with labelled rows.
-        overrides: more settings as ``key=value``.
+
+class Adaptation:
+    """The study of a request.
+
+    Use it as a context manager, because it keeps files in a temporary folder.
+
+    Args:
+        request: what the user asks.
+        dry_run: whether the study will be planned only, so that no file is written.
+
+    Raises:
+        MaskwiseError: the request is invalid.
     """
 
-    steps: int
-    seeds: int | tuple[int, ...]
-    tasks: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
+    def __init__(self, request: Request, *, dry_run: bool = False):
+        self.request = request
+        require_own(request.out, f"stages/{LOCK}", what="a study")
+        self._seconds = request.seconds
+        # A study in the folder may need its own pairs, so others are written to another folder.
+        self._used = has_results(request.out)
+        self._aside = dry_run or self._used
+        self._texts = Texts(request.texts)
+        self._folder = tempfile.TemporaryDirectory(prefix="maskwise-")
 
-    def first_seeds(self, count: int) -> Size:
-        """Keep at most ``count`` runs of each arm."""
-        if isinstance(self.seeds, int):
-            return replace(self, seeds=min(count, self.seeds))
-        return replace(self, seeds=self.seeds[:count])
+    def __enter__(self) -> Adaptation:
+        return self
 
-    def set_to(self, **settings: object) -> Size:
-        """Add overrides; dots in the keys are written as two underscores."""
-        more = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
-        return replace(self, overrides=(*self.overrides, *more))
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    @cached_property
+    def draft(self) -> Draft:
+        """The recipe that is run, with comments."""
+        return self._draft_of(self.request)
+
+    def _draft_of(self, request: Request) -> Draft:
+        out = self.request.out
+        return draft_of(
+            request,
+            texts=self._texts,
+            pairs=out.parent / f"{out.name}-pairs.jsonl",
+            aside=Path(self._folder.name) if self._aside else None,
+        )
+
+    def plan(self, *, tell: Callable[[str], object] = lambda line: None) -> Plain:
+        """Return the plan of the study, and a smaller one if it exceeds the time limit.
+
+        Args:
+            tell: called with a line if the search for a smaller plan begins.
+
+        Returns:
+            The plan of ``forecast.dry_run``; ``max_length``; ``cut``: the share of truncated rows
+            by task; ``held_out``: the share of documents that are held out; ``made_task``: the
+            task that is made of them, or None. ``smaller``: a smaller plan with its ``command``,
+            ``seconds`` and ``contrasts``, and whether it ``fits``.
+        """
+        request = self.request
+        recipe = self.draft.recipe
+        samples = samples_of(recipe, Path(self._folder.name))
+        plan = dry_run(recipe, request.out, jobs=request.jobs, samples=samples)
+        plan["max_length"] = recipe.finetune.max_length
+        plan["cut"] = cut_rows(recipe)
+        plan["held_out"] = recipe.corpus.held_out
+        plan["made_task"] = None if request.tasks else PAIRS
+        if (plan["seconds"] or 0.0) <= self._seconds:
+            return plan
+        tell("Looking for a smaller plan …")
+        # A smaller plan is a different study, which needs a folder of its own.
+        out = request.out
+        if self._used:
+            out = out.with_name(f"{out.name}-smaller")
+        plans: dict[Request, Plain] = {}
+
+        def seconds_of(smaller: Request) -> float:
+            if smaller not in plans:
+                changed = self._draft_of(smaller).recipe
+                plans[smaller] = dry_run(changed, out, jobs=request.jobs, samples=samples)
+            return plans[smaller]["seconds"] or math.inf
+
+        smaller, fits = smaller_plan(recipe, request, seconds_of, self._seconds)
+        seconds = seconds_of(smaller)
+        options: dict[str, Any] = {"out": out}
+        if not fits:
+            options["time"] = f"{math.ceil(seconds / 60) + 1}m"
+        plan["smaller"] = {
+            "steps": smaller.steps,
+            "seeds": smaller.seeds,
+            "tasks": smaller.tasks,
+            "overrides": smaller.overrides[len(request.overrides) :],
+            "seconds": seconds,
+            "fits": fits,
+            "contrasts": plans[smaller]["contrasts"],
+            "command": smaller.command(**options),
+        }
+        return plan
+
+    def require_time(self, plan: Plain) -> None:
+        """Raise ``MaskwiseError`` if a plan takes longer than the limit that the user gave."""
+        if self.request.time is None or "smaller" not in plan:
+            return
+        do = "allow more time, or remove --time"
+        if plan["smaller"]["fits"]:
+            do = "use the smaller plan, or remove --time"
+        raise MaskwiseError(
+            "the study takes longer than --time",
+            got=duration(plan["seconds"]),
+            allowed=self.request.time,
+            do=do,
+        )
+
+    def run(self, *, quiet: bool = False) -> Plain:
+        """Write the recipe, run the study, and save the adapted model.
+
+        Returns:
+            The result of ``run_study``, and ``answer``, ``next`` (what to do next), ``adapted``
+            (``Saved``, or None), ``kept`` (a sentence about it), ``folders``, ``helps`` (the arm
+            that is decided to be better, or None) and ``held_out``.
+        """
+        from maskwise.report import write_report
+
+        request = self.request
+        recipe = self.draft.recipe
+        result = run_study(
+            recipe, request.out, jobs=request.jobs, quiet=quiet, files={RECIPE: self.draft.text}
+        )
+        next_step = next_of(result, recipe, request)
+        saved = None
+        kept = "No run has finished, so there is no adapted model."
+        try:
+            saved = save_best(request.out, result, next_step=next_step)
+        except MaskwiseError as error:
+            # The user may have deleted the checkpoints. The answer does not need them.
+            kept = f"There is no adapted model: {error}."
+        if saved:
+            kept = saved["sentence"]
+        # The page names the folders of the adapted model and the next step, so it is written again.
+        write_report(request.out)
+        return result | {
+            "answer": answer_of(result, recipe),
+            "next": next_step,
+            "adapted": saved,
+            "helps": arm_that_helps(result),
+            "folders": saved["folders"] if saved else [],
+            "kept": kept,
+            "held_out": recipe.corpus.held_out,
+        }
+
+
+def time_limit(text: str) -> float:
+    """Convert a duration such as 2h, 90m or 1h30m to seconds; a bare number means minutes."""
+    import pandas as pd
+
+    try:
+        seconds = pd.Timedelta(f"{text}m" if text.isdecimal() else text).total_seconds()
+    except ValueError:
+        seconds = 0.0
+    # Written with ``not``, this also rejects NaT, for which all comparisons are false.
+    if not seconds >= 60:
+        raise MaskwiseError(
+            "--time must be a duration",
+            got=repr(text),
+            allowed="a minute or more, such as 2h, 90m or 1h30m",
+        )
+    return seconds
 
 
 def smaller_plan(
-    recipe: Recipe, size: Size, seconds_of: Callable[[Size], float], limit_seconds: float
-) -> tuple[Size, bool]:
-    """Find a size with which a study finishes within a time limit.
+    recipe: Recipe,
+    request: Request,
+    seconds_of: Callable[[Request], float],
+    limit_seconds: float,
+) -> tuple[Request, bool]:
+    """Find a smaller request with which a study finishes within a time limit.
 
     First, the steps are reduced. If this is not enough, the study also gets shorter fine-tuning,
     fewer test rows, shorter rows and fewer runs, one after the other.
 
     Args:
         recipe: the recipe that takes too long.
-        size: its size.
+        request: its request.
         seconds_of: a function that forecasts a study's seconds.
 
     Returns:
-        The size, and whether it keeps the limit. If even the smallest study does not, its size is
-        returned.
+        The request, and whether it keeps the limit. If even the smallest study does not, its
+        request is returned.
     """
-    least = min(LEAST_STEPS, size.steps)
-    for smaller in _sizes(recipe, size):
+    least = min(LEAST_STEPS, request.steps)
+    for smaller in _smaller(recipe, request):
         shortest = replace(smaller, steps=least)
         fewest_seconds = seconds_of(shortest)
         if fewest_seconds > limit_seconds:
@@ -362,47 +600,47 @@ def smaller_plan(
     return shortest, False
 
 
-def _sizes(recipe: Recipe, size: Size) -> Iterator[Size]:
-    """Yield smaller and smaller sizes, with the same number of steps."""
+def _smaller(recipe: Recipe, request: Request) -> Iterator[Request]:
+    """Yield smaller and smaller requests, with the same number of steps."""
     tuning = recipe.finetune
     if len(recipe.study.arms) > 1:
-        size = size.set_to(study__arms=recipe.study.pairs[0][0])
-    yield size
+        request = request.set_to(study__arms=recipe.study.pairs[0][0])
+    yield request
     if len(recipe.study.seed_list) > P_FROM_RUNS:
-        size = size.first_seeds(P_FROM_RUNS)
-        yield size
+        request = request.first_seeds(P_FROM_RUNS)
+        yield request
     # Embeddings of a frozen encoder are computed once, so they take no time that matters.
-    trained = any(not load_task(task).frozen for task in size.tasks)
+    trained = any(not load_task(task).frozen for task in request.tasks)
     if trained and (tuning.steps or math.inf) > SHORT_TUNING:
-        size = size.set_to(finetune__steps=SHORT_TUNING)
-        yield size
-    fewer = _with_test_rows(size, FEW_TEST_ROWS)
-    if fewer != size:
-        size = fewer
-        yield size
-    shorter = size
+        request = request.set_to(finetune__steps=SHORT_TUNING)
+        yield request
+    fewer = _with_test_rows(request, FEW_TEST_ROWS)
+    if fewer != request:
+        request = fewer
+        yield request
+    shorter = request
     if trained and tuning.max_length > ROW_TOKENS:
         shorter = shorter.set_to(finetune__max_length=ROW_TOKENS)
     if recipe.corpus.length > SHORT_ROWS:
         shorter = shorter.set_to(corpus__length=SHORT_ROWS)
-    if shorter != size:
-        size = shorter
-        yield size
-    smallest = _with_test_rows(size, FEWEST_TEST_ROWS)
+    if shorter != request:
+        request = shorter
+        yield request
+    smallest = _with_test_rows(request, FEWEST_TEST_ROWS)
     if trained and (tuning.steps or math.inf) > SHORTEST_TUNING:
         smallest = smallest.set_to(finetune__steps=SHORTEST_TUNING)
-    if smallest != size:
-        size = smallest
-        yield size
+    if smallest != request:
+        request = smallest
+        yield request
     # Too few to decide, but enough for an estimate.
     if len(recipe.study.seed_list) > FEWEST_RUNS:
-        yield size.first_seeds(FEWEST_RUNS)
+        yield request.first_seeds(FEWEST_RUNS)
 
 
-def _with_test_rows(size: Size, count: int) -> Size:
+def _with_test_rows(request: Request, count: int) -> Request:
     """Limit the test rows and the dev rows of the tasks, unless the user has limited them."""
     limited = []
-    for spec in size.tasks:
+    for spec in request.tasks:
         splits = load_task(spec).splits
         if len(splits["test"]) > count or len(splits["dev"]) > count:
             name, written = split_options(spec)
@@ -410,7 +648,7 @@ def _with_test_rows(size: Size, count: int) -> Size:
             kept = re.sub(r"(^|, )test_rows=\d+$", "", written or "")
             spec = with_options(f"{name}({kept})" if kept else name, test_rows=count)
         limited.append(spec)
-    return replace(size, tasks=tuple(limited))
+    return replace(request, tasks=tuple(limited))
 
 
 # The answer
@@ -446,51 +684,45 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     return said
 
 
-def next_of(
-    result: Plain, recipe: Recipe, tasks: Sequence[str], out: Path, command: Callable[..., str]
-) -> str:
-    """Return advice on what to do next, with a complete command.
-
-    Args:
-        tasks: the files with labelled rows that the user gave; empty if the user gave none.
-        command: a function that returns the user's command with more overrides and changed options.
-    """
+def next_of(result: Plain, recipe: Recipe, request: Request) -> str:
+    """Return advice on what to do next, with a complete command."""
     row = _primary(result)
-    model = str(recipe.model.pretrained)
+    model = request.model
     if result["failures"] or row is None:
-        return f"Next: fix the errors, then repeat the failed work by this command: {command()}"
+        again = request.command()
+        return f"Next: fix the errors, then repeat the failed work by this command: {again}"
     verdict = row["verdict"]
     if verdict == "open" and not can_decide(row["n"], 1):
         used = recipe.study.seed_list
-        more = [*used, *range(max(used) + 1, max(used) + 1 + P_FROM_RUNS - len(used))]
-        enough = command(seeds=",".join(map(str, more)))
+        more = (*used, *range(max(used) + 1, max(used) + 1 + P_FROM_RUNS - len(used)))
+        enough = request.command(seeds=len(more) if more == (*range(len(more)),) else more)
         return f"Next: add runs, because a decision needs at least {P_FROM_RUNS}: {enough}"
     if verdict in ("decided", "no difference that matters"):
         keep = f"keep {model}"
         if arm_that_helps(result):
-            model = str(out / "model")
-            keep = f"use {model} in place of {recipe.model.pretrained}"
-        if not tasks:
+            model = str(request.out / "model")
+            keep = f"use {model} in place of {request.model}"
+        if not request.tasks:
             return f"Next: {keep}."
         words = ["maskwise", "finetune", model]
-        for task in tasks:
+        for task in request.tasks:
             words += ["--task", task]
         return f"Next: {keep}: {shlex.join(words)}"
     changes = []
     # The new study writes to a new folder, so the results of this study are kept.
-    options: dict[str, object] = {"out": out.with_name(f"{out.name}-2")}
-    if verdict == "not comparable" and tasks:
+    options: dict[str, Any] = {"out": request.out.with_name(f"{request.out.name}-2")}
+    if verdict == "not comparable" and request.tasks:
         why = "fine-tuning learned nothing; try other learning rates"
         changes.append("finetune.search_rate=true")
     elif row["runs_to_decide"]:
         # The study gets new seeds: to test the same runs again would inflate the error rate.
-        last = max(recipe.study.seed_list)
+        first = max(recipe.study.seed_list) + 1
         why = "a study with more runs would decide, if the difference is as large as it looks"
-        options["seeds"] = f"{last + 1}-{last + row['runs_to_decide']}"
+        options["seeds"] = (*range(first, first + row["runs_to_decide"]),)
     else:
         why = "more runs would not decide this, but more steps may"
         options["steps"] = 2 * recipe.training.steps
-    return f"Next: keep {model} for now; {why}: {command(*changes, **options)}"
+    return f"Next: keep {model} for now; {why}: {request.command(*changes, **options)}"
 
 
 def arm_that_helps(result: Plain) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -23,7 +23,14 @@ from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import masked_answers
 from maskwise.files import Record, Study, Summary
-from maskwise.folders import claim_run, read_json, read_lines, write_json, write_lines
+from maskwise.folders import (
+    claim_run,
+    read_json,
+    read_lines,
+    write_json,
+    write_lines,
+    write_whole,
+)
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
@@ -67,6 +74,7 @@ def run_study(
     retries: int = RETRIES,
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Plain:
     """Run every arm and seed of a recipe, compare them, and write the report.
 
@@ -81,6 +89,7 @@ def run_study(
         cache: a folder of stages that several studies share.
         seeds: the part ("block") of ``study.seeds`` to run; None for all. Records of other seeds in
             ``out`` are preserved. There are no verdicts until all seeds of the study have run.
+        files: texts of files to write into ``out`` when the work begins, keyed by name.
 
     Returns:
         The content of summary.json, and ``seconds``, ``report`` (the path of the page) and
@@ -110,6 +119,8 @@ def run_study(
         # Read study.json under the lock, because another block may have just finished.
         before = read_json(out / "study.json") or {}
         require_same_study(out, before, study, block=seeds is not None)
+        for name, text in (files or {}).items():
+            write_whole(out / name, text)
         if not quiet:
             print_notes([*notes, *prospect_lines(prospects_of(recipe))])
         others = Others([], [], [], {})

@@ -234,7 +234,7 @@ def run_finetune(
     for key, value in map(parse_override, overrides):
         changes[key.removeprefix("finetune.")] = value
     if "seeds" in changes:
-        raise MaskwiseError("finetune has an option for seeds", do="use --seeds")
+        raise MaskwiseError("finetune has an option for seeds", do="use --runs")
     try:
         settings = FinetuneSettings(seeds=seeds, **changes)
     except ValidationError as error:

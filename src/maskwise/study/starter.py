@@ -1,10 +1,14 @@
-"""Write a first recipe for the user's text and labels.
+"""Recipes for the user's text and labels.
 
-The recipe is short, commented and ready to run. Its settings depend on the files. For English text,
-training continues from the bundled encoder. For other text, a small model is trained from scratch.
-In text without spaces there are no words to mask, so it is evaluated on token masks only. The study
-compares one pair of arms (ways to pre-train), with six runs of each arm. Six is the minimum for a
-decision (``statistics.fewest_runs``).
+``maskwise new`` writes a short first study (``new_recipe``), and ``maskwise adapt`` a study that
+compares further training with the unchanged model (``adapt``). Both take the row length, the
+learning rates, the arms and the lengths of labelled rows from the functions in this file, and both
+write what they chose as a recipe with comments (``Draft``).
+
+In a first study, training continues from the bundled encoder if the text is English; otherwise a
+small model is trained from scratch. In text without spaces there are no words to mask, so it is
+evaluated on token masks only. The study compares one pair of arms (ways to pre-train), with six
+runs of each arm. Six is the minimum for a decision (``statistics.fewest_runs``).
 """
 
 from __future__ import annotations
@@ -14,34 +18,40 @@ import re
 import time
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from heapq import heappop, heappush
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from shlex import quote
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
-from maskwise.errors import MaskwiseError, shortened
+from maskwise.errors import MaskwiseError, plural, shortened
 from maskwise.evaluation.overlap import BATCH_CHARACTERS, LEAST, Finder
 from maskwise.families import most_tokens
-from maskwise.folders import read_lines, stem_of, write_lines
-from maskwise.models import load_config
-from maskwise.printing import json_text
+from maskwise.folders import read_lines, stem_of, write_lines, write_whole
+from maskwise.models import load_config, weights_of
 from maskwise.recipe import Recipe, read_recipe, recipe_of_text, shipped
+from maskwise.recipe.commented import commented
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import local_name, split_options, user_path, with_options
+from maskwise.study.checks import row_sizes
 from maskwise.tasks import Task, load_task
+from maskwise.tasks.finetuning import interpolated
 from maskwise.tasks.loading import HiddenLabels, UnreadableTask
-from maskwise.text import Documents, read_documents, require_documents
+from maskwise.text import Documents, load_tokenizer, read_documents, require_documents
 from maskwise.text.documents import longest_field, place_of
 from maskwise.text.labelled import ending_of
 from maskwise.text.rows import held_out_below
 from maskwise.text.settings import CorpusSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LOOK_SECONDS = 5.0
 LOOK_DOCUMENTS = 200_000
@@ -63,8 +73,35 @@ at most ``TRAIN_TOKENS`` tokens. More rows take longer and hide the effect of pr
 these limits and ``STEP_TOKENS``, six pairs of runs of the bundled encoder take about ten minutes on
 two cores."""
 
-STEP_TOKENS = 768
-"""Number of tokens per training step."""
+STEP_TOKENS, SHORT_ROWS = 768, 64
+"""Number of tokens per training step of a first study, and the least number of tokens per row."""
+
+USUAL_TOKENS, FITTING_SHARE = 512, 0.99
+"""Labelled rows of up to ``USUAL_TOKENS`` are not truncated. If more than 1 % of the rows are
+longer, rows are truncated to the 99th percentile of the lengths, because the few longest rows would
+need much memory."""
+ROW_TOKENS = 128
+"""A limit of this many tokens per labelled row costs nothing, because batches are padded to their
+own longest row."""
+
+RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
+"""AdamW's learning rate of further training by number of weights: the bundled encoder, MiniLM, base
+and large models."""
+MOST_FOR_MUON = 15e6
+"""Small models learn faster with Muon. Larger ones were pre-trained with AdamW and keep it."""
+
+ARMS: dict[str, Plain] = {
+    "words-30": {"masking.policy": "whole-word", "masking.ratio": 0.30},
+    "token-15": {"masking.ratio": 0.15},
+    "token-30": {"masking.ratio": 0.30},
+    "token-40": {"masking.ratio": 0.40},
+    "tsdae": {"objectives": {"tsdae": {}}},
+}
+"""The arms that recipes for files can have."""
+SPANS: Plain = {"masking.policy": "span", "masking.ratio": 0.30}
+"""The arm ``words-30`` in text without spaces, where there are no whole words."""
+START = "bundled:encoder"
+"""The model from which a first study continues if the text is English."""
 
 MOST_PAIRS, LEAST_PAIRS = 500, 20
 """Maximum and minimum number of pairs of title and text in a retrieval task."""
@@ -200,8 +237,43 @@ def name_of(source: str) -> str:
     return name[:LONGEST_NAME] or "mine"
 
 
-def starter(source: str, tasks: Sequence[str] = ()) -> str:
-    """Return the text of a recipe for a corpus and tasks.
+@dataclass(frozen=True)
+class Draft:
+    """A recipe that was made for files.
+
+    Attributes:
+        name: the name of the study.
+        settings: nested settings.
+        comments: comments to the settings, keyed by dotted name.
+        head: the lines of the comment at the top.
+        why: why some settings were chosen, in sentences.
+    """
+
+    name: str
+    settings: Plain
+    comments: Mapping[str, str]
+    head: Sequence[str]
+    why: Sequence[str] = field(default=())
+
+    @cached_property
+    def text(self) -> str:
+        """The recipe in YAML."""
+        return commented(self.settings, self.comments, head=self.head)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe, as a command reads it from ``text``."""
+        return self.read()
+
+    def read(self, overrides: Sequence[str] = (), *, origin: str = "") -> Recipe:
+        """Read the recipe with ``key=value`` overrides; ``origin`` names it in errors."""
+        return recipe_of_text(
+            self.text, name=self.name, origin=origin or self.name, overrides=overrides
+        )
+
+
+def draft_of(source: str, tasks: Sequence[str] = ()) -> Draft:
+    """Make the recipe of a first study for a corpus and tasks.
 
     Args:
         source: a corpus, as for ``read_documents``; or a file with labels, for which the recipe
@@ -211,7 +283,7 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
     Raises:
         MaskwiseError: a corpus or a task cannot be read.
     """
-    comment = "your text"
+    of_text = "your text"
     # Files with these extensions contain text. To try whether they contain labels would take long.
     # A compressed file has the extension of its content before ".gz".
     name = source.lower().removesuffix(".gz")
@@ -223,61 +295,243 @@ def starter(source: str, tasks: Sequence[str] = ()) -> str:
             stacklevel=2,
         )
         tasks, source = [source], "bundled:wikipedia"
-        comment = "the bundled text, because the file was read as labels"
+        of_text = "the bundled text, because the file was read as labels"
     # Load the tasks first, to report their errors before the long reading of a large text.
     loaded = {spec: load_task(spec) for spec in tasks}
     for spec, task in loaded.items():
         if task.kind.name == "generation":
-            # The template trains encoders only.
+            # The recipe trains encoders only.
             what = "a task whose answers are generated text needs an encoder–decoder"
             do = f"maskwise study intermediate corpus.source={source} tasks='[\"{spec}\"]'"
             raise MaskwiseError(what, got=spec, do=f"{do} (docs/seq2seq.md)")
     facts = look_at(source)
-    letters = facts.is_alphabet
-    start = "bundled:encoder" if facts.is_english and facts.spaced else None
-    needed = max([_tokens_needed(task, letters=letters) for task in loaded.values()], default=0)
-    length = max(64, needed)
-    if start:
-        length = min(length, most_tokens(load_config(start)))
-    tokenizer = "wordpiece, vocab_size: 1024" if facts.spaced else "bpe, vocab_size: 512"
-    if letters:
-        tokenizer = "letter"
-        wanted = 1.2 * facts.characters / max(1, facts.documents) + 2
-        length = max(length, min(LONGEST, _rounded(wanted)))
-    if facts.text_field != "text":
-        comment += ", its column with the longest texts"
-    name = name_of(source)
-    # Fine-tuning on long rows is slow, so fewer of them are used.
-    affordable = TRAIN_TOKENS // max(1, needed)
-    rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, affordable))
-    limited = []
-    for spec, task in loaded.items():
-        options = split_options(spec)[1] or ""
-        # Each class needs a row.
-        wanted = max(rows, len(task.labels))
-        if len(task.splits["train"]) > wanted and "train_rows" not in options:
-            spec = with_options(spec, train_rows=wanted)
-        limited.append(spec)
-    environment = Environment(loader=PackageLoader("maskwise", "study"), keep_trailing_newline=True)
-    # Every JSON string is also a quoted YAML string, if its line separators are escaped.
-    environment.filters["quoted"] = json_text
-    return environment.get_template("starter.yaml.j2").render(
-        name=name,
-        source=source,
-        field=facts.text_field,
-        length=length,
-        comment=comment,
-        start=start,
-        batch_size=max(4, STEP_TOKENS // length),
-        tokenizer=tokenizer,
-        # Lower-casing also removes accents, which other languages than English need.
-        lowercase=facts.is_english and not letters,
-        letters=letters,
-        spaced=facts.spaced,
-        tasks=limited,
-        columns="".join(map(_columns_of, loaded.values())),
-        max_length=min(length, max(needed, 32)),
+    study_name = name_of(source)
+    english = facts.is_english and facts.spaced
+    sizes = tokens_of_rows(
+        loaded.values(),
+        load_tokenizer(START) if english else None,
+        letters=facts.is_alphabet,
     )
+    fitting = fitting_tokens(sizes)
+    limited = [_with_few_rows(spec, task, fitting) for spec, task in loaded.items()]
+    other = "token-30" if english else "token-40"
+    arms = arms_for(["token-15", other], spaced=facts.spaced)
+    corpus: Plain = {"source": source}
+    if facts.text_field != "text":
+        corpus["text_field"] = facts.text_field
+        of_text += ", its column with the longest texts"
+    settings: Plain = {
+        "extends": "quick-start",
+        "description": f"How much should be masked in {study_name}?",
+        "corpus": corpus,
+    }
+    comments = dict(COMMENTS)
+    if english:
+        config = load_config(START)
+        room = most_tokens(config)
+        length = row_length(facts, least=SHORT_ROWS, room=room)
+        settings["model"] = {"pretrained": START}
+        training: Plain = {"steps": 80, **rates_of(weights_of(config))}
+        training |= {"eval_every": 40, "save_every": 40}
+        comments["training"] = "short, for a first look; use more steps afterwards"
+        why = f"the text is English, so training continues from {START}"
+    else:
+        # A new model has as many positions as a row has tokens, also for labelled rows.
+        needed = min(USUAL_TOKENS, fitting)
+        room = length = row_length(facts, least=max(SHORT_ROWS, needed), room=USUAL_TOKENS)
+        settings["tokenizer"] = _new_tokenizer(facts)
+        training = {"steps": 1000}
+        comments["training"] = "maskwise check estimates how many steps the model needs to learn"
+        if facts.is_alphabet:
+            comments["training"] = "the report says whether more steps are needed"
+        why = "the text is not English, so a small new model is trained, with a new tokenizer"
+    corpus["length"] = length
+    comments["corpus"] = f"{of_text}; tokens per row"
+    settings |= {
+        "training": {**training, "batch_size": max(4, STEP_TOKENS // length)},
+        "tasks": limited,
+        "evaluation": {"rows": 96, "masks": ["token", "whole-word"] if facts.spaced else ["token"]},
+        "finetune": {"seeds": 1, "max_length": labelled_length(fitting, room)},
+        "study": {
+            "seeds": 6,
+            "baseline": "token-15",
+            "arms": arms,
+            "contrasts": [[other, "token-15"]],
+            "outcome": "heldout:token",
+        },
+    }
+    if tasks:
+        columns = "".join(map(_columns_of, loaded.values()))
+        comments["tasks"] = f"checkpoints are fine-tuned and evaluated on these tasks{columns}"
+        comments["study.outcome"] += "; with longer runs, decide by scores: outcome: tasks"
+    shown = f"{source}: " if facts.whole else f"{source}: at least "
+    reasons = [
+        f"{shown}{plural(facts.documents, 'document')}, {facts.characters:,} characters; {why}",
+        f"the study compares {other} with token-15 in six pairs of runs, by held-out loss",
+    ]
+    for spec, task in loaded.items():
+        used = len(load_task(limited[[*loaded].index(spec)]).splits["train"])
+        found = len(task.splits["train"])
+        reasons.append(f"{task.name}: {used:,} of {found:,} training rows{_columns_of(task)}")
+    head = [
+        f"A study of {study_name}, written by `maskwise new`. `maskwise check` shows what the "
+        "study will do.",
+        "docs/studies.md explains all settings. Change them here, or on the command line: "
+        "training.steps=500",
+        "To tune both arms before the comparison, add to study (four times as many runs):",
+        "search: {grid: {training.learning_rate: [1.0e-3, 2.0e-3, 4.0e-3]}}",
+    ]
+    return Draft(study_name, settings, comments, head, reasons)
+
+
+COMMENTS = {
+    "model": "a small English model; a hub id or a folder also works",
+    "tokenizer": "trained on this text",
+    "tasks": "name a file with labels here, because held-out loss says little about the use of a "
+    "model",
+    "study.seeds": "runs of each arm; a decision needs at least 6",
+    "study.arms": "they differ only in the ratio, so their held-out losses are comparable; losses "
+    "of arms with different units are not",
+    "study.contrasts": "the question; more contrasts need more runs",
+    "study.outcome": "scores of short runs differ by less than their spread",
+}
+"""Comments that every first study has, if it has the setting."""
+
+
+def new_recipe(texts: str, tasks: Sequence[str] = (), *, target: Path | None = None) -> list[str]:
+    """Write a first recipe with comments.
+
+    Args:
+        texts, tasks: as for ``draft_of``.
+        target: the file; by default, it is named after the text.
+
+    Returns:
+        Lines that say what was written, why, and what to do next.
+
+    Raises:
+        MaskwiseError: a file cannot be read, or ``target`` exists.
+    """
+    target = target or Path(f"{name_of(texts)}.yaml")
+    if target.exists():
+        raise MaskwiseError(f"{target} exists already", do="move this file, or edit it by hand")
+    draft = draft_of(texts, tasks)
+    write_whole(target, draft.text)
+    # The name may contain spaces and brackets.
+    recipe = quote(str(target))
+    return [
+        f"wrote {target}",
+        *draft.why,
+        f"next: maskwise check {recipe}",
+        f"then: maskwise study {recipe} --out {quote(f'runs/{target.stem}')}",
+    ]
+
+
+# Choices that depend on the files, for all recipes
+# ------------------------------------------------------------------------------------------------
+
+
+def arms_for(names: Sequence[str], *, spaced: bool) -> dict[str, Plain]:
+    """Return the settings of some ``ARMS``, for a text with or without spaces."""
+    arms = {name: dict(ARMS[name]) for name in names}
+    if "words-30" in arms and not spaced:
+        arms["words-30"] = dict(SPANS)
+    return arms
+
+
+def rates_of(weights: float) -> Plain:
+    """Return the optimiser and the learning rates with which a model is trained further.
+
+    >>> rates_of(110e6)
+    {'optimizer': 'adamw', 'learning_rate': 5e-05}
+    """
+    rates: Plain = {"optimizer": "adamw", "learning_rate": interpolated(int(weights), RATES)}
+    if weights < MOST_FOR_MUON:
+        rates |= {"optimizer": "muon", "muon_learning_rate": 5e-3}
+    return rates
+
+
+def row_length(facts: TextFacts, *, least: int, room: int) -> int:
+    """Return the number of tokens per row of a text, at most the ``room`` of the model."""
+    length = least
+    if facts.is_alphabet:
+        # A row holds a whole sequence, with its special tokens.
+        sequence = math.ceil(1.2 * facts.characters / max(1, facts.documents) + 2)
+        length = max(length, min(LONGEST, sequence))
+    return min(_rounded(length), room)
+
+
+def tokens_of_rows(
+    tasks: Iterable[Task], tokenizer: PreTrainedTokenizerBase | None, *, letters: bool = False
+) -> list[list[int]]:
+    """Count the tokens of labelled rows, for each task in ascending order.
+
+    Args:
+        tokenizer: the tokenizer; None if it will be trained. The tokens are then estimated.
+        letters: whether every letter will be a token.
+    """
+    sizes = []
+    for task in tasks:
+        if tokenizer is None:
+            sizes.append(sorted(_estimated_sizes(task, letters=letters)))
+        else:
+            sizes.append(sorted(row_sizes(task, tokenizer)))
+    return sizes
+
+
+def _estimated_sizes(task: Task, *, letters: bool) -> Iterator[int]:
+    """Estimate the tokens of each row."""
+    tokens_per_character = 1 if letters else 0.25
+    for row in task.splits["train"] or task.splits["test"]:
+        text = " ".join(row.texts)
+        # A word has 1.5 tokens on average, and a row has up to three special tokens.
+        tokens = max(1.5 * len(text.split()), tokens_per_character * len(text)) + 3
+        yield math.ceil(tokens)
+
+
+def fitting_tokens(sizes: Iterable[Sequence[int]]) -> int:
+    """Return a number of tokens that is enough for nearly all labelled rows of each task.
+
+    >>> fitting_tokens([[10, 20, 400], [5]]), fitting_tokens([[100] * 198 + [3000] * 2])
+    (400, 512)
+
+    Args:
+        sizes: the numbers of tokens of the rows of each task, in ascending order.
+    """
+    fitting = 0
+    for task in filter(None, sizes):
+        most = task[math.ceil(FITTING_SHARE * (len(task) - 1))]
+        fitting = max(fitting, most, min(task[-1], USUAL_TOKENS))
+    return fitting
+
+
+def labelled_length(fitting: int, room: int) -> int:
+    """Return ``finetune.max_length`` for rows of so many tokens, and a model with some room."""
+    return min(room, max(ROW_TOKENS, fitting))
+
+
+def _with_few_rows(spec: str, task: Task, tokens: int) -> str:
+    """Limit the training rows of a task, because a first study is short.
+
+    Args:
+        tokens: the tokens of a long row. Fine-tuning on long rows is slow.
+    """
+    affordable = TRAIN_TOKENS // max(1, tokens)
+    rows = max(FEWEST_TRAIN_ROWS, min(MOST_TRAIN_ROWS, affordable))
+    # Each class needs a row.
+    wanted = max(rows, len(task.labels))
+    options = split_options(spec)[1] or ""
+    if len(task.splits["train"]) <= wanted or "train_rows" in options:
+        return spec
+    return with_options(spec, train_rows=wanted)
+
+
+def _new_tokenizer(facts: TextFacts) -> Plain:
+    if facts.is_alphabet:
+        return {"kind": "letter", "lowercase": False}
+    # Lower-casing also removes accents, which other languages than English need.
+    if facts.spaced:
+        return {"kind": "wordpiece", "vocab_size": 1024, "lowercase": facts.is_english}
+    return {"kind": "bpe", "vocab_size": 512, "lowercase": facts.is_english}
 
 
 def _columns_of(task: Task) -> str:
@@ -291,26 +545,8 @@ def _rounded(tokens: float) -> int:
     return 32 * math.ceil(tokens / 32)
 
 
-def _tokens_needed(task: Task, *, letters: bool) -> int:
-    """Estimate the row length in tokens that is enough for 95 % of a task's rows; at most 512.
-
-    Args:
-        task: the task whose rows are measured.
-        letters: whether every letter is a token.
-    """
-    tokens_per_character = 1 if letters else 0.25
-    sizes = []
-    for row in task.splits["train"] or task.splits["test"]:
-        text = " ".join(row.texts)
-        # A word has 1.5 tokens on average, and a row has up to three special tokens.
-        sizes.append(max(1.5 * len(text.split()), tokens_per_character * len(text)) + 3)
-    sizes.sort()
-    wanted = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]
-    return min(512, _rounded(wanted))
-
-
 def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe. For a file with texts or labels, write its recipe first (as ``study --new``).
+    """Read a recipe. For a file with texts or labels, make its recipe first (``draft_of``).
 
     Args:
         subject: the name or path of a recipe, a corpus, or a file with labels.
@@ -323,10 +559,7 @@ def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
     is_recipe = subject in shipped() or path.suffix.lower() in (".yaml", ".yml")
     if is_recipe or not (path.exists() or subject.startswith(("hf:", "bundled:"))):
         return read_recipe(subject, overrides)
-    origin = f"the recipe of {subject}"
-    return recipe_of_text(
-        starter(subject), name=name_of(subject), origin=origin, overrides=overrides
-    )
+    return draft_of(subject).read(overrides, origin=f"the recipe of {subject}")
 
 
 # Pairs of title and text, for users without a task

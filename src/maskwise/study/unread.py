@@ -32,7 +32,7 @@ PHASE = re.compile(r"^(intermediate|phases\.\d+)\.")
 
 DO = {
     "study": ["an arm can be changed by study.arms.NAME.{key}"],
-    "adapt": ["other arms can be compared in a study: maskwise study --new FILE"],
+    "adapt": ["other arms can be compared in a study: maskwise new FILE"],
 }
 """The commands that train several arms, with more advice."""
 
