@@ -39,6 +39,8 @@ SHORTER = {
     '"bert-base-uncased"': "checkpoint",
     '"runs/mine/checkpoint"': "checkpoint",
     "epochs=1,": "epochs=0.05, batch_size=4,",
+    '"steps": 300, "batch_size": 16': '"steps": 4, "batch_size": 4',
+    '{"seeds": 6, "arms"': '{"seeds": 1, "arms"',
 }
 
 

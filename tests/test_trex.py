@@ -121,6 +121,20 @@ def test_the_recipes_read_another_file_for_each_seed(folder, monkeypatch, name):
     assert len(learned) == {"trex-nouns": 4, "trex-names": 0, "trex-transfer": 6}[name]
 
 
+def test_content_words_are_marked_and_policies_share_their_budget_with_random_tokens(
+    folder, monkeypatch
+):
+    corpus = read_lines(folder / "trex-transfer" / "500" / "corpus.jsonl")
+    content = {line["text"][a:b] for line in corpus for a, b in line["content"]}
+    assert {"pilot", "keeper"} <= content and content.isdisjoint({"the", "of", "a", "is", "."})
+    monkeypatch.chdir(folder)
+    recipe = read_recipe(find_recipe("trex-content"), FEW)
+    check_inputs(recipe)
+    for arm in recipe.study.arms:
+        policy = recipe.arm(arm, seed=500).masking.policy
+        assert "0.5" in policy or arm == "random"
+
+
 def test_a_run_reads_the_places_of_its_own_seed(folder, monkeypatch):
     monkeypatch.chdir(folder)
     small = ["study.arms=oracle", "tokenizer.vocab_size=300", "corpus.held_out=0.2"]

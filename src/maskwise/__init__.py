@@ -14,7 +14,7 @@ __version__ = "0.1.0rc1"
 
 if TYPE_CHECKING:
     from maskwise import samplers
-    from maskwise.api import annotate_rows, encode
+    from maskwise.api import annotate_rows, encode, evaluate, learn
     from maskwise.errors import MaskwiseError
     from maskwise.masking import (
         MaskedBatch,
@@ -28,12 +28,16 @@ if TYPE_CHECKING:
     )
     from maskwise.packed import PackedCollator
     from maskwise.starts import push_to_hub
+    from maskwise.study.result import StudyResult, study
     from maskwise.study.scores import compare
+    from maskwise.tasks import load_task
     from maskwise.trainer import MaskingTrainer
 
 _HOMES = {
     "annotate_rows": "maskwise.api",
     "encode": "maskwise.api",
+    "evaluate": "maskwise.api",
+    "learn": "maskwise.api",
     "MaskwiseError": "maskwise.errors",
     "MaskedBatch": "maskwise.masking",
     "Masker": "maskwise.masking",
@@ -43,11 +47,14 @@ _HOMES = {
     "PackedCollator": "maskwise.packed",
     "StepBatchSampler": "maskwise.masking",
     "SteppedDataset": "maskwise.masking",
+    "StudyResult": "maskwise.study.result",
     "compare": "maskwise.study.scores",
     "corrupt": "maskwise.masking",
     "schedules": "maskwise.masking",
+    "load_task": "maskwise.tasks",
     "push_to_hub": "maskwise.starts",
-    "samplers": "maskwise.samplers",
+    "study": "maskwise",
+    "samplers": "maskwise",
 }
 
 __all__ = [
@@ -60,14 +67,19 @@ __all__ = [
     "PackedCollator",
     "StepBatchSampler",
     "SteppedDataset",
+    "StudyResult",
     "__version__",
     "annotate_rows",
     "compare",
     "corrupt",
     "encode",
+    "evaluate",
+    "learn",
+    "load_task",
     "push_to_hub",
     "samplers",
     "schedules",
+    "study",
 ]
 
 
@@ -76,9 +88,9 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
-        # ``samplers`` is a module, not a name inside a module.
-        if name == "samplers":
-            return import_module("maskwise.samplers")
+        # ``samplers`` and ``study`` are modules; ``study`` can be called.
+        if _HOMES[name] == "maskwise":
+            return import_module(f"maskwise.{name}")
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'maskwise' has no attribute {name!r}")
 

@@ -1,12 +1,16 @@
 """Public functions that need several rooms of the package. The package lists the homes of the other
 public names.
 
-This is the only module that may import every room.
+``learn`` and ``evaluate`` do what the commands of the same names do, with texts and tables from
+Python. This is the only module that may import every room.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 # With ``learning``, the annotator ``learned`` is known.
@@ -17,6 +21,8 @@ from maskwise.text.layers import Layered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from maskwise.study.inputs import AnyRecipe, Overrides
 
 
 def encode(
@@ -125,3 +131,75 @@ def annotate_rows(
         split=split,
         layers=annotators(layers),
     )
+
+
+def learn(
+    recipe: AnyRecipe,
+    *,
+    out: str | Path,
+    texts: object = None,
+    tasks: object = None,
+    overrides: Overrides = (),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Learn a masking policy from a task (``maskwise learn``).
+
+    Args:
+        recipe: as for ``maskwise.study``; it has a section ``learning``.
+        out: the folder of the policy.
+        texts, tasks, overrides: as for ``maskwise.study``.
+        progress: whether to print progress to stderr.
+
+    Returns:
+        What was measured, and "policy", the folder for the policy ``learned(FOLDER)`` of a recipe.
+
+    Raises:
+        MaskwiseError: as for ``maskwise.study``.
+    """
+    from maskwise.recipe import read_recipe
+    from maskwise.study.inputs import overrides_of
+    from maskwise.study.single import learned_from, run_learn, with_own_seed
+    from maskwise.study.unread import read_used
+
+    out = Path(out)
+    whole = read_used(
+        partial(read_recipe, recipe),
+        overrides_of(overrides, texts, tasks, out),
+        names=lambda each: learned_from(with_own_seed(each)),
+        command="learn",
+    )
+    return run_learn(whole, out, quiet=not progress)
+
+
+def evaluate(
+    model: str | Path,
+    measures: Sequence[str] = (),
+    *,
+    text: object = None,
+    text_field: str = "text",
+) -> list[dict[str, Any]]:
+    """Measure a checkpoint without fine-tuning (``maskwise evaluate``).
+
+    Args:
+        model: the folder or hub id of a masked language model.
+        measures: such as "pairs:bundled:pairs", "cloze:FILE", "pseudo-perplexity" and "heldout".
+        text: text that the model was not trained on, for the held-out loss and the like:
+            the path of a file or another source, texts, dicts, a data frame or a dataset.
+        text_field: the field of the texts in a file, in dicts or in a table.
+
+    Returns:
+        One dict for each measure, as in records.jsonl; ``pandas.DataFrame`` makes a table of them.
+
+    Raises:
+        MaskwiseError: there is nothing to measure, or an input cannot be read.
+
+    >>> evaluate("bundled:encoder", text=["Curie was born in Warsaw."] * 9)[0]["kind"]
+    'heldout'
+    """
+    from maskwise.evaluation import evaluate_checkpoint
+    from maskwise.study.inputs import text_source
+
+    with TemporaryDirectory() as folder:
+        source = None if text is None else text_source(text, Path(folder))
+        records = evaluate_checkpoint(str(model), measures, text=source, text_field=text_field)
+    return [dict(record) for record in records]

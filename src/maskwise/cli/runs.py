@@ -82,7 +82,7 @@ def study(
         recipe = "quick-start"
     # Check the name of the recipe before slow imports.
     recipe_path(recipe)
-    from maskwise import study as studies
+    import maskwise.study as studies
     from maskwise.recipe import read_recipe
     from maskwise.study.unread import names_in_study, read_used
 

@@ -10,7 +10,7 @@ suggests the most similar known name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,8 @@ from maskwise.recipe.recipe import Recipe, validate
 from maskwise.recipe.unused import remove_unused
 from maskwise.specs import leaves
 
+OF_DICT = "the recipe"
+"""What errors call a recipe that is given as a dict."""
 LARGEST = 1 << 22
 """The most bytes of a recipe. Reading YAML takes about a second per 100 KB."""
 
@@ -48,11 +50,14 @@ __all__ = [
 ]
 
 
-def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def read_recipe(
+    source: str | Path | Mapping[str, object] | Recipe, overrides: Iterable[str] = ()
+) -> Recipe:
     """Read a recipe, apply overrides, and validate the recipe and all of its arms.
 
     Args:
-        source: the name of a shipped recipe, or the path of a file.
+        source: the name of a shipped recipe, the path of a file, the settings themselves, or a
+            recipe.
         overrides: settings to change, as ``key=value``.
 
     Raises:
@@ -61,7 +66,16 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     >>> read_recipe("quick-start", ["training.steps=10"]).training.steps
     10
+    >>> read_recipe({"extends": "quick-start", "name": "mine"}).name
+    'mine'
     """
+    if isinstance(source, Recipe):
+        source = source.model_dump(mode="json")
+    if isinstance(source, Mapping):
+        settings = copy.deepcopy(dict(source))
+        written = _written(settings)
+        extended = _extended(settings, name="study", origin=OF_DICT)
+        return _validated(extended, overrides, written=written, origin=OF_DICT)
     path = recipe_path(source)
     settings = _settings(source)
     # Overrides may replace what settings of a shipped recipe are for.

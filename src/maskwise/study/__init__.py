@@ -6,13 +6,38 @@ this order: ``plan`` (runs and their stages), ``design`` (which runs are planned
 between plans), ``work`` and ``pretraining`` (what stages do), ``run`` (execute all stages, and
 judge the results by ``maskwise.verdict``). ``forecast`` plans a study without running it.
 ``single`` does one training run without a study.
+
+The package is also a function: ``maskwise.study(recipe, out=…)`` runs a study (``result.study``).
 """
+
+import sys
+from types import ModuleType
 
 from maskwise.study.forecast import dry_run
 from maskwise.study.plan import Plan, Run, make_plan
 from maskwise.study.pretraining import pretrain
+from maskwise.study.result import StudyResult, study
 from maskwise.study.run import run_study
 from maskwise.study.stages import Stage
 from maskwise.study.work import run_stage
 
-__all__ = ["Plan", "Run", "Stage", "dry_run", "make_plan", "pretrain", "run_stage", "run_study"]
+__all__ = [
+    "Plan",
+    "Run",
+    "Stage",
+    "StudyResult",
+    "dry_run",
+    "make_plan",
+    "pretrain",
+    "run_stage",
+    "run_study",
+    "study",
+]
+
+
+class _Callable(ModuleType):
+    # Importing a package makes it an attribute of ``maskwise``, which would hide a function.
+    __call__ = staticmethod(study)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -784,14 +784,14 @@ def save_best(out: Path, result: Plain, *, next_step: str) -> Saved | None:
         arm = max(gains, key=gains.__getitem__)
     else:
         study = read_json(out / "study.json") or {}
-        trained = [arm for arm in study["arms"] if _trained_run(out, arm) is not None]
+        trained = [arm for arm in study["arms"] if trained_run(out, arm) is not None]
         if not trained:
             return None
         arm = trained[0]
     saved_before = read_json(out / ADAPTED) or {}
     folders = list(map(Path, saved_before.get("folders", ())))
     # Users may delete checkpoints to free disk space. The model that was saved is then kept.
-    if _trained_run(out, arm) is None and saved_before.get("arm") == arm and _all_there(folders):
+    if trained_run(out, arm) is None and saved_before.get("arm") == arm and _all_there(folders):
         seed = saved_before["seed"]
     else:
         seed, folders = save_adapted(out, arm)
@@ -881,28 +881,13 @@ def save_adapted(out: Path, arm: str) -> tuple[int, list[Path]]:
     Raises:
         MaskwiseError: no finished run of the arm has a checkpoint.
     """
-    found = _trained_run(out, arm)
-    if found is None:
-        study = read_json(out / "study.json") or {}
-        runs = study["arms"][arm]["runs"]
-        first = runs[min(runs, key=int)]
-        raise MaskwiseError(
-            f"no run of {arm} has a checkpoint to save",
-            got=f"{len(runs)} runs, unfinished or deleted",
-            do=f"remove {out / first} and run the same command again, which trains this run again",
-        )
-    seed, checkpoint = found
+    seed, checkpoint = needed_run(out, arm)
     whole = out / "model"
     sentences = out / "sentence-model"
     config = load_config(checkpoint)
     card = (checkpoint / CARD).read_text(encoding="utf-8")
-    # Save the tokenizer in both folders, so that each of them can be used alone.
+    # The tokenizer is saved in both folders, so that each of them can be used alone.
     tokenizer = load_tokenizer(str(checkpoint))
-
-    def fill_whole(folder: Path) -> None:
-        load_model(checkpoint, kind=None).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        write_whole(folder / CARD, card)
 
     def fill_sentences(folder: Path) -> None:
         load_task_model(checkpoint, config, head="embedding", seed=0).save_pretrained(folder)
@@ -911,13 +896,49 @@ def save_adapted(out: Path, arm: str) -> tuple[int, list[Path]]:
         length = min(512, most_tokens(config))
         write_sentence_folder(folder, width=config.hidden_size, length=length)
 
+    save_model(checkpoint, whole)
     with without_advice():
-        write_folder(whole, fill_whole)
         write_folder(sentences, fill_sentences)
     return seed, [whole, sentences]
 
 
-def _trained_run(out: Path, arm: str) -> tuple[int, Path] | None:
+def save_model(checkpoint: Path, folder: Path) -> None:
+    """Save a checkpoint with its tokenizer and card in a folder for transformers."""
+    tokenizer = load_tokenizer(str(checkpoint))
+    card = (checkpoint / CARD).read_text(encoding="utf-8")
+
+    def fill(part: Path) -> None:
+        load_model(checkpoint, kind=None).save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        write_whole(part / CARD, card)
+
+    with without_advice():
+        write_folder(folder, fill)
+
+
+def needed_run(out: Path, arm: str) -> tuple[int, Path]:
+    """Return the seed and the checkpoint of the first finished run of an arm.
+
+    Raises:
+        MaskwiseError: no finished run of the arm has a checkpoint.
+    """
+    found = trained_run(out, arm)
+    if found is not None:
+        return found
+    study = read_json(out / "study.json") or {}
+    runs = study["arms"][arm]["runs"]
+    do = "run the study to its end"
+    if runs:
+        first = runs[min(runs, key=int)]
+        do = f"remove {out / first} and run the same command again, which trains this run again"
+    raise MaskwiseError(
+        f"no run of {arm} has a checkpoint to save",
+        got=f"{len(runs)} runs, unfinished or deleted",
+        do=do,
+    )
+
+
+def trained_run(out: Path, arm: str) -> tuple[int, Path] | None:
     """Return the seed and the checkpoint of the first finished run of an arm that still has one."""
     study = read_json(out / "study.json") or {}
     runs = study["arms"][arm]["runs"]

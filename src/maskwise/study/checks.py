@@ -30,6 +30,7 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
 from maskwise.samplers import sampler
 from maskwise.study.costs import counts_of, counts_over, over_a_run
+from maskwise.study.inputs import DATA
 from maskwise.study.probed import probed_rows
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.study.store import StageStore
@@ -100,7 +101,7 @@ def check_study(
             got=first,
             do=f"remove training.seed; for other seeds, set study.seeds={others}",
         )
-    marks = [f"stages/{LOCK}"]
+    marks = [f"stages/{LOCK}", f"{DATA}/*.jsonl"]
     # With ``seeds``, machines may share the work. The files of a study may then have been copied
     # here from another machine without its stages.
     if seeds is not None:

@@ -35,6 +35,7 @@ from maskwise.recipe.overrides import Plain, parse_override
 from maskwise.recipe.unused import refuse_unused
 from maskwise.specs import different_settings
 from maskwise.study.checks import check_inputs, notes_of_texts
+from maskwise.study.inputs import DATA
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import DONE, STAGE, Stage, learn_stage, prepare_stage
 from maskwise.study.store import StageStore
@@ -265,7 +266,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     """
     recipe = with_own_seed(recipe)
     if _is_first():
-        require_own(out, "recipe.yaml", what="a policy of this recipe")
+        require_own(out, "recipe.yaml", f"{DATA}/*.jsonl", what="a policy of this recipe")
     stage = learned_from(recipe)
     before = read_json(out / STAGE)
     saved = out / "recipe.yaml"

@@ -1,0 +1,181 @@
+"""Write texts and labelled rows that exist only in Python to files, which recipes can name.
+
+A study can be resumed by another process, so all that it reads is in files. The name of a file has
+a hash of its rows: the same rows give the same file, and other rows do not replace it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from maskwise.errors import MaskwiseError
+from maskwise.folders import finite, in_utf8, writing
+from maskwise.specs import split_options, with_options
+
+if TYPE_CHECKING:
+    from maskwise.recipe import Recipe
+
+DATA = "data"
+"""The folder, inside that of a study, of the files that this module writes."""
+
+AnyRecipe: TypeAlias = "str | Path | Mapping[str, object] | Recipe"
+"""The name of a shipped recipe, the path of a file, settings, or a recipe."""
+Overrides: TypeAlias = Iterable[str] | Mapping[str, object]
+"""Settings to change: "key=value" as on the command line, or values keyed by the setting."""
+
+ALLOWED = "texts, dicts, a pandas.DataFrame, a datasets.Dataset, or the path of a file"
+TABLE = "a pandas.DataFrame, a datasets.Dataset, dicts, or a dict of these by split"
+
+
+def overrides_of(overrides: Overrides, texts: object, tasks: object, out: Path) -> list[str]:
+    """Return overrides as on the command line, with the texts and tasks that Python gives.
+
+    Args:
+        overrides: further settings to change.
+        texts, tasks: as for ``text_source`` and ``task_specs``; None for those of the recipe.
+        out: the folder of the study, in which files are written.
+
+    >>> overrides_of({"training.steps": 9}, "my.txt", None, Path("runs"))
+    ['training.steps=9', 'corpus.source="my.txt"']
+    """
+    given: dict[str, object] = {}
+    changes: list[str] = []
+    if isinstance(overrides, Mapping):
+        given |= overrides
+    elif isinstance(overrides, str):
+        raise MaskwiseError("overrides are a list or a dict", got=overrides, do=f"[{overrides!r}]")
+    else:
+        changes += overrides
+    if texts is not None:
+        given["corpus.source"] = text_source(texts, out / DATA)
+    if tasks is not None:
+        given["tasks"] = task_specs(tasks, out / DATA)
+    # JSON is YAML, too.
+    return changes + [f"{key}={json.dumps(value, default=str)}" for key, value in given.items()]
+
+
+def text_source(texts: object, folder: Path) -> str:
+    """Return the source of texts for ``corpus.source``; texts without a file get one.
+
+    Args:
+        texts: the path of a file, or another source of a recipe; or rows (``file_of_rows``).
+        folder: the folder for the file.
+    """
+    if isinstance(texts, str | Path):
+        return str(texts)
+    return str(file_of_rows(texts, folder, name="texts"))
+
+
+def task_specs(tasks: object, folder: Path) -> list[str]:
+    """Return the specs of tasks for a recipe; labelled rows without a file get one.
+
+    Args:
+        tasks: a spec, specs, or rows keyed by the name of their task, which may have options:
+            ``{"faq(kind='retrieval')": rows}``. Rows may be keyed by split.
+        folder: the folder for the files.
+
+    Raises:
+        MaskwiseError: ``tasks`` is a table without the name of its task; see ``file_of_rows``.
+    """
+    if isinstance(tasks, str | Path):
+        return [str(tasks)]
+    if isinstance(tasks, Mapping):
+        return [_task_spec(str(name), rows, folder) for name, rows in tasks.items()]
+    if isinstance(tasks, list | tuple) and all(isinstance(each, str | Path) for each in tasks):
+        return [*map(str, tasks)]
+    raise MaskwiseError(
+        "tasks in Python need a name",
+        got=type(tasks).__name__,
+        allowed="specs, or a dict such as {'topics': rows}",
+    )
+
+
+def _task_spec(spec: str, rows: object, folder: Path) -> str:
+    if isinstance(rows, str | Path):
+        return with_options(str(rows), name=spec)
+    name, options = split_options(spec)
+    # A dict of splits, as datasets.load_dataset returns it.
+    if isinstance(rows, Mapping):
+        rows = chain.from_iterable(_in_split(split, part, name) for split, part in rows.items())
+    path = file_of_rows(rows, folder, name=name, allowed=TABLE)
+    written = f"{path}({options})" if options else str(path)
+    return with_options(written, name=name)
+
+
+def _in_split(split: object, rows: object, name: str) -> Iterator[dict[str, Any]]:
+    for row in _rows_in(rows, name, TABLE):
+        if not isinstance(row, Mapping):
+            raise MaskwiseError(
+                f"a row of {name} is no dict", got=type(row).__name__, allowed=TABLE
+            )
+        yield {**row, "split": split}
+
+
+def file_of_rows(rows: object, folder: Path, *, name: str, allowed: str = ALLOWED) -> Path:
+    """Write rows to ``folder``/``name``-HASH.jsonl, unless this file exists.
+
+    Args:
+        rows: texts; dicts; a data frame or a series of pandas; or a dataset of datasets.
+        folder: the folder of the file.
+        name: the beginning of the name of the file.
+        allowed: what errors name as allowed.
+
+    Raises:
+        MaskwiseError: there is no row, a row is neither a text nor a dict, a value of a row has no
+            form in JSON, or the file cannot be written.
+    """
+    content = hashlib.sha256()
+    partial = folder / f".{name}.partial"
+    count = 0
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                for row in _rows_in(rows, name, allowed):
+                    line = in_utf8(_line(row, f"row {count} of {name}", allowed))
+                    content.update(line)
+                    file.write(line)
+                    count += 1
+            if not count:
+                raise MaskwiseError(f"{name} has no rows", allowed=allowed)
+            path = folder / f"{name}-{content.hexdigest()[:8]}.jsonl"
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def _rows_in(rows: object, what: str, allowed: str) -> Iterable[Any]:
+    # A data frame, and not a series, which has no columns.
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+        return cast(list[Any], cast(Any, rows).to_dict("records"))
+    if isinstance(rows, Iterable) and not isinstance(rows, str | bytes | Mapping):
+        return rows
+    raise MaskwiseError(f"{what} has no rows", got=type(rows).__name__, allowed=allowed)
+
+
+def _line(row: object, where: str, allowed: str) -> str:
+    if isinstance(row, str):
+        row = {"text": row}
+    if not isinstance(row, Mapping):
+        raise MaskwiseError(
+            f"{where} is neither a text nor a dict", got=type(row).__name__, allowed=allowed
+        )
+    try:
+        return json.dumps(finite(dict(row)), ensure_ascii=False, default=_plain) + "\n"
+    except (TypeError, ValueError) as error:
+        raise MaskwiseError(f"{where} has no form in JSON", got=str(error)) from None
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers and arrays of numpy, and times, as JSON has them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is no JSON value")

@@ -1,0 +1,214 @@
+"""A study in Python: run it, and get its verdicts, the table of measurements, the page and models.
+
+A result is read from the folder of a study, so that a study that ran on another machine, or from
+the command line, gives the same object. Verdicts are computed anew, by today's rules.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from maskwise.errors import MaskwiseError
+from maskwise.files import Contrast, Record, Study, Summary
+from maskwise.folders import MANIFEST, read_lines, require_own
+from maskwise.measurements import measurements, table_of
+from maskwise.study.inputs import AnyRecipe, Overrides, overrides_of
+from maskwise.verdict.outcomes import read_outcomes
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class StudyResult:
+    """A finished or unfinished study.
+
+    Attributes:
+        folder: the study's folder.
+        study: the content of study.json: the recipe, the arms, the seeds, the machine.
+        records: what was measured, as lines of records.jsonl.
+        summary: the verdicts and the numbers behind them, as in summary.json.
+
+    >>> result = StudyResult.read("runs/quick-start")  # doctest: +SKIP
+    >>> print(result)  # doctest: +SKIP
+    >>> result.to_dataframe().groupby(["arm", "outcome"]).value.mean()  # doctest: +SKIP
+    """
+
+    folder: Path
+    study: Study = field(repr=False)
+    records: list[Record] = field(repr=False)
+    summary: Summary = field(repr=False)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> StudyResult:
+        """Read the folder of a study.
+
+        Raises:
+            MaskwiseError: the folder is no study, or has no records that can be judged yet.
+        """
+        from maskwise.report.reading import read_study_files
+        from maskwise.study.run import judged_anew
+
+        folder = Path(folder)
+        if not (folder / "study.json").is_file():
+            raise MaskwiseError(
+                "this folder holds no study", got=str(folder), do="give the folder `out` of a study"
+            )
+        study, _ = read_study_files(folder)
+        summary = judged_anew(folder)
+        if summary is None:
+            raise MaskwiseError(
+                "the study has no results yet", got=str(folder), do="run it again; it resumes"
+            )
+        records = cast(list[Record], list(read_lines(folder / "records.jsonl")))
+        return cls(folder, study, records, summary)
+
+    @property
+    def headline(self) -> str:
+        """The answer of the study in one or two sentences."""
+        return self.summary["headline"]
+
+    @property
+    def contrasts(self) -> list[Contrast]:
+        """The rows of the primary contrasts: difference, interval, p value, verdict and flags."""
+        return [row for row in self.summary["contrasts"] if row["primary"]]
+
+    @property
+    def verdicts(self) -> dict[tuple[str, str], str]:
+        """The verdict of each primary contrast, keyed by (arm, baseline): "decided", "open", "no
+        difference that matters" or "not comparable".
+        """
+        return {(row["arm"], row["baseline"]): str(row["verdict"]) for row in self.contrasts}
+
+    @property
+    def failures(self) -> list[Record]:
+        """The failed runs, with their errors."""
+        return [line for line in self.records if line["kind"] == "failure"]
+
+    def to_dataframe(self) -> DataFrame:
+        """Return one row for each number that was measured (`measurements.Measurement`).
+
+        Columns are arm, seed, kind, measure, value, metric, unit, higher_is_better, split, ratio,
+        chance, items, item_error, length, role and outcome. Runs of a gate and shorter runs are
+        rows, too; ``role == ""`` and ``length == 1`` select the compared runs.
+        """
+        tasks = cast(dict[str, Any], self.study["tasks"])
+        return table_of(measurements(cast(list[Any], self.records), tasks))
+
+    def page(self) -> Path:
+        """Write the page of the study anew, and return its path (report.html)."""
+        from maskwise.report import write_report
+
+        return write_report(self.folder, summary=self.summary)
+
+    @cached_property
+    def best_arm(self) -> str:
+        """The trained arm with the best mean of the primary outcome, decided or not.
+
+        Raises:
+            MaskwiseError: no run has finished.
+        """
+        table = read_outcomes(self.folder)
+        outcome = self.contrasts[0]["outcome"] if self.contrasts else ""
+        if table is None or outcome not in table.scales:
+            raise MaskwiseError("no arm has a result yet", got=str(self.folder))
+        sign = table.scales[outcome].sign
+        means = {arm: table.mean(outcome, arm) for arm in self.study["arms"]}
+        known = {arm: sign * mean for arm, mean in means.items() if mean is not None}
+        if not known:
+            raise MaskwiseError("no arm has a result yet", got=str(self.folder))
+        return max(known, key=known.__getitem__)
+
+    def save_best(self, folder: str | Path) -> Path:
+        """Save the checkpoint of `best_arm`, that of its first finished run, for transformers.
+
+        Returns:
+            The folder.
+
+        Raises:
+            MaskwiseError: no run of the arm has a checkpoint, or the folder has other files.
+        """
+        # Imported here because reading a study needs no torch.
+        from maskwise.study.adapt import needed_run, save_model
+
+        folder = Path(folder)
+        require_own(folder, MANIFEST, what="a saved model")
+        _, checkpoint = needed_run(self.folder, self.best_arm)
+        save_model(checkpoint, folder)
+        return folder
+
+    def __str__(self) -> str:
+        lines = [self.headline, *(row["sentence"] for row in self.contrasts)]
+        return "\n".join([*lines, *self.summary["advice"]])
+
+    def _repr_html_(self) -> str:
+        """Show the verdicts in a notebook."""
+        rows = []
+        for row in self.contrasts:
+            cells = (row["arm"], row["baseline"], row["verdict"], row["sentence"])
+            rows.append("".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells))
+        titles = "".join(f"<th>{title}</th>" for title in ("arm", "against", "verdict", ""))
+        body = "".join(f"<tr>{cells}</tr>" for cells in rows)
+        page = self.folder / "report.html"
+        more = [f"<li>{html.escape(line)}</li>" for line in self.summary["advice"]]
+        return (
+            f"<p><b>{html.escape(self.headline)}</b></p>"
+            f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
+            f"<ul>{''.join(more)}</ul><p>{html.escape(str(page))}</p>"
+        )
+
+
+def study(
+    recipe: AnyRecipe = "quick-start",
+    *,
+    out: str | Path,
+    texts: object = None,
+    tasks: object = None,
+    overrides: Overrides = (),
+    seeds: Sequence[int] | None = None,
+    jobs: int | None = None,
+    engine: str = "local",
+    progress: bool = True,
+) -> StudyResult:
+    """Run all arms of a recipe with all seeds, and judge them (``maskwise study``).
+
+    The same call resumes a study that was interrupted, and returns at once if it is finished.
+
+    Args:
+        recipe: the name of a shipped recipe, the path of a file, the settings as a dict (with
+            ``extends`` for those of another recipe), or a recipe.
+        out: the folder of the study.
+        texts: the corpus, in place of the recipe's: the path of a file or another source, texts,
+            dicts with the key "text", a data frame, or a dataset. What is no file is written to
+            ``out``/data.
+        tasks: the tasks, in place of the recipe's: specs, or labelled rows keyed by the name of
+            their task, which may be keyed by split: ``{"topics": {"train": …, "test": …}}``.
+        overrides: further settings to change.
+        seeds: the seeds to run, if not all; there are no verdicts until all seeds have run.
+        jobs: how many stages run in parallel; by default one for each GPU, or core.
+        engine: where stages run: "local" or "ray".
+        progress: whether to print progress to stderr.
+
+    Raises:
+        MaskwiseError: the recipe or an input is invalid, an override has no effect, or ``out`` has
+            other files or another study.
+
+    >>> result = study({"extends": "quick-start"}, out="runs/demo")  # doctest: +SKIP
+    >>> print(result)  # doctest: +SKIP
+    >>> result.to_dataframe()  # doctest: +SKIP
+    """
+    from maskwise.recipe import read_recipe
+    from maskwise.study.run import run_study
+    from maskwise.study.unread import names_in_study, read_used
+
+    out = Path(out)
+    changes = overrides_of(overrides, texts, tasks, out)
+    read = partial(read_recipe, recipe)
+    whole = read_used(read, changes, names=names_in_study, command="study")
+    run_study(whole, out, jobs=jobs, engine=engine, seeds=seeds, quiet=not progress)
+    return StudyResult.read(out)

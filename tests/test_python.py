@@ -1,0 +1,236 @@
+"""Studies from Python: a recipe as a dict, texts and labels from memory, and the result object."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import yaml
+from datasets import Dataset, DatasetDict
+
+import maskwise as mw
+from maskwise.errors import MaskwiseError
+from maskwise.folders import read_lines
+from maskwise.study.inputs import file_of_rows, overrides_of, task_specs, text_source
+from maskwise.tasks import load_task
+from tiny import write_inputs
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """The settings of a tiny recipe, its texts and its labelled rows."""
+    folder = tmp_path_factory.mktemp("inputs")
+    recipe = yaml.safe_load(write_inputs(folder).read_text())
+    texts = [line["text"] for line in read_lines(folder / "corpus.jsonl")]
+    rows = list(read_lines(folder / "task.jsonl"))
+    del recipe["corpus"]["source"], recipe["tasks"]
+    return recipe, texts, rows
+
+
+@pytest.fixture(scope="module")
+def result(inputs, tmp_path_factory):
+    recipe, texts, rows = inputs
+    out = tmp_path_factory.mktemp("study") / "out"
+    frame = pd.DataFrame(rows)
+    return mw.study(recipe, out=out, texts=texts, tasks={"letters": frame}, progress=False)
+
+
+def test_a_study_of_rows_in_memory(result, inputs):
+    table = result.to_dataframe()
+    scores = table[(table.kind == "task") & (table.split == "test")]
+    assert set(scores.measure) == {"letters"}
+    assert sorted(zip(scores.arm, scores.seed)) == [
+        (arm, seed) for arm in ("no-pretraining", "token-15", "words-30") for seed in (0, 1)
+    ]
+    assert result.verdicts == {("words-30", "token-15"): "not comparable"}
+    assert result.failures == []
+    assert result.headline in str(result)
+    assert result.page().is_file()
+
+
+def test_the_files_of_rows_are_inside_the_study_and_name_their_content(result, inputs):
+    _, texts, _ = inputs
+    [source] = result.folder.glob("data/texts-*.jsonl")
+    assert [line["text"] for line in read_lines(source)] == texts
+    assert result.study["recipe"]["corpus"]["source"] == str(source)
+
+
+def test_the_same_call_trains_nothing_again(result, inputs, monkeypatch):
+    recipe, texts, rows = inputs
+    monkeypatch.setattr("maskwise.study.work.pretrain", None)
+    again = mw.study(
+        recipe, out=result.folder, texts=iter(texts), tasks={"letters": rows}, progress=False
+    )
+    assert again.records == result.records
+
+
+def test_a_result_is_read_from_its_folder(result):
+    read = mw.StudyResult.read(result.folder)
+    assert read.summary == result.summary
+    assert read.to_dataframe().equals(result.to_dataframe())
+
+
+def test_other_texts_are_another_study(result, inputs):
+    recipe, texts, rows = inputs
+    with pytest.raises(MaskwiseError, match=r"corpus\.source"):
+        mw.study(
+            recipe, out=result.folder, texts=texts[1:], tasks={"letters": rows}, progress=False
+        )
+
+
+def test_the_best_arm_is_saved_for_transformers(result, tmp_path):
+    from transformers import AutoModelForMaskedLM
+
+    table = result.to_dataframe()
+    scores = table[(table.outcome == "letters") & (table.arm != "no-pretraining")]
+    means = scores.groupby("arm").value.mean()
+    assert means[result.best_arm] == means.max()
+    folder = result.save_best(tmp_path / "model")
+    assert AutoModelForMaskedLM.from_pretrained(folder).config.model_type == "bert"
+    # A model that was saved before is replaced; other files are not.
+    result.save_best(folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(MaskwiseError, match="something else"):
+        result.save_best(tmp_path / "mine")
+
+
+def test_a_notebook_shows_the_verdicts_with_markup_escaped(result):
+    marked = replace(result, summary={**result.summary, "headline": "<script>1</script>"})
+    shown = marked._repr_html_()
+    assert "<td>words-30</td><td>token-15</td><td>not comparable</td>" in shown
+    assert "&lt;script&gt;1" in shown and "<script>" not in shown
+
+
+def test_no_study(tmp_path):
+    with pytest.raises(MaskwiseError, match="no study"):
+        mw.StudyResult.read(tmp_path)
+
+
+def test_the_package_and_the_function_study_are_one_name():
+    from maskwise import study
+    from maskwise.study import run_study
+
+    assert callable(mw.study) and callable(study) and callable(run_study)
+    assert mw.study.run_study is run_study
+
+
+# Rows from memory
+# ----------------------------------------------------------------------------
+
+ROWS = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [ROWS, iter(ROWS), pd.DataFrame(ROWS), Dataset.from_list(ROWS)],
+    ids=["dicts", "iterator", "frame", "dataset"],
+)
+def test_rows_of_all_kinds_are_the_same_file(rows, tmp_path):
+    path = file_of_rows(rows, tmp_path, name="rows")
+    assert list(read_lines(path)) == ROWS
+    assert path == file_of_rows(ROWS, tmp_path, name="rows")
+
+
+def test_texts_and_series_are_texts(tmp_path):
+    path = file_of_rows(pd.Series(["a", "b"]), tmp_path, name="texts")
+    assert list(read_lines(path)) == [{"text": "a"}, {"text": "b"}]
+
+
+def test_values_of_pandas_are_json(tmp_path):
+    frame = pd.DataFrame({"text": ["a", "b"], "day": pd.to_datetime(["2026-01-01", None])})
+    frame["score"] = [0.5, float("nan")]
+    lines = list(read_lines(file_of_rows(frame, tmp_path, name="rows")))
+    assert lines[0] == {"text": "a", "day": "2026-01-01T00:00:00", "score": 0.5}
+    assert lines[1]["score"] is None
+
+
+@pytest.mark.parametrize(
+    "rows", [[], 3, "", {"a": 1}, [1], [{"text": object()}], [{"text": {1, 2}}]], ids=repr
+)
+def test_what_is_no_table_is_refused_and_leaves_nothing(rows, tmp_path):
+    with pytest.raises(MaskwiseError):
+        file_of_rows(rows, tmp_path, name="rows")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sources_stay_as_they_are(tmp_path):
+    assert text_source("hf:wikitext", tmp_path) == "hf:wikitext"
+    assert text_source(tmp_path / "a.txt", tmp_path) == str(tmp_path / "a.txt")
+    assert task_specs(["trivia", "ud-pos(train_rows=9)"], tmp_path) == [
+        "trivia",
+        "ud-pos(train_rows=9)",
+    ]
+
+
+def test_rows_by_split_keep_their_splits(tmp_path):
+    parts = {
+        name: Dataset.from_list([{"text": f"{name} {i}", "label": i % 2} for i in range(4)])
+        for name in ("train", "validation", "test")
+    }
+    [spec] = task_specs({"letters": DatasetDict(parts)}, tmp_path)
+    task = load_task(spec)
+    assert task.name == "letters"
+    assert {split: len(rows) for split, rows in task.splits.items()} == {
+        "train": 4,
+        "dev": 4,
+        "test": 4,
+    }
+
+
+def test_the_name_of_a_task_may_have_options(tmp_path):
+    rows = [{"text": f"text {i}", "label": i % 2} for i in range(40)]
+    [spec] = task_specs({"letters(train_rows=5)": rows}, tmp_path)
+    task = load_task(spec)
+    assert (task.name, len(task.splits["train"])) == ("letters", 5)
+
+
+def test_a_table_needs_the_name_of_its_task(tmp_path):
+    with pytest.raises(MaskwiseError, match="name"):
+        task_specs(pd.DataFrame(ROWS), tmp_path)
+    with pytest.raises(MaskwiseError, match="name"):
+        task_specs(ROWS, tmp_path)
+
+
+def test_overrides_are_those_of_the_command_line(tmp_path):
+    changes = overrides_of({"training.steps": 9, "study.arms": {"a": None}}, None, None, tmp_path)
+    assert changes == ["training.steps=9", 'study.arms={"a": null}']
+    assert overrides_of(["a=1"], None, None, tmp_path) == ["a=1"]
+    with pytest.raises(MaskwiseError, match="list or a dict"):
+        overrides_of("a=1", None, None, tmp_path)
+
+
+def test_an_override_without_effect_is_refused(inputs, tmp_path):
+    recipe, texts, rows = inputs
+    with pytest.raises(MaskwiseError, match="no effect"):
+        mw.study(
+            recipe,
+            out=tmp_path / "out",
+            texts=texts,
+            tasks={"letters": rows},
+            overrides={"training.seed": 5},
+            progress=False,
+        )
+
+
+def test_a_misspelt_setting_of_a_dict_is_named(inputs, tmp_path):
+    recipe, _, _ = inputs
+    with pytest.raises(MaskwiseError, match="did you mean 'training'"):
+        mw.study({**recipe, "traning": {}}, out=tmp_path / "out", progress=False)
+
+
+# Other commands
+# ----------------------------------------------------------------------------
+
+
+def test_evaluate_reads_texts_from_memory():
+    texts = ["Marie Curie was born in Warsaw in 1867."] * 8
+    records = mw.evaluate("bundled:encoder", text=texts)
+    assert {line["masks"] for line in records} == {"token", "whole-word"}
+    assert json.dumps(records)
+
+
+def test_load_task_is_public():
+    assert mw.load_task("trivia").name == "trivia"
