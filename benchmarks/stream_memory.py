@@ -37,7 +37,6 @@ from maskwise.text import Prepared
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.training.learners import Progress
 from maskwise.training.stream import StreamedRows
 
 MEGABYTE = 1 << 20
@@ -123,9 +122,8 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, Any]:
         source = MaskedSource(rows, masker, how)
         step = tokens = epoch = 0
         while not epoch:
-            rows.after(Progress(step, how.steps, lambda sums: sums))
             if step % 50 == 0:
-                states.append((step, rows.state_dict()))
+                states.append((step, rows.position(step)))
             [batch] = source.batches(step, rank=0, ranks=1)
             _, epoch = rows.draw(step)
             if not epoch:
@@ -148,10 +146,8 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, Any]:
     for part, (at, state) in places.items():
         with watch.during(part), closing(StreamedRows(data.training, few)) as rows:
             # This training counts steps from 0, unlike the saved state.
-            place = json.loads(state["place"].numpy().tobytes()) | {"step": 0}
-            text = bytearray(json.dumps(place).encode())
             began = time.perf_counter()
-            rows.load_state_dict({"place": torch.frombuffer(text, dtype=torch.uint8)})
+            rows.resume(state | {"step": 0})
             source = MaskedSource(rows, masker, few)
             source.batches(0, rank=0, ranks=1)
             facts[f"{part}_first_batch_seconds"] = round(time.perf_counter() - began, 2)

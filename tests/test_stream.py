@@ -28,13 +28,12 @@ from maskwise.text import (
     tokenise,
     train_tokenizer,
 )
-from maskwise.text.readers import BEGINNING, LONG_LINE, NOT_JSON, NOT_UTF8, FieldNames, Skip
+from maskwise.text.readers import LONG_LINE, NOT_JSON, NOT_UTF8, FieldNames, Skip
 from maskwise.text.rows import held_out_below
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.stream import HELD_OUT_CHARACTERS, BlockMaker
 from maskwise.text.words import text_id
 from maskwise.training import MaskedSource, TrainingSettings
-from maskwise.training.learners import Progress
 from maskwise.training.stream import StreamedRows
 from tiny import WORDS, write_lines
 
@@ -118,12 +117,11 @@ def test_chunks_hold_the_documents_of_the_file_under_their_names(
     assert len(whole) == 50
     [shard] = shards_of(path)
     for size in (1, 500, 10**6):
-        chunks = list(shard.chunks(BEGINNING, size))
-        read = [document for chunk, _ in chunks for document in chunk.documents(FieldNames())]
+        chunks = list(shard.chunks(size))
+        read = [document for chunk in chunks for document in chunk.documents(FieldNames())]
         assert read == whole
         assert (len(chunks) == 1) == (size == 10**6) and (len(chunks) >= 40 or size > 1)
-        for number in range(0, len(chunks) - 1, 7):  # from every place the rest is the same
-            assert list(shard.chunks(chunks[number][1], size)) == chunks[number + 1 :]
+        assert list(shard.chunks(size)) == chunks
 
 
 def test_json_lines_are_parsed_only_where_blocks_are_made(tmp_path, monkeypatch) -> None:
@@ -131,7 +129,7 @@ def test_json_lines_are_parsed_only_where_blocks_are_made(tmp_path, monkeypatch)
     parsed = []
     parse = readers._parse
     monkeypatch.setattr(readers, "_parse", lambda line: parsed.append(line) or parse(line))
-    (chunk, _), *_ = shard.chunks(BEGINNING, 500)
+    chunk, *_ = shard.chunks(500)
     assert not parsed
     assert len(list(chunk.documents(FieldNames()))) == len(parsed) > 0
 
@@ -150,39 +148,35 @@ BLANKS = b"\n".join([b"", b" " * 99, b" " * 100, b"1", b" " * 450, b""])
 OF_BLANKS = [LONG, ("a.jsonl#4", 1), LONG]
 BLOCKS = b"one\n\xff\ntwo\n\n\xff\nthree\n\xff\n\n\xff\n"
 OF_BLOCKS = [BAD, ("a.txt#1", "one\ntwo"), BAD, BAD, ("a.txt#2", "three"), BAD]
-END = (0, 0)
 
 
 @pytest.mark.parametrize(
-    ("content", "size", "places", "records"),
+    ("content", "size", "sizes", "records"),
     [
-        # The second part of a place is the number of lines before it, also of blank and bad ones.
-        (LINES, 1, [(17, 1), (24, 4), (38, 5), (42, 6), (56, 7)], OF_LINES),
-        (LINES, 18, [(24, 4), (42, 6), END], OF_LINES),
-        (LINES, 32, [(38, 5), END], OF_LINES),
-        (LINES, 10**6, [END], OF_LINES),
+        (LINES, 1, [1, 1, 1, 1, 1], OF_LINES),
+        (LINES, 18, [2, 2, 1], OF_LINES),
+        (LINES, 32, [3, 2], OF_LINES),
+        (LINES, 10**6, [5], OF_LINES),
         (b"\xef\xbb\xbf\n", 1, [], []),
-        (MARKED, 1, [(20, 3), (24, 4)], [("a.jsonl#3", {"text": "a"}), Skip(NOT_JSON)]),
-        (BLANKS, 1, [(202, 3), (204, 4), (655, 5)], OF_BLANKS),
-        (BLANKS, 203, [(204, 4), (655, 5)], OF_BLANKS),
+        (MARKED, 1, [1, 1], [("a.jsonl#3", {"text": "a"}), Skip(NOT_JSON)]),
+        (BLANKS, 1, [1, 1, 1], OF_BLANKS),
+        (BLANKS, 203, [2, 1], OF_BLANKS),
         # The lines before a bad one belong to the block that goes on after it.
-        (BLOCKS, 1, [(11, 1), (13, 1), (22, 2), (24, 2)], OF_BLOCKS),
+        (BLOCKS, 1, [2, 1, 2, 1], OF_BLOCKS),
     ],
 )
 def test_chunks_end_with_a_record_and_count_every_line(
-    tmp_path, monkeypatch, content, size, places, records
+    tmp_path, monkeypatch, content, size, sizes, records
 ) -> None:
     monkeypatch.setattr("maskwise.text.readers.LONGEST_LINE", 100)
     monkeypatch.setattr("maskwise.text.opening._MAX_BAD_SHARE", 1)
     path = tmp_path / ("a.txt" if content == BLOCKS else "a.jsonl")
     path.write_bytes(content)
     [shard] = shards_of(path, FieldNames(per="block"))
-    chunks = list(shard.chunks(BEGINNING, size))
-    assert [place[:2] for _, place in chunks] == places
-    found = [record for chunk, _ in chunks for record in chunk.records()]
+    chunks = list(shard.chunks(size))
+    assert [len(chunk.content) for chunk in chunks] == sizes
+    found = [record for chunk in chunks for record in chunk.records()]
     assert [Skip(each.reason) if isinstance(each, Skip) else each for each in found] == records
-    for number, (_, place) in enumerate(chunks[:-1], start=1):
-        assert list(shard.chunks(place, size)) == chunks[number:]
 
 
 def test_parts_of_a_long_block_are_on_one_side(tmp_path, tokenizer, monkeypatch) -> None:
@@ -192,7 +186,7 @@ def test_parts_of_a_long_block_are_on_one_side(tmp_path, tokenizer, monkeypatch)
     maker = BlockMaker(tokenizer, 32, held_out=0.3, fields=FieldNames(per="block"))
     [shard] = shards_of(tmp_path / "a.txt", maker.fields)
     sides: dict[str, set[bool]] = {}
-    for chunk, _ in shard.chunks(BEGINNING, 50):
+    for chunk in shard.chunks(50):
         for document in chunk.documents(maker.fields):
             number = document.text.split("the ")[1].split()[0]
             sides.setdefault(number, set()).add(maker.holds_out(document))
@@ -200,15 +194,13 @@ def test_parts_of_a_long_block_are_on_one_side(tmp_path, tokenizer, monkeypatch)
     assert {side for found in sides.values() for side in found} == {True, False}
 
 
-def test_a_dataset_is_read_shard_by_shard_and_goes_on_where_it_was(folder: Path) -> None:
+def test_a_dataset_is_read_shard_by_shard(folder: Path) -> None:
     (folder / "part-3.jsonl").unlink()
     shards = shards_of(f"hf:{folder}")
     assert [shard.name for shard in shards] == [f"{folder}/{number}" for number in range(3)]
-    chunks = [list(shard.chunks(BEGINNING, 900)) for shard in shards]
-    read = [d for part in chunks for chunk, _ in part for d in chunk.documents(FieldNames())]
+    chunks = [list(shard.chunks(900)) for shard in shards]
+    read = [d for part in chunks for chunk in part for d in chunk.documents(FieldNames())]
     assert read == list(read_documents(folder)) and len(chunks[1]) > 5
-    place = type(BEGINNING)(*json.loads(json.dumps(chunks[1][3][1])))  # as a state keeps it
-    assert list(shards[1].chunks(place, 900)) == chunks[1][4:]
 
 
 def test_patterns_lists_and_folders_name_shards(folder: Path, tmp_path: Path) -> None:
@@ -263,8 +255,8 @@ def test_an_epoch_has_every_piece_once_and_nothing_that_is_held_out(
     assert len(set(first)) == len(first) and first != second
     pieces = Counter()
     for shard in shards_of(folder):
-        for chunk, _ in shard.chunks(BEGINNING, rows.flows[0].stream.chunk_size):
-            block = rows.ahead.make(chunk)
+        for chunk in shard.chunks(rows.readers[0].stream.chunk_size):
+            block = rows.pool.make(chunk)
             if block:
                 pieces.update(block.pieces.example_ids.tolist())
     assert set(first) <= set(pieces) and len(pieces) - len(first) < 20  # those of less than a batch
@@ -301,7 +293,7 @@ def test_a_worker_that_dies_is_made_up_for(folder: Path, tokenizer) -> None:
     try:
         assert ids_of(helped, 0) == known[0]
         for step in range(1, 12):
-            for worker in helped.ahead.pool.workers.values():
+            for worker in helped.pool.pool.workers.values():
                 worker.process.kill()
             assert ids_of(helped, step) == known[step]
     finally:
@@ -368,8 +360,9 @@ def test_a_mix_has_its_shares_and_its_sources_have_epochs_of_their_own(
 # ----------------------------------------------------------------------------
 
 
-def point(done: int) -> Progress:
-    return Progress(done, 40, lambda sums: sums)
+def saved(rows: StreamedRows, step: int) -> dict[str, object]:
+    """The position before a step, as ``state.json`` keeps it."""
+    return json.loads(json.dumps(rows.position(step)))
 
 
 def test_a_state_leads_to_the_next_step_without_reading_what_came_before(
@@ -390,28 +383,61 @@ def test_a_state_leads_to_the_next_step_without_reading_what_came_before(
     states = {}
     for step in range(40):
         ids_of(rows, min(step + 1, 39))  # as the look-ahead does
-        rows.after(point(step + 1))
-        states[step + 1] = rows.state_dict()
+        states[step + 1] = saved(rows, step + 1)
     for done in (1, 7, 26, 39):
         made.clear()
         fresh = drawn(text)
-        fresh.load_state_dict(states[done])
+        fresh.resume(states[done])
         assert ids_of(fresh, done) == known[done] and len(made) <= 3
         assert [ids_of(fresh, step) for step in range(done, 40)] == known[done:]
-    fresh.load_state_dict(states[7])  # back, and on behind some batches
+    fresh.resume(states[7])  # back, and on behind some batches
     assert ids_of(fresh, 12) == known[12]
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".txt.zst", ".parquet"])
+def test_a_stream_goes_on_after_any_of_its_rows(tmp_path, tokenizer, ending, workers) -> None:
+    for number in range(3):
+        write_shard(tmp_path / f"{number}{ending}", texts(12, seed=number))
+    text = stream(tmp_path, tokenizer)
+    rows = drawn(text, batch_size=1, steps=50)
+    known = [ids_of(rows, step) for step in range(50)]
+    assert len({rows.facts(step)["shard"] for step in range(42, 51)}) > 1
+    assert rows.facts(50)["epoch"] >= 1
+    states = []
+    rows = drawn(text, batch_size=1, steps=50)
+    for step in range(47):
+        states.append(saved(rows, step))
+        ids_of(rows, step)
+    fresh = drawn(text, batch_size=1, steps=50, workers=workers)
+    try:
+        for step in range(0, 47, 7 if workers else 1):
+            fresh.resume(states[step])
+            assert [ids_of(fresh, step + more) for more in range(3)] == known[step:][:3]
+    finally:
+        fresh.close()
+
+
+def test_a_position_is_known_after_steps_that_others_read(folder: Path, tokenizer) -> None:
+    """As of one of several objectives, whose stream is not read in every step."""
+    text = stream(folder, tokenizer)
+    rows, fresh = drawn(text), drawn(text)
+    ids_of(rows, 3)
+    position = saved(rows, 30)
+    assert position["step"] == 4
+    fresh.resume(position)
+    assert ids_of(fresh, 31) == ids_of(rows, 31)
 
 
 def test_a_changed_shard_is_refused(folder: Path, tokenizer) -> None:
     rows = drawn(stream(folder, tokenizer))
     ids_of(rows, 0)
-    rows.after(point(1))
-    state = rows.state_dict()
+    state = saved(rows, 1)
     write_lines(folder / "part-1.jsonl", texts(41, seed=1))
     with pytest.raises(
         MaskwiseError, match=r"a shard of the stream has changed .*part-1\.jsonl"
     ) as error:
-        drawn(stream(folder, tokenizer)).load_state_dict(state)
+        drawn(stream(folder, tokenizer)).resume(state)
     assert "\n" not in str(error.value)
 
 

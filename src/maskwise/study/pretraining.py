@@ -123,6 +123,7 @@ def pretrain(
             training,
             folder=folder,
             learners=made.learners,
+            streams=made.streams,
             evaluate=curve,
             title=made.title,
             quiet=quiet,
@@ -226,16 +227,14 @@ class Learning(NamedTuple):
     objective: Objective
     source: Source
     learners: dict[str, Learner]
+    streams: dict[str, StreamedRows]
     title: str
     words: Mapping[str, object]
 
     def close(self) -> None:
         """Stop the processes that read a stream."""
-        # A stream is one of the learners, because checkpoints save the state of every learner. Its
-        # state is its position.
-        for learner in self.learners.values():
-            if isinstance(learner, StreamedRows):
-                learner.close()
+        for stream in self.streams.values():
+            stream.close()
 
     def heads(self) -> dict[str, Tensor]:
         """Return the weights of the heads of several objectives, saved next to the encoder."""
@@ -260,8 +259,8 @@ def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learni
     if objective_class(recipe.objective).inherits:
         title = f"{recipe.masking.policy} {recipe.masking.ratio}"
     words = {"objective": recipe.objective, **source.masker.describe()}
-    learners = source.learners() | source.places()
-    return Learning(objective(recipe.objective, network), source, learners, title, words)
+    trainee = objective(recipe.objective, network)
+    return Learning(trainee, source, source.learners(), source.streams(), title, words)
 
 
 def masked_source(
@@ -385,7 +384,8 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     return Learning(
         joined,
         source,
-        learners={**source.learners(), **source.places(), "sampler": watched},
+        learners={**source.learners(), "sampler": watched},
+        streams=source.streams(),
         title=f"{recipe.sampler} over {', '.join(arms)}",
         words={"sampler": recipe.sampler, "objectives": listed},
     )

@@ -33,24 +33,16 @@ WhenBad: TypeAlias = Literal["skip", "raise"]
 """What happens at a line that cannot be read: it is skipped and counted, or it is an error."""
 
 
-def opened(path: Path, at: int = 0) -> IO[bytes]:
-    """Open a file at the byte ``at`` of its content; ``.gz`` and ``.zst`` are decompressed."""
+def opened(path: Path) -> IO[bytes]:
+    """Open a file; ``.gz`` and ``.zst`` are decompressed."""
     name = path.name.lower()
     if name.endswith(".zst"):
         import pyarrow as pa
 
-        stream = io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
-        # This stream cannot seek, so the bytes before ``at`` are read and dropped.
-        for start in range(0, at, HEAD_BYTES):
-            stream.read(min(HEAD_BYTES, at - start))
-        return stream
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
     if name.endswith(".gz"):
-        unpacked = gzip.open(path)  # noqa: SIM115
-        unpacked.seek(at)
-        return cast("IO[bytes]", unpacked)
-    file = path.open("rb")
-    file.seek(at)
-    return file
+        return cast("IO[bytes]", gzip.open(path))
+    return path.open("rb")
 
 
 def read_whole(path: Path) -> bytes:

@@ -6,9 +6,8 @@ may have none, because a score on a part of a test set would be wrong. Therefore
 whether a bad line is an error, and one reader per format serves both. A bad file (binary, mostly
 not UTF-8, damaged, without the text column) always is.
 
-Lines, tables and Parquet files are read in parts; an array of JSON is read at once. Files of lines
-and Parquet files can be read from a `ReadPosition` on, which streams use. Readers never unpickle,
-and never run code that comes with a data set.
+Lines, tables and Parquet files are read in parts; an array of JSON is read at once. Readers never
+unpickle, and never run code that comes with a data set.
 """
 
 from __future__ import annotations
@@ -85,27 +84,6 @@ ALL_FIELDS = FieldNames("")
 Entry: TypeAlias = Skip | tuple[str, Any]
 """The name and the content of a record. The content is a string or, usually, a `Record`; JSON may
 also hold other values."""
-
-
-class ReadPosition(NamedTuple):
-    """A position between two records of a source, from which reading can resume.
-
-    Attributes:
-        at: for a file of lines, the offset in decompressed bytes; for a Parquet file, the number of
-            the row; for an `IterableDataset`, its state.
-        records: the number of records before this place.
-        whole: the name of the document that continues here; None if a new document begins.
-    """
-
-    at: Any = 0
-    records: int = 0
-    whole: str | None = None
-
-
-BEGINNING = ReadPosition()
-
-After: TypeAlias = tuple[int, int, str | None]
-"""The fields of the `ReadPosition` after a record of a file of lines. Few of them are needed."""
 
 
 Opener: TypeAlias = Callable[[], Iterable[Entry]]
@@ -254,14 +232,15 @@ def kind_of(path: Path, fields: FieldNames) -> LineKind:
     return cast(LineKind, fields.per)
 
 
-def _lines(file: IO[bytes], at: int, longest: int) -> Iterator[tuple[str | Skip, int]]:
-    """Yield each line of a file, and the offset after the line; ``at`` is the current offset.
+def _lines(file: IO[bytes], longest: int) -> Iterator[tuple[str | Skip, int]]:
+    """Yield each line of a file, and the offset in bytes after the line.
 
     Instead of a line that is too long or not UTF-8, a `Skip` is yielded. After the last line, an
     empty line is yielded, which ends the last block.
     """
     # A byte-order mark may only be at the beginning of a file.
-    encoding = "utf-8" if at else "utf-8-sig"
+    encoding = "utf-8-sig"
+    at = 0
     text: str | Skip
     while line := file.readline(longest):
         at += len(line)
@@ -284,47 +263,46 @@ def line_records(
     file: IO[bytes],
     name: str,
     kind: LineKind,
-    place: ReadPosition = BEGINNING,
     *,
     longest: int | None = None,
-) -> Iterator[tuple[Entry, After | None]]:
-    """Yield each record of a file of lines, and the position after the record.
+) -> Iterator[tuple[Entry, int | None]]:
+    """Yield each record of a file of lines, and the offset in bytes after the record.
 
-    The file is open at ``place``, and the names of records begin with ``name``. Lines of JSON are
-    not parsed. Lines of more than ``longest`` bytes (default: `LONGEST_LINE`) are skipped. After a
-    bad line inside a block, the position is None, because reading cannot resume there.
+    The names of records begin with ``name``. Lines of JSON are not parsed. Lines of more than
+    ``longest`` bytes (default: `LONGEST_LINE`) are skipped. After a bad line inside a block, the
+    offset is None, because the block continues.
     """
-    lines = _lines(file, place.at, longest or LONGEST_LINE)
+    lines = _lines(file, longest or LONGEST_LINE)
     if kind == "block":
-        yield from _blocks(lines, name, place)
+        yield from _blocks(lines, name)
         return
-    number = place.records
+    number = 0
     for line, at in lines:
         if isinstance(line, Skip):
             # JSON records are numbered by line, so blank and bad lines count.
             if kind == "json":
                 number += 1
                 line = line._replace(place=f"line {number}")
-            yield line, (at, number, None)
+            yield line, at
             continue
         text = line.strip()
         if text:
             number += 1
-            yield (f"{name}#{number}", text), (at, number, None)
+            yield (f"{name}#{number}", text), at
         elif kind == "json":
             number += 1
 
 
 def _blocks(
-    lines: Iterator[tuple[str | Skip, int]], name: str, place: ReadPosition
-) -> Iterator[tuple[Entry, After | None]]:
-    _, number, whole = place
+    lines: Iterator[tuple[str | Skip, int]], name: str
+) -> Iterator[tuple[Entry, int | None]]:
+    number = 0
+    whole: str | None = None
     block: list[str] = []
     size = 0
     for line, at in lines:
         if isinstance(line, Skip):
-            # Resuming inside a block would lose the lines that have already been read.
-            yield line, None if block else (at, number, whole)
+            yield line, None if block else at
             continue
         ends = not line.strip()
         if not ends:
@@ -340,7 +318,7 @@ def _blocks(
                 title = PartName.of(title, whole)
             if ends:
                 whole = None
-            yield (title, "\n".join(block)), (at, number, whole)
+            yield (title, "\n".join(block)), at
             block = []
             size = 0
         elif ends:
@@ -462,13 +440,8 @@ def _read_parquet(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> It
     return numbered_rows(parquet_rows(path, fields), name)
 
 
-def parquet_rows(path: Path, fields: FieldNames, *, first: int = 0) -> Iterator[Record]:
-    """Yield the rows of a Parquet file, with the columns of ``fields``.
-
-    Args:
-        path: the file.
-        fields: the columns that hold the text and the name.
-        first: the number of the row to begin with. Row groups before this row are not read.
+def parquet_rows(path: Path, fields: FieldNames) -> Iterator[Record]:
+    """Yield the rows of a Parquet file, with the columns that hold the text and the name.
 
     Raises:
         MaskwiseError: the file is not Parquet, or is damaged.
@@ -479,15 +452,8 @@ def parquet_rows(path: Path, fields: FieldNames, *, first: int = 0) -> Iterator[
     try:
         table = pq.ParquetFile(path)
         columns = wanted(table.schema_arrow.names, fields, str(path))
-        # Row groups are read one by one, so the groups before the first row can be skipped.
-        for group in range(table.num_row_groups):
-            rows = table.metadata.row_group(group).num_rows
-            if rows <= first:
-                first -= rows
-                continue
-            for batch in table.iter_batches(batch_size=256, row_groups=[group], columns=columns):
-                yield from batch.slice(min(first, len(batch))).to_pylist()
-                first = max(0, first - len(batch))
+        for batch in table.iter_batches(batch_size=256, columns=columns):
+            yield from batch.to_pylist()
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise MaskwiseError(
             f"{path} is not a Parquet file, or is damaged: {first_line(error)}",

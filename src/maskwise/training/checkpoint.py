@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import save_file
@@ -77,11 +77,13 @@ class State(Totals, strict=True):
         step: the number of completed updates.
         settings: the settings that change the result of the run.
         bits: the conditions that change the result only by rounding, such as the number of threads.
+        streams: the positions in streams, by name (``StreamedRows.position``).
     """
 
     step: int = Field(ge=1)
     settings: dict[str, object]
     bits: dict[str, object]
+    streams: dict[str, dict[str, Any]] = {}
 
 
 class States:

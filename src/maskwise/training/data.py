@@ -265,8 +265,8 @@ class MaskedSource:
         """Return the learner of the masking policy by name; empty if the policy does not learn."""
         return learners_of(self.masker)
 
-    def places(self) -> Learners:
-        """Return the stream, whose position training states contain; empty for a corpus."""
+    def streams(self) -> dict[str, StreamedRows]:
+        """Return the stream by name; empty for a corpus."""
         if not isinstance(self.rows, StreamedRows):
             return {}
         return {f"stream {self.rows.layout}": self.rows}

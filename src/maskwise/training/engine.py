@@ -13,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -105,6 +106,7 @@ class Engine:
         start: the number of updates before the run was resumed; 0 for a new run.
         totals: the totals of the run after ``start`` updates.
         learned: the states of the learners after ``start`` updates.
+        streams: the positions in streams after ``start`` updates, by name.
         states: the training states of the run; None if no states are saved.
 
     Raises:
@@ -184,6 +186,7 @@ class Engine:
         self.start = 0
         self.totals = Totals()
         self.learned: TensorDict = {}
+        self.streams: Mapping[str, Mapping[str, Any]] = {}
         if state is not None:
             self._load_rest(state)
 
@@ -308,6 +311,16 @@ class Engine:
         said = bytes(text.tolist()).rstrip(b"\0").decode(errors="ignore")
         return MaskwiseError(f"process {first} failed", got=said)
 
+    def sent(self, value: object, owner: int, /) -> Any:
+        """Return the value of the rank ``owner``. The threads that make batches call this."""
+        values = [value]
+        dist.broadcast_object_list(values, owner, self.ahead)
+        return values[0]
+
+    def batch_ranks(self) -> Ranks:
+        """Return the ranks for the threads that make batches."""
+        return Ranks(self.rank, self.ranks, partial(self.added, ahead=True), self.sent)
+
     def say(self, text: str) -> None:
         """Print a line on stderr. Only the first rank prints."""
         if self.first:
@@ -322,13 +335,20 @@ class Engine:
 
     # States to resume from
 
-    def save(self, step: int, totals: Totals, learned: Tensors) -> None:
+    def save(
+        self,
+        step: int,
+        totals: Totals,
+        learned: Tensors,
+        streams: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+    ) -> None:
         """Write a training state in the background.
 
         Args:
             step: the number of completed updates.
             totals: the totals after these updates.
             learned: the states of the learners.
+            streams: the positions in streams, by name.
 
         Raises:
             MaskwiseError: the previous state could not be written.
@@ -344,7 +364,11 @@ class Engine:
             files[LEARNED] = dict(learned)
         if self.first:
             state = State(
-                step=step, settings=self._settings(), bits=self._bits(), **totals.model_dump()
+                step=step,
+                settings=self._settings(),
+                bits=self._bits(),
+                streams=dict(streams),
+                **totals.model_dump(),
             )
             self.states.save(state, files)
 
@@ -418,6 +442,7 @@ class Engine:
         load_state(self.optimizers.members, load_file(path / OPTIMIZERS))
         if (path / LEARNED).is_file():
             self.learned = load_file(path / LEARNED)
+        self.streams = state.streams
         self.start = state.step
         self.totals = Totals(**state.model_dump(include=set(Totals.model_fields)))
 

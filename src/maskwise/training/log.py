@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ from maskwise.training.engine import Engine, Update
 from maskwise.training.learners import Facts, Learner
 from maskwise.training.ranks import Ranks
 from maskwise.training.several import SeveralObjectives
+from maskwise.training.stream import StreamedRows
 from maskwise.weights import attention_work, held_share
 
 Evaluate = Callable[[int, Ranks], Sequence[Facts]]
@@ -57,6 +58,7 @@ class Log:
         engine: the engine of the run.
         source: the source of the batches, which summarises their statistics.
         learners: the learners. What their method ``facts`` returns is added to each line.
+        streams: the streams. How far each of them was read is added to each line.
         title: the title of the progress bar.
         quiet: whether to hide the progress bar.
     """
@@ -66,6 +68,7 @@ class Log:
         engine: Engine,
         source: Source,
         learners: Mapping[str, Learner],
+        streams: Iterable[StreamedRows],
         *,
         title: str,
         quiet: bool,
@@ -74,6 +77,7 @@ class Log:
         self.settings = engine.settings
         self.source = source
         self.learners = learners
+        self.streams = [*streams]
         self.totals = engine.totals.model_copy(deep=True)
         self.began = time.perf_counter() - self.totals.seconds
         self.window: list[Update] = []
@@ -158,7 +162,9 @@ class Log:
         if self.settings.on_nan == "skip":
             line["skipped"] = totals.skipped
         speed = self.meter.read(left=self.settings.steps - done)
-        learned = {}
+        learned: dict[str, object] = {}
+        for stream in self.streams:
+            learned["stream"] = stream.facts(done)
         for learner in self.learners.values():
             for name, value in learner.facts().items():
                 learned[f"{learner.objective} {name}".lstrip()] = value

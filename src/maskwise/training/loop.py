@@ -23,6 +23,7 @@ import torch
 
 from maskwise.constants import rank_here
 from maskwise.devices import TensorDict, Tensors
+from maskwise.errors import MaskwiseError
 from maskwise.folders import claim
 from maskwise.objectives import Loss, Objective
 from maskwise.signals import CODES, Asked
@@ -33,6 +34,7 @@ from maskwise.training.learners import Learner, Learners, Progress
 from maskwise.training.log import Evaluate, Log
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.several import SeveralObjectives
+from maskwise.training.stream import StreamedRows
 
 LOCK = ".training.lock"
 """The name of the lock file in the folder of a run. The lock ends when the process ends."""
@@ -64,6 +66,7 @@ def train(
     *,
     folder: Path | None = None,
     learners: Mapping[str, Learner] = MappingProxyType({}),
+    streams: Mapping[str, StreamedRows] = MappingProxyType({}),
     evaluate: Evaluate | None = None,
     title: str = "training",
     quiet: bool = False,
@@ -76,6 +79,8 @@ def train(
         settings: the training settings.
         folder: the folder for ``metrics.jsonl`` and training states; if None, no file is written.
         learners: the learners of masking policies and samplers that learn from losses, by name.
+        streams: the streams that ``source`` reads, by name. All ranks then share the work, and a
+            resumed run continues at their positions.
         evaluate: a function that evaluates the model. It is called with the number of updates and
             the ``Ranks``, and returns lines of metrics. If a line has a true value ``enough``, the
             run ends.
@@ -97,7 +102,7 @@ def train(
         alone(folder),
         Asked() as asked,
         closing(Engine(objective, settings, folder)) as engine,
-        Log(engine, source, learners, title=title, quiet=quiet) as log,
+        Log(engine, source, learners, streams.values(), title=title, quiet=quiet) as log,
     ):
         agree = Agreement(engine.accelerator)
         exchange = Exchange(agree, late=settings.lag > 0)
@@ -113,6 +118,12 @@ def train(
             for learner in learners.values():
                 learner.gradients()
 
+        def save(done: int) -> None:
+            positions = {}
+            if engine.first:
+                positions = {name: stream.position(done) for name, stream in streams.items()}
+            engine.save(done, log.so_far(), states(kept), positions)
+
         def learn(done: int) -> None:
             exchange.teach(learners, Progress(done, steps, agree))
 
@@ -121,6 +132,7 @@ def train(
                 learner.meet(objective.named(learner.objective))
             else:
                 learner.meet(objective)
+        share(streams, engine)
         if engine.start:
             restore(kept, engine.learned)
         else:
@@ -160,9 +172,9 @@ def train(
             # together with the targets.
             stopped = asked.number if engine.ranks == 1 else step.sums["asked"]
             if stopped:
-                stop(engine, log, kept, asked, done)
+                stop(engine, log, save, asked, done)
             if saves and not last:
-                engine.save(done, log.so_far(), states(kept))
+                save(done)
         if evaluate and not enough and judged != steps:
             # If a signal stopped the run at its last step, it is resumed only for this evaluation.
             log.judged(
@@ -240,10 +252,35 @@ def alone(folder: Path | None) -> AbstractContextManager[None]:
     return claim(folder, "another run is training in", lock=LOCK, stays=False)
 
 
+def share(streams: Mapping[str, StreamedRows], engine: Engine) -> None:
+    """Share the work of streams among all ranks, and continue at the positions of a state.
+
+    Raises:
+        MaskwiseError: the state has no position of a stream, or a shard has changed, on any rank.
+    """
+    failure = None
+    for name, stream in streams.items():
+        stream.share(engine.batch_ranks())
+        if not engine.start:
+            continue
+        try:
+            if name not in engine.streams:
+                raise MaskwiseError(
+                    f"the training state of step {engine.start} has no position of the stream, as "
+                    "in earlier versions",
+                    do="start a new run in a new folder",
+                )
+            stream.resume(engine.streams[name])
+        except MaskwiseError as error:
+            failure = error
+    # Shards may have changed on some machines only.
+    engine.summed({}, failure)
+
+
 def stop(
     engine: Engine,
     log: Log,
-    learners: Mapping[str, Learner],
+    save: Callable[[int], None],
     asked: Asked,
     done: int,
 ) -> None:
@@ -258,7 +295,7 @@ def stop(
     asked.served = True
     if engine.states:
         log.read(done)
-        engine.save(done, log.so_far(), states(learners))
+        save(done)
         engine.wait()
         where = (
             f"saved the state of step {done} in {engine.states.folder}; the same call resumes it"

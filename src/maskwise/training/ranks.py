@@ -2,7 +2,7 @@
 
 A rank is one of several processes that train one model. With DDP, each rank has a copy of all
 weights (``Replicated``); with FSDP2, a shard (``Sharded``), and ``gathered`` returns whole tensors.
-Gradients are averaged during the backward pass. ``Ranks`` divides evaluations.
+Gradients are averaged during the backward pass. ``Ranks`` divides evaluations and streams.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ ACCELERATE = "ACCELERATE_USE_FSDP"
 _meshes: list[DeviceMesh] = []
 
 
-# Evaluations
+# Work that ranks divide
 
 
 class Added(Protocol):
@@ -54,6 +54,11 @@ def alone(numbers: Sequence[float], error: Exception | None, /) -> list[float]:
     return [*numbers]
 
 
+def kept(value: object, owner: int, /) -> Any:
+    """Return the value of a single rank."""
+    return value
+
+
 @dataclass(frozen=True)
 class Ranks:
     """The ranks of a run, as one of them sees them. By default, there is only one.
@@ -62,6 +67,7 @@ class Ranks:
         rank: this rank.
         count: the number of ranks.
         added: a function that sums numbers over ranks.
+        sent: a function that returns, on every rank, the value of one rank (``Engine.sent``).
 
     >>> Ranks().divided([1, 2], lambda part: [float(part)] * (part + 1))
     [array([0.]), array([1., 1.])]
@@ -70,6 +76,7 @@ class Ranks:
     rank: int = 0
     count: int = 1
     added: Added = alone
+    sent: Callable[[object, int], Any] = kept
 
     def divided(
         self, sizes: Sequence[int], work: Callable[[int], Sequence[float] | Array]
@@ -101,6 +108,23 @@ class Ranks:
         together = np.array(self.added(flat, failure))
         ends = np.cumsum([0, *sizes])
         return [together[start:end] for start, end in pairwise(ends)]
+
+    def made_by(self, owner: int, work: Callable[[], Result]) -> Result:
+        """Call ``work`` on every rank, and return what it returns on the rank ``owner``.
+
+        Raises:
+            Exception: ``work`` failed on a rank; see ``Engine.added``.
+        """
+        if self.count == 1:
+            return work()
+        result = failure = None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        self.added([], failure)
+        received: Result = self.sent(result, owner)
+        return received
 
 
 ALONE = Ranks()

@@ -41,6 +41,7 @@ from maskwise.training.checkpoint import restore, states
 from maskwise.training.data import MaskedSource, Rows
 from maskwise.training.learners import Facts, Learner, Learners, Progress
 from maskwise.training.settings import TrainingSettings
+from maskwise.training.stream import StreamedRows
 from maskwise.weights import check_finite
 
 PROBE_SEED = 0x9208
@@ -144,11 +145,11 @@ class SeveralSources:
                 learners[f"{arm} {name}"] = learner
         return learners
 
-    def places(self) -> Learners:
-        """Return the streams whose positions must be saved. Arms may share a stream."""
-        streams: Learners = {}
+    def streams(self) -> dict[str, StreamedRows]:
+        """Return the streams by name. Arms may share a stream."""
+        streams: dict[str, StreamedRows] = {}
         for source in self.sources.values():
-            streams |= source.places()
+            streams |= source.streams()
         return streams
 
 
