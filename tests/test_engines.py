@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -53,6 +52,7 @@ class Scripted(Pool):
     """A pool that does a task by writing done.json, unless the script has a failure for it."""
 
     script: dict[str, list[Failure]]
+    busy: list[str]
     log: list[str]
     places = 2
 
@@ -67,8 +67,12 @@ class Scripted(Pool):
         if failures:
             future.set_exception(failures.pop(0))
         else:
+            if word in self.busy:
+                self.busy.remove(word)
+                future.set_result(None)
+                return future
             finish(function.keywords["store"].folder(name))
-            future.set_result(None)
+            future.set_result({"seconds": 1.0})
         return future
 
     def close(self) -> None:
@@ -101,7 +105,7 @@ def plan():
 
 @pytest.fixture
 def scripted(monkeypatch):
-    Scripted.script, Scripted.log = {}, []
+    Scripted.script, Scripted.busy, Scripted.log = {}, [], []
     monkeypatch.setitem(ENGINES, "scripted", Scripted)
     monkeypatch.setattr(scheduler, "PAUSE_SECONDS", 0.01)
     return Scripted
@@ -153,18 +157,45 @@ def test_done_elsewhere_and_not_seen_here_is_a_failure(plan, tmp_path, scripted,
         do(plan, tmp_path, retries=0)
 
 
-def test_a_copy_of_a_stage_waits_for_the_other(tmp_path):
-    order = []
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_stage_that_another_process_runs_is_left_to_it(
+    plan, tmp_path, scripted, monkeypatch, killed
+):
+    monkeypatch.setattr(scheduler, "LOOK_SECONDS", 0.01)
+    store = StageStore(tmp_path)
+    _, a, *_ = plan.stages()
+    begun = threading.Event()
 
-    def copy(name: str, before: Callable[[], object] = list) -> None:
-        with scheduler.only_copy(tmp_path / "stage"):
-            before()
-            order.append(name)
+    def elsewhere() -> None:
+        held = store.lock(a)
+        assert held
+        begun.set()
+        wait_for(lambda: "task of b" in scripted.log)
+        if not killed:
+            finish(store.folder(a))
+        held.release()
 
-    second = threading.Thread(target=copy, args=["second"])
-    copy("first", lambda: (second.start(), second.join(0.2)))
-    second.join(10.0)
-    assert order == ["first", "second"]
+    other = threading.Thread(target=elsewhere)
+    other.start()
+    begun.wait(PATIENCE)
+    assert store.is_run(a) and store.lock(a) is None
+    assert do(plan, tmp_path) == {}
+    other.join()
+    assert ("a" in scripted.log) == killed and "task of a" in scripted.log
+
+
+def test_a_stage_that_another_process_has_just_locked_is_asked_for_again(
+    plan, tmp_path, scripted, monkeypatch
+):
+    """A worker finds the lock after the main process has found none."""
+    stage = plan.stages()[0]
+    store = StageStore(tmp_path)
+    held = store.lock(stage)
+    task = stage.name, stage.as_dict(), KINDS[stage.kind]
+    assert held and scheduler.do_stage(task, store=store) is None
+    held.release()
+    scripted.busy = ["text", "b"]
+    assert do(plan, tmp_path) == {} and scripted.log.count("text") == 2
 
 
 def test_a_machine_that_computes_otherwise_is_refused(plan, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan
 from maskwise.study.probed import rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
+from maskwise.study.together import LOCK, USED
 from maskwise.text import Prepared
 from processes import PATIENCE, SamePool, in_group, wait_for
 from tiny import load_json, maskwise, read_lines, records_of, start, write_inputs
@@ -325,13 +326,56 @@ def _lines(out: Path) -> int:
     return sum(path.read_text().count("\n") for path in out.glob("stages/pretrain-*/metrics.jsonl"))
 
 
-def test_two_studies_do_not_write_into_one_folder(finished, recipe, capfd):
+@pytest.mark.process
+def test_four_processes_share_a_study_although_one_is_killed(finished, recipe, tmp_path):
+    out = tmp_path / "out"
+    fork = multiprocessing.get_context("fork")
+
+    def run() -> None:
+        os.setsid()
+        jobs.ENGINES["local"] = SamePool
+        sys.exit(maskwise("study", recipe, "--out", out, "--jobs", 1))
+
+    processes = [fork.Process(target=run) for _ in range(4)]
+    for process in processes:
+        process.start()
+    killed, *others = processes
+    # By then, three processes train.
+    metrics = "stages/pretrain-*/metrics.jsonl"
+    wait_for(lambda: len([*out.glob(metrics)]) > 2 or not killed.is_alive())
+    killed.kill()
+    for process in processes:
+        process.join(PATIENCE)
+    assert killed.exitcode == -signal.SIGKILL
+    assert [process.exitcode for process in others] == [0, 0, 0]
+    assert (out / "records.jsonl").read_bytes() == (finished / "records.jsonl").read_bytes()
+    study = load_json(out / "study.json")
+    assert study["pending"] == [] and "earlier_hardware" not in study
+    hidden = {path.name for path in (out / "stages").glob(".*")} - {LOCK}
+    assert not [*out.rglob("*.partial")]
+    assert all(name.endswith(f"-{killed.pid}{USED}") for name in hidden)
+    # Nobody did the work of another one again.
+    for path in out.glob(metrics):
+        steps = [line["step"] for line in read_lines(path) if line["kind"] == "train"]
+        assert steps == sorted({*steps})
+
+
+def test_a_folder_that_others_use_is_not_changed_by_another_study(finished, recipe, capfd):
     import fcntl
 
-    with (finished / "stages" / ".lock").open("w") as lock:
+    before = (finished / "records.jsonl").read_bytes()
+    used = finished / "stages" / f".other-1{USED}"
+    with used.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert maskwise("study", recipe, "--out", finished) == 2
-    assert "another study is running" in capfd.readouterr().err
+        assert maskwise("study", recipe, "study.seeds=3", "--out", finished, "--jobs", 1) == 2
+        [line] = capfd.readouterr().err.splitlines()
+        assert "another study is running" in line and "other-1" in line and "study.seeds" in line
+        # The same study is shared.
+        assert maskwise("study", recipe, "--out", finished, "--jobs", 1) == 0
+        assert "other-1" in capfd.readouterr().err
+    assert (finished / "records.jsonl").read_bytes() == before and used.exists()
+    assert maskwise("study", recipe, "--out", finished, "--jobs", 1) == 0
+    assert not used.exists()
 
 
 # Failures

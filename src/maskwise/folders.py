@@ -301,7 +301,7 @@ def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
         lock: the path of the lock file in the folder.
         work: a pattern of files that exist only after some work was done.
     """
-    new = not out.is_dir() or not any(map(_has_content, out.iterdir()))
+    new = is_new(out)
     path = out / lock
     with claim(path.parent, what, lock=path.name):
         sweep(out)
@@ -399,6 +399,11 @@ def refuse_below_file(folder: Path, *, what: str) -> None:
         raise MaskwiseError(f"{what} cannot be made", got=got, do="give a folder")
 
 
+def is_new(out: Path) -> bool:
+    """Return whether an output folder is missing or has no content, as in ``require_own``."""
+    return not out.is_dir() or not any(map(_has_content, out.iterdir()))
+
+
 def _has_content(path: Path) -> bool:
     """Return whether a file or folder is more than locks, partial files and empty folders."""
     if path.name.startswith(".") and path.name.endswith(TRACES):
@@ -408,12 +413,16 @@ def _has_content(path: Path) -> bool:
     return any(map(_has_content, path.iterdir()))
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, *, below: bool = True) -> None:
     """Remove partial files that killed processes left in a folder.
 
     The caller must hold the folder's lock.
+
+    Args:
+        below: whether to look in the folders inside of the folder, too.
     """
-    for partial in list(folder.rglob(".*.partial")):
+    found = folder.rglob if below else folder.glob
+    for partial in list(found(".*.partial")):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:

@@ -34,6 +34,7 @@ from maskwise.study.inputs import DATA
 from maskwise.study.probed import probed_rows
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.study.store import StageStore
+from maskwise.study.together import LOCK
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import MAX_LENGTH
 from maskwise.tasks.task import Task
@@ -53,8 +54,6 @@ from maskwise.weights import lora
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-LOCK = ".lock"
-"""The lock file in ``stages/`` of a running study. A folder with this file belongs to a study."""
 FEW_STEPS = 8
 """Before training, the batches of this many steps are masked, to check that there are targets
 (masked tokens)."""

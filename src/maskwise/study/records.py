@@ -18,7 +18,7 @@ from maskwise.constants import REFERENCE
 from maskwise.devices import hardware, versions
 from maskwise.errors import MaskwiseError
 from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
-from maskwise.folders import finite, read_lines, write_json
+from maskwise.folders import finite, read_json, read_lines, write_json
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.masking.schedules import schedule
 from maskwise.recipe import Recipe
@@ -234,6 +234,58 @@ def _asked(study: Study | Plain) -> list[list[str]]:
     return [sorted(pair) for pair in study.get("contrasts", ()) if [*pair] != separate]
 
 
+class StudyFiles:
+    """Writes study.json, which other calls and other processes write, too.
+
+    Call it when no other process writes the files of the study.
+
+    Args:
+        recipe: the recipe of the study.
+        design: the plans of this call.
+        out: the study's folder. ``require_same_study`` has checked it.
+        block: whether this call runs a part of the seeds.
+
+    Attributes:
+        seconds: the running time of the study; None if it is not known yet.
+    """
+
+    def __init__(self, recipe: Recipe, design: Design, out: Path, *, block: bool):
+        self.recipe = recipe
+        self.design = design
+        self.out = out
+        self.block = block
+        self.seconds: float | None = None
+        # study.json lists what the search chose for every seed, including seeds of other blocks.
+        for line in self.others().records:
+            if line["kind"] == "selection" and line["chosen"]:
+                design.chosen[line["arm"], line["search_seed"]] = line["chosen"]
+
+    def others(self) -> Others:
+        """Read the results of the seeds that this call does not run."""
+        if not self.block:
+            return Others([], [], [], {})
+        return others_of(self.out, read_json(self.out / "study.json") or {}, self.design)
+
+    def write_study(self, records: Sequence[Record]) -> Study:
+        """Write study.json, and return its content.
+
+        Args:
+            records: the records of this call, as far as they are known.
+        """
+        before = read_json(self.out / "study.json") or {}
+        others = self.others()
+        study = describe(self.recipe, self.design)
+        known = so_far(self.out, before, study)
+        # Another process may have run for a longer time.
+        times = [each for each in (self.seconds, known["seconds"]) if each is not None]
+        self.seconds = max(times, default=None)
+        known["seconds"] = self.seconds
+        known["pending"] = pending(study, [*others.records, *records])
+        study = others.added_to(study | known)
+        write_json(self.out / "study.json", study)
+        return study
+
+
 class Others(NamedTuple):
     """Results of the seeds that this call does not run, read from the study's folder.
 
@@ -287,6 +339,24 @@ def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = 
     if any(out.glob(f"stages/*/{DONE}")):
         do = f"{do}; with study.cache={out}/stages, it uses the finished stages that both share"
     raise MaskwiseError(f"--out {out} contains {lost}", got=got, do=do)
+
+
+def require_same_inputs(out: Path, before: Plain, study: Study, users: Sequence[str]) -> None:
+    """Raise an error if other processes run a different study in a folder.
+
+    Args:
+        out: the folder.
+        before: the content of study.json in ``out``.
+        study: the content of study.json for this call.
+        users: the other processes.
+    """
+    if not _same_inputs(before, study):
+        changed = different_settings(before.get("recipe") or {}, study["recipe"])
+        raise MaskwiseError(
+            f"another study is running in {out}",
+            got=f"{', '.join(users)}, with other values of {', '.join(changed) or 'its files'}",
+            do="wait until it ends, or give another folder",
+        )
 
 
 def has_results(out: Path) -> bool:

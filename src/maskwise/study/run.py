@@ -23,14 +23,7 @@ from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import masked_answers
 from maskwise.files import Record, Study, Summary
-from maskwise.folders import (
-    claim_run,
-    read_json,
-    read_lines,
-    write_json,
-    write_lines,
-    write_whole,
-)
+from maskwise.folders import read_json, read_lines, write_json, write_lines, write_whole
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
@@ -38,24 +31,24 @@ from maskwise.objectives import MaskedLanguageModelling, objective_class
 from maskwise.printing import print_notes
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.checks import LOCK, check_study, notes_of_texts
+from maskwise.study.checks import check_study, notes_of_texts
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run
 from maskwise.study.records import (
-    Others,
+    StudyFiles,
     collect,
     describe,
     failed_searches,
     failure_of,
     last_logged,
-    others_of,
     pending,
+    require_same_inputs,
     require_same_study,
-    so_far,
 )
 from maskwise.study.scheduler import RETRIES, execute
-from maskwise.study.stages import DONE, KINDS, TEXT, Stage
+from maskwise.study.stages import KINDS, TEXT, Stage
 from maskwise.study.store import StageStore
+from maskwise.study.together import StudyFolder
 from maskwise.study.work import open_text
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
@@ -80,7 +73,9 @@ def run_study(
 
     Args:
         recipe: a recipe with arms.
-        out: the study's folder. A study in this folder is resumed.
+        out: the study's folder. A study in this folder is resumed. Several processes, also on
+            several machines, may run the same study at the same time; each of them takes stages
+            that no other process runs, and all have the same results.
         jobs: the number of stages that run in parallel; None for the number of GPUs of this
             machine, or of cores if it has no GPU.
         quiet: whether to hide the live table.
@@ -108,38 +103,34 @@ def run_study(
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
     store = StageStore.of_study(recipe, out, cache)
     design = Design(recipe, store, seeds=block)
-    study = describe(recipe, design)
     # Raise an error before any work is done if a contrast names an arm that is not measured.
-    primary_pairs(study)
+    primary_pairs(describe(recipe, design))
     errors: dict[str, str] = {}
     worked = False
-    with claim_run(
-        out, "another study is running in", lock=f"stages/{LOCK}", work=f"stages/*/{DONE}"
-    ):
-        # Read study.json under the lock, because another block may have just finished.
-        before = read_json(out / "study.json") or {}
-        require_same_study(out, before, study, block=seeds is not None)
-        for name, text in (files or {}).items():
-            write_whole(out / name, text)
+    folder = StudyFolder(out)
+    with folder.used():
+        with folder.alone():
+            before = read_json(out / "study.json") or {}
+            study = describe(recipe, design)
+            users = folder.users()
+            if users:
+                require_same_inputs(out, before, study, users)
+            require_same_study(out, before, study, block=seeds is not None)
+            for name, text in (files or {}).items():
+                write_whole(out / name, text)
+            own = StudyFiles(recipe, design, out, block=seeds is not None)
+            own.write_study([])
         if not quiet:
+            if users:
+                notes.append(f"this study is also run by {' and '.join(users)}")
             print_notes([*notes, *prospect_lines(prospects_of(recipe))])
-        others = Others([], [], [], {})
-        if seeds is not None:
-            others = others_of(out, before, design)
-            # study.json lists what the search chose for every seed, including seeds of other
-            # blocks.
-            for line in others.records:
-                if line["kind"] == "selection" and line["chosen"]:
-                    design.chosen[line["arm"], line["search_seed"]] = line["chosen"]
-        known = so_far(out, before, study)
-        known["pending"] = pending(study, others.records)
         try:
             for plan in design.plans():
                 todo = unfinished(plan, store)
                 worked |= bool(todo)
                 # Write study.json before the work, because reports of unfinished studies read it.
-                study = others.added_to(describe(recipe, design) | known)
-                write_json(out / "study.json", study)
+                with folder.alone():
+                    own.write_study([])
                 errors |= execute(
                     todo, store, plan, jobs=jobs, quiet=quiet, engine=engine, retries=retries
                 )
@@ -147,34 +138,37 @@ def run_study(
                     texts = [stage for stage in todo if KINDS[stage.kind].output == TEXT]
                     print_notes(notes_of_texts(texts, store))
         finally:
-            seconds = known["seconds"] or 0.0
+            seconds = own.seconds or 0.0
             # Do not add the time of a repeated command on a finished study.
             if worked:
                 seconds += time.perf_counter() - began
-            known["seconds"] = round(seconds, 1)
-            write_json(out / "study.json", study | known)
+            own.seconds = round(seconds, 1)
+            with folder.alone():
+                own.write_study([])
         compared = [run for run in design.runs if run.compared]
         # The page shows masks of the study's first seed only. Other blocks must not replace them.
         shown = []
         if recipe.study.seed_list[0] in block:
             shown = compared
-        of_study = [*others.records, *design.choices, *failed_searches(design, errors)]
+        of_study = [*design.choices, *failed_searches(design, errors)]
         of_study += masked_records(recipe, shown, store)
-        records = collect(design.runs, store, errors, more=of_study)
-        known["pending"] = pending(study, records)
-        study = others.added_to(describe(recipe, design) | known)
-        write_json(out / "study.json", study)
-        write_lines(out / "records.jsonl", records)
-        write_lines(out / "timings.jsonl", [*others.timings, *_timings(design, store)])
-        # Only generation tasks produce answers in words.
-        answered = _answers(compared, store, others.answers)
-        if answered:
-            write_lines(out / PREDICTIONS, answered)
-        if shown or not (out / "samples.json").is_file():
-            write_json(out / "samples.json", samples(shown, store))
-        summary = summarise(records, study)
-        write_json(out / "summary.json", summary)
-        report = write_report(out)
+        masked = samples(shown, store)
+        with folder.alone():
+            others = own.others()
+            more = [*others.records, *of_study]
+            records = collect(design.runs, store, errors, more=more)
+            study = own.write_study(records)
+            write_lines(out / "records.jsonl", records)
+            write_lines(out / "timings.jsonl", [*others.timings, *_timings(design, store)])
+            # Only generation tasks produce answers in words.
+            answered = _answers(compared, store, others.answers)
+            if answered:
+                write_lines(out / PREDICTIONS, answered)
+            if shown or not (out / "samples.json").is_file():
+                write_json(out / "samples.json", masked)
+            summary = summarise(records, study)
+            write_json(out / "summary.json", summary)
+            report = write_report(out)
     failed = [record for record in records if record["kind"] == "failure"]
     failed += _failed_overlaps(design, store, errors)
     return {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
@@ -221,7 +215,7 @@ def unfinished(plan: Plan, store: StageStore) -> list[Stage]:
         # Texts are always needed, because the page shows samples of them.
         wanted = KINDS[stage.kind].output == TEXT or stage.name in needed
         if not missing and wanted and store.damage(stage):
-            (store.folder(stage) / DONE).unlink()
+            store.unmake(stage)
             missing = True
         if missing:
             todo.add(stage.name)

@@ -4,7 +4,8 @@ A plan is a list of runs, and a run consists of stages, such as pre-training. If
 stages that need its result fail with the same error, and all others continue. If the failure may be
 temporary (``jobs.Failure.passing``), the stage is retried after a pause. A retry resumes from the
 last saved state and has the same result. All state is in the folders of the stages, so the same
-command resumes after any interruption.
+command resumes after any interruption. Several processes may execute the same plan: each takes
+stages that no other process runs, and waits for the others.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from rich.live import Live
 from rich.text import Text
 
 from maskwise.errors import MaskwiseError, duration
-from maskwise.folders import appears, locked
+from maskwise.folders import appears
 from maskwise.jobs import Failure, open_pool
 from maskwise.printing import LINE_SECONDS, Terminal
 from maskwise.recipe.overrides import Plain
@@ -37,6 +38,8 @@ RETRIES = 2
 """Default number of retries of a stage."""
 PAUSE_SECONDS = 2.0
 """Pause in seconds before the first retry. Every further pause is twice as long."""
+LOOK_SECONDS = 1.0
+"""How often to look whether a stage that another process runs is finished."""
 
 
 Task = tuple[str, Plain, StageKind]
@@ -82,7 +85,8 @@ def execute(
     # If a stage that every run needs fails, there is nothing left to do.
     needed_by_all = set.intersection(*(set(run.stages) for run in plan.runs))
     waiting = named(todo)
-    running: dict[Future[Plain], Stage] = {}
+    running: dict[Future[Plain | None], Stage] = {}
+    elsewhere: set[str] = set()
     tries = dict.fromkeys(waiting, 0)
     not_before = dict.fromkeys(waiting, 0.0)
     function = partial(do_stage, store=store)
@@ -98,14 +102,25 @@ def execute(
                     del waiting[name]
                     continue
                 ready = unfinished.isdisjoint(stage.needs)
-                paused = time.monotonic() < not_before[name]
                 # Submit a stage only if a worker is free. If stages waited in the pool, a stage of
                 # an earlier run that becomes ready later would have to wait behind them.
-                if ready and not paused and len(running) < pool.places:
+                free = len(running) < pool.places or name in elsewhere
+                if not ready or not free or time.monotonic() < not_before[name]:
+                    continue
+                elsewhere.discard(name)
+                if store.result(stage) is not None:
+                    progress.forecast.look(name)
+                    del waiting[name]
+                elif store.is_run(stage):
+                    elsewhere.add(name)
+                    not_before[name] = time.monotonic() + LOOK_SECONDS
+                elif len(running) < pool.places:
                     task = name, stage.as_dict(), KINDS[stage.kind]
                     running[pool.submit(function, task)] = waiting.pop(name)
-            # Nothing runs if all remaining stages are in the pause before a retry.
+            # Nothing runs if all remaining stages are run by other processes, or in the pause
+            # before a retry.
             if not running:
+                progress.update(elsewhere, errors)
                 time.sleep(0.1)
                 continue
             ended, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -113,6 +128,10 @@ def execute(
                 stage = running.pop(future)
                 name = stage.name
                 failure = _failure(future, store.folder(stage))
+                if failure is None and future.result() is None:
+                    # Another process has locked the stage meanwhile.
+                    waiting[name] = stage
+                    continue
                 if failure is None:
                     progress.forecast.look(name)
                     continue
@@ -128,17 +147,17 @@ def execute(
                     progress.say(f"{name} failed: {failure.error}")
                     errors[name] = failure.error
             # ``wait`` returns after at most 0.5 seconds, so the display is updated twice a second.
-            progress.update(named(running.values()), errors)
+            progress.update([*named(running.values()), *elsewhere], errors)
     return errors
 
 
-def _failure(future: Future[Plain], folder: Path) -> Failure | None:
-    """Return why a stage that has ended is not finished; None if it is finished."""
+def _failure(future: Future[Plain | None], folder: Path) -> Failure | None:
+    """Return why a stage that has ended failed; None if it is finished, or run elsewhere."""
     try:
-        future.result()
+        result = future.result()
     except Failure as failure:
         return failure
-    if appears(folder / DONE):
+    if result is None or appears(folder / DONE):
         return None
     return Failure(
         "a worker finished the stage, but its folder is not visible on this machine; use a folder "
@@ -147,12 +166,15 @@ def _failure(future: Future[Plain], folder: Path) -> Failure | None:
     )
 
 
-def do_stage(task: Task, *, store: StageStore) -> Plain:
-    """Execute one stage in a worker.
+def do_stage(task: Task, *, store: StageStore) -> Plain | None:
+    """Execute one stage in a worker, unless another process runs it.
 
     Args:
         task: the name, the fields and the kind of the stage.
         store: the folders of stages.
+
+    Returns:
+        The result of the stage; None if another process runs it.
 
     Raises:
         MaskwiseError: the stage has a different name on this machine, because library versions or
@@ -173,20 +195,13 @@ def do_stage(task: Task, *, store: StageStore) -> Plain:
         done = store.folder(need) / DONE
         if not appears(done):
             raise FileNotFoundError(f"{done} is not visible on this machine")
-    with only_copy(store.folder(stage)):
-        return run_stage(stage, store)
-
-
-@contextmanager
-def only_copy(folder: Path) -> Iterator[None]:
-    """Lock the folder of a stage; wait while another process has locked it."""
-    # A machine that lost its connection may still be training. The retry on another machine waits
-    # for the lock, and then finds a finished stage or resumes it. If a process dies, its lock is
-    # released.
-    folder.mkdir(parents=True, exist_ok=True)
-    held = locked(folder / ".lock", wait=-1)
+    # A machine that lost its connection may still be training. The retry on another machine then
+    # finds a lock, and later a finished stage, or one to resume.
+    held = store.lock(stage)
+    if held is None:
+        return None
     try:
-        yield
+        return run_stage(stage, store)
     finally:
         held.release()
 

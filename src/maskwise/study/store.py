@@ -8,8 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from maskwise.errors import MaskwiseError
-from maskwise.folders import damage, read_json, refuse_below_file
+from maskwise.folders import damage, locked, read_json, refuse_below_file, writing
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import user_path
@@ -88,6 +90,32 @@ class StageStore:
         if KINDS[stage.kind].output is None:
             return None
         return damage(self.output(stage))
+
+    def lock(self, stage: Stage) -> FileLock | None:
+        """Lock a stage, and return the lock. Return None if another process runs the stage."""
+        folder = self.folder(stage)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                return locked(folder / ".lock", wait=0)
+            except Timeout:
+                return None
+
+    def is_run(self, stage: Stage) -> bool:
+        """Return whether a process runs a stage now."""
+        held = self.lock(stage)
+        if held:
+            held.release()
+        return held is None
+
+    def unmake(self, stage: Stage) -> None:
+        """Remove the result of a finished stage whose files are damaged."""
+        held = self.lock(stage)
+        # While another process makes the files anew, they look damaged.
+        if held:
+            if self.damage(stage):
+                (self.folder(stage) / DONE).unlink(missing_ok=True)
+            held.release()
 
     def stages(self) -> Iterator[Stage]:
         """Read all stages in the folders, also those of other recipes."""

@@ -1,0 +1,96 @@
+"""Several processes may work on one study at the same time, also on several machines.
+
+They need a folder on a file system that all of them see. Each process takes stages that no other
+process runs (``StageStore.lock``), and all of them write the files of the study, such as
+records.jsonl, when no stage is left. Locks end with their process, even if it is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import Timeout
+
+from maskwise.errors import MaskwiseError
+from maskwise.folders import is_new, locked, sweep, writing
+from maskwise.study.stages import DONE
+
+LOCK = ".lock"
+"""The lock file in ``stages/``. A folder with this file belongs to a study."""
+USED = ".use.lock"
+"""The ending of the lock files that processes hold in ``stages/`` while they work."""
+
+
+class StudyFolder:
+    """The folder of a study, which several processes may use.
+
+    Args:
+        out: the folder.
+
+    Attributes:
+        own: the lock file that this process holds while it uses the folder.
+    """
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.stages = out / "stages"
+        self.own = self.stages / f".{socket.gethostname()}-{os.getpid()}{USED}"
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Tell other processes that this process uses the folder.
+
+        If the folder is new and the study fails before any work, remove it.
+        """
+        new = is_new(self.out)
+        with self.alone():
+            held = locked(self.own, wait=0)
+            # Files of stages in progress are removed when these stages are run again.
+            sweep(self.out, below=False)
+        try:
+            yield
+        # An OSError names a file that cannot be written, such as in a folder of shared stages.
+        except (MaskwiseError, OSError):
+            with self.alone():
+                if new and not any(self.stages.glob(f"*/{DONE}")) and not self.users():
+                    shutil.rmtree(self.out)
+            raise
+        finally:
+            self.own.unlink(missing_ok=True)
+            held.release()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from writing the files of the study. Wait while they write.
+
+        Raises:
+            MaskwiseError: the folder cannot be written.
+        """
+        with writing(self.stages):
+            self.stages.mkdir(parents=True, exist_ok=True)
+            held = locked(self.stages / LOCK, wait=-1)
+        try:
+            yield
+        finally:
+            held.release()
+
+    def users(self) -> list[str]:
+        """List the other processes that use the folder, as HOST-NUMBER. Call it when ``alone``."""
+        found = []
+        for path in sorted(self.stages.glob(f".*{USED}")):
+            if path == self.own:
+                continue
+            try:
+                held = locked(path, wait=0)
+            except Timeout:
+                found.append(path.name[1:].removesuffix(USED))
+                continue
+            # Its process was killed.
+            path.unlink(missing_ok=True)
+            held.release()
+        return found
