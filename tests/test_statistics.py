@@ -16,8 +16,11 @@ from maskwise.errors import MaskwiseError
 from maskwise.verdict.statistics import (
     EXACT_RUNS,
     MOST_RUNS,
+    NODES,
+    _critical_means,
     attainable_level,
     binomial_interval,
+    binomial_upper_bound,
     can_decide,
     detectable_difference,
     estimated,
@@ -293,3 +296,18 @@ def test_the_binomial_interval_is_exact():
     expected = stats.beta.ppf(0.025, 3, 8), stats.beta.ppf(0.975, 4, 7)
     assert binomial_interval(3, 10) == pytest.approx(expected)
     assert binomial_interval(0, 8) == pytest.approx((0, 1 - 0.025 ** (1 / 8)))
+
+
+@pytest.mark.parametrize("count, of", [(0, 4), (1, 10), (3, 7), (5, 5), (40, 200)])
+def test_binomial_intervals_are_those_of_scipy(count, of):
+    expected = stats.binomtest(count, of).proportion_ci(0.95, method="exact")
+    assert binomial_interval(count, of) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    bound = stats.binomtest(count, of, alternative="less").proportion_ci(0.95, method="exact").high
+    assert binomial_upper_bound(count, of) == pytest.approx(bound, abs=1e-12)
+
+
+@pytest.mark.parametrize("runs, level", [(6, 0.03), (12, 0.05), (24, 0.0125)])
+def test_critical_means_are_quantiles_of_scipy(runs, level):
+    quantiles = stats.chi2.ppf((NODES + 1) / 2, runs - 1)
+    expected = stats.t.ppf(1 - level / 2, runs - 1) * np.sqrt(quantiles / (runs - 1))
+    assert _critical_means(runs, level) == pytest.approx(expected, rel=1e-12)

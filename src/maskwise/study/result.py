@@ -18,7 +18,6 @@ from maskwise.files import Contrast, Record, Study, Summary
 from maskwise.folders import MANIFEST, read_lines, require_own
 from maskwise.measurements import measurements, table_of
 from maskwise.study.inputs import AnyRecipe, Overrides, overrides_of
-from maskwise.verdict.outcomes import read_outcomes
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -113,6 +112,9 @@ class StudyResult:
         Raises:
             MaskwiseError: no run has finished.
         """
+        # Imported here because scipy, which plans and workers do not need, takes a second.
+        from maskwise.verdict.outcomes import read_outcomes
+
         table = read_outcomes(self.folder)
         outcome = self.contrasts[0]["outcome"] if self.contrasts else ""
         if table is None or outcome not in table.scales:

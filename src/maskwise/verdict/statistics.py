@@ -39,7 +39,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from maskwise.errors import MaskwiseError
 from maskwise.files import Estimate
@@ -370,7 +370,7 @@ def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> tuple[floa
     """
     a = _finite(numerators)
     b = _finite(denominators)
-    t2 = stats.t.ppf(1 - ALPHA / 2, len(a) - 1) ** 2
+    t2 = special.stdtrit(len(a) - 1, 1 - ALPHA / 2) ** 2
     (var_a, cov), (_, var_b) = np.cov(a, b) / len(a)
     # The ends are the roots of square · r² − 2 · middle · r + constant.
     square = b.mean() ** 2 - t2 * var_b
@@ -389,8 +389,13 @@ def binomial_interval(count: int, of: int) -> tuple[float, float]:
     >>> [round(end, 3) for end in binomial_interval(1, 10)]
     [0.003, 0.445]
     """
-    interval = stats.binomtest(count, of).proportion_ci(0.95, method="exact")
-    return float(interval.low), float(interval.high)
+    low, high = 0.0, 1.0
+    # Quantiles of beta distributions.
+    if count > 0:
+        low = float(special.betaincinv(count, of - count + 1, ALPHA / 2))
+    if count < of:
+        high = float(special.betaincinv(count + 1, of - count, 1 - ALPHA / 2))
+    return low, high
 
 
 def binomial_upper_bound(count: int, of: int) -> float:
@@ -403,7 +408,7 @@ def binomial_upper_bound(count: int, of: int) -> float:
     """
     if count >= of:
         return 1.0
-    return float(stats.beta.ppf(1 - ALPHA, count + 1, of - count))
+    return float(special.betaincinv(count + 1, of - count, 1 - ALPHA))
 
 
 def attainable_level(runs: int, alpha: float = ALPHA) -> float:
@@ -445,9 +450,9 @@ def look_weights(looks: Sequence[int]) -> list[float]:
     Source: Lan and DeMets (1983), the spending function 2 − 2 Φ(z / √t), which resembles O'Brien
         and Fleming's boundary.
     """
-    z = stats.norm.ppf(1 - ALPHA / 2)
+    z = special.ndtri(1 - ALPHA / 2)
     fractions = np.array(looks) / looks[-1]
-    spent = 2 * stats.norm.sf(z / np.sqrt(fractions))
+    spent = 2 * special.ndtr(-z / np.sqrt(fractions))
     return (np.diff(spent, prepend=0.0) / ALPHA).tolist()
 
 
@@ -497,9 +502,9 @@ def _critical_means(runs: int, level: float) -> NDArray[np.float64]:
 
     Their unit is the true standard error of the mean.
     """
-    quantiles = stats.chi2.ppf((NODES + 1) / 2, runs - 1)
+    quantiles = 2 * special.gammaincinv((runs - 1) / 2, (NODES + 1) / 2)
     sample_sds = np.sqrt(quantiles / (runs - 1))
-    return stats.t.ppf(1 - level / 2, runs - 1) * sample_sds
+    return special.stdtrit(runs - 1, 1 - level / 2) * sample_sds
 
 
 @cache
