@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 import maskwise as mw
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_lines
+from maskwise.study.adapt import Adaptation
 from maskwise.study.inputs import file_of_rows, overrides_of, task_specs, text_source
 from maskwise.tasks import load_task
 from tiny import write_inputs
@@ -234,3 +235,43 @@ def test_evaluate_reads_texts_from_memory():
 
 def test_load_task_is_public():
     assert mw.load_task("trivia").name == "trivia"
+
+
+# Adapt
+# ----------------------------------------------------------------------------
+
+
+def test_adapt_takes_texts_and_labels_from_memory(inputs, tmp_path):
+    _, texts, rows = inputs
+    given = {
+        "out": tmp_path / "out",
+        "tasks": {"letters": rows},
+        "steps": 4,
+        "runs": 1,
+        "overrides": {"finetune.steps": 4, "corpus.held_out": 0.2},
+        "progress": False,
+    }
+    adapted = mw.adapt("bundled:encoder", texts, **given)
+    assert adapted.answer.startswith("These runs cannot tell") and adapted.answer in str(adapted)
+    assert adapted.helps is None
+    assert set(adapted.to_dataframe().arm) == {"words-30", "no-pretraining"}
+    assert (adapted.model / "model.safetensors").is_file()
+    assert (adapted.sentence_model / "modules.json").is_file()
+    recipe = yaml.safe_load((tmp_path / "out" / "adapt.yaml").read_text())
+    assert recipe["tasks"] == [f"{next(adapted.folder.glob('data/letters-*'))}(name='letters')"]
+
+
+def test_adapt_refuses_what_takes_too_long_and_runs_nothing(inputs, tmp_path, monkeypatch):
+    _, texts, rows = inputs
+    plan = {"seconds": 1e5, "smaller": {"fits": True}}
+    monkeypatch.setattr(Adaptation, "plan", lambda _: plan)
+    with pytest.raises(MaskwiseError, match="longer than"):
+        mw.adapt(
+            "bundled:encoder",
+            texts,
+            tasks={"letters": rows},
+            time="1m",
+            out=tmp_path / "out",
+            progress=False,
+        )
+    assert not (tmp_path / "out" / "study.json").exists()

@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     )
     from maskwise.packed import PackedCollator
     from maskwise.starts import push_to_hub
-    from maskwise.study.result import StudyResult, study
+    from maskwise.study.result import StudyResult, adapt, study
     from maskwise.study.scores import compare
     from maskwise.tasks import load_task
     from maskwise.trainer import MaskingTrainer
 
 _HOMES = {
+    "adapt": "maskwise.study.result",
     "annotate_rows": "maskwise.api",
     "encode": "maskwise.api",
     "evaluate": "maskwise.api",
@@ -69,6 +70,7 @@ __all__ = [
     "SteppedDataset",
     "StudyResult",
     "__version__",
+    "adapt",
     "annotate_rows",
     "compare",
     "corrupt",

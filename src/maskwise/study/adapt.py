@@ -50,7 +50,7 @@ from maskwise.recipe import Recipe, apply_overrides, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override
 from maskwise.recipe.unused import drop_unused
 from maskwise.specs import split_options, with_options
-from maskwise.study.checks import check_names, cut_share, row_sizes
+from maskwise.study.checks import OWN_FILES, check_names, cut_share, row_sizes
 from maskwise.study.forecast import dry_run
 from maskwise.study.records import has_results
 from maskwise.study.run import run_study
@@ -71,7 +71,6 @@ from maskwise.study.starter import (
     write_pairs,
 )
 from maskwise.study.timing import samples_of
-from maskwise.study.together import LOCK
 from maskwise.study.unread import names_in_study, refuse_unread
 from maskwise.tasks import load_task
 from maskwise.text import load_tokenizer
@@ -414,7 +413,7 @@ class Adaptation:
 
     def __init__(self, request: Request, *, dry_run: bool = False):
         self.request = request
-        require_own(request.out, f"stages/{LOCK}", what="a study")
+        require_own(request.out, *OWN_FILES, what="a study")
         self._seconds = request.seconds
         # A study in the folder may need its own pairs, so others are written to another folder.
         self._used = has_results(request.out)

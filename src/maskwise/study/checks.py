@@ -54,6 +54,8 @@ from maskwise.weights import lora
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+OWN_FILES = (f"stages/{LOCK}", f"{DATA}/*.jsonl")
+"""Patterns of files by which a folder is known to be that of a study."""
 FEW_STEPS = 8
 """Before training, the batches of this many steps are masked, to check that there are targets
 (masked tokens)."""
@@ -100,7 +102,7 @@ def check_study(
             got=first,
             do=f"remove training.seed; for other seeds, set study.seeds={others}",
         )
-    marks = [f"stages/{LOCK}", f"{DATA}/*.jsonl"]
+    marks = [*OWN_FILES]
     # With ``seeds``, machines may share the work. The files of a study may then have been copied
     # here from another machine without its stages.
     if seeds is not None:

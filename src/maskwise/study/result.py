@@ -17,7 +17,14 @@ from maskwise.errors import MaskwiseError
 from maskwise.files import Contrast, Record, Study, Summary
 from maskwise.folders import MANIFEST, read_lines, require_own
 from maskwise.measurements import measurements, table_of
-from maskwise.study.inputs import AnyRecipe, Overrides, overrides_of
+from maskwise.study.inputs import (
+    DATA,
+    AnyRecipe,
+    Overrides,
+    overrides_of,
+    task_specs,
+    text_source,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -214,3 +221,101 @@ def study(
     whole = read_used(read, changes, names=names_in_study, command="study")
     run_study(whole, out, jobs=jobs, engine=engine, seeds=seeds, quiet=not progress)
     return StudyResult.read(out)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted(StudyResult):
+    """A study that trained an encoder further, and the adapted model.
+
+    Attributes:
+        answer: whether further training helped, how much, and at what cost.
+        helps: the arm that is decided to be better than the unchanged model; None if none is.
+        model: the folder of the adapted model for transformers, whether or not it is better; None
+            if no run has finished.
+        sentence_model: the folder of the same model for sentence-transformers.
+        next_step: what to do next.
+    """
+
+    answer: str
+    helps: str | None
+    model: Path | None
+    sentence_model: Path | None
+    next_step: str
+
+    def __str__(self) -> str:
+        return "\n".join([self.answer, *([f"Model: {self.model}"] if self.model else [])])
+
+
+def adapt(
+    model: str | Path,
+    texts: object,
+    *,
+    out: str | Path,
+    tasks: object = None,
+    arms: Sequence[str] = ("words-30",),
+    policy: str | Path | None = None,
+    steps: int = 600,
+    runs: int = 6,
+    seeds: Sequence[int] | None = None,
+    overrides: Overrides = (),
+    time: str | None = None,
+    jobs: int | None = None,
+    progress: bool = True,
+) -> Adapted:
+    """Train an encoder further on your text, and test whether this helps (``maskwise adapt``).
+
+    The same call resumes a run that was interrupted.
+
+    Args:
+        model: an encoder: a folder, a hub id, "bundled:encoder" or "package:NAME".
+        texts, tasks: as for `study`. Without tasks, one is made of the titles of the texts.
+        out: the folder of the study. ``out``/adapt.yaml is the recipe that is run.
+        arms: ways to train, of "words-30", "token-15", "token-30", "token-40" and "tsdae".
+        policy: the folder of a policy from ``learn``, for an additional arm.
+        steps: steps of further training.
+        runs: runs of each arm; a decision needs at least 6.
+        seeds: the seeds of the runs, in place of ``runs``.
+        overrides: further settings of the recipe to change.
+        time: a time limit such as "90m". If the study takes longer, nothing is run.
+        jobs, progress: as for `study`.
+
+    Raises:
+        MaskwiseError: an input is invalid, the study takes longer than ``time``, or ``out`` has
+            other files or another study.
+
+    >>> adapted = adapt("bundled:encoder", "my_texts.txt", out="runs/a")  # doctest: +SKIP
+    >>> adapted.helps, adapted.model  # doctest: +SKIP
+    """
+    from maskwise.study.adapt import Adaptation, Request
+
+    out = Path(out)
+    request = Request(
+        model=str(model),
+        texts=text_source(texts, out / DATA),
+        out=out,
+        tasks=() if tasks is None else (*task_specs(tasks, out / DATA),),
+        arms=(*arms,),
+        policy=None if policy is None else str(policy),
+        steps=steps,
+        seeds=runs if seeds is None else (*seeds,),
+        overrides=(*overrides_of(overrides, None, None, out),),
+        time=time,
+        jobs=jobs,
+    )
+    with Adaptation(request) as adaptation:
+        if time is not None:
+            adaptation.require_time(adaptation.plan())
+        found = adaptation.run(quiet=not progress)
+    folders = [*map(Path, found["folders"]), None, None]
+    result = StudyResult.read(out)
+    return Adapted(
+        result.folder,
+        result.study,
+        result.records,
+        result.summary,
+        answer=found["answer"],
+        helps=found["helps"],
+        model=folders[0],
+        sentence_model=folders[1],
+        next_step=found["next"],
+    )
