@@ -4,10 +4,14 @@ per run.
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +25,7 @@ from maskwise.study.plan import make_plan
 from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from maskwise.tasks import encode, load_task
-from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
+from maskwise.text import Rows, bundled_path, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.worlds import (
     SAME_WORDS,
@@ -32,7 +36,7 @@ from maskwise.text.worlds import (
     of_run,
     read_world,
 )
-from tiny import find_recipe
+from tiny import find_recipe, read_lines
 
 
 @pytest.fixture(scope="module")
@@ -437,3 +441,34 @@ def test_a_run_goes_from_the_texts_to_a_score(tmp_path):
     assert 0 <= score["score"] <= 1 and results["overlap"]["record"]["overlapping"] == 0
     masks = {line["masks"] for line in results["evaluate"]["records"]}
     assert masks == {"whole-word", "salient"}
+
+
+# Files
+# ----------------------------------------------------------------------------
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "worlds.py"
+MAIN = runpy.run_path(str(SCRIPT))["main"]
+CONTENTS = json.loads(Path(__file__).with_name("worlds.json").read_text())
+"""Hashes of worlds as maskwise 0.1 made them, keyed by world and seed."""
+
+
+def content(folder):
+    """A hash of the texts, spans and questions in the files of a world."""
+    records = [read_lines(folder / f"{name}.jsonl") for name in ("corpus", "questions")]
+    return hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("spec", CONTENTS)
+def test_the_script_writes_the_worlds_that_it_always_wrote(spec, tmp_path):
+    pinned = CONTENTS[spec]
+    MAIN([str(tmp_path), spec, "--seeds", *pinned])
+    assert {seed: content(tmp_path / seed) for seed in pinned} == pinned
+
+
+def test_bundled_worlds_are_those_of_the_script(tmp_path):
+    MAIN([str(tmp_path), "factworld(people=200)", "--seeds", "0", "11", "--bundled"])
+    made = sorted(tmp_path.iterdir())
+    assert len(made) == 4
+    for path in made:
+        bundled = bundled_path(path.name.removesuffix(".jsonl.gz"))
+        assert gzip.decompress(bundled.read_bytes()) == gzip.decompress(path.read_bytes())

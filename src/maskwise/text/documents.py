@@ -48,6 +48,9 @@ from maskwise.text.worlds import read_world
 
 Item = TypeVar("Item")
 
+WORLDS = tuple(f"world-{seed}" for seed in range(12))
+"""The bundled worlds of scripts/worlds.py: texts about invented people, for whom the best masking
+policy is known. NAME-questions has the questions about a world's people."""
 BUNDLED = (
     "banking77",
     "clinc150",
@@ -58,6 +61,8 @@ BUNDLED = (
     "wikigold",
     "wikipedia",
     "wnut17",
+    *WORLDS,
+    *(f"{world}-questions" for world in WORLDS),
 )
 UNNAMED = "the list of documents"
 """Name of a corpus that is given as a list."""
