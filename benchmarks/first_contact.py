@@ -28,7 +28,7 @@ from maskwise.folders import read_lines
 from maskwise.recipe import read_recipe
 from maskwise.study import run_study
 from maskwise.study.costs import PLATEAU_VOCABULARY, plateau_targets
-from maskwise.study.forecast import outlook_of
+from maskwise.study.forecast import check
 from maskwise.study.single import run_pretrain
 
 
@@ -41,7 +41,7 @@ def minutes(*recipes: str) -> Any:
     table = {}
     for words in recipes:
         name, *overrides = words.split()
-        times = outlook_of(name, overrides)["time"]
+        times = check(name, overrides)["time"]
         predicted = sum(kind["seconds"] for kind in times["stages"].values())
         with tempfile.TemporaryDirectory() as folder:
             began, before = time.perf_counter(), worked()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from maskwise.cli.terminal import plan_lines
+from maskwise.cli.terminal import adapt_lines
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import overlap_record
 from maskwise.families import most_tokens
@@ -44,7 +44,7 @@ from maskwise.study.prospects import prospects_of
 from maskwise.study.stages import overlap_stage
 from maskwise.study.starter import draft_of as first_study
 from maskwise.study.store import StageStore
-from maskwise.study.timing import TIMERS
+from maskwise.study.timing import TIMERS, time_words
 from maskwise.study.work import run_stage
 from maskwise.tasks import load_task
 from maskwise.text.documents import Documents, place_of
@@ -206,7 +206,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert maskwise(*command, "--dry-run") == 0
     # a table; JSON where it is asked for
     printed = capfd.readouterr().out
-    assert printed.lstrip().startswith("stages") and "Time: about" in printed and "GiB" in printed
+    assert "stages" in printed and ", about " in printed and "GiB" in printed
     share = "40.0% of the documents are held out from training; the task title-to-text is made of"
     assert share in printed
     assert not [*tmp_path.glob("*pairs*")]  # nothing was written
@@ -531,16 +531,16 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     cut = cut_rows(adapted(labels, overrides=["finetune.max_length=64"]))
     plan: dict[str, Any] = {"seconds": 7300.0, "memory_gib": 1.5, "jobs": 2, "unknown": []}
     plan |= {"cut": cut, "max_length": 64}
-    time, rows = plan_lines(plan, "2h")
+    (rows,) = adapt_lines(plan, "2h")
+    time = time_words(plan)
     assert "about 2.0 h" in time and "1.5 GiB" in time
     assert rows.startswith(f"{cut['labels']:.1%} of the rows of") and "64 tokens" in rows
-    unknown = plan_lines(plan | {"seconds": None, "unknown": ["learn"]}, "2h")
-    said = "Time: unknown, because no similar stage was timed on this machine yet: learn."
-    assert unknown == [said, rows]
+    unknown = time_words(plan | {"seconds": None, "unknown": ["learn"]})
+    assert unknown.startswith("unknown, ") and unknown.endswith(": learn")
     # What takes the time is named, also if nothing fits.
     smaller = {"seconds": 7000.0, "fits": False, "contrasts": [], "command": "a command"}
     works = {"fine-tuning on labels.jsonl": 6000.0, "training": 2000.0}
-    *_, why, smallest, command = plan_lines(plan | {"smaller": smaller, "works": works}, "35m")
+    *_, why, smallest, command = adapt_lines(plan | {"smaller": smaller, "works": works}, "35m")
     assert "--time 35m" in why and "75% of the work is fine-tuning on labels.jsonl" in why
     assert "1.9 h" in smallest and command == "a command"
 

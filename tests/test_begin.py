@@ -19,7 +19,7 @@ from maskwise import __version__
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
-from maskwise.study.forecast import outlook_of
+from maskwise.study.forecast import check, lines_of
 from maskwise.study.starter import draft_of, is_task, look_at, recipe_for
 from maskwise.tasks import load_task
 from tiny import WORDS, maskwise, write_inputs, write_lines
@@ -54,7 +54,7 @@ def test_check_counts_times_and_doubts(recipe, capfd):
     assert 0.1 < token["share"] < 0.2 < word["share"] < 0.4
     assert facts["tasks"]["task"]["rows"] == {"train": 20, "dev": 10, "test": 10}
     assert facts["tasks"]["task"]["labels"] == {"a": 10, "b": 10}
-    assert [*facts["time"]["stages"]] == ["prepare", "pretrain", "evaluate", "finetune", "overlap"]
+    assert [*facts["stages"]] == ["prepare", "pretrain", "evaluate", "finetune", "overlap"]
     assert facts["time"]["seconds"] > 1 and facts["time"]["memory_gib"] > 0.1
     doubts = " ".join(doubt["what"] for doubt in facts["doubts"])
     assert "2 runs of each arm cannot decide" in doubts and "only 10 test items" in doubts
@@ -70,13 +70,13 @@ def test_check_counts_times_and_doubts(recipe, capfd):
 
 
 def doubts_of(subject: Path, *overrides: str) -> str:
-    facts = outlook_of(str(subject), overrides, timing=False)
+    facts = check(str(subject), overrides, timing=False)
     return " ".join(doubt["what"] for doubt in facts["doubts"])
 
 
 def test_check_counts_the_held_out_rows_of_the_whole_text(recipe):
     """A sample has too few documents for its own share to be the share of the text."""
-    counts = outlook_of("quick-start", timing=False)["corpus"]
+    counts = check("quick-start", timing=False)["corpus"]
     assert counts["held_out_rows"] == pytest.approx(0.02 * counts["rows"], rel=0.1)
     assert "held-out loss is inexact" in doubts_of(recipe, "corpus.length=32")
 
@@ -84,7 +84,7 @@ def test_check_counts_the_held_out_rows_of_the_whole_text(recipe):
 def test_check_says_what_is_wrong_before_anything_is_trained(recipe):
     for subject in ("nowhere.yaml", recipe):
         with pytest.raises(MaskwiseError, match="does not exist; got /"):
-            outlook_of(str(subject), ["corpus.source=nowhere.txt"])
+            check(str(subject), ["corpus.source=nowhere.txt"])
     draw = random.Random(0)
     proteins = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=200)) for _ in range(80)]
     Path("proteins.txt").write_text("\n\n".join(proteins))
@@ -163,7 +163,7 @@ def test_a_text_of_letters_gets_a_tokenizer_of_letters_and_rows_that_hold_a_sequ
     written = text_of(str(path))
     for setting in ("kind: letter, lowercase: false", "length: 160", "masks: [token]"):
         assert setting in written
-    facts = outlook_of(str(path), timing=False)
+    facts = check(str(path), timing=False)
     assert facts["model"]["vocabulary"] == facts["corpus"]["vocabulary"] < 64
     assert facts["training"]["plateau_steps"] is None  # the rule was fitted on words
 
@@ -206,10 +206,10 @@ def test_check_says_how_many_of_the_labelled_rows_are_used(tmp_path):
     for rows, found in ((None, 210), (50, 210)):
         subject = str(labels)
         asked = [f"tasks=['{labels}(train_rows={rows})']"] if rows else []
-        facts = outlook_of(subject, asked, timing=False)
+        facts = check(subject, asked, timing=False)
         task = facts["tasks"]["labels"]
         assert (task["rows"]["train"], task["found"]) == (rows or 200, found)
-        [line] = [line for name, line in facts["lines"] if name == "task labels"]
+        [line] = [line for name, line in lines_of(facts) if name == "task labels"]
         assert f"{rows or 200} train of {found} (train_rows)" in line
 
 

@@ -14,7 +14,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, timing
 from maskwise.study.costs import CHANGE_NO_TIME, Forecast, until_end
-from maskwise.study.forecast import outlook_of
+from maskwise.study.forecast import check
 from maskwise.study.scheduler import StudyProgress
 from maskwise.study.stages import Stage
 from maskwise.study.store import StageStore
@@ -96,7 +96,7 @@ def test_check_times_each_phase_in_rows_of_its_own(recipe):
     phases = of_kind("pretrain", forecast)
     forecast.add(phases[0], 60.0)
     assert forecast.seconds(phases[1]) is None
-    assert not outlook_of(str(recipe), [*SMALL, *asked])["time"]["unknown"]
+    assert not check(str(recipe), [*SMALL, *asked])["time"]["unknown"]
     assert {*map(forecast.key, phases)} <= forecast_of(recipe, *asked).rates.keys()
     planned = dry_run(read_recipe(recipe, [*SMALL, *asked]), Path("none"), jobs=1)
     assert planned["unknown"] == []
@@ -107,13 +107,13 @@ def test_samplers_are_timed_on_a_sample_with_few_held_out_rows(recipe, monkeypat
     asked += ["corpus.length=16", "corpus.held_out=0.4", "evaluation.rows=20"]
     monkeypatch.setattr(timing, "SAMPLE_CHARACTERS", 20_000)
     monkeypatch.setattr(timing, "ITEMS", 4)
-    assert outlook_of(str(recipe), asked)["time"]["unknown"] == []
+    assert check(str(recipe), asked)["time"]["unknown"] == []
 
 
 def test_an_arm_whose_targets_are_unknown_stays_in_the_table(recipe, capfd):
     """Arms with a sampler left the table of check without a word."""
     asked = ["tasks=[]", "objectives={mlm: , rtd: }", "study.arms={one: {sampler: uniform}}"]
-    arm = outlook_of(str(recipe), [*SMALL, *asked], timing=False)["arms"]["one"]
+    arm = check(str(recipe), [*SMALL, *asked], timing=False)["arms"]["one"]
     assert arm["targets_per_step"] is None and "sampler" in arm["why"]
     assert maskwise("check", recipe, *SMALL, *asked, "--no-timing") == 0
     (line,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("one "))
@@ -124,7 +124,7 @@ def test_a_sampler_that_always_draws_one_objective_has_known_targets(recipe):
     arms = "{one: {sampler: single(rtd)}, two: {sampler: 'shares(0, 2)'}, three: {sampler: single}}"
     masks = "objectives={mlm: {masking: {ratio: 0.5}}, rtd: {masking: {ratio: 0.2}}}"
     asked = ["tasks=[]", masks, f"study.arms={arms}", "study.baseline=one", "phases=none"]
-    found = outlook_of(str(recipe), [*SMALL, *asked], timing=False)["arms"]
+    found = check(str(recipe), [*SMALL, *asked], timing=False)["arms"]
     assert [round(found[arm]["share"], 1) for arm in ("one", "two", "three")] == [0.2, 0.2, 0.5]
 
 
@@ -145,7 +145,7 @@ def test_the_time_to_compile_is_not_multiplied_by_the_steps(monkeypatch):
 def test_a_step_that_would_fill_the_memory_is_not_timed(recipe, monkeypatch):
     asked = [*SMALL, "corpus.length=32", "tasks=[]", "training.eval_every=0", "phases=none"]
     monkeypatch.setattr(timing, "memory", lambda: 1000)
-    unknown = outlook_of(str(recipe), asked)["time"]["unknown"]
+    unknown = check(str(recipe), asked)["time"]["unknown"]
     assert unknown == ["pretrain"]
 
 

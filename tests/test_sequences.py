@@ -21,7 +21,7 @@ from maskwise.inspection import inspect_text
 from maskwise.recipe import Recipe, validate
 from maskwise.study import run_study
 from maskwise.study.checks import check_inputs
-from maskwise.study.forecast import outlook_of
+from maskwise.study.forecast import check
 from maskwise.study.single import run_pretrain
 from maskwise.text import encode, read_documents, tokenise, train_tokenizer
 from maskwise.text.documents import Document
@@ -358,4 +358,4 @@ def test_a_fasta_file_of_one_sequence_is_told_what_begins_a_document(tmp_path):
     path = tmp_path / "one.fasta"
     path.write_text(">one\n" + "ACDEFGHIKL" * 500 + "\n")
     with pytest.raises(MaskwiseError, match="in a FASTA file each header"):
-        outlook_of(str(path), timing=False)
+        check(str(path), timing=False)

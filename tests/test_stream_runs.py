@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maskwise.study.forecast import outlook_of
+from maskwise.study.forecast import check, lines_of
 from test_stream import texts
 from tiny import interrupt, maskwise, read_lines, write_inputs, write_lines
 
@@ -98,14 +98,12 @@ def test_a_changed_shard_ends_a_run_that_goes_on(recipe, folder, tmp_path, capsy
     assert "installed versions have changed" in capsys.readouterr().err
 
 
-def test_the_outlook_of_a_stream_looks_at_its_beginning(recipe, folder, monkeypatch):
+def test_the_check_of_a_stream_looks_at_its_beginning(recipe, folder, monkeypatch):
     monkeypatch.setattr("maskwise.study.timing.SAMPLE_CHARACTERS", 5000)
-    facts = outlook_of(
-        str(recipe), [f"corpus.source={folder}/part-*.jsonl", "tasks=[]"], timing=False
-    )
+    facts = check(str(recipe), [f"corpus.source={folder}/part-*.jsonl", "tasks=[]"], timing=False)
     assert not facts["corpus"]["whole"] and 5000 <= facts["corpus"]["characters"] < 6000
     assert facts["training"]["passes"] is None and facts["corpus"]["rows"] > 10
-    assert any("on a stream, whose number of rows" in text for _, text in facts["lines"])
+    assert any("on a stream, whose number of rows" in text for _, text in lines_of(facts))
 
 
 @pytest.mark.slow

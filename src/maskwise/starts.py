@@ -44,6 +44,18 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_
 """Patterns of the tokenizer's files in a model's folder."""
 
 
+def is_model(name: str) -> bool:
+    """Return whether a name has the form of a model, without asking the hub.
+
+    >>> is_model("bundled:encoder"), is_model("bundled:wikipedia"), is_model("mine.txt")
+    (True, False, False)
+    """
+    kind, _, rest = name.partition(":")
+    if kind in ("bundled", "package"):
+        return kind == "package" or rest in BUNDLED
+    return (user_path(name) / CODE_FILES[0]).is_file()
+
+
 def resolve_start(name: Start) -> str:
     """Return the folder or the hub id of a model or tokenizer.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
 from pathlib import Path
 from shlex import join
@@ -20,12 +19,12 @@ from maskwise.cli.terminal import (
     Page,
     RecipeName,
     TextField,
+    adapt_lines,
     figure,
     has_colours,
     note_of_rename,
     out_folder,
-    plan_lines,
-    print_plan,
+    print_check,
     print_policy,
     print_table,
     print_verdicts,
@@ -82,8 +81,8 @@ def study(
         recipe = "quick-start"
     # Check the name of the recipe before slow imports.
     recipe_path(recipe)
-    import maskwise.study as studies
     from maskwise.recipe import read_recipe
+    from maskwise.study import check, run_study
     from maskwise.study.unread import names_in_study, read_used
 
     read = partial(read_recipe, recipe)
@@ -96,13 +95,10 @@ def study(
         "seeds": None if only_seeds is None else seeds_of(only_seeds, "--only-seeds"),
     }
     if dry_run:
-        from maskwise.study.timing import samples_of
-
-        with tempfile.TemporaryDirectory() as folder:
-            plan = studies.dry_run(whole, out, samples=samples_of(whole, Path(folder)), **where)
-        print_json(plan) if as_json else print_plan(plan)
+        record = check(whole, out=out, **where)
+        print_json(record) if as_json else print_check(record)
         return
-    result = studies.run_study(whole, out, retries=retries, **where)
+    result = run_study(whole, out, retries=retries, **where)
     if as_json:
         print_json(result)
     else:
@@ -188,6 +184,7 @@ def adapt(
     OUT/model is a folder for transformers, and OUT/sentence-model for sentence-transformers.
     """
     from maskwise.study.adapt import TIME, Adaptation, Request
+    from maskwise.study.timing import time_words
 
     of_runs: int | tuple[int, ...] = runs
     if seeds is not None and seeds.isdecimal():
@@ -219,9 +216,10 @@ def adapt(
                 print_json(plan)
             elif dry_run:
                 # The plan is the result of a dry run, so it is printed to stdout.
-                print_plan(plan, limit or TIME)
+                print_check(plan, limit or TIME)
             else:
-                for line in plan_lines(plan, limit or TIME):
+                tell(f"Time: {time_words(plan)}.")
+                for line in adapt_lines(plan, limit or TIME):
                     tell(line)
             if dry_run:
                 return

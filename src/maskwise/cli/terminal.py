@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskwise.constants import GAIN, MOST_SEEDS
-from maskwise.errors import MaskwiseError, duration, plural, visible
+from maskwise.errors import MaskwiseError, duration, visible
 from maskwise.folders import stem_of
 from maskwise.printing import Terminal, out_console, say, warn
 from maskwise.specs import local_name, split_options
@@ -111,41 +111,6 @@ def figure(value: float | None, form: str = ".3f") -> str:
 
 def has_colours() -> bool:
     return bool(out_console.color_system and not out_console.no_color)
-
-
-def print_plan(plan: Facts, limit: str = "") -> None:
-    """Print a dry run: stages by kind, costs of training phases, and ``plan_lines``."""
-    from maskwise.study.prospects import prospect_lines
-
-    stages = []
-    for kind, facts in plan["stages"].items():
-        done = str(facts["done"])
-        stages.append((kind, done, str(facts["to_do"]), duration(facts["seconds"])))
-    print_table(("stages", "done", "to do", "work time"), stages)
-    phases = []
-    for line in plan["phases"]:
-        phases.append(
-            (
-                str(line["phase"]),
-                ", ".join(line["arms"]),
-                str(line["runs"]),
-                f"{line['steps']:,}",
-                f"{line['batch_size']} × {line['length']}",
-                short(line["tokens"]),
-                duration(line["seconds"]),
-            )
-        )
-    heads = ("phase", "arms", "runs", "steps", "rows × length", "tokens", "time")
-    print_table(heads, phases)
-    runs = ", ".join(f"{plural(line['runs'], 'run')} ({line['purpose']})" for line in plan["plans"])
-    say(f"Runs: {runs}")
-    for line in prospect_lines(plan["contrasts"]):
-        say(line)
-    for note in plan["notes"]:
-        say(f"Note: {note}")
-    say("Nothing was written.")
-    for line in plan_lines(plan, limit):
-        say(line)
 
 
 COLOURS = {
@@ -249,12 +214,11 @@ def seeds_of(text: str, option: str) -> list[int]:
     return sorted(seeds)
 
 
-def plan_lines(plan: Facts, limit: str) -> list[str]:
-    """Return sentences about a dry run; for adapt, also on truncated rows and a smaller plan."""
+def adapt_lines(plan: Facts, limit: str) -> list[str]:
+    """Return sentences about a plan of adapt: held-out documents, cut rows and a smaller plan."""
     from maskwise.study.prospects import prospect_lines
-    from maskwise.study.timing import time_words
 
-    lines = [f"Time: {time_words(plan)}."]
+    lines = []
     if "held_out" in plan:
         held_out = f"{plan['held_out']:.1%} of the documents are held out from training"
         if plan["made_task"]:
@@ -277,26 +241,58 @@ def plan_lines(plan: Facts, limit: str) -> list[str]:
     return [*lines, *prospect_lines(smaller["contrasts"]), smaller["command"]]
 
 
-def print_outlook(facts: Facts) -> None:
-    """Print the outlook of a study: text, tasks, model, targets of arms, time and warnings."""
-    print_table(("", ""), ((Text(name, "bold"), line) for name, line in facts["lines"]))
-    if facts["arms"]:
-        say("")
-        rows = []
-        for name, arm in facts["arms"].items():
-            if arm["targets_per_step"] is None:
-                rows.append((name, arm["masks"], f"unknown: {arm['why']}", "", ""))
-                continue
-            targets = f"{arm['targets_per_step']:,.0f}"
-            size = figure(arm["tokens_per_unit"], ".2f")
-            rows.append((name, arm["masks"], targets, f"{arm['share']:.1%}", size))
-        print_table(("arm", "masks", "targets per step", "share", "tokens per unit"), rows)
-    for doubt in facts["doubts"]:
+def print_check(record: Facts, limit: str = "") -> None:
+    """Print a check: facts about text, tasks, model and time, tables of arms and stages, warnings.
+
+    Args:
+        limit: the time limit of adapt, as in ``adapt_lines``.
+    """
+    from maskwise.study.forecast import lines_of
+
+    print_table(("", ""), ((Text(name, "bold"), line) for name, line in lines_of(record)))
+    say("")
+    rows = []
+    for name, arm in record["arms"].items():
+        if arm["targets_per_step"] is None:
+            rows.append((name, arm["masks"], f"unknown: {arm['why']}", "", ""))
+            continue
+        targets = f"{arm['targets_per_step']:,.0f}"
+        size = figure(arm["tokens_per_unit"], ".2f")
+        rows.append((name, arm["masks"], targets, f"{arm['share']:.1%}", size))
+    print_table(("arm", "masks", "targets per step", "share", "tokens per unit"), rows)
+    say("")
+    stages = []
+    for kind, facts in record["stages"].items():
+        done = str(facts["done"])
+        stages.append((kind, done, str(facts["to_do"]), duration(facts["seconds"])))
+    print_table(("stages", "done", "to do", "work time"), stages)
+    phases = []
+    for line in record["phases"]:
+        phases.append(
+            (
+                str(line["phase"]),
+                ", ".join(line["arms"]),
+                str(line["runs"]),
+                f"{line['steps']:,}",
+                f"{line['batch_size']} × {line['length']}",
+                short(line["tokens"]),
+                duration(line["seconds"]),
+            )
+        )
+    say("")
+    heads = ("phase", "arms", "runs", "steps", "rows × length", "tokens", "time")
+    print_table(heads, phases)
+    for doubt in record["doubts"]:
         say(f"\n? {doubt['what']}", "yellow")
         if doubt["do"]:
             say(f"  → {doubt['do']}")
-    if not facts["doubts"]:
+    if not record["doubts"]:
         say("\nThere are no warnings.")
+    for note in record["notes"]:
+        say(f"Note: {note}")
+    say("Nothing was written.")
+    for line in adapt_lines(record, limit):
+        say(line)
 
 
 HARDLY_MORE = 1.1

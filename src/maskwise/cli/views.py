@@ -18,12 +18,12 @@ from rich.text import Text
 from maskwise.cli.terminal import (
     Facts,
     Json,
-    Overrides,
     Page,
     TextField,
     figure,
     has_colours,
-    print_outlook,
+    out_folder,
+    print_check,
     print_table,
     print_verdicts,
 )
@@ -39,32 +39,83 @@ def check(
     subject: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE|FILE", help="A recipe, a file or folder of texts, or labels."
+            metavar="RECIPE|TEXTS|MODEL",
+            help="A recipe; your text, or a file with labels; or a model, followed by your text.",
         ),
     ],
-    overrides: Overrides = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILES] [KEY=VALUE]",
+            help="After a text: files with labels. After a model: a text, and files with labels. "
+            "Settings to change, such as training.steps=500.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The folder of the study. Its finished stages count."),
+    ] = None,
+    spread: Annotated[
+        str | None,
+        typer.Option(
+            help="The SD of paired differences, or the folder of a study from which it is taken. "
+            "Default: that of the study in --out."
+        ),
+    ] = None,
+    detect: Annotated[
+        float | None,
+        typer.Option(help="A difference in points or nats: how many runs detect it?"),
+    ] = None,
     timing: Annotated[
         bool,
         typer.Option(help="Time a few steps, unless similar steps were timed here before."),
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Show what a recipe would train, how long this takes, and warnings. Nothing is written.
+    """Show what would be trained, how long it takes, and what it can decide. Nothing is written.
 
-    For a file with texts or labels, the command checks the recipe that `maskwise new` would write
-    for this file.
+    For files, the command checks the recipe that `maskwise new` would write for them; for a model
+    and files, that of `maskwise adapt`. `--dry-run` of these commands shows the same.
     """
+    overrides: list[str] = []
+    files: list[str] = []
+    for word in more or ():
+        is_setting = "=" in word and not user_path(split_options(word)[0]).exists()
+        (overrides if is_setting else files).append(word)
     file = user_path(split_options(subject)[0])
-    if not (file.exists() or subject.startswith(("hf:", "bundled:"))):
+    if not files and not (file.exists() or subject.startswith(("hf:", "bundled:", "package:"))):
         # Check the name of the recipe before slow imports.
         recipe_path(subject)
-    from maskwise.study.forecast import outlook_of
+    from maskwise.starts import is_model
+    from maskwise.study.adapt import Adaptation, Request
+    from maskwise.study.forecast import check as checked
 
-    facts = outlook_of(subject, overrides or [], timing=timing)
-    if as_json:
-        print_json(facts)
+    power: Facts = {"spread": spread, "detect": detect}
+    # A text has an ending, or is a folder; the id of a model on the hub has neither.
+    on_hub = bool(files) and "/" in subject and not file.exists() and not file.suffix
+    if is_model(subject) or (on_hub and not subject.startswith("hf:")):
+        if not files:
+            raise MaskwiseError(
+                "a model is checked with a text",
+                got=subject,
+                do=f"maskwise check {subject} TEXTS [LABELS …]",
+            )
+        texts, *tasks = files
+        request = Request(
+            model=subject,
+            texts=texts,
+            out=out_folder(out, texts, command="adapt"),
+            tasks=(*tasks,),
+            overrides=(*overrides,),
+        )
+        with Adaptation(request, dry_run=True) as adaptation:
+            record = adaptation.plan(timing=timing, **power)
     else:
-        print_outlook(facts)
+        record = checked(subject, overrides, tasks=files, out=out, timing=timing, **power)
+    if as_json:
+        print_json(record)
+    else:
+        print_check(record)
 
 
 def evaluate(

@@ -13,7 +13,7 @@ The package is also a function: ``maskwise.study(recipe, out=…)`` runs a study
 import sys
 from types import ModuleType
 
-from maskwise.study.forecast import dry_run
+from maskwise.study.forecast import check, dry_run
 from maskwise.study.plan import Plan, Run, make_plan
 from maskwise.study.pretraining import pretrain
 from maskwise.study.result import StudyResult, study
@@ -26,6 +26,7 @@ __all__ = [
     "Run",
     "Stage",
     "StudyResult",
+    "check",
     "dry_run",
     "make_plan",
     "pretrain",

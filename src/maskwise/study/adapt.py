@@ -51,7 +51,7 @@ from maskwise.recipe.overrides import Plain, nested, parse_override
 from maskwise.recipe.unused import drop_unused
 from maskwise.specs import split_options, with_options
 from maskwise.study.checks import OWN_FILES, check_names, cut_share, row_sizes
-from maskwise.study.forecast import dry_run
+from maskwise.study.forecast import check, dry_run, first_of
 from maskwise.study.records import has_results
 from maskwise.study.run import run_study
 from maskwise.study.stages import DONE
@@ -70,7 +70,7 @@ from maskwise.study.starter import (
     tokens_of_rows,
     write_pairs,
 )
-from maskwise.study.timing import samples_of
+from maskwise.study.timing import Samples
 from maskwise.study.unread import names_in_study, refuse_unread
 from maskwise.tasks import load_task
 from maskwise.text import load_tokenizer
@@ -441,22 +441,23 @@ class Adaptation:
             aside=Path(self._folder.name) if self._aside else None,
         )
 
-    def plan(self, *, tell: Callable[[str], object] = lambda line: None) -> Plain:
+    def plan(self, *, tell: Callable[[str], object] = lambda line: None, **asked: Any) -> Plain:
         """Return the plan of the study, and a smaller one if it exceeds the time limit.
 
         Args:
             tell: called with a line if the search for a smaller plan begins.
+            asked: further arguments of ``forecast.check``, such as ``detect``.
 
         Returns:
-            The plan of ``forecast.dry_run``; ``max_length``; ``cut``: the share of truncated rows
+            The record of ``forecast.check``; ``max_length``; ``cut``: the share of truncated rows
             by task; ``held_out``: the share of documents that are held out; ``made_task``: the
             task that is made of them, or None. ``smaller``: a smaller plan with its ``command``,
             ``seconds`` and ``contrasts``, and whether it ``fits``.
         """
         request = self.request
         recipe = self.draft.recipe
-        samples = samples_of(recipe, Path(self._folder.name))
-        plan = dry_run(recipe, request.out, jobs=request.jobs, samples=samples)
+        samples = Samples(first_of(recipe), Path(self._folder.name))
+        plan = check(recipe, out=request.out, jobs=request.jobs, samples=samples, **asked)
         plan["max_length"] = recipe.finetune.max_length
         plan["cut"] = cut_rows(recipe)
         plan["held_out"] = recipe.corpus.held_out

@@ -175,6 +175,15 @@ def check_inputs(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
+def require_policy(links: Iterable[Recipe]) -> None:
+    """Raise an error if ``maskwise pretrain`` would have to learn a masking policy first."""
+    if any(link.learns for link in links):
+        raise MaskwiseError(
+            "maskwise pretrain cannot learn a masking policy",
+            do="run maskwise learn first, then set masking.policy to learned('OUT/policy')",
+        )
+
+
 def start_of(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
     """Load an arm's tokenizer and model configuration.
 

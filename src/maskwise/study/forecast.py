@@ -1,8 +1,9 @@
 """Forecast a study: the stages it runs, the time it takes, and its likely problems.
 
 A study compares arms (ways to pre-train) and consists of stages, such as pre-training. ``dry_run``
-plans a study. ``outlook_of`` computes what ``maskwise check`` prints: it also counts the tokens and
-targets of a sample of the text. Both write nothing except the cache of measured times.
+plans a study. ``check`` also counts the tokens and targets of a sample of the text. It makes the
+record that ``maskwise check`` and the option ``--dry-run`` of other commands print. Both functions
+write nothing except the cache of measured times.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from maskwise.constants import CORRELATIONS, NATS, accuracy_misleads, jobs_here
 from maskwise.errors import MaskwiseError, counted, plural
@@ -27,6 +28,7 @@ from maskwise.study.checks import (
     UNKNOWN_ADVICE,
     check_study,
     cut_share,
+    require_policy,
     row_sizes,
     start_of,
 )
@@ -68,6 +70,9 @@ MOST_PASSES = 8
 SAFE_TIMES = 1.5
 """Factor between the predicted and the recommended number of steps. The prediction is inexact."""
 
+Doubt: TypeAlias = dict[str, str]
+"""A warning: ``what`` is doubtful, and what to ``do`` ("" if nothing can be done)."""
+
 
 # A dry run
 # ------------------------------------------------------------------------------------------------
@@ -82,6 +87,8 @@ def dry_run(
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
     samples: Samples | None = None,
+    spread: str | float | None = None,
+    detect: float | None = None,
 ) -> Plain:
     """List what ``run_study`` with the same arguments would do, without training or writing.
 
@@ -91,26 +98,29 @@ def dry_run(
 
     Args:
         samples: samples on which stages with unknown times are timed; if None, they are not timed.
+        spread, detect: as for ``check``.
 
     Returns:
         ``plans``: for each plan its purpose, its number of runs, and its number of unfinished
         stages. ``phases``: the cost of each training phase (``costs.phases_of``). ``stages``,
         ``unknown`` and ``seconds``: see ``costs.summary``. ``memory_gib``: the peak memory of one
-        process, or None if it is unknown. ``contrasts``: for each contrast, whether the planned
-        runs can decide it (``prospects_of``). ``doubts``: warnings about the recipe and its files.
-        ``notes``: these warnings, and what is not known before the study runs.
+        process, or None if it is unknown. ``contrasts``: for each contrast, what the planned runs
+        can decide (``prospects_of``). ``doubts``: warnings about the recipe and its files, as
+        {"what": text, "do": advice}. ``notes``: what is not known before the study runs.
 
     Raises:
         MaskwiseError: input that ``run_study`` rejects.
     """
     # Imported here because workers import this module, and scipy takes a second to import.
-    from maskwise.study.prospects import prospects_of
+    from maskwise.study.prospects import prospects_of, spreads_of
+    from maskwise.verdict.contrasts import primary_pairs
 
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
     jobs = jobs or jobs_here()
     store = StageStore.of_study(recipe, out, cache)
     design = Design(recipe, store, seeds=block, forecast=True)
     study = describe(recipe, design)
+    primary_pairs(study)
     require_same_study(out, read_json(out / "study.json") or {}, study, block=seeds is not None)
     plans = list(design.plans())
     planned = stages_of(plans)
@@ -135,9 +145,9 @@ def dry_run(
         "phases": list(phases_of(design.runs, left)),
         **summary(planned, left, jobs),
         "memory_gib": forecast.memory_gib(),
-        "contrasts": prospects_of(recipe),
-        "doubts": notes,
-        "notes": notes + list(design.open_questions()),
+        "contrasts": prospects_of(recipe, spreads_of(recipe, out, spread), detect=detect),
+        "doubts": [{"what": note, "do": ""} for note in notes],
+        "notes": list(design.open_questions()),
     }
 
 
@@ -145,259 +155,110 @@ def dry_run(
 # ------------------------------------------------------------------------------------------------
 
 
-class Outlook:
-    """Collects facts about a recipe, lines of text with these facts, and warnings.
-
-    Attributes:
-        arms: for each arm, the recipe of its last training phase; empty for a recipe without arms.
-        first: the recipe whose text, model and steps are reported: the last phase of the first arm.
-        facts: the sections of facts that ``outlook_of`` returns, keyed by name.
-        lines: pairs (name, text); every text states some of the facts in words.
-        doubts: warnings as {"what": text, "do": advice}.
-    """
-
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-        self.arms = {name: recipe.arm(name, seed=0).links()[-1] for name in recipe.study.arms}
-        self.first = next(iter(self.arms.values()), recipe.links()[-1])
-        self.facts: Plain = {"name": recipe.name}
-        self.lines: list[tuple[str, str]] = []
-        self.doubts: list[Plain] = []
-
-    def say(self, name: str, line: str, facts: Plain) -> None:
-        """Add a line of text; ``line`` is a format string whose fields are facts."""
-        self.lines.append((name, line.format(**facts)))
-
-    def doubt(self, what: str, do: str = "", **facts: object) -> None:
-        """Add a warning and advice; both are format strings whose fields are facts."""
-        self.doubts.append({"what": what.format(**facts), "do": do.format(**facts)})
-
-    def text(self, sample: TextSample) -> None:
-        """Count documents, rows, tokens and unknown tokens."""
-        corpus = self.first.corpus
-        counts = sample.rows.pieces.counts
-        tokens = max(1, counts.get("tokens", sample.rows.tokens))
-        # Counts of the sample are scaled to the whole text.
-        held_out = len(sample.data.held_out)
-        rows = sample.scale * (len(sample.rows) + held_out)
-        if sample.scale > 1:
-            # The few held-out rows of a sample may be another share of its rows.
-            held_out = round(rows * corpus.held_out)
-        facts: Plain = {
-            "title": corpus.title,
-            "documents": sample.documents,
-            "characters": sample.characters,
-            "whole": sample.whole,
-            "skipped": dict(sample.skipped),
-            "rows": round(rows - held_out),
-            "held_out_rows": held_out,
-            "length": corpus.length,
-            "tokens": round(tokens * sample.scale),
-            "unknown": counts.get(UNKNOWN, 0) / tokens,
-            "vocabulary": len(sample.data.tokenizer),
-        }
-        self.facts["corpus"] = facts
-        line = "{title}: {documents:,} documents, {characters:,} characters"
-        if not sample.whole:
-            line = "{title}: at least {documents:,} documents, {characters:,} characters"
-        self.say("text", line, facts)
-        line = "about {rows:,} training and {held_out_rows:,} held-out rows of {length} tokens; "
-        self.say("rows", line + "{tokens:,} tokens; {unknown:.1%} [UNK]", facts)
-        if facts["unknown"] > MOST_UNKNOWN:
-            what = "{unknown:.1%} of the tokens are unknown to the tokenizer, and are never masked"
-            self.doubt(what, UNKNOWN_ADVICE, **facts)
-        if held_out < FEW_HELD_OUT and not corpus.stream:
-            what = "with {held_out_rows} held-out rows, the held-out loss is inexact"
-            self.doubt(what, "use more text, or raise corpus.held_out", **facts)
-        if sample.skipped:
-            what = "{documents:,} documents were kept, and these were left out: {left_out}"
-            advice = "inspect these places if there are many"
-            self.doubt(what, advice, left_out=counted(sample.skipped), **facts)
-
-    def model(self, sample: TextSample) -> PreTrainedConfig:
-        """Describe the model, and return its configuration."""
-        start = self.first.model.pretrained
-        _, config = start_of(self.first)
-        # A newly trained tokenizer may have fewer tokens than requested, such as the letters only.
-        if start is None:
-            config.vocab_size = len(sample.data.tokenizer)
-        weights = weights_of(config)
-        facts: Plain = {
-            "start": start,
-            "type": config.model_type,
-            "weights": weights,
-            "vocabulary": config.vocab_size,
-        }
-        self.facts["model"] = facts
-        line = "{type}, new: "
-        if start:
-            line = "{type}, continued from {start}: "
-        line += "{millions:.1f} M weights, vocabulary {vocabulary:,}"
-        self.say("model", line, facts | {"millions": weights / 1e6})
-        return config
-
-    def training(self, sample: TextSample, config: PreTrainedConfig) -> None:
-        """Count targets, passes over the text, and the steps until the loss leaves its plateau."""
-        first = self.first
-        how = first.training
-        arms = {}
-        for name, link in (self.arms or {self.recipe.name: first}).items():
-            try:
-                counts = _targets(link, sample, config)
-            # An arm cannot be trained if, for example, the text has fewer rows than a batch.
-            except MaskwiseError as error:
-                self.doubt("arm {name} cannot be trained: {error}", name=name, error=error)
-                continue
-            arms[name] = counts
-            targets = counts["targets_per_step"]
-            if targets is not None and targets < FEW_TARGETS:
-                self.doubt(
-                    "arm {arm} has {targets_per_step:.0f} targets per step",
-                    "raise training.batch_size, corpus.length or the ratio",
-                    arm=name,
-                    **counts,
-                )
-        self.facts["arms"] = arms
-        facts: Plain = {"steps": how.steps, "passes": None, "plateau_steps": None}
-        line = "{steps:,} steps, "
-        if sample.whole or not first.corpus.stream:
-            rows = max(1, self.facts["corpus"]["rows"])
-            facts["passes"] = how.steps * how.batch_size / rows
-            line += "{passes:.1f} passes over the text"
-        else:
-            line += "on a stream, whose number of rows is unknown"
-        known = [arm["targets_per_step"] for arm in arms.values()]
-        fewest = min((targets for targets in known if targets is not None), default=0)
-        vocabulary = len(sample.data.tokenizer)
-        # How long a model learns only word frequencies (the plateau) was measured only for new
-        # encoders with word pieces.
-        new = first.model.pretrained is None and first.kind == "encoder"
-        if new and vocabulary >= LEAST_VOCABULARY and fewest > 0:
-            facts["plateau_steps"] = round(plateau_targets(vocabulary) / fewest)
-            line += "; about {plateau_steps:,} until the loss is below that of word frequencies"
-        self.facts["training"] = facts
-        self.say("training", line, facts)
-        if (facts["passes"] or 0) > MOST_PASSES:
-            self.doubt(
-                "training makes {passes:.0f} passes over the text, and may overfit",
-                "use more text, or lower training.steps",
-                **facts,
-            )
-        safe = SAFE_TIMES * (facts["plateau_steps"] or 0)
-        if how.steps < safe:
-            self.doubt(
-                "{steps} steps may be too few: about the first {plateau_steps} steps teach a new "
-                "model little more than word frequencies",
-                "set training.steps={safe} to be safe, or use a pretrained model "
-                "(model.pretrained)",
-                safe=10 * math.ceil(safe / 10),
-                **facts,
-            )
-
-    def tasks(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Count rows, labels and truncated rows of the tasks."""
-        tasks = {}
-        for spec in of_run(self.recipe.tasks, 0):
-            task = load_task(spec)
-            facts = tasks[task.name] = _task_facts(task, self.first, tokenizer)
-            parts = [f"{count:,} {split}" for split, count in facts["rows"].items()]
-            if task.found:
-                parts[0] += f" of {task.found:,} (train_rows)"
-            line = ", ".join(parts)
-            if facts["classes"]:
-                line += ", {classes} labels"
-            if facts["most"]:
-                line += ", the most frequent {most:.1%}"
-            if task.majority is not None:
-                line += "; guessing gives {majority:.3f} {metric}"
-            self.say(f"task {task.name}", "{kind}: " + line, facts)
-            self._doubt_task(facts | {"task": task.name})
-            for note in facts.get("notes", []):
-                self.doubt("{task}: {note}", task=task.name, note=note)
-        self.facts["tasks"] = tasks
-
-    def _doubt_task(self, facts: Plain) -> None:
-        if accuracy_misleads(facts["metric"], facts["most"]):
-            self.doubt(
-                "{most:.1%} of the rows of {task} have the same label, so accuracy says little",
-                "the page also shows macro F1; to decide by it, set metric='macro-f1'",
-                **facts,
-            )
-        if facts["test_items"] < FEW_TEST_ITEMS and facts["metric"] != NATS:
-            self.doubt(
-                "{task} has only {test_items} test items, which makes a score uncertain by "
-                "±{error:.0f} points",
-                "use a larger test set, or ignore small differences",
-                # In points, the standard error of a share of 1/2 is 50 / √n, and that of a
-                # correlation of 0 is 100 / √n.
-                error=(100 if facts["metric"] in CORRELATIONS else 50) / facts["test_items"] ** 0.5,
-                **facts,
-            )
-        if facts["cut"] > MOST_CUT:
-            self.doubt(
-                "{cut:.0%} of the rows of {task} are longer than {max_length} tokens and are "
-                "truncated",
-                "raise finetune.max_length: the longest row has {longest:,} tokens",
-                **facts,
-            )
-        if facts["skipped"]:
-            self.doubt(
-                "left out of {task}: {left_out}",
-                "inspect these rows if there are many",
-                left_out=counted(facts["skipped"]),
-                **facts,
-            )
-
-    def plan(self, plan: Plain) -> None:
-        """Report what the planned runs can decide and how long they take."""
-        # Imported here for the same reason as in ``dry_run``.
-        from maskwise.study.prospects import prospect_lines
-
-        prospects = plan["contrasts"]
-        self.facts["contrasts"] = prospects
-        self.lines += [("contrasts", line) for line in prospect_lines(prospects)]
-        short = [prospect for prospect in prospects if not prospect["decidable"]]
-        if short:
-            self.doubt(
-                "{runs} runs of each arm cannot decide {contrasts}",
-                "set study.seeds={fewest}, or list fewer study.contrasts",
-                runs=short[0]["runs"],
-                contrasts=plural(len(short), "contrast"),
-                fewest=max(prospect["fewest_runs"] for prospect in short),
-            )
-        for counts in plan["stages"].values():
-            # Finished stages are counted, too, because other studies may have run shared stages.
-            counts["stages"] = counts.pop("to_do") + counts.pop("done")
-        parts = []
-        runs = {}
-        for line in plan["plans"]:
-            runs[line["purpose"]] = line["runs"]
-            if self.arms:
-                parts.append(f"{plural(line['runs'], 'run')} ({line['purpose']})")
-        parts.append(time_words(plan))
-        self.lines.append(("time", ", ".join(parts)))
-        kept = ("jobs", "stages", "unknown", "seconds", "memory_gib")
-        self.facts["time"] = {"runs": runs, **{key: plan[key] for key in kept}}
-
-
-def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = True) -> Plain:
-    """Report what a recipe would train, how long this takes, and its likely problems.
+def check(
+    subject: str | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    tasks: Sequence[str] = (),
+    out: Path | None = None,
+    jobs: int | None = None,
+    engine: str = "local",
+    cache: Path | None = None,
+    seeds: Sequence[int] | None = None,
+    timing: bool = True,
+    samples: Samples | None = None,
+    spread: str | float | None = None,
+    detect: float | None = None,
+) -> Plain:
+    """Report what a recipe would train, how long this takes, and what it can decide.
 
     Args:
-        subject: the name or file of a recipe; or a corpus or a file of labels, for which
-            ``starter`` writes a recipe.
-        overrides: ``key=value`` settings.
+        subject: a recipe; its name or file; or a corpus or a file of labels, for which
+            ``starter.draft_of`` makes a recipe.
+        overrides: ``key=value`` settings, if ``subject`` is no ``Recipe``.
+        tasks: files with labels, if ``subject`` is a corpus.
+        out: the folder of the study, whose finished stages count; None for a new folder.
+        jobs, engine, cache, seeds: as for ``run_study``.
         timing: whether to time stages that were not timed here before.
+        samples: samples of the text, which several checks may share.
+        spread: the standard deviation of paired differences, in points or nats, or the folder of a
+            finished study with the same arms. By default, it is that of the study in ``out``.
+        detect: a difference in points or nats. The number of runs that detects it is reported.
 
     Returns:
-        Sections of facts: ``corpus``, ``model``, ``training``, ``arms``, ``tasks``, ``contrasts``
-        and ``time``. ``doubts``: warnings with ``what`` and ``do``. ``recipe``: the recipe as YAML,
-        with every default filled in. ``lines``: the facts in words.
+        The record of ``dry_run``, and more about the text, of which a sample is read: ``recipe``
+        (YAML with all defaults), ``corpus``, ``model``, ``training``, ``arms`` and ``tasks``.
+        ``time`` sums up when the work ends. ``doubts`` are all warnings. ``forecast.lines_of``
+        says the facts in words.
 
     Raises:
-        MaskwiseError: the recipe cannot be run.
+        MaskwiseError: input that ``run_study`` or ``run_pretrain`` rejects.
     """
-    read = partial(recipe_for, subject)
+    recipe = subject if isinstance(subject, Recipe) else _read(subject, overrides, tasks)
+    alone = not recipe.study.arms
+    study = recipe
+    if alone:
+        require_policy(recipe.links())
+        recipe = with_own_seed(recipe)
+        # One training is planned as a study with one run.
+        single = recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})
+        study = recipe.seeded(0).model_copy(update={"study": single})
+    first = first_of(recipe)
+    arms = {recipe.name: first}
+    if not alone:
+        arms = {name: recipe.arm(name, seed=0).links()[-1] for name in recipe.study.arms}
+    with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
+        samples = samples or Samples(first, Path(name))
+        record = dry_run(
+            study,
+            out or Path(name) / "study",
+            jobs=jobs,
+            engine=engine,
+            cache=cache,
+            seeds=seeds,
+            samples=samples if timing else None,
+            spread=spread,
+            detect=detect,
+        )
+        sample = samples.first
+        corpus = _corpus_facts(first, sample)
+        config, model = _model_facts(first, sample)
+        facts: Plain = {
+            "recipe": recipe.to_yaml(),
+            "corpus": corpus,
+            "model": model,
+            "arms": _arm_facts(arms, sample, config),
+            "tasks": {},
+        }
+        facts["training"] = _training_facts(first, corpus, facts["arms"], whole=sample.whole)
+        for spec in of_run(recipe.tasks, 0):
+            task = load_task(spec)
+            facts["tasks"][task.name] = _task_facts(task, first, sample.data.tokenizer)
+    record |= facts
+    if alone:
+        record["contrasts"] = []
+    runs = {line["purpose"]: line["runs"] for line in record["plans"]}
+    kept = ("jobs", "unknown", "seconds", "memory_gib")
+    record["time"] = {"runs": {} if alone else runs, **{key: record[key] for key in kept}}
+    record["doubts"] += doubts_of(record)
+    if out is None:
+        del record["out"]
+    return record
+
+
+def first_of(recipe: Recipe) -> Recipe:
+    """Return the recipe of the training whose text, model and steps are reported.
+
+    It is the last phase of the first arm.
+    """
+    for name in recipe.study.arms:
+        return recipe.arm(name, seed=0).links()[-1]
+    return recipe.links()[-1]
+
+
+def _read(subject: str, overrides: Sequence[str], tasks: Sequence[str]) -> Recipe:
+    """Read a recipe for ``check``, and refuse overrides that no command would use."""
+    read = partial(recipe_for, subject, tasks=tasks)
     recipe = read(overrides)
     alone = not recipe.study.arms
     refuse_unread(
@@ -407,29 +268,224 @@ def outlook_of(subject: str, overrides: Sequence[str] = (), *, timing: bool = Tr
         names=names_in_pretraining if alone else names_in_study,
         command="pretrain" if alone else "study",
     )
-    if alone:
-        recipe = with_own_seed(recipe)
-    outlook = Outlook(recipe)
-    study = recipe
-    # The time of a recipe without arms is forecast as that of a study with one run.
-    if not outlook.arms:
-        single = recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})
-        study = recipe.model_copy(update={"study": single})
-    with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
-        samples = Samples(outlook.first, Path(name))
-        timed_on = None
-        if timing:
-            timed_on = samples
-        plan = dry_run(study, samples.folder / "study", samples=timed_on)
-        for note in plan["doubts"]:
-            outlook.doubt("{note}", note=note)
-        sample = samples.first
-        outlook.text(sample)
-        outlook.training(sample, outlook.model(sample))
-        outlook.tasks(sample.data.tokenizer)
-        outlook.plan(plan)
-    found = {"recipe": recipe.to_yaml(), "doubts": outlook.doubts, "lines": outlook.lines}
-    return outlook.facts | found
+    return recipe
+
+
+def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
+    """Count documents, rows, tokens and unknown tokens."""
+    corpus = first.corpus
+    counts = sample.rows.pieces.counts
+    tokens = max(1, counts.get("tokens", sample.rows.tokens))
+    # Counts of the sample are scaled to the whole text.
+    held_out = len(sample.data.held_out)
+    rows = sample.scale * (len(sample.rows) + held_out)
+    if sample.scale > 1:
+        # The few held-out rows of a sample may be another share of its rows.
+        held_out = round(rows * corpus.held_out)
+    return {
+        "title": corpus.title,
+        "documents": sample.documents,
+        "characters": sample.characters,
+        "whole": sample.whole,
+        "stream": corpus.stream,
+        "skipped": dict(sample.skipped),
+        "rows": round(rows - held_out),
+        "held_out_rows": held_out,
+        "length": corpus.length,
+        "tokens": round(tokens * sample.scale),
+        "unknown": counts.get(UNKNOWN, 0) / tokens,
+        "vocabulary": len(sample.data.tokenizer),
+    }
+
+
+def _model_facts(first: Recipe, sample: TextSample) -> tuple[PreTrainedConfig, Plain]:
+    """Return the configuration of the model, and facts about it."""
+    start = first.model.pretrained
+    _, config = start_of(first)
+    # A newly trained tokenizer may have fewer tokens than requested, such as the letters only.
+    if start is None:
+        config.vocab_size = len(sample.data.tokenizer)
+    return config, {
+        "start": start,
+        "type": config.model_type,
+        "weights": weights_of(config),
+        "vocabulary": config.vocab_size,
+        "encoder": first.kind == "encoder",
+    }
+
+
+def _arm_facts(
+    arms: Mapping[str, Recipe], sample: TextSample, config: PreTrainedConfig
+) -> dict[str, Plain]:
+    """Count the targets of each arm. The key ``error`` says why an arm cannot be trained."""
+    facts = {}
+    for name, link in arms.items():
+        try:
+            facts[name] = _targets(link, sample, config)
+        # An arm cannot be trained if, for example, the text has fewer rows than a batch.
+        except MaskwiseError as error:
+            facts[name] = {**_unknown_targets(link, "it cannot be trained"), "error": str(error)}
+    return facts
+
+
+def _training_facts(
+    first: Recipe, corpus: Plain, arms: Mapping[str, Plain], *, whole: bool
+) -> Plain:
+    """Count passes over the text, and the steps until the loss leaves its plateau."""
+    how = first.training
+    facts: Plain = {"steps": how.steps, "passes": None, "plateau_steps": None}
+    if whole or not corpus["stream"]:
+        facts["passes"] = how.steps * how.batch_size / max(1, corpus["rows"])
+    known = [arm["targets_per_step"] for arm in arms.values()]
+    fewest = min((targets for targets in known if targets is not None), default=0)
+    vocabulary = corpus["vocabulary"]
+    # How long a model learns only word frequencies (the plateau) was measured only for new encoders
+    # with word pieces.
+    new = first.model.pretrained is None and first.kind == "encoder"
+    if new and vocabulary >= LEAST_VOCABULARY and fewest > 0:
+        facts["plateau_steps"] = round(plateau_targets(vocabulary) / fewest)
+    return facts
+
+
+# What the facts mean, in words
+# ------------------------------------------------------------------------------------------------
+
+
+def lines_of(record: Plain) -> Iterator[tuple[str, str]]:
+    """Yield the facts of a check in words, as pairs of a name and a text."""
+    corpus = record["corpus"]
+    size = "{documents:,} documents, {characters:,} characters"
+    if not corpus["whole"]:
+        size = f"at least {size}"
+    yield "text", f"{{title}}: {size}".format(**corpus)
+    rows = "about {rows:,} training and {held_out_rows:,} held-out rows of {length} tokens; "
+    yield "rows", (rows + "{tokens:,} tokens; {unknown:.1%} [UNK]").format(**corpus)
+    for name, task in record["tasks"].items():
+        parts = [f"{count:,} {split}" for split, count in task["rows"].items()]
+        if task["found"] != task["rows"]["train"]:
+            parts[0] += f" of {task['found']:,} (train_rows)"
+        line = f"{task['kind']}: {', '.join(parts)}"
+        if task["classes"]:
+            line += f", {task['classes']} labels"
+        if task["most"]:
+            line += f", the most frequent {task['most']:.1%}"
+        if task["majority"] is not None:
+            line += f"; guessing gives {task['majority']:.3f} {task['metric']}"
+        yield f"task {name}", line
+    model = record["model"]
+    kind = f"continued from {model['start']}" if model["start"] else "new"
+    weights = f"{model['weights'] / 1e6:.1f} M weights, vocabulary {model['vocabulary']:,}"
+    yield "model", f"{model['type']}, {kind}: {weights}"
+    training = record["training"]
+    line = f"{training['steps']:,} steps, "
+    if training["passes"] is None:
+        line += "on a stream, whose number of rows is unknown"
+    else:
+        line += f"{training['passes']:.1f} passes over the text"
+    if training["plateau_steps"] is not None:
+        steps = f"{training['plateau_steps']:,}"
+        line += f"; about {steps} until the loss is below that of word frequencies"
+    yield "training", line
+    # Imported here for the same reason as in ``dry_run``.
+    from maskwise.study.prospects import prospect_lines
+
+    for line in prospect_lines(record["contrasts"]):
+        yield "contrasts", line
+    runs = [f"{plural(count, 'run')} ({kind})" for kind, count in record["time"]["runs"].items()]
+    yield "time", ", ".join([*runs, time_words(record)])
+
+
+def doubts_of(record: Plain) -> list[Doubt]:
+    """Return the warnings that follow from the facts of a check."""
+    doubts: list[Doubt] = []
+
+    def doubt(what: str, do: str = "") -> None:
+        doubts.append({"what": what, "do": do})
+
+    corpus = record["corpus"]
+    if corpus["unknown"] > MOST_UNKNOWN:
+        share = f"{corpus['unknown']:.1%} of the tokens"
+        doubt(f"{share} are unknown to the tokenizer, and are never masked", UNKNOWN_ADVICE)
+    if corpus["held_out_rows"] < FEW_HELD_OUT and not corpus["stream"]:
+        doubt(
+            f"with {corpus['held_out_rows']} held-out rows, the held-out loss is inexact",
+            "use more text, or raise corpus.held_out",
+        )
+    if corpus["skipped"]:
+        left_out = counted(corpus["skipped"])
+        doubt(
+            f"{corpus['documents']:,} documents were kept, and these were left out: {left_out}",
+            "inspect these places if there are many",
+        )
+    for name, arm in record["arms"].items():
+        if "error" in arm:
+            doubt(f"arm {name} cannot be trained: {arm['error']}")
+            continue
+        targets = arm["targets_per_step"]
+        if targets is not None and targets < FEW_TARGETS:
+            doubt(
+                f"arm {name} has {targets:.0f} targets per step",
+                "raise training.batch_size, corpus.length or the ratio",
+            )
+    training = record["training"]
+    if (training["passes"] or 0) > MOST_PASSES:
+        doubt(
+            f"training makes {training['passes']:.0f} passes over the text, and may overfit",
+            "use more text, or lower training.steps",
+        )
+    plateau = training["plateau_steps"] or 0
+    if training["steps"] < SAFE_TIMES * plateau:
+        safe = 10 * math.ceil(SAFE_TIMES * plateau / 10)
+        doubt(
+            f"{training['steps']} steps may be too few: about the first {plateau} steps teach a "
+            "new model little more than word frequencies",
+            f"set training.steps={safe} to be safe, or use a pretrained model (model.pretrained)",
+        )
+    for name, task in record["tasks"].items():
+        _doubt_task(name, task, doubt)
+    short = [prospect for prospect in record["contrasts"] if not prospect["decidable"]]
+    if short:
+        fewest = max(prospect["fewest_runs"] for prospect in short)
+        contrasts = plural(len(short), "contrast")
+        doubt(
+            f"{short[0]['runs']} runs of each arm cannot decide {contrasts}",
+            f"set study.seeds={fewest}, or list fewer study.contrasts",
+        )
+    return doubts
+
+
+def _doubt_task(name: str, task: Plain, doubt: Callable[[str, str], None]) -> None:
+    if accuracy_misleads(task["metric"], task["most"]):
+        rows = f"{task['most']:.1%} of the rows of {name}"
+        doubt(
+            f"{rows} have the same label, so accuracy says little",
+            "the page also shows macro F1; to decide by it, set metric='macro-f1'",
+        )
+    items = task["test_items"]
+    if items < FEW_TEST_ITEMS and task["metric"] != NATS:
+        # In points, the standard error of a share of 1/2 is 50 / √n, and that of a correlation of 0
+        # is 100 / √n.
+        error = (100 if task["metric"] in CORRELATIONS else 50) / items**0.5
+        doubt(
+            f"{name} has only {items} test items, which makes a score uncertain by "
+            f"±{error:.0f} points",
+            "use a larger test set, or ignore small differences",
+        )
+    if task["cut"] > MOST_CUT:
+        rows = f"{task['cut']:.0%} of the rows of {name}"
+        doubt(
+            f"{rows} are longer than {task['max_length']} tokens and are truncated",
+            f"raise finetune.max_length: the longest row has {task['longest']:,} tokens",
+        )
+    if task["skipped"]:
+        left_out = counted(task["skipped"])
+        doubt(f"left out of {name}: {left_out}", "inspect these rows if there are many")
+    for note in task.get("notes", []):
+        doubt(f"{name}: {note}", "")
+
+
+# Facts of arms and tasks
+# ------------------------------------------------------------------------------------------------
 
 
 def _targets(link: Recipe, sample: TextSample, config: PreTrainedConfig) -> Plain:
@@ -438,28 +494,33 @@ def _targets(link: Recipe, sample: TextSample, config: PreTrainedConfig) -> Plai
     The counts are None, and ``why`` is the reason, if the objective changes between steps, or if a
     masking policy is learned first.
     """
-    why = ""
-    masks = f"{link.masking.policy} {link.masking.ratio}"
     only = None
     if link.learns:
-        why = "its policy is learned first"
-    elif link.objectives:
-        masks = link.sampler
+        return _unknown_targets(link, "its policy is learned first")
+    if link.objectives:
         steps = link.training.steps
         only = sampler(link.sampler, list(link.objectives), steps=steps).only()
         if only is None:
-            why = "its sampler chooses an objective at each step"
-    if why:
-        keys = ("targets_per_step", "tokens_per_step", "share", "tokens_per_unit")
-        return {"masks": masks, **dict.fromkeys(keys), "why": why}
+            return _unknown_targets(link, "its sampler chooses an objective at each step")
     counts = counts_over(masked_source(sample.data, link, config, arm=only), COUNTED_STEPS)
     return {
-        "masks": masks,
+        "masks": _masks(link),
         "targets_per_step": counts.targets / counts.steps,
         "tokens_per_step": counts.tokens / counts.steps,
         "share": counts.targets / max(1, counts.tokens),
         "tokens_per_unit": counts.eligible / counts.units if counts.units else None,
     }
+
+
+def _unknown_targets(link: Recipe, why: str) -> Plain:
+    keys = ("targets_per_step", "tokens_per_step", "share", "tokens_per_unit")
+    return {"masks": _masks(link), **dict.fromkeys(keys), "why": why}
+
+
+def _masks(link: Recipe) -> str:
+    if link.objectives:
+        return link.sampler
+    return f"{link.masking.policy} {link.masking.ratio}"
 
 
 def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) -> Plain:

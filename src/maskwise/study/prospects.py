@@ -1,15 +1,56 @@
-"""The power of a planned study: what the runs of a recipe can decide."""
+"""The power of a planned study: what the runs of a recipe can decide.
+
+Differences are counted in standard deviations (SDs) of the paired differences. If this spread is
+known, from a pilot study or from the user, they are also counted in points or nats.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-from maskwise.estimates import detected_words
-from maskwise.verdict.statistics import ALPHA, detectable_sds, fewest_runs, look_weight, powers
+from maskwise.errors import MaskwiseError
+from maskwise.estimates import SPREADS, detected_words, shown
+from maskwise.study.records import has_results
+from maskwise.verdict.contrasts import compare
+from maskwise.verdict.outcomes import Pair, finite_pairs, finite_runs, read_outcomes
+from maskwise.verdict.statistics import (
+    ALPHA,
+    MOST_RUNS,
+    detectable_difference,
+    detectable_sds,
+    fewest_runs,
+    look_weight,
+    powers,
+    runs_to_decide,
+)
 
 if TYPE_CHECKING:
     from maskwise.recipe import Recipe
+
+
+class Spread(TypedDict):
+    """The SD of the paired differences of a contrast.
+
+    ``pairs`` is the number of pairs of runs from which it is estimated, and ``folder`` that of
+    their study; both are None if the user gave the SD. ``unit`` is that of the page: points, nats,
+    or SDs of runs within an arm; "" if the user gave the SD.
+    """
+
+    sd: float
+    unit: str
+    pairs: int | None
+    folder: str | None
+
+
+class RunsNeeded(TypedDict):
+    """The number of runs that detects a difference; None if it is more than ``MOST_RUNS``."""
+
+    difference: float
+    runs: int | None
 
 
 class Prospect(TypedDict):
@@ -26,9 +67,17 @@ class Prospect(TypedDict):
     detectable: float
     """Smallest true difference, in SDs of paired differences, that ``max(runs, fewest_runs)`` runs
     decide with power .8."""
+    spread: NotRequired[Spread]
+    """The SD of paired differences, if it is known."""
+    detectable_difference: NotRequired[float]
+    """``detectable`` in the unit of ``spread``."""
+    detect: NotRequired[RunsNeeded]
+    """The runs that detect the difference for which the user asks."""
 
 
-def prospects_of(recipe: Recipe) -> list[Prospect]:
+def prospects_of(
+    recipe: Recipe, spreads: Mapping[Pair, Spread] | None = None, *, detect: float | None = None
+) -> list[Prospect]:
     """Compute the power for every primary contrast of a recipe, with the gate first.
 
     The gate is the contrast that must be decided before the others are tested. Studies that are too
@@ -40,7 +89,25 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
     (7, True, 6)
     >>> [(prospect["decidable"], prospect["fewest_runs"]) for prospect in prospects]
     [(True, 7), (True, 7)]
+
+    Args:
+        spreads: the SDs of the paired differences, as far as they are known (``spreads_of``).
+        detect: a difference in the unit of the spreads, for which the number of runs is computed.
+
+    Raises:
+        MaskwiseError: ``detect`` is given and no spread is known.
     """
+    spreads = spreads or {}
+    if detect is not None and not (detect > 0 and spreads):
+        raise MaskwiseError(
+            "the runs that detect a difference follow from the SD of paired differences, which is "
+            "unknown here"
+            if detect > 0
+            else "a difference to detect must be above 0",
+            got=f"--detect {detect:g}",
+            do="give --spread SD, or --spread FOLDER of a finished study with the same arms (a "
+            "pilot of four runs: study.seeds=4)",
+        )
     study = recipe.study
     runs = len(study.seed_list)
     spent = ALPHA * look_weight(study.looks, runs)
@@ -52,18 +119,103 @@ def prospects_of(recipe: Recipe) -> list[Prospect]:
         if number or not study.gate:
             alpha /= tested
         fewest = fewest_runs(alpha)
-        prospects.append(
-            {
-                "arm": arm,
-                "baseline": baseline,
-                "runs": runs,
-                "decidable": runs >= fewest,
-                "fewest_runs": fewest,
-                "power": powers(runs, alpha=alpha),
-                "detectable": detectable_sds(runs, alpha=alpha),
-            }
-        )
+        prospect: Prospect = {
+            "arm": arm,
+            "baseline": baseline,
+            "runs": runs,
+            "decidable": runs >= fewest,
+            "fewest_runs": fewest,
+            "power": powers(runs, alpha=alpha),
+            "detectable": detectable_sds(runs, alpha=alpha),
+        }
+        spread = spreads.get((arm, baseline))
+        if spread:
+            sd = spread["sd"]
+            prospect["spread"] = spread
+            prospect["detectable_difference"] = detectable_difference(
+                sd, max(runs, fewest), alpha=alpha
+            )
+            if detect is not None:
+                needed = runs_to_decide(sd, detect, alpha=alpha)
+                prospect["detect"] = {"difference": detect, "runs": needed}
+        prospects.append(prospect)
     return prospects
+
+
+def spreads_of(recipe: Recipe, out: Path, given: str | float | None) -> dict[Pair, Spread]:
+    """Return the SDs of paired differences for the contrasts of a recipe, as far as known.
+
+    Args:
+        out: the folder of the study, which may have results.
+        given: an SD, or the folder of a finished study; None to read ``out``.
+
+    Raises:
+        MaskwiseError: ``given`` is neither, or the study in this folder has no such pairs of runs.
+    """
+    pairs = recipe.study.pairs
+    if given is None:
+        # A study that is not finished may lack runs of one side.
+        with suppress(MaskwiseError):
+            return recorded_spreads(out, pairs) if has_results(out) else {}
+        return {}
+    sd = _number(given)
+    if sd is not None and not 0 < sd < math.inf:
+        raise MaskwiseError("--spread must be above 0", got=given, allowed="an SD, or a folder")
+    if sd is not None:
+        return {pair: {"sd": sd, "unit": "", "pairs": None, "folder": None} for pair in pairs}
+    folder = Path(str(given))
+    if not has_results(folder):
+        raise MaskwiseError(
+            "--spread is the SD of paired differences, or the folder of a finished study",
+            got=str(given),
+            allowed="a number above 0, in points or nats, or a folder with records.jsonl",
+        )
+    found = recorded_spreads(folder, pairs)
+    if not found:
+        raise MaskwiseError(
+            f"{folder} has no two pairs of finished runs for any contrast of this recipe",
+            got=", ".join(f"{arm} against {baseline}" for arm, baseline in pairs),
+            do="name a study of the same arms with at least two runs of each, or give a number",
+        )
+    return found
+
+
+def _number(given: str | float) -> float | None:
+    try:
+        return float(given)
+    except ValueError:
+        return None
+
+
+def recorded_spreads(folder: Path, pairs: Sequence[Pair]) -> dict[Pair, Spread]:
+    """Return the SDs of the paired differences of a study, in the units of its page.
+
+    Contrasts with fewer than two pairs of finished runs, or without a difference between them, are
+    left out.
+    """
+    table = read_outcomes(folder)
+    spreads: dict[Pair, Spread] = {}
+    for arm, baseline in pairs:
+        if table is None or not {arm, baseline} <= {*table.arms}:
+            continue
+        for comparison in compare(table, arm, baseline):
+            row = comparison.row
+            if not row["primary"] or row["n"] < 2:
+                continue
+            amount = shown(row)
+            differences = finite_runs(comparison.plain)
+            # Tasks without a common unit have no plain differences.
+            if amount.unit == SPREADS:
+                differences = finite_pairs(comparison.differences).mean(axis=0)
+            sd = amount.scale * float(differences.std(ddof=1))
+            if sd:
+                spreads[arm, baseline] = {
+                    "sd": sd,
+                    "unit": amount.unit,
+                    "pairs": row["n"],
+                    "folder": str(folder),
+                }
+    return spreads
 
 
 def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
@@ -89,5 +241,22 @@ def _lines(prospect: Prospect) -> list[str]:
     if not prospect["decidable"]:
         are = "1 run is" if runs == 1 else f"{runs} runs are"
         lines.append(f"{are} too few for a verdict, which needs at least {fewest}")
-    detected = detected_words(prospect["detectable"])
-    return [*lines, f"with {max(runs, fewest)} pairs of runs, {detected}"]
+    pairs = f"with {max(runs, fewest)} pairs of runs"
+    lines.append(f"{pairs}, {detected_words(prospect['detectable'])}")
+    spread = prospect.get("spread")
+    if spread is None:
+        return lines
+    unit = f" {spread['unit']}".rstrip()
+    source = "as given"
+    if spread["folder"] is not None:
+        source = f"from {spread['pairs']} pairs of runs in {spread['folder']}"
+    size = f"{prospect['detectable_difference']:.2g}{unit}"
+    lines.append(f"{pairs}, this is {size}, for an SD of {spread['sd']:.2g}{unit} ({source})")
+    asked = prospect.get("detect")
+    if asked:
+        needed = f"more than {MOST_RUNS}" if asked["runs"] is None else asked["runs"]
+        lines.append(
+            f"a difference of {asked['difference']:g}{unit} needs {needed} runs of each arm, to be "
+            "detected with probability 0.8"
+        )
+    return lines

@@ -34,7 +34,7 @@ from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override
 from maskwise.recipe.unused import refuse_unused
 from maskwise.specs import different_settings
-from maskwise.study.checks import check_inputs, notes_of_texts
+from maskwise.study.checks import check_inputs, notes_of_texts, require_policy
 from maskwise.study.inputs import DATA
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import DONE, STAGE, Stage, learn_stage, prepare_stage
@@ -96,15 +96,11 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     recipe = with_own_seed(recipe.model_copy(update={"study": StudySettings(), "tasks": ()}))
     if _is_first():
         _require_same_run(out, recipe)
+    links = recipe.links()
+    require_policy(links)
     notes = check_inputs(recipe)
     if _is_first() and not quiet:
         print_notes(notes)
-    links = recipe.links()
-    if any(link.learns for link in links):
-        raise MaskwiseError(
-            "maskwise pretrain cannot learn a masking policy",
-            do="run maskwise learn first, then set masking.policy to learned('OUT/policy')",
-        )
     first = prepare_stage(links[0])
     texts = [first, *(prepare_stage(link, after=first) for link in links[1:])]
     if _is_first():

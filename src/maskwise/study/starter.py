@@ -545,12 +545,13 @@ def _rounded(tokens: float) -> int:
     return 32 * math.ceil(tokens / 32)
 
 
-def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
+def recipe_for(subject: str, overrides: Sequence[str] = (), *, tasks: Sequence[str] = ()) -> Recipe:
     """Read a recipe. For a file with texts or labels, make its recipe first (``draft_of``).
 
     Args:
         subject: the name or path of a recipe, a corpus, or a file with labels.
         overrides: settings as ``key=value``.
+        tasks: files with labels, if ``subject`` is a corpus.
 
     Raises:
         MaskwiseError: the subject is neither a recipe nor a readable file.
@@ -558,8 +559,14 @@ def recipe_for(subject: str, overrides: Sequence[str] = ()) -> Recipe:
     path = user_path(split_options(subject)[0])
     is_recipe = subject in shipped() or path.suffix.lower() in (".yaml", ".yml")
     if is_recipe or not (path.exists() or subject.startswith(("hf:", "bundled:"))):
+        if tasks:
+            raise MaskwiseError(
+                "a recipe names its tasks itself",
+                got=tasks[0],
+                do=f"set tasks='[{', '.join(tasks)}]', or check files: maskwise check TEXTS LABELS",
+            )
         return read_recipe(subject, overrides)
-    return draft_of(subject).read(overrides, origin=f"the recipe of {subject}")
+    return draft_of(subject, tasks).read(overrides, origin=f"the recipe of {subject}")
 
 
 # Pairs of title and text, for users without a task

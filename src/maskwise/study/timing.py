@@ -48,10 +48,8 @@ if TYPE_CHECKING:
 
 SAMPLE_CHARACTERS = 600_000
 """The number of characters of a text sample."""
-CHECK_SECONDS = 25.0
-"""Seconds after which ``check`` times no more trainings; their times are then unknown."""
-DRY_RUN_SECONDS = 60.0
-"""The same limit for a dry run."""
+CHECK_SECONDS = 60.0
+"""Seconds after which no more trainings are timed; their times are then unknown."""
 STEPS, STEP_SECONDS = 12, 6.0
 """The number of timed steps of a training stage. If they take longer than ``STEP_SECONDS``, fewer
 steps are timed, but at least two."""
@@ -113,13 +111,11 @@ class Samples:
     Args:
         link: the recipe of the training phase whose text is counted.
         folder: the folder for the samples.
-        most_seconds: the time limit for timing stages on the samples.
     """
 
-    def __init__(self, link: Recipe, folder: Path, *, most_seconds: float = CHECK_SECONDS):
+    def __init__(self, link: Recipe, folder: Path):
         self.link = link.unlearned()
         self.folder = folder
-        self.most_seconds = most_seconds
         self.prepared: dict[tuple[object, ...], Prepared] = {}
 
     @cached_property
@@ -210,15 +206,6 @@ def _rows_of(link: Recipe) -> tuple[object, ...]:
 # -------------------------------------------------------------------------------------------
 
 
-def samples_of(recipe: Recipe, folder: Path) -> Samples:
-    """Return samples for the dry run of a recipe. The samples are written to ``folder``."""
-    first = recipe
-    # A recipe without arms has no baseline. The dry run rejects it later.
-    if recipe.baseline:
-        first = recipe.arm(recipe.baseline, seed=0)
-    return Samples(first.links()[0], folder, most_seconds=DRY_RUN_SECONDS)
-
-
 def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> None:
     """Time the stages whose seconds are unknown, and store their rates in the forecast."""
     # A text may be too short for a single training row.
@@ -232,7 +219,7 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
             for stage in run.stages:
                 # Stages after training use the model of the last phase.
                 works.setdefault(stage, trained.get(stage, links[-1]))
-    end = time.perf_counter() + samples.most_seconds
+    end = time.perf_counter() + CHECK_SECONDS
     for kind, timer in TIMERS.items():
         for stage, link in works.items():
             if stage.kind != kind or forecast.seconds(stage.name) is not None:

@@ -1,0 +1,245 @@
+"""One answer to what would happen: check, and the dry runs of other commands."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maskwise.errors import MaskwiseError
+from maskwise.recipe import read_recipe
+from maskwise.study.forecast import check, doubts_of, lines_of
+from maskwise.study.prospects import recorded_spreads
+from maskwise.verdict.statistics import power_of
+from tiny import WORDS, maskwise, write_inputs, write_lines
+
+
+@pytest.fixture(autouse=True)
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return write_inputs(tmp_path / "in")
+
+
+@pytest.fixture
+def said(capfd: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = maskwise(*arguments)
+        printed = capfd.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def test_a_dry_run_is_a_check(recipe: Path, said: Any) -> None:
+    assert maskwise("check", recipe, "--json") == 0  # to know the times
+    _, checked, _ = said("check", recipe, "--out", "out", "--json")
+    _, dry, _ = said("study", recipe, "--out", "out", "--dry-run", "--json")
+    assert json.loads(checked) == json.loads(dry)
+    _, checked, _ = said("check", recipe, "--out", "out")
+    _, dry, _ = said("study", recipe, "--out", "out", "--dry-run")
+    assert checked == dry and "targets per step" in dry and "rows × length" in dry
+    assert not Path("out").exists()
+
+
+def texts_and_labels() -> tuple[str, str]:
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=40)) + "." for _ in range(80)]
+    Path("mine.txt").write_text("\n\n".join(texts))
+    rows = [{"text": " ".join(draw.choices(WORDS, k=9)), "label": n % 2} for n in range(80)]
+    write_lines(Path("labels.jsonl"), rows)
+    return "mine.txt", "labels.jsonl"
+
+
+def test_a_model_with_files_is_an_adaptation(said: Any) -> None:
+    texts, labels = texts_and_labels()
+    few = ["corpus.length=32", "evaluation.rows=4"]
+    code, checked, _ = said("check", "bundled:encoder", texts, labels, *few, "--json")
+    assert code == 0
+    command = ["adapt", "bundled:encoder", texts, *few, "--task", labels, "--dry-run", "--json"]
+    _, dry, _ = said(*command)
+    assert json.loads(checked) == json.loads(dry)
+    assert json.loads(dry)["contrasts"][0]["baseline"] == "no-pretraining"
+    code, _, line = said("check", "bundled:encoder")
+    assert code == 2 and "maskwise check bundled:encoder TEXTS" in line
+
+
+def test_files_are_checked_as_new_writes_them(said: Any) -> None:
+    texts, labels = texts_and_labels()
+    code, checked, _ = said("check", texts, labels, "training.steps=7", "--no-timing", "--json")
+    assert code == 0
+    assert maskwise("new", texts, labels) == 0
+    facts = json.loads(checked)
+    assert [*facts["tasks"]] == ["labels"] and facts["training"]["steps"] == 7
+    Path("resolved.yaml").write_text(facts["recipe"])
+    assert read_recipe("resolved.yaml") == read_recipe("mine.yaml", ["training.steps=7"])
+    code, _, line = said("check", "quick-start", labels)
+    assert code == 2 and "a recipe names its tasks itself" in line
+
+
+REFUSED = [
+    ["study.arms={}", "masking.policy=learned", "learning={task: banking77}"],
+    ["training.seed=3"],
+    ["corpus.source=nowhere.txt"],
+    ["study.contrasts=[[words-30, no-pretraining]]", "tasks=[]"],
+    ["study.contrasts=[[words-30, nothing]]"],
+    ["study.outcome=heldout:token@0.9"],
+    ["finetune.max_length=4000"],
+    ["masking.policy=salient"],
+    ["model.settings.hidden_size=17"],
+    ["study.search={grid: {training.learning_rate: [0.1, 0.2]}, by: dev}", "tasks=[]"],
+    ["training.batch_size=9", "training.accumulate=2"],
+    ["study.arms={}", "corpus.layers=[verbs]"],
+]
+
+
+@pytest.mark.parametrize("settings", REFUSED, ids=lambda settings: settings[-1])
+def test_what_a_run_refuses_is_refused_with_the_same_line(
+    settings: list[str], recipe: Path, said: Any
+) -> None:
+    command = "pretrain" if "study.arms={}" in settings else "study"
+    code, _, line = said(command, recipe, *settings, "--out", "out")
+    assert code == 2 and line.count("\n") == 1
+    assert said("check", recipe, *settings) == (2, "", line)
+    if command == "study":
+        assert said(command, recipe, *settings, "--out", "out", "--dry-run") == (2, "", line)
+    assert not Path("out").exists()
+
+
+def test_one_training_may_have_a_seed(recipe: Path) -> None:
+    facts = check(str(recipe), ["study.arms={}", "training.seed=3"], timing=False)
+    assert facts["contrasts"] == [] and [*facts["arms"]] == ["recipe"]
+    assert "seed: 3" in facts["recipe"]
+
+
+def test_words_and_warnings_follow_from_the_facts(recipe: Path) -> None:
+    facts = check(str(recipe), timing=False)
+    found = json.loads(json.dumps(facts))
+    assert [*lines_of(found)] == [*lines_of(facts)]
+    assert doubts_of(found) == [doubt for doubt in facts["doubts"] if doubt in doubts_of(found)]
+    found["corpus"] |= {"unknown": 0.5, "held_out_rows": 500}
+    words = " ".join(doubt["what"] for doubt in doubts_of(found))
+    assert "50.0% of the tokens are unknown" in words and "held-out loss" not in words
+
+
+# How many runs a difference needs
+# ----------------------------------------------------------------------------
+
+
+ONE = ["tasks=[]", "study.contrasts=[[words-30, token-15]]", "study.outcome=heldout:token"]
+
+
+@pytest.mark.parametrize(
+    ("spread", "detect", "runs"),
+    [
+        # The table of docs/evidence.md: 10 runs find 1 SD with probability .80 (.798), and 7 find
+        # 1.5 SDs with .90.
+        (1.0, 1.0, 11),
+        (2.0, 3.0, 7),
+        (0.01, 0.03, 6),
+        (1.0, 0.1, None),
+    ],
+)
+def test_the_runs_that_detect_a_difference(
+    spread: float, detect: float, runs: int | None, recipe: Path, said: Any
+) -> None:
+    command = ["check", recipe, *ONE, "--no-timing", "--spread", spread, "--detect", detect]
+    code, printed, _ = said(*command, "--json")
+    assert code == 0
+    (contrast,) = json.loads(printed)["contrasts"]
+    assert contrast["detect"] == {"difference": detect, "runs": runs}
+    if runs is not None:
+        assert power_of(spread, detect, runs) >= 0.8
+        assert runs == 6 or power_of(spread, detect, runs - 1) < 0.8
+    # What the planned runs detect has power .8, too.
+    planned = max(contrast["runs"], contrast["fewest_runs"])
+    assert power_of(spread, contrast["detectable_difference"], planned) == pytest.approx(0.8)
+    _, printed, _ = said(*command)
+    assert f"needs {runs or 'more than 300'} runs of each arm" in printed
+
+
+def pilot(out: Path, differences: list[float], *, kind: str = "heldout") -> Path:
+    """The records of a study whose arms differ by so much in each pair."""
+    out.mkdir()
+    lines: list[dict[str, Any]] = []
+    for seed, difference in enumerate(differences):
+        for arm, value in (("token-15", 0.5), ("words-30", 0.5 + difference)):
+            line: dict[str, Any] = {"arm": arm, "seed": seed, "kind": kind}
+            if kind == "heldout":
+                line |= {"masks": "token", "ratio": 0.15, "loss": value, "unigram": 6.0}
+                line |= {"targets": 900}
+            else:
+                line |= {"task": "task", "metric": "accuracy", "score": value}
+            lines.append(line)
+    write_lines(out / "records.jsonl", lines)
+    facts = {"policy": "token", "ratio": "constant(0.15)", "overrides": {}}
+    study: dict[str, Any] = {"arms": {"token-15": facts, "words-30": facts}, "tasks": {}}
+    study |= {"seeds": [*range(len(differences))], "baseline": "token-15"}
+    study["contrasts"] = [["words-30", "token-15"]]
+    if kind == "score":
+        study["tasks"] = {"task": {"metric": "accuracy"}}
+    write_lines(out / "study.json", [study])
+    return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "unit"), [("heldout", 1.0, "nats"), ("score", 100.0, "accuracy points")]
+)
+def test_the_spread_is_that_of_a_pilot(
+    kind: str, scale: float, unit: str, recipe: Path, tmp_path: Path, said: Any
+) -> None:
+    differences = [0.010, 0.030, 0.020, 0.040]
+    folder = pilot(tmp_path / "pilot", differences, kind=kind)
+    sd = scale * float(np.std(differences, ddof=1))
+    (spread,) = recorded_spreads(folder, [("words-30", "token-15")]).values()
+    assert spread["sd"] == pytest.approx(sd) and spread["unit"] == unit
+    assert spread["pairs"] == 4
+    asked = ONE[1:] if kind == "score" else ONE
+    command = ["check", recipe, *asked, "--no-timing", "--spread", folder]
+    code, printed, _ = said(*command, "--detect", scale * 0.02, "--json")
+    assert code == 0
+    (contrast,) = json.loads(printed)["contrasts"]
+    # A difference of 1.55 SDs.
+    assert contrast["detect"]["runs"] == 7
+    _, printed, _ = said(*command)
+    assert f"{sd:.2g} {unit} (from 4 pairs of runs in {folder})" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--detect", "1"], "which is unknown here"),
+        (["--detect", "0", "--spread", "1"], "must be above 0"),
+        (["--spread", "-1"], "--spread must be above 0"),
+        (["--spread", "nan"], "--spread must be above 0"),
+        (["--spread", "nowhere"], "or the folder of a finished study"),
+        (["--spread", "pilot"], "no two pairs of finished runs"),
+        (["--detect", "much"], "--detect"),
+    ],
+)
+def test_a_plan_that_cannot_be_computed_is_one_line(
+    options: list[str], words: str, recipe: Path, tmp_path: Path, said: Any
+) -> None:
+    pilot(tmp_path / "pilot", [0.1])
+    code, printed, line = said("check", recipe, *ONE, "--no-timing", *options)
+    assert (code, printed, line.count("\n")) == (2, "", 1) and words in line
+
+
+def test_a_study_in_the_folder_is_a_pilot(recipe: Path, tmp_path: Path) -> None:
+    """Its own records give the spread, and an unfinished study gives none."""
+    from maskwise.study.prospects import spreads_of
+
+    read = read_recipe(recipe, ONE)
+    assert spreads_of(read, tmp_path / "none", None) == {}
+    folder = pilot(tmp_path / "out", [0.1, 0.2, 0.4])
+    assert [*spreads_of(read, folder, None)] == [("words-30", "token-15")]
+    records = (folder / "records.jsonl").read_text().splitlines()
+    (folder / "records.jsonl").write_text("\n".join(records[:-1]) + "\n")
+    assert spreads_of(read, folder, None) == {}
+    with pytest.raises(MaskwiseError, match="lacks a seed"):
+        spreads_of(read, folder, str(folder))
