@@ -36,7 +36,7 @@ ORDER = [
     {"tasks"},
     {"learning"},
     {"show"},
-    {"inspection"},
+    {"inspection", "export"},
     {"recipe"},
     {"study"},
     {"packed"},

@@ -51,6 +51,24 @@ def masker(**settings: Any) -> mw.Masker:
     return mw.Masker(tokenizer(), **{"ratio": 0.4, "seed": 3, **settings})
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
+def test_a_line_is_padded_by_a_document_without_targets(family: str) -> None:
+    network = build(family, "sdpa")
+    plain = mw.PackedCollator(masker(), model=network)(ROWS)
+    padded = mw.PackedCollator(masker(), model=network, pad_to_multiple_of=64)(ROWS)
+    size = plain["input_ids"].shape[1]
+    assert size % 64 and padded["input_ids"].shape[1] == size + -size % 64
+    for name in ("input_ids", "labels", "position_ids"):
+        assert torch.equal(padded[name][:, :size], plain[name])
+    assert (padded["labels"][:, size:] == IGNORE).all()
+    assert (padded["input_ids"][:, size:] == tokenizer().pad_token_id).all()
+    ends = padded["cu_seq_lens_q"].tolist()
+    assert ends == [*plain["cu_seq_lens_q"].tolist(), padded["input_ids"].shape[1]]
+    torch.testing.assert_close(network(**padded).loss, network(**plain).loss)
+    already = mw.PackedCollator(masker(), model=network, pad_to_multiple_of=1)(ROWS)
+    assert already["cu_seq_lens_q"].tolist() == plain["cu_seq_lens_q"].tolist()
+
+
 def in_documents(line: dict[str, Any], name: str) -> list[list[int]]:
     ends = line["cu_seq_lens_q"].tolist()
     return [line[name][0, begin:end].tolist() for begin, end in pairwise(ends)]

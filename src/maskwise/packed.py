@@ -20,7 +20,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from maskwise.attention import NAME
 from maskwise.errors import MaskwiseError
 from maskwise.families import ENCODERS, Esm, adapter_of, require_kind, window_of
-from maskwise.masking import Masker, MaskingCollator, UserRows
+from maskwise.masking import IGNORE, Masker, MaskingCollator, UserRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -43,6 +43,8 @@ class PackedCollator:
             positions start at 0, and the caller must ensure that the model's attention keeps
             documents apart.
         total_steps: the number of optimiser steps in the run; needed if the masking ratio changes.
+        pad_to_multiple_of: pad lines to a multiple of this length, such as 128 to compile a model
+            for few lengths. The padding is a document of its own, without targets.
 
     Raises:
         MaskwiseError: the corruption is for decoders, or the model cannot keep documents apart.
@@ -68,8 +70,11 @@ class PackedCollator:
         *,
         model: PreTrainedModel | None = None,
         total_steps: int | None = None,
+        pad_to_multiple_of: int | None = None,
     ):
-        self.collator = MaskingCollator(masker, total_steps=total_steps)
+        self.collator = MaskingCollator(
+            masker, total_steps=total_steps, pad_to_multiple_of=pad_to_multiple_of
+        )
         if masker.corruption.writes is not None:
             raise MaskwiseError(
                 "PackedCollator needs a corruption for encoders, with a label for each token",
@@ -109,10 +114,15 @@ class PackedCollator:
         # Indexing with ``present_BL`` concatenates the rows without their padding.
         present_BL = segment_BL >= 0
         columns = {"input_ids": batch.input_ids, "labels": batch.labels, **batch.extras}
-        line: dict[str, Any] = {
-            name: column[present_BL].unsqueeze(0) for name, column in columns.items()
-        }
         document_T = document_BL[present_BL]
+        added = -len(document_T) % (self.collator.pad_to_multiple_of or 1)
+        # No document of the batch has this number.
+        document_T = pad(document_T, (0, added), value=height * width)
+        padding = {"input_ids": self.collator.masker.vocabulary.pad, "labels": IGNORE}
+        line: dict[str, Any] = {}
+        for name, column in columns.items():
+            values = pad(column[present_BL], (0, added), value=padding.get(name, 0))
+            line[name] = values.unsqueeze(0)
         _, lengths = document_T.unique_consecutive(return_counts=True)
         # Flash attention needs 32-bit offsets, for queries and for keys, which are equal here.
         ends = pad(lengths.cumsum(0), (1, 0)).int()

@@ -80,6 +80,7 @@ for command in (
     runs.finetune,
     runs.learn,
     runs.annotate,
+    runs.export,
     views.evaluate,
     views.generate,
     views.inspect,

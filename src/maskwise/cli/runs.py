@@ -424,3 +424,98 @@ def annotate(
     say(f"{out}: {summary['documents']:,} documents, {summary['words']:,} words")
     if summary["skipped"]:
         say(f"skipped {counted(summary['skipped'])}")
+
+
+def export(
+    texts: Annotated[str, typer.Argument(help="Your text: a file, a folder, or hf:NAME.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings of masking, such as policy=whole-word ratio=0.3"),
+    ] = None,
+    tokenizer: Annotated[
+        str,
+        typer.Option(help="The tokenizer of the model that you will train.", show_default=False),
+    ] = "",
+    epochs: Annotated[str, typer.Option(help="Epochs, such as 0-2 or 0,3.")] = "0",
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens in a row. Default: the tokenizer's maximum."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed for the masks.")] = 0,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Step in the schedule, if the masking has one.")
+    ] = None,
+    total_steps: Annotated[
+        int | None, typer.Option(min=1, help="Length of the schedule in steps.")
+    ] = None,
+    wanted: Annotated[
+        str,
+        typer.Option(
+            "--with",
+            help="Annotators of layers that the policy reads, separated by commas. Those that need "
+            "only the text are added.",
+        ),
+    ] = "",
+    form: Annotated[
+        str, typer.Option("--format", help="parquet, or datasets (folders of datasets).")
+    ] = "parquet",
+    out: Out = None,
+    text_field: TextField = "text",
+    text_per: Annotated[
+        str, typer.Option(help="What a document of a .txt file is: line, block or auto.")
+    ] = "auto",
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of documents.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the masks of named epochs to files, for any trainer."""
+    if not tokenizer:
+        raise MaskwiseError(
+            "masks are of tokens, and no tokenizer is given",
+            do="--tokenizer bert-base-uncased, or a folder: the tokenizer of the model that you "
+            "will train",
+        )
+    refuse_missing(texts)
+    from maskwise.export import export_masks
+    from maskwise.masking.settings import Masking
+    from maskwise.recipe.overrides import parse_override
+    from maskwise.specs import split_calls
+
+    values = {}
+    for setting in settings or []:
+        name, value = parse_override(setting)
+        values[name.removeprefix("masking.")] = value
+    out = out_folder(out, texts, command="export")
+    facts = export_masks(
+        texts,
+        out,
+        tokenizer=tokenizer,
+        masking=Masking.of(**values),
+        epochs=seeds_of(epochs, "--epochs"),
+        seed=seed,
+        step=step,
+        total_steps=total_steps,
+        max_length=max_length,
+        layers=split_calls(wanted),
+        form=form,
+        text_field=text_field,
+        text_per=text_per,
+        limit=limit,
+    )
+    if as_json:
+        print_json(facts)
+        return
+    rows = []
+    for epoch, line in facts["epochs"].items():
+        share = line["targets"] / max(1, line["tokens"])
+        rows.append(
+            (epoch, line["file"], f"{line['tokens']:,}", f"{line['targets']:,}", f"{share:.1%}")
+        )
+    print_table(("epoch", "file", "tokens", "targets", "of all tokens"), rows)
+    if not all(line["targets"] for line in facts["epochs"].values()):
+        warn("an epoch has no targets, so it trains nothing: raise ratio, or use another policy")
+    if facts["skipped"]:
+        say(f"skipped {counted(facts['skipped'])}")
+    say(
+        f"{out}: {facts['documents']:,} documents in {facts['rows']:,} rows of ≤ "
+        f"{facts['max_length']} tokens; masks.json says how they were made"
+    )

@@ -21,6 +21,7 @@ from maskwise.errors import MaskwiseError, whole_number
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.gather import UserRows, common_number, gather, require_rows
 from maskwise.masking.masker import Masker
+from maskwise.masking.moment import warn_of_packed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,12 +104,7 @@ class MaskingCollator:
 
     def __call__(self, rows: UserRows) -> dict[str, Tensor]:
         batch = self.masked(rows)
-        if batch.documents is not None:
-            warnings.warn(
-                "without the numbers of the documents, a model reads a packed row as one text; put "
-                "one document in each row, or (encoders only) use PackedCollator or MaskingTrainer",
-                stacklevel=2,
-            )
+        warn_of_packed(batch)
         return self._padded(dict(batch))
 
     def _padded(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.corruptions import Corruption, Masked
 from maskwise.masking.gather import UserRows, common_number, device_of, gather
 from maskwise.masking.line import Line
+from maskwise.masking.moment import Moment, mapped
 from maskwise.masking.policies import Policy, When
 from maskwise.masking.schedules import Schedule
 from maskwise.masking.select import Choice, select, stretch
@@ -216,6 +217,62 @@ class Masker:
         )
         shown, choice = self.corrupted(line, when)
         return shown.batch(choice, self.vocabulary.pad).to(device_of(rows))
+
+    def at(
+        self,
+        *,
+        epoch: int | None = None,
+        step: int | None = None,
+        total_steps: int | None = None,
+    ) -> Moment:
+        """Return a function that masks rows for one moment, for ``dataset.with_transform``.
+
+        The function takes columns, or a list of rows, and returns the same kind, with the inputs of
+        a model and its labels as lists. Masks are equal to those of a call of the masker.
+
+        Args:
+            epoch: the number of the pass over the data. If None, masks depend on the step instead.
+            step, total_steps: the step and the number of steps in the run; needed only if the
+                masking changes over training.
+
+        Raises:
+            MaskwiseError: neither epoch nor step is given, the masking changes over training and
+                the step is unknown, the policy learns during the run, or the masker is for masked
+                diffusion.
+
+        >>> from maskwise import encode
+        >>> from maskwise.text import train_tokenizer
+        >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
+        >>> rows = encode(tokenizer, ["the cat sat", "on the mat"])
+        >>> masked = Masker(tokenizer, ratio=0.5).at(epoch=0)(rows)
+        >>> [*masked[0]], len(masked[0]["labels"]) == len(rows[0]["input_ids"])
+        (['input_ids', 'attention_mask', 'labels'], True)
+        """
+        return Moment(self, epoch=epoch, step=step, total_steps=total_steps)
+
+    def map(
+        self,
+        data: Any,
+        *,
+        epoch: int,
+        step: int | None = None,
+        total_steps: int | None = None,
+    ) -> Any:
+        """Return a data set with the masks of one epoch, for any trainer.
+
+        Args:
+            data: a ``datasets.Dataset`` with token ids, a list of rows, or a dict of columns.
+            epoch, step, total_steps: as for ``at``.
+
+        Returns:
+            The same kind of data: ``input_ids``, ``attention_mask``, ``labels`` and, if the rows
+            have them, ``token_type_ids`` and ``position_ids``. Rows keep their order and are not
+            padded.
+
+        Raises:
+            MaskwiseError: as for ``at``; or the data set has no token ids or several splits.
+        """
+        return mapped(data, self.at(epoch=epoch, step=step, total_steps=total_steps))
 
     def corrupted(self, line: Line, when: When) -> tuple[Masked, Choice]:
         """Select tokens of a line and corrupt them, as numpy arrays."""

@@ -138,6 +138,11 @@ class Policy(ABC):
         """
         return hasattr(self, "learner")
 
+    @property
+    def unlearned(self) -> bool:
+        """Whether a study must learn the policy before it can mask."""
+        return False
+
 
 class CutPolicy(Policy):
     """Base class of policies with a field ``units``: ``token``, ``word`` or the name of a layer.

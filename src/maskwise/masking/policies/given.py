@@ -324,6 +324,10 @@ class LearnedPolicy(Policy):
         return self.explore > 0
 
     @property
+    def unlearned(self) -> bool:
+        return not self.folder
+
+    @property
     def unit_kind(self) -> UnitKind:
         return UnitKind.WORD if self.take == "weights" else UnitKind.LAYER
 

@@ -72,6 +72,10 @@ class Mixture(Policy):
         return changing or any(member.needs_total for member in self.members)
 
     @property
+    def unlearned(self) -> bool:
+        return any(member.unlearned for member in self.members)
+
+    @property
     def unit_kind(self) -> UnitKind:
         kinds = {member.unit_kind for member in self.members}
         return kinds.pop() if len(kinds) == 1 else UnitKind.MIXTURE

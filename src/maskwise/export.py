@@ -1,0 +1,213 @@
+"""Write the masks of named epochs to files (``maskwise export``), for trainers without maskwise.
+
+A folder has one Parquet file or one folder of ``datasets`` for each epoch, with the same rows in
+the same order, and ``masks.json``, which says how they were made. Masks are equal to those of a
+``Masker`` with the same settings, on the rows of ``maskwise.encode(…, split=True)``. The text is
+read once and never held in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# With ``learning``, the annotator ``learned`` is known.
+import maskwise.learning  # noqa: F401
+from maskwise import __version__
+from maskwise.annotate.registry import annotators
+from maskwise.annotate.run import open_corpus
+from maskwise.errors import MaskwiseError, require_known, whole_number
+from maskwise.folders import require_own, write_folder
+from maskwise.masking import IGNORE, Masker
+from maskwise.masking.moment import Columns, Moment
+from maskwise.masking.settings import Masking
+from maskwise.text import require_documents
+from maskwise.text.documents import BATCH_CHARACTERS, Document, Documents, batches
+from maskwise.text.encoding import LONGEST_MODEL, encode
+from maskwise.text.layers import token_layers
+from maskwise.text.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    import pyarrow
+
+FORMS = ("parquet", "datasets")
+FACTS = "masks.json"
+MADE_BY_RULE = {"sentence": "sentences", "pos": "pos", "salient": "salient"}
+"""Annotators that need nothing but the text, by the layers that policies ask for."""
+
+
+def export_masks(
+    texts: str | Documents,
+    out: Path,
+    *,
+    tokenizer: str,
+    masking: Masking,
+    epochs: Sequence[int] = (0,),
+    seed: int = 0,
+    step: int | None = None,
+    total_steps: int | None = None,
+    max_length: int | None = None,
+    layers: Iterable[str] = (),
+    form: str = "parquet",
+    text_field: str = "text",
+    text_per: str = "auto",
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Mask a text for some epochs, and write the rows.
+
+    Args:
+        texts: the text, as for ``annotate_corpus``.
+        out: the folder to write; an earlier export in it is replaced.
+        tokenizer: the name of the tokenizer.
+        masking: the settings of the masker.
+        epochs: the numbers of the epochs.
+        seed: the seed of the masker.
+        step, total_steps: as for ``Masker.at``.
+        max_length: the number of tokens in a row; by default that of the tokenizer. Longer texts
+            become several rows.
+        layers: names of annotators. Those that a policy asks for, and that need only the text, are
+            added.
+        form: ``parquet`` or ``datasets``.
+        text_field, text_per, limit: as for ``annotate_corpus``.
+
+    Returns:
+        The facts of ``masks.json``.
+
+    Raises:
+        MaskwiseError: an input cannot be read, the masks cannot be known, or ``out`` has other
+            files.
+    """
+    require_known("format", form, FORMS)
+    require_own(out, FACTS, what="an earlier export")
+    if not epochs:
+        raise MaskwiseError("no epoch is given", do="--epochs 0-2, for example")
+    loaded = load_tokenizer(tokenizer, needs_mask=False)
+    masker = Masker.of(loaded, masking, seed=seed)
+    moments = {}
+    for epoch in epochs:
+        moments[epoch] = masker.at(epoch=epoch, step=step, total_steps=total_steps)
+    if max_length is None and loaded.model_max_length > LONGEST_MODEL:
+        raise MaskwiseError(
+            f"the tokenizer {tokenizer!r} does not say how long a row may be",
+            do="give --max-length 512, for example",
+        )
+    if max_length is None:
+        max_length = loaded.model_max_length
+    max_length = whole_number("max_length", max_length, least=1)
+    needed = [*masking.policy.layers(), *filter(None, [masking.keep])]
+    usual = [MADE_BY_RULE[layer] for layer in needed if layer in MADE_BY_RULE]
+    makers = annotators(dict.fromkeys([*layers, *masking.policy.annotators(), *usual]))
+    found = {"word_ids", *(layer for maker in makers for layer in token_layers(maker.layers))}
+    missing = [layer for layer in needed if layer not in found]
+    if missing:
+        raise MaskwiseError(
+            f"the masking reads the layer {missing[0]!r}, which no annotator adds",
+            got=f"layers {', '.join(sorted(found))}",
+            do="name its annotator: --with NAME, or annotate the text first (maskwise annotate), "
+            """and give --with 'stored("FOLDER")'""",
+        )
+    documents = require_documents(
+        open_corpus(texts, text_field=text_field, text_per=text_per, limit=limit)
+    )
+
+    def encoded(part: Sequence[Document]) -> list[dict[str, Any]]:
+        plain = [document.text for document in part]
+        return encode(loaded, plain, max_length=max_length, split=True, layers=makers)
+
+    facts: dict[str, Any] = {
+        "version": __version__,
+        "text": str(texts),
+        "tokenizer": tokenizer,
+        "max_length": max_length,
+        "masking": masker.describe(),
+        "step": step,
+        "total_steps": total_steps,
+        "documents": 0,
+        "rows": 0,
+        "epochs": {},
+    }
+    write_folder(out, partial(_fill, documents, encoded, moments, form, facts))
+    facts["skipped"] = dict(documents.skipped)
+    return facts
+
+
+def _fill(
+    documents: Documents,
+    encoded: Any,
+    moments: dict[int, Moment],
+    form: str,
+    facts: dict[str, Any],
+    folder: Path,
+) -> None:
+    """Write the files of all epochs into a folder, and complete the facts."""
+    files = {epoch: folder / f"epoch-{epoch}.parquet" for epoch in moments}
+    counts = {epoch: {"tokens": 0, "targets": 0} for epoch in moments}
+    with ExitStack() as stack:
+        writers: dict[int, Any] = {}
+        for part in batches(documents, BATCH_CHARACTERS, measure=_characters):
+            rows = encoded(part)
+            facts["documents"] += len(part)
+            facts["rows"] += len(rows)
+            for epoch, moment in moments.items():
+                columns = _columns(moment(rows))
+                table = _table(columns)
+                if epoch not in writers:
+                    writers[epoch] = stack.enter_context(_writer(files[epoch], table))
+                writers[epoch].write_table(table)
+                count = counts[epoch]
+                count["tokens"] += sum(map(len, columns["input_ids"]))
+                for labels in columns["labels"]:
+                    count["targets"] += len(labels) - labels.count(IGNORE)
+    for epoch, path in files.items():
+        name = path.name
+        if form == "datasets":
+            name = path.stem
+            _save_data_set(path, folder / name)
+        facts["epochs"][str(epoch)] = {"file": name, **counts[epoch]}
+    (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _characters(document: Document) -> int:
+    return len(document.text)
+
+
+def _columns(rows: Sequence[dict[str, list[int]]]) -> Columns:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _table(columns: Columns) -> pyarrow.Table:
+    """Return a table of lists. Ids and labels have 32 bits, and flags 8 bits."""
+    import pyarrow
+
+    ids = pyarrow.list_(pyarrow.int32())
+    flags = pyarrow.list_(pyarrow.int8())
+    kinds = {"attention_mask": flags, "token_type_ids": flags}
+    arrays = {name: pyarrow.array(values, kinds.get(name, ids)) for name, values in columns.items()}
+    return pyarrow.table(arrays)
+
+
+def _writer(path: Path, table: pyarrow.Table) -> Any:
+    from pyarrow.parquet import ParquetWriter
+
+    return ParquetWriter(path, table.schema, compression="zstd")
+
+
+def _save_data_set(path: Path, folder: Path) -> None:
+    """Turn a Parquet file into a folder that ``datasets.load_from_disk`` reads."""
+    from datasets import Dataset, disable_progress_bars, enable_progress_bars
+
+    cache = folder.with_suffix(".cache")
+    disable_progress_bars()
+    try:
+        data: Any = Dataset.from_parquet(str(path), cache_dir=str(cache))
+        data.save_to_disk(folder)
+    finally:
+        enable_progress_bars()
+    del data
+    shutil.rmtree(cache)
+    path.unlink()
