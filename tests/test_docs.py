@@ -335,6 +335,7 @@ def test_the_readme_shows_every_command() -> None:
         "adapt",
         "new",
         "study",
+        "status",
         "pretrain",
         "finetune",
         "learn",

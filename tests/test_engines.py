@@ -449,7 +449,7 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
         StageStore(tmp_path).folder(b) / "metrics.jsonl", [*lines, {"kind": "eval", "step": 25}]
     )
     table.first_seen = {b.name: time.perf_counter()}
-    table.lines = {b.name: table.last_line(b.name)}
+    table.lines = {b.name: table.store.last_line(b)}
     assert table.left() == (75.0, False)  # 75 steps; nothing is known of tasks
     assert "2 of 5 stages" in str(table.summary())
     finish(StageStore(tmp_path).folder(task_a), 8.0)

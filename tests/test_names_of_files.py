@@ -124,7 +124,7 @@ def test_a_file_that_is_missing_is_one_clean_line(
 
 
 def test_a_name_that_no_file_system_allows(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["check"], ["study"], ["report"], ["evaluate"], ["annotate"]):
+    for arguments in (["check"], ["study"], ["report"], ["evaluate"], ["annotate"], ["status"]):
         assert command(*arguments, "x" * 5000 + ".txt") == 2
         line = capsys.readouterr().err
         assert line.count("\n") == 1 and len(line) < 2000

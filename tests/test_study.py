@@ -109,7 +109,7 @@ def test_a_study_leaves_the_files_that_the_documentation_names(finished):
     counts = Counter(record["kind"] for record in records)
     assert counts == {"score": 6, "heldout": 16, "cost": 4, "overlap": 1}
     assert [row["outcome"] for row in summary["contrasts"] if row["primary"]] == ["tasks"]
-    stages = {path.name for path in (finished / "stages").iterdir()} - {".lock"}
+    stages = {path.name for path in (finished / "stages").iterdir()} - {".lock", "plan.json"}
     timings = read_lines(finished / "timings.jsonl")
     assert {line["stage"] for line in timings} == stages
     assert {(line["fraction"], line["purpose"]) for line in timings} == {(1, "main")}

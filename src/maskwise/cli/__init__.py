@@ -21,6 +21,7 @@ from rich.text import Text
 
 from maskwise import __version__
 from maskwise.cli import runs, views
+from maskwise.cli.progress import status
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError, shortened, tidy_warnings
 from maskwise.printing import err_console, flush, is_read, let_go, open_streams, out_console, say
@@ -84,6 +85,7 @@ for command in (
     views.evaluate,
     views.generate,
     views.inspect,
+    status,
     views.report,
     views.compare,
 ):

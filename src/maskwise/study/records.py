@@ -31,6 +31,8 @@ from maskwise.study.store import StageStore
 from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
 
+PLAN = "plan.json"
+"""The list of planned stages, in ``stages/``."""
 TABLES = ("records.jsonl", "samples.json", "timings.jsonl", "summary.json")
 RESULTS = (*TABLES, PREDICTIONS, "report.html")
 """The result files of a study. They are written anew if the study gets other seeds or arms."""
@@ -247,6 +249,8 @@ class StudyFiles:
 
     Attributes:
         seconds: the running time of the study; None if it is not known yet.
+        stages: facts about the planned stages, keyed by name.
+        planned_all: whether no further plan follows.
     """
 
     def __init__(self, recipe: Recipe, design: Design, out: Path, *, block: bool):
@@ -255,6 +259,8 @@ class StudyFiles:
         self.out = out
         self.block = block
         self.seconds: float | None = None
+        self.stages: dict[str, Plain] = {}
+        self.planned_all = False
         # study.json lists what the search chose for every seed, including seeds of other blocks.
         for line in self.others().records:
             if line["kind"] == "selection" and line["chosen"]:
@@ -266,12 +272,24 @@ class StudyFiles:
             return Others([], [], [], {})
         return others_of(self.out, read_json(self.out / "study.json") or {}, self.design)
 
+    def add(self, plan: Plan) -> None:
+        """Add a plan to ``stages``."""
+        for run in reversed(plan.runs):
+            for stage in run.stages:
+                self.stages[stage.name] = {
+                    "kind": stage.kind,
+                    "work": KINDS[stage.kind].work(stage),
+                    "run": run.title,
+                    "needs": list(stage.needs),
+                }
+
     def write_study(self, records: Sequence[Record]) -> Study:
-        """Write study.json, and return its content.
+        """Write study.json and the list of planned stages, and return the content of study.json.
 
         Args:
             records: the records of this call, as far as they are known.
         """
+        self._write_plan()
         before = read_json(self.out / "study.json") or {}
         others = self.others()
         study = describe(self.recipe, self.design)
@@ -284,6 +302,17 @@ class StudyFiles:
         study = others.added_to(study | known)
         write_json(self.out / "study.json", study)
         return study
+
+    def _write_plan(self) -> None:
+        path = self.out / "stages" / PLAN
+        before = read_json(path) or {"all": False, "stages": {}}
+        # An earlier call, or another process, has planned as much already.
+        if before["all"] and self.stages.keys() <= before["stages"].keys():
+            return
+        listed = before["stages"] if self.block else {}
+        plan = {"all": self.planned_all, "stages": listed | self.stages}
+        if plan != before:
+            write_json(path, plan)
 
 
 class Others(NamedTuple):

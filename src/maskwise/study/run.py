@@ -128,6 +128,7 @@ def run_study(
             for plan in design.plans():
                 todo = unfinished(plan, store)
                 worked |= bool(todo)
+                own.add(plan)
                 # Write study.json before the work, because reports of unfinished studies read it.
                 with folder.alone():
                     own.write_study([])
@@ -137,6 +138,7 @@ def run_study(
                 if not quiet:
                     texts = [stage for stage in todo if KINDS[stage.kind].output == TEXT]
                     print_notes(notes_of_texts(texts, store))
+            own.planned_all = True
         finally:
             seconds = own.seconds or 0.0
             # Do not add the time of a repeated command on a finished study.

@@ -10,12 +10,9 @@ stages that no other process runs, and waits for the others.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -210,10 +207,6 @@ def do_stage(task: Task, *, store: StageStore) -> Plain | None:
 # ---------------------------------------------------------------------------------------------
 
 
-TAIL_BYTES = 1 << 18
-"""Number of bytes read from the end of metrics.jsonl; large, because a single line may be long."""
-
-
 class StudyProgress:
     """Display finished stages, running stages and the remaining time of a plan.
 
@@ -269,30 +262,11 @@ class StudyProgress:
         if self.console.quiet or not due:
             return
         self.printed_at = now
-        self.lines = {name: self.last_line(name) for name in running}
+        self.lines = {name: self.store.last_line(name) for name in running}
         if self.shows:
             self.live.update(Group(self.summary(), *map(self.line_of, running)))
         else:
             self.console.print(self.summary(), soft_wrap=True)
-
-    def last_line(self, name: str) -> Plain:
-        """Return the last training line in metrics.jsonl; empty if there is none yet."""
-        metrics = self.store.folder(self.named[name]) / "metrics.jsonl"
-        try:
-            with metrics.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - TAIL_BYTES))
-                lines = file.read().splitlines()
-        except OSError:
-            return {}
-        # Search from the end, because the last lines may belong to evaluations.
-        for line in reversed(lines):
-            # Skip incomplete lines: the first line may be cut, and the last half written.
-            with suppress(ValueError):
-                found: Plain = json.loads(line)
-                if found["kind"] == "train":
-                    return found
-        return {}
 
     def line_of(self, name: str) -> Text:
         """Return the display line of a running stage: its run, its kind and its progress."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,9 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import user_path
 from maskwise.study.stages import DONE, KINDS, STAGE, Stage
+
+TAIL_BYTES = 1 << 18
+"""Number of bytes read from the end of metrics.jsonl; large, because a single line may be long."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,9 @@ class StageStore:
         Raises:
             MaskwiseError: the path of the shared folder, or a folder above it, is a file.
         """
-        last = (read_json(out / "study.json") or {}).get("shared_stages")
-        name = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES") or last
+        name = cache or recipe.study.cache or os.environ.get("MASKWISE_STAGES")
         if not name:
-            return cls(out / "stages")
+            return cls.of_last_call(out)
         folder = user_path(name).resolve()
         if folder.exists() and not folder.is_dir():
             raise MaskwiseError(
@@ -58,6 +61,12 @@ class StageStore:
             )
         refuse_below_file(folder, what="the folder of shared stages")
         return cls(out / "stages", folder)
+
+    @classmethod
+    def of_last_call(cls, out: Path) -> StageStore:
+        """Return the stages of the study in a folder."""
+        shared = (read_json(out / "study.json") or {}).get("shared_stages")
+        return cls(out / "stages", Path(shared) if shared else None)
 
     def folder(self, stage: Stage | str) -> Path:
         """Return the folder of a stage, which may be given by its name. It may not exist yet."""
@@ -74,13 +83,31 @@ class StageStore:
         assert output is not None, "a stage needs stages that have an output"
         return self.folder(stage) / output
 
-    def result(self, stage: Stage) -> Plain | None:
+    def result(self, stage: Stage | str) -> Plain | None:
         """Read the result of a finished stage; None if its file is missing or damaged."""
         result = read_json(self.folder(stage) / DONE)
         # Every complete file contains the seconds.
         if result is None or "seconds" not in result:
             return None
         return result
+
+    def last_line(self, stage: Stage | str) -> Plain:
+        """Return the last training line in metrics.jsonl of a stage; empty if there is none yet."""
+        try:
+            with (self.folder(stage) / "metrics.jsonl").open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - TAIL_BYTES))
+                lines = file.read().splitlines()
+        except OSError:
+            return {}
+        # Search from the end, because the last lines may belong to evaluations.
+        for line in reversed(lines):
+            # Skip incomplete lines: the first line may be cut, and the last half written.
+            with suppress(ValueError):
+                found: Plain = json.loads(line)
+                if found["kind"] == "train":
+                    return found
+        return {}
 
     def damage(self, stage: Stage) -> str | None:
         """Describe damage to the files that later stages read; None if the files are intact.
@@ -91,7 +118,7 @@ class StageStore:
             return None
         return damage(self.output(stage))
 
-    def lock(self, stage: Stage) -> FileLock | None:
+    def lock(self, stage: Stage | str) -> FileLock | None:
         """Lock a stage, and return the lock. Return None if another process runs the stage."""
         folder = self.folder(stage)
         with writing(folder):
@@ -101,8 +128,10 @@ class StageStore:
             except Timeout:
                 return None
 
-    def is_run(self, stage: Stage) -> bool:
+    def is_run(self, stage: Stage | str) -> bool:
         """Return whether a process runs a stage now."""
+        if not (self.folder(stage) / ".lock").exists():
+            return False
         held = self.lock(stage)
         if held:
             held.release()

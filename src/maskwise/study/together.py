@@ -49,6 +49,7 @@ class StudyFolder:
         """
         new = is_new(self.out)
         with self.alone():
+            self._tidy()
             held = locked(self.own, wait=0)
             # Files of stages in progress are removed when these stages are run again.
             sweep(self.out, below=False)
@@ -80,17 +81,23 @@ class StudyFolder:
             held.release()
 
     def users(self) -> list[str]:
-        """List the other processes that use the folder, as HOST-NUMBER. Call it when ``alone``."""
+        """List the other processes that use the folder, as HOST-NUMBER."""
         found = []
         for path in sorted(self.stages.glob(f".*{USED}")):
-            if path == self.own:
-                continue
-            try:
-                held = locked(path, wait=0)
-            except Timeout:
+            if path != self.own and _is_locked(path):
                 found.append(path.name[1:].removesuffix(USED))
-                continue
-            # Its process was killed.
-            path.unlink(missing_ok=True)
-            held.release()
         return found
+
+    def _tidy(self) -> None:
+        """Remove the lock files of processes that were killed."""
+        for path in self.stages.glob(f".*{USED}"):
+            if not _is_locked(path):
+                path.unlink(missing_ok=True)
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        locked(path, wait=0).release()
+    except Timeout:
+        return True
+    return False

@@ -1,0 +1,211 @@
+"""What is finished, running, failed and left in the folder of a study, and which files can go.
+
+Everything is read from the folders of the stages, so another process may run the study meanwhile.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from statistics import median
+
+from maskwise.errors import MaskwiseError
+from maskwise.folders import read_json
+from maskwise.recipe.overrides import Plain
+from maskwise.study.records import PLAN
+from maskwise.study.stages import CHECKPOINT, KINDS, STAGE, Stage
+from maskwise.study.store import StageStore
+from maskwise.study.together import StudyFolder
+
+STATES = ("finished", "running", "failed", "left")
+"""States of a stage. A stage that is left may wait for a stage that failed."""
+
+
+def status_of(out: Path) -> Plain:
+    """Return the state of a study.
+
+    Returns:
+        ``name``: the name of the study. ``processes``: those that work on it now. ``counts``: the
+        number of stages in each of ``STATES``. ``planned_all``: whether the stages are all that the
+        study will run (a search decides on further runs). ``seconds_done`` and ``seconds_left``:
+        the work of finished stages, and of the others (None if no similar stage is finished).
+        ``pending``: the seeds without records. ``stages``: for each stage its ``name``, ``kind``,
+        ``work``, ``run``, ``state``, ``seconds`` (None if unfinished), ``share`` (of the steps of a
+        running training; None if unknown) and ``error`` (of a failed stage).
+
+    Raises:
+        MaskwiseError: there is no study in the folder.
+    """
+    study, planned, planned_all = _read(out)
+    store = StageStore.of_last_call(out)
+    stages = [_stage_status(store, name, facts) for name, facts in planned.items()]
+    return {
+        "name": study.get("name", ""),
+        "processes": StudyFolder(out).users(),
+        "counts": {state: [s["state"] for s in stages].count(state) for state in STATES},
+        "planned_all": planned_all,
+        "seconds_done": round(sum(stage["seconds"] or 0.0 for stage in stages), 1),
+        "seconds_left": _seconds_left(stages),
+        "pending": study.get("pending", []),
+        "stages": stages,
+    }
+
+
+def _read(out: Path) -> tuple[Plain, dict[str, Plain], bool]:
+    """Read study.json and the list of planned stages."""
+    plan = read_json(out / "stages" / PLAN)
+    study = read_json(out / "study.json")
+    if plan is None or study is None:
+        missing = "study.json" if study is None else f"stages/{PLAN}"
+        raise MaskwiseError(
+            "this is not the folder of a study",
+            got=f"{out}, without a readable {missing}",
+            do="give the folder (--out) of maskwise study or maskwise adapt; if it is one, the "
+            "same command writes this file",
+        )
+    return study, plan["stages"], plan["all"]
+
+
+def _stage_status(store: StageStore, name: str, facts: Plain) -> Plain:
+    result = store.result(name)
+    share = error = None
+    if result is not None:
+        state = "finished"
+    elif store.is_run(name):
+        state = "running"
+        share = _share(store, name)
+    else:
+        error = _error(store.folder(name))
+        state = "left" if error is None else "failed"
+    return {
+        "name": name,
+        "kind": facts["kind"],
+        "work": facts["work"],
+        "run": facts["run"],
+        "state": state,
+        "seconds": result and result["seconds"],
+        "share": share,
+        "error": error,
+    }
+
+
+def _share(store: StageStore, name: str) -> float | None:
+    """Return the share of the steps of a running stage that are finished."""
+    line = store.last_line(name)
+    # A stage that has just begun has not written its settings yet.
+    with suppress(KeyError, TypeError):
+        stage = Stage.from_dict(read_json(store.folder(name) / STAGE) or {})
+        steps = KINDS[stage.kind].steps(stage)
+        if line and steps:
+            return round(min(1.0, line["step"] / steps), 3)
+    return None
+
+
+def _error(folder: Path) -> str | None:
+    """Return the error of a failed stage in one line; None if the stage has not failed."""
+    with suppress(OSError):
+        lines = (folder / "error.txt").read_text(encoding="utf-8").strip().splitlines()
+        if lines:
+            return lines[-1].removeprefix("maskwise.errors.MaskwiseError: ")
+    return None
+
+
+def _seconds_left(stages: list[Plain]) -> float | None:
+    """Forecast the work that is left, from finished stages with the same work."""
+    known = defaultdict(list)
+    for stage in stages:
+        if stage["state"] == "finished":
+            known[stage["work"]].append(stage["seconds"])
+    left = 0.0
+    for stage in stages:
+        if stage["state"] in ("running", "left"):
+            if stage["work"] not in known:
+                return None
+            left += median(known[stage["work"]]) * (1 - (stage["share"] or 0.0))
+    return round(left, 1)
+
+
+# Checkpoints of finished runs
+# --------------------------------------------------------------------------------------------
+
+
+def drop_checkpoints(out: Path, *, dry_run: bool = False) -> Plain:
+    """Remove the checkpoints of finished runs, which take most of the disk space of a study.
+
+    The results, the logs and the texts stay, so the study stays finished and its page complete. A
+    checkpoint is kept if a stage that is not finished needs it, or if it is in a folder that
+    several studies share.
+
+    Args:
+        out: the folder of the study.
+        dry_run: whether to remove nothing.
+
+    Returns:
+        ``removed``: the folders, relative to ``out``; ``bytes``: their size; ``kept``: for each
+        other checkpoint of the study, why it is kept.
+
+    Raises:
+        MaskwiseError: a process works on the study, the study has further runs, or the adapted
+            model was not saved yet.
+    """
+    folder = StudyFolder(out)
+    _read(out)
+    with folder.alone():
+        study, planned, planned_all = _read(out)
+        store = StageStore.of_last_call(out)
+        users = folder.users() or [name for name in planned if store.is_run(name)]
+        if users:
+            raise MaskwiseError(
+                f"{out} is in use, and its checkpoints may be needed",
+                got=", ".join(users),
+                do="wait until the study ends",
+            )
+        if not planned_all or study.get("pending"):
+            raise MaskwiseError(
+                f"the study in {out} has not run all that it plans",
+                do="run the same maskwise study command first; later runs may start from these "
+                "checkpoints",
+            )
+        if (out / "adapt.yaml").is_file() and not (out / "adapted.json").is_file():
+            raise MaskwiseError(
+                f"maskwise adapt has not saved its model in {out} yet",
+                do="run the same maskwise adapt command first",
+            )
+        kept = {}
+        removed = []
+        for name, facts in planned.items():
+            if KINDS[facts["kind"]].output != CHECKPOINT:
+                continue
+            path = store.output(name)
+            if not path.is_dir():
+                continue
+            reason = _needed(store, name, planned)
+            if reason:
+                kept[name] = reason
+            else:
+                removed.append(path)
+        files = chain.from_iterable(path.rglob("*") for path in removed)
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        if not dry_run:
+            for path in removed:
+                shutil.rmtree(path)
+    return {
+        "removed": [str(path.relative_to(out)) for path in removed],
+        "bytes": size,
+        "kept": kept,
+    }
+
+
+def _needed(store: StageStore, name: str, planned: dict[str, Plain]) -> str | None:
+    """Return why the checkpoint of a stage is kept; None if nothing needs it."""
+    if store.result(name) is None:
+        return "its training is not finished"
+    if not store.folder(name).is_relative_to(store.own):
+        return "other studies share it"
+    for other, facts in planned.items():
+        if name in facts["needs"] and store.result(other) is None:
+            return f"{other} needs it"
+    return None

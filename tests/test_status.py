@@ -1,0 +1,160 @@
+"""What ``maskwise status`` says of a study, and which checkpoints it removes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maskwise.errors import MaskwiseError
+from maskwise.recipe import read_recipe
+from maskwise.study import make_plan, run_study
+from maskwise.study.status import drop_checkpoints, status_of
+from maskwise.study.together import USED
+from tiny import load_json, maskwise, read_lines, write_inputs
+
+ARMS = "study.arms={a: {}, b: {masking.ratio: 0.3}}"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    out = tmp_path_factory.mktemp("study") / "out"
+    assert maskwise("study", recipe, ARMS, "study.seeds=1", "--out", out, "--jobs", 1) == 0
+    return out
+
+
+@pytest.fixture
+def out(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "out")
+
+
+def stages_of(out: Path, kind: str) -> list[Path]:
+    return sorted((out / "stages").glob(f"{kind}-*"))
+
+
+def status(out: Path, capsys: Any) -> tuple[dict[str, Any], str]:
+    capsys.readouterr()
+    assert maskwise("status", out, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert maskwise("status", out) == 0
+    return found, capsys.readouterr().out
+
+
+def test_a_finished_study(recipe, finished, capsys):
+    found, said = status(finished, capsys)
+    plan = make_plan(read_recipe(recipe, [ARMS, "study.seeds=1"]))
+    assert {stage["name"] for stage in found["stages"]} == {s.name for s in plan.stages()}
+    total = len(plan.stages())
+    assert found["counts"] == {"finished": total, "running": 0, "failed": 0, "left": 0}
+    assert found["planned_all"] and found["pending"] == [] and found["seconds_left"] == 0
+    seconds = {line["stage"]: line["seconds"] for line in read_lines(finished / "timings.jsonl")}
+    assert found["seconds_done"] == pytest.approx(sum(seconds.values()), abs=0.1)
+    assert f"{total} of {total} stages are finished" in said and "finished" in said.splitlines()[0]
+
+
+def test_running_failed_and_left_stages(out, capsys):
+    running, left = stages_of(out, "pretrain")
+    (failed,) = stages_of(out, "overlap")
+    for folder in (running, left, failed):
+        (folder / "done.json").unlink()
+    steps = load_json(running / "stage.json")["what"]["training"]["steps"]
+    (running / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": steps / 2}))
+    error = "Traceback\n  …\nmaskwise.errors.MaskwiseError: the disk is gone\n"
+    (failed / "error.txt").write_text(error)
+    with (running / ".lock").open("w") as lock, (out / "stages" / f".pc-1{USED}").open("w") as use:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(use, fcntl.LOCK_EX)
+        found, said = status(out, capsys)
+    by_name = {stage["name"]: stage for stage in found["stages"]}
+    states = [by_name[folder.name]["state"] for folder in (running, left, failed)]
+    assert states == ["running", "left", "failed"] and found["processes"] == ["pc-1"]
+    assert by_name[running.name]["share"] == 0.5
+    assert by_name[failed.name]["error"] == "the disk is gone"
+    # No training is finished.
+    assert found["seconds_left"] is None
+    assert "running (pc-1)" in said and ", 50%" in said and "the disk is gone" in said
+    (running / "done.json").write_text(json.dumps({"seconds": 40.0}))
+    found, said = status(out, capsys)
+    assert found["seconds_left"] == 40.0 and "stopped" in said and "40 s of work" in said
+    assert not found["processes"]
+
+
+def test_the_stages_of_all_blocks_are_listed(recipe, tmp_path):
+    out = tmp_path / "out"
+    read = read_recipe(recipe, [ARMS, "study.seeds=2", "tasks=[]"])
+    run_study(read, out, jobs=1, quiet=True, seeds=[0])
+    found = status_of(out)
+    assert found["pending"] == [1]
+    with pytest.raises(MaskwiseError, match="has not run all that it plans"):
+        drop_checkpoints(out)
+    run_study(read, out, jobs=1, quiet=True, seeds=[1])
+    found = status_of(out)
+    assert {stage["name"] for stage in found["stages"]} == {
+        s.name for s in make_plan(read).stages()
+    }
+    assert not found["pending"] and found["counts"]["finished"] == len(found["stages"])
+
+
+def test_dropped_checkpoints_are_trained_again_only_if_a_stage_needs_them(recipe, out, capsys):
+    study = ("study", recipe, ARMS, "study.seeds=1", "--out", out, "--jobs", 1)
+    records = (out / "records.jsonl").read_bytes()
+    trained = stages_of(out, "pretrain")
+    capsys.readouterr()
+    assert maskwise("status", out, "--drop-checkpoints", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert all(f"would remove stages/{folder.name}/checkpoint" in said for folder in trained)
+    assert all((folder / "checkpoint").is_dir() for folder in trained)
+    assert maskwise("status", out, "--drop-checkpoints", "--json") == 0
+    dropped = json.loads(capsys.readouterr().out)
+    assert len(dropped["removed"]) == 2 and dropped["bytes"] > 1000 and not dropped["kept"]
+    assert not any((folder / "checkpoint").exists() for folder in trained)
+    # The study is still finished, and its page complete.
+    assert maskwise(*study) == 0 and (out / "records.jsonl").read_bytes() == records
+    assert not any((folder / "checkpoint").exists() for folder in trained)
+    (task,) = [
+        folder
+        for folder in stages_of(out, "finetune")
+        if trained[0].name in load_json(folder / "stage.json")["needs"]
+    ]
+    (task / "done.json").unlink()
+    assert maskwise(*study) == 0 and (out / "records.jsonl").read_bytes() == records
+    assert [(folder / "checkpoint").exists() for folder in trained] == [True, False]
+
+
+def test_what_is_needed_shared_or_in_use_is_kept(out, tmp_path):
+    needed, other = stages_of(out, "pretrain")
+    for folder in stages_of(out, "evaluate"):
+        if needed.name in load_json(folder / "stage.json")["needs"]:
+            (folder / "done.json").unlink()
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    other.rename(shared / other.name)
+    study = load_json(out / "study.json")
+    (out / "study.json").write_text(json.dumps(study | {"shared_stages": str(shared)}))
+    with (out / "stages" / f".pc-1{USED}").open("w") as use:
+        fcntl.flock(use, fcntl.LOCK_EX)
+        with pytest.raises(MaskwiseError, match=r"is in use.*got pc-1"):
+            drop_checkpoints(out)
+    found = drop_checkpoints(out)
+    assert found["removed"] == [] and set(found["kept"]) == {needed.name, other.name}
+    assert "evaluate-" in found["kept"][needed.name] and "share" in found["kept"][other.name]
+    assert (needed / "checkpoint").is_dir() and (shared / other.name / "checkpoint").is_dir()
+    (out / "adapt.yaml").write_text("")
+    with pytest.raises(MaskwiseError, match="maskwise adapt has not saved its model"):
+        drop_checkpoints(out)
+
+
+def test_another_folder_and_an_option_without_effect_are_refused(out, tmp_path, capfd):
+    for arguments in ((tmp_path / "none",), (tmp_path,), (out, "--dry-run")):
+        assert maskwise("status", *arguments) == 2
+        assert len(capfd.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "none").exists()
