@@ -237,6 +237,27 @@ def test_load_task_is_public():
     assert mw.load_task("trivia").name == "trivia"
 
 
+def test_check_says_what_a_study_would_do_and_writes_nothing(inputs, tmp_path, monkeypatch):
+    recipe, texts, rows = inputs
+    monkeypatch.chdir(tmp_path)
+    found = mw.check(recipe, texts=texts, tasks={"letters": rows}, timing=False)
+    assert found.record["corpus"]["documents"] == len(texts)
+    assert list(found.record["arms"]) == ["token-15", "words-30"]
+    assert any("letters" in line for line in str(found).splitlines())
+    # Two pairs cannot decide.
+    assert found.record["contrasts"][0]["runs"] == 2
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(MaskwiseError, match="no effect"):
+        mw.check(recipe, texts=texts, tasks={"letters": rows}, overrides={"training.seed": 3})
+
+
+def test_check_of_one_training(inputs):
+    recipe, texts, _ = inputs
+    alone = {key: value for key, value in recipe.items() if key not in ("study", "finetune")}
+    found = mw.check(alone, texts=texts, timing=False)
+    assert found.record["contrasts"] == [] and found.seconds is None
+
+
 # Adapt
 # ----------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from maskwise.packed import PackedCollator
     from maskwise.starts import push_to_hub
-    from maskwise.study.result import StudyResult, adapt, study
+    from maskwise.study.result import StudyResult, adapt, check, study
     from maskwise.study.scores import compare
     from maskwise.tasks import load_task
     from maskwise.trainer import MaskingTrainer
@@ -49,6 +49,7 @@ _HOMES = {
     "StepBatchSampler": "maskwise.masking",
     "SteppedDataset": "maskwise.masking",
     "StudyResult": "maskwise.study.result",
+    "check": "maskwise.study.result",
     "compare": "maskwise.study.scores",
     "corrupt": "maskwise.masking",
     "schedules": "maskwise.masking",
@@ -72,6 +73,7 @@ __all__ = [
     "__version__",
     "adapt",
     "annotate_rows",
+    "check",
     "compare",
     "corrupt",
     "encode",

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 from maskwise.errors import MaskwiseError
 from maskwise.files import Contrast, Record, Study, Summary
 from maskwise.folders import MANIFEST, read_lines, require_own
 from maskwise.measurements import measurements, table_of
+from maskwise.recipe.overrides import Plain
 from maskwise.study.inputs import (
     DATA,
     AnyRecipe,
@@ -221,6 +223,80 @@ def study(
     whole = read_used(read, changes, names=names_in_study, command="study")
     run_study(whole, out, jobs=jobs, engine=engine, seeds=seeds, quiet=not progress)
     return StudyResult.read(out)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a recipe would train, how long it takes, and what it can decide.
+
+    Attributes:
+        record: all facts, as `maskwise check --json` prints them.
+    """
+
+    record: Plain = field(repr=False)
+
+    @property
+    def doubts(self) -> list[str]:
+        """Warnings about the recipe and its files, with what to do."""
+        return [" ".join(filter(None, doubt.values())) for doubt in self.record["doubts"]]
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the work takes; None if the time of some work is unknown."""
+        return self.record["seconds"]
+
+    def __str__(self) -> str:
+        from maskwise.study.forecast import lines_of
+
+        lines = [f"{name}: {line}" for name, line in lines_of(self.record)]
+        return "\n".join([*lines, *(f"? {doubt}" for doubt in self.doubts)])
+
+
+def check(
+    recipe: AnyRecipe,
+    *,
+    texts: object = None,
+    tasks: object = None,
+    overrides: Overrides = (),
+    out: str | Path | None = None,
+    spread: str | float | None = None,
+    detect: float | None = None,
+    timing: bool = True,
+) -> Check:
+    """Say what a recipe would train and decide, without training (``maskwise check``).
+
+    Nothing is written. A recipe without arms is checked as one training (``maskwise pretrain``).
+
+    Args:
+        recipe, texts, tasks, overrides: as for `study`.
+        out: the folder of the study, whose finished stages count.
+        spread: the standard deviation of paired differences, in points or nats, or the folder of a
+            finished study with the same arms; by default, that of the study in ``out``.
+        detect: a difference in points or nats: how many runs detect it?
+        timing: whether to time stages that were not timed on this machine before.
+
+    Raises:
+        MaskwiseError: a study of this recipe would be refused.
+
+    >>> print(check("quick-start", timing=False).record["training"]["steps"])
+    450
+    """
+    from maskwise.recipe import read_recipe
+    from maskwise.study import forecast
+    from maskwise.study.unread import names_in_pretraining, names_in_study, read_used
+
+    with TemporaryDirectory(prefix="maskwise-") as folder:
+        changes = overrides_of(overrides, texts, tasks, Path(folder))
+        alone = not read_recipe(recipe, changes).study.arms
+        whole = read_used(
+            partial(read_recipe, recipe),
+            changes,
+            names=names_in_pretraining if alone else names_in_study,
+            command="pretrain" if alone else "study",
+        )
+        place = None if out is None else Path(out)
+        record = forecast.check(whole, out=place, spread=spread, detect=detect, timing=timing)
+    return Check(record)
 
 
 @dataclass(frozen=True, eq=False)
