@@ -41,8 +41,9 @@ from command import run
 from maskwise.constants import REFERENCE
 from maskwise.devices import hardware
 from maskwise.study.design import choose
-from maskwise.verdict import learned_something, summarise
+from maskwise.verdict import summarise
 from maskwise.verdict.failures import at_floor
+from maskwise.verdict.shares import learned_something
 from maskwise.verdict.statistics import (
     ALPHA,
     binomial_upper_bound,

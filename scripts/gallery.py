@@ -5,7 +5,6 @@ Verdicts are recomputed from study.json and records.jsonl by the current rules.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -14,10 +13,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from maskwise.folders import read_lines
-from maskwise.recipe.comparison import StudySettings
 from maskwise.report import write_report
-from maskwise.verdict import summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -40,9 +36,4 @@ def page_of(folder: Path) -> str:
         copy = Path(name)
         for file in ("study.json", "records.jsonl"):
             shutil.copy(folder / file, copy / file)
-        recorded = json.loads((copy / "study.json").read_text(encoding="utf-8"))
-        # Older studies lack this setting.
-        study = {"helps": StudySettings().helps} | recorded
-        summary = summarise(list(read_lines(copy / "records.jsonl")), study)
-        (copy / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         return write_report(copy).read_text(encoding="utf-8")

@@ -14,7 +14,6 @@ import numpy as np
 
 import maskwise
 from maskwise.verdict import summarise
-from maskwise.verdict.words import advice_of
 
 TEXT = "In 1916 Shaw moved to Dublin , where he worked as a clerk and wrote five novels ."
 SENTENCE = TEXT.split()
@@ -139,11 +138,6 @@ def rows_of(summary: dict, outcome: str = "tasks") -> list[dict]:
 
 def primary_rows(summary: dict) -> list[dict]:
     return [row for row in summary["contrasts"] if row["primary"]]
-
-
-def advice_codes(rows: list[dict]) -> list[str]:
-    names = {row[side]: row[side] for row in rows for side in ("arm", "baseline")}
-    return [code.split()[0] for code in advice_of(rows, names)]
 
 
 def codes(row: dict) -> list[str]:

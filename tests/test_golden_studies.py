@@ -25,9 +25,8 @@ import pytest
 from maskwise import files
 from maskwise.folders import read_lines
 from maskwise.recipe import read_recipe
-from maskwise.report import write_report
+from maskwise.report import summary_of, write_report
 from maskwise.study import plan, stages
-from maskwise.study.run import judged_anew
 from maskwise.tasks import load_task
 from maskwise.verdict import summarise
 from report_fixture import make_records, make_samples, make_study, write_study
@@ -110,8 +109,7 @@ def rows(study: str) -> dict[str, Any]:
         "primary": the primary rows; "others": the number of all other rows, and a hash of what they
         compare, their number of pairs, verdicts and flags.
     """
-    summary = judged_anew(RESULTS / study)
-    assert summary is not None
+    summary = summary_of(RESULTS / study)
     primary = []
     others = []
     for row in summary["contrasts"]:
@@ -156,7 +154,7 @@ def test_recorded_studies_have_the_keys_of_today(study: str) -> None:
     """Each file has all keys that maskwise writes, and no others."""
     types = get_type_hints(files.Study, include_extras=True)
     recorded = json.loads((RESULTS / study / "study.json").read_text())
-    always = types.keys() - {"learned", "looked", "earlier_hardware", "shared_stages"}
+    always = types.keys() - {"learned", "looked", "earlier_hardware", "shared_stages", "compared"}
     assert always <= recorded.keys() <= types.keys()
     arms = get_type_hints(files.ArmFacts).keys()
     assert all(facts.keys() <= arms for facts in recorded["arms"].values())

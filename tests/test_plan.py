@@ -22,12 +22,13 @@ import pytest
 from maskwise.constants import FRESH_RUN, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_json
+from maskwise.measurements import pending_seeds
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.report import write_report
 from maskwise.report.reading import read_folder
 from maskwise.study import Run, dry_run, make_plan, run, run_stage, run_study, stages
 from maskwise.study.design import Design, _scores, choose
-from maskwise.study.records import collect, describe, pending
+from maskwise.study.records import collect, describe
 from maskwise.study.stages import KINDS, Stage
 from maskwise.study.store import StageStore
 from tiny import (
@@ -773,7 +774,7 @@ def test_bad_studies_are_refused_when_they_are_read(recipe, override, said, tmp_
 def test_companions_and_choices_make_no_seed_done():
     companion = {"kind": "score", "arm": "a", "seed": 0, "fraction": 0.5}
     records = [companion, {"kind": "score", "arm": "a", "seed": 1}]
-    assert pending({"seeds": [0, 1, 2]}, records) == [0, 2]
+    assert pending_seeds({"seeds": [0, 1, 2]}, records) == [0, 2]
 
 
 def test_independent_failures_of_a_run_are_all_reported(tmp_path):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -22,7 +23,8 @@ from maskwise.report.drawing import arm_colours, dot_chart
 from maskwise.report.page import page_content, vega_code
 from maskwise.report.reading import NO_STUDY, Folder, read_folder
 from maskwise.report.tables import forest_groups
-from maskwise.verdict import summarise
+from maskwise.verdict import judge, summarise
+from maskwise.verdict.outcomes import Outcomes
 from maskwise.verdict.words import advice_of
 from report_fixture import (
     evaluation_record,
@@ -187,7 +189,7 @@ def test_chips_tell_what_was_hidden(tmp_path):
     assert "predict “ed”" in chips[1][2] and "3 of 4 tokens" in page
 
 
-@pytest.mark.parametrize("lost", ["summary.json", "samples.json", "records.jsonl", "stages"])
+@pytest.mark.parametrize("lost", ["samples.json", "records.jsonl", "stages"])
 def test_missing_and_damaged_pieces_make_a_smaller_page(folder, lost):
     whole = len(page_of(folder))
     target = folder / lost
@@ -197,9 +199,27 @@ def test_missing_and_damaged_pieces_make_a_smaller_page(folder, lost):
         return
     target.write_bytes(b"\xff\xfe\x00{[\x80" * 50)
     assert 5000 < len(page_of(folder)) < whole
-    if lost == "summary.json":
-        with pytest.raises(MaskwiseError, match=r"summary\.json"):
-            summary_of(folder)
+
+
+def test_nothing_is_said_that_a_file_says(folder):
+    """Sentences come from records when the page is written; summary.json is only output."""
+    whole = page_of(folder)
+    path = folder / "summary.json"
+    stored = json.loads(path.read_text())
+    for each in (stored, *stored["contrasts"]):
+        each |= dict.fromkeys(each.keys() & {"headline", "sentence", "brief"}, "An old sentence.")
+    write_json(path, stored)
+    assert page_of(folder) == whole
+    path.write_bytes(b"\xff\xfe\x00{[\x80" * 50)
+    assert page_of(folder) == whole
+    path.unlink()
+    assert page_of(folder) == whole and summary_of(folder)["headline"] != "An old sentence."
+
+
+def test_lines_without_their_keys_are_counted(folder):
+    with (folder / "records.jsonl").open("a") as file:
+        file.write('{"kind": "score", "arm": "token-15"}\n')
+    assert read_folder(folder).incomplete == 1 and "1 line lacks keys" in page_of(folder)
 
 
 def test_half_written_lines_and_diverged_losses_are_left_out(folder):
@@ -540,9 +560,9 @@ def test_the_mean_of_the_chart_is_that_of_the_tasks_of_the_verdict(tmp_path):
 
 
 def test_one_axis_of_compute_has_one_unit(rich):
-    summary = json.loads((rich / "summary.json").read_text())
-    del summary["efficiency"]["points"][0]["flops"]
-    write_json(rich / "summary.json", summary)
+    lines = [json.loads(line) for line in (rich / "records.jsonl").read_text().splitlines()]
+    del next(line for line in lines if line["kind"] == "cost")["flops"]
+    write_lines(rich / "records.jsonl", lines)
     (spec,) = (spec for spec in specs_of(page_of(rich)) if spec.get("params"))
     assert {row["x"] for row in dots_of(spec)} == {200, 400}
 
@@ -573,8 +593,8 @@ def test_report_prints_the_summary_of_a_study(folder, tmp_path, capsys):
     assert all(set(flag) == {"code", "effect", "sentence", "facts"} for flag in flags)
     assert "token-30" in (tmp_path / "page.html").read_text()
     assert not (folder / "report.html").exists()
-    (folder / "summary.json").unlink()
-    with pytest.raises(MaskwiseError, match="no summary yet"):
+    (folder / "records.jsonl").unlink()
+    with pytest.raises(MaskwiseError, match="no records yet"):
         summary_of(folder)
     run = write_run(tmp_path / "run", make_metrics("constant(0.3)"))
     assert maskwise("report", run, "--json") == 2
@@ -590,7 +610,7 @@ def test_two_studies_stand_side_by_side(folder, tmp_path, capsys):
     assert maskwise("report", folder, other, "--json", "--html", tmp_path / "both.html") == 0
     compared = json.loads(capsys.readouterr().out)
     missing = [study["missing"] for study in compared["studies"]]
-    assert missing == [[], ["records.jsonl", "summary.json"]]
+    assert missing == [[], ["records.jsonl"]]
     assert {"setting": "training.steps", "values": [None, 99]} in compared["differences"]
     assert all(row["studies"][0] and row["studies"][1] is None for row in compared["outcomes"])
     page = (tmp_path / "both.html").read_text("utf-8")
@@ -599,14 +619,6 @@ def test_two_studies_stand_side_by_side(folder, tmp_path, capsys):
     assert not twice["differences"] and {row["change"] for row in twice["outcomes"]} == {0.0}
     assert maskwise("report", folder, tmp_path / "nowhere") == 2
     assert "there is no such folder" in capsys.readouterr().err
-
-
-def test_a_summary_of_a_development_version_is_left_out(folder):
-    write_json(
-        folder / "summary.json", {"headline": "Perhaps.", "contrasts": [{"verdict": "void"}]}
-    )
-    page = page_of(folder)
-    assert "Perhaps." not in page and "has no summary.json of today" in page
 
 
 def test_results_of_other_rules_are_judged_anew_and_this_is_said(tmp_path, capsys):
@@ -636,10 +648,12 @@ def test_results_of_other_rules_are_judged_anew_and_this_is_said(tmp_path, capsy
     assert "An old sentence." not in write_report(folder).read_text("utf-8")
     assert maskwise("report", folder, folder) == 0
     assert "An old sentence." not in (folder / "compared.html").read_text("utf-8")
-    (folder / "records.jsonl").write_text('{"kind": "score", "arm": "unknown"}\n')
+    write_lines(folder / "records.jsonl", [{**records[0], "arm": "unknown"}])
     assert maskwise("report", folder) == 0
     assert "An old sentence." not in (folder / "report.html").read_text("utf-8")
-    assert "cannot judge" in capsys.readouterr().err
+    assert "cannot be judged" in capsys.readouterr().err
+    assert maskwise("report", folder, "--json") == 2
+    assert "unknown arm" in capsys.readouterr().err
 
 
 def test_a_task_on_which_the_verdict_rests_is_not_called_left_out(tmp_path):
@@ -823,11 +837,13 @@ def test_a_table_in_a_pipe_is_not_cut(capfd: pytest.CaptureFixture[str]) -> None
     assert "…" not in out and f"{cell}  {cell}" in out
 
 
-def test_arms_with_one_name_are_named_once(summary) -> None:
-    row = primary_rows(summary)[0]
-    hopeless = {**row, "detectable": {"runs": 6, "difference": 1.0}, "runs_to_decide": None}
-    both = [{**hopeless, "arm": arm} for arm in ("a", "b")]
-    names = {"a": "masking 45 %", "b": "masking 45 %", row["baseline"]: "the baseline"}
+def test_arms_with_one_name_are_named_once() -> None:
+    study = make_study(runs=6)
+    table = Outcomes(make_records(study, {}), study)
+    first = next(verdict for verdict in judge(table, table) if verdict.primary)
+    hopeless = {"detectable": {"runs": 6, "difference": 1.0}, "runs_to_decide": None}
+    both = [replace(first, arm=arm, **hopeless) for arm in ("a", "b")]
+    names = {"a": "masking 45 %", "b": "masking 45 %", first.baseline: "the baseline"}
     assert advice_of(both, names)["no-more-seeds"].count("masking 45 %") == 1
 
 
@@ -840,9 +856,6 @@ def test_arms_with_one_name_are_named_once(summary) -> None:
         ("study.json", "seeds", ["0"]),
         ("study.json", "contrasts", ["a", "b"]),
         ("study.json", "tasks", ["mine"]),
-        ("summary.json", "contrasts", 4),
-        ("summary.json", "contrasts", ["a"]),
-        ("summary.json", "headline", {}),
     ],
 )
 def test_a_value_of_another_type_in_a_study_is_one_line(file, key, value, tmp_path, capsys):

@@ -15,7 +15,7 @@ import maskwise as mw
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_lines
-from maskwise.study.run import judged_anew
+from maskwise.report import summary_of
 from tiny import maskwise as command
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -64,8 +64,7 @@ def test_recorded_studies_are_judged_alike_from_their_scores(
         contrasts=[(arm, other) for arm, other in facts["contrasts"]],
         lower=sorted(tasks) if losses else (),
     )
-    recorded = judged_anew(RESULTS / study)
-    assert recorded is not None
+    recorded = summary_of(RESULTS / study)
     rows_of = [
         [tuple(row[name] for name in COLUMNS) for row in each["contrasts"] if row["primary"]]
         for each in (found.summary, recorded)
@@ -204,6 +203,7 @@ def test_the_command_prints_verdicts_and_writes_a_page(tmp_path: Path, capsys: A
     }
     # The folder is like that of a study, and is written again, but no other folder is.
     assert command("report", tmp_path / "out") == 0
+    assert "these checkpoints" in (tmp_path / "out" / "report.html").read_text("utf-8")
     assert command("compare", path, *given, "--out", tmp_path / "out") == 0
     assert command("compare", path, *given, "--out", tmp_path) == 2
     assert command("compare", path, *given, "--contrast", "a") == 2

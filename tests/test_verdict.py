@@ -18,13 +18,11 @@ from maskwise.files import Contrast
 from maskwise.masking.policies import policy
 from maskwise.verdict import primary_pairs, summarise
 from maskwise.verdict.outcomes import is_loss
-from maskwise.verdict.words import row_sentence
 from report_fixture import (
     CLEAR,
     COST,
     HIGH,
     LOW,
-    advice_codes,
     codes,
     cost_record,
     evaluation_record,
@@ -99,7 +97,7 @@ def test_arms_whose_interval_lies_within_the_margin_do_not_differ_in_what_matter
 def test_the_interval_within_the_margin_is_of_the_lead_like_the_other_one():
     """A lower loss is better, so the ends had the wrong signs."""
     row = row_of_losses([0.505, 0.515, 0.505, 0.51] * 2)
-    said = row_sentence(row, {arm: arm for arm in ("token-15", "token-30")})
+    said = row["sentence"]
     assert "95 % interval, −0.002 to 0.013 nats, lies within" in said
     assert "95 % interval of token-30's lead: −0.002 to 0.013;" in said
 
@@ -230,8 +228,9 @@ def test_chance_is_that_of_each_task_and_voids_the_task_alone():
     ]
     facts = {"metric": "exact-match", "test_items": 400, "majority": None}
     study = make_study(runs=8, arms=scores) | {"tasks": {"task-0": facts}}
-    (row,) = primary_rows(summarise(told + run_facts(study), study))
-    assert "chance" in codes(row) and advice_codes([row])[0] == "chance"
+    summary = summarise(told + run_facts(study), study)
+    (row,) = primary_rows(summary)
+    assert "chance" in codes(row) and summary["advice_codes"][0] == "chance"
 
 
 def in_nats(values: dict[str, float], **more: Any) -> dict[str, Any]:
@@ -383,7 +382,7 @@ def test_a_named_outcome_decides_and_says_how_far_a_side_at_the_floor_carries(st
     assert (row["outcome"], row["verdict"], row["better"]) == ("heldout:token", "decided", "arm")
     assert facts_of(row, "near-floor")["when"] == when
     assert when.split()[-2] in summary["headline"] and "token-15" in summary["headline"]
-    assert {"use", "near-floor"} <= set(advice_codes([row]))
+    assert {"use", "near-floor"} <= set(summary["advice_codes"])
 
 
 def test_a_single_ratio_decides_by_its_mean_or_by_its_name():
@@ -636,8 +635,9 @@ def test_compute_counts_as_equal_within_a_twentieth_and_is_written_without_expon
     assert compute(**within)["ratios"] == pytest.approx({"flops": 1.2})
     told = compute(targets=120 * COST["targets"])["told"]
     assert "used 120 times the targets (tokens to predict)" in told
-    unknown = row_of(facts=facts)  # it was not recorded of one side
-    assert facts_of(unknown, "compute")["minor"] and "compute" not in advice_codes([unknown])
+    summary = summary_of(facts=facts)  # it was not recorded of one side
+    (unknown,) = primary_rows(summary)
+    assert facts_of(unknown, "compute")["minor"] and "compute" not in summary["advice_codes"]
 
 
 def test_nobody_is_told_to_match_compute_where_a_contrast_has_done_it():
@@ -650,9 +650,9 @@ def test_nobody_is_told_to_match_compute_where_a_contrast_has_done_it():
     def advised(**spent: float) -> bool:
         facts = [*costs, *(cost_record("token-30", seed, **spent) for seed in range(8))]
         pairs = [["linear", "token-30"], ["linear", "token-15"]]
-        rows = primary_rows(summary_of(scores, facts=facts, contrasts=pairs))
-        assert "compute" in codes(rows[1])
-        return "compute" in advice_codes(rows)
+        summary = summary_of(scores, facts=facts, contrasts=pairs)
+        assert "compute" in codes(primary_rows(summary)[1])
+        return "compute" in summary["advice_codes"]
 
     assert not advised(**twice)
     assert advised(targets=1.5 * COST["targets"])
@@ -731,7 +731,7 @@ def test_the_headline_keeps_a_baseline_that_nothing_beats():
     summary = summary_of({"token-15": HIGH, "token-30": LOW})
     (row,) = primary_rows(summary)
     assert (row["verdict"], row["better"]) == ("decided", "baseline")
-    assert summary["headline"].startswith("Keep token-15") and advice_codes([row]) == ["keep"]
+    assert summary["headline"].startswith("Keep token-15") and summary["advice_codes"] == ["keep"]
 
 
 def test_of_several_gains_the_headline_names_the_arm_that_is_behind_no_other():

@@ -67,33 +67,48 @@ class Shown:
 
 
 def shown(row: Contrast) -> Shown:
-    """Return the estimate in a row of summary.json, in the displayed unit.
+    """Return the estimate in a row of summary.json, in the displayed unit."""
+    higher = row["higher_is_better"]
+    return shown_in(row["unit"], row["metric"], row, row.get("natural"), higher=higher)
 
-    If a row is a mean over tasks, recorded in SDs of runs within an arm, the plain mean is shown
+
+def shown_in(
+    unit: str,
+    metric: str | None,
+    estimate: Estimate,
+    natural: Estimate | None,
+    *,
+    higher: bool,
+) -> Shown:
+    """Return an estimate in the displayed unit.
+
+    If an estimate is a mean over tasks in SDs of runs within an arm, the plain mean is shown
     instead. SDs are shown only if the tasks have no common unit, or if the two means or the ends of
     their intervals differ in sign: the test is about the mean in SDs.
+
+    Args:
+        unit, metric, higher: the scale of the estimate (``measurements.Scale``).
+        estimate: a mean difference and its interval.
+        natural: those of a mean over tasks in plain scores, if there are any.
     """
-    estimate: Estimate = row
     scale = 1.0
     digits = 3
-    unit = row["unit"]
     if unit == "SDs":
         unit = SPREADS
         digits = 1
         # Plain scores are easier to understand than SDs.
-        natural = row.get("natural")
-        if natural is not None and _agree(natural, row):
+        if natural is not None and _agree(natural, estimate):
             estimate = natural
             unit = "score"
             digits = 3
-    if unit == "score" and row["metric"] == NATS:
+    if unit == "score" and metric == NATS:
         unit = NATS
     elif unit == "score":
         # Scores are between 0 and 1 and are shown in percentage points.
         scale = 100.0
         digits = 1
-        unit = f"{row['metric'] or ''} points".lstrip()
-    factor = scale if row["higher_is_better"] else -scale
+        unit = f"{metric or ''} points".lstrip()
+    factor = scale if higher else -scale
 
     def scaled(value: float | None) -> float | None:
         # Adding 0 turns −0 into 0.

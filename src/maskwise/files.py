@@ -18,7 +18,7 @@ RULES = 3
 """Version of the rules of verdicts. It rises if a rule changes that can change a verdict or a note.
 ``maskwise report`` judges results of other versions anew."""
 
-Verdict = Literal["decided", "no difference that matters", "open", "not comparable"]
+Decision = Literal["decided", "no difference that matters", "open", "not comparable"]
 Effect = Literal["invalid", "caps", "notes"]
 
 
@@ -142,6 +142,9 @@ class Study(TypedDict, total=False):
     """Seeds of planned runs that are missing."""
     learned: dict[str, str]
     """Task from which each arm's policy was learned, if the study compares such policies."""
+    compared: str
+    """What a pair repeats, a key of ``verdict.words.REPLICATES``, in comparisons of scores from
+    elsewhere (``maskwise compare``)."""
     shared_stages: str
     """The folder of stages that the study shares with others, if there is one."""
 
@@ -322,7 +325,7 @@ class Contrast(Estimate):
     items: ItemsInterval | None
     p: float | None
     p_adjusted: float | None
-    verdict: Verdict | None
+    verdict: Decision | None
     """None if ``primary`` is false, unless the verdict is *not comparable*."""
     better: Literal["arm", "baseline"] | None
     """Which of the two is better, if the verdict is *decided*."""
@@ -330,9 +333,9 @@ class Contrast(Estimate):
     """"at these settings", or "each arm tuned" if each arm had its own search for settings."""
     flags: list[RaisedFlag]
     equivalence: NotRequired[Equivalence]
-    failures: NotRequired[dict[str, Failures]]
+    failures: dict[str, Failures]
     """Failures of the two sides, keyed by "arm" and "baseline"."""
-    break_even: NotRequired[float | None]
+    break_even: float | None
     """The share of runs of the leading side whose failure would cancel its lead; None if the score
     of an untrained model is unknown."""
     runs_to_decide: int | None
@@ -452,9 +455,11 @@ class Summary(TypedDict):
     matched_by: str | None
     arms: dict[str, ArmSummary]
     contrasts: list[Contrast]
-    verdict: Verdict | None
+    verdict: Decision | None
     headline: str
     advice: list[str]
+    advice_codes: list[str]
+    """What the advice is about, such as "use", "new-study" or the code of a flag."""
     overlap: list[Record]
     efficiency: Efficiency
     tasks: dict[str, TaskUse]

@@ -132,6 +132,17 @@ def table_of(found: Iterable[Measurement]) -> DataFrame:
     return DataFrame(rows, columns=COLUMNS)
 
 
+def pending_seeds(study: RecordLine, records: Iterable[RecordLine]) -> list[int]:
+    """List the seeds of compared runs that have no record yet."""
+    done = set()
+    for record in records:
+        # Failure records count as records, so a seed with a failed run is not pending. Records with
+        # these keys belong to runs of the gate and to companions (shorter runs).
+        if not {"role", "fraction"} & record.keys():
+            done.add(record.get("seed"))
+    return [seed for seed in study["seeds"] if seed not in done]
+
+
 def _run(line: RecordLine) -> dict[str, Any]:
     return {
         "arm": line["arm"],

@@ -28,7 +28,6 @@ from maskwise.cli.terminal import (
     print_verdicts,
 )
 from maskwise.errors import MaskwiseError, require_known
-from maskwise.files import RULES, Summary
 from maskwise.folders import recipe_path, shipped
 from maskwise.plugins import Table
 from maskwise.printing import err_console, out_console, print_json, say, warn
@@ -311,54 +310,29 @@ def report(
     --json prints the verdicts with all reasons and writes no page; --json with --html does both.
     With two studies, the page OTHER/compared.html shows differences in their recipes and results.
     """
-    from maskwise.report import compare_studies, summary_of, write_comparison, write_report
+    from maskwise.report import (
+        changes_of,
+        compare_studies,
+        summary_of,
+        write_comparison,
+        write_report,
+    )
 
-    # The verdicts of today's rules: the page explains these rules.
-    anew = [_judged_anew(study) for study in (folder, other) if study]
+    for study in filter(None, (folder, other)):
+        for line in changes_of(study):
+            warn(line)
     if other is not None:
         if as_json:
-            print_json(compare_studies(folder, other, anew))
+            print_json(compare_studies(folder, other))
         if html is not None or not as_json:
-            say(f"wrote {write_comparison(folder, other, html, anew)}", to=err_console)
+            say(f"wrote {write_comparison(folder, other, html)}", to=err_console)
         return
-    (summary,) = anew
     if not as_json:
-        say(str(write_report(folder, html, summary=summary)))
+        say(str(write_report(folder, html)))
         return
-    print_json(summary or summary_of(folder))
+    print_json(summary_of(folder))
     if html is not None:
-        say(f"wrote {write_report(folder, html, summary=summary)}", to=err_console)
-
-
-def _judged_anew(folder: Path) -> Summary | None:
-    """Return the verdicts of a study by today's rules; say how they differ from summary.json."""
-    if not all((folder / name).is_file() for name in ("study.json", "records.jsonl")):
-        return None
-    # Runs have no records, and this import takes seconds.
-    from maskwise.report.page import judged_words
-    from maskwise.report.reading import read_study_files
-    from maskwise.study.run import judged_anew
-
-    _, stored = read_study_files(folder)
-    summary = judged_anew(folder)
-    if stored is None or stored.get("rules") == RULES:
-        return summary
-    if summary is None:
-        warn(
-            f"{folder}: the verdicts in summary.json were reached by other rules, and today's "
-            "cannot judge these records, so the page has no verdicts"
-        )
-        return None
-    warn(f"{folder}: {judged_words(stored.get('rules'))}")
-    before = {}
-    for row in stored.get("contrasts", []):
-        before[row.get("arm"), row.get("baseline"), row.get("outcome")] = row.get("verdict")
-    for row in summary["contrasts"]:
-        then = before.get((row["arm"], row["baseline"], row["outcome"]))
-        if row["primary"] and then != row["verdict"]:
-            was = then or "not judged"
-            warn(f"  {row['arm']} against {row['baseline']}: was {was}, is {row['verdict']}")
-    return summary
+        say(f"wrote {write_report(folder, html)}", to=err_console)
 
 
 def compare(

@@ -19,7 +19,7 @@ from maskwise import __version__
 from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words, shade
 from maskwise.errors import duration, plural
 from maskwise.estimates import detected_words, outcome_words
-from maskwise.files import RULES, ArmFacts, Summary
+from maskwise.files import RULES, ArmFacts
 from maskwise.folders import read_json, read_lines, write_page
 from maskwise.report.charts import (
     compute_view,
@@ -40,7 +40,7 @@ from maskwise.report.drawing import (
     made_vega,
     vega_code,
 )
-from maskwise.report.reading import Folder, LogLine, read_folder
+from maskwise.report.reading import Folder, LogLine, judged_words, read_folder
 from maskwise.report.tables import (
     choices,
     evaluation_table,
@@ -52,10 +52,8 @@ from maskwise.specs import leaves
 
 NO_CHARTS = "Tables of means replace the charts"
 NO_VERDICTS = (
-    "The folder has no summary.json of today's rules, so the page has no verdicts. If runs are "
-    "missing, repeat the maskwise study command that made this folder, with the same --out: the "
-    "command runs only what is missing. If all runs are recorded, maskwise report computes the "
-    "verdicts."
+    "The folder has no records of runs, so the page has no verdicts. Repeat the maskwise study "
+    "command that made this folder, with the same --out: the command runs only what is missing."
 )
 SCOPES = {
     TUNED: "For every seed, a search chose the settings of every arm. New runs with the chosen "
@@ -65,14 +63,12 @@ SCOPES = {
 }
 
 
-def write_report(folder: Path, html: Path | None = None, *, summary: Summary | None = None) -> Path:
-    """Write the page of a study or pre-training run.
+def write_report(folder: Path, html: Path | None = None) -> Path:
+    """Write the page of a study or pre-training run. A study is judged by today's rules.
 
     Args:
         folder: the ``--out`` folder of the study or run. Sections without files are left out.
         html: the path of the page; None for ``folder``/report.html.
-        summary: verdicts that were computed anew (``maskwise report`` does this); None to read
-            summary.json. If summary.json was judged by other rules, the page has no verdicts.
 
     Returns:
         The path of the page.
@@ -80,23 +76,10 @@ def write_report(folder: Path, html: Path | None = None, *, summary: Summary | N
     Raises:
         MaskwiseError: ``folder`` is neither a study nor a run, or the page cannot be written.
     """
-    content = page_content(read_folder(Path(folder), summary))
+    content = page_content(read_folder(Path(folder)))
     target = Path(html or Path(folder) / "report.html")
     write_page(target, "page.html.j2", FILTERS, **content, vega=vega_code())
     return target
-
-
-def judged_words(rules: int | None) -> str:
-    """Say that stored verdicts follow other rules than those that are shown.
-
-    Args:
-        rules: the version of the rules in summary.json.
-    """
-    by = f"version {rules} of the rules" if rules else "the rules of a development version"
-    return (
-        f"The verdicts in summary.json were reached by {by}. The verdicts here were computed anew "
-        f"from the records, by the rules of today (version {RULES})."
-    )
 
 
 def page_content(folder: Folder) -> View:
@@ -276,7 +259,16 @@ def _missing(folder: Folder) -> list[str]:
     lines = []
     if not vega_code():
         lines.append(f"{NO_CHARTS} ({made_vega()[1]}).")
-    if not folder.summary["headline"]:
+    if folder.incomplete:
+        lack = (
+            "1 line lacks keys and is"
+            if folder.incomplete == 1
+            else (f"{folder.incomplete} lines lack keys and are")
+        )
+        lines.append(f"In records.jsonl, {lack} left out.")
+    if folder.unjudged:
+        lines.append(f"The records cannot be judged, so there are no verdicts: {folder.unjudged}.")
+    elif not folder.summary["headline"]:
         lines.append(NO_VERDICTS)
     if folder.judged_by not in (None, RULES):
         lines.append(judged_words(folder.judged_by))

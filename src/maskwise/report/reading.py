@@ -18,9 +18,10 @@ from pandas import DataFrame
 
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.errors import MaskwiseError, shortened
-from maskwise.files import RULES, Study, Summary
+from maskwise.files import RULES, Record, Study, Summary
 from maskwise.folders import finite, read_json, read_lines
-from maskwise.measurements import Measurement, measurements, table_of
+from maskwise.measurements import Measurement, measurements, pending_seeds, table_of
+from maskwise.verdict import summarise
 
 LogLine: TypeAlias = dict[str, Any]
 """A JSON object from a file; docs/files.md describes the keys."""
@@ -53,6 +54,7 @@ NO_SUMMARY: Summary = {
     "verdict": None,
     "headline": "",
     "advice": [],
+    "advice_codes": [],
     "overlap": [],
     "tasks": {},
     "efficiency": {"points": []},
@@ -81,8 +83,11 @@ class Folder:
         name: the name of the study or the folder.
         study: the content of study.json.
         records: the lines of records.jsonl.
+        incomplete: the number of lines that lack required keys, and are left out.
         summary: the verdicts by today's rules.
+        unjudged: why the records cannot be judged; otherwise "".
         judged_by: the version of the rules in summary.json; None without summary.json.
+        decisions: what summary.json decided, keyed by arm, baseline and outcome.
         samples: masked texts, keyed by arm.
         curves: the lines of all metrics.jsonl files, with the arm and seed of their run.
         steps: the number of optimiser steps of a finished single run.
@@ -93,8 +98,11 @@ class Folder:
     name: str
     study: Study = field(default_factory=lambda: NO_STUDY)
     records: list[LogLine] = field(default_factory=list)
+    incomplete: int = 0
     summary: Summary = field(default_factory=lambda: NO_SUMMARY)
-    judged_by: int | None = None
+    unjudged: str = ""
+    judged_by: object = None
+    decisions: dict[tuple[str, str, str], str] = field(default_factory=dict)
     samples: dict[str, list[LogLine]] = field(default_factory=dict)
     curves: list[LogLine] = field(default_factory=list)
     steps: int | None = None
@@ -157,20 +165,19 @@ class Folder:
         return self.task(task).get("metric") in LOWER_IS_BETTER
 
 
-def read_folder(folder: Path, summary: Summary | None = None) -> Folder:
-    """Read all files of a study or run that exist.
+def read_folder(folder: Path) -> Folder:
+    """Read all files of a study or run that exist, and judge the study by today's rules.
+
+    No sentence of summary.json is read, because the page explains the rules of today.
 
     Args:
         folder: the folder of the study or run.
-        summary: verdicts of the study that were computed anew; None to read summary.json. Verdicts
-            in summary.json are left out if they were judged by other rules than today's, because
-            the page explains today's.
 
     Raises:
         MaskwiseError: ``folder`` is neither a study nor a run, or its main file is damaged.
     """
     if (folder / "study.json").is_file():
-        return _read_study(folder, summary)
+        return _read_study(folder)
     if (folder / "shown.json").is_file():
         raise MaskwiseError(
             "this folder holds a learned policy, and its page exists already",
@@ -193,37 +200,93 @@ def read_folder(folder: Path, summary: Summary | None = None) -> Folder:
 
 
 def summary_of(folder: Path) -> Summary:
-    """Read the summary.json of a study, as it was judged when it ran.
+    """Return the verdicts of a study by today's rules, from study.json and records.jsonl.
+
+    Nothing is written: summary.json stays as the study was judged when it ran.
 
     Raises:
-        MaskwiseError: the file is missing or damaged, or the folder holds a single run.
+        MaskwiseError: the folder holds a single run, or records that are missing or damaged.
     """
     folder = Path(folder)
-    if read_folder(folder).kind != "study":
+    read = read_folder(folder)
+    if read.kind != "study":
         raise MaskwiseError(
             "a single run has no verdicts", got=str(folder), do="give the folder of a study"
         )
-    if not (folder / "summary.json").is_file():
+    if read.summary is NO_SUMMARY:
         raise MaskwiseError(
-            "this study has no summary yet",
+            read.unjudged or "this study has no records yet",
             got=str(folder),
             do="repeat the maskwise study command, which resumes the study",
         )
-    return cast(Summary, _needed(folder / "summary.json"))
+    return read.summary
 
 
-def _read_study(folder: Path, anew: Summary | None) -> Folder:
+def changes_of(folder: Path) -> list[str]:
+    """Say how today's verdicts differ from those in summary.json, if other rules reached those.
+
+    If the records cannot be judged, the result says why.
+    """
+    read = read_folder(Path(folder))
+    if read.unjudged:
+        return [f"{folder}: the records cannot be judged: {read.unjudged}"]
+    if read.judged_by in (None, RULES) or read.summary is NO_SUMMARY:
+        return []
+    lines = [f"{folder}: {judged_words(read.judged_by)}"]
+    for row in read.summary["contrasts"]:
+        pair = row["arm"], row["baseline"], row["outcome"]
+        was = read.decisions.get(pair, "not judged")
+        if row["primary"] and was != row["verdict"]:
+            lines.append(f"  {pair[0]} against {pair[1]}: was {was}, is {row['verdict']}")
+    return lines
+
+
+def judged_words(rules: object) -> str:
+    """Say that the verdicts in summary.json follow other rules than those that are shown.
+
+    Args:
+        rules: the version of the rules in summary.json.
+    """
+    return (
+        f"The verdicts in summary.json were reached by version {rules} of the rules. The verdicts "
+        f"here were computed anew from the records, by the rules of today (version {RULES})."
+    )
+
+
+def judged(study: Study, records: list[LogLine]) -> tuple[Summary, str]:
+    """Judge the records of a study.
+
+    Returns:
+        summary: the verdicts by today's rules; ``NO_SUMMARY`` if there are none.
+        reason: why records cannot be judged; otherwise "".
+    """
+    lines = cast(list[Record], records)
+    if not study["seeds"] or not lines:
+        return NO_SUMMARY, ""
+    try:
+        return summarise(lines, {**study, "pending": pending_seeds(study, lines)}), ""
+    except MaskwiseError as error:
+        return NO_SUMMARY, str(error)
+    except KeyError as error:
+        return NO_SUMMARY, f"study.json or records.jsonl lacks the key {error}"
+
+
+def _read_study(folder: Path) -> Folder:
     path = folder / "study.json"
-    own, found = read_study_files(folder)
+    own = _needed(path)
+    _require_types(own, cast(LogLine, NO_STUDY), path)
     study = cast(Study, {**NO_STUDY, **own})
     arms = study["arms"]
     if not isinstance(arms, dict) or set(map(type, arms.values())) - {dict}:
         raise MaskwiseError("study.json names no arms", got=str(path), do="run the study again")
     records = []
+    incomplete = 0
     for line in read_lines(folder / "records.jsonl"):
-        kind = line.get("kind", "")
-        if kind in REQUIRED and REQUIRED[kind] <= line.keys():
+        required = REQUIRED.get(line.get("kind", ""))
+        if required is not None and required <= line.keys():
             records.append(line)
+        elif required is not None:
+            incomplete += 1
     curves = []
     for arm, facts in arms.items():
         for seed, stage in facts.get("runs", {}).items():
@@ -232,19 +295,19 @@ def _read_study(folder: Path, anew: Summary | None) -> Folder:
             inside = Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder))
             if Path(stage).is_absolute() or inside:
                 curves += _curves(folder / stage, arm, int(seed))
-    stored = cast(LogLine, found or {})
-    summary = cast(LogLine, anew or stored)
-    # Summaries of development versions have other keys.
-    if summary.get("rules") != RULES:
-        summary = {}
+    summary, unjudged = judged(study, records)
+    stored = read_json(folder / "summary.json") or {}
     saved = read_json(folder / "adapted.json") or {}
     return Folder(
         kind="study",
         name=study["name"] or folder.resolve().name,
         study=study,
         records=records,
-        summary=cast(Summary, NO_SUMMARY | summary),
-        judged_by=stored.get("rules") if stored else None,
+        incomplete=incomplete,
+        summary=summary,
+        unjudged=unjudged,
+        judged_by=stored.get("rules"),
+        decisions=_decisions(stored),
         samples=read_json(folder / "samples.json") or {},
         curves=curves,
         adapted=" ".join(str(saved[key]) for key in ("sentence", "next") if key in saved),
@@ -268,24 +331,15 @@ def _read_run(folder: Path) -> Folder:
     )
 
 
-def read_study_files(folder: Path) -> tuple[Study, Summary | None]:
-    """Read study.json and summary.json as they are.
-
-    Returns:
-        Their contents; None for a summary that is missing or incomplete.
-
-    Raises:
-        MaskwiseError: study.json is missing or damaged, or a value in one of the files has another
-            type than every study writes.
-    """
-    path = folder / "study.json"
-    study = _needed(path)
-    _require_types(study, cast(LogLine, NO_STUDY), path)
-    path = folder / "summary.json"
-    summary = read_json(path)
-    if summary is not None:
-        _require_types(summary, cast(LogLine, NO_SUMMARY), path)
-    return cast(Study, study), cast(Summary | None, summary)
+def _decisions(stored: LogLine) -> dict[tuple[str, str, str], str]:
+    """Return what summary.json decided, keyed by arm, baseline and outcome."""
+    rows = stored.get("contrasts")
+    decisions = {}
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict) and row.get("verdict"):
+            pair = str(row.get("arm")), str(row.get("baseline")), str(row.get("outcome"))
+            decisions[pair] = str(row["verdict"])
+    return decisions
 
 
 def _require_types(content: LogLine, usual: LogLine, path: Path) -> None:

@@ -16,7 +16,7 @@ from pandas import DataFrame, concat
 from maskwise.constants import LOWER_IS_BETTER, REFERENCE, accuracy_misleads
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import Shown, outcome_labels, shown
-from maskwise.files import Contrast, Summary
+from maskwise.files import Contrast
 from maskwise.folders import write_page
 from maskwise.report.drawing import FILTERS, SLATE, Colours, View
 from maskwise.report.reading import Folder, mean, read_folder
@@ -305,14 +305,11 @@ def _notes(row: Contrast) -> list[str]:
     return notes
 
 
-def compare_studies(
-    first: Path, second: Path, summaries: Sequence[Summary | None] = (None, None)
-) -> View:
+def compare_studies(first: Path, second: Path) -> View:
     """Compare the settings and outcomes of two studies.
 
     Args:
         first, second: the folders of the studies.
-        summaries: as ``summary`` of ``write_report``, for each study.
 
     Returns:
         A dict with ``studies`` (headlines and facts), ``differences`` (settings that differ) and
@@ -322,7 +319,7 @@ def compare_studies(
         MaskwiseError: a folder holds no study.
     """
     paths = (Path(first), Path(second))
-    folders = [read_folder(path, summary) for path, summary in zip(paths, summaries)]
+    folders = [read_folder(path) for path in paths]
     for path, folder in zip(paths, folders):
         if folder.kind != "study":
             raise MaskwiseError(
@@ -353,18 +350,12 @@ def compare_studies(
     }
 
 
-def write_comparison(
-    first: Path,
-    second: Path,
-    html: Path | None = None,
-    summaries: Sequence[Summary | None] = (None, None),
-) -> Path:
+def write_comparison(first: Path, second: Path, html: Path | None = None) -> Path:
     """Write the page that compares two studies.
 
     Args:
         first, second: the folders of the studies.
         html: the path of the page; None for ``second``/compared.html.
-        summaries: as in ``compare_studies``.
 
     Returns:
         The path of the page.
@@ -373,14 +364,14 @@ def write_comparison(
         MaskwiseError: a folder holds no study, or the page cannot be written.
     """
     target = Path(html or Path(second) / "compared.html")
-    compared = compare_studies(first, second, summaries)
+    compared = compare_studies(first, second)
     write_page(target, "compared.html.j2", FILTERS, **compared)
     return target
 
 
 def _about(path: Path, folder: Folder) -> View:
     summary = folder.summary
-    files = {"records.jsonl": folder.records, "summary.json": summary["headline"]}
+    files = {"records.jsonl": folder.records}
     return {
         "folder": str(path),
         "name": folder.name,

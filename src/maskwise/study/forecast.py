@@ -113,7 +113,7 @@ def dry_run(
     """
     # Imported here because workers import this module, and scipy takes a second to import.
     from maskwise.study.prospects import prospects_of, spreads_of
-    from maskwise.verdict.contrasts import primary_pairs
+    from maskwise.verdict import primary_pairs
 
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
     jobs = jobs or jobs_here()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from maskwise.errors import MaskwiseError
-from maskwise.estimates import SPREADS, detected_words, shown
+from maskwise.estimates import SPREADS, detected_words
 from maskwise.study.records import has_results
-from maskwise.verdict.contrasts import compare
+from maskwise.verdict.comparison import compared
 from maskwise.verdict.outcomes import Pair, finite_pairs, finite_runs, read_outcomes
 from maskwise.verdict.statistics import (
     ALPHA,
@@ -198,11 +198,10 @@ def recorded_spreads(folder: Path, pairs: Sequence[Pair]) -> dict[Pair, Spread]:
     for arm, baseline in pairs:
         if table is None or not {arm, baseline} <= {*table.arms}:
             continue
-        for comparison in compare(table, arm, baseline):
-            row = comparison.row
-            if not row["primary"] or row["n"] < 2:
+        for comparison in compared(table, (arm, baseline)):
+            if not comparison.primary or comparison.n < 2:
                 continue
-            amount = shown(row)
+            amount = comparison.shown
             differences = finite_runs(comparison.plain)
             # Tasks without a common unit have no plain differences.
             if amount.unit == SPREADS:
@@ -212,7 +211,7 @@ def recorded_spreads(folder: Path, pairs: Sequence[Pair]) -> dict[Pair, Spread]:
                 spreads[arm, baseline] = {
                     "sd": sd,
                     "unit": amount.unit,
-                    "pairs": row["n"],
+                    "pairs": comparison.n,
                     "folder": str(folder),
                 }
     return spreads

@@ -21,6 +21,7 @@ from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
 from maskwise.folders import finite, read_json, read_lines, write_json
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.masking.schedules import schedule
+from maskwise.measurements import pending_seeds
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import different_settings
@@ -298,7 +299,7 @@ class StudyFiles:
         times = [each for each in (self.seconds, known["seconds"]) if each is not None]
         self.seconds = max(times, default=None)
         known["seconds"] = self.seconds
-        known["pending"] = pending(study, [*others.records, *records])
+        known["pending"] = pending_seeds(study, [*others.records, *records])
         study = others.added_to(study | known)
         write_json(self.out / "study.json", study)
         return study
@@ -417,17 +418,6 @@ def others_of(out: Path, before: Plain, design: Design) -> Others:
         answers=list(read_lines(out / PREDICTIONS)),
         runs={arm: facts["runs"] for arm, facts in before.get("arms", {}).items()},
     )
-
-
-def pending(study: Study, records: Iterable[Record]) -> list[int]:
-    """List the seeds of compared runs that have no record yet."""
-    done = set()
-    for record in records:
-        # Failure records count as records, so a seed with a failed run is not pending. Records with
-        # these keys belong to runs of the gate and to companions (shorter runs).
-        if not {"role", "fraction"} & record.keys():
-            done.add(record.get("seed"))
-    return [seed for seed in study["seeds"] if seed not in done]
 
 
 # records.jsonl

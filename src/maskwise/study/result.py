@@ -59,22 +59,16 @@ class StudyResult:
         Raises:
             MaskwiseError: the folder is no study, or has no records that can be judged yet.
         """
-        from maskwise.report.reading import read_study_files
-        from maskwise.study.run import judged_anew
+        from maskwise.report.reading import read_folder, summary_of
 
         folder = Path(folder)
         if not (folder / "study.json").is_file():
             raise MaskwiseError(
                 "this folder holds no study", got=str(folder), do="give the folder `out` of a study"
             )
-        study, _ = read_study_files(folder)
-        summary = judged_anew(folder)
-        if summary is None:
-            raise MaskwiseError(
-                "the study has no results yet", got=str(folder), do="run it again; it resumes"
-            )
+        summary = summary_of(folder)
         records = cast(list[Record], list(read_lines(folder / "records.jsonl")))
-        return cls(folder, study, records, summary)
+        return cls(folder, read_folder(folder).study, records, summary)
 
     @property
     def headline(self) -> str:
@@ -112,7 +106,7 @@ class StudyResult:
         """Write the page of the study anew, and return its path (report.html)."""
         from maskwise.report import write_report
 
-        return write_report(self.folder, summary=self.summary)
+        return write_report(self.folder)
 
     @cached_property
     def best_arm(self) -> str:

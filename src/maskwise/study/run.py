@@ -10,19 +10,16 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from maskwise.annotate.shard import Live
 from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError
 from maskwise.evaluation import masked_answers
-from maskwise.files import Record, Study, Summary
+from maskwise.files import Record
 from maskwise.folders import read_json, read_lines, write_json, write_lines, write_whole
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
@@ -41,7 +38,6 @@ from maskwise.study.records import (
     failed_searches,
     failure_of,
     last_logged,
-    pending,
     require_same_inputs,
     require_same_study,
 )
@@ -174,23 +170,6 @@ def run_study(
     failed = [record for record in records if record["kind"] == "failure"]
     failed += _failed_overlaps(design, store, errors)
     return {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
-
-
-def judged_anew(folder: Path) -> Summary | None:
-    """Return the verdicts of a study by today's rules, from study.json and records.jsonl.
-
-    Nothing is written: summary.json stays as the study was judged when it ran. The result is None
-    if the folder has no records, or records of older versions that lack keys or runs.
-    """
-    from maskwise.verdict import summarise
-
-    study = cast(Study, read_json(folder / "study.json") or {})
-    records = cast(list[Record], list(read_lines(folder / "records.jsonl")))
-    if not study.get("seeds") or not records:
-        return None
-    with suppress(KeyError, MaskwiseError):
-        return summarise(records, study | {"pending": pending(study, records)})
-    return None
 
 
 def _failed_overlaps(design: Design, store: StageStore, errors: dict[str, str]) -> list[Record]:

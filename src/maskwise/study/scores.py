@@ -34,19 +34,10 @@ from maskwise.measurements import measurements, table_of
 from maskwise.report.reading import NO_STUDY, NO_SUMMARY
 from maskwise.verdict import summarise
 from maskwise.verdict.statistics import can_decide, fewest_runs
+from maskwise.verdict.words import ITEMS, REPLICATES
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-ITEMS = "items"
-REPLICATES = {
-    "pretraining": "Pairs are runs of pre-training.",
-    "finetuning": "Pairs are fine-tunings of one checkpoint of each arm: this is about these "
-    "checkpoints, and not about how they were pre-trained.",
-    ITEMS: "Pairs are test items of one run of each arm: this is about these two checkpoints on "
-    "items like these, and nothing is decided about how they were trained.",
-}
-"""What a pair of rows repeats, and what is said about such pairs."""
 
 FEWEST_ITEMS = 30
 """With fewer test items, a normal interval would be too short."""
@@ -121,7 +112,7 @@ class ComparedScores:
         write_json(folder / "study.json", self.study)
         write_lines(folder / "records.jsonl", self.records)
         write_json(folder / "summary.json", self.summary)
-        return write_report(folder, summary=self.summary)
+        return write_report(folder)
 
 
 def compare(
@@ -178,9 +169,9 @@ def compare(
     _require_complete(found, tasks)
     for pair in pairs:
         _require_paired(found, pair)
-    seeds = _numbered({seed for _, seed, _, _ in found})
     if replicate == ITEMS:
         return ComparedScores(NO_STUDY, [], _of_items(found, pairs, tasks, lower), notes)
+    seeds = _numbered({seed for _, seed, _, _ in found})
     scales = {task: _scale(found, task, is_loss=task in lower) for task in tasks}
     for task, scale in scales.items():
         if scale != 1:
@@ -213,9 +204,6 @@ def compare(
         },
     )
     summary = summarise(records, study)
-    summary["headline"] = f"{summary['headline']} {REPLICATES[replicate]}"
-    # Advice to change a recipe helps nobody who has none.
-    summary["advice"] = [line for line in summary["advice"] if "study." not in line]
     notes += _limits(study, summary, len(pairs))
     if not chance:
         notes.append("The scores of guessing are not known, so no verdict checks for them.")

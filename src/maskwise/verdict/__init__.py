@@ -1,70 +1,53 @@
-"""Compute verdicts from records. ``summarise`` returns the content of ``summary.json``.
+"""Compute verdicts from records: ``summarise`` returns the content of ``summary.json``.
 
 docs/evidence.md explains the rules, and docs/files.md the format. The replicate is the pre-training
 run, paired by seed. Task scores are standardised and averaged within a run before any statistic, so
-several tasks of one run never count as several observations. Read in this order:
-``outcomes`` (values), ``contrasts`` (differences, tests and verdicts), ``flags`` (reasons
-that invalidate, cap or qualify a row), ``words`` (sentences). A summary takes 10 to 50 ms.
+several tasks of one run never count as several observations. Read in this order: ``outcomes``
+(values), ``comparison`` (differences), ``flags`` (what invalidates, caps or qualifies a verdict),
+``judge`` (tests and verdicts), ``words`` (sentences). A summary takes 10 to 50 ms, so nothing that
+was written into a file is read again: a page is made of verdicts by the rules of the day.
 """
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from itertools import product
-from typing import cast
+from collections.abc import Iterable, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from maskwise.constants import FRESH_RUN, MEAN_OVER_TASKS
-from maskwise.estimates import outcome_words, with_minus
 from maskwise.files import (
     RULES,
     ArmSummary,
     Contrast,
-    GainShare,
     Planned,
-    Point,
+    RaisedFlag,
     Record,
     Study,
     Summary,
     TaskUse,
-    TransferCell,
 )
 from maskwise.folders import finite
-from maskwise.verdict.contrasts import (
-    Comparison,
-    compare,
-    decide,
-    matched_by,
-    primary_pairs,
-)
-from maskwise.verdict.outcomes import QUANTITIES, Numbers, Outcomes, Pair, finite_runs
-from maskwise.verdict.statistics import (
-    ALPHA,
-    binomial_interval,
-    detectable_sds,
-    estimated,
-    look_weight,
-    powers,
-    ratio_interval,
-)
+from maskwise.verdict.comparison import matched_by, primary_pairs
+from maskwise.verdict.flags import Raised
+from maskwise.verdict.judge import Verdict, gained_nothing, judge, passed, worse_than_reference
+from maskwise.verdict.outcomes import Outcomes, Pair, gate_outcomes
+from maskwise.verdict.shares import efficiency_points, gain_shares, transfer_cells
+from maskwise.verdict.statistics import ALPHA, detectable_sds, look_weight, powers
 from maskwise.verdict.words import (
+    REPLICATES,
+    Names,
     advice_of,
     behind_reference,
-    headline_row,
+    flag_sentence,
     headline_sentence,
+    headline_verdict,
+    names_of,
     no_gain,
-    row_sentence,
+    sentence_of,
 )
 
-__all__ = ["primary_pairs", "summarise"]
+__all__ = ["Verdict", "judge", "primary_pairs", "summarise"]
 
 
 def summarise(records: Iterable[Record], study: Study) -> Summary:
-    """Compute the content of summary.json.
+    """Compute the content of summary.json: codes, numbers, and the sentences made of them.
 
     Args:
         records: the lines of records.jsonl.
@@ -85,51 +68,39 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     [('tasks', 'open'), ('t', None)]
     """
     lines = list(records)
-    by_length = defaultdict[float, list[Record]](list)
-    for line in lines:
-        if line.get("role") != "gate":
-            by_length[line.get("fraction", 1.0)].append(line)
-    table = Outcomes(by_length.pop(1.0, []), study)
-    pending = study.get("pending")
-    # A verdict before all planned runs are finished would be an unplanned look.
-    pairs = [] if pending else primary_pairs(study)
-    rows = _rows(lines, table, pairs)
-    primary = [row for row in rows if row["primary"]]
+    table = Outcomes(lines, study)
+    shorter = sorted({line.get("fraction", 1.0) for line in lines} - {1.0})
+    # The tasks that count are those of the full runs, so the means of all lengths agree.
+    companions = [
+        Outcomes(lines, study, length=length, counted=table.counted) for length in shorter
+    ]
+    verdicts = judge(table, gate_outcomes(lines, table))
+    names = names_of(study)
+    primary = [verdict for verdict in verdicts if verdict.primary]
     # The headline is about the gate only if there are no other contrasts.
-    asked = [row for row in primary if "gate" not in row] or primary
-    top = headline_row(asked, study["baseline"])
+    asked = [verdict for verdict in primary if not verdict.gate] or primary
+    top = headline_verdict(asked, study["baseline"])
+    unproven = _unproven(verdicts, study)
     # Advice covers the gate, too, if the gate did not pass.
-    looks = [look for look in study.get("looks") or () if look > len(study["seeds"])]
-    steps = {arm: table.compute(arm).get("steps", 0.0) for arm in study["arms"]}
-    advice = advice_of(primary if table.gate else asked, table.names, looks, steps)
-    points = []
-    for length in sorted(by_length):
-        # The tasks that count are those of the full runs, so the means of all lengths agree.
-        companions = Outcomes(by_length[length], study, counted=table.counted, companions=True)
-        points += _points(companions, length)
-        for arm, seed in sorted(companions.unfinished):
-            run = f"the companion run of {arm} with seed {seed} ({length:g} of the steps)"
-            advice[run] = f"Run the study to its end: {run} lacks outcomes, which are left out."
-    points += _points(table, 1.0)
-    tasks: dict[str, TaskUse] = {}
-    for task, helped in table.helped.items():
-        tasks[task] = {"helped": helped, "counted": task in table.counted}
+    advice = _advice(primary if unproven else asked, table, companions, names)
     summary: Summary = {
         "rules": RULES,
         "baseline": study["baseline"],
         "planned": _planned(study),
         "matched_by": matched_by(study),
         "arms": {arm: _described(table, arm) for arm in study["arms"]},
-        "contrasts": rows,
-        "verdict": top["verdict"] if top else None,
-        "headline": headline_sentence(top, asked, table.names, study)
-        + behind_reference(top, table)
-        + no_gain(top, table),
+        "contrasts": [_row(verdict, names) for verdict in verdicts],
+        "verdict": top.decision if top else None,
+        "headline": _headline(top, asked, table, names),
         "advice": list(dict.fromkeys(advice.values())),
+        "advice_codes": list(dict.fromkeys(code.split()[0] for code in advice)),
         "overlap": table.lines["overlap"],
-        "tasks": tasks,
-        "efficiency": {"points": points},
+        "tasks": _task_uses(table),
+        "efficiency": {
+            "points": [point for each in (*companions, table) for point in efficiency_points(each)]
+        },
     }
+    pending = study.get("pending")
     if pending:
         planned = len(study["seeds"])
         done = planned - len(pending)
@@ -140,55 +111,107 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         return summary
     share = study.get("share")
     if share:
-        summary["shares"] = gain_shares(table, *share)
+        summary["shares"] = gain_shares(table, *share, unproven)
     learned = study.get("learned")
     if learned:
         summary["transfer"] = transfer_cells(table, learned, study["baseline"])
     return summary
 
 
-def _rows(lines: list[Record], table: Outcomes, pairs: list[Pair]) -> list[Contrast]:
-    """Return all rows with verdicts and sentences; the rows of a gate come first."""
-    gate = []
-    if pairs and table.study.get("gate"):
-        gate = compare(_gate_table(lines, table), *pairs[0])
-        for comparison in gate:
-            comparison.row["gate"] = True
-        pairs = pairs[1:]
-    others: list[Comparison] = []
-    for pair in pairs:
-        others += compare(table, *pair)
-    decide(gate, others, table)
-    rows = [comparison.row for comparison in gate + others]
-    for row in rows:
-        row["brief"] = row_sentence(row, table.names, brief=True)
-        row["sentence"] = row_sentence(row, table.names)
-    return rows
+def _unproven(verdicts: Sequence[Verdict], study: Study) -> list[Pair]:
+    """List the pair of a gate that was not passed, and the pairs that it closes."""
+    gate = study.get("gate")
+    if not gate or passed(verdicts):
+        return []
+    return [(arm, baseline) for arm, baseline in (gate["contrast"], *gate["closes"])]
 
 
-def _gate_table(lines: list[Record], table: Outcomes) -> Outcomes:
-    """Return the outcomes that a gate compares.
+def _headline(top: Verdict | None, asked: Sequence[Verdict], table: Outcomes, names: Names) -> str:
+    study = table.study
+    headline = headline_sentence(top, asked, names, study)
+    if top is not None:
+        headline += behind_reference(top, worse_than_reference(top, table), names, study)
+        if gained_nothing(top, table):
+            headline += no_gain(names, study)
+    if "compared" in study:
+        headline += f" {REPLICATES[study['compared']]}"
+    return headline
 
-    With a search, they come from runs at default settings that only the gate compares. Without a
-    search, there are no such runs, and the gate compares the runs of all contrasts.
 
-    The gate's runs have the seeds of the search runs. Here they get the seeds of the compared runs,
-    because the study's looks and seeds refer to those.
-    """
-    runs: list[Record] = []
-    for line in lines:
-        if line.get("role") == "gate":
-            runs.append({**line, "seed": line["seed"] + FRESH_RUN})
-    if not runs:
-        return table
-    compared = {line["arm"] for line in runs}
-    arms = {arm: facts for arm, facts in table.study["arms"].items() if arm in compared}
-    study: Study = {**table.study, "arms": arms}
-    # Only a gate on the policy learned from the task itself has runs of all learned policies.
-    if not compared.issuperset(study.get("learned", {})):
-        del study["learned"]
-    # The gate averages the same tasks as the contrasts, so both have the same primary outcome.
-    return Outcomes([*runs, *table.lines["overlap"]], study, counted=table.counted)
+def _advice(
+    verdicts: Sequence[Verdict],
+    table: Outcomes,
+    companions: Iterable[Outcomes],
+    names: Names,
+) -> dict[str, str]:
+    """Return advice on the next step as sentences, keyed by code."""
+    study = table.study
+    looks = [look for look in study.get("looks") or () if look > len(study["seeds"])]
+    steps = {arm: table.compute(arm).get("steps", 0.0) for arm in study["arms"]}
+    advice = advice_of(verdicts, names, looks, steps)
+    for each in companions:
+        for arm, seed in sorted(each.unfinished):
+            run = f"the companion run of {arm} with seed {seed} ({each.length:g} of the steps)"
+            lacking = f"{run} lacks outcomes, which are left out"
+            advice[f"unfinished {run}"] = f"Run the study to its end: {lacking}."
+    if "compared" in study:
+        # Advice to change a recipe helps nobody who has none.
+        advice = {code: line for code, line in advice.items() if "study." not in line}
+    return advice
+
+
+def _row(verdict: Verdict, names: Names) -> Contrast:
+    """Return a verdict as a row of summary.json, with its sentences."""
+    row: Contrast = {
+        "arm": verdict.arm,
+        "baseline": verdict.baseline,
+        "outcome": verdict.outcome,
+        "primary": verdict.primary,
+        "n": verdict.n,
+        "higher_is_better": verdict.scale.higher_is_better,
+        "unit": verdict.scale.unit,
+        **verdict.estimate,
+        "p": verdict.p,
+        "p_adjusted": verdict.p_adjusted,
+        "metric": verdict.scale.metric,
+        "compute": verdict.compute,
+        "items": verdict.items,
+        "verdict": verdict.decision,
+        "better": verdict.better,
+        "scope": verdict.scope,
+        "flags": [_flag(flag, names) for flag in verdict.flags],
+        "runs_to_decide": verdict.runs_to_decide,
+        "detectable": verdict.detectable,
+        "failures": verdict.failures,
+        "break_even": verdict.break_even,
+        "brief": sentence_of(verdict, names, brief=True),
+        "sentence": sentence_of(verdict, names),
+    }
+    if verdict.natural is not None:
+        row["natural"] = verdict.natural
+    if verdict.least_sd:
+        row["least_sd"] = True
+    if verdict.gate:
+        row["gate"] = True
+    if verdict.equivalence is not None:
+        row["equivalence"] = verdict.equivalence
+    return row
+
+
+def _flag(flag: Raised, names: Names) -> RaisedFlag:
+    return {
+        "code": flag.code,
+        "effect": flag.effect,
+        "sentence": flag_sentence(flag, names),
+        "facts": flag.facts,
+    }
+
+
+def _task_uses(table: Outcomes) -> dict[str, TaskUse]:
+    uses: dict[str, TaskUse] = {}
+    for task, helped in table.helped.items():
+        uses[task] = {"helped": helped, "counted": task in table.counted}
+    return uses
 
 
 def _described(table: Outcomes, arm: str) -> ArmSummary:
@@ -219,202 +242,3 @@ def _planned(study: Study) -> Planned:
         "power": powers(runs, alpha=alpha),
         "detectable": detectable_sds(runs, alpha=alpha),
     }
-
-
-# Results that are reported but not tested: gain shares, transfer, quality by compute
-# ---------------------------------------------------------------------------------------------
-
-
-LEARNS = 0.25
-FAILED = 0.1
-"""Thresholds of ``learned_something``, as fractions of the oracle's mean gain."""
-
-
-# Shares of a gain
-
-
-def gain_shares(table: Outcomes, best: str, baseline: str) -> list[GainShare]:
-    """Return the share of the oracle's gain that every other arm reaches, on every task.
-
-    Without tasks, gains in held-out losses are used.
-
-    Args:
-        table: the outcomes of the compared runs.
-        best: the name of the oracle, the arm with the largest gain.
-        baseline: the arm over which gains are computed.
-    """
-    shares = []
-    for outcome, arm in product(table.tasks or table.heldout, table.study["arms"]):
-        if arm not in (best, baseline):
-            shares.append(_gain_share(table, arm, best, baseline, outcome))
-    return shares
-
-
-def _gain_share(table: Outcomes, arm: str, best: str, baseline: str, outcome: str) -> GainShare:
-    pairs = np.array([table.gains(outcome, name, baseline) for name in (arm, best)])
-    pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
-    where = outcome_words(outcome)
-    row: GainShare = {
-        "arm": arm,
-        "best": best,
-        "baseline": baseline,
-        "n": pairs.shape[1],
-        "failed": 0,
-        "failed_low": None,
-        "failed_high": None,
-        "task": outcome if outcome in table.tasks else where.removeprefix("in "),
-        "share": None,
-        "low": None,
-        "high": None,
-        "sentence": "",
-    }
-    base = table.names[baseline]
-    reason = _why_none(table, arm, best, baseline, outcome)
-    if reason is None and not row["n"]:
-        reason = "no seed has finished runs of all three arms"
-    if reason is not None:
-        row["sentence"] = f"No share is given for {arm} {where}: {reason}."
-        return row
-    if pairs[1].mean() <= 0:
-        row["sentence"] = (
-            f"{best} does not improve on {base} {where}, so there is no gain to share."
-        )
-        return row
-    pairs = pairs[:, learned_something(*pairs)]
-    count = pairs.shape[1]
-    row["failed"] = row["n"] - count
-    failed_ends = binomial_interval(row["failed"], row["n"])
-    row["failed_low"], row["failed_high"] = failed_ends
-    share = float(pairs[0].mean() / pairs[1].mean())
-    row["share"] = share
-    interval = "no interval"
-    # One pair has no variance.
-    ends = ratio_interval(*pairs) if count > 1 else None
-    if ends:
-        row["low"], row["high"] = ends
-        interval = f"95 % interval {_percent(*ends)}"
-    gained = f"{_percent(share)} of the gain of {best} over {base} {where}"
-    sentence = f"{arm} reaches {gained} in {count} runs ({interval})"
-    if row["failed"]:
-        runs = f"{row['failed']} of {row['n']} runs failed"
-        sentence += f"; {runs} (95 % interval {_percent(*failed_ends)})"
-    row["sentence"] = f"{sentence}."
-    return row
-
-
-def learned_something(gains: Numbers, best_gains: Numbers) -> NDArray[np.bool_]:
-    """Return a boolean array of shape (runs,) that is False for runs that failed to learn.
-
-    Learning a policy fails completely in some runs. For a mean over failed and other runs, no
-    interval has the right coverage: with one failure in ten runs, Fieller's interval covers 67 %.
-    Shares and their intervals therefore use only the runs that learned something, and the number of
-    failed runs gets an exact binomial interval.
-
-    A run failed if it gains at most ``FAILED`` of the oracle's mean gain, and the better half of
-    the arm's runs gains more than ``LEARNS``. A rule that searches for gaps between runs would miss
-    failures in one of three studies with 20 runs.
-
-    >>> best_gains = np.full(6, 0.7)
-    >>> learned_something(np.array([0.01, 0.6, 0.62, 0.58, 0.61, 0.6]), best_gains).tolist()
-    [False, True, True, True, True, True]
-
-    Args:
-        gains: (runs,) the gains of an arm over the baseline.
-        best_gains: (runs,) the gains of the oracle over the baseline, with the same seeds.
-    """
-    shares = gains / best_gains.mean()
-    better_half = np.sort(shares)[len(shares) // 2 :]
-    # An arm that gains little in all its runs has no failed runs.
-    return (shares > FAILED) | (better_half.mean() <= LEARNS)
-
-
-def _why_none(table: Outcomes, arm: str, best: str, baseline: str, outcome: str) -> str | None:
-    """Return the reason why a share cannot be computed; None if it can."""
-    if (best, baseline) in (table.gate, *table.closed) or (arm, baseline) in table.closed:
-        return "the positive control failed"
-    if len(table.formats(arm, best)) > 1:
-        return "the arms write different output formats"
-    for name in (arm, best):
-        code = table.incomparable(name, baseline, outcome)
-        if code:
-            return f"the losses are not comparable ({code.replace('-', ' ')})"
-    return None
-
-
-def _percent(*shares: float) -> str:
-    return with_minus(" to ".join(f"{100 * share:.0f} %" for share in shares))
-
-
-# Transfer
-
-
-def transfer_cells(
-    table: Outcomes, learned: Mapping[str, str], baseline: str
-) -> list[TransferCell]:
-    """Return the gain of every learned policy over the baseline on every task.
-
-    Args:
-        table: the outcomes of the compared runs.
-        learned: the task that an arm's policy was learned from, keyed by arm.
-        baseline: the arm over which gains are computed.
-    """
-    cells = []
-    for (arm, source), task in product(learned.items(), table.tasks):
-        gains = finite_runs(table.gains(task, arm, baseline))
-        cell: TransferCell = {
-            "arm": arm,
-            "learned_from": source,
-            "task": task,
-            "n": len(gains),
-            **estimated(gains),
-        }
-        cells.append(cell)
-    return cells
-
-
-# Quality by compute
-
-
-def _mean_over_tasks(table: Outcomes, place: tuple[int, int]) -> float | None:
-    """Return a run's mean score on the tasks of the verdict, in their unit and direction.
-
-    None for a single task, and for tasks without a common unit, such as points and nats: their mean
-    would say nothing, and the worse of two arms could have the better mean.
-    """
-    tasks = table.measured("tasks")
-    plain = "plain:tasks"
-    if len(tasks) < 2 or plain not in table.scales:
-        return None
-    # Signed scores, for which higher is better. Tasks with a common unit have a common sign.
-    mean = float(table.values[plain][place]) * table.scales[tasks[0]].sign
-    return mean if math.isfinite(mean) else None
-
-
-def _points(table: Outcomes, fraction: float) -> list[Point]:
-    """Return the unscaled scores, their mean, the losses and the compute of every run.
-
-    Args:
-        table: the outcomes of runs of one length.
-        fraction: the number of training steps, as a share of a full run's steps.
-    """
-    outcomes = [*table.tasks, *table.heldout, *table.evaluations]
-    points = []
-    for line in table.lines["cost"]:
-        place = table.place(line["arm"], line["seed"])
-        values = {}
-        for name in outcomes:
-            value = float(table.values[name][place])
-            if math.isfinite(value):
-                values[name] = value
-        mean = _mean_over_tasks(table, place)
-        if mean is not None:
-            values = {MEAN_OVER_TASKS: mean, **values}
-        spent = {}
-        for key in QUANTITIES:
-            amount = line.get(key)
-            if amount:
-                spent[key] = amount
-        if values and spent:
-            run = {"arm": line["arm"], "seed": line["seed"], "fraction": fraction}
-            points.append(cast(Point, {**run, **spent, "values": values}))
-    return points

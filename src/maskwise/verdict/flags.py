@@ -1,8 +1,8 @@
-"""Flags on rows of a summary: one table with their tests, sentences and advice.
+"""Flags on comparisons: one table with their tests, sentences and advice.
 
 A flag is raised if its test returns facts, which fill its sentence and are written to summary.json.
-An invalid flag makes the row *not comparable*, a cap makes it at most *open*, and a note does not
-change the verdict.
+An invalid flag makes a verdict *not comparable*, a cap makes it at most *open*, and a note does not
+change it.
 """
 
 from __future__ import annotations
@@ -10,45 +10,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from maskwise.constants import (
     CORRELATIONS,
     COSTS,
-    FIXED,
     NATS,
     OTHER_TASKS,
     OWN_TASK,
     PLATEAU_NATS,
     REFERENCE,
-    TUNED,
     overlap_matters,
     overlap_words,
 )
 from maskwise.estimates import with_minus
-from maskwise.files import Contrast, Effect, Record
-from maskwise.verdict.outcomes import (
-    ALL_TASKS,
-    TOLERANCE,
-    Outcomes,
-    Pair,
-    finite_pairs,
-    is_loss,
-)
-from maskwise.verdict.statistics import ALPHA, best_guess, can_decide
+from maskwise.files import Effect
+from maskwise.verdict.comparison import Comparison
+from maskwise.verdict.outcomes import TOLERANCE, Outcomes, finite_pairs, is_loss
+from maskwise.verdict.statistics import best_guess, can_decide
 
 Facts: TypeAlias = dict[str, object]
-Test: TypeAlias = Callable[[Contrast, Outcomes], Facts | None]
+Test: TypeAlias = Callable[[Comparison, Outcomes], Facts | None]
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A remark on a row.
+    """A remark on a comparison.
 
     Attributes:
         test: a function that returns facts if the flag is raised, and None otherwise. The fact
             ``arms`` lists names of arms. If the fact ``minor`` is true, the advice is omitted.
         sentence: a format string with the facts as fields.
+        significant: whether the flag is raised only against a significant difference.
     """
 
     code: str
@@ -56,38 +49,63 @@ class Flag:
     test: Test
     sentence: str
     advice: str = ""
+    significant: bool = False
 
 
-def is_ahead(row: Contrast) -> bool:
-    """Return whether the arm of a row has a better mean than the baseline."""
-    return ((row["mean"] or 0) > 0) == row["higher_is_better"]
+class Raised(NamedTuple):
+    """A flag that is raised, and the facts that its test found."""
+
+    flag: Flag
+    facts: Facts
+
+    @property
+    def code(self) -> str:
+        return self.flag.code
+
+    @property
+    def effect(self) -> Effect:
+        return self.flag.effect
+
+    @property
+    def advisable(self) -> bool:
+        """Whether the flag calls for advice."""
+        return not self.facts.get("minor")
 
 
-def scope_of(row: Contrast, table: Outcomes) -> str:
-    """Return ``TUNED`` if every seed tuned the arms, and ``FIXED`` otherwise."""
-    tuned = any(line.get("seed") is not None for line in _choices(row, table))
-    return TUNED if tuned else FIXED
+def raised(one: Comparison, table: Outcomes, *, significant: bool = False) -> tuple[Raised, ...]:
+    """Return the flags on a comparison, in the order of ``FLAGS``.
+
+    Args:
+        one: the comparison.
+        table: the outcomes that it is made of.
+        significant: whether a test found the difference significant.
+    """
+    found = []
+    for flag in FLAGS:
+        if significant or not flag.significant:
+            facts = flag.test(one, table)
+            if facts is not None:
+                found.append(Raised(flag, facts))
+    return tuple(found)
 
 
-# Flags that invalidate a row
+# Flags that invalidate a comparison
 
 
-def _gate_closed(row: Contrast, table: Outcomes) -> Facts | None:
-    if table.gate is None or _pair(row) not in table.closed:
-        return None
-    return dict(zip(("oracle", "beaten"), table.gate))
+def _gate_closed(one: Comparison, table: Outcomes) -> Facts | None:
+    return dict(zip(("oracle", "beaten"), one.closed_by)) if one.closed_by else None
 
 
-def _no_pairs(row: Contrast, table: Outcomes) -> Facts | None:
-    lost = row["n"] == 0 or (row["n"] == 1 and _has_failures(row, table))
+def _no_pairs(one: Comparison, table: Outcomes) -> Facts | None:
+    lost = one.n == 0 or (one.n == 1 and _has_failures(one, table))
     return {} if lost else None
 
 
 def _differs(what: str) -> Test:
     """Return a test for one reason why losses are not comparable."""
 
-    def test(row: Contrast, table: Outcomes) -> Facts | None:
-        return {} if table.incomparable(*_pair(row), row["outcome"]) == what else None
+    def test(one: Comparison, table: Outcomes) -> Facts | None:
+        return {} if table.incomparable(*one.pair, one.outcome) == what else None
 
     return test
 
@@ -99,13 +117,13 @@ def _at_floor(*, answer: bool) -> Test:
     test for the invalid cases: both sides are at the floor, or a side fell back to the floor.
     """
 
-    def test(row: Contrast, table: Outcomes) -> Facts | None:
-        if not is_loss(row["outcome"]):
+    def test(one: Comparison, table: Outcomes) -> Facts | None:
+        if not is_loss(one.outcome):
             return None
         gaps = {}
         fallen = {}
         sides = set()
-        for side in _pair(row):
+        for side in one.pair:
             for arm in table.trained(side) or [side]:
                 gap = table.gap_nats(arm)
                 if gap is not None and gap < PLATEAU_NATS:
@@ -132,9 +150,9 @@ def _at_floor(*, answer: bool) -> Test:
     return test
 
 
-def _at_chance(row: Contrast, table: Outcomes) -> Facts | None:
-    arms = _pair(row)
-    for outcome, arm in product(table.measured(row["outcome"], *arms), arms):
+def _at_chance(one: Comparison, table: Outcomes) -> Facts | None:
+    arms = one.pair
+    for outcome, arm in product(table.measured(one.outcome, *arms), arms):
         if not _guesses(table, outcome, arm):
             return None
     return {"arms": list(arms)}
@@ -155,7 +173,7 @@ def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
 # Flags that cap a verdict at open
 
 
-def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
+def _looked_before(one: Comparison, table: Outcomes) -> Facts | None:
     """Return the facts of an earlier, unplanned verdict on other runs or settings."""
     looks = table.study.get("looks")
     seeds = table.study["seeds"]
@@ -173,30 +191,26 @@ def _looked_before(row: Contrast, table: Outcomes) -> Facts | None:
     return None
 
 
-def _settings_differ(row: Contrast, table: Outcomes) -> Facts | None:
+def _settings_differ(one: Comparison, table: Outcomes) -> Facts | None:
     """Return arms with different settings, if one search served all seeds."""
     arms = []
     settings = set()
-    for line in _choices(row, table):
+    for line in table.searches(*one.pair):
         if line.get("seed") is None and line["chosen"]:
             arms.append(line["arm"])
             settings.add(str(sorted(line["chosen"].items())))
     return {"arms": arms} if len(settings) > 1 else None
 
 
-def _may_fail(row: Contrast, table: Outcomes) -> Facts | None:
+def _may_fail(one: Comparison, table: Outcomes) -> Facts | None:
     """Return the failures of an arm whose verdict could be due to failures that were not seen."""
-    p = row["p_adjusted"]
-    break_even = row.get("break_even")
-    if p is None or p >= ALPHA or break_even is None:
-        return None
-    ahead = is_ahead(row)
-    failures = row["failures"]["arm" if ahead else "baseline"]
+    break_even = one.break_even
+    failures = one.failures["arm" if one.ahead else "baseline"]
     may_fail = failures["learned"] or failures["failed"] > 0
-    if not may_fail or break_even >= failures["high"]:
+    if not may_fail or break_even is None or break_even >= failures["high"]:
         return None
     return {
-        "arms": [row["arm"] if ahead else row["baseline"]],
+        "arms": [one.sides[0]],
         "failed": failures["failed"],
         "runs": failures["runs"],
         "most": rate(failures["high"]),
@@ -206,51 +220,47 @@ def _may_fail(row: Contrast, table: Outcomes) -> Facts | None:
     }
 
 
-def _tasks_disagree(row: Contrast, table: Outcomes) -> Facts | None:
+def _tasks_disagree(one: Comparison, table: Outcomes) -> Facts | None:
     """Return the plain mean over tasks if it is on the other side than the estimate of the test.
 
     The test weighs tasks by their precision, so a small and steady gain on one task can exceed a
     larger, uneven loss on another. Which of them matters more is not for statistics to say.
     """
-    p = row["p_adjusted"]
-    natural = row.get("natural")
-    if p is None or p >= ALPHA or row["outcome"] != "tasks" or row["mean"] is None:
+    if one.outcome != "tasks" or one.mean is None:
         return None
-    if natural is not None and natural["mean"] is not None:
-        plain = natural["mean"]
+    if one.natural is not None and one.natural["mean"] is not None:
+        plain = one.natural["mean"]
         amount = f"{100 * abs(plain):.1f} points"
-        if row["metric"] == NATS:
+        if one.scale.metric == NATS:
             amount = f"{abs(plain):.3f} nats"
     else:
-        name = ALL_TASKS if REFERENCE in _pair(row) else row["outcome"]
-        differences, _ = table.differences(name, *_pair(row))
-        plain = float(finite_pairs(differences).mean())
+        plain = float(finite_pairs(one.differences).mean())
         amount = f"{abs(plain):.1f} standard deviations of runs"
-    if plain * row["mean"] > 0:
+    if plain * one.mean > 0:
         return None
-    ahead, behind = _pair(row) if is_ahead(row) else reversed(_pair(row))
+    ahead, behind = one.sides
     return {"plain": plain, "ahead": ahead, "behind": behind, "amount": amount}
 
 
 # Notes that leave the verdict as it is
 
 
-def _missing_runs(row: Contrast, table: Outcomes) -> Facts | None:
+def _missing_runs(one: Comparison, table: Outcomes) -> Facts | None:
     planned = len(table.study["seeds"])
-    missing = planned - row["n"]
+    missing = planned - one.n
     # Without any pair, the flag "no-pairs" is raised instead.
-    if not 0 < missing < planned or not _has_failures(row, table):
+    if not 0 < missing < planned or not _has_failures(one, table):
         return None
     return {"missing": missing, "planned": planned}
 
 
-def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
+def _unmatched_compute(one: Comparison, table: Outcomes) -> Facts | None:
     """Return the quantities of compute in which the two sides differ by more than 5 %."""
     # These sides combine several arms, or were not trained.
-    if {REFERENCE, OWN_TASK, OTHER_TASKS}.intersection(_pair(row)):
+    if {REFERENCE, OWN_TASK, OTHER_TASKS}.intersection(one.pair):
         return None
-    by = row["compute"]["by"]
-    ratios = row["compute"]["ratios"]
+    by = one.compute["by"]
+    ratios = one.compute["ratios"]
     if not ratios:
         return {"told": "the compute of the arms was not recorded", "ratios": {}, "minor": True}
     off = {}
@@ -267,42 +277,42 @@ def _unmatched_compute(row: Contrast, table: Outcomes) -> Facts | None:
         lead = f"not matched by {COSTS[by]}: "
     elif by:
         lead = f"at equal {COSTS[by]}, "
-    told = f"{lead}{row['arm']} used {' and '.join(spent)} of {row['baseline']}"
+    told = f"{lead}{one.arm} used {' and '.join(spent)} of {one.baseline}"
     return {"told": told, "ratios": off}
 
 
-def _untuned(row: Contrast, table: Outcomes) -> Facts | None:
-    trained = _trained(row, table)
+def _untuned(one: Comparison, table: Outcomes) -> Facts | None:
+    trained = table.trained(*one.pair)
     # A gate compares default settings by design.
-    if not trained or row.get("gate") or _choices(row, table):
+    if not trained or one.gate or table.searches(*one.pair):
         return None
     return {"arms": trained}
 
 
-def _tied_grid(row: Contrast, table: Outcomes) -> Facts | None:
-    searches = _choices(row, table)
+def _tied_grid(one: Comparison, table: Outcomes) -> Facts | None:
+    searches = table.searches(*one.pair)
     tied = [line["arm"] for line in searches if line.get("tied")]
     if not tied:
         return None
     return {"arms": list(dict.fromkeys(tied)), "searches": len(tied), "all": len(searches)}
 
 
-def _grids_differ(row: Contrast, table: Outcomes) -> Facts | None:
+def _grids_differ(one: Comparison, table: Outcomes) -> Facts | None:
     # A trained arm without a grid differs from an arm with a grid. Untrained models are ignored.
-    grids = dict.fromkeys(_trained(row, table), "")
-    for line in _choices(row, table):
+    grids = dict.fromkeys(table.trained(*one.pair), "")
+    for line in table.searches(*one.pair):
         grids[line["arm"]] = str(sorted(str(point["setting"]) for point in line["candidates"]))
     return {} if len(set(grids.values())) > 1 else None
 
 
-def _without_help(row: Contrast, table: Outcomes) -> Facts | None:
-    """Return the tasks that the primary outcome leaves out, among the tasks of this row."""
+def _without_help(one: Comparison, table: Outcomes) -> Facts | None:
+    """Return the tasks that the primary outcome leaves out, among the tasks of this comparison."""
     left = []
     for task in table.tasks:
-        if task not in table.counted and row["outcome"] in ("tasks", task):
+        if task not in table.counted and one.outcome in ("tasks", task):
             left.append(task)
     # Contrasts with the reference use all tasks.
-    if not left or REFERENCE in _pair(row):
+    if not left or REFERENCE in one.pair:
         return None
     effect = "left out of the primary outcome"
     if not table.counted:
@@ -311,20 +321,20 @@ def _without_help(row: Contrast, table: Outcomes) -> Facts | None:
     return {"tasks": left, "names": ", ".join(left), "effect": effect, "left_out": left_out}
 
 
-def _item_noise(row: Contrast, table: Outcomes) -> Facts | None:
-    items = row["items"]
-    if not items or not row["mean"] or not items["low"] <= 0 <= items["high"]:
+def _item_noise(one: Comparison, table: Outcomes) -> Facts | None:
+    items = one.items
+    if not items or not one.mean or not items["low"] <= 0 <= items["high"]:
         return None
     half = (items["high"] - items["low"]) / 2
-    amount = f"{half:.2f} nats" if row["metric"] == NATS else f"{100 * half:.1f} points"
+    amount = f"{half:.2f} nats" if one.scale.metric == NATS else f"{100 * half:.1f} points"
     assumed = ", on the assumption that the arms' answers correlate at .5"
     if items.get("paired"):
         assumed = ""
     return {"half": half, "amount": amount, "assumed": assumed}
 
 
-def _overlap(row: Contrast, table: Outcomes) -> Facts | None:
-    outcomes = table.measured(row["outcome"], *_pair(row))
+def _overlap(one: Comparison, table: Outcomes) -> Facts | None:
+    outcomes = table.measured(one.outcome, *one.pair)
     tasks = []
     words = []
     minor = True
@@ -346,25 +356,9 @@ def rate(share: float) -> str:
     return f"{float(f'{100 * share:.2g}'):g} %"
 
 
-def _pair(row: Contrast) -> Pair:
-    return row["arm"], row["baseline"]
-
-
-def _trained(row: Contrast, table: Outcomes) -> list[str]:
-    """List the trained arms of both sides, without repetitions."""
-    arms = table.trained(row["arm"]) + table.trained(row["baseline"])
-    return list(dict.fromkeys(arms))
-
-
-def _has_failures(row: Contrast, table: Outcomes) -> bool:
-    arms = {*_trained(row, table), *_pair(row)}
+def _has_failures(one: Comparison, table: Outcomes) -> bool:
+    arms = {*table.trained(*one.pair), *one.pair}
     return not arms.isdisjoint(table.failures)
-
-
-def _choices(row: Contrast, table: Outcomes) -> list[Record]:
-    """List the searches of a row's arms: one for each seed, or one for all seeds."""
-    trained = _trained(row, table)
-    return [line for line in table.lines["selection"] if line["arm"] in trained]
 
 
 FLAGS = (
@@ -443,6 +437,7 @@ FLAGS = (
         "and failures in {enough} would cancel the lead",
         "Compare an arm that learns its masks or shares, or that failed once, in a new study with "
         "more runs, or where its lead is larger.",
+        significant=True,
     ),
     Flag(
         "tasks-disagree",
@@ -451,6 +446,7 @@ FLAGS = (
         "the tasks disagree: weighted by their precision, as in the test, they favour {ahead}, but "
         "their plain mean favours {behind} by {amount}",
         "Look at each task. A new study can name the one that matters (study.outcome).",
+        significant=True,
     ),
     Flag(
         "near-floor",

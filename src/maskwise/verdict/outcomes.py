@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from maskwise.constants import (
     DIFFUSION,
+    FRESH_RUN,
     HELPS,
     NATS,
     OTHER_TASKS,
@@ -54,6 +55,8 @@ TOLERANCE = 0.05
 """Maximum relative difference of a quantity between two matched arms."""
 ABOVE_CHANCE = ("entity-f1", "matthews")
 """Metrics whose floor is the score of the untrained model, if it is recorded."""
+GATE = "gate"
+"""The role of runs that only a gate compares."""
 ALL_TASKS = "all tasks"
 """Name of the outcome that averages all tasks, including those that pre-training does not help."""
 
@@ -66,7 +69,12 @@ class Outcomes:
     whose masking policy was learned from the evaluated task, or from another task.
 
     Args:
-        companions: whether the records are of companion runs, which may be incomplete.
+        records: the lines of records.jsonl, also of other runs, which are left out.
+        study: the content of study.json.
+        length: the length of the runs, as a share of the full steps. Companion runs, which are
+            shorter, may be incomplete.
+        role: "gate" for runs that only a gate compares; "" for all others.
+        counted: the tasks that count; None to let ``study.helps`` decide.
 
     Attributes:
         arms: the names of the arms, including the reference and the computed arms.
@@ -80,9 +88,6 @@ class Outcomes:
         helped: for each task, the share of seeds in which pre-training helps; None if unknown.
         counted: the tasks that the outcome "tasks" averages.
         sds: for each task, the pooled SD of runs within arms, the unit of standardised scores.
-        names: how sentences call an arm: its own name, or words for reference and computed arms.
-        gate: the contrast that must be decided before others are tested, if it was not decided.
-        closed: the (arm, baseline) pairs that are not tested because of ``gate``.
 
     Raises:
         MaskwiseError: an invalid or repeated value, an unknown arm or seed, or an incomplete run.
@@ -93,26 +98,23 @@ class Outcomes:
         records: Iterable[Record],
         study: Study,
         *,
+        length: float = 1.0,
+        role: str = "",
         counted: Sequence[str] | None = None,
-        companions: bool = False,
     ):
         self.study = study
-        self.companions = companions
+        self.length = length
         self.arms = [*study["arms"], REFERENCE, OWN_TASK, OTHER_TASKS]
         self.lines = defaultdict[str, list[Record]](list)
         for record in records:
             # The overlap of a text and a task has no arm. The computed arms have no records.
             require_known("arm in records", record.get("arm", REFERENCE), self.arms[:-2])
-            self.lines[record["kind"]].append(record)
+            of_run = record.get("fraction", 1.0), record.get("role", "")
+            if of_run == (length, role) or "arm" not in record:
+                self.lines[record["kind"]].append(record)
         self.values: dict[str, Numbers] = {}
         self.scales: dict[str, Scale] = {}
         self.parts: dict[str, list[str]] = {}
-        self.names = dict(zip(self.arms, self.arms))
-        self.names[REFERENCE] = study.get("reference") or REFERENCE
-        self.names[OWN_TASK] = "the policy learned from the task itself"
-        self.names[OTHER_TASKS] = "policies learned from other tasks"
-        self.gate: Pair | None = None
-        self.closed: list[Pair] = []
         self.failed = {(line["arm"], line["seed"]) for line in self.lines["failure"]}
         self.failures = Counter(arm for arm, _ in self.failed)
         self.unfinished = set[tuple[str, int]]()
@@ -212,7 +214,7 @@ class Outcomes:
         for arm, seed in np.argwhere(partial):
             run = self.arms[arm], self.study["seeds"][seed]
             # Companion runs are not used in verdicts, so they may be incomplete.
-            if self.companions and run not in self.failed:
+            if self.length < 1 and run not in self.failed:
                 self.unfinished.add(run)
             elif run not in self.failed:
                 lacking = np.array(outcomes)[missing[:, arm, seed]]
@@ -383,11 +385,20 @@ class Outcomes:
                     gaps.append(gap)
         return max(gaps, default=None)
 
-    def trained(self, name: str) -> list[str]:
-        """List the trained arms that an arm consists of: itself, none, or those it averages."""
-        if name in (OWN_TASK, OTHER_TASKS):
-            return list(self.study["learned"])
-        return [] if name == REFERENCE else [name]
+    def trained(self, *names: str) -> list[str]:
+        """List the trained arms that arms consist of: themselves, none, or those they average."""
+        found: dict[str, None] = {}
+        for name in names:
+            if name in (OWN_TASK, OTHER_TASKS):
+                found |= dict.fromkeys(self.study["learned"])
+            elif name != REFERENCE:
+                found[name] = None
+        return list(found)
+
+    def searches(self, *names: str) -> list[Record]:
+        """List the searches for settings of arms: one for each seed, or one for all seeds."""
+        trained = self.trained(*names)
+        return [line for line in self.lines["selection"] if line["arm"] in trained]
 
     def units(self, arm: str) -> str:
         """Return what an arm masks as one unit: "token", "span" or another ``UnitKind``."""
@@ -441,12 +452,40 @@ class Outcomes:
         return "different-units" if len(units) > 1 else None
 
 
+def gate_outcomes(records: Iterable[Record], table: Outcomes) -> Outcomes:
+    """Return the outcomes that a gate compares.
+
+    With a search, they come from runs at default settings that only the gate compares. Without a
+    search, there are no such runs, and the gate compares the runs of all contrasts.
+
+    The gate's runs have the seeds of the search runs. Here they get the seeds of the compared runs,
+    because the study's looks and seeds refer to those.
+
+    Args:
+        records: the lines of records.jsonl.
+        table: the outcomes of the compared runs.
+    """
+    runs: list[Record] = []
+    for line in records:
+        if line.get("role") == GATE:
+            runs.append({**line, "seed": line["seed"] + FRESH_RUN})
+    if not runs:
+        return table
+    compared = {line["arm"] for line in runs}
+    arms = {arm: facts for arm, facts in table.study["arms"].items() if arm in compared}
+    study: Study = {**table.study, "arms": arms}
+    # Only a gate on the policy learned from the task itself has runs of all learned policies.
+    if not compared.issuperset(study.get("learned", {})):
+        del study["learned"]
+    lines = [*runs, *table.lines["overlap"]]
+    # The gate averages the same tasks as the contrasts, so both have the same primary outcome.
+    return Outcomes(lines, study, role=GATE, counted=table.counted)
+
+
 def read_outcomes(folder: Path) -> Outcomes | None:
     """Read the outcomes of a study's compared runs; None if the folder has no records."""
     study = cast(Study, read_json(folder / "study.json"))
-    lines = cast(list[Record], list(read_lines(folder / "records.jsonl")))
-    # Leave out gate runs, which have a "role", and companion runs, which have a "fraction".
-    records = [line for line in lines if not {"role", "fraction"} & line.keys()]
+    records = cast(list[Record], list(read_lines(folder / "records.jsonl")))
     if not study or not records:
         return None
     return Outcomes(records, study)

@@ -1,4 +1,4 @@
-"""Sentences for rows, headlines and advice.
+"""Sentences about verdicts, from their codes and numbers; written when something is shown.
 
 Differences are given in score points first and in SDs of runs within an arm second, because people
 think in points.
@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from maskwise.constants import FIXED, REFERENCE
+from maskwise.constants import FIXED, OTHER_TASKS, OWN_TASK, REFERENCE
 from maskwise.errors import plural
-from maskwise.estimates import SPREADS, outcome_words, shown
-from maskwise.files import Contrast, Effect, RaisedFlag, Study
-from maskwise.verdict.flags import FLAGS, is_ahead, rate
-from maskwise.verdict.outcomes import ALL_TASKS, Outcomes, finite_runs
+from maskwise.estimates import SPREADS, outcome_words
+from maskwise.files import Effect, Study
+from maskwise.verdict.flags import FLAGS, Raised, rate
+from maskwise.verdict.judge import Verdict
 from maskwise.verdict.statistics import ALPHA, P_FROM_RUNS, fewest_runs
 
 Names: TypeAlias = Mapping[str, str]
-"""The names of arms in sentences, keyed by arm (``Outcomes.names``)."""
+"""The names of arms in sentences, keyed by arm (``names_of``)."""
 
 SENTENCES = {
     "decided": "{first} beats {second} {where} by {amount} ({facts}).",
@@ -40,6 +40,16 @@ HEADLINES = {
 }
 SCOPES = {FIXED: "valid only at these settings"}
 """Phrases for scopes; other scopes are phrases already."""
+ITEMS = "items"
+REPLICATES = {
+    "pretraining": "Pairs are runs of pre-training.",
+    "finetuning": "Pairs are fine-tunings of one checkpoint of each arm: this is about these "
+    "checkpoints, and not about how they were pre-trained.",
+    ITEMS: "Pairs are test items of one run of each arm: this is about these two checkpoints on "
+    "items like these, and nothing is decided about how they were trained.",
+}
+"""What a pair of scores from elsewhere repeats, and what is said about such pairs
+(``study.scores``)."""
 LEARNED_MORE = (
     "{first} learned more than {second}: its held-out loss is {amount} lower (decided, p = {p})."
 )
@@ -47,125 +57,143 @@ LEARNED_MORE = (
 word frequencies."""
 
 
-# A row
+def names_of(study: Study) -> dict[str, str]:
+    """Return how sentences call arms: by name; reference and computed arms get words."""
+    return {
+        **{arm: arm for arm in study["arms"]},
+        REFERENCE: study.get("reference") or REFERENCE,
+        OWN_TASK: "the policy learned from the task itself",
+        OTHER_TASKS: "policies learned from other tasks",
+    }
 
 
-def row_sentence(row: Contrast, names: Names, *, brief: bool = False) -> str:
+# A verdict
+
+
+def sentence_of(verdict: Verdict, names: Names, *, brief: bool = False) -> str:
     """Return a sentence with the leading arm, the difference and its certainty.
 
     Args:
-        row: a row of the summary.
+        verdict: the verdict.
         names: the names of arms in sentences.
         brief: whether to omit details.
     """
-    sentence = _fill(SENTENCES, row, names, brief=brief)
-    if row["verdict"] == "open":
+    sentence = _fill(SENTENCES, verdict, names, brief=brief)
+    if verdict.decision == "open":
         # A brief sentence is printed next to the verdict and does not repeat it.
-        sentence = _capital(sentence, row) if brief else f"Open: {sentence}"
-        return f"{sentence} {_outlook(row)}".rstrip()
-    return _capital(sentence, row)
+        sentence = _capital(sentence, verdict) if brief else f"Open: {sentence}"
+        return f"{sentence} {_outlook(verdict, names)}".rstrip()
+    return _capital(sentence, verdict)
 
 
-def _fill(templates: Mapping[str, str], row: Contrast, names: Names, *, brief: bool) -> str:
-    kind: str = row["verdict"] or ""
+def flag_sentence(flag: Raised, names: Names) -> str:
+    """Return the sentence of a flag."""
+    arms = flag.facts.get("arms", ())
+    assert isinstance(arms, list | tuple)
+    # The sentence names arms in words; the facts keep the names of study.json.
+    words = " and ".join(names[arm] for arm in arms)
+    return flag.flag.sentence.format(**{**flag.facts, "arms": words})
+
+
+def _reasons(verdict: Verdict, effect: Effect, names: Names) -> list[str]:
+    """Return the sentences of the flags on a verdict that have this effect."""
+    return [flag_sentence(flag, names) for flag in verdict.flags if flag.effect == effect]
+
+
+def _fill(templates: Mapping[str, str], verdict: Verdict, names: Names, *, brief: bool) -> str:
+    kind: str = verdict.decision or ""
     if kind not in templates:
-        kind = "ahead" if row["mean"] else "equal"
-    arm = names[row["arm"]]
-    baseline = names[row["baseline"]]
-    first, second = baseline, arm
-    if is_ahead(row):
-        first, second = arm, baseline
-    reasons = sentences_of(row, "invalid")
+        kind = "ahead" if verdict.mean else "equal"
+    first, second = (names[side] for side in verdict.sides)
+    reasons = _reasons(verdict, "invalid", names)
     if brief:
         reasons = reasons[:1]
-    p = row["p_adjusted"]
+    p = verdict.p_adjusted
     return templates[kind].format(
-        arm=arm,
-        baseline=baseline,
+        arm=names[verdict.arm],
+        baseline=names[verdict.baseline],
         first=first,
         second=second,
-        where=outcome_words(row["outcome"]),
-        amount=shown(row).size(),
+        where=outcome_words(verdict.outcome),
+        amount=verdict.shown.size(),
         because="; ".join(reasons),
-        facts=_facts(row, first, brief=brief),
-        inside=_inside(row),
+        facts=_facts(verdict, first, brief=brief),
+        inside=_inside(verdict),
         p="" if p is None else f"{p:.2g}",
     )
 
 
-def _facts(row: Contrast, ahead: str, *, brief: bool) -> str:
-    """Return the number of runs, interval, p value and scope of a row; ``ahead`` leads."""
-    amount = shown(row)
-    runs = f"{plural(row['n'], 'run')} each"
-    if row["compute"]["matched"]:
-        runs += f", equal {row['compute']['by']}"
+def _facts(verdict: Verdict, ahead: str, *, brief: bool) -> str:
+    """Return the number of runs, interval, p value and scope of a verdict; ``ahead`` leads."""
+    amount = verdict.shown
+    runs = f"{plural(verdict.n, 'run')} each"
+    if verdict.compute["matched"]:
+        runs += f", equal {verdict.compute['by']}"
     facts = [runs]
     if not brief:
         if amount.low is not None:
             facts.append(f"95 % interval of {ahead}'s lead: {amount.ends(ahead=True)}")
-        if row["unit"] == "SDs" and amount.unit != SPREADS and row["mean"]:
-            times = f"the lead is {abs(row['mean']):.1f} times the SD of runs within an arm"
-            if row.get("least_sd"):
+        if verdict.scale.unit == "SDs" and amount.unit != SPREADS and verdict.mean:
+            times = f"the lead is {abs(verdict.mean):.1f} times the SD of runs within an arm"
+            if verdict.least_sd:
                 times += " (or one test item, if that is more)"
             facts.append(times)
-        facts += _failures(row, ahead)
-    if row["p_adjusted"] is not None:
-        p = f"p = {row['p_adjusted']:.2g}"
+        facts += _failures(verdict, ahead)
+    if verdict.p_adjusted is not None:
+        p = f"p = {verdict.p_adjusted:.2g}"
         # Gates are tested separately, without Holm's correction.
-        if not brief and not row.get("gate"):
+        if not brief and not verdict.gate:
             p += " after Holm's correction"
         facts.append(p)
-    if row["verdict"] is not None:
-        facts.append(SCOPES.get(row["scope"], row["scope"]))
+    if verdict.decision is not None:
+        facts.append(SCOPES.get(verdict.scope, verdict.scope))
     return "; ".join(facts)
 
 
-def _failures(row: Contrast, ahead: str) -> list[str]:
-    """Return a phrase with the failures of the leading arm in a primary row, as a list."""
-    break_even = row.get("break_even")
-    side = "arm" if is_ahead(row) else "baseline"
-    trained = row["arm"] if is_ahead(row) else row["baseline"]
-    if not row["primary"] or not row["mean"] or break_even is None:
+def _failures(verdict: Verdict, ahead: str) -> list[str]:
+    """Return a phrase with the failures of the leading arm of a primary verdict, as a list."""
+    break_even = verdict.break_even
+    if not verdict.primary or not verdict.mean or break_even is None:
         return []
     # One run says nothing, and the untrained model cannot fail.
-    if row["n"] < 2 or trained == REFERENCE:
+    if verdict.n < 2 or verdict.sides[0] == REFERENCE:
         return []
     # This flag says the same.
-    if any(flag["code"] == "may-fail" for flag in row["flags"]):
+    if any(flag.code == "may-fail" for flag in verdict.flags):
         return []
-    failures = row["failures"][side]
+    failures = verdict.failures["arm" if verdict.ahead else "baseline"]
     seen = f"{failures['failed']} of {failures['runs']} runs of {ahead} failed"
     allowed = f"so at most {rate(failures['high'])} do (95 % confidence)"
     return [f"{seen}, {allowed}; failures in {rate(break_even)} would cancel the lead"]
 
 
-def _inside(row: Contrast) -> str:
+def _inside(verdict: Verdict) -> str:
     """Return a phrase that says the interval of the lead is within the margin; "" if it is not."""
-    inside = row.get("equivalence")
+    inside = verdict.equivalence
     if inside is None:
         return ""
-    amount = shown(row)
-    factor = amount.scale if row["higher_is_better"] else -amount.scale
+    amount = verdict.shown
+    factor = amount.scale * verdict.scale.sign
     low, high = sorted([factor * inside["low"], factor * inside["high"]])
     ends = replace(amount, low=low, high=high).ends(ahead=True)
     interval = f"the {100 * inside['confidence']:.3g} % interval, {ends} {amount.unit}"
     return f"{interval}, lies within ±{amount.scale * inside['margin']:g}"
 
 
-def _outlook(row: Contrast) -> str:
-    """Return a sentence about what keeps an open row open, or what would decide it."""
-    caps = sentences_of(row, "caps")
+def _outlook(verdict: Verdict, names: Names) -> str:
+    """Return a sentence about what keeps an open verdict open, or what would decide it."""
+    caps = _reasons(verdict, "caps", names)
     if caps:
-        return _capital("; ".join(caps), row) + "."
-    if row["n"] == 1:
+        return _capital("; ".join(caps), verdict) + "."
+    if verdict.n == 1:
         return "One run says nothing about run-to-run variance."
-    if row["runs_to_decide"] is not None:
-        runs = f"About {row['runs_to_decide']} runs of each arm would decide"
+    if verdict.runs_to_decide is not None:
+        runs = f"About {verdict.runs_to_decide} runs of each arm would decide"
         return f"{runs}, if the true difference is as large as the measured one."
-    seen = row["detectable"]
+    seen = verdict.detectable
     if seen is None:
         return ""
-    amount = shown(row)
+    amount = verdict.shown
     runs = f"{seen['runs']} runs of each arm"
     # Tasks with different units have no common unit for the detectable difference.
     if amount.unit == SPREADS:
@@ -174,60 +202,53 @@ def _outlook(row: Contrast) -> str:
     return f"{runs} reliably detect only differences of at least {size}."
 
 
-def sentences_of(row: Contrast, effect: Effect) -> list[str]:
-    """Return the sentences of the flags on a row that have this effect."""
-    return [flag["sentence"] for flag in row["flags"] if flag["effect"] == effect]
-
-
 # A study
 
 
-def headline_row(rows: Sequence[Contrast], baseline: str) -> Contrast | None:
-    """Return the primary row that the headline is about; None without rows.
+def headline_verdict(verdicts: Sequence[Verdict], baseline: str) -> Verdict | None:
+    """Return the primary verdict that the headline is about; None without verdicts.
 
-    With one baseline, the row is the largest gain that is decided in favour of an arm. With several
-    baselines, it is the largest decided difference. Rows whose winner is behind no other arm are
-    preferred, and then rows whose loser is the study's baseline. If no row is decided, it is the
-    row with the highest gain.
+    With one baseline, it is the largest gain that is decided in favour of an arm. With several
+    baselines, it is the largest decided difference. Verdicts whose winner is behind no other arm
+    are preferred, and then those whose loser is the study's baseline. If nothing is decided, it is
+    the one with the highest gain.
     """
-    judged = [row for row in rows if row["verdict"] != "not comparable"]
+    judged = [each for each in verdicts if each.decision != "not comparable"]
     if not judged:
-        return rows[0] if rows else None
+        return verdicts[0] if verdicts else None
     sides = ["arm"]
-    if len({row["baseline"] for row in judged}) > 1:
+    if len({each.baseline for each in judged}) > 1:
         sides.append("baseline")
-    worse = {row["baseline" if is_ahead(row) else "arm"] for row in judged if row["mean"]}
+    worse = {each.sides[1] for each in judged if each.mean}
 
-    def preference(row: Contrast) -> tuple[bool, bool, float]:
-        winner = row["arm"]
-        loser = row["baseline"]
-        if row["better"] == "baseline":
+    def preference(verdict: Verdict) -> tuple[bool, bool, float]:
+        winner, loser = verdict.pair
+        if verdict.better == "baseline":
             winner, loser = loser, winner
-        return winner not in worse, loser == baseline, abs(row["mean"] or 0)
+        return winner not in worse, loser == baseline, abs(verdict.mean or 0)
 
-    won = [row for row in judged if row["better"] in sides]
+    won = [each for each in judged if each.better in sides]
     if won:
         return max(won, key=preference)
 
-    def gain(row: Contrast) -> float:
-        mean = row["mean"] or 0
-        return mean if row["higher_is_better"] else -mean
+    def gain(verdict: Verdict) -> float:
+        return verdict.scale.sign * (verdict.mean or 0)
 
     return max(judged, key=gain)
 
 
 def headline_sentence(
-    row: Contrast | None, rows: Sequence[Contrast], names: Names, study: Study
+    verdict: Verdict | None, verdicts: Sequence[Verdict], names: Names, study: Study
 ) -> str:
     """Return a sentence that summarises the study.
 
     Args:
-        row: the row that ``headline_row`` chose.
-        rows: the primary rows.
+        verdict: the one that ``headline_verdict`` chose.
+        verdicts: the primary verdicts.
         names: the names of arms in sentences.
         study: the content of study.json.
     """
-    if row is None:
+    if verdict is None:
         if len(study["arms"]) == 1:
             return f"There is only one arm ({study['baseline']}), so there is nothing to compare."
         if not study["contrasts"]:
@@ -237,92 +258,60 @@ def headline_sentence(
             "tasks or held-out masks, unless runs failed."
         )
     templates = HEADLINES
-    base = row["baseline"]
+    base = verdict.baseline
     worse = set()
-    for other in rows:
-        if other["baseline"] == base and other["better"] == "baseline":
-            worse.add(other["arm"])
+    for other in verdicts:
+        if other.baseline == base and other.better == "baseline":
+            worse.add(other.arm)
     # The advice to keep an arm needs a baseline that is a trained arm.
     if base != REFERENCE and worse == study["arms"].keys() - {base}:
         templates = {**HEADLINES, "decided": "keep {baseline}: every other arm is worse (decided)."}
-    reach = _reach(row)
+    reach = _reach(verdict, names)
     if reach:
         templates = {**templates, "decided": LEARNED_MORE}
-    return _capital(_fill(templates, row, names, brief=True), row) + reach
+    return _capital(_fill(templates, verdict, names, brief=True), verdict) + reach
 
 
-def behind_reference(row: Contrast | None, table: Outcomes) -> str:
+def behind_reference(verdict: Verdict, worse: Sequence[str], names: Names, study: Study) -> str:
     """Return a sentence that names arms with a worse mean than the reference model.
 
-    A contrast between two trained arms does not show whether training helped at all. The result is
-    "" unless the leading arm or all arms are worse.
+    The result is "" unless the leading arm or all arms are worse.
 
     Args:
-        row: the headline row.
-        table: the outcomes of the compared runs.
+        verdict: the headline's.
+        worse: the arms, from ``judge.worse_than_reference``.
+        names: the names of arms in sentences.
+        study: the content of study.json.
     """
-    if row is None or row["verdict"] == "not comparable":
-        return ""
-    outcome = row["outcome"]
-    measured = outcome
-    # A comparison with the reference uses all tasks.
-    if outcome == "tasks":
-        measured = ALL_TASKS
-    # If all compared runs failed, the gate's runs may have an outcome that the table lacks.
-    if measured not in table.scales:
-        return ""
-    arms = list(table.study["arms"])
-    worse = []
-    for arm in arms:
-        gains = finite_runs(table.gains(measured, arm, REFERENCE))
-        if gains.sum() < 0 and not table.incomparable(arm, REFERENCE, outcome):
-            worse.append(arm)
-    leading = row["baseline"]
-    if is_ahead(row):
-        leading = row["arm"]
     who = " and ".join(worse)
-    if len(worse) == len(arms) > 1:
+    if len(worse) == len(study["arms"]) > 1:
         who = "All arms"
-    elif leading not in worse:
+    elif verdict.sides[0] not in worse:
         return ""
     verb = "have"
     if len(worse) == 1:
         verb = "has"
-    return f" {who} {verb} a worse mean than {table.names[REFERENCE]} {outcome_words(outcome)}."
+    where = outcome_words(verdict.outcome)
+    return f" {who} {verb} a worse mean than {names[REFERENCE]} {where}."
 
 
-def no_gain(row: Contrast | None, table: Outcomes) -> str:
-    """Return a sentence if no arm has gained over the reference model on the tasks.
-
-    It is about studies that are decided by something else than tasks, such as a held-out loss, or
-    in which nothing can be compared. In other studies, ``behind_reference`` says it; the result is
-    then "".
-    """
-    if row is None or ALL_TASKS not in table.scales:
-        return ""
-    if row["verdict"] != "not comparable" and row["outcome"] in ("tasks", *table.tasks):
-        return ""
-    arms = list(table.study["arms"])
-    gains = []
-    for arm in arms:
-        gains.append(finite_runs(table.gains(ALL_TASKS, arm, REFERENCE)))
-    # Without runs of the reference model or of an arm, nothing is known.
-    if any(not len(runs) or runs.mean() > 0 for runs in gains):
-        return ""
+def no_gain(names: Names, study: Study) -> str:
+    """Return a sentence that says no arm has gained on the tasks (``judge.gained_nothing``)."""
+    arms = list(study["arms"])
     who = "No arm has" if len(arms) > 1 else f"{arms[0]} has not"
-    return f" {who} gained on the tasks over {table.names[REFERENCE]}."
+    return f" {who} gained on the tasks over {names[REFERENCE]}."
 
 
-def _reach(row: Contrast) -> str:
+def _reach(verdict: Verdict, names: Names) -> str:
     """Return the sentence of the flag "near-floor"; "" if the flag is not raised."""
-    for flag in row["flags"]:
-        if flag["code"] == "near-floor":
-            return f" {_capital(flag['sentence'], row)}."
+    for flag in verdict.flags:
+        if flag.code == "near-floor":
+            return f" {_capital(flag_sentence(flag, names), verdict)}."
     return ""
 
 
 def advice_of(
-    rows: Sequence[Contrast],
+    verdicts: Sequence[Verdict],
     names: Names,
     looks: Sequence[int] = (),
     steps: Mapping[str, float] | None = None,
@@ -330,43 +319,41 @@ def advice_of(
     """Return advice on the next step as sentences keyed by code, the most useful first.
 
     Args:
-        rows: the primary rows.
+        verdicts: the primary verdicts.
         names: the names of arms in sentences.
         looks: the numbers of runs at the planned interim analyses that are still to come.
         steps: the mean number of training steps of each arm, as far as known.
     """
-    advice = _choices(rows, names, steps or {})
+    advice = _choices(verdicts, names, steps or {})
     # A gate is tested at the full level, and does not lower that of the contrasts behind it.
-    tested = sum(not row.get("gate") for row in rows)
+    tested = sum(not each.gate for each in verdicts)
     fewest = fewest_runs(ALPHA / max(tested, 1))
-    wanted = [row["runs_to_decide"] for row in rows if row["runs_to_decide"] is not None]
+    wanted = [each.runs_to_decide for each in verdicts if each.runs_to_decide is not None]
     if wanted:
-        advice |= _more_runs(wanted, rows, looks, fewest)
-    elif any(row["n"] == 1 for row in rows):
+        advice |= _more_runs(wanted, verdicts, looks, fewest)
+    elif any(each.n == 1 for each in verdicts):
         runs = f"a verdict needs {fewest} runs of each arm (study.seeds)"
         advice["add-seeds"] = f"Add seeds: {runs}."
     # A dict preserves the order and removes repeated names.
     hopeless: dict[str, None] = {}
-    raised = set()
-    for row in rows:
+    codes = set()
+    for each in verdicts:
         # With fewer runs than a test needs, the size of a difference is unknown.
-        planned = row["detectable"] and row["n"] >= P_FROM_RUNS
-        if planned and row["runs_to_decide"] is None:
-            hopeless[names[row["arm"]]] = None
-        raised |= _advisable(row)
-    matched = {
-        row["arm"] for row in rows if not row.get("gate") and "compute" not in _advisable(row)
-    }
-    if all(row["arm"] in matched for row in rows if "compute" in _advisable(row)):
+        planned = each.detectable and each.n >= P_FROM_RUNS
+        if planned and each.runs_to_decide is None:
+            hopeless[names[each.arm]] = None
+        codes |= _advisable(each)
+    matched = {each.arm for each in verdicts if not each.gate and "compute" not in _advisable(each)}
+    if all(each.arm in matched for each in verdicts if "compute" in _advisable(each)):
         # The arm was also compared at equal compute, with another baseline.
-        raised.discard("compute")
+        codes.discard("compute")
     if hopeless:
         why = "the difference is too small to detect with this much noise"
         advice["no-more-seeds"] = f"Do not add runs for {', '.join(hopeless)}: {why}."
     for flag in FLAGS:
-        if flag.code in raised and flag.advice:
+        if flag.code in codes and flag.advice:
             advice[flag.code] = flag.advice
-    if "items" in raised and wanted:
+    if "items" in codes and wanted:
         # The usual sentence says that more runs do not help, which would contradict the advice to
         # add runs.
         advice["items"] = (
@@ -376,25 +363,27 @@ def advice_of(
     return advice
 
 
-def _choices(rows: Sequence[Contrast], names: Names, steps: Mapping[str, float]) -> dict[str, str]:
+def _choices(
+    verdicts: Sequence[Verdict], names: Names, steps: Mapping[str, float]
+) -> dict[str, str]:
     """Return advice on which arm to use, for every baseline with a decided contrast."""
     advice = {}
-    decided = defaultdict[str, list[Contrast]](list)
-    for row in rows:
-        found = decided[row["baseline"]]
-        if row["better"]:
-            found.append(row)
+    decided = defaultdict[str, list[Verdict]](list)
+    for each in verdicts:
+        found = decided[each.baseline]
+        if each.better:
+            found.append(each)
     # Without this remark, the reader may think that the arm beat all other arms.
     apart = ""
-    if set(decided) == {REFERENCE} and len(rows) > 1:
+    if set(decided) == {REFERENCE} and len(verdicts) > 1:
         apart = "; the arms were not compared with each other"
     for baseline, found in decided.items():
         base = names[baseline]
-        winners = [row for row in found if row["better"] == "arm"]
+        winners = [each for each in found if each.better == "arm"]
         if winners:
-            best = max(winners, key=lambda row: abs(row["mean"] or 0))
-            arm = names[best["arm"]]
-            reach = _conditions(best, steps) + _reach(best)
+            best = max(winners, key=lambda each: abs(each.mean or 0))
+            arm = names[best.arm]
+            reach = _conditions(best, names, steps) + _reach(best, names)
             advice[f"use {arm} {base}"] = f"Use {arm} rather than {base}{apart}{reach or '.'}"
         elif found:
             worse = "1 arm is" if len(found) == 1 else f"{len(found)} arms are"
@@ -404,31 +393,31 @@ def _choices(rows: Sequence[Contrast], names: Names, steps: Mapping[str, float])
     return advice
 
 
-def _advisable(row: Contrast) -> set[str]:
-    """Return the codes of the flags of a row that call for advice."""
-    return {flag["code"] for flag in row["flags"] if not flag["facts"].get("minor")}
+def _advisable(verdict: Verdict) -> set[str]:
+    """Return the codes of the flags on a verdict that call for advice."""
+    return {flag.code for flag in verdict.flags if flag.advisable}
 
 
-def _conditions(row: Contrast, steps: Mapping[str, float]) -> str:
+def _conditions(verdict: Verdict, names: Names, steps: Mapping[str, float]) -> str:
     """Return the end of a sentence: the length of training, and what the arm used more of."""
-    count = steps.get(row["arm"])
+    count = steps.get(verdict.arm)
     end = "."
     if count:
         end = f" for training of {count:,.0f} steps."
-    for flag in row["flags"]:
-        if flag["code"] == "compute" and not flag["facts"].get("minor"):
-            end += f" {_capital(flag['sentence'], row)}."
+    for flag in verdict.flags:
+        if flag.code == "compute" and flag.advisable:
+            end += f" {_capital(flag_sentence(flag, names), verdict)}."
     return end
 
 
 def _more_runs(
-    wanted: Sequence[int], rows: Sequence[Contrast], looks: Sequence[int], fewest: int
+    wanted: Sequence[int], verdicts: Sequence[Verdict], looks: Sequence[int], fewest: int
 ) -> dict[str, str]:
     """Return advice on how to add runs without inflating the error rate.
 
     ``fewest`` is the number of runs without which no contrast behind the gate can be decided.
     """
-    runs = max(row["n"] for row in rows)
+    runs = max(each.n for each in verdicts)
     low, high = max(min(wanted), fewest), max(*wanted, fewest)
     needed = f"{low}"
     if high > low:
@@ -439,7 +428,7 @@ def _more_runs(
     # Too few runs for a decision spend no error rate, so runs may be added.
     if runs < fewest:
         # A gate needs fewer runs, and may be decided already.
-        gated = any(row.get("gate") for row in rows)
+        gated = any(each.gate for each in verdicts)
         what = "a contrast behind the gate" if gated else "anything here"
         few = f"{plural(runs, 'run')} of each arm cannot decide {what}"
         enough = f"{needed} would, if the true difference is as large as the measured one"
@@ -452,23 +441,7 @@ def _more_runs(
     return {"new-study": again}
 
 
-def _capital(text: str, row: Contrast) -> str:
+def _capital(text: str, verdict: Verdict) -> str:
     """Capitalise a sentence, unless it starts with the name of an arm."""
-    named = text.startswith((f"{row['arm']} ", f"{row['baseline']} "))
+    named = text.startswith((f"{verdict.arm} ", f"{verdict.baseline} "))
     return text if named else text[0].upper() + text[1:]
-
-
-def raised(row: Contrast, table: Outcomes) -> list[RaisedFlag]:
-    """Return the flags of a row, in the order of ``FLAGS``."""
-    found = []
-    for flag in FLAGS:
-        facts = flag.test(row, table)
-        if facts is None:
-            continue
-        arms = facts.get("arms", ())
-        assert isinstance(arms, list | tuple)
-        # The sentence names arms in words; the facts keep the names of study.json.
-        words = " and ".join(table.names[arm] for arm in arms)
-        sentence = flag.sentence.format(**{**facts, "arms": words})
-        found.append(RaisedFlag(code=flag.code, effect=flag.effect, sentence=sentence, facts=facts))
-    return found

@@ -1,0 +1,339 @@
+"""Compare two arms on one outcome: paired differences, their mean and interval, and what bears on
+them (costs, test items, failures). Nothing is tested here; ``judge`` does that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from maskwise.constants import FIXED, REFERENCE, TUNED
+from maskwise.errors import MaskwiseError
+from maskwise.estimates import Shown, shown_in
+from maskwise.files import Compute, Estimate, Failures, ItemsInterval, Study
+from maskwise.measurements import Scale
+from maskwise.verdict.failures import failures_of
+from maskwise.verdict.items import paired_item_error
+from maskwise.verdict.outcomes import (
+    ALL_TASKS,
+    TOLERANCE,
+    Numbers,
+    Outcomes,
+    Pair,
+    finite_pairs,
+    finite_runs,
+)
+from maskwise.verdict.statistics import estimated
+
+SHARES = ("accuracy", "exact-match", "exact_match")
+"""Metrics that are a share of correct items and have binomial noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The differences of two arms on one outcome.
+
+    Attributes:
+        arm, baseline: the two sides.
+        outcome: what they are compared on. The mean over tasks is "tasks".
+        primary: whether the verdict on the two arms rests on this outcome.
+        gate: whether other contrasts are tested only after this one is decided.
+        closed_by: the gate that had to be decided before this pair is tested, and was not.
+        scale: what the values of the outcome mean.
+        differences: (tasks, seeds) paired differences of every task that the outcome averages, or
+            of the outcome itself in one row; NaN for a seed without a pair of runs.
+        least_sds: (tasks,) the smallest SDs of differences that count in the test.
+        plain: (seeds,) the differences of the outcome without standardising.
+        estimate: the mean and interval in the unit of ``scale``.
+        natural: those of a mean over tasks in plain scores; None for other outcomes.
+        least_sd: whether a task's runs vary by less than one test item, which then counts as SD.
+        compute: the training costs.
+        items: the interval over the choice of test items.
+        failures: the failures of the two sides, keyed by "arm" and "baseline".
+        break_even: the share of runs of the leading side whose failure would cancel its lead.
+        scope: ``TUNED`` if every seed tuned the arms, and ``FIXED`` otherwise.
+    """
+
+    arm: str
+    baseline: str
+    outcome: str
+    primary: bool
+    gate: bool
+    closed_by: Pair | None
+    scale: Scale
+    differences: Numbers
+    least_sds: Numbers
+    plain: Numbers
+    estimate: Estimate
+    natural: Estimate | None
+    least_sd: bool
+    compute: Compute
+    items: ItemsInterval | None
+    failures: dict[str, Failures]
+    break_even: float | None
+    scope: str
+
+    @property
+    def pair(self) -> Pair:
+        """The names of the two sides."""
+        return self.arm, self.baseline
+
+    @property
+    def n(self) -> int:
+        """The number of pairs of runs."""
+        return finite_pairs(self.differences).shape[1]
+
+    @property
+    def mean(self) -> float | None:
+        """The mean difference, in the unit of ``scale``."""
+        return self.estimate["mean"]
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the arm has a better mean than the baseline."""
+        return is_ahead(self.estimate, self.scale)
+
+    @property
+    def sides(self) -> Pair:
+        """The leading side, and the other one."""
+        return self.pair if self.ahead else (self.baseline, self.arm)
+
+    @property
+    def shown(self) -> Shown:
+        """The estimate in the unit that is displayed."""
+        scale = self.scale
+        higher = scale.higher_is_better
+        return shown_in(scale.unit, scale.metric, self.estimate, self.natural, higher=higher)
+
+
+def is_ahead(estimate: Estimate, scale: Scale) -> bool:
+    """Return whether a mean difference is in favour of the arm."""
+    return ((estimate["mean"] or 0) > 0) == scale.higher_is_better
+
+
+def matched_by(study: Study) -> str | None:
+    """Return the quantity by which arms are matched; None if the file does not record it."""
+    match = study.get("match")
+    return match["by"] if match else None
+
+
+def primary_pairs(study: Study) -> list[Pair]:
+    """List the (arm, baseline) pairs of the recipe's contrasts, with the gate first.
+
+    Raises:
+        MaskwiseError: a contrast names the reference arm, which is not measured.
+    """
+    # JSON contains lists, which are not hashable.
+    contrasts = [(arm, baseline) for arm, baseline in study["contrasts"]]
+    pairs = list(dict.fromkeys(contrasts))
+    gate = study.get("gate")
+    if gate:
+        arm, baseline = gate["contrast"]
+        # With a search, the gate has separate runs at default settings, and the same pair may also
+        # be a contrast at tuned settings.
+        if not study.get("search"):
+            pairs = [pair for pair in pairs if pair != (arm, baseline)]
+        pairs = [(arm, baseline), *pairs]
+    measured = study["tasks"] or study.get("reference")
+    if not measured and any(REFERENCE in pair for pair in pairs):
+        raise MaskwiseError(
+            f"a contrast names {REFERENCE}, which has no measured outcome",
+            allowed=", ".join(study["arms"]),
+            do="name tasks, or remove this contrast",
+        )
+    return pairs
+
+
+def compared(
+    table: Outcomes, pair: Pair, *, gate: bool = False, closed_by: Pair | None = None
+) -> list[Comparison]:
+    """Compare a pair on the mean over tasks, single tasks, held-out losses and evaluations.
+
+    The primary outcome is ``study.outcome``, if both sides have it. Otherwise it is the mean over
+    tasks. Without tasks, it is the held-out loss on the arm's own kind of mask, or, if this loss
+    is not comparable, the first evaluation with a chance level.
+
+    Args:
+        table: the outcomes of the compared runs.
+        pair: the names of the arm and the baseline.
+        gate, closed_by: see ``Comparison``.
+    """
+    arm, baseline = pair
+    both = []
+    for name in (*table.heldout, *table.evaluations):
+        if None not in (table.mean(name, arm), table.mean(name, baseline)):
+            both.append(name)
+    tasks = ["tasks", *table.tasks] if table.tasks else []
+    own = [name for name in table.own_heldout(arm) if name in both]
+    scores = [name for name in both if table.scales[name].unit == "score"]
+    candidates = [*tasks, *own, *scores]
+    if own and table.incomparable(arm, baseline, own[0]):
+        candidates = [*tasks, *scores, *own]
+    failures = max(table.failures[arm], table.failures[baseline])
+    if not candidates and failures == len(table.study["seeds"]):
+        # All runs of a side failed. A row without pairs keeps the contrast in its family.
+        measured = [*table.own_heldout(arm), *table.evaluations]
+        candidates = [name for name in measured if name in table.scales][:1]
+        both += candidates
+    primary = table.study.get("outcome")
+    # With a single ratio, the name of the outcome contains no ratio.
+    if primary and primary not in table.scales:
+        primary = primary.partition("@")[0]
+    if primary not in tasks + both:
+        primary = next(iter(candidates), None)
+    compute = _compute(table, arm, baseline)
+    found = []
+    for outcome in tasks + both:
+        one = _comparison(
+            table,
+            pair,
+            outcome,
+            compute,
+            primary=outcome == primary,
+            gate=gate,
+            closed_by=closed_by,
+        )
+        found.append(one)
+    return found
+
+
+def _compute(table: Outcomes, arm: str, baseline: str) -> Compute:
+    reference = table.compute(baseline)
+    ratios = {}
+    for key, spent in table.compute(arm).items():
+        if key in reference:
+            ratios[key] = spent / reference[key]
+    by = matched_by(table.study)
+    matched = by in ratios and abs(ratios[by] - 1) <= TOLERANCE
+    return {"by": by, "matched": matched, "ratios": ratios}
+
+
+def _comparison(
+    table: Outcomes,
+    pair: Pair,
+    outcome: str,
+    compute: Compute,
+    *,
+    primary: bool,
+    gate: bool,
+    closed_by: Pair | None,
+) -> Comparison:
+    # Tasks count if arms beat the reference on dev rows. A contrast with the reference would be
+    # biased by this selection, so it uses all tasks.
+    name = ALL_TASKS if outcome == "tasks" and REFERENCE in pair else outcome
+    scale = table.scales[name]
+    plain = _paired(table, name, pair)
+    differences, least_sds = table.differences(name, *pair)
+    estimate = estimated(finite_pairs(differences), least_sds=least_sds)
+    natural = None
+    least_sd = False
+    if outcome == "tasks":
+        plain = _paired(table, f"plain:{name}", pair)
+        if f"plain:{name}" in table.scales:
+            natural = estimated(finite_runs(plain))
+        least_sd = any(map(table.has_least_sd, table.measured(name, *pair)))
+    failures, break_even = failures_of(table, name, *pair, leads=is_ahead(estimate, scale))
+    tuned = any(line.get("seed") is not None for line in table.searches(*pair))
+    return Comparison(
+        arm=pair[0],
+        baseline=pair[1],
+        outcome=outcome,
+        primary=primary,
+        gate=gate,
+        closed_by=closed_by,
+        scale=scale,
+        differences=differences,
+        least_sds=least_sds,
+        plain=plain,
+        estimate=estimate,
+        natural=natural,
+        least_sd=least_sd,
+        compute=compute,
+        items=_items_interval(table, pair, outcome, natural if outcome == "tasks" else estimate),
+        failures=failures,
+        break_even=break_even,
+        scope=TUNED if tuned else FIXED,
+    )
+
+
+def _paired(table: Outcomes, outcome: str, pair: Pair) -> Numbers:
+    """Return the paired differences; NaN for seeds for which a run failed.
+
+    Raises:
+        MaskwiseError: a run is missing and is not recorded as failed.
+    """
+    runs = {side: table.runs(outcome, side) for side in pair}
+    differences = runs[pair[0]] - runs[pair[1]]
+    for place in np.flatnonzero(np.isnan(differences)):
+        seed = table.study["seeds"][place]
+        lacking = [side for side in runs if np.isnan(runs[side][place])]
+        # If both runs of a seed are missing, the pair is simply absent.
+        if len(lacking) == 2 or lacking == [REFERENCE]:
+            continue
+        (side,) = lacking
+        if table.failed.isdisjoint(product(table.trained(side), [seed])):
+            raise MaskwiseError(
+                f"arm {side!r} lacks a seed that the other arm has ({outcome})",
+                got=f"no seed {seed}",
+                do="run the study to the end, or remove this seed",
+            )
+    return differences
+
+
+def _items_interval(
+    table: Outcomes, pair: Pair, outcome: str, estimate: Estimate | None
+) -> ItemsInterval | None:
+    """Return the 95 % interval of a difference over the choice of test items, in natural units.
+
+    The uncertainty from a limited number of runs is not included. The interval is computed from the
+    differences between the two arms in the scores of the same items. If records do not contain
+    sums of items, the answers of the two arms are assumed to correlate at .5.
+    The difference then has the same standard error as one score. Errors of tasks on the same texts
+    are then assumed to be fully correlated, and errors of other tasks independent.
+    """
+    mean = estimate["mean"] if estimate else None
+    if mean is None:
+        return None
+    names = table.measured(outcome, *pair)
+    if set(names) <= set(table.tasks):
+        error = paired_item_error(table, names, pair)
+        if error is not None:
+            return {"low": mean - 1.96 * error, "high": mean + 1.96 * error, "paired": True}
+    errors = defaultdict[str, float](float)
+    for name in names:
+        error = _item_error(table, name, pair)
+        if error is None:
+            return None
+        facts = table.study["tasks"].get(name, {})
+        errors[facts.get("test_texts", name)] += error
+    half = 1.96 * math.hypot(*errors.values()) / len(names)
+    return {"low": mean - half, "high": mean + half}
+
+
+def _item_error(table: Outcomes, outcome: str, pair: Pair) -> float | None:
+    """Return the standard error of a score over test items; None if it is unknown.
+
+    The error comes from the first available source: the recorded error over resampled sentences
+    or documents, the recorded SD of item scores, or the binomial formula.
+    """
+    lines = [line for line in table.lines["score"] if line["task"] == outcome]
+    errors = [line["item_error"] for line in lines if line.get("item_error") is not None]
+    if errors:
+        return math.sqrt(np.mean(np.square(errors)))
+    scale = table.scales[outcome]
+    scores = np.concatenate([table.runs(outcome, arm) for arm in pair])
+    if not scale.items or np.isnan(scores).all():
+        return None
+    spreads = [line["item_sd"] for line in lines if line.get("item_sd") is not None]
+    if spreads:
+        variance = np.mean(np.square(spreads))
+    elif scale.metric in SHARES:
+        share = np.clip(np.nanmean(scores), 0.0, 1.0)
+        variance = share * (1 - share)
+    else:
+        return None
+    return math.sqrt(variance / scale.items)

@@ -1,0 +1,281 @@
+"""Judge comparisons: flags, tests and decisions.
+
+``judge`` is a pure function from outcomes to frozen verdicts, one for every pair of arms and
+outcome. The exact sign-flip test, with Holm's correction, and a decision exist only for the primary
+outcome of a pair. The other verdicts explain it: they have a mean and an interval, but no p value.
+A verdict holds codes and numbers; ``words`` puts them into sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from maskwise.constants import NATS, REFERENCE
+from maskwise.files import Decision, Detectable, Effect, Equivalence, Study
+from maskwise.verdict.comparison import Comparison, compared, primary_pairs
+from maskwise.verdict.flags import Raised, raised
+from maskwise.verdict.outcomes import ALL_TASKS, Outcomes, Pair, finite_pairs, finite_runs
+from maskwise.verdict.statistics import (
+    ALPHA,
+    P_FROM_RUNS,
+    detectable_difference,
+    fewest_runs,
+    holm,
+    look_weight,
+    look_weights,
+    runs_to_decide,
+    sign_flip_interval,
+    sign_flip_test,
+)
+
+MOST_MORE_RUNS = 50
+"""Maximum number of additional runs that advice recommends. A difference that needs more runs is
+too small to matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Comparison):
+    """A comparison, and what is concluded from it.
+
+    Attributes:
+        flags: the problems and remarks, in the order of ``flags.FLAGS``.
+        p, p_adjusted: the p value of the test, and that with Holm's correction; None if not tested.
+        decision: None for secondary outcomes, unless they are not comparable.
+        better: which side is better, if the verdict is "decided".
+        equivalence: the interval, if it is within the margin of the study.
+        runs_to_decide: the number of runs that would decide an open contrast.
+        detectable: the smallest difference that its runs detect.
+    """
+
+    flags: tuple[Raised, ...]
+    p: float | None
+    p_adjusted: float | None
+    decision: Decision | None
+    better: Literal["arm", "baseline"] | None
+    equivalence: Equivalence | None
+    runs_to_decide: int | None
+    detectable: Detectable | None
+
+    def has(self, effect: Effect) -> list[Raised]:
+        """List the flags with an effect."""
+        return [flag for flag in self.flags if flag.effect == effect]
+
+
+def judge(table: Outcomes, gate: Outcomes) -> list[Verdict]:
+    """Return the verdicts on the contrasts of a study, with those on the gate first.
+
+    The gate is tested first, at the full level. The contrasts that it closes are tested only if the
+    gate passes, so both tests can use the full error rate (a serial gatekeeper; Maurer, Hothorn and
+    Lehmacher 1995).
+
+    Args:
+        table: the outcomes of the compared runs, and the study with its question. If there are
+            ``pending`` seeds, nothing is judged: an earlier verdict would be an unplanned look.
+        gate: the outcomes of the runs of the gate; the same table without runs of its own.
+    """
+    study = table.study
+    pairs = [] if study.get("pending") else primary_pairs(study)
+    control = study.get("gate")
+    if not pairs or not control:
+        return _judged(table, pairs)
+    first = _judged(gate, pairs[:1], gate=True)
+    closed = [] if passed(first) else [(arm, other) for arm, other in control["closes"]]
+    return first + _judged(table, pairs[1:], closed=dict.fromkeys(closed, pairs[0]))
+
+
+def passed(verdicts: Iterable[Verdict]) -> bool:
+    """Return whether the arm of a gate beats its baseline, so that other contrasts are tested.
+
+    If one search served all seeds, the two sides may have different settings. Such a gate is open,
+    and so is one whose arm may fail. But it passes, because it asks whether the study can detect
+    any difference. If all runs of the gate failed, there may be no verdict on it.
+    """
+    for verdict in verdicts:
+        doubts = {flag.code for flag in verdict.flags if flag.effect != "notes"}
+        is_sound = doubts <= {"settings-differ", "may-fail"}
+        is_control = verdict.gate and verdict.primary
+        if is_control and is_sound and _rejects(verdict.p_adjusted) and verdict.ahead:
+            return True
+    return False
+
+
+def _rejects(p: float | None) -> bool:
+    return p is not None and p < ALPHA
+
+
+def _judged(
+    table: Outcomes,
+    pairs: Iterable[Pair],
+    *,
+    gate: bool = False,
+    closed: Mapping[Pair, Pair] | None = None,
+) -> list[Verdict]:
+    """Judge pairs whose primary contrasts are one family, which shares the error rate."""
+    comparisons: list[Comparison] = []
+    for pair in pairs:
+        comparisons += compared(table, pair, gate=gate, closed_by=(closed or {}).get(pair))
+    flags = [raised(one, table) for one in comparisons]
+    primaries = [place for place, one in enumerate(comparisons) if one.primary]
+    p_values: dict[int, float] = {}
+    for place in primaries:
+        is_valid = all(flag.effect != "invalid" for flag in flags[place])
+        if is_valid and comparisons[place].n >= P_FROM_RUNS:
+            p_values[place] = _p_value(comparisons[place], table.study)
+    # Planned contrasts without a p value are part of the family, with p = 1.
+    adjusted = dict(zip(primaries, holm([p_values.get(place, 1.0) for place in primaries])))
+    verdicts = []
+    for place, one in enumerate(comparisons):
+        p = p_values.get(place)
+        p_adjusted = None if p is None else adjusted[place]
+        if _rejects(p_adjusted):
+            flags[place] = raised(one, table, significant=True)
+        verdicts.append(
+            _concluded(one, table.study, flags[place], (p, p_adjusted), family=len(primaries))
+        )
+    return verdicts
+
+
+def _p_value(one: Comparison, study: Study) -> float:
+    """Return the p value of the sign-flip test, combined over the planned looks so far."""
+    looks = study.get("looks")
+    least_sds = one.least_sds
+    if not looks:
+        return sign_flip_test(finite_pairs(one.differences), least_sds=least_sds)
+    p_values = [1.0]
+    for runs, weight in zip(looks, look_weights(looks)):
+        seen = finite_pairs(one.differences[:, :runs])
+        # Skip looks in the future, and early looks whose runs all failed.
+        if runs <= len(study["seeds"]) and seen.size:
+            p_values.append(sign_flip_test(seen, least_sds=least_sds) / weight)
+    return min(p_values)
+
+
+def _concluded(
+    one: Comparison,
+    study: Study,
+    flags: tuple[Raised, ...],
+    p_values: tuple[float | None, float | None],
+    *,
+    family: int,
+) -> Verdict:
+    """Return the verdict on a comparison.
+
+    Args:
+        one: the comparison.
+        study: the study with its margin and looks.
+        flags: its flags.
+        p_values: the p value, and that with Holm's correction; None if it was not tested.
+        family: the number of contrasts that share the error rate.
+    """
+    p, p_adjusted = p_values
+    effects = {flag.effect for flag in flags}
+    decision: Decision | None = None
+    better: Literal["arm", "baseline"] | None = None
+    equivalence = needed = detectable = None
+    if "invalid" in effects:
+        decision = "not comparable"
+    elif one.primary:
+        decision = "open"
+        equivalence = _within_margin(one, study, family=family)
+        if "caps" in effects:
+            equivalence = None
+        elif _rejects(p_adjusted):
+            decision = "decided"
+            better = "arm" if one.ahead else "baseline"
+            equivalence = None
+        elif equivalence is not None:
+            decision = "no difference that matters"
+        elif one.n > 1:
+            needed, detectable = _needed(one, alpha=ALPHA / family)
+    return Verdict(
+        **vars(one),
+        flags=flags,
+        p=p,
+        p_adjusted=p_adjusted,
+        decision=decision,
+        better=better,
+        equivalence=equivalence,
+        runs_to_decide=needed,
+        detectable=detectable,
+    )
+
+
+def _within_margin(one: Comparison, study: Study, *, family: int) -> Equivalence | None:
+    """Return the interval of the difference if it is within the study's margin; otherwise None.
+
+    The unit is plain scores or nats. The confidence is corrected for the number of contrasts and
+    planned looks, as in the test. If the true difference equals the margin, at most 5 % of studies
+    report no difference that matters.
+    """
+    margin = study.get("margin")
+    has_unit = one.natural is not None or one.scale.unit in ("score", NATS)
+    if margin is None or not has_unit:
+        return None
+    weight = look_weight(study.get("looks"), len(study["seeds"]))
+    confidence = 1 - ALPHA * weight / family
+    interval = sign_flip_interval(finite_runs(one.plain), confidence=confidence)
+    if interval is None:
+        return None
+    low, high = interval
+    if low < -margin or high > margin:
+        return None
+    return {"margin": margin, "confidence": confidence, "low": low, "high": high}
+
+
+def _needed(one: Comparison, *, alpha: float) -> tuple[int | None, Detectable | None]:
+    """Return the number of runs that would decide a contrast, and the detectable difference."""
+    # With several tasks, the power is that of their average.
+    differences = finite_pairs(one.differences).mean(axis=0)
+    sd = float(differences.std(ddof=1))
+    needed = runs_to_decide(sd, float(differences.mean()), alpha=alpha)
+    if needed is not None and needed > one.n + MOST_MORE_RUNS:
+        needed = None
+    if needed is not None:
+        # By the formula the present runs may be enough, but they did not decide.
+        needed = max(needed, one.n + 1)
+    runs = max(one.n, fewest_runs(alpha))
+    plain_sd = float(finite_runs(one.plain).std(ddof=1))
+    difference = detectable_difference(plain_sd, runs, alpha=alpha)
+    # If all differences are equal, the detectable difference is 0, which is not credible.
+    detectable: Detectable | None = {"runs": runs, "difference": difference} if difference else None
+    return needed, detectable
+
+
+# What the headline adds: did training help at all?
+# ---------------------------------------------------------------------------------------------
+
+
+def worse_than_reference(verdict: Verdict, table: Outcomes) -> list[str]:
+    """List the arms with a worse mean than the reference model on the outcome of a verdict.
+
+    A contrast between two trained arms does not show whether training helped at all.
+    """
+    # A comparison with the reference uses all tasks.
+    outcome = ALL_TASKS if verdict.outcome == "tasks" else verdict.outcome
+    # If all compared runs failed, the gate's runs may have an outcome that the table lacks.
+    if outcome not in table.scales or verdict.decision == "not comparable":
+        return []
+    worse = []
+    for arm in table.study["arms"]:
+        gains = finite_runs(table.gains(outcome, arm, REFERENCE))
+        if gains.sum() < 0 and not table.incomparable(arm, REFERENCE, verdict.outcome):
+            worse.append(arm)
+    return worse
+
+
+def gained_nothing(verdict: Verdict, table: Outcomes) -> bool:
+    """Return whether no arm has gained over the reference model on the tasks.
+
+    This is asked of studies that are decided by something else than tasks, such as a held-out loss,
+    or in which nothing can be compared. In other studies, ``worse_than_reference`` says it.
+    """
+    on_tasks = verdict.outcome in ("tasks", *table.tasks)
+    if ALL_TASKS not in table.scales or (on_tasks and verdict.decision != "not comparable"):
+        return False
+    gains = []
+    for arm in table.study["arms"]:
+        gains.append(finite_runs(table.gains(ALL_TASKS, arm, REFERENCE)))
+    # Without runs of the reference model or of an arm, nothing is known.
+    return all(len(runs) and runs.mean() <= 0 for runs in gains)
