@@ -39,9 +39,9 @@ from statistics import mean
 from typing import Any
 
 from maskwise.folders import read_json, read_lines, write_json
+from maskwise.measurements import pending_seeds
 from maskwise.recipe import read_recipe
 from maskwise.study.design import Design
-from maskwise.study.records import pending
 from maskwise.study.store import StageStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -251,7 +251,7 @@ def recorded_seeds(folder: Path) -> set[int]:
     study = read_json(folder / "study.json")
     if not study or not (folder / "records.jsonl").is_file():
         return set()
-    return set(study["seeds"]) - set(pending(study, read_lines(folder / "records.jsonl")))
+    return set(study["seeds"]) - set(pending_seeds(study, read_lines(folder / "records.jsonl")))
 
 
 def finished_seeds(recipe: Any, folder: Path, seeds: Sequence[int]) -> list[int]:
