@@ -36,7 +36,7 @@ ORDER = [
     {"tasks"},
     {"learning"},
     {"show"},
-    {"inspection", "export"},
+    {"inspection", "export", "convert"},
     {"recipe"},
     {"study"},
     {"packed"},

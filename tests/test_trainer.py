@@ -17,8 +17,10 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForTokenClassification,
     DataCollatorForLanguageModeling,
     PrinterCallback,
@@ -28,6 +30,7 @@ from transformers import (
 )
 
 import maskwise as mw
+from maskwise.cli import main
 from maskwise.masking import IGNORE, Noising
 from maskwise.masking.collator import RowCollator
 from maskwise.models import new_config, new_model
@@ -35,7 +38,7 @@ from maskwise.objectives import MaskedDiffusion
 from maskwise.training.checkpoint import LEARNED
 from processes import two_ranks
 from test_training import close, same
-from training_tools import ARCHITECTURES, GEMMA, Language, bart, config, model, tokenizer
+from training_tools import ARCHITECTURES, CLS, GEMMA, Language, bart, config, model, tokenizer
 
 DATA = Language(48)
 HELD_OUT = Language(12, seed=1)
@@ -669,3 +672,131 @@ def test_rows_longer_than_the_positions_are_one_line(tmp_path: Path) -> None:
     for bad in (None, "bert", 5):
         with pytest.raises(mw.MaskwiseError, match="masker"):
             mw.MaskingTrainer(net, arguments(tmp_path), masker=bad)  # type: ignore[arg-type]
+
+
+class Own(torch.nn.Module):
+    """A user's own model. Every token is predicted from its own vector and the mean of the row."""
+
+    def __init__(self, returns: str):
+        super().__init__()
+        self.returns = returns
+        self.table = torch.nn.Embedding(len(tokenizer()), 16)
+        self.out = torch.nn.Linear(16, len(tokenizer()))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None) -> Any:
+        hidden = self.table(input_ids)
+        logits = self.out(hidden + hidden.mean(1, keepdim=True))
+        return {
+            "tensor": lambda: logits,
+            "tuple": lambda: (logits, hidden),
+            "dict": lambda: {"logits": logits, "hidden": hidden},
+            "nothing": lambda: {"hidden": hidden},
+            "states": lambda: hidden[:, 0],
+            "text": lambda: "logits",
+        }[self.returns]()
+
+
+def test_own_models_train_whatever_they_return(tmp_path: Path) -> None:
+    found = []
+    for returns in ("tensor", "tuple", "dict"):
+        torch.manual_seed(0)
+        own = Own(returns)
+        made = trainer(own, arguments(tmp_path, max_steps=30), eval_dataset=HELD_OUT)
+        before = made.evaluate()["eval_loss"]
+        made.train()
+        found.append((logged(made), before, made.evaluate()["eval_loss"]))
+        # The loss is that of the logits at the targets.
+        batch = made.evaluation_masker([HELD_OUT[n] for n in range(12)], epoch=0, total_steps=1)
+        own.returns = "tensor"
+        with torch.no_grad():
+            nats = torch.nn.functional.cross_entropy(
+                own(batch.input_ids).flatten(0, 1), batch.labels.flatten()
+            )
+        assert found[-1][2] == pytest.approx(float(nats), rel=1e-5) and found[-1][2] < before
+        predicted = made.predict(HELD_OUT)
+        assert predicted.label_ids.shape[0] == 12
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("returns", ["nothing", "states", "text"])
+def test_own_models_without_logits_are_refused_in_one_line(returns: str, tmp_path: Path) -> None:
+    with pytest.raises(mw.MaskwiseError, match="logits") as caught:
+        trainer(Own(returns), arguments(tmp_path)).train()
+    assert "\n" not in str(caught.value)
+
+
+def test_own_models_must_accept_the_inputs(tmp_path: Path) -> None:
+    class Deaf(Own):
+        def forward(self, input_ids: torch.Tensor) -> Any:  # type: ignore[override]
+            return super().forward(input_ids)
+
+    class Greedy(Own):
+        def forward(self, input_ids: Any, attention_mask: Any, weather: Any) -> Any:  # type: ignore[override]
+            return super().forward(input_ids)
+
+    rows = [{"input_ids": [CLS, *range(6, 6 + n), 3], "example_id": n} for n in range(3, 19)]
+    one = mw.Masker(tokenizer(), ratio=0.3)
+    for own, name in ((Deaf("tensor"), "attention_mask"), (Greedy("tensor"), "weather")):
+        with pytest.raises(mw.MaskwiseError, match=name):
+            trainer(own, arguments(tmp_path), masker=one, train_dataset=rows).train()
+
+
+REMOTE = """
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+
+class Config(PreTrainedConfig):
+    model_type = "own-code"
+
+    def __init__(self, vocab_size=45, hidden_size=16, **more):
+        super().__init__(**more)
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+
+
+class Model(PreTrainedModel):
+    config_class = Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.table = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+        self.out = torch.nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **more):
+        return MaskedLMOutput(logits=self.out(self.table(input_ids)))
+"""
+
+
+def test_a_model_with_code_of_its_own_trains_and_commands_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "remote"
+    folder.mkdir()
+    (folder / "own_code.py").write_text(REMOTE)
+    fields = {
+        "model_type": "own-code",
+        "vocab_size": len(tokenizer()),
+        "auto_map": {"AutoConfig": "own_code.Config", "AutoModelForMaskedLM": "own_code.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(fields))
+    tokenizer().save_pretrained(folder)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    monkeypatch.syspath_prepend(str(tmp_path / "m"))
+    settings = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    network = AutoModelForMaskedLM.from_config(settings, trust_remote_code=True)
+    made = trainer(network, arguments(tmp_path, max_steps=20), eval_dataset=HELD_OUT)
+    before = made.evaluate()["eval_loss"]
+    made.train()
+    assert made.evaluate()["eval_loss"] < before
+    for command in (
+        ["evaluate", str(folder), "--text", "bundled:wikipedia"],
+        ["finetune", str(folder), "--task", "ud-pos"],
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(command)
+        assert end.value.code == 2
+        said = capsys.readouterr().err
+        assert "MaskingTrainer" in said and "auto_map" in said

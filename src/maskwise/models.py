@@ -579,6 +579,9 @@ def _loading(name: Start) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged files raise errors of json, safetensors, transformers
-        raise MaskwiseError(
-            f"cannot load a model from {str(name)!r}: {first_line(error)}"
-        ) from None
+        what = f"cannot load a model from {str(name)!r}: {first_line(error)}"
+        do = None
+        # An older model on the hub has its weights in pytorch_model.bin only.
+        if isinstance(error, OSError) and "model.safetensors" in str(error):
+            do = "if its weights are pickled, convert it: maskwise convert OLD NEW"
+        raise MaskwiseError(what, do=do) from None

@@ -113,8 +113,8 @@ def find_start(name: Start) -> str:
             raise MaskwiseError(
                 f"{str(name)!r} contains Python code",
                 got=f"auto_map in {file}",
-                do="use a model whose code is in transformers; maskwise runs no code that comes "
-                "with a model",
+                do="use a model whose code is in transformers, because commands run no code that "
+                "comes with a model; or load it yourself, and train it with MaskingTrainer",
             )
     return where
 
@@ -167,7 +167,7 @@ def find_weights(name: Start) -> str:
         raise MaskwiseError(
             f"the weights of {str(name)!r} are pickled",
             got=pickled[0].name,
-            do="save the model again with save_pretrained, which writes model.safetensors",
+            do="convert it: maskwise convert OLD NEW, which runs no code",
         )
     return where
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 import warnings
 from collections import deque
@@ -289,6 +290,8 @@ class MaskingTrainer(Trainer):
         if not hidden and hasattr(self._config, "keys_to_ignore_at_inference"):
             hidden = self._config.keys_to_ignore_at_inference
         left_out = {"loss", *hidden}
+        if not isinstance(outputs, Mapping):
+            outputs = {"logits": logits_of(outputs)}
         shown = tuple(value for name, value in outputs.items() if name not in left_out)
         if len(shown) == 1:
             return loss, shown[0], labels
@@ -402,6 +405,8 @@ class MaskingTrainer(Trainer):
                 raise MaskwiseError("an encoder–decoder reads a packed row as one text", do=do)
         elif isinstance(self.model, PreTrainedModel):
             inputs = model_inputs(self.model, batch)
+        else:
+            require_accepted(self.model, inputs)
         inputs["labels"] = batch.labels
         # Masked diffusion divides the loss by the number of tokens that may be masked.
         if batch.loss_weight is not None:
@@ -443,8 +448,14 @@ class MaskingTrainer(Trainer):
         else:
             with states_at(self.model, row, column) as few:
                 outputs = model(**inputs)
-        logits = outputs["logits"]
+        logits = logits_of(outputs)
         if not few:
+            if logits.ndim != 3 or logits.shape[:2] != labels.shape:
+                raise MaskwiseError(
+                    f"the logits of {type(self.model).__name__} do not fit the labels",
+                    got=tuple(logits.shape),
+                    allowed=f"{(*labels.shape, 'V')}, for V tokens",
+                )
             logits = logits[row, column]
         smoothing = self.args.label_smoothing_factor
         # Losses are in single precision, because half precision would lose small terms of the sum.
@@ -456,6 +467,56 @@ class MaskingTrainer(Trainer):
         if self.tells_right:
             right = logits.argmax(-1) == truth
         return losses, where, right, outputs
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Return the logits among what a model returns: a tensor, a tuple or a mapping.
+
+    Raises:
+        MaskwiseError: there are no logits.
+    """
+    found = outputs
+    if isinstance(outputs, Mapping):
+        found = outputs.get("logits")
+    elif isinstance(outputs, tuple | list) and outputs:
+        found = outputs[0]
+    if isinstance(found, Tensor):
+        return found
+    got = type(outputs).__name__
+    if isinstance(outputs, Mapping):
+        got = f"a dict with {', '.join(map(str, outputs)) or 'nothing'}"
+    raise MaskwiseError(
+        "the model returns no logits, from which MaskingTrainer computes the loss",
+        got=got,
+        allowed="a tensor (B, L, V), a tuple that begins with it, or a dict with 'logits'",
+    )
+
+
+def require_accepted(model: nn.Module, inputs: Inputs) -> None:
+    """Raise ``MaskwiseError`` unless a model of the user can be called with these inputs."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        # Compiled functions have no signature.
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    given = {name for name in inputs if name != "labels"}
+    named = {each.name: each for each in parameters if each.kind is not each.VAR_POSITIONAL}
+    lacking = sorted(given - named.keys())
+    if lacking:
+        raise MaskwiseError(
+            f"{type(model).__name__}.forward does not accept {lacking[0]}",
+            got=f"parameters {', '.join(named) or 'of no name'}",
+            do=f"add a parameter {lacking[0]}=None, or **others",
+        )
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in given:
+            raise MaskwiseError(
+                f"{type(model).__name__}.forward needs {name}, which MaskingTrainer does not pass",
+                allowed=", ".join(sorted(given)),
+                do=f"give {name} a default",
+            )
 
 
 def counted(batch: Mapping[str, Any]) -> Tensor:

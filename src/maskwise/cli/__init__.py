@@ -82,6 +82,7 @@ for command in (
     runs.learn,
     runs.annotate,
     runs.export,
+    runs.convert,
     views.evaluate,
     views.generate,
     views.inspect,

@@ -32,7 +32,7 @@ from maskwise.cli.terminal import (
     was_given,
 )
 from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
-from maskwise.errors import MaskwiseError, counted, whole_number
+from maskwise.errors import MaskwiseError, counted, plural, whole_number
 from maskwise.folders import recipe_path, refuse_missing, shipped
 from maskwise.printing import err_console, out_console, print_json, say, warn
 
@@ -519,3 +519,29 @@ def export(
         f"{out}: {facts['documents']:,} documents in {facts['rows']:,} rows of ≤ "
         f"{facts['max_length']} tokens; masks.json says how they were made"
     )
+
+
+def convert(
+    old: Annotated[str, typer.Argument(help="A folder or hub id with pytorch_model.bin.")],
+    new: Annotated[Path, typer.Argument(help="The folder to write.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The tokenizer, if the old folder has none.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write an older checkpoint again, with safetensors, so that maskwise and others can load it.
+
+    No code of the checkpoint is run: a file with anything but weights is refused.
+    """
+    from maskwise.convert import convert as write_again
+
+    facts = write_again(old, new, tokenizer=tokenizer)
+    for note in facts["warnings"]:
+        warn(note)
+    if as_json:
+        print_json(facts)
+        return
+    head = "with a head for masked tokens"
+    if not facts["head"]:
+        head = "without a head for masked tokens; train one first: training.freeze=encoder"
+    say(f"{new}: {facts['weights']:,} weights from {plural(facts['files'], 'file')}, {head}")

@@ -1,0 +1,202 @@
+"""Write a checkpoint with pickled weights again, with safetensors (``maskwise convert``).
+
+Older checkpoints keep their weights in ``pytorch_model.bin``, a pickle, which may run any code when
+it is read. ``torch.load(weights_only=True)`` reads nothing but tensors and plain values, and raises
+an error at anything else. All tensors are kept under their names, so the new folder has the heads
+of the old one, too.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from maskwise.errors import MaskwiseError, first_line
+from maskwise.folders import read_json, write_folder
+from maskwise.models import has_head, load_config, load_model
+from maskwise.starts import Start, find_start
+from maskwise.text.tokenizers import load_tokenizer
+
+PICKLED = "pytorch_model.bin"
+INDEX = f"{PICKLED}.index.json"
+KEPT = ("config.json", "generation_config.json", "README.md", "LICENSE*")
+"""Patterns of files that are copied as they are."""
+LEAST_CAPITALS = 0.01
+"""The share of tokens with capitals from which a vocabulary is that of a cased model."""
+
+
+def convert(old: Start, new: Path, *, tokenizer: Start | None = None) -> dict[str, Any]:
+    """Write the checkpoint ``old`` to the folder ``new``, with safetensors and a fast tokenizer.
+
+    Args:
+        old: a folder with ``pytorch_model.bin``, or with its index and shards; or a hub id.
+        new: the folder to write, which must be new or empty.
+        tokenizer: the tokenizer to save, if ``old`` has none.
+
+    Returns:
+        The number of weights and files, whether the model has a head for masked tokens, and
+        "warnings" about the tokenizer.
+
+    Raises:
+        MaskwiseError: ``old`` has no pickled weights, holds something else than weights, has code
+            of its own or does not load; or ``new`` has files.
+    """
+    if new.is_file() or (new.is_dir() and any(new.iterdir())):
+        raise MaskwiseError(
+            "the folder to write has files already", got=str(new), do="give a new folder"
+        )
+    folder = _folder_of(old)
+    files = _weight_files(folder)
+    # The configuration is checked before weights are read, which takes much longer.
+    load_config(folder, kind=None)
+    loaded: Any = load_tokenizer(str(tokenizer or folder), needs_mask=False, needs_words=False)
+    facts: dict[str, Any] = {"folder": str(new), "weights": 0, "files": len(files), "warnings": []}
+    note = _case_note(folder, loaded)
+    if note and tokenizer is None:
+        facts["warnings"].append(note)
+    write_folder(new, partial(_fill, folder, files, loaded, facts))
+    return facts
+
+
+def _folder_of(old: Start) -> Path:
+    """Return the folder of a checkpoint. One on the hub is downloaded, without its code."""
+    where = Path(find_start(old))
+    if where.is_dir():
+        return where
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            str(where), allow_patterns=["*.json", "*.txt", "*.model", "*.md", "pytorch_model*"]
+        )
+    except Exception as error:
+        # Errors of the network, of the hub and of unknown ids have no common base class.
+        raise MaskwiseError(f"cannot download {str(old)!r}", got=first_line(error)) from None
+    return Path(find_start(found))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the file of pickled weights, or its shards in order."""
+    if any(folder.glob("*.safetensors")):
+        raise MaskwiseError(
+            f"{folder} has safetensors already",
+            got=sorted(path.name for path in folder.glob("*.safetensors"))[0],
+            do="use it as it is",
+        )
+    if (folder / PICKLED).is_file():
+        return [folder / PICKLED]
+    if not (folder / INDEX).is_file():
+        raise MaskwiseError(
+            f"{folder} has no pickled weights",
+            got=", ".join(sorted(path.name for path in folder.iterdir())[:4]) or "an empty folder",
+            allowed=f"{PICKLED}, or {INDEX} with its shards",
+        )
+    index = (read_json(folder / INDEX) or {}).get("weight_map")
+    names = sorted(set(index.values())) if isinstance(index, dict) else []
+    # A name with a folder in it could point anywhere.
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise MaskwiseError(f"{folder / INDEX} does not name the shards", got=names[:2])
+    for name in names:
+        if not (folder / name).is_file():
+            raise MaskwiseError(f"{folder} lacks a shard of its weights", got=f"no {name}")
+    return [folder / name for name in names]
+
+
+def read_pickled(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name from a pickle that holds nothing else.
+
+    Raises:
+        MaskwiseError: the file holds anything else, or is damaged.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise MaskwiseError(
+            f"{path} holds more than weights, and is not read",
+            got=found[1] if found else first_line(error),
+            do="ask its authors for model.safetensors; maskwise runs no code from a checkpoint",
+        ) from None
+    except Exception as error:
+        # Damaged archives raise errors of zipfile, of torch's reader and of pickle.
+        raise MaskwiseError(f"{path} is damaged", got=first_line(error)) from None
+    if not isinstance(state, Mapping):
+        raise MaskwiseError(f"{path} has no weights by name", got=type(state).__name__)
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise MaskwiseError(
+                f"{path} has something else than weights by name",
+                got=f"{type(tensor).__name__} under {name!r}",
+                do="save only the model's state_dict() in it",
+            )
+    return dict(state)
+
+
+def _fill(
+    folder: Path, files: list[Path], tokenizer: Any, facts: dict[str, Any], new: Path
+) -> None:
+    """Write all files of the new folder, and load the model from it."""
+    for pattern in KEPT:
+        for path in folder.glob(pattern):
+            shutil.copyfile(path, new / path.name)
+    tokenizer.save_pretrained(new)
+    places: dict[str, str] = {}
+    size = 0
+    for number, path in enumerate(files, 1):
+        name = "model.safetensors"
+        if len(files) > 1:
+            name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        # Tied weights share memory, which safetensors does not allow.
+        state = {
+            key: tensor.detach().clone().contiguous() for key, tensor in read_pickled(path).items()
+        }
+        save_file(state, new / name, metadata={"format": "pt"})
+        places |= dict.fromkeys(state, name)
+        size += sum(tensor.nbytes for tensor in state.values())
+        facts["weights"] += sum(tensor.numel() for tensor in state.values())
+    if len(files) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+        (new / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    try:
+        model: Any = load_model(new, kind=None, seed=0)
+        facts["head"] = has_head(str(new))
+    except MaskwiseError as error:
+        # The folder has a name for the time of writing only.
+        raise MaskwiseError(
+            f"the weights of {folder} do not make a model",
+            got=str(error).replace(str(new), str(folder)),
+        ) from None
+    size_of_vocabulary = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= size_of_vocabulary:
+        raise MaskwiseError(
+            "the tokenizer has more tokens than the model",
+            got=f"an id {largest}",
+            allowed=f"< {size_of_vocabulary}",
+            do="give the model's own tokenizer: --tokenizer NAME",
+        )
+
+
+def _case_note(folder: Path, tokenizer: Any) -> str:
+    """Return a warning if an old vocabulary has capitals that its tokenizer never makes."""
+    if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
+        return ""
+    tokens = [*tokenizer.get_vocab()]
+    capitals = sum(token != token.lower() for token in tokens if not token.startswith("["))
+    if capitals < LEAST_CAPITALS * len(tokens) or "A" in "".join(tokenizer.tokenize("A")):
+        return ""
+    return (
+        f"{capitals:,} tokens have capitals, but the tokenizer lowercases, because {folder} has no "
+        'tokenizer_config.json; for a cased model, write {"do_lower_case": false} to it and '
+        "convert again"
+    )

