@@ -148,6 +148,7 @@ CASES = {
     "tokenizer.lowercase": Case("false"),
     "tokenizer.sentinels": Case("4"),
     "model.pretrained": Case("bundled:encoder", START[1:]),
+    "model.new_tokens": Case("3", START),
     "model.architecture": Case("roberta"),
     "model.settings": Case("{hidden_size: 24}"),
     "model.unigram_bias": Case("false"),

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -326,9 +326,7 @@ def new_model(
 def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
     if log_unigram is None:
         return
-    bias = getattr(model.get_output_embeddings(), "bias", None)
-    if bias is None and hasattr(model, "lm_head"):  # ESM has the bias in its head
-        bias = getattr(model.lm_head, "bias", None)
+    bias = _output_bias(model)
     if bias is None and hasattr(model, "final_logits_bias"):  # BART's bias (1, V) is not trained
         bias = model.get_buffer("final_logits_bias")[0]
         # Tokens that do not occur, such as separators of the decoder, get the mean bias.
@@ -336,6 +334,75 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
     if bias is not None:
         with torch.no_grad():
             bias[: len(log_unigram)] = log_unigram
+
+
+def _output_bias(model: PreTrainedModel) -> Tensor | None:
+    """Return the bias (V,) of the output layer."""
+    bias: Tensor | None = getattr(model.get_output_embeddings(), "bias", None)
+    if bias is None and hasattr(model, "lm_head"):  # ESM has the bias in its head
+        bias = getattr(model.lm_head, "bias", None)
+    return bias
+
+
+def add_tokens(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
+    """Give a masked language model new tokens, in place.
+
+    The rows of a new token, in the embeddings, the output layer and its bias, are the means of the
+    rows of its pieces. Its logit is therefore the mean of their logits.
+
+    Args:
+        pieces: for each new id, the ids of the tokens into which the word was cut before.
+
+    Raises:
+        MaskwiseError: the model is no encoder with an output layer.
+    """
+    require_kind(model.config, "encoder", use="model.new_tokens")
+    size = max(pieces) + 1
+    if size > len(_table(model.get_input_embeddings())):
+        # Models with more rows than the tokenizer has tokens keep their size.
+        model.resize_token_embeddings(size, mean_resizing=False)
+    output = model.get_output_embeddings()
+    tables = [_table(model.get_input_embeddings())]
+    if output is not None:
+        _repeat_bias(model, output)
+        tables.append(_table(output))
+    bias = _output_bias(model)
+    if bias is not None:
+        tables.append(bias)
+    if output is None or any(len(table) < size for table in tables):
+        raise MaskwiseError(
+            "model.new_tokens: this model cannot have more tokens",
+            got=type(model).__name__,
+            do="leave out model.new_tokens",
+        )
+    new = torch.tensor([*pieces])
+    with torch.no_grad():
+        # Tied weights are one tensor, which is changed once.
+        for table in dict.fromkeys(tables):
+            means = [table[list(ids)].mean(dim=0) for ids in pieces.values()]
+            table[new] = torch.stack(means)
+    _repeat_bias(model, output)
+
+
+def _table(layer: nn.Module) -> Tensor:
+    """Return the weights (V, …) of the embeddings or of the output layer."""
+    return layer.get_parameter("weight")
+
+
+def _repeat_bias(model: PreTrainedModel, output: nn.Module) -> None:
+    """Repeat the bias of the output layer in the head around it, where a family has it twice.
+
+    transformers resizes one of them in some families. If the weights of a model are not tied, it
+    reads both from a checkpoint, but saves one if they are one tensor.
+    """
+    for part in model.modules():
+        own = part._parameters.get("bias")
+        if own is None or getattr(part, "decoder", None) is not output:
+            continue
+        bias = output.get_parameter("bias")
+        if not model.config.tie_word_embeddings:
+            bias = nn.Parameter(bias.detach().clone())
+        part.bias = bias
 
 
 def load_config(name: Start, *, kind: Kind | None = "encoder") -> PreTrainedConfig:
@@ -355,6 +422,7 @@ def load_model(
     seed: int | None = None,
     log_unigram: Tensor | None = None,
     config: PreTrainedConfig | None = None,
+    new_tokens: Mapping[int, Sequence[int]] | None = None,
 ) -> PreTrainedModel:
     """Load a pre-trained language model in float32.
 
@@ -364,6 +432,7 @@ def load_model(
         seed: the seed of a new head. If None, a checkpoint without a head is refused.
         log_unigram: (V,) the log frequencies of tokens, as the initial output bias of a new head.
         config: the configuration to use instead of the checkpoint's configuration.
+        new_tokens: tokens that the checkpoint does not have, as for ``add_tokens``.
 
     Raises:
         MaskwiseError: the name cannot be loaded, the model is of a different kind, the checkpoint
@@ -375,6 +444,8 @@ def load_model(
     with without_advice(), torch.random.fork_rng():
         torch.manual_seed(fold(seed or 0, 0x1217))
         model, lacking = _load_whole(auto, name, config=config)
+        if new_tokens:
+            add_tokens(model, new_tokens)
     if lacking and seed is None:
         raise MaskwiseError(
             f"{str(name)!r} has no MLM head, so it cannot predict tokens",

@@ -442,6 +442,10 @@ class Recipe(Settings):
         """Return a copy with a different training seed."""
         return self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})})
 
+    def without_new_tokens(self) -> Recipe:
+        """Return a copy whose model has the vocabulary of its checkpoint."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"new_tokens": None})})
+
     def to_yaml(self) -> str:
         """Return the recipe as YAML for ``read_recipe``, with all defaults filled in."""
         plain = self.model_dump(mode="json")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.shard import require_live
@@ -18,7 +18,7 @@ from maskwise.devices import bf16_note
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation import load_sets
 from maskwise.evaluation.scoring import spread
-from maskwise.families import adapter_of, check_room, most_tokens
+from maskwise.families import adapter_of, check_room, most_tokens, require_kind
 from maskwise.folders import require_own
 from maskwise.jobs import ENGINES
 from maskwise.masking import Masker
@@ -41,6 +41,7 @@ from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import lines_note
 from maskwise.text.layers import token_layers
+from maskwise.text.new_words import given_words, require_extensible, wanted_words
 from maskwise.text.pieces import SPECIAL, read_pieces, tokenise, unknown_share
 from maskwise.text.rows import holds_out
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
@@ -256,6 +257,17 @@ def _check_model(
     """Check that the model of an arm fits its tokenizer, tasks and settings; yield warnings."""
     links = arm.links()
     start = arm.model.pretrained
+    if arm.model.new_tokens is not None:
+        require_extensible(tokenizer)
+        words = wanted_words(arm.model.new_tokens)
+        if not isinstance(words, int):
+            given_words(words, tokenizer)
+        require_kind(config, "encoder", use="model.new_tokens")
+        if any(link.learns for link in links):
+            raise MaskwiseError(
+                "model.new_tokens and masking.policy=learned cannot be combined",
+                do="learn the policy first (maskwise learn), or leave out model.new_tokens",
+            )
     check_start(config, len(tokenizer), loaded=bool(start))
     if arm.model.adapter:
         lora(arm.model.adapter).check(config)
@@ -473,12 +485,25 @@ def notes_of_texts(texts: Iterable[Stage], store: StageStore) -> Iterator[str]:
         source = CorpusSettings(**stage.what["corpus"]).title
         if counts.get(SPECIAL):
             yield f"{source}: {counts[SPECIAL]:,} {SPECIAL}"
+        added = (store.result(stage) or {}).get("new_tokens")
+        if added:
+            yield words_note(source, added)
         share = unknown_share(counts)
         if share > MOST_UNKNOWN:
             yield (
                 f"{share:.1%} of the tokens of {source} are unknown to the tokenizer and are "
                 f"never masked: {UNKNOWN_ADVICE}"
             )
+
+
+def words_note(source: str, added: Mapping[str, Any]) -> str:
+    """Return a note about the words that became tokens, from the result of a prepare stage."""
+    asked = added["asked"]
+    note = f"{source}: {added['added']:,} new tokens save {added['saved']:.1%} of the tokens of "
+    note += "held-out text"
+    if isinstance(asked, int) and added["added"] < asked:
+        note += f"; {asked:,} were wanted, but no more words qualify"
+    return note
 
 
 def row_sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -260,6 +260,8 @@ def make_run(
     reference = arm == REFERENCE
     name = recipe.baseline if reference and recipe.baseline else arm
     own = recipe.arm(name, seed=seed, more=more)
+    if reference:
+        own = own.without_new_tokens()
     links = own.links()
     # The first text trains the tokenizer that all other texts use.
     text = prepare_stage(links[0].unlearned())

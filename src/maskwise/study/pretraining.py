@@ -158,6 +158,8 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
         kind=recipe.kind,
         seed=recipe.training.seed,
         log_unigram=log_unigram,
+        # A checkpoint of an earlier phase has the new tokens already.
+        new_tokens=None if recipe.model.new_tokens is None else data.new_tokens,
     )
 
 

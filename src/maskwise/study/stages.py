@@ -42,6 +42,7 @@ from maskwise.specs import user_path
 from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import load_task
 from maskwise.text import bundled_path
+from maskwise.text.new_words import wanted_words
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.worlds import read_world
 from maskwise.training import TrainingSettings
@@ -224,6 +225,8 @@ def prepare_stage(
     name = recipe.tokenizer_name
     what["tokenizer"] = recipe.tokenizer.model_dump(mode="json") | {"name": name}
     what["tokenizer_content"] = start_fingerprint(name, TOKENIZER_FILES) if name else None
+    if recipe.model.new_tokens is not None:
+        what["new_tokens"] = wanted_words(recipe.model.new_tokens)
     return Stage("prepare", what)
 
 
@@ -236,6 +239,8 @@ def tokenizer_of(first: Stage) -> str:
     corpus = what["corpus"]
     given = what["tokenizer"]["name"] and what["tokenizer_content"]
     trained = [what["tokenizer"], what["corpus_content"], corpus["text_field"], corpus["limit"]]
+    if "new_tokens" in what:
+        return digest([given, what["new_tokens"], *trained[1:], corpus["held_out"]])
     return digest(given or trained)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -42,11 +43,20 @@ from maskwise.study.store import StageStore
 from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.tasks.judge import SCORE
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
+from maskwise.text.new_words import Extended, choose_words, extend, given_words, saved_share
 from maskwise.text.pieces import UNKNOWN, unknown_share
-from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
+from maskwise.text.settings import (
+    CorpusSettings,
+    TokenizerSettings,
+    first_characters,
+    read_new_tokens,
+)
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training.checkpoint import forget_states
 from maskwise.training.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def run_stage(stage: Stage, store: StageStore) -> Plain:
@@ -127,15 +137,27 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
         corpus = _scored_by(store.output(stage.needs[1]), corpus)
     documents = corpus.documents()
     require_documents(documents)
+    new_tokens: Mapping[int, tuple[int, ...]] = {}
+    extension: Plain = {}
     if stage.needs:
         tokenizer = load_tokenizer(tokenizer_folder(stage, store), needs_words=False)
+        new_tokens = read_new_tokens(store.output(stage.needs[0]))
     else:
         settings = TokenizerSettings(**stage.what["tokenizer"])
         tokenizer = settings.tokenizer(_beginning(corpus) if corpus.stream else documents)
+        if "new_tokens" in stage.what:
+            before = tokenizer
+            tokenizer, new_tokens = extended(stage.what["new_tokens"], corpus, before)
+            held_out = [*first_characters(corpus.held_out_documents(), SAMPLE_CHARACTERS)]
+            extension["new_tokens"] = {
+                "asked": stage.what["new_tokens"],
+                "added": len(new_tokens),
+                "saved": saved_share(held_out, before, tokenizer),
+            }
     if corpus.stream:
         live = Live(corpus.annotators) if corpus.annotators else None
-        facts = Prepared.begin(folder / TEXT, corpus, tokenizer, layers=live)
-        return {**facts, "stream": True, "vocabulary": len(tokenizer)}
+        facts = Prepared.begin(folder / TEXT, corpus, tokenizer, layers=live, new_tokens=new_tokens)
+        return {**facts, "stream": True, "vocabulary": len(tokenizer), **extension}
     stored = _annotated(corpus, folder / "layers") if corpus.annotators else None
     data = Prepared.make(
         folder / TEXT,
@@ -144,6 +166,7 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
         length=corpus.length,
         layout=corpus.row_layout,
         held_out=corpus.held_out,
+        new_tokens=new_tokens,
     )
     assert not isinstance(data.training, Stream)
     counts = data.training.pieces.counts
@@ -156,7 +179,25 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
         "held_out_rows": len(data.held_out),
         "vocabulary": len(tokenizer),
         "counts": dict(counts),
+        **extension,
     }
+
+
+def extended(
+    words: int | Sequence[str], corpus: CorpusSettings, tokenizer: PreTrainedTokenizerFast
+) -> Extended:
+    """Extend a tokenizer with words of the training text.
+
+    Args:
+        words: the words, or the number of words to choose from documents that are not held out.
+    """
+    if not isinstance(words, int):
+        return extend(tokenizer, given_words(words, tokenizer))
+    documents = corpus.training_documents()
+    if corpus.stream:
+        # The beginning of a stream is enough, as for a new tokenizer.
+        documents = first_characters(documents, SAMPLE_CHARACTERS)
+    return extend(tokenizer, choose_words(documents, tokenizer, words))
 
 
 def _require_known_tokens(counts: Mapping[str, int], title: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -254,6 +254,12 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
             if not holds_out(document, self.held_out, by_text=self.stream):
                 yield document
 
+    def held_out_documents(self) -> Iterator[Document]:
+        """Yield the documents that are held out from training."""
+        for document in self.documents():
+            if holds_out(document, self.held_out, by_text=self.stream):
+                yield document
+
     def documents(self) -> Documents:
         """Return the documents of all ``parts``, which can be read several times."""
         parts = self.parts()
@@ -316,6 +322,8 @@ HELD_OUT = "held_out"
 PIECES = "pieces"
 TOKENIZER = "tokenizer"
 STREAM = "stream.json"
+NEW_TOKENS = "new_tokens.json"
+"""The file with the pieces of new tokens (``new_words.Extended``)."""
 
 LiveLayers = Callable[[Sequence[str]], Layered]
 """A function that builds, from names of annotators, one annotator that computes all their layers.
@@ -329,6 +337,8 @@ class Prepared:
     tokenizer: PreTrainedTokenizerFast
     training: Rows | Stream
     held_out: Rows
+    new_tokens: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """For each token that was added to the tokenizer of the model, the ids of its pieces."""
 
     @classmethod
     def make(
@@ -340,6 +350,7 @@ class Prepared:
         length: int,
         layout: str,
         held_out: float,
+        new_tokens: Mapping[int, tuple[int, ...]] | None = None,
     ) -> Prepared:
         """Write the folder of a corpus batch by batch and open it. An old folder is replaced.
 
@@ -354,6 +365,7 @@ class Prepared:
             training.save(partial / TRAINING)
             held.save(partial / HELD_OUT)
             folders.write_folder(partial / TOKENIZER, tokenizer.save_pretrained)
+            _write_new_tokens(partial, new_tokens)
 
         folders.write_folder(folder, fill)
         return cls.open(folder)
@@ -366,6 +378,7 @@ class Prepared:
         tokenizer: PreTrainedTokenizerFast,
         *,
         layers: Layered | None = None,
+        new_tokens: Mapping[int, tuple[int, ...]] | None = None,
     ) -> dict[str, object]:
         """Write the folder of a stream; read only the beginning of the stream.
 
@@ -393,6 +406,7 @@ class Prepared:
             stream = {"corpus": corpus.model_dump(mode="json"), "counts": counts.tolist()}
             (partial / STREAM).write_text(json.dumps(stream))
             folders.write_folder(partial / TOKENIZER, tokenizer.save_pretrained)
+            _write_new_tokens(partial, new_tokens)
 
         folders.write_folder(folder, fill)
         return {**facts, "held_out_rows": len(cls.open(folder).held_out)}
@@ -424,18 +438,31 @@ class Prepared:
         held_out = Rows.load(folder / HELD_OUT, pieces)
         # Instead of training rows, a stream's folder has the settings for reading the stream.
         stream = folders.read_json(folder / STREAM)
+        new_tokens = read_new_tokens(folder)
         if stream is None:
-            return cls(tokenizer, Rows.load(folder / TRAINING, pieces), held_out)
+            training = Rows.load(folder / TRAINING, pieces)
+            return cls(tokenizer, training, held_out, new_tokens)
         corpus = CorpusSettings(**stream["corpus"])
         layers = live(corpus.annotators) if live and corpus.annotators else None
-        training = Stream(
+        streamed = Stream(
             corpus.shards(),
             corpus.block_maker(tokenizer, layers),
             corpus.shuffle,
             corpus.repeat,
             np.array(stream["counts"]),
         )
-        return cls(tokenizer, training, held_out)
+        return cls(tokenizer, streamed, held_out, new_tokens)
+
+
+def _write_new_tokens(folder: Path, pieces: Mapping[int, tuple[int, ...]] | None) -> None:
+    if pieces:
+        folders.write_json(folder / NEW_TOKENS, pieces)
+
+
+def read_new_tokens(folder: Path) -> dict[int, tuple[int, ...]]:
+    """Return the pieces of the new tokens of a prepared text; {} if there are none."""
+    plain = folders.read_json(folder / NEW_TOKENS) or {}
+    return {int(number): (*pieces,) for number, pieces in plain.items()}
 
 
 def first_characters(documents: Iterable[Document], most: int) -> Iterator[Document]:

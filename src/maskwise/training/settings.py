@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -221,6 +221,11 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
     """``lora(rank=16)`` trains only the heads and low-rank updates of the encoder's linear layers.
     This needs the package peft. Checkpoints contain the weights with the updates added."""
 
+    new_tokens: Weights[Annotated[int, Field(ge=1)] | str | None] = None
+    """Words that become tokens of a pre-trained encoder: their number, or a file with one word a
+    line. A number chooses the words that save most pieces in the training text. New rows of the
+    embeddings and of the output layer begin as the means of the rows of a word's pieces."""
+
     @field_validator("adapter")
     @classmethod
     def _known_adapter(cls, value: str | None) -> str | None:
@@ -249,6 +254,24 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
                 "a pre-trained model has its own architecture",
                 got=f"model.architecture={self.architecture} and model.pretrained="
                 f"{self.pretrained}",
+                do="remove one of them",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _known_pieces(self) -> ModelSettings:
+        if self.new_tokens is None:
+            return self
+        if not self.pretrained:
+            raise MaskwiseError(
+                "model.new_tokens is for pre-trained models",
+                got="a new model, whose tokenizer has any vocabulary",
+                do="set tokenizer.vocab_size, or model.pretrained",
+            )
+        if self.adapter:
+            raise MaskwiseError(
+                "model.adapter freezes the embeddings, so model.new_tokens would not be trained",
+                got=self.adapter,
                 do="remove one of them",
             )
         return self
@@ -286,11 +309,12 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
 
         ``adapter`` is left out, because only training stages depend on it. Attention dropout is
         included only if it differs from the architecture's default, because this setting did not
-        exist when older studies were recorded.
+        exist when older studies were recorded. ``new_tokens`` is included only if it is set.
         """
-        plain: dict[str, Any] = self.model_dump(
-            mode="json", exclude={"attention_dropout", "adapter"}
-        )
+        left_out = {"attention_dropout", "adapter"}
+        if self.new_tokens is None:
+            left_out.add("new_tokens")
+        plain: dict[str, Any] = self.model_dump(mode="json", exclude=left_out)
         if self.pretrained and self.settings:
             # Older versions ignored these settings, but had them in the name.
             plain |= {"settings": {}, "changed": plain["settings"]}
@@ -372,6 +396,7 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
         kind: Kind,
         seed: int,
         log_unigram: Tensor,
+        new_tokens: Mapping[int, Sequence[int]] | None = None,
     ) -> PreTrainedModel:
         """Return the model to train.
 
@@ -381,12 +406,18 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
             kind: the required kind of model.
             seed: the seed of new weights.
             log_unigram: (V,) log frequencies of tokens, for the bias of a new head.
+            new_tokens: tokens that a pre-trained model does not have (``models.add_tokens``).
         """
         bias = log_unigram if self.unigram_bias else None
         config = self.config(tokenizer, length, kind=kind)
         if self.pretrained:
             network = load_model(
-                self.pretrained, kind=kind, seed=seed, log_unigram=bias, config=config
+                self.pretrained,
+                kind=kind,
+                seed=seed,
+                log_unigram=bias,
+                config=config,
+                new_tokens=new_tokens,
             )
             check_fit(
                 network.config, len(tokenizer), do="set tokenizer.name to the model's tokenizer"

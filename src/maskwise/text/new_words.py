@@ -1,0 +1,363 @@
+"""Extend the vocabulary of a pre-trained tokenizer with the words of a domain.
+
+A word that the tokenizer cuts into pieces becomes one token. All other words keep their pieces, so
+what the model has learned about them stays as it is:
+
+    WordPiece         The word is an added token that matches whole words only. In the vocabulary of
+                      the model, it would also become the beginning of longer words.
+    byte-level BPE    The word, with the space before it, enters the vocabulary, and words of the
+                      vocabulary are no longer merged (``ignore_merges``). An added token would
+                      leave the space before the word as a token of its own.
+    Unigram           The word enters the vocabulary with the score of its pieces. Longer words
+                      that were cut into the same pieces begin with the new token now; they are cut
+                      at the same places.
+
+Words are chosen greedily by the number of pieces that they save in the training text. A new word
+does not change the pieces of the other words, so the numbers stay the same after each choice, and
+the order is that of a sort.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer
+
+from maskwise.errors import MaskwiseError, shortened
+from maskwise.segments import changes, owners
+from maskwise.specs import user_path
+from maskwise.text.documents import Document
+from maskwise.text.pieces import tokenise
+from maskwise.text.words import classify, words_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FEWEST_DOCUMENTS = 5
+"""A word that is chosen from the text occurs in at least this many documents."""
+MARGIN = 1e-4
+"""The score of a new Unigram token is that of its pieces plus this, so that it is preferred."""
+SPACES = "\u2581 "
+"""The characters for the space before a word: that of Unigram, and that of byte-level BPE when it
+is decoded."""
+
+
+class NewWord(NamedTuple):
+    """A word that becomes a token.
+
+    Attributes:
+        text: the word, in lower case if the tokenizer lowercases.
+        pieces: the ids of the tokens into which the tokenizer cuts it.
+        documents, times: the numbers of documents with the word, and of its occurrences.
+    """
+
+    text: str
+    pieces: tuple[int, ...]
+    documents: int = 0
+    times: int = 0
+
+    @property
+    def saved(self) -> int:
+        """The number of pieces that the word saves in the text."""
+        return self.times * (len(self.pieces) - 1)
+
+
+class Extended(NamedTuple):
+    """A tokenizer with new words.
+
+    Attributes:
+        tokenizer: the tokenizer, which also has all tokens of the old one, with the same ids.
+        pieces: for each new id, the ids of the tokens into which the word was cut before.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    pieces: dict[int, tuple[int, ...]]
+
+
+# The words
+# -------------------------------------------------------------------------------------------
+
+
+def count_words(documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast) -> list[NewWord]:
+    """Count the words of a text that a tokenizer cuts into two or more pieces.
+
+    A word is counted separately for each way in which it is cut. For byte-level BPE, for example,
+    a word behind a space and the same word behind a bracket are two tokens.
+
+    Raises:
+        MaskwiseError: the tokenizer cannot be extended.
+    """
+    require_extensible(tokenizer)
+    counts = Counter[tuple[int, ...]]()
+    documents_with = Counter[tuple[int, ...]]()
+    for batch in tokenise(documents, tokenizer):
+        ids = batch.columns["input_ids"]
+        words = batch.columns["word_ids"]
+        begins = np.flatnonzero(changes(words, owners(batch.lengths)))
+        sizes = np.diff(begins, append=len(words))
+        several = (sizes > 1) & (words[begins] >= 0)
+        document = owners(batch.lengths)[begins[several]]
+        plain = ids.tolist()
+        last = -1
+        seen = set[tuple[int, ...]]()
+        runs = zip(begins[several].tolist(), sizes[several].tolist(), document.tolist())
+        for begin, size, number in runs:
+            if number != last:
+                documents_with.update(seen)
+                seen = set()
+                last = number
+            pieces = tuple(plain[begin : begin + size])
+            counts[pieces] += 1
+            seen.add(pieces)
+        documents_with.update(seen)
+    unknown = tokenizer.unk_token_id
+    found = []
+    for pieces, count in counts.items():
+        entry, text = _entry_of(pieces, tokenizer)
+        if unknown not in pieces and _is_whole(entry, tokenizer):
+            found.append(NewWord(text.lstrip(SPACES), pieces, documents_with[pieces], count))
+    return found
+
+
+def _is_whole(entry: str, tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Return whether a token is a whole word, and not the end of what the tokenizer takes for one,
+    such as "free" in "sugar-free" for Unigram.
+    """
+    model = tokenizer.backend_tokenizer.model
+    if type(model).__name__ == "Unigram":
+        return entry.startswith("\u2581")
+    prefix = getattr(model, "continuing_subword_prefix", None)
+    return not (prefix and entry.startswith(prefix))
+
+
+def choose_words(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, number: int
+) -> list[NewWord]:
+    """Choose the words that save the most pieces in a text, at most ``number`` of them.
+
+    The words consist of letters, have two or more pieces, and occur in five or more documents.
+
+    Raises:
+        MaskwiseError: no word qualifies, or the tokenizer cannot be extended.
+    """
+    chosen = [
+        word
+        for word in count_words(documents, tokenizer)
+        if word.documents >= FEWEST_DOCUMENTS and word.text.isalpha()
+    ]
+    if not chosen:
+        raise MaskwiseError(
+            "model.new_tokens: no word of the training text qualifies",
+            got=0,
+            allowed=f"words of letters, in ≥ {FEWEST_DOCUMENTS} documents, that the tokenizer "
+            "cuts into 2 or more pieces",
+            do="give more text, a file with words, or leave out model.new_tokens",
+        )
+    # Equal words differ in the space before them, and therefore in their pieces.
+    chosen.sort(key=lambda word: (-word.saved, word.text, word.pieces))
+    return chosen[:number]
+
+
+def given_words(words: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> list[NewWord]:
+    """Return the words of a user's list, with their pieces.
+
+    Raises:
+        MaskwiseError: a word is a token already, or the tokenizer cannot be extended.
+    """
+    found: dict[tuple[int, ...], NewWord] = {}
+    for word in words:
+        (spaced,) = tokenise([Document("", f" {word}")], tokenizer)
+        ids = spaced.columns["input_ids"].tolist()
+        why = ""
+        if tokenizer.unk_token_id in ids:
+            why = "the tokenizer does not know its letters"
+        elif len(ids) == 1:
+            why = "it is a token already"
+        if why:
+            raise MaskwiseError(
+                f"model.new_tokens: {word!r} cannot become a token",
+                got=why,
+                do="remove it from the file",
+            )
+        # For byte-level BPE, a word has two forms: with and without a space before it.
+        for form in count_words([Document("", f" {word}"), Document("", word)], tokenizer):
+            found.setdefault(form.pieces, form)
+    return [*found.values()]
+
+
+def wanted_words(new_tokens: int | str) -> int | tuple[str, ...]:
+    """Return the setting ``model.new_tokens``, with the words of a file in place of its name.
+
+    Raises:
+        MaskwiseError: the file cannot be read (``read_words``).
+    """
+    if isinstance(new_tokens, str):
+        return read_words(user_path(new_tokens))
+    return new_tokens
+
+
+def read_words(path: Path) -> tuple[str, ...]:
+    """Read a file with one word a line.
+
+    Raises:
+        MaskwiseError: the file cannot be read, has no word, or has a line that is not one word.
+    """
+    what = "model.new_tokens"
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise MaskwiseError(
+            f"{what}: cannot read {path}", got=reason, do="give a number, or a file of words"
+        ) from None
+    words: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        word = line.strip()
+        if not word:
+            continue
+        starts, ends = words_in(classify(word))
+        if starts.tolist() != [0] or ends.tolist() != [len(word)]:
+            raise MaskwiseError(
+                f"{what}: line {number} of {path} is not one word",
+                got=shortened(word),
+                allowed="letters and digits, one word a line",
+            )
+        if word in words:
+            raise MaskwiseError(
+                f"{what}: line {number} of {path} repeats line {words[word]}",
+                got=word,
+                do="remove one of them",
+            )
+        words[word] = number
+    if not words:
+        raise MaskwiseError(f"{what}: {path} has no words", allowed="one word a line")
+    return (*words,)
+
+
+def _entry_of(pieces: Iterable[int], tokenizer: PreTrainedTokenizerFast) -> tuple[str, str]:
+    """Return the token that the pieces form, as in the vocabulary and as text."""
+    model = tokenizer.backend_tokenizer.model
+    tokens = tokenizer.convert_ids_to_tokens([*pieces])
+    prefix = getattr(model, "continuing_subword_prefix", None) or ""
+    entry = tokens[0] + "".join(token.removeprefix(prefix) for token in tokens[1:])
+    if type(model).__name__ != "BPE":
+        return entry, entry
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
+    # Tokens that were added to a byte-level vocabulary are plain text.
+    if not byte_of.keys() >= set(entry):
+        return entry, entry
+    return entry, bytes(map(byte_of.__getitem__, entry)).decode("utf-8", "replace")
+
+
+# The tokenizer
+# -------------------------------------------------------------------------------------------
+
+
+def require_extensible(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise ``MaskwiseError`` unless a tokenizer can be extended."""
+    do = "leave out model.new_tokens, or start from a model with another tokenizer"
+    if not tokenizer.is_fast:
+        raise MaskwiseError(
+            "model.new_tokens: this tokenizer cannot be extended",
+            got=f"{type(tokenizer).__name__}, which runs in Python",
+            do=do,
+        )
+    backend = tokenizer.backend_tokenizer
+    kind = type(backend.model).__name__
+    if kind == "BPE" and "ByteLevel" not in str(backend.pre_tokenizer):
+        kind = "BPE without byte-level words"
+    if kind not in ("WordPiece", "BPE", "Unigram"):
+        raise MaskwiseError(
+            "model.new_tokens: this tokenizer cannot be extended",
+            got=kind,
+            allowed="WordPiece, byte-level BPE, Unigram",
+            do=do,
+        )
+
+
+def extend(tokenizer: PreTrainedTokenizerFast, words: Sequence[NewWord]) -> Extended:
+    """Return a copy of a tokenizer in which words are tokens. Their ids are the next ones.
+
+    Raises:
+        MaskwiseError: the tokenizer cannot be extended, or cuts a new word still.
+    """
+    require_extensible(tokenizer)
+    first = max(tokenizer.get_vocab().values()) + 1
+    entries = [_entry_of(word.pieces, tokenizer) for word in words]
+    if type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece":
+        longer = copy.deepcopy(tokenizer)
+        tokens = [AddedToken(text, single_word=True, normalized=True) for _, text in entries]
+        longer.add_tokens(tokens)
+    else:
+        longer = _with_entries(tokenizer, [entry for entry, _ in entries], words)
+    pieces = {}
+    for number, (word, (_, text)) in enumerate(zip(words, entries)):
+        found = [*tokenise([Document("", text.replace("\u2581", " "))], longer)]
+        if found[0].columns["input_ids"].tolist() != [first + number]:
+            raise MaskwiseError(
+                f"model.new_tokens: the tokenizer cannot have {word.text!r} as a token",
+                got=tokenizer.tokenize(word.text),
+                do="remove this word from the file",
+            )
+        pieces[first + number] = word.pieces
+    return Extended(longer, pieces)
+
+
+def _with_entries(
+    tokenizer: PreTrainedTokenizerFast, entries: Sequence[str], words: Sequence[NewWord]
+) -> PreTrainedTokenizerFast:
+    """Return a copy of a BPE or Unigram tokenizer with more entries in the vocabulary."""
+    from transformers import PreTrainedTokenizerFast
+
+    plain: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = plain["model"]
+    # Ids of added tokens that are not in the vocabulary of the model follow its last id, and would
+    # move. So they become a part of it.
+    outside = {token["content"]: token["id"] for token in plain["added_tokens"]}
+    first = max(tokenizer.get_vocab().values()) + 1
+    if model["type"] == "BPE":
+        model["vocab"] |= outside
+        model["vocab"] |= {entry: first + number for number, entry in enumerate(entries)}
+        model["ignore_merges"] = True
+    else:
+        scores: list[list[Any]] = model["vocab"]
+        lowest = min(score for _, score in scores)
+        known = {entry for entry, _ in scores}
+        by_id = {number: content for content, number in outside.items()}
+        while len(scores) < first:
+            content = by_id.get(len(scores), f"\ue000{len(scores)}")
+            scores.append([content, lowest])
+        for entry, word in zip(entries, words):
+            if entry in known:
+                raise MaskwiseError(f"model.new_tokens: {word.text!r} is a token already")
+            score = sum(scores[piece][1] for piece in word.pieces)
+            scores.append([entry, score + MARGIN])
+    # The classes of some families build the tokenizer anew from its vocabulary, without the
+    # settings of its file.
+    kept = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
+    settings = {name: getattr(tokenizer, name) for name in kept}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(plain)),
+        **settings,
+        **tokenizer.special_tokens_map,
+    )
+
+
+def saved_share(
+    documents: Iterable[Document], before: PreTrainedTokenizerFast, after: PreTrainedTokenizerFast
+) -> float:
+    """Return by which share a text has fewer tokens with another tokenizer."""
+    texts = [*documents]
+    counts = []
+    for tokenizer in (before, after):
+        lengths = (int(batch.lengths.sum()) for batch in tokenise(texts, tokenizer))
+        counts.append(sum(lengths))
+    return 1 - counts[1] / max(1, counts[0])

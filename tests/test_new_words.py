@@ -1,0 +1,313 @@
+"""The words of a domain become tokens of a pre-trained encoder."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from maskwise.errors import MaskwiseError
+from maskwise.models import add_tokens, new_config, new_model
+from maskwise.recipe import read_recipe
+from maskwise.study.checks import notes_of_texts
+from maskwise.study.plan import make_plan
+from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
+from maskwise.study.store import StageStore
+from maskwise.study.work import run_stage
+from maskwise.text import Document, Prepared, load_tokenizer, read_documents, train_tokenizer
+from maskwise.text.new_words import choose_words, count_words, extend, given_words, read_words
+from tiny import maskwise, write_inputs, write_lines
+
+DOMAIN = ("cardiomyopathy", "electrolyte", "Neuropathy", "arrhythmia")
+WIKIPEDIA = [document.text for document in read_documents("bundled:wikipedia", limit=300)]
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    """A tokenizer like that of XLM-R, with a mask token behind its vocabulary."""
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=900, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    backend.train_from_iterator(WIKIPEDIA[:60], trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        cls_token="<s>",
+        pad_token="<pad>",
+        sep_token="</s>",
+        unk_token="<unk>",
+    )
+    made.add_special_tokens({"mask_token": "<mask>"})
+    return made
+
+
+def tokenizer_of_kind(kind: str) -> PreTrainedTokenizerFast:
+    if kind == "unigram":
+        return unigram()
+    if kind == "bundled":
+        return load_tokenizer("bundled:encoder")
+    return train_tokenizer(WIKIPEDIA[:60], kind="bpe", vocab_size=900, lowercase=False)
+
+
+KINDS = ("bundled", "bpe", "unigram")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_new_words_are_tokens_and_other_words_keep_their_pieces(kind, tmp_path):
+    before = tokenizer_of_kind(kind)
+    words = [word.lower() if kind == "bundled" else word for word in DOMAIN]
+    made = extend(before, given_words(words, before))
+    made.tokenizer.save_pretrained(tmp_path)
+    after = AutoTokenizer.from_pretrained(tmp_path)
+    old = before.get_vocab()
+    assert {token: after.get_vocab()[token] for token in old} == old
+    assert after.all_special_ids == before.all_special_ids and len(after) == max(made.pieces) + 1
+    text = f"A patient with {words[0]}, {words[2]} ({words[1]}) and {words[3]}s or un{words[3]}."
+    ids = after(text)["input_ids"]
+    assert set(made.pieces) & set(ids) and len(ids) < len(before(text)["input_ids"])
+    assert after.decode(ids) == before.decode(before(text)["input_ids"])
+    # Each new token stands for its pieces.
+    spelt = [piece for number in ids for piece in made.pieces.get(number, (number,))]
+    assert spelt == before(text)["input_ids"]
+    lines = [line for text in WIKIPEDIA for line in text.splitlines() if line.strip()]
+    for line in lines:
+        assert after(line)["input_ids"] == before(line)["input_ids"]
+        assert after.decode(after(line)["input_ids"]) == before.decode(before(line)["input_ids"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_are_chosen_by_the_pieces_that_they_save(kind):
+    tokenizer = tokenizer_of_kind(kind)
+    draw = random.Random(0)
+    texts = []
+    for number in range(12):
+        words = ["electrolyte"] * 3 + ["cardiomyopathy", "p53cardio", "the", "arrhythmia-free"]
+        if number < 4:
+            words.append("neuropathologist")
+        texts.append(" ".join(["the", *draw.sample(words, len(words)), "the"]))
+    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    counted = {word.text: word for word in count_words(documents, tokenizer)}
+    assert counted["electrolyte"].times == 36 and counted["electrolyte"].documents == 12
+    chosen = choose_words(documents, tokenizer, 99)
+    # Too rare: neuropathologist, in four documents. Not of letters alone: p53cardio.
+    names = {word.text for word in chosen}
+    assert {"electrolyte", "cardiomyopathy", "arrhythmia"} <= names
+    assert names.isdisjoint({"neuropathologist", "p53cardio"})
+    saved = [word.saved for word in chosen]
+    assert saved == sorted(saved, reverse=True) and chosen[0].text == "electrolyte"
+    assert choose_words(documents, tokenizer, 1) == chosen[:1]
+    made = extend(tokenizer, chosen)
+    for text in texts:
+        ids = made.tokenizer(text)["input_ids"]
+        spelt = [piece for number in ids for piece in made.pieces.get(number, (number,))]
+        assert spelt == tokenizer(text)["input_ids"] and spelt != ids
+
+
+FAMILIES = (
+    *("bert", "roberta", "mpnet", "albert", "electra", "modernbert", "deberta-v2", "distilbert"),
+    *("xlm-roberta", "camembert", "nomic_bert"),
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_new_tokens_are_means_of_their_pieces(family, tied, tmp_path):
+    tokenizer = load_tokenizer("bundled:encoder")
+    fields = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if family == "distilbert":
+        fields = {"dim": 16, "n_layers": 1, "n_heads": 2}
+    config = new_config(family, tokenizer, 16, **fields, tie_word_embeddings=tied)
+    log_unigram = torch.randn(len(tokenizer))
+    model = new_model(config, seed=1, log_unigram=log_unigram).eval()
+    rows = torch.tensor([[2, 60, 70, 4, 80, 3]])
+    before = model(rows).logits
+    size = len(tokenizer)
+    pieces = {size: (60, 61), size + 1: (70, 71, 72)}
+    add_tokens(model, pieces)
+    after = model(rows).logits
+    assert torch.allclose(after[..., :size], before, atol=1e-6)
+    for number, ids in pieces.items():
+        assert torch.allclose(after[..., number], before[..., list(ids)].mean(-1), atol=1e-5)
+        table = model.get_input_embeddings().weight
+        assert torch.allclose(table[number], table[list(ids)].mean(0), atol=1e-7)
+    same = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    model.save_pretrained(tmp_path)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(rows).logits, after) and again.config.vocab_size == size + 2
+    kept = again.get_input_embeddings().weight is again.get_output_embeddings().weight
+    assert kept is same
+
+
+def test_a_model_with_spare_rows_keeps_its_size():
+    tokenizer = load_tokenizer("bundled:encoder")
+    fields = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = new_config("bert", tokenizer, 16, vocab_size=len(tokenizer) + 64, **fields)
+    model = new_model(config, seed=1)
+    add_tokens(model, {len(tokenizer): (60, 61)})
+    table = model.get_input_embeddings().weight
+    assert len(table) == len(tokenizer) + 64
+    assert torch.allclose(table[len(tokenizer)], table[[60, 61]].mean(0))
+
+
+# Recipes
+# -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_inputs(tmp_path / "inputs")
+
+
+START = ("model={pretrained: bundled:encoder}", "tokenizer={}", "training.steps=2", "tasks=[]")
+
+
+def text_of(source: Path, tmp_path: Path, *more: str) -> tuple[dict[str, Any], Prepared]:
+    stage = prepare_stage(read_recipe(source, [*START, *more]))
+    store = StageStore(tmp_path / "stages")
+    return run_stage(stage, store), Prepared.open(store.output(stage))
+
+
+def test_words_come_from_training_text_alone(source, tmp_path):
+    recipe = read_recipe(source, [*START, "model.new_tokens=99"])
+    held = {document.id for document in recipe.corpus.held_out_documents()}
+    assert held and len(held) < 60
+    lines = [json.loads(line) for line in (source.parent / "corpus.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["text"] += " Cardiomyopathy." if line["id"] in held else " Electrolyte."
+    write_lines(source.parent / "corpus.jsonl", lines)
+    result, data = text_of(source, tmp_path, "model.new_tokens=99")
+    vocabulary = data.tokenizer.get_vocab()
+    assert "electrolyte" in vocabulary and "cardiomyopathy" not in vocabulary
+    assert result["new_tokens"]["added"] == len(data.new_tokens)
+    assert 0 < result["new_tokens"]["saved"] < 1
+
+
+def test_a_run_loads_in_transformers_and_the_reference_is_not_extended(source, tmp_path):
+    file = tmp_path / "words.txt"
+    file.write_text("Electrolyte\n\ncardiomyopathy\n")
+    recipe = read_recipe(
+        source,
+        [
+            *START,
+            "study.arms={plain: {}, words: {model.new_tokens: " + str(file) + "}}",
+            "study.seeds=1",
+        ],
+    )
+    runs = {run.arm: run for run in make_plan(recipe).runs}
+    store = StageStore(tmp_path / "stages")
+    assert tokenizer_of(runs["plain"].texts[0]) != tokenizer_of(runs["words"].texts[0])
+    assert runs["no-pretraining"].texts == [runs["plain"].texts[0]]
+    for stage in runs["words"].stages:
+        run_stage(stage, store)
+    checkpoint = store.output(runs["words"].pretrained)
+    model = AutoModelForMaskedLM.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    assert len(tokenizer) == model.config.vocab_size == len(load_tokenizer("bundled:encoder")) + 2
+    assert tokenizer.tokenize("Cardiomyopathy") == ["cardiomyopathy"]
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def test_names_of_stages_without_new_tokens_do_not_have_the_key(source):
+    recipe = read_recipe(source, START)
+    prepared = prepare_stage(recipe)
+    assert "new_tokens" not in json.dumps(prepared.as_dict())
+    assert "new_tokens" not in json.dumps(pretrain_stage(recipe, prepared).as_dict())
+
+
+def test_two_phases_extend_the_model_once(source, tmp_path):
+    recipe = read_recipe(
+        source,
+        [
+            *START,
+            "study={arms: {a: {model.new_tokens: 3}}, seeds: 1}",
+            "phases=[{training: {freeze: encoder, seed: 0}}, {corpus.length: 16}]",
+        ],
+    )
+    (run,) = (run for run in make_plan(recipe).runs if run.arm == "a")
+    store = StageStore(tmp_path / "stages")
+    for stage in run.stages:
+        run_stage(stage, store)
+    sizes = [len(Prepared.open(store.output(text)).tokenizer) for text in run.texts]
+    assert sizes == [len(load_tokenizer("bundled:encoder")) + 3] * 2
+    assert Prepared.open(store.output(run.texts[1])).new_tokens
+    first, last = (
+        AutoModelForMaskedLM.from_pretrained(store.output(stage)) for stage in run.trainings
+    )
+    # The encoder was frozen in the first phase, so its new rows are the means still.
+    for number, pieces in Prepared.open(store.output(run.texts[0])).new_tokens.items():
+        table = first.get_input_embeddings().weight
+        assert torch.allclose(table[number], table[[*pieces]].mean(0), atol=1e-6)
+        trained = last.get_input_embeddings().weight
+        assert not torch.allclose(trained[number], trained[[*pieces]].mean(0), atol=1e-6)
+
+
+def test_fewer_words_than_wanted_are_a_note(source, tmp_path):
+    stage = prepare_stage(read_recipe(source, [*START, "model.new_tokens=5000"]))
+    store = StageStore(tmp_path / "stages")
+    added = run_stage(stage, store)["new_tokens"]["added"]
+    (note,) = (note for note in notes_of_texts([stage], store) if "new tokens" in note)
+    assert 0 < added < 5000 and f"{added:,}" in note and "5,000" in note
+
+
+@pytest.mark.parametrize(
+    ("content", "facts"),
+    [
+        ("the\n", ("'the'", "a token already")),
+        ("electrolyte balance\n", ("line 1", "not one word", "electrolyte balance")),
+        ("electrolyte\n\nelectrolyte\n", ("line 3", "line 1", "electrolyte")),
+        ("\n", ("no words",)),
+        (None, ("cannot read",)),
+    ],
+)
+def test_a_bad_file_of_words_is_one_line(content, facts, source, tmp_path, capfd):
+    file = tmp_path / "words.txt"
+    if content is not None:
+        file.write_text(content)
+    more = [*START, f"model.new_tokens={file}"]
+    assert maskwise("study", source, *more, "--out", tmp_path / "out") == 2
+    said = capfd.readouterr().err
+    assert all(fact in " ".join(said.split()) for fact in facts)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "fact"),
+    [
+        (["model.new_tokens=3"], "pre-trained"),
+        ([*START, "model.new_tokens=0"], "new_tokens"),
+        ([*START, "model.new_tokens=3", "model.adapter=lora"], "model.adapter"),
+    ],
+)
+def test_new_tokens_that_cannot_be_trained_are_refused(settings, fact, source):
+    with pytest.raises(MaskwiseError) as caught:
+        read_recipe(source, settings)
+    assert fact in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_tokenizers_of_letters_cannot_be_extended():
+    letters = train_tokenizer(["abcab"] * 9, kind="letter")
+    with pytest.raises(MaskwiseError) as caught:
+        choose_words([Document("a", "abc")] * 9, letters, 3)
+    assert "WordLevel" in str(caught.value) and "WordPiece" in str(caught.value)
+
+
+def test_a_text_of_known_words_has_none_to_add(tmp_path):
+    tokenizer = load_tokenizer("bundled:encoder")
+    with pytest.raises(MaskwiseError, match="no word"):
+        choose_words([Document(str(n), "the of and") for n in range(9)], tokenizer, 3)
+
+
+def test_a_file_may_have_a_mark_of_its_encoding(tmp_path):
+    (tmp_path / "words.txt").write_text("\ufeffneuron\nβ2\n", encoding="utf-8")
+    assert read_words(tmp_path / "words.txt") == ("neuron", "β2")
