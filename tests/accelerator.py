@@ -33,7 +33,9 @@ from maskwise.devices import tensors_of
 from maskwise.evaluation import generate
 from maskwise.tasks import judge
 from maskwise.training import data
+from maskwise.training.learners import Progress
 from maskwise.training.log import Log
+from maskwise.training.loop import Exchange
 
 GPU = torch.cuda.is_available()
 evaluate = sys.modules["maskwise.evaluation.evaluate"]  # its function has the module's name
@@ -79,7 +81,8 @@ class Device(TorchDispatchMode):
     Attributes:
         waits: how often the host waited, by operation and place.
         pageable: copies to the device from memory that is not pinned, by place.
-        free: whether waits are not counted at the moment: a line of metrics is read, or a probe.
+        free: whether waits are not counted at the moment: a line of metrics is read, or a probe,
+            or learners offer what they have collected before that.
         updates: how often weights were updated, as far as the host has asked.
         aside, received: copies on a stream of their own, and tensors that the work was told of.
     """
@@ -292,6 +295,13 @@ def accelerator() -> Iterator[Device]:
         line(log, done)
         mode.free = False
 
+    teach = Exchange.teach
+
+    def closing(exchange: Exchange, learners: Any, now: Progress) -> None:
+        mode.free = now.closing
+        teach(exchange, learners, now)
+        mode.free = False
+
     class Thread(ThreadPoolExecutor):
         """Modes are of one thread."""
 
@@ -300,6 +310,7 @@ def accelerator() -> Iterator[Device]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Log, "line", free)
+        patch.setattr(Exchange, "teach", closing)
         patch.setattr(data, "ThreadPoolExecutor", Thread)
         if not GPU:
             patch.setattr(Accelerator, "device", property(lambda self: DEVICE))

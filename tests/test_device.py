@@ -213,14 +213,15 @@ def test_three_objectives_and_mometas_plus() -> None:
 
 def probing(learner: SamplerLearner, device: Any) -> None:
     """Do not count the waits of probes, for whose result the sampler has to wait."""
-    learn = learner._learn
+    offer = learner.offer
 
-    def free(now: Any) -> None:
-        device.free = True
-        learn(now)
+    def free(now: Any) -> Tensor | None:
+        device.free = learner._probes(now)
+        offered = offer(now)
         device.free = False
+        return offered
 
-    learner._learn = free  # type: ignore[method-assign]
+    learner.offer = free  # type: ignore[method-assign]
 
 
 class Here(Pool):
@@ -260,7 +261,7 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # Sums that all ranks agree on, for probes; checkpoints; held-out losses; the answers of a task.
     assert {wait.partition(", ")[2].partition(":")[0] for wait in device.waits} == {
         "maskwise/training/checkpoint.py",
-        "maskwise/devices.py",
+        "maskwise/training/several.py",
         "maskwise/evaluation/scoring.py",
         "maskwise/tasks/tensors.py",
     }
@@ -347,16 +348,15 @@ def test_types_are_exchanged_when_their_weights_are_set_and_when_a_state_is_save
     batches = source("mlm", "packed", chosen, policy="type-weighted(every=3)")
     trained, learners = objective("mlm", model()), batches.learners()
     learner = learners["policy"]
-    after = learner.after
+    offer = learner.offer
 
-    def watched(now: Any) -> None:
-        def agree(own: Tensor) -> Tensor:
+    def watched(now: Any) -> Tensor | None:
+        offered = offer(now)
+        if offered is not None:
             asked.append(now.done)
-            return now.agree(own)
+        return offered
 
-        after(now._replace(agree=agree))
-
-    learner.after = watched  # type: ignore[method-assign]
+    learner.offer = watched  # type: ignore[method-assign]
     train(trained, batches, chosen, learners=learners, folder=tmp_path, quiet=True)
     assert asked == [2, 3, 4, 6]
 

@@ -389,10 +389,10 @@ def test_the_model_moves_or_is_reset() -> None:
     for every, moves in ((0, True), (1, False), (2, True)):
         model = outer_step(lesson(reset_every=every)).inner
         parts = list(model.parts)
-        model.after(Progress(1, 6, torch.clone))
+        model.after(Progress(1, 6))
         assert is_reset(model) != moves
     model.parts = parts
-    model.after(Progress(2, 6, torch.clone))  # the second of two
+    model.after(Progress(2, 6))  # the second of two
     assert is_reset(model)
 
 
@@ -405,7 +405,7 @@ def test_a_warm_model_has_seen_the_task_and_nothing_else() -> None:
     again = inner(lesson(warm=5))
     assert all(torch.equal(value, again.initial[name]) for name, value in warm.initial.items())
     trained = outer_step(lesson(warm=5)).inner
-    trained.after(Progress(1, 6, torch.clone))  # and it is reset to what it was when it was warm
+    trained.after(Progress(1, 6))  # and it is reset to what it was when it was warm
     assert is_reset(trained)
 
 

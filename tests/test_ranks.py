@@ -36,10 +36,10 @@ from maskwise.objectives import (
 )
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain
-from maskwise.training import MaskedSource, train
+from maskwise.training import MaskedSource, optim, train
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.engine import Engine, new_accelerator
-from maskwise.training.optim import BatchedMuon, orthogonal
+from maskwise.training.optim import BatchedMuon, Optimizers, orthogonal
 from maskwise.training.ranks import ACCELERATE, Ranks, distinct, gathered, load_weights, local
 from maskwise.training.several import SeveralObjectives
 from processes import as_ranks, two_ranks
@@ -226,6 +226,29 @@ def test_a_sharded_run_goes_on_bit_for_bit_and_muon_is_that_of_one_process(tmp_p
         first = [line for line in lines(tmp_path / "one" / optimizer) if line["kind"] == "train"]
         two = [line for line in lines(tmp_path / optimizer) if line["kind"] == "train"]
         assert [line["targets"] for line in first] == [line["targets"] for line in two]
+
+
+def test_weights_that_no_step_has_used_yet_go_on_bit_for_bit() -> None:
+    """Torch's ``set_optimizer_state_dict`` would make up a state of one step for them."""
+    found = []
+    for stops in (False, True):
+        torch.manual_seed(0)
+        net = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+        optimizers = Optimizers(net, settings(steps=6))
+        for step in range(6):
+            if stops and step == 3:
+                flat = optim.state_of(optimizers.members)
+                optimizers = Optimizers(net, settings(steps=6))
+                optim.load_state(optimizers.members, flat)
+            values = torch.ones(2, 3)
+            for layer in net[: 1 if step < 3 else 2]:
+                values = layer(values)
+            values.square().sum().backward()
+            optimizers.set_rate(step)
+            optimizers.step()
+            optimizers.zero_grad()
+        found.append([weight.detach() for weight in net.parameters()])
+    assert all(map(torch.equal, *found))
 
 
 def pretrained_ranks(recipe: Path, overrides: list[str], folder: Path) -> None:

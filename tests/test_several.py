@@ -22,7 +22,9 @@ from maskwise.objectives import objective, objective_class
 from maskwise.samplers import Sampler, sampler
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.data import look_ahead
-from maskwise.training.engine import Engine
+from maskwise.training.engine import Agreement, Engine
+from maskwise.training.learners import GroupLearner, TypeLearner
+from maskwise.training.loop import Exchange
 from maskwise.training.ranks import Ranks
 from maskwise.training.several import (
     Probe,
@@ -237,6 +239,43 @@ def test_two_ranks_draw_the_same_arms_and_learn_as_one(tmp_path: Path) -> None:
     arms: dict[str, Any] = {"mlm": {}, "atd": {}, "dtd": {}}
     _, chooser = run(steps=3, spec="mometas(every=1)", arms=arms, dropout=0.0)
     assert two == pytest.approx(chooser.logits.tolist(), abs=1e-4) and two != [1.0] * 3
+
+
+def test_lines_and_states_of_learners_exchange_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first rank writes them, and the others must not wait for it."""
+    reading: list[str] = []
+    exchanged: list[tuple[str, ...]] = []
+    start = Agreement.start
+
+    def watched(self: Agreement, local: Tensor) -> Any:
+        exchanged.append(tuple(reading))
+        return start(self, local)
+
+    def watch(kind: type, name: str) -> None:
+        method = getattr(kind, name)
+
+        def inside(self: Any) -> Any:
+            reading.append(name)
+            found = method(self)
+            reading.pop()
+            return found
+
+        monkeypatch.setattr(kind, name, inside)
+
+    monkeypatch.setattr(Agreement, "start", watched)
+    for kind in (SamplerLearner, TypeLearner, GroupLearner, Exchange):
+        watch(kind, "state_dict")
+    for kind in (SamplerLearner, TypeLearner, GroupLearner):
+        watch(kind, "facts")
+    watch(SamplerLearner, "spent")
+    arms: dict[str, Any] = {
+        "mlm": {"policy": "type-weighted(every=5)"},
+        "mlm-groups": {"policy": "group-weighted(layer=group, groups=2)"},
+    }
+    run(tmp_path, spec="mometas(every=4)", arms=arms, save_every=3, log_every=5)
+    assert exchanged and set(exchanged) == {()}
 
 
 OWN = {"mlm": {}, "emlm": {}, "atd": {}, "dtd": {}}

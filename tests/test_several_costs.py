@@ -16,7 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskwise.objectives import OBJECTIVES, Loss, objective, objective_class
 from maskwise.samplers import sampler
 from maskwise.study.costs import flops_of_arms, trained
+from maskwise.training.engine import Agreement
 from maskwise.training.learners import Progress
+from maskwise.training.loop import Exchange
 from maskwise.training.several import Probe, SamplerLearner
 from test_several import ARMS, Documents, contrasted, lines, run
 from training_tools import LENGTH, model, tokenizer
@@ -72,10 +74,11 @@ def test_flops_count_the_objective_that_was_drawn_and_the_probes_that_teach(
     losses: Any = lambda turn: torch.full((2, 4, 2), 2.5)  # noqa: E731
     learner = SamplerLearner(sampler(spec, ["mlm", "atd"]), lambda: losses, watched_every=every)
     batch: Any = SimpleNamespace(objective="atd", tokens=4, targets=4)
-    learner.after(Progress(0, 4, lambda x: x))
+    exchange = Exchange(Agreement(SimpleNamespace(num_processes=1)))
+    exchange.teach({"sampler": learner}, Progress(0, 4))
     for step in range(4):
         learner.observe(batch, Loss(torch.tensor(8.0), torch.tensor(4)))
-        learner.after(Progress(step + 1, 4, lambda x: x))
+        exchange.teach({"sampler": learner}, Progress(step + 1, 4, closing=step == 3))
     spent = learner.spent()
     assert spent["mlm"]["steps"] == 0
     assert (spent["atd"]["steps"], spent["atd"]["tokens"]) == (4, 16)

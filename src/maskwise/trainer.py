@@ -316,26 +316,27 @@ class MaskingTrainer(Trainer):
         metrics[f"{prefix}_targets"] = self._targets
         return output._replace(metrics=metrics)
 
-    def _learn(self) -> None:
-        """Let policies that change during training learn from the last update, once per update."""
+    def _learn(self, *, closing: bool = False) -> None:
+        """Let policies that change during training learn from the last update, once per update.
+
+        ``closing`` says whether a checkpoint is saved after this update.
+        """
         step = self.state.global_step
         if self._learned >= step:
             return
         self._learned = step
-        agree = Agreement(self.accelerator)
-        Exchange(agree).teach(self._learners, Progress(step, self.state.max_steps, agree))
+        now = Progress(step, self.state.max_steps, closing)
+        Exchange(Agreement(self.accelerator)).teach(self._learners, now)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if not self._learners:
             return
         # Policies usually learn when the next batch is made, but the checkpoint is saved before.
-        self._learn()
-        # ``states`` is called on every rank, because it adds up sums over the ranks.
-        learned = states(self._learners)
+        self._learn(closing=True)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            save_file(learned, folder / LEARNED)
+            save_file(states(self._learners), folder / LEARNED)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

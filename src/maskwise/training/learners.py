@@ -8,7 +8,7 @@ objectives. ``learner_of`` finds the learner of a policy. The policies themselve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -25,27 +25,23 @@ from maskwise.masking.vocabulary import Vocabulary
 Facts: TypeAlias = Mapping[str, object]
 Numbers: TypeAlias = Mapping[str, float]
 
-Agree: TypeAlias = Callable[[Tensor], Tensor]
-"""A function that sums a tensor over all ranks (processes). Every rank must call this function, and
-every rank gets the same result."""
-
 
 class Progress(NamedTuple):
-    """The progress of training when ``Learner.after`` is called.
+    """The progress of training when ``Learner.offer`` and ``Learner.after`` are called.
 
     Attributes:
         done: the number of completed updates; 0 before the first update of a new run.
         total_steps: the number of updates in the whole run.
-        agree: a function that sums a tensor over all ranks on the host. The call waits for the
-            device.
+        closing: whether a line of metrics or a training state may be written after this update.
+            Learners then offer what they have collected, because ``facts`` and ``state_dict`` must
+            not exchange anything.
         sums: the tensor that the learner returned from ``Learner.offer``, summed over all ranks;
-            None if there is none yet. If learners are called a step late, the sums are one update
-            old.
+            None if it returned None, or in ``offer``. If sums come late, they are one update old.
     """
 
     done: int
     total_steps: int
-    agree: Agree
+    closing: bool = False
     sums: Tensor | None = None
 
 
@@ -57,9 +53,8 @@ class Learner:
     ``after``. All ranks must draw the same masks, so all ranks must learn the same weights.
     Therefore learners use sums over all ranks, rounded and added in float64 on the host.
 
-    There are two ways to get such sums. If sums are needed at every step, return the numbers from
-    ``offer``: all learners of a run then share one exchange between ranks. If sums are needed only
-    at some steps, call ``Progress.agree``, which waits for the device.
+    The only way to get such sums is to return the numbers from ``offer``. All learners of a run
+    share one exchange between ranks in each update, and none if nothing is offered.
 
     A checkpoint contains the states of all learners, so a resumed run continues bit for bit. The
     methods of this base class do nothing.
@@ -69,10 +64,13 @@ class Learner:
         def observe(self, batch, loss):             # the batch has the log-probability of its mask
             self.log_probability += batch.log_probability
 
-        def after(self, now):                       # the model has just been updated
+        def offer(self, now):                       # the model has just been updated
             after = self.objective(self.probe)      # ``probe``: a batch that is always the same
             reward = self.before − after.total
-            self.gradient = now.agree(reward · ∇ log_probability)
+            return reward · ∇ log_probability
+
+        def after(self, now):
+            self.weights += self.rate · now.sums
 
     The batches of such a policy cannot be made ahead (``Source.ahead``), because the masks of step
     t + 1 depend on the losses of step t.
@@ -80,6 +78,9 @@ class Learner:
 
     objective: str = ""
     """The name of the objective whose batches the learner observes; empty for all objectives."""
+
+    may_wait: bool = True
+    """Whether the learner may get its sums one update late (``training.lag``)."""
 
     def start(self, vocabulary: Vocabulary) -> None:
         """Prepare for the first batch, with the vocabulary of the masker."""
@@ -264,6 +265,8 @@ class GroupLearner(Learner):
 class TypeLearner(Learner):
     """Sets the policy's weights from the accuracy of each token type, on all ranks."""
 
+    may_wait = False
+
     def __init__(self, policy: TypeWeighted):
         self.policy = policy
         # (2, V): the sums of this rank that were not yet added to ``total_2V``.
@@ -294,11 +297,18 @@ class TypeLearner(Learner):
         self.sums_2V[0].index_add_(0, kind, right.to(losses.dtype))
         self.sums_2V[1].index_add_(0, kind, losses.new_ones(kind.shape))
 
+    def offer(self, now: Progress) -> Tensor | None:
+        if not now.closing and not self._due(now):
+            return None
+        sums_2V, self.sums_2V = self.sums_2V, None
+        return sums_2V
+
     def after(self, now: Progress) -> None:
-        self.agree = now.agree
-        if not now.done or now.done % self.policy.every:
+        if now.sums is not None:
+            self.total_2V = self.total_2V + now.sums
+        if not self._due(now):
             return
-        right_V, count_V = self._total()
+        right_V, count_V = self.total_2V
         self.total_2V = self.total_2V.new_zeros(self.total_2V.shape)
         score_V = (right_V + 1) / (count_V + 2)
         before_V = self._weights()
@@ -306,15 +316,8 @@ class TypeLearner(Learner):
         new_V = (kept * before_V + (1 - kept) * (1 - score_V)).clamp(min=LEAST)
         self.policy.weights.current = new_V.where(count_V > 0, before_V).numpy()
 
-    def _total(self) -> Tensor:
-        """Add this rank's sums to the totals over all ranks, and return the totals.
-
-        Every rank must call this method, which waits for the device.
-        """
-        if self.sums_2V is not None:
-            self.total_2V = self.total_2V + self.agree(self.sums_2V)
-            self.sums_2V = None
-        return self.total_2V
+    def _due(self, now: Progress) -> bool:
+        return now.done > 0 and now.done % self.policy.every == 0
 
     def _weights(self) -> Tensor:
         return self.total_2V.new_tensor(self.policy.weights.current)
@@ -330,7 +333,7 @@ class TypeLearner(Learner):
         return {"type_weights": weights}
 
     def state_dict(self) -> TensorDict:
-        return {"weight": self._weights(), "sums": self._total()}
+        return {"weight": self._weights(), "sums": self.total_2V}
 
     def load_state_dict(self, state: Tensors) -> None:
         self.total_2V = state["sums"]

@@ -104,8 +104,7 @@ def train(
         closing(Engine(objective, settings, folder)) as engine,
         Log(engine, source, learners, streams.values(), title=title, quiet=quiet) as log,
     ):
-        agree = Agreement(engine.accelerator)
-        exchange = Exchange(agree, late=settings.lag > 0)
+        exchange = Exchange(Agreement(engine.accelerator), late=settings.lag > 0)
         kept: Learners = {**learners, LATE: exchange}
 
         def observe(batch: Batch, loss: Loss) -> None:
@@ -124,8 +123,8 @@ def train(
                 positions = {name: stream.position(done) for name, stream in streams.items()}
             engine.save(done, log.so_far(), states(kept), positions)
 
-        def learn(done: int) -> None:
-            exchange.teach(learners, Progress(done, steps, agree))
+        def learn(done: int, *, closing: bool = False) -> None:
+            exchange.teach(learners, Progress(done, steps, closing))
 
         for learner in learners.values():
             if isinstance(objective, SeveralObjectives) and learner.objective:
@@ -153,25 +152,29 @@ def train(
         ):
             update = engine.update(step, observe, gradients)
             done = step.number + 1
-            learn(done)
-            log.add(update, step)
             last = done == steps
+            writes = last or done % settings.log_every == 0
             saves = engine.states is not None and done % settings.save_every == 0
-            if last or done % settings.log_every == 0:
+            judges = last or (settings.eval_every > 0 and done % settings.eval_every == 0)
+            # All ranks must stop at the same step, so the ranks that got a signal are counted
+            # together with the targets.
+            stopped = asked.number if engine.ranks == 1 else step.sums["asked"]
+            closes = bool(writes or saves or judges or stopped)
+            learn(done, closing=closes)
+            log.add(update, step)
+            if writes:
                 log.line(done)
             elif saves:
                 log.read(done)
-            if evaluate and (last or (settings.eval_every and done % settings.eval_every == 0)):
+            if evaluate and judges:
                 enough = log.judged(done, evaluate)
                 judged = done
             log.progress.advance()
             if enough:
                 # From a state of this step, a repeated call would train on.
                 break
-            # All ranks must stop at the same step, so the ranks that got a signal are counted
-            # together with the targets.
-            stopped = asked.number if engine.ranks == 1 else step.sums["asked"]
-            if stopped:
+            # A single process may also stop after a signal that came during the evaluation.
+            if stopped or (closes and engine.ranks == 1 and asked.number):
                 stop(engine, log, save, asked, done)
             if saves and not last:
                 save(done)
@@ -199,8 +202,8 @@ class Exchange(Learner):
 
     Args:
         agree: a function that sums tensors over ranks.
-        late: whether learners get the sums one update later. The sums then arrive during the next
-            update, and the host does not wait for the device.
+        late: whether learners that may wait get the sums one update later. The sums then arrive
+            during the next update, and the host does not wait for the device.
     """
 
     def __init__(self, agree: Agreement, *, late: bool = False):
@@ -210,22 +213,27 @@ class Exchange(Learner):
 
     def teach(self, learners: Mapping[str, Learner], now: Progress) -> None:
         """Sum what the learners offer, and call ``after`` of every learner with its sums."""
-        offered = {}
+        at_once = {}
+        later = {}
         for name, learner in learners.items():
             local = learner.offer(now)
-            if local is not None:
-                offered[name] = local
-        arriving = self._started(offered)
-        if self.late:
-            arriving, self.pending = self.pending, arriving
-        sums = arriving()
+            if local is not None and self.late and learner.may_wait:
+                later[name] = local
+            elif local is not None:
+                at_once[name] = local
+        arriving = self._started(later)
+        sums = self.pending() | self._started(at_once)()
+        self.pending = arriving
         for name, learner in learners.items():
             learner.after(now._replace(sums=sums.get(name)))
 
     def _started(self, offered: Tensors) -> Callable[[], TensorDict]:
         if not offered:
             return dict
-        arrived = self.agree.start(torch.cat([local.flatten() for local in offered.values()]))
+        flat = [local.flatten() for local in offered.values()]
+        if len({local.device for local in flat}) > 1:
+            flat = [local.cpu() for local in flat]
+        arrived = self.agree.start(torch.cat(flat))
 
         def parts() -> TensorDict:
             line = arrived()

@@ -274,6 +274,7 @@ class SamplerLearner(Learner):
             probes.
     """
 
+    may_wait = False
     kept = ("before", "line_sums", "run_sums", "probe_sums", "clock", "rewards")
 
     def __init__(
@@ -287,8 +288,8 @@ class SamplerLearner(Learner):
         # Each is (5, K): the four sums of ``_counted`` and the number of steps, for each arm. They
         # are sums since the last line of metrics, since the start of the run, and over probes.
         self.line_sums, self.run_sums, self.probe_sums = torch.zeros(3, 5, count).double()
-        # For each micro-batch since the last ``_take_in``: the index of its arm, and its four sums
-        # on the device.
+        # For each micro-batch since the last ``offer`` of sums: the index of its arm, and its four
+        # sums on the device.
         self.seen: list[tuple[int, Tensor]] = []
         self.steps = torch.zeros(1, count).double()
         # (3, K): the losses of the last probe, on all of its rows and on each half.
@@ -303,43 +304,61 @@ class SamplerLearner(Learner):
         self.clock = torch.zeros(3).double()
         self._since: float | None = None
         self.notes: list[str] = []
-        self.now = Progress(0, 0, torch.clone)
+        self.now = Progress(0, 0)
 
     def observe(self, batch: MaskedBatch, loss: Loss) -> None:
         self.seen.append((self.sampler.arms.index(batch.objective), _counted(batch, loss)))
 
-    def after(self, now: Progress) -> None:
-        self.now = now
+    def offer(self, now: Progress) -> Tensor | None:
         if self.seen:
             # All micro-batches of a step have the same arm, so count one step.
             self.steps[0, self.seen[-1][0]] += 1
-        if self.every and now.done % self.every == 0:
-            self._learn(now)
+        parts = []
+        if now.closing and self.seen:
+            arms, sums = zip(*self.seen)
+            by_arm = torch.zeros_like(self.line_sums[:4])
+            by_arm.index_add_(1, torch.tensor(arms), torch.stack(sums, 1).cpu().double())
+            parts.append(by_arm.flatten())
+            self.seen = []
+        if self._probes(now):
+            assert self._make is not None
+            began = time.perf_counter()
+            # The model was not on its device before the first call.
+            self._probe = self._probe or self._make()
+            parts.append(self._probe(now.done // self.every).flatten().cpu().double())
+            self._add_probing(began)
+        return torch.cat(parts) if parts else None
+
+    def _probes(self, now: Progress) -> bool:
+        return self.every > 0 and now.done % self.every == 0
+
+    def _add_probing(self, began: float) -> None:
+        """Count the time since ``began`` as time of probes, if the sampler learns."""
+        if self.sampler.every:
+            self.clock[1] += time.perf_counter() - began
+
+    def after(self, now: Progress) -> None:
+        self.now = now
+        sums = now.sums
+        if self._probes(now):
+            assert sums is not None
+            count = 8 * len(self.sampler.arms)
+            self._learn(now, sums[-count:].view(2, 4, -1))
+            sums = sums[:-count]
+        if sums is not None and len(sums):
+            # All ranks draw the same arm, so steps are not summed over ranks.
+            new = torch.cat([sums.view(4, -1), self.steps])
+            self.line_sums = self.line_sums + new
+            self.run_sums = self.run_sums + new
+            self.steps = torch.zeros_like(self.steps)
         tick = time.perf_counter()
         # At the first call, no time has passed yet.
         self.clock[2] += tick - (self._since or tick)
         self._since = tick
 
-    def _take_in(self) -> None:
-        """Add the sums of all ranks since the last call. Every rank must call this, and waits."""
-        if not self.seen:
-            return
-        arms, sums = zip(*self.seen)
-        by_arm = torch.zeros_like(self.line_sums[:4])
-        by_arm.index_add_(1, torch.tensor(arms), torch.stack(sums, 1).cpu().double())
-        # All ranks draw the same arm, so steps must not be summed over ranks.
-        new = torch.cat([self.now.agree(by_arm), self.steps])
-        self.line_sums = self.line_sums + new
-        self.run_sums = self.run_sums + new
-        self.seen = []
-        self.steps = torch.zeros_like(self.steps)
-
-    def _learn(self, now: Progress) -> None:
-        assert self._make is not None
+    def _learn(self, now: Progress, halves: Tensor) -> None:
+        """Learn from a probe: the four sums of both halves and all arms, (2, 4, K)."""
         began = time.perf_counter()
-        # The model was not on its device before the first call.
-        self._probe = self._probe or self._make()
-        halves = now.agree(self._probe(now.done // self.every))
         probed = halves.sum(0)
         sums = torch.cat([probed[None], halves])
         losses = sums[:, 0] / sums[:, 1].clamp(min=1)
@@ -347,7 +366,7 @@ class SamplerLearner(Learner):
             if now.done:
                 self._teach(losses)
             self.probe_sums = self.probe_sums + torch.cat([probed, torch.ones_like(probed[:1])])
-            self.clock[1] += time.perf_counter() - began
+            self._add_probing(began)
         self.before = losses
         self.clock[0] = now.done
 
@@ -365,7 +384,6 @@ class SamplerLearner(Learner):
 
     def facts(self) -> Facts:
         """Return the fields of a line of metrics that docs/files.md lists for samplers."""
-        self._take_in()
         total, divisor, _, _, steps = self.line_sums
         # Log the probabilities of the next step. After the last step, there is none, and schedules
         # may have reached 0 for all arms, so log the last step's probabilities again.
@@ -407,7 +425,6 @@ class SamplerLearner(Learner):
 
         Probes have separate numbers, which are 0 if the sampler does not learn.
         """
-        self._take_in()
         names = ("targets", "tokens", "steps", "probe_targets", "probe_tokens", "probes")
         counts_K = torch.cat([self.run_sums[2:], self.probe_sums[2:]]).T.long().tolist()
         spent = {}
@@ -416,7 +433,6 @@ class SamplerLearner(Learner):
         return spent
 
     def state_dict(self) -> TensorDict:
-        self._take_in()
         state = states({"sampler": self.sampler})
         for name in self.kept:
             state[name] = getattr(self, name)
