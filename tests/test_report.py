@@ -407,7 +407,7 @@ def test_the_primary_outcome_is_a_phrase_of_sentences(outcome, name, tmp_path):
     story = content_of(folder)["story"]
     by = f" by the {name.removeprefix('the ')} (the primary outcome), and on these tasks: "
     assert by in story["compared"]
-    assert f" in {name} by 0." in story["lines"][0]["sentence"]
+    assert f" in {name} by 0." in primary_rows(summary)[0]["brief"]
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def page_content(folder: Folder) -> View:
 
 
 def _story(folder: Folder) -> View | None:
-    """Return sentences about what was compared, the results, and the next steps."""
+    """Return sentences about what was compared, what the verdicts mean, and the next steps."""
     summary = folder.summary
     study = folder.study
     rows = [row for row in summary["contrasts"] if row["primary"]]
@@ -156,17 +156,16 @@ def _story(folder: Folder) -> View | None:
     ]
     if summary["matched_by"] and all(row["compute"]["matched"] for row in rows):
         compared.append(f"The arms are compared at equal {summary['matched_by']}.")
-    # Gates are tested first, but the page shows the study's question first.
-    rows.sort(key=lambda row: "gate" in row)
+    reading = []
     scopes = {row["scope"] for row in rows}
     if len(scopes) == 1:
-        compared.append(SCOPES.get(scopes.pop(), ""))
+        reading.append(SCOPES.get(scopes.pop(), ""))
     if any(row["verdict"] == "open" for row in rows):
-        compared.append("“Open” means that these runs do not decide which of two arms is better.")
-    compared.append(_power(folder))
+        reading.append("“Open” means that these runs do not decide which of two arms is better.")
+    reading.append(_power(folder))
     return {
-        "compared": " ".join(filter(None, compared)),
-        "lines": [{"verdict": row["verdict"], "sentence": row["brief"]} for row in rows],
+        "compared": " ".join(compared),
+        "reading": " ".join(filter(None, reading)),
         "advice": summary["advice"],
         "adapted": folder.adapted,
     }
