@@ -123,8 +123,17 @@ def test_a_row_of_a_wrong_length_is_the_first_error(tmp_path: Path) -> None:
 def test_an_open_quotation_mark_is_refused_before_a_row_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text,label\na,b\n"c,d\n')
-    with pytest.raises(MaskwiseError, match=r"a\.csv is not a table"):
+    with pytest.raises(MaskwiseError, match=r"a\.csv is not a table: row 3\b"):
         next(read_table(path))
+
+
+@pytest.mark.parametrize("bad", ["skip", "raise"])
+def test_the_row_of_an_open_quotation_mark_is_named(bad: Any, tmp_path: Path) -> None:
+    """Rows count, and not lines: the second has a line break in a cell."""
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\n"a\nb",c\n' + "d,e\n" * 40 + '"f,g\n' + "h,i\n" * 40)
+    with pytest.raises(MaskwiseError, match=r"a\.csv is not a table: row 43\b.*never closed"):
+        list(read_table(path, bad=bad))
 
 
 ROWS = [{"id": "a", "text": "The first."}, {"id": "b", "text": ""}, {"id": "c", "text": "é\u2028"}]

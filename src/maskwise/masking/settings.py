@@ -135,9 +135,10 @@ class Masking:
     def shared(cls, settings: Mapping[str, Any]) -> Self:
         """Parse settings that are shared with other objectives or arms, which may use more of them.
 
-        Settings without effect beside the others are left out.
+        Settings without effect beside the others are left out, and not parsed.
         """
-        return cls.of(**cls.used(settings))
+        chosen = policies.policy(settings.get("policy", TOKEN))
+        return cls.of(**cls.used({**settings, "policy": chosen}))
 
     def __post_init__(self) -> None:
         for name, kind in PARSED.items():

@@ -126,8 +126,10 @@ def _learns_at_no_step(settings: Plain) -> bool:
     for name, own in _objectives(settings).items():
         chosen = objective_class(name).settings(common, own).get("policy", "token")
         learner = learner_of(policy(chosen))
-        # Learners that need sums at few steps, as type-weighted does, do not offer any.
-        if learner is not None and type(learner).offer is not Learner.offer:
+        # Learners that need sums at few steps, as type-weighted does, do not get them late.
+        if learner is None or not learner.may_wait:
+            continue
+        if type(learner).offer is not Learner.offer:
             return False
     return True
 

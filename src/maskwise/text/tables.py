@@ -70,7 +70,10 @@ def read_table(
             else:
                 yield from table.quoted(keep=bad == "raise")
         except csv.Error as error:
-            raise MaskwiseError(f"{path} is not a table: {error}") from error
+            raise MaskwiseError(
+                f"{path} is not a table: {error}",
+                do="put quotation marks around whole cells only, and double those inside a cell",
+            ) from error
 
 
 def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, where: str) -> None:
@@ -201,8 +204,21 @@ class _Table(NamedTuple):
             yield line.removesuffix("\n").removesuffix("\r").split("\t")
 
     def cells(self, escape: str | None) -> Iterator[list[str]]:
-        """Return the cells of each row; ``escape`` is the mark before a quotation mark in one."""
-        return _cells(self.text(ends=""), self.separator, escape=escape)
+        """Yield the cells of each row; ``escape`` is the mark before a quotation mark in one.
+
+        Raises:
+            csv.Error: a row cannot be read. The error names the row.
+        """
+        number = 0
+        try:
+            for cells in _cells(self.text(ends=""), self.separator, escape=escape):
+                number += 1
+                yield cells
+        except csv.Error as error:
+            what = str(error)
+            if what == "unexpected end of data":
+                what = "a quotation mark is never closed"
+            raise csv.Error(f"row {number + 1}: {what}") from error
 
     def quoted(self, *, keep: bool) -> Iterable[Record]:
         """Return the records of a table whose cells may be quoted.
