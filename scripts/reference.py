@@ -18,7 +18,10 @@ from maskwise.cli import app
 from maskwise.cli.views import INTERNAL, describe_table, names_in
 from maskwise.recipe.described import recipe_keys
 
-TABLES = ("policies", "schedules", "corruptions", "objectives", "samplers", "annotators")
+TABLES = (
+    *("policies", "schedules", "corruptions", "objectives", "samplers", "annotators"),
+    "segmenters",
+)
 
 
 def on_files(files: Files, config: Any) -> Files:

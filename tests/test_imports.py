@@ -57,6 +57,7 @@ ONLY = {
         "draws",
         "folders",
         "masking",
+        "plugins",
         "segments",
         "specs",
         "starts",

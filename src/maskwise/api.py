@@ -18,6 +18,7 @@ import maskwise.learning  # noqa: F401
 from maskwise.annotate.registry import annotators
 from maskwise.text import encoding
 from maskwise.text.layers import Layered
+from maskwise.text.words import WordRule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +34,7 @@ def encode(
     split: bool = False,
     ids: Iterable[int] | None = None,
     layers: Iterable[str | Layered] = (),
+    words: WordRule = "auto",
 ) -> list[dict[str, Any]]:
     """Encode texts as rows for a `Masker`, special tokens included.
 
@@ -56,15 +58,19 @@ def encode(
             as ``salient`` and ``pos`` (both use the bundled tagger). Some annotators, such as
             ``phrases``, must read a whole corpus first. For them, run ``annotate_corpus``, and give
             ``stored("FOLDER")`` here.
+        words: what a word is, as ``corpus.words`` in a recipe: ``auto``, ``spaces``, ``token``,
+            ``regex:PATTERN``, or the name of a segmenter, such as ``jieba``; or a function that
+            returns the words of a text. By another rule than ``auto`` and ``token``, a tokenizer
+            that runs in Python reads each word alone.
 
     Returns:
         For each row, a dict with lists under "input_ids", "attention_mask", "word_ids" and the
         names of the layers, and an int under "example_id".
 
     Raises:
-        MaskwiseError: the tokenizer is slow, an item of ``texts`` is not a string, ``ids`` and
-            ``texts`` differ in length, ``max_length`` is missing or leaves no room for text, or the
-            name of an annotator is unknown.
+        MaskwiseError: the tokenizer is slow and cannot read words alone, an item of ``texts`` is
+            not a string, ``ids`` and ``texts`` differ in length, ``max_length`` is missing or
+            leaves no room for text, or the name of an annotator or of a word rule is unknown.
 
     >>> from maskwise.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
@@ -76,7 +82,7 @@ def encode(
     """
     makers = annotators(layers)
     return encoding.encode(
-        tokenizer, texts, max_length=max_length, split=split, ids=ids, layers=makers
+        tokenizer, texts, max_length=max_length, split=split, ids=ids, layers=makers, words=words
     )
 
 
@@ -88,6 +94,7 @@ def annotate_rows(
     max_length: int | None = None,
     split: bool = False,
     layers: Iterable[str | Layered] = (),
+    words: WordRule = "auto",
 ) -> dict[str, Any]:
     """Add "word_ids", "example_id" and annotation layers to a batch, for ``datasets.map``.
 
@@ -107,6 +114,7 @@ def annotate_rows(
             each row of a text. ``datasets.map`` then needs ``remove_columns=[text_field]``.
         layers: as in ``encode``. For token ids, annotators read the decoded text. An uncased
             tokenizer loses capitals, so annotators find fewer names there than in the texts.
+        words: as in ``encode``, for a batch of texts.
 
     Returns:
         All columns of the batch except its texts; also "word_ids" (as long as the row, −1 for no
@@ -130,6 +138,7 @@ def annotate_rows(
         max_length=max_length,
         split=split,
         layers=annotators(layers),
+        words=words,
     )
 
 

@@ -33,6 +33,10 @@ EXTRAS = {
     "ray": "ray",
     "peft": "lora",
     "maskwise_data": "data",
+    "jieba": "jieba",
+    "fugashi": "fugashi",
+    "unidic_lite": "fugashi",
+    "pythainlp": "pythainlp",
 }
 """For each optional library, the extra of maskwise that installs it."""
 

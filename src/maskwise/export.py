@@ -31,6 +31,7 @@ from maskwise.text.documents import BATCH_CHARACTERS, Document, Documents, batch
 from maskwise.text.encoding import LONGEST_MODEL, encode
 from maskwise.text.layers import token_layers
 from maskwise.text.tokenizers import load_tokenizer
+from maskwise.text.words import word_rule
 
 if TYPE_CHECKING:
     import pyarrow
@@ -53,6 +54,7 @@ def export_masks(
     total_steps: int | None = None,
     max_length: int | None = None,
     layers: Iterable[str] = (),
+    words: str = "auto",
     form: str = "parquet",
     text_field: str = "text",
     text_per: str = "auto",
@@ -72,6 +74,7 @@ def export_masks(
             become several rows.
         layers: names of annotators. Those that a policy asks for, and that need only the text, are
             added.
+        words: what a word is, as for ``maskwise.encode``.
         form: ``parquet`` or ``datasets``.
         text_field, text_per, limit: as for ``annotate_corpus``.
 
@@ -86,7 +89,7 @@ def export_masks(
     require_own(out, FACTS, what="an earlier export")
     if not epochs:
         raise MaskwiseError("no epoch is given", do="--epochs 0-2, for example")
-    loaded = load_tokenizer(tokenizer, needs_mask=False)
+    loaded = load_tokenizer(tokenizer, needs_mask=False, needs_words=word_rule(words) == "auto")
     masker = Masker.of(loaded, masking, seed=seed)
     moments = {}
     for epoch in epochs:
@@ -117,13 +120,14 @@ def export_masks(
 
     def encoded(part: Sequence[Document]) -> list[dict[str, Any]]:
         plain = [document.text for document in part]
-        return encode(loaded, plain, max_length=max_length, split=True, layers=makers)
+        return encode(loaded, plain, max_length=max_length, split=True, layers=makers, words=words)
 
     facts: dict[str, Any] = {
         "version": __version__,
         "text": str(texts),
         "tokenizer": tokenizer,
         "max_length": max_length,
+        "words": words,
         "masking": masker.describe(),
         "step": step,
         "total_steps": total_steps,

@@ -232,6 +232,7 @@ def inspect_text(
     tokenizer: str | None = None,
     step: int = 0,
     total_steps: int = 1000,
+    words: str = "auto",
 ) -> list[Inspected]:
     """Mask a text, or the first texts of a file, with each policy.
 
@@ -243,6 +244,7 @@ def inspect_text(
         tokenizer: a folder or hub id. By default, each letter of a FASTA file is a token, and other
             texts use the bundled tokenizer.
         step, total_steps: the training step for which the masking ratio is computed.
+        words: what a word is, as for ``encode``.
 
     Raises:
         MaskwiseError: there is no text, a name is unknown, or a policy needs an annotation layer
@@ -269,7 +271,7 @@ def inspect_text(
         makers = annotators
         if has_marks and not spans:
             makers = [*annotators, *(name for name in ANNOTATED if name in needed)]
-        row = row_of(loaded, plain, spans, needed, makers)
+        row = row_of(loaded, plain, spans, needed, makers, words=words)
         for spec, masker in maskers.items():
             shown = show_masks(masker, loaded, plain, row=row, step=step, total_steps=total_steps)
             written = {"policy": spec, "corruption": shown_as, "tokenizer": used}
@@ -321,6 +323,8 @@ def row_of(
     spans: Sequence[MarkedSpan],
     needs: Collection[str],
     others: Sequence[str],
+    *,
+    words: str = "auto",
 ) -> Row:
     """Encode a text as a row for a ``Masker``.
 
@@ -330,6 +334,7 @@ def row_of(
         spans: the spans that are marked in the text.
         needs: the layers that come from the text or its marks.
         others: the annotators of the other layers.
+        words: what a word is, as for ``encode``.
     """
     makers: list[str | Layered] = []
     for name in needs:
@@ -338,7 +343,7 @@ def row_of(
         elif name not in TEXT_LAYERS:
             marked = {text: {name: CharSpans.of(spans, SPANS)}}
             makers.append(ByText("marks", {name: SPANS}, marked.__getitem__, ""))
-    [row] = encode(tokenizer, [text], layers=annotators([*makers, *others]))
+    [row] = encode(tokenizer, [text], layers=annotators([*makers, *others]), words=words)
     # Tokens outside spans have the span number −1, which is the index of the last weight, 1.
     weights = [*(span.weight for span in spans), 1.0]
     for name in WEIGHT_LAYERS:

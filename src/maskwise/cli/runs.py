@@ -19,6 +19,7 @@ from maskwise.cli.terminal import (
     Page,
     RecipeName,
     TextField,
+    Words,
     adapt_lines,
     figure,
     has_colours,
@@ -456,6 +457,7 @@ def export(
             "only the text are added.",
         ),
     ] = "",
+    words: Words = "auto",
     form: Annotated[
         str, typer.Option("--format", help="parquet, or datasets (folders of datasets).")
     ] = "parquet",
@@ -496,6 +498,7 @@ def export(
         total_steps=total_steps,
         max_length=max_length,
         layers=split_calls(wanted),
+        words=words,
         form=form,
         text_field=text_field,
         text_per=text_per,

@@ -53,6 +53,12 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would run and how long; write nothing.")
 ]
 Page = Annotated[Path | None, typer.Option("--html", help="Also write a page.")]
+Words = Annotated[
+    str,
+    typer.Option(
+        help="What a word is: auto, spaces, token, regex:PATTERN, or a segmenter such as jieba."
+    ),
+]
 TextField = Annotated[str, typer.Option(help="The field that contains the text.")]
 
 

@@ -20,6 +20,7 @@ from maskwise.cli.terminal import (
     Json,
     Page,
     TextField,
+    Words,
     figure,
     has_colours,
     out_folder,
@@ -262,6 +263,7 @@ def inspect(
     total_steps: Annotated[
         int, typer.Option(min=1, help="Length of the schedule in steps.")
     ] = 1000,
+    words: Words = "auto",
     html: Page = None,
     as_json: Json = False,
 ) -> None:
@@ -281,7 +283,13 @@ def inspect(
         "seed": seed,
     }
     inspected = inspect_text(
-        text, policy, settings, tokenizer=tokenizer, step=step, total_steps=total_steps
+        text,
+        policy,
+        settings,
+        tokenizer=tokenizer,
+        step=step,
+        total_steps=total_steps,
+        words=words,
     )
     if html is not None:
         write_masks(inspected, html)
@@ -430,6 +438,12 @@ def _policies() -> Mapping[str, Any]:
     return POLICIES
 
 
+def _segmenters() -> Mapping[str, Any]:
+    from maskwise.text.segmenters import SEGMENTERS
+
+    return SEGMENTERS
+
+
 def _annotators() -> Mapping[str, Any]:
     # With ``learning``, the annotator ``learned`` is known.
     import maskwise.learning  # noqa: F401
@@ -501,6 +515,7 @@ def _keys() -> Mapping[str, Any]:
 TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "policies": _policies,
     "annotators": _annotators,
+    "segmenters": _segmenters,
     "schedules": _schedules,
     "corruptions": _corruptions,
     "objectives": _objectives,
@@ -520,6 +535,7 @@ EXAMPLES = {
     "policies": 'maskwise inspect "Curie was born in [[Warsaw]] in 1867." --ratio 0.3 '
     '--policy "{call}"',
     "annotators": """maskwise annotate my_texts.jsonl --with "{call}\"""",
+    "segmenters": "maskwise pretrain quick-start corpus.source=my_texts.txt corpus.words={call}",
     "schedules": """maskwise pretrain quick-start masking.ratio="{call}\"""",
     "corruptions": """maskwise inspect "born in Warsaw" --corruption "{call}\"""",
     "objectives": "objectives: {{{call}: }}",

@@ -362,11 +362,11 @@ def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
     """Raise an error if words are needed and the tokenizer gives no character offsets.
 
     Tokenizers written in Python ("slow") give no offsets. With ``corpus.words=token`` every token
-    is a word, so no offsets are needed.
+    is a word, and with other rules such a tokenizer reads each word alone.
     """
     corpus = link.corpus
     require_offsets(tokenizer, layers=bool(corpus.annotators), words=corpus.words)
-    if tokenizer.is_fast or corpus.words == "token":
+    if tokenizer.is_fast or corpus.words != "auto":
         return
     used = {"masking.policy": link.policies, "evaluation.masks": link.evaluation.masks}
     for setting, names in used.items():
@@ -378,8 +378,8 @@ def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
                     "character offsets",
                     got=type(tokenizer).__name__,
                     do=(
-                        f"set {setting} to token, set corpus.words=token, or convert the tokenizer "
-                        "to a tokenizer.json"
+                        f"set {setting} to token; set corpus.words to token, spaces or a "
+                        "segmenter; or convert the tokenizer to a tokenizer.json"
                     ),
                 )
 
@@ -466,8 +466,8 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
             f"policy {name} finds no words in this text: {counts.units} units in "
             f"{counts.pieces} texts",
             got=f"{counts.eligible / max(1, counts.units):.0f} tokens per unit",
-            do="set masking.policy to token or span(over='token'), or set corpus.words to token or "
-            "regex:…",
+            do="set masking.policy to token or span(over='token'), or set corpus.words to token, "
+            "regex:… or a segmenter such as jieba",
         )
     if not counts.targets:
         raise MaskwiseError(

@@ -53,7 +53,10 @@ from maskwise.study.unread import names_in_pretraining, names_in_study, refuse_u
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.task import all_classes
 from maskwise.tasks.tensors import MOST_CUT
+from maskwise.text.documents import Document
 from maskwise.text.pieces import UNKNOWN
+from maskwise.text.segmenters import segmenter_advice, unspaced
+from maskwise.text.settings import CorpusSettings, first_characters
 from maskwise.text.worlds import of_run
 
 if TYPE_CHECKING:
@@ -65,6 +68,8 @@ FEW_TARGETS = 32
 """Below this number of targets the gradient of a step is mostly noise."""
 FEW_TEST_ITEMS = 200
 FEW_HELD_OUT = 32
+SCRIPT_CHARACTERS = 200_000
+"""The number of characters from which the scripts of a text are known."""
 MOST_PASSES = 8
 """Above this number of passes over a text, overfitting is likely."""
 SAFE_TIMES = 1.5
@@ -294,8 +299,16 @@ def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
         "length": corpus.length,
         "tokens": round(tokens * sample.scale),
         "unknown": counts.get(UNKNOWN, 0) / tokens,
+        "unspaced": unspaced(document.text for document in _beginning(corpus)),
+        "words": corpus.words,
         "vocabulary": len(sample.data.tokenizer),
     }
+
+
+def _beginning(corpus: CorpusSettings) -> Iterator[Document]:
+    """Yield the first documents of a corpus that is no stream, to see which scripts it has."""
+    if not corpus.stream:
+        yield from first_characters(corpus.documents(), SCRIPT_CHARACTERS)
 
 
 def _model_facts(first: Recipe, sample: TextSample) -> tuple[PreTrainedConfig, Plain]:
@@ -417,6 +430,13 @@ def doubts_of(record: Plain) -> list[Doubt]:
             f"{corpus['documents']:,} documents were kept, and these were left out: {left_out}",
             "inspect these places if there are many",
         )
+    if corpus["words"] in ("auto", "spaces"):
+        for script, share in corpus["unspaced"].items():
+            doubt(
+                f"{share:.0%} of the letters are {script}, which has no spaces between words, so "
+                "masks of whole words do not follow its words",
+                segmenter_advice(script),
+            )
     for name, arm in record["arms"].items():
         if "error" in arm:
             doubt(f"arm {name} cannot be trained: {arm['error']}")

@@ -29,13 +29,17 @@ from maskwise.text.tokenizers import dna_note, fast_esm, is_esm
 from maskwise.text.words import (
     CodePoints,
     Ints,
+    WordRule,
     bytes_id,
     codes_of,
     flat_offsets,
+    ready_rule,
+    require_words_alone,
     special_ids,
     special_names,
     text_id,
     texts_with,
+    tokenised_by_words,
     tokenizing,
 )
 
@@ -60,13 +64,13 @@ def encode(
     split: bool = False,
     ids: Iterable[int] | None = None,
     layers: Iterable[Layered] = (),
+    words: WordRule = "auto",
 ) -> list[dict[str, Any]]:
     """Encode texts as rows for a `Masker`. `maskwise.encode`, which also takes the names of
     annotators, describes the arguments.
     """
-    return [
-        row for rows in _encoded(tokenizer, texts, max_length, split, ids, layers) for row in rows
-    ]
+    made = _encoded(tokenizer, texts, max_length, split, ids, layers, words)
+    return [row for rows in made for row in rows]
 
 
 def _encoded(
@@ -76,9 +80,11 @@ def _encoded(
     split: bool,
     ids: Iterable[int] | None,
     layers: Iterable[Layered],
+    words: WordRule,
 ) -> list[list[dict[str, Any]]]:
     """Return the rows of each text. The arguments are those of ``encode``."""
-    tokenizer = _fast(tokenizer)
+    rule = ready_rule(words)
+    tokenizer = _readable(tokenizer, rule)
     texts = _checked(texts)
     annotators = _fitted(layers)
     if max_length is not None:
@@ -103,11 +109,7 @@ def _encoded(
                 do="pass max_length=…",
             )
     # Rows are cut below, because finding the word that is cut requires the whole text.
-    with tokenizing():
-        encodings = tokenizer(
-            texts, truncation=False, padding=False, verbose=False, split_special_tokens=True
-        ).encodings
-    offsets, lengths = flat_offsets(encodings)
+    tokens, added, offsets, lengths = _tokenised(tokenizer, texts, rule)
     limit = tokenizer.model_max_length
     longer = int((lengths > limit).sum())
     if max_length is None and longer:
@@ -115,15 +117,13 @@ def _encoded(
             f"{longer:,} of {len(texts):,} texts are longer than the model's {limit:,} tokens and "
             f"were not cut; pass max_length={limit}, and split=True to lose nothing"
         )
-    tokens = np.concatenate([encoding.ids for encoding in encodings]).astype(np.int64)
-    added = np.concatenate([encoding.special_tokens_mask for encoding in encodings]) > 0
     # Some tokenizers have a rule that turns "[MASK]" in a text into the special token.
     special = added | np.isin(tokens, special_ids(tokenizer))
-    columns = annotated(annotators, texts, offsets, lengths, special=special)
+    columns = annotated(annotators, texts, offsets, lengths, special=special, rule=rule)
     # Each text has words 0, 1, …. The number of the text, in the upper bits, makes them distinct.
     numbers = columns["word_ids"]
-    words = np.where(numbers < 0, -1, numbers + (owners(lengths) << 32))
-    _warn_of_letters(tokens[~special], words[~special], tokenizer.unk_token_id)
+    apart = np.where(numbers < 0, -1, numbers + (owners(lengths) << 32))
+    _warn_of_letters(tokens[~special], apart[~special], tokenizer.unk_token_id)
     note = dna_note(tokenizer, texts)
     if note:
         _warn(note)
@@ -159,6 +159,35 @@ def _encoded(
             "rows for the whole texts"
         )
     return made
+
+
+def _tokenised(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], rule: WordRule
+) -> tuple[Ints, Array, Ints, Ints]:
+    """Return the ids (T,) of N texts, which of them were added around texts (T,), the offsets
+    (T, 2), and the numbers of tokens (N,).
+    """
+    if tokenizer.is_fast:
+        with tokenizing():
+            encodings = tokenizer(
+                texts, truncation=False, padding=False, verbose=False, split_special_tokens=True
+            ).encodings
+        offsets, lengths = flat_offsets(encodings)
+        tokens = np.concatenate([encoding.ids for encoding in encodings]).astype(np.int64)
+        added = np.concatenate([encoding.special_tokens_mask for encoding in encodings]) > 0
+        return tokens, added, offsets, lengths
+    ids, spans, sizes = tokenised_by_words(tokenizer, texts, rule)
+    read: Any = tokenizer
+    framed = []
+    flags = []
+    for part in np.split(ids, sizes.cumsum()[:-1]):
+        framed.append(read.build_inputs_with_special_tokens(part.tolist()))
+        flags.append(read.get_special_tokens_mask(part.tolist()))
+    added = np.concatenate(flags) > 0
+    # Special tokens have the offsets (0, 0), as those of fast tokenizers.
+    offsets = np.zeros((len(added), 2), np.int64)
+    offsets[~added] = spans
+    return np.concatenate(framed).astype(np.int64), added, offsets, np.array([*map(len, framed)])
 
 
 def _warn(message: str) -> None:
@@ -243,6 +272,15 @@ def _fitted(layers: Iterable[Layered]) -> list[Layered]:
     return annotators
 
 
+def _readable(tokenizer: PreTrainedTokenizerBase, rule: WordRule) -> PreTrainedTokenizerBase:
+    """Return a fast tokenizer, or a slow one that can read the words of this rule one by one."""
+    slow = isinstance(getattr(tokenizer, "is_fast", None), bool) and not tokenizer.is_fast
+    if slow and rule not in ("auto", "token") and hasattr(tokenizer, "tokenize"):
+        require_words_alone(tokenizer)
+        return tokenizer
+    return _fast(tokenizer)
+
+
 def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Return the tokenizer if it is fast; convert ESM's slow tokenizer.
 
@@ -258,8 +296,9 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         raise MaskwiseError(
             "this tokenizer runs in Python and gives no offsets, by which words are found",
             got=type(tokenizer).__name__,
-            do="make the rows yourself: {'input_ids': tokenizer(text)['input_ids'], 'example_id': "
-            "NUMBER}, with 'word_ids' of your own for words; the policy token needs no words",
+            do="pass words='spaces', or a segmenter such as words='jieba', so that it reads each "
+            "word alone; or make the rows yourself: {'input_ids': tokenizer(text)['input_ids'], "
+            "'example_id': NUMBER}",
         )
     if isinstance(tokenizer, type) or not is_fast:
         raise MaskwiseError(
@@ -330,6 +369,7 @@ def annotate_rows(
     max_length: int | None = None,
     split: bool = False,
     layers: Iterable[Layered] = (),
+    words: WordRule = "auto",
 ) -> dict[str, Any]:
     """Add word ids, example ids and layers to a batch. `maskwise.annotate_rows`, which also takes
     the names of annotators, describes the arguments.
@@ -343,6 +383,12 @@ def annotate_rows(
     if "input_ids" in batch:
         if max_length is not None:
             max_length = whole_number("max_length", max_length, least=1)
+        if ready_rule(words) != "auto":
+            raise MaskwiseError(
+                "words are found in texts, but these rows are tokens already",
+                got=f"words={words!r}",
+                do="pass the texts and no input_ids",
+            )
         surfaces = _Surfaces(tokenizer)
         rows, alone = _rows_of_ids(batch["input_ids"])
         if not isinstance(split, bool | np.bool_):
@@ -378,7 +424,7 @@ def annotate_rows(
         names_of_texts = batch.get("example_id")
         if alone and names_of_texts is not None:
             names_of_texts = [names_of_texts]
-        parts = _encoded(tokenizer, texts, max_length, split, names_of_texts, layers)
+        parts = _encoded(tokenizer, texts, max_length, split, names_of_texts, layers, words)
         if alone and split:
             raise MaskwiseError(
                 "one text cannot become several rows of an unbatched map",

@@ -45,7 +45,7 @@ import numpy as np
 from maskwise.errors import MaskwiseError
 from maskwise.masking.line import Columns
 from maskwise.segments import Array, changes, owners, rank_within
-from maskwise.text.words import Flags, Ints, Ints32, Placed, number_words, place_tokens
+from maskwise.text.words import Flags, Ints, Ints32, Placed, WordRule, words_of_tokens
 
 Kind = Literal["categorical", "spans", "weight"]
 
@@ -342,15 +342,15 @@ def annotated(
     lengths: Ints,
     *,
     special: Flags,
+    rule: WordRule = "auto",
 ) -> Columns:
     """Return "word_ids" (T,) and the annotators' layers (T,) for the T tokens of N texts.
 
     Args:
         makers: the annotators, or stores of their output.
-        offsets, lengths, special: as for `place_tokens`.
+        offsets, lengths, special, rule: as for `words_of_tokens`.
     """
-    placed = place_tokens(texts, offsets, lengths, special=special)
-    words = number_words(placed)
+    placed, words = words_of_tokens(texts, offsets, lengths, special=special, rule=rule)
     columns: Columns = {"word_ids": words}
     for maker in makers:
         columns |= align(maker.annotate(texts), maker.layers, placed, words)

@@ -26,20 +26,22 @@ from tokenizers import Tokenizer
 from maskwise import folders
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.masking.line import Frame
-from maskwise.segments import Array, changes, owners, rank_within, sums_within
+from maskwise.segments import Array, changes, owners, sums_within
 from maskwise.text.documents import BATCH_CHARACTERS, Document, batches, place_of, source_of
 from maskwise.text.layers import Columns, Layered, align, digest
 from maskwise.text.words import (
     Ints,
+    WordRule,
     flat_offsets,
-    number_words,
-    place_tokens,
+    ready_rule,
     require_offsets,
     slow_columns,
     special_names,
     text_id,
     texts_with,
+    tokenised_by_words,
     tokenizing,
+    words_of_tokens,
 )
 
 # transformers takes two seconds to import, and reading documents does not need it.
@@ -79,7 +81,7 @@ def tokenise(
     batch_size: int = 256,
     layers: Layered | None = None,
     places: bool = False,
-    words: str = "auto",
+    words: WordRule = "auto",
 ) -> Iterator[Tokens]:
     """Yield the tokens and words of documents, a batch at a time, without special tokens.
 
@@ -90,12 +92,15 @@ def tokenise(
         layers: an annotator or a store of annotations, whose layers are aligned with the tokens.
         places: whether to add the columns "start" and "end", the offsets of each token's visible
             characters in its document.
-        words: the word rule: auto, spaces, token (each token is a word) or regex:PATTERN.
+        words: the word rule: auto, spaces, token (each token is a word), regex:PATTERN, the name of
+            a segmenter, or a function from a text to its words. Except by the rules auto and token,
+            a slow tokenizer reads each word alone.
 
     Raises:
         MaskwiseError: the tokenizer is slow, but the layers or the word rule need offsets.
     """
     require_offsets(tokenizer, layers=places or layers is not None, words=words)
+    rule = ready_rule(words)
     backend = None
     if tokenizer.is_fast:
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -105,23 +110,22 @@ def tokenise(
         backend.encode_special_tokens = True
     for batch in batches(documents, BATCH_CHARACTERS, measure=_characters, most=batch_size):
         texts = [document.text for document in batch]
-        if backend is None:
-            columns, lengths = slow_columns(tokenizer, texts, numbered=words == "token")
+        if backend is None and rule in ("auto", "token"):
+            columns, lengths = slow_columns(tokenizer, texts, numbered=rule == "token")
             yield Tokens(batch, lengths, columns)
             continue
-        with tokenizing():
-            encodings = backend.encode_batch(texts, add_special_tokens=False)
-        ids = chain.from_iterable(encoding.ids for encoding in encodings)
-        offsets, lengths = flat_offsets(encodings)
-        # Layers are always aligned by the word rule "auto".
-        placed = place_tokens(texts, offsets, lengths)
-        if words == "token":
-            word_ids = rank_within(lengths).astype(np.int32)
-        elif words == "auto":
-            word_ids = number_words(placed)
+        if backend is None:
+            ids, offsets, lengths = tokenised_by_words(tokenizer, texts, rule)
+            input_ids = ids.astype(np.int32)
         else:
-            word_ids = number_words(place_tokens(texts, offsets, lengths, rule=words))
-        columns = {"input_ids": np.fromiter(ids, np.int32), "word_ids": word_ids}
+            with tokenizing():
+                encodings = backend.encode_batch(texts, add_special_tokens=False)
+            input_ids = np.fromiter(
+                chain.from_iterable(encoding.ids for encoding in encodings), np.int32
+            )
+            offsets, lengths = flat_offsets(encodings)
+        placed, word_ids = words_of_tokens(texts, offsets, lengths, rule=rule)
+        columns = {"input_ids": input_ids, "word_ids": word_ids}
         if layers is not None:
             columns |= align(layers.annotate(texts), layers.layers, placed, word_ids)
         if places:

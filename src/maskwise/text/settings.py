@@ -85,7 +85,8 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
     """Whether to read a stream again if it ends before training does. If false, raise an error."""
     words: Weights[Annotated[str, AfterValidator(word_rule)]] = "auto"
     """What a word is: ``auto`` (as in BERT), ``spaces`` (between white space), ``token`` (each
-    token), or ``regex:PATTERN`` (each match)."""
+    token), ``regex:PATTERN`` (each match), or a segmenter: ``jieba`` (Chinese), ``fugashi``
+    (Japanese), ``pythainlp`` (Thai), or one of your own."""
     layers: Weights[tuple[str, ...]] = ()
     """Annotators, such as pos (parts of speech). Their values for tokens are kept with the rows as
     "layers". stored("FOLDER") reads saved annotations."""

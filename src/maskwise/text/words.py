@@ -16,6 +16,8 @@ On ordinary text, these rules find the same words as BERT's pre-tokenizer:
   character before them. Emoji joined by ZWJ and pairs of flag letters are one word.
 - White space, including no-break and zero-width spaces, belongs to no word.
 
+A user may choose another rule (`word_rule`), such as a segmenter of a language.
+
 The rules find more words than BERT at non-ASCII symbols (in BERT, "20€" is one word and "20$" two),
 in Thai and related scripts, at spaces that BERT deletes (form feed, zero width), and where BERT's
 Unicode tables are outdated. They find fewer only where a combining mark follows punctuation.
@@ -34,8 +36,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,6 +45,7 @@ from numpy.typing import ArrayLike, NDArray
 from maskwise.arrays import flags, whole
 from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.segments import Array, changes, offsets, rank_within
+from maskwise.text.segmenters import SEGMENTERS, Segmenter, names_segmenter, segmenter, spans
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -70,6 +73,9 @@ _UNSPACED = (
 )
 # A class is looked up when its character first occurs, because unicodedata is slow.
 _classes = np.full(0x110000, UNSEEN, dtype=np.uint8)
+
+WordRule: TypeAlias = "str | Segmenter"
+"""A word rule by its name (`word_rule`), or a function from a text to its words."""
 
 Classes = NDArray[np.uint8]
 CodePoints = NDArray[np.uint32]
@@ -182,9 +188,14 @@ def _class_before(kinds: Classes, extend: Flags) -> Classes:
     return padded[last_base[:-1]]
 
 
-def words_in(kinds: Classes) -> tuple[Ints, Ints]:
-    """Return the starts and the ends (exclusive) of all words, as two arrays."""
-    start = np.flatnonzero(word_starts(kinds))
+def words_in(kinds: Classes, starts: Flags | None = None) -> tuple[Ints, Ints]:
+    """Return the starts and the ends (exclusive) of all words, as two arrays.
+
+    Args:
+        kinds: the class of each character, (C,).
+        starts: (C,) true where a word begins; by default, `word_starts`.
+    """
+    start = np.flatnonzero(word_starts(kinds) if starts is None else starts)
     white = np.append(np.flatnonzero(is_white(kinds)), len(kinds))
     next_white = white[white.searchsorted(start)]
     next_start = np.append(start[1:], len(kinds))
@@ -192,7 +203,8 @@ def words_in(kinds: Classes) -> tuple[Ints, Ints]:
 
 
 def word_rule(value: str) -> str:
-    """Check and return a word rule: ``auto``, ``spaces``, ``token`` or ``regex:PATTERN``.
+    """Check and return a word rule: ``auto``, ``spaces``, ``token``, ``regex:PATTERN`` or the name
+    of a segmenter (`maskwise.text.segmenters`).
 
     Raises:
         MaskwiseError: the rule is unknown, or the pattern is not valid or matches an empty word.
@@ -200,14 +212,37 @@ def word_rule(value: str) -> str:
     if value in ("auto", "spaces", "token"):
         return value
     name, _, pattern = value.partition(":")
+    if name != "regex" and names_segmenter(value):
+        segmenter(value)
+        return value
     if name != "regex" or not pattern:
-        raise unknown_name("word rule", value, ("auto", "spaces", "token", "regex:PATTERN"))
+        rules = ("auto", "spaces", "token", "regex:PATTERN", *SEGMENTERS)
+        raise unknown_name("word rule", value, rules)
     try:
         for text in ("", "ab cd"):
             list(_matches(pattern, text))
     except re.error as error:
         raise MaskwiseError(f"corpus.words: invalid pattern: {error}", got=pattern) from None
     return value
+
+
+def ready_rule(rule: WordRule) -> WordRule:
+    """Check a word rule, and return it with a segmenter in place of its name.
+
+    Raises:
+        MaskwiseError: as for `word_rule`, or the rule is no text and no function.
+    """
+    if not isinstance(rule, str):
+        if not callable(rule):
+            raise MaskwiseError(
+                "words is not valid",
+                got=repr(rule),
+                allowed="the name of a word rule, or a function from a text to its words",
+            )
+        return rule
+    if names_segmenter(word_rule(rule)):
+        return segmenter(rule)
+    return rule
 
 
 def _matches(pattern: str, text: str) -> Iterator[tuple[int, int]]:
@@ -222,15 +257,23 @@ def _matches(pattern: str, text: str) -> Iterator[tuple[int, int]]:
         yield match.span()
 
 
-def _classified(joined: str, rule: str, texts: Sequence[str], base: Ints) -> tuple[Classes, Flags]:
+def _classified(
+    joined: str, rule: WordRule, texts: Sequence[str], base: Ints
+) -> tuple[Classes, Flags]:
     """Return the class of each character, (C,), and a flag, (C,), true where a word begins."""
     kinds = classify(joined)
-    if rule.startswith("regex:"):
+    if callable(rule) or rule.startswith("regex:"):
         found = np.full(len(kinds), SPACE, np.uint8)
+        if callable(rule):
+            # A lone space belongs to the word behind it, as in ordinary text.
+            found[kinds == BLANK] = BLANK
         starts = np.zeros(len(kinds), bool)
-        # Texts are matched one at a time, because a match must not depend on neighbouring texts.
+        # Texts are read one at a time, because a word must not depend on neighbouring texts.
         for text, origin in zip(texts, base.tolist()):
-            for start, end in _matches(rule.removeprefix("regex:"), text):
+            places = (
+                spans(rule, text) if callable(rule) else _matches(rule.removeprefix("regex:"), text)
+            )
+            for start, end in places:
                 found[origin + start : origin + end] = LETTER
                 starts[origin + start] = True
         found[codes_of(joined) == ord("\n")] = SPACE
@@ -306,7 +349,7 @@ def place_tokens(
     lengths: Ints,
     *,
     special: Flags | None = None,
-    rule: str = "auto",
+    rule: WordRule = "auto",
 ) -> Placed:
     """Map the T tokens of N texts to characters and words, in one pass.
 
@@ -315,7 +358,7 @@ def place_tokens(
         offsets: (T, 2) character offsets, text after text, each relative to its own text.
         lengths: (N,) the number of tokens in each text; they sum to T.
         special: (T,) true for tokens that are not content; by default all tokens are content.
-        rule: the word rule (`word_rule`), except ``token``.
+        rule: the word rule (`ready_rule`), except ``token``.
     """
     content = np.ones(len(offsets), dtype=bool)
     if special is not None:
@@ -379,6 +422,36 @@ def number_words(placed: Placed) -> Ints32:
     return result
 
 
+def _first_of_texts(values: Ints, lengths: Ints) -> Ints:
+    """Return the value (N,) of each text's first token; 0 for a text without tokens."""
+    padded = np.append(values, 0)
+    return padded[offsets(lengths)]
+
+
+def words_of_tokens(
+    texts: Sequence[str],
+    offsets: Ints,
+    lengths: Ints,
+    *,
+    rule: WordRule,
+    special: Flags | None = None,
+) -> tuple[Placed, Ints32]:
+    """Return the tokens' places by the rule ``auto``, and their words (T,) by any rule.
+
+    Annotation layers are always aligned by the rule ``auto``. The arguments are those of
+    `place_tokens`.
+    """
+    placed = place_tokens(texts, offsets, lengths, special=special)
+    if rule == "token":
+        content = np.ones(len(offsets), bool) if special is None else ~special
+        before = content.cumsum(dtype=np.int64) - content
+        numbers = before - _first_of_texts(before, lengths).repeat(lengths)
+        return placed, np.where(content, numbers, -1).astype(np.int32)
+    if rule == "auto":
+        return placed, number_words(placed)
+    return placed, number_words(place_tokens(texts, offsets, lengths, special=special, rule=rule))
+
+
 def flat_offsets(encodings: Sequence[Encoding]) -> tuple[Ints, Ints]:
     """Return the offsets (T, 2) of all tokens, and the number of tokens (N,) of each text."""
     lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
@@ -390,25 +463,91 @@ def flat_offsets(encodings: Sequence[Encoding]) -> tuple[Ints, Ints]:
 
 NO_OFFSETS = (
     "use a model whose tokenizer has a tokenizer.json; a tokenizer that exists only in Python can "
-    "mask single tokens: masking.policy=token, without corpus.layers and corpus.words"
+    "mask single tokens (masking.policy=token, without corpus.layers and corpus.words), or words "
+    "that are found before it reads them (corpus.words=spaces, regex:… or a segmenter)"
 )
 
 
-def require_offsets(tokenizer: PreTrainedTokenizerBase, *, layers: bool, words: str) -> None:
+def require_offsets(tokenizer: PreTrainedTokenizerBase, *, layers: bool, words: WordRule) -> None:
     """Reject a slow tokenizer, which has no character offsets, if offsets are needed.
+
+    With a word rule other than ``auto`` and ``token``, a slow tokenizer reads each word alone
+    (`tokenised_by_words`), so the words are known.
 
     Raises:
         MaskwiseError: the tokenizer is slow or no tokenizer, or the word rule is unknown.
     """
-    word_rule(words)
+    if isinstance(words, str):
+        word_rule(words)
     if not hasattr(tokenizer, "is_fast"):
         raise MaskwiseError("a loaded tokenizer is needed", got=repr(tokenizer))
-    if not tokenizer.is_fast and (layers or words not in ("auto", "token")):
+    if tokenizer.is_fast:
+        return
+    if words not in ("auto", "token"):
+        require_words_alone(tokenizer)
+    elif layers:
         raise MaskwiseError(
-            "corpus.layers and corpus.words need a fast tokenizer, for its character offsets",
+            "corpus.layers need a fast tokenizer, for its character offsets",
             got=type(tokenizer).__name__,
             do=NO_OFFSETS,
         )
+
+
+def require_words_alone(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise unless a slow tokenizer makes the same tokens of words alone as of words in a text.
+
+    Tokenizers that mark the space before a word do not.
+    """
+    read: Any = tokenizer.tokenize
+    apart = [token for word in ("a", "b", ",") for token in read(word)]
+    if read("a b,") != apart:
+        raise MaskwiseError(
+            "this slow tokenizer writes a word in a text otherwise than alone, so it cannot read "
+            "words one by one",
+            got=f"{type(tokenizer).__name__}: {read('a b,')} and {apart}",
+            do="use a model whose tokenizer has a tokenizer.json",
+        )
+
+
+def tokenised_by_words(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], rule: WordRule
+) -> tuple[Ints, Ints, Ints]:
+    """Tokenise the words of N texts one by one, for a tokenizer that gives no offsets.
+
+    Text outside words is tokenised, too.
+
+    Returns:
+        The ids (T,); the offsets (T, 2), which are those of the word of each token; and the
+        numbers of tokens (N,).
+    """
+    joined, base = join_texts(texts)
+    begin, end = words_in(*_classified(joined, rule, texts, base))
+    text_of = np.searchsorted(base, begin, side="right") - 1
+    ids: list[int] = []
+    places: list[tuple[int, int]] = []
+    lengths = []
+    known: dict[str, list[int]] = {}
+    read: Any = tokenizer
+    for number, text in enumerate(texts):
+        inside = text_of == number
+        cuts = [0]
+        for pair in zip(begin[inside] - base[number], end[inside] - base[number]):
+            cuts += map(int, pair)
+        cuts.append(len(text))
+        before = len(ids)
+        # Words and the text between them alternate.
+        for start, stop in pairwise(cuts):
+            part = text[start:stop].strip()
+            if not part:
+                continue
+            if part not in known:
+                tokens = read.tokenize(part, split_special_tokens=True)
+                known[part] = read.convert_tokens_to_ids(tokens)
+            ids += known[part]
+            places += [(start, stop)] * len(known[part])
+        lengths.append(len(ids) - before)
+    spans_T = np.array(places, dtype=np.int64).reshape(-1, 2)
+    return np.array(ids, dtype=np.int64), spans_T, np.array(lengths, dtype=np.int64)
 
 
 def slow_columns(

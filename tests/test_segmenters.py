@@ -1,0 +1,306 @@
+"""Words by segmenters, for scripts without spaces: by name, by entry point, or by a function."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast, PythonBackend
+
+import maskwise as mw
+from maskwise import errors, plugins
+from maskwise.cli import main
+from maskwise.errors import MaskwiseError
+from maskwise.masking import IGNORE
+from maskwise.recipe import read_recipe
+from maskwise.study.forecast import check
+from maskwise.text import Document, read_pieces, tokenise, train_tokenizer
+from maskwise.text.segmenters import SEGMENTERS, segmenter, spans, unspaced
+from tiny import write_inputs
+
+CHINESE = "我们在北京大学学习自然语言处理。他们也喜欢机器学习,但是没有时间。"
+WORDS = ["我们", "在", "北京大学", "学习", "自然语言", "处理", "。", "他们", "也", "喜欢", "机器"]
+WORDS += ["学习", ",", "但是", "没有", "时间", "。"]
+THAI = "ฉันรักภาษาไทยมาก และอยากเรียนต่อ"
+JAPANESE = "私は東京大学で自然言語処理を研究しています。"
+
+
+def longest(text: str) -> Iterator[str]:
+    """A stub of a segmenter: the longest known word at each place."""
+    known = sorted(set(WORDS), key=len, reverse=True)
+    place = 0
+    while place < len(text):
+        found = next((word for word in known if text.startswith(word, place)), text[place])
+        yield found
+        place += len(found)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer([CHINESE] * 3, vocab_size=100)
+
+
+def groups(row: dict[str, Any], tokenizer: Any) -> list[str]:
+    """The words of a row, as the tokens that have the same number."""
+    found: dict[int, str] = {}
+    for token, word in zip(row["input_ids"], row["word_ids"], strict=True):
+        if word >= 0:
+            found[word] = found.get(word, "") + tokenizer.convert_ids_to_tokens(token)
+    return list(found.values())
+
+
+def test_masks_follow_the_words_of_a_segmenter(tokenizer: PreTrainedTokenizerFast) -> None:
+    [plain] = mw.encode(tokenizer, [CHINESE])
+    assert groups(plain, tokenizer) == list(CHINESE), "a character is a word"
+    rows = mw.encode(tokenizer, [CHINESE, "我们"], words=longest)
+    assert groups(rows[0], tokenizer) == WORDS and groups(rows[1], tokenizer) == ["我们"]
+    # Only the words differ.
+    assert rows[0]["input_ids"] == plain["input_ids"]
+    assert rows[0]["example_id"] == plain["example_id"]
+    masker = mw.Masker(tokenizer, policy="whole-word", ratio=0.5, corruption="mask-only")
+    for epoch in range(4):
+        labels = masker([rows[0]], epoch=epoch).labels[0].numpy()
+        numbers = np.array(rows[0]["word_ids"])
+        hidden = set(numbers[labels != IGNORE].tolist())
+        assert hidden and -1 not in hidden
+        # All characters of a masked word are masked.
+        assert (labels[np.isin(numbers, [*hidden])] != IGNORE).all()
+
+
+def test_words_are_the_same_for_rows_of_a_corpus(tokenizer: PreTrainedTokenizerFast) -> None:
+    document = Document("a", CHINESE)
+    [tokens] = tokenise([document], tokenizer, words=longest)
+    [row] = mw.encode(tokenizer, [CHINESE], words=longest)
+    assert tokens.columns["word_ids"].tolist() == row["word_ids"][1:-1]
+    pieces = read_pieces([tokens], tokenizer=tokenizer, length=10)
+    # Pieces are cut between words.
+    assert len(pieces) > 2 and (pieces.columns["word_ids"] >= 0).all()
+    [split, *_] = mw.encode(tokenizer, [CHINESE], words=longest, max_length=8, split=True)
+    assert groups(split, tokenizer) == WORDS[:2]
+
+
+def test_annotate_rows_finds_words_in_texts_only(tokenizer: PreTrainedTokenizerFast) -> None:
+    columns = mw.annotate_rows({"text": [CHINESE]}, tokenizer, words=longest)
+    [row] = mw.encode(tokenizer, [CHINESE], words=longest)
+    assert columns["word_ids"] == [row["word_ids"]]
+    with pytest.raises(MaskwiseError, match="pass the texts"):
+        mw.annotate_rows({"input_ids": columns["input_ids"]}, tokenizer, words=longest)
+
+
+@pytest.mark.parametrize("rule", ["auto", "spaces", "token", "regex:[a-z]+"])
+def test_word_rules_of_encode_are_those_of_a_corpus(rule: str) -> None:
+    english = train_tokenizer(["the cat sat, don't on 3 mats"] * 3, vocab_size=90)
+    texts = ["the cat, sat", "", " don't  ", "3 mats the"]
+    documents = [Document(str(n), text) for n, text in enumerate(texts)]
+    [tokens] = tokenise(documents, english, words=rule)
+    rows = mw.encode(english, texts, words=rule)
+    inside = [word for row in rows for word in row["word_ids"][1:-1]]
+    assert tokens.columns["word_ids"].tolist() == inside
+    assert all(row["word_ids"][0] == row["word_ids"][-1] == -1 for row in rows)
+
+
+BAD: dict[str, Any] = {
+    "a changed word": lambda text: [word.upper() for word in text.split()],
+    "a word left out": lambda text: text.split()[1:],
+    "no end": lambda text: text.split()[:-1],
+    "no strings": lambda text: [(0, 3)],
+    "another order": lambda text: text.split()[::-1],
+    "an error": lambda text: 1 / 0,
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_wrong_segmenter_is_refused_in_one_line(name: str) -> None:
+    english = train_tokenizer(["the cat sat"] * 3, vocab_size=70)
+    with pytest.raises(MaskwiseError, match="segmenter") as caught:
+        mw.encode(english, ["the cat sat"], words=BAD[name])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(MaskwiseError, match="words"):
+        mw.encode(english, ["the cat sat"], words=3)  # type: ignore[arg-type]
+
+
+def test_spaces_and_marks_may_be_left_out() -> None:
+    find = lambda text: ["Ab", "c", "d"]  # noqa: E731
+    assert list(spans(find, "  Ab, c\n(d)!")) == [(2, 4), (6, 7), (9, 10)]
+    assert list(spans(lambda text: [" Ab", " ", "c d "], " Ab c d ")) == [(1, 3), (4, 7)]
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A segmenter that a package would add by an entry point."""
+    point = EntryPoint("stub", "test_segmenters:stub", "maskwise.segmenters")
+
+    def found(*, group: str) -> Iterable[EntryPoint]:
+        return [point] if group == point.group else []
+
+    monkeypatch.setattr(plugins, "entry_points", found)
+    yield "stub"
+    SEGMENTERS._loaded.pop("stub", None)
+
+
+def stub(extra: str = "") -> Any:
+    """Words of a made-up language, which are all syllables of two letters."""
+
+    def find(text: str) -> list[str]:
+        return [part for word in text.split() for part in (word[:2], word[2:]) if part]
+
+    return find
+
+
+def test_a_recipe_names_a_segmenter_of_a_package(registered: str, tmp_path: Path) -> None:
+    recipe = write_inputs(tmp_path)
+    whole = read_recipe(recipe, ["corpus.words=stub"])
+    assert whole.corpus.words == "stub"
+    assert "stub" in SEGMENTERS
+    with pytest.raises(MaskwiseError, match="argument"):
+        read_recipe(recipe, ["corpus.words=stub(wrong=1)"])
+    with pytest.raises(MaskwiseError, match="jieba") as caught:
+        read_recipe(recipe, ["corpus.words=my_module:find"])
+    assert "stub" in str(caught.value)
+    with pytest.raises(MaskwiseError):
+        read_recipe(recipe, ["corpus.words=no-such"])
+
+
+def test_a_study_trains_on_the_words_of_a_segmenter(
+    registered: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_inputs(tmp_path)
+    runs = {}
+    for words in ("auto", "stub"):
+        out = tmp_path / words
+        command = ["pretrain", str(recipe), f"corpus.words={words}", "masking.policy=whole-word"]
+        with pytest.raises(SystemExit) as end:
+            main(
+                [*command, "training.steps=2", "study={}", "tasks=[]", "--out", str(out), "--json"]
+            )
+        assert not end.value.code
+        runs[words] = json.loads(capsys.readouterr().out)["heldout"]
+    assert runs["auto"] != runs["stub"]
+
+
+@pytest.mark.parametrize("name", ["jieba", "fugashi", "pythainlp"])
+def test_a_segmenter_that_is_not_installed_is_named_with_its_command(
+    name: str, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    monkeypatch.setattr(errors, "find_spec", lambda module: None)
+    from maskwise.text import segmenters
+
+    getattr(segmenters, f"_{name}").cache_clear()
+    with pytest.raises(MaskwiseError) as caught:
+        mw.encode(tokenizer, [CHINESE], words=name)
+    assert caught.value.do == f"pip install 'maskwise[{name}]'"
+
+
+class Slow(PythonBackend):
+    """A tokenizer that runs in Python: a token for each letter of its words."""
+
+    def __init__(self, *, marks: bool = False, **more: Any):
+        self.marks = marks
+        letters = sorted(set(CHINESE + "abcdefghijklmnopqrstuvwxyz,. 3▁"))
+        names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+        self.ids = {name: number for number, name in enumerate(names)}
+        super().__init__(
+            pad_token="[PAD]",
+            unk_token="[UNK]",
+            cls_token="[CLS]",
+            sep_token="[SEP]",
+            mask_token="[MASK]",
+            special_tokens_pattern="cls_sep",
+            **more,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.ids)
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(self.ids)
+
+    def _tokenize(self, text: str, **more: Any) -> list[str]:
+        if self.marks:
+            return list("▁" + text.strip().replace(" ", "▁"))
+        return [letter for letter in text if not letter.isspace()]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.ids.get(token, self.ids["[UNK]"])
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return list(self.ids)[index]
+
+
+def test_a_python_tokenizer_reads_the_words_of_a_segmenter() -> None:
+    slow = Slow()
+    assert not slow.is_fast
+    texts = [CHINESE, "the cat, 3", ""]
+    rows = mw.encode(slow, texts, words=longest)
+    assert groups(rows[0], slow) == WORDS
+    assert rows[0]["input_ids"] == slow(CHINESE)["input_ids"]
+    assert rows[2]["input_ids"] == slow("")["input_ids"] and rows[2]["word_ids"] == [-1, -1]
+    [spaced] = mw.encode(slow, ["the cat, 3"], words="spaces")
+    assert groups(spaced, slow) == ["the", "cat,", "3"]
+    # Text that no word covers is kept, and is never masked as a word.
+    [some] = mw.encode(slow, ["the cat, 3"], words="regex:[a-z]+")
+    assert groups(some, slow) == ["the", "cat"]
+    assert some["input_ids"] == spaced["input_ids"]
+    documents = [Document(str(n), text) for n, text in enumerate(texts)]
+    [tokens] = tokenise(documents, slow, words=longest)
+    inside = [word for row in rows for word in row["word_ids"][1:-1]]
+    assert tokens.columns["word_ids"].tolist() == inside
+    masker = mw.Masker(slow, policy="whole-word", ratio=0.3)
+    assert masker(rows[:2], epoch=0).targets > 0
+    [sentence] = mw.encode(slow, ["the cat. a mat."], words="spaces", layers=["sentences"])
+    assert sentence["sentence"] == [-1, *[0] * 7, *[1] * 5, -1]
+
+
+def test_a_python_tokenizer_that_marks_spaces_is_refused_in_one_line() -> None:
+    for words, said in (("auto", "words='spaces'"), (longest, "tokenizer.json")):
+        with pytest.raises(MaskwiseError) as caught:
+            mw.encode(Slow(marks=True), ["the cat"], words=words)
+        assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_scripts_without_spaces_are_found() -> None:
+    assert unspaced(["plain English, naïve Ελληνικά русский 한국어"]) == {}
+    for text, script in ((CHINESE, "Chinese"), (JAPANESE, "Japanese"), (THAI, "Thai")):
+        shares = unspaced([text])
+        assert [*shares] == [script] and shares[script] == pytest.approx(1)
+    assert unspaced(["ພາສາລາວ", "ភាសាខ្មែរ", "မြန်မာ"]).keys() == {"Lao", "Khmer", "Burmese"}
+    # A quotation is not worth a segmenter.
+    assert unspaced(["word " * 200, "我们"]) == {}
+
+
+def test_check_names_the_segmenter_of_the_text(tmp_path: Path) -> None:
+    lines = [f"{CHINESE} {number}" for number in range(120)]
+    (tmp_path / "texts.txt").write_text("\n".join(lines))
+    settings = ["training.steps=2"]
+    said = check(str(tmp_path / "texts.txt"), settings, timing=False)["doubts"]
+    [found] = [doubt for doubt in said if "Chinese" in doubt["what"]]
+    assert "corpus.words=jieba" in found["do"] and "100%" in found["what"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("jieba", "我们在北京学习。", ["我们", "在", "北京", "学习", "。"]),
+        ("fugashi", "東京大学で研究する。", ["東京", "大学", "で", "研究", "する", "。"]),
+        ("pythainlp", "ฉันรักภาษาไทย", ["ฉัน", "รัก", "ภาษาไทย"]),
+        ("pythainlp(engine='longest')", "ฉันรักภาษาไทย", ["ฉัน", "รัก", "ภาษาไทย"]),
+    ],
+)
+def test_real_segmenters_find_words(name: str, text: str, words: list[str]) -> None:
+    for module in {"fugashi": ["fugashi", "unidic_lite"]}.get(name, [name.partition("(")[0]]):
+        pytest.importorskip(module)
+    find = segmenter(name)
+    assert [text[start:end] for start, end in spans(find, text)] == words
+    # Any text can be read: line breaks, other scripts, control characters, emoji, nothing.
+    for odd in ("", " \n", f"a{text}\n\n{text} b", "x\0y " + text, "👩‍🔬 don't 3.14 €", "é\u0301"):
+        inside = "".join(odd[start:end] for start, end in spans(find, odd))
+        assert [letter for letter in odd if letter.isalnum()] == [
+            letter for letter in inside if letter.isalnum()
+        ]
