@@ -201,6 +201,10 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["study", "RECIPE", "model.hidden_size=8"], "setting of model in"),
         (["finetune", "nowhere"], "--task"),
         (["bench", "mask"], "benchmarks/mask.py"),
+        (
+            ["compare", "s.csv", "--baseline", "a", "--replicate", "items", "--chance", "t=half"],
+            "--chance needs a number after the task; got half; allowed: the score of guessing; for",
+        ),
         (["list", "polices"], "did you mean 'policies'"),
         (["list"], "allowed: policies, annotators, schedules"),
         (["stuudy"], "stuudy"),

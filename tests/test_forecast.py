@@ -132,14 +132,51 @@ def test_the_time_to_compile_is_not_multiplied_by_the_steps(monkeypatch):
     """The first two steps compiled for 13 and 16 seconds, and no other step was timed."""
     now = [0.0]
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    clock = timing._Clock(compiled=True)
-    enough = False
+    clock = timing.Clock(compiled=True)
+    now[0] += 2.0
+
+    def judge(step: int, ranks: object) -> list[object]:
+        now[0] += 7.0 if not clock.judged else 3.0
+        return []
+
+    evaluate = clock(judge)
+    lines: list[object] = []
     for seconds in (13.0, 16.0, *[0.25] * 100):
-        if not enough:
+        if not lines:
             now[0] += seconds
-            enough = clock(len(clock.ticks), None)[0]["enough"]
+            lines = evaluate(len(clock.ticks), None)
+    now[0] += 1.0
+    assert lines == [{"enough": True}]
     assert clock.step == 0.25 and clock.warm_up == 13.0 + 16.0 - 2 * 0.25
     assert len(clock.ticks) - 1 == timing.COMPILED_STEPS
+    assert (clock.loading, clock.judged, clock.rest) == (2.0, [7.0, 3.0], 1.0)
+
+
+def test_seconds_that_do_not_depend_on_the_rows_are_not_multiplied():
+    """A fit of 5 s was counted for every few rows of a task."""
+    assert timing._scaled(lambda rows: 5 + 0.1 * rows, 40, 1000) == pytest.approx(105)
+    assert timing._scaled(lambda rows: 0.1 * rows, 1, 1000) == pytest.approx(100)
+    assert timing._scaled(lambda rows: 2.0, 40, 1000) == 2.0
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_the_forecast_runs_the_function_of_the_stage(kind, recipe, monkeypatch):
+    """A stage has no second version for the forecast, which could take another time."""
+    called = []
+    real = getattr(timing, kind)
+
+    def watched(*arguments, watch, **more):
+        called.append(watch)
+        return real(*arguments, watch=watch, **more)
+
+    monkeypatch.setattr(timing, kind, watched)
+    assert check(str(recipe), SMALL)["unknown"] == []
+    from maskwise.study import pretraining
+    from maskwise.tasks import judge
+
+    assert called and real is {"pretrain": pretraining, "finetune": judge}[kind].__dict__[kind]
+    assert all(isinstance(each, timing.Clock) for each in called)
+    assert all(2 <= len(each.ticks) - 1 <= timing.STEPS for each in called)
 
 
 def test_a_step_that_would_fill_the_memory_is_not_timed(recipe, monkeypatch):
@@ -177,7 +214,7 @@ def test_the_first_line_of_metrics_is_seen_however_long(weights, table, tmp_path
     line = {"kind": "train", "step": 5} | dict.fromkeys(map(str, range(weights)), "a weight")
     (tmp_path / name).mkdir()
     (tmp_path / name / "metrics.jsonl").write_text(json.dumps(line) + '\n{"kind": "train", "st')
-    assert progress.last_line(name)["step"] == 5
+    assert progress.store.last_line(name)["step"] == 5
 
 
 def test_a_plan_begins_with_a_line_of_what_it_will_take(table, capfd):

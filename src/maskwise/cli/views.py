@@ -417,7 +417,12 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise MaskwiseError("this is no number", got=text) from None
+        raise MaskwiseError(
+            "--chance needs a number after the task",
+            got=text,
+            allowed="the score of guessing",
+            do="for example, --chance sst2=0.5",
+        ) from None
 
 
 def bench(name: Annotated[str, typer.Argument()] = "mask") -> None:

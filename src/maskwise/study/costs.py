@@ -26,6 +26,7 @@ stores the measured seconds. Delete it to measure again, for example if the mach
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -322,11 +323,12 @@ def work_of(stage: Stage) -> Work:
 
 
 def evaluations(steps: int, every: int | None) -> int:
-    """Count the evaluations of a training: one after every ``every`` steps, and one at the end."""
-    count = 1
-    if every:
-        count += steps // every
-    return count
+    """Count the evaluations of a training: one after every ``every`` steps, and one at the end.
+
+    >>> evaluations(100, 50), evaluations(101, 50), evaluations(100, 0)
+    (2, 3, 1)
+    """
+    return math.ceil(steps / every) if every else 1
 
 
 def total(seconds: Collection[float | None]) -> float | None:

@@ -282,11 +282,8 @@ def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
     counts = sample.rows.pieces.counts
     tokens = max(1, counts.get("tokens", sample.rows.tokens))
     # Counts of the sample are scaled to the whole text.
-    held_out = len(sample.data.held_out)
-    rows = sample.scale * (len(sample.rows) + held_out)
-    if sample.scale > 1:
-        # The few held-out rows of a sample may be another share of its rows.
-        held_out = round(rows * corpus.held_out)
+    held_out = sample.held_out_rows
+    rows = sample.scale * (len(sample.rows) + len(sample.data.held_out))
     return {
         "title": corpus.title,
         "documents": sample.documents,

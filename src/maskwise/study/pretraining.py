@@ -35,6 +35,7 @@ from maskwise.text import Prepared, Rows, Stream
 from maskwise.training import MaskedSource, Source, log_frequencies, train
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.learners import Learner
+from maskwise.training.log import Evaluate, Watch
 from maskwise.training.loop import Training
 from maskwise.training.ranks import Ranks
 from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, SeveralSources
@@ -53,6 +54,7 @@ def pretrain(
     folder: Path,
     quiet: bool = False,
     facts: Mapping[str, str] | None = None,
+    watch: Watch | None = None,
 ) -> Plain:
     """Pre-train one model and save the checkpoint in a folder.
 
@@ -66,6 +68,7 @@ def pretrain(
         folder: the folder for metrics, resumable states and the final checkpoint.
         quiet: whether to hide progress.
         facts: additional rows for the table in the model card.
+        watch: times the training and ends it early (``timing``).
 
     Returns:
         The result of a pretrain stage: held-out losses, counts, FLOPs, training loss and seconds.
@@ -116,6 +119,10 @@ def pretrain(
         losses[:] = [dict(line) for line in held_out(judged, ranks)]
         return losses
 
+    evaluate: Evaluate = curve
+    if watch is not None:
+        training = training.model_copy(update=dict(watch.settings))
+        evaluate = watch(curve)
     with closing(made):
         done = train(
             made.objective,
@@ -124,7 +131,7 @@ def pretrain(
             folder=folder,
             learners=made.learners,
             streams=made.streams,
-            evaluate=curve,
+            evaluate=evaluate,
             title=made.title,
             quiet=quiet,
         )

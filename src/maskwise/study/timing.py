@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,31 +24,28 @@ from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.devices import best_device, memory, peak_memory
 from maskwise.errors import MaskwiseError, duration
-from maskwise.evaluation import EvaluationSettings, evaluate
+from maskwise.evaluation import EvaluationSettings, evaluate, overlap_record
 from maskwise.families import width_of
-from maskwise.objectives import Objective
+from maskwise.models import task_config, weights_of
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import Forecast, Rates, evaluations
 from maskwise.study.plan import Plan
-from maskwise.study.pretraining import learning, network_of
+from maskwise.study.pretraining import network_of, pretrain
 from maskwise.study.stages import Stage
 from maskwise.study.starter import look_at
+from maskwise.study.work import write_rows
 from maskwise.tasks import load_task
-from maskwise.tasks.judge import answer, load_network
-from maskwise.tasks.tensors import TaskSource, embed, encode
-from maskwise.text import Prepared, Rows, load_tokenizer, tokenise
+from maskwise.tasks.judge import finetune
+from maskwise.text import Prepared, Rows, load_tokenizer
 from maskwise.text.documents import Document
-from maskwise.text.settings import first_characters
-from maskwise.training import train
+from maskwise.text.settings import CorpusSettings, first_characters
+from maskwise.training.log import Evaluate
 from maskwise.training.ranks import Ranks
 from maskwise.weights import blocks_of
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-SAMPLE_CHARACTERS = 600_000
-"""The number of characters of a text sample."""
+SAMPLE_CHARACTERS, OVERLAP_CHARACTERS = 600_000, 300_000
+"""The number of characters of a text sample, and of that in which test items are searched."""
 CHECK_SECONDS = 60.0
 """Seconds after which no more trainings are timed; their times are then unknown."""
 STEPS, STEP_SECONDS = 12, 6.0
@@ -58,6 +56,8 @@ COMPILED_STEPS = 6
 for new shapes of batches, which takes many times as long as a step."""
 ITEMS = 48
 """The number of timed rows of a task, or of held-out rows."""
+LOADING = 0.5
+"""Seconds to load a checkpoint and its tokenizer."""
 TRIED_RATES = 3
 """With ``finetune.search_rate``, this number of additional fine-tuning runs try learning rates."""
 
@@ -70,7 +70,7 @@ SHORT = {
     "trackers": (),
 }
 """Settings of a timed training. The training is evaluated after every step, and this "evaluation"
-is a ``_Clock``. Nothing is saved, because saving would add to the time of a step."""
+is a ``Clock``. Nothing is saved, because saving would add to the time of a step."""
 
 
 # Samples
@@ -86,6 +86,7 @@ class TextSample(NamedTuple):
         documents, characters: counts of the whole text, or of the part that was read to count it.
         whole: whether the whole text was read to count it.
         skipped: the number of skipped documents in the part that was read, keyed by reason.
+        held_out: the share of the documents that is held out.
     """
 
     data: Prepared
@@ -95,12 +96,22 @@ class TextSample(NamedTuple):
     characters: int
     whole: bool
     skipped: Mapping[str, int]
+    held_out: float
 
     @property
     def rows(self) -> Rows:
         """The training rows of the sample, even if its text is a stream."""
         assert isinstance(self.data.training, Rows)
         return self.data.training
+
+    @property
+    def held_out_rows(self) -> int:
+        """The number of held-out rows of the whole text."""
+        held_out = len(self.data.held_out)
+        if self.scale == 1:
+            return held_out
+        # The few held-out rows of a sample may be another share of its rows.
+        return round(self.scale * (len(self.rows) + held_out) * self.held_out)
 
 
 class Samples:
@@ -131,7 +142,8 @@ class Samples:
         data = self._prepare(self.link, some, whole=whole)
         seconds = (time.process_time() - began) / max(1, size)
         if whole or corpus.stream:
-            return TextSample(data, 1.0, seconds * size, len(some), size, whole, documents.skipped)
+            counts = (len(some), size, whole, documents.skipped)
+            return TextSample(data, 1.0, seconds * size, *counts, corpus.held_out)
         seen = look_at(corpus.documents())
         characters = seen.characters
         return TextSample(
@@ -142,6 +154,7 @@ class Samples:
             characters,
             seen.whole,
             seen.skipped,
+            corpus.held_out,
         )
 
     def of(self, link: Recipe) -> Prepared:
@@ -177,18 +190,14 @@ class Samples:
                 corpus.documents(), corpus.annotators, layers, limit=len(sample), jobs=1
             )
             store = Store(layers)
-        # A sample may be too short for held-out rows. Larger shares are then held out.
-        shares = [corpus.held_out] if whole else [corpus.held_out, 0.2, 0.45]
+        # A sample is short, so larger shares are held out, for enough rows to time evaluations.
+        shares = [corpus.held_out] if whole else [max(0.2, corpus.held_out), 0.45]
         for share in shares:
             try:
-                self.prepared[_rows_of(link)] = data = Prepared.make(
-                    folder / f"{share}",
-                    tokenise(sample, tokenizer, layers=store, words=corpus.words),
-                    tokenizer,
-                    length=corpus.length,
-                    layout=corpus.row_layout,
-                    held_out=share,
-                )
+                read = corpus.model_copy(update={"held_out": share})
+                target = folder / f"{share}"
+                data = write_rows(target, sample, tokenizer, read, layers=store)
+                self.prepared[_rows_of(link)] = data
                 return data
             except MaskwiseError as error:
                 failure = error
@@ -265,27 +274,45 @@ def _now() -> float:
     return time.perf_counter()
 
 
-class _Clock:
-    """Times the steps of a training with the settings ``SHORT``.
+class Clock:
+    """Times the steps and the evaluations of a training, and ends it early (`training.log.Watch`).
 
     Args:
         compiled: whether the model is compiled.
 
     Attributes:
-        ticks: readings of the clock: one at the start, and one after each step.
+        ticks: readings of the clock: one when the model is loaded, and one after each step.
+        judged: the seconds of each evaluation, all of them after the last step.
     """
+
+    settings = SHORT
 
     def __init__(self, *, compiled: bool = False) -> None:
         # Compilers run as other processes, whose work ``_now`` does not count.
         self.now = time.perf_counter if compiled else _now
         self.least = COMPILED_STEPS if compiled else 2
-        self.began = time.perf_counter()
+        self.began = self.now()
+        self.ticks: list[float] = []
+        self.judged: list[float] = []
+
+    def __call__(self, evaluate: Evaluate | None) -> Evaluate:
+        wall = time.perf_counter()
         self.ticks = [self.now()]
 
-    def __call__(self, step: int, ranks: Ranks) -> list[Plain]:
-        self.ticks.append(self.now())
-        late = len(self.ticks) > self.least and time.perf_counter() - self.began > STEP_SECONDS
-        return [{"enough": late or len(self.ticks) > STEPS}]
+        def tick(step: int, ranks: Ranks) -> list[Plain]:
+            self.ticks.append(self.now())
+            late = len(self.ticks) > self.least and time.perf_counter() - wall > STEP_SECONDS
+            if not late and len(self.ticks) <= STEPS:
+                return []
+            # The first evaluation is slower, like the first step.
+            for _ in range(2 if evaluate else 0):
+                assert evaluate is not None
+                began = self.now()
+                evaluate(step, ranks)
+                self.judged.append(self.now() - began)
+            return [{"enough": True}]
+
+        return tick
 
     @property
     def step(self) -> float:
@@ -300,20 +327,27 @@ class _Clock:
         slow = self.ticks[: self.least]
         return max(0.0, slow[-1] - slow[0] - (len(slow) - 1) * self.step)
 
+    @property
+    def loading(self) -> float:
+        """The seconds until the model was loaded."""
+        return self.ticks[0] - self.began
 
-def _network(link: Recipe, data: Prepared) -> PreTrainedModel:
-    """Build the model of a training phase, with zeros as the bias of a new head."""
-    return network_of(link, data, torch.zeros(len(data.tokenizer)))
+    @property
+    def rest(self) -> float:
+        """The seconds until now that were neither loading nor steps nor evaluations."""
+        return self.now() - self.ticks[-1] - sum(self.judged)
 
 
-def _require_memory(link: Recipe, objective: Objective) -> None:
+def _require_memory(link: Recipe, data: Prepared) -> None:
     """Raise an error if a step needs more memory than this machine has (see docs/scaling.md)."""
     training = link.training
     here = memory()
     if here is None or best_device().type != "cpu" or training.activation_checkpointing:
         return
+    config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
+    network = link.model.empty(config)
     tokens = training.batch_size // training.accumulate * link.corpus.length
-    size = 4 * 34 * tokens * width_of(objective.model) * len(blocks_of(objective))
+    size = 4 * 34 * tokens * width_of(network) * len(blocks_of(network))
     if size > here:
         raise MaskwiseError(
             "a step does not fit into memory",
@@ -323,29 +357,30 @@ def _require_memory(link: Recipe, objective: Objective) -> None:
 
 
 def _time_training(stage: Stage, link: Recipe, samples: Samples) -> Rates:
+    """Run the stage with a sample of the text, and stop it after a few steps."""
     data = samples.of(link)
-    began = _now()
-    network = _network(link, data)
+    _require_memory(link, data)
     # A sample has few held-out rows, so fewer are reserved; samplers measure losses on the others.
-    small = link.model_copy(update={"evaluation": _short(link.evaluation)})
-    made = learning(network, data, small)
-    _require_memory(link, made.objective)
-    start = _now() - began
-    short = link.training.model_copy(update=SHORT)
-    clock = _Clock(compiled=short.compile)
-    train(made.objective, made.source, short, learners=made.learners, evaluate=clock, quiet=True)
-    judge = _time_heldout(link, data, network)
-    if short.compile:
-        # The first evaluation compiles, and the others do not.
-        first = judge
-        judge = _time_heldout(link, data, network)
-        start += max(0.0, first - judge)
+    evaluation = _short(link.evaluation)
+    small = link.model_copy(update={"evaluation": evaluation})
+    clock = Clock(compiled=link.training.compile)
+    with TemporaryDirectory(prefix="maskwise-") as folder:
+        pretrain(data, small, folder=Path(folder), quiet=True, watch=clock)
+        rest = clock.rest
+    first, later = clock.judged
+    rows = min(evaluation.rows, len(data.held_out))
+    most = _judged_rows(link, samples)
     return {
-        "start": start + clock.warm_up,
+        "start": clock.loading + clock.warm_up + max(0.0, first - later) + rest,
         "step": clock.step,
-        "judge": judge,
+        "judge": later * most / rows,
         "memory_gib": peak_memory(best_device()) / 2**30,
     }
+
+
+def _judged_rows(link: Recipe, samples: Samples) -> int:
+    """Return the number of held-out rows that an evaluation reads."""
+    return max(1, min(link.evaluation.rows, samples.first.held_out_rows))
 
 
 def _short(evaluation: EvaluationSettings) -> EvaluationSettings:
@@ -355,69 +390,105 @@ def _short(evaluation: EvaluationSettings) -> EvaluationSettings:
     return evaluation.model_copy(update={"rows": rows, "ratios": evaluation.ratios[:1], **unused})
 
 
-def _time_heldout(link: Recipe, data: Prepared, network: PreTrainedModel) -> float:
-    """Time a held-out evaluation on a few rows, and scale the time to all rows."""
-    settings = _short(link.evaluation)
-    few = min(settings.rows, len(data.held_out))
-    began = _now()
-    evaluate(network, data, settings)
-    return (_now() - began) * link.evaluation.rows / few
-
-
 def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> Rates:
     data = samples.of(link)
-    network = _network(link, data)
+    network = network_of(link, data, torch.zeros(len(data.tokenizer)))
     torch.nn.Module.to(network, best_device())
-    ratio_seconds = _time_heldout(link, data, network)
-    # Loading the checkpoint takes about a second.
-    return {"seconds": 1.0 + len(link.evaluation.ratios) * ratio_seconds}
+    settings = _short(link.evaluation)
+    rows = min(settings.rows, len(data.held_out))
+
+    def seconds_of(rows: int) -> float:
+        began = _now()
+        evaluate(network, data, settings.model_copy(update={"rows": rows}))
+        return _now() - began
+
+    # The first evaluation is slower, and its rows do not count.
+    first = seconds_of(1)
+    ratio_seconds = _scaled(seconds_of, rows, _judged_rows(link, samples))
+    return {"seconds": LOADING + first + len(link.evaluation.ratios) * ratio_seconds}
+
+
+def _scaled(seconds_of: Callable[[int], float], few: int, rows: int) -> float:
+    """Forecast the seconds of work on some rows from those of a few rows and of a quarter of them.
+
+    A part of the seconds does not depend on the number of rows, such as the fit of a classifier.
+    """
+    quarter = max(1, few // 4)
+    short = seconds_of(quarter)
+    long = seconds_of(few)
+    # Without a difference, such as for a single row, all seconds are those of the rows.
+    row_seconds = long / few
+    if few > quarter:
+        row_seconds = min(row_seconds, max(0.0, long - short) / (few - quarter))
+    return long + row_seconds * (rows - few)
 
 
 def _time_task(stage: Stage, link: Recipe, samples: Samples) -> Rates:
+    """Run a fine-tuning with few rows, and stop it after a few steps."""
     data = samples.of(link)
-    settings = link.finetune
     tokenizer = data.tokenizer
     task = load_task(stage.what["task"])
     config = link.model.changed_config(tokenizer, data.training.length, kind=link.kind)
-    # Keep more rows for training, because every class needs a few of them.
-    few = {name: rows[:ITEMS] for name, rows in task.splits.items()}
-    few["train"] = task.splits["train"][: 4 * ITEMS]
-    small = replace(task, splits=few)
-    length = settings.max_length
-    began = _now()
-    network = load_network(
-        link.model.pretrained, small, tokenizer, config=config, max_length=length, seed=0
-    )
-    seconds = _now() - began
-    if task.kind.objective is None:
-        torch.nn.Module.to(network, best_device())
-        texts = list(chain.from_iterable(row.texts for row in few["test"]))
-        began = _now()
-        for pooling in task.poolings:
-            embed(network, texts, tokenizer, max_length=length, pooling=pooling)
-        row_seconds = (_now() - began) / max(1, len(few["test"]))
-        rows = sum(map(len, task.splits.values()))
-        return {"seconds": seconds + rows * row_seconds}
-    tensors = encode(small, tokenizer, max_length=length)
-    how = settings.fitting(network.num_parameters()).training(task, seed=0)
-    objective = task.kind.objective(network)
-    short = how.model_copy(update=SHORT)
-    clock = _Clock(compiled=short.compile)
-    train(objective, TaskSource(tensors["train"], short), short, evaluate=clock, quiet=True)
-    began = _now()
-    answer(objective, tensors["test"])
-    row_seconds = (_now() - began) / len(few["test"])
+    settings = link.finetune
+    start = config or link.model.pretrained
+    if start is not None and not task.frozen:
+        settings = settings.fitting(weights_of(task_config(start, {})))
+
+    def timed(items: int) -> tuple[Clock, float]:
+        """Run with so many rows; return the clock, and the seconds after the last step."""
+        few = {name: rows[:items] for name, rows in task.splits.items()}
+        # Keep more rows for training, because every class needs a few of them.
+        few["train"] = task.splits["train"][: 4 * items]
+        clock = Clock()
+        finetune(
+            link.model.pretrained,
+            replace(task, splits=few),
+            tokenizer=tokenizer,
+            settings=settings,
+            seed=0,
+            config=config,
+            quiet=True,
+            watch=clock,
+        )
+        return clock, clock.rest
+
+    clock, rest = timed(ITEMS)
+    # Dev rows and test rows are answered; a frozen encoder also embeds the training rows.
+    most = {"dev": ITEMS, "test": ITEMS}
+    if task.frozen:
+        most["train"] = 4 * ITEMS
+    sizes = {name: len(task.splits[name]) for name in most}
+    few = sum(min(most[name], size) for name, size in sizes.items())
+    share = sum(sizes.values()) / few
+    if task.frozen:
+        answers = _scaled(lambda items: timed(items)[1], ITEMS, round(ITEMS * share))
+        return {"seconds": clock.loading + answers}
+    answers = rest * share
+    how = settings.training(task, seed=0)
     # Dev rows are answered at every evaluation, and test rows only once. The forecast counts test
     # rows as often as dev rows, because a time that is too long does less harm than a time that is
     # too short.
-    rows = len(task.splits["dev"]) + len(task.splits["test"])
-    answers = rows * evaluations(how.steps, how.eval_every)
-    seconds += how.steps * clock.step + answers * row_seconds
+    if how.eval_every:
+        answers *= 1 + evaluations(how.steps, how.eval_every)
+    seconds = clock.loading + clock.warm_up + how.steps * clock.step + answers
     fine_tunings = settings.seeds
     if settings.search_rate:
         fine_tunings += TRIED_RATES
     memory = peak_memory(best_device()) / 2**30
     return {"seconds": fine_tunings * seconds, "memory_gib": memory}
+
+
+def _time_overlap(stage: Stage, link: Recipe, samples: Samples) -> Rates:
+    corpus = CorpusSettings(**stage.what["corpus"])
+    task = load_task(stage.what["task"])
+    few = sum(1 for _ in first_characters(corpus.documents(), OVERLAP_CHARACTERS))
+
+    def seconds_of(documents: int) -> float:
+        began = _now()
+        overlap_record(islice(corpus.training_documents(), documents), task, corpus=corpus.title)
+        return _now() - began
+
+    return {"seconds": _scaled(seconds_of, few, samples.first.documents)}
 
 
 TIMERS: dict[str, Callable[[Stage, Recipe, Samples], Rates]] = {
@@ -427,6 +498,5 @@ TIMERS: dict[str, Callable[[Stage, Recipe, Samples], Rates]] = {
     "evaluate": _time_evaluation,
     # The preparation of the sample was timed already, and scaled to the characters of the text.
     "prepare": lambda stage, link, samples: {"seconds": samples.first.seconds},
-    # To split a text into words takes about half as long as to tokenise it.
-    "overlap": lambda stage, link, samples: {"seconds": samples.first.seconds / 2},
+    "overlap": _time_overlap,
 }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -159,14 +160,8 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
         facts = Prepared.begin(folder / TEXT, corpus, tokenizer, layers=live, new_tokens=new_tokens)
         return {**facts, "stream": True, "vocabulary": len(tokenizer), **extension}
     stored = _annotated(corpus, folder / "layers") if corpus.annotators else None
-    data = Prepared.make(
-        folder / TEXT,
-        tokenise(documents, tokenizer, layers=stored, words=corpus.words),
-        tokenizer,
-        length=corpus.length,
-        layout=corpus.row_layout,
-        held_out=corpus.held_out,
-        new_tokens=new_tokens,
+    data = write_rows(
+        folder / TEXT, documents, tokenizer, corpus, layers=stored, new_tokens=new_tokens
     )
     assert not isinstance(data.training, Stream)
     counts = data.training.pieces.counts
@@ -198,6 +193,27 @@ def extended(
         # The beginning of a stream is enough, as for a new tokenizer.
         documents = first_characters(documents, SAMPLE_CHARACTERS)
     return extend(tokenizer, choose_words(documents, tokenizer, words))
+
+
+def write_rows(
+    folder: Path,
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerFast,
+    corpus: CorpusSettings,
+    *,
+    layers: Store | None,
+    new_tokens: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
+) -> Prepared:
+    """Write the training and held-out rows of documents, as the settings of a corpus say."""
+    return Prepared.make(
+        folder,
+        tokenise(documents, tokenizer, layers=layers, words=corpus.words),
+        tokenizer,
+        length=corpus.length,
+        layout=corpus.row_layout,
+        held_out=corpus.held_out,
+        new_tokens=new_tokens,
+    )
 
 
 def _require_known_tokens(counts: Mapping[str, int], title: str) -> None:

@@ -48,7 +48,7 @@ from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode
 from maskwise.text import load_tokenizer
 from maskwise.training import train
 from maskwise.training.checkpoint import save_checkpoint
-from maskwise.training.log import NotFinite
+from maskwise.training.log import Evaluate, NotFinite, Watch
 from maskwise.training.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -430,6 +430,7 @@ def finetune(
     folder: Path | None = None,
     checkpoints: bool = True,
     quiet: bool = True,
+    watch: Watch | None = None,
 ) -> Score:
     """Fine-tune a checkpoint on a task and score it once.
 
@@ -444,6 +445,7 @@ def finetune(
         folder: the folder for ``metrics.jsonl``, ``checkpoint/`` (in transformers' format) and,
             for generation, ``predictions.jsonl``; or None to write nothing.
         checkpoints: whether to write ``metrics.jsonl`` and ``checkpoint/``.
+        watch: times the training and ends it early.
 
     Returns:
         The scores, such as ``score`` (on test), ``dev`` (None without dev rows) and ``lost_words``
@@ -465,6 +467,8 @@ def finetune(
         check_length(task, tokenizer, max_length)
         torch.nn.Module.to(network, best_device())
         embedder = partial(embed, network, tokenizer=tokenizer, max_length=max_length)
+        if watch is not None:
+            watch(None)
         answers, notes = _frozen_answers(task, embedder)
     else:
         assert task.kind.objective is not None
@@ -475,6 +479,10 @@ def finetune(
         if majority is None:
             majority = data["test"].chance(data["train"])
         best = Best(task, objective, data["dev"]) if settings.eval_every else None
+        evaluate: Evaluate | None = best
+        if watch is not None:
+            training = training.model_copy(update=dict(watch.settings))
+            evaluate = watch(best)
         done = train(
             objective,
             TaskSource(data["train"], training),
@@ -482,7 +490,7 @@ def finetune(
             folder=folder if checkpoints else None,
             title=f"{task.name} {seed}",
             quiet=quiet,
-            evaluate=best,
+            evaluate=evaluate,
         )
         if best and best.state:
             objective.load_state_dict(best.state)

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -34,6 +34,24 @@ from maskwise.training.stream import StreamedRows
 from maskwise.weights import attention_work, held_share
 
 Evaluate = Callable[[int, Ranks], Sequence[Facts]]
+
+
+class Watch(Protocol):
+    """Times the steps of a training and ends it early, to forecast how long the whole takes."""
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """Settings that replace those of the training: few steps, with an "evaluation" after each
+        of them, and no saving.
+        """
+
+    def __call__(self, evaluate: Evaluate | None) -> Evaluate:
+        """Return the function that the training calls in place of its evaluation.
+
+        It is called when the model is loaded.
+        """
+
+
 """A function from the number of completed updates to lines of metrics, which are the same on all
 ranks. The ranks may divide its work."""
 
