@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import FrozenInstanceError
 from itertools import product
 from typing import Any
 
@@ -22,8 +23,9 @@ from maskwise.samplers.base import Sampler
 from maskwise.study import records as study_records
 from maskwise.study.prospects import prospect_lines, prospects_of
 from maskwise.tasks.judge import TRIAL_SEED
-from maskwise.verdict import primary_pairs, summarise
+from maskwise.verdict import judge, primary_pairs, summarise
 from maskwise.verdict.failures import ADAPTIVE, at_floor
+from maskwise.verdict.outcomes import Outcomes
 from maskwise.verdict.statistics import (
     detectable_difference,
     look_weights,
@@ -71,6 +73,22 @@ def gated(
     settings = {"gate": GATE, "contrasts": [["method", "random"]]} | changes
     summary = summary_of(scores, **settings)
     return summary, primaries(summary)
+
+
+def test_judging_changes_nothing_and_verdicts_are_frozen():
+    """The gate was stored in the table, and the dicts of rows were filled in five passes."""
+    study, records = study_of(
+        GATED | {"oracle": ALIKE}, gate=GATE, contrasts=[["method", "random"]]
+    )
+    table = Outcomes(records, study)
+    before = {name: runs.copy() for name, runs in table.values.items()}
+    first, second = (judge(table, table) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert (one.flags, one.p, one.decision) == (other.flags, other.p, other.decision)
+    assert all(np.array_equal(before[name], table.values[name], equal_nan=True) for name in before)
+    assert {one.decision for one in first if one.closed_by} == {"not comparable"}
+    with pytest.raises(FrozenInstanceError):
+        first[0].decision = "decided"
 
 
 def test_an_open_gate_lets_the_others_be_judged_at_the_full_level():
