@@ -164,6 +164,9 @@ def learn(
 
     Raises:
         MaskwiseError: as for ``maskwise.study``.
+
+    >>> learn("learn-supervised", out="runs/policy")["policy"]  # doctest: +SKIP
+    'runs/policy/policy'
     """
     from maskwise.recipe import read_recipe
     from maskwise.study.inputs import overrides_of

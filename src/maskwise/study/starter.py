@@ -491,7 +491,7 @@ def _estimated_sizes(task: Task, *, letters: bool) -> Iterator[int]:
 def fitting_tokens(sizes: Iterable[Sequence[int]]) -> int:
     """Return a number of tokens that is enough for nearly all labelled rows of each task.
 
-    >>> fitting_tokens([[10, 20, 400], [5]]), fitting_tokens([[100] * 198 + [3000] * 2])
+    >>> fitting_tokens([[10, 20, 400], [5]]), fitting_tokens([[100] * 199 + [3000]])
     (400, 512)
 
     Args:
