@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenize
 from maskwise.errors import MaskwiseError
 from maskwise.models import add_tokens, new_config, new_model
 from maskwise.recipe import read_recipe
+from maskwise.study.adapt import Request, answer_of, draft_of, smaller_plan
 from maskwise.study.checks import notes_of_texts
 from maskwise.study.plan import make_plan
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
@@ -311,3 +312,70 @@ def test_a_text_of_known_words_has_none_to_add(tmp_path):
 def test_a_file_may_have_a_mark_of_its_encoding(tmp_path):
     (tmp_path / "words.txt").write_text("\ufeffneuron\nβ2\n", encoding="utf-8")
     assert read_words(tmp_path / "words.txt") == ("neuron", "β2")
+
+
+# maskwise adapt --new-words
+# -------------------------------------------------------------------------------------------
+
+
+def asked(source: Path, tmp_path: Path, **more: Any) -> Request:
+    folder = source.parent
+    return Request(
+        model="bundled:encoder",
+        texts=str(folder / "corpus.jsonl"),
+        out=tmp_path / "out",
+        tasks=(str(folder / "task.jsonl"),),
+        **{"new_words": 5, "seeds": 7, **more},
+    )
+
+
+def test_adapt_compares_new_words_with_the_same_arm_without_them(source, tmp_path):
+    request = asked(source, tmp_path)
+    recipe = draft_of(request, aside=tmp_path).recipe
+    plain, longer = (recipe.arm(name, seed=0) for name in recipe.study.arms)
+    assert [*recipe.study.arms] == ["words-30", "words-30-new-words"]
+    assert longer.model.new_tokens == 5 and longer.without_new_tokens() == plain
+    # Two questions in one family: seven runs can decide both.
+    assert recipe.study.pairs == [
+        ("words-30", "no-pretraining"),
+        ("words-30-new-words", "words-30"),
+    ]
+    assert recipe.study.gate is None and request.least_runs == 7
+    assert "--new-words 5" in request.command() and "--runs" not in request.command()
+    assert "--runs 6" in asked(source, tmp_path, seeds=6).command()
+    # A smaller plan keeps both arms.
+    smaller, _ = smaller_plan(recipe, request, lambda smaller: 1e9, 60.0)
+    assert smaller.new_words == 5 and not any("study.arms" in text for text in smaller.overrides)
+
+
+def test_the_answer_speaks_of_both_questions(source, tmp_path):
+    recipe = draft_of(asked(source, tmp_path), aside=tmp_path).recipe
+    common = {"primary": True, "verdict": "open", "better": None, "outcome": "tasks", "n": 7}
+    rows = [
+        {**common, "arm": "words-30", "baseline": "no-pretraining", "sentence": "Open: A"},
+        {**common, "arm": "words-30-new-words", "baseline": "words-30", "sentence": "Open: B"},
+    ]
+    answer = answer_of({"contrasts": rows, "seconds": 60.0, "failures": []}, recipe)
+    assert answer.index("A") < answer.index("New words: Open: B.")
+
+
+@pytest.mark.slow
+def test_adapt_with_new_words_loads_in_other_libraries(source, tmp_path):
+    folder = source.parent
+    task = folder / "task.jsonl"
+    command = ["adapt", "bundled:encoder", folder / "corpus.jsonl", "--task", task]
+    command += ["--new-words", 5, "--steps", 2, "--runs", 2, "--out", tmp_path / "out", "--jobs", 1]
+    command += ["finetune.steps=2"]
+    assert maskwise(*command) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    flags = {
+        flag["code"]
+        for row in summary["contrasts"]
+        if row["outcome"].startswith("heldout:") and row["arm"].endswith("new-words")
+        for flag in row["flags"]
+    }
+    assert "different-tokenizers" in flags
+    for name in ("model", "sentence-model"):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / name)
+        config = json.loads((tmp_path / "out" / name / "config.json").read_text())
+        assert len(tokenizer) == config["vocab_size"]

@@ -158,14 +158,26 @@ def adapt(
         str | None,
         typer.Option(help="A policy from maskwise learn, for an additional arm."),
     ] = None,
+    new_words: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Words of your text that become tokens, in one more arm (docs/adapt.md).",
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of further training.")] = 600,
     head_steps: Annotated[
         int | None,
         typer.Option(min=1, help="Steps that train a new head, once for all runs. Default: ≤ 600."),
     ] = None,
     runs: Annotated[
-        int, typer.Option(min=1, max=MOST_SEEDS, help="Runs of each arm; at least 6 to decide.")
-    ] = 6,
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_SEEDS,
+            help="Runs of each arm. Default: 6, the least that can decide; 7 with --new-words.",
+        ),
+    ] = None,
     seeds: Annotated[
         str | None,
         typer.Option(help="The seeds of the runs, such as 6-35, in place of --runs."),
@@ -184,10 +196,10 @@ def adapt(
     OUT/adapt.yaml is the recipe that is run. The same command resumes an interrupted run.
     OUT/model is a folder for transformers, and OUT/sentence-model for sentence-transformers.
     """
-    from maskwise.study.adapt import TIME, Adaptation, Request
+    from maskwise.study.adapt import TIME, Adaptation, Request, fewest_runs
     from maskwise.study.timing import time_words
 
-    of_runs: int | tuple[int, ...] = runs
+    of_runs: int | tuple[int, ...] = runs or fewest_runs(new_words)
     if seeds is not None and seeds.isdecimal():
         # The former spelling of --runs.
         of_runs = whole_number("--seeds", int(seeds), least=1, most=MOST_SEEDS)
@@ -201,6 +213,7 @@ def adapt(
         tasks=(*(task or ()),),
         arms=(*map(str.strip, arms.split(",")),),
         policy=policy,
+        new_words=new_words,
         steps=steps,
         head_steps=head_steps,
         seeds=of_runs,

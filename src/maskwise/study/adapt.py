@@ -11,6 +11,7 @@ first on the frozen encoder, once for all runs.
     token-15, -30, -40      mask 15 % (the usual ratio), 30 or 40 % of the tokens
     tsdae                   train a decoder to restore the text from a sentence vector
     learned                 mask by a learned policy, whose folder the user gives
+    words-30-new-words      the same as words-30, with words of the text as new tokens
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ from maskwise.study.unread import names_in_study, refuse_unread
 from maskwise.tasks import load_task
 from maskwise.text import load_tokenizer
 from maskwise.text.settings import CorpusSettings
+from maskwise.verdict import statistics
 from maskwise.verdict.outcomes import ALL_TASKS, read_outcomes
-from maskwise.verdict.statistics import P_FROM_RUNS, can_decide
+from maskwise.verdict.statistics import ALPHA
 
 BEST = "words-30"
 PAIRS = "title-to-text"
@@ -148,6 +150,8 @@ class Request:
             that are held out from training.
         arms: names in ``starter.ARMS``. The first arm is compared with the unchanged model.
         policy: the folder of a learned masking policy, for an additional arm ``learned``.
+        new_words: the number of words of the text that become tokens in an additional arm, which is
+            compared with the first arm.
         steps: the number of further training steps.
         head_steps: the number of steps that train a new head first; None for the smaller of
             ``steps`` and ``STEPS``.
@@ -163,12 +167,23 @@ class Request:
     tasks: tuple[str, ...] = ()
     arms: tuple[str, ...] = (BEST,)
     policy: str | None = None
+    new_words: int | None = None
     steps: int = STEPS
     head_steps: int | None = None
     seeds: int | tuple[int, ...] = 6
     overrides: tuple[str, ...] = ()
     time: str | None = None
     jobs: int | None = None
+
+    @property
+    def extended(self) -> str | None:
+        """The name of the arm with new words; None without it."""
+        return None if self.new_words is None else f"{self.arms[0]}-new-words"
+
+    @property
+    def least_runs(self) -> int:
+        """The least number of runs of each arm with which every question can be decided."""
+        return fewest_runs(self.new_words)
 
     @property
     def seconds(self) -> float:
@@ -193,7 +208,18 @@ class Request:
         for task in asked.tasks:
             words += ["--task", task]
         usual = {field.name: field.default for field in fields(Request)}
-        for name in ("arms", "policy", "steps", "head_steps", "seeds", "time", "jobs", "out"):
+        usual["seeds"] = asked.least_runs
+        for name in (
+            "arms",
+            "policy",
+            "new_words",
+            "steps",
+            "head_steps",
+            "seeds",
+            "time",
+            "jobs",
+            "out",
+        ):
             value = getattr(asked, name)
             if value == usual[name]:
                 continue
@@ -206,6 +232,12 @@ class Request:
                 value = _seeds_words(value)
             words += [f"--{option}", str(value)]
         return shlex.join(words)
+
+
+def fewest_runs(new_words: int | None) -> int:
+    """Return the default number of runs: the least that can decide one question, or both."""
+    questions = 1 if new_words is None else 2
+    return statistics.fewest_runs(ALPHA / questions)
 
 
 def _seeds_words(seeds: Sequence[int]) -> str:
@@ -333,6 +365,12 @@ def _draft(
         settings["phases"] = [{"training": head}, {}]
         for name, arm in arms.items():
             arms[name] = {f"phases.1.{key}": value for key, value in arm.items()}
+    if request.extended:
+        first = request.arms[0]
+        arms[request.extended] = {**arms[first], "model.new_tokens": request.new_words}
+        # Neither question depends on the answer to the other.
+        settings["study"]["contrasts"].append([request.extended, first])
+        del settings["study"]["gate"]
     settings["study"]["arms"] = arms
     apply_overrides(settings, overrides)
     settings = {**nested(settings), "study": settings["study"]}
@@ -604,11 +642,11 @@ def smaller_plan(
 def _smaller(recipe: Recipe, request: Request) -> Iterator[Request]:
     """Yield smaller and smaller requests, with the same number of steps."""
     tuning = recipe.finetune
-    if len(recipe.study.arms) > 1:
+    if len(recipe.study.arms) > 1 and request.new_words is None:
         request = request.set_to(study__arms=recipe.study.pairs[0][0])
     yield request
-    if len(recipe.study.seed_list) > P_FROM_RUNS:
-        request = request.first_seeds(P_FROM_RUNS)
+    if len(recipe.study.seed_list) > request.least_runs:
+        request = request.first_seeds(request.least_runs)
         yield request
     # Embeddings of a frozen encoder are computed once, so they take no time that matters.
     trained = any(not load_task(task).frozen for task in request.tasks)
@@ -682,6 +720,9 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     for flag in row.get("flags", ()):
         if flag["code"] == "overlap" and not flag["facts"].get("minor"):
             said += f" But {flag['sentence']}: the arms may have memorised them."
+    for other in result["contrasts"]:
+        if other["primary"] and other["baseline"] == row["arm"]:
+            said += f" New words: {other['sentence']}."
     return said
 
 
@@ -693,11 +734,12 @@ def next_of(result: Plain, recipe: Recipe, request: Request) -> str:
         again = request.command()
         return f"Next: fix the errors, then repeat the failed work by this command: {again}"
     verdict = row["verdict"]
-    if verdict == "open" and not can_decide(row["n"], 1):
+    least = request.least_runs
+    if verdict == "open" and row["n"] < least:
         used = recipe.study.seed_list
-        more = (*used, *range(max(used) + 1, max(used) + 1 + P_FROM_RUNS - len(used)))
+        more = (*used, *range(max(used) + 1, max(used) + 1 + least - len(used)))
         enough = request.command(seeds=len(more) if more == (*range(len(more)),) else more)
-        return f"Next: add runs, because a decision needs at least {P_FROM_RUNS}: {enough}"
+        return f"Next: add runs, because a decision needs at least {least}: {enough}"
     if verdict in ("decided", "no difference that matters"):
         keep = f"keep {model}"
         if arm_that_helps(result):

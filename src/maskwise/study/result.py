@@ -324,8 +324,9 @@ def adapt(
     tasks: object = None,
     arms: Sequence[str] = ("words-30",),
     policy: str | Path | None = None,
+    new_words: int | None = None,
     steps: int = 600,
-    runs: int = 6,
+    runs: int | None = None,
     seeds: Sequence[int] | None = None,
     overrides: Overrides = (),
     time: str | None = None,
@@ -342,8 +343,10 @@ def adapt(
         out: the folder of the study. ``out``/adapt.yaml is the recipe that is run.
         arms: ways to train, of "words-30", "token-15", "token-30", "token-40" and "tsdae".
         policy: the folder of a policy from ``learn``, for an additional arm.
+        new_words: the number of words of the text that become tokens in an additional arm, which is
+            compared with the first.
         steps: steps of further training.
-        runs: runs of each arm; a decision needs at least 6.
+        runs: runs of each arm; None for the least that can decide, 6, or 7 with ``new_words``.
         seeds: the seeds of the runs, in place of ``runs``.
         overrides: further settings of the recipe to change.
         time: a time limit such as "90m". If the study takes longer, nothing is run.
@@ -356,8 +359,9 @@ def adapt(
     >>> adapted = adapt("bundled:encoder", "my_texts.txt", out="runs/a")  # doctest: +SKIP
     >>> adapted.helps, adapted.model  # doctest: +SKIP
     """
-    from maskwise.study.adapt import Adaptation, Request
+    from maskwise.study.adapt import Adaptation, Request, fewest_runs
 
+    of_runs = fewest_runs(new_words) if runs is None else runs
     out = Path(out)
     request = Request(
         model=str(model),
@@ -366,8 +370,9 @@ def adapt(
         tasks=() if tasks is None else (*task_specs(tasks, out / DATA),),
         arms=(*arms,),
         policy=None if policy is None else str(policy),
+        new_words=new_words,
         steps=steps,
-        seeds=runs if seeds is None else (*seeds,),
+        seeds=of_runs if seeds is None else (*seeds,),
         overrides=(*overrides_of(overrides, None, None, out),),
         time=time,
         jobs=jobs,

@@ -22,7 +22,8 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -170,10 +171,8 @@ def given_words(words: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> lis
     Raises:
         MaskwiseError: a word is a token already, or the tokenizer cannot be extended.
     """
-    found: dict[tuple[int, ...], NewWord] = {}
-    for word in words:
-        (spaced,) = tokenise([Document("", f" {word}")], tokenizer)
-        ids = spaced.columns["input_ids"].tolist()
+    require_extensible(tokenizer)
+    for word, ids in zip(words, _ids_of((f" {word}" for word in words), tokenizer)):
         why = ""
         if tokenizer.unk_token_id in ids:
             why = "the tokenizer does not know its letters"
@@ -185,10 +184,9 @@ def given_words(words: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> lis
                 got=why,
                 do="remove it from the file",
             )
-        # For byte-level BPE, a word has two forms: with and without a space before it.
-        for form in count_words([Document("", f" {word}"), Document("", word)], tokenizer):
-            found.setdefault(form.pieces, form)
-    return [*found.values()]
+    # For byte-level BPE, a word has two forms: with and without a space before it.
+    texts = chain.from_iterable((f" {word}", word) for word in words)
+    return count_words((Document("", text) for text in texts), tokenizer)
 
 
 def wanted_words(new_tokens: int | str) -> int | tuple[str, ...]:
@@ -299,16 +297,26 @@ def extend(tokenizer: PreTrainedTokenizerFast, words: Sequence[NewWord]) -> Exte
     else:
         longer = _with_entries(tokenizer, [entry for entry, _ in entries], words)
     pieces = {}
-    for number, (word, (_, text)) in enumerate(zip(words, entries)):
-        found = [*tokenise([Document("", text.replace("\u2581", " "))], longer)]
-        if found[0].columns["input_ids"].tolist() != [first + number]:
+    texts = [text.replace("\u2581", " ") for _, text in entries]
+    for number, (word, found) in enumerate(zip(words, _ids_of(texts, longer)), first):
+        if found != [number]:
             raise MaskwiseError(
                 f"model.new_tokens: the tokenizer cannot have {word.text!r} as a token",
                 got=tokenizer.tokenize(word.text),
                 do="remove this word from the file",
             )
-        pieces[first + number] = word.pieces
+        pieces[number] = word.pieces
     return Extended(longer, pieces)
+
+
+def _ids_of(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
+    """Yield the tokens of each text, as in a corpus."""
+    for batch in tokenise((Document("", text) for text in texts), tokenizer):
+        ids = batch.columns["input_ids"].tolist()
+        end = 0
+        for size in batch.lengths.tolist():
+            yield ids[end : end + size]
+            end += size
 
 
 def _with_entries(
