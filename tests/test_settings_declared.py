@@ -136,6 +136,7 @@ CASES = {
     "corpus.layout": Case("document"),
     "corpus.attention": Case("row"),
     "corpus.held_out": Case("0.4"),
+    "corpus.group_field": Case("id"),
     "corpus.stream": Case("true"),
     "corpus.shuffle": Case("0", STREAM),
     "corpus.repeat": Case("false", STREAM),

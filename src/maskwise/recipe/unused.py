@@ -239,6 +239,7 @@ UNUSED = (
         )
         for name, why in (
             ("text_field", "has no effect, because no file of corpus.source has fields"),
+            ("group_field", "has no effect, because no file of corpus.source has fields"),
             ("text_per", "has no effect, because corpus.source is not plain text (.txt)"),
         )
     ),

@@ -721,7 +721,7 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
         if flag["code"] == "overlap" and not flag["facts"].get("minor"):
             said += f" But {flag['sentence']}: the arms may have memorised them."
     for other in result["contrasts"]:
-        if other["primary"] and other["baseline"] == row["arm"]:
+        if other["primary"] and other.get("baseline") == row["arm"]:
             said += f" New words: {other['sentence']}."
     return said
 

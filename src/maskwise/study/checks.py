@@ -5,6 +5,7 @@ A study compares arms, which are ways to pre-train. An arm may train in several 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from operator import attrgetter
@@ -15,7 +16,7 @@ from maskwise.annotate.registry import annotator
 from maskwise.annotate.shard import require_live
 from maskwise.constants import DIFFUSION, ranks_here
 from maskwise.devices import bf16_note
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, plural, require_known
 from maskwise.evaluation import load_sets
 from maskwise.evaluation.scoring import spread
 from maskwise.families import adapter_of, check_room, most_tokens, require_kind
@@ -39,10 +40,11 @@ from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import MAX_LENGTH
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
-from maskwise.text.documents import lines_note
+from maskwise.text.documents import group_of, lines_note
 from maskwise.text.layers import token_layers
 from maskwise.text.new_words import given_words, require_extensible, wanted_words
 from maskwise.text.pieces import SPECIAL, read_pieces, tokenise, unknown_share
+from maskwise.text.readers import whole_name
 from maskwise.text.rows import holds_out
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
@@ -64,6 +66,8 @@ FEW_DOCUMENTS = 8
 """Number of documents in which letters that are not nucleotides are looked for."""
 ENOUGH_CHARACTERS = 2_000_000
 """Held-out text of this size has enough rows for the probes of any sampler."""
+FEWEST_GROUPS = 20
+"""With fewer groups, the share that is held out is far from ``corpus.held_out`` too often."""
 MEASURED_ROWS = 1000
 """The maximum number of rows of a split (train or test) whose tokens are counted."""
 MOST_UNKNOWN = 0.01
@@ -320,6 +324,8 @@ def _check_text(link: Recipe) -> Iterator[str]:
     corpus = link.corpus
     for part in corpus.parts():
         require_documents(part)
+    if corpus.group_field and not corpus.stream:
+        yield groups_note(corpus, corpus.group_field)
     if corpus.text_per == "auto":
         yield from filter(None, map(lines_note, corpus.sources))
     # A stream is annotated while it is read. Annotators that need the whole corpus raise an error.
@@ -335,6 +341,51 @@ def _check_text(link: Recipe) -> Iterator[str]:
                 ),
             )
     _check_layers(link)
+
+
+def groups_note(corpus: CorpusSettings, field: str) -> str:
+    """Say which share of a text is held out by groups. The text is read once.
+
+    Raises:
+        MaskwiseError: there are few groups, or the share differs much from ``corpus.held_out``.
+    """
+    sizes = Counter[str]()
+    held_out = set[str]()
+    grouped = 0
+    for document in corpus.documents():
+        group = group_of(document, field)
+        grouped += group is not None
+        # A document without a group decides alone.
+        name = group or whole_name(document.id)
+        sizes[name] += len(document.text)
+        if holds_out(document, corpus.held_out):
+            held_out.add(name)
+    what = f"corpus.group_field={field}"
+    if not grouped:
+        raise MaskwiseError(
+            f"{what}: no document of {corpus.title} has this field",
+            do="name the field with the group of each document",
+        )
+    if len(sizes) < FEWEST_GROUPS:
+        raise MaskwiseError(
+            f"{what}: {corpus.title} has too few groups to hold some out",
+            got=plural(len(sizes), "group"),
+            allowed=f"≥ {FEWEST_GROUPS}",
+            do="name a finer field, or remove corpus.group_field",
+        )
+    share = sum(sizes[name] for name in held_out) / sum(sizes.values())
+    wanted = corpus.held_out
+    if not wanted / 2 <= share <= 2 * wanted:
+        raise MaskwiseError(
+            f"{what}: the groups that are held out are {share:.1%} of the text",
+            got=f"{len(held_out):,} of {len(sizes):,} groups",
+            allowed=f"{wanted / 2:.1%} to {2 * wanted:.1%} (corpus.held_out={wanted:g})",
+            do="change corpus.held_out, or name a finer field",
+        )
+    return (
+        f"{corpus.title}: {len(held_out):,} of {len(sizes):,} groups by {field} are held out, "
+        f"{share:.1%} of the text"
+    )
 
 
 def _check_layers(link: Recipe) -> None:

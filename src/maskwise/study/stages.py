@@ -378,7 +378,7 @@ def finetune_stage(
 def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:
     """Return the stage that searches a training corpus for the test items of a task."""
     # The search reads documents, so the settings of rows do not matter.
-    parts = {"source", "text_field", "text_per", "limit", "held_out"}
+    parts = {"source", "text_field", "text_per", "limit", "held_out", "group_field"}
     corpus = recipe.corpus.text.model_dump(mode="json", include=parts)
     what = {
         "corpus": corpus,

@@ -20,7 +20,7 @@ from typing import Any, NotRequired, TypeAlias, TypedDict, TypeVar
 
 import yaml
 
-from maskwise.errors import MaskwiseError, require_known, unknown_name
+from maskwise.errors import MaskwiseError, plural, require_known, unknown_name
 from maskwise.folders import FilesState, files_state
 from maskwise.specs import user_path
 from maskwise.tasks.columns import Names, label_of, place_of
@@ -283,6 +283,64 @@ def shared_text(record: Mapping[str, object], names: Sequence[str]) -> str:
     return ""
 
 
+TEST_SHARE = 0.15
+"""The share of the rows of one file that are test rows, and of those that are dev rows."""
+FEWEST_GROUPS = 20
+"""With fewer groups, the sizes of the splits are far from the wanted sizes too often."""
+
+
+def group_key(record: Mapping[str, object], column: str | None) -> str:
+    """Return the text that decides the split of all rows of a group; "" for a row without one."""
+    if column is None:
+        return ""
+    value = record.get(column)
+    if value is None or value != value or not str(value).strip():
+        return ""
+    return f"{column}={value}"
+
+
+def groups_note(splits: Mapping[str, Keyed[T]], parts: Mapping[str, Sequence[T]], what: str) -> str:
+    """Say how groups of rows were split.
+
+    Args:
+        splits: the rows of each split of the files, with the keys of their groups.
+        parts: the rows of train, dev and test.
+        what: the beginning of messages.
+
+    Raises:
+        MaskwiseError: there are few groups, two splits of the files have rows of one group, or the
+            share of the test rows differs much from 15 %.
+    """
+    homes: dict[str, set[str]] = {}
+    for split, keyed in splits.items():
+        for key, _ in keyed:
+            homes.setdefault(key, set()).add(split)
+    torn = [key for key, found in homes.items() if len(found) > 1]
+    if torn:
+        raise MaskwiseError(
+            f"{what}: {plural(len(torn), 'group')} in two splits of the files",
+            got=f"{torn[0]} in {' and '.join(sorted(homes[torn[0]]))}",
+            do="remove the column split, so that the rows are split by their groups",
+        )
+    if len(homes) < FEWEST_GROUPS:
+        raise MaskwiseError(
+            f"{what}: too few groups to split",
+            got=plural(len(homes), "group"),
+            allowed=f"≥ {FEWEST_GROUPS}",
+            do="name a finer column, or remove split_by",
+        )
+    rows = sum(map(len, parts.values()))
+    share = len(parts["test"]) / max(1, rows)
+    made_here = len(splits) == 1 and bool(parts["train"])
+    if made_here and not TEST_SHARE / 2 <= share <= 2 * TEST_SHARE:
+        raise MaskwiseError(
+            f"{what}: the test groups have {share:.0%} of the rows",
+            allowed=f"{TEST_SHARE / 2:.1%} to {2 * TEST_SHARE:.0%}",
+            do="name a finer column, or give a column split",
+        )
+    return f"{len(homes):,} groups, {share:.0%} of the rows are test"
+
+
 def splits_of(splits: Mapping[str, Keyed[T]], place: str) -> tuple[dict[str, list[T]], Names]:
     """Split keyed rows into train, dev and test by the rules in the docstring of ``loading``.
 
@@ -298,8 +356,8 @@ def splits_of(splits: Mapping[str, Keyed[T]], place: str) -> tuple[dict[str, lis
             whole = splits["all"]
         parts = {
             "train": _between(whole, 0, 0.7),
-            "dev": _between(whole, 0.7, 0.85),
-            "test": _between(whole, 0.85, 1),
+            "dev": _between(whole, 0.7, 1 - TEST_SHARE),
+            "test": _between(whole, 1 - TEST_SHARE, 1),
         }
         return parts, (f"{what}, split 70/15/15",)
     notes = []

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from maskwise.errors import MaskwiseError, counted, require_known
+from maskwise.errors import MaskwiseError, counted, require_known, unknown_name
 from maskwise.plugins import Table
 from maskwise.specs import read_options, with_options
 from maskwise.tasks.classes import (
@@ -59,6 +59,8 @@ from maskwise.tasks.embeddings import (
 from maskwise.tasks.files import (
     CARDS,
     TableOptions,
+    group_key,
+    groups_note,
     merged,
     only_test,
     read_splits,
@@ -110,6 +112,7 @@ def load_task(
     pair: str | int | None = None,
     label: str | int | None = None,
     where: str | None = None,
+    split_by: str | None = None,
     missing: str | float | tuple[str | float, ...] | None = None,
     card: str | None = None,
     metric: str | None = None,
@@ -140,6 +143,8 @@ def load_task(
             ``text`` may be a template such as "{question} {context}". ``a|b`` means column a, or
             column b if a does not exist.
         where: a condition "column=value", such as "year=2014". Other rows are dropped.
+        split_by: a column with the group of each row, such as its author. No group has rows in two
+            splits. A row without a group decides alone.
         missing: one or several labels that mean "not labelled", such as -1 or ("NA", "null"). Rows
             with such a label are dropped and counted, like rows with an empty cell.
         card: the card of a published task, whose arguments are defaults for this function.
@@ -243,6 +248,7 @@ def _read_task(
     pair: object = None,
     label: object = None,
     where: str | None = None,
+    split_by: str | None = None,
     missing: object = None,
     metric: str | None = None,
     train_rows: int | None = None,
@@ -324,6 +330,8 @@ def _read_task(
             continue
         unlabelled = f"{split}: {NO_LABEL}"
         columns = merged(part)
+        if split_by is not None and split_by not in columns:
+            raise unknown_name(f"split_by column of {place}", split_by, map(str, columns))
         # Benchmarks publish test rows without the label column, or with −1 as every label.
         label_columns = {fields.label, f"{fields.label}1"}
         if split == "test" and fields.label and label_columns.isdisjoint(columns):
@@ -346,7 +354,7 @@ def _read_task(
             if isinstance(row, str):
                 skipped[f"{split}: {row}"] += 1
             else:
-                key = shared_text(record, shared[split]) or row.key
+                key = group_key(record, split_by) or shared_text(record, shared[split]) or row.key
                 keyed[split].append((key, row))
 
     splits: Mapping[str, TaskRows]
@@ -356,6 +364,8 @@ def _read_task(
     else:
         needed = ("test",)
         splits, cuts = only_test(keyed)
+    if split_by is not None:
+        notes.append(groups_note(keyed, splits, f"{place}: split_by={split_by}"))
     for split in needed:
         if not splits[split]:
             what = f"the {split} split of {place} is empty"

@@ -166,9 +166,10 @@ class Documents:
             name = PartName.of(self.prefix + name, name)
         if isinstance(text, Mapping):
             own_name = text.get(self.fields.id)
-            # In tables, an empty cell is "" or NaN.
-            if str(own_name).strip() not in ("", "nan", "None"):
+            if not _is_empty(own_name):
                 name = str(own_name)
+            if self.fields.group:
+                name = _in_group(name, text, self.fields.group)
             text = inside(text, self.fields.text)
         if not isinstance(text, str):
             return Skip(NO_TEXT)
@@ -180,6 +181,25 @@ class Documents:
         if not is_utf8(text) or not is_utf8(name):
             return Skip(NOT_UTF8)
         return Document(name, text)
+
+
+def _is_empty(cell: object) -> bool:
+    # In tables, an empty cell is "" or NaN.
+    return str(cell).strip() in ("", "nan", "None")
+
+
+def _in_group(name: str, record: Mapping[str, object], field: str) -> str:
+    """Return the name of a document of a group, whose name decides whether it is held out."""
+    group = inside(record, field)
+    if _is_empty(group):
+        return name
+    return PartName.of(name, f"{field}={group}")
+
+
+def group_of(document: Document, field: str) -> str | None:
+    """Return the group of a document by a field; None if it has no value there."""
+    whole = whole_name(document.id)
+    return whole if whole.startswith(f"{field}=") and whole != document.id else None
 
 
 class Joined(Documents):
@@ -332,6 +352,7 @@ def read_documents(
     text_field: str = "text",
     id_field: str = "id",
     text_per: str = "auto",
+    group_field: str = "",
     limit: int | None = None,
     keep_repeated: bool = False,
 ) -> Documents:
@@ -362,6 +383,8 @@ def read_documents(
             "FILE#NUMBER", or "0", "1", … in a list.
         text_per: what one document of a plain text file is: "line", "block" (between blank lines),
             or "auto", which guesses from the beginning of the file.
+        group_field: a field with the group of each document, such as its author. Either all
+            documents of a group are held out or none. A document without a group decides alone.
         limit: the maximum number of documents.
         keep_repeated: whether to yield a text that equals an earlier text.
 
@@ -377,7 +400,7 @@ def read_documents(
     if limit is not None and limit < 1:
         raise MaskwiseError("limit must be a positive number of documents", got=limit)
     require_known("text_per", text_per, ("auto", "line", "block"))
-    fields = FieldNames(text_field, id_field, text_per)
+    fields = FieldNames(text_field, id_field, text_per, group_field)
     opener, name = _resolve(source, fields)
     return Documents(opener, name=name, fields=fields, limit=limit, keep_repeated=keep_repeated)
 

@@ -72,14 +72,19 @@ class FieldNames(NamedTuple):
             If "", all fields are read.
         id: the field that holds the document's name.
         per: "line", "block" (between blank lines) or "auto" (see ``text_per``).
+        group: the field, or path, whose value all documents of a group have, such as their author;
+            "" for none. Either all documents of a group are held out or none.
     """
 
     text: str = "text"
     id: str = "id"
     per: str = "auto"
+    group: str = ""
 
 
 ALL_FIELDS = FieldNames("")
+FIELDS = ("text_field", "group_field")
+"""Settings of a corpus that name fields of its records."""
 
 Entry: TypeAlias = Skip | tuple[str, Any]
 """The name and the content of a record. The content is a string or, usually, a `Record`; JSON may
@@ -199,12 +204,12 @@ def unread_fields(source: str) -> dict[str, str]:
     """
     ending = known_ending(Path(source), (*CORPUS_ENDINGS, ".conllu", ".conllu.gz"))
     if ending in TEXT_ENDINGS:
-        return {"text_field": f"has no effect, because {source} has no fields"}
+        return dict.fromkeys(FIELDS, f"has no effect, because {source} has no fields")
     found = {}
     if ending or source.startswith(("bundled:", "hf:")):
         found["text_per"] = f"has no effect, because {source} is not plain text (.txt)"
     if ending in (*FASTA_ENDINGS, ".conllu", ".conllu.gz"):
-        found["text_field"] = f"has no effect, because {source} has no fields"
+        found |= dict.fromkeys(FIELDS, f"has no effect, because {source} has no fields")
     return found
 
 
@@ -475,7 +480,12 @@ def wanted(columns: list[str], fields: FieldNames, where: str) -> list[str]:
         text = text.split(".")[0]
     if text not in columns:
         raise unknown_name(f"text field of {where}:", fields.text, columns, do=NAME_IT)
-    return [column for column in (fields.id, text) if column in columns]
+    group = fields.group
+    if group not in columns:
+        group = group.split(".")[0]
+    if group and group not in columns:
+        raise unknown_name(f"group field of {where}:", fields.group, columns)
+    return [column for column in (fields.id, text, group) if column in columns]
 
 
 def numbered_rows(rows: Iterable[object], name: str) -> Iterator[Entry]:

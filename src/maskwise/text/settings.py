@@ -9,10 +9,18 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from tokenizers import AddedToken
 
 from maskwise import folders
@@ -74,6 +82,9 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
     """Whether attention in packed rows stays within each document or spans the whole row."""
     held_out: Weights[float] = Field(0.02, gt=0, lt=0.5)
     """Share of the documents that is held out from training."""
+    group_field: Weights[str | None] = Field(None, min_length=1)
+    """A field with the group of each document, such as its author, patient or cluster. Either all
+    documents of a group are held out or none."""
     stream: Weights[bool] = False
     """Whether to read the text during training, for text that is too large to prepare. The source
     is a file, a folder, a pattern such as ``texts/*.parquet``, or ``hf:NAME``.
@@ -90,6 +101,15 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
     layers: Weights[tuple[str, ...]] = ()
     """Annotators, such as pos (parts of speech). Their values for tokens are kept with the rows as
     "layers". stored("FOLDER") reads saved annotations."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Names of stages are hashes of their settings. A corpus without groups has the name that it
+        # had before there were any.
+        settings: dict[str, Any] = dump(self)
+        if self.group_field is None:
+            settings.pop("group_field", None)
+        return settings
 
     @field_validator("source", mode="before")
     @classmethod
@@ -210,7 +230,7 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
     @property
     def record_fields(self) -> FieldNames:
         """The names of a record's fields."""
-        return FieldNames(self.text_field, per=self.text_per)
+        return FieldNames(self.text_field, per=self.text_per, group=self.group_field or "")
 
     def shards(self) -> dict[str, list[Shard]]:
         """Return a stream's shards, keyed by source.
@@ -241,7 +261,11 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
             return parts
         for number, source in enumerate(self.sources):
             part = read_documents(
-                source, text_field=self.text_field, text_per=self.text_per, limit=self.limit
+                source,
+                text_field=self.text_field,
+                text_per=self.text_per,
+                group_field=self.group_field or "",
+                limit=self.limit,
             )
             # Masks depend on names, and two sources of a mix may both have a file train.jsonl.
             if number:
