@@ -281,6 +281,7 @@ def test_pretrain_and_finetune(inputs, tmp_path, capfd):
         "done.json",
         "metrics.jsonl",
         "recipe.yaml",
+        "stage.json",
         "stages",
     ]
     assert damage(out / "checkpoint") is None
@@ -297,9 +298,14 @@ def test_pretrain_and_finetune(inputs, tmp_path, capfd):
     before = yaml.safe_load(kept)
     before["model"]["settings"]["norm_eps"] = 1e-4
     (out / "recipe.yaml").write_text(yaml.safe_dump(before))
+    stage = (out / "stage.json").read_text()
+    inputs_before = json.loads(stage)
+    inputs_before["what"]["model"]["settings"]["norm_eps"] = 1e-4
+    (out / "stage.json").write_text(json.dumps(inputs_before))
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2
     assert "other values of model.settings.norm_eps" in capfd.readouterr().err
     (out / "recipe.yaml").write_text(kept)
+    (out / "stage.json").write_text(stage)
     [corpus] = [path for path in inputs.iterdir() if path.name.startswith("corpus")]
     text = corpus.read_bytes()
     corpus.write_bytes(text + text.splitlines(keepends=True)[0].replace(b"a", b"o"))
@@ -367,7 +373,7 @@ def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe
 ):
     recipe, out = inputs / "recipe.yaml", tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr("maskwise.study.single.pretrain", _diverge)
+        patched.setattr("maskwise.study.work.pretrain", _diverge)
         assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
     assert (out / "recipe.yaml").is_file()
     # Another text too; what was prepared of the first one goes, so that a change of this one is
@@ -409,7 +415,7 @@ def test_two_runs_do_not_share_a_folder(inputs, tmp_path, monkeypatch, capfd):
         codes.append(maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.3", "--out", out))
         _diverge(folder=folder)
 
-    monkeypatch.setattr("maskwise.study.single.pretrain", meanwhile)
+    monkeypatch.setattr("maskwise.study.work.pretrain", meanwhile)
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2 and codes == [2]
     assert f"another run is training in {out}" in capfd.readouterr().err
     assert "ratio: 0.15" in (out / "recipe.yaml").read_text()

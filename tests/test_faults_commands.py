@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from maskwise.folders import damage, write_json
-from maskwise.study import single, work
+from maskwise.study import work
 from maskwise.tasks import judge
 from maskwise.training.engine import Engine
 from processes import PATIENCE, wait_for
@@ -101,8 +101,7 @@ def test_a_training_that_is_killed_before_its_result_is_written_is_not_begun_ane
         write_json(path, value)
 
     with monkeypatch.context() as patch:
-        for module in (single, work):
-            patch.setattr(module, "write_json", kill)
+        patch.setattr(work, "write_json", kill)
         whole = count_updates(patch)
         with pytest.raises(Killed):
             maskwise(*arguments, "--out", out, "--json")

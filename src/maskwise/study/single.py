@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from maskwise.constants import rank_here
-from maskwise.devices import hardware, versions
 from maskwise.errors import MaskwiseError
 from maskwise.folders import (
     claim_run,
-    finite,
     read_json,
-    require_file,
     require_own,
-    write_json,
     write_whole,
 )
 from maskwise.printing import print_notes
@@ -34,14 +29,21 @@ from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override
 from maskwise.recipe.unused import refuse_unused
 from maskwise.specs import different_settings
-from maskwise.study.checks import check_inputs, notes_of_texts, require_policy
+from maskwise.study.checks import check_inputs, notes_of_texts
 from maskwise.study.inputs import DATA
-from maskwise.study.pretraining import pretrain
-from maskwise.study.stages import DONE, STAGE, Stage, learn_stage, prepare_stage
+from maskwise.study.stages import (
+    CHECKPOINT,
+    DONE,
+    KINDS,
+    STAGE,
+    Stage,
+    learn_stage,
+    prepare_stage,
+    pretrain_stage,
+)
 from maskwise.study.store import StageStore
-from maskwise.study.work import forget_learning, lesson_of, open_text, run_stage, starting_from
+from maskwise.study.work import run_stage
 from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
-from maskwise.training.checkpoint import forget_states
 from maskwise.training.engine import FREE
 
 PHASE = "phase-"
@@ -87,7 +89,8 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         quiet: whether to hide progress.
 
     Returns:
-        The content of ``done.json``, and the path of the ``checkpoint`` folder.
+        The content of ``done.json``, with the ``seconds`` of all phases, and the path of the
+        ``checkpoint`` folder.
 
     Raises:
         MaskwiseError: the input is invalid; or the folder contains other files, a run of a
@@ -95,87 +98,90 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     """
     recipe = with_own_seed(recipe.model_copy(update={"study": StudySettings(), "tasks": ()}))
     if _is_first():
-        _require_same_run(out, recipe)
-    links = recipe.links()
-    require_policy(links)
+        require_own(out, "recipe.yaml", f"{DATA}/*.jsonl", what="a run of this recipe")
     notes = check_inputs(recipe)
     if _is_first() and not quiet:
         print_notes(notes)
+    if any(link.learns for link in recipe.links()):
+        raise MaskwiseError(
+            "maskwise pretrain cannot learn a masking policy",
+            do="run maskwise learn first, then set masking.policy to learned('OUT/policy')",
+        )
+    texts, trainings = stages_of(recipe)
+    # The last phase is in the run's folder itself.
+    folders = [*(out / f"{PHASE}{number}" for number in range(len(trainings) - 1)), out]
+    places = {stage.name: folder for stage, folder in zip(trainings, folders)}
+    store = StageStore(out / "stages", places=places)
+    if _is_first():
+        _require_same_run(out, recipe, dict(zip(folders, trainings)))
+    # A finished run is not claimed, because its folder may be an archive.
+    results = _finished(trainings, store)
+    if not results:
+        with _claimed(out, "another run is training in", lock="stages/.training.lock"):
+            if _is_first():
+                _begin(out, recipe, texts, folders)
+            for text in dict.fromkeys(texts):
+                run_stage(text, store)
+            if _is_first() and not quiet:
+                print_notes(notes_of_texts(texts, store))
+            results = [run_stage(training, store, quiet=quiet) for training in trainings]
+    seconds = round(sum(result["seconds"] for result in results), 1)
+    return results[-1] | {"seconds": seconds, "checkpoint": str(out / "checkpoint")}
+
+
+def _finished(stages: Sequence[Stage], store: StageStore) -> list[Plain]:
+    """Return the results of stages; an empty list if one of them is not finished."""
+    results = []
+    for stage in stages:
+        result = store.result(stage)
+        if result is None:
+            return []
+        if _is_first():
+            # A process that was killed may have left them.
+            KINDS[stage.kind].forget(store.folder(stage))
+        results.append(result)
+    return results
+
+
+def stages_of(recipe: Recipe) -> tuple[list[Stage], list[Stage]]:
+    """Return the text and the training of each phase of a recipe."""
+    links = recipe.links()
     first = prepare_stage(links[0])
     texts = [first, *(prepare_stage(link, after=first) for link in links[1:])]
-    if _is_first():
-        _require_same_texts(out, texts)
-    checkpoint = {"checkpoint": str(out / "checkpoint")}
-    result = read_json(out / DONE)
-    # A file from an older version, or a damaged file, may lack these keys. The run then continues
-    # from its last saved state.
-    if result and {"heldout", "seconds"} <= result.keys():
-        if _is_first():
-            forget_states(out)
-        return result | checkpoint
-    began = time.perf_counter()
-    store = StageStore(out / "stages")
-    with _claimed(out, "another run is training in", lock="stages/.training.lock"):
-        if _is_first():
-            _prepare(recipe, texts, out)
-            if not quiet:
-                print_notes(notes_of_texts(texts, store))
-        result = {}
-        before: Path | None = None
-        facts = {"recipe": recipe.name, "corpus": recipe.corpus.title}
-        folders = [out / f"{PHASE}{number}" for number in range(len(links) - 1)]
-        for link, text, folder in zip(links, texts, [*folders, out]):
-            require_file(store.folder(text) / DONE)
-            # A phase other than the last is finished if it has a checkpoint.
-            if folder == out or not (folder / "checkpoint").is_dir():
-                data = open_text(store.folder(text))
-                start = starting_from(before, link)
-                result = pretrain(data, start, folder=folder, quiet=quiet, facts=facts)
-            before = folder / "checkpoint"
-            require_file(before / "config.json")
-            if _is_first() and folder != out:
-                forget_states(folder)
-        seconds = round(time.perf_counter() - began, 1)
-        result |= {"seconds": seconds, "versions": versions(), "hardware": hardware()}
-        if _is_first():
-            write_json(out / DONE, result)
-            forget_states(out)
-    return result | checkpoint
+    trainings: list[Stage] = []
+    before: Stage | None = None
+    for link, text in zip(links, texts):
+        before = pretrain_stage(link, text, after=before)
+        card = {"recipe": recipe.name, "corpus": recipe.corpus.title}
+        trainings.append(replace(before, how=before.how | {"card": card}))
+    return texts, trainings
 
 
-def _prepare(recipe: Recipe, texts: list[Stage], out: Path) -> None:
-    """Write the recipe and prepare the texts.
-
-    If a run in the folder failed before its first state was saved, its folders are removed.
-    """
-    if not _begun(out):
+def _begin(out: Path, recipe: Recipe, texts: list[Stage], folders: list[Path]) -> None:
+    """Write the recipe. Remove what a run left that failed before its first state was saved."""
+    if not any(map(_is_begun, folders)):
         names = [text.name for text in texts]
         stale = [path for path in (out / "stages").glob("prepare-*") if path.name not in names]
-        for folder in (*stale, *_earlier(out)):
+        for folder in (*stale, *out.glob(f"{PHASE}*")):
             shutil.rmtree(folder, ignore_errors=True)
     write_whole(out / "recipe.yaml", recipe.to_yaml())
-    for text in texts:
-        run_stage(text, StageStore(out / "stages"))
 
 
-def _require_same_texts(out: Path, texts: list[Stage]) -> None:
-    """Raise an error if the folder contains a run on a different text."""
-    before = [path.name for path in (out / "stages").glob("prepare-*")]
-    new = [text.name for text in texts if text.name not in before]
-    if before and new and _begun(out):
-        raise MaskwiseError(
-            f"--out {out} contains a run on a different text: the corpus or the installed versions "
-            "have changed",
-            got=new[0],
-            allowed=before[0],
-            do=ANOTHER_FOLDER,
-        )
+def _is_begun(folder: Path) -> bool:
+    """Return whether a training in a folder has a result, a checkpoint or a resumable state."""
+    return any(any(folder.glob(mark)) for mark in (DONE, CHECKPOINT, "resume/step-*"))
 
 
-def _require_same_run(out: Path, recipe: Recipe) -> None:
-    """Raise an error if the folder contains other files, or a run of a different recipe."""
-    require_own(out, "recipe.yaml", what="a run of this recipe")
-    if not _begun(out):
+def _require_same_run(out: Path, recipe: Recipe, trainings: Mapping[Path, Stage]) -> None:
+    """Raise an error if the folder contains another run, which would be lost."""
+    others = []
+    for folder, training in trainings.items():
+        before = read_json(folder / STAGE) or {}
+        if _is_begun(folder) and _made_of(before) != _made_of(training.as_dict()):
+            others.append(before)
+    # A run may have had more phases.
+    more = [path for path in out.glob(f"{PHASE}*") if path not in trainings and _is_begun(path)]
+    if not others and not more:
         return
     free = {"training": FREE}
     before = read_recipe(out / "recipe.yaml").model_dump(mode="json", exclude=free)
@@ -186,17 +192,25 @@ def _require_same_run(out: Path, recipe: Recipe) -> None:
             got=f"other values of {', '.join(changed)}",
             do=ANOTHER_FOLDER,
         )
+    raise MaskwiseError(
+        f"--out {out} contains a run on a different text: the corpus, another file or the "
+        "installed versions have changed",
+        do=ANOTHER_FOLDER,
+    )
 
 
-def _begun(out: Path) -> bool:
-    """Return whether the folder has a result, a checkpoint or a resumable state."""
-    marks = product((out, *_earlier(out)), (DONE, "checkpoint", "resume/step-*"))
-    return any(any(folder.glob(mark)) for folder, mark in marks)
-
-
-def _earlier(out: Path) -> list[Path]:
-    """List the folders of all phases except the last."""
-    return list(out.glob(f"{PHASE}*"))
+def _made_of(stage: Plain) -> Plain:
+    """Return the inputs of a training, without those that may change when it is resumed."""
+    if not stage:
+        return {}
+    what = stage["what"]
+    training = {key: value for key, value in what["training"].items() if key not in FREE}
+    return {
+        "what": what | {"training": training},
+        "evaluation": stage["how"]["evaluation"],
+        # The name of an earlier phase contains the settings that may change.
+        "text": stage["needs"][0],
+    }
 
 
 # maskwise finetune
@@ -263,7 +277,28 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     recipe = with_own_seed(recipe)
     if _is_first():
         require_own(out, "recipe.yaml", f"{DATA}/*.jsonl", what="a policy of this recipe")
-    stage = learned_from(recipe)
+    text, stage = _learning(recipe)
+    if _is_first():
+        _require_same_policy(out, recipe)
+    store = StageStore(out / "stages", places={stage.name: out})
+    results = _finished([stage], store)
+    if not results:
+        with _claimed(out, "another process is learning in", lock=".learning.lock"):
+            if _is_first():
+                write_whole(out / "recipe.yaml", recipe.to_yaml())
+            run_stage(text, store)
+            results = [run_stage(stage, store, quiet=quiet)]
+    page = out / "report.html"
+    if _is_first() and not page.exists():
+        # Imported here because importing altair takes a second.
+        from maskwise.report.page import write_policy_page
+
+        write_policy_page(out, title=recipe.name, measures=results[0])
+    return results[0] | {"report": str(page)}
+
+
+def _require_same_policy(out: Path, recipe: Recipe) -> None:
+    """Raise an error if the folder contains another policy, which would be lost."""
     before = read_json(out / STAGE)
     saved = out / "recipe.yaml"
     # If stage.json is damaged, the inputs of the policy are computed from its recipe.
@@ -272,36 +307,22 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
         with suppress(MaskwiseError):
             before = learned_from(read_recipe(saved))
     # The inputs include hashes of files, which may change while the recipe stays the same.
-    if before != stage and (before or saved.is_file()):
+    if before != learned_from(recipe) and (before or saved.is_file()):
         raise MaskwiseError(
             f"--out {out} has results of a different recipe or of other data: a setting, a file, a "
             "library or the machine has changed",
             do=ANOTHER_FOLDER,
         )
-    done = read_json(out / DONE)
-    if done:
-        if _is_first():
-            forget_learning(out)
-        return done
-    with _claimed(out, "another process is learning in", lock=".learning.lock"):
-        if _is_first():
-            write_whole(saved, recipe.to_yaml())
-            write_json(out / STAGE, stage)
-        began = time.perf_counter()
-        result = lesson_of(recipe, out, quiet=quiet).learn()
-        result = finite({**result, "seconds": round(time.perf_counter() - began, 1)})
-        if _is_first():
-            # Imported here because importing altair takes a second.
-            from maskwise.report.page import write_policy_page
 
-            result["report"] = str(write_policy_page(out, title=recipe.name, measures=result))
-            write_json(out / DONE, result)
-            forget_learning(out)
-    return result
+
+def _learning(recipe: Recipe) -> tuple[Stage, Stage]:
+    """Return the stage that prepares the text, and the stage that learns the policy."""
+    link = recipe.links()[0]
+    text = prepare_stage(link.unlearned())
+    return text, learn_stage(link, recipe.learned_task, text)
 
 
 def learned_from(recipe: Recipe) -> Plain:
     """Return all inputs of a masking policy, in the format of stage.json."""
-    link = recipe.links()[0]
-    stage = learn_stage(link, recipe.learned_task, prepare_stage(link))
+    _, stage = _learning(recipe)
     return json.loads(json.dumps(stage.as_dict()))

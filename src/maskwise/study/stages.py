@@ -74,8 +74,8 @@ class Stage:
         what: the inputs that determine the result: dumps of settings and hashes of files.
         needs: the names of the stages whose results this stage reads. The first need is a text,
             and a second need is the checkpoint or the policy that the stage uses.
-        how: settings that do not affect the weights, such as the logging interval. They are not
-            part of the name.
+        how: settings that do not affect the weights, such as the logging interval, and what the
+            model card says of the run (``card``). They are not part of the name.
     """
 
     # This is the order of the keys in stage.json.
@@ -133,7 +133,8 @@ class StageKind:
 
     Attributes:
         name: the beginning of the names of its stages.
-        run: the function that does the work and returns the content of ``done.json``.
+        run: the function that does the work and returns the content of ``done.json``. Its arguments
+            are the stage, the store, and whether to hide progress.
         output: the folder that later stages read: ``TEXT`` (they start with a prepared text),
             ``CHECKPOINT`` (the stage trains the model of a run), ``POLICY``, or another one. None
             if they read only ``done.json``.
@@ -146,11 +147,13 @@ class StageKind:
         depends: dotted keys of settings on which the time of one step depends, in addition to
             model, tokenizer, rows and training settings. None if it depends on all settings.
         reads_rows: whether its time depends on the rows of its text.
+        on_ranks: whether all processes of torchrun run a stage together. Otherwise, the process
+            with rank 0 runs it, and the others wait.
         title: the work for users; a format string whose fields are in ``Stage.what``.
     """
 
     name: str
-    run: Callable[[Stage, StageStore], Plain]
+    run: Callable[[Stage, StageStore, bool], Plain]
     output: str | None = None
     records: Callable[[Plain], list[Plain]] = _nothing
     of_run: bool = True
@@ -158,6 +161,7 @@ class StageKind:
     size: tuple[str, ...] = ()
     depends: tuple[str, ...] | None = None
     reads_rows: bool = True
+    on_ranks: bool = False
     title: str = ""
 
     def steps(self, stage: Stage) -> int | None:
@@ -318,7 +322,7 @@ def recipe_of(stage: Stage, **more: object) -> Recipe:
         more: additional sections of the recipe.
     """
     parts = {key: value for key, value in stage.what.items() if key in Recipe.model_fields}
-    how = dict(stage.how)
+    how = {key: value for key, value in stage.how.items() if key != "card"}
     if "evaluation" in how:
         parts["evaluation"] = how.pop("evaluation")
     if "learning" in how:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -35,10 +35,13 @@ class StageStore:
         own: the study's own folder of stages.
         shared: a folder of stages that several studies share, if there is one. Stages that have no
             folder in ``own`` are read and written there.
+        places: the folders of stages that are elsewhere, keyed by name. A command for a single run
+            puts its last stage into its output folder.
     """
 
     own: Path
     shared: Path | None = None
+    places: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def of_study(cls, recipe: Recipe, out: Path, cache: Path | None) -> StageStore:
@@ -72,6 +75,8 @@ class StageStore:
         """Return the folder of a stage, which may be given by its name. It may not exist yet."""
         name = stage if isinstance(stage, str) else stage.name
         own = self.own / name
+        if name in self.places:
+            return self.places[name]
         if self.shared is None or own.is_dir():
             return own
         return self.shared / name
@@ -162,4 +167,5 @@ class StageStore:
 
     def resolved(self) -> StageStore:
         """Return the same store with absolute paths, for processes with other working folders."""
-        return StageStore(self.own.resolve(), self.shared and self.shared.resolve())
+        places = {name: path.resolve() for name, path in self.places.items()}
+        return StageStore(self.own.resolve(), self.shared and self.shared.resolve(), places)

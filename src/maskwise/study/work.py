@@ -16,10 +16,11 @@ import torch
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.shard import Live
 from maskwise.annotate.store import Store
-from maskwise.devices import best_device
+from maskwise.constants import rank_here
+from maskwise.devices import best_device, hardware, versions
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, coverage_record, evaluate, overlap_record
-from maskwise.folders import finite, read_json, sweep, write_json, write_whole
+from maskwise.folders import finite, read_json, require_file, sweep, write_json, write_whole
 from maskwise.learning.run import SHARED_TOKENIZER, Lesson
 from maskwise.masking.policies.given import LearnedPolicy
 from maskwise.models import load_config, load_model, with_fields
@@ -60,14 +61,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def run_stage(stage: Stage, store: StageStore) -> Plain:
+def run_stage(stage: Stage, store: StageStore, *, quiet: bool = True) -> Plain:
     """Execute a stage, unless it has a result already.
 
-    If the stage fails, the traceback is written to ``error.txt``.
+    If the stage fails, the traceback is written to ``error.txt``. Under torchrun, every process
+    calls this function; only the process with rank 0 writes files.
 
     Args:
         stage: the stage. The stages that it needs must be finished.
         store: the folders of stages.
+        quiet: whether to hide progress.
 
     Returns:
         The content of ``done.json``.
@@ -75,29 +78,40 @@ def run_stage(stage: Stage, store: StageStore) -> Plain:
     Raises:
         MaskwiseError: the input is invalid, or the folder cannot be written.
     """
-    done = store.result(stage)
-    if done is not None and not store.damage(stage):
-        return done
+    kind = KINDS[stage.kind]
     folder = store.folder(stage)
-    # Remove temporary files of a process that was killed.
-    sweep(folder)
-    # The name of the folder is a hash, so this file states the settings: for users, and for the
-    # code that predicts run times.
-    write_json(folder / STAGE, stage.as_dict())
+    first = rank_here() == 0
+    if not first:
+        awaited = [*stage.needs] if kind.on_ranks else [stage.name]
+        for name in awaited:
+            require_file(store.folder(name) / DONE)
+    done = store.result(stage)
+    if done is not None and (not first or not store.damage(stage)):
+        if first:
+            kind.forget(folder)
+        return done
+    if first:
+        # Remove temporary files of a process that was killed.
+        sweep(folder)
+        # The name of the folder is a hash, so this file states the settings: for users, and for the
+        # code that predicts run times.
+        write_json(folder / STAGE, stage.as_dict())
     began = time.perf_counter()
     try:
-        result = KINDS[stage.kind].run(stage, store)
+        result = kind.run(stage, store, quiet)
     except Exception:
         # If the disk is full, this write fails, too. Its error must not hide the first error.
         with suppress(MaskwiseError):
-            write_whole(folder / "error.txt", traceback.format_exc())
+            if first:
+                write_whole(folder / "error.txt", traceback.format_exc())
         raise
     # A resumed training stage reports its own seconds, which include earlier, interrupted calls.
     result.setdefault("seconds", round(time.perf_counter() - began, 3))
-    (folder / "error.txt").unlink(missing_ok=True)
-    result = finite(result)
-    write_json(folder / DONE, result)
-    KINDS[stage.kind].forget(folder)
+    result = finite(result | {"versions": versions(), "hardware": hardware()})
+    if first:
+        (folder / "error.txt").unlink(missing_ok=True)
+        write_json(folder / DONE, result)
+        kind.forget(folder)
     return result
 
 
@@ -124,7 +138,7 @@ def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
 # ---------------------------------------------------------------------------------------------
 
 
-def prepare(stage: Stage, store: StageStore) -> Plain:
+def prepare(stage: Stage, store: StageStore, quiet: bool) -> Plain:
     """Prepare the rows and the tokenizer of a text.
 
     Raises:
@@ -278,7 +292,7 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
 # ---------------------------------------------------------------------------------------------
 
 
-def _learn(stage: Stage, store: StageStore) -> Plain:
+def _learn(stage: Stage, store: StageStore, quiet: bool) -> Plain:
     what = stage.what
     more: Plain = {}
     # Learning uses no corruption. But an encoder-decoder recipe is valid only with a corruption
@@ -295,7 +309,7 @@ def _learn(stage: Stage, store: StageStore) -> Plain:
         **more,
     )
     recipe = starting_from(checkpoint_of(stage, store), recipe)
-    return lesson_of(recipe, store.folder(stage)).learn()
+    return lesson_of(recipe, store.folder(stage), quiet=quiet).learn()
 
 
 def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
@@ -325,17 +339,17 @@ def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
     )
 
 
-def _pretrain(stage: Stage, store: StageStore) -> Plain:
+def _pretrain(stage: Stage, store: StageStore, quiet: bool) -> Plain:
     return pretrain(
         open_text(store.folder(stage.needs[0])),
         starting_from(checkpoint_of(stage, store), recipe_of(stage)),
         folder=store.folder(stage),
-        quiet=True,
-        facts={"stage": stage.name},
+        quiet=quiet,
+        facts=stage.how.get("card", {"stage": stage.name}),
     )
 
 
-def _evaluate(stage: Stage, store: StageStore) -> Plain:
+def _evaluate(stage: Stage, store: StageStore, quiet: bool) -> Plain:
     data = open_text(store.folder(stage.needs[0]))
     settings = EvaluationSettings(**stage.what["evaluation"])
     checkpoint = checkpoint_of(stage, store)
@@ -350,7 +364,7 @@ def _evaluate(stage: Stage, store: StageStore) -> Plain:
     return {"records": evaluate(network, data, settings)}
 
 
-def _overlap(stage: Stage, store: StageStore) -> Plain:
+def _overlap(stage: Stage, store: StageStore, quiet: bool) -> Plain:
     corpus = CorpusSettings(**stage.what["corpus"])
     task = load_task(stage.what["task"])
     title = corpus.title
@@ -364,7 +378,7 @@ def _overlap(stage: Stage, store: StageStore) -> Plain:
     return record
 
 
-def _finetune(stage: Stage, store: StageStore) -> Plain:
+def _finetune(stage: Stage, store: StageStore, quiet: bool) -> Plain:
     what = stage.what
     settings = FinetuneSettings(**what["finetune"])
     tokenizer = load_tokenizer(tokenizer_folder(stage, store))
@@ -391,7 +405,7 @@ def _finetune(stage: Stage, store: StageStore) -> Plain:
         checkpoints=False,
         # The name of the stage identifies the checkpoint and the rows.
         made_of=stage.name,
-        quiet=True,
+        quiet=quiet,
     )
     result = {key: value for key, value in record.items() if key != "made_of"}
     seconds = time.perf_counter() - began
@@ -457,6 +471,7 @@ for _kind in (
         forget=forget_learning,
         size=("learning.supervised.training.steps", "learning.meta.steps"),
         depends=("learning", "objective", "task_content", "max_length"),
+        on_ranks=True,
         title="learning of policies",
     ),
     StageKind(
@@ -466,6 +481,7 @@ for _kind in (
         forget=forget_states,
         size=("training.steps",),
         depends=("objective", "objectives", "sampler", "evaluation.rows", "workers"),
+        on_ranks=True,
         title="training",
     ),
     StageKind("evaluate", _evaluate, records=_measured, depends=("evaluation", "content")),
