@@ -215,6 +215,16 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
             name: facts | {"tokenizer": name} for name, facts in make_study(runs=8)["arms"].items()
         },
     ),
+    "different-vocabularies": lambda: without_tasks(
+        [
+            evaluation_record(arm, seed, "words", "nats per byte", value, higher_is_better=False)
+            for arm, value in (("token-15", 0.9), ("token-30", 0.8))
+            for seed in range(8)
+        ],
+        arms={
+            name: facts | {"tokenizer": name} for name, facts in make_study(runs=8)["arms"].items()
+        },
+    ),
     "different-formats": lambda: without_tasks(
         pair_losses(0.2),
         arms={

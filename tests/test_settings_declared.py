@@ -178,6 +178,7 @@ CASES = {
     "evaluation.rows": Case("8"),
     "evaluation.pseudo_perplexity": Case("2"),
     "evaluation.bound": Case("2"),
+    "evaluation.word_loss": Case("2"),
     "evaluation.cloze": Case("{here}/cloze.jsonl"),
     "evaluation.pairs": Case("bundled:pairs"),
     "evaluation.measures": Case("own-cloze"),

@@ -17,7 +17,7 @@ from maskwise.estimates import shown
 from maskwise.files import Contrast
 from maskwise.masking.policies import policy
 from maskwise.verdict import primary_pairs, summarise
-from maskwise.verdict.outcomes import is_loss
+from maskwise.verdict.outcomes import Outcomes, is_loss
 from report_fixture import (
     CLEAR,
     COST,
@@ -561,6 +561,15 @@ def test_numbers_per_token_do_not_compare_tokenizers(other):
     nats = [line | {"metric": "nats"} for line in lines]
     for row in summarise(nats, study)["contrasts"]:
         assert ("different-tokenizers" in codes(row)) is (other == "b")
+
+
+def test_the_reference_has_none_of_the_new_tokens_of_an_arm():
+    study, lines = study_of(CLEAR)
+    for facts in study["arms"].values():
+        facts["tokenizer"] = "a"
+    assert Outcomes(lines, study).tokenizers("token-30", "no-pretraining") == {"a"}
+    study["arms"]["token-30"]["extended"] = True
+    assert len(Outcomes(lines, study).tokenizers("token-30", "no-pretraining")) == 2
 
 
 @pytest.mark.parametrize("pair", [("token-15", "token-30"), ("token-30", "token-15")])

@@ -34,6 +34,8 @@ class ArmFacts(TypedDict):
     judged_on: NotRequired[list[str]]
     """Names of the held-out masks on which the loss of the arm is computed."""
     tokenizer: NotRequired[str]
+    extended: NotRequired[bool]
+    """Whether the arm has tokens that its model did not have (``model.new_tokens``)."""
     runs: NotRequired[dict[str, str]]
     """Folders of the pre-training runs, keyed by seed."""
     sampler: NotRequired[str]

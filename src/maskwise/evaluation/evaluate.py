@@ -7,7 +7,7 @@ accepts any checkpoint with a masked-language-model head, any text and any test 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -44,6 +44,7 @@ from maskwise.evaluation.scoring import (
     spread,
 )
 from maskwise.evaluation.sets import Pairs, TestSet, load_set
+from maskwise.evaluation.spelling import WORDS, word_loss
 from maskwise.families import check_fit, evaluating, most_tokens, require_kind
 from maskwise.masking.policies import policy
 from maskwise.models import load_model
@@ -111,6 +112,9 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     bound: Judgement[int] = Field(0, ge=0)
     """Number of times each held-out row is masked for the masked-diffusion bound in bits per token
     and per byte. With 0, this bound is not measured."""
+    word_loss: Judgement[int] = Field(0, ge=0)
+    """Number of held-out documents for the loss of words in nats per byte, which compares models
+    with different vocabularies; 0 for none."""
     cloze: Judgement[Annotated[tuple[str, ...], OneOrMany]] = ()
     """Cloze sets: files in LAMA's format, optionally with arguments: ``facts.jsonl(items=500)``."""
     pairs: Judgement[Annotated[tuple[str, ...], OneOrMany]] = ()
@@ -125,6 +129,8 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
         settings: dict[str, Any] = dump(self)
         if not self.measures:
             settings.pop("measures", None)
+        if not self.word_loss:
+            settings.pop("word_loss", None)
         return settings
 
     @model_validator(mode="before")
@@ -213,7 +219,7 @@ def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
         loaded.append(made)
     sets: dict[str, TestSet] = {}
     for each in loaded:
-        if each.name in (*sets, PSEUDO_PERPLEXITY, BOUND):
+        if each.name in (*sets, PSEUDO_PERPLEXITY, BOUND, WORDS):
             raise MaskwiseError(f"two evaluation sets are called {each.name!r}", do="rename a file")
         sets[each.name] = each
     return sets
@@ -221,7 +227,11 @@ def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
 
 @torch.inference_mode()
 def evaluate(
-    checkpoint: str | Path | PreTrainedModel, data: TokenisedText, settings: EvaluationSettings
+    checkpoint: str | Path | PreTrainedModel,
+    data: TokenisedText,
+    settings: EvaluationSettings,
+    *,
+    texts: Iterable[str] = (),
 ) -> Records:
     """Measure one checkpoint.
 
@@ -233,6 +243,7 @@ def evaluate(
             of the held-out rows, which no frequencies of another text can beat. Without held-out
             rows, only cloze sets and minimal pairs are measured.
         settings: the measures.
+        texts: held-out documents for ``settings.word_loss``.
 
     Returns:
         A ``HeldOutRecord`` for each ratio and kind of mask, and one or more ``EvaluationRecord``
@@ -248,13 +259,15 @@ def evaluate(
         nn.Module.to(model, best_device())
     else:
         model = checkpoint
-    if sets or settings.pseudo_perplexity or settings.bound:
+    if sets or settings.pseudo_perplexity or settings.bound or settings.word_loss:
         require_kind(model.config, "encoder", use="filling masks one at a time")
     check_fit(model.config, len(data.tokenizer), do="use the model's own tokenizer")
     records: Records = []
     with evaluating(model):
         if data.held_out is not None:
             records += _held_out(model, data, data.held_out, settings)
+        if settings.word_loss:
+            records.append(word_loss(model, data.tokenizer, texts))
         for test_set in sets.values():
             records += test_set.score(model, data.tokenizer)
     for record in records:

@@ -91,6 +91,8 @@ STEPS = 600
 """Default number of further training steps, and default maximum of the steps of a new head."""
 OPTIONS: dict[str, str] = {"training.steps": "--steps", "study.seeds": "--runs"}
 """Settings that only an option may change, because an option also changes other settings."""
+WORD_LOSS = 100
+"""Held-out documents on whose words arms with different vocabularies are compared."""
 # With fewer steps, further training has little effect.
 LEAST_STEPS = 100
 SHORT_TUNING, SHORTEST_TUNING = 250, 100
@@ -371,6 +373,7 @@ def _draft(
         # Neither question depends on the answer to the other.
         settings["study"]["contrasts"].append([request.extended, first])
         del settings["study"]["gate"]
+        settings["evaluation"]["word_loss"] = WORD_LOSS
     settings["study"]["arms"] = arms
     apply_overrides(settings, overrides)
     settings = {**nested(settings), "study": settings["study"]}

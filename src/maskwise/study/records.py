@@ -129,6 +129,11 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
         "judged_on": list(masks),
         "runs": runs,
     }
+    if any(
+        recipe.arm(name, seed=0, more=setting).model.new_tokens is not None
+        for setting in design.settings_of(name)
+    ):
+        facts["extended"] = True
     if samplers:
         facts["sampler"] = _alternatives(samplers)
     return facts

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -352,16 +353,23 @@ def _pretrain(stage: Stage, store: StageStore, quiet: bool) -> Plain:
 def _evaluate(stage: Stage, store: StageStore, quiet: bool) -> Plain:
     data = open_text(store.folder(stage.needs[0]))
     settings = EvaluationSettings(**stage.what["evaluation"])
+    texts: list[str] = []
+    if settings.word_loss:
+        # The words are masked in the text itself, which prepared rows do not keep.
+        prepared = Stage.from_dict(read_json(store.folder(stage.needs[0]) / STAGE) or {})
+        corpus = CorpusSettings(**prepared.what["corpus"])
+        documents = islice(corpus.held_out_documents(), settings.word_loss)
+        texts = [document.text for document in documents]
     checkpoint = checkpoint_of(stage, store)
     if checkpoint is not None:
-        return {"records": evaluate(checkpoint, data, settings)}
+        return {"records": evaluate(checkpoint, data, settings, texts=texts)}
     # The reference arm is the pre-trained model itself, with the settings of the recipe.
     model = ModelSettings.from_name(stage.what["model"])
     assert model.pretrained is not None, "a new model without training is not evaluated"
     config = with_fields(load_config(model.pretrained, kind=None), model.settings)
     network = load_model(model.pretrained, kind=None, config=config)
     torch.nn.Module.to(network, best_device())
-    return {"records": evaluate(network, data, settings)}
+    return {"records": evaluate(network, data, settings, texts=texts)}
 
 
 def _overlap(stage: Stage, store: StageStore, quiet: bool) -> Plain:

@@ -110,6 +110,12 @@ def _differs(what: str) -> Test:
     return test
 
 
+def _shows_pieces(one: Comparison, table: Outcomes) -> Facts | None:
+    """Whether a loss of words compares arms with different vocabularies."""
+    words = one.outcome.startswith("evaluation:words:")
+    return {} if words and len(table.tokenizers(*one.pair)) > 1 else None
+
+
 def _at_floor(*, answer: bool) -> Test:
     """Return a test for arms at the floor, whose held-out loss shows no learning.
 
@@ -447,6 +453,14 @@ FLAGS = (
         "their plain mean favours {behind} by {amount}",
         "Look at each task. A new study can name the one that matters (study.outcome).",
         significant=True,
+    ),
+    Flag(
+        "pieces-shown",
+        "notes",
+        _shows_pieces,
+        "the number of masks in place of a word shows how many pieces it has, which helps the arm "
+        "whose tokenizer cuts words into more pieces",
+        "Decide by the tasks.",
     ),
     Flag(
         "near-floor",

@@ -426,6 +426,18 @@ class Outcomes:
                     formats.add(outcome.partition(" ")[2])
         return formats - {""}
 
+    def tokenizers(self, arm: str, other: str) -> set[str]:
+        """Return the hashes of the tokenizers of two arms, as far as they are known."""
+        found = set()
+        for name in (self.trained(arm) or [arm]) + (self.trained(other) or [other]):
+            facts = self.study["arms"].get(name)
+            if facts and "tokenizer" in facts:
+                found.add(facts["tokenizer"])
+                # The reference has the vocabulary of the model, without new tokens.
+                if facts.get("extended") and REFERENCE in (arm, other):
+                    found.add("")
+        return found
+
     def incomparable(self, arm: str, other: str, outcome: str) -> str | None:
         """Return a flag code if an outcome cannot compare two arms; None if it can.
 
@@ -433,14 +445,10 @@ class Outcomes:
         diffusion is an exception, because it always masks random tokens.
         """
         units = set()
-        tokenizers = set()
         for name in (self.trained(arm) or [arm]) + (self.trained(other) or [other]):
             units.add(self.units(name))
-            facts = self.study["arms"].get(name)
-            if facts and "tokenizer" in facts:
-                tokenizers.add(facts["tokenizer"])
         loss = is_loss(outcome)
-        if len(tokenizers) > 1:
+        if len(self.tokenizers(arm, other)) > 1:
             metrics = [self.scales[name].metric for name in self.measured(outcome, arm, other)]
             # These metrics depend on how a tokenizer splits the text.
             if loss or ":open-" in outcome or "per token" in outcome or NATS in metrics:

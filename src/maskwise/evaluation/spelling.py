@@ -1,0 +1,171 @@
+"""The loss of words of held-out text, which compares models with different vocabularies.
+
+Losses per token do not compare vocabularies, because their tokens differ. This measure masks the
+same words of the same texts for every tokenizer, and divides by the bytes of these words. The
+pieces of a word are predicted from left to right, each from the pieces before it, so that the loss
+of a word is −log p of its whole spelling. All other chosen words of the text stay masked.
+
+The number of masks in place of a word shows a model how many pieces the word has. This helps models
+that cut words into pieces, so a small difference between vocabularies says little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from maskwise.errors import MaskwiseError
+from maskwise.evaluation.scoring import EvaluationRecord
+from maskwise.families import masked_logits, most_tokens
+from maskwise.text.words import classify, text_id, words_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WORDS = "words"
+SEED = 0x5CA7
+SHARE = 0.15
+"""The share of the words of a text that are masked."""
+WORDS_AT_ONCE = 32
+"""The number of words and punctuation marks in a part of a document, which the model reads alone.
+Parts are cut in the text, so that they are the same for every tokenizer."""
+PARTS_AT_ONCE = 32
+
+
+class Part(NamedTuple):
+    """A part of a document, and the offsets of the words that are masked."""
+
+    text: str
+    words: list[tuple[int, int]]
+
+
+class Masked(NamedTuple):
+    """The tokens of a part, and the places of the tokens of each masked word."""
+
+    ids: list[int]
+    words: list[list[int]]
+    size: int
+
+
+def parts_of(texts: Iterable[str]) -> Iterator[Part]:
+    """Cut texts into parts, and choose the words to mask. Both depend only on the texts.
+
+    >>> [part.words for part in parts_of(["The cat sat."])]
+    [[(0, 3)]]
+    """
+    for text in texts:
+        starts, ends = words_in(classify(text))
+        for first in range(0, len(starts), WORDS_AT_ONCE):
+            begin = starts[first : first + WORDS_AT_ONCE]
+            end = ends[first : first + WORDS_AT_ONCE]
+            part = text[begin[0] : end[-1]]
+            spans = list(zip((begin - begin[0]).tolist(), (end - begin[0]).tolist()))
+            spelt = [(low, high) for low, high in spans if part[low:high].isalpha()]
+            if not spelt:
+                continue
+            draw = np.random.default_rng((text_id(part), SEED))
+            count = max(1, round(SHARE * len(spelt)))
+            chosen = np.sort(draw.choice(len(spelt), count, replace=False))
+            yield Part(part, [spelt[number] for number in chosen])
+
+
+def _masked(part: Part, tokenizer: PreTrainedTokenizerBase, room: int) -> Masked | None:
+    """Return the tokens of a part; None if it is too long or a word cannot be masked alone."""
+    encoded = tokenizer(
+        part.text, return_offsets_mapping=True, split_special_tokens=True, verbose=False
+    )
+    ids = encoded["input_ids"]
+    if len(ids) > room:
+        return None
+    words = []
+    for low, high in part.words:
+        places = []
+        for place, (start, end) in enumerate(encoded["offset_mapping"]):
+            if start < high and end > low:
+                # Only the space before a word may belong to its tokens.
+                if end > high or part.text[start:low].strip():
+                    return None
+                places.append(place)
+        if not places or any(ids[place] == tokenizer.unk_token_id for place in places):
+            return None
+        words.append(places)
+    size = sum(len(part.text[low:high].encode()) for low, high in part.words)
+    return Masked(ids, words, size)
+
+
+def word_loss(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
+) -> EvaluationRecord:
+    """Return the loss of words in nats per byte.
+
+    Args:
+        texts: held-out documents.
+
+    Raises:
+        MaskwiseError: no word can be masked.
+    """
+    room = min(most_tokens(model.config), 512)
+    parts = [*parts_of(texts)]
+    found = [_masked(part, tokenizer, room) for part in parts]
+    kept = [part for part in found if part is not None]
+    if not kept:
+        raise MaskwiseError(
+            "evaluation.word_loss: no word of the held-out text can be masked",
+            do="hold out more text (corpus.held_out), or remove evaluation.word_loss",
+        )
+    # Parts of similar length have little padding.
+    kept.sort(key=lambda part: len(part.ids))
+    nats = 0.0
+    for first in range(0, len(kept), PARTS_AT_ONCE):
+        nats += _nats(model, tokenizer, kept[first : first + PARTS_AT_ONCE])
+    record: EvaluationRecord = {
+        "kind": "evaluation",
+        "name": WORDS,
+        "metric": "nats per byte",
+        "value": nats / sum(part.size for part in kept),
+        "items": sum(len(part.words) for part in kept),
+        "chance": None,
+        "higher_is_better": False,
+    }
+    if len(kept) < len(parts):
+        record["skipped"] = {"parts with words that cannot be masked": len(parts) - len(kept)}
+    return record
+
+
+def _nats(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, parts: Sequence[Masked]
+) -> float:
+    """Return the loss of the words of a batch of parts."""
+    device = next(model.parameters()).device
+    longest = max(len(part.ids) for part in parts)
+    truth = torch.full((len(parts), longest), int(tokenizer.pad_token_id))
+    for row, part in enumerate(parts):
+        truth[row, : len(part.ids)] = torch.tensor(part.ids)
+    attention = torch.zeros_like(truth)
+    shown = truth.clone()
+    most = 0
+    for row, part in enumerate(parts):
+        attention[row, : len(part.ids)] = 1
+        for word in part.words:
+            shown[row, word] = tokenizer.mask_token_id
+            most = max(most, len(word))
+    total = 0.0
+    for piece in range(most):
+        places = [
+            (row, word[piece])
+            for row, part in enumerate(parts)
+            for word in part.words
+            if len(word) > piece
+        ]
+        rows, columns = torch.tensor(places).unbind(1)
+        inputs = {"input_ids": shown.to(device), "attention_mask": attention.to(device)}
+        logits = masked_logits(model, inputs, rows.to(device), columns.to(device))
+        log_p = logits.float().log_softmax(-1).cpu()
+        target = truth[rows, columns]
+        total -= float(log_p.gather(1, target[:, None]).double().sum())
+        # The next pieces are predicted from these.
+        shown[rows, columns] = target
+    return total
