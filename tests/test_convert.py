@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
+from hub import talking_to_a_hub
 from maskwise.cli import main
+from maskwise.errors import MaskwiseError
 from maskwise.folders import refuse_damaged
-from maskwise.models import load_model
+from maskwise.models import _loading, load_model
 from maskwise.starts import resolve_start
 
 SENTENCE = "Marie Curie was born in Warsaw."
@@ -123,6 +125,31 @@ def small_bert(old: Path) -> dict[str, Any]:
     (old / "vocab.txt").write_text("\n".join([*special, *letters]))
     (old / "config.json").write_text(json.dumps(config))
     return config
+
+
+def test_a_model_on_the_hub_is_converted_without_its_code(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    with talking_to_a_hub(monkeypatch, tmp_path / "cache") as files:
+        files["ada/old"] = {path.name: path.read_bytes() for path in old.iterdir()}
+        files["ada/old"]["evil.py"] = b"raise SystemExit"
+        assert run("convert", "ada/old", tmp_path / "new") == 0
+        assert run("convert", "ada/none", tmp_path / "other") == 2
+        assert "ada/none" in capsys.readouterr().err
+    assert torch.equal(logits(tmp_path / "new"), logits(Path(resolve_start("bundled:encoder"))))
+    assert not any((tmp_path / "cache").rglob("evil.py"))
+
+
+def test_a_model_on_the_hub_without_safetensors_is_to_be_converted() -> None:
+    """What transformers says of such a model."""
+    said = (
+        "ada/old does not appear to have a file named model.safetensors. It has pytorch_model.bin"
+    )
+    with pytest.raises(MaskwiseError, match="maskwise convert"), _loading("ada/old"):
+        raise OSError(said)
+    with pytest.raises(MaskwiseError) as caught, _loading("ada/old"):
+        raise OSError("no network")
+    assert caught.value.do is None
 
 
 class Evil:
