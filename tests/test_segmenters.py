@@ -19,8 +19,15 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE
 from maskwise.recipe import read_recipe
 from maskwise.study.forecast import check
+from maskwise.study.stages import prepare_stage
 from maskwise.text import Document, read_pieces, tokenise, train_tokenizer
-from maskwise.text.segmenters import SEGMENTERS, segmenter, spans, unspaced
+from maskwise.text.segmenters import (
+    SEGMENTERS,
+    segmenter,
+    segmenter_version,
+    spans,
+    unspaced,
+)
 from tiny import write_inputs
 
 CHINESE = "我们在北京大学学习自然语言处理。他们也喜欢机器学习,但是没有时间。"
@@ -183,6 +190,23 @@ def test_a_study_trains_on_the_words_of_a_segmenter(
     assert runs["auto"] != runs["stub"]
 
 
+def test_rows_of_another_version_of_a_segmenter_are_other_rows(
+    registered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_inputs(tmp_path)
+    plain = prepare_stage(read_recipe(recipe))
+    assert "segmenter" not in plain.what
+    named = []
+    for number in ("stub-words 1.0", "stub-words 1.1"):
+        monkeypatch.setattr(SEGMENTERS, "package", lambda name, number=number: number)
+        named.append(prepare_stage(read_recipe(recipe, ["corpus.words=stub"])))
+        assert named[-1].what["segmenter"] == number
+    assert len({plain.name, *(stage.name for stage in named)}) == 3
+    monkeypatch.setattr(errors, "find_spec", lambda module: None)
+    with pytest.raises(MaskwiseError, match="jieba"):
+        prepare_stage(read_recipe(recipe, ["corpus.words=jieba"]))
+
+
 @pytest.mark.parametrize("name", ["jieba", "fugashi", "pythainlp"])
 def test_a_segmenter_that_is_not_installed_is_named_with_its_command(
     name: str, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
@@ -296,6 +320,7 @@ def test_check_names_the_segmenter_of_the_text(tmp_path: Path) -> None:
 def test_real_segmenters_find_words(name: str, text: str, words: list[str]) -> None:
     for module in {"fugashi": ["fugashi", "unidic_lite"]}.get(name, [name.partition("(")[0]]):
         pytest.importorskip(module)
+    assert name.partition("(")[0] in segmenter_version(name)
     find = segmenter(name)
     assert [text[start:end] for start, end in spans(find, text)] == words
     # Any text can be read: line breaks, other scripts, control characters, emoji, nothing.

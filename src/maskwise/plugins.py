@@ -120,6 +120,12 @@ class Table(MutableMapping[str, T], Generic[T]):
             self._loaded[name] = self._load(name, self._plugins()[name])
         return self._loaded[name]
 
+    def package(self, name: str) -> str:
+        """Return the name and the version of the package that adds a member; "" for others."""
+        points = [] if name in self._members else self._plugins().get(name, [])
+        packages = [point.dist for point in points if point.dist is not None]
+        return " ".join(f"{package.name} {package.version}" for package in packages)
+
     def _load(self, name: str, points: list[EntryPoint]) -> T:
         packages = " and ".join(map(_package, points))
         what = f"the {self.kind} {name!r} of the package {packages}"

@@ -43,6 +43,7 @@ from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import load_task
 from maskwise.text import bundled_path
 from maskwise.text.new_words import wanted_words
+from maskwise.text.segmenters import names_segmenter, segmenter_version
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.worlds import read_world
 from maskwise.training import TrainingSettings
@@ -219,6 +220,9 @@ def prepare_stage(
     what: Plain = {"corpus": corpus, "corpus_content": content_of(recipe.corpus)}
     if recipe.corpus.annotators:
         what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.annotators}
+    # Another version of a segmenter may find other words.
+    if names_segmenter(recipe.corpus.words):
+        what["segmenter"] = segmenter_version(recipe.corpus.words)
     if after is not None:
         if learned is not None:
             return Stage("prepare", what, (after.name, learned.name))

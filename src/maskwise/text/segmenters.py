@@ -15,11 +15,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from importlib.metadata import version
 from typing import Any, TypeAlias
 
 from maskwise.errors import MaskwiseError, first_line, install_command, require_library
 from maskwise.plugins import Table
-from maskwise.specs import build
+from maskwise.specs import build, parse_call
 
 Segmenter: TypeAlias = Callable[[str], Iterable[str]]
 """A function from a text to its words."""
@@ -61,7 +62,7 @@ def fugashi() -> Segmenter:
 
 @cache
 def _fugashi() -> Any:
-    for module in ("fugashi", "unidic_lite"):
+    for module in LIBRARIES["fugashi"]:
         require_library(module, use="the segmenter fugashi")
     import fugashi
     import unidic_lite
@@ -116,6 +117,27 @@ def segmenter(spec: str) -> Segmenter:
     """
     made: Segmenter = build("segmenter", spec, SEGMENTERS)
     return made
+
+
+LIBRARIES = {
+    "jieba": ("jieba",),
+    "fugashi": ("fugashi", "unidic_lite"),
+    "pythainlp": ("pythainlp",),
+}
+"""The libraries of segmenters."""
+
+
+def segmenter_version(spec: str) -> str:
+    """Return the names and versions of the packages by which a segmenter finds words.
+
+    Raises:
+        MaskwiseError: a library is not installed.
+    """
+    name = parse_call(spec).name
+    for module in LIBRARIES.get(name, ()):
+        require_library(module, use=f"the segmenter {name}")
+    found = [f"{module} {version(module)}" for module in LIBRARIES.get(name, ())]
+    return " ".join(found) or SEGMENTERS.package(name)
 
 
 def spans(find: Segmenter, text: str) -> Iterator[tuple[int, int]]:
