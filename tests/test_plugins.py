@@ -40,12 +40,13 @@ from maskwise.samplers import SAMPLERS, Single, sampler
 from maskwise.specs import find
 from maskwise.tasks import KINDS, METRICS, load_task
 from maskwise.text import train_tokenizer
+from maskwise.text.segmenters import SEGMENTERS
 from tiny import maskwise
 from training_tools import model, tokenizer
 
 TABLES = (
     *(POLICIES, CORRUPTIONS, SCHEDULES, OBJECTIVES, SAMPLERS),
-    *(ANNOTATORS, MEASURES, KINDS, METRICS),
+    *(ANNOTATORS, MEASURES, KINDS, METRICS, SEGMENTERS),
 )
 CODE = '''
 import re

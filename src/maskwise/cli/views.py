@@ -520,11 +520,11 @@ def _keys() -> Mapping[str, Any]:
 TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "policies": _policies,
     "annotators": _annotators,
-    "segmenters": _segmenters,
     "schedules": _schedules,
     "corruptions": _corruptions,
     "objectives": _objectives,
     "samplers": _samplers,
+    "segmenters": _segmenters,
     "tasks": _tasks,
     "cards": _cards,
     "kinds": _kinds,

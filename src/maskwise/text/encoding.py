@@ -298,7 +298,7 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
             got=type(tokenizer).__name__,
             do="pass words='spaces', or a segmenter such as words='jieba', so that it reads each "
             "word alone; or make the rows yourself: {'input_ids': tokenizer(text)['input_ids'], "
-            "'example_id': NUMBER}",
+            "'example_id': NUMBER}, with 'word_ids' of your own for words",
         )
     if isinstance(tokenizer, type) or not is_fast:
         raise MaskwiseError(
