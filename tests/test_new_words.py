@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from maskwise.errors import MaskwiseError
-from maskwise.models import add_tokens, new_config, new_model
+from maskwise.models import add_tokens, load_model, new_config, new_model
 from maskwise.recipe import read_recipe
 from maskwise.study.adapt import Request, answer_of, draft_of, smaller_plan
 from maskwise.study.checks import notes_of_texts
@@ -251,6 +251,39 @@ def test_two_phases_extend_the_model_once(source, tmp_path):
         assert torch.allclose(table[number], table[[*pieces]].mean(0), atol=1e-6)
         trained = last.get_input_embeddings().weight
         assert not torch.allclose(trained[number], trained[[*pieces]].mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", ["old-rows", "none"])
+def test_only_new_rows_are_trained_in_a_phase(frozen, source, tmp_path):
+    recipe = read_recipe(
+        source,
+        [
+            *START,
+            "study={arms: {a: {model.new_tokens: 3}}, seeds: 1}",
+            f"training={{freeze: {frozen}, steps: 3, weight_decay: 0.5, learning_rate: 0.01}}",
+        ],
+    )
+    (run,) = (run for run in make_plan(recipe).runs if run.arm == "a")
+    store = StageStore(tmp_path / "stages")
+    for stage in run.stages:
+        run_stage(stage, store)
+    pieces = Prepared.open(store.output(run.texts[0])).new_tokens
+    before = load_model("bundled:encoder", new_tokens=pieces).state_dict()
+    after = AutoModelForMaskedLM.from_pretrained(store.output(run.pretrained)).state_dict()
+    new = [*pieces]
+    for name, weight in before.items():
+        old = len(weight) - len(new) if len(weight) == max(new) + 1 else len(weight)
+        if frozen == "old-rows":
+            assert torch.equal(after[name][:old], weight[:old]), name
+    table = "cls.predictions.decoder.weight"
+    table = table if table in before else next(name for name in before if "embeddings" in name)
+    assert not torch.equal(after[table][new], before[table][new])
+
+
+def test_rows_of_new_tokens_need_new_tokens(source, tmp_path, capfd):
+    command = ["study", source, *START, "training.freeze=old-rows", "--out", tmp_path / "out"]
+    assert maskwise(*command) == 2
+    assert "model.new_tokens" in capfd.readouterr().err
 
 
 def test_fewer_words_than_wanted_are_a_note(source, tmp_path):

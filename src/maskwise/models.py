@@ -362,13 +362,9 @@ def add_tokens(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> N
         # Models with more rows than the tokenizer has tokens keep their size.
         model.resize_token_embeddings(size, mean_resizing=False)
     output = model.get_output_embeddings()
-    tables = [_table(model.get_input_embeddings())]
     if output is not None:
         _repeat_bias(model, output)
-        tables.append(_table(output))
-    bias = _output_bias(model)
-    if bias is not None:
-        tables.append(bias)
+    tables = vocabulary_tables(model)
     if output is None or any(len(table) < size for table in tables):
         raise MaskwiseError(
             "model.new_tokens: this model cannot have more tokens",
@@ -378,10 +374,24 @@ def add_tokens(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> N
     new = torch.tensor([*pieces])
     with torch.no_grad():
         # Tied weights are one tensor, which is changed once.
-        for table in dict.fromkeys(tables):
+        for table in tables:
             means = [table[list(ids)].mean(dim=0) for ids in pieces.values()]
             table[new] = torch.stack(means)
     _repeat_bias(model, output)
+
+
+def vocabulary_tables(model: PreTrainedModel) -> list[Tensor]:
+    """Return the weights that have a row for each token: of the embeddings, the output layer, and
+    its bias. Tied weights are one tensor, which is listed once.
+    """
+    tables = [_table(model.get_input_embeddings())]
+    output = model.get_output_embeddings()
+    if output is not None:
+        tables.append(_table(output))
+    bias = _output_bias(model)
+    if bias is not None:
+        tables.append(bias)
+    return [*dict.fromkeys(tables)]
 
 
 def _table(layer: nn.Module) -> Tensor:

@@ -261,6 +261,11 @@ def _check_model(
     """Check that the model of an arm fits its tokenizer, tasks and settings; yield warnings."""
     links = arm.links()
     start = arm.model.pretrained
+    if arm.model.new_tokens is None and any(link.training.freeze == "old-rows" for link in links):
+        raise MaskwiseError(
+            "training.freeze=old-rows trains rows of new tokens, and this model has none",
+            do="set model.new_tokens, or another value of training.freeze",
+        )
     if arm.model.new_tokens is not None:
         require_extensible(tokenizer)
         words = wanted_words(arm.model.new_tokens)

@@ -159,7 +159,7 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
         data: the prepared text; only its tokenizer and row length are used.
         log_unigram: (vocabulary,) log frequencies of the tokens, the initial bias of a new head.
     """
-    return recipe.model.model(
+    network = recipe.model.model(
         data.tokenizer,
         data.training.length,
         kind=recipe.kind,
@@ -168,6 +168,10 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
         # A checkpoint of an earlier phase has the new tokens already.
         new_tokens=None if recipe.model.new_tokens is None else data.new_tokens,
     )
+    if data.new_tokens:
+        # For ``training.freeze: old-rows``.
+        network.new_rows = (min(data.new_tokens), max(data.new_tokens) + 1)  # type: ignore[assignment]
+    return network
 
 
 def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:

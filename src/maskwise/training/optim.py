@@ -103,8 +103,10 @@ class Optimizers:
                 decayed.append(parameter)
             else:
                 plain.append(parameter)
+        # Weight decay would change the rows that ``old-rows`` freezes.
+        decay = 0.0 if settings.freeze == "old-rows" else settings.weight_decay
         groups = [
-            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": decayed, "weight_decay": decay},
             {"params": plain, "weight_decay": 0.0},
         ]
         adamw = torch.optim.AdamW(

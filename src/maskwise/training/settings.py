@@ -86,8 +86,10 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     losses of the step before. On an accelerator, this wait is as long as masking and copying a
     batch."""
 
-    freeze: Weights[Literal["none", "encoder"]] = "none"
-    """``encoder`` trains only the heads, on a frozen encoder without dropout."""
+    freeze: Weights[Literal["none", "encoder", "old-rows"]] = "none"
+    """``encoder`` trains only the heads, on a frozen encoder without dropout. ``old-rows`` trains
+    only the rows of new tokens (``model.new_tokens``) in the embeddings, the output layer and its
+    bias, without weight decay."""
 
     clip: Weights[float] = Field(1.0, ge=0)
     """Maximum norm of the gradient of all parameters. Larger gradients are scaled down. 0 turns

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.nn.functional import layer_norm
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from maskwise.attention import quicken
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of, patched, separate_all
+from maskwise.models import vocabulary_tables
 from maskwise.objectives import Objective
 from maskwise.objectives.base import Precision
 from maskwise.objectives.mlm import MaskedLanguageModelling
@@ -53,14 +55,25 @@ def wrapped(
         MaskwiseError: there is no compiler, the model has no blocks, or nothing is left to train.
     """
     duck_shapes = symbolic_shapes.use_duck_shape
+    hooks: list[RemovableHandle] = []
     with patched(objective):
         try:
             if settings.freeze == "encoder":
                 freeze_encoder(objective)
+            if settings.freeze == "old-rows":
+                if settings.shard:
+                    raise MaskwiseError(
+                        "training.freeze=old-rows needs whole weights on each process",
+                        got="training.shard=true",
+                        do="remove training.shard from this phase",
+                    )
+                hooks = freeze_old_rows(objective)
             _wrap(objective, settings, precision, bf16=bf16)
             yield
         finally:
             symbolic_shapes.use_duck_shape = duck_shapes
+            for hook in hooks:
+                hook.remove()
 
 
 def _wrap(
@@ -165,6 +178,38 @@ def freeze_encoder(objective: Objective) -> None:
             got=type(objective.model).__name__,
             do="set training.freeze: none",
         )
+
+
+def freeze_old_rows(objective: Objective) -> list[RemovableHandle]:
+    """Freeze all weights but the rows of new tokens, whose ids are in ``model.new_rows``.
+
+    Returns:
+        The hooks that set the gradients of the other rows to 0. AdamW does not change a row whose
+        gradient is always 0, if there is no weight decay.
+
+    Raises:
+        MaskwiseError: the model has no new tokens.
+    """
+    model: Any = objective.model
+    first, end = getattr(model, "new_rows", (0, 0))
+    if first == end:
+        raise MaskwiseError(
+            "training.freeze=old-rows trains rows of new tokens, and this model has none",
+            do="set model.new_tokens, or another value of training.freeze",
+        )
+    for parameter in objective.parameters():
+        parameter.requires_grad = False
+
+    def only_new(gradient: Tensor) -> Tensor:
+        kept = torch.zeros_like(gradient)
+        kept[first:end] = gradient[first:end]
+        return kept
+
+    hooks = []
+    for table in vocabulary_tables(model):
+        table.requires_grad = True
+        hooks.append(table.register_hook(only_new))
+    return hooks
 
 
 def _recomputed(block: nn.Module, forward: Forward) -> Forward:
