@@ -379,7 +379,18 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|md|json|jsonl|yaml))`")
-MADE = {"stages/", "fitted/", "shards/", "lama/", "ner/", "glue/", "out/", "OUT/", "runs/"}
+MADE = {
+    "stages/",
+    "worlds/",
+    "fitted/",
+    "shards/",
+    "lama/",
+    "ner/",
+    "glue/",
+    "out/",
+    "OUT/",
+    "runs/",
+}
 """Paths that begin so are a user's."""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from invented import world
 from masking_tools import CLS, FIRST, SEP, line, tokenizer
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
@@ -166,7 +167,7 @@ def test_an_arm_without_a_loss_has_diverged() -> None:
 
 @pytest.mark.parametrize("metric", ["nats", "exact-match"])
 def test_the_best_rate_is_the_lowest_where_lower_is_better(metric: str) -> None:
-    task = load_task(f"factworld(people=40, kind='generation', metric='{metric}')")
+    task = load_task(world("factworld(people=40)").task("generation", metric=metric))
     settings = FinetuneSettings(learning_rate=1e-3, search_rate=True, steps=2)
     rates: list[float] = []
 

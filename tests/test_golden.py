@@ -287,8 +287,6 @@ ANNOTATED = {
     "gold": "gold('gold.conllu')",
     "spans": "spans('spans.jsonl', labels=('x', 'y'))",
     "stored": "stored('stored')",
-    "factworld": "factworld(people=10)",
-    "causalworld": "causalworld(asked=40, texts=20)",
 }
 CONLLU = """# newdoc
 # text = Owls eat ice.
@@ -322,8 +320,6 @@ def store(folder: Path, name: str) -> dict[str, Any]:
             for text in PROSE
         ]
         write_lines(folder / "spans.jsonl", lines)
-    if name in ("factworld", "causalworld"):
-        source = ANNOTATED[name]
     here = Path.cwd()
     os.chdir(folder)  # names of files are part of what is stored, so they are relative
     try:

@@ -22,6 +22,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from invented import write_worlds
 from maskwise import files
 from maskwise.folders import read_lines
 from maskwise.recipe import read_recipe
@@ -42,7 +43,7 @@ RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 STAND_INS = {
     "continual-minilm": ["model.pretrained=bundled:encoder"],
-    "learn-trivia": ["learning.task=factworld(people=40)"],
+    "learn-trivia": ["learning.task=bundled:world-0-questions(kind='cloze-qa')"],
 }
 """For what a recipe wants installed or downloaded."""
 LOADED = cache(load_task)
@@ -54,6 +55,7 @@ def stage_names(folder: Path, recipe: str) -> dict[str, str]:
     The names are taken without the versions of libraries and of maskwise. Files that a recipe names
     and that people bring are made up, in a working folder of their own.
     """
+    write_worlds(folder, find_recipe(recipe), 0, 10_000)
     (folder / "trivia").mkdir(exist_ok=True)
     questions = [{"question": f"who is {n}?", "answer": f"name {n}"} for n in range(40)]
     write_lines(folder / "trivia" / "questions.jsonl", questions)

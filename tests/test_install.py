@@ -22,6 +22,7 @@ from maskwise.errors import MaskwiseError, require_library
 from maskwise.evaluation.sets import BUNDLED_SETS
 from maskwise.folders import bundled_file
 from maskwise.inspection import inspect_text
+from maskwise.recipe import read_recipe
 from maskwise.starts import BUNDLED, TOKENIZER_FILES, resolve_start
 from maskwise.study.stages import start_fingerprint
 from maskwise.text.documents import BUNDLED as TEXTS
@@ -31,7 +32,7 @@ SOURCE = ROOT / "src"
 DATA = ROOT / "packages" / "maskwise-data"
 BYTES = 8_000_000
 SAMPLES = [f"{name}.jsonl.gz" for name in (*TEXTS, *BUNDLED_SETS)]
-NAMES = [*SAMPLES, *BUNDLED.values(), "tagger-en", "worlds.yaml"]
+NAMES = [*SAMPLES, *BUNDLED.values(), "tagger-en"]
 
 
 def files_of(package: Path) -> set[str]:
@@ -72,7 +73,7 @@ def test_each_bundled_file_is_in_one_distribution() -> None:
 
     ours = where(SOURCE / "maskwise" / "data")
     others = where(DATA / "src" / "maskwise_data")
-    assert ours == {"wikipedia.jsonl.gz", "ud_ewt_pos.jsonl.gz", "worlds.yaml", "tokenizer-en"}
+    assert ours == {"wikipedia.jsonl.gz", "ud_ewt_pos.jsonl.gz", "tokenizer-en"}
     assert ours.isdisjoint(others)
     assert ours | others == set(NAMES)
 
@@ -106,6 +107,14 @@ def test_what_is_missing_names_one_command(name: str, alone: None) -> None:
         resolve_start(f"bundled:{name}")
     assert raised.value.do == "pip install maskwise-data"
     assert BUNDLED[name] in raised.value.what
+
+
+@pytest.mark.parametrize("recipe", ["factworld", "learn-meta", "learn-supervised"])
+def test_recipes_of_worlds_name_one_command(recipe: str, alone: None) -> None:
+    with pytest.raises(MaskwiseError) as raised:
+        read_recipe(recipe)
+    assert "world-0" in str(raised.value) and "pip install maskwise-data" in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_in_a_checkout_the_command_installs_from_there(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from invented import world
 from maskwise.errors import MaskwiseError
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.metrics import accuracy, any_class, macro_f1
@@ -203,15 +204,15 @@ def test_a_task_is_read_once_and_again_when_its_file_has_changed(tmp_path: Path)
 @pytest.mark.parametrize("kind", ["cloze-qa", "generation"])
 def test_guessing_one_of_forty_jobs_is_a_fortieth(kind: str) -> None:
     # Jobs are dealt out evenly, so that the commonest of train are the rarest of test.
-    majority = load_task(f"factworld(people=400,kind='{kind}')").majority
+    majority = load_task(world("factworld(people=400)").task(kind)).majority
     assert majority == pytest.approx(1 / 40, abs=0.002)
 
 
 def test_several_attributes_are_guessed_each_among_its_own_answers() -> None:
-    one = [
-        load_task(f"factworld(people=400,asked='{asked}')").majority for asked in ("job", "city")
-    ]
-    both = load_task("factworld(people=400,asked=('job','city'))").majority
+    one = []
+    for asked in ("job", "city"):
+        one.append(load_task(world(f"factworld(people=400, asked={asked})").task()).majority)
+    both = load_task(world("factworld(people=400, asked=('job', 'city'))").task()).majority
     assert both == pytest.approx(sum(value or 0 for value in one) / 2, abs=0.002)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from invented import world
 from maskwise.errors import MaskwiseError
 from maskwise.learning.examples import Examples, answers_in, contexts_of, find_contexts
 from maskwise.learning.gradients import InnerStep, Losses, descended, values_of
@@ -42,20 +43,19 @@ from maskwise.tasks import load_task
 from maskwise.tasks.questions import MarkedRow
 from maskwise.text import encode, read_documents, train_tokenizer
 from maskwise.text.settings import TokenizerSettings
-from maskwise.text.worlds import read_world
 from maskwise.training import TrainingSettings, log_frequencies
 from maskwise.training.engine import Engine
 from maskwise.training.learners import Progress
 from processes import two_ranks
 from tiny import interrupt, load_rows, read_lines
 
-WORLD = "factworld(people=40, facts=('work',), friends=false, fillers=1, biographies=2, seed=0)"
+WORLD = world("factworld(people=40, facts=('work',), friends=false, fillers=1, biographies=2)")
 TRAINING = TrainingSettings(learning_rate=1e-3)
 
 
 @lru_cache
 def texts() -> list[str]:
-    return [text for _, text in read_world(WORLD).documents()]
+    return WORLD.texts
 
 
 @lru_cache
@@ -66,7 +66,7 @@ def tokenizer():
 @lru_cache
 def examples(split: str) -> Examples:
     return Examples.of(
-        load_task(WORLD), split, tokenizer(), texts=texts(), length=32, max_length=16
+        load_task(WORLD.task()), split, tokenizer(), texts=texts(), length=32, max_length=16
     )
 
 
@@ -113,7 +113,7 @@ def inner(made: Lesson) -> InnerModel:
 def learn(task=None, policy=None, model=None, tools=None, told=None, **settings) -> MetaResult:
     """Learn from the world's questions, but for what is said."""
     tools = tools or tokenizer()
-    task = task or load_task(WORLD)
+    task = task or load_task(WORLD.task())
     policy = policy or PolicyModel.new(tools, settings={"hidden_size": 8}, length=32)
     losses = losses_of(model or small_model(), task, tools, seed=0)
     sizes = {"length": min(32, policy.config.length), "max_length": 16}
@@ -171,7 +171,7 @@ def test_examples_know_their_contexts_and_answers() -> None:
     assert len(train) == 20 and train.without == 0
     batch, answer = train.batch(np.arange(20), seed=3)
     ids = batch.tensor("input_ids")
-    rows = load_task(WORLD).splits["train"]
+    rows = load_task(WORLD.task()).splits["train"]
     for row, own, marked in zip(rows, ids, answer, strict=True):
         assert tokenizer().decode(own[marked]) == row.answers[0]
         name = row.question.removeprefix("what job ").removesuffix("?").casefold()
@@ -216,9 +216,9 @@ def test_rows_of_the_task_that_are_cut_are_said() -> None:
     """
     how = {"length": 32, "max_length": 12}
     with pytest.warns(UserWarning, match="train: rows cut at 12 tokens"):
-        Examples.of(load_task(WORLD), "train", tokenizer(), texts=texts(), **how)
+        Examples.of(load_task(WORLD.task()), "train", tokenizer(), texts=texts(), **how)
     with pytest.raises(MaskwiseError, match="no text contains an answer"):
-        Examples.of(load_task(WORLD), "train", tokenizer(), texts=["nothing of that"], **how)
+        Examples.of(load_task(WORLD.task()), "train", tokenizer(), texts=["nothing of that"], **how)
 
 
 def lines(folder: Path) -> list[dict]:
@@ -500,7 +500,7 @@ def test_an_encoder_decoder_learns_with_one_mask_a_token() -> None:
     words = TokenizerSettings(sentinels=4).tokenizer(read_documents(texts()))
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     config = new_config("t5", words, 32, kind="encoder-decoder", dropout_rate=0.0, **sizes)
-    task = load_task(WORLD.replace("seed=0", "seed=0, kind='generation', beams=1, max_target=4"))
+    task = load_task(WORLD.task("generation", beams=1, max_target=4))
     policy = PolicyModel.new(words, settings={"hidden_size": 8, "window": 1}, length=32)
     before = policy.head.weight.detach().clone()
     small = {"steps": 2, "batch_size": 8, "ratio": 0.3, "eval_every": 1}
@@ -511,7 +511,7 @@ def test_an_encoder_decoder_learns_with_one_mask_a_token() -> None:
 
 def test_tasks_and_policies_that_do_not_fit_are_refused() -> None:
     frozen = load_task("trivia(kind='sentence-embedding', train_rows=20)")
-    written = load_task(WORLD.replace("seed=0", "seed=0, kind='generation'"))
+    written = load_task(WORLD.task("generation"))
     for task, says in (
         (frozen, "this kind of task has no loss; got sentence-embedding"),
         (written, "kind generation is not for this model; got an encoder"),

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from invented import world
 from maskwise.constants import FRESH_RUN, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_json
@@ -210,7 +211,7 @@ def test_the_best_point_of_a_grid(scores, place, tied):
     ("dev", "loss", "scores"),
     [
         # fewer nats are better
-        ([5.0, 5.2], 3.0, {"world(seed='run')": pytest.approx(-5.1), "heldout:token@0.15": -3.0}),
+        ([5.0, 5.2], 3.0, {"worlds/{seed}.jsonl": pytest.approx(-5.1), "heldout:token@0.15": -3.0}),
         ([5.0, None], 3.0, None),
         ([5.0], None, None),
         ([5.0], math.inf, None),
@@ -219,7 +220,7 @@ def test_the_best_point_of_a_grid(scores, place, tied):
 def test_scores_of_a_point_have_the_names_of_the_recipe_and_are_numbers(
     dev, loss, scores, tmp_path
 ):
-    task = Stage("finetune", {"task": "world(seed=50)"})
+    task = Stage("finetune", {"task": "worlds/50.jsonl"})
     evaluated = Stage("evaluate", {})
     line = {"kind": "heldout", "masks": "token", "ratio": 0.15, "loss": loss}
     for stage, result in (
@@ -227,7 +228,7 @@ def test_scores_of_a_point_have_the_names_of_the_recipe_and_are_numbers(
         (evaluated, {"records": [line, {**line, "masks": "whole-word"}]}),
     ):
         write_json(StageStore(tmp_path).folder(stage) / "done.json", result | {"seconds": 1})
-    run = Run("a", 0, Recipe(), (), evaluated, tasks={"world(seed='run')": task})
+    run = Run("a", 0, Recipe(), (), evaluated, tasks={"worlds/{seed}.jsonl": task})
     assert _scores(run, StageStore(tmp_path), ["token"]) == scores
 
 
@@ -325,14 +326,14 @@ def test_the_run_that_is_compared_has_a_world_of_its_own(recipe, tmp_path):
     """Everything that the seed decides is new: settings are not judged on the people that they were
     chosen on.
     """
-    world = "corpus.source=\"factworld(people=40, seed='run')\""
-    study = quick(recipe, "study.seeds=[3]", world, "study.arms={a: {}}", RATES)
+    own = world("factworld(people=40)", 0, 3, 10003)
+    study = quick(recipe, "study.seeds=[3]", *own.settings, "study.arms={a: {}}", RATES)
     worlds = {}
     for plan in Design(study, StageStore(tmp_path), forecast=True).plans():
         worlds[plan.purpose] = {run.prepared.what["corpus"]["source"] for run in plan.runs}
     assert worlds == {
-        "search": {"factworld(people=40, seed=3)"},
-        "main": {"factworld(people=40, seed=10003)"},
+        "search": {own.of(3).source},
+        "main": {own.of(10003).source},
     }
 
 

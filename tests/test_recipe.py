@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from invented import write_worlds
 from maskwise import devices
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
@@ -39,6 +40,23 @@ def recipe(tmp_path):
     return write_inputs(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def files_of_worlds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("worlds")
+    for name in BENCH_RECIPES:
+        write_worlds(folder, find_recipe(name), 0)
+    # Other recipes read files of this repository.
+    (folder / "benchmarks").symlink_to(find_recipe("transfer").parents[1])
+    return folder
+
+
+@pytest.fixture
+def worlds(files_of_worlds, monkeypatch):
+    """A working folder with the invented worlds that recipes of experiments read."""
+    monkeypatch.chdir(files_of_worlds)
+
+
+@pytest.mark.usefixtures("worlds")
 @pytest.mark.parametrize("name", sorted({*BENCH_RECIPES} - {*WITH_PLACES}))
 def test_recipes_of_experiments_are_read_by_path(name):
     assert read_recipe(find_recipe(name)).name == name
@@ -46,6 +64,7 @@ def test_recipes_of_experiments_are_read_by_path(name):
         read_recipe(name)
 
 
+@pytest.mark.usefixtures("worlds")
 @pytest.mark.parametrize(
     "name",
     [
@@ -100,6 +119,7 @@ def test_every_recipe_trains(name, tmp_path):
 OWN_ARMS = {"a": {"masking.ratio": 0.15}, "b": {"masking.ratio": 0.3}}
 
 
+@pytest.mark.usefixtures("worlds")
 @pytest.mark.parametrize("base", ["transfer", "learn-meta-full", "mometas-claim"])
 def test_other_arms_drop_every_setting_that_names_arms(base: str, tmp_path: Path) -> None:
     """On the command line, and in a recipe that extends another."""
@@ -262,6 +282,7 @@ def test_other_arms_take_baseline_and_contrasts_with_them(name, overrides, pairs
     assert read_recipe("quick-start", [TWO]).study.outcome is None
 
 
+@pytest.mark.usefixtures("worlds")
 def test_arms_that_are_left_out_leave_the_contrasts_of_the_others():
     fewer = "study.arms={random: {}, salient: {}, oracle: {}, supervised: {}}"
     study = read_recipe(find_recipe("learn-meta-full"), [fewer]).study
@@ -332,6 +353,7 @@ def test_other_arms_over_a_search_that_is_none(search: str, said: str, tmp_path:
         read_recipe(file, [f"study.arms={json.dumps(OWN_ARMS)}"])
 
 
+@pytest.mark.usefixtures("worlds")
 def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
     base = read_recipe(find_recipe("transfer")).study
     arms = {name: dict(arm) for name, arm in base.arms.items() if name != "from-causes"}

@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from invented import world
 from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.cloze import Cloze
@@ -56,11 +57,11 @@ STREAM = ("corpus.stream=true", "corpus.shuffle=0.001")
 MIX = ("corpus.source=['{here}/corpus.jsonl', '{here}/small.jsonl']",)
 SEARCH = (*ARMS, "study.search={grid: {training.learning_rate: [1.0e-3, 2.0e-3]}}")
 START = ("model={pretrained: bundled:encoder}", "tokenizer={}")
-WORLD = "corpus.source=factworld(people=12)"
+WORLD = world("factworld(people=12)")
 LEARN_ANY = (
-    *("tasks=[]", WORLD),
+    *("tasks=[]", *WORLD.settings),
     "masking.policy=learned",
-    "learning.task='factworld(people=12)'",
+    f"learning.task={WORLD.task()}",
 )
 LEARN = (*LEARN_ANY, "learning.supervised.training={steps: 2, save_every: 0}")
 META = (
@@ -158,7 +159,7 @@ CASES = {
     "masking.policy": Case("token"),
     "masking.ratio": Case("0.5"),
     "masking.budget": Case("exact"),
-    "masking.fill": Case("random", (WORLD, "masking.policy=salient")),
+    "masking.fill": Case("random", (*WORLD.settings, "masking.policy=salient")),
     "masking.corruption": Case("mask-only"),
     "masking.min_targets": Case("9"),
     "masking.predict": Case("0.1"),
@@ -197,7 +198,7 @@ CASES = {
     "finetune.max_length": Case("6"),
     "finetune.seeds": Case("2"),
     "learning.method": Case("meta", LEARN_ANY),
-    "learning.task": Case("factworld(people=14)", LEARN),
+    "learning.task": Case(world("factworld(people=14)").task(), LEARN),
     "learning.policy.architecture": Case("bert", LEARN),
     "learning.policy.pretrained": Case("bundled:encoder", LEARN),
     "learning.policy.settings": Case("{hidden_size: 24}", LEARN),

@@ -73,7 +73,6 @@ def test_a_study_takes_streams_and_says_that_nothing_is_counted(recipe, tmp_path
     [
         ("corpus.limit=5", "a stream cannot use limit"),
         ("corpus.temperature=2", "temperature"),
-        ("corpus.source=factworld", "an invented world cannot be a stream"),
         ("corpus.layers=[phrases]", "must read the whole corpus"),
         ("corpus.layers=[frequency]", "must read the whole corpus"),
         ("training.group_by_length=true", "cannot be grouped by length"),

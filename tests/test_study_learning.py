@@ -4,6 +4,7 @@ samplers and policies that learn during training.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from invented import world
 from maskwise.errors import MaskwiseError
 from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
@@ -34,7 +36,8 @@ from tiny import (
     write_lines,
 )
 
-WORLD = "factworld(people=40, facts=('work',), friends=false, fillers=1, biographies=2, seed='run')"
+ABOUT = "people=40, facts=('work',), friends=false, fillers=1, biographies=2"
+WORLD = world(f"factworld({ABOUT})", 0, 1)
 COMPARED = """learning:
   method: supervised
   supervised: {training: {steps: 30, learning_rate: 1.0e-2}}
@@ -49,10 +52,10 @@ study:
     oracle: {masking.policy: "span-layer(layer='asked')"}
   share: [oracle, random]
 """
-RECIPE = learning_study(WORLD, WORLD, rest=COMPARED)
+RECIPE = learning_study(WORLD, WORLD.task(), rest=COMPARED)
 LEARN = learning_study(
     WORLD,
-    WORLD,
+    WORLD.task(),
     rest="""learning:
   policy: {settings: {hidden_size: 8}, length: 32}
   meta: {steps: 4, eval_every: 4, batch_size: 8, average: 0}
@@ -221,9 +224,11 @@ def learn_on_a_rank(path: Path, method: str, out: Path) -> None:
     run_learn(recipe, out, quiet=True)
 
 
-SMALL_WORLD = "factworld(people=20, fillers=0, friends=false, biographies=2, seed='run')"
+ABOUT_FEW = "people=20, fillers=0, friends=false, biographies=2"
+FEW = world(f"factworld({ABOUT_FEW})", 0, 40)
+OTHERS = world(f"factworld({ABOUT_FEW}, others=true)", 0, 40)
 SMALL_SEQ2SEQ = [
-    f"corpus.source={SMALL_WORLD.replace('seed', 'others=true, seed')}",
+    *OTHERS.settings,
     "corpus.length=32",
     "training.steps=2",
     "training.batch_size=4",
@@ -231,8 +236,9 @@ SMALL_SEQ2SEQ = [
     "evaluation.rows=8",
     "finetune.steps=2",
     "finetune.seeds=1",
-    f'intermediate={{corpus.source: "{SMALL_WORLD}", training.steps: 2, masking.corruption: t5}}',
-    f'tasks=["{SMALL_WORLD.replace("seed", "kind=generation, beams=1, max_target=4, seed")}"]',
+    f"intermediate={{corpus.source: '{FEW.source}', corpus.layers: {json.dumps(FEW.layers)}, "
+    "training.steps: 2, masking.corruption: t5}",
+    f"tasks={json.dumps([FEW.task('generation', beams=1, max_target=4)])}",
     "model.settings={d_model: 16, encoder_layers: 1, decoder_layers: 1, encoder_ffn_dim: 32, "
     "decoder_ffn_dim: 32}",
     "learning.policy={settings: {hidden_size: 8}, length: 32}",

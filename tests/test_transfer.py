@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from invented import world, write_worlds
 from maskwise.errors import MaskwiseError
 from maskwise.files import Record, Study
 from maskwise.recipe import read_recipe
@@ -112,8 +113,10 @@ def test_rules_are_applied_to_the_arms_behind_a_name():
     assert (own["verdict"], own["flags"][0]["code"]) == ("open", "settings-differ")
 
 
-def test_the_recipe_says_what_each_arm_learned_from():
+def test_the_recipe_says_what_each_arm_learned_from(tmp_path, monkeypatch):
     path = find_recipe("transfer")
+    write_worlds(tmp_path, path, 0)
+    monkeypatch.chdir(tmp_path)
     recipe = read_recipe(path)
     learned = learned_from(recipe)
     assert list(learned) == ["from-jobs", "from-universities", "from-causes"]
@@ -131,8 +134,9 @@ def test_the_recipe_says_what_each_arm_learned_from():
         read_recipe(path, ["study.arms.own-task={}"])
 
 
-WORLD = "factworld(people=40, fillers=1, friends=false, biographies=2, seed='run')"
-UNIVERSITIES = WORLD.replace("seed", "asked='university', seed")
+ABOUT = "people=40, fillers=1, friends=false, biographies=2"
+WORLD = world(f"factworld({ABOUT})", 0, 1)
+UNIVERSITIES = world(f"factworld({ABOUT}, asked='university')", 0, 1).task(name="universities")
 COMPARED = f"""learning:
   method: supervised
   supervised: {{training: {{steps: 5}}}}
@@ -146,7 +150,7 @@ study:
     from-jobs: {{masking.policy: learned}}
     from-universities: {{masking.policy: learned, learning.task: "{UNIVERSITIES}"}}
 """
-RECIPE = learning_study(WORLD, WORLD, UNIVERSITIES, rest=COMPARED)
+RECIPE = learning_study(WORLD, WORLD.task(), UNIVERSITIES, rest=COMPARED)
 
 
 def test_a_whole_study_in_miniature_draws_the_table(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from invented import World
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe, shipped
 
@@ -177,10 +178,14 @@ def start(*arguments: Any, **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, start_new_session=True, **{**pipes, **more})
 
 
-def learning_study(world: str, *tasks: str, rest: str) -> str:
+def learning_study(world: World, *tasks: str, rest: str) -> str:
     """A recipe of seconds on a text of a world, with ``rest`` for what is learned and compared."""
     return f"""
-corpus: {{source: "{world}", length: 32, layout: document}}
+corpus:
+  source: "{world.source}"
+  layers: {json.dumps(world.layers)}
+  length: 32
+  layout: document
 tokenizer: {{vocab_size: 512}}
 model:
   architecture: bert

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from maskwise.errors import (
     MaskwiseError,
@@ -351,6 +351,21 @@ def read_options(
             value = value.written
         options[option] = _fitting(f"{option} of {kind} {name!r}", value, annotations[option])
     return name, options
+
+
+def of_run(settings: Any, seed: int) -> Any:
+    """Replace ``{seed}`` in paths and other texts with the seed of a run.
+
+    >>> of_run({"source": "texts/{seed}.jsonl", "tasks": ["facts/{seed}.jsonl"]}, 7)
+    {'source': 'texts/7.jsonl', 'tasks': ['facts/7.jsonl']}
+    """
+    if isinstance(settings, Mapping):
+        return {of_run(key, seed): of_run(value, seed) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return type(settings)(of_run(value, seed) for value in settings)
+    if isinstance(settings, str):
+        return settings.replace("{seed}", str(seed))
+    return settings
 
 
 def different_settings(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:

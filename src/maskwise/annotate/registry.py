@@ -18,8 +18,9 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -31,7 +32,8 @@ from maskwise.annotate.tagger import pos, salient
 from maskwise.annotate.weights import Difference, FrequencyWeights, Informativeness
 from maskwise.errors import MaskwiseError, first_line
 from maskwise.plugins import Table
-from maskwise.specs import Call, build, parse_call, user_path
+from maskwise.specs import Call, build, parse_call
+from maskwise.text.documents import GONE, source_path
 from maskwise.text.labelled import POS, read_conllu
 from maskwise.text.layers import (
     Annotator,
@@ -48,7 +50,6 @@ from maskwise.text.layers import (
 )
 from maskwise.text.readers import TEXT_ENDINGS, FieldNames, Skip, known_ending, records
 from maskwise.text.words import VERSION, classify, text_id, words_in
-from maskwise.text.worlds import WORLDS
 
 SPANS = Layer("spans")
 SpanFunction: TypeAlias = Callable[[list[str]], Iterable[Iterable[Sequence[object]]]]
@@ -132,7 +133,7 @@ def gold(file: str) -> ByText:
     """Annotate the texts of a CoNLL-U file (also ``.gz``) with the parts of speech in the file."""
     path = _existing(file)
     known = {text_id(document.text): document.layers for document in read_conllu(path)}
-    return _known("gold", {"pos": POS}, known, digest("gold", 2, path))
+    return _known("gold", {"pos": POS}, lambda: known, digest("gold", 2, path))
 
 
 def spans(
@@ -146,8 +147,9 @@ def spans(
     """Annotate the texts of a JSON lines or Parquet file with the spans that the file contains.
 
     Args:
-        file: the file. Each record has a text and a list of spans. A span is [start, end] or, with
-            ``labels``, [start, end, label]. The start and the end are character offsets.
+        file: the file, or a bundled one such as ``bundled:world-0``. Each record has a text and a
+            list of spans. A span is [start, end] or, with ``labels``, [start, end, label]. The
+            start and the end are character offsets.
         field: the field or column of the spans.
         text_field: the field or column of the text.
         labels: the allowed labels. If empty, labels in the file are ignored.
@@ -164,63 +166,84 @@ def spans(
             allowed="a JSON lines or Parquet file whose records have a text and a list of spans",
         )
     kind = Layer("spans", tuple(labels))
-    known = {}
-    for entry in records(path, FieldNames(text_field, field)):
+    fields = FieldNames(text_field, field)
+    state = path.stat()
+    _require_spans(path, fields, kind, state.st_size, state.st_mtime_ns)
+
+    # A study makes an annotator many times, and reads its spans in few of them.
+    @cache
+    def known() -> Mapping[int, Found]:
+        return {text: {layer: found} for text, found in _marked(path, fields, kind)}
+
+    version = digest("spans", 2, path, field, text_field, labels, layer)
+    return _known("spans", {layer: kind}, known, version)
+
+
+@cache
+def _require_spans(path: Path, fields: FieldNames, kind: Layer, size: int, changed: int) -> None:
+    """Raise a `MaskwiseError` if a file has no spans, or spans that are not valid.
+
+    A file is read again if its size or modification time changes.
+    """
+    number = sum(1 for _ in _marked(path, fields, kind))
+    if not number:
+        raise MaskwiseError(
+            f"no record of {path} has {fields.text!r} and {fields.id!r}",
+            do="set field and text_field to the field names in the file",
+        )
+
+
+def _marked(path: Path, fields: FieldNames, kind: Layer) -> Iterator[tuple[int, CharSpans]]:
+    """Yield the hash of each text of a file (`text_id`), and its spans."""
+    for entry in records(path, fields):
         # A ``Skip`` is a line that cannot be read. The reader of the corpus reports such lines.
         if isinstance(entry, Skip):
             continue
-        place, fields = entry
-        if not isinstance(fields, Mapping):
+        place, record = entry
+        if not isinstance(record, Mapping):
             continue
-        text = fields.get(text_field)
-        marked = fields.get(field)
+        text = record.get(fields.text)
+        marked = record.get(fields.id)
         if not isinstance(text, str) or marked is None:
             continue
         try:
             if not isinstance(marked, list):
                 raise MaskwiseError("the spans are not a list", got=marked, allowed="a list")
-            if not labels:
+            if not kind.labels:
                 # ``given_spans`` refuses a third value if the layer has no labels.
                 for span in marked:
                     if isinstance(span, list) and len(span) == 3:
                         del span[2]
             found = given_spans(marked, kind)
-            if labels and not np.all(found.value):
-                raise MaskwiseError("a span has no label", got=marked, allowed=labels)
+            if kind.labels and not np.all(found.value):
+                raise MaskwiseError("a span has no label", got=marked, allowed=kind.labels)
             check_spans(found, kind, len(text), name="given spans")
-            known[text_id(text)] = {layer: found}
         except MaskwiseError as error:
             raise MaskwiseError(f"{place} of {path}: {error}") from None
-    if not known:
-        raise MaskwiseError(
-            f"no record of {path} has {text_field!r} and {field!r}",
-            do="set field and text_field to the field names in the file",
-        )
-    version = digest("spans", 2, path, field, text_field, labels, layer)
-    return _known("spans", {layer: kind}, known, version)
+        yield text_id(text), found
 
 
 def _known(
     name: str,
     layers: Layers,
-    known: Mapping[int, Found],
+    known: Callable[[], Mapping[int, Found]],
     version: str,
 ) -> ByText:
     """Build an annotator from spans that are known beforehand. Other texts get no spans.
 
     Args:
-        known: the spans of each text, keyed by the hash of the text (`text_id`).
+        known: returns the spans of each text, keyed by the hash of the text (`text_id`).
     """
     empty = no_spans(layers)
 
     def find(text: str) -> Found:
-        return known.get(text_id(text), empty)
+        return known().get(text_id(text), empty)
 
     return ByText(name, layers, find, version, whole_texts=True)
 
 
 def _existing(file: str) -> Path:
-    path = user_path(file)
+    path = source_path(file)
     if not path.is_file():
         raise MaskwiseError("there is no such annotation file", got=file)
     return path
@@ -380,9 +403,11 @@ _BUILT_IN: dict[str, Callable[..., Annotator]] = {
     "gold": gold,
     "spans": spans,
     "stored": Store,
-    **WORLDS,
 }
-ANNOTATORS = Table("annotator", "maskwise.annotators", _BUILT_IN)
+_GONE = dict.fromkeys(
+    GONE, "read spans from a file: spans('bundled:world-0', field='asked', layer='asked')"
+)
+ANNOTATORS = Table("annotator", "maskwise.annotators", _BUILT_IN, gone=_GONE)
 """The annotators by their names in recipes. ``maskwise.learning`` registers ``learned``."""
 
 

@@ -45,10 +45,9 @@ from maskwise.recipe.overrides import (
 )
 from maskwise.recipe.unused import refuse_unused, remove_unused
 from maskwise.samplers import sampler
-from maskwise.specs import leaves
+from maskwise.specs import leaves, of_run
 from maskwise.tasks import FinetuneSettings
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
-from maskwise.text.worlds import of_run
 from maskwise.training import TrainingSettings
 from maskwise.training.settings import ModelSettings
 
@@ -97,7 +96,7 @@ class Recipe(Settings):
     def _known_annotators(cls, corpus: CorpusSettings) -> CorpusSettings:
         # Annotators are created only to report wrong names early. No model is loaded.
         with blamed("layers"):
-            check_names([annotator(spec) for spec in of_run(corpus.annotators, 0)])
+            check_names([annotator(spec) for spec in of_run(corpus.layers, 0)])
         return corpus
 
     @field_validator("objective")

@@ -30,6 +30,7 @@ from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
 from maskwise.samplers import sampler
+from maskwise.specs import of_run
 from maskwise.study.costs import counts_of, counts_over, over_a_run
 from maskwise.study.inputs import DATA
 from maskwise.study.probed import probed_rows
@@ -49,7 +50,6 @@ from maskwise.text.rows import holds_out
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
 from maskwise.text.words import require_offsets
-from maskwise.text.worlds import of_run
 from maskwise.training import MaskedSource
 from maskwise.training.stream import StreamedRows
 from maskwise.weights import lora
@@ -335,7 +335,7 @@ def _check_text(link: Recipe) -> Iterator[str]:
         yield from filter(None, map(lines_note, corpus.sources))
     # A stream is annotated while it is read. Annotators that need the whole corpus raise an error.
     if corpus.stream:
-        for spec in corpus.annotators:
+        for spec in corpus.layers:
             require_live(spec, annotator(spec))
         if link.learns:
             raise MaskwiseError(
@@ -399,7 +399,7 @@ def _check_layers(link: Recipe) -> None:
     An annotation layer has one value for each token, such as the number of its word.
     """
     layers = ["word_ids"]
-    for spec in link.corpus.annotators:
+    for spec in link.corpus.layers:
         layers += token_layers(annotator(spec).layers)
     needed = {f"policy {name} needs": policy(name).layers() for name in link.policies}
     if link.masking.keep:
@@ -421,7 +421,7 @@ def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
     is a word, and with other rules such a tokenizer reads each word alone.
     """
     corpus = link.corpus
-    require_offsets(tokenizer, layers=bool(corpus.annotators), words=corpus.words)
+    require_offsets(tokenizer, layers=bool(corpus.layers), words=corpus.words)
     if tokenizer.is_fast or corpus.words != "auto":
         return
     used = {"masking.policy": link.policies, "evaluation.masks": link.evaluation.masks}

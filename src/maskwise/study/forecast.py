@@ -23,6 +23,7 @@ from maskwise.models import weights_of
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.samplers import sampler
+from maskwise.specs import of_run
 from maskwise.study.checks import (
     MOST_UNKNOWN,
     UNKNOWN_ADVICE,
@@ -57,7 +58,6 @@ from maskwise.text.documents import Document
 from maskwise.text.pieces import UNKNOWN
 from maskwise.text.segmenters import segmenter_advice, unspaced
 from maskwise.text.settings import CorpusSettings, first_characters
-from maskwise.text.worlds import of_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

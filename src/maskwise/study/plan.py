@@ -17,6 +17,7 @@ from maskwise.files import Record
 from maskwise.models import has_head
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
+from maskwise.specs import of_run
 from maskwise.study.stages import (
     CHECKPOINT,
     KINDS,
@@ -32,7 +33,6 @@ from maskwise.study.stages import (
 )
 from maskwise.tasks import load_task
 from maskwise.text.settings import CorpusSettings
-from maskwise.text.worlds import of_run
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,7 @@ def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
             continue
         steps = link.training.steps
         length = min(link.corpus.length, SAMPLE_TOKENS)
-        specs = link.corpus.annotators
+        specs = link.corpus.layers
         annotated: list[Layered] = []
         if specs:
             stored = store.folder(run.prepared) / "layers"

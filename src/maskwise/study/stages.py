@@ -38,14 +38,12 @@ from maskwise.learning.settings import OF_THE_MODEL
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain, merged
 from maskwise.samplers import sampler
-from maskwise.specs import user_path
 from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import load_task
-from maskwise.text import bundled_path
+from maskwise.text.documents import source_path
 from maskwise.text.new_words import wanted_words
 from maskwise.text.segmenters import names_segmenter, segmenter_version
 from maskwise.text.settings import CorpusSettings
-from maskwise.text.worlds import read_world
 from maskwise.training import TrainingSettings
 from maskwise.training.settings import ModelSettings
 
@@ -218,8 +216,8 @@ def prepare_stage(
     newer = set() if recipe.corpus.stream else {"stream", "shuffle", "repeat"}
     corpus = recipe.corpus.text.model_dump(mode="json", exclude={"temperature"} | newer)
     what: Plain = {"corpus": corpus, "corpus_content": content_of(recipe.corpus)}
-    if recipe.corpus.annotators:
-        what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.annotators}
+    if recipe.corpus.layers:
+        what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.layers}
     # Another version of a segmenter may find other words.
     if names_segmenter(recipe.corpus.words):
         what["segmenter"] = segmenter_version(recipe.corpus.words)
@@ -437,13 +435,7 @@ def content_of(corpus: CorpusSettings) -> str | list[str]:
 
 def fingerprint(source: str) -> str:
     """Return a hash of a file, a folder or bundled data; for a hub id, the id itself."""
-    world = read_world(source)
-    # The text of a generated world depends only on its settings and on the generator's version.
-    if world:
-        return world.version
-    path = user_path(source)
-    if source.startswith("bundled:"):
-        path = bundled_path(source.removeprefix("bundled:"))
+    path = source_path(source)
     return _hash(path, ("*",)) if path.exists() else source
 
 

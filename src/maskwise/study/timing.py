@@ -184,11 +184,9 @@ class Samples:
         else:
             tokenizer = link.tokenizer.tokenizer(sample)
         store = None
-        if corpus.annotators:
+        if corpus.layers:
             layers = folder / "layers"
-            annotate_corpus(
-                corpus.documents(), corpus.annotators, layers, limit=len(sample), jobs=1
-            )
+            annotate_corpus(corpus.documents(), corpus.layers, layers, limit=len(sample), jobs=1)
             store = Store(layers)
         # A sample is short, so larger shares are held out, for enough rows to time evaluations.
         shares = [corpus.held_out] if whole else [max(0.2, corpus.held_out), 0.45]

@@ -171,10 +171,10 @@ def prepare(stage: Stage, store: StageStore, quiet: bool) -> Plain:
                 "saved": saved_share(held_out, before, tokenizer),
             }
     if corpus.stream:
-        live = Live(corpus.annotators) if corpus.annotators else None
+        live = Live(corpus.layers) if corpus.layers else None
         facts = Prepared.begin(folder / TEXT, corpus, tokenizer, layers=live, new_tokens=new_tokens)
         return {**facts, "stream": True, "vocabulary": len(tokenizer), **extension}
-    stored = _annotated(corpus, folder / "layers") if corpus.annotators else None
+    stored = _annotated(corpus, folder / "layers") if corpus.layers else None
     data = write_rows(
         folder / TEXT, documents, tokenizer, corpus, layers=stored, new_tokens=new_tokens
     )
@@ -276,7 +276,7 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
     """Annotate a corpus in this process only: the study uses the other cores for other stages."""
     report = annotate_corpus(
         corpus.documents(),
-        corpus.annotators,
+        corpus.layers,
         folder,
         text_field=corpus.text_field,
         limit=corpus.limit,

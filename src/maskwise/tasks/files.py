@@ -1,4 +1,4 @@
-"""Read the records of each split of a task from files, a folder, the hub, or an invented world.
+"""Read the records of each split of a task from files, a folder or the hub.
 
 The name of a file contains the name of its split: ``train.tsv``, ``sts-dev.csv``,
 ``SICK_trial.txt``, ``en_ewt-ud-test.iob2.gz``, ``train-v1.1.json``. For a few published tables
@@ -22,10 +22,10 @@ import yaml
 
 from maskwise.errors import MaskwiseError, plural, require_known, unknown_name
 from maskwise.folders import FilesState, files_state
-from maskwise.specs import user_path
 from maskwise.tasks.columns import Names, label_of, place_of
 from maskwise.tasks.task import SPLITS
 from maskwise.text import bundled_path
+from maskwise.text.documents import source_path
 from maskwise.text.labelled import (
     READERS,
     Record,
@@ -34,7 +34,6 @@ from maskwise.text.labelled import (
     read_hub,
     read_records,
 )
-from maskwise.text.worlds import read_world
 
 BUNDLED_TASKS = {
     "banking77": "banking77",
@@ -116,9 +115,6 @@ def read_splits(
         MaskwiseError: the source does not exist, has no training split, or has two files for the
             same split.
     """
-    world = read_world(spec)
-    if world:
-        return world.questions()
     if spec.startswith("hf:"):
         return _by_split(spec, read_hub(spec))
     path = _path(spec)
@@ -146,17 +142,14 @@ def read_splits(
 
 
 def state_of(spec: str) -> FilesState:
-    """Return the name, modification time and size of each file of a task.
-
-    An invented world has no files.
-    """
+    """Return the name, modification time and size of each file of a task."""
     return files_state(_path(spec))
 
 
 def _path(spec: str) -> Path:
     if spec in BUNDLED_TASKS:
         return bundled_path(BUNDLED_TASKS[spec])
-    return user_path(spec)
+    return source_path(spec)
 
 
 def _read_file(path: Path, header: bool) -> list[Record]:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from maskwise.errors import MaskwiseError, counted, require_known, unknown_name
 from maskwise.plugins import Table
-from maskwise.specs import read_options, with_options
+from maskwise.specs import read_options
 from maskwise.tasks.classes import (
     MULTI_LABEL,
     REGRESSION,
@@ -73,8 +73,8 @@ from maskwise.tasks.files import (
 from maskwise.tasks.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
 from maskwise.tasks.task import SPLITS, Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.tasks.written import CLOZE_QA, generation
+from maskwise.text.documents import refuse_gone
 from maskwise.text.labelled import Record
-from maskwise.text.worlds import WORLDS, read_world
 
 _BUILT_IN = {
     kind.name: kind
@@ -122,14 +122,14 @@ def load_task(
     name: str | None = None,
     **settings: object,
 ) -> Task:
-    """Load a task from bundled data, a file, a folder, the hub or an invented world.
+    """Load a task from bundled data, a file, a folder or the hub.
 
     Args:
         spec: one of the following:
 
-            - a bundled name: banking77, clinc150, trivia, ud-pos, ud-relations, wikigold, wnut17;
+            - a bundled name: banking77, clinc150, trivia, ud-pos, ud-relations, wikigold, wnut17,
+              or ``bundled:NAME`` for another bundled file, such as ``bundled:world-0-questions``;
             - the name of a card (``maskwise list cards``), which is loaded from the hub;
-            - an invented world (text/worlds.py), such as factworld(people=300, asked="university");
             - a .jsonl, .csv, .tsv, .conllu, .conll, .iob2, .parquet or SQuAD .json file, also with
               .gz (not .parquet). The column ``split`` names the split of each row. Without this
               column, the rows are split 70/15/15;
@@ -190,27 +190,13 @@ def load_task(
 
 
 def _options(spec: str) -> tuple[str, TableOptions]:
-    """Split a spec into its source and arguments of ``load_task``.
-
-    The arguments of an invented world stay in the source.
-    """
+    """Split a spec into its source and arguments of ``load_task``."""
+    refuse_gone(spec)
     of_kinds = set[str]()
     for kind in KINDS.without_plugins().values():
         if kind.make:
             of_kinds.update(inspect.signature(kind.make).parameters)
-    of_world = set[str]()
-    name = spec.partition("(")[0].strip()
-    if name in WORLDS and not Path(spec).exists():
-        of_world.update(inspect.signature(WORLDS[name]).parameters)
-    source, options = read_options(
-        spec,
-        load_task,
-        kind="task",
-        example="train_rows=300",
-        also=of_kinds | of_world,
-    )
-    own = {key: options.pop(key) for key in list(options) if key in of_world}
-    return with_options(source, **own) if own else source, options
+    return read_options(spec, load_task, kind="task", example="train_rows=300", also=of_kinds)
 
 
 _LOADED: dict[str, Task] = {}
@@ -269,10 +255,6 @@ def _read_task(
         allowed = "a label, or several labels such as ('NA', -1)"
         raise MaskwiseError(f"cannot read missing of {place}", got=missing, allowed=allowed)
     absent = set(labels_in(missing))
-    world = read_world(spec)
-    if world:
-        kind = kind or CLOZE_QA.name
-        name = name or world.task_name
     if label is None:
         label = _LABEL_OF.get(spec)
     roles = (text, pair, label)
@@ -457,7 +439,7 @@ def _note_on_numbers(chosen: TaskKind, labels: set[str], *, paired: bool) -> lis
 def _short_name(spec: str) -> str:
     if spec.startswith("hf:"):
         return spec.removeprefix("hf:").replace("/", "-").replace(":", "-")
-    return Path(spec).absolute().name.split(".")[0]
+    return Path(spec.removeprefix("bundled:")).absolute().name.split(".")[0]
 
 
 def _notes_on_labels(labels: Sequence[str], unused: set[str]) -> list[str]:

@@ -11,6 +11,7 @@ held-out text. To detect them, a hash of eight bytes per document is kept in mem
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -44,7 +45,6 @@ from maskwise.text.readers import (
 )
 from maskwise.text.tables import refuse_rows_as_names
 from maskwise.text.words import text_id
-from maskwise.text.worlds import read_world
 
 Item = TypeVar("Item")
 
@@ -64,6 +64,12 @@ BUNDLED = (
     *WORLDS,
     *(f"{world}-questions" for world in WORLDS),
 )
+MORE_WORLDS = "write files by scripts/worlds.py and name them, such as worlds/{seed}/corpus.jsonl"
+GONE = {
+    "factworld": f"read bundled:world-0 (to 11) as docs/factworld.md shows, or {MORE_WORLDS}",
+    "causalworld": MORE_WORLDS,
+}
+"""Corpora, tasks and annotators of earlier versions, with advice."""
 UNNAMED = "the list of documents"
 """Name of a corpus that is given as a list."""
 # The size of a batch is limited in characters and not in documents, whose lengths differ too much.
@@ -356,14 +362,13 @@ def read_documents(
     limit: int | None = None,
     keep_repeated: bool = False,
 ) -> Documents:
-    """Open a corpus: a file, a folder, a list, a data set or an invented world.
+    """Open a corpus: a file, a folder, a list or a data set.
 
     Args:
         source: one of
 
-            - ``"bundled:wikipedia"``, a sample that comes with maskwise;
-            - ``"factworld(people=300)"`` or ``"causalworld"``: synthetic texts about invented
-              people, or about weather and crops (worlds.py);
+            - ``"bundled:wikipedia"``, a sample that comes with maskwise, or ``"bundled:world-0"``,
+              texts about invented people;
             - a ``.txt`` (or ``.txt.gz``, ``.txt.zst``) file: documents are the blocks between blank
               lines, or the lines of a file without blank lines (``text_per``);
             - a ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``, ``.json`` or ``.json.gz`` file: one
@@ -464,23 +469,48 @@ def bundled_path(name: str) -> Path:
         MaskwiseError: the name is not in `BUNDLED`, or the package maskwise-data with the sample is
             not installed.
     """
+    if name not in BUNDLED and re.fullmatch(r"world-\d+(-questions)?", name):
+        raise MaskwiseError(
+            f"no {name} is bundled",
+            allowed=f"{WORLDS[0]} to {WORLDS[-1]}",
+            do=f"{MORE_WORLDS}, or use smaller seeds",
+        )
     require_known("bundled data", name, BUNDLED)
     return bundled_file(f"{name}.jsonl.gz")
+
+
+def source_path(source: str | Path) -> Path:
+    """Return the path of a source: a bundled sample ``bundled:NAME``, a file or a folder.
+
+    Raises:
+        MaskwiseError: as for `bundled_path`.
+    """
+    if isinstance(source, str) and source.startswith("bundled:"):
+        return bundled_path(source.removeprefix("bundled:"))
+    return user_path(source)
+
+
+def refuse_gone(source: str) -> None:
+    """Raise a `MaskwiseError` if a corpus or a task is named that earlier versions generated.
+
+    This advice is given until maskwise 0.2.
+    """
+    name = source.partition("(")[0].strip()
+    if name in GONE and not user_path(source).exists():
+        raise MaskwiseError(f"maskwise generates no {name} any more", got=source, do=GONE[name])
 
 
 def _resolve(source: object, fields: FieldNames) -> tuple[Opener, str]:
     """Return a function that opens the source's records, and the name of the source."""
     if source == "":
         raise MaskwiseError("a corpus has no name", got="''", do="give a file or a folder")
-    world = read_world(source)
-    if world:
-        return world.documents, str(world)
     if isinstance(source, str) and source.startswith("bundled:"):
-        path = bundled_path(source.removeprefix("bundled:"))
+        path = source_path(source)
         return lambda: records(path, fields), source
     if isinstance(source, str) and source.startswith("hf:"):
         return hub_dataset(source, fields), source
     if isinstance(source, str | Path):
+        refuse_gone(str(source))
         return _resolve_path(user_path(source), fields), str(source)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         return lambda: [(str(place), value) for place, value in enumerate(source)], UNNAMED

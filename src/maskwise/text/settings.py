@@ -42,7 +42,6 @@ from maskwise.text.stream import (
 )
 from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
 from maskwise.text.words import word_rule
-from maskwise.text.worlds import read_world
 
 # Importing transformers takes two seconds, and reading documents does not need it.
 if TYPE_CHECKING:
@@ -62,8 +61,8 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
 
     source: Weights[str | dict[str, float] | tuple[str, ...]] = "bundled:wikipedia"
     """A file or folder (.txt, .jsonl, .gz, .parquet), ``hf:NAME`` for a data set on the hub, the
-    bundled sample, or an invented world such as ``factworld(people=300)``. Several sources are
-    mixed by weights, ``{FILE: 2, OTHER: 1}``, or by their sizes, ``[FILE, OTHER]``."""
+    bundled sample. Several sources are mixed by weights, ``{FILE: 2, OTHER: 1}``, or by their
+    sizes, ``[FILE, OTHER]``. ``{seed}`` in a name is the seed of a run."""
     temperature: Weights[float | None] = Field(None, ge=0.1)
     """T, for a list of sources: the share of a source is proportional to size ** (1/T). None is the
     same as 1."""
@@ -159,12 +158,6 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
             self._refuse("a stream cannot use {}", "limit", "temperature", "words")
         else:
             self._refuse("{} is only for streams", "shuffle", "repeat")
-        if self.stream and any(map(read_world, self.sources)):
-            raise MaskwiseError(
-                "an invented world cannot be a stream",
-                got=self.source,
-                do="leave out corpus.stream; worlds are small",
-            )
         return self
 
     def _refuse(self, what: str, *names: str) -> None:
@@ -203,14 +196,6 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
         if isinstance(self.source, str):
             return self
         return self.model_copy(update={"source": self.sources, "temperature": None})
-
-    @property
-    def annotators(self) -> tuple[str, ...]:
-        """The annotators in ``layers``, and the source if it is an invented world."""
-        world = read_world(self.source)
-        if world is None:
-            return self.layers
-        return (*self.layers, str(world))
 
     @property
     def row_layout(self) -> str:
@@ -295,9 +280,6 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
 
 def _one_spelling(source: str) -> str:
     """Return the normalised name of a source: ``./a.txt`` becomes ``a.txt``."""
-    world = read_world(source)
-    if world:
-        return str(world)
     if source.startswith(("hf:", "bundled:")):
         return source
     # ``normpath`` would turn an empty name into the current folder.
@@ -468,7 +450,7 @@ class Prepared:
             training = Rows.load(folder / TRAINING, pieces)
             return cls(tokenizer, training, held_out, new_tokens)
         corpus = CorpusSettings(**stream["corpus"])
-        layers = live(corpus.annotators) if live and corpus.annotators else None
+        layers = live(corpus.layers) if live and corpus.layers else None
         streamed = Stream(
             corpus.shards(),
             corpus.block_maker(tokenizer, layers),

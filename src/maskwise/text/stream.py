@@ -30,8 +30,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, first_line
 from maskwise.folders import in_utf8
-from maskwise.specs import user_path
-from maskwise.text.documents import Document, Documents, bundled_path, inside
+from maskwise.text.documents import Document, Documents, inside, source_path
 from maskwise.text.layers import Layered
 from maskwise.text.opening import damaged, opened, refuse_unreadable
 from maskwise.text.pieces import Ints, read_pieces, tokenise
@@ -247,9 +246,7 @@ def shards_of(source: str | Path, fields: FieldNames | None = None) -> list[Shar
         for number in range(dataset.num_shards):
             shards.append(DatasetShard(dataset, number, name, fields))
         return shards
-    path = user_path(source)
-    if source.startswith("bundled:"):
-        path = bundled_path(source.removeprefix("bundled:"))
+    path = source_path(source)
     if path.exists():
         for name, file in files_in(path, CORPUS_ENDINGS).items():
             if known_ending(file) not in ENDINGS:
