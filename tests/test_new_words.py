@@ -115,6 +115,19 @@ def test_words_are_chosen_by_the_pieces_that_they_save(kind):
         assert spelt == tokenizer(text)["input_ids"] and spelt != ids
 
 
+def test_a_word_that_unigram_cuts_in_several_ways_is_one_word():
+    """The same word was two tokens, of which one was never used."""
+    tokenizer = unigram()
+    documents = [
+        Document(f"{number}", "the ndarray, an ndarray; ndarrays of ndarray-like (ndarray) ndarray")
+        for number in range(6)
+    ]
+    words = count_words(documents, tokenizer)
+    assert len({word.text for word in words}) == len(words)
+    made = extend(tokenizer, choose_words(documents, tokenizer, 99))
+    assert "\u2581ndarray" in made.tokenizer.tokenize("an ndarray, ndarray")
+
+
 FAMILIES = (
     *("bert", "roberta", "mpnet", "albert", "electra", "modernbert", "deberta-v2", "distilbert"),
     *("xlm-roberta", "camembert", "nomic_bert"),

@@ -88,42 +88,52 @@ class Extended(NamedTuple):
 def count_words(documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast) -> list[NewWord]:
     """Count the words of a text that a tokenizer cuts into two or more pieces.
 
-    A word is counted separately for each way in which it is cut. For byte-level BPE, for example,
-    a word behind a space and the same word behind a bracket are two tokens.
+    For byte-level BPE, a word behind a space and the same word behind a bracket are two tokens,
+    which are counted separately.
 
     Raises:
         MaskwiseError: the tokenizer cannot be extended.
     """
     require_extensible(tokenizer)
-    counts = Counter[tuple[int, ...]]()
-    documents_with = Counter[tuple[int, ...]]()
+    unknown = tokenizer.unk_token_id
+    # For the pieces of a word, its token in the vocabulary; None if it cannot be one.
+    entries: dict[tuple[int, ...], str | None] = {}
+    texts: dict[str, str] = {}
+    times = Counter[str]()
+    documents_with = Counter[str]()
     for batch in tokenise(documents, tokenizer):
-        ids = batch.columns["input_ids"]
         words = batch.columns["word_ids"]
         begins = np.flatnonzero(changes(words, owners(batch.lengths)))
         sizes = np.diff(begins, append=len(words))
         several = (sizes > 1) & (words[begins] >= 0)
         document = owners(batch.lengths)[begins[several]]
-        plain = ids.tolist()
+        ids = batch.columns["input_ids"].tolist()
         last = -1
-        seen = set[tuple[int, ...]]()
+        seen = set[str]()
         runs = zip(begins[several].tolist(), sizes[several].tolist(), document.tolist())
         for begin, size, number in runs:
             if number != last:
                 documents_with.update(seen)
                 seen = set()
                 last = number
-            pieces = tuple(plain[begin : begin + size])
-            counts[pieces] += 1
-            seen.add(pieces)
+            pieces = tuple(ids[begin : begin + size])
+            if pieces not in entries:
+                entry, text = _entry_of(pieces, tokenizer)
+                is_whole = unknown not in pieces and _is_whole(entry, tokenizer)
+                entries[pieces] = entry if is_whole else None
+                texts[entry] = text
+            found = entries[pieces]
+            if found is not None:
+                times[found] += 1
+                seen.add(found)
         documents_with.update(seen)
-    unknown = tokenizer.unk_token_id
-    found = []
-    for pieces, count in counts.items():
-        entry, text = _entry_of(pieces, tokenizer)
-        if unknown not in pieces and _is_whole(entry, tokenizer):
-            found.append(NewWord(text.lstrip(SPACES), pieces, documents_with[pieces], count))
-    return found
+    # Unigram may cut a word differently before a comma, so the pieces are those of the word alone.
+    alone = _ids_of((texts[entry].replace("\u2581", " ") for entry in times), tokenizer)
+    return [
+        NewWord(texts[entry].lstrip(SPACES), (*pieces,), documents_with[entry], times[entry])
+        for entry, pieces in zip(times, alone)
+        if len(pieces) > 1
+    ]
 
 
 def _is_whole(entry: str, tokenizer: PreTrainedTokenizerFast) -> bool:
