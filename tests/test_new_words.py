@@ -398,8 +398,8 @@ def test_the_answer_speaks_of_both_questions(source, tmp_path):
     recipe = draft_of(asked(source, tmp_path), aside=tmp_path).recipe
     common = {"primary": True, "verdict": "open", "better": None, "outcome": "tasks", "n": 7}
     rows = [
-        {**common, "arm": "words-30", "baseline": "no-pretraining", "sentence": "Open: A"},
-        {**common, "arm": "words-30-new-words", "baseline": "words-30", "sentence": "Open: B"},
+        {**common, "arm": "words-30", "baseline": "no-pretraining", "sentence": "Open: A."},
+        {**common, "arm": "words-30-new-words", "baseline": "words-30", "sentence": "Open: B."},
     ]
     answer = answer_of({"contrasts": rows, "seconds": 60.0, "failures": []}, recipe)
     assert answer.index("A") < answer.index("New words: Open: B.")

@@ -165,6 +165,10 @@ def adapt(
             help="Words of your text that become tokens, in one more arm (docs/adapt.md).",
         ),
     ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(help="Other text, for one more arm: is it your text that helps?"),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of further training.")] = 600,
     head_steps: Annotated[
         int | None,
@@ -199,7 +203,7 @@ def adapt(
     from maskwise.study.adapt import TIME, Adaptation, Request, fewest_runs
     from maskwise.study.timing import time_words
 
-    of_runs: int | tuple[int, ...] = runs or fewest_runs(new_words)
+    of_runs: int | tuple[int, ...] = runs or fewest_runs(new_words, control)
     if seeds is not None and seeds.isdecimal():
         # The former spelling of --runs.
         of_runs = whole_number("--seeds", int(seeds), least=1, most=MOST_SEEDS)
@@ -214,6 +218,7 @@ def adapt(
         arms=(*map(str.strip, arms.split(",")),),
         policy=policy,
         new_words=new_words,
+        control=control,
         steps=steps,
         head_steps=head_steps,
         seeds=of_runs,

@@ -12,6 +12,7 @@ first on the frozen encoder, once for all runs.
     tsdae                   train a decoder to restore the text from a sentence vector
     learned                 mask by a learned policy, whose folder the user gives
     words-30-new-words      the same as words-30, with words of the text as new tokens
+    words-30-other-text     the same as words-30, on another text (a control)
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -75,6 +77,7 @@ from maskwise.study.timing import Samples
 from maskwise.study.unread import names_in_study, refuse_unread
 from maskwise.tasks import load_task
 from maskwise.text import load_tokenizer
+from maskwise.text.documents import longest_field
 from maskwise.text.settings import CorpusSettings
 from maskwise.verdict import statistics
 from maskwise.verdict.outcomes import ALL_TASKS, read_outcomes
@@ -154,6 +157,8 @@ class Request:
         policy: the folder of a learned masking policy, for an additional arm ``learned``.
         new_words: the number of words of the text that become tokens in an additional arm, which is
             compared with the first arm.
+        control: another corpus, on which an additional arm is trained in the same way as the first,
+            which is compared with it.
         steps: the number of further training steps.
         head_steps: the number of steps that train a new head first; None for the smaller of
             ``steps`` and ``STEPS``.
@@ -170,6 +175,7 @@ class Request:
     arms: tuple[str, ...] = (BEST,)
     policy: str | None = None
     new_words: int | None = None
+    control: str | None = None
     steps: int = STEPS
     head_steps: int | None = None
     seeds: int | tuple[int, ...] = 6
@@ -183,9 +189,14 @@ class Request:
         return None if self.new_words is None else f"{self.arms[0]}-new-words"
 
     @property
+    def controlled(self) -> str | None:
+        """The name of the arm that is trained on other text; None without it."""
+        return None if self.control is None else f"{self.arms[0]}{OTHER_TEXT}"
+
+    @property
     def least_runs(self) -> int:
         """The least number of runs of each arm with which every question can be decided."""
-        return fewest_runs(self.new_words)
+        return fewest_runs(self.new_words, self.control)
 
     @property
     def seconds(self) -> float:
@@ -215,6 +226,7 @@ class Request:
             "arms",
             "policy",
             "new_words",
+            "control",
             "steps",
             "head_steps",
             "seeds",
@@ -236,9 +248,15 @@ class Request:
         return shlex.join(words)
 
 
-def fewest_runs(new_words: int | None) -> int:
-    """Return the default number of runs: the least that can decide one question, or both."""
-    questions = 1 if new_words is None else 2
+def fewest_runs(new_words: int | None, control: object = None) -> int:
+    """Return the default number of runs: the least that can decide every question.
+
+    Questions that are tested one after the other do not lower each other's level. New words do not
+    depend on the answer to another question, so all questions are then one family.
+    """
+    questions = 1
+    if new_words is not None:
+        questions = 2 if control is None else 3
     return statistics.fewest_runs(ALPHA / questions)
 
 
@@ -272,7 +290,16 @@ def draft_of(
     require_kind(config, "encoder", use="maskwise adapt", do=do)
     for name in request.arms:
         require_known("arm", name, ARMS)
+    if request.control == request.texts:
+        raise MaskwiseError(
+            "the control is the same text",
+            got=request.control,
+            do="give another text to --control, of about the same size",
+        )
     room = most_tokens(config)
+    control: Plain = {}
+    if request.control:
+        control = {"source": request.control, "text_field": longest_field(request.control)}
     # To read the text takes long, so mistakes elsewhere are found first. What the text decides is
     # filled in with examples.
     corpus: Plain = {"source": request.texts, "length": min(ROW_TOKENS, room)}
@@ -281,7 +308,13 @@ def draft_of(
         raise MaskwiseError("there is no task to evaluate on", do="give --task FILE")
     tasks = request.tasks or (PAIRS,)
     example = _draft(
-        request, corpus, tasks, overrides, spaced=True, max_length=labelled_length(0, room)
+        request,
+        corpus,
+        tasks,
+        overrides,
+        spaced=True,
+        max_length=labelled_length(0, room),
+        control=control,
     )
     check_names(example.recipe, known)
     facts = texts.facts
@@ -303,6 +336,7 @@ def draft_of(
         tasks,
         spaced=facts.spaced,
         max_length=labelled_length(fitting_tokens(sizes), room),
+        control=control,
     )
     draft = drafted(overrides)
     refuse_unread(
@@ -323,8 +357,13 @@ def _draft(
     *,
     spaced: bool,
     max_length: int,
+    control: Plain,
 ) -> Draft:
-    """Return the recipe for a text, after something is known about it."""
+    """Return the recipe for a text, after something is known about it.
+
+    Args:
+        control: the settings of the corpus of the control; {} without a control.
+    """
     arms = arms_for(request.arms, spaced=spaced)
     if request.policy:
         arms["learned"] = {"masking.policy": f"learned({request.policy!r})", "masking.ratio": 0.30}
@@ -365,12 +404,23 @@ def _draft(
         # The search of benchmarks/recipes/continual-minilm.yaml chose these learning rates.
         head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
         settings["phases"] = [{"training": head}, {}]
-        for name, arm in arms.items():
-            arms[name] = {f"phases.1.{key}": value for key, value in arm.items()}
+    # Further training is the last phase. A new head is the same for all arms.
+    last = "" if has_head(request.model) else "phases.1."
+    arms = {
+        name: {f"{last}{key}": value for key, value in arm.items()} for name, arm in arms.items()
+    }
+    first = request.arms[0]
+    if request.controlled:
+        usual = {"text_field": "text", **settings["corpus"]}
+        own = {key: value for key, value in control.items() if value != usual[key]}
+        arms[request.controlled] = arms[first] | {
+            f"{last}corpus.{key}": value for key, value in own.items()
+        }
+        # The gate is the first of the two tests, and each has the full level.
+        settings["study"]["contrasts"].append([first, request.controlled])
     if request.extended:
-        first = request.arms[0]
         arms[request.extended] = {**arms[first], "model.new_tokens": request.new_words}
-        # Neither question depends on the answer to the other.
+        # Whether new words help does not depend on another answer, so the questions are one family.
         settings["study"]["contrasts"].append([request.extended, first])
         del settings["study"]["gate"]
         settings["evaluation"]["word_loss"] = WORD_LOSS
@@ -404,7 +454,7 @@ COMMENTS = {
     "finetune": "long enough for nearly all labelled rows, as far as the model has positions",
     "study.seeds": "runs of each arm; a decision needs at least 6",
     "study.contrasts": "the question: is the arm better than the unchanged model?",
-    "study.gate": "tested first, at the full 5 % level",
+    "study.gate": "tested first, at the full 5 % level; a second contrast only if it is decided",
     "study.arms": "ways to train further",
 }
 
@@ -645,8 +695,9 @@ def smaller_plan(
 def _smaller(recipe: Recipe, request: Request) -> Iterator[Request]:
     """Yield smaller and smaller requests, with the same number of steps."""
     tuning = recipe.finetune
-    if len(recipe.study.arms) > 1 and request.new_words is None:
-        request = request.set_to(study__arms=recipe.study.pairs[0][0])
+    tested = [arm for arm in recipe.study.arms if arm in chain.from_iterable(recipe.study.pairs)]
+    if len(tested) < len(recipe.study.arms):
+        request = request.set_to(study__arms=",".join(tested))
     yield request
     if len(recipe.study.seed_list) > request.least_runs:
         request = request.first_seeds(request.least_runs)
@@ -704,6 +755,20 @@ ANSWERS = {
 }
 
 
+TEXT_ANSWERS = {
+    ("decided", "arm"): "It was your text:",
+    ("decided", "baseline"): "The other text is better than yours:",
+    ("no difference that matters", None): "Your text makes no difference that matters:",
+}
+"""What is said about the contrast between the text and a control."""
+NO_CONTROL = (
+    "This does not show that your text was needed: the same training on other text may help as "
+    "much (--control TEXT tests it)."
+)
+OTHER_TEXT = "-other-text"
+"""The end of the name of an arm that is trained on other text."""
+
+
 def answer_of(result: Plain, recipe: Recipe) -> str:
     """Return the answer in words: whether further training helps, how much, and at what cost."""
     row = _primary(result)
@@ -725,8 +790,26 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
             said += f" But {flag['sentence']}: the arms may have memorised them."
     for other in result["contrasts"]:
         if other["primary"] and other.get("baseline") == row["arm"]:
-            said += f" New words: {other['sentence']}."
-    return said
+            said += f" New words: {other['sentence']}"
+    return f"{said} {_whose_text(result, row)}".rstrip()
+
+
+def _whose_text(result: Plain, row: Plain) -> str:
+    """Return what is known about the question whether the text itself helped.
+
+    Args:
+        row: the contrast with the unchanged model.
+    """
+    for other in result["contrasts"]:
+        if not other["primary"] or other.get("baseline") != f"{row['arm']}{OTHER_TEXT}":
+            continue
+        if any(flag["code"] == "gate-closed" for flag in other["flags"]):
+            return "Whether it is your text was not tested, because no help is shown."
+        said = TEXT_ANSWERS.get((other["verdict"], other["better"]))
+        if said is None:
+            said = "Whether it is your text, these runs cannot tell:"
+        return f"{said} {other['sentence'].removeprefix('Open: ')}"
+    return NO_CONTROL if (row["verdict"], row["better"]) == ("decided", "arm") else ""
 
 
 def next_of(result: Plain, recipe: Recipe, request: Request) -> str:
@@ -826,11 +909,14 @@ def save_best(out: Path, result: Plain, *, next_step: str) -> Saved | None:
         MaskwiseError: the checkpoints of the arm were deleted, and no model of it was saved before.
     """
     gains, unit = gains_of(out)
+    study = read_json(out / "study.json") or {}
+    # The model of a control is trained on other text than the user's.
+    arms = [arm for arm in study.get("arms", ()) if not arm.endswith(OTHER_TEXT)]
+    gains = {arm: gain for arm, gain in gains.items() if arm in arms}
     if gains:
         arm = max(gains, key=gains.__getitem__)
     else:
-        study = read_json(out / "study.json") or {}
-        trained = [arm for arm in study["arms"] if trained_run(out, arm) is not None]
+        trained = [arm for arm in arms if trained_run(out, arm) is not None]
         if not trained:
             return None
         arm = trained[0]

@@ -59,16 +59,17 @@ def overrides_of(overrides: Overrides, texts: object, tasks: object, out: Path) 
     return changes + [f"{key}={json.dumps(value, default=str)}" for key, value in given.items()]
 
 
-def text_source(texts: object, folder: Path) -> str:
+def text_source(texts: object, folder: Path, *, name: str = "texts") -> str:
     """Return the source of texts for ``corpus.source``; texts without a file get one.
 
     Args:
         texts: the path of a file, or another source of a recipe; or rows (``file_of_rows``).
         folder: the folder for the file.
+        name: the beginning of the name of the file.
     """
     if isinstance(texts, str | Path):
         return str(texts)
-    return str(file_of_rows(texts, folder, name="texts"))
+    return str(file_of_rows(texts, folder, name=name))
 
 
 def task_specs(tasks: object, folder: Path) -> list[str]:

@@ -325,6 +325,7 @@ def adapt(
     arms: Sequence[str] = ("words-30",),
     policy: str | Path | None = None,
     new_words: int | None = None,
+    control: object = None,
     steps: int = 600,
     runs: int | None = None,
     seeds: Sequence[int] | None = None,
@@ -345,6 +346,8 @@ def adapt(
         policy: the folder of a policy from ``learn``, for an additional arm.
         new_words: the number of words of the text that become tokens in an additional arm, which is
             compared with the first.
+        control: other texts, as for `study`. An additional arm is trained on them in the same way
+            as the first, so that the study can tell whether it is your texts that help.
         steps: steps of further training.
         runs: runs of each arm; None for the least that can decide, 6, or 7 with ``new_words``.
         seeds: the seeds of the runs, in place of ``runs``.
@@ -361,7 +364,7 @@ def adapt(
     """
     from maskwise.study.adapt import Adaptation, Request, fewest_runs
 
-    of_runs = fewest_runs(new_words) if runs is None else runs
+    of_runs = fewest_runs(new_words, control) if runs is None else runs
     out = Path(out)
     request = Request(
         model=str(model),
@@ -371,6 +374,7 @@ def adapt(
         arms=(*arms,),
         policy=None if policy is None else str(policy),
         new_words=new_words,
+        control=None if control is None else text_source(control, out / DATA, name="control"),
         steps=steps,
         seeds=of_runs if seeds is None else (*seeds,),
         overrides=(*overrides_of(overrides, None, None, out),),

@@ -1,0 +1,205 @@
+"""adapt with other texts: a control, with which the study can tell whether it is the user's text
+that helps.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import maskwise as mw
+from maskwise.errors import MaskwiseError
+from maskwise.recipe import Recipe
+from maskwise.study.adapt import Request, answer_of, draft_of, save_best, smaller_plan
+from maskwise.study.plan import make_plan
+from maskwise.verdict import summarise
+from tiny import WORDS, load_json, maskwise, records_of, write_lines
+
+FIRST, OTHER = ("words-30", "no-pretraining"), ("words-30", "words-30-other-text")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A text, another text with another field, and labelled rows."""
+    draw = random.Random(0)
+
+    def sentences(words: list[str]) -> str:
+        return ". ".join(" ".join(draw.choices(words, k=7)).capitalize() for _ in range(4)) + "."
+
+    own = [{"text": sentences(WORDS[:40])} for _ in range(60)]
+    other = [{"body": sentences(WORDS[40:])} for _ in range(60)]
+    rows = [{"text": sentences(WORDS[:40])[:40], "label": number % 2} for number in range(60)]
+    write_lines(tmp_path / "own.jsonl", own)
+    write_lines(tmp_path / "other.jsonl", other)
+    write_lines(tmp_path / "task.jsonl", rows)
+    return tmp_path
+
+
+def asked(files: Path, **more: Any) -> Request:
+    given: dict[str, Any] = {"control": str(files / "other.jsonl"), **more}
+    task = str(files / "task.jsonl")
+    return Request("bundled:encoder", str(files / "own.jsonl"), files / "out", (task,), **given)
+
+
+def drafted(request: Request) -> Recipe:
+    return draft_of(request, aside=request.out.parent).recipe
+
+
+def test_the_arm_of_a_control_differs_in_its_text_only(files):
+    recipe = drafted(asked(files))
+    own, other = (recipe.arm(name, seed=3) for name in ("words-30", "words-30-other-text"))
+    assert [*recipe.study.arms] == ["words-30", "words-30-other-text"]
+    assert own.corpus.source.endswith("own.jsonl") and own.corpus.text_field == "text"
+    assert other.corpus.source.endswith("other.jsonl") and other.corpus.text_field == "body"
+    assert other.model_copy(update={"corpus": own.corpus}) == own
+    # The tests are in a fixed order, so six runs decide both at the full level.
+    assert recipe.study.pairs == [FIRST, OTHER] and recipe.study.closed == [OTHER]
+    assert asked(files).least_runs == 6
+    command = asked(files).command()
+    assert "--control" in command and "--runs" not in command
+
+
+def test_new_words_and_a_control_are_three_questions(files):
+    recipe = drafted(asked(files, new_words=5, seeds=7))
+    assert recipe.study.gate is None and len(recipe.study.pairs) == 3
+    assert asked(files, new_words=5).least_runs == 7
+
+
+def test_a_new_head_is_the_same_for_both_texts(files, monkeypatch):
+    monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
+    recipe = drafted(asked(files))
+    sources = {}
+    for name in recipe.study.arms:
+        links = recipe.arm(name, seed=0).links()
+        sources[name] = [Path(link.corpus.source).name for link in links]
+    assert sources["words-30"] == ["own.jsonl", "own.jsonl"]
+    assert sources["words-30-other-text"] == ["own.jsonl", "other.jsonl"]
+    trained: dict[str, set[str]] = {}
+    for stage in make_plan(recipe).stages():
+        if stage.kind == "pretrain":
+            trained.setdefault(stage.what["training"]["freeze"], set()).add(stage.name)
+    assert {freeze: len(names) for freeze, names in trained.items()} == {"encoder": 1, "none": 12}
+
+
+def test_a_smaller_plan_keeps_the_control(files):
+    request = asked(files, arms=("words-30", "tsdae"))
+    smaller, _ = smaller_plan(drafted(request), request, lambda smaller: 1e9, 60.0)
+    assert [*drafted(smaller).study.arms] == ["words-30", "words-30-other-text"]
+
+
+@pytest.mark.parametrize(
+    ("control", "said"),
+    [("own.jsonl", "the control is the same text"), ("nowhere.txt", "nowhere.txt")],
+)
+def test_a_control_that_cannot_be_one_is_one_line(control, said, files, capfd):
+    command = ["adapt", "bundled:encoder", files / "own.jsonl", "--task", files / "task.jsonl"]
+    command += ["--control", files / control, "--out", files / "out"]
+    assert maskwise(*command, "--dry-run") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert said in line
+
+
+def summary_of(recipe: Recipe, own: float, other: float) -> dict[str, Any]:
+    """The summary of six runs in which the two arms gain so much over the unchanged model."""
+    records = []
+    for arm, gain in (("words-30", own), ("words-30-other-text", other), ("no-pretraining", 0)):
+        for seed in range(6):
+            score = 0.5 + gain + 0.001 * seed * (arm != "no-pretraining")
+            line = {"kind": "score", "arm": arm, "task": "t", "metric": "accuracy"}
+            records.append({**line, "seed": seed, "score": score})
+    facts = {"policy": "whole-word", "ratio": "0.3", "overrides": {}}
+    study: Any = {
+        "baseline": "words-30",
+        "seeds": [*range(6)],
+        "tasks": {"t": {}},
+        "arms": dict.fromkeys(recipe.study.arms, facts),
+        "contrasts": recipe.study.primary,
+        "gate": {"contrast": FIRST, "closes": recipe.study.closed},
+    }
+    return {**summarise(records, study), "seconds": 9, "failures": []}
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "verdicts", "said"),
+    [
+        (0.2, 0.1, ["decided", "decided"], "It was your text:"),
+        (0.1, 0.2, ["decided", "decided"], "The other text is better"),
+        (0.1, 0.1, ["decided", "open"], "these runs cannot tell"),
+        # Without help of the text, it is not compared with the other one.
+        (-0.1, -0.2, ["decided", "not comparable"], "not tested"),
+        (-0.0025, -0.2, ["open", "not comparable"], "not tested"),
+    ],
+)
+def test_the_text_is_compared_only_if_it_helps(own, other, verdicts, said, files):
+    recipe = drafted(asked(files))
+    result = summary_of(recipe, own, other)
+    rows = {(row["arm"], row["baseline"]): row for row in result["contrasts"] if row["primary"]}
+    assert [rows[FIRST]["verdict"], rows[OTHER]["verdict"]] == verdicts
+    for row in rows.values():
+        # No test lowers the level of the other.
+        assert row["p"] == row["p_adjusted"]
+    assert (rows[OTHER]["p"] is None) == (verdicts[1] == "not comparable")
+    assert said in answer_of(result, recipe)
+
+
+def test_without_a_control_the_answer_claims_nothing_about_the_text(files):
+    recipe = drafted(asked(files, control=None))
+    row = {"primary": True, "outcome": "tasks", "sentence": "A.", "arm": "words-30"}
+    for better, claims in (("arm", True), ("baseline", False)):
+        result = {"contrasts": [row | {"verdict": "decided", "better": better}], "seconds": 9}
+        assert ("--control" in answer_of(result, recipe)) == claims
+
+
+def test_the_model_of_a_control_is_not_saved(files):
+    out = files / "study"
+    records = []
+    for arm, score in (("words-30", 0.6), ("words-30-other-text", 0.9), ("no-pretraining", 0.5)):
+        line = {"kind": "score", "arm": arm, "task": "t", "metric": "accuracy"}
+        records += [{**line, "seed": seed, "score": score} for seed in range(6)]
+    out.mkdir()
+    write_lines(out / "records.jsonl", records)
+    arms = {arm: {"runs": {}} for arm in OTHER}
+    tasks = {"t": {"metric": "accuracy"}}
+    write_lines(out / "study.json", [{"arms": arms, "seeds": [*range(6)], "tasks": tasks}])
+    with pytest.raises(MaskwiseError, match="no run of words-30 has a checkpoint"):
+        save_best(out, {"contrasts": []}, next_step="")
+
+
+def test_adapt_trains_a_control(files, capfd):
+    out = files / "out"
+    command = ["adapt", "bundled:encoder", files / "own.jsonl", "--task", files / "task.jsonl"]
+    command += ["--control", files / "other.jsonl", "--out", out, "--steps", 2, "--runs", 1]
+    command += ["--jobs", 1, "finetune.steps=2", "training.batch_size=4", "evaluation.rows=4"]
+    command += ["corpus.held_out=0.2"]
+    assert maskwise(*command, "--dry-run") == 0
+    assert "words-30-other-text" in capfd.readouterr().out
+    assert maskwise(*command, "--json") == 0
+    said = json.loads(capfd.readouterr().out)
+    assert said["adapted"]["arm"] == "words-30"
+    assert {line["arm"] for line in records_of(out, "score")} == {*FIRST, OTHER[1]}
+    # Both are measured on the held-out rows of the user's text.
+    held_out = [line for line in records_of(out, "heldout") if line["masks"] == "token"]
+    assert len({line["targets"] for line in held_out}) == 1 and len(held_out) == 3
+    assert [row["primary"] for row in load_json(out / "summary.json")["contrasts"]].count(True) == 2
+
+
+def test_a_control_may_be_texts_in_memory(files, tmp_path):
+    texts = [json.loads(line)["text"] for line in (files / "own.jsonl").read_text().splitlines()]
+    adapted = mw.adapt(
+        "bundled:encoder",
+        texts[:30],
+        tasks=str(files / "task.jsonl"),
+        control=texts[30:],
+        out=tmp_path / "memory",
+        steps=2,
+        runs=1,
+        jobs=1,
+        overrides={"finetune.steps": 2, "corpus.held_out": 0.2},
+        progress=False,
+    )
+    assert set(adapted.to_dataframe().arm) == {*FIRST, OTHER[1]}
+    assert next(adapted.folder.glob("data/control-*.jsonl"))
