@@ -128,6 +128,17 @@ def test_a_word_that_unigram_cuts_in_several_ways_is_one_word():
     assert "\u2581ndarray" in made.tokenizer.tokenize("an ndarray, ndarray")
 
 
+def test_a_new_word_may_begin_another_one():
+    """Both had the same score, so that the longer one was never used."""
+    tokenizer = unigram()
+    made = extend(tokenizer, given_words(["num", "numpy"], tokenizer))
+    assert made.tokenizer.tokenize("num numpy num") == [
+        "\u2581num",
+        "\u2581numpy",
+        "\u2581num",
+    ]
+
+
 FAMILIES = (
     *("bert", "roberta", "mpnet", "albert", "electra", "modernbert", "deberta-v2", "distilbert"),
     *("xlm-roberta", "camembert", "nomic_bert"),

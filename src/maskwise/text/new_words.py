@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 FEWEST_DOCUMENTS = 5
 """A word that is chosen from the text occurs in at least this many documents."""
 MARGIN = 1e-4
-"""The score of a new Unigram token is that of its pieces plus this, so that it is preferred."""
+"""The score of a new Unigram token is that of its pieces plus this for each piece, so that it is
+preferred, also to a new token that is the beginning of it."""
 SPACES = "\u2581 "
 """The characters for the space before a word: that of Unigram, and that of byte-level BPE when it
 is decoded."""
@@ -357,7 +358,7 @@ def _with_entries(
             if entry in known:
                 raise MaskwiseError(f"model.new_tokens: {word.text!r} is a token already")
             score = sum(scores[piece][1] for piece in word.pieces)
-            scores.append([entry, score + MARGIN])
+            scores.append([entry, score + MARGIN * len(word.pieces)])
     # The classes of some families build the tokenizer anew from its vocabulary, without the
     # settings of its file.
     kept = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
