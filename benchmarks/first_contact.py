@@ -45,7 +45,7 @@ def minutes(*recipes: str) -> Any:
         predicted = sum(kind["seconds"] for kind in times["stages"].values())
         with tempfile.TemporaryDirectory() as folder:
             began, before = time.perf_counter(), worked()
-            run_study(read_recipe(name, overrides), Path(folder) / "out", quiet=True)
+            run_study(read_recipe(name, overrides), Path(folder) / "out")
             took, work = time.perf_counter() - began, worked() - before
         table[words] = {
             "predicted": times["seconds"],
@@ -116,7 +116,7 @@ def _leaves(corpus: str, vocabulary: int, ratio: float, steps: int) -> int | Non
         "study.baseline=null",
     ]
     with tempfile.TemporaryDirectory() as name:
-        run_pretrain(read_recipe("quick-start", settings), Path(name), quiet=True)
+        run_pretrain(read_recipe("quick-start", settings), Path(name))
         lines = list(read_lines(Path(name) / "metrics.jsonl"))
     # The loss between two evaluations is interpolated.
     seen = before = last = 0.0

@@ -522,7 +522,7 @@ class Bench:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                train_ours(model, source, settings, learners=learners, quiet=True)
+                train_ours(model, source, settings, learners=learners)
             finally:
                 watch.warn("default")
         waits = [f"{w.filename}:{w.lineno}" for w in caught if SYNCHRONISES in str(w.message)]
@@ -549,7 +549,7 @@ class Bench:
             steps_alone = Steps()
             made = objective(name, contest.model())
             learners = {"clock": steps_alone}
-            train_ours(made, self._of_arm(name, shown, few), few, learners=learners, quiet=True)
+            train_ours(made, self._of_arm(name, shown, few), few, learners=learners)
             alone[name] = round(median(steps_alone.milliseconds()[2:]), 2)
             del made
             free_memory()
@@ -572,7 +572,7 @@ class Bench:
         learner = SamplerLearner(chooser, probe)
         each = Steps()
         learners = {**batches.learners(), "sampler": learner, "clock": each}
-        train_ours(arms, batches, settings, learners=learners, quiet=True)
+        train_ours(arms, batches, settings, learners=learners)
         taken = each.milliseconds()
         # The first step of each objective chooses kernels. A step that ends with a probe has its
         # time, and so has the next one, because no batch was made ahead for it.
@@ -664,7 +664,7 @@ class Contest(train.Contest):
         changed = {"compile": side.compiled, **dict(side.more)}
         settings = source.settings.model_copy(update=changed)
         model = MaskedLanguageModelling(self.model())
-        loss = train_ours(model, source, settings, learners={"clock": laps}, quiet=True)["loss"]
+        loss = train_ours(model, source, settings, learners={"clock": laps})["loss"]
         assert loss is not None
         return loss
 

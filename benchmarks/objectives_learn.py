@@ -87,7 +87,7 @@ def learnt(
     batches = [source.masker(held_out.line(part), **when) for part in parts]
     learn = [source.masker(source.rows.line(part), **when) for part in torch.arange(960).split(64)]
     before = judged(arm, batches, learn)
-    train(made.objective, made.source, settings, learners=made.learners, quiet=True)
+    train(made.objective, made.source, settings, learners=made.learners)
     return network, before, judged(arm, batches, learn)
 
 

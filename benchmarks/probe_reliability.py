@@ -70,9 +70,7 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
         "evaluation.rows=64",
         f"training.seed={seed}",
     ]
-    start = run_pretrain(
-        read_recipe("mometas", [*over, "intermediate=none"]), folder / "start", quiet=True
-    )
+    start = run_pretrain(read_recipe("mometas", [*over, "intermediate=none"]), folder / "start")
     recipe = read_recipe("mometas", [*over, f"intermediate.training.steps={steps}"]).links()[1]
     text = prepare_stage(recipe)
     run_stage(text, StageStore(folder))
@@ -108,7 +106,7 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
                 skip[name] = skip[name] | set(probe.rows[name][:size].tolist())
     watch = Watch(probes)
     learners = {name: one for name, one in made.learners.items() if name != "sampler"}
-    train(joined, source, recipe.training, learners={**learners, "sets": watch}, quiet=True)
+    train(joined, source, recipe.training, learners={**learners, "sets": watch})
     return {rows: torch.stack(losses) for rows, losses in watch.losses.items()}
 
 

@@ -237,7 +237,7 @@ class Finetuning:
     def _ours(self, clock: Clock) -> tuple[list[tuple[int, int]], float]:
         source = TaskSource(self.data, self.settings)
         objective = self.task.kind.objective(self.network())
-        done = train(objective, source, self.settings, learners={"clock": clock}, quiet=True)
+        done = train(objective, source, self.settings, learners={"clock": clock})
         lengths = [self.data.lengths[source.planned(step)[:, 0]] for step in range(self.last)]
         counts = [(int(each.sum()), len(each) * int(each.max())) for each in lengths]
         return counts, done["loss"] or 0.0

@@ -113,7 +113,7 @@ class Contest:
             log_every=clock.last,
         )
         source = MaskedSource(rows, self.masker, settings)
-        train(Denoising(network), source, settings, learners={"clock": clock}, quiet=True)
+        train(Denoising(network), source, settings, learners={"clock": clock})
 
     def _peer(self, network: Any, clock: Clock) -> None:
         batch = self.masked(PEER)

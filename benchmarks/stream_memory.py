@@ -152,7 +152,7 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, Any]:
             source.batches(0, rank=0, ranks=1)
             facts[f"{part}_first_batch_seconds"] = round(time.perf_counter() - began, 2)
             torch.manual_seed(0)
-            done = train(objective("mlm", BertForMaskedLM(config)), source, few, quiet=True)
+            done = train(objective("mlm", BertForMaskedLM(config)), source, few)
             facts[f"{part}_step"] = at
             facts[f"{part}_loss"] = round(done["loss"] or 0.0, 3)
     return {**facts, "peak_mb": dict(watch.peaks)}

@@ -193,7 +193,7 @@ class Contest:
         changed = {"precision": "bf16" if precision == "bf16" else "no"}
         settings = source.settings.model_copy(update=changed)
         objective = MaskedLanguageModelling(self.model())
-        loss = train(objective, source, settings, learners={"clock": clock}, quiet=True)["loss"]
+        loss = train(objective, source, settings, learners={"clock": clock})["loss"]
         assert loss is not None
         return loss
 

@@ -141,7 +141,7 @@ def worker_length(text: Any) -> int:
     return len(text)
 
 
-def worker_letters(stage: Any, store: Any, quiet: bool) -> dict[str, Any]:
+def worker_letters(stage: Any, store: Any) -> dict[str, Any]:
     """Do a stage: put its word behind the letters that the stages before it have written."""
     before = "".join((store.output(need) / "all.txt").read_text() for need in stage.needs)
     letters = before + stage.what["word"]

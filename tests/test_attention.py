@@ -89,7 +89,7 @@ def test_a_training_leaves_no_hook_on_an_encoder(rows: Rows, tokenizer: Any) -> 
     objective = MaskedLanguageModelling(model)
     objective(source.batches(0, rank=0, ranks=1)[0])
     assert model.esm._forward_pre_hooks
-    train(objective, source, chosen, quiet=True)
+    train(objective, source, chosen)
     assert not model.esm._forward_pre_hooks and not model.esm._forward_pre_hooks_with_kwargs
 
 

@@ -149,7 +149,7 @@ def test_a_study_compares_arms_by_the_bound(tmp_path: Path) -> None:
     masks = recipe.arm("words", seed=0).links()[0].evaluation.masks
     assert masks == ("token", "whole-word", "diffusion")
     assert recipe.arm("bell", seed=0).masking.ratio == "bell"
-    result = run_study(recipe, tmp_path / "study", jobs=1, quiet=True)
+    result = run_study(recipe, tmp_path / "study", jobs=1)
     files = (tmp_path / "study").rglob("metrics.jsonl")
     curves = [line["masks"] for file in files for line in read_lines(file) if "masks" in line]
     assert "diffusion" in curves

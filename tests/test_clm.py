@@ -96,7 +96,7 @@ def test_families_whose_attention_is_out_of_reach_are_refused(tokenizer, tmp_pat
         CausalLanguageModelling(build("deberta-v2", tokenizer))
     recipe = read_recipe(write_inputs(tmp_path), ["objective=clm", "model.architecture=deberta-v2"])
     with pytest.raises(MaskwiseError, match="can be made causal"):
-        run_study(recipe, tmp_path / "out", quiet=True)
+        run_study(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -140,7 +140,7 @@ def test_three_steps_are_those_of_the_processor_and_nobody_waits(
         torch.manual_seed(0)
         trained = objective(name, model(name, layout))
         with accelerator() if there else nullcontext() as device:
-            found.append(train(trained, source(name, layout, chosen), chosen, quiet=True))
+            found.append(train(trained, source(name, layout, chosen), chosen))
         if device is not None:
             assert not device.waits and not device.pageable
             assert GPU or all(isinstance(p, There) for p in trained.parameters())
@@ -163,7 +163,7 @@ def test_the_kernel_for_documents_of_different_lengths_waits_for_nothing(
         torch.manual_seed(0)
         trained = objective(name, model(name, layout))
         with accelerator() as device, kernel as calls:
-            losses.append(train(trained, source(name, layout, chosen), chosen, quiet=True)["loss"])
+            losses.append(train(trained, source(name, layout, chosen), chosen)["loss"])
             assert not device.waits and not device.pageable
         if calls is not None:
             padded = objective_class(name).kind == "encoder-decoder"
@@ -182,7 +182,7 @@ def test_next_tokens_in_rows_without_padding_wait_for_nothing() -> None:
     source = MaskedSource(Rows.of(pieces, "document"), masker, chosen)
     assert source.batches(0, rank=0, ranks=1)[0].attention_mask is None
     with accelerator() as device, ragged_kernel() as calls:
-        train(objective("clm", model("clm")), source, chosen, quiet=True)
+        train(objective("clm", model("clm")), source, chosen)
     assert calls and not device.waits
 
 
@@ -202,7 +202,7 @@ def test_three_objectives_and_mometas_plus() -> None:
         with accelerator() if there else nullcontext() as device:
             if device is not None:
                 probing(learners["sampler"], device)
-            train(arms, batches, chosen, learners=learners, quiet=True)
+            train(arms, batches, chosen, learners=learners)
         if device is not None:
             assert not device.waits and not device.pageable
         found.append(learners["sampler"])
@@ -283,7 +283,7 @@ def test_which_policies_that_learn_wait(policy: str) -> None:
     batches = source("mlm", "packed", chosen, policy=policy)
     learners = batches.learners()
     with accelerator() as device:
-        train(trained, batches, chosen, learners=learners, quiet=True)
+        train(trained, batches, chosen, learners=learners)
     assert {wait.rpartition(":")[0] for wait in device.waits} == WAITING.get(policy, set())
     assert not device.pageable
 
@@ -298,7 +298,7 @@ def test_a_policy_that_learns_a_step_late_waits_for_nothing(policy: str) -> None
         batches = source("mlm", "packed", chosen, policy=policy)
         learners = batches.learners()
         with accelerator() if there else nullcontext() as device:
-            train(trained, batches, chosen, learners=learners, quiet=True)
+            train(trained, batches, chosen, learners=learners)
         weights.append(learners["policy"].weight_C)
         if device is not None:
             assert not device.waits and not device.pageable
@@ -323,7 +323,7 @@ def test_the_recipe_for_a_gpu_waits_for_nothing(policy: str, tmp_path: Path) -> 
         )
         made = learning(network, data, link)
         with accelerator() as device:
-            train(made.objective, made.source, training, learners=made.learners, quiet=True)
+            train(made.objective, made.source, training, learners=made.learners)
         assert not device.pageable
         waits[lag] = device.waits.total()
     assert waits[1] == 0
@@ -333,7 +333,7 @@ def test_the_recipe_for_a_gpu_waits_for_nothing(policy: str, tmp_path: Path) -> 
 def test_batches_are_copied_beside_the_work() -> None:
     chosen = settings()
     with accelerator() as device:
-        train(objective("mlm", model()), source("mlm", "packed", chosen), chosen, quiet=True)
+        train(objective("mlm", model()), source("mlm", "packed", chosen), chosen)
         copied = device.aside
     assert {where.partition(":")[0] for where in copied} == {"maskwise/devices.py"}
     # Every tensor that was sent is kept until the work is done with it.
@@ -357,7 +357,7 @@ def test_types_are_exchanged_when_their_weights_are_set_and_when_a_state_is_save
         return offered
 
     learner.offer = watched  # type: ignore[method-assign]
-    train(trained, batches, chosen, learners=learners, folder=tmp_path, quiet=True)
+    train(trained, batches, chosen, learners=learners, folder=tmp_path)
     assert asked == [2, 3, 4, 6]
 
 
@@ -379,7 +379,7 @@ def test_probes_are_computed_as_the_training_is() -> None:
     head.register_forward_hook(
         lambda module, _, out: seen.add(("train" if module.training else "judge", out.dtype))
     )
-    train(arms, batches, chosen, learners=learners, quiet=True)
+    train(arms, batches, chosen, learners=learners)
     assert seen == {("train", torch.bfloat16), ("judge", torch.bfloat16)}
     for part in (arms, *arms.members):
         assert not {"forward", "_original_forward", "precision"} & set(vars(part))
@@ -398,7 +398,7 @@ def test_single_precision_is_fast_on_a_device_and_exact_elsewhere() -> None:
             lambda *_: seen.append(torch.get_float32_matmul_precision())
         )
         with accelerator() if there else nullcontext():
-            train(trained, source("mlm", "document", chosen), chosen, quiet=True)
+            train(trained, source("mlm", "document", chosen), chosen)
         assert torch.get_float32_matmul_precision() == "highest"
     assert seen == ["high"] * 3 + ["highest"] * 3
 

@@ -115,7 +115,7 @@ def do(plan: Plan, stages: Path, **more: Any) -> dict[str, str]:
     """Errors by the word of a stage."""
     stages.mkdir(exist_ok=True)
     words = {stage.name: stage.what["word"] for stage in plan.stages()}
-    settings = {"jobs": None, "retries": 2, "quiet": True, "engine": "scripted"} | more
+    settings = {"jobs": None, "retries": 2, "engine": "scripted"} | more
     errors = execute(plan.stages(), StageStore(stages), plan, **settings)
     return {words[name]: error for name, error in errors.items()}
 
@@ -442,7 +442,7 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
     text, a, task_a, b, task_b = plan.stages()
     finish(StageStore(tmp_path).folder(text), 5.0)
     finish(StageStore(tmp_path).folder(a), 40.0)
-    table = StudyProgress(plan, StageStore(tmp_path), jobs=1, quiet=True)
+    table = StudyProgress(plan, StageStore(tmp_path), jobs=1)
     lines = [{"kind": "train", "step": n, "seconds": n} for n in (10, 25)]
     StageStore(tmp_path).folder(b).mkdir()
     write_lines(
@@ -480,7 +480,7 @@ def test_a_new_kind_of_stage_is_one_object(tmp_path, monkeypatch):
     second = Stage("toy", {"word": "wise", "letters": 4}, (first.name,))
     plan = Plan((Run("a", 0, Recipe(), (first, second)),))
     store = StageStore(tmp_path)
-    assert not execute([first, second], store, plan, jobs=1, quiet=True, engine="local", retries=0)
+    assert not execute([first, second], store, plan, jobs=1, engine="local", retries=0)
     assert store.result(second)["letters"] == "maskwise" and list(store.stages()) != []
     assert store.damage(second) is None
     flip(store.output(first) / "all.txt", at=0.5)

@@ -57,7 +57,7 @@ def trained(
     chosen = settings(**{**HOW, "eval_every": 1, **more})
     objective = MaskedLanguageModelling(model("bert"))
     source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen)
-    done = train(objective, source, chosen, folder=folder, evaluate=evaluate, quiet=True)
+    done = train(objective, source, chosen, folder=folder, evaluate=evaluate)
     return objective.model, {**done, "evaluated": asked}
 
 
@@ -257,7 +257,7 @@ def poisoned(
     masker.poisoned = spoiled
     chosen = settings(**{"log_every": 4, **more})
     objective = Spoiled(model("bert", hidden_dropout_prob=0.1))
-    found = train(objective, MaskedSource(DATA, masker, chosen), chosen, folder=folder, quiet=True)
+    found = train(objective, MaskedSource(DATA, masker, chosen), chosen, folder=folder)
     return objective.model, found
 
 
@@ -266,7 +266,7 @@ def without(left_out: tuple[int, ...], **more: Any) -> tuple[Any, dict[str, Any]
     chosen = settings(**{"log_every": 4, **more})
     objective = MaskedLanguageModelling(model("bert", hidden_dropout_prob=0.1))
     source = MaskedSource(DATA, Unmasked(lambda step: step in left_out), chosen)
-    return objective.model, train(objective, source, chosen, quiet=True)
+    return objective.model, train(objective, source, chosen)
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -432,7 +432,7 @@ def signalled_rank(folder: Path) -> None:
     source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen)
     loop.leave = lambda: None  # the test does it
     with pytest.raises(SystemExit) as end:
-        train(objective, source, chosen, folder=folder, evaluate=evaluate, quiet=True)
+        train(objective, source, chosen, folder=folder, evaluate=evaluate)
     assert end.value.code == 143
 
 

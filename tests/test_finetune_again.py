@@ -49,9 +49,7 @@ def again(monkeypatch, tmp_path):
     def finetuned(tuner: Tuner, *overrides: str, seeds: int = 2) -> list[Any]:
         monkeypatch.setattr(judge, "finetune", tuner)
         settings = ["steps=2", *overrides]
-        return run_finetune(
-            "bundled:encoder", TASKS, settings, seeds=seeds, out=tmp_path, quiet=True
-        )
+        return run_finetune("bundled:encoder", TASKS, settings, seeds=seeds, out=tmp_path)
 
     return finetuned
 

@@ -204,7 +204,7 @@ def test_the_end_is_that_of_a_pool(recipe):
 @pytest.fixture
 def table(recipe, tmp_path):
     plan = make_plan(read_recipe(recipe, SMALL))
-    return partial(StudyProgress, plan, StageStore(tmp_path), jobs=2, quiet=False)
+    return partial(StudyProgress, plan, StageStore(tmp_path), jobs=2)
 
 
 @pytest.mark.parametrize("weights", [0, 2000])

@@ -237,7 +237,7 @@ def meta(folder: Path) -> list[dict[str, float]]:
     lesson = test_meta.lesson(steps=10, eval_every=5)
     lesson.policy.double()
     lesson.losses.double()
-    learn_policy(*lesson, folder=folder, quiet=True)
+    learn_policy(*lesson, folder=folder)
     names = {"loss": "outer"}
     known = ("loss", "inner", "grad_norm", "entropy", "answers", "gain", "agreement")
     lines = []

@@ -123,7 +123,7 @@ def learn(task=None, policy=None, model=None, tools=None, told=None, **settings)
         parts.append(Examples.of(task, split, tools, texts=found, **sizes))
     folder = settings.pop("folder", None)
     made = Lesson(policy, losses, *parts, MetaSettings(**settings), TRAINING)
-    return learn_policy(*made, folder=folder, quiet=True)
+    return learn_policy(*made, folder=folder)
 
 
 def is_reset(model: InnerModel) -> bool:
@@ -229,7 +229,7 @@ def lines(folder: Path) -> list[dict]:
 
 def test_it_finds_the_words_that_are_asked_for(tmp_path: Path) -> None:
     made = lesson(steps=30, eval_every=10, batch_size=20)
-    end = learn_policy(*made, folder=tmp_path, quiet=True)
+    end = learn_policy(*made, folder=tmp_path)
     found = lines(tmp_path)
     answers = [line["answers"] for line in found if line["kind"] == "train"]
     assert len(answers) == 30
@@ -249,27 +249,27 @@ def test_a_stopped_learning_resumes_bit_for_bit(
     """The model goes on where it was, with its optimiser; so do the average and the agreement."""
     how = {"reset_every": 0, "warm": 2, "eval_every": 3, "steps": 7}
     whole = lesson(**how)
-    end = learn_policy(*whole, folder=tmp_path / "whole", quiet=True)
+    end = learn_policy(*whole, folder=tmp_path / "whole")
     with monkeypatch.context() as patched:
         if at == 4:
             interrupt(patched, 4)
             with pytest.raises(KeyboardInterrupt):
-                learn_policy(*lesson(**how), folder=tmp_path / "part", quiet=True)
+                learn_policy(*lesson(**how), folder=tmp_path / "part")
         else:
             # A signal between two evaluations saves a state there.
             terminate(patched, 4)
             with pytest.raises(SystemExit):
-                learn_policy(*lesson(**how), folder=tmp_path / "part", quiet=True)
+                learn_policy(*lesson(**how), folder=tmp_path / "part")
     states = sorted(path.name for path in (tmp_path / "part/resume").iterdir())
     assert states[-1] == ("step-00000003" if at == 4 else "step-00000005")
     second = lesson(**how)
-    assert learn_policy(*second, folder=tmp_path / "part", quiet=True) == end
+    assert learn_policy(*second, folder=tmp_path / "part") == end
     assert torch.equal(weights(second.policy), weights(whole.policy))
     assert torch.equal(weights(second.losses), weights(whole.losses))
     logged = [lines(tmp_path / name) for name in ("whole", "part")]
     assert logged[0] == logged[1] and len(logged[0]) == 10
     with pytest.raises(MaskwiseError, match=r"learning settings; got ratio 0\.2 \(was 0\.3\)"):
-        learn_policy(*lesson(**how, ratio=0.2), folder=tmp_path / "part", quiet=True)
+        learn_policy(*lesson(**how, ratio=0.2), folder=tmp_path / "part")
 
 
 def terminate(patch: pytest.MonkeyPatch, step: int) -> None:
@@ -290,7 +290,7 @@ def test_a_learning_that_has_ended_early_ends_there_again(tmp_path: Path) -> Non
     ends = []
     for _ in range(2):
         made = lesson(**how)
-        ends.append((learn_policy(*made, folder=tmp_path, quiet=True), lines(tmp_path)))
+        ends.append((learn_policy(*made, folder=tmp_path), lines(tmp_path)))
     assert ends[0] == ends[1] and ends[0][1][-1]["step"] == 3
     assert ends[0][0].stopped == "no better gain on dev since step 0"
 
@@ -299,7 +299,7 @@ def test_scores_that_overflow_end_the_learning_and_keep_the_best() -> None:
     made = lesson(steps=4, eval_every=1)
     with torch.no_grad():
         next(iter(made.policy.parameters())).fill_(math.nan)
-    end = learn_policy(*made, quiet=True)
+    end = learn_policy(*made)
     assert end.stopped == "diverged: a score of the policy is not finite" and not end.best_step
 
 
@@ -414,7 +414,7 @@ def test_a_step_that_raises_its_own_loss_is_named(named: str | None) -> None:
     made = lesson(
         **{"mask_rate": 0.01, "task_rate": 0.01, "steps": 1} | ({named: 999.0} if named else {})
     )
-    end = learn_policy(*made, quiet=True)
+    end = learn_policy(*made)
     assert (end.overshoot is None) == (named is None)
     if named:
         assert end.overshoot.startswith(f"an inner step of size {named}=999 raises the loss that")
@@ -529,7 +529,7 @@ def test_two_ranks_do_what_one_does(architecture: str, tmp_path: Path) -> None:
     """Also with a policy whose layers DDP averages."""
     start = weights(ranked(architecture).policy)
     alone = ranked(architecture)
-    learn_policy(*alone, folder=tmp_path / "alone", quiet=True)
+    learn_policy(*alone, folder=tmp_path / "alone")
     two_ranks(_on_a_rank, architecture, tmp_path)
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert torch.equal(both[0], both[1])
@@ -556,7 +556,7 @@ def _on_a_rank(architecture: str, folder: Path) -> None:
     import os
 
     made = ranked(architecture)
-    learn_policy(*made, folder=folder / "both", quiet=True)
+    learn_policy(*made, folder=folder / "both")
     torch.save(weights(made.policy), folder / f"{os.environ['RANK']}.pt")
 
 
@@ -569,10 +569,10 @@ def test_two_ranks_resume_bit_for_bit(tmp_path: Path) -> None:
 def _stopped_on_a_rank(folder: Path) -> None:
     how = {"reset_every": 0, "warm": 1, "eval_every": 2, "steps": 4}
     whole, part = lesson(**how), lesson(**how)
-    learn_policy(*whole, folder=folder / "whole", quiet=True)
+    learn_policy(*whole, folder=folder / "whole")
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
         interrupt(patched, 3)
-        learn_policy(*lesson(**how), folder=folder / "part", quiet=True)
-    learn_policy(*part, folder=folder / "part", quiet=True)
+        learn_policy(*lesson(**how), folder=folder / "part")
+    learn_policy(*part, folder=folder / "part")
     assert torch.equal(weights(part.policy), weights(whole.policy))
     assert torch.equal(weights(part.losses), weights(whole.losses))

@@ -207,20 +207,20 @@ def test_a_training_on_a_mix_says_its_shares_and_goes_on_where_it_was_stopped(
 ):
     recipe = read(mix(folder, corpus=1, backwards=1))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run_pretrain(recipe, whole, quiet=True)
+    run_pretrain(recipe, whole)
     names = [str(folder / f"{name}.jsonl") for name in ("corpus", "backwards")]
     assert [line["sources"] for line in trained(whole)] == [dict.fromkeys(names, 0.5)] * 5
     interrupt(monkeypatch, 5)
     with pytest.raises(KeyboardInterrupt):
-        run_pretrain(recipe, stopped, quiet=True)
-    run_pretrain(recipe, stopped, quiet=True)
+        run_pretrain(recipe, stopped)
+    run_pretrain(recipe, stopped)
     weights = "checkpoint/model.safetensors"
     assert file_hash(whole / weights) == file_hash(stopped / weights)
 
 
 def test_each_of_several_objectives_reads_the_mix(folder, read, tmp_path):
     more = ("objectives={mlm: {}, cse: {}}", "sampler=sequential", "training.steps=4")
-    run_pretrain(read(mix(folder, corpus=1, backwards=1), *more), tmp_path, quiet=True)
+    run_pretrain(read(mix(folder, corpus=1, backwards=1), *more), tmp_path)
     assert [set(line["sources"].values()) for line in trained(tmp_path)] == [{0.5}, {0.5}]
 
 
@@ -276,4 +276,4 @@ def test_bad_mixes_are_refused_in_one_line(folder, source, said, tmp_path, capfd
 )
 def test_what_does_not_go_with_a_mix(folder, read, more, said, tmp_path):
     with pytest.raises(MaskwiseError, match=said):
-        run_pretrain(read(mix(folder, corpus=1, copies=1), *more), tmp_path / "out", quiet=True)
+        run_pretrain(read(mix(folder, corpus=1, copies=1), *more), tmp_path / "out")

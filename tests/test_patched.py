@@ -58,10 +58,10 @@ def run(trainee: Objective, masker: Any, *, fails: bool, **more: Any) -> None:
 
     source = MaskedSource(DATA, masker, chosen)
     if not fails:
-        train(trainee, source, chosen, evaluate=judge, quiet=True)
+        train(trainee, source, chosen, evaluate=judge)
         return
     with pytest.raises(Broken):
-        train(trainee, source, chosen, evaluate=judge, quiet=True)
+        train(trainee, source, chosen, evaluate=judge)
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -128,7 +128,7 @@ def test_the_first_phase_is_matched_and_companions_shorten_all(recipe, tmp_path)
 
 def trained(recipe: Recipe, out: Path) -> dict[str, str]:
     """The hashes of the weights after each phase."""
-    run_pretrain(recipe, out, quiet=True)
+    run_pretrain(recipe, out)
     return {
         str(path.relative_to(out)): file_hash(path)
         for path in sorted(out.glob("**/checkpoint/*.safetensors"))
@@ -154,10 +154,10 @@ def test_a_run_does_not_go_on_when_the_text_of_a_later_phase_has_changed(tmp_pat
     text = tmp_path / "second.txt"
     text.write_text("\n\n".join(f"the cat number {i} sat on the mat" for i in range(300)))
     read = read_recipe(recipe, [*SMALL, f"phases=[{{}}, {{corpus.source: {text}}}]"])
-    run_pretrain(read, tmp_path / "run", quiet=True)
+    run_pretrain(read, tmp_path / "run")
     text.write_text("\n\n".join(f"the dog number {i} lay on the rug" for i in range(300)))
     with pytest.raises(MaskwiseError, match="contains a run on a different text"):
-        run_pretrain(read, tmp_path / "run", quiet=True)
+        run_pretrain(read, tmp_path / "run")
 
 
 PHASED = ["modernbert", "mmbert", "gpt-bert", "clm-detour"]
@@ -183,7 +183,7 @@ def test_recipes_that_follow_papers_run_to_their_end(name, tmp_path):
     short = [f"{key}=2" for key in whole.settings_of("training.steps")]
     short += [f"{key}=3" for key in whole.settings_of("training.batch_size")]
     recipe = read_recipe(name, small + short)
-    assert run_pretrain(recipe, tmp_path, quiet=True)["steps"] == 2
+    assert run_pretrain(recipe, tmp_path)["steps"] == 2
     assert len([*tmp_path.glob("phase-*/checkpoint"), tmp_path / "checkpoint"]) == len(
         whole.links()
     )

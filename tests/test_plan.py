@@ -134,7 +134,7 @@ def test_two_studies_with_a_common_first_stage_run_it_once(tmp_path, done):
     def did(out: str, *overrides: str) -> dict[str, int]:
         done.clear()
         study = quick(source, "study.seeds=1", *overrides)
-        assert not run_study(study, tmp_path / out, cache=shared, quiet=True)["failures"]
+        assert not run_study(study, tmp_path / out, cache=shared)["failures"]
         return kinds(done)
 
     assert did("a") == {"prepare": 1, "pretrain": 2, "evaluate": 2}
@@ -152,7 +152,7 @@ def test_two_studies_with_a_common_first_stage_run_it_once(tmp_path, done):
     # The same command without --stages uses them again.
     shutil.move(tmp_path / "d" / "records.jsonl", tmp_path / "records.jsonl")
     done.clear()
-    run_study(quick(source, "study.seeds=1", *again, RATIOS), tmp_path / "d", quiet=True)
+    run_study(quick(source, "study.seeds=1", *again, RATIOS), tmp_path / "d")
     assert not done and records_of(tmp_path / "d", "heldout")
 
 
@@ -162,7 +162,7 @@ def test_the_shared_folder_may_come_from_the_environment_or_the_recipe(
     monkeypatch.setenv("MASKWISE_STAGES", str(tmp_path / "env"))
     for more in ([], [f"study.cache={tmp_path / 'said'}"]):
         study = quick(recipe, "study.seeds=1", "study.arms={a: {}}", *more)
-        run_study(study, tmp_path / f"out-{len(more)}", quiet=True)
+        run_study(study, tmp_path / f"out-{len(more)}")
     for folder in ("env", "said"):
         assert len(list((tmp_path / folder).iterdir())) == 3
 
@@ -171,7 +171,7 @@ def test_a_chain_trains_on_from_its_checkpoint(recipe, tmp_path, done):
     out = tmp_path / "out"
     arms = "study.arms={a: {}, b: {intermediate: none}}"
     more = ("training.learning_rate=1e-9", "intermediate.training.steps=3", arms)
-    assert not run_study(quick(recipe, "study.seeds=1", *more), out, quiet=True)["failures"]
+    assert not run_study(quick(recipe, "study.seeds=1", *more), out)["failures"]
     by_arm = {"a": [], "b": []}
     for record in records_of(out, "heldout"):
         by_arm[record["arm"]].append(record["loss"])
@@ -238,7 +238,7 @@ RATES = "study.search={grid: {training.learning_rate: [1e+30, 1e-9, 1e-2, 2e-2]}
 def test_every_seed_chooses_for_every_arm_and_a_new_run_is_compared(recipe, tmp_path, fake):
     read = quick(recipe, "study.seeds=2", RATES)
     out = tmp_path / "out"
-    result = run_study(read, out, quiet=True)
+    result = run_study(read, out)
     assert kinds(fake)["pretrain"] == 2 * 2 * 3 + 2 * 2 and not result["failures"]  # four diverged
     chosen = {}
     for record in records_of(out, "selection"):
@@ -268,7 +268,7 @@ def test_every_seed_chooses_for_every_arm_and_a_new_run_is_compared(recipe, tmp_
     purposes = {(line["purpose"], line["seed"]) for line in read_lines(out / "timings.jsonl")}
     assert purposes == {("choice", 0), ("choice", 1), ("main", 10_000), ("main", 10_001)}
     fake.clear()
-    run_study(read, out, quiet=True)
+    run_study(read, out)
     assert (out / "records.jsonl").read_bytes() == records and not fake
 
 
@@ -280,7 +280,7 @@ def test_an_arm_whose_search_fails_with_a_seed_lacks_that_run(recipe, tmp_path, 
     )
     more = ("study.seeds=2", "study.arms={a: {}, b: {}}", search, "study.companions=[0.5]")
     out = tmp_path / "out"
-    result = run_study(quick(recipe, *more), out, quiet=True)
+    result = run_study(quick(recipe, *more), out)
     failures = {(record["arm"], record["seed"], record["stage"]) for record in result["failures"]}
     assert failures == {("b", 10_000, "search"), ("b", 10_001, "search")}
     assert all("the loss is not finite" in record["error"] for record in result["failures"])
@@ -293,7 +293,7 @@ def test_a_pair_may_be_the_gate_and_a_contrast_of_searched_arms(recipe, tmp_path
     """The gate compares runs of its own, at the settings as written."""
     gate = ["study.gate=[words-30, token-15]", "study.contrasts=[[words-30, token-15]]"]
     out = tmp_path / "out"
-    result = run_study(quick(recipe, "study.seeds=6", RATES, *gate), out, quiet=True)
+    result = run_study(quick(recipe, "study.seeds=6", RATES, *gate), out)
     rows = [row for row in result["contrasts"] if row["primary"]]
     assert [(row.get("gate", False), row["scope"], row["n"]) for row in rows] == [
         (True, "at these settings", 6),
@@ -345,7 +345,7 @@ def test_matched_arms_have_the_length_that_suits_what_they_chose(recipe, tmp_pat
     points += "{training.batch_size: 16, training.learning_rate: 0.02}]"
     more = ("study.match=targets", f"study.search={{grid: {points}}}", "study.companions=[0.5]")
     out = tmp_path / "out"
-    run_study(quick(recipe, "study.seeds=2", *more), out, quiet=True)
+    run_study(quick(recipe, "study.seeds=2", *more), out)
     costs = [r for r in records_of(out, "cost") if r["arm"] == "token-15"]
     steps = {(r["seed"], r.get("fraction")): r["steps"] for r in costs}
     assert steps == {(10_000, None): 10, (10_000, 0.5): 5, (10_001, None): 5, (10_001, 0.5): 2}
@@ -390,15 +390,15 @@ def test_a_search_by_tasks_looks_at_dev(recipe, tmp_path, done):
 def test_blocks_of_seeds_make_the_study_that_one_run_makes(recipe, tmp_path, fake, search):
     read = quick(recipe, "study.seeds=6", *search)
     whole, first, second = (tmp_path / name for name in ("whole", "first", "second"))
-    run_study(read, whole, quiet=True)
-    half = run_study(read, first, quiet=True, seeds=(3, 4, 5))
+    run_study(read, whole)
+    half = run_study(read, first, seeds=(3, 4, 5))
     judged = [seed + (FRESH_RUN if search else 0) for seed in range(6)]
     study = load_json(first / "study.json")
     assert study["pending"] == judged[:3] and study["seeds"] == judged
     assert half["contrasts"] == [] and half["pending"] == {"planned": 6, "done": 3}
     # Elsewhere there are the files that were committed, and no stages.
     shutil.copytree(first, second, ignore=shutil.ignore_patterns("stages"))
-    run_study(read, second, quiet=True, seeds=(1, 0, 2))
+    run_study(read, second, seeds=(1, 0, 2))
     records = (whole / "records.jsonl").read_bytes()
     assert (second / "records.jsonl").read_bytes() == records
     found, wanted = (load_json(folder / "study.json") for folder in (second, whole))
@@ -407,7 +407,7 @@ def test_blocks_of_seeds_make_the_study_that_one_run_makes(recipe, tmp_path, fak
     assert summaries[0] == summaries[1] and summaries[0]["contrasts"]
     timings = [len(read_lines(folder / "timings.jsonl")) for folder in (second, whole)]
     assert timings[0] == timings[1]
-    run_study(read, second, quiet=True, seeds=(2,))  # once more: replaced, not added
+    run_study(read, second, seeds=(2,))  # once more: replaced, not added
     assert (second / "records.jsonl").read_bytes() == records
 
 
@@ -416,18 +416,18 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
     seeds = "study.seeds=[100, 101, 102]"
     read = quick(recipe, seeds)
     with pytest.raises(MaskwiseError) as foreign:
-        run_study(read, out, quiet=True, seeds=(101, 103))
+        run_study(read, out, seeds=(101, 103))
     assert (foreign.value.got, foreign.value.allowed) == ([103], "any of 100, 101, 102")
     assert not out.exists()
-    run_study(read, out, quiet=True, seeds=(100,))
+    run_study(read, out, seeds=(100,))
     before = (out / "records.jsonl").read_bytes()
     with pytest.raises(MaskwiseError, match=r"different study.*training\.steps"):
-        run_study(quick(recipe, seeds, "training.steps=11"), out, quiet=True, seeds=(101,))
+        run_study(quick(recipe, seeds, "training.steps=11"), out, seeds=(101,))
     assert (out / "records.jsonl").read_bytes() == before
     texts = (recipe.parent / "corpus.jsonl").read_text()
     (recipe.parent / "corpus.jsonl").write_text(texts.replace("e", "a", 1))
     with pytest.raises(MaskwiseError, match=r"different study.*other files"):
-        run_study(read, out, quiet=True, seeds=(101,))
+        run_study(read, out, seeds=(101,))
     assert (out / "records.jsonl").read_bytes() == before
     (recipe.parent / "corpus.jsonl").write_text(texts)
     command = ["study", recipe, *QUICK, "tasks=[]", seeds, "--out", out, "--dry-run", "--json"]
@@ -469,7 +469,7 @@ def test_records_of_other_seeds_are_removed_before_the_work(recipe, tmp_path, fa
     """They are computed anew from the stages, which stay."""
     out = tmp_path / "out"
     read = quick(recipe, "study.seeds=[100, 101]")
-    run_study(read, out, quiet=True, seeds=(100,))
+    run_study(read, out, seeds=(100,))
     stages = sorted((out / "stages").glob("*-*"))
 
     def interrupted(*args: object, **options: object) -> None:
@@ -477,7 +477,7 @@ def test_records_of_other_seeds_are_removed_before_the_work(recipe, tmp_path, fa
 
     monkeypatch.setattr("maskwise.study.run.execute", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_study(quick(recipe, "study.seeds=[100, 101, 102]"), out, quiet=True)
+        run_study(quick(recipe, "study.seeds=[100, 101, 102]"), out)
     assert not (out / "records.jsonl").exists()
     assert sorted((out / "stages").glob("*-*")) == stages
 
@@ -545,10 +545,10 @@ def test_matched_arms_may_try_several_texts(recipe, tmp_path, fake):
     """
     search = "study.search={grid: {corpus.held_out: [0.1, 0.3]}}"
     study = quick(recipe, "study.match=targets", search, "study.seeds=1")
-    run_study(study, tmp_path / "out", quiet=True)
+    run_study(study, tmp_path / "out")
     assert [name.split("-")[0] for name in fake[:2]] == ["prepare", "prepare"]
     fake.clear()
-    run_study(study, tmp_path / "out", quiet=True)
+    run_study(study, tmp_path / "out")
     assert not fake
 
 
@@ -586,7 +586,7 @@ def test_arms_spend_what_the_baseline_spends(recipe, tmp_path, by, done):
     arms = "study.arms={low: {masking.ratio: 0.15}, high: {masking.ratio: 0.45}}"
     more = ("study.seeds=1", "training.steps=30", arms, f"study.match={by}", "evaluation.rows=4")
     out = tmp_path / "out"
-    run_study(quick(recipe, *more), out, quiet=True)
+    run_study(quick(recipe, *more), out)
     cost = {r["arm"]: r for r in records_of(out, "cost")}
     assert load_json(out / "study.json")["match"]["by"] == by
     assert cost["low"]["steps"] == 30 and cost["high"]["steps"] < 30
@@ -603,7 +603,7 @@ def test_companions_are_shorter_runs_of_their_own(recipe, tmp_path, done):
     out = tmp_path / "out"
     arms = "study.arms={a: {masking.ratio: 'linear(0.4, 0.1)'}}"
     more = ("study.seeds=1", "study.companions=[0.5, 0.2]", "training.steps=20", arms)
-    run_study(quick(recipe, *more), out, quiet=True)
+    run_study(quick(recipe, *more), out)
     costs = {r.get("fraction", 1): r for r in records_of(out, "cost")}
     assert {share: r["steps"] for share, r in costs.items()} == {1: 20, 0.5: 10, 0.2: 4}
     ratio = {share: r["targets"] / r["tokens"] for share, r in costs.items()}
@@ -621,7 +621,7 @@ def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, 
     more = ["study.companions=[0.5]", "intermediate.training.steps=4", "study.match=targets"]
     whole = read_recipe(recipe, [*SCORED, search, "study.seeds=1", *more])
     one, two = tmp_path / "one", tmp_path / "two"
-    run_study(whole, one, quiet=True)
+    run_study(whole, one)
     complete = sorted(done)
     engine = run.execute
 
@@ -637,7 +637,7 @@ def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, 
     while not (two / "records.jsonl").exists():
         stops += 1
         with suppress(KeyboardInterrupt):
-            run_study(whole, two, quiet=True)
+            run_study(whole, two)
     assert stops > 5 and sorted(done) == complete
     assert (one / "records.jsonl").read_bytes() == (two / "records.jsonl").read_bytes()
     found = {record["kind"] for record in read_lines(one / "records.jsonl")}
@@ -671,9 +671,7 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(
     first = {"prepare": 1, "pretrain": 2, "evaluate": 2, "finetune": 3, "overlap": 1}
     assert counts == {kind: (0, count) for kind, count in first.items()}
     assert not list(tmp_path.iterdir())
-    run_study(
-        read_recipe(recipe, [*SCORED, "study.seeds=1"]), tmp_path / "out", cache=shared, quiet=True
-    )
+    run_study(read_recipe(recipe, [*SCORED, "study.seeds=1"]), tmp_path / "out", cache=shared)
     nothing, counts = counted("study.seeds=1")
     assert nothing["seconds"] == 0 and counts == {kind: (n, 0) for kind, n in first.items()}
     more = ("study.seeds=3", "study.companions=[0.5]")

@@ -222,7 +222,6 @@ def run(
         settings,
         folder=folder,
         evaluate=evaluate,
-        quiet=True,
         learners={**source.learners(), **(learners or {})},
     )
     return objective.model, masker.policy

@@ -6,20 +6,24 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import os
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import maskwise
+from maskwise.annotate.run import annotate_corpus
 from maskwise.cli import main
 from maskwise.cli.terminal import print_table
 from maskwise.errors import MaskwiseError, visible
-from maskwise.printing import Terminal, json_text
+from maskwise.printing import LOGGER, Terminal, json_text, note, quietly, shows_progress
+from maskwise.tasks import evaluate_tasks
+from maskwise.training import train
 from maskwise.training.log import ProgressBar
 
 ROOT = Path(maskwise.__file__).parent
@@ -184,3 +188,60 @@ def test_no_memory_is_one_line(
     line = capsys.readouterr().err
     assert end.value.code == 2
     assert line.count("\n") == 1 and "out of memory" in line and str(error) in line
+
+
+# The logger
+# ----------------------------------------------------------------------------
+
+
+def test_notes_go_to_stderr_and_to_handlers_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    heard = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    LOGGER.addHandler(handler)
+    try:
+        note(["100 % [red] of it \x1b[31m"])
+    finally:
+        LOGGER.removeHandler(handler)
+    assert heard == ["100 % [red] of it \x1b[31m"]
+    # A terminal must not get control characters.
+    assert capsys.readouterr().err == "100 % [red] of it ·[31m\n"
+
+
+def test_a_higher_level_hides_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    with quietly():
+        assert not shows_progress()
+        note(["hidden"])
+        LOGGER.warning("shown")
+    assert shows_progress()
+    assert capsys.readouterr().err == "shown\n"
+
+
+def test_a_level_of_the_user_is_not_lowered() -> None:
+    LOGGER.setLevel(logging.ERROR)
+    try:
+        with quietly():
+            assert LOGGER.level == logging.ERROR
+        assert LOGGER.level == logging.ERROR
+    finally:
+        LOGGER.setLevel(logging.INFO)
+
+
+def test_a_level_that_is_set_before_the_import_stays() -> None:
+    code = (
+        "import logging; logging.getLogger('maskwise').setLevel('ERROR');"
+        "from maskwise.printing import LOGGER; print(LOGGER.level)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{logging.ERROR}\n"
+
+
+@pytest.mark.parametrize(
+    ("call", "given"),
+    [(train, (None, None, None)), (annotate_corpus, ([], [], "out")), (evaluate_tasks, ("a", []))],
+)
+def test_a_former_argument_says_what_replaces_it(
+    call: Callable[..., object], given: tuple[object, ...]
+) -> None:
+    with pytest.raises(MaskwiseError, match="getLogger"):
+        call(*given, quiet=True)

@@ -35,7 +35,7 @@ def result(inputs, tmp_path_factory):
     recipe, texts, rows = inputs
     out = tmp_path_factory.mktemp("study") / "out"
     frame = pd.DataFrame(rows)
-    return mw.study(recipe, out=out, texts=texts, tasks={"letters": frame}, progress=False)
+    return mw.study(recipe, out=out, texts=texts, tasks={"letters": frame})
 
 
 def test_a_study_of_rows_in_memory(result, inputs):
@@ -61,9 +61,7 @@ def test_the_files_of_rows_are_inside_the_study_and_name_their_content(result, i
 def test_the_same_call_trains_nothing_again(result, inputs, monkeypatch):
     recipe, texts, rows = inputs
     monkeypatch.setattr("maskwise.study.work.pretrain", None)
-    again = mw.study(
-        recipe, out=result.folder, texts=iter(texts), tasks={"letters": rows}, progress=False
-    )
+    again = mw.study(recipe, out=result.folder, texts=iter(texts), tasks={"letters": rows})
     assert again.records == result.records
 
 
@@ -76,9 +74,7 @@ def test_a_result_is_read_from_its_folder(result):
 def test_other_texts_are_another_study(result, inputs):
     recipe, texts, rows = inputs
     with pytest.raises(MaskwiseError, match=r"corpus\.source"):
-        mw.study(
-            recipe, out=result.folder, texts=texts[1:], tasks={"letters": rows}, progress=False
-        )
+        mw.study(recipe, out=result.folder, texts=texts[1:], tasks={"letters": rows})
 
 
 def test_the_best_arm_is_saved_for_transformers(result, tmp_path):
@@ -212,14 +208,13 @@ def test_an_override_without_effect_is_refused(inputs, tmp_path):
             texts=texts,
             tasks={"letters": rows},
             overrides={"training.seed": 5},
-            progress=False,
         )
 
 
 def test_a_misspelt_setting_of_a_dict_is_named(inputs, tmp_path):
     recipe, _, _ = inputs
     with pytest.raises(MaskwiseError, match="did you mean 'training'"):
-        mw.study({**recipe, "traning": {}}, out=tmp_path / "out", progress=False)
+        mw.study({**recipe, "traning": {}}, out=tmp_path / "out")
 
 
 # Other commands
@@ -270,7 +265,6 @@ def test_adapt_takes_texts_and_labels_from_memory(inputs, tmp_path):
         "steps": 4,
         "runs": 1,
         "overrides": {"finetune.steps": 4, "corpus.held_out": 0.2},
-        "progress": False,
     }
     adapted = mw.adapt("bundled:encoder", texts, **given)
     assert adapted.answer.startswith("These runs cannot tell") and adapted.answer in str(adapted)
@@ -293,6 +287,5 @@ def test_adapt_refuses_what_takes_too_long_and_runs_nothing(inputs, tmp_path, mo
             tasks={"letters": rows},
             time="1m",
             out=tmp_path / "out",
-            progress=False,
         )
     assert not (tmp_path / "out" / "study.json").exists()

@@ -97,7 +97,7 @@ def partly_used_ranks(folder: Path) -> None:
         maker = objective_of.maker(tokenizer(), seed=3, length=24)
         chosen = settings(steps=3, freeze=freeze)
         trainee = objective(kind, model(architecture, seed=rank_here()))
-        train(trainee, MaskedSource(DATA, maker, chosen), chosen, quiet=True)
+        train(trainee, MaskedSource(DATA, maker, chosen), chosen)
         for name, weight in trainee.named_parameters():
             both = [torch.empty_like(weight) for _ in range(2)]
             dist.all_gather(both, weight.detach().contiguous())
@@ -145,7 +145,7 @@ def judged_ranks(folder: Path, shard: bool) -> None:
         return divided
 
     source = MaskedSource(DATA, masker, chosen)
-    train(trainee, source, chosen, folder=folder, evaluate=evaluate, quiet=True)
+    train(trainee, source, chosen, folder=folder, evaluate=evaluate)
     weights = gathered(distinct(trainee), keep=True)
     if not dist.get_rank():
         save_file({name: each.contiguous() for name, each in weights.items()}, folder / "weights")
@@ -182,7 +182,7 @@ def misjudged_ranks(folder: Path) -> None:
         return held_out(trainee, ranks)
 
     with pytest.raises((MaskwiseError, KeyError)) as caught:
-        train(trainee, MaskedSource(DATA, masker, chosen), chosen, evaluate=evaluate, quiet=True)
+        train(trainee, MaskedSource(DATA, masker, chosen), chosen, evaluate=evaluate)
     (folder / f"said-{dist.get_rank()}").write_text(str(caught.value))
 
 
@@ -252,7 +252,7 @@ def test_weights_that_no_step_has_used_yet_go_on_bit_for_bit() -> None:
 
 
 def pretrained_ranks(recipe: Path, overrides: list[str], folder: Path) -> None:
-    run_pretrain(read_recipe(recipe, [*overrides, "training.shard=true"]), folder, quiet=True)
+    run_pretrain(read_recipe(recipe, [*overrides, "training.shard=true"]), folder)
 
 
 @pytest.mark.slow
@@ -266,7 +266,7 @@ def test_a_sharded_pretraining_writes_an_ordinary_checkpoint(
         "model.settings.hidden_dropout_prob=0",
         "model.settings.attention_probs_dropout_prob=0",
     ]
-    one = run_pretrain(read_recipe(recipe, overrides), tmp_path / "one", quiet=True)
+    one = run_pretrain(read_recipe(recipe, overrides), tmp_path / "one")
     two_ranks(pretrained_ranks, recipe, overrides, tmp_path / "two")
     two = json.loads((tmp_path / "two" / "done.json").read_text())
     for a, b in zip(one["heldout"], two["heldout"], strict=True):
@@ -289,7 +289,7 @@ def half_precision_ranks(folder: Path, shard: bool) -> None:
 
             module.register_forward_pre_hook(note)
     chosen = settings(log_every=1, steps=5, shard=shard, precision="bf16")
-    train(trainee, MaskedSource(DATA, masker, chosen), chosen, folder=folder, quiet=True)
+    train(trainee, MaskedSource(DATA, masker, chosen), chosen, folder=folder)
     assert {parameter.dtype for parameter in trainee.parameters()} == {torch.float32}
     inside = {dtype for name, dtype in seen.items() if ".layer." in name}
     outside = {dtype for name, dtype in seen.items() if ".layer." not in name}
@@ -319,7 +319,7 @@ def unsound_ranks(folder: Path) -> None:
         chosen = settings(log_every=2, save_every=2, on_nan="skip", shard=shard)
         trainee, source = SpoiledOnRank1(model("bert")), MaskedSource(DATA, masker, chosen)
         out = folder / f"skip-{shard}"
-        done = train(trainee, source, chosen, folder=out, quiet=True)
+        done = train(trainee, source, chosen, folder=out)
         assert done["steps"] == 12 and math.isfinite(done["loss"] or math.nan)
         weights = gathered(distinct(trainee), keep=True)
         norm = torch.tensor([sum(float(w.double().sum()) for w in weights.values())])
@@ -406,7 +406,7 @@ def failing_ranks(folder: Path, policy: str) -> None:
     with pytest.raises(MaskwiseError) as caught:
         learners = source.learners()
         trainee = MaskedLanguageModelling(model("bert"))
-        train(trainee, source, chosen, folder=out, learners=learners, quiet=True)
+        train(trainee, source, chosen, folder=out, learners=learners)
     (folder / f"{policy}-{dist.get_rank()}").write_text(str(caught.value))
 
 
@@ -429,7 +429,7 @@ def ranks_on_two_disks(folder: Path) -> None:
         try:
             out = folder / f"{name}-{rank_here()}"
             source = MaskedSource(DATA, masker, chosen)
-            done[name] = train(trainee, source, chosen, folder=out, quiet=True)["resumed_at"]
+            done[name] = train(trainee, source, chosen, folder=out)["resumed_at"]
         except MaskwiseError as error:
             done[name] = str(error)
     (folder / f"done-{rank_here()}.json").write_text(json.dumps(done))
@@ -438,7 +438,7 @@ def ranks_on_two_disks(folder: Path) -> None:
 def test_the_first_rank_chooses_the_state_for_all(tmp_path: Path) -> None:
     trainee, masker = made("mlm")
     chosen = settings(save_every=3, keep=9)
-    train(trainee, MaskedSource(DATA, masker, chosen), chosen, folder=tmp_path / "all", quiet=True)
+    train(trainee, MaskedSource(DATA, masker, chosen), chosen, folder=tmp_path / "all")
     for name, kept in {"newer": ((3,), (3, 6, 9)), "older": ((3, 6), (3,))}.items():
         for rank in (0, 1):
             for step in kept[rank]:

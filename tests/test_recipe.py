@@ -110,7 +110,7 @@ def test_every_recipe_trains(name, tmp_path):
         prepared = prepare_stage(one)
         run_stage(prepared, StageStore(tmp_path))
         data = Prepared.open(StageStore(tmp_path).folder(prepared) / "data")
-        found = pretrain(data, one, folder=tmp_path / f"arm {arm}", quiet=True)
+        found = pretrain(data, one, folder=tmp_path / f"arm {arm}")
         masks = {line["masks"].split()[0] for line in found["heldout"]}
         assert found["steps"] == 2 and masks == set(one.evaluation.masks)
         assert all(torch.isfinite(torch.tensor(line["loss"])) for line in found["heldout"])

@@ -161,7 +161,7 @@ def recipe(source: str, **more: Any) -> Recipe:
 
 
 def pretrained(folder: Path, source: str, **more: Any) -> Any:
-    return run_pretrain(recipe(source, **more), folder / "run", quiet=True)
+    return run_pretrain(recipe(source, **more), folder / "run")
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_pretraining_with_a_slow_tokenizer(
     source.write_text("\n\n".join(document.text for document in documents))
     made = recipe(str(source), tokenizer={"name": slow_tokenizer}, **more)
     assert check_inputs(made) == []
-    assert run_pretrain(made, tmp_path / "run", quiet=True)["targets"] > 500
+    assert run_pretrain(made, tmp_path / "run")["targets"] > 500
     checkpoint = str(tmp_path / "run" / "checkpoint")
     *losses, pseudo = evaluate_checkpoint(checkpoint, ["pseudo-perplexity:2"], text=proteins)
     assert [loss["masks"] for loss in losses] == ["token", "token"]
@@ -270,7 +270,7 @@ def test_a_study_with_a_slow_tokenizer_ends_with_a_page(
     study = {"arms": {"more": {"masking.ratio": 0.3}}, "seeds": 1, "outcome": "heldout:token"}
     training = {"steps": 2}
     arms = recipe(proteins, tokenizer={"name": slow_tokenizer}, training=training, study=study)
-    run_study(arms, tmp_path / "out", jobs=1, quiet=True)
+    run_study(arms, tmp_path / "out", jobs=1)
     assert (tmp_path / "out" / "report.html").is_file()
 
 

@@ -91,7 +91,7 @@ def run(
         return []
 
     learners = {**source.learners(), "sampler": SamplerLearner(chooser, probe)}
-    train(joined, source, settings, folder=folder, learners=learners, evaluate=evaluate, quiet=True)
+    train(joined, source, settings, folder=folder, learners=learners, evaluate=evaluate)
     return joined, chooser
 
 

@@ -61,7 +61,7 @@ def prepared(recipe: Recipe, folder: Path) -> Prepared:
 def test_a_training_on_several_objectives_leaves_an_ordinary_encoder(
     path: Path, tmp_path: Path
 ) -> None:
-    done = run_pretrain(read_recipe(path), tmp_path / "out", quiet=True)
+    done = run_pretrain(read_recipe(path), tmp_path / "out")
     checkpoint = Path(done["checkpoint"])
     AutoModelForMaskedLM.from_pretrained(checkpoint)
     heads = load_file(checkpoint / "heads.safetensors")

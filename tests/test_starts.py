@@ -274,7 +274,7 @@ def learn(network: Any, *, steps: int, **settings: Any) -> None:
     given = TrainingSettings(**{"steps": steps, **plain, **settings})
     masker = Masker(tokenizer(), ratio=0.3, corruption="mask-only", seed=0)
     source = MaskedSource(Language(256), masker, given)
-    train(MaskedLanguageModelling(network), source, given, quiet=True)
+    train(MaskedLanguageModelling(network), source, given)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

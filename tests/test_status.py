@@ -91,12 +91,12 @@ def test_running_failed_and_left_stages(out, capsys):
 def test_the_stages_of_all_blocks_are_listed(recipe, tmp_path):
     out = tmp_path / "out"
     read = read_recipe(recipe, [ARMS, "study.seeds=2", "tasks=[]"])
-    run_study(read, out, jobs=1, quiet=True, seeds=[0])
+    run_study(read, out, jobs=1, seeds=[0])
     found = status_of(out)
     assert found["pending"] == [1]
     with pytest.raises(MaskwiseError, match="has not run all that it plans"):
         drop_checkpoints(out)
-    run_study(read, out, jobs=1, quiet=True, seeds=[1])
+    run_study(read, out, jobs=1, seeds=[1])
     found = status_of(out)
     assert {stage["name"] for stage in found["stages"]} == {
         s.name for s in make_plan(read).stages()

@@ -93,7 +93,7 @@ def pretrain(
         source.noted = {}
         streams = source.streams() if known else {}
         with suppress(KeyboardInterrupt):
-            train(trainee, source, how, folder=out, streams=streams, quiet=True)
+            train(trainee, source, how, folder=out, streams=streams)
     found = {"ids": source.noted, "made": made}
     (out / f"rank-{rank_here()}.json").write_text(json.dumps(found))
 

@@ -221,7 +221,7 @@ def test_the_whole_command_learns_on_two_ranks_what_it_learns_on_one(method, tmp
 
 def learn_on_a_rank(path: Path, method: str, out: Path) -> None:
     recipe = read_recipe(str(path), [f"learning.method={method}", "training.precision=no"])
-    run_learn(recipe, out, quiet=True)
+    run_learn(recipe, out)
 
 
 ABOUT_FEW = "people=20, fillers=0, friends=false, biographies=2"

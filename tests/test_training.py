@@ -75,7 +75,7 @@ def run(
         return held_out(objective, ranks)
 
     source = MaskedSource(DATA, masker, chosen)
-    result = train(objective, source, chosen, folder=folder, evaluate=evaluate, quiet=True)
+    result = train(objective, source, chosen, folder=folder, evaluate=evaluate)
     return objective.model, result
 
 
@@ -467,7 +467,7 @@ def test_trackers_get_the_numbers_of_evaluations_alone(monkeypatch: pytest.Monke
     chosen = settings(steps=1)
     source = MaskedSource(DATA, Masker(tokenizer()), chosen)
     line = {"masks": "token", "loss": 2.0, "note": None, "by": {"the": 1.0}}
-    train(objective("mlm", model("bert")), source, chosen, evaluate=lambda *_: [line], quiet=True)
+    train(objective("mlm", model("bert")), source, chosen, evaluate=lambda *_: [line])
     assert {name: sent[name] for name in sent if "eval" in name} == {"eval/token/loss": 2.0}
 
 
@@ -488,7 +488,7 @@ def test_a_tiny_model_learns_the_language(tmp_path: Path) -> None:
     assert before["loss"] == pytest.approx(before["unigram"], abs=0.25)  # by the output bias
     source = MaskedSource(data, Masker(tokenizer(), ratio=0.3, corruption="mask-only"), chosen)
     evaluate = lambda _, ranks: held_out(objective, ranks)  # noqa: E731
-    train(objective, source, chosen, folder=tmp_path, evaluate=evaluate, quiet=True)
+    train(objective, source, chosen, folder=tmp_path, evaluate=evaluate)
     after = lines(tmp_path)[-1]
     assert after["loss"] < after["unigram"] / 2, after
 

@@ -51,7 +51,7 @@ def trained(kind: str, folder: Path | None = None, **more: Any) -> Any:
     """The objective after some steps."""
     chosen = settings(**{"log_every": 1, "steps": 6, **more})
     trainee, masker = made(kind)
-    train(trainee, MaskedSource(DATA, masker, chosen), chosen, folder=folder, quiet=True)
+    train(trainee, MaskedSource(DATA, masker, chosen), chosen, folder=folder)
     return trainee
 
 
@@ -144,7 +144,7 @@ def test_an_engine_that_cannot_start_leaves_the_model_as_it_was(
     monkeypatch.setenv("CXX", "no-such-compiler")
     trainee, masker = made("mlm")
     chosen = settings(save_every=1, steps=2)
-    train(trainee, MaskedSource(DATA, masker, chosen), chosen, folder=tmp_path, quiet=True)
+    train(trainee, MaskedSource(DATA, masker, chosen), chosen, folder=tmp_path)
     before = parts_of(trainee)
     with pytest.raises(MaskwiseError):
         Engine(trainee, settings(steps=2, **more), tmp_path)
@@ -221,7 +221,7 @@ def test_lengths_and_phases_need_few_versions_of_a_block(
         def evaluate(_: int, ranks: Ranks, held_out: Any = held_out, trainee: Any = trainee) -> Any:
             return held_out(trainee, ranks)
 
-        train(trainee, source, chosen, evaluate=evaluate, quiet=True)
+        train(trainee, source, chosen, evaluate=evaluate)
     blocks = found.graphs["forward"] + found.graphs["forward_with_checkpointing"]
     assert 0 < blocks <= (1 if family == "bert" else 3)
     assert 0 < found.graphs["read_head"] <= 2

@@ -141,7 +141,7 @@ def compare(recipe: Path, overrides: Any, out: Path, **options: Any) -> dict[str
     from maskwise.recipe import read_recipe
     from maskwise.study import run_study
 
-    return run_study(read_recipe(recipe, overrides), out, quiet=True, **options)
+    return run_study(read_recipe(recipe, overrides), out, **options)
 
 
 def maskwise(*arguments: Any) -> int:

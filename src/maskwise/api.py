@@ -149,7 +149,6 @@ def learn(
     texts: object = None,
     tasks: object = None,
     overrides: Overrides = (),
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Learn a masking policy from a task (``maskwise learn``).
 
@@ -157,7 +156,6 @@ def learn(
         recipe: as for ``maskwise.study``; it has a section ``learning``.
         out: the folder of the policy.
         texts, tasks, overrides: as for ``maskwise.study``.
-        progress: whether to print progress to stderr.
 
     Returns:
         What was measured, and "policy", the folder for the policy ``learned(FOLDER)`` of a recipe.
@@ -180,7 +178,7 @@ def learn(
         names=lambda each: learned_from(with_own_seed(each)),
         command="learn",
     )
-    return run_learn(whole, out, quiet=not progress)
+    return run_learn(whole, out)
 
 
 def evaluate(

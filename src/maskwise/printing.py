@@ -1,4 +1,9 @@
-"""The only place that prints.
+"""The only place that prints, and the logger ``maskwise``.
+
+Progress and notes go to the logger ``maskwise`` at the level INFO, and from there to stderr:
+
+    logging.getLogger("maskwise").setLevel(logging.WARNING)     # hides progress and notes
+    logging.getLogger("maskwise").addHandler(my_handler)        # sends them elsewhere, too
 
 Texts, names and paths are data of users and of strangers. ``Terminal`` replaces their control
 characters, and never parses them as markup. If the reader of a stream has gone, as in
@@ -10,16 +15,18 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import select
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from maskwise.errors import is_visible, visible
+from maskwise.errors import MaskwiseError, is_visible, visible
 
 LINE_SECONDS = 60.0
 """Seconds between two plain lines of progress if stderr is not a terminal."""
@@ -69,10 +76,54 @@ def warn(text: str, style: str = "yellow") -> None:
     say(text, style, to=err_console)
 
 
-def print_notes(lines: Iterable[str]) -> None:
-    """Print lines to stderr, without a colour."""
+class ToStderr(logging.Handler):
+    """Print log records to stderr, above a progress bar if there is one. Warnings are red."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "red" if record.levelno >= logging.WARNING else ""
+        say(self.format(record), style, to=err_console)
+
+
+LOGGER = logging.getLogger("maskwise")
+# A level that the user has set, before or after this module is imported, stays.
+if LOGGER.level == logging.NOTSET:
+    LOGGER.setLevel(logging.INFO)
+if not LOGGER.handlers:
+    LOGGER.addHandler(ToStderr())
+# Otherwise every line would appear twice where the root logger has a handler.
+LOGGER.propagate = False
+
+
+def note(lines: Iterable[str]) -> None:
+    """Log lines at the level INFO."""
     for line in lines:
-        say(line, to=err_console)
+        LOGGER.info("%s", line)
+
+
+def refuse_quiet(quiet: object) -> None:
+    """Answer the former argument ``quiet`` with its replacement, until maskwise 0.2."""
+    if quiet is not None:
+        raise MaskwiseError(
+            "the argument quiet is gone",
+            got=quiet,
+            do='logging.getLogger("maskwise").setLevel(logging.WARNING) hides progress',
+        )
+
+
+def shows_progress() -> bool:
+    """Return whether progress is shown, which is logged at the level INFO."""
+    return LOGGER.isEnabledFor(logging.INFO)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Hide progress and notes, of work that is a part of larger work with its own progress."""
+    before = LOGGER.level
+    LOGGER.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(before)
 
 
 def json_text(value: object, *, indent: int | None = None) -> str:

@@ -51,7 +51,7 @@ from maskwise.folders import (
     write_whole,
 )
 from maskwise.jobs import ENGINES, Pool, open_pool
-from maskwise.printing import err_console
+from maskwise.printing import err_console, refuse_quiet, shows_progress
 from maskwise.specs import user_path
 from maskwise.text.documents import UNNAMED, Document, Documents, read_documents, require_documents
 from maskwise.text.layers import Annotator, Fitted, digest
@@ -119,7 +119,7 @@ def annotate_corpus(
     engine: str = "local",
     jobs: int | None = 1,
     functions: Sequence[str] = (),
-    quiet: bool = True,
+    quiet: None = None,
 ) -> Summary:
     """Annotate a corpus and write the layers into the folder ``out``.
 
@@ -148,7 +148,7 @@ def annotate_corpus(
             uses one local process per core (fewer if the corpus is small), or all cores of the Ray
             cluster.
         functions: your own functions as annotators, such as "module:function"; see registry.py.
-        quiet: whether to hide the progress bar.
+        quiet: a former argument. The level of the logger ``maskwise`` hides the progress bar.
 
     Returns:
         The content of ``summary.json``.
@@ -158,6 +158,7 @@ def annotate_corpus(
             call would destroy, or the disk is full. After an error, finished files stay in the
             folder. If no file is finished, the call leaves nothing behind.
     """
+    refuse_quiet(quiet)
     out = Path(out)
     require_known("engine", engine, ENGINES)
     wanted = []
@@ -169,7 +170,7 @@ def annotate_corpus(
     if not wanted:
         raise MaskwiseError("no annotators", do="name some, such as words,pos,salient")
     documents = require_documents(open_corpus(source, text_field=text_field, limit=limit))
-    hidden = quiet or not err_console.is_terminal
+    hidden = not (shows_progress() and err_console.is_terminal)
     bars = Progress(console=err_console, disable=hidden, transient=True)
     with _claimed(out), bars, open_pool(engine=engine, jobs=jobs) as pool:
         # If the folder has a manifest, all files may exist already, and no worker is needed.

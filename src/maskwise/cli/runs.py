@@ -311,7 +311,7 @@ def finetune(
         note_of_rename("--seeds", "--runs")
         runs = seeds
     out = out_folder(out, model, command="finetune")
-    results = run_finetune(model, task, overrides or [], seeds=runs, out=out, quiet=False)
+    results = run_finetune(model, task, overrides or [], seeds=runs, out=out)
     if as_json:
         # Sums of single test items are for comparisons, and are in records.jsonl.
         hidden = ("item_sums", "item_sizes")
@@ -419,7 +419,6 @@ def annotate(
         engine=engine,
         jobs=jobs,
         functions=function or (),
-        quiet=False,
     )
     if as_json:
         print_json(summary)

@@ -108,7 +108,6 @@ def learn_policy(
     training: TrainingSettings,
     *,
     folder: Path | None = None,
-    quiet: bool = False,
     title: str = "learning a policy",
 ) -> MetaResult:
     """Learn a policy until the last step, an early stop, or divergence.
@@ -126,7 +125,6 @@ def learn_policy(
         settings: the settings of the meta-gradient.
         training: the optimiser, learning rate and gradient clipping for the model's ordinary steps.
         folder: the folder for ``metrics.jsonl`` and training states; if None, nothing is written.
-        quiet: whether to hide the progress bar.
         title: the title of the progress bar.
 
     Raises:
@@ -148,7 +146,6 @@ def learn_policy(
             learners={"model": model, "average": average},
             evaluate=judge,
             title=title,
-            quiet=quiet,
         )
     except (NotFinite, Overflow) as error:
         # An overflow may happen on this rank alone. If this rank stopped without an error, the

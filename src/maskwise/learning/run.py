@@ -31,7 +31,7 @@ from maskwise.learning.meta import MetaResult, learn_policy, losses_of
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import LearningSettings
 from maskwise.learning.supervised import learn_supervised
-from maskwise.printing import err_console, say
+from maskwise.printing import LOGGER
 from maskwise.tasks import FinetuneSettings, Task, load_task
 from maskwise.text import Document, load_tokenizer, tokenise
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
@@ -72,7 +72,6 @@ class Lesson:
         task: the task to learn from, as a string for ``load_task``.
         kind: the architecture of the model that is pre-trained, such as "encoder".
         folder: the output folder.
-        quiet: whether to hide the progress bar.
     """
 
     learning: LearningSettings
@@ -84,7 +83,6 @@ class Lesson:
     training: TrainingSettings
     finetune: FinetuneSettings
     folder: Path
-    quiet: bool = True
 
     def learn(self) -> Measures:
         """Learn the policy and write it to ``folder``. An interrupted call resumes when repeated.
@@ -105,9 +103,9 @@ class Lesson:
         return self._by_meta_gradient(tokenizer)
 
     def _say(self, line: str) -> None:
-        """Print a line to stderr. Only the first rank prints."""
-        if not self.quiet and rank_here() == 0:
-            say(line, to=err_console)
+        """Log a line. Only the first rank does."""
+        if rank_here() == 0:
+            LOGGER.info("%s", line)
 
     @property
     def seed(self) -> int:
@@ -151,7 +149,6 @@ class Lesson:
             training=how.training.model_copy(update={"seed": self.seed}),
             dev_texts=labels.splits["dev"],
             folder=self.folder,
-            quiet=self.quiet,
         )
         measures = {
             "left_out": dict(labels.counts + counts),
@@ -257,7 +254,6 @@ class Lesson:
             self.learning.meta.model_copy(update={"seed": seed}),
             self.training,
             folder=folder,
-            quiet=self.quiet,
             title=title,
         )
         return LearnedTry(policy, before, result, examples.without)

@@ -158,14 +158,12 @@ def learn_supervised(
     training: TrainingSettings,
     dev_texts: Sequence[Marked] = (),
     folder: Path | None = None,
-    quiet: bool = True,
 ) -> tuple[Training, Counter[str]]:
     """Train a policy to find the labels in texts. The policy is changed in place.
 
     Args:
         dev_texts: texts for evaluation. Their loss is logged every ``training.eval_every`` steps.
         folder: the folder for metrics and for checkpoints; if None, nothing is written.
-        quiet: whether to hide the progress bar.
 
     Returns:
         The result of the training run, and the number of dropped labels, keyed by reason.
@@ -197,7 +195,6 @@ def learn_supervised(
         folder=folder,
         evaluate=curve,
         title="policy",
-        quiet=quiet,
     )
     policy.eval()
     return done, data.counts

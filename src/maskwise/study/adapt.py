@@ -599,7 +599,7 @@ class Adaptation:
             do=do,
         )
 
-    def run(self, *, quiet: bool = False) -> Plain:
+    def run(self) -> Plain:
         """Write the recipe, run the study, and save the adapted model.
 
         Returns:
@@ -611,9 +611,7 @@ class Adaptation:
 
         request = self.request
         recipe = self.draft.recipe
-        result = run_study(
-            recipe, request.out, jobs=request.jobs, quiet=quiet, files={RECIPE: self.draft.text}
-        )
+        result = run_study(recipe, request.out, jobs=request.jobs, files={RECIPE: self.draft.text})
         next_step = next_of(result, recipe, request)
         saved = None
         kept = "No run has finished, so there is no adapted model."

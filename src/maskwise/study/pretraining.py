@@ -52,7 +52,6 @@ def pretrain(
     recipe: Recipe,
     *,
     folder: Path,
-    quiet: bool = False,
     facts: Mapping[str, str] | None = None,
     watch: Watch | None = None,
 ) -> Plain:
@@ -66,7 +65,6 @@ def pretrain(
         recipe: the recipe of one run. Its model, masking, objectives, sampler, training and
             evaluation settings are used.
         folder: the folder for metrics, resumable states and the final checkpoint.
-        quiet: whether to hide progress.
         facts: additional rows for the table in the model card.
         watch: times the training and ends it early (``timing``).
 
@@ -133,7 +131,6 @@ def pretrain(
             streams=made.streams,
             evaluate=evaluate,
             title=made.title,
-            quiet=quiet,
         )
     if not done["targets"]:
         raise MaskwiseError(

@@ -178,7 +178,6 @@ def study(
     seeds: Sequence[int] | None = None,
     jobs: int | None = None,
     engine: str = "local",
-    progress: bool = True,
 ) -> StudyResult:
     """Run all arms of a recipe with all seeds, and judge them (``maskwise study``).
 
@@ -197,7 +196,6 @@ def study(
         seeds: the seeds to run, if not all; there are no verdicts until all seeds have run.
         jobs: how many stages run in parallel; by default one for each GPU, or core.
         engine: where stages run: "local" or "ray".
-        progress: whether to print progress to stderr.
 
     Raises:
         MaskwiseError: the recipe or an input is invalid, an override has no effect, or ``out`` has
@@ -215,7 +213,7 @@ def study(
     changes = overrides_of(overrides, texts, tasks, out)
     read = partial(read_recipe, recipe)
     whole = read_used(read, changes, names=names_in_study, command="study")
-    run_study(whole, out, jobs=jobs, engine=engine, seeds=seeds, quiet=not progress)
+    run_study(whole, out, jobs=jobs, engine=engine, seeds=seeds)
     return StudyResult.read(out)
 
 
@@ -332,7 +330,6 @@ def adapt(
     overrides: Overrides = (),
     time: str | None = None,
     jobs: int | None = None,
-    progress: bool = True,
 ) -> Adapted:
     """Train an encoder further on your text, and test whether this helps (``maskwise adapt``).
 
@@ -353,7 +350,7 @@ def adapt(
         seeds: the seeds of the runs, in place of ``runs``.
         overrides: further settings of the recipe to change.
         time: a time limit such as "90m". If the study takes longer, nothing is run.
-        jobs, progress: as for `study`.
+        jobs: as for `study`.
 
     Raises:
         MaskwiseError: an input is invalid, the study takes longer than ``time``, or ``out`` has
@@ -384,7 +381,7 @@ def adapt(
     with Adaptation(request) as adaptation:
         if time is not None:
             adaptation.require_time(adaptation.plan())
-        found = adaptation.run(quiet=not progress)
+        found = adaptation.run()
     folders = [*map(Path, found["folders"]), None, None]
     result = StudyResult.read(out)
     return Adapted(

@@ -25,7 +25,7 @@ from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
 from maskwise.objectives import MaskedLanguageModelling, objective_class
-from maskwise.printing import print_notes
+from maskwise.printing import note
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.checks import check_study, notes_of_texts
@@ -58,7 +58,6 @@ def run_study(
     out: Path,
     *,
     jobs: int | None = None,
-    quiet: bool = False,
     engine: str = "local",
     retries: int = RETRIES,
     cache: Path | None = None,
@@ -74,7 +73,6 @@ def run_study(
             that no other process runs, and all have the same results.
         jobs: the number of stages that run in parallel; None for the number of GPUs of this
             machine, or of cores if it has no GPU.
-        quiet: whether to hide the live table.
         engine: where stages run: "local" or "ray".
         retries: the maximum number of retries of a stage after a failure that may be temporary.
         cache: a folder of stages that several studies share.
@@ -116,10 +114,9 @@ def run_study(
                 write_whole(out / name, text)
             own = StudyFiles(recipe, design, out, block=seeds is not None)
             own.write_study([])
-        if not quiet:
-            if users:
-                notes.append(f"this study is also run by {' and '.join(users)}")
-            print_notes([*notes, *prospect_lines(prospects_of(recipe))])
+        if users:
+            notes.append(f"this study is also run by {' and '.join(users)}")
+        note([*notes, *prospect_lines(prospects_of(recipe))])
         try:
             for plan in design.plans():
                 todo = unfinished(plan, store)
@@ -128,12 +125,9 @@ def run_study(
                 # Write study.json before the work, because reports of unfinished studies read it.
                 with folder.alone():
                     own.write_study([])
-                errors |= execute(
-                    todo, store, plan, jobs=jobs, quiet=quiet, engine=engine, retries=retries
-                )
-                if not quiet:
-                    texts = [stage for stage in todo if KINDS[stage.kind].output == TEXT]
-                    print_notes(notes_of_texts(texts, store))
+                errors |= execute(todo, store, plan, jobs=jobs, engine=engine, retries=retries)
+                texts = [stage for stage in todo if KINDS[stage.kind].output == TEXT]
+                note(notes_of_texts(texts, store))
             own.planned_all = True
         finally:
             seconds = own.seconds or 0.0

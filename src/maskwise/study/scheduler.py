@@ -23,7 +23,7 @@ from rich.text import Text
 from maskwise.errors import MaskwiseError, duration
 from maskwise.folders import appears
 from maskwise.jobs import Failure, open_pool
-from maskwise.printing import LINE_SECONDS, Terminal
+from maskwise.printing import LINE_SECONDS, LOGGER, err_console, quietly, shows_progress
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import Forecast, Seconds, until_end
 from maskwise.study.plan import Plan
@@ -51,7 +51,6 @@ def execute(
     plan: Plan,
     *,
     jobs: int | None,
-    quiet: bool,
     engine: str,
     retries: int,
 ) -> dict[str, str]:
@@ -63,7 +62,6 @@ def execute(
         plan: the plan that contains the stages.
         jobs: the number of stages that run in parallel; None for the number of GPUs of this
             machine, or of cores if it has no GPU.
-        quiet: whether to hide progress.
         engine: a name in ``jobs.ENGINES``.
         retries: the maximum number of retries after a failure that may be temporary.
 
@@ -88,7 +86,7 @@ def execute(
     not_before = dict.fromkeys(waiting, 0.0)
     function = partial(do_stage, store=store)
     pool = open_pool(engine=engine, jobs=jobs, gpu=True)
-    progress = StudyProgress(plan, store, jobs=pool.places, quiet=quiet)
+    progress = StudyProgress(plan, store, jobs=pool.places)
     with pool, progress:
         while waiting or running:
             unfinished = waiting.keys() | named(running.values())
@@ -135,13 +133,13 @@ def execute(
                 tries[name] += 1
                 if failure.passing and tries[name] <= retries:
                     again = f"trying again ({tries[name]} of {retries})"
-                    progress.say(f"{name} failed: {failure.error}; {again}")
+                    LOGGER.warning("%s failed: %s; %s", name, failure.error, again)
                     not_before[name] = time.monotonic() + PAUSE_SECONDS * 2 ** (tries[name] - 1)
                     waiting[name] = stage
                 elif KINDS[stage.kind].output == TEXT and stage in needed_by_all:
                     raise MaskwiseError(failure.error)
                 else:
-                    progress.say(f"{name} failed: {failure.error}")
+                    LOGGER.warning("%s failed: %s", name, failure.error)
                     errors[name] = failure.error
             # ``wait`` returns after at most 0.5 seconds, so the display is updated twice a second.
             progress.update([*named(running.values()), *elsewhere], errors)
@@ -198,7 +196,9 @@ def do_stage(task: Task, *, store: StageStore) -> Plain | None:
     if held is None:
         return None
     try:
-        return run_stage(stage, store)
+        # The process of the study shows the progress of all stages.
+        with quietly():
+            return run_stage(stage, store)
     finally:
         held.release()
 
@@ -216,17 +216,15 @@ class StudyProgress:
         plan: the plan that is executed.
         store: the folders of stages.
         jobs: the number of stages that run in parallel.
-        quiet: whether to hide the display.
     """
 
-    def __init__(self, plan: Plan, store: StageStore, *, jobs: int, quiet: bool):
+    def __init__(self, plan: Plan, store: StageStore, *, jobs: int):
         self.plan = plan
         self.store = store
         self.jobs = jobs
-        self.console = Terminal(stderr=True, quiet=quiet)
-        self.live = Live(console=self.console, refresh_per_second=2, transient=True)
+        self.live = Live(console=err_console, refresh_per_second=2, transient=True)
         # If there is no terminal, as in a batch job, plain lines are printed.
-        self.shows = self.console.is_terminal and not quiet
+        self.shows = err_console.is_terminal and shows_progress()
         self.began = time.perf_counter()
         self.printed_at = self.began
         self.named = named(plan.stages())
@@ -243,15 +241,11 @@ class StudyProgress:
         if self.shows:
             self.live.start()
         else:
-            self.console.print(self.summary(), soft_wrap=True)
+            LOGGER.info("%s", self.summary())
         return self
 
     def __exit__(self, *_: object) -> None:
         self.live.stop()
-
-    def say(self, line: str) -> None:
-        """Print a line above the display; it stays there when the display changes."""
-        self.console.print(line, style="red", soft_wrap=True)
 
     def update(self, running: Collection[str], errors: Collection[str]) -> None:
         """Redraw the display; if there is no terminal, print a line every minute."""
@@ -259,14 +253,14 @@ class StudyProgress:
         self.first_seen = {name: self.first_seen.get(name, now) for name in running}
         self.errors = errors
         due = self.shows or now - self.printed_at >= LINE_SECONDS
-        if self.console.quiet or not due:
+        if not shows_progress() or not due:
             return
         self.printed_at = now
         self.lines = {name: self.store.last_line(name) for name in running}
         if self.shows:
             self.live.update(Group(self.summary(), *map(self.line_of, running)))
         else:
-            self.console.print(self.summary(), soft_wrap=True)
+            LOGGER.info("%s", self.summary())
 
     def line_of(self, name: str) -> Text:
         """Return the display line of a running stage: its run, its kind and its progress."""

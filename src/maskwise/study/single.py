@@ -23,7 +23,7 @@ from maskwise.folders import (
     require_own,
     write_whole,
 )
-from maskwise.printing import print_notes
+from maskwise.printing import note
 from maskwise.recipe import Recipe, explain, read_recipe
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override
@@ -75,7 +75,7 @@ def _is_first() -> bool:
 # ---------------------------------------------------------------------------------------------
 
 
-def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
+def run_pretrain(recipe: Recipe, out: Path) -> Plain:
     """Pre-train one model and save the checkpoint in a folder.
 
     If the run in the folder is finished, its result is returned. If the run was interrupted, it is
@@ -86,7 +86,6 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     Args:
         recipe: the recipe of the run.
         out: the folder for ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml`` and ``done.json``.
-        quiet: whether to hide progress.
 
     Returns:
         The content of ``done.json``, with the ``seconds`` of all phases, and the path of the
@@ -100,8 +99,8 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
     if _is_first():
         require_own(out, "recipe.yaml", f"{DATA}/*.jsonl", what="a run of this recipe")
     notes = check_inputs(recipe)
-    if _is_first() and not quiet:
-        print_notes(notes)
+    if _is_first():
+        note(notes)
     if any(link.learns for link in recipe.links()):
         raise MaskwiseError(
             "maskwise pretrain cannot learn a masking policy",
@@ -122,9 +121,9 @@ def run_pretrain(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
                 _begin(out, recipe, texts, folders)
             for text in dict.fromkeys(texts):
                 run_stage(text, store)
-            if _is_first() and not quiet:
-                print_notes(notes_of_texts(texts, store))
-            results = [run_stage(training, store, quiet=quiet) for training in trainings]
+            if _is_first():
+                note(notes_of_texts(texts, store))
+            results = [run_stage(training, store) for training in trainings]
     seconds = round(sum(result["seconds"] for result in results), 1)
     return results[-1] | {"seconds": seconds, "checkpoint": str(out / "checkpoint")}
 
@@ -224,7 +223,6 @@ def run_finetune(
     *,
     seeds: int,
     out: Path,
-    quiet: bool = False,
 ) -> list[TaskRecord]:
     """Fine-tune and evaluate a checkpoint on each task.
 
@@ -235,7 +233,6 @@ def run_finetune(
             ``finetune.max_length``.
         seeds: the number of fine-tuning runs per task.
         out: the folder for ``TASK/seed-N/checkpoint`` and ``records.jsonl``.
-        quiet: whether to hide progress.
 
     Raises:
         MaskwiseError: a setting is unknown or has no effect, or ``tasks.evaluate_tasks`` raises an
@@ -253,14 +250,14 @@ def run_finetune(
     whole = {"finetune": settings.model_dump(mode="json"), "tasks": [*tasks]}
     given = {f"finetune.{name}": value for name, value in changes.items()}
     refuse_unused(given, [whole], {"finetune": FinetuneSettings().model_dump(mode="json")})
-    return evaluate_tasks(model, tasks, settings=settings, out=out, quiet=quiet)
+    return evaluate_tasks(model, tasks, settings=settings, out=out)
 
 
 # maskwise learn
 # ---------------------------------------------------------------------------------------------
 
 
-def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
+def run_learn(recipe: Recipe, out: Path) -> Plain:
     """Learn a masking policy and save it in a folder.
 
     The folder contains the files of ``learning.run``, and ``recipe.yaml``, ``stage.json`` (all
@@ -287,7 +284,7 @@ def run_learn(recipe: Recipe, out: Path, *, quiet: bool = False) -> Plain:
             if _is_first():
                 write_whole(out / "recipe.yaml", recipe.to_yaml())
             run_stage(text, store)
-            results = [run_stage(stage, store, quiet=quiet)]
+            results = [run_stage(stage, store)]
     page = out / "report.html"
     if _is_first() and not page.exists():
         # Imported here because importing altair takes a second.

@@ -152,7 +152,7 @@ class StageKind:
     """
 
     name: str
-    run: Callable[[Stage, StageStore, bool], Plain]
+    run: Callable[[Stage, StageStore], Plain]
     output: str | None = None
     records: Callable[[Plain], list[Plain]] = _nothing
     of_run: bool = True

@@ -27,6 +27,7 @@ from maskwise.errors import MaskwiseError, duration
 from maskwise.evaluation import EvaluationSettings, evaluate, overlap_record
 from maskwise.families import width_of
 from maskwise.models import task_config, weights_of
+from maskwise.printing import quietly
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import Forecast, Rates, evaluations
@@ -363,7 +364,8 @@ def _time_training(stage: Stage, link: Recipe, samples: Samples) -> Rates:
     small = link.model_copy(update={"evaluation": evaluation})
     clock = Clock(compiled=link.training.compile)
     with TemporaryDirectory(prefix="maskwise-") as folder:
-        pretrain(data, small, folder=Path(folder), quiet=True, watch=clock)
+        with quietly():
+            pretrain(data, small, folder=Path(folder), watch=clock)
         rest = clock.rest
     first, later = clock.judged
     rows = min(evaluation.rows, len(data.held_out))
@@ -438,16 +440,16 @@ def _time_task(stage: Stage, link: Recipe, samples: Samples) -> Rates:
         # Keep more rows for training, because every class needs a few of them.
         few["train"] = task.splits["train"][: 4 * items]
         clock = Clock()
-        finetune(
-            link.model.pretrained,
-            replace(task, splits=few),
-            tokenizer=tokenizer,
-            settings=settings,
-            seed=0,
-            config=config,
-            quiet=True,
-            watch=clock,
-        )
+        with quietly():
+            finetune(
+                link.model.pretrained,
+                replace(task, splits=few),
+                tokenizer=tokenizer,
+                settings=settings,
+                seed=0,
+                config=config,
+                watch=clock,
+            )
         return clock, clock.rest
 
     clock, rest = timed(ITEMS)

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def run_stage(stage: Stage, store: StageStore, *, quiet: bool = True) -> Plain:
+def run_stage(stage: Stage, store: StageStore) -> Plain:
     """Execute a stage, unless it has a result already.
 
     If the stage fails, the traceback is written to ``error.txt``. Under torchrun, every process
@@ -71,7 +71,6 @@ def run_stage(stage: Stage, store: StageStore, *, quiet: bool = True) -> Plain:
     Args:
         stage: the stage. The stages that it needs must be finished.
         store: the folders of stages.
-        quiet: whether to hide progress.
 
     Returns:
         The content of ``done.json``.
@@ -99,7 +98,7 @@ def run_stage(stage: Stage, store: StageStore, *, quiet: bool = True) -> Plain:
         write_json(folder / STAGE, stage.as_dict())
     began = time.perf_counter()
     try:
-        result = kind.run(stage, store, quiet)
+        result = kind.run(stage, store)
     except Exception:
         # If the disk is full, this write fails, too. Its error must not hide the first error.
         with suppress(MaskwiseError):
@@ -139,7 +138,7 @@ def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
 # ---------------------------------------------------------------------------------------------
 
 
-def prepare(stage: Stage, store: StageStore, quiet: bool) -> Plain:
+def prepare(stage: Stage, store: StageStore) -> Plain:
     """Prepare the rows and the tokenizer of a text.
 
     Raises:
@@ -293,7 +292,7 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
 # ---------------------------------------------------------------------------------------------
 
 
-def _learn(stage: Stage, store: StageStore, quiet: bool) -> Plain:
+def _learn(stage: Stage, store: StageStore) -> Plain:
     what = stage.what
     more: Plain = {}
     # Learning uses no corruption. But an encoder-decoder recipe is valid only with a corruption
@@ -310,16 +309,15 @@ def _learn(stage: Stage, store: StageStore, quiet: bool) -> Plain:
         **more,
     )
     recipe = starting_from(checkpoint_of(stage, store), recipe)
-    return lesson_of(recipe, store.folder(stage), quiet=quiet).learn()
+    return lesson_of(recipe, store.folder(stage)).learn()
 
 
-def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
+def lesson_of(recipe: Recipe, folder: Path) -> Lesson:
     """Build the ``Lesson`` that learns the masking policy of a recipe.
 
     Args:
         recipe: the recipe of one run.
         folder: the output folder.
-        quiet: whether to hide progress.
 
     Raises:
         MaskwiseError: the recipe learns no policy.
@@ -336,21 +334,19 @@ def lesson_of(recipe: Recipe, folder: Path, *, quiet: bool = True) -> Lesson:
         training=recipe.training,
         finetune=recipe.finetune,
         folder=folder,
-        quiet=quiet,
     )
 
 
-def _pretrain(stage: Stage, store: StageStore, quiet: bool) -> Plain:
+def _pretrain(stage: Stage, store: StageStore) -> Plain:
     return pretrain(
         open_text(store.folder(stage.needs[0])),
         starting_from(checkpoint_of(stage, store), recipe_of(stage)),
         folder=store.folder(stage),
-        quiet=quiet,
         facts=stage.how.get("card", {"stage": stage.name}),
     )
 
 
-def _evaluate(stage: Stage, store: StageStore, quiet: bool) -> Plain:
+def _evaluate(stage: Stage, store: StageStore) -> Plain:
     data = open_text(store.folder(stage.needs[0]))
     settings = EvaluationSettings(**stage.what["evaluation"])
     texts: list[str] = []
@@ -372,7 +368,7 @@ def _evaluate(stage: Stage, store: StageStore, quiet: bool) -> Plain:
     return {"records": evaluate(network, data, settings, texts=texts)}
 
 
-def _overlap(stage: Stage, store: StageStore, quiet: bool) -> Plain:
+def _overlap(stage: Stage, store: StageStore) -> Plain:
     corpus = CorpusSettings(**stage.what["corpus"])
     task = load_task(stage.what["task"])
     title = corpus.title
@@ -386,7 +382,7 @@ def _overlap(stage: Stage, store: StageStore, quiet: bool) -> Plain:
     return record
 
 
-def _finetune(stage: Stage, store: StageStore, quiet: bool) -> Plain:
+def _finetune(stage: Stage, store: StageStore) -> Plain:
     what = stage.what
     settings = FinetuneSettings(**what["finetune"])
     tokenizer = load_tokenizer(tokenizer_folder(stage, store))
@@ -413,7 +409,6 @@ def _finetune(stage: Stage, store: StageStore, quiet: bool) -> Plain:
         checkpoints=False,
         # The name of the stage identifies the checkpoint and the rows.
         made_of=stage.name,
-        quiet=quiet,
     )
     result = {key: value for key, value in record.items() if key != "made_of"}
     seconds = time.perf_counter() - began

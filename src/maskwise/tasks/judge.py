@@ -40,6 +40,7 @@ from maskwise.folders import (
 )
 from maskwise.models import load_task_model, task_config, weights_of
 from maskwise.objectives import Objective
+from maskwise.printing import refuse_quiet
 from maskwise.tasks.finetuning import FinetuneSettings, Score, TaskRecord
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.metrics import bootstrap_interval, compact, error_of_items
@@ -73,7 +74,7 @@ def evaluate_tasks(
     settings: FinetuneSettings | None = None,
     seeds: int | None = None,
     out: Path | None = None,
-    quiet: bool = True,
+    quiet: None = None,
 ) -> list[TaskRecord]:
     """Evaluate a checkpoint on tasks.
 
@@ -89,6 +90,7 @@ def evaluate_tasks(
             are written to ``TASK/seed-N/checkpoint``. A run is not repeated if the folder has its
             score, made with the same checkpoint, rows, settings and versions. So the same call
             resumes an interrupted one, and more seeds are added to those that are there.
+        quiet: a former argument. The level of the logger ``maskwise`` hides progress.
 
     Returns:
         One record for each task. ``score`` is the mean over seeds on the metric's own scale ([0, 1]
@@ -105,6 +107,7 @@ def evaluate_tasks(
     >>> record["task"], record["metric"], len(record["fine_tuning"])
     ('trivia-embedding', 'accuracy', 1)
     """
+    refuse_quiet(quiet)
     settings = settings or FinetuneSettings()
     if out is not None:
         require_own(out, RECORDS, what="an earlier finetune")
@@ -146,7 +149,6 @@ def evaluate_tasks(
                 folder=out / name if out else None,
                 made_of=made_of[name] or None,
                 keep=keep,
-                quiet=quiet,
             )
             results.append(keep(record))
     return results
@@ -254,7 +256,6 @@ def task_record(
     checkpoints: bool = True,
     made_of: str | None = None,
     keep: Callable[[TaskRecord], object] | None = None,
-    quiet: bool = True,
 ) -> TaskRecord:
     """Evaluate one checkpoint on one task with several seeds.
 
@@ -276,7 +277,7 @@ def task_record(
     start = config or checkpoint
     if settings.learning_rate is None and start is not None and not task.frozen:
         settings = settings.fitting(weights_of(task_config(start, {})))
-    run = partial(finetune, checkpoint, task, tokenizer=tokenizer, config=config, quiet=quiet)
+    run = partial(finetune, checkpoint, task, tokenizer=tokenizer, config=config)
     once = partial(_once, run, made_of=made_of)
     tried: dict[float, float] = {}
     diverged: list[str] = []
@@ -429,7 +430,6 @@ def finetune(
     config: PreTrainedConfig | None = None,
     folder: Path | None = None,
     checkpoints: bool = True,
-    quiet: bool = True,
     watch: Watch | None = None,
 ) -> Score:
     """Fine-tune a checkpoint on a task and score it once.
@@ -489,7 +489,6 @@ def finetune(
             training,
             folder=folder if checkpoints else None,
             title=f"{task.name} {seed}",
-            quiet=quiet,
             evaluate=evaluate,
         )
         if best and best.state:

@@ -36,7 +36,7 @@ from maskwise.errors import MaskwiseError, require_known
 from maskwise.families import encoder_of
 from maskwise.folders import sweep
 from maskwise.objectives import Loss, Objective
-from maskwise.printing import err_console, say
+from maskwise.printing import LOGGER
 from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changes
 from maskwise.training.data import Batch, Step
 from maskwise.training.learners import Numbers
@@ -322,9 +322,9 @@ class Engine:
         return Ranks(self.rank, self.ranks, partial(self.added, ahead=True), self.sent)
 
     def say(self, text: str) -> None:
-        """Print a line on stderr. Only the first rank prints."""
+        """Log a line. Only the first rank does."""
         if self.first:
-            say(text, to=err_console)
+            LOGGER.info("%s", text)
 
     def finish(self) -> None:
         """Wait for all ranks and for pending writes, and close the trackers."""

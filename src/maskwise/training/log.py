@@ -23,7 +23,7 @@ from maskwise.errors import MaskwiseError, duration
 from maskwise.folders import finite
 from maskwise.objectives import Objective
 from maskwise.objectives.base import Work, trained
-from maskwise.printing import LINE_SECONDS, err_console, say
+from maskwise.printing import LINE_SECONDS, LOGGER, err_console, shows_progress
 from maskwise.training.checkpoint import Metrics, Totals
 from maskwise.training.data import Source, Step
 from maskwise.training.engine import Engine, Update
@@ -78,7 +78,6 @@ class Log:
         learners: the learners. What their method ``facts`` returns is added to each line.
         streams: the streams. How far each of them was read is added to each line.
         title: the title of the progress bar.
-        quiet: whether to hide the progress bar.
     """
 
     def __init__(
@@ -89,7 +88,6 @@ class Log:
         streams: Iterable[StreamedRows],
         *,
         title: str,
-        quiet: bool,
     ):
         self.engine = engine
         self.settings = engine.settings
@@ -118,7 +116,7 @@ class Log:
             title,
             self.settings.steps,
             engine.start,
-            hidden=quiet or not engine.first,
+            hidden=not (engine.first and shows_progress()),
         )
 
     def __enter__(self) -> Log:
@@ -352,7 +350,7 @@ class ProgressBar:
         now = time.perf_counter()
         if self.lines and now - self.printed_at >= LINE_SECONDS:
             self.printed_at = now
-            say(self.line(now), to=err_console)
+            LOGGER.info("%s", self.line(now))
 
     def line(self, now: float) -> str:
         """Return the plain line: the title, the steps, the note and the remaining time."""

@@ -26,6 +26,7 @@ from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.folders import claim
 from maskwise.objectives import Loss, Objective
+from maskwise.printing import refuse_quiet
 from maskwise.signals import CODES, Asked
 from maskwise.training.checkpoint import restore, states
 from maskwise.training.data import Batch, Source, look_ahead
@@ -69,7 +70,7 @@ def train(
     streams: Mapping[str, StreamedRows] = MappingProxyType({}),
     evaluate: Evaluate | None = None,
     title: str = "training",
-    quiet: bool = False,
+    quiet: None = None,
 ) -> Training:
     """Train an objective. To resume an interrupted run, repeat the call.
 
@@ -85,7 +86,7 @@ def train(
             the ``Ranks``, and returns lines of metrics. If a line has a true value ``enough``, the
             run ends.
         title: the title of the progress bar.
-        quiet: whether to hide the progress bar.
+        quiet: a former argument. The level of the logger ``maskwise`` hides the progress bar.
 
     Returns:
         The summary of the run.
@@ -97,12 +98,13 @@ def train(
         SystemExit: the process received SIGTERM or SIGUSR1. A training state was saved if
             ``save_every`` is set.
     """
+    refuse_quiet(quiet)
     steps = settings.steps
     with (
         alone(folder),
         Asked() as asked,
         closing(Engine(objective, settings, folder)) as engine,
-        Log(engine, source, learners, streams.values(), title=title, quiet=quiet) as log,
+        Log(engine, source, learners, streams.values(), title=title) as log,
     ):
         exchange = Exchange(Agreement(engine.accelerator), late=settings.lag > 0)
         kept: Learners = {**learners, LATE: exchange}
