@@ -206,7 +206,7 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
             "--chance needs a number after the task; got half; allowed: the score of guessing; for",
         ),
         (["list", "polices"], "did you mean 'policies'"),
-        (["list"], "allowed: policies, annotators, schedules"),
+        (["list"], "allowed: policies, annotators, "),
         (["stuudy"], "stuudy"),
     ],
 )

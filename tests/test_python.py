@@ -145,7 +145,9 @@ def test_values_of_pandas_are_json(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "rows", [[], 3, "", {"a": 1}, [1], [{"text": object()}], [{"text": {1, 2}}]], ids=repr
+    "rows",
+    [[], 3, "", {"a": 1}, [1], [{"text": object()}], [{"text": {1, 2}}]],
+    ids=["none", "number", "text", "dict", "numbers", "object", "set"],
 )
 def test_what_is_no_table_is_refused_and_leaves_nothing(rows, tmp_path):
     with pytest.raises(MaskwiseError):

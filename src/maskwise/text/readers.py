@@ -199,8 +199,8 @@ def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
 def unread_fields(source: str) -> dict[str, str]:
     """Return the fields of ``CorpusSettings`` that this source does not read, and why.
 
-    >>> unread_fields("texts.txt"), [*unread_fields("texts.jsonl")], unread_fields("folder")
-    ({'text_field': 'has no effect, because texts.txt has no fields'}, ['text_per'], {})
+    >>> [[*unread_fields(name)] for name in ("texts.txt", "texts.jsonl", "folder")]
+    [['text_field', 'group_field'], ['text_per'], []]
     """
     ending = known_ending(Path(source), (*CORPUS_ENDINGS, ".conllu", ".conllu.gz"))
     if ending in TEXT_ENDINGS:
