@@ -101,6 +101,7 @@ TRAINING = {
     "shard": Case("true"),
     "log_every": Case("1"),
     "eval_every": Case("1"),
+    "patience": Case("1", ("training.eval_every=1", "training.learning_rate=0.5")),
     "save_every": Case("1"),
     "keep": Case("1", ("training.save_every=1",)),
     "on_nan": Case("skip"),
@@ -121,6 +122,7 @@ REFUSED = {
     "learning.supervised.training.freeze": "encoder",
     "learning.supervised.training.group_by_length": "true",
     "learning.supervised.training.lag": "1",
+    "learning.supervised.training.patience": "1",
     "learning.supervised.training.workers": "3",
 }
 """Keys of the settings of Python classes that no recipe can set, with a value."""

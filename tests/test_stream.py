@@ -475,11 +475,12 @@ def test_held_out_text_is_the_beginning_of_what_the_hash_holds_out(
     facts = Prepared.begin(tmp_path / "data", corpus, tokenizer)
     data = Prepared.open(tmp_path / "data")
     documents = list(read_documents(folder, keep_repeated=True))
-    held = {text_id(d.id) for d in documents if text_id(d.text) < held_out_below(0.2)}
+    hashes = {text_id(d.text) for d in documents}
+    held = {place for place in hashes if place < held_out_below(0.2)}
     assert set(data.held_out.documents.tolist()) == held
     assert facts["held_out_rows"] == len(data.held_out)
     assert facts["read_characters"] == sum(len(d.text) for d in documents) < HELD_OUT_CHARACTERS
-    others = [d.text for d in documents if text_id(d.id) not in held]
+    others = [d.text for d in documents if text_id(d.text) not in held]
     ids = tokenizer(others, add_special_tokens=False)["input_ids"]
     expected = np.bincount(np.concatenate(ids), minlength=len(tokenizer))
     assert np.array_equal(data.training.unigram_counts(len(tokenizer)), expected)

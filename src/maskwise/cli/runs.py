@@ -287,6 +287,14 @@ def pretrain(
             "the model predicts no better than word frequencies: it has not learned from context "
             "yet; raise training.steps, or try other values of training.learning_rate"
         )
+    if "best_step" in result:
+        from maskwise.training.best import best_at
+
+        planned = whole.links()[-1].training.steps
+        said = best_at([result["best_step"]], planned)
+        if result["steps"] < planned:
+            said += f", ended after {result['steps']:,}"
+        say(f"{said.capitalize()}; the loss on dev documents chose")
     say(f"Checkpoint: {result['checkpoint']}  ({result['seconds']:.0f} s)")
 
 

@@ -180,6 +180,12 @@ class Recipe(Settings):
         positions = links[0].corpus.length
         for setting, link in zip(self.settings_of("corpus.length"), links):
             length = link.corpus.length
+            if link.training.patience is not None and not link.training.eval_every:
+                raise MaskwiseError(
+                    "training.patience counts evaluations during training, and there are none",
+                    got="training.eval_every=0",
+                    do="set training.eval_every, such as to a twentieth of training.steps",
+                )
             mixed = link.corpus.stream or len(link.corpus.sources) > 1
             if link.training.group_by_length and mixed:
                 raise MaskwiseError(
@@ -330,6 +336,18 @@ class Recipe(Settings):
         # The loss of a decoder depends on its output format, which is therefore part of the kind.
         writes = corruption(self.masking.corruption).writes
         return tuple(f"{unit} {writes}" for unit in units)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a training of the study chooses its best state by held-out text."""
+        # Most recipes have no such key, and arms take milliseconds to build.
+        if "patience" not in self.model_dump_json(exclude={"learning"}):
+            return False
+        runs = [self.links()]
+        for name in self.study.arms:
+            points = self.study.points_of(name)
+            runs += [self.arm(name, seed=0, more=point).links() for point in points]
+        return any(link.training.patience is not None for link in chain.from_iterable(runs))
 
     @property
     def baseline(self) -> str | None:

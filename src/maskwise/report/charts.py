@@ -164,7 +164,11 @@ def curve_charts(folder: Folder, colours: Colours) -> View:
     evaluated = defaultdict(list)
     for line in folder.curves:
         if line["kind"] == "eval" and "loss" in line:
-            evaluated[line["masks"], line["ratio"]].append(line)
+            # Arms that choose their best state are evaluated on some of the documents.
+            masks = line["masks"]
+            if "documents" in line:
+                masks = f"{masks} ({line['documents']})"
+            evaluated[masks, line["ratio"]].append(line)
         elif line["kind"] == "train":
             for key, lines in lines_of.items():
                 if key in line:

@@ -80,7 +80,7 @@ Seconds: TypeAlias = dict[str, float | None]
 
 CHANGE_NO_TIME = TrainingSettings.that_change("nothing") | {
     *("steps", "seed", "learning_rate", "muon_learning_rate", "betas", "weight_decay"),
-    *("warmup", "decay", "decay_share", "clip"),
+    *("warmup", "decay", "decay_share", "clip", "patience"),
 }
 """Training settings that do not change the time of a step. All other training settings are part of
 the key of a stored time. A new setting thus changes the key, and the time is measured again."""

@@ -212,6 +212,11 @@ class Design:
                 "the text is a stream: its length is unknown, and only its beginning is prepared "
                 "before training"
             )
+        if self.recipe.chooses:
+            yield (
+                "runs with training.patience may end before their last step, so their times are "
+                "upper limits"
+            )
         by = self.recipe.study.match
         if by != "steps" and self.budget is None:
             yield (

@@ -17,6 +17,7 @@ from maskwise.files import Record
 from maskwise.models import has_head
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
+from maskwise.samplers import sampler
 from maskwise.specs import of_run
 from maskwise.study.stages import (
     CHECKPOINT,
@@ -189,6 +190,8 @@ def require_arms(recipe: Recipe) -> None:
             f"recipe {recipe.name!r} has no arms to compare",
             do="add study.arms, or use maskwise pretrain",
         )
+    if recipe.chooses:
+        _require_equal_terms(recipe)
     last = recipe.links()[-1]
     # For encoder–decoders, names of held-out losses end with the output format of the decoder.
     formats = [""]
@@ -203,6 +206,26 @@ def require_arms(recipe: Recipe) -> None:
         measured = ["tasks"] if recipe.tasks else []
         measured += ["heldout:" + "".join(part) for part in parts]
         require_known("outcome in study.outcome", outcome, measured)
+
+
+def _require_equal_terms(recipe: Recipe) -> None:
+    """Raise an error if a study cannot compare arms that choose their best state."""
+    if recipe.study.match != "steps":
+        raise MaskwiseError(
+            "training.patience ends runs early, so arms do not use equal compute",
+            got=f"study.match={recipe.study.match}",
+            do="remove study.match or training.patience",
+        )
+    for name in recipe.study.arms:
+        for link in recipe.arm(name, seed=0).links():
+            if link.training.patience is not None or not link.objectives:
+                continue
+            if sampler(link.sampler, list(link.objectives)).every:
+                raise MaskwiseError(
+                    f"the sampler of arm {name!r} would choose by documents that judge it",
+                    got=f"{link.sampler} without training.patience, which another arm has",
+                    do="set training.patience for all arms",
+                )
 
 
 def arms_of(recipe: Recipe, contents: Mapping[str, str]) -> list[str]:
@@ -285,7 +308,8 @@ def make_run(
         corpus = CorpusSettings(**of_run(common | rows, seed))
         held_out = prepare_stage(own.model_copy(update={"corpus": corpus}), after=text)
         chain.append(held_out)
-        evaluation = evaluate_stage(own, held_out, last)
+        # Runs are compared on the same documents, also if only some of them choose a state.
+        evaluation = evaluate_stage(own, held_out, last, apart=recipe.chooses)
     # A stream is read only once, for training, so it is not searched for test items.
     whole = [link for link in trained if not link.corpus.stream]
     tasks = {}

@@ -7,6 +7,7 @@ command ``maskwise pretrain`` call ``pretrain``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -20,10 +21,11 @@ from maskwise import __version__
 from maskwise.constants import rank_here, ranks_here
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import HeldOut, fixed_maskers
+from maskwise.evaluation import EvaluationSettings, HeldOut, fixed_maskers
 from maskwise.evaluation.scoring import diffusion_bound
 from maskwise.masking import Masker
 from maskwise.objectives import Objective, objective, objective_class, predicting
+from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.samplers import LossProportional, Mometas
@@ -32,7 +34,9 @@ from maskwise.study.checks import require_targets
 from maskwise.study.costs import flops, flops_of_arms
 from maskwise.study.probed import judged_rows, laid_out, probed_rows
 from maskwise.text import Prepared, Rows, Stream
+from maskwise.text.rows import dev_and_verdict
 from maskwise.training import MaskedSource, Source, log_frequencies, train
+from maskwise.training.best import Best
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.learners import Learner
 from maskwise.training.log import Evaluate, Watch
@@ -42,7 +46,7 @@ from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, 
 from maskwise.training.stream import StreamedRows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Text = TypeVar("Text", Rows, Stream, Rows | Stream)
 
@@ -70,6 +74,8 @@ def pretrain(
 
     Returns:
         The result of a pretrain stage: held-out losses, counts, FLOPs, training loss and seconds.
+        With ``training.patience``, also ``best_step`` and ``dev_loss``; the held-out losses are
+        then those of this step, on documents that did not choose it.
 
     Raises:
         MaskwiseError: no token of this text can be masked, or the loss is not finite.
@@ -90,19 +96,16 @@ def pretrain(
         if isinstance(source, MaskedSource) and isinstance(source.masker, Masker):
             require_targets(source, data.held_out, source.masker)
     judged = predicting(network)
-    # Evaluations during training use the rows and masks of the study's final evaluation.
-    rows = laid_out(data.held_out, judged, network.config)
-    masks = evaluation.masks
-    most = evaluation.rows
-    maskers = fixed_maskers(
-        data.tokenizer,
-        masks=masks,
-        ratio=evaluation.ratios[0],
-        kind=judged.kind,
-        length=rows.length,
-    )
-    bound = diffusion_bound(masks, rows, data.tokenizer, rows=most, log_unigram=log_unigram)
-    held_out = HeldOut(rows, maskers, log_unigram, rows=most, bound=bound)
+    # Evaluations during training use the masks of the study's final evaluation, and its rows unless
+    # they choose the best state.
+    if training.patience is None:
+        held_out = held_out_loss(data.held_out, data.tokenizer, judged, evaluation, log_unigram)
+        best = None
+    else:
+        dev, verdict = dev_and_verdict(data.held_out)
+        held_out = held_out_loss(dev, data.tokenizer, judged, evaluation, log_unigram)
+        of_verdict = held_out_loss(verdict, data.tokenizer, judged, evaluation, log_unigram)
+        best = Best(training.patience, every=training.eval_every)
     losses: list[Plain] = []
 
     # The model card shows the latest held-out losses, so every checkpoint gets a new card.
@@ -110,24 +113,38 @@ def pretrain(
         choices = {**made.words, **(facts or {})}
         if recipe.model.adapter:
             choices["adapter"] = recipe.model.adapter
-        card = model_card(recipe, choices, losses, text=data.training)
+        step = None if best is None else best.step
+        card = model_card(recipe, choices, losses, text=data.training, best_step=step)
         save_checkpoint(target, network, data.tokenizer, card=card, heads=made.heads())
 
     def curve(step: int, ranks: Ranks) -> list[Plain]:
         losses[:] = [dict(line) for line in held_out(judged, ranks)]
         return losses
 
-    evaluate: Evaluate = curve
+    def choose(step: int, ranks: Ranks) -> list[Plain]:
+        assert best is not None
+        lines = [dict(line) for line in held_out(judged, ranks)]
+        if best.judge(step, own_loss(lines, recipe)):
+            best.lines = [dict(line) for line in of_verdict(judged, ranks)]
+        facts: Plain = {"documents": "dev", "best_step": best.step}
+        if best.is_enough(step):
+            facts["enough"] = True
+        return [line | facts for line in lines]
+
+    evaluate: Evaluate = curve if best is None else choose
+    learners = dict(made.learners)
+    if best is not None:
+        learners["best"] = best
     if watch is not None:
         training = training.model_copy(update=dict(watch.settings))
-        evaluate = watch(curve)
+        evaluate = watch(evaluate)
     with closing(made):
         done = train(
             made.objective,
             made.source,
             training,
             folder=folder,
-            learners=made.learners,
+            learners=learners,
             streams=made.streams,
             evaluate=evaluate,
             title=made.title,
@@ -138,14 +155,67 @@ def pretrain(
             got=made.title,
             do="see what the policy masks: maskwise inspect",
         )
+    chosen: Plain = {}
+    if best is not None:
+        best.load_best()
+        losses[:] = best.lines
+        chosen = {"best_step": best.step, "dev_loss": best.loss}
     save(folder / "checkpoint")
     return {
         "heldout": losses,
         **{key: done[key] for key in ("steps", "tokens", "targets")},
+        **chosen,
         **_flops(made, done, frozen=training.freeze == "encoder"),
         "loss": done["loss"],
         "seconds": round(done["seconds"], 3),
     }
+
+
+def held_out_loss(
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: MaskedLanguageModelling,
+    settings: EvaluationSettings,
+    log_unigram: Tensor,
+) -> HeldOut:
+    """Return the loss on held-out rows with the fixed masks of the first ratio.
+
+    Args:
+        rows: held-out rows, in the layout of the prepared text.
+        tokenizer: their tokenizer.
+        objective: the objective that predicts the masked tokens.
+        settings: the masks, the ratio and the number of rows.
+        log_unigram: (vocabulary,) log frequencies of the tokens.
+    """
+    rows = laid_out(rows, objective, objective.model.config)
+    maskers = fixed_maskers(
+        tokenizer,
+        masks=settings.masks,
+        ratio=settings.ratios[0],
+        kind=objective.kind,
+        length=rows.length,
+    )
+    most = settings.rows
+    bound = diffusion_bound(settings.masks, rows, tokenizer, rows=most, log_unigram=log_unigram)
+    return HeldOut(rows, maskers, log_unigram, rows=most, bound=bound)
+
+
+def own_loss(lines: Iterable[Plain], recipe: Recipe) -> float:
+    """Return the mean loss over the kinds of masks that a recipe trains with.
+
+    If none of them is measured, the mean is over all kinds.
+
+    Raises:
+        MaskwiseError: no kind of masks has a target.
+    """
+    losses = {line["masks"]: line["loss"] for line in lines}
+    own = [losses[kind] for kind in recipe.judged_on() if kind in losses] or [*losses.values()]
+    if not own:
+        raise MaskwiseError(
+            "training.patience: no token of the dev documents is masked",
+            do="hold out more text (corpus.held_out), or remove training.patience",
+        )
+    return math.fsum(own) / len(own)
 
 
 def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTrainedModel:
@@ -183,7 +253,12 @@ def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
 
 
 def model_card(
-    recipe: Recipe, choices: Mapping[str, object], losses: list[Plain], *, text: Rows | Stream
+    recipe: Recipe,
+    choices: Mapping[str, object],
+    losses: list[Plain],
+    *,
+    text: Rows | Stream,
+    best_step: int | None = None,
 ) -> str:
     """Return the model card of a checkpoint in the format of the Hugging Face hub.
 
@@ -192,6 +267,7 @@ def model_card(
         choices: rows of the card's table: masking settings and facts about the run.
         losses: the held-out losses of the last evaluation.
         text: the training text.
+        best_step: the step whose weights were kept; None for the last.
     """
     front = {"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}
     table = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
@@ -203,6 +279,9 @@ def model_card(
     training = recipe.training
     settings = yaml.safe_dump(training.model_dump(mode="json"), sort_keys=False)
     size = "a stream" if isinstance(text, Stream) else f"{len(text):,} rows"
+    trained = f"Trained for {training.steps} steps"
+    if best_step is not None:
+        trained = f"The best state, at step {best_step}, of a training of {training.steps} steps"
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
 
@@ -212,7 +291,7 @@ def model_card(
 |---|---|
 {table}
 
-Trained for {training.steps} steps of {training.batch_size} rows on {size} (seed {training.seed}).
+{trained} of {training.batch_size} rows on {size} (seed {training.seed}).
 It loads with `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained`, \
 without maskwise.
 
@@ -405,4 +484,4 @@ def judging_rows(
     network: PreTrainedModel, data: Prepared, recipe: Recipe
 ) -> list[tuple[Rows, int]]:
     """List, for every evaluation, the held-out rows and the number of rows that are read."""
-    return judged_rows(recipe.evaluation, data.held_out, network.config)
+    return judged_rows(recipe, data.held_out, network.config)

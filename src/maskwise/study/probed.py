@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from maskwise.constants import ranks_here
-from maskwise.evaluation import EvaluationSettings
 from maskwise.evaluation.evaluate import documents_alone
 from maskwise.evaluation.scoring import spread
 from maskwise.families import adapter_of
@@ -20,6 +19,7 @@ from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.recipe import Recipe
 from maskwise.samplers.base import Sampler
 from maskwise.text import Rows, Stream
+from maskwise.text.rows import dev_and_verdict
 from maskwise.training.several import check_enough, probe_rows
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def probed_rows(
     Raises:
         MaskwiseError: the sampler needs probes, and there are too few rows.
     """
-    judging = judged_rows(recipe.evaluation, held_out, config)
+    judging = judged_rows(recipe, held_out, config)
     found = Probed({}, {}, {}, True)
     enough = True
     for name, arm in recipe.objectives.items():
@@ -76,18 +76,20 @@ def probed_rows(
     return found._replace(enough=enough)
 
 
-def judged_rows(
-    settings: EvaluationSettings, held_out: Rows, config: PreTrainedConfig
-) -> list[tuple[Rows, int]]:
+def judged_rows(recipe: Recipe, held_out: Rows, config: PreTrainedConfig) -> list[tuple[Rows, int]]:
     """List, for every evaluation, the held-out rows and the number of rows that are read."""
+    settings = recipe.evaluation
+    # Evaluations during training read other documents than the last one.
+    parts = (held_out,) if recipe.training.patience is None else dev_and_verdict(held_out)
+    judge: type[Objective] = MaskedLanguageModelling
+    if adapter_of(config).kind == "encoder-decoder":
+        judge = Denoising
     judged = []
-    if settings.rows:
-        judge: type[Objective] = MaskedLanguageModelling
-        if adapter_of(config).kind == "encoder-decoder":
-            judge = Denoising
-        judged.append((laid_out(held_out, judge, config), settings.rows))
-    if settings.pseudo_perplexity:
-        judged.append((documents_alone(held_out), settings.pseudo_perplexity))
+    for part in parts:
+        if settings.rows:
+            judged.append((laid_out(part, judge, config), settings.rows))
+        if settings.pseudo_perplexity:
+            judged.append((documents_alone(part), settings.pseudo_perplexity))
     return judged
 
 

@@ -489,7 +489,7 @@ def failure_of(run: Run, stage: Stage, errors: Mapping[str, str]) -> Record:
     return {"kind": "failure", **run.who, "stage": stage.name, "error": error}
 
 
-def _spent(trained: Iterable[Plain | None]) -> Plain:
+def _spent(trained: Sequence[Plain | None]) -> Plain:
     """Sum the costs of the training stages of a run."""
     spent = Counter[str]()
     objectives = Counter[str]()
@@ -499,6 +499,9 @@ def _spent(trained: Iterable[Plain | None]) -> Plain:
         for name, facts in result.get("objectives", {}).items():
             objectives[name] += facts["steps"]
     total: Plain = dict(spent)
+    # The last phase, whose checkpoint is evaluated.
+    if trained and trained[-1] and "best_step" in trained[-1]:
+        total["best_step"] = trained[-1]["best_step"]
     if objectives:
         total["objectives"] = dict(objectives)
     return total

@@ -271,6 +271,14 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
     if len(recipe.corpus.sources) > 1:
         # The weights of a mix affect the batches but not the prepared rows.
         what["corpus"] = recipe.corpus.model_dump(mode="json", include={"source", "temperature"})
+    if recipe.training.patience is not None:
+        # Evaluations choose the weights.
+        what["chosen"] = {
+            "eval_every": recipe.training.eval_every,
+            "masks": list(recipe.evaluation.masks),
+            "ratio": recipe.evaluation.ratios[0],
+            "rows": recipe.evaluation.rows,
+        }
     # These settings do not affect the weights, so they are not part of the name.
     how = {key: what["training"].pop(key) for key in TrainingSettings.that_change(*UNNAMED)}
     how["evaluation"] = recipe.evaluation.model_dump(mode="json")
@@ -335,16 +343,24 @@ def recipe_of(stage: Stage, **more: object) -> Recipe:
     return Recipe.model_validate(parts | more)
 
 
-def evaluate_stage(recipe: Recipe, prepared: Stage, pretrained: Stage | None) -> Stage:
+def evaluate_stage(
+    recipe: Recipe, prepared: Stage, pretrained: Stage | None, *, apart: bool = False
+) -> Stage:
     """Return the stage that evaluates a checkpoint on held-out rows, without fine-tuning.
 
     Args:
         recipe: the recipe of one run.
         prepared: the stage that prepares the held-out rows.
         pretrained: the stage that trains the checkpoint; None to evaluate the recipe's model.
+        apart: whether to read only documents that choose no state (``rows.is_dev``).
     """
     settings = recipe.evaluation
-    what = {"evaluation": settings.model_dump(mode="json"), "content": _sets_content(settings)}
+    what: Plain = {
+        "evaluation": settings.model_dump(mode="json"),
+        "content": _sets_content(settings),
+    }
+    if apart:
+        what["documents"] = "verdict"
     return _stage_on("evaluate", recipe, what, prepared, pretrained)
 
 

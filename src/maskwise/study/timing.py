@@ -361,7 +361,9 @@ def _time_training(stage: Stage, link: Recipe, samples: Samples) -> Rates:
     _require_memory(link, data)
     # A sample has few held-out rows, so fewer are reserved; samplers measure losses on the others.
     evaluation = _short(link.evaluation)
-    small = link.model_copy(update={"evaluation": evaluation})
+    # A sample may have too few held-out documents to choose by some and to judge by others.
+    training = link.training.model_copy(update={"patience": None})
+    small = link.model_copy(update={"evaluation": evaluation, "training": training})
     clock = Clock(compiled=link.training.compile)
     with TemporaryDirectory(prefix="maskwise-") as folder:
         with quietly():

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -46,8 +47,10 @@ from maskwise.study.store import StageStore
 from maskwise.tasks import FinetuneSettings, load_task, task_record
 from maskwise.tasks.judge import SCORE
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
+from maskwise.text.documents import place_of
 from maskwise.text.new_words import Extended, choose_words, extend, given_words, saved_share
 from maskwise.text.pieces import UNKNOWN, unknown_share
+from maskwise.text.rows import dev_and_verdict, is_dev
 from maskwise.text.settings import (
     CorpusSettings,
     TokenizerSettings,
@@ -350,12 +353,22 @@ def _evaluate(stage: Stage, store: StageStore) -> Plain:
     data = open_text(store.folder(stage.needs[0]))
     settings = EvaluationSettings(**stage.what["evaluation"])
     texts: list[str] = []
+    apart = stage.what.get("documents") == "verdict"
+    if apart:
+        _, verdict = dev_and_verdict(data.held_out)
+        data = replace(data, held_out=verdict)
     if settings.word_loss:
         # The words are masked in the text itself, which prepared rows do not keep.
         prepared = Stage.from_dict(read_json(store.folder(stage.needs[0]) / STAGE) or {})
         corpus = CorpusSettings(**prepared.what["corpus"])
-        documents = islice(corpus.held_out_documents(), settings.word_loss)
-        texts = [document.text for document in documents]
+        documents = corpus.held_out_documents()
+        if apart:
+            documents = (
+                document
+                for document in documents
+                if not is_dev(place_of(document, by_text=corpus.stream))
+            )
+        texts = [document.text for document in islice(documents, settings.word_loss)]
     checkpoint = checkpoint_of(stage, store)
     if checkpoint is not None:
         return {"records": evaluate(checkpoint, data, settings, texts=texts)}

@@ -223,6 +223,7 @@ def read_pieces(
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     out: str | Path | None = None,
+    by_text: bool = False,
 ) -> Pieces:
     """Cut documents, as `tokenise` yields them, into pieces for rows of ``length`` tokens.
 
@@ -236,6 +237,7 @@ def read_pieces(
         length: L, the number of tokens in a row, including special tokens.
         out: a folder to write batch by batch and to memory-map. By default, the pieces are kept in
             memory (about 6 bytes per token).
+        by_text: whether ``Pieces.documents`` has hashes of texts, as in streams, and not of names.
 
     Raises:
         MaskwiseError: the length leaves no room for text, there are no tokens, or the folder cannot
@@ -263,7 +265,7 @@ def read_pieces(
         "counts": counts,
         "tokenizer": tokenizer_key(tokenizer),
     }
-    windows = _windows(tokens, counts, frame.room(length), tokenizer)
+    windows = _windows(tokens, counts, frame.room(length), tokenizer, by_text=by_text)
     if out:
         folders.require_own(Path(out), folders.MANIFEST, what="pieces")
         folders.write_folder(Path(out), lambda partial: write_columns(partial, windows, about))
@@ -281,6 +283,8 @@ def _windows(
     counts: Counter[str],
     room: int,
     tokenizer: PreTrainedTokenizerBase,
+    *,
+    by_text: bool,
 ) -> Iterator[Columns]:
     """Yield the columns of the pieces, a batch of documents at a time."""
     names = special_names(tokenizer)
@@ -288,7 +292,7 @@ def _windows(
     for window in tokens:
         before = counts["tokens"]
         is_first = not counts["documents"]
-        columns = _cut(window, counts, room, unknown)
+        columns = _cut(window, counts, room, unknown, by_text=by_text)
         with_names = texts_with(names, (document.text for document in window.documents))
         if with_names:
             counts[SPECIAL] += with_names
@@ -305,7 +309,9 @@ def _windows(
         )
 
 
-def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -> Columns:
+def _cut(
+    window: Tokens, counts: Counter[str], room: int, unknown: int | None, *, by_text: bool
+) -> Columns:
     """Cut documents into pieces of at most ``room`` tokens, between words.
 
     Words are numbered from 0 in each piece. The numbers of documents, pieces, tokens and unusual
@@ -323,7 +329,7 @@ def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -
     start = 0
     for document, size in zip(window.documents, lengths.tolist()):
         # Parts of a long document share its name, so that all of them are held out or none.
-        whole = place_of(document)
+        whole = place_of(document, by_text=by_text)
         for begin in starts_of(border_T, start, start + size, room):
             begins.append(begin)
             example_ids.append(text_id(f"{document.id}\0{begin - start}"))

@@ -301,6 +301,35 @@ def held_out_below(share: float) -> int:
     return int(share * 2**63)
 
 
+def is_dev(place: int) -> bool:
+    """Return whether a held-out document with this hash (``place_of``) is a dev document.
+
+    Dev documents choose the best state of a training (``training.patience``). The hashes of the
+    others, which judge it, are odd. The last bit does not depend on the share that is held out.
+    """
+    return place % 2 == 0
+
+
+def dev_and_verdict(held_out: Rows) -> tuple[Rows, Rows]:
+    """Split held-out rows by document into dev rows and rows for the verdict (``is_dev``).
+
+    Raises:
+        MaskwiseError: one of the two has no document.
+    """
+    pieces = np.sort(held_out.order)
+    place = held_out.pieces.documents[pieces]
+    dev = place % 2 == 0
+    if dev.all() or not dev.any():
+        raise MaskwiseError(
+            "training.patience needs held-out documents to choose by, and others to judge by",
+            got=f"{plural(len(np.unique(place)), 'held-out document')}, all for one of them",
+            do="hold out more (corpus.held_out), give more text, or remove training.patience",
+        )
+    dev_rows = Rows.of(held_out.pieces, held_out.layout, chosen=pieces[dev])
+    verdict_rows = Rows.of(held_out.pieces, held_out.layout, chosen=pieces[~dev])
+    return dev_rows, verdict_rows
+
+
 def _best_fit(cost: Ints, space: int) -> Ints:
     """Assign pieces to rows. The longest piece comes first, and goes into the fullest row that has
     room for it.

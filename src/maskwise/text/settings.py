@@ -403,7 +403,11 @@ class Prepared:
         def fill(partial: Path) -> None:
             held = tokenise(held_out, tokenizer, layers=layers)
             pieces = read_pieces(
-                held, tokenizer=tokenizer, length=corpus.length, out=partial / PIECES
+                held,
+                tokenizer=tokenizer,
+                length=corpus.length,
+                out=partial / PIECES,
+                by_text=True,
             )
             Rows.of(pieces, corpus.row_layout).save(partial / HELD_OUT)
             # The output bias is initialised from the token frequencies.

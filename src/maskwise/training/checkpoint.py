@@ -37,7 +37,7 @@ from maskwise.folders import (
 from maskwise.models import without_advice
 from maskwise.samplers import Sampler
 from maskwise.training.learners import Facts, Learner
-from maskwise.training.ranks import gathered, is_sharded
+from maskwise.training.ranks import copied, gathered, is_sharded
 from maskwise.weights import merged
 
 if TYPE_CHECKING:
@@ -249,13 +249,6 @@ def restore(learners: Mapping[str, Learner | Sampler], flat: Tensors) -> None:
             if key.startswith(prefix):
                 state[key.removeprefix(prefix)] = value
         learner.load_state_dict(state)
-
-
-def copied(tensors: Tensors) -> TensorDict:
-    copies = {}
-    for name, tensor in tensors.items():
-        copies[name] = tensor.detach().to("cpu", copy=True).contiguous()
-    return copies
 
 
 def changes(before: Facts, now: Facts) -> str:

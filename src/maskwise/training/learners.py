@@ -105,6 +105,9 @@ class Learner:
     def after(self, now: Progress) -> None:
         """Learn after an update of the model. This method is called on every rank."""
 
+    def judged(self) -> None:
+        """Read the model after an evaluation. This method is called on every rank."""
+
     def facts(self) -> Facts:
         """Return values to log: numbers, or dicts of named numbers."""
         return {}

@@ -125,6 +125,13 @@ def train(
                 positions = {name: stream.position(done) for name, stream in streams.items()}
             engine.save(done, log.so_far(), states(kept), positions)
 
+        def judge(done: int, *, write: bool = True) -> bool:
+            assert evaluate is not None
+            enough = log.judged(done, evaluate, write=write)
+            for learner in learners.values():
+                learner.judged()
+            return enough
+
         def learn(done: int, *, closing: bool = False) -> None:
             exchange.teach(learners, Progress(done, steps, closing))
 
@@ -169,7 +176,7 @@ def train(
             elif saves:
                 log.read(done)
             if evaluate and judges:
-                enough = log.judged(done, evaluate)
+                enough = judge(done)
                 judged = done
             log.progress.advance()
             if enough:
@@ -182,11 +189,7 @@ def train(
                 save(done)
         if evaluate and not enough and judged != steps:
             # If a signal stopped the run at its last step, it is resumed only for this evaluation.
-            log.judged(
-                steps,
-                evaluate,
-                write=engine.start != steps,
-            )
+            judge(steps, write=engine.start != steps)
         engine.finish()
         total = log.so_far()
     return {

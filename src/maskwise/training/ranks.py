@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from maskwise.constants import rank_here, ranks_here
 from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import Array
 from maskwise.objectives import Loss, Objective
@@ -315,6 +316,32 @@ def distinct(module: nn.Module) -> TensorDict:
     for name, tensor in module.state_dict(keep_vars=True).items():
         names.setdefault(tensor, name)
     return {name: tensor.detach() for tensor, name in names.items()}
+
+
+def copied(tensors: Tensors) -> TensorDict:
+    """Copy tensors to the memory of the host."""
+    copies = {}
+    for name, tensor in tensors.items():
+        copies[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    return copies
+
+
+def load_from_first(module: nn.Module, weights: Tensors) -> None:
+    """Copy whole tensors of the first rank into a module on all ranks, sharded or not.
+
+    Every rank must call this function. The other ranks may have no tensors.
+    """
+    state = module.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name in distinct(module):
+            target = state[name]
+            if rank_here():
+                value = torch.empty(target.shape, dtype=target.dtype, device=target.device)
+            else:
+                value = weights[name].to(target.device)
+            if ranks_here() > 1:
+                dist.broadcast(value, 0)
+            target.copy_(laid_out_as(value, target))
 
 
 def load_weights(module: nn.Module, weights: Tensors) -> None:

@@ -6,7 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from maskwise.effects import Nothing, Rounding, Speed, Weights, effect_of
 from maskwise.errors import MaskwiseError
@@ -131,6 +138,11 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     eval_every: Nothing[int] = Field(0, ge=0)
     """Steps between evaluations. With 0, the model is evaluated only at the end."""
 
+    patience: Weights[int | None] = Field(None, ge=1)
+    """Number of successive evaluations without improvement after which training ends; None for no
+    limit. With a number, the checkpoint is that of the best evaluation. The evaluations (see
+    ``eval_every``) then read half of the held-out documents, and the others judge the model."""
+
     save_every: Nothing[int] = Field(0, ge=0)
     """Steps between training states, from which a run can resume. With 0, no states are saved."""
 
@@ -148,6 +160,14 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
 
     trackers: Nothing[tuple[str, ...]] = ()
     """Accelerate's trackers, such as ``tensorboard`` or ``wandb``. They must be installed."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Names of stages and training states have no key that is not set, as before there was one.
+        settings: dict[str, Any] = dump(self)
+        if self.patience is None:
+            settings.pop("patience", None)
+        return settings
 
     @classmethod
     def that_change(cls, *effects: str) -> set[str]:

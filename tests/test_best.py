@@ -1,0 +1,323 @@
+"""The best state of a training by dev text: the same after every interruption and on all ranks, and
+chosen by no document that judges it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from maskwise.constants import REFERENCE
+from maskwise.errors import MaskwiseError
+from maskwise.evaluation import evaluate
+from maskwise.evaluation.evaluate import Text
+from maskwise.folders import read_lines
+from maskwise.recipe import Recipe, read_recipe
+from maskwise.study import run_stage
+from maskwise.study.design import Design
+from maskwise.study.plan import make_plan, make_run
+from maskwise.study.single import run_pretrain, stages_of
+from maskwise.study.store import StageStore
+from maskwise.study.work import open_text
+from maskwise.text import Rows
+from maskwise.text.rows import dev_and_verdict
+from maskwise.text.words import text_id
+from maskwise.training import MaskedSource, train
+from maskwise.training.best import Best
+from maskwise.training.checkpoint import RESUME
+from maskwise.training.ranks import Ranks, distinct, gathered
+from processes import two_ranks
+from test_training import DATA, settings
+from test_wrapping import made
+from tiny import load_json, maskwise, write_inputs, write_lines
+
+LOSSES = (9.0, 4.0, 6.0, 3.0, 5.0, 8.0, 3.0, 1.0)
+"""Losses of evaluations after each step. With a patience of 3, the fourth is the best."""
+FAST = {"steps": 8, "eval_every": 1, "save_every": 2, "patience": 3, "keep": 1}
+
+
+def scripted(
+    folder: Path, *, kill: int | None = None, shard: bool = False
+) -> tuple[Best, dict[str, Any], dict[str, Tensor]]:
+    """Train with these losses; ``kill``: break off in the evaluation after this step."""
+    chosen = settings(**FAST, shard=shard)
+    trainee, masker = made("mlm")
+    best = Best(chosen.patience or 0, every=1)
+
+    def evaluate(step: int, ranks: Ranks) -> list[dict[str, Any]]:
+        if step == kill:
+            raise KeyboardInterrupt
+        best.judge(step, LOSSES[step - 1])
+        return [{"loss": LOSSES[step - 1], "enough": best.is_enough(step)}]
+
+    source = MaskedSource(DATA, masker, chosen)
+    how: dict[str, Any] = {"folder": folder, "evaluate": evaluate}
+    done = train(trainee, source, chosen, learners={"best": best}, **how)
+    best.load_best()
+    weights = gathered(distinct(trainee), keep=True)
+    return best, dict(done), {name: each.clone() for name, each in weights.items()}
+
+
+def plainly(steps: int) -> dict[str, Tensor]:
+    """The weights after some steps of a training of eight steps that nothing ends."""
+    trainee, masker = made("mlm")
+    best: dict[str, Tensor] = {}
+
+    def evaluate(step: int, ranks: Ranks) -> list[dict[str, Any]]:
+        if step == steps:
+            best.update({name: each.clone() for name, each in distinct(trainee).items()})
+        return []
+
+    chosen = settings(steps=8, eval_every=1)
+    train(trainee, MaskedSource(DATA, masker, chosen), chosen, evaluate=evaluate)
+    return best
+
+
+def equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    return some.keys() == others.keys() and all(torch.equal(some[k], others[k]) for k in some)
+
+
+def test_training_ends_without_progress_and_has_its_best_weights(tmp_path: Path) -> None:
+    best, done, weights = scripted(tmp_path)
+    assert (best.step, best.loss, done["steps"]) == (4, 3.0, 7)
+    assert equal(weights, plainly(4)) and not equal(weights, plainly(7))
+
+
+@pytest.mark.parametrize("kill", [3, 5, 7])
+def test_a_run_that_was_killed_has_the_same_best_state_and_end(kill: int, tmp_path: Path) -> None:
+    _, _, whole = scripted(tmp_path / "whole")
+    with suppress(KeyboardInterrupt):
+        scripted(tmp_path / "killed", kill=kill)
+    assert (tmp_path / "killed" / RESUME).is_dir()
+    best, done, weights = scripted(tmp_path / "killed")
+    assert (done["resumed_at"], done["steps"], best.step) == (kill - 1, 7, 4)
+    assert equal(weights, whole)
+    logged = [
+        [(line["step"], line["loss"]) for line in read_lines(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "killed")
+    ]
+    assert logged[0] == logged[1]
+
+
+def best_of_ranks(folder: Path, shard: bool) -> None:
+    with suppress(KeyboardInterrupt):
+        scripted(folder / "run", kill=6, shard=shard)
+    best, done, weights = scripted(folder / "run", shard=shard)
+    assert (best.step, done["steps"], done["resumed_at"]) == (4, 7, 4)
+    rank = torch.distributed.get_rank()
+    save_file({name: each.contiguous() for name, each in weights.items()}, folder / f"{rank}")
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_ranks_have_the_best_weights_of_one_process(shard: bool, tmp_path: Path) -> None:
+    two_ranks(best_of_ranks, tmp_path, shard)
+    first, second = load_file(tmp_path / "0"), load_file(tmp_path / "1")
+    assert equal(first, second)
+    for name, tensor in plainly(4).items():
+        assert torch.allclose(first[name], tensor, atol=1e-5), name
+
+
+# Documents
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+CHOOSING = ("training.patience=2", "training.eval_every=4", "training.learning_rate=0.05")
+"""At this rate, the loss rises soon."""
+
+
+def prepared(recipe: Recipe, folder: Path) -> Any:
+    text = make_plan(recipe).runs[0].chain[0]
+    run_stage(text, StageStore(folder))
+    return open_text(StageStore(folder).folder(text))
+
+
+@pytest.mark.parametrize("layout", ["packed", "document"])
+def test_held_out_documents_choose_or_judge_by_the_last_bit(
+    layout: str, source: Path, tmp_path: Path
+) -> None:
+    held_out = prepared(read_recipe(source, [f"corpus.layout={layout}"]), tmp_path).held_out
+    dev, verdict = dev_and_verdict(held_out)
+    names = {str(number) for number in range(60)}
+    hashes = {text_id(name) for name in names} & {*held_out.documents.tolist()}
+    assert {*dev.documents.tolist()} == {place for place in hashes if place % 2 == 0}
+    assert {*verdict.documents.tolist()} == {place for place in hashes if place % 2}
+    # Every piece is in one of them, as it was.
+    both = np.sort(np.concatenate([dev.order, verdict.order]))
+    assert both.tolist() == sorted(held_out.order.tolist())
+    assert dev.layout == verdict.layout == layout
+
+
+def test_repeated_texts_of_a_stream_are_on_one_side(source: Path, tmp_path: Path) -> None:
+    lines = [line["text"][:60] for line in read_lines(source.parent / "corpus.jsonl")]
+    corpus = write_lines(tmp_path / "twice.jsonl", [{"text": text} for text in lines + lines])
+    more = [f"corpus.source={corpus}", "corpus.stream=true", "corpus.shuffle=0.01"]
+    data = prepared(read_recipe(source, more), tmp_path / "stages")
+    dev, verdict = dev_and_verdict(data.held_out)
+    texts = []
+    for part in (dev, verdict):
+        rows = part.laid("document").tensors(range(len(part.laid("document"))))["input_ids"]
+        texts.append({tuple(row) for row in rows.tolist()})
+    assert texts[0] and texts[1] and not texts[0] & texts[1]
+    assert {*dev.documents.tolist()} <= {text_id(text) for text in lines}
+
+
+def test_too_few_documents_are_one_line(source: Path, tmp_path: Path) -> None:
+    data = prepared(read_recipe(source), tmp_path)
+    pieces = data.held_out.pieces
+    one = Rows.of(pieces, chosen=np.flatnonzero(pieces.documents == data.held_out.documents[0]))
+    with pytest.raises(MaskwiseError, match=r"got 1 held-out document.*corpus\.held_out"):
+        dev_and_verdict(one)
+
+
+# Runs
+
+
+def test_pretraining_keeps_its_best_state_and_says_so(
+    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert maskwise("pretrain", source, *CHOOSING, "--out", out) == 0
+    done = load_json(out / "done.json")
+    evaluations = [line for line in read_lines(out / "metrics.jsonl") if line["kind"] == "eval"]
+    assert {line["documents"] for line in evaluations} == {"dev"}
+    losses = {line["step"]: line["loss"] for line in evaluations if line["masks"] == "token"}
+    # The arm trains with token masks, so their loss chooses.
+    assert done["best_step"] == min(losses, key=losses.__getitem__) == done["steps"] - 8 < 40
+    assert done["dev_loss"] == min(losses.values())
+    said = " ".join(capfd.readouterr().out.split())
+    assert f"Best at {done['best_step']} of 40 steps" in said
+    assert f"ended after {done['steps']}" in said
+    recipe = read_recipe(source, CHOOSING)
+    texts, _ = stages_of(recipe)
+    data = open_text(StageStore(out / "stages").folder(texts[0]))
+    # The checkpoint has the losses that the run reports, on documents that did not choose it.
+    dev, verdict = dev_and_verdict(data.held_out)
+    for rows, reported in ((verdict, done["heldout"][0]["loss"]), (dev, done["dev_loss"])):
+        text = Text(data.tokenizer, rows)
+        found = evaluate(str(out / "checkpoint"), text, recipe.evaluation)[0]
+        assert found["kind"] == "heldout" and found["masks"] == "token"
+        assert found["loss"] == pytest.approx(reported, rel=1e-6)
+
+
+@pytest.mark.parametrize("kill", [2, 3])
+def test_pretraining_resumes_to_the_same_best_state(
+    kill: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies in an evaluation."""
+    recipe = read_recipe(source, CHOOSING)
+    whole = run_pretrain(recipe, tmp_path / "whole")
+    judge = Best.judge
+    calls = []
+
+    def dying(best: Best, step: int, loss: float) -> bool:
+        calls.append(step)
+        if len(calls) == kill:
+            raise KeyboardInterrupt
+        return judge(best, step, loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Best, "judge", dying)
+        with suppress(KeyboardInterrupt):
+            run_pretrain(recipe, tmp_path / "killed")
+    assert not (tmp_path / "killed/done.json").exists()
+    again = run_pretrain(recipe, tmp_path / "killed")
+    same = ("best_step", "dev_loss", "heldout", "steps", "targets", "loss")
+    assert [again[key] for key in same] == [whole[key] for key in same]
+    weights = [load_file(Path(each["checkpoint"]) / "model.safetensors") for each in (whole, again)]
+    assert equal(*weights)
+
+
+def test_each_seed_chooses_and_all_runs_are_judged_on_the_same_documents(
+    source: Path, tmp_path: Path
+) -> None:
+    arms = "study.arms={stop: {training.patience: 2, training.eval_every: 4}, on: {}}"
+    recipe = read_recipe(source, [arms, "study.seeds=2", "tasks=[]", "training.learning_rate=0.05"])
+    plan = make_plan(recipe)
+    store = StageStore(tmp_path)
+    for stage in plan.stages():
+        run_stage(stage, store)
+    steps = {}
+    for run in plan.runs:
+        assert run.evaluated and run.evaluated.what["documents"] == "verdict"
+        result = store.result(run.trainings[-1]) or {}
+        steps[run.arm, run.seed] = result.get("best_step")
+        # The rows of the verdict: as many targets for every arm, and fewer than of all rows.
+        first = (store.result(run.evaluated) or {})["records"][0]
+        assert first["targets"] < 100
+    assert None not in (steps["stop", 0], steps["stop", 1])
+    assert steps["on", 0] is steps["on", 1] is None
+
+
+def test_names_of_stages_have_what_chooses() -> None:
+    short = ("study.seeds=1", "study.outcome=heldout:token")
+
+    def names(*more: str) -> list[str]:
+        plan = make_plan(read_recipe("quick-start", [*short, *more]))
+        return [stage.name for stage in plan.stages() if stage.kind in ("pretrain", "evaluate")]
+
+    plain = names()
+    assert plain == names("training.eval_every=9") == names("training.patience=null")
+    choosing = [
+        names("training.patience=2", *more)
+        for more in (
+            (),
+            ("training.eval_every=9",),
+            ("evaluation.rows=9",),
+            ("evaluation.ratios=[0.2]",),
+            ("evaluation.masks=[token]",),
+        )
+    ]
+    for number, some in enumerate(choosing):
+        assert not {*some} & {*plain}
+        assert all({*some[:1]} != {*others[:1]} for others in choosing[:number])
+    # A further ratio is measured, but does not choose.
+    one, two = (
+        names("training.patience=2", f"evaluation.ratios={r}") for r in ("[0.2]", "[0.2, 0.4]")
+    )
+    assert one != two and {*one} & {*two}
+
+
+def test_the_unchanged_model_is_judged_on_the_same_documents() -> None:
+    more = ["model={pretrained: bundled:encoder}", "tokenizer={}", "training.patience=2"]
+    recipe = read_recipe("quick-start", more)
+    run = make_run(recipe, REFERENCE, 0, contents={})
+    assert run.evaluated and run.evaluated.what["documents"] == "verdict"
+
+
+def test_a_plan_says_that_runs_may_end_early(source: Path, tmp_path: Path) -> None:
+    for more, said in (((), False), (CHOOSING, True)):
+        design = Design(read_recipe(source, more), StageStore(tmp_path))
+        assert any("training.patience" in note for note in design.open_questions()) == said
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (("training.patience=2", "training.eval_every=0"), "training.eval_every"),
+        (("training.patience=0",), "patience"),
+        (("training.patience=2", "study.match=targets"), "equal compute"),
+    ],
+)
+def test_what_cannot_be_is_refused(overrides: tuple[str, ...], said: str, source: Path) -> None:
+    with pytest.raises(MaskwiseError, match=said):
+        make_plan(read_recipe(source, overrides))
+
+
+def test_a_sampler_may_not_learn_from_documents_that_judge_it(source: Path) -> None:
+    several = "objectives={mlm: , x: {objective: atd}}"
+    arms = "study.arms={stop: {training.patience: 2}, on: {}}"
+    make_plan(read_recipe(source, [several, arms, "tasks=[]"]))
+    with pytest.raises(MaskwiseError, match=r"'on'.*all arms"):
+        make_plan(read_recipe(source, [several, arms, "tasks=[]", "sampler=mometas"]))
+    make_plan(read_recipe(source, [several, "sampler=mometas", "tasks=[]", "training.patience=2"]))
