@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForTokenClassification,
     DataCollatorForLanguageModeling,
+    EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
     TrainingArguments,
@@ -411,6 +413,70 @@ def test_esm_resumes_with_all_its_weights(tmp_path: Path) -> None:
     made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "esm", "bart", "own"])
+def test_the_best_state_by_the_masked_loss_is_loaded_at_the_end(
+    architecture: str, tmp_path: Path
+) -> None:
+    """transformers' own means: at this rate, the loss rises soon."""
+    net: Any
+    if architecture == "own":
+        net = Own("dict")
+    else:
+        net = bart() if architecture == "bart" else model(architecture)
+    corruption = "infill" if architecture == "bart" else "mask-only"
+    maskers = [mw.Masker(tokenizer(), ratio=0.3, corruption=corruption, seed=n) for n in (0, 1)]
+    args = arguments(
+        tmp_path,
+        max_steps=40,
+        learning_rate=0.3,
+        eval_strategy="steps",
+        eval_steps=2,
+        per_device_eval_batch_size=5,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+    )
+    stop = EarlyStoppingCallback(early_stopping_patience=3)
+    made = trainer(
+        net,
+        args,
+        masker=maskers[0],
+        evaluation_masker=maskers[1],
+        eval_dataset=HELD_OUT,
+        callbacks=[stop],
+    )
+    made.train()
+    losses = {x["step"]: x["eval_loss"] for x in made.state.log_history if "eval_loss" in x}
+    best = min(losses, key=losses.__getitem__)
+    assert made.state.global_step == best + 6 < 40
+    assert made.state.best_metric == losses[best] and made.state.best_global_step == best
+    # The model has the loss of its best evaluation again, which is the mean over targets.
+    assert made.evaluate()["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
+
+
+def test_the_best_state_survives_an_interruption(tmp_path: Path) -> None:
+    def trained(folder: Path, **more: Any) -> tuple[Any, mw.MaskingTrainer]:
+        net = model("bert")
+        often = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps"}
+        how = {**often, "save_steps": 2, "load_best_model_at_end": True, "learning_rate": 0.3}
+        how["restore_callback_states_from_checkpoint"] = True
+        stop = EarlyStoppingCallback(early_stopping_patience=3)
+        args = arguments(folder, max_steps=40, **how)
+        made = trainer(net, args, eval_dataset=HELD_OUT, callbacks=[stop])
+        made.train(**more)
+        return net, made
+
+    whole, first = trained(tmp_path)
+    # A process that was killed leaves the checkpoints up to a step.
+    for folder in tmp_path.glob("checkpoint-*"):
+        if int(folder.name.partition("-")[2]) > 4:
+            shutil.rmtree(folder)
+    again, second = trained(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert second.state.best_global_step == first.state.best_global_step
+    assert second.state.global_step == first.state.global_step
+    assert same(whole, again)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "convbert"])
