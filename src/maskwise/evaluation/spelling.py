@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.scoring import EvaluationRecord
 from maskwise.families import masked_logits, most_tokens
@@ -54,7 +55,7 @@ def parts_of(texts: Iterable[str]) -> Iterator[Part]:
     """Cut texts into parts, and choose the words to mask. Both depend only on the texts.
 
     >>> [part.words for part in parts_of(["The cat sat."])]
-    [[(0, 3)]]
+    [[(4, 7)]]
     """
     for text in texts:
         starts, ends = words_in(classify(text))
@@ -66,9 +67,9 @@ def parts_of(texts: Iterable[str]) -> Iterator[Part]:
             spelt = [(low, high) for low, high in spans if part[low:high].isalpha()]
             if not spelt:
                 continue
-            draw = np.random.default_rng((text_id(part), SEED))
             count = max(1, round(SHARE * len(spelt)))
-            chosen = np.sort(draw.choice(len(spelt), count, replace=False))
+            order = [fold(text_id(part), SEED, number) for number in range(len(spelt))]
+            chosen = np.sort(np.argsort(order)[:count])
             yield Part(part, [spelt[number] for number in chosen])
 
 

@@ -1,4 +1,4 @@
-"""Run a study: execute its unfinished stages, then write records, verdicts and the report.
+"""Run a study: execute its unfinished stages, then judge the results and write the report.
 
 A stage is one piece of work with its own folder: prepare a text, pre-train, evaluate, or fine-tune.
 After an interruption, the same command resumes the study. If a run fails, the study reports it and
@@ -8,23 +8,11 @@ continues with the other runs.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
 from pathlib import Path
 
-import numpy as np
-
-from maskwise.annotate.shard import Live
-from maskwise.annotate.store import Store
-from maskwise.constants import REFERENCE
-from maskwise.evaluation import masked_answers
 from maskwise.files import Record
 from maskwise.folders import read_json, read_lines, write_json, write_lines, write_whole
-from maskwise.inspection import show_masks
-from maskwise.masking import Masker
-from maskwise.masking.policies.online import GroupWeighted
-from maskwise.objectives import MaskedLanguageModelling, objective_class
 from maskwise.printing import note
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -37,20 +25,15 @@ from maskwise.study.records import (
     describe,
     failed_searches,
     failure_of,
-    last_logged,
     require_same_inputs,
     require_same_study,
 )
+from maskwise.study.samples import masked_records, samples
 from maskwise.study.scheduler import RETRIES, execute
 from maskwise.study.stages import KINDS, TEXT, Stage
 from maskwise.study.store import StageStore
 from maskwise.study.together import StudyFolder
-from maskwise.study.work import open_text
-from maskwise.tasks import load_task
 from maskwise.tasks.judge import PREDICTIONS
-from maskwise.text import Prepared, Stream
-from maskwise.text.encoding import encode
-from maskwise.text.layers import Layered
 
 
 def run_study(
@@ -89,9 +72,8 @@ def run_study(
             Nothing has been written or removed then.
     """
     # Imported here because workers import this module but need neither scipy nor altair.
-    from maskwise.report import write_report
     from maskwise.study.prospects import prospect_lines, prospects_of
-    from maskwise.verdict import primary_pairs, summarise
+    from maskwise.verdict import primary_pairs
 
     began = time.perf_counter()
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
@@ -104,12 +86,7 @@ def run_study(
     folder = StudyFolder(out)
     with folder.used():
         with folder.alone():
-            before = read_json(out / "study.json") or {}
-            study = describe(recipe, design)
-            users = folder.users()
-            if users:
-                require_same_inputs(out, before, study, users)
-            require_same_study(out, before, study, block=seeds is not None)
+            users = _require_same_study(folder, recipe, design, block=seeds is not None)
             for name, text in (files or {}).items():
                 write_whole(out / name, text)
             own = StudyFiles(recipe, design, out, block=seeds is not None)
@@ -137,36 +114,70 @@ def run_study(
             own.seconds = round(seconds, 1)
             with folder.alone():
                 own.write_study([])
-        compared = [run for run in design.runs if run.compared]
-        # The page shows masks of the study's first seed only. Other blocks must not replace them.
-        shown = []
-        if recipe.study.seed_list[0] in block:
-            shown = compared
-        of_study = [*design.choices, *failed_searches(design, errors)]
-        of_study += masked_records(recipe, shown, store)
-        masked = samples(shown, store)
-        with folder.alone():
-            others = own.others()
-            more = [*others.records, *of_study]
-            records = collect(design.runs, store, errors, more=more)
-            study = own.write_study(records)
-            write_lines(out / "records.jsonl", records)
-            write_lines(out / "timings.jsonl", [*others.timings, *_timings(design, store)])
-            # Only generation tasks produce answers in words.
-            answered = _answers(compared, store, others.answers)
-            if answered:
-                write_lines(out / PREDICTIONS, answered)
-            if shown or not (out / "samples.json").is_file():
-                write_json(out / "samples.json", masked)
-            summary = summarise(records, study)
-            write_json(out / "summary.json", summary)
-            report = write_report(out)
+        return _judged(folder, own, design, store, errors)
+
+
+def _require_same_study(
+    folder: StudyFolder, recipe: Recipe, design: Design, *, block: bool
+) -> list[str]:
+    """Return the other processes that run this study.
+
+    Raises:
+        MaskwiseError: the folder has another study, or other processes run another one in it.
+    """
+    before = read_json(folder.out / "study.json") or {}
+    study = describe(recipe, design)
+    users = folder.users()
+    if users:
+        require_same_inputs(folder.out, before, study, users)
+    require_same_study(folder.out, before, study, block=block)
+    return users
+
+
+def _judged(
+    folder: StudyFolder,
+    own: StudyFiles,
+    design: Design,
+    store: StageStore,
+    errors: Mapping[str, str],
+) -> Plain:
+    """Collect the results of all stages, judge them, and write the files of results and the page.
+
+    Returns:
+        The result of ``run_study``.
+    """
+    from maskwise.report import write_report
+    from maskwise.verdict import summarise
+
+    out = folder.out
+    recipe = design.recipe
+    compared = [run for run in design.runs if run.compared]
+    # The page shows masks of the study's first seed only. Other blocks must not replace them.
+    shown = compared if recipe.study.seed_list[0] in design.seeds else []
+    masked = samples(shown, store)
+    of_study = [*design.choices, *failed_searches(design, errors)]
+    of_study += masked_records(recipe, shown, store)
+    with folder.alone():
+        others = own.others()
+        records = collect(design.runs, store, errors, more=[*others.records, *of_study])
+        study = own.write_study(records)
+        write_lines(out / "records.jsonl", records)
+        write_lines(out / "timings.jsonl", [*others.timings, *_timings(design, store)])
+        # Only generation tasks produce answers in words.
+        answered = _answers(compared, store, others.answers)
+        if answered:
+            write_lines(out / PREDICTIONS, answered)
+        if shown or not (out / "samples.json").is_file():
+            write_json(out / "samples.json", masked)
+        summary = summarise(records, study)
+        write_json(out / "summary.json", summary)
+        report = write_report(out)
     failed = [record for record in records if record["kind"] == "failure"]
     failed += _failed_overlaps(design, store, errors)
     return {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
 
 
-def _failed_overlaps(design: Design, store: StageStore, errors: dict[str, str]) -> list[Record]:
+def _failed_overlaps(design: Design, store: StageStore, errors: Mapping[str, str]) -> list[Record]:
     """List failures of the stages that look for test items in the training text.
 
     Such a failure does not invalidate a comparison.
@@ -239,141 +250,3 @@ def _timings(design: Design, store: StageStore) -> Iterator[Plain]:
                         "stage": stage.name,
                         "seconds": result["seconds"],
                     }
-
-
-# Masks of every arm: example texts, and how often task answers are masked
-# ---------------------------------------------------------------------------------------------
-
-
-SAMPLES = 4
-"""Number of sample documents on the page."""
-SAMPLE_TOKENS = 64
-"""Number of tokens shown from the beginning of a document."""
-MIN_CHARACTERS = 100
-"""Minimum number of characters of a sample document."""
-MOMENTS = 5
-"""Maximum number of training steps for which masks are shown. Each step is masked as in another
-epoch, so the masks differ even if the masking ratio is constant."""
-
-
-def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
-    """Show how the first run of every arm masks some documents at several training steps.
-
-    A masking policy that learns during training is shown with its final weights.
-
-    Returns:
-        For every arm, a list of samples: a document, its masked text in the middle of training
-        (``pieces``), and its masked text at all shown steps (``moments``).
-    """
-    shown: dict[str, list[Plain]] = {}
-    for run, link, data, masker in _maskers(runs, store):
-        # The text of a token is found by character offsets, which slow tokenizers lack.
-        if not data.tokenizer.is_fast:
-            continue
-        steps = link.training.steps
-        length = min(link.corpus.length, SAMPLE_TOKENS)
-        specs = link.corpus.layers
-        annotated: list[Layered] = []
-        if specs:
-            stored = store.folder(run.prepared) / "layers"
-            annotated = [Live(specs) if link.corpus.stream else Store(stored)]
-        texts = link.corpus.documents()
-        long_texts = (document for document in texts if len(document.text) > MIN_CHARACTERS)
-        # A short training has fewer steps than are shown of a long one.
-        shown_steps = np.unique(np.linspace(0, steps - 1, MOMENTS).round().astype(int))
-        shown[run.arm] = []
-        for document in islice(long_texts, SAMPLES):
-            text = document.text
-            with warnings.catch_warnings():
-                # The page shows only the beginnings of a few texts.
-                warnings.filterwarnings("ignore", message=".*texts were cut")
-                [row] = encode(data.tokenizer, [text], max_length=length, layers=annotated)
-            moments: list[Plain] = []
-            for epoch, step in enumerate(shown_steps.tolist()):
-                seen = show_masks(
-                    masker,
-                    data.tokenizer,
-                    text,
-                    row=row,
-                    max_length=length,
-                    step=step,
-                    total_steps=steps,
-                    epoch=epoch,
-                )
-                pieces = [piece.as_dict() for piece in seen.pieces]
-                moments.append({"step": step, "ratio": round(seen.ratio, 4), "pieces": pieces})
-            middle = moments[len(moments) // 2]["pieces"]
-            sample = {"document": document.id, "pieces": middle, "moments": moments}
-            if isinstance(masker.policy, GroupWeighted):
-                sample["learnt"] = True
-            shown[run.arm].append(sample)
-    return shown
-
-
-def masked_records(recipe: Recipe, runs: Sequence[Run], store: StageStore) -> list[Record]:
-    """Count how often every arm masks the correct answers of tasks in its training text.
-
-    The masking ratio is that of the middle training step.
-    """
-    records: list[Record] = []
-    if not recipe.tasks:
-        return records
-    for run, link, data, masker in _maskers(runs, store):
-        # A stream was read during training. To read it again would take too long.
-        if isinstance(data.training, Stream):
-            continue
-        for spec in run.recipe.tasks:
-            task = load_task(spec)
-            rights = [*chain.from_iterable(task.rights())]
-            # Answers that are not text, such as classes, cannot occur in the training text.
-            if not rights:
-                continue
-            steps = link.training.steps
-            masked = masked_answers(
-                data.training, masker, data.tokenizer, rights, step=steps // 2, total_steps=steps
-            )
-            records.append(
-                {
-                    "kind": "coverage",
-                    "arm": run.arm,
-                    "task": task.name,
-                    "corpus": link.corpus.title,
-                    "occurrences": masked.occurrences,
-                    "whole": masked.whole,
-                    "part": masked.part,
-                }
-            )
-    return records
-
-
-def _maskers(
-    runs: Sequence[Run], store: StageStore
-) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
-    """Yield the first run of every arm, and the recipe, text and masker of its last phase.
-
-    An arm is skipped if it masks nothing, if its objectives ignore the masking policy, or if the
-    weights of its masking policy are unknown.
-    """
-    first: dict[str, Run] = {}
-    for run in runs:
-        if run.arm != REFERENCE and store.result(run.prepared):
-            first.setdefault(run.arm, run)
-    for run in first.values():
-        link = run.recipe.links()[-1]
-        if link.masking.policy not in link.masked_by:
-            continue
-        data = open_text(store.folder(run.prepared))
-        # With several objectives, samples show the masks of those that use the recipe's masking.
-        kind = MaskedLanguageModelling if link.objectives else objective_class(link.objective)
-        masking = link.masking_of(kind, {})
-        masker = kind.maker(data.tokenizer, seed=run.seed, masking=masking)
-        assert isinstance(masker, Masker)
-        if isinstance(masker.policy, GroupWeighted) and run.pretrained:
-            weights = last_logged(run.pretrained, store, "weights")
-            # A run that has just started has not logged weights yet.
-            if not weights:
-                continue
-            masker.policy.take(weights)
-        elif masker.policy.learns:
-            continue
-        yield run, link, data, masker

@@ -1,0 +1,162 @@
+"""Masks of every arm of a study, for its page: example texts, and how often answers are masked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+
+import numpy as np
+
+from maskwise.annotate.shard import Live
+from maskwise.annotate.store import Store
+from maskwise.constants import REFERENCE
+from maskwise.evaluation import masked_answers
+from maskwise.files import Record
+from maskwise.inspection import show_masks
+from maskwise.masking import Masker
+from maskwise.masking.policies.online import GroupWeighted
+from maskwise.objectives import MaskedLanguageModelling, objective_class
+from maskwise.recipe import Recipe
+from maskwise.recipe.overrides import Plain
+from maskwise.study.plan import Run
+from maskwise.study.records import last_logged
+from maskwise.study.store import StageStore
+from maskwise.study.work import open_text
+from maskwise.tasks import load_task
+from maskwise.text import Prepared, Stream
+from maskwise.text.encoding import encode
+from maskwise.text.layers import Layered
+
+SAMPLES = 4
+"""Number of sample documents on the page."""
+SAMPLE_TOKENS = 64
+"""Number of tokens shown from the beginning of a document."""
+MIN_CHARACTERS = 100
+"""Minimum number of characters of a sample document."""
+MOMENTS = 5
+"""Maximum number of training steps for which masks are shown. Each step is masked as in another
+epoch, so the masks differ even if the masking ratio is constant."""
+
+
+def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
+    """Show how the first run of every arm masks some documents at several training steps.
+
+    A masking policy that learns during training is shown with its final weights.
+
+    Returns:
+        For every arm, a list of samples: a document, its masked text in the middle of training
+        (``pieces``), and its masked text at all shown steps (``moments``).
+    """
+    shown: dict[str, list[Plain]] = {}
+    for run, link, data, masker in _maskers(runs, store):
+        # The text of a token is found by character offsets, which slow tokenizers lack.
+        if not data.tokenizer.is_fast:
+            continue
+        steps = link.training.steps
+        length = min(link.corpus.length, SAMPLE_TOKENS)
+        specs = link.corpus.layers
+        annotated: list[Layered] = []
+        if specs:
+            stored = store.folder(run.prepared) / "layers"
+            annotated = [Live(specs) if link.corpus.stream else Store(stored)]
+        texts = link.corpus.documents()
+        long_texts = (document for document in texts if len(document.text) > MIN_CHARACTERS)
+        # A short training has fewer steps than are shown of a long one.
+        shown_steps = np.unique(np.linspace(0, steps - 1, MOMENTS).round().astype(int))
+        shown[run.arm] = []
+        for document in islice(long_texts, SAMPLES):
+            text = document.text
+            with warnings.catch_warnings():
+                # The page shows only the beginnings of a few texts.
+                warnings.filterwarnings("ignore", message=".*texts were cut")
+                [row] = encode(data.tokenizer, [text], max_length=length, layers=annotated)
+            moments: list[Plain] = []
+            for epoch, step in enumerate(shown_steps.tolist()):
+                seen = show_masks(
+                    masker,
+                    data.tokenizer,
+                    text,
+                    row=row,
+                    max_length=length,
+                    step=step,
+                    total_steps=steps,
+                    epoch=epoch,
+                )
+                pieces = [piece.as_dict() for piece in seen.pieces]
+                moments.append({"step": step, "ratio": round(seen.ratio, 4), "pieces": pieces})
+            middle = moments[len(moments) // 2]["pieces"]
+            sample = {"document": document.id, "pieces": middle, "moments": moments}
+            if isinstance(masker.policy, GroupWeighted):
+                sample["learnt"] = True
+            shown[run.arm].append(sample)
+    return shown
+
+
+def masked_records(recipe: Recipe, runs: Sequence[Run], store: StageStore) -> list[Record]:
+    """Count how often every arm masks the correct answers of tasks in its training text.
+
+    The masking ratio is that of the middle training step.
+    """
+    records: list[Record] = []
+    if not recipe.tasks:
+        return records
+    for run, link, data, masker in _maskers(runs, store):
+        # A stream was read during training. To read it again would take too long.
+        if isinstance(data.training, Stream):
+            continue
+        for spec in run.recipe.tasks:
+            task = load_task(spec)
+            rights = [*chain.from_iterable(task.rights())]
+            # Answers that are not text, such as classes, cannot occur in the training text.
+            if not rights:
+                continue
+            steps = link.training.steps
+            masked = masked_answers(
+                data.training, masker, data.tokenizer, rights, step=steps // 2, total_steps=steps
+            )
+            records.append(
+                {
+                    "kind": "coverage",
+                    "arm": run.arm,
+                    "task": task.name,
+                    "corpus": link.corpus.title,
+                    "occurrences": masked.occurrences,
+                    "whole": masked.whole,
+                    "part": masked.part,
+                }
+            )
+    return records
+
+
+def _maskers(
+    runs: Sequence[Run], store: StageStore
+) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
+    """Yield the first run of every arm, and the recipe, text and masker of its last phase.
+
+    An arm is skipped if it masks nothing, if its objectives ignore the masking policy, or if the
+    weights of its masking policy are unknown.
+    """
+    first: dict[str, Run] = {}
+    for run in runs:
+        if run.arm != REFERENCE and store.result(run.prepared):
+            first.setdefault(run.arm, run)
+    for run in first.values():
+        link = run.recipe.links()[-1]
+        if link.masking.policy not in link.masked_by:
+            continue
+        data = open_text(store.folder(run.prepared))
+        # With several objectives, samples show the masks of those that use the recipe's masking.
+        kind = MaskedLanguageModelling if link.objectives else objective_class(link.objective)
+        masking = link.masking_of(kind, {})
+        masker = kind.maker(data.tokenizer, seed=run.seed, masking=masking)
+        assert isinstance(masker, Masker)
+        if isinstance(masker.policy, GroupWeighted) and run.pretrained:
+            weights = last_logged(run.pretrained, store, "weights")
+            # A run that has just started has not logged weights yet.
+            if not weights:
+                continue
+            masker.policy.take(weights)
+        elif masker.policy.learns:
+            continue
+        yield run, link, data, masker
