@@ -199,7 +199,6 @@ def test_a_control_may_be_texts_in_memory(files, tmp_path):
         runs=1,
         jobs=1,
         overrides={"finetune.steps": 2, "corpus.held_out": 0.2},
-        progress=False,
     )
     assert set(adapted.to_dataframe().arm) == {*FIRST, OTHER[1]}
     assert next(adapted.folder.glob("data/control-*.jsonl"))

@@ -216,7 +216,9 @@ def test_tokens_of_a_slow_tokenizer(slow_tokenizer: str) -> None:
     assert list(plain.columns) == ["input_ids"] and plain.lengths.tolist() == [3, 0, 1]
     (each,) = tokenise(documents, slow, words="token")
     assert each.columns["word_ids"].tolist() == [0, 1, 2, 0]
-    for more in ({"layers": object()}, {"words": "spaces"}, {"places": True}):
+    (parted,) = tokenise(documents, slow, words="spaces")
+    assert parted.columns["word_ids"].tolist() == [0, 0, 0, 0]
+    for more in ({"layers": object()}, {"places": True}):
         with pytest.raises(MaskwiseError, match=r"need a fast tokenizer, .*; got ProphetNet"):
             list(tokenise(documents, slow, **more))
 
@@ -226,7 +228,6 @@ def test_tokens_of_a_slow_tokenizer(slow_tokenizer: str) -> None:
     [
         {"masking": {"policy": "whole-word"}},
         {"evaluation": {"masks": ["token", "whole-word"]}},
-        {"corpus": {"words": "spaces"}},
         {"evaluation": {"pairs": ["bundled:pairs"]}},
         {"corpus": {"layers": ["prompt(until='A')"], "words": "token"}},
     ],

@@ -29,7 +29,7 @@ from maskwise.tasks import (
     load_task,
     task_record,
 )
-from maskwise.tasks.judge import Best, answer, load_network
+from maskwise.tasks.judge import BestDevScore, answer, load_network
 from maskwise.tasks.metrics import ITEMS, METRICS, bootstrap_interval
 from maskwise.tasks.tensors import TaskSource
 from maskwise.text import train_tokenizer
@@ -490,7 +490,7 @@ def test_the_state_that_is_best_on_dev_is_kept(
 
     monkeypatch.setattr("maskwise.tasks.task.Task.finite_score", dev_score)
     objective, data = network(tokenizer, task), encode(task, tokenizer, max_length=16)
-    keeper = Best(task, objective, data["dev"])
+    keeper = BestDevScore(task, objective, data["dev"])
     name, weight = next(objective.named_parameters())
     for number in range(5):
         with torch.no_grad():

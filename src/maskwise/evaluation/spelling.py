@@ -43,7 +43,7 @@ class Part(NamedTuple):
     words: list[tuple[int, int]]
 
 
-class Masked(NamedTuple):
+class MaskedWords(NamedTuple):
     """The tokens of a part, and the places of the tokens of each masked word."""
 
     ids: list[int]
@@ -73,7 +73,7 @@ def parts_of(texts: Iterable[str]) -> Iterator[Part]:
             yield Part(part, [spelt[number] for number in chosen])
 
 
-def _masked(part: Part, tokenizer: PreTrainedTokenizerBase, room: int) -> Masked | None:
+def _masked(part: Part, tokenizer: PreTrainedTokenizerBase, room: int) -> MaskedWords | None:
     """Return the tokens of a part; None if it is too long or a word cannot be masked alone."""
     encoded = tokenizer(
         part.text, return_offsets_mapping=True, split_special_tokens=True, verbose=False
@@ -94,7 +94,7 @@ def _masked(part: Part, tokenizer: PreTrainedTokenizerBase, room: int) -> Masked
             return None
         words.append(places)
     size = sum(len(part.text[low:high].encode()) for low, high in part.words)
-    return Masked(ids, words, size)
+    return MaskedWords(ids, words, size)
 
 
 def word_loss(
@@ -137,7 +137,7 @@ def word_loss(
 
 
 def _nats(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, parts: Sequence[Masked]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, parts: Sequence[MaskedWords]
 ) -> float:
     """Return the loss of the words of a batch of parts."""
     device = next(model.parameters()).device

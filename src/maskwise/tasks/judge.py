@@ -478,7 +478,7 @@ def finetune(
         notes = warn_of_cuts(task, data)
         if majority is None:
             majority = data["test"].chance(data["train"])
-        best = Best(task, objective, data["dev"]) if settings.eval_every else None
+        best = BestDevScore(task, objective, data["dev"]) if settings.eval_every else None
         evaluate: Evaluate | None = best
         if watch is not None:
             training = training.model_copy(update=dict(watch.settings))
@@ -572,7 +572,7 @@ def _frozen_answers(
     return tried[best], [f"pooling {best}, chosen on dev ({scores})"]
 
 
-class Best:
+class BestDevScore:
     """A callback for the training loop that scores the model on dev.
 
     Attributes:
