@@ -93,7 +93,7 @@ def test_a_smaller_plan_keeps_the_control(files):
 
 @pytest.mark.parametrize(
     ("control", "said"),
-    [("own.jsonl", "the control is the same text"), ("nowhere.txt", "nowhere.txt")],
+    [("own.jsonl", "--control is the text itself"), ("nowhere.txt", "nowhere.txt")],
 )
 def test_a_control_that_cannot_be_one_is_one_line(control, said, files, capfd):
     command = ["adapt", "bundled:encoder", files / "own.jsonl", "--task", files / "task.jsonl"]

@@ -239,6 +239,7 @@ CASES = {
     "study.looks": Case("[2, 3]", (*ARMS, "study.seeds=3")),
     "study.margin": Case("0.1", ARMS),
     "study.helps": Case("0.5"),
+    "study.secondary": Case("[task]"),
     "study.share": Case("[run, more]", ARMS),
     "study.gate.contrast": Case("[run, more]", (*ARMS, "study.gate={contrast: [more, run]}")),
     "study.gate.closes": Case("[]", (*ARMS, "study.gate={contrast: [more, run]}")),

@@ -136,6 +136,8 @@ class Study(TypedDict, total=False):
     looked: list[Look]
     helps: float
     """``study.helps``; if the key is missing, as in files written by hand, the default is used."""
+    secondary: list[str]
+    """Tasks that are reported only (``study.secondary``); the key may be missing."""
     search: Search | None
     share: tuple[str, str] | None
     """The arm whose gain counts as 100 %, and the baseline of all gains (``study.share``)."""

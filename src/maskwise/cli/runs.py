@@ -169,6 +169,17 @@ def adapt(
         str | None,
         typer.Option(help="Other text, for one more arm: is it your text that helps?"),
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="General text: how much of it is forgotten? none: do not measure.",
+            show_default="bundled:wikipedia for English text",
+        ),
+    ] = None,
+    replay: Annotated[
+        float | None,
+        typer.Option(help="Share of the general text in training, such as 0.2, for one more arm."),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of further training.")] = 600,
     head_steps: Annotated[
         int | None,
@@ -219,6 +230,8 @@ def adapt(
         policy=policy,
         new_words=new_words,
         control=control,
+        keep=keep,
+        replay=replay,
         steps=steps,
         head_steps=head_steps,
         seeds=of_runs,

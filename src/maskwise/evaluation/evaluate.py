@@ -45,6 +45,7 @@ from maskwise.evaluation.scoring import (
 )
 from maskwise.evaluation.sets import Pairs, TestSet, load_set
 from maskwise.evaluation.spelling import WORDS, word_loss
+from maskwise.evaluation.texts import TextLoss
 from maskwise.families import check_fit, evaluating, most_tokens, require_kind
 from maskwise.masking.policies import policy
 from maskwise.models import load_model
@@ -74,9 +75,10 @@ SYNTAX = {
     CLOZE: "cloze:FILE",
     PAIRS: "pairs:FILE or pairs:bundled:pairs",
 }
-MEASURES: Table[Callable[..., TestSet]] = Table("measure", "maskwise.measures", {})
-"""Measures of other packages: functions that make a ``TestSet``, by the names in
-``evaluation.measures``."""
+MEASURES: Table[Callable[..., TestSet]] = Table(
+    "measure", "maskwise.measures", {"text-loss": TextLoss.read}
+)
+"""Further measures: functions that make a ``TestSet``, by the names in ``evaluation.measures``."""
 # Defaults of ``maskwise evaluate``: the number of rows for the pseudo-perplexity, and of masks for
 # each row in the bound.
 DEFAULT_COUNTS = {PSEUDO_PERPLEXITY: 32, BOUND: 8}
@@ -120,7 +122,9 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     pairs: Judgement[Annotated[tuple[str, ...], OneOrMany]] = ()
     """Sets of minimal pairs: ``bundled:pairs``, or files in BLiMP's format."""
     measures: Judgement[Annotated[tuple[str, ...], OneOrMany]] = ()
-    """Measures of other packages, optionally with arguments: ``reading-times(items=500)``."""
+    """Further measures, optionally with arguments: ``text-loss('general.txt')``, the loss on a text
+    that the arms do not train on, or those of other packages, such as ``reading-times(items=500)``.
+    """
 
     @model_serializer(mode="wrap")
     def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -195,6 +195,9 @@ class StudySettings(Settings):
     """A task counts in the primary outcome only if pre-training helps on it in at least this share
     of the seeds. Pre-training helps if the mean dev score of all arms is better than the dev score
     of the untrained or unchanged model. With 0, all tasks count."""
+    secondary: Judgement[tuple[str, ...]] = ()
+    """Names of tasks that are reported, with a mean and an interval, but never count in the primary
+    outcome, such as a task that shows what was forgotten."""
     share: Judgement[Pair | None] = None
     """[oracle, random]: also report what share of the gain of ``oracle`` over ``random`` each of
     the other arms reaches."""

@@ -310,7 +310,9 @@ def _read_study(folder: Path) -> Folder:
         decisions=_decisions(stored),
         samples=read_json(folder / "samples.json") or {},
         curves=curves,
-        adapted=" ".join(str(saved[key]) for key in ("sentence", "next") if key in saved),
+        adapted=" ".join(
+            str(saved[key]) for key in ("sentence", "forgotten", "next") if key in saved
+        ),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pandas import DataFrame, concat
 
-from maskwise.constants import LOWER_IS_BETTER, REFERENCE, accuracy_misleads
+from maskwise.constants import LOWER_IS_BETTER, NATS, REFERENCE, accuracy_misleads
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import Shown, outcome_labels, shown
 from maskwise.files import Contrast
@@ -171,6 +171,11 @@ FORESTS = {
         "The sign is reversed, so better is to the right. Only arms that mask the "
         "same kind of unit (tokens, words or spans) are comparable.",
     ),
+    "loss": (
+        "Loss on other text",
+        "In nats. The sign is reversed, so better is to the right: a value on the left shows what "
+        "was forgotten. Only arms with the same tokenizer are comparable.",
+    ),
     "bound": (
         "The bound of masked diffusion",
         "The sign is reversed, so better is to the right. Only arms with the same tokenizer are "
@@ -216,7 +221,8 @@ def has_gated_rows(contrasts: Iterable[Contrast]) -> bool:
 def _kind_of(row: Contrast) -> str:
     kind = row["outcome"].partition(":")[0]
     if kind == "evaluation":
-        return {"score": "evaluation", "perplexity": "perplexity"}.get(row["unit"], "bound")
+        kinds = {"score": "evaluation", "perplexity": "perplexity", NATS: "loss"}
+        return kinds.get(row["unit"], "bound")
     if kind in ("tasks", "heldout"):
         return kind
     # A task counts if it is the primary outcome, or if no other task is left.

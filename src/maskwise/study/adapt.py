@@ -13,6 +13,7 @@ first on the frozen encoder, once for all runs.
     learned                 mask by a learned policy, whose folder the user gives
     words-30-new-words      the same as words-30, with words of the text as new tokens
     words-30-other-text     the same as words-30, on another text (a control)
+    words-30-replay         the same as words-30, with a share of general text in training
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from maskwise.constants import REFERENCE
+from maskwise.constants import NATS, REFERENCE
 from maskwise.errors import MaskwiseError, duration, require_known
+from maskwise.estimates import with_minus
 from maskwise.families import most_tokens, require_kind
+from maskwise.files import Estimate
 from maskwise.folders import (
     CARD,
     read_json,
@@ -52,7 +55,7 @@ from maskwise.models import (
 from maskwise.recipe import Recipe, apply_overrides, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override
 from maskwise.recipe.unused import drop_unused
-from maskwise.specs import split_options, with_options
+from maskwise.specs import Call, split_options, with_options
 from maskwise.study.checks import OWN_FILES, check_names, cut_share, row_sizes
 from maskwise.study.forecast import check, dry_run, first_of
 from maskwise.study.records import has_results
@@ -80,7 +83,7 @@ from maskwise.text import load_tokenizer
 from maskwise.text.documents import longest_field
 from maskwise.text.settings import CorpusSettings
 from maskwise.verdict import statistics
-from maskwise.verdict.outcomes import ALL_TASKS, read_outcomes
+from maskwise.verdict.outcomes import ALL_TASKS, finite_runs, read_outcomes
 from maskwise.verdict.statistics import ALPHA
 
 BEST = "words-30"
@@ -92,6 +95,10 @@ TIME = "2h"
 """A plan that takes longer is followed by a smaller one."""
 STEPS = 600
 """Default number of further training steps, and default maximum of the steps of a new head."""
+GENERAL, OFF = "bundled:wikipedia", "none"
+"""The general text by default, and what turns it off."""
+GENERAL_TEXT, PASSAGES = "general text", "general-text"
+"""The names of the measure and of the task on general text."""
 OPTIONS: dict[str, str] = {"training.steps": "--steps", "study.seeds": "--runs"}
 """Settings that only an option may change, because an option also changes other settings."""
 WORD_LOSS = 100
@@ -159,6 +166,9 @@ class Request:
             compared with the first arm.
         control: another corpus, on which an additional arm is trained in the same way as the first,
             which is compared with it.
+        keep: general text, for what the arms forget of it: a corpus, ``OFF`` for none, or None for
+            ``GENERAL`` if the text is English.
+        replay: the share of general text in the training rows of an additional arm.
         steps: the number of further training steps.
         head_steps: the number of steps that train a new head first; None for the smaller of
             ``steps`` and ``STEPS``.
@@ -176,6 +186,8 @@ class Request:
     policy: str | None = None
     new_words: int | None = None
     control: str | None = None
+    keep: str | None = None
+    replay: float | None = None
     steps: int = STEPS
     head_steps: int | None = None
     seeds: int | tuple[int, ...] = 6
@@ -192,6 +204,11 @@ class Request:
     def controlled(self) -> str | None:
         """The name of the arm that is trained on other text; None without it."""
         return None if self.control is None else f"{self.arms[0]}{OTHER_TEXT}"
+
+    @property
+    def replayed(self) -> str | None:
+        """The name of the arm that is also trained on general text; None without it."""
+        return None if self.replay is None else f"{self.arms[0]}-replay"
 
     @property
     def least_runs(self) -> int:
@@ -227,6 +244,8 @@ class Request:
             "policy",
             "new_words",
             "control",
+            "keep",
+            "replay",
             "steps",
             "head_steps",
             "seeds",
@@ -290,16 +309,21 @@ def draft_of(
     require_kind(config, "encoder", use="maskwise adapt", do=do)
     for name in request.arms:
         require_known("arm", name, ARMS)
-    if request.control == request.texts:
+    for option, source in (("control", request.control), ("keep", request.keep)):
+        if source == request.texts:
+            raise MaskwiseError(
+                f"--{option} is the text itself", got=source, do=f"give another text to --{option}"
+            )
+    if request.replay is not None and not 0 < request.replay < 1:
         raise MaskwiseError(
-            "the control is the same text",
-            got=request.control,
-            do="give another text to --control, of about the same size",
+            "--replay is the share of general text in the training rows",
+            got=request.replay,
+            allowed="above 0 and below 1, such as 0.2",
         )
     room = most_tokens(config)
-    control: Plain = {}
-    if request.control:
-        control = {"source": request.control, "text_field": longest_field(request.control)}
+    # How much general text is held out is not known yet, so the example has none of it.
+    others = Others(control=_source(request.control), general={})
+    given = _source(_given(request.keep))
     # To read the text takes long, so mistakes elsewhere are found first. What the text decides is
     # filled in with examples.
     corpus: Plain = {"source": request.texts, "length": min(ROW_TOKENS, room)}
@@ -314,7 +338,7 @@ def draft_of(
         overrides,
         spaced=True,
         max_length=labelled_length(0, room),
-        control=control,
+        others=others,
     )
     check_names(example.recipe, known)
     facts = texts.facts
@@ -329,6 +353,13 @@ def draft_of(
         corpus["held_out"] = share
         tasks = (with_options(str(pairs), kind="retrieval", name=PAIRS),)
     sizes = tokens_of_rows(map(load_task, tasks), load_tokenizer(request.model))
+    general = _general(request, facts)
+    others = replace(others, general=given or _source(general))
+    if request.replay is not None:
+        _require_mixed(others.general, _with_changes(corpus, overrides))
+    if general and not has_head(request.model):
+        pairs = _general_pairs(request, texts, others, corpus, aside=aside)
+        others = replace(others, pairs=with_options(str(pairs), kind="retrieval", name=PASSAGES))
     drafted = partial(
         _draft,
         request,
@@ -336,17 +367,102 @@ def draft_of(
         tasks,
         spaced=facts.spaced,
         max_length=labelled_length(fitting_tokens(sizes), room),
-        control=control,
+        others=others,
     )
     draft = drafted(overrides)
     refuse_unread(
         draft.recipe,
         overrides,
-        read=lambda others: drafted(others).recipe,
+        read=lambda changes: drafted(changes).recipe,
         names=names_in_study,
         command="adapt",
     )
     return draft
+
+
+@dataclass(frozen=True)
+class Others:
+    """The texts of a study besides the user's.
+
+    Attributes:
+        control: the settings of the corpus of the control; {} without a control.
+        general: those of general text; {} without it.
+        pairs: the spec of a task of titles and general texts, for a model without a head.
+    """
+
+    control: Plain
+    general: Plain
+    pairs: str | None = None
+
+
+def _source(source: str | None) -> Plain:
+    """Return the settings of a corpus besides the user's text."""
+    return {} if source is None else {"source": source, "text_field": longest_field(source)}
+
+
+def _given(keep: str | None) -> str | None:
+    """Return the general text that the user gives; None for none."""
+    return None if keep == OFF else keep
+
+
+def _general(request: Request, facts: TextFacts) -> str | None:
+    """Return the source of general text; None for none."""
+    if request.keep is not None:
+        general = _given(request.keep)
+    else:
+        is_english = facts.spaced and facts.is_english
+        general = GENERAL if is_english and request.texts != GENERAL else None
+    if general is None and request.replay is not None:
+        raise MaskwiseError(
+            "--replay mixes general text into the training rows, and there is none",
+            got=request.keep or "a text that is not known to be English",
+            do="give general text: --keep FILE",
+        )
+    return general
+
+
+def _require_mixed(general: Plain, corpus: CorpusSettings) -> None:
+    """Raise an error if two texts have different fields, because a mix reads one field."""
+    if general["text_field"] != corpus.text_field:
+        raise MaskwiseError(
+            "the text and the general text of --replay have different fields",
+            got=f"{corpus.text_field} and {general['text_field']}",
+            do=f"rename the field of your text to {general['text_field']}",
+        )
+
+
+def _unseen(request: Request, others: Others, corpus: Plain) -> float:
+    """Return the share of general text that no arm trains on; 0 if none trains on this text."""
+    trained = [others.control.get("source")]
+    if request.replay is not None:
+        trained.append(others.general["source"])
+    if others.general["source"] not in trained:
+        return 0.0
+    return _with_changes(corpus, request.overrides).held_out
+
+
+def _general_pairs(
+    request: Request, texts: Texts, others: Others, corpus: Plain, *, aside: Path | None
+) -> Path:
+    """Write pairs of titles and general texts that no arm trains on."""
+    share = _unseen(request, others, corpus)
+    settings = dict(others.general)
+    if share:
+        settings["held_out"] = share
+    target = request.out.with_name(f"{request.out.name}-{PASSAGES}.jsonl")
+    try:
+        pairs, _ = texts.pairs(
+            CorpusSettings(**settings), target, choose_share=not share, aside=aside
+        )
+    except MaskwiseError as error:
+        raise MaskwiseError(
+            "general text shows what a model without a head forgets by pairs of titles and texts, "
+            "and there are too few of them",
+            got=error.got,
+            allowed=error.allowed,
+            do="give more general text, or --keep none",
+        ) from None
+    return pairs
 
 
 def _draft(
@@ -357,13 +473,9 @@ def _draft(
     *,
     spaced: bool,
     max_length: int,
-    control: Plain,
+    others: Others,
 ) -> Draft:
-    """Return the recipe for a text, after something is known about it.
-
-    Args:
-        control: the settings of the corpus of the control; {} without a control.
-    """
+    """Return the recipe for a text, after something is known about it."""
     arms = arms_for(request.arms, spaced=spaced)
     if request.policy:
         arms["learned"] = {"masking.policy": f"learned({request.policy!r})", "masking.ratio": 0.30}
@@ -411,13 +523,21 @@ def _draft(
     }
     first = request.arms[0]
     if request.controlled:
-        usual = {"text_field": "text", **settings["corpus"]}
-        own = {key: value for key, value in control.items() if value != usual[key]}
-        arms[request.controlled] = arms[first] | {
-            f"{last}corpus.{key}": value for key, value in own.items()
-        }
+        arm = {**arms[first], f"{last}corpus.source": others.control["source"]}
+        if others.control["text_field"] != _with_changes(corpus, overrides).text_field:
+            arm[f"{last}corpus.text_field"] = others.control["text_field"]
+        arms[request.controlled] = arm
         # The gate is the first of the two tests, and each has the full level.
         settings["study"]["contrasts"].append([first, request.controlled])
+    if request.replayed and others.general:
+        share = request.replay or 0.0
+        mix = {request.texts: round(1 - share, 6), others.general["source"]: share}
+        arms[request.replayed] = {**arms[first], f"{last}corpus.source": mix}
+    if others.pairs:
+        settings["tasks"].append(others.pairs)
+        settings["study"]["secondary"] = [PASSAGES]
+    elif others.general:
+        settings["evaluation"]["measures"] = [_measure(request, others, corpus)]
     if request.extended:
         arms[request.extended] = {**arms[first], "model.new_tokens": request.new_words}
         # Whether new words help does not depend on another answer, so the questions are one family.
@@ -426,11 +546,16 @@ def _draft(
         settings["evaluation"]["word_loss"] = WORD_LOSS
     settings["study"]["arms"] = arms
     apply_overrides(settings, overrides)
+    # The user may have replaced the tasks.
+    if others.pairs and others.pairs not in (settings["tasks"] or ()):
+        settings["study"].pop("secondary", None)
     settings = {**nested(settings), "study": settings["study"]}
     drop_unused(settings, dict(map(parse_override, overrides)))
     comments = dict(COMMENTS)
     if tasks != request.tasks:
         comments["tasks"] = "titles and texts of documents that are held out from training"
+    if "measures" in settings["evaluation"]:
+        comments["evaluation"] = "the measure: what the arms forget of general text"
     head_lines = [
         f"Does further training of {request.model} on {request.texts} help?",
         "Written by `maskwise adapt`, which runs it. To change it: "
@@ -452,11 +577,23 @@ COMMENTS = {
     "phases": "a new head is trained first on the frozen encoder, once for all runs",
     "tasks": "all models are fine-tuned and evaluated on these rows",
     "finetune": "long enough for nearly all labelled rows, as far as the model has positions",
+    "study.secondary": "not part of the verdict: what the arms forget of general text",
     "study.seeds": "runs of each arm; a decision needs at least 6",
     "study.contrasts": "the question: is the arm better than the unchanged model?",
     "study.gate": "tested first, at the full 5 % level; a second contrast only if it is decided",
     "study.arms": "ways to train further",
 }
+
+
+def _measure(request: Request, others: Others, corpus: Plain) -> str:
+    """Return the measure of the loss on general text that no arm trains on."""
+    options: dict[str, object] = {"name": GENERAL_TEXT}
+    if others.general["text_field"] != "text":
+        options["text_field"] = others.general["text_field"]
+    share = _unseen(request, others, corpus)
+    if share:
+        options["held_out"] = share
+    return str(Call("text-loss", (others.general["source"],), options))
 
 
 def _with_changes(corpus: Plain, overrides: Sequence[str]) -> CorpusSettings:
@@ -603,9 +740,10 @@ class Adaptation:
         """Write the recipe, run the study, and save the adapted model.
 
         Returns:
-            The result of ``run_study``, and ``answer``, ``next`` (what to do next), ``adapted``
-            (``Saved``, or None), ``kept`` (a sentence about it), ``folders``, ``helps`` (the arm
-            that is decided to be better, or None) and ``held_out``.
+            The result of ``run_study``, and ``answer``, ``forgotten`` (a list of ``Forgotten``),
+            ``next`` (what to do next), ``adapted`` (``Saved``, or None), ``kept`` (a sentence about
+            it), ``folders``, ``helps`` (the arm that is decided to be better, or None) and
+            ``held_out``.
         """
         from maskwise.report import write_report
 
@@ -624,8 +762,10 @@ class Adaptation:
             kept = saved["sentence"]
         # The page names the folders of the adapted model and the next step, so it is written again.
         write_report(request.out)
+        found = forgotten_of(request.out)
         return result | {
-            "answer": answer_of(result, recipe),
+            "answer": f"{answer_of(result, recipe)} {forgotten_words(found)}".rstrip(),
+            "forgotten": found,
             "next": next_step,
             "adapted": saved,
             "helps": arm_that_helps(result),
@@ -852,6 +992,101 @@ def next_of(result: Plain, recipe: Recipe, request: Request) -> str:
     return f"Next: keep {model} for now; {why}: {request.command(*changes, **options)}"
 
 
+class Forgotten(TypedDict):
+    """What an arm forgot of general text, against the start (not tested).
+
+    ``mean``, ``low`` and ``high`` are the paired difference in ``unit`` and its 95 % interval: nats
+    of the loss, or points of the mean reciprocal rank. The interval is None below six runs.
+    ``finding`` compares the interval with ``margin``: "more", "less" (between ± the margin),
+    "better" or "open".
+    """
+
+    arm: str
+    outcome: str
+    unit: str
+    mean: float
+    low: float | None
+    high: float | None
+    runs: int
+    margin: float
+    finding: str
+
+
+MARGINS = {NATS: 0.05, "points": 2.0}
+"""Changes on general text that are small. A loss .05 nats higher is a perplexity 5 % higher."""
+FINDINGS = {
+    "more": "more than {margin} forgotten",
+    "less": "less than {margin} either way",
+    "better": "more than {margin} gained",
+    "open": "more or less than {margin} is open",
+}
+
+
+def forgotten_of(out: Path) -> list[Forgotten]:
+    """Return what each arm forgot of general text; [] if it was not measured."""
+    table = read_outcomes(out)
+    if table is None:
+        return []
+    found: list[Forgotten] = []
+    for outcome in (f"evaluation:{GENERAL_TEXT}:{NATS}", PASSAGES):
+        if outcome not in table.scales:
+            continue
+        scale = table.scales[outcome]
+        unit, factor = (NATS, 1.0) if scale.unit == NATS else ("points", 100.0)
+        for arm in table.study["arms"]:
+            runs = table.runs(outcome, arm) - table.runs(outcome, REFERENCE)
+            differences = factor * finite_runs(runs)
+            if not len(differences) or table.incomparable(arm, REFERENCE, outcome):
+                continue
+            estimate = statistics.estimated(differences)
+            found.append(
+                {
+                    "arm": arm,
+                    "outcome": outcome,
+                    "unit": unit,
+                    "mean": float(differences.mean()),
+                    "low": estimate["low"],
+                    "high": estimate["high"],
+                    "runs": len(differences),
+                    "margin": MARGINS[unit],
+                    "finding": _finding(estimate, MARGINS[unit], sign=scale.sign),
+                }
+            )
+    return found
+
+
+def _finding(estimate: Estimate, margin: float, *, sign: int) -> str:
+    """Compare an interval with a margin; ``sign`` is −1 if lower is better."""
+    if estimate["low"] is None or estimate["high"] is None:
+        return "open"
+    low, high = sorted([sign * estimate["low"], sign * estimate["high"]])
+    if high < -margin:
+        return "more"
+    if low > margin:
+        return "better"
+    return "less" if -margin < low and high < margin else "open"
+
+
+def forgotten_words(found: Sequence[Forgotten]) -> str:
+    """Return a sentence about general text; "" if it was not measured."""
+    parts = []
+    for each in found:
+        unit = each["unit"]
+        digits = 3 if unit == NATS else 1
+        interval = "too few runs for an interval"
+        if each["low"] is not None:
+            ends = f"{each['low']:+.{digits}f} to {each['high']:+.{digits}f}"
+            said = FINDINGS[each["finding"]].format(margin=f"{each['margin']:g} {unit}")
+            interval = f"95 % interval {ends}: {said}"
+        change = with_minus(f"{each['mean']:+.{digits}f} {unit} ({interval})")
+        parts.append(f"{each['arm']} {change}")
+    if not parts:
+        return ""
+    what = "loss" if found[0]["unit"] == NATS else "retrieval"
+    said = "; ".join(parts)
+    return f"General text, {what} against the start (an estimate, not tested): {said}."
+
+
 def arm_that_helps(result: Plain) -> str | None:
     """Return the arm that is decided to be better than the unchanged model; None if none is."""
     row = _primary(result)
@@ -873,6 +1108,7 @@ class Saved(TypedDict):
     decided that the arm is better than the unchanged model. ``mean_difference`` is the lead of the
     arm's mean in ``unit`` (negative if the arm is worse), which may be due to chance; both are None
     without scores. ``folders`` are the paths for transformers and for sentence-transformers.
+    ``forgotten`` says what was forgotten of general text (``forgotten_words``).
     ``sentence`` says all of this, and ``next`` what to do next.
     """
 
@@ -883,6 +1119,7 @@ class Saved(TypedDict):
     unit: str | None
     folders: list[str]
     sentence: str
+    forgotten: str
     next: str
 
 
@@ -934,6 +1171,7 @@ def save_best(out: Path, result: Plain, *, next_step: str) -> Saved | None:
         "unit": unit if arm in gains else None,
         "folders": [str(folder) for folder in folders],
         "sentence": kept_of(arm, folders, gain=gains.get(arm), helps=helps),
+        "forgotten": forgotten_words(forgotten_of(out)),
         "next": next_step,
     }
     write_json(out / ADAPTED, saved)
@@ -980,9 +1218,9 @@ def gains_of(out: Path) -> Gains:
     """
     table = read_outcomes(out)
     # If every fine-tuning run failed, no arm has a score.
-    if table is None or not table.tasks or not table.study["arms"]:
+    if table is None or not table.averaged or not table.study["arms"]:
         return Gains({}, "")
-    outcome = f"plain:{ALL_TASKS}" if len(table.tasks) == 1 else ALL_TASKS
+    outcome = f"plain:{ALL_TASKS}" if len(table.averaged) == 1 else ALL_TASKS
     unit = table.scales[outcome].unit
     arms = np.array(list(table.study["arms"]))
     runs = np.array([table.runs(outcome, arm) for arm in arms])

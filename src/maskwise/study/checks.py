@@ -172,6 +172,14 @@ def check_inputs(recipe: Recipe) -> list[str]:
                 do=f'rename one of them: {spec.partition("(")[0]}(…, name="…")',
             )
         specs[task.name] = spec
+    for name in study.secondary:
+        require_known("task in study.secondary", name, specs)
+    if specs and set(specs) <= {*study.secondary}:
+        raise MaskwiseError(
+            "all tasks are secondary, so none is left to decide by",
+            got=", ".join(study.secondary),
+            do="remove a task from study.secondary",
+        )
     if recipe.learning and not any(link.learns for arm in arms for link in arm.links()):
         notes.append(
             "the settings of learning have no effect here, because no arm has "

@@ -87,6 +87,8 @@ def describe(recipe: Recipe, design: Design) -> Study:
     }
     if design.store.shared:
         described["shared_stages"] = str(design.store.shared)
+    if study.secondary:
+        described["secondary"] = list(study.secondary)
     if study.transfer:
         described["learned"] = learned_from(recipe)
     return described
@@ -227,7 +229,7 @@ def _decides_otherwise(before: Plain, study: Study) -> bool:
     for key in ("outcome", "margin", "gate", "search", "match"):
         if old.get(key) != new.get(key):
             return True
-    for key in ("helps", "baseline"):
+    for key in ("helps", "baseline", "secondary"):
         if before.get(key) != study.get(key):
             return True
     return sorted(_asked(before)) != sorted(_asked(study))

@@ -302,6 +302,8 @@ class Adapted(StudyResult):
             if no run has finished.
         sentence_model: the folder of the same model for sentence-transformers.
         next_step: what to do next.
+        forgotten: how the loss on general text (or the retrieval of it) changed from the start, for
+            each arm: mean, interval and margin; estimates that are not tested.
     """
 
     answer: str
@@ -309,6 +311,7 @@ class Adapted(StudyResult):
     model: Path | None
     sentence_model: Path | None
     next_step: str
+    forgotten: list[dict[str, Any]]
 
     def __str__(self) -> str:
         return "\n".join([self.answer, *([f"Model: {self.model}"] if self.model else [])])
@@ -324,6 +327,8 @@ def adapt(
     policy: str | Path | None = None,
     new_words: int | None = None,
     control: object = None,
+    keep: object = None,
+    replay: float | None = None,
     steps: int = 600,
     runs: int | None = None,
     seeds: Sequence[int] | None = None,
@@ -345,6 +350,9 @@ def adapt(
             compared with the first.
         control: other texts, as for `study`. An additional arm is trained on them in the same way
             as the first, so that the study can tell whether it is your texts that help.
+        keep: general texts, as for `study`, for what the arms forget of them; "none" for none. By
+            default, bundled:wikipedia if the texts are English.
+        replay: the share of the general texts in the training rows of an additional arm.
         steps: steps of further training.
         runs: runs of each arm; None for the least that can decide, 6, or 7 with ``new_words``.
         seeds: the seeds of the runs, in place of ``runs``.
@@ -372,6 +380,8 @@ def adapt(
         policy=None if policy is None else str(policy),
         new_words=new_words,
         control=None if control is None else text_source(control, out / DATA, name="control"),
+        keep=None if keep is None else text_source(keep, out / DATA, name="keep"),
+        replay=replay,
         steps=steps,
         seeds=of_runs if seeds is None else (*seeds,),
         overrides=(*overrides_of(overrides, None, None, out),),
@@ -394,4 +404,5 @@ def adapt(
         model=folders[0],
         sentence_model=folders[1],
         next_step=found["next"],
+        forgotten=found["forgotten"],
     )

@@ -167,7 +167,7 @@ def compared(
     for name in (*table.heldout, *table.evaluations):
         if None not in (table.mean(name, arm), table.mean(name, baseline)):
             both.append(name)
-    tasks = ["tasks", *table.tasks] if table.tasks else []
+    tasks = ["tasks", *table.tasks] if table.averaged else [*table.tasks]
     own = [name for name in table.own_heldout(arm) if name in both]
     scores = [name for name in both if table.scales[name].unit == "score"]
     candidates = [*tasks, *own, *scores]

@@ -314,7 +314,7 @@ def _grids_differ(one: Comparison, table: Outcomes) -> Facts | None:
 def _without_help(one: Comparison, table: Outcomes) -> Facts | None:
     """Return the tasks that the primary outcome leaves out, among the tasks of this comparison."""
     left = []
-    for task in table.tasks:
+    for task in table.averaged:
         if task not in table.counted and one.outcome in ("tasks", task):
             left.append(task)
     # Contrasts with the reference use all tasks.
@@ -351,7 +351,9 @@ def _overlap(one: Comparison, table: Outcomes) -> Facts | None:
             tasks.append(task)
             words.append(overlap_words(*counts, task))
             minor = minor and not overlap_matters(*counts)
-    return {"overlaps": "; ".join(words), "tasks": tasks, "minor": minor} if tasks else None
+    # Two corpora may share a text.
+    overlaps = "; ".join(dict.fromkeys(words))
+    return {"overlaps": overlaps, "tasks": tasks, "minor": minor} if tasks else None
 
 
 # Helpers for the tests

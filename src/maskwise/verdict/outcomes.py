@@ -85,6 +85,7 @@ class Outcomes:
         failed: the (arm, seed) pairs of failed runs; ``failures`` counts them by arm.
         unfinished: the (arm, seed) pairs of companion runs that did not fail but lack an outcome.
         tasks, heldout, evaluations: the names of the outcomes of these kinds.
+        averaged: the tasks without those that are only reported (``study.secondary``).
         helped: for each task, the share of seeds in which pre-training helps; None if unknown.
         counted: the tasks that the outcome "tasks" averages.
         sds: for each task, the pooled SD of runs within arms, the unit of standardised scores.
@@ -137,8 +138,10 @@ class Outcomes:
             least = study.get("helps", HELPS)
             shares = self.helped.items()
             counted = [task for task, share in shares if share is None or share >= least]
-        self.counted = [task for task in self.tasks if task in counted]
-        if self.tasks:
+        secondary = study.get("secondary") or ()
+        self.averaged = [task for task in self.tasks if task not in secondary]
+        self.counted = [task for task in self.averaged if task in counted]
+        if self.averaged:
             self._average_tasks()
 
     def _put(self, row: Measurement) -> None:
@@ -335,9 +338,9 @@ class Outcomes:
         pair contains the reference. An outcome that is not a mean over tasks is listed alone.
         """
         if outcome == "tasks" and REFERENCE not in pair:
-            return self.counted or self.tasks
+            return self.counted or self.averaged
         if outcome in ("tasks", ALL_TASKS):
-            return self.tasks
+            return self.averaged
         return [outcome]
 
     @property

@@ -1,0 +1,135 @@
+"""The held-out loss on a text that the study does not train on, such as general text: a measure for
+``evaluation.measures``, which shows what a model has forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, cast
+
+from maskwise.constants import NATS
+from maskwise.errors import MaskwiseError
+from maskwise.evaluation.scoring import EvaluationRecord, HeldOut, fixed_maskers
+from maskwise.evaluation.sets import TestSet, evenly
+from maskwise.families import most_tokens
+from maskwise.objectives import predicting
+from maskwise.text import Rows, read_documents, read_pieces, require_documents, tokenise
+from maskwise.text.documents import Document
+from maskwise.text.rows import holds_out
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+DOCUMENTS, ROWS = 200, 128
+"""Defaults: the number of documents, and the number of their rows that are masked."""
+LOOKED_AT = 20_000
+"""The maximum number of documents that are read."""
+LONGEST, LONGEST_TEXT = 128, 4000
+"""The maximum number of tokens of a row, and of characters of a document."""
+LEAST = 5
+"""The minimum number of documents."""
+
+
+@dataclass(frozen=True)
+class TextLoss(TestSet):
+    """The loss on masked tokens of N documents, in nats per token.
+
+    Attributes:
+        name: the name of the measure.
+        documents: (N,) the texts.
+        ratio: the masking ratio.
+        rows: the maximum number of rows.
+
+    >>> text = TextLoss.read("bundled:wikipedia", documents=10)
+    >>> text.name, len(text.documents)
+    ('wikipedia', 10)
+    """
+
+    name: str
+    documents: tuple[str, ...]
+    ratio: float
+    rows: int
+
+    @classmethod
+    def read(
+        cls,
+        source: str,
+        name: str = "",
+        text_field: str = "text",
+        held_out: float = 0.0,
+        ratio: float = 0.15,
+        documents: int = DOCUMENTS,
+        rows: int = ROWS,
+    ) -> TextLoss:
+        """Read a corpus.
+
+        Args:
+            source: the corpus, as for ``read_documents``.
+            name: the name of the measure; by default, that of the corpus.
+            text_field: the field with the text.
+            held_out: the share of the documents that no arm trains on, as ``corpus.held_out``; 0 if
+                the arms train on none of this corpus.
+            ratio: the masking ratio.
+            documents: the maximum number of documents, which are evenly spaced.
+            rows: the maximum number of rows.
+
+        Raises:
+            MaskwiseError: the corpus cannot be read, or has too few documents.
+        """
+        read = require_documents(read_documents(source, text_field=text_field))
+        chosen: Iterable[Document] = read
+        if held_out:
+            chosen = (document for document in read if holds_out(document, held_out))
+        found = [*islice(chosen, LOOKED_AT)]
+        if len(found) < LEAST:
+            raise MaskwiseError(
+                f"too few documents of {source} to measure the loss on it",
+                got=f"{len(found)} documents" + (" that are held out" if held_out else ""),
+                allowed=f"≥ {LEAST}",
+                do="give more text" + (", or raise corpus.held_out" if held_out else ""),
+            )
+        texts = tuple(document.text[:LONGEST_TEXT] for document in evenly(found, documents))
+        name = name or source.removeprefix("bundled:")
+        return cls(name, texts, ratio, rows)
+
+    def texts(self) -> list[tuple[str, ...]]:
+        return [(text,) for text in self.documents]
+
+    def score(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> list[EvaluationRecord]:
+        """Return one record with the loss.
+
+        Raises:
+            MaskwiseError: no token can be masked.
+        """
+        length = min(LONGEST, most_tokens(model.config))
+        fast = cast("PreTrainedTokenizerFast", tokenizer)
+        tokens = tokenise(read_documents([*self.documents]), fast)
+        rows = Rows.of(read_pieces(tokens, tokenizer=tokenizer, length=length), "document")
+        objective = predicting(model)
+        maskers = fixed_maskers(
+            tokenizer, masks=["token"], ratio=self.ratio, kind=objective.kind, length=length
+        )
+        losses = HeldOut(
+            rows.laid(objective.reads(rows.layout, model.config)),
+            maskers,
+            None,
+            rows=self.rows,
+        )(objective)
+        if not losses:
+            raise MaskwiseError(f"no token of {self.name} can be masked", do="give more text")
+        (line,) = losses
+        return [
+            {
+                "kind": "evaluation",
+                "name": self.name,
+                "metric": NATS,
+                "value": line["loss"],
+                "items": line["targets"],
+                "chance": None,
+                "higher_is_better": False,
+            }
+        ]

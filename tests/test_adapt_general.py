@@ -1,0 +1,259 @@
+"""adapt and general text: what the arms forget of it, and an arm that trains on a share of it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import maskwise as mw
+from maskwise.errors import MaskwiseError
+from maskwise.evaluation.evaluate import evaluate_checkpoint, load_sets
+from maskwise.evaluation.texts import TextLoss
+from maskwise.recipe import Recipe, read_recipe
+from maskwise.study.adapt import Request, draft_of, forgotten_of, forgotten_words
+from maskwise.study.checks import check_inputs
+from maskwise.tasks import load_task
+from maskwise.text import read_documents
+from maskwise.text.rows import holds_out
+from maskwise.verdict import summarise
+from tiny import WORDS, load_json, maskwise, read_lines, records_of, write_inputs, write_lines
+
+ENGLISH = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "was"]
+HELD_OUT = ("corpus.held_out=0.3",)
+OPTIONS = ["--jobs", 1, "finetune.steps=2", "training.batch_size=4", "evaluation.rows=4"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A text, an English text, general text, and labelled rows."""
+    draw = random.Random(0)
+
+    def sentences(words: list[str]) -> str:
+        parts = (" ".join(draw.choices(words, k=7)).capitalize() for _ in range(4))
+        return ". ".join(parts) + "."
+
+    sources = {"own": WORDS[:40], "english": ENGLISH + WORDS[:20], "general": WORDS[40:]}
+    for name, words in sources.items():
+        lines = [{"text": sentences(words)} for _ in range(120)]
+        write_lines(tmp_path / f"{name}.jsonl", lines)
+    write_lines(tmp_path / "body.jsonl", [{"body": sentences(WORDS[:40])} for _ in range(60)])
+    rows = [{"text": sentences(WORDS[:40])[:40], "label": number % 2} for number in range(60)]
+    write_lines(tmp_path / "task.jsonl", rows)
+    return tmp_path
+
+
+def drafted(files: Path, text: str = "own", **more: Any) -> Recipe:
+    for name in ("control", "keep"):
+        if isinstance(more.get(name), Path):
+            more[name] = str(more[name])
+    task = str(files / "task.jsonl")
+    source = str(files / f"{text}.jsonl")
+    request = Request("bundled:encoder", source, files / "out", (task,), **more)
+    return draft_of(request, aside=files).recipe
+
+
+def measure_of(recipe: Recipe) -> TextLoss:
+    (measure,) = load_sets(recipe.evaluation).values()
+    assert isinstance(measure, TextLoss)
+    return measure
+
+
+def test_english_text_is_followed_by_a_look_at_wikipedia(files):
+    measure = measure_of(drafted(files, "english"))
+    known = {document.text[:4000] for document in read_documents("bundled:wikipedia")}
+    assert measure.name == "general text" and {*measure.documents} <= known
+    assert not drafted(files, "english", keep="none").evaluation.measures
+    # The language of the invented words is not known.
+    assert not drafted(files).evaluation.measures
+    assert len(measure_of(drafted(files, keep=files / "general.jsonl")).documents) == 120
+
+
+@pytest.mark.parametrize("trained", [{"replay": 0.2}, {"control": True}, {}])
+def test_the_loss_is_measured_on_text_that_no_arm_trains_on(trained, files):
+    general = files / "general.jsonl"
+    asked = {"control": general} if "control" in trained else trained
+    recipe = drafted(files, keep=general, overrides=HELD_OUT, **asked)
+    measured = {*measure_of(recipe).documents}
+    seen = set()
+    for name in recipe.study.arms:
+        for document in recipe.arm(name, seed=0).corpus.training_documents():
+            seen.add(document.text)
+    assert not measured & seen
+    held_out = {each.text for each in read_documents(str(general)) if holds_out(each, 0.3)}
+    assert measured == held_out if trained else len(measured) == 120
+
+
+def test_replay_mixes_a_share_of_general_text(files):
+    recipe = drafted(files, keep=files / "general.jsonl", replay=0.2, overrides=HELD_OUT)
+    plain, mixed = (recipe.arm(name, seed=0) for name in ("words-30", "words-30-replay"))
+    shares = mixed.corpus.shares([1, 1])
+    assert [round(share, 6) for share in shares.values()] == [0.8, 0.2]
+    assert [Path(source).name for source in shares] == ["own.jsonl", "general.jsonl"]
+    assert mixed.model_copy(update={"corpus": plain.corpus}) == plain
+    # The arm is not tested.
+    assert recipe.study.pairs == [("words-30", "no-pretraining")]
+
+
+BAD = {
+    "share": (["--replay", "1.5", "--keep", "general.jsonl"], "--replay is the share"),
+    "nothing to mix": (["--replay", "0.2"], "there is none"),
+    "off": (["--replay", "0.2", "--keep", "none"], "there is none"),
+    "itself": (["--keep", "own.jsonl"], "--keep is the text itself"),
+    "missing": (["--keep", "nowhere.txt"], "nowhere.txt"),
+    "fields": (["--replay", "0.2", "--keep", "body.jsonl"], "different fields"),
+    "few": (
+        ["--replay", "0.2", "--keep", "general.jsonl", "corpus.held_out=0.001"],
+        "too few documents",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_general_text_that_cannot_be_used_is_one_line(name, files, monkeypatch, capfd):
+    options, said = BAD[name]
+    monkeypatch.chdir(files)
+    command = ["adapt", "bundled:encoder", "own.jsonl", "--task", "task.jsonl", "--out", "out"]
+    assert maskwise(*command, *options, "--dry-run") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_model_without_a_head_is_asked_for_passages_by_their_titles(files, monkeypatch):
+    monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
+    recipe = drafted(files, keep=files / "general.jsonl")
+    assert not recipe.evaluation.measures and recipe.study.secondary == ("general-text",)
+    first, second = map(load_task, recipe.tasks)
+    assert (second.name, second.kind.name) == ("general-text", "retrieval")
+    texts = {document.text for document in read_documents(str(files / "general.jsonl"))}
+    for row in second.splits["test"]:
+        assert any(row.passage in text for text in texts)
+    replaced = drafted(files, keep=files / "general.jsonl", overrides=("tasks=[banking77]",))
+    assert replaced.tasks == ("banking77",) and not replaced.study.secondary
+    # The lengths of these texts do not change the fine-tuning on the user's task.
+    plain = drafted(files, keep="none")
+    assert recipe.finetune == plain.finetune and first.name == "task"
+
+
+def records_with(loss: dict[str, list[float]]) -> list[dict[str, Any]]:
+    records = []
+    for arm, losses in loss.items():
+        for seed, value in enumerate(losses):
+            line = {"kind": "evaluation", "arm": arm, "seed": seed, "name": "general text"}
+            line |= {"metric": "nats", "items": 9, "chance": 9.0, "higher_is_better": False}
+            records.append({**line, "value": value})
+            score = {"kind": "score", "task": "t", "metric": "accuracy", "score": 0.5}
+            records.append({**score, "arm": arm, "seed": seed})
+    return records
+
+
+@pytest.mark.parametrize(
+    ("rise", "finding"),
+    [(0.2, "more"), (0.0, "less"), (-0.2, "better"), (0.05, "open")],
+)
+def test_an_interval_is_compared_with_the_margin(rise, finding, tmp_path):
+    noise = [-0.01, 0.01, 0.0, 0.005, -0.005, 0.002]
+    losses = {"words-30": [3 + rise + each for each in noise], "no-pretraining": [3.0] * 6}
+    write_lines(tmp_path / "records.jsonl", records_with(losses))
+    study = {"arms": {"words-30": {"policy": "token"}}, "seeds": [*range(6)], "tasks": {"t": {}}}
+    write_lines(tmp_path / "study.json", [study])
+    (found,) = forgotten_of(tmp_path)
+    assert found["finding"] == finding
+    assert found["low"] == pytest.approx(rise - 0.01) and found["high"] == pytest.approx(
+        rise + 0.01
+    )
+    words = forgotten_words([found])
+    assert "not tested" in words and "decided" not in words and "words-30" in words
+
+
+def test_too_few_runs_have_no_interval(tmp_path):
+    losses = {"words-30": [3.2] * 5, "no-pretraining": [3.0] * 5}
+    write_lines(tmp_path / "records.jsonl", records_with(losses))
+    study = {"arms": {"words-30": {"policy": "token"}}, "seeds": [*range(5)], "tasks": {"t": {}}}
+    write_lines(tmp_path / "study.json", [study])
+    (found,) = forgotten_of(tmp_path)
+    assert (found["low"], found["finding"]) == (None, "open")
+    assert "%" not in forgotten_words([found])
+    assert forgotten_words([]) == ""
+
+
+def test_a_secondary_task_does_not_count(tmp_path):
+    """It is reported, and changes neither the primary outcome nor the verdict."""
+    scores = {"a": (0.5, 0.9), "b": (0.6, 0.1)}
+    records = []
+    for arm, means in scores.items():
+        for task, mean in zip(("own", "other"), means):
+            line = {"kind": "score", "arm": arm, "task": task, "metric": "accuracy"}
+            records += [
+                {**line, "seed": n, "score": mean + 0.01 * n * (arm == "a")} for n in range(6)
+            ]
+    facts = {"policy": "token", "ratio": "0.15", "overrides": {}}
+    study: Any = {"baseline": "a", "seeds": [*range(6)], "arms": {"a": facts, "b": facts}}
+    study |= {"contrasts": [("b", "a")], "tasks": {"own": {}, "other": {}}}
+    alone = [line for line in records if line["task"] == "own"]
+    expected = summarise(alone, {**study, "tasks": {"own": {}}})["contrasts"]
+    found = summarise(records, {**study, "secondary": ["other"]})["contrasts"]
+    rows = {row["outcome"]: row for row in found}
+    assert rows["other"]["verdict"] is None and rows["other"]["mean"] < -0.7
+    assert rows["tasks"]["flags"] == expected[0]["flags"]
+    for key in ("mean", "low", "high", "p", "verdict", "better", "natural"):
+        assert rows["tasks"].get(key) == expected[0].get(key)
+
+
+@pytest.mark.parametrize(("names", "said"), [("[nothing]", "nothing"), ("[task]", "secondary")])
+def test_secondary_tasks_are_tasks_and_not_all_of_them(names, said, tmp_path):
+    recipe = read_recipe(write_inputs(tmp_path), [f"study.secondary={names}"])
+    with pytest.raises(MaskwiseError, match=said):
+        check_inputs(recipe)
+
+
+def test_the_loss_on_a_text_is_a_measure_of_evaluate(files):
+    general = str(files / "general.jsonl")
+    measure = f"text-loss({general!r}, name='mine')"
+    (record,) = evaluate_checkpoint("bundled:encoder", [measure], text=None)
+    (again,) = evaluate_checkpoint("bundled:encoder", [measure], text=None)
+    assert record == again
+    assert (record["name"], record["metric"], record["higher_is_better"]) == ("mine", "nats", False)
+    assert record["items"] > 50 and record["value"] > 1
+
+
+def test_adapt_says_what_was_forgotten(files, capfd):
+    out = files / "out"
+    command = ["adapt", "bundled:encoder", files / "own.jsonl", "--task", files / "task.jsonl"]
+    command += ["--keep", files / "general.jsonl", "--replay", 0.5, "--steps", 2, "--runs", 1]
+    command += ["--out", out, "corpus.held_out=0.2", *OPTIONS]
+    assert maskwise(*command, "--dry-run") == 0
+    assert "words-30-replay" in capfd.readouterr().out
+    assert maskwise(*command, "--json") == 0
+    said = json.loads(capfd.readouterr().out)
+    assert [each["arm"] for each in said["forgotten"]] == ["words-30", "words-30-replay"]
+    values = {line["arm"]: line["value"] for line in records_of(out, "evaluation")}
+    for each in said["forgotten"]:
+        change = values[each["arm"]] - values["no-pretraining"]
+        assert each["mean"] == pytest.approx(change)
+    words = load_json(out / "adapted.json")["forgotten"]
+    assert words and said["answer"].endswith(words) and words in (out / "report.html").read_text()
+    rows = load_json(out / "summary.json")["contrasts"]
+    (row,) = [row for row in rows if row["outcome"] == "evaluation:general text:nats"]
+    assert row["verdict"] is None and not row["primary"]
+
+
+def test_general_text_may_be_in_memory(files, tmp_path):
+    texts = [line["text"] for line in read_lines(files / "general.jsonl")]
+    adapted = mw.adapt(
+        "bundled:encoder",
+        str(files / "own.jsonl"),
+        tasks=str(files / "task.jsonl"),
+        keep=texts,
+        replay=0.3,
+        out=tmp_path / "memory",
+        steps=2,
+        runs=1,
+        jobs=1,
+        overrides={"finetune.steps": 2, "corpus.held_out": 0.2},
+    )
+    assert [each["arm"] for each in adapted.forgotten] == ["words-30", "words-30-replay"]
+    assert next(adapted.folder.glob("data/keep-*.jsonl"))
