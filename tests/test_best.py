@@ -4,6 +4,7 @@ chosen by no document that judges it.
 
 from __future__ import annotations
 
+import random
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,21 @@ from torch import Tensor
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import evaluate
+from maskwise.evaluation import evaluate, load_sets
 from maskwise.evaluation.evaluate import Text
 from maskwise.folders import read_lines
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study import run_stage
+from maskwise.study.adapt import Request, answer_of, draft_of
 from maskwise.study.design import Design
 from maskwise.study.plan import make_plan, make_run
+from maskwise.study.records import chosen_steps
 from maskwise.study.single import run_pretrain, stages_of
 from maskwise.study.store import StageStore
 from maskwise.study.work import open_text
-from maskwise.text import Rows
-from maskwise.text.rows import dev_and_verdict
+from maskwise.text import Rows, read_documents
+from maskwise.text.documents import place_of
+from maskwise.text.rows import dev_and_verdict, held_out_below, holds_out, is_dev
 from maskwise.text.words import text_id
 from maskwise.training import MaskedSource, train
 from maskwise.training.best import Best
@@ -36,7 +40,7 @@ from maskwise.training.ranks import Ranks, distinct, gathered
 from processes import two_ranks
 from test_training import DATA, settings
 from test_wrapping import made
-from tiny import load_json, maskwise, write_inputs, write_lines
+from tiny import WORDS, load_json, maskwise, write_inputs, write_lines
 
 LOSSES = (9.0, 4.0, 6.0, 3.0, 5.0, 8.0, 3.0, 1.0)
 """Losses of evaluations after each step. With a patience of 3, the fourth is the best."""
@@ -307,6 +311,8 @@ def test_a_plan_says_that_runs_may_end_early(source: Path, tmp_path: Path) -> No
         (("training.patience=2", "training.eval_every=0"), "training.eval_every"),
         (("training.patience=0",), "patience"),
         (("training.patience=2", "study.match=targets"), "equal compute"),
+        (("training.patience=2", "objective=clm"), "got clm"),
+        (("training.patience=2", "objectives={tsdae: {}}"), "got tsdae"),
     ],
 )
 def test_what_cannot_be_is_refused(overrides: tuple[str, ...], said: str, source: Path) -> None:
@@ -321,3 +327,96 @@ def test_a_sampler_may_not_learn_from_documents_that_judge_it(source: Path) -> N
     with pytest.raises(MaskwiseError, match=r"'on'.*all arms"):
         make_plan(read_recipe(source, [several, arms, "tasks=[]", "sampler=mometas"]))
     make_plan(read_recipe(source, [several, "sampler=mometas", "tasks=[]", "training.patience=2"]))
+
+
+# adapt
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A text with titles, and labelled rows."""
+    draw = random.Random(0)
+    texts = []
+    for _ in range(200):
+        body = ". ".join(" ".join(draw.choices(WORDS, k=7)).capitalize() for _ in range(4))
+        texts.append({"title": " ".join(draw.sample(WORDS, 3)), "text": f"{body}."})
+    write_lines(tmp_path / "texts.jsonl", texts)
+    rows = [{"text": " ".join(draw.choices(WORDS, k=6)), "label": n % 2} for n in range(60)]
+    write_lines(tmp_path / "task.jsonl", rows)
+    return tmp_path
+
+
+def adapt_recipe(files: Path, *tasks: str, **asked: Any) -> Recipe:
+    request = Request("bundled:encoder", str(files / "texts.jsonl"), files / "out", tasks, **asked)
+    return draft_of(request, pairs=files / "pairs.jsonl", aside=None).recipe
+
+
+def test_adapt_with_patience_evaluates_often_and_holds_out_for_both(files: Path) -> None:
+    task = str(files / "task.jsonl")
+    recipe = adapt_recipe(files, task, steps=400, patience=3)
+    assert (recipe.training.patience, recipe.training.eval_every) == (3, 20)
+    assert recipe.corpus.held_out == 0.04 and recipe.chooses
+    plain = adapt_recipe(files, task, steps=400)
+    assert plain.corpus.held_out == 0.02 and not plain.chooses and plain.training.eval_every == 100
+    request = Request("m", "t", files, patience=3)
+    assert (
+        "--patience 3" in request.command()
+        and "--patience" not in Request("m", "t", files).command()
+    )
+    with pytest.raises(MaskwiseError, match="use --patience"):
+        adapt_recipe(files, task, overrides=("training.patience=3",))
+    with pytest.raises(MaskwiseError, match="got tsdae"):
+        adapt_recipe(files, task, patience=3, arms=("tsdae",))
+
+
+def test_a_new_head_is_trained_to_its_end(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
+    first, second = adapt_recipe(files, str(files / "task.jsonl"), patience=3).links()
+    assert (first.training.patience, second.training.patience) == (None, 3)
+
+
+def test_pairs_are_made_of_documents_that_choose_nothing(files: Path) -> None:
+    lines = read_lines(files / "texts.jsonl")
+    documents = [*read_documents(files / "texts.jsonl")]
+    named = {line["title"]: place_of(each) for line, each in zip(lines, documents, strict=True)}
+    for patience, both in ((None, True), (3, False)):
+        recipe = adapt_recipe(files, patience=patience)
+        pairs = [*read_lines(files / "pairs.jsonl")]
+        assert len(pairs) >= 20
+        places = [named[pair["query"]] for pair in pairs]
+        assert all(place < held_out_below(recipe.corpus.held_out) for place in places)
+        assert any(map(is_dev, places)) == both
+
+
+def test_general_text_that_chooses_is_not_measured(files: Path) -> None:
+    general = files / "general.jsonl"
+    lines = [{"text": f"{WORDS[n % 100]} {n} {WORDS[n % 99]}."} for n in range(300)]
+    write_lines(general, lines)
+    more = {"keep": str(general), "replay": 0.5, "overrides": ("corpus.held_out=0.2",)}
+    held = [each for each in read_documents(general) if holds_out(each, 0.2)]
+    for patience, count in ((None, len(held)), (3, sum(not is_dev(place_of(x)) for x in held))):
+        recipe = adapt_recipe(files, str(files / "task.jsonl"), patience=patience, **more)
+        (measure,) = load_sets(recipe.evaluation).values()
+        assert len(measure.texts()) == count
+
+
+def test_adapt_answers_when_its_runs_were_best(files: Path) -> None:
+    def cost(arm: str, seed: int, best_step: int, **more: Any) -> Any:
+        line = {"kind": "cost", "arm": arm, "seed": seed, "steps": 600, **more}
+        return line | {"best_step": best_step, "planned_steps": 1200}
+
+    records = [cost("words-30", seed, step) for seed, step in enumerate((450, 300))]
+    records += [cost("words-30", 2, 60, role="search"), cost("words-30", 0, 60, fraction=0.5)]
+    records += [{"kind": "cost", "arm": "token-15", "seed": 0, "steps": 1200}]
+    best = chosen_steps(records)
+    assert best == {"words-30": {"steps": [450, 300], "of": 1200}}
+    recipe = adapt_recipe(files, str(files / "task.jsonl"), steps=1200, patience=3)
+    row = {"verdict": "open", "better": None, "sentence": "Open: it.", "primary": True}
+    row |= {"arm": "words-30", "baseline": REFERENCE, "outcome": "tasks", "flags": []}
+    said = answer_of({"contrasts": [row], "seconds": 9, "best": best}, recipe)
+    assert "at most 1,200 steps per run" in said
+    assert "words-30 was best at 300 to 450 of 1,200 steps" in said
+    row |= {"verdict": "not comparable"}
+    said = answer_of({"contrasts": [row], "seconds": 9, "best": best}, recipe)
+    assert "best at 300 to 450 of 1,200 steps" in said
+    assert "best at" not in answer_of({"contrasts": [row], "seconds": 9}, recipe)

@@ -201,6 +201,9 @@ class Record(TypedDict, total=False):
     higher_is_better: bool
     items: int
     steps: int
+    best_step: int
+    """With ``training.patience``: the step whose weights were kept, of ``planned_steps``."""
+    planned_steps: int
     flops: float
     probe_flops: float
     stage: str

@@ -104,6 +104,11 @@ def study(
         print_json(result)
     else:
         print_verdicts(result)
+        if "best" in result:
+            from maskwise.training.best import best_at
+
+            for arm, chosen in result["best"].items():
+                say(f"{arm}: {best_at(**chosen)}")
         for record in result["failures"]:
             warn(f"failed: {record['arm']}, seed {record['seed']}: {record['error']}", "red")
         say(f"Report: {result['report']}  ({result['seconds']:.0f} s)")
@@ -181,6 +186,14 @@ def adapt(
         typer.Option(help="Share of the general text in training, such as 0.2, for one more arm."),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of further training.")] = 600,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="End a run after so many evaluations (of 20) without a lower loss, and keep its "
+            "best state.",
+        ),
+    ] = None,
     head_steps: Annotated[
         int | None,
         typer.Option(min=1, help="Steps that train a new head, once for all runs. Default: ≤ 600."),
@@ -233,6 +246,7 @@ def adapt(
         keep=keep,
         replay=replay,
         steps=steps,
+        patience=patience,
         head_steps=head_steps,
         seeds=of_runs,
         overrides=(*(overrides or ()),),
@@ -303,9 +317,8 @@ def pretrain(
     if "best_step" in result:
         from maskwise.training.best import best_at
 
-        planned = whole.links()[-1].training.steps
-        said = best_at([result["best_step"]], planned)
-        if result["steps"] < planned:
+        said = best_at([result["best_step"]], result["planned_steps"])
+        if result["steps"] < result["planned_steps"]:
             said += f", ended after {result['steps']:,}"
         say(f"{said.capitalize()}; the loss on dev documents chose")
     say(f"Checkpoint: {result['checkpoint']}  ({result['seconds']:.0f} s)")

@@ -16,8 +16,8 @@ from maskwise.evaluation.sets import TestSet, evenly
 from maskwise.families import most_tokens
 from maskwise.objectives import predicting
 from maskwise.text import Rows, read_documents, read_pieces, require_documents, tokenise
-from maskwise.text.documents import Document
-from maskwise.text.rows import holds_out
+from maskwise.text.documents import Document, place_of
+from maskwise.text.rows import holds_out, is_dev
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -59,6 +59,7 @@ class TextLoss(TestSet):
         name: str = "",
         text_field: str = "text",
         held_out: float = 0.0,
+        of_verdict: bool = False,
         ratio: float = 0.15,
         documents: int = DOCUMENTS,
         rows: int = ROWS,
@@ -71,6 +72,8 @@ class TextLoss(TestSet):
             text_field: the field with the text.
             held_out: the share of the documents that no arm trains on, as ``corpus.held_out``; 0 if
                 the arms train on none of this corpus.
+            of_verdict: whether to leave out held-out documents that choose the best state of a
+                training (``rows.is_dev``).
             ratio: the masking ratio.
             documents: the maximum number of documents, which are evenly spaced.
             rows: the maximum number of rows.
@@ -82,6 +85,8 @@ class TextLoss(TestSet):
         chosen: Iterable[Document] = read
         if held_out:
             chosen = (document for document in read if holds_out(document, held_out))
+        if of_verdict:
+            chosen = (document for document in chosen if not is_dev(place_of(document)))
         found = [*islice(chosen, LOOKED_AT)]
         if len(found) < LEAST:
             raise MaskwiseError(

@@ -186,6 +186,13 @@ class Recipe(Settings):
                     got="training.eval_every=0",
                     do="set training.eval_every, such as to a twentieth of training.steps",
                 )
+            if link.training.patience is not None and not link.judged_on():
+                raise MaskwiseError(
+                    "training.patience chooses by the loss of masked tokens, which this objective "
+                    "does not train",
+                    got=", ".join(link.objectives) or link.objective,
+                    do="remove training.patience, or set training.patience: null for this arm",
+                )
             mixed = link.corpus.stream or len(link.corpus.sources) > 1
             if link.training.group_by_length and mixed:
                 raise MaskwiseError(

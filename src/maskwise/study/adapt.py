@@ -82,6 +82,7 @@ from maskwise.tasks import load_task
 from maskwise.text import load_tokenizer
 from maskwise.text.documents import longest_field
 from maskwise.text.settings import CorpusSettings
+from maskwise.training.best import best_at
 from maskwise.verdict import statistics
 from maskwise.verdict.outcomes import ALL_TASKS, finite_runs, read_outcomes
 from maskwise.verdict.statistics import ALPHA
@@ -99,8 +100,14 @@ GENERAL, OFF = "bundled:wikipedia", "none"
 """The general text by default, and what turns it off."""
 GENERAL_TEXT, PASSAGES = "general text", "general-text"
 """The names of the measure and of the task on general text."""
-OPTIONS: dict[str, str] = {"training.steps": "--steps", "study.seeds": "--runs"}
+OPTIONS: dict[str, str] = {
+    "training.steps": "--steps",
+    "training.patience": "--patience",
+    "study.seeds": "--runs",
+}
 """Settings that only an option may change, because an option also changes other settings."""
+EVALUATIONS = 20
+"""The number of evaluations in all steps of a run that chooses its best state."""
 WORD_LOSS = 100
 """Held-out documents on whose words arms with different vocabularies are compared."""
 # With fewer steps, further training has little effect.
@@ -138,14 +145,22 @@ class Texts:
         return look_at(self.source)
 
     def pairs(
-        self, corpus: CorpusSettings, target: Path, *, choose_share: bool, aside: Path | None
+        self,
+        corpus: CorpusSettings,
+        target: Path,
+        *,
+        choose_share: bool,
+        aside: Path | None,
+        of_verdict: bool,
     ) -> tuple[Path, float]:
         """Return the file of ``write_pairs`` and the share that is held out for it."""
         # The layout of rows does not change the documents, and smaller plans have shorter rows.
         read = corpus.model_dump_json(exclude={"length", "layout", "attention"})
-        key = (read, target, choose_share, aside)
+        key = (read, target, choose_share, aside, of_verdict)
         if key not in self._pairs:
-            written, how = write_pairs(corpus, target, choose_share=choose_share, aside=aside)
+            written, how = write_pairs(
+                corpus, target, choose_share=choose_share, aside=aside, of_verdict=of_verdict
+            )
             self._pairs[key] = (written, how.held_out)
         return self._pairs[key]
 
@@ -170,6 +185,8 @@ class Request:
             ``GENERAL`` if the text is English.
         replay: the share of general text in the training rows of an additional arm.
         steps: the number of further training steps.
+        patience: the number of evaluations without a lower loss of dev documents after which a run
+            ends; its best state is then evaluated. None to train all steps.
         head_steps: the number of steps that train a new head first; None for the smaller of
             ``steps`` and ``STEPS``.
         seeds: the number of runs of each arm, or their seeds.
@@ -189,6 +206,7 @@ class Request:
     keep: str | None = None
     replay: float | None = None
     steps: int = STEPS
+    patience: int | None = None
     head_steps: int | None = None
     seeds: int | tuple[int, ...] = 6
     overrides: tuple[str, ...] = ()
@@ -247,6 +265,7 @@ class Request:
             "keep",
             "replay",
             "steps",
+            "patience",
             "head_steps",
             "seeds",
             "time",
@@ -327,6 +346,9 @@ def draft_of(
     # To read the text takes long, so mistakes elsewhere are found first. What the text decides is
     # filled in with examples.
     corpus: Plain = {"source": request.texts, "length": min(ROW_TOKENS, room)}
+    if request.patience is not None:
+        # The documents that choose and those that judge are each as many as usual.
+        corpus["held_out"] = 2 * CorpusSettings.model_fields["held_out"].default
     known = [load_task(spec) for spec in request.tasks]
     if not request.tasks and pairs is None:
         raise MaskwiseError("there is no task to evaluate on", do="give --task FILE")
@@ -349,7 +371,13 @@ def draft_of(
         # The pairs come from documents that are held out, by the rule that the training text uses.
         read = _with_changes(corpus, overrides)
         chosen = all(key != "corpus.held_out" for key, _ in map(parse_override, overrides))
-        pairs, share = texts.pairs(read, pairs, choose_share=chosen, aside=aside)
+        pairs, share = texts.pairs(
+            read,
+            pairs,
+            choose_share=chosen,
+            aside=aside,
+            of_verdict=request.patience is not None,
+        )
         corpus["held_out"] = share
         tasks = (with_options(str(pairs), kind="retrieval", name=PAIRS),)
     sizes = tokens_of_rows(map(load_task, tasks), load_tokenizer(request.model))
@@ -452,7 +480,11 @@ def _general_pairs(
     target = request.out.with_name(f"{request.out.name}-{PASSAGES}.jsonl")
     try:
         pairs, _ = texts.pairs(
-            CorpusSettings(**settings), target, choose_share=not share, aside=aside
+            CorpusSettings(**settings),
+            target,
+            choose_share=not share,
+            aside=aside,
+            of_verdict=share > 0 and request.patience is not None,
         )
     except MaskwiseError as error:
         raise MaskwiseError(
@@ -503,6 +535,9 @@ def _draft(
             "gate": contrast,
         },
     }
+    if request.patience is not None:
+        settings["training"]["eval_every"] = max(1, request.steps // EVALUATIONS)
+        settings["training"]["patience"] = request.patience
     if settings["corpus"].get("text_field") == "text":
         del settings["corpus"]["text_field"]
     if not has_head(request.model):
@@ -513,6 +548,8 @@ def _draft(
             "optimizer": "muon",
             "seed": 0,
         }
+        if request.patience is not None:
+            head["patience"] = None
         # The search of benchmarks/recipes/continual-minilm.yaml chose these learning rates.
         head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
         settings["phases"] = [{"training": head}, {}]
@@ -593,6 +630,8 @@ def _measure(request: Request, others: Others, corpus: Plain) -> str:
     share = _unseen(request, others, corpus)
     if share:
         options["held_out"] = share
+        if request.patience is not None:
+            options["of_verdict"] = True
     return str(Call("text-loss", (others.general["source"],), options))
 
 
@@ -912,11 +951,16 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     row = _primary(result)
     if row is None:
         return "Nothing was compared."
+    found = ""
+    if row["arm"] in result.get("best", ()):
+        found = f"{row['arm']} was {best_at(**result['best'][row['arm']])}"
     if row["verdict"] == "not comparable":
-        return row["sentence"]
+        return f"{row['sentence']} {found and f'{found}.'}".rstrip()
     answer = ANSWERS.get((row["verdict"], row["better"]), "These runs cannot tell:")
     steps = recipe.arm(row["arm"], seed=0).links()[-1].training.steps
     cost = f"Training takes {steps:,} steps per run"
+    if found:
+        cost = f"Training takes at most {steps:,} steps per run, and {found}"
     head = _new_head(recipe)
     if head:
         cost += f" and starts with {head}, once for all runs"

@@ -159,7 +159,11 @@ def pretrain(
     if best is not None:
         best.load_best()
         losses[:] = best.lines
-        chosen = {"best_step": best.step, "dev_loss": best.loss}
+        chosen = {
+            "best_step": best.step,
+            "planned_steps": training.steps,
+            "dev_loss": best.loss,
+        }
     save(folder / "checkpoint")
     return {
         "heldout": losses,

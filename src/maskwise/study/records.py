@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 from maskwise import __version__
 from maskwise.constants import REFERENCE
@@ -503,10 +503,30 @@ def _spent(trained: Sequence[Plain | None]) -> Plain:
     total: Plain = dict(spent)
     # The last phase, whose checkpoint is evaluated.
     if trained and trained[-1] and "best_step" in trained[-1]:
-        total["best_step"] = trained[-1]["best_step"]
+        total |= {key: trained[-1][key] for key in ("best_step", "planned_steps")}
     if objectives:
         total["objectives"] = dict(objectives)
     return total
+
+
+class Chosen(TypedDict):
+    """The steps at which the runs of an arm had their best states, and the most planned steps."""
+
+    steps: list[int]
+    of: int
+
+
+def chosen_steps(records: Iterable[Record]) -> dict[str, Chosen]:
+    """Return when full runs had their best states, by arm; only of arms with training.patience."""
+    found: dict[str, Chosen] = {}
+    for line in records:
+        is_full = "role" not in line and "fraction" not in line
+        if line["kind"] != "cost" or "best_step" not in line or not is_full:
+            continue
+        arm = found.setdefault(line["arm"], {"steps": [], "of": 0})
+        arm["steps"].append(line["best_step"])
+        arm["of"] = max(arm["of"], line["planned_steps"])
+    return found
 
 
 def last_logged(training: Stage, store: StageStore, key: str) -> Plain | None:

@@ -330,6 +330,7 @@ def adapt(
     keep: object = None,
     replay: float | None = None,
     steps: int = 600,
+    patience: int | None = None,
     runs: int | None = None,
     seeds: Sequence[int] | None = None,
     overrides: Overrides = (),
@@ -354,6 +355,8 @@ def adapt(
             default, bundled:wikipedia if the texts are English.
         replay: the share of the general texts in the training rows of an additional arm.
         steps: steps of further training.
+        patience: evaluations (of 20) without a lower loss of held-out text after which a run ends;
+            its best state is evaluated. None to train all steps.
         runs: runs of each arm; None for the least that can decide, 6, or 7 with ``new_words``.
         seeds: the seeds of the runs, in place of ``runs``.
         overrides: further settings of the recipe to change.
@@ -383,6 +386,7 @@ def adapt(
         keep=None if keep is None else text_source(keep, out / DATA, name="keep"),
         replay=replay,
         steps=steps,
+        patience=patience,
         seeds=of_runs if seeds is None else (*seeds,),
         overrides=(*overrides_of(overrides, None, None, out),),
         time=time,

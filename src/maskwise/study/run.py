@@ -21,6 +21,7 @@ from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run
 from maskwise.study.records import (
     StudyFiles,
+    chosen_steps,
     collect,
     describe,
     failed_searches,
@@ -65,7 +66,8 @@ def run_study(
 
     Returns:
         The content of summary.json, and ``seconds``, ``report`` (the path of the page) and
-        ``failures`` (records of failed runs).
+        ``failures`` (records of failed runs). With ``training.patience``, also ``best``: the steps
+        of the best states, by arm.
 
     Raises:
         MaskwiseError: the input is invalid, or the folder has results of a different study.
@@ -174,7 +176,9 @@ def _judged(
         report = write_report(out)
     failed = [record for record in records if record["kind"] == "failure"]
     failed += _failed_overlaps(design, store, errors)
-    return {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
+    result = {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
+    best = chosen_steps(records)
+    return result | {"best": best} if best else result
 
 
 def _failed_overlaps(design: Design, store: StageStore, errors: Mapping[str, str]) -> list[Record]:

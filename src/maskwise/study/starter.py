@@ -47,7 +47,7 @@ from maskwise.tasks.loading import HiddenLabels, UnreadableTask
 from maskwise.text import Documents, load_tokenizer, read_documents, require_documents
 from maskwise.text.documents import longest_field, place_of
 from maskwise.text.labelled import ending_of
-from maskwise.text.rows import held_out_below
+from maskwise.text.rows import held_out_below, is_dev
 from maskwise.text.settings import CorpusSettings
 
 if TYPE_CHECKING:
@@ -579,6 +579,7 @@ def write_pairs(
     *,
     choose_share: bool = True,
     aside: Path | None = None,
+    of_verdict: bool = False,
 ) -> tuple[Path, CorpusSettings]:
     """Write a retrieval task: find the text that belongs to a title.
 
@@ -595,6 +596,7 @@ def write_pairs(
             ``LEAST_PAIRS`` pairs would be left. Otherwise ``corpus.held_out`` is kept.
         aside: a folder for the new file if ``target`` contains other pairs, which an earlier study
             may need; None to overwrite them.
+        of_verdict: whether to leave out documents that choose the best state of a training.
 
     Returns:
         The path of the file with the pairs, and the corpus with the share to hold out.
@@ -602,7 +604,8 @@ def write_pairs(
     Raises:
         MaskwiseError: too few texts have a title or a second sentence.
     """
-    pairs = _first_pairs(corpus, below=MOST_SHARE if choose_share else corpus.held_out)
+    below = MOST_SHARE if choose_share else corpus.held_out
+    pairs = _first_pairs(corpus, below=below, of_verdict=of_verdict)
     shares = [corpus.held_out]
     if choose_share:
         shares = [max(corpus.held_out, _share_for(pairs))]
@@ -644,11 +647,12 @@ class _Pair(NamedTuple):
     record: Plain
 
 
-def _first_pairs(corpus: CorpusSettings, *, below: float) -> list[_Pair]:
+def _first_pairs(corpus: CorpusSettings, *, below: float, of_verdict: bool = False) -> list[_Pair]:
     """Return the pairs that are held out first if the share grows, in the order of the corpus.
 
     Args:
         below: the largest share of the documents that may be held out.
+        of_verdict: see ``write_pairs``.
     """
     end = held_out_below(below)
     enough = held_out_below(corpus.held_out)
@@ -656,7 +660,7 @@ def _first_pairs(corpus: CorpusSettings, *, below: float) -> list[_Pair]:
     # lowest item, so hashes are negative.
     heap: list[tuple[int, int, Plain]] = []
     for number, (place, record) in enumerate(_pairs(corpus)):
-        if place >= end:
+        if place >= end or (of_verdict and is_dev(place)):
             continue
         # Every number is unique, so records are never compared.
         heappush(heap, (-place, number, record))
