@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from datasets import Dataset, DatasetDict
 import maskwise as mw
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_lines
+from maskwise.recipe.overrides import parse_override
 from maskwise.study.adapt import Adaptation
 from maskwise.study.inputs import file_of_rows, overrides_of, task_specs, text_source
 from maskwise.tasks import load_task
@@ -217,6 +219,47 @@ def test_a_misspelt_setting_of_a_dict_is_named(inputs, tmp_path):
     recipe, _, _ = inputs
     with pytest.raises(MaskwiseError, match="did you mean 'training'"):
         mw.study({**recipe, "traning": {}}, out=tmp_path / "out")
+
+
+def test_rows_are_not_written_into_a_folder_of_other_files(inputs, tmp_path):
+    recipe, texts, rows = inputs
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.jsonl").write_text("{}")
+    with pytest.raises(MaskwiseError, match="something else"):
+        mw.study(recipe, out=tmp_path, texts=texts, tasks={"letters": rows})
+    assert [path.name for path in tmp_path.rglob("*.jsonl")] == ["mine.jsonl"]
+
+
+def test_a_saved_model_does_not_replace_a_folder_with_other_files(result, tmp_path):
+    folder = result.save_best(tmp_path / "model")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(MaskwiseError, match=r"notes\.txt"):
+        result.save_best(folder)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text('{"name": "a web page"}')
+    with pytest.raises(MaskwiseError, match="something else"):
+        result.save_best(tmp_path / "web")
+
+
+def test_names_outside_the_basic_plane_stay(tmp_path):
+    [change] = overrides_of({}, "texts/\N{GRINNING FACE}.txt", None, tmp_path)
+    assert parse_override(change) == ("corpus.source", "texts/\N{GRINNING FACE}.txt")
+
+
+def test_the_name_of_a_task_in_a_file_may_have_options(tmp_path):
+    assert task_specs({"faq(kind='retrieval')": "my.csv"}, tmp_path) == [
+        "my.csv(kind='retrieval', name='faq')"
+    ]
+    assert task_specs({"faq": "my.csv(label='stars')"}, tmp_path) == [
+        "my.csv(label='stars', name='faq')"
+    ]
+
+
+def test_missing_values_of_all_types_are_null(tmp_path):
+    frame = pd.DataFrame({"text": ["a"], "day": [pd.NaT], "score": np.array([np.nan], np.float32)})
+    path = file_of_rows(frame, tmp_path, name="rows")
+    assert path.read_text() == '{"text": "a", "day": null, "score": null}\n'
+    assert path.stat().st_mode & 0o044
 
 
 # Other commands

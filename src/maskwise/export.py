@@ -22,7 +22,7 @@ from maskwise import __version__
 from maskwise.annotate.registry import annotators
 from maskwise.annotate.run import open_corpus
 from maskwise.errors import MaskwiseError, require_known, whole_number
-from maskwise.folders import require_own, write_folder
+from maskwise.folders import require_replaceable, write_folder
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.moment import Columns, Moment
 from maskwise.masking.settings import Masking
@@ -86,7 +86,7 @@ def export_masks(
             files.
     """
     require_known("format", form, FORMS)
-    require_own(out, FACTS, what="an earlier export")
+    require_replaceable(out, what="an earlier export")
     if not epochs:
         raise MaskwiseError("no epoch is given", do="--epochs 0-2, for example")
     loaded = load_tokenizer(tokenizer, needs_mask=False, needs_words=word_rule(words) == "auto")

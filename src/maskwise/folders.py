@@ -290,7 +290,7 @@ def claim(folder: Path, what: str, *, lock: str, stays: bool = True) -> Iterator
 
 
 @contextmanager
-def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
+def claim_run(out: Path, what: str, *, lock: str, work: Iterable[str]) -> Iterator[None]:
     """Lock the folder of a run, and remove partial files that a killed process left.
 
     If the folder is new and the run fails before any work, remove it.
@@ -299,7 +299,7 @@ def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
         out: the folder.
         what: as for ``claim``.
         lock: the path of the lock file in the folder.
-        work: a pattern of files that exist only after some work was done.
+        work: patterns of files that exist only after some work was done.
     """
     new = is_new(out)
     path = out / lock
@@ -309,7 +309,7 @@ def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
             yield
         # An OSError names a file that cannot be written, such as in a folder of shared stages.
         except (MaskwiseError, OSError):
-            if new and not any(out.glob(work)):
+            if new and not any(any(out.glob(pattern)) for pattern in work):
                 shutil.rmtree(out)
             raise
 
@@ -389,6 +389,30 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
         do = f"give a new folder, or the folder of {what}"
         got = ", ".join(names[:3])
         raise MaskwiseError(f"the output folder {folder} contains something else", got=got, do=do)
+
+
+def require_replaceable(folder: Path, *, what: str) -> None:
+    """Raise an error if a folder has more than ``write_folder`` wrote, which would be lost.
+
+    Args:
+        what: the kind of folder that may be replaced, such as "a saved model".
+
+    Raises:
+        MaskwiseError: ``folder`` is a file, or has other files than those of its manifest.
+    """
+    hashes = (read_json(folder / MANIFEST) or {}).get("sha256")
+    if not isinstance(hashes, dict):
+        require_own(folder, what=what)
+        return
+    own = {*hashes, MANIFEST, CARD}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    others = sorted({str(path.relative_to(folder)) for path in files} - own)
+    if others:
+        raise MaskwiseError(
+            f"the folder {folder} has other files, too, which would be removed",
+            got=", ".join(others[:3]),
+            do="give a new folder",
+        )
 
 
 def refuse_below_file(folder: Path, *, what: str) -> None:

@@ -77,6 +77,7 @@ from maskwise.study.starter import (
     write_pairs,
 )
 from maskwise.study.timing import Samples
+from maskwise.study.together import StudyFolder
 from maskwise.study.unread import names_in_study, refuse_unread
 from maskwise.tasks import load_task
 from maskwise.text import load_tokenizer
@@ -216,7 +217,7 @@ class Request:
     @property
     def extended(self) -> str | None:
         """The name of the arm with new words; None without it."""
-        return None if self.new_words is None else f"{self.arms[0]}-new-words"
+        return None if self.new_words is None else f"{self.arms[0]}{NEW_WORDS}"
 
     @property
     def controlled(self) -> str | None:
@@ -301,7 +302,8 @@ def fewest_runs(new_words: int | None, control: object = None) -> int:
 def _seeds_words(seeds: Sequence[int]) -> str:
     """Return seeds as the option ``--seeds`` has them, such as 6-35 or 3,9."""
     first, last = seeds[0], seeds[-1]
-    if len(seeds) > 1 and [*seeds] == [*range(first, last + 1)]:
+    # A single number would be the former spelling of --runs.
+    if [*seeds] == [*range(first, last + 1)]:
         return f"{first}-{last}"
     return ",".join(map(str, seeds))
 
@@ -588,7 +590,7 @@ def _draft(
         settings["study"].pop("secondary", None)
     settings = {**nested(settings), "study": settings["study"]}
     drop_unused(settings, dict(map(parse_override, overrides)))
-    comments = dict(COMMENTS)
+    comments = {key: text.format(least=request.least_runs) for key, text in COMMENTS.items()}
     if tasks != request.tasks:
         comments["tasks"] = "titles and texts of documents that are held out from training"
     if "measures" in settings["evaluation"]:
@@ -615,7 +617,7 @@ COMMENTS = {
     "tasks": "all models are fine-tuned and evaluated on these rows",
     "finetune": "long enough for nearly all labelled rows, as far as the model has positions",
     "study.secondary": "not part of the verdict: what the arms forget of general text",
-    "study.seeds": "runs of each arm; a decision needs at least 6",
+    "study.seeds": "runs of each arm; a decision needs at least {least}",
     "study.contrasts": "the question: is the arm better than the unchanged model?",
     "study.gate": "tested first, at the full 5 % level; a second contrast only if it is decided",
     "study.arms": "ways to train further",
@@ -792,15 +794,17 @@ class Adaptation:
         next_step = next_of(result, recipe, request)
         saved = None
         kept = "No run has finished, so there is no adapted model."
-        try:
-            saved = save_best(request.out, result, next_step=next_step)
-        except MaskwiseError as error:
-            # The user may have deleted the checkpoints. The answer does not need them.
-            kept = f"There is no adapted model: {error}."
-        if saved:
-            kept = saved["sentence"]
-        # The page names the folders of the adapted model and the next step, so it is written again.
-        write_report(request.out)
+        # Other processes that run this study save the same model.
+        with StudyFolder(request.out).alone():
+            try:
+                saved = save_best(request.out, result, next_step=next_step)
+            except MaskwiseError as error:
+                # The user may have deleted the checkpoints. The answer does not need them.
+                kept = f"There is no adapted model: {error}."
+            if saved:
+                kept = saved["sentence"]
+            # The page names the folders of the adapted model and the next step.
+            write_report(request.out)
         found = forgotten_of(request.out)
         return result | {
             "answer": f"{answer_of(result, recipe)} {forgotten_words(found)}".rstrip(),
@@ -942,6 +946,7 @@ NO_CONTROL = (
     "This does not show that your text was needed: the same training on other text may help as "
     "much (--control TEXT tests it)."
 )
+NEW_WORDS = "-new-words"
 OTHER_TEXT = "-other-text"
 """The end of the name of an arm that is trained on other text."""
 
@@ -971,7 +976,7 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
         if flag["code"] == "overlap" and not flag["facts"].get("minor"):
             said += f" But {flag['sentence']}: the arms may have memorised them."
     for other in result["contrasts"]:
-        if other["primary"] and other.get("baseline") == row["arm"]:
+        if other["primary"] and other["arm"] == f"{row['arm']}{NEW_WORDS}":
             said += f" New words: {other['sentence']}"
     return f"{said} {_whose_text(result, row)}".rstrip()
 

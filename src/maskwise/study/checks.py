@@ -32,7 +32,7 @@ from maskwise.recipe.comparison import SearchSettings
 from maskwise.samplers import sampler
 from maskwise.specs import of_run
 from maskwise.study.costs import counts_of, counts_over, over_a_run
-from maskwise.study.inputs import DATA
+from maskwise.study.inputs import OWN_ROWS
 from maskwise.study.probed import probed_rows
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.study.store import StageStore
@@ -57,7 +57,7 @@ from maskwise.weights import lora
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-OWN_FILES = (f"stages/{LOCK}", f"{DATA}/*.jsonl")
+OWN_FILES = (f"stages/{LOCK}", OWN_ROWS)
 """Patterns of files by which a folder is known to be that of a study."""
 FEW_STEPS = 8
 """Before training, the batches of this many steps are masked, to check that there are targets

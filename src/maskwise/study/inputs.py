@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
+from tempfile import mkstemp
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import finite, in_utf8, writing
+from maskwise.folders import finite, in_utf8, require_own, writing
 from maskwise.specs import split_options, with_options
+from maskwise.study.together import LOCK
 
 if TYPE_CHECKING:
     from maskwise.recipe import Recipe
 
 DATA = "data"
 """The folder, inside that of a study, of the files that this module writes."""
+OWN_ROWS = f"{DATA}/*-{'[0-9a-f]' * 8}.jsonl"
+"""A pattern of these files."""
 
 AnyRecipe: TypeAlias = "str | Path | Mapping[str, object] | Recipe"
 """The name of a shipped recipe, the path of a file, settings, or a recipe."""
@@ -52,33 +57,48 @@ def overrides_of(overrides: Overrides, texts: object, tasks: object, out: Path) 
     else:
         changes += overrides
     if texts is not None:
-        given["corpus.source"] = text_source(texts, out / DATA)
+        given["corpus.source"] = text_source(texts, out)
     if tasks is not None:
-        given["tasks"] = task_specs(tasks, out / DATA)
+        given["tasks"] = task_specs(tasks, out)
     # JSON is YAML, too.
-    return changes + [f"{key}={json.dumps(value, default=str)}" for key, value in given.items()]
+    return changes + [f"{key}={_yaml(value)}" for key, value in given.items()]
 
 
-def text_source(texts: object, folder: Path, *, name: str = "texts") -> str:
+def _yaml(value: object) -> str:
+    # Escaped surrogates would be two characters in YAML.
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def folder_of_rows(out: Path) -> Path:
+    """Return the folder for files of rows in the folder of a study or a policy.
+
+    Raises:
+        MaskwiseError: ``out`` is not such a folder, and not empty.
+    """
+    require_own(out, f"stages/{LOCK}", "recipe.yaml", OWN_ROWS, what="a study")
+    return out / DATA
+
+
+def text_source(texts: object, out: Path, *, name: str = "texts") -> str:
     """Return the source of texts for ``corpus.source``; texts without a file get one.
 
     Args:
         texts: the path of a file, or another source of a recipe; or rows (``file_of_rows``).
-        folder: the folder for the file.
+        out: the folder of the study, in which the file is written.
         name: the beginning of the name of the file.
     """
     if isinstance(texts, str | Path):
         return str(texts)
-    return str(file_of_rows(texts, folder, name=name))
+    return str(file_of_rows(texts, folder_of_rows(out), name=name))
 
 
-def task_specs(tasks: object, folder: Path) -> list[str]:
+def task_specs(tasks: object, out: Path) -> list[str]:
     """Return the specs of tasks for a recipe; labelled rows without a file get one.
 
     Args:
         tasks: a spec, specs, or rows keyed by the name of their task, which may have options:
             ``{"faq(kind='retrieval')": rows}``. Rows may be keyed by split.
-        folder: the folder for the files.
+        out: the folder of the study, in which files are written.
 
     Raises:
         MaskwiseError: ``tasks`` is a table without the name of its task; see ``file_of_rows``.
@@ -86,7 +106,7 @@ def task_specs(tasks: object, folder: Path) -> list[str]:
     if isinstance(tasks, str | Path):
         return [str(tasks)]
     if isinstance(tasks, Mapping):
-        return [_task_spec(str(name), rows, folder) for name, rows in tasks.items()]
+        return [_task_spec(str(name), rows, out) for name, rows in tasks.items()]
     if isinstance(tasks, list | tuple) and all(isinstance(each, str | Path) for each in tasks):
         return [*map(str, tasks)]
     raise MaskwiseError(
@@ -96,16 +116,22 @@ def task_specs(tasks: object, folder: Path) -> list[str]:
     )
 
 
-def _task_spec(spec: str, rows: object, folder: Path) -> str:
-    if isinstance(rows, str | Path):
-        return with_options(str(rows), name=spec)
+def _task_spec(spec: str, rows: object, out: Path) -> str:
     name, options = split_options(spec)
+    if isinstance(rows, str | Path):
+        path, own = split_options(str(rows))
+        return _with_name(path, name, own, options)
     # A dict of splits, as datasets.load_dataset returns it.
     if isinstance(rows, Mapping):
         rows = chain.from_iterable(_in_split(split, part, name) for split, part in rows.items())
-    path = file_of_rows(rows, folder, name=name, allowed=TABLE)
-    written = f"{path}({options})" if options else str(path)
-    return with_options(written, name=name)
+    written = file_of_rows(rows, folder_of_rows(out), name=name, allowed=TABLE)
+    return _with_name(str(written), name, options)
+
+
+def _with_name(path: str, name: str, *options: str | None) -> str:
+    """Return the spec of a task with options, and its name as the last of them."""
+    known = ", ".join(filter(None, options))
+    return with_options(f"{path}({known})" if known else path, name=name)
 
 
 def _in_split(split: object, rows: object, name: str) -> Iterator[dict[str, Any]]:
@@ -131,12 +157,13 @@ def file_of_rows(rows: object, folder: Path, *, name: str, allowed: str = ALLOWE
             form in JSON, or the file cannot be written.
     """
     content = hashlib.sha256()
-    partial = folder / f".{name}.partial"
     count = 0
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        # Several processes, also of other machines, may write the same rows.
+        number, partial = mkstemp(prefix=f".{name[:50]}-", suffix=".partial", dir=folder)
         try:
-            with partial.open("wb") as file:
+            with open(number, "wb") as file:
                 for row in _rows_in(rows, name, allowed):
                     line = in_utf8(_line(row, f"row {count} of {name}", allowed))
                     content.update(line)
@@ -145,10 +172,19 @@ def file_of_rows(rows: object, folder: Path, *, name: str, allowed: str = ALLOWE
             if not count:
                 raise MaskwiseError(f"{name} has no rows", allowed=allowed)
             path = folder / f"{name}-{content.hexdigest()[:8]}.jsonl"
-            partial.replace(path)
+            if not path.is_file():
+                # Files of mkstemp may be read by their owner alone.
+                Path(partial).chmod(0o666 & ~_umask())
+                Path(partial).replace(path)
         finally:
-            partial.unlink(missing_ok=True)
+            Path(partial).unlink(missing_ok=True)
     return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _rows_in(rows: object, what: str, allowed: str) -> Iterable[Any]:
@@ -176,7 +212,8 @@ def _line(row: object, where: str, allowed: str) -> str:
 def _plain(value: Any) -> Any:
     """Return numbers and arrays of numpy, and times, as JSON has them."""
     if hasattr(value, "tolist"):
-        return value.tolist()
+        return finite(value.tolist())
     if hasattr(value, "isoformat"):
-        return value.isoformat()
+        # A missing time is not equal to itself.
+        return value.isoformat() if value == value else None
     raise TypeError(f"{type(value).__name__} is no JSON value")

@@ -173,7 +173,8 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
         if _decides_otherwise(before, study):
             look["settings_changed"] = True
         # A study that was interrupted before its verdict has not tested anything.
-        judged = (out / "summary.json").is_file() and not before.get("pending")
+        summary = read_json(out / "summary.json")
+        judged = summary is not None and "pending" not in summary
         if judged and look != _look(study) and look not in looked:
             looked.append(look)
         if looked:
@@ -295,7 +296,7 @@ class StudyFiles:
         """Write study.json and the list of planned stages, and return the content of study.json.
 
         Args:
-            records: the records of this call, as far as they are known.
+            records: the records of this call; empty before they are collected.
         """
         self._write_plan()
         before = read_json(self.out / "study.json") or {}
@@ -306,7 +307,12 @@ class StudyFiles:
         times = [each for each in (self.seconds, known["seconds"]) if each is not None]
         self.seconds = max(times, default=None)
         known["seconds"] = self.seconds
-        known["pending"] = pending_seeds(study, [*others.records, *records])
+        # Before records are collected, those of earlier calls count. If they were of another
+        # question, ``so_far`` has removed them.
+        lines: Iterable[Record] = [*others.records, *records]
+        if not records:
+            lines = cast(Iterable[Record], read_lines(self.out / "records.jsonl"))
+        known["pending"] = pending_seeds(study, lines)
         study = others.added_to(study | known)
         write_json(self.out / "study.json", study)
         return study

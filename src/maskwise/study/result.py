@@ -14,13 +14,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from maskwise.errors import MaskwiseError
 from maskwise.files import Contrast, Record, Study, Summary
-from maskwise.folders import MANIFEST, read_lines, require_own
+from maskwise.folders import read_lines, require_replaceable
 from maskwise.measurements import measurements, table_of
 from maskwise.recipe.overrides import Plain
 from maskwise.study.inputs import (
-    DATA,
     AnyRecipe,
     Overrides,
     overrides_of,
@@ -122,12 +123,15 @@ class StudyResult:
         outcome = self.contrasts[0]["outcome"] if self.contrasts else ""
         if table is None or outcome not in table.scales:
             raise MaskwiseError("no arm has a result yet", got=str(self.folder))
-        sign = table.scales[outcome].sign
-        means = {arm: table.mean(outcome, arm) for arm in self.study["arms"]}
-        known = {arm: sign * mean for arm, mean in means.items() if mean is not None}
-        if not known:
+        arms = [*self.study["arms"]]
+        runs = table.scales[outcome].sign * np.array([table.runs(outcome, arm) for arm in arms])
+        finished = np.isfinite(runs).sum(axis=1)
+        # Skip arms that lack runs of other arms, because the missing runs may be the worst ones.
+        complete = np.flatnonzero(finished == finished.max())
+        shared = np.isfinite(runs[complete]).all(axis=0)
+        if not shared.any():
             raise MaskwiseError("no arm has a result yet", got=str(self.folder))
-        return max(known, key=known.__getitem__)
+        return arms[complete[runs[complete][:, shared].mean(axis=1).argmax()]]
 
     def save_best(self, folder: str | Path) -> Path:
         """Save the checkpoint of `best_arm`, that of its first finished run, for transformers.
@@ -142,7 +146,7 @@ class StudyResult:
         from maskwise.study.adapt import needed_run, save_model
 
         folder = Path(folder)
-        require_own(folder, MANIFEST, what="a saved model")
+        require_replaceable(folder, what="a saved model")
         _, checkpoint = needed_run(self.folder, self.best_arm)
         save_model(checkpoint, folder)
         return folder
@@ -181,7 +185,7 @@ def study(
 ) -> StudyResult:
     """Run all arms of a recipe with all seeds, and judge them (``maskwise study``).
 
-    The same call resumes a study that was interrupted, and returns at once if it is finished.
+    The same call resumes a study that was interrupted, and trains nothing again if it is finished.
 
     Args:
         recipe: the name of a shipped recipe, the path of a file, the settings as a dict (with
@@ -298,6 +302,7 @@ class Adapted(StudyResult):
     Attributes:
         answer: whether further training helped, how much, and at what cost.
         helps: the arm that is decided to be better than the unchanged model; None if none is.
+        arm: the arm of the adapted model; None if no run has finished.
         model: the folder of the adapted model for transformers, whether or not it is better; None
             if no run has finished.
         sentence_model: the folder of the same model for sentence-transformers.
@@ -308,10 +313,22 @@ class Adapted(StudyResult):
 
     answer: str
     helps: str | None
+    arm: str | None
     model: Path | None
     sentence_model: Path | None
     next_step: str
     forgotten: list[dict[str, Any]]
+
+    @cached_property
+    def best_arm(self) -> str:
+        """The arm of the adapted model. The arm of a control is trained on other text.
+
+        Raises:
+            MaskwiseError: no run has finished.
+        """
+        if self.arm is None:
+            raise MaskwiseError("no arm has a result yet", got=str(self.folder))
+        return self.arm
 
     def __str__(self) -> str:
         return "\n".join([self.answer, *([f"Model: {self.model}"] if self.model else [])])
@@ -376,14 +393,14 @@ def adapt(
     out = Path(out)
     request = Request(
         model=str(model),
-        texts=text_source(texts, out / DATA),
+        texts=text_source(texts, out),
         out=out,
-        tasks=() if tasks is None else (*task_specs(tasks, out / DATA),),
+        tasks=() if tasks is None else (*task_specs(tasks, out),),
         arms=(*arms,),
         policy=None if policy is None else str(policy),
         new_words=new_words,
-        control=None if control is None else text_source(control, out / DATA, name="control"),
-        keep=None if keep is None else text_source(keep, out / DATA, name="keep"),
+        control=None if control is None else text_source(control, out, name="control"),
+        keep=None if keep is None else text_source(keep, out, name="keep"),
         replay=replay,
         steps=steps,
         patience=patience,
@@ -405,6 +422,7 @@ def adapt(
         result.summary,
         answer=found["answer"],
         helps=found["helps"],
+        arm=found["adapted"]["arm"] if found["adapted"] else None,
         model=folders[0],
         sentence_model=folders[1],
         next_step=found["next"],

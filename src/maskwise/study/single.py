@@ -29,8 +29,8 @@ from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override
 from maskwise.recipe.unused import refuse_unused
 from maskwise.specs import different_settings
-from maskwise.study.checks import check_inputs, notes_of_texts
-from maskwise.study.inputs import DATA
+from maskwise.study.checks import check_inputs, notes_of_texts, require_policy
+from maskwise.study.inputs import OWN_ROWS
 from maskwise.study.stages import (
     CHECKPOINT,
     DONE,
@@ -64,7 +64,7 @@ def _claimed(out: Path, what: str, *, lock: str) -> AbstractContextManager[None]
     """Lock a run's folder. Under torchrun, the process with rank 0 locks it for all processes."""
     if not _is_first():
         return nullcontext()
-    return claim_run(out, what, lock=lock, work="**/metrics.jsonl")
+    return claim_run(out, what, lock=lock, work=("**/metrics.jsonl", f"stages/*/{DONE}"))
 
 
 def _is_first() -> bool:
@@ -97,15 +97,11 @@ def run_pretrain(recipe: Recipe, out: Path) -> Plain:
     """
     recipe = with_own_seed(recipe.model_copy(update={"study": StudySettings(), "tasks": ()}))
     if _is_first():
-        require_own(out, "recipe.yaml", f"{DATA}/*.jsonl", what="a run of this recipe")
+        require_own(out, "recipe.yaml", OWN_ROWS, what="a run of this recipe")
     notes = check_inputs(recipe)
     if _is_first():
         note(notes)
-    if any(link.learns for link in recipe.links()):
-        raise MaskwiseError(
-            "maskwise pretrain cannot learn a masking policy",
-            do="run maskwise learn first, then set masking.policy to learned('OUT/policy')",
-        )
+    require_policy(recipe.links())
     texts, trainings = stages_of(recipe)
     # The last phase is in the run's folder itself.
     folders = [*(out / f"{PHASE}{number}" for number in range(len(trainings) - 1)), out]
@@ -200,8 +196,9 @@ def _require_same_run(out: Path, recipe: Recipe, trainings: Mapping[Path, Stage]
 
 def _made_of(stage: Plain) -> Plain:
     """Return the inputs of a training, without those that may change when it is resumed."""
-    if not stage:
-        return {}
+    # The folder may be that of another command.
+    if stage.get("kind") != "pretrain":
+        return {"kind": stage.get("kind")}
     what = stage["what"]
     training = {key: value for key, value in what["training"].items() if key not in FREE}
     return {
@@ -273,7 +270,7 @@ def run_learn(recipe: Recipe, out: Path) -> Plain:
     """
     recipe = with_own_seed(recipe)
     if _is_first():
-        require_own(out, "recipe.yaml", f"{DATA}/*.jsonl", what="a policy of this recipe")
+        require_own(out, "recipe.yaml", OWN_ROWS, what="a policy of this recipe")
     text, stage = _learning(recipe)
     if _is_first():
         _require_same_policy(out, recipe)

@@ -133,7 +133,7 @@ class StageKind:
     Attributes:
         name: the beginning of the names of its stages.
         run: the function that does the work and returns the content of ``done.json``. Its arguments
-            are the stage, the store, and whether to hide progress.
+            are the stage and the store.
         output: the folder that later stages read: ``TEXT`` (they start with a prepared text),
             ``CHECKPOINT`` (the stage trains the model of a run), ``POLICY``, or another one. None
             if they read only ``done.json``.

@@ -208,4 +208,8 @@ def _needed(store: StageStore, name: str, planned: dict[str, Plain]) -> str | No
     for other, facts in planned.items():
         if name in facts["needs"] and store.result(other) is None:
             return f"{other} needs it"
+    for stage in store.stages():
+        # Another study may have set study.cache to this folder.
+        if stage.name not in planned and name in stage.needs:
+            return f"{stage.name}, which this study does not plan, needs it"
     return None

@@ -50,7 +50,15 @@ class StudyFolder:
         new = is_new(self.out)
         with self.alone():
             self._tidy()
-            held = locked(self.own, wait=0)
+            try:
+                held = locked(self.own, wait=0)
+            except Timeout:
+                raise MaskwiseError(
+                    "another machine with the same name runs a process with the same number in "
+                    f"{self.out}",
+                    got=self.own.name,
+                    do="give each container a host name of its own",
+                ) from None
             # Files of stages in progress are removed when these stages are run again.
             sweep(self.out, below=False)
         try:
@@ -98,6 +106,7 @@ class StudyFolder:
 def _is_locked(path: Path) -> bool:
     try:
         locked(path, wait=0).release()
-    except Timeout:
+    # Without the right to write, nobody can tell: it may be in use.
+    except (Timeout, PermissionError):
         return True
     return False

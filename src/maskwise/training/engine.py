@@ -254,7 +254,7 @@ class Engine:
 
     def evaluated(self, function: Callable[[Ranks], Result]) -> Result:
         """Call a function of the ranks in evaluation mode. Every rank must call this method."""
-        work = partial(function, Ranks(self.rank, self.ranks, self.added))
+        work = partial(function, Ranks(self.rank, self.ranks, self.added, self.sent))
         with self.objective.judging():
             result = self.wrapped.within(work) if self.sharded else work()
         # FSDP2 keeps the weights outside the layers gathered after a forward pass. Release them.
