@@ -14,9 +14,11 @@ from datasets import Dataset, DatasetDict
 import maskwise as mw
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_lines
+from maskwise.recipe import read_recipe
 from maskwise.recipe.overrides import parse_override
 from maskwise.study.adapt import Adaptation
 from maskwise.study.inputs import file_of_rows, overrides_of, task_specs, text_source
+from maskwise.study.single import run_pretrain
 from maskwise.tasks import load_task
 from tiny import write_inputs
 
@@ -334,3 +336,16 @@ def test_adapt_refuses_what_takes_too_long_and_runs_nothing(inputs, tmp_path, mo
             out=tmp_path / "out",
         )
     assert not (tmp_path / "out" / "study.json").exists()
+
+
+def test_pretrain_refuses_the_folder_of_a_policy_in_one_line(inputs, tmp_path):
+    recipe, texts, _ = inputs
+    alone = {key: value for key, value in recipe.items() if key not in ("study", "finetune")}
+    changes = overrides_of({}, texts, None, tmp_path / "out")
+    whole = read_recipe(alone, changes)
+    out = tmp_path / "out"
+    (out / "checkpoint").mkdir()
+    (out / "recipe.yaml").write_text(whole.to_yaml())
+    (out / "stage.json").write_text('{"kind": "learn", "what": {}, "needs": [], "how": {}}')
+    with pytest.raises(MaskwiseError, match="contains a run on a different text"):
+        run_pretrain(whole, out)

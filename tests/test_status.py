@@ -12,7 +12,7 @@ import pytest
 
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study import make_plan, run_study
+from maskwise.study import Stage, make_plan, run_study
 from maskwise.study.status import drop_checkpoints, status_of
 from maskwise.study.together import USED
 from tiny import load_json, maskwise, read_lines, write_inputs
@@ -158,3 +158,34 @@ def test_another_folder_and_an_option_without_effect_are_refused(out, tmp_path, 
         assert maskwise("status", *arguments) == 2
         assert len(capfd.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "none").exists()
+
+
+def test_a_checkpoint_stays_that_a_stage_of_another_study_needs(out):
+    """Another study may have set study.cache to this folder."""
+    [first, second] = stages_of(out, "pretrain")
+    other = out / "stages" / "finetune-ffffffffffffffff"
+    other.mkdir()
+    needs = [stages_of(out, "prepare")[0].name, first.name]
+    stage = {"kind": "finetune", "what": {}, "needs": needs, "how": {}}
+    other.joinpath("stage.json").write_text(json.dumps(stage))
+    name = Stage.from_dict(stage).name
+    other.rename(other.with_name(name))
+    found = drop_checkpoints(out)
+    assert found["kept"] == {first.name: f"{name}, which this study does not plan, needs it"}
+    assert (first / "checkpoint").is_dir() and not (second / "checkpoint").is_dir()
+
+
+def test_a_finished_study_that_is_run_again_is_not_unfinished_meanwhile(recipe, out, monkeypatch):
+    """A verdict that was seen counts as a look, whatever happens to the next call."""
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    whole = read_recipe(recipe, [ARMS, "study.seeds=1"])
+    monkeypatch.setattr("maskwise.study.run.execute", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(whole, out)
+    assert load_json(out / "study.json")["pending"] == []
+    monkeypatch.undo()
+    run_study(read_recipe(recipe, [ARMS, "study.seeds=2"]), out, jobs=1)
+    assert [look["runs"] for look in load_json(out / "study.json")["looked"]] == [1]
