@@ -343,7 +343,7 @@ def draft_of(
         )
     room = most_tokens(config)
     # How much general text is held out is not known yet, so the example has none of it.
-    others = Others(control=_source(request.control), general={})
+    others = OtherTexts(control=_source(request.control), general={})
     given = _source(_given(request.keep))
     # To read the text takes long, so mistakes elsewhere are found first. What the text decides is
     # filled in with examples.
@@ -411,7 +411,7 @@ def draft_of(
 
 
 @dataclass(frozen=True)
-class Others:
+class OtherTexts:
     """The texts of a study besides the user's.
 
     Attributes:
@@ -461,7 +461,7 @@ def _require_mixed(general: Plain, corpus: CorpusSettings) -> None:
         )
 
 
-def _unseen(request: Request, others: Others, corpus: Plain) -> float:
+def _unseen(request: Request, others: OtherTexts, corpus: Plain) -> float:
     """Return the share of general text that no arm trains on; 0 if none trains on this text."""
     trained = [others.control.get("source")]
     if request.replay is not None:
@@ -472,7 +472,7 @@ def _unseen(request: Request, others: Others, corpus: Plain) -> float:
 
 
 def _general_pairs(
-    request: Request, texts: Texts, others: Others, corpus: Plain, *, aside: Path | None
+    request: Request, texts: Texts, others: OtherTexts, corpus: Plain, *, aside: Path | None
 ) -> Path:
     """Write pairs of titles and general texts that no arm trains on."""
     share = _unseen(request, others, corpus)
@@ -507,7 +507,7 @@ def _draft(
     *,
     spaced: bool,
     max_length: int,
-    others: Others,
+    others: OtherTexts,
 ) -> Draft:
     """Return the recipe for a text, after something is known about it."""
     arms = arms_for(request.arms, spaced=spaced)
@@ -624,7 +624,7 @@ COMMENTS = {
 }
 
 
-def _measure(request: Request, others: Others, corpus: Plain) -> str:
+def _measure(request: Request, others: OtherTexts, corpus: Plain) -> str:
     """Return the measure of the loss on general text that no arm trains on."""
     options: dict[str, object] = {"name": GENERAL_TEXT}
     if others.general["text_field"] != "text":
