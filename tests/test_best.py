@@ -26,7 +26,7 @@ from maskwise.study.adapt import Request, answer_of, draft_of
 from maskwise.study.design import Design
 from maskwise.study.plan import make_plan, make_run
 from maskwise.study.records import chosen_steps
-from maskwise.study.single import run_pretrain, stages_of
+from maskwise.study.single import run_pretrain, stages_of_training
 from maskwise.study.store import StageStore
 from maskwise.study.work import open_text
 from maskwise.text import Rows, read_documents
@@ -203,7 +203,7 @@ def test_pretraining_keeps_its_best_state_and_says_so(
     assert f"Best at {done['best_step']} of 40 steps" in said
     assert f"ended after {done['steps']}" in said
     recipe = read_recipe(source, CHOOSING)
-    texts, _ = stages_of(recipe)
+    texts, _ = stages_of_training(recipe)
     data = open_text(StageStore(out / "stages").folder(texts[0]))
     # The checkpoint has the losses that the run reports, on documents that did not choose it.
     dev, verdict = dev_and_verdict(data.held_out)

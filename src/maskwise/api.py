@@ -168,14 +168,14 @@ def learn(
     """
     from maskwise.recipe import read_recipe
     from maskwise.study.inputs import overrides_of
-    from maskwise.study.single import learned_from, run_learn, with_own_seed
+    from maskwise.study.single import inputs_of_policy, run_learn, with_own_seed
     from maskwise.study.unread import read_used
 
     out = Path(out)
     whole = read_used(
         partial(read_recipe, recipe),
         overrides_of(overrides, texts, tasks, out),
-        names=lambda each: learned_from(with_own_seed(each)),
+        names=lambda each: inputs_of_policy(with_own_seed(each)),
         command="learn",
     )
     return run_learn(whole, out)

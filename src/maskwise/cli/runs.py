@@ -382,7 +382,7 @@ def learn(
     """
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
-    from maskwise.study.single import learned_from, run_learn, with_own_seed
+    from maskwise.study.single import inputs_of_policy, run_learn, with_own_seed
     from maskwise.study.unread import read_used
     from maskwise.training import leave
 
@@ -391,7 +391,7 @@ def learn(
     whole = read_used(
         read,
         overrides or [],
-        names=lambda each: learned_from(with_own_seed(each)),
+        names=lambda each: inputs_of_policy(with_own_seed(each)),
         command="learn",
     )
     result = run_learn(whole, out)

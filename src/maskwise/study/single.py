@@ -102,7 +102,7 @@ def run_pretrain(recipe: Recipe, out: Path) -> Plain:
     if _is_first():
         note(notes)
     require_policy(recipe.links())
-    texts, trainings = stages_of(recipe)
+    texts, trainings = stages_of_training(recipe)
     # The last phase is in the run's folder itself.
     folders = [*(out / f"{PHASE}{number}" for number in range(len(trainings) - 1)), out]
     places = {stage.name: folder for stage, folder in zip(trainings, folders)}
@@ -138,7 +138,7 @@ def _finished(stages: Sequence[Stage], store: StageStore) -> list[Plain]:
     return results
 
 
-def stages_of(recipe: Recipe) -> tuple[list[Stage], list[Stage]]:
+def stages_of_training(recipe: Recipe) -> tuple[list[Stage], list[Stage]]:
     """Return the text and the training of each phase of a recipe."""
     links = recipe.links()
     first = prepare_stage(links[0])
@@ -299,9 +299,9 @@ def _require_same_policy(out: Path, recipe: Recipe) -> None:
     if not before and saved.is_file():
         # The recipe of another command may learn no policy.
         with suppress(MaskwiseError):
-            before = learned_from(read_recipe(saved))
+            before = inputs_of_policy(read_recipe(saved))
     # The inputs include hashes of files, which may change while the recipe stays the same.
-    if before != learned_from(recipe) and (before or saved.is_file()):
+    if before != inputs_of_policy(recipe) and (before or saved.is_file()):
         raise MaskwiseError(
             f"--out {out} has results of a different recipe or of other data: a setting, a file, a "
             "library or the machine has changed",
@@ -316,7 +316,7 @@ def _learning(recipe: Recipe) -> tuple[Stage, Stage]:
     return text, learn_stage(link, recipe.learned_task, text)
 
 
-def learned_from(recipe: Recipe) -> Plain:
+def inputs_of_policy(recipe: Recipe) -> Plain:
     """Return all inputs of a masking policy, in the format of stage.json."""
     _, stage = _learning(recipe)
     return json.loads(json.dumps(stage.as_dict()))
