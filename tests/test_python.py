@@ -108,6 +108,8 @@ def test_a_notebook_shows_the_verdicts_with_markup_escaped(result):
 def test_no_study(tmp_path):
     with pytest.raises(MaskwiseError, match="no study"):
         mw.StudyResult.read(tmp_path)
+    with pytest.raises(MaskwiseError, match="no such folder"):
+        mw.StudyResult.read(tmp_path / "nowhere")
 
 
 def test_the_package_and_the_function_study_are_one_name():
@@ -217,6 +219,13 @@ def test_an_override_without_effect_is_refused(inputs, tmp_path):
         )
 
 
+def test_a_study_without_arms_says_so(inputs, tmp_path):
+    recipe, texts, rows = inputs
+    alone = {key: value for key, value in recipe.items() if key != "study"}
+    with pytest.raises(MaskwiseError, match="no arms to compare"):
+        mw.study(alone, out=tmp_path / "out", texts=texts, tasks={"letters": rows})
+
+
 def test_a_misspelt_setting_of_a_dict_is_named(inputs, tmp_path):
     recipe, _, _ = inputs
     with pytest.raises(MaskwiseError, match="did you mean 'training'"):
@@ -270,7 +279,7 @@ def test_missing_values_of_all_types_are_null(tmp_path):
 
 def test_evaluate_reads_texts_from_memory():
     texts = ["Marie Curie was born in Warsaw in 1867."] * 8
-    records = mw.evaluate("bundled:encoder", text=texts)
+    records = mw.evaluate("bundled:encoder", texts=texts)
     assert {line["masks"] for line in records} == {"token", "whole-word"}
     assert json.dumps(records)
 

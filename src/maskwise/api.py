@@ -185,7 +185,7 @@ def evaluate(
     model: str | Path,
     measures: Sequence[str] = (),
     *,
-    text: object = None,
+    texts: object = None,
     text_field: str = "text",
 ) -> list[dict[str, Any]]:
     """Measure a checkpoint without fine-tuning (``maskwise evaluate``).
@@ -193,7 +193,7 @@ def evaluate(
     Args:
         model: the folder or hub id of a masked language model.
         measures: such as "pairs:bundled:pairs", "cloze:FILE", "pseudo-perplexity" and "heldout".
-        text: text that the model was not trained on, for the held-out loss and the like:
+        texts: text that the model was not trained on, for the held-out loss and the like:
             the path of a file or another source, texts, dicts, a data frame or a dataset.
         text_field: the field of the texts in a file, in dicts or in a table.
 
@@ -203,13 +203,13 @@ def evaluate(
     Raises:
         MaskwiseError: there is nothing to measure, or an input cannot be read.
 
-    >>> evaluate("bundled:encoder", text=["Curie was born in Warsaw."] * 9)[0]["kind"]
+    >>> evaluate("bundled:encoder", texts=["Curie was born in Warsaw."] * 9)[0]["kind"]
     'heldout'
     """
     from maskwise.evaluation import evaluate_checkpoint
     from maskwise.study.inputs import text_source
 
     with TemporaryDirectory() as folder:
-        source = None if text is None else text_source(text, Path(folder))
+        source = None if texts is None else text_source(texts, Path(folder))
         records = evaluate_checkpoint(str(model), measures, text=source, text_field=text_field)
     return [dict(record) for record in records]

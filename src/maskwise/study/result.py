@@ -64,9 +64,8 @@ class StudyResult:
 
         folder = Path(folder)
         if not (folder / "study.json").is_file():
-            raise MaskwiseError(
-                "this folder holds no study", got=str(folder), do="give the folder `out` of a study"
-            )
+            what = "this folder holds no study" if folder.is_dir() else "there is no such folder"
+            raise MaskwiseError(what, got=str(folder), do="give the folder `out` of a study")
         summary = summary_of(folder)
         records = cast(list[Record], list(read_lines(folder / "records.jsonl")))
         return cls(folder, read_folder(folder).study, records, summary)
@@ -210,12 +209,21 @@ def study(
     >>> result.to_dataframe()  # doctest: +SKIP
     """
     from maskwise.recipe import read_recipe
+    from maskwise.study.plan import require_arms
     from maskwise.study.run import run_study
     from maskwise.study.unread import names_in_study, read_used
 
+    if isinstance(seeds, int):
+        raise MaskwiseError(
+            "seeds are a list of seeds",
+            got=seeds,
+            do=f"for a number of runs, overrides={{'study.seeds': {seeds}}}",
+        )
     out = Path(out)
     changes = overrides_of(overrides, texts, tasks, out)
     read = partial(read_recipe, recipe)
+    # Without arms, no setting has an effect in a study.
+    require_arms(read(changes))
     whole = read_used(read, changes, names=names_in_study, command="study")
     run_study(whole, out, jobs=jobs, engine=engine, seeds=seeds)
     return StudyResult.read(out)
@@ -234,7 +242,7 @@ class Check:
     @property
     def doubts(self) -> list[str]:
         """Warnings about the recipe and its files, with what to do."""
-        return [" ".join(filter(None, doubt.values())) for doubt in self.record["doubts"]]
+        return [": ".join(filter(None, doubt.values())) for doubt in self.record["doubts"]]
 
     @property
     def seconds(self) -> float | None:
@@ -340,7 +348,7 @@ def adapt(
     *,
     out: str | Path,
     tasks: object = None,
-    arms: Sequence[str] = ("words-30",),
+    arms: str | Sequence[str] = ("words-30",),
     policy: str | Path | None = None,
     new_words: int | None = None,
     control: object = None,
@@ -390,13 +398,15 @@ def adapt(
     from maskwise.study.adapt import Adaptation, Request, fewest_runs
 
     of_runs = fewest_runs(new_words, control) if runs is None else runs
+    if isinstance(seeds, int):
+        raise MaskwiseError("seeds are a list of seeds", got=seeds, do=f"runs={seeds}")
     out = Path(out)
     request = Request(
         model=str(model),
         texts=text_source(texts, out),
         out=out,
         tasks=() if tasks is None else (*task_specs(tasks, out),),
-        arms=(*arms,),
+        arms=(arms,) if isinstance(arms, str) else (*arms,),
         policy=None if policy is None else str(policy),
         new_words=new_words,
         control=None if control is None else text_source(control, out, name="control"),
