@@ -262,6 +262,7 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {wait.partition(", ")[2].partition(":")[0] for wait in device.waits} == {
         "maskwise/training/checkpoint.py",
         "maskwise/training/several.py",
+        "maskwise/training/ranks.py",
         "maskwise/evaluation/scoring.py",
         "maskwise/tasks/tensors.py",
     }

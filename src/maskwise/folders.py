@@ -290,7 +290,7 @@ def claim(folder: Path, what: str, *, lock: str, stays: bool = True) -> Iterator
 
 
 @contextmanager
-def claim_run(out: Path, what: str, *, lock: str, work: Iterable[str]) -> Iterator[None]:
+def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
     """Lock the folder of a run, and remove partial files that a killed process left.
 
     If the folder is new and the run fails before any work, remove it.
@@ -299,7 +299,7 @@ def claim_run(out: Path, what: str, *, lock: str, work: Iterable[str]) -> Iterat
         out: the folder.
         what: as for ``claim``.
         lock: the path of the lock file in the folder.
-        work: patterns of files that exist only after some work was done.
+        work: a pattern of files that exist only after some work was done.
     """
     new = is_new(out)
     path = out / lock
@@ -309,7 +309,7 @@ def claim_run(out: Path, what: str, *, lock: str, work: Iterable[str]) -> Iterat
             yield
         # An OSError names a file that cannot be written, such as in a folder of shared stages.
         except (MaskwiseError, OSError):
-            if new and not any(any(out.glob(pattern)) for pattern in work):
+            if new and not any(out.glob(work)):
                 shutil.rmtree(out)
             raise
 

@@ -176,7 +176,7 @@ class _Records:
         if out is None:
             yield cls(None, {})
             return
-        with claim_run(out, "another process fine-tunes in", lock=LOCK, work=["**/metrics.jsonl"]):
+        with claim_run(out, "another process fine-tunes in", lock=LOCK, work="**/metrics.jsonl"):
             path = out / RECORDS
             # Under the lock, because another process may have just written records.
             lines = cls.read(path, checkpoint)
