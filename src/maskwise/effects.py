@@ -8,8 +8,9 @@ Tests compare them with these names, and with the weights of short trainings.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from pydantic import BaseModel, SerializerFunctionWrapHandler
 from pydantic.fields import FieldInfo
 
 Value = TypeVar("Value")
@@ -43,6 +44,21 @@ has the same weights."""
 
 UNNAMED = ("speed", "judgement", "nothing")
 """The effects of settings that are not part of the name of a stage that makes weights."""
+
+
+def without_unset(
+    settings: BaseModel, dump: SerializerFunctionWrapHandler, *names: str
+) -> dict[str, Any]:
+    """Return settings as plain values, without those of ``names`` that have their defaults.
+
+    Names of stages are hashes of these values. A setting that is left out here is newer than
+    recorded studies, and without it, their stages keep their names.
+    """
+    values: dict[str, Any] = dump(settings)
+    for name in names:
+        if getattr(settings, name) == type(settings).model_fields[name].default:
+            values.pop(name, None)
+    return values
 
 
 def effect_of(field: FieldInfo) -> str | None:

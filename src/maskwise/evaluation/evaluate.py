@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from maskwise.constants import DIFFUSION
 from maskwise.devices import best_device
-from maskwise.effects import Judgement
+from maskwise.effects import Judgement, without_unset
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation.cloze import Cloze
 from maskwise.evaluation.scoring import (
@@ -127,15 +127,8 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     """
 
     @model_serializer(mode="wrap")
-    def _without_empty(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Names of stages are hashes of their settings. A stage without further measures has the
-        # name that it had before there were any.
-        settings: dict[str, Any] = dump(self)
-        if not self.measures:
-            settings.pop("measures", None)
-        if not self.word_loss:
-            settings.pop("word_loss", None)
-        return settings
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unset(self, dump, "measures", "word_loss")
 
     @model_validator(mode="before")
     @classmethod

@@ -20,7 +20,7 @@ from pydantic import (
     model_serializer,
 )
 
-from maskwise.effects import Weights
+from maskwise.effects import Weights, without_unset
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.masking import corruptions, policies, schedules
 from maskwise.masking.corruptions import Bert, Corruption
@@ -282,10 +282,5 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
         return value
 
     @model_serializer(mode="wrap")
-    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The names of stages are hashes of these values, and must stay as they were before this
-        # setting existed.
-        values: dict[str, Any] = dump(self)
-        if not self.exclude:
-            values.pop("exclude", None)
-        return values
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unset(self, dump, "exclude")

@@ -1271,17 +1271,13 @@ def gains_of(out: Path) -> Gains:
         return Gains({}, "")
     outcome = f"plain:{ALL_TASKS}" if len(table.averaged) == 1 else ALL_TASKS
     unit = table.scales[outcome].unit
-    arms = np.array(list(table.study["arms"]))
-    runs = np.array([table.runs(outcome, arm) for arm in arms])
-    finished = np.isfinite(runs).sum(axis=1)
-    # Skip arms that lack runs of other arms, because the missing runs may be the worst ones.
-    complete = finished == finished.max()
-    gains = runs[complete] - table.runs(outcome, REFERENCE)
+    arms, runs = table.complete_runs(outcome)
+    gains = runs - table.runs(outcome, REFERENCE)
     shared = np.isfinite(gains).all(axis=0)
     if not shared.any():
         return Gains({}, unit)
     means = gains[:, shared].mean(axis=1)
-    return Gains(dict(zip(map(str, arms[complete]), means.tolist())), unit)
+    return Gains(dict(zip(arms, means.tolist())), unit)
 
 
 def _all_there(folders: Sequence[Path]) -> bool:

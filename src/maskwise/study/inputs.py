@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from tempfile import mkstemp
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from uuid import uuid4
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import finite, in_utf8, require_own, writing
@@ -161,9 +160,9 @@ def file_of_rows(rows: object, folder: Path, *, name: str, allowed: str = ALLOWE
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # Several processes, also of other machines, may write the same rows.
-        number, partial = mkstemp(prefix=f".{name[:50]}-", suffix=".partial", dir=folder)
+        partial = folder / f".{name[:50]}-{uuid4().hex}.partial"
         try:
-            with open(number, "wb") as file:
+            with partial.open("wb") as file:
                 for row in _rows_in(rows, name, allowed):
                     line = in_utf8(_line(row, f"row {count} of {name}", allowed))
                     content.update(line)
@@ -173,18 +172,10 @@ def file_of_rows(rows: object, folder: Path, *, name: str, allowed: str = ALLOWE
                 raise MaskwiseError(f"{name} has no rows", allowed=allowed)
             path = folder / f"{name}-{content.hexdigest()[:8]}.jsonl"
             if not path.is_file():
-                # Files of mkstemp may be read by their owner alone.
-                Path(partial).chmod(0o666 & ~_umask())
-                Path(partial).replace(path)
+                partial.replace(path)
         finally:
-            Path(partial).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _rows_in(rows: object, what: str, allowed: str) -> Iterable[Any]:

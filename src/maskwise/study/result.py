@@ -122,15 +122,12 @@ class StudyResult:
         outcome = self.contrasts[0]["outcome"] if self.contrasts else ""
         if table is None or outcome not in table.scales:
             raise MaskwiseError("no arm has a result yet", got=str(self.folder))
-        arms = [*self.study["arms"]]
-        runs = table.scales[outcome].sign * np.array([table.runs(outcome, arm) for arm in arms])
-        finished = np.isfinite(runs).sum(axis=1)
-        # Skip arms that lack runs of other arms, because the missing runs may be the worst ones.
-        complete = np.flatnonzero(finished == finished.max())
-        shared = np.isfinite(runs[complete]).all(axis=0)
+        arms, runs = table.complete_runs(outcome)
+        shared = np.isfinite(runs).all(axis=0)
         if not shared.any():
             raise MaskwiseError("no arm has a result yet", got=str(self.folder))
-        return arms[complete[runs[complete][:, shared].mean(axis=1).argmax()]]
+        means = table.scales[outcome].sign * runs[:, shared].mean(axis=1)
+        return arms[means.argmax()]
 
     def save_best(self, folder: str | Path) -> Path:
         """Save the checkpoint of `best_arm`, that of its first finished run, for transformers.

@@ -24,7 +24,7 @@ from pydantic import (
 from tokenizers import AddedToken
 
 from maskwise import folders
-from maskwise.effects import Weights
+from maskwise.effects import Weights, without_unset
 from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
 from maskwise.text.layers import Layered
@@ -103,12 +103,7 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Names of stages are hashes of their settings. A corpus without groups has the name that it
-        # had before there were any.
-        settings: dict[str, Any] = dump(self)
-        if self.group_field is None:
-            settings.pop("group_field", None)
-        return settings
+        return without_unset(self, dump, "group_field")
 
     @field_validator("source", mode="before")
     @classmethod

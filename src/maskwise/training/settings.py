@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from maskwise.effects import Nothing, Rounding, Speed, Weights, effect_of
+from maskwise.effects import Nothing, Rounding, Speed, Weights, effect_of, without_unset
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, check_fit
 from maskwise.models import (
@@ -162,12 +162,8 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     """Accelerate's trackers, such as ``tensorboard`` or ``wandb``. They must be installed."""
 
     @model_serializer(mode="wrap")
-    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Names of stages and training states have no key that is not set, as before there was one.
-        settings: dict[str, Any] = dump(self)
-        if self.patience is None:
-            settings.pop("patience", None)
-        return settings
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unset(self, dump, "patience")
 
     @classmethod
     def that_change(cls, *effects: str) -> set[str]:

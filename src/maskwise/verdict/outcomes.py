@@ -327,6 +327,17 @@ class Outcomes:
         least_sds = np.array([self._one_item(task) for task in tasks])
         return gains / sds[:, None], least_sds / sds
 
+    def complete_runs(self, outcome: str) -> tuple[list[str], Numbers]:
+        """Return the arms that have the most runs, and their outcomes, (arms, seeds).
+
+        Other arms lack runs, which may be the worst ones.
+        """
+        arms = [*self.study["arms"]]
+        runs = np.array([self.runs(outcome, arm) for arm in arms])
+        finished = np.isfinite(runs).sum(axis=1)
+        complete = np.flatnonzero(finished == finished.max())
+        return [arms[place] for place in complete], runs[complete]
+
     def mean(self, outcome: str, arm: str) -> float | None:
         """Return the mean outcome of an arm over its runs; None without runs."""
         return _mean_of_finite(self.runs(outcome, arm))
