@@ -203,7 +203,7 @@ def test_a_card_or_arguments_choose_the_columns_of_labels(spec, monkeypatch):
     """Neither is the name of a file or of a data set: ``load_task`` reads both. Classes are no
     labels."""
     rows = [{"text": f"Ada met Bo {n}", "label": "ab"[n % 2]} for n in range(60)]
-    monkeypatch.setattr("maskwise.tasks.files.read_hub", lambda name: {"train": rows})
+    monkeypatch.setattr("maskwise.tasks.reading.read_hub", lambda name: {"train": rows})
     known = {**CARDS, "squad-closed-book": {"hub": "a/questions", "options": {}}}
     monkeypatch.setattr("maskwise.tasks.loading.CARDS", known)
     with pytest.raises(MaskwiseError, match=r"no answers to learn from.*learning\.method: meta"):

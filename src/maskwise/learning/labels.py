@@ -18,7 +18,7 @@ from typing import TypeAlias
 from maskwise.errors import MaskwiseError, counted
 from maskwise.learning.examples import contexts_of, occurrences
 from maskwise.tasks import load_task
-from maskwise.tasks.files import CONTEXT
+from maskwise.tasks.reading import CONTEXT
 from maskwise.tasks.task import SPLITS, Task
 
 CharRange: TypeAlias = tuple[int, int]

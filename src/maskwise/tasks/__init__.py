@@ -1,16 +1,16 @@
 """Evaluate checkpoints on labelled tasks.
 
-``files``, ``columns`` and ``loading`` read data. ``classes``, ``questions``, ``written`` and
+``reading``, ``columns`` and ``loading`` read data. ``classes``, ``questions``, ``written`` and
 ``embeddings`` define the kinds of tasks. ``tensors`` makes batches, ``metrics`` scores answers, and
 ``finetuning`` and ``judge`` fine-tune. This package may import ``text``, ``training`` and the
 packages that ``training`` may import.
 """
 
-from maskwise.tasks.files import BUNDLED_TASKS, CARDS
 from maskwise.tasks.finetuning import FinetuneSettings
 from maskwise.tasks.judge import Score, TaskRecord, evaluate_tasks, finetune, task_record
 from maskwise.tasks.loading import KINDS, load_task
 from maskwise.tasks.metrics import METRICS
+from maskwise.tasks.reading import BUNDLED_TASKS, CARDS
 from maskwise.tasks.task import Task
 from maskwise.tasks.tensors import TaskSource, encode
 

@@ -56,7 +56,8 @@ from maskwise.tasks.embeddings import (
     SENTENCE_EMBEDDING,
     ZERO_SHOT_SIMILARITY,
 )
-from maskwise.tasks.files import (
+from maskwise.tasks.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
+from maskwise.tasks.reading import (
     CARDS,
     TableOptions,
     group_key,
@@ -70,7 +71,6 @@ from maskwise.tasks.files import (
     splits_of,
     state_of,
 )
-from maskwise.tasks.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
 from maskwise.tasks.task import SPLITS, Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.tasks.written import CLOZE_QA, generation
 from maskwise.text.documents import refuse_gone

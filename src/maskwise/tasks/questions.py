@@ -40,8 +40,8 @@ from maskwise.tasks.columns import (
     require_text,
     right_choice,
 )
-from maskwise.tasks.files import ANSWERS, CONTEXT
 from maskwise.tasks.metrics import normalise
+from maskwise.tasks.reading import ANSWERS, CONTEXT
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows
 from maskwise.tasks.tensors import Cutter, Data, Flat, TaskBatch, batches, edges, places_of
 from maskwise.text.labelled import Record
