@@ -48,7 +48,14 @@ from maskwise.text.layers import (
     given_spans,
     no_spans,
 )
-from maskwise.text.readers import TEXT_ENDINGS, FieldNames, Skip, known_ending, records
+from maskwise.text.readers import (
+    SOURCE_ENDINGS,
+    TEXT_ENDINGS,
+    FieldNames,
+    Skip,
+    known_ending,
+    records,
+)
 from maskwise.text.words import VERSION, classify, text_id, words_in
 
 SPANS = Layer("spans")
@@ -160,7 +167,7 @@ def spans(
             valid.
     """
     path = _existing(file)
-    if not known_ending(path) or path.name.lower().endswith(TEXT_ENDINGS):
+    if not known_ending(path) or path.name.lower().endswith((*TEXT_ENDINGS, *SOURCE_ENDINGS)):
         raise MaskwiseError(
             f"spans cannot be read from {path}",
             allowed="a JSON lines or Parquet file whose records have a text and a list of spans",

@@ -41,7 +41,7 @@ from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import MAX_LENGTH
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
-from maskwise.text.documents import group_of, lines_note
+from maskwise.text.documents import folder_note, group_of, lines_note
 from maskwise.text.layers import token_layers
 from maskwise.text.new_words import given_words, require_extensible, wanted_words
 from maskwise.text.pieces import SPECIAL, read_pieces, tokenise, unknown_share
@@ -339,6 +339,7 @@ def _check_text(link: Recipe) -> Iterator[str]:
         require_documents(part)
     if corpus.group_field and not corpus.stream:
         yield groups_note(corpus, corpus.group_field)
+    yield from filter(None, map(folder_note, corpus.sources))
     if corpus.text_per == "auto":
         yield from filter(None, map(lines_note, corpus.sources))
     # A stream is annotated while it is read. Annotators that need the whole corpus raise an error.

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -42,6 +42,7 @@ from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import load_task
 from maskwise.text.documents import source_path
 from maskwise.text.new_words import wanted_words
+from maskwise.text.readers import CORPUS_ENDINGS, look_in
 from maskwise.text.segmenters import names_segmenter, segmenter_version
 from maskwise.text.settings import CorpusSettings
 from maskwise.training import TrainingSettings
@@ -452,7 +453,13 @@ def content_of(corpus: CorpusSettings) -> str | list[str]:
 def fingerprint(source: str) -> str:
     """Return a hash of a file, a folder or bundled data; for a hub id, the id itself."""
     path = source_path(source)
-    return _hash(path, ("*",)) if path.exists() else source
+    if not path.exists():
+        return source
+    found = look_in(path, CORPUS_ENDINGS)
+    # Python writes bytecode into folders of source code, which is not read.
+    if found.source and path.is_dir():
+        return _hash_of(found.read)
+    return _hash(path, ("*",))
 
 
 def start_fingerprint(name: str, files: tuple[str, ...] = ("*",)) -> str:
@@ -466,6 +473,10 @@ def _hash(path: Path, patterns: tuple[str, ...]) -> str:
     if path.is_dir():
         inside = sorted(set(chain.from_iterable(map(path.rglob, patterns))))
         files = {str(file.relative_to(path)): file for file in inside if file.is_file()}
+    return _hash_of(files)
+
+
+def _hash_of(files: Mapping[str, Path]) -> str:
     content = hashlib.sha256()
     for name, file in files.items():
         # If a file of a folder is renamed, the hash changes, too.

@@ -45,7 +45,7 @@ from maskwise.tasks import Task, load_task
 from maskwise.tasks.finetuning import interpolated
 from maskwise.tasks.loading import HiddenLabels, UnreadableTask
 from maskwise.text import Documents, load_tokenizer, read_documents, require_documents
-from maskwise.text.documents import longest_field, place_of
+from maskwise.text.documents import is_source_code, longest_field, place_of
 from maskwise.text.labelled import ending_of
 from maskwise.text.rows import held_out_below, is_dev
 from maskwise.text.settings import CorpusSettings
@@ -339,7 +339,7 @@ def draft_of(source: str, tasks: Sequence[str] = ()) -> Draft:
         # A new model has as many positions as a row has tokens, also for labelled rows.
         needed = min(USUAL_TOKENS, fitting)
         room = length = row_length(facts, least=max(SHORT_ROWS, needed), room=USUAL_TOKENS)
-        settings["tokenizer"] = _new_tokenizer(facts)
+        settings["tokenizer"] = _new_tokenizer(facts, code=is_source_code(source))
         training = {"steps": 1000}
         comments["training"] = "maskwise check estimates how many steps the model needs to learn"
         if facts.is_alphabet:
@@ -525,7 +525,10 @@ def _with_few_rows(spec: str, task: Task, tokens: int) -> str:
     return with_options(spec, train_rows=wanted)
 
 
-def _new_tokenizer(facts: TextFacts) -> Plain:
+def _new_tokenizer(facts: TextFacts, *, code: bool) -> Plain:
+    if code:
+        # Word pieces have no line breaks and no indentation.
+        return {"kind": "bpe", "vocab_size": 1024, "lowercase": False}
     if facts.is_alphabet:
         return {"kind": "letter", "lowercase": False}
     # Lower-casing also removes accents, which other languages than English need.

@@ -21,24 +21,26 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, counted, require_known
+from maskwise.errors import MaskwiseError, counted, plural, require_known
 from maskwise.folders import bundled_file
 from maskwise.specs import user_path
 from maskwise.text.opening import is_utf8
 from maskwise.text.readers import (
     ALL_FIELDS,
+    BINARY,
     CORPUS_ENDINGS,
     LONGEST_TEXT,
     NAME_IT,
     NOT_UTF8,
+    SOURCE_ENDINGS,
     Entry,
     FieldNames,
     Opener,
     PartName,
     Skip,
-    files_in,
     hub_dataset,
     kind_of,
+    look_in,
     records,
     saved_dataset,
     whole_name,
@@ -79,7 +81,6 @@ HEAD_RECORDS = 200
 EMPTY = "empty"
 NO_TEXT = "no text field"
 REPEATED = "repeated text"
-BINARY = "binary (NUL characters)"
 
 
 class Document(NamedTuple):
@@ -331,6 +332,32 @@ def lines_note(source: str) -> str | None:
     )
 
 
+def is_source_code(source: str) -> bool:
+    """Return whether a corpus is source code: a file of it, or a folder that mostly has it."""
+    path = user_path(source)
+    return path.exists() and look_in(path, CORPUS_ENDINGS).source
+
+
+def folder_note(source: str) -> str | None:
+    """Return a note for the user about a folder with source code, else None.
+
+    Such a folder has files that are not read.
+    """
+    path = user_path(source)
+    if not path.is_dir():
+        return None
+    found = look_in(path, CORPUS_ENDINGS)
+    kind = "texts"
+    if found.source:
+        kind = "source code"
+    elif not found.left_out.keys() & {*SOURCE_ENDINGS}:
+        return None
+    note = f"{source}: {plural(len(found.read), 'file')} of {kind}"
+    if found.left_out:
+        note += f"; not read: {counted(found.left_out)}"
+    return note
+
+
 class _Seen:
     """A set of integers that takes about eight bytes per integer."""
 
@@ -374,6 +401,7 @@ def read_documents(
             - a ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``, ``.json`` or ``.json.gz`` file: one
               object (or string) per line; ``.json`` and ``.json.gz`` may also be one array;
             - a ``.csv``, ``.tsv``, ``.parquet`` or FASTA file;
+            - a file of source code (``.py``, ``.c``, ``.js``, …), which is one document;
             - a folder of such files, read in the order of their names, or a folder written by
               ``save_to_disk``;
             - a list of strings or mappings;
@@ -528,10 +556,11 @@ def _resolve_path(path: Path, fields: FieldNames) -> Opener:
         )
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return saved_dataset(path, fields)
-    files = files_in(path, CORPUS_ENDINGS)
+    files = look_in(path, CORPUS_ENDINGS).read
     if not files:
         what = f"{path}: no corpus file, or unknown file extension"
-        raise MaskwiseError(what, allowed=", ".join(CORPUS_ENDINGS))
+        endings = [ending for ending in CORPUS_ENDINGS if ending not in SOURCE_ENDINGS]
+        raise MaskwiseError(what, allowed=f"{', '.join(endings)}, or source code (.py, .c, …)")
     return lambda: chain.from_iterable(
         records(file, fields, name=name) for name, file in files.items()
     )

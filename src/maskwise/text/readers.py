@@ -13,8 +13,11 @@ unpickle, and never run code that comes with a data set.
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import re
+import tokenize
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from operator import itemgetter
@@ -29,6 +32,7 @@ from maskwise.text.opening import (
     LineKind,
     WhenBad,
     damaged,
+    lines_of,
     open_text,
     opened,
     read_whole,
@@ -39,6 +43,7 @@ from maskwise.text.tables import Record, read_table
 
 NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
+BINARY = "binary (NUL characters)"
 NO_LETTERS = "sequence with characters that are not letters"
 NAME_IT = "set corpus.text_field to one of them (in annotate and evaluate: --text-field)"
 # ``json.loads`` for strings, without its checks of types, which are slow for short lines.
@@ -177,23 +182,58 @@ def known_ending(path: Path, endings: Iterable[str] | None = None) -> str | None
     return None
 
 
-def files_in(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """Return the visible files of a folder, or a single file, keyed and sorted by relative path.
+class FolderFiles(NamedTuple):
+    """The files of a folder that are read as texts, and what is left out.
 
-    In a folder, ``.json`` files usually describe the other files, so they are returned only if
-    there are no others.
+    Attributes:
+        read: the files, keyed and sorted by relative path.
+        source: whether these files are source code.
+        left_out: the numbers of files that could be read but are not, by reason.
     """
-    files = {}
+
+    read: dict[str, Path]
+    source: bool
+    left_out: Counter[str]
+
+
+def look_in(folder: Path, endings: Sequence[str]) -> FolderFiles:
+    """Choose the files of a folder, or a single file, that are read as texts.
+
+    Hidden files are not read. A folder of source code often has a few tables, and a folder of texts
+    a few scripts, so only those that have more bytes are read. ``.json`` files usually describe the
+    other files, so they are read only if there are no others.
+    """
     if folder.is_file():
-        if known_ending(folder) in endings:
-            files[folder.name] = folder
-        return files
+        files = {folder.name: folder} if known_ending(folder) in endings else {}
+        return FolderFiles(files, known_ending(folder) in SOURCE_ENDINGS, Counter())
+    kinds: dict[str, dict[str, Path]] = {"source": {}, "json": {}, "text": {}}
+    left_out = Counter[str]()
     for path in folder.rglob("*"):
+        ending = known_ending(path)
+        if ending not in endings or not path.is_file():
+            continue
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and known_ending(path) in endings and "/." not in f"/{name}":
-            files[name] = path
-    texts = {name: path for name, path in files.items() if known_ending(path) != ".json"}
-    return dict(sorted((texts or files).items()))
+        if "/." in f"/{name}":
+            left_out["hidden"] += 1
+            continue
+        kind = "text"
+        if ending in SOURCE_ENDINGS:
+            kind = "source"
+        elif ending == ".json":
+            kind = "json"
+        kinds[kind][name] = path
+    texts = kinds["text"] or kinds["json"]
+    source = _bytes_of(kinds["source"]) > _bytes_of(texts)
+    others = texts if source else kinds["source"]
+    for path in others.values():
+        left_out[str(known_ending(path))] += 1
+    return FolderFiles(
+        dict(sorted((kinds["source"] if source else texts).items())), source, left_out
+    )
+
+
+def _bytes_of(files: dict[str, Path]) -> int:
+    return sum(path.stat().st_size for path in files.values())
 
 
 def unread_fields(source: str) -> dict[str, str]:
@@ -208,7 +248,7 @@ def unread_fields(source: str) -> dict[str, str]:
     found = {}
     if ending or source.startswith(("bundled:", "hf:")):
         found["text_per"] = f"has no effect, because {source} is not plain text (.txt)"
-    if ending in (*FASTA_ENDINGS, ".conllu", ".conllu.gz"):
+    if ending in (*FASTA_ENDINGS, *SOURCE_ENDINGS, ".conllu", ".conllu.gz"):
         found |= dict.fromkeys(FIELDS, f"has no effect, because {source} has no fields")
     return found
 
@@ -433,6 +473,24 @@ def _read_fasta(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Iter
                 size += len(text)
 
 
+def _read_source(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Iterator[Entry]:
+    """Yield a file of source code as one text, whose name is that of the file."""
+    content = read_whole(path)
+    if b"\0" in content:
+        yield Skip(BINARY)
+        return
+    encoding = "utf-8-sig"
+    try:
+        if known_ending(path) in PYTHON_ENDINGS:
+            # The first lines of a Python file may name another encoding.
+            encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        text = content.decode(encoding)
+    except (SyntaxError, UnicodeDecodeError):
+        yield Skip(NOT_UTF8)
+        return
+    yield name, "\n".join(lines_of(text))
+
+
 def _parts_of_lines(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
     """Yield the lines of a file, very long lines in parts, and whether a part continues a line."""
     continues = False
@@ -556,6 +614,16 @@ TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
 FASTA_ENDINGS = (".fasta", ".fa", ".faa", ".fna", ".fasta.gz", ".fa.gz", ".faa.gz", ".fna.gz")
 LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst")
 JSON_ENDINGS = (".json", ".json.gz")
+PYTHON_ENDINGS = (".py", ".pyi", ".pyx", ".pxd")
+SOURCE_ENDINGS = (
+    *PYTHON_ENDINGS,
+    *(".c", ".h", ".cc", ".cpp", ".cxx", ".hh", ".hpp", ".cu", ".cuh", ".m", ".mm"),
+    *(".java", ".kt", ".scala", ".groovy", ".cs", ".fs", ".vb", ".swift", ".dart"),
+    *(".js", ".jsx", ".mjs", ".ts", ".tsx", ".vue", ".php", ".rb", ".lua", ".pl", ".pm"),
+    *(".go", ".rs", ".zig", ".hs", ".ml", ".ex", ".exs", ".erl", ".clj", ".lisp", ".el"),
+    *(".r", ".jl", ".f", ".f90", ".sql", ".sh", ".bash", ".ps1", ".sol", ".v", ".sv", ".vhd"),
+)
+"""Extensions of source code; a file is one text."""
 READERS: dict[str, Callable[[Path, str, FieldNames, WhenBad], Iterator[Entry]]] = {
     **dict.fromkeys(TEXT_ENDINGS, _read_lines),
     **dict.fromkeys((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _read_table),
@@ -563,6 +631,7 @@ READERS: dict[str, Callable[[Path, str, FieldNames, WhenBad], Iterator[Entry]]] 
     **dict.fromkeys(JSON_ENDINGS, _read_json),
     ".parquet": _read_parquet,
     **dict.fromkeys(FASTA_ENDINGS, _read_fasta),
+    **dict.fromkeys(SOURCE_ENDINGS, _read_source),
     **dict.fromkeys((".jsonlines", ".jsonlines.gz"), _read_lines),
 }
 """Readers by file extension."""

@@ -41,13 +41,13 @@ from maskwise.text.readers import (
     TEXT_ENDINGS,
     Entry,
     FieldNames,
-    files_in,
     hub_parts,
     is_json_array,
     kind_of,
     known_ending,
     line_records,
     load_hub,
+    look_in,
     parquet_rows,
     parsed,
     wanted,
@@ -248,7 +248,7 @@ def shards_of(source: str | Path, fields: FieldNames | None = None) -> list[Shar
         return shards
     path = source_path(source)
     if path.exists():
-        for name, file in files_in(path, CORPUS_ENDINGS).items():
+        for name, file in look_in(path, CORPUS_ENDINGS).read.items():
             if known_ending(file) not in ENDINGS:
                 raise MaskwiseError(f"{file} cannot be a stream", do="give a pattern: 'a/*.txt'")
             shards.append(FileShard(file, name, fields))
