@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+import maskwise
 from maskwise.errors import MaskwiseError
+from maskwise.study import single
 from maskwise.study.single import run_finetune
-from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge
+from maskwise.study.stages import finetune_alone
+from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge, load_task
 from maskwise.training.log import NotFinite
 
 TASKS = ["banking77(train_rows=20)", "trivia(train_rows=20)"]
@@ -84,9 +87,9 @@ def test_a_model_is_the_same_however_its_path_is_spelt(tmp_path, monkeypatch):
     record = json.dumps({"task": "t", "model": "m"})
     (tmp_path / "records.jsonl").write_text(record + "\n")
     for spelt in ("m", "m/", "./m", str(tmp_path / "m")):
-        assert judge._Records.read(tmp_path / "records.jsonl", spelt)
+        assert single._scores_in(tmp_path, spelt)
     with pytest.raises(MaskwiseError, match="another model"):
-        judge._Records.read(tmp_path / "records.jsonl", "n")
+        single._scores_in(tmp_path, "n")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -153,12 +156,43 @@ def test_a_stopped_fine_tuning_goes_on_with_the_tasks_that_are_left(
     assert [record["task"] for record in records] == ["banking77", "trivia"]
 
 
-def test_other_weights_are_judged_anew(tmp_path):
+def test_other_weights_are_another_stage(tmp_path):
+    (tmp_path / "more").mkdir()
+    task = load_task(TASKS[0])
     made = []
     for weights in ("1", "1", "2"):
         (tmp_path / "weights").write_text(weights)
-        made.append(judge.digest(judge.file_hashes(tmp_path)))
+        # Results may be in the folder of the checkpoint.
+        (tmp_path / "more" / f"{len(made)}").touch()
+        settings = FinetuneSettings(seeds=1 + len(made))
+        made.append(finetune_alone(str(tmp_path), task, TASKS[0], settings).name)
     assert made[0] == made[1] != made[2]
+
+
+def test_a_trial_of_other_settings_is_not_used(again, tmp_path):
+    """Before the first record, only the folders of the runs know their settings."""
+    search = ("learning_rate=1e-3", "search_rate=true")
+    with pytest.raises(KeyboardInterrupt):
+        again(Tuner(after=2), *search)
+    rest, other = Tuner(after=1), Tuner()
+    with pytest.raises(KeyboardInterrupt):
+        again(rest, *search)
+    assert [rate for _, rate in rest.calls] == [0.003]
+    again(other, *search, "batch_size=8")
+    assert [rate for _, rate in other.calls[:3]] == [0.00033, 0.001, 0.003]
+
+
+def test_from_python_with_rows(tmp_path, monkeypatch):
+    tuner = Tuner()
+    monkeypatch.setattr(judge, "finetune", tuner)
+    rows = [{"text": f"{'red' if n % 2 else 'blue'} {n}", "label": "ab"[n % 2]} for n in range(40)]
+    given = {"out": tmp_path, "overrides": {"steps": 2}}
+    first = maskwise.finetune("bundled:encoder", {"colours": rows}, runs=1, **given)
+    more = maskwise.finetune("bundled:encoder", {"colours": rows}, runs=2, **given)
+    assert [line["task"] for line in first] == ["colours"] and tuner.seeds == [0, 1]
+    assert lines(tmp_path) == more
+    with pytest.raises(MaskwiseError, match=r"maskwise\.finetune"):
+        evaluate_tasks("bundled:encoder", TASKS[:1], out=tmp_path)
 
 
 @pytest.mark.parametrize("most", [2e-3, 5e-4, 0])

@@ -13,7 +13,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
 from maskwise.study.records import RESULTS
-from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge
+from maskwise.study.single import run_finetune
+from maskwise.tasks import judge
 from maskwise.text import labelled, readers
 from test_finetune_again import TASKS, Tuner
 from tiny import load_json, maskwise, read_lines, write_inputs
@@ -91,13 +92,13 @@ def test_a_folder_without_results_may_be_begun_anew(recipe, finished, tmp_path):
 
 def test_fine_tuning_keeps_the_records_of_another_model(tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "finetune", Tuner())
-    settings = FinetuneSettings(steps=2, seeds=1)
-    evaluate_tasks("bundled:encoder", TASKS[:1], settings=settings, out=tmp_path)
+    given = {"overrides": ["steps=2"], "seeds": 1, "out": tmp_path}
+    run_finetune("bundled:encoder", TASKS[:1], **given)
     before = (tmp_path / "records.jsonl").read_bytes()
     with pytest.raises(MaskwiseError, match=r"another model.*bundled:encoder"):
-        evaluate_tasks("bundled:seq2seq", TASKS[:1], settings=settings, out=tmp_path)
+        run_finetune("bundled:seq2seq", TASKS[:1], **given)
     assert (tmp_path / "records.jsonl").read_bytes() == before
-    evaluate_tasks("bundled:encoder", TASKS, settings=settings, out=tmp_path)
+    run_finetune("bundled:encoder", TASKS, **given)
     assert len(read_lines(tmp_path / "records.jsonl")) == 2
 
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFas
 from maskwise.errors import MaskwiseError
 from maskwise.models import new_config
 from maskwise.objectives import Classification
+from maskwise.study.single import run_finetune
 from maskwise.tasks import (
     BUNDLED_TASKS,
     KINDS,
@@ -27,7 +28,6 @@ from maskwise.tasks import (
     Task,
     TaskSource,
     encode,
-    evaluate_tasks,
     finetune,
     load_task,
 )
@@ -481,10 +481,12 @@ def test_a_score_that_is_no_number_is_no_record(tmp_path, monkeypatch):
 
     monkeypatch.setattr("maskwise.tasks.judge.embed", not_finite)
     rows = [{"s1": f"the cat {i}", "s2": "sat", "score": i % 5} for i in range(30)]
-    task = load_rows(tmp_path, rows, kind="zero-shot-similarity")
-    settings = FinetuneSettings(max_length=8)
+    load_rows(tmp_path, rows, kind="zero-shot-similarity")
+    given = {"overrides": ["max_length=8"], "seeds": 1, "out": tmp_path / "out"}
     with pytest.raises(MaskwiseError, match="task 'mine-zero-shot' on test is not a number"):
-        evaluate_tasks("bundled:encoder", [task], settings=settings, out=tmp_path / "out")
+        run_finetune(
+            "bundled:encoder", [f"{tmp_path}/mine.jsonl(kind='zero-shot-similarity')"], **given
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -19,12 +19,12 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM, BartConfig
 
 from maskwise.errors import MaskwiseError
 from maskwise.models import new_config
+from maskwise.study.single import run_finetune
 from maskwise.tasks import (
     CARDS,
     KINDS,
     FinetuneSettings,
     encode,
-    evaluate_tasks,
     finetune,
     load_task,
     task_record,
@@ -461,7 +461,8 @@ def test_an_encoder_is_refused_before_the_first_task_is_trained(tmp_path, tokeni
     AutoModel.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(MaskwiseError, match="needs an encoder-decoder; got bert"):
-        evaluate_tasks(tmp_path, ["banking77", f"{tmp_path}/colours.jsonl"], out=tmp_path / "out")
+        specs = ["banking77", f"{tmp_path}/colours.jsonl"]
+        run_finetune(str(tmp_path), specs, [], seeds=1, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

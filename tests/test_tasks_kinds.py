@@ -26,11 +26,11 @@ from maskwise import errors
 from maskwise.errors import MaskwiseError
 from maskwise.models import new_config
 from maskwise.objectives import MultipleChoice, SpanQuestionAnswering
+from maskwise.study.single import run_finetune
 from maskwise.tasks import (
     KINDS,
     FinetuneSettings,
     encode,
-    evaluate_tasks,
     finetune,
     load_task,
     task_record,
@@ -527,8 +527,8 @@ def test_every_architecture_runs_every_kind(tmp_path, tokenizer, architecture):
     tokenizer.save_pretrained(tmp_path / "model")
     kinds = [kind for kind in KINDS if kind != "generation"]  # it has tests of its own
     specs = [f"{made_up(kind, tmp_path, count=60)}(kind='{kind}')" for kind in kinds]
-    settings = FinetuneSettings(steps=2, batch_size=4, precision="no", max_length=32, seeds=2)
-    records = evaluate_tasks(tmp_path / "model", specs, settings=settings, out=tmp_path / "out")
+    settings = ["steps=2", "batch_size=4", "precision=no", "max_length=32"]
+    records = run_finetune(str(tmp_path / "model"), specs, settings, seeds=2, out=tmp_path / "out")
     assert [record["task_kind"] for record in records] == kinds
     assert read_lines(tmp_path / "out/records.jsonl") == records
     for record in records:
@@ -546,14 +546,15 @@ def test_all_tasks_are_checked_before_the_first_is_trained(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path / "model")
     one = made_up("sequence-classification", tmp_path, count=60)
     asked = made_up("question-answering", tmp_path, count=60)
-    settings = FinetuneSettings(max_length=6)
     for other, says in (
         (f"{one}(train_rows=10)", "two tasks are called 'sequence-classification'"),
         (str(asked), "no room for text; got 6; allowed: ≥ 11"),
     ):
         with pytest.raises(MaskwiseError, match=says):
             specs = [str(one), other]
-            evaluate_tasks(tmp_path / "model", specs, settings=settings, out=tmp_path / "out")
+            run_finetune(
+                str(tmp_path / "model"), specs, ["max_length=6"], seeds=1, out=tmp_path / "out"
+            )
         assert not (tmp_path / "out").exists()
 
 

@@ -14,7 +14,7 @@ __version__ = "0.1.0rc1"
 
 if TYPE_CHECKING:
     from maskwise import samplers
-    from maskwise.api import annotate_rows, encode, evaluate, learn
+    from maskwise.api import annotate_rows, encode, evaluate, finetune, learn
     from maskwise.errors import MaskwiseError
     from maskwise.masking import (
         MaskedBatch,
@@ -38,6 +38,7 @@ _HOMES = {
     "annotate_rows": "maskwise.api",
     "encode": "maskwise.api",
     "evaluate": "maskwise.api",
+    "finetune": "maskwise.api",
     "learn": "maskwise.api",
     "MaskwiseError": "maskwise.errors",
     "MaskedBatch": "maskwise.masking",
@@ -78,6 +79,7 @@ __all__ = [
     "corrupt",
     "encode",
     "evaluate",
+    "finetune",
     "learn",
     "load_task",
     "push_to_hub",

@@ -1,8 +1,8 @@
 """Public functions that need several rooms of the package. The package lists the homes of the other
 public names.
 
-``learn`` and ``evaluate`` do what the commands of the same names do, with texts and tables from
-Python. This is the only module that may import every room.
+``learn``, ``finetune`` and ``evaluate`` do what the commands of the same names do, with texts and
+tables from Python. This is the only module that may import every room.
 """
 
 from __future__ import annotations
@@ -179,6 +179,42 @@ def learn(
         command="learn",
     )
     return run_learn(whole, out)
+
+
+def finetune(
+    model: str | Path,
+    tasks: object,
+    *,
+    out: str | Path,
+    runs: int = 3,
+    overrides: Overrides = (),
+) -> list[dict[str, Any]]:
+    """Fine-tune a checkpoint on tasks, and evaluate it on their test sets (``maskwise finetune``).
+
+    Args:
+        model: the folder or hub id of a checkpoint.
+        tasks: as for ``maskwise.study``.
+        out: the folder of the fine-tuned models. The same call resumes an interrupted one.
+        runs: the number of fine-tuning runs per task.
+        overrides: settings such as ``{"learning_rate": 1e-3}``, or ``["learning_rate=1e-3"]``.
+
+    Returns:
+        One dict for each task: ``score`` is the mean over runs, ``fine_tuning`` the score of each
+        run, and ``others`` has further metrics.
+
+    Raises:
+        MaskwiseError: the checkpoint or a task does not exist, a setting is unknown, the model
+            cannot learn a task, or ``out`` has other results.
+
+    >>> finetune("bundled:encoder", ["banking77"], out="runs/judged")  # doctest: +SKIP
+    """
+    from maskwise.study.inputs import overrides_of, task_specs
+    from maskwise.study.single import run_finetune
+
+    out = Path(out)
+    changes = overrides_of(overrides, None, None, out)
+    records = run_finetune(str(model), task_specs(tasks, out), changes, seeds=runs, out=out)
+    return [dict(record) for record in records]
 
 
 def evaluate(

@@ -11,7 +11,9 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 from pydantic import ValidationError
 
@@ -20,7 +22,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import (
     claim_run,
     read_json,
+    read_lines,
     require_own,
+    write_lines,
     write_whole,
 )
 from maskwise.printing import note
@@ -37,19 +41,23 @@ from maskwise.study.stages import (
     KINDS,
     STAGE,
     Stage,
+    finetune_alone,
     learn_stage,
     prepare_stage,
     pretrain_stage,
 )
 from maskwise.study.store import StageStore
-from maskwise.study.work import run_stage
-from maskwise.tasks import FinetuneSettings, TaskRecord, evaluate_tasks
+from maskwise.study.work import fine_tuned, run_stage
+from maskwise.tasks import FinetuneSettings, TaskRecord
+from maskwise.tasks.judge import tasks_of
 from maskwise.training.engine import FREE
 
 PHASE = "phase-"
 """A run may train in several phases. This is the prefix of the folders of all phases but the last,
 which are numbered from 0. The last phase writes to the run's folder itself."""
 ANOTHER_FOLDER = "give a new folder"
+RECORDS = "records.jsonl"
+METRICS = "metrics.jsonl"
 
 
 def with_own_seed(recipe: Recipe) -> Recipe:
@@ -223,17 +231,25 @@ def run_finetune(
 ) -> list[TaskRecord]:
     """Fine-tune and evaluate a checkpoint on each task.
 
+    Each run is a stage. A run that is finished is not repeated, so the same call resumes an
+    interrupted one, and a call with more seeds adds to those that are there.
+
     Args:
         model: a checkpoint folder or a model name.
-        tasks: the task specs.
+        tasks: the task specs. All tasks are loaded and checked before any training starts.
         overrides: fine-tuning settings as ``key=value``. The key may be that of a recipe, such as
             ``finetune.max_length``.
         seeds: the number of fine-tuning runs per task.
-        out: the folder for ``TASK/seed-N/checkpoint`` and ``records.jsonl``.
+        out: the folder for ``TASK/seed-N/checkpoint``, and for ``records.jsonl`` with a record for
+            each task, over the seeds that are finished.
+
+    Returns:
+        The records of these tasks and seeds.
 
     Raises:
-        MaskwiseError: a setting is unknown or has no effect, or ``tasks.evaluate_tasks`` raises an
-            error.
+        MaskwiseError: a setting is unknown or has no effect; the checkpoint or a task does not
+            exist, two tasks have the same name, or the model cannot learn a task; or ``out`` has
+            scores of another model, or scores of a task with other rows, settings or versions.
     """
     changes = {}
     for key, value in map(parse_override, overrides):
@@ -247,7 +263,72 @@ def run_finetune(
     whole = {"finetune": settings.model_dump(mode="json"), "tasks": [*tasks]}
     given = {f"finetune.{name}": value for name, value in changes.items()}
     refuse_unused(given, [whole], {"finetune": FinetuneSettings().model_dump(mode="json")})
-    return evaluate_tasks(model, tasks, settings=settings, out=out)
+    require_own(out, RECORDS, OWN_ROWS, what="an earlier finetune")
+    # Before tasks and models are read, which takes seconds.
+    _scores_in(out, model)
+    found, _ = tasks_of(model, tasks, settings)
+    stages = {
+        name: finetune_alone(model, task, spec, settings) for name, (task, spec) in found.items()
+    }
+    results = []
+    work = f"**/{METRICS}"
+    with claim_run(out, "another process fine-tunes in", lock=".finetune.lock", work=work):
+        # Again under the lock, because another process may have just written records.
+        lines = _scores_in(out, model)
+        for name, stage in stages.items():
+            if name in lines and lines[name].get("made_of") != stage.name:
+                raise MaskwiseError(
+                    f"--out {out} contains scores of task {name} with other settings, rows, "
+                    "weights or versions",
+                    do='give a new folder, or another name to the task: …(name="…")',
+                )
+        # A later call recognises the folder by this file, even if training is interrupted.
+        write_lines(out / RECORDS, lines.values())
+
+        def keep(record: TaskRecord, stage: Stage) -> TaskRecord:
+            """Write a record, unless the file has one of more seeds."""
+            record = {**record, "made_of": stage.name, "model": model}
+            before = lines.get(record["task"])
+            if before is None or len(before["dev"]) <= len(record["dev"]):
+                lines[record["task"]] = record
+                write_lines(out / RECORDS, lines.values())
+            return record
+
+        for name, stage in stages.items():
+            record = fine_tuned(
+                stage,
+                StageStore(out),
+                folder=out / name,
+                seeds=range(seeds),
+                keep=partial(keep, stage=stage),
+            )
+            results.append(keep(record, stage))
+    return results
+
+
+def _scores_in(out: Path, model: str) -> dict[str, TaskRecord]:
+    """Read the records of ``maskwise finetune`` in a folder, keyed by task.
+
+    Raises:
+        MaskwiseError: they are of another model.
+    """
+    lines = {}
+    for line in read_lines(out / RECORDS):
+        before = str(line.get("model"))
+        if _place_of(before) != _place_of(model):
+            raise MaskwiseError(
+                f"--out {out} contains the scores of another model",
+                got=before,
+                allowed=model,
+                do=ANOTHER_FOLDER,
+            )
+        lines[str(line.get("task"))] = cast(TaskRecord, line)
+    return lines
+
+
+def _place_of(model: str) -> str:
+    """Return the path of a local model, or its name on the hub."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 # maskwise learn

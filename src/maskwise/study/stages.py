@@ -12,6 +12,7 @@ inputs and results of earlier stages (left) and writes a result (right):
                scores the text of a later prepare
     evaluate   prepare + pretrain (or the start model) + measures → held-out losses and others
     finetune   pretrain (or the start model) + task + settings → one score per fine-tuning seed
+    tune       one fine-tuning seed of a finetune stage, in whose folder it is → its score
     overlap    corpus + task → number of test items that occur in the training text
 """
 
@@ -39,7 +40,7 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain, merged
 from maskwise.samplers import sampler
 from maskwise.starts import TOKENIZER_FILES, resolve_start
-from maskwise.tasks import load_task
+from maskwise.tasks import FinetuneSettings, Task, load_task
 from maskwise.text.documents import source_path
 from maskwise.text.new_words import wanted_words
 from maskwise.text.readers import CORPUS_ENDINGS, look_in
@@ -396,6 +397,38 @@ def finetune_stage(
     if pretrained is None:
         what |= {"length": recipe.links()[0].corpus.length, "kind": recipe.kind}
     return _stage_on("finetune", recipe, what, prepared, pretrained)
+
+
+def tune_stage(of: Stage, settings: FinetuneSettings, seed: int) -> Stage:
+    """Return the stage of one run of a stage of kind "finetune".
+
+    Args:
+        of: the stage of kind "finetune".
+        settings: the settings of the run, such as the learning rate that a search found.
+        seed: the fine-tuning seed.
+    """
+    alone = {"seeds", "search_rate"}
+    run = {"finetune": settings.model_dump(mode="json", exclude=alone), "seed": seed}
+    return Stage("tune", of.what | run, of.needs, of.how)
+
+
+def finetune_alone(model: str, task: Task, spec: str, settings: FinetuneSettings) -> Stage:
+    """Return the stage of ``maskwise finetune``, which needs no other stage.
+
+    Args:
+        model: the folder or hub id of the checkpoint.
+        task: the task.
+        spec: its spec.
+        settings: the settings. The number of seeds is not part of the name.
+    """
+    # Files below the folder may be results of this command.
+    files = [path for path in sorted(Path(model).glob("*")) if path.is_file()]
+    what: Plain = {
+        "task_content": task.fingerprint,
+        "finetune": settings.model_dump(mode="json", exclude={"seeds"}),
+        "model_content": [[path.name, file_hash(path)] for path in files] or model,
+    }
+    return Stage("finetune", what, how={"task": spec, "checkpoint": model, "checkpoints": True})
 
 
 def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:

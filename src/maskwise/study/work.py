@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 
@@ -42,10 +43,10 @@ from maskwise.study.stages import (
     StageKind,
     add_kind,
     recipe_of,
+    tune_stage,
 )
 from maskwise.study.store import StageStore
-from maskwise.tasks import FinetuneSettings, load_task, task_record
-from maskwise.tasks.judge import SCORE
+from maskwise.tasks import FinetuneSettings, Score, Task, TaskRecord, judge, load_task
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
 from maskwise.text.documents import place_of
 from maskwise.text.new_words import Extended, choose_words, extend, given_words, saved_share
@@ -62,7 +63,7 @@ from maskwise.training.checkpoint import forget_states
 from maskwise.training.settings import ModelSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 def run_stage(stage: Stage, store: StageStore) -> Plain:
@@ -396,37 +397,102 @@ def _overlap(stage: Stage, store: StageStore) -> Plain:
 
 
 def _finetune(stage: Stage, store: StageStore) -> Plain:
-    what = stage.what
-    settings = FinetuneSettings(**what["finetune"])
-    tokenizer = load_tokenizer(tokenizer_folder(stage, store))
-    checkpoint: str | Path | None = checkpoint_of(stage, store)
-    config = None
-    if checkpoint is None:
-        # The reference arm is the pre-trained model itself, or a new model with random weights.
-        model = ModelSettings.from_name(what["model"])
-        checkpoint = model.pretrained
-        # The checkpoints of all arms have the changed rates of dropout in their configurations.
-        config = model.changed_config(tokenizer, what["length"], kind=what["kind"])
-    first = what.get("seed", 0) * 1000
+    first = stage.what.get("seed", 0) * 1000
+    folder = store.folder(stage)
+    seeds = FinetuneSettings(**stage.what["finetune"]).seeds
     began = time.perf_counter()
     # The runs that an interrupted call has finished.
-    earlier = [read_json(path) or {} for path in store.folder(stage).glob(f"*/{SCORE}")]
-    record = task_record(
-        checkpoint,
-        load_task(what["task"]),
-        tokenizer=tokenizer,
-        settings=settings,
-        seeds=range(first, first + settings.seeds),
-        config=config,
-        folder=store.folder(stage),
-        checkpoints=False,
-        # The name of the stage identifies the checkpoint and the rows.
-        made_of=stage.name,
-    )
-    result = {key: value for key, value in record.items() if key != "made_of"}
+    earlier = [read_json(path) or {} for path in folder.glob(f"*/{DONE}")]
+    record = fine_tuned(stage, store, folder=folder, seeds=range(first, first + seeds))
     seconds = time.perf_counter() - began
     seconds += sum(score.get("seconds", 0.0) for score in earlier)
-    return result | {"seconds": round(seconds, 3)}
+    return {**record, "seconds": round(seconds, 3)}
+
+
+def fine_tuned(
+    stage: Stage,
+    store: StageStore,
+    *,
+    folder: Path,
+    seeds: Iterable[int],
+    keep: Callable[[TaskRecord], object] | None = None,
+) -> TaskRecord:
+    """Run a stage of kind "tune" for each seed, and summarise the scores.
+
+    Args:
+        stage: a stage of kind "finetune".
+        folder: the parent of the folders of the runs, such as ``seed-0``.
+        seeds: the fine-tuning seeds.
+        keep: a function to call with the record so far after every run.
+    """
+
+    def run(settings: FinetuneSettings, seed: int, name: str) -> Score:
+        tune = tune_stage(stage, settings, seed)
+        place = folder / name
+        before = read_json(place / STAGE)
+        # A folder of the user may hold a run with other settings.
+        if not before or Stage.from_dict(before).name != tune.name:
+            (place / DONE).unlink(missing_ok=True)
+        places = {**store.places, tune.name: place}
+        return cast(Score, run_stage(tune, replace(store, places=places)))
+
+    start = _start_of(stage, store)
+    return judge.record_of_runs(
+        run,
+        _loaded(stage.setting("task"), stage.what["task_content"]),
+        start=start.config or start.checkpoint,
+        random=start.checkpoint is None,
+        settings=FinetuneSettings(**stage.what["finetune"]),
+        seeds=seeds,
+        keep=keep,
+    )
+
+
+@lru_cache(maxsize=1)
+def _loaded(spec: str, content: str) -> Task:
+    """Load a task. Its runs, one after another, read it once."""
+    return load_task(spec)
+
+
+class _Start(NamedTuple):
+    """The model that is fine-tuned: a checkpoint, a configuration that changes it, or both."""
+
+    checkpoint: str | Path | None
+    config: PreTrainedConfig | None
+    tokenizer: PreTrainedTokenizerBase
+
+
+def _start_of(stage: Stage, store: StageStore) -> _Start:
+    what = stage.what
+    if "checkpoint" in stage.how:
+        checkpoint = stage.how["checkpoint"]
+        return _Start(checkpoint, None, load_tokenizer(checkpoint, needs_mask=False))
+    tokenizer = load_tokenizer(tokenizer_folder(stage, store))
+    trained = checkpoint_of(stage, store)
+    if trained is not None:
+        return _Start(trained, None, tokenizer)
+    # The reference arm is the pre-trained model itself, or a new model with random weights.
+    model = ModelSettings.from_name(what["model"])
+    # The checkpoints of all arms have the changed rates of dropout in their configurations.
+    config = model.changed_config(tokenizer, what["length"], kind=what["kind"])
+    return _Start(model.pretrained, config, tokenizer)
+
+
+def _tune(stage: Stage, store: StageStore) -> Plain:
+    start = _start_of(stage, store)
+    seed = stage.what["seed"]
+    score = judge.finetune(
+        start.checkpoint,
+        _loaded(stage.setting("task"), stage.what["task_content"]),
+        tokenizer=start.tokenizer,
+        settings=FinetuneSettings(**stage.what["finetune"]),
+        seed=seed,
+        config=start.config,
+        # A trial of a learning rate keeps only its score.
+        folder=None if seed == judge.TRIAL_SEED else store.folder(stage),
+        checkpoints=stage.how.get("checkpoints", False),
+    )
+    return {**score}
 
 
 # Kinds of stages
@@ -469,12 +535,14 @@ def forget_learning(folder: Path) -> None:
     shutil.rmtree(folder / SHARED_TOKENIZER, ignore_errors=True)
 
 
-def _forget_scores(folder: Path) -> None:
-    for score in folder.glob(f"*/{SCORE}"):
-        score.unlink(missing_ok=True)
+def _forget_runs(folder: Path) -> None:
+    for stage in folder.glob(f"*/{STAGE}"):
+        run = stage.parent
+        for name in (DONE, "error.txt", STAGE):
+            (run / name).unlink(missing_ok=True)
         # The folder of a trial of a learning rate has no other file.
         with suppress(OSError):
-            score.parent.rmdir()
+            run.rmdir()
 
 
 for _kind in (
@@ -505,12 +573,13 @@ for _kind in (
         "finetune",
         _finetune,
         records=_score,
-        forget=_forget_scores,
+        forget=_forget_runs,
         depends=("task_content", "finetune"),
         # Fine-tuning reads the rows of a task.
         reads_rows=False,
         title="fine-tuning on {task}",
     ),
+    StageKind("tune", _tune, depends=("task_content", "finetune"), reads_rows=False),
     StageKind("overlap", _overlap, records=_overlaps, of_run=False),
 ):
     add_kind(_kind)

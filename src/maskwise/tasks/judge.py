@@ -8,36 +8,24 @@ step are scored on test, because the best of several test scores would be biased
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.constants import COMPUTED, LOWER_IS_BETTER
-from maskwise.devices import best_device, versions
+from maskwise.constants import LOWER_IS_BETTER
+from maskwise.devices import best_device
 from maskwise.errors import MaskwiseError
 from maskwise.families import check_fit, check_room, evaluating
-from maskwise.folders import (
-    claim_run,
-    file_hash,
-    read_json,
-    read_lines,
-    require_own,
-    write_json,
-    write_lines,
-)
+from maskwise.folders import write_lines
 from maskwise.models import load_task_model, task_config, weights_of
 from maskwise.objectives import Objective
 from maskwise.printing import refuse_quiet
@@ -55,16 +43,15 @@ from maskwise.training.ranks import Ranks
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-RECORDS = "records.jsonl"
-LOCK = ".finetune.lock"
-SCORE = "score.json"
-"""The score of one finished run, in the run's folder."""
 # The name of the file with the answers to all test rows; each seed has its own file.
 PREDICTIONS = "predictions.jsonl"
 # The learning-rate search tries the learning rate times each of these factors.
 TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
 # The seed of the learning-rate search. It differs from every seed whose score is reported.
 TRIAL_SEED = 1 << 40
+
+RunTask: TypeAlias = Callable[[FinetuneSettings, int, str], Score]
+"""Fine-tunes with settings and a seed. The third argument is the name of the run's folder."""
 
 
 def evaluate_tasks(
@@ -73,10 +60,10 @@ def evaluate_tasks(
     *,
     settings: FinetuneSettings | None = None,
     seeds: int | None = None,
-    out: Path | None = None,
+    out: None = None,
     quiet: None = None,
 ) -> list[TaskRecord]:
-    """Evaluate a checkpoint on tasks.
+    """Evaluate a checkpoint on tasks, and write no files.
 
     Args:
         checkpoint: a folder or hub id with its tokenizer.
@@ -85,11 +72,7 @@ def evaluate_tasks(
         settings: the fine-tuning settings.
         seeds: the number of fine-tuning runs per task, by default ``settings.seeds``. A task that
             keeps the encoder frozen, such as sentence-embedding, runs once.
-        out: the output folder, or None to write nothing. ``records.jsonl`` has a record for each
-            task, over the seeds that are finished; it is updated after every run. Fine-tuned models
-            are written to ``TASK/seed-N/checkpoint``. A run is not repeated if the folder has its
-            score, made with the same checkpoint, rows, settings and versions. So the same call
-            resumes an interrupted one, and more seeds are added to those that are there.
+        out: a former argument. ``maskwise.finetune`` writes files, and resumes.
         quiet: a former argument. The level of the logger ``maskwise`` hides progress.
 
     Returns:
@@ -98,9 +81,8 @@ def evaluate_tasks(
         further metrics to their means over seeds, on test.
 
     Raises:
-        MaskwiseError: the checkpoint or a task does not exist, two tasks have the same name, the
-            model cannot learn a task, or ``out`` has scores of another model, or scores of a task
-            with other rows, settings or versions.
+        MaskwiseError: the checkpoint or a task does not exist, two tasks have the same name, or the
+            model cannot learn a task.
 
     >>> spec = "trivia(kind='sentence-embedding', train_rows=50)"
     >>> (record,) = evaluate_tasks("bundled:encoder", [spec])
@@ -108,12 +90,38 @@ def evaluate_tasks(
     ('trivia-embedding', 'accuracy', 1)
     """
     refuse_quiet(quiet)
-    settings = settings or FinetuneSettings()
     if out is not None:
-        require_own(out, RECORDS, what="an earlier finetune")
-        # Before tasks and models are read, which takes seconds.
-        _Records.read(out / RECORDS, checkpoint)
-    tasks: dict[str, Task] = {}
+        raise MaskwiseError(
+            "evaluate_tasks writes no files now",
+            got=f"out={str(out)!r}",
+            do="call maskwise.finetune(model, tasks, out=…)",
+        )
+    settings = settings or FinetuneSettings()
+    tasks, tokenizer = tasks_of(checkpoint, specs, settings)
+    return [
+        task_record(
+            checkpoint,
+            task,
+            tokenizer=tokenizer,
+            settings=settings,
+            seeds=range(seeds or settings.seeds),
+        )
+        for task, _ in tasks.values()
+    ]
+
+
+def tasks_of(
+    checkpoint: str | Path, specs: Sequence[str | Task], settings: FinetuneSettings
+) -> tuple[dict[str, tuple[Task, str]], PreTrainedTokenizerBase]:
+    """Load all tasks and the tokenizer of a checkpoint, and check that they fit.
+
+    Returns:
+        Each task and its spec, keyed by the name of the task; and the tokenizer.
+
+    Raises:
+        MaskwiseError: as for ``evaluate_tasks``.
+    """
+    tasks: dict[str, tuple[Task, str]] = {}
     for spec in specs:
         task = spec if isinstance(spec, Task) else load_task(spec)
         if task.name in tasks:
@@ -122,126 +130,13 @@ def evaluate_tasks(
                 got=str(spec),
                 do='rename one of them: …(name="…")',
             )
-        tasks[task.name] = task
+        tasks[task.name] = task, str(spec)
     tokenizer = load_tokenizer(str(checkpoint), needs_mask=False)
-    for task in tasks.values():
+    for task, _ in tasks.values():
         check_length(task, tokenizer, settings.max_length)
         if task.kind.check_model:
             task.kind.check_model(task_config(checkpoint, {}))
-    by_seed = range(seeds or settings.seeds)
-    made_of = dict.fromkeys(tasks, "")
-    if out is not None:
-        weights = file_hashes(Path(checkpoint)) or str(checkpoint)
-        for name, task in tasks.items():
-            asked = _without_seeds(settings)
-            made_of[name] = digest([COMPUTED, versions(), weights, task.fingerprint, asked])
-    results = []
-    with _Records.of(out, checkpoint) as table:
-        table.require_same(made_of)
-        keep = partial(table.keep, checkpoint=checkpoint)
-        for name, task in tasks.items():
-            record = task_record(
-                checkpoint,
-                task,
-                tokenizer=tokenizer,
-                settings=settings,
-                seeds=by_seed,
-                folder=out / name if out else None,
-                made_of=made_of[name] or None,
-                keep=keep,
-            )
-            results.append(keep(record))
-    return results
-
-
-@dataclass(frozen=True)
-class _Records:
-    """The file ``records.jsonl`` of a folder, or no file.
-
-    Attributes:
-        path: the file; None to write nothing.
-        lines: the record of each task, keyed by its name.
-    """
-
-    path: Path | None
-    lines: dict[str, TaskRecord]
-
-    @classmethod
-    @contextmanager
-    def of(cls, out: Path | None, checkpoint: str | Path) -> Iterator[_Records]:
-        """Lock a folder, and read its records. Write the file if it is missing.
-
-        A later call recognises the folder by this file, even if training is interrupted.
-        """
-        if out is None:
-            yield cls(None, {})
-            return
-        with claim_run(out, "another process fine-tunes in", lock=LOCK, work="**/metrics.jsonl"):
-            path = out / RECORDS
-            # Under the lock, because another process may have just written records.
-            lines = cls.read(path, checkpoint)
-            if not path.exists():
-                write_lines(path, [])
-            yield cls(path, lines)
-
-    @staticmethod
-    def read(path: Path, checkpoint: str | Path) -> dict[str, TaskRecord]:
-        """Read the records in a file, keyed by task.
-
-        Raises:
-            MaskwiseError: they are of another model.
-        """
-        lines = {}
-        for line in read_lines(path):
-            model = str(line.get("model"))
-            if _place_of(model) != _place_of(checkpoint):
-                raise MaskwiseError(
-                    f"--out {path.parent} contains the scores of another model",
-                    got=model,
-                    allowed=str(checkpoint),
-                    do="give a new folder",
-                )
-            lines[str(line.get("task"))] = cast(TaskRecord, line)
-        return lines
-
-    def require_same(self, made_of: Mapping[str, str]) -> None:
-        """Raise an error if a task has a record that was made in another way, and would be lost."""
-        for name, line in self.lines.items():
-            if name in made_of and line.get("made_of") != made_of[name]:
-                assert self.path is not None
-                raise MaskwiseError(
-                    f"--out {self.path.parent} contains scores of task {name} with other settings, "
-                    "rows, weights or versions",
-                    do='give a new folder, or another name to the task: …(name="…")',
-                )
-
-    def keep(self, record: TaskRecord, *, checkpoint: str | Path) -> TaskRecord:
-        """Write a record, unless the file has one of more seeds."""
-        record = {**record, "model": str(checkpoint)}
-        name = record["task"]
-        before = self.lines.get(name)
-        if self.path is None or before == record:
-            return record
-        if before is None or len(before["dev"]) <= len(record["dev"]):
-            self.lines[name] = record
-            write_lines(self.path, self.lines.values())
-        return record
-
-
-def _place_of(model: str | Path) -> str:
-    """Return the path of a local model, or its name on the hub."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
-
-
-def file_hashes(folder: Path) -> list[tuple[str, str]]:
-    """Return the names and hashes of the files in a checkpoint; none for a name on the hub."""
-    files = [path for path in sorted(folder.glob("*")) if path.is_file()]
-    return [(path.name, file_hash(path)) for path in files]
-
-
-def digest(content: object) -> str:
-    """Return a short hash of a value that JSON can hold."""
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return tasks, tokenizer
 
 
 def task_record(
@@ -254,8 +149,6 @@ def task_record(
     config: PreTrainedConfig | None = None,
     folder: Path | None = None,
     checkpoints: bool = True,
-    made_of: str | None = None,
-    keep: Callable[[TaskRecord], object] | None = None,
 ) -> TaskRecord:
     """Evaluate one checkpoint on one task with several seeds.
 
@@ -263,78 +156,62 @@ def task_record(
         seeds: the seed of each run. Only the first seed is used if no part of a run is random.
         folder: the parent of the ``seed-N`` folders, or None to write nothing.
         checkpoints: whether to write the log and the checkpoints in addition to the predictions.
-        made_of: a hash of the checkpoint, the rows and the settings. With it, the score of each
-            finished run is written to its folder, and read from there when the same run is asked
-            for again.
-        keep: a function to call with the record so far after every run.
 
     The other arguments are those of ``finetune``.
     """
+
+    def run(settings: FinetuneSettings, seed: int, name: str) -> Score:
+        return finetune(
+            checkpoint,
+            task,
+            tokenizer=tokenizer,
+            settings=settings,
+            seed=seed,
+            config=config,
+            folder=folder / name if folder and seed != TRIAL_SEED else None,
+            checkpoints=checkpoints,
+        )
+
+    return record_of_runs(
+        run, task, start=config or checkpoint, random=not checkpoint, settings=settings, seeds=seeds
+    )
+
+
+def record_of_runs(
+    run: RunTask,
+    task: Task,
+    *,
+    start: PreTrainedConfig | str | Path | None,
+    random: bool,
+    settings: FinetuneSettings,
+    seeds: Iterable[int],
+    keep: Callable[[TaskRecord], object] | None = None,
+) -> TaskRecord:
+    """Fine-tune a checkpoint with several seeds, and summarise the scores.
+
+    Args:
+        run: runs ``finetune`` for this checkpoint and task; see ``RunTask``.
+        start: the checkpoint or its configuration, whose size decides the learning rate.
+        random: whether the weights are random. A frozen encoder gives the same score for every
+            seed otherwise, so it runs once.
+        keep: a function to call with the record so far after every run.
+    """
     seeds = list(seeds)
-    # A frozen encoder gives the same score for every seed, unless its weights are random.
-    if task.frozen and checkpoint:
+    if task.frozen and not random:
         seeds = seeds[:1]
-    start = config or checkpoint
     if settings.learning_rate is None and start is not None and not task.frozen:
         settings = settings.fitting(weights_of(task_config(start, {})))
-    run = partial(finetune, checkpoint, task, tokenizer=tokenizer, config=config)
-    once = partial(_once, run, made_of=made_of)
     tried: dict[float, float] = {}
     diverged: list[str] = []
     if settings.search_rate and settings.learning_rate and not task.frozen:
-        settings, tried, diverged = _search_rate(task, settings, once, folder)
+        settings, tried, diverged = _search_rate(task, settings, run)
     scores: list[Score] = []
-
-    def record() -> TaskRecord:
-        """Return the record of the runs that are finished."""
-        made = _record_of(task, scores, [*task.remarks, *diverged], tried)
-        if made_of is not None:
-            made["made_of"] = made_of
-        return made
-
     for seed in seeds:
-        kept = folder / f"seed-{seed}" if folder else None
-        score = once(settings=settings, seed=seed, kept=kept, folder=kept, checkpoints=checkpoints)
-        scores.append(score)
+        scores.append(run(settings, seed, f"seed-{seed}"))
+        record = _record_of(task, scores, [*task.remarks, *diverged], tried)
         if keep is not None:
-            keep(record())
-    return record()
-
-
-def _without_seeds(settings: FinetuneSettings) -> dict[str, object]:
-    """Return the settings of a run. The number of seeds is not one of them."""
-    return settings.model_dump(mode="json", exclude={"seeds"})
-
-
-def _once(
-    run: Callable[..., Score],
-    *,
-    settings: FinetuneSettings,
-    seed: int,
-    kept: Path | None,
-    made_of: str | None,
-    **how: object,
-) -> Score:
-    """Return the score of a run, from its folder if the same run is finished there.
-
-    Args:
-        run: ``finetune`` for a checkpoint and a task.
-        kept: the folder of the run.
-        made_of: as in ``task_record``; if it is None, nothing is read or written here.
-        how: further arguments of ``run``.
-    """
-    if kept is None or made_of is None:
-        return run(settings=settings, seed=seed, **how)
-    path = kept / SCORE
-    this = digest([made_of, _without_seeds(settings), seed])
-    found = read_json(path)
-    if found and found.pop("made_of", None) == this:
-        return cast(Score, found)
-    # While other files of the folder change, it has no score.
-    path.unlink(missing_ok=True)
-    score = run(settings=settings, seed=seed, **how)
-    write_json(path, {**score, "made_of": this})
-    return score
+            keep(record)
+    return record
 
 
 def _record_of(
@@ -379,16 +256,9 @@ def _record_of(
 
 
 def _search_rate(
-    task: Task,
-    settings: FinetuneSettings,
-    run: Callable[..., Score],
-    folder: Path | None = None,
+    task: Task, settings: FinetuneSettings, run: RunTask
 ) -> tuple[FinetuneSettings, dict[float, float], list[str]]:
     """Search for the learning rate with the best dev score.
-
-    Args:
-        run: ``_once`` for this checkpoint and task.
-        folder: the parent of the folders of the trials, or None.
 
     Returns:
         The settings with the best rate, the dev score of each rate, and a note for each rate that
@@ -408,9 +278,8 @@ def _search_rate(
     for factor in TRIAL_FACTORS:
         rate = float(f"{factor * settings.learning_rate:.2g}")
         trial = settings.model_copy(update={"steps": steps, "learning_rate": rate})
-        kept = folder / f"rate-{rate:g}" if folder else None
         try:
-            tried[rate] = run(settings=trial, seed=TRIAL_SEED, kept=kept)["dev"] or 0.0
+            tried[rate] = run(trial, TRIAL_SEED, f"rate-{rate:g}")["dev"] or 0.0
         except NotFinite as error:
             diverged.append(f"learning rate {rate:g} diverged and was dropped: {error.what}")
             if len(diverged) == len(TRIAL_FACTORS):
