@@ -25,6 +25,11 @@ other in one run, so that compilation is paid once; ``spread`` is their range ov
 Tokens are counted in the batches that were timed: tokens of text, without padding and without
 special tokens. A trace follows the rounds of compiled maskwise (``gpu_trace.py``).
 
+A model of two layers is so small that the host, which launches kernels, may limit it. It runs
+uncompiled, compiled, and compiled with each block as a CUDA graph (``mode="reduce-overhead"``),
+which only this benchmark does. A graph is recorded for each shape of its inputs, so the offsets of
+documents are lengthened to a multiple of ``BUCKET``.
+
 MFU (model FLOPs utilisation) is the FLOP/s spent on tokens of text, relative to a maximum. There
 are two maxima: the FLOP/s of the data sheet, and of a large matrix product on this machine. Padding
 and recomputation do not count. ``mfu_…`` is by the formula of ``training.log``, which takes layers
@@ -72,7 +77,7 @@ from maskwise.objectives.base import Work, trained
 from maskwise.packed import PackedCollator
 from maskwise.samplers import sampler
 from maskwise.text import Rows, read_documents, split, train_tokenizer
-from maskwise.training import MaskedSource
+from maskwise.training import MaskedSource, wrapping
 from maskwise.training import train as train_ours
 from maskwise.training.data import look_ahead
 from maskwise.training.log import Meter
@@ -97,6 +102,10 @@ BATCH = 65_536
 """Tokens per step. If a side runs out of memory, this number is halved, and its line shows it."""
 COPIED = 1 << 30
 """Number of bytes that are copied to measure the memory bandwidth."""
+LITTLE = "small, packed"
+"""The name of the shape that is timed with and without CUDA graphs."""
+BUCKET = 64
+"""With CUDA graphs, the number of offsets of documents is a multiple of this number."""
 TRACED = 4
 """Number of steps in a trace."""
 SYNCHRONISES = "called a synchronizing CUDA operation"
@@ -136,17 +145,21 @@ class Side(NamedTuple):
         rows: for ``Trainer``: "as it is", "grouped by length" or "packed".
         compiled: whether it runs with ``torch.compile``.
         more: further training settings of maskwise, as (name, value) pairs.
+        graphs: for compiled maskwise: whether blocks run as CUDA graphs.
     """
 
     name: str
     rows: str = ""
     compiled: bool = False
     more: tuple[tuple[str, Any], ...] = ()
+    graphs: bool = False
 
     def __str__(self) -> str:
         parts = [self.name, self.rows, *(f"{name} {value}" for name, value in self.more)]
         if self.compiled:
             parts.append("compiled")
+        if self.graphs:
+            parts.append("CUDA graphs")
         return ", ".join(part for part in parts if part)
 
     @property
@@ -372,6 +385,9 @@ class Bench:
         yield Part("waits, pos-weighted", partial(self.waits, "pos-weighted", 0), 20)
         late = partial(self.waits, "pos-weighted", 1)
         yield Part("waits, pos-weighted, one step late", late, 20)
+        compiled = OURS._replace(compiled=True)
+        for side in (compiled, compiled._replace(graphs=True), OURS):
+            yield self.timing(self.little(), side, 40)
         # Each batch of grouped rows is of another length.
         for shape in promised:
             for peer in peers:
@@ -412,6 +428,19 @@ class Bench:
         if self.smoke:
             return train.Shape(name, family, fields | SMALL, batch_size=4, length=32, steps=2)
         return train.Shape(name, family, fields, BATCH // length, length, steps=16)
+
+    def little(self) -> train.Shape:
+        """Return a model of two layers and its batch shape."""
+        fields = {
+            "hidden_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 512,
+            ATTENTION_DROPOUT["bert"]: 0.0,
+        }
+        if self.smoke:
+            return train.Shape(LITTLE, "bert", fields | SMALL, batch_size=4, length=32, steps=2)
+        return train.Shape(LITTLE, "bert", fields, batch_size=32, length=128, steps=100)
 
     def contest(self, shape: train.Shape) -> Contest:
         """Return the contest of all sides for a shape, from a cache."""
@@ -456,7 +485,7 @@ class Bench:
         if side.rows == "packed" and not has_ragged_peer():
             return {"left_out": "transformers finds no kernel for documents (flash_attn) here"}
         contest = self.contest(shape)
-        rounds = ROUNDS if _is_promised(shape) else 1
+        rounds = ROUNDS if _is_promised(shape) or shape.name == LITTLE else 1
         try:
             laps = contest.run(side, self, rounds, traced=bool(trace))
         except torch.OutOfMemoryError:
@@ -653,7 +682,7 @@ class Contest(train.Contest):
         # A round is at most an epoch, because grouped rows begin with the longest.
         per_epoch = len(self.rows[train.PEER]) // self.shape.batch_size
         steps = max(1, min(self.shape.steps, per_epoch))
-        laps = Laps(train.WARM, steps, rounds, traced=traced and side.is_ours)
+        laps = Laps(train.WARM, steps, rounds, traced=traced and side.is_ours, graphs=side.graphs)
         if bench.on_card:
             torch.cuda.reset_peak_memory_stats()
         laps.loss = self._train_ours(laps, side) if side.is_ours else self._peer(laps, side, bench)
@@ -663,8 +692,11 @@ class Contest(train.Contest):
         source = self.source(laps.end)
         changed = {"compile": side.compiled, **dict(side.more)}
         settings = source.settings.model_copy(update=changed)
+        if side.graphs:
+            source = FewShapes(source.rows, source.masker, source.settings)
         model = MaskedLanguageModelling(self.model())
-        loss = train_ours(model, source, settings, learners={"clock": laps})["loss"]
+        with cuda_graphs() if side.graphs else nullcontext():
+            loss = train_ours(model, source, settings, learners={"clock": laps})["loss"]
         assert loss is not None
         return loss
 
@@ -746,6 +778,32 @@ class Contest(train.Contest):
         return self.work[1]
 
 
+class FewShapes(MaskedSource):
+    """Batches whose offsets of documents have few different lengths."""
+
+    def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
+        made = super().batches(step, rank=rank, ranks=ranks)
+        for batch in made:
+            ends, written = batch.ends
+            # The last offset is repeated, so the documents that are added have no tokens.
+            more = -len(ends) % BUCKET
+            batch.ends = torch.cat((ends, ends[-1:].expand(more))), written
+        return made
+
+
+@contextmanager
+def cuda_graphs() -> Iterator[None]:
+    """A context in which compiled blocks run as CUDA graphs."""
+    plain = wrapping.compiled_block
+
+    def graphed(block: Any, forward: Any) -> Any:
+        with patch.object(torch, "compile", partial(torch.compile, mode="reduce-overhead")):
+            return plain(block, forward)
+
+    with patch.object(wrapping, "compiled_block", graphed):
+        yield
+
+
 def near_pairs(batch: MaskedBatch, window: int) -> float:
     """Return the number of pairs of tokens of a document at a distance of at most ``window``."""
     line = batch.line
@@ -764,6 +822,7 @@ class Laps(Clock):
         steps: the number of updates in a round.
         rounds: the number of rounds.
         traced: whether to trace ``TRACED`` updates after the last round.
+        graphs: whether the run uses CUDA graphs, which must know where a step begins.
 
     Attributes:
         seconds, tokens, positions: the wall time of each round, its tokens of text, and its
@@ -773,13 +832,16 @@ class Laps(Clock):
         profiler: the profiler, after it has run.
     """
 
-    def __init__(self, warm: int, steps: int, rounds: int, *, traced: bool = False):
+    def __init__(
+        self, warm: int, steps: int, rounds: int, *, traced: bool = False, graphs: bool = False
+    ):
         super().__init__(warm, warm + rounds * steps)
         self.steps = steps
         self.marks = [warm + number * steps for number in range(rounds + 1)]
         # ``time_trainer`` trains until ``last``.
         self.end = self.last + (1 + TRACED if traced else 0)
         self.is_traced = traced
+        self.graphs = graphs
         self.profiler: Any = None
         self.seconds: list[float] = []
         self.tokens: list[int] = []
@@ -807,6 +869,8 @@ class Laps(Clock):
         self._counted.append(tokens - 2 * len(ids))
 
     def tick(self, done: int) -> None:
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         if done in self.marks:
             if self.device.type != "cpu":
                 torch.accelerator.synchronize()

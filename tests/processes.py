@@ -10,7 +10,6 @@ import io
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -193,14 +192,20 @@ def two_ranks(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def as_ranks(count: int, function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function in ``count`` processes with the variables that torchrun gives its ranks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free.getsockname()[1]),
-            "WORLD_SIZE": str(count),
-        }
+    """Call a function in ``count`` processes with the variables that torchrun gives its ranks.
+
+    As with torchrun, this process has the store by which the ranks find each other. If the first
+    rank opened it, another process could take the port until then.
+    """
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": str(count),
+    }
     ranks = [
         forked(
             _as_rank,

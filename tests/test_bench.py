@@ -136,6 +136,8 @@ def test_the_script_for_a_gpu_runs_every_part_here_in_miniature(tmp_path: Path) 
     assert set(several["ms_alone"]) == set(gpu_bench.ARMS)
     assert len(several["ms_of_each_step"]) == 6
     assert {each["size"] for each in lines[-1]["ratios"]} == promised
+    little = {part.removeprefix(f"{gpu_bench.LITTLE}: ") for part in parts}
+    assert {"maskwise", "maskwise, compiled", "maskwise, compiled, CUDA graphs"} <= little
 
 
 def test_on_a_gpu_what_was_promised_is_measured_first(tmp_path: Path) -> None:
@@ -165,6 +167,40 @@ def test_a_side_without_memory_gets_half_the_rows(monkeypatch: pytest.MonkeyPatc
     line = bench.timed(shape, gpu_bench.OURS)
     assert shape.batch_size == 4 and line["batch"].startswith("2 × ")
     assert line["tokens_per_second"] > 0
+
+
+def test_with_cuda_graphs_blocks_get_offsets_of_few_lengths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The documents that are added have no tokens, so the loss stays the same."""
+    modes: list[str | None] = []
+
+    def compiled(function: Any, **named: Any) -> Any:
+        if named.get("fullgraph"):
+            modes.append(named.get("mode"))
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    bench = gpu_bench.Bench(smoke=True)
+    contest = bench.contest(bench.little())
+    lengths = []
+    plain = gpu_bench.Laps.observe
+
+    def observe(laps: Any, batch: Any, outcome: Any) -> None:
+        lengths.append(len(batch.ends[0]))
+        assert batch.ends[0][-1] == batch.input_ids.numel()
+        plain(laps, batch, outcome)
+
+    monkeypatch.setattr(gpu_bench.Laps, "observe", observe)
+    losses = []
+    for graphs in (False, True):
+        side = gpu_bench.OURS._replace(compiled=True, graphs=graphs)
+        losses.append(contest.run(side, bench, 1, traced=False).loss)
+    half = len(lengths) // 2
+    assert {length % gpu_bench.BUCKET for length in lengths[half:]} == {0}
+    assert {length % gpu_bench.BUCKET for length in lengths[:half]} != {0}
+    assert modes == [None, None, "reduce-overhead", "reduce-overhead"]
+    assert losses[0] == losses[1]
 
 
 def test_each_side_counts_the_tokens_of_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import socket
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
+import processes
 from maskwise import folders
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
@@ -42,7 +44,7 @@ from maskwise.training.engine import Engine, new_accelerator
 from maskwise.training.optim import BatchedMuon, Optimizers, orthogonal
 from maskwise.training.ranks import ACCELERATE, Ranks, distinct, gathered, load_weights, local
 from maskwise.training.several import SeveralObjectives
-from processes import as_ranks, two_ranks
+from processes import as_ranks, two_ranks, wait_for
 from test_faults import Poisonous, Spoiled
 from test_training import DATA, HELD_OUT, close, lines, run, settings
 from test_wrapping import made, trained
@@ -50,6 +52,29 @@ from tiny import write_inputs
 from training_tools import model, tokenizer
 
 SLOW = pytest.mark.slow
+
+
+def joined_ranks(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    (folder / f"rank-{dist.get_rank()}").touch()
+
+
+def test_ranks_find_each_other_though_another_process_takes_free_ports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tries to take the port of the ranks just before they start."""
+    plain = processes.forked
+    with socket.socket() as other:
+
+        def late(*arguments: Any, **variables: str) -> Any:
+            with suppress(OSError):
+                other.bind(("127.0.0.1", int(variables["MASTER_PORT"])))
+                other.listen()
+            return plain(*arguments, **variables)
+
+        monkeypatch.setattr(processes, "forked", late)
+        two_ranks(joined_ranks, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def check_places(module: Any, *, sharded: bool) -> None:
@@ -417,6 +442,40 @@ def test_a_batch_that_one_rank_cannot_make_ends_all_ranks(tmp_path: Path) -> Non
         own = "no words in this text; got row 7"
         assert (tmp_path / f"{policy}-1").read_text() == own
         assert (tmp_path / f"{policy}-0").read_text() == f"process 1 failed; got {own}"
+
+
+class BreaksOnRank1(MaskedLanguageModelling):
+    """An objective whose third forward pass fails on one rank, while the other one goes on."""
+
+    passes = 0
+
+    def forward(self, batch: Any) -> Loss:
+        self.passes += 1
+        if self.passes == 3 and dist.get_rank() == 1:
+            raise MemoryError("nothing left")
+        return super().forward(batch)
+
+
+def broken_ranks(folder: Path) -> None:
+    chosen = settings(log_every=1)
+    source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen)
+    out = folder / "run"
+    try:
+        train(BreaksOnRank1(model("bert")), source, chosen, folder=out)
+    except Exception as error:
+        (folder / f"said-{dist.get_rank()}").write_text(repr(error))
+        # The process ends, as one of torchrun does.
+        raise
+
+
+@pytest.mark.process
+def test_a_step_that_fails_on_one_rank_ends_the_other(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        two_ranks(broken_ranks, tmp_path)
+    wait_for(lambda: len(list(tmp_path.glob("said-*"))) == 2)
+    assert (tmp_path / "said-1").read_text() == "MemoryError('nothing left')"
+    assert "MemoryError" not in (tmp_path / "said-0").read_text()
+    assert [line["step"] for line in lines(tmp_path / "run") if line["kind"] == "train"] == [1, 2]
 
 
 def ranks_on_two_disks(folder: Path) -> None:
