@@ -19,8 +19,20 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE
 from maskwise.recipe import read_recipe
 from maskwise.study.forecast import check
+from maskwise.study.plan import make_plan
+from maskwise.study.samples import samples
 from maskwise.study.stages import prepare_stage
-from maskwise.text import Document, read_pieces, tokenise, train_tokenizer
+from maskwise.study.store import StageStore
+from maskwise.study.work import run_stage
+from maskwise.text import (
+    Document,
+    Pieces,
+    Prepared,
+    Stream,
+    read_pieces,
+    tokenise,
+    train_tokenizer,
+)
 from maskwise.text.segmenters import (
     SEGMENTERS,
     segmenter,
@@ -28,6 +40,7 @@ from maskwise.text.segmenters import (
     spans,
     unspaced,
 )
+from maskwise.text.settings import CorpusSettings
 from tiny import write_inputs
 
 CHINESE = "我们在北京大学学习自然语言处理。他们也喜欢机器学习,但是没有时间。"
@@ -188,6 +201,47 @@ def test_a_study_trains_on_the_words_of_a_segmenter(
         assert not end.value.code
         runs[words] = json.loads(capsys.readouterr().out)["heldout"]
     assert runs["auto"] != runs["stub"]
+
+
+def test_a_stream_has_the_words_of_a_segmenter(registered: str, tmp_path: Path) -> None:
+    texts = [f"abcd efghi number{number}, and jklm." for number in range(60)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    tokenizer = train_tokenizer(texts, vocab_size=120)
+    settings = {"source": str(tmp_path / "texts.jsonl"), "length": 24, "words": "stub"}
+    corpus = CorpusSettings(**settings, stream=True)
+    folder = tmp_path / "data"
+    Prepared.begin(folder, corpus, tokenizer)
+    data = Prepared.open(folder)
+    assert isinstance(data.training, Stream)
+    [shards] = data.training.sources.values()
+    blocks = [data.training.maker(chunk) for chunk in shards[0].chunks(500)]
+    parts = [data.held_out.pieces, *(block.pieces for block in blocks if block)]
+    tokens = tokenise(CorpusSettings(**settings).documents(), tokenizer, words="stub")
+    whole = read_pieces(tokens, tokenizer=tokenizer, length=24)
+
+    def words_of(pieces: Pieces) -> dict[int, list[int]]:
+        words = np.split(pieces.columns["word_ids"], pieces.offsets[1:-1])
+        return {int(name): part.tolist() for name, part in zip(pieces.example_ids, words)}
+
+    streamed: dict[int, list[int]] = {}
+    for part in parts:
+        streamed |= words_of(part)
+    assert streamed == words_of(whole) and len(parts) > 3
+    plain = read_pieces(tokenise(corpus.documents(), tokenizer), tokenizer=tokenizer, length=24)
+    assert streamed != words_of(plain)
+
+
+def test_the_page_shows_masks_of_the_words_of_a_segmenter(registered: str, tmp_path: Path) -> None:
+    shown = {}
+    for words in ("auto", "stub"):
+        settings = [f"corpus.words={words}", "corpus.stream=true", "training.steps=9", "tasks=[]"]
+        recipe = read_recipe(write_inputs(tmp_path), settings)
+        runs = [run for run in make_plan(recipe).runs if run.arm == "words-30"]
+        store = StageStore(tmp_path / "stages")
+        run_stage(runs[0].chain[0], store)
+        shown[words] = samples(runs, store)["words-30"]
+    pieces = {words: [sample["pieces"] for sample in shown[words]] for words in shown}
+    assert len(pieces["stub"]) == 4 and pieces["stub"] != pieces["auto"]
 
 
 def test_rows_of_another_version_of_a_segmenter_are_other_rows(

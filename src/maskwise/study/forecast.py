@@ -54,10 +54,9 @@ from maskwise.study.unread import names_in_pretraining, names_in_study, refuse_u
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.task import all_classes
 from maskwise.tasks.tensors import MOST_CUT
-from maskwise.text.documents import Document
 from maskwise.text.pieces import UNKNOWN
 from maskwise.text.segmenters import segmenter_advice, unspaced
-from maskwise.text.settings import CorpusSettings, first_characters
+from maskwise.text.settings import first_characters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -279,6 +278,7 @@ def _read(subject: str, overrides: Sequence[str], tasks: Sequence[str]) -> Recip
 def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
     """Count documents, rows, tokens and unknown tokens."""
     corpus = first.corpus
+    beginning = first_characters(corpus.documents(), SCRIPT_CHARACTERS)
     counts = sample.rows.pieces.counts
     tokens = max(1, counts.get("tokens", sample.rows.tokens))
     # Counts of the sample are scaled to the whole text.
@@ -296,16 +296,10 @@ def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
         "length": corpus.length,
         "tokens": round(tokens * sample.scale),
         "unknown": counts.get(UNKNOWN, 0) / tokens,
-        "unspaced": unspaced(document.text for document in _beginning(corpus)),
+        "unspaced": unspaced(document.text for document in beginning),
         "words": corpus.words,
         "vocabulary": len(sample.data.tokenizer),
     }
-
-
-def _beginning(corpus: CorpusSettings) -> Iterator[Document]:
-    """Yield the first documents of a corpus that is no stream, to see which scripts it has."""
-    if not corpus.stream:
-        yield from first_characters(corpus.documents(), SCRIPT_CHARACTERS)
 
 
 def _model_facts(first: Recipe, sample: TextSample) -> tuple[PreTrainedConfig, Plain]:

@@ -70,7 +70,13 @@ def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
             with warnings.catch_warnings():
                 # The page shows only the beginnings of a few texts.
                 warnings.filterwarnings("ignore", message=".*texts were cut")
-                [row] = encode(data.tokenizer, [text], max_length=length, layers=annotated)
+                [row] = encode(
+                    data.tokenizer,
+                    [text],
+                    max_length=length,
+                    layers=annotated,
+                    words=link.corpus.words,
+                )
             moments: list[Plain] = []
             for epoch, step in enumerate(shown_steps.tolist()):
                 seen = show_masks(

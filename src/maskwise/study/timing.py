@@ -207,7 +207,7 @@ def _rows_of(link: Recipe) -> tuple[object, ...]:
     """Return the settings on which the rows of a sample depend."""
     corpus = link.corpus
     tokenizer = link.tokenizer_name or link.tokenizer
-    return corpus.length, corpus.row_layout, corpus.layers, tokenizer
+    return corpus.length, corpus.row_layout, corpus.layers, corpus.words, tokenizer
 
 
 # Times

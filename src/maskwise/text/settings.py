@@ -150,7 +150,7 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
                 do="list the sources without weights: corpus.source: [FILE, OTHER]",
             )
         if self.stream:
-            self._refuse("a stream cannot use {}", "limit", "temperature", "words")
+            self._refuse("a stream cannot use {}", "limit", "temperature")
         else:
             self._refuse("{} is only for streams", "shuffle", "repeat")
         return self
@@ -226,7 +226,9 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
     def block_maker(self, tokenizer: PreTrainedTokenizerFast, layers: Layered | None) -> BlockMaker:
         """Return the callable that makes rows from the chunks of a stream."""
         fields = self.record_fields
-        return BlockMaker(tokenizer, self.length, self.row_layout, self.held_out, fields, layers)
+        return BlockMaker(
+            tokenizer, self.length, self.row_layout, self.held_out, fields, layers, self.words
+        )
 
     def parts(self) -> list[Documents]:
         """Return the documents of each source.
@@ -396,7 +398,7 @@ class Prepared:
         training, held_out, facts = read_beginning(corpus.shards(), maker)
 
         def fill(partial: Path) -> None:
-            held = tokenise(held_out, tokenizer, layers=layers)
+            held = tokenise(held_out, tokenizer, layers=layers, words=corpus.words)
             pieces = read_pieces(
                 held,
                 tokenizer=tokenizer,
@@ -407,7 +409,7 @@ class Prepared:
             Rows.of(pieces, corpus.row_layout).save(partial / HELD_OUT)
             # The output bias is initialised from the token frequencies.
             counts = np.zeros(len(tokenizer), np.int64)
-            for tokens in tokenise(training, tokenizer):
+            for tokens in tokenise(training, tokenizer, words=corpus.words):
                 counts += np.bincount(tokens.columns["input_ids"], minlength=len(counts))
             stream = {"corpus": corpus.model_dump(mode="json"), "counts": counts.tolist()}
             (partial / STREAM).write_text(json.dumps(stream))

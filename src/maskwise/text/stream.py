@@ -53,6 +53,7 @@ from maskwise.text.readers import (
     wanted,
 )
 from maskwise.text.rows import Rows, holds_out, require_in_vocabulary
+from maskwise.text.words import WordRule
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -286,6 +287,7 @@ class BlockMaker:
         held_out: the share of the documents that is held out.
         fields: the fields that hold the text and the name of a record.
         layers: an annotator whose annotation layers are added to the rows; None for no layers.
+        words: the word rule, as for `tokenise`.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -294,12 +296,13 @@ class BlockMaker:
     held_out: float = 0.0
     fields: FieldNames = field(default_factory=FieldNames)
     layers: Layered | None = None
+    words: WordRule = "auto"
 
     def __call__(self, chunk: Chunk) -> Rows | None:
         """Return the rows of a chunk, or None if the chunk has no text to train on."""
         # Held-out documents are dropped before the tokenizer runs, because it is the slowest step.
         kept = filterfalse(self.holds_out, chunk.documents(self.fields))
-        tokens = list(tokenise(kept, self.tokenizer, layers=self.layers))
+        tokens = list(tokenise(kept, self.tokenizer, layers=self.layers, words=self.words))
         if not any(batch.lengths.any() for batch in tokens):
             return None
         pieces = read_pieces(tokens, tokenizer=self.tokenizer, length=self.length)
