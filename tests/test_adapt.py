@@ -156,7 +156,7 @@ def test_the_recipe_fits_the_model(texts, adapted, tmp_path):
     [
         {},
         {"arms": ("tsdae",)},
-        {"arms": ("token-15", "tsdae"), "overrides": ("study.arms=tsdae",)},
+        {"arms": ("token-15", "tsdae"), "overrides": ("study.arms=token-15",)},
         {"overrides": ("training.optimizer=adamw", "study.margin=0.01", "corpus.held_out=0.4")},
         {"seeds": (3, 9), "steps": 50, "overrides": ("phases=[{}, {training.steps: 7}]",)},
     ],

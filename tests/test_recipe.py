@@ -18,7 +18,7 @@ from maskwise import devices
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.objectives import objective_class
-from maskwise.recipe import Recipe, apply_overrides, parse_value, read_recipe, shipped, validate
+from maskwise.recipe import Recipe, parse_value, read_recipe, shipped, validate
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.pretraining import pretrain
@@ -265,33 +265,33 @@ OWN = "study.arms={own: {}, salient: {masking.policy: salient}}"
     ("name", "overrides", "pairs"),
     [
         ("ratios", [TWO], [("b", "a")]),
-        ("ratios", ["study.arms={a: {}, constant-30: {}}"], [("a", "constant-30")]),
         ("ratios", [TWO, "study.baseline=b"], [("a", "b")]),
         ("ratios", ["study.contrasts=[[b, a]]", TWO], [("b", "a")]),
-        ("intermediate", [OWN], [("own", REFERENCE), ("salient", "own")]),
-        ("continual", ["study.arms=words-30, token-15"], [("words-30", "token-15")]),
-        ("continual", ["study.arms=[token-15, words-30]"], [("words-30", "token-15")]),
-        ("ptw", ["study.arms.words=null"], [("ptw-faithful", "words-15")]),
+        ("mmbert", ["study.arms=constant-30, mmbert"], [("constant-30", "mmbert")]),
+        ("mmbert", ["study.arms=[mmbert, by-size]"], [("by-size", "mmbert")]),
+        (
+            "intermediate",
+            ["study.arms=own,random", "study.contrasts=[[random, own]]"],
+            [("random", "own")],
+        ),
+        (
+            "learn-meta",
+            ["study.arms.news={}", "study.contrasts=null"],
+            [(arm, "random") for arm in ("salient", "oracle", "meta", "news")],
+        ),
+        (
+            "quick-start",
+            ["study.arms.15 %=null", "study.contrasts=null"],
+            [("45 → 15 %", REFERENCE), ("45 → 15 %", "30 %")],
+        ),
     ],
 )
-def test_other_arms_take_baseline_and_contrasts_with_them(name, overrides, pairs):
+def test_arms_are_replaced_or_chosen(name, overrides, pairs):
     study = read_recipe(name, overrides).study
     assert study.pairs == pairs
     # A held-out loss may not suit other arms.
     assert read_recipe("quick-start").study.outcome == "heldout:token@0.15"
     assert read_recipe("quick-start", [TWO]).study.outcome is None
-
-
-@pytest.mark.usefixtures("worlds")
-def test_arms_that_are_left_out_leave_the_contrasts_of_the_others():
-    fewer = "study.arms={random: {}, salient: {}, oracle: {}, supervised: {}}"
-    study = read_recipe(find_recipe("learn-meta-full"), [fewer]).study
-    others = [("supervised", "salient"), ("supervised", "random")]
-    assert study.pairs == [("oracle", "random"), *others]
-    assert study.gate is not None and study.gate.contrast == ("oracle", "random")
-    three = "study.arms={random: {}, salient: {}, oracle: {}}"
-    study = read_recipe(find_recipe("learn-meta-full"), [three]).study
-    assert study.primary == [("salient", "random"), ("oracle", "random")]
 
 
 def test_every_shipped_comparison_has_enough_runs_for_a_verdict() -> None:
@@ -304,24 +304,57 @@ def test_every_shipped_comparison_has_enough_runs_for_a_verdict() -> None:
             assert can_decide(study.seeds, max(1, questions)), name
 
 
-def test_every_arm_of_every_recipe_can_be_left_out() -> None:
-    for name in shipped():
-        arms = read_recipe(name).study.arms
-        for arm in arms:
-            if len(arms) > 1:
-                left = read_recipe(name, [f"study.arms.{arm}=null"]).study
-                assert [*left.arms] == [other for other in arms if other != arm]
-                # No setting names an arm that is left out.
-                assert {*chain(*left.pairs)} <= {*left.arms, REFERENCE}
+@pytest.mark.parametrize("name", shipped())
+def test_every_arm_that_nothing_names_can_be_left_out(name: str) -> None:
+    study = read_recipe(name).study
+    named = {study.baseline, *chain(*study.pairs)}
+    for arm in study.arms:
+        override = f"study.arms.{arm}=null"
+        if len(study.arms) > 1 and arm not in named:
+            left = read_recipe(name, [override]).study
+            assert [*left.arms] == [other for other in study.arms if other != arm]
+            assert left.pairs == study.pairs
+        elif study.contrasts and arm in named:
+            with pytest.raises(MaskwiseError, match=r"names '|no arm is left"):
+                read_recipe(name, [override])
 
 
-def test_a_gate_keeps_what_it_closes_among_the_arms_that_are_left() -> None:
-    gate = {"contrast": ["a", "b"], "closes": [["c", "b"], ["d", "b"]]}
-    settings = {"study": {"arms": {name: {} for name in "abcd"}, "gate": gate}}
-    apply_overrides(settings, ["study.arms.d=null"])
-    assert settings["study"]["gate"] == {"contrast": ["a", "b"], "closes": [["c", "b"]]}
-    apply_overrides(settings, ["study.arms.a=null"])
-    assert "gate" not in settings["study"]
+@pytest.mark.parametrize(
+    ("name", "override", "said"),
+    [
+        (
+            "ptw",
+            "study.arms.words-15=null",
+            r"in study\.contrasts: \[ptw-faithful, words-15\] names 'words-15'; .* name other "
+            r"pairs, or set study\.contrasts=null",
+        ),
+        ("ratios", "study.arms={a: {}, constant-30: {}}", r"\[constant-15, constant-30\] names"),
+        ("continual", "study.arms=words-30,token-15", r"\[token-15, token-30\] names 'token-30'"),
+        (
+            "quick-start",
+            "study.arms.rare={}",
+            r"study\.arms\.rare adds an arm, and study\.contrasts does not name it; got "
+            r"study\.contrasts=.*; set study\.contrasts=null .*, or .*'\[\[rare, 30 %\]\]'",
+        ),
+    ],
+)
+def test_an_override_does_not_edit_contrasts(name: str, override: str, said: str) -> None:
+    with pytest.raises(MaskwiseError, match=said):
+        read_recipe(name, [override])
+
+
+@pytest.mark.parametrize("setting", ["gate", "baseline"])
+def test_an_override_does_not_edit_gate_and_baseline(setting: str) -> None:
+    study = {"arms": {"a": {}, "b": {}, "c": {}}, "gate": ["c", "b"], "baseline": "b"}
+    settings = {"extends": "quick-start", "study": study}
+    removed = {"gate": "c", "baseline": "b"}[setting]
+    overrides = [f"study.arms.{removed}=null"]
+    if setting == "baseline":
+        overrides.append("study.gate=null")
+    with pytest.raises(MaskwiseError, match=rf"in study\.{setting}.*set study\.{setting}=null"):
+        read_recipe(settings, overrides)
+    left = read_recipe(settings, [*overrides, f"study.{setting}=null"]).study
+    assert len(left.pairs) == 1
 
 
 @pytest.mark.parametrize(
@@ -351,14 +384,6 @@ def test_other_arms_over_a_search_that_is_none(search: str, said: str, tmp_path:
     file.write_text(f"extends: quick-start\nstudy: {{search: {search}}}\n")
     with pytest.raises(MaskwiseError, match=said):
         read_recipe(file, [f"study.arms={json.dumps(OWN_ARMS)}"])
-
-
-@pytest.mark.usefixtures("worlds")
-def test_a_transfer_study_with_fewer_arms_stays_one() -> None:
-    base = read_recipe(find_recipe("transfer")).study
-    arms = {name: dict(arm) for name, arm in base.arms.items() if name != "from-causes"}
-    study = read_recipe(find_recipe("transfer"), [f"study.arms={json.dumps(arms)}"]).study
-    assert study.transfer and study.pairs == base.pairs
 
 
 @pytest.mark.parametrize(
@@ -562,15 +587,6 @@ def test_only_arms_masked_by_a_learned_policy_learn_one():
     assert [recipe.arm(name, seed=0).learns for name in ("meta", "random")] == [True, False]
 
 
-def test_a_gate_against_the_start_stays_with_its_arms(tmp_path):
-    path = tmp_path / "gated.yaml"
-    path.write_text("extends: quick-start\nstudy: {gate: [45 → 15 %, no-pretraining]}\n")
-    arms = (
-        "study.arms={15 %: {masking.ratio: 0.15}, 45 → 15 %: {masking.ratio: 'linear(0.45, 0.15)'}}"
-    )
-    assert read_recipe(path, [arms]).study.gate == read_recipe(path).study.gate is not None
-
-
 def test_groups_that_share_an_anchor_are_changed_one_by_one(tmp_path):
     path = tmp_path / "anchors.yaml"
     path.write_text(
@@ -579,17 +595,6 @@ def test_groups_that_share_an_anchor_are_changed_one_by_one(tmp_path):
     )
     recipe = read_recipe(path, ["study.arms.a.masking.ratio=0.15"])
     assert [recipe.arm(name, seed=0).masking.ratio for name in "ab"] == [0.15, 0.3]
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_an_arm_that_is_added_while_another_goes_drops_the_old_contrasts(order):
-    arms = {"a": {}, "b": {}, "c": {}}
-    contrasts = [["b", "a"], ["c", "a"]]
-    settings = {"study": {"arms": arms, "contrasts": contrasts, "outcome": "heldout:token"}}
-    overrides = ["study.arms.d={}", "study.arms.b=null"]
-    apply_overrides(settings, [overrides[place] for place in order])
-    assert sorted(settings["study"]["arms"]) == ["a", "c", "d"]
-    assert not settings["study"].get("contrasts")
 
 
 def test_a_file_of_texts_says_how_to_get_a_recipe(tmp_path):

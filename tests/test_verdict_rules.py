@@ -214,7 +214,7 @@ def test_before_every_planned_replicate_is_there_nothing_is_tested():
 @pytest.mark.parametrize(
     ("study", "message"),
     [
-        ({"gate": ["oracel", "b"]}, "unknown arm in study.gate 'oracel'"),
+        ({"gate": ["oracel", "b"]}, "in study.gate: \\[oracel, b\\] names 'oracel'"),
         ({"gate": ["a", "a"]}, "study.gate must name two different arms"),
         (
             {"seeds": 8, "looks": [10, 20]},

@@ -20,6 +20,7 @@ import yaml
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.folders import recipe_path, shipped
 from maskwise.recipe.overrides import (
+    NAMES_ARMS,
     Plain,
     arms_of,
     explain,
@@ -31,7 +32,7 @@ from maskwise.recipe.overrides import (
     read_yaml,
 )
 from maskwise.recipe.recipe import Recipe, validate
-from maskwise.recipe.unused import remove_unused
+from maskwise.recipe.unused import read, remove_unused
 from maskwise.specs import leaves
 
 OF_DICT = "the recipe"
@@ -112,10 +113,13 @@ def _validated(settings: Plain, overrides: Iterable[str], *, written: Plain, ori
         # With other arms, for example, settings of the file may lose their effect.
         with suppress(MaskwiseError):
             alone = validate(copy.deepcopy(settings), origin=origin)
+    old_arms = list(arms_of(settings))
     apply_overrides(settings, overrides)
     recipe = validate(settings, origin=origin)
     for name in recipe.study.arms:
         _check_arm(recipe, name)
+    if "study.contrasts" not in changes:
+        _require_compared(recipe, [name for name in recipe.study.arms if name not in old_arms])
     try:
         recipe.require_used(written, in_file=True)
     except MaskwiseError:
@@ -141,13 +145,13 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
     """Apply ``key=value`` overrides to nested settings, in place.
 
     ``study.arms.NAME=null`` removes an arm, and ``study.arms=a,b`` removes all arms except a and b.
-    Contrasts, gates and other settings that name a removed arm are removed, too.
+    If a contrast names a removed arm, the validation of the recipe reports it. ``study.arms={…}``
+    replaces the arms. If no arm of the recipe is left, what compares them is removed, too.
 
     Raises:
         MaskwiseError: an override has no key or value, or names an unknown arm.
 
-    >>> arms = {"a": {}, "b": {}, "c": {}}
-    >>> settings = {"study": {"arms": arms, "contrasts": [["b", "a"], ["c", "a"]]}}
+    >>> settings = {"study": {"arms": {"a": {}, "b": {}, "c": {}}, "contrasts": [["c", "a"]]}}
     >>> apply_overrides(settings, ["study.arms.b=null"]); settings
     {'study': {'arms': {'a': {}, 'c': {}}, 'contrasts': [['c', 'a']]}}
     """
@@ -173,60 +177,37 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
             for name in names:
                 require_known("arm in study.arms", name, known, do=do)
             value = {name: changes for name, changes in known.items() if name in names}
+        elif key == "study.arms" and isinstance(value, dict) and value.keys().isdisjoint(known):
+            _remove_comparison(settings["study"], given=changes)
         put(settings, key, value)
-    # Remove settings that name an arm that no longer exists.
-    study = settings.get("study")
-    if isinstance(study, dict) and arms_of(settings).keys() != old_arms.keys():
-        _follow_arms(study, old=old_arms.keys(), overridden=changes.keys())
+    gone = old_arms.keys() - arms_of(settings).keys()
+    own = read(settings, "study.search.own")
+    if isinstance(own, dict):
+        # The search grid of a single arm goes with the arm.
+        settings["study"]["search"]["own"] = {
+            arm: grid for arm, grid in own.items() if arm not in gone
+        }
 
 
-def _follow_arms(study: Plain, *, old: Collection[str], overridden: Collection[str]) -> None:
-    """Remove settings that name a removed arm, or that may not fit an added arm.
-
-    Args:
-        study: the study settings, with the new arms.
-        old: the names of the arms before overrides.
-        overridden: the names of overridden settings, which are not removed.
-    """
-    arms = arms_of({"study": study})
-    gone = {*old} - {*arms}
-    own = study.get("search")
-    if isinstance(own, dict) and isinstance(own.get("own"), dict):
-        own["own"] = {arm: grid for arm, grid in own["own"].items() if arm in arms}
-    added = {*arms} - {*old}
-    for key in ("baseline", "gate", "share", "contrasts", "outcome", "transfer"):
-        if f"study.{key}" in overridden:
-            continue
-        # These settings may not fit a new arm. For example, its loss may not be comparable.
-        if added and key in ("contrasts", "outcome", "transfer"):
-            study.pop(key, None)
-        else:
-            study[key] = _without(study.get(key), gone)
-            # If no contrast is left, delete the setting: every arm is then compared with the
-            # baseline.
-            if study[key] in (None, []):
-                del study[key]
+def _remove_comparison(study: Plain, *, given: Collection[str]) -> None:
+    """Remove the settings that compare arms, except those that overrides give."""
+    for name in NAMES_ARMS:
+        if name != "search" and not any(f"{key}.".startswith(f"study.{name}.") for key in given):
+            study.pop(name, None)
 
 
-def _without(setting: object, gone: set[str]) -> object:
-    """Remove removed arms from a setting that is an arm, a pair, a list of pairs, or a gate.
-
-    The result is None if the setting is itself a removed arm, or a pair or gate with such an arm.
-    """
-    if isinstance(setting, dict):
-        kept = {key: _without(value, gone) for key, value in setting.items()}
-        if kept.get("contrast", "") is None:
-            return None
-        return kept
-    if not isinstance(setting, list):
-        if setting in gone:
-            return None
-        return setting
-    if any(isinstance(part, str) for part in setting):
-        if gone & {*map(str, setting)}:
-            return None
-        return setting
-    return [pair for pair in (_without(part, gone) for part in setting) if pair is not None]
+def _require_compared(recipe: Recipe, added: Iterable[str]) -> None:
+    """Raise an error if no contrast of the recipe names an arm that an override adds."""
+    if not recipe.study.contrasts:
+        return
+    for name in added:
+        if not any(name in pair for pair in recipe.study.pairs):
+            raise MaskwiseError(
+                f"study.arms.{name} adds an arm, and study.contrasts does not name it",
+                got=f"study.contrasts={list(map(list, recipe.study.contrasts))}",
+                do="set study.contrasts=null to compare every arm with the baseline, or "
+                f"study.contrasts='[[{name}, {recipe.baseline}]]'",
+            )
 
 
 def _check_arm(recipe: Recipe, name: str) -> None:

@@ -38,6 +38,15 @@ Pair = tuple[str, str]
 """The names of an arm and its baseline."""
 
 
+INSTEAD = {
+    "contrasts": "name other pairs, or set study.contrasts=null to compare every arm with the "
+    "baseline",
+    "gate": "name other arms, or set study.gate=null",
+    "share": "name other arms, or set study.share=null",
+}
+"""What to do if an arm is missing that a setting names, keyed by setting."""
+
+
 class Settings(BaseModel, extra="forbid", frozen=True):
     """Immutable settings without unknown keys."""
 
@@ -269,6 +278,7 @@ class StudySettings(Settings):
                     "study.gate.closes names a pair that is not a primary contrast",
                     got=pair,
                     allowed=tested,
+                    do="name other pairs, or set study.gate.closes=null for all",
                 )
         if len(tested) > MOST_PRIMARY:
             raise MaskwiseError(
@@ -300,13 +310,15 @@ class StudySettings(Settings):
                 raise MaskwiseError(
                     f"study.{setting} must name two different arms", got=[arm, baseline]
                 )
-            require_known(f"arm in study.{setting}", arm, known)
-            require_known(f"arm in study.{setting}", baseline, known)
+            place = f"arm in study.{setting}: [{arm}, {baseline}] names"
+            for name in (arm, baseline):
+                require_known(place, name, known, do=INSTEAD[setting])
         if self.search:
             for arm in self.search.own:
                 require_known("arm in study.search.own", arm, self.arms)
         if self.baseline is not None:
-            require_known("arm in study.baseline", self.baseline, self.arms)
+            do = "name another arm, or set study.baseline=null for the first arm"
+            require_known("arm in study.baseline", self.baseline, self.arms, do=do)
 
     def points_of(self, arm: str) -> list[Plain]:
         """List the grid points for an arm; without a search, the only point is {}."""
