@@ -91,6 +91,7 @@ def test_a_block_is_left_out_only_for_a_reason_that_is_given() -> None:
             "docs/drop-ins.md",
             "it needs lightning; tests/test_packed.py runs it with a stand-in",
         ),
+        ("docs/scaling.md", "it needs a Slurm cluster"),
     ]
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+import maskwise as mw
 from maskwise import folders, jobs
 from maskwise.constants import jobs_here
 from maskwise.errors import MaskwiseError
@@ -432,6 +433,127 @@ def test_every_pool_keeps_the_promises(name, monkeypatch):
         None,
     ]
     assert all("\n" not in failure.error for failure in failures if failure)
+
+
+# Executors of the user's
+# ----------------------------------------------------------------------------
+
+
+class Jobs:
+    """An executor with the interface of submitit: its futures announce no end, and are asked."""
+
+    def __init__(self, lose: int = 0) -> None:
+        self.lose = lose
+        self.cancelled: list[bool] = []
+
+    def submit(self, function: Any, *arguments: Any) -> Any:
+        self.lose -= 1
+        asked = iter([False, True])
+        lost = self.lose >= 0
+
+        def result() -> Any:
+            if lost:
+                raise RuntimeError("Job 7 has no output\nstate: NODE_FAIL")
+            return function(*arguments)
+
+        return SimpleNamespace(
+            done=lambda: next(asked, True),
+            result=result,
+            cancel=lambda: self.cancelled.append(True),
+        )
+
+
+@pytest.mark.parametrize("open_executor", [Jobs, ThreadPoolExecutor])
+def test_an_executor_runs_stages(open_executor, plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "do_stage", finish_stage)
+    assert do(plan, tmp_path, engine=open_executor(), jobs=2) == {}
+    assert all(StageStore(tmp_path).result(stage) for stage in plan.stages())
+
+
+def finish_stage(task: Any, *, store: StageStore) -> dict[str, float]:
+    """A stage that only writes done.json, whose name another process can load."""
+    finish(store.folder(task[0]))
+    return {"seconds": 1.0}
+
+
+def test_a_job_that_is_lost_is_tried_again(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "do_stage", finish_stage)
+    monkeypatch.setattr(scheduler, "PAUSE_SECONDS", 0.01)
+    assert do(plan, tmp_path / "one", engine=Jobs(lose=2), jobs=1) == {}
+    with pytest.raises(MaskwiseError, match=r"RuntimeError: Job 7 has no output$"):
+        do(plan, tmp_path / "two", engine=Jobs(lose=3), jobs=1)
+
+
+def test_errors_of_tasks_and_of_an_executor_are_told_apart():
+    with ThreadPoolExecutor(3) as threads, open_pool(engine=threads) as pool:
+        assert pool.places == 3
+        assert pool.submit(worker_length, "seven").result(PATIENCE) == 5
+        wrong = pool.submit(worker_task, "raise").exception(PATIENCE)
+        assert isinstance(wrong, Failure) and not wrong.passing and "KeyError" in wrong.error
+    # An executor that its owner has shut down.
+    with open_pool(engine=threads) as pool:
+        lost = pool.submit(worker_length, "seven").exception(PATIENCE)
+        assert isinstance(lost, Failure) and lost.passing and "shutdown" in lost.error
+
+
+def test_a_closed_pool_cancels_jobs_and_leaves_the_executor_open():
+    executor = Jobs()
+    with open_pool(engine=executor) as pool:
+        pool.submit(worker_length, "seven")
+    assert executor.cancelled == [True]
+    with ThreadPoolExecutor(1) as threads:
+        open_pool(engine=threads).close()
+        assert threads.submit(len, "seven").result() == 5
+
+
+def test_threads_run_one_task_at_a_time_with_one_thread_each():
+    """The random state of torch belongs to the process."""
+    import torch
+
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(4) as threads, open_pool(engine=threads) as pool:
+        futures = [pool.submit(worker_alone, number) for number in range(8)]
+        assert [future.result(PATIENCE) for future in futures] == [(1, 1)] * 8
+    assert torch.get_num_threads() == before
+
+
+def worker_alone(_: int) -> tuple[int, int]:
+    """The number of tasks that run now, and of threads of torch."""
+    import torch
+
+    BUSY.append(1)
+    time.sleep(0.005)
+    count = len(BUSY)
+    BUSY.pop()
+    return count, torch.get_num_threads()
+
+
+BUSY: list[int] = []
+
+
+@pytest.mark.parametrize("what", [object(), ThreadPoolExecutor, 7], ids=["object", "class", "int"])
+def test_what_is_no_executor_is_refused(what):
+    with pytest.raises(MaskwiseError, match=r"submit\(function"):
+        open_pool(engine=what)
+
+
+def test_an_engine_and_an_executor_are_refused(recipe, tmp_path):
+    with pytest.raises(MaskwiseError, match="an engine or an executor"):
+        mw.study(recipe, out=tmp_path / "out", engine="ray", executor=Jobs())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow  # it starts a process for each task
+@pytest.mark.process
+@pytest.mark.parametrize("cluster", ["local", "debug"])
+def test_submitit_runs_tasks(cluster, tmp_path):
+    submitit = pytest.importorskip("submitit")
+    executor = submitit.AutoExecutor(tmp_path, cluster=cluster)
+    executor.update_parameters(timeout_min=5)
+    with open_pool(engine=executor, jobs=2) as pool:
+        assert dict(pool.results(len, ["a", "seven"])) == {"a": 1, "seven": 5}
+        with pytest.raises(MaskwiseError, match="has no len"):
+            list(pool.results(len, [3]))
 
 
 # The table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -67,6 +68,15 @@ def test_the_same_call_trains_nothing_again(result, inputs, monkeypatch):
     monkeypatch.setattr("maskwise.study.work.pretrain", None)
     again = mw.study(recipe, out=result.folder, texts=iter(texts), tasks={"letters": rows})
     assert again.records == result.records
+
+
+def test_an_executor_of_the_user_gives_the_same_numbers(result, inputs, tmp_path):
+    recipe, texts, rows = inputs
+    tasks = {"letters": pd.DataFrame(rows)}
+    with ThreadPoolExecutor(2) as threads:
+        out = tmp_path / "out"
+        other = mw.study(recipe, out=out, texts=texts, tasks=tasks, executor=threads)
+    assert other.to_dataframe().equals(result.to_dataframe())
 
 
 def test_a_result_is_read_from_its_folder(result):

@@ -1,4 +1,5 @@
-"""Pools: run functions in other processes, on this machine or on a Ray cluster.
+"""Pools: run functions in other processes: on this machine, on a Ray cluster, or by an executor of
+the user's, such as one of concurrent.futures or of submitit.
 
     with open_pool(engine="local", jobs=2) as pool:
         future = pool.submit(function, argument)
@@ -29,14 +30,14 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import count, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Empty, PriorityQueue
 from types import ModuleType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 from maskwise.constants import cards_here, share_of_card
 from maskwise.errors import MaskwiseError, first_line, require_known, require_library, tidy_warnings
@@ -51,6 +52,10 @@ Result = TypeVar("Result")
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1"
 )
+POLL_SECONDS = 0.2
+"""How often to ask futures that announce no end, such as those of submitit, whether they ended."""
+UNBOUNDED = 10_000
+"""Number of parallel tasks if an executor does not say how many workers it has."""
 PATIENCE_SECONDS = 20.0
 """How long a worker may take to finish a step and save its state before it is killed."""
 STORE_BYTES = 100 * 2**20
@@ -88,6 +93,19 @@ class Failure(Exception):
         return self.error
 
 
+class Executor(Protocol):
+    """What a user may give to run tasks: a pool of ``concurrent.futures``, an executor of submitit,
+    or any object with this method.
+    """
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Any:
+        """Start a task. Return its future, which has the methods ``done()`` and ``result()``."""
+
+
+Where: TypeAlias = str | Executor
+"""A name in ``ENGINES``, or an executor."""
+
+
 class Pool(ABC):
     """Runs tasks in other processes."""
 
@@ -110,6 +128,10 @@ class Pool(ABC):
     @abstractmethod
     def close(self) -> None:
         """Stop all workers, including those with running tasks."""
+
+    def ended(self, futures: Iterable[Future[Any]], *, timeout: float) -> set[Future[Any]]:
+        """Wait at most ``timeout`` seconds until a future has ended. Return all that have ended."""
+        return wait(futures, timeout=timeout, return_when=FIRST_COMPLETED).done
 
     def results(
         self,
@@ -139,8 +161,7 @@ class Pool(ABC):
             if not running:
                 return
             # The loop looks every second whether the cluster has grown.
-            ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in ended:
+            for future in self.ended(running, timeout=1.0):
                 task = running.pop(future)
                 try:
                     result = future.result()
@@ -160,7 +181,7 @@ class Pool(ABC):
         self.close()
 
 
-def open_pool(*, engine: str = "local", jobs: int | None = None, gpu: bool = False) -> Pool:
+def open_pool(*, engine: Where = "local", jobs: int | None = None, gpu: bool = False) -> Pool:
     """Open a pool.
 
     >>> with open_pool(jobs=1) as pool:
@@ -168,16 +189,40 @@ def open_pool(*, engine: str = "local", jobs: int | None = None, gpu: bool = Fal
     5
 
     Args:
-        engine: where tasks run: "local" or "ray".
-        jobs: the maximum number of parallel tasks; by default, the number of cores (or GPUs).
+        engine: where tasks run: "local", "ray", or an executor.
+        jobs: the maximum number of parallel tasks; by default, the number of cores (or GPUs), or of
+            the workers of the executor.
         gpu: whether each task runs on a GPU, if there are any. With more jobs than GPUs, tasks
-            share GPUs.
+            share GPUs. An executor decides this itself.
 
     Raises:
         MaskwiseError: the engine is unknown, or there is no cluster.
     """
-    require_known("engine", engine, ENGINES)
-    return ENGINES[engine](jobs=jobs, gpu=gpu)
+    require_engine(engine)
+    if isinstance(engine, str):
+        return ENGINES[engine](jobs=jobs, gpu=gpu)
+    return ExecutorPool(engine, jobs=jobs)
+
+
+def require_engine(engine: object) -> None:
+    """Raise an error unless this is the name of an engine, or an executor."""
+    if isinstance(engine, str):
+        require_known("engine", engine, ENGINES)
+    elif not callable(getattr(engine, "submit", None)) or isinstance(engine, type):
+        raise MaskwiseError(
+            "an executor is an object with a method submit(function, *arguments)",
+            got=engine.__name__ if isinstance(engine, type) else type(engine).__name__,
+            allowed="a pool of concurrent.futures, an executor of submitit, and the like",
+        )
+
+
+def engine_of(engine: str, executor: Executor | None) -> Where:
+    """Return where tasks run. Raise an error if both an engine and an executor are given."""
+    if executor is None:
+        return engine
+    if engine != "local":
+        raise MaskwiseError("give an engine or an executor", got=f"both, engine={engine!r}")
+    return executor
 
 
 class Once:
@@ -377,16 +422,121 @@ def _serve(descriptor: int, parent: int) -> NoReturn:
     os._exit(code)
 
 
+# Executors
+
+
+class ExecutorPool(Pool):
+    """A pool whose tasks are run by an executor, which whoever opened it closes; see `open_pool`.
+
+    A task is retried if the executor lost it. In threads, one task runs at a time, because the
+    random state of torch belongs to the process.
+    """
+
+    def __init__(self, executor: Executor, *, jobs: int | None):
+        self.executor = executor
+        self.jobs = jobs
+        # The futures of the executor, keyed by those of the pool.
+        self.theirs: dict[Future[Any], Any] = {}
+
+    @property
+    def places(self) -> int:
+        return self.jobs or getattr(self.executor, "_max_workers", None) or UNBOUNDED
+
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        future = Future[Result]()
+        future.set_running_or_notify_cancel()
+        task = message(function, arguments)
+        try:
+            theirs = self.executor.submit(_answer_there, str(Path.cwd()), task)
+        # A pool of processes that lost a process, for example, takes no further tasks.
+        except Exception as error:
+            future.set_exception(self.failure_of(error))
+            return future
+        self.theirs[future] = theirs
+        if hasattr(theirs, "add_done_callback"):
+            theirs.add_done_callback(partial(self._end, future))
+        return future
+
+    def ended(self, futures: Iterable[Future[Any]], *, timeout: float) -> set[Future[Any]]:
+        futures = list(futures)
+        end = time.monotonic() + timeout
+        while True:
+            asked = False
+            for future, theirs in list(self.theirs.items()):
+                if hasattr(theirs, "add_done_callback"):
+                    continue
+                asked = True
+                if theirs.done():
+                    self._end(future, theirs)
+            left = max(0.0, end - time.monotonic())
+            done = super().ended(futures, timeout=min(left, POLL_SECONDS) if asked else left)
+            if done or time.monotonic() >= end:
+                return done
+
+    def close(self) -> None:
+        """Cancel tasks that have not ended. Tasks that run in threads or processes go on."""
+        for theirs in list(self.theirs.values()):
+            if hasattr(theirs, "cancel"):
+                theirs.cancel()
+        self.theirs.clear()
+
+    def failure_of(self, error: Exception) -> Failure:
+        """Return the failure of a task from an error of the executor itself."""
+        lost = f"the executor lost a task: {type(error).__name__}: {first_line(error)}"
+        return Failure(lost, passing=not isinstance(error, ImportError | TypeError))
+
+    def _end(self, future: Future[Any], theirs: Any) -> None:
+        """Copy the result or failure from the future of the executor."""
+        # After the pool was closed, nobody waits for the future.
+        if self.theirs.pop(future, None) is None:
+            return
+        try:
+            future.set_result(result_of(theirs.result()))
+        except Failure as failure:
+            future.set_exception(failure)
+        except Exception as error:
+            future.set_exception(self.failure_of(error))
+
+
+_ALONE = threading.Lock()
+
+
+def _answer_there(folder: str, task: bytes) -> bytes:
+    """Run a task in a worker of an executor, perhaps on another machine."""
+    with _ALONE, _one_thread():
+        # Paths in recipes are relative to the folder in which the user started the command.
+        if Path(folder).is_dir():
+            os.chdir(folder)
+        return answer(task)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread, as in the workers of a local pool, so that sums are equal."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        os.environ.update(ONE_THREAD)
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 # A Ray cluster
 
 
-class RayPool(Pool):
+class RayPool(ExecutorPool):
     """A pool on a Ray cluster; see `open_pool`.
 
     Each task uses one core and, with ``gpu``, a GPU or a share of a GPU. The pool joins the cluster
     at RAY_ADDRESS, or a cluster that already runs on this machine. If there is no cluster, or if
     RAY_ADDRESS is "local", the pool starts one on this machine. A task may run twice at the same
-    time, because a node that seemed to be lost may still be alive.
+    time, because a node that seemed to be lost may still be alive. After ``close``, the connection
+    to the cluster stays open for another pool.
 
     Raises:
         MaskwiseError: Ray is not installed, or there is no cluster at RAY_ADDRESS.
@@ -394,58 +544,71 @@ class RayPool(Pool):
 
     def __init__(self, *, jobs: int | None, gpu: bool = False):
         self.ray = _quiet_ray()
-        self.jobs = jobs
-        self.references: dict[Future[Any], Any] = {}
         if not self.ray.is_initialized():
             _join(self.ray, jobs)
         cards = 0.0
         if gpu:
             cards = self.ray.cluster_resources().get("GPU", 0.0)
         self.unit = "GPU" if cards else "CPU"
-        carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
-        remote = self.ray.remote(
-            num_cpus=1,
-            num_gpus=share_of_card(jobs, cards),
-            # The study itself retries stages.
-            max_retries=0,
-            runtime_env={"env_vars": carried | ONE_THREAD},
-        )(_answer_there)
-        self.remote = partial(remote.remote, str(Path.cwd()))
+        super().__init__(_RayTasks(self.ray, share_of_card(jobs, cards)), jobs=jobs)
 
     @property
     def places(self) -> int:
         # Nodes may join and leave the cluster, so its size is read again each time.
         return self.jobs or max(1, int(self.ray.cluster_resources().get(self.unit, 1)))
 
-    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        future = Future[Result]()
-        future.set_running_or_notify_cancel()
-        self.references[future] = reference = self.remote(message(function, arguments))
-        # `_end` distinguishes errors of Ray from failures of the task, which Ray's future does not.
-        reference.future().add_done_callback(partial(self._end, future))
-        return future
-
-    def close(self) -> None:
-        """Cancel running tasks. The connection to the cluster stays open for another pool."""
-        for future, reference in list(self.references.items()):
-            if not future.done():
-                self.ray.cancel(reference, force=True)
-        self.references.clear()
-
-    def _end(self, future: Future[Any], answered: Future[bytes]) -> None:
-        """Copy the result or failure from Ray's future. Ray calls this when the task ends."""
-        # The cluster keeps a result as long as there is a reference to it.
-        self.references.pop(future, None)
-        try:
-            future.set_result(result_of(answered.result()))
-        except Failure as failure:
-            future.set_exception(failure)
+    def failure_of(self, error: Exception) -> Failure:
         # This error is raised, for example, if the node cannot import maskwise.
-        except self.ray.exceptions.RayTaskError as error:
-            future.set_exception(Failure(_first_sentence(error), passing=False))
-        except self.ray.exceptions.RayError as error:
-            lost = f"a worker or its machine was lost: {_first_sentence(error)}"
-            future.set_exception(Failure(lost, passing=True))
+        if isinstance(error, self.ray.exceptions.RayTaskError):
+            return Failure(_first_sentence(error), passing=False)
+        lost = f"a worker or its machine was lost: {_first_sentence(error)}"
+        return Failure(lost, passing=True)
+
+
+class _RayTasks:
+    """An executor whose tasks run on a Ray cluster.
+
+    Args:
+        ray: the module.
+        card: the share of a GPU that each task needs.
+    """
+
+    def __init__(self, ray: ModuleType, card: float):
+        carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
+        self.ray = ray
+        self.remote = ray.remote(
+            num_cpus=1,
+            num_gpus=card,
+            # The study itself retries stages.
+            max_retries=0,
+            runtime_env={"env_vars": carried | ONE_THREAD},
+        )(_answer_there).remote
+
+    def submit(self, function: Callable[..., bytes], /, *arguments: Any) -> _RayTask:
+        assert function is _answer_there, "Ray's options belong to one function"
+        return _RayTask(self.ray, self.remote(*arguments))
+
+
+class _RayTask:
+    """The future of a task of Ray. The cluster keeps a result as long as there is a reference."""
+
+    def __init__(self, ray: ModuleType, reference: Any):
+        self.ray = ray
+        self.reference = reference
+        self.future: Future[bytes] = reference.future()
+
+    def done(self) -> bool:
+        return self.future.done()
+
+    def result(self) -> bytes:
+        return self.future.result()
+
+    def add_done_callback(self, function: Callable[[_RayTask], object]) -> None:
+        self.future.add_done_callback(lambda _: function(self))
+
+    def cancel(self) -> None:
+        if not self.done():
+            self.ray.cancel(self.reference, force=True)
 
 
 ENGINES: dict[str, Callable[..., Pool]] = {"local": LocalPool, "ray": RayPool}
@@ -483,14 +646,6 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
             return
     settings |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     ray.init(address="local", num_cpus=jobs or os.cpu_count(), **settings)
-
-
-def _answer_there(folder: str, task: bytes) -> bytes:
-    """Run a task on a node of the cluster."""
-    # Paths in recipes are relative to the folder in which the user started the command.
-    if Path(folder).is_dir():
-        os.chdir(folder)
-    return answer(task)
 
 
 def _first_sentence(error: Exception) -> str:

@@ -21,7 +21,7 @@ from maskwise.evaluation import load_sets
 from maskwise.evaluation.scoring import spread
 from maskwise.families import adapter_of, check_room, most_tokens, require_kind
 from maskwise.folders import require_own
-from maskwise.jobs import ENGINES
+from maskwise.jobs import Where, require_engine
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind, policy
 from maskwise.models import NO_HEAD, check_start, has_head
@@ -79,14 +79,14 @@ UNKNOWN_ADVICE = (
 
 
 def check_study(
-    recipe: Recipe, out: Path, *, engine: str, seeds: Sequence[int] | None
+    recipe: Recipe, out: Path, *, engine: Where, seeds: Sequence[int] | None
 ) -> tuple[tuple[int, ...], list[str]]:
     """Check the inputs of a study.
 
     Args:
         recipe: the recipe of the study.
         out: the folder of the study.
-        engine: where stages run (``maskwise.jobs``).
+        engine: where stages run (``maskwise.jobs``): a name or an executor.
         seeds: the seeds to run; None for all seeds of the study.
 
     Returns:
@@ -96,7 +96,7 @@ def check_study(
         MaskwiseError: the engine or a seed is unknown, the recipe has a seed of one training, the
             folder contains other files than those of a study, or ``check_inputs`` raises an error.
     """
-    require_known("engine", engine, ENGINES)
+    require_engine(engine)
     planned = recipe.study.seed_list
     first = recipe.training.seed
     if first:

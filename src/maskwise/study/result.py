@@ -32,6 +32,8 @@ from maskwise.study.inputs import (
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from maskwise.jobs import Executor
+
 
 @dataclass(frozen=True, eq=False)
 class StudyResult:
@@ -178,6 +180,7 @@ def study(
     seeds: Sequence[int] | None = None,
     jobs: int | None = None,
     engine: str = "local",
+    executor: Executor | None = None,
 ) -> StudyResult:
     """Run all arms of a recipe with all seeds, and judge them (``maskwise study``).
 
@@ -194,8 +197,11 @@ def study(
             their task, which may be keyed by split: ``{"topics": {"train": …, "test": …}}``.
         overrides: further settings to change.
         seeds: the seeds to run, if not all; there are no verdicts until all seeds have run.
-        jobs: how many stages run in parallel; by default one for each GPU, or core.
+        jobs: how many stages run in parallel; by default one for each GPU, or core, or as many as
+            the executor has workers.
         engine: where stages run: "local" or "ray".
+        executor: what runs the stages instead: an object with ``submit(function, *arguments)``,
+            such as a pool of ``concurrent.futures`` or an executor of submitit. It is not closed.
 
     Raises:
         MaskwiseError: the recipe or an input is invalid, an override has no effect, or ``out`` has
@@ -222,7 +228,7 @@ def study(
     # Without arms, no setting has an effect in a study.
     require_arms(read(changes))
     whole = read_used(read, changes, names=names_in_study, command="study")
-    run_study(whole, out, jobs=jobs, engine=engine, seeds=seeds)
+    run_study(whole, out, jobs=jobs, engine=engine, executor=executor, seeds=seeds)
     return StudyResult.read(out)
 
 

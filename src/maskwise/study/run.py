@@ -13,6 +13,7 @@ from pathlib import Path
 
 from maskwise.files import Record
 from maskwise.folders import read_json, read_lines, write_json, write_lines, write_whole
+from maskwise.jobs import Executor, engine_of
 from maskwise.printing import note
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -43,6 +44,7 @@ def run_study(
     *,
     jobs: int | None = None,
     engine: str = "local",
+    executor: Executor | None = None,
     retries: int = RETRIES,
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
@@ -58,6 +60,7 @@ def run_study(
         jobs: the number of stages that run in parallel; None for the number of GPUs of this
             machine, or of cores if it has no GPU.
         engine: where stages run: "local" or "ray".
+        executor: what runs the stages instead; the caller closes it.
         retries: the maximum number of retries of a stage after a failure that may be temporary.
         cache: a folder of stages that several studies share.
         seeds: the part ("block") of ``study.seeds`` to run; None for all. Records of other seeds in
@@ -78,7 +81,8 @@ def run_study(
     from maskwise.verdict import primary_pairs
 
     began = time.perf_counter()
-    block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
+    where = engine_of(engine, executor)
+    block, notes = check_study(recipe, out, engine=where, seeds=seeds)
     store = StageStore.of_study(recipe, out, cache)
     design = Design(recipe, store, seeds=block)
     # Raise an error before any work is done if a contrast names an arm that is not measured.
@@ -104,7 +108,7 @@ def run_study(
                 # Write study.json before the work, because reports of unfinished studies read it.
                 with folder.alone():
                     own.write_study([])
-                errors |= execute(todo, store, plan, jobs=jobs, engine=engine, retries=retries)
+                errors |= execute(todo, store, plan, jobs=jobs, engine=where, retries=retries)
                 texts = [stage for stage in todo if KINDS[stage.kind].output == TEXT]
                 note(notes_of_texts(texts, store))
             own.planned_all = True

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from rich.text import Text
 
 from maskwise.errors import MaskwiseError, duration
 from maskwise.folders import appears
-from maskwise.jobs import Failure, open_pool
+from maskwise.jobs import Failure, Where, open_pool
 from maskwise.printing import LINE_SECONDS, LOGGER, err_console, quietly, shows_progress
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import Forecast, Seconds, until_end
@@ -51,7 +51,7 @@ def execute(
     plan: Plan,
     *,
     jobs: int | None,
-    engine: str,
+    engine: Where,
     retries: int,
 ) -> dict[str, str]:
     """Execute stages.
@@ -62,7 +62,7 @@ def execute(
         plan: the plan that contains the stages.
         jobs: the number of stages that run in parallel; None for the number of GPUs of this
             machine, or of cores if it has no GPU.
-        engine: a name in ``jobs.ENGINES``.
+        engine: a name in ``jobs.ENGINES``, or an executor.
         retries: the maximum number of retries after a failure that may be temporary.
 
     Returns:
@@ -118,8 +118,7 @@ def execute(
                 progress.update(elsewhere, errors)
                 time.sleep(0.1)
                 continue
-            ended, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in ended:
+            for future in pool.ended(running, timeout=0.5):
                 stage = running.pop(future)
                 name = stage.name
                 failure = _failure(future, store.folder(stage))
@@ -141,7 +140,7 @@ def execute(
                 else:
                     LOGGER.warning("%s failed: %s", name, failure.error)
                     errors[name] = failure.error
-            # ``wait`` returns after at most 0.5 seconds, so the display is updated twice a second.
+            # ``ended`` returns after at most 0.5 seconds, so the display is updated twice a second.
             progress.update([*named(running.values()), *elsewhere], errors)
     return errors
 
