@@ -34,6 +34,9 @@ def main(*arguments: str) -> int:
             the last run of all tests.
     """
     date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    # The code may change while the tests run.
+    commit = git("rev-parse", "--short=10", "HEAD")
+    changed_files = git("status", "--porcelain", "--untracked-files=no").splitlines()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-n2", "--dist=loadfile"]
@@ -52,8 +55,8 @@ def main(*arguments: str) -> int:
     found = {
         "date": date,
         "arguments": arguments,
-        "commit": git("rev-parse", "--short=10", "HEAD"),
-        "changed_files": git("status", "--porcelain", "--untracked-files=no").splitlines(),
+        "commit": commit,
+        "changed_files": changed_files,
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in names()},
         "seconds": round(float(suite.get("time", 0))),
