@@ -232,8 +232,10 @@ def _as_rank(function: Callable[..., None], *arguments: Any) -> None:
     function(*arguments)
     assert dist.get_world_size() == int(os.environ["WORLD_SIZE"])
     leave()
-    threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
-    assert not [name for name in threads if "gloo" in name], "what races with the interpreter's end"
+    # A thread may end between the listing and the reading.
+    threads = [_read(str(task)) for task in Path("/proc/self/task").glob("*/comm")]
+    of_gloo = [name for name in threads if b"gloo" in name]
+    assert not of_gloo, "what races with the interpreter's end"
 
 
 def _read(path: str) -> bytes:
