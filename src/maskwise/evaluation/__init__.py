@@ -1,8 +1,8 @@
 """Evaluate checkpoints without fine-tuning.
 
 The measures are the held-out loss on fixed masks, pseudo-perplexity, the masked-diffusion bound,
-cloze facts and minimal pairs. ``overlap`` finds test items and answers in a corpus. This package
-may import ``training`` and the layers below it.
+cloze facts and minimal pairs. ``overlap`` finds test items in a corpus. This package may import
+``training`` and the layers below it.
 """
 
 from maskwise.evaluation.evaluate import (
@@ -12,24 +12,16 @@ from maskwise.evaluation.evaluate import (
     evaluate_checkpoint,
     load_sets,
 )
-from maskwise.evaluation.overlap import (
-    answers_in,
-    coverage_record,
-    masked_answers,
-    overlap_record,
-)
+from maskwise.evaluation.overlap import overlap_record
 from maskwise.evaluation.scoring import HeldOut, fixed_maskers
 
 __all__ = [
     "EvaluationSettings",
     "HeldOut",
     "TokenisedText",
-    "answers_in",
-    "coverage_record",
     "evaluate",
     "evaluate_checkpoint",
     "fixed_maskers",
     "load_sets",
-    "masked_answers",
     "overlap_record",
 ]

@@ -1,12 +1,10 @@
-"""Count test items and answers that occur in a corpus, and answers that a masking policy masks.
+"""Count test items that occur in a corpus.
 
 Texts are compared as sequences of lower-case words of letters and digits. Case, punctuation and
 line breaks therefore do not matter. An item overlaps with a document if the document contains 13
 consecutive words of the item (as for GPT-3; Brown et al. 2020, appendix C). An item with fewer than
 13 words overlaps if the document contains all its words in sequence. Items with fewer than
 ``LEAST`` words ("set an alarm") are counted separately, because they occur almost everywhere.
-Answers have no minimum length. When masked answers are counted, answers are compared by tokens
-instead of words, because masks cover tokens.
 
 N-grams are compared as 64-bit hashes, which takes about 1 s per million words. With a billion words
 and a thousand items, the probability of a false match is about 10⁻⁷. Some test sets split words
@@ -18,19 +16,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypedDict
+from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.annotate.counts import mixed
 from maskwise.errors import MaskwiseError
-from maskwise.masking import Masker
-from maskwise.text import Document, Rows
+from maskwise.text import Document
 from maskwise.text.documents import batches
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 N = 13
 # Items with fewer words are not compared.
@@ -39,11 +33,6 @@ LEAST = 4
 EXAMPLES = 5
 _WORD = re.compile(r"[^\W_]+")
 BATCH_CHARACTERS = 1 << 20
-# The number of corpus rows in which masked answers are counted.
-ROWS = 1024
-_ROWS_AT_ONCE = 64
-# Answers with more tokens are ignored when masked answers are counted.
-_MOST_TOKENS = 16
 # The base of a polynomial hash: 2⁶⁴ / φ, an odd number whose bits have no pattern.
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
@@ -186,7 +175,7 @@ def _grams(
 ) -> Iterator[tuple[int, Hashes, NDArray[np.int64]]]:
     """Yield each length, the hashes of its n-grams, and the text of each n-gram."""
     text = np.repeat(np.arange(len(sizes)), sizes)
-    for length, grams in _in_a_row(words, lengths):
+    for length, grams in in_a_row(words, lengths):
         first_text = text[: len(grams)]
         last_text = text[length - 1 :]
         # An n-gram must not extend beyond the end of its text.
@@ -194,9 +183,7 @@ def _grams(
         yield length, grams[whole], first_text[whole]
 
 
-def _in_a_row(
-    values: NDArray[np.generic], lengths: Collection[int]
-) -> Iterator[tuple[int, Hashes]]:
+def in_a_row(values: NDArray[np.generic], lengths: Collection[int]) -> Iterator[tuple[int, Hashes]]:
     """Yield each length, and the hashes (T − length + 1,) of all n-grams of this length.
 
     The lengths are yielded in ascending order. The n-grams may cross from one text to the next.
@@ -226,108 +213,3 @@ class _Wanted:
         """Return the indices of the items that contain any of these n-grams."""
         likely = grams[self.bits[grams >> np.uint64(42)]]
         return self.owner[np.isin(self.grams, likely)]
-
-
-# Answers
-
-
-class MaskedAnswers(NamedTuple):
-    """Counts of answers in rows.
-
-    Attributes:
-        occurrences: all answers.
-        whole: answers whose tokens are all masked.
-        part: answers with at least one masked token, including those that are wholly masked.
-    """
-
-    occurrences: int
-    whole: int
-    part: int
-
-
-def answers_in(
-    documents: Iterable[str | Document], rights: Sequence[Sequence[str]]
-) -> NDArray[np.bool_]:
-    """Return (N,) bool: whether a document contains a correct answer to each item.
-
-    For an answer of more than 13 words, 13 consecutive words are enough.
-
-    >>> answers_in(["She was a baker in York."], [["the baker", "Baker"], ["bake"]]).tolist()
-    [True, False]
-
-    Args:
-        documents: texts, or objects with an attribute ``text``. They are read once, in batches.
-        rights: the correct answers for each item.
-    """
-    return occurring(documents, rights, least=1)[0]
-
-
-def coverage_record(
-    documents: Iterable[str | Document], rights: Sequence[Sequence[str]], *, task: str, corpus: str
-) -> dict[str, object]:
-    """Count the items of a task with a correct answer in a corpus (``standing`` in the record)."""
-    return {
-        "kind": "coverage",
-        "task": task,
-        "corpus": corpus,
-        "items": len(rights),
-        "standing": int(answers_in(documents, rights).sum()),
-    }
-
-
-def masked_answers(
-    rows: Rows,
-    masker: Masker,
-    tokenizer: PreTrainedTokenizerBase,
-    rights: Iterable[str],
-    *,
-    step: int = 0,
-    total_steps: int | None = None,
-) -> MaskedAnswers:
-    """Mask ``ROWS`` rows of a corpus once, and count the answers that are masked.
-
-    Args:
-        rows: the rows of a corpus. ``ROWS`` evenly spaced rows are masked.
-        masker: the masker.
-        tokenizer: the tokenizer of the rows.
-        rights: the correct answers. Answers of more than 16 tokens are ignored.
-        step, total_steps: the position in the schedule of the masking ratio.
-    """
-    by_length = _by_length(tokenizer, rights)
-    places = np.linspace(0, len(rows) - 1, min(ROWS, len(rows)))
-    numbers = np.unique(places.astype(np.int64))
-    total = np.zeros(3, dtype=np.int64)
-    for first in range(0, len(numbers), _ROWS_AT_ONCE):
-        some = rows.line(numbers[first : first + _ROWS_AT_ONCE])
-        batch = masker(some, step=step, total_steps=total_steps, epoch=0)
-        ids = batch.line.input_ids
-        words = batch.line.layers.get("word_ids")
-        # An answer must begin and end at a word edge: "art" does not occur in "part".
-        edge_T = np.ones(len(ids) + 1, dtype=bool)
-        if words is not None:
-            edge_T[1:-1] = (words[1:] != words[:-1]) | (words[1:] < 0)
-        # The cumulative number of masked tokens. The number in an answer is the difference between
-        # the values at its end and its start.
-        selected = batch.selected.numpy().ravel()
-        masked_T = np.concatenate(([0], np.cumsum(selected)))
-        for length, hashes in _in_a_row(ids, by_length):
-            at = np.flatnonzero(np.isin(hashes, by_length[length]))
-            at = at[edge_T[at] & edge_T[at + length]]
-            masked = masked_T[at + length] - masked_T[at]
-            total += (len(at), (masked == length).sum(), (masked > 0).sum())
-    return MaskedAnswers(*total.tolist())
-
-
-def _by_length(
-    tokenizer: PreTrainedTokenizerBase, rights: Iterable[str]
-) -> dict[int, list[np.uint64]]:
-    """Return the hashes of the answers, keyed by the number of tokens."""
-    by_length: dict[int, list[np.uint64]] = {}
-    for right in dict.fromkeys(rights):
-        # Many tokenizers encode a word differently at the start of a text and after a space.
-        texts = [right, f" {right}"]
-        for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
-            if len(ids) <= _MOST_TOKENS:
-                for length, hashes in _in_a_row(np.array(ids), [len(ids)]):
-                    by_length.setdefault(length, []).extend(hashes)
-    return by_length

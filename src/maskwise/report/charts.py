@@ -97,43 +97,6 @@ def _points(runs: DataFrame, colours: Colours) -> list[LogLine]:
     return drawn.to_dict("records")
 
 
-def coverage_table(folder: Folder) -> list[View]:
-    """Return a table of correct answers: how many occur in the corpus, and how many are masked.
-
-    It has a row for every arm and every task whose answers may occur in texts. The gain is the
-    difference in score to the reference, which was not trained on the corpus.
-    """
-    texts_of = defaultdict(list)
-    for line in folder.of_kind("coverage"):
-        if "standing" in line:
-            texts_of[line["task"]].append(line)
-    scores = {}
-    for (task, _), runs in folder.numbers("task").items():
-        sign = -1 if folder.lower_is_better(task) else 1
-        for arm, score in runs.groupby("arm").value.mean().items():
-            scores[task, arm] = sign * score
-    rows = []
-    for line in folder.of_kind("coverage"):
-        # Lines without an arm describe a text and not the masks of an arm.
-        if "arm" not in line:
-            continue
-        task = line["task"]
-        texts = texts_of[task]
-        # Every run of a fact world has a different corpus; in other studies, all runs share one.
-        own = [text for text in texts if text["corpus"] == line["corpus"]]
-        standing = mean([text["standing"] / text["items"] for text in own or texts])
-        row = {**line, "standing": standing, "masked": None, "part": None, "gain": None}
-        places = line["occurrences"]
-        if places:
-            row |= {"masked": line["whole"] / places, "part": line["part"] / places}
-        score = scores.get((task, line["arm"]))
-        start = scores.get((task, REFERENCE))
-        if score is not None and start is not None:
-            row["gain"] = score - start
-        rows.append(row)
-    return rows
-
-
 def transfer_view(folder: Folder) -> View | None:
     """Return a table of the gains of learned policies; None unless this is a study of transfer.
 

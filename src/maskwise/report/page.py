@@ -23,7 +23,6 @@ from maskwise.files import RULES, ArmFacts
 from maskwise.folders import read_json, read_lines, write_page
 from maskwise.report.charts import (
     compute_view,
-    coverage_table,
     curve_charts,
     heldout_charts,
     objectives_view,
@@ -107,7 +106,6 @@ def page_content(folder: Folder) -> View:
         "scores": score_charts(folder, colours),
         "task_table": task_table(folder),
         "score_table": score_table(folder),
-        "coverage": coverage_table(folder),
         "transfer": transfer_view(folder),
         "policies": policies,
         "heldout": heldout_charts(folder, colours),

@@ -68,7 +68,6 @@ REQUIRED = {
     "failure": {"arm", "seed", "stage", "error"},
     "selection": {"arm", "by", "chosen", "candidates"},
     "overlap": {"task", "corpus", "items", "overlapping"},
-    "coverage": {"task", "corpus"},
 }
 """Required keys for each kind of record. Records that lack one are ignored."""
 RUN_AGAIN = "run the study again"

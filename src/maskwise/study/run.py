@@ -30,7 +30,7 @@ from maskwise.study.records import (
     require_same_inputs,
     require_same_study,
 )
-from maskwise.study.samples import masked_records, samples
+from maskwise.study.samples import samples
 from maskwise.study.scheduler import RETRIES, execute
 from maskwise.study.stages import KINDS, TEXT, Stage
 from maskwise.study.store import StageStore
@@ -162,7 +162,6 @@ def _judged(
     shown = compared if recipe.study.seed_list[0] in design.seeds else []
     masked = samples(shown, store)
     of_study = [*design.choices, *failed_searches(design, errors)]
-    of_study += masked_records(recipe, shown, store)
     with folder.alone():
         others = own.others()
         records = collect(design.runs, store, errors, more=[*others.records, *of_study])

@@ -1,18 +1,16 @@
-"""Masks of every arm of a study, for its page: example texts, and how often answers are masked."""
+"""Masks of every arm of a study, for its page."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 
 import numpy as np
 
 from maskwise.annotate.shard import Live
 from maskwise.annotate.store import Store
 from maskwise.constants import REFERENCE
-from maskwise.evaluation import masked_answers
-from maskwise.files import Record
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
@@ -23,8 +21,7 @@ from maskwise.study.plan import Run
 from maskwise.study.records import last_logged
 from maskwise.study.store import StageStore
 from maskwise.study.work import open_text
-from maskwise.tasks import load_task
-from maskwise.text import Prepared, Stream
+from maskwise.text import Prepared
 from maskwise.text.encoding import encode
 from maskwise.text.layers import Layered
 
@@ -49,7 +46,7 @@ def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
         (``pieces``), and its masked text at all shown steps (``moments``).
     """
     shown: dict[str, list[Plain]] = {}
-    for run, link, data, masker in _maskers(runs, store):
+    for run, link, data, masker in maskers(runs, store):
         # The text of a token is found by character offsets, which slow tokenizers lack.
         if not data.tokenizer.is_fast:
             continue
@@ -99,43 +96,7 @@ def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
     return shown
 
 
-def masked_records(recipe: Recipe, runs: Sequence[Run], store: StageStore) -> list[Record]:
-    """Count how often every arm masks the correct answers of tasks in its training text.
-
-    The masking ratio is that of the middle training step.
-    """
-    records: list[Record] = []
-    if not recipe.tasks:
-        return records
-    for run, link, data, masker in _maskers(runs, store):
-        # A stream was read during training. To read it again would take too long.
-        if isinstance(data.training, Stream):
-            continue
-        for spec in run.recipe.tasks:
-            task = load_task(spec)
-            rights = [*chain.from_iterable(task.rights())]
-            # Answers that are not text, such as classes, cannot occur in the training text.
-            if not rights:
-                continue
-            steps = link.training.steps
-            masked = masked_answers(
-                data.training, masker, data.tokenizer, rights, step=steps // 2, total_steps=steps
-            )
-            records.append(
-                {
-                    "kind": "coverage",
-                    "arm": run.arm,
-                    "task": task.name,
-                    "corpus": link.corpus.title,
-                    "occurrences": masked.occurrences,
-                    "whole": masked.whole,
-                    "part": masked.part,
-                }
-            )
-    return records
-
-
-def _maskers(
+def maskers(
     runs: Sequence[Run], store: StageStore
 ) -> Iterator[tuple[Run, Recipe, Prepared, Masker]]:
     """Yield the first run of every arm, and the recipe, text and masker of its last phase.

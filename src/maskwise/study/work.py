@@ -22,7 +22,7 @@ from maskwise.annotate.store import Store
 from maskwise.constants import rank_here
 from maskwise.devices import best_device, hardware, versions
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import EvaluationSettings, coverage_record, evaluate, overlap_record
+from maskwise.evaluation import EvaluationSettings, evaluate, overlap_record
 from maskwise.folders import finite, read_json, require_file, sweep, write_json, write_whole
 from maskwise.learning.run import SHARED_TOKENIZER, Lesson
 from maskwise.masking.policies.given import LearnedPolicy
@@ -388,12 +388,7 @@ def _overlap(stage: Stage, store: StageStore) -> Plain:
     title = corpus.title
     # Documents that are held out are not trained on, so their texts are no leak.
     documents = corpus.training_documents()
-    record: Plain = {"record": overlap_record(documents, task, corpus=title)}
-    rights = task.rights()
-    if rights:
-        documents = corpus.training_documents()
-        record["coverage"] = coverage_record(documents, rights, task=task.name, corpus=title)
-    return record
+    return {"record": overlap_record(documents, task, corpus=title)}
 
 
 def _finetune(stage: Stage, store: StageStore) -> Plain:
@@ -526,7 +521,7 @@ def _score(result: Plain) -> list[Plain]:
 
 
 def _overlaps(result: Plain) -> list[Plain]:
-    return [result[key] for key in ("record", "coverage") if key in result]
+    return [result["record"]]
 
 
 def forget_learning(folder: Path) -> None:

@@ -1,19 +1,16 @@
-"""Whether right answers stand in a corpus, how often a policy masks them, and what the page says of
-it.
+"""``benchmarks/masked_answers.py``: whether right answers stand in a corpus, and how often they are
+masked; and studies of tasks with written answers.
 """
 
 from __future__ import annotations
 
-import re
-
+import masked_answers as answers
 import pytest
+from masked_answers import masked_answers
 
-from maskwise.evaluation import answers_in, coverage_record, masked_answers
+from maskwise.evaluation.overlap import occurring
 from maskwise.masking import Masker
-from maskwise.report import write_report
 from maskwise.text import Document, read_pieces, split, tokenise, train_tokenizer
-from maskwise.verdict import summarise
-from report_fixture import make_records, make_study, write_study
 from tiny import load_json, maskwise, read_lines, records_of, write_inputs, write_lines
 
 TEXTS = [f"Person {n} was born in Old York and is a baker ." for n in range(60)]
@@ -31,9 +28,8 @@ def test_answers_stand_in_a_corpus_word_by_word():
     long = " ".join(f"w{n}" for n in range(30))
     rights = [["old york!"], ["York Old"], ["bake"], ["Baker", "none"], ["new", "none"], [long], []]
     documents = [*TEXTS, f"x {long.upper()} y"]
-    assert answers_in(documents, rights).tolist() == [True, False, False, True, False, True, False]
-    record = coverage_record(iter(documents), rights, task="t", corpus="c")
-    assert (record["items"], record["standing"]) == (7, 3)
+    found, *_ = occurring(documents, rights, least=1)
+    assert found.tolist() == [True, False, False, True, False, True, False]
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.4, 1.0])
@@ -55,36 +51,7 @@ def test_an_answer_is_whole_words():
     assert masked_answers(rows, masker, TOKENIZER, ["bake", "baker"]) == (0, 0, 0)
 
 
-def test_the_page_draws_coverage_against_the_gain(tmp_path):
-    study = make_study(runs=6, tasks=1)
-    arms = list(study["arms"])
-    records = make_records(study, dict.fromkeys(arms, 0.0))
-    records += [
-        {"kind": "coverage", "task": "task-0", "corpus": "wiki", "items": 50, "standing": 20},
-        {"kind": "coverage", "task": "task-0", "corpus": "novels", "items": 50, "standing": 0},
-    ]
-    for n, arm in enumerate(arms):
-        corpus, occurrences, whole, part = "wiki", 80, 8 * n, 60
-        if n == 0:
-            corpus, occurrences, whole, part = "novels", 0, 0, 0
-        record = {"kind": "coverage", "arm": arm, "task": "task-0", "corpus": corpus}
-        records.append({**record, "occurrences": occurrences, "whole": whole, "part": part})
-    write_study(tmp_path, study, records, summary=summarise(records, study), samples={})
-    html = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "Are the answers in the corpus" in html and "Fully masked" in html
-    rows = re.findall("<tr>.*?</tr>", html)
-    (wiki, *_) = [row for row in rows if "<td>wiki</td>" in row]
-    (novels,) = [row for row in rows if "<td>novels</td>" in row]
-    assert re.search(r'<td class="number">40\W*%</td>', wiki)  # 20 of 50
-    assert re.search(r'<td class="number">0\W*%</td><td class="number">0</td>', novels)
-    without = [record for record in records if record["kind"] != "coverage"]
-    write_study(tmp_path / "without", study, without, summary=summarise(without, study), samples={})
-    assert "Are the answers in the corpus" not in write_report(tmp_path / "without").read_text(
-        encoding="utf-8"
-    )
-
-
-def test_a_study_of_questions_records_it(tmp_path):
+def test_answers_of_a_study_of_questions(tmp_path):
     recipe = write_inputs(tmp_path)
     texts = [line["text"] for line in read_lines(tmp_path / "corpus.jsonl")]
     words = [text.split()[1].strip(".").lower() for text in texts[:40]]
@@ -113,13 +80,10 @@ def test_a_study_of_questions_records_it(tmp_path):
         )
         == 0
     )
-    lines = records_of(tmp_path / "out", "coverage")
-    (text,) = [line for line in lines if "standing" in line]
-    assert (text["items"], text["standing"]) == (10, 10)
-    by_arm = {line["arm"]: line for line in lines if "arm" in line}
-    assert set(by_arm) == {"token-15", "words-30"} and all(
-        line["occurrences"] > 10 for line in by_arm.values()
-    )
+    by_arm = {line["arm"]: line for line in answers.main(tmp_path / "out")}
+    assert set(by_arm) == {"token-15", "words-30"}
+    for line in by_arm.values():
+        assert line["task"] == "asked" and line["standing"] == 1 and line["occurrences"] > 10
     assert by_arm["words-30"]["whole"] > by_arm["token-15"]["whole"] > 0
 
 
@@ -175,7 +139,7 @@ def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
     (row,) = [row for row in summary["contrasts"] if row["outcome"] == "write"]
     assert row["higher_is_better"] is False
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    assert "nats (left is better)" in page and "Are the answers in the corpus" in page
+    assert "nats (left is better)" in page
     assert (
         maskwise(
             "study", recipe, "--out", tmp_path / "other", f"tasks=[{tmp_path / 'write.jsonl'}]"
