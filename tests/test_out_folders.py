@@ -123,6 +123,9 @@ def test_default_folders_are_named_after_what_is_read():
 
 def test_every_kind_of_file_is_named_without_its_extension():
     endings = {*readers.READERS, *labelled.READERS, ".yaml", ".yml", ".jsonl.gz", ".CSV"}
+    # Files of code, such as add.c and add.h, differ by nothing but their extension.
+    endings -= {*readers.SOURCE_ENDINGS}
+    assert out_folder(None, "lib/add.h", command="adapt") == Path("runs/adapt-add-h")
     for ending in endings:
         assert out_folder(None, f"v1.2{ending}", command="adapt") == Path("runs/adapt-v1-2"), ending
 

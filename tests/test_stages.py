@@ -162,3 +162,22 @@ def test_a_run_that_never_took_a_step_leaves_no_folder(source, tmp_path):
     out = tmp_path / "out"
     assert maskwise("pretrain", source, *SHORT, "training.batch_size=4096", "--out", out) == 2
     assert not out.exists()
+
+
+def test_a_run_that_fails_after_a_long_preparation_keeps_its_text(source, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr("maskwise.folders.KEPT_SECONDS", 0)
+    fails = ("pretrain", source, *SHORT, "training.batch_size=4096", "--out", out)
+    assert maskwise(*fails) == 2
+    [text] = out.glob("stages/prepare-*")
+    written = (text / DONE).stat().st_mtime_ns
+    # Another text replaces it, and the same text is not prepared again.
+    assert maskwise(*fails, "corpus.length=16") == 2
+    [other] = out.glob("stages/prepare-*")
+    assert other.name != text.name
+    assert maskwise(*fails) == 2
+    [text] = out.glob("stages/prepare-*")
+    assert (text / DONE).stat().st_mtime_ns > written
+    written = (text / DONE).stat().st_mtime_ns
+    assert maskwise("pretrain", source, *SHORT, "training.batch_size=4", "--out", out) == 0
+    assert (text / DONE).stat().st_mtime_ns == written

@@ -381,6 +381,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(options, said, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+def test_learning_that_fails_after_a_long_preparation_keeps_its_text(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr("maskwise.folders.KEPT_SECONDS", 0)
+
+    def fails(lesson):
+        raise MaskwiseError("no step was possible")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("maskwise.learning.run.Lesson.learn", fails)
+        assert maskwise(*recipe(tmp_path), "--out", out) == 2
+    assert "no step was possible" in capsys.readouterr().err
+    [text] = out.glob("stages/prepare-*/done.json")
+    written = text.stat().st_mtime_ns
+    # Another recipe on the same text is not refused, because nothing was learned.
+    assert maskwise(*recipe(tmp_path), "learning.supervised.training.steps=7", "--out", out) == 0
+    assert text.stat().st_mtime_ns == written
+
+
 def test_the_meta_gradient_needs_no_adapter_and_no_tracker(tmp_path, capsys):
     """With LoRA, the encoder had random weights; with a tracker, learning failed."""
     command = recipe(tmp_path)

@@ -47,6 +47,8 @@ RELEASE_SECONDS = 0.2
 """How long to try to lock a file, because another process may be about to release it."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
 """How long to wait for files from another machine, and for files from rank 0."""
+KEPT_SECONDS = 60.0
+"""What a run prepared in this time or longer, such as annotations, is kept if the run fails."""
 
 
 @contextmanager
@@ -293,7 +295,8 @@ def claim(folder: Path, what: str, *, lock: str, stays: bool = True) -> Iterator
 def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
     """Lock the folder of a run, and remove partial files that a killed process left.
 
-    If the folder is new and the run fails before any work, remove it.
+    If the folder is new and the run fails before any work, remove it. A run that prepared its text
+    for ``KEPT_SECONDS`` keeps it for the next call.
 
     Args:
         out: the folder.
@@ -303,13 +306,15 @@ def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
     """
     new = is_new(out)
     path = out / lock
+    began = time.monotonic()
     with claim(path.parent, what, lock=path.name):
         sweep(out)
         try:
             yield
         # An OSError names a file that cannot be written, such as in a folder of shared stages.
         except (MaskwiseError, OSError):
-            if new and not any(out.glob(work)):
+            short = time.monotonic() - began < KEPT_SECONDS
+            if new and short and not any(out.glob(work)):
                 shutil.rmtree(out)
             raise
 

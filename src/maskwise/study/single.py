@@ -39,6 +39,7 @@ from maskwise.study.stages import (
     CHECKPOINT,
     DONE,
     KINDS,
+    POLICY,
     STAGE,
     Stage,
     finetune_alone,
@@ -161,7 +162,10 @@ def stages_of_training(recipe: Recipe) -> tuple[list[Stage], list[Stage]]:
 
 
 def _begin(out: Path, recipe: Recipe, texts: list[Stage], folders: list[Path]) -> None:
-    """Write the recipe. Remove what a run left that failed before its first state was saved."""
+    """Write the recipe. Remove what a run left that failed before its first state was saved.
+
+    The texts that this run reads, too, stay.
+    """
     if not any(map(_is_begun, folders)):
         names = [text.name for text in texts]
         stale = [path for path in (out / "stages").glob("prepare-*") if path.name not in names]
@@ -360,7 +364,7 @@ def run_learn(recipe: Recipe, out: Path) -> Plain:
     if not results:
         with _claimed(out, "another process is learning in", lock=".learning.lock"):
             if _is_first():
-                write_whole(out / "recipe.yaml", recipe.to_yaml())
+                _begin(out, recipe, [text], [out])
             run_stage(text, store)
             results = [run_stage(stage, store)]
     page = out / "report.html"
@@ -374,6 +378,8 @@ def run_learn(recipe: Recipe, out: Path) -> Plain:
 
 def _require_same_policy(out: Path, recipe: Recipe) -> None:
     """Raise an error if the folder contains another policy, which would be lost."""
+    if not _is_begun(out) and not (out / POLICY).exists():
+        return
     before = read_json(out / STAGE)
     saved = out / "recipe.yaml"
     # If stage.json is damaged, the inputs of the policy are computed from its recipe.
