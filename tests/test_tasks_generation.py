@@ -240,9 +240,10 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
 def test_cards_hold_arguments_of_load_task_and_say_whose_data_it_is(name):
     card = CARDS[name]
     required = {"title", "source", "licence", "options"}
-    assert required <= set(card) <= required | {"hub", "files"}
+    assert required <= set(card) <= required | {"hub", "files", "columns", "folders"}
     options = card["options"]
-    settings = inspect.signature(KINDS[options["kind"]].make).parameters
+    make = KINDS[options["kind"]].make if "kind" in options else None
+    settings = inspect.signature(make).parameters if make else {}
     assert set(options) <= {*inspect.signature(load_task).parameters, *settings}
     assert options.get("metric", "accuracy") in METRICS
 

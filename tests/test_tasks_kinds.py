@@ -184,10 +184,17 @@ STS = numbered("main\tMSR\t2012\t{n}\t{2.5|1.0}\tleft {n}\tright {n}", 12)
 SICK = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
 SICK += numbered("{n}\ta {n}\tb {n}\t{2.5|3.5}\t{NEUTRAL|ENTAILMENT}", 12)
 COLA = numbered("gj04\t{0|1}\t{|*}\tsentence {n}")
+MNLI = "sentence1\tsentence2\tgold_label\n" + numbered("a {n}\tb {n}\t{entailment|neutral}", 12)
 FOLDERS = {
     "CoLA": {"train.tsv": COLA, "dev.tsv": COLA, "test.tsv": "index\tsentence\n0\thidden\n"},
     "stsb": {f"sts-{split}.csv": STS + STS[:-1] + "\tmore\n" for split in ("train", "dev", "test")},
     "sick": {f"SICK_{split}.txt": SICK for split in ("train", "trial", "test")},
+    "MNLI": {
+        "train.tsv": MNLI,
+        "dev_matched.tsv": MNLI,
+        "dev_mismatched.tsv": MNLI.replace("a ", "c "),
+        "test_matched.tsv": "sentence1\tsentence2\na\tb\n",
+    },
 }
 
 
@@ -202,13 +209,28 @@ def test_known_folders_need_no_arguments(tmp_path):
     assert (cola.kind.name, cola.metric) == ("sequence-classification", "matthews")
     assert cola.splits["test"][1] == TextRow("sentence 1", None, "1")
     assert cola.notes == ("no labelled test split: dev is test", "dev is 15 % of train")
-    assert cola.facts()["notes"] == list(cola.notes) and cola.skipped == {"test: no label": 1}
+    # GLUE's test.tsv has no labels, and a header that the other tables lack: it is not read.
+    assert cola.facts()["notes"] == list(cola.notes) and not cola.skipped
     assert (stsb.kind.name, stsb.metric, len(stsb.splits["test"])) == ("similarity", "spearman", 24)
     assert stsb.splits["dev"][4] == ScoredRow("left 4", "right 4", 2.5)
     assert stsb.notes == () and "notes" not in stsb.facts() and stsb.majority == 0
     assert tasks["sick"].kind.name == "similarity" and tasks["sick"].splits["dev"][0].score == 2.5
     entailment = load_task(f"{tmp_path}/sick(label='entailment_judgment')")
     assert entailment.labels == ("ENTAILMENT", "NEUTRAL")
+    assert {row.text[0] for row in tasks["MNLI"].splits["test"]} == {"a"}
+    # The card serves other places, too, and a column by number takes precedence over it.
+    table = (tmp_path / "CoLA" / "train.tsv").rename(tmp_path / "table.tsv")
+    assert load_task(table, card="cola").columns == {"text": "sentence", "label": "label"}
+    assert load_task(table, card="cola", text=4, label=2).columns == {"text": "4", "label": "2"}
+
+
+def test_a_folder_with_the_name_of_a_card_but_other_files_is_an_ordinary_folder(tmp_path):
+    (tmp_path / "cola").mkdir()
+    rows = "text,label\n" + numbered("text {n},{a|b}")
+    for split in ("train", "dev", "test"):
+        (tmp_path / "cola" / f"{split}.csv").write_text(rows)
+    task = load_task(tmp_path / "cola")
+    assert (task.labels, task.metric) == (("a", "b"), "accuracy")
 
 
 def test_columns_by_place_and_rows_by_value(tmp_path):

@@ -18,8 +18,8 @@ from typing import TypeAlias
 from maskwise.errors import MaskwiseError, counted
 from maskwise.learning.examples import contexts_of, occurrences
 from maskwise.tasks import load_task
-from maskwise.tasks.reading import CONTEXT
-from maskwise.tasks.task import SPLITS, Task
+from maskwise.tasks.splits import CONTEXT, SPLITS
+from maskwise.tasks.task import Task
 
 CharRange: TypeAlias = tuple[int, int]
 """(start, end) character offsets."""

@@ -1,9 +1,9 @@
 """Evaluate checkpoints on labelled tasks.
 
-``reading``, ``columns`` and ``loading`` read data. ``classes``, ``questions``, ``written`` and
-``embeddings`` define the kinds of tasks. ``tensors`` makes batches, ``metrics`` scores answers, and
-``finetuning`` and ``judge`` fine-tune. This package may import ``text``, ``training`` and the
-packages that ``training`` may import.
+``reading``, ``columns``, ``splits`` and ``loading`` read data. ``classes``, ``questions``,
+``written`` and ``embeddings`` define the kinds of tasks. ``tensors`` makes batches, ``metrics``
+scores answers, and ``finetuning`` and ``judge`` fine-tune. This package may import ``text``,
+``training`` and the packages that ``training`` may import.
 """
 
 from maskwise.tasks.finetuning import FinetuneSettings

@@ -6,7 +6,6 @@ the user declares them as missing.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -129,15 +128,6 @@ def require_text(value: object, what: str, where: str, *, filled: bool = False) 
             allowed="a string that is not blank",
         )
     return value
-
-
-# Splits
-
-
-def place_of(key: str) -> float:
-    """Hash a text to a number in [0, 1), which decides the split of its row."""
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
-    return int.from_bytes(digest) / 2**48
 
 
 # Labels

@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from maskwise.errors import MaskwiseError, counted, require_known, unknown_name
 from maskwise.plugins import Table
@@ -59,19 +61,25 @@ from maskwise.tasks.embeddings import (
 from maskwise.tasks.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
 from maskwise.tasks.reading import (
     CARDS,
-    TableOptions,
-    group_key,
-    groups_note,
+    Card,
+    Layout,
+    card_of_folder,
     merged,
-    only_test,
     read_splits,
     records_where,
+    state_of,
+)
+from maskwise.tasks.splits import (
+    SPLITS,
+    Keyed,
+    group_key,
+    groups_note,
+    only_test,
     shared_names,
     shared_text,
     splits_of,
-    state_of,
 )
-from maskwise.tasks.task import SPLITS, Row, Task, TaskKind, TaskRows, all_classes
+from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.tasks.written import CLOZE_QA, generation
 from maskwise.text.documents import refuse_gone
 from maskwise.text.labelled import Record
@@ -100,8 +108,6 @@ KINDS = Table("kind of task", "maskwise.kinds", _BUILT_IN, of=TaskKind)
 POOLINGS = ("mean", "cls", "dev")
 # These two bundled tasks are read from the same file, but have different label columns.
 _LABEL_OF = {"ud-pos": "tags", "ud-relations": "relations"}
-# Published metrics that differ from the default of the kind, keyed by the name of the data folder.
-_USUAL_METRIC = {"cola": "matthews"}
 
 
 def load_task(
@@ -148,8 +154,8 @@ def load_task(
         missing: one or several labels that mean "not labelled", such as -1 or ("NA", "null"). Rows
             with such a label are dropped and counted, like rows with an empty cell.
         card: the card of a published task, whose arguments are defaults for this function.
-        metric: one of the kind's metrics. The default is entity-f1 for BIO tags, matthews for CoLA,
-            and the kind's first metric otherwise.
+        metric: one of the kind's metrics. The default is entity-f1 for BIO tags, that of the
+            card, and the kind's first metric otherwise.
         pooling: "mean" (the default), "cls" or "dev": see ``Task``.
         train_rows, test_rows: see ``Task.with_train_rows`` and ``Task.with_test_rows``.
         name: the task's name in records, by default derived from ``spec``.
@@ -172,24 +178,22 @@ def load_task(
     source, given = _options(str(spec))
     given |= {name: value for name, value in arguments.items() if value is not None}
     card = given.pop("card", None)
-    by_name = card is None and source in CARDS and not Path(source).exists()
-    if by_name:
+    if card is not None:
+        require_known("card", card, CARDS)
+    elif source in CARDS and not Path(source).exists():
         card = source
-    if card is None:
-        return _load(source, given)
-    require_known("card", card, CARDS)
-    about = CARDS[card]
-    if by_name:
-        if "hub" not in about:
+        if "hub" not in CARDS[card]:
             raise MaskwiseError(
                 f"task {card!r} is not on the hub", do=f"give its folder: FOLDER(card={card!r})"
             )
-        source = f"hf:{about['hub']}"
+        source = f"hf:{CARDS[card]['hub']}"
         given = {"name": card, **given}
-    return _load(source, {**about["options"], **given, "files": about.get("files", {})})
+    else:
+        card = card_of_folder(Path(source))
+    return _load(source, given, card)
 
 
-def _options(spec: str) -> tuple[str, TableOptions]:
+def _options(spec: str) -> tuple[str, dict[str, Any]]:
     """Split a spec into its source and arguments of ``load_task``."""
     refuse_gone(spec)
     of_kinds = set[str]()
@@ -203,16 +207,17 @@ _LOADED: dict[str, Task] = {}
 MOST_LOADED = 16
 
 
-def _load(spec: str, given: TableOptions) -> Task:
-    """Call ``_read_task``, and cache its result until the task's files change."""
+def _load(spec: str, given: Mapping[str, Any], card: str | None) -> Task:
+    """Read a task, and keep it until its files change."""
+    asked = Asked.of(spec, given, CARDS[card] if card else None)
     if spec.startswith("hf:"):
-        return _read_task(spec, **given)
+        return _read_task(asked)
     # A study loads the same task in many places.
-    key = repr((spec, sorted(given.items()), state_of(spec)))
+    key = repr((spec, sorted(given.items()), card, state_of(spec)))
     if key not in _LOADED:
         if len(_LOADED) == MOST_LOADED:
             del _LOADED[next(iter(_LOADED))]
-        _LOADED[key] = _read_task(spec, **given)
+        _LOADED[key] = _read_task(asked)
     return _LOADED[key]
 
 
@@ -224,179 +229,321 @@ class UnreadableTask(MaskwiseError):
     """Raised if the files of a task cannot be read, whatever they contain."""
 
 
-def _read_task(
-    spec: str,
-    *,
-    pooling: str = "mean",
-    files: Mapping[str, str] | None = None,
-    kind: str | None = None,
-    text: object = None,
-    pair: object = None,
-    label: object = None,
-    where: str | None = None,
-    split_by: str | None = None,
-    missing: object = None,
-    metric: str | None = None,
-    train_rows: int | None = None,
-    test_rows: int | None = None,
-    name: str | None = None,
-    **settings: object,
-) -> Task:
-    """Read a task from its files, with the arguments of ``load_task``.
+# From files to rows
+# -------------------------------------------------------------------------------------------
 
-    Args:
-        files: the file-name patterns in a card.
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked for: a source, and arguments of ``load_task``, which describes them.
+
+    Attributes:
+        layout: what the source's files do not say themselves.
+        settings: the settings of the kind.
     """
-    if kind is not None:
-        require_known("kind of task", kind, KINDS)
-    require_known("pooling", pooling, POOLINGS)
-    place = f"task {spec!r}"
-    if isinstance(missing, Mapping):
-        allowed = "a label, or several labels such as ('NA', -1)"
-        raise MaskwiseError(f"cannot read missing of {place}", got=missing, allowed=allowed)
-    absent = set(labels_in(missing))
-    if label is None:
-        label = _LABEL_OF.get(spec)
-    roles = (text, pair, label)
-    given = ColumnNames(*(None if column is None else str(column) for column in roles))
-    # If a column is given by its number, the table has no header.
-    header = not any(isinstance(column, int) for column in roles)
 
-    records: dict[str, list[Record]] = {}
-    shared: dict[str, Names] = {}
+    spec: str
+    layout: Layout
+    kind: str | None = None
+    text: object = None
+    pair: object = None
+    label: object = None
+    where: str | None = None
+    split_by: str | None = None
+    missing: object = None
+    metric: str | None = None
+    pooling: str = "mean"
+    train_rows: int | None = None
+    test_rows: int | None = None
+    name: str | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: str, given: Mapping[str, Any], card: Card | None) -> Asked:
+        """Check arguments of ``load_task``; those of a card are defaults.
+
+        Raises:
+            MaskwiseError: there is no such kind or pooling, or ``missing`` is no label.
+        """
+        files: Mapping[str, str] = {}
+        columns: Sequence[str] = ()
+        if card is not None:
+            given = {**card["options"], **given}
+            files = card.get("files", {})
+            columns = card.get("columns", ())
+        # If a column is given by its number, the table has no header.
+        numbered = any(isinstance(given.get(role), int) for role in ColumnNames._fields)
+        layout = Layout(not numbered, columns, files)
+        own = {each.name for each in fields(cls)} - {"spec", "layout", "settings"}
+        settings = {name: value for name, value in given.items() if name not in own}
+        arguments = {name: value for name, value in given.items() if name in own}
+        asked = cls(spec=spec, layout=layout, settings=settings, **arguments)
+        if asked.kind is not None:
+            require_known("kind of task", asked.kind, KINDS)
+        require_known("pooling", asked.pooling, POOLINGS)
+        if isinstance(asked.missing, Mapping):
+            allowed = "a label, or several labels such as ('NA', -1)"
+            what = f"cannot read missing of {asked.place}"
+            raise MaskwiseError(what, got=asked.missing, allowed=allowed)
+        return asked
+
+    @property
+    def place(self) -> str:
+        """The task in messages."""
+        return f"task {self.spec!r}"
+
+    @property
+    def columns(self) -> ColumnNames:
+        """The columns that are given."""
+        label = _LABEL_OF.get(self.spec) if self.label is None else self.label
+        roles = (self.text, self.pair, label)
+        return ColumnNames(*(None if column is None else str(column) for column in roles))
+
+    @property
+    def absent(self) -> set[str]:
+        """The labels that mean "not labelled"."""
+        return set(labels_in(self.missing))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is known of a task. Each of the five steps of ``_read_task`` adds to it.
+
+    Attributes:
+        records: the records of each split of the files.
+        shared: for each split, the columns whose text decides the split of a question.
+        kind: the kind of task.
+        columns: the columns of each split; none for a split without labels.
+        rows: the rows of each split of the files, with the texts that decide their new splits.
+        labels: all labels in the files.
+        hidden: whether every label of a split is −1.
+        skipped: the number of dropped rows, keyed by "split: reason".
+        splits: the rows of train, dev and test.
+        notes: notes on what was guessed or decided.
+    """
+
+    asked: Asked
+    records: Mapping[str, Records]
+    shared: Mapping[str, Names]
+    kind: TaskKind = SEQUENCE_CLASSIFICATION
+    columns: Mapping[str, ColumnNames] = field(default_factory=dict)
+    rows: Mapping[str, Keyed[Row]] = field(default_factory=dict)
+    labels: frozenset[str] = frozenset()
+    hidden: bool = False
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    splits: Mapping[str, TaskRows] = field(default_factory=dict)
+    notes: Names = ()
+
+
+def _read_task(asked: Asked) -> Task:
+    reading = read(asked)
+    reading = choose_columns(reading)
+    reading = make_rows(reading)
+    reading = divide(reading)
+    return make_task(reading)
+
+
+def read(asked: Asked) -> Reading:
+    """Read the records of each split.
+
+    Raises:
+        UnreadableTask: a file cannot be read.
+        MaskwiseError: the condition ``where`` names an unknown column.
+    """
     try:
-        parts = read_splits(spec, header=header, files=files)
+        parts = read_splits(asked.spec, asked.layout)
     except MaskwiseError as failure:
         raise UnreadableTask(
             failure.what, got=failure.got, allowed=failure.allowed, do=failure.do
         ) from failure
+    records = {}
+    shared = {}
     for split, part in parts.items():
-        whole = [flat(record, given) for record in part]
+        whole = [flat(record, asked.columns) for record in part]
         # Articles are counted before ``where`` drops rows. The labels of a learned masking policy
         # are read from the whole file, and must get the same splits as the task.
         shared[split] = shared_names(whole)
-        records[split] = whole if where is None else records_where(whole, where, place)
-    examples: list[Record] = []
-    for part in records.values():
-        if part and not examples:
-            examples = [without(record, absent) for record in (merged(part), *part)]
+        records[split] = whole
+        if asked.where is not None:
+            records[split] = records_where(whole, asked.where, asked.place)
+    return Reading(asked, records, shared)
 
+
+def choose_columns(reading: Reading) -> Reading:
+    """Choose the kind of task and the columns of each split.
+
+    Raises:
+        MaskwiseError: a split lacks a column, or a setting is unknown.
+    """
+    asked = reading.asked
+    records = dict(reading.records)
+    given = asked.columns
     notes: list[str] = []
-    chosen = KINDS[kind] if kind else _recognised(examples, given)
-    if examples and kind is None and chosen is SEQUENCE_CLASSIFICATION:
-        given, notes = guess_columns(examples, given, chosen.columns, place)
-        chosen = _recognised(examples, given)
-    if settings:
-        make: Callable[..., TaskKind] = chosen.make or (lambda: chosen)
-        known = {*inspect.signature(load_task).parameters} - {"spec", "settings"}
-        known.update(inspect.signature(make).parameters)
-        for option in settings:
-            require_known(f"argument of {chosen.name} {place}", option, known)
-        chosen = make(**settings)
+    examples: Records = ()
+    filled = [part for part in records.values() if part]
+    if filled:
+        examples = [without(record, asked.absent) for record in (merged(filled[0]), *filled[0])]
+    kind = KINDS[asked.kind] if asked.kind else _recognised(examples, given)
+    if examples and asked.kind is None and kind is SEQUENCE_CLASSIFICATION:
+        given, notes = guess_columns(examples, given, kind.columns, asked.place)
+        kind = _recognised(examples, given)
+    if asked.settings:
+        kind = _with_settings(kind, asked)
     template = given.text or ""
     if "{" in template:
         for split, part in records.items():
-            records[split] = [with_text(record, template, place) for record in part]
+            records[split] = [with_text(record, template, asked.place) for record in part]
         given = given._replace(text=TEMPLATE_TEXT)
     if examples:
         given = ColumnNames(*(_present(column, examples[0]) for column in given))
-
-    skipped = Counter[str]()
-    keyed: dict[str, list[tuple[str, Row]]] = {}
-    fields = given
-    seen = set[str]()
-    hidden = False
+    columns: dict[str, ColumnNames] = {}
+    found = given
     for split, part in records.items():
-        keyed[split] = []
         if not part:
             continue
-        unlabelled = f"{split}: {NO_LABEL}"
-        columns = merged(part)
-        if split_by is not None and split_by not in columns:
-            raise unknown_name(f"split_by column of {place}", split_by, map(str, columns))
+        names = merged(part)
+        if asked.split_by is not None and asked.split_by not in names:
+            what = f"split_by column of {asked.place}"
+            raise unknown_name(what, asked.split_by, map(str, names))
         # Benchmarks publish test rows without the label column, or with −1 as every label.
-        label_columns = {fields.label, f"{fields.label}1"}
-        if split == "test" and fields.label and label_columns.isdisjoint(columns):
-            skipped[unlabelled] = len(part)
+        label_columns = {found.label, f"{found.label}1"}
+        if split == "test" and found.label and label_columns.isdisjoint(names):
             continue
-        fields = find_columns(chosen.columns, columns, given, place)
-        label_column = fields.label or ""
-        found = set(labels_in([record.get(label_column) for record in part]))
-        seen |= found
+        found = find_columns(kind.columns, names, given, asked.place)
+        columns[split] = found
+    return replace(reading, records=records, kind=kind, columns=columns, notes=tuple(notes))
+
+
+def make_rows(reading: Reading) -> Reading:
+    """Make rows from the records that have a text and a label.
+
+    Raises:
+        MaskwiseError: a record cannot be read.
+    """
+    asked = reading.asked
+    absent = asked.absent
+    labels = set[str]()
+    hidden = False
+    notes = list(reading.notes)
+    skipped = Counter[str]()
+    keyed: dict[str, list[tuple[str, Row]]] = {split: [] for split in reading.records}
+    for split, part in reading.records.items():
+        if not part:
+            continue
+        columns = reading.columns.get(split)
+        if columns is None:
+            skipped[f"{split}: {NO_LABEL}"] = len(part)
+            continue
+        label = columns.label or ""
+        found = set(labels_in([record.get(label) for record in part]))
+        labels |= found
         if found == {HIDDEN}:
             hidden = True
             notes.append(f"every label of {split} is −1, so this split counts as unlabelled")
-            skipped[unlabelled] = len(part)
+            skipped[f"{split}: {NO_LABEL}"] = len(part)
             continue
         for number, record in enumerate(part, start=1):
-            if absent and label_column:
-                cell = without(record.get(label_column), absent)
-                record = {**record, label_column: cell}
-            row = chosen.row(record, fields, f"row {number} of {split} of {place}")
+            if absent and label:
+                record = {**record, label: without(record.get(label), absent)}
+            row = reading.kind.row(record, columns, f"row {number} of {split} of {asked.place}")
             if isinstance(row, str):
                 skipped[f"{split}: {row}"] += 1
-            else:
-                key = group_key(record, split_by) or shared_text(record, shared[split]) or row.key
-                keyed[split].append((key, row))
+                continue
+            group = group_key(record, asked.split_by)
+            key = group or shared_text(record, reading.shared[split]) or row.key
+            keyed[split].append((key, row))
+    return replace(
+        reading,
+        rows=keyed,
+        labels=frozenset(labels),
+        hidden=hidden,
+        skipped=skipped,
+        notes=tuple(notes),
+    )
 
+
+def divide(reading: Reading) -> Reading:
+    """Divide the rows among train, dev and test.
+
+    Raises:
+        HiddenLabels: a split that is needed has no labels, and every label of a split is −1.
+        MaskwiseError: a split that is needed is empty, or groups of rows cannot be kept together.
+    """
+    asked = reading.asked
     splits: Mapping[str, TaskRows]
     needed: Names = SPLITS
-    if chosen.needs_train:
-        splits, cuts = splits_of(keyed, place)
+    if reading.kind.needs_train:
+        splits, cuts = splits_of(reading.rows, asked.place)
     else:
         needed = ("test",)
-        splits, cuts = only_test(keyed)
-    if split_by is not None:
-        notes.append(groups_note(keyed, splits, f"{place}: split_by={split_by}"))
+        splits, cuts = only_test(reading.rows)
+    notes = reading.notes
+    if asked.split_by is not None:
+        what = f"{asked.place}: split_by={asked.split_by}"
+        notes = (*notes, groups_note(reading.rows, splits, what))
     for split in needed:
         if not splits[split]:
-            what = f"the {split} split of {place} is empty"
-            if not skipped:
+            what = f"the {split} split of {asked.place} is empty"
+            if not reading.skipped:
                 raise MaskwiseError(what, do="give more rows")
-            error = HiddenLabels if hidden else MaskwiseError
-            raise error(what, got=f"skipped {counted(skipped)}", do="label more rows")
-    if pooling == "dev" and not splits["dev"]:
+            error = HiddenLabels if reading.hidden else MaskwiseError
+            raise error(what, got=f"skipped {counted(reading.skipped)}", do="label more rows")
+    if asked.pooling == "dev" and not splits["dev"]:
         raise MaskwiseError(
-            f'pooling="dev" for {place} needs dev rows',
+            f'pooling="dev" for {asked.place} needs dev rows',
             got="none",
             do='give it a dev split, or choose pooling="mean" or pooling="cls"',
         )
+    return replace(reading, splits=splits, notes=(*notes, *cuts))
 
-    rows: TaskRows = splits["train" if chosen.needs_train else "test"]
-    if chosen.every_label:
+
+def make_task(reading: Reading) -> Task:
+    """Make the task, with its classes and its metric.
+
+    Raises:
+        MaskwiseError: there is only one class, or the kind has no such metric.
+    """
+    asked = reading.asked
+    kind = reading.kind
+    splits = reading.splits
+    rows: TaskRows = splits["train" if kind.needs_train else "test"]
+    if kind.every_label:
         rows = list(chain.from_iterable(splits.values()))
-    table = place
-    if skipped:
+    table = asked.place
+    if reading.skipped:
         # An error names the number of skipped rows, which may explain why only one class is left.
-        table = f"{place} (skipped {counted(skipped)})"
-    labels = chosen.labels(rows, table)
-    published = _USUAL_METRIC.get(Path(spec).name.lower())
-    if metric is None and published in chosen.metrics:
-        metric = published
-    notes += cuts
+        table = f"{table} (skipped {counted(reading.skipped)})"
+    labels = kind.labels(rows, table)
+    # Every split has the same roles, and the last one may have other names for them.
+    columns = [*reading.columns.values()][-1]
+    notes = [*reading.notes]
     unseen = {*all_classes(splits["test"])}.difference(labels)
     if unseen:
         lacking = f"train lacks {len(unseen)} classes of test"
         notes.append(f"{lacking}, whose items always count as wrong, such as {min(unseen)!r}")
-    notes += _notes_on_labels(labels, absent - seen)
-    if kind is None:
-        notes += _note_on_numbers(chosen, seen - absent, paired=fields.pair is not None)
+    notes += _notes_on_labels(labels, asked.absent - reading.labels)
+    if asked.kind is None:
+        paired = columns.pair is not None
+        notes += _note_on_numbers(kind, reading.labels - asked.absent, paired=paired)
+    names = {role: column for role, column in columns._asdict().items() if column}
+    if names.get("text") == TEMPLATE_TEXT:
+        del names["text"]
     task = Task(
-        name=name or _short_name(spec) + chosen.suffix,
-        kind=chosen,
-        metric=chosen.metric_for(labels, metric),
+        name=asked.name or _short_name(asked.spec) + kind.suffix,
+        kind=kind,
+        metric=kind.metric_for(labels, asked.metric),
         labels=labels,
         splits={split: tuple(rows) for split, rows in splits.items()},
-        skipped=skipped,
+        skipped=reading.skipped,
         notes=tuple(notes),
-        pooling=pooling,
-        columns={
-            role: column
-            for role, column in fields._asdict().items()
-            if column and column != TEMPLATE_TEXT
-        },
+        pooling=asked.pooling,
+        columns=names,
     )
-    return task.with_train_rows(train_rows).with_test_rows(test_rows)
+    return task.with_train_rows(asked.train_rows).with_test_rows(asked.test_rows)
+
+
+# Details of the steps
+# -------------------------------------------------------------------------------------------
 
 
 def _recognised(records: Records, given: ColumnNames) -> TaskKind:
@@ -410,6 +557,16 @@ def _recognised(records: Records, given: ColumnNames) -> TaskKind:
     return SEQUENCE_CLASSIFICATION
 
 
+def _with_settings(kind: TaskKind, asked: Asked) -> TaskKind:
+    """Return a kind with the settings that are asked for, such as ``beams``."""
+    make: Callable[..., TaskKind] = kind.make or (lambda: kind)
+    known = {*inspect.signature(load_task).parameters} - {"spec", "settings"}
+    known.update(inspect.signature(make).parameters)
+    for option in asked.settings:
+        require_known(f"argument of {kind.name} {asked.place}", option, known)
+    return make(**asked.settings)
+
+
 def _present(column: str | None, record: Record) -> str | None:
     """Return the first of the columns "a|b" that the record has, or the name as it was given."""
     if column is None or column in record:
@@ -417,7 +574,7 @@ def _present(column: str | None, record: Record) -> str | None:
     return first_in(column.split("|"), record) or column
 
 
-def _note_on_numbers(chosen: TaskKind, labels: set[str], *, paired: bool) -> list[str]:
+def _note_on_numbers(chosen: TaskKind, labels: Set[str], *, paired: bool) -> list[str]:
     """Note whether whole numbers were read as classes or as quantities."""
     if chosen is SEQUENCE_CLASSIFICATION:
         other = SIMILARITY if paired else REGRESSION
@@ -442,7 +599,7 @@ def _short_name(spec: str) -> str:
     return Path(spec.removeprefix("bundled:")).absolute().name.split(".")[0]
 
 
-def _notes_on_labels(labels: Sequence[str], unused: set[str]) -> list[str]:
+def _notes_on_labels(labels: Sequence[str], unused: Set[str]) -> list[str]:
     """Note labels that often mean "missing", and labels in ``missing`` that never occur."""
     notes = []
     doubtful = ", ".join(repr(label) for label in labels if label.lower() in DOUBTFUL)

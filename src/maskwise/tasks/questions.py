@@ -41,7 +41,7 @@ from maskwise.tasks.columns import (
     right_choice,
 )
 from maskwise.tasks.metrics import normalise
-from maskwise.tasks.reading import ANSWERS, CONTEXT
+from maskwise.tasks.splits import ANSWERS, CONTEXT
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows
 from maskwise.tasks.tensors import Cutter, Data, Flat, TaskBatch, batches, edges, places_of
 from maskwise.text.labelled import Record

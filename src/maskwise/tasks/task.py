@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from maskwise.constants import LOWER_IS_BETTER, NATS
 from maskwise.errors import MaskwiseError, counted, require_library, whole_number
 from maskwise.files import TaskFacts
-from maskwise.tasks.columns import ColumnNames, Names, Records, UsualColumns, place_of
+from maskwise.tasks.columns import ColumnNames, Names, Records, UsualColumns
 from maskwise.tasks.metrics import (
     ENTITY_F1,
     ITEMS,
@@ -33,6 +33,7 @@ from maskwise.tasks.metrics import (
     entity_f1,
     nats_of_items,
 )
+from maskwise.tasks.splits import SPLITS, place_of
 from maskwise.text.labelled import Record
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from maskwise.objectives import Objective
     from maskwise.tasks.tensors import Cutter, Data
 
-SPLITS = ("train", "dev", "test")
 # The number of parts of the test set that are left out, one at a time, to compute a standard error.
 JACKKNIFE_GROUPS = 200
 # The answers for a split, one per item: classes, numbers or texts.

@@ -28,7 +28,8 @@ from maskwise.families import evaluating
 from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives import Classification
 from maskwise.tasks.metrics import LOST
-from maskwise.tasks.task import SPLITS, Answers, Task, TaskRows
+from maskwise.tasks.splits import SPLITS
+from maskwise.tasks.task import Answers, Task, TaskRows
 from maskwise.text.words import tokenizing
 from maskwise.training import TrainingSettings, permutation
 from maskwise.training.data import by_width
