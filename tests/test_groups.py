@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from maskwise.study.work import run_stage
 from maskwise.tasks import load_task
 from maskwise.text import Prepared, read_documents
 from maskwise.text.documents import place_of
+from maskwise.text.groups import share_that_fits
 from maskwise.text.rows import holds_out
 from maskwise.text.settings import CorpusSettings
 from tiny import WORDS, maskwise, write_inputs, write_lines
@@ -133,7 +135,7 @@ def test_names_of_stages_without_groups_do_not_have_the_key(source):
         (
             [{**row, "author": "a0" if n % 2 else row["author"]} for n, row in enumerate(lines())],
             {"held_out": 0.02},
-            ("of 3", "groups", "1.0% to 4.0%"),
+            ("0.0% of the text", "30 groups", "1.0% to 4.0%"),
         ),
     ],
 )
@@ -144,6 +146,18 @@ def test_a_split_that_is_not_what_was_asked_is_refused(rows, settings, facts, tm
         groups_note(corpus, corpus.group_field or "")
     said = str(caught.value)
     assert all(fact in said for fact in facts) and "\n" not in said
+
+
+def test_the_error_of_a_share_that_does_not_fit_names_one_that_does(tmp_path):
+    source = str(write_lines(tmp_path / "texts.jsonl", lines()))
+    corpus = CorpusSettings(source=source, group_field="author", held_out=0.001)
+    with pytest.raises(MaskwiseError) as caught:
+        groups_note(corpus, "author")
+    assert caught.value.do is not None
+    (share,) = re.findall(r"corpus\.held_out=([\d.]+)", caught.value.do)
+    assert groups_note(corpus.model_copy(update={"held_out": float(share)}), "author")
+    # No share fits where one group has nearly all of the text.
+    assert share_that_fits([1, 2**62], [1, 999], 0.1) is None
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
@@ -193,6 +207,13 @@ def test_no_group_of_labelled_rows_is_in_two_splits(tmp_path):
     ("rows", "facts"),
     [
         (labelled(9, 20), ("9 groups", "20")),
+        (
+            [
+                {**row, "author": "a0" if n % 2 else row["author"]}
+                for n, row in enumerate(labelled())
+            ],
+            ("55.0% of the rows", "30 groups", "7.5% to 30.0%"),
+        ),
         (
             [{**row, "split": ("train", "test")[n // 80]} for n, row in enumerate(labelled(40))],
             ("groups", "train", "test"),

@@ -16,7 +16,7 @@ from maskwise.annotate.registry import annotator
 from maskwise.annotate.shard import require_live
 from maskwise.constants import DIFFUSION, ranks_here
 from maskwise.devices import bf16_note
-from maskwise.errors import MaskwiseError, plural, require_known
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation import load_sets
 from maskwise.evaluation.scoring import spread
 from maskwise.families import adapter_of, check_room, most_tokens, require_kind
@@ -41,7 +41,8 @@ from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import MAX_LENGTH
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
-from maskwise.text.documents import folder_note, group_of, lines_note
+from maskwise.text.documents import folder_note, group_of, lines_note, place_of
+from maskwise.text.groups import check_groups, share_that_fits
 from maskwise.text.layers import token_layers
 from maskwise.text.new_words import given_words, require_extensible, wanted_words
 from maskwise.text.pieces import SPECIAL, read_pieces, tokenise, unknown_share
@@ -66,8 +67,6 @@ FEW_DOCUMENTS = 8
 """Number of documents in which letters that are not nucleotides are looked for."""
 ENOUGH_CHARACTERS = 2_000_000
 """Held-out text of this size has enough rows for the probes of any sampler."""
-FEWEST_GROUPS = 20
-"""With fewer groups, the share that is held out is far from ``corpus.held_out`` too often."""
 MEASURED_ROWS = 1000
 """The maximum number of rows of a split (train or test) whose tokens are counted."""
 MOST_UNKNOWN = 0.01
@@ -364,6 +363,7 @@ def groups_note(corpus: CorpusSettings, field: str) -> str:
         MaskwiseError: there are few groups, or the share differs much from ``corpus.held_out``.
     """
     sizes = Counter[str]()
+    places: dict[str, int] = {}
     held_out = set[str]()
     grouped = 0
     for document in corpus.documents():
@@ -372,6 +372,7 @@ def groups_note(corpus: CorpusSettings, field: str) -> str:
         # A document without a group decides alone.
         name = group or whole_name(document.id)
         sizes[name] += len(document.text)
+        places[name] = place_of(document)
         if holds_out(document, corpus.held_out):
             held_out.add(name)
     what = f"corpus.group_field={field}"
@@ -380,22 +381,19 @@ def groups_note(corpus: CorpusSettings, field: str) -> str:
             f"{what}: no document of {corpus.title} has this field",
             do="name the field with the group of each document",
         )
-    if len(sizes) < FEWEST_GROUPS:
-        raise MaskwiseError(
-            f"{what}: {corpus.title} has too few groups to hold some out",
-            got=plural(len(sizes), "group"),
-            allowed=f"≥ {FEWEST_GROUPS}",
-            do="name a finer field, or remove corpus.group_field",
-        )
-    share = sum(sizes[name] for name in held_out) / sum(sizes.values())
     wanted = corpus.held_out
-    if not wanted / 2 <= share <= 2 * wanted:
-        raise MaskwiseError(
-            f"{what}: the groups that are held out are {share:.1%} of the text",
-            got=f"{len(held_out):,} of {len(sizes):,} groups",
-            allowed=f"{wanted / 2:.1%} to {2 * wanted:.1%} (corpus.held_out={wanted:g})",
-            do="change corpus.held_out, or name a finer field",
-        )
+    share = sum(sizes[name] for name in held_out) / sum(sizes.values())
+    fitting = share_that_fits([places[name] for name in sizes], [*sizes.values()], wanted)
+    check_groups(
+        len(sizes),
+        share,
+        wanted=wanted,
+        what=f"{what}: {corpus.title}",
+        part=f"of the text is held out with corpus.held_out={wanted:g}",
+        noun="field",
+        setting="corpus.group_field",
+        do=f"set corpus.held_out={fitting:g}" if fitting else None,
+    )
     return (
         f"{corpus.title}: {len(held_out):,} of {len(sizes):,} groups by {field} are held out, "
         f"{share:.1%} of the text"

@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 from maskwise.errors import MaskwiseError, plural
+from maskwise.text.groups import check_groups
 
 SPLITS = ("train", "dev", "test")
 ALL = "all"
 """The name of the only split of files that define no splits."""
 TEST_SHARE = 0.15
 """The share of the rows of one file that are test rows, and of those that are dev rows."""
-FEWEST_GROUPS = 20
-"""With fewer groups, the sizes of the splits are far from the wanted sizes too often."""
 # Columns for the text that several questions may share, and columns for their answers.
 CONTEXT, ANSWERS = ("context", "paragraph", "passage"), ("answers", "answer")
 # Rows are split by article only if there are at least this many articles. With fewer articles, a
@@ -163,20 +162,17 @@ def groups_note(splits: Mapping[str, Keyed[T]], parts: Mapping[str, Sequence[T]]
             got=f"{torn[0]} in {' and '.join(sorted(homes[torn[0]]))}",
             do="remove the column split, so that the rows are split by their groups",
         )
-    if len(homes) < FEWEST_GROUPS:
-        raise MaskwiseError(
-            f"{what}: too few groups to split",
-            got=plural(len(homes), "group"),
-            allowed=f"≥ {FEWEST_GROUPS}",
-            do="name a finer column, or remove split_by",
-        )
     rows = sum(map(len, parts.values()))
     share = len(parts["test"]) / max(1, rows)
     made_here = len(splits) == 1 and bool(parts["train"])
-    if made_here and not TEST_SHARE / 2 <= share <= 2 * TEST_SHARE:
-        raise MaskwiseError(
-            f"{what}: the test groups have {share:.0%} of the rows",
-            allowed=f"{TEST_SHARE / 2:.1%} to {2 * TEST_SHARE:.0%}",
-            do="name a finer column, or give a column split",
-        )
+    check_groups(
+        len(homes),
+        share,
+        wanted=TEST_SHARE if made_here else None,
+        what=what,
+        part="of the rows are test rows",
+        noun="column",
+        setting="split_by",
+        do="add a column split (train, dev, test)",
+    )
     return f"{len(homes):,} groups, {share:.0%} of the rows are test"
