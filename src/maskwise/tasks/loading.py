@@ -209,7 +209,7 @@ MOST_LOADED = 16
 
 def _load(spec: str, given: Mapping[str, Any], card: str | None) -> Task:
     """Read a task, and keep it until its files change."""
-    asked = Asked.of(spec, given, CARDS[card] if card else None)
+    asked = TaskArguments.of(spec, given, CARDS[card] if card else None)
     if spec.startswith("hf:"):
         return _read_task(asked)
     # A study loads the same task in many places.
@@ -234,7 +234,7 @@ class UnreadableTask(MaskwiseError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class TaskArguments:
     """What is asked for: a source, and arguments of ``load_task``, which describes them.
 
     Attributes:
@@ -259,7 +259,7 @@ class Asked:
     settings: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, spec: str, given: Mapping[str, Any], card: Card | None) -> Asked:
+    def of(cls, spec: str, given: Mapping[str, Any], card: Card | None) -> TaskArguments:
         """Check arguments of ``load_task``; those of a card are defaults.
 
         Raises:
@@ -322,7 +322,7 @@ class Reading:
         notes: notes on what was guessed or decided.
     """
 
-    asked: Asked
+    asked: TaskArguments
     records: Mapping[str, Records]
     shared: Mapping[str, Names]
     kind: TaskKind = SEQUENCE_CLASSIFICATION
@@ -335,7 +335,7 @@ class Reading:
     notes: Names = ()
 
 
-def _read_task(asked: Asked) -> Task:
+def _read_task(asked: TaskArguments) -> Task:
     reading = read(asked)
     reading = choose_columns(reading)
     reading = make_rows(reading)
@@ -343,7 +343,7 @@ def _read_task(asked: Asked) -> Task:
     return make_task(reading)
 
 
-def read(asked: Asked) -> Reading:
+def read(asked: TaskArguments) -> Reading:
     """Read the records of each split.
 
     Raises:
@@ -557,7 +557,7 @@ def _recognised(records: Records, given: ColumnNames) -> TaskKind:
     return SEQUENCE_CLASSIFICATION
 
 
-def _with_settings(kind: TaskKind, asked: Asked) -> TaskKind:
+def _with_settings(kind: TaskKind, asked: TaskArguments) -> TaskKind:
     """Return a kind with the settings that are asked for, such as ``beams``."""
     make: Callable[..., TaskKind] = kind.make or (lambda: kind)
     known = {*inspect.signature(load_task).parameters} - {"spec", "settings"}
