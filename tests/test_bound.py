@@ -107,7 +107,7 @@ def test_evaluate_tells_the_bound(tmp_path: Path, capsys: pytest.CaptureFixture[
     file.write_text("\n\n".join(sample(80, 20, seed=3)))
     model("bert").save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
-    command = ["evaluate", tmp_path / "model", "--with", "bound:12", "--text", file]
+    command = ["evaluate", tmp_path / "model", "--with", "bound(12)", "--text", file]
     assert maskwise(*command, "--json") == 0
     records = {line.get("metric"): line for line in json.loads(capsys.readouterr().out)}
     nats, bits = records["nats per token"], records["bits per token"]

@@ -107,7 +107,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(name, inputs, tmp_path, ca
         ("annotate bundled:wikipedia --text-per block --out out", "text_per"),
         ("annotate some.fasta --text-per block --out out", "text_per"),
         ("evaluate bundled:encoder --text plain.txt --text-field foo", "text_field"),
-        ("evaluate bundled:encoder --with pairs:bundled:pairs --text-field foo", "text_field"),
+        ("evaluate bundled:encoder --with pairs('bundled:pairs') --text-field foo", "text_field"),
         ("inspect the_cat --policy token --fill random", "fill"),
         ("check quick-start corpus.source=plain.txt corpus.text_field=foo", "text_field"),
         ("check quick-start corpus.source=lines.jsonl corpus.text_per=block", "text_per"),

@@ -274,7 +274,7 @@ def test_denoising_from_recipe_to_checkpoint_and_judged_by_all_that_it_may_write
     assert maskwise("evaluate", checkpoint, "--text", text, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert all(record["per_byte"] > 0 for record in found)
-    assert maskwise("evaluate", checkpoint, "--with", "pairs:bundled:pairs") == 2
+    assert maskwise("evaluate", checkpoint, "--with", "pairs('bundled:pairs')") == 2
     assert "needs an encoder; got t5" in " ".join(capsys.readouterr().err.split())
 
 

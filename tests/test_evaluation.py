@@ -32,6 +32,7 @@ from maskwise.evaluation import (
     overlap_record,
 )
 from maskwise.evaluation.cloze import Cloze, Fact, candidate_scores, questions_of, rank_of
+from maskwise.evaluation.evaluate import settings_of
 from maskwise.evaluation.overlap import occurring
 from maskwise.evaluation.scoring import log_probabilities, pseudo_perplexity
 from maskwise.evaluation.sets import Pairs, load_set
@@ -570,7 +571,13 @@ def test_the_command(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(TEXTS * 8))
-    measures = ["--with", f"pairs:{order},pseudo-perplexity:2", "--text", str(text), "--json"]
+    measures = [
+        "--with",
+        f"pairs({str(order)!r}),pseudo-perplexity(2)",
+        "--text",
+        str(text),
+        "--json",
+    ]
     assert maskwise("evaluate", checkpoint, *measures) == 0
     found = json.loads(capsys.readouterr().out)
     assert [line["kind"] for line in found] == ["heldout"] * 4 + ["evaluation"] * 3
@@ -578,18 +585,38 @@ def test_the_command(
     assert 0 < found[0]["unigram"] < math.log(5000)
 
 
+def test_former_spellings_of_measures_are_read_and_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    former = ["bound:16", "pseudo-perplexity:2", "pairs:a:b.jsonl", "cloze:f(items=5)", "bound"]
+    found = settings_of(former)
+    assert found == settings_of(
+        ["bound(16)", "pseudo-perplexity(2)", "pairs('a:b.jsonl')", "cloze('f', items=5)"]
+    )
+    assert (found.bound, found.pairs, found.cloze) == (16, ("a:b.jsonl",), ("f(items=5)",))
+    assert [
+        message.partition(" is now called ")[::2]
+        for message in capsys.readouterr().err.splitlines()
+    ] == [
+        ("bound:16", "bound(16)"),
+        ("pseudo-perplexity:2", "pseudo-perplexity(2)"),
+        ("pairs:a:b.jsonl", "pairs('a:b.jsonl')"),
+        ("cloze:f(items=5)", "cloze('f(items=5)')"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--with", "perplexity"], "unknown measure 'perplexity'"),
         (["--with", "pseudo-perplexity"], "need a text; give --text FILE"),
-        (["--with", "pairs"], "the measure pairs; got pairs; allowed: pairs:FILE or"),
+        (["--with", "pairs"], "the measure pairs; got pairs; allowed: pairs('FILE') or"),
         (["--with", "heldout:5"], "got heldout:5; allowed: heldout"),
-        (["--with", "pseudo-perplexity:0"], "got pseudo-perplexity:0; allowed: pseudo"),
-        (["--with", "bound:none"], "got bound:none; allowed: bound or bound:DRAWS"),
+        (["--with", "pseudo-perplexity(0)"], "got pseudo-perplexity(0); allowed: pseudo"),
+        (["--with", "bound(none)"], "got bound(none); allowed: bound or bound(DRAWS)"),
         (["--with", "bound"], "need a text; give --text FILE"),
         ([], "nothing to measure"),
-        (["--with", "pairs:none.jsonl"], "no evaluation file 'none.jsonl'"),
+        (["--with", "pairs('none.jsonl')"], "no evaluation file 'none.jsonl'"),
     ],
 )
 def test_bad_commands_are_one_line(

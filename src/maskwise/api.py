@@ -228,7 +228,7 @@ def evaluate(
 
     Args:
         model: the folder or hub id of a masked language model.
-        measures: such as "pairs:bundled:pairs", "cloze:FILE", "pseudo-perplexity" and "heldout".
+        measures: such as "pairs('bundled:pairs')", "cloze('FILE')", "bound(8)" and "heldout".
         texts: text that the model was not trained on, for the held-out loss and the like:
             the path of a file or another source, texts, dicts, a data frame or a dataset.
         text_field: the field of the texts in a file, in dicts or in a table.

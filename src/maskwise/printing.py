@@ -100,6 +100,11 @@ def note(lines: Iterable[str]) -> None:
         LOGGER.info("%s", line)
 
 
+def note_of_rename(old: str, new: str) -> None:
+    """Say that something has a new name. The old one works until maskwise 0.2."""
+    LOGGER.warning("%s is now called %s", old, new)
+
+
 def refuse_quiet(quiet: object) -> None:
     """Answer the former argument ``quiet`` with its replacement, until maskwise 0.2."""
     if quiet is not None:

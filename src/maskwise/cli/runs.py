@@ -23,7 +23,6 @@ from maskwise.cli.terminal import (
     adapt_lines,
     figure,
     has_colours,
-    note_of_rename,
     out_folder,
     print_check,
     print_policy,
@@ -35,7 +34,7 @@ from maskwise.cli.terminal import (
 from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
 from maskwise.errors import MaskwiseError, counted, plural, whole_number
 from maskwise.folders import recipe_path, refuse_missing, shipped
-from maskwise.printing import err_console, out_console, print_json, say, warn
+from maskwise.printing import err_console, note_of_rename, out_console, print_json, say, warn
 
 
 def study(

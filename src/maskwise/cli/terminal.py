@@ -196,11 +196,6 @@ def short(number: float) -> str:
     return f"{number:g}"
 
 
-def note_of_rename(old: str, new: str) -> None:
-    """Say that an option has a new name. The old one works until maskwise 0.2."""
-    warn(f"{old} is now called {new}")
-
-
 def seeds_of(text: str, option: str) -> list[int]:
     """Return the seeds of a list such as 100-103,107, which is the value of an option."""
     seeds = set[int]()

@@ -126,10 +126,10 @@ def evaluate(
         str,
         typer.Option(
             "--with",
-            help="Measures, separated by commas: pairs:FILE, cloze:FILE (with options: "
-            "cloze:FILE(items=500)), pseudo-perplexity[:ROWS], "
-            "bound[:DRAWS] (of masked diffusion), heldout. "
-            "pairs:bundled:pairs is part of the package.",
+            help="Measures, separated by commas: pairs('FILE'), cloze('FILE') (with options: "
+            "cloze('FILE', items=500)), pseudo-perplexity or pseudo-perplexity(ROWS), "
+            "bound or bound(DRAWS) (of masked diffusion), heldout. "
+            "pairs('bundled:pairs') is part of the package.",
         ),
     ] = "",
     text: Annotated[

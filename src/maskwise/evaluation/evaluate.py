@@ -51,7 +51,8 @@ from maskwise.masking.policies import policy
 from maskwise.models import load_model
 from maskwise.objectives import predicting
 from maskwise.plugins import Table
-from maskwise.specs import build
+from maskwise.printing import note_of_rename
+from maskwise.specs import Call, build, parse_call, with_options
 from maskwise.text import (
     Rows,
     load_tokenizer,
@@ -70,10 +71,10 @@ HELD_OUT, BOUND, CLOZE, PAIRS = "heldout", "bound", "cloze", "pairs"
 # The syntax of each built-in measure on the command line.
 SYNTAX = {
     HELD_OUT: "heldout",
-    PSEUDO_PERPLEXITY: "pseudo-perplexity or pseudo-perplexity:ROWS",
-    BOUND: "bound or bound:DRAWS",
-    CLOZE: "cloze:FILE",
-    PAIRS: "pairs:FILE or pairs:bundled:pairs",
+    PSEUDO_PERPLEXITY: "pseudo-perplexity or pseudo-perplexity(ROWS)",
+    BOUND: "bound or bound(DRAWS)",
+    CLOZE: "cloze('FILE')",
+    PAIRS: "pairs('FILE') or pairs('bundled:pairs')",
 }
 MEASURES: Table[Callable[..., TestSet]] = Table(
     "measure", "maskwise.measures", {"text-loss": TextLoss.read}
@@ -359,24 +360,34 @@ def settings_of(measures: Sequence[str]) -> EvaluationSettings:
     further = []
     counts = dict.fromkeys(DEFAULT_COUNTS, 0)
     for measure in measures:
-        name, _, value = measure.partition(":")
-        if name not in SYNTAX:
-            # A name with arguments, as in a recipe.
-            own = measure.partition("(")[0].strip()
-            require_known("measure", own, [*SYNTAX, *MEASURES])
-            further.append(measure)
-            continue
-        number = value or str(DEFAULT_COUNTS.get(name, ""))
-        if name in files and value:
-            files[name].append(value)
-        elif name in counts and number.isdecimal() and int(number):
-            counts[name] = max(counts[name], int(number))
-        elif measure != HELD_OUT:
-            raise MaskwiseError(
-                f"cannot read the measure {name}", got=measure, allowed=SYNTAX[name]
-            )
+        call = _call_of(measure)
+        match call.args or (DEFAULT_COUNTS.get(call.name),):
+            case _ if call.name in MEASURES:
+                further.append(measure)
+            case (str(file),) if call.name in files and file:
+                files[call.name].append(with_options(file, **call.kwargs) if call.kwargs else file)
+            case (int(number),) if call.name in counts and number > 0 and not call.kwargs:
+                counts[call.name] = max(counts[call.name], number)
+            case _:
+                if str(call) != HELD_OUT:
+                    raise MaskwiseError(
+                        f"cannot read the measure {call.name}",
+                        got=measure,
+                        allowed=SYNTAX[call.name],
+                    )
+        if call.written == measure and ":" in measure.partition("(")[0]:
+            note_of_rename(measure, str(call))
     measured = {name.replace("-", "_"): count for name, count in counts.items()}
     return EvaluationSettings.model_validate({**measured, **files, "measures": further})
+
+
+def _call_of(measure: str) -> Call:
+    """Read a measure: a name with arguments. ``name:argument`` is read until maskwise 0.2."""
+    name, colon, value = measure.partition(":")
+    if colon and name in SYNTAX:
+        return Call(name, (int(value) if value.isdecimal() else value,), written=measure)
+    require_known("measure", measure.partition("(")[0].strip(), [*SYNTAX, *MEASURES])
+    return parse_call(measure)
 
 
 def evaluate_checkpoint(
@@ -406,7 +417,7 @@ def evaluate_checkpoint(
             )
         if not measures:
             raise MaskwiseError(
-                "nothing to measure", do="give --with pairs:bundled:pairs, or --text FILE"
+                "nothing to measure", do="give --with \"pairs('bundled:pairs')\", or --text FILE"
             )
         if settings.pseudo_perplexity or settings.bound or HELD_OUT in measures:
             raise MaskwiseError(
