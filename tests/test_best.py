@@ -310,7 +310,7 @@ def test_a_plan_says_that_runs_may_end_early(source: Path, tmp_path: Path) -> No
     [
         (("training.patience=2", "training.eval_every=0"), "training.eval_every"),
         (("training.patience=0",), "patience"),
-        (("training.patience=2", "study.match=targets"), "equal compute"),
+        (("training.patience=2", "study.equal_by=targets"), "equal compute"),
         (("training.patience=2", "objective=clm"), "got clm"),
         (("training.patience=2", "objectives={tsdae: {}}"), "got tsdae"),
     ],

@@ -106,7 +106,7 @@ def test_arms_that_differ_in_the_third_phase_share_the_first_two(recipe, tmp_pat
 def test_the_first_phase_is_matched_and_companions_shorten_all(recipe, tmp_path):
     arms = "study.arms={a: {}, b: {phases.0.masking.ratio: 0.6}}"
     search = "study.search={grid: {phases.1.training.learning_rate: [0.001, 0.005]}, by: held-out}"
-    more = [*SMALL, THREE, search, arms, "study.match=targets", "study.companions=[0.5]"]
+    more = [*SMALL, THREE, search, arms, "study.equal_by=targets", "study.companions=[0.5]"]
     design = Design(read_recipe(recipe, more), StageStore(tmp_path), forecast=True)
     for plan in design.plans():
         if plan.purpose == "texts":

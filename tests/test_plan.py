@@ -343,7 +343,7 @@ def test_matched_arms_have_the_length_that_suits_what_they_chose(recipe, tmp_pat
     """
     points = "[{training.batch_size: 8, training.learning_rate: 0.01}, "
     points += "{training.batch_size: 16, training.learning_rate: 0.02}]"
-    more = ("study.match=targets", f"study.search={{grid: {points}}}", "study.companions=[0.5]")
+    more = ("study.equal_by=targets", f"study.search={{grid: {points}}}", "study.companions=[0.5]")
     out = tmp_path / "out"
     run_study(quick(recipe, "study.seeds=2", *more), out)
     costs = [r for r in records_of(out, "cost") if r["arm"] == "token-15"]
@@ -544,7 +544,7 @@ def test_matched_arms_may_try_several_texts(recipe, tmp_path, fake):
     the steps as written, and the same call again would train other runs.
     """
     search = "study.search={grid: {corpus.held_out: [0.1, 0.3]}}"
-    study = quick(recipe, "study.match=targets", search, "study.seeds=1")
+    study = quick(recipe, "study.equal_by=targets", search, "study.seeds=1")
     run_study(study, tmp_path / "out")
     assert [name.split("-")[0] for name in fake[:2]] == ["prepare", "prepare"]
     fake.clear()
@@ -584,7 +584,7 @@ def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):
 @pytest.mark.parametrize("by", ["targets", "flops"])
 def test_arms_spend_what_the_baseline_spends(recipe, tmp_path, by, done):
     arms = "study.arms={low: {masking.ratio: 0.15}, high: {masking.ratio: 0.45}}"
-    more = ("study.seeds=1", "training.steps=30", arms, f"study.match={by}", "evaluation.rows=4")
+    more = ("study.seeds=1", "training.steps=30", arms, f"study.equal_by={by}", "evaluation.rows=4")
     out = tmp_path / "out"
     run_study(quick(recipe, *more), out)
     cost = {r["arm"]: r for r in records_of(out, "cost")}
@@ -618,7 +618,7 @@ def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, 
     third stage.
     """
     search = "study.search={grid: {training.learning_rate: [1e-3, 1e-2]}}"
-    more = ["study.companions=[0.5]", "intermediate.training.steps=4", "study.match=targets"]
+    more = ["study.companions=[0.5]", "intermediate.training.steps=4", "study.equal_by=targets"]
     whole = read_recipe(recipe, [*SCORED, search, "study.seeds=1", *more])
     one, two = tmp_path / "one", tmp_path / "two"
     run_study(whole, one)
@@ -742,10 +742,10 @@ def test_an_outcome_that_is_not_measured_is_refused_before_any_work(outcome):
         ("study.search={grid: {training.learning_rate: [1]}}", "has a single combination"),
         ("study.search={grid: {training.learning_rate: 1}}", "allowed: a list"),
         ("study.search={grid: {evaluation.rows: [1, 2]}}", "cannot change evaluation.rows"),
-        ("study.match=target", "targets"),
+        ("study.equal_by=target", "targets"),
         ("study.companions=[0.5, 1.0]", "study.companions.1; got 1.0; allowed: < 1"),
         ("study.stop_hopeless={after: 3}", "unknown setting"),
-        ("study.match=seconds", "allowed: steps, targets, flops"),
+        ("study.equal_by=seconds", "allowed: steps, targets, flops"),
         ("study.contrasts=3", "study.contrasts; got 3; allowed: a list"),
         (
             "study.seeds=100000000000",

@@ -18,7 +18,7 @@ from maskwise import devices
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.objectives import objective_class
-from maskwise.recipe import Recipe, parse_value, read_recipe, shipped, validate
+from maskwise.recipe import Recipe, overrides, parse_value, read_recipe, shipped, validate
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.pretraining import pretrain
@@ -638,3 +638,28 @@ def test_a_checkpoint_replaces_the_new_model_of_an_earlier_layer(tmp_path):
     assert said.model.settings == {"mlp_dropout": 0.1}
     with pytest.raises(MaskwiseError, match="has its own architecture"):
         read_recipe("quick-start", [start, "model.architecture=bert"])
+
+
+@pytest.mark.parametrize("former", overrides.RENAMED)
+def test_former_names_of_settings_are_read_and_named_once(former, tmp_path, capsys):
+    """In a file, in a file that another one extends, in a dict, and in overrides."""
+    overrides._say_new_name.cache_clear()
+    value = {"study.match": "targets", "study.looks": [3, 6], "study.helps": 0.5}[former]
+    new = overrides.RENAMED[former]
+    arms = {"a": {}, "b": {"masking.ratio": 0.3}}
+    study = {"seeds": 6, "arms": arms, "contrasts": [["b", "a"]]}
+    expected = read_recipe({"extends": "quick-start", "study": study, new: value})
+    nested = {**study, former.removeprefix("study."): value}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"extends": "quick-start", "study": nested}))
+    (tmp_path / "own.yaml").write_text("extends: base.yaml\nname: study\n")
+    for source in ({"extends": "quick-start", "study": nested}, tmp_path / "own.yaml"):
+        assert read_recipe(source).study == expected.study
+    plain = {"extends": "quick-start", "study": study}
+    for override in (
+        f"{former}={json.dumps(value)}",
+        f"study={json.dumps(nested)}",
+    ):
+        assert read_recipe(plain, [override]).study == expected.study
+    assert capsys.readouterr().err.splitlines() == [f"{former} is now called {new}"]
+    with pytest.raises(MaskwiseError, match=f"{former} is the former name of {new}; got both"):
+        read_recipe({**plain, "study": {**nested, new.removeprefix("study."): value}})

@@ -235,10 +235,10 @@ CASES = {
     "study.seeds": Case("2"),
     "study.contrasts": Case("[[run, more]]", ARMS),
     "study.outcome": Case("tasks", ARMS),
-    "study.match": Case("targets", ARMS),
-    "study.looks": Case("[2, 3]", (*ARMS, "study.seeds=3")),
+    "study.equal_by": Case("targets", ARMS),
+    "study.interim_looks": Case("[2, 3]", (*ARMS, "study.seeds=3")),
     "study.margin": Case("0.1", ARMS),
-    "study.helps": Case("0.5"),
+    "study.min_helped": Case("0.5"),
     "study.secondary": Case("[task]"),
     "study.share": Case("[run, more]", ARMS),
     "study.gate.contrast": Case("[run, more]", (*ARMS, "study.gate={contrast: [more, run]}")),
@@ -252,7 +252,7 @@ CASES = {
 }  # fmt: skip
 """For every key, a value that has an effect."""
 
-DECIDED_LATER = {"study.match", "study.search.by"}
+DECIDED_LATER = {"study.equal_by", "study.search.by"}
 """Keys that change steps or settings by results, so no name changes before the study runs."""
 
 CAUTIOUS = {"corpus.repeat", "corpus.layers"}

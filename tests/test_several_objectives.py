@@ -130,16 +130,16 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
             "objectives.rtd: .* needs a target at every masked token; got predict constant.0.1.; "
             ".*masking: {predict: 1.0}",
         ),
-        (["study.match=targets"], "matched by steps"),
+        (["study.equal_by=targets"], "matched by steps"),
         (
             [
                 "objectives={}",
                 "sampler=uniform",
-                "study.match=targets",
+                "study.equal_by=targets",
                 "study.arms={a: {}, b: {objectives: {cse: }}}",
             ],
             "arm 'b' has several objectives, and such arms can be matched by steps only; "
-            "got study.match=targets",
+            "got study.equal_by=targets",
         ),
     ],
 )

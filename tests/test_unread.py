@@ -35,7 +35,7 @@ def said(*arguments: Any, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
         ("study", "learning.task", "banking77"),
         ("pretrain", "finetune.epochs", "7"),
         ("pretrain", "study.seeds", "3"),
-        ("pretrain", "study.helps", "0.5"),
+        ("pretrain", "study.min_helped", "0.5"),
         ("pretrain", "evaluation.pseudo_perplexity", "50"),
     ],
 )

@@ -217,13 +217,13 @@ def test_before_every_planned_replicate_is_there_nothing_is_tested():
         ({"gate": ["oracel", "b"]}, "in study.gate: \\[oracel, b\\] names 'oracel'"),
         ({"gate": ["a", "a"]}, "study.gate must name two different arms"),
         (
-            {"seeds": 8, "looks": [10, 20]},
+            {"seeds": 8, "interim_looks": [10, 20]},
             "number of study.seeds is not in .*got 8; allowed: \\[10, 20\\]",
         ),
-        ({"seeds": 10, "looks": [10]}, "study.looks; got"),
-        ({"seeds": 10, "looks": [20, 10]}, "study.looks: .*numbers of runs"),
+        ({"seeds": 10, "interim_looks": [10]}, "study.interim_looks; got"),
+        ({"seeds": 10, "interim_looks": [20, 10]}, "study.interim_looks: .*numbers of runs"),
         ({"margin": 0}, "study.margin; got 0; allowed: > 0"),
-        ({"helps": 2}, "study.helps; got 2; allowed: ≤ 1"),
+        ({"min_helped": 2}, "study.min_helped; got 2; allowed: ≤ 1"),
     ],
 )
 def test_bad_rules_are_refused_in_one_line(study, message):
@@ -617,9 +617,9 @@ def test_the_power_of_a_plan_is_said_beforehand(runs, power):
 
 
 def test_planned_looks_are_in_the_prospects():
-    (one,) = prospects_of(recipe_of(seeds=8, looks=[8, 16], contrasts=[["b", "a"]]))
+    (one,) = prospects_of(recipe_of(seeds=8, interim_looks=[8, 16], contrasts=[["b", "a"]]))
     assert not one["decidable"]  # .0078 is more than the first look may spend, .0056
-    (one,) = prospects_of(recipe_of(seeds=16, looks=[8, 16], contrasts=[["b", "a"]]))
+    (one,) = prospects_of(recipe_of(seeds=16, interim_looks=[8, 16], contrasts=[["b", "a"]]))
     assert one["decidable"]
 
 

@@ -135,7 +135,7 @@ class Study(TypedDict, total=False):
     looks: list[int] | None
     looked: list[Look]
     helps: float
-    """``study.helps``; if the key is missing, as in files written by hand, the default is used."""
+    """``study.min_helped``; if the key is missing, as in files of other origin, the default."""
     secondary: list[str]
     """Tasks that are reported only (``study.secondary``); the key may be missing."""
     search: Search | None

@@ -30,6 +30,7 @@ from maskwise.recipe.overrides import (
     parse_value,
     put,
     read_yaml,
+    with_new_names,
 )
 from maskwise.recipe.recipe import Recipe, validate
 from maskwise.recipe.unused import read, remove_unused
@@ -73,7 +74,7 @@ def read_recipe(
     if isinstance(source, Recipe):
         source = source.model_dump(mode="json")
     if isinstance(source, Mapping):
-        settings = copy.deepcopy(dict(source))
+        settings = with_new_names(copy.deepcopy(dict(source)))
         written = _written(settings)
         extended = _extended(settings, name="study", origin=OF_DICT)
         return _validated(extended, overrides, written=written, origin=OF_DICT)
@@ -94,7 +95,7 @@ def recipe_of_text(text: str, *, name: str, origin: str, overrides: Iterable[str
         overrides: settings to change, as ``key=value``.
     """
     with _yaml_errors(origin):
-        settings = read_yaml(text)
+        settings = _named_anew(read_yaml(text))
     written = _written(settings)
     extended = _extended(settings, name=name, origin=origin)
     return _validated(extended, overrides, written=written, origin=origin)
@@ -212,13 +213,13 @@ def _require_compared(recipe: Recipe, added: Iterable[str]) -> None:
 
 def _check_arm(recipe: Recipe, name: str) -> None:
     """Validate an arm with all settings of the search grid, and check that it has an outcome."""
-    match = recipe.study.match
+    match = recipe.study.equal_by
     for point in recipe.study.points_of(name):
         links = recipe.arm(name, seed=0, more=point).links()
         if match != "steps" and any(link.objectives for link in links):
             raise MaskwiseError(
                 f"arm {name!r} has several objectives, and such arms can be matched by steps only",
-                got=f"study.match={match}",
+                got=f"study.equal_by={match}",
             )
     # The kinds of masks are the same for all settings of the grid, so only the last is checked.
     kinds = set()
@@ -294,7 +295,11 @@ def _read(path: Path) -> object:
     except UnicodeDecodeError as error:
         raise MaskwiseError(f"{path} is not a UTF-8 text file", got=str(error), do=do) from None
     with _yaml_errors(str(path), do=do):
-        return read_yaml(text)
+        return _named_anew(read_yaml(text))
+
+
+def _named_anew(settings: object) -> object:
+    return with_new_names(settings) if isinstance(settings, dict) else settings
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def _rising(looks: tuple[int, ...]) -> tuple[int, ...]:
     got = list(looks)
     if looks[0] < 2 or sorted(set(looks)) != got:
         raise MaskwiseError(
-            "study.looks must be increasing numbers of runs, from 2",
+            "study.interim_looks must be increasing numbers of runs, from 2",
             got=got,
             do="for example, [10, 20]",
         )
@@ -188,11 +188,11 @@ class StudySettings(Settings):
     means the loss on the arm's own kind of mask. An untrained model has no held-out loss, so a
     contrast with it is decided as if this setting were null.
     """
-    match: Weights[Literal["steps", "targets", "flops"]] = "steps"
+    equal_by: Weights[Literal["steps", "targets", "flops"]] = "steps"
     """The quantity that is equal for all arms. With targets (masked tokens) or FLOPs,
     ``training.steps`` of the other arms is computed from the baseline's steps.
     """
-    looks: Judgement[Looks | None] = None
+    interim_looks: Judgement[Looks | None] = None
     """Numbers of runs at which you plan to read the results, such as [10, 20]. ``seeds`` must be
     one of these numbers, and may later be increased to the next number. Without this plan, a study
     to which seeds are added after a verdict cannot decide: its verdicts stay *open*.
@@ -200,7 +200,7 @@ class StudySettings(Settings):
     margin: Judgement[Fraction | None] = None
     """The smallest difference that matters, in scores (0.05: five points) or nats. If the interval
     of a difference is within ± margin, the verdict is *no difference that matters*."""
-    helps: Judgement[float] = Field(HELPS, ge=0, le=1)
+    min_helped: Judgement[float] = Field(HELPS, ge=0, le=1)
     """A task counts in the primary outcome only if pre-training helps on it in at least this share
     of the seeds. Pre-training helps if the mean dev score of all arms is better than the dev score
     of the untrained or unchanged model. With 0, all tasks count."""
@@ -264,11 +264,11 @@ class StudySettings(Settings):
                     got=sorted(shared),
                     do=f"use seeds below {FRESH_RUN:,}",
                 )
-        if self.looks and len(self.seed_list) not in self.looks:
+        if self.interim_looks and len(self.seed_list) not in self.interim_looks:
             raise MaskwiseError(
-                "the number of study.seeds is not in study.looks",
+                "the number of study.seeds is not in study.interim_looks",
                 got=len(self.seed_list),
-                allowed=list(self.looks),
+                allowed=list(self.interim_looks),
             )
         # The gate is tested at its own significance level, so it does not count as a contrast here.
         tested = self._ungated

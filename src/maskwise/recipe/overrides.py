@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain
 from typing import Any, ClassVar, get_args
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from maskwise.errors import MaskwiseError, did_you_mean, unknown_name
+from maskwise.printing import note_of_rename
 from maskwise.specs import leaves
 
 Plain = dict[str, Any]
@@ -55,6 +57,50 @@ MOST_LEVELS = 100
 MOST_VALUES = 100_000
 """Limit on the number of values in one YAML text. YAML aliases repeat parts of a text, so a short
 text can expand to billions of values."""
+
+
+RENAMED = {
+    "study.match": "study.equal_by",
+    "study.looks": "study.interim_looks",
+    "study.helps": "study.min_helped",
+}
+"""New names of settings, by the former names, which are read until maskwise 0.2."""
+
+
+def with_new_names(settings: Mapping[Any, object], above: str = "") -> Plain:
+    """Return settings with the new names of those that have a former one, and say so once.
+
+    Args:
+        settings: settings, nested or with dotted names.
+        above: the dotted name of the group of these settings, with a dot at its end.
+
+    Raises:
+        MaskwiseError: a setting has both names.
+
+    >>> with_new_names({"study": {"equal_by": "targets"}, "study.seeds": 6})
+    {'study': {'equal_by': 'targets'}, 'study.seeds': 6}
+    """
+    found: Plain = {}
+    for key, value in settings.items():
+        dotted = f"{above}{key}"
+        if any(old.startswith(f"{dotted}.") for old in RENAMED) and isinstance(value, Mapping):
+            value = with_new_names(value, f"{dotted}.")
+        if dotted in RENAMED:
+            _say_new_name(dotted)
+            key = RENAMED[dotted].removeprefix(above)
+            if key in settings:
+                raise MaskwiseError(
+                    f"{dotted} is the former name of {RENAMED[dotted]}",
+                    got="both",
+                    do=f"remove {dotted}",
+                )
+        found[key] = value
+    return found
+
+
+@cache
+def _say_new_name(former: str) -> None:
+    note_of_rename(former, RENAMED[former])
 
 
 def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> None:
@@ -192,7 +238,8 @@ def parse_override(text: str) -> tuple[str, object]:
         raise MaskwiseError(
             "an override has the form key=value", got=text, do="for example, training.steps=500"
         )
-    return key.strip(), parse_value(value)
+    [named] = with_new_names({key.strip(): parse_value(value)}).items()
+    return named
 
 
 def parse_value(text: str) -> object:

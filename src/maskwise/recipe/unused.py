@@ -192,7 +192,7 @@ UNUSED = (
         "has no effect beside finetune.steps",
     ),
     Unused(
-        ("finetune", "study.helps", "study.secondary"),
+        ("finetune", "study.min_helped", "study.secondary"),
         # The meta-gradient reads ``finetune.max_length``.
         lambda settings: not read(settings, "tasks", []) and not read(settings, "learning"),
         "is for tasks, and this recipe has none",

@@ -143,12 +143,12 @@ def check_inputs(recipe: Recipe) -> list[str]:
     notes: list[str] = []
     for arm in arms:
         notes += _check_arm(arm, tasks.values())
-        if study.match != "steps" and any(link.corpus.stream for link in arm.links()):
+        if study.equal_by != "steps" and any(link.corpus.stream for link in arm.links()):
             raise MaskwiseError(
                 "arms that read a stream can be matched by steps only, because the cost of a step "
                 "is unknown in advance",
-                got=f"study.match={study.match}",
-                do="remove study.match",
+                got=f"study.equal_by={study.equal_by}",
+                do="remove study.equal_by",
             )
     # Load the evaluation files only to raise an error if they are damaged.
     load_sets(recipe.evaluation)

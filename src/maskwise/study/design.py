@@ -108,7 +108,7 @@ class Design:
         """Yield the plans. The caller must execute a plan before it requests the next one."""
         study = self.recipe.study
         # The costs of runs are measured on their texts, so all texts are prepared first.
-        if study.match != "steps":
+        if study.equal_by != "steps":
             seed = study.seed_list[0]
             runs = []
             for arm in study.arms:
@@ -217,7 +217,7 @@ class Design:
                 "runs with training.patience may end before their last step, so their times are "
                 "upper limits"
             )
-        by = self.recipe.study.match
+        by = self.recipe.study.equal_by
         if by != "steps" and self.budget is None:
             yield (
                 f"the steps of the arms will be matched by {by} after the texts are prepared; "
@@ -243,7 +243,7 @@ class Design:
                 if first is None:
                     raise MaskwiseError(
                         f"arm {arm!r} cannot be matched to the baseline by "
-                        f"{self.recipe.study.match}",
+                        f"{self.recipe.study.equal_by}",
                         got=f"{self.budget:.4g} for the baseline, {sum(spent[1:]):.4g} for the "
                         "later phases of this arm alone",
                         do="shorten the later phases",
@@ -255,7 +255,7 @@ class Design:
     def _spent(self, arm: str, more: Plain) -> list[float] | None:
         """Measure the cost of every training phase of an arm; None if a text is not prepared.
 
-        The costs are in the quantity of ``study.match``: targets or FLOPs.
+        The costs are in the quantity of ``study.equal_by``: targets or FLOPs.
         """
         seed = self.recipe.study.seed_list[0]
         run = make_run(self.recipe, arm, seed, contents={}, more=more, evaluated=False)
@@ -266,7 +266,7 @@ class Design:
         for link, text in zip(run.recipe.links(), run.texts):
             parts = {"corpus", "model", "masking", "objective", "objectives", "training"}
             step = _measured_step(link.model_dump_json(include=parts), self.store.folder(text))
-            spent.append(link.training.steps * step[self.recipe.study.match])
+            spent.append(link.training.steps * step[self.recipe.study.equal_by])
         return spent
 
     # Searching

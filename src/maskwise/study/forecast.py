@@ -98,7 +98,7 @@ def dry_run(
 
     Two decisions are not known yet. In place of the settings that a search (``study.search``) will
     choose, the forecast uses the first settings of the grid. In place of the numbers of steps that
-    ``study.match`` will compute, it uses ``training.steps`` of the recipe.
+    ``study.equal_by`` will compute, it uses ``training.steps`` of the recipe.
 
     Args:
         samples: samples on which stages with unknown times are timed; if None, they are not timed.

@@ -44,7 +44,7 @@ class Run:
         arm: the name of the arm.
         seed: the seed of the pre-training run.
         recipe: the arm's recipe with the seed, the settings that a search chose (``study.search``)
-            and the number of steps after matching (``study.match``).
+            and the number of steps after matching (``study.equal_by``).
         chain: the stages that prepare texts, learn masking policies and train, in topological
             order. The reference arm has no training stage, or only those that train a new head on
             the frozen encoder (``_head_only``).
@@ -164,7 +164,7 @@ def stages_of(plans: Iterable[Plan]) -> dict[str, Stage]:
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Plan the full runs of a recipe, without ``study.search`` and ``study.match``.
+    """Plan the full runs of a recipe, without ``study.search`` and ``study.equal_by``.
 
     >>> from maskwise.recipe import read_recipe
     >>> plan = make_plan(read_recipe("quick-start", ["study.seeds=1"]))
@@ -210,11 +210,11 @@ def require_arms(recipe: Recipe) -> None:
 
 def _require_equal_terms(recipe: Recipe) -> None:
     """Raise an error if a study cannot compare arms that choose their best state."""
-    if recipe.study.match != "steps":
+    if recipe.study.equal_by != "steps":
         raise MaskwiseError(
             "training.patience ends runs early, so arms do not use equal compute",
-            got=f"study.match={recipe.study.match}",
-            do="remove study.match or training.patience",
+            got=f"study.equal_by={recipe.study.equal_by}",
+            do="remove study.equal_by or training.patience",
         )
     for name in recipe.study.arms:
         for link in recipe.arm(name, seed=0).links():

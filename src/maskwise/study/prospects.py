@@ -110,7 +110,7 @@ def prospects_of(
         )
     study = recipe.study
     runs = len(study.seed_list)
-    spent = ALPHA * look_weight(study.looks, runs)
+    spent = ALPHA * look_weight(study.interim_looks, runs)
     tested = len(study.pairs) - bool(study.gate)
     prospects: list[Prospect] = []
     for number, (arm, baseline) in enumerate(study.pairs):

@@ -74,11 +74,11 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "contrasts": study.primary,
         # In files, null means that the tasks decide.
         "outcome": None if study.outcome == "tasks" else study.outcome,
-        "match": {"by": study.match, "arms": {}},
+        "match": {"by": study.equal_by, "arms": {}},
         "companions": list(study.companions),
         "margin": study.margin,
-        "looks": list(study.looks) if study.looks else None,
-        "helps": study.helps,
+        "looks": list(study.interim_looks) if study.interim_looks else None,
+        "helps": study.min_helped,
         "share": study.share,
         "gate": gate,
         "search": search,
@@ -227,13 +227,20 @@ def _decides_otherwise(before: Plain, study: Study) -> bool:
     recipe: Plain = study["recipe"]
     old = before["recipe"]["study"]
     new = recipe["study"]
-    for key in ("outcome", "margin", "gate", "search", "match"):
+    for key in ("outcome", "margin", "gate", "search"):
         if old.get(key) != new.get(key):
             return True
+    if _equal_by(before) != _equal_by(study):
+        return True
     for key in ("helps", "baseline", "secondary"):
         if before.get(key) != study.get(key):
             return True
     return sorted(_asked(before)) != sorted(_asked(study))
+
+
+def _equal_by(study: Study | Plain) -> str:
+    match = study.get("match")
+    return match["by"] if match else "steps"
 
 
 def _asked(study: Study | Plain) -> list[list[str]]:

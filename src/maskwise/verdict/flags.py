@@ -425,9 +425,10 @@ FLAGS = (
         "looked-before",
         "caps",
         _looked_before,
-        "the {what} changed after a verdict on {runs} runs, and study.looks did not plan this",
-        "Start a new study with new seeds, or plan interim analyses with study.looks: testing "
-        "again inflates the error rate.",
+        "the {what} changed after a verdict on {runs} runs, and study.interim_looks did not plan "
+        "this",
+        "Start a new study with new seeds, or plan interim analyses with study.interim_looks: "
+        "testing again inflates the error rate.",
     ),
     Flag(
         "settings-differ",
@@ -484,7 +485,7 @@ FLAGS = (
         "notes",
         _unmatched_compute,
         "{told}",
-        "Compare the arms also at equal targets or FLOPs (study.match).",
+        "Compare the arms also at equal targets or FLOPs (study.equal_by).",
     ),
     Flag(
         "untuned",
@@ -511,7 +512,7 @@ FLAGS = (
         "no-help",
         "notes",
         _without_help,
-        "pre-training improves the scores of {names} in fewer runs than study.helps requires; "
+        "pre-training improves the scores of {names} in fewer runs than study.min_helped requires; "
         "{effect}",
     ),
     Flag(

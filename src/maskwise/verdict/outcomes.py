@@ -74,7 +74,7 @@ class Outcomes:
         length: the length of the runs, as a share of the full steps. Companion runs, which are
             shorter, may be incomplete.
         role: "gate" for runs that only a gate compares; "" for all others.
-        counted: the tasks that count; None to let ``study.helps`` decide.
+        counted: the tasks that count; None to let ``study.min_helped`` decide.
 
     Attributes:
         arms: the names of the arms, including the reference and the computed arms.

@@ -436,7 +436,7 @@ def _more_runs(
     again = (
         "Do not add seeds to this study: testing again inflates the error rate. Start a new study "
         f"with different seeds and {needed} runs of each arm, or plan interim analyses with "
-        "study.looks."
+        "study.interim_looks."
     )
     return {"new-study": again}
 
