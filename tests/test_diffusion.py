@@ -343,12 +343,12 @@ def test_settings_that_would_make_the_weights_wrong_are_refused(
     settings: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(MaskwiseError, match=said):
-        MaskedDiffusion.check(MaskedDiffusion.parsed({}, settings))
+        MaskedDiffusion.check(MaskedDiffusion.own_masking(settings))
 
 
 def test_what_is_no_likelihood_is_said() -> None:
     def remark(**settings: Any) -> str | None:
-        return MaskedDiffusion.check(MaskedDiffusion.parsed({}, settings))
+        return MaskedDiffusion.check(MaskedDiffusion.own_masking(settings))
 
     assert remark() is None and remark(ratio="bell") is None
     assert remark(policy="span(over='token')", budget="bernoulli") is None

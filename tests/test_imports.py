@@ -19,8 +19,8 @@ ROOT = Path(maskwise.__file__).parent
 # Below → above. A module may import its own room and what stands before it; a row does not see its
 # own.
 ORDER = [
-    {"errors", "constants", "effects", "signals", "devices"},
-    {"files", "printing", "measurements"},
+    {"errors", "constants", "signals", "devices"},
+    {"effects", "files", "printing", "measurements"},
     {"specs", "estimates", "plugins"},
     {"folders", "jobs", "draws", "attention"},
     {"segments", "arrays", "verdict"},

@@ -494,7 +494,7 @@ def test_every_objective_teaches_every_family(
     given = Language(8).line(torch.arange(8))
     given["salient"] = torch.where(given["word_ids"] % 3 == 0, given["word_ids"], -1)
     kind = objective_class(name)
-    maker = kind.maker(language_tokenizer(), seed=0, length=24, **kind.settings({}, {}))
+    maker = kind.maker(language_tokenizer(), seed=0, length=24)
     outcome = arm(maker(given, epoch=0))
     assert isinstance(outcome, Loss) and outcome.total.isfinite() and outcome.divisor > 0
     outcome.total.backward()

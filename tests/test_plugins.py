@@ -389,9 +389,10 @@ def test_objectives_of_other_packages_are_trained_as_they_say(
     monkeypatch.setitem(OBJECTIVES, "bell", Bell)
     monkeypatch.setitem(OBJECTIVES, "words", Words)
     recipe = Recipe.model_validate({"objective": "bell", "masking": {"ratio": "bell"}})
-    assert recipe.masking_of(Bell, {}).ratio == schedules.schedule("bell")
+    assert recipe.masking_of(recipe.only).values["ratio"] == schedules.schedule("bell")
     mixed = {"objectives": {"mlm": {}, "bell": {}}, "masking": {"ratio": "bell"}}
-    assert Recipe.model_validate(mixed).masking_of(Bell, {}).ratio == schedules.schedule("bell")
+    mix = Recipe.model_validate(mixed)
+    assert mix.masking_of(mix.objectives["bell"]).values["ratio"] == schedules.schedule("bell")
     with pytest.raises(ValueError, match=r"cannot be trained alone.*mlm, clm, diffusion, .*bell"):
         Recipe.model_validate({"objective": "words"})
 

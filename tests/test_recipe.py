@@ -17,7 +17,7 @@ from invented import write_worlds
 from maskwise import devices
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.objectives import objective_class
+from maskwise.objectives import ObjectiveSettings
 from maskwise.recipe import Recipe, overrides, parse_value, read_recipe, shipped, validate
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
@@ -519,7 +519,7 @@ def test_an_arm_that_changes_nothing_may_be_left_empty(recipe):
 )
 def test_a_training_is_judged_on_the_masks_that_it_predicts(changes, kinds, policies):
     recipe = Recipe.model_validate(changes)
-    assert (recipe.judged_on(), recipe.masked_by) == (kinds, policies)
+    assert (recipe.judged_on(), [*recipe.masked_by]) == (kinds, policies)
 
 
 def test_an_arm_has_its_own_masking_beside_masked_diffusion(tmp_path, monkeypatch):
@@ -555,8 +555,8 @@ def test_masked_diffusion_keeps_the_defaults_that_the_user_wrote():
         again = Recipe.model_validate(link.model_dump(mode="json"))
         said = Recipe.model_validate(yaml.safe_load(arm.to_yaml()))
         for same in (link, again, again.links()[0], said):
-            settings = same.masking_texts(objective_class("diffusion"), {})
-            assert settings == link.masking.model_dump()
+            settings = same.masking_of(ObjectiveSettings(objective="diffusion"))
+            assert settings.model_dump() == link.masking.model_dump()
         assert bool(link.remarks()) == (name == "fixed")
     for name, value, says in (
         ("corruption", "bert", "must replace every selected token"),
@@ -574,9 +574,9 @@ def test_masked_diffusion_among_other_objectives_keeps_its_own_settings():
     again = Recipe.model_validate(recipe.model_dump(mode="json"))
     for same in (recipe, again):
         arms = same.objectives.values()
-        settings = [same.masking_texts(arm.kind, arm.masking) for arm in arms]
-        assert [each["ratio"] for each in settings] == [0.15, "uniform(0, 1)", 0.15]
-        assert [each["budget"] for each in settings] == ["expected", "exact", "exact"]
+        settings = [same.masking_of(arm) for arm in arms]
+        assert [each.ratio for each in settings] == [0.15, "uniform(0, 1)", 0.15]
+        assert [each.budget for each in settings] == ["expected", "exact", "exact"]
 
 
 def test_only_arms_masked_by_a_learned_policy_learn_one():

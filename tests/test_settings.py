@@ -11,11 +11,14 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from masking_tools import vocabulary
+from maskwise import specs
 from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError
 from maskwise.learning.settings import LearningSettings
-from maskwise.recipe import Recipe, read_recipe
+from maskwise.recipe import Recipe, read_recipe, validate
 from maskwise.recipe.unused import UNUSED
+from maskwise.specs import parse_call
 from maskwise.study import Stage, run_study
 from maskwise.study.checks import check_inputs
 from maskwise.study.forecast import dry_run
@@ -324,3 +327,33 @@ def test_too_few_positions_for_the_default_length_of_tasks_are_told_with_the_way
         check_inputs(recipe)
     assert "got 64; allowed: ≤ 32; set finetune.max_length=32 (by default" in str(caught.value)
     check_inputs(read_recipe("quick-start", ["corpus.length=32", "finetune.max_length=32"]))
+
+
+def test_a_written_setting_is_parsed_once(monkeypatch):
+    """Arms, phases and maskers get the value that was parsed when the recipe was read."""
+    parsed = []
+
+    def counted(text):
+        parsed.append(text)
+        return parse_call(text)
+
+    monkeypatch.setattr(specs, "parse_call", counted)
+    masking = {"policy": "span(p=0.31)", "ratio": "linear(0.41, 0.21)", "corruption": "mask-only"}
+    objectives = {"x": {"objective": "mlm", "masking": {"policy": "span(p=0.32)"}}, "mlm": {}}
+    recipe = validate({"masking": masking, "objectives": objectives}, origin="test")
+    [link] = recipe.links()
+    for chosen in link.objectives.values():
+        value = chosen.kind.value_of(link.masking_of(chosen))
+        assert value.ratio(0, 10) == 0.41
+        chosen.kind.maker(vocabulary(), seed=0, masking=value)
+    assert [*link.policies] == ["span(p=0.32)", "span(p=0.31)"] and link.judged_on()
+    for text in (*masking.values(), "span(p=0.32)"):
+        assert parsed.count(text) == 1, text
+
+
+def test_what_a_policy_learns_belongs_to_one_masker():
+    recipe = validate({"masking": {"policy": "pos-weighted"}}, origin="test")
+    one, other = (recipe.only.kind.value_of(recipe.masking_of(recipe.only)) for _ in range(2))
+    assert one == other
+    one.policy.take({"NOUN": 0.9})
+    assert other.policy.weights.current is None

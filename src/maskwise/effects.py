@@ -1,4 +1,4 @@
-"""What a setting changes. Every key of a recipe declares this in its type: ``steps: Weights[int]``.
+"""What a setting changes. Every key of a recipe declares it in its type: ``steps: Weights[Count]``.
 
 ``maskwise.recipe.described.declared`` returns the declarations of all keys. They decide which
 settings are part of the names of training stages (the steps of a study whose weights are reused).
@@ -7,11 +7,16 @@ Tests compare them with these names, and with the weights of short trainings.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, SerializerFunctionWrapHandler
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails
+
+from maskwise.errors import MaskwiseError
 
 Value = TypeVar("Value")
 
@@ -42,6 +47,13 @@ Nothing = Annotated[Value, Changes("nothing")]
 """Changes what is reported, logged or saved, or what happens if a run fails. A run that finishes
 has the same weights."""
 
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+"""Numbers with their limits, for settings such as ``steps: Weights[Count]``."""
+
 UNNAMED = ("speed", "judgement", "nothing")
 """The effects of settings that are not part of the name of a stage that makes weights."""
 
@@ -59,6 +71,34 @@ def without_unset(
         if getattr(settings, name) == type(settings).model_fields[name].default:
             values.pop(name, None)
     return values
+
+
+@contextmanager
+def within(setting: str, written: object) -> Iterator[None]:
+    """Say in errors to which setting they belong, in a validator of a whole group of settings.
+
+    Args:
+        setting: the name of the setting in its group.
+        written: its value, as the user wrote it.
+    """
+    found = []
+    try:
+        yield
+    except ValidationError as error:
+        for line in error.errors():
+            place = (setting, *line["loc"])
+            found.append(
+                InitErrorDetails(
+                    type=line["type"], loc=place, input=line["input"], ctx=line.get("ctx", {})
+                )
+            )
+    except MaskwiseError as error:
+        context = {"error": error}
+        found.append(
+            InitErrorDetails(type="value_error", loc=(setting,), input=written, ctx=context)
+        )
+    if found:
+        raise ValidationError.from_exception_data("settings", found)
 
 
 def effect_of(field: FieldInfo) -> str | None:

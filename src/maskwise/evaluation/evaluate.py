@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
 import torch
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    Field,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from maskwise.constants import DIFFUSION
 from maskwise.devices import best_device
-from maskwise.effects import Judgement, without_unset
+from maskwise.effects import Count, Judgement, Whole, within, without_unset
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation.cloze import Cloze
 from maskwise.evaluation.scoring import (
@@ -47,7 +47,7 @@ from maskwise.evaluation.sets import Pairs, TestSet, load_set
 from maskwise.evaluation.spelling import WORDS, word_loss
 from maskwise.evaluation.texts import TextLoss
 from maskwise.families import check_fit, evaluating, most_tokens, require_kind
-from maskwise.masking.policies import policy
+from maskwise.masking.policies import Policy, policy
 from maskwise.models import load_model
 from maskwise.objectives import predicting
 from maskwise.plugins import Table
@@ -107,15 +107,15 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     """Masking ratios of the fixed masks. The loss curve during training uses the first ratio."""
     masks: Judgement[tuple[str, ...]] = ("token", "whole-word")
     """Kinds of fixed masks: names of policies, and ``diffusion`` for the masked-diffusion bound."""
-    rows: Judgement[int] = Field(256, ge=1)
+    rows: Judgement[Count] = 256
     """Maximum number of held-out rows for the loss."""
-    pseudo_perplexity: Judgement[int] = Field(0, ge=0)
+    pseudo_perplexity: Judgement[Whole] = 0
     """Number of held-out rows for the pseudo-perplexity; 0 for none. Each token of these rows costs
     a forward pass."""
-    bound: Judgement[int] = Field(0, ge=0)
+    bound: Judgement[Whole] = 0
     """Number of times each held-out row is masked for the masked-diffusion bound in bits per token
     and per byte. With 0, this bound is not measured."""
-    word_loss: Judgement[int] = Field(0, ge=0)
+    word_loss: Judgement[Whole] = 0
     """Number of held-out documents for the loss of words in nats per byte, which compares models
     with different vocabularies; 0 for none."""
     cloze: Judgement[Annotated[tuple[str, ...], OneOrMany]] = ()
@@ -130,6 +130,8 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_unset(self, dump, "measures", "word_loss")
+
+    _policies: dict[str, Policy] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -153,17 +155,26 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
             )
         return value
 
-    @field_validator("masks")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if name != DIFFUSION and policy(name).has_ratio:
-                raise MaskwiseError(
-                    "fixed masks need a policy without a ratio of its own",
-                    got=name,
-                    do="choose another kind of masks, such as token",
-                )
-        return value
+    @model_validator(mode="after")
+    def _parse(self) -> Self:
+        with within("masks", self.masks):
+            for name in self.masks:
+                if name == DIFFUSION:
+                    continue
+                made = policy(name)
+                if made.has_ratio:
+                    raise MaskwiseError(
+                        "fixed masks need a policy without a ratio of its own",
+                        got=name,
+                        do="choose another kind of masks, such as token",
+                    )
+                self._policies[name] = made
+        return self
+
+    @property
+    def policies(self) -> dict[str, Policy]:
+        """The policies of the fixed masks by name. Masked diffusion has none."""
+        return {name: self._policies[name] for name in self.masks if name != DIFFUSION}
 
 
 class TokenisedText(Protocol):

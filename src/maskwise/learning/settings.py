@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, Field
 
-from maskwise.effects import Weights
+from maskwise.effects import Count, NotNegative, Positive, Weights, Whole
 from maskwise.training import TrainingSettings
 
 Plain: TypeAlias = dict[str, Any]
@@ -33,19 +33,19 @@ class MetaSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     32
     """
 
-    steps: Weights[int] = Field(60, ge=1)
+    steps: Weights[Count] = 60
     """Number of updates of the policy (outer steps)."""
 
-    tries: Weights[int] = Field(1, ge=1)
+    tries: Weights[Count] = 1
     """Number of policies to learn, with different initial weights and orders of examples. The
     policy whose masks help most on the dev examples is used. With a noisy gradient, some policies
     learn to mask words that do not help. Several tries make it likely that one policy is good.
     """
 
-    batch_size: Weights[int] = Field(32, ge=1)
+    batch_size: Weights[Count] = 32
     """Number of examples (task rows with a text to mask) per inner step."""
 
-    warm: Weights[int] = Field(5, ge=0)
+    warm: Weights[Whole] = 5
     """Number of training steps of the model on the task before the first update of the policy. In
     these steps, the model learns the format of answers. Otherwise, the policy would prefer masks
     that teach the format.
@@ -56,13 +56,13 @@ class MetaSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     step of the model with the policy's masks, then a step on the task.
     """
 
-    mask_rate: Weights[float] = Field(0.02, ge=0)
+    mask_rate: Weights[NotNegative] = 0.02
     """Step size of the inner steps with the policy's masks. With 0, the policy has no gradient.
     With a step size that is too large, a step raises the loss that it should lower, and the policy
     is misled. ``maskwise learn`` then shows a warning.
     """
 
-    task_rate: Weights[float] = Field(0.05, ge=0)
+    task_rate: Weights[NotNegative] = 0.05
     """Step size of the inner steps on the task. With 0, there are no such steps."""
 
     units: Weights[Literal["token", "word"]] = "word"
@@ -71,18 +71,18 @@ class MetaSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     ratio: Weights[float] = Field(0.15, gt=0, lt=1)
     """Share of the tokens that are masked during learning."""
 
-    temperature: Weights[float] = Field(1.0, gt=0)
+    temperature: Weights[Positive] = 1.0
     """The policy's scores are divided by this number during learning. Values above 1 make masks
     more random.
     """
 
-    learning_rate: Weights[float] = Field(0.01, gt=0)
+    learning_rate: Weights[Positive] = 0.01
     """Learning rate of the policy at its first update. The rate decays linearly to 0. The optimiser
     is AdamW without weight decay. A suitable rate is 0.3 for a light encoder with a window of 1,
     and 1e-3 for a transformer.
     """
 
-    clip: Weights[float] = Field(0.0, ge=0)
+    clip: Weights[NotNegative] = 0.0
     """Maximum norm of the policy's gradient. With 0, gradients are not clipped."""
 
     average: Weights[float] = Field(0.95, ge=0, lt=1)
@@ -90,16 +90,16 @@ class MetaSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     in place of the policy. With 0, the average equals the policy.
     """
 
-    reset_every: Weights[int] = Field(1, ge=0)
+    reset_every: Weights[Whole] = 1
     """Number of updates of the policy after which the model is reset to its weights before the
     first update. With 1, the model is reset after every update. With 0, it is never reset. It then
     memorises the answers of the train rows within tens of updates, and no mask helps any more.
     """
 
-    eval_every: Weights[int] = Field(10, ge=1)
+    eval_every: Weights[Count] = 10
     """Number of updates of the policy between evaluations on dev, and between checkpoints."""
 
-    dev_examples: Weights[int] = Field(256, ge=1)
+    dev_examples: Weights[Count] = 256
     """Maximum number of dev examples in an evaluation. The first examples of dev are used."""
 
     patience: Weights[int | None] = Field(None, ge=1)
@@ -148,7 +148,7 @@ class PolicySettings(BaseModel, extra="forbid", frozen=True):
     texts are split.
     """
 
-    longest: Weights[int] = Field(10, ge=1)
+    longest: Weights[Count] = 10
     """Maximum number of words in a span."""
 
 
@@ -162,10 +162,10 @@ class PolicyTraining(TrainingSettings):
     300
     """
 
-    steps: Weights[int] = Field(300, ge=1)
+    steps: Weights[Count] = 300
     """Number of optimiser updates of the policy."""
 
-    learning_rate: Weights[float] = Field(3e-3, gt=0)
+    learning_rate: Weights[Positive] = 3e-3
     """Highest learning rate of AdamW."""
 
 

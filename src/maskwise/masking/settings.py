@@ -2,25 +2,27 @@
 
 A recipe's section, the arguments of ``Masker`` and the settings of an objective all become such a
 value, and nothing after it parses or checks a setting again. ``MaskingSettings`` is the section of
-a recipe, whose values are the texts that a user wrote.
+a recipe: the texts that a user wrote, of which the names of stages are hashes, and beside them the
+values that were parsed from these texts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Self
 
 from pydantic import (
     BaseModel,
     Field,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
-    ValidationInfo,
-    field_validator,
     model_serializer,
+    model_validator,
 )
 
-from maskwise.effects import Weights, without_unset
+from maskwise.effects import Weights, within, without_unset
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.masking import corruptions, policies, schedules
 from maskwise.masking.corruptions import Bert, Corruption
@@ -70,8 +72,14 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "min_targets": _targets,
     "exclude": _tokens,
 }
+"""The functions that parse settings. Each returns a value that is parsed already as it is."""
 PARSED = {"policy": Policy, "ratio": Schedule, "predict": Schedule, "corruption": Corruption}
 KNOWN = {"budget": BUDGETS, "fill": FILLS, "visits": VISITS}
+
+
+def parsed(name: str, written: Any) -> Any:
+    """Return the value of a setting: that which a text means, or the value itself."""
+    return PARSERS.get(name, _unchanged)(written)
 
 
 def _require_known(name: str, value: str) -> None:
@@ -120,7 +128,7 @@ class Masking:
         values = {}
         for name, value in settings.items():
             require_known("masking setting", name, known)
-            values[name] = PARSERS.get(name, _unchanged)(value)
+            values[name] = parsed(name, value)
         made = cls(**values)
         usual = cls()
         for name, why in cls.unused(made.policy, made.budget, made.fill).items():
@@ -271,16 +279,45 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     tokenizer writes them. Special tokens, unknown tokens and the wildcards of proteins and DNA
     (such as X, B, Z and gaps) never are, in training and in evaluations."""
 
-    @field_validator(*PARSED, *KNOWN)
-    @classmethod
-    def _valid(cls, value: str | float, info: ValidationInfo) -> str | float:
-        name = str(info.field_name)
-        if name in PARSED:
-            PARSERS[name](value)
-        else:
-            _require_known(name, str(value))
-        return value
+    _values: dict[str, Any] = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _parse(self) -> Self:
+        self._values = {**_usual_values()}
+        for name in self.model_fields_set:
+            written = getattr(self, name)
+            with within(name, written):
+                if name in KNOWN:
+                    _require_known(name, written)
+                self._values[name] = parsed(name, written)
+        return self
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values that were parsed from the texts, by name."""
+        return self._values
+
+    def replaced(self, by: MaskingSettings, names: Iterable[str] | None = None) -> MaskingSettings:
+        """Return a copy with the settings ``names`` of ``by``, by default those that it sets.
+
+        Nothing is parsed again.
+
+        >>> spans = MaskingSettings(policy="span", ratio=0.3)
+        >>> both = spans.replaced(MaskingSettings(ratio=0.4))
+        >>> both.policy, both.ratio, str(both.values["ratio"])
+        ('span', 0.4, 'constant(0.4)')
+        """
+        names = by.model_fields_set if names is None else names
+        made = self.model_copy(update={name: getattr(by, name) for name in names})
+        made._values = {**self._values, **{name: by.values[name] for name in names}}
+        return made
 
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_unset(self, dump, "exclude")
+
+
+@cache
+def _usual_values() -> dict[str, Any]:
+    fields = MaskingSettings.model_fields.items()
+    return {name: parsed(name, field.default) for name, field in fields}

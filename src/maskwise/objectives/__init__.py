@@ -6,13 +6,12 @@ This package may import from ``masking`` and from the layers below ``masking``.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, field_validator, model_validator
+from pydantic import BaseModel, PrivateAttr, model_validator
 
-from maskwise.effects import Weights
+from maskwise.effects import Weights, within
 from maskwise.errors import MaskwiseError, require_known
-from maskwise.masking.corruptions import corruption
 from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.objectives.base import (
     Classification,
@@ -93,45 +92,46 @@ class ObjectiveSettings(BaseModel, extra="forbid", frozen=True):
     masking: Weights[dict[str, Any]] = {}
     """Masking settings of this objective. They replace the settings ``masking`` of the recipe."""
 
-    @field_validator("objective")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        objective_class(value)
-        return value
-
-    @field_validator("masking")
-    @classmethod
-    def _masking_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for key in value:
-            require_known("masking setting", key, MaskingSettings.model_fields)
-        MaskingSettings(**value)
-        return value
+    _call: Call = PrivateAttr()
+    _kind: type[Objective] = PrivateAttr()
+    _own: MaskingSettings = PrivateAttr()
 
     @model_validator(mode="after")
-    def _fits(self) -> ObjectiveSettings:
-        if shown := self.masking.get("corruption"):
-            require_fit(
-                shown,
-                self.kind,
-                who=f"objective {self.objective}",
-            )
+    def _parse(self) -> Self:
+        with within("objective", self.objective):
+            self._call, self._kind = find("objective", self.objective, OBJECTIVES)
+        with within("masking", self.masking):
+            for key in self.masking:
+                require_known("masking setting", key, MaskingSettings.model_fields)
+            self._own = MaskingSettings(**self.masking)
         return self
+
+    @property
+    def call(self) -> Call:
+        """The objective with its arguments, for ``objective``."""
+        return self._call
 
     @property
     def kind(self) -> type[Objective]:
         """The class of the objective."""
-        return objective_class(self.objective)
+        return self._kind
+
+    @property
+    def own(self) -> MaskingSettings:
+        """The settings ``masking``, parsed."""
+        return self._own
 
 
-def require_fit(shown: str, kind: type[Objective], *, who: str) -> None:
+def require_fit(settings: MaskingSettings, kind: type[Objective], *, who: str) -> None:
     """Raise ``MaskwiseError`` if an objective cannot use the labels of a corruption.
 
     Args:
-        shown: the corruption, with its arguments.
+        settings: the masking settings of the objective.
         kind: the class of the objective.
         who: words for the objective in the error message, such as "objective mlm".
     """
-    corrupts = corruption(shown)
+    shown = settings.corruption
+    corrupts = settings.values["corruption"]
     if kind.kind == "encoder-decoder":
         kind.check(Masking(corruption=corrupts))
     if kind.in_place and not corrupts.keeps_length:

@@ -13,6 +13,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -26,7 +27,7 @@ from maskwise.families import Inputs, Kind, adapter_of, encoder_of
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.masking.gather import UserRows
 from maskwise.masking.line import Line
-from maskwise.masking.settings import Masking
+from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.weights import encoder_weights, multiplied_weights
 
 if TYPE_CHECKING:
@@ -201,17 +202,23 @@ class Objective(nn.Module, ABC):
         return layout
 
     @classmethod
-    def settings(cls, common: MaskingTexts, own: MaskingTexts) -> dict[str, Any]:
-        """Return the masking settings to use with this objective, as a recipe has them.
+    def settings(cls, common: MaskingSettings, own: MaskingSettings) -> MaskingSettings:
+        """Return the masking settings to use with this objective.
 
         Args:
             common: the recipe's settings. The defaults of this objective replace them. They are
                 ignored if ``inherits`` is False.
-            own: the settings for this objective. They replace all others.
+            own: the settings for this objective. Those that are set replace all others.
 
         Raises:
             MaskwiseError: the objective does not mask, and has settings of its own.
         """
+        cls._require_masks(own.model_dump(exclude_unset=True))
+        first = common if cls.inherits else MaskingSettings()
+        return first.replaced(cls.defaults()).replaced(own)
+
+    @classmethod
+    def _require_masks(cls, own: MaskingTexts) -> None:
         changed = [name for name, value in own.items() if cls.masking.get(name) != value]
         if changed and not cls.masks:
             raise MaskwiseError(
@@ -219,12 +226,22 @@ class Objective(nn.Module, ABC):
                 got=", ".join(changed),
                 do="remove masking from this objective",
             )
-        return {**(common if cls.inherits else {}), **cls.masking, **own}
 
     @classmethod
-    def parsed(cls, common: MaskingTexts, own: MaskingTexts) -> Masking:
-        """Return ``settings`` as a value."""
-        return cls.batches.values.shared(cls.settings(common, own))
+    @cache
+    def defaults(cls) -> MaskingSettings:
+        """Return ``masking`` as settings."""
+        return MaskingSettings(**cls.masking)
+
+    @classmethod
+    def value_of(cls, settings: MaskingSettings) -> Masking:
+        """Return settings as one value, without those that have no effect beside the others.
+
+        Raises:
+            MaskwiseError: settings do not fit each other.
+        """
+        policy = settings.values["policy"].fresh()
+        return cls.batches.values.shared({**settings.values, "policy": policy})
 
     @classmethod
     def check(cls, masking: Masking) -> str | None:
@@ -258,7 +275,15 @@ class Objective(nn.Module, ABC):
             masking: the masking settings; default: those of the objective.
             own: settings that replace the objective's, if ``masking`` is not given.
         """
-        return cls.batches.of(tokenizer, masking or cls.parsed({}, own), seed=seed)
+        if masking is None:
+            masking = cls.own_masking(own)
+        return cls.batches.of(tokenizer, masking, seed=seed)
+
+    @classmethod
+    def own_masking(cls, own: MaskingTexts) -> Masking:
+        """Return the masking with settings of the objective's own."""
+        cls._require_masks(own)
+        return cls.batches.values.shared({**cls.defaults().values, **own})
 
     def chance(self, vocabulary: int, rows: int) -> float:
         """Return the loss of a uniform guess, in nats per target.

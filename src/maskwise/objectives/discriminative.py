@@ -118,7 +118,7 @@ class AddedTokenDetection(Detection):
         **own: Any,
     ) -> Maker:
         """Build a masker that cuts off the end of texts that grow beyond ``length`` tokens."""
-        masking = masking or cls.parsed({}, own)
+        masking = masking or cls.own_masking(own)
         shown = masking.corruption
         if isinstance(shown, Insert) and shown.cut is None:
             masking = replace(masking, corruption=replace(shown, cut=length))

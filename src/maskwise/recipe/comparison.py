@@ -29,7 +29,7 @@ from maskwise.constants import (
     OWN_TASK,
     REFERENCE,
 )
-from maskwise.effects import Judgement, Nothing, Weights
+from maskwise.effects import Judgement, Nothing, Share, Weights
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import leaves
@@ -200,7 +200,7 @@ class StudySettings(Settings):
     margin: Judgement[Fraction | None] = None
     """The smallest difference that matters, in scores (0.05: five points) or nats. If the interval
     of a difference is within ± margin, the verdict is *no difference that matters*."""
-    min_helped: Judgement[float] = Field(HELPS, ge=0, le=1)
+    min_helped: Judgement[Share] = HELPS
     """A task counts in the primary outcome only if pre-training helps on it in at least this share
     of the seeds. Pre-training helps if the mean dev score of all arms is better than the dev score
     of the untrained or unchanged model. With 0, all tasks count."""

@@ -7,31 +7,30 @@ phases. Recipes are immutable: a change creates a new recipe, which is validated
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from itertools import chain
 
 import yaml
-from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from maskwise.annotate.registry import annotator, check_names
 from maskwise.constants import DIFFUSION
 from maskwise.draws import fold
-from maskwise.effects import Judgement, Nothing, Weights
+from maskwise.effects import Judgement, Nothing, Weights, within
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.families import Kind
 from maskwise.learning.settings import LearningSettings
-from maskwise.masking.corruptions import corruption
-from maskwise.masking.policies import LearnedPolicy, policy
-from maskwise.masking.settings import Masking, MaskingSettings
-from maskwise.objectives import (
-    OBJECTIVES,
-    Objective,
-    ObjectiveSettings,
-    objective_class,
-    require_fit,
-)
+from maskwise.masking.policies import LearnedPolicy, Policy
+from maskwise.masking.settings import MaskingSettings
+from maskwise.objectives import OBJECTIVES, Objective, ObjectiveSettings, require_fit
 from maskwise.recipe.comparison import Settings, StudySettings
 from maskwise.recipe.overrides import (
     ARM_PARTS,
@@ -45,7 +44,7 @@ from maskwise.recipe.overrides import (
 )
 from maskwise.recipe.unused import refuse_unused, remove_unused
 from maskwise.samplers import sampler
-from maskwise.specs import leaves, of_run
+from maskwise.specs import Call, leaves, of_run, parse_call
 from maskwise.tasks import FinetuneSettings
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training import TrainingSettings
@@ -91,6 +90,10 @@ class Recipe(Settings):
     """How to learn a masking policy from a task (``maskwise learn``); null to learn no policy."""
     study: StudySettings = StudySettings()
 
+    _only: ObjectiveSettings = PrivateAttr()
+    _sampling: Call = PrivateAttr()
+    _remarks: list[str] = PrivateAttr(default_factory=list)
+
     @field_validator("corpus")
     @classmethod
     def _known_annotators(cls, corpus: CorpusSettings) -> CorpusSettings:
@@ -99,10 +102,11 @@ class Recipe(Settings):
             check_names([annotator(spec) for spec in of_run(corpus.layers, 0)])
         return corpus
 
-    @field_validator("objective")
-    @classmethod
-    def _alone(cls, value: str) -> str:
-        kind = objective_class(value)
+    @staticmethod
+    def _alone(value: str) -> ObjectiveSettings:
+        """Parse the objective of a recipe that has no other."""
+        settings = ObjectiveSettings(objective=value)
+        kind = settings.kind
         if kind.alone and value not in OBJECTIVES:
             raise MaskwiseError(
                 "an objective with arguments is set under objectives",
@@ -117,7 +121,7 @@ class Recipe(Settings):
                 allowed=", ".join(name for name, kind in known.items() if kind.alone),
                 do=f"combine it with another objective: objectives={{{value}: {{}}, mlm: {{}}}}",
             )
-        return value
+        return settings
 
     @field_validator("intermediate", "phases", mode="before")
     @classmethod
@@ -147,8 +151,11 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        with within("objective", self.objective):
+            self._only = self._alone(self.objective)
+        self._sampling = parse_call(self.sampler)
         if self.objectives:
-            sampler(self.sampler, list(self.objectives))
+            sampler(self.sampling, list(self.objectives))
         elif self.sampler != "uniform":
             raise MaskwiseError(
                 "a sampler needs objectives to choose from", got=f"sampler={self.sampler}"
@@ -160,10 +167,7 @@ class Recipe(Settings):
                 "all objectives must train models of one kind",
                 got=" and ".join(f"{name} ({kind})" for kind, name in kinds.items()),
             )
-        with blamed("masking.corruption"):
-            only = objective_class(self.objective)
-            require_fit(self._masking.corruption, only, who=f"objective {self.objective}")
-        self.remarks()
+        self._remarks = [*self._checked()]
         if self.study.search and self.study.search.by == "dev" and not self.tasks:
             raise MaskwiseError("study.search.by=dev needs tasks", do="add tasks, or use held-out")
         self._check_phases()
@@ -240,47 +244,64 @@ class Recipe(Settings):
         return self.model_dump(mode="json", exclude={"study", "phases", "intermediate"})
 
     @property
-    def _masked(self) -> dict[str, tuple[type[Objective], Plain]]:
+    def only(self) -> ObjectiveSettings:
+        """The settings of ``objective``, which trains unless there are ``objectives``."""
+        return self._only
+
+    @property
+    def sampling(self) -> Call:
+        """The setting ``sampler``, parsed, for ``samplers.sampler``."""
+        return self._sampling
+
+    @property
+    def _trained(self) -> dict[str, ObjectiveSettings]:
+        """The settings of each objective, keyed by its name in messages."""
+        if not self.objectives:
+            return {f"objective {self.objective}": self.only}
+        return {f"objectives.{name}": each for name, each in self.objectives.items()}
+
+    @property
+    def _masked(self) -> dict[str, tuple[type[Objective], MaskingSettings]]:
         """The class and the masking settings of each objective, keyed by its name in messages."""
-        own: dict[str, tuple[type[Objective], Mapping[str, object]]] = {}
-        if self.objectives:
-            for name, arm in self.objectives.items():
-                own[f"objectives.{name}"] = (arm.kind, arm.masking)
-        else:
-            own[f"objective {self.objective}"] = (objective_class(self.objective), {})
         masked = {}
-        for name, (kind, changes) in own.items():
+        for name, each in self._trained.items():
             with blamed(name):
-                masked[name] = (kind, self.masking_texts(kind, changes))
+                masked[name] = (each.kind, self.masking_of(each))
         return masked
 
-    def masking_of(self, kind: type[Objective], own: Mapping[str, object]) -> Masking:
-        """Return the masking of an objective with settings of its ``own``."""
-        return kind.batches.values.shared(self.masking_texts(kind, own))
-
-    def masking_texts(self, kind: type[Objective], own: Mapping[str, object]) -> Plain:
-        """Return the settings of ``masking_of`` as the recipe has them."""
+    def masking_of(self, objective: ObjectiveSettings) -> MaskingSettings:
+        """Return the masking settings of one of the objectives."""
+        kind = objective.kind
+        own = objective.own
         # The defaults of masked diffusion replace no value of the user. With several objectives, a
         # value counts if it is not the default, because the recipe of a stage sets all values.
         if kind.diffuses:
-            alone = self._diffuses
-            said = self.masking.model_dump(exclude_unset=alone, exclude_defaults=not alone)
-            own = {**said, **own}
-        return kind.settings(self.masking.model_dump(), own)
+            said = self.masking.model_fields_set
+            if not self._diffuses:
+                said = {*self.masking.model_dump(exclude_defaults=True)}
+            kept = MaskingSettings().replaced(self.masking, said)
+            own = kept.replaced(own)
+        return kind.settings(self.masking, own)
+
+    def _checked(self) -> Iterator[str]:
+        """Yield warnings about masking settings; raise an error if an objective cannot learn."""
+        for name, (kind, settings) in self._masked.items():
+            place = name if self.objectives else "masking.corruption"
+            with blamed(place):
+                who = f"objective {self._trained[name].objective}"
+                require_fit(settings, kind, who=who)
+            with blamed(name):
+                remark = kind.check(kind.value_of(settings))
+            if remark:
+                yield f"{name}: {remark}"
 
     def remarks(self) -> list[str]:
-        """Return warnings about masking settings; raise an error if an objective cannot learn."""
-        remarks = []
-        for name, (kind, masking) in self._masked.items():
-            with blamed(name):
-                remark = kind.check(kind.batches.values.shared(masking))
-            if remark:
-                remarks.append(f"{name}: {remark}")
-        return remarks
+        """Return the warnings about masking settings."""
+        return self._remarks
 
     @property
     def _diffuses(self) -> bool:
-        return not self.objectives and objective_class(self.objective).diffuses
+        return not self.objectives and self.only.kind.diffuses
 
     @property
     def has_new_positions(self) -> bool:
@@ -288,19 +309,20 @@ class Recipe(Settings):
         return not self.model.pretrained and "max_position_embeddings" not in self.model.settings
 
     @property
-    def policies(self) -> list[str]:
-        """The masking policies of all objectives, without repetitions."""
+    def policies(self) -> dict[str, Policy]:
+        """The masking policies of all objectives, keyed by their texts in the recipe."""
         masked = self._masked.values()
-        return list(dict.fromkeys(masking.get("policy", "token") for _, masking in masked))
+        return {masking.policy: masking.values["policy"] for _, masking in masked}
 
     @property
-    def masked_by(self) -> list[str]:
+    def masked_by(self) -> dict[str, Policy]:
         """The masking policies that are evaluated: the recipe's, or those of all objectives."""
-        masked = self._masked.values()
-        policies = dict.fromkeys(masking["policy"] for kind, masking in masked if kind.inherits)
-        if self.masking.policy in policies:
-            return [self.masking.policy]
-        return list(policies)
+        policies = {}
+        for kind, masking in self._masked.values():
+            if kind.inherits:
+                policies[masking.policy] = masking.values["policy"]
+        common = self.masking.policy
+        return {common: policies[common]} if common in policies else policies
 
     @property
     def kind(self) -> Kind:
@@ -336,12 +358,12 @@ class Recipe(Settings):
         if self._diffuses:
             return (DIFFUSION,)
         units: dict[str, None] = {}
-        for name in self.masked_by:
-            units |= dict.fromkeys(policy(name).judged_on())
+        for policy in self.masked_by.values():
+            units |= dict.fromkeys(policy.judged_on())
         if self.kind == "encoder":
             return tuple(units)
         # The loss of a decoder depends on its output format, which is therefore part of the kind.
-        writes = corruption(self.masking.corruption).writes
+        writes = self.masking.values["corruption"].writes
         return tuple(f"{unit} {writes}" for unit in units)
 
     @property
@@ -371,14 +393,14 @@ class Recipe(Settings):
         """The masking settings, with the defaults of masked diffusion if it is the objective."""
         if not self._diffuses:
             return self.masking
-        return MaskingSettings(**self.masking_texts(objective_class(self.objective), {}))
+        return self.masking_of(self.only)
 
     @property
     def _layers(self) -> tuple[str, ...]:
         """The annotators of the corpus and of the policies."""
         specs = dict.fromkeys(self.corpus.layers)
-        for name in self.policies:
-            specs |= dict.fromkeys(policy(name).annotators())
+        for policy in self.policies.values():
+            specs |= dict.fromkeys(policy.annotators())
         return tuple(specs)
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 
 from maskwise.constants import is_rate
 from maskwise.errors import MaskwiseError
-from maskwise.masking.policies import policy
+from maskwise.masking.settings import MaskingSettings
 from maskwise.objectives import objective_class
 from maskwise.recipe.overrides import Plain, nested, put
 from maskwise.specs import leaves
@@ -124,8 +124,9 @@ def _learns_at_no_step(settings: Plain) -> bool:
     """Whether no masking policy needs sums of the losses of every step."""
     common = read(settings, "masking", {})
     for name, own in _objectives(settings).items():
-        chosen = objective_class(name).settings(common, own).get("policy", "token")
-        learner = learner_of(policy(chosen))
+        kind = objective_class(name)
+        merged = kind.settings(MaskingSettings(**common), MaskingSettings(**own))
+        learner = learner_of(merged.values["policy"])
         # Learners that need sums at few steps, as type-weighted does, do not get them late.
         if learner is None or not learner.may_wait:
             continue
@@ -315,7 +316,7 @@ def active(rules: Iterable[Unused], settings: Plain) -> Iterator[Unused]:
     for rule in rules:
         try:
             ineffective = rule.when(settings)
-        except (MaskwiseError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError):
             # A setting has a wrong value, which the validation of the recipe will report.
             continue
         if ineffective:

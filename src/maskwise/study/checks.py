@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.shard import require_live
-from maskwise.constants import DIFFUSION, ranks_here
+from maskwise.constants import ranks_here
 from maskwise.devices import bf16_note
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation import load_sets
@@ -23,9 +23,8 @@ from maskwise.families import adapter_of, check_room, most_tokens, require_kind
 from maskwise.folders import require_own
 from maskwise.jobs import Where, require_engine
 from maskwise.masking import Masker
-from maskwise.masking.policies import UnitKind, policy
+from maskwise.masking.policies import UnitKind
 from maskwise.models import NO_HEAD, check_start, has_head
-from maskwise.objectives import objective_class
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
@@ -295,7 +294,7 @@ def _check_model(
     for setting, link in zip(arm.settings_of("corpus.length"), links):
         check_room(config, link.corpus.length, what=setting)
         if not link.objectives:
-            objective_class(link.objective).check_model(config)
+            link.only.kind.check_model(config)
         for objective in link.objectives.values():
             objective.kind.check_model(config)
     if start and links[0].training.freeze == "none" and not has_head(start):
@@ -408,7 +407,8 @@ def _check_layers(link: Recipe) -> None:
     layers = ["word_ids"]
     for spec in link.corpus.layers:
         layers += token_layers(annotator(spec).layers)
-    needed = {f"policy {name} needs": policy(name).layers() for name in link.policies}
+    policies = link.policies.items()
+    needed = {f"policy {name} needs": policy.layers() for name, policy in policies}
     if link.masking.keep:
         needed["masking.keep names"] = (link.masking.keep,)
     for who, names in needed.items():
@@ -431,11 +431,10 @@ def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
     require_offsets(tokenizer, layers=bool(corpus.layers), words=corpus.words)
     if tokenizer.is_fast or corpus.words != "auto":
         return
-    used = {"masking.policy": link.policies, "evaluation.masks": link.evaluation.masks}
-    for setting, names in used.items():
-        for name in names:
-            # Masked diffusion masks random tokens, and is not the name of a policy.
-            if name != DIFFUSION and "word_ids" in policy(name).layers():
+    used = {"masking.policy": link.policies, "evaluation.masks": link.evaluation.policies}
+    for setting, policies in used.items():
+        for name, policy in policies.items():
+            if "word_ids" in policy.layers():
                 raise MaskwiseError(
                     f"{setting} {name} needs words, which a slow tokenizer cannot find without "
                     "character offsets",
@@ -471,7 +470,7 @@ def _check_probes(
     corpus = link.corpus
     if not link.objectives or corpus.stream:
         return
-    chooser = sampler(link.sampler, list(link.objectives), seed=0, steps=link.training.steps)
+    chooser = sampler(link.sampling, list(link.objectives), seed=0, steps=link.training.steps)
     if not chooser.every:
         return
     if tokenizer is None:

@@ -510,7 +510,7 @@ def _targets(link: Recipe, sample: TextSample, config: PreTrainedConfig) -> Plai
         return _unknown_targets(link, "its policy is learned first")
     if link.objectives:
         steps = link.training.steps
-        only = sampler(link.sampler, list(link.objectives), steps=steps).only()
+        only = sampler(link.sampling, list(link.objectives), steps=steps).only()
         if only is None:
             return _unknown_targets(link, "its sampler chooses an objective at each step")
     counts = counts_over(masked_source(sample.data, link, config, arm=only), COUNTED_STEPS)

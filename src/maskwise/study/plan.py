@@ -220,7 +220,7 @@ def _require_equal_terms(recipe: Recipe) -> None:
         for link in recipe.arm(name, seed=0).links():
             if link.training.patience is not None or not link.objectives:
                 continue
-            if sampler(link.sampler, list(link.objectives)).every:
+            if sampler(link.sampling, list(link.objectives)).every:
                 raise MaskwiseError(
                     f"the sampler of arm {name!r} would choose by documents that judge it",
                     got=f"{link.sampler} without training.patience, which another arm has",

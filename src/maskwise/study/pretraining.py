@@ -24,7 +24,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, HeldOut, fixed_maskers
 from maskwise.evaluation.scoring import diffusion_bound
 from maskwise.masking import Masker
-from maskwise.objectives import Objective, objective, objective_class, predicting
+from maskwise.objectives import Objective, ObjectiveSettings, objective, predicting
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -349,10 +349,10 @@ def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learni
     assert isinstance(source.masker, Masker)
     title = recipe.objective
     # The title states the masking policy and ratio only if the objective uses them.
-    if objective_class(recipe.objective).inherits:
+    if recipe.only.kind.inherits:
         title = f"{recipe.masking.policy} {recipe.masking.ratio}"
     words = {"objective": recipe.objective, **source.masker.describe()}
-    trainee = objective(recipe.objective, network)
+    trainee = objective(recipe.only.call, network)
     return Learning(trainee, source, source.learners(), source.streams(), title, words)
 
 
@@ -367,30 +367,25 @@ def masked_source(
         config: the configuration of the model.
         arm: the name of one of several objectives; None for a recipe with one objective.
     """
-    kind = objective_class(recipe.objective)
-    changes: Mapping[str, object] = {}
-    if arm is not None:
-        kind = recipe.objectives[arm].kind
-        changes = recipe.objectives[arm].masking
-    rows = laid_out(data.training, kind, config)
-    return _source(data, recipe, kind, _drawn(rows, recipe), changes)
+    chosen = recipe.only if arm is None else recipe.objectives[arm]
+    rows = laid_out(data.training, chosen.kind, config)
+    return _source(data, recipe, chosen, _drawn(rows, recipe))
 
 
 def _source(
     data: Prepared,
     recipe: Recipe,
-    kind: type[Objective],
+    chosen: ObjectiveSettings,
     rows: Rows | StreamedRows,
-    changes: Mapping[str, object],
 ) -> MaskedSource:
     """Build the source of masked batches for one objective.
 
     Args:
-        kind: the class of the objective.
+        chosen: the settings of the objective.
         rows: the training rows in the layout of this objective.
-        changes: masking settings that override the recipe's.
     """
-    masking = recipe.masking_of(kind, changes)
+    kind = chosen.kind
+    masking = kind.value_of(recipe.masking_of(chosen))
     seed = recipe.training.seed
     length = data.training.length
     maker = kind.maker(data.tokenizer, seed=seed, length=length, masking=masking)
@@ -424,14 +419,12 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
     arms = recipe.objectives
     # Set a seed for the weights of new heads, because loading a pre-trained model sets none.
     torch.manual_seed(fold(training.seed, 0x4EAD))
-    joined = SeveralObjectives(
-        {name: objective(arm.objective, network) for name, arm in arms.items()}
-    )
+    joined = SeveralObjectives({name: objective(arm.call, network) for name, arm in arms.items()})
     heads = Path(recipe.model.pretrained or "") / "heads.safetensors"
     # A checkpoint of an earlier phase contains trained heads.
     if heads.is_file():
         joined.load_heads(heads)
-    chooser = read_sampler(recipe.sampler, list(arms), seed=training.seed, steps=training.steps)
+    chooser = read_sampler(recipe.sampling, list(arms), seed=training.seed, steps=training.steps)
     rank = rank_here()
     ranks = ranks_here()
     # Raise an error now if there are too few rows; otherwise training would fail at a probe.
@@ -445,7 +438,7 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         # Arms that read rows of the same layout share one reader, because a stream is read once.
         if rows.layout not in drawn:
             drawn[rows.layout] = _drawn(rows, recipe)
-        sources[name] = _source(data, recipe, kind, drawn[rows.layout], arm.masking)
+        sources[name] = _source(data, recipe, arm, drawn[rows.layout])
     source = SeveralSources(sources, chooser, training)
     # This sampler divides losses by the loss at chance. For some objectives, the loss at chance
     # depends on the batch size. A probe consists of two batches.

@@ -19,8 +19,7 @@ from maskwise.devices import hardware, versions
 from maskwise.errors import MaskwiseError
 from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
 from maskwise.folders import finite, read_json, read_lines, write_json
-from maskwise.masking.policies import UnitKind, policy
-from maskwise.masking.schedules import schedule
+from maskwise.masking.policies import UnitKind
 from maskwise.measurements import pending_seeds
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -106,11 +105,11 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
     for setting in design.settings_of(name):
         links = recipe.arm(name, seed=0, more=setting).links()
         last = links[-1]
-        for spec in last.masked_by or [last.masking.policy]:
-            units.add(policy(spec).unit_kind)
+        masked_by = last.masked_by.values() or [last.masking.values["policy"]]
+        units |= {policy.unit_kind for policy in masked_by}
         masks |= dict.fromkeys(last.judged_on())
         policies.append(last.masking.policy)
-        ratios.append(str(schedule(last.masking.ratio)))
+        ratios.append(str(last.masking.values["ratio"]))
         tokenizers.append(tokenizer_of(prepare_stage(links[0])))
         if last.objectives:
             samplers.append(last.sampler)

@@ -14,7 +14,7 @@ from maskwise.constants import REFERENCE
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
-from maskwise.objectives import MaskedLanguageModelling, objective_class
+from maskwise.objectives import ObjectiveSettings
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.plan import Run
@@ -114,8 +114,9 @@ def maskers(
             continue
         data = open_text(store.folder(run.prepared))
         # With several objectives, samples show the masks of those that use the recipe's masking.
-        kind = MaskedLanguageModelling if link.objectives else objective_class(link.objective)
-        masking = link.masking_of(kind, {})
+        chosen = ObjectiveSettings(objective="mlm") if link.objectives else link.only
+        kind = chosen.kind
+        masking = kind.value_of(link.masking_of(chosen))
         masker = kind.maker(data.tokenizer, seed=run.seed, masking=masking)
         assert isinstance(masker, Masker)
         if isinstance(masker.policy, GroupWeighted) and run.pretrained:

@@ -266,7 +266,7 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
     # The sampler's draws depend on the order of the objectives. The hash sorts the keys of dicts,
     # so the order is added as a list.
     what["arms"] = list(recipe.objectives)
-    if recipe.objectives and sampler(recipe.sampler, list(recipe.objectives)).every:
+    if recipe.objectives and sampler(recipe.sampling, list(recipe.objectives)).every:
         # The sampler tests objectives on held-out rows that evaluations do not use (probes), so the
         # number of evaluated rows affects training.
         what["evaluated_rows"] = recipe.evaluation.rows

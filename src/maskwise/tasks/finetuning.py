@@ -9,7 +9,7 @@ from typing import Literal, NotRequired, TypedDict
 import numpy as np
 from pydantic import BaseModel, Field
 
-from maskwise.effects import Rounding, Weights
+from maskwise.effects import Count, NotNegative, Positive, Rounding, Share, Weights, Whole
 from maskwise.tasks.task import Task
 from maskwise.training import TrainingSettings
 
@@ -37,7 +37,7 @@ class FinetuneSettings(BaseModel, extra="forbid", frozen=True):
     steps: Weights[int | None] = Field(None, ge=1)
     """Optimiser updates. If it is None, ``epochs`` and the number of rows decide."""
 
-    batch_size: Weights[int] = Field(16, ge=1)
+    batch_size: Weights[Count] = 16
     """Rows per update."""
     learning_rate: Weights[float | None] = Field(None, gt=0)
     """AdamW's peak learning rate. The default depends on the model size: 3e-3 for a million
@@ -50,21 +50,21 @@ class FinetuneSettings(BaseModel, extra="forbid", frozen=True):
     and costs three more fine-tuning runs for each checkpoint and task.
     """
 
-    muon_learning_rate: Weights[float] = Field(0.003, gt=0)
+    muon_learning_rate: Weights[Positive] = 0.003
     """Muon's peak learning rate; used only with ``optimizer: muon``."""
 
     optimizer: Weights[Literal["adamw", "muon"]] = "adamw"
     """``muon`` trains the weight matrices of the transformer layers with Muon, and all other
     parameters with AdamW."""
-    warmup: Weights[float] = Field(0.1, ge=0, le=1)
+    warmup: Weights[Share] = 0.1
     """Share of the steps over which the learning rate rises from 0."""
 
-    eval_every: Weights[int] = Field(0, ge=0)
+    eval_every: Weights[Whole] = 0
     """Steps between evaluations on dev. The weights with the best dev score are used; if scores are
     equal, the earliest. With 0, dev is scored only at the end, and the last weights are used.
     """
 
-    weight_decay: Weights[float] = Field(0.01, ge=0)
+    weight_decay: Weights[NotNegative] = 0.01
     """Decoupled weight decay of matrices. Biases, norms and other vectors have no weight decay."""
     precision: Rounding[Literal["auto", "no", "bf16"]] = "auto"
     """The number format of the computation: see ``training.precision``."""
@@ -73,7 +73,7 @@ class FinetuneSettings(BaseModel, extra="forbid", frozen=True):
     counts as wrong. The long context of a question is split into several windows instead.
     """
 
-    seeds: Weights[int] = Field(3, ge=1)
+    seeds: Weights[Count] = 3
     """Fine-tuning runs for each checkpoint and task. The score is the mean over these runs."""
 
     def fitting(self, weights: int) -> FinetuneSettings:

@@ -24,7 +24,7 @@ from pydantic import (
 from tokenizers import AddedToken
 
 from maskwise import folders
-from maskwise.effects import Weights, without_unset
+from maskwise.effects import Weights, Whole, without_unset
 from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
 from maskwise.text.layers import Layered
@@ -297,7 +297,7 @@ class TokenizerSettings(BaseModel, extra="forbid", frozen=True):
     """Maximum number of tokens in a new tokenizer."""
     lowercase: Weights[bool] = True
     """Whether a new tokenizer lowercases text and, with ``wordpiece``, removes accents."""
-    sentinels: Weights[int] = Field(0, ge=0)
+    sentinels: Weights[Whole] = 0
     """Number of extra tokens ``<extra_id_0>``, … in a new tokenizer, for the corruption t5."""
 
     def tokenizer(self, documents: Iterable[Document]) -> PreTrainedTokenizerFast:

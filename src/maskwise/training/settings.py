@@ -15,7 +15,19 @@ from pydantic import (
     model_validator,
 )
 
-from maskwise.effects import Nothing, Rounding, Speed, Weights, effect_of, without_unset
+from maskwise.effects import (
+    Count,
+    Nothing,
+    NotNegative,
+    Positive,
+    Rounding,
+    Share,
+    Speed,
+    Weights,
+    Whole,
+    effect_of,
+    without_unset,
+)
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, check_fit
 from maskwise.models import (
@@ -40,14 +52,14 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The settings of a training run, for pre-training or for fine-tuning."""
 
-    steps: Weights[int] = Field(1000, ge=1)
+    steps: Weights[Count] = 1000
     """Number of optimiser updates. The schedules of masking and of the learning rate end with the
     last update."""
 
-    batch_size: Weights[int] = Field(32, ge=1)
+    batch_size: Weights[Count] = 32
     """Rows per update, over all ranks and micro-batches."""
 
-    accumulate: Rounding[int] = Field(1, ge=1)
+    accumulate: Rounding[Count] = 1
     """Micro-batches per update. This number changes memory use but not the result, because all
     targets have the same weight. There are two exceptions. ``cse`` compares rows only within a
     micro-batch. ``rtd`` weights its detection loss by the share of masked tokens in each
@@ -60,19 +72,19 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     optimizer: Weights[Literal["adamw", "muon"]] = "adamw"
     """``muon`` uses Muon for the matrices in the layers and AdamW for all other parameters."""
 
-    learning_rate: Weights[float] = Field(5e-4, gt=0)
+    learning_rate: Weights[Positive] = 5e-4
     """Highest learning rate of AdamW."""
 
-    muon_learning_rate: Weights[float] = Field(0.02, gt=0)
+    muon_learning_rate: Weights[Positive] = 0.02
     """Highest learning rate of Muon; used only with ``optimizer: muon``."""
 
     betas: Weights[tuple[Beta, Beta]] = (0.9, 0.98)
     """AdamW's decay rates for the running means of gradients and of squared gradients."""
 
-    weight_decay: Weights[float] = Field(0.01, ge=0)
+    weight_decay: Weights[NotNegative] = 0.01
     """Decoupled weight decay of matrices. Biases, norms and other vectors have no weight decay."""
 
-    warmup: Weights[float] = Field(0.06, ge=0, le=1)
+    warmup: Weights[Share] = 0.06
     """Share of the steps, at the beginning, in which the learning rate rises from 0."""
 
     decay: Weights[Literal["linear", "cosine", "1-sqrt", "wsd", "constant"]] = "linear"
@@ -98,7 +110,7 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     only the rows of new tokens (``model.new_tokens``) in the embeddings, the output layer and its
     bias, without weight decay."""
 
-    clip: Weights[float] = Field(1.0, ge=0)
+    clip: Weights[NotNegative] = 1.0
     """Maximum norm of the gradient of all parameters. Larger gradients are scaled down. 0 turns
     this off."""
 
@@ -132,10 +144,10 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     seed: Weights[int] = 0
     """Seed of new weights, of the order of rows, of dropout and, in pre-training, of masks."""
 
-    log_every: Nothing[int] = Field(20, ge=1)
+    log_every: Nothing[Count] = 20
     """Steps between lines of metrics."""
 
-    eval_every: Nothing[int] = Field(0, ge=0)
+    eval_every: Nothing[Whole] = 0
     """Steps between evaluations. With 0, the model is evaluated only at the end."""
 
     patience: Weights[int | None] = Field(None, ge=1)
@@ -143,10 +155,10 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     limit. With a number, the checkpoint is that of the best evaluation. The evaluations (see
     ``eval_every``) then read half of the held-out documents, and the others judge the model."""
 
-    save_every: Nothing[int] = Field(0, ge=0)
+    save_every: Nothing[Whole] = 0
     """Steps between training states, from which a run can resume. With 0, no states are saved."""
 
-    keep: Nothing[int] = Field(2, ge=1)
+    keep: Nothing[Count] = 2
     """Number of training states to keep. Older states are used if the newest is damaged."""
 
     on_nan: Nothing[Literal["stop", "skip"]] = "stop"
@@ -154,7 +166,7 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     names the step. ``skip`` skips the update. A held-out loss that is not finite ends the run. If
     no value is infinite or NaN, both give the same weights."""
 
-    workers: Speed[int] = Field(1, ge=0)
+    workers: Speed[Whole] = 1
     """Number of processes per rank that tokenise a stream (``corpus.stream``). With 0, the training
     process tokenises the stream. The result is the same."""
 

@@ -8,9 +8,11 @@ losses of a run, a learner (``training.learners``) sets them.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 import numpy as np
 
@@ -137,6 +139,10 @@ class Policy(ABC):
         ``learner`` that makes it.
         """
         return hasattr(self, "learner")
+
+    def fresh(self) -> Self:
+        """Return this policy, or a copy if it learns: what it learns belongs to one masker."""
+        return copy.deepcopy(self) if self.learns else self
 
     @property
     def unlearned(self) -> bool:

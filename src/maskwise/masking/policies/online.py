@@ -46,7 +46,7 @@ class Weights:
     current: Array | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class GroupWeighted(CutPolicy):
     """One weight per group of tokens: groups with a higher average loss are masked more often.
 
@@ -71,7 +71,7 @@ class GroupWeighted(CutPolicy):
     units: str = "word"
     half_life_steps: float | None = None
     faithful: bool = False
-    weights: Weights = field(init=False, default_factory=Weights, repr=False)
+    weights: Weights = field(init=False, default_factory=Weights, repr=False, compare=False)
 
     learns = True
 
@@ -132,7 +132,7 @@ def pos_weighted(
     return GroupWeighted("pos", UPOS, units, half_life_steps, faithful)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class TypeWeighted(CutPolicy):
     """One weight per token type: types that the model predicts badly are masked more often (AMLM).
 
@@ -153,7 +153,7 @@ class TypeWeighted(CutPolicy):
     every: int = 200
     kept: float = 0.2
     units: str = "token"
-    weights: Weights = field(init=False, default_factory=Weights, repr=False)
+    weights: Weights = field(init=False, default_factory=Weights, repr=False, compare=False)
 
     learns = True
     # See ``LEAST``.
