@@ -37,20 +37,19 @@ from typing import NamedTuple
 
 import numpy as np
 from command import run
+from oracle_shares import learned_something, ratio_interval
 
 from maskwise.constants import REFERENCE
 from maskwise.devices import hardware
 from maskwise.study.design import choose
 from maskwise.verdict import summarise
 from maskwise.verdict.failures import at_floor
-from maskwise.verdict.shares import learned_something
 from maskwise.verdict.statistics import (
     ALPHA,
     binomial_upper_bound,
     can_decide,
     holm,
     look_weights,
-    ratio_interval,
 )
 
 Array = np.ndarray

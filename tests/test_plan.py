@@ -722,8 +722,8 @@ def test_an_outcome_that_is_not_measured_is_refused_before_any_work(outcome):
             "not a primary contrast",
         ),
         ("study.gate=[words-30]", "study.gate"),
-        ("study.share=[best, token-15]", "arm in study.share"),
-        ("study.share=[token-15, token-15]", "two different arms"),
+        ("study.share=[words-30, token-15]", "study.share is gone; got "),
+        ("study.contrasts=[[token-15, token-15]]", "two different arms"),
         ("study.gate=[words-30, words-30]", "two different arms"),
         (
             "study.search={grid: {training.learning_rte: [1, 2]}}",

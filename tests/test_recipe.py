@@ -126,10 +126,10 @@ def test_other_arms_drop_every_setting_that_names_arms(base: str, tmp_path: Path
     path = str(find_recipe(base))
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump({"extends": path, "study": {"arms": OWN_ARMS}}))
-    named = ("baseline", "contrasts", "gate", "share", "transfer")
+    named = ("baseline", "contrasts", "gate", "transfer")
     for recipe in (read_recipe(file), read_recipe(path, [f"study.arms={json.dumps(OWN_ARMS)}"])):
         study = recipe.study
-        assert [getattr(study, name) for name in named] == [None, None, None, None, False]
+        assert [getattr(study, name) for name in named] == [None, None, None, False]
         assert not study.search or not study.search.own
         assert study.pairs == [("b", "a")]
 
@@ -663,3 +663,20 @@ def test_former_names_of_settings_are_read_and_named_once(former, tmp_path, caps
     assert capsys.readouterr().err.splitlines() == [f"{former} is now called {new}"]
     with pytest.raises(MaskwiseError, match=f"{former} is the former name of {new}; got both"):
         read_recipe({**plain, "study": {**nested, new.removeprefix("study."): value}})
+
+
+@pytest.mark.parametrize(("gone", "value"), [("study.share", ["b", "a"])])
+def test_settings_that_are_gone_say_what_to_do(gone, value):
+    arms = {"a": {}, "b": {"masking.ratio": 0.3}}
+    study = {"arms": arms, "contrasts": [["b", "a"]]}
+    said = f"{gone} is gone; got .*; {overrides.GONE[gone][:20]}"
+    plain = {"extends": "quick-start", "study": study}
+    name = gone.removeprefix("study.")
+    with pytest.raises(MaskwiseError, match=said):
+        read_recipe({"extends": "quick-start", "study": {**study, name: value}})
+    with pytest.raises(MaskwiseError, match=said):
+        read_recipe(plain, [f"{gone}={json.dumps(value)}"])
+    # Recipes with all settings, which earlier versions wrote, state values that change nothing.
+    for empty in (None, [], False):
+        read = read_recipe({"extends": "quick-start", "study": {**study, name: empty}})
+        assert read.study == read_recipe(plain).study

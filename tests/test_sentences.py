@@ -137,19 +137,6 @@ def gate() -> dict[str, Any]:
     return summary_of(scores, contrasts=closes, gate={"contrast": pair, "closes": closes})
 
 
-def shares() -> dict[str, Any]:
-    failing = [x + (0.15 if s else 0.0) for s, x in enumerate(LOW)]
-    weak = [x + 0.004 * s for s, x in enumerate(LOW)]
-    scores = {
-        "token-15": LOW,
-        "token-30": HIGH,
-        "learned": failing,
-        "weak": weak,
-        "worse": [x - 0.1 for x in LOW],
-    }
-    return summary_of(scores, share=("token-30", "token-15"))
-
-
 def against_the_start() -> dict[str, Any]:
     lines = [score_record("no-pretraining", s, "task-0", 0.3 + 0.001 * s) for s in range(8)]
     return summary_of(
@@ -245,7 +232,6 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "next look": lambda: summary_of({"token-15": LOW, "token-30": NOISY}, looks=[8, 16]),
     "gate": gate,
     "replicates to come": lambda: summary_of(CLEAR, seeds=[*range(12)], pending=[8, 9, 10, 11]),
-    "shares": shares,
     "against the start": against_the_start,
     "compute": other_costs,
     "compute that was to be matched": lambda: other_costs(match={"by": "targets", "arms": {}}),
@@ -264,7 +250,6 @@ def sentences_of(summary: dict[str, Any]) -> list[str]:
     lines = [summary["headline"], *summary["advice"]]
     for row in summary["contrasts"]:
         lines += [row["sentence"], row["brief"], *(flag["sentence"] for flag in row["flags"])]
-    lines += [row["sentence"] for row in summary.get("shares", [])]
     return list(dict.fromkeys(lines))
 
 

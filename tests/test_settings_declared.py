@@ -240,7 +240,6 @@ CASES = {
     "study.margin": Case("0.1", ARMS),
     "study.min_helped": Case("0.5"),
     "study.secondary": Case("[task]"),
-    "study.share": Case("[run, more]", ARMS),
     "study.gate.contrast": Case("[run, more]", (*ARMS, "study.gate={contrast: [more, run]}")),
     "study.gate.closes": Case("[]", (*ARMS, "study.gate={contrast: [more, run]}")),
     "study.transfer": Case("true", ARMS),

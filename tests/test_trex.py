@@ -29,6 +29,7 @@ TYPES = {
 }
 WORDS = ("baker", "pilot", "keeper", "Oslo")
 SEEDS = ("0", "500", "501")
+ALONE = ["study.contrasts=null", "study.gate=null", "study.baseline=null"]
 FEW = ["study.seeds=[500, 501]", "training.steps=2", "finetune.steps=2", "finetune.seeds=1"]
 
 
@@ -137,7 +138,7 @@ def test_content_words_are_marked_and_policies_share_their_budget_with_random_to
 
 def test_a_run_reads_the_places_of_its_own_seed(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    small = ["study.arms=oracle", "tokenizer.vocab_size=300", "corpus.held_out=0.2"]
+    small = ["study.arms=oracle", *ALONE, "tokenizer.vocab_size=300", "corpus.held_out=0.2"]
     plan = make_plan(read_recipe(find_recipe("trex-nouns"), [*FEW, *small]))
     (run,) = (run for run in plan.runs if run.arm == "oracle" and run.seed == 501)
     results = {stage.kind: run_stage(stage, StageStore(folder / "stages")) for stage in run.stages}
@@ -146,7 +147,7 @@ def test_a_run_reads_the_places_of_its_own_seed(folder, monkeypatch):
 
 def test_a_seed_stands_in_paths_and_seed_0_where_there_is_no_run(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    changes = ["study.arms=random", "study.seeds=[500]", "--dry-run", "--json"]
+    changes = ["study.arms=random", *ALONE, "study.seeds=[500]", "--dry-run", "--json"]
     assert maskwise("study", find_recipe("trex-names"), *changes) == 0
     assert json.loads(capsys.readouterr().out)
     with pytest.raises(MaskwiseError, match=r"trex-nouns/502/corpus.jsonl"):

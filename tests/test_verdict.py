@@ -1,4 +1,4 @@
-"""The rows of a summary on constructed cases: estimates, tests, flags and shares.
+"""The rows of a summary on constructed cases: estimates, tests and flags.
 
 ``test_sentences.py`` pins verdicts, figures and flags of further studies by their sentences.
 """
@@ -120,56 +120,6 @@ def test_a_margin_leaves_a_look_to_come_its_share_of_the_error():
     assert found[0]["confidence"] == 0.95 < found[1]["confidence"]
     # six runs have no interval at that level
     assert row_of(TIE, margin=0.05, looks=[6, 12])["verdict"] == "open"
-
-
-# Shares of a gain
-# ----------------------------------------------------------------------------
-
-SHARED = {
-    "random": [0.10, 0.06, 0.08, 0.12],
-    "oracle": [0.80, 0.70, 0.76, 0.78],
-    "meta": [0.70, 0.71, 0.66, 0.72],
-    "none": [0.0, 0.01, 0.0, 0.02],
-}
-PAIR = ("oracle", "random")
-
-
-def test_runs_that_failed_outright_are_counted_and_not_averaged():
-    """One learning in ten fails: the interval is of the others, and the failures have their own."""
-    whole = [0.70, 0.66, 0.68, 0.72, 0.69, 0.71, 0.67, 0.70, 0.73, 0.68]
-    gains = [0.60, 0.55, 0.02, 0.62, 0.57, 0.61, 0.56, 0.59, 0.63, 0.58]
-    scores = {"random": [0.1] * 10, "oracle": [0.1 + x for x in whole]}
-    scores["meta"] = [0.1 + x for x in gains]
-    (meta,) = summary_of(scores, share=PAIR)["shares"]
-    learned = [i for i, gain in enumerate(gains) if gain > 0.1]
-    expected = np.mean([gains[i] for i in learned]) / np.mean([whole[i] for i in learned])
-    assert (meta["n"], meta["failed"], meta["share"]) == (10, 1, pytest.approx(expected))
-    assert (meta["failed_low"], meta["failed_high"]) == pytest.approx((0.0025, 0.445), abs=1e-3)
-    assert 0.8 < meta["low"] < expected < meta["high"] < 0.9
-    # An arm that gains a little in every run has not failed in any of them.
-    weak = [0.02, 0.20, 0.05, 0.15, 0.09, 0.12, 0.03, 0.18, 0.11, 0.07]
-    scores["meta"] = [0.1 + x for x in weak]
-    (meta,) = summary_of(scores, share=PAIR)["shares"]
-    assert meta["failed"] == 0 and meta["share"] == pytest.approx(np.mean(weak) / np.mean(whole))
-
-
-def test_there_is_no_share_of_nothing_nor_of_what_cannot_be_compared():
-    for row in summary_of(SHARED, share=("none", "random"))["shares"]:
-        assert (row["share"], row["low"], row["high"]) == (None, None, None)
-    one_run = {arm: scores[:1] for arm, scores in SHARED.items()}
-    meta, _ = summary_of(one_run, share=PAIR)["shares"]
-    assert meta["share"] == pytest.approx(0.6 / 0.7) and meta["low"] is None
-    study, records = study_of(SHARED, share=PAIR)
-    for arm in ("random", "oracle", "meta"):
-        study["arms"][arm]["judged_on"] = ["token full" if arm != "meta" else "token sentinels"]
-    meta, none = summarise(records, study)["shares"]
-    assert meta["share"] is None and "format" in meta["sentence"] and none["share"] is not None
-    levels = {"random": 5.0, "oracle": 4.0, "words": 4.4}
-    study = make_study(runs=8, arms=levels, tasks=0, share=PAIR)
-    for units, share in (("whole-word", None), ("token", pytest.approx(0.6, abs=0.01))):
-        study["arms"]["words"]["units"] = units
-        [line] = summarise([*losses(levels), *run_facts(study)], study)["shares"]
-        assert line["share"] == share and ("units" in line["sentence"]) is (share is None)
 
 
 # Tasks

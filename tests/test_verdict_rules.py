@@ -162,13 +162,6 @@ def test_the_pairs_of_a_study_with_a_gate():
         primary_pairs(study)
 
 
-def test_no_share_is_told_behind_a_gate_that_closes_nothing_else():
-    gate = {"contrast": ["oracle", "random"], "closes": []}
-    settings = {"contrasts": [["oracle", "random"]], "share": ("oracle", "random"), "gate": gate}
-    summary, _ = gated(GATED | {"oracle": ALIKE}, **settings)
-    assert all(line["share"] is None for line in summary["shares"])
-
-
 def test_a_gate_is_not_opened_by_runs_that_were_added():
     looked = [{"runs": 6, "seeds": [*range(6)], "contrasts": 1, "looks": None}]
     _, rows = gated(looked=looked)
@@ -199,11 +192,11 @@ def test_the_gate_is_the_first_contrast_and_none_of_the_six():
 
 def test_before_every_planned_replicate_is_there_nothing_is_tested():
     scores = {arm: runs[:6] for arm, runs in CLEAR.items()}
-    blocks = {"seeds": [*range(8)], "pending": [6, 7], "share": ("token-30", "token-15")}
+    blocks = {"seeds": [*range(8)], "pending": [6, 7]}
     summary = summary_of(scores, **blocks)
     assert (summary["contrasts"], summary["verdict"], summary["advice"]) == ([], None, [])
     assert summary["pending"] == {"planned": 8, "done": 6}
-    assert "shares" not in summary and not re.search(r"p = |95 %", json.dumps(summary))
+    assert not re.search(r"p = |95 %", json.dumps(summary))
     assert summary_of(pending=[])["verdict"] == "decided"
 
 
@@ -708,11 +701,3 @@ def test_no_look_is_advised_after_the_last_one():
     for looks, said in (([4, 8], False), ([8, 12], True)):
         advice = " ".join(summary_of(scores, looks=looks, more=failed)["advice"])
         assert ("Continue to the next planned look: 12 runs" in advice) == said
-
-
-def test_a_share_says_that_an_arm_has_no_runs():
-    study, records = study_of({"a": LOW, "o": HIGH}, share=["o", "a"])
-    study["arms"]["c"] = study["arms"]["a"]
-    records += [failure_record("c", seed) for seed in range(8)]
-    (row,) = summarise(records, study)["shares"]
-    assert row["sentence"].endswith("no seed has finished runs of all three arms.")

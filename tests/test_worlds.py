@@ -410,6 +410,7 @@ TINY = [
     "finetune.steps=2",
     "tokenizer.vocab_size=600",
     "study.search=null",
+    "study.contrasts=null",
 ]
 ARMS = "study.arms={none: {intermediate: null}, random: {}, oracle: {intermediate.masking.policy: "
 ARMS += "\"span-layer(layer='asked')\"}}"

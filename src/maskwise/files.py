@@ -139,8 +139,6 @@ class Study(TypedDict, total=False):
     secondary: list[str]
     """Tasks that are reported only (``study.secondary``); the key may be missing."""
     search: Search | None
-    share: tuple[str, str] | None
-    """The arm whose gain counts as 100 %, and the baseline of all gains (``study.share``)."""
     gate: Gate | None
     pending: list[int]
     """Seeds of planned runs that are missing."""
@@ -373,31 +371,6 @@ class TransferCell(Estimate):
     n: int
 
 
-class GainShare(TypedDict):
-    """The gain of an arm over ``baseline``, as a share of the gain of the arm ``best``.
-
-    Attributes:
-        n: the number of pairs of runs.
-        failed: the number of pairs of runs in which the arm learned nothing.
-        failed_low, failed_high: an exact interval for the probability that an arm learns nothing.
-        share, low, high: the share and its 95 % interval, from the other pairs; None if there are
-            no other pairs, or the arms cannot be compared.
-    """
-
-    arm: str
-    best: str
-    baseline: str
-    task: str
-    n: int
-    failed: int
-    failed_low: float | None
-    failed_high: float | None
-    share: float | None
-    low: float | None
-    high: float | None
-    sentence: str
-
-
 class TaskUse(TypedDict):
     """The use of a task.
 
@@ -470,5 +443,4 @@ class Summary(TypedDict):
     overlap: list[Record]
     efficiency: Efficiency
     tasks: dict[str, TaskUse]
-    shares: NotRequired[list[GainShare]]
     transfer: NotRequired[list[TransferCell]]

@@ -42,7 +42,6 @@ INSTEAD = {
     "contrasts": "name other pairs, or set study.contrasts=null to compare every arm with the "
     "baseline",
     "gate": "name other arms, or set study.gate=null",
-    "share": "name other arms, or set study.share=null",
 }
 """What to do if an arm is missing that a setting names, keyed by setting."""
 
@@ -207,9 +206,6 @@ class StudySettings(Settings):
     secondary: Judgement[tuple[str, ...]] = ()
     """Names of tasks that are reported, with a mean and an interval, but never count in the primary
     outcome, such as a task that shows what was forgotten."""
-    share: Judgement[Pair | None] = None
-    """[oracle, random]: also report what share of the gain of ``oracle`` over ``random`` each of
-    the other arms reaches."""
     gate: GateSettings | None = None
     """A positive control: a contrast that a study able to detect differences must decide. Written
     ``[oracle, baseline]`` or ``{contrast: [oracle, baseline], closes: [[arm, baseline], …]}``. The
@@ -303,8 +299,6 @@ class StudySettings(Settings):
         pairs = [("contrasts", pair, compared) for pair in self.contrasts or ()]
         if self.gate:
             pairs.append(("gate", self.gate.contrast, compared))
-        if self.share:
-            pairs.append(("share", self.share, [*self.arms]))
         for setting, (arm, baseline), known in pairs:
             if arm == baseline:
                 raise MaskwiseError(

@@ -25,7 +25,7 @@ from maskwise.specs import leaves
 Plain = dict[str, Any]
 """Nested settings, as in YAML or JSON."""
 
-NAMES_ARMS = ("baseline", "contrasts", "gate", "outcome", "search", "share", "transfer")
+NAMES_ARMS = ("baseline", "contrasts", "gate", "outcome", "search", "transfer")
 """Study settings that name arms, or that depend on the set of arms."""
 
 ARM_PARTS = (
@@ -66,16 +66,24 @@ RENAMED = {
 }
 """New names of settings, by the former names, which are read until maskwise 0.2."""
 
+GONE = {
+    "study.share": "use benchmarks/oracle_shares.py, which reads the folder of a finished study"
+}
+"""Settings of earlier versions, with advice, which an error gives until maskwise 0.2. Values that
+changed nothing are dropped, because recipes that maskwise wrote state them."""
+
 
 def with_new_names(settings: Mapping[Any, object], above: str = "") -> Plain:
     """Return settings with the new names of those that have a former one, and say so once.
+
+    Settings that are gone are refused, unless their value changed nothing.
 
     Args:
         settings: settings, nested or with dotted names.
         above: the dotted name of the group of these settings, with a dot at its end.
 
     Raises:
-        MaskwiseError: a setting has both names.
+        MaskwiseError: a setting has both names, or is gone.
 
     >>> with_new_names({"study": {"equal_by": "targets"}, "study.seeds": 6})
     {'study': {'equal_by': 'targets'}, 'study.seeds': 6}
@@ -83,8 +91,13 @@ def with_new_names(settings: Mapping[Any, object], above: str = "") -> Plain:
     found: Plain = {}
     for key, value in settings.items():
         dotted = f"{above}{key}"
-        if any(old.startswith(f"{dotted}.") for old in RENAMED) and isinstance(value, Mapping):
+        is_above = any(old.startswith(f"{dotted}.") for old in (*RENAMED, *GONE))
+        if is_above and isinstance(value, Mapping):
             value = with_new_names(value, f"{dotted}.")
+        if dotted in GONE:
+            if value:
+                raise _gone(dotted, value)
+            continue
         if dotted in RENAMED:
             _say_new_name(dotted)
             key = RENAMED[dotted].removeprefix(above)
@@ -96,6 +109,10 @@ def with_new_names(settings: Mapping[Any, object], above: str = "") -> Plain:
                 )
         found[key] = value
     return found
+
+
+def _gone(name: str, value: object) -> MaskwiseError:
+    return MaskwiseError(f"{name} is gone", got=value, do=GONE[name])
 
 
 @cache
@@ -228,7 +245,7 @@ def parse_override(text: str) -> tuple[str, object]:
     """Split ``key=value`` into key and value.
 
     Raises:
-        MaskwiseError: the text has no equals sign or no key.
+        MaskwiseError: the text has no equals sign or no key, or the setting is gone.
 
     >>> parse_override("training.learning_rate=1e-3")
     ('training.learning_rate', 0.001)
@@ -238,6 +255,8 @@ def parse_override(text: str) -> tuple[str, object]:
         raise MaskwiseError(
             "an override has the form key=value", got=text, do="for example, training.steps=500"
         )
+    if key.strip() in GONE:
+        raise _gone(key.strip(), value)
     [named] = with_new_names({key.strip(): parse_value(value)}).items()
     return named
 

@@ -78,7 +78,6 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "margin": study.margin,
         "looks": list(study.interim_looks) if study.interim_looks else None,
         "helps": study.min_helped,
-        "share": study.share,
         "gate": gate,
         "search": search,
         "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in tasks},

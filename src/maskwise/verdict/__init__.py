@@ -27,9 +27,9 @@ from maskwise.folders import finite
 from maskwise.verdict.comparison import matched_by, primary_pairs
 from maskwise.verdict.flags import Raised
 from maskwise.verdict.judge import Verdict, gained_nothing, judge, passed, worse_than_reference
-from maskwise.verdict.outcomes import Outcomes, Pair, gate_outcomes
-from maskwise.verdict.shares import efficiency_points, gain_shares, transfer_cells
+from maskwise.verdict.outcomes import Outcomes, gate_outcomes
 from maskwise.verdict.statistics import ALPHA, detectable_sds, look_weight, powers
+from maskwise.verdict.untested import efficiency_points, transfer_cells
 from maskwise.verdict.words import (
     REPLICATES,
     Names,
@@ -80,9 +80,9 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     # The headline is about the gate only if there are no other contrasts.
     asked = [verdict for verdict in primary if not verdict.gate] or primary
     top = headline_verdict(asked, study["baseline"])
-    unproven = _unproven(verdicts, study)
     # Advice covers the gate, too, if the gate did not pass.
-    advice = _advice(primary if unproven else asked, table, companions, names)
+    closed = study.get("gate") is not None and not passed(verdicts)
+    advice = _advice(primary if closed else asked, table, companions, names)
     summary: Summary = {
         "rules": RULES,
         "baseline": study["baseline"],
@@ -109,21 +109,10 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
             f"No verdict yet: {done} of {planned} planned runs of each arm are done."
         )
         return summary
-    share = study.get("share")
-    if share:
-        summary["shares"] = gain_shares(table, *share, unproven)
     learned = study.get("learned")
     if learned:
         summary["transfer"] = transfer_cells(table, learned, study["baseline"])
     return summary
-
-
-def _unproven(verdicts: Sequence[Verdict], study: Study) -> list[Pair]:
-    """List the pair of a gate that was not passed, and the pairs that it closes."""
-    gate = study.get("gate")
-    if not gate or passed(verdicts):
-        return []
-    return [(arm, baseline) for arm, baseline in (gate["contrast"], *gate["closes"])]
 
 
 def _headline(top: Verdict | None, asked: Sequence[Verdict], table: Outcomes, names: Names) -> str:

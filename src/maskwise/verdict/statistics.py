@@ -358,46 +358,6 @@ def estimated(differences: NDArray[np.float64], *, least_sds: ArrayLike = 0.0) -
     return {"mean": mean, "low": low, "high": high}
 
 
-def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> tuple[float, float] | None:
-    """Return Fieller's 95 % interval of mean(numerators) / mean(denominators).
-
-    The interval contains every ratio r for which Student's t test does not reject a mean of 0 of
-    numerators − r · denominators. The result is None if the interval is unbounded, because the mean
-    of the denominators does not differ significantly from 0. Source: Fieller (1954), section 2.
-
-    >>> [round(end, 3) for end in ratio_interval([2.0, 2.0, 2.0], [3.9, 4.0, 4.1])]
-    [0.471, 0.533]
-    """
-    a = _finite(numerators)
-    b = _finite(denominators)
-    t2 = special.stdtrit(len(a) - 1, 1 - ALPHA / 2) ** 2
-    (var_a, cov), (_, var_b) = np.cov(a, b) / len(a)
-    # The ends are the roots of square · r² − 2 · middle · r + constant.
-    square = b.mean() ** 2 - t2 * var_b
-    middle = a.mean() * b.mean() - t2 * cov
-    constant = a.mean() ** 2 - t2 * var_a
-    if square <= 0:
-        return None
-    # Rounding can make the discriminant of a double root slightly negative.
-    half = math.sqrt(max(middle**2 - square * constant, 0.0))
-    return float((middle - half) / square), float((middle + half) / square)
-
-
-def binomial_interval(count: int, of: int) -> tuple[float, float]:
-    """Return the exact 95 % interval of a proportion. Source: Clopper and Pearson (1934).
-
-    >>> [round(end, 3) for end in binomial_interval(1, 10)]
-    [0.003, 0.445]
-    """
-    low, high = 0.0, 1.0
-    # Quantiles of beta distributions.
-    if count > 0:
-        low = float(special.betaincinv(count, of - count + 1, ALPHA / 2))
-    if count < of:
-        high = float(special.betaincinv(count + 1, of - count, 1 - ALPHA / 2))
-    return low, high
-
-
 def binomial_upper_bound(count: int, of: int) -> float:
     """Return the exact upper bound of a proportion with confidence 95 %; 1 without observations.
 
