@@ -322,7 +322,7 @@ def test_whole_numbers_with_a_decimal_point_are_the_same_classes(tmp_path: Path)
 
 def test_classes_that_only_test_has_are_noted(tmp_path: Path) -> None:
     folder = write_splits(tmp_path / "t", train=["a", "b"] * 9, dev=["a"], test=["a", "c", "c"])
-    note = "train lacks 1 classes of test, whose items always count as wrong, such as 'c'"
+    note = "train lacks 1 class of test, whose items always count as wrong, such as 'c'"
     assert note in load_task(folder).notes
 
 

@@ -286,7 +286,7 @@ def test_a_row_with_other_columns_is_named_with_those_that_it_has(tmp_path):
     rows = [{"question": f"who {n}", "answer": "a"} for n in range(40)]
     rows.append({"query": "who", "reply": "a"})
     for card, says in (
-        (None, "row 41 of all of .* has no column 'question'; got query, reply"),
+        (None, "row 41 of task .* has no column 'question'; got query, reply"),
         ("nq-open", "unknown column of .* 'question'; allowed: query, reply"),
     ):
         with pytest.raises(MaskwiseError, match=says):

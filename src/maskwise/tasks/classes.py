@@ -29,6 +29,7 @@ from maskwise.tasks.columns import (
     UsualColumns,
     distinct,
     first_in,
+    is_missing,
     label_of,
     labels_in,
     may_be_number,
@@ -76,19 +77,21 @@ class TextRow(Row):
 def text_row(record: Record, columns: ColumnNames, where: str) -> TextRow | str:
     """Convert a record to a row, or return the reason for skipping the record."""
     text, pair, label = columns.cells(record)
-    require_text(text, "text", where)
+    texts = {"text": text}
     if columns.pair:
-        require_text(pair, "second text", where)
+        texts["second text"] = pair
+    for role, value in texts.items():
+        if not is_missing(value):
+            require_text(value, role, where)
     if isinstance(label, list | dict):
-        raise MaskwiseError(
-            f"{where}: a row must have one label",
-            got=label,
-            do="give kind='multi-label', or name a different label column",
-        )
+        do = "give kind='multi-label', or name a different label column"
+        if isinstance(label, dict) and label:
+            do = f"name a field in it, such as label='{columns.label}.{next(iter(label))}'"
+        raise MaskwiseError(f"{where}: a row must have one label", got=label, do=do)
     name = label_of(label)
     if name is None:
         return NO_LABEL
-    if not text.strip():
+    if any(map(is_missing, texts.values())) or not text.strip():
         return NO_TEXT
     return TextRow(text, pair, name)
 
@@ -152,7 +155,7 @@ SEQUENCE_CLASSIFICATION = TaskKind(
 
 # Several labels
 
-_BETWEEN_LABELS = re.compile(r"\s*[|;]\s*")
+BETWEEN_LABELS = re.compile(r"\s*[|;]\s*")
 # A column with more distinct parts holds texts, whose bars or semicolons are punctuation.
 MOST_LABELS = 200
 
@@ -189,20 +192,29 @@ def _has_several(records: Records, given: ColumnNames) -> bool:
         if isinstance(value, str):
             whole.add(value)
     # Each distinct cell is split only once, because most cells are repeated.
-    parts = set(chain.from_iterable(map(_BETWEEN_LABELS.split, whole)))
-    joined = any(map(_BETWEEN_LABELS.search, whole))
+    parts = set(chain.from_iterable(map(BETWEEN_LABELS.split, whole)))
+    joined = any(map(BETWEEN_LABELS.search, whole))
     return joined and len(parts) <= min(MOST_LABELS, len(whole))
 
 
 def _several_row(record: Record, columns: ColumnNames, where: str) -> LabelledRow | str:
     text, _, value = columns.cells(record)
-    require_text(text, "text", where)
+    if not is_missing(text):
+        require_text(text, "text", where)
+    for label in value if isinstance(value, list) else [value]:
+        if isinstance(label, list | dict):
+            raise MaskwiseError(
+                f"{where}: a label must be a text or a number",
+                got=label,
+                do="name the column of the labels (label=…); labels of words or of spans are read "
+                "from two lists, tokens and tags",
+            )
     if isinstance(value, str):
         # An empty string means that no label applies; a missing value means "not labelled".
-        value = _BETWEEN_LABELS.split(value)
+        value = BETWEEN_LABELS.split(value)
     elif not isinstance(value, list) and label_of(value) is None:
         return NO_LABEL
-    if not text.strip():
+    if is_missing(text) or not text.strip():
         return NO_TEXT
     return LabelledRow(text, tuple(dict.fromkeys(labels_in(value))))
 

@@ -139,14 +139,19 @@ HIDDEN = "-1"
 DOUBTFUL = frozenset((HIDDEN, "nan", "na", "n/a", "#n/a", "<na>", "null"))
 
 
+def is_missing(value: object) -> bool:
+    """Return whether a cell has no value. Parquet readers may return NaN for such a cell."""
+    # Only NaN is not equal to itself.
+    return value is None or value != value
+
+
 def label_of(value: object) -> str | None:
     """Return a label as text, or None for an empty cell.
 
     3, "3", 3.0 and "3.0" are the same class, because pandas and Parquet readers make a column of
     whole numbers with an empty cell a column of floats.
     """
-    # Parquet readers may return NaN for an empty cell. Only NaN is not equal to itself.
-    if value is None or value != value:
+    if is_missing(value):
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)

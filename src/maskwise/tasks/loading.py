@@ -26,10 +26,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from maskwise.errors import MaskwiseError, counted, require_known, unknown_name
+from maskwise.errors import MaskwiseError, counted, plural, require_known, unknown_name
 from maskwise.plugins import Table
 from maskwise.specs import read_options
 from maskwise.tasks.classes import (
+    BETWEEN_LABELS,
     MULTI_LABEL,
     REGRESSION,
     SEQUENCE_CLASSIFICATION,
@@ -70,6 +71,7 @@ from maskwise.tasks.reading import (
     state_of,
 )
 from maskwise.tasks.splits import (
+    ALL,
     SPLITS,
     Keyed,
     group_key,
@@ -411,6 +413,8 @@ def choose_columns(reading: Reading) -> Reading:
             continue
         found = find_columns(kind.columns, names, given, asked.place)
         columns[split] = found
+        notes += _notes_on_names(found, names)
+    notes = list(dict.fromkeys(notes))
     return replace(reading, records=records, kind=kind, columns=columns, notes=tuple(notes))
 
 
@@ -445,7 +449,8 @@ def make_rows(reading: Reading) -> Reading:
         for number, record in enumerate(part, start=1):
             if absent and label:
                 record = {**record, label: without(record.get(label), absent)}
-            row = reading.kind.row(record, columns, f"row {number} of {split} of {asked.place}")
+            where = f"{split} of {asked.place}" if split != ALL else asked.place
+            row = reading.kind.row(record, columns, f"row {number} of {where}")
             if isinstance(row, str):
                 skipped[f"{split}: {row}"] += 1
                 continue
@@ -483,11 +488,7 @@ def divide(reading: Reading) -> Reading:
         notes = (*notes, groups_note(reading.rows, splits, what))
     for split in needed:
         if not splits[split]:
-            what = f"the {split} split of {asked.place} is empty"
-            if not reading.skipped:
-                raise MaskwiseError(what, do="give more rows")
-            error = HiddenLabels if reading.hidden else MaskwiseError
-            raise error(what, got=f"skipped {counted(reading.skipped)}", do="label more rows")
+            raise _empty_split(split, reading)
     if asked.pooling == "dev" and not splits["dev"]:
         raise MaskwiseError(
             f'pooling="dev" for {asked.place} needs dev rows',
@@ -519,12 +520,14 @@ def make_task(reading: Reading) -> Task:
     notes = [*reading.notes]
     unseen = {*all_classes(splits["test"])}.difference(labels)
     if unseen:
-        lacking = f"train lacks {len(unseen)} classes of test"
+        classes = "1 class" if len(unseen) == 1 else f"{len(unseen)} classes"
+        lacking = f"train lacks {classes} of test"
         notes.append(f"{lacking}, whose items always count as wrong, such as {min(unseen)!r}")
     notes += _notes_on_labels(labels, asked.absent - reading.labels)
     if asked.kind is None:
         paired = columns.pair is not None
         notes += _note_on_numbers(kind, reading.labels - asked.absent, paired=paired)
+        notes += _note_on_joined(kind, labels)
     names = {role: column for role, column in columns._asdict().items() if column}
     if names.get("text") == TEMPLATE_TEXT:
         del names["text"]
@@ -567,6 +570,34 @@ def _with_settings(kind: TaskKind, asked: TaskArguments) -> TaskKind:
     return make(**asked.settings)
 
 
+def _notes_on_names(columns: ColumnNames, names: Record) -> list[str]:
+    """Note other columns of the file that have the name of a chosen column."""
+    notes = []
+    for column in columns:
+        # Readers of tables make names distinct by a number.
+        other = f"{column}.1"
+        if column and other in names:
+            notes.append(f"column {column!r} was read; a further column of this name is {other!r}")
+    return notes
+
+
+def _empty_split(split: str, reading: Reading) -> MaskwiseError:
+    """Return an error that says why a split has no rows."""
+    asked = reading.asked
+    what = f"the {split} split of {asked.place} is empty"
+    if reading.skipped:
+        error = HiddenLabels if reading.hidden else MaskwiseError
+        return error(what, got=f"skipped {counted(reading.skipped)}", do="label more rows")
+    keys = [key for keyed in reading.rows.values() for key, _ in keyed]
+    if keys:
+        texts = plural(len(set(keys)), "different text")
+        got = f"{plural(len(keys), 'row')} with {texts}"
+        return MaskwiseError(what, got=got, do="give more rows, or check the text column")
+    if asked.where is not None:
+        return MaskwiseError(f"{asked.place} has no rows with {asked.where}", do="check where")
+    return MaskwiseError(f"{asked.place} has no rows", do="check its files")
+
+
 def _present(column: str | None, record: Record) -> str | None:
     """Return the first of the columns "a|b" that the record has, or the name as it was given."""
     if column is None or column in record:
@@ -591,6 +622,14 @@ def _note_on_numbers(chosen: TaskKind, labels: Set[str], *, paired: bool) -> lis
         return []
     guess = f"the labels are {len(labels)} whole numbers, so the kind is {chosen.name}"
     return [f"{guess}; give kind={other.name!r} to change it"]
+
+
+def _note_on_joined(chosen: TaskKind, labels: Sequence[str]) -> list[str]:
+    """Note classes that may be several labels."""
+    joined = [label for label in labels if BETWEEN_LABELS.search(label)]
+    if chosen is not SEQUENCE_CLASSIFICATION or not joined:
+        return []
+    return [f"{joined[0]!r} is one class; kind={MULTI_LABEL.name!r} makes several labels of it"]
 
 
 def _short_name(spec: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 from maskwise.errors import MaskwiseError, plural
+from maskwise.tasks.columns import is_missing
 from maskwise.text.groups import check_groups
 
 SPLITS = ("train", "dev", "test")
@@ -45,7 +46,7 @@ def group_key(record: Mapping[str, object], column: str | None) -> str:
     if column is None:
         return ""
     value = record.get(column)
-    if value is None or value != value or not str(value).strip():
+    if is_missing(value) or not str(value).strip():
         return ""
     return f"{column}={value}"
 

@@ -129,7 +129,20 @@ def _read_json(path: Path) -> list[Record]:
         if not isinstance(values, list) and len(whole) > 1:
             values = list(whole.values())
         if isinstance(values, list) and all(isinstance(value, dict) for value in values):
+            if values and all(key.isdecimal() for value in values for key in value):
+                raise MaskwiseError(
+                    f"{path} has an object for each column, and none for each row",
+                    got=", ".join(whole),
+                    do="write it again, such as with pandas' to_json(orient='records')",
+                )
             return values
+        # JSON lines with one record have one line.
+        if "\n" in text.strip():
+            raise MaskwiseError(
+                f"{path} is one JSON object",
+                got=f"an object with {', '.join(whole)}",
+                allowed="a list of objects, JSON lines, or the JSON of SQuAD or TriviaQA",
+            )
     return _read_objects(path)
 
 

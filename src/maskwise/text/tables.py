@@ -63,6 +63,12 @@ def read_table(
         usual = "," if ".csv" in path.name.lower() else "\t"
     with damaged(path), open_text(path, bad) as file:
         head = _head(file)
+        if head.startswith("sep="):
+            raise MaskwiseError(
+                f"{path} begins with a line for Excel, not with column names",
+                got=head[:5],
+                do="remove this line",
+            )
         table = _Table(path, file, separator_of(head, usual=usual), header)
         try:
             if table.separator == "\t" and not _is_quoted(head):
@@ -83,15 +89,17 @@ def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, whe
         MaskwiseError: the name of the text column (``text``) has several words, and the name of
             another column also occurs as a value in this other column.
     """
-    if len(text.split()) == 1:
+    names = list(records[0]) if records else []
+    if len(text.split()) == 1 or text not in names:
         return
-    for name in records[0]:
+    for name in names:
         if name != text and any(str(record.get(name)) == name for record in records):
+            text_number, label_number = names.index(text) + 1, names.index(name) + 1
             raise MaskwiseError(
                 f"the first row of {where} looks like data, not like column names",
                 got=f"the column name {name!r}, which is also a value in its column",
-                do="insert a first row with column names, or give the columns by number: "
-                "FILE(text=1,label=2)",
+                do="insert a first row with column names, or give the columns by number, "
+                f"such as FILE(text={text_number},label={label_number})",
             )
 
 

@@ -1,0 +1,158 @@
+"""Labelled files that people have: which rows are read, or the facts in the one line that says why
+not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from maskwise.errors import MaskwiseError
+from maskwise.tasks import load_task
+from tiny import write_lines
+
+ROWS = 60
+
+
+def rows(**columns: Any) -> list[dict[str, Any]]:
+    """Rows with a text; a column is a value, or a list of which each row gets the next value."""
+    found = []
+    for number in range(ROWS):
+        row: dict[str, Any] = {"text": f"a text with the number {number}"}
+        for name, value in columns.items():
+            row[name] = value[number % len(value)] if isinstance(value, list) else value
+        found.append(row)
+    return found
+
+
+def table(*lines: str, ending: str = "\n") -> str:
+    return "".join(line + ending for line in lines)
+
+
+SPANS = [[{"start": 0, "end": n + 1, "label": "X"}] for n in range(5)]
+REFUSED: dict[str, tuple[str | Sequence[Any], Sequence[str]]] = {
+    "empty.csv": ("", ("has no rows",)),
+    "only a header.csv": ("text,label\n", ("has no rows",)),
+    "few.csv": (
+        table("text,label", *(f"text {n},{'ab'[n % 2]}" for n in range(4))),
+        ("4 rows with 4 different texts",),
+    ),
+    "one text.csv": (
+        table("text,label", *(f"the same,{'ab'[n % 2]}" for n in range(60))),
+        ("60 rows with 1 different text",),
+    ),
+    "labels in test only.jsonl": (
+        rows(label=["a", "b", None], split=["test", "test", "train"]),
+        ("train", "20 × train: no label"),
+    ),
+    "spans.jsonl": (rows(spans=SPANS), ("row 1", "'start': 0", "tokens and tags")),
+    "lists as spans.jsonl": (rows(entities=[[[0, 5, "X"]], [[0, 6, "Y"]]]), ("row 1", "tokens")),
+    "spans in a column of labels.jsonl": (rows(labels=SPANS), ("row 1", "tokens and tags")),
+    "an object.jsonl": (
+        rows(label=[{"name": "a"}, {"name": "b"}]),
+        ("row 1", "label='label.name'"),
+    ),
+    "pandas.json": (
+        pd.DataFrame(rows(label=["a", "b"])).to_json(),
+        ("text", "label", "orient='records'"),
+    ),
+    "indented.json": (
+        json.dumps({"train": [["a text", "a"]], "test": [["a text", "b"]]}, indent=1),
+        ("train, test", "JSON lines"),
+    ),
+    "no header.tsv": (
+        table(*(f"{n % 2}\ta text with the number {n}" for n in range(60))),
+        ("'0'", "FILE(text=2,label=1)"),
+    ),
+    "Excel.csv": (
+        table("sep=;", "text;label", *(f"text {n};{n % 2}" for n in range(60))),
+        ("sep=;",),
+    ),
+}
+
+
+def written(folder: Path, name: str, content: str | Sequence[Any]) -> Path:
+    path = folder / name
+    if isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+        return path
+    return write_lines(path, list(content))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_labelled_file_that_cannot_be_used_is_one_line(name: str, tmp_path: Path) -> None:
+    content, facts = REFUSED[name]
+    with pytest.raises(MaskwiseError) as caught:
+        load_task(written(tmp_path, name, content))
+    said = str(caught.value)
+    assert all(fact in said for fact in facts), said
+    assert "\n" not in said and len(said) < 600
+
+
+READ: dict[str, tuple[str | Sequence[Any], Sequence[str], int, Sequence[str]]] = {
+    # content; classes; number of rows; facts in the notes
+    "line feeds of Windows.csv": (
+        table("text,label", *(f"text {n},{'ab'[n % 2]}" for n in range(60)), ending="\r\n"),
+        ("a", "b"),
+        60,
+        (),
+    ),
+    "byte-order mark.csv": (
+        "\ufeff" + table("text,label", *(f"text {n},{'ab'[n % 2]}" for n in range(60))),
+        ("a", "b"),
+        60,
+        (),
+    ),
+    "numbers as texts.jsonl": (rows(label=["0", "1.0", 1, 0.0]), ("0", "1"), 60, ()),
+    "null as a text.jsonl": (
+        [*rows(label=["a", "b"]), {"text": None, "label": "a"}],
+        ("a", "b"),
+        60,
+        ("1 × all: no text",),
+    ),
+    "two columns of one name.csv": (
+        table("text,label,label", *(f"text {n},{'ab'[n % 2]},x" for n in range(60))),
+        ("a", "b"),
+        60,
+        ("'label'", "'label.1'"),
+    ),
+    "a class of one row.jsonl": (
+        [
+            *rows(label=["a", "b"], split=["train", "train", "dev", "dev", "test", "test"]),
+            {"text": "more", "label": "rare", "split": "test"},
+        ],
+        ("a", "b"),
+        61,
+        ("1 class of test", "'rare'"),
+    ),
+    "joined labels.csv": (
+        table("text,label", *(f"text {n},{('a|b', 'c')[n % 2]}" for n in range(60))),
+        ("a|b", "c"),
+        60,
+        ("'a|b'", "kind='multi-label'"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_labelled_file_in_an_odd_form_is_read_and_notes_say_how(
+    name: str, tmp_path: Path
+) -> None:
+    content, classes, count, facts = READ[name]
+    task = load_task(written(tmp_path, name, content))
+    assert task.labels == tuple(classes) and sum(map(len, task.splits.values())) == count
+    notes = "; ".join(task.remarks)
+    assert all(fact in notes for fact in facts), notes
+
+
+def test_a_missing_text_of_a_parquet_file_is_left_out(tmp_path: Path) -> None:
+    data = pd.DataFrame(rows(label=["a", "b"]))
+    data.loc[::6, "text"] = None
+    data.to_parquet(tmp_path / "rows.parquet")
+    task = load_task(tmp_path / "rows.parquet")
+    assert task.skipped == {"all: no text": 10} and sum(map(len, task.splits.values())) == 50
