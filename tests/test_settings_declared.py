@@ -132,6 +132,7 @@ CASES = {
     "description": Case("a question"),
     "corpus.source": Case("{here}/other.jsonl"),
     "corpus.temperature": Case("5", MIX),
+    "corpus.tokens": Case("bundled:encoder", START),
     "corpus.text_field": Case("body"),
     "corpus.text_per": Case("line", ("corpus.source={here}/lines.txt",)),
     "corpus.limit": Case("30"),
@@ -274,6 +275,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     # Another field, so that ``text_field`` finds other texts.
     for line, other in zip(lines, reversed(lines), strict=True):
         line["body"] = other["text"][:200]
+        # And ids, for ``tokens``.
+        line["input_ids"] = [*map(ord, other["text"][:200])]
     write_lines(folder / "corpus.jsonl", lines)
     write_lines(folder / "other.jsonl", lines[10:])
     write_lines(folder / "small.jsonl", [{"text": line["body"]} for line in lines[:20]])

@@ -385,8 +385,8 @@ class Recipe(Settings):
 
     @property
     def tokenizer_name(self) -> str | None:
-        """The tokenizer of the recipe or the pre-trained model; None to train a tokenizer."""
-        return self.tokenizer.name or self.model.pretrained
+        """The tokenizer of the recipe, the model or the token ids; None to train a tokenizer."""
+        return self.tokenizer.name or self.model.pretrained or self.corpus.tokens
 
     @property
     def _masking(self) -> MaskingSettings:

@@ -58,7 +58,8 @@ def read(settings: Plain, key: str, default: Any = None) -> Any:
 
 
 def _named_tokenizer(settings: Plain) -> bool:
-    return bool(read(settings, "tokenizer.name") or read(settings, "model.pretrained"))
+    names = ("tokenizer.name", "model.pretrained", "corpus.tokens")
+    return any(read(settings, name) for name in names)
 
 
 def _objectives(settings: Plain) -> dict[str, Any]:
@@ -149,8 +150,8 @@ UNUSED = (
             "tokenizer.sentinels",
         ),
         _named_tokenizer,
-        "is for a new tokenizer, and this recipe has the tokenizer of tokenizer.name or "
-        "model.pretrained",
+        "is for a new tokenizer, and this recipe has the tokenizer of tokenizer.name, "
+        "model.pretrained or corpus.tokens",
     ),
     Unused(
         ("tokenizer.k",),

@@ -325,6 +325,11 @@ def draft_of(
     for key, _ in map(parse_override, overrides):
         if key in OPTIONS:
             raise MaskwiseError(f"adapt has an option for {key}", do=f"use {OPTIONS[key]}")
+        if key == "corpus.tokens":
+            raise MaskwiseError(
+                "adapt needs texts, and corpus.tokens is for token ids",
+                do="give texts, or write a recipe with corpus.tokens and run maskwise study",
+            )
     config = load_config(request.model, kind=None)
     do = "use the recipe intermediate, whose first lines explain how (maskwise list recipes)"
     require_kind(config, "encoder", use="maskwise adapt", do=do)

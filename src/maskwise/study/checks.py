@@ -48,6 +48,7 @@ from maskwise.text.pieces import SPECIAL, read_pieces, tokenise, unknown_share
 from maskwise.text.readers import whole_name
 from maskwise.text.rows import holds_out
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
+from maskwise.text.token_rows import TokenRows
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
 from maskwise.text.words import require_offsets
 from maskwise.training import MaskedSource
@@ -274,6 +275,12 @@ def _check_model(
         )
     if arm.model.new_tokens is not None:
         require_extensible(tokenizer)
+        if any(link.corpus.tokens for link in links):
+            raise MaskwiseError(
+                "model.new_tokens reads words of texts, and this corpus has token ids",
+                got=f"corpus.tokens={links[0].corpus.tokens}",
+                do="give the texts, or leave out model.new_tokens",
+            )
         words = wanted_words(arm.model.new_tokens)
         if not isinstance(words, int):
             given_words(words, tokenizer)
@@ -428,6 +435,8 @@ def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
     is a word, and with other rules such a tokenizer reads each word alone.
     """
     corpus = link.corpus
+    if corpus.tokens:
+        TokenRows(corpus.tokens).require(tokenizer)
     require_offsets(tokenizer, layers=bool(corpus.layers), words=corpus.words)
     if tokenizer.is_fast or corpus.words != "auto":
         return

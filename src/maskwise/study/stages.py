@@ -434,7 +434,7 @@ def finetune_alone(model: str, task: Task, spec: str, settings: FinetuneSettings
 def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:
     """Return the stage that searches a training corpus for the test items of a task."""
     # The search reads documents, so the settings of rows do not matter.
-    parts = {"source", "text_field", "text_per", "limit", "held_out", "group_field"}
+    parts = {"source", "text_field", "text_per", "limit", "held_out", "group_field", "tokens"}
     corpus = recipe.corpus.text.model_dump(mode="json", include=parts)
     what = {
         "corpus": corpus,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, counted, plural, require_known
 from maskwise.folders import bundled_file
@@ -27,19 +28,23 @@ from maskwise.specs import user_path
 from maskwise.text.opening import is_utf8
 from maskwise.text.readers import (
     ALL_FIELDS,
+    ARRAY_ENDINGS,
     BINARY,
     CORPUS_ENDINGS,
     LONGEST_TEXT,
     NAME_IT,
     NOT_UTF8,
     SOURCE_ENDINGS,
+    TOKEN_ENDINGS,
     Entry,
     FieldNames,
     Opener,
     PartName,
+    RowReader,
     Skip,
     hub_dataset,
     kind_of,
+    known_ending,
     look_in,
     records,
     saved_dataset,
@@ -78,6 +83,7 @@ UNNAMED = "the list of documents"
 BATCH_CHARACTERS = 1 << 20
 HEAD_RECORDS = 200
 """Number of records from which `longest_field` chooses the text field."""
+TOKENS = "for token ids, set corpus.tokens to the tokenizer that made them (docs/data.md)"
 EMPTY = "empty"
 NO_TEXT = "no text field"
 REPEATED = "repeated text"
@@ -96,6 +102,27 @@ class JoinedDocument(Document):
     """A document of a mix of corpora; ``source`` is the index of the document's corpus."""
 
     source: int
+
+
+class TokenDocument(JoinedDocument):
+    """A row of token ids, whose text is decoded (``token_rows``).
+
+    Attributes:
+        ids: (L,) int64, the tokens.
+        offsets: (L, 2) int64, the offsets of the tokens in the text.
+        tokenizer: the hash of their tokenizer (``pieces.tokenizer_key``).
+    """
+
+    source = 0
+    ids: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    tokenizer: str
+
+    def named(self, name: str) -> TokenDocument:
+        """Return the same row under another name."""
+        other = TokenDocument(name, self.text)
+        other.ids, other.offsets, other.tokenizer = self.ids, self.offsets, self.tokenizer
+        return other
 
 
 @dataclass(eq=False)
@@ -146,7 +173,7 @@ class Documents:
         if isinstance(found, Skip):
             self.skipped[found.reason] += 1
             return
-        if len(found.text) <= LONGEST_TEXT:
+        if isinstance(found, TokenDocument) or len(found.text) <= LONGEST_TEXT:
             yield found
             return
         name, text = found
@@ -168,6 +195,7 @@ class Documents:
         if isinstance(record, Skip):
             return record
         name, text = record
+        place = name
         if self.prefix:
             # The split depends on the whole name, and is the same with and without a mix.
             name = PartName.of(self.prefix + name, name)
@@ -178,6 +206,9 @@ class Documents:
             if self.fields.group:
                 name = _in_group(name, text, self.fields.group)
             text = inside(text, self.fields.text)
+        if self.fields.rows is not None:
+            found = self.fields.rows.document(place, text)
+            return found if isinstance(found, Skip) else found.named(name)
         if not isinstance(text, str):
             return Skip(NO_TEXT)
         if not text.strip():
@@ -230,7 +261,9 @@ class Joined(Documents):
         for number, part in enumerate(self.parts):
             for document in part:
                 # The source is an attribute, because callers unpack a document as (id, text).
-                joined = JoinedDocument(*document)
+                joined = document
+                if not isinstance(joined, JoinedDocument):
+                    joined = JoinedDocument(*document)
                 joined.source = number
                 yield joined
             self.skipped += part.skipped
@@ -388,6 +421,7 @@ def read_documents(
     group_field: str = "",
     limit: int | None = None,
     keep_repeated: bool = False,
+    rows: RowReader | None = None,
 ) -> Documents:
     """Open a corpus: a file, a folder, a list or a data set.
 
@@ -420,6 +454,8 @@ def read_documents(
             documents of a group are held out or none. A document without a group decides alone.
         limit: the maximum number of documents.
         keep_repeated: whether to yield a text that equals an earlier text.
+        rows: for a corpus of token ids, what reads its rows: ``TokenRows(TOKENIZER)``. The field
+            ``text_field`` then holds the ids, and ``.npy`` and ``.npz`` files can be read, too.
 
     Raises:
         MaskwiseError: the source does not exist or has an unknown file extension. Later, when
@@ -433,7 +469,7 @@ def read_documents(
     if limit is not None and limit < 1:
         raise MaskwiseError("limit must be a positive number of documents", got=limit)
     require_known("text_per", text_per, ("auto", "line", "block"))
-    fields = FieldNames(text_field, id_field, text_per, group_field)
+    fields = FieldNames(text_field, id_field, text_per, group_field, rows)
     opener, name = _resolve(source, fields)
     return Documents(opener, name=name, fields=fields, limit=limit, keep_repeated=keep_repeated)
 
@@ -453,8 +489,7 @@ def require_documents(documents: Documents) -> Documents:
         raise MaskwiseError(
             what,
             got=f"lists in {', '.join(numbered)}, and no field with a text",
-            do="write texts into the file: a corpus of token ids is turned into texts by "
-            "tokenizer.batch_decode(rows); in Python, Masker and MaskingTrainer read token ids",
+            do=f"{TOKENS}; in Python, Masker and MaskingTrainer read token ids",
         )
     raise MaskwiseError(what, got=why, allowed=", ".join(texts) or None, do=NAME_IT)
 
@@ -556,11 +591,18 @@ def _resolve_path(path: Path, fields: FieldNames) -> Opener:
         )
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return saved_dataset(path, fields)
-    files = look_in(path, CORPUS_ENDINGS).read
+    files = look_in(path, CORPUS_ENDINGS if fields.rows is None else TOKEN_ENDINGS).read
+    if not files and fields.rows is not None:
+        what = f"{path} has no file with token ids"
+        raise MaskwiseError(what, allowed=", ".join(TOKEN_ENDINGS))
     if not files:
         what = f"{path}: no corpus file, or unknown file extension"
         endings = [ending for ending in CORPUS_ENDINGS if ending not in SOURCE_ENDINGS]
-        raise MaskwiseError(what, allowed=f"{', '.join(endings)}, or source code (.py, .c, …)")
+        raise MaskwiseError(
+            what,
+            allowed=f"{', '.join(endings)}, or source code (.py, .c, …)",
+            do=TOKENS if known_ending(path, ARRAY_ENDINGS) else None,
+        )
     return lambda: chain.from_iterable(
         records(file, fields, name=name) for name, file in files.items()
     )

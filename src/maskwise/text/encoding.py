@@ -389,7 +389,7 @@ def annotate_rows(
                 got=f"words={words!r}",
                 do="pass the texts and no input_ids",
             )
-        surfaces = _Surfaces(tokenizer)
+        surfaces = Surfaces(tokenizer)
         rows, alone = _rows_of_ids(batch["input_ids"])
         if not isinstance(split, bool | np.bool_):
             raise MaskwiseError("split is not valid", got=split, allowed="True or False")
@@ -488,7 +488,7 @@ def _rows_of_offsets(value: Any, rows: Sequence[Ints], *, alone: bool) -> list[I
     ]
 
 
-class _Surfaces:
+class Surfaces:
     """Decodes rows of tokens and finds their words; caches the bytes of each token.
 
     Two shorter ways find other words. Marks such as "Ġ" and "##" show where words begin, but not
@@ -529,25 +529,33 @@ class _Surfaces:
             annotators: the annotators of the layers.
             spans: (L, 2) the offsets of the tokens, if known.
         """
-        parts = []
-        tokens = ids.tolist()
-        for token in tokens:
-            if token not in self.known:
-                self.known[token] = self._bytes(token)
-            parts.append(self.known[token])
+        text, offsets = self.read(ids, spans)
         special = np.isin(ids, [*self.special])
-        if self.added and not self.added.isdisjoint(tokens):
-            self._join(parts, tokens, spans)
-        # A row may begin inside a character; the character's remaining bytes become surrogates.
-        text = b"".join(parts).decode("utf-8", "surrogateescape")
-        sizes = np.array(list(map(len, parts)), dtype=int)
-        offsets = _offsets(codes_of(text), sizes)
         columns = annotated(annotators, [text], offsets, np.array([len(ids)]), special=special)
         # The byte order is fixed, so that example ids, and thus masks, are equal on all machines.
         row: dict[str, object] = {"example_id": bytes_id(ids.astype("<i8").tobytes())}
         for layer, values in columns.items():
             row[layer] = values.tolist()
         return row
+
+    def read(self, ids: Ints, spans: Ints | None = None) -> tuple[str, Ints]:
+        """Return the text of a row, and the offsets (L, 2) of its tokens in this text.
+
+        Args:
+            ids, spans: as for ``annotate``.
+        """
+        parts = []
+        tokens = ids.tolist()
+        for token in tokens:
+            if token not in self.known:
+                self.known[token] = self._bytes(token)
+            parts.append(self.known[token])
+        if self.added and not self.added.isdisjoint(tokens):
+            self._join(parts, tokens, spans)
+        # A row may begin inside a character; the character's remaining bytes become surrogates.
+        text = b"".join(parts).decode("utf-8", "surrogateescape")
+        sizes = np.array(list(map(len, parts)), dtype=int)
+        return text, _offsets(codes_of(text), sizes)
 
     def _join(self, parts: list[bytes], tokens: list[int], spans: Ints | None) -> None:
         """Remove spaces that no text has from ``parts``, beside tokens that were added."""

@@ -27,7 +27,14 @@ from maskwise import folders
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.masking.line import Frame
 from maskwise.segments import Array, changes, owners, sums_within
-from maskwise.text.documents import BATCH_CHARACTERS, Document, batches, place_of, source_of
+from maskwise.text.documents import (
+    BATCH_CHARACTERS,
+    Document,
+    TokenDocument,
+    batches,
+    place_of,
+    source_of,
+)
 from maskwise.text.layers import Columns, Layered, align, digest
 from maskwise.text.words import (
     Ints,
@@ -108,13 +115,19 @@ def tokenise(
         backend.no_padding()
         # If a text contains the name of a special token, the name is plain text.
         backend.encode_special_tokens = True
+    key: str | None = None
     for batch in batches(documents, BATCH_CHARACTERS, measure=_characters, most=batch_size):
         texts = [document.text for document in batch]
         if backend is None and rule in ("auto", "token"):
             columns, lengths = slow_columns(tokenizer, texts, numbered=rule == "token")
             yield Tokens(batch, lengths, columns)
             continue
-        if backend is None:
+        given = [document for document in batch if isinstance(document, TokenDocument)]
+        if given:
+            if key is None:
+                key = tokenizer_key(tokenizer)
+            input_ids, offsets, lengths = _given_tokens(given, key)
+        elif backend is None:
             ids, offsets, lengths = tokenised_by_words(tokenizer, texts, rule)
             input_ids = ids.astype(np.int32)
         else:
@@ -132,6 +145,23 @@ def tokenise(
             base = placed.base.repeat(lengths)
             columns |= {"start": placed.first - base, "end": placed.last + 1 - base}
         yield Tokens(batch, lengths, columns)
+
+
+def _given_tokens(rows: Sequence[TokenDocument], key: str) -> tuple[Array, Ints, Ints]:
+    """Return the ids (T,), offsets (T, 2) and lengths (N,) of rows that are tokens already.
+
+    Raises:
+        MaskwiseError: they are tokens of another tokenizer than that with this hash.
+    """
+    for row in rows:
+        if row.tokenizer != key:
+            raise MaskwiseError(
+                "this corpus has token ids, and another tokenizer is to read them",
+                do="use the tokenizer of corpus.tokens, and a model that has it",
+            )
+    ids = np.concatenate([row.ids for row in rows]).astype(np.int32)
+    offsets = np.concatenate([row.offsets for row in rows])
+    return ids, offsets, np.array([len(row.ids) for row in rows])
 
 
 def _characters(document: Document) -> int:

@@ -22,7 +22,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, TypeAlias, cast, overload
+from typing import (
+    IO,
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    cast,
+    overload,
+)
+from zipfile import BadZipFile
+
+import numpy as np
 
 from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.folders import in_utf8
@@ -40,6 +53,9 @@ from maskwise.text.opening import (
     text_per,
 )
 from maskwise.text.tables import Record, read_table
+
+if TYPE_CHECKING:
+    from maskwise.text.documents import TokenDocument
 
 NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
@@ -69,6 +85,14 @@ class Skip(NamedTuple):
     content: str = ""
 
 
+class RowReader(Protocol):
+    """Turns rows of token ids into documents (``token_rows.TokenRows``)."""
+
+    def document(self, name: str, value: object) -> TokenDocument | Skip:
+        """Return the document of a row, whose record is called ``name`` in errors."""
+        ...
+
+
 class FieldNames(NamedTuple):
     """Where the text of a record is, and what one document of a plain text file is.
 
@@ -79,12 +103,14 @@ class FieldNames(NamedTuple):
         per: "line", "block" (between blank lines) or "auto" (see ``text_per``).
         group: the field, or path, whose value all documents of a group have, such as their author;
             "" for none. Either all documents of a group are held out or none.
+        rows: what reads the records of a corpus of token ids; None for texts.
     """
 
     text: str = "text"
     id: str = "id"
     per: str = "auto"
     group: str = ""
+    rows: RowReader | None = None
 
 
 ALL_FIELDS = FieldNames("")
@@ -204,13 +230,14 @@ def look_in(folder: Path, endings: Sequence[str]) -> FolderFiles:
     other files, so they are read only if there are no others.
     """
     if folder.is_file():
-        files = {folder.name: folder} if known_ending(folder) in endings else {}
-        return FolderFiles(files, known_ending(folder) in SOURCE_ENDINGS, Counter())
+        ending = known_ending(folder, endings)
+        files = {folder.name: folder} if ending else {}
+        return FolderFiles(files, ending in SOURCE_ENDINGS, Counter())
     kinds: dict[str, dict[str, Path]] = {"source": {}, "json": {}, "text": {}}
     left_out = Counter[str]()
     for path in folder.rglob("*"):
-        ending = known_ending(path)
-        if ending not in endings or not path.is_file():
+        ending = known_ending(path, endings)
+        if ending is None or not path.is_file():
             continue
         name = path.relative_to(folder).as_posix()
         if "/." in f"/{name}":
@@ -242,7 +269,7 @@ def unread_fields(source: str) -> dict[str, str]:
     >>> [[*unread_fields(name)] for name in ("texts.txt", "texts.jsonl", "folder")]
     [['text_field', 'group_field'], ['text_per'], []]
     """
-    ending = known_ending(Path(source), (*CORPUS_ENDINGS, ".conllu", ".conllu.gz"))
+    ending = known_ending(Path(source), (*CORPUS_ENDINGS, *ARRAY_ENDINGS, ".conllu", ".conllu.gz"))
     if ending in TEXT_ENDINGS:
         return dict.fromkeys(FIELDS, f"has no effect, because {source} has no fields")
     found = {}
@@ -491,6 +518,27 @@ def _read_source(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Ite
     yield name, "\n".join(lines_of(text))
 
 
+def _read_arrays(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Iterator[Entry]:
+    """Yield the rows of an array of token ids; of several arrays in a file, of ``input_ids``."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(found, np.lib.npyio.NpzFile):
+            names = found.files
+            key = names[0] if len(names) == 1 else fields.text
+            if key not in names:
+                raise unknown_name(f"array of {path}:", key, names, do=NAME_IT)
+            found = found[key]
+    except (ValueError, BadZipFile) as error:
+        raise MaskwiseError(f"{path} is no file of arrays: {first_line(error)}") from error
+    if found.ndim != 2:
+        raise MaskwiseError(
+            f"{path} must have rows of token ids",
+            got=f"an array of {found.ndim} dimensions",
+            allowed="2 dimensions, rows × tokens",
+        )
+    yield from numbered_rows(found, name)
+
+
 def _parts_of_lines(file: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
     """Yield the lines of a file, very long lines in parts, and whether a part continues a line."""
     continues = False
@@ -614,6 +662,9 @@ TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
 FASTA_ENDINGS = (".fasta", ".fa", ".faa", ".fna", ".fasta.gz", ".fa.gz", ".faa.gz", ".fna.gz")
 LINE_ENDINGS = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst")
 JSON_ENDINGS = (".json", ".json.gz")
+ARRAY_ENDINGS = (".npy", ".npz")
+TOKEN_ENDINGS = (*ARRAY_ENDINGS, *LINE_ENDINGS, ".json", ".parquet")
+"""Extensions of files with token ids."""
 PYTHON_ENDINGS = (".py", ".pyi", ".pyx", ".pxd")
 SOURCE_ENDINGS = (
     *PYTHON_ENDINGS,
@@ -632,8 +683,12 @@ READERS: dict[str, Callable[[Path, str, FieldNames, WhenBad], Iterator[Entry]]] 
     ".parquet": _read_parquet,
     **dict.fromkeys(FASTA_ENDINGS, _read_fasta),
     **dict.fromkeys(SOURCE_ENDINGS, _read_source),
+    **dict.fromkeys(ARRAY_ENDINGS, _read_arrays),
     **dict.fromkeys((".jsonlines", ".jsonlines.gz"), _read_lines),
 }
 """Readers by file extension."""
-CORPUS_ENDINGS = tuple(ending for ending in READERS if not ending.startswith(".jsonlines"))
-"""Extensions of corpora. Tasks have other names for JSON lines, which a folder of texts ignores."""
+CORPUS_ENDINGS = tuple(
+    ending for ending in READERS if not ending.startswith((".jsonlines", *ARRAY_ENDINGS))
+)
+"""Extensions of corpora of texts. Arrays have none. Tasks have other names for JSON lines, which a
+folder of texts ignores."""

@@ -40,6 +40,7 @@ from maskwise.text.stream import (
     rename_alike,
     shards_of,
 )
+from maskwise.text.token_rows import TokenRows
 from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
 from maskwise.text.words import word_rule
 
@@ -66,6 +67,10 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
     temperature: Weights[float | None] = Field(None, ge=0.1)
     """T, for a list of sources: the share of a source is proportional to size ** (1/T). None is the
     same as 1."""
+    tokens: Weights[str | None] = Field(None, min_length=1)
+    """For a corpus of token ids instead of texts, the tokenizer that made them: a folder, hub id,
+    ``bundled:encoder`` or ``package:NAME``. The ids are in the field ``input_ids``, or in .npy and
+    .npz files."""
     text_field: Weights[str] = "text"
     """The field that holds the text, in files with fields; ``article.body`` is a nested field."""
     text_per: Weights[Literal["auto", "line", "block"]] = "auto"
@@ -103,7 +108,7 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unset(self, dump, "group_field")
+        return without_unset(self, dump, "group_field", "tokens")
 
     @field_validator("source", mode="before")
     @classmethod
@@ -210,7 +215,20 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
     @property
     def record_fields(self) -> FieldNames:
         """The names of a record's fields."""
-        return FieldNames(self.text_field, per=self.text_per, group=self.group_field or "")
+        return FieldNames(
+            self._field, per=self.text_per, group=self.group_field or "", rows=self._rows
+        )
+
+    @property
+    def _field(self) -> str:
+        """The field with the texts, or with the token ids."""
+        if self.tokens and self.text_field == "text":
+            return "input_ids"
+        return self.text_field
+
+    @property
+    def _rows(self) -> TokenRows | None:
+        return TokenRows(self.tokens) if self.tokens else None
 
     def shards(self) -> dict[str, list[Shard]]:
         """Return a stream's shards, keyed by source.
@@ -244,10 +262,11 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
         for number, source in enumerate(self.sources):
             part = read_documents(
                 source,
-                text_field=self.text_field,
+                text_field=self._field,
                 text_per=self.text_per,
                 group_field=self.group_field or "",
                 limit=self.limit,
+                rows=self._rows,
             )
             # Masks depend on names, and two sources of a mix may both have a file train.jsonl.
             if number:
