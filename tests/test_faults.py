@@ -52,7 +52,7 @@ def trained(
         asked.append(done)
         if done == stop:
             signal.raise_signal(number)
-        return []
+        return [{"masks": "token", "loss": 1.0}]
 
     chosen = settings(**{**HOW, "eval_every": 1, **more})
     objective = MaskedLanguageModelling(model("bert"))

@@ -40,7 +40,7 @@ from maskwise.text.tokenizers import light_tokenizer, usual_tokenizer
 
 FastTokenizer: TypeAlias = Any
 """A fast tokenizer of transformers, or a ``LightTokenizer``."""
-Row: TypeAlias = dict[str, Any]
+RowOfInput: TypeAlias = dict[str, Any]
 STYLES = {
     "shown": "",
     "masked": "bold #000000 on #e69f00",
@@ -153,7 +153,7 @@ def show_masks(
     tokenizer: FastTokenizer,
     text: str,
     *,
-    row: Row,
+    row: RowOfInput,
     step: int,
     total_steps: int,
     epoch: int = 0,
@@ -325,7 +325,7 @@ def row_of(
     others: Sequence[str],
     *,
     words: str = "auto",
-) -> Row:
+) -> RowOfInput:
     """Encode a text as a row for a ``Masker``.
 
     Args:

@@ -20,7 +20,7 @@ from maskwise.errors import visible
 from maskwise.folders import write_page
 
 if TYPE_CHECKING:
-    from maskwise.annotate.run import Summary
+    from maskwise.annotate.run import AnnotationSummary
     from maskwise.annotate.store import Store
     from maskwise.annotate.tally import LayerSummary
     from maskwise.text.documents import Document
@@ -97,7 +97,7 @@ COVERING = ("words", "sentence")
 """Annotation layers that are not shown, because they cover every word."""
 
 
-Row: TypeAlias = tuple[str, str, str, list[str]]
+TableRow: TypeAlias = tuple[str, str, str, list[str]]
 """A label, the number of its spans, their share of all spans, and their most common texts."""
 
 
@@ -106,7 +106,7 @@ class LayerView(TypedDict):
 
     annotator: str
     headline: str
-    rows: list[Row]
+    rows: list[TableRow]
 
 
 class Example(NamedTuple):
@@ -171,7 +171,9 @@ def _on(colour: str) -> str:
     return f"#000000 on {colour}"
 
 
-def render_layers(summary: Summary, shown: Sequence[Example], *, colours: bool) -> RenderableType:
+def render_layers(
+    summary: AnnotationSummary, shown: Sequence[Example], *, colours: bool
+) -> RenderableType:
     """Return a table for each layer (counts, most common texts), and the first document."""
     parts: list[RenderableType] = []
     for layer in _layers(summary):
@@ -194,12 +196,12 @@ def render_layers(summary: Summary, shown: Sequence[Example], *, colours: bool) 
     return Group(*parts)
 
 
-def write_layers(summary: Summary, shown: Sequence[Example], path: Path) -> None:
+def write_layers(summary: AnnotationSummary, shown: Sequence[Example], path: Path) -> None:
     """Write the tables and all examples as an HTML page."""
     write_page(path, "layers.html.j2", summary=summary, layers=_layers(summary), shown=shown)
 
 
-def _layers(summary: Summary) -> list[LayerView]:
+def _layers(summary: AnnotationSummary) -> list[LayerView]:
     """Return the table of each layer."""
     layers: list[LayerView] = []
     for annotator, entry in summary["annotators"].items():
@@ -218,7 +220,7 @@ def _headline(name: str, layer: LayerSummary) -> str:
     return f"{line}; weight {ends}, mean {weight['mean']:.3g}"
 
 
-def _rows(layer: LayerSummary) -> list[Row]:
+def _rows(layer: LayerSummary) -> list[TableRow]:
     """Return a row for each label. For spans, a second row lists texts of 3 or more words."""
     rows = []
     for label, count in layer.get("labels", {}).items():

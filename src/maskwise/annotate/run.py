@@ -66,7 +66,7 @@ WORKER_CHARACTERS = 4_000_000
 seconds to start, and about six seconds to tag as many characters."""
 
 
-class Summary(TypedDict):
+class AnnotationSummary(TypedDict):
     """The content of ``summary.json``.
 
     Attributes:
@@ -89,7 +89,7 @@ class Summary(TypedDict):
     annotators: dict[str, AnnotatorSummary]
 
 
-class _Wanted(NamedTuple):
+class _WantedAnnotator(NamedTuple):
     """An annotator to run.
 
     Attributes:
@@ -120,7 +120,7 @@ def annotate_corpus(
     jobs: int | None = 1,
     functions: Sequence[str] = (),
     quiet: None = None,
-) -> Summary:
+) -> AnnotationSummary:
     """Annotate a corpus and write the layers into the folder ``out``.
 
     Files that an earlier call finished are not written again. Layers of the same corpus from
@@ -163,9 +163,9 @@ def annotate_corpus(
     require_known("engine", engine, ENGINES)
     wanted = []
     for spec in one_pass(annotators):
-        wanted.append(_Wanted(spec, spec, annotator(spec)))
+        wanted.append(_WantedAnnotator(spec, spec, annotator(spec)))
     for spec in map(str, map(spec_of, functions)):
-        wanted.append(_Wanted(spec, spec, annotator(spec, functions=True)))
+        wanted.append(_WantedAnnotator(spec, spec, annotator(spec, functions=True)))
     check_names([each.annotator for each in wanted])
     if not wanted:
         raise MaskwiseError("no annotators", do="name some, such as words,pos,salient")
@@ -222,7 +222,7 @@ def annotate_corpus(
             for each in wanted:
                 tables[each.asked] = read_shard(out / "shards" / each.part.file(key))
             tally.add([document.text for document in contents], tables)
-        summary: Summary = {
+        summary: AnnotationSummary = {
             "source": documents.name,
             "corpus": corpus,
             "documents": count,
@@ -350,12 +350,12 @@ def _shards(
 
 
 def _fitted(
-    wanted: _Wanted,
+    wanted: _WantedAnnotator,
     corpus: str,
     documents: Documents,
     out: Path,
     bars: Progress,
-) -> _Wanted:
+) -> _WantedAnnotator:
     """Fit an annotator to the corpus if it needs a fit.
 
     A fit reads the whole corpus, for example to count words. The fit of an earlier run is reused.
@@ -380,7 +380,7 @@ def _fitted(
         write_folder(folder, fill)
     stored = json.loads((folder / FIT).read_text(encoding="utf-8"))
     spec = stored["spec"].replace("{folder}", repr(str(folder)))
-    return _Wanted(wanted.asked, spec, annotator(spec))
+    return _WantedAnnotator(wanted.asked, spec, annotator(spec))
 
 
 # The folder
@@ -391,7 +391,7 @@ def _require_nothing_lost(
     before: Manifest,
     documents: Documents,
     keys: Sequence[str],
-    wanted: Sequence[_Wanted],
+    wanted: Sequence[_WantedAnnotator],
     out: Path,
 ) -> None:
     """Check that this run destroys no layers, if the folder has layers of different texts.

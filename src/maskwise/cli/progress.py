@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from maskwise.cli.terminal import Facts, Json
+from maskwise.cli.terminal import Json, JsonObject
 from maskwise.errors import MaskwiseError, duration, plural
 from maskwise.printing import print_json, say
 
@@ -52,7 +52,7 @@ def status(
         _print_status(found)
 
 
-def _print_status(found: Facts) -> None:
+def _print_status(found: JsonObject) -> None:
     counts = found["counts"]
     finished = counts["finished"]
     total = sum(counts.values())
@@ -91,7 +91,7 @@ def _about(seconds: float | None) -> str:
     return f"about {duration(seconds)} of work"
 
 
-def _print_dropped(dropped: Facts, *, dry_run: bool) -> None:
+def _print_dropped(dropped: JsonObject, *, dry_run: bool) -> None:
     verb = "would remove" if dry_run else "removed"
     for path in dropped["removed"]:
         say(f"{verb} {path}")

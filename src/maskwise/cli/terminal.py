@@ -20,7 +20,7 @@ from maskwise.specs import local_name, split_options
 if TYPE_CHECKING:
     from maskwise.files import Contrast
 
-Facts: TypeAlias = dict[str, Any]
+JsonObject: TypeAlias = dict[str, Any]
 """The result of a command, as JSON values."""
 LONGEST_NAME = 50
 """Most characters of a name in the default name of a folder; file systems allow 255 bytes."""
@@ -127,7 +127,7 @@ COLOURS = {
 }
 
 
-def print_verdicts(summary: Facts) -> None:
+def print_verdicts(summary: JsonObject) -> None:
     """Print the primary contrasts, headline, flags and advice of a summary."""
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if rows:
@@ -215,7 +215,7 @@ def seeds_of(text: str, option: str) -> list[int]:
     return sorted(seeds)
 
 
-def adapt_lines(plan: Facts, limit: str) -> list[str]:
+def adapt_lines(plan: JsonObject, limit: str) -> list[str]:
     """Return sentences about a plan of adapt: held-out documents, cut rows and a smaller plan."""
     from maskwise.study.prospects import prospect_lines
 
@@ -242,7 +242,7 @@ def adapt_lines(plan: Facts, limit: str) -> list[str]:
     return [*lines, *prospect_lines(smaller["contrasts"]), smaller["command"]]
 
 
-def print_check(record: Facts, limit: str = "") -> None:
+def print_check(record: JsonObject, limit: str = "") -> None:
     """Print a check: facts about text, tasks, model and time, tables of arms and stages, warnings.
 
     Args:
@@ -300,7 +300,7 @@ HARDLY_MORE = 1.1
 """A warning is printed if the weight of labelled words is at most this multiple of their share."""
 
 
-def print_policy(result: Facts) -> None:
+def print_policy(result: JsonObject) -> None:
     """Print the measures of a learned policy, and warnings."""
     held_out = result.get("held_out") or {}
     salient = held_out.get("salient", {})

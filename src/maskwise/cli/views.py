@@ -16,8 +16,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from maskwise.cli.terminal import (
-    Facts,
     Json,
+    JsonObject,
     Page,
     TextField,
     Words,
@@ -90,7 +90,7 @@ def check(
     from maskwise.study.adapt import Adaptation, Request
     from maskwise.study.forecast import check as checked
 
-    power: Facts = {"spread": spread, "detect": detect}
+    power: JsonObject = {"spread": spread, "detect": detect}
     # A text has an ending, or is a folder; the id of a model on the hub has neither.
     on_hub = bool(files) and "/" in subject and not file.exists() and not file.suffix
     if is_model(subject) or (on_hub and not subject.startswith("hf:")):
@@ -395,7 +395,7 @@ def compare(
     if as_json:
         print_json({**result.summary, "notes": result.notes})
         return
-    print_verdicts(cast(Facts, result.summary))
+    print_verdicts(cast(JsonObject, result.summary))
     for note in result.notes:
         say(f"  {note}", "dim")
     if page:

@@ -23,7 +23,7 @@ from maskwise.tasks.task import Task
 
 CharRange: TypeAlias = tuple[int, int]
 """(start, end) character offsets."""
-Pair: TypeAlias = tuple[str, Sequence[str]]
+Answered: TypeAlias = tuple[str, Sequence[str]]
 """(A context, the correct answers of one row of the task)."""
 
 NOT_IN_CONTEXT = "answers that do not occur in their context"
@@ -70,7 +70,7 @@ class Labels:
         return [each.text for each in self.marked("test", "dev", "train")]
 
 
-def answer_labels(pairs: Iterable[Pair], counts: Counter[str]) -> list[Marked]:
+def answer_labels(pairs: Iterable[Answered], counts: Counter[str]) -> list[Marked]:
     """Label the correct answers in contexts. Pairs with the same context become one labelled text.
 
     Args:

@@ -65,7 +65,7 @@ from maskwise.tasks.task import Task
 from maskwise.tasks.tensors import shuffled
 from maskwise.training import TrainingSettings, train
 from maskwise.training.checkpoint import changes
-from maskwise.training.learners import Facts, Learner, Numbers, Progress
+from maskwise.training.learners import Facts, Learner, NumbersByName, Progress
 from maskwise.training.log import NotFinite
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.ranks import ALONE, Ranks, is_sharded
@@ -241,7 +241,7 @@ class MetaSource:
                     tokens += len(self.examples.contexts[context]["input_ids"])
         return {"tokens": tokens}
 
-    def summarise(self, sums: Numbers) -> dict[str, int]:
+    def summarise(self, sums: NumbersByName) -> dict[str, int]:
         """Return the number of tokens."""
         return {"tokens": int(sums["tokens"])}
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -29,7 +29,14 @@ from maskwise.draws import fold
 from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.families import check_fit, check_room, require_kind
 from maskwise.folders import CARD, in_utf8, read_json
-from maskwise.models import config_of, load_config, load_task_model, new_config, without_advice
+from maskwise.models import (
+    Fields,
+    config_of,
+    load_config,
+    load_task_model,
+    new_config,
+    without_advice,
+)
 from maskwise.starts import find_policy
 from maskwise.text import load_tokenizer
 from maskwise.weights import check_finite
@@ -38,8 +45,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 Head = Literal["tokens", "spans"]
-Fields: TypeAlias = dict[str, Any]
-"""The fields of a configuration as JSON values, keyed by name."""
 COLUMNS = {"tokens": 1, "spans": 2}
 """The number of logits per token, keyed by head."""
 LIGHT = "light"

@@ -42,7 +42,7 @@ GROUPS = [*OKABE_ITO[:6], SLATE, BROWN]
 INK = "#2b2b2b"
 FAINT = "#e9e6df"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-Spec: TypeAlias = LogLine
+ChartSpec: TypeAlias = LogLine
 """A chart in Vega-Lite's JSON."""
 View: TypeAlias = LogLine
 """Data for the template, keyed by the names in the template."""
@@ -51,7 +51,7 @@ Points: TypeAlias = Sequence[LogLine]
 """Points of a chart, with the keys "arm" (also for objectives and groups), "seed" and "value", and
 a position."""
 
-DOT: Spec = {"size": 95, "opacity": 0.85, "stroke": "white", "strokeWidth": 1}
+DOT: ChartSpec = {"size": 95, "opacity": 0.85, "stroke": "white", "strokeWidth": 1}
 
 VEGA = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
 FLOPS = "FLOPs (G = 10⁹, T = 10¹², P = 10¹⁵)"
@@ -78,7 +78,7 @@ def vega_code() -> str:
     return made_vega()[0]
 
 
-def table_of(points: Points, *names: str, across: str) -> Spec:
+def table_of(points: Points, *names: str, across: str) -> ChartSpec:
     """Return an HTML table of mean values, for a page without charts.
 
     Args:
@@ -106,7 +106,7 @@ def dot_chart(
     title: str,
     plateau: float | None = None,
     percent: bool = False,
-) -> Spec:
+) -> ChartSpec:
     """Draw a dot for every run, a thin line for every seed, and a tick at the mean of every arm.
 
     Args:
@@ -156,7 +156,7 @@ def dot_chart(
     return _finish(layers, height=max(46 * len(arms), 60))
 
 
-def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> Spec:
+def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> ChartSpec:
     """Draw quality by compute, with a menu below the chart that selects the measure.
 
     Thin lines connect runs of different lengths with the same seed; thick lines are means of arms.
@@ -201,7 +201,7 @@ def line_chart(
     zero: bool = False,
     means: bool = False,
     rule: float | None = None,
-) -> Spec:
+) -> ChartSpec:
     """Draw a line for every run, and a dotted line for "scheduled" values.
 
     Args:
@@ -221,7 +221,7 @@ def line_chart(
     across = "tokens read" if x == "tokens" else x
     axis_x = alt.X(f"{x}:Q", title=across, scale=alt.Scale(domainMin=0), axis=_count_axis())
     axis = alt.Axis(format=".0%" if percent else ".2~f", tickCount=6)
-    up: Spec = {"title": title, "axis": axis, "scale": alt.Scale(zero=zero)}
+    up: ChartSpec = {"title": title, "axis": axis, "scale": alt.Scale(zero=zero)}
     tips = ["arm:N", alt.Tooltip(f"{x}:Q", format=","), alt.Tooltip("value:Q", format=".3f")]
     width = 1.0 if means else 1.9
     opacity = 0.3 if means else 0.75
@@ -273,7 +273,7 @@ def _arm_colour(colours: Colours) -> alt.Color:
 
 def _finish(
     layers: Sequence[alt.Chart], *, height: int, menus: Sequence[alt.Parameter] = ()
-) -> Spec:
+) -> ChartSpec:
     """Apply the common style and return the chart as a dict."""
     chart = alt.layer(*layers).add_params(*menus)
     fit = {"type": "fit-x", "contains": "padding"}

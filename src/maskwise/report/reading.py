@@ -25,7 +25,7 @@ from maskwise.verdict import summarise
 
 LogLine: TypeAlias = dict[str, Any]
 """A JSON object from a file; docs/files.md describes the keys."""
-Numbers: TypeAlias = dict[tuple[str, Any], DataFrame]
+MeasureTables: TypeAlias = dict[tuple[str, Any], DataFrame]
 """Tables of measurements, keyed by measure."""
 NO_RUNS = DataFrame(columns=["arm", "seed", "value"])
 
@@ -138,7 +138,7 @@ class Folder:
         found = measurements(self.records, tasks)
         return [row for row in found if row.length == 1 and not row.role]
 
-    def numbers(self, kind: str, *, split: str = "test") -> Numbers:
+    def numbers(self, kind: str, *, split: str = "test") -> MeasureTables:
         """Return the measurements of one kind as tables with their columns.
 
         Args:

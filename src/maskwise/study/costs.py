@@ -67,12 +67,12 @@ tokens (benchmarks/first_contact.py plateau); accurate within a factor of 2. Not
 vocabularies of letters: for some protein families, more than twice as many targets were needed."""
 LEAST_VOCABULARY = 256  # for smaller vocabularies, the plateau is not predicted
 
-Rates: TypeAlias = dict[str, float]
+StageRates: TypeAlias = dict[str, float]
 """The measured seconds of a stage. A training stage has the seconds of its ``start``, of one
 ``step`` and of one evaluation (``judge``); other stages have the ``seconds`` of the whole stage.
 Rates may also contain the peak memory in GiB (``memory_gib``)."""
 
-Work: TypeAlias = tuple[tuple[str, int], ...]
+WorkKey: TypeAlias = tuple[tuple[str, int], ...]
 """The work of a stage as pairs of a rate and a count, such as ("step", 600) for 600 steps."""
 
 Seconds: TypeAlias = dict[str, float | None]
@@ -219,9 +219,9 @@ class Forecast:
         self.key = cache(self._key)
         self.finished: dict[str, float] = {}
         # The seconds of all finished stages with the same key and the same work.
-        self.alike = defaultdict[tuple[str, Work], list[float]](list)
+        self.alike = defaultdict[tuple[str, WorkKey], list[float]](list)
         self.file = cache_folder() / "timings.json"
-        self.rates: dict[str, Rates] = read_json(self.file) or {}
+        self.rates: dict[str, StageRates] = read_json(self.file) or {}
         for name in named:
             self.look(name)
 
@@ -252,7 +252,7 @@ class Forecast:
             return sum(amount * rates.get(rate, 0.0) for rate, amount in work)
         return None
 
-    def keep(self, name: str, rates: Rates) -> None:
+    def keep(self, name: str, rates: StageRates) -> None:
         """Store the measured rates of a stage in the cache file."""
         key = self.key(name)
         if not key:
@@ -313,7 +313,7 @@ class Forecast:
         return stage
 
 
-def work_of(stage: Stage) -> Work:
+def work_of(stage: Stage) -> WorkKey:
     """Return the work of a stage. Only some kinds of stages have steps and evaluations."""
     steps = KINDS[stage.kind].steps(stage)
     if steps is None:

@@ -30,7 +30,7 @@ from maskwise.models import task_config, weights_of
 from maskwise.printing import quietly
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.costs import Forecast, Rates, evaluations
+from maskwise.study.costs import Forecast, StageRates, evaluations
 from maskwise.study.plan import Plan
 from maskwise.study.pretraining import network_of, pretrain
 from maskwise.study.stages import Stage
@@ -355,7 +355,7 @@ def _require_memory(link: Recipe, data: Prepared) -> None:
         )
 
 
-def _time_training(stage: Stage, link: Recipe, samples: Samples) -> Rates:
+def _time_training(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     """Run the stage with a sample of the text, and stop it after a few steps."""
     data = samples.of(link)
     _require_memory(link, data)
@@ -392,7 +392,7 @@ def _short(evaluation: EvaluationSettings) -> EvaluationSettings:
     return evaluation.model_copy(update={"rows": rows, "ratios": evaluation.ratios[:1], **unused})
 
 
-def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> Rates:
+def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     data = samples.of(link)
     network = network_of(link, data, torch.zeros(len(data.tokenizer)))
     torch.nn.Module.to(network, best_device())
@@ -425,7 +425,7 @@ def _scaled(seconds_of: Callable[[int], float], few: int, rows: int) -> float:
     return long + row_seconds * (rows - few)
 
 
-def _time_task(stage: Stage, link: Recipe, samples: Samples) -> Rates:
+def _time_task(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     """Run a fine-tuning with few rows, and stop it after a few steps."""
     data = samples.of(link)
     tokenizer = data.tokenizer
@@ -480,7 +480,7 @@ def _time_task(stage: Stage, link: Recipe, samples: Samples) -> Rates:
     return {"seconds": fine_tunings * seconds, "memory_gib": memory}
 
 
-def _time_overlap(stage: Stage, link: Recipe, samples: Samples) -> Rates:
+def _time_overlap(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     corpus = CorpusSettings(**stage.what["corpus"])
     task = load_task(stage.what["task"])
     few = sum(1 for _ in first_characters(corpus.documents(), OVERLAP_CHARACTERS))
@@ -493,7 +493,7 @@ def _time_overlap(stage: Stage, link: Recipe, samples: Samples) -> Rates:
     return {"seconds": _scaled(seconds_of, few, samples.first.documents)}
 
 
-TIMERS: dict[str, Callable[[Stage, Recipe, Samples], Rates]] = {
+TIMERS: dict[str, Callable[[Stage, Recipe, Samples], StageRates]] = {
     # Training takes most of a study's time, so training stages are timed first.
     "pretrain": _time_training,
     "finetune": _time_task,

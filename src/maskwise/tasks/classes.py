@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError
 from maskwise.masking.batch import IGNORE
+from maskwise.masking.line import Names
 from maskwise.objectives import Classification, MultiLabel, Regression
 from maskwise.tasks.columns import (
     NO_LABEL,
     NO_TEXT,
     ColumnNames,
-    Names,
     Records,
     UsualColumns,
     distinct,

@@ -14,12 +14,12 @@ from statistics import fmean
 from typing import Any, NamedTuple, TypeAlias
 
 from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.masking.line import Names
 from maskwise.text.documents import inside, paths
 from maskwise.text.labelled import Record
 from maskwise.text.tables import refuse_rows_as_names
 
 Records: TypeAlias = Sequence[Record]
-Names: TypeAlias = tuple[str, ...]
 # Reasons for skipping a row. Skipped rows are counted for each reason.
 NO_LABEL, NO_TEXT, NO_ANSWER = "no label", "no text", "no answer"
 # Columns with all choices of a multiple-choice question. Other files have one column per choice.

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from maskwise.errors import MaskwiseError, counted, plural, require_known, unknown_name
+from maskwise.masking.line import Names
 from maskwise.plugins import Table
 from maskwise.specs import read_options
 from maskwise.tasks.classes import (
@@ -43,7 +44,6 @@ from maskwise.tasks.columns import (
     NO_LABEL,
     TEMPLATE_TEXT,
     ColumnNames,
-    Names,
     Records,
     find_columns,
     first_in,

@@ -24,7 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 from maskwise.constants import LOWER_IS_BETTER, NATS
 from maskwise.errors import MaskwiseError, counted, require_library, whole_number
 from maskwise.files import TaskFacts
-from maskwise.tasks.columns import ColumnNames, Names, Records, UsualColumns
+from maskwise.masking.line import Names
+from maskwise.tasks.columns import ColumnNames, Records, UsualColumns
 from maskwise.tasks.metrics import (
     ENTITY_F1,
     ITEMS,
@@ -50,7 +51,7 @@ JACKKNIFE_GROUPS = 200
 Answers: TypeAlias = ArrayLike | Sequence[object]
 # The rows of one kind of task.
 TaskRows: TypeAlias = Sequence[Any]
-Settings: TypeAlias = Mapping[str, Any]
+KindSettings: TypeAlias = Mapping[str, Any]
 Floats: TypeAlias = NDArray[np.float64]
 # Fields of rows that no model reads and no score depends on.
 _UNREAD = ("relation", "passage")
@@ -168,7 +169,7 @@ class TaskKind:
     least_tokens: tuple[bool, int] | None = None
     """(Whether a row is a pair, the least number of tokens in a row without special tokens). By
     default, there is at least one token for each text of a row."""
-    settings: Settings = field(default_factory=dict)
+    settings: KindSettings = field(default_factory=dict)
     """Settings of the kind that affect scores."""
     make: Callable[..., TaskKind] | None = None
     """Builds this kind with other settings. ``load_task`` accepts the settings as arguments."""

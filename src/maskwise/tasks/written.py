@@ -45,7 +45,7 @@ from maskwise.tasks.columns import (
 )
 from maskwise.tasks.metrics import ITEMS, Answer
 from maskwise.tasks.questions import answer_baseline, gold_texts, passage_of, relation_of
-from maskwise.tasks.task import Row, Settings, Task, TaskKind
+from maskwise.tasks.task import KindSettings, Row, Task, TaskKind
 from maskwise.tasks.tensors import (
     EVAL_TOKENS,
     Cutter,
@@ -401,7 +401,7 @@ class Written(Data):
     first: Tensor
     framed: bool
     backend: Tokenizer
-    search: Settings
+    search: KindSettings
     cut: list[str]
 
     def notes(self) -> list[str]:

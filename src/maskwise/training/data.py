@@ -30,11 +30,11 @@ from maskwise.masking import MaskedBatch, Masker
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives.base import Maker
 from maskwise.text import Rows
-from maskwise.training.learners import Learners, Numbers, learner_of
+from maskwise.training.learners import Learners, NumbersByName, learner_of
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows, mixed, parts_of, taken
 
-Batch: TypeAlias = Any
+AnyBatch: TypeAlias = Any
 """A ``MaskedBatch``, or a dict of tensors with ``labels`` (−100 means no target)."""
 
 
@@ -57,15 +57,15 @@ class Source(Protocol):
         """
         ...
 
-    def batches(self, step: int, *, rank: int, ranks: int) -> Sequence[Batch]:
+    def batches(self, step: int, *, rank: int, ranks: int) -> Sequence[AnyBatch]:
         """Return the micro-batches of one update for one rank, on the host."""
         ...
 
-    def facts(self, batches: Sequence[Batch]) -> dict[str, float]:
+    def facts(self, batches: Sequence[AnyBatch]) -> dict[str, float]:
         """Return statistics of batches, which are added up until the next line of metrics."""
         ...
 
-    def summarise(self, sums: Numbers) -> dict[str, Any]:
+    def summarise(self, sums: NumbersByName) -> dict[str, Any]:
         """Compute metrics from the sums of ``facts``: numbers, or dicts of names and shares."""
         ...
 
@@ -85,19 +85,19 @@ class Step(NamedTuple):
     """
 
     number: int
-    batches: list[Batch]
+    batches: list[AnyBatch]
     targets: int
     facts: dict[str, float]
     counted: int
-    sums: Numbers = MappingProxyType({})
+    sums: NumbersByName = MappingProxyType({})
 
 
-Summed: TypeAlias = Callable[[Numbers, Exception | None], dict[str, float]]
+Summed: TypeAlias = Callable[[NumbersByName, Exception | None], dict[str, float]]
 """A function that sums numbers over all ranks. Every rank must call this function. If a rank gives
 an error, the function raises an error on all ranks (``Engine.summed``)."""
 
 
-def of_one_rank(sums: Numbers, error: Exception | None) -> dict[str, float]:
+def of_one_rank(sums: NumbersByName, error: Exception | None) -> dict[str, float]:
     """Return the sums of a single rank."""
     if error:
         raise error
@@ -131,7 +131,7 @@ def look_ahead(
     """
     lane = Lane(device) if copies_aside(device) else None
 
-    def copied(batch: Batch) -> Batch:
+    def copied(batch: AnyBatch) -> AnyBatch:
         if isinstance(batch, MaskedBatch):
             return batch.to(device)
         return moved(batch, device)
@@ -159,7 +159,7 @@ def look_ahead(
             targets += count
             counted += count if divisor is None else divisor
 
-        def send() -> list[Batch]:
+        def send() -> list[AnyBatch]:
             return list(map(copied, batches))
 
         sent, mark = lane.send(send) if lane else (send(), None)
@@ -226,7 +226,7 @@ class MaskedSource:
         masker: Maker,
         settings: TrainingSettings,
         *,
-        shares: Numbers = MappingProxyType({}),
+        shares: NumbersByName = MappingProxyType({}),
     ):
         self.rows = rows
         self.masker = masker
@@ -293,7 +293,7 @@ class MaskedSource:
                 sums[f"rows of {name}"] += count
         return dict(sums)
 
-    def summarise(self, sums: Numbers) -> dict[str, Any]:
+    def summarise(self, sums: NumbersByName) -> dict[str, Any]:
         summary: dict[str, object] = {}
         if self.order.names:
             rows = {name: sums[f"rows of {name}"] for name in self.order.names}
@@ -454,7 +454,7 @@ class Mix:
         MaskwiseError: a source has fewer rows than its share of a batch.
     """
 
-    def __init__(self, shares: Numbers, sizes: Sequence[int], settings: TrainingSettings):
+    def __init__(self, shares: NumbersByName, sizes: Sequence[int], settings: TrainingSettings):
         self.names = tuple(shares)
         self.batch_size = settings.batch_size
         self.seed = settings.seed

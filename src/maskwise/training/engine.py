@@ -38,8 +38,8 @@ from maskwise.folders import sweep
 from maskwise.objectives import Loss, Objective
 from maskwise.printing import LOGGER
 from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changes
-from maskwise.training.data import Batch, Step
-from maskwise.training.learners import Numbers
+from maskwise.training.data import AnyBatch, Step
+from maskwise.training.learners import NumbersByName
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.ranks import (
     Ranks,
@@ -195,7 +195,7 @@ class Engine:
     def update(
         self,
         step: Step,
-        observe: Callable[[Batch, Loss], None],
+        observe: Callable[[AnyBatch, Loss], None],
         gradients: Callable[[], None] = lambda: None,
     ) -> Update:
         """Update the weights with the summed gradients of all ranks, divided by all targets.
@@ -263,7 +263,7 @@ class Engine:
         return result
 
     def summed(
-        self, sums: Numbers, error: Exception | None = None, *, ahead: bool = False
+        self, sums: NumbersByName, error: Exception | None = None, *, ahead: bool = False
     ) -> dict[str, float]:
         """Return the sums of numbers over all ranks, in float64.
 

@@ -23,7 +23,7 @@ from maskwise.masking.policies.online import LEAST, UNKNOWN, GroupWeighted, Type
 from maskwise.masking.vocabulary import Vocabulary
 
 Facts: TypeAlias = Mapping[str, object]
-Numbers: TypeAlias = Mapping[str, float]
+NumbersByName: TypeAlias = Mapping[str, float]
 
 
 class Progress(NamedTuple):

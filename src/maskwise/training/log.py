@@ -240,29 +240,35 @@ class Log:
             losses = [self.engine.summed({"loss": math.fsum(losses)})["loss"]]
         return losses, self.engine.summed(sums)
 
-    def judged(self, done: int, evaluate: Evaluate, *, write: bool = True) -> bool:
-        """Evaluate the model, and return whether a line has a true value ``enough``.
+    def judged(self, done: int, evaluate: Evaluate) -> bool:
+        """Evaluate the model and log the lines. Return whether one has a true value ``enough``.
 
         Args:
             done: the number of completed updates.
             evaluate: the function that evaluates the model.
-            write: whether to log the lines.
 
         Raises:
             NotFinite: a held-out loss is not finite, even with ``on_nan: skip``.
         """
-        # The time of evaluations is not part of the training speed.
-        with self.meter.paused():
-            lines = self.engine.evaluated(lambda ranks: list(evaluate(done, ranks)))
-        for line in lines if write else ():
+        lines = self._evaluated(done, evaluate)
+        for line in lines:
             self.metrics.write({"kind": "eval", "step": done, **finite(line)})
             self._track(f"eval/{line.get('masks', 'task')}", line, done)
-        for line in lines:
-            loss = line.get("loss")
-            if isinstance(loss, float) and not math.isfinite(loss):
-                what = f"a held-out loss is not finite at step {done}"
-                raise NotFinite(what, got=loss, do="lower training.learning_rate")
+        _require_finite(lines, done)
         return any(line.get("enough") for line in lines)
+
+    def judged_again(self, done: int, evaluate: Evaluate) -> None:
+        """Evaluate a run that is resumed after its last step. Its lines are in the log already.
+
+        Raises:
+            NotFinite: as in ``judged``.
+        """
+        _require_finite(self._evaluated(done, evaluate), done)
+
+    def _evaluated(self, done: int, evaluate: Evaluate) -> list[Facts]:
+        # The time of evaluations is not part of the training speed.
+        with self.meter.paused():
+            return self.engine.evaluated(lambda ranks: list(evaluate(done, ranks)))
 
     def _track(self, prefix: str, line: Facts, done: int) -> None:
         """Send the numbers in a line to the trackers, which accept only numbers."""
@@ -307,6 +313,15 @@ def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
         got = "finite values in this process"
     do = f"lower the learning rate ({rate:.3g} at this step), or set training.on_nan: skip"
     return NotFinite(what, got=got, do=do)
+
+
+def _require_finite(lines: Sequence[Facts], done: int) -> None:
+    """Raise ``NotFinite`` if a held-out loss is NaN or infinite."""
+    for line in lines:
+        loss = line.get("loss")
+        if isinstance(loss, float) and not math.isfinite(loss):
+            what = f"a held-out loss is not finite at step {done}"
+            raise NotFinite(what, got=loss, do="lower training.learning_rate")
 
 
 class ProgressBar:

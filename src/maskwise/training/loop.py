@@ -29,7 +29,7 @@ from maskwise.objectives import Loss, Objective
 from maskwise.printing import refuse_quiet
 from maskwise.signals import CODES, Asked
 from maskwise.training.checkpoint import restore, states
-from maskwise.training.data import Batch, Source, look_ahead
+from maskwise.training.data import AnyBatch, Source, look_ahead
 from maskwise.training.engine import Agreement, Engine, leave
 from maskwise.training.learners import Learner, Learners, Progress
 from maskwise.training.log import Evaluate, Log
@@ -109,7 +109,7 @@ def train(
         exchange = Exchange(Agreement(engine.accelerator), late=settings.lag > 0)
         kept: Learners = {**learners, LATE: exchange}
 
-        def observe(batch: Batch, loss: Loss) -> None:
+        def observe(batch: AnyBatch, loss: Loss) -> None:
             # With several objectives, a masking policy learns only from its own objective.
             for learner in learners.values():
                 if not learner.objective or learner.objective == batch.objective:
@@ -124,13 +124,6 @@ def train(
             if engine.first:
                 positions = {name: stream.position(done) for name, stream in streams.items()}
             engine.save(done, log.so_far(), states(kept), positions)
-
-        def judge(done: int, *, write: bool = True) -> bool:
-            assert evaluate is not None
-            enough = log.judged(done, evaluate, write=write)
-            for learner in learners.values():
-                learner.judged()
-            return enough
 
         def learn(done: int, *, closing: bool = False) -> None:
             exchange.teach(learners, Progress(done, steps, closing))
@@ -147,7 +140,6 @@ def train(
             # Samplers need losses before the first step, to compare later losses with.
             learn(0)
         done = engine.start
-        judged = -1
         enough = False
         left = range(engine.start, steps)
         for step in look_ahead(
@@ -176,8 +168,9 @@ def train(
             elif saves:
                 log.read(done)
             if evaluate and judges:
-                enough = judge(done)
-                judged = done
+                enough = log.judged(done, evaluate)
+                for learner in learners.values():
+                    learner.judged()
             log.progress.advance()
             if enough:
                 # From a state of this step, a repeated call would train on.
@@ -187,9 +180,11 @@ def train(
                 stop(engine, log, save, asked, done)
             if saves and not last:
                 save(done)
-        if evaluate and not enough and judged != steps:
-            # If a signal stopped the run at its last step, it is resumed only for this evaluation.
-            judge(steps, write=engine.start != steps)
+        if evaluate and engine.start == steps:
+            # A signal stopped the run at its last step, and it is resumed only for this evaluation.
+            log.judged_again(steps, evaluate)
+            for learner in learners.values():
+                learner.judged()
         engine.finish()
         total = log.so_far()
     return {

@@ -35,7 +35,7 @@ from maskwise.segments import owners
 from maskwise.text.pieces import Ints
 from maskwise.text.rows import Rows
 from maskwise.text.stream import Chunk, Shard, Stream
-from maskwise.training.learners import Facts, Numbers
+from maskwise.training.learners import Facts, NumbersByName
 from maskwise.training.ranks import ALONE, Ranks
 from maskwise.training.settings import TrainingSettings
 
@@ -62,7 +62,7 @@ class Position(NamedTuple):
     row: int = 0
 
 
-Work: TypeAlias = Callable[[], Rows | None]
+MakeRows: TypeAlias = Callable[[], Rows | None]
 """A function that makes a block on one rank, and returns None on all others. A block without rows
 is None, too."""
 
@@ -107,7 +107,7 @@ class BlockPool:
             MaskwiseError: a chunk could not be read, or its block not made, on any rank. The error
                 is raised when this block is reached.
         """
-        waiting = deque[tuple[Position, int, Work]]()
+        waiting = deque[tuple[Position, int, MakeRows]]()
         ahead = self.workers * self.ranks.count
         for work in self._works(chunks, first):
             waiting.append(work)
@@ -118,14 +118,14 @@ class BlockPool:
 
     def _works(
         self, chunks: Iterator[tuple[Position, Chunk | None]], first: int
-    ) -> Iterator[tuple[Position, int, Work]]:
+    ) -> Iterator[tuple[Position, int, MakeRows]]:
         """Yield the position of each chunk, the rank that makes its block, and this rank's work."""
         ranks = self.ranks
         number = 0
         try:
             for at, chunk in chunks:
                 owner = (first + number) % ranks.count
-                work: Work = no_rows
+                work: MakeRows = no_rows
                 if chunk and owner == ranks.rank:
                     work = partial(self.make, chunk)
                     # Workers take seconds to start, so they do not make the first block.
@@ -148,7 +148,7 @@ class BlockPool:
                 raise MaskwiseError(failure.error) from None
             return self.make(chunk)
 
-    def _made(self, at: Position, owner: int, work: Work) -> tuple[Position, Rows | None]:
+    def _made(self, at: Position, owner: int, work: MakeRows) -> tuple[Position, Rows | None]:
         return at, self.ranks.made_by(owner, work)
 
     def close(self) -> None:
@@ -299,7 +299,7 @@ class StreamedRows:
         stream: Stream,
         settings: TrainingSettings,
         *,
-        shares: Numbers = MappingProxyType({}),
+        shares: NumbersByName = MappingProxyType({}),
     ):
         self.settings = settings
         self.names = tuple(shares)
@@ -478,7 +478,7 @@ def mixed(size: int, *, seed: int, step: int) -> Tensor:
     )
 
 
-def parts_of(shares: Numbers) -> list[int]:
+def parts_of(shares: NumbersByName) -> list[int]:
     """Return the shares as integers, where ``WHOLE`` means 1."""
     return [round(share * WHOLE) for share in shares.values()]
 

@@ -32,7 +32,7 @@ from maskwise.verdict.statistics import ALPHA, detectable_sds, look_weight, powe
 from maskwise.verdict.untested import efficiency_points, transfer_cells
 from maskwise.verdict.words import (
     REPLICATES,
-    Names,
+    ShownNames,
     advice_of,
     behind_reference,
     flag_sentence,
@@ -115,7 +115,9 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     return summary
 
 
-def _headline(top: Verdict | None, asked: Sequence[Verdict], table: Outcomes, names: Names) -> str:
+def _headline(
+    top: Verdict | None, asked: Sequence[Verdict], table: Outcomes, names: ShownNames
+) -> str:
     study = table.study
     headline = headline_sentence(top, asked, names, study)
     if top is not None:
@@ -131,7 +133,7 @@ def _advice(
     verdicts: Sequence[Verdict],
     table: Outcomes,
     companions: Iterable[Outcomes],
-    names: Names,
+    names: ShownNames,
 ) -> dict[str, str]:
     """Return advice on the next step as sentences, keyed by code."""
     study = table.study
@@ -149,7 +151,7 @@ def _advice(
     return advice
 
 
-def _row(verdict: Verdict, names: Names) -> Contrast:
+def _row(verdict: Verdict, names: ShownNames) -> Contrast:
     """Return a verdict as a row of summary.json, with its sentences."""
     row: Contrast = {
         "arm": verdict.arm,
@@ -187,7 +189,7 @@ def _row(verdict: Verdict, names: Names) -> Contrast:
     return row
 
 
-def _flag(flag: Raised, names: Names) -> RaisedFlag:
+def _flag(flag: Raised, names: ShownNames) -> RaisedFlag:
     return {
         "code": flag.code,
         "effect": flag.effect,

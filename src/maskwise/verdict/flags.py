@@ -29,8 +29,8 @@ from maskwise.verdict.comparison import Comparison
 from maskwise.verdict.outcomes import TOLERANCE, Outcomes, finite_pairs, is_loss
 from maskwise.verdict.statistics import best_guess, can_decide
 
-Facts: TypeAlias = dict[str, object]
-Test: TypeAlias = Callable[[Comparison, Outcomes], Facts | None]
+FlagFacts: TypeAlias = dict[str, object]
+Test: TypeAlias = Callable[[Comparison, Outcomes], FlagFacts | None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Raised(NamedTuple):
     """A flag that is raised, and the facts that its test found."""
 
     flag: Flag
-    facts: Facts
+    facts: FlagFacts
 
     @property
     def code(self) -> str:
@@ -92,11 +92,11 @@ def raised(one: Comparison, table: Outcomes, *, significant: bool = False) -> tu
 # Flags that invalidate a comparison
 
 
-def _gate_closed(one: Comparison, table: Outcomes) -> Facts | None:
+def _gate_closed(one: Comparison, table: Outcomes) -> FlagFacts | None:
     return dict(zip(("oracle", "beaten"), one.closed_by)) if one.closed_by else None
 
 
-def _no_pairs(one: Comparison, table: Outcomes) -> Facts | None:
+def _no_pairs(one: Comparison, table: Outcomes) -> FlagFacts | None:
     lost = one.n == 0 or (one.n == 1 and _has_failures(one, table))
     return {} if lost else None
 
@@ -104,13 +104,13 @@ def _no_pairs(one: Comparison, table: Outcomes) -> Facts | None:
 def _differs(what: str) -> Test:
     """Return a test for one reason why losses are not comparable."""
 
-    def test(one: Comparison, table: Outcomes) -> Facts | None:
+    def test(one: Comparison, table: Outcomes) -> FlagFacts | None:
         return {} if table.incomparable(*one.pair, one.outcome) == what else None
 
     return test
 
 
-def _shows_pieces(one: Comparison, table: Outcomes) -> Facts | None:
+def _shows_pieces(one: Comparison, table: Outcomes) -> FlagFacts | None:
     """Whether a loss of words compares arms with different vocabularies."""
     words = one.outcome.startswith("evaluation:words:")
     return {} if words and len(table.tokenizers(*one.pair)) > 1 else None
@@ -123,7 +123,7 @@ def _at_floor(*, answer: bool) -> Test:
     test for the invalid cases: both sides are at the floor, or a side fell back to the floor.
     """
 
-    def test(one: Comparison, table: Outcomes) -> Facts | None:
+    def test(one: Comparison, table: Outcomes) -> FlagFacts | None:
         if not is_loss(one.outcome):
             return None
         gaps = {}
@@ -156,7 +156,7 @@ def _at_floor(*, answer: bool) -> Test:
     return test
 
 
-def _at_chance(one: Comparison, table: Outcomes) -> Facts | None:
+def _at_chance(one: Comparison, table: Outcomes) -> FlagFacts | None:
     arms = one.pair
     for outcome, arm in product(table.measured(one.outcome, *arms), arms):
         if not _guesses(table, outcome, arm):
@@ -179,7 +179,7 @@ def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
 # Flags that cap a verdict at open
 
 
-def _looked_before(one: Comparison, table: Outcomes) -> Facts | None:
+def _looked_before(one: Comparison, table: Outcomes) -> FlagFacts | None:
     """Return the facts of an earlier, unplanned verdict on other runs or settings."""
     looks = table.study.get("looks")
     seeds = table.study["seeds"]
@@ -197,7 +197,7 @@ def _looked_before(one: Comparison, table: Outcomes) -> Facts | None:
     return None
 
 
-def _settings_differ(one: Comparison, table: Outcomes) -> Facts | None:
+def _settings_differ(one: Comparison, table: Outcomes) -> FlagFacts | None:
     """Return arms with different settings, if one search served all seeds."""
     arms = []
     settings = set()
@@ -208,7 +208,7 @@ def _settings_differ(one: Comparison, table: Outcomes) -> Facts | None:
     return {"arms": arms} if len(settings) > 1 else None
 
 
-def _may_fail(one: Comparison, table: Outcomes) -> Facts | None:
+def _may_fail(one: Comparison, table: Outcomes) -> FlagFacts | None:
     """Return the failures of an arm whose verdict could be due to failures that were not seen."""
     break_even = one.break_even
     failures = one.failures["arm" if one.ahead else "baseline"]
@@ -226,7 +226,7 @@ def _may_fail(one: Comparison, table: Outcomes) -> Facts | None:
     }
 
 
-def _tasks_disagree(one: Comparison, table: Outcomes) -> Facts | None:
+def _tasks_disagree(one: Comparison, table: Outcomes) -> FlagFacts | None:
     """Return the plain mean over tasks if it is on the other side than the estimate of the test.
 
     The test weighs tasks by their precision, so a small and steady gain on one task can exceed a
@@ -251,7 +251,7 @@ def _tasks_disagree(one: Comparison, table: Outcomes) -> Facts | None:
 # Notes that leave the verdict as it is
 
 
-def _missing_runs(one: Comparison, table: Outcomes) -> Facts | None:
+def _missing_runs(one: Comparison, table: Outcomes) -> FlagFacts | None:
     planned = len(table.study["seeds"])
     missing = planned - one.n
     # Without any pair, the flag "no-pairs" is raised instead.
@@ -260,7 +260,7 @@ def _missing_runs(one: Comparison, table: Outcomes) -> Facts | None:
     return {"missing": missing, "planned": planned}
 
 
-def _unmatched_compute(one: Comparison, table: Outcomes) -> Facts | None:
+def _unmatched_compute(one: Comparison, table: Outcomes) -> FlagFacts | None:
     """Return the quantities of compute in which the two sides differ by more than 5 %."""
     # These sides combine several arms, or were not trained.
     if {REFERENCE, OWN_TASK, OTHER_TASKS}.intersection(one.pair):
@@ -287,7 +287,7 @@ def _unmatched_compute(one: Comparison, table: Outcomes) -> Facts | None:
     return {"told": told, "ratios": off}
 
 
-def _untuned(one: Comparison, table: Outcomes) -> Facts | None:
+def _untuned(one: Comparison, table: Outcomes) -> FlagFacts | None:
     trained = table.trained(*one.pair)
     # A gate compares default settings by design.
     if not trained or one.gate or table.searches(*one.pair):
@@ -295,7 +295,7 @@ def _untuned(one: Comparison, table: Outcomes) -> Facts | None:
     return {"arms": trained}
 
 
-def _tied_grid(one: Comparison, table: Outcomes) -> Facts | None:
+def _tied_grid(one: Comparison, table: Outcomes) -> FlagFacts | None:
     searches = table.searches(*one.pair)
     tied = [line["arm"] for line in searches if line.get("tied")]
     if not tied:
@@ -303,7 +303,7 @@ def _tied_grid(one: Comparison, table: Outcomes) -> Facts | None:
     return {"arms": list(dict.fromkeys(tied)), "searches": len(tied), "all": len(searches)}
 
 
-def _grids_differ(one: Comparison, table: Outcomes) -> Facts | None:
+def _grids_differ(one: Comparison, table: Outcomes) -> FlagFacts | None:
     # A trained arm without a grid differs from an arm with a grid. Untrained models are ignored.
     grids = dict.fromkeys(table.trained(*one.pair), "")
     for line in table.searches(*one.pair):
@@ -311,7 +311,7 @@ def _grids_differ(one: Comparison, table: Outcomes) -> Facts | None:
     return {} if len(set(grids.values())) > 1 else None
 
 
-def _without_help(one: Comparison, table: Outcomes) -> Facts | None:
+def _without_help(one: Comparison, table: Outcomes) -> FlagFacts | None:
     """Return the tasks that the primary outcome leaves out, among the tasks of this comparison."""
     left = []
     for task in table.averaged:
@@ -327,7 +327,7 @@ def _without_help(one: Comparison, table: Outcomes) -> Facts | None:
     return {"tasks": left, "names": ", ".join(left), "effect": effect, "left_out": left_out}
 
 
-def _item_noise(one: Comparison, table: Outcomes) -> Facts | None:
+def _item_noise(one: Comparison, table: Outcomes) -> FlagFacts | None:
     items = one.items
     if not items or not one.mean or not items["low"] <= 0 <= items["high"]:
         return None
@@ -339,7 +339,7 @@ def _item_noise(one: Comparison, table: Outcomes) -> Facts | None:
     return {"half": half, "amount": amount, "assumed": assumed}
 
 
-def _overlap(one: Comparison, table: Outcomes) -> Facts | None:
+def _overlap(one: Comparison, table: Outcomes) -> FlagFacts | None:
     outcomes = table.measured(one.outcome, *one.pair)
     tasks = []
     words = []

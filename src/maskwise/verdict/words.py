@@ -19,7 +19,7 @@ from maskwise.verdict.flags import FLAGS, Raised, rate
 from maskwise.verdict.judge import Verdict
 from maskwise.verdict.statistics import ALPHA, P_FROM_RUNS, fewest_runs
 
-Names: TypeAlias = Mapping[str, str]
+ShownNames: TypeAlias = Mapping[str, str]
 """The names of arms in sentences, keyed by arm (``names_of``)."""
 
 SENTENCES = {
@@ -70,7 +70,7 @@ def names_of(study: Study) -> dict[str, str]:
 # A verdict
 
 
-def sentence_of(verdict: Verdict, names: Names, *, brief: bool = False) -> str:
+def sentence_of(verdict: Verdict, names: ShownNames, *, brief: bool = False) -> str:
     """Return a sentence with the leading arm, the difference and its certainty.
 
     Args:
@@ -86,7 +86,7 @@ def sentence_of(verdict: Verdict, names: Names, *, brief: bool = False) -> str:
     return _capital(sentence, verdict)
 
 
-def flag_sentence(flag: Raised, names: Names) -> str:
+def flag_sentence(flag: Raised, names: ShownNames) -> str:
     """Return the sentence of a flag."""
     arms = flag.facts.get("arms", ())
     assert isinstance(arms, list | tuple)
@@ -95,12 +95,12 @@ def flag_sentence(flag: Raised, names: Names) -> str:
     return flag.flag.sentence.format(**{**flag.facts, "arms": words})
 
 
-def _reasons(verdict: Verdict, effect: Effect, names: Names) -> list[str]:
+def _reasons(verdict: Verdict, effect: Effect, names: ShownNames) -> list[str]:
     """Return the sentences of the flags on a verdict that have this effect."""
     return [flag_sentence(flag, names) for flag in verdict.flags if flag.effect == effect]
 
 
-def _fill(templates: Mapping[str, str], verdict: Verdict, names: Names, *, brief: bool) -> str:
+def _fill(templates: Mapping[str, str], verdict: Verdict, names: ShownNames, *, brief: bool) -> str:
     kind: str = verdict.decision or ""
     if kind not in templates:
         kind = "ahead" if verdict.mean else "equal"
@@ -180,7 +180,7 @@ def _inside(verdict: Verdict) -> str:
     return f"{interval}, lies within ±{amount.scale * inside['margin']:g}"
 
 
-def _outlook(verdict: Verdict, names: Names) -> str:
+def _outlook(verdict: Verdict, names: ShownNames) -> str:
     """Return a sentence about what keeps an open verdict open, or what would decide it."""
     caps = _reasons(verdict, "caps", names)
     if caps:
@@ -238,7 +238,7 @@ def headline_verdict(verdicts: Sequence[Verdict], baseline: str) -> Verdict | No
 
 
 def headline_sentence(
-    verdict: Verdict | None, verdicts: Sequence[Verdict], names: Names, study: Study
+    verdict: Verdict | None, verdicts: Sequence[Verdict], names: ShownNames, study: Study
 ) -> str:
     """Return a sentence that summarises the study.
 
@@ -272,7 +272,9 @@ def headline_sentence(
     return _capital(_fill(templates, verdict, names, brief=True), verdict) + reach
 
 
-def behind_reference(verdict: Verdict, worse: Sequence[str], names: Names, study: Study) -> str:
+def behind_reference(
+    verdict: Verdict, worse: Sequence[str], names: ShownNames, study: Study
+) -> str:
     """Return a sentence that names arms with a worse mean than the reference model.
 
     The result is "" unless the leading arm or all arms are worse.
@@ -295,14 +297,14 @@ def behind_reference(verdict: Verdict, worse: Sequence[str], names: Names, study
     return f" {who} {verb} a worse mean than {names[REFERENCE]} {where}."
 
 
-def no_gain(names: Names, study: Study) -> str:
+def no_gain(names: ShownNames, study: Study) -> str:
     """Return a sentence that says no arm has gained on the tasks (``judge.gained_nothing``)."""
     arms = list(study["arms"])
     who = "No arm has" if len(arms) > 1 else f"{arms[0]} has not"
     return f" {who} gained on the tasks over {names[REFERENCE]}."
 
 
-def _reach(verdict: Verdict, names: Names) -> str:
+def _reach(verdict: Verdict, names: ShownNames) -> str:
     """Return the sentence of the flag "near-floor"; "" if the flag is not raised."""
     for flag in verdict.flags:
         if flag.code == "near-floor":
@@ -312,7 +314,7 @@ def _reach(verdict: Verdict, names: Names) -> str:
 
 def advice_of(
     verdicts: Sequence[Verdict],
-    names: Names,
+    names: ShownNames,
     looks: Sequence[int] = (),
     steps: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
@@ -364,7 +366,7 @@ def advice_of(
 
 
 def _choices(
-    verdicts: Sequence[Verdict], names: Names, steps: Mapping[str, float]
+    verdicts: Sequence[Verdict], names: ShownNames, steps: Mapping[str, float]
 ) -> dict[str, str]:
     """Return advice on which arm to use, for every baseline with a decided contrast."""
     advice = {}
@@ -398,7 +400,7 @@ def _advisable(verdict: Verdict) -> set[str]:
     return {flag.code for flag in verdict.flags if flag.advisable}
 
 
-def _conditions(verdict: Verdict, names: Names, steps: Mapping[str, float]) -> str:
+def _conditions(verdict: Verdict, names: ShownNames, steps: Mapping[str, float]) -> str:
     """Return the end of a sentence: the length of training, and what the arm used more of."""
     count = steps.get(verdict.arm)
     end = "."
