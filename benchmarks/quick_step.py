@@ -41,7 +41,7 @@ from transformers import (
 
 from maskwise.devices import cpu_name
 from maskwise.tasks import FinetuneSettings, load_task
-from maskwise.tasks.judge import load_network
+from maskwise.tasks.finetuning import load_network
 from maskwise.tasks.tensors import TaskSource, encode
 from maskwise.text import train_tokenizer
 from maskwise.training import train
@@ -78,14 +78,14 @@ def pretraining():
 
 def finetuning():
     from maskwise.models import load_task_model
-    from maskwise.tasks import judge
+    from maskwise.tasks import finetuning
     from maskwise.tasks.tensors import encode
     task = load_task(recipe.tasks[0])
-    network = judge.load_network(None, task, tokenizer, config=config,
+    network = finetuning.load_network(None, task, tokenizer, config=config,
                                  max_length=recipe.finetune.max_length, seed=0)
     settings = recipe.finetune.training(task, seed=0)
     data = encode(task, tokenizer, max_length=recipe.finetune.max_length)
-    source = judge.TaskSource(data["train"], settings)
+    source = finetuning.TaskSource(data["train"], settings)
     return task.kind.objective(network), source, settings
 
 def run(make):

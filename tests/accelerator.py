@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from maskwise import attention, devices
 from maskwise.devices import tensors_of
 from maskwise.evaluation import generate
-from maskwise.tasks import judge
+from maskwise.tasks import finetuning
 from maskwise.training import data
 from maskwise.training.learners import Progress
 from maskwise.training.log import Log
@@ -317,7 +317,7 @@ def accelerator() -> Iterator[Device]:
             patch.setattr(nn.Module, "to", to)
             # whose views have no versions
             patch.setattr(torch._C, "_InferenceMode", lambda _: torch.no_grad())
-            for user in (evaluate, generate, judge):
+            for user in (evaluate, generate, finetuning):
                 patch.setattr(user, "best_device", lambda: DEVICE)
             patch.setattr(devices, "PINNING", (DEVICE.type,))
             patch.setattr(data, "Lane", lambda device: FakeLane(mode))

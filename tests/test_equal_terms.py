@@ -27,7 +27,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.models import TASK_KINDS, TASK_MODELS, load_model, load_task_model, task_config
 from maskwise.study.store import StageStore
 from maskwise.tasks import FinetuneSettings
-from maskwise.tasks.judge import finetune
+from maskwise.tasks.finetuning import finetune
 from maskwise.tasks.loading import KINDS
 from tiny import in_every_split, load_rows, maskwise, records_of, write_lines
 from training_tools import ARCHITECTURES, FIRST, WORDS, bart, config, model, tokenizer

@@ -14,7 +14,7 @@ import pytest
 
 from maskwise.folders import damage, write_json
 from maskwise.study import work
-from maskwise.tasks import judge
+from maskwise.tasks import finetuning
 from maskwise.training.engine import Engine
 from processes import PATIENCE, wait_for
 from test_supervised import recipe as learning
@@ -117,7 +117,7 @@ def test_a_stage_of_fine_tuning_goes_on_with_the_next_seed(recipe, tmp_path, mon
     arguments += ["study.arms={token-15: {}}", "finetune.search_rate=true", "--json"]
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert maskwise(*arguments, "--out", whole) == 0
-    finetune = judge.finetune
+    finetune = finetuning.finetune
     seeds: list[int] = []
 
     def killed(*given: Any, seed: int, **more: Any) -> Any:
@@ -130,12 +130,12 @@ def test_a_stage_of_fine_tuning_goes_on_with_the_next_seed(recipe, tmp_path, mon
         seeds.append(seed)
         return finetune(*given, seed=seed, **more)
 
-    monkeypatch.setattr(judge, "finetune", killed)
+    monkeypatch.setattr(finetuning, "finetune", killed)
     with pytest.raises(Killed):
         maskwise(*arguments, "--out", out)
-    monkeypatch.setattr(judge, "finetune", counted)
+    monkeypatch.setattr(finetuning, "finetune", counted)
     assert maskwise(*arguments, "--out", out) == 0
-    assert seeds[:6] == [judge.TRIAL_SEED] * 3 + [0, 1, 2]
+    assert seeds[:6] == [finetuning.TRIAL_SEED] * 3 + [0, 1, 2]
     assert (out / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
     names = [
         {str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (whole, out)

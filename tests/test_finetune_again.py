@@ -14,14 +14,14 @@ from maskwise.errors import MaskwiseError
 from maskwise.study import single
 from maskwise.study.single import run_finetune
 from maskwise.study.stages import finetune_alone
-from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge, load_task
+from maskwise.tasks import FinetuneSettings, evaluate_tasks, finetuning, load_task
 from maskwise.training.log import NotFinite
 
 TASKS = ["banking77(train_rows=20)", "trivia(train_rows=20)"]
 
 
 class Tuner:
-    """Stands in for ``judge.finetune``: counts its calls, and diverges at high rates or on one
+    """Stands in for ``finetuning.finetune``: counts its calls, and diverges at high rates or on one
     task.
     """
 
@@ -50,7 +50,7 @@ def again(monkeypatch, tmp_path):
     """Fine-tune in one folder, with a tuner and settings."""
 
     def finetuned(tuner: Tuner, *overrides: str, seeds: int = 2) -> list[Any]:
-        monkeypatch.setattr(judge, "finetune", tuner)
+        monkeypatch.setattr(finetuning, "finetune", tuner)
         settings = ["steps=2", *overrides]
         return run_finetune("bundled:encoder", TASKS, settings, seeds=seeds, out=tmp_path)
 
@@ -129,7 +129,7 @@ def test_more_seeds_are_added_to_those_that_are_there(after, again, tmp_path):
 def test_other_tasks_and_searched_rates_stay(again, tmp_path, monkeypatch):
     again(Tuner())
     tuner = Tuner()
-    monkeypatch.setattr(judge, "finetune", tuner)
+    monkeypatch.setattr(finetuning, "finetune", tuner)
     arguments = ["steps=2", "learning_rate=1e-3", "search_rate=true"]
 
     def searched(seeds: int) -> Any:
@@ -184,7 +184,7 @@ def test_a_trial_of_other_settings_is_not_used(again, tmp_path):
 
 def test_from_python_with_rows(tmp_path, monkeypatch):
     tuner = Tuner()
-    monkeypatch.setattr(judge, "finetune", tuner)
+    monkeypatch.setattr(finetuning, "finetune", tuner)
     rows = [{"text": f"{'red' if n % 2 else 'blue'} {n}", "label": "ab"[n % 2]} for n in range(40)]
     given = {"out": tmp_path, "overrides": {"steps": 2}}
     first = maskwise.finetune("bundled:encoder", {"colours": rows}, runs=1, **given)
@@ -198,7 +198,7 @@ def test_from_python_with_rows(tmp_path, monkeypatch):
 @pytest.mark.parametrize("most", [2e-3, 5e-4, 0])
 def test_a_rate_that_diverges_loses_unless_every_rate_does(monkeypatch, most):
     tuner = Tuner(most=most)
-    monkeypatch.setattr(judge, "finetune", tuner)
+    monkeypatch.setattr(finetuning, "finetune", tuner)
     settings = FinetuneSettings(learning_rate=1e-3, search_rate=True, seeds=1)
     if not most:
         with pytest.raises(NotFinite):

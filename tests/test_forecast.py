@@ -172,9 +172,9 @@ def test_the_forecast_runs_the_function_of_the_stage(kind, recipe, monkeypatch):
     monkeypatch.setattr(timing, kind, watched)
     assert check(str(recipe), SMALL)["unknown"] == []
     from maskwise.study import pretraining
-    from maskwise.tasks import judge
+    from maskwise.tasks import finetuning
 
-    assert called and real is {"pretrain": pretraining, "finetune": judge}[kind].__dict__[kind]
+    assert called and real is {"pretrain": pretraining, "finetune": finetuning}[kind].__dict__[kind]
     assert all(isinstance(each, timing.Clock) for each in called)
     assert all(2 <= len(each.ticks) - 1 <= timing.STEPS for each in called)
 

@@ -19,7 +19,7 @@ from maskwise.annotate.store import Store
 from maskwise.annotate.weights import Difference
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.cloze import Cloze, questions_of
-from maskwise.tasks import FinetuneSettings, evaluate_tasks, judge, load_task
+from maskwise.tasks import FinetuneSettings, evaluate_tasks, finetuning, load_task
 from maskwise.tasks.columns import number_of
 from maskwise.tasks.metrics import LOST, error_of_items, macro_f1
 from maskwise.text import read_documents, readers, train_tokenizer
@@ -129,11 +129,11 @@ def test_rates_that_are_tried_get_the_same_steps(monkeypatch: pytest.MonkeyPatch
         steps.append((training.learning_rate, training.steps))
         return {**score, "dev": training.learning_rate, "counts": None, "items": [[0.5, 1.0]]}
 
-    monkeypatch.setattr(judge, "finetune", counted)
+    monkeypatch.setattr(finetuning, "finetune", counted)
     settings = FinetuneSettings(learning_rate=1e-3, search_rate=True, seeds=1)
     task = load_task("banking77(train_rows=200)")
     nothing: Any = None
-    judge.task_record("nowhere", task, tokenizer=nothing, settings=settings, seeds=[0])
+    finetuning.task_record("nowhere", task, tokenizer=nothing, settings=settings, seeds=[0])
     assert len(steps) == 4 and len({count for _, count in steps}) == 1 and steps[-1][0] == 3e-3
 
 

@@ -14,7 +14,7 @@ from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
 from maskwise.study.records import RESULTS
 from maskwise.study.single import run_finetune
-from maskwise.tasks import judge
+from maskwise.tasks import finetuning
 from maskwise.text import labelled, readers
 from test_finetune_again import TASKS, Tuner
 from tiny import load_json, maskwise, read_lines, write_inputs
@@ -91,7 +91,7 @@ def test_a_folder_without_results_may_be_begun_anew(recipe, finished, tmp_path):
 
 
 def test_fine_tuning_keeps_the_records_of_another_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(judge, "finetune", Tuner())
+    monkeypatch.setattr(finetuning, "finetune", Tuner())
     given = {"overrides": ["steps=2"], "seeds": 1, "out": tmp_path}
     run_finetune("bundled:encoder", TASKS[:1], **given)
     before = (tmp_path / "records.jsonl").read_bytes()

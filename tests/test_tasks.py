@@ -32,7 +32,7 @@ from maskwise.tasks import (
     load_task,
 )
 from maskwise.tasks.classes import TaggedRow, TextRow
-from maskwise.tasks.judge import answer, load_network, task_record
+from maskwise.tasks.finetuning import answer, load_network, task_record
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1
 from maskwise.text import train_tokenizer
 from maskwise.text.labelled import read_records
@@ -479,7 +479,7 @@ def test_a_score_that_is_no_number_is_no_record(tmp_path, monkeypatch):
     def not_finite(_, texts, *args, **options):
         return torch.full((len(texts), 4), torch.nan)
 
-    monkeypatch.setattr("maskwise.tasks.judge.embed", not_finite)
+    monkeypatch.setattr("maskwise.tasks.finetuning.embed", not_finite)
     rows = [{"s1": f"the cat {i}", "s2": "sat", "score": i % 5} for i in range(30)]
     load_rows(tmp_path, rows, kind="zero-shot-similarity")
     given = {"overrides": ["max_length=8"], "seeds": 1, "out": tmp_path / "out"}

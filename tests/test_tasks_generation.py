@@ -29,7 +29,7 @@ from maskwise.tasks import (
     load_task,
     task_record,
 )
-from maskwise.tasks.judge import BestDevScore, answer, load_network
+from maskwise.tasks.finetuning import BestDevScore, answer, load_network
 from maskwise.tasks.metrics import ITEMS, METRICS, bootstrap_interval
 from maskwise.tasks.tensors import TaskSource
 from maskwise.text import train_tokenizer

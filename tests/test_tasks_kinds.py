@@ -36,7 +36,7 @@ from maskwise.tasks import (
     task_record,
 )
 from maskwise.tasks.classes import ScoredRow, TextRow, text_row
-from maskwise.tasks.judge import answer
+from maskwise.tasks.finetuning import answer
 from maskwise.tasks.metrics import (
     LOST,
     METRICS,
@@ -644,7 +644,7 @@ def test_dev_chooses_the_pooling_that_tells_classes_apart(tokenizer, tmp_path, m
             vectors[:, 0] = torch.tensor([8.0 if "cat" in text else -8.0 for text in texts])
         return vectors
 
-    monkeypatch.setattr("maskwise.tasks.judge.embed", embedded)
+    monkeypatch.setattr("maskwise.tasks.finetuning.embed", embedded)
     fixed = {"tokenizer": tokenizer, "config": tiny(tokenizer), "seed": 0}
     score = finetune(None, task, settings=FinetuneSettings(max_length=16), **fixed)
     assert score["score"] == 1.0

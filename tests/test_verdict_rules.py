@@ -22,7 +22,7 @@ from maskwise.samplers import SAMPLERS
 from maskwise.samplers.base import Sampler
 from maskwise.study import records as study_records
 from maskwise.study.prospects import prospect_lines, prospects_of
-from maskwise.tasks.judge import TRIAL_SEED
+from maskwise.tasks.finetuning import TRIAL_SEED
 from maskwise.verdict import judge, primary_pairs, summarise
 from maskwise.verdict.failures import ADAPTIVE, at_floor
 from maskwise.verdict.outcomes import Outcomes

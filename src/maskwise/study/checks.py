@@ -37,7 +37,7 @@ from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.study.store import StageStore
 from maskwise.study.together import LOCK
 from maskwise.tasks import load_task
-from maskwise.tasks.finetuning import MAX_LENGTH
+from maskwise.tasks.settings import MAX_LENGTH
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import folder_note, group_of, lines_note, place_of

@@ -29,7 +29,7 @@ from maskwise.study.plan import Plan, Run, baseline_of, learned_from, reference_
 from maskwise.study.stages import DONE, KINDS, Stage, prepare_stage, tokenizer_of
 from maskwise.study.store import StageStore
 from maskwise.tasks import load_task
-from maskwise.tasks.judge import PREDICTIONS
+from maskwise.tasks.finetuning import PREDICTIONS
 
 PLAN = "plan.json"
 """The list of planned stages, in ``stages/``."""

@@ -35,7 +35,7 @@ from maskwise.study.scheduler import RETRIES, execute
 from maskwise.study.stages import KINDS, TEXT, Stage
 from maskwise.study.store import StageStore
 from maskwise.study.together import StudyFolder
-from maskwise.tasks.judge import PREDICTIONS
+from maskwise.tasks.finetuning import PREDICTIONS
 
 
 def run_study(

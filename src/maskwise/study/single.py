@@ -50,7 +50,7 @@ from maskwise.study.stages import (
 from maskwise.study.store import StageStore
 from maskwise.study.work import fine_tuned, run_stage
 from maskwise.tasks import FinetuneSettings, TaskRecord
-from maskwise.tasks.judge import tasks_of
+from maskwise.tasks.finetuning import tasks_of
 from maskwise.training.engine import FREE
 
 PHASE = "phase-"

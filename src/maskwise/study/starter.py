@@ -42,8 +42,8 @@ from maskwise.recipe.overrides import Plain
 from maskwise.specs import local_name, split_options, user_path, with_options
 from maskwise.study.checks import row_sizes
 from maskwise.tasks import Task, load_task
-from maskwise.tasks.finetuning import interpolated
 from maskwise.tasks.loading import HiddenLabels, UnreadableTask
+from maskwise.tasks.settings import interpolated
 from maskwise.text import Documents, load_tokenizer, read_documents, require_documents
 from maskwise.text.documents import is_source_code, longest_field, place_of
 from maskwise.text.labelled import ending_of

@@ -37,7 +37,7 @@ from maskwise.study.stages import Stage
 from maskwise.study.starter import look_at
 from maskwise.study.work import write_rows
 from maskwise.tasks import load_task
-from maskwise.tasks.judge import finetune
+from maskwise.tasks.finetuning import finetune
 from maskwise.text import Prepared, Rows, load_tokenizer
 from maskwise.text.documents import Document
 from maskwise.text.settings import CorpusSettings, first_characters

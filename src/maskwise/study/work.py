@@ -46,7 +46,7 @@ from maskwise.study.stages import (
     tune_stage,
 )
 from maskwise.study.store import StageStore
-from maskwise.tasks import FinetuneSettings, Score, Task, TaskRecord, judge, load_task
+from maskwise.tasks import FinetuneSettings, Score, Task, TaskRecord, finetuning, load_task
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
 from maskwise.text.documents import place_of
 from maskwise.text.new_words import Extended, choose_words, extend, given_words, saved_share
@@ -432,7 +432,7 @@ def fine_tuned(
         return cast(Score, run_stage(tune, replace(store, places=places)))
 
     start = _start_of(stage, store)
-    return judge.record_of_runs(
+    return finetuning.record_of_runs(
         run,
         _loaded(stage.setting("task"), stage.what["task_content"]),
         start=start.config or start.checkpoint,
@@ -476,7 +476,7 @@ def _start_of(stage: Stage, store: StageStore) -> _Start:
 def _tune(stage: Stage, store: StageStore) -> Plain:
     start = _start_of(stage, store)
     seed = stage.what["seed"]
-    score = judge.finetune(
+    score = finetuning.finetune(
         start.checkpoint,
         _loaded(stage.setting("task"), stage.what["task_content"]),
         tokenizer=start.tokenizer,
@@ -484,7 +484,7 @@ def _tune(stage: Stage, store: StageStore) -> Plain:
         seed=seed,
         config=start.config,
         # A trial of a learning rate keeps only its score.
-        folder=None if seed == judge.TRIAL_SEED else store.folder(stage),
+        folder=None if seed == finetuning.TRIAL_SEED else store.folder(stage),
         checkpoints=stage.how.get("checkpoints", False),
     )
     return {**score}

@@ -1,188 +1,472 @@
-"""Fine-tuning settings, learning rates by model size, and records of scores."""
+"""Evaluate a checkpoint on tasks: fine-tune it with several seeds, or use it as a frozen encoder.
+
+Fine-tuning uses the training loop with the objective of the task. The seed determines the new head,
+the row order and dropout. The number of steps is fixed beforehand. Only the weights after the last
+step are scored on test, because the best of several test scores would be biased upwards. With
+``eval_every``, the weights with the best dev score are scored on test instead.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal, NotRequired, TypedDict
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, Field
+import torch
+from torch import Tensor
 
-from maskwise.effects import Count, NotNegative, Positive, Rounding, Share, Weights, Whole
-from maskwise.tasks.task import Task
-from maskwise.training import TrainingSettings
+from maskwise.constants import LOWER_IS_BETTER
+from maskwise.devices import best_device
+from maskwise.errors import MaskwiseError
+from maskwise.families import check_fit, check_room, evaluating
+from maskwise.folders import write_lines
+from maskwise.models import load_task_model, task_config, weights_of
+from maskwise.objectives import Objective
+from maskwise.printing import refuse_quiet
+from maskwise.tasks.loading import load_task
+from maskwise.tasks.metrics import bootstrap_interval, compact, error_of_items
+from maskwise.tasks.settings import FinetuneSettings, Score, TaskRecord
+from maskwise.tasks.task import Answers, Task
+from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode, warn_of_cuts
+from maskwise.text import load_tokenizer
+from maskwise.training import train
+from maskwise.training.checkpoint import save_checkpoint
+from maskwise.training.log import Evaluate, NotFinite, Watch
+from maskwise.training.ranks import Ranks
 
-MAX_LENGTH = 64
-"""The default maximum number of tokens in a row of a task."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# The name of the file with the answers to all test rows; each seed has its own file.
+PREDICTIONS = "predictions.jsonl"
+# The learning-rate search tries the learning rate times each of these factors.
+TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
+# The seed of the learning-rate search. It differs from every seed whose score is reported.
+TRIAL_SEED = 1 << 40
+
+RunTask: TypeAlias = Callable[[FinetuneSettings, int, str], Score]
+"""Fine-tunes with settings and a seed. The third argument is the name of the run's folder."""
 
 
-class FinetuneSettings(BaseModel, extra="forbid", frozen=True):
-    """The settings with which every checkpoint of a study is fine-tuned.
+def evaluate_tasks(
+    checkpoint: str | Path,
+    specs: Sequence[str | Task],
+    *,
+    settings: FinetuneSettings | None = None,
+    seeds: int | None = None,
+    out: None = None,
+    quiet: None = None,
+) -> list[TaskRecord]:
+    """Evaluate a checkpoint on tasks, and write no files.
 
-    If ``epochs`` or ``learning_rate`` is None, its value depends on the size of the model.
+    Args:
+        checkpoint: a folder or hub id with its tokenizer.
+        specs: tasks, or sources as in ``load_task``. All tasks are loaded and checked before any
+            training starts.
+        settings: the fine-tuning settings.
+        seeds: the number of fine-tuning runs per task, by default ``settings.seeds``. A task that
+            keeps the encoder frozen, such as sentence-embedding, runs once.
+        out: a former argument. ``maskwise.finetune`` writes files, and resumes.
+        quiet: a former argument. The level of the logger ``maskwise`` hides progress.
 
-    >>> FinetuneSettings(epochs=2, learning_rate=5e-5).max_length
-    64
-    >>> FinetuneSettings(epochs=2).fitting(110_000_000).learning_rate
-    5e-05
+    Returns:
+        One record for each task. ``score`` is the mean over seeds on the metric's own scale ([0, 1]
+        or [−1, 1]). ``fine_tuning`` and ``dev`` are lists with one score per seed. ``others`` maps
+        further metrics to their means over seeds, on test.
+
+    Raises:
+        MaskwiseError: the checkpoint or a task does not exist, two tasks have the same name, or the
+            model cannot learn a task.
+
+    >>> spec = "trivia(kind='sentence-embedding', train_rows=50)"
+    >>> (record,) = evaluate_tasks("bundled:encoder", [spec])
+    >>> record["task"], record["metric"], len(record["fine_tuning"])
+    ('trivia-embedding', 'accuracy', 1)
+    """
+    refuse_quiet(quiet)
+    if out is not None:
+        raise MaskwiseError(
+            "evaluate_tasks writes no files now",
+            got=f"out={str(out)!r}",
+            do="call maskwise.finetune(model, tasks, out=…)",
+        )
+    settings = settings or FinetuneSettings()
+    tasks, tokenizer = tasks_of(checkpoint, specs, settings)
+    return [
+        task_record(
+            checkpoint,
+            task,
+            tokenizer=tokenizer,
+            settings=settings,
+            seeds=range(seeds or settings.seeds),
+        )
+        for task, _ in tasks.values()
+    ]
+
+
+def tasks_of(
+    checkpoint: str | Path, specs: Sequence[str | Task], settings: FinetuneSettings
+) -> tuple[dict[str, tuple[Task, str]], PreTrainedTokenizerBase]:
+    """Load all tasks and the tokenizer of a checkpoint, and check that they fit.
+
+    Returns:
+        Each task and its spec, keyed by the name of the task; and the tokenizer.
+
+    Raises:
+        MaskwiseError: as for ``evaluate_tasks``.
+    """
+    tasks: dict[str, tuple[Task, str]] = {}
+    for spec in specs:
+        task = spec if isinstance(spec, Task) else load_task(spec)
+        if task.name in tasks:
+            raise MaskwiseError(
+                f"two tasks are called {task.name!r}",
+                got=str(spec),
+                do='rename one of them: …(name="…")',
+            )
+        tasks[task.name] = task, str(spec)
+    tokenizer = load_tokenizer(str(checkpoint), needs_mask=False)
+    for task, _ in tasks.values():
+        check_length(task, tokenizer, settings.max_length)
+        if task.kind.check_model:
+            task.kind.check_model(task_config(checkpoint, {}))
+    return tasks, tokenizer
+
+
+def task_record(
+    checkpoint: str | Path | None,
+    task: Task,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: FinetuneSettings,
+    seeds: Iterable[int],
+    config: PreTrainedConfig | None = None,
+    folder: Path | None = None,
+    checkpoints: bool = True,
+) -> TaskRecord:
+    """Evaluate one checkpoint on one task with several seeds.
+
+    Args:
+        seeds: the seed of each run. Only the first seed is used if no part of a run is random.
+        folder: the parent of the ``seed-N`` folders, or None to write nothing.
+        checkpoints: whether to write the log and the checkpoints in addition to the predictions.
+
+    The other arguments are those of ``finetune``.
     """
 
-    epochs: Weights[float | None] = Field(None, gt=0)
-    """Passes over the training rows; ignored if ``steps`` is given. The default is 5. For a large
-    model (with a learning rate below 1e-3), it is at least 5 and at most 20: enough for 250 steps.
-    Of a question-answering task, rows are questions; a long context has several windows.
-    """
-
-    steps: Weights[int | None] = Field(None, ge=1)
-    """Optimiser updates. If it is None, ``epochs`` and the number of rows decide."""
-
-    batch_size: Weights[Count] = 16
-    """Rows per update."""
-    learning_rate: Weights[float | None] = Field(None, gt=0)
-    """AdamW's peak learning rate. The default depends on the model size: 3e-3 for a million
-    weights, 5e-5 for 110 million weights.
-    """
-
-    search_rate: Weights[bool] = False
-    """Whether to search for the learning rate. The candidates are 1/3, 1 and 3 times
-    ``learning_rate``. The candidate with the best dev score is used. The search has its own seed,
-    and costs three more fine-tuning runs for each checkpoint and task.
-    """
-
-    muon_learning_rate: Weights[Positive] = 0.003
-    """Muon's peak learning rate; used only with ``optimizer: muon``."""
-
-    optimizer: Weights[Literal["adamw", "muon"]] = "adamw"
-    """``muon`` trains the weight matrices of the transformer layers with Muon, and all other
-    parameters with AdamW."""
-    warmup: Weights[Share] = 0.1
-    """Share of the steps over which the learning rate rises from 0."""
-
-    eval_every: Weights[Whole] = 0
-    """Steps between evaluations on dev. The weights with the best dev score are used; if scores are
-    equal, the earliest. With 0, dev is scored only at the end, and the last weights are used.
-    """
-
-    weight_decay: Weights[NotNegative] = 0.01
-    """Decoupled weight decay of matrices. Biases, norms and other vectors have no weight decay."""
-    precision: Rounding[Literal["auto", "no", "bf16"]] = "auto"
-    """The number format of the computation: see ``training.precision``."""
-    max_length: Weights[int] = Field(MAX_LENGTH, ge=3)
-    """Maximum number of tokens in a row. Longer rows are cut, and a tagged word that is cut off
-    counts as wrong. The long context of a question is split into several windows instead.
-    """
-
-    seeds: Weights[Count] = 3
-    """Fine-tuning runs for each checkpoint and task. The score is the mean over these runs."""
-
-    def fitting(self, weights: int) -> FinetuneSettings:
-        """Fill in a missing learning rate, which depends on the model's number of weights."""
-        if self.learning_rate is not None:
-            return self
-        return self.model_copy(update={"learning_rate": interpolated(weights, RATES)})
-
-    def training(self, task: Task, *, seed: int) -> TrainingSettings:
-        """Return the training settings of one run.
-
-        Without a learning rate, the run gets the default of the smallest models: see ``fitting``.
-        """
-        rows = len(task.splits["train"])
-        given = self.fitting(0)
-        shared = given.model_dump(exclude={"epochs", "steps", "max_length", "seeds", "search_rate"})
-        epochs = self.epochs
-        if epochs is None:
-            assert given.learning_rate is not None
-            epochs = 5.0
-            if given.learning_rate < SMALL_RATE:
-                enough = FEWEST_STEPS * self.batch_size / rows
-                epochs = min(20.0, max(epochs, enough))
-        steps = self.steps or max(1, round(epochs * rows / self.batch_size))
-        return TrainingSettings(
-            steps=steps,
+    def run(settings: FinetuneSettings, seed: int, name: str) -> Score:
+        return finetune(
+            checkpoint,
+            task,
+            tokenizer=tokenizer,
+            settings=settings,
             seed=seed,
-            log_every=max(1, steps // 20),
-            **shared,
+            config=config,
+            folder=folder / name if folder and seed != TRIAL_SEED else None,
+            checkpoints=checkpoints,
         )
 
-
-# AdamW's peak learning rate, keyed by the number of weights. The five models are the quick start's
-# model, the bundled encoder, MiniLM, BERT base and BERT large (Devlin et al. 2019, appendix A.3).
-RATES = {1.5e6: 3e-3, 4e6: 1e-3, 22e6: 5e-4, 110e6: 5e-5, 340e6: 2e-5}
-# A model with a rate below SMALL_RATE counts as large. Fine-tuning large models is unstable in few
-# steps (Mosbach et al. 2021), so their default is at least FEWEST_STEPS.
-SMALL_RATE, FEWEST_STEPS = 1e-3, 250
+    return record_of_runs(
+        run, task, start=config or checkpoint, random=not checkpoint, settings=settings, seeds=seeds
+    )
 
 
-def interpolated(weights: int, rates: Mapping[float, float]) -> float:
-    """Interpolate the rate for a number of weights, linearly on logarithmic scales.
+def record_of_runs(
+    run: RunTask,
+    task: Task,
+    *,
+    start: PreTrainedConfig | str | Path | None,
+    random: bool,
+    settings: FinetuneSettings,
+    seeds: Iterable[int],
+    keep: Callable[[TaskRecord], object] | None = None,
+) -> TaskRecord:
+    """Fine-tune a checkpoint with several seeds, and summarise the scores.
 
-    >>> [interpolated(weights, RATES) for weights in (600_000, 22_000_000, 340_000_000)]
-    [0.003, 0.0005, 2e-05]
+    Args:
+        run: runs ``finetune`` for this checkpoint and task; see ``RunTask``.
+        start: the checkpoint or its configuration, whose size decides the learning rate.
+        random: whether the weights are random. A frozen encoder gives the same score for every
+            seed otherwise, so it runs once.
+        keep: a function to call with the record so far after every run.
     """
-    size = math.log(max(1, weights))
-    log_sizes = np.log(list(rates))
-    log_rates = np.log(list(rates.values()))
-    rate = math.exp(np.interp(size, log_sizes, log_rates))
-    return float(f"{rate:.2g}")
+    seeds = list(seeds)
+    if task.frozen and not random:
+        seeds = seeds[:1]
+    if settings.learning_rate is None and start is not None and not task.frozen:
+        settings = settings.fitting(weights_of(task_config(start, {})))
+    tried: dict[float, float] = {}
+    diverged: list[str] = []
+    if settings.search_rate and settings.learning_rate and not task.frozen:
+        settings, tried, diverged = _search_rate(task, settings, run)
+    scores: list[Score] = []
+    for seed in seeds:
+        scores.append(run(settings, seed, f"seed-{seed}"))
+        record = _record_of(task, scores, [*task.remarks, *diverged], tried)
+        if keep is not None:
+            keep(record)
+    return record
 
 
-# Records
+def _record_of(
+    task: Task, scores: Sequence[Score], notes: Sequence[str], tried: Mapping[float, float]
+) -> TaskRecord:
+    """Return the record of one or several runs of a task."""
+    first = scores[0]
+    by_seed = [score["score"] for score in scores]
+    record: TaskRecord = {
+        "task": task.name,
+        "task_kind": task.kind.name,
+        "metric": task.metric,
+        "majority": first["majority"],
+        "test_items": task.test_items,
+        "lost_words": first["lost_words"],
+        "notes": [*notes, *first["notes"]],
+        "score": sum(by_seed) / len(by_seed),
+        "fine_tuning": by_seed,
+        "dev": [score["dev"] for score in scores],
+        "others": {},
+    }
+    for name in first["others"]:
+        record["others"][name] = fmean(score["others"][name] for score in scores)
+    if tried:
+        record["tried"] = {f"{rate:g}": dev for rate, dev in tried.items()}
+    if first["counts"] is not None:
+        counts = np.array([score["counts"] for score in scores])
+        if task.kind.item_interval:
+            # ``counts`` has the shape (seeds, rows, 2), and one entry is the numerator and the
+            # denominator of a row's score. For a written answer, this entry is (score, 1).
+            means = list(map(fmean, counts[:, :, 0].T.tolist()))
+            record["interval"] = list(bootstrap_interval(means))
+            record["item_sd"] = pstdev(means)
+        clusters = [row.key for row in task.splits["test"]]
+        record["item_error"] = error_of_items(counts.mean(0), clusters)
+    sums, sizes = np.sum([score["items"] for score in scores], axis=0).T
+    record["item_sums"] = compact(sums)
+    record["item_sizes"] = compact(sizes)
+    if len(set(record["item_sizes"])) == 1:
+        record["item_sizes"] = record["item_sizes"][:1]
+    return record
 
 
-class Judged(TypedDict):
-    """The scores of one checkpoint on one task, in one or several runs.
+def _search_rate(
+    task: Task, settings: FinetuneSettings, run: RunTask
+) -> tuple[FinetuneSettings, dict[float, float], list[str]]:
+    """Search for the learning rate with the best dev score.
 
-    ``others`` holds further metrics on test, keyed by name. ``lost_words`` is the number of test
-    items that count as wrong because their tokens were cut off or are missing.
+    Returns:
+        The settings with the best rate, the dev score of each rate, and a note for each rate that
+        diverged.
+    """
+    if not task.splits["dev"]:
+        raise MaskwiseError(
+            f"the search for a learning rate needs dev rows, and task {task.name} has none",
+            do="give the task dev rows, or remove finetune.search_rate",
+        )
+    assert settings.learning_rate is not None
+    # By default, a small learning rate gets more steps. In the search, all rates get the same
+    # number of steps, so that their dev scores can be compared.
+    steps = settings.training(task, seed=0).steps
+    tried = {}
+    diverged = []
+    for factor in TRIAL_FACTORS:
+        rate = float(f"{factor * settings.learning_rate:.2g}")
+        trial = settings.model_copy(update={"steps": steps, "learning_rate": rate})
+        try:
+            tried[rate] = run(trial, TRIAL_SEED, f"rate-{rate:g}")["dev"] or 0.0
+        except NotFinite as error:
+            diverged.append(f"learning rate {rate:g} diverged and was dropped: {error.what}")
+            if len(diverged) == len(TRIAL_FACTORS):
+                raise
+    pick = min if task.metric in LOWER_IS_BETTER else max
+    best = pick(tried, key=tried.__getitem__)
+    return settings.model_copy(update={"steps": steps, "learning_rate": best}), tried, diverged
+
+
+def finetune(
+    checkpoint: str | Path | None,
+    task: Task,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: FinetuneSettings,
+    seed: int,
+    config: PreTrainedConfig | None = None,
+    folder: Path | None = None,
+    checkpoints: bool = True,
+    watch: Watch | None = None,
+) -> Score:
+    """Fine-tune a checkpoint on a task and score it once.
+
+    Args:
+        checkpoint: a folder or hub id, or None for random weights.
+        task: the data and the metric.
+        tokenizer: the checkpoint's tokenizer.
+        settings: the fine-tuning settings.
+        seed: the seed of the new weights, the row order and dropout.
+        config: the configuration of a model with random weights, or the configuration to use in
+            place of the checkpoint's.
+        folder: the folder for ``metrics.jsonl``, ``checkpoint/`` (in transformers' format) and,
+            for generation, ``predictions.jsonl``; or None to write nothing.
+        checkpoints: whether to write ``metrics.jsonl`` and ``checkpoint/``.
+        watch: times the training and ends it early.
+
+    Returns:
+        The scores, such as ``score`` (on test), ``dev`` (None without dev rows) and ``lost_words``
+        (the number of test items whose tokens were cut off or are missing; these items count as
+        wrong). A task with a frozen encoder has 0 steps and writes no checkpoint.
+
+    Raises:
+        MaskwiseError: the checkpoint does not exist or does not fit the tokenizer or
+            ``max_length``, or a loss or an answer is not finite.
+    """
+    began = time.perf_counter()
+    max_length = settings.max_length
+    network = load_network(
+        checkpoint, task, tokenizer, config=config, max_length=max_length, seed=seed
+    )
+    steps = lost = 0
+    majority = task.majority
+    if task.frozen:
+        check_length(task, tokenizer, max_length)
+        torch.nn.Module.to(network, best_device())
+        embedder = partial(embed, network, tokenizer=tokenizer, max_length=max_length)
+        if watch is not None:
+            watch(None)
+        answers, notes = _frozen_answers(task, embedder)
+    else:
+        assert task.kind.objective is not None
+        training = settings.training(task, seed=seed)
+        data = encode(task, tokenizer, max_length=max_length)
+        objective = task.kind.objective(network)
+        notes = warn_of_cuts(task, data)
+        if majority is None:
+            majority = data["test"].chance(data["train"])
+        best = BestDevScore(task, objective, data["dev"]) if settings.eval_every else None
+        evaluate: Evaluate | None = best
+        if watch is not None:
+            training = training.model_copy(update=dict(watch.settings))
+            evaluate = watch(best)
+        done = train(
+            objective,
+            TaskSource(data["train"], training),
+            training,
+            folder=folder if checkpoints else None,
+            title=f"{task.name} {seed}",
+            evaluate=evaluate,
+        )
+        if best and best.state:
+            objective.load_state_dict(best.state)
+        answers = {split: answer(objective, data[split]) for split in ("dev", "test")}
+        steps = done["steps"]
+        lost = data["test"].lost
+        if folder is not None and checkpoints:
+            save_checkpoint(folder / "checkpoint", network, tokenizer)
+    test = answers["test"]
+    if task.kind.item_interval and folder is not None:
+        write_lines(folder / PREDICTIONS, task.predictions("test", test))
+    counts = task.row_counts("test", test)
+    dev = None
+    if "dev" in answers:
+        dev = task.finite_score("dev", answers["dev"])
+    return {
+        "task": task.name,
+        "metric": task.metric,
+        "score": task.finite_score("test", test),
+        "dev": dev,
+        "others": {name: task.finite_score("test", test, name) for name in task.other_metrics()},
+        "majority": majority,
+        "test_items": task.test_items,
+        "lost_words": lost,
+        "steps": steps,
+        "seconds": time.perf_counter() - began,
+        "seed": seed,
+        "notes": notes,
+        "counts": None if counts is None else counts.tolist(),
+        "items": task.item_sums("test", test).tolist(),
+    }
+
+
+def load_network(
+    checkpoint: str | Path | None,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    config: PreTrainedConfig | None,
+    max_length: int,
+    seed: int,
+) -> PreTrainedModel:
+    """Load a checkpoint, or random weights of ``config``, with a new head for a task.
+
+    If both are given, ``config`` replaces the configuration of the checkpoint.
+
+    Raises:
+        MaskwiseError: neither ``checkpoint`` nor ``config`` is given, or the model does not fit the
+            task, the tokenizer or ``max_length``.
+    """
+    start = config or checkpoint
+    if start is None:
+        raise MaskwiseError("finetune needs a checkpoint, or a config for random weights")
+    config = task_config(start, task.config())
+    if task.kind.check_model:
+        task.kind.check_model(config)
+    check_fit(config, len(tokenizer), do="give the tokenizer that the checkpoint was trained with")
+    check_room(config, max_length, what="max_length")
+    return load_task_model(checkpoint, config, head=task.kind.head, seed=seed)
+
+
+def _frozen_answers(
+    task: Task, embedder: Callable[..., Tensor]
+) -> tuple[Mapping[str, Answers], list[str]]:
+    """Return the answers of a frozen encoder, and a note if the pooling was chosen on dev."""
+    assert task.kind.answers is not None
+    tried = {}
+    for pooling in task.poolings:
+        vectors = {}
+        for split, rows in task.splits.items():
+            if rows:
+                texts = list(chain.from_iterable(row.texts for row in rows))
+                vectors[split] = embedder(texts, pooling=pooling)
+        tried[pooling] = task.kind.answers(task, vectors)
+    if len(tried) == 1:
+        return tried[task.pooling], []
+    dev = {name: task.finite_score("dev", answers["dev"]) for name, answers in tried.items()}
+    best = max(dev, key=dev.__getitem__)
+    scores = ", ".join(f"{name} {score:.3f}" for name, score in dev.items())
+    return tried[best], [f"pooling {best}, chosen on dev ({scores})"]
+
+
+class BestDevScore:
+    """A callback for the training loop that scores the model on dev.
+
+    Attributes:
+        state: a copy of the weights with the best score so far, in CPU memory.
     """
 
-    task: str
-    metric: str
-    score: float
-    others: dict[str, float]
-    majority: float | None
-    test_items: int
-    lost_words: int
-    notes: list[str]
+    def __init__(self, task: Task, objective: Objective, data: Data):
+        self.task = task
+        self.objective = objective
+        self.data = data
+        self.state: dict[str, Tensor] = {}
+        self._score = -math.inf
+
+    def __call__(self, done: int, ranks: Ranks) -> list[dict[str, object]]:
+        score = self.task.finite_score("dev", answer(self.objective, self.data))
+        signed = -score if self.task.metric in LOWER_IS_BETTER else score
+        if signed > self._score:
+            self._score = signed
+            state = self.objective.state_dict()
+            self.state = {name: value.cpu().clone() for name, value in state.items()}
+        return [{"dev": score}]
 
 
-class Score(Judged):
-    """The scores of one run."""
-
-    dev: float | None
-    steps: int
-    seconds: float
-    seed: int
-    counts: list[list[float]] | None
-    """See ``Task.row_counts``."""
-    items: list[list[float]]
-    """See ``Task.item_sums``."""
-
-
-class TaskRecord(Judged):
-    """The scores of all seeds together: a line in ``records.jsonl``.
-
-    ``fine_tuning`` and ``dev`` are the scores of each seed on test and dev.
-    """
-
-    task_kind: str
-    fine_tuning: list[float]
-    dev: list[float | None]
-    interval: NotRequired[list[float]]
-    """A 95 % bootstrap interval of the score over test items."""
-    item_error: NotRequired[float]
-    """The standard error of the score over test items, from a bootstrap of sentences or texts."""
-    item_sd: NotRequired[float]
-    """The standard deviation, over test items, of an item's mean score over seeds."""
-    item_sums: NotRequired[list[float]]
-    """Contributions of groups of test rows to the numerator of the score, summed over seeds. Rows
-    with the same text are one group. See ``Task.item_sums``."""
-    item_sizes: NotRequired[list[float]]
-    """Contributions to the denominator, such as the number of answers; one number if all are
-    equal. The score is the sum of ``item_sums`` divided by the sum of ``item_sizes``."""
-    tried: NotRequired[dict[str, float]]
-    """The dev score of each learning rate in the search."""
-    model: NotRequired[str]
-    made_of: NotRequired[str]
-    """A hash of checkpoint, rows and settings. Records with an equal hash differ only in seeds."""
+@torch.inference_mode()
+def answer(objective: Objective, data: Data) -> Answers:
+    """Return a fine-tuned model's answers, one per item: classes, scores, choices or texts."""
+    with evaluating(objective):
+        return data.answers(objective, next(objective.parameters()).device)
