@@ -171,7 +171,7 @@ def test_the_best_rate_is_the_lowest_where_lower_is_better(metric: str) -> None:
     settings = FinetuneSettings(learning_rate=1e-3, search_rate=True, steps=2)
     rates: list[float] = []
 
-    def run(*, settings: FinetuneSettings, **_: object) -> dict[str, float]:
+    def run(settings: FinetuneSettings, seed: int, name: str) -> dict[str, float]:
         assert settings.learning_rate is not None
         rates.append(settings.learning_rate)
         return {"dev": settings.learning_rate}

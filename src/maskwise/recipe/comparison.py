@@ -252,7 +252,7 @@ class StudySettings(Settings):
         self._check_names()
         if self.search:
             # The best search runs are partly lucky, so compared runs must have other seeds.
-            shared = set(self.seed_list) & set(self.judged_seeds.values())
+            shared = set(self.seed_list) & set(self.compared_seeds.values())
             if shared:
                 raise MaskwiseError(
                     f"with study.search, a compared run has the seed of its search runs + "
@@ -328,7 +328,7 @@ class StudySettings(Settings):
         return self.seeds
 
     @property
-    def judged_seeds(self) -> dict[int, int]:
+    def compared_seeds(self) -> dict[int, int]:
         """The seeds of the compared runs, keyed by the seeds in the recipe.
 
         The two are equal, unless a search uses the seeds in the recipe for its own runs.

@@ -163,7 +163,7 @@ class Design:
 
     def _compared(self, arms: Sequence[str], seed: int, fraction: float = 1.0) -> list[Run]:
         """Plan the compared runs of a seed, with the settings that the search chose."""
-        fresh = self.recipe.study.judged_seeds[seed]
+        fresh = self.recipe.study.compared_seeds[seed]
         runs = []
         for arm in arms:
             if (arm, seed) not in self.failed:
@@ -302,7 +302,7 @@ class Design:
                 {
                     "kind": "selection",
                     "arm": arm,
-                    "seed": study.judged_seeds[seed],
+                    "seed": study.compared_seeds[seed],
                     "search_seed": seed,
                     "by": by,
                     "candidates": candidates,

@@ -67,7 +67,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "recipe_yaml": recipe.to_yaml(),
         "baseline": recipe.baseline or "",
         "reference": reference,
-        "seeds": list(study.judged_seeds.values()),
+        "seeds": list(study.compared_seeds.values()),
         "arms": {name: _arm_facts(name, design) for name in study.arms},
         "seconds": None,
         "contrasts": study.primary,
@@ -425,7 +425,7 @@ def others_of(out: Path, before: Plain, design: Design) -> Others:
         before: the content of study.json in ``out``.
         design: the design of this call.
     """
-    judged = design.recipe.study.judged_seeds
+    judged = design.recipe.study.compared_seeds
     # In a study with a search, the search runs have the seeds in the recipe, and the compared runs
     # have other seeds.
     own = {*design.seeds, *(judged[seed] for seed in design.seeds)}
@@ -574,5 +574,5 @@ def failed_searches(design: Design, errors: Mapping[str, str]) -> Iterator[Recor
         reasons = [errors[name] for name in stages_of([Plan(tuple(trials))]) if name in errors]
         reason = next(iter(reasons), "no finite score")
         error = f"no point of its search succeeded: {reason}"
-        judged = design.recipe.study.judged_seeds[seed]
+        judged = design.recipe.study.compared_seeds[seed]
         yield {"kind": "failure", "arm": arm, "seed": judged, "stage": "search", "error": error}

@@ -130,7 +130,7 @@ def interpolated(weights: int, rates: Mapping[float, float]) -> float:
 # Records
 
 
-class Judged(TypedDict):
+class TaskScores(TypedDict):
     """The scores of one checkpoint on one task, in one or several runs.
 
     ``others`` holds further metrics on test, keyed by name. ``lost_words`` is the number of test
@@ -147,7 +147,7 @@ class Judged(TypedDict):
     notes: list[str]
 
 
-class Score(Judged):
+class Score(TaskScores):
     """The scores of one run."""
 
     dev: float | None
@@ -160,7 +160,7 @@ class Score(Judged):
     """See ``Task.item_sums``."""
 
 
-class TaskRecord(Judged):
+class TaskRecord(TaskScores):
     """The scores of all seeds together: a line in ``records.jsonl``.
 
     ``fine_tuning`` and ``dev`` are the scores of each seed on test and dev.
