@@ -460,9 +460,8 @@ def test_seeds_are_a_number_of_runs_or_a_range(texts, tmp_path, capfd):
         captured = capfd.readouterr()
         runs.append(json.loads(captured.out)["phases"][0]["runs"])
         # A number of runs had the option --seeds before.
-        assert ("--seeds is now called --runs" in captured.err) == (
-            (option, seeds) == ("--seeds", "2")
-        )
+        note = "--seeds 2 is now called --runs 2; the seed 2 is 2-2"
+        assert (note in captured.err) == ((option, seeds) == ("--seeds", "2"))
     assert runs == [2, 3, 2]
 
 

@@ -13,6 +13,7 @@ import yaml
 from datasets import Dataset, DatasetDict
 
 import maskwise as mw
+from maskwise.cli.terminal import print_check
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_lines
 from maskwise.recipe import read_recipe
@@ -128,6 +129,63 @@ def test_the_package_and_the_function_study_are_one_name():
 
     assert callable(mw.study) and callable(study) and callable(run_study)
     assert mw.study.run_study is run_study
+
+
+def test_a_printed_result_has_intervals_and_reasons(result):
+    row = result.contrasts[0]
+    flag = {"code": "x", "sentence": "the reason", "facts": {}}
+    marked = replace(
+        result, summary={**result.summary, "contrasts": [{**row, "flags": [flag]}, row]}
+    )
+    shown = str(marked)
+    assert f"· {row['arm']}: the reason" not in shown and "· the reason" in shown
+    assert all(f"→ {line}" in shown for line in result.summary["advice"])
+
+
+def test_a_check_of_rows_from_memory_names_no_temporary_path(inputs):
+    recipe, texts, rows = inputs
+    settings = {"timing": False, "texts": texts}
+    found = mw.check(recipe, tasks={"letters": rows}, **settings)
+    assert "/maskwise-" not in json.dumps(found.record["tasks"]) + str(found)
+    assert "/data/texts" not in json.dumps(found.record, default=str)
+    with pytest.raises(MaskwiseError, match=r"letters-\w{8}\.jsonl") as error:
+        mw.check(recipe, tasks={"letters": [{"text": "a"}]}, **settings)
+    assert "/maskwise-" not in str(error.value)
+
+
+def test_problems_and_information_of_a_check_are_apart(inputs, capsys):
+    recipe, texts, rows = inputs
+    found = mw.check(recipe, tasks={"letters": rows}, texts=texts, timing=False)
+    doubts = [{"what": "2 rows were left out", "do": ""}, {"what": "5 steps", "do": "raise them"}]
+    found = replace(found, record={**found.record, "doubts": doubts})
+    assert (found.doubts, found.notes) == (["5 steps: raise them"], ["2 rows were left out"])
+    assert str(found).splitlines()[-2:] == ["? 5 steps: raise them", "· 2 rows were left out"]
+    print_check(found.record)
+    printed = capsys.readouterr().out.splitlines()
+    assert {"? 5 steps", "  → raise them", "· 2 rows were left out"} <= {*printed}
+
+
+def test_equal_arms_are_named(inputs):
+    recipe, texts, rows = inputs
+    arms = {
+        "one": {},
+        "two": {"masking.policy": "whole-word"},
+        "three": {"masking.policy": "token"},
+    }
+    study = {**recipe["study"], "arms": arms, "contrasts": [["two", "one"]]}
+    equal = {**recipe, "masking": {"policy": "token"}, "study": study}
+    found = mw.check(equal, tasks={"letters": rows}, texts=texts, timing=False)
+    [line] = [note for note in found.notes if "equal settings" in note]
+    assert line.startswith("arms one and three have")
+
+
+def test_errors_of_a_power_plan_name_the_arguments_of_python(inputs):
+    recipe, texts, rows = inputs
+    given = {"texts": texts, "tasks": {"letters": rows}, "timing": False}
+    with pytest.raises(MaskwiseError, match=r"got detect=1\.5; give spread \("):
+        mw.check(recipe, detect=1.5, **given)
+    with pytest.raises(MaskwiseError, match=r"^spread \("):
+        mw.check(recipe, spread="nowhere", **given)
 
 
 # Rows from memory
@@ -338,6 +396,10 @@ def test_adapt_takes_texts_and_labels_from_memory(inputs, tmp_path):
     assert set(adapted.to_dataframe().arm) == {"words-30", "no-pretraining"}
     assert (adapted.model / "model.safetensors").is_file()
     assert (adapted.sentence_model / "modules.json").is_file()
+    read = mw.StudyResult.read(tmp_path / "out")
+    assert type(read) is type(adapted)
+    for name in ("answer", "helps", "arm", "model", "sentence_model", "next_step", "forgotten"):
+        assert getattr(read, name) == getattr(adapted, name)
     recipe = yaml.safe_load((tmp_path / "out" / "adapt.yaml").read_text())
     assert recipe["tasks"] == [f"{next(adapted.folder.glob('data/letters-*'))}(name='letters')"]
 

@@ -189,3 +189,9 @@ def test_a_finished_study_that_is_run_again_is_not_unfinished_meanwhile(recipe, 
     monkeypatch.undo()
     run_study(read_recipe(recipe, [ARMS, "study.seeds=2"]), out, jobs=1)
     assert [look["runs"] for look in load_json(out / "study.json")["looked"]] == [1]
+
+
+def test_a_folder_that_does_not_exist_is_said_to_be_none(tmp_path, capfd):
+    assert maskwise("status", tmp_path / "nowhere") == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert "there is no such folder; got" in line

@@ -22,6 +22,23 @@ WRITTEN = {
 SPREADS = "SDs of runs within an arm"
 
 
+def reasons(rows: Iterable[Contrast]) -> list[str]:
+    """Return the sentences of the flags of verdicts. One of several verdicts names their arms."""
+    rows = list(rows)
+    arms_of: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for flag in row["flags"]:
+            # An assumed error over items is large for nearly all tasks; the page shows it.
+            if not flag["facts"].get("assumed"):
+                arms_of.setdefault(flag["sentence"], {})[row["arm"]] = None
+    all_arms = {row["arm"] for row in rows}
+    sentences = []
+    for sentence, arms in arms_of.items():
+        named = arms.keys() == all_arms or any(arm in sentence for arm in arms)
+        sentences.append(sentence if named else f"{', '.join(arms)}: {sentence}")
+    return sentences
+
+
 @dataclass(frozen=True)
 class Shown:
     """A difference between an arm and its baseline in the displayed unit, positive if the arm is

@@ -230,7 +230,7 @@ def adapt(
     if seeds is not None and seeds.isdecimal():
         # The former spelling of --runs.
         of_runs = whole_number("--seeds", int(seeds), least=1, most=MOST_SEEDS)
-        note_of_rename("--seeds", "--runs")
+        note_of_rename(f"--seeds {seeds}", f"--runs {seeds}; the seed {seeds} is {seeds}-{seeds}")
     elif seeds is not None:
         of_runs = (*seeds_of(seeds, "--seeds"),)
     request = Request(

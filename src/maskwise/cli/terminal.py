@@ -129,24 +129,15 @@ COLOURS = {
 
 def print_verdicts(summary: JsonObject) -> None:
     """Print the primary contrasts, headline, flags and advice of a summary."""
+    from maskwise.estimates import reasons
+
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if rows:
         heads = ("arm", "against", "outcome", "difference", "95 % interval", "p", "verdict")
         gated = any("gate" not in row for row in rows)
         print_table(heads, (_cells(row, gated=gated) for row in rows))
     say(summary["headline"], "bold")
-    # A flag on several rows is printed once, with the arms of these rows.
-    arms_of: dict[str, dict[str, None]] = {}
-    for row in rows:
-        for flag in row["flags"]:
-            # An assumed error over items is large for nearly all tasks; the page shows it.
-            if not flag["facts"].get("assumed"):
-                arms_of.setdefault(flag["sentence"], {})[row["arm"]] = None
-    all_arms = {row["arm"] for row in rows}
-    for sentence, arms in arms_of.items():
-        named = arms.keys() == all_arms or any(arm in sentence for arm in arms)
-        if not named:
-            sentence = f"{', '.join(arms)}: {sentence}"
+    for sentence in reasons(rows):
         say(f"  · {sentence}", "dim")
     for sentence in summary["advice"]:
         say(f"  → {sentence}")
@@ -283,12 +274,15 @@ def print_check(record: JsonObject, limit: str = "") -> None:
     say("")
     heads = ("phase", "arms", "runs", "steps", "rows × length", "tokens", "time")
     print_table(heads, phases)
-    for doubt in record["doubts"]:
+    problems = [doubt for doubt in record["doubts"] if doubt["do"]]
+    for doubt in problems:
         say(f"\n? {doubt['what']}", "yellow")
-        if doubt["do"]:
-            say(f"  → {doubt['do']}")
-    if not record["doubts"]:
+        say(f"  → {doubt['do']}")
+    if not problems:
         say("\nThere are no warnings.")
+    for doubt in record["doubts"]:
+        if not doubt["do"]:
+            say(f"· {doubt['what']}")
     for note in record["notes"]:
         say(f"Note: {note}")
     say("Nothing was written.")

@@ -177,7 +177,9 @@ def _power(folder: Folder) -> str:
         return ""
     contrasts = plural(planned["contrasts"], "comparison")
     if not any(planned["power"].values()):
-        return f"{planned['runs']} runs of each arm are too few to decide {contrasts}."
+        are = "is" if planned["runs"] == 1 else "are"
+        few = f"{plural(planned['runs'], 'run')} of each arm {are}"
+        return f"{few} too few to decide {contrasts}."
     detected = detected_words(planned["detectable"])
     return f"With {planned['runs']} pairs of runs and {contrasts}, {detected}."
 

@@ -810,13 +810,10 @@ class Adaptation:
                 kept = saved["sentence"]
             # The page names the folders of the adapted model and the next step.
             write_report(request.out)
-        found = forgotten_of(request.out)
         return result | {
-            "answer": f"{answer_of(result, recipe)} {forgotten_words(found)}".rstrip(),
-            "forgotten": found,
+            **answers(request.out, result, recipe),
             "next": next_step,
             "adapted": saved,
-            "helps": arm_that_helps(result),
             "folders": saved["folders"] if saved else [],
             "kept": kept,
             "held_out": recipe.corpus.held_out,
@@ -954,6 +951,22 @@ NO_CONTROL = (
 NEW_WORDS = "-new-words"
 OTHER_TEXT = "-other-text"
 """The end of the name of an arm that is trained on other text."""
+
+
+def answers(out: Path, result: Plain, recipe: Recipe) -> Plain:
+    """Return what a finished adaptation says: ``answer``, ``helps`` and ``forgotten``.
+
+    Args:
+        out: the folder of the study.
+        result: its summary, with ``seconds`` and, with ``training.patience``, ``best``.
+        recipe: its recipe.
+    """
+    forgotten = forgotten_of(out)
+    return {
+        "answer": f"{answer_of(result, recipe)} {forgotten_words(forgotten)}".rstrip(),
+        "helps": arm_that_helps(result),
+        "forgotten": forgotten,
+    }
 
 
 def answer_of(result: Plain, recipe: Recipe) -> str:

@@ -150,6 +150,7 @@ def check_inputs(recipe: Recipe) -> list[str]:
                 got=f"study.equal_by={study.equal_by}",
                 do="remove study.equal_by",
             )
+    notes += _equal_arms(by_arm)
     # Load the evaluation files only to raise an error if they are damaged.
     load_sets(recipe.evaluation)
     search = study.search
@@ -185,6 +186,21 @@ def check_inputs(recipe: Recipe) -> list[str]:
             "masking.policy=learned; maskwise learn uses them"
         )
     return list(dict.fromkeys(notes))
+
+
+def _equal_arms(by_arm: Mapping[str, list[Recipe]]) -> Iterator[str]:
+    """Yield a warning for each arm that has the same settings as an arm before it."""
+    first: list[tuple[str, list[Recipe]]] = []
+    for name, recipes in by_arm.items():
+        for other, others in first:
+            if recipes == others:
+                yield (
+                    f"arms {other} and {name} have equal settings, so every difference between "
+                    "them is chance; give one of them another setting, unless this is the question"
+                )
+                break
+        else:
+            first.append((name, recipes))
 
 
 def require_policy(links: Iterable[Recipe]) -> None:

@@ -419,7 +419,6 @@ def doubts_of(record: Plain) -> list[Doubt]:
         left_out = counted(corpus["skipped"])
         doubt(
             f"{corpus['documents']:,} documents were kept, and these were left out: {left_out}",
-            "inspect these places if there are many",
         )
     if corpus["words"] in ("auto", "spaces"):
         for script, share in corpus["unspaced"].items():
@@ -430,7 +429,10 @@ def doubts_of(record: Plain) -> list[Doubt]:
             )
     for name, arm in record["arms"].items():
         if "error" in arm:
-            doubt(f"arm {name} cannot be trained: {arm['error']}")
+            doubt(
+                f"arm {name} cannot be trained: {arm['error']}",
+                f"change its settings, or leave it out: study.arms.{name}=null",
+            )
             continue
         targets = arm["targets_per_step"]
         if targets is not None and targets < FEW_TARGETS:
@@ -459,7 +461,7 @@ def doubts_of(record: Plain) -> list[Doubt]:
         fewest = max(prospect["fewest_runs"] for prospect in short)
         contrasts = plural(len(short), "contrast")
         doubt(
-            f"{short[0]['runs']} runs of each arm cannot decide {contrasts}",
+            f"{plural(short[0]['runs'], 'run')} of each arm cannot decide {contrasts}",
             f"set study.seeds={fewest}, or list fewer study.contrasts",
         )
     return doubts
@@ -490,7 +492,7 @@ def _doubt_task(name: str, task: Plain, doubt: Callable[[str, str], None]) -> No
         )
     if task["skipped"]:
         left_out = counted(task["skipped"])
-        doubt(f"left out of {name}: {left_out}", "inspect these rows if there are many")
+        doubt(f"left out of {name}: {left_out}", "")
     for note in task.get("notes", []):
         doubt(f"{name}: {note}", "")
 

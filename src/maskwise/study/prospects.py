@@ -104,9 +104,9 @@ def prospects_of(
             "unknown here"
             if detect > 0
             else "a difference to detect must be above 0",
-            got=f"--detect {detect:g}",
-            do="give --spread SD, or --spread FOLDER of a finished study with the same arms (a "
-            "pilot of four runs: study.seeds=4)",
+            got=f"detect={detect:g}",
+            do="give spread (--spread): an SD, or the folder of a finished study with the same "
+            "arms (a pilot of four runs: study.seeds=4)",
         )
     study = recipe.study
     runs = len(study.seed_list)
@@ -166,7 +166,7 @@ def spreads_of(recipe: Recipe, out: Path, given: str | float | None) -> dict[Pai
     folder = Path(str(given))
     if not has_results(folder):
         raise MaskwiseError(
-            "--spread is the SD of paired differences, or the folder of a finished study",
+            "spread (--spread) is the SD of paired differences, or the folder of a finished study",
             got=str(given),
             allowed="a number above 0, in points or nats, or a folder with records.jsonl",
         )

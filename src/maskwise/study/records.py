@@ -238,7 +238,7 @@ def _decides_otherwise(before: Plain, study: Study) -> bool:
 
 def _equal_by(study: Study | Plain) -> str:
     match = study.get("match")
-    return match["by"] if match else "steps"
+    return str(match["by"]) if match else "steps"
 
 
 def _asked(study: Study | Plain) -> list[list[str]]:

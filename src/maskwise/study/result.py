@@ -7,8 +7,9 @@ the command line, gives the same object. Verdicts are computed anew, by today's 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from maskwise.errors import MaskwiseError
+from maskwise.estimates import reasons
 from maskwise.files import Contrast, Record, Study, Summary
-from maskwise.folders import read_lines, require_replaceable
+from maskwise.folders import read_json, read_lines, require_replaceable
 from maskwise.measurements import measurements, table_of
 from maskwise.recipe.overrides import Plain
 from maskwise.study.inputs import (
+    DATA,
     AnyRecipe,
     Overrides,
     overrides_of,
@@ -57,7 +60,7 @@ class StudyResult:
 
     @classmethod
     def read(cls, folder: str | Path) -> StudyResult:
-        """Read the folder of a study.
+        """Read the folder of a study; that of ``maskwise adapt`` gives an `Adapted`.
 
         Raises:
             MaskwiseError: the folder is no study, or has no records that can be judged yet.
@@ -70,7 +73,8 @@ class StudyResult:
             raise MaskwiseError(what, got=str(folder), do="give the folder `out` of a study")
         summary = summary_of(folder)
         records = cast(list[Record], list(read_lines(folder / "records.jsonl")))
-        return cls(folder, read_folder(folder).study, records, summary)
+        result = StudyResult(folder, read_folder(folder).study, records, summary)
+        return _adapted(result) if (folder / "adapt.yaml").is_file() else result
 
     @property
     def headline(self) -> str:
@@ -151,7 +155,8 @@ class StudyResult:
 
     def __str__(self) -> str:
         lines = [self.headline, *(row["sentence"] for row in self.contrasts)]
-        return "\n".join([*lines, *self.summary["advice"]])
+        lines += [f"· {reason}" for reason in reasons(self.contrasts)]
+        return "\n".join([*lines, *(f"→ {advice}" for advice in self.summary["advice"])])
 
     def _repr_html_(self) -> str:
         """Show the verdicts in a notebook."""
@@ -245,7 +250,12 @@ class Check:
     @property
     def doubts(self) -> list[str]:
         """Warnings about the recipe and its files, with what to do."""
-        return [": ".join(filter(None, doubt.values())) for doubt in self.record["doubts"]]
+        return [": ".join(each.values()) for each in self.record["doubts"] if each["do"]]
+
+    @property
+    def notes(self) -> list[str]:
+        """What else is worth knowing, such as rows that were left out."""
+        return [each["what"] for each in self.record["doubts"] if not each["do"]]
 
     @property
     def seconds(self) -> float | None:
@@ -256,7 +266,8 @@ class Check:
         from maskwise.study.forecast import lines_of
 
         lines = [f"{name}: {line}" for name, line in lines_of(self.record)]
-        return "\n".join([*lines, *(f"? {doubt}" for doubt in self.doubts)])
+        lines += [f"? {doubt}" for doubt in self.doubts]
+        return "\n".join([*lines, *(f"· {note}" for note in self.notes)])
 
 
 def check(
@@ -292,7 +303,7 @@ def check(
     from maskwise.study import forecast
     from maskwise.study.unread import names_in_pretraining, names_in_study, read_used
 
-    with TemporaryDirectory(prefix="maskwise-") as folder:
+    with TemporaryDirectory(prefix="maskwise-") as folder, _without_path(folder):
         changes = overrides_of(overrides, texts, tasks, Path(folder))
         alone = not read_recipe(recipe, changes).study.arms
         whole = read_used(
@@ -303,7 +314,30 @@ def check(
         )
         place = None if out is None else Path(out)
         record = forecast.check(whole, out=place, spread=spread, detect=detect, timing=timing)
-    return Check(record)
+    return Check(_without(record, f"{folder}/{DATA}/"))
+
+
+@contextmanager
+def _without_path(folder: str) -> Iterator[None]:
+    """Leave the path of a temporary folder out of errors: the user gave rows, and no file."""
+    try:
+        yield
+    except MaskwiseError as error:
+        parts = _without(dict(vars(error)), f"{folder}/{DATA}/")
+        raise MaskwiseError(
+            parts["what"], got=parts["got"], allowed=parts["allowed"], do=parts["do"]
+        ) from None
+
+
+def _without(value: Any, path: str) -> Any:
+    """Return a value with a path left out of all its texts."""
+    if isinstance(value, str):
+        return value.replace(path, "")
+    if isinstance(value, dict):
+        return {key: _without(each, path) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without(each, path) for each in value]
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -426,8 +460,22 @@ def adapt(
         if time is not None:
             adaptation.require_time(adaptation.plan())
         found = adaptation.run()
-    folders = [*map(Path, found["folders"]), None, None]
-    result = StudyResult.read(out)
+    adapted = StudyResult.read(out)
+    assert isinstance(adapted, Adapted)
+    return replace(adapted, next_step=found["next"])
+
+
+def _adapted(result: StudyResult) -> Adapted:
+    """Return the result of ``adapt`` from that of its study."""
+    from maskwise.recipe import read_recipe
+    from maskwise.study.adapt import ADAPTED, answers
+    from maskwise.study.records import chosen_steps
+
+    best = chosen_steps(result.records)
+    facts: Plain = {**result.summary, "seconds": result.study["seconds"], "best": best}
+    found = answers(result.folder, facts, read_recipe(result.study["recipe"]))
+    saved = read_json(result.folder / ADAPTED) or {}
+    folders = [*map(Path, saved.get("folders", ())), None, None]
     return Adapted(
         result.folder,
         result.study,
@@ -435,9 +483,9 @@ def adapt(
         result.summary,
         answer=found["answer"],
         helps=found["helps"],
-        arm=found["adapted"]["arm"] if found["adapted"] else None,
+        arm=saved.get("arm"),
         model=folders[0],
         sentence_model=folders[1],
-        next_step=found["next"],
+        next_step=saved.get("next", ""),
         forgotten=found["forgotten"],
     )

@@ -59,6 +59,12 @@ def _read(out: Path) -> tuple[Plain, dict[str, Plain], bool]:
     plan = read_json(out / "stages" / PLAN)
     study = read_json(out / "study.json")
     if plan is None or study is None:
+        if not out.is_dir():
+            raise MaskwiseError(
+                "there is no such folder",
+                got=str(out),
+                do="give the folder (--out) of maskwise study or maskwise adapt",
+            )
         missing = "study.json" if study is None else f"stages/{PLAN}"
         raise MaskwiseError(
             "this is not the folder of a study",

@@ -418,7 +418,7 @@ FLAGS = (
         "chance",
         "invalid",
         _at_chance,
-        "neither arm scores better than guessing",
+        "neither arm is shown to score better than guessing",
         "Use easier tasks or train longer: scores at chance cannot show a difference.",
     ),
     Flag(
