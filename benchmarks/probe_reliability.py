@@ -70,8 +70,8 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
         "evaluation.rows=64",
         f"training.seed={seed}",
     ]
-    start = run_pretrain(read_recipe("mometas", [*over, "intermediate=none"]), folder / "start")
-    recipe = read_recipe("mometas", [*over, f"intermediate.training.steps={steps}"]).links()[1]
+    start = run_pretrain(read_recipe("mometas", [*over, "phases=null"]), folder / "start")
+    recipe = read_recipe("mometas", [*over, f"phases.1.training.steps={steps}"]).links()[1]
     text = prepare_stage(recipe)
     run_stage(text, StageStore(folder))
     data = open_text(folder / text.name)

@@ -90,7 +90,7 @@ def test_what_was_done_counts_more_than_what_was_timed(recipe):
 
 
 def test_check_times_each_phase_in_rows_of_its_own(recipe):
-    asked = ["corpus.length=64", "intermediate.corpus.length=16", "tasks=[]"]
+    asked = ["corpus.length=64", "phases=[{}, {corpus.length: 16}]", "tasks=[]"]
     asked += ["training.eval_every=0"]
     forecast = forecast_of(recipe, *asked)
     phases = of_kind("pretrain", forecast)

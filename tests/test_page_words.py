@@ -89,7 +89,7 @@ def test_an_axis_of_several_pairs_names_no_single_arm(tmp_path: Path) -> None:
 
 def test_arms_that_differ_have_different_descriptions(tmp_path: Path) -> None:
     """Arms with the same policy differ in what the decoder writes, in the setting, or both."""
-    full = {"intermediate.masking.corruption": "t5(target='full')"}
+    full = {"phases.1.masking.corruption": "t5(target='full')"}
     asked = "span-layer(layer='asked')"
     arms = {
         "random": described("token", judged_on=["token sentinels"]),

@@ -8,11 +8,12 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
 from maskwise.folders import file_hash
-from maskwise.recipe import Recipe, read_recipe
+from maskwise.recipe import Recipe, overrides, read_recipe
 from maskwise.starts import resolve_start
 from maskwise.study import dry_run, make_plan, run_stage
 from maskwise.study.design import Design
@@ -55,13 +56,31 @@ def test_every_phase_differs_from_the_recipe_in_its_own_settings(recipe):
     assert again == whole
 
 
-def test_the_short_form_is_two_phases(recipe):
-    change = json.dumps({"masking.ratio": 0.4, "training.steps": 7})
-    short, long = (
-        read_recipe(recipe, [*SMALL, override]).arm("words-30", seed=3).links()
-        for override in (f"intermediate={change}", f"phases=[null, {change}]")
-    )
-    assert short == long and len(long) == 2
+def test_the_former_name_of_the_second_phase_is_read(recipe, tmp_path, capsys):
+    """In a file, in a file that another one extends, in overrides and in arms."""
+    overrides._say_phases.cache_clear()
+    change = {"masking.ratio": 0.4, "training.steps": 7}
+    text = json.dumps(change)
+    new = read_recipe(recipe, [*SMALL, f"phases=[null, {text}]"]).arm("words-30", seed=3).links()
+    assert len(new) == 2
+    single = [f"intermediate.{key}={value}" for key, value in change.items()]
+    arm = "study.arms.words-30.intermediate="
+    for old in ([f"intermediate={text}"], single, [f"{arm}{text}"]):
+        assert read_recipe(recipe, [*SMALL, *old]).arm("words-30", seed=3).links() == new
+    settings = read_recipe(recipe, SMALL).model_dump(mode="json")
+    del settings["phases"]
+    assert read_recipe({**settings, "intermediate": change}).arm("words-30", seed=3).links() == new
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**settings, "intermediate": change}))
+    own = tmp_path / "own.yaml"
+    for changed, ratio in (("{masking.ratio: 0.2}", 0.2), ("null", None)):
+        own.write_text(f"extends: base.yaml\nintermediate: {changed}\n")
+        last = read_recipe(own).arm("words-30", seed=3).links()[1:]
+        assert [link.masking.ratio for link in last] == ([ratio] if ratio else [])
+        assert [link.training.steps for link in last] == ([7] if ratio else [])
+    # Recipes that earlier versions wrote state that there is no such phase.
+    phases = {**settings, "phases": [{}, change], "intermediate": None}
+    assert read_recipe(phases).arm("words-30", seed=3).links() == new
+    assert capsys.readouterr().err.count("intermediate is now called phases: [{}, …]") == 1
 
 
 def test_arms_change_a_phase_all_phases_or_the_list(recipe):
@@ -221,10 +240,10 @@ def test_bad_phases_are_refused_when_they_are_read(recipe, override, said, tmp_p
 @pytest.mark.parametrize(
     "override, said",
     [
-        ("intermediate={training.steps: 3}", "cannot have both phases and intermediate"),
+        ("intermediate={training.steps: 3}", "intermediate is the former name of the second of"),
         (
             "study.arms={a: {intermediate: {training.steps: 3}}}",
-            "cannot have both phases and intermediate",
+            "intermediate is the former name of the second of two phases",
         ),
         (
             "study.arms={a: {phases.3.training.steps: 3}}",

@@ -139,7 +139,7 @@ def test_two_studies_with_a_common_first_stage_run_it_once(tmp_path, done):
 
     assert did("a") == {"prepare": 1, "pretrain": 2, "evaluate": 2}
     # The second goes on from the very checkpoints of the first.
-    again = ("intermediate.training.steps=5", "intermediate.masking.ratio=0.4")
+    again = ("phases=[{}, {training.steps: 5, masking.ratio: 0.4}]",)
     assert did("b", *again) == {"pretrain": 2, "evaluate": 2}
     assert did("all there", *again) == {}
     corpus = tmp_path / "in" / "corpus.jsonl"
@@ -169,8 +169,8 @@ def test_the_shared_folder_may_come_from_the_environment_or_the_recipe(
 
 def test_a_chain_trains_on_from_its_checkpoint(recipe, tmp_path, done):
     out = tmp_path / "out"
-    arms = "study.arms={a: {}, b: {intermediate: none}}"
-    more = ("training.learning_rate=1e-9", "intermediate.training.steps=3", arms)
+    arms = "study.arms={a: {}, b: {phases: none}}"
+    more = ("training.learning_rate=1e-9", "phases=[{}, {training.steps: 3}]", arms)
     assert not run_study(quick(recipe, "study.seeds=1", *more), out)["failures"]
     by_arm = {"a": [], "b": []}
     for record in records_of(out, "heldout"):
@@ -618,7 +618,7 @@ def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, 
     third stage.
     """
     search = "study.search={grid: {training.learning_rate: [1e-3, 1e-2]}}"
-    more = ["study.companions=[0.5]", "intermediate.training.steps=4", "study.equal_by=targets"]
+    more = ["study.companions=[0.5]", "phases=[{}, {training.steps: 4}]", "study.equal_by=targets"]
     whole = read_recipe(recipe, [*SCORED, search, "study.seeds=1", *more])
     one, two = tmp_path / "one", tmp_path / "two"
     run_study(whole, one)
@@ -754,10 +754,10 @@ def test_an_outcome_that_is_not_measured_is_refused_before_any_work(outcome):
         ("study.seeds=1000000", "allowed: ≤ 1000"),
         ("study.arms.x.evaluation.rows=3", "cannot change evaluation.rows"),
         ("study.arms.x.study.seeds=3", "cannot change study.seeds"),
-        ("intermediate.model.architecture=bert", "intermediate cannot change model.architecture"),
-        ("intermediate.training.stepz=3", "did you mean 'steps'"),
-        ("intermediate.corpus.length=64", "≤ corpus.length = 32"),
-        ("study.arms.x.intermediate.training.seed=3", "cannot change training.seed"),
+        ("phases=[{}, {model.architecture: bert}]", "phases.1 cannot change model.architecture"),
+        ("phases=[{}, {training.stepz: 3}]", "did you mean 'steps'"),
+        ("phases=[{}, {corpus.length: 64}]", "≤ corpus.length = 32"),
+        ("study.arms.x.phases=[{}, {training.seed: 3}]", "cannot change training.seed"),
         (
             "study.arms={a: {masking.ratio: 0.1}, b: {masking.ratio: 0.2}, c: {masking.ratio: 0.3},"
             " d: {masking.ratio: 0.4}, e: {masking.ratio: 0.5}, f: {masking.ratio: 0.6},"

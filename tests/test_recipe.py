@@ -104,7 +104,7 @@ def test_every_recipe_trains(name, tmp_path):
     quick = read_recipe(file, [*small, "training.optimizer=adamw"])
     for number, arm in enumerate(recipe.study.arms or [None]):
         one = (quick if number else recipe).arm(arm, seed=0) if arm else recipe
-        one = one.model_copy(update={"phases": None, "intermediate": None}).links()[0]
+        one = one.model_copy(update={"phases": None}).links()[0]
         if one.learns:  # it has a stage more: tests/test_study_learning.py
             continue
         prepared = prepare_stage(one)

@@ -176,7 +176,6 @@ CASES = {
     **{f"training.{name}": case for name, case in TRAINING.items()},
     "training.seed": Case("3"),
     "phases": Case("[{}, {masking.ratio: 0.5}]"),
-    "intermediate": Case("{masking.ratio: 0.5}"),
     "evaluation.ratios": Case("0.3"),
     "evaluation.masks": Case("[whole-word]"),
     "evaluation.rows": Case("8"),

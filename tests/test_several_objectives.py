@@ -122,8 +122,8 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
             "got ratio; remove masking from this objective",
         ),
         (
-            ["intermediate={objectives: {cse: {masking: {policy: token}}}}"],
-            "intermediate: objectives.cse: .*got pol",
+            ["phases=[{}, {objectives: {cse: {masking: {policy: token}}}}]"],
+            "phases.1: objectives.cse: .*got pol",
         ),
         (
             ["objectives.rtd=", "masking.predict=0.1"],

@@ -433,9 +433,8 @@ def test_warming_then_training_shares_the_first_stage(inputs, tmp_path):
         inputs,
         "headless",
         "training.freeze=encoder",
-        "intermediate.training.freeze=none",
-        "intermediate.training.steps=3",
-        "study.arms={a: {intermediate.masking.ratio: 0.15}, b: {intermediate.masking.ratio: 0.3}}",
+        "phases=[{}, {training.freeze: none, training.steps: 3}]",
+        "study.arms={a: {phases.1.masking.ratio: 0.15}, b: {phases.1.masking.ratio: 0.3}}",
         "study.seeds=1",
         "study.baseline=a",
     )

@@ -121,8 +121,8 @@ def test_a_policy_and_a_model_with_other_tokenizers_learn_nothing_from_each_othe
 
 
 def test_after_a_stage_of_training_the_policy_is_learned_for_its_checkpoint(recipe):
-    late = "study.arms.late={intermediate.masking.policy: learned}"
-    more = ["intermediate.training.steps=3", "study.arms.learned=null", late]
+    late = "study.arms.late={phases.1.masking.policy: learned}"
+    more = ["phases=[{}, {training.steps: 3}]", "study.arms.learned=null", late]
     chain = make_run(read_recipe(str(recipe), more), "late", 0, contents={}).chain
     text, training, learn, scored, last = chain[:5]
     kinds = [stage.kind for stage in chain[:5]]
@@ -230,8 +230,8 @@ SMALL_SEQ2SEQ = [
     "evaluation.rows=8",
     "finetune.steps=2",
     "finetune.seeds=1",
-    f"intermediate={{corpus.source: '{FEW.source}', corpus.layers: {json.dumps(FEW.layers)}, "
-    "training.steps: 2, masking.corruption: t5}",
+    f"phases=[{{}}, {{corpus.source: '{FEW.source}', corpus.layers: {json.dumps(FEW.layers)}, "
+    "training.steps: 2, masking.corruption: t5}]",
     f"tasks={json.dumps([FEW.task('generation', beams=1, max_target=4)])}",
     "model.settings={d_model: 16, encoder_layers: 1, decoder_layers: 1, encoder_ffn_dim: 32, "
     "decoder_ffn_dim: 32}",

@@ -83,7 +83,7 @@ def test_learn_refuses_settings_of_other_commands(
         ["training.log_every=7", "training.workers=1", "study.cache=elsewhere"],
         ["study.arms.words-30.masking.ratio=0.25"],
         ["phases=[{}, {masking.ratio: 0.2}]", "phases.1.training.log_every=5"],
-        ["intermediate={masking.ratio: 0.2}", "intermediate.training.save_every=5"],
+        ["phases=[{}, {masking.ratio: 0.3}]", "phases.1.training.save_every=5"],
         ["model={pretrained: bundled:encoder}", "tokenizer={name: bundled:encoder}"],
     ],
 )

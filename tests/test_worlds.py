@@ -404,15 +404,15 @@ TINY = [
     *OTHERS.settings,
     "training.steps=2",
     "training.batch_size=4",
-    f"intermediate={{corpus.source: '{FEW.source}', corpus.layers: {json.dumps(FEW.layers)}, "
-    "training.steps: 2}",
+    f"phases=[{{}}, {{corpus.source: '{FEW.source}', corpus.layers: {json.dumps(FEW.layers)}, "
+    "training.steps: 2}]",
     f"tasks={json.dumps([FEW.task(name='factworld-job')])}",
     "finetune.steps=2",
     "tokenizer.vocab_size=600",
     "study.search=null",
     "study.contrasts=null",
 ]
-ARMS = "study.arms={none: {intermediate: null}, random: {}, oracle: {intermediate.masking.policy: "
+ARMS = "study.arms={none: {phases: null}, random: {}, oracle: {phases.1.masking.policy: "
 ARMS += "\"span-layer(layer='asked')\"}}"
 
 

@@ -31,6 +31,7 @@ from maskwise.recipe.overrides import (
     put,
     read_yaml,
     with_new_names,
+    with_phases,
 )
 from maskwise.recipe.recipe import Recipe, validate
 from maskwise.recipe.unused import read, remove_unused
@@ -268,7 +269,7 @@ def _extended(
     settings.setdefault("name", name)
     extends = settings.pop("extends", None)
     if extends is None:
-        return settings
+        return with_phases(settings)
     # Use a file in the same folder, even if a shipped recipe has the same name.
     base_source: str | Path = path.parent / str(extends)
     if not Path(base_source).is_file():

@@ -66,6 +66,8 @@ RENAMED = {
 }
 """New names of settings, by the former names, which are read until maskwise 0.2."""
 
+FORMER_PHASE = "intermediate"
+
 GONE = {
     "study.share": "use benchmarks/oracle_shares.py, which reads the folder of a finished study"
 }
@@ -137,6 +139,7 @@ def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> N
     >>> put(settings, "training.seed", 3); put(settings, "phases.1.masking.ratio", 0.1); settings
     {'training': {'steps': 10, 'seed': 3}, 'phases': [{}, {'masking': {'ratio': 0.1}}]}
     """
+    dotted, value = _of_last_phase(settings, dotted, value)
     *path, last = dotted.split(".")
     group: Any = settings
     for part in path:
@@ -158,6 +161,52 @@ def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> N
     if not clear and value == {} and isinstance(group, dict) and isinstance(group.get(key), dict):
         return
     group[key] = value
+
+
+def _of_last_phase(settings: Plain, dotted: str, value: object) -> tuple[str, object]:
+    """Translate ``intermediate``, a former name of the second of two phases, in place.
+
+    It is read until maskwise 0.2.
+    """
+    first, _, rest = dotted.partition(".")
+    if first != FORMER_PHASE:
+        return dotted, value
+    _say_phases()
+    if not rest and value in (None, "none"):
+        return "phases", None
+    phases = settings.get("phases")
+    if phases in (None, "none"):
+        settings["phases"] = [{}, {}]
+    elif not isinstance(phases, list | tuple) or len(phases) != 2:
+        raise MaskwiseError(
+            f"{FORMER_PHASE} is the former name of the second of two phases",
+            got=f"phases={phases}",
+            do="set phases.N.…; the first phase is 0",
+        )
+    return f"phases.1.{rest}".rstrip("."), value
+
+
+def with_phases(settings: Plain) -> Plain:
+    """Translate ``intermediate`` in settings that extend no others."""
+    former = [key for key in settings if str(key).partition(".")[0] == FORMER_PHASE]
+    found = {key: value for key, value in settings.items() if key not in former}
+    for key in former:
+        # Recipes that maskwise wrote state that there is no such phase.
+        if settings[key] is None:
+            continue
+        if found.get("phases") is not None and "phases" in settings:
+            raise MaskwiseError(
+                "a recipe cannot have both phases and their former name",
+                got=key,
+                do="move its settings to phases",
+            )
+        put(found, key, settings[key])
+    return found
+
+
+@cache
+def _say_phases() -> None:
+    note_of_rename(FORMER_PHASE, "phases: [{}, …], and its settings phases.1.…")
 
 
 def _key(group: Plain | list[object], part: str, dotted: str) -> Any:

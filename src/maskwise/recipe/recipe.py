@@ -15,7 +15,6 @@ import yaml
 from pydantic import (
     PrivateAttr,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -34,6 +33,7 @@ from maskwise.objectives import OBJECTIVES, Objective, ObjectiveSettings, requir
 from maskwise.recipe.comparison import Settings, StudySettings
 from maskwise.recipe.overrides import (
     ARM_PARTS,
+    FORMER_PHASE,
     PHASE_PARTS,
     Plain,
     blamed,
@@ -80,8 +80,6 @@ class Recipe(Settings):
     phases: Weights[tuple[Plain, ...] | None] = None
     """Training phases, as a list of the settings that each phase changes, such as
     ``[{}, {corpus.length: 256}]``. A phase continues from the checkpoint of the previous phase."""
-    intermediate: Weights[Plain | None] = None
-    """The settings that a second phase changes, short for ``phases: [{}, …]``; null: one phase."""
     evaluation: EvaluationSettings = EvaluationSettings()
     tasks: Judgement[tuple[str, ...]] = ()
     """Tasks to fine-tune on: bundled names, files, folders or ``hf:`` ids."""
@@ -123,14 +121,12 @@ class Recipe(Settings):
             )
         return settings
 
-    @field_validator("intermediate", "phases", mode="before")
+    @field_validator("phases", mode="before")
     @classmethod
-    def _nested(cls, value: object, info: ValidationInfo) -> object:
+    def _nested(cls, value: object) -> object:
         """Convert dotted names to nested settings; the value ``none`` means a single phase."""
         if value == "none":
             return None
-        if info.field_name == "intermediate":
-            return _phase(value, "intermediate")
         if isinstance(value, list | tuple):
             if not value:
                 raise MaskwiseError("the list is empty", allowed="≥ 1 phase, or null for one phase")
@@ -175,11 +171,6 @@ class Recipe(Settings):
 
     def _check_phases(self) -> None:
         """Check that all phases can train the model of the first phase."""
-        if self.phases is not None and self.intermediate is not None:
-            raise MaskwiseError(
-                "a recipe cannot have both phases and intermediate, which is short for two phases",
-                do="move the settings of intermediate to the last phase",
-            )
         links = self.links()
         positions = links[0].corpus.length
         for setting, link in zip(self.settings_of("corpus.length"), links):
@@ -241,7 +232,7 @@ class Recipe(Settings):
 
     def _plain(self) -> Plain:
         """Return the sections that ``refuse_unused`` reads, as plain values."""
-        return self.model_dump(mode="json", exclude={"study", "phases", "intermediate"})
+        return self.model_dump(mode="json", exclude={"study", "phases"})
 
     @property
     def only(self) -> ObjectiveSettings:
@@ -414,7 +405,7 @@ class Recipe(Settings):
 
     def links(self) -> tuple[Recipe, ...]:
         """Return one complete recipe for every training phase."""
-        alone = self.model_copy(update={"phases": None, "intermediate": None})
+        alone = self.model_copy(update={"phases": None})
         links = []
         for n, (prefix, changes) in enumerate(self._changes.items()):
             link = alone
@@ -440,15 +431,13 @@ class Recipe(Settings):
         """The settings that each phase changes, keyed by the prefix of their dotted names."""
         if self.phases is not None:
             return {f"phases.{n}.": changes for n, changes in enumerate(self.phases)}
-        if self.intermediate is not None:
-            return {"": {}, "intermediate.": self.intermediate}
         return {"": {}}
 
     def settings_of(self, name: str) -> tuple[str, ...]:
         """Return the dotted names with which a setting is changed in each phase.
 
-        >>> Recipe(intermediate={"masking.ratio": 0.4}).settings_of("training.steps")
-        ('training.steps', 'intermediate.training.steps')
+        >>> Recipe(phases=[{}, {"masking.ratio": 0.4}]).settings_of("training.steps")
+        ('phases.0.training.steps', 'phases.1.training.steps')
         """
         return tuple(f"{prefix}{name}" for prefix in self._changes)
 
@@ -528,11 +517,9 @@ def _refuse_unused(
             values[key] = value
     for key, value in values.items():
         recipes = everywhere
-        parts = key.split(".")
-        if parts[0] == "intermediate":
-            recipes = [links[-1]._plain() for links in runs]
-            key = ".".join(parts[1:])
-        elif parts[0] == "phases" and len(parts) > 1:
+        # The former name of the second phase.
+        parts = key.replace(f"{FORMER_PHASE}.", "phases.1.", 1).split(".")
+        if parts[0] == "phases" and len(parts) > 1:
             number = int(parts[1])
             recipes = [links[number]._plain() for links in runs if number < len(links)]
             key = ".".join(parts[2:])
@@ -547,7 +534,7 @@ def _default() -> Plain:
     return {**plain, "learning": learning, "study": StudySettings().model_dump(mode="json")}
 
 
-def _phase(changes: object, name: str, phases: int = 1) -> object:
+def _phase(changes: object, name: str, phases: int) -> object:
     """Return the settings of a phase as nested dicts."""
     # If the value is no mapping, pydantic raises an error that names the setting.
     if not isinstance(changes, Mapping):

@@ -384,7 +384,6 @@ def _remove_all(settings: Plain, rule: Unused, changes: Mapping[str, object]) ->
     for key in rule.keys:
         _remove(settings, key, changes)
         # Phases change the same settings.
-        _remove(settings, f"intermediate.{key}", changes)
         phases = settings.get("phases")
         if isinstance(phases, list) and "phases" not in changes:
             settings["phases"] = [_phase_without(phase, key) for phase in phases]
