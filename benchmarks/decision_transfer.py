@@ -38,29 +38,30 @@ Setting = dict[str, DataFrame]
 def read_settings(folder: Path) -> dict[str, Setting]:
     """Return the settings of a recorded study, the shortest first, by name."""
     lines = read_lines(folder / "records.jsonl")
-    records = DataFrame([{"fraction": 1.0} | line for line in lines])
+    records = DataFrame([{"length": 1.0, "split": "test"} | line for line in lines])
     settings = {}
-    for fraction, runs in records[records.arm != REFERENCE].groupby("fraction"):
-        heldout = runs[runs.kind == "heldout"]
-        setting = {"tasks": table(runs[runs.kind == "score"], "score")}
-        for masks, of_masks in heldout.groupby("masks"):
-            setting[f"held-out loss, {masks}"] = -table(of_masks, "loss")
-        setting["gain"] = table(heldout, "unigram") - table(heldout, "loss")
-        settings[f"{folder.name}, {fraction:g} of the steps"] = setting
+    for length, runs in records[records.arm != REFERENCE].groupby("length"):
+        tested = runs[runs.split == "test"]
+        heldout = tested[tested.kind == "heldout"]
+        setting = {"tasks": table(tested[tested.kind == "task"])}
+        for masks, of_masks in heldout.groupby("measure"):
+            setting[f"held-out loss, {masks}"] = -table(of_masks)
+        setting["gain"] = table(runs[runs.split == "unigram"]) - table(heldout)
+        settings[f"{folder.name}, {length:g} of the steps"] = setting
     return settings
 
 
-def table(lines: DataFrame, column: str) -> DataFrame:
-    """Return the mean of a column for each arm (row) and seed (column).
+def table(lines: DataFrame) -> DataFrame:
+    """Return the mean of the values for each arm (row) and seed (column).
 
     Raises:
         MaskwiseError: runs are missing.
     """
-    counts = lines.pivot_table(column, "arm", "seed", "count", fill_value=0).stack()
+    counts = lines.pivot_table("value", "arm", "seed", "count", fill_value=0).stack()
     missing = counts.index[counts < counts.max()]
     if len(missing):
-        raise MaskwiseError(f"runs without all their {column}s", got=list(missing))
-    return lines.pivot_table(column, "arm", "seed")
+        raise MaskwiseError("runs without all their values", got=list(missing))
+    return lines.pivot_table("value", "arm", "seed")
 
 
 def ordered(values: DataFrame) -> DataFrame:

@@ -372,8 +372,8 @@ def verdicts(design: Design, sides: Sequence[Side], study: int) -> list[str]:
         points = [{"t": float(score)} for score in side.dev[study, :, seed]]
         assert choose(points).place == side.chosen[study, seed]
         score = float(side.test[study, seed])
-        record = {"kind": "score", "arm": name, "seed": seed, "task": "t", "metric": "f1"}
-        records.append(record | {"score": score})
+        record = {"kind": "task", "arm": name, "seed": seed, "measure": "t", "metric": "f1"}
+        records.append(record | {"value": score})
     arm = {"policy": "token", "ratio": "constant(0.3)", "overrides": {}}
     facts = {
         "baseline": "baseline",
@@ -594,8 +594,8 @@ def judged(
         known[REFERENCE] = np.full((tasks, seeds), floor)
     for name, scores in known.items():
         for (task, seed), score in np.ndenumerate(scores):
-            record = {"kind": "score", "arm": name, "seed": seed, "task": f"t{task}"}
-            records.append(record | {"metric": "f1", "score": float(score)})
+            record = {"kind": "task", "arm": name, "seed": seed, "measure": f"t{task}"}
+            records.append(record | {"metric": "f1", "value": float(score)})
     facts = {
         "baseline": "baseline",
         "seeds": list(range(seeds)),

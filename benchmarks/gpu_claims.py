@@ -225,13 +225,16 @@ def choice(pilot: Path) -> Line:
     """
     study = read_json(pilot / "study.json") or {}
     losses: dict[str, dict[str, list[float]]] = {}
+    # A gain is the loss of word frequencies minus that of the model.
     gains: dict[str, list[float]] = {}
     for record in read_lines(pilot / "records.jsonl"):
         if record["kind"] == "heldout" and record["arm"] in study["arms"]:
             ratio, _, rate = record["arm"].partition(", ")
-            losses.setdefault(rate, {}).setdefault(ratio, []).append(round(record["loss"], 4))
+            is_loss = record["split"] == "test"
+            if is_loss:
+                losses.setdefault(rate, {}).setdefault(ratio, []).append(round(record["value"], 4))
             if ratio == "15":
-                gains.setdefault(rate, []).append(record["unigram"] - record["loss"])
+                gains.setdefault(rate, []).append(record["value"] * (-1 if is_loss else 1))
     means = {}
     for rate, by_ratio in losses.items():
         means[rate] = round(mean(mean(each) for each in by_ratio.values()), 4)
@@ -240,7 +243,7 @@ def choice(pilot: Path) -> Line:
     return {
         "chosen": best,
         "rates": {key: overrides[key] for key in RATES},
-        "gain_at_15": round(mean(gains[best]), 4),
+        "gain_at_15": round(2 * mean(gains[best]), 4),
         "means": means,
         "losses": losses,
     }

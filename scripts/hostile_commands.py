@@ -168,7 +168,7 @@ def write_hostile(world: Path) -> None:
     for name, file, content in (
         ("norecords", "records.jsonl", None),
         ("emptyrecords", "records.jsonl", b""),
-        ("badrecords", "records.jsonl", b'{"kind": "score"}\n[]\n{"kind": 3, "seed": "x"}\n'),
+        ("badrecords", "records.jsonl", b'{"kind": "task"}\n[]\n{"kind": 3, "seed": "x"}\n'),
         ("binaryrecords", "records.jsonl", bytes(range(256))),
         ("nostudy", "study.json", None),
         ("badstudy", "study.json", b'{"arms": 3, "seeds": "x"}'),

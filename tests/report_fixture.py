@@ -122,9 +122,10 @@ def row_of(*arguments: Any, **changes: Any) -> dict:
 def losses(levels: dict[str, float], masks: str = "token", **more: Any) -> list[dict]:
     """Eight runs of each arm, with held-out losses close to its level; the unigram loss is 6.28."""
     return [
-        heldout_record(arm, seed, masks, level + 0.001 * seed) | more
+        line | more
         for arm, level in levels.items()
         for seed in range(8)
+        for line in with_unigram(heldout_record(arm, seed, masks, level + 0.001 * seed))
     ]
 
 
@@ -172,7 +173,7 @@ def make_records(
             words = study["arms"][arm]["policy"] == "whole-word"
             own = loss - 5 * effect.get(arm, 0) + rng.normal(0, 0.05)
             for masks, worse in (("token", 1.5 * words), ("whole-word", 0.5 - 0.3 * words)):
-                records.append(heldout_record(arm, s, masks, own + worse))
+                records += with_unigram(heldout_record(arm, s, masks, own + worse))
     return records + run_facts(study)
 
 
@@ -218,27 +219,39 @@ def cost_record(arm: str, seed: int, **more: Any) -> dict:
 
 def score_record(arm: str, seed: int, task: str, score: float, **more: Any) -> dict:
     return {
-        "kind": "score",
+        "kind": "task",
         "arm": arm,
         "seed": seed,
-        "task": task,
+        "measure": task,
         "metric": "accuracy",
-        "score": score,
+        "value": score,
         **more,
     }
 
 
-def heldout_record(arm: str, seed: int, masks: str, loss: float, *, unigram: float = 6.28) -> dict:
+def heldout_record(arm: str, seed: int, masks: str, loss: float, *, split: str = "test") -> dict:
     return {
         "kind": "heldout",
         "arm": arm,
         "seed": seed,
-        "masks": masks,
+        "measure": masks,
+        "value": loss,
+        "unit": "nats",
+        "higher_is_better": False,
+        "split": split,
         "ratio": 0.15,
-        "loss": loss,
-        "unigram": unigram,
-        "targets": 1234,
+        "items": 1234,
     }
+
+
+def with_unigram(loss: dict, unigram: float = 6.28) -> list[dict]:
+    """A held-out loss, and that of a model that knows only word frequencies."""
+    return [loss, loss | {"split": "unigram", "value": unigram}]
+
+
+def dev_record(score: dict, dev: float) -> dict:
+    """The dev score that belongs to a score on test."""
+    return score | {"split": "dev", "value": dev}
 
 
 def evaluation_record(
@@ -248,11 +261,17 @@ def evaluation_record(
         "kind": "evaluation",
         "arm": arm,
         "seed": seed,
-        "name": name,
+        "measure": name,
         "metric": metric,
         "value": value,
     }
-    return {**line, "items": 500, "chance": None, "higher_is_better": True, **more}
+    line |= {"items": 500, "chance": None, "higher_is_better": True, **more}
+    unit = metric
+    if line["chance"] is not None and line["higher_is_better"]:
+        unit = "score"
+    elif name == "pseudo-perplexity":
+        unit = "perplexity"
+    return {"unit": unit, **line}
 
 
 def failure_record(arm: str, seed: int, **more: Any) -> dict:

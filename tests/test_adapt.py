@@ -218,7 +218,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert str(texts) in again and again[again.index("--out") :][1] == str(out)
     assert maskwise(*again[1:], "--dry-run", "--json") == 0
     assert json.loads(capfd.readouterr().out)["contrasts"][0]["runs"] == 6
-    scores = {line["arm"] for line in records_of(out, "score")}
+    scores = {line["arm"] for line in records_of(out, "task")}
     assert scores == {"token-15", "words-30", "tsdae", "no-pretraining"}
     # The recipe in the folder is the study: nothing of it is left to do.
     recipe = out / "adapt.yaml"
@@ -256,8 +256,8 @@ SCORES = {"words-30": 0.70, "token-15": 0.66, "no-pretraining": 0.68}
 def write_scores(out: Path, by_arm: dict[str, dict[int, float]], metric: str = "accuracy") -> Path:
     lines = []
     for arm, scores in by_arm.items():
-        common = {"kind": "score", "arm": arm, "task": "task", "metric": metric}
-        lines += [{**common, "seed": seed, "score": score} for seed, score in scores.items()]
+        common = {"kind": "task", "arm": arm, "measure": "task", "metric": metric}
+        lines += [{**common, "seed": seed, "value": score} for seed, score in scores.items()]
     write_lines(out / "records.jsonl", lines)
     arms = {arm: {} for arm in by_arm if arm != "no-pretraining"}
     study = {"arms": arms, "seeds": list(range(6)), "tasks": {"task": {"metric": metric}}}

@@ -109,8 +109,8 @@ def summary_of(recipe: Recipe, own: float, other: float) -> dict[str, Any]:
     for arm, gain in (("words-30", own), ("words-30-other-text", other), ("no-pretraining", 0)):
         for seed in range(6):
             score = 0.5 + gain + 0.001 * seed * (arm != "no-pretraining")
-            line = {"kind": "score", "arm": arm, "task": "t", "metric": "accuracy"}
-            records.append({**line, "seed": seed, "score": score})
+            line = {"kind": "task", "arm": arm, "measure": "t", "metric": "accuracy"}
+            records.append({**line, "seed": seed, "value": score})
     facts = {"policy": "whole-word", "ratio": "0.3", "overrides": {}}
     study: Any = {
         "baseline": "words-30",
@@ -158,8 +158,8 @@ def test_the_model_of_a_control_is_not_saved(files):
     out = files / "study"
     records = []
     for arm, score in (("words-30", 0.6), ("words-30-other-text", 0.9), ("no-pretraining", 0.5)):
-        line = {"kind": "score", "arm": arm, "task": "t", "metric": "accuracy"}
-        records += [{**line, "seed": seed, "score": score} for seed in range(6)]
+        line = {"kind": "task", "arm": arm, "measure": "t", "metric": "accuracy"}
+        records += [{**line, "seed": seed, "value": score} for seed in range(6)]
     out.mkdir()
     write_lines(out / "records.jsonl", records)
     arms = {arm: {"runs": {}} for arm in OTHER}
@@ -180,10 +180,14 @@ def test_adapt_trains_a_control(files, capfd):
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
     assert said["adapted"]["arm"] == "words-30"
-    assert {line["arm"] for line in records_of(out, "score")} == {*FIRST, OTHER[1]}
+    assert {line["arm"] for line in records_of(out, "task")} == {*FIRST, OTHER[1]}
     # Both are measured on the held-out rows of the user's text.
-    held_out = [line for line in records_of(out, "heldout") if line["masks"] == "token"]
-    assert len({line["targets"] for line in held_out}) == 1 and len(held_out) == 3
+    held_out = [
+        line
+        for line in records_of(out, "heldout")
+        if line["measure"] == "token" and line["split"] == "test"
+    ]
+    assert len({line["items"] for line in held_out}) == 1 and len(held_out) == 3
     assert [row["primary"] for row in load_json(out / "summary.json")["contrasts"]].count(True) == 2
 
 

@@ -142,10 +142,16 @@ def records_with(loss: dict[str, list[float]]) -> list[dict[str, Any]]:
     records = []
     for arm, losses in loss.items():
         for seed, value in enumerate(losses):
-            line = {"kind": "evaluation", "arm": arm, "seed": seed, "name": "general text"}
-            line |= {"metric": "nats", "items": 9, "chance": 9.0, "higher_is_better": False}
+            line = {"kind": "evaluation", "arm": arm, "seed": seed, "measure": "general text"}
+            line |= {
+                "metric": "nats",
+                "unit": "nats",
+                "items": 9,
+                "chance": 9.0,
+                "higher_is_better": False,
+            }
             records.append({**line, "value": value})
-            score = {"kind": "score", "task": "t", "metric": "accuracy", "score": 0.5}
+            score = {"kind": "task", "measure": "t", "metric": "accuracy", "value": 0.5}
             records.append({**score, "arm": arm, "seed": seed})
     return records
 
@@ -186,14 +192,14 @@ def test_a_secondary_task_does_not_count(tmp_path):
     records = []
     for arm, means in scores.items():
         for task, mean in zip(("own", "other"), means):
-            line = {"kind": "score", "arm": arm, "task": task, "metric": "accuracy"}
+            line = {"kind": "task", "arm": arm, "measure": task, "metric": "accuracy"}
             records += [
-                {**line, "seed": n, "score": mean + 0.01 * n * (arm == "a")} for n in range(6)
+                {**line, "seed": n, "value": mean + 0.01 * n * (arm == "a")} for n in range(6)
             ]
     facts = {"policy": "token", "ratio": "0.15", "overrides": {}}
     study: Any = {"baseline": "a", "seeds": [*range(6)], "arms": {"a": facts, "b": facts}}
     study |= {"contrasts": [("b", "a")], "tasks": {"own": {}, "other": {}}}
-    alone = [line for line in records if line["task"] == "own"]
+    alone = [line for line in records if line["measure"] == "own"]
     expected = summarise(alone, {**study, "tasks": {"own": {}}})["contrasts"]
     found = summarise(records, {**study, "secondary": ["other"]})["contrasts"]
     rows = {row["outcome"]: row for row in found}

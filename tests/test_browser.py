@@ -213,7 +213,7 @@ def test_axe_finds_nothing_serious(scheme: str, browser: Any, page_file: Path) -
 
 def test_a_half_finished_study_says_what_is_missing(browser: Any, tmp_path: Path) -> None:
     study = make_study(runs=6, arms=ARMS)
-    lost = {"kind": "score", "arm": "token-30", "seed": 5}
+    lost = {"kind": "task", "arm": "token-30", "seed": 5}
     records = [line for line in make_records(study, ARMS) if not lost.items() <= line.items()]
     folder = write_study(tmp_path, study, records, summary=None, samples=None)
     write_json(folder / "study.json", study | {"maskwise": "0.0.9"})

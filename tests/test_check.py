@@ -171,24 +171,23 @@ def pilot(out: Path, differences: list[float], *, kind: str = "heldout") -> Path
         for arm, value in (("token-15", 0.5), ("words-30", 0.5 + difference)):
             line: dict[str, Any] = {"arm": arm, "seed": seed, "kind": kind}
             if kind == "heldout":
-                line |= {"masks": "token", "ratio": 0.15, "loss": value, "unigram": 6.0}
-                line |= {"targets": 900}
+                line |= {"measure": "token", "ratio": 0.15, "value": value, "items": 900}
             else:
-                line |= {"task": "task", "metric": "accuracy", "score": value}
+                line |= {"measure": "task", "metric": "accuracy", "value": value}
             lines.append(line)
     write_lines(out / "records.jsonl", lines)
     facts = {"policy": "token", "ratio": "constant(0.15)", "overrides": {}}
     study: dict[str, Any] = {"arms": {"token-15": facts, "words-30": facts}, "tasks": {}}
     study |= {"seeds": [*range(len(differences))], "baseline": "token-15"}
     study["contrasts"] = [["words-30", "token-15"]]
-    if kind == "score":
+    if kind == "task":
         study["tasks"] = {"task": {"metric": "accuracy"}}
     write_lines(out / "study.json", [study])
     return out
 
 
 @pytest.mark.parametrize(
-    ("kind", "scale", "unit"), [("heldout", 1.0, "nats"), ("score", 100.0, "accuracy points")]
+    ("kind", "scale", "unit"), [("heldout", 1.0, "nats"), ("task", 100.0, "accuracy points")]
 )
 def test_the_spread_is_that_of_a_pilot(
     kind: str, scale: float, unit: str, recipe: Path, tmp_path: Path, said: Any
@@ -199,7 +198,7 @@ def test_the_spread_is_that_of_a_pilot(
     (spread,) = recorded_spreads(folder, [("words-30", "token-15")]).values()
     assert spread["sd"] == pytest.approx(sd) and spread["unit"] == unit
     assert spread["pairs"] == 4
-    asked = ONE[1:] if kind == "score" else ONE
+    asked = ONE[1:] if kind == "task" else ONE
     command = ["check", recipe, *asked, "--no-timing", "--spread", folder]
     code, printed, _ = said(*command, "--detect", scale * 0.02, "--json")
     assert code == 0

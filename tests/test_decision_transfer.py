@@ -22,10 +22,12 @@ def records(scores, *, loss=3.0, missing=None):
         for seed, score in enumerate(row):
             run = {"arm": f"a{arm}", "seed": seed}
             if (arm, seed) != missing:
-                lines.append(run | {"kind": "score", "task": "t", "score": score})
-            mask = {"kind": "heldout", "masks": "token", "ratio": 0.15, "unigram": 5.0}
-            lines.append(run | mask | {"loss": loss - score})
-    lines.append({"kind": "score", "arm": "no-pretraining", "seed": 0, "task": "t", "score": 9.0})
+                lines.append(run | {"kind": "task", "measure": "t", "value": score})
+            mask = {"kind": "heldout", "measure": "token", "ratio": 0.15}
+            lines.append(run | mask | {"value": loss - score})
+            lines.append(run | mask | {"value": 5.0, "split": "unigram"})
+    start = {"arm": "no-pretraining", "seed": 0, "kind": "task", "measure": "t", "value": 9.0}
+    lines.append(start)
     return lines
 
 
@@ -75,7 +77,7 @@ def test_noise_keeps_about_half_of_the_orders() -> None:
 
 def test_missing_runs_are_named(tmp_path: Path) -> None:
     write_lines(tmp_path / "records.jsonl", records(np.ones((3, 4)), missing=(1, 2)))
-    with pytest.raises(MaskwiseError, match=r"runs without all their scores; got .*a1.*2"):
+    with pytest.raises(MaskwiseError, match=r"runs without all their values; got .*a1.*2"):
         decision_transfer.main([tmp_path])
 
 

@@ -257,7 +257,7 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with accelerator() as device:
         assert maskwise("study", recipe, "--out", tmp_path / "out") == 0
     kinds = {record["kind"] for record in read_lines(tmp_path / "out" / "records.jsonl")}
-    assert {"score", "heldout", "cost"} <= kinds and "failure" not in kinds
+    assert {"task", "heldout", "cost"} <= kinds and "failure" not in kinds
     # Sums that all ranks agree on, for probes; checkpoints; held-out losses; the answers of a task.
     assert {wait.partition(", ")[2].partition(":")[0] for wait in device.waits} == {
         "maskwise/training/checkpoint.py",

@@ -263,9 +263,10 @@ def test_the_evidence_of_the_readme_is_that_of_the_records(
     assert f"*{line['verdict']}*" in sentence
     scores: dict[tuple[str, str], dict[int, float]] = {}
     for score in read_lines(results / record / "records.jsonl"):
-        if score["kind"] == "score" and "fraction" not in score:
-            of = scores.setdefault((score["arm"], score["task"]), {})
-            of[score["seed"]] = score["score"]
+        full = score["kind"] == "task" and "length" not in score
+        if full and score["split"] == "test":
+            of = scores.setdefault((score["arm"], score["measure"]), {})
+            of[score["seed"]] = score["value"]
     pairs = [unit * _mean_difference(scores, arm, baseline, tasks, seed) for seed in of]
     if "pairs" in sentence:
         assert f"{len(pairs)} pairs" in sentence

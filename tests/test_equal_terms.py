@@ -282,8 +282,10 @@ def test_a_study_whose_training_changes_nothing_finds_no_difference(tmp_path: Pa
     asked = [stage for stage in stages if "cloze-qa" in stage.what.get("task", "")]
     assert asked and all(len(stage.needs) == 2 for stage in asked if stage.kind == "finetune")
     scores: dict[tuple[str, int], dict[str, float]] = {}
-    for line in records_of(tmp_path / "out", "score"):
-        scores.setdefault((line["task"], line["seed"]), {})[line["arm"]] = line["fine_tuning"]
+    for line in records_of(tmp_path / "out", "task"):
+        if line["split"] == "test":
+            runs = scores.setdefault((line["measure"], line["seed"]), {})
+            runs[line["arm"]] = line["fine_tuning"]
     assert len(scores) == 4
     for arms in scores.values():
         assert {*arms} == {"words-30", "tsdae", "no-pretraining"}

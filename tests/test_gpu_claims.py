@@ -61,9 +61,11 @@ def test_the_pilot_chooses_the_rate_with_the_lowest_mean_loss(tmp_path: Path) ->
         for seed in (1000, 1001):
             for ratio, loss in (("15", at_15), ("30", at_30)):
                 arm = f"{ratio}, {rate}"
-                line = {"kind": "heldout", "arm": arm, "seed": seed, "loss": loss, "unigram": 6.0}
-                records.append(line)
-    records.append({"kind": "heldout", "arm": "no-pretraining", "seed": 1000, "loss": 0.1})
+                line = {"kind": "heldout", "arm": arm, "seed": seed, "measure": "token"}
+                for split, value in (("test", loss), ("unigram", 6.0)):
+                    records.append(line | {"ratio": 0.15, "split": split, "value": value})
+    start = {"kind": "heldout", "arm": "no-pretraining", "seed": 1000, "measure": "token"}
+    records.append(start | {"split": "test", "value": 0.1})
     write_lines(tmp_path / "records.jsonl", records)
     chosen = gpu_claims.choice(tmp_path)
     assert chosen["chosen"] == "once" and chosen["means"]["once"] == 4.15
@@ -159,4 +161,4 @@ def test_both_studies_run_here_in_miniature(tmp_path: Path) -> None:
     assert claims.run(None) == 0
     for name in gpu_claims.STUDIES:
         kinds = {record["kind"] for record in read_lines(tmp_path / name / "records.jsonl")}
-        assert {"score", "heldout", "cost"} <= kinds and "failure" not in kinds
+        assert {"task", "heldout", "cost"} <= kinds and "failure" not in kinds

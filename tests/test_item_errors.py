@@ -173,7 +173,7 @@ def test_several_tasks_are_independent_unless_they_have_the_same_rows(same, fact
     """On the same rows, the differences of a row are added, so errors can be correlated."""
     one, other = records(0.0, shared=0.0), []
     for line in one:
-        other.append({**line, "task": "task-1"})
+        other.append({**line, "measure": "task-1"})
     facts = {"metric": "accuracy", "majority": 0.05, "test_items": ITEMS}
     tasks = {f"task-{i}": facts | {"test_texts": "x" * (1 + i * (not same))} for i in range(2)}
     single = paired_row(one, seeds=[*range(RUNS)])
@@ -196,8 +196,9 @@ def test_a_study_records_sums_of_items(tmp_path):
     recipe = write_inputs(tmp_path / "inputs")
     out = tmp_path / "out"
     assert maskwise("study", recipe, "study.seeds=1", "--out", out, "--jobs", 1) == 0
-    scores = [line for line in read_lines(out / "records.jsonl") if line["kind"] == "score"]
+    lines = read_lines(out / "records.jsonl")
+    scores = [line for line in lines if line["kind"] == "task" and line["split"] == "test"]
     assert len(scores) == 3
     for line in scores:
         assert line["item_sizes"] == [2] and len(line["item_sums"]) == 10
-        assert sum(line["item_sums"]) / 20 == pytest.approx(line["score"])
+        assert sum(line["item_sums"]) / 20 == pytest.approx(line["value"])

@@ -114,10 +114,11 @@ def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
         "1, d_ff: 32}}",
     ]
     assert maskwise("study", recipe, "--out", tmp_path / "out", *small) == 0
-    scores = records_of(tmp_path / "out", "score")
-    assert len(scores) == 6 and all(
-        r["metric"] == "nats" and r["majority"] > 0 and r["item_sd"] > 0 for r in scores
-    )
+    scores = [r for r in records_of(tmp_path / "out", "task") if r["split"] == "test"]
+    assert len(scores) == 6
+    for record in scores:
+        assert record["metric"] == "nats" and not record["higher_is_better"]
+        assert record["chance"] > 0 and record["item_sd"] > 0
     lines = read_lines(tmp_path / "out/predictions.jsonl")
     tested = [row for row in rows if row["split"] == "test"]
     assert [(line["input"], line["gold"]) for line in lines] == [

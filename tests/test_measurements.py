@@ -9,8 +9,17 @@ from typing import Any
 
 import pytest
 
+from maskwise.errors import MaskwiseError
 from maskwise.folders import read_lines
-from maskwise.measurements import COLUMNS, Measurement, measurements, table_of
+from maskwise.measurements import (
+    COLUMNS,
+    Measurement,
+    measurements,
+    of_evaluation,
+    of_heldout,
+    of_score,
+    table_of,
+)
 from maskwise.report.reading import Folder
 from maskwise.report.tables import evaluation_table
 from maskwise.verdict.outcomes import Outcomes
@@ -18,27 +27,42 @@ from maskwise.verdict.outcomes import Outcomes
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 RUN = {"arm": "a", "seed": 3}
 SCORE = {
-    "kind": "score",
-    **RUN,
     "task": "topics",
     "metric": "accuracy",
     "score": 0.8,
+    "fine_tuning": [0.7, 0.9],
     "dev": [0.7, None, 0.9],
-    "others": {"macro-f1": 0.75},
+    "others": {"macro-f1": 0.75, "nats": 1.5},
+    "majority": 0.4,
     "item_error": 0.01,
+    "item_sums": [3, 1],
 }
-LOSS = {"kind": "heldout", **RUN, "masks": "token", "ratio": 0.15, "loss": 2.5, "unigram": 6.0}
+LOSS = {
+    "masks": "token",
+    "ratio": 0.15,
+    "loss": 2.5,
+    "unigram": 6.0,
+    "targets": 90,
+    "per_byte": 0.2,
+}
 PAIRS = {
-    "kind": "evaluation",
-    **RUN,
     "name": "pairs",
     "metric": "accuracy",
     "value": 0.6,
     "chance": 0.5,
     "higher_is_better": True,
     "items": 100,
+    "error": 0.05,
+    "ties": 2,
 }
 COST = {"kind": "cost", **RUN, "steps": 10, "tokens": 640, "targets": 0, "flops": None}
+
+
+def lines(**more: Any) -> list[dict[str, Any]]:
+    """The lines of records.jsonl of a run."""
+    run = RUN | more
+    rows = [*of_score(run, SCORE), *of_heldout(run, LOSS), of_evaluation(run, PAIRS)]
+    return [*[row.line() for row in rows], COST]
 
 
 def outcomes(*lines: dict[str, Any], tasks: Any = None) -> dict[str, Measurement]:
@@ -46,24 +70,29 @@ def outcomes(*lines: dict[str, Any], tasks: Any = None) -> dict[str, Measurement
 
 
 def test_a_score_has_rows_for_test_development_and_further_metrics() -> None:
-    found = measurements([SCORE], {"topics": {"majority": 0.3, "test_items": 200}})
+    found = list(of_score(RUN, SCORE))
     assert [(row.outcome, row.metric, row.value) for row in found] == [
         ("topics", "accuracy", 0.8),
         ("dev:topics", "accuracy", pytest.approx(0.8)),
         ("further:topics", "macro-f1", 0.75),
+        ("further:topics", "nats", 1.5),
     ]
-    assert [(row.chance, row.items) for row in found] == [(0.3, 200)] * 3
-    assert [row.item_error for row in found] == [0.01, None, None]
+    assert [row.item_error for row in found] == [0.01, None, None, None]
+    # The scale is that of the metric.
+    assert [row.chance for row in found] == [0.4, 0.4, None, None]
+    assert [row.higher_is_better for row in found] == [True, True, True, False]
+    assert found[0].facts == {"fine_tuning": [0.7, 0.9], "item_sums": [3, 1]}
 
 
 def test_the_facts_of_a_study_come_before_those_of_a_line() -> None:
-    line = {**SCORE, "majority": 0.4}
-    assert outcomes(line)["topics"].chance == 0.4
-    assert outcomes(line, tasks={"topics": {"majority": 0.3}})["topics"].chance == 0.3
+    assert outcomes(*lines())["topics"].chance == 0.4
+    tasks = {"topics": {"metric": "accuracy", "majority": 0.3, "test_items": 200}}
+    found = outcomes(*lines(), tasks=tasks)["topics"]
+    assert (found.chance, found.items) == (0.3, 200)
 
 
 def test_losses_evaluations_and_costs_are_rows_too() -> None:
-    found = outcomes(LOSS, PAIRS, COST, {"kind": "overlap", "task": "topics"})
+    found = outcomes(*lines()[4:], {"kind": "overlap", "task": "topics"})
     assert {name: row.value for name, row in found.items()} == {
         "heldout:token@0.15": 2.5,
         "unigram:token@0.15": 6.0,
@@ -72,26 +101,32 @@ def test_losses_evaluations_and_costs_are_rows_too() -> None:
         "cost:steps": 10,
         "cost:tokens": 640,
     }
-    assert not found["heldout:token@0.15"].higher_is_better
-    assert (found["evaluation:pairs:accuracy"].unit, found["heldout:token@0.15"].unit) == (
-        "score",
-        "nats",
-    )
+    loss, pairs = found["heldout:token@0.15"], found["evaluation:pairs:accuracy"]
+    assert not loss.higher_is_better and (loss.items, loss.facts) == (90, {"per_byte": 0.2})
+    assert (pairs.unit, loss.unit, pairs.item_error) == ("score", "nats", 0.05)
+    assert pairs.facts == {"ties": 2}
 
 
-def test_runs_of_other_lengths_and_of_gates_are_columns() -> None:
-    short, gate = {**LOSS, "fraction": 0.25}, {**LOSS, "role": "gate"}
-    assert [(row.length, row.role) for row in measurements([LOSS, short, gate])][::2] == [
-        (1.0, ""),
-        (0.25, ""),
-        (1.0, "gate"),
-    ]
+def test_a_line_is_its_row() -> None:
+    for more in ({}, {"length": 0.25}, {"role": "gate"}):
+        for line in lines(**more)[:-1]:
+            assert Measurement.of(line).line() == line == json.loads(json.dumps(line))
+            assert {"length", "role"} & line.keys() == more.keys() and None not in line.values()
+
+
+def test_lines_of_an_earlier_version_are_refused() -> None:
+    for line in ({"kind": "score", "task": "t"}, {"kind": "heldout", "masks": "token"}):
+        with pytest.raises(MaskwiseError, match="earlier version"):
+            measurements([{**RUN, **line}])
 
 
 def test_the_table_has_a_row_for_every_number() -> None:
-    table = table_of(measurements([SCORE, LOSS, PAIRS, COST]))
-    assert len(table) == 8 and {*COLUMNS} == {*vars(measurements([LOSS])[0]), "outcome"}
-    runs = table.pivot(index=["arm", "seed"], columns="outcome", values="value")
+    table = table_of(measurements(lines()))
+    assert len(table) == 9
+    attributes = {*vars(measurements(lines())[0])} - {"facts"}
+    assert {*COLUMNS} == {*attributes, "outcome"}
+    tested = table[table.split != "further"]
+    runs = tested.pivot(index=["arm", "seed"], columns="outcome", values="value")
     assert runs.loc[("a", 3), "heldout:token@0.15"] == 2.5
     assert table_of([]).empty
 
@@ -100,7 +135,7 @@ def test_the_table_has_a_row_for_every_number() -> None:
 def test_the_table_has_the_numbers_of_recorded_studies(study: str) -> None:
     """The arrays of verdicts hold the values of the table, and nothing else."""
     records = list(read_lines(RESULTS / study / "records.jsonl"))
-    compared = [line for line in records if not {"role", "fraction"} & line.keys()]
+    compared = [line for line in records if not {"role", "length"} & line.keys()]
     facts = json.loads((RESULTS / study / "study.json").read_text())
     arrays = Outcomes(compared, facts)
     rows = [row for row in measurements(compared, facts["tasks"]) if row.split != "further"]
@@ -113,14 +148,10 @@ def test_the_table_has_the_numbers_of_recorded_studies(study: str) -> None:
     assert known and {row.outcome for row in rows} <= arrays.values.keys()
 
 
-def test_records_that_were_edited_by_hand_may_lack_lists() -> None:
-    found = measurements([{**SCORE, "dev": None, "others": None}])
-    assert [row.outcome for row in found] == ["topics"]
-
-
 def test_an_evaluation_and_a_task_may_have_the_same_name() -> None:
-    task = {**SCORE, "task": "pairs", "majority": 0.11}
-    folder = Folder(kind="study", name="s", records=[PAIRS, task])
+    task = {**RUN, "kind": "task", "measure": "pairs", "metric": "accuracy", "value": 0.8}
+    pairs = of_evaluation(RUN, PAIRS).line()
+    folder = Folder(kind="study", name="s", records=[pairs, task | {"chance": 0.11}])
     folder.study = {**folder.study, "arms": {"a": {}}}  # type: ignore[typeddict-item]
     (row,) = evaluation_table(folder)["rows"]
     assert (row["chance"], row["items"], row["means"]) == (0.5, 100, {"a": 0.6})

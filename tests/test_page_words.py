@@ -14,7 +14,14 @@ import pytest
 from maskwise.estimates import outcome_labels
 from maskwise.report import write_report
 from maskwise.verdict import summarise
-from report_fixture import heldout_record, make_records, make_study, row_of, write_study
+from report_fixture import (
+    heldout_record,
+    make_records,
+    make_study,
+    row_of,
+    with_unigram,
+    write_study,
+)
 
 ARMS = {"token-15": 0.0, "token-30": 0.03}
 FORMATS = ("full", "sentinels", "spans")
@@ -124,7 +131,8 @@ def test_arms_that_differ_have_different_descriptions(tmp_path: Path) -> None:
 def test_held_out_masks_of_every_format_have_a_caption_of_their_own(tmp_path: Path) -> None:
     kinds = [f"{masks} {written}" for masks in ("salient", "token") for written in FORMATS]
     study = make_study(runs=1, tasks=0)
-    records = [heldout_record("token-15", 0, kind, 4.0) for kind in [*kinds, "salient"]]
+    losses = [heldout_record("token-15", 0, kind, 4.0) for kind in [*kinds, "salient"]]
+    records = [line for loss in losses for line in with_unigram(loss)]
     page = page_of(tmp_path, study, records, None)
     section = page[page.index("Held-out loss") :]
     captions = re.findall(r"<figure><h3>(Masked.*?)</h3>", section)

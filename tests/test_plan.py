@@ -174,7 +174,8 @@ def test_a_chain_trains_on_from_its_checkpoint(recipe, tmp_path, done):
     assert not run_study(quick(recipe, "study.seeds=1", *more), out)["failures"]
     by_arm = {"a": [], "b": []}
     for record in records_of(out, "heldout"):
-        by_arm[record["arm"]].append(record["loss"])
+        if record["split"] == "test":
+            by_arm[record["arm"]].append(record["value"])
     # it had learnt nothing, and learnt nothing more
     assert by_arm["a"] == pytest.approx(by_arm["b"], abs=1e-4)
     assert {r["arm"]: r["steps"] for r in records_of(out, "cost")} == {"a": 13, "b": 10}
@@ -347,7 +348,7 @@ def test_matched_arms_have_the_length_that_suits_what_they_chose(recipe, tmp_pat
     out = tmp_path / "out"
     run_study(quick(recipe, "study.seeds=2", *more), out)
     costs = [r for r in records_of(out, "cost") if r["arm"] == "token-15"]
-    steps = {(r["seed"], r.get("fraction")): r["steps"] for r in costs}
+    steps = {(r["seed"], r.get("length")): r["steps"] for r in costs}
     assert steps == {(10_000, None): 10, (10_000, 0.5): 5, (10_001, None): 5, (10_001, 0.5): 2}
 
 
@@ -378,7 +379,7 @@ def test_a_search_by_tasks_looks_at_dev(recipe, tmp_path, done):
         devs += load_json(file)["dev"]
     assert record["by"] == "dev" and {c["scores"][task] for c in record["candidates"]} <= set(devs)
     # The reference has nothing to choose, and is a new start too.
-    who = {(r["arm"], r["seed"]) for r in records_of(out, "score")}
+    who = {(r["arm"], r["seed"]) for r in records_of(out, "task")}
     assert who == {("a", 10_009), (REFERENCE, 10_009)}
 
 
@@ -502,7 +503,7 @@ def test_a_search_for_test_items_that_fails_is_told_and_takes_no_run_down(
     result = compare(recipe, [*SCORED, "study.seeds=1"], tmp_path / "out")
     assert [failure["error"] for failure in result["failures"]] == ["no search today"]
     kinds = {record["kind"] for record in read_lines(tmp_path / "out" / "records.jsonl")}
-    assert "score" in kinds and "failure" not in kinds
+    assert "task" in kinds and "failure" not in kinds
 
 
 def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, done):
@@ -570,7 +571,7 @@ def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):
         file.write_text(json.dumps(result))
     found = compare(recipe, more, out)
     assert [(r["arm"], r["seed"]) for r in found["failures"]] == [("words-30", 1)] * 2
-    assert ("words-30", 1) not in {(r["arm"], r["seed"]) for r in records_of(out, "score")}
+    assert ("words-30", 1) not in {(r["arm"], r["seed"]) for r in records_of(out, "task")}
     assert "NaN" not in (out / "records.jsonl").read_text() + (out / "summary.json").read_text()
     [row] = [row for row in found["contrasts"] if row["outcome"] == "tasks"]
     assert row["n"] == 2 and found["arms"]["words-30"]["failures"] == 1
@@ -604,11 +605,11 @@ def test_companions_are_shorter_runs_of_their_own(recipe, tmp_path, done):
     arms = "study.arms={a: {masking.ratio: 'linear(0.4, 0.1)'}}"
     more = ("study.seeds=1", "study.companions=[0.5, 0.2]", "training.steps=20", arms)
     run_study(quick(recipe, *more), out)
-    costs = {r.get("fraction", 1): r for r in records_of(out, "cost")}
+    costs = {r.get("length", 1): r for r in records_of(out, "cost")}
     assert {share: r["steps"] for share, r in costs.items()} == {1: 20, 0.5: 10, 0.2: 4}
     ratio = {share: r["targets"] / r["tokens"] for share, r in costs.items()}
     assert ratio[0.5] == pytest.approx(ratio[1], rel=0.1)  # the schedule ran over their own length
-    assert {r.get("fraction", 1) for r in records_of(out, "heldout")} == {1, 0.5, 0.2}
+    assert {r.get("length", 1) for r in records_of(out, "heldout")} == {1, 0.5, 0.2}
     assert {line["fraction"] for line in read_lines(out / "timings.jsonl")} == {1.0, 0.5, 0.2}
     assert [*load_json(out / "study.json")["arms"]["a"]["runs"]] == ["0"]
 
@@ -641,7 +642,7 @@ def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, 
     assert stops > 5 and sorted(done) == complete
     assert (one / "records.jsonl").read_bytes() == (two / "records.jsonl").read_bytes()
     found = {record["kind"] for record in read_lines(one / "records.jsonl")}
-    assert found == {"selection", "cost", "heldout", "score", "overlap"}
+    assert found == {"selection", "cost", "heldout", "task", "overlap"}
     assert "Settings chosen for each arm" in write_report(one).read_text(encoding="utf-8")
 
 
@@ -771,8 +772,8 @@ def test_bad_studies_are_refused_when_they_are_read(recipe, override, said, tmp_
 
 
 def test_companions_and_choices_make_no_seed_done():
-    companion = {"kind": "score", "arm": "a", "seed": 0, "fraction": 0.5}
-    records = [companion, {"kind": "score", "arm": "a", "seed": 1}]
+    companion = {"kind": "task", "arm": "a", "seed": 0, "length": 0.5}
+    records = [companion, {"kind": "task", "arm": "a", "seed": 1}]
     assert pending_seeds({"seeds": [0, 1, 2]}, records) == [0, 2]
 
 

@@ -27,6 +27,7 @@ from maskwise.verdict import judge, summarise
 from maskwise.verdict.outcomes import Outcomes
 from maskwise.verdict.words import advice_of
 from report_fixture import (
+    dev_record,
     evaluation_record,
     make_metrics,
     make_records,
@@ -218,14 +219,14 @@ def test_nothing_is_said_that_a_file_says(folder):
 
 def test_lines_without_their_keys_are_counted(folder):
     with (folder / "records.jsonl").open("a") as file:
-        file.write('{"kind": "score", "arm": "token-15"}\n')
+        file.write('{"kind": "task", "arm": "token-15"}\n')
     assert read_folder(folder).incomplete == 1 and "1 line lacks keys" in page_of(folder)
 
 
 def test_half_written_lines_and_diverged_losses_are_left_out(folder):
     records = folder / "records.jsonl"
     lines = records.read_text().splitlines()
-    lacking = ['{"kind": "score", "task": "x", "score": 0.5}', '{"a": 1}']
+    lacking = ['{"kind": "task", "measure": "x", "value": 0.5}', '{"a": 1}']
     records.write_text("\n".join([*lines, *lacking, "[1]", "", lines[0][: len(lines[0]) // 2]]))
     metrics = next((folder / "stages").glob("*/metrics.jsonl"))
     diverged = '{"kind": "train", "step": 420, "loss": NaN}\n{"kind": "tr'
@@ -286,9 +287,9 @@ def test_folders_without_a_readable_study_are_one_line(tmp_path):
 def test_every_run_is_a_dot(folder):
     dots = dots_of(specs_of(page_of(folder))[0])
     shown = {(row["arm"], row["seed"]): row["value"] for row in dots}
-    scores = [line for line in read_folder(folder).of_kind("score") if line["task"] == "task-0"]
+    scores = [line for line in read_folder(folder).of_kind("task") if line["measure"] == "task-0"]
     arms = [line for line in scores if line["arm"] in ARMS]
-    assert shown == {(line["arm"], line["seed"]): line["score"] for line in arms}
+    assert shown == {(line["arm"], line["seed"]): line["value"] for line in arms}
     assert len(shown) == 9
 
 
@@ -397,8 +398,8 @@ def test_the_primary_outcome_is_a_phrase_of_sentences(outcome, name, tmp_path):
     masks = outcome.removeprefix("heldout:").partition("@")[0]
     measured = []
     for line in records:
-        if line.get("masks") == "token":
-            measured += [line | {"masks": masks, "ratio": ratio} for ratio in (0.15, 0.4)]
+        if line.get("measure") == "token":
+            measured += [line | {"measure": masks, "ratio": ratio} for ratio in (0.15, 0.4)]
         elif line["kind"] != "heldout":
             measured.append(line)
     summary = summarise(measured, study)
@@ -468,9 +469,9 @@ def rich(tmp_path):
     study = make_study(runs=6, arms=ARMS)
     records = make_records(study, ARMS)
     for line in list(records):
-        half = line | {"fraction": 0.5}
-        if line["kind"] == "score" and line["arm"] in ARMS:
-            records.append(half | {"score": line["score"] - 0.05})
+        half = line | {"length": 0.5}
+        if line["kind"] == "task" and line["arm"] in ARMS:
+            records.append(half | {"value": line["value"] - 0.05})
         elif line["kind"] == "cost":
             records.append(half | {"steps": 200, "targets": 61_440})
     records += [
@@ -548,11 +549,12 @@ def test_the_mean_of_the_chart_is_that_of_the_tasks_of_the_verdict(tmp_path):
     """The mean was over all tasks, also those that pre-training does not help."""
     study = make_study(runs=6) | {"helps": 0.75}
     records = make_records(study, {"token-30": 0.03})
-    for line in records:
-        if line["kind"] == "score":
-            line["dev"] = [line["score"]]
-            if line["task"] == "task-1":
-                line["dev"] = [0.9 if line["arm"] == "no-pretraining" else 0.1]
+    for line in list(records):
+        if line["kind"] == "task":
+            dev = line["value"]
+            if line["measure"] == "task-1":
+                dev = 0.9 if line["arm"] == "no-pretraining" else 0.1
+            records.append(dev_record(line, dev))
     summary = summarise(records, study)
     assert [use["counted"] for use in summary["tasks"].values()] == [True, False]
     points = summary["efficiency"]["points"]
@@ -661,10 +663,11 @@ def test_a_task_on_which_the_verdict_rests_is_not_called_left_out(tmp_path):
     for helped, outcome in ((False, "task-0"), (False, None), (True, None)):
         study = make_study(runs=6) | {"helps": 0.75, "outcome": outcome}
         records = make_records(study, {"token-30": 0.03})
-        for line in records:
-            if line["kind"] == "score":
-                gain = 0.1 if helped and line["task"] == "task-1" else -0.1
-                line["dev"] = [0.5 + gain * (line["arm"] != "no-pretraining")]
+        for line in list(records):
+            if line["kind"] == "task":
+                gain = 0.1 if helped and line["measure"] == "task-1" else -0.1
+                dev = 0.5 + gain * (line["arm"] != "no-pretraining")
+                records.append(dev_record(line, dev))
         kinds = {}
         for view in forest_groups(summarise(records, study)["contrasts"], {}):
             for line in view["rows"]:

@@ -53,10 +53,11 @@ def test_recorded_studies_are_judged_alike_from_their_scores(
         rows = csv.writer(file)
         rows.writerow(["arm", "seed", "task", "score"])
         for line in read_lines(RESULTS / study / "records.jsonl"):
-            compared = line["kind"] == "score" and line["arm"] != REFERENCE
-            if compared and not {"role", "fraction"} & line.keys():
-                rows.writerow([line["arm"], line["seed"], line["task"], line["score"]])
-                tasks.add(line["task"])
+            score = line["kind"] == "task" and line["split"] == "test"
+            compared = score and line["arm"] != REFERENCE
+            if compared and not {"role", "length"} & line.keys():
+                rows.writerow([line["arm"], line["seed"], line["measure"], line["value"]])
+                tasks.add(line["measure"])
     found = mw.compare(
         path,
         replicate="pretraining",

@@ -39,6 +39,7 @@ from report_fixture import (
     score_record,
     shared_selection,
     summary_of,
+    with_unigram,
     write_json,
     write_lines,
     write_run,
@@ -48,7 +49,11 @@ from report_fixture import (
 SNAPSHOT = Path(__file__).with_name("sentences.json")
 CLOSE = [x + 0.02 + 1e-4 * i for i, x in enumerate(LOW)]
 NOISY = [0.53, 0.50, 0.53, 0.55, 0.49, 0.54, 0.52, 0.52]
-STARTS = [heldout_record("no-pretraining", seed, "token", 5.5) for seed in range(8)]
+STARTS = [
+    line
+    for seed in range(8)
+    for line in with_unigram(heldout_record("no-pretraining", seed, "token", 5.5))
+]
 
 
 def without_tasks(
@@ -64,8 +69,9 @@ def pair_losses(better: float, *, level: float = 4.0) -> list[dict]:
     """Eight runs of each arm; the second arm is better by nearly as much in every run."""
     lines = []
     for seed in range(8):
-        lines.append(heldout_record("token-15", seed, "token", level))
-        lines.append(heldout_record("token-30", seed, "token", level - better + 0.01 * seed))
+        better_level = level - better + 0.01 * seed
+        lines += with_unigram(heldout_record("token-15", seed, "token", level))
+        lines += with_unigram(heldout_record("token-30", seed, "token", better_level))
     return lines
 
 
@@ -169,7 +175,7 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "one run": lambda: summary_of({"token-15": [0.5], "token-30": [0.9]}),
     "one arm": lambda: summary_of({"token-15": [0.5, 0.6]}),
     "nothing measured": lambda: without_tasks(
-        [line | {"masks": "whole-word"} for line in pair_losses(0.2)]
+        [line | {"measure": "whole-word"} for line in pair_losses(0.2)]
     ),
     "equal": lambda: summary_of({"token-15": [0.5] * 3, "token-30": [0.5] * 3}),
     "not-significant": lambda: summary_of(
@@ -261,9 +267,9 @@ def study_page(folder: Path) -> Path:
     study = make_study(runs=3, arms=arms)
     records = [*make_records(study, arms), OVERLAP, failure_record("token-15", 9)]
     for line in list(records):
-        half = line | {"fraction": 0.5}
-        if line["kind"] == "score" and line["arm"] in arms:
-            records.append(half | {"score": line["score"] - 0.05})
+        half = line | {"length": 0.5}
+        if line["kind"] == "task" and line["arm"] in arms:
+            records.append(half | {"value": line["value"] - 0.05})
         elif line["kind"] == "cost":
             records.append(half | {"steps": 200, "targets": 61_440})
     for arm in arms:

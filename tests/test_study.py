@@ -32,23 +32,17 @@ from maskwise.text import Prepared
 from processes import PATIENCE, SamePool, in_group, wait_for
 from tiny import load_json, maskwise, read_lines, records_of, start, write_inputs
 
+COLUMNS = {
+    *("kind", "arm", "seed", "measure", "value", "metric", "unit", "higher_is_better", "split"),
+}
+ITEMS = {"chance", "items", "item_error", "fine_tuning", "item_sums", "item_sizes"}
 SCHEMA = {
-    "score": {
-        "kind",
-        "arm",
-        "seed",
-        "task",
-        "metric",
-        "score",
-        "fine_tuning",
-        "dev",
-        "others",
-        "item_error",
-        "item_sums",
-        "item_sizes",
-    },
+    "task": COLUMNS | ITEMS,
+    "task dev": COLUMNS | {"chance", "fine_tuning"},
+    "task further": COLUMNS | {"items"},
+    "heldout": COLUMNS | {"ratio", "items", "per_byte"},
+    "heldout unigram": COLUMNS | {"ratio", "items"},
     "cost": {"kind", "arm", "seed", "steps", "tokens", "targets", "flops"},
-    "heldout": {"kind", "arm", "seed", "masks", "ratio", "loss", "unigram", "targets", "per_byte"},
     "failure": {"kind", "arm", "seed", "stage", "error"},
     "overlap": {
         "kind",
@@ -103,11 +97,16 @@ def test_a_study_leaves_the_files_that_the_documentation_names(finished):
     assert study["baseline"] == "token-15" and study["seeds"] == [0, 1] and study["seconds"] > 0
     assert study["tasks"]["task"]["test_items"] == 10
     records = read_lines(finished / "records.jsonl")
-    assert all(set(record) == SCHEMA[record["kind"]] for record in records)
-    # Two arms and the reference, two seeds, one task; two kinds of held-out masks at two ratios,
-    # for the arms only.
-    counts = Counter(record["kind"] for record in records)
-    assert counts == {"score": 6, "heldout": 16, "cost": 4, "overlap": 1}
+    counts: Counter[str] = Counter()
+    for record in records:
+        split = record.get("split", "test")
+        kind = record["kind"] if split == "test" else f"{record['kind']} {split}"
+        assert set(record) == SCHEMA[kind]
+        counts[kind] += 1
+    # Two arms and the reference, two seeds, one task with two further metrics; two kinds of
+    # held-out masks at two ratios, for the arms only.
+    scores = {"task": 6, "task dev": 6, "task further": 12}
+    assert counts == scores | {"heldout": 16, "heldout unigram": 16, "cost": 4, "overlap": 1}
     assert [row["outcome"] for row in summary["contrasts"] if row["primary"]] == ["tasks"]
     stages = {path.name for path in (finished / "stages").iterdir()} - {".lock", "plan.json"}
     timings = read_lines(finished / "timings.jsonl")
@@ -390,6 +389,6 @@ def test_a_failing_run_takes_no_other_down(recipe, tmp_path, capfd):
     [failure] = records_of(out, "failure")
     assert set(failure) == SCHEMA["failure"] and failure["arm"] == "wild"
     assert "lower the" in failure["error"]
-    assert {r["arm"] for r in records_of(out, "score")} == {"token-15", "no-pretraining"}
+    assert {r["arm"] for r in records_of(out, "task")} == {"token-15", "no-pretraining"}
     assert "the loss is not finite" in (out / "report.html").read_text()
     assert "Traceback" in (out / "stages" / failure["stage"] / "error.txt").read_text()

@@ -155,7 +155,7 @@ def test_the_text_is_masked_by_what_the_run_learned(finished, recipe):
     data = Prepared.open(store.folder(run.prepared) / "data")
     assert data.training.pieces.columns["learned"].std() > 0
     arms = {"random", "learned", "spans", "alone", "oracle"}
-    assert {record["arm"] for record in records_of(finished, "score")} >= arms
+    assert {record["arm"] for record in records_of(finished, "task")} >= arms
     assert not records_of(finished, "failure")
     policies = {(line["arm"], line["seed"]): line for line in records_of(finished, "policy")}
     assert policies.keys() == {

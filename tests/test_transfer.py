@@ -36,8 +36,8 @@ def records(seeds: int, *, shift: float = 0.01) -> list[Record]:
         range(seeds), enumerate(SCORES), enumerate("abc")
     ):
         score = SCORES[arm][which] + shift * ((seed * 3 + place) % 4)
-        common: Record = {"kind": "score", "arm": arm, "seed": seed, "task": task}
-        found.append(common | {"metric": "exact-match", "score": score})
+        common: Record = {"kind": "task", "arm": arm, "seed": seed, "measure": task}
+        found.append(common | {"metric": "exact-match", "value": score})
     return found
 
 
@@ -86,7 +86,7 @@ def test_cells_have_intervals_and_no_test():
     # A cell of a task in nats is above 0 where the policy helps.
     nats: list[Any] = records(6)
     for record in nats:
-        if record["task"] == "a":
+        if record["measure"] == "a":
             record["metric"] = "nats"
     harmed, helped = cells(summarise(nats, study(6))), found["from-a", "a"]
     assert harmed["from-a", "a"]["mean"] == pytest.approx(-helped["mean"])
@@ -157,7 +157,7 @@ def test_a_whole_study_in_miniature_draws_the_table(tmp_path):
     path, out = tmp_path / "recipe.yaml", tmp_path / "out"
     path.write_text(RECIPE)
     assert maskwise("study", path, "--out", out, "--jobs", 1) == 0
-    arms = {record["arm"] for record in records_of(out, "score")}
+    arms = {record["arm"] for record in records_of(out, "task")}
     assert "own-task" not in arms, "records hold what was measured, and nothing that is made of it"
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count('class="number own"') == 2 and "Does a policy learned for one task" in page

@@ -41,6 +41,7 @@ from report_fixture import (
     shared_selection,
     study_of,
     summary_of,
+    with_unigram,
 )
 
 TIE = {
@@ -72,9 +73,10 @@ def row_of_losses(losses: list[float]) -> Contrast:
     """The row of two arms with held-out losses, the second arm's given, and a margin in nats."""
     study = make_study(runs=8, tasks=0, margin=0.05)
     records = [
-        heldout_record(arm, seed, "token", loss)
+        line
         for arm, runs in (("token-15", LOW), ("token-30", losses))
         for seed, loss in enumerate(runs)
+        for line in with_unigram(heldout_record(arm, seed, "token", loss))
     ]
     (row,) = primary_rows(summarise(records + run_facts(study), study))
     return row
@@ -172,7 +174,7 @@ def test_chance_is_that_of_each_task_and_voids_the_task_alone():
     """Of the answers that were asked, as the records have it."""
     scores = {"token-15": 0.12, "token-30": 0.10}
     told = [
-        score_record(arm, seed, "task-0", x, majority=0.11)
+        score_record(arm, seed, "task-0", x, chance=0.11)
         for arm, x in scores.items()
         for seed in range(8)
     ]
@@ -190,7 +192,7 @@ def in_nats(values: dict[str, float], **more: Any) -> dict[str, Any]:
     records = []
     for arm, seed in product(values, range(10)):
         luck = 0.01 * (seed % 3) + 0.003 * (seed % 2) * (arm == "arm")
-        facts = {"metric": "nats", "majority": 5.0, **more}
+        facts = {"metric": "nats", "chance": 5.0, **more}
         records.append(score_record(arm, seed, "task-0", values[arm] + luck, **facts))
     return summarise(records, study)
 
@@ -434,9 +436,9 @@ def test_missing_runs_are_noted_where_those_of_the_start_failed():
 
 def test_a_half_fine_tuned_failed_run_is_left_out_whole():
     study = make_study(runs=3)
-    records = [r for r in make_records(study, {}) if r["kind"] == "score"]
+    records = [r for r in make_records(study, {}) if r["kind"] == "task"]
     lost = ("token-30", 1, "task-1")
-    cut = [r for r in records if (r["arm"], r["seed"], r["task"]) != lost]
+    cut = [r for r in records if (r["arm"], r["seed"], r["measure"]) != lost]
     summary = summarise([*cut, failure_record("token-30", 1)], study)
     assert rows_of(summary, "task-0")[0]["n"] == 2
     scores = summary["arms"]["token-30"]["scores"]["task-0"]
@@ -456,7 +458,7 @@ def test_bad_records_are_told_in_one_line():
     cases = {
         "lacks a seed": without,
         "lacks a seed that the other arm has": [r for r in good if r["arm"] != "token-30"],
-        "not a finite number": [first | {"score": math.nan}, *good[1:]],
+        "not a finite number": [first | {"value": math.nan}, *good[1:]],
         "measured twice": [*good, first],
         "unknown arm in records 'x'": [first | {"arm": "x"}, *good],
         "unknown arm in records 'y'": [*good, failure_record("y", 0)],
@@ -618,7 +620,7 @@ def test_nobody_is_told_to_match_compute_where_a_contrast_has_done_it():
 
 
 def test_companions_are_never_pooled_with_full_runs():
-    half = {"fraction": 0.5}
+    half = {"length": 0.5}
     short = [score_record(arm, seed, "task-0", 0.3, **half) for arm in CLEAR for seed in range(8)]
     short += [cost_record(arm, seed, steps=200, **half) for arm in CLEAR for seed in range(8)]
     # A companion that failed costs no pair.
@@ -633,7 +635,7 @@ def test_companions_are_never_pooled_with_full_runs():
 
 
 def test_a_companion_that_was_not_finished_is_reported_and_costs_no_verdict():
-    half = {"fraction": 0.5}
+    half = {"length": 0.5}
     short = [cost_record(arm, seed, steps=200, **half) for arm in CLEAR for seed in range(8)]
     for task in ("task-0", "task-1"):
         short += [score_record(arm, seed, task, 0.3, **half) for arm in CLEAR for seed in range(8)]

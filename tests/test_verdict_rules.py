@@ -36,6 +36,7 @@ from report_fixture import (
     HIGH,
     LOW,
     codes,
+    dev_record,
     facts_of,
     failure_record,
     losses,
@@ -243,7 +244,7 @@ def test_planned_looks_share_one_error_whichever_of_them_decides():
 
 def test_a_look_whose_runs_all_failed_decides_nothing():
     study, records = study_of(CLEAR, looks=[2, 8])
-    kept = [r for r in records if r["kind"] != "score" or r["arm"] != "token-30" or r["seed"] > 1]
+    kept = [r for r in records if r["kind"] != "task" or r["arm"] != "token-30" or r["seed"] > 1]
     lost = [failure_record("token-30", seed) for seed in (0, 1)]
     (row,) = primary_rows(summarise([*kept, *lost], study))
     assert row["n"] == 6 and row["p"] is not None
@@ -367,12 +368,11 @@ def helped(gains: dict[str, list[float]], *, apart: float = 0.0, **changes: Any)
     records = []
     for number, (task, by_seed) in enumerate(zip(study["tasks"], gains.values(), strict=True)):
         for s, gain in enumerate(by_seed):
-            records.append(
-                score_record("no-pretraining", s, task, 0.3 + 0.1 * number + 0.001 * s, dev=[0.3])
-            )
+            start = score_record("no-pretraining", s, task, 0.3 + 0.1 * number + 0.001 * s)
+            records += [start, dev_record(start, 0.3)]
             for arm, more, side in (("token-15", 0.0, -1), ("token-30", 0.02, 1)):
-                dev = [0.3 + gain + side * apart, None]
-                records.append(score_record(arm, s, task, 0.5 + more + 0.001 * s, dev=dev))
+                score = score_record(arm, s, task, 0.5 + more + 0.001 * s)
+                records += [score, dev_record(score, 0.3 + gain + side * apart)]
     return summarise(records + run_facts(study), study)
 
 
@@ -563,7 +563,7 @@ def test_the_floor_of_some_metrics_is_the_untrained_model(metric):
     study, records = study_of(near)
     study["tasks"]["task-0"] |= {"metric": metric, "majority": 0.0}
     for record in records:
-        if record["kind"] == "score":
+        if record["kind"] == "task":
             record["metric"] = metric
     starts = [line | {"metric": metric} for line in UNTRAINED]
     (row,) = primary_rows(summarise([*records, *starts], study))

@@ -166,18 +166,30 @@ class Record(TypedDict, total=False):
     """A line of records.jsonl, with the keys that maskwise reads; docs/files.md lists all keys."""
 
     kind: str
+    """"task", "heldout" or "evaluation" for a number that was measured. The columns of its
+    line are those of ``maskwise.measurements.Measurement``; the other keys are facts about it."""
     arm: str
     seed: int
-    fraction: float
-    """Length of a companion run, as a share of the steps; absent in full runs."""
-    task: str
-    metric: str
-    score: float
-    majority: float | None
-    """Score of the best answer that is the same for all texts, in tasks with free-text answers."""
+    measure: str
+    """What was measured: a task, a kind of masks, a set of items, or a quantity."""
+    value: float
+    metric: str | None
+    unit: str
+    higher_is_better: bool
+    split: str
+    ratio: float
+    chance: float | None
+    items: int
     item_error: float
-    """Standard error of the score over test items, computed by resampling sentences or documents.
-    """
+    """Standard error of the value over test items; of a task, computed by resampling sentences or
+    documents."""
+    length: float
+    """Length of a companion run, as a share of the steps; absent in full runs."""
+    role: str
+    """"gate" if the run has the settings of the recipe, because a search does not apply to runs
+    for the gate."""
+    fine_tuning: list[float]
+    """The score of each fine-tuning seed."""
     item_sd: float
     """Standard deviation of the scores of items, in tasks with free-text answers."""
     item_sums: list[float]
@@ -186,24 +198,13 @@ class Record(TypedDict, total=False):
     jackknife if the metric is not a ratio of sums. Some recorded studies have none."""
     item_sizes: list[float]
     """Contributions to the denominator; one number if all are equal."""
-    dev: list[float | None]
-    others: dict[str, float]
-    """Scores in further metrics on the same items, such as macro-f1 if the metric is accuracy."""
-    masks: str
-    ratio: float
-    loss: float
-    unigram: float | None
-    name: str
-    value: float
-    chance: float | None
-    higher_is_better: bool
-    items: int
     steps: int
+    flops: float
     best_step: int
     """With ``training.patience``: the step whose weights were kept, of ``planned_steps``."""
     planned_steps: int
-    flops: float
     probe_flops: float
+    task: str
     stage: str
     error: str
     by: str
@@ -214,9 +215,6 @@ class Record(TypedDict, total=False):
     candidates: list[Candidate]
     tied: bool
     """Whether all points of the grid have the same scores."""
-    role: str
-    """"gate" if the run has the settings of the recipe, because a search does not apply to runs
-    for the gate."""
     corpus: str
     overlapping: int
     standing: int

@@ -1,10 +1,11 @@
 """Measurements of runs, as one long table: a row for each number that was measured.
 
 Scores on tasks, held-out losses, other evaluations and costs differ only in the columns that they
-use. Verdicts and pages read these rows, and not the three kinds of lines in records.jsonl. The
-names of outcomes in summary.json are made of the columns (``Measurement.outcome``).
+use. A line of records.jsonl is such a row (``Measurement.line``), and so is a row of the data frame
+(``table_of``); only the costs of a run share a line. The names of outcomes in summary.json are made
+of the columns (``Measurement.outcome``).
 
->>> line = {"kind": "heldout", "arm": "a", "seed": 0, "masks": "token", "ratio": 0.15, "loss": 2.0}
+>>> line = {"kind": "heldout", "arm": "a", "seed": 0, "measure": "token", "ratio": 0.15, "value": 2}
 >>> [row.outcome for row in measurements([line])]
 ['heldout:token@0.15']
 """
@@ -12,12 +13,13 @@ names of outcomes in summary.json are made of the columns (``Measurement.outcome
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maskwise.constants import LOWER_IS_BETTER, NATS
+from maskwise.errors import MaskwiseError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -66,6 +68,8 @@ class Measurement(Scale):
         item_error: the standard error of the value over test items.
         length: the length of the run, as a share of the full steps (``study.companions``).
         role: "gate" for the runs of a gate; otherwise "".
+        facts: what else is known of the number, such as the score of every fine-tuning seed. Facts
+            are in the line of records.jsonl, and are no columns of the table.
     """
 
     arm: str
@@ -78,6 +82,20 @@ class Measurement(Scale):
     item_error: float | None = None
     length: float = 1.0
     role: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, line: RecordLine) -> Measurement:
+        """Return the measurement in a line of records.jsonl."""
+        columns = {name: value for name, value in line.items() if name in _FIELDS}
+        facts = {name: value for name, value in line.items() if name not in _FIELDS}
+        return cls(**columns, facts=facts)
+
+    def line(self) -> dict[str, Any]:
+        """Return the line of records.jsonl. Columns that say nothing are left out."""
+        columns = {name: getattr(self, name) for name in _FIELDS}
+        said = {name: value for name, value in columns.items() if value != _UNSAID.get(name)}
+        return {**said, **self.facts}
 
     @property
     def outcome(self) -> str:
@@ -102,6 +120,19 @@ RecordLine = Mapping[str, Any]
 """A line of records.jsonl."""
 
 
+_FIELDS = [
+    *("kind", "arm", "seed", "measure", "value", "metric", "unit", "higher_is_better", "split"),
+    *("ratio", "chance", "items", "item_error", "length", "role"),
+]
+_UNSAID = {"length": 1.0, "role": ""}
+"""Values that are left out of lines; None is left out of any other column."""
+KINDS = ("task", "heldout", "evaluation")
+"""Kinds of lines in records.jsonl that are measurements. A line of kind "cost" has a quantity in
+each key; other lines are facts about runs."""
+SPLITS = ("test", "dev", "unigram", "further")
+"""The values of ``split``, in the order of records.jsonl."""
+
+
 def measurements(
     records: Iterable[RecordLine], tasks: Mapping[str, RecordLine] | None = None
 ) -> list[Measurement]:
@@ -109,19 +140,44 @@ def measurements(
 
     Args:
         records: the lines.
-        tasks: the facts of each task in study.json, such as its chance level.
+        tasks: the facts of each task in study.json: its metric, chance level and test items, which
+            lines that were written by hand may lack.
+
+    Raises:
+        MaskwiseError: the lines have the format of an earlier version.
     """
     found: list[Measurement] = []
     for line in records:
-        if line["kind"] == "score":
-            found += _of_task(line, (tasks or {}).get(line["task"], {}))
-        elif line["kind"] == "heldout":
-            found += _of_heldout(line)
-        elif line["kind"] == "evaluation":
-            found.append(_of_evaluation(line))
-        elif line["kind"] == "cost":
+        if line["kind"] == "score" or (line["kind"] in KINDS and "measure" not in line):
+            raise MaskwiseError(
+                "records.jsonl has the format of an earlier version of maskwise",
+                got=f"a line of kind {line['kind']!r} without a measure",
+                do="repeat the maskwise study command, which writes the file anew",
+            )
+        if line["kind"] == "cost":
             found += _of_cost(line)
+        if line["kind"] not in KINDS:
+            continue
+        row = Measurement.of(line)
+        if row.kind == "task" and row.split != "further":
+            row = _described(row, (tasks or {}).get(row.measure, {}))
+        found.append(row)
     return found
+
+
+def _described(row: Measurement, facts: RecordLine) -> Measurement:
+    """Fill in what study.json says of a task."""
+    metric = facts.get("metric", row.metric)
+    # For some tasks the chance level depends on the tokenizer, and is only in the line.
+    chance = facts.get("majority")
+    return replace(
+        row,
+        metric=metric,
+        unit=unit_of(metric),
+        higher_is_better=metric not in LOWER_IS_BETTER,
+        chance=row.chance if chance is None else chance,
+        items=facts.get("test_items", row.items),
+    )
 
 
 def table_of(found: Iterable[Measurement]) -> DataFrame:
@@ -138,18 +194,9 @@ def pending_seeds(study: RecordLine, records: Iterable[RecordLine]) -> list[int]
     for record in records:
         # Failure records count as records, so a seed with a failed run is not pending. Records with
         # these keys belong to runs of the gate and to companions (shorter runs).
-        if not {"role", "fraction"} & record.keys():
+        if not {"role", "length"} & record.keys():
             done.add(record.get("seed"))
     return [seed for seed in study["seeds"] if seed not in done]
-
-
-def _run(line: RecordLine) -> dict[str, Any]:
-    return {
-        "arm": line["arm"],
-        "seed": line["seed"],
-        "length": line.get("fraction", 1.0),
-        "role": line.get("role", ""),
-    }
 
 
 def unit_of(metric: str | None) -> str:
@@ -157,67 +204,101 @@ def unit_of(metric: str | None) -> str:
     return NATS if metric == NATS else "score"
 
 
-def _of_task(line: RecordLine, facts: RecordLine) -> Iterator[Measurement]:
-    metric = facts.get("metric", line.get("metric"))
-    # For some tasks the chance level depends on the tokenizer, and is only in the records.
-    chance = facts.get("majority")
-    if chance is None:
-        chance = line.get("majority")
-    score = Measurement(
-        **_run(line),
+# From results of stages
+
+
+def of_score(run: RecordLine, score: RecordLine) -> Iterator[Measurement]:
+    """Yield the measurements of a task, of which ``score`` is a ``tasks.TaskRecord``.
+
+    Args:
+        run: the columns of the run: arm, seed, and length and role if they say something.
+    """
+    metric = score["metric"]
+    kept = ("interval", "item_sd", "item_sums", "item_sizes")
+    test = Measurement(
+        **run,
         kind="task",
-        measure=line["task"],
-        value=line["score"],
+        measure=score["task"],
+        value=score["score"],
         metric=metric,
         unit=unit_of(metric),
         higher_is_better=metric not in LOWER_IS_BETTER,
-        chance=chance,
-        items=facts.get("test_items"),
-        item_error=line.get("item_error"),
+        chance=score.get("majority"),
+        items=score.get("test_items"),
+        item_error=score.get("item_error"),
+        facts={
+            "fine_tuning": score["fine_tuning"],
+            **{key: score[key] for key in kept if score.get(key) is not None},
+        },
     )
-    yield score
-    dev = [each for each in line.get("dev") or () if each is not None]
+    yield test
+    dev = [each for each in score["dev"] if each is not None]
     if dev:
-        yield replace(score, split="dev", value=float(np.mean(dev)), item_error=None)
-    for name, value in (line.get("others") or {}).items():
-        yield replace(score, split="further", metric=name, value=value, item_error=None)
+        facts = {"fine_tuning": dev}
+        mean = float(np.mean(dev))
+        yield replace(test, split="dev", value=mean, items=None, item_error=None, facts=facts)
+    for name, value in score["others"].items():
+        if value is not None:
+            yield replace(
+                test,
+                split="further",
+                metric=name,
+                value=value,
+                unit=unit_of(name),
+                higher_is_better=name not in LOWER_IS_BETTER,
+                chance=None,
+                item_error=None,
+                facts={},
+            )
 
 
-def _of_heldout(line: RecordLine) -> Iterator[Measurement]:
-    loss = Measurement(
-        **_run(line),
+def of_heldout(run: RecordLine, loss: RecordLine) -> Iterator[Measurement]:
+    """Yield a loss on masked held-out text, of which ``loss`` is an ``evaluation.HeldOutLoss``.
+
+    The second is the loss of word frequencies alone, if it is known.
+    """
+    known = ("masks", "ratio", "loss", "unigram", "targets", "error", "kind")
+    test = Measurement(
+        **run,
         kind="heldout",
-        measure=line["masks"],
-        value=line["loss"],
+        measure=loss["masks"],
+        value=loss["loss"],
         metric=NATS,
         unit=NATS,
         higher_is_better=False,
-        ratio=line["ratio"],
+        ratio=loss["ratio"],
+        items=loss.get("targets"),
+        item_error=loss.get("error"),
+        facts={key: value for key, value in loss.items() if key not in known},
     )
-    yield loss
-    if line.get("unigram") is not None:
-        yield replace(loss, split="unigram", value=line["unigram"])
+    yield test
+    if loss.get("unigram") is not None:
+        yield replace(test, split="unigram", value=loss["unigram"], item_error=None, facts={})
 
 
-def _of_evaluation(line: RecordLine) -> Measurement:
-    metric = line["metric"]
-    higher = line.get("higher_is_better", True)
-    chance = line.get("chance")
+def of_evaluation(run: RecordLine, found: RecordLine) -> Measurement:
+    """Return an ``evaluation.EvaluationRecord`` as a measurement."""
+    metric = found["metric"]
+    higher = found.get("higher_is_better", True)
+    chance = found.get("chance")
     unit = metric
     if chance is not None and higher:
         unit = "score"
-    elif line["name"] == "pseudo-perplexity":
+    elif found["name"] == "pseudo-perplexity":
         unit = "perplexity"
+    known = ("kind", "name", "metric", "value", "higher_is_better", "chance", "items", "error")
     return Measurement(
-        **_run(line),
+        **run,
         kind="evaluation",
-        measure=line["name"],
-        value=line["value"],
+        measure=found["name"],
+        value=found["value"],
         metric=metric,
         unit=unit,
         higher_is_better=higher,
         chance=chance,
-        items=line.get("items"),
+        items=found.get("items"),
+        item_error=found.get("error"),
+        facts={key: value for key, value in found.items() if key not in known},
     )
 
 
@@ -226,7 +307,10 @@ def _of_cost(line: RecordLine) -> Iterator[Measurement]:
         # A quantity that could not be measured is 0 or null.
         if line.get(quantity):
             yield Measurement(
-                **_run(line),
+                arm=line["arm"],
+                seed=line["seed"],
+                length=line.get("length", 1.0),
+                role=line.get("role", ""),
                 kind="cost",
                 measure=quantity,
                 value=line[quantity],

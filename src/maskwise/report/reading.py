@@ -60,9 +60,9 @@ NO_SUMMARY: Summary = {
     "efficiency": {"points": []},
 }
 REQUIRED = {
-    "score": {"arm", "seed", "task", "score"},
-    "heldout": {"arm", "seed", "masks", "ratio", "loss"},
-    "evaluation": {"arm", "seed", "name", "metric", "value"},
+    "task": {"arm", "seed", "measure", "value"},
+    "heldout": {"arm", "seed", "measure", "value", "ratio"},
+    "evaluation": {"arm", "seed", "measure", "value", "metric"},
     "cost": {"arm", "seed"},
     "policy": {"arm", "seed"},
     "failure": {"arm", "seed", "stage", "error"},
@@ -128,7 +128,7 @@ class Folder:
         return [
             line
             for line in self.records
-            if line["kind"] == kind and line.get("fraction", 1) == 1 and "role" not in line
+            if line["kind"] == kind and line.get("length", 1) == 1 and "role" not in line
         ]
 
     @cached_property

@@ -121,7 +121,7 @@ class Run:
         """The fields that identify the run in records."""
         who: Record = {"arm": self.arm, "seed": self.seed}
         if self.fraction != 1:
-            who["fraction"] = self.fraction
+            who["length"] = self.fraction
         if self.role:
             who["role"] = self.role
         return who

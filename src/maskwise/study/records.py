@@ -20,7 +20,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
 from maskwise.folders import finite, read_json, read_lines, write_json
 from maskwise.masking.policies import UnitKind
-from maskwise.measurements import pending_seeds
+from maskwise.measurements import SPLITS, Measurement, pending_seeds
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import different_settings
@@ -478,14 +478,16 @@ def collect(
             if not result:
                 continue
             kind = KINDS[stage.kind]
-            lines = kind.records(result)
             if not kind.of_run:
-                records += lines
+                records += kind.facts(result)
                 continue
+            records += [{"kind": line["kind"], **run.who, **line} for line in kind.facts(result)]
+            rows = kind.measurements(run.who, result)
             # If fine-tuning diverged on one task, the other measurements of the run remain valid.
-            sound = [line for line in lines if _finite(line)]
-            records += [{"kind": line["kind"], **run.who, **line} for line in sound]
-            if len(sound) < len(lines):
+            lost = {_what(row) for row in rows if not _is_finite(row)}
+            sound = [row for row in rows if _what(row) not in lost]
+            records += [row.line() for row in sound]
+            if len(sound) < len(rows):
                 error = "a score or loss is not a finite number; training or fine-tuning diverged"
                 records.append(failure_of(run, stage, {stage.name: error}))
     # The overlap of a text and a task may have been recorded already, in a call with other seeds.
@@ -531,7 +533,7 @@ def chosen_steps(records: Iterable[Record]) -> dict[str, Chosen]:
     """Return when full runs had their best states, by arm; only of arms with training.patience."""
     found: dict[str, Chosen] = {}
     for line in records:
-        is_full = "role" not in line and "fraction" not in line
+        is_full = "role" not in line and "length" not in line
         if line["kind"] != "cost" or "best_step" not in line or not is_full:
             continue
         arm = found.setdefault(line["arm"], {"steps": [], "of": 0})
@@ -548,20 +550,22 @@ def last_logged(training: Stage, store: StageStore, key: str) -> Plain | None:
     return value
 
 
-def _finite(line: Plain) -> bool:
-    """Return whether all measurements in a record are finite numbers."""
-    measured = [line.get(key, 0.0) for key in ("score", "loss", "value")]
-    measured += line.get("fine_tuning", [])
-    # A dev score is None if the task has no dev rows.
-    measured += [score or 0.0 for score in line.get("dev", [])]
-    return None not in finite(measured)
+def _what(row: Measurement) -> tuple[object, ...]:
+    """Return what the rows of one measurement have in common: those of test, dev and the like."""
+    return row.kind, row.measure, row.ratio
+
+
+def _is_finite(row: Measurement) -> bool:
+    """Return whether a measurement, and the scores of its fine-tuning seeds, are finite numbers."""
+    return None not in finite([row.value, *row.facts.get("fine_tuning", [])])
 
 
 def _place(record: Record) -> tuple[str | float, ...]:
     """Return the sort key of a record."""
-    what = record.get("task") or record.get("masks") or record.get("name") or ""
-    detail = record.get("metric", ""), record.get("ratio", 0.0), record.get("corpus", "")
-    who = record.get("arm", ""), record.get("seed", -1), -record.get("fraction", 1.0)
+    what = record.get("measure") or record.get("task") or ""
+    split = SPLITS.index(record.get("split", "test"))
+    detail = record.get("ratio", 0.0), split, record.get("metric") or "", record.get("corpus", "")
+    who = record.get("arm", ""), record.get("seed", -1), -record.get("length", 1.0)
     return record["kind"], *who, what, *detail
 
 

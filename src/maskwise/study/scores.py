@@ -30,7 +30,7 @@ from maskwise.errors import MaskwiseError, require_known
 from maskwise.estimates import with_minus
 from maskwise.files import Record, Study, Summary
 from maskwise.folders import read_json, write_json, write_lines
-from maskwise.measurements import measurements, table_of
+from maskwise.measurements import Measurement, measurements, table_of, unit_of
 from maskwise.report.reading import NO_STUDY, NO_SUMMARY
 from maskwise.verdict import summarise
 from maskwise.verdict.statistics import can_decide, fewest_runs
@@ -178,9 +178,18 @@ def compare(
             notes.append(f"The scores on {task} are read as per cent.")
     records: list[Record] = []
     for arm, seed, task, score in found:
-        line = {"kind": "score", "arm": arm, "seed": seeds[seed], "task": task}
         metric = NATS if task in lower else "score"
-        records.append(cast(Record, {**line, "metric": metric, "score": score / scales[task]}))
+        row = Measurement(
+            kind="task",
+            arm=arm,
+            seed=seeds[seed],
+            measure=task,
+            value=score / scales[task],
+            metric=metric,
+            unit=unit_of(metric),
+            higher_is_better=metric != NATS,
+        )
+        records.append(cast(Record, row.line()))
     facts: dict[str, Any] = {"policy": "", "ratio": "", "overrides": {}}
     study = cast(
         Study,

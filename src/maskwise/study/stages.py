@@ -36,6 +36,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, load_sets
 from maskwise.folders import file_hash
 from maskwise.learning.settings import OF_THE_MODEL
+from maskwise.measurements import Measurement
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain, merged
 from maskwise.samplers import sampler
@@ -118,7 +119,11 @@ class Stage:
         return cls(**{**plain, "needs": tuple(plain["needs"])})
 
 
-def _nothing(result: Plain) -> list[Plain]:
+def _no_measurements(run: Mapping[str, Any], result: Plain) -> list[Measurement]:
+    return []
+
+
+def _no_facts(result: Plain) -> list[Plain]:
     return []
 
 
@@ -139,7 +144,9 @@ class StageKind:
         output: the folder that later stages read: ``TEXT`` (they start with a prepared text),
             ``CHECKPOINT`` (the stage trains the model of a run), ``POLICY``, or another one. None
             if they read only ``done.json``.
-        records: converts a result to lines of ``records.jsonl``.
+        measurements: converts a result to measurements. The first argument is the columns of the
+            run, such as its arm and seed.
+        facts: converts a result to other lines of ``records.jsonl``.
         of_run: whether a stage belongs to a run, so that its failure invalidates comparisons of
             this run. The overlap of a text and a task belongs to the study.
         forget: removes the files of a finished stage that are needed only to resume it.
@@ -156,7 +163,8 @@ class StageKind:
     name: str
     run: Callable[[Stage, StageStore], Plain]
     output: str | None = None
-    records: Callable[[Plain], list[Plain]] = _nothing
+    measurements: Callable[[Mapping[str, Any], Plain], list[Measurement]] = _no_measurements
+    facts: Callable[[Plain], list[Plain]] = _no_facts
     of_run: bool = True
     forget: Callable[[Path], None] = _keep
     size: tuple[str, ...] = ()

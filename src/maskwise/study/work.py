@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -26,6 +26,7 @@ from maskwise.evaluation import EvaluationSettings, evaluate, overlap_record
 from maskwise.folders import finite, read_json, require_file, sweep, write_json, write_whole
 from maskwise.learning.run import SHARED_TOKENIZER, Lesson
 from maskwise.masking.policies.given import LearnedPolicy
+from maskwise.measurements import Measurement, of_evaluation, of_heldout, of_score
 from maskwise.models import load_config, load_model, with_fields
 from maskwise.objectives import objective_class
 from maskwise.recipe import Recipe
@@ -506,18 +507,18 @@ def _learned(result: Plain) -> list[Plain]:
     return [{"kind": "policy", **record}]
 
 
-def _measured(result: Plain) -> list[Plain]:
-    measured: list[Plain] = result["records"]
-    return measured
+def _measured(run: Mapping[str, Any], result: Plain) -> list[Measurement]:
+    rows: list[Measurement] = []
+    for found in result["records"]:
+        if found["kind"] == "heldout":
+            rows += of_heldout(run, found)
+        else:
+            rows.append(of_evaluation(run, found))
+    return rows
 
 
-def _score(result: Plain) -> list[Plain]:
-    # The keys are in the order of earlier versions, so that the files of equal results are equal.
-    kept = ["task", "metric", "score", "fine_tuning", "dev", "others"]
-    if "item_sd" in result:
-        kept += ["majority", "interval", "item_sd"]
-    kept += ["item_error", "item_sums", "item_sizes"]
-    return [{"kind": "score", **{key: result[key] for key in kept if key in result}}]
+def _scored(run: Mapping[str, Any], result: Plain) -> list[Measurement]:
+    return [*of_score(run, result)]
 
 
 def _overlaps(result: Plain) -> list[Plain]:
@@ -546,7 +547,7 @@ for _kind in (
         "learn",
         _learn,
         output=POLICY,
-        records=_learned,
+        facts=_learned,
         forget=forget_learning,
         size=("learning.supervised.training.steps", "learning.meta.steps"),
         depends=("learning", "objective", "task_content", "max_length"),
@@ -563,11 +564,11 @@ for _kind in (
         on_ranks=True,
         title="training",
     ),
-    StageKind("evaluate", _evaluate, records=_measured, depends=("evaluation", "content")),
+    StageKind("evaluate", _evaluate, measurements=_measured, depends=("evaluation", "content")),
     StageKind(
         "finetune",
         _finetune,
-        records=_score,
+        measurements=_scored,
         forget=_forget_runs,
         depends=("task_content", "finetune"),
         # Fine-tuning reads the rows of a task.
@@ -575,6 +576,6 @@ for _kind in (
         title="fine-tuning on {task}",
     ),
     StageKind("tune", _tune, depends=("task_content", "finetune"), reads_rows=False),
-    StageKind("overlap", _overlap, records=_overlaps, of_run=False),
+    StageKind("overlap", _overlap, facts=_overlaps, of_run=False),
 ):
     add_kind(_kind)

@@ -58,9 +58,9 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         MaskwiseError: a run has no partner with the same seed, a score is not finite, or an outcome
             was measured in some runs only.
 
-    >>> score = {"kind": "score", "task": "t", "metric": "accuracy"}
+    >>> score = {"kind": "task", "measure": "t", "metric": "accuracy"}
     >>> points = [("a", 0, 0.50), ("a", 1, 0.51), ("b", 0, 0.60), ("b", 1, 0.61)]
-    >>> runs = [score | {"arm": arm, "seed": seed, "score": x} for arm, seed, x in points]
+    >>> runs = [score | {"arm": arm, "seed": seed, "value": x} for arm, seed, x in points]
     >>> facts = {"policy": "token", "ratio": "constant(0.15)", "overrides": {}}
     >>> study = {"baseline": "a", "seeds": [0, 1], "tasks": {"t": {}}, "contrasts": [("b", "a")]}
     >>> study["arms"] = {"a": facts, "b": facts}
@@ -69,7 +69,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     """
     lines = list(records)
     table = Outcomes(lines, study)
-    shorter = sorted({line.get("fraction", 1.0) for line in lines} - {1.0})
+    shorter = sorted({line.get("length", 1.0) for line in lines} - {1.0})
     # The tasks that count are those of the full runs, so the means of all lengths agree.
     companions = [
         Outcomes(lines, study, length=length, counted=table.counted) for length in shorter

@@ -320,15 +320,15 @@ def _item_error(table: Outcomes, outcome: str, pair: Pair) -> float | None:
     The error comes from the first available source: the recorded error over resampled sentences
     or documents, the recorded SD of item scores, or the binomial formula.
     """
-    lines = [line for line in table.lines["score"] if line["task"] == outcome]
-    errors = [line["item_error"] for line in lines if line.get("item_error") is not None]
+    rows = [row for row in table.scores if row.measure == outcome]
+    errors = [row.item_error for row in rows if row.item_error is not None]
     if errors:
         return math.sqrt(np.mean(np.square(errors)))
     scale = table.scales[outcome]
     scores = np.concatenate([table.runs(outcome, arm) for arm in pair])
     if not scale.items or np.isnan(scores).all():
         return None
-    spreads = [line["item_sd"] for line in lines if line.get("item_sd") is not None]
+    spreads = [row.facts["item_sd"] for row in rows if row.facts.get("item_sd") is not None]
     if spreads:
         variance = np.mean(np.square(spreads))
     elif scale.metric in SHARES:

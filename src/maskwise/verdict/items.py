@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from maskwise.files import Record
 from maskwise.verdict.outcomes import Numbers, Outcomes, Pair
 
 
-def contributions(record: Record) -> Numbers:
-    """Return (G,) the contribution of each group of test rows to the score of a record.
+def contributions(facts: Mapping[str, Any]) -> Numbers:
+    """Return (G,) the contribution of each group of test rows to the score of a run.
 
     Their mean is the score. If the score is a ratio of sums, their standard error is that of the
     ratio (the delta method; Cochran, Sampling Techniques, 1977, chapter 6).
@@ -28,8 +28,8 @@ def contributions(record: Record) -> Numbers:
     >>> contributions({"item_sums": [2, 0, 1], "item_sizes": [2]}).tolist()
     [1.0, 0.0, 0.5]
     """
-    sums = np.array(record["item_sums"], dtype=float)
-    sizes = np.broadcast_to(np.array(record["item_sizes"], dtype=float), sums.shape)
+    sums = np.array(facts["item_sums"], dtype=float)
+    sizes = np.broadcast_to(np.array(facts["item_sizes"], dtype=float), sums.shape)
     total = sizes.sum()
     # A test set without any entity has a score of 0.
     if not total:
@@ -44,18 +44,18 @@ def item_differences(table: Outcomes, task: str, pair: Pair) -> Numbers | None:
 
     None if a run that is compared has no sums of items.
     """
-    records = {}
-    for line in table.lines["score"]:
-        if line["task"] == task and line["arm"] in pair and "item_sums" in line:
-            records[line["arm"], line["seed"]] = line
+    known = {}
+    for row in table.scores:
+        if row.measure == task and row.arm in pair and "item_sums" in row.facts:
+            known[row.arm, row.seed] = row.facts
     arm, baseline = pair
     compared = np.isfinite(table.runs(task, arm) - table.runs(task, baseline))
     differences = []
     for seed in np.array(table.study["seeds"])[compared].tolist():
-        if (arm, seed) not in records or (baseline, seed) not in records:
+        if (arm, seed) not in known or (baseline, seed) not in known:
             return None
-        ours = contributions(records[arm, seed])
-        theirs = contributions(records[baseline, seed])
+        ours = contributions(known[arm, seed])
+        theirs = contributions(known[baseline, seed])
         if len(ours) != len(theirs):
             return None
         differences.append(ours - theirs)

@@ -79,6 +79,7 @@ class Outcomes:
     Attributes:
         arms: the names of the arms, including the reference and the computed arms.
         lines: the records, keyed by kind.
+        scores: the scores on test of all tasks.
         values: arrays of shape (arms, seeds), keyed by outcome.
         scales: what the values of outcomes mean, keyed by outcome.
         parts: for each mean held-out outcome, the names of its outcomes at single ratios.
@@ -110,7 +111,7 @@ class Outcomes:
         for record in records:
             # The overlap of a text and a task has no arm. The computed arms have no records.
             require_known("arm in records", record.get("arm", REFERENCE), self.arms[:-2])
-            of_run = record.get("fraction", 1.0), record.get("role", "")
+            of_run = record.get("length", 1.0), record.get("role", "")
             if of_run == (length, role) or "arm" not in record:
                 self.lines[record["kind"]].append(record)
         self.values: dict[str, Numbers] = {}
@@ -120,6 +121,7 @@ class Outcomes:
         self.failures = Counter(arm for arm, _ in self.failed)
         self.unfinished = set[tuple[str, int]]()
         found = measurements(chain.from_iterable(self.lines.values()), study["tasks"])
+        self.scores = [row for row in found if row.kind == "task" and row.split == "test"]
         self.tasks = self._read_tasks(row for row in found if row.kind == "task")
         self.heldout = self._read_heldout(row for row in found if row.kind == "heldout")
         self.evaluations = self._read_evaluations(row for row in found if row.kind == "evaluation")
