@@ -84,6 +84,45 @@ def written(folder: Path, name: str, content: str | Sequence[Any]) -> Path:
     return write_lines(path, list(content))
 
 
+NAMED = table("text,label", *(f"a text with the number {n},{'ab'[n % 2]}" for n in range(60)))
+
+
+@pytest.mark.parametrize("how", [{"text": 1, "label": 2}, {"label": 2}])
+def test_a_header_is_no_row_of_a_table_whose_columns_are_numbered(
+    how: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its label was a class of its own."""
+    path = written(tmp_path, "rows.csv", NAMED)
+    with pytest.raises(MaskwiseError, match=r"got text, label; .*FILE\(text=text,label=label\)"):
+        load_task(path, **how)
+    # Without a header, "label" may be a class.
+    rows = table(*(f"a text with the number {n},{('label', 'b')[n % 2]}" for n in range(60)))
+    assert load_task(written(tmp_path, "rows.csv", rows), **how).labels == ("b", "label")
+
+
+def test_a_folder_without_names_of_splits_is_one_line(tmp_path: Path) -> None:
+    for name in ("one.csv", "two.csv"):
+        (tmp_path / name).write_text(NAMED)
+    with pytest.raises(MaskwiseError) as caught:
+        load_task(tmp_path)
+    assert caught.value.got == "one.csv, two.csv"
+
+
+def test_a_test_split_with_other_columns_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(NAMED)
+    (tmp_path / "test.csv").write_text(NAMED.replace("text,label", "review,stars"))
+    task = load_task(tmp_path)
+    assert "test has no column 'label', so this split counts as unlabelled" in task.notes
+
+
+def test_the_advice_about_another_encoding_names_it(tmp_path: Path) -> None:
+    for encoding, name in (("utf-16", "UTF-16"), ("latin-1", "LATIN1")):
+        path = tmp_path / f"{encoding}.csv"
+        path.write_bytes(NAMED.replace("text with", "täxt with").encode(encoding))
+        with pytest.raises(MaskwiseError, match=f"-f {name} "):
+            load_task(path)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_labelled_file_that_cannot_be_used_is_one_line(name: str, tmp_path: Path) -> None:
     content, facts = REFUSED[name]
@@ -129,6 +168,12 @@ READ: dict[str, tuple[str | Sequence[Any], Sequence[str], int, Sequence[str]]] =
         ("a", "b"),
         61,
         ("1 class of test", "'rare'"),
+    ),
+    "classes that differ in case.csv": (
+        table("text,label", *(f"text {n},{('a', 'b', 'A')[n % 3]}" for n in range(60))),
+        ("A", "a", "b"),
+        60,
+        ("'A' and 'a'",),
     ),
     "joined labels.csv": (
         table("text,label", *(f"text {n},{('a|b', 'c')[n % 2]}" for n in range(60))),

@@ -33,6 +33,7 @@ from maskwise.specs import read_options
 from maskwise.tasks.classes import (
     BETWEEN_LABELS,
     MULTI_LABEL,
+    NUMBER_COLUMNS,
     REGRESSION,
     SEQUENCE_CLASSIFICATION,
     SIMILARITY,
@@ -410,8 +411,11 @@ def choose_columns(reading: Reading) -> Reading:
         # Benchmarks publish test rows without the label column, or with −1 as every label.
         label_columns = {found.label, f"{found.label}1"}
         if split == "test" and found.label and label_columns.isdisjoint(names):
+            notes.append(f"test has no column {found.label!r}, so this split counts as unlabelled")
             continue
         found = find_columns(kind.columns, names, given, asked.place)
+        if asked.layout.columns or not asked.layout.header:
+            _refuse_names_as_row(part, found, kind, asked.place)
         columns[split] = found
         notes += _notes_on_names(found, names)
     notes = list(dict.fromkeys(notes))
@@ -570,6 +574,22 @@ def _with_settings(kind: TaskKind, asked: TaskArguments) -> TaskKind:
     return make(**asked.settings)
 
 
+def _refuse_names_as_row(
+    records: Records, columns: ColumnNames, kind: TaskKind, place: str
+) -> None:
+    """Raise an error if the first row of a table that is read without a header looks like one."""
+    first, *others = records
+    text, _, label = columns.cells(first)
+    usual = {name.lower() for name in (*kind.columns.label, *NUMBER_COLUMNS)}
+    named = str(label).strip().lower() in usual and len(str(text).split()) == 1
+    if named and all(record.get(columns.label or "") != label for record in others):
+        raise MaskwiseError(
+            f"the first row of {place} looks like column names, not like data",
+            got=f"{text}, {label}",
+            do=f"give the columns by name: FILE(text={text},label={label})",
+        )
+
+
 def _notes_on_names(columns: ColumnNames, names: Record) -> list[str]:
     """Note other columns of the file that have the name of a chosen column."""
     notes = []
@@ -639,8 +659,15 @@ def _short_name(spec: str) -> str:
 
 
 def _notes_on_labels(labels: Sequence[str], unused: Set[str]) -> list[str]:
-    """Note labels that often mean "missing", and labels in ``missing`` that never occur."""
+    """Note labels that differ only in case or often mean "missing", and unused ``missing``."""
     notes = []
+    by_lower: dict[str, list[str]] = {}
+    for label in labels:
+        by_lower.setdefault(label.lower(), []).append(label)
+    alike = [same for same in by_lower.values() if len(same) > 1]
+    if alike:
+        names = " and ".join(map(repr, alike[0]))
+        notes.append(f"classes that differ only in case are different classes, such as {names}")
     doubtful = ", ".join(repr(label) for label in labels if label.lower() in DOUBTFUL)
     if doubtful:
         notes.append(f"{doubtful} counts as a class; missing=({doubtful}) drops such rows")

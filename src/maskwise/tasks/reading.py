@@ -152,6 +152,12 @@ def _read_folder(spec: str, folder: Path, layout: Layout) -> BySplit:
     by_name = _files_by_name(folder, readable)
     if not by_name and len(readable) == 1:
         return {ALL: _read_file(readable[0], layout)}
+    if not by_name:
+        raise MaskwiseError(
+            f"no file in {folder} is named after a split",
+            got=", ".join(path.name for path in _files(folder)) or "no files",
+            allowed=f"train with dev (validation) and/or test, in files: {', '.join(READERS)}",
+        )
     return _by_split(spec, {split: _read_file(path, layout) for split, path in by_name.items()})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import zlib
@@ -85,9 +86,10 @@ def open_text(path: Path, bad: WhenBad) -> IO[bytes]:
     try:
         content.decode()
     except UnicodeDecodeError as error:
+        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         raise MaskwiseError(
             f"{path} is not UTF-8 text (byte {error.start})",
-            do="convert it, for example with iconv -f LATIN1 -t UTF-8",
+            do=f"convert it, for example with iconv -f {'UTF-16' if marked else 'LATIN1'} -t UTF-8",
         ) from None
     return io.BytesIO(content)
 
