@@ -19,7 +19,7 @@ ROOT = Path(maskwise.__file__).parent
 # Below → above. A module may import its own room and what stands before it; a row does not see its
 # own.
 ORDER = [
-    {"errors", "constants", "signals", "devices"},
+    {"errors", "constants", "former", "signals", "devices"},
     {"effects", "files", "printing", "measurements"},
     {"specs", "estimates", "plugins"},
     {"folders", "jobs", "draws", "attention"},
@@ -56,6 +56,7 @@ ONLY = {
         "errors",
         "draws",
         "folders",
+        "former",
         "masking",
         "plugins",
         "segments",
@@ -69,6 +70,7 @@ ONLY = {
         "effects",
         "draws",
         "errors",
+        "former",
         "plugins",
         "segments",
         "specs",

@@ -6,8 +6,7 @@ any file of ``policies/`` and ``corruptions/``. ``gather`` reads a user's rows. 
 numpy. It imports only small modules of the package, such as ``errors`` and ``draws``.
 """
 
-from typing import Any
-
+from maskwise.former import former_names
 from maskwise.masking import schedules
 from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
@@ -41,10 +40,11 @@ __all__ = [
     "schedules",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Say what a former name is called now, until maskwise 0.2."""
-    new = {"AnnotatedBatch": "Line", "Pieces": "Line", "Rows": "UserRows"}
-    if name in new:
-        raise AttributeError(f"maskwise.masking.{name} is now maskwise.masking.{new[name]}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = former_names(
+    __name__,
+    {
+        "AnnotatedBatch": "maskwise.masking.Line",
+        "Pieces": "maskwise.masking.Line",
+        "Rows": "maskwise.masking.UserRows",
+    },
+)

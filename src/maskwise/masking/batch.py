@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ import numpy as np
 
 from maskwise.devices import moved
 from maskwise.draws import Array
+from maskwise.former import FormerName
 from maskwise.masking.line import Line
 from maskwise.masking.select import Choice
 
@@ -96,15 +96,7 @@ class MaskedBatch:
         extras = {name: line.tensor(name) for name in line.extras}
         return cls(line.tensor("input_ids"), labels, attention, line, targets, extras)
 
-    @property
-    def source(self) -> Line:
-        """The former name of ``line``."""
-        warnings.warn(
-            "MaskedBatch.source is now MaskedBatch.line; the old name goes with maskwise 0.2",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return self.line
+    source = FormerName("line")
 
     @cached_property
     def ratio(self) -> Tensor:

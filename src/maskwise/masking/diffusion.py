@@ -61,6 +61,7 @@ from maskwise.masking.line import Line
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import Policy, UnitKind, When
 from maskwise.masking.policies import policy as make_policy
+from maskwise.masking.policies.base import checked_moment
 from maskwise.masking.schedules import Schedule, Spec, schedule
 from maskwise.masking.select import Choice, up_to
 from maskwise.masking.settings import Masking
@@ -454,12 +455,7 @@ def corrupt(
     most = torch.iinfo(input_ids.dtype).max
     mask_token_id = whole_number("mask_token_id", mask_token_id, least=0, most=most)
     seed = whole_number("seed", seed)
-    if epoch is not None:
-        epoch = whole_number("epoch", epoch, least=0)
-    if step is not None:
-        step = whole_number("step", step, least=0)
-    if total_steps is not None:
-        total_steps = whole_number("total_steps", total_steps, least=0)
+    step, total_steps, epoch = checked_moment(step, total_steps, epoch)
     if epoch is None and step is None:
         warnings.warn("without epoch or step, a row gets the same mask each time", stacklevel=2)
     ids = ids_BL.reshape(-1)

@@ -35,6 +35,7 @@ from maskwise.masking.gather import UserRows, common_number, device_of, gather
 from maskwise.masking.line import Line
 from maskwise.masking.moment import Moment, mapped
 from maskwise.masking.policies import Policy, When
+from maskwise.masking.policies.base import checked_moment
 from maskwise.masking.schedules import Schedule
 from maskwise.masking.select import Choice, select, stretch
 from maskwise.masking.settings import Masking
@@ -197,10 +198,7 @@ class Masker:
                 vocabulary, or a weight is not a finite number ≥ 0.
         """
         step = whole_number("step", step, least=0)
-        if total_steps is not None:
-            total_steps = whole_number("total_steps", total_steps, least=0)
-        if epoch is not None:
-            epoch = whole_number("epoch", epoch, least=0)
+        _, total_steps, epoch = checked_moment(step, total_steps, epoch)
         line = gather(rows, self.vocabulary)
         place_B = None
         if place is not None:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, whole_number
+from maskwise.errors import MaskwiseError
 from maskwise.masking.gather import UserRows, require_rows
+from maskwise.masking.policies.base import checked_moment
 
 if TYPE_CHECKING:
     from maskwise.masking.batch import MaskedBatch
@@ -51,18 +52,13 @@ class Moment:
                 "masks are those of an epoch or of a step, and neither is given",
                 do="pass epoch=0, for example",
             )
-        if epoch is not None:
-            epoch = whole_number("epoch", epoch, least=0)
-        if step is not None:
-            step = whole_number("step", step, least=0)
-        if total_steps is not None:
-            total_steps = whole_number("total_steps", total_steps, least=1)
+        step, total_steps, epoch = checked_moment(step, total_steps, epoch)
         # A function of the step may do without the number of steps.
         masking = masker.masking
         changing: list[object] = [part for part in (masking.ratio, masking.predict) if part.varies]
         if masking.policy.needs_total:
             changing.append(masking.policy)
-        if changing and (step is None or (masker.needs_total and total_steps is None)):
+        if changing and (step is None or (masker.needs_total and not total_steps)):
             raise MaskwiseError(
                 "the masking changes over training, so its masks need a step",
                 got=", ".join(map(str, changing)),

@@ -101,7 +101,7 @@ def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
         judged: the same text in the layout of the evaluation.
         count: the number of rows of ``judged`` that the evaluation reads.
     """
-    return rows.holding(judged.line(spread(count, of=len(judged))).example_id).tolist()
+    return rows.holding(judged.example_ids(spread(count, of=len(judged)))).tolist()
 
 
 def laid_out(rows: Text, objective: type[Objective] | Objective, config: PreTrainedConfig) -> Text:

@@ -4,8 +4,10 @@ This package stands on ``masking``, whose ``Line`` it makes. Annotation layers c
 objects. ``api`` finds the objects for names such as ``pos``.
 """
 
+from functools import partial
 from typing import Any
 
+from maskwise.former import former_names
 from maskwise.text.documents import (
     Document,
     Documents,
@@ -41,14 +43,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Find names that have moved: until maskwise 0.2, they work or say their new name."""
-    if name in ("annotate_rows", "encode"):
-        import maskwise
+def _public(name: str) -> Any:
+    import maskwise
 
-        return getattr(maskwise, name)
-    if name == "PieceBatch":
-        raise AttributeError(
-            "maskwise.text.PieceBatch is now maskwise.masking.Line, which Rows.line returns"
-        )
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(maskwise, name)
+
+
+__getattr__ = former_names(
+    __name__,
+    {"PieceBatch": "maskwise.masking.Line, which Rows.line returns"},
+    works={name: partial(_public, name) for name in ("annotate_rows", "encode")},
+)

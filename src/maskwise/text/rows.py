@@ -9,7 +9,6 @@ Making a plan takes about 1 µs for each piece.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from maskwise.draws import Array
 from maskwise.errors import MaskwiseError, finite_number, plural, require_known
+from maskwise.former import FormerName
 from maskwise.masking.line import Line
 from maskwise.segments import listed, owners
 from maskwise.text.documents import Document, place_of
@@ -147,11 +147,8 @@ class Rows:
         Raises:
             MaskwiseError: a number is not the index of a row.
         """
-        at = _numbers("row", rows, below=len(self))
         pieces = self.pieces
-        begin = self.first[at]
-        count = self.first[at + 1] - begin
-        piece = self.order[listed(begin, count)]
+        piece, count = self._pieces_of(rows)
         lengths = pieces.offsets[piece + 1] - pieces.offsets[piece]
         tokens = listed(pieces.offsets[piece], lengths)
         return Line.of_pieces(
@@ -164,14 +161,19 @@ class Rows:
             apart=self.layout != "joined",
         )
 
-    def batch(self, rows: Sequence[int] | Array | Tensor) -> Line:
-        """The former name of ``line``."""
-        warnings.warn(
-            "Rows.batch is now Rows.line; the old name goes with maskwise 0.2",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return self.line(rows)
+    batch = FormerName("line")
+
+    def _pieces_of(self, rows: Sequence[int] | Array | Tensor) -> tuple[Ints, Ints]:
+        """Return the indices of the pieces of rows, and the number of pieces of each row."""
+        at = _numbers("row", rows, below=len(self))
+        begin = self.first[at]
+        count = self.first[at + 1] - begin
+        return self.order[listed(begin, count)], count
+
+    def example_ids(self, rows: Sequence[int] | Array | Tensor) -> Ints:
+        """Return the example ids of the pieces of rows, in their order."""
+        piece, _ = self._pieces_of(rows)
+        return self.pieces.example_ids[piece]
 
     def tensors(self, rows: Sequence[int] | Array | Tensor) -> dict[str, Tensor]:
         """Return B rows as (B, L) tensors; see ``Line.columns``."""

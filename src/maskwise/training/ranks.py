@@ -3,6 +3,10 @@
 A rank is one of several processes that train one model. With DDP, each rank has a copy of all
 weights (``Replicated``); with FSDP2, a shard (``Sharded``), and ``gathered`` returns whole tensors.
 Gradients are averaged during the backward pass. ``Ranks`` divides evaluations and streams.
+
+Elsewhere: the rows of a step are divided by ``MaskedSource.batches``, and sums of all ranks are
+added by ``Engine.summed`` (counts) and ``loop.Exchange`` (what learners offer). Which rank this
+process has is read by ``constants.rank_here``.
 """
 
 from __future__ import annotations

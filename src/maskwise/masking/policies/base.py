@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 
 from maskwise.draws import Array, Draws
+from maskwise.errors import whole_number
 from maskwise.masking.line import Line, Names
 from maskwise.masking.units import Units, check_weights, runs
 
@@ -57,6 +58,17 @@ class When:
     ratio: Array | None = None
     min_targets: int = 1
     place: Array | None = None
+
+
+def checked_moment(
+    step: int | None, total_steps: int | None, epoch: int | None
+) -> tuple[int | None, int | None, int | None]:
+    """Return the numbers of a moment; raise unless each is a whole number ≥ 0, or None."""
+    given = {"step": step, "total_steps": total_steps, "epoch": epoch}
+    for name, number in given.items():
+        if number is not None:
+            given[name] = whole_number(name, number, least=0)
+    return given["step"], given["total_steps"], given["epoch"]
 
 
 class Policy(ABC):
