@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation.sets import Pairs
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, timing
 from maskwise.study.costs import CHANGE_NO_TIME, Forecast, until_end
 from maskwise.study.forecast import check
 from maskwise.study.scheduler import StudyProgress
-from maskwise.study.stages import Stage
+from maskwise.study.stages import KINDS, Stage
 from maskwise.study.store import StageStore
 from maskwise.training import TrainingSettings
-from tiny import maskwise, write_inputs
+from tiny import WORDS, maskwise, write_inputs, write_lines
 
 SMALL = ["study.seeds=1", "study.arms={a: {}}"]
 
@@ -100,6 +101,56 @@ def test_check_times_each_phase_in_rows_of_its_own(recipe):
     assert {*map(forecast.key, phases)} <= forecast_of(recipe, *asked).rates.keys()
     planned = dry_run(read_recipe(recipe, [*SMALL, *asked]), Path("none"), jobs=1)
     assert planned["unknown"] == []
+
+
+def test_texts_that_differ_have_samples_of_their_own(recipe, tmp_path):
+    """A sample was shared by texts of equal length, whatever their sources and words."""
+    first = read_recipe(recipe, SMALL)
+    samples = timing.Samples(first, tmp_path / "samples")
+    known = samples.of(first)
+    for more in ("corpus.words=spaces", "corpus.limit=40", "corpus.source=bundled:wikipedia"):
+        assert samples.of(read_recipe(recipe, [*SMALL, more])) is not known
+    assert samples.of(read_recipe(recipe, [*SMALL, "training.steps=7"])) is known
+
+
+def test_every_measure_of_an_evaluation_is_timed_on_some_of_its_items(recipe, monkeypatch):
+    """The time of minimal pairs, facts and other measures was not counted at all."""
+    scored = []
+    monkeypatch.setattr(timing, "ITEMS", 4)
+    real = Pairs.score
+
+    def score(self, model, tokenizer):
+        scored.append(len(self.good))
+        return real(self, model, tokenizer)
+
+    monkeypatch.setattr(Pairs, "score", score)
+    pairs = [{"sentence_good": WORDS[n], "sentence_bad": WORDS[n + 1]} for n in range(20)]
+    write_lines(recipe.parent / "pairs.jsonl", pairs)
+    asked = [f"evaluation.pairs={recipe.parent / 'pairs.jsonl'}", "tasks=[]", "phases=none"]
+    assert check(str(recipe), [*SMALL, *asked])["unknown"] == []
+    assert scored and max(scored) == 4
+
+
+@pytest.mark.parametrize("method", ["supervised", "meta"])
+def test_learning_of_a_policy_is_timed_by_a_few_steps(method, tmp_path, monkeypatch):
+    """It had no forecast, so the time of such a study was unknown."""
+    asked = ["study.seeds=1", "study.gate=null", "study.contrasts=[]", "study.search=null"]
+    asked += ["study.arms={one: {masking.policy: learned}}", "tokenizer.vocab_size=512"]
+    asked += ["corpus.limit=60"]
+    if method == "meta":
+        asked += ["learning.meta.warm=0", "learning.meta.dev_examples=8"]
+    monkeypatch.setattr(timing, "SHORT", timing.SHORT | {"steps": 3})
+    monkeypatch.setattr(timing, "STEPS", 3)
+    plan = make_plan(read_recipe(f"learn-{method}", asked))
+    links = timing.links_of([plan])
+    forecast = Forecast({stage.name: stage for stage in links}, StageStore(tmp_path))
+    (stage,) = (stage for stage in links if stage.kind == "learn")
+    samples = timing.Samples(links[stage], tmp_path / "samples")
+    forecast.keep(stage.name, timing.TIMERS["learn"](stage, links[stage], samples))
+    rates = forecast.rates[forecast.key(stage.name)]
+    steps = KINDS["learn"].steps(stage)
+    assert min(rates["start"], rates["step"], rates["judge"]) > 0
+    assert forecast.seconds(stage.name) > steps * rates["step"]
 
 
 def test_samplers_are_timed_on_a_sample_with_few_held_out_rows(recipe, monkeypatch):
@@ -186,14 +237,15 @@ def test_a_step_that_would_fill_the_memory_is_not_timed(recipe, monkeypatch):
     assert unknown == ["pretrain"]
 
 
-def test_the_end_is_that_of_a_pool(recipe):
-    """A head of 10 s is needed by three trainings of 4 s; two workers."""
+def test_the_end_is_that_of_shared_work_or_of_the_longest_chain():
+    """A head of 10 s is needed by three trainings of 4 s."""
     first, *others = [Stage("pretrain", {"n": n}) for n in range(4)]
     after = [Stage("pretrain", other.what, (first.name,)) for other in others]
     planned = {stage.name: stage for stage in (first, *after)}
     seconds = dict.fromkeys(planned, 4.0) | {first.name: 10.0}
-    assert until_end(planned, seconds, 2) == 18.0
     assert until_end(planned, seconds, 1) == 22.0
+    assert until_end(planned, seconds, 2) == 14.0
+    assert until_end(planned, seconds, 8) == 14.0
     assert until_end(planned, {}, 2) == 0.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan, run_study
+from maskwise.study.costs import Forecast
 from maskwise.study.status import drop_checkpoints, status_of
+from maskwise.study.store import StageStore
 from maskwise.study.together import USED
 from tiny import load_json, maskwise, read_lines, write_inputs
 
@@ -66,8 +69,10 @@ def test_running_failed_and_left_stages(out, capsys):
     (failed,) = stages_of(out, "overlap")
     for folder in (running, left, failed):
         (folder / "done.json").unlink()
+    (left / "metrics.jsonl").unlink()
     steps = load_json(running / "stage.json")["what"]["training"]["steps"]
-    (running / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": steps / 2}))
+    half = {"kind": "train", "step": steps / 2, "seconds": 7.0}
+    (running / "metrics.jsonl").write_text(json.dumps(half))
     error = "Traceback\n  …\nmaskwise.errors.MaskwiseError: the disk is gone\n"
     (failed / "error.txt").write_text(error)
     with (running / ".lock").open("w") as lock, (out / "stages" / f".pc-1{USED}").open("w") as use:
@@ -79,13 +84,35 @@ def test_running_failed_and_left_stages(out, capsys):
     assert states == ["running", "left", "failed"] and found["processes"] == ["pc-1"]
     assert by_name[running.name]["share"] == 0.5
     assert by_name[failed.name]["error"] == "the disk is gone"
-    # No training is finished.
+    # The time of the training that has not begun is unknown, because no training is finished.
     assert found["seconds_left"] is None
     assert "running (pc-1)" in said and ", 50%" in said and "the disk is gone" in said
     (running / "done.json").write_text(json.dumps({"seconds": 40.0}))
     found, said = status(out, capsys)
     assert found["seconds_left"] == 40.0 and "stopped" in said and "40 s of work" in said
     assert not found["processes"]
+
+
+def test_what_is_left_is_forecast_from_finished_stages_then_from_stored_rates(out, capsys):
+    """A training of twice the steps counted as one that was finished."""
+    names = [folder.name for folder in stages_of(out, "pretrain")]
+    plan = out / "stages" / "plan.json"
+    planned = load_json(plan)
+    longer = planned["stages"].pop(names[1])
+    steps = longer["what"]["training"]["steps"]
+    longer["what"]["training"]["steps"] = 2 * steps
+    planned["stages"]["pretrain-longer"] = longer
+    plan.write_text(json.dumps(planned))
+    assert status(out, capsys)[0]["seconds_left"] is None
+    stages = {name: Stage.from_dict(facts) for name, facts in _fields(planned)}
+    forecast = Forecast(stages, StageStore(out / "stages"))
+    forecast.keep("pretrain-longer", {"start": 4.0, "step": 0.5, "judge": 0.0})
+    assert status(out, capsys)[0]["seconds_left"] == 4.0 + steps
+
+
+def _fields(planned: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, facts in planned["stages"].items():
+        yield name, {key: facts[key] for key in ("kind", "what", "needs", "how")}
 
 
 def test_the_stages_of_all_blocks_are_listed(recipe, tmp_path):

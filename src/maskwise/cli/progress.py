@@ -87,7 +87,7 @@ def _print_status(found: JsonObject) -> None:
 
 def _about(seconds: float | None) -> str:
     if seconds is None:
-        return "unknown, because no similar stage is finished"
+        return "unknown, because no similar stage has run or was timed on this machine"
     return f"about {duration(seconds)} of work"
 
 

@@ -24,7 +24,7 @@ import math
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -148,6 +148,9 @@ class Cloze(TestSet):
 
     def texts(self) -> list[tuple[str, ...]]:
         return [(fact.text.replace(MASK, fact.answer),) for fact in self.facts]
+
+    def part(self, count: int) -> Cloze:
+        return replace(self, facts=(*evenly([*self.facts], count),))
 
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase

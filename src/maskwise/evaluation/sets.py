@@ -14,7 +14,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, TypeVar
@@ -60,6 +60,13 @@ class TestSet(ABC):
     @abstractmethod
     def texts(self) -> list[tuple[str, ...]]:
         """Return the texts of each item. ``overlap`` searches a corpus for these texts."""
+
+    def part(self, count: int) -> TestSet:
+        """Return a set with at most ``count`` of the items, to time how long they take.
+
+        A set that cannot be divided returns itself.
+        """
+        return self
 
     def content(self) -> str:
         """Return a hash of all fields: the items, and the settings that affect a record."""
@@ -192,6 +199,11 @@ class Pairs(TestSet):
 
     def texts(self) -> list[tuple[str, ...]]:
         return [(text,) for text in self.good]
+
+    def part(self, count: int) -> Pairs:
+        kept = evenly([*zip(self.good, self.bad, self.groups)], count)
+        good, bad, groups = zip(*kept)
+        return replace(self, good=good, bad=bad, groups=groups)
 
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase

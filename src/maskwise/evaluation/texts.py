@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, cast
 
@@ -101,6 +101,9 @@ class TextLoss(TestSet):
 
     def texts(self) -> list[tuple[str, ...]]:
         return [(text,) for text in self.documents]
+
+    def part(self, count: int) -> TextLoss:
+        return replace(self, documents=(*evenly([*self.documents], count),))
 
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase

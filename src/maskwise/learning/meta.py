@@ -66,7 +66,7 @@ from maskwise.tasks.tensors import shuffled
 from maskwise.training import TrainingSettings, train
 from maskwise.training.checkpoint import changes
 from maskwise.training.learners import Facts, Learner, NumbersByName, Progress
-from maskwise.training.log import NotFinite
+from maskwise.training.log import Evaluate, NotFinite, Watch
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.ranks import ALONE, Ranks, is_sharded
 from maskwise.weights import share_encoder
@@ -109,6 +109,7 @@ def learn_policy(
     *,
     folder: Path | None = None,
     title: str = "learning a policy",
+    watch: Watch | None = None,
 ) -> MetaResult:
     """Learn a policy until the last step, an early stop, or divergence.
 
@@ -126,6 +127,7 @@ def learn_policy(
         training: the optimiser, learning rate and gradient clipping for the model's ordinary steps.
         folder: the folder for ``metrics.jsonl`` and training states; if None, nothing is written.
         title: the title of the progress bar.
+        watch: times the steps and ends them early.
 
     Raises:
         MaskwiseError: the policy does not score tokens, or ``train`` fails.
@@ -137,6 +139,10 @@ def learn_policy(
     def judge(step: int, ranks: Ranks) -> list[Facts]:
         return [average.judge(step, model.gain_of(average.policy, ranks))]
 
+    evaluate: Evaluate = judge
+    if watch is not None:
+        outer = outer.model_copy(update=dict(watch.settings))
+        evaluate = watch(judge)
     try:
         train(
             MetaObjective(policy, model),
@@ -144,7 +150,7 @@ def learn_policy(
             outer,
             folder=folder,
             learners={"model": model, "average": average},
-            evaluate=judge,
+            evaluate=evaluate,
             title=title,
         )
     except (NotFinite, Overflow) as error:

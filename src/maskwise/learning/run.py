@@ -36,6 +36,7 @@ from maskwise.tasks import FinetuneSettings, Task, load_task
 from maskwise.text import Document, load_tokenizer, tokenise
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training import TrainingSettings, log_frequencies
+from maskwise.training.log import Watch
 from maskwise.training.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -84,8 +85,11 @@ class Lesson:
     finetune: FinetuneSettings
     folder: Path
 
-    def learn(self) -> Measures:
+    def learn(self, *, watch: Watch | None = None) -> Measures:
         """Learn the policy and write it to ``folder``. An interrupted call resumes when repeated.
+
+        Args:
+            watch: times the steps and ends them early.
 
         Returns:
             A record with ``policy`` (the folder of the policy), ``method``, ``task``, the measures
@@ -99,8 +103,8 @@ class Lesson:
         self._say(f"reading {self.corpus.title} and the task {self.task}")
         tokenizer = self._tokenizer(self.learning.policy.pretrained or self.model_tokenizer)
         if self.learning.method == "supervised":
-            return self._by_labels(tokenizer)
-        return self._by_meta_gradient(tokenizer)
+            return self._by_labels(tokenizer, watch)
+        return self._by_meta_gradient(tokenizer, watch)
 
     def _say(self, line: str) -> None:
         """Log a line. Only the first rank does."""
@@ -135,7 +139,7 @@ class Lesson:
         """The name of the model's tokenizer, or None if a new tokenizer is trained."""
         return self.tokenizer.name or self.model.pretrained
 
-    def _by_labels(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
+    def _by_labels(self, tokenizer: PreTrainedTokenizerFast, watch: Watch | None) -> Measures:
         how = self.learning.supervised
         labels = labels_of(self.task, texts=self.texts)
         rows = len(labels.splits["train"])
@@ -149,6 +153,7 @@ class Lesson:
             training=how.training.model_copy(update={"seed": self.seed}),
             dev_texts=labels.splits["dev"],
             folder=self.folder,
+            watch=watch,
         )
         measures = {
             "left_out": dict(labels.counts + counts),
@@ -161,7 +166,9 @@ class Lesson:
             before=before,
         )
 
-    def _by_meta_gradient(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
+    def _by_meta_gradient(
+        self, tokenizer: PreTrainedTokenizerFast, watch: Watch | None
+    ) -> Measures:
         encoder = self.learning.policy.pretrained
         if encoder and self.model_tokenizer:
             model_tokenizer = self._tokenizer(self.model_tokenizer)
@@ -188,7 +195,7 @@ class Lesson:
         tries = self.learning.meta.tries
         results = []
         for number in range(tries):
-            results.append(self._try(number, tokenizer, task, shown, log_unigram))
+            results.append(self._try(number, tokenizer, task, shown, log_unigram, watch))
         best = max(range(tries), key=lambda number: results[number].result.gain)
         if tries > 1 and rank_here() == 0:
             metrics = self.folder / f"try-{best}" / "metrics.jsonl"
@@ -215,6 +222,7 @@ class Lesson:
         task: Task,
         shown: Sequence[str],
         log_unigram: torch.Tensor,
+        watch: Watch | None,
     ) -> LearnedTry:
         tries = self.learning.meta.tries
         # Tries differ in the initial weights of the policy and in the order of examples. The
@@ -255,6 +263,7 @@ class Lesson:
             self.training,
             folder=folder,
             title=title,
+            watch=watch,
         )
         return LearnedTry(policy, before, result, examples.without)
 

@@ -30,6 +30,7 @@ from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives import Loss, Objective
 from maskwise.tasks.tensors import TaskSource, Trainable
 from maskwise.training import TrainingSettings, train
+from maskwise.training.log import Evaluate, Watch
 from maskwise.training.loop import Training
 from maskwise.training.ranks import Ranks
 
@@ -158,12 +159,14 @@ def learn_supervised(
     training: TrainingSettings,
     dev_texts: Sequence[Marked] = (),
     folder: Path | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Training, Counter[str]]:
     """Train a policy to find the labels in texts. The policy is changed in place.
 
     Args:
         dev_texts: texts for evaluation. Their loss is logged every ``training.eval_every`` steps.
         folder: the folder for metrics and for checkpoints; if None, nothing is written.
+        watch: times the steps and ends them early.
 
     Returns:
         The result of the training run, and the number of dropped labels, keyed by reason.
@@ -187,13 +190,17 @@ def learn_supervised(
     size = min(training.batch_size, len(data))
     size = max(size - size % training.accumulate, training.accumulate)
     settings = training.model_copy(update={"batch_size": size})
+    evaluate: Evaluate = curve
+    if watch is not None:
+        settings = settings.model_copy(update=dict(watch.settings))
+        evaluate = watch(curve)
     source = TaskSource(data, settings)
     done = train(
         objective,
         source,
         settings,
         folder=folder,
-        evaluate=curve,
+        evaluate=evaluate,
         title="policy",
     )
     policy.eval()

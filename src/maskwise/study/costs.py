@@ -26,12 +26,10 @@ stores the measured seconds. Delete it to measure again, for example if the mach
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
-from heapq import heappop, heappush
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -70,7 +68,7 @@ LEAST_VOCABULARY = 256  # for smaller vocabularies, the plateau is not predicted
 StageRates: TypeAlias = dict[str, float]
 """The measured seconds of a stage. A training stage has the seconds of its ``start``, of one
 ``step`` and of one evaluation (``judge``); other stages have the ``seconds`` of the whole stage.
-Rates may also contain the peak memory in GiB (``memory_gib``)."""
+StageRates may also contain the peak memory in GiB (``memory_gib``)."""
 
 WorkKey: TypeAlias = tuple[tuple[str, int], ...]
 """The work of a stage as pairs of a rate and a count, such as ("step", 600) for 600 steps."""
@@ -252,6 +250,18 @@ class Forecast:
             return sum(amount * rates.get(rate, 0.0) for rate, amount in work)
         return None
 
+    def left(self, name: str, line: Plain) -> float | None:
+        """Forecast the seconds that an unfinished stage still takes.
+
+        Args:
+            line: the last training line of the stage; empty if there is none yet.
+        """
+        share = share_of(self.named[name], line)
+        if not share:
+            return self.seconds(name)
+        # Both steps and seconds include earlier, interrupted calls.
+        return float(line["seconds"]) * (1 / share - 1)
+
     def keep(self, name: str, rates: StageRates) -> None:
         """Store the measured rates of a stage in the cache file."""
         key = self.key(name)
@@ -318,17 +328,8 @@ def work_of(stage: Stage) -> WorkKey:
     steps = KINDS[stage.kind].steps(stage)
     if steps is None:
         return (("seconds", 1),)
-    judged = evaluations(steps, stage.how.get("eval_every"))
+    judged = KINDS[stage.kind].evaluations(stage)
     return ("start", 1), ("step", steps), ("judge", judged)
-
-
-def evaluations(steps: int, every: int | None) -> int:
-    """Count the evaluations of a training: one after every ``every`` steps, and one at the end.
-
-    >>> evaluations(100, 50), evaluations(101, 50), evaluations(100, 0)
-    (2, 3, 1)
-    """
-    return math.ceil(steps / every) if every else 1
 
 
 def total(seconds: Collection[float | None]) -> float | None:
@@ -418,26 +419,30 @@ def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
 
 
 def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> float:
-    """Simulate the scheduler, and return the seconds until all stages are finished.
+    """Estimate the seconds until all stages are finished.
 
-    A free worker starts the first waiting stage for which all needed stages are finished.
+    The workers share all work, and each stage begins after the stages that it needs.
 
     Args:
-        planned: stages keyed by name.
+        planned: stages keyed by name, in topological order.
         seconds: the forecast for every unfinished stage; an unknown time counts as 0.
         jobs: the number of workers.
     """
-    waiting = list(seconds)
-    unfinished = set(seconds)
-    running: list[tuple[float, str]] = []
-    now = 0.0
-    while unfinished:
-        for name in list(waiting):
-            if len(running) == jobs:
-                break
-            if unfinished.isdisjoint(planned[name].needs):
-                heappush(running, (now + (seconds[name] or 0.0), name))
-                waiting.remove(name)
-        now, ended = heappop(running)
-        unfinished.remove(ended)
-    return now
+    ends: dict[str, float] = {}
+    for name, stage in planned.items():
+        begin = max((ends[need] for need in stage.needs if need in ends), default=0.0)
+        ends[name] = begin + (seconds.get(name) or 0.0)
+    work = sum(filter(None, seconds.values()))
+    return max(work / jobs, *ends.values(), 0.0)
+
+
+def share_of(stage: Stage, line: Plain) -> float:
+    """Return the share of the steps of a stage that are finished.
+
+    Args:
+        line: its last training line; empty if there is none yet.
+    """
+    steps = KINDS[stage.kind].steps(stage)
+    if not line or not steps:
+        return 0.0
+    return min(1.0, float(line["step"]) / steps)

@@ -291,10 +291,10 @@ class StudyFiles:
         for run in reversed(plan.runs):
             for stage in run.stages:
                 self.stages[stage.name] = {
-                    "kind": stage.kind,
+                    # The forecast of ``maskwise status`` needs all settings.
+                    **stage.as_dict(),
                     "work": KINDS[stage.kind].work(stage),
                     "run": run.title,
-                    "needs": list(stage.needs),
                 }
 
     def write_study(self, records: Sequence[Record]) -> Study:

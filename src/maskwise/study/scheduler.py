@@ -25,7 +25,7 @@ from maskwise.folders import appears
 from maskwise.jobs import Failure, Where, open_pool
 from maskwise.printing import LINE_SECONDS, LOGGER, err_console, quietly, shows_progress
 from maskwise.recipe.overrides import Plain
-from maskwise.study.costs import Forecast, Seconds, until_end
+from maskwise.study.costs import Forecast, Seconds, share_of, until_end
 from maskwise.study.plan import Plan
 from maskwise.study.stages import DONE, KINDS, TEXT, Stage, StageKind, add_kind, named
 from maskwise.study.store import StageStore
@@ -265,7 +265,7 @@ class StudyProgress:
         """Return the display line of a running stage: its run, its kind and its progress."""
         line = f"  {self.titles[name]}: {self.named[name].kind}"
         if self.lines[name]:
-            line += f" {100 * self._share(name):.0f} %"
+            line += f" {100 * share_of(self.named[name], self.lines[name]):.0f} %"
         return Text(line, "cyan", no_wrap=True)
 
     def summary(self) -> Text:
@@ -294,24 +294,12 @@ class StudyProgress:
         """
         now = time.perf_counter()
         left: Seconds = {}
-        # List running stages first, because they occupy workers already.
-        for name in self.first_seen | self.named:
+        for name in self.named:
             if name in self.forecast.finished or name in self.errors:
                 continue
-            seconds = self.forecast.seconds(name)
-            line = self.lines.get(name)
-            # A training stage logs its steps and its seconds. Both include earlier, interrupted
-            # calls, so the time per step is known.
-            if line:
-                seconds = line["seconds"] * (1 / self._share(name) - 1)
-            elif seconds is not None:
+            line = self.lines.get(name, {})
+            seconds = self.forecast.left(name, line)
+            if not line and seconds is not None:
                 seconds = max(0.0, seconds - now + self.first_seen.get(name, now))
             left[name] = seconds
         return until_end(self.named, left, self.jobs), None not in left.values()
-
-    def _share(self, name: str) -> float:
-        """Return the share of the steps of a training stage that are finished."""
-        stage = self.named[name]
-        steps = KINDS[stage.kind].steps(stage)
-        assert steps, "only stages with steps log training lines"
-        return min(1.0, self.lines[name]["step"] / steps)

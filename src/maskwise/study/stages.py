@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
@@ -109,6 +110,11 @@ class Stage:
                 return value
         return None
 
+    def first_of(self, keys: Iterable[str]) -> Any:
+        """Return the first value of dotted keys that is not None; None without one."""
+        found = (self.setting(key) for key in keys)
+        return next((value for value in found if value is not None), None)
+
     def as_dict(self) -> Plain:
         """Convert to plain values for JSON."""
         return asdict(self)
@@ -152,6 +158,7 @@ class StageKind:
         forget: removes the files of a finished stage that are needed only to resume it.
         size: the dotted key of the number of steps that its seconds grow with. If there are several
             keys, a stage has one of these settings. Empty if the work has no steps.
+        judged: the dotted key of the number of steps between its evaluations, as ``size``.
         depends: dotted keys of settings on which the time of one step depends, in addition to
             model, tokenizer, rows and training settings. None if it depends on all settings.
         reads_rows: whether its time depends on the rows of its text.
@@ -168,6 +175,7 @@ class StageKind:
     of_run: bool = True
     forget: Callable[[Path], None] = _keep
     size: tuple[str, ...] = ()
+    judged: tuple[str, ...] = ()
     depends: tuple[str, ...] | None = None
     reads_rows: bool = True
     on_ranks: bool = False
@@ -175,8 +183,16 @@ class StageKind:
 
     def steps(self, stage: Stage) -> int | None:
         """Return the number of steps of a stage; None if its work has no steps."""
-        found = (stage.setting(key) for key in self.size)
-        return next((steps for steps in found if steps is not None), None)
+        return stage.first_of(self.size)
+
+    def evaluations(self, stage: Stage) -> int:
+        """Count the evaluations of a stage that has steps, at the end and before.
+
+        >>> KINDS["pretrain"].evaluations(Stage("pretrain", {"training": {"steps": 101}}))
+        1
+        """
+        every = stage.first_of(self.judged)
+        return evaluations(self.steps(stage) or 0, every)
 
     def work(self, stage: Stage) -> str:
         """Name the work of a stage for users, such as "fine-tuning on trec"."""
@@ -195,6 +211,15 @@ def add_kind(kind: StageKind) -> None:
     """
     if KINDS.setdefault(kind.name, kind) != kind:
         raise MaskwiseError("there is a kind of stage with this name already", got=kind.name)
+
+
+def evaluations(steps: int, every: int | None) -> int:
+    """Count the evaluations of a training: one after every ``every`` steps, and one at the end.
+
+    >>> evaluations(100, 50), evaluations(101, 50), evaluations(100, 0)
+    (2, 3, 1)
+    """
+    return math.ceil(steps / every) if every else 1
 
 
 def named(stages: Iterable[Stage]) -> dict[str, Stage]:

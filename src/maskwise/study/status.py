@@ -6,17 +6,16 @@ Everything is read from the folders of the stages, so another process may run th
 from __future__ import annotations
 
 import shutil
-from collections import defaultdict
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from statistics import median
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json
 from maskwise.recipe.overrides import Plain
+from maskwise.study.costs import Forecast, share_of, total
 from maskwise.study.records import PLAN
-from maskwise.study.stages import CHECKPOINT, KINDS, STAGE, Stage
+from maskwise.study.stages import CHECKPOINT, KINDS, Stage
 from maskwise.study.store import StageStore
 from maskwise.study.together import StudyFolder
 
@@ -31,7 +30,8 @@ def status_of(out: Path) -> Plain:
         ``name``: the name of the study. ``processes``: those that work on it now. ``counts``: the
         number of stages in each of ``STATES``. ``planned_all``: whether the stages are all that the
         study will run (a search decides on further runs). ``seconds_done`` and ``seconds_left``:
-        the work of finished stages, and of the others (None if no similar stage is finished).
+        the work of finished stages, and of the others, as ``Forecast`` predicts it (None if it is
+        unknown).
         ``pending``: the seeds without records. ``stages``: for each stage its ``name``, ``kind``,
         ``work``, ``run``, ``state``, ``seconds`` (None if unfinished), ``share`` (of the steps of a
         running training; None if unknown) and ``error`` (of a failed stage).
@@ -41,14 +41,26 @@ def status_of(out: Path) -> Plain:
     """
     study, planned, planned_all = _read(out)
     store = StageStore.of_last_call(out)
-    stages = [_stage_status(store, name, facts) for name, facts in planned.items()]
+    known = {name: _stage_of(facts) for name, facts in planned.items()}
+    forecast = Forecast(known, store)
+    stages = []
+    left: list[float | None] = []
+    for name, facts in planned.items():
+        result = store.result(name)
+        line = {} if result else store.last_line(name)
+        status = _stage_status(store, name, facts, result)
+        if status["state"] == "running":
+            status["share"] = share_of(known[name], line) or None
+        stages.append(status)
+        if status["state"] in ("running", "left"):
+            left.append(forecast.left(name, line))
     return {
         "name": study.get("name", ""),
         "processes": StudyFolder(out).users(),
         "counts": {state: [s["state"] for s in stages].count(state) for state in STATES},
         "planned_all": planned_all,
         "seconds_done": round(sum(stage["seconds"] or 0.0 for stage in stages), 1),
-        "seconds_left": _seconds_left(stages),
+        "seconds_left": total(left),
         "pending": study.get("pending", []),
         "stages": stages,
     }
@@ -75,14 +87,17 @@ def _read(out: Path) -> tuple[Plain, dict[str, Plain], bool]:
     return study, plan["stages"], plan["all"]
 
 
-def _stage_status(store: StageStore, name: str, facts: Plain) -> Plain:
-    result = store.result(name)
-    share = error = None
+def _stage_of(facts: Plain) -> Stage:
+    fields = ("kind", "what", "needs", "how")
+    return Stage.from_dict({name: facts.get(name, {}) for name in fields})
+
+
+def _stage_status(store: StageStore, name: str, facts: Plain, result: Plain | None) -> Plain:
+    error = None
     if result is not None:
         state = "finished"
     elif store.is_run(name):
         state = "running"
-        share = _share(store, name)
     else:
         error = _error(store.folder(name))
         state = "left" if error is None else "failed"
@@ -93,21 +108,9 @@ def _stage_status(store: StageStore, name: str, facts: Plain) -> Plain:
         "run": facts["run"],
         "state": state,
         "seconds": result and result["seconds"],
-        "share": share,
+        "share": None,
         "error": error,
     }
-
-
-def _share(store: StageStore, name: str) -> float | None:
-    """Return the share of the steps of a running stage that are finished."""
-    line = store.last_line(name)
-    # A stage that has just begun has not written its settings yet.
-    with suppress(KeyError, TypeError):
-        stage = Stage.from_dict(read_json(store.folder(name) / STAGE) or {})
-        steps = KINDS[stage.kind].steps(stage)
-        if line and steps:
-            return round(min(1.0, line["step"] / steps), 3)
-    return None
 
 
 def _error(folder: Path) -> str | None:
@@ -117,21 +120,6 @@ def _error(folder: Path) -> str | None:
         if lines:
             return lines[-1].removeprefix("maskwise.errors.MaskwiseError: ")
     return None
-
-
-def _seconds_left(stages: list[Plain]) -> float | None:
-    """Forecast the work that is left, from finished stages with the same work."""
-    known = defaultdict(list)
-    for stage in stages:
-        if stage["state"] == "finished":
-            known[stage["work"]].append(stage["seconds"])
-    left = 0.0
-    for stage in stages:
-        if stage["state"] in ("running", "left"):
-            if stage["work"] not in known:
-                return None
-            left += median(known[stage["work"]]) * (1 - (stage["share"] or 0.0))
-    return round(left, 1)
 
 
 # Checkpoints of finished runs

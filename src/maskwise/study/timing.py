@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -24,22 +24,24 @@ from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.devices import best_device, memory, peak_memory
 from maskwise.errors import MaskwiseError, duration
-from maskwise.evaluation import EvaluationSettings, evaluate, overlap_record
-from maskwise.families import width_of
+from maskwise.evaluation import EvaluationSettings, evaluate, load_sets, overlap_record
+from maskwise.evaluation.sets import TestSet
+from maskwise.families import evaluating, width_of
 from maskwise.models import task_config, weights_of
 from maskwise.printing import quietly
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.study.costs import Forecast, StageRates, evaluations
+from maskwise.study.costs import Forecast, StageRates
 from maskwise.study.plan import Plan
 from maskwise.study.pretraining import network_of, pretrain
-from maskwise.study.stages import Stage
-from maskwise.study.starter import look_at
-from maskwise.study.work import write_rows
+from maskwise.study.stages import Stage, evaluations
+from maskwise.study.starter import TextFacts, look_at
+from maskwise.study.work import extended, lesson_of, write_rows
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import finetune
 from maskwise.text import Prepared, Rows, load_tokenizer
 from maskwise.text.documents import Document
+from maskwise.text.new_words import wanted_words
 from maskwise.text.settings import CorpusSettings, first_characters
 from maskwise.training.log import Evaluate
 from maskwise.training.ranks import Ranks
@@ -47,6 +49,9 @@ from maskwise.weights import blocks_of
 
 SAMPLE_CHARACTERS, OVERLAP_CHARACTERS = 600_000, 300_000
 """The number of characters of a text sample, and of that in which test items are searched."""
+LEAST_CHARACTERS, TOKEN_CHARACTERS = 200_000, 200
+"""The least number of characters of a text sample if its tokenizer is new, and the number of
+characters for each token of this tokenizer."""
 CHECK_SECONDS = 60.0
 """Seconds after which no more trainings are timed; their times are then unknown."""
 STEPS, STEP_SECONDS = 12, 6.0
@@ -57,8 +62,11 @@ COMPILED_STEPS = 6
 for new shapes of batches, which takes many times as long as a step."""
 ITEMS = 48
 """The number of timed rows of a task, or of held-out rows."""
-LOADING = 0.5
-"""Seconds to load a checkpoint and its tokenizer."""
+FEW_ROWS, FEW_DOCUMENTS = 4, 8
+"""The number of timed rows for the pseudo-perplexity, each of whose tokens takes a forward pass,
+and of documents for the loss of words."""
+LOADING = 0.1
+"""Seconds to find and read the files of a checkpoint and its tokenizer."""
 TRIED_RATES = 3
 """With ``finetune.search_rate``, this number of additional fine-tuning runs try learning rates."""
 
@@ -74,6 +82,16 @@ SHORT = {
 is a ``Clock``. Nothing is saved, because saving would add to the time of a step."""
 
 
+NO_MEASURES = {
+    "pairs": (),
+    "cloze": (),
+    "measures": (),
+    "pseudo_perplexity": 0,
+    "word_loss": 0,
+}
+"""Settings of an evaluation by the held-out loss alone."""
+
+
 # Samples
 # -------------------------------------------------------------------------------------------
 
@@ -83,7 +101,7 @@ class TextSample(NamedTuple):
 
     Attributes:
         scale: the number of characters of the whole text, divided by that of the sample.
-        seconds: the time to prepare the whole text, in seconds.
+        sampled: the number of documents of the sample.
         documents, characters: counts of the whole text, or of the part that was read to count it.
         whole: whether the whole text was read to count it.
         skipped: the number of skipped documents in the part that was read, keyed by reason.
@@ -92,7 +110,7 @@ class TextSample(NamedTuple):
 
     data: Prepared
     scale: float
-    seconds: float
+    sampled: int
     documents: int
     characters: int
     whole: bool
@@ -129,30 +147,33 @@ class Samples:
         self.link = link.unlearned()
         self.folder = folder
         self.prepared: dict[tuple[object, ...], Prepared] = {}
+        # Seconds to load annotators, and per character to train a tokenizer and to prepare rows.
+        self.seen: dict[str, TextFacts] = {}
+        self.rates: dict[tuple[object, ...], tuple[float, float, float]] = {}
 
     @cached_property
     def first(self) -> TextSample:
         """The sample of ``link``. Its text is counted for a few seconds at most."""
         corpus = self.link.corpus
         documents = corpus.documents()
-        some = [*first_characters(documents, SAMPLE_CHARACTERS)]
+        wanted = SAMPLE_CHARACTERS
+        if not self.link.tokenizer_name:
+            enough = max(LEAST_CHARACTERS, TOKEN_CHARACTERS * self.link.tokenizer.vocab_size)
+            wanted = min(wanted, enough)
+        some = [*first_characters(documents, wanted)]
         size = sum(len(document.text) for document in some)
-        whole = size < SAMPLE_CHARACTERS
-        # The time of other processes on the machine is not part of the processor time.
-        began = time.process_time()
+        whole = size < wanted
         data = self._prepare(self.link, some, whole=whole)
-        seconds = (time.process_time() - began) / max(1, size)
         if whole or corpus.stream:
             counts = (len(some), size, whole, documents.skipped)
-            return TextSample(data, 1.0, seconds * size, *counts, corpus.held_out)
-        seen = look_at(corpus.documents())
-        characters = seen.characters
+            return TextSample(data, 1.0, len(some), *counts, corpus.held_out)
+        seen = self._seen(corpus)
         return TextSample(
             data,
-            characters / size,
-            seconds * characters,
+            seen.characters / size,
+            len(some),
             seen.documents,
-            characters,
+            seen.characters,
             seen.whole,
             seen.skipped,
             corpus.held_out,
@@ -161,12 +182,35 @@ class Samples:
     def of(self, link: Recipe) -> Prepared:
         """Return a sample of a training phase's text, prepared as its rows."""
         link = link.unlearned()
-        known = self.prepared.get(_rows_of(link))
+        known = self.prepared.get(_text_of(link))
         if known:
             return known
         # A quarter of the size is enough to time steps; only the first sample is counted.
         some = [*first_characters(link.corpus.documents(), SAMPLE_CHARACTERS // 4)]
         return self._prepare(link, some, whole=False)
+
+    def seconds(self, link: Recipe, *, tokenizer: bool) -> float:
+        """Forecast the seconds to prepare the whole text of a training phase.
+
+        Args:
+            tokenizer: whether this includes its tokenizer.
+        """
+        self.of(link)
+        link = link.unlearned()
+        load, train, write = self.rates[_text_of(link)]
+        corpus = link.corpus
+        if corpus == self.link.corpus or corpus.stream:
+            characters = self.first.characters
+        else:
+            characters = self._seen(corpus).characters
+        return load + characters * (write + train * tokenizer)
+
+    def _seen(self, corpus: CorpusSettings) -> TextFacts:
+        """Count a text for a few seconds at most."""
+        key = repr((corpus.sources, corpus.text_field, corpus.limit))
+        if key not in self.seen:
+            self.seen[key] = look_at(corpus.documents())
+        return self.seen[key]
 
     def _prepare(self, link: Recipe, sample: list[Document], *, whole: bool) -> Prepared:
         """Prepare documents as the rows of a training phase.
@@ -178,36 +222,51 @@ class Samples:
         """
         corpus = link.corpus
         folder = self.folder / f"sample-{len(self.prepared)}"
+        size = max(1, sum(len(document.text) for document in sample))
+        # The time of other processes on the machine is not part of the processor time.
+        ticks = [time.process_time()]
         if link.tokenizer_name:
             tokenizer = load_tokenizer(
                 link.tokenizer_name, needs_mask=link.kind == "encoder", needs_words=False
             )
         else:
             tokenizer = link.tokenizer.tokenizer(sample)
+        new_tokens: Mapping[int, tuple[int, ...]] = {}
+        if link.model.new_tokens is not None:
+            words = wanted_words(link.model.new_tokens)
+            tokenizer, new_tokens = extended(words, sample, tokenizer)
+        ticks.append(time.process_time())
         store = None
+        annotate = partial(annotate_corpus, corpus.documents(), corpus.layers, jobs=1)
         if corpus.layers:
-            layers = folder / "layers"
-            annotate_corpus(corpus.documents(), corpus.layers, layers, limit=len(sample), jobs=1)
-            store = Store(layers)
+            annotate(folder / "first", limit=1)
+        ticks.append(time.process_time())
+        if corpus.layers:
+            annotate(folder / "layers", limit=len(sample))
+            store = Store(folder / "layers")
         # A sample is short, so larger shares are held out, for enough rows to time evaluations.
         shares = [corpus.held_out] if whole else [max(0.2, corpus.held_out), 0.45]
         for share in shares:
             try:
                 read = corpus.model_copy(update={"held_out": share})
                 target = folder / f"{share}"
-                data = write_rows(target, sample, tokenizer, read, layers=store)
-                self.prepared[_rows_of(link)] = data
+                data = write_rows(
+                    target, sample, tokenizer, read, layers=store, new_tokens=new_tokens
+                )
+                ticks.append(time.process_time())
+                train, load, write = np.diff(ticks).tolist()
+                self.rates[_text_of(link)] = load, train / size, write / size
+                self.prepared[_text_of(link)] = data
                 return data
             except MaskwiseError as error:
                 failure = error
         raise failure
 
 
-def _rows_of(link: Recipe) -> tuple[object, ...]:
+def _text_of(link: Recipe) -> tuple[object, ...]:
     """Return the settings on which the rows of a sample depend."""
-    corpus = link.corpus
     tokenizer = link.tokenizer_name or link.tokenizer
-    return corpus.length, corpus.row_layout, corpus.layers, corpus.words, tokenizer
+    return link.corpus.model_dump_json(), tokenizer, link.model.new_tokens
 
 
 # Times
@@ -219,17 +278,10 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
     # A text may be too short for a single training row.
     if not len(samples.first.rows):
         return
-    works: dict[Stage, Recipe] = {}
-    for plan in plans:
-        for run in plan.runs:
-            links = run.recipe.links()
-            trained = dict(zip(run.trainings, links))
-            for stage in run.stages:
-                # Stages after training use the model of the last phase.
-                works.setdefault(stage, trained.get(stage, links[-1]))
+    links = links_of(plans)
     end = time.perf_counter() + CHECK_SECONDS
     for kind, timer in TIMERS.items():
-        for stage, link in works.items():
+        for stage, link in links.items():
             if stage.kind != kind or forecast.seconds(stage.name) is not None:
                 continue
             # A single unknown time makes the total unknown. Stages of other kinds take little time,
@@ -239,6 +291,25 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
             # If the sample has too few rows for a stage, its time stays unknown.
             with _one_thread(), suppress(MaskwiseError):
                 forecast.keep(stage.name, timer(stage, link, samples))
+
+
+def links_of(plans: Iterable[Plan]) -> dict[Stage, Recipe]:
+    """Return the stages of plans, each with the recipe of a training phase whose model it uses."""
+    found: dict[Stage, Recipe] = {}
+    for plan in plans:
+        for run in plan.runs:
+            links = run.recipe.links()
+            trained = dict(zip(run.trainings, links))
+            # Stages after training use the model of the last phase.
+            link = links[-1]
+            of_run = {}
+            for stage in reversed(run.stages):
+                # A policy is learned for the training that comes after it.
+                link = trained.get(stage, link)
+                of_run[stage] = link
+            for stage in run.stages:
+                found.setdefault(stage, of_run[stage])
+    return found
 
 
 @contextmanager
@@ -387,27 +458,63 @@ def _judged_rows(link: Recipe, samples: Samples) -> int:
 
 def _short(evaluation: EvaluationSettings) -> EvaluationSettings:
     """Return the settings for at most ``ITEMS`` held-out rows and one masking ratio."""
-    unused = {"pairs": (), "cloze": (), "measures": (), "pseudo_perplexity": 0}
     rows = min(ITEMS, evaluation.rows)
-    return evaluation.model_copy(update={"rows": rows, "ratios": evaluation.ratios[:1], **unused})
+    only = {"rows": rows, "ratios": evaluation.ratios[:1], "bound": 0}
+    return evaluation.model_copy(update=only | NO_MEASURES)
 
 
 def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
+    """Take each measure with some of its rows or items, and scale its seconds to all of them."""
     data = samples.of(link)
+    began = _now()
     network = network_of(link, data, torch.zeros(len(data.tokenizer)))
     torch.nn.Module.to(network, best_device())
-    settings = _short(link.evaluation)
-    rows = min(settings.rows, len(data.held_out))
+    whole = link.evaluation
+    held_out = whole.model_copy(update=NO_MEASURES)
+    texts = [document.text for document in _held_out(link, samples)]
 
-    def seconds_of(rows: int) -> float:
+    def seconds_of(rows: int, **measures: int) -> float:
+        """Return the seconds of the held-out loss and of further measures."""
         began = _now()
-        evaluate(network, data, settings.model_copy(update={"rows": rows}))
+        settings = held_out.model_copy(update={"rows": rows, **measures})
+        evaluate(network, data, settings, texts=texts[: measures.get("word_loss")])
         return _now() - began
 
     # The first evaluation is slower, and its rows do not count.
-    first = seconds_of(1)
-    ratio_seconds = _scaled(seconds_of, rows, _judged_rows(link, samples))
-    return {"seconds": LOADING + first + len(link.evaluation.ratios) * ratio_seconds}
+    seconds_of(1)
+    seconds = LOADING + _now() - began
+    rows = min(ITEMS, whole.rows, len(data.held_out))
+    seconds += _scaled(seconds_of, rows, _judged_rows(link, samples))
+    least = seconds_of(1)
+    for name, few in (("pseudo_perplexity", FEW_ROWS), ("word_loss", len(texts))):
+        most = getattr(whole, name)
+        if most:
+
+            def further(count: int, name: str = name) -> float:
+                return seconds_of(1, **{name: count}) - least
+
+            seconds += _scaled(further, min(few, most), most)
+    for test_set in load_sets(whole).values():
+
+        def scoring(count: int, test_set: TestSet = test_set) -> float:
+            part = test_set.part(count)
+            began = _now()
+            # Some items may be longer than the model, and the others unknown.
+            with torch.inference_mode(), evaluating(network), suppress(MaskwiseError):
+                part.score(network, data.tokenizer)
+            return _now() - began
+
+        most = len(test_set.texts())
+        seconds += _scaled(scoring, min(ITEMS, most), most)
+    return {"seconds": seconds}
+
+
+def _held_out(link: Recipe, samples: Samples) -> Iterator[Document]:
+    """Yield some held-out documents if their words are measured, or other ones without any."""
+    corpus = link.corpus
+    few = min(FEW_DOCUMENTS, link.evaluation.word_loss)
+    some = [*islice(corpus.held_out_documents(), few)]
+    yield from some or islice(corpus.documents(), few)
 
 
 def _scaled(seconds_of: Callable[[int], float], few: int, rows: int) -> float:
@@ -419,7 +526,7 @@ def _scaled(seconds_of: Callable[[int], float], few: int, rows: int) -> float:
     short = seconds_of(quarter)
     long = seconds_of(few)
     # Without a difference, such as for a single row, all seconds are those of the rows.
-    row_seconds = long / few
+    row_seconds = long / max(1, few)
     if few > quarter:
         row_seconds = min(row_seconds, max(0.0, long - short) / (few - quarter))
     return long + row_seconds * (rows - few)
@@ -480,6 +587,33 @@ def _time_task(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     return {"seconds": fine_tunings * seconds, "memory_gib": memory}
 
 
+def _time_learning(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
+    """Learn a policy from a part of the text, and stop after a few steps."""
+    first = samples.first
+    corpus = link.corpus
+    if first.scale > 1:
+        corpus = corpus.model_copy(update={"limit": first.sampled})
+    assert link.learning is not None, "only recipes with a learning section learn a policy"
+    meta = link.learning.meta.model_copy(update={"tries": 1})
+    learning = link.learning.model_copy(update={"meta": meta})
+    small = link.model_copy(update={"corpus": corpus, "learning": learning})
+    clock = Clock()
+    with TemporaryDirectory(prefix="maskwise-") as folder:
+        with quietly():
+            lesson_of(small, Path(folder)).learn(watch=clock)
+        rest = clock.rest
+    slow, later = clock.judged
+    # The whole text is searched for answers.
+    around = (clock.loading + rest) * first.scale
+    tries = link.learning.meta.tries if link.learning.method == "meta" else 1
+    return {
+        "start": tries * (clock.warm_up + max(0.0, slow - later)) + around,
+        "step": tries * clock.step,
+        "judge": tries * later,
+        "memory_gib": peak_memory(best_device()) / 2**30,
+    }
+
+
 def _time_overlap(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     corpus = CorpusSettings(**stage.what["corpus"])
     task = load_task(stage.what["task"])
@@ -496,9 +630,12 @@ def _time_overlap(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
 TIMERS: dict[str, Callable[[Stage, Recipe, Samples], StageRates]] = {
     # Training takes most of a study's time, so training stages are timed first.
     "pretrain": _time_training,
+    "learn": _time_learning,
     "finetune": _time_task,
     "evaluate": _time_evaluation,
-    # The preparation of the sample was timed already, and scaled to the characters of the text.
-    "prepare": lambda stage, link, samples: {"seconds": samples.first.seconds},
+    # Only the first text of a run has no earlier tokenizer.
+    "prepare": lambda stage, link, samples: {
+        "seconds": samples.seconds(link, tokenizer=not stage.needs)
+    },
     "overlap": _time_overlap,
 }

@@ -167,7 +167,11 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
         tokenizer = settings.tokenizer(_beginning(corpus) if corpus.stream else documents)
         if "new_tokens" in stage.what:
             before = tokenizer
-            tokenizer, new_tokens = extended(stage.what["new_tokens"], corpus, before)
+            read = corpus.training_documents()
+            if corpus.stream:
+                # The beginning of a stream is enough, as for a new tokenizer.
+                read = first_characters(read, SAMPLE_CHARACTERS)
+            tokenizer, new_tokens = extended(stage.what["new_tokens"], read, before)
             held_out = [*first_characters(corpus.held_out_documents(), SAMPLE_CHARACTERS)]
             extension["new_tokens"] = {
                 "asked": stage.what["new_tokens"],
@@ -198,19 +202,18 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
 
 
 def extended(
-    words: int | Sequence[str], corpus: CorpusSettings, tokenizer: PreTrainedTokenizerFast
+    words: int | Sequence[str],
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerFast,
 ) -> Extended:
     """Extend a tokenizer with words of the training text.
 
     Args:
-        words: the words, or the number of words to choose from documents that are not held out.
+        words: the words, or the number of words to choose.
+        documents: documents that are not held out, to choose from.
     """
     if not isinstance(words, int):
         return extend(tokenizer, given_words(words, tokenizer))
-    documents = corpus.training_documents()
-    if corpus.stream:
-        # The beginning of a stream is enough, as for a new tokenizer.
-        documents = first_characters(documents, SAMPLE_CHARACTERS)
     return extend(tokenizer, choose_words(documents, tokenizer, words))
 
 
@@ -550,6 +553,7 @@ for _kind in (
         facts=_learned,
         forget=forget_learning,
         size=("learning.supervised.training.steps", "learning.meta.steps"),
+        judged=("learning.supervised.training.eval_every", "learning.meta.eval_every"),
         depends=("learning", "objective", "task_content", "max_length"),
         on_ranks=True,
         title="learning of policies",
@@ -560,6 +564,7 @@ for _kind in (
         output=CHECKPOINT,
         forget=forget_states,
         size=("training.steps",),
+        judged=("eval_every", "chosen.eval_every"),
         depends=("objective", "objectives", "sampler", "evaluation.rows", "workers"),
         on_ranks=True,
         title="training",

@@ -101,11 +101,16 @@ _BUILT_IN: dict[str, Callable[..., Segmenter]] = {
 SEGMENTERS = Table("segmenter", "maskwise.segmenters", _BUILT_IN)
 """Functions that make segmenters, by their names in recipes."""
 
+RULES = ("auto", "spaces", "token")
+"""Values of ``corpus.words`` that name no segmenter."""
 _NAME = re.compile(r"[A-Za-z][\w-]*(\(.*\))?", re.DOTALL)
 
 
 def names_segmenter(value: str) -> bool:
     """Return whether a text is the name of a known segmenter, perhaps with arguments."""
+    # An unknown name is looked up in the metadata of all installed packages, which takes 10 ms.
+    if value in RULES:
+        return False
     return bool(_NAME.fullmatch(value)) and value.partition("(")[0].strip() in SEGMENTERS
 
 

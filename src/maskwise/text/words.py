@@ -45,7 +45,7 @@ from numpy.typing import ArrayLike, NDArray
 from maskwise.arrays import flags, whole
 from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.segments import Array, changes, offsets, rank_within
-from maskwise.text.segmenters import SEGMENTERS, Segmenter, names_segmenter, segmenter, spans
+from maskwise.text.segmenters import RULES, SEGMENTERS, Segmenter, names_segmenter, segmenter, spans
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -209,14 +209,14 @@ def word_rule(value: str) -> str:
     Raises:
         MaskwiseError: the rule is unknown, or the pattern is not valid or matches an empty word.
     """
-    if value in ("auto", "spaces", "token"):
+    if value in RULES:
         return value
     name, _, pattern = value.partition(":")
     if name != "regex" and names_segmenter(value):
         segmenter(value)
         return value
     if name != "regex" or not pattern:
-        rules = ("auto", "spaces", "token", "regex:PATTERN", *SEGMENTERS)
+        rules = (*RULES, "regex:PATTERN", *SEGMENTERS)
         raise unknown_name("word rule", value, rules)
     try:
         for text in ("", "ab cd"):
