@@ -96,7 +96,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
         "ptw",
         [
             *QUICK,
-            "training.patience=2",
+            "training.patience=1",
             "training.eval_every=50",
             "corpus.length=128",
             "tasks=[]",

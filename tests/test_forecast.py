@@ -151,6 +151,9 @@ def test_learning_of_a_policy_is_timed_by_a_few_steps(method, tmp_path, monkeypa
     steps = KINDS["learn"].steps(stage)
     assert min(rates["start"], rates["step"], rates["judge"]) > 0
     assert forecast.seconds(stage.name) > steps * rates["step"]
+    # The training with this policy is timed before there is one.
+    (stage,) = (stage for stage in links if stage.kind == "pretrain")
+    assert timing.TIMERS["pretrain"](stage, links[stage], samples)["step"] > 0
 
 
 def test_samplers_are_timed_on_a_sample_with_few_held_out_rows(recipe, monkeypatch):

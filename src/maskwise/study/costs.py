@@ -68,7 +68,7 @@ LEAST_VOCABULARY = 256  # for smaller vocabularies, the plateau is not predicted
 StageRates: TypeAlias = dict[str, float]
 """The measured seconds of a stage. A training stage has the seconds of its ``start``, of one
 ``step`` and of one evaluation (``judge``); other stages have the ``seconds`` of the whole stage.
-StageRates may also contain the peak memory in GiB (``memory_gib``)."""
+Rates may also contain the peak memory in GiB (``memory_gib``)."""
 
 WorkKey: TypeAlias = tuple[tuple[str, int], ...]
 """The work of a stage as pairs of a rate and a count, such as ("step", 600) for 600 steps."""

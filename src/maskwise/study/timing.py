@@ -27,6 +27,7 @@ from maskwise.errors import MaskwiseError, duration
 from maskwise.evaluation import EvaluationSettings, evaluate, load_sets, overlap_record
 from maskwise.evaluation.sets import TestSet
 from maskwise.families import evaluating, width_of
+from maskwise.masking.settings import MaskingSettings
 from maskwise.models import task_config, weights_of
 from maskwise.printing import quietly
 from maskwise.recipe import Recipe
@@ -65,6 +66,8 @@ ITEMS = 48
 FEW_ROWS, FEW_DOCUMENTS = 4, 8
 """The number of timed rows for the pseudo-perplexity, each of whose tokens takes a forward pass,
 and of documents for the loss of words."""
+OPENING = 0.03
+"""Seconds to read and write the files of a stage."""
 FROZEN_SECONDS = 0.5
 """If a frozen encoder answers ``ITEMS`` rows in less time, it is timed with four times as many."""
 LOADING = 0.1
@@ -437,6 +440,10 @@ def _time_training(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     # A sample may have too few held-out documents to choose by some and to judge by others.
     training = link.training.model_copy(update={"patience": None})
     small = link.model_copy(update={"evaluation": evaluation, "training": training})
+    if link.learns:
+        # The sample has no scores of a policy that is not learned yet.
+        masking = MaskingSettings(**link.masking.model_dump() | {"policy": "whole-word"})
+        small = small.model_copy(update={"masking": masking})
     clock = Clock(compiled=link.training.compile)
     with TemporaryDirectory(prefix="maskwise-") as folder:
         with quietly():
@@ -486,7 +493,11 @@ def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates
     seconds_of(1)
     seconds = LOADING + _now() - began
     rows = min(ITEMS, whole.rows, len(data.held_out))
-    seconds += _scaled(seconds_of, rows, _judged_rows(link, samples))
+    judged = _judged_rows(link, samples)
+    if stage.what.get("documents") == "verdict":
+        # The other half of the documents chose the best state.
+        judged = max(1, judged // 2)
+    seconds += _scaled(seconds_of, rows, judged)
     least = seconds_of(1)
     for name, few in (("pseudo_perplexity", FEW_ROWS), ("word_loss", len(texts))):
         most = getattr(whole, name)
@@ -631,7 +642,7 @@ def _time_overlap(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
         overlap_record(islice(corpus.training_documents(), documents), task, corpus=corpus.title)
         return _now() - began
 
-    return {"seconds": _scaled(seconds_of, few, samples.first.documents)}
+    return {"seconds": OPENING + _scaled(seconds_of, few, samples.first.documents)}
 
 
 TIMERS: dict[str, Callable[[Stage, Recipe, Samples], StageRates]] = {
