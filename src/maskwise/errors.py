@@ -34,6 +34,7 @@ EXTRAS = {
     "peft": "lora",
     "maskwise_data": "data",
     "jieba": "jieba",
+    "datasketch": "duplicates",
     "fugashi": "fugashi",
     "unidic_lite": "fugashi",
     "pythainlp": "pythainlp",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from maskwise.constants import CORRELATIONS, NATS, accuracy_misleads, jobs_here
-from maskwise.errors import MaskwiseError, counted, plural
+from maskwise.errors import MaskwiseError, counted, install_command, plural
 from maskwise.folders import read_json
 from maskwise.models import weights_of
 from maskwise.recipe import Recipe
@@ -54,9 +54,11 @@ from maskwise.study.unread import names_in_pretraining, names_in_study, refuse_u
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.task import all_classes
 from maskwise.tasks.tensors import MOST_CUT
+from maskwise.text.copies import SIMILAR, near_copies
 from maskwise.text.pieces import UNKNOWN
+from maskwise.text.rows import holds_out
 from maskwise.text.segmenters import segmenter_advice, unspaced
-from maskwise.text.settings import first_characters
+from maskwise.text.settings import CorpusSettings, first_characters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -245,6 +247,9 @@ def check(
     kept = ("jobs", "unknown", "seconds", "memory_gib")
     record["time"] = {"runs": {} if alone else runs, **{key: record[key] for key in kept}}
     record["doubts"] += doubts_of(record)
+    command = install_command("datasketch")
+    if command:
+        record["notes"].append(f"near copies across the split were not counted ({command})")
     if out is None:
         del record["out"]
     return record
@@ -298,8 +303,20 @@ def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
         "unknown": counts.get(UNKNOWN, 0) / tokens,
         "unspaced": unspaced(document.text for document in beginning),
         "words": corpus.words,
+        "copies": _copies(corpus),
         "vocabulary": len(sample.data.tokenizer),
     }
+
+
+def _copies(corpus: CorpusSettings) -> Plain | None:
+    """Count near copies across the split; None if the library is not installed."""
+    if install_command("datasketch"):
+        return None
+    found = near_copies(
+        corpus.documents(),
+        lambda document: holds_out(document, corpus.held_out, by_text=corpus.stream),
+    )
+    return found.as_dict()
 
 
 def _model_facts(first: Recipe, sample: TextSample) -> tuple[PreTrainedConfig, Plain]:
@@ -414,6 +431,15 @@ def doubts_of(record: Plain) -> list[Doubt]:
         doubt(
             f"with {corpus['held_out_rows']} held-out rows, the held-out loss is inexact",
             "use more text, or raise corpus.held_out",
+        )
+    copies = corpus["copies"]
+    if copies and copies["near"]:
+        share = copies["near"] / copies["held_out"]
+        pairs = " and ".join(f"{held} of {trained}" for held, trained in copies["examples"])
+        doubt(
+            f"{'about' if copies['whole'] else 'at least'} {share:.1%} of the held-out documents "
+            f"have a near copy (Jaccard ≥ {SIMILAR}) in training, such as {pairs}",
+            "remove copies, or hold out by group (corpus.group_field), or the loss is too low",
         )
     if corpus["skipped"]:
         left_out = counted(corpus["skipped"])

@@ -1,0 +1,99 @@
+"""Near copies across the split of a corpus."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from maskwise import errors
+from maskwise.study.forecast import check
+from maskwise.text import Document, read_documents
+from maskwise.text.copies import near_copies, shingles_of, similarity
+from maskwise.text.rows import holds_out
+
+
+def in_test(document: Document) -> bool:
+    return document.id.startswith("test")
+
+
+@pytest.fixture(scope="module")
+def articles() -> list[str]:
+    return [document.text[:900] for document in read_documents("bundled:wikipedia", limit=200)]
+
+
+def changed(text: str, words: int) -> str:
+    """Replace so many words, at equal distances."""
+    parts = text.split()
+    for number in range(words):
+        parts[(number + 1) * len(parts) // (words + 1)] = "otherwise"
+    return " ".join(parts)
+
+
+def test_the_similarity_is_that_of_sets_of_five_words():
+    text = " ".join(map(str, range(100)))
+    assert len(shingles_of(text)) == 96
+    assert similarity(shingles_of(text), shingles_of(text.replace(" ", "\n") + "  ")) == 1
+    # A changed word is in five of 96 runs.
+    assert similarity(shingles_of(text), shingles_of(changed(text, 1))) == 91 / 101
+    assert len(shingles_of("The cat sat.")) == 1
+    assert similarity(shingles_of("The CAT sat."), shingles_of("the cat sat .")) == 1
+    # Letters of a text without words, and ideographs.
+    assert len(shingles_of("MKVLAAGIVGLLLAQWERTYMKHG")) == 20
+    assert len(shingles_of("我们在北京大学学习")) == 5
+
+
+def test_planted_copies_are_found_and_others_are_not(articles: list[str]) -> None:
+    documents = [Document(f"train-{n}", text) for n, text in enumerate(articles)]
+    near = [n for n, text in enumerate(articles) if len(text.split()) > 120][:20]
+    documents += [Document(f"test-{n}", changed(articles[n], 2)) for n in near]
+    # With many changes, the similarity is below .8.
+    documents += [Document(f"test-far-{n}", changed(articles[n], 15)) for n in near]
+    documents += [Document(f"test-own-{n}", f"{n} is a text of its own kind.") for n in range(9)]
+    random.Random(0).shuffle(documents)
+    found = near_copies(documents, in_test)
+    assert (found.near, found.held_out, found.training) == (20, 49, 200) and found.whole
+    assert found.share == pytest.approx(20 / 49)
+    assert all(held == f"test-{name.removeprefix('train-')}" for held, name in found.examples)
+    assert len(found.examples) == 2
+
+
+def test_a_long_text_is_counted_in_its_beginning(
+    articles: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskwise.text.copies.SAMPLE_CHARACTERS", 2000)
+    documents = [Document(f"train-{n}", text) for n, text in enumerate(articles)]
+    found = near_copies(documents, in_test)
+    assert not found.whole and found.training < 9 and found.near == found.held_out == 0
+
+
+@pytest.fixture
+def planted(tmp_path: Path, articles: list[str]) -> str:
+    """Each article, and the article with one word more."""
+    texts = [text for article in articles for text in (article, f"{article} Indeed.")]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    return str(tmp_path / "texts.jsonl")
+
+
+def test_check_says_which_share_of_held_out_documents_has_copies(planted: str) -> None:
+    record = check(planted, ["training.steps=2", "corpus.held_out=0.1"], timing=False)
+    copies = record["corpus"]["copies"]
+    assert copies["near"] > copies["held_out"] / 2 and copies["whole"]
+    [doubt] = [doubt for doubt in record["doubts"] if "near copy" in doubt["what"]]
+    assert copies["examples"][0][0] in doubt["what"] and "group_field" in doubt["do"]
+    assert f"{copies['near'] / copies['held_out']:.1%}" in doubt["what"]
+    held_out = [document.id for document in read_documents(planted) if holds_out(document, 0.1)]
+    assert copies["held_out"] == len(held_out) and copies["examples"][0][0] in held_out
+
+
+def test_check_without_the_library_says_how_to_get_it(
+    planted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors, "find_spec", lambda module: None if module == "datasketch" else 1)
+    record = check(planted, ["training.steps=2"], timing=False)
+    assert record["corpus"]["copies"] is None
+    [note] = [note for note in record["notes"] if "near copies" in note]
+    assert "maskwise[duplicates]" in note
+    assert not any("near copy" in doubt["what"] for doubt in record["doubts"])
