@@ -173,7 +173,7 @@ def test_a_file_whose_labels_are_all_hidden_is_no_plain_text(tmp_path):
     (tmp_path / "hidden.csv").write_text("\n".join(["text,label", *lines]))
     with pytest.raises(MaskwiseError) as caught:
         text_of(str(tmp_path / "hidden.csv"))
-    assert caught.value.got == "skipped 60 × all: no label"
+    assert caught.value.got == "skipped 60 × no label"
 
 
 def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path):

@@ -179,7 +179,7 @@ def test_numbered_classes_of_pairs(tmp_path: Path) -> None:
 def test_what_is_left_out_stands_in_the_facts_and_the_remarks(tmp_path: Path) -> None:
     task = load_task(table(tmp_path / "t.csv", ["a", "b", ""] * 40))
     assert task.facts()["skipped"] == {"all: no label": 40}
-    assert task.remarks == [*task.notes, "left out: 40 × all: no label"]
+    assert task.remarks == [*task.notes, "left out: 40 × no label"]
 
 
 def test_a_task_is_read_once_and_again_when_its_file_has_changed(tmp_path: Path) -> None:

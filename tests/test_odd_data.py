@@ -161,7 +161,7 @@ def test_missing_labels_of_several_are_left_out_and_a_file_without_any_is_one_li
 
 def test_an_error_about_too_few_classes_counts_the_rows_without_a_label(tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "label": "a" if n % 3 else ""} for n in range(60)]
-    said = r"\(skipped 20 × all: no label\) needs at least two classes; got only 'a'"
+    said = r"\(skipped 20 × no label\) needs at least two classes; got only 'a'"
     with pytest.raises(MaskwiseError, match=said):
         load_rows(tmp_path, rows)
 

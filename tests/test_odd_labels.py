@@ -152,7 +152,7 @@ READ: dict[str, tuple[str | Sequence[Any], Sequence[str], int, Sequence[str]]] =
         [*rows(label=["a", "b"]), {"text": None, "label": "a"}],
         ("a", "b"),
         60,
-        ("1 × all: no text",),
+        ("1 × no text",),
     ),
     "two columns of one name.csv": (
         table("text,label,label", *(f"text {n},{'ab'[n % 2]},x" for n in range(60))),

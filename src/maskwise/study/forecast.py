@@ -52,6 +52,7 @@ from maskwise.study.store import StageStore
 from maskwise.study.timing import Samples, TextSample, time_stages, time_words
 from maskwise.study.unread import names_in_pretraining, names_in_study, refuse_unread
 from maskwise.tasks import Task, load_task
+from maskwise.tasks.splits import dropped
 from maskwise.tasks.task import all_classes
 from maskwise.tasks.tensors import MOST_CUT
 from maskwise.text.copies import SIMILAR, near_copies
@@ -517,7 +518,7 @@ def _doubt_task(name: str, task: Plain, doubt: Callable[[str, str], None]) -> No
             f"raise finetune.max_length: the longest row has {task['longest']:,} tokens",
         )
     if task["skipped"]:
-        left_out = counted(task["skipped"])
+        left_out = dropped(task["skipped"])
         doubt(f"left out of {name}: {left_out}", "")
     for note in task.get("notes", []):
         doubt(f"{name}: {note}", "")

@@ -26,7 +26,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from maskwise.errors import MaskwiseError, counted, plural, require_known, unknown_name
+from maskwise.errors import MaskwiseError, plural, require_known, unknown_name
 from maskwise.masking.line import Names
 from maskwise.plugins import Table
 from maskwise.specs import read_options
@@ -75,6 +75,7 @@ from maskwise.tasks.splits import (
     ALL,
     SPLITS,
     Keyed,
+    dropped,
     group_key,
     groups_note,
     only_test,
@@ -517,7 +518,7 @@ def make_task(reading: Reading) -> Task:
     table = asked.place
     if reading.skipped:
         # An error names the number of skipped rows, which may explain why only one class is left.
-        table = f"{table} (skipped {counted(reading.skipped)})"
+        table = f"{table} (skipped {dropped(reading.skipped)})"
     labels = kind.labels(rows, table)
     # Every split has the same roles, and the last one may have other names for them.
     columns = [*reading.columns.values()][-1]
@@ -607,7 +608,7 @@ def _empty_split(split: str, reading: Reading) -> MaskwiseError:
     what = f"the {split} split of {asked.place} is empty"
     if reading.skipped:
         error = HiddenLabels if reading.hidden else MaskwiseError
-        return error(what, got=f"skipped {counted(reading.skipped)}", do="label more rows")
+        return error(what, got=f"skipped {dropped(reading.skipped)}", do="label more rows")
     keys = [key for keyed in reading.rows.values() for key, _ in keyed]
     if keys:
         texts = plural(len(set(keys)), "different text")

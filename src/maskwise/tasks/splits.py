@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
-from maskwise.errors import MaskwiseError, plural
+from maskwise.errors import MaskwiseError, counted, plural
 from maskwise.tasks.columns import is_missing
 from maskwise.text.groups import check_groups
 
@@ -134,6 +134,11 @@ def only_test(splits: Mapping[str, Keyed[T]]) -> tuple[dict[str, list[T]], tuple
         return {"train": [], "dev": _between(splits.get("dev", [])), "test": test}, ()
     note = "test is all rows" if source == ALL else f"test is {source}"
     return {"train": [], "dev": [], "test": test}, (note,)
+
+
+def dropped(skipped: Mapping[str, int]) -> str:
+    """Write counts of dropped rows as "3 × train: no label", or "3 × no label" without splits."""
+    return counted({reason.removeprefix(f"{ALL}: "): rows for reason, rows in skipped.items()})
 
 
 def _between(keyed: Keyed[T], low: float = 0, high: float = 1) -> list[T]:

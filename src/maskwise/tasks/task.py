@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.constants import LOWER_IS_BETTER, NATS
-from maskwise.errors import MaskwiseError, counted, require_library, whole_number
+from maskwise.errors import MaskwiseError, require_library, whole_number
 from maskwise.files import TaskFacts
 from maskwise.masking.line import Names
 from maskwise.tasks.columns import ColumnNames, Records, UsualColumns
@@ -34,7 +34,7 @@ from maskwise.tasks.metrics import (
     entity_f1,
     nats_of_items,
 )
-from maskwise.tasks.splits import SPLITS, place_of
+from maskwise.tasks.splits import SPLITS, dropped, place_of
 from maskwise.text.labelled import Record
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ class Task:
         """The notes, and the number of dropped rows."""
         remarks = list(self.notes)
         if self.skipped:
-            remarks.append(f"left out: {counted(self.skipped)}")
+            remarks.append(f"left out: {dropped(self.skipped)}")
         return remarks
 
     def texts(self) -> list[Names]:
