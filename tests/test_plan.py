@@ -771,6 +771,18 @@ def test_bad_studies_are_refused_when_they_are_read(recipe, override, said, tmp_
     check_refused(recipe, override, said, tmp_path / "out")
 
 
+@pytest.mark.parametrize("start", ["model.pretrained=bundled:encoder", ""])
+def test_the_start_is_a_run_that_is_not_trained(recipe, start):
+    """It reads the recipe of the baseline, also its searched settings."""
+    more = [start, "tokenizer={}"] if start else []
+    plan = make_plan(read_recipe(recipe, [*SCORED, "study.seeds=1", *more]))
+    starts = [run for run in plan.runs if not run.trained]
+    assert [run.arm for run in starts] == ["no-pretraining"] and not starts[0].trainings
+    others = [run for run in plan.runs if run.trained]
+    assert {run.arm for run in others} == {"token-15", "words-30"}
+    assert all(run.trainings for run in others)
+
+
 def test_companions_and_choices_make_no_seed_done():
     companion = {"kind": "task", "arm": "a", "seed": 0, "length": 0.5}
     records = [companion, {"kind": "task", "arm": "a", "seed": 1}]

@@ -36,13 +36,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maskwise.constants import LOWER_IS_BETTER, OTHER_TASKS, OWN_TASK, REFERENCE
+from maskwise.constants import LOWER_IS_BETTER, OTHER_TASKS, OWN_TASK
 from maskwise.errors import MaskwiseError
 from maskwise.files import Candidate, Record
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import per_step
-from maskwise.study.plan import Plan, Run, arms_of, make_run, require_arms, task_contents
+from maskwise.study.plan import (
+    Plan,
+    Run,
+    arms_of,
+    make_run,
+    recipe_arm,
+    require_arms,
+    task_contents,
+)
 from maskwise.study.pretraining import masked_source
 from maskwise.study.stages import digest, named
 from maskwise.study.store import StageStore
@@ -187,13 +195,12 @@ class Design:
                 A search run needs only one of them.
         """
         setting = setting or {}
-        trained = self.baseline if arm == REFERENCE else arm
         run = make_run(
             self.recipe,
             arm,
             seed,
             contents={} if by == "held-out" else self.contents,
-            more=setting | self._length(trained, setting, fraction),
+            more=setting | self._length(recipe_arm(self.recipe, arm), setting, fraction),
             evaluated=by != "dev",
             role=role,
         )

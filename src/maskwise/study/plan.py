@@ -46,8 +46,8 @@ class Run:
         recipe: the arm's recipe with the seed, the settings that a search chose (``study.search``)
             and the number of steps after matching (``study.equal_by``).
         chain: the stages that prepare texts, learn masking policies and train, in topological
-            order. The reference arm has no training stage, or only those that train a new head on
-            the frozen encoder (``_head_only``).
+            order. A run that is not trained has no training stage, or only those that train a new
+            head on the frozen encoder (``_head_only``).
         evaluated: the stage that evaluates the checkpoint without fine-tuning. None if the run is
             not evaluated in this way, for example because the reference cannot fill masks.
         tasks: the fine-tuning stages, keyed by the task's name in the recipe.
@@ -56,6 +56,7 @@ class Run:
             companions: additional shorter runs (``study.companions``).
         setting: the values of the searched settings, keyed by dotted name. A search run tries these
             values; for other runs, the search chose them.
+        trained: whether the run pre-trains. If not, it is the model from which the baseline starts.
         role: "search" for a run of the search, "gate" for an extra run that only the gate compares
             (the contrast that is tested first), "" for all others.
     """
@@ -69,6 +70,7 @@ class Run:
     overlaps: tuple[Stage, ...] = ()
     fraction: float = 1.0
     setting: Plain = field(default_factory=dict)
+    trained: bool = True
     role: str = ""
 
     @property
@@ -86,14 +88,14 @@ class Run:
 
     @property
     def pretrained(self) -> Stage | None:
-        """The last training stage; None for a reference that needs no new head."""
+        """The last training stage; None for an untrained run that needs no new head."""
         return next(reversed(self.trainings), None)
 
     @property
     def texts(self) -> list[Stage]:
         """The stages that prepare the training texts, in the order of the training phases.
 
-        For the reference arm, the list contains only the text that provides the tokenizer.
+        For a run that is not trained, the list contains only the text that provides the tokenizer.
         """
         by_name = named(self.chain)
         texts = [by_name[training.needs[0]] for training in self.trainings]
@@ -237,6 +239,11 @@ def arms_of(recipe: Recipe, contents: Mapping[str, str]) -> list[str]:
     return arms
 
 
+def recipe_arm(recipe: Recipe, arm: str) -> str:
+    """Return the arm whose recipe a run has: the baseline for a run that is not trained."""
+    return recipe.baseline if arm == REFERENCE and recipe.baseline else arm
+
+
 def baseline_of(recipe: Recipe) -> Recipe:
     """Return the recipe of the baseline arm, with seed 0."""
     assert recipe.baseline is not None, "require_arms comes first"
@@ -279,18 +286,16 @@ def make_run(
         evaluated: whether to evaluate the checkpoint also without fine-tuning.
         role: the role of the run, as in ``Run``.
     """
-    # The reference is the model from which the baseline starts training.
-    reference = arm == REFERENCE
-    name = recipe.baseline if reference and recipe.baseline else arm
-    own = recipe.arm(name, seed=seed, more=more)
-    if reference:
+    is_trained = arm != REFERENCE
+    own = recipe.arm(recipe_arm(recipe, arm), seed=seed, more=more)
+    if not is_trained:
         own = own.without_new_tokens()
     links = own.links()
     # The first text trains the tokenizer that all other texts use.
     text = prepare_stage(links[0].unlearned())
     chain = [text]
     last: Stage | None = None
-    trained = _head_only(own, contents) if reference else links
+    trained = links if is_trained else _head_only(own, contents)
     for link in trained:
         learned = None
         if link.learns:
@@ -331,6 +336,7 @@ def make_run(
         evaluated=evaluation,
         tasks=tasks,
         overlaps=tuple(dict.fromkeys(overlaps)),
+        trained=is_trained,
         role=role,
     )
 

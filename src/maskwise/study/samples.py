@@ -10,7 +10,6 @@ import numpy as np
 
 from maskwise.annotate.shard import Live
 from maskwise.annotate.store import Store
-from maskwise.constants import REFERENCE
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
@@ -106,7 +105,7 @@ def maskers(
     """
     first: dict[str, Run] = {}
     for run in runs:
-        if run.arm != REFERENCE and store.result(run.prepared):
+        if run.trained and store.result(run.prepared):
             first.setdefault(run.arm, run)
     for run in first.values():
         link = run.recipe.links()[-1]
