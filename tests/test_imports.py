@@ -25,7 +25,7 @@ ORDER = [
     {"folders", "jobs", "draws", "attention"},
     {"segments", "arrays", "verdict"},
     {"starts", "families"},
-    {"weights"},
+    {"lora", "weights"},
     {"masking"},
     {"text", "report", "models"},
     {"annotate"},

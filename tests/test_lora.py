@@ -14,6 +14,7 @@ from transformers import AutoModelForMaskedLM
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
+from maskwise.lora import Lora, lora
 from maskwise.masking import Masker
 from maskwise.models import load_task_model
 from maskwise.objectives import MaskedLanguageModelling, objective, objective_class
@@ -29,7 +30,7 @@ from maskwise.training.data import Step
 from maskwise.training.log import Meter
 from maskwise.training.optim import hidden_matrices
 from maskwise.training.settings import ModelSettings
-from maskwise.weights import Lora, lora, share_encoder
+from maskwise.weights import share_encoder
 from tiny import maskwise, write_inputs
 from training_tools import Language, model, tokenizer
 

@@ -53,7 +53,6 @@ from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
 from maskwise.text.words import require_offsets
 from maskwise.training import MaskedSource
 from maskwise.training.stream import StreamedRows
-from maskwise.weights import lora
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -307,8 +306,8 @@ def _check_model(
                 do="learn the policy first (maskwise learn), or leave out model.new_tokens",
             )
     check_start(config, len(tokenizer), loaded=bool(start))
-    if arm.model.adapter:
-        lora(arm.model.adapter).check(config)
+    if arm.model.lora:
+        arm.model.lora.check(config)
         if all(link.training.freeze == "encoder" for link in links):
             raise MaskwiseError("training.freeze=encoder freezes model.adapter", do="remove one")
     for task in tasks:

@@ -34,11 +34,11 @@ from maskwise.folders import (
     write_lines,
     writing,
 )
+from maskwise.lora import merged
 from maskwise.models import without_advice
 from maskwise.samplers import Sampler
 from maskwise.training.learners import Facts, Learner
 from maskwise.training.ranks import copied, gathered, is_sharded
-from maskwise.weights import merged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     Field,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
@@ -26,10 +27,12 @@ from maskwise.effects import (
     Weights,
     Whole,
     effect_of,
+    within,
     without_unset,
 )
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind, check_fit
+from maskwise.lora import Lora, lora
 from maskwise.models import (
     Fields,
     config_of,
@@ -40,7 +43,6 @@ from maskwise.models import (
     new_model,
     with_fields,
 )
-from maskwise.weights import lora
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -256,17 +258,25 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
     line. A number chooses the words that save most pieces in the training text. New rows of the
     embeddings and of the output layer begin as the means of the rows of a word's pieces."""
 
-    @field_validator("adapter")
-    @classmethod
-    def _known_adapter(cls, value: str | None) -> str | None:
-        if value is not None:
-            lora(value)
-        return value
-
     attention_dropout: Weights[float | None] = Field(None, ge=0, lt=1)
     """Dropout rate of attention weights. If None, the rate is 0 for a new model, and the rate of
     the checkpoint for a pre-trained model. The fast GPU kernels for documents of variable length
     need a rate of 0."""
+
+    _lora: Lora | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _parse(self) -> Self:
+        if self.adapter is not None:
+            with within("adapter", self.adapter):
+                self._lora = lora(self.adapter)
+        return self
+
+    @property
+    def lora(self) -> Lora | None:
+        """The setting ``adapter``, parsed; None without one."""
+        # A copy of these settings may have no adapter.
+        return self._lora if self.adapter else None
 
     @field_validator("settings")
     @classmethod
@@ -414,8 +424,8 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
     def empty(self, config: PreTrainedConfig) -> PreTrainedModel:
         """Return the model without memory for its weights, which is enough to count the weights."""
         network = empty_model(config)
-        if self.adapter:
-            lora(self.adapter).add(network, seed=0)
+        if self.lora:
+            self.lora.add(network, seed=0)
         return network
 
     def model(
@@ -454,6 +464,6 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
             )
         else:
             network = new_model(config, seed=seed, log_unigram=bias)
-        if self.adapter:
-            lora(self.adapter).add(network, seed=seed)
+        if self.lora:
+            self.lora.add(network, seed=seed)
         return network
