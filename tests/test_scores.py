@@ -138,6 +138,22 @@ def test_items_have_an_interval_and_no_verdict() -> None:
         found.save("anywhere")
 
 
+def test_a_published_table_is_told_which_of_its_columns_may_be_the_scores() -> None:
+    rows = [
+        {"Method": row["arm"], "Seed": row["seed"], "Task": task, "Best Val Acc (%)": 90.0 + place}
+        for place, row in enumerate(table())
+        for task in ("SST2", "RTE")
+    ]
+    with pytest.raises(MaskwiseError) as caught:
+        mw.compare(rows, **BETTER)
+    assert caught.value.do == "name it, such as score=Best Val Acc (%)"
+    for row in rows:
+        row["Best Val Acc (%)"] /= 2
+    found = mw.compare(rows, **BETTER, columns={"score": "Best Val Acc (%)"})
+    [said] = [note for note in found.notes if "per cent" in note]
+    assert "SST2, RTE" in said
+
+
 @pytest.mark.parametrize(
     ("rows", "more", "said"),
     [

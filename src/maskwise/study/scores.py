@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -173,9 +173,9 @@ def compare(
         return ComparedScores(NO_STUDY, [], _of_items(found, pairs, tasks, lower), notes)
     seeds = _numbered({seed for _, seed, _, _ in found})
     scales = {task: _scale(found, task, is_loss=task in lower) for task in tasks}
-    for task, scale in scales.items():
-        if scale != 1:
-            notes.append(f"The scores on {task} are read as per cent.")
+    per_cent = [task for task, scale in scales.items() if scale != 1]
+    if per_cent:
+        notes.append(f"The scores on {', '.join(per_cent)} are read as per cent.")
     records: list[Record] = []
     for arm, seed, task, score in found:
         metric = NATS if task in lower else "score"
@@ -375,11 +375,13 @@ def _column(
         if name in by_lower:
             return by_lower[name]
     if needed:
+        usual = {*chain.from_iterable(COLUMNS.values())}
+        free = [name for name in known if name.lower() not in usual]
         raise MaskwiseError(
             f"the table has no column for the {key}",
             got=", ".join(known),
             allowed=", ".join(COLUMNS[key]),
-            do=f"name it, such as {key}={known[0]}",
+            do=f"name it, such as {key}={(free or known)[0]}",
         )
     return ""
 
