@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from maskwise import folders
 from maskwise.errors import MaskwiseError
 from maskwise.folders import (
     claim,
@@ -216,3 +218,18 @@ def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("")
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept"]
+
+
+@pytest.mark.parametrize("name", folders.FORMATS)
+def test_a_format_that_a_newer_version_wrote_is_refused_in_one_line(name, tmp_path):
+    path = tmp_path / name
+    folders.write_json(path, {"a": 1})
+    assert folders.read_json(path) == {"a": 1, "format": folders.FORMATS[name]}
+    # Files of other origin may have none.
+    path.write_text('{"a": 1}')
+    assert folders.read_json(path) == {"a": 1}
+    for newer in (folders.FORMATS[name] + 1, "2", None):
+        path.write_text(json.dumps({"format": newer}))
+        with pytest.raises(MaskwiseError, match=r"newer maskwise wrote it; got format") as error:
+            folders.read_json(path)
+        assert "\n" not in str(error.value)

@@ -108,6 +108,8 @@ class Study(TypedDict, total=False):
 
     name: str
     description: str
+    format: int
+    """Version of the format of study.json and of the files beside it (``folders.FORMATS``)."""
     maskwise: str
     started: str
     seconds: float | None

@@ -36,6 +36,9 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """Error numbers on file systems without locks."""
 FilesState: TypeAlias = tuple[tuple[str, int, int], ...]
 """Name, modification time in nanoseconds, and size of each file. If it differs, a file changed."""
+FORMATS = {"study.json": 1, "plan.json": 1, "adapted.json": 1}
+"""Versions of the formats of JSON files, by the names of the files, which have them as ``format``.
+A version rises if an older maskwise would misread the file; see docs/stability.md."""
 TRACES = (".lock", ".partial")
 """Endings of hidden files that a process writes before or beside its results."""
 ENDINGS = (
@@ -103,7 +106,9 @@ def in_utf8(text: str) -> bytes:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as JSON, atomically."""
+    """Write a value as JSON, atomically; add the version of its format if it has one."""
+    if path.name in FORMATS and isinstance(value, Mapping):
+        value = {**value, "format": FORMATS[path.name]}
     write_whole(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
@@ -128,13 +133,28 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file, or None if the file is missing or damaged."""
+    """Return the JSON object in a file, or None if the file is missing or damaged.
+
+    Raises:
+        MaskwiseError: a newer maskwise has written the file.
+    """
     try:
         value = json.loads(path.read_bytes())
     # In a damaged file, brackets may be nested too deeply for the parser.
     except (OSError, ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return None
+    known = FORMATS.get(path.name)
+    # Files of the first format, and files of other origin, may lack the version.
+    if known is not None and value.get("format", known) not in range(1, known + 1):
+        raise MaskwiseError(
+            f"{path} has a format that this version does not know; a newer maskwise wrote it",
+            got=f"format {value['format']}",
+            allowed=f"up to {known}",
+            do="install that version: pip install --upgrade maskwise",
+        )
+    return value
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
