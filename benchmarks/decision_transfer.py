@@ -3,10 +3,10 @@
     python benchmarks/decision_transfer.py SMALL MEDIUM LARGE > decisions.json
 
 Folders are recorded studies, from small to large. Each is read at its full length and at the
-lengths of its companions. A line of the result compares a smaller setting with a larger one. It
-counts the pairs of arms that the larger setting orders by its tasks, and for each proxy of the
-smaller setting, those of them that have the same order. The proxies are the mean score of the tasks
-and the held-out loss on each kind of mask.
+lengths of its companions, which are shorter runs of the same arms in companions.jsonl. A line of
+the result compares a smaller setting with a larger one. It counts the pairs of arms that the larger
+setting orders by its tasks, and for each proxy of the smaller setting, those of them that have the
+same order. The proxies are the mean score of the tasks and the held-out loss on each kind of mask.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Setting = dict[str, DataFrame]
 
 def read_settings(folder: Path) -> dict[str, Setting]:
     """Return the settings of a recorded study, the shortest first, by name."""
-    lines = read_lines(folder / "records.jsonl")
+    lines = [*read_lines(folder / "records.jsonl"), *read_lines(folder / "companions.jsonl")]
     records = DataFrame([{"length": 1.0, "split": "test"} | line for line in lines])
     settings = {}
     for length, runs in records[records.arm != REFERENCE].groupby("length"):

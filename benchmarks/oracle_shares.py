@@ -103,7 +103,7 @@ def shares(table: DataFrame, oracle: str, baseline: str) -> list[Row]:
 
     Without tasks, gains in held-out losses are used, as means over the masking ratios.
     """
-    compared = table[(table.role == "") & (table.length == 1) & (table.split == "test")]
+    compared = table[(table.role == "") & (table.split == "test")]
     rows = []
     kind = "task" if (compared.kind == "task").any() else "heldout"
     for task, of_task in compared[compared.kind == kind].groupby("measure"):

@@ -406,7 +406,7 @@ def test_adapt_answers_when_its_runs_were_best(files: Path) -> None:
         return line | {"best_step": best_step, "planned_steps": 1200}
 
     records = [cost("words-30", seed, step) for seed, step in enumerate((450, 300))]
-    records += [cost("words-30", 2, 60, role="search"), cost("words-30", 0, 60, length=0.5)]
+    records += [cost("words-30", 2, 60, role="search")]
     records += [{"kind": "cost", "arm": "token-15", "seed": 0, "steps": 1200}]
     best = chosen_steps(records)
     assert best == {"words-30": {"steps": [450, 300], "of": 1200}}

@@ -159,8 +159,8 @@ def test_recorded_studies_have_the_keys_of_today(study: str) -> None:
     always = types.keys() - {"learned", "looked", "earlier_hardware", "shared_stages"}
     # Files of the first format may lack its version.
     always -= {"compared", "secondary", "format"}
-    # Shares of an oracle's gain are computed by benchmarks/oracle_shares.py.
-    assert always <= recorded.keys() <= types.keys() | {"share"}
+    # Shares of an oracle's gain and shorter runs are read by scripts of benchmarks.
+    assert always <= recorded.keys() <= types.keys() | {"share", "companions"}
     arms = get_type_hints(files.ArmFacts).keys()
     assert all(facts.keys() <= arms for facts in recorded["arms"].values())
     for line in read_lines(RESULTS / study / "records.jsonl"):

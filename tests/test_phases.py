@@ -122,10 +122,10 @@ def test_arms_that_differ_in_the_third_phase_share_the_first_two(recipe, tmp_pat
     ]
 
 
-def test_the_first_phase_is_matched_and_companions_shorten_all(recipe, tmp_path):
+def test_only_the_first_phase_is_matched(recipe, tmp_path):
     arms = "study.arms={a: {}, b: {phases.0.masking.ratio: 0.6}}"
     search = "study.search={grid: {phases.1.training.learning_rate: [0.001, 0.005]}, by: held-out}"
-    more = [*SMALL, THREE, search, arms, "study.equal_by=targets", "study.companions=[0.5]"]
+    more = [*SMALL, THREE, search, arms, "study.equal_by=targets"]
     design = Design(read_recipe(recipe, more), StageStore(tmp_path), forecast=True)
     for plan in design.plans():
         if plan.purpose == "texts":
@@ -134,13 +134,8 @@ def test_the_first_phase_is_matched_and_companions_shorten_all(recipe, tmp_path)
     steps = {}
     for run in design.runs:
         links = run.recipe.links()
-        steps[run.arm, run.fraction] = [link.training.steps for link in links]
-    assert steps == {
-        ("a", 1): [10, 6, 4],
-        ("a", 0.5): [5, 3, 2],
-        ("b", 1): [5, 6, 4],
-        ("b", 0.5): [2, 3, 2],
-    }
+        steps[run.arm] = [link.training.steps for link in links]
+    assert steps == {"a": [10, 6, 4], "b": [5, 6, 4]}
     tried = {run.recipe.links()[1].training.learning_rate for run in design.others}
     assert tried == {0.001, 0.005}
 

@@ -23,7 +23,6 @@ from invented import world
 from maskwise.constants import FRESH_RUN, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_json
-from maskwise.measurements import pending_seeds
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.report import write_report
 from maskwise.report.reading import read_folder
@@ -279,7 +278,7 @@ def test_an_arm_whose_search_fails_with_a_seed_lacks_that_run(recipe, tmp_path, 
         "study.search={grid: {training.learning_rate: [1e-2, 2e-2]}, own: {b: "
         "{training.learning_rate: [10.0, 20.0]}}}"
     )
-    more = ("study.seeds=2", "study.arms={a: {}, b: {}}", search, "study.companions=[0.5]")
+    more = ("study.seeds=2", "study.arms={a: {}, b: {}}", search)
     out = tmp_path / "out"
     result = run_study(quick(recipe, *more), out)
     failures = {(record["arm"], record["seed"], record["stage"]) for record in result["failures"]}
@@ -344,12 +343,11 @@ def test_matched_arms_have_the_length_that_suits_what_they_chose(recipe, tmp_pat
     """
     points = "[{training.batch_size: 8, training.learning_rate: 0.01}, "
     points += "{training.batch_size: 16, training.learning_rate: 0.02}]"
-    more = ("study.equal_by=targets", f"study.search={{grid: {points}}}", "study.companions=[0.5]")
+    more = ("study.equal_by=targets", f"study.search={{grid: {points}}}")
     out = tmp_path / "out"
     run_study(quick(recipe, "study.seeds=2", *more), out)
     costs = [r for r in records_of(out, "cost") if r["arm"] == "token-15"]
-    steps = {(r["seed"], r.get("length")): r["steps"] for r in costs}
-    assert steps == {(10_000, None): 10, (10_000, 0.5): 5, (10_001, None): 5, (10_001, 0.5): 2}
+    assert {r["seed"]: r["steps"] for r in costs} == {10_000: 10, 10_001: 5}
 
 
 def test_arms_are_described_as_they_were_chosen(recipe, tmp_path):
@@ -484,13 +482,13 @@ def test_records_of_other_seeds_are_removed_before_the_work(recipe, tmp_path, fa
 
 
 def test_a_dry_run_counts_the_runs_of_a_search(recipe, tmp_path):
-    more = [*SCORED, "study.seeds=2", "study.companions=[0.5]", "study.gate=[words-30, token-15]"]
+    more = [*SCORED, "study.seeds=2", "study.gate=[words-30, token-15]"]
     more.append("study.search={grid: {training.learning_rate: [0.1, 0.2, 0.3]}}")
     found = dry_run(read_recipe(recipe, more), tmp_path / "out")
     runs = {line["purpose"]: line["runs"] for line in found["plans"]}
-    # arms × points × seeds; arms and reference, and two for the gate; shorter runs of arms
-    assert runs == {"search": 2 * 3 * 2, "main": 2 * 3 + 2 * 2, "companions": 2 * 2}
-    assert found["stages"]["pretrain"]["to_do"] == 12 + 4 + 4 + 4
+    # arms × points × seeds; arms and reference, and two for the gate
+    assert runs == {"search": 2 * 3 * 2, "main": 2 * 3 + 2 * 2}
+    assert found["stages"]["pretrain"]["to_do"] == 12 + 4 + 4
 
 
 def test_a_search_for_test_items_that_fails_is_told_and_takes_no_run_down(
@@ -600,26 +598,12 @@ def test_arms_spend_what_the_baseline_spends(recipe, tmp_path, by, done):
 # ----------------------------------------------------------------------------
 
 
-def test_companions_are_shorter_runs_of_their_own(recipe, tmp_path, done):
-    out = tmp_path / "out"
-    arms = "study.arms={a: {masking.ratio: 'linear(0.4, 0.1)'}}"
-    more = ("study.seeds=1", "study.companions=[0.5, 0.2]", "training.steps=20", arms)
-    run_study(quick(recipe, *more), out)
-    costs = {r.get("length", 1): r for r in records_of(out, "cost")}
-    assert {share: r["steps"] for share, r in costs.items()} == {1: 20, 0.5: 10, 0.2: 4}
-    ratio = {share: r["targets"] / r["tokens"] for share, r in costs.items()}
-    assert ratio[0.5] == pytest.approx(ratio[1], rel=0.1)  # the schedule ran over their own length
-    assert {r.get("length", 1) for r in records_of(out, "heldout")} == {1, 0.5, 0.2}
-    assert {line["fraction"] for line in read_lines(out / "timings.jsonl")} == {1.0, 0.5, 0.2}
-    assert [*load_json(out / "study.json")["arms"]["a"]["runs"]] == ["0"]
-
-
 def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, monkeypatch):
-    """All at once: a search, two stages of training, matching, companions; stopped after every
+    """All at once: a search, two stages of training, matching; stopped after every
     third stage.
     """
     search = "study.search={grid: {training.learning_rate: [1e-3, 1e-2]}}"
-    more = ["study.companions=[0.5]", "phases=[{}, {training.steps: 4}]", "study.equal_by=targets"]
+    more = ["phases=[{}, {training.steps: 4}]", "study.equal_by=targets"]
     whole = read_recipe(recipe, [*SCORED, search, "study.seeds=1", *more])
     one, two = tmp_path / "one", tmp_path / "two"
     run_study(whole, one)
@@ -675,8 +659,9 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(
     run_study(read_recipe(recipe, [*SCORED, "study.seeds=1"]), tmp_path / "out", cache=shared)
     nothing, counts = counted("study.seeds=1")
     assert nothing["seconds"] == 0 and counts == {kind: (n, 0) for kind, n in first.items()}
-    more = ("study.seeds=3", "study.companions=[0.5]")
-    found, counts = counted(*more)
+    # Arms of their own length.
+    half = [f"study.arms.half-{n}={{training.steps: {n}}}" for n in (4, 5)]
+    found, counts = counted("study.seeds=3", *half)
     left = {"prepare": 0, "pretrain": 10, "evaluate": 10, "finetune": 12, "overlap": 0}
     assert counts == {kind: (done, left[kind]) for kind, done in first.items()}
     timed = [load_json(path)["seconds"] for path in shared.glob("pretrain-*/done.json")]
@@ -685,7 +670,8 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_there(
     found, _ = counted("study.seeds=3")
     assert found["stages"]["pretrain"]["seconds"] == pytest.approx(2 * sum(timed), abs=0.1)
     assert found["seconds"] >= found["stages"]["pretrain"]["seconds"]
-    command = ["study", recipe, *SCORED, *more, "--out", tmp_path / "new", "--stages", shared]
+    command = ["study", recipe, *SCORED, "study.seeds=3", "--out", tmp_path / "new", "--stages"]
+    command.append(shared)
     assert maskwise(*command, "--dry-run") == 0
     assert "Nothing was written" in capfd.readouterr().out and not (tmp_path / "new").exists()
 
@@ -744,7 +730,7 @@ def test_an_outcome_that_is_not_measured_is_refused_before_any_work(outcome):
         ("study.search={grid: {training.learning_rate: 1}}", "allowed: a list"),
         ("study.search={grid: {evaluation.rows: [1, 2]}}", "cannot change evaluation.rows"),
         ("study.equal_by=target", "targets"),
-        ("study.companions=[0.5, 1.0]", "study.companions.1; got 1.0; allowed: < 1"),
+        ("study.companions=[0.5]", "study.companions is gone; got "),
         ("study.stop_hopeless={after: 3}", "unknown setting"),
         ("study.equal_by=seconds", "allowed: steps, targets, flops"),
         ("study.contrasts=3", "study.contrasts; got 3; allowed: a list"),
@@ -781,12 +767,6 @@ def test_the_start_is_a_run_that_is_not_trained(recipe, start):
     others = [run for run in plan.runs if run.trained]
     assert {run.arm for run in others} == {"token-15", "words-30"}
     assert all(run.trainings for run in others)
-
-
-def test_companions_and_choices_make_no_seed_done():
-    companion = {"kind": "task", "arm": "a", "seed": 0, "length": 0.5}
-    records = [companion, {"kind": "task", "arm": "a", "seed": 1}]
-    assert pending_seeds({"seeds": [0, 1, 2]}, records) == [0, 2]
 
 
 def test_independent_failures_of_a_run_are_all_reported(tmp_path):

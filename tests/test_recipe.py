@@ -665,7 +665,9 @@ def test_former_names_of_settings_are_read_and_named_once(former, tmp_path, caps
         read_recipe({**plain, "study": {**nested, new.removeprefix("study."): value}})
 
 
-@pytest.mark.parametrize(("gone", "value"), [("study.share", ["b", "a"])])
+@pytest.mark.parametrize(
+    ("gone", "value"), [("study.share", ["b", "a"]), ("study.companions", [0.5])]
+)
 def test_settings_that_are_gone_say_what_to_do(gone, value):
     arms = {"a": {}, "b": {"masking.ratio": 0.3}}
     study = {"arms": arms, "contrasts": [["b", "a"]]}

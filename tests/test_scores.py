@@ -55,7 +55,7 @@ def test_recorded_studies_are_judged_alike_from_their_scores(
         for line in read_lines(RESULTS / study / "records.jsonl"):
             score = line["kind"] == "task" and line["split"] == "test"
             compared = score and line["arm"] != REFERENCE
-            if compared and not {"role", "length"} & line.keys():
+            if compared and "role" not in line:
                 rows.writerow([line["arm"], line["seed"], line["measure"], line["value"]])
                 tasks.add(line["measure"])
     found = mw.compare(

@@ -260,18 +260,12 @@ def sentences_of(summary: dict[str, Any]) -> list[str]:
 
 
 def study_page(folder: Path) -> Path:
-    """A page with every section: companions, evaluations, a search, an overlap, a failure,
-    objectives, weights.
+    """A page with every section: evaluations, a search, an overlap, a failure, objectives,
+    weights.
     """
     arms = {"token-15": 0.0, "token-30": 0.03, "whole-word-15": 0.0}
     study = make_study(runs=3, arms=arms)
     records = [*make_records(study, arms), OVERLAP, failure_record("token-15", 9)]
-    for line in list(records):
-        half = line | {"length": 0.5}
-        if line["kind"] == "task" and line["arm"] in arms:
-            records.append(half | {"value": line["value"] - 0.05})
-        elif line["kind"] == "cost":
-            records.append(half | {"steps": 200, "targets": 61_440})
     for arm in arms:
         records += [
             evaluation_record(arm, s, "facts", "hits@1", 0.25, chance=0.04) for s in study["seeds"]

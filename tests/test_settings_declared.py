@@ -246,7 +246,6 @@ CASES = {
     "study.search.grid": Case("{training.learning_rate: [3.0e-3, 4.0e-3]}", SEARCH),
     "study.search.by": Case("held-out", SEARCH),
     "study.search.own": Case("{run: {training.warmup: [1.0, 0.9]}}", SEARCH),
-    "study.companions": Case("[0.5]", ARMS),
     "study.cache": Case("{here}/stages", ARMS),
 }  # fmt: skip
 """For every key, a value that has an effect."""

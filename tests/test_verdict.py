@@ -619,35 +619,6 @@ def test_nobody_is_told_to_match_compute_where_a_contrast_has_done_it():
     assert advised(targets=1.5 * COST["targets"])
 
 
-def test_companions_are_never_pooled_with_full_runs():
-    half = {"length": 0.5}
-    short = [score_record(arm, seed, "task-0", 0.3, **half) for arm in CLEAR for seed in range(8)]
-    short += [cost_record(arm, seed, steps=200, **half) for arm in CLEAR for seed in range(8)]
-    # A companion that failed costs no pair.
-    lost = failure_record("token-30", 2, **half)
-    more = [line for line in short if (line["arm"], line["seed"]) != ("token-30", 2)]
-    both = summary_of(more=[*more, lost])
-    assert both["contrasts"] == summary_of()["contrasts"]
-    assert both["arms"]["token-30"]["failures"] == 0
-    points = both["efficiency"]["points"]
-    assert len(points) == 2 * 16 - 1 and points[0]["steps"] == 200
-    assert points[0]["values"]["task-0"] == 0.3
-
-
-def test_a_companion_that_was_not_finished_is_reported_and_costs_no_verdict():
-    half = {"length": 0.5}
-    short = [cost_record(arm, seed, steps=200, **half) for arm in CLEAR for seed in range(8)]
-    for task in ("task-0", "task-1"):
-        short += [score_record(arm, seed, task, 0.3, **half) for arm in CLEAR for seed in range(8)]
-    short.remove(score_record("token-30", 2, "task-1", 0.3, **half))
-    summary = summary_of(more=short)
-    assert summary["contrasts"] == summary_of()["contrasts"]
-    (said,) = [line for line in summary["advice"] if "companion" in line]
-    assert "token-30 with seed 2 (0.5 of the steps) lacks outcomes" in said
-    runs = {(one["arm"], one["seed"], one["fraction"]) for one in summary["efficiency"]["points"]}
-    assert len(runs) == 2 * 16 - 1 and ("token-30", 2, 0.5) not in runs
-
-
 def test_the_advice_to_use_an_arm_says_for_how_long_and_at_what_cost():
     costs = [cost_record("token-15", seed) for seed in range(8)]
     costs += [cost_record("token-30", seed, targets=245_760) for seed in range(8)]

@@ -6,8 +6,7 @@ A study writes ``study.json`` (its settings), ``records.jsonl`` (results of runs
 
 An *arm* is one of the compared settings, and it is trained with several seeds. A *contrast* is a
 comparison of two arms, the second of which is the baseline. An *outcome* is what they are compared
-on: a task, a held-out loss, or another evaluation. A *companion* is a shorter run of the same arm
-and seed.
+on: a task, a held-out loss, or another evaluation.
 """
 
 from __future__ import annotations
@@ -132,7 +131,6 @@ class Study(TypedDict, total=False):
     outcome: str | None
     """Outcome on which contrasts are decided, if the recipe names one."""
     match: Matching | None
-    companions: list[float]
     margin: float | None
     looks: list[int] | None
     looked: list[Look]
@@ -185,8 +183,6 @@ class Record(TypedDict, total=False):
     item_error: float
     """Standard error of the value over test items; of a task, computed by resampling sentences or
     documents."""
-    length: float
-    """Length of a companion run, as a share of the steps; absent in full runs."""
     role: str
     """"gate" if the run has the settings of the recipe, because a search does not apply to runs
     for the gate."""
@@ -350,11 +346,10 @@ class Contrast(Estimate):
 
 
 class Point(TypedDict, total=False):
-    """The training cost of a full or companion run, and its score on each outcome."""
+    """The training cost of a run, and its score on each outcome."""
 
     arm: str
     seed: int
-    fraction: float
     steps: float
     tokens: float
     targets: float

@@ -66,7 +66,6 @@ class Measurement(Scale):
             metric than that of the task.
         ratio: the masking ratio of a held-out loss.
         item_error: the standard error of the value over test items.
-        length: the length of the run, as a share of the full steps (``study.companions``).
         role: "gate" for the runs of a gate; otherwise "".
         facts: what else is known of the number, such as the score of every fine-tuning seed. Facts
             are in the line of records.jsonl, and are no columns of the table.
@@ -80,7 +79,6 @@ class Measurement(Scale):
     split: str = "test"
     ratio: float | None = None
     item_error: float | None = None
-    length: float = 1.0
     role: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
@@ -112,7 +110,7 @@ class Measurement(Scale):
 
 COLUMNS = (
     *("arm", "seed", "kind", "measure", "value", "metric", "unit", "higher_is_better", "split"),
-    *("ratio", "chance", "items", "item_error", "length", "role", "outcome"),
+    *("ratio", "chance", "items", "item_error", "role", "outcome"),
 )
 """The columns of the table: the attributes of a measurement, and the name of its outcome."""
 
@@ -122,9 +120,9 @@ RecordLine = Mapping[str, Any]
 
 _FIELDS = [
     *("kind", "arm", "seed", "measure", "value", "metric", "unit", "higher_is_better", "split"),
-    *("ratio", "chance", "items", "item_error", "length", "role"),
+    *("ratio", "chance", "items", "item_error", "role"),
 ]
-_UNSAID = {"length": 1.0, "role": ""}
+_UNSAID = {"role": ""}
 """Values that are left out of lines; None is left out of any other column."""
 KINDS = ("task", "heldout", "evaluation")
 """Kinds of lines in records.jsonl that are measurements. A line of kind "cost" has a quantity in
@@ -193,8 +191,8 @@ def pending_seeds(study: RecordLine, records: Iterable[RecordLine]) -> list[int]
     done = set()
     for record in records:
         # Failure records count as records, so a seed with a failed run is not pending. Records with
-        # these keys belong to runs of the gate and to companions (shorter runs).
-        if not {"role", "length"} & record.keys():
+        # a role belong to other runs, such as those of the gate.
+        if "role" not in record:
             done.add(record.get("seed"))
     return [seed for seed in study["seeds"] if seed not in done]
 
@@ -211,7 +209,7 @@ def of_score(run: RecordLine, score: RecordLine) -> Iterator[Measurement]:
     """Yield the measurements of a task, of which ``score`` is a ``tasks.TaskRecord``.
 
     Args:
-        run: the columns of the run: arm, seed, and length and role if they say something.
+        run: the columns of the run: arm, seed, and role if it says something.
     """
     metric = score["metric"]
     kept = ("interval", "item_sd", "item_sums", "item_sizes")
@@ -309,7 +307,6 @@ def _of_cost(line: RecordLine) -> Iterator[Measurement]:
             yield Measurement(
                 arm=line["arm"],
                 seed=line["seed"],
-                length=line.get("length", 1.0),
                 role=line.get("role", ""),
                 kind="cost",
                 measure=quantity,

@@ -154,17 +154,12 @@ def _rising(looks: tuple[int, ...]) -> tuple[int, ...]:
     return looks
 
 
-def _sorted(shares: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(sorted(set(shares)))
-
-
 Count = Annotated[int, Field(ge=1, le=MOST_SEEDS)]
 Seeds = Annotated[
     tuple[int, ...], Field(min_length=1, max_length=MOST_SEEDS), AfterValidator(_distinct)
 ]
 Looks = Annotated[tuple[int, ...], Field(min_length=2), AfterValidator(_rising)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Fractions = Annotated[tuple[Fraction, ...], AfterValidator(_sorted)]
 
 
 class StudySettings(Settings):
@@ -222,11 +217,6 @@ class StudySettings(Settings):
     search: SearchSettings | None = None
     """A grid of settings. For every seed and arm, search runs choose a point of the grid, and a new
     run at this point is compared.
-    """
-    companions: Judgement[Fractions] = ()
-    """The lengths of additional shorter runs, as shares of the steps, to show quality by compute. A
-    checkpoint from the middle of a long run cannot replace a short run, because the schedules of
-    the masking ratio and the learning rate depend on the length of the run.
     """
     cache: Nothing[str | None] = None
     """A folder of stages that several studies share; null for ``stages/`` in the study's folder."""

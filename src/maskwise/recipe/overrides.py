@@ -69,7 +69,9 @@ RENAMED = {
 FORMER_PHASE = "intermediate"
 
 GONE = {
-    "study.share": "use benchmarks/oracle_shares.py, which reads the folder of a finished study"
+    "study.share": "use benchmarks/oracle_shares.py, which reads the folder of a finished study",
+    "study.companions": "add arms of their own training.steps, such as "
+    "study.arms.half='{training.steps: 350}'",
 }
 """Settings of earlier versions, with advice, which an error gives until maskwise 0.2. Values that
 changed nothing are dropped, because recipes that maskwise wrote state them."""

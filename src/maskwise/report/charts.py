@@ -209,15 +209,12 @@ def compute_view(folder: Folder, colours: Colours) -> View | None:
             measure += " (lower is better)"
         for run in runs:
             if name in run["values"]:
-                place = {"arm": run["arm"], "seed": run["seed"], "fraction": run["fraction"]}
+                place = {"arm": run["arm"], "seed": run["seed"]}
                 value = {"measure": measure, "value": run["values"][name]}
                 points.append({**place, "x": run.get(quantity), **value})
     if not any(point["x"] for point in points):
         return None
-    return {
-        "spec": choice_chart(points, colours, quantity=quantity),
-        "companions": any(run["fraction"] < 1 for run in runs),
-    }
+    return {"spec": choice_chart(points, colours, quantity=quantity)}
 
 
 def _measures_of(folder: Folder, names: Iterable[str]) -> list[str]:

@@ -159,10 +159,10 @@ def dot_chart(
 def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> ChartSpec:
     """Draw quality by compute, with a menu below the chart that selects the measure.
 
-    Thin lines connect runs of different lengths with the same seed; thick lines are means of arms.
+    A dot is one run.
     """
     if not vega_code():
-        return table_of(rows, "measure", "arm", across="fraction")
+        return table_of(rows, "arm", across="measure")
     measures = list(dict.fromkeys(row["measure"] for row in rows))
     bind = alt.binding_select(options=measures, name="Measure ")
     menu = alt.param(name="measure", value=measures[0], bind=bind)
@@ -171,23 +171,8 @@ def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> ChartSpec:
     title = {"flops": FLOPS}.get(quantity, quantity)
     x = alt.X("x:Q", title=title, scale=alt.Scale(zero=True), axis=_count_axis())
     y = alt.Y("value:Q", title="measure", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
-    colour = _arm_colour(colours)
-    length = alt.Tooltip("fraction:Q", format=".0%")
     spent = alt.Tooltip("x:Q", format=".4s")
-    seeds = base.mark_line(strokeWidth=1, opacity=0.35)
-    layers = [
-        seeds.encode(x=x, y=y, color=colour, detail="seed:N"),
-        _dots(base, colours, x, y, seed="seed:O", length=length, spent=spent),
-    ]
-    if any(row["fraction"] < 1 for row in rows):
-        means = base.mark_line(strokeWidth=3).encode(
-            x=alt.X("mean(x):Q", title=title),
-            y=alt.Y("mean(value):Q", title="measure"),
-            color=colour,
-            detail="arm:N",
-            order="fraction:Q",
-        )
-        layers.append(means)
+    layers = [_dots(base, colours, x, y, seed="seed:O", spent=spent)]
     return _finish(layers, height=320, menus=[menu])
 
 

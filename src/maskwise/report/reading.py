@@ -121,22 +121,18 @@ class Folder:
         return self.reference if arm == REFERENCE else arm
 
     def of_kind(self, kind: str) -> list[LogLine]:
-        """List the records of one kind, without companion runs and the runs of a gate.
+        """List the records of one kind, without the runs of a gate.
 
         These runs have other settings than the compared runs.
         """
-        return [
-            line
-            for line in self.records
-            if line["kind"] == kind and line.get("length", 1) == 1 and "role" not in line
-        ]
+        return [line for line in self.records if line["kind"] == kind and "role" not in line]
 
     @cached_property
     def measured(self) -> list[Measurement]:
         """The measurements of the compared runs."""
         tasks = cast(dict[str, LogLine], self.study["tasks"])
         found = measurements(self.records, tasks)
-        return [row for row in found if row.length == 1 and not row.role]
+        return [row for row in found if not row.role]
 
     def numbers(self, kind: str, *, split: str = "test") -> MeasureTables:
         """Return the measurements of one kind as tables with their columns.

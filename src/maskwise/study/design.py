@@ -1,12 +1,11 @@
 """Generate the plans of a study in sequence. Later plans depend on the results of earlier plans.
 
-    texts → search → main → companions
+    texts → search → main
 
 A run trains and evaluates one arm with one seed. A plan is a list of runs that may run at the same
 time. Most studies have only the main plan. Studies that match arms by cost first prepare all texts,
-studies with a search first run the grid, and companions are shorter runs of the same arms (with a
-fraction of the steps). Every decision is computed from the results in the folders of stages, so a
-resumed study makes the same decisions.
+and studies with a search first run the grid. Every decision is computed from the results in the
+folders of stages, so a resumed study makes the same decisions.
 
 **Searching.** For every seed and arm, the search tries all settings of a grid and chooses the
 setting with the best scores on dev rows (without tasks: the lowest held-out loss). Contrasts never
@@ -139,14 +138,6 @@ class Design:
             self.runs += [self._run(arm, seed, role="gate") for arm in self._gate_arms()]
             self.runs += self._compared(self.arms, seed)
         yield Plan(tuple(self.runs))
-        shorter = []
-        # Companions come last because verdicts need only the full runs.
-        for seed in self.seeds:
-            for share in sorted(study.companions, reverse=True):
-                shorter += self._compared(list(study.arms), seed, share)
-        if shorter:
-            self.runs += shorter
-            yield Plan(tuple(shorter), "companions")
 
     def settings_of(self, arm: str) -> list[Plain]:
         """List the settings that the search chose for an arm; ``[{}]`` without a search."""
@@ -169,13 +160,13 @@ class Design:
         every = OWN_TASK in pair or OTHER_TASKS in pair
         return [arm for arm in self.arms if every or arm in pair]
 
-    def _compared(self, arms: Sequence[str], seed: int, fraction: float = 1.0) -> list[Run]:
+    def _compared(self, arms: Sequence[str], seed: int) -> list[Run]:
         """Plan the compared runs of a seed, with the settings that the search chose."""
         fresh = self.recipe.study.compared_seeds[seed]
         runs = []
         for arm in arms:
             if (arm, seed) not in self.failed:
-                runs.append(self._run(arm, fresh, self.chosen.get((arm, seed)), fraction=fraction))
+                runs.append(self._run(arm, fresh, self.chosen.get((arm, seed))))
         return runs
 
     def _run(
@@ -184,7 +175,6 @@ class Design:
         seed: int,
         setting: Plain | None = None,
         *,
-        fraction: float = 1.0,
         role: str = "",
         by: str = "",
     ) -> Run:
@@ -200,11 +190,11 @@ class Design:
             arm,
             seed,
             contents={} if by == "held-out" else self.contents,
-            more=setting | self._length(recipe_arm(self.recipe, arm), setting, fraction),
+            more=setting | self._length(recipe_arm(self.recipe, arm), setting),
             evaluated=by != "dev",
             role=role,
         )
-        return replace(run, fraction=fraction, setting=setting)
+        return replace(run, setting=setting)
 
     def open_questions(self) -> Iterator[str]:
         """State what is not known before the study runs."""
@@ -234,11 +224,10 @@ class Design:
     # Matching
     # --------------------------------------------------------------------------------------------
 
-    def _length(self, arm: str, setting: Plain, fraction: float) -> Plain:
+    def _length(self, arm: str, setting: Plain) -> Plain:
         """Return overrides for the number of steps of every training phase of an arm.
 
-        With matching, the number of steps in the recipe is first replaced by the number that spends
-        the budget. The number is then multiplied by ``fraction``.
+        With matching, the number of steps of the first phase is the number that spends the budget.
         """
         own = self.recipe.arm(arm, seed=0, more=setting)
         steps = [link.training.steps for link in own.links()]
@@ -257,7 +246,7 @@ class Design:
                     )
                 steps[0] = first
         names = own.settings_of("training.steps")
-        return {name: max(1, round(count * fraction)) for name, count in zip(names, steps)}
+        return dict(zip(names, steps))
 
     def _spent(self, arm: str, more: Plain) -> list[float] | None:
         """Measure the cost of every training phase of an arm; None if a text is not prepared.

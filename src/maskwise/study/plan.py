@@ -52,8 +52,6 @@ class Run:
             not evaluated in this way, for example because the reference cannot fill masks.
         tasks: the fine-tuning stages, keyed by the task's name in the recipe.
         overlaps: the stages that search the training texts for test items of the tasks.
-        fraction: the number of training steps, as a share of a full run's steps. It is below 1 for
-            companions: additional shorter runs (``study.companions``).
         setting: the values of the searched settings, keyed by dotted name. A search run tries these
             values; for other runs, the search chose them.
         trained: whether the run pre-trains. If not, it is the model from which the baseline starts.
@@ -68,7 +66,6 @@ class Run:
     evaluated: Stage | None = None
     tasks: dict[str, Stage] = field(default_factory=dict)
     overlaps: tuple[Stage, ...] = ()
-    fraction: float = 1.0
     setting: Plain = field(default_factory=dict)
     trained: bool = True
     role: str = ""
@@ -110,8 +107,6 @@ class Run:
     def title(self) -> str:
         """The arm, seed, setting and role of the run, for progress displays."""
         parts = [self.arm, f"seed {self.seed}"]
-        if self.fraction != 1:
-            parts.append(f"{self.fraction:.0%} of the steps")
         # Settings are named by the last part of their dotted names, because displays are narrow.
         parts += [f"{key.split('.')[-1]}={value}" for key, value in self.setting.items()]
         if self.role:
@@ -122,16 +117,14 @@ class Run:
     def who(self) -> Record:
         """The fields that identify the run in records."""
         who: Record = {"arm": self.arm, "seed": self.seed}
-        if self.fraction != 1:
-            who["length"] = self.fraction
         if self.role:
             who["role"] = self.role
         return who
 
     @property
     def compared(self) -> bool:
-        """Whether this is a full run of the main plan, which the study's contrasts compare."""
-        return self.fraction == 1 and not self.role
+        """Whether this is a run of the main plan, which the study's contrasts compare."""
+        return not self.role
 
 
 @dataclass(frozen=True)
@@ -141,8 +134,7 @@ class Plan:
     Attributes:
         runs: the runs in starting order. Every arm starts its first run before any arm starts its
             second run.
-        purpose: "texts" (prepare texts only), "search" (try settings), "main" (full runs) or
-            "companions" (shorter runs).
+        purpose: "texts" (prepare texts only), "search" (try settings) or "main".
     """
 
     runs: tuple[Run, ...]

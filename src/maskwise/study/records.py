@@ -74,7 +74,6 @@ def describe(recipe: Recipe, design: Design) -> Study:
         # In files, null means that the tasks decide.
         "outcome": None if study.outcome == "tasks" else study.outcome,
         "match": {"by": study.equal_by, "arms": {}},
-        "companions": list(study.companions),
         "margin": study.margin,
         "looks": list(study.interim_looks) if study.interim_looks else None,
         "helps": study.min_helped,
@@ -530,11 +529,10 @@ class Chosen(TypedDict):
 
 
 def chosen_steps(records: Iterable[Record]) -> dict[str, Chosen]:
-    """Return when full runs had their best states, by arm; only of arms with training.patience."""
+    """Return when compared runs had their best states, by arm, of arms with training.patience."""
     found: dict[str, Chosen] = {}
     for line in records:
-        is_full = "role" not in line and "length" not in line
-        if line["kind"] != "cost" or "best_step" not in line or not is_full:
+        if line["kind"] != "cost" or "best_step" not in line or "role" in line:
             continue
         arm = found.setdefault(line["arm"], {"steps": [], "of": 0})
         arm["steps"].append(line["best_step"])
@@ -565,7 +563,7 @@ def _place(record: Record) -> tuple[str | float, ...]:
     what = record.get("measure") or record.get("task") or ""
     split = SPLITS.index(record.get("split", "test"))
     detail = record.get("ratio", 0.0), split, record.get("metric") or "", record.get("corpus", "")
-    who = record.get("arm", ""), record.get("seed", -1), -record.get("length", 1.0)
+    who = record.get("arm", ""), record.get("seed", -1)
     return record["kind"], *who, what, *detail
 
 

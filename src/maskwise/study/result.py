@@ -102,8 +102,8 @@ class StudyResult:
         """Return one row for each number that was measured (`measurements.Measurement`).
 
         Columns are arm, seed, kind, measure, value, metric, unit, higher_is_better, split, ratio,
-        chance, items, item_error, length, role and outcome. Runs of a gate and shorter runs are
-        rows, too; ``role == ""`` and ``length == 1`` select the compared runs.
+        chance, items, item_error, role and outcome. Runs of a gate are rows, too; ``role == ""``
+        selects the compared runs.
         """
         tasks = cast(dict[str, Any], self.study["tasks"])
         return table_of(measurements(cast(list[Any], self.records), tasks))

@@ -251,7 +251,6 @@ def _timings(design: Design, store: StageStore) -> Iterator[Plain]:
                 if result:
                     yield {
                         **run.who,
-                        "fraction": run.fraction,
                         "purpose": purpose,
                         "kind": stage.kind,
                         "stage": stage.name,

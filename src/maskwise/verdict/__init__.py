@@ -69,11 +69,6 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     """
     lines = list(records)
     table = Outcomes(lines, study)
-    shorter = sorted({line.get("length", 1.0) for line in lines} - {1.0})
-    # The tasks that count are those of the full runs, so the means of all lengths agree.
-    companions = [
-        Outcomes(lines, study, length=length, counted=table.counted) for length in shorter
-    ]
     verdicts = judge(table, gate_outcomes(lines, table))
     names = names_of(study)
     primary = [verdict for verdict in verdicts if verdict.primary]
@@ -82,7 +77,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     top = headline_verdict(asked, study["baseline"])
     # Advice covers the gate, too, if the gate did not pass.
     closed = study.get("gate") is not None and not passed(verdicts)
-    advice = _advice(primary if closed else asked, table, companions, names)
+    advice = _advice(primary if closed else asked, table, names)
     summary: Summary = {
         "rules": RULES,
         "baseline": study["baseline"],
@@ -96,9 +91,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "advice_codes": list(dict.fromkeys(code.split()[0] for code in advice)),
         "overlap": table.lines["overlap"],
         "tasks": _task_uses(table),
-        "efficiency": {
-            "points": [point for each in (*companions, table) for point in efficiency_points(each)]
-        },
+        "efficiency": {"points": efficiency_points(table)},
     }
     pending = study.get("pending")
     if pending:
@@ -132,7 +125,6 @@ def _headline(
 def _advice(
     verdicts: Sequence[Verdict],
     table: Outcomes,
-    companions: Iterable[Outcomes],
     names: ShownNames,
 ) -> dict[str, str]:
     """Return advice on the next step as sentences, keyed by code."""
@@ -140,11 +132,6 @@ def _advice(
     looks = [look for look in study.get("looks") or () if look > len(study["seeds"])]
     steps = {arm: table.compute(arm).get("steps", 0.0) for arm in study["arms"]}
     advice = advice_of(verdicts, names, looks, steps)
-    for each in companions:
-        for arm, seed in sorted(each.unfinished):
-            run = f"the companion run of {arm} with seed {seed} ({each.length:g} of the steps)"
-            lacking = f"{run} lacks outcomes, which are left out"
-            advice[f"unfinished {run}"] = f"Run the study to its end: {lacking}."
     if "compared" in study:
         # Advice to change a recipe helps nobody who has none.
         advice = {code: line for code, line in advice.items() if "study." not in line}

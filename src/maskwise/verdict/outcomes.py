@@ -62,17 +62,14 @@ ALL_TASKS = "all tasks"
 
 
 class Outcomes:
-    """The outcomes of runs of one length: the full runs, or the companion runs of one length.
+    """The outcomes of the compared runs, or those of the runs of a gate.
 
-    A companion run trains an arm for a fraction of the full steps (``study.companions``). A study
-    of transfer also has two computed arms, ``OWN_TASK`` and ``OTHER_TASKS``: means over the arms
-    whose masking policy was learned from the evaluated task, or from another task.
+    A study of transfer also has two computed arms, ``OWN_TASK`` and ``OTHER_TASKS``: means over the
+    arms whose masking policy was learned from the evaluated task, or from another task.
 
     Args:
         records: the lines of records.jsonl, also of other runs, which are left out.
         study: the content of study.json.
-        length: the length of the runs, as a share of the full steps. Companion runs, which are
-            shorter, may be incomplete.
         role: "gate" for runs that only a gate compares; "" for all others.
         counted: the tasks that count; None to let ``study.min_helped`` decide.
 
@@ -84,7 +81,6 @@ class Outcomes:
         scales: what the values of outcomes mean, keyed by outcome.
         parts: for each mean held-out outcome, the names of its outcomes at single ratios.
         failed: the (arm, seed) pairs of failed runs; ``failures`` counts them by arm.
-        unfinished: the (arm, seed) pairs of companion runs that did not fail but lack an outcome.
         tasks, heldout, evaluations: the names of the outcomes of these kinds.
         averaged: the tasks without those that are only reported (``study.secondary``).
         helped: for each task, the share of seeds in which pre-training helps; None if unknown.
@@ -100,26 +96,22 @@ class Outcomes:
         records: Iterable[Record],
         study: Study,
         *,
-        length: float = 1.0,
         role: str = "",
         counted: Sequence[str] | None = None,
     ):
         self.study = study
-        self.length = length
         self.arms = [*study["arms"], REFERENCE, OWN_TASK, OTHER_TASKS]
         self.lines = defaultdict[str, list[Record]](list)
         for record in records:
             # The overlap of a text and a task has no arm. The computed arms have no records.
             require_known("arm in records", record.get("arm", REFERENCE), self.arms[:-2])
-            of_run = record.get("length", 1.0), record.get("role", "")
-            if of_run == (length, role) or "arm" not in record:
+            if record.get("role", "") == role or "arm" not in record:
                 self.lines[record["kind"]].append(record)
         self.values: dict[str, Numbers] = {}
         self.scales: dict[str, Scale] = {}
         self.parts: dict[str, list[str]] = {}
         self.failed = {(line["arm"], line["seed"]) for line in self.lines["failure"]}
         self.failures = Counter(arm for arm, _ in self.failed)
-        self.unfinished = set[tuple[str, int]]()
         found = measurements(chain.from_iterable(self.lines.values()), study["tasks"])
         self.scores = [row for row in found if row.kind == "task" and row.split == "test"]
         self.tasks = self._read_tasks(row for row in found if row.kind == "task")
@@ -210,7 +202,7 @@ class Outcomes:
     def _leave_out_partial_runs(self, outcomes: Sequence[str]) -> None:
         """Set all outcomes of a run to NaN if the run measured only some of them.
 
-        Only runs that failed, and companion runs, may lack outcomes.
+        Only runs that failed may lack outcomes.
         """
         if not outcomes:
             return
@@ -218,10 +210,7 @@ class Outcomes:
         partial = missing.any(axis=0) & ~missing.all(axis=0)
         for arm, seed in np.argwhere(partial):
             run = self.arms[arm], self.study["seeds"][seed]
-            # Companion runs are not used in verdicts, so they may be incomplete.
-            if self.length < 1 and run not in self.failed:
-                self.unfinished.add(run)
-            elif run not in self.failed:
+            if run not in self.failed:
                 lacking = np.array(outcomes)[missing[:, arm, seed]]
                 raise MaskwiseError(
                     "a run lacks an outcome that other runs have",

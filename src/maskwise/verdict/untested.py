@@ -77,6 +77,6 @@ def efficiency_points(table: Outcomes) -> list[Point]:
             if amount:
                 spent[key] = amount
         if values and spent:
-            run = {"arm": line["arm"], "seed": line["seed"], "fraction": table.length}
+            run = {"arm": line["arm"], "seed": line["seed"]}
             points.append(cast(Point, {**run, **spent, "values": values}))
     return points
