@@ -44,6 +44,7 @@ TRACES = (".lock", ".partial")
 ENDINGS = (
     *(".gz", ".zst", ".txt", ".jsonl", ".jsonlines", ".json", ".csv", ".tsv", ".parquet"),
     *(".fasta", ".fa", ".faa", ".fna", ".conllu", ".conll", ".iob2", ".yaml", ".yml"),
+    *(".npy", ".npz"),
 )
 """Extensions of the files that commands read, and of compressed files."""
 RELEASE_SECONDS = 0.2
