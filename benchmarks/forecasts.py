@@ -176,7 +176,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
 }
 """Recipes and their settings, keyed by what is special about them."""
 
-ALONE = ["study.seeds=1", "study.gate=null", "study.contrasts=[]"]
+ALONE = ["study.seeds=1", "study.gate=null", "study.contrasts=[]", "study.baseline=null"]
 """Settings of all cases. The settings of a case come after them."""
 
 

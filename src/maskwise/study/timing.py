@@ -70,7 +70,7 @@ OPENING = 0.03
 """Seconds to read and write the files of a stage."""
 FROZEN_SECONDS = 0.5
 """If a frozen encoder answers ``ITEMS`` rows in less time, it is timed with four times as many."""
-LOADING = 0.1
+LOADING = 0.05
 """Seconds to find and read the files of a checkpoint and its tokenizer."""
 TRIED_RATES = 3
 """With ``finetune.search_rate``, this number of additional fine-tuning runs try learning rates."""
@@ -492,11 +492,12 @@ def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates
     # The first evaluation is slower, and its rows do not count.
     seconds_of(1)
     seconds = LOADING + _now() - began
-    rows = min(ITEMS, whole.rows, len(data.held_out))
     judged = _judged_rows(link, samples)
     if stage.what.get("documents") == "verdict":
         # The other half of the documents chose the best state.
         judged = max(1, judged // 2)
+    # More rows than are read would be timed only to be subtracted.
+    rows = min(ITEMS, judged, len(data.held_out))
     seconds += _scaled(seconds_of, rows, judged)
     least = seconds_of(1)
     for name, few in (("pseudo_perplexity", FEW_ROWS), ("word_loss", len(texts))):
