@@ -21,6 +21,7 @@ from maskwise.cli.terminal import adapt_lines
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import overlap_record
 from maskwise.families import most_tokens
+from maskwise.folders import FORMATS
 from maskwise.models import load_config
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.starts import resolve_start
@@ -226,6 +227,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     kinds = json.loads(capfd.readouterr().out)["stages"].values()
     assert sum(kind["done"] for kind in kinds) > 10 and not any(kind["to_do"] for kind in kinds)
     adapted = load_json(out / "adapted.json")
+    assert adapted.pop("format") == FORMATS["adapted.json"]
     assert said["adapted"] == adapted and said["folders"] == adapted["folders"]
     assert said["helps"] is None and adapted["helps"] is False
     page = (out / "report.html").read_text()
@@ -735,7 +737,7 @@ def test_the_adapted_model_is_saved_whatever_the_verdict(scores, arm, difference
         study["arms"][name] = {"runs": {"3": f"stages/{name}"}}
     write_lines(out / "study.json", [study])
     saved = save_best(out, {"contrasts": []}, next_step="Next: run.")
-    assert saved == load_json(out / "adapted.json")
+    assert saved | {"format": FORMATS["adapted.json"]} == load_json(out / "adapted.json")
     assert (saved["arm"], saved["seed"], saved["unit"]) == (arm, 3, unit)
     assert saved["mean_difference"] == pytest.approx(difference)
     # Without a decision, no key says that the model is better.
