@@ -702,7 +702,7 @@ def test_a_corpus_of_token_ids_is_told_what_helps(tmp_path: Path) -> None:
         path = tmp_path / f"{field}.jsonl"
         path.write_text(f'{{"{field}": [5, 6, 7]}}\n')
         for name in ("text", field):
-            with refused("batch_decode", field) as _:
+            with refused("corpus.tokens", field) as _:
                 require_documents(read_documents(str(path), text_field=name))
     path.write_text('{"id": [5], "body": "a text", "n": 3}\n')
     with refused("allowed: body;"):

@@ -199,7 +199,7 @@ def test_a_recipe_needs_to_name_the_policy_only(words, spans, tmp_path):
     for link, names in ((recipe.links()[0], ["words"]), (arm, ["words", "spans"])):
         assert [annotator(each).folder.name for each in link.corpus.layers] == names
     assert validate(json.loads(arm.model_dump_json()), origin="again").corpus == arm.corpus
-    assert recipe.policies == [spec]
+    assert [*recipe.policies] == [spec]
 
 
 def test_another_weight_makes_another_version(words, tokenizer, tmp_path):

@@ -36,7 +36,9 @@ def finished(recipe, tmp_path_factory):
 
 
 @pytest.fixture
-def out(finished, tmp_path):
+def out(finished, tmp_path, monkeypatch):
+    """Return a finished study on a machine that has stored no rates."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return shutil.copytree(finished, tmp_path / "out")
 
 

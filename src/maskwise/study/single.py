@@ -378,7 +378,9 @@ def run_learn(recipe: Recipe, out: Path) -> Plain:
 
 def _require_same_policy(out: Path, recipe: Recipe) -> None:
     """Raise an error if the folder contains another policy, which would be lost."""
-    if not _is_begun(out) and not (out / POLICY).exists():
+    # A learning that took no step, but kept its text, has nothing that would be lost.
+    kept = (out / "stages").is_dir()
+    if kept and not _is_begun(out) and not (out / POLICY).exists():
         return
     before = read_json(out / STAGE)
     saved = out / "recipe.yaml"
