@@ -6,6 +6,7 @@ when to give up, so it is generous: a busy machine makes these tests slower and 
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import os
@@ -159,6 +160,8 @@ def forked(function: Callable[..., Any], *arguments: Any, **variables: str) -> C
     ours, theirs = context.Pipe(duplex=False)
 
     def child() -> None:
+        # A copy has no threads. To collect a store that waits for its thread would take for ever.
+        gc.freeze()
         os.environ.update(variables)
         sys.stdout = sys.stderr = io.StringIO()
         try:
