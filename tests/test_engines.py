@@ -4,6 +4,7 @@ changes no number.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -494,6 +495,26 @@ def test_errors_of_tasks_and_of_an_executor_are_told_apart():
     with open_pool(engine=threads) as pool:
         lost = pool.submit(worker_length, "seven").exception(PATIENCE)
         assert isinstance(lost, Failure) and lost.passing and "shutdown" in lost.error
+
+
+def test_a_task_that_is_told_to_end_is_a_failure_that_may_pass():
+    """A worker of an executor that gets SIGTERM raises SystemExit in its task."""
+    with ThreadPoolExecutor(1) as threads, open_pool(engine=threads) as pool:
+        future = pool.submit(sys.exit, 143)
+        assert pool.ended([future], timeout=20) == {future}
+        with pytest.raises(Failure) as caught:
+            future.result()
+    assert caught.value.passing and "SystemExit" in caught.value.error
+
+
+def test_a_worker_that_cannot_start_is_a_failure_that_may_pass(monkeypatch):
+    def refuse(card):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(jobs, "_Worker", refuse)
+    with LocalPool(jobs=1) as pool:
+        lost = pool.submit(len, "abc").exception(PATIENCE)
+    assert isinstance(lost, Failure) and lost.passing and "Cannot allocate" in lost.error
 
 
 def test_a_closed_pool_cancels_jobs_and_leaves_the_executor_open():

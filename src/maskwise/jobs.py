@@ -342,7 +342,11 @@ class LocalPool(Pool):
                 card = None
                 if self.cards:
                     card = self.cards[number % len(self.cards)]
-                worker = self.workers[number] = _Worker(card)
+                try:
+                    worker = self.workers[number] = _Worker(card)
+                except OSError as error:
+                    lost = f"no worker process could start: {first_line(error)}"
+                    raise Failure(lost, passing=True) from error
             return worker
 
     def close(self) -> None:
@@ -480,7 +484,7 @@ class ExecutorPool(Pool):
                 theirs.cancel()
         self.theirs.clear()
 
-    def failure_of(self, error: Exception) -> Failure:
+    def failure_of(self, error: Exception | SystemExit) -> Failure:
         """Return the failure of a task from an error of the executor itself."""
         lost = f"the executor lost a task: {type(error).__name__}: {first_line(error)}"
         return Failure(lost, passing=not isinstance(error, ImportError | TypeError))
@@ -494,7 +498,8 @@ class ExecutorPool(Pool):
             future.set_result(result_of(theirs.result()))
         except Failure as failure:
             future.set_exception(failure)
-        except Exception as error:
+        # A worker that got SIGTERM ends its task by SystemExit.
+        except (Exception, SystemExit) as error:
             future.set_exception(self.failure_of(error))
 
 
@@ -557,7 +562,7 @@ class RayPool(ExecutorPool):
         # Nodes may join and leave the cluster, so its size is read again each time.
         return self.jobs or max(1, int(self.ray.cluster_resources().get(self.unit, 1)))
 
-    def failure_of(self, error: Exception) -> Failure:
+    def failure_of(self, error: Exception | SystemExit) -> Failure:
         # This error is raised, for example, if the node cannot import maskwise.
         if isinstance(error, self.ray.exceptions.RayTaskError):
             return Failure(_first_sentence(error), passing=False)
@@ -648,6 +653,6 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
     ray.init(address="local", num_cpus=jobs or os.cpu_count(), **settings)
 
 
-def _first_sentence(error: Exception) -> str:
+def _first_sentence(error: BaseException) -> str:
     """Return the first sentence of an error of Ray, because the rest is for developers of Ray."""
     return first_line(error).split(". ")[0]
