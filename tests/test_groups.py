@@ -228,6 +228,22 @@ def test_labelled_rows_that_cannot_be_split_by_groups_are_refused(rows, facts, t
     assert all(fact in str(caught.value) for fact in facts) and "\n" not in str(caught.value)
 
 
+def test_an_unlabelled_test_split_leaves_the_share_of_the_test_rows_checked(tmp_path):
+    rows = [{**row, "author": "a0" if n % 2 else row["author"]} for n, row in enumerate(labelled())]
+    write_lines(tmp_path / "train.jsonl", rows)
+    write_lines(tmp_path / "test.jsonl", [{"text": "one more", "author": "z"}])
+    with pytest.raises(MaskwiseError, match=r"55\.0% of the rows"):
+        load_task(f"{tmp_path}(split_by=author)")
+
+
+def test_few_groups_in_the_splits_of_files_and_a_repeated_text_without_a_group_are_read(tmp_path):
+    rows = labelled(12, 20)
+    same = {"text": "same", "label": "a", "author": None}
+    write_lines(tmp_path / "train.jsonl", [row for row in rows if row["author"] < "a5"] + [same])
+    write_lines(tmp_path / "test.jsonl", [row for row in rows if row["author"] >= "a5"] + [same])
+    assert len(load_task(f"{tmp_path}(split_by=author)").splits["test"]) == 101
+
+
 def test_splits_of_files_that_keep_groups_apart_are_used(tmp_path):
     rows = [
         {**row, "split": "test" if int(row["author"][1:]) < 20 else "train"} for row in labelled()

@@ -489,8 +489,7 @@ def divide(reading: Reading) -> Reading:
         splits, cuts = only_test(reading.rows)
     notes = reading.notes
     if asked.split_by is not None:
-        what = f"{asked.place}: split_by={asked.split_by}"
-        notes = (*notes, groups_note(reading.rows, splits, what))
+        notes = (*notes, groups_note(reading.rows, splits, asked.split_by, asked.place))
     for split in needed:
         if not splits[split]:
             raise _empty_split(split, reading)

@@ -145,23 +145,28 @@ def _between(keyed: Keyed[T], low: float = 0, high: float = 1) -> list[T]:
     return [row for key, row in keyed if low <= place_of(key) < high]
 
 
-def groups_note(splits: Mapping[str, Keyed[T]], parts: Mapping[str, Sequence[T]], what: str) -> str:
+def groups_note(
+    splits: Mapping[str, Keyed[T]], parts: Mapping[str, Sequence[T]], column: str, place: str
+) -> str:
     """Say how groups of rows were split.
 
     Args:
         splits: the rows of each split of the files, with the keys of their groups.
         parts: the rows of train, dev and test.
-        what: the beginning of messages.
+        column: the column with the groups.
+        place: the files, for messages.
 
     Raises:
-        MaskwiseError: there are few groups, two splits of the files have rows of one group, or the
-            share of the test rows differs much from 15 %.
+        MaskwiseError: two splits of the files have rows of one group; or test was cut from one
+            split, and there are few groups, or its share differs much from 15 %.
     """
+    what = f"{place}: split_by={column}"
     homes: dict[str, set[str]] = {}
     for split, keyed in splits.items():
         for key, _ in keyed:
             homes.setdefault(key, set()).add(split)
-    torn = [key for key, found in homes.items() if len(found) > 1]
+    # A row without a group has another key, such as its text.
+    torn = [key for key, in_ in homes.items() if key.startswith(f"{column}=") and len(in_) > 1]
     if torn:
         raise MaskwiseError(
             f"{what}: {plural(len(torn), 'group')} in two splits of the files",
@@ -170,7 +175,7 @@ def groups_note(splits: Mapping[str, Keyed[T]], parts: Mapping[str, Sequence[T]]
         )
     rows = sum(map(len, parts.values()))
     share = len(parts["test"]) / max(1, rows)
-    made_here = len(splits) == 1 and bool(parts["train"])
+    made_here = sum(map(bool, splits.values())) == 1 and bool(parts["train"])
     check_groups(
         len(homes),
         share,

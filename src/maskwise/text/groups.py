@@ -43,9 +43,11 @@ def check_groups(
         do: what else to do about a wrong share.
 
     Raises:
-        MaskwiseError: there are fewer than ``FEWEST_GROUPS`` groups, or the share is below half or
-            above twice the wanted share.
+        MaskwiseError: a share is wanted, and there are fewer than ``FEWEST_GROUPS`` groups, or the
+            share is below half or above twice the wanted one.
     """
+    if wanted is None:
+        return
     if groups < FEWEST_GROUPS:
         raise MaskwiseError(
             f"{what}: too few groups to split",
@@ -53,7 +55,7 @@ def check_groups(
             allowed=f"≥ {FEWEST_GROUPS}",
             do=f"name a finer {noun}, or remove {setting}",
         )
-    if wanted is not None and not wanted / 2 <= share <= 2 * wanted:
+    if not wanted / 2 <= share <= 2 * wanted:
         finer = f"name a finer {noun}"
         raise MaskwiseError(
             f"{what}: {share:.1%} {part}",
