@@ -91,6 +91,16 @@ def test_the_facts_of_a_study_come_before_those_of_a_line() -> None:
     assert (found.chance, found.items) == (0.3, 200)
 
 
+def test_development_scores_do_not_have_the_number_of_test_items() -> None:
+    found = outcomes(*lines(), tasks={"topics": {"metric": "accuracy", "test_items": 200}})
+    assert (found["topics"].items, found["dev:topics"].items) == (200, None)
+
+
+def test_a_metric_that_a_study_does_not_say_is_that_of_the_line() -> None:
+    found = outcomes(*lines(), tasks={"topics": {"metric": None}})["topics"]
+    assert (found.metric, found.unit) == ("accuracy", "score")
+
+
 def test_losses_evaluations_and_costs_are_rows_too() -> None:
     found = outcomes(*lines()[4:], {"kind": "overlap", "task": "topics"})
     assert {name: row.value for name, row in found.items()} == {

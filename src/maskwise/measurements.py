@@ -165,16 +165,17 @@ def measurements(
 
 def _described(row: Measurement, facts: RecordLine) -> Measurement:
     """Fill in what study.json says of a task."""
-    metric = facts.get("metric", row.metric)
+    metric = facts.get("metric") or row.metric
     # For some tasks the chance level depends on the tokenizer, and is only in the line.
     chance = facts.get("majority")
+    items = facts.get("test_items", row.items) if row.split == "test" else row.items
     return replace(
         row,
         metric=metric,
         unit=unit_of(metric),
         higher_is_better=metric not in LOWER_IS_BETTER,
         chance=row.chance if chance is None else chance,
-        items=facts.get("test_items", row.items),
+        items=items,
     )
 
 
