@@ -157,9 +157,12 @@ def test_problems_and_information_of_a_check_are_apart(inputs, capsys):
     recipe, texts, rows = inputs
     found = mw.check(recipe, tasks={"letters": rows}, texts=texts, timing=False)
     doubts = [{"what": "2 rows were left out", "do": ""}, {"what": "5 steps", "do": "raise them"}]
-    found = replace(found, record={**found.record, "doubts": doubts})
-    assert (found.doubts, found.notes) == (["5 steps: raise them"], ["2 rows were left out"])
-    assert str(found).splitlines()[-2:] == ["? 5 steps: raise them", "· 2 rows were left out"]
+    notes = ["copies were not counted"]
+    found = replace(found, record={**found.record, "doubts": doubts, "notes": notes})
+    assert found.doubts == ["5 steps: raise them"]
+    assert found.notes == ["2 rows were left out", "copies were not counted"]
+    said = ["? 5 steps: raise them", "· 2 rows were left out", "· copies were not counted"]
+    assert str(found).splitlines()[-3:] == said
     print_check(found.record)
     printed = capsys.readouterr().out.splitlines()
     assert {"? 5 steps", "  → raise them", "· 2 rows were left out"} <= {*printed}

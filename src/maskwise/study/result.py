@@ -255,7 +255,8 @@ class Check:
     @property
     def notes(self) -> list[str]:
         """What else is worth knowing, such as rows that were left out."""
-        return [each["what"] for each in self.record["doubts"] if not each["do"]]
+        left = [each["what"] for each in self.record["doubts"] if not each["do"]]
+        return [*left, *self.record["notes"]]
 
     @property
     def seconds(self) -> float | None:
