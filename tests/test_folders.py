@@ -199,7 +199,7 @@ def test_what_a_killed_process_left_in_its_first_moment_is_no_content(
     require_own(tmp_path, "recipe.yaml", what="a run")
     with (
         pytest.raises(MaskwiseError, match="failed"),
-        claim_run(tmp_path, "another run", lock="stages/.lock", work="**/metrics.jsonl"),
+        claim_run(tmp_path, "another run", lock="stages/.lock", work=["**/metrics.jsonl"]),
     ):
         assert not list(tmp_path.rglob("*.partial"))
         raise MaskwiseError("failed")
@@ -209,6 +209,17 @@ def test_what_a_killed_process_left_in_its_first_moment_is_no_content(
     (tmp_path / "stages" / "notes.lock").write_text("")
     with pytest.raises(MaskwiseError, match="something else; got stages"):
         require_own(tmp_path, "recipe.yaml", what="a run")
+
+
+@pytest.mark.parametrize("name", ["task/seed-0/done.json", "task/rate-1/metrics.jsonl", "notes"])
+def test_a_new_folder_that_has_some_work_stays_after_a_failure(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    work = ["**/metrics.jsonl", "*/*/done.json"]
+    with pytest.raises(MaskwiseError), claim_run(out, "another run", lock=".lock", work=work):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("")
+        raise MaskwiseError("failed")
+    assert out.exists() == (name != "notes")
 
 
 def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:

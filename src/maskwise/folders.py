@@ -15,7 +15,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import files
@@ -313,7 +313,7 @@ def claim(folder: Path, what: str, *, lock: str, stays: bool = True) -> Iterator
 
 
 @contextmanager
-def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
+def claim_run(out: Path, what: str, *, lock: str, work: Sequence[str]) -> Iterator[None]:
     """Lock the folder of a run, and remove partial files that a killed process left.
 
     If the folder is new and the run fails before any work, remove it. A run that prepared its text
@@ -323,7 +323,7 @@ def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
         out: the folder.
         what: as for ``claim``.
         lock: the path of the lock file in the folder.
-        work: a pattern of files that exist only after some work was done.
+        work: patterns of files that exist only after some work was done.
     """
     new = is_new(out)
     path = out / lock
@@ -335,7 +335,7 @@ def claim_run(out: Path, what: str, *, lock: str, work: str) -> Iterator[None]:
         # An OSError names a file that cannot be written, such as in a folder of shared stages.
         except (MaskwiseError, OSError):
             short = time.monotonic() - began < KEPT_SECONDS
-            if new and short and not any(out.glob(work)):
+            if new and short and not any(path for pattern in work for path in out.glob(pattern)):
                 shutil.rmtree(out)
             raise
 

@@ -225,7 +225,8 @@ class Forecast:
 
     def look(self, name: str) -> None:
         """Record the seconds of a stage if it is finished."""
-        result = self.store.result(self.named[name])
+        # By the planned name: on another machine, the settings of a stage give another name.
+        result = self.store.result(name)
         if result:
             self.add(name, result["seconds"])
 
@@ -289,7 +290,8 @@ class Forecast:
         stage = self.named[name]
         try:
             return digest([stage.kind, hardware(), torch.__version__, self._parts(stage)])
-        except KeyError:
+        # Plans of former versions name neither settings nor the stages that a stage needs.
+        except (KeyError, IndexError):
             return ""
 
     def _parts(self, stage: Stage) -> list[object]:

@@ -73,7 +73,7 @@ def _claimed(out: Path, what: str, *, lock: str) -> AbstractContextManager[None]
     """Lock a run's folder. Under torchrun, the process with rank 0 locks it for all processes."""
     if not _is_first():
         return nullcontext()
-    return claim_run(out, what, lock=lock, work="**/metrics.jsonl")
+    return claim_run(out, what, lock=lock, work=["**/metrics.jsonl"])
 
 
 def _is_first() -> bool:
@@ -275,7 +275,8 @@ def run_finetune(
         name: finetune_alone(model, task, spec, settings) for name, (task, spec) in found.items()
     }
     results = []
-    work = f"**/{METRICS}"
+    # A probe of a frozen encoder writes no metrics.
+    work = [f"**/{METRICS}", f"*/*/{DONE}"]
     with claim_run(out, "another process fine-tunes in", lock=".finetune.lock", work=work):
         # Again under the lock, because another process may have just written records.
         lines = _scores_in(out, model)

@@ -212,7 +212,8 @@ class Samples:
 
     def _seen(self, corpus: CorpusSettings) -> TextFacts:
         """Count a text for a few seconds at most."""
-        key = repr((corpus.sources, corpus.text_field, corpus.limit))
+        fields = (corpus.text_field, corpus.text_per, corpus.group_field, corpus.tokens)
+        key = repr((corpus.sources, corpus.limit, *fields))
         if key not in self.seen:
             self.seen[key] = look_at(corpus.documents())
         return self.seen[key]
