@@ -48,8 +48,6 @@ ALPHA = 0.05
 """Error rate of a study."""
 POWER = 0.8
 """The power for which numbers of runs are planned."""
-PRECISION = 1e-12
-"""The precision of the difference that has this power, in SDs."""
 EXACT_RUNS = 20
 """Maximum number of runs n for which all 2^(n − 1) splits are enumerated. For 20 runs, half a
 million splits take 20 ms."""
@@ -471,18 +469,13 @@ def _critical_means(runs: int, level: float) -> NDArray[np.float64]:
 
 @cache
 def _detectable_effect(runs: int, alpha: float) -> float:
-    low = 0.0
-    high = 1.0
-    while power_of(1.0, high, runs, alpha=alpha) < POWER:
-        high *= 2
-    # scipy.optimize would take as long to import as all of these steps together.
-    while high - low > PRECISION:
-        middle = (low + high) / 2
-        if power_of(1.0, middle, runs, alpha=alpha) < POWER:
-            low = middle
-        else:
-            high = middle
-    return high
+    # Imported here, because it takes .1 s, and most commands need no power.
+    from scipy.optimize import brentq
+
+    def shortfall(effect: float) -> float:
+        return power_of(1.0, effect, runs, alpha=alpha) - POWER
+
+    return float(brentq(shortfall, 1e-9, 1000))
 
 
 def detectable_difference(sd: float, runs: int, *, alpha: float = ALPHA) -> float:
