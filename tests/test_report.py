@@ -223,6 +223,16 @@ def test_lines_without_their_keys_are_counted(folder):
     assert read_folder(folder).incomplete == 1 and "1 line lacks keys" in page_of(folder)
 
 
+@pytest.mark.parametrize("old", [{"kind": "score", "task": "t"}, {"kind": "heldout", "loss": 2.0}])
+def test_records_of_an_earlier_version_are_one_line(folder, old):
+    """Such lines lacked keys and were left out, and the verdicts were those of the other lines."""
+    with (folder / "records.jsonl").open("a") as file:
+        file.write(json.dumps({**old, "arm": "token-15", "seed": 0}) + "\n")
+    for read in (write_report, summary_of):
+        with pytest.raises(MaskwiseError, match="format of an earlier version"):
+            read(folder)
+
+
 def test_half_written_lines_and_diverged_losses_are_left_out(folder):
     records = folder / "records.jsonl"
     lines = records.read_text().splitlines()

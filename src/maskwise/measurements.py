@@ -146,12 +146,7 @@ def measurements(
     """
     found: list[Measurement] = []
     for line in records:
-        if line["kind"] == "score" or (line["kind"] in KINDS and "measure" not in line):
-            raise MaskwiseError(
-                "records.jsonl has the format of an earlier version of maskwise",
-                got=f"a line of kind {line['kind']!r} without a measure",
-                do="repeat the maskwise study command, which writes the file anew",
-            )
+        refuse_earlier(line)
         if line["kind"] == "cost":
             found += _of_cost(line)
         if line["kind"] not in KINDS:
@@ -161,6 +156,17 @@ def measurements(
             row = _described(row, (tasks or {}).get(row.measure, {}))
         found.append(row)
     return found
+
+
+def refuse_earlier(line: RecordLine) -> None:
+    """Raise `MaskwiseError` for a line of an earlier version, which had no key ``measure``."""
+    kind = line.get("kind")
+    if kind == "score" or (kind in KINDS and "measure" not in line):
+        raise MaskwiseError(
+            "records.jsonl has the format of an earlier version of maskwise",
+            got=f"a line of kind {kind!r} without a measure",
+            do="repeat the maskwise study command, which writes the file anew",
+        )
 
 
 def _described(row: Measurement, facts: RecordLine) -> Measurement:

@@ -20,7 +20,13 @@ from maskwise.constants import LOWER_IS_BETTER, REFERENCE
 from maskwise.errors import MaskwiseError, shortened
 from maskwise.files import RULES, Record, Study, Summary
 from maskwise.folders import finite, read_json, read_lines
-from maskwise.measurements import Measurement, measurements, pending_seeds, table_of
+from maskwise.measurements import (
+    Measurement,
+    measurements,
+    pending_seeds,
+    refuse_earlier,
+    table_of,
+)
 from maskwise.verdict import summarise
 
 LogLine: TypeAlias = dict[str, Any]
@@ -277,6 +283,9 @@ def _read_study(folder: Path) -> Folder:
     records = []
     incomplete = 0
     for line in read_lines(folder / "records.jsonl"):
+        # Scores were lines of kind "score": a line of kind "task" lacks a key, but is not that old.
+        if line.get("kind") != "task":
+            refuse_earlier(line)
         required = REQUIRED.get(line.get("kind", ""))
         if required is not None and required <= line.keys():
             records.append(line)
