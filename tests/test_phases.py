@@ -236,6 +236,7 @@ def test_bad_phases_are_refused_when_they_are_read(recipe, override, said, tmp_p
     "override, said",
     [
         ("intermediate={training.steps: 3}", "intermediate is the former name of the second of"),
+        ("intermediate=null", "intermediate is the former name of the second of two phases"),
         (
             "study.arms={a: {intermediate: {training.steps: 3}}}",
             "intermediate is the former name of the second of two phases",
@@ -255,6 +256,22 @@ def test_phases_and_what_does_not_go_with_them(recipe, override, said):
     with pytest.raises(MaskwiseError) as caught:
         read_recipe(recipe, [*SMALL, THREE, override])
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_former_name_removes_only_the_second_of_two_phases(recipe, tmp_path):
+    two = "phases=[{}, {training.steps: 3}]"
+    settings = read_recipe(recipe, [*SMALL, THREE]).model_dump(mode="json")
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings))
+    own = tmp_path / "own.yaml"
+    for text, said in (
+        ("intermediate: null", "second of two phases"),
+        ("phases: [{}, {}]\nintermediate: null", "both phases and their former name"),
+    ):
+        own.write_text(f"extends: base.yaml\n{text}\n")
+        with pytest.raises(MaskwiseError, match=said):
+            read_recipe(own)
+    with pytest.raises(MaskwiseError, match="both phases and their former name"):
+        read_recipe(recipe, [*SMALL, two, "intermediate=null"])
 
 
 def test_a_phase_longer_than_the_model_is_refused_before_any_work(recipe, tmp_path):

@@ -174,10 +174,11 @@ def _of_last_phase(settings: Plain, dotted: str, value: object) -> tuple[str, ob
     if first != FORMER_PHASE:
         return dotted, value
     _say_phases()
-    if not rest and value in (None, "none"):
-        return "phases", None
+    no_phase = not rest and value in (None, "none")
     phases = settings.get("phases")
     if phases in (None, "none"):
+        if no_phase:
+            return "phases", None
         settings["phases"] = [{}, {}]
     elif not isinstance(phases, list | tuple) or len(phases) != 2:
         raise MaskwiseError(
@@ -185,7 +186,25 @@ def _of_last_phase(settings: Plain, dotted: str, value: object) -> tuple[str, ob
             got=f"phases={phases}",
             do="set phases.N.…; the first phase is 0",
         )
+    if no_phase:
+        return "phases", None
     return f"phases.1.{rest}".rstrip("."), value
+
+
+def _refuse_both(given: Mapping[str, object]) -> None:
+    """Raise an error if settings have phases and say, by the former name, that there are none."""
+    if FORMER_PHASE in given and given[FORMER_PHASE] in (None, "none"):
+        for key, value in given.items():
+            if str(key).partition(".")[0] == "phases" and value not in (None, "none"):
+                raise _both_names(FORMER_PHASE)
+
+
+def _both_names(former: str) -> MaskwiseError:
+    return MaskwiseError(
+        "a recipe cannot have both phases and their former name",
+        got=former,
+        do="move its settings to phases",
+    )
 
 
 def with_phases(settings: Plain) -> Plain:
@@ -197,11 +216,7 @@ def with_phases(settings: Plain) -> Plain:
         if settings[key] is None:
             continue
         if found.get("phases") is not None and "phases" in settings:
-            raise MaskwiseError(
-                "a recipe cannot have both phases and their former name",
-                got=key,
-                do="move its settings to phases",
-            )
+            raise _both_names(key)
         put(found, key, settings[key])
     return found
 
@@ -249,6 +264,7 @@ def nested(tree: Mapping[str, object]) -> Plain:
     {'masking': {'ratio': 0.3, 'policy': 'span'}}
     """
     settings: Plain = {}
+    _refuse_both(tree)
     for key, value in leaves(tree):
         put(settings, key, value, clear=False)
     return settings
@@ -279,6 +295,7 @@ def merged(
     replaced = ["arms"]
     if own_arms:
         replaced += NAMES_ARMS
+    _refuse_both(own)
     settings: Plain = {}
     for tree, dropped in ((base, replaced), (own, ["arms"])):
         prefixes = tuple(f"study.{name}." for name in dropped)
