@@ -74,8 +74,8 @@ def test_a_score_has_rows_for_test_development_and_further_metrics() -> None:
     assert [(row.outcome, row.metric, row.value) for row in found] == [
         ("topics", "accuracy", 0.8),
         ("dev:topics", "accuracy", pytest.approx(0.8)),
-        ("further:topics", "macro-f1", 0.75),
-        ("further:topics", "nats", 1.5),
+        ("further:topics:macro-f1", "macro-f1", 0.75),
+        ("further:topics:nats", "nats", 1.5),
     ]
     assert [row.item_error for row in found] == [0.01, None, None, None]
     # The scale is that of the metric.

@@ -98,6 +98,8 @@ class Measurement(Scale):
     @property
     def outcome(self) -> str:
         """The name of the outcome in summary.json."""
+        if self.kind == "task" and self.split == "further":
+            return f"further:{self.measure}:{self.metric}"
         if self.kind == "task":
             return self.measure if self.split == "test" else f"{self.split}:{self.measure}"
         if self.kind == "heldout":
