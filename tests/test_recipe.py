@@ -371,6 +371,13 @@ def test_an_unknown_arm_that_is_left_out_is_named(name: str, override: str, said
         read_recipe(name, [override])
 
 
+def test_arms_are_given_to_a_recipe_without_a_study():
+    settings = read_recipe("quick-start").model_dump(mode="json")
+    del settings["study"]
+    arms = "study.arms={a: {}, b: {masking.ratio: 0.3}}"
+    assert list(read_recipe(settings, [arms]).study.arms) == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("search", "said"),
     [

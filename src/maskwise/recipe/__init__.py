@@ -179,7 +179,12 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
             for name in names:
                 require_known("arm in study.arms", name, known, do=do)
             value = {name: changes for name, changes in known.items() if name in names}
-        elif key == "study.arms" and isinstance(value, dict) and value.keys().isdisjoint(known):
+        elif (
+            key == "study.arms"
+            and known
+            and isinstance(value, dict)
+            and value.keys().isdisjoint(known)
+        ):
             _remove_comparison(settings["study"], given=changes)
         put(settings, key, value)
     gone = old_arms.keys() - arms_of(settings).keys()
