@@ -71,7 +71,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
         [
             "training.steps=60",
             "training.eval_every=0",
-            "intermediate.training.steps=40",
+            "phases.1.training.steps=40",
             "corpus.limit=600",
             "tasks=['banking77(train_rows=200)', 'clinc150(kind=\"sentence-embedding\")', "
             "'wikigold(train_rows=200)']",
@@ -84,7 +84,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
             "training.steps=60",
             "training.eval_every=30",
             "sampler=mometas(every=10)",
-            "intermediate=none",
+            "phases=null",
             "corpus.limit=600",
             "corpus.layers=[]",
             "objectives={mlm: , rtd: }",

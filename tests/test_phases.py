@@ -14,6 +14,7 @@ from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
 from maskwise.folders import file_hash
 from maskwise.recipe import Recipe, overrides, read_recipe
+from maskwise.recipe import recipe as recipe_module
 from maskwise.starts import resolve_start
 from maskwise.study import dry_run, make_plan, run_stage
 from maskwise.study.design import Design
@@ -272,6 +273,15 @@ def test_the_former_name_removes_only_the_second_of_two_phases(recipe, tmp_path)
             read_recipe(own)
     with pytest.raises(MaskwiseError, match="both phases and their former name"):
         read_recipe(recipe, [*SMALL, two, "intermediate=null"])
+
+
+def test_the_former_name_of_a_phase_is_only_the_beginning_of_a_setting(recipe, monkeypatch):
+    keys = list[str]()
+    monkeypatch.setattr(recipe_module, "refuse_unused", lambda given, *_, **__: keys.extend(given))
+    whole = read_recipe(recipe, [*SMALL, THREE])
+    given = {"phases.0.objectives.intermediate.ratio": 0.2, "intermediate.training.steps": 3}
+    recipe_module._refuse_unused(given, [whole.links()])
+    assert keys[-2:] == ["objectives.intermediate.ratio", "training.steps"]
 
 
 def test_a_phase_longer_than_the_model_is_refused_before_any_work(recipe, tmp_path):

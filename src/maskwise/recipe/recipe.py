@@ -517,8 +517,10 @@ def _refuse_unused(
             values[key] = value
     for key, value in values.items():
         recipes = everywhere
+        parts = key.split(".")
         # The former name of the second phase.
-        parts = key.replace(f"{FORMER_PHASE}.", "phases.1.", 1).split(".")
+        if parts[0] == FORMER_PHASE and len(parts) > 1:
+            parts[:1] = ["phases", "1"]
         if parts[0] == "phases" and len(parts) > 1:
             number = int(parts[1])
             recipes = [links[number]._plain() for links in runs if number < len(links)]
