@@ -71,6 +71,7 @@ class Lesson:
 
     Attributes:
         task: the task to learn from, as a string for ``load_task``.
+        tokenizer: the section, with the name of the model's tokenizer, if it has one.
         kind: the architecture of the model that is pre-trained, such as "encoder".
         folder: the output folder.
     """
@@ -101,7 +102,7 @@ class Lesson:
         """
         # Reading a large text and searching it for the answers of a task may take minutes.
         self._say(f"reading {self.corpus.title} and the task {self.task}")
-        tokenizer = self._tokenizer(self.learning.policy.pretrained or self.model_tokenizer)
+        tokenizer = self._tokenizer(self.learning.policy.pretrained or self.tokenizer.name)
         if self.learning.method == "supervised":
             return self._by_labels(tokenizer, watch)
         return self._by_meta_gradient(tokenizer, watch)
@@ -134,11 +135,6 @@ class Lesson:
             )
         return [document.text for document in self.corpus.documents()]
 
-    @property
-    def model_tokenizer(self) -> str | None:
-        """The name of the model's tokenizer, or None if a new tokenizer is trained."""
-        return self.tokenizer.name or self.model.pretrained
-
     def _by_labels(self, tokenizer: PreTrainedTokenizerFast, watch: Watch | None) -> Measures:
         how = self.learning.supervised
         labels = labels_of(self.task, texts=self.texts)
@@ -170,14 +166,14 @@ class Lesson:
         self, tokenizer: PreTrainedTokenizerFast, watch: Watch | None
     ) -> Measures:
         encoder = self.learning.policy.pretrained
-        if encoder and self.model_tokenizer:
-            model_tokenizer = self._tokenizer(self.model_tokenizer)
+        if encoder and self.tokenizer.name:
+            model_tokenizer = self._tokenizer(self.tokenizer.name)
             # The meta-gradient uses the policy's scores of tokens as masks of the model's tokens.
             if model_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise MaskwiseError(
                     "the meta-gradient needs the same tokens in policy and model, but their "
                     "tokenizers differ",
-                    got=f"learning.policy.pretrained {encoder}, and {self.model_tokenizer}",
+                    got=f"learning.policy.pretrained {encoder}, and {self.tokenizer.name}",
                     do="leave learning.policy.pretrained out",
                 )
         texts = self.texts

@@ -455,11 +455,12 @@ def finetune_alone(model: str, task: Task, spec: str, settings: FinetuneSettings
         settings: the settings. The number of seeds is not part of the name.
     """
     # Files below the folder may be results of this command.
-    files = [path for path in sorted(Path(model).glob("*")) if path.is_file()]
+    inside = sorted(Path(resolve_start(model)).glob("*"))
+    files = {path.name: path for path in inside if path.is_file()}
     what: Plain = {
         "task_content": task.fingerprint,
         "finetune": settings.model_dump(mode="json", exclude={"seeds"}),
-        "model_content": [[path.name, file_hash(path)] for path in files] or model,
+        "model_content": _hash_of(files) if files else model,
     }
     return Stage("finetune", what, how={"task": spec, "checkpoint": model, "checkpoints": True})
 

@@ -336,7 +336,7 @@ def lesson_of(recipe: Recipe, folder: Path) -> Lesson:
         learning=recipe.learning,
         task=task,
         corpus=recipe.corpus,
-        tokenizer=recipe.tokenizer,
+        tokenizer=recipe.tokenizer.model_copy(update={"name": recipe.tokenizer_name}),
         model=recipe.model,
         kind=recipe.kind,
         training=recipe.training,
