@@ -69,6 +69,21 @@ def test_only_another_fine_tuning_is_trained_again(overrides, seeds, calls, agai
     assert len(other.calls) == calls
 
 
+def test_rows_are_added_to_an_earlier_fine_tuning(tmp_path, monkeypatch):
+    """Only a folder that had rows already was known as one of a fine-tuning."""
+    monkeypatch.setattr(finetuning, "finetune", Tuner())
+    given = {"out": tmp_path, "runs": 1, "overrides": {"steps": 2}}
+    maskwise.finetune("bundled:encoder", TASKS[:1], **given)
+    rows = [{"text": f"a text {n}", "label": n % 2} for n in range(40)]
+    [record] = maskwise.finetune("bundled:encoder", {"mine": rows}, **given)
+    assert record["task"] == "mine"
+    assert [line["task"] for line in lines(tmp_path)] == ["banking77", "mine"]
+    # The folder of a fine-tuning is not that of a study.
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(MaskwiseError, match="contains something else"):
+        maskwise.study("quick-start", texts=["a"] * 9, out=tmp_path)
+
+
 def test_scores_of_other_settings_or_rows_are_refused_and_stay(again, tmp_path):
     """They were overwritten."""
     again(Tuner())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -393,7 +394,13 @@ def test_adapt_takes_texts_and_labels_from_memory(inputs, tmp_path):
         "runs": 1,
         "overrides": {"finetune.steps": 4, "corpus.held_out": 0.2},
     }
-    adapted = mw.adapt("bundled:encoder", texts, **given)
+    with ThreadPoolExecutor(1) as threads:
+        submitted = []
+        executor = SimpleNamespace(
+            submit=lambda *task: submitted.append(task) or threads.submit(*task)
+        )
+        adapted = mw.adapt("bundled:encoder", texts, executor=executor, jobs=1, **given)
+    assert len(submitted) == len([*(adapted.folder / "stages").glob("*/done.json")]) > 3
     # Scores after four steps, and so the doubt that is named, differ between versions of libraries.
     assert adapted.answer and adapted.answer in str(adapted)
     assert adapted.helps is None

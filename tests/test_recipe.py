@@ -211,7 +211,12 @@ def test_values_of_overrides(text, value):
         ),
         ("training.steps=many", "training.steps; got 'many'; allowed: a whole number"),
         ("training.steps=0", "training.steps; got 0; allowed: ≥ 1"),
-        ("training.steps=", "training.steps; got nothing; allowed: a whole number"),
+        ("training.steps=", "training.steps; got nothing; allowed: a whole number; leave it out"),
+        ("training.steps=null", "set the default, training.steps=1000"),
+        ("training.betas=null", "set the default, training.betas=[0.9,0.98]"),
+        ("tasks=null", "set the default, tasks=[]"),
+        ("phases=[{training.steps: null}]", "set the default, training.steps=1000"),
+        ("training=null", "accumulate; leave it out"),
         ("corpus.held_out=0.9", "corpus.held_out; got 0.9; allowed: < 0.5"),
         ("study.seeds=some", "study.seeds; got 'some'; allowed: a whole number or a list"),
         ("study.seeds=[1, x]", "study.seeds.1; got 'x'; allowed: a whole number"),
@@ -685,6 +690,8 @@ def test_settings_that_are_gone_say_what_to_do(gone, value):
         read_recipe({"extends": "quick-start", "study": {**study, name: value}})
     with pytest.raises(MaskwiseError, match=said):
         read_recipe(plain, [f"{gone}={json.dumps(value)}"])
+    with pytest.raises(MaskwiseError, match=f"{gone} is gone; got nothing; leave it out$"):
+        read_recipe(plain, [f"{gone}=null"])
     # Recipes with all settings, which earlier versions wrote, state values that change nothing.
     for empty in (None, [], False):
         read = read_recipe({"extends": "quick-start", "study": {**study, name: empty}})

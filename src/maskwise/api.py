@@ -209,11 +209,12 @@ def finetune(
     >>> finetune("bundled:encoder", ["banking77"], out="runs/judged")  # doctest: +SKIP
     """
     from maskwise.study.inputs import overrides_of, task_specs
-    from maskwise.study.single import run_finetune
+    from maskwise.study.single import RECORDS, run_finetune
 
     out = Path(out)
     changes = overrides_of(overrides, None, None, out)
-    records = run_finetune(str(model), task_specs(tasks, out), changes, seeds=runs, out=out)
+    specs = task_specs(tasks, out, marks=[RECORDS])
+    records = run_finetune(str(model), specs, changes, seeds=runs, out=out)
     return [dict(record) for record in records]
 
 

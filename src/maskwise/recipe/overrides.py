@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any, ClassVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from maskwise.errors import MaskwiseError, did_you_mean, unknown_name
@@ -116,6 +116,9 @@ def with_new_names(settings: Mapping[Any, object], above: str = "") -> Plain:
 
 
 def _gone(name: str, value: object) -> MaskwiseError:
+    if not value:
+        # In a recipe, such a value is dropped; an override is written by hand.
+        return MaskwiseError(f"{name} is gone", got="nothing", do="leave it out")
     return MaskwiseError(f"{name} is gone", got=value, do=GONE[name])
 
 
@@ -323,9 +326,10 @@ def parse_override(text: str) -> tuple[str, object]:
         raise MaskwiseError(
             "an override has the form key=value", got=text, do="for example, training.steps=500"
         )
+    parsed = parse_value(value)
     if key.strip() in GONE:
-        raise _gone(key.strip(), value)
-    [named] = with_new_names({key.strip(): parse_value(value)}).items()
+        raise _gone(key.strip(), parsed)
+    [named] = with_new_names({key.strip(): parsed}).items()
     return named
 
 
@@ -515,9 +519,24 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
         got = repr(value)
     allowed = " or ".join(dict.fromkeys(_allowed(detail, settings) for detail in alternatives))
     do = None
-    if first["type"] == "literal_error":
+    if value is None:
+        do = _instead_of_nothing(settings, path)
+    elif first["type"] == "literal_error":
         do = did_you_mean(value, allowed.split(", "))
     return MaskwiseError(place, got=got, allowed=allowed, do=do)
+
+
+def _instead_of_nothing(settings: type[BaseModel], path: Sequence[str]) -> str | None:
+    """Say how to get the default of a setting, which null does not mean."""
+    *above, name = path
+    field = _group(settings, above).model_fields.get(name)
+    if field is None or field.is_required():
+        return None
+    default = field.get_default(call_default_factory=True)
+    if isinstance(default, BaseModel):
+        return "leave it out"
+    plain = TypeAdapter(type(default)).dump_json(default).decode()
+    return f"leave it out, or set the default, {'.'.join(path)}={plain}"
 
 
 def _refused(error: ErrorDetails, origin: str) -> MaskwiseError:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -87,6 +87,9 @@ from maskwise.training.best import best_at
 from maskwise.verdict import statistics
 from maskwise.verdict.outcomes import ALL_TASKS, finite_runs, read_outcomes
 from maskwise.verdict.statistics import ALPHA
+
+if TYPE_CHECKING:
+    from maskwise.jobs import Executor
 
 BEST = "words-30"
 PAIRS = "title-to-text"
@@ -782,8 +785,11 @@ class Adaptation:
             do=do,
         )
 
-    def run(self) -> Plain:
+    def run(self, executor: Executor | None = None) -> Plain:
         """Write the recipe, run the study, and save the adapted model.
+
+        Args:
+            executor: as for ``run_study``.
 
         Returns:
             The result of ``run_study``, and ``answer``, ``forgotten`` (a list of ``Forgotten``),
@@ -795,7 +801,13 @@ class Adaptation:
 
         request = self.request
         recipe = self.draft.recipe
-        result = run_study(recipe, request.out, jobs=request.jobs, files={RECIPE: self.draft.text})
+        result = run_study(
+            recipe,
+            request.out,
+            jobs=request.jobs,
+            executor=executor,
+            files={RECIPE: self.draft.text},
+        )
         next_step = next_of(result, recipe, request)
         saved = None
         kept = "No run has finished, so there is no adapted model."

@@ -26,6 +26,8 @@ DATA = "data"
 """The folder, inside that of a study, of the files that this module writes."""
 OWN_ROWS = f"{DATA}/*-{'[0-9a-f]' * 8}.jsonl"
 """A pattern of these files."""
+OWN_FOLDER = (f"stages/{LOCK}", "recipe.yaml")
+"""Patterns of files by which the folder of a study, or of a policy, is known."""
 
 AnyRecipe: TypeAlias = "str | Path | Mapping[str, object] | Recipe"
 """The name of a shipped recipe, the path of a file, settings, or a recipe."""
@@ -68,13 +70,17 @@ def _yaml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def folder_of_rows(out: Path) -> Path:
-    """Return the folder for files of rows in the folder of a study or a policy.
+def folder_of_rows(out: Path, marks: Iterable[str] = OWN_FOLDER) -> Path:
+    """Return the folder for files of rows in the folder of a study, a policy or a fine-tuning.
+
+    Args:
+        out: the folder.
+        marks: patterns of files, of which it has one unless it is new.
 
     Raises:
         MaskwiseError: ``out`` is not such a folder, and not empty.
     """
-    require_own(out, f"stages/{LOCK}", "recipe.yaml", OWN_ROWS, what="a study")
+    require_own(out, *marks, OWN_ROWS, what="earlier results")
     return out / DATA
 
 
@@ -91,13 +97,14 @@ def text_source(texts: object, out: Path, *, name: str = "texts") -> str:
     return str(file_of_rows(texts, folder_of_rows(out), name=name))
 
 
-def task_specs(tasks: object, out: Path) -> list[str]:
+def task_specs(tasks: object, out: Path, *, marks: Iterable[str] = OWN_FOLDER) -> list[str]:
     """Return the specs of tasks for a recipe; labelled rows without a file get one.
 
     Args:
         tasks: a spec, specs, or rows keyed by the name of their task, which may have options:
             ``{"faq(kind='retrieval')": rows}``. Rows may be keyed by split.
         out: the folder of the study, in which files are written.
+        marks: as for ``folder_of_rows``.
 
     Raises:
         MaskwiseError: ``tasks`` is a table without the name of its task; see ``file_of_rows``.
@@ -105,7 +112,7 @@ def task_specs(tasks: object, out: Path) -> list[str]:
     if isinstance(tasks, str | Path):
         return [str(tasks)]
     if isinstance(tasks, Mapping):
-        return [_task_spec(str(name), rows, out) for name, rows in tasks.items()]
+        return [_task_spec(str(name), rows, out, marks) for name, rows in tasks.items()]
     if isinstance(tasks, list | tuple) and all(isinstance(each, str | Path) for each in tasks):
         return [*map(str, tasks)]
     raise MaskwiseError(
@@ -115,7 +122,7 @@ def task_specs(tasks: object, out: Path) -> list[str]:
     )
 
 
-def _task_spec(spec: str, rows: object, out: Path) -> str:
+def _task_spec(spec: str, rows: object, out: Path, marks: Iterable[str]) -> str:
     name, options = split_options(spec)
     if isinstance(rows, str | Path):
         path, own = split_options(str(rows))
@@ -123,7 +130,7 @@ def _task_spec(spec: str, rows: object, out: Path) -> str:
     # A dict of splits, as datasets.load_dataset returns it.
     if isinstance(rows, Mapping):
         rows = chain.from_iterable(_in_split(split, part, name) for split, part in rows.items())
-    written = file_of_rows(rows, folder_of_rows(out), name=name, allowed=TABLE)
+    written = file_of_rows(rows, folder_of_rows(out, marks), name=name, allowed=TABLE)
     return _with_name(str(written), name, options)
 
 

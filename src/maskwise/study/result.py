@@ -399,6 +399,7 @@ def adapt(
     overrides: Overrides = (),
     time: str | None = None,
     jobs: int | None = None,
+    executor: Executor | None = None,
 ) -> Adapted:
     """Train an encoder further on your text, and test whether this helps (``maskwise adapt``).
 
@@ -423,8 +424,9 @@ def adapt(
         runs: runs of each arm; None for the least that can decide, 6, or 7 with ``new_words``.
         seeds: the seeds of the runs, in place of ``runs``.
         overrides: further settings of the recipe to change.
-        time: a time limit such as "90m". If the study takes longer, nothing is run.
-        jobs: as for `study`.
+        time: a time limit such as "90m". If the study would take longer on this machine, nothing is
+            run.
+        jobs, executor: as for `study`.
 
     Raises:
         MaskwiseError: an input is invalid, the study takes longer than ``time``, or ``out`` has
@@ -460,7 +462,7 @@ def adapt(
     with Adaptation(request) as adaptation:
         if time is not None:
             adaptation.require_time(adaptation.plan())
-        found = adaptation.run()
+        found = adaptation.run(executor)
     adapted = StudyResult.read(out)
     assert isinstance(adapted, Adapted)
     return replace(adapted, next_step=found["next"])
