@@ -113,6 +113,57 @@ def test_what_a_pair_is_decides_what_is_said() -> None:
     assert "these checkpoints" not in said["pretraining"]
 
 
+def test_a_row_that_repeats_another_is_counted_once_and_said() -> None:
+    found = mw.compare(table() + table(2), **BETTER)
+    assert found.records == mw.compare(table(), **BETTER).records
+    assert any(note.startswith("4 rows repeat another row") for note in found.notes)
+    run_twice = [{**row, "job": job} for row in table() for job in (1, 2)]
+    with pytest.raises(MaskwiseError, match="two scores on t"):
+        mw.compare(run_twice, **BETTER)
+
+
+def test_columns_are_known_by_their_usual_names_with_what_is_around_them() -> None:
+    spelt = {"arm": "model_name", "seed": "--seed", "task": "Dataset Name", "score": "result"}
+    others = {"result_name": "acc", "set_type": "dev", "--learning_rate": 4e-5}
+    rows = [{spelt[key]: value for key, value in row.items()} | others for row in table()]
+    found = mw.compare(rows, **BETTER)
+    assert found.records == mw.compare(table(), **BETTER).records
+    assert "model_name, --seed, Dataset Name, result are arm, seed, task and score" in str(found)
+
+
+def test_runs_that_learned_nothing_are_not_taken_for_a_worse_arm() -> None:
+    """One run of "a" is at guessing, which is the whole lead of "b" over it."""
+    rows = table(10, gain=0.02)
+    for row in rows:
+        row["score"] += 0.3
+        if (row["arm"], row["seed"]) == ("a", 3):
+            row["score"] = 0.5
+    [row] = mw.compare(rows, **BETTER, chance={"t": 0.5}).summary["contrasts"][:1]
+    [flag] = [flag for flag in row["flags"] if flag["code"] == "collapsed"]
+    facts = flag["facts"]
+    assert (facts["arms"], facts["collapsed"], facts["runs"]) == (["a"], 1, 10)
+    assert facts["lead"] < 0 and facts["leads"] == "b is not ahead"
+    rows[7]["score"] = 0.9
+    again = mw.compare(rows, **BETTER, chance={"t": 0.5}).summary
+    assert all(flag["code"] != "collapsed" for row in again["contrasts"] for flag in row["flags"])
+
+
+def test_a_lead_that_is_clear_only_by_weights_is_given_in_points_too() -> None:
+    """A steady task decides, and an uneven one makes the plain mean uncertain."""
+    noise = np.array([0.3, -0.3, 0.25, -0.25, 0.2, -0.2, 0.1, -0.1, 0.1, -0.1])
+    rows = []
+    for seed, wave in enumerate(noise):
+        shared = {"seed": seed, "steady": 0.5 + 0.01 * (seed % 3), "uneven": 0.5}
+        rows.append({"arm": "b", **shared})
+        rows.append({"arm": "a", **shared, "steady": shared["steady"] + 0.03})
+        rows[-1]["uneven"] += wave
+    [row, *_] = mw.compare(rows, **BETTER).summary["contrasts"]
+    [flag] = [flag for flag in row["flags"] if flag["code"] == "unclear-in-points"]
+    assert row["verdict"] == "decided"
+    assert flag["facts"]["plain"] == "+1.5 score points"
+    assert flag["facts"]["ends"].startswith("−")
+
+
 def test_few_pairs_decide_nothing_and_say_how_many_would() -> None:
     found = mw.compare(table(runs=5), **BETTER)
     assert found.summary["verdict"] == "open" and "at least 6 pairs" in " ".join(found.notes)
@@ -164,7 +215,7 @@ def test_a_published_table_is_told_which_of_its_columns_may_be_the_scores() -> N
         (table(), {"replicate": "luck"}, "unknown replicate"),
         (table(), {"lower": ["u"]}, "unknown task 'u'"),
         (table(), {"columns": {"run": "seed"}}, "unknown column 'run'"),
-        (table() + table(1), {}, "two scores on t"),
+        ([*table(), {"arm": "a", "seed": 0, "task": "t", "score": 0.9}], {}, "two scores on t"),
         ([*table(), {"arm": "a", "seed": 0, "task": "u", "score": 1}], {}, "no score on u"),
         ([*table(), {"arm": "a", "seed": 9, "task": "t", "score": 0.5}], {}, "lacks seeds"),
         ([*table(), {"arm": "a", "seed": 9, "task": "t", "score": "-"}], {}, "finite number"),
@@ -187,7 +238,7 @@ def test_a_seed_is_what_is_spelt() -> None:
     with pytest.raises(MaskwiseError, match="two seeds are the same number"):
         mw.compare([*rows, *({**row, "seed": "01"} for row in rows if row["seed"] == 1)], **BETTER)
     with pytest.raises(MaskwiseError, match="two scores"):
-        mw.compare([*rows, {**rows[0], "seed": "0"}], **BETTER)
+        mw.compare([*rows, {**rows[0], "seed": "0", "score": 0.6}], **BETTER)
 
 
 @pytest.mark.parametrize("spelling", ["--{}", "-", "{}٣", "{}.0", "run {}"])

@@ -48,7 +48,7 @@ COLUMNS = {
     "task": ("task", "dataset", "benchmark", "metric"),
     "score": ("score", "value", "result", "accuracy", "acc", "f1"),
 }
-"""Names that a column usually has, in the order of preference."""
+"""Names that a column usually has, in the order of preference; see also ``_plain``."""
 
 RESULTS = "all_results.json"
 """The file in which transformers' example scripts write scores."""
@@ -155,7 +155,11 @@ def compare(
     """
     require_known("replicate", replicate, REPLICATES)
     rows = _rows_of(scores)
-    found, notes = _long(rows, columns or {})
+    once = _once(rows)
+    found, notes = _long(once, columns or {})
+    if len(once) < len(rows):
+        repeated = len(rows) - len(once)
+        notes.append(f"{repeated} rows repeat another row in every column, and are counted once.")
     tasks = list(dict.fromkeys(task for _, _, task, _ in found))
     arms = list(dict.fromkeys(arm for arm, _, _, _ in found))
     require_known("arm", baseline, arms)
@@ -328,6 +332,11 @@ Score = tuple[str, str, str, float]
 """The arm, the seed as it is spelt, the task and the score."""
 
 
+def _once(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows without those that repeat another one in every column."""
+    return list({tuple(map(str, chain.from_iterable(row.items()))): row for row in rows}.values())
+
+
 def _long(rows: Sequence[Row], named: Mapping[str, str]) -> tuple[list[Score], list[str]]:
     """Return the scores of a table, and which columns were taken."""
     if not rows:
@@ -370,13 +379,14 @@ def _column(
     if key in named:
         require_known("column", named[key], known)
         return named[key]
-    by_lower = {name.lower(): name for name in reversed(known)}
-    for name in COLUMNS[key]:
-        if name in by_lower:
-            return by_lower[name]
+    for spelt in (str.lower, _plain):
+        by_name = {spelt(name): name for name in reversed(known)}
+        for name in COLUMNS[key]:
+            if name in by_name:
+                return by_name[name]
     if needed:
         usual = {*chain.from_iterable(COLUMNS.values())}
-        free = [name for name in known if name.lower() not in usual]
+        free = [name for name in known if _plain(name) not in usual]
         raise MaskwiseError(
             f"the table has no column for the {key}",
             got=", ".join(known),
@@ -384,6 +394,15 @@ def _column(
             do=f"name it, such as {key}={(free or known)[0]}",
         )
     return ""
+
+
+def _plain(name: str) -> str:
+    """Return the name of a column without what is often around it.
+
+    >>> _plain("--seed"), _plain("Model Name"), _plain("dataset_id")
+    ('seed', 'model', 'dataset')
+    """
+    return re.sub(r"[ _-]+(name|id)$", "", name.lower().strip(" -"))
 
 
 def _is_number(value: object) -> bool:

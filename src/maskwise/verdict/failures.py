@@ -151,7 +151,7 @@ def failures_of(
         failed = _failed_stages(table, side)
         gains[key] = np.where(failed, np.nan, runs)
         if floor is not None:
-            gains[key] = table.scales[outcome].sign * (gains[key] - floor)
+            gains[key] = _gains(table, outcome, gains[key], floor)
             collapsed = at_floor(gains[key])
             failed |= collapsed
             gains[key][collapsed] = np.nan
@@ -173,6 +173,36 @@ def failures_of(
     if distance <= 0:
         return failures, 1.0
     return failures, min(max(lead / distance, 0.0), 1.0)
+
+
+def collapses_of(table: Outcomes, outcome: str, ahead: str, behind: str) -> tuple[int, float]:
+    """Return how many runs of the side behind end at the floor, and the lead without their pairs.
+
+    A few such runs can be the whole difference of two means.
+
+    Args:
+        table: the outcomes of the compared runs.
+        outcome: the outcome of a row, or the mean over all tasks.
+        ahead, behind: the arms of the row.
+
+    Returns:
+        collapsed: the number of runs at the floor (``at_floor``); 0 if the floor is unknown.
+        lead: the mean lead of ``ahead`` over the other pairs; NaN if there is none.
+    """
+    floor = floor_of(table, outcome, ahead, behind)
+    if floor is None:
+        return 0, math.nan
+    first, second = (
+        _gains(table, outcome, table.runs(outcome, side), floor) for side in (ahead, behind)
+    )
+    collapsed = at_floor(second)
+    return int(collapsed.sum()), _mean((first - second)[~collapsed])
+
+
+def _gains(table: Outcomes, outcome: str, runs: Numbers, floor: Numbers) -> Numbers:
+    """Return by how much runs are better than a model that learned nothing."""
+    gains: Numbers = table.scales[outcome].sign * (runs - floor)
+    return gains
 
 
 def _failed_stages(table: Outcomes, side: str) -> NDArray[np.bool_]:

@@ -23,9 +23,10 @@ from maskwise.constants import (
     overlap_matters,
     overlap_words,
 )
-from maskwise.estimates import with_minus
+from maskwise.estimates import SPREADS, shown_in, with_minus
 from maskwise.files import Effect
 from maskwise.verdict.comparison import Comparison
+from maskwise.verdict.failures import collapses_of
 from maskwise.verdict.outcomes import TOLERANCE, Outcomes, finite_pairs, is_loss
 from maskwise.verdict.statistics import best_guess, can_decide
 
@@ -251,6 +252,33 @@ def _tasks_disagree(one: Comparison, table: Outcomes) -> FlagFacts | None:
 # Notes that leave the verdict as it is
 
 
+def _unclear_in_points(one: Comparison, table: Outcomes) -> FlagFacts | None:
+    """Return the plain mean over tasks if it has the sign of the test's, but not its certainty.
+
+    The difference is then shown in SDs, which few people can judge.
+    """
+    if one.natural is None or one.shown.unit != SPREADS:
+        return None
+    if (one.natural["mean"] or 0.0) * (one.mean or 0.0) <= 0:
+        return None
+    higher = one.scale.higher_is_better
+    plain = shown_in("score", one.scale.metric, one.natural, None, higher=higher)
+    return {"plain": f"{plain.figure()} {plain.unit}", "ends": plain.ends()}
+
+
+def _collapsed(one: Comparison, table: Outcomes) -> FlagFacts | None:
+    """Return the runs at the floor of the side behind, which may be the whole difference."""
+    ahead, behind = one.sides
+    if one.n < 2 or not one.mean:
+        return None
+    collapsed, lead = collapses_of(table, one.outcome, ahead, behind)
+    if not collapsed:
+        return None
+    runs = one.failures["baseline" if one.ahead else "arm"]["runs"]
+    leads = f"{ahead} is still ahead" if lead > 0 else f"{ahead} is not ahead"
+    return {"arms": [behind], "collapsed": collapsed, "runs": runs, "lead": lead, "leads": leads}
+
+
 def _missing_runs(one: Comparison, table: Outcomes) -> FlagFacts | None:
     planned = len(table.study["seeds"])
     missing = planned - one.n
@@ -464,6 +492,21 @@ FLAGS = (
         "the number of masks in place of a word shows how many pieces it has, which helps the arm "
         "whose tokenizer cuts words into more pieces",
         "Decide by the tasks.",
+    ),
+    Flag(
+        "unclear-in-points",
+        "notes",
+        _unclear_in_points,
+        "the plain mean over tasks differs by {plain} ({ends}); the test gives more weight to "
+        "tasks whose scores vary less from run to run",
+        "Look at each task.",
+    ),
+    Flag(
+        "collapsed",
+        "notes",
+        _collapsed,
+        "{collapsed} of {runs} runs of {arms} learned nothing, and without their pairs {leads}",
+        "Report the share of such runs beside the mean: the two are different questions.",
     ),
     Flag(
         "near-floor",
