@@ -39,7 +39,7 @@ from queue import Empty, PriorityQueue
 from types import ModuleType
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
-from maskwise.constants import cards_here, share_of_card
+from maskwise.constants import cards_here, ranks_here, share_of_card
 from maskwise.errors import MaskwiseError, first_line, require_known, require_library, tidy_warnings
 from maskwise.printing import flush, open_streams
 from maskwise.signals import Asked, leave_when_asked, leave_with
@@ -213,6 +213,17 @@ def require_engine(engine: object) -> None:
             "an executor is an object with a method submit(function, *arguments)",
             got=engine.__name__ if isinstance(engine, type) else type(engine).__name__,
             allowed="a pool of concurrent.futures, an executor of submitit, and the like",
+        )
+
+
+def require_one_process(work: str) -> None:
+    """Raise an error if torchrun has started several processes for work that needs only one."""
+    if ranks_here() > 1:
+        raise MaskwiseError(
+            f"{work} is run by one process, and torchrun has started several",
+            got=f"WORLD_SIZE={ranks_here()}",
+            allowed="torchrun for maskwise pretrain and maskwise learn",
+            do="run the command without torchrun",
         )
 
 

@@ -44,6 +44,7 @@ from maskwise.folders import (
     write_json,
     write_whole,
 )
+from maskwise.jobs import require_one_process
 from maskwise.models import (
     has_head,
     load_config,
@@ -689,6 +690,7 @@ class Adaptation:
     """
 
     def __init__(self, request: Request, *, dry_run: bool = False):
+        require_one_process("a study")
         self.request = request
         require_own(request.out, *OWN_FILES, what="a study")
         self._seconds = request.seconds

@@ -21,7 +21,7 @@ from maskwise.evaluation import load_sets
 from maskwise.evaluation.scoring import spread
 from maskwise.families import adapter_of, check_room, most_tokens, require_kind
 from maskwise.folders import require_own
-from maskwise.jobs import Where, require_engine
+from maskwise.jobs import Where, require_engine, require_one_process
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind
 from maskwise.models import NO_HEAD, check_start, has_head
@@ -92,8 +92,10 @@ def check_study(
 
     Raises:
         MaskwiseError: the engine or a seed is unknown, the recipe has a seed of one training, the
-            folder contains other files than those of a study, or ``check_inputs`` raises an error.
+            folder contains other files than those of a study, torchrun has started several
+            processes, or ``check_inputs`` raises an error.
     """
+    require_one_process("a study")
     require_engine(engine)
     planned = recipe.study.seed_list
     first = recipe.training.seed

@@ -27,6 +27,7 @@ from maskwise.folders import (
     write_lines,
     write_whole,
 )
+from maskwise.jobs import require_one_process
 from maskwise.printing import note
 from maskwise.recipe import Recipe, explain, read_recipe
 from maskwise.recipe.comparison import StudySettings
@@ -253,8 +254,10 @@ def run_finetune(
     Raises:
         MaskwiseError: a setting is unknown or has no effect; the checkpoint or a task does not
             exist, two tasks have the same name, or the model cannot learn a task; or ``out`` has
-            scores of another model, or scores of a task with other rows, settings or versions.
+            scores of another model, or scores of a task with other rows, settings or versions; or
+            torchrun has started several processes.
     """
+    require_one_process("fine-tuning")
     changes = {}
     for key, value in map(parse_override, overrides):
         changes[key.removeprefix("finetune.")] = value
