@@ -32,9 +32,8 @@ documents are lengthened to a multiple of ``BUCKET``.
 
 MFU (model FLOPs utilisation) is the FLOP/s spent on tokens of text, relative to a maximum. There
 are two maxima: the FLOP/s of the data sheet, and of a large matrix product on this machine. Padding
-and recomputation do not count. ``mfu_…`` is by the formula of ``training.log``, which takes layers
-with a sliding window as if all documents were equally long; ``mfu_…_by_document`` counts the pairs
-of tokens in each document.
+and recomputation do not count. ``mfu_…`` is by the formula of ``maskwise.flops``, which counts
+attention in each document; ``mfu_…_of_weights`` leaves out attention, as 6 · weights · tokens does.
 """
 
 from __future__ import annotations
@@ -70,19 +69,15 @@ from transformers.utils import is_flash_attn_2_available
 from maskwise.attention import HAS_GROUPED_VARLEN
 from maskwise.constants import UPOS
 from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory, peak_rate
-from maskwise.families import window_of
+from maskwise.flops import Flops
 from maskwise.masking import MaskedBatch, Masker
-from maskwise.objectives import MaskedLanguageModelling, Objective, objective, objective_class
-from maskwise.objectives.base import Work, trained
+from maskwise.objectives import MaskedLanguageModelling, objective, objective_class
 from maskwise.packed import PackedCollator
 from maskwise.samplers import sampler
 from maskwise.text import Rows, read_documents, split, train_tokenizer
 from maskwise.training import MaskedSource, wrapping
 from maskwise.training import train as train_ours
-from maskwise.training.data import look_ahead
-from maskwise.training.log import Meter
 from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, SeveralSources
-from maskwise.weights import attention_work
 
 ARMS = ("mlm", "emlm", "atd", "dtd", "cse")
 LENGTHS = (128, 1024, 512)
@@ -514,7 +509,7 @@ class Bench:
         }
         # The FLOPs per token of text are the same for all sides. FLOPs for padding and recomputing
         # are not counted.
-        for end, flops in (("", contest.flops_per_token), ("_by_document", contest.by_document)):
+        for end, flops in zip(("", "_of_weights"), contest.flops_per_token):
             line[f"mfu_measured{end}"] = round(flops * rate / self.rate, 4)
             if self.sheet:
                 line[f"mfu_data_sheet{end}"] = round(flops * rate / self.sheet, 4)
@@ -746,36 +741,16 @@ class Contest(train.Contest):
         )
 
     @cached_property
-    def work(self) -> tuple[float, float]:
-        """The FLOPs of a training step per token of text: by the formula of ``training.log``, and
-        with the pairs of tokens counted in each document.
-        """
-        source = self.source(1000)
-        objective: Objective = MaskedLanguageModelling(self.model())
-        config = objective.model.config
-        # The meter counts FLOPs only if it has a FLOP/s of the device.
-        meter = Meter(objective, best_device(), ranks=1, frozen=False, rate=1.0)
-        window, sliding = window_of(config)
-        difference = 0.0
-        for step in look_ahead(source, range(4)):
-            meter.add(step)
-            if not sliding:
-                continue
-            squares = step.facts["squares"]
-            pairs = sum(near_pairs(batch, window) for batch in step.batches)
-            exact = (config.num_hidden_layers - sliding) * squares + sliding * pairs
-            exact *= 2.0 * config.hidden_size
-            roughly = attention_work(config, step.facts["tokens"], squares)
-            difference += trained(Work(exact)) - trained(Work(roughly))
-        return meter.flops / meter.tokens, (meter.flops + difference) / meter.tokens
-
-    @property
-    def flops_per_token(self) -> float:
-        return self.work[0]
-
-    @property
-    def by_document(self) -> float:
-        return self.work[1]
+    def flops_per_token(self) -> tuple[float, float]:
+        """The FLOPs of a training step per token of text: all, and without attention."""
+        work = Flops(MaskedLanguageModelling(self.model()))
+        tokens = every = of_weights = 0
+        for step in range(4):
+            for batch in self.source(1000).batches(step, rank=0, ranks=1):
+                tokens += batch.tokens
+                every += work.trained(batch.tokens, batch.targets, batch.lengths)
+                of_weights += work.trained(batch.tokens, batch.targets)
+        return every / tokens, of_weights / tokens
 
 
 class FewShapes(MaskedSource):
@@ -802,16 +777,6 @@ def cuda_graphs() -> Iterator[None]:
 
     with patch.object(wrapping, "compiled_block", graphed):
         yield
-
-
-def near_pairs(batch: MaskedBatch, window: int) -> float:
-    """Return the number of pairs of tokens of a document at a distance of at most ``window``."""
-    line = batch.line
-    length_P = line.count(line.present).astype(float)
-    near_P = length_P * (2 * window + 1) - window * (window + 1)
-    return float(near_P.clip(max=length_P**2)[length_P > window].sum()) + float(
-        (length_P[length_P <= window] ** 2).sum()
-    )
 
 
 class Laps(Clock):

@@ -26,13 +26,19 @@ from timing import Clock, in_rounds, relative, sample_text, time_trainer
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from maskwise.devices import fast_bf16
+from maskwise.flops import (
+    Flops,
+    decoder_attention,
+    decoder_weights,
+    encoder_attention,
+    encoder_weights,
+    head_weights,
+)
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.models import new_config, new_model
 from maskwise.objectives import Denoising
-from maskwise.objectives.base import trained
 from maskwise.text import Rows
 from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.weights import decoder_weights, encoder_weights, head_weights
 
 PEER = "transformers.Seq2SeqTrainer"
 LAYOUTS = {"maskwise": "document", "maskwise, packed rows": "packed", PEER: "document"}
@@ -163,15 +169,22 @@ class Contest:
         read, written = self.work(PEER)
         network = self.model()
         writes, crossed = decoder_weights(network)
+        epoch = self.epoch(PEER)
+        lengths = self.masked(PEER).lengths
+        encoder = encoder_weights(network) * read
+        encoder += encoder_attention(network.config, lengths.read) / epoch
+        decoder = writes * written + crossed * read
+        decoder += decoder_attention(network.config, lengths) / epoch
+        whole = Flops(Denoising(network)).trained(epoch * read, epoch * written, lengths)
         return {
             "model": self.family,
             "format": self.wanted,
             "read": round(read),
             "written": round(written),
-            "encoder_flops": round(6 * encoder_weights(network) * read),
-            "decoder_flops": round(6 * (writes * written + crossed * read)),
+            "encoder_flops": round(6 * encoder),
+            "decoder_flops": round(6 * decoder),
             "head_flops": round(6 * sum(head_weights(network)) * written),
-            "flops": trained(Denoising(network).work(read, written)),
+            "flops": round(whole / epoch),
         }
 
 

@@ -34,13 +34,12 @@ from timing import Clock, in_rounds, relative, time_trainer
 from transformers import DataCollatorForLanguageModeling
 
 from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory
+from maskwise.flops import Flops
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
-from maskwise.training.data import look_ahead
-from maskwise.training.log import Meter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -276,13 +275,12 @@ class Contest:
     def flops(self) -> float:
         """FLOPs of a training step of maskwise, the mean over four steps."""
         steps = 4
-        source = self.source(1000)
-        objective = MaskedLanguageModelling(self.model())
-        # The meter counts FLOPs only if it has a FLOP/s of the device.
-        meter = Meter(objective, best_device(), ranks=1, frozen=False, rate=1.0)
-        for step in look_ahead(source, range(steps)):
-            meter.add(step)
-        return meter.flops / steps
+        work = Flops(MaskedLanguageModelling(self.model()))
+        flops = 0
+        for step in range(steps):
+            for batch in self.source(1000).batches(step, rank=0, ranks=1):
+                flops += work.trained(batch.tokens, batch.targets, batch.lengths)
+        return flops / steps
 
 
 def main(rounds: int = 3) -> Figures:

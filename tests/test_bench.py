@@ -11,7 +11,6 @@ from typing import Any
 
 import gpu as gpu_bench
 import gpu_trace
-import numpy as np
 import pytest
 import quick_step
 import seq2seq
@@ -261,19 +260,6 @@ def test_a_part_that_takes_too_long_is_interrupted_and_the_next_one_runs(
     assert slow_line["left_out"].startswith("interrupted") and slow_line["seconds"] < 5
     assert quick_line["a"] == 1
     assert list(last["without_result"]) == ["slow"]
-
-
-def test_pairs_in_a_window_are_counted_in_each_document() -> None:
-    bench = gpu_bench.Bench(smoke=True)
-    contest = bench.contest(bench.shape("bert", 128))
-    batch = contest.source(1).batches(0, rank=0, ranks=1)[0]
-    source = batch.line
-    for window in (1, 3, 40):
-        expected = 0
-        for length in source.count(source.present):
-            place = np.arange(length)
-            expected += (abs(place[:, None] - place) <= window).sum()
-        assert gpu_bench.near_pairs(batch, window) == expected
 
 
 def test_a_trace_is_summarised_by_class_of_kernel() -> None:

@@ -27,7 +27,7 @@ ORDER = [
     {"starts", "families"},
     {"lora", "weights"},
     {"masking"},
-    {"text", "report", "models"},
+    {"text", "report", "models", "flops"},
     {"annotate"},
     {"objectives"},
     {"samplers"},

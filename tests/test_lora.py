@@ -14,6 +14,7 @@ from transformers import AutoModelForMaskedLM
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
+from maskwise.flops import Flops
 from maskwise.lora import Lora, lora
 from maskwise.masking import Masker
 from maskwise.models import load_task_model
@@ -21,7 +22,6 @@ from maskwise.objectives import MaskedLanguageModelling, objective, objective_cl
 from maskwise.objectives.base import encoded
 from maskwise.recipe import read_recipe
 from maskwise.study.checks import check_inputs
-from maskwise.study.costs import flops
 from maskwise.study.stages import evaluate_stage, prepare_stage, pretrain_stage
 from maskwise.study.work import starting_from
 from maskwise.text import encode
@@ -101,7 +101,7 @@ def test_flops_leave_out_gradients_of_weights_that_are_not_trained() -> None:
     input, which the formula ignores."""
     network = model("bert", hidden_size=64, intermediate_size=256, num_hidden_layers=12)
     network.set_attn_implementation("eager")
-    whole = flops(300, 60, MaskedLanguageModelling(network))
+    whole = Flops(MaskedLanguageModelling(network)).trained(300, 60)
     recipe = ModelSettings(architecture="bert", adapter="lora(rank=4)")
     empty = MaskedLanguageModelling(recipe.empty(network.config))
     Lora(rank=4).add(network, seed=0)
@@ -113,9 +113,9 @@ def test_flops_leave_out_gradients_of_weights_that_are_not_trained() -> None:
         objective({"input_ids": ids, "labels": labels}).total.backward()
     products = counter.get_flop_counts()["Global"].items()
     counted = sum(number for operation, number in products if "bmm" not in str(operation))
-    found = flops(300, 60, objective)
+    found = Flops(objective).trained(300, 60)
     assert counted == pytest.approx(found, rel=0.05)
-    assert found < 0.8 * whole and flops(300, 60, empty) == found
+    assert found < 0.8 * whole and Flops(empty).trained(300, 60) == found
     meter = Meter(objective, torch.device("cpu"), ranks=1, frozen=False, rate=1.0)
     meter.add(Step(0, [], 60, {"tokens": 300.0}, 60))
     assert meter.flops == pytest.approx(found, rel=1e-6)

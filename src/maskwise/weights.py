@@ -1,8 +1,7 @@
-"""Model weights: their blocks, checks of their number and values, and counts for FLOPs."""
+"""Model weights: their blocks, and checks of their number and values."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,18 +11,15 @@ from torch import Tensor, nn
 
 from maskwise.devices import memory
 from maskwise.errors import MaskwiseError
-from maskwise.families import adapter_of, encoder_of, window_of
+from maskwise.families import encoder_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 QUIET = 0.1
 """The initial weight of the layer norm in a new prediction head. With a weight of 1, the noise of a
 random head made the loss of a sentence encoder 0.4 nats worse than that of guessing by token
 frequencies (benchmarks/recipes/continual-minilm.yaml)."""
-
-CROSSED = re.compile(r"(encoder_attn|EncDecAttention|cross_attn)\.[kv](_proj)?\.")
-"""Matches the names of key and value parameters of cross-attention in BART, T5 and T5Gemma."""
 
 PARTS = (
     "labels",
@@ -144,85 +140,3 @@ def _listed(module: nn.Module) -> Iterator[nn.Module]:
 def parts(module: nn.Module, kind: type[Part]) -> list[Part]:
     """Return all submodules of a class, including the module itself."""
     return [part for part in module.modules() if isinstance(part, kind)]
-
-
-def multiplied_weights(module: nn.Module, *, held: bool = False) -> int:
-    """Return the number of weights in a module, without embeddings.
-
-    Args:
-        module: the module.
-        held: whether to count only weights that are not trained.
-    """
-    tables = {part.weight for part in parts(module, nn.Embedding)}
-    count = 0
-    for weight in module.parameters():
-        left_out = weight in tables or (held and weight.requires_grad)
-        if not left_out:
-            count += weight.numel()
-    return count
-
-
-def encoder_weights(model: PreTrainedModel) -> int:
-    """Return the number of weights in the encoder, without embeddings."""
-    return multiplied_weights(encoder_of(model))
-
-
-def held_share(model: PreTrainedModel) -> float:
-    """Return the share of ``encoder_weights`` that LoRA does not train; 0 without LoRA."""
-    encoder = encoder_of(model)
-    return multiplied_weights(encoder, held=True) / max(1, multiplied_weights(encoder))
-
-
-def head_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """Return how many weights of the prediction head are (not tied, tied) to embeddings."""
-    # Tensors can be in a set, because the hash of a tensor is its identity.
-    inside = set(encoder_of(model).parameters())
-    if adapter_of(model.config).kind == "encoder-decoder":
-        inside.update(model.get_decoder().parameters())
-    head = 0
-    for weight in model.parameters():
-        if weight not in inside:
-            head += weight.numel()
-    output = model.get_output_embeddings()
-    if output is None or output.weight not in inside:
-        return head, 0
-    return head, output.weight.numel()
-
-
-def decoder_weights(model: PreTrainedModel) -> tuple[int, int]:
-    """Return the numbers of decoder weights by which (each target, each encoder token) is
-    multiplied.
-
-    Encoder tokens are multiplied by the key and value weights of cross-attention. Embeddings are
-    not counted.
-    """
-    decoder = model.get_decoder()
-    crossed = 0
-    for name, weight in decoder.named_parameters():
-        if CROSSED.search(name):
-            crossed += weight.numel()
-    return multiplied_weights(decoder) - crossed, crossed
-
-
-def attention_work(config: PreTrainedConfig, tokens: float, squares: float) -> float:
-    """Return the number of multiplications in an encoder's attention, per forward pass.
-
-    Tokens attend within documents. For each pair of tokens, a layer needs 2 · H multiplications
-    (scores and weighted sums), where H is the hidden size. In sliding layers, a token attends at
-    most to the tokens in its window. For these layers, the result is slightly too large if the
-    documents differ in length.
-
-    Args:
-        config: the configuration of the model.
-        tokens: the number of tokens.
-        squares: Σ length² over the documents.
-    """
-    # T5Gemma has a separate configuration for its encoder.
-    if "encoder" in config.sub_configs:
-        config = config.encoder
-    pairs = config.num_hidden_layers * squares
-    # ModernBERT and T5Gemma alternate full and sliding attention.
-    window, sliding = window_of(config)
-    near = min(squares, tokens * (2 * window + 1))
-    pairs += sliding * (near - squares)
-    return 2.0 * config.hidden_size * pairs

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,20 @@ COPIED = (
     "ends",
 )
 """The attributes that ``MaskedBatch.to`` copies to a device."""
+
+
+class Lengths(NamedTuple):
+    """The lengths of the texts of a batch, in tokens, without padding.
+
+    A text is a piece or, if the pieces of a row attend to each other, a row.
+
+    Attributes:
+        read: (P,) int64, the tokens of each text that a model reads, with special tokens.
+        written: (P,) int64, the tokens of each text that a decoder writes; empty if there are none.
+    """
+
+    read: Array
+    written: Array
 
 
 @dataclass(eq=False)
@@ -119,6 +133,24 @@ class MaskedBatch:
         if self.piece_BL is not None and self.writes:
             return int((self.piece_BL >= 0).sum())
         return int(self.line.content.sum())
+
+    @cached_property
+    def lengths(self) -> Lengths:
+        """The lengths of the texts that a model reads and writes."""
+        line = self.line
+        piece_BL = self.piece_BL
+        if piece_BL is None:
+            piece_BL = np.where(line.present, line.piece, -1).reshape(line.shape)
+        written = np.zeros(0, np.int64)
+        if self.written_BL is not None:
+            written = self._lengths(self.written_BL)
+        return Lengths(self._lengths(piece_BL), written)
+
+    def _lengths(self, piece_BL: Array) -> Array:
+        """Return the number of tokens of each text, from the index of each token's piece."""
+        if not self.line.apart:
+            return (piece_BL >= 0).sum(1)
+        return np.bincount(piece_BL[piece_BL >= 0], minlength=self.line.pieces)
 
     @cached_property
     def selected(self) -> Tensor:

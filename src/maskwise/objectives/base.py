@@ -24,54 +24,15 @@ from maskwise.attention import reads_ragged_rows
 from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import Inputs, Kind, adapter_of, encoder_of
+from maskwise.flops import Work, encoder_attention, encoder_weights, multiplied_weights
 from maskwise.masking import IGNORE, MaskedBatch, Masker
+from maskwise.masking.batch import Lengths
 from maskwise.masking.gather import UserRows
 from maskwise.masking.line import Line
 from maskwise.masking.settings import Masking, MaskingSettings
-from maskwise.weights import encoder_weights, multiplied_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-class Work(NamedTuple):
-    """The number of multiplications in a forward pass.
-
-    This is the sum, over all weights, of the number of tokens that the weight multiplies.
-    Embeddings, attention scores, activations and norms are not counted.
-
-    Attributes:
-        body: multiplications in the encoder.
-        head: multiplications in heads, which are trained even if the encoder is frozen.
-        tied: multiplications by the output matrix, if this matrix is also the embedding matrix of
-            the encoder.
-    """
-
-    body: float
-    head: float = 0
-    tied: float = 0
-
-    @property
-    def all(self) -> float:
-        return sum(self)
-
-
-def trained(work: Work, *, frozen: bool = False, held: float = 0.0) -> int:
-    """Return the FLOPs of a forward and a backward pass.
-
-    Args:
-        work: the multiplications in the forward pass.
-        frozen: whether the encoder is frozen, so that it has no backward pass.
-        held: the share of the encoder's weights that are frozen although gradients pass through
-            them, as with LoRA.
-    """
-    if frozen:
-        return int(2 * work.body + 6 * work.head + 4 * work.tied)
-    # Frozen weights need no gradient, which saves 2 of 6 FLOPs per multiplication.
-    spared = held * work.body
-    if held:
-        spared += work.tied
-    return int(6 * work.all - 2 * spared)
 
 
 NO_DOCUMENTS = "its attention cannot keep documents apart"
@@ -295,7 +256,8 @@ class Objective(nn.Module, ABC):
         return math.log(vocabulary)
 
     def work(self, tokens: float, targets: float) -> Work:
-        """Return the work for a batch: the encoder on all tokens, the head on all targets.
+        """Return the multiplications by weights for a batch: the encoder on all tokens, the head on
+        all targets.
 
         Args:
             tokens: the number of tokens before corruption. If a text is read twice, its tokens
@@ -305,6 +267,10 @@ class Objective(nn.Module, ABC):
         # The head is all weights outside the model.
         heads = multiplied_weights(self) - multiplied_weights(self.model)
         return Work(encoder_weights(self.model) * tokens, heads * targets)
+
+    def attention(self, lengths: Lengths) -> Work:
+        """Return the multiplications that attention needs for texts of these lengths."""
+        return Work(scores=encoder_attention(self.model.config, lengths.read))
 
     @contextmanager
     def judging(self) -> Iterator[None]:

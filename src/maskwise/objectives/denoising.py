@@ -22,7 +22,18 @@ from maskwise.attention import NAME, REPLACED, DocumentIds
 from maskwise.devices import Tensors
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.families import ENCODERS, adapter_of, decoder_inputs, patched, picked, width_of
+from maskwise.flops import (
+    Work,
+    decoder_attention,
+    decoder_weights,
+    encoder_attention,
+    encoder_weights,
+    head_weights,
+    multiplied_weights,
+    pairs,
+)
 from maskwise.masking import IGNORE, Line, MaskedBatch, Masker
+from maskwise.masking.batch import Lengths
 from maskwise.masking.corruptions import Delete
 from maskwise.masking.gather import UserRows, device_of, gather
 from maskwise.masking.settings import Masking
@@ -31,7 +42,6 @@ from maskwise.objectives.base import (
     Inputs,
     Loss,
     Objective,
-    Work,
     encoded,
     model_inputs,
     target_places,
@@ -39,7 +49,6 @@ from maskwise.objectives.base import (
 )
 from maskwise.objectives.chunks import in_chunks
 from maskwise.objectives.mlm import MaskedLanguageModelling
-from maskwise.weights import decoder_weights, encoder_weights, head_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -114,6 +123,11 @@ class Denoising(MaskedLanguageModelling):
         # The decoder is trained even if the encoder is frozen, so it counts as a head.
         head = (writes + own) * targets + crossed * tokens
         return Work(encoder_weights(self.model) * tokens, head, tied * targets)
+
+    def attention(self, lengths: Lengths) -> Work:
+        """Return the multiplications in the attention of encoder and decoder."""
+        read = super().attention(lengths)
+        return read.plus(Work(head=decoder_attention(self.model.config, lengths)))
 
 
 @torch.inference_mode()
@@ -252,15 +266,25 @@ class DenoisingAutoencoder(Objective):
         return (cross_entropy(logits_MV, truth, reduction="none"),)
 
     def work(self, tokens: float, targets: float) -> Work:
-        """Return the work for a batch: the encoder on input tokens, decoder and head on targets.
-
-        The keys and values of cross-attention are computed for one vector per text, so their work
-        is not counted.
-        """
-        own = sum(p.numel() for p in self.decoder.parameters() if p.ndim == 2)
-        once = 2 * self.start.numel() ** 2 * len(self.decoder.layers)
-        head = own - once + self.embeddings.numel()
+        """Return the work for a batch: the encoder on input tokens, decoder and head on targets."""
+        own = multiplied_weights(self) - multiplied_weights(self.model)
+        head = own - self._once + self.embeddings.numel()
         return Work(encoder_weights(self.model) * tokens, head * targets)
+
+    def attention(self, lengths: Lengths) -> Work:
+        """Return the multiplications in the attention of the encoder and of the decoder, whose
+        tokens attend to the tokens before them and to one vector.
+        """
+        of_layer = pairs(lengths.written, causal=True) + float(lengths.written.sum())
+        scores = 2 * width_of(self.model) * len(self.decoder.layers) * of_layer
+        # The keys and values of the vector are computed once for each text.
+        head = scores + self._once * len(lengths.written)
+        return super().attention(lengths).plus(Work(head=head))
+
+    @property
+    def _once(self) -> int:
+        """The number of weights for the keys and values of cross-attention."""
+        return 2 * width_of(self.model) ** 2 * len(self.decoder.layers)
 
 
 def places(length: int, like: Tensor) -> Tensor:
@@ -342,6 +366,11 @@ class CausalLanguageModelling(MaskedLanguageModelling):
                 got=config.model_type,
                 allowed=", ".join(name for name, family in ENCODERS.items() if family.separates),
             )
+
+    def attention(self, lengths: Lengths) -> Work:
+        """Return the multiplications in the encoder's attention, which is causal here."""
+        config = self.model.config
+        return Work(scores=encoder_attention(config, lengths.read, causal=True))
 
     def inputs(self, batch: Batch) -> Inputs:
         inputs = model_inputs(self.model, batch)

@@ -25,7 +25,9 @@ from maskwise.devices import moved
 from maskwise.draws import Array
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of, patched, picked, width_of
+from maskwise.flops import Work, encoder_attention, encoder_weights, multiplied_weights
 from maskwise.masking import MaskedBatch, Vocabulary
+from maskwise.masking.batch import Lengths
 from maskwise.masking.corruptions import Insert
 from maskwise.masking.gather import UserRows, device_of, gather
 from maskwise.masking.line import Line
@@ -36,14 +38,12 @@ from maskwise.objectives.base import (
     Maker,
     Masking,
     Objective,
-    Work,
     check_all_asked,
     encoded,
     model_inputs,
     target_places,
 )
 from maskwise.objectives.mlm import MaskedLanguageModelling, read_at
-from maskwise.weights import encoder_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -179,9 +179,14 @@ class ReplacedTokenDetection(Objective):
 
     def work(self, tokens: float, targets: float) -> Work:
         """Return the work for a batch: the model and the head on all tokens, and the generator."""
-        head = sum(p.numel() for p in self.head.parameters())
+        head = multiplied_weights(self.head)
         generator = MaskedLanguageModelling(self.generator).work(tokens, targets)
         return Work(encoder_weights(self.model) * tokens, head * tokens + generator.all)
+
+    def attention(self, lengths: Lengths) -> Work:
+        """Return the multiplications in the attention of the model and of the generator."""
+        generator = encoder_attention(self.generator.config, lengths.read)
+        return super().attention(lengths).plus(Work(head=generator))
 
     def forward(self, batch: MaskedBatch) -> Loss:
         labels = batch["labels"]

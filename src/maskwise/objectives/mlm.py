@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from maskwise.families import adapter_of, masked_logits, picked, prediction_head
+from maskwise.flops import Work, encoder_weights, head_weights
 from maskwise.masking import MaskedBatch
 from maskwise.masking.diffusion import Noising, Rates
 from maskwise.masking.settings import Masking
@@ -24,7 +25,6 @@ from maskwise.objectives.base import (
     Inputs,
     Loss,
     Objective,
-    Work,
     counted,
     model_inputs,
     target_places,
@@ -32,7 +32,6 @@ from maskwise.objectives.base import (
     weighted,
 )
 from maskwise.objectives.chunks import in_chunks
-from maskwise.weights import encoder_weights, head_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,23 +1,6 @@
 """What the stages of a study cost: FLOPs, seconds and memory.
 
-FLOPs are counted by one formula, so that arms with different ratios, lengths, models or objectives
-can be compared:
-
-    FLOPs = 6 · body · tokens + 6 · head · targets
-
-``body`` is the number of weights of the encoder without its embeddings, which are looked up.
-``head`` is the number of weights of the prediction head with its vocabulary matrix, even if this
-matrix is tied to the embeddings. The head runs on masked tokens (targets) only, so a higher masking
-ratio costs more. ``Objective.work`` defines which weights are applied to which tokens: sentence
-contrast reads a text twice, and replaced-token detection also runs a generator.
-
-Each weight takes 2 FLOPs per token in the forward pass and 4 in the backward pass: 2 for the
-gradient of its input and 2 for the gradient of the weight. The factor 6 is smaller in three cases.
-It is 2 for a frozen encoder, which runs forward only. It is 4 for weights that are not updated but
-through which gradients pass: a vocabulary matrix tied to a frozen encoder, and the weights that
-LoRA leaves unchanged. It is 2 for probes: forward passes with which a sampler tests the objectives
-between which it chooses. Not counted: attention scores (2·L·H per token and layer, a few per cent
-at the lengths used here), padding, the optimiser and evaluation.
+FLOPs are counted by one formula (``maskwise.flops``).
 
 Seconds and memory depend on the machine, so they are measured. A ``Forecast`` uses the seconds of
 finished stages, or the seconds per step that ``timing`` measured. The cache file ``timings.json``
@@ -37,18 +20,16 @@ import torch
 
 from maskwise.devices import cache_folder, hardware
 from maskwise.errors import MaskwiseError
+from maskwise.flops import Flops
 from maskwise.folders import read_json, write_json
 from maskwise.masking import MaskedBatch
-from maskwise.objectives import Objective, objective, objective_class
-from maskwise.objectives.base import trained
+from maskwise.objectives import objective, objective_class
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.plan import Run
 from maskwise.study.stages import KINDS, Stage, digest
 from maskwise.study.store import StageStore
 from maskwise.training import MaskedSource, TrainingSettings
-from maskwise.training.several import SeveralObjectives
-from maskwise.weights import held_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,37 +69,6 @@ START_SECONDS = 8.0
 
 ROWS = ("length", "layout", "attention", "stream")
 """Corpus settings that decide how long a row is and how it is read."""
-
-
-def flops(tokens: float, targets: float, one: Objective, *, frozen: bool = False) -> int:
-    """Count the FLOPs of training an objective.
-
-    Args:
-        tokens: the number of tokens that the objective reads.
-        targets: the number of tokens that the objective predicts.
-        frozen: whether only the heads are trained.
-    """
-    return trained(one.work(tokens, targets), frozen=frozen, held=held_share(one.model))
-
-
-def flops_of_arms(
-    arms: SeveralObjectives, spent: Mapping[str, Mapping[str, float]], *, frozen: bool
-) -> tuple[int, int]:
-    """Return (FLOPs of the steps, FLOPs of the probes), summed over the objectives of a run.
-
-    Args:
-        arms: the objectives between which the run's sampler chooses (``training.several``).
-        spent: the counts of tokens and targets that ``SamplerLearner.spent`` returns.
-        frozen: as in ``flops``.
-    """
-    steps = probes = 0
-    held = held_share(arms.model)
-    for name, counts in spent.items():
-        work = arms.named(name).work
-        steps += trained(work(counts["tokens"], counts["targets"]), frozen=frozen, held=held)
-        # Probes run forward only.
-        probes += int(2 * work(counts["probe_tokens"], counts["probe_targets"]).all)
-    return steps, probes
 
 
 def over_a_run(steps: int, most: int) -> list[int]:
@@ -172,11 +122,14 @@ def per_step(source: MaskedSource, spec: str, network: PreTrainedModel) -> dict[
     # Only the sizes of the heads are needed. On the device "meta" they use no memory.
     with torch.device("meta"):
         one = objective(spec, network)
-    counts = counts_over(source, SAMPLED_STEPS)
-    tokens = counts.tokens / counts.steps
-    targets = counts.targets / counts.steps
-    spent = flops(tokens, targets, one, frozen=source.settings.freeze == "encoder")
-    return {"targets": targets, "flops": spent}
+    work = Flops(one, frozen=source.settings.freeze == "encoder")
+    steps = over_a_run(source.settings.steps, SAMPLED_STEPS)
+    targets = flops = 0
+    for step in steps:
+        for batch in source.batches(step, rank=0, ranks=1):
+            targets += batch.targets
+            flops += work.trained(batch.tokens, batch.targets, batch.lengths)
+    return {"targets": targets / len(steps), "flops": flops / len(steps)}
 
 
 def plateau_targets(vocabulary: int) -> float:

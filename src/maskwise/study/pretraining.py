@@ -31,7 +31,6 @@ from maskwise.recipe.overrides import Plain
 from maskwise.samplers import LossProportional, Mometas
 from maskwise.samplers import sampler as read_sampler
 from maskwise.study.checks import require_targets
-from maskwise.study.costs import flops, flops_of_arms
 from maskwise.study.probed import judged_rows, laid_out, probed_rows
 from maskwise.text import Prepared, Rows, Stream
 from maskwise.text.rows import dev_and_verdict
@@ -169,7 +168,7 @@ def pretrain(
         "heldout": losses,
         **{key: done[key] for key in ("steps", "tokens", "targets")},
         **chosen,
-        **_flops(made, done, frozen=training.freeze == "encoder"),
+        **_flops(made, done),
         "loss": done["loss"],
         "seconds": round(done["seconds"], 3),
     }
@@ -245,15 +244,17 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
     return network
 
 
-def _flops(made: Learning, done: Training, *, frozen: bool) -> Plain:
-    """Compute ``flops``; with a sampler, also ``probe_flops`` and the counts of each objective."""
+def _flops(made: Learning, done: Training) -> Plain:
+    """Return ``flops``; with a sampler, also ``probe_flops`` and the counts of each objective."""
     chooser = made.learners.get("sampler")
     if not isinstance(chooser, SamplerLearner):
-        return {"flops": flops(done["tokens"], done["targets"], made.objective, frozen=frozen)}
-    assert isinstance(made.objective, SeveralObjectives)
-    spent = chooser.spent()
-    steps, probes = flops_of_arms(made.objective, spent, frozen=frozen)
-    return {"flops": steps + probes, "probe_flops": probes, "objectives": spent}
+        return {"flops": done["flops"]}
+    probes = int(chooser.probe_flops)
+    return {
+        "flops": done["flops"] + probes,
+        "probe_flops": probes,
+        "objectives": chooser.spent(),
+    }
 
 
 def model_card(

@@ -54,6 +54,7 @@ class Totals(BaseModel):
     Attributes:
         tokens: the number of tokens in training so far.
         targets: the number of targets in training so far.
+        flops: the FLOPs of the steps so far; 0 for objectives whose work cannot be counted.
         loss: the loss in the last line of metrics whose steps had targets; None if there is none.
         seconds: the duration of training, including the time before the run was resumed.
         skipped: the number of updates that were skipped because they were not finite.
@@ -63,6 +64,7 @@ class Totals(BaseModel):
 
     tokens: int = 0
     targets: int = 0
+    flops: int = 0
     loss: float | None = None
     seconds: float = 0.0
     skipped: int = 0
@@ -75,12 +77,14 @@ class State(Totals, strict=True):
 
     Attributes:
         step: the number of completed updates.
+        flops: as in ``Totals``. States of earlier versions, which have no FLOPs, are not resumed.
         settings: the settings that change the result of the run.
         bits: the conditions that change the result only by rounding, such as the number of threads.
         streams: the positions in streams, by name (``StreamedRows.position``).
     """
 
     step: int = Field(ge=1)
+    flops: int
     settings: dict[str, object]
     bits: dict[str, object]
     streams: dict[str, dict[str, Any]] = {}
@@ -180,7 +184,7 @@ class States:
                 try:
                     return State.model_validate_json((path / "state.json").read_bytes())
                 except (OSError, ValidationError):
-                    wrong = "state.json is damaged"
+                    wrong = "state.json is damaged, or of an earlier version"
             say(f"skipping {path}: {wrong}")
         return None
 

@@ -20,14 +20,16 @@ from threading import Lock
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from maskwise.devices import Lane, copies_aside, moved
 from maskwise.draws import fold, permutation
 from maskwise.errors import MaskwiseError
+from maskwise.flops import NO_TEXTS
 from maskwise.masking import MaskedBatch, Masker
-from maskwise.masking.batch import IGNORE
+from maskwise.masking.batch import IGNORE, Lengths
 from maskwise.objectives.base import Maker
 from maskwise.text import Rows
 from maskwise.training.learners import Learners, NumbersByName, learner_of
@@ -82,6 +84,7 @@ class Step(NamedTuple):
             diffusion the number of eligible tokens.
         sums: sums over all ranks: ``targets``, ``counted``, and ``asked``, the number of ranks that
             a signal asked to stop.
+        lengths: the lengths of the texts in the batches, on the host.
     """
 
     number: int
@@ -90,6 +93,7 @@ class Step(NamedTuple):
     facts: dict[str, float]
     counted: int
     sums: NumbersByName = MappingProxyType({})
+    lengths: Lengths = NO_TEXTS
 
 
 Summed: TypeAlias = Callable[[NumbersByName, Exception | None], dict[str, float]]
@@ -163,7 +167,8 @@ def look_ahead(
             return list(map(copied, batches))
 
         sent, mark = lane.send(send) if lane else (send(), None)
-        return Step(number, sent, targets, source.facts(batches), counted), mark
+        facts = source.facts(batches)
+        return Step(number, sent, targets, facts, counted, lengths=lengths_of(batches)), mark
 
     def received(step: Step, mark: object) -> Step:
         if lane is not None:
@@ -181,6 +186,26 @@ def look_ahead(
             if following < steps.stop and source.ahead(following):
                 waiting = thread.submit(make, following)
             yield received(*ready)
+
+
+def lengths_of(batches: Sequence[AnyBatch]) -> Lengths:
+    """Return the lengths of the texts in batches on the host. Other rows are texts, if there are
+    ``input_ids``.
+    """
+    read = [NO_TEXTS.read]
+    written = [NO_TEXTS.written]
+    for batch in batches:
+        if isinstance(batch, MaskedBatch):
+            lengths = batch.lengths
+            read.append(lengths.read)
+            written.append(lengths.written)
+        elif "input_ids" in batch:
+            present = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+            read.append(present.sum(-1).numpy())
+            # If the labels are a text, a decoder writes it.
+            targets = (batch["labels"] != IGNORE).view(len(batch["labels"]), -1)
+            written.append(targets.sum(-1).numpy())
+    return Lengths(np.concatenate(read), np.concatenate(written))
 
 
 class QuickTurns:
@@ -272,11 +297,10 @@ class MaskedSource:
         return {f"stream {self.rows.layout}": self.rows}
 
     def facts(self, batches: Sequence[MaskedBatch]) -> dict[str, float]:
-        """Return sums for ``summarise`` and for speed. ``squares``: the sum of squared lengths."""
+        """Return sums for ``summarise``, and the number of tokens."""
         sums = defaultdict[str, float](float)
         for batch in batches:
             line = batch.line
-            count_P = line.count(line.present)
             facts = {
                 "tokens": batch.tokens,
                 "eligible": line.eligible.sum(),
@@ -284,8 +308,7 @@ class MaskedSource:
                 "asked": batch.ratio.sum(),
                 "rows": len(batch.ratio),
                 "positions": line.input_ids.size,
-                "present": count_P.sum(),
-                "squares": (count_P**2).sum(),
+                "present": line.present.sum(),
             }
             for name, value in facts.items():
                 sums[name] += float(value)

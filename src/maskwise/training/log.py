@@ -20,9 +20,9 @@ from torch import Tensor
 
 from maskwise.devices import peak_memory, peak_rate
 from maskwise.errors import MaskwiseError, duration
+from maskwise.flops import Flops
 from maskwise.folders import finite
 from maskwise.objectives import Objective
-from maskwise.objectives.base import Work, trained
 from maskwise.printing import LINE_SECONDS, LOGGER, err_console, shows_progress
 from maskwise.training.checkpoint import Metrics, Totals
 from maskwise.training.data import Source, Step
@@ -31,7 +31,6 @@ from maskwise.training.learners import Facts, Learner
 from maskwise.training.ranks import Ranks
 from maskwise.training.several import SeveralObjectives
 from maskwise.training.stream import StreamedRows
-from maskwise.weights import attention_work, held_share
 
 Evaluate = Callable[[int, Ranks], Sequence[Facts]]
 
@@ -130,9 +129,14 @@ class Log:
     def add(self, update: Update, step: Step) -> None:
         """Add one update and the statistics of its batches, without waiting for the device."""
         self.window.append(update)
-        self.meter.add(step)
+        flops = self.meter.add(step)
         sums = self.totals.sums
-        counts = {"targets": update.targets, "counted": update.counted, **step.facts}
+        counts = {
+            "targets": update.targets,
+            "counted": update.counted,
+            "flops": flops,
+            **step.facts,
+        }
         for name, value in counts.items():
             sums[name] = sums.get(name, 0.0) + value
 
@@ -159,6 +163,7 @@ class Log:
             totals.loss = mean
         totals.tokens += int(facts.get("tokens", 0))
         totals.targets += int(sums["targets"])
+        totals.flops += int(sums["flops"])
         totals.seconds = time.perf_counter() - self.began
         asked = facts.get("scheduled_ratio", 1.0) * sums.get("eligible", math.inf)
         if done >= EMPTY_STEPS and not totals.targets and asked >= SURE_TARGETS:
@@ -400,13 +405,12 @@ class ProgressBar:
 # Model FLOPs utilisation (MFU) = FLOPs per second of the model / FLOPs per second by the data sheet
 # of the GPU. For processors and other GPUs, it is not known.
 #
-# The numerator counts only useful work: the encoder without embeddings for every token of the text,
-# the heads for every target (``Objective.work``), and attention within documents (Σ length²).
-# Padding and recomputation do not count.
+# The numerator counts only useful work: the weights for the tokens of the text and the targets, and
+# attention within documents (``maskwise.flops``). Padding and recomputation do not count.
 
 
 class Meter:
-    """Measures speed and memory of a training run between two lines of metrics.
+    """Counts the FLOPs of steps, and measures speed and memory between two lines of metrics.
 
     Args:
         objective: the objective in training.
@@ -430,10 +434,9 @@ class Meter:
         self.ranks = ranks
         self.frozen = frozen
         # Work can be counted only for objectives with a transformers model.
-        counted = rate is not None and hasattr(objective, "model")
-        self.rate = rate if counted else None
-        self.held = held_share(objective.model) if counted else 0.0
-        self.per_arm: dict[str, tuple[int, int]] = {}
+        self.counts = hasattr(objective, "model")
+        self.rate = rate if self.counts else None
+        self.by_objective: dict[str, Flops] = {}
         self._start()
 
     def _start(self) -> None:
@@ -441,29 +444,23 @@ class Meter:
         self.steps = 0
         self.began = time.perf_counter()
 
-    def add(self, step: Step) -> None:
-        """Add the work of this rank in a step."""
+    def add(self, step: Step) -> int:
+        """Add the work of this rank in a step, and return its FLOPs."""
         self.steps += 1
         tokens = step.facts.get("tokens", 0.0)
         self.tokens += tokens
-        if self.rate is None:
-            return
-        arm = ""
+        if not self.counts:
+            return 0
+        name = ""
         objective = self.objective
         if isinstance(objective, SeveralObjectives):
-            objective = objective.named(step.batches[0].objective)
-        # Cache the counts, because counting weights takes as long as a small step.
-        if arm not in self.per_arm:
-            per_token = self._trained(objective.work(1, 0), held=self.held)
-            per_target = self._trained(objective.work(0, 1), held=self.held)
-            self.per_arm[arm] = per_token, per_target
-        per_token, per_target = self.per_arm[arm]
-        config = self.objective.model.config
-        attention = Work(attention_work(config, tokens, step.facts.get("squares", 0.0)))
-        self.flops += per_token * tokens + per_target * step.targets + self._trained(attention)
-
-    def _trained(self, work: Work, *, held: float = 0.0) -> int:
-        return trained(work, frozen=self.frozen, held=held)
+            name = step.batches[0].objective
+            objective = objective.named(name)
+        if name not in self.by_objective:
+            self.by_objective[name] = Flops(objective, frozen=self.frozen)
+        flops = self.by_objective[name].trained(tokens, step.targets, step.lengths)
+        self.flops += flops
+        return flops
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -48,8 +48,8 @@ class Training(TypedDict):
     """The summary of a training run.
 
     ``loss`` is the loss in the last line of metrics whose steps had targets, in nats. ``seconds``,
-    ``tokens`` and ``targets`` are totals of the whole run, including the part before it was
-    resumed.
+    ``tokens``, ``targets`` and ``flops`` are totals of the whole run, including the part before it
+    was resumed. ``flops`` does not include probes and evaluations.
     """
 
     steps: int
@@ -58,6 +58,7 @@ class Training(TypedDict):
     resumed_at: int
     tokens: int
     targets: int
+    flops: int
 
 
 def train(
@@ -194,6 +195,7 @@ def train(
         "resumed_at": engine.start,
         "tokens": total.tokens,
         "targets": total.targets,
+        "flops": total.flops,
     }
 
 

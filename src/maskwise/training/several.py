@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import fold, permutation
 from maskwise.errors import MaskwiseError
+from maskwise.flops import Flops
 from maskwise.masking import MaskedBatch
 from maskwise.objectives import Loss, Objective
 from maskwise.objectives.base import counted
@@ -182,6 +183,9 @@ class Probe:
         fresh: whether every probe uses new rows and new masks, from policies as they are now, and
             no dropout for ``cse``, as in the released code of MOMETAS.
         rank, ranks: this rank and the number of ranks. Each rank measures a part of the rows.
+
+    Attributes:
+        flops: the FLOPs of the last probe on this rank.
     """
 
     def __init__(
@@ -216,6 +220,8 @@ class Probe:
             seed = fold(source.settings.seed, PROBE_SEED)
             self.rows[arm] = numbers[permutation(len(numbers), seed=seed, epoch=0)]
         self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in self.rows}
+        self.flops = 0
+        self.work = {arm: Flops(objective.named(arm)) for arm in self.rows}
 
     def __call__(self, turn: int) -> Tensor:
         """(2, 4, K) on the device: the four sums of ``_counted`` for both halves and all K arms.
@@ -228,6 +234,7 @@ class Probe:
         if not self.fresh:
             turn = 0
         sums = []
+        self.flops = 0
         # Restore only the random generator of the host. Every training step seeds that of the
         # device.
         with self.objective.judging(), torch.random.fork_rng(devices=()):
@@ -240,6 +247,9 @@ class Probe:
                 with dropout:
                     halves = [_counted(half, objective(half)) for half in batches]
                 sums.append(torch.stack(halves))
+                for half in batches:
+                    work = self.work[arm]
+                    self.flops += work.forward(half.tokens, half.targets, half.lengths)
         return torch.stack(sums, 2)
 
     def _batches(self, arm: str, turn: int) -> list[MaskedBatch]:
@@ -275,7 +285,7 @@ class SamplerLearner(Learner):
     """
 
     may_wait = False
-    kept = ("before", "line_sums", "run_sums", "probe_sums", "clock", "rewards")
+    kept = ("before", "line_sums", "run_sums", "probe_sums", "probe_flops", "clock", "rewards")
 
     def __init__(
         self, sampler: Sampler, probe: Callable[[], Probe] | None, *, watched_every: int = 0
@@ -288,6 +298,8 @@ class SamplerLearner(Learner):
         # Each is (5, K): the four sums of ``_counted`` and the number of steps, for each arm. They
         # are sums since the last line of metrics, since the start of the run, and over probes.
         self.line_sums, self.run_sums, self.probe_sums = torch.zeros(3, 5, count).double()
+        # The FLOPs of all probes, over all ranks; 0 if the sampler does not learn.
+        self.probe_flops = torch.zeros(1).double()
         # For each micro-batch since the last ``offer`` of sums: the index of its arm, and its four
         # sums on the device.
         self.seen: list[tuple[int, Tensor]] = []
@@ -326,6 +338,7 @@ class SamplerLearner(Learner):
             # The model was not on its device before the first call.
             self._probe = self._probe or self._make()
             parts.append(self._probe(now.done // self.every).flatten().cpu().double())
+            parts.append(torch.tensor([self._probe.flops]).double())
             self._add_probing(began)
         return torch.cat(parts) if parts else None
 
@@ -343,8 +356,9 @@ class SamplerLearner(Learner):
         if self._probes(now):
             assert sums is not None
             count = 8 * len(self.sampler.arms)
-            self._learn(now, sums[-count:].view(2, 4, -1))
-            sums = sums[:-count]
+            probed, flops = sums[-count - 1 :].split([count, 1])
+            sums = sums[: -count - 1]
+            self._learn(now, probed.view(2, 4, -1), flops)
         if sums is not None and len(sums):
             # All ranks draw the same arm, so steps are not summed over ranks.
             new = torch.cat([sums.view(4, -1), self.steps])
@@ -356,7 +370,7 @@ class SamplerLearner(Learner):
         self.clock[2] += tick - (self._since or tick)
         self._since = tick
 
-    def _learn(self, now: Progress, halves: Tensor) -> None:
+    def _learn(self, now: Progress, halves: Tensor, flops: Tensor) -> None:
         """Learn from a probe: the four sums of both halves and all arms, (2, 4, K)."""
         began = time.perf_counter()
         probed = halves.sum(0)
@@ -366,6 +380,7 @@ class SamplerLearner(Learner):
             if now.done:
                 self._teach(losses)
             self.probe_sums = self.probe_sums + torch.cat([probed, torch.ones_like(probed[:1])])
+            self.probe_flops = self.probe_flops + flops
             self._add_probing(began)
         self.before = losses
         self.clock[0] = now.done

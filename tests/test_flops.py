@@ -1,0 +1,225 @@
+"""FLOPs by formula are what torch counts, on rows without padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+from maskwise.flops import Flops, encoder_attention, encoder_weights, pairs, trained
+from maskwise.masking import Masker
+from maskwise.masking.batch import Lengths
+from maskwise.objectives import OBJECTIVES, objective, objective_class
+from maskwise.objectives.denoising import Denoising
+from maskwise.objectives.mlm import MaskedLanguageModelling
+from maskwise.text import Pieces, Rows, read_pieces, tokenise
+from maskwise.text.documents import Document
+from maskwise.training.data import lengths_of
+from test_several import Documents
+from training_tools import ARCHITECTURES, LENGTH, config, model, tokenizer
+
+
+def counted(one: Any, batch: Any, *, backward: bool = False) -> int:
+    """The FLOPs that torch counts. It sees the products of ``eager`` attention one by one."""
+    # Before 5.20, transformers does not set the attention of T5's encoder and decoder.
+    parts = [one.model, *getattr(one, "generator", torch.nn.ModuleList()).modules()]
+    if one.model.config.is_encoder_decoder:
+        parts += [one.model.get_encoder(), one.model.get_decoder()]
+    for part in parts:
+        if hasattr(part, "set_attn_implementation"):
+            part.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        loss = one(batch)
+        if backward:
+            loss.total.backward()
+    return int(counter.get_total_flops())
+
+
+def dense(rows: int, read: int) -> dict[str, torch.Tensor]:
+    """Rows without padding, of which every fourth token is a target."""
+    ids = torch.randint(5, 40, (rows, read))
+    labels = torch.full_like(ids, -100)
+    labels[:, ::4] = 7
+    return {"input_ids": ids, "labels": labels}
+
+
+def of_rows(rows: int, read: int, written: int = 0) -> Lengths:
+    return Lengths(np.full(rows, read), np.full(rows, written))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_forward_pass_of_every_family_is_what_torch_counts(architecture: str) -> None:
+    one = MaskedLanguageModelling(model(architecture))
+    found = Flops(one).forward(3 * 12, 3 * 3, of_rows(3, 12))
+    # ESM has a head for contacts, which is not applied.
+    beside = 2 * 4 * 3 * 12 if architecture == "esm" else 0
+    assert found - beside == counted(one, dense(3, 12))
+
+
+def test_layers_that_share_weights_are_counted_each() -> None:
+    net = model("albert", num_hidden_layers=4, num_hidden_groups=2)
+    one = MaskedLanguageModelling(net)
+    assert Flops(one).forward(36, 9, of_rows(3, 12)) == counted(one, dense(3, 12))
+    assert encoder_weights(net) < 2 * encoder_weights(model("albert", num_hidden_groups=1))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "eurobert"])
+def test_training_takes_three_times_as_many_flops(architecture: str) -> None:
+    one = MaskedLanguageModelling(model(architecture))
+    found = Flops(one)
+    assert found.trained(36, 9, of_rows(3, 12)) == counted(one, dense(3, 12), backward=True)
+    assert found.trained(36, 9, of_rows(3, 12)) == 3 * found.forward(36, 9, of_rows(3, 12))
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "bart": {"encoder_layers": 1, "decoder_layers": 2, "max_position_embeddings": 64}
+    | dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
+    | dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 24),
+    "t5": {"num_layers": 1, "num_decoder_layers": 2, "d_kv": 6, "d_ff": 24, "num_heads": 2},
+}
+
+
+def written_later(rows: int, written: int, layers: int, width: int) -> int:
+    """The FLOPs with which torch also counts the tokens after a token of a causal decoder."""
+    return rows * layers * 4 * width * written * (written - 1) // 2
+
+
+@pytest.mark.parametrize(("architecture", "width"), [("bart", 16), ("t5", 12)])
+def test_an_encoder_decoder_is_what_torch_counts(architecture: str, width: int) -> None:
+    given = {"d_model": 16, "vocab_size": 45, "decoder_start_token_id": 0, "pad_token_id": 0}
+    made = AutoConfig.for_model(architecture, **given, **SIZES[architecture])
+    one = Denoising(AutoModelForSeq2SeqLM.from_config(made).eval())
+    rows, read, written = 3, 7, 5
+    batch = {"input_ids": torch.full((rows, read), 6), "labels": torch.full((rows, written), 7)}
+    found = Flops(one).forward(rows * read, rows * written, of_rows(rows, read, written))
+    assert found + written_later(rows, written, 2, width) == counted(one, batch)
+
+
+def test_t5gemma_has_windows_in_both_halves() -> None:
+    part = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+        "intermediate_size": 24,
+        "vocab_size": 45,
+        "sliding_window": 3,
+        "layer_types": ["full_attention", "sliding_attention"],
+    }
+    made = AutoConfig.for_model("t5gemma", encoder=part, decoder={**part}, vocab_size=45)
+    one = Denoising(AutoModelForSeq2SeqLM.from_config(made).eval())
+    lengths = of_rows(1, 7, 5)
+    width = 2 * 4
+    read = pairs(lengths.read) + pairs(lengths.read, reach=3)
+    own = pairs(lengths.written, causal=True) + pairs(lengths.written, reach=2, causal=True)
+    work = one.attention(lengths)
+    assert work.scores == 2 * width * read
+    assert work.head == 2 * width * (own + 2 * 7 * 5)
+    # Torch's counter sees whole rows, as if there were no windows.
+    batch = {"input_ids": torch.full((1, 7), 6), "labels": torch.full((1, 5), 7)}
+    left_out = 2 * (49 + 25) - read - own
+    assert Flops(one).forward(7, 5, lengths) + 4 * width * left_out == counted(one, batch)
+
+
+ENCODERS = [name for name in OBJECTIVES if objective_class(name).kind == "encoder"]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_objective_costs_what_torch_counts(name: str) -> None:
+    """A batch of one row has no padding. Special tokens are left out of the tokens, so they are
+    added here."""
+    torch.manual_seed(0)
+    one = objective(name, model("bert", hidden_dropout_prob=0.1))
+    make = objective_class(name).maker(tokenizer(), seed=3, length=LENGTH + 8)
+    rows = 4 if name == "cse" else 1
+    batch = make(Documents(16).line(torch.arange(rows)), step=1, total_steps=10)
+    lengths = batch.lengths
+    read = int(lengths.read.sum())
+    assert read == batch.input_ids.numel()
+    body = Flops(one).per_token.body or encoder_weights(one.model)
+    special = read - (batch.targets if objective_class(name).detects else batch.tokens)
+    beside = special * body
+    if name == "rtd":
+        beside += special * encoder_weights(one.generator)
+    if name == "cse":
+        # The similarity of each row to each other.
+        beside += 4 * 4 * 16
+    if name == "clm":
+        # The kernel for its attention, which torch does not count.
+        assert one.attention(lengths).scores == 2 * 2 * 16 * read * (read + 1) // 2
+        beside -= one.attention(lengths).scores
+    if name == "tsdae":
+        # Torch also counts the tokens after each token.
+        written = int(lengths.written.sum())
+        beside += 2 * 16 * (written * (written - 1) // 2)
+    found = Flops(one).forward(batch.tokens, batch.targets, lengths)
+    assert found + 2 * beside == counted(one, batch)
+
+
+def test_pairs_are_counted_in_each_document() -> None:
+    for causal in (False, True):
+        for reach in (None, 0, 1, 3, 40):
+            expected = 0
+            for length in (0, 1, 2, 4, 7):
+                place = np.arange(length)
+                distance = place[:, None] - place
+                near = abs(distance) <= (length if reach is None else reach)
+                expected += (near & (distance >= 0) if causal else near).sum()
+            assert pairs(np.array([0, 1, 2, 4, 7]), reach=reach, causal=causal) == expected
+
+
+def test_sliding_layers_count_the_pairs_in_their_window() -> None:
+    mixed = config("modernbert")
+    mixed.layer_types, mixed.sliding_window = ["full_attention", "sliding_attention"], 2
+    width = 2 * mixed.hidden_size
+    long = np.array([100])
+    assert encoder_attention(mixed, long) == width * (100**2 + 100 * 5 - 2 * 3)
+    short = np.full(4, 3)
+    assert encoder_attention(mixed, short) == width * 2 * 4 * 3**2
+
+
+def pieces_of(texts: list[str]) -> Pieces:
+    documents = [Document(text, text) for text in texts]
+    return read_pieces(tokenise(documents, tokenizer()), tokenizer=tokenizer(), length=10)
+
+
+@pytest.mark.parametrize(
+    ("layout", "read"),
+    [("document", [3, 4, 5, 6]), ("packed", [3, 4, 5, 6]), ("joined", [6, 10])],
+)
+def test_lengths_are_those_of_the_texts_that_attention_keeps_apart(
+    layout: str, read: list[int]
+) -> None:
+    texts = ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w1"]
+    rows = Rows.of(pieces_of(texts), layout)
+    batch = Masker(tokenizer(), ratio=0.5, seed=0)(rows.line(range(len(rows))))
+    # With [CLS] and [SEP].
+    assert sorted(batch.lengths.read.tolist()) == read
+    assert lengths_of([batch, batch]).read.sum() == 2 * sum(read)
+    assert len(batch.lengths.written) == 0
+
+
+@pytest.mark.parametrize("layout", ["document", "packed"])
+def test_texts_that_a_decoder_writes_have_lengths_of_their_own(layout: str) -> None:
+    pieces = pieces_of(["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w1"])
+    rows = Rows.of(pieces, layout)
+    masker = Masker(tokenizer(), ratio=0.5, corruption="infill", seed=0)
+    batch = masker(rows.line(range(len(rows))))
+    # The decoder writes the texts with [CLS] and [SEP].
+    assert sorted(batch.lengths.written.tolist()) == [3, 4, 5, 6]
+    assert batch.lengths.written.sum() == batch.targets
+    assert batch.lengths.read.sum() == batch.tokens
+    assert len(batch.lengths.read) == 4 and (batch.lengths.read <= batch.lengths.written).all()
+
+
+def test_frozen_encoders_run_forward_only() -> None:
+    one = MaskedLanguageModelling(model("bert"))
+    work = Flops(one).work(36, 9, of_rows(3, 12))
+    frozen = Flops(one, frozen=True).trained(36, 9, of_rows(3, 12))
+    assert frozen == 2 * (work.body + work.scores) + 6 * work.head + 4 * work.tied
+    assert trained(work, held=1.0) == 6 * work.all - 2 * (work.body + work.tied)
