@@ -11,7 +11,7 @@ import pytest
 
 import maskwise as mw
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation.evaluate import evaluate_checkpoint, load_sets
+from maskwise.evaluation.evaluate import evaluate_checkpoint, load_measures
 from maskwise.evaluation.texts import TextLoss
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.adapt import Request, draft_of, forgotten_of, forgotten_words
@@ -57,7 +57,7 @@ def drafted(files: Path, text: str = "own", **more: Any) -> Recipe:
 
 
 def measure_of(recipe: Recipe) -> TextLoss:
-    (measure,) = load_sets(recipe.evaluation).values()
+    (measure,) = load_measures(recipe.evaluation).values()
     assert isinstance(measure, TextLoss)
     return measure
 
@@ -222,8 +222,8 @@ def test_the_loss_on_a_text_is_a_measure_of_evaluate(files):
     (record,) = evaluate_checkpoint("bundled:encoder", [measure], text=None)
     (again,) = evaluate_checkpoint("bundled:encoder", [measure], text=None)
     assert record == again
-    assert (record["name"], record["metric"], record["higher_is_better"]) == ("mine", "nats", False)
-    assert record["items"] > 50 and record["value"] > 1
+    assert (record.measure, record.metric, record.higher_is_better) == ("mine", "nats", False)
+    assert (record.items or 0) > 50 and record.value > 1
 
 
 def test_adapt_says_what_was_forgotten(files, capfd):

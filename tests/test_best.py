@@ -17,7 +17,7 @@ from torch import Tensor
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import evaluate, load_sets
+from maskwise.evaluation import evaluate, load_measures
 from maskwise.evaluation.evaluate import Text
 from maskwise.folders import read_lines
 from maskwise.recipe import Recipe, read_recipe
@@ -210,8 +210,8 @@ def test_pretraining_keeps_its_best_state_and_says_so(
     for rows, reported in ((verdict, done["heldout"][0]["loss"]), (dev, done["dev_loss"])):
         text = Text(data.tokenizer, rows)
         found = evaluate(str(out / "checkpoint"), text, recipe.evaluation)[0]
-        assert found["kind"] == "heldout" and found["masks"] == "token"
-        assert found["loss"] == pytest.approx(reported, rel=1e-6)
+        assert (found.kind, found.measure, found.split) == ("heldout", "token", "test")
+        assert found.value == pytest.approx(reported, rel=1e-6)
 
 
 @pytest.mark.parametrize("kill", [2, 3])
@@ -257,8 +257,8 @@ def test_each_seed_chooses_and_all_runs_are_judged_on_the_same_documents(
         result = store.result(run.trainings[-1]) or {}
         steps[run.arm, run.seed] = result.get("best_step")
         # The rows of the verdict: as many targets for every arm, and fewer than of all rows.
-        first = (store.result(run.evaluated) or {})["records"][0]
-        assert first["targets"] < 100
+        first = (store.result(run.evaluated) or {})["measurements"][0]
+        assert first["items"] < 100
     assert None not in (steps["stop", 0], steps["stop", 1])
     assert steps["on", 0] is steps["on", 1] is None
 
@@ -396,7 +396,7 @@ def test_general_text_that_chooses_is_not_measured(files: Path) -> None:
     held = [each for each in read_documents(general) if holds_out(each, 0.2)]
     for patience, count in ((None, len(held)), (3, sum(not is_dev(place_of(x)) for x in held))):
         recipe = adapt_recipe(files, str(files / "task.jsonl"), patience=patience, **more)
-        (measure,) = load_sets(recipe.evaluation).values()
+        (measure,) = load_measures(recipe.evaluation).values()
         assert len(measure.texts()) == count
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation.evaluate import bound_records
+from maskwise.evaluation.heldout import bound_rows
 from maskwise.evaluation.scoring import Bound, HeldOut
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import MaskedLanguageModelling
@@ -112,7 +112,7 @@ def test_evaluate_tells_the_bound(tmp_path: Path, capsys: pytest.CaptureFixture[
     records = {line.get("metric"): line for line in json.loads(capsys.readouterr().out)}
     nats, bits = records["nats per token"], records["bits per token"]
     texts = file.read_text().split("\n\n")
-    assert nats["value"] > nats_of(texts) / nats["items"] - 3 * nats["error"]
+    assert nats["value"] > nats_of(texts) / nats["items"] - 3 * nats["item_error"]
     assert bits["value"] == pytest.approx(nats["value"] / math.log(2))
     size = sum(len(text.encode()) for text in texts)
     assert records["bits per byte"]["value"] * size == pytest.approx(bits["value"] * bits["items"])
@@ -125,8 +125,8 @@ def test_a_single_text_has_a_bound_without_an_error() -> None:
     objective = MaskedLanguageModelling(model("bert").eval())
     bound = Bound(rows, tokenizer(), torch.arange(1))
     [line] = HeldOut(rows, {}, None, bound=bound)(objective)
-    for record in (line, *bound_records(bound(objective), 30)):
-        assert "error" not in record and json.dumps(record, allow_nan=False)
+    for record in (line, *[row.line() for row in bound_rows(bound(objective), 30)]):
+        assert not {"error", "item_error"} & record.keys() and json.dumps(record, allow_nan=False)
 
 
 def test_no_figure_per_byte_where_the_text_holds_unknown_tokens() -> None:
@@ -134,9 +134,9 @@ def test_no_figure_per_byte_where_the_text_holds_unknown_tokens() -> None:
     objective = MaskedLanguageModelling(model("bert").eval())
     text = Bound(rows, tokenizer(), torch.arange(2), draws=2)(objective)
     assert text.unknown == 1 and text.tokens == 6
-    records = bound_records(text, 30)
-    assert [r["metric"] for r in records] == ["nats per token", "bits per token"]
-    assert "no value per byte" in str(records[0]["skipped"])
+    rows = bound_rows(text, 30)
+    assert [row.metric for row in rows] == ["nats per token", "bits per token"]
+    assert "no value per byte" in str(rows[0].facts["skipped"])
     with pytest.raises(MaskwiseError, match=r"got 3 × \[UNK\]"):
         Bound(rows_of(["nobody knows this"]), tokenizer(), torch.arange(1))
 

@@ -157,7 +157,7 @@ def check_plug_ins(names: dict[str, Any]) -> None:
         del KINDS["opening-classification"], METRICS["worst-class"]
         del SCHEDULES["staircase"]
     assert (names["found"].start.tolist(), names["found"].end.tolist()) == ([8], [12])
-    assert names["ratio"] == pytest.approx(0.20) and names["records"][0]["value"] > 0
+    assert names["ratio"] == pytest.approx(0.20) and names["row"].value > 0
     assert names["drawn"][0] == "mlm" and names["drawn"][-1] == "cse"
     # Swapped tokens come from the same text, and the labels are the tokens that stood there.
     batch = names["batch"]

@@ -28,11 +28,11 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import (
     EvaluationSettings,
     evaluate,
-    load_sets,
+    load_measures,
     overlap_record,
 )
 from maskwise.evaluation.cloze import Cloze, Fact, candidate_scores, questions_of, rank_of
-from maskwise.evaluation.evaluate import settings_of
+from maskwise.evaluation.evaluate import call_of, measure_of
 from maskwise.evaluation.overlap import occurring
 from maskwise.evaluation.scoring import log_probabilities, pseudo_perplexity
 from maskwise.evaluation.sets import Pairs, load_set
@@ -149,13 +149,13 @@ def test_pseudo_perplexity_by_hand() -> None:
     value = math.exp(-(2 + 1 + 0.5 + 0 - 4 * total) / 4)
     unigram = torch.full((size,), -math.log(size))
     model = Frequencies(the=2.0, cat=1.0, __s=0.5)
-    records = pseudo_perplexity(model, TOKENIZER, texts, unigram)
+    records = [row.line() for row in pseudo_perplexity(model, TOKENIZER, texts, unigram)]
     assert [record["metric"] for record in records] == ["token", "within-word"]
     for record in records:
         assert record["value"] == pytest.approx(value, rel=1e-5) and record["items"] == 4
         assert record["chance"] == pytest.approx(size, rel=1e-5)
-        assert record["name"] == "pseudo-perplexity" and not record["higher_is_better"]
-    assert pseudo_perplexity(Frequencies(), TOKENIZER, texts)[0]["chance"] is None
+        assert record["measure"] == "pseudo-perplexity" and not record["higher_is_better"]
+    assert pseudo_perplexity(Frequencies(), TOKENIZER, texts)[0].chance is None
     with pytest.raises(MaskwiseError, match="no held-out token can be scored"):
         pseudo_perplexity(Frequencies(), TOKENIZER, encode(TOKENIZER, ["xyz"]))
 
@@ -236,7 +236,8 @@ def test_a_sentence_with_its_answer_is_tokenised_as_in_running_text(kind: Any) -
 
 
 def by_metric(model: Any, test_set: Cloze | Pairs) -> dict[str, Any]:
-    return {record["metric"]: record for record in test_set.score(model, TOKENIZER)}
+    rows = [row.line() for row in test_set.measure(model, TOKENIZER)]
+    return {row["metric"]: row for row in rows}
 
 
 @torch.no_grad()
@@ -476,8 +477,11 @@ def test_bad_settings(raw: dict[str, Any], message: str) -> None:
 def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "pairs.jsonl", [{"sentence_good": "a", "sentence_bad": "b"}])
     settings = EvaluationSettings(pairs=("bundled:pairs", str(tmp_path / "pairs.jsonl")))
-    with pytest.raises(MaskwiseError, match="two evaluation sets are called 'pairs'; rename"):
-        load_sets(settings)
+    with pytest.raises(MaskwiseError, match="two measures are called 'pairs'; rename"):
+        load_measures(settings)
+    for name in ("heldout", "bound(3)", "word-loss"):
+        with pytest.raises(MaskwiseError, match="use the setting of this name"):
+            load_measures(EvaluationSettings(measures=(name,)))
 
 
 # One checkpoint
@@ -519,15 +523,20 @@ def test_evaluate(data: Any, checkpoint: Path, tmp_path: Path, order: Path) -> N
     sets = {"cloze": (str(facts),), "pairs": (str(order),)}
     settings = EvaluationSettings(rows=8, pseudo_perplexity=3, **sets)
     found = evaluate(checkpoint, data, settings)
-    heldout = [line for line in found if line["kind"] == "heldout"]
-    masks = [(line["ratio"], line["masks"]) for line in heldout]
-    assert masks == [(ratio, name) for ratio in (0.15, 0.4) for name in ("token", "whole-word")]
+    heldout = [row for row in found if row.kind == "heldout"]
+    masks = [(row.ratio, row.measure, row.split) for row in heldout]
+    assert masks == [
+        (ratio, name, split)
+        for ratio in (0.15, 0.4)
+        for name in ("token", "whole-word")
+        for split in ("test", "unigram")
+    ]
     rest = found[len(heldout) :]
-    names = [(line["name"], line["metric"]) for line in rest]  # type: ignore[typeddict-item]
+    names = [(row.measure, row.metric) for row in rest]
     assert len(set(names)) == len(names)
     assert {name for name, _ in names} == {"pseudo-perplexity", "facts", "order"}
-    assert all(math.isfinite(line["value"]) for line in rest)  # type: ignore[typeddict-item]
-    json.dumps(found)
+    assert all(math.isfinite(row.value) for row in rest)
+    json.dumps([row.line() for row in found])
     # The same again, and with the model in hand, which stays as it was.
     model = load_model(checkpoint).train()
     assert evaluate(model, data, settings) == found and model.training
@@ -542,7 +551,7 @@ def test_a_checkpoint_is_measured_on_the_accelerator_and_a_model_where_it_is(
     module = sys.modules["maskwise.evaluation.evaluate"]
     monkeypatch.setattr(module, "best_device", lambda: torch.device("meta"))
     settings = EvaluationSettings(rows=4, ratios=(0.15,), masks=("token",))
-    assert evaluate(load_model(checkpoint), data, settings)[0]["loss"] > 0
+    assert evaluate(load_model(checkpoint), data, settings)[0].value > 0
     with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta"):
         evaluate(checkpoint, data, settings)
 
@@ -553,11 +562,11 @@ def test_what_cannot_be_evaluated(data: Any, checkpoint: Path, tmp_path: Path) -
     broken = Frequencies(cat=math.nan)
     for measure in (Pairs("p", ("the cat",), ("cat the",), ("",), 1), SENTENCES):
         with pytest.raises(MaskwiseError, match="predictions are not numbers; got nan"):
-            measure.score(broken, TOKENIZER)
+            measure.measure(broken, TOKENIZER)
     model = load_model(checkpoint)
     with torch.no_grad():
         next(model.parameters()).fill_(math.nan)
-    said = "a measure is not a finite number; got .*'masks': 'token'"
+    said = "a measure is not a finite number; got .*'measure': 'token'"
     with pytest.raises(MaskwiseError, match=said):
         evaluate(model, data, EvaluationSettings(rows=4))
     small = Known()
@@ -580,41 +589,40 @@ def test_the_command(
     ]
     assert maskwise("evaluate", checkpoint, *measures) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [line["kind"] for line in found] == ["heldout"] * 4 + ["evaluation"] * 3
+    assert [line["kind"] for line in found] == ["heldout"] * 8 + ["evaluation"] * 3
+    assert not {"arm", "seed"} & set().union(*found)
     # The reference beside a loss is that of the text's own word frequencies.
-    assert 0 < found[0]["unigram"] < math.log(5000)
+    assert found[1]["split"] == "unigram" and 0 < found[1]["value"] < math.log(5000)
 
 
 def test_former_spellings_of_measures_are_read_and_named(
-    capsys: pytest.CaptureFixture[str],
+    order: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    former = ["bound:16", "pseudo-perplexity:2", "pairs:a:b.jsonl", "cloze:f(items=5)", "bound"]
-    found = settings_of(former)
-    assert found == settings_of(
-        ["bound(16)", "pseudo-perplexity(2)", "pairs('a:b.jsonl')", "cloze('f', items=5)"]
-    )
-    assert (found.bound, found.pairs, found.cloze) == (16, ("a:b.jsonl",), ("f(items=5)",))
+    pairs = f"{order}(items=1)"
+    former = ["bound:16", "pseudo-perplexity:2", f"pairs:{pairs}"]
+    now = ["bound(16)", "pseudo-perplexity(2)", f"pairs({pairs!r})"]
+    found = [measure_of(call_of(measure)) for measure in former]
+    assert found == [measure_of(call_of(measure)) for measure in now]
+    assert vars(found[0])["draws"] == 16 and vars(found[1])["rows"] == 2
     assert [
         message.partition(" is now called ")[::2]
         for message in capsys.readouterr().err.splitlines()
-    ] == [
-        ("bound:16", "bound(16)"),
-        ("pseudo-perplexity:2", "pseudo-perplexity(2)"),
-        ("pairs:a:b.jsonl", "pairs('a:b.jsonl')"),
-        ("cloze:f(items=5)", "cloze('f(items=5)')"),
-    ]
+    ] == list(zip(former, now))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--with", "perplexity"], "unknown measure 'perplexity'"),
-        (["--with", "pseudo-perplexity"], "need a text; give --text FILE"),
-        (["--with", "pairs"], "the measure pairs; got pairs; allowed: pairs('FILE') or"),
-        (["--with", "heldout:5"], "got heldout:5; allowed: heldout"),
-        (["--with", "pseudo-perplexity(0)"], "got pseudo-perplexity(0); allowed: pseudo"),
-        (["--with", "bound(none)"], "got bound(none); allowed: bound or bound(DRAWS)"),
-        (["--with", "bound"], "need a text; give --text FILE"),
+        (["--with", "pseudo-perplexity"], "pseudo-perplexity needs a text; give --text FILE"),
+        (["--with", "pairs"], "measure pairs: missing a required argument: 'source'"),
+        (["--with", "pairs(7)"], "source is not valid; got 7"),
+        (["--with", "heldout:5"], "unknown measure 'heldout:5'"),
+        (["--with", "heldout"], "heldout needs a text; give --text FILE"),
+        (["--with", "pseudo-perplexity(0)"], "rows of pseudo-perplexity is not valid; got 0"),
+        (["--with", "bound(none)"], "draws is not valid; got 'none'"),
+        (["--with", "bound(2), bound(3)"], "two measures are called 'bound'"),
+        (["--with", "bound"], "bound needs a text; give --text FILE"),
         ([], "nothing to measure"),
         (["--with", "pairs('none.jsonl')"], "no evaluation file 'none.jsonl'"),
     ],

@@ -117,13 +117,13 @@ def test_every_measure_of_an_evaluation_is_timed_on_some_of_its_items(recipe, mo
     """The time of minimal pairs, facts and other measures was not counted at all."""
     scored = []
     monkeypatch.setattr(timing, "ITEMS", 4)
-    real = Pairs.score
+    real = Pairs.measure
 
-    def score(self, model, tokenizer):
+    def measure(self, model, tokenizer):
         scored.append(len(self.good))
         return real(self, model, tokenizer)
 
-    monkeypatch.setattr(Pairs, "score", score)
+    monkeypatch.setattr(Pairs, "measure", measure)
     pairs = [{"sentence_good": WORDS[n], "sentence_bad": WORDS[n + 1]} for n in range(20)]
     write_lines(recipe.parent / "pairs.jsonl", pairs)
     asked = [f"evaluation.pairs={recipe.parent / 'pairs.jsonl'}", "tasks=[]", "phases=none"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ from maskwise.measurements import (
     COLUMNS,
     Measurement,
     measurements,
-    of_evaluation,
-    of_heldout,
     of_score,
     table_of,
 )
@@ -25,7 +24,7 @@ from maskwise.report.tables import evaluation_table
 from maskwise.verdict.outcomes import Outcomes
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
-RUN = {"arm": "a", "seed": 3}
+RUN: Any = {"arm": "a", "seed": 3}
 SCORE = {
     "task": "topics",
     "metric": "accuracy",
@@ -37,32 +36,37 @@ SCORE = {
     "item_error": 0.01,
     "item_sums": [3, 1],
 }
-LOSS = {
-    "masks": "token",
-    "ratio": 0.15,
-    "loss": 2.5,
-    "unigram": 6.0,
-    "targets": 90,
-    "per_byte": 0.2,
-}
-PAIRS = {
-    "name": "pairs",
-    "metric": "accuracy",
-    "value": 0.6,
-    "chance": 0.5,
-    "higher_is_better": True,
-    "items": 100,
-    "error": 0.05,
-    "ties": 2,
-}
+LOSS = Measurement(
+    **RUN,
+    kind="heldout",
+    measure="token",
+    value=2.5,
+    metric="nats",
+    unit="nats",
+    higher_is_better=False,
+    ratio=0.15,
+    items=90,
+    facts={"per_byte": 0.2},
+)
+UNIGRAM = replace(LOSS, split="unigram", value=6.0, facts={})
+PAIRS = Measurement(
+    **RUN,
+    measure="pairs",
+    metric="accuracy",
+    value=0.6,
+    chance=0.5,
+    items=100,
+    item_error=0.05,
+    facts={"ties": 2},
+)
 COST = {"kind": "cost", **RUN, "steps": 10, "tokens": 640, "targets": 0, "flops": None}
 
 
 def lines(**more: Any) -> list[dict[str, Any]]:
     """The lines of records.jsonl of a run."""
     run = RUN | more
-    rows = [*of_score(run, SCORE), *of_heldout(run, LOSS), of_evaluation(run, PAIRS)]
-    return [*[row.line() for row in rows], COST]
+    measured = [replace(row, **more) for row in (LOSS, UNIGRAM, PAIRS)]
+    return [*[row.line() for row in (*of_score(run, SCORE), *measured)], COST]
 
 
 def outcomes(*lines: dict[str, Any], tasks: Any = None) -> dict[str, Measurement]:
@@ -124,6 +128,12 @@ def test_a_line_is_its_row() -> None:
             assert {"length", "role"} & line.keys() == more.keys() and None not in line.values()
 
 
+def test_a_row_without_a_run_has_no_columns_of_a_run() -> None:
+    row = Measurement(measure="weights", metric="millions", unit="millions", value=4.0)
+    assert not {"arm", "seed", "role"} & row.line().keys()
+    assert Measurement.of({**row.line(), **RUN}) == replace(row, **RUN)
+
+
 def test_lines_of_an_earlier_version_are_refused() -> None:
     for line in ({"kind": "score", "task": "t"}, {"kind": "heldout", "masks": "token"}):
         with pytest.raises(MaskwiseError, match="earlier version"):
@@ -160,8 +170,7 @@ def test_the_table_has_the_numbers_of_recorded_studies(study: str) -> None:
 
 def test_an_evaluation_and_a_task_may_have_the_same_name() -> None:
     task = {**RUN, "kind": "task", "measure": "pairs", "metric": "accuracy", "value": 0.8}
-    pairs = of_evaluation(RUN, PAIRS).line()
-    folder = Folder(kind="study", name="s", records=[pairs, task | {"chance": 0.11}])
+    folder = Folder(kind="study", name="s", records=[PAIRS.line(), task | {"chance": 0.11}])
     folder.study = {**folder.study, "arms": {"a": {}}}  # type: ignore[typeddict-item]
     (row,) = evaluation_table(folder)["rows"]
     assert (row["chance"], row["items"], row["means"]) == (0.5, 100, {"a": 0.6})

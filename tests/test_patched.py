@@ -14,6 +14,8 @@ from transformers import GenerationConfig, Trainer, TrainingArguments
 import maskwise as mw
 from maskwise.evaluation import EvaluationSettings, evaluate
 from maskwise.evaluation.evaluate import Text
+from maskwise.evaluation.heldout import FixedMasks
+from maskwise.evaluation.measure import HeldOutText
 from maskwise.families import patched
 from maskwise.masking import Masker
 from maskwise.objectives import ContrastiveSentences, MaskedLanguageModelling, objective
@@ -130,13 +132,15 @@ def test_an_evaluation_keeps_the_mode_of_every_part(
     net.base_model.eval()  # as with a frozen encoder
     before = state_of(net)
 
-    def measured(asked: Any, *_: object) -> list[Any]:
+    def measured(_: object, asked: Any, *__: object, **___: object) -> list[Any]:
         assert not any(part.training for part in asked.modules())
         if fails:
             raise Broken
         return []
 
-    monkeypatch.setattr(sys.modules["maskwise.evaluation.evaluate"], "_held_out", measured)
+    monkeypatch.setattr(FixedMasks, "measure", measured)
+    module = sys.modules["maskwise.evaluation.evaluate"]
+    monkeypatch.setattr(module, "_held_out_text", lambda data, _: HeldOutText(data.held_out, None))
     data = Text(tokenizer(), DATA)  # type: ignore[arg-type]
     with pytest.raises(Broken) if fails else nullcontext():
         evaluate(net, data, EvaluationSettings(masks=("token",), rows=4))

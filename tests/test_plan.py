@@ -97,8 +97,11 @@ def pretend(stage: Stage, store: StageStore) -> None:
         training = load_json(store.folder(stage.needs[1]) / "stage.json")["what"]["training"]
         best = 0.01 if training["seed"] % 2 == 0 else 0.02
         loss = 5 + abs(training["learning_rate"] - best) + 1e-7 * training["seed"]
-        line = {"kind": "heldout", "loss": loss, "ratio": 0.15, "unigram": 6.0, "targets": 9}
-        result["records"] = [line | {"masks": kind} for kind in MASKS]
+        line = {"kind": "heldout", "metric": "nats", "unit": "nats", "higher_is_better": False}
+        line |= {"ratio": 0.15, "items": 9}
+        values = [{"split": "test", "value": loss}, {"split": "unigram", "value": 6.0}]
+        rows = [line | {"measure": kind} | value for kind in MASKS for value in values]
+        result["measurements"] = rows
     write_json(store.folder(stage) / "stage.json", stage.as_dict())
     write_json(store.folder(stage) / "done.json", result)
 
@@ -222,10 +225,11 @@ def test_scores_of_a_point_have_the_names_of_the_recipe_and_are_numbers(
 ):
     task = Stage("finetune", {"task": "worlds/50.jsonl"})
     evaluated = Stage("evaluate", {})
-    line = {"kind": "heldout", "masks": "token", "ratio": 0.15, "loss": loss}
+    line = {"kind": "heldout", "measure": "token", "ratio": 0.15, "value": loss}
+    others = [{**line, "measure": "whole-word"}, {**line, "split": "unigram", "value": 6.0}]
     for stage, result in (
         (task, {"dev": dev, "metric": "nats"}),
-        (evaluated, {"records": [line, {**line, "masks": "whole-word"}]}),
+        (evaluated, {"measurements": [line, *others]}),
     ):
         write_json(StageStore(tmp_path).folder(stage) / "done.json", result | {"seconds": 1})
     run = Run("a", 0, Recipe(), (), evaluated, tasks={"worlds/{seed}.jsonl": task})
@@ -457,10 +461,10 @@ def test_the_hash_of_inputs_depends_on_every_file(recipe, tmp_path):
         assert changed != texts
         file.write_text(changed)
         # A process reads evaluation sets only once.
-        stages._sets_content.cache_clear()
+        stages._contents.cache_clear()
         assert inputs() != before
         file.write_text(texts)
-        stages._sets_content.cache_clear()
+        stages._contents.cache_clear()
         assert inputs() == before
 
 
@@ -565,7 +569,7 @@ def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):
         if "score" in result:
             result |= {"score": math.nan, "fine_tuning": [math.nan]}
         else:
-            result["records"][0]["loss"] = math.inf
+            result["measurements"][0]["value"] = math.inf
         file.write_text(json.dumps(result))
     found = compare(recipe, more, out)
     assert [(r["arm"], r["seed"]) for r in found["failures"]] == [("words-30", 1)] * 2

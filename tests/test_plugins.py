@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from maskwise.annotate.shard import Live
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, evaluate_checkpoint
 from maskwise.evaluation.evaluate import MEASURES
+from maskwise.evaluation.measure import Measure
 from maskwise.masking import CORRUPTIONS, SCHEDULES, schedules
 from maskwise.masking.corruptions import Bert, corruption
 from maskwise.masking.policies import POLICIES, Policy, Token, policy
+from maskwise.measurements import Measurement
 from maskwise.objectives import (
     OBJECTIVES,
     MaskedDiffusion,
@@ -41,7 +44,7 @@ from maskwise.specs import find
 from maskwise.tasks import KINDS, METRICS, load_task
 from maskwise.text import train_tokenizer
 from maskwise.text.segmenters import SEGMENTERS
-from tiny import maskwise
+from tiny import maskwise, write_inputs
 from training_tools import model, tokenizer
 
 TABLES = (
@@ -53,7 +56,8 @@ import re
 from dataclasses import dataclass, replace
 
 from maskwise.annotate.registry import SPANS, ByText
-from maskwise.evaluation.sets import TestSet
+from maskwise.evaluation.measure import Measure
+from maskwise.measurements import Measurement
 from maskwise.masking.corruptions import Bert
 from maskwise.masking.policies import WholeWord
 from maskwise.masking.schedules import linear
@@ -92,19 +96,15 @@ class Only(Single):
     """Trains one objective."""
 
 
-class Counted(TestSet):
+class Counted(Measure):
     """Counts what it is told."""
 
     def __init__(self, n: int = 1):
         self.name, self.n = "counted", n
 
-    def texts(self):
-        return []
-
-    def score(self, model, tokenizer):
-        facts = {"value": float(self.n), "items": self.n, "chance": None}
-        record = {"kind": "evaluation", "name": self.name, "metric": "number", **facts}
-        return [{**record, "higher_is_better": True}]
+    def measure(self, model, tokenizer, *, seed=0, folder=None):
+        scale = {"metric": "number", "unit": "number", "items": self.n}
+        return [Measurement(measure=self.name, value=float(self.n), **scale)]
 
 
 RHYME = replace(SEQUENCE_CLASSIFICATION, name="rhyme")
@@ -183,11 +183,38 @@ def test_a_measure_of_a_package_is_recorded(installed, tmp_path):
     model("bert").save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     [record] = evaluate_checkpoint(str(tmp_path), ["counted(n=3)"], text=None)
-    assert (record["name"], record["metric"], record["value"]) == ("counted", "number", 3.0)
+    assert (record.measure, record.metric, record.value) == ("counted", "number", 3.0)
     with pytest.raises(MaskwiseError, match=r"unknown measure 'count'.*did you mean 'counted'"):
         evaluate_checkpoint(str(tmp_path), ["count"], text=None)
-    with pytest.raises(MaskwiseError, match=r"measure verse is not valid.*TestSet"):
+    with pytest.raises(MaskwiseError, match=r"measure verse is not valid.*Measure"):
         evaluate_checkpoint(str(tmp_path), ["verse"], text=None)
+
+
+class Weights(Measure):
+    """The number of weights, in millions."""
+
+    name = "weights"
+
+    def measure(self, model, tokenizer, *, seed=0, folder=None):
+        scale = {"metric": "millions", "unit": "millions", "higher_is_better": False}
+        return [Measurement(measure="weights", value=model.num_parameters() / 1e6, **scale)]
+
+
+def test_a_registered_measure_is_in_the_table_of_a_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(MEASURES, "_members", dict(MEASURES._members))
+    monkeypatch.setattr(MEASURES, "_registered", set())
+    MEASURES.register("weights", Weights)
+    settings = ["evaluation.measures=[weights]", "evaluation.rows=4", "study.seeds=1", "tasks=[]"]
+    with ThreadPoolExecutor(1) as threads:
+        result = mw.study(
+            write_inputs(tmp_path), out=tmp_path / "out", overrides=settings, executor=threads
+        )
+    table = result.to_dataframe()
+    rows = table[table.outcome == "evaluation:weights:millions"]
+    assert sorted(zip(rows.arm, rows.seed)) == [("token-15", 0), ("words-30", 0)]
+    assert rows.value.nunique() == 1 and 0 < rows.value.iloc[0] < 1
+    (row,) = [row for row in result.summary["contrasts"] if row["outcome"] in set(rows.outcome)]
+    assert (row["mean"], row["unit"], row["higher_is_better"]) == (0, "millions", False)
 
 
 def test_a_measure_changes_the_name_of_an_evaluation_only_if_there_is_one():

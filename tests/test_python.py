@@ -352,7 +352,7 @@ def test_missing_values_of_all_types_are_null(tmp_path):
 def test_evaluate_reads_texts_from_memory():
     texts = ["Marie Curie was born in Warsaw in 1867."] * 8
     records = mw.evaluate("bundled:encoder", texts=texts)
-    assert {line["masks"] for line in records} == {"token", "whole-word"}
+    assert {line["measure"] for line in records} == {"token", "whole-word"}
     assert json.dumps(records)
 
 

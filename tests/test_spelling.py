@@ -31,8 +31,8 @@ def test_the_same_words_are_masked_for_every_vocabulary():
     made = extend(tokenizer, choose_words(documents, tokenizer, 40))
     add_tokens(model, made.pieces)
     after = word_loss(model, made.tokenizer, TEXTS)
-    assert after["items"] == before["items"] > 20 and after["value"] != before["value"]
-    assert before["metric"] == "nats per byte"
+    assert after.items == before.items and (after.items or 0) > 20 and after.value != before.value
+    assert before.metric == before.unit == "nats per byte"
 
 
 @torch.inference_mode()
@@ -52,7 +52,7 @@ def test_the_loss_is_that_of_pieces_from_left_to_right():
         log_p = model(shown).logits[0, place].log_softmax(-1)
         nats -= float(log_p[ids[0, place]])
     loss = word_loss(model, tokenizer, [text])
-    assert math.isclose(loss["value"], nats / (high - low), rel_tol=1e-4) and loss["items"] == 1
+    assert math.isclose(loss.value, nats / (high - low), rel_tol=1e-4) and loss.items == 1
 
 
 def test_parts_depend_on_the_text_alone():
@@ -82,7 +82,7 @@ def test_arms_of_a_study_are_measured_on_the_same_words(tmp_path):
     for run in make_plan(recipe).runs:
         for stage in run.stages:
             result = run_stage(stage, store)
-        (record,) = (record for record in result["records"] if record.get("name") == "words")
+        (record,) = (row for row in result["measurements"] if row["measure"] == "words")
         found[run.arm] = record
     assert len(found) == 3 and len({record["items"] for record in found.values()}) == 1
     assert found["plain"]["value"] != found["words"]["value"]

@@ -439,7 +439,7 @@ def test_a_run_goes_from_the_texts_to_a_score(tmp_path):
     found = (score["task"], score["metric"], score["test_items"])
     assert found == ("factworld-job", "exact-match", 8)
     assert 0 <= score["score"] <= 1 and results["overlap"]["record"]["overlapping"] == 0
-    masks = {line["masks"] for line in results["evaluate"]["records"]}
+    masks = {line["measure"] for line in results["evaluate"]["measurements"]}
     assert masks == {"whole-word", "salient"}
 
 

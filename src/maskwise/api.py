@@ -235,7 +235,8 @@ def evaluate(
         text_field: the field of the texts in a file, in dicts or in a table.
 
     Returns:
-        One dict for each measure, as in records.jsonl; ``pandas.DataFrame`` makes a table of them.
+        One dict for each number, as in records.jsonl; ``pandas.DataFrame`` makes a table of them.
+        Of a held-out loss, the dict with ``split`` "unigram" is that of word frequencies alone.
 
     Raises:
         MaskwiseError: there is nothing to measure, or an input cannot be read.
@@ -248,5 +249,5 @@ def evaluate(
 
     with TemporaryDirectory() as folder:
         source = None if texts is None else text_source(texts, Path(folder))
-        records = evaluate_checkpoint(str(model), measures, text=source, text_field=text_field)
-    return [dict(record) for record in records]
+        rows = evaluate_checkpoint(str(model), measures, text=source, text_field=text_field)
+    return [row.line() for row in rows]

@@ -54,10 +54,10 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(Scale):
-    """A number that was measured for one run, and its scale.
+    """A number that was measured, and its scale.
 
     Attributes:
-        arm, seed: the run.
+        arm, seed: the run; "" and −1 for a model that is no run of a study.
         kind: "task", "heldout", "evaluation" or "cost".
         measure: what was measured: a task, a kind of masks, a set of items, or a quantity.
         value: the number. Files are edited by hand, so it need not be finite.
@@ -71,9 +71,9 @@ class Measurement(Scale):
             are in the line of records.jsonl, and are no columns of the table.
     """
 
-    arm: str
-    seed: int
-    kind: str
+    arm: str = ""
+    seed: int = -1
+    kind: str = "evaluation"
     measure: str
     value: float
     split: str = "test"
@@ -124,7 +124,7 @@ _FIELDS = [
     *("kind", "arm", "seed", "measure", "value", "metric", "unit", "higher_is_better", "split"),
     *("ratio", "chance", "items", "item_error", "role"),
 ]
-_UNSAID = {"role": ""}
+_UNSAID = {"role": "", "arm": "", "seed": -1}
 """Values that are left out of lines; None is left out of any other column."""
 KINDS = ("task", "heldout", "evaluation")
 """Kinds of lines in records.jsonl that are measurements. A line of kind "cost" has a quantity in
@@ -257,56 +257,6 @@ def of_score(run: RecordLine, score: RecordLine) -> Iterator[Measurement]:
                 item_error=None,
                 facts={},
             )
-
-
-def of_heldout(run: RecordLine, loss: RecordLine) -> Iterator[Measurement]:
-    """Yield a loss on masked held-out text, of which ``loss`` is an ``evaluation.HeldOutLoss``.
-
-    The second is the loss of word frequencies alone, if it is known.
-    """
-    known = ("masks", "ratio", "loss", "unigram", "targets", "error", "kind")
-    test = Measurement(
-        **run,
-        kind="heldout",
-        measure=loss["masks"],
-        value=loss["loss"],
-        metric=NATS,
-        unit=NATS,
-        higher_is_better=False,
-        ratio=loss["ratio"],
-        items=loss.get("targets"),
-        item_error=loss.get("error"),
-        facts={key: value for key, value in loss.items() if key not in known},
-    )
-    yield test
-    if loss.get("unigram") is not None:
-        yield replace(test, split="unigram", value=loss["unigram"], item_error=None, facts={})
-
-
-def of_evaluation(run: RecordLine, found: RecordLine) -> Measurement:
-    """Return an ``evaluation.EvaluationRecord`` as a measurement."""
-    metric = found["metric"]
-    higher = found.get("higher_is_better", True)
-    chance = found.get("chance")
-    unit = metric
-    if chance is not None and higher:
-        unit = "score"
-    elif found["name"] == "pseudo-perplexity":
-        unit = "perplexity"
-    known = ("kind", "name", "metric", "value", "higher_is_better", "chance", "items", "error")
-    return Measurement(
-        **run,
-        kind="evaluation",
-        measure=found["name"],
-        value=found["value"],
-        metric=metric,
-        unit=unit,
-        higher_is_better=higher,
-        chance=chance,
-        items=found.get("items"),
-        item_error=found.get("error"),
-        facts={key: value for key, value in found.items() if key not in known},
-    )
 
 
 def _of_cost(line: RecordLine) -> Iterator[Measurement]:

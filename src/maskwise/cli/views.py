@@ -145,31 +145,28 @@ def evaluate(
     from maskwise.evaluation import evaluate_checkpoint
     from maskwise.specs import split_calls
 
-    records = evaluate_checkpoint(model, split_calls(measures), text=text, text_field=text_field)
+    found = evaluate_checkpoint(model, split_calls(measures), text=text, text_field=text_field)
     if as_json:
-        print_json(records)
+        print_json([row.line() for row in found])
         return
+    by_frequency = {row.outcome: row.value for row in found if row.split == "unigram"}
     rows = []
-    for record in records:
-        skipped: list[str] = []
-        if record["kind"] == "heldout":
-            name = f"held-out loss, {record['masks']} masks {record['ratio']:.0%}"
-            value = record["loss"]
-            chance = record["unigram"]
-            items = record["targets"]
-        else:
-            name = f"{record['name']} {record['metric']}"
-            value = record["value"]
-            chance = record["chance"]
-            items = record["items"]
-            skipped = [f"{count} {reason}" for reason, count in record.get("skipped", {}).items()]
-        shown = figure(value)
+    for row in found:
+        if row.split == "unigram":
+            continue
+        name = f"{row.measure} {row.metric}"
+        chance = row.chance
+        if row.kind == "heldout":
+            name = f"held-out loss, {row.measure} masks {row.ratio:.0%}"
+            chance = by_frequency.get(row.outcome.replace("heldout:", "unigram:", 1))
+        skipped = [f"{count} {reason}" for reason, count in row.facts.get("skipped", {}).items()]
+        shown = figure(row.value)
         # Some measures have no standard error.
-        if record.get("error") is not None:
-            shown += f" ± {record['error']:.3f}"
-        rows.append((name, shown, figure(chance), str(items), "; ".join(skipped)))
+        if row.item_error is not None:
+            shown += f" ± {row.item_error:.3f}"
+        rows.append((name, shown, figure(chance), str(row.items), "; ".join(skipped)))
     print_table(("measure", "value", "chance", "items", "left out"), rows)
-    if any(record["kind"] == "heldout" for record in records):
+    if by_frequency:
         say("The chance of a loss is that of predicting by the word frequencies of this text.")
 
 

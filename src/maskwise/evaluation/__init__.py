@@ -1,7 +1,7 @@
 """Evaluate checkpoints without fine-tuning.
 
-The measures are the held-out loss on fixed masks, pseudo-perplexity, the masked-diffusion bound,
-cloze facts and minimal pairs. ``overlap`` finds test items in a corpus. This package may import
+Held-out loss on fixed masks, pseudo-perplexity, the masked-diffusion bound, cloze facts and minimal
+pairs are each a `Measure`. ``overlap`` finds test items in a corpus. This package may import
 ``training`` and the layers below it.
 """
 
@@ -10,18 +10,20 @@ from maskwise.evaluation.evaluate import (
     TokenisedText,
     evaluate,
     evaluate_checkpoint,
-    load_sets,
+    load_measures,
 )
+from maskwise.evaluation.measure import Measure
 from maskwise.evaluation.overlap import overlap_record
 from maskwise.evaluation.scoring import HeldOut, fixed_maskers
 
 __all__ = [
     "EvaluationSettings",
     "HeldOut",
+    "Measure",
     "TokenisedText",
     "evaluate",
     "evaluate_checkpoint",
     "fixed_maskers",
-    "load_sets",
+    "load_measures",
     "overlap_record",
 ]

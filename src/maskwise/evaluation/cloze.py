@@ -35,12 +35,12 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation.scoring import TOKENS, EvaluationRecord, predictions
+from maskwise.evaluation.measure import Measure
+from maskwise.evaluation.scoring import TOKENS, predictions
 from maskwise.evaluation.sets import (
     LONG,
     TIE,
     UNKNOWN,
-    TestSet,
     evenly,
     name_of,
     read_set,
@@ -48,6 +48,7 @@ from maskwise.evaluation.sets import (
 )
 from maskwise.families import most_tokens
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.measurements import Measurement
 from maskwise.specs import user_path
 from maskwise.text.labelled import Record, read_records
 from maskwise.training.data import by_width
@@ -85,7 +86,7 @@ class Fact(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cloze(TestSet):
+class Cloze(Measure):
     """A cloze set.
 
     Attributes:
@@ -152,10 +153,15 @@ class Cloze(TestSet):
     def part(self, count: int) -> Cloze:
         return replace(self, facts=(*evenly([*self.facts], count),))
 
-    def score(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> list[EvaluationRecord]:
-        """Score a model, and return one record for each metric.
+    def measure(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+    ) -> list[Measurement]:
+        """Score a model, and return one row for each metric.
 
         A fact is skipped if its answer has an unknown token, its sentence is too long, or its
         relation has no other answer.
@@ -185,37 +191,33 @@ class Cloze(TestSet):
                     if len(question.pieces) == 1:
                         chance_open.append(question.frequency)
         require_scored(len(ranks), skipped, f"facts {self.name!r}")
-        records = self._records("", ranks, chance, skipped)
+        rows = self._rows("", ranks, chance, skipped)
         if ranks_open:
-            records += self._records("open-", ranks_open, chance_open, skipped)
-        return records
+            rows += self._rows("open-", ranks_open, chance_open, skipped)
+        return rows
 
-    def _records(
+    def _rows(
         self,
         prefix: str,
         ranks: Sequence[float],
         chance: Sequence[float],
         skipped: Mapping[str, int],
-    ) -> list[EvaluationRecord]:
+    ) -> list[Measurement]:
         both = np.array([ranks, chance])
         metrics = {"hits@1": both <= 1, "hits@10": both <= 10, "mrr": 1 / both}
-        records: list[EvaluationRecord] = []
+        rows = []
         for metric, values in metrics.items():
             value, by_frequency = values.mean(1).tolist()
-            records.append(
-                {
-                    "kind": "evaluation",
-                    "name": self.name,
-                    "metric": prefix + metric,
-                    "value": value,
-                    "items": len(ranks),
-                    "chance": by_frequency,
-                    "higher_is_better": True,
-                    "of": self.total,
-                    "skipped": dict(skipped),
-                }
+            row = Measurement(
+                measure=self.name,
+                metric=prefix + metric,
+                value=value,
+                chance=by_frequency,
+                items=len(ranks),
+                facts={"of": self.total, "skipped": dict(skipped)},
             )
-        return records
+            rows.append(row)
+        return rows
 
 
 # Reading

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self
 
 import torch
 from pydantic import (
@@ -30,26 +30,23 @@ from maskwise.devices import best_device
 from maskwise.effects import Count, Judgement, Whole, within, without_unset
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation.cloze import Cloze
-from maskwise.evaluation.scoring import (
-    DAMAGED,
-    PSEUDO_PERPLEXITY,
-    Bound,
-    BoundOfText,
-    EvaluationRecord,
-    HeldOut,
-    HeldOutLoss,
-    diffusion_bound,
-    fixed_maskers,
-    pseudo_perplexity,
-    spread,
+from maskwise.evaluation.heldout import (
+    BOUND,
+    HELD_OUT,
+    ROWS,
+    DiffusionBound,
+    FixedMasks,
+    PseudoPerplexity,
 )
-from maskwise.evaluation.sets import Pairs, TestSet, load_set
-from maskwise.evaluation.spelling import WORDS, word_loss
+from maskwise.evaluation.measure import HeldOutText, Measure, TextMeasure
+from maskwise.evaluation.scoring import DAMAGED, PSEUDO_PERPLEXITY
+from maskwise.evaluation.sets import Pairs, load_set
+from maskwise.evaluation.spelling import WORDS, WordLoss
 from maskwise.evaluation.texts import TextLoss
 from maskwise.families import check_fit, evaluating, most_tokens, require_kind
 from maskwise.masking.policies import Policy, policy
+from maskwise.measurements import Measurement
 from maskwise.models import load_model
-from maskwise.objectives import predicting
 from maskwise.plugins import Table
 from maskwise.printing import note_of_rename
 from maskwise.specs import Call, build, parse_call, with_options
@@ -67,22 +64,35 @@ from maskwise.training import log_frequencies
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-HELD_OUT, BOUND, CLOZE, PAIRS = "heldout", "bound", "cloze", "pairs"
-# The syntax of each built-in measure on the command line.
-SYNTAX = {
-    HELD_OUT: "heldout",
-    PSEUDO_PERPLEXITY: "pseudo-perplexity or pseudo-perplexity(ROWS)",
-    BOUND: "bound or bound(DRAWS)",
-    CLOZE: "cloze('FILE')",
-    PAIRS: "pairs('FILE') or pairs('bundled:pairs')",
-}
-MEASURES: Table[Callable[..., TestSet]] = Table(
-    "measure", "maskwise.measures", {"text-loss": TextLoss.read}
+CLOZE, PAIRS = "cloze", "pairs"
+
+
+def cloze(source: str, **kwargs: object) -> Cloze:
+    """Cloze questions about facts in a file of LAMA's format: cloze('FILE', items=500)."""
+    return load_set(with_options(source, **kwargs) if kwargs else source, Cloze.read)
+
+
+def pairs(source: str, **kwargs: object) -> Pairs:
+    """Minimal pairs in a file of BLiMP's format, or pairs('bundled:pairs')."""
+    return load_set(with_options(source, **kwargs) if kwargs else source, Pairs.read)
+
+
+MEASURES: Table[Callable[..., Measure]] = Table(
+    "measure",
+    "maskwise.measures",
+    {
+        HELD_OUT: FixedMasks,
+        BOUND: DiffusionBound,
+        PSEUDO_PERPLEXITY: PseudoPerplexity,
+        "word-loss": WordLoss,
+        CLOZE: cloze,
+        PAIRS: pairs,
+        "text-loss": TextLoss.read,
+    },
 )
-"""Further measures: functions that make a ``TestSet``, by the names in ``evaluation.measures``."""
-# Defaults of ``maskwise evaluate``: the number of rows for the pseudo-perplexity, and of masks for
-# each row in the bound.
-DEFAULT_COUNTS = {PSEUDO_PERPLEXITY: 32, BOUND: 8}
+"""Functions that make a ``Measure``, by name. Commands and ``evaluation.measures`` name them."""
+FORMERLY = (BOUND, PSEUDO_PERPLEXITY, CLOZE, PAIRS)
+"""The measures of which ``name:argument`` is a former spelling."""
 # The maximum number of tokens in a row of the user's text. The model's limit may be lower.
 LONGEST = 128
 
@@ -107,7 +117,7 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     """Masking ratios of the fixed masks. The loss curve during training uses the first ratio."""
     masks: Judgement[tuple[str, ...]] = ("token", "whole-word")
     """Kinds of fixed masks: names of policies, and ``diffusion`` for the masked-diffusion bound."""
-    rows: Judgement[Count] = 256
+    rows: Judgement[Count] = ROWS
     """Maximum number of held-out rows for the loss."""
     pseudo_perplexity: Judgement[Whole] = 0
     """Number of held-out rows for the pseudo-perplexity; 0 for none. Each token of these rows costs
@@ -198,51 +208,73 @@ class Text:
     bytes: int = 0
 
 
-class HeldOutRecord(HeldOutLoss):
-    """A ``HeldOutLoss`` in the records of a checkpoint."""
-
-    kind: Literal["heldout"]
-
-
-Records = list[HeldOutRecord | EvaluationRecord]
-
-
-def load_sets(settings: EvaluationSettings) -> dict[str, TestSet]:
+def load_measures(settings: EvaluationSettings) -> dict[str, Measure]:
     """Load the cloze sets, minimal pairs and further measures named in the settings, by name.
 
     A recipe calls this function when it is read. An error in a file is therefore reported at once.
 
     Raises:
-        MaskwiseError: a file does not exist or cannot be used, or two sets have the same name.
+        MaskwiseError: a file does not exist or cannot be used, or two measures have the same name.
     """
-    loaded: list[TestSet] = [load_set(spec, Cloze.read) for spec in settings.cloze]
-    loaded += [load_set(spec, Pairs.read) for spec in settings.pairs]
-    for spec in settings.measures:
-        made = build("measure", spec, MEASURES)
-        if not isinstance(made, TestSet):
+    loaded: list[Measure] = [cloze(spec) for spec in settings.cloze]
+    loaded += [pairs(spec) for spec in settings.pairs]
+    loaded += [measure_of(spec) for spec in settings.measures]
+    return _by_name(loaded, taken=(HELD_OUT, BOUND, PSEUDO_PERPLEXITY, WORDS))
+
+
+def _of_numbers(settings: EvaluationSettings) -> list[TextMeasure]:
+    """Return the measures of held-out text for which the settings have keys of their own."""
+    found: list[TextMeasure] = [FixedMasks(settings.ratios, settings.masks, settings.rows)]
+    if settings.bound:
+        found.append(DiffusionBound(settings.bound, settings.rows))
+    if settings.pseudo_perplexity:
+        found.append(PseudoPerplexity(settings.pseudo_perplexity))
+    if settings.word_loss:
+        found.append(WordLoss(settings.word_loss))
+    return found
+
+
+def measure_of(spec: str | Call) -> Measure:
+    """Make a measure from its name in ``MEASURES`` with arguments.
+
+    >>> measure_of("pairs('bundled:pairs', items=2)").texts()
+    [('The river was very old.',), ('She went to that book with her family.',)]
+
+    Raises:
+        MaskwiseError: the name or an argument is unknown, or a file cannot be used.
+    """
+    made = build("measure", spec, MEASURES)
+    if not isinstance(made, Measure):
+        raise MaskwiseError(
+            f"the measure {spec} is not valid",
+            got=type(made).__name__,
+            allowed="a maskwise.evaluation.measure.Measure",
+        )
+    return made
+
+
+def _by_name(measures: Iterable[Measure], *, taken: Sequence[str] = ()) -> dict[str, Measure]:
+    """Return measures keyed by name; ``taken`` are names of measures with settings of their own."""
+    found: dict[str, Measure] = {}
+    for each in measures:
+        if each.name in (*found, *taken):
             raise MaskwiseError(
-                f"the measure {spec} is not valid",
-                got=type(made).__name__,
-                allowed="a maskwise.evaluation.sets.TestSet",
+                f"two measures are called {each.name!r}",
+                do="rename a file, or use the setting of this name",
             )
-        loaded.append(made)
-    sets: dict[str, TestSet] = {}
-    for each in loaded:
-        if each.name in (*sets, PSEUDO_PERPLEXITY, BOUND, WORDS):
-            raise MaskwiseError(f"two evaluation sets are called {each.name!r}", do="rename a file")
-        sets[each.name] = each
-    return sets
+        found[each.name] = each
+    return found
 
 
-@torch.inference_mode()
 def evaluate(
     checkpoint: str | Path | PreTrainedModel,
     data: TokenisedText,
     settings: EvaluationSettings,
     *,
     texts: Iterable[str] = (),
-) -> Records:
-    """Measure one checkpoint.
+    folder: Path | None = None,
+) -> list[Measurement]:
+    """Measure one checkpoint, as the settings of a recipe say.
 
     Args:
         checkpoint: a folder or hub id, which is loaded on the accelerator if there is one; or a
@@ -250,165 +282,87 @@ def evaluate(
         data: the tokenizer, the training rows and the held-out rows. The baselines ``unigram`` and
             ``chance`` use the token frequencies of the training rows; without training rows, those
             of the held-out rows, which no frequencies of another text can beat. Without held-out
-            rows, only cloze sets and minimal pairs are measured.
+            rows, measures of held-out text are left out.
         settings: the measures.
         texts: held-out documents for ``settings.word_loss``.
+        folder: a folder for further files of a measure; None to write nothing.
 
     Returns:
-        A ``HeldOutRecord`` for each ratio and kind of mask, and one or more ``EvaluationRecord``
-        for every other measure.
+        The rows of all measures, one for each number.
 
     Raises:
         MaskwiseError: a checkpoint or file cannot be read, the tokenizer does not fit the model, or
             no item in a file can be scored.
     """
-    sets = load_sets(settings)
+    measures = [*_of_numbers(settings), *load_measures(settings).values()]
+    return measured(checkpoint, data, measures, texts=texts, folder=folder)
+
+
+@torch.inference_mode()
+def measured(
+    checkpoint: str | Path | PreTrainedModel,
+    data: TokenisedText,
+    measures: Sequence[Measure],
+    *,
+    texts: Iterable[str] = (),
+    folder: Path | None = None,
+) -> list[Measurement]:
+    """Take measures of one checkpoint. The arguments are those of ``evaluate``."""
     if isinstance(checkpoint, str | Path):
         model = load_model(checkpoint, kind=None)
         nn.Module.to(model, best_device())
     else:
         model = checkpoint
-    if sets or settings.pseudo_perplexity or settings.bound or settings.word_loss:
-        require_kind(model.config, "encoder", use="filling masks one at a time")
-    check_fit(model.config, len(data.tokenizer), do="use the model's own tokenizer")
-    records: Records = []
-    with evaluating(model):
-        if data.held_out is not None:
-            records += _held_out(model, data, data.held_out, settings)
-        if settings.word_loss:
-            records.append(word_loss(model, data.tokenizer, texts))
-        for test_set in sets.values():
-            records += test_set.score(model, data.tokenizer)
-    for record in records:
-        value = record["loss"] if record["kind"] == "heldout" else record["value"]
-        # A NaN must not reach a record, because every comparison with NaN is silently false.
-        if not math.isfinite(value):
-            raise MaskwiseError("a measure is not a finite number", got=record, do=DAMAGED)
-    return records
-
-
-def _held_out(
-    model: PreTrainedModel, data: TokenisedText, held_out: Rows, settings: EvaluationSettings
-) -> Records:
-    tokenizer = data.tokenizer
-    objective = predicting(model)
-    known = held_out if data.training is None else data.training
-    log_unigram = log_frequencies(torch.from_numpy(known.unigram_counts(len(tokenizer))))
-    records: Records = []
-    rows = held_out.laid(objective.reads(held_out.layout, model.config))
-    bound = diffusion_bound(
-        settings.masks,
-        rows,
-        tokenizer,
-        rows=settings.rows,
-        log_unigram=log_unigram,
-    )
-    for ratio in settings.ratios:
-        maskers = fixed_maskers(
-            tokenizer,
-            masks=settings.masks,
-            ratio=ratio,
-            kind=objective.kind,
-            length=rows.length,
-        )
-        losses = HeldOut(
-            rows,
-            maskers,
-            log_unigram,
-            rows=settings.rows,
-            tokenizer=tokenizer,
-            bound=bound,
-        )
-        records += [{"kind": "heldout", **line} for line in losses(objective)]
-        # The bound has its own ratios. It is measured only once, not for each ratio.
-        bound = None
-    if settings.bound:
-        size = data.bytes if isinstance(data, Text) else 0
-        # Bits per byte are nats of the whole text, so all rows are needed.
-        chosen = torch.arange(len(rows)) if size else spread(settings.rows, of=len(rows))
-        whole = Bound(rows, tokenizer, chosen, log_unigram=log_unigram, draws=settings.bound)
-        records += bound_records(whole(objective), size)
-    if settings.pseudo_perplexity:
-        alone = documents_alone(held_out)
-        some = alone.tensors(spread(settings.pseudo_perplexity, of=len(alone)))
-        records += pseudo_perplexity(model, tokenizer, some, log_unigram)
-    return records
-
-
-def documents_alone(rows: Rows) -> Rows:
-    """Return the rows for pseudo-perplexity, in which each document has rows of its own."""
-    return rows.laid("document" if rows.layout == "packed" else rows.layout)
-
-
-def bound_records(text: BoundOfText, size: int) -> list[EvaluationRecord]:
-    """Return nats per token and bits per token; if ``size`` (in bytes) is not 0, bits per byte."""
-    scales = {"nats per token": text.tokens, "bits per token": text.tokens * math.log(2)}
-    # The bound ignores [UNK], but the bytes include its characters. Bits per byte would be too low.
-    if size and not text.unknown:
-        scales["bits per byte"] = size * math.log(2)
-    records: list[EvaluationRecord] = []
-    for metric, scale in scales.items():
-        record: EvaluationRecord = {
-            "kind": "evaluation",
-            "name": BOUND,
-            "metric": metric,
-            "value": text.nats / scale,
-            "items": text.tokens,
-            "chance": None if text.unigram is None else text.unigram / scale,
-            "higher_is_better": False,
-        }
-        if math.isfinite(text.error):
-            record["error"] = text.error / scale
-        if text.unknown:
-            record["skipped"] = {"[UNK] tokens, so no value per byte": text.unknown}
-        records.append(record)
-    return records
-
-
-def settings_of(measures: Sequence[str]) -> EvaluationSettings:
-    """Parse command-line arguments with the syntax in ``SYNTAX``, or names from ``MEASURES``."""
-    files: dict[str, list[str]] = {CLOZE: [], PAIRS: []}
-    further = []
-    counts = dict.fromkeys(DEFAULT_COUNTS, 0)
     for measure in measures:
-        call = _call_of(measure)
-        match call.args or (DEFAULT_COUNTS.get(call.name),):
-            case _ if call.name in MEASURES:
-                further.append(measure)
-            case (str(file),) if call.name in files and file:
-                files[call.name].append(with_options(file, **call.kwargs) if call.kwargs else file)
-            case (int(number),) if call.name in counts and number > 0 and not call.kwargs:
-                counts[call.name] = max(counts[call.name], number)
-            case _:
-                if str(call) != HELD_OUT:
-                    raise MaskwiseError(
-                        f"cannot read the measure {call.name}",
-                        got=measure,
-                        allowed=SYNTAX[call.name],
-                    )
-        if call.written == measure and ":" in measure.partition("(")[0]:
-            note_of_rename(measure, str(call))
-    measured = {name.replace("-", "_"): count for name, count in counts.items()}
-    return EvaluationSettings.model_validate({**measured, **files, "measures": further})
+        if measure.model_kind is not None:
+            require_kind(model.config, measure.model_kind, use="filling masks one at a time")
+    check_fit(model.config, len(data.tokenizer), do="use the model's own tokenizer")
+    text = _held_out_text(data, texts)
+    rows: list[Measurement] = []
+    with evaluating(model):
+        for measure in measures:
+            if isinstance(measure, TextMeasure):
+                if text is None:
+                    continue
+                measure = measure.on(text)
+            rows += measure.measure(model, data.tokenizer, folder=folder)
+    for row in rows:
+        # A NaN must not reach a record, because every comparison with NaN is silently false.
+        if not math.isfinite(row.value):
+            raise MaskwiseError("a measure is not a finite number", got=row.line(), do=DAMAGED)
+    return rows
 
 
-def _call_of(measure: str) -> Call:
+def _held_out_text(data: TokenisedText, texts: Iterable[str]) -> HeldOutText | None:
+    if data.held_out is None:
+        return None
+    known = data.held_out if data.training is None else data.training
+    counts = torch.from_numpy(known.unigram_counts(len(data.tokenizer)))
+    size = data.bytes if isinstance(data, Text) else 0
+    return HeldOutText(data.held_out, log_frequencies(counts), texts, size)
+
+
+def call_of(measure: str) -> Call:
     """Read a measure: a name with arguments. ``name:argument`` is read until maskwise 0.2."""
     name, colon, value = measure.partition(":")
-    if colon and name in SYNTAX:
-        return Call(name, (int(value) if value.isdecimal() else value,), written=measure)
-    require_known("measure", measure.partition("(")[0].strip(), [*SYNTAX, *MEASURES])
+    if colon and name in FORMERLY:
+        argument = int(value) if value.isdecimal() else value
+        call = Call(name, (argument,), written=measure)
+        note_of_rename(measure, str(call))
+        return call
+    require_known("measure", measure.partition("(")[0].strip(), MEASURES)
     return parse_call(measure)
 
 
 def evaluate_checkpoint(
     model: str, measures: Sequence[str], *, text: str | None, text_field: str = "text"
-) -> Records:
-    """Measure a checkpoint.
+) -> list[Measurement]:
+    """Measure a checkpoint (``maskwise evaluate``).
 
     Args:
         model: a folder or hub id.
-        measures: see ``settings_of``.
+        measures: names in ``MEASURES`` with arguments. With a text, the held-out loss is measured
+            in any case.
         text: a corpus that the model was not trained on, for the held-out loss, the bound and the
             pseudo-perplexity.
         text_field: the name of the text column, if the corpus has several columns.
@@ -416,9 +370,8 @@ def evaluate_checkpoint(
     Raises:
         MaskwiseError: there is nothing to measure, or an input cannot be read.
     """
-    settings = settings_of(measures)
     # An error in a file should be reported before the model is loaded.
-    load_sets(settings)
+    asked = _by_name(measure_of(call_of(measure)) for measure in measures)
     if text is not None:
         refuse_fields(text, text_field=text_field)
     else:
@@ -430,26 +383,30 @@ def evaluate_checkpoint(
             raise MaskwiseError(
                 "nothing to measure", do="give --with \"pairs('bundled:pairs')\", or --text FILE"
             )
-        if settings.pseudo_perplexity or settings.bound or HELD_OUT in measures:
-            raise MaskwiseError(
-                "held-out loss, the bound and pseudo-perplexity need a text", do="give --text FILE"
-            )
+        for name, measure in asked.items():
+            if isinstance(measure, TextMeasure):
+                raise MaskwiseError(f"the measure {name} needs a text", do="give --text FILE")
     logging.disable_progress_bar()
     network = load_model(model, kind=None)
     nn.Module.to(network, best_device())
     tokenizer = load_tokenizer(model, needs_mask=False, needs_words=False)
-    # Word boundaries need character offsets, which slow tokenizers do not return.
-    if not tokenizer.is_fast:
-        settings = settings.model_copy(update={"masks": ("token",)})
     data = Text(tokenizer)
+    texts: Iterable[str] = ()
     if text is not None:
+        # Word boundaries need character offsets, which slow tokenizers do not return.
+        masks = FixedMasks.masks if tokenizer.is_fast else ("token",)
+        held_out = asked.pop(HELD_OUT, FixedMasks())
+        if isinstance(held_out, FixedMasks):
+            held_out = replace(held_out, masks=masks)
+        asked = {HELD_OUT: held_out, **asked}
         documents = require_documents(read_documents(text, text_field=text_field))
         length = min(LONGEST, most_tokens(network.config))
         pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
         size = sum(len(document.text.encode()) for document in documents)
         data = Text(tokenizer, Rows.of(pieces, "document"), bytes=size)
-    records = evaluate(network, data, settings)
+        texts = (document.text for document in documents)
+    rows = measured(network, data, [*asked.values()], texts=texts)
     # This happens if the text is, for example, one word that is longer than a row.
-    if not records:
+    if not rows:
         raise MaskwiseError("no token of this text can be masked", got=text, do="give more text")
-    return records
+    return rows

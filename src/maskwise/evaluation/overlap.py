@@ -72,7 +72,7 @@ def overlap_record(
 
     Args:
         documents: the corpus, such as ``text.read_documents(source)``; it is read once.
-        task: a ``tasks.Task`` with a test split, or a set from ``load_sets``. An item with several
+        task: a ``tasks.Task`` with a test split, or a measure. An item with several
             texts, such as a question and a context, overlaps if one of its texts overlaps.
         corpus: the name of the corpus for the record.
 

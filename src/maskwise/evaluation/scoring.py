@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from maskwise.masking import Line, MaskedBatch, Masker
 from maskwise.masking.diffusion import Noising
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.measurements import Measurement
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training.data import Rows, by_width
 from maskwise.training.ranks import ALONE, Ranks
@@ -186,28 +187,6 @@ class Bound:
         return BoundOfText(total, error, tokens, self.unknown, self.unigram)
 
 
-class EvaluationRecord(TypedDict):
-    """A measured value of a checkpoint. (name, metric) is unique in an evaluation.
-
-    ``chance`` is the value for a model that ignores the text. ``of`` is the number of items in the
-    file, ``items`` the number of scored items, and ``skipped`` the number of skipped items for each
-    reason. ``error`` is the standard error of a bound, and ``ties`` the number of tied pairs.
-    """
-
-    kind: Literal["evaluation"]
-    name: str
-    metric: str
-    value: float
-    items: int
-    chance: float | None
-    higher_is_better: bool
-    error: NotRequired[float]
-    of: NotRequired[int]
-    skipped: NotRequired[dict[str, int]]
-    ties: NotRequired[int]
-    groups: NotRequired[dict[str, dict[str, float]]]
-
-
 def log_probabilities(
     model: PreTrainedModel,
     line: Line,
@@ -281,7 +260,7 @@ def pseudo_perplexity(
     tokenizer: PreTrainedTokenizerBase,
     rows: Mapping[str, Tensor],
     log_unigram: Tensor | None = None,
-) -> list[EvaluationRecord]:
+) -> list[Measurement]:
     """Return the pseudo-perplexity of rows: exp of the mean −log p, one token masked at a time.
 
     The metric ``token`` is that of Salazar et al. 2020. For rows with ``word_ids``, ``within-word``
@@ -303,23 +282,22 @@ def pseudo_perplexity(
     metrics = ["token"]
     if "word_ids" in line.layers:
         metrics.append("within-word")
-    records: list[EvaluationRecord] = []
+    found = []
     for metric in metrics:
         log_p = log_probabilities(
             model, line, mask=tokenizer.mask_token_id, within_word=metric == "within-word"
         )
-        records.append(
-            {
-                "kind": "evaluation",
-                "name": PSEUDO_PERPLEXITY,
-                "metric": metric,
-                "value": float((-log_p.double().sum() / count).exp()),
-                "items": count,
-                "chance": chance,
-                "higher_is_better": False,
-            }
+        row = Measurement(
+            measure=PSEUDO_PERPLEXITY,
+            metric=metric,
+            unit="perplexity",
+            value=float((-log_p.double().sum() / count).exp()),
+            higher_is_better=False,
+            chance=chance,
+            items=count,
         )
-    return records
+        found.append(row)
+    return found
 
 
 # The loss on fixed masks

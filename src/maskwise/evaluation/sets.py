@@ -9,9 +9,6 @@ random guessing is 0.5, and a tie counts as 0.5.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,11 +19,14 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from maskwise.errors import MaskwiseError, counted, require_known
-from maskwise.evaluation.scoring import EvaluationRecord, log_probabilities, spread
+from maskwise.evaluation.measure import Measure
+from maskwise.evaluation.scoring import log_probabilities, spread
 from maskwise.families import most_tokens
 from maskwise.folders import bundled_file
+from maskwise.former import former_names
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.measurements import Measurement
 from maskwise.specs import read_options, user_path
 from maskwise.text.encoding import encode
 from maskwise.text.labelled import Record, read_records
@@ -48,42 +48,7 @@ GROUPS = ("phenomenon", "linguistics_term", "UID")
 ITEMS = 1000
 
 
-class TestSet(ABC):
-    """The items of a test file, on which a model is scored.
-
-    Subclasses are dataclasses with a class method ``read``.
-    """
-
-    __test__ = False  # tells pytest that the class holds no tests
-    name: str
-
-    @abstractmethod
-    def texts(self) -> list[tuple[str, ...]]:
-        """Return the texts of each item. ``overlap`` searches a corpus for these texts."""
-
-    def part(self, count: int) -> TestSet:
-        """Return a set with at most ``count`` of the items, to time how long they take.
-
-        A set that cannot be divided returns itself.
-        """
-        return self
-
-    def content(self) -> str:
-        """Return a hash of all fields: the items, and the settings that affect a record."""
-        return hashlib.sha256(json.dumps(vars(self)).encode()).hexdigest()[:16]
-
-    @abstractmethod
-    def score(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> list[EvaluationRecord]:
-        """Score a masked language model, which must be in evaluation mode.
-
-        Raises:
-            MaskwiseError: no item can be scored.
-        """
-
-
-S = TypeVar("S", bound=TestSet)
+S = TypeVar("S", bound=Measure)
 T = TypeVar("T")
 
 
@@ -147,7 +112,7 @@ def require_scored(kept: int, skipped: Mapping[str, int], where: str) -> None:
 
 
 @dataclass(frozen=True)
-class Pairs(TestSet):
+class Pairs(Measure):
     """N minimal pairs.
 
     Attributes:
@@ -205,10 +170,15 @@ class Pairs(TestSet):
         good, bad, groups = zip(*kept)
         return replace(self, good=good, bad=bad, groups=groups)
 
-    def score(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> list[EvaluationRecord]:
-        """Return one record with the accuracy over all pairs and for each group of pairs.
+    def measure(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+    ) -> list[Measurement]:
+        """Return one row with the accuracy over all pairs and for each group of pairs.
 
         A pair is skipped if one of its sentences is too long for the model or has an [UNK].
         ``items`` is the number of scored pairs, and ``skipped`` the number of skipped pairs.
@@ -245,17 +215,20 @@ class Pairs(TestSet):
         for name, scores in sorted(by_group.items()):
             groups[name] = {"value": fmean(scores), "items": len(scores)}
         return [
-            {
-                "kind": "evaluation",
-                "name": self.name,
-                "metric": "accuracy",
-                "value": fmean(right),
-                "items": len(kept),
-                "of": self.total,
-                "chance": 0.5,
-                "higher_is_better": True,
-                "ties": int(tied.sum()),
-                "skipped": dict(skipped),
-                "groups": groups,
-            }
+            Measurement(
+                measure=self.name,
+                metric="accuracy",
+                value=fmean(right),
+                chance=0.5,
+                items=len(kept),
+                facts={
+                    "of": self.total,
+                    "ties": int(tied.sum()),
+                    "skipped": dict(skipped),
+                    "groups": groups,
+                },
+            )
         ]
+
+
+__getattr__ = former_names(__name__, {"TestSet": "maskwise.evaluation.measure.Measure"})

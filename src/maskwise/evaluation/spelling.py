@@ -12,15 +12,18 @@ that cut words into pieces, so a small difference between vocabularies says litt
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from maskwise.draws import fold
-from maskwise.errors import MaskwiseError
-from maskwise.evaluation.scoring import EvaluationRecord
+from maskwise.errors import MaskwiseError, whole_number
+from maskwise.evaluation.measure import TextMeasure
 from maskwise.families import masked_logits, most_tokens
+from maskwise.measurements import Measurement
 from maskwise.text.words import classify, text_id, words_in
 
 if TYPE_CHECKING:
@@ -97,9 +100,34 @@ def _masked(part: Part, tokenizer: PreTrainedTokenizerBase, room: int) -> Masked
     return MaskedWords(ids, words, size)
 
 
+@dataclass(frozen=True)
+class WordLoss(TextMeasure):
+    """The loss of words of held-out text in nats per byte.
+
+    Attributes:
+        documents: the maximum number of documents.
+    """
+
+    name = WORDS
+    documents: int = 100
+
+    def __post_init__(self) -> None:
+        whole_number("documents of word-loss", self.documents, least=1)
+
+    def measure(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+    ) -> list[Measurement]:
+        return [word_loss(model, tokenizer, self.text.first(self.documents))]
+
+
 def word_loss(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
-) -> EvaluationRecord:
+) -> Measurement:
     """Return the loss of words in nats per byte.
 
     Args:
@@ -108,6 +136,12 @@ def word_loss(
     Raises:
         MaskwiseError: no word can be masked.
     """
+    if not tokenizer.is_fast:
+        raise MaskwiseError(
+            "the loss of words needs the places of tokens in the text",
+            got=type(tokenizer).__name__,
+            allowed="a fast tokenizer",
+        )
     room = min(most_tokens(model.config), 512)
     parts = [*parts_of(texts)]
     found = [_masked(part, tokenizer, room) for part in parts]
@@ -122,18 +156,18 @@ def word_loss(
     nats = 0.0
     for first in range(0, len(kept), PARTS_AT_ONCE):
         nats += _nats(model, tokenizer, kept[first : first + PARTS_AT_ONCE])
-    record: EvaluationRecord = {
-        "kind": "evaluation",
-        "name": WORDS,
-        "metric": "nats per byte",
-        "value": nats / sum(part.size for part in kept),
-        "items": sum(len(part.words) for part in kept),
-        "chance": None,
-        "higher_is_better": False,
-    }
+    facts = {}
     if len(kept) < len(parts):
-        record["skipped"] = {"parts with words that cannot be masked": len(parts) - len(kept)}
-    return record
+        facts["skipped"] = {"parts with words that cannot be masked": len(parts) - len(kept)}
+    return Measurement(
+        measure=WORDS,
+        metric="nats per byte",
+        unit="nats per byte",
+        value=nats / sum(part.size for part in kept),
+        higher_is_better=False,
+        items=sum(len(part.words) for part in kept),
+        facts=facts,
+    )
 
 
 def _nats(

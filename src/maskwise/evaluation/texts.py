@@ -7,13 +7,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from maskwise.constants import NATS
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation.scoring import EvaluationRecord, HeldOut, fixed_maskers
-from maskwise.evaluation.sets import TestSet, evenly
+from maskwise.evaluation.measure import Measure
+from maskwise.evaluation.scoring import HeldOut, fixed_maskers
+from maskwise.evaluation.sets import evenly
 from maskwise.families import most_tokens
+from maskwise.measurements import Measurement
 from maskwise.objectives import predicting
 from maskwise.text import Rows, read_documents, read_pieces, require_documents, tokenise
 from maskwise.text.documents import Document, place_of
@@ -33,7 +36,7 @@ LEAST = 5
 
 
 @dataclass(frozen=True)
-class TextLoss(TestSet):
+class TextLoss(Measure):
     """The loss on masked tokens of N documents, in nats per token.
 
     Attributes:
@@ -105,10 +108,15 @@ class TextLoss(TestSet):
     def part(self, count: int) -> TextLoss:
         return replace(self, documents=(*evenly([*self.documents], count),))
 
-    def score(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> list[EvaluationRecord]:
-        """Return one record with the loss.
+    def measure(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+    ) -> list[Measurement]:
+        """Return one row with the loss.
 
         Raises:
             MaskwiseError: no token can be masked.
@@ -131,13 +139,12 @@ class TextLoss(TestSet):
             raise MaskwiseError(f"no token of {self.name} can be masked", do="give more text")
         (line,) = losses
         return [
-            {
-                "kind": "evaluation",
-                "name": self.name,
-                "metric": NATS,
-                "value": line["loss"],
-                "items": line["targets"],
-                "chance": None,
-                "higher_is_better": False,
-            }
+            Measurement(
+                measure=self.name,
+                metric=NATS,
+                unit=NATS,
+                value=line["loss"],
+                higher_is_better=False,
+                items=line["targets"],
+            )
         ]

@@ -17,7 +17,7 @@ from maskwise.annotate.shard import require_live
 from maskwise.constants import ranks_here
 from maskwise.devices import bf16_note
 from maskwise.errors import MaskwiseError, require_known
-from maskwise.evaluation import load_sets
+from maskwise.evaluation import load_measures
 from maskwise.evaluation.scoring import spread
 from maskwise.families import adapter_of, check_room, most_tokens, require_kind
 from maskwise.folders import require_own
@@ -153,7 +153,7 @@ def check_inputs(recipe: Recipe) -> list[str]:
             )
     notes += _equal_arms(by_arm)
     # Load the evaluation files only to raise an error if they are damaged.
-    load_sets(recipe.evaluation)
+    load_measures(recipe.evaluation)
     search = study.search
     if search and (search.by == "dev" or (tasks and not search.by)):
         for spec, task in tasks.items():
@@ -249,7 +249,7 @@ def check_names(recipe: Recipe, tasks: Sequence[Task] = ()) -> None:
             for link in arm.links():
                 _check_layers(link)
                 _check_rows(link)
-    load_sets(recipe.evaluation)
+    load_measures(recipe.evaluation)
 
 
 def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:

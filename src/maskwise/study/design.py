@@ -38,6 +38,7 @@ import numpy as np
 from maskwise.constants import LOWER_IS_BETTER, OTHER_TASKS, OWN_TASK
 from maskwise.errors import MaskwiseError
 from maskwise.files import Candidate, Record
+from maskwise.measurements import Measurement
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import per_step
@@ -351,13 +352,12 @@ def _scores(run: Run, store: StageStore, kinds: Sequence[str]) -> Scores | None:
         result = store.result(run.evaluated)
         if result is None:
             return None
-        for line in result["records"]:
-            if line["kind"] == "heldout" and line["masks"] in kinds:
-                name = f"heldout:{line['masks']}@{line['ratio']:g}"
+        for row in map(Measurement.of, result["measurements"]):
+            if row.kind == "heldout" and row.split == "test" and row.measure in kinds:
                 # A loss that is not finite is stored as null, because JSON has no NaN.
-                if line["loss"] is None:
+                if row.value is None:
                     return None
-                scores[name] = -line["loss"]
+                scores[row.outcome] = -row.value
     if not np.isfinite([*scores.values()]).all():
         return None
     return scores

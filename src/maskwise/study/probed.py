@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from maskwise.constants import ranks_here
-from maskwise.evaluation.evaluate import documents_alone
+from maskwise.evaluation.heldout import documents_alone
 from maskwise.evaluation.scoring import spread
 from maskwise.families import adapter_of
 from maskwise.objectives import Objective

@@ -34,7 +34,7 @@ from maskwise.constants import COMPUTED
 from maskwise.devices import hardware
 from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import EvaluationSettings, load_sets
+from maskwise.evaluation import EvaluationSettings, load_measures
 from maskwise.folders import file_hash
 from maskwise.learning.settings import OF_THE_MODEL
 from maskwise.measurements import Measurement
@@ -152,6 +152,8 @@ class StageKind:
             if they read only ``done.json``.
         measurements: converts a result to measurements. The first argument is the columns of the
             run, such as its arm and seed.
+        measures: whether the result has such measurements, as lines of ``records.jsonl`` without
+            the columns of a run.
         facts: converts a result to other lines of ``records.jsonl``.
         of_run: whether a stage belongs to a run, so that its failure invalidates comparisons of
             this run. The overlap of a text and a task belongs to the study.
@@ -171,6 +173,7 @@ class StageKind:
     run: Callable[[Stage, StageStore], Plain]
     output: str | None = None
     measurements: Callable[[Mapping[str, Any], Plain], list[Measurement]] = _no_measurements
+    measures: bool = False
     facts: Callable[[Plain], list[Plain]] = _no_facts
     of_run: bool = True
     forget: Callable[[Path], None] = _keep
@@ -392,7 +395,7 @@ def evaluate_stage(
     settings = recipe.evaluation
     what: Plain = {
         "evaluation": settings.model_dump(mode="json"),
-        "content": _sets_content(settings),
+        "content": _contents(settings),
     }
     if apart:
         what["documents"] = "verdict"
@@ -400,9 +403,9 @@ def evaluate_stage(
 
 
 @cache
-def _sets_content(settings: EvaluationSettings) -> dict[str, str]:
-    """Return hashes of an evaluation's files, computed once for all runs."""
-    return {name: items.content() for name, items in load_sets(settings).items()}
+def _contents(settings: EvaluationSettings) -> dict[str, str]:
+    """Return hashes of the measures that an evaluation names, computed once for all runs."""
+    return {name: measure.content() for name, measure in load_measures(settings).items()}
 
 
 def finetune_stage(

@@ -24,8 +24,13 @@ from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.devices import best_device, memory, peak_memory
 from maskwise.errors import MaskwiseError, duration
-from maskwise.evaluation import EvaluationSettings, evaluate, load_sets, overlap_record
-from maskwise.evaluation.sets import TestSet
+from maskwise.evaluation import (
+    EvaluationSettings,
+    Measure,
+    evaluate,
+    load_measures,
+    overlap_record,
+)
 from maskwise.families import evaluating, width_of
 from maskwise.masking.settings import MaskingSettings
 from maskwise.models import task_config, weights_of
@@ -509,18 +514,18 @@ def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates
                 return seconds_of(1, **{name: count}) - least
 
             seconds += _scaled(further, min(few, most), most)
-    for test_set in load_sets(whole).values():
+    for measure in load_measures(whole).values():
 
-        def scoring(count: int, test_set: TestSet = test_set) -> float:
-            part = test_set.part(count)
+        def measuring(count: int, measure: Measure = measure) -> float:
+            part = measure.part(count)
             began = _now()
             # Some items may be longer than the model, and the others unknown.
             with torch.inference_mode(), evaluating(network), suppress(MaskwiseError):
-                part.score(network, data.tokenizer)
+                part.measure(network, data.tokenizer)
             return _now() - began
 
-        most = len(test_set.texts())
-        seconds += _scaled(scoring, min(ITEMS, most), most)
+        most = len(measure.texts())
+        seconds += _scaled(measuring, min(ITEMS, most), most)
     return {"seconds": seconds}
 
 

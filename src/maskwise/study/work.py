@@ -26,7 +26,7 @@ from maskwise.evaluation import EvaluationSettings, evaluate, overlap_record
 from maskwise.folders import finite, read_json, require_file, sweep, write_json, write_whole
 from maskwise.learning.run import SHARED_TOKENIZER, Lesson
 from maskwise.masking.policies.given import LearnedPolicy
-from maskwise.measurements import Measurement, of_evaluation, of_heldout, of_score
+from maskwise.measurements import Measurement, of_score
 from maskwise.models import load_config, load_model, with_fields
 from maskwise.objectives import objective_class
 from maskwise.recipe import Recipe
@@ -64,7 +64,12 @@ from maskwise.training.checkpoint import forget_states
 from maskwise.training.settings import ModelSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import (
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        PreTrainedTokenizerFast,
+    )
 
 
 def run_stage(stage: Stage, store: StageStore) -> Plain:
@@ -375,15 +380,18 @@ def _evaluate(stage: Stage, store: StageStore) -> Plain:
             )
         texts = [document.text for document in islice(documents, settings.word_loss)]
     checkpoint = checkpoint_of(stage, store)
+    start: Path | PreTrainedModel
     if checkpoint is not None:
-        return {"records": evaluate(checkpoint, data, settings, texts=texts)}
-    # The reference arm is the pre-trained model itself, with the settings of the recipe.
-    model = ModelSettings.from_name(stage.what["model"])
-    assert model.pretrained is not None, "a new model without training is not evaluated"
-    config = with_fields(load_config(model.pretrained, kind=None), model.settings)
-    network = load_model(model.pretrained, kind=None, config=config)
-    torch.nn.Module.to(network, best_device())
-    return {"records": evaluate(network, data, settings, texts=texts)}
+        start = checkpoint
+    else:
+        # The reference arm is the pre-trained model itself, with the settings of the recipe.
+        model = ModelSettings.from_name(stage.what["model"])
+        assert model.pretrained is not None, "a new model without training is not evaluated"
+        config = with_fields(load_config(model.pretrained, kind=None), model.settings)
+        start = load_model(model.pretrained, kind=None, config=config)
+        torch.nn.Module.to(start, best_device())
+    rows = evaluate(start, data, settings, texts=texts, folder=store.folder(stage))
+    return {"measurements": [row.line() for row in rows]}
 
 
 def _overlap(stage: Stage, store: StageStore) -> Plain:
@@ -511,13 +519,7 @@ def _learned(result: Plain) -> list[Plain]:
 
 
 def _measured(run: Mapping[str, Any], result: Plain) -> list[Measurement]:
-    rows: list[Measurement] = []
-    for found in result["records"]:
-        if found["kind"] == "heldout":
-            rows += of_heldout(run, found)
-        else:
-            rows.append(of_evaluation(run, found))
-    return rows
+    return [Measurement.of({**line, **run}) for line in result["measurements"]]
 
 
 def _scored(run: Mapping[str, Any], result: Plain) -> list[Measurement]:
@@ -569,7 +571,13 @@ for _kind in (
         on_ranks=True,
         title="training",
     ),
-    StageKind("evaluate", _evaluate, measurements=_measured, depends=("evaluation", "content")),
+    StageKind(
+        "evaluate",
+        _evaluate,
+        measurements=_measured,
+        measures=True,
+        depends=("evaluation", "content"),
+    ),
     StageKind(
         "finetune",
         _finetune,

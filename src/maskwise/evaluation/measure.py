@@ -1,0 +1,120 @@
+"""What can be measured of a checkpoint: a `Measure` returns rows of the table of a study.
+
+Held-out losses, minimal pairs, cloze facts and the measures of other packages are one notion. A
+study asks a measure for its name, for a hash of what it reads (`Measure.content`), for its texts,
+which may be in the corpus (`Measure.texts`), and for its numbers (`Measure.measure`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from maskwise.families import Kind
+from maskwise.measurements import Measurement
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from maskwise.text import Rows
+
+
+class Measure(ABC):
+    """A measure of a checkpoint.
+
+    Attributes:
+        name: the name of the measure, which its rows have as ``Measurement.measure``.
+        model_kind: the kind of models that it measures; None for any.
+    """
+
+    name: str
+    model_kind: ClassVar[Kind | None] = "encoder"
+
+    def content(self) -> str:
+        """Return a hash of all that the numbers depend on, besides the model and held-out text.
+
+        The name of a stage depends on it. By default, it is that of all attributes, as JSON.
+        """
+        return hashlib.sha256(json.dumps(vars(self)).encode()).hexdigest()[:16]
+
+    def texts(self) -> list[tuple[str, ...]]:
+        """Return the texts of each item. ``overlap`` searches a corpus for these texts."""
+        return []
+
+    def part(self, count: int) -> Measure:
+        """Return a measure of at most ``count`` of the items, to time how long they take.
+
+        A measure that cannot be divided returns itself.
+        """
+        return self
+
+    @abstractmethod
+    def measure(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+    ) -> list[Measurement]:
+        """Measure a model, which must be in evaluation mode.
+
+        Args:
+            model: the model.
+            tokenizer: its tokenizer.
+            seed: the seed of random choices. It is 0 for evaluations of a study, whose stages are
+                named by what they read.
+            folder: a folder for further files; None to write nothing.
+
+        Returns:
+            The numbers. The columns of a run (arm, seed and role) are added by the study.
+
+        Raises:
+            MaskwiseError: nothing can be measured.
+        """
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """A text that the model was not trained on.
+
+    Attributes:
+        rows: its rows.
+        log_unigram: (V,) log-probabilities of tokens in the training text.
+        documents: the texts themselves, as many as measures read.
+        bytes: the size of the whole text; 0 if it is not known.
+    """
+
+    rows: Rows
+    log_unigram: Tensor
+    documents: Iterable[str] = ()
+    bytes: int = 0
+
+    def first(self, count: int) -> Sequence[str]:
+        """Return the first ``count`` documents."""
+        return [*islice(self.documents, count)]
+
+
+class TextMeasure(Measure):
+    """A measure of held-out text: that of a study, or that of ``maskwise evaluate --text``.
+
+    Attributes:
+        text: the text, while the measure is taken.
+    """
+
+    text: HeldOutText
+
+    def on(self, text: HeldOutText) -> Self:
+        """Return the measure of this text."""
+        made = copy.copy(self)
+        # Measures are frozen, so that their content stays what a stage is named by.
+        object.__setattr__(made, "text", text)
+        return made
