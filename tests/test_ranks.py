@@ -98,11 +98,18 @@ def rank_of_two(folder: Path) -> None:
                 save_checkpoint(out / "checkpoint", trainee.model, tokenizer())
 
 
+def flops(folder: Path) -> float:
+    """The FLOPs of all ranks in the last training state."""
+    state = json.loads(max(folder.glob("*/step-*/state.json")).read_text())
+    return float(state["flops"] + state["sums"]["flops"])
+
+
 def test_two_processes_with_unequal_targets_train_as_one(tmp_path: Path) -> None:
     two_ranks(rank_of_two, tmp_path)
     for kind, auto in (("mlm", AutoModelForMaskedLM), ("denoise", AutoModelForSeq2SeqLM)):
-        one = trained(kind, tmp_path / kind, steps=5)
+        one = trained(kind, tmp_path / kind, steps=5, save_every=2)
         for way in ("ddp", "shard"):
+            assert flops(tmp_path / f"{kind}-{way}") == flops(tmp_path / kind) > 0
             for a, b in zip(lines(tmp_path / kind), lines(tmp_path / f"{kind}-{way}"), strict=True):
                 close(a, b, rel=1e-4)
             loaded, info = auto.from_pretrained(
