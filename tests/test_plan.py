@@ -24,6 +24,7 @@ from maskwise.constants import FRESH_RUN, REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_json
 from maskwise.recipe import Recipe, read_recipe
+from maskwise.recipe import recipe as recipes
 from maskwise.report import write_report
 from maskwise.report.reading import read_folder
 from maskwise.study import Run, dry_run, make_plan, run, run_stage, run_study, stages
@@ -578,6 +579,23 @@ def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):
     [row] = [row for row in found["contrasts"] if row["outcome"] == "tasks"]
     assert row["n"] == 2 and found["arms"]["words-30"]["failures"] == 1
     assert "not a finite number" in write_report(out).read_text()
+
+
+def test_an_arm_is_validated_once_however_many_runs_it_has(recipe, tmp_path, monkeypatch):
+    validate = recipes.validate
+    validated = []
+
+    def counted(settings: Any, *, origin: str) -> Recipe:
+        validated.append(origin)
+        return validate(settings, origin=origin)
+
+    monkeypatch.setattr(recipes, "validate", counted)
+    recipes._validate_once.cache_clear()
+    study = read_recipe(recipe, ["study.seeds=3"])
+    plans = list(Design(study, StageStore(tmp_path / "stages")).plans())
+    # Two arms and the reference, whose recipe is that of the baseline.
+    assert len(plans[-1].runs) == 9
+    assert sorted(validated) == [f"arm {name!r}" for name in sorted(study.study.arms)]
 
 
 # Matching

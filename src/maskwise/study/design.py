@@ -226,28 +226,25 @@ class Design:
     # --------------------------------------------------------------------------------------------
 
     def _length(self, arm: str, setting: Plain) -> Plain:
-        """Return overrides for the number of steps of every training phase of an arm.
-
-        With matching, the number of steps of the first phase is the number that spends the budget.
+        """Return an override for the number of steps of an arm's first training phase, with which
+        the arm spends the budget; {} without matching.
         """
+        if self.budget is None:
+            return {}
+        spent = self._spent(arm, setting)
+        # In a dry run, the arm's text may not be prepared yet.
+        if spent is None:
+            return {}
         own = self.recipe.arm(arm, seed=0, more=setting)
-        steps = [link.training.steps for link in own.links()]
-        if self.budget is not None:
-            spent = self._spent(arm, setting)
-            # In a dry run, the arm's text may not be prepared yet.
-            if spent is not None:
-                first = matched_steps(steps[0], spent, self.budget)
-                if first is None:
-                    raise MaskwiseError(
-                        f"arm {arm!r} cannot be matched to the baseline by "
-                        f"{self.recipe.study.equal_by}",
-                        got=f"{self.budget:.4g} for the baseline, {sum(spent[1:]):.4g} for the "
-                        "later phases of this arm alone",
-                        do="shorten the later phases",
-                    )
-                steps[0] = first
-        names = own.settings_of("training.steps")
-        return dict(zip(names, steps))
+        steps = matched_steps(own.links()[0].training.steps, spent, self.budget)
+        if steps is None:
+            raise MaskwiseError(
+                f"arm {arm!r} cannot be matched to the baseline by {self.recipe.study.equal_by}",
+                got=f"{self.budget:.4g} for the baseline, {sum(spent[1:]):.4g} for the "
+                "later phases of this arm alone",
+                do="shorten the later phases",
+            )
+        return {own.settings_of("training.steps")[0]: steps}
 
     def _spent(self, arm: str, more: Plain) -> list[float] | None:
         """Measure the cost of every training phase of an arm; None if a text is not prepared.
