@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from maskwise.errors import MaskwiseError
 from maskwise.folders import file_hash
 from maskwise.recipe import read_recipe
-from maskwise.study import make_plan, run_stage
+from maskwise.study import make_plan, run_stage, timing
 from maskwise.study.checks import start_of
 from maskwise.study.pretraining import masked_source
 from maskwise.study.single import run_pretrain
 from maskwise.study.store import StageStore
 from maskwise.text import Prepared
+from maskwise.text.documents import source_of
 from maskwise.text.readers import whole_name
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.words import text_id
@@ -234,6 +235,32 @@ def test_layers_and_sizes_of_a_mix(folder, read, tmp_path):
     [batch] = masked_source(data, arm, start_of(arm)[1]).batches(0, rank=0, ranks=1)
     sizes = data.training.by_source(2)
     assert batch.sources[names[0]] == pytest.approx(8 * sizes[0] / sum(sizes), abs=1)
+
+
+@pytest.mark.parametrize("layers", ["[]", "[salient]"])
+def test_the_sample_of_a_mix_has_text_of_every_source(layers, folder, read, tmp_path, monkeypatch):
+    """Behind a long first source, the other ones had no rows, and check refused the arm."""
+    monkeypatch.setattr(timing, "SAMPLE_CHARACTERS", 8000)
+    monkeypatch.setattr(timing, "LEAST_CHARACTERS", 0)
+    names = [str(folder / f"{name}.jsonl") for name in ("corpus", "backwards")]
+    recipe = read(f"corpus.source={json.dumps(names)}", f"corpus.layers={layers}")
+    samples = timing.Samples(recipe, tmp_path / "samples")
+    assert samples.first.scale > 1
+    assert min(samples.first.data.training.by_source(2)) > 0
+    later = samples.of(read(f"corpus.source={json.dumps(names[::-1])}", "corpus.length=32"))
+    assert min(later.training.by_source(2)) > 0
+
+
+def test_the_beginning_of_a_mix_is_whole_only_if_all_sources_are(folder):
+    short, long = (str(folder / f"{name}.jsonl") for name in ("copies", "corpus"))
+    mix = CorpusSettings(source=[short, long])
+    sizes = [sum(len(text) for _, text in part) for part in mix.parts()]
+    for most, whole in ((2 * sizes[0] + 2, False), (2 * sizes[1] + 2, True)):
+        beginning = mix.documents().beginning(most)
+        found = Counter(map(source_of, beginning))
+        assert beginning.whole is whole
+        assert found.keys() == {0, 1}
+    assert [*mix.documents()] == [*beginning]
 
 
 @pytest.mark.parametrize(

@@ -40,14 +40,14 @@ from maskwise.tasks import load_task
 from maskwise.tasks.settings import MAX_LENGTH
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
-from maskwise.text.documents import folder_note, group_of, lines_note, place_of
+from maskwise.text.documents import first_characters, folder_note, group_of, lines_note, place_of
 from maskwise.text.groups import check_groups, share_that_fits
 from maskwise.text.layers import token_layers
 from maskwise.text.new_words import given_words, require_extensible, wanted_words
 from maskwise.text.pieces import SPECIAL, read_pieces, tokenise, unknown_share
 from maskwise.text.readers import whole_name
 from maskwise.text.rows import holds_out
-from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
+from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.token_rows import TokenRows
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
 from maskwise.text.words import require_offsets
@@ -501,8 +501,9 @@ def _check_probes(
         return
     if tokenizer is None:
         # To train a tokenizer on a long text takes too long here, and a long text has enough rows.
-        some = [*first_characters(corpus.documents(), SAMPLE_CHARACTERS)]
-        if sum(len(document.text) for document in some) >= SAMPLE_CHARACTERS:
+        documents = corpus.documents().beginning(SAMPLE_CHARACTERS)
+        some = [*documents]
+        if not documents.whole:
             return
         tokenizer = link.tokenizer.tokenizer(some)
     held_out = (document for document in corpus.documents() if holds_out(document, corpus.held_out))

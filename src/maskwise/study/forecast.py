@@ -59,7 +59,7 @@ from maskwise.text.copies import SIMILAR, near_copies
 from maskwise.text.pieces import UNKNOWN
 from maskwise.text.rows import holds_out
 from maskwise.text.segmenters import segmenter_advice, unspaced
-from maskwise.text.settings import CorpusSettings, first_characters
+from maskwise.text.settings import CorpusSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -284,7 +284,7 @@ def _read(subject: str, overrides: Sequence[str], tasks: Sequence[str]) -> Recip
 def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
     """Count documents, rows, tokens and unknown tokens."""
     corpus = first.corpus
-    beginning = first_characters(corpus.documents(), SCRIPT_CHARACTERS)
+    beginning = corpus.documents().beginning(SCRIPT_CHARACTERS)
     counts = sample.rows.pieces.counts
     tokens = max(1, counts.get("tokens", sample.rows.tokens))
     # Counts of the sample are scaled to the whole text.

@@ -46,9 +46,9 @@ from maskwise.study.work import extended, lesson_of, write_rows
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import finetune
 from maskwise.text import Prepared, Rows, load_tokenizer
-from maskwise.text.documents import Document
+from maskwise.text.documents import Document, Documents
 from maskwise.text.new_words import wanted_words
-from maskwise.text.settings import CorpusSettings, first_characters
+from maskwise.text.settings import CorpusSettings
 from maskwise.training.log import Evaluate
 from maskwise.training.ranks import Ranks
 from maskwise.weights import blocks_of
@@ -165,15 +165,15 @@ class Samples:
     def first(self) -> TextSample:
         """The sample of ``link``. Its text is counted for a few seconds at most."""
         corpus = self.link.corpus
-        documents = corpus.documents()
         wanted = SAMPLE_CHARACTERS
         if not self.link.tokenizer_name:
             enough = max(LEAST_CHARACTERS, TOKEN_CHARACTERS * self.link.tokenizer.vocab_size)
             wanted = min(wanted, enough)
-        some = [*first_characters(documents, wanted)]
+        documents = corpus.documents().beginning(wanted)
+        some = [*documents]
         size = sum(len(document.text) for document in some)
-        whole = size < wanted
-        data = self._prepare(self.link, some, whole=whole)
+        whole = documents.whole
+        data = self._prepare(self.link, documents)
         if whole or corpus.stream:
             counts = (len(some), size, whole, documents.skipped)
             return TextSample(data, 1.0, len(some), *counts, corpus.held_out)
@@ -196,8 +196,7 @@ class Samples:
         if known:
             return known
         # A quarter of the size is enough to time steps; only the first sample is counted.
-        some = [*first_characters(link.corpus.documents(), SAMPLE_CHARACTERS // 4)]
-        return self._prepare(link, some, whole=False)
+        return self._prepare(link, link.corpus.documents().beginning(SAMPLE_CHARACTERS // 4))
 
     def seconds(self, link: Recipe, *, tokenizer: bool) -> float:
         """Forecast the seconds to prepare the whole text of a training phase.
@@ -223,16 +222,11 @@ class Samples:
             self.seen[key] = look_at(corpus.documents())
         return self.seen[key]
 
-    def _prepare(self, link: Recipe, sample: list[Document], *, whole: bool) -> Prepared:
-        """Prepare documents as the rows of a training phase.
-
-        Args:
-            link: the recipe of the training phase.
-            sample: the documents.
-            whole: whether these are all documents of the text.
-        """
+    def _prepare(self, link: Recipe, documents: Documents) -> Prepared:
+        """Prepare the beginning of a text as the rows of a training phase."""
         corpus = link.corpus
         folder = self.folder / f"sample-{len(self.prepared)}"
+        sample = [*documents]
         size = max(1, sum(len(document.text) for document in sample))
         # The time of other processes on the machine is not part of the processor time.
         ticks = [time.process_time()]
@@ -248,7 +242,7 @@ class Samples:
             tokenizer, new_tokens = extended(words, sample, tokenizer)
         ticks.append(time.process_time())
         store = None
-        annotate = partial(annotate_corpus, corpus.documents(), corpus.layers, jobs=1)
+        annotate = partial(annotate_corpus, documents, corpus.layers, jobs=1)
         if corpus.layers:
             annotate(folder / "first", limit=1)
         ticks.append(time.process_time())
@@ -256,7 +250,7 @@ class Samples:
             annotate(folder / "layers", limit=len(sample))
             store = Store(folder / "layers")
         # A sample is short, so larger shares are held out, for enough rows to time evaluations.
-        shares = [corpus.held_out] if whole else [max(0.2, corpus.held_out), 0.45]
+        shares = [corpus.held_out] if documents.whole else [max(0.2, corpus.held_out), 0.45]
         for share in shares:
             try:
                 read = corpus.model_copy(update={"held_out": share})
@@ -642,7 +636,7 @@ def _time_learning(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
 def _time_overlap(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     corpus = CorpusSettings(**stage.what["corpus"])
     task = load_task(stage.what["task"])
-    few = sum(1 for _ in first_characters(corpus.documents(), OVERLAP_CHARACTERS))
+    few = sum(1 for _ in corpus.documents().beginning(OVERLAP_CHARACTERS))
 
     def seconds_of(documents: int) -> float:
         began = _now()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -49,16 +49,11 @@ from maskwise.study.stages import (
 from maskwise.study.store import StageStore
 from maskwise.tasks import FinetuneSettings, Score, Task, TaskRecord, finetuning, load_task
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
-from maskwise.text.documents import place_of
+from maskwise.text.documents import first_characters, place_of
 from maskwise.text.new_words import Extended, choose_words, extend, given_words, saved_share
 from maskwise.text.pieces import UNKNOWN, unknown_share
 from maskwise.text.rows import dev_and_verdict, is_dev
-from maskwise.text.settings import (
-    CorpusSettings,
-    TokenizerSettings,
-    first_characters,
-    read_new_tokens,
-)
+from maskwise.text.settings import CorpusSettings, TokenizerSettings, read_new_tokens
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training.checkpoint import forget_states
 from maskwise.training.settings import ModelSettings
@@ -169,7 +164,9 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
         new_tokens = read_new_tokens(store.output(stage.needs[0]))
     else:
         settings = TokenizerSettings(**stage.what["tokenizer"])
-        tokenizer = settings.tokenizer(_beginning(corpus) if corpus.stream else documents)
+        # Every source of a stream contributes the same number of characters, whatever its weight.
+        read = documents.beginning(SAMPLE_CHARACTERS) if corpus.stream else documents
+        tokenizer = settings.tokenizer(read)
         if "new_tokens" in stage.what:
             before = tokenizer
             read = corpus.training_documents()
@@ -267,14 +264,6 @@ def open_text(folder: Path) -> Prepared:
         MaskwiseError: the text is damaged, or files of a stream are missing.
     """
     return Prepared.open(folder / TEXT, live=Live)
-
-
-def _beginning(corpus: CorpusSettings) -> Iterator[Document]:
-    """Read the first documents of a stream, to train its tokenizer."""
-    # Every source of a mix contributes the same number of characters, whatever its weight.
-    parts = corpus.parts()
-    for part in parts:
-        yield from first_characters(part, SAMPLE_CHARACTERS // len(parts))
 
 
 def _scored_by(policy: Path, corpus: CorpusSettings) -> CorpusSettings:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import chain, count, islice
 from pathlib import Path
@@ -133,10 +134,12 @@ class Documents:
         name: the name of the source, for messages and reports.
         fields: the names of the record fields that hold the text and the document's name.
         limit: the maximum number of documents; None for no limit.
+        most: the number of characters after which no document follows; None for no limit.
         keep_repeated: whether to yield a text that equals an earlier text.
         prefix: the beginning of the names of documents without a name of their own.
         read: the number of documents that the latest iteration yielded.
         skipped: the number of records that the latest iteration skipped, keyed by reason.
+        whole: whether the latest iteration ended with the text, and not with ``most``.
     """
 
     open_records: Opener
@@ -144,15 +147,32 @@ class Documents:
     name: str
     fields: FieldNames
     limit: int | None = None
+    most: int | None = None
     keep_repeated: bool = False
     prefix: str = ""
     read: int = field(default=0, init=False)
     skipped: Counter[str] = field(default_factory=Counter, init=False)
+    whole: bool = field(default=True, init=False)
 
     def __iter__(self) -> Iterator[Document]:
         self.read = 0
         self.skipped = Counter()
-        return islice(self._counted(), self.limit)
+        self.whole = True
+        documents = islice(self._counted(), self.limit)
+        return documents if self.most is None else self._first(documents, self.most)
+
+    def beginning(self, most: int) -> Documents:
+        """Return the first documents, which have at least ``most`` characters in total."""
+        first = copy(self)
+        first.most = most
+        return first
+
+    def _first(self, documents: Iterable[Document], most: int) -> Iterator[Document]:
+        size = 0
+        for document in first_characters(documents, most):
+            yield document
+            size += len(document.text)
+        self.whole = size < most
 
     def _counted(self) -> Iterator[Document]:
         """Yield and count the documents; skip repeated texts."""
@@ -257,6 +277,10 @@ class Joined(Documents):
         name = " + ".join(part.name for part in parts)
         super().__init__(tuple, name=name, fields=parts[0].fields)
 
+    def beginning(self, most: int) -> Joined:
+        """Return the beginning of every corpus, with the same number of characters each."""
+        return Joined([part.beginning(most // len(self.parts)) for part in self.parts])
+
     def _documents(self) -> Iterator[Document]:
         for number, part in enumerate(self.parts):
             for document in part:
@@ -267,6 +291,17 @@ class Joined(Documents):
                 joined.source = number
                 yield joined
             self.skipped += part.skipped
+            self.whole = self.whole and part.whole
+
+
+def first_characters(documents: Iterable[Document], most: int) -> Iterator[Document]:
+    """Yield documents until they have at least ``most`` characters in total."""
+    total = 0
+    for document in documents:
+        yield document
+        total += len(document.text)
+        if total >= most:
+            return
 
 
 def source_of(document: Document) -> int:

@@ -492,16 +492,6 @@ def read_new_tokens(folder: Path) -> dict[int, tuple[int, ...]]:
     return {int(number): (*pieces,) for number, pieces in plain.items()}
 
 
-def first_characters(documents: Iterable[Document], most: int) -> Iterator[Document]:
-    """Yield documents until they have at least ``most`` characters in total."""
-    total = 0
-    for document in documents:
-        yield document
-        total += len(document.text)
-        if total >= most:
-            return
-
-
 @cache
 def _damage(folder: Path, _written: int) -> str | None:
     return folders.damage(folder)
