@@ -113,6 +113,18 @@ def test_texts_that_differ_have_samples_of_their_own(recipe, tmp_path):
     assert samples.of(read_recipe(recipe, [*SMALL, "training.steps=7"])) is known
 
 
+def test_the_targets_of_an_arm_are_counted_on_its_own_text(recipe):
+    """They were counted on the text of the recipe, in which another source of a mix has no rows."""
+    corpus = recipe.parent / "corpus.jsonl"
+    mix = {str(corpus): 0.5, "bundled:wikipedia": 0.5}
+    arms = {"own": {}, "mixed": {"corpus.source": mix}, "short": {"corpus.length": 16}}
+    asked = ["study.seeds=1", f"study.arms={json.dumps(arms)}", "study.contrasts=[]"]
+    found = check(str(recipe), [*asked, "tasks=[]"])["arms"]
+    assert {name for name, facts in found.items() if facts.get("error")} == set()
+    assert found["short"]["tokens_per_step"] < found["own"]["tokens_per_step"]
+    assert found["mixed"]["tokens_per_step"] != found["own"]["tokens_per_step"]
+
+
 def test_every_measure_of_an_evaluation_is_timed_on_some_of_its_items(recipe, monkeypatch):
     """The time of minimal pairs, facts and other measures was not counted at all."""
     scored = []

@@ -59,7 +59,7 @@ from maskwise.text.copies import SIMILAR, near_copies
 from maskwise.text.pieces import UNKNOWN
 from maskwise.text.rows import holds_out
 from maskwise.text.segmenters import segmenter_advice, unspaced
-from maskwise.text.settings import CorpusSettings
+from maskwise.text.settings import CorpusSettings, Prepared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -234,7 +234,7 @@ def check(
             "recipe": recipe.to_yaml(),
             "corpus": corpus,
             "model": model,
-            "arms": _arm_facts(arms, sample, config),
+            "arms": _arm_facts(arms, samples, config),
             "tasks": {},
         }
         facts["training"] = _training_facts(first, corpus, facts["arms"], whole=sample.whole)
@@ -337,13 +337,14 @@ def _model_facts(first: Recipe, sample: TextSample) -> tuple[PreTrainedConfig, P
 
 
 def _arm_facts(
-    arms: Mapping[str, Recipe], sample: TextSample, config: PreTrainedConfig
+    arms: Mapping[str, Recipe], samples: Samples, config: PreTrainedConfig
 ) -> dict[str, Plain]:
     """Count the targets of each arm. The key ``error`` says why an arm cannot be trained."""
     facts = {}
     for name, link in arms.items():
         try:
-            facts[name] = _targets(link, sample, config)
+            # Arms may have a text of their own, or rows of another length.
+            facts[name] = _targets(link, samples.of(link), config)
         # An arm cannot be trained if, for example, the text has fewer rows than a batch.
         except MaskwiseError as error:
             facts[name] = {**_unknown_targets(link, "it cannot be trained"), "error": str(error)}
@@ -528,7 +529,7 @@ def _doubt_task(name: str, task: Plain, doubt: Callable[[str, str], None]) -> No
 # ------------------------------------------------------------------------------------------------
 
 
-def _targets(link: Recipe, sample: TextSample, config: PreTrainedConfig) -> Plain:
+def _targets(link: Recipe, data: Prepared, config: PreTrainedConfig) -> Plain:
     """Count the mean targets and tokens of a training step.
 
     The counts are None, and ``why`` is the reason, if the objective changes between steps, or if a
@@ -542,7 +543,7 @@ def _targets(link: Recipe, sample: TextSample, config: PreTrainedConfig) -> Plai
         only = sampler(link.sampling, list(link.objectives), steps=steps).only()
         if only is None:
             return _unknown_targets(link, "its sampler chooses an objective at each step")
-    counts = counts_over(masked_source(sample.data, link, config, arm=only), COUNTED_STEPS)
+    counts = counts_over(masked_source(data, link, config, arm=only), COUNTED_STEPS)
     return {
         "masks": _masks(link),
         "targets_per_step": counts.targets / counts.steps,

@@ -165,8 +165,8 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
     else:
         settings = TokenizerSettings(**stage.what["tokenizer"])
         # Every source of a stream contributes the same number of characters, whatever its weight.
-        read = documents.beginning(SAMPLE_CHARACTERS) if corpus.stream else documents
-        tokenizer = settings.tokenizer(read)
+        first = documents.beginning(SAMPLE_CHARACTERS) if corpus.stream else documents
+        tokenizer = settings.tokenizer(first)
         if "new_tokens" in stage.what:
             before = tokenizer
             read = corpus.training_documents()
