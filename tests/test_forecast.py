@@ -14,11 +14,12 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation.sets import Pairs
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, timing
-from maskwise.study.costs import CHANGE_NO_TIME, Forecast, until_end
+from maskwise.study.costs import CHANGE_NO_TIME, Forecast, Seconds, summary, until_end
 from maskwise.study.forecast import check
 from maskwise.study.scheduler import StudyProgress
 from maskwise.study.stages import KINDS, Stage
 from maskwise.study.store import StageStore
+from maskwise.tasks import load_task
 from maskwise.training import TrainingSettings
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
@@ -252,16 +253,86 @@ def test_a_step_that_would_fill_the_memory_is_not_timed(recipe, monkeypatch):
     assert unknown == ["pretrain"]
 
 
-def test_the_end_is_that_of_shared_work_or_of_the_longest_chain():
-    """A head of 10 s is needed by three trainings of 4 s."""
+def test_the_end_is_that_of_workers_that_take_one_stage_after_another():
+    """The longest chain, or the shared work, was said to be the end; both are too short."""
     first, *others = [Stage("pretrain", {"n": n}) for n in range(4)]
     after = [Stage("pretrain", other.what, (first.name,)) for other in others]
     planned = {stage.name: stage for stage in (first, *after)}
     seconds = dict.fromkeys(planned, 4.0) | {first.name: 10.0}
     assert until_end(planned, seconds, 1) == 22.0
-    assert until_end(planned, seconds, 2) == 14.0
+    assert until_end(planned, seconds, 2) == 18.0
     assert until_end(planned, seconds, 8) == 14.0
     assert until_end(planned, {}, 2) == 0.0
+    # Without the first stage, which is finished, two workers have one and two stages.
+    del seconds[first.name]
+    assert until_end(planned, seconds, 2) == 8.0
+
+
+def test_a_long_stage_that_comes_last_is_not_begun_earlier():
+    stages = [Stage("pretrain", {"n": n}) for n in range(3)]
+    planned = {stage.name: stage for stage in stages}
+    assert until_end(planned, dict(zip(planned, [1.0, 1.0, 10.0])), 2) == 11.0
+
+
+def test_plans_run_one_after_another():
+    """Two plans with one stage each use one worker at a time."""
+    one, two = [Stage("overlap", {"n": n}) for n in range(2)]
+    planned = {stage.name: stage for stage in (one, two)}
+    seconds: Seconds = dict.fromkeys(planned, 30.0)
+    together = summary(planned, seconds, 2, [planned.keys()])["seconds"]
+    apart = summary(planned, seconds, 2, [{one.name}, {two.name}])["seconds"]
+    assert apart - together == 30.0
+
+
+def test_the_held_out_rows_are_those_of_the_documents_that_are_held_out(tmp_path, monkeypatch):
+    """With few documents, their share is far from the setting."""
+    words = {False: " ".join(WORDS[:40]), True: " ".join(WORDS * 20)}
+    texts = [{"id": str(n), "text": f"{words[n % 20 == 7]} {n}."} for n in range(160)]
+    write_lines(tmp_path / "long.jsonl", texts)
+    asked = [f"corpus.source={tmp_path / 'long.jsonl'}", "corpus.held_out=0.2"]
+    link = read_recipe(write_inputs(tmp_path / "in"), [*SMALL, *asked])
+    whole = timing.Samples(link, tmp_path / "whole").first
+    sizes = (len(document.text) for document in link.corpus.held_out_documents())
+    share = sum(sizes) / whole.characters
+    assert whole.whole and abs(share - 0.2) > 0.02
+    monkeypatch.setattr(timing, "SAMPLE_CHARACTERS", whole.characters // 2)
+    part = timing.Samples(link, tmp_path / "part").first
+    assert part.scale > 1 and part.held_out == pytest.approx(share)
+
+
+def test_test_rows_are_answered_once_and_dev_rows_at_every_evaluation(recipe, monkeypatch):
+    """Test rows were counted as often as dev rows, in fine-tuning with ``eval_every``."""
+
+    class Still:
+        loading = warm_up = step = 0.0
+        rest = 1.0
+
+    seconds = {}
+    monkeypatch.setattr(timing, "Clock", Still)
+    monkeypatch.setattr(timing, "finetune", lambda *arguments, **more: None)
+    for every in (0, 1):
+        link = read_recipe(recipe, [*SMALL, "finetune.seeds=1", f"finetune.eval_every={every}"])
+        stage = next(stage for stage in make_plan(link).stages() if stage.kind == "finetune")
+        samples = timing.Samples(link, recipe.parent / f"samples-{every}")
+        seconds[every] = timing.TIMERS["finetune"](stage, link, samples)["seconds"]
+        task = load_task(stage.what["task"])
+    dev, test = len(task.splits["dev"]), len(task.splits["test"])
+    steps = link.finetune.training(task, seed=0).steps
+    assert seconds[0] == pytest.approx(1.0)
+    assert seconds[1] == pytest.approx((dev * (1 + steps) + test) / (dev + test))
+
+
+def test_a_policy_that_scores_the_text_takes_time(tmp_path):
+    """The scoring of a text by the policy that a study learns was not counted."""
+    asked = ["study.seeds=1", "study.gate=null", "study.search=null", "tokenizer.vocab_size=512"]
+    asked += ["study.arms={one: {masking.policy: learned}}", "corpus.limit=60"]
+    plan = make_plan(read_recipe("learn-supervised", [*asked, "study.contrasts=[]"]))
+    links = timing.links_of([plan])
+    (stage,) = (stage for stage in links if stage.kind == "prepare" and len(stage.needs) > 1)
+    samples = timing.Samples(links[stage], tmp_path / "samples")
+    assert samples.seconds(stage, links[stage]) > 0
+    layers = [sample.rows.pieces.columns for sample in samples.prepared.values()]
+    assert any("learned" in columns for columns in layers)
 
 
 # The table

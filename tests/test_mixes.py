@@ -248,7 +248,7 @@ def test_the_sample_of_a_mix_has_text_of_every_source(layers, folder, read, tmp_
     assert samples.first.scale > 1
     assert min(samples.first.data.training.by_source(2)) > 0
     later = samples.of(read(f"corpus.source={json.dumps(names[::-1])}", "corpus.length=32"))
-    assert min(later.training.by_source(2)) > 0
+    assert min(later.rows.by_source(2)) > 0
 
 
 def test_the_beginning_of_a_mix_is_whole_only_if_all_sources_are(folder):

@@ -140,7 +140,7 @@ class Lesson:
         labels = labels_of(self.task, texts=self.texts)
         rows = len(labels.splits["train"])
         self._say(f"found labels in {rows:,} texts to learn from; learning from them")
-        policy = self._new_policy(tokenizer, head="spans", seed=self.seed)
+        policy = self.new_policy(tokenizer, seed=self.seed)
         texts = labels.texts()
         before = weights_of(policy, texts)
         done, counts = learn_supervised(
@@ -231,7 +231,7 @@ class Lesson:
         if tries > 1:
             folder = self.folder / f"try-{number}"
             title += f" ({number + 1} of {tries})"
-        policy = self._new_policy(tokenizer, head="tokens", seed=seed)
+        policy = self.new_policy(tokenizer, seed=seed)
         length = self.corpus.length
         # Gradients pass through all weights, and only a training of the run adds an adapter.
         whole = self.model.model_copy(update={"adapter": None})
@@ -314,12 +314,11 @@ class Lesson:
     # Parts built from the settings
     # ---------------------------------------------------------------------------------------
 
-    def _new_policy(
-        self, tokenizer: PreTrainedTokenizerFast, *, head: str, seed: int
-    ) -> PolicyModel:
-        """Create an untrained policy. ``head`` is used if the recipe sets no ``policy.head``."""
+    def new_policy(self, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> PolicyModel:
+        """Create an untrained policy. The method decides its head if ``policy.head`` is not set."""
         settings = self.learning.policy.model_dump()
-        settings["head"] = settings["head"] or head
+        heads = {"supervised": "spans", "meta": "tokens"}
+        settings["head"] = settings["head"] or heads[self.learning.method]
         return PolicyModel.new(tokenizer, seed=seed, **settings)
 
     def _tokenizer(self, name: str | None) -> PreTrainedTokenizerFast:

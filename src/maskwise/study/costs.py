@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
+from heapq import heappop, heappush
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -294,13 +295,16 @@ def total(seconds: Collection[float | None]) -> float | None:
     return round(sum(filter(None, seconds)), 1)
 
 
-def summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
+def summary(
+    planned: Mapping[str, Stage], seconds: Seconds, jobs: int, parts: Iterable[Collection[str]]
+) -> Plain:
     """Sum up the work of the unfinished stages.
 
     Args:
         planned: all stages, keyed by name.
         seconds: the forecast for every unfinished stage.
         jobs: the number of stages that run in parallel.
+        parts: the unfinished stages of every plan. A plan begins when the one before it has ended.
 
     Returns:
         ``stages``: for each kind of stage, the number of finished stages (``done``) and unfinished
@@ -327,7 +331,11 @@ def summary(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> Plain:
     if not seconds:
         until = 0.0
     elif not unknown:
-        until = round(START_SECONDS + until_end(planned, seconds, jobs), 1)
+        until = START_SECONDS
+        for part in parts:
+            of_plan = {name: seconds[name] for name in seconds if name in part}
+            until += until_end(planned, of_plan, jobs)
+        until = round(until, 1)
     return {
         "stages": kinds,
         "works": {work: works[work] for work in sorted(works, key=works.__getitem__, reverse=True)},
@@ -374,21 +382,37 @@ def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
 
 
 def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> float:
-    """Estimate the seconds until all stages are finished.
+    """Estimate the seconds until all stages are finished, as ``scheduler.execute`` runs them.
 
-    The workers share all work, and each stage begins after the stages that it needs.
+    A free worker takes the first stage in the order of ``seconds`` whose needs are finished.
 
     Args:
-        planned: stages keyed by name, in topological order.
+        planned: stages keyed by name.
         seconds: the forecast for every unfinished stage; an unknown time counts as 0.
         jobs: the number of workers.
     """
-    ends: dict[str, float] = {}
-    for name, stage in planned.items():
-        begin = max((ends[need] for need in stage.needs if need in ends), default=0.0)
-        ends[name] = begin + (seconds.get(name) or 0.0)
-    work = sum(filter(None, seconds.values()))
-    return max(work / jobs, *ends.values(), 0.0)
+    names = [*seconds]
+    missing: dict[str, int] = {}
+    after = defaultdict[str, list[int]](list)
+    for place, name in enumerate(names):
+        needs = [need for need in planned[name].needs if need in seconds]
+        missing[name] = len(needs)
+        for need in needs:
+            after[need].append(place)
+    # Both lists are heaps. The places of a list in ascending order are one already.
+    ready = [place for place, name in enumerate(names) if not missing[name]]
+    running: list[tuple[float, int]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < jobs:
+            place = heappop(ready)
+            heappush(running, (now + (seconds[names[place]] or 0.0), place))
+        now, place = heappop(running)
+        for later in after[names[place]]:
+            missing[names[later]] -= 1
+            if not missing[names[later]]:
+                heappush(ready, later)
+    return now
 
 
 def share_of(stage: Stage, line: Plain) -> float:

@@ -138,11 +138,13 @@ def dry_run(
         time_stages(plans, forecast, samples)
     left = {name: forecast.seconds(name) for name in todo}
     listed = []
+    parts = []
     new = set(left)
     # A stage that several plans need is counted for the first of these plans, which runs it.
     for plan in plans:
         own = new.intersection(named(plan.stages()))
         listed.append({"purpose": plan.purpose, "runs": len(plan.runs), "to_do": len(own)})
+        parts.append(own)
         new -= own
     return {
         "name": recipe.name,
@@ -150,7 +152,7 @@ def dry_run(
         "jobs": jobs,
         "plans": listed,
         "phases": list(phases_of(design.runs, left)),
-        **summary(planned, left, jobs),
+        **summary(planned, left, jobs, parts),
         "memory_gib": forecast.memory_gib(),
         "contrasts": prospects_of(recipe, spreads_of(recipe, out, spread), detect=detect),
         "doubts": [{"what": note, "do": ""} for note in notes],

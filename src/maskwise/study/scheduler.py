@@ -294,7 +294,8 @@ class StudyProgress:
         """
         now = time.perf_counter()
         left: Seconds = {}
-        for name in self.named:
+        # Running stages have a worker already.
+        for name in dict.fromkeys([*self.first_seen, *self.named]):
             if name in self.forecast.finished or name in self.errors:
                 continue
             line = self.lines.get(name, {})

@@ -18,7 +18,7 @@ import re
 import time
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,7 +44,7 @@ from maskwise.study.checks import row_sizes
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.loading import HiddenLabels, UnreadableTask
 from maskwise.tasks.settings import interpolated
-from maskwise.text import Documents, load_tokenizer, read_documents, require_documents
+from maskwise.text import Document, Documents, load_tokenizer, read_documents, require_documents
 from maskwise.text.documents import is_source_code, longest_field, place_of
 from maskwise.text.labelled import ending_of
 from maskwise.text.rows import held_out_below, is_dev
@@ -130,6 +130,7 @@ class TextFacts:
         sample: the beginning of the text.
         text_field: the field that contains the text (``longest_field``).
         skipped: the number of skipped documents, keyed by reason.
+        held_out: the number of characters in the documents that are kept apart.
     """
 
     documents: int
@@ -140,6 +141,7 @@ class TextFacts:
     sample: str
     text_field: str
     skipped: Mapping[str, int]
+    held_out: int = 0
 
     @property
     def spaced(self) -> bool:
@@ -154,12 +156,15 @@ class TextFacts:
         return not self.spaced and len({*"".join(self.sample.split())}) <= MOST_LETTERS
 
 
-def look_at(source: str | Documents) -> TextFacts:
+def look_at(
+    source: str | Documents, *, apart: Callable[[Document], bool] | None = None
+) -> TextFacts:
     """Read a corpus for a few seconds and return facts about the text.
 
     Args:
         source: documents, or the name of a corpus. From a corpus, the field with the longest texts
             is read.
+        apart: tells which documents are kept apart from training.
 
     Raises:
         MaskwiseError: the corpus cannot be read, or is empty.
@@ -172,11 +177,13 @@ def look_at(source: str | Documents) -> TextFacts:
         source = read_documents(source, text_field=longest_field(source))
     documents = require_documents(source)
     end = time.perf_counter() + LOOK_SECONDS
-    seen = characters = 0
+    seen = characters = held_out = 0
     text = ""
     for document in islice(documents, LOOK_DOCUMENTS):
         seen += 1
         characters += len(document.text)
+        if apart and apart(document):
+            held_out += len(document.text)
         # A sample of several documents is enough to recognise the language.
         if len(text) < 200_000:
             text += document.text[:20_000] + "\n"
@@ -193,6 +200,7 @@ def look_at(source: str | Documents) -> TextFacts:
         sample=text[:2000],
         text_field=documents.fields.text,
         skipped=dict(documents.skipped),
+        held_out=held_out,
     )
 
 

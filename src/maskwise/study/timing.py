@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -33,22 +33,26 @@ from maskwise.evaluation import (
 )
 from maskwise.families import evaluating, width_of
 from maskwise.masking.settings import MaskingSettings
-from maskwise.models import task_config, weights_of
+from maskwise.models import load_model, task_config, weights_of
 from maskwise.printing import quietly
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import Forecast, StageRates
 from maskwise.study.plan import Plan
 from maskwise.study.pretraining import network_of, pretrain
-from maskwise.study.stages import Stage, evaluations
+from maskwise.study.stages import CHECKPOINT, Stage, evaluations
 from maskwise.study.starter import TextFacts, look_at
-from maskwise.study.work import extended, lesson_of, write_rows
+from maskwise.study.work import extended, lesson_of, scored_by, write_rows
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import finetune
 from maskwise.text import Prepared, Rows, load_tokenizer
 from maskwise.text.documents import Document, Documents
-from maskwise.text.new_words import wanted_words
+from maskwise.text.new_words import Extended, wanted_words
+from maskwise.text.rows import holds_out
 from maskwise.text.settings import CorpusSettings
+from maskwise.text.stream import COUNTED_CHARACTERS, HELD_OUT_CHARACTERS
+from maskwise.text.tokenizers import SAMPLE_CHARACTERS as TOKENIZER_CHARACTERS
+from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.log import Evaluate
 from maskwise.training.ranks import Ranks
 from maskwise.weights import blocks_of
@@ -71,12 +75,10 @@ ITEMS = 48
 FEW_ROWS, FEW_DOCUMENTS = 4, 8
 """The number of timed rows for the pseudo-perplexity, each of whose tokens takes a forward pass,
 and of documents for the loss of words."""
-OPENING = 0.03
+OPENING = 0.01
 """Seconds to read and write the files of a stage."""
 FROZEN_SECONDS = 0.5
 """If a frozen encoder answers ``ITEMS`` rows in less time, it is timed with four times as many."""
-LOADING = 0.05
-"""Seconds to find and read the files of a checkpoint and its tokenizer."""
 TRIED_RATES = 3
 """With ``finetune.search_rate``, this number of additional fine-tuning runs try learning rates."""
 
@@ -115,7 +117,9 @@ class TextSample(NamedTuple):
         documents, characters: counts of the whole text, or of the part that was read to count it.
         whole: whether the whole text was read to count it.
         skipped: the number of skipped documents in the part that was read, keyed by reason.
-        held_out: the share of the documents that is held out.
+        held_out: the share of the characters that is held out.
+        vocabulary_seconds, row_seconds: the forecast for the tokenizer and the rows of the whole
+            text, or of the part of a stream that is read before training.
     """
 
     data: Prepared
@@ -126,6 +130,8 @@ class TextSample(NamedTuple):
     whole: bool
     skipped: Mapping[str, int]
     held_out: float
+    vocabulary_seconds: float
+    row_seconds: float
 
     @property
     def rows(self) -> Rows:
@@ -156,116 +162,173 @@ class Samples:
     def __init__(self, link: Recipe, folder: Path):
         self.link = link.unlearned()
         self.folder = folder
-        self.prepared: dict[tuple[object, ...], Prepared] = {}
-        # Seconds to load annotators, and per character to train a tokenizer and to prepare rows.
+        self.prepared: dict[tuple[object, ...], TextSample] = {}
         self.seen: dict[str, TextFacts] = {}
-        self.rates: dict[tuple[object, ...], tuple[float, float, float]] = {}
 
-    @cached_property
+    @property
     def first(self) -> TextSample:
         """The sample of ``link``. Its text is counted for a few seconds at most."""
-        corpus = self.link.corpus
-        wanted = SAMPLE_CHARACTERS
-        if not self.link.tokenizer_name:
-            enough = max(LEAST_CHARACTERS, TOKEN_CHARACTERS * self.link.tokenizer.vocab_size)
-            wanted = min(wanted, enough)
-        documents = corpus.documents().beginning(wanted)
-        some = [*documents]
-        size = sum(len(document.text) for document in some)
-        whole = documents.whole
-        data = self._prepare(self.link, documents)
-        if whole or corpus.stream:
-            counts = (len(some), size, whole, documents.skipped)
-            return TextSample(data, 1.0, len(some), *counts, corpus.held_out)
-        seen = self._seen(corpus)
-        return TextSample(
-            data,
-            seen.characters / size,
-            len(some),
-            seen.documents,
-            seen.characters,
-            seen.whole,
-            seen.skipped,
-            corpus.held_out,
-        )
+        return self.of(self.link)
 
-    def of(self, link: Recipe) -> Prepared:
+    def of(self, link: Recipe) -> TextSample:
         """Return a sample of a training phase's text, prepared as its rows."""
         link = link.unlearned()
-        known = self.prepared.get(_text_of(link))
-        if known:
-            return known
-        # A quarter of the size is enough to time steps; only the first sample is counted.
-        return self._prepare(link, link.corpus.documents().beginning(SAMPLE_CHARACTERS // 4))
+        key = _text_of(link)
+        if key not in self.prepared:
+            self.prepared[key] = self._sample(link)
+        return self.prepared[key]
 
-    def seconds(self, link: Recipe, *, tokenizer: bool) -> float:
-        """Forecast the seconds to prepare the whole text of a training phase.
+    def seconds(self, stage: Stage, link: Recipe) -> float:
+        """Forecast the seconds of a stage that prepares the text of a training phase."""
+        if not stage.needs:
+            sample = self.of(link)
+            return sample.vocabulary_seconds + sample.row_seconds
+        if len(stage.needs) > 1:
+            link = self._scored(link)
+        return self.of(link).row_seconds
 
-        Args:
-            tokenizer: whether this includes its tokenizer.
-        """
-        self.of(link)
-        link = link.unlearned()
-        load, train, write = self.rates[_text_of(link)]
-        corpus = link.corpus
-        if corpus == self.link.corpus or corpus.stream:
-            characters = self.first.characters
-        else:
-            characters = self._seen(corpus).characters
-        return load + characters * (write + train * tokenizer)
+    def _scored(self, link: Recipe) -> Recipe:
+        """Return the recipe with an untrained policy in place of the one that its run learns."""
+        folder = self.folder / f"policy-{len(self.prepared)}"
+        lesson = lesson_of(link, folder)
+        start = lesson.learning.policy.pretrained
+        tokenizer = load_tokenizer(start) if start else self.of(link).data.tokenizer
+        lesson.new_policy(tokenizer, seed=0).save_pretrained(folder)
+        return link.model_copy(update={"corpus": scored_by(folder, link.corpus)})
 
     def _seen(self, corpus: CorpusSettings) -> TextFacts:
         """Count a text for a few seconds at most."""
         fields = (corpus.text_field, corpus.text_per, corpus.group_field, corpus.tokens)
-        key = repr((corpus.sources, corpus.limit, *fields))
+        key = repr((corpus.sources, corpus.limit, corpus.held_out, corpus.stream, *fields))
         if key not in self.seen:
-            self.seen[key] = look_at(corpus.documents())
+            apart = partial(holds_out, share=corpus.held_out, by_text=corpus.stream)
+            self.seen[key] = look_at(corpus.documents(), apart=apart)
         return self.seen[key]
 
-    def _prepare(self, link: Recipe, documents: Documents) -> Prepared:
+    def _sample(self, link: Recipe) -> TextSample:
         """Prepare the beginning of a text as the rows of a training phase."""
         corpus = link.corpus
+        wanted = SAMPLE_CHARACTERS
+        if _text_of(link) != _text_of(self.link):
+            # A quarter of the size is enough to time steps; only the first sample is counted.
+            wanted //= 4
+        elif not link.tokenizer_name:
+            enough = max(LEAST_CHARACTERS, TOKEN_CHARACTERS * link.tokenizer.vocab_size)
+            wanted = min(wanted, enough)
+        sample = corpus.documents().beginning(wanted)
+        sizes = [len(document.text) for document in sample]
+        size = max(1, sum(sizes))
+        skipped: Mapping[str, int] = sample.skipped
+        counts = (len(sizes), size, sample.whole, skipped)
+        scale = 1.0
+        held_out = corpus.held_out
+        read = prepared = size
+        if not sample.whole:
+            seen = self._seen(corpus)
+            # The share of documents may be far from that of characters, if they are few.
+            held_out = seen.held_out / seen.characters or held_out
+            read = prepared = max(size, seen.characters)
+            if corpus.stream:
+                # Training reads a stream, so only its beginning is prepared.
+                prepared = min(read, COUNTED_CHARACTERS + HELD_OUT_CHARACTERS)
+            else:
+                scale = seen.characters / size
+                counts = (seen.documents, seen.characters, seen.whole, seen.skipped)
+        made, vocabulary_seconds = _tokenizer_of(link, size, min(read, TOKENIZER_CHARACTERS))
+        data, loading, row_seconds = self._rows(link, sample, made)
+        return TextSample(
+            data,
+            scale,
+            len(sizes),
+            *counts,
+            held_out=held_out,
+            vocabulary_seconds=vocabulary_seconds,
+            row_seconds=loading + row_seconds * prepared / size,
+        )
+
+    def _rows(
+        self, link: Recipe, sample: Documents, made: Extended
+    ) -> tuple[Prepared, float, float]:
+        """Prepare documents as the rows of a training phase.
+
+        Args:
+            link: the recipe of the training phase.
+            sample: the documents.
+            made: the tokenizer and its new tokens.
+
+        Returns:
+            The rows, the seconds to load annotators, and those to write the rows.
+        """
+        corpus = link.corpus
         folder = self.folder / f"sample-{len(self.prepared)}"
-        sample = [*documents]
-        size = max(1, sum(len(document.text) for document in sample))
-        # The time of other processes on the machine is not part of the processor time.
-        ticks = [time.process_time()]
-        if link.tokenizer_name:
-            tokenizer = load_tokenizer(
-                link.tokenizer_name, needs_mask=link.kind == "encoder", needs_words=False
+        tokenizer, new_tokens = made
+
+        def annotated(name: str, limit: int | None = None) -> Store | None:
+            if not corpus.layers:
+                return None
+            annotate_corpus(sample, corpus.layers, folder / name, limit=limit, jobs=1)
+            return Store(folder / name)
+
+        def written(name: str, share: float, layers: Store | None) -> Prepared:
+            settings = corpus.model_copy(update={"held_out": share})
+            return write_rows(
+                folder / name, sample, tokenizer, settings, layers=layers, new_tokens=new_tokens
             )
-        else:
-            tokenizer = link.tokenizer.tokenizer(sample)
-        new_tokens: Mapping[int, tuple[int, ...]] = {}
-        if link.model.new_tokens is not None:
-            words = wanted_words(link.model.new_tokens)
-            tokenizer, new_tokens = extended(words, sample, tokenizer)
-        ticks.append(time.process_time())
-        store = None
-        annotate = partial(annotate_corpus, documents, corpus.layers, jobs=1)
-        if corpus.layers:
-            annotate(folder / "first", limit=1)
-        ticks.append(time.process_time())
-        if corpus.layers:
-            annotate(folder / "layers", limit=len(sample))
-            store = Store(folder / "layers")
+
         # A sample is short, so larger shares are held out, for enough rows to time evaluations.
-        shares = [corpus.held_out] if documents.whole else [max(0.2, corpus.held_out), 0.45]
+        shares = [corpus.held_out] if sample.whole else [max(0.2, corpus.held_out), 0.45]
+        # The first call is slower, because it imports modules, and its time is not counted.
+        annotated("first-layers", 1)
+        with suppress(MaskwiseError):
+            written("first", shares[-1], None)
+        # The time of other processes on the machine is not part of the processor time.
+        began = time.process_time()
+        annotated("second-layers", 1)
+        loading = time.process_time() - began
+        began = time.process_time()
+        layers = annotated("layers")
+        reading = max(0.0, time.process_time() - began - loading)
         for share in shares:
+            began = time.process_time()
             try:
-                read = corpus.model_copy(update={"held_out": share})
-                target = folder / f"{share}"
-                data = write_rows(
-                    target, sample, tokenizer, read, layers=store, new_tokens=new_tokens
-                )
-                ticks.append(time.process_time())
-                train, load, write = np.diff(ticks).tolist()
-                self.rates[_text_of(link)] = load, train / size, write / size
-                self.prepared[_text_of(link)] = data
-                return data
+                data = written(f"{share}", share, layers)
             except MaskwiseError as error:
                 failure = error
+                continue
+            return data, loading, reading + time.process_time() - began
         raise failure
+
+
+def _tokenizer_of(link: Recipe, size: int, whole: int) -> tuple[Extended, float]:
+    """Load or train the tokenizer of a training phase.
+
+    Args:
+        link: the recipe of the training phase.
+        size: the number of characters to train on.
+        whole: the number of characters on which the stage trains.
+
+    Returns:
+        The tokenizer with its new tokens, and the forecast of the seconds of the stage.
+    """
+    settings = link.tokenizer.model_copy(update={"name": link.tokenizer_name})
+    made: list[Extended] = []
+
+    def seconds_of(characters: int) -> float:
+        began = time.process_time()
+        documents = link.corpus.documents().beginning(characters)
+        tokenizer = settings.tokenizer(documents)
+        new = Extended(tokenizer, {})
+        if link.model.new_tokens is not None:
+            words = wanted_words(link.model.new_tokens)
+            new = extended(words, documents, tokenizer)
+        made.append(new)
+        return time.process_time() - began
+
+    if settings.name:
+        # The first call is slower, because it imports modules.
+        seconds_of(1)
+    seconds = _scaled(seconds_of, size, whole)
+    return made[-1], seconds
 
 
 def _text_of(link: Recipe) -> tuple[object, ...]:
@@ -433,7 +496,7 @@ def _require_memory(link: Recipe, data: Prepared) -> None:
 
 def _time_training(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     """Run the stage with a sample of the text, and stop it after a few steps."""
-    data = samples.of(link)
+    data = samples.of(link).data
     _require_memory(link, data)
     # A sample has few held-out rows, so fewer are reserved; samplers measure losses on the others.
     evaluation = _short(link.evaluation)
@@ -462,7 +525,7 @@ def _time_training(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
 
 def _judged_rows(link: Recipe, samples: Samples) -> int:
     """Return the number of held-out rows that an evaluation reads."""
-    return max(1, min(link.evaluation.rows, samples.first.held_out_rows))
+    return max(1, min(link.evaluation.rows, samples.of(link).held_out_rows))
 
 
 def _short(evaluation: EvaluationSettings) -> EvaluationSettings:
@@ -474,13 +537,19 @@ def _short(evaluation: EvaluationSettings) -> EvaluationSettings:
 
 def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     """Take each measure with some of its rows or items, and scale its seconds to all of them."""
-    data = samples.of(link)
-    began = _now()
-    network = network_of(link, data, torch.zeros(len(data.tokenizer)))
-    torch.nn.Module.to(network, best_device())
+    data = samples.of(link).data
     whole = link.evaluation
     held_out = whole.model_copy(update=NO_MEASURES)
     texts = [document.text for document in _held_out(link, samples)]
+    network = network_of(link, data, torch.zeros(len(data.tokenizer)))
+    with TemporaryDirectory(prefix="maskwise-") as folder:
+        save_checkpoint(Path(folder) / CHECKPOINT, network, data.tokenizer)
+        # The first call is slower, because it imports modules.
+        for _ in range(2):
+            began = _now()
+            network = load_model(Path(folder) / CHECKPOINT, kind=None)
+            torch.nn.Module.to(network, best_device())
+        seconds = OPENING + _now() - began
 
     def seconds_of(rows: int, **measures: int) -> float:
         """Return the seconds of the held-out loss and of further measures."""
@@ -489,9 +558,8 @@ def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates
         evaluate(network, data, settings, texts=texts[: measures.get("word_loss")])
         return _now() - began
 
-    # The first evaluation is slower, and its rows do not count.
+    # The first evaluation is slower. The processes of a study have evaluated trainings before.
     seconds_of(1)
-    seconds = LOADING + _now() - began
     judged = _judged_rows(link, samples)
     if stage.what.get("documents") == "verdict":
         # The other half of the documents chose the best state.
@@ -536,6 +604,8 @@ def _scaled(seconds_of: Callable[[int], float], few: int, rows: int) -> float:
 
     A part of the seconds does not depend on the number of rows, such as the fit of a classifier.
     """
+    if rows == few:
+        return seconds_of(few)
     quarter = max(1, few // 4)
     short = seconds_of(quarter)
     long = seconds_of(few)
@@ -548,7 +618,7 @@ def _scaled(seconds_of: Callable[[int], float], few: int, rows: int) -> float:
 
 def _time_task(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     """Run a fine-tuning with few rows, and stop it after a few steps."""
-    data = samples.of(link)
+    data = samples.of(link).data
     tokenizer = data.tokenizer
     task = load_task(stage.what["task"])
     config = link.model.changed_config(tokenizer, data.training.length, kind=link.kind)
@@ -577,27 +647,22 @@ def _time_task(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
 
     clock, rest = timed(ITEMS)
 
-    def share(items: int) -> float:
-        """Return how many times all rows are as many as those that are answered."""
-        # Dev rows and test rows are answered; a frozen encoder also embeds the training rows.
-        most = {"dev": items, "test": items}
-        if task.frozen:
-            most["train"] = 4 * items
-        sizes = {name: len(task.splits[name]) for name in most}
-        return sum(sizes.values()) / sum(min(most[name], size) for name, size in sizes.items())
-
+    sizes = {name: len(task.splits[name]) for name in ("dev", "test")}
     if task.frozen:
+        # A frozen encoder also embeds the training rows.
+        sizes["train"] = len(task.splits["train"])
         # With a small model, the difference between a few rows and a quarter of them is noise.
         few = ITEMS if rest > FROZEN_SECONDS else 4 * ITEMS
-        answers = _scaled(lambda items: timed(items)[1], few, round(few * share(few)))
-        return {"seconds": clock.loading + answers}
-    answers = rest * share(ITEMS)
+        most = {"dev": few, "test": few, "train": 4 * few}
+        read = sum(min(most[name], size) for name, size in sizes.items())
+        rows = round(few * sum(sizes.values()) / read)
+        return {"seconds": clock.loading + _scaled(lambda items: timed(items)[1], few, rows)}
     how = settings.training(task, seed=0)
-    # Dev rows are answered at every evaluation, and test rows only once. The forecast counts test
-    # rows as often as dev rows, because a time that is too long does less harm than a time that is
-    # too short.
+    # At the end, dev rows and test rows are answered, and before it dev rows at every evaluation.
+    answered = sum(sizes.values())
     if how.eval_every:
-        answers *= 1 + evaluations(how.steps, how.eval_every)
+        answered += evaluations(how.steps, how.eval_every) * sizes["dev"]
+    answers = rest * answered / sum(min(ITEMS, size) for size in sizes.values())
     seconds = clock.loading + clock.warm_up + how.steps * clock.step + answers
     fine_tunings = settings.seeds
     if settings.search_rate:
@@ -643,7 +708,7 @@ def _time_overlap(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
         overlap_record(islice(corpus.training_documents(), documents), task, corpus=corpus.title)
         return _now() - began
 
-    return {"seconds": OPENING + _scaled(seconds_of, few, samples.first.documents)}
+    return {"seconds": OPENING + _scaled(seconds_of, few, samples.of(link).documents)}
 
 
 TIMERS: dict[str, Callable[[Stage, Recipe, Samples], StageRates]] = {
@@ -652,9 +717,6 @@ TIMERS: dict[str, Callable[[Stage, Recipe, Samples], StageRates]] = {
     "learn": _time_learning,
     "finetune": _time_task,
     "evaluate": _time_evaluation,
-    # Only the first text of a run has no earlier tokenizer.
-    "prepare": lambda stage, link, samples: {
-        "seconds": samples.seconds(link, tokenizer=not stage.needs)
-    },
+    "prepare": lambda stage, link, samples: {"seconds": samples.seconds(stage, link)},
     "overlap": _time_overlap,
 }

@@ -154,7 +154,7 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
     folder = store.folder(stage)
     # If there is a second need, this stage has learned a masking policy, which scores the text.
     if len(stage.needs) > 1:
-        corpus = _scored_by(store.output(stage.needs[1]), corpus)
+        corpus = scored_by(store.output(stage.needs[1]), corpus)
     documents = corpus.documents()
     require_documents(documents)
     new_tokens: Mapping[int, tuple[int, ...]] = {}
@@ -266,7 +266,7 @@ def open_text(folder: Path) -> Prepared:
     return Prepared.open(folder / TEXT, live=Live)
 
 
-def _scored_by(policy: Path, corpus: CorpusSettings) -> CorpusSettings:
+def scored_by(policy: Path, corpus: CorpusSettings) -> CorpusSettings:
     """Write the folder of the learned policy into ``corpus.layers``, in place of ``learned``."""
     own = str(Call("learned", (str(policy),), {"layer": LearnedPolicy().layer}))
     layers = tuple(own if spec in LearnedPolicy().annotators() else spec for spec in corpus.layers)
