@@ -16,16 +16,16 @@ from maskwise.measurements import (
     COLUMNS,
     Measurement,
     measurements,
-    of_score,
     table_of,
 )
 from maskwise.report.reading import Folder
 from maskwise.report.tables import evaluation_table
+from maskwise.tasks.finetuning import rows_of
 from maskwise.verdict.outcomes import Outcomes
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 RUN: Any = {"arm": "a", "seed": 3}
-SCORE = {
+SCORE: Any = {
     "task": "topics",
     "metric": "accuracy",
     "score": 0.8,
@@ -33,6 +33,7 @@ SCORE = {
     "dev": [0.7, None, 0.9],
     "others": {"macro-f1": 0.75, "nats": 1.5},
     "majority": 0.4,
+    "test_items": 200,
     "item_error": 0.01,
     "item_sums": [3, 1],
 }
@@ -65,8 +66,8 @@ COST = {"kind": "cost", **RUN, "steps": 10, "tokens": 640, "targets": 0, "flops"
 def lines(**more: Any) -> list[dict[str, Any]]:
     """The lines of records.jsonl of a run."""
     run = RUN | more
-    measured = [replace(row, **more) for row in (LOSS, UNIGRAM, PAIRS)]
-    return [*[row.line() for row in (*of_score(run, SCORE), *measured)], COST]
+    rows = (*rows_of(SCORE), LOSS, UNIGRAM, PAIRS)
+    return [*[replace(row, **run).line() for row in rows], COST]
 
 
 def outcomes(*lines: dict[str, Any], tasks: Any = None) -> dict[str, Measurement]:
@@ -74,7 +75,7 @@ def outcomes(*lines: dict[str, Any], tasks: Any = None) -> dict[str, Measurement
 
 
 def test_a_score_has_rows_for_test_development_and_further_metrics() -> None:
-    found = list(of_score(RUN, SCORE))
+    found = list(rows_of(SCORE))
     assert [(row.outcome, row.metric, row.value) for row in found] == [
         ("topics", "accuracy", 0.8),
         ("dev:topics", "accuracy", pytest.approx(0.8)),

@@ -225,11 +225,15 @@ def test_scores_of_a_point_have_the_names_of_the_recipe_and_are_numbers(
     dev, loss, scores, tmp_path
 ):
     task = Stage("finetune", {"task": "worlds/50.jsonl"})
+    known = [each for each in dev if each is not None]
+    score = {"kind": "task", "measure": "worlds", "metric": "nats", "higher_is_better": False}
+    on_dev = {**score, "split": "dev", "value": sum(known) / len(known), "fine_tuning": known}
+    on_test = {**score, "split": "test", "value": 6.0, "fine_tuning": [6.0] * len(dev)}
     evaluated = Stage("evaluate", {})
     line = {"kind": "heldout", "measure": "token", "ratio": 0.15, "value": loss}
     others = [{**line, "measure": "whole-word"}, {**line, "split": "unigram", "value": 6.0}]
     for stage, result in (
-        (task, {"dev": dev, "metric": "nats"}),
+        (task, {"measurements": [on_test, on_dev]}),
         (evaluated, {"measurements": [line, *others]}),
     ):
         write_json(StageStore(tmp_path).folder(stage) / "done.json", result | {"seconds": 1})
@@ -379,7 +383,8 @@ def test_a_search_by_tasks_looks_at_dev(recipe, tmp_path, done):
     [task] = record["candidates"][0]["scores"]
     devs = []
     for file in out.glob("stages/finetune-*/done.json"):
-        devs += load_json(file)["dev"]
+        rows = load_json(file)["measurements"]
+        devs += [row["value"] for row in rows if row["split"] == "dev"]
     assert record["by"] == "dev" and {c["scores"][task] for c in record["candidates"]} <= set(devs)
     # The reference has nothing to choose, and is a new start too.
     who = {(r["arm"], r["seed"]) for r in records_of(out, "task")}
@@ -567,10 +572,7 @@ def test_a_score_that_is_no_number_costs_its_pair_only(recipe, tmp_path, done):
         if lost not in load_json(file.with_name("stage.json"))["needs"]:
             continue
         result = load_json(file)
-        if "score" in result:
-            result |= {"score": math.nan, "fine_tuning": [math.nan]}
-        else:
-            result["measurements"][0]["value"] = math.inf
+        result["measurements"][0]["value"] = math.inf
         file.write_text(json.dumps(result))
     found = compare(recipe, more, out)
     assert [(r["arm"], r["seed"]) for r in found["failures"]] == [("words-30", 1)] * 2

@@ -25,16 +25,19 @@ from maskwise.tasks import (
     BUNDLED_TASKS,
     KINDS,
     FinetuneSettings,
+    FineTuning,
     Task,
     TaskSource,
+    TaskStart,
     encode,
+    evaluate_tasks,
     finetune,
     load_task,
 )
 from maskwise.tasks.classes import TaggedRow, TextRow
 from maskwise.tasks.finetuning import answer, load_network, task_record
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1
-from maskwise.text import train_tokenizer
+from maskwise.text import load_tokenizer, train_tokenizer
 from maskwise.text.labelled import read_records
 from maskwise.training import TrainingSettings
 from tiny import SPLITS, load_rows, write_lines
@@ -518,6 +521,19 @@ def test_a_rate_is_searched_on_dev_with_a_seed_of_its_own() -> None:
     without_dev = replace(task, splits={**task.splits, "dev": []})
     with pytest.raises(MaskwiseError, match="needs dev rows, and task mine has none"):
         task_record(None, without_dev, settings=settings, **how)
+
+
+def test_a_task_is_a_measure_of_a_checkpoint():
+    """The rows are those of a study, and the seeds those of the run."""
+    task = load_task("trivia(kind='sentence-embedding', train_rows=50)")
+    tokenizer = load_tokenizer("bundled:encoder")
+    measure = FineTuning(task, FinetuneSettings(seeds=2))
+    (score, dev, *_) = measure.measure(TaskStart("bundled:encoder"), tokenizer, seed=1)
+    assert (score.kind, score.measure, score.split) == ("task", task.name, "test")
+    assert dev.split == "dev" and measure.texts() == task.texts()
+    (record,) = evaluate_tasks("bundled:encoder", [task], seeds=2)
+    assert score.value == record["score"] and len(score.facts["fine_tuning"]) == 1
+    assert measure.content() != FineTuning(task, FinetuneSettings(seeds=2, epochs=9)).content()
 
 
 @pytest.mark.parametrize("names", [("title", "body", "grade"), ("headline", "text2", "stars")])

@@ -142,7 +142,8 @@ def test_a_run_reads_the_places_of_its_own_seed(folder, monkeypatch):
     plan = make_plan(read_recipe(find_recipe("trex-nouns"), [*FEW, *small]))
     (run,) = (run for run in plan.runs if run.arm == "oracle" and run.seed == 501)
     results = {stage.kind: run_stage(stage, StageStore(folder / "stages")) for stage in run.stages}
-    assert results["finetune"]["task"] == "nouns" and results["finetune"]["majority"] >= 0.4
+    score = results["finetune"]["measurements"][0]
+    assert score["measure"] == "nouns" and score["chance"] >= 0.4
 
 
 def test_a_seed_stands_in_paths_and_seed_0_where_there_is_no_run(folder, monkeypatch, capsys):

@@ -435,10 +435,10 @@ def test_a_run_goes_from_the_texts_to_a_score(tmp_path):
     plan = make_plan(read_recipe(find_recipe("factworld-full"), [*TINY, ARMS, "study.seeds=1"]))
     (run,) = (run for run in plan.runs if run.arm == "oracle")
     results = {stage.kind: run_stage(stage, StageStore(tmp_path)) for stage in run.stages}
-    score = results["finetune"]
-    found = (score["task"], score["metric"], score["test_items"])
+    score = results["finetune"]["measurements"][0]
+    found = (score["measure"], score["metric"], score["items"])
     assert found == ("factworld-job", "exact-match", 8)
-    assert 0 <= score["score"] <= 1 and results["overlap"]["record"]["overlapping"] == 0
+    assert 0 <= score["value"] <= 1 and results["overlap"]["record"]["overlapping"] == 0
     masks = {line["measure"] for line in results["evaluate"]["measurements"]}
     assert masks == {"whole-word", "salient"}
 

@@ -16,8 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from maskwise.constants import LOWER_IS_BETTER, NATS
 from maskwise.errors import MaskwiseError
 
@@ -209,54 +207,6 @@ def pending_seeds(study: RecordLine, records: Iterable[RecordLine]) -> list[int]
 def unit_of(metric: str | None) -> str:
     """Return the unit of scores in a metric."""
     return NATS if metric == NATS else "score"
-
-
-# From results of stages
-
-
-def of_score(run: RecordLine, score: RecordLine) -> Iterator[Measurement]:
-    """Yield the measurements of a task, of which ``score`` is a ``tasks.TaskRecord``.
-
-    Args:
-        run: the columns of the run: arm, seed, and role if it says something.
-    """
-    metric = score["metric"]
-    kept = ("interval", "item_sd", "item_sums", "item_sizes")
-    test = Measurement(
-        **run,
-        kind="task",
-        measure=score["task"],
-        value=score["score"],
-        metric=metric,
-        unit=unit_of(metric),
-        higher_is_better=metric not in LOWER_IS_BETTER,
-        chance=score.get("majority"),
-        items=score.get("test_items"),
-        item_error=score.get("item_error"),
-        facts={
-            "fine_tuning": score["fine_tuning"],
-            **{key: score[key] for key in kept if score.get(key) is not None},
-        },
-    )
-    yield test
-    dev = [each for each in score["dev"] if each is not None]
-    if dev:
-        facts = {"fine_tuning": dev}
-        mean = float(np.mean(dev))
-        yield replace(test, split="dev", value=mean, items=None, item_error=None, facts=facts)
-    for name, value in score["others"].items():
-        if value is not None:
-            yield replace(
-                test,
-                split="further",
-                metric=name,
-                value=value,
-                unit=unit_of(name),
-                higher_is_better=name not in LOWER_IS_BETTER,
-                chance=None,
-                item_error=None,
-                facts={},
-            )
 
 
 def _of_cost(line: RecordLine) -> Iterator[Measurement]:

@@ -1,8 +1,9 @@
 """What can be measured of a checkpoint: a `Measure` returns rows of the table of a study.
 
-Held-out losses, minimal pairs, cloze facts and the measures of other packages are one notion. A
-study asks a measure for its name, for a hash of what it reads (`Measure.content`), for its texts,
-which may be in the corpus (`Measure.texts`), and for its numbers (`Measure.measure`).
+Held-out losses, minimal pairs, cloze facts, tasks (also those whose answers are generated) and the
+measures of other packages are one notion. A study asks a measure for its name, for a hash of what
+it reads (`Measure.content`), for its texts, which may be in the corpus (`Measure.texts`), and for
+its numbers (`Measure.measure`).
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from maskwise.families import Kind
 from maskwise.measurements import Measurement
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from maskwise.text import Rows
 
@@ -59,16 +60,17 @@ class Measure(ABC):
     @abstractmethod
     def measure(
         self,
-        model: PreTrainedModel,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase,
         *,
         seed: int = 0,
         folder: Path | None = None,
     ) -> list[Measurement]:
-        """Measure a model, which must be in evaluation mode.
+        """Measure a model.
 
         Args:
-            model: the model.
+            model: the network, in evaluation mode; for a measure that trains it (a task), the
+                ``tasks.TaskStart`` from which every training loads it anew.
             tokenizer: its tokenizer.
             seed: the seed of random choices. It is 0 for evaluations of a study, whose stages are
                 named by what they read.

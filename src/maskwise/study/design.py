@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maskwise.constants import LOWER_IS_BETTER, OTHER_TASKS, OWN_TASK
+from maskwise.constants import OTHER_TASKS, OWN_TASK
 from maskwise.errors import MaskwiseError
 from maskwise.files import Candidate, Record
 from maskwise.measurements import Measurement
@@ -341,10 +341,16 @@ def _scores(run: Run, store: StageStore, kinds: Sequence[str]) -> Scores | None:
     # the recipe, which are the same for all seeds.
     for task, stage in run.tasks.items():
         result = store.result(stage)
-        if result is None or None in result["dev"]:
+        rows = [Measurement.of(line) for line in result["measurements"]] if result else []
+        by_split = {row.split: row for row in rows if row.split != "further"}
+        if "dev" not in by_split:
             return None
-        sign = -1 if result["metric"] in LOWER_IS_BETTER else 1
-        scores[task] = sign * float(np.mean(result["dev"]))
+        dev = by_split["dev"]
+        # A fine-tuning run that diverged has no score on dev.
+        runs = [len(by_split[split].facts["fine_tuning"]) for split in ("dev", "test")]
+        if runs[0] < runs[1] or dev.value is None:
+            return None
+        scores[task] = dev.sign * dev.value
     if run.evaluated:
         result = store.result(run.evaluated)
         if result is None:

@@ -482,7 +482,8 @@ def collect(
                 records += kind.facts(result)
                 continue
             records += [{"kind": line["kind"], **run.who, **line} for line in kind.facts(result)]
-            rows = kind.measurements(run.who, result)
+            measured = result["measurements"] if kind.measures else []
+            rows = [Measurement.of({**line, **run.who}) for line in measured]
             # If fine-tuning diverged on one task, the other measurements of the run remain valid.
             lost = {_what(row) for row in rows if not _is_finite(row)}
             sound = [row for row in rows if _what(row) not in lost]

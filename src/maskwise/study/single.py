@@ -277,7 +277,6 @@ def run_finetune(
     stages = {
         name: finetune_alone(model, task, spec, settings) for name, (task, spec) in found.items()
     }
-    results = []
     # A probe of a frozen encoder writes no metrics.
     work = [f"**/{METRICS}", f"*/*/{DONE}"]
     with claim_run(out, "another process fine-tunes in", lock=".finetune.lock", work=work):
@@ -293,25 +292,26 @@ def run_finetune(
         # A later call recognises the folder by this file, even if training is interrupted.
         write_lines(out / RECORDS, lines.values())
 
-        def keep(record: TaskRecord, stage: Stage) -> TaskRecord:
+        results: dict[str, TaskRecord] = {}
+
+        def keep(record: TaskRecord, stage: Stage) -> None:
             """Write a record, unless the file has one of more seeds."""
             record = {**record, "made_of": stage.name, "model": model}
+            results[record["task"]] = record
             before = lines.get(record["task"])
             if before is None or len(before["dev"]) <= len(record["dev"]):
                 lines[record["task"]] = record
                 write_lines(out / RECORDS, lines.values())
-            return record
 
         for name, stage in stages.items():
-            record = fine_tuned(
+            fine_tuned(
                 stage,
                 StageStore(out),
                 folder=out / name,
-                seeds=range(seeds),
+                seeds=seeds,
                 keep=partial(keep, stage=stage),
             )
-            results.append(keep(record, stage))
-    return results
+    return [*results.values()]
 
 
 def _scores_in(out: Path, model: str) -> dict[str, TaskRecord]:

@@ -37,7 +37,6 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, load_measures
 from maskwise.folders import file_hash
 from maskwise.learning.settings import OF_THE_MODEL
-from maskwise.measurements import Measurement
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain, merged
 from maskwise.samplers import sampler
@@ -125,10 +124,6 @@ class Stage:
         return cls(**{**plain, "needs": tuple(plain["needs"])})
 
 
-def _no_measurements(run: Mapping[str, Any], result: Plain) -> list[Measurement]:
-    return []
-
-
 def _no_facts(result: Plain) -> list[Plain]:
     return []
 
@@ -150,10 +145,8 @@ class StageKind:
         output: the folder that later stages read: ``TEXT`` (they start with a prepared text),
             ``CHECKPOINT`` (the stage trains the model of a run), ``POLICY``, or another one. None
             if they read only ``done.json``.
-        measurements: converts a result to measurements. The first argument is the columns of the
-            run, such as its arm and seed.
-        measures: whether the result has such measurements, as lines of ``records.jsonl`` without
-            the columns of a run.
+        measures: whether it takes measures: its result has ``measurements``, which are lines of
+            ``records.jsonl`` without the columns of a run.
         facts: converts a result to other lines of ``records.jsonl``.
         of_run: whether a stage belongs to a run, so that its failure invalidates comparisons of
             this run. The overlap of a text and a task belongs to the study.
@@ -172,7 +165,6 @@ class StageKind:
     name: str
     run: Callable[[Stage, StageStore], Plain]
     output: str | None = None
-    measurements: Callable[[Mapping[str, Any], Plain], list[Measurement]] = _no_measurements
     measures: bool = False
     facts: Callable[[Plain], list[Plain]] = _no_facts
     of_run: bool = True

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -26,7 +26,7 @@ from maskwise.evaluation import EvaluationSettings, evaluate, overlap_record
 from maskwise.folders import finite, read_json, require_file, sweep, write_json, write_whole
 from maskwise.learning.run import SHARED_TOKENIZER, Lesson
 from maskwise.masking.policies.given import LearnedPolicy
-from maskwise.measurements import Measurement, of_score
+from maskwise.measurements import Measurement
 from maskwise.models import load_config, load_model, with_fields
 from maskwise.objectives import objective_class
 from maskwise.recipe import Recipe
@@ -47,7 +47,16 @@ from maskwise.study.stages import (
     tune_stage,
 )
 from maskwise.study.store import StageStore
-from maskwise.tasks import FinetuneSettings, Score, Task, TaskRecord, finetuning, load_task
+from maskwise.tasks import (
+    FinetuneSettings,
+    FineTuning,
+    Score,
+    Task,
+    TaskRecord,
+    TaskStart,
+    finetuning,
+    load_task,
+)
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
 from maskwise.text.documents import first_characters, place_of
 from maskwise.text.new_words import Extended, choose_words, extend, given_words, saved_share
@@ -60,7 +69,6 @@ from maskwise.training.settings import ModelSettings
 
 if TYPE_CHECKING:
     from transformers import (
-        PreTrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerBase,
         PreTrainedTokenizerFast,
@@ -393,16 +401,22 @@ def _overlap(stage: Stage, store: StageStore) -> Plain:
 
 
 def _finetune(stage: Stage, store: StageStore) -> Plain:
-    first = stage.what.get("seed", 0) * 1000
     folder = store.folder(stage)
-    seeds = FinetuneSettings(**stage.what["finetune"]).seeds
     began = time.perf_counter()
     # The runs that an interrupted call has finished.
     earlier = [read_json(path) or {} for path in folder.glob(f"*/{DONE}")]
-    record = fine_tuned(stage, store, folder=folder, seeds=range(first, first + seeds))
+    about: Plain = {}
+
+    def keep(record: TaskRecord) -> None:
+        told = ("notes", "lost_words", "tried")
+        about.update({key: value for key, value in record.items() if key in told})
+
+    settings = FinetuneSettings(**stage.what["finetune"])
+    rows = fine_tuned(stage, store, folder=folder, seeds=settings.seeds, keep=keep)
     seconds = time.perf_counter() - began
     seconds += sum(score.get("seconds", 0.0) for score in earlier)
-    return {**record, "seconds": round(seconds, 3)}
+    lines = [row.line() for row in rows]
+    return {"measurements": lines, **about, "seconds": round(seconds, 3)}
 
 
 def fine_tuned(
@@ -410,15 +424,15 @@ def fine_tuned(
     store: StageStore,
     *,
     folder: Path,
-    seeds: Iterable[int],
-    keep: Callable[[TaskRecord], object] | None = None,
-) -> TaskRecord:
-    """Run a stage of kind "tune" for each seed, and summarise the scores.
+    seeds: int,
+    keep: Callable[[TaskRecord], object],
+) -> list[Measurement]:
+    """Measure a model on a task. Each fine-tuning run is a stage of kind "tune".
 
     Args:
         stage: a stage of kind "finetune".
         folder: the parent of the folders of the runs, such as ``seed-0``.
-        seeds: the fine-tuning seeds.
+        seeds: the number of fine-tuning runs.
         keep: a function to call with the record so far after every run.
     """
 
@@ -432,16 +446,11 @@ def fine_tuned(
         places = {**store.places, tune.name: place}
         return cast(Score, run_stage(tune, replace(store, places=places)))
 
-    start = _start_of(stage, store)
-    return finetuning.record_of_runs(
-        run,
-        _loaded(stage.setting("task"), stage.what["task_content"]),
-        start=start.config or start.checkpoint,
-        random=start.checkpoint is None,
-        settings=FinetuneSettings(**stage.what["finetune"]),
-        seeds=seeds,
-        keep=keep,
-    )
+    task = _loaded(stage.setting("task"), stage.what["task_content"])
+    settings = FinetuneSettings(**{**stage.what["finetune"], "seeds": seeds})
+    start, tokenizer = _start_of(stage, store)
+    measure = FineTuning(task, settings, run=run, keep=keep)
+    return measure.measure(start, tokenizer, seed=stage.what.get("seed", 0), folder=folder)
 
 
 @lru_cache(maxsize=1)
@@ -450,37 +459,30 @@ def _loaded(spec: str, content: str) -> Task:
     return load_task(spec)
 
 
-class _Start(NamedTuple):
-    """The model that is fine-tuned: a checkpoint, a configuration that changes it, or both."""
-
-    checkpoint: str | Path | None
-    config: PreTrainedConfig | None
-    tokenizer: PreTrainedTokenizerBase
-
-
-def _start_of(stage: Stage, store: StageStore) -> _Start:
+def _start_of(stage: Stage, store: StageStore) -> tuple[TaskStart, PreTrainedTokenizerBase]:
+    """Return the model that a stage fine-tunes, and its tokenizer."""
     what = stage.what
     if "checkpoint" in stage.how:
         checkpoint = stage.how["checkpoint"]
-        return _Start(checkpoint, None, load_tokenizer(checkpoint, needs_mask=False))
+        return TaskStart(checkpoint), load_tokenizer(checkpoint, needs_mask=False)
     tokenizer = load_tokenizer(tokenizer_folder(stage, store))
     trained = checkpoint_of(stage, store)
     if trained is not None:
-        return _Start(trained, None, tokenizer)
+        return TaskStart(trained), tokenizer
     # The reference arm is the pre-trained model itself, or a new model with random weights.
     model = ModelSettings.from_name(what["model"])
     # The checkpoints of all arms have the changed rates of dropout in their configurations.
     config = model.changed_config(tokenizer, what["length"], kind=what["kind"])
-    return _Start(model.pretrained, config, tokenizer)
+    return TaskStart(model.pretrained, config), tokenizer
 
 
 def _tune(stage: Stage, store: StageStore) -> Plain:
-    start = _start_of(stage, store)
+    start, tokenizer = _start_of(stage, store)
     seed = stage.what["seed"]
     score = finetuning.finetune(
         start.checkpoint,
         _loaded(stage.setting("task"), stage.what["task_content"]),
-        tokenizer=start.tokenizer,
+        tokenizer=tokenizer,
         settings=FinetuneSettings(**stage.what["finetune"]),
         seed=seed,
         config=start.config,
@@ -505,14 +507,6 @@ def _learned(result: Plain) -> list[Plain]:
     facts = result | (result.get("held_out") or {})
     record = {key: facts[key] for key in kept if facts.get(key) is not None}
     return [{"kind": "policy", **record}]
-
-
-def _measured(run: Mapping[str, Any], result: Plain) -> list[Measurement]:
-    return [Measurement.of({**line, **run}) for line in result["measurements"]]
-
-
-def _scored(run: Mapping[str, Any], result: Plain) -> list[Measurement]:
-    return [*of_score(run, result)]
 
 
 def _overlaps(result: Plain) -> list[Plain]:
@@ -563,14 +557,13 @@ for _kind in (
     StageKind(
         "evaluate",
         _evaluate,
-        measurements=_measured,
         measures=True,
         depends=("evaluation", "content"),
     ),
     StageKind(
         "finetune",
         _finetune,
-        measurements=_scored,
+        measures=True,
         forget=_forget_runs,
         depends=("task_content", "finetune"),
         # Fine-tuning reads the rows of a task.

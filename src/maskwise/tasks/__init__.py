@@ -6,7 +6,15 @@ scores answers, ``settings`` has the settings of fine-tuning, and ``finetuning``
 package may import ``text``, ``training`` and the packages that ``training`` may import.
 """
 
-from maskwise.tasks.finetuning import Score, TaskRecord, evaluate_tasks, finetune, task_record
+from maskwise.tasks.finetuning import (
+    FineTuning,
+    Score,
+    TaskRecord,
+    TaskStart,
+    evaluate_tasks,
+    finetune,
+    task_record,
+)
 from maskwise.tasks.loading import KINDS, load_task
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.reading import BUNDLED_TASKS, CARDS
@@ -19,11 +27,13 @@ __all__ = [
     "CARDS",
     "KINDS",
     "METRICS",
+    "FineTuning",
     "FinetuneSettings",
     "Score",
     "Task",
     "TaskRecord",
     "TaskSource",
+    "TaskStart",
     "encode",
     "evaluate_tasks",
     "finetune",

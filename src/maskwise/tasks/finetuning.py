@@ -8,14 +8,16 @@ step are scored on test, because the best of several test scores would be biased
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -24,8 +26,10 @@ from torch import Tensor
 from maskwise.constants import LOWER_IS_BETTER
 from maskwise.devices import best_device
 from maskwise.errors import MaskwiseError
-from maskwise.families import check_fit, check_room, evaluating
+from maskwise.evaluation import Measure
+from maskwise.families import Kind, check_fit, check_room, evaluating
 from maskwise.folders import write_lines
+from maskwise.measurements import Measurement, unit_of
 from maskwise.models import load_task_model, task_config, weights_of
 from maskwise.objectives import Objective
 from maskwise.printing import refuse_quiet
@@ -52,6 +56,120 @@ TRIAL_SEED = 1 << 40
 
 RunTask: TypeAlias = Callable[[FinetuneSettings, int, str], Score]
 """Fine-tunes with settings and a seed. The third argument is the name of the run's folder."""
+
+
+class TaskStart(NamedTuple):
+    """The model that is fine-tuned: a checkpoint, a configuration that changes it, or both.
+
+    Without a checkpoint, the weights are random.
+    """
+
+    checkpoint: str | Path | None
+    config: PreTrainedConfig | None = None
+
+
+class FineTuning(Measure):
+    """The scores on a task after fine-tuning; a frozen encoder is not trained.
+
+    Args:
+        task: the task.
+        settings: the settings, with the number of runs (``seeds``).
+        run: runs ``finetune`` with settings and a seed, such as a study, in which each run is a
+            stage. By default, runs are done here, and only their predictions are written.
+        keep: a function to call with the record so far after every run.
+    """
+
+    model_kind: ClassVar[Kind | None] = None
+
+    def __init__(
+        self,
+        task: Task,
+        settings: FinetuneSettings,
+        *,
+        run: RunTask | None = None,
+        keep: Callable[[TaskRecord], object] | None = None,
+    ):
+        self.name = task.name
+        self.task = task
+        self.settings = settings
+        self.run = run
+        self.keep = keep
+
+    def content(self) -> str:
+        made_of = f"{self.task.fingerprint} {self.settings.model_dump_json()}"
+        return hashlib.sha256(made_of.encode()).hexdigest()[:16]
+
+    def texts(self) -> list[tuple[str, ...]]:
+        return self.task.texts()
+
+    def measure(
+        self,
+        model: TaskStart,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+    ) -> list[Measurement]:
+        """Fine-tune a model with several seeds, and return the scores on test and dev.
+
+        Args:
+            model: the start. Every run loads it anew.
+            tokenizer: its tokenizer.
+            seed: the seed of the pre-training run. Fine-tuning seeds differ between runs.
+            folder: the parent of the folders of predictions.
+        """
+        own = partial(_run_here, model, self.task, tokenizer, folder, checkpoints=False)
+        first = seed * 1000
+        record = record_of_runs(
+            self.run or own,
+            self.task,
+            start=model.config or model.checkpoint,
+            random=model.checkpoint is None,
+            settings=self.settings,
+            seeds=range(first, first + self.settings.seeds),
+            keep=self.keep,
+        )
+        return [*rows_of(record)]
+
+
+def rows_of(record: TaskRecord) -> Iterator[Measurement]:
+    """Yield the mean score on test, that on dev, and the scores in further metrics."""
+    metric = record["metric"]
+    kept = ("interval", "item_sd", "item_sums", "item_sizes")
+    test = Measurement(
+        kind="task",
+        measure=record["task"],
+        value=record["score"],
+        metric=metric,
+        unit=unit_of(metric),
+        higher_is_better=metric not in LOWER_IS_BETTER,
+        chance=record["majority"],
+        items=record["test_items"],
+        item_error=record.get("item_error"),
+        facts={
+            "fine_tuning": record["fine_tuning"],
+            **{key: value for key, value in record.items() if key in kept},
+        },
+    )
+    yield test
+    dev = [each for each in record["dev"] if each is not None]
+    if dev:
+        facts = {"fine_tuning": dev}
+        mean = float(np.mean(dev))
+        yield replace(test, split="dev", value=mean, items=None, item_error=None, facts=facts)
+    for name, value in record["others"].items():
+        if value is not None:
+            yield replace(
+                test,
+                split="further",
+                metric=name,
+                value=value,
+                unit=unit_of(name),
+                higher_is_better=name not in LOWER_IS_BETTER,
+                chance=None,
+                item_error=None,
+                facts={},
+            )
 
 
 def evaluate_tasks(
@@ -160,20 +278,38 @@ def task_record(
     The other arguments are those of ``finetune``.
     """
 
-    def run(settings: FinetuneSettings, seed: int, name: str) -> Score:
-        return finetune(
-            checkpoint,
-            task,
-            tokenizer=tokenizer,
-            settings=settings,
-            seed=seed,
-            config=config,
-            folder=folder / name if folder and seed != TRIAL_SEED else None,
-            checkpoints=checkpoints,
-        )
-
+    start = TaskStart(checkpoint, config)
     return record_of_runs(
-        run, task, start=config or checkpoint, random=not checkpoint, settings=settings, seeds=seeds
+        partial(_run_here, start, task, tokenizer, folder, checkpoints=checkpoints),
+        task,
+        start=config or checkpoint,
+        random=not checkpoint,
+        settings=settings,
+        seeds=seeds,
+    )
+
+
+def _run_here(
+    start: TaskStart,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path | None,
+    settings: FinetuneSettings,
+    seed: int,
+    name: str,
+    *,
+    checkpoints: bool,
+) -> Score:
+    """Fine-tune in this process; ``name`` is that of the run's folder inside ``folder``."""
+    return finetune(
+        start.checkpoint,
+        task,
+        tokenizer=tokenizer,
+        settings=settings,
+        seed=seed,
+        config=start.config,
+        folder=folder / name if folder and seed != TRIAL_SEED else None,
+        checkpoints=checkpoints,
     )
 
 
