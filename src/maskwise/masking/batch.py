@@ -138,13 +138,16 @@ class MaskedBatch:
     def lengths(self) -> Lengths:
         """The lengths of the texts that a model reads and writes."""
         line = self.line
-        piece_BL = self.piece_BL
-        if piece_BL is None:
-            piece_BL = np.where(line.present, line.piece, -1).reshape(line.shape)
+        if self.piece_BL is not None:
+            read = self._lengths(self.piece_BL)
+        elif line.apart:
+            read = line.count(line.present)
+        else:
+            read = line.present.reshape(line.shape).sum(1)
         written = np.zeros(0, np.int64)
         if self.written_BL is not None:
             written = self._lengths(self.written_BL)
-        return Lengths(self._lengths(piece_BL), written)
+        return Lengths(read, written)
 
     def _lengths(self, piece_BL: Array) -> Array:
         """Return the number of tokens of each text, from the index of each token's piece."""
