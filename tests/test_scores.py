@@ -164,6 +164,42 @@ def test_a_lead_that_is_clear_only_by_weights_is_given_in_points_too() -> None:
     assert flag["facts"]["ends"].startswith("−")
 
 
+def test_a_loss_is_never_taken_for_a_score(tmp_path: Path) -> None:
+    """Losses beside scores decided for the worse arm."""
+    rows = [{**row, "eval_loss": 1 - row["score"], "WER (%)": 9} for row in table()]
+    wide = [{key: value for key, value in row.items() if key != "task"} for row in rows]
+    found = mw.compare(wide, **BETTER)
+    assert found.summary["verdict"] == "decided" and [*found.study["tasks"]] == ["score"]
+    assert "Columns that are not read: eval_loss, WER (%)." in found.notes
+    both = mw.compare(wide, **BETTER, lower=["eval_loss"])
+    assert [*both.study["tasks"]] == ["score", "eval_loss"]
+    for row in rows:
+        path = tmp_path / row["arm"] / f"seed-{row['seed']}" / "all_results.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"eval_accuracy": row["score"], "eval_loss": row["eval_loss"]}))
+    assert [*mw.compare(tmp_path, **BETTER).study["tasks"]] == ["accuracy"]
+    assert {*mw.compare(tmp_path, **BETTER, lower=["loss"]).study["tasks"]} == {"accuracy", "loss"}
+    only = [{"arm": row["arm"], "seed": row["seed"], "loss": 1.5} for row in rows]
+    named = {"columns": {"score": "eval_loss"}}
+    for bad, more in ((only, {}), (rows, named), ([{**row, "task": "ppl"} for row in rows], {})):
+        with pytest.raises(MaskwiseError, match="lower"):
+            mw.compare(bad, **BETTER, **more)
+
+
+def test_shares_and_per_cent_are_not_mixed() -> None:
+    rows = [{**row, "score": 100 * row["score"]} if row["arm"] == "a" else row for row in table()]
+    with pytest.raises(MaskwiseError, match="shares and per cent"):
+        mw.compare(rows, **BETTER)
+    with pytest.raises(MaskwiseError, match="write a decimal point"):
+        mw.compare([{**row, "score": "0,913"} for row in table()], **BETTER)
+
+
+def test_a_suggested_column_is_not_one_that_is_taken() -> None:
+    with pytest.raises(MaskwiseError) as caught:
+        mw.compare([{"arm": "a", "job": 1, "loss": 0.5}], **BETTER)
+    assert caught.value.do == "name it, such as seed=job"
+
+
 def test_few_pairs_decide_nothing_and_say_how_many_would() -> None:
     found = mw.compare(table(runs=5), **BETTER)
     assert found.summary["verdict"] == "open" and "at least 6 pairs" in " ".join(found.notes)

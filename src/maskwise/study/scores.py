@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, product
 from pathlib import Path
@@ -49,6 +49,11 @@ COLUMNS = {
     "score": ("score", "value", "result", "accuracy", "acc", "f1"),
 }
 """Names that a column usually has, in the order of preference; see also ``_plain``."""
+
+LESS_IS_BETTER = frozenset(
+    ("loss", "nll", "perplexity", "ppl", "bpb", "wer", "cer", "ter", "mae", "mse", "rmse", "error")
+)
+"""Last words of names of scores of which lower ones are better."""
 
 RESULTS = "all_results.json"
 """The file in which transformers' example scripts write scores."""
@@ -154,9 +159,9 @@ def compare(
     'decided'
     """
     require_known("replicate", replicate, REPLICATES)
-    rows = _rows_of(scores)
+    rows = _rows_of(scores, lower)
     once = _once(rows)
-    found, notes = _long(once, columns or {})
+    found, notes = _long(once, columns or {}, lower)
     if len(once) < len(rows):
         repeated = len(rows) - len(once)
         notes.append(f"{repeated} rows repeat another row in every column, and are counted once.")
@@ -168,6 +173,13 @@ def compare(
         require_known("arm", arm, arms)
     for task in (*lower, *(chance or {})):
         require_known("task", task, tasks)
+    for task in tasks:
+        if _is_less(task) and task not in lower:
+            raise MaskwiseError(
+                f"lower scores on {task} may be better",
+                allowed="scores of which higher ones are better, and losses in nats",
+                do="name it as lower if it is a loss in nats; give other errors as 1 - error",
+            )
     if not pairs:
         raise MaskwiseError("there is only one arm", got=baseline, do="add rows of another arm")
     _require_complete(found, tasks)
@@ -282,12 +294,12 @@ def _name_of(scores: object) -> str:
     return Path(scores).stem if isinstance(scores, str | Path) else "scores"
 
 
-def _rows_of(scores: str | Path | DataFrame | Iterable[Row]) -> list[Row]:
+def _rows_of(scores: str | Path | DataFrame | Iterable[Row], lower: Sequence[str]) -> list[Row]:
     """Return the rows of a table, wherever it is."""
     if isinstance(scores, str | Path):
         path = Path(scores).expanduser()
         if path.is_dir():
-            return _results_in(path)
+            return _results_in(path, lower)
         if not path.is_file():
             raise MaskwiseError("there is no file of scores", got=str(scores))
         # Reading other formats imports more.
@@ -306,8 +318,11 @@ def _rows_of(scores: str | Path | DataFrame | Iterable[Row]) -> list[Row]:
     return rows
 
 
-def _results_in(folder: Path) -> list[Row]:
-    """Return the scores in ARM/SEED/all_results.json; the seed is the number in SEED."""
+def _results_in(folder: Path, lower: Sequence[str]) -> list[Row]:
+    """Return the scores in ARM/SEED/all_results.json; the seed is the number in SEED.
+
+    The scripts always write a loss, which is read only if ``lower`` has its name.
+    """
     rows: list[Row] = []
     for path in sorted(folder.glob(f"*/*/{RESULTS}")):
         number = re.search(r"\d+", path.parent.name)
@@ -318,7 +333,10 @@ def _results_in(folder: Path) -> list[Row]:
         for name, value in (read_json(path) or {}).items():
             metric = re.fullmatch(r"(?:eval|test|predict)_(.+)", name)
             counts = ("runtime", "samples", "steps_per_second", "samples_per_second")
-            if metric and not metric[1].endswith(counts) and isinstance(value, int | float):
+            less = metric is not None and _is_less(metric[1]) and metric[1] not in lower
+            if less or not metric or metric[1].endswith(counts):
+                continue
+            if isinstance(value, int | float):
                 place = {"arm": path.parent.parent.name, "seed": int(number[0])}
                 rows.append({**place, "task": metric[1], "score": value})
     if not rows:
@@ -337,17 +355,33 @@ def _once(rows: Sequence[Row]) -> list[Row]:
     return list({tuple(map(str, chain.from_iterable(row.items()))): row for row in rows}.values())
 
 
-def _long(rows: Sequence[Row], named: Mapping[str, str]) -> tuple[list[Score], list[str]]:
-    """Return the scores of a table, and which columns were taken."""
+def _long(
+    rows: Sequence[Row], named: Mapping[str, str], lower: Sequence[str]
+) -> tuple[list[Score], list[str]]:
+    """Return the scores of a table, and which columns were taken.
+
+    A column of losses beside others is taken only if ``lower`` has its name.
+    """
     if not rows:
         raise MaskwiseError("the table has no rows")
     for key in named:
         require_known("column", key, COLUMNS)
     known = [str(name) for name in rows[0]]
-    taken = {key: _column(key, known, named) for key in ("arm", "seed")}
+    taken: dict[str, str] = {}
+    for key in ("arm", "seed"):
+        taken[key] = _column(key, known, named, taken=taken.values())
     task = _column("task", known, named, needed=False)
     if task:
-        score = _column("score", [name for name in known if name != task], named)
+        used = [*taken.values(), task]
+        score = _column("score", known, named, taken=used)
+        if _is_less(score):
+            unnamed = {str(row.get(task)) for row in rows} - {*lower}
+            if unnamed:
+                raise MaskwiseError(
+                    f"the column {score!r} has losses",
+                    got=f"scores on {', '.join(sorted(unnamed))} that are not named as lower",
+                    do="name these tasks as lower, or take another column for the score",
+                )
         found = [_score(row, taken, str(row.get(task)), score) for row in rows]
         read = [*taken.values(), task, score]
         said = f"{', '.join(read)} are arm, seed, task and score"
@@ -356,6 +390,9 @@ def _long(rows: Sequence[Row], named: Mapping[str, str]) -> tuple[list[Score], l
         others = [named["score"]] if "score" in named else known
         tasks = [name for name in others if name not in taken.values()]
         tasks = [name for name in tasks if all(_is_number(row.get(name)) for row in rows)]
+        losses = [name for name in tasks if _is_less(name) and name not in lower]
+        if "score" not in named and losses != tasks:
+            tasks = [name for name in tasks if name not in losses]
         if not tasks:
             raise MaskwiseError(
                 "the table has no column of scores",
@@ -369,29 +406,45 @@ def _long(rows: Sequence[Row], named: Mapping[str, str]) -> tuple[list[Score], l
     notes = [f"Columns: {said}."]
     if unread:
         notes.append(f"Columns that are not read: {', '.join(unread)}.")
+    if any(map(_is_less, unread)):
+        notes.append("Losses are read if they are named as lower.")
     return found, notes
 
 
 def _column(
-    key: str, known: Sequence[str], named: Mapping[str, str], *, needed: bool = True
+    key: str,
+    known: Sequence[str],
+    named: Mapping[str, str],
+    *,
+    taken: Collection[str] = (),
+    needed: bool = True,
 ) -> str:
-    """Return the name of a column, as named or guessed; "" if there is none and none is needed."""
+    """Return the name of a column, as named or guessed; "" if there is none and none is needed.
+
+    Args:
+        key: what the column has, a key of ``COLUMNS``.
+        known: the names of all columns.
+        named: the names that were given, by key.
+        taken: the columns that have something else.
+        needed: whether a missing column is an error.
+    """
     if key in named:
         require_known("column", named[key], known)
         return named[key]
     for spelt in (str.lower, _plain):
-        by_name = {spelt(name): name for name in reversed(known)}
+        by_name = {spelt(name): name for name in reversed(known) if name not in taken}
         for name in COLUMNS[key]:
             if name in by_name:
                 return by_name[name]
     if needed:
         usual = {*chain.from_iterable(COLUMNS.values())}
-        free = [name for name in known if _plain(name) not in usual]
+        free = [name for name in known if name not in taken and not _is_less(name)]
+        free.sort(key=lambda name: _plain(name) in usual)
         raise MaskwiseError(
             f"the table has no column for the {key}",
             got=", ".join(known),
             allowed=", ".join(COLUMNS[key]),
-            do=f"name it, such as {key}={(free or known)[0]}",
+            do=f"name it, such as {key}={free[0]}" if free else f"add a column {key}",
         )
     return ""
 
@@ -403,6 +456,16 @@ def _plain(name: str) -> str:
     ('seed', 'model', 'dataset')
     """
     return re.sub(r"[ _-]+(name|id)$", "", name.lower().strip(" -"))
+
+
+def _is_less(name: str) -> bool:
+    """Return whether lower values of what a name says are better.
+
+    >>> _is_less("eval_loss"), _is_less("WER (%)"), _is_less("error-detection")
+    (True, True, False)
+    """
+    words = re.findall("[a-z]+", _plain(name))
+    return bool(words) and words[-1] in LESS_IS_BETTER
 
 
 def _is_number(value: object) -> bool:
@@ -421,7 +484,11 @@ def _score(row: Row, taken: Mapping[str, str], task: str, column: str) -> Score:
         raise MaskwiseError(
             f"the score of arm {arm!r} with seed {seed} on {task} is not a finite number",
             got=value,
-            do="remove the run, or run it again",
+            do=(
+                "write a decimal point"
+                if re.fullmatch(r"-?\d+,\d+", str(value))
+                else "remove the run, or run it again"
+            ),
         )
     return str(arm), str(seed), task, float(value)  # type: ignore[arg-type]
 
@@ -486,7 +553,14 @@ def _scale(found: Iterable[Score], task: str, *, is_loss: bool) -> int:
     largest = max(map(abs, values))
     if is_loss or largest <= 1:
         return 1
+    small = [value for value in values if 0 < value <= 1]
     if largest <= 100 and min(values) >= 0:
+        if small:
+            raise MaskwiseError(
+                f"the scores on {task} are shares and per cent",
+                got=f"{small[0]:g} and {largest:g}",
+                do="write all of them as shares, or all as per cent",
+            )
         return 100
     raise MaskwiseError(
         f"the scores on {task} are neither shares nor per cent",
