@@ -4,6 +4,9 @@ gradients.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Set
+from functools import partial
 from typing import Any
 
 import pytest
@@ -66,19 +69,24 @@ def compare(net: Any) -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The most entries of any tensor that is made, and all shapes."""
+    """The most entries of any tensor that is made, all shapes, and where tensors of a shape lie."""
 
     entries = 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.shapes: set[tuple[int, ...]] = set()
+        self.places: dict[tuple[int, ...], set[int]] = defaultdict(set)
+
+    @property
+    def shapes(self) -> Set[tuple[int, ...]]:
+        return self.places.keys()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
         self.entries = max([self.entries, *(tensor.numel() for tensor in tensors)])
-        self.shapes |= {tuple(tensor.shape) for tensor in tensors}
+        for tensor in tensors:
+            self.places[tuple(tensor.shape)].add(tensor.data_ptr())
         return made
 
 
@@ -184,6 +192,58 @@ def test_many_targets_never_have_all_their_logits_in_memory(
     # Gradients of chunks are summed in single precision, so ten chunks are no less exact than one.
     for one, other, usual in zip(found, exact, at_once, strict=True):
         assert (one - other).norm() <= 1.1 * (usual - other).norm() + 1e-6 * other.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
+@pytest.mark.parametrize(("targets", "vocabulary"), [(0, 45), (1, 1), (70, 900), (7, 50_021)])
+def test_losses_written_over_the_logits_have_the_same_bits(
+    targets: int, vocabulary: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "ROOM", 3 * vocabulary)
+    draw = torch.Generator().manual_seed(0)
+    given = 5 * torch.randn(targets, vocabulary, generator=draw, dtype=dtype)
+    truth = torch.randint(0, vocabulary, (targets,), generator=draw)
+    slope = torch.randn(targets, generator=draw, dtype=dtype)
+    found = []
+    for losses_of in (chunks.token_losses, partial(cross_entropy, reduction="none")):
+        logits = given.clone().requires_grad_()
+        losses = losses_of(logits, truth)
+        (gradient,) = torch.autograd.grad(losses, logits, slope)
+        found.append((losses.detach(), gradient))
+    (losses, gradient), (usual, expected) = found
+    assert torch.equal(losses, usual) and torch.equal(gradient, expected)
+
+
+def test_a_loss_and_its_gradient_are_written_over_the_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chunks, "ROOM", 900 * 2)
+    states = torch.randn(60, 16, requires_grad=True)
+    weight = torch.randn(900, 16, requires_grad=True)
+    logits = linear(states, weight)
+    written = []
+    logits.register_hook(lambda slope: written.append(slope.data_ptr()))
+    with Largest() as largest:
+        losses = chunks.token_losses(logits, torch.arange(60))
+        losses.sum().backward()
+    assert written == [logits.data_ptr()]
+    assert largest.places[60, 900] == {logits.data_ptr()}
+
+
+def test_a_kept_graph_gives_the_same_gradient_again() -> None:
+    logits = torch.randn(9, 45, requires_grad=True)
+    losses = chunks.token_losses(logits.clone(), torch.arange(9))
+    first = torch.autograd.grad(losses.sum(), logits, retain_graph=True)
+    again = torch.autograd.grad(losses.sum(), logits)
+    assert torch.equal(*first, *again)
+
+
+def test_the_gradient_of_a_loss_can_be_differentiated() -> None:
+    logits = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
+    truth = torch.tensor([0, 3, 3, 6])
+    assert torch.autograd.gradgradcheck(
+        lambda logits: chunks.token_losses(logits.clone(), truth), (logits,)
+    )
 
 
 def test_every_adapter_is_compared() -> None:

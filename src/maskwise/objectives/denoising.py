@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
 from maskwise.attention import NAME, REPLACED, DocumentIds
@@ -47,7 +46,7 @@ from maskwise.objectives.base import (
     target_places,
     unrounded,
 )
-from maskwise.objectives.chunks import in_chunks
+from maskwise.objectives.chunks import in_chunks, token_losses
 from maskwise.objectives.mlm import MaskedLanguageModelling
 
 if TYPE_CHECKING:
@@ -263,7 +262,7 @@ class DenoisingAutoencoder(Objective):
 
     def _losses(self, states_MH: Tensor, truth: Tensor) -> tuple[Tensor]:
         logits_MV = unrounded(self.narrow(states_MH) @ self.embeddings.T)
-        return (cross_entropy(logits_MV, truth, reduction="none"),)
+        return (token_losses(logits_MV, truth),)
 
     def work(self, tokens: float, targets: float) -> Work:
         """Return the work for a batch: the encoder on input tokens, decoder and head on targets."""

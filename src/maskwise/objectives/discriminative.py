@@ -43,6 +43,7 @@ from maskwise.objectives.base import (
     model_inputs,
     target_places,
 )
+from maskwise.objectives.chunks import token_losses
 from maskwise.objectives.mlm import MaskedLanguageModelling, read_at
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def losses_and_samples(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     # As in the paper, no gradient flows through the sampled tokens.
     with torch.no_grad():
         drawn = sampled(logits)
-    return cross_entropy(logits, truth, reduction="none"), drawn
+    return token_losses(logits, truth), drawn
 
 
 def sampled(logits: Tensor) -> Tensor:

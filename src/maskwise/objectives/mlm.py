@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from maskwise.families import adapter_of, masked_logits, picked, prediction_head
 from maskwise.flops import Work, encoder_weights, head_weights
@@ -31,7 +30,7 @@ from maskwise.objectives.base import (
     unrounded,
     weighted,
 )
-from maskwise.objectives.chunks import in_chunks
+from maskwise.objectives.chunks import in_chunks, token_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -145,13 +144,15 @@ def read_states(
 
 def losses_alone(logits: Tensor, truth: Tensor) -> tuple[Tensor]:
     """(M,) float32: the loss of each target."""
-    return (cross_entropy(unrounded(logits), truth, reduction="none"),)
+    return (token_losses(unrounded(logits), truth),)
 
 
 def losses_and_right(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """The loss of each target, and whether the most probable token is the target, both (M,)."""
+    # Losses may overwrite the logits, so they are computed last.
+    right = logits.argmax(-1) == truth
     (losses,) = losses_alone(logits, truth)
-    return losses, logits.argmax(-1) == truth
+    return losses, right
 
 
 class EntityMaskedLanguageModelling(MaskedLanguageModelling):
