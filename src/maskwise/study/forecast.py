@@ -346,7 +346,7 @@ def _arm_facts(
     for name, link in arms.items():
         try:
             # Arms may have a text of their own, or rows of another length.
-            facts[name] = _targets(link, samples.of(link), config)
+            facts[name] = _targets(link, samples.of(link).data, config)
         # An arm cannot be trained if, for example, the text has fewer rows than a batch.
         except MaskwiseError as error:
             facts[name] = {**_unknown_targets(link, "it cannot be trained"), "error": str(error)}
