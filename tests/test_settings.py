@@ -57,6 +57,7 @@ WITHOUT_EFFECT = {
     "learning.supervised.training.group_by_length": (SUPERVISED, "true"),
     "learning.supervised.training.lag": (SUPERVISED, "1"),
     "learning.supervised.training.patience": (SUPERVISED, "1"),
+    "learning.supervised.training.lengths": (SUPERVISED, "[0.5, 1]"),
     "learning.supervised.training.workers": (SUPERVISED, "3"),
     "learning.supervised.training.keep": (SUPERVISED, "5"),
     "learning.supervised.training.muon_learning_rate": (SUPERVISED, "0.1"),

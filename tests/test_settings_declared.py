@@ -102,6 +102,7 @@ TRAINING = {
     "log_every": Case("1"),
     "eval_every": Case("1"),
     "patience": Case("1", ("training.eval_every=1", "training.learning_rate=0.5")),
+    "lengths": Case("[0.5, 1]", ("training.decay=wsd", "training.learning_rate=0.5")),
     "save_every": Case("1"),
     "keep": Case("1", ("training.save_every=1",)),
     "on_nan": Case("skip"),
@@ -123,6 +124,7 @@ REFUSED = {
     "learning.supervised.training.group_by_length": "true",
     "learning.supervised.training.lag": "1",
     "learning.supervised.training.patience": "1",
+    "learning.supervised.training.lengths": "[0.5, 1]",
     "learning.supervised.training.workers": "3",
 }
 """Keys of the settings of Python classes that no recipe can set, with a value."""

@@ -199,7 +199,7 @@ class Record(TypedDict, total=False):
     steps: int
     flops: float
     best_step: int
-    """With ``training.patience``: the step whose weights were kept, of ``planned_steps``."""
+    """If the run chose its weights: the step whose weights were kept, of ``planned_steps``."""
     planned_steps: int
     probe_flops: float
     task: str

@@ -193,6 +193,13 @@ def adapt(
             "best state.",
         ),
     ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            help="Shares of the steps after which a run also ends, such as 0.25,0.5,1: it keeps "
+            "the length with the lowest loss (docs/adapt.md).",
+        ),
+    ] = None,
     head_steps: Annotated[
         int | None,
         typer.Option(min=1, help="Steps that train a new head, once for all runs. Default: ≤ 600."),
@@ -246,6 +253,7 @@ def adapt(
         replay=replay,
         steps=steps,
         patience=patience,
+        lengths=None if lengths is None else _shares(lengths),
         head_steps=head_steps,
         seeds=of_runs,
         overrides=(*(overrides or ()),),
@@ -277,6 +285,16 @@ def adapt(
         say(f"{result['kept']} Page: {result['report']}")
         say(result["next"])
     raise typer.Exit(bool(result["failures"]))
+
+
+def _shares(lengths: str) -> tuple[float, ...]:
+    """Read the option ``--lengths``."""
+    try:
+        return (*map(float, lengths.split(",")),)
+    except ValueError:
+        raise MaskwiseError(
+            "--lengths are shares of the steps", got=lengths, allowed="such as 0.25,0.5,1"
+        ) from None
 
 
 def pretrain(

@@ -48,6 +48,7 @@ from maskwise.specs import Call, leaves, of_run, parse_call
 from maskwise.tasks import FinetuneSettings
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training import TrainingSettings
+from maskwise.training.parts import decay_share
 from maskwise.training.settings import ModelSettings
 
 LEARNED = LearnedPolicy().annotators()
@@ -181,13 +182,17 @@ class Recipe(Settings):
                     got="training.eval_every=0",
                     do="set training.eval_every, such as to a twentieth of training.steps",
                 )
-            if link.training.patience is not None and not link.judged_on():
+            for name in ("patience", "lengths"):
+                if getattr(link.training, name) is None or link.judged_on():
+                    continue
                 raise MaskwiseError(
-                    "training.patience chooses by the loss of masked tokens, which this objective "
+                    f"training.{name} chooses by the loss of masked tokens, which this objective "
                     "does not train",
                     got=", ".join(link.objectives) or link.objective,
-                    do="remove training.patience, or set training.patience: null for this arm",
+                    do=f"remove training.{name}, or set training.{name}: null for this arm",
                 )
+            if link.training.lengths is not None:
+                _require_stable(link)
             mixed = link.corpus.stream or len(link.corpus.sources) > 1
             if link.training.group_by_length and mixed:
                 raise MaskwiseError(
@@ -360,14 +365,20 @@ class Recipe(Settings):
     @property
     def chooses(self) -> bool:
         """Whether a training of the study chooses its best state by held-out text."""
+        return self.in_a_training("patience", "lengths")
+
+    def in_a_training(self, *names: str) -> bool:
+        """Return whether a training of the study has one of these settings, which may be None."""
         # Most recipes have no such key, and arms take milliseconds to build.
-        if "patience" not in self.model_dump_json(exclude={"learning"}):
+        written = self.model_dump_json(exclude={"learning"})
+        if not any(name in written for name in names):
             return False
         runs = [self.links()]
         for name in self.study.arms:
             points = self.study.points_of(name)
             runs += [self.arm(name, seed=0, more=point).links() for point in points]
-        return any(link.training.patience is not None for link in chain.from_iterable(runs))
+        trainings = [link.training for link in chain.from_iterable(runs)]
+        return any(getattr(each, name) is not None for each in trainings for name in names)
 
     @property
     def baseline(self) -> str | None:
@@ -489,6 +500,30 @@ class Recipe(Settings):
         if self._diffuses or "objective" in chain.from_iterable(changes):
             plain["masking"] = self._said()["masking"]
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _require_stable(link: Recipe) -> None:
+    """Raise an error if decays cannot branch off from a training at several lengths."""
+    training = link.training
+    with blamed("training.lengths"):
+        if not 0 < decay_share(training) < 1:
+            raise MaskwiseError(
+                "the learning rate must stay high, and fall only at the end",
+                got=f"training.decay={training.decay}",
+                do="set training.decay: wsd, or training.decay_share",
+            )
+        if training.patience is not None:
+            raise MaskwiseError(
+                "a training ends at one of its lengths, or when its patience is exhausted",
+                got="both",
+                do="remove training.patience or training.lengths",
+            )
+        if link.objectives:
+            raise MaskwiseError(
+                "a training with several lengths has one objective",
+                got=", ".join(link.objectives),
+                do="use training.patience",
+            )
 
 
 def _refuse_unused(

@@ -136,7 +136,7 @@ def _learns_at_no_step(settings: Plain) -> bool:
     return True
 
 
-NOT_OF_POLICIES = ("freeze", "group_by_length", "lag", "patience", "workers")
+NOT_OF_POLICIES = ("freeze", "group_by_length", "lag", "lengths", "patience", "workers")
 """Settings of trainings that have no effect while a masking policy is trained on labels: a policy
 has no encoder beside its head, and its rows are shuffled windows of texts in memory."""
 

@@ -85,6 +85,7 @@ from maskwise.text import load_tokenizer
 from maskwise.text.documents import longest_field
 from maskwise.text.settings import CorpusSettings
 from maskwise.training.best import best_at
+from maskwise.training.parts import parts_of
 from maskwise.verdict import statistics
 from maskwise.verdict.outcomes import ALL_TASKS, finite_runs, read_outcomes
 from maskwise.verdict.statistics import ALPHA
@@ -108,6 +109,7 @@ GENERAL_TEXT, PASSAGES = "general text", "general-text"
 OPTIONS: dict[str, str] = {
     "training.steps": "--steps",
     "training.patience": "--patience",
+    "training.lengths": "--lengths",
     "study.seeds": "--runs",
 }
 """Settings that only an option may change, because an option also changes other settings."""
@@ -192,6 +194,9 @@ class Request:
         steps: the number of further training steps.
         patience: the number of evaluations without a lower loss of dev documents after which a run
             ends; its best state is then evaluated. None to train all steps.
+        lengths: shares of the steps after which training also ends, with a decay of the learning
+            rate; each run keeps the length with the lowest loss of dev documents. None for all
+            steps only.
         head_steps: the number of steps that train a new head first; None for the smaller of
             ``steps`` and ``STEPS``.
         seeds: the number of runs of each arm, or their seeds.
@@ -212,11 +217,17 @@ class Request:
     replay: float | None = None
     steps: int = STEPS
     patience: int | None = None
+    lengths: tuple[float, ...] | None = None
     head_steps: int | None = None
     seeds: int | tuple[int, ...] = 6
     overrides: tuple[str, ...] = ()
     time: str | None = None
     jobs: int | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether each run chooses its weights on held-out documents."""
+        return self.patience is not None or self.lengths is not None
 
     @property
     def extended(self) -> str | None:
@@ -271,6 +282,7 @@ class Request:
             "replay",
             "steps",
             "patience",
+            "lengths",
             "head_steps",
             "seeds",
             "time",
@@ -281,8 +293,8 @@ class Request:
             if value == usual[name]:
                 continue
             option = name.replace("_", "-")
-            if name == "arms":
-                value = ",".join(value)
+            if name in ("arms", "lengths"):
+                value = ",".join(map(str, value))
             elif name == "seeds" and isinstance(value, int):
                 option = "runs"
             elif name == "seeds":
@@ -357,7 +369,7 @@ def draft_of(
     # To read the text takes long, so mistakes elsewhere are found first. What the text decides is
     # filled in with examples.
     corpus: Plain = {"source": request.texts, "length": min(ROW_TOKENS, room)}
-    if request.patience is not None:
+    if request.chooses:
         # The documents that choose and those that judge are each as many as usual.
         corpus["held_out"] = 2 * CorpusSettings.model_fields["held_out"].default
     known = [load_task(spec) for spec in request.tasks]
@@ -387,7 +399,7 @@ def draft_of(
             pairs,
             choose_share=chosen,
             aside=aside,
-            of_verdict=request.patience is not None,
+            of_verdict=request.chooses,
         )
         corpus["held_out"] = share
         tasks = (with_options(str(pairs), kind="retrieval", name=PAIRS),)
@@ -495,7 +507,7 @@ def _general_pairs(
             target,
             choose_share=not share,
             aside=aside,
-            of_verdict=share > 0 and request.patience is not None,
+            of_verdict=share > 0 and request.chooses,
         )
     except MaskwiseError as error:
         raise MaskwiseError(
@@ -549,6 +561,8 @@ def _draft(
     if request.patience is not None:
         settings["training"]["eval_every"] = max(1, request.steps // EVALUATIONS)
         settings["training"]["patience"] = request.patience
+    if request.lengths is not None:
+        settings["training"] |= {"decay": "wsd", "lengths": [*request.lengths]}
     if settings["corpus"].get("text_field") == "text":
         del settings["corpus"]["text_field"]
     if not has_head(request.model):
@@ -561,6 +575,8 @@ def _draft(
         }
         if request.patience is not None:
             head["patience"] = None
+        if request.lengths is not None:
+            head |= {"decay": "linear", "lengths": None}
         # The search of benchmarks/recipes/continual-minilm.yaml chose these learning rates.
         head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
         settings["phases"] = [{"training": head}, {}]
@@ -641,7 +657,7 @@ def _measure(request: Request, others: OtherTexts, corpus: Plain) -> str:
     share = _unseen(request, others, corpus)
     if share:
         options["held_out"] = share
-        if request.patience is not None:
+        if request.chooses:
             options["of_verdict"] = True
     return str(Call("text-loss", (others.general["source"],), options))
 
@@ -972,7 +988,7 @@ def answers(out: Path, result: Plain, recipe: Recipe) -> Plain:
 
     Args:
         out: the folder of the study.
-        result: its summary, with ``seconds`` and, with ``training.patience``, ``best``.
+        result: its summary, with ``seconds`` and, if runs choose their weights, ``best``.
         recipe: its recipe.
     """
     forgotten = forgotten_of(out)
@@ -994,9 +1010,14 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     if row["verdict"] == "not comparable":
         return f"{row['sentence']} {found and f'{found}.'}".rstrip()
     answer = ANSWERS.get((row["verdict"], row["better"]), "These runs cannot tell:")
-    steps = recipe.arm(row["arm"], seed=0).links()[-1].training.steps
+    training = recipe.arm(row["arm"], seed=0).links()[-1].training
+    steps = training.steps
     cost = f"Training takes {steps:,} steps per run"
-    if found:
+    if training.lengths is not None:
+        more = sum(part.steps for part in parts_of(training)) - steps
+        cost += f" and {more:,} for decays at shorter lengths"
+        cost += f", and {found}" if found else ""
+    elif found:
         cost = f"Training takes at most {steps:,} steps per run, and {found}"
     head = _new_head(recipe)
     if head:

@@ -204,12 +204,18 @@ def _equal_arms(by_arm: Mapping[str, list[Recipe]]) -> Iterator[str]:
             first.append((name, recipes))
 
 
-def require_policy(links: Iterable[Recipe]) -> None:
-    """Raise an error if ``maskwise pretrain`` would have to learn a masking policy first."""
+def require_alone(links: Iterable[Recipe]) -> None:
+    """Raise an error if ``maskwise pretrain`` would need other stages than texts and trainings."""
+    links = [*links]
     if any(link.learns for link in links):
         raise MaskwiseError(
             "maskwise pretrain cannot learn a masking policy",
             do="run maskwise learn first, then set masking.policy to learned('OUT/policy')",
+        )
+    if any(link.training.lengths is not None for link in links):
+        raise MaskwiseError(
+            "maskwise pretrain trains one length, and training.lengths are for studies",
+            do="remove training.lengths, or run maskwise study with an arm",
         )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from heapq import heappop, heappush
+from itertools import chain
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -60,7 +61,7 @@ Seconds: TypeAlias = dict[str, float | None]
 
 CHANGE_NO_TIME = TrainingSettings.that_change("nothing") | {
     *("steps", "seed", "learning_rate", "muon_learning_rate", "betas", "weight_decay"),
-    *("warmup", "decay", "decay_share", "clip", "patience"),
+    *("warmup", "decay", "decay_share", "clip", "patience", "lengths"),
 }
 """Training settings that do not change the time of a step. All other training settings are part of
 the key of a stored time. A new setting thus changes the key, and the time is measured again."""
@@ -214,8 +215,10 @@ class Forecast:
         share = share_of(self.named[name], line)
         if not share:
             return self.seconds(name)
-        # Both steps and seconds include earlier, interrupted calls.
-        return float(line["seconds"]) * (1 / share - 1)
+        # Steps and seconds include earlier, interrupted calls, and earlier parts of a training.
+        done: int = line["step"]
+        left = (1 - share) * (KINDS[self.named[name].kind].steps(self.named[name]) or 0)
+        return float(line["seconds"]) * left / done
 
     def keep(self, name: str, rates: StageRates) -> None:
         """Store the measured rates of a stage in the cache file."""
@@ -352,31 +355,33 @@ def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
     the number of runs, ``to_do`` the number of unfinished runs, and ``seconds`` the time of the
     unfinished runs (None if unknown).
     """
-    phases: dict[Stage, tuple[int, Recipe]] = {}
-    arms = defaultdict[Stage, dict[str, None]](dict)
+    phases: dict[tuple[Stage, ...], tuple[int, Recipe]] = {}
+    arms = defaultdict[tuple[Stage, ...], dict[str, None]](dict)
     for run in runs:
         if run.compared:
-            for stage, phase in zip(run.trainings, enumerate(run.recipe.links())):
-                phases[stage] = phase
+            for stages, phase in zip(run.phases, enumerate(run.recipe.links())):
+                phases[stages] = phase
                 # Runs of several arms may share a training stage.
-                arms[stage][run.arm] = None
+                arms[stages][run.arm] = None
     # Stages with the same phase and arms differ only in the seed, so they are one entry.
     lines = defaultdict(list)
-    for stage, (number, _) in phases.items():
-        lines[number, tuple(arms[stage])].append(stage)
-    for (number, names), stages in sorted(lines.items(), key=lambda line: line[0][0]):
-        _, link = phases[stages[0]]
+    for stages, (number, _) in phases.items():
+        lines[number, tuple(arms[stages])].append(stages)
+    for (number, names), runs_of in sorted(lines.items(), key=lambda line: line[0][0]):
+        _, link = phases[runs_of[0]]
         training = link.training
-        left = [seconds[stage.name] for stage in stages if stage.name in seconds]
+        steps = sum(KINDS[stage.kind].steps(stage) or 0 for stage in runs_of[0])
+        to_do = [stages for stages in runs_of if any(stage.name in seconds for stage in stages)]
+        left = [seconds[stage.name] for stage in chain(*to_do) if stage.name in seconds]
         yield {
             "phase": number,
             "arms": list(names),
-            "steps": training.steps,
+            "steps": steps,
             "batch_size": training.batch_size,
             "length": link.corpus.length,
-            "tokens": training.steps * training.batch_size * link.corpus.length,
-            "runs": len(stages),
-            "to_do": len(left),
+            "tokens": steps * training.batch_size * link.corpus.length,
+            "runs": len(runs_of),
+            "to_do": len(to_do),
             "seconds": total(left),
         }
 
@@ -421,7 +426,4 @@ def share_of(stage: Stage, line: Plain) -> float:
     Args:
         line: its last training line; empty if there is none yet.
     """
-    steps = KINDS[stage.kind].steps(stage)
-    if not line or not steps:
-        return 0.0
-    return min(1.0, float(line["step"]) / steps)
+    return KINDS[stage.kind].share(stage, line["step"]) if line else 0.0

@@ -210,7 +210,7 @@ class Design:
                 "the text is a stream: its length is unknown, and only its beginning is prepared "
                 "before training"
             )
-        if self.recipe.chooses:
+        if self.recipe.in_a_training("patience"):
             yield (
                 "runs with training.patience may end before their last step, so their times are "
                 "upper limits"

@@ -29,7 +29,7 @@ from maskwise.study.checks import (
     UNKNOWN_ADVICE,
     check_study,
     cut_share,
-    require_policy,
+    require_alone,
     row_sizes,
     start_of,
 )
@@ -207,7 +207,7 @@ def check(
     alone = not recipe.study.arms
     study = recipe
     if alone:
-        require_policy(recipe.links())
+        require_alone(recipe.links())
         recipe = with_own_seed(recipe)
         # One training is planned as a study with one run.
         single = recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})

@@ -30,7 +30,7 @@ from maskwise.study.stages import (
     named,
     overlap_stage,
     prepare_stage,
-    pretrain_stage,
+    pretrain_stages,
 )
 from maskwise.tasks import load_task
 from maskwise.text.settings import CorpusSettings
@@ -84,6 +84,18 @@ class Run:
         return [stage for stage in self.chain if KINDS[stage.kind].output == CHECKPOINT]
 
     @property
+    def phases(self) -> list[tuple[Stage, ...]]:
+        """The training stages of each phase, of which the last has its checkpoint."""
+        phases = []
+        stages: list[Stage] = []
+        for stage in self.trainings:
+            stages.append(stage)
+            if "part" not in stage.what:
+                phases.append(tuple(stages))
+                stages = []
+        return phases
+
+    @property
     def pretrained(self) -> Stage | None:
         """The last training stage; None for an untrained run that needs no new head."""
         return next(reversed(self.trainings), None)
@@ -95,7 +107,7 @@ class Run:
         For a run that is not trained, the list contains only the text that provides the tokenizer.
         """
         by_name = named(self.chain)
-        texts = [by_name[training.needs[0]] for training in self.trainings]
+        texts = [by_name[stages[-1].needs[0]] for stages in self.phases]
         return texts or [self.chain[0]]
 
     @property
@@ -206,13 +218,13 @@ def _require_equal_terms(recipe: Recipe) -> None:
     """Raise an error if a study cannot compare arms that choose their best state."""
     if recipe.study.equal_by != "steps":
         raise MaskwiseError(
-            "training.patience ends runs early, so arms do not use equal compute",
+            "runs that choose their length do not use equal compute",
             got=f"study.equal_by={recipe.study.equal_by}",
-            do="remove study.equal_by or training.patience",
+            do="remove study.equal_by, or training.patience and training.lengths",
         )
     for name in recipe.study.arms:
         for link in recipe.arm(name, seed=0).links():
-            if link.training.patience is not None or not link.objectives:
+            if link.training.chooses or not link.objectives:
                 continue
             if sampler(link.sampling, list(link.objectives)).every:
                 raise MaskwiseError(
@@ -294,8 +306,9 @@ def make_run(
             learned = learn_stage(link, own.learned_task, text, after=last)
             chain.append(learned)
         prepared = prepare_stage(link, after=text, learned=learned)
-        last = pretrain_stage(link, prepared, after=last)
-        chain += [prepared, last]
+        stages = pretrain_stages(link, prepared, after=last)
+        last = stages[-1]
+        chain += [prepared, *stages]
     evaluation = None
     if evaluated and (last or _fills_masks(own)):
         # All arms are evaluated on the text of the study's last phase. Rows have the length and

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -36,10 +37,11 @@ from maskwise.text import Prepared, Rows, Stream
 from maskwise.text.rows import dev_and_verdict
 from maskwise.training import MaskedSource, Source, log_frequencies, train
 from maskwise.training.best import Best
-from maskwise.training.checkpoint import save_checkpoint
+from maskwise.training.checkpoint import State, save_checkpoint
 from maskwise.training.learners import Learner
 from maskwise.training.log import Evaluate, Watch
 from maskwise.training.loop import Training
+from maskwise.training.parts import TrainingPart, begin_with, leave_state
 from maskwise.training.ranks import Ranks
 from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, SeveralSources
 from maskwise.training.stream import StreamedRows
@@ -57,6 +59,8 @@ def pretrain(
     folder: Path,
     facts: Mapping[str, str] | None = None,
     watch: Watch | None = None,
+    part: TrainingPart | None = None,
+    state: Path | None = None,
 ) -> Plain:
     """Pre-train one model and save the checkpoint in a folder.
 
@@ -70,11 +74,14 @@ def pretrain(
         folder: the folder for metrics, resumable states and the final checkpoint.
         facts: additional rows for the table in the model card.
         watch: times the training and ends it early (``timing``).
+        part: the part of the training that is run, with ``training.lengths``; None for all of it.
+        state: the folder of the state that the part begins with; None for a new run.
 
     Returns:
         The result of a pretrain stage: held-out losses, counts, FLOPs, training loss and seconds.
         With ``training.patience``, also ``best_step`` and ``dev_loss``; the held-out losses are
-        then those of this step, on documents that did not choose it.
+        then those of this step, on documents that did not choose it. A part at whose end the
+        learning rate has fallen has ``dev_loss``, too. Costs of a part are its own.
 
     Raises:
         MaskwiseError: no token of this text can be masked, or the loss is not finite.
@@ -97,15 +104,24 @@ def pretrain(
     judged = predicting(network)
     # Evaluations during training use the masks of the study's final evaluation, and its rows unless
     # they choose the best state.
-    if training.patience is None:
-        held_out = held_out_loss(data.held_out, data.tokenizer, judged, evaluation, log_unigram)
-        best = None
-    else:
-        dev, verdict = dev_and_verdict(data.held_out)
-        held_out = held_out_loss(dev, data.tokenizer, judged, evaluation, log_unigram)
-        of_verdict = held_out_loss(verdict, data.tokenizer, judged, evaluation, log_unigram)
+    best = None
+    if training.patience is not None:
         best = Best(training.patience, every=training.eval_every)
+    loss_on = partial(
+        held_out_loss,
+        tokenizer=data.tokenizer,
+        objective=judged,
+        settings=evaluation,
+        log_unigram=log_unigram,
+    )
+    if training.chooses:
+        dev, verdict = dev_and_verdict(data.held_out)
+        held_out = loss_on(dev)
+        of_verdict = loss_on(verdict)
+    else:
+        held_out = loss_on(data.held_out)
     losses: list[Plain] = []
+    chosen: Plain = {}
 
     # The model card shows the latest held-out losses, so every checkpoint gets a new card.
     def save(target: Path) -> None:
@@ -113,7 +129,7 @@ def pretrain(
         if recipe.model.adapter:
             choices["adapter"] = recipe.model.adapter
         step = None if best is None else best.step
-        card = model_card(recipe, choices, losses, text=data.training, best_step=step)
+        card = model_card(recipe, choices, losses, text=data.training, best_step=step, part=part)
         save_checkpoint(target, network, data.tokenizer, card=card, heads=made.heads())
 
     def curve(step: int, ranks: Ranks) -> list[Plain]:
@@ -130,7 +146,19 @@ def pretrain(
             facts["enough"] = True
         return [line | facts for line in lines]
 
+    def at_its_end(step: int, ranks: Ranks) -> list[Plain]:
+        assert part is not None
+        lines = [dict(line) for line in held_out(judged, ranks)]
+        if part.falls and step == part.end:
+            chosen["dev_loss"] = own_loss(lines, recipe)
+            losses[:] = [dict(line) for line in of_verdict(judged, ranks)]
+        return [line | {"documents": "dev"} for line in lines]
+
     evaluate: Evaluate = curve if best is None else choose
+    before = None
+    if part is not None:
+        evaluate = at_its_end
+        before = begin_with(state, folder) if state is not None else None
     learners = dict(made.learners)
     if best is not None:
         learners["best"] = best
@@ -146,6 +174,7 @@ def pretrain(
             learners=learners,
             streams=made.streams,
             evaluate=evaluate,
+            part=part,
             title=made.title,
         )
     if not done["targets"]:
@@ -154,11 +183,14 @@ def pretrain(
             got=made.title,
             do="see what the policy masks: maskwise inspect",
         )
-    chosen: Plain = {}
+    if before is not None:
+        done = since(before, done)
+    if part is not None and not part.falls:
+        leave_state(folder, part.end)
     if best is not None:
         best.load_best()
         losses[:] = best.lines
-        chosen = {
+        chosen |= {
             "best_step": best.step,
             "planned_steps": training.steps,
             "dev_loss": best.loss,
@@ -172,6 +204,16 @@ def pretrain(
         "loss": done["loss"],
         "seconds": round(done["seconds"], 3),
     }
+
+
+def since(before: State, done: Training) -> Training:
+    """Return the summary of a part of a training, which began with a state."""
+    spent: Training = {**done}
+    spent["steps"] -= before.step
+    spent["tokens"] -= before.tokens
+    spent["targets"] -= before.targets
+    spent["seconds"] -= before.seconds
+    return spent
 
 
 def held_out_loss(
@@ -215,8 +257,9 @@ def own_loss(lines: Iterable[Plain], recipe: Recipe) -> float:
     own = [losses[kind] for kind in recipe.judged_on() if kind in losses] or [*losses.values()]
     if not own:
         raise MaskwiseError(
-            "training.patience: no token of the dev documents is masked",
-            do="hold out more text (corpus.held_out), or remove training.patience",
+            "no token of the dev documents, which choose, is masked",
+            do="hold out more text (corpus.held_out), or remove training.patience and "
+            "training.lengths",
         )
     return math.fsum(own) / len(own)
 
@@ -264,6 +307,7 @@ def model_card(
     *,
     text: Rows | Stream,
     best_step: int | None = None,
+    part: TrainingPart | None = None,
 ) -> str:
     """Return the model card of a checkpoint in the format of the Hugging Face hub.
 
@@ -273,6 +317,7 @@ def model_card(
         losses: the held-out losses of the last evaluation.
         text: the training text.
         best_step: the step whose weights were kept; None for the last.
+        part: the part of the training that was run; None for all of it.
     """
     front = {"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}
     table = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
@@ -285,6 +330,8 @@ def model_card(
     settings = yaml.safe_dump(training.model_dump(mode="json"), sort_keys=False)
     size = "a stream" if isinstance(text, Stream) else f"{len(text):,} rows"
     trained = f"Trained for {training.steps} steps"
+    if part is not None:
+        trained = f"Trained for {part.end} steps (of at most {training.steps})"
     if best_step is not None:
         trained = f"The best state, at step {best_step}, of a training of {training.steps} steps"
     return f"""---

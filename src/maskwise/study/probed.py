@@ -80,7 +80,7 @@ def judged_rows(recipe: Recipe, held_out: Rows, config: PreTrainedConfig) -> lis
     """List, for every evaluation, the held-out rows and the number of rows that are read."""
     settings = recipe.evaluation
     # Evaluations during training read other documents than the last one.
-    parts = (held_out,) if recipe.training.patience is None else dev_and_verdict(held_out)
+    parts = dev_and_verdict(held_out) if recipe.training.chooses else (held_out,)
     judge: type[Objective] = MaskedLanguageModelling
     if adapter_of(config).kind == "encoder-decoder":
         judge = Denoising

@@ -531,7 +531,7 @@ class Chosen(TypedDict):
 
 
 def chosen_steps(records: Iterable[Record]) -> dict[str, Chosen]:
-    """Return when compared runs had their best states, by arm, of arms with training.patience."""
+    """Return when compared runs had their best states, by arm, of arms whose runs choose."""
     found: dict[str, Chosen] = {}
     for line in records:
         if line["kind"] != "cost" or "best_step" not in line or "role" in line:

@@ -394,6 +394,7 @@ def adapt(
     replay: float | None = None,
     steps: int = 600,
     patience: int | None = None,
+    lengths: Sequence[float] | None = None,
     runs: int | None = None,
     seeds: Sequence[int] | None = None,
     overrides: Overrides = (),
@@ -421,6 +422,9 @@ def adapt(
         steps: steps of further training.
         patience: evaluations (of 20) without a lower loss of held-out text after which a run ends;
             its best state is evaluated. None to train all steps.
+        lengths: shares of the steps, such as (0.25, 0.5, 1), after which training also ends, with a
+            decay of the learning rate; each run keeps the length with the lowest loss of held-out
+            text. None for all steps only.
         runs: runs of each arm; None for the least that can decide, 6, or 7 with ``new_words``.
         seeds: the seeds of the runs, in place of ``runs``.
         overrides: further settings of the recipe to change.
@@ -454,6 +458,7 @@ def adapt(
         replay=replay,
         steps=steps,
         patience=patience,
+        lengths=None if lengths is None else (*lengths,),
         seeds=of_runs if seeds is None else (*seeds,),
         overrides=(*overrides_of(overrides, None, None, out),),
         time=time,

@@ -69,8 +69,8 @@ def run_study(
 
     Returns:
         The content of summary.json, and ``seconds``, ``report`` (the path of the page) and
-        ``failures`` (records of failed runs). With ``training.patience``, also ``best``: the steps
-        of the best states, by arm.
+        ``failures`` (records of failed runs). If runs choose their weights (``training.patience``,
+        ``training.lengths``), also ``best``: the steps of the best states, by arm.
 
     Raises:
         MaskwiseError: the input is invalid, or the folder has results of a different study.

@@ -34,7 +34,7 @@ from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override
 from maskwise.recipe.unused import refuse_unused
 from maskwise.specs import different_settings
-from maskwise.study.checks import check_inputs, notes_of_texts, require_policy
+from maskwise.study.checks import check_inputs, notes_of_texts, require_alone
 from maskwise.study.inputs import OWN_ROWS
 from maskwise.study.stages import (
     CHECKPOINT,
@@ -111,7 +111,7 @@ def run_pretrain(recipe: Recipe, out: Path) -> Plain:
     notes = check_inputs(recipe)
     if _is_first():
         note(notes)
-    require_policy(recipe.links())
+    require_alone(recipe.links())
     texts, trainings = stages_of_training(recipe)
     # The last phase is in the run's folder itself.
     folders = [*(out / f"{PHASE}{number}" for number in range(len(trainings) - 1)), out]

@@ -8,6 +8,7 @@ inputs and results of earlier stages (left) and writes a result (right):
 
     prepare    corpus + tokenizer settings (or an earlier tokenizer) → training and held-out rows
     pretrain   prepare + model (or an earlier pretrain) + masking + training → checkpoint, metrics
+    choose     several pretrain stages, one for each length → the checkpoint with the lowest loss
     learn      prepare + model (or an earlier pretrain) + task + learning → a masking policy that
                scores the text of a later prepare
     evaluate   prepare + pretrain (or the start model) + measures → held-out losses and others
@@ -48,6 +49,7 @@ from maskwise.text.readers import CORPUS_ENDINGS, look_in
 from maskwise.text.segmenters import names_segmenter, segmenter_version
 from maskwise.text.settings import CorpusSettings
 from maskwise.training import TrainingSettings
+from maskwise.training.parts import TrainingPart, parts_of
 from maskwise.training.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -180,14 +182,35 @@ class StageKind:
         """Return the number of steps of a stage; None if its work has no steps."""
         return stage.first_of(self.size)
 
+    def share(self, stage: Stage, step: int) -> float:
+        """Return the share of a stage that is finished after a step of its training.
+
+        >>> part = {"begin": 270, "steps": 30}
+        >>> KINDS["pretrain"].share(Stage("pretrain", {"part": part}), 280)
+        0.3333333333333333
+        """
+        steps = self.steps(stage)
+        begin: int = stage.setting("part.begin") or 0
+        return min(1.0, (step - begin) / steps) if steps else 0.0
+
     def evaluations(self, stage: Stage) -> int:
         """Count the evaluations of a stage that has steps, at the end and before.
 
         >>> KINDS["pretrain"].evaluations(Stage("pretrain", {"training": {"steps": 101}}))
         1
+        >>> part = {"begin": 270, "steps": 30}
+        >>> stage = Stage("pretrain", {"part": part}, how={"eval_every": 100})
+        >>> KINDS["pretrain"].evaluations(stage)
+        1
         """
         every = stage.first_of(self.judged)
-        return evaluations(self.steps(stage) or 0, every)
+        begin: int = stage.setting("part.begin") or 0
+        end = begin + (self.steps(stage) or 0)
+        # Where a stable part of a training ends, it is not evaluated (``training.parts``).
+        last = 0 if stage.setting("part.falls") is False else 1
+        if not every:
+            return last
+        return end // every - begin // every + (last if end % every else 0)
 
     def work(self, stage: Stage) -> str:
         """Name the work of a stage for users, such as "fine-tuning on trec"."""
@@ -280,7 +303,32 @@ def tokenizer_of(first: Stage) -> str:
     return digest(given or trained)
 
 
-def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = None) -> Stage:
+def pretrain_stages(recipe: Recipe, prepared: Stage, *, after: Stage | None = None) -> list[Stage]:
+    """List the stages that train the model of one arm and seed; the last has its checkpoint.
+
+    With ``training.lengths``, every part of the training is a stage, and the last stage chooses.
+    The arguments are those of ``pretrain_stage``.
+    """
+    if recipe.training.lengths is None:
+        return [pretrain_stage(recipe, prepared, after=after)]
+    ending: dict[int, Stage | None] = {0: after}
+    stages = []
+    lengths = []
+    for part in parts_of(recipe.training):
+        stage = pretrain_stage(recipe, prepared, after=ending[part.begin], part=part)
+        stages.append(stage)
+        if part.falls:
+            lengths.append(stage)
+        else:
+            ending[part.end] = stage
+    what = {"steps": recipe.training.steps}
+    needs = [prepared.name, *(stage.name for stage in lengths)]
+    return [*stages, Stage("choose", what, (*needs,))]
+
+
+def pretrain_stage(
+    recipe: Recipe, prepared: Stage, *, after: Stage | None = None, part: TrainingPart | None = None
+) -> Stage:
     """Return the stage that trains the model of one arm and seed.
 
     Args:
@@ -288,6 +336,7 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
         prepared: the stage that prepares the text.
         after: an earlier training stage, whose checkpoint training continues from; None to start
             from the recipe's model.
+        part: the part of the training; None for all of it.
     """
     parts = {"masking", "objective", "objectives", "sampler", "training"}
     what = recipe.model_dump(mode="json", include=parts)
@@ -301,7 +350,9 @@ def pretrain_stage(recipe: Recipe, prepared: Stage, *, after: Stage | None = Non
     if len(recipe.corpus.sources) > 1:
         # The weights of a mix affect the batches but not the prepared rows.
         what["corpus"] = recipe.corpus.model_dump(mode="json", include={"source", "temperature"})
-    if recipe.training.patience is not None:
+    if part is not None:
+        what["part"] = part._asdict()
+    if recipe.training.chooses:
         # Evaluations choose the weights.
         what["chosen"] = {
             "eval_every": recipe.training.eval_every,

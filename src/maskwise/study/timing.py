@@ -367,7 +367,7 @@ def links_of(plans: Iterable[Plan]) -> dict[Stage, Recipe]:
     for plan in plans:
         for run in plan.runs:
             links = run.recipe.links()
-            trained = dict(zip(run.trainings, links))
+            trained = {stage: link for stages, link in zip(run.phases, links) for stage in stages}
             # Stages after training use the model of the last phase.
             link = links[-1]
             of_run = {}
@@ -501,7 +501,7 @@ def _time_training(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     # A sample has few held-out rows, so fewer are reserved; samplers measure losses on the others.
     evaluation = _short(link.evaluation)
     # A sample may have too few held-out documents to choose by some and to judge by others.
-    training = link.training.model_copy(update={"patience": None})
+    training = link.training.model_copy(update={"patience": None, "lengths": None})
     small = link.model_copy(update={"evaluation": evaluation, "training": training})
     if link.learns:
         # The sample has no scores of a policy that is not learned yet.
@@ -715,6 +715,7 @@ TIMERS: dict[str, Callable[[Stage, Recipe, Samples], StageRates]] = {
     # Training takes most of a study's time, so training stages are timed first.
     "pretrain": _time_training,
     "learn": _time_learning,
+    "choose": lambda stage, link, samples: {"seconds": OPENING},
     "finetune": _time_task,
     "evaluate": _time_evaluation,
     "prepare": lambda stage, link, samples: {"seconds": samples.seconds(stage, link)},

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
@@ -23,7 +23,16 @@ from maskwise.constants import rank_here
 from maskwise.devices import best_device, hardware, versions
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, evaluate, overlap_record
-from maskwise.folders import finite, read_json, require_file, sweep, write_json, write_whole
+from maskwise.folders import (
+    finite,
+    read_json,
+    read_lines,
+    require_file,
+    sweep,
+    write_json,
+    write_lines,
+    write_whole,
+)
 from maskwise.learning.run import SHARED_TOKENIZER, Lesson
 from maskwise.masking.policies.given import LearnedPolicy
 from maskwise.measurements import Measurement
@@ -64,7 +73,9 @@ from maskwise.text.pieces import UNKNOWN, unknown_share
 from maskwise.text.rows import dev_and_verdict, is_dev
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, read_new_tokens
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
+from maskwise.training.best import Lowest
 from maskwise.training.checkpoint import forget_states
+from maskwise.training.parts import STATE, TrainingPart, link
 from maskwise.training.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -348,12 +359,63 @@ def lesson_of(recipe: Recipe, folder: Path) -> Lesson:
 
 
 def _pretrain(stage: Stage, store: StageStore) -> Plain:
+    part = TrainingPart(**stage.what["part"]) if "part" in stage.what else None
+    state = None
+    if part is not None and part.begin:
+        state = store.folder(stage.needs[1]) / STATE
     return pretrain(
         open_text(store.folder(stage.needs[0])),
         starting_from(checkpoint_of(stage, store), recipe_of(stage)),
         folder=store.folder(stage),
         facts=stage.how.get("card", {"stage": stage.name}),
+        part=part,
+        state=state,
     )
+
+
+def _choose(stage: Stage, store: StageStore) -> Plain:
+    """Keep the checkpoint of the length with the lowest loss on dev documents.
+
+    Of lengths with equal losses, the shortest is kept. The states that parts have begun with are
+    removed, because they are three times as large as a checkpoint.
+    """
+    lowest = Lowest()
+    found: dict[int, Plain] = {}
+    lines: dict[int, list[Stage]] = {}
+    for name in stage.needs[1:]:
+        parts = _parts_until(name, store)
+        end = TrainingPart(**parts[-1].what["part"]).end
+        found[end] = store.result(name) or {}
+        lines[end] = parts
+        lowest.judge(end, found[end]["dev_loss"])
+    if not lowest.step:
+        raise MaskwiseError("no length has a finite loss", got=str([*found]))
+    folder = store.folder(stage)
+    best = lines[lowest.step]
+    link(store.output(best[-1]), folder / CHECKPOINT)
+    metrics: list[Plain] = []
+    for part in best:
+        metrics += read_lines(store.folder(part) / "metrics.jsonl")
+    write_lines(folder / "metrics.jsonl", metrics)
+    for part in chain.from_iterable(lines.values()):
+        if not TrainingPart(**part.what["part"]).falls:
+            for kept in (CHECKPOINT, STATE):
+                shutil.rmtree(store.folder(part) / kept, ignore_errors=True)
+    return {
+        "heldout": found[lowest.step]["heldout"],
+        "best_step": lowest.step,
+        "planned_steps": stage.what["steps"],
+        "dev_loss": lowest.loss,
+        "lengths": {str(end): result["dev_loss"] for end, result in found.items()},
+    }
+
+
+def _parts_until(name: str, store: StageStore) -> list[Stage]:
+    """List the parts of a training up to one of its lengths, in the order in which they ran."""
+    stage = Stage.from_dict(read_json(store.folder(name) / STAGE) or {})
+    if not stage.what["part"]["begin"]:
+        return [stage]
+    return [*_parts_until(stage.needs[1], store), stage]
 
 
 def _evaluate(stage: Stage, store: StageStore) -> Plain:
@@ -548,12 +610,13 @@ for _kind in (
         _pretrain,
         output=CHECKPOINT,
         forget=forget_states,
-        size=("training.steps",),
+        size=("part.steps", "training.steps"),
         judged=("eval_every", "chosen.eval_every"),
         depends=("objective", "objectives", "sampler", "evaluation.rows", "workers"),
         on_ranks=True,
         title="training",
     ),
+    StageKind("choose", _choose, output=CHECKPOINT, depends=(), title="choice of a length"),
     StageKind(
         "evaluate",
         _evaluate,

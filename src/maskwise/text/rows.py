@@ -306,8 +306,9 @@ def held_out_below(share: float) -> int:
 def is_dev(place: int) -> bool:
     """Return whether a held-out document with this hash (``place_of``) is a dev document.
 
-    Dev documents choose the best state of a training (``training.patience``). The hashes of the
-    others, which judge it, are odd. The last bit does not depend on the share that is held out.
+    Dev documents choose the best state of a training (``training.patience``) or its length
+    (``training.lengths``). The hashes of the others, which judge it, are odd. The last bit does not
+    depend on the share that is held out.
     """
     return place % 2 == 0
 
@@ -323,9 +324,10 @@ def dev_and_verdict(held_out: Rows) -> tuple[Rows, Rows]:
     dev = place % 2 == 0
     if dev.all() or not dev.any():
         raise MaskwiseError(
-            "training.patience needs held-out documents to choose by, and others to judge by",
+            "training.patience and training.lengths need held-out documents to choose by, and "
+            "others to judge by",
             got=f"{plural(len(np.unique(place)), 'held-out document')}, all for one of them",
-            do="hold out more (corpus.held_out), give more text, or remove training.patience",
+            do="hold out more (corpus.held_out), give more text, or remove them",
         )
     dev_rows = Rows.of(held_out.pieces, held_out.layout, chosen=pieces[dev])
     verdict_rows = Rows.of(held_out.pieces, held_out.layout, chosen=pieces[~dev])

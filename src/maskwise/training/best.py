@@ -22,7 +22,31 @@ RECORD = "record"
 WEIGHTS = "weights/"
 
 
-class Best(Learner):
+class Lowest:
+    """The lowest loss so far.
+
+    Attributes:
+        step: the number of updates before the best evaluation; 0 before the first evaluation.
+        loss: the loss of the best evaluation.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.loss = math.inf
+
+    def judge(self, step: int, loss: float) -> bool:
+        """Return whether the loss after ``step`` updates is the lowest so far.
+
+        All ranks must call this method with the same loss.
+        """
+        is_new = loss < self.loss
+        if is_new:
+            self.step = step
+            self.loss = loss
+        return is_new
+
+
+class Best(Lowest, Learner):
     """Keeps the weights with the lowest loss, and says when patience is exhausted.
 
     Args:
@@ -31,16 +55,13 @@ class Best(Learner):
         every: the number of steps between evaluations.
 
     Attributes:
-        step: the number of updates before the best evaluation; 0 before the first evaluation.
-        loss: the loss of the best evaluation.
         lines: what the caller wants to know of the best evaluation; JSON values.
     """
 
     def __init__(self, patience: int, *, every: int):
+        super().__init__()
         self.patience = patience
         self.every = every
-        self.step = 0
-        self.loss = math.inf
         self.lines: list[dict[str, Any]] = []
         self.weights: TensorDict = {}
         self._is_new = False
@@ -49,14 +70,7 @@ class Best(Learner):
         self.trained = objective
 
     def judge(self, step: int, loss: float) -> bool:
-        """Return whether the loss after ``step`` updates is the lowest so far.
-
-        All ranks must call this method with the same loss.
-        """
-        self._is_new = loss < self.loss
-        if self._is_new:
-            self.step = step
-            self.loss = loss
+        self._is_new = super().judge(step, loss)
         return self._is_new
 
     def is_enough(self, step: int) -> bool:

@@ -41,6 +41,7 @@ from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals,
 from maskwise.training.data import AnyBatch, Step
 from maskwise.training.learners import NumbersByName
 from maskwise.training.optim import Optimizers, load_state, state_of
+from maskwise.training.parts import TrainingPart
 from maskwise.training.ranks import (
     Ranks,
     Replicated,
@@ -98,12 +99,14 @@ class Engine:
         settings: the training settings.
         folder: the folder of the run. Training states are saved in its folder ``resume/``. If None,
             no states are saved.
+        part: the part of the training that is run; None for all of it.
 
     Attributes:
         rank, ranks, device: the rank of this process, the number of ranks, and the device of this
             process.
         first: whether this is the first rank.
         start: the number of updates before the run was resumed; 0 for a new run.
+        end: the number of updates after the run.
         totals: the totals of the run after ``start`` updates.
         learned: the states of the learners after ``start`` updates.
         streams: the positions in streams after ``start`` updates, by name.
@@ -115,11 +118,17 @@ class Engine:
     """
 
     def __init__(
-        self, objective: Objective, settings: TrainingSettings, folder: Path | None = None
+        self,
+        objective: Objective,
+        settings: TrainingSettings,
+        folder: Path | None = None,
+        part: TrainingPart | None = None,
     ):
         self.objective = objective
         self.settings = settings
         self.folder = folder
+        self.part = part
+        self.end = settings.steps if part is None else part.end
         self.accelerator = new_accelerator(settings, folder)
         self.rank = self.accelerator.process_index
         self.ranks = self.accelerator.num_processes
@@ -165,7 +174,8 @@ class Engine:
         self.changes.enter_context(changed)
         if folder and self.first:
             sweep(folder)
-        if folder and settings.save_every:
+        # A part begins and ends with a state, even if none is saved in between.
+        if folder and (settings.save_every or self.part):
             self.states = States(folder / RESUME, keep=settings.keep)
         state = self._load_newest() if self.states else None
         if self.sharded:
@@ -182,13 +192,21 @@ class Engine:
                 self.wrapped = self.accelerator.prepare(self.copies)
         else:
             self.wrapped = self.accelerator.prepare(objective)
-        self.optimizers = Optimizers(objective, settings, rank=self.rank, ranks=self.ranks)
+        falls = self.part is not None and self.part.falls
+        end = self.end if falls else None
+        self.optimizers = Optimizers(objective, settings, rank=self.rank, ranks=self.ranks, end=end)
         self.start = 0
         self.totals = Totals()
         self.learned: TensorDict = {}
         self.streams: Mapping[str, Mapping[str, Any]] = {}
         if state is not None:
             self._load_rest(state)
+        if self.part is not None and self.start < self.part.begin:
+            raise MaskwiseError(
+                "the state that a part of a training begins with is damaged",
+                got=str(self.folder),
+                do="remove this folder, and run the same command again",
+            )
 
     # Steps
 

@@ -113,7 +113,7 @@ class Log:
         )
         self.progress = ProgressBar(
             title,
-            self.settings.steps,
+            engine.end,
             engine.start,
             hidden=not (engine.first and shows_progress()),
         )
@@ -182,7 +182,7 @@ class Log:
         }
         if self.settings.on_nan == "skip":
             line["skipped"] = totals.skipped
-        speed = self.meter.read(left=self.settings.steps - done)
+        speed = self.meter.read(left=self.engine.end - done)
         learned: dict[str, object] = {}
         for stream in self.streams:
             learned["stream"] = stream.facts(done)

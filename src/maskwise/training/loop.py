@@ -33,6 +33,7 @@ from maskwise.training.data import AnyBatch, Source, look_ahead
 from maskwise.training.engine import Agreement, Engine, leave
 from maskwise.training.learners import Learner, Learners, Progress
 from maskwise.training.log import Evaluate, Log
+from maskwise.training.parts import TrainingPart
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.several import SeveralObjectives
 from maskwise.training.stream import StreamedRows
@@ -70,6 +71,7 @@ def train(
     learners: Mapping[str, Learner] = MappingProxyType({}),
     streams: Mapping[str, StreamedRows] = MappingProxyType({}),
     evaluate: Evaluate | None = None,
+    part: TrainingPart | None = None,
     title: str = "training",
     quiet: None = None,
 ) -> Training:
@@ -86,6 +88,8 @@ def train(
         evaluate: a function that evaluates the model. It is called with the number of updates and
             the ``Ranks``, and returns lines of metrics. If a line has a true value ``enough``, the
             run ends.
+        part: the part of the training that is run; None for all of it. If it begins after other
+            steps, ``folder`` has their state.
         title: the title of the progress bar.
         quiet: a former argument. The level of the logger ``maskwise`` hides the progress bar.
 
@@ -104,7 +108,7 @@ def train(
     with (
         alone(folder),
         Asked() as asked,
-        closing(Engine(objective, settings, folder)) as engine,
+        closing(Engine(objective, settings, folder, part)) as engine,
         Log(engine, source, learners, streams.values(), title=title) as log,
     ):
         exchange = Exchange(Agreement(engine.accelerator), late=settings.lag > 0)
@@ -142,7 +146,10 @@ def train(
             learn(0)
         done = engine.start
         enough = False
-        left = range(engine.start, steps)
+        end = engine.end
+        # Of a stable part, the state is kept, and the weights are not judged.
+        leaves = part is not None and not part.falls
+        left = range(engine.start, end)
         for step in look_ahead(
             source,
             left,
@@ -154,10 +161,12 @@ def train(
         ):
             update = engine.update(step, observe, gradients)
             done = step.number + 1
-            last = done == steps
+            last = done == end
             writes = last or done % settings.log_every == 0
-            saves = engine.states is not None and done % settings.save_every == 0
-            judges = last or (settings.eval_every > 0 and done % settings.eval_every == 0)
+            saves = settings.save_every > 0 and done % settings.save_every == 0
+            saves = engine.states is not None and (saves or (last and leaves))
+            judges = settings.eval_every > 0 and done % settings.eval_every == 0
+            judges = judges or (last and not leaves)
             # All ranks must stop at the same step, so the ranks that got a signal are counted
             # together with the targets.
             stopped = asked.number if engine.ranks == 1 else step.sums["asked"]
@@ -179,11 +188,11 @@ def train(
             # A single process may also stop after a signal that came during the evaluation.
             if stopped or (closes and engine.ranks == 1 and asked.number):
                 stop(engine, log, save, asked, done)
-            if saves and not last:
+            if saves and (leaves or not last):
                 save(done)
-        if evaluate and engine.start == steps:
+        if evaluate and engine.start == end and not leaves:
             # A signal stopped the run at its last step, and it is resumed only for this evaluation.
-            log.judged_again(steps, evaluate)
+            log.judged_again(end, evaluate)
             for learner in learners.values():
                 learner.judged()
         engine.finish()

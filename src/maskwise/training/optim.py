@@ -39,7 +39,13 @@ highest rate."""
 
 
 def rate_factor(
-    step: int, steps: int, *, warmup: float, decay: str, decay_share: float | None = None
+    step: int,
+    steps: int,
+    *,
+    warmup: float,
+    decay: str,
+    decay_share: float | None = None,
+    end: int | None = None,
 ) -> float:
     """Return the learning rate at a step as a share of the highest rate; always above 0.
 
@@ -51,6 +57,8 @@ def rate_factor(
             2024, arXiv 2405.18392).
         decay_share: the share of the steps, at the end, in which the rate falls; if None, all
             steps, or a tenth of them for ``wsd``.
+        end: the number of steps after which the rate has fallen, if not all. The warm-up is that of
+            all steps, and the decay is the share of these.
 
     >>> how = {"warmup": 0.2, "decay": "linear", "decay_share": 0.5}
     >>> [round(rate_factor(step, 10, **how), 2) for step in range(10)]
@@ -61,7 +69,7 @@ def rate_factor(
     share = decay_share
     if share is None:
         share = COOLDOWN if decay == "wsd" else 1.0
-    fallen = max(0.0, (step / steps - (1 - share)) / share)
+    fallen = max(0.0, (step / (end or steps) - (1 - share)) / share)
     return risen * CURVES[decay](fallen)
 
 
@@ -72,6 +80,7 @@ class Optimizers:
         module: the objective, whose trainable parameters are updated.
         settings: the training settings, for the rates, betas and weight decay.
         rank, ranks: the rank of this process, and the number of ranks, which share Muon's work.
+        end: the number of steps after which the rate has fallen; None for all steps.
 
     Attributes:
         members: the optimisers.
@@ -81,9 +90,16 @@ class Optimizers:
     """
 
     def __init__(
-        self, module: nn.Module, settings: TrainingSettings, *, rank: int = 0, ranks: int = 1
+        self,
+        module: nn.Module,
+        settings: TrainingSettings,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        end: int | None = None,
     ):
         self.settings = settings
+        self.end = end
         matrices: list[Tensor] = []
         if settings.optimizer == "muon":
             matrices = hidden_matrices(module)
@@ -131,7 +147,12 @@ class Optimizers:
         """Set the learning rates for ``step``, and return the rate of AdamW."""
         s = self.settings
         factor = rate_factor(
-            step, s.steps, warmup=s.warmup, decay=s.decay, decay_share=s.decay_share
+            step,
+            s.steps,
+            warmup=s.warmup,
+            decay=s.decay,
+            decay_share=s.decay_share,
+            end=self.end,
         )
         for member in self.members:
             for group in member.param_groups:

@@ -157,6 +157,12 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     limit. With a number, the checkpoint is that of the best evaluation. The evaluations (see
     ``eval_every``) then read half of the held-out documents, and the others judge the model."""
 
+    lengths: Weights[tuple[Annotated[float, Field(gt=0, le=1)], ...] | None] = None
+    """Shares of the steps after which training also ends, such as ``[0.25, 0.5, 1]``; None for all
+    steps only. The learning rate must stay high until a decay at the end (``decay: wsd``). For each
+    length, a decay branches off, and the checkpoint is that with the lowest loss on half of the
+    held-out documents. The others judge the model."""
+
     save_every: Nothing[Whole] = 0
     """Steps between training states, from which a run can resume. With 0, no states are saved."""
 
@@ -177,7 +183,23 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
 
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unset(self, dump, "patience")
+        return without_unset(self, dump, "patience", "lengths")
+
+    @field_validator("lengths")
+    @classmethod
+    def _rising(cls, lengths: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if lengths is not None and (lengths[-1:] != (1,) or sorted({*lengths}) != [*lengths]):
+            raise MaskwiseError(
+                "lengths rise to all steps",
+                got=list(lengths),
+                allowed="shares of the steps in rising order, the last one 1",
+            )
+        return lengths
+
+    @property
+    def chooses(self) -> bool:
+        """Whether held-out documents choose the weights that are kept."""
+        return self.patience is not None or self.lengths is not None
 
     @classmethod
     def that_change(cls, *effects: str) -> set[str]:
