@@ -598,6 +598,7 @@ def judged(
             records.append(record | {"metric": "f1", "value": float(score)})
     facts = {
         "baseline": "baseline",
+        "untrained": {} if floor is None else {REFERENCE: REFERENCE},
         "seeds": list(range(seeds)),
         "arms": {
             name: {"policy": policy if name in arms else "token", "ratio": "", "overrides": {}}

@@ -19,6 +19,9 @@ TEXT = "In 1916 Shaw moved to Dublin , where he worked as a clerk and wrote five
 SENTENCE = TEXT.split()
 COST = {"steps": 400, "tokens": 819_200, "targets": 122_880, "flops": 2.1e12}
 
+START = "no-pretraining"
+"""The arm that is not trained."""
+
 
 def make_study(
     *, runs: int = 3, arms: dict[str, float] | None = None, tasks: int = 2, **changes: Any
@@ -45,6 +48,7 @@ def make_study(
         "recipe": {"steps": 400},
         "recipe_yaml": "model:\n  layers: 2\n  hidden: 128\nsteps: 400\nbatch: 32\n",
         "baseline": names[0],
+        "untrained": {START: "the untrained model"},
         "seeds": list(range(runs)),
         "arms": {name: _arm(name, runs) for name in names},
         "tasks": {
@@ -160,15 +164,15 @@ def make_records(
     rng = np.random.default_rng(seed)
     shared = {s: rng.normal(0, noise) for s in study["seeds"]}
     records = []
-    for arm in [*study["arms"], "no-pretraining"]:
+    for arm in [*study["arms"], START]:
         for s in study["seeds"]:
             for i, task in enumerate(study["tasks"]):
                 score = base + 0.1 * i + shared[s] + effect.get(arm, 0) + rng.normal(0, noise / 3)
-                if arm == "no-pretraining":
+                if arm == START:
                     score = 0.2 + 0.05 * i + rng.normal(0, noise / 2)
                 tuned = [round(score + d, 4) for d in (-0.01, 0.0, 0.01)]
                 records.append(score_record(arm, s, task, float(np.mean(tuned)), fine_tuning=tuned))
-            if arm == "no-pretraining":
+            if arm == START:
                 continue
             words = study["arms"][arm]["policy"] == "whole-word"
             own = loss - 5 * effect.get(arm, 0) + rng.normal(0, 0.05)

@@ -263,6 +263,7 @@ def write_scores(out: Path, by_arm: dict[str, dict[int, float]], metric: str = "
     write_lines(out / "records.jsonl", lines)
     arms = {arm: {} for arm in by_arm if arm != "no-pretraining"}
     study = {"arms": arms, "seeds": list(range(6)), "tasks": {"task": {"metric": metric}}}
+    study["untrained"] = {"no-pretraining": "the unchanged model"}
     write_lines(out / "study.json", [study])
     return out
 

@@ -114,6 +114,7 @@ def summary_of(recipe: Recipe, own: float, other: float) -> dict[str, Any]:
     facts = {"policy": "whole-word", "ratio": "0.3", "overrides": {}}
     study: Any = {
         "baseline": "words-30",
+        "untrained": {"no-pretraining": "the unchanged model"},
         "seeds": [*range(6)],
         "tasks": {"t": {}},
         "arms": dict.fromkeys(recipe.study.arms, facts),
@@ -164,7 +165,9 @@ def test_the_model_of_a_control_is_not_saved(files):
     write_lines(out / "records.jsonl", records)
     arms = {arm: {"runs": {}} for arm in OTHER}
     tasks = {"t": {"metric": "accuracy"}}
-    write_lines(out / "study.json", [{"arms": arms, "seeds": [*range(6)], "tasks": tasks}])
+    study = {"arms": arms, "seeds": [*range(6)], "tasks": tasks}
+    study["untrained"] = {"no-pretraining": "the unchanged model"}
+    write_lines(out / "study.json", [study])
     with pytest.raises(MaskwiseError, match="no run of words-30 has a checkpoint"):
         save_best(out, {"contrasts": []}, next_step="")
 

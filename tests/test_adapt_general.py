@@ -156,6 +156,13 @@ def records_with(loss: dict[str, list[float]]) -> list[dict[str, Any]]:
     return records
 
 
+OF_ADAPT: Any = {
+    "arms": {"words-30": {"policy": "token"}},
+    "untrained": {"no-pretraining": "the unchanged model"},
+    "tasks": {"t": {}},
+}
+
+
 @pytest.mark.parametrize(
     ("rise", "finding"),
     [(0.2, "more"), (0.0, "less"), (-0.2, "better"), (0.05, "open")],
@@ -164,7 +171,7 @@ def test_an_interval_is_compared_with_the_margin(rise, finding, tmp_path):
     noise = [-0.01, 0.01, 0.0, 0.005, -0.005, 0.002]
     losses = {"words-30": [3 + rise + each for each in noise], "no-pretraining": [3.0] * 6}
     write_lines(tmp_path / "records.jsonl", records_with(losses))
-    study = {"arms": {"words-30": {"policy": "token"}}, "seeds": [*range(6)], "tasks": {"t": {}}}
+    study = {**OF_ADAPT, "seeds": [*range(6)]}
     write_lines(tmp_path / "study.json", [study])
     (found,) = forgotten_of(tmp_path)
     assert found["finding"] == finding
@@ -178,7 +185,7 @@ def test_an_interval_is_compared_with_the_margin(rise, finding, tmp_path):
 def test_too_few_runs_have_no_interval(tmp_path):
     losses = {"words-30": [3.2] * 5, "no-pretraining": [3.0] * 5}
     write_lines(tmp_path / "records.jsonl", records_with(losses))
-    study = {"arms": {"words-30": {"policy": "token"}}, "seeds": [*range(5)], "tasks": {"t": {}}}
+    study = {**OF_ADAPT, "seeds": [*range(5)]}
     write_lines(tmp_path / "study.json", [study])
     (found,) = forgotten_of(tmp_path)
     assert (found["low"], found["finding"]) == (None, "open")

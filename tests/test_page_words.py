@@ -15,6 +15,7 @@ from maskwise.estimates import outcome_labels
 from maskwise.report import write_report
 from maskwise.verdict import summarise
 from report_fixture import (
+    START,
     heldout_record,
     make_records,
     make_study,
@@ -65,7 +66,7 @@ def test_the_axis_names_the_arms_and_one_arm_is_not_its_own_baseline(tmp_path: P
     """The only contrast of the arm is with the unchanged model, so this is the worse end."""
     one = {"token-30": 0.03}
     changes: dict[str, Any] = {"contrasts": [["token-30", "no-pretraining"]]}
-    study = make_study(runs=6, arms=one, reference="the unchanged model", **changes)
+    study = make_study(runs=6, arms=one, untrained={START: "the unchanged model"}, **changes)
     records = make_records(study, one)
     page = page_of(tmp_path / "one", study, records, summarise(records, study))
     assert not any("baseline" in arm for arm in arms_on(page))

@@ -93,7 +93,7 @@ def evaluations() -> list[dict]:
 
 def two_tasks() -> dict[str, Any]:
     arms = {"token-15": 0.0, "whole-word-15": 0.05, "linear": 0.0}
-    study = make_study(runs=10, arms=arms)
+    study = make_study(runs=10, arms=arms, untrained={"no-pretraining": "no-pretraining"})
     study["arms"]["linear"] |= {"ratio": "linear(0.15, 0.45)"}
     study["contrasts"].append(["token-15", "no-pretraining"])
     return summarise(make_records(study, arms), study)
@@ -149,7 +149,7 @@ def against_the_start() -> dict[str, Any]:
         CLEAR,
         more=lines,
         contrasts=[("token-30", "no-pretraining")],
-        reference="the untrained model",
+        untrained={"no-pretraining": "the untrained model"},
     )
 
 

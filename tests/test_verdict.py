@@ -347,7 +347,8 @@ def test_an_outcome_that_one_side_lacks_leaves_a_contrast_to_the_tasks():
     more = [score_record(START, seed, "task-0", 0.3) for seed in range(8)]
     more += losses(dict.fromkeys(CLEAR, 4.0))
     gate = {"contrast": ["token-30", START], "closes": [["token-30", "token-15"]]}
-    changes = {"outcome": "heldout:token", "gate": gate, "reference": "the untrained model"}
+    untrained = {START: "the untrained model"}
+    changes = {"outcome": "heldout:token", "gate": gate, "untrained": untrained}
     rows = primary_rows(summary_of(more=more, **changes))
     found = {row["baseline"]: row["outcome"] for row in rows}
     assert found == {START: "tasks", "token-15": "heldout:token"}
@@ -430,7 +431,7 @@ def test_no_pair_is_no_comparison_where_runs_failed(left):
 def test_missing_runs_are_noted_where_those_of_the_start_failed():
     lines = [score_record(START, seed, "task-0", 0.4) for seed in range(7)]
     lost = [failure_record(START, 7)]
-    row = row_of(more=[*lines, *lost], contrasts=[["token-30", START]], reference=START)
+    row = row_of(more=[*lines, *lost], contrasts=[["token-30", START]], untrained={START: START})
     assert facts_of(row, "missing-runs") == {"missing": 1, "planned": 8}
 
 
@@ -641,7 +642,9 @@ def test_the_headline_of_losses_says_if_no_arm_gained_on_the_tasks(gain):
     more = losses({"token-15": 4.5, "token-30": 4.3})
     more += [score_record("no-pretraining", seed, "task-0", 0.5) for seed in range(8)]
     scores = {arm: [0.5 + gain + 0.001 * i for i in range(8)] for arm in CLEAR}
-    summary = summary_of(scores, more=more, outcome="heldout:token", reference="the old model")
+    summary = summary_of(
+        scores, more=more, outcome="heldout:token", untrained={START: "the old model"}
+    )
     said = "No arm has gained on the tasks over the old model." in summary["headline"]
     assert said == (gain < 0)
 
@@ -655,7 +658,7 @@ def test_a_winner_that_is_worse_than_the_start_is_told(start: float, worse: bool
     more = [score_record(START, seed, "task-0", start) for seed in range(8)]
     told = "All arms have a worse mean than the untrained model on the tasks."
     for study in ({}, {"contrasts": [["token-15", START]]}):
-        headline = summary_of(more=more, reference="the untrained model", **study)["headline"]
+        headline = summary_of(more=more, **study)["headline"]
         assert headline.endswith(told) == ("worse mean" in headline) == worse
 
 
@@ -686,5 +689,5 @@ def test_the_reference_is_a_contrast_only_where_something_is_measured_of_it():
     study = make_study(runs=3, contrasts=[["token-30", START], ["token-30", START]])
     assert primary_pairs(study) == [("token-30", START)]
     with pytest.raises(MaskwiseError, match=r"no-pretraining.*allowed: token-15, token-30"):
-        primary_pairs(study | {"tasks": {}})
-    assert primary_pairs(study | {"tasks": {}, "reference": "the unchanged model"})
+        primary_pairs(study | {"untrained": {}})
+    assert primary_pairs(study | {"tasks": {}})

@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import FrozenInstanceError
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ ALIKE = [0.51, 0.51, 0.52, 0.52, 0.51, 0.51, 0.52, 0.51]
 METHOD = [x - 0.02 for x in HIGH]
 GATED = {"random": LOW, "oracle": HIGH, "method": METHOD}
 PAIRS = [["oracle", "random"], ["method", "random"]]
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 START = "no-pretraining"
 GATE = {"contrast": ["oracle", "random"], "closes": [["method", "random"]]}
 
@@ -158,7 +160,7 @@ def test_the_pairs_of_a_study_with_a_gate():
     study["contrasts"] = [("oracle", "random"), ("oracle", "random")]
     assert primary_pairs(study) == [("oracle", "random")] * 2
     assert primary_pairs(study | {"search": None}) == [("oracle", "random")]
-    study |= {"contrasts": [("method", "no-pretraining")], "tasks": {}, "reference": None}
+    study |= {"contrasts": [("method", "no-pretraining")], "tasks": {}, "untrained": {}}
     with pytest.raises(MaskwiseError, match="which has no measured outcome"):
         primary_pairs(study)
 
@@ -685,12 +687,31 @@ def test_a_gate_on_the_policy_of_the_task_itself_has_its_own_runs():
 # ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["adapt-novels", "ratios-2026-11-20", "trex-transfer"])
+def test_the_arm_that_is_not_trained_may_have_any_name(name: str) -> None:
+    """Verdicts read which arm is not trained, and never compare its name."""
+    folder = RESULTS / name
+    texts = [(folder / file).read_text("utf-8") for file in ("study.json", "records.jsonl")]
+    summaries = []
+    for study, records in (texts, [text.replace(START, "begun") for text in texts]):
+        lines = [json.loads(line) for line in records.splitlines()]
+        summaries.append(json.dumps(summarise(lines, json.loads(study)), sort_keys=True))
+    assert START in texts[1] and summaries[0].replace(START, "begun") == summaries[1]
+
+
+def test_a_study_of_an_earlier_version_is_refused() -> None:
+    study, records = study_of(CLEAR)
+    study["reference"] = "the untrained model"
+    with pytest.raises(MaskwiseError, match="earlier version"):
+        summarise(records, study)
+
+
 def test_one_arm_was_not_kept_apart_from_others():
     contrasts = [["token-30", START]]
     scores = {"token-30": HIGH, START: LOW}
     study, records = study_of(scores, facts=False, contrasts=contrasts)
     del study["arms"][START]
-    study |= {"baseline": "token-30", "reference": "the untrained model"}
+    study |= {"baseline": "token-30", "untrained": {START: "the untrained model"}}
     assert summarise(records, study)["advice"][0] == "Use token-30 rather than the untrained model."
 
 

@@ -121,7 +121,9 @@ class Study(TypedDict, total=False):
     recipe: dict[str, object]
     recipe_yaml: str
     baseline: str
-    reference: str | None
+    untrained: dict[str, str]
+    """The arms that are not trained, and how pages call them. There is at most one: the model from
+    which the baseline starts."""
     seeds: list[int]
     arms: dict[str, ArmFacts]
     tasks: dict[str, TaskFacts]

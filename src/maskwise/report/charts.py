@@ -11,7 +11,7 @@ from itertools import chain, cycle
 
 from pandas import DataFrame
 
-from maskwise.constants import BLUE, CORRELATIONS, MEAN_OVER_TASKS, ORANGE, REFERENCE, shade
+from maskwise.constants import BLUE, CORRELATIONS, MEAN_OVER_TASKS, ORANGE, shade
 from maskwise.estimates import outcome_labels
 from maskwise.report.drawing import (
     GROUPS,
@@ -41,7 +41,7 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
         if not points:
             continue
         majority = mean(runs.chance.dropna())
-        scratch = mean(runs.value[runs.arm == REFERENCE])
+        scratch = mean(runs.value[runs.arm.isin([*folder.untrained])])
         side = "left" if lower else "right"
         spec = dot_chart(
             points,
@@ -77,7 +77,7 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
         trained = trained[trained.arm.isin([*colours])]
         unigram = mean(trained.value)
         # Untrained models hardly differ between seeds, so one of them is enough.
-        untrained = runs[runs.arm == REFERENCE]
+        untrained = runs[runs.arm.isin([*folder.untrained])]
         start = mean(untrained.value.head(1))
         spec = dot_chart(
             points,

@@ -117,6 +117,7 @@ def page_content(folder: Folder) -> View:
         "names": folder.arms,
         "colours": colours,
         "reference": folder.reference,
+        "untrained": folder.untrained,
         "several": objectives_view(folder, colours),
         "samples": _samples(folder, colours),
         "sampled": list(folder.samples),

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, cast
 
 from pandas import DataFrame
 
-from maskwise.constants import LOWER_IS_BETTER, REFERENCE
+from maskwise.constants import LOWER_IS_BETTER
 from maskwise.errors import MaskwiseError, shortened
 from maskwise.files import RULES, Record, Study, Summary
 from maskwise.folders import finite, read_json, read_lines
@@ -46,7 +46,7 @@ NO_STUDY: Study = {
     "recipe": {},
     "recipe_yaml": "",
     "baseline": "",
-    "reference": None,
+    "untrained": {},
     "seeds": [],
     "arms": {},
     "tasks": {},
@@ -120,11 +120,16 @@ class Folder:
     @property
     def reference(self) -> str:
         """The name of the model without (further) training."""
-        return self.study["reference"] or "the untrained model"
+        return next(iter(self.untrained.values()), "the untrained model")
+
+    @property
+    def untrained(self) -> dict[str, str]:
+        """The arm that is not trained, and how the page calls it; {} if it was not measured."""
+        return self.study["untrained"]
 
     def label(self, arm: str) -> str:
         """Return the name of an arm on the page."""
-        return self.reference if arm == REFERENCE else arm
+        return self.untrained.get(arm, arm)
 
     def of_kind(self, kind: str) -> list[LogLine]:
         """List the records of one kind, without the runs of a gate.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pandas import DataFrame, concat
 
-from maskwise.constants import LOWER_IS_BETTER, NATS, REFERENCE, accuracy_misleads
+from maskwise.constants import LOWER_IS_BETTER, NATS, accuracy_misleads
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import Shown, outcome_labels, shown
 from maskwise.files import Contrast
@@ -53,7 +53,7 @@ def task_table(folder: Folder) -> View | None:
     metrics |= macro_metrics
     missing = {"mean": "–", "sd": ""}
     rows = []
-    for arm in (*folder.arms, REFERENCE, COMMONEST):
+    for arm in (*folder.arms, *folder.untrained, COMMONEST):
         row = {task: cells[task].get(arm, missing) for task in metrics}
         if any(cell != missing for cell in row.values()):
             rows.append({"arm": folder.label(arm), "cells": row})
@@ -89,7 +89,7 @@ def score_table(folder: Folder) -> list[View]:
     """Return a table of the values in the dot charts, with a row for every task and arm."""
     rows = []
     for (task, _), runs in folder.numbers("task").items():
-        for arm in (*folder.arms, REFERENCE):
+        for arm in (*folder.arms, *folder.untrained):
             values = runs[runs.arm == arm].set_index("seed").value
             if len(values):
                 rows.append({"task": task, "arm": arm, "runs": values, "mean": values.mean()})
@@ -114,7 +114,7 @@ def evaluation_table(folder: Folder) -> View:
             }
         )
     known = set().union(*(row["means"] for row in rows))
-    arms = [arm for arm in (*folder.arms, REFERENCE) if arm in known]
+    arms = [arm for arm in (*folder.arms, *folder.untrained) if arm in known]
     return {"arms": arms, "rows": rows}
 
 

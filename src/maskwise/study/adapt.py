@@ -1127,7 +1127,8 @@ FINDINGS = {
 def forgotten_of(out: Path) -> list[Forgotten]:
     """Return what each arm forgot of general text; [] if it was not measured."""
     table = read_outcomes(out)
-    if table is None:
+    start = table.start if table else None
+    if table is None or start is None:
         return []
     found: list[Forgotten] = []
     for outcome in (f"evaluation:{GENERAL_TEXT}:{NATS}", PASSAGES):
@@ -1136,9 +1137,9 @@ def forgotten_of(out: Path) -> list[Forgotten]:
         scale = table.scales[outcome]
         unit, factor = (NATS, 1.0) if scale.unit == NATS else ("points", 100.0)
         for arm in table.study["arms"]:
-            runs = table.runs(outcome, arm) - table.runs(outcome, REFERENCE)
+            runs = table.runs(outcome, arm) - table.runs(outcome, start)
             differences = factor * finite_runs(runs)
-            if not len(differences) or table.incomparable(arm, REFERENCE, outcome):
+            if not len(differences) or table.incomparable(arm, start, outcome):
                 continue
             estimate = statistics.estimated(differences)
             found.append(
@@ -1325,7 +1326,7 @@ def gains_of(out: Path) -> Gains:
     outcome = f"plain:{ALL_TASKS}" if len(table.averaged) == 1 else ALL_TASKS
     unit = table.scales[outcome].unit
     arms, runs = table.complete_runs(outcome)
-    gains = runs - table.runs(outcome, REFERENCE)
+    gains = runs - table.runs(outcome, table.start)
     shared = np.isfinite(gains).all(axis=0)
     if not shared.any():
         return Gains({}, unit)

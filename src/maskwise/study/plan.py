@@ -245,7 +245,7 @@ def arms_of(recipe: Recipe, contents: Mapping[str, str]) -> list[str]:
 
 def recipe_arm(recipe: Recipe, arm: str) -> str:
     """Return the arm whose recipe a run has: the baseline for a run that is not trained."""
-    return recipe.baseline if arm == REFERENCE and recipe.baseline else arm
+    return arm if arm in recipe.study.arms or not recipe.baseline else recipe.baseline
 
 
 def baseline_of(recipe: Recipe) -> Recipe:
@@ -290,7 +290,7 @@ def make_run(
         evaluated: whether to evaluate the checkpoint also without fine-tuning.
         role: the role of the run, as in ``Run``.
     """
-    is_trained = arm != REFERENCE
+    is_trained = arm in recipe.study.arms
     own = recipe.arm(recipe_arm(recipe, arm), seed=seed, more=more)
     if not is_trained:
         own = own.without_new_tokens()

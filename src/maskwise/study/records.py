@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
 from maskwise import __version__
-from maskwise.constants import REFERENCE
 from maskwise.devices import hardware, versions
 from maskwise.errors import MaskwiseError
 from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
@@ -45,9 +44,7 @@ RESULTS = (*TABLES, PREDICTIONS, "report.html")
 def describe(recipe: Recipe, design: Design) -> Study:
     """Return the content of study.json, as far as the runs of the study are planned."""
     study = recipe.study
-    reference = None
-    if REFERENCE in design.arms:
-        reference = reference_words(baseline_of(recipe))
+    untrained = [arm for arm in design.arms if arm not in study.arms]
     gate: Gate | None = None
     if study.gate:
         gate = {"contrast": study.gate.contrast, "closes": study.closed}
@@ -66,7 +63,7 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "recipe": recipe.model_dump(mode="json"),
         "recipe_yaml": recipe.to_yaml(),
         "baseline": recipe.baseline or "",
-        "reference": reference,
+        "untrained": {arm: reference_words(baseline_of(recipe)) for arm in untrained},
         "seeds": list(study.compared_seeds.values()),
         "arms": {name: _arm_facts(name, design) for name in study.arms},
         "seconds": None,

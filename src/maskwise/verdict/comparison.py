@@ -7,11 +7,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 
-from maskwise.constants import FIXED, REFERENCE, TUNED
+from maskwise.constants import FIXED, OTHER_TASKS, OWN_TASK, TUNED
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import Shown, shown_in
 from maskwise.files import Compute, Estimate, Failures, ItemsInterval, Study
@@ -40,6 +40,7 @@ class Comparison:
     Attributes:
         arm, baseline: the two sides.
         outcome: what they are compared on. The mean over tasks is "tasks".
+        untrained: the side that is not trained; None if both are.
         primary: whether the verdict on the two arms rests on this outcome.
         gate: whether other contrasts are tested only after this one is decided.
         closed_by: the gate that had to be decided before this pair is tested, and was not.
@@ -61,6 +62,7 @@ class Comparison:
     arm: str
     baseline: str
     outcome: str
+    untrained: str | None
     primary: bool
     gate: bool
     closed_by: Pair | None
@@ -125,7 +127,7 @@ def primary_pairs(study: Study) -> list[Pair]:
     """List the (arm, baseline) pairs of the recipe's contrasts, with the gate first.
 
     Raises:
-        MaskwiseError: a contrast names the reference arm, which is not measured.
+        MaskwiseError: a contrast names an arm that is not measured.
     """
     # JSON contains lists, which are not hashable.
     contrasts = [(arm, baseline) for arm, baseline in study["contrasts"]]
@@ -138,13 +140,14 @@ def primary_pairs(study: Study) -> list[Pair]:
         if not study.get("search"):
             pairs = [pair for pair in pairs if pair != (arm, baseline)]
         pairs = [(arm, baseline), *pairs]
-    measured = study["tasks"] or study.get("reference")
-    if not measured and any(REFERENCE in pair for pair in pairs):
-        raise MaskwiseError(
-            f"a contrast names {REFERENCE}, which has no measured outcome",
-            allowed=", ".join(study["arms"]),
-            do="name tasks, or remove this contrast",
-        )
+    known = [*study["arms"], *study.get("untrained", {}), OWN_TASK, OTHER_TASKS]
+    for name in chain.from_iterable(pairs):
+        if name not in known:
+            raise MaskwiseError(
+                f"a contrast names {name}, which has no measured outcome",
+                allowed=", ".join(study["arms"]),
+                do="name tasks, or remove this contrast",
+            )
     return pairs
 
 
@@ -224,7 +227,7 @@ def _comparison(
 ) -> Comparison:
     # Tasks count if arms beat the reference on dev rows. A contrast with the reference would be
     # biased by this selection, so it uses all tasks.
-    name = ALL_TASKS if outcome == "tasks" and REFERENCE in pair else outcome
+    name = ALL_TASKS if outcome == "tasks" and table.start in pair else outcome
     scale = table.scales[name]
     plain = _paired(table, name, pair)
     differences, least_sds = table.differences(name, *pair)
@@ -242,6 +245,7 @@ def _comparison(
         arm=pair[0],
         baseline=pair[1],
         outcome=outcome,
+        untrained=table.start if table.start in pair else None,
         primary=primary,
         gate=gate,
         closed_by=closed_by,
@@ -272,7 +276,7 @@ def _paired(table: Outcomes, outcome: str, pair: Pair) -> Numbers:
         seed = table.study["seeds"][place]
         lacking = [side for side in runs if np.isnan(runs[side][place])]
         # If both runs of a seed are missing, the pair is simply absent.
-        if len(lacking) == 2 or lacking == [REFERENCE]:
+        if len(lacking) == 2 or lacking == [table.start]:
             continue
         (side,) = lacking
         if table.failed.isdisjoint(product(table.trained(side), [seed])):

@@ -18,7 +18,6 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.constants import REFERENCE
 from maskwise.files import ArmFacts, Failures
 from maskwise.verdict.outcomes import Numbers, Outcomes, finite_runs
 from maskwise.verdict.statistics import binomial_upper_bound
@@ -211,7 +210,7 @@ def _failed_stages(table: Outcomes, side: str) -> NDArray[np.bool_]:
     for (place, seed), arm in product(enumerate(table.study["seeds"]), table.trained(side)):
         failed[place] |= (arm, seed) in table.failed
     # A failed run of the reference model counts as well.
-    if side == REFERENCE:
+    if side == table.start:
         failed = np.array([(side, seed) in table.failed for seed in table.study["seeds"]])
     return failed
 

@@ -19,7 +19,6 @@ from maskwise.constants import (
     OTHER_TASKS,
     OWN_TASK,
     PLATEAU_NATS,
-    REFERENCE,
     overlap_matters,
     overlap_words,
 )
@@ -136,10 +135,11 @@ def _at_floor(*, answer: bool) -> Test:
                 if gap is not None and gap < PLATEAU_NATS:
                     sides.add(side)
                     gaps[arm] = gap
-                    if (table.gap_nats(arm, of=REFERENCE) or 0) >= PLATEAU_NATS:
+                    start = table.gap_nats(arm, of=table.start) if table.start else None
+                    if (start or 0) >= PLATEAU_NATS:
                         fallen[arm] = gap
         # For an untrained model at the floor, a remark about training length makes no sense.
-        if answer and (fallen or len(sides) == 2 or REFERENCE in gaps):
+        if answer and (fallen or len(sides) == 2 or table.start in gaps):
             return None
         if len(sides) == 1 and not answer:
             gaps = fallen
@@ -291,7 +291,7 @@ def _missing_runs(one: Comparison, table: Outcomes) -> FlagFacts | None:
 def _unmatched_compute(one: Comparison, table: Outcomes) -> FlagFacts | None:
     """Return the quantities of compute in which the two sides differ by more than 5 %."""
     # These sides combine several arms, or were not trained.
-    if {REFERENCE, OWN_TASK, OTHER_TASKS}.intersection(one.pair):
+    if {table.start, OWN_TASK, OTHER_TASKS}.intersection(one.pair):
         return None
     by = one.compute["by"]
     ratios = one.compute["ratios"]
@@ -346,7 +346,7 @@ def _without_help(one: Comparison, table: Outcomes) -> FlagFacts | None:
         if task not in table.counted and one.outcome in ("tasks", task):
             left.append(task)
     # Contrasts with the reference use all tasks.
-    if not left or REFERENCE in one.pair:
+    if not left or table.start in one.pair:
         return None
     effect = "left out of the primary outcome"
     if not table.counted:

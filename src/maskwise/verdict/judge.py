@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from maskwise.constants import NATS, REFERENCE
+from maskwise.constants import NATS
 from maskwise.files import Decision, Detectable, Effect, Equivalence, Study
 from maskwise.verdict.comparison import Comparison, compared, primary_pairs
 from maskwise.verdict.flags import Raised, raised
@@ -255,12 +255,12 @@ def worse_than_reference(verdict: Verdict, table: Outcomes) -> list[str]:
     # A comparison with the reference uses all tasks.
     outcome = ALL_TASKS if verdict.outcome == "tasks" else verdict.outcome
     # If all compared runs failed, the gate's runs may have an outcome that the table lacks.
-    if outcome not in table.scales or verdict.decision == "not comparable":
+    if outcome not in table.scales or verdict.decision == "not comparable" or not table.start:
         return []
     worse = []
     for arm in table.study["arms"]:
-        gains = finite_runs(table.gains(outcome, arm, REFERENCE))
-        if gains.sum() < 0 and not table.incomparable(arm, REFERENCE, verdict.outcome):
+        gains = finite_runs(table.gains(outcome, arm, table.start))
+        if gains.sum() < 0 and not table.incomparable(arm, table.start, verdict.outcome):
             worse.append(arm)
     return worse
 
@@ -274,8 +274,10 @@ def gained_nothing(verdict: Verdict, table: Outcomes) -> bool:
     on_tasks = verdict.outcome in ("tasks", *table.tasks)
     if ALL_TASKS not in table.scales or (on_tasks and verdict.decision != "not comparable"):
         return False
+    if table.start is None:
+        return False
     gains = []
     for arm in table.study["arms"]:
-        gains.append(finite_runs(table.gains(ALL_TASKS, arm, REFERENCE)))
+        gains.append(finite_runs(table.gains(ALL_TASKS, arm, table.start)))
     # Without runs of the reference model or of an arm, nothing is known.
     return all(len(runs) and runs.mean() <= 0 for runs in gains)

@@ -40,7 +40,6 @@ from maskwise.constants import (
     NATS,
     OTHER_TASKS,
     OWN_TASK,
-    REFERENCE,
 )
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import Record, Study
@@ -74,6 +73,7 @@ class Outcomes:
         counted: the tasks that count; None to let ``study.min_helped`` decide.
 
     Attributes:
+        start: the arm that is not trained, the reference; None if the study has none.
         arms: the names of the arms, including the reference and the computed arms.
         lines: the records, keyed by kind.
         scores: the scores on test of all tasks.
@@ -100,11 +100,14 @@ class Outcomes:
         counted: Sequence[str] | None = None,
     ):
         self.study = study
-        self.arms = [*study["arms"], REFERENCE, OWN_TASK, OTHER_TASKS]
+        self.start = start_of(study)
+        recorded = [*study["arms"], *study.get("untrained", {})]
+        self.arms = [*recorded, OWN_TASK, OTHER_TASKS]
         self.lines = defaultdict[str, list[Record]](list)
         for record in records:
             # The overlap of a text and a task has no arm. The computed arms have no records.
-            require_known("arm in records", record.get("arm", REFERENCE), self.arms[:-2])
+            if "arm" in record:
+                require_known("arm in records", record["arm"], recorded)
             if record.get("role", "") == role or "arm" not in record:
                 self.lines[record["kind"]].append(record)
         self.values: dict[str, Numbers] = {}
@@ -278,7 +281,7 @@ class Outcomes:
         Tasks with a low share are left out. The mean is over all arms, so this rule favours no arm.
         The result is None if no seed has dev scores of both the arms and the reference.
         """
-        start = self.runs(f"dev:{task}", REFERENCE)
+        start = self.runs(f"dev:{task}", self.start)
         arms = np.array([self.runs(f"dev:{task}", arm) for arm in self.study["arms"]])
         known = np.isfinite(arms).any(axis=0) & np.isfinite(start)
         if not known.any():
@@ -288,9 +291,9 @@ class Outcomes:
 
     # Queries about arms and outcomes
 
-    def runs(self, outcome: str, arm: str) -> Numbers:
-        """Return the outcome of an arm for every seed; NaN for missing runs."""
-        if outcome not in self.values:
+    def runs(self, outcome: str, arm: str | None) -> Numbers:
+        """Return the outcome of an arm for every seed; NaN for missing runs, and without an arm."""
+        if arm is None or outcome not in self.values:
             return np.full(len(self.study["seeds"]), np.nan)
         return self.values[outcome][self.arms.index(arm)]
 
@@ -339,7 +342,7 @@ class Outcomes:
         "tasks" averages the counted tasks. It averages all tasks if no task is counted, or if the
         pair contains the reference. An outcome that is not a mean over tasks is listed alone.
         """
-        if outcome == "tasks" and REFERENCE not in pair:
+        if outcome == "tasks" and self.start not in pair:
             return self.counted or self.averaged
         if outcome in ("tasks", ALL_TASKS):
             return self.averaged
@@ -357,7 +360,7 @@ class Outcomes:
         It is that of the untrained model (for a seed without it, its mean over seeds). If the start
         is a pre-trained model, it is the score of guessing.
         """
-        untrained = self.runs(outcome, REFERENCE)
+        untrained = self.runs(outcome, self.start)
         mean = _mean_of_finite(untrained)
         if self.starts_untrained and mean is not None:
             return np.where(np.isfinite(untrained), untrained, mean)
@@ -396,7 +399,7 @@ class Outcomes:
         for name in names:
             if name in (OWN_TASK, OTHER_TASKS):
                 found |= dict.fromkeys(self.study["learned"])
-            elif name != REFERENCE:
+            elif name != self.start:
                 found[name] = None
         return list(found)
 
@@ -439,7 +442,7 @@ class Outcomes:
             if facts and "tokenizer" in facts:
                 found.add(facts["tokenizer"])
                 # The reference has the vocabulary of the model, without new tokens.
-                if facts.get("extended") and REFERENCE in (arm, other):
+                if facts.get("extended") and self.start in (arm, other):
                     found.add("")
         return found
 
@@ -463,6 +466,21 @@ class Outcomes:
         if outcome.startswith("heldout:") and len(self.formats(arm, other)) > 1:
             return "different-formats"
         return "different-units" if len(units) > 1 else None
+
+
+def start_of(study: Study) -> str | None:
+    """Return the arm that is not trained: the model from which the baseline starts.
+
+    Raises:
+        MaskwiseError: the study has the format of an earlier version.
+    """
+    if "reference" in study:
+        raise MaskwiseError(
+            "study.json has the format of an earlier version of maskwise",
+            got="the key 'reference'",
+            do="repeat the maskwise study command, which writes the file anew",
+        )
+    return next(iter(study.get("untrained", {})), None)
 
 
 def gate_outcomes(records: Iterable[Record], table: Outcomes) -> Outcomes:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from maskwise.constants import FIXED, OTHER_TASKS, OWN_TASK, REFERENCE
+from maskwise.constants import FIXED, OTHER_TASKS, OWN_TASK
 from maskwise.errors import plural
 from maskwise.estimates import SPREADS, outcome_words
 from maskwise.files import Effect, Study
@@ -61,7 +61,7 @@ def names_of(study: Study) -> dict[str, str]:
     """Return how sentences call arms: by name; reference and computed arms get words."""
     return {
         **{arm: arm for arm in study["arms"]},
-        REFERENCE: study.get("reference") or REFERENCE,
+        **study.get("untrained", {}),
         OWN_TASK: "the policy learned from the task itself",
         OTHER_TASKS: "policies learned from other tasks",
     }
@@ -156,7 +156,7 @@ def _failures(verdict: Verdict, ahead: str) -> list[str]:
     if not verdict.primary or not verdict.mean or break_even is None:
         return []
     # One run says nothing, and the untrained model cannot fail.
-    if verdict.n < 2 or verdict.sides[0] == REFERENCE:
+    if verdict.n < 2 or verdict.sides[0] == verdict.untrained:
         return []
     # This flag says the same.
     if any(flag.code == "may-fail" for flag in verdict.flags):
@@ -264,7 +264,7 @@ def headline_sentence(
         if other.baseline == base and other.better == "baseline":
             worse.add(other.arm)
     # The advice to keep an arm needs a baseline that is a trained arm.
-    if base != REFERENCE and worse == study["arms"].keys() - {base}:
+    if base != verdict.untrained and worse == study["arms"].keys() - {base}:
         templates = {**HEADLINES, "decided": "keep {baseline}: every other arm is worse (decided)."}
     reach = _reach(verdict, names)
     if reach:
@@ -294,14 +294,19 @@ def behind_reference(
     if len(worse) == 1:
         verb = "has"
     where = outcome_words(verdict.outcome)
-    return f" {who} {verb} a worse mean than {names[REFERENCE]} {where}."
+    return f" {who} {verb} a worse mean than {_start(names, study)} {where}."
 
 
 def no_gain(names: ShownNames, study: Study) -> str:
     """Return a sentence that says no arm has gained on the tasks (``judge.gained_nothing``)."""
     arms = list(study["arms"])
     who = "No arm has" if len(arms) > 1 else f"{arms[0]} has not"
-    return f" {who} gained on the tasks over {names[REFERENCE]}."
+    return f" {who} gained on the tasks over {_start(names, study)}."
+
+
+def _start(names: ShownNames, study: Study) -> str:
+    """Return how sentences call the model before training."""
+    return next(names[arm] for arm in study["untrained"])
 
 
 def _reach(verdict: Verdict, names: ShownNames) -> str:
@@ -377,7 +382,7 @@ def _choices(
             found.append(each)
     # Without this remark, the reader may think that the arm beat all other arms.
     apart = ""
-    if set(decided) == {REFERENCE} and len(verdicts) > 1:
+    if all(each.baseline == each.untrained for each in verdicts) and len(verdicts) > 1:
         apart = "; the arms were not compared with each other"
     for baseline, found in decided.items():
         base = names[baseline]
