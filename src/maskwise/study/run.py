@@ -230,7 +230,9 @@ def _answers(runs: Iterable[Run], store: StageStore, before: Iterable[Plain]) ->
             files = sorted(store.folder(stage).glob(f"seed-*/{PREDICTIONS}"))
             if not files:
                 continue
-            task = (store.result(stage) or {}).get("task", "")
+            # A stage that failed has answers, but no result.
+            measured = (store.result(stage) or {}).get("measurements")
+            task = measured[0]["measure"] if measured else ""
             for line in read_lines(files[0]):
                 row = {"task": task, "input": line["input"], "gold": line["gold"]}
                 row = rows.setdefault(_row_key(row), row | {"answers": {}})
