@@ -210,6 +210,12 @@ def unit_of(metric: str | None) -> str:
 
 
 def _of_cost(line: RecordLine) -> Iterator[Measurement]:
+    """Yield a row for each quantity of a cost.
+
+    In records.jsonl, the quantities share a line: no measure took them, they are the sum over the
+    trainings of a run, and the other keys of the line (``best_step``, ``probe_flops``, the steps of
+    each objective) are about the same trainings.
+    """
     for quantity in QUANTITIES:
         # A quantity that could not be measured is 0 or null.
         if line.get(quantity):
