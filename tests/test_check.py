@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from maskwise.cli.terminal import print_check
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study.forecast import check, doubts_of, lines_of
 from maskwise.study.prospects import recorded_spreads
+from maskwise.study.result import Check
 from maskwise.verdict.statistics import power_of
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
@@ -270,3 +272,18 @@ def test_the_former_option_of_fine_tuning_works_with_a_note(
         code, _, note = said("finetune", "m", "--task", "t", option, 4)
         assert code == 0 and ("is now called --runs" in note) == (option == "--seeds")
     assert asked == [4, 4]
+
+
+def test_the_command_and_python_divide_the_warnings_of_a_check_alike(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The notes of a check had another mark in the command than in Python."""
+    record = check(str(recipe), timing=False)
+    record["notes"] = ["one note"]
+    record["doubts"] = [{"what": "one fact", "do": ""}, {"what": "one doubt", "do": "act"}]
+    made = Check(record)
+    assert (made.doubts, made.notes) == (["one doubt: act"], ["one fact", "one note"])
+    print_check(record)
+    lines = capfd.readouterr().out.splitlines()
+    assert {"? one doubt", "  → act", "· one fact", "· one note"} <= {*lines}
+    assert {"? one doubt: act", "· one fact", "· one note"} <= {*str(made).splitlines()}

@@ -239,7 +239,7 @@ def print_check(record: JsonObject, limit: str = "") -> None:
     Args:
         limit: the time limit of adapt, as in ``adapt_lines``.
     """
-    from maskwise.study.forecast import lines_of
+    from maskwise.study.forecast import lines_of, problems_and_notes
 
     print_table(("", ""), ((Text(name, "bold"), line) for name, line in lines_of(record)))
     say("")
@@ -274,17 +274,14 @@ def print_check(record: JsonObject, limit: str = "") -> None:
     say("")
     heads = ("phase", "arms", "runs", "steps", "rows × length", "tokens", "time")
     print_table(heads, phases)
-    problems = [doubt for doubt in record["doubts"] if doubt["do"]]
+    problems, notes = problems_and_notes(record)
     for doubt in problems:
         say(f"\n? {doubt['what']}", "yellow")
         say(f"  → {doubt['do']}")
     if not problems:
         say("\nThere are no warnings.")
-    for doubt in record["doubts"]:
-        if not doubt["do"]:
-            say(f"· {doubt['what']}")
-    for note in record["notes"]:
-        say(f"Note: {note}")
+    for note in notes:
+        say(f"· {note}")
     say("Nothing was written.")
     for line in adapt_lines(record, limit):
         say(line)

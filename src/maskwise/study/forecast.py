@@ -420,6 +420,13 @@ def lines_of(record: Plain) -> Iterator[tuple[str, str]]:
     yield "time", ", ".join([*runs, time_words(record)])
 
 
+def problems_and_notes(record: Plain) -> tuple[list[Doubt], list[str]]:
+    """Divide the warnings of a check into problems, which name what to do, and other notes."""
+    problems = [doubt for doubt in record["doubts"] if doubt["do"]]
+    notes = [doubt["what"] for doubt in record["doubts"] if not doubt["do"]]
+    return problems, [*notes, *record["notes"]]
+
+
 def doubts_of(record: Plain) -> list[Doubt]:
     """Return the warnings that follow from the facts of a check."""
     doubts: list[Doubt] = []

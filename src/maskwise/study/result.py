@@ -250,13 +250,17 @@ class Check:
     @property
     def doubts(self) -> list[str]:
         """Warnings about the recipe and its files, with what to do."""
-        return [": ".join(each.values()) for each in self.record["doubts"] if each["do"]]
+        from maskwise.study.forecast import problems_and_notes
+
+        problems, _ = problems_and_notes(self.record)
+        return [": ".join(each.values()) for each in problems]
 
     @property
     def notes(self) -> list[str]:
         """What else is worth knowing, such as rows that were left out."""
-        left = [each["what"] for each in self.record["doubts"] if not each["do"]]
-        return [*left, *self.record["notes"]]
+        from maskwise.study.forecast import problems_and_notes
+
+        return problems_and_notes(self.record)[1]
 
     @property
     def seconds(self) -> float | None:
