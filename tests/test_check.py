@@ -49,6 +49,29 @@ def test_a_dry_run_is_a_check(recipe: Path, said: Any) -> None:
     assert not Path("out").exists()
 
 
+def test_contrasts_that_no_loss_can_judge_are_named_before_they_are_trained(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without tasks, arms with other units were trained and then called not comparable."""
+    arms = {"one": {"masking.policy": "token"}, "two": {"masking.policy": "whole-word"}}
+    alike = {"one": {"masking.ratio": 0.15}, "two": {"masking.ratio": 0.3}}
+
+    def of(arms: dict[str, Any]) -> list[str]:
+        return ["study.seeds=1", f"study.arms={json.dumps(arms)}", "study.contrasts=[[one, two]]"]
+
+    def doubts(*overrides: str) -> list[str]:
+        found = check(str(recipe), [*overrides, "study.gate=null"])["doubts"]
+        return [doubt["what"] for doubt in found if "comparable" in doubt["what"]]
+
+    [doubt] = doubts(*of(arms), "tasks=[]")
+    assert doubt.startswith("one against two will not be comparable")
+    assert doubts(*of(alike), "tasks=[]") == doubts(*of(arms)) == []
+    few = ["tasks=[]", "study.gate=null", "training.steps=2", "training.eval_every=0"]
+    assert maskwise("study", recipe, "--out", "out", *of(arms), *few) == 0
+    printed = capfd.readouterr()
+    assert "one against two will not be comparable" in printed.out + printed.err
+
+
 def texts_and_labels() -> tuple[str, str]:
     draw = random.Random(0)
     texts = [" ".join(draw.choices(WORDS, k=40)) + "." for _ in range(80)]

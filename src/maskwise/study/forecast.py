@@ -119,7 +119,7 @@ def dry_run(
         MaskwiseError: input that ``run_study`` rejects.
     """
     # Imported here because workers import this module, and scipy takes a second to import.
-    from maskwise.study.prospects import prospects_of, spreads_of
+    from maskwise.study.prospects import incomparable_pairs, prospects_of, spreads_of
     from maskwise.verdict import primary_pairs
 
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
@@ -127,7 +127,9 @@ def dry_run(
     store = StageStore.of_study(recipe, out, cache)
     design = Design(recipe, store, seeds=block, forecast=True)
     study = describe(recipe, design)
-    primary_pairs(study)
+    doubts: list[Doubt] = [{"what": note, "do": ""} for note in notes]
+    for what in incomparable_pairs(recipe, study, primary_pairs(study)):
+        doubts.append({"what": what, "do": "add tasks, or measures with a score"})
     require_same_study(out, read_json(out / "study.json") or {}, study, block=seeds is not None)
     plans = list(design.plans())
     planned = stages_of(plans)
@@ -155,7 +157,7 @@ def dry_run(
         **summary(planned, left, jobs, parts),
         "memory_gib": forecast.memory_gib(),
         "contrasts": prospects_of(recipe, spreads_of(recipe, out, spread), detect=detect),
-        "doubts": [{"what": note, "do": ""} for note in notes],
+        "doubts": doubts,
         "notes": list(design.open_questions()),
     }
 

@@ -7,7 +7,7 @@ known, from a pilot study or from the user, they are also counted in points or n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
@@ -16,7 +16,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.estimates import SPREADS, detected_words
 from maskwise.study.records import has_results
 from maskwise.verdict.comparison import compared
-from maskwise.verdict.outcomes import Pair, finite_pairs, finite_runs, read_outcomes
+from maskwise.verdict.flags import FLAGS
+from maskwise.verdict.outcomes import Outcomes, Pair, finite_pairs, finite_runs, read_outcomes
 from maskwise.verdict.statistics import (
     ALPHA,
     MOST_RUNS,
@@ -29,6 +30,7 @@ from maskwise.verdict.statistics import (
 )
 
 if TYPE_CHECKING:
+    from maskwise.files import Study
     from maskwise.recipe import Recipe
 
 
@@ -215,6 +217,25 @@ def recorded_spreads(folder: Path, pairs: Sequence[Pair]) -> dict[Pair, Spread]:
                     "folder": str(folder),
                 }
     return spreads
+
+
+def incomparable_pairs(recipe: Recipe, study: Study, pairs: Iterable[Pair]) -> Iterator[str]:
+    """Yield why contrasts will have no verdict, if they are judged only by losses on masked text.
+
+    Args:
+        recipe: the recipe of the study.
+        study: the description of the study (``records.describe``).
+        pairs: the primary contrasts.
+    """
+    asked = recipe.evaluation
+    if recipe.tasks or recipe.study.outcome or asked.measures or asked.pairs or asked.cloze:
+        return
+    table = Outcomes([], study)
+    sentences = {flag.code: flag.sentence for flag in FLAGS}
+    for arm, baseline in pairs:
+        code = table.incomparable(arm, baseline, table.own_heldout(arm)[0])
+        if code:
+            yield f"{arm} against {baseline} will not be comparable: {sentences[code]}"
 
 
 def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:

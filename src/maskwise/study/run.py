@@ -77,7 +77,7 @@ def run_study(
             Nothing has been written or removed then.
     """
     # Imported here because workers import this module but need neither scipy nor altair.
-    from maskwise.study.prospects import prospect_lines, prospects_of
+    from maskwise.study.prospects import incomparable_pairs, prospect_lines, prospects_of
     from maskwise.verdict import primary_pairs
 
     began = time.perf_counter()
@@ -86,7 +86,8 @@ def run_study(
     store = StageStore.of_study(recipe, out, cache)
     design = Design(recipe, store, seeds=block)
     # Raise an error before any work is done if a contrast names an arm that is not measured.
-    primary_pairs(describe(recipe, design))
+    study = describe(recipe, design)
+    notes += incomparable_pairs(recipe, study, primary_pairs(study))
     errors: dict[str, str] = {}
     worked = False
     folder = StudyFolder(out)
