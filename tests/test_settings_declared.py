@@ -101,7 +101,7 @@ TRAINING = {
     "shard": Case("true"),
     "log_every": Case("1"),
     "eval_every": Case("1"),
-    "patience": Case("1", ("training.eval_every=1", "training.learning_rate=0.5")),
+    "patience": Case("1", ("training.eval_every=1", "training.learning_rate=2.0")),
     "lengths": Case("[0.5, 1]", ("training.decay=wsd", "training.learning_rate=0.5")),
     "save_every": Case("1"),
     "keep": Case("1", ("training.save_every=1",)),
