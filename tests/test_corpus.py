@@ -152,6 +152,7 @@ OF_FILES = {
     "no.parquet": (b"this is no parquet file", "not a Parquet file"),
     "column.parquet": (None, "unknown text field .* 'text'; allowed: body; set corpus.text_field"),
     "x.docx": (b"x", r"unknown file extension.* allowed: \.txt"),
+    "recipe.yaml": (b"masking: {}", "is a recipe and not a text.*maskwise check"),
     "latin1.parquet": (None, "not a Parquet file, or is damaged: .*utf-8"),
     "empty": (None, "no corpus file"),
     "saved": (None, "cannot load the data set"),

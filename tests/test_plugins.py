@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 import tomllib
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import maskwise as mw
@@ -27,7 +29,7 @@ from maskwise.evaluation import EvaluationSettings, evaluate_checkpoint
 from maskwise.evaluation.evaluate import MEASURES
 from maskwise.evaluation.measure import Measure
 from maskwise.masking import CORRUPTIONS, SCHEDULES, schedules
-from maskwise.masking.corruptions import Bert, corruption
+from maskwise.masking.corruptions import Bert, Masked, corruption
 from maskwise.masking.policies import POLICIES, Policy, Token, policy
 from maskwise.measurements import Measurement
 from maskwise.objectives import (
@@ -158,6 +160,7 @@ def installed(tmp_path, monkeypatch):
     sys.modules.pop("verse_masks", None)
     for table in TABLES:
         table._loaded.clear()
+        table._warned.clear()
 
 
 def test_names_of_plugins_are_known(installed, tmp_path):
@@ -249,6 +252,17 @@ def test_a_package_is_imported_only_for_its_names(installed):
 def test_a_broken_plugin_is_one_line_that_names_its_package(installed, name, reason):
     with pytest.raises(MaskwiseError, match=f"policy '{name}' of the package verse-masks {reason}"):
         policy(name)
+
+
+def test_a_plugin_with_the_name_of_a_built_in_member_is_named_once(installed):
+    with pytest.warns(UserWarning, match="policy 'token' of the package verse-masks is ignored"):
+        assert policy("token") == Token()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        policy("token")
+        policy("whole-word")
+        # maskwise registers this annotator, and its own entry point names the same function.
+        assert ANNOTATORS["learned"]
 
 
 def test_lists_show_plugins_and_what_is_wrong(installed, capsys):
@@ -461,4 +475,88 @@ def test_a_corruption_that_returns_something_else_is_named() -> None:
 
     masker = mw.Masker(train_tokenizer(["a b"] * 3, vocab_size=80), corruption=Careless())
     with pytest.raises(MaskwiseError, match="does not return masked rows; got int"):
+        masker([{"input_ids": [5, 6], "example_id": 0}], epoch=0)
+
+
+class Mistaken(Bert):
+    """A corruption of a user with a mistake in its result, which ``change`` makes."""
+
+    def __init__(self, change: Any):
+        super().__init__()
+        object.__setattr__(self, "change", change)
+
+    def __str__(self) -> str:
+        return "mistaken"
+
+    def corrupt(self, line: Any, choice: Any, draws: Any, vocabulary: Any) -> Any:
+        shown = super().corrupt(line, choice, draws, vocabulary)
+        return self.change(line, shown) or shown
+
+
+def in_input_ids(line: Any, shown: Any) -> None:
+    line.input_ids[0] = 7
+
+
+def in_a_layer(line: Any, shown: Any) -> None:
+    line.layers["score"] += 1
+
+
+MISTAKES = {
+    "writes into input_ids": (in_input_ids, "read-only"),
+    "writes into a layer": (in_a_layer, "read-only"),
+    "int32": (
+        lambda line, shown: Masked(shown.input_ids.astype(np.int32), shown.labels),
+        "input_ids.*int32.*int64",
+    ),
+    "float labels": (lambda line, shown: Masked(shown.input_ids, shown.labels * 1.0), "labels"),
+    "a list": (lambda line, shown: Masked([5, 6, 7], shown.labels), "input_ids.*list"),
+    "too short": (
+        lambda line, shown: Masked(shown.input_ids[1:], shown.labels),
+        r"input_ids.*\(2,\).*\(3,\)",
+    ),
+    "too many lengths": (
+        lambda line, shown: Masked(shown.input_ids, shown.labels, lengths=np.array([2, 1])),
+        r"lengths.*\(2,\).*\(1,\)",
+    ),
+    "a large id": (lambda line, shown: Masked(shown.input_ids + 500, shown.labels), "vocabulary"),
+    "a negative id": (
+        lambda line, shown: Masked(shown.input_ids * 0 - 1, shown.labels),
+        "vocabulary.*got -1",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_of_a_corruption_names_it(mistake: str) -> None:
+    change, said = MISTAKES[mistake]
+    masker = mw.Masker(train_tokenizer(["a b c d e"] * 3), corruption=Mistaken(change))
+    ids = np.array([[5, 6, 7]])
+    rows = {"input_ids": ids, "example_id": np.array([0]), "score": np.array([[1, 1, 1]])}
+    with pytest.raises(MaskwiseError, match=f"corruption mistaken.*{said}"):
+        masker(rows, epoch=0)
+    assert ids.tolist() == [[5, 6, 7]] and rows["score"].tolist() == [[1, 1, 1]]
+
+
+def test_a_corruption_may_return_the_arrays_of_its_line() -> None:
+    def unchanged(line: Any, shown: Any) -> Masked:
+        return Masked(line.input_ids, line.input_ids)
+
+    masker = mw.Masker(train_tokenizer(["a b c d e"] * 3), corruption=Mistaken(unchanged))
+    ids = np.array([[5, 6, 7]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batch = masker({"input_ids": ids, "example_id": np.array([0])}, epoch=0)
+        batch.line.tensor("input_ids")
+    batch.input_ids[:] = 0
+    assert ids.tolist() == batch.labels.tolist() == [[5, 6, 7]]
+
+
+def test_a_policy_that_writes_into_its_line_is_named() -> None:
+    class Writer(Token):
+        def cut(self, line: Any, draws: Any, when: Any) -> Any:
+            line.eligible[:] = True
+            return super().cut(line, draws, when)
+
+    masker = mw.Masker(train_tokenizer(["a b c d e"] * 3), policy=Writer())
+    with pytest.raises(MaskwiseError, match=r"policy .*Writer.*read-only"):
         masker([{"input_ids": [5, 6], "example_id": 0}], epoch=0)

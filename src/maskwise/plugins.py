@@ -12,7 +12,10 @@ names is looked up and is not built in, or when all names are listed.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from keyword import iskeyword
 from types import FunctionType, MappingProxyType
@@ -56,6 +59,7 @@ class Table(MutableMapping[str, T], Generic[T]):
         self._members = dict(built_in)
         self._registered = set[str]()
         self._loaded: dict[str, T] = {}
+        self._warned = set[str]()
 
     def register(self, name: str, member: T) -> None:
         """Add a member in this process. A package that others install has an entry point instead.
@@ -104,17 +108,28 @@ class Table(MutableMapping[str, T], Generic[T]):
                 except MaskwiseError as error:
                     faults.append(str(error))
                 continue
-            for point in points:
-                # A package may also register what its entry point names.
-                if point.value.replace(" ", "") != _place(self._members[name]):
-                    faults.append(
-                        f"the {self.kind} {name!r} of the package {_package(point)} is ignored, "
-                        "because the name is taken"
-                    )
+            faults += self._ignored(name, points)
         return members, faults
+
+    def _ignored(self, name: str, points: Iterable[EntryPoint]) -> list[str]:
+        """Return a line for each plug-in whose name is taken."""
+        lines = []
+        for point in points:
+            # A package may also register what its entry point names.
+            if point.value.replace(" ", "") != _place(self._members[name]):
+                lines.append(
+                    f"the {self.kind} {name!r} of the package {_package(point)} is ignored, "
+                    "because the name is taken"
+                )
+        return lines
 
     def __getitem__(self, name: str) -> T:
         if name in self._members:
+            points = _known_points(tuple(sys.path)).get((self.group, name), [])
+            if points and name not in self._warned:
+                self._warned.add(name)
+                for line in self._ignored(name, points):
+                    warnings.warn(f"{line}; rename the entry point", stacklevel=2)
             return self._members[name]
         if name not in self._loaded:
             self._loaded[name] = self._load(name, self._plugins()[name])
@@ -152,8 +167,7 @@ class Table(MutableMapping[str, T], Generic[T]):
     def _plugins(self) -> dict[str, list[EntryPoint]]:
         found: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=self.group):
-            # Names with arguments are read with hyphens (``specs.parse_call``).
-            found.setdefault(point.name.replace("_", "-"), []).append(point)
+            found.setdefault(_name(point), []).append(point)
         return found
 
     def __contains__(self, name: object) -> bool:
@@ -181,6 +195,26 @@ class Table(MutableMapping[str, T], Generic[T]):
     def copy(self) -> dict[str, T]:
         """Return the built-in and registered members, which ``update`` restores."""
         return self.without_plugins()
+
+
+@lru_cache(maxsize=1)
+def _known_points(path: tuple[str, ...]) -> dict[tuple[str, str], list[EntryPoint]]:
+    """Return the entry points of maskwise's groups, keyed by group and name.
+
+    They are read once for each ``sys.path``, because built-in members are looked up often.
+    """
+    found: dict[tuple[str, str], list[EntryPoint]] = {}
+    points = entry_points()
+    for group in points.groups:
+        if group.startswith("maskwise."):
+            for point in points.select(group=group):
+                found.setdefault((group, _name(point)), []).append(point)
+    return found
+
+
+def _name(point: EntryPoint) -> str:
+    """Return the name of a plug-in as ``specs.parse_call`` reads it, with hyphens."""
+    return point.name.replace("_", "-")
 
 
 def _place(member: object) -> str:

@@ -10,7 +10,9 @@ The last letters of a name show the shape of an array: ``ratio_P`` has one numbe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -30,6 +32,16 @@ if TYPE_CHECKING:
 Columns: TypeAlias = dict[str, Array]
 """Arrays with a value for each token, keyed by name."""
 Names: TypeAlias = tuple[str, ...]
+ARRAYS = (
+    "input_ids",
+    "attention_mask",
+    "content",
+    "eligible",
+    "begin",
+    "example_id",
+    "silent",
+)
+"""The attributes of a line that are arrays, or None."""
 
 
 class Frame(NamedTuple):
@@ -383,6 +395,30 @@ class Line:
                 do="use integers, with −1 for tokens that have no value",
             )
         return values
+
+    @contextmanager
+    def read_only(self) -> Iterator[Line]:
+        """Give a copy that shares its arrays, which nobody can change until the block ends."""
+        line = copy(self)
+        writeable = []
+
+        def view(values: Array) -> Array:
+            shared = values.view()
+            if shared.flags.writeable:
+                writeable.append(shared)
+                shared.flags.writeable = False
+            return shared
+
+        for name in ARRAYS:
+            values = getattr(self, name)
+            if values is not None:
+                setattr(line, name, view(values))
+        line.layers = {name: view(values) for name, values in self.layers.items()}
+        line.extras = {name: view(values) for name, values in self.extras.items()}
+        yield line
+        # Tensors of the batch share these arrays, and torch warns of arrays that are read-only.
+        for shared in writeable:
+            shared.flags.writeable = True
 
     def tensor(self, name: str) -> Tensor:
         """Return a layer, an extra array or an attribute as a (B, L) tensor.

@@ -20,7 +20,8 @@ the rows and the result are tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -31,6 +32,7 @@ from maskwise.draws import Array, Draws, Purpose
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.corruptions import Corruption, Masked
+from maskwise.masking.corruptions.base import require_masked
 from maskwise.masking.gather import UserRows, common_number, device_of, gather
 from maskwise.masking.line import Line
 from maskwise.masking.moment import Moment, mapped
@@ -283,14 +285,12 @@ class Masker:
             epoch=when.epoch,
             step=when.step,
         )
-        choice = self.choose(line, draws, when)
-        shown = self.corruption.corrupt(line, choice, draws, self.vocabulary)
-        if not isinstance(shown, Masked):
-            raise MaskwiseError(
-                f"corruption {self.corruption} does not return masked rows",
-                got=type(shown).__name__,
-                do="return a maskwise.masking.corruptions.base.Masked",
-            )
+        # The arrays may be the user's own.
+        with line.read_only() as line:
+            choice = self.choose(line, draws, when)
+            with refused_writes(f"corruption {self.corruption}"):
+                shown = self.corruption.corrupt(line, choice, draws, self.vocabulary)
+            require_masked(shown, line, self.corruption, self.vocabulary)
         if line.silent is not None:
             self._silence(shown, line)
         share = self.masking.predict(when.step, when.total_steps)
@@ -340,7 +340,8 @@ class Masker:
 
     def cut(self, line: Line, draws: Draws, when: When) -> Units:
         """Cut a line into the policy's units."""
-        units = self.policy.cut(line, draws, when)
+        with refused_writes(f"policy {self.policy}"):
+            units = self.policy.cut(line, draws, when)
         if not isinstance(units, Units):
             raise MaskwiseError(
                 f"policy {self.policy} does not cut texts into units",
@@ -389,6 +390,21 @@ class Masker:
     def __repr__(self) -> str:
         settings = [f"{name}={value}" for name, value in self.describe().items()]
         return f"{type(self).__name__}({', '.join(settings)})"
+
+
+@contextmanager
+def refused_writes(who: str) -> Iterator[None]:
+    """Name the policy or the corruption that writes into an array of its line."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, MaskwiseError) or "read-only" not in str(error):
+            raise
+        raise MaskwiseError(
+            f"{who} writes into an array that it must not change",
+            got=str(error),
+            do="write into a copy, such as line.input_ids.copy()",
+        ) from error
 
 
 def _require_same(rows: UserRows, **given: int | None) -> None:

@@ -631,6 +631,12 @@ def _resolve_path(path: Path, fields: FieldNames) -> Opener:
         what = f"{path} has no file with token ids"
         raise MaskwiseError(what, allowed=", ".join(TOKEN_ENDINGS))
     if not files:
+        if known_ending(path, (".yaml", ".yml")):
+            raise MaskwiseError(
+                f"{path} is a recipe and not a text",
+                do="give a text or a file of texts; `maskwise check` and `maskwise study` read "
+                "recipes, and `maskwise inspect` takes the policy of a recipe by --policy",
+            )
         what = f"{path}: no corpus file, or unknown file extension"
         endings = [ending for ending in CORPUS_ENDINGS if ending not in SOURCE_ENDINGS]
         raise MaskwiseError(

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from maskwise.draws import Array, Draws
-from maskwise.errors import require_known
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.line import Columns, Line, Names
 from maskwise.masking.select import Choice
@@ -196,6 +196,52 @@ class Corruption(ABC):
         """Raise ``MaskwiseError`` if the tokenizer lacks a token that this corruption needs."""
         if self.shows_mask:
             vocabulary.require_mask()
+
+
+def require_masked(
+    shown: object, line: Line, corruption: Corruption, vocabulary: Vocabulary
+) -> None:
+    """Raise ``MaskwiseError`` unless a corruption returned ids and labels that fit the line.
+
+    Arrays that are read-only, such as the line's own, are replaced by copies.
+    """
+    who = f"corruption {corruption}"
+    if not isinstance(shown, Masked):
+        raise MaskwiseError(
+            f"{who} does not return masked rows",
+            got=type(shown).__name__,
+            do="return a maskwise.masking.corruptions.base.Masked",
+        )
+    tokens = len(line.input_ids)
+    if shown.lengths is not None:
+        if np.shape(shown.lengths) != line.begin.shape:
+            raise MaskwiseError(
+                f"{who}: lengths must have one number for each piece",
+                got=f"shape {np.shape(shown.lengths)}",
+                allowed=f"shape {line.begin.shape}",
+            )
+        tokens = int(shown.lengths.sum())
+    labels = tokens if shown.label_lengths is None else int(shown.label_lengths.sum())
+    for name, size in (("input_ids", tokens), ("labels", labels)):
+        values = getattr(shown, name)
+        found = getattr(values, "dtype", None), np.shape(values)
+        if not isinstance(values, np.ndarray) or found != (np.int64, (size,)):
+            raise MaskwiseError(
+                f"{who}: {name} do not fit the line",
+                got=f"{type(values).__name__} of type {found[0]} and shape {found[1]}",
+                allowed=f"ndarray of type int64 and shape ({size},)",
+                do="lengths must be given if the number of tokens changes",
+            )
+        if not values.flags.writeable:
+            setattr(shown, name, values.copy())
+    # One pass finds both bounds: read without signs, a negative id is a large number.
+    if shown.input_ids.view(np.uint64).max(initial=0) >= vocabulary.size:
+        ids = shown.input_ids
+        raise MaskwiseError(
+            f"{who}: an id in input_ids is outside the vocabulary",
+            got=int(ids[(ids < 0) | (ids >= vocabulary.size)][0]),
+            allowed=f"0 to {vocabulary.size - 1}",
+        )
 
 
 class Moving(Corruption):
