@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,19 @@ def worker_task(what: Any) -> Any:
 
         return torch.get_num_threads()
     return what, os.getpid(), [os.environ["OMP_NUM_THREADS"], os.environ["RAYON_NUM_THREADS"]]
+
+
+def worker_tokenises(*, many: bool) -> int:
+    """Return how many threads a tokenizer starts."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    from maskwise.jobs import many_threads
+
+    before = len(os.listdir("/proc/self/task"))
+    with many_threads() if many else nullcontext():
+        Tokenizer(WordLevel({"a": 0}, "a")).encode_batch(["a"] * 100)
+    return len(os.listdir("/proc/self/task")) - before
 
 
 def worker_waits(path: Any, *, stubborn: bool = False) -> None:

@@ -20,6 +20,7 @@ import pytest
 from rich.console import Console
 
 import annotate_tools
+from maskwise import jobs
 from maskwise.annotate import registry, shard, store, tally
 from maskwise.annotate.registry import annotator, spec_of
 from maskwise.annotate.run import annotate_corpus
@@ -28,6 +29,7 @@ from maskwise.annotate.tally import Tally
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe
 from maskwise.show import examples, render_layers, write_layers
+from maskwise.study import work
 from maskwise.study.stages import prepare_stage
 from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
@@ -653,6 +655,22 @@ def test_the_rows_of_a_prepared_corpus_carry_layers(tmp_path, monkeypatch):
     phrases = Recipe(corpus=corpus | {"layers": ["phrases"]}, **rest)
     with pytest.raises(MaskwiseError, match="phrases: no phrases among these"):
         run_stage(prepare_stage(phrases), StageStore(tmp_path / "stages"))
+
+
+def test_a_corpus_is_tokenised_by_many_threads(tmp_path, monkeypatch):
+    told = []
+    plain = work.write_rows
+
+    def write_rows(*given, **named):
+        told.append(os.environ[jobs.PARALLEL])
+        return plain(*given, **named)
+
+    monkeypatch.setattr(work, "write_rows", write_rows)
+    monkeypatch.setenv(jobs.PARALLEL, "false")
+    corpus = {"source": str(jsonl(tmp_path, 20)), "length": 24, "held_out": 0.2}
+    stage = prepare_stage(Recipe(corpus=corpus, tokenizer={"vocab_size": 100}))
+    run_stage(stage, StageStore(tmp_path / "stages"))
+    assert told == ["true"] and os.environ[jobs.PARALLEL] == "false"
 
 
 @pytest.mark.parametrize(

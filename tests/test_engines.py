@@ -41,6 +41,7 @@ from processes import (
     worker_length,
     worker_letters,
     worker_task,
+    worker_tokenises,
     worker_waits,
     workers,
 )
@@ -436,6 +437,26 @@ def test_every_pool_keeps_the_promises(name, monkeypatch):
     assert all("\n" not in failure.error for failure in failures if failure)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+@pytest.mark.process
+def test_only_the_preparation_of_a_text_starts_threads_of_tokenizers(monkeypatch):
+    monkeypatch.delenv(jobs.PARALLEL, raising=False)
+    with LocalPool(jobs=3) as pool:
+        for many, started in ((False, 0), (True, 3), (False, 0)):
+            task = partial(worker_tokenises, many=many)
+            assert pool.submit(task).result(PATIENCE) == started
+
+
+def test_an_executor_lends_its_process_with_one_thread_for_tokenizers(monkeypatch):
+    monkeypatch.setenv(jobs.PARALLEL, "true")
+    with open_pool(engine=ThreadPoolExecutor(1)) as pool:
+        assert (
+            pool.submit(eval, f"__import__('os').environ[{jobs.PARALLEL!r}]").result(PATIENCE)
+            == "false"
+        )
+    assert os.environ[jobs.PARALLEL] == "true"
+
+
 # Executors of the user's
 # ----------------------------------------------------------------------------
 
@@ -508,7 +529,7 @@ def test_a_task_that_is_told_to_end_is_a_failure_that_may_pass():
 
 
 def test_a_worker_that_cannot_start_is_a_failure_that_may_pass(monkeypatch):
-    def refuse(card):
+    def refuse(card, threads):
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     monkeypatch.setattr(jobs, "_Worker", refuse)

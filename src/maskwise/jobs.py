@@ -30,7 +30,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import count, islice
 from multiprocessing.connection import Connection
@@ -52,6 +52,9 @@ Result = TypeVar("Result")
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1"
 )
+# Tokenizers read this variable in each call. Without it, their first call starts Rayon's threads.
+PARALLEL = "TOKENIZERS_PARALLELISM"
+SERIAL = {PARALLEL: "false"}
 POLL_SECONDS = 0.2
 """How often to ask futures that announce no end, such as those of submitit, whether they ended."""
 UNBOUNDED = 10_000
@@ -311,6 +314,7 @@ class LocalPool(Pool):
         self.cards: list[str] = []
         if gpu:
             self.cards = cards_here()
+        self.threads_of_tokenizers = jobs or os.cpu_count() or 1
         self.jobs = jobs or len(self.cards) or os.cpu_count() or 1
         # Workers have numbers from 0. A task gets the free worker with the lowest number, or a new
         # one if none is free.
@@ -354,7 +358,7 @@ class LocalPool(Pool):
                 if self.cards:
                     card = self.cards[number % len(self.cards)]
                 try:
-                    worker = self.workers[number] = _Worker(card)
+                    worker = self.workers[number] = _Worker(card, self.threads_of_tokenizers)
                 except OSError as error:
                     lost = f"no worker process could start: {first_line(error)}"
                     raise Failure(lost, passing=True) from error
@@ -381,11 +385,14 @@ class _Worker:
 
     Args:
         card: the GPU that the process may use; None for no restriction.
+        threads: the number of threads of tokenizers within ``many_threads``.
     """
 
-    def __init__(self, card: str | None):
+    def __init__(self, card: str | None, threads: int):
         self.card = card
-        environment = os.environ | ONE_THREAD
+        # These threads only start within ``many_threads``.
+        rayon = {"RAYON_NUM_THREADS": str(threads)}
+        environment = os.environ | ONE_THREAD | SERIAL | rayon
         if card is not None:
             environment["CUDA_VISIBLE_DEVICES"] = card
         self.pipe, theirs = multiprocessing.Pipe()
@@ -519,7 +526,7 @@ _ALONE = threading.Lock()
 
 def _answer_there(folder: str, task: bytes) -> bytes:
     """Run a task in a worker of an executor, perhaps on another machine."""
-    with _ALONE, _one_thread():
+    with _ALONE, _one_thread(), _tokenizers_parallel("false"):
         # Paths in recipes are relative to the folder in which the user started the command.
         if Path(folder).is_dir():
             os.chdir(folder)
@@ -540,6 +547,27 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def many_threads() -> AbstractContextManager[None]:
+    """A context in which tokenizers use all cores, in a pool at most as many as it has ``jobs``.
+
+    Nothing else of a study can run before its text is prepared, so the cores are free.
+    """
+    return _tokenizers_parallel("true")
+
+
+@contextmanager
+def _tokenizers_parallel(value: str) -> Iterator[None]:
+    before = os.environ.get(PARALLEL)
+    os.environ[PARALLEL] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[PARALLEL]
+        else:
+            os.environ[PARALLEL] = before
 
 
 # A Ray cluster
@@ -597,7 +625,7 @@ class _RayTasks:
             num_gpus=card,
             # The study itself retries stages.
             max_retries=0,
-            runtime_env={"env_vars": carried | ONE_THREAD},
+            runtime_env={"env_vars": carried | ONE_THREAD | SERIAL},
         )(_answer_there).remote
 
     def submit(self, function: Callable[..., bytes], /, *arguments: Any) -> _RayTask:

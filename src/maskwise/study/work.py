@@ -33,6 +33,7 @@ from maskwise.folders import (
     write_lines,
     write_whole,
 )
+from maskwise.jobs import many_threads
 from maskwise.learning.run import SHARED_TOKENIZER, Lesson
 from maskwise.masking.policies.given import LearnedPolicy
 from maskwise.measurements import Measurement
@@ -204,9 +205,10 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
         facts = Prepared.begin(folder / TEXT, corpus, tokenizer, layers=live, new_tokens=new_tokens)
         return {**facts, "stream": True, "vocabulary": len(tokenizer), **extension}
     stored = _annotated(corpus, folder / "layers") if corpus.layers else None
-    data = write_rows(
-        folder / TEXT, documents, tokenizer, corpus, layers=stored, new_tokens=new_tokens
-    )
+    with many_threads():
+        data = write_rows(
+            folder / TEXT, documents, tokenizer, corpus, layers=stored, new_tokens=new_tokens
+        )
     assert not isinstance(data.training, Stream)
     counts = data.training.pieces.counts
     _require_known_tokens(counts, corpus.title)
