@@ -84,7 +84,7 @@ class Scripted(Pool):
 
 def finish(folder: Path, seconds: float = 1.0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "done.json").write_text(json.dumps({"seconds": seconds}))
+    (folder / "done.json").write_text(json.dumps({"seconds": seconds, "measurements": []}))
 
 
 def make(kind: str, word: str, *needs: Stage, steps: int = 100) -> Stage:
