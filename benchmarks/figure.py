@@ -48,6 +48,10 @@ CLAIMS = [
     ("T-REx names: oracle, salient", "trex-names", "oracle", "salient"),
     ("T-REx: related policy, random", "trex-transfer", "occupations", "random"),
     ("T-REx: another policy, random", "trex-transfer", "birthplaces", "random"),
+    ("T-REx: content words, random", "trex-content", "content", "random"),
+    ("T-REx: related policy, content words", "trex-content", "occupations", "content"),
+    ("T-REx: another policy, content words", "trex-content", "birthplaces", "content"),
+    ("T-REx: own policy, salient", "trex-content", "own", "salient"),
     ("trivia: supervised against salient", "trivia-own", "supervised", "salient"),
     ("trivia: supervised against random", "trivia-own", "supervised", "random"),
     (
