@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -657,20 +658,30 @@ def test_the_rows_of_a_prepared_corpus_carry_layers(tmp_path, monkeypatch):
         run_stage(prepare_stage(phrases), StageStore(tmp_path / "stages"))
 
 
-def test_a_corpus_is_tokenised_by_many_threads(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "forked", "used"),
+    [(None, False, "true"), ("false", False, "false"), (None, True, None)],
+)
+def test_a_corpus_is_tokenised_by_many_threads(given, forked, used, tmp_path, monkeypatch):
+    """Unless the user says otherwise, or a fork has lost the threads and would wait for them."""
     told = []
     plain = work.write_rows
 
     def write_rows(*given, **named):
-        told.append(os.environ[jobs.PARALLEL])
+        told.append(os.environ.get(jobs.PARALLEL))
         return plain(*given, **named)
 
     monkeypatch.setattr(work, "write_rows", write_rows)
-    monkeypatch.setenv(jobs.PARALLEL, "false")
+    monkeypatch.setattr(jobs, "_FORKED", threading.Event())
+    monkeypatch.delenv(jobs.PARALLEL, raising=False)
+    if given:
+        monkeypatch.setenv(jobs.PARALLEL, given)
+    if forked:
+        jobs._FORKED.set()
     corpus = {"source": str(jsonl(tmp_path, 20)), "length": 24, "held_out": 0.2}
     stage = prepare_stage(Recipe(corpus=corpus, tokenizer={"vocab_size": 100}))
     run_stage(stage, StageStore(tmp_path / "stages"))
-    assert told == ["true"] and os.environ[jobs.PARALLEL] == "false"
+    assert told == [used] and os.environ.get(jobs.PARALLEL) == given
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,8 @@ def test_denoising_from_recipe_to_checkpoint_and_judged_by_all_that_it_may_write
     text.write_text("Bake lomi nupra.\n" * 30)
     assert maskwise("evaluate", checkpoint, "--text", text, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert all(record["per_byte"] > 0 for record in found)
+    assert all(row["per_byte"] > 0 for row in found if row["split"] == "test")
+    assert {row["split"] for row in found} == {"test", "unigram"}
     assert maskwise("evaluate", checkpoint, "--with", "pairs('bundled:pairs')") == 2
     assert "needs an encoder; got t5" in " ".join(capsys.readouterr().err.split())
 

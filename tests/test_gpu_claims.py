@@ -96,9 +96,8 @@ def test_a_study_that_is_stopped_records_its_complete_seeds(
             # The time is up: all of seed 900 has ended, and all but one stage of seed 901.
             for done in design.runs:
                 for stage in done.stages[: None if done.seed == 900 else -1]:
-                    write_json(
-                        StageStore(folder / "stages").folder(stage) / "done.json", {"seconds": 1}
-                    )
+                    written = StageStore(folder / "stages").folder(stage)
+                    write_json(written / "done.json", {"seconds": 1, "measurements": []})
             return None
         records = [{"kind": "cost", "arm": one.arm, "seed": one.seed} for one in design.runs]
         write_lines(folder / "records.jsonl", before + records)

@@ -252,7 +252,8 @@ def test_an_encoder_decoder_goes_from_a_learned_policy_to_written_answers(arm, h
     assert results[learned.name]["method"] == arm.partition("-")[0]
     assert PolicyModel.from_pretrained(store.output(learned)).config.head == head
     (task,) = run.tasks.values()
-    assert results[task.name]["metric"] == "exact-match" and 0 <= results[task.name]["score"] <= 1
+    (score,) = (row for row in results[task.name]["measurements"] if row["split"] == "test")
+    assert score["metric"] == "exact-match" and 0 <= score["value"] <= 1
     data = Prepared.open(store.folder(run.prepared) / "data")
     assert (data.training.pieces.columns["learned"] > 0).any()
     (record,) = (each for each in collect([run], store, {}) if each["kind"] == "policy")

@@ -30,7 +30,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from itertools import count, islice
 from multiprocessing.connection import Connection
@@ -55,6 +55,11 @@ ONE_THREAD = dict.fromkeys(
 # Tokenizers read this variable in each call. Without it, their first call starts Rayon's threads.
 PARALLEL = "TOKENIZERS_PARALLELISM"
 SERIAL = {PARALLEL: "false"}
+# Rayon's threads do not survive a fork, and a child that waits for them never ends.
+_FORKED = threading.Event()
+os.register_at_fork(after_in_child=_FORKED.set)
+_WORKER = threading.Event()
+"""Whether this process is a worker of a pool on this machine, whose environment is ``SERIAL``."""
 POLL_SECONDS = 0.2
 """How often to ask futures that announce no end, such as those of submitit, whether they ended."""
 UNBOUNDED = 10_000
@@ -315,6 +320,8 @@ class LocalPool(Pool):
         if gpu:
             self.cards = cards_here()
         self.threads_of_tokenizers = jobs or os.cpu_count() or 1
+        if os.environ.get(PARALLEL, "true").lower() in ("", "off", "false", "f", "no", "n", "0"):
+            self.threads_of_tokenizers = 1
         self.jobs = jobs or len(self.cards) or os.cpu_count() or 1
         # Workers have numbers from 0. A task gets the free worker with the lowest number, or a new
         # one if none is free.
@@ -424,6 +431,7 @@ class _Worker:
 
 def _serve(descriptor: int, parent: int) -> NoReturn:
     """Run the main loop of a local worker."""
+    _WORKER.set()
     leave_when_asked()
     open_streams()
     tidy_warnings()
@@ -552,9 +560,12 @@ def _one_thread() -> Iterator[None]:
 def many_threads() -> AbstractContextManager[None]:
     """A context in which tokenizers use all cores, in a pool at most as many as it has ``jobs``.
 
-    Nothing else of a study can run before its text is prepared, so the cores are free.
+    Nothing else of a study can run before its text is prepared, so the cores are free. A process
+    that was forked keeps its one thread, and so does an executor's; what the user has set in
+    ``TOKENIZERS_PARALLELISM`` stands.
     """
-    return _tokenizers_parallel("true")
+    told = PARALLEL in os.environ and not _WORKER.is_set()
+    return nullcontext() if told or _FORKED.is_set() else _tokenizers_parallel("true")
 
 
 @contextmanager
