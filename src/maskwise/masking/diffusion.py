@@ -62,7 +62,7 @@ from maskwise.masking.masker import Masker
 from maskwise.masking.policies import Policy, UnitKind, When
 from maskwise.masking.policies import policy as make_policy
 from maskwise.masking.policies.base import checked_moment
-from maskwise.masking.schedules import Schedule, Spec, schedule
+from maskwise.masking.schedules import Schedule, Spec, uniform
 from maskwise.masking.select import Choice, up_to
 from maskwise.masking.settings import Masking
 from maskwise.masking.units import Units, reached
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from torch import Tensor
 
-ANY_RATE = schedule("uniform(0, 1)")
+ANY_RATE = uniform(0, 1)
 MASK_ONLY = mask_only()
 REST = 0.1
 """The share of rates drawn from uniform(0, 1) if a distribution omits a part of (0, 1)."""
