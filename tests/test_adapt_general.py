@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -231,6 +232,22 @@ def test_the_loss_on_a_text_is_a_measure_of_evaluate(files):
     assert record == again
     assert (record.measure, record.metric, record.higher_is_better) == ("mine", "nats", False)
     assert (record.items or 0) > 50 and record.value > 1
+
+
+def test_the_loss_on_a_text_is_measured_with_the_kind_of_masks_that_is_asked(files):
+    general = str(files / "general.jsonl")
+    token, words = (TextLoss.read(general, masks=masks) for masks in ("token", "whole-word"))
+    # The name of a stage depends on the content; single tokens were the only masks before.
+    assert token.content() == TextLoss.read(general).content() != words.content()
+    former = {name: value for name, value in vars(token).items() if name != "masks"}
+    as_json = json.dumps(former).encode()
+    assert token.content() == hashlib.sha256(as_json).hexdigest()[:16]
+    measures = [f"text-loss({general!r}, masks={masks!r})" for masks in ("token", "whole-word")]
+    losses = [evaluate_checkpoint("bundled:encoder", [one], text=None)[0] for one in measures]
+    # The pieces of a whole word are no help to each other.
+    assert losses[1].value > losses[0].value + 0.5
+    with pytest.raises(MaskwiseError, match="whole-word"):
+        TextLoss.read(general, masks="spans")
 
 
 def test_adapt_says_what_was_forgotten(files, capfd):

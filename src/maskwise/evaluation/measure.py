@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from maskwise.text import Rows
+
+
+def content_of(facts: Mapping[str, object]) -> str:
+    """Return the hash of the attributes of a measure, as JSON."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 class Measure(ABC):
@@ -44,7 +49,7 @@ class Measure(ABC):
 
         The name of a stage depends on it. By default, it is that of all attributes, as JSON.
         """
-        return hashlib.sha256(json.dumps(vars(self)).encode()).hexdigest()[:16]
+        return content_of(vars(self))
 
     def texts(self) -> list[tuple[str, ...]]:
         """Return the texts of each item. ``overlap`` searches a corpus for these texts."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from maskwise.constants import NATS
-from maskwise.errors import MaskwiseError
-from maskwise.evaluation.measure import Measure
+from maskwise.errors import MaskwiseError, require_known
+from maskwise.evaluation.measure import Measure, content_of
 from maskwise.evaluation.scoring import HeldOut, fixed_maskers
 from maskwise.evaluation.sets import evenly
 from maskwise.families import most_tokens
@@ -31,6 +31,8 @@ LOOKED_AT = 20_000
 """The maximum number of documents that are read."""
 LONGEST, LONGEST_TEXT = 128, 4000
 """The maximum number of tokens of a row, and of characters of a document."""
+MASKS = ("token", "whole-word")
+"""The kinds of fixed masks."""
 LEAST = 5
 """The minimum number of documents."""
 
@@ -44,6 +46,7 @@ class TextLoss(Measure):
         documents: (N,) the texts.
         ratio: the masking ratio.
         rows: the maximum number of rows.
+        masks: the kind of fixed masks, as in ``evaluation.masks``.
 
     >>> text = TextLoss.read("bundled:wikipedia", documents=10)
     >>> text.name, len(text.documents)
@@ -54,6 +57,7 @@ class TextLoss(Measure):
     documents: tuple[str, ...]
     ratio: float
     rows: int
+    masks: str = "token"
 
     @classmethod
     def read(
@@ -66,6 +70,7 @@ class TextLoss(Measure):
         ratio: float = 0.15,
         documents: int = DOCUMENTS,
         rows: int = ROWS,
+        masks: str = "token",
     ) -> TextLoss:
         """Read a corpus.
 
@@ -80,10 +85,14 @@ class TextLoss(Measure):
             ratio: the masking ratio.
             documents: the maximum number of documents, which are evenly spaced.
             rows: the maximum number of rows.
+            masks: the kind of fixed masks: "token" or "whole-word". A model that was trained with
+                one kind becomes worse at the other, also on text that it trains on.
 
         Raises:
-            MaskwiseError: the corpus cannot be read, or has too few documents.
+            MaskwiseError: the corpus cannot be read or has too few documents, or the kind of masks
+                is unknown.
         """
+        require_known("masks", masks, MASKS)
         read = require_documents(read_documents(source, text_field=text_field))
         chosen: Iterable[Document] = read
         if held_out:
@@ -100,7 +109,14 @@ class TextLoss(Measure):
             )
         texts = tuple(document.text[:LONGEST_TEXT] for document in evenly(found, documents))
         name = name or source.removeprefix("bundled:")
-        return cls(name, texts, ratio, rows)
+        return cls(name, texts, ratio, rows, masks)
+
+    def content(self) -> str:
+        # Stages that measured single tokens keep their names.
+        if self.masks == "token":
+            facts = {name: value for name, value in vars(self).items() if name != "masks"}
+            return content_of(facts)
+        return super().content()
 
     def texts(self) -> list[tuple[str, ...]]:
         return [(text,) for text in self.documents]
@@ -127,7 +143,7 @@ class TextLoss(Measure):
         rows = Rows.of(read_pieces(tokens, tokenizer=tokenizer, length=length), "document")
         objective = predicting(model)
         maskers = fixed_maskers(
-            tokenizer, masks=["token"], ratio=self.ratio, kind=objective.kind, length=length
+            tokenizer, masks=[self.masks], ratio=self.ratio, kind=objective.kind, length=length
         )
         losses = HeldOut(
             rows.laid(objective.reads(rows.layout, model.config)),
