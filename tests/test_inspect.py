@@ -18,6 +18,7 @@ from rich.console import Console
 from maskwise.annotate.registry import annotator
 from maskwise.cli import views
 from maskwise.cli.views import TABLES, describe_table, names_in
+from maskwise.errors import MaskwiseError
 from maskwise.inspection import STYLES, inspect_text, render_masks, write_masks
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import policy
@@ -41,9 +42,15 @@ def tokenizer(tmp_path_factory):
     return str(folder)
 
 
-def look(text, policies, tokenizer, step=0, **more):
+def look(text, policies, tokenizer, step=0, texts=None, **more):
     return inspect_text(
-        text, policies, {**PLAIN, **more}, tokenizer=tokenizer, step=step, total_steps=100
+        text,
+        policies,
+        {**PLAIN, **more},
+        tokenizer=tokenizer,
+        step=step,
+        total_steps=100,
+        texts=texts,
     )
 
 
@@ -143,6 +150,10 @@ def test_a_file_is_inspected_text_by_text(tokenizer, tmp_path, capsys):
     assert maskwise("inspect", path, "--tokenizer", tokenizer, "--policy", "token", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [entry["text"][:17] for entry in found] == [f"Document number {n}" for n in range(5)]
+    # The number of texts is used for a file, and refused for a text.
+    assert len(look(str(path), "token", tokenizer, texts=7)) == 7
+    with pytest.raises(MaskwiseError, match="a number of texts is given for one text"):
+        look(TEXT, "token", tokenizer, texts=7)
     # A folder is not inspected as the text of its own name.
     assert [entry.text for entry in look(str(tmp_path), "token", tokenizer)] == [
         entry["text"] for entry in found

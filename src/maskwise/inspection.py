@@ -22,7 +22,7 @@ from rich.text import Text
 # With ``learning``, the annotator ``learned`` is known.
 import maskwise.learning  # noqa: F401
 from maskwise.annotate.registry import SPANS, ByText, MarkedSpan, annotator, annotators, read_marks
-from maskwise.errors import MaskwiseError, visible
+from maskwise.errors import MaskwiseError, shortened, visible
 from maskwise.folders import write_page
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.corruptions import PermuteSentences, corruption
@@ -50,9 +50,9 @@ STYLES = {
 BRACKETS = {"shown": "{}", "masked": "[{}]", "random": "[{}]", "kept": "[={}]"}
 LEGEND = {"masked": "masked", "random": "another token", "kept": "chosen, shown unchanged"}
 
-MAX_TEXTS = 5
+SHOWN_TEXTS = 5
 MAX_CHARACTERS = 600
-"""If the text is a file: the maximum number of its texts, and of characters in each text."""
+"""If the text is a file: the number of its texts by default, and of characters in each text."""
 TEXT_LAYERS = ("word_ids", "sentence", "frequency")
 """Annotation layers (values of tokens) that are computed from any text, without marks in it."""
 ANNOTATED = ("pos", "salient")
@@ -233,6 +233,7 @@ def inspect_text(
     step: int = 0,
     total_steps: int = 1000,
     words: str = "auto",
+    texts: int | None = None,
 ) -> list[Inspected]:
     """Mask a text, or the first texts of a file, with each policy.
 
@@ -245,17 +246,19 @@ def inspect_text(
             texts use the bundled tokenizer.
         step, total_steps: the training step for which the masking ratio is computed.
         words: what a word is, as for ``encode``.
+        texts: how many texts of a file, by default ``SHOWN_TEXTS``. Of each, the first
+            ``MAX_CHARACTERS`` characters are used.
 
     Raises:
-        MaskwiseError: there is no text, a name is unknown, or a policy needs an annotation layer
-            that the text does not have.
+        MaskwiseError: there is no text, ``texts`` is given for a text that is no file, a name is
+            unknown, or a policy needs an annotation layer that the text does not have.
     """
     shown_as = settings.get("corruption", "bert")
-    texts = [read_marks(marked) for marked in _texts(text)]
+    marked_texts = [read_marks(marked) for marked in _texts(text, texts)]
     specs = split_calls(policies)
     if not specs:
         raise MaskwiseError("no policy is given", got=repr(policies), do="try: token,whole-word")
-    has_marks = any(spans for _, spans in texts)
+    has_marks = any(spans for _, spans in marked_texts)
     # Missing layers are found before the tokenizer is loaded, because it may be downloaded.
     needed, annotators = _needed_layers(specs, shown_as, marked=has_marks)
     # The output names the tokenizer, because unexpected tokens usually come from it.
@@ -267,7 +270,7 @@ def inspect_text(
         # Of several policies, some may not use a setting that the others do.
         maskers[spec] = Masker(loaded, **(own if len(specs) == 1 else Masking.used(own)))
     inspected = []
-    for plain, spans in texts:
+    for plain, spans in marked_texts:
         makers = annotators
         if has_marks and not spans:
             makers = [*annotators, *(name for name in ANNOTATED if name in needed)]
@@ -359,8 +362,8 @@ def row_of(
     return row
 
 
-def _texts(text: str) -> list[str]:
-    """Return the text in a list or, if it is a file name, the beginnings of the first texts."""
+def _texts(text: str, count: int | None) -> list[str]:
+    """Return the text in a list or, if it is a file name, the beginnings of ``count`` texts."""
     # If a file such as "missing.txt" does not exist, the name is an error and not a text.
     looks_like_file = known_ending(Path(text)) is not None
     # Unlike Path.is_file, os.path.isfile accepts a string of any length.
@@ -368,10 +371,17 @@ def _texts(text: str) -> list[str]:
     if (looks_like_file and "\n" not in text) or is_corpus:
         documents = require_documents(read_documents(text))
         texts = []
-        for document in islice(documents, MAX_TEXTS):
+        for document in islice(documents, SHOWN_TEXTS if count is None else count):
             one_line = " ".join(document.text.split())
             texts.append(one_line[:MAX_CHARACTERS])
         return texts
+    if count is not None:
+        raise MaskwiseError(
+            "a number of texts is given for one text",
+            got=f"{count} and {shortened(text)}",
+            allowed="a number with a file of texts",
+            do="leave the number out",
+        )
     if not text.strip():
         raise MaskwiseError("there is no text to mask", got="an empty text")
     require_utf8(text)

@@ -232,7 +232,10 @@ def generate(
 def inspect(
     text: Annotated[
         str,
-        typer.Argument(help="A text, or a file of texts. Spans may be marked: [[Marie Curie]]."),
+        typer.Argument(
+            help="A text, or a file, of whose first texts 600 characters each are shown. Spans may "
+            "be marked: [[Marie Curie]]."
+        ),
     ],
     policy: Annotated[
         str | None,
@@ -261,6 +264,10 @@ def inspect(
         int, typer.Option(min=1, help="Length of the schedule in steps.")
     ] = 1000,
     words: Words = "auto",
+    texts: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of texts of a file that are shown. Default: 5."),
+    ] = None,
     html: Page = None,
     as_json: Json = False,
 ) -> None:
@@ -287,6 +294,7 @@ def inspect(
         step=step,
         total_steps=total_steps,
         words=words,
+        texts=texts,
     )
     if html is not None:
         write_masks(inspected, html)
