@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import runpy
+from collections import Counter
+from itertools import count
 from pathlib import Path
 
 from maskwise.recipe import read_recipe
-from tiny import find_recipe, read_lines
+from maskwise.text.new_words import read_words
+from tiny import find_recipe, read_lines, write_lines
 
 SPLITS = ("train", "dev", "test")
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +72,48 @@ def test_labelled_passages_of_novels_are_not_in_the_text(tmp_path):
     for row in [*train, *test]:
         assert row["text"] not in text
     assert len(text.split("\n")) == 2 * 90 - 60
+
+
+def test_labelled_terms_have_one_organ_system_and_are_not_in_the_text(tmp_path):
+    blocks = ["format-version: 1.2", "[Term]\nid: HP:0000118\nname: Phenotypic abnormality"]
+    numbers = count(1000)
+    for system in ("eye", "ear", "skin"):
+        top = f"HP:{next(numbers)}"
+        blocks.append(f"[Term]\nid: {top}\nname: {system} system\nis_a: HP:0000118 ! root")
+        # Too few terms of the skin to be a label.
+        for number in range(100 if system != "skin" else 20):
+            lines = [f"id: HP:{next(numbers)}", f"name: {system} term {number}"]
+            lines += [f'def: "The \\"{system}\\" of kind {number}." [PMID:1]', f"is_a: {top} ! top"]
+            lines += [f'synonym: "{system} word {number}" EXACT []', "comment: Seen once."]
+            blocks.append("\n".join(["[Term]", *lines]))
+    both = ["id: HP:9999", "name: eye and ear", 'def: "Both." []', "is_a: HP:1001", "is_a: HP:1102"]
+    blocks.append("\n".join(["[Term]", *both]))
+    blocks.append('[Term]\nid: HP:9998\nname: gone\ndef: "Gone." []\nis_obsolete: true')
+    ontology = tmp_path / "hp.obo"
+    ontology.write_text("\n\n".join(blocks))
+    runpy.run_path(str(SCRIPTS / "hpo.py"))["main"](ontology, tmp_path / "out")
+    rows = read_lines(tmp_path / "out" / "systems" / "train.jsonl")
+    rows += read_lines(tmp_path / "out" / "systems" / "test.jsonl")
+    assert Counter(row["label"] for row in rows) == {"eye system": 75, "ear system": 75}
+    assert all(row["text"].split()[0] == row["label"].split()[0] for row in rows)
+    texts = [row["text"] for row in read_lines(tmp_path / "out" / "hpo.jsonl")]
+    assert len(texts) == 25 + 25 + 20 + 1 and not any("gone" in text.lower() for text in texts)
+    names = {text.partition(";")[0] for text in texts}
+    assert names.isdisjoint(row["text"] for row in rows)
+    known = 'skin term 3; skin word 3. The "skin" of kind 3. Seen once.'
+    assert known in texts
+
+
+def test_random_words_are_candidates_and_differ_between_seeds(tmp_path):
+    rare = "neuropathologist"
+    words = ["cardiomyopathy", "electrolyte", "arrhythmia", "keratoconus", "nephrolithiasis"]
+    texts = [f"the {' and '.join(words)} of {rare if n < 4 else 'it'} {n}." for n in range(12)]
+    text = tmp_path / "text.jsonl"
+    write_lines(text, [{"text": each} for each in texts])
+    draw = runpy.run_path(str(SCRIPTS / "random_words.py"))["main"]
+    draw("bundled:encoder", str(text), tmp_path / "out", words=3, seeds=6, held_out=0.0)
+    drawn = [read_words(tmp_path / "out" / f"{seed}.txt") for seed in range(6)]
+    assert all(len(each) == 3 and {*each} <= {*words} for each in drawn) and len({*drawn}) > 1
 
 
 def test_the_text_of_every_mutant_is_in_the_source_once():

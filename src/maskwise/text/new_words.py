@@ -148,21 +148,32 @@ def _is_whole(entry: str, tokenizer: PreTrainedTokenizerFast) -> bool:
     return not (prefix and entry.startswith(prefix))
 
 
-def choose_words(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, number: int
+def candidate_words(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast
 ) -> list[NewWord]:
-    """Choose the words that save the most pieces in a text, at most ``number`` of them.
+    """Return the words of a text that may become tokens.
 
-    The words consist of letters, have two or more pieces, and occur in five or more documents.
+    They consist of letters, have two or more pieces, and occur in five or more documents.
 
     Raises:
-        MaskwiseError: no word qualifies, or the tokenizer cannot be extended.
+        MaskwiseError: the tokenizer cannot be extended.
     """
-    chosen = [
+    return [
         word
         for word in count_words(documents, tokenizer)
         if word.documents >= FEWEST_DOCUMENTS and word.text.isalpha()
     ]
+
+
+def choose_words(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, number: int
+) -> list[NewWord]:
+    """Choose the candidates that save the most pieces in a text, at most ``number`` of them.
+
+    Raises:
+        MaskwiseError: there is no candidate, or the tokenizer cannot be extended.
+    """
+    chosen = candidate_words(documents, tokenizer)
     if not chosen:
         raise MaskwiseError(
             "model.new_tokens: no word of the training text qualifies",
