@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 import pickle
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,29 +25,38 @@ from masking_tools import (
     CLS,
     CORRUPTION_SPECS,
     FIRST,
+    LAYERS,
+    MASK,
     PAD,
     POLICY_BUDGETS,
     POLICY_SPECS,
     SEP,
-    UNK,
     WORDS,
     masker,
-    packed,
     padded,
     per_row,
     random_rows,
     row,
-    vocabulary,
+    tokenizer,
 )
-from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
-from maskwise.masking import IGNORE, SCHEDULES, gather, schedules
-from maskwise.masking.policies import POLICIES, When
+from maskwise.masking import (
+    IGNORE,
+    SCHEDULES,
+    check_corruption,
+    check_policy,
+    contract,
+    examples,
+    schedules,
+)
+from maskwise.masking.corruptions.base import Corruption, Edit, Masked, labels_in_place
+from maskwise.masking.policies import POLICIES, Policy, UnitKind
+from maskwise.masking.policies.base import units_by
 from maskwise.masking.select import BUDGETS
+from maskwise.masking.units import Units, runs
 
 KEEPING = [name for name in CORRUPTION_SPECS if masker("token", name).corruption.keeps_length]
 MOVING = {"permute-sentences"}  # the text that is left may change places
-ADDING = {"insert"}  # random tokens that stand for nothing
 
 each_policy = pytest.mark.parametrize("policy", POLICY_SPECS)
 each_corruption = pytest.mark.parametrize("corruption", CORRUPTION_SPECS)
@@ -63,80 +75,29 @@ few = settings(
     max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
-ROWS = list(AWKWARD.values()) + random_rows(4, seed=3)
+NAMED = AWKWARD | {f"random {i}": one for i, one in enumerate(random_rows(4, seed=3))}
+ROWS = list(NAMED.values())
 WHOLE = padded(ROWS)
-
-
-def some_rows(*order: int) -> tuple[list[int], list[dict], list]:
-    """Some of the rows, and the batches that they can be: padded, as lists, padded left."""
-    some = [ROWS[i] for i in order]
-    return [*order], some, [padded(some, width=44), some, padded(some, width=41, left=True)]
-
-
-# Tensors are made once, because hundreds of tests read them.
-COMPOSED = [some_rows(*reversed(range(len(ROWS)))), some_rows(3), some_rows(0, 8)]
-
-
-def eligible(one: dict) -> torch.Tensor:
-    return torch.tensor([i >= FIRST for i in one["input_ids"]], dtype=torch.bool)
 
 
 @each_budget
 @each_corruption
 def test_awkward_rows(policy: str, budget: str, corruption: str) -> None:
-    made, batch = masker(policy, corruption, budget=budget, ratio=0.3, seed=5), padded(ROWS)
+    made = masker(policy, corruption, budget=budget, ratio=0.3, seed=5)
+    out = contract.check_masks(made, NAMED, policy)
+    contract.check_shown(out, ROWS, made, corruption, moves_text=corruption in MOVING)
+    contract.check_packing(made, ROWS, policy)
+
+
+@each_policy
+@each_corruption
+def test_tensors_are_masked_as_arrays_are(policy: str, corruption: str) -> None:
+    made, batch = masker(policy, corruption, ratio=0.3, seed=5), padded(ROWS)
     out = made(batch, epoch=2)
     for name, value in WHOLE.items():
         assert torch.equal(batch[name], value), "the input was changed"
-    check_shown(out, batch, corruption)
-    again = made(batch, epoch=2)
-    assert torch.equal(out.input_ids, again.input_ids) and torch.equal(out.labels, again.labels)
-    # Any batch composition gives the same masks.
-    whole = per_row(out, ROWS)
-    for order, some, batches in COMPOSED:
-        expected = [whole[i] for i in order]
-        for each in batches:
-            assert per_row(made(each, epoch=2), some) == expected
-
-
-def check_shown(out, batch, corruption: str) -> None:
-    """What holds for the output of any corruption of the (B, L) ``batch``."""
-    ids, shown, selected = batch["input_ids"], out.input_ids, out.selected
-    assert not (selected & (ids < FIRST)).any(), "special, padding or unknown tokens were chosen"
-    assert not (selected & (batch["attention_mask"] == 0)).any()
-    attention = batch["attention_mask"] if out.attention_mask is None else out.attention_mask
-    assert ((shown >= 0) & (shown < vocabulary().size)).all()
-    for b in range(len(ids)):
-        real = ids[b][batch["attention_mask"][b] == 1]
-        left = shown[b][attention[b] == 1]
-        chosen = selected[b][batch["attention_mask"][b] == 1]
-        for special in (CLS, SEP, UNK):
-            assert (left == special).sum() == (real == special).sum(), (
-                "special tokens were added, lost or drawn"
-            )
-        assert PAD not in left.tolist()
-        if not chosen.any():
-            assert left.tolist() == real.tolist() and (out.labels[b] == IGNORE).all()
-            continue
-        if corruption not in MOVING:
-            assert is_subsequence(real[~chosen].tolist(), left.tolist()), (
-                "tokens that were not chosen were touched"
-            )
-    if corruption in KEEPING and corruption not in MOVING:
-        kept = ~selected
-        assert torch.equal(shown[kept], ids[kept])
-        changed = shown[shown != ids]
-        ordinary = (changed >= FIRST) & (changed < FIRST + WORDS)
-        assert (ordinary | (changed == vocabulary().mask)).all(), (
-            "random replacements are ordinary tokens"
-        )
-        assert torch.equal(out.labels != IGNORE, selected)
-        assert torch.equal(torch.where(selected, out.labels, shown), ids), "labels restore the text"
-
-
-def is_subsequence(short: list[int], long: list[int]) -> bool:
-    rest = iter(long)
-    return all(token in rest for token in short)
+    arrays = made(examples.padded(ROWS, PAD), epoch=2)
+    assert per_row(out, ROWS) == per_row(arrays, ROWS)
 
 
 @each_budget
@@ -149,98 +110,17 @@ def is_subsequence(short: list[int], long: list[int]) -> bool:
 def test_whole_units_within_the_budget(
     policy: str, budget: str, made: list, ratio: float, seed: int
 ) -> None:
-    maker, batch = (
-        masker(policy, budget=budget, ratio=ratio, seed=seed),
-        gather(padded(made), vocabulary()),
-    )
-    draws = Draws(batch.example_id, seed=seed, epoch=0)
-    selection = maker.choose(batch, draws, When())
-    ratio_P = selection.ratio_P
-    units, chosen = selection.units, selection.tokens
-    assert not (chosen & ~batch.eligible).any() and batch.eligible[units.tokens].all()
-    length = units.length
-    unit = units.unit
-    taken = np.bincount(unit, chosen[units.tokens], len(length))
-    assert ((taken == 0) | (taken == length)).all(), "half a unit"
-    assert (batch.piece[units.tokens] == units.piece[unit]).all() and (length > 0).all()
-    assert len(set(zip(units.piece.tolist(), units.number.tolist(), strict=True))) == len(length), (
-        "one number twice"
-    )
-    pieces = len(made)
-    usable = np.bincount(
-        units.piece, length if units.weight is None else length * (units.weight > 0), pieces
-    )
-    longest = np.zeros(pieces, np.int64)
-    np.maximum.at(longest, units.piece, length)
-    count = batch.count(chosen)
-    if budget != "bernoulli":
-        assert selection.budget is not None
-        exact_P = units.tokens_P * ratio_P
-        assert ((np.abs(selection.budget - exact_P) < 1) | (selection.budget == 1)).all()
-        if budget == "exact":
-            assert (count <= selection.budget).all()
-        else:
-            assert ((count - longest < selection.budget) | (count == 0)).all(), (
-                "more than one unit over"
-            )
-            assert ((count + longest > np.minimum(selection.budget, usable)) | (count == 0)).all()
-    if ratio == 0:
-        assert not chosen.any()
-    if ratio == 1 and (units.weight is None or budget != "bernoulli"):
-        assert (count == usable).all(), "at ratio 1 all that may be chosen is"
-
-
-@each_budget
-@pytest.mark.parametrize("corruption", KEEPING)
-def test_packed_like_padded(policy: str, budget: str, corruption: str) -> None:
-    made = masker(policy, corruption, budget=budget, ratio=0.3, seed=9)
-    some = [one for one in ROWS if len(one["input_ids"]) and eligible(one).any()]
-    alone, blocks = made(padded(some), epoch=1), packed(some, width=50)
-    together = made(blocks, epoch=1)
-    for b, one in enumerate(some):
-        here = (blocks["example_id"] == one["example_id"]) & (blocks["attention_mask"] == 1)
-        n = len(one["input_ids"])
-        assert together.input_ids[here].tolist() == alone.input_ids[b, :n].tolist()
-        # only the text is whose: frames belong to no document in a block
-        text = torch.tensor(one["word_ids"]) >= 0
-        assert together.labels[here][text].tolist() == alone.labels[b, :n][text].tolist()
-        assert together.selected[here].tolist() == alone.selected[b, :n].tolist()
-
-
-@each_budget
-@pytest.mark.parametrize("corruption", sorted(set(CORRUPTION_SPECS) - set(KEEPING)))
-def test_packed_rows_are_their_pieces_one_after_the_other(
-    policy: str, budget: str, corruption: str
-) -> None:
-    """Where lengths change, a packed row and its targets are those of its documents alone, in their
-    order.
-    """
-    made = masker(policy, corruption, budget=budget, ratio=0.3, seed=9)
-    some = [one for one in ROWS if len(one["input_ids"]) and eligible(one).any()]
-    alone = per_row(made(padded(some), epoch=1), some)
-    blocks = packed(some, width=50)
-    line = gather(blocks, vocabulary())
-    line.plan = None  # rows may grow
-    together = made(line, epoch=1)
-    here = {one["example_id"]: pair for one, pair in zip(some, alone, strict=True)}
-    segments = together.segment_ids
-    assert torch.equal(segments >= 0, together.attention_mask.bool())
-    for b in range(len(blocks["input_ids"])):
-        written: list[int] = []
-        for number, name in enumerate(line.example_id[line.row == b].tolist()):
-            inputs, labels = here[name]
-            assert together.input_ids[b][segments[b] == number].tolist() == inputs
-            written += labels
-        assert together.labels[b][together.labels[b] != IGNORE].tolist() == written
+    maker = masker(policy, budget=budget, ratio=ratio, seed=seed)
+    contract.check_units(maker, examples.padded(made, PAD), policy)
 
 
 @each_corruption
 @few
 @given(made=rows, ratio=st.sampled_from([0.0, 0.2, 1.0]))
 def test_any_rows(corruption: str, made: list, ratio: float) -> None:
-    batch = padded(made)
-    out = masker("span", corruption, ratio=ratio)(batch, epoch=0)
-    check_shown(out, batch, corruption)
+    maker = masker("span", corruption, ratio=ratio)
+    out = maker(padded(made), epoch=0)
+    contract.check_shown(out, made, maker, corruption, moves_text=corruption in MOVING)
 
 
 @each_policy
@@ -249,17 +129,7 @@ def test_masks_differ_between_examples_and_epochs_and_survive_pickling(
     policy: str, corruption: str
 ) -> None:
     made = masker(policy, corruption, ratio=schedules.uniform(0.2, 0.6), fill="random", seed=1)
-    one = random_rows(1, words=20)[0]
-    same_text = padded([one | {"example_id": i} for i in range(8)])
-    first, other, copied = (
-        m(same_text, epoch=e)
-        for m, e in ((made, 0), (made, 1), (pickle.loads(pickle.dumps(made)), 0))
-    )
-    assert torch.equal(first.input_ids, copied.input_ids) and torch.equal(
-        first.labels, copied.labels
-    )
-    assert len({tuple(x.tolist()) for x in first.selected}) > 3
-    assert not torch.equal(first.selected, other.selected)
+    contract.check_draws(made, random_rows(1, words=20)[0], policy, least=7)
     assert isinstance(made.describe()["policy"], str)
 
 
@@ -268,12 +138,320 @@ def test_masks_differ_between_examples_and_epochs_and_survive_pickling(
 def test_fill(policy: str, fill: str) -> None:
     made = masker(policy, budget="expected", fill=fill, ratio=0.6)
     out = made(padded(ROWS), epoch=0)
-    check_shown(out, padded(ROWS), "bert")
+    contract.check_shown(out, ROWS, made, policy)
     assert out.choice is not None
     if fill != "random" and out.choice.units.weight is not None:
         assert (out.choice.units.weight[out.choice.chosen] > 0).all(), (
             "what weighs nothing only fills"
         )
+
+
+@each_policy
+def test_check_policy_passes(policy: str) -> None:
+    check_policy(POLICY_SPECS[policy], layers=LAYERS)
+
+
+@each_corruption
+def test_check_corruption_passes(corruption: str) -> None:
+    check_corruption(corruption, moves_text=corruption in MOVING)
+
+
+GENERATOR = np.random.default_rng(0)
+
+
+def owned(line: Any, unit_T: np.ndarray) -> Units:
+    """Units of tokens with the same number ≥ 0 in ``unit_T``, in the piece of their first token."""
+    tokens = np.flatnonzero(unit_T >= 0)
+    names, first, unit = np.unique(unit_T[tokens], return_index=True, return_inverse=True)
+    piece = line.piece[tokens[first]]
+    return Units.of_tokens(line, tokens, unit, piece, np.arange(len(names)))
+
+
+def twice(line: Any) -> Units:
+    units = Units.single(line)
+    tokens = np.repeat(units.tokens, 2)
+    unit = np.arange(len(tokens))
+    return Units.of_tokens(line, tokens, unit, line.piece[tokens], unit)
+
+
+def emptied(line: Any) -> Units:
+    units = Units.single(line)
+    tokens = units.tokens[1:]
+    return Units.of_tokens(line, tokens, np.arange(len(tokens)) + 1, units.piece, units.number)
+
+
+def backwards(line: Any) -> Units:
+    units = units_by(line, "word")
+    for name in ("piece", "number", "start", "length"):
+        setattr(units, name, getattr(units, name)[::-1])
+    return units
+
+
+def too_few(line: Any) -> Units:
+    units = units_by(line, "word")
+    units.length = units.length[:1]
+    return units
+
+
+def small_floats(line: Any) -> Units:
+    units = units_by(line, "word")
+    units.weight = np.ones(len(units.piece), np.float32)
+    return units
+
+
+def all_alike(line: Any) -> Units:
+    units = Units.single(line)
+    units.number = np.zeros_like(units.number)
+    return units
+
+
+def written_into(line: Any) -> Units:
+    line.layers["word_ids"][:] = 0
+    return units_by(line, "word")
+
+
+def filled(line: Any, when: Any) -> Units:
+    when.ratio.fill(0.5)
+    return units_by(line, "word")
+
+
+def by_word(weights: Callable[[Any, Any], Any]) -> Callable[[Any, Any, Any], Units]:
+    """A mistake in the weights of words."""
+
+    def cut(line: Any, draws: Any, when: Any) -> Units:
+        units = units_by(line, "word")
+        return units.weighted(weights(units, when))
+
+    return cut
+
+
+MISTAKES: dict[str, tuple[Callable[[Any, Any, Any], Any], str]] = {
+    "special tokens": (lambda line, *_: owned(line, np.arange(len(line.input_ids))), "not be mask"),
+    "two units": (lambda line, *_: twice(line), "in two units"),
+    "two documents": (lambda line, *_: owned(line, np.where(line.eligible, 0, -1)), "another doc"),
+    "no tokens": (lambda line, *_: emptied(line), "no tokens"),
+    "backwards": (lambda line, *_: backwards(line), "order of the text"),
+    "shapes": (lambda line, *_: too_few(line), "length must have"),
+    "small floats": (lambda line, *_: small_floats(line), "float64"),
+    "equal numbers": (lambda line, *_: all_alike(line), "same number"),
+    "writing": (lambda line, *_: written_into(line), "must not change"),
+    "writing ratios": (lambda line, _, when: filled(line, when), "must not change"),
+    "a layer": (lambda line, *_: runs(line, line.layer("pos")), r"layers\(\) does not name"),
+    "a list": (lambda line, *_: line.eligible_at.tolist(), "list"),
+    "the first": (
+        by_word(lambda units, _: units.length / units.length[0]),
+        r"\(no content\).*IndexError",
+    ),
+    "a generator": (by_word(lambda units, _: GENERATOR.random(len(units.piece))), "second call"),
+    "the batch": (by_word(lambda units, _: np.arange(len(units.piece)) + 1), "differently"),
+    "the mean": (by_word(lambda units, _: units.length / sum(units.length)), "differently"),
+    "infinity": (by_word(lambda units, _: units.length * np.inf), "not a finite number"),
+    "the ratio": (by_word(lambda units, when: units.length ** when.ratio.mean()), "needs_ratio"),
+    "the end": (
+        by_word(lambda units, when: units.length ** (when.step / (when.total_steps or 1))),
+        "needs_total",
+    ),
+    "no weight": (by_word(lambda units, _: units.length > 1), "has_zero_weights"),
+    "the text": (
+        by_word(lambda units, _: units.line.input_ids[units.start] % 5 + 1),
+        "reads_text",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Mistaken(Policy):
+    """Whole words, with a mistake."""
+
+    mistake: str
+
+    unit_kind = UnitKind.WORD
+    has_zero_weights = False
+    reads_text = False
+
+    def layers(self) -> tuple[str, ...]:
+        return ("word_ids",)
+
+    def cut(self, line: Any, draws: Any, when: Any) -> Any:
+        return MISTAKES[self.mistake][0](line, draws, when)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_check_policy_names_the_mistake(mistake: str) -> None:
+    with pytest.raises(MaskwiseError, match=MISTAKES[mistake][1]) as error:
+        check_policy(Mistaken(mistake))
+    assert "Mistaken" in str(error.value) and "\n" not in str(error.value)
+
+
+class Unequal(Policy):
+    """No dataclass."""
+
+    unit_kind = UnitKind.TOKEN
+
+    def cut(self, line: Any, draws: Any, when: Any) -> Units:
+        return Units.single(line)
+
+
+@dataclass(frozen=True)
+class Unsendable(Unequal):
+    """A field that cannot be pickled."""
+
+    function: Any = field(default=lambda: 0)
+
+
+@dataclass(frozen=True)
+class Undeclared(Unequal):
+    unit_kind = "token"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Listed(Unequal):
+    def layers(self) -> Any:
+        return ["word_ids"]
+
+
+@dataclass(frozen=True)
+class Doubling(Unequal):
+    def ratios(self, ratio_P: Any, draws: Any, when: Any) -> Any:
+        return ratio_P * 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        (Unequal, "copy"),
+        (Unsendable, "processes"),
+        (Undeclared, "unit_kind"),
+        (Listed, r"layers\(\)"),
+        (Doubling, r"ratios\(\)"),
+    ],
+)
+def test_check_policy_names_what_is_declared_wrongly(kind: type[Policy], word: str) -> None:
+    with pytest.raises(MaskwiseError, match=word) as error:
+        check_policy(kind())
+    assert kind.__name__ in str(error.value)
+
+
+@dataclass(frozen=True)
+class Deep(Policy):
+    """Tokens by scores in a layer that maskwise does not know."""
+
+    unit_kind = UnitKind.TOKEN
+
+    def layers(self) -> tuple[str, ...]:
+        return ("depth",)
+
+    def cut(self, line: Any, draws: Any, when: Any) -> Units:
+        depth = line.layer("depth", scores=True)
+        assert depth[line.content].max(initial=0) < 1e9
+        return Units.single(line).weighted(depth[line.eligible_at])
+
+
+def test_check_policy_with_layers_and_rows_of_ones_own() -> None:
+    check_policy(Deep())
+    check_policy(Deep(), layers={"depth": lambda word: word / 3})
+    with pytest.raises(MaskwiseError, match="not a finite number"):
+        check_policy(Deep(), layers={"depth": lambda word: word - 1.0})
+    tools = tokenizer()
+    own = [
+        {"input_ids": one["input_ids"], "depth": torch.arange(len(one["input_ids"]))}
+        for one in ROWS
+    ]
+    check_policy(Deep(), tokenizer=tools, rows=own)
+    with pytest.raises(MaskwiseError, match="'depth' is missing"):
+        check_policy(Deep(), tokenizer=tools, rows=[{"input_ids": [CLS, FIRST, SEP]}])
+    with pytest.raises(MaskwiseError, match="tokenizer"):
+        check_policy(Deep(), rows=own)
+    with pytest.raises(MaskwiseError, match="no rows"):
+        check_policy(Deep(), tokenizer=tools, rows=[])
+
+
+def replaced(line: Any, choice: Any, new: Any, target: str = "spans") -> Masked:
+    ids = line.input_ids.copy()
+    ids[choice.tokens] = new
+    return Masked(ids, labels_in_place(choice, target))
+
+
+def overwritten(line: Any, choice: Any) -> Masked:
+    shown = replaced(line, choice, FIRST)
+    shown.input_ids[line.content] = FIRST
+    return shown
+
+
+def always(line: Any, choice: Any) -> Masked:
+    shown = replaced(line, choice, FIRST)
+    shown.labels = np.where(line.content, line.input_ids, IGNORE)
+    return shown
+
+
+def wrong_labels(line: Any, choice: Any) -> Masked:
+    shown = replaced(line, choice, FIRST)
+    return replace(shown, labels=np.where(choice.tokens, shown.input_ids, IGNORE))
+
+
+def shorter(line: Any, choice: Any) -> Masked:
+    edit = Edit(line, line.present & ~choice.tokens)
+    return edit.shown(edit(line.input_ids), edit(np.full_like(line.input_ids, IGNORE)))
+
+
+WRONG: dict[str, tuple[Callable[[Any, Any, Any], Any], str]] = {
+    "other tokens": (
+        lambda line, choice, _: overwritten(line, choice),
+        "not chosen|without chosen",
+    ),
+    "special tokens": (lambda line, choice, _: replaced(line, choice, SEP), "special tokens"),
+    "padding": (lambda line, choice, _: replaced(line, choice, PAD), "padding"),
+    "further targets": (lambda line, choice, _: always(line, choice), "targets"),
+    "labels": (lambda line, choice, _: wrong_labels(line, choice), "labels"),
+    "lengths": (lambda line, choice, _: shorter(line, choice), "keeps_length"),
+    "the mask": (lambda line, choice, known: replaced(line, choice, known.mask), "shows_mask"),
+    "a generator": (
+        lambda line, choice, _: replaced(line, choice, FIRST + GENERATOR.integers(WORDS)),
+        "second call",
+    ),
+    "the batch": (
+        lambda line, choice, _: replaced(line, choice, FIRST + np.arange(choice.tokens.sum()) % 9),
+        "differently",
+    ),
+    "writing": (lambda line, choice, _: line.input_ids.fill(MASK), "must not change"),
+    "nothing": (lambda line, choice, _: None, "Masked"),
+}
+
+
+@dataclass(frozen=True)
+class Wrong(Corruption):
+    """Replaces tokens, with a mistake."""
+
+    mistake: str
+
+    shows_mask = False
+
+    def corrupt(self, line: Any, choice: Any, draws: Any, vocabulary: Any) -> Masked:
+        return WRONG[self.mistake][0](line, choice, vocabulary)
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_check_corruption_names_the_mistake(mistake: str) -> None:
+    with pytest.raises(MaskwiseError, match=WRONG[mistake][1]) as error:
+        check_corruption(Wrong(mistake))
+    assert "Wrong" in str(error.value) and "\n" not in str(error.value)
+
+
+@dataclass(frozen=True)
+class Unwritten(Corruption):
+    """Deletes tokens, and promises a text that it does not give."""
+
+    shows_mask = False
+    keeps_length = False
+    target = "spans"
+
+    def corrupt(self, line: Any, choice: Any, draws: Any, vocabulary: Any) -> Masked:
+        return shorter(line, choice)
+
+
+def test_check_corruption_compares_what_a_decoder_writes() -> None:
+    with pytest.raises(MaskwiseError, match="label_lengths"):
+        check_corruption(Unwritten())
 
 
 ARGUMENTS = {
@@ -325,10 +503,10 @@ def test_the_policy_of_the_page_keeps_the_contract(tmp_path, monkeypatch) -> Non
         POLICIES, name, getattr(importlib.import_module("a_policy_of_ones_own"), written)
     )
     assert masker(name, ratio=1.0)(padded(ROWS), epoch=0).targets > 0
+    check_policy(name)
     for budget in BUDGETS:
         for corruption in ("bert", "delete", "t5"):
             test_awkward_rows(name, budget, corruption)
-        test_packed_like_padded(name, budget, "bert")
         test_whole_units_within_the_budget(name, budget)
     test_masks_differ_between_examples_and_epochs_and_survive_pickling(name, "bert")
     for ratio in (0.15, 0.5):  # the same units as the policy that ships

@@ -8,8 +8,10 @@ import json
 import re
 import runpy
 import shlex
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -126,7 +128,11 @@ def test_python_runs(
     """The blocks of a page run one after the other, in a few steps, with a tiny model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    names = given(texts)
+    # Classes of a page can be pickled, as those of a module can.
+    module = ModuleType("maskwise_page")
+    monkeypatch.setitem(sys.modules, "maskwise_page", module)
+    names = vars(module)
+    names.update(given(texts))
     for block in blocks_of(page):
         if block.language == "python" and block.reason is None:
             names["model"] = model("bert")

@@ -6,7 +6,9 @@ import contextlib
 import io
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -38,9 +40,11 @@ def test_a_notebook_holds_its_outputs(notebook: Path) -> None:
 def test_a_notebook_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its cells print what stands below them, numbers with decimals apart."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
+    # Classes of a notebook can be pickled, as those of a module can.
+    module = ModuleType("maskwise_notebook")
+    monkeypatch.setitem(sys.modules, "maskwise_notebook", module)
     for cell in code_of(notebook):
         shown = io.StringIO()
         with contextlib.redirect_stdout(shown):
-            exec(compile("".join(cell["source"]), notebook.name, "exec"), names)
+            exec(compile("".join(cell["source"]), notebook.name, "exec"), vars(module))
         assert NUMBER.sub("#", shown.getvalue()) == NUMBER.sub("#", printed(cell))

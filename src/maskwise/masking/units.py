@@ -168,6 +168,7 @@ class Units:
                 "each unit needs one weight",
                 got=f"weights of shape {np.shape(weight)} for {len(self.piece)} units",
             )
+        weight = np.asarray(weight, np.float64)
         check_weights(weight)
         other = copy(self)
         other.weight = weight
