@@ -52,7 +52,7 @@ from maskwise.text.documents import Documents, place_of
 from maskwise.text.pieces import read_pieces, tokenise
 from maskwise.text.rows import split
 from maskwise.text.settings import CorpusSettings
-from tiny import WORDS, load_json, maskwise, read_lines, records_of, write_lines
+from tiny import WORDS, load_json, maskwise, read_lines, records_of, unversioned, write_lines
 
 
 @pytest.fixture
@@ -230,6 +230,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert adapted.pop("format") == FORMATS["adapted.json"]
     assert said["adapted"] == adapted and said["folders"] == adapted["folders"]
     assert said["helps"] is None and adapted["helps"] is False
+    assert not unversioned(out)
     page = (out / "report.html").read_text()
     # The page gives the advice of the answer, and shows no step twice.
     assert adapted["next"] == said["next"] and html.escape(said["next"]) in page

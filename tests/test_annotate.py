@@ -28,6 +28,7 @@ from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store, cut_shards, to_parquet
 from maskwise.annotate.tally import Tally
 from maskwise.errors import MaskwiseError
+from maskwise.folders import read_json
 from maskwise.recipe import Recipe
 from maskwise.show import examples, render_layers, write_layers
 from maskwise.study import work
@@ -38,7 +39,7 @@ from maskwise.text import Document, Prepared, read_documents
 from maskwise.text.documents import Joined
 from maskwise.text.layers import CharSpans, Found, Layer, check_spans
 from processes import PATIENCE, marked, wait_for
-from tiny import flip, maskwise
+from tiny import flip, maskwise, unversioned
 
 HERE = Path(__file__).parent
 
@@ -215,6 +216,12 @@ def test_damage_is_refused_and_mended(tmp_path):
     with pytest.raises(MaskwiseError, match=r"manifest\.json is damaged"):
         Store(tmp_path)
     assert annotate_corpus(texts, ["sentences"], tmp_path) == first | {"made": 0}
+    (tmp_path / "manifest.json").write_text('{"format": 2}')
+    for read in (lambda: Store(tmp_path), lambda: annotate_corpus(texts, ["sentences"], tmp_path)):
+        with pytest.raises(MaskwiseError, match="newer maskwise wrote it; got format 2"):
+            read()
+    (tmp_path / "manifest.json").unlink()
+    annotate_corpus(texts, ["sentences"], tmp_path)
     shard_file = next((tmp_path / "shards").iterdir())
     whole = shard_file.read_bytes()
     # cut, and with a footer that is as it was
@@ -228,6 +235,7 @@ def test_damage_is_refused_and_mended(tmp_path):
 
 def test_what_an_annotator_counted_is_counted_again_where_a_bit_has_flipped(tmp_path):
     annotate_corpus(corpus(30), ["frequency"], tmp_path)
+    assert not unversioned(tmp_path)
     before = contents(tmp_path)
     (table,) = tmp_path.glob("fitted/*/words.parquet")
     flip(table, at=0.5)
@@ -533,7 +541,8 @@ def test_the_summary_counts(tmp_path):
     weight = {"mean": pytest.approx(np.mean(every)), "least": 1.0, "greatest": max(every)}
     assert lengths["lengths"]["weight"] == weight
     assert (found["documents"], found["characters"]) == (50, sum(map(len, texts)))
-    assert found == json.loads((tmp_path / "summary.json").read_text())
+    assert found == read_json(tmp_path / "summary.json")
+    assert not unversioned(tmp_path)
 
 
 @pytest.mark.parametrize("merged", [1, 50, 1 << 20])

@@ -25,7 +25,7 @@ from transformers import (
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage
 from maskwise.recipe import read_recipe
-from tiny import maskwise, read_lines, start, write_inputs
+from tiny import maskwise, read_lines, start, unversioned, write_inputs
 
 SHORT = [
     "training.steps=10",
@@ -331,6 +331,7 @@ def test_pretrain_and_finetune(inputs, tmp_path, capfd):
     recorded = read_lines(tuned / "records.jsonl")[0]
     assert len(recorded.pop("item_sums")) == 10 and recorded.pop("item_sizes") == [2]
     assert record == recorded
+    assert not [*unversioned(out), *unversioned(tuned)]
     assert (
         record["task"] == "task" and len(record["fine_tuning"]) == 2 and record["test_items"] == 10
     )

@@ -235,7 +235,8 @@ def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
 def test_a_format_that_a_newer_version_wrote_is_refused_in_one_line(name, tmp_path):
     path = tmp_path / name
     folders.write_json(path, {"a": 1})
-    assert folders.read_json(path) == {"a": 1, "format": folders.FORMATS[name]}
+    assert json.loads(path.read_text()) == {"a": 1, "format": folders.FORMATS[name]}
+    assert folders.read_json(path) == {"a": 1}
     # Files of other origin may have none.
     path.write_text('{"a": 1}')
     assert folders.read_json(path) == {"a": 1}
@@ -244,3 +245,19 @@ def test_a_format_that_a_newer_version_wrote_is_refused_in_one_line(name, tmp_pa
         with pytest.raises(MaskwiseError, match=r"newer maskwise wrote it; got format") as error:
             folders.read_json(path)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", folders.GOVERNED)
+def test_a_table_is_refused_if_a_newer_version_wrote_the_file_beside_it(name, tmp_path):
+    path = tmp_path / name
+    path.write_text('{"a": 1}\n')
+    read = folders.read_json if path.suffix == ".json" else lambda path: [*folders.read_lines(path)]
+    assert read(path) in ({"a": 1}, [{"a": 1}])
+    for beside in folders.GOVERNED[name]:
+        assert beside in folders.FORMATS
+        folders.write_json(tmp_path / beside, {})
+        assert read(path)
+        (tmp_path / beside).write_text('{"format": 99}')
+        with pytest.raises(MaskwiseError, match=f"{beside} has a format .* newer maskwise"):
+            read(path)
+        (tmp_path / beside).unlink()

@@ -19,6 +19,7 @@ from maskwise.cli import main
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, Masker
 from maskwise.text import load_tokenizer, read_documents
+from tiny import unversioned
 
 WORDS = "who what wrote painted the book city a song is was it of in he she and to"
 MOMENT = {"step": 30, "total_steps": 100, "epoch": 2}
@@ -234,6 +235,7 @@ def test_export_writes_the_masks_of_a_masker(tmp_path: Any, capsys: Any) -> None
         expected = one.map(rows, epoch=epoch)
         read = pq.read_table(out / f"epoch-{epoch}.parquet").to_pylist()
         assert read == expected
+    assert not unversioned(out)
     facts = json.loads((out / "masks.json").read_text())
     assert facts["rows"] == len(rows) and facts["documents"] == 30
     targets = sum(label != IGNORE for row in expected for label in row["labels"])

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from maskwise import jobs
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import fixed_maskers
-from maskwise.folders import damage
+from maskwise.folders import damage, read_json
 from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan
 from maskwise.study.probed import rows_with
@@ -30,7 +30,7 @@ from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.study.together import LOCK, USED
 from maskwise.text import Prepared
 from processes import PATIENCE, SamePool, in_group, wait_for
-from tiny import load_json, maskwise, read_lines, records_of, start, write_inputs
+from tiny import load_json, maskwise, read_lines, records_of, start, unversioned, write_inputs
 
 COLUMNS = {
     *("kind", "arm", "seed", "measure", "value", "metric", "unit", "higher_is_better", "split"),
@@ -118,6 +118,30 @@ def test_a_study_leaves_the_files_that_the_documentation_names(finished):
     assert states >= {"shown", "masked"}
 
 
+def test_a_version_says_the_format_of_every_file(finished):
+    assert not unversioned(finished)
+    kinds = {path.name for path in finished.rglob("*")}
+    assert kinds >= {"study.json", "plan.json", "stage.json", "done.json", "columns.json"}
+
+
+@pytest.mark.parametrize("newer", ["study.json", "stages/pretrain-*/done.json"])
+@pytest.mark.parametrize("command", ["report", "status", "study"])
+def test_a_study_of_a_newer_version_is_refused(newer, command, recipe, finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    path = sorted(out.glob(newer))[0]
+    path.write_text(json.dumps(load_json(path) | {"format": 2}))
+    kept = {path: path.read_bytes() for path in out.rglob("*.json*")}
+    # A page needs no results of stages.
+    refused = (command, newer) != ("report", "stages/pretrain-*/done.json")
+    given = [recipe, "--out", out, "--jobs", 1] if command == "study" else [out]
+    assert maskwise(command, *given) == (2 if refused else 0)
+    if refused:
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert str(path) in line and "format 2" in line and "newer maskwise" in line
+        assert {path: path.read_bytes() for path in kept} == kept
+
+
 def test_the_page_needs_nothing_else(finished):
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert "words-30" in page and "<script" in page
@@ -135,7 +159,7 @@ def test_report_computes_the_verdicts_of_complete_records(finished, tmp_path, ca
     assert {path.name for path in out.iterdir()} == {"study.json", "records.jsonl", "report.html"}
     capfd.readouterr()
     assert maskwise("report", out, "--json") == 0
-    assert json.loads(capfd.readouterr().out) == load_json(finished / "summary.json")
+    assert json.loads(capfd.readouterr().out) == read_json(finished / "summary.json")
 
 
 @pytest.mark.parametrize("change", [{"seeds": [0, 1, 99]}, {"seeds": [0], "contrasts": []}])

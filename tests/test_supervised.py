@@ -30,7 +30,7 @@ from maskwise.tasks import CARDS, load_task
 from maskwise.text import train_tokenizer
 from maskwise.training import TrainingSettings
 from maskwise.training.engine import Engine
-from tiny import WORDS, maskwise, read_lines, write_lines
+from tiny import WORDS, maskwise, read_lines, unversioned, write_lines
 
 NAMES, JOBS = WORDS[:30], WORDS[30:40]
 
@@ -320,6 +320,7 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
     assert result["method"] == "supervised"
     written = {path.name for path in out.iterdir()}
     assert {"policy", "metrics.jsonl", "shown.json", "recipe.yaml", "done.json"} <= written
+    assert not unversioned(out)
     assert "resume" not in written and len(read_lines(out / "metrics.jsonl")) == 5
     page = (out / "report.html").read_text()
     # it was overwritten, or fell

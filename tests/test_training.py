@@ -291,6 +291,19 @@ def test_a_state_with_nonsense_in_it_is_skipped(
     assert "step-00000002: state.json is damaged" in capsys.readouterr().err
 
 
+def test_a_state_of_a_newer_version_is_refused_and_stays(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop=3, save_every=2)
+    state = tmp_path / "resume" / "step-00000002"
+    path = state / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    hashes = {p.name: file_hash(p) for p in state.iterdir() if p.name != "manifest.json"}
+    (state / "manifest.json").write_text(json.dumps({"sha256": hashes}))
+    with pytest.raises(MaskwiseError, match=r"state\.json has a format .* newer maskwise"):
+        run(tmp_path, save_every=2)
+    assert path.is_file()
+
+
 def test_damaged_metrics_do_not_stop_a_resumed_run(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=7, save_every=2)

@@ -17,6 +17,7 @@ import yaml
 
 from invented import World
 from maskwise.errors import MaskwiseError
+from maskwise.folders import FORMATS, GOVERNED
 from maskwise.recipe import read_recipe, shipped
 
 SYLLABLES = "ba ke lo mi nu pra sto tri vel zun", "da fe gor lin mas pet rok sun tal wix"
@@ -129,6 +130,34 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def load_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+OTHERS = {
+    # of transformers, tokenizers and sentence-transformers
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    # read by keys or by people
+    *("recipe.yaml", "adapt.yaml", "README.md", "report.html", "error.txt"),
+}
+"""Files without a version of maskwise's."""
+
+
+def unversioned(out: Path) -> list[str]:
+    """List the files in a folder whose format no version says."""
+    found = []
+    for path in out.rglob("*"):
+        name = path.name
+        known = name in OTHERS or name.endswith((".safetensors", ".lock", ".parquet", ".arrow"))
+        if name in FORMATS:
+            known = load_json(path).get("format") == FORMATS[name]
+        elif name in GOVERNED:
+            above = path.relative_to(out).parents
+            known = any((out / each / by).is_file() for each in above for by in GOVERNED[name])
+        elif path.suffix == ".bin":
+            known = path.with_name("columns.json").is_file()
+        if path.is_file() and not known:
+            found.append(str(path.relative_to(out)))
+    return found
 
 
 def records_of(out: Path, kind: str) -> list[dict[str, Any]]:

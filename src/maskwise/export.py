@@ -8,7 +8,6 @@ read once and never held in memory.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from maskwise import __version__
 from maskwise.annotate.registry import annotators
 from maskwise.annotate.run import open_corpus
 from maskwise.errors import MaskwiseError, require_known, whole_number
-from maskwise.folders import require_replaceable, write_folder
+from maskwise.folders import require_replaceable, write_folder, write_json
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.moment import Columns, Moment
 from maskwise.masking.settings import Masking
@@ -173,7 +172,7 @@ def _fill(
             name = path.stem
             _save_data_set(path, folder / name)
         facts["epochs"][str(epoch)] = {"file": name, **counts[epoch]}
-    (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_json(folder / FACTS, facts)
 
 
 def _characters(document: Document) -> int:

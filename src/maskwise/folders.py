@@ -36,9 +36,35 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """Error numbers on file systems without locks."""
 FilesState: TypeAlias = tuple[tuple[str, int, int], ...]
 """Name, modification time in nanoseconds, and size of each file. If it differs, a file changed."""
-FORMATS = {"study.json": 1, "plan.json": 1, "adapted.json": 1}
+FORMATS = {
+    "study.json": 1,
+    "summary.json": 1,
+    "plan.json": 1,
+    "adapted.json": 1,
+    "finetune.json": 1,
+    "stage.json": 1,
+    "done.json": 1,
+    "state.json": 1,
+    "shown.json": 1,
+    "stream.json": 1,
+    "new_tokens.json": 1,
+    "columns.json": 3,
+    "annotator.json": 1,
+    "facts.json": 1,
+    "masks.json": 1,
+    MANIFEST: 1,
+}
 """Versions of the formats of JSON files, by the names of the files, which have them as ``format``.
 A version rises if an older maskwise would misread the file; see docs/stability.md."""
+GOVERNED = {
+    "records.jsonl": ("study.json", "finetune.json"),
+    "timings.jsonl": ("study.json",),
+    "predictions.jsonl": ("study.json", "stage.json"),
+    "samples.json": ("study.json",),
+    "metrics.jsonl": ("stage.json",),
+}
+"""Files that have no version of their own, because they are tables of lines or are keyed by names
+of the user. Each is read as the version of a JSON file beside it says."""
 TRACES = (".lock", ".partial")
 """Endings of hidden files that a process writes before or beside its results."""
 ENDINGS = (
@@ -136,9 +162,12 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file, or None if the file is missing or damaged.
 
+    The version of the format, which ``write_json`` added, is checked and left out.
+
     Raises:
         MaskwiseError: a newer maskwise has written the file.
     """
+    _refuse_newer_table(path)
     try:
         value = json.loads(path.read_bytes())
     # In a damaged file, brackets may be nested too deeply for the parser.
@@ -146,20 +175,37 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(value, dict):
         return None
-    known = FORMATS.get(path.name)
-    # Files of the first format, and files of other origin, may lack the version.
-    if known is not None and value.get("format", known) not in range(1, known + 1):
-        raise MaskwiseError(
-            f"{path} has a format that this version does not know; a newer maskwise wrote it",
-            got=f"format {value['format']}",
-            allowed=f"up to {known}",
-            do="install that version: pip install --upgrade maskwise",
-        )
+    if path.name in FORMATS:
+        _refuse_newer(path, value)
+        value.pop("format", None)
     return value
 
 
+def _refuse_newer(path: Path, content: Mapping[str, Any]) -> None:
+    known = FORMATS[path.name]
+    # Files of the first format, and files of other origin, may lack the version.
+    if content.get("format", known) not in range(1, known + 1):
+        raise MaskwiseError(
+            f"{path} has a format that this version does not know; a newer maskwise wrote it",
+            got=f"format {content['format']}",
+            allowed=f"up to {known}",
+            do="install that version: pip install --upgrade maskwise",
+        )
+
+
+def _refuse_newer_table(path: Path) -> None:
+    """Check the version of the file that says how a table beside it is read."""
+    for name in GOVERNED.get(path.name, ()):
+        read_json(path.with_name(name))
+
+
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects in a file of JSON lines; yield nothing if the file is missing."""
+    """Yield the JSON objects in a file of JSON lines; yield nothing if the file is missing.
+
+    Raises:
+        MaskwiseError: a newer maskwise has written the file (``GOVERNED``).
+    """
+    _refuse_newer_table(path)
     with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
         for line in file:
             # A power failure may leave an incomplete line, which is skipped.
@@ -196,7 +242,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
                 # Model cards are not hashed, because users may edit them.
                 if path.name != CARD:
                     hashes[str(path.relative_to(partial))] = file_hash(path)
-            (partial / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
+            write_json(partial / MANIFEST, {"sha256": hashes})
             # safetensors writes files that only their owner may read.
             usual = stat.S_IMODE((partial / MANIFEST).stat().st_mode)
             for path in written:

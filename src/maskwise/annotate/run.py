@@ -13,7 +13,6 @@ files. The files are byte-identical whether the workers run on this machine or o
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,6 +43,7 @@ from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.folders import (
     claim,
     damage,
+    read_json,
     require_own,
     sweep,
     write_folder,
@@ -180,6 +180,8 @@ def annotate_corpus(
                 pool.submit(forget)
 
         before = None
+        # The layers of a newer version would be lost.
+        read_json(out / MANIFEST)
         # If the manifest is missing or damaged, this run writes a new one.
         with suppress(MaskwiseError):
             before = Manifest.load(out)
@@ -374,11 +376,11 @@ def _fitted(
             # ``partial`` is a temporary folder, and users may move the final folder. Therefore the
             # stored spec has a placeholder in place of the path.
             spec = unfitted.fit((document.text for document in read), partial)
-            text = json.dumps({"spec": spec.replace(repr(str(partial)), "{folder}")})
-            (partial / FIT).write_text(text, encoding="utf-8")
+            write_json(partial / FIT, {"spec": spec.replace(repr(str(partial)), "{folder}")})
 
         write_folder(folder, fill)
-    stored = json.loads((folder / FIT).read_text(encoding="utf-8"))
+    stored = read_json(folder / FIT)
+    assert stored is not None, "the folder was just compared with its manifest"
     spec = stored["spec"].replace("{folder}", repr(str(folder)))
     return _WantedAnnotator(wanted.asked, spec, annotator(spec))
 

@@ -28,10 +28,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +39,7 @@ from pydantic import TypeAdapter
 
 from maskwise.annotate.counts import find
 from maskwise.errors import MaskwiseError, first_line, require_known
-from maskwise.folders import refuse_damaged
+from maskwise.folders import read_json, refuse_damaged
 from maskwise.segments import Array, owners, rank_within
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Found, Layer, digest
@@ -173,7 +172,6 @@ class Manifest:
     """The content of ``manifest.json``: what a store contains.
 
     Attributes:
-        format: the version of the file format.
         source: the name of the corpus.
         corpus: the hash of all documents, in order.
         documents: the number of documents.
@@ -182,7 +180,6 @@ class Manifest:
         shards: the keys of the shards (hashes of their documents), in order.
     """
 
-    format: Literal[1] = field(default=1, kw_only=True)
     source: str
     corpus: str
     documents: int
@@ -197,15 +194,14 @@ class Manifest:
         Raises:
             MaskwiseError: there is no manifest, or it is damaged.
         """
-        try:
-            content = (folder / MANIFEST).read_bytes()
-            return TypeAdapter(Manifest).validate_json(content)
-        except FileNotFoundError:
+        if not (folder / MANIFEST).exists():
             raise MaskwiseError(
                 f"{folder} holds no finished annotations",
                 do="run maskwise annotate; the same command resumes an interrupted run",
-            ) from None
-        except (OSError, ValueError) as error:
+            )
+        try:
+            return TypeAdapter(Manifest).validate_python(read_json(folder / MANIFEST))
+        except ValueError as error:
             raise MaskwiseError(
                 f"{folder / MANIFEST} is damaged: {first_line(error)}",
                 do="annotate again",

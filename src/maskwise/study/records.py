@@ -321,7 +321,6 @@ class StudyFiles:
     def _write_plan(self) -> None:
         path = self.out / "stages" / PLAN
         before = read_json(path) or {"all": False, "stages": {}}
-        before.pop("format", None)
         # An earlier call, or another process, has planned as much already.
         if before["all"] and self.stages.keys() <= before["stages"].keys():
             return

@@ -17,6 +17,7 @@ from typing import cast
 
 from pydantic import ValidationError
 
+from maskwise import __version__
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
 from maskwise.folders import (
@@ -24,6 +25,7 @@ from maskwise.folders import (
     read_json,
     read_lines,
     require_own,
+    write_json,
     write_lines,
     write_whole,
 )
@@ -59,6 +61,8 @@ PHASE = "phase-"
 which are numbered from 0. The last phase writes to the run's folder itself."""
 ANOTHER_FOLDER = "give a new folder"
 RECORDS = "records.jsonl"
+FINETUNE = "finetune.json"
+"""The file that says which version wrote the records of ``maskwise finetune``."""
 METRICS = "metrics.jsonl"
 
 
@@ -291,6 +295,7 @@ def run_finetune(
                 )
         # A later call recognises the folder by this file, even if training is interrupted.
         write_lines(out / RECORDS, lines.values())
+        write_json(out / FINETUNE, {"maskwise": __version__})
 
         results: dict[str, TaskRecord] = {}
 

@@ -164,7 +164,7 @@ class StageStore:
                 continue
             for path in folder.iterdir():
                 # Skip files that are damaged, or were written by another version of maskwise.
-                with suppress(KeyError, TypeError):
+                with suppress(KeyError, TypeError, MaskwiseError):
                     stage = Stage.from_dict(read_json(path / STAGE) or {})
                     if stage.kind in KINDS and path.name not in found:
                         found.add(path.name)

@@ -55,8 +55,6 @@ from maskwise.text.words import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-# Formats 1 and 2 were Arrow files.
-FORMAT = 3
 INDEX = "columns.json"
 # A piece must have fewer tokens than this, because its word numbers are int16.
 LONGEST_ROW = 1 << 15
@@ -457,7 +455,7 @@ def write_columns(
                 # On a full disk, ``ndarray.tofile`` would raise no error.
                 files[place].write(np.ascontiguousarray(values).data)
     # The index is written last: a folder without an index counts as missing.
-    (folder / INDEX).write_text(json.dumps({"format": FORMAT, "columns": types, **about}))
+    folders.write_json(folder / INDEX, {"columns": types, **about})
 
 
 def read_columns(folder: Path, wanted: str) -> tuple[Columns, dict[str, Any]]:
@@ -467,15 +465,15 @@ def read_columns(folder: Path, wanted: str) -> tuple[Columns, dict[str, Any]]:
         wanted: a column that the folder must have.
 
     Raises:
-        MaskwiseError: the folder is missing or damaged, or has a different format.
+        MaskwiseError: the folder is missing or damaged, or was written by another version.
     """
     about = folders.read_json(folder / INDEX) or {}
     types = about.pop("columns", {})
-    if about.get("format") != FORMAT or wanted not in types:
+    if wanted not in types:
         raise MaskwiseError(
-            f"{folder} is not a folder of prepared text, or was written by another version",
-            got=f"format {about.get('format')}, columns {', '.join(types)}",
-            allowed=f"format {FORMAT}, a column {wanted}",
+            f"{folder} is not a folder of prepared text",
+            got=f"columns {', '.join(types)}",
+            allowed=f"a column {wanted}",
             do="prepare the corpus again",
         )
     columns = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -431,7 +430,7 @@ class Prepared:
             for tokens in tokenise(training, tokenizer, words=corpus.words):
                 counts += np.bincount(tokens.columns["input_ids"], minlength=len(counts))
             stream = {"corpus": corpus.model_dump(mode="json"), "counts": counts.tolist()}
-            (partial / STREAM).write_text(json.dumps(stream))
+            folders.write_json(partial / STREAM, stream)
             folders.write_folder(partial / TOKENIZER, tokenizer.save_pretrained)
             _write_new_tokens(partial, new_tokens)
 

@@ -31,6 +31,7 @@ from maskwise.folders import (
     read_json,
     read_lines,
     write_folder,
+    write_json,
     write_lines,
     writing,
 )
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LEARNED = "learners.safetensors"
+STATE = "state.json"
 RESUME = "resume"
 """The subfolder of a run for its training states."""
 
@@ -139,7 +141,7 @@ class States:
         def fill(target: Path) -> None:
             for name, tensors in files.items():
                 save_file(tensors, target / name)
-            (target / "state.json").write_text(json.dumps(state.model_dump()))
+            write_json(target / STATE, state.model_dump())
 
         newest = self.path(state.step)
         write_folder(newest, fill)
@@ -162,19 +164,22 @@ class States:
         path = self.path(step)
         appears(path / MANIFEST)
         manifest = read_json(path / MANIFEST) or {}
-        files = manifest.get("sha256", ["state.json"])
+        files = manifest.get("sha256", [STATE])
         if not all(appears(path / name) for name in files):
             raise MaskwiseError(
                 f"{path} is not visible to process {rank_here()}",
                 do="use a folder that all machines share",
             )
-        return State.model_validate_json((path / "state.json").read_bytes())
+        return State.model_validate(read_json(path / STATE))
 
     def newest(self, say: Callable[[str], None]) -> State | None:
         """Return the newest undamaged state, or None.
 
         Args:
             say: a function that prints a line. It is called for each damaged state.
+
+        Raises:
+            MaskwiseError: a newer maskwise has written a state, which would be lost.
         """
         for path in self._paths():
             # The manifest has a hash of every file. A file is damaged if the process was killed
@@ -182,9 +187,9 @@ class States:
             wrong = damage(path)
             if wrong is None:
                 try:
-                    return State.model_validate_json((path / "state.json").read_bytes())
-                except (OSError, ValidationError):
-                    wrong = "state.json is damaged, or of an earlier version"
+                    return State.model_validate(read_json(path / STATE))
+                except ValidationError:
+                    wrong = f"{STATE} is damaged, or of an earlier version"
             say(f"skipping {path}: {wrong}")
         return None
 
