@@ -25,25 +25,17 @@ from maskwise.folders import FORMATS
 from maskwise.models import load_config
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.starts import resolve_start
-from maskwise.study.adapt import (
-    Request,
-    Texts,
-    answer_of,
-    cut_rows,
-    draft_of,
-    gains_of,
-    kept_of,
-    next_of,
-    save_adapted,
-    save_best,
-    smaller_plan,
-    time_limit,
-    write_pairs,
-)
+from maskwise.study.adapt import Request
+from maskwise.study.adapt.answer import answer_of, next_of
+from maskwise.study.adapt.draft import Texts, cut_rows, draft_of
+from maskwise.study.adapt.request import time_limit
+from maskwise.study.adapt.saved import gains_of, kept_of, save_adapted, save_best
+from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.plan import make_plan
 from maskwise.study.prospects import prospects_of
 from maskwise.study.stages import overlap_stage
 from maskwise.study.starter import draft_of as first_study
+from maskwise.study.starter import write_pairs
 from maskwise.study.store import StageStore
 from maskwise.study.timing import TIMERS, time_words
 from maskwise.study.work import run_stage
@@ -494,7 +486,7 @@ def test_runs_are_added_to_the_seeds_of_the_user(seeds, more, adapted):
 
 
 def test_the_steps_reach_the_phase_of_a_new_head(adapted, monkeypatch):
-    monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
+    monkeypatch.setattr("maskwise.study.adapt.draft.has_head", lambda model: False)
     row = ROW | {"verdict": "open", "better": None}
     for options, steps in (
         ({"steps": 50}, [50, 50]),
@@ -550,7 +542,7 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
 
 def test_the_smaller_plan_is_the_least_change_that_fits(adapted, tmp_path, monkeypatch):
     # As for a model that reads more than the 128 tokens of the bundled one.
-    monkeypatch.setattr("maskwise.study.adapt.check_names", lambda recipe, tasks: None)
+    monkeypatch.setattr("maskwise.study.adapt.draft.check_names", lambda recipe, tasks: None)
     labels = [{"text": f"{WORDS[n % 90]} {n}", "label": n % 2} for n in range(2400)]
     task = str(write_lines(tmp_path / "labels.jsonl", labels))
     recipe = adapted([task], arms=["token-15", "tsdae"], overrides=["finetune.max_length=256"])

@@ -14,7 +14,11 @@ import pytest
 import maskwise as mw
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe
-from maskwise.study.adapt import Request, answer_of, draft_of, save_best, smaller_plan
+from maskwise.study.adapt import Request
+from maskwise.study.adapt.answer import answer_of
+from maskwise.study.adapt.draft import draft_of
+from maskwise.study.adapt.saved import save_best
+from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.plan import make_plan
 from maskwise.verdict import summarise
 from tiny import WORDS, load_json, maskwise, records_of, write_lines
@@ -70,7 +74,7 @@ def test_new_words_and_a_control_are_three_questions(files):
 
 
 def test_a_new_head_is_the_same_for_both_texts(files, monkeypatch):
-    monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
+    monkeypatch.setattr("maskwise.study.adapt.draft.has_head", lambda model: False)
     recipe = drafted(asked(files))
     sources = {}
     for name in recipe.study.arms:

@@ -15,7 +15,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation.evaluate import evaluate_checkpoint, load_measures
 from maskwise.evaluation.texts import TextLoss
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.study.adapt import Request, draft_of, forgotten_of, forgotten_words
+from maskwise.study.adapt import Request
+from maskwise.study.adapt.draft import draft_of
+from maskwise.study.adapt.forgotten import forgotten_of, forgotten_words
 from maskwise.study.checks import check_inputs
 from maskwise.tasks import load_task
 from maskwise.text import read_documents
@@ -124,7 +126,7 @@ def test_general_text_that_cannot_be_used_is_one_line(name, files, monkeypatch, 
 
 
 def test_a_model_without_a_head_is_asked_for_passages_by_their_titles(files, monkeypatch):
-    monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
+    monkeypatch.setattr("maskwise.study.adapt.draft.has_head", lambda model: False)
     recipe = drafted(files, keep=files / "general.jsonl")
     assert not recipe.evaluation.measures and recipe.study.secondary == ("general-text",)
     first, second = map(load_task, recipe.tasks)

@@ -22,7 +22,9 @@ from maskwise.evaluation.evaluate import Text
 from maskwise.folders import read_lines
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study import run_stage
-from maskwise.study.adapt import Request, answer_of, draft_of
+from maskwise.study.adapt import Request
+from maskwise.study.adapt.answer import answer_of
+from maskwise.study.adapt.draft import draft_of
 from maskwise.study.design import Design
 from maskwise.study.plan import make_plan, make_run
 from maskwise.study.records import chosen_steps
@@ -370,7 +372,7 @@ def test_adapt_with_patience_evaluates_often_and_holds_out_for_both(files: Path)
 
 
 def test_a_new_head_is_trained_to_its_end(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
+    monkeypatch.setattr("maskwise.study.adapt.draft.has_head", lambda model: False)
     first, second = adapt_recipe(files, str(files / "task.jsonl"), patience=3).links()
     assert (first.training.patience, second.training.patience) == (None, 3)
 

@@ -17,7 +17,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import read_lines
 from maskwise.recipe import read_recipe
 from maskwise.study import run_stage
-from maskwise.study.adapt import Request, answer_of, draft_of
+from maskwise.study.adapt import Request
+from maskwise.study.adapt.answer import answer_of
+from maskwise.study.adapt.draft import draft_of
 from maskwise.study.design import Design
 from maskwise.study.forecast import dry_run
 from maskwise.study.plan import Run, make_plan, make_run
@@ -389,7 +391,7 @@ def test_adapt_ends_runs_at_several_lengths(files: Path) -> None:
 
 
 def test_a_new_head_has_one_length(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskwise.study.adapt.has_head", lambda model: False)
+    monkeypatch.setattr("maskwise.study.adapt.draft.has_head", lambda model: False)
     first, second = adapt_recipe(files, lengths=(0.5, 1.0)).links()
     assert (first.training.lengths, first.training.decay) == (None, "linear")
     assert (second.training.lengths, second.training.decay) == ((0.5, 1.0), "wsd")

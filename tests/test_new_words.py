@@ -15,7 +15,10 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenize
 from maskwise.errors import MaskwiseError
 from maskwise.models import add_tokens, load_model, new_config, new_model
 from maskwise.recipe import read_recipe
-from maskwise.study.adapt import Request, answer_of, draft_of, smaller_plan
+from maskwise.study.adapt import Request
+from maskwise.study.adapt.answer import answer_of
+from maskwise.study.adapt.draft import draft_of
+from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.checks import notes_of_texts
 from maskwise.study.plan import make_plan
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of

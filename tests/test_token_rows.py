@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study.adapt import Request, draft_of
+from maskwise.study.adapt import Request
+from maskwise.study.adapt.draft import draft_of
 from maskwise.study.checks import check_inputs
 from maskwise.study.stages import prepare_stage
 from maskwise.text import (

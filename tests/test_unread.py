@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from maskwise.errors import MaskwiseError
-from maskwise.study.adapt import Request, draft_of
+from maskwise.study.adapt import Request
+from maskwise.study.adapt.draft import draft_of
 from tiny import maskwise, read_lines, write_inputs
 
 

@@ -145,7 +145,7 @@ class StudyResult:
             MaskwiseError: no run of the arm has a checkpoint, or the folder has other files.
         """
         # Imported here because reading a study needs no torch.
-        from maskwise.study.adapt import needed_run, save_model
+        from maskwise.study.checkpoints import needed_run, save_model
 
         folder = Path(folder)
         require_replaceable(folder, what="a saved model")

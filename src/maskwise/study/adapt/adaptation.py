@@ -1,0 +1,188 @@
+"""The study of a request: its recipe, its plan, and its run."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskwise.errors import MaskwiseError, duration
+from maskwise.folders import require_own
+from maskwise.jobs import require_one_process
+from maskwise.recipe.overrides import Plain
+from maskwise.study.adapt.answer import answers, next_of
+from maskwise.study.adapt.draft import RECIPE, Texts, cut_rows, draft_of
+from maskwise.study.adapt.request import PAIRS, Request
+from maskwise.study.adapt.saved import save_best
+from maskwise.study.adapt.smaller import smaller_plan
+from maskwise.study.checks import OWN_FILES
+from maskwise.study.forecast import check, dry_run, first_of
+from maskwise.study.records import has_results
+from maskwise.study.run import run_study
+from maskwise.study.starter import Draft
+from maskwise.study.timing import Samples
+from maskwise.study.together import StudyFolder
+
+if TYPE_CHECKING:
+    from maskwise.jobs import Executor
+
+
+class Adaptation:
+    """The study of a request.
+
+    Use it as a context manager, because it keeps files in a temporary folder.
+
+    Args:
+        request: what the user asks.
+        dry_run: whether the study will be planned only, so that no file is written.
+
+    Raises:
+        MaskwiseError: the request is invalid.
+    """
+
+    def __init__(self, request: Request, *, dry_run: bool = False):
+        require_one_process("a study")
+        self.request = request
+        require_own(request.out, *OWN_FILES, what="a study")
+        self._seconds = request.seconds
+        # A study in the folder may need its own pairs, so others are written to another folder.
+        self._used = has_results(request.out)
+        self._aside = dry_run or self._used
+        self._texts = Texts(request.texts)
+        self._folder = tempfile.TemporaryDirectory(prefix="maskwise-")
+
+    def __enter__(self) -> Adaptation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    @cached_property
+    def draft(self) -> Draft:
+        """The recipe that is run, with comments."""
+        return self._draft_of(self.request)
+
+    def _draft_of(self, request: Request) -> Draft:
+        out = self.request.out
+        return draft_of(
+            request,
+            texts=self._texts,
+            pairs=out.parent / f"{out.name}-pairs.jsonl",
+            aside=Path(self._folder.name) if self._aside else None,
+        )
+
+    def plan(self, *, tell: Callable[[str], object] = lambda line: None, **asked: Any) -> Plain:
+        """Return the plan of the study, and a smaller one if it exceeds the time limit.
+
+        Args:
+            tell: called with a line if the search for a smaller plan begins.
+            asked: further arguments of ``forecast.check``, such as ``detect``.
+
+        Returns:
+            The record of ``forecast.check``; ``max_length``; ``cut``: the share of truncated rows
+            by task; ``held_out``: the share of documents that are held out; ``made_task``: the
+            task that is made of them, or None. ``smaller``: a smaller plan with its ``command``,
+            ``seconds`` and ``contrasts``, and whether it ``fits``.
+        """
+        request = self.request
+        recipe = self.draft.recipe
+        samples = Samples(first_of(recipe), Path(self._folder.name))
+        plan = check(recipe, out=request.out, jobs=request.jobs, samples=samples, **asked)
+        plan["max_length"] = recipe.finetune.max_length
+        plan["cut"] = cut_rows(recipe)
+        plan["held_out"] = recipe.corpus.held_out
+        plan["made_task"] = None if request.tasks else PAIRS
+        if (plan["seconds"] or 0.0) <= self._seconds:
+            return plan
+        tell("Looking for a smaller plan …")
+        # A smaller plan is a different study, which needs a folder of its own.
+        out = request.out
+        if self._used:
+            out = out.with_name(f"{out.name}-smaller")
+        plans: dict[Request, Plain] = {}
+
+        def seconds_of(smaller: Request) -> float:
+            if smaller not in plans:
+                changed = self._draft_of(smaller).recipe
+                plans[smaller] = dry_run(changed, out, jobs=request.jobs, samples=samples)
+            return plans[smaller]["seconds"] or math.inf
+
+        smaller, fits = smaller_plan(recipe, request, seconds_of, self._seconds)
+        seconds = seconds_of(smaller)
+        options: dict[str, Any] = {"out": out}
+        if not fits:
+            options["time"] = f"{math.ceil(seconds / 60) + 1}m"
+        plan["smaller"] = {
+            "steps": smaller.steps,
+            "seeds": smaller.seeds,
+            "tasks": smaller.tasks,
+            "overrides": smaller.overrides[len(request.overrides) :],
+            "seconds": seconds,
+            "fits": fits,
+            "contrasts": plans[smaller]["contrasts"],
+            "command": smaller.command(**options),
+        }
+        return plan
+
+    def require_time(self, plan: Plain) -> None:
+        """Raise ``MaskwiseError`` if a plan takes longer than the limit that the user gave."""
+        if self.request.time is None or "smaller" not in plan:
+            return
+        do = "allow more time, or remove --time"
+        if plan["smaller"]["fits"]:
+            do = "use the smaller plan, or remove --time"
+        raise MaskwiseError(
+            "the study takes longer than --time",
+            got=duration(plan["seconds"]),
+            allowed=self.request.time,
+            do=do,
+        )
+
+    def run(self, executor: Executor | None = None) -> Plain:
+        """Write the recipe, run the study, and save the adapted model.
+
+        Args:
+            executor: as for ``run_study``.
+
+        Returns:
+            The result of ``run_study``, and ``answer``, ``forgotten`` (a list of ``Forgotten``),
+            ``next`` (what to do next), ``adapted`` (``Saved``, or None), ``kept`` (a sentence about
+            it), ``folders``, ``helps`` (the arm that is decided to be better, or None) and
+            ``held_out``.
+        """
+        from maskwise.report import write_report
+
+        request = self.request
+        recipe = self.draft.recipe
+        result = run_study(
+            recipe,
+            request.out,
+            jobs=request.jobs,
+            executor=executor,
+            files={RECIPE: self.draft.text},
+        )
+        next_step = next_of(result, recipe, request)
+        saved = None
+        kept = "No run has finished, so there is no adapted model."
+        # Other processes that run this study save the same model.
+        with StudyFolder(request.out).alone():
+            try:
+                saved = save_best(request.out, result, next_step=next_step)
+            except MaskwiseError as error:
+                # The user may have deleted the checkpoints. The answer does not need them.
+                kept = f"There is no adapted model: {error}."
+            if saved:
+                kept = saved["sentence"]
+            # The page names the folders of the adapted model and the next step.
+            write_report(request.out)
+        return result | {
+            **answers(request.out, result, recipe),
+            "next": next_step,
+            "adapted": saved,
+            "folders": saved["folders"] if saved else [],
+            "kept": kept,
+            "held_out": recipe.corpus.held_out,
+        }

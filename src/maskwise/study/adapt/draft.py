@@ -1,0 +1,460 @@
+"""Make the recipe of an adaptation from a request and the facts of its texts.
+
+The recipe is an ordinary one: ``maskwise study OUT/adapt.yaml`` runs it again. What the text
+decides (lengths, held-out share, pairs of titles and texts) is read once and kept in ``Texts``,
+because a command may make several recipes.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+from maskwise.constants import REFERENCE
+from maskwise.errors import MaskwiseError, require_known
+from maskwise.families import most_tokens, require_kind
+from maskwise.models import has_head, load_config, weights_of
+from maskwise.recipe import Recipe, apply_overrides, validate
+from maskwise.recipe.overrides import Plain, nested, parse_override
+from maskwise.recipe.unused import drop_unused
+from maskwise.specs import Call, with_options
+from maskwise.study.adapt.request import GENERAL_TEXT, PAIRS, PASSAGES, STEPS, Request
+from maskwise.study.checks import check_names, cut_share, row_sizes
+from maskwise.study.starter import (
+    ARMS,
+    ROW_TOKENS,
+    Draft,
+    TextFacts,
+    arms_for,
+    fitting_tokens,
+    labelled_length,
+    look_at,
+    rates_of,
+    row_length,
+    tokens_of_rows,
+    write_pairs,
+)
+from maskwise.study.unread import names_in_study, refuse_unread
+from maskwise.tasks import load_task
+from maskwise.text import load_tokenizer
+from maskwise.text.documents import longest_field
+from maskwise.text.settings import CorpusSettings
+
+RECIPE = "adapt.yaml"
+"""The file in the folder of a study with the recipe that was run."""
+GENERAL, OFF = "bundled:wikipedia", "none"
+"""The general text by default, and what turns it off."""
+OPTIONS: dict[str, str] = {
+    "training.steps": "--steps",
+    "training.patience": "--patience",
+    "training.lengths": "--lengths",
+    "study.seeds": "--runs",
+}
+"""Settings that only an option may change, because an option also changes other settings."""
+EVALUATIONS = 20
+"""The number of evaluations in all steps of a run that chooses its best state."""
+WORD_LOSS = 100
+"""Held-out documents on whose words arms with different vocabularies are compared."""
+
+
+class Texts:
+    """The user's text. What was read of it is kept, for all recipes that a command builds.
+
+    Args:
+        source: a corpus, as for ``read_documents``.
+    """
+
+    def __init__(self, source: str):
+        self.source = source
+        self._pairs: dict[tuple[object, ...], tuple[Path, float]] = {}
+
+    @cached_property
+    def facts(self) -> TextFacts:
+        return look_at(self.source)
+
+    def pairs(
+        self,
+        corpus: CorpusSettings,
+        target: Path,
+        *,
+        choose_share: bool,
+        aside: Path | None,
+        of_verdict: bool,
+    ) -> tuple[Path, float]:
+        """Return the file of ``write_pairs`` and the share that is held out for it."""
+        # The layout of rows does not change the documents, and smaller plans have shorter rows.
+        read = corpus.model_dump_json(exclude={"length", "layout", "attention"})
+        key = (read, target, choose_share, aside, of_verdict)
+        if key not in self._pairs:
+            written, how = write_pairs(
+                corpus, target, choose_share=choose_share, aside=aside, of_verdict=of_verdict
+            )
+            self._pairs[key] = (written, how.held_out)
+        return self._pairs[key]
+
+
+def draft_of(
+    request: Request, *, texts: Texts | None = None, pairs: Path | None = None, aside: Path | None
+) -> Draft:
+    """Make the recipe of the study.
+
+    Args:
+        texts: what was read of the text; by default, nothing.
+        pairs, aside: the arguments ``target`` and ``aside`` of ``write_pairs``.
+
+    Raises:
+        MaskwiseError: the input is invalid, or there are neither tasks nor titles.
+    """
+    texts = texts or Texts(request.texts)
+    overrides = request.overrides
+    for key, _ in map(parse_override, overrides):
+        if key in OPTIONS:
+            raise MaskwiseError(f"adapt has an option for {key}", do=f"use {OPTIONS[key]}")
+        if key == "corpus.tokens":
+            raise MaskwiseError(
+                "adapt needs texts, and corpus.tokens is for token ids",
+                do="give texts, or write a recipe with corpus.tokens and run maskwise study",
+            )
+    config = load_config(request.model, kind=None)
+    do = "use the recipe intermediate, whose first lines explain how (maskwise list recipes)"
+    require_kind(config, "encoder", use="maskwise adapt", do=do)
+    for name in request.arms:
+        require_known("arm", name, ARMS)
+    for option, source in (("control", request.control), ("keep", request.keep)):
+        if source == request.texts:
+            raise MaskwiseError(
+                f"--{option} is the text itself", got=source, do=f"give another text to --{option}"
+            )
+    if request.replay is not None and not 0 < request.replay < 1:
+        raise MaskwiseError(
+            "--replay is the share of general text in the training rows",
+            got=request.replay,
+            allowed="above 0 and below 1, such as 0.2",
+        )
+    room = most_tokens(config)
+    # How much general text is held out is not known yet, so the example has none of it.
+    others = OtherTexts(control=_source(request.control), general={})
+    given = _source(_given(request.keep))
+    # To read the text takes long, so mistakes elsewhere are found first. What the text decides is
+    # filled in with examples.
+    corpus: Plain = {"source": request.texts, "length": min(ROW_TOKENS, room)}
+    if request.chooses:
+        # The documents that choose and those that judge are each as many as usual.
+        corpus["held_out"] = 2 * CorpusSettings.model_fields["held_out"].default
+    known = [load_task(spec) for spec in request.tasks]
+    if not request.tasks and pairs is None:
+        raise MaskwiseError("there is no task to evaluate on", do="give --task FILE")
+    tasks = request.tasks or (PAIRS,)
+    example = _draft(
+        request,
+        corpus,
+        tasks,
+        overrides,
+        spaced=True,
+        max_length=labelled_length(0, room),
+        others=others,
+    )
+    check_names(example.recipe, known)
+    facts = texts.facts
+    corpus["length"] = row_length(facts, least=ROW_TOKENS, room=room)
+    corpus["text_field"] = facts.text_field
+    if not request.tasks:
+        assert pairs is not None
+        # The pairs come from documents that are held out, by the rule that the training text uses.
+        read = _with_changes(corpus, overrides)
+        chosen = all(key != "corpus.held_out" for key, _ in map(parse_override, overrides))
+        pairs, share = texts.pairs(
+            read,
+            pairs,
+            choose_share=chosen,
+            aside=aside,
+            of_verdict=request.chooses,
+        )
+        corpus["held_out"] = share
+        tasks = (with_options(str(pairs), kind="retrieval", name=PAIRS),)
+    sizes = tokens_of_rows(map(load_task, tasks), load_tokenizer(request.model))
+    general = _general(request, facts)
+    others = replace(others, general=given or _source(general))
+    if request.replay is not None:
+        _require_mixed(others.general, _with_changes(corpus, overrides))
+    if general and not has_head(request.model):
+        pairs = _general_pairs(request, texts, others, corpus, aside=aside)
+        others = replace(others, pairs=with_options(str(pairs), kind="retrieval", name=PASSAGES))
+    drafted = partial(
+        _draft,
+        request,
+        corpus,
+        tasks,
+        spaced=facts.spaced,
+        max_length=labelled_length(fitting_tokens(sizes), room),
+        others=others,
+    )
+    draft = drafted(overrides)
+    refuse_unread(
+        draft.recipe,
+        overrides,
+        read=lambda changes: drafted(changes).recipe,
+        names=names_in_study,
+        command="adapt",
+    )
+    return draft
+
+
+@dataclass(frozen=True)
+class OtherTexts:
+    """The texts of a study besides the user's.
+
+    Attributes:
+        control: the settings of the corpus of the control; {} without a control.
+        general: those of general text; {} without it.
+        pairs: the spec of a task of titles and general texts, for a model without a head.
+    """
+
+    control: Plain
+    general: Plain
+    pairs: str | None = None
+
+
+def _source(source: str | None) -> Plain:
+    """Return the settings of a corpus besides the user's text."""
+    return {} if source is None else {"source": source, "text_field": longest_field(source)}
+
+
+def _given(keep: str | None) -> str | None:
+    """Return the general text that the user gives; None for none."""
+    return None if keep == OFF else keep
+
+
+def _general(request: Request, facts: TextFacts) -> str | None:
+    """Return the source of general text; None for none."""
+    if request.keep is not None:
+        general = _given(request.keep)
+    else:
+        is_english = facts.spaced and facts.is_english
+        general = GENERAL if is_english and request.texts != GENERAL else None
+    if general is None and request.replay is not None:
+        raise MaskwiseError(
+            "--replay mixes general text into the training rows, and there is none",
+            got=request.keep or "a text that is not known to be English",
+            do="give general text: --keep FILE",
+        )
+    return general
+
+
+def _require_mixed(general: Plain, corpus: CorpusSettings) -> None:
+    """Raise an error if two texts have different fields, because a mix reads one field."""
+    if general["text_field"] != corpus.text_field:
+        raise MaskwiseError(
+            "the text and the general text of --replay have different fields",
+            got=f"{corpus.text_field} and {general['text_field']}",
+            do=f"rename the field of your text to {general['text_field']}",
+        )
+
+
+def _unseen(request: Request, others: OtherTexts, corpus: Plain) -> float:
+    """Return the share of general text that no arm trains on; 0 if none trains on this text."""
+    trained = [others.control.get("source")]
+    if request.replay is not None:
+        trained.append(others.general["source"])
+    if others.general["source"] not in trained:
+        return 0.0
+    return _with_changes(corpus, request.overrides).held_out
+
+
+def _general_pairs(
+    request: Request, texts: Texts, others: OtherTexts, corpus: Plain, *, aside: Path | None
+) -> Path:
+    """Write pairs of titles and general texts that no arm trains on."""
+    share = _unseen(request, others, corpus)
+    settings = dict(others.general)
+    if share:
+        settings["held_out"] = share
+    target = request.out.with_name(f"{request.out.name}-{PASSAGES}.jsonl")
+    try:
+        pairs, _ = texts.pairs(
+            CorpusSettings(**settings),
+            target,
+            choose_share=not share,
+            aside=aside,
+            of_verdict=share > 0 and request.chooses,
+        )
+    except MaskwiseError as error:
+        raise MaskwiseError(
+            "general text shows what a model without a head forgets by pairs of titles and texts, "
+            "and there are too few of them",
+            got=error.got,
+            allowed=error.allowed,
+            do="give more general text, or --keep none",
+        ) from None
+    return pairs
+
+
+def _draft(
+    request: Request,
+    corpus: Plain,
+    tasks: Sequence[str],
+    overrides: Sequence[str],
+    *,
+    spaced: bool,
+    max_length: int,
+    others: OtherTexts,
+) -> Draft:
+    """Return the recipe for a text, after something is known about it."""
+    arms = arms_for(request.arms, spaced=spaced)
+    if request.policy:
+        arms["learned"] = {"masking.policy": f"learned({request.policy!r})", "masking.ratio": 0.30}
+    contrast = [request.arms[0], REFERENCE]
+    every = max(1, request.steps // 4)
+    settings: Plain = {
+        "description": f"Does further training on {request.texts} help {request.model}?",
+        "corpus": dict(corpus),
+        "model": {"pretrained": request.model},
+        "masking": {"corruption": "mask-only"},
+        "training": {
+            "steps": request.steps,
+            "batch_size": 16,
+            **rates_of(weights_of(load_config(request.model, kind=None))),
+            "eval_every": every,
+            "save_every": every,
+        },
+        "evaluation": {"rows": 128, "ratios": [0.15]},
+        "tasks": list(tasks),
+        "finetune": {"seeds": 1, "max_length": max_length},
+        "study": {
+            "seeds": request.seeds if isinstance(request.seeds, int) else [*request.seeds],
+            "contrasts": [contrast],
+            # A gate ignores a search. The unchanged model has no settings to search.
+            "gate": contrast,
+        },
+    }
+    if request.patience is not None:
+        settings["training"]["eval_every"] = max(1, request.steps // EVALUATIONS)
+        settings["training"]["patience"] = request.patience
+    if request.lengths is not None:
+        settings["training"] |= {"decay": "wsd", "lengths": [*request.lengths]}
+    if settings["corpus"].get("text_field") == "text":
+        del settings["corpus"]["text_field"]
+    if not has_head(request.model):
+        # The seed of this phase is fixed, so the head is trained once for all arms and seeds.
+        head: Plain = {
+            "freeze": "encoder",
+            "steps": request.head_steps or min(STEPS, request.steps),
+            "optimizer": "muon",
+            "seed": 0,
+        }
+        if request.patience is not None:
+            head["patience"] = None
+        if request.lengths is not None:
+            head |= {"decay": "linear", "lengths": None}
+        # The search of benchmarks/recipes/continual-minilm.yaml chose these learning rates.
+        head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
+        settings["phases"] = [{"training": head}, {}]
+    # Further training is the last phase. A new head is the same for all arms.
+    last = "" if has_head(request.model) else "phases.1."
+    arms = {
+        name: {f"{last}{key}": value for key, value in arm.items()} for name, arm in arms.items()
+    }
+    first = request.arms[0]
+    if request.controlled:
+        arm = {**arms[first], f"{last}corpus.source": others.control["source"]}
+        if others.control["text_field"] != _with_changes(corpus, overrides).text_field:
+            arm[f"{last}corpus.text_field"] = others.control["text_field"]
+        arms[request.controlled] = arm
+        # The gate is the first of the two tests, and each has the full level.
+        settings["study"]["contrasts"].append([first, request.controlled])
+    if request.replayed and others.general:
+        share = request.replay or 0.0
+        mix = {request.texts: round(1 - share, 6), others.general["source"]: share}
+        arms[request.replayed] = {**arms[first], f"{last}corpus.source": mix}
+    if others.pairs:
+        settings["tasks"].append(others.pairs)
+        settings["study"]["secondary"] = [PASSAGES]
+    elif others.general:
+        settings["evaluation"]["measures"] = [_measure(request, others, corpus)]
+    if request.extended:
+        arms[request.extended] = {**arms[first], "model.new_tokens": request.new_words}
+        # Whether new words help does not depend on another answer, so the questions are one family.
+        settings["study"]["contrasts"].append([request.extended, first])
+        del settings["study"]["gate"]
+        settings["evaluation"]["word_loss"] = WORD_LOSS
+    settings["study"]["arms"] = arms
+    apply_overrides(settings, overrides)
+    # The user may have replaced the tasks.
+    if others.pairs and others.pairs not in (settings["tasks"] or ()):
+        settings["study"].pop("secondary", None)
+    settings = {**nested(settings), "study": settings["study"]}
+    drop_unused(settings, dict(map(parse_override, overrides)))
+    comments = {key: text.format(least=request.least_runs) for key, text in COMMENTS.items()}
+    if tasks != request.tasks:
+        comments["tasks"] = "titles and texts of documents that are held out from training"
+    if "measures" in settings["evaluation"]:
+        comments["evaluation"] = "the measure: what the arms forget of general text"
+    head_lines = [
+        f"Does further training of {request.model} on {request.texts} help?",
+        "Written by `maskwise adapt`, which runs it. To change it: "
+        f"maskwise study {shlex.quote(str(request.out / RECIPE))} training.steps=1000 --out "
+        "ANOTHER_FOLDER",
+    ]
+    draft = Draft("adapt", settings, comments, head_lines)
+    new_head = new_head_words(draft.recipe)
+    if new_head:
+        described = f"{settings['description']} It starts with {new_head}."
+        draft = replace(draft, settings={**settings, "description": described})
+    return draft
+
+
+COMMENTS = {
+    "corpus": "your text; tokens per row",
+    "model": "the unchanged model, with which the arms are compared",
+    "training": "the learning rates depend on the size of the model",
+    "phases": "a new head is trained first on the frozen encoder, once for all runs",
+    "tasks": "all models are fine-tuned and evaluated on these rows",
+    "finetune": "long enough for nearly all labelled rows, as far as the model has positions",
+    "study.secondary": "not part of the verdict: what the arms forget of general text",
+    "study.seeds": "runs of each arm; a decision needs at least {least}",
+    "study.contrasts": "the question: is the arm better than the unchanged model?",
+    "study.gate": "tested first, at the full 5 % level; a second contrast only if it is decided",
+    "study.arms": "ways to train further",
+}
+
+
+def _measure(request: Request, others: OtherTexts, corpus: Plain) -> str:
+    """Return the measure of the loss on general text that no arm trains on."""
+    options: dict[str, object] = {"name": GENERAL_TEXT}
+    if others.general["text_field"] != "text":
+        options["text_field"] = others.general["text_field"]
+    share = _unseen(request, others, corpus)
+    if share:
+        options["held_out"] = share
+        if request.chooses:
+            options["of_verdict"] = True
+    return str(Call("text-loss", (others.general["source"],), options))
+
+
+def _with_changes(corpus: Plain, overrides: Sequence[str]) -> CorpusSettings:
+    """Return the settings of the text that is trained on, with the user's changes to them."""
+    settings: Plain = {"name": "adapt", "corpus": dict(corpus)}
+    apply_overrides(settings, [text for text in overrides if text.startswith("corpus.")])
+    return validate(nested(settings), origin="adapt").corpus
+
+
+def new_head_words(recipe: Recipe) -> str:
+    """Describe the new head that is trained first; "" if no head is trained first."""
+    first, *further = recipe.links()
+    if not further or first.training.freeze != "encoder":
+        return ""
+    steps = f"{first.training.steps:,} steps on the frozen encoder"
+    return f"a new masked-language-model head, trained {steps}"
+
+
+def cut_rows(recipe: Recipe) -> dict[str, float]:
+    """Return the share of truncated rows among the labelled rows of each task."""
+    tokenizer = load_tokenizer(recipe.tokenizer_name or "")
+    shares = {}
+    for spec in recipe.tasks:
+        task = load_task(spec)
+        shares[task.name] = cut_share(row_sizes(task, tokenizer), recipe.finetune.max_length)
+    return shares

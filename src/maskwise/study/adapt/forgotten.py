@@ -1,0 +1,110 @@
+"""What the arms of an adaptation forgot of general text: estimates, which are not tested."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from maskwise.constants import NATS
+from maskwise.estimates import with_minus
+from maskwise.files import Estimate
+from maskwise.study.adapt.request import GENERAL_TEXT, PASSAGES
+from maskwise.verdict import statistics
+from maskwise.verdict.outcomes import finite_runs, read_outcomes
+
+
+class Forgotten(TypedDict):
+    """What an arm forgot of general text, against the start (not tested).
+
+    ``mean``, ``low`` and ``high`` are the paired difference in ``unit`` and its 95 % interval: nats
+    of the loss, or points of the mean reciprocal rank. The interval is None below six runs.
+    ``finding`` compares the interval with ``margin``: "more", "less" (between ± the margin),
+    "better" or "open".
+    """
+
+    arm: str
+    outcome: str
+    unit: str
+    mean: float
+    low: float | None
+    high: float | None
+    runs: int
+    margin: float
+    finding: str
+
+
+MARGINS = {NATS: 0.05, "points": 2.0}
+"""Changes on general text that are small. A loss .05 nats higher is a perplexity 5 % higher."""
+FINDINGS = {
+    "more": "more than {margin} forgotten",
+    "less": "less than {margin} either way",
+    "better": "more than {margin} gained",
+    "open": "more or less than {margin} is open",
+}
+
+
+def forgotten_of(out: Path) -> list[Forgotten]:
+    """Return what each arm forgot of general text; [] if it was not measured."""
+    table = read_outcomes(out)
+    start = table.start if table else None
+    if table is None or start is None:
+        return []
+    found: list[Forgotten] = []
+    for outcome in (f"evaluation:{GENERAL_TEXT}:{NATS}", PASSAGES):
+        if outcome not in table.scales:
+            continue
+        scale = table.scales[outcome]
+        unit, factor = (NATS, 1.0) if scale.unit == NATS else ("points", 100.0)
+        for arm in table.study["arms"]:
+            runs = table.runs(outcome, arm) - table.runs(outcome, start)
+            differences = factor * finite_runs(runs)
+            if not len(differences) or table.incomparable(arm, start, outcome):
+                continue
+            estimate = statistics.estimated(differences)
+            found.append(
+                {
+                    "arm": arm,
+                    "outcome": outcome,
+                    "unit": unit,
+                    "mean": float(differences.mean()),
+                    "low": estimate["low"],
+                    "high": estimate["high"],
+                    "runs": len(differences),
+                    "margin": MARGINS[unit],
+                    "finding": _finding(estimate, MARGINS[unit], sign=scale.sign),
+                }
+            )
+    return found
+
+
+def _finding(estimate: Estimate, margin: float, *, sign: int) -> str:
+    """Compare an interval with a margin; ``sign`` is −1 if lower is better."""
+    if estimate["low"] is None or estimate["high"] is None:
+        return "open"
+    low, high = sorted([sign * estimate["low"], sign * estimate["high"]])
+    if high < -margin:
+        return "more"
+    if low > margin:
+        return "better"
+    return "less" if -margin < low and high < margin else "open"
+
+
+def forgotten_words(found: Sequence[Forgotten]) -> str:
+    """Return a sentence about general text; "" if it was not measured."""
+    parts = []
+    for each in found:
+        unit = each["unit"]
+        digits = 3 if unit == NATS else 1
+        interval = "too few runs for an interval"
+        if each["low"] is not None:
+            ends = f"{each['low']:+.{digits}f} to {each['high']:+.{digits}f}"
+            said = FINDINGS[each["finding"]].format(margin=f"{each['margin']:g} {unit}")
+            interval = f"95 % interval {ends}: {said}"
+        change = with_minus(f"{each['mean']:+.{digits}f} {unit} ({interval})")
+        parts.append(f"{each['arm']} {change}")
+    if not parts:
+        return ""
+    what = "loss" if found[0]["unit"] == NATS else "retrieval"
+    said = "; ".join(parts)
+    return f"General text, {what} against the start (an estimate, not tested): {said}."

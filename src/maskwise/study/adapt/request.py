@@ -1,0 +1,196 @@
+"""What a user asks of ``maskwise adapt``, and the command line that asks it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from maskwise.errors import MaskwiseError
+from maskwise.verdict import statistics
+from maskwise.verdict.statistics import ALPHA
+
+BEST = "words-30"
+PAIRS = "title-to-text"
+"""The name of the task that is made from the text if the user gives none."""
+TIME = "2h"
+"""A plan that takes longer is followed by a smaller one."""
+STEPS = 600
+"""Default number of further training steps, and default maximum of the steps of a new head."""
+GENERAL_TEXT, PASSAGES = "general text", "general-text"
+"""The names of the measure and of the task on general text."""
+NEW_WORDS = "-new-words"
+OTHER_TEXT = "-other-text"
+"""The end of the name of an arm that is trained on other text."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of ``maskwise adapt``.
+
+    Attributes:
+        model: a folder, a hub id, ``bundled:encoder`` or ``package:NAME``.
+        texts: a corpus, as for ``read_documents``.
+        out: the folder of the study.
+        tasks: files with labelled rows; if empty, a task of titles and texts is made from documents
+            that are held out from training.
+        arms: names in ``starter.ARMS``. The first arm is compared with the unchanged model.
+        policy: the folder of a learned masking policy, for an additional arm ``learned``.
+        new_words: the number of words of the text that become tokens in an additional arm, which is
+            compared with the first arm.
+        control: another corpus, on which an additional arm is trained in the same way as the first,
+            which is compared with it.
+        keep: general text, for what the arms forget of it: a corpus, ``OFF`` for none, or None for
+            ``GENERAL`` if the text is English.
+        replay: the share of general text in the training rows of an additional arm.
+        steps: the number of further training steps.
+        patience: the number of evaluations without a lower loss of dev documents after which a run
+            ends; its best state is then evaluated. None to train all steps.
+        lengths: shares of the steps after which training also ends, with a decay of the learning
+            rate; each run keeps the length with the lowest loss of dev documents. None for all
+            steps only.
+        head_steps: the number of steps that train a new head first; None for the smaller of
+            ``steps`` and ``STEPS``.
+        seeds: the number of runs of each arm, or their seeds.
+        overrides: ``key=value`` settings, except those in ``OPTIONS``.
+        time: the time limit, such as "2h"; None for ``TIME``, which is not enforced.
+        jobs: the number of stages that run in parallel; None for the number of GPUs or cores.
+    """
+
+    model: str
+    texts: str
+    out: Path
+    tasks: tuple[str, ...] = ()
+    arms: tuple[str, ...] = (BEST,)
+    policy: str | None = None
+    new_words: int | None = None
+    control: str | None = None
+    keep: str | None = None
+    replay: float | None = None
+    steps: int = STEPS
+    patience: int | None = None
+    lengths: tuple[float, ...] | None = None
+    head_steps: int | None = None
+    seeds: int | tuple[int, ...] = 6
+    overrides: tuple[str, ...] = ()
+    time: str | None = None
+    jobs: int | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether each run chooses its weights on held-out documents."""
+        return self.patience is not None or self.lengths is not None
+
+    @property
+    def extended(self) -> str | None:
+        """The name of the arm with new words; None without it."""
+        return None if self.new_words is None else f"{self.arms[0]}{NEW_WORDS}"
+
+    @property
+    def controlled(self) -> str | None:
+        """The name of the arm that is trained on other text; None without it."""
+        return None if self.control is None else f"{self.arms[0]}{OTHER_TEXT}"
+
+    @property
+    def replayed(self) -> str | None:
+        """The name of the arm that is also trained on general text; None without it."""
+        return None if self.replay is None else f"{self.arms[0]}-replay"
+
+    @property
+    def least_runs(self) -> int:
+        """The least number of runs of each arm with which every question can be decided."""
+        return fewest_runs(self.new_words, self.control)
+
+    @property
+    def seconds(self) -> float:
+        """The time limit in seconds."""
+        return time_limit(TIME if self.time is None else self.time)
+
+    def first_seeds(self, count: int) -> Request:
+        """Keep at most ``count`` runs of each arm."""
+        if isinstance(self.seeds, int):
+            return replace(self, seeds=min(count, self.seeds))
+        return replace(self, seeds=self.seeds[:count])
+
+    def set_to(self, **settings: object) -> Request:
+        """Add overrides; dots in the keys are written as two underscores."""
+        more = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
+        return replace(self, overrides=(*self.overrides, *more))
+
+    def command(self, *overrides: str, **changes: Any) -> str:
+        """Return the command line of this request, with more overrides and changed attributes."""
+        asked = replace(self, **changes)
+        words = ["maskwise", "adapt", asked.model, asked.texts, *asked.overrides, *overrides]
+        for task in asked.tasks:
+            words += ["--task", task]
+        usual = {field.name: field.default for field in fields(Request)}
+        usual["seeds"] = asked.least_runs
+        for name in (
+            "arms",
+            "policy",
+            "new_words",
+            "control",
+            "keep",
+            "replay",
+            "steps",
+            "patience",
+            "lengths",
+            "head_steps",
+            "seeds",
+            "time",
+            "jobs",
+            "out",
+        ):
+            value = getattr(asked, name)
+            if value == usual[name]:
+                continue
+            option = name.replace("_", "-")
+            if name in ("arms", "lengths"):
+                value = ",".join(map(str, value))
+            elif name == "seeds" and isinstance(value, int):
+                option = "runs"
+            elif name == "seeds":
+                value = _seeds_words(value)
+            words += [f"--{option}", str(value)]
+        return shlex.join(words)
+
+
+def fewest_runs(new_words: int | None, control: object = None) -> int:
+    """Return the default number of runs: the least that can decide every question.
+
+    Questions that are tested one after the other do not lower each other's level. New words do not
+    depend on the answer to another question, so all questions are then one family.
+    """
+    questions = 1
+    if new_words is not None:
+        questions = 2 if control is None else 3
+    return statistics.fewest_runs(ALPHA / questions)
+
+
+def _seeds_words(seeds: Sequence[int]) -> str:
+    """Return seeds as the option ``--seeds`` has them, such as 6-35 or 3,9."""
+    first, last = seeds[0], seeds[-1]
+    # A single number would be the former spelling of --runs.
+    if [*seeds] == [*range(first, last + 1)]:
+        return f"{first}-{last}"
+    return ",".join(map(str, seeds))
+
+
+def time_limit(text: str) -> float:
+    """Convert a duration such as 2h, 90m or 1h30m to seconds; a bare number means minutes."""
+    import pandas as pd
+
+    try:
+        seconds = pd.Timedelta(f"{text}m" if text.isdecimal() else text).total_seconds()
+    except ValueError:
+        seconds = 0.0
+    # Written with ``not``, this also rejects NaT, for which all comparisons are false.
+    if not seconds >= 60:
+        raise MaskwiseError(
+            "--time must be a duration",
+            got=repr(text),
+            allowed="a minute or more, such as 2h, 90m or 1h30m",
+        )
+    return seconds

@@ -1,0 +1,59 @@
+"""Find the checkpoint of a study's arm, and save it as a model of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maskwise.errors import MaskwiseError
+from maskwise.folders import CARD, read_json, write_folder, write_whole
+from maskwise.models import load_model, without_advice
+from maskwise.study.stages import DONE
+from maskwise.text import load_tokenizer
+
+
+def save_model(checkpoint: Path, folder: Path) -> None:
+    """Save a checkpoint with its tokenizer and card in a folder for transformers."""
+    tokenizer = load_tokenizer(str(checkpoint))
+    card = (checkpoint / CARD).read_text(encoding="utf-8")
+
+    def fill(part: Path) -> None:
+        load_model(checkpoint, kind=None).save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        write_whole(part / CARD, card)
+
+    with without_advice():
+        write_folder(folder, fill)
+
+
+def needed_run(out: Path, arm: str) -> tuple[int, Path]:
+    """Return the seed and the checkpoint of the first finished run of an arm.
+
+    Raises:
+        MaskwiseError: no finished run of the arm has a checkpoint.
+    """
+    found = trained_run(out, arm)
+    if found is not None:
+        return found
+    study = read_json(out / "study.json") or {}
+    runs = study["arms"][arm]["runs"]
+    do = "run the study to its end"
+    if runs:
+        first = runs[min(runs, key=int)]
+        do = f"remove {out / first} and run the same command again, which trains this run again"
+    raise MaskwiseError(
+        f"no run of {arm} has a checkpoint to save",
+        got=f"{len(runs)} runs, unfinished or deleted",
+        do=do,
+    )
+
+
+def trained_run(out: Path, arm: str) -> tuple[int, Path] | None:
+    """Return the seed and the checkpoint of the first finished run of an arm that still has one."""
+    study = read_json(out / "study.json") or {}
+    runs = study["arms"][arm]["runs"]
+    for seed in sorted(runs, key=int):
+        checkpoint = out / runs[seed] / "checkpoint"
+        # Users may delete checkpoints to free disk space.
+        if checkpoint.is_dir() and (out / runs[seed] / DONE).is_file():
+            return int(seed), checkpoint
+    return None
