@@ -86,7 +86,7 @@ def vocabulary() -> Vocabulary:
     return Vocabulary.of(tokenizer())
 
 
-def masker(policy: str = "token", corruption: str = "bert", **more: Any) -> Masker:
+def masker(policy: Any = "token", corruption: str = "bert", **more: Any) -> Masker:
     """A masker over the small vocabulary, with the arguments that members need."""
     settings = {
         "policy": POLICY_SPECS.get(policy, policy),

@@ -6,6 +6,7 @@ import tracemalloc
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -21,6 +22,7 @@ from masking_tools import (
     FIRST,
     MASK,
     PAD,
+    POLICY_SPECS,
     SEP,
     UNK,
     WORDS,
@@ -33,12 +35,14 @@ from masking_tools import (
     tokenizer,
     vocabulary,
 )
+from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.masking import IGNORE, Line, Masker, Noising, Vocabulary, gather
 from maskwise.masking.line import Frame
-from maskwise.masking.policies import policy
+from maskwise.masking.policies import Policy, UnitKind, When, policy
 from maskwise.masking.settings import Masking, MaskingSettings
+from maskwise.masking.units import Units, runs
 from maskwise.masking.vocabulary import wildcards
 from maskwise.text import encode, train_tokenizer
 
@@ -440,7 +444,7 @@ def test_more_tokens_can_be_excluded() -> None:
     assert "exclude=('w0', 'w1')" in repr(made) and "exclude" not in repr(Masker(tokenizer()))
     for bad in ("w0", ["no such"], [5], 5, None, [f"w{n}" for n in range(WORDS)]):
         with pytest.raises(MaskwiseError, match="exclude"):
-            Masker(tokenizer(), exclude=bad)  # type: ignore[arg-type]
+            Masker(tokenizer(), exclude=bad)
     settings = MaskingSettings(exclude=("w0",))
     assert Masking.shared(settings.model_dump()).exclude == ("w0",)
     # The names of stages are hashes of the settings.
@@ -468,3 +472,68 @@ def test_rows_without_ids_warn_where_the_masker_is_called() -> None:
     with pytest.warns(UserWarning, match="no example_id") as caught:
         masker("token")([{"input_ids": [CLS, FIRST, SEP]}], epoch=0)
     assert caught[0].filename == __file__
+
+
+@dataclass(frozen=True)
+class Times(Policy):
+    """Whole words of one weight, which a policy of a user forgot to normalise."""
+
+    weight: float = 1.0
+
+    unit_kind = UnitKind.WORD
+
+    def layers(self) -> tuple[str, ...]:
+        return ("word_ids",)
+
+    def cut(self, line: Line, draws: Draws, when: When) -> Units:
+        units = runs(line, line.layer("word_ids"))
+        return units.weighted(np.full(len(units.piece), self.weight))
+
+
+class ByDesign(Times):
+    scales_ratio = True
+
+
+@pytest.mark.parametrize(
+    ("policy", "ratio", "obtained"),
+    [
+        (Times(3), 0.15, 0.45),
+        (Times(0.2), 0.15, 0.03),
+        (Times(100), 0.15, 1),
+        (Times(3), "linear(0.15, 0.1)", 0.45),
+        ("weighted('difference')", 0.15, None),
+    ],
+    ids=["three times", "a fifth", "clipped", "a schedule", "scores of a layer"],
+)
+def test_weights_that_change_the_ratio_warn_once(
+    policy: Policy | str, ratio: float | str, obtained: float | None
+) -> None:
+    made = masker(policy, budget="bernoulli", ratio=ratio)
+    rows = padded(random_rows(16))
+    with pytest.warns(UserWarning, match="scales_ratio") as warned:
+        for step in range(3):
+            batch = made(rows, step=step, total_steps=100, epoch=step)
+    assert len(warned) == 1 and warned[0].filename == __file__
+    text = str(warned[0].message)
+    assert "\n" not in text and "instead of 0.15" in text and made.policy.__class__.__name__ in text
+    if obtained is not None:
+        assert f"the ratio is {obtained} instead" in text
+        share = batch.selected.sum() / batch.line.eligible.sum()
+        assert share == pytest.approx(obtained, abs=0.05)
+
+
+@pytest.mark.parametrize("budget", ["exact", "expected", "bernoulli"])
+def test_weights_that_keep_the_ratio_do_not_warn(budget: str) -> None:
+    """Nor do policies of maskwise, which say what their weights do, or few units, by chance."""
+    rows = padded(random_rows(16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in (Times(1.2), Times(0.8), ByDesign(3), *POLICY_SPECS):
+            made = policy(POLICY_SPECS.get(name, name))
+            # The weights of this layer of the tests have a mean of 3.
+            if budget == "bernoulli" and (made.splits_budget or name == "difference"):
+                continue
+            masker(made, budget=budget, ratio=0.15)(rows, epoch=0)
+        masker(Times(3), budget=budget)(padded(random_rows(4)), epoch=0)
+        if budget != "bernoulli":
+            masker(Times(3), budget=budget)(rows, epoch=0)

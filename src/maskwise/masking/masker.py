@@ -20,6 +20,7 @@ the rows and the result are tensors.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,7 +40,7 @@ from maskwise.masking.moment import Moment, mapped
 from maskwise.masking.policies import Policy, When
 from maskwise.masking.policies.base import checked_moment
 from maskwise.masking.schedules import Schedule
-from maskwise.masking.select import Choice, select, stretch
+from maskwise.masking.select import Choice, expected_ratios, select, stretch
 from maskwise.masking.settings import Masking
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
@@ -52,6 +53,11 @@ if TYPE_CHECKING:
 
 
 DESCRIBED = ("policy", "ratio", "budget", "corruption", "fill", "min_targets", "seed", "predict")
+
+WRONG_BY = 1.5
+"""The factor between the wanted and the expected ratio from which on the masker warns."""
+MANY_UNITS = 100
+"""The number of units in a batch from which on the two ratios are compared."""
 
 
 class Masker:
@@ -149,6 +155,7 @@ class Masker:
         masking.corruption.check(self.vocabulary)
         self.masking = masking
         self.seed = whole_number("seed", seed)
+        self._warned_of_weights = False
 
     @property
     def policy(self) -> Policy:
@@ -326,6 +333,7 @@ class Masker:
         ratio_P = self.policy.ratios(ratio_P, draws, when)
         units = self.cut(line, draws, replace(when, ratio=ratio_P))
         if self.masking.visits == "random":
+            self._warn_of_weights(units, ratio_P)
             return select(
                 units,
                 ratio_P,
@@ -337,6 +345,25 @@ class Masker:
         if second:
             return stretch(units, draws, ratio_P, np.ones_like(ratio_P))
         return stretch(units, draws, np.zeros_like(ratio_P), ratio_P)
+
+    def _warn_of_weights(self, units: Units, ratio_P: Array) -> None:
+        """Warn once if the weights of units change how much ``bernoulli`` masks."""
+        if self.masking.budget != "bernoulli" or units.weight is None or self.policy.scales_ratio:
+            return
+        # The mean weight of few units may be far from 1 by chance.
+        if self._warned_of_weights or len(units.piece) < MANY_UNITS:
+            return
+        wanted, expected = expected_ratios(units, ratio_P)
+        if wanted / WRONG_BY <= expected <= wanted * WRONG_BY:
+            return
+        self._warned_of_weights = True
+        warnings.warn(
+            f"policy {self.policy}: the ratio is {expected:.2g} instead of {wanted:.2g}, because "
+            "budget bernoulli masks a unit with probability ratio × weight; divide the weights by "
+            "their mean, use budget expected, or, if this is meant, set scales_ratio = True in the "
+            "policy",
+            stacklevel=5,
+        )
 
     def cut(self, line: Line, draws: Draws, when: When) -> Units:
         """Cut a line into the policy's units."""

@@ -140,6 +140,20 @@ def select(
     return Choice(units, chosen, ratio_P, budget_P)
 
 
+def expected_ratios(units: Units, ratio_P: Array) -> tuple[float, float]:
+    """Return the share of tokens that ``bernoulli`` shall select, and the share that it selects.
+
+    Weights with a mean of 1 make both nearly equal. Both are 0 if there are no units.
+    """
+    length = units.length
+    whole = max(1, int(length.sum()))
+    probability = units.repeated(ratio_P)
+    wanted = float((probability * length).sum())
+    if units.weight is not None:
+        probability = np.minimum(probability * units.weight, 1.0)
+    return wanted / whole, float((probability * length).sum()) / whole
+
+
 def unit_keys(units: Units, draws: Draws) -> Array:
     """(U,): the sort key of each unit; int32 if all weights are equal, otherwise int64."""
     draw = units.draw(draws, Purpose.SELECT)

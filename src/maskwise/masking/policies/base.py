@@ -95,6 +95,15 @@ class Policy(ABC):
         return True
 
     @property
+    def scales_ratio(self) -> bool:
+        """Whether weights change the ratio by design, with ``budget="bernoulli"``.
+
+        This budget masks a unit with probability min(1, ratio × weight). If False, the masker warns
+        of weights whose mean is far from 1, so that another share of the tokens is masked.
+        """
+        return False
+
+    @property
     def needs_total(self) -> bool:
         """Whether the policy changes over training, and so needs the number of steps."""
         return False

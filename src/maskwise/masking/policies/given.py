@@ -94,6 +94,7 @@ class SpanLayer(Policy):
     rest_weight: float = 0.0
 
     unit_kind = UnitKind.LAYER
+    scales_ratio = True
 
     def __post_init__(self) -> None:
         require_known("value of rest in policy span-layer", self.rest, ("word", "token", "none"))
@@ -193,7 +194,8 @@ class Weighted(CutPolicy):
         weight 0 are selected only with ``fill="random"``.
     Guarantee: units stay whole. The probability that a unit is selected grows with its weight, but
         is proportional to the weight only with a small budget, because no unit is drawn twice. With
-        ``bernoulli``, the probability is min(1, ratio × weight), so the mean weight should be 1.
+        ``bernoulli``, the probability is min(1, ratio × weight), so the mean weight should be 1;
+        the masker warns if it is not.
     Cost: about twice the cost of the unweighted policy, for a logarithm and a slower sort.
     Source: Efraimidis & Spirakis 2006 (sampling); Sadeq et al. 2022 (arXiv 2210.11771; weights of
         ``informative``); Wilf et al. 2023 (arXiv 2305.14577; weights of ``difference``).
@@ -259,6 +261,7 @@ class Frequency(CutPolicy):
     floor: float = 10.0
 
     has_zero_weights = False
+    scales_ratio = True
 
     def __post_init__(self) -> None:
         if self.floor <= 0:
@@ -307,6 +310,8 @@ class LearnedPolicy(Policy):
     take: str = "weights"
     power: float = 1.0
     explore: float = 0.0
+
+    scales_ratio = True
 
     def __post_init__(self) -> None:
         if not _TAKE.fullmatch(self.take):

@@ -67,6 +67,10 @@ class Mixture(Policy):
         return any(member.has_zero_weights for member in self.members)
 
     @property
+    def scales_ratio(self) -> bool:
+        return any(member.scales_ratio for member in self.members)
+
+    @property
     def needs_total(self) -> bool:
         changing = any(share.needs_total for share in self.shares)
         return changing or any(member.needs_total for member in self.members)

@@ -74,6 +74,7 @@ class GroupWeighted(CutPolicy):
     weights: Weights = field(init=False, default_factory=Weights, repr=False, compare=False)
 
     learns = True
+    scales_ratio = True
 
     def __post_init__(self) -> None:
         if len(self.names) < 2:
@@ -156,6 +157,7 @@ class TypeWeighted(CutPolicy):
     weights: Weights = field(init=False, default_factory=Weights, repr=False, compare=False)
 
     learns = True
+    scales_ratio = True
     # See ``LEAST``.
     has_zero_weights = False
 

@@ -193,6 +193,7 @@ class T5Span(Policy):
     unit_kind = UnitKind.TOKEN_SPAN
     has_zero_weights = False
     needs_ratio = True
+    scales_ratio = True
 
     def __post_init__(self) -> None:
         finite_number("mean_span of policy t5-span", self.mean_span, least=1)
