@@ -23,6 +23,7 @@ from maskwise.study.checks import notes_of_texts
 from maskwise.study.plan import make_plan
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
 from maskwise.study.store import StageStore
+from maskwise.study.timing import Samples
 from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, load_tokenizer, read_documents, train_tokenizer
 from maskwise.text.new_words import choose_words, count_words, extend, given_words, read_words
@@ -406,6 +407,14 @@ def test_adapt_compares_new_words_with_the_same_arm_without_them(source, tmp_pat
     # A smaller plan keeps both arms.
     smaller, _ = smaller_plan(recipe, request, lambda smaller: 1e9, 60.0)
     assert smaller.new_words == 5 and not any("study.arms" in text for text in smaller.overrides)
+
+
+def test_a_plan_chooses_words_from_its_whole_sample(source, tmp_path):
+    """A document alone has no word that occurs in five documents, and plans refused the arm."""
+    recipe = draft_of(asked(source, tmp_path), aside=tmp_path).recipe
+    longer = recipe.arm("words-30-new-words", seed=0)
+    data = Samples(longer, tmp_path / "samples").of(longer).data
+    assert len(data.new_tokens) == 5
 
 
 def test_the_answer_speaks_of_both_questions(source, tmp_path):
