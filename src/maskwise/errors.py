@@ -194,6 +194,9 @@ def whole_number(
     Raises:
         MaskwiseError: for any other value, also for bools, floats and text.
     """
+    # Nearly all values are Python's own, and this check is fast.
+    if type(value) is int and least <= value <= most:
+        return value
     return int(_checked(Integral, "a whole number", name, value, least, most, do))
 
 

@@ -116,12 +116,15 @@ class PackedCollator:
         columns = {"input_ids": batch.input_ids, "labels": batch.labels, **batch.extras}
         document_T = document_BL[present_BL]
         added = -len(document_T) % (self.collator.pad_to_multiple_of or 1)
-        # No document of the batch has this number.
-        document_T = pad(document_T, (0, added), value=height * width)
+        if added:
+            # No document of the batch has this number.
+            document_T = pad(document_T, (0, added), value=height * width)
         padding = {"input_ids": self.collator.masker.vocabulary.pad, "labels": IGNORE}
         line: dict[str, Any] = {}
         for name, column in columns.items():
-            values = pad(column[present_BL], (0, added), value=padding.get(name, 0))
+            values = column[present_BL]
+            if added:
+                values = pad(values, (0, added), value=padding.get(name, 0))
             line[name] = values.unsqueeze(0)
         _, lengths = document_T.unique_consecutive(return_counts=True)
         # Flash attention needs 32-bit offsets, for queries and for keys, which are equal here.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from maskwise.arrays import flags, is_tensor, numbers, whole
+from maskwise.arrays import flags, is_tensor, joined, numbers, whole
 from maskwise.draws import Array, content_ids
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.masking.batch import IGNORE
@@ -53,6 +53,7 @@ _FILL = {
 # Columns of 0 and 1.
 _MASKS = ("attention_mask", "special_tokens_mask", "loss_mask")
 _NAMES = ("input_ids", "example_id")
+_LARGEST = 2**63 - 1
 
 # The kinds of values in a column. Error messages show these words.
 MISSING = "nothing"
@@ -60,6 +61,8 @@ TEXT = "text"
 SINGLE = "a single value"
 TOKENS = "a list"
 EMPTY = "an empty list"
+_KINDS = {type(None): MISSING, str: TEXT, bool: SINGLE, int: SINGLE, float: SINGLE}
+"""The kinds of values of the most common types."""
 
 
 def gather(rows: UserRows | Line, vocabulary: Vocabulary) -> Line:
@@ -99,7 +102,8 @@ def require_rows(rows: object) -> None:
     if not len(rows):
         raise MaskwiseError("there are no rows to mask", got="an empty list")
     for number, row in enumerate(rows):
-        if not isinstance(row, Mapping):
+        # A check against ``Mapping`` is slow, and nearly all rows are dicts.
+        if type(row) is not dict and not isinstance(row, Mapping):
             raise MaskwiseError(
                 "cannot read rows",
                 got=f"{type(row).__name__} in row {number}",
@@ -264,10 +268,9 @@ def _stacked(rows: Mapping[str, object]) -> Columns:
 
 def _padded(rows: Sequence[UserRow], vocabulary: Vocabulary) -> Columns:
     """Turn a list of dicts into (B, L) columns. Ids are padded with [PAD], layers with −1."""
-    sizes = []
     for number, row in enumerate(rows):
         _require_ids(row, number)
-        sizes.append(len(row["input_ids"]))
+    sizes = [len(row["input_ids"]) for row in rows]
     lengths = np.array(sizes)
     inside = np.arange(lengths.max()) < lengths[:, None]
     columns: Columns = {}
@@ -277,11 +280,19 @@ def _padded(rows: Sequence[UserRow], vocabulary: Vocabulary) -> Columns:
         if name in _IGNORED:
             continue
         values = [row.get(name) for row in rows]
-        kind = _common_kind(name, values)
+        missing = None if name in _FILL else -1
+        flat = joined(values, missing=missing)
+        kind = _common_kind(name, values) if flat is None else TOKENS
         if kind != MISSING or SINGLE in map(_kind_of, values):
             _require_spelling(name, names)
         if kind == TOKENS:
-            columns[name] = _column(name, values, lengths, inside)
+            _require_sizes(name, values, sizes)
+            if flat is None:
+                flat = _concatenated(name, values, missing)
+            flat = _read(name, flat)
+            column = np.full(inside.shape, _FILL.get(name, -1), flat.dtype)
+            column[inside] = flat
+            columns[name] = column
         elif kind == SINGLE:
             columns[name] = _read(name, values)
     if not inside.all():
@@ -309,6 +320,9 @@ def common_number(rows: UserRows, name: str) -> int | None:
         return None
     else:
         values = numbers(name, rows[name]).ravel().tolist()
+    if {*map(type, values)} <= {int, type(None)}:
+        # Check equal numbers once.
+        values = [*dict.fromkeys(values)]
     found = set[int | None]()
     for value in values:
         if value is not None:
@@ -348,16 +362,15 @@ def _require_spelling(name: str, others: Container[str]) -> None:
 
 def _kind_of(value: object) -> str:
     """Return the kind of a value in a column. A list has the kind of its first item."""
-    if value is None:
-        return MISSING
+    kind = _KINDS.get(type(value))
+    if kind is not None:
+        return kind
     if isinstance(value, str):
         return TEXT
     if isinstance(value, list | tuple):
         if not value:
             return EMPTY
-        if _kind_of(value[0]) == TEXT:
-            return TEXT
-        return TOKENS
+        return TEXT if _kind_of(value[0]) == TEXT else TOKENS
     # Check ``__len__`` first, because ``np.ndim`` of a number is slow.
     if hasattr(value, "__len__") and np.ndim(value):  # type: ignore[arg-type]
         return TOKENS
@@ -380,27 +393,32 @@ def _common_kind(name: str, values: Sequence[object]) -> str:
         wanted = SINGLE
     else:
         return MISSING
-    for row, kind in enumerate(kinds):
-        if kind not in (wanted, EMPTY):
-            raise MaskwiseError(
-                f"column {name!r} must be in every row, or in none",
-                got=f"{kind} in row {row}",
-                allowed=wanted,
-            )
+    odd = found - {wanted}
+    if odd:
+        row = next(row for row, kind in enumerate(kinds) if kind in odd)
+        raise MaskwiseError(
+            f"column {name!r} must be in every row, or in none",
+            got=f"{kinds[row]} in row {row}",
+            allowed=wanted,
+        )
     return wanted
 
 
-def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Array:
-    """Pad the values of one column to (B, L)."""
-    for row, (value, length) in enumerate(zip(values, lengths.tolist(), strict=True)):
-        if len(value) != length:
-            raise MaskwiseError(
-                f"layer {name!r} of row {row} has the wrong length",
-                got=len(value),
-                allowed=length,
-            )
+def _require_sizes(name: str, values: list[Any], sizes: list[int]) -> None:
+    """Raise ``MaskwiseError`` unless the rows of a column have these lengths."""
+    found = [*map(len, values)]
+    if found != sizes:
+        row = next(row for row, size in enumerate(sizes) if found[row] != size)
+        raise MaskwiseError(
+            f"layer {name!r} of row {row} has the wrong length",
+            got=found[row],
+            allowed=sizes[row],
+        )
+
+
+def _concatenated(name: str, values: list[Any], missing: int | None) -> Array:
+    """Read one column row by row, whatever its rows are, and concatenate the rows."""
     # numpy turns an empty list into floats. One empty part would make the whole column floats.
-    missing = None if name in _FILL else -1
     filled = [value for value in values if len(value)]
     if name == "example_id":
         parts = [_read(name, value) for value in filled]
@@ -414,16 +432,13 @@ def _column(name: str, values: list[Any], lengths: Array, inside: Array) -> Arra
         if len({each.kind == "b" for each in types}) > 1:
             raise MaskwiseError(f"column {name!r} has bools in some rows and numbers in others")
         parts = [_read(name, part) for part in parts]
-    flat = np.concatenate(parts or [np.zeros(0, np.int64)])
-    if flat.ndim != 1:
+    deepest = max((part.ndim for part in parts), default=1)
+    if deepest != 1:
         raise MaskwiseError(
             f"column {name!r} must have one number per token",
-            got=f"{flat.ndim} dimensions in one row",
+            got=f"{deepest} dimensions in one row",
         )
-    flat = _read(name, flat)
-    column = np.full(inside.shape, _FILL.get(name, -1), flat.dtype)
-    column[inside] = flat
-    return column
+    return np.concatenate(parts or [np.zeros(0, np.int64)])
 
 
 def _require_ids(row: Mapping[str, object], number: int = 0) -> None:
@@ -451,14 +466,13 @@ def _read(name: str, value: object) -> Array:
         array = numbers(name, value, missing=-1)
         return array if array.dtype.kind in "fb" else whole(name, array)
     is_id = name in _NAMES
-    column = whole(
-        name,
-        value,
-        bools=not is_id,
-        wraps=name == "example_id",
-        # The ids of tokens are checked together with the size of the vocabulary.
-        least=None if is_id else 0,
-    )
-    if name in _MASKS:
-        flags(name, column)
+    column = whole(name, value, bools=not is_id, wraps=name == "example_id")
+    # The ids of tokens are checked together with the size of the vocabulary.
+    if not is_id:
+        # One pass finds both bounds: read without signs, a negative number is a large number.
+        most = column.view(np.uint64).max(initial=0)
+        if most > (1 if name in _MASKS else _LARGEST):
+            # One of these raises an error about the number.
+            whole(name, column, least=0)
+            flags(name, column)
     return column

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -32,16 +31,6 @@ if TYPE_CHECKING:
 Columns: TypeAlias = dict[str, Array]
 """Arrays with a value for each token, keyed by name."""
 Names: TypeAlias = tuple[str, ...]
-ARRAYS = (
-    "input_ids",
-    "attention_mask",
-    "content",
-    "eligible",
-    "begin",
-    "example_id",
-    "silent",
-)
-"""The attributes of a line that are arrays, or None."""
 
 
 class Frame(NamedTuple):
@@ -398,23 +387,23 @@ class Line:
 
     @contextmanager
     def read_only(self) -> Iterator[Line]:
-        """Give a copy that shares its arrays, which nobody can change until the block ends."""
-        line = copy(self)
+        """Give a copy that shares all arrays, which nobody can change until the block ends."""
         writeable = []
 
         def view(values: Array) -> Array:
             shared = values.view()
             if shared.flags.writeable:
-                writeable.append(shared)
                 shared.flags.writeable = False
+                writeable.append(shared)
             return shared
 
-        for name in ARRAYS:
-            values = getattr(self, name)
-            if values is not None:
-                setattr(line, name, view(values))
-        line.layers = {name: view(values) for name, values in self.layers.items()}
-        line.extras = {name: view(values) for name, values in self.extras.items()}
+        line = object.__new__(type(self))
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                value = view(value)
+            elif isinstance(value, dict):
+                value = {key: view(values) for key, values in value.items()}
+            setattr(line, name, value)
         yield line
         # Tensors of the batch share these arrays, and torch warns of arrays that are read-only.
         for shared in writeable:

@@ -295,7 +295,7 @@ class Masker:
         # The arrays may be the user's own.
         with line.read_only() as line:
             choice = self.choose(line, draws, when)
-            with refused_writes(f"corruption {self.corruption}"):
+            with refused_writes("corruption", self.corruption):
                 shown = self.corruption.corrupt(line, choice, draws, self.vocabulary)
             require_masked(shown, line, self.corruption, self.vocabulary)
         if line.silent is not None:
@@ -367,7 +367,7 @@ class Masker:
 
     def cut(self, line: Line, draws: Draws, when: When) -> Units:
         """Cut a line into the policy's units."""
-        with refused_writes(f"policy {self.policy}"):
+        with refused_writes("policy", self.policy):
             units = self.policy.cut(line, draws, when)
         if not isinstance(units, Units):
             raise MaskwiseError(
@@ -420,7 +420,7 @@ class Masker:
 
 
 @contextmanager
-def refused_writes(who: str) -> Iterator[None]:
+def refused_writes(kind: str, member: Policy | Corruption) -> Iterator[None]:
     """Name the policy or the corruption that writes into an array of its line."""
     try:
         yield
@@ -428,7 +428,7 @@ def refused_writes(who: str) -> Iterator[None]:
         if isinstance(error, MaskwiseError) or "read-only" not in str(error):
             raise
         raise MaskwiseError(
-            f"{who} writes into an array that it must not change",
+            f"{kind} {member} writes into an array that it must not change",
             got=str(error),
             do="write into a copy, such as line.input_ids.copy()",
         ) from error

@@ -205,10 +205,9 @@ def require_masked(
 
     Arrays that are read-only, such as the line's own, are replaced by copies.
     """
-    who = f"corruption {corruption}"
     if not isinstance(shown, Masked):
         raise MaskwiseError(
-            f"{who} does not return masked rows",
+            f"corruption {corruption} does not return masked rows",
             got=type(shown).__name__,
             do="return a maskwise.masking.corruptions.base.Masked",
         )
@@ -216,7 +215,7 @@ def require_masked(
     if shown.lengths is not None:
         if np.shape(shown.lengths) != line.begin.shape:
             raise MaskwiseError(
-                f"{who}: lengths must have one number for each piece",
+                f"corruption {corruption}: lengths must have one number for each piece",
                 got=f"shape {np.shape(shown.lengths)}",
                 allowed=f"shape {line.begin.shape}",
             )
@@ -227,7 +226,7 @@ def require_masked(
         found = getattr(values, "dtype", None), np.shape(values)
         if not isinstance(values, np.ndarray) or found != (np.int64, (size,)):
             raise MaskwiseError(
-                f"{who}: {name} do not fit the line",
+                f"corruption {corruption}: {name} do not fit the line",
                 got=f"{type(values).__name__} of type {found[0]} and shape {found[1]}",
                 allowed=f"ndarray of type int64 and shape ({size},)",
                 do="lengths must be given if the number of tokens changes",
@@ -238,7 +237,7 @@ def require_masked(
     if shown.input_ids.view(np.uint64).max(initial=0) >= vocabulary.size:
         ids = shown.input_ids
         raise MaskwiseError(
-            f"{who}: an id in input_ids is outside the vocabulary",
+            f"corruption {corruption}: an id in input_ids is outside the vocabulary",
             got=int(ids[(ids < 0) | (ids >= vocabulary.size)][0]),
             allowed=f"0 to {vocabulary.size - 1}",
         )
