@@ -200,6 +200,21 @@ def test_a_suggested_column_is_not_one_that_is_taken() -> None:
     assert caught.value.do == "name it, such as seed=job"
 
 
+def test_guessing_is_in_per_cent_if_the_scores_are() -> None:
+    """With ``chance=50``, no arm seemed to be better than guessing."""
+    rows = [{**row, "score": 100 * row["score"]} for row in table()]
+    for chance in (40, 0.4):
+        found = mw.compare(rows, **BETTER, chance={"t": chance})
+        assert found.study["tasks"]["t"]["majority"] == 0.4
+        assert found.summary["verdict"] == "decided"
+
+
+def test_a_margin_is_said_in_points() -> None:
+    """A margin of 1, meant as one point, made every difference one that does not matter."""
+    found = mw.compare(table(gain=0.001), **BETTER, margin=0.01)
+    assert found.study["margin"] == 0.01 and "±1 points" in " ".join(found.notes)
+
+
 def test_few_pairs_decide_nothing_and_say_how_many_would() -> None:
     found = mw.compare(table(runs=5), **BETTER)
     assert found.summary["verdict"] == "open" and "at least 6 pairs" in " ".join(found.notes)
@@ -258,6 +273,10 @@ def test_a_published_table_is_told_which_of_its_columns_may_be_the_scores() -> N
         ([*table(), {"arm": "", "seed": 9, "task": "t", "score": 0.5}], {}, "no arm or no seed"),
         ([{**row, "score": 523} for row in table()], {}, "neither shares nor per cent"),
         ([row for row in table() if row["arm"] == "b"], {}, "only one arm"),
+        *((table(), {"margin": margin}, "0.01") for margin in (1.0, 0, -0.1, float("nan"), "x")),
+        *((table(), {"chance": {"t": it}}, "no share") for it in (50, -1, float("nan"), "half")),
+        (table(), {"contrasts": [("a", "a")]}, "two arms"),
+        (table(), {"contrasts": [("a", "b")] * 2}, "given once"),
     ],
 )
 def test_bad_tables_get_one_line(rows: Any, more: dict[str, Any], said: str) -> None:

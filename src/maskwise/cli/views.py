@@ -370,7 +370,8 @@ def compare(
         list[str] | None, typer.Option(help="The score of guessing, such as sst2=0.5.")
     ] = None,
     margin: Annotated[
-        float | None, typer.Option(help="The largest difference that does not matter.")
+        float | None,
+        typer.Option(help="The largest difference that does not matter; 0.01: one point."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A folder for the page and the verdicts.")

@@ -143,12 +143,13 @@ def compare(
         columns: the names of the columns, keyed by "arm", "seed", "task" and "score"; columns that
             are not named are guessed (``COLUMNS``), and the notes say which were taken.
         lower: the tasks whose scores are losses in nats; lower is better.
-        chance: the score of guessing, by task.
-        margin: the largest difference that does not matter, as ``study.margin`` in a recipe.
+        chance: the score of guessing, by task: a share, or per cent if the scores are.
+        margin: the largest difference that does not matter, as ``study.margin`` in a recipe: a
+            share (0.01: one point), or nats.
 
     Raises:
         MaskwiseError: the table cannot be read, lacks a column, has a score twice or not for all
-            tasks of a run, or has an unknown arm or task.
+            tasks of a run, or has an unknown arm or task; or an argument cannot be.
 
     >>> rows = [
     ...     {"arm": arm, "seed": seed, "task": "t", "score": score + seed / 100}
@@ -169,10 +170,16 @@ def compare(
     arms = list(dict.fromkeys(arm for arm, _, _, _ in found))
     require_known("arm", baseline, arms)
     pairs = list(contrasts) or [(arm, baseline) for arm in arms if arm != baseline]
-    for arm in (name for pair in pairs for name in pair):
-        require_known("arm", arm, arms)
+    for pair in pairs:
+        for arm in pair:
+            require_known("arm", arm, arms)
+        if pair[0] == pair[1] or pairs.count(pair) > 1:
+            raise MaskwiseError(
+                "a contrast is between two arms, and given once", got=f"{pair[0]}:{pair[1]}"
+            )
     for task in (*lower, *(chance or {})):
         require_known("task", task, tasks)
+    margin = _margin(margin)
     for task in tasks:
         if _is_less(task) and task not in lower:
             raise MaskwiseError(
@@ -192,6 +199,14 @@ def compare(
     per_cent = [task for task, scale in scales.items() if scale != 1]
     if per_cent:
         notes.append(f"The scores on {', '.join(per_cent)} are read as per cent.")
+    guessing = {
+        task: _chance(task, value, scales[task], is_loss=task in lower)
+        for task, value in (chance or {}).items()
+    }
+    if margin is not None:
+        notes.append(
+            f"Differences within ±{100 * margin:g} points or {margin:g} nats do not matter."
+        )
     records: list[Record] = []
     for arm, seed, task, score in found:
         metric = NATS if task in lower else "score"
@@ -219,7 +234,7 @@ def compare(
             "tasks": {
                 task: {
                     "metric": NATS if task in lower else None,
-                    "majority": (chance or {}).get(task),
+                    "majority": guessing.get(task),
                 }
                 for task in tasks
             },
@@ -233,6 +248,34 @@ def compare(
     if not chance:
         notes.append("The scores of guessing are not known, so no verdict checks for them.")
     return ComparedScores(study, records, summary, notes)
+
+
+def _margin(margin: float | None) -> float | None:
+    """Return a margin that is a share. A difference of 1 would be 100 points."""
+    if margin is None:
+        return None
+    if _is_number(margin) and 0 < float(margin) < 1:
+        return float(margin)
+    raise MaskwiseError(
+        "the margin is a share of the scores, or nats",
+        got=margin,
+        allowed="more than 0, less than 1",
+        do="for one point, give 0.01",
+    )
+
+
+def _chance(task: str, value: float, scale: int, *, is_loss: bool) -> float:
+    """Return the score of guessing: nats, or a share. It may be per cent if the scores are."""
+    if _is_number(value):
+        number = float(value)
+        share = number / scale if number > 1 else number
+        if share >= 0 and (is_loss or share <= 1):
+            return share
+    raise MaskwiseError(
+        f"the score of guessing on {task} is no share",
+        got=value,
+        allowed="0 to 1, or 0 to 100 if the scores are per cent",
+    )
 
 
 def _is_comparison(folder: Path) -> bool:
