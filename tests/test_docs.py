@@ -19,6 +19,7 @@ import torch
 import yaml
 
 import maskwise as mw
+from maskwise.annotate.registry import ANNOTATORS
 from maskwise.cli import main
 from maskwise.cli.views import describe_table, names_in
 from maskwise.folders import read_lines
@@ -161,10 +162,24 @@ def check_plug_ins(names: dict[str, Any]) -> None:
         assert names["worst_class"]([0, 0, 1, 1], [0, 1, 1, 1]) == 0.5
     finally:
         del KINDS["opening-classification"], METRICS["worst-class"]
-        del SCHEDULES["staircase"]
+        del SCHEDULES["staircase"], ANNOTATORS["terms"]
+        ANNOTATORS._registered.discard("terms")
     assert (names["found"].start.tolist(), names["found"].end.tolist()) == ([8], [12])
     assert names["ratio"] == pytest.approx(0.20) and names["row"].value > 0
     assert names["drawn"][0] == "mlm" and names["drawn"][-1] == "cse"
+    # The word pieces of gram, helium and iron have labels, and at 20 % those are mostly masked.
+    [labelled] = names["labelled"]
+    tokens = names["english"].convert_ids_to_tokens(labelled["input_ids"])
+    named = {
+        label: "".join(t for t, at in zip(tokens, labelled["term"], strict=True) if at == label)
+        for label in (0, 1)
+    }
+    assert named == {0: "gr##am", 1: "hel##iumir##on"}
+    masked = [names["masker"](names["labelled"], epoch=epoch).selected[0] for epoch in range(200)]
+    shares = torch.stack(masked).double().mean(0)
+    term = torch.tensor(labelled["term"])
+    low, middle, high = (shares[term == label].mean() for label in (-1, 0, 1))
+    assert low < middle < high and names["term_batch"].targets > 0
     # Swapped tokens come from the same text, and the labels are the tokens that stood there.
     batch = names["batch"]
     assert batch.targets > 0

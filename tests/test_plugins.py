@@ -10,6 +10,7 @@ import sys
 import tomllib
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, evaluate_checkpoint
 from maskwise.evaluation.evaluate import MEASURES
 from maskwise.evaluation.measure import Measure
+from maskwise.inspection import inspect_text
 from maskwise.masking import CORRUPTIONS, SCHEDULES, schedules
 from maskwise.masking.corruptions import Bert, Masked, corruption
-from maskwise.masking.policies import POLICIES, Policy, Token, policy
+from maskwise.masking.policies import POLICIES, Policy, SpanLayer, Token, policy
 from maskwise.measurements import Measurement
 from maskwise.objectives import (
     OBJECTIVES,
@@ -339,6 +341,25 @@ def test_a_registered_annotator_is_known_by_name(own_annotator, tmp_path):
     with pytest.raises(MaskwiseError, match="a function or a class"):
         register("another", 3)
     assert "another" not in ANNOTATORS
+
+
+@dataclass(frozen=True)
+class Names(SpanLayer):
+    """Masks words with a capital, which its annotator finds."""
+
+    layer: str = "capitals"
+
+    def annotators(self):
+        return ("capitals",)
+
+
+def test_a_policy_brings_its_annotators_into_a_recipe(own_annotator, monkeypatch):
+    monkeypatch.setattr(POLICIES, "_members", {**POLICIES._members, "names": Names})
+    recipe = read_recipe("quick-start", ["masking.policy=names", "corpus.layers=[sentences]"])
+    [link] = recipe.links()
+    assert link.corpus.layers == ("sentences", "capitals")
+    [shown] = inspect_text("Ada met Charles.", "names", {"ratio": 1.0})
+    assert shown.policy == "names"
 
 
 def test_other_processes_import_what_was_registered():
