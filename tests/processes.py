@@ -11,6 +11,7 @@ import io
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -203,6 +204,24 @@ def forked(function: Callable[..., Any], *arguments: Any, **variables: str) -> C
     return end
 
 
+def worker_of_ranks(folder: Path, what: str) -> tuple[str, int]:
+    """Say which of the ranks of a task this is, or "alone"; wait, die or fail on the second one."""
+    rank = os.environ.get("RANK", "alone")
+    (folder / f"{what}-{rank}").write_text(os.environ.get("WORLD_SIZE", ""))
+    if rank == "1" and what == "dies":
+        os._exit(7)
+    if rank == "1" and what == "fails":
+        raise KeyError("only here")
+    if rank == "0" or what == "waits":
+        if what != "alone":
+            # Both processes can reach the store by which they shall find each other.
+            place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            socket.create_connection(place, timeout=PATIENCE).close()
+        if what in ("dies", "fails", "waits"):
+            worker_waits(folder / f"{what}-{rank}-begun")
+    return rank, os.getpid()
+
+
 def two_ranks(function: Callable[..., None], *arguments: Any) -> None:
     """Call a function in two processes with the variables that torchrun gives its ranks."""
     as_ranks(2, function, *arguments)
@@ -211,8 +230,19 @@ def two_ranks(function: Callable[..., None], *arguments: Any) -> None:
 def as_ranks(count: int, function: Callable[..., None], *arguments: Any) -> None:
     """Call a function in ``count`` processes with the variables that torchrun gives its ranks.
 
+    They must have joined one process group at the end.
+    """
+    launched(count, _as_rank, function, *arguments)
+
+
+def launched(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Call a function in ``count`` processes with the variables that torchrun gives its ranks.
+
     As with torchrun, this process has the store by which the ranks find each other. If the first
     rank opened it, another process could take the port until then.
+
+    Returns:
+        The result of each rank.
     """
     from torch.distributed import TCPStore
 
@@ -225,7 +255,6 @@ def as_ranks(count: int, function: Callable[..., None], *arguments: Any) -> None
     }
     ranks = [
         forked(
-            _as_rank,
             function,
             *arguments,
             **shared,
@@ -235,8 +264,7 @@ def as_ranks(count: int, function: Callable[..., None], *arguments: Any) -> None
         )
         for rank in range(count)
     ]
-    for end in ranks:
-        end()
+    return [end() for end in ranks]
 
 
 def _as_rank(function: Callable[..., None], *arguments: Any) -> None:

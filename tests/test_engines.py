@@ -334,7 +334,8 @@ def test_workers_share_the_cards_evenly(visible, count, names, monkeypatch):
     with open_pool(jobs=4, gpu=True) as pool:
         futures = [pool.submit(worker_card, 0) for _ in range(4)]
         assert {future.result(PATIENCE) for future in futures} <= set(names)
-        found = [pool.workers[number].card for number in sorted(pool.workers)]
+        used = [pool.workers[number].environment for number in sorted(pool.workers)]
+        found = [environment["CUDA_VISIBLE_DEVICES"] for environment in used]
     # A worker that ended its task may have got the next one, before another was needed.
     assert found == (names * 4)[: len(found)]
     # Workers of other commands, and of machines without cards, see what their parent sees.
@@ -529,10 +530,10 @@ def test_a_task_that_is_told_to_end_is_a_failure_that_may_pass():
 
 
 def test_a_worker_that_cannot_start_is_a_failure_that_may_pass(monkeypatch):
-    def refuse(card, threads):
+    def refuse(*_, **__):
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr(jobs, "_Worker", refuse)
+    monkeypatch.setattr("subprocess.Popen", refuse)
     with LocalPool(jobs=1) as pool:
         lost = pool.submit(len, "abc").exception(PATIENCE)
     assert isinstance(lost, Failure) and lost.passing and "Cannot allocate" in lost.error

@@ -263,6 +263,11 @@ def test_the_end_is_that_of_workers_that_take_one_stage_after_another():
     assert until_end(planned, seconds, 2) == 18.0
     assert until_end(planned, seconds, 8) == 14.0
     assert until_end(planned, {}, 2) == 0.0
+    # Under torchrun, all workers train one model after another, before they do other stages.
+    assert until_end(planned, seconds, 8, together=True) == 22.0
+    alone = Stage("evaluate", {}, (first.name,))
+    more = planned | {alone.name: alone}
+    assert until_end(more, {alone.name: 3.0} | seconds, 8, together=True) == 25.0
     # Without the first stage, which is finished, two workers have one and two stages.
     del seconds[first.name]
     assert until_end(planned, seconds, 2) == 8.0

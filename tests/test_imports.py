@@ -23,7 +23,7 @@ ORDER = [
     {"effects", "files", "printing", "measurements"},
     {"specs", "estimates", "plugins"},
     {"folders", "jobs", "draws", "attention"},
-    {"segments", "arrays", "verdict"},
+    {"segments", "arrays", "verdict", "torchrun"},
     {"starts", "families"},
     {"lora", "weights"},
     {"masking"},

@@ -19,6 +19,7 @@ from maskwise.annotate.registry import annotators
 from maskwise.text import encoding
 from maskwise.text.layers import Layered
 from maskwise.text.words import WordRule
+from maskwise.torchrun import led
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -181,6 +182,7 @@ def learn(
     return run_learn(whole, out)
 
 
+@led
 def finetune(
     model: str | Path,
     tasks: object,

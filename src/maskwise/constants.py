@@ -137,6 +137,24 @@ def ranks_here() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+_SCOPES = ("", "LOCAL_", "GROUP_", "ROLE_")
+TORCHRUN = {
+    *(f"{scope}RANK" for scope in _SCOPES),
+    *(f"{scope}WORLD_SIZE" for scope in _SCOPES),
+    *("ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+}
+"""The variables that torchrun sets for its processes, beside those that begin with TORCHELASTIC."""
+
+
+def of_torchrun() -> dict[str, str]:
+    """Return the environment variables that torchrun has set for this process."""
+    found = {}
+    for name, value in os.environ.items():
+        if name in TORCHRUN or name.startswith("TORCHELASTIC"):
+            found[name] = value
+    return found
+
+
 def cards_here() -> list[str]:
     """Return the ids of this process's CUDA devices, as in CUDA_VISIBLE_DEVICES."""
     import torch

@@ -28,7 +28,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
@@ -115,7 +115,13 @@ Where: TypeAlias = str | Executor
 
 
 class Pool(ABC):
-    """Runs tasks in other processes."""
+    """Runs tasks in other processes.
+
+    Attributes:
+        gathers: whether ``submit_together`` differs from ``submit``.
+    """
+
+    gathers = False
 
     @property
     @abstractmethod
@@ -132,6 +138,10 @@ class Pool(ABC):
             function: a function that can be pickled, such as one at the top of a module.
             arguments: values that can be pickled.
         """
+
+    def submit_together(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Start a task that all ranks of torchrun do together, if torchrun has started several."""
+        return self.submit(function, *arguments)
 
     @abstractmethod
     def close(self) -> None:
@@ -230,7 +240,7 @@ def require_one_process(work: str) -> None:
         raise MaskwiseError(
             f"{work} is run by one process, and torchrun has started several",
             got=f"WORLD_SIZE={ranks_here()}",
-            allowed="torchrun for maskwise pretrain and maskwise learn",
+            allowed="torchrun for maskwise pretrain, learn, study, adapt and finetune",
             do="run the command without torchrun",
         )
 
@@ -325,7 +335,7 @@ class LocalPool(Pool):
         self.jobs = jobs or len(self.cards) or os.cpu_count() or 1
         # Workers have numbers from 0. A task gets the free worker with the lowest number, or a new
         # one if none is free.
-        self.workers: dict[int, _Worker] = {}
+        self.workers: dict[int, Worker] = {}
         self.free = PriorityQueue[int]()
         self.numbers = count()
         self.opening = threading.Lock()
@@ -352,7 +362,7 @@ class LocalPool(Pool):
         finally:
             self.free.put(number)
 
-    def _worker(self, number: int) -> _Worker:
+    def _worker(self, number: int) -> Worker:
         """Return a worker. Start a process if there is none, or if it has died."""
         # After ``close`` had the lock, no worker starts.
         with self.opening:
@@ -364,65 +374,89 @@ class LocalPool(Pool):
                 card = None
                 if self.cards:
                     card = self.cards[number % len(self.cards)]
-                try:
-                    worker = self.workers[number] = _Worker(card, self.threads_of_tokenizers)
-                except OSError as error:
-                    lost = f"no worker process could start: {first_line(error)}"
-                    raise Failure(lost, passing=True) from error
+                environment = environment_of(card, self.threads_of_tokenizers)
+                worker = self.workers[number] = Worker(environment)
             return worker
 
     def close(self) -> None:
         with self.opening:
             self.closed = True
         self.threads.shutdown(wait=False, cancel_futures=True)
-        processes = [worker.process for worker in self.workers.values()]
-        for process in processes:
-            process.terminate()
-        # One time limit for all workers, because all were asked to end at the same time.
-        end = time.monotonic() + PATIENCE_SECONDS
-        for process in processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, end - time.monotonic()))
-            process.kill()
-            process.wait()
+        end_workers(self.workers.values())
 
 
-class _Worker:
+def environment_of(card: str | None, threads: int) -> dict[str, str]:
+    """Return the environment variables of a worker.
+
+    Args:
+        card: the GPU that the worker may use; None for no restriction.
+        threads: the number of threads of tokenizers within ``many_threads``.
+    """
+    # These threads only start within ``many_threads``.
+    rayon = {"RAYON_NUM_THREADS": str(threads)}
+    environment = os.environ | ONE_THREAD | SERIAL | rayon
+    if card is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = card
+    return environment
+
+
+def end_workers(workers: Iterable[Worker]) -> None:
+    """End workers, also in the middle of a task, after they have saved their state."""
+    processes = [worker.process for worker in workers]
+    for process in processes:
+        process.terminate()
+    # One time limit for all workers, because all were asked to end at the same time.
+    end = time.monotonic() + PATIENCE_SECONDS
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, end - time.monotonic()))
+        process.kill()
+        process.wait()
+
+
+class Worker:
     """A process that receives tasks through a pipe and sends its answers back.
 
     Args:
-        card: the GPU that the process may use; None for no restriction.
-        threads: the number of threads of tokenizers within ``many_threads``.
+        environment: its environment variables (``environment_of``).
+
+    Raises:
+        Failure: the process could not start.
     """
 
-    def __init__(self, card: str | None, threads: int):
-        self.card = card
-        # These threads only start within ``many_threads``.
-        rayon = {"RAYON_NUM_THREADS": str(threads)}
-        environment = os.environ | ONE_THREAD | SERIAL | rayon
-        if card is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = card
+    def __init__(self, environment: Mapping[str, str]):
+        self.environment = environment
         self.pipe, theirs = multiprocessing.Pipe()
         serve = f"from maskwise.jobs import _serve; _serve({theirs.fileno()}, {os.getpid()})"
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        self.process = subprocess.Popen(
-            # With -P, files in the working folder cannot shadow modules.
-            [sys.executable, "-P", "-c", serve],
-            pass_fds=[theirs.fileno()],
-            # Workers must not read input that is meant for the study.
-            stdin=subprocess.DEVNULL,
-            env=environment | {"PYTHONPATH": modules},
-        )
+        try:
+            self.process = subprocess.Popen(
+                # With -P, files in the working folder cannot shadow modules.
+                [sys.executable, "-P", "-c", serve],
+                pass_fds=[theirs.fileno()],
+                # Workers must not read input that is meant for the study.
+                stdin=subprocess.DEVNULL,
+                env={**environment, "PYTHONPATH": modules},
+            )
+        except OSError as error:
+            lost = f"no worker process could start: {first_line(error)}"
+            raise Failure(lost, passing=True) from error
         theirs.close()
 
-    def answer(self, task: bytes) -> bytes:
+    def answer(self, task: bytes, watch: Callable[[], object] | None = None) -> bytes:
         """Run a task, and return its answer.
+
+        Args:
+            task: the task as a message.
+            watch: called every ``POLL_SECONDS``. What it raises ends the waiting.
 
         Raises:
             Failure: the process died.
         """
         try:
             self.pipe.send_bytes(task)
+            while watch and not self.pipe.poll(POLL_SECONDS):
+                watch()
             return self.pipe.recv_bytes()
         except (EOFError, OSError):
             code = self.process.wait()

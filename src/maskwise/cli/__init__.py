@@ -14,8 +14,9 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.padding import Padding
@@ -28,6 +29,7 @@ from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError, shortened, tidy_warnings
 from maskwise.printing import err_console, flush, is_read, let_go, open_streams, out_console, say
 from maskwise.signals import CODES, leave_when_asked
+from maskwise.torchrun import led
 
 app = typer.Typer(
     name="maskwise",
@@ -106,6 +108,9 @@ MORE_MEMORY = "use less text, shorter rows or smaller batches, or a machine with
 RESUMED = ("study", "adapt", "pretrain", "finetune", "learn", "annotate")
 """Commands that resume interrupted work."""
 
+LED = ("study", "adapt", "finetune")
+"""Commands that under torchrun the first process runs, and whose stages all processes run."""
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
 
@@ -126,8 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # By default, huggingface_hub prints a line for every failed attempt.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    given = sys.argv[1:] if arguments is None else arguments
+    run: Callable[[], Any] = partial(app, args=given, standalone_mode=False, prog_name="maskwise")
+    if given and given[0] in LED:
+        run = led(run)
     try:
-        code = app(args=arguments, standalone_mode=False, prog_name="maskwise")
+        code = run()
         flush()
     except (KeyboardInterrupt, typer.Abort):
         # After Ctrl-C, some versions of typer raise an exception, and others return the code.
@@ -158,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not hasattr(error, "format_message"):
             raise
         _fail(error.format_message())
-    if code == INTERRUPTED:
+    if code == INTERRUPTED and not rank_here():
         err_console.print(f"\ninterrupted; {_kept(arguments)}", soft_wrap=True)
     if code in CODES and not rank_here():
         err_console.print(f"ended by {CODES[code]}; {_kept(arguments)}", soft_wrap=True)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.shard import require_live
-from maskwise.constants import ranks_here
 from maskwise.devices import bf16_note
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation import load_measures
@@ -51,6 +50,7 @@ from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.token_rows import TokenRows
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
 from maskwise.text.words import require_offsets
+from maskwise.torchrun import ranks_together
 from maskwise.training import MaskedSource
 from maskwise.training.stream import StreamedRows
 
@@ -480,7 +480,7 @@ def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
 
 def _check_rows(link: Recipe) -> None:
     """Check that micro-batches have enough rows for ``cse`` (contrast of sentence embeddings)."""
-    rows = link.training.micro_rows(ranks_here())
+    rows = link.training.micro_rows(ranks_together())
     for name, arm in link.objectives.items():
         if arm.kind.twins and (rows % 2 or rows < 4):
             why = "cse reads half of the rows twice, so training.batch_size must be even and large"

@@ -386,7 +386,9 @@ def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
         }
 
 
-def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> float:
+def until_end(
+    planned: Mapping[str, Stage], seconds: Seconds, jobs: int, *, together: bool = False
+) -> float:
     """Estimate the seconds until all stages are finished, as ``scheduler.execute`` runs them.
 
     A free worker takes the first stage in the order of ``seconds`` whose needs are finished.
@@ -395,7 +397,12 @@ def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> floa
         planned: stages keyed by name.
         seconds: the forecast for every unfinished stage; an unknown time counts as 0.
         jobs: the number of workers.
+        together: whether stages that all ranks can run together are run in this way, before others.
     """
+
+    def gathers(place: int) -> bool:
+        return together and KINDS[planned[names[place]].kind].on_ranks
+
     names = [*seconds]
     missing: dict[str, int] = {}
     after = defaultdict[str, list[int]](list)
@@ -405,18 +412,22 @@ def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> floa
         for need in needs:
             after[need].append(place)
     # Both lists are heaps. The places of a list in ascending order are one already.
-    ready = [place for place, name in enumerate(names) if not missing[name]]
+    places = [place for place, name in enumerate(names) if not missing[name]]
+    ready = sorted((not gathers(place), place) for place in places)
     running: list[tuple[float, int]] = []
     now = 0.0
     while ready or running:
         while ready and len(running) < jobs:
-            place = heappop(ready)
+            place = ready[0][1]
+            if running and (gathers(place) or gathers(running[0][1])):
+                break
+            heappop(ready)
             heappush(running, (now + (seconds[names[place]] or 0.0), place))
         now, place = heappop(running)
         for later in after[names[place]]:
             missing[names[later]] -= 1
             if not missing[names[later]]:
-                heappush(ready, later)
+                heappush(ready, (not gathers(later), later))
     return now
 
 

@@ -31,6 +31,7 @@ from maskwise.study.inputs import (
     task_specs,
     text_source,
 )
+from maskwise.torchrun import led
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -175,6 +176,7 @@ class StudyResult:
         )
 
 
+@led
 def study(
     recipe: AnyRecipe = "quick-start",
     *,
@@ -384,6 +386,7 @@ class Adapted(StudyResult):
         return "\n".join([self.answer, *([f"Model: {self.model}"] if self.model else [])])
 
 
+@led
 def adapt(
     model: str | Path,
     texts: object,

@@ -11,7 +11,7 @@ stages that no other process runs, and waits for the others.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,10 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError, duration
 from maskwise.folders import appears
-from maskwise.jobs import Failure, Where, open_pool
+from maskwise.jobs import Failure, Pool, Where, open_pool
 from maskwise.printing import LINE_SECONDS, LOGGER, err_console, quietly, shows_progress
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import Forecast, Seconds, share_of, until_end
@@ -30,6 +31,7 @@ from maskwise.study.plan import Plan
 from maskwise.study.stages import DONE, KINDS, TEXT, Stage, StageKind, add_kind, named
 from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
+from maskwise.torchrun import rank_pool
 
 RETRIES = 2
 """Default number of retries of a stage."""
@@ -85,12 +87,14 @@ def execute(
     tries = dict.fromkeys(waiting, 0)
     not_before = dict.fromkeys(waiting, 0.0)
     function = partial(do_stage, store=store)
-    pool = open_pool(engine=engine, jobs=jobs, gpu=True)
-    progress = StudyProgress(plan, store, jobs=pool.places)
+    pool: Pool = rank_pool(engine=engine, jobs=jobs) or open_pool(
+        engine=engine, jobs=jobs, gpu=True
+    )
+    progress = StudyProgress(plan, store, jobs=pool.places, together=pool.gathers)
     with pool, progress:
         while waiting or running:
             unfinished = waiting.keys() | named(running.values())
-            for name, stage in list(waiting.items()):
+            for name, stage in _in_order(waiting, pool):
                 broken = [need for need in stage.needs if need in errors]
                 if broken:
                     errors[name] = errors[broken[0]]
@@ -110,8 +114,9 @@ def execute(
                     elsewhere.add(name)
                     not_before[name] = time.monotonic() + LOOK_SECONDS
                 elif len(running) < pool.places:
-                    task = name, stage.as_dict(), KINDS[stage.kind]
-                    running[pool.submit(function, task)] = waiting.pop(name)
+                    kind = KINDS[stage.kind]
+                    submit = pool.submit_together if kind.on_ranks else pool.submit
+                    running[submit(function, (name, stage.as_dict(), kind))] = waiting.pop(name)
             # Nothing runs if all remaining stages are run by other processes, or in the pause
             # before a retry.
             if not running:
@@ -143,6 +148,14 @@ def execute(
             # ``ended`` returns after at most 0.5 seconds, so the display is updated twice a second.
             progress.update([*named(running.values()), *elsewhere], errors)
     return errors
+
+
+def _in_order(waiting: Mapping[str, Stage], pool: Pool) -> list[tuple[str, Stage]]:
+    """List stages in the order in which they are submitted."""
+    if not pool.gathers:
+        return [*waiting.items()]
+    # Before all ranks train, all must be free. First all trainings, then the rest side by side.
+    return sorted(waiting.items(), key=lambda item: not KINDS[item[1].kind].on_ranks)
 
 
 def _failure(future: Future[Plain | None], folder: Path) -> Failure | None:
@@ -189,6 +202,10 @@ def do_stage(task: Task, *, store: StageStore) -> Plain | None:
         done = store.folder(need) / DONE
         if not appears(done):
             raise FileNotFoundError(f"{done} is not visible on this machine")
+    # Of ranks that do the stage together, the first locks it, and writes its files.
+    if rank_here():
+        with quietly():
+            return run_stage(stage, store)
     # A machine that lost its connection may still be training. The retry on another machine then
     # finds a lock, and later a finished stage, or one to resume.
     held = store.lock(stage)
@@ -215,12 +232,14 @@ class StudyProgress:
         plan: the plan that is executed.
         store: the folders of stages.
         jobs: the number of stages that run in parallel.
+        together: whether trainings use all of the workers together.
     """
 
-    def __init__(self, plan: Plan, store: StageStore, *, jobs: int):
+    def __init__(self, plan: Plan, store: StageStore, *, jobs: int, together: bool = False):
         self.plan = plan
         self.store = store
         self.jobs = jobs
+        self.together = together
         self.live = Live(console=err_console, refresh_per_second=2, transient=True)
         # If there is no terminal, as in a batch job, plain lines are printed.
         self.shows = err_console.is_terminal and shows_progress()
@@ -303,4 +322,5 @@ class StudyProgress:
             if not line and seconds is not None:
                 seconds = max(0.0, seconds - now + self.first_seen.get(name, now))
             left[name] = seconds
-        return until_end(self.named, left, self.jobs), None not in left.values()
+        seconds = until_end(self.named, left, self.jobs, together=self.together)
+        return seconds, None not in left.values()

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from pydantic import ValidationError
 
@@ -30,7 +30,7 @@ from maskwise.folders import (
     write_whole,
 )
 from maskwise.jobs import require_one_process
-from maskwise.printing import note
+from maskwise.printing import note, quietly
 from maskwise.recipe import Recipe, explain, read_recipe
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override
@@ -52,8 +52,9 @@ from maskwise.study.stages import (
 )
 from maskwise.study.store import StageStore
 from maskwise.study.work import fine_tuned, run_stage
-from maskwise.tasks import FinetuneSettings, TaskRecord
+from maskwise.tasks import FinetuneSettings, Task, TaskRecord
 from maskwise.tasks.finetuning import tasks_of
+from maskwise.torchrun import rank_pool
 from maskwise.training.engine import FREE
 
 PHASE = "phase-"
@@ -259,7 +260,7 @@ def run_finetune(
         MaskwiseError: a setting is unknown or has no effect; the checkpoint or a task does not
             exist, two tasks have the same name, or the model cannot learn a task; or ``out`` has
             scores of another model, or scores of a task with other rows, settings or versions; or
-            torchrun has started several processes.
+            torchrun has started several processes that ``led`` does not lead.
     """
     require_one_process("fine-tuning")
     changes = {}
@@ -308,6 +309,7 @@ def run_finetune(
                 lines[record["task"]] = record
                 write_lines(out / RECORDS, lines.values())
 
+        _fine_tune_on_ranks(stages, found, settings, out)
         for name, stage in stages.items():
             fine_tuned(
                 stage,
@@ -317,6 +319,59 @@ def run_finetune(
                 keep=partial(keep, stage=stage),
             )
     return [*results.values()]
+
+
+class TaskRun(NamedTuple):
+    """A fine-tuning run: the name of the task, its stage, and the number of the run, from 0."""
+
+    task: str
+    stage: Stage
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.task}, run {self.number}"
+
+
+def _fine_tune_on_ranks(
+    stages: Mapping[str, Stage],
+    tasks: Mapping[str, tuple[Task, str]],
+    settings: FinetuneSettings,
+    out: Path,
+) -> None:
+    """Under torchrun, do all runs on its processes. Their records are then made of the results.
+
+    Raises:
+        MaskwiseError: a run failed.
+    """
+    pool = rank_pool()
+    if pool is None:
+        return
+    with pool:
+        function = partial(_fine_tune_once, settings=settings, out=out.resolve())
+        first = [TaskRun(name, stage, 0) for name, stage in stages.items()]
+        more = []
+        for name, stage in stages.items():
+            # A frozen encoder gives the same score for every seed.
+            count = 1 if tasks[name][0].frozen else settings.seeds
+            more += [TaskRun(name, stage, number) for number in range(1, count)]
+        # A search for the learning rate of a task comes before all of its runs.
+        waves = [first, more] if settings.search_rate else [[*first, *more]]
+        for wave in waves:
+            for _ in pool.results(function, wave):
+                pass
+
+
+def _fine_tune_once(run: TaskRun, *, settings: FinetuneSettings, out: Path) -> None:
+    """Do one run, unless it is finished."""
+    with quietly():
+        fine_tuned(
+            run.stage,
+            StageStore(out),
+            folder=out / run.task,
+            seeds=settings.seeds,
+            keep=lambda record: None,
+            only=run.number,
+        )
 
 
 def _scores_in(out: Path, model: str) -> dict[str, TaskRecord]:

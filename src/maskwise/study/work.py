@@ -19,7 +19,7 @@ import torch
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.shard import Live
 from maskwise.annotate.store import Store
-from maskwise.constants import rank_here
+from maskwise.constants import rank_here, ranks_here
 from maskwise.devices import best_device, hardware, versions
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, evaluate, overlap_record
@@ -133,6 +133,8 @@ def run_stage(stage: Stage, store: StageStore) -> Plain:
     # A resumed training stage reports its own seconds, which include earlier, interrupted calls.
     result.setdefault("seconds", round(time.perf_counter() - began, 3))
     result = finite(result | {"versions": versions(), "hardware": hardware()})
+    if kind.on_ranks and ranks_here() > 1:
+        result["processes"] = ranks_here()
     if first:
         (folder / "error.txt").unlink(missing_ok=True)
         write_json(folder / DONE, result)
@@ -490,6 +492,7 @@ def fine_tuned(
     folder: Path,
     seeds: int,
     keep: Callable[[TaskRecord], object],
+    only: int | None = None,
 ) -> list[Measurement]:
     """Measure a model on a task. Each fine-tuning run is a stage of kind "tune".
 
@@ -498,6 +501,7 @@ def fine_tuned(
         folder: the parent of the folders of the runs, such as ``seed-0``.
         seeds: the number of fine-tuning runs.
         keep: a function to call with the record so far after every run.
+        only: the number of the run to do, from 0; None for all.
     """
 
     def run(settings: FinetuneSettings, seed: int, name: str) -> Score:
@@ -513,7 +517,7 @@ def fine_tuned(
     task = _loaded(stage.setting("task"), stage.what["task_content"])
     settings = FinetuneSettings(**{**stage.what["finetune"], "seeds": seeds})
     start, tokenizer = _start_of(stage, store)
-    measure = FineTuning(task, settings, run=run, keep=keep)
+    measure = FineTuning(task, settings, run=run, keep=keep, only=only)
     return measure.measure(start, tokenizer, seed=stage.what.get("seed", 0), folder=folder)
 
 

@@ -77,6 +77,7 @@ class FineTuning(Measure):
         run: runs ``finetune`` with settings and a seed, such as a study, in which each run is a
             stage. By default, runs are done here, and only their predictions are written.
         keep: a function to call with the record so far after every run.
+        only: the number of the run to do, from 0; None for all.
     """
 
     model_kind: ClassVar[Kind | None] = None
@@ -88,12 +89,14 @@ class FineTuning(Measure):
         *,
         run: RunTask | None = None,
         keep: Callable[[TaskRecord], object] | None = None,
+        only: int | None = None,
     ):
         self.name = task.name
         self.task = task
         self.settings = settings
         self.run = run
         self.keep = keep
+        self.only = only
 
     def content(self) -> str:
         made_of = f"{self.task.fingerprint} {self.settings.model_dump_json()}"
@@ -120,13 +123,16 @@ class FineTuning(Measure):
         """
         own = partial(_run_here, model, self.task, tokenizer, folder, checkpoints=False)
         first = seed * 1000
+        seeds = range(first, first + self.settings.seeds)
+        if self.only is not None:
+            seeds = seeds[self.only : self.only + 1]
         record = record_of_runs(
             self.run or own,
             self.task,
             start=model.config or model.checkpoint,
             random=model.checkpoint is None,
             settings=self.settings,
-            seeds=range(first, first + self.settings.seeds),
+            seeds=seeds,
             keep=self.keep,
         )
         return [*rows_of(record)]
