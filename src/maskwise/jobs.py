@@ -234,14 +234,14 @@ def require_engine(engine: object) -> None:
         )
 
 
-def require_one_process(work: str) -> None:
+def require_one_process() -> None:
     """Raise an error if torchrun has started several processes for work that needs only one."""
     if ranks_here() > 1:
         raise MaskwiseError(
-            f"{work} is run by one process, and torchrun has started several",
+            "torchrun has started several processes, which this call does not use",
             got=f"WORLD_SIZE={ranks_here()}",
-            allowed="torchrun for maskwise pretrain, learn, study, adapt and finetune",
-            do="run the command without torchrun",
+            allowed="maskwise pretrain, learn, study, adapt and finetune, or mw.study and so on",
+            do="run it without torchrun",
         )
 
 

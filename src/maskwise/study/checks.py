@@ -95,7 +95,7 @@ def check_study(
             folder contains other files than those of a study, torchrun has started several
             processes, or ``check_inputs`` raises an error.
     """
-    require_one_process("a study")
+    require_one_process()
     require_engine(engine)
     planned = recipe.study.seed_list
     first = recipe.training.seed

@@ -262,7 +262,7 @@ def run_finetune(
             scores of another model, or scores of a task with other rows, settings or versions; or
             torchrun has started several processes that ``led`` does not lead.
     """
-    require_one_process("fine-tuning")
+    require_one_process()
     changes = {}
     for key, value in map(parse_override, overrides):
         changes[key.removeprefix("finetune.")] = value

@@ -44,7 +44,7 @@ class Adaptation:
     """
 
     def __init__(self, request: Request, *, dry_run: bool = False):
-        require_one_process("a study")
+        require_one_process()
         self.request = request
         require_own(request.out, *OWN_FILES, what="a study")
         self._seconds = request.seconds
