@@ -72,6 +72,7 @@ CLAIMS = [
     ("questions' texts against Wikipedia", "intermediate-2026-11-21", "contexts", "wikipedia"),
     ("an encoder on its domain, unchanged", "adapt-2026-11-22", "words-30", "no-pretraining"),
     ("MiniLM on novels, unchanged", "adapt-novels", "words-30", "no-pretraining"),
+    ("the encoder on novels, unchanged", "forgotten", "words-30", "no-pretraining"),
 ]
 COLOURS = {
     "decided": "#0b6e99",
