@@ -200,6 +200,22 @@ def test_a_suggested_column_is_not_one_that_is_taken() -> None:
     assert caught.value.do == "name it, such as seed=job"
 
 
+def test_test_scores_of_a_folder_are_read_and_times_are_not(tmp_path: Path) -> None:
+    """Scripts that predict, too, had two scores on f1; and a time was averaged with scores."""
+    for row in table():
+        path = tmp_path / row["arm"] / f"lr2e-5_seed{row['seed']}" / "all_results.json"
+        path.parent.mkdir(parents=True)
+        results = {"eval_f1": 0.1, "predict_f1": row["score"], "eval_accuracy": 0.5}
+        results |= {"eval_model_preparation_time": 0.002, "eval_steps_per_second": 0.9}
+        path.write_text(json.dumps(results))
+    found = mw.compare(tmp_path, **BETTER)
+    scores = found.to_dataframe().groupby("measure").value.max()
+    assert scores.to_dict() == {"accuracy": 0.5, "f1": 0.65}
+    path.write_text(json.dumps(results | {"predict_f1": None}))
+    with pytest.raises(MaskwiseError, match="no score on f1"):
+        mw.compare(tmp_path, **BETTER)
+
+
 def test_guessing_is_in_per_cent_if_the_scores_are() -> None:
     """With ``chance=50``, no arm seemed to be better than guessing."""
     rows = [{**row, "score": 100 * row["score"]} for row in table()]

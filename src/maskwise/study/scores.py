@@ -58,6 +58,12 @@ LESS_IS_BETTER = frozenset(
 RESULTS = "all_results.json"
 """The file in which transformers' example scripts write scores."""
 
+SPLITS = ("eval", "test", "predict")
+"""What names of scores in this file begin with. The last two are of test splits."""
+
+COSTS = ("time", "samples", "steps", "per_second")
+"""What names of other numbers in this file end with."""
+
 Row = Mapping[str, Any]
 
 
@@ -364,24 +370,29 @@ def _rows_of(scores: str | Path | DataFrame | Iterable[Row], lower: Sequence[str
 def _results_in(folder: Path, lower: Sequence[str]) -> list[Row]:
     """Return the scores in ARM/SEED/all_results.json; the seed is the number in SEED.
 
-    The scripts always write a loss, which is read only if ``lower`` has its name.
+    The scripts always write a loss, which is read only if ``lower`` has its name. If a run has
+    scores of a test split (``predict_f1``), those of ``eval_f1`` are not read, of no run.
     """
-    rows: list[Row] = []
+    found: list[tuple[int, Row]] = []
     for path in sorted(folder.glob(f"*/*/{RESULTS}")):
-        number = re.search(r"\d+", path.parent.name)
+        name = path.parent.name.lower()
+        number = re.search(r"seed\D?(\d+)", name) or re.search(r"(\d+)", name)
         if number is None:
             raise MaskwiseError(
                 "a folder of a run has no seed in its name", got=str(path.parent), allowed="seed-3"
             )
-        for name, value in (read_json(path) or {}).items():
-            metric = re.fullmatch(r"(?:eval|test|predict)_(.+)", name)
-            counts = ("runtime", "samples", "steps_per_second", "samples_per_second")
-            less = metric is not None and _is_less(metric[1]) and metric[1] not in lower
-            if less or not metric or metric[1].endswith(counts):
+        place = {"arm": path.parent.parent.name, "seed": int(number[1])}
+        for key, value in (read_json(path) or {}).items():
+            split, _, task = key.partition("_")
+            is_score = split in SPLITS and task and not task.endswith(COSTS)
+            if not is_score or (_is_less(task) and task not in lower):
                 continue
             if isinstance(value, int | float):
-                place = {"arm": path.parent.parent.name, "seed": int(number[0])}
-                rows.append({**place, "task": metric[1], "score": value})
+                found.append((SPLITS.index(split), {**place, "task": task, "score": value}))
+    last: dict[str, int] = {}
+    for split_number, row in found:
+        last[row["task"]] = max(split_number, last.get(row["task"], 0))
+    rows = [row for split_number, row in found if split_number == last[row["task"]]]
     if not rows:
         raise MaskwiseError(
             "the folder has no scores", got=str(folder), allowed=f"ARM/SEED/{RESULTS}"
