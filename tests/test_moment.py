@@ -258,6 +258,8 @@ def test_export_writes_the_masks_of_a_masker(tmp_path: Any, capsys: Any) -> None
         (["policy=type-weighted"], "MaskingTrainer"),
         (["policy=learned"], "learned('FOLDER')"),
         (["polcy=token"], "policy"),
+        (["ratio=null"], "ratio has no value; leave it out"),
+        (["masking.exclude=null"], "exclude has no value; leave it out"),
         (["policy=phrase"], "--with"),
         (["--format", "csv"], "parquet"),
         (["--tokenizer", ""], "tokenizer"),

@@ -19,6 +19,7 @@ from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.objectives import ObjectiveSettings
 from maskwise.recipe import Recipe, overrides, parse_value, read_recipe, shipped, validate
+from maskwise.recipe.described import keys_of
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.pretraining import pretrain
@@ -233,6 +234,48 @@ def test_mistakes_in_overrides(recipe, override, said):
         read_recipe(recipe, [override])
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert "Input should" not in str(caught.value)
+
+
+def test_null_is_a_default_or_one_clear_line():
+    """No key is silently ignored, and no parser of a value meets None."""
+    base = read_recipe("quick-start").model_dump(mode="json")
+    base["study"] |= {
+        "gate": ["45 → 15 %", "no-pretraining"],
+        "search": {"grid": {"training.warmup": [0.1, 0.2]}},
+    }
+    optional = {"learning", "study.gate", "study.search"}
+    wrong = {}
+    for key in keys_of(Recipe):
+        means_default = key.default == "null" or key.name in optional
+        try:
+            read_recipe(base, [f"{key.name}=null"])
+            said = "" if means_default else "accepted"
+        except MaskwiseError as error:
+            said = str(error)
+            clear = f"{key.name}; got nothing; allowed" in said and "\n" not in said
+            said = "" if clear and not means_default else said
+        if said:
+            wrong[key.name] = said
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "do"),
+    [
+        ("study.gate.contrast=null", "leave out all of study.gate"),
+        ("evaluation.ratios=null", "set the default, evaluation.ratios=[0.15,0.4]"),
+    ],
+)
+def test_what_to_do_about_null(override, do):
+    with pytest.raises(MaskwiseError) as error:
+        read_recipe("quick-start", [override])
+    assert do in str(error.value)
+
+
+def test_a_gate_that_is_a_pair_takes_further_settings():
+    recipe = read_recipe("quick-start", ["study.gate.closes=[[45 → 15 %, 30 %]]"])
+    assert recipe.study.gate.contrast == ("45 → 15 %", "no-pretraining")
+    assert recipe.study.closed == [("45 → 15 %", "30 %")]
 
 
 def test_words_for_truth_are_words_where_words_are_meant(recipe, tmp_path):

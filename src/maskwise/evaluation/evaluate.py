@@ -98,7 +98,8 @@ LONGEST = 128
 
 
 def _tuple(value: object) -> object:
-    return value if isinstance(value, list | tuple) else (value,)
+    # Nothing is no value, and the error for it names the default.
+    return value if value is None or isinstance(value, list | tuple) else (value,)
 
 
 OneOrMany = BeforeValidator(_tuple)

@@ -125,12 +125,15 @@ class Masking:
                 as a ratio with a policy that has its own.
         """
         known = [each.name for each in fields(cls)]
+        usual = cls()
         values = {}
         for name, value in settings.items():
             require_known("masking setting", name, known)
+            default = getattr(usual, name)
+            if value is None and default is not None:
+                raise MaskwiseError(f"{name} has no value", do=f"leave it out for {default}")
             values[name] = parsed(name, value)
         made = cls(**values)
-        usual = cls()
         for name, why in cls.unused(made.policy, made.budget, made.fill).items():
             value = getattr(made, name)
             # A minimum of 0 or 1 is a default, of masked diffusion or of other objectives.

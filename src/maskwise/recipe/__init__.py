@@ -186,6 +186,9 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
             and value.keys().isdisjoint(known)
         ):
             _remove_comparison(settings["study"], given=changes)
+        pair = read(settings, "study.gate")
+        if key.startswith("study.gate.") and isinstance(pair, list):
+            settings["study"]["gate"] = {"contrast": pair}
         put(settings, key, value)
     gone = old_arms.keys() - arms_of(settings).keys()
     own = read(settings, "study.search.own")

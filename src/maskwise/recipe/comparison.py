@@ -56,6 +56,8 @@ def _dotted(grid: object) -> object:
         return dict(leaves(grid))
     if isinstance(grid, list | tuple) and all(isinstance(point, Mapping) for point in grid):
         return [dict(leaves(point)) for point in grid]
+    if grid is None:
+        return None
     raise MaskwiseError("not a grid", got=grid, allowed="lists of values, or a list of points")
 
 

@@ -29,7 +29,7 @@ class Key(NamedTuple):
 
     Attributes:
         name: the dotted name; NAME stands for a name that the user chooses.
-        default: the default as JSON; "" for a key with nested keys.
+        default: the default as JSON; "" for a key that must be set, and for one with nested keys.
         allowed: the values, or the range of values, that are allowed; "" if the type decides.
         what: the description.
         changes: what the key changes, one of the effects in ``effects``; "" for a key with nested
@@ -92,6 +92,8 @@ def keys_of(settings: type[BaseModel], before: str = "") -> Iterator[Key]:
         what = _docstring(settings, name)
         if group is None:
             default = json.dumps(schema[name].get("default"), ensure_ascii=False)
+            if field.is_required():
+                default = ""
             allowed = _allowed(schema[name])
             yield Key(before + name, default, allowed, what, effect_of(field) or "")
             continue

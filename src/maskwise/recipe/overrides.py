@@ -530,8 +530,12 @@ def _instead_of_nothing(settings: type[BaseModel], path: Sequence[str]) -> str |
     """Say how to get the default of a setting, which null does not mean."""
     *above, name = path
     field = _group(settings, above).model_fields.get(name)
-    if field is None or field.is_required():
+    if field is None:
         return None
+    if field.is_required():
+        group = _group(settings, above[:-1]).model_fields.get(above[-1]) if above else None
+        no_group = group is not None and not group.is_required() and group.default is None
+        return f"leave out all of {'.'.join(above)}, or set it to null" if no_group else None
     default = field.get_default(call_default_factory=True)
     if isinstance(default, BaseModel):
         return "leave it out"
