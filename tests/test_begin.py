@@ -94,7 +94,10 @@ def test_check_says_what_is_wrong_before_anything_is_trained(recipe):
     proteins = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=200)) for _ in range(80)]
     Path("proteins.txt").write_text("\n\n".join(proteins))
     asked = ("corpus.source=proteins.txt", "tokenizer.kind=wordpiece", "tasks=[]")
-    assert "are unknown to the tokenizer" in doubts_of(recipe, *asked)
+    # Seven rows are fewer than the batch of the recipe, because of the unknown tokens.
+    with pytest.raises(MaskwiseError, match="are unknown to the tokenizer"):
+        check(str(recipe), [*asked])
+    assert "are unknown to the tokenizer" in doubts_of(recipe, *asked, "training.batch_size=4")
     assert "longer than 3 tokens and are truncated" in doubts_of(recipe, "finetune.max_length=3")
 
 

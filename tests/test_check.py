@@ -72,6 +72,30 @@ def test_contrasts_that_no_loss_can_judge_are_named_before_they_are_trained(
     assert "one against two will not be comparable" in printed.out + printed.err
 
 
+def test_what_no_arm_can_do_is_refused(recipe: Path, said: Any) -> None:
+    """An adaptation with its only arm untrainable had a time, and the exit code 0."""
+    texts, labels = texts_and_labels()
+    large = "training.batch_size=4096"
+    adapt = ["adapt", "bundled:encoder", texts, "--task", labels, "--arms", "words-30"]
+    commands = [
+        ["check", recipe, large],
+        ["study", recipe, large, "--dry-run"],
+        ["check", "bundled:encoder", texts, labels, large],
+        [*adapt, large, "--dry-run"],
+        [*adapt, large, "--dry-run", "--json"],
+    ]
+    for command in commands:
+        code, out, err = said(*command)
+        line = err.strip().splitlines()[-1]
+        assert (code, out) == (2, "") and "no arm can be trained" in line and "4096" in line
+    # One arm of two is named, and the other one is planned.
+    arms = {"small": {}, "large": {"training.batch_size": 4096}}
+    found = check(str(recipe), [f"study.arms={json.dumps(arms)}"])
+    [doubt] = [doubt["what"] for doubt in found["doubts"] if "trained" in doubt["what"]]
+    assert doubt.startswith("arm large cannot be trained")
+    assert found["arms"]["small"]["targets_per_step"] > 0
+
+
 def texts_and_labels() -> tuple[str, str]:
     draw = random.Random(0)
     texts = [" ".join(draw.choices(WORDS, k=40)) + "." for _ in range(80)]

@@ -51,6 +51,7 @@ from maskwise.study.starter import recipe_for
 from maskwise.study.store import StageStore
 from maskwise.study.timing import Samples, TextSample, time_stages, time_words
 from maskwise.study.unread import names_in_pretraining, names_in_study, refuse_unread
+from maskwise.study.work import require_known_tokens
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.splits import dropped
 from maskwise.tasks.task import all_classes
@@ -203,7 +204,8 @@ def check(
         says the facts in words.
 
     Raises:
-        MaskwiseError: input that ``run_study`` or ``run_pretrain`` rejects.
+        MaskwiseError: input that ``run_study`` or ``run_pretrain`` rejects; or no arm can be
+            trained. If only some cannot, each is a doubt.
     """
     recipe = subject if isinstance(subject, Recipe) else _read(subject, overrides, tasks)
     alone = not recipe.study.arms
@@ -241,6 +243,12 @@ def check(
             "arms": _arm_facts(arms, samples, config),
             "tasks": {},
         }
+        errors = [arm["error"] for arm in facts["arms"].values() if "error" in arm]
+        # A part of a text may have too few rows for a batch although the whole text has enough.
+        if len(errors) == len(arms) and all(samples.of(link).whole for link in arms.values()):
+            # If there are few rows because words are unknown, more text would not help.
+            require_known_tokens(sample.rows.pieces.counts, first.corpus.title)
+            raise MaskwiseError(f"no arm can be trained: {', '.join(arms)}: {errors[0]}")
         facts["training"] = _training_facts(first, corpus, facts["arms"], whole=sample.whole)
         for spec in of_run(recipe.tasks, 0):
             task = load_task(spec)

@@ -213,7 +213,7 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
         )
     assert not isinstance(data.training, Stream)
     counts = data.training.pieces.counts
-    _require_known_tokens(counts, corpus.title)
+    require_known_tokens(counts, corpus.title)
     return {
         "documents": documents.read,
         "skipped": dict(documents.skipped),
@@ -263,7 +263,7 @@ def write_rows(
     )
 
 
-def _require_known_tokens(counts: Mapping[str, int], title: str) -> None:
+def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
     """Refuse a text that the tokenizer can hardly read.
 
     Raises:
