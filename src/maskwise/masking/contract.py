@@ -295,7 +295,7 @@ def _cut(made: Policy, line: Line, *, ratio: float, total_steps: int | None = 10
     ratio_P = np.full(line.pieces, ratio)
     ratio_P.flags.writeable = False
     when = When(5, total_steps, 0, ratio=ratio_P)
-    with line.read_only() as line, refused_writes(f"policy {made}"):
+    with line.read_only() as line, refused_writes("policy", made):
         return made.cut(line, draws, when)
 
 
