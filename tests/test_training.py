@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -35,9 +36,9 @@ from maskwise.training.optim import (
     BatchedMuon,
     Optimizers,
     hidden_matrices,
-    rate_factor,
 )
 from maskwise.training.ranks import Ranks
+from maskwise.training.rates import CURVES, rate_factor
 from maskwise.training.several import SeveralObjectives
 from processes import forked, two_ranks
 from training_tools import ARCHITECTURES, FIRST, WORDS, Language, config, counts, model, tokenizer
@@ -126,6 +127,14 @@ def same(a: Any, b: Any) -> bool:
 def test_rate_factor(step, warmup, decay, share, factor) -> None:
     found = rate_factor(step, 100, warmup=warmup, decay=decay, decay_share=share)
     assert found == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("decay", CURVES)
+def test_every_curve_is_a_value_of_training_decay(decay: str) -> None:
+    assert settings(decay=decay).decay == decay
+    assert CURVES[decay](0) == 1 and 0 <= CURVES[decay](1) <= 1
+    with pytest.raises(ValidationError, match=decay):
+        settings(decay="steep")
 
 
 BLOCKS = {

@@ -1,15 +1,13 @@
-"""Optimisers and the learning-rate schedule.
+"""Optimisers. ``rates`` has the learning rate.
 
-The learning rate is a function of the step and the number of steps, so checkpoints do not save a
-scheduler. ``BatchedMuon`` updates all matrices of the same shape together. torch.optim.Muon updates
+``BatchedMuon`` updates all matrices of the same shape together. torch.optim.Muon updates
 one matrix after another, in bfloat16.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,56 +19,9 @@ from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
 from maskwise.training.ranks import laid_out_as, local, whole
+from maskwise.training.rates import rate_factor
 from maskwise.training.settings import TrainingSettings
 from maskwise.weights import blocks_of, parts
-
-COOLDOWN = 0.1
-"""The default share of the steps in which the rate falls with ``wsd`` (warm-up, stable, decay)."""
-
-CURVES: Mapping[str, Callable[[float], float]] = {
-    "linear": lambda fallen: 1 - fallen,
-    "cosine": lambda fallen: (1 - math.cos(math.pi * (1 - fallen))) / 2,
-    "1-sqrt": lambda fallen: 1 - math.sqrt(fallen),
-    "wsd": lambda fallen: 1 - math.sqrt(fallen),
-    "constant": lambda fallen: 1.0,
-}
-"""Functions from the completed share of the decay, 0 to 1, to the learning rate as a share of the
-highest rate."""
-
-
-def rate_factor(
-    step: int,
-    steps: int,
-    *,
-    warmup: float,
-    decay: str,
-    decay_share: float | None = None,
-    end: int | None = None,
-) -> float:
-    """Return the learning rate at a step as a share of the highest rate; always above 0.
-
-    Args:
-        step: the step, counted from 0.
-        steps: the number of steps in the run.
-        warmup: the share of the steps, at the beginning, in which the rate rises.
-        decay: a key of ``CURVES``; ``wsd`` is 1-sqrt in the last tenth of the steps (Hägele et al.
-            2024, arXiv 2405.18392).
-        decay_share: the share of the steps, at the end, in which the rate falls; if None, all
-            steps, or a tenth of them for ``wsd``.
-        end: the number of steps after which the rate has fallen, if not all. The warm-up is that of
-            all steps, and the decay is the share of these.
-
-    >>> how = {"warmup": 0.2, "decay": "linear", "decay_share": 0.5}
-    >>> [round(rate_factor(step, 10, **how), 2) for step in range(10)]
-    [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
-    """
-    rise = warmup * steps
-    risen = min(1.0, (step + 1) / rise) if rise else 1.0
-    share = decay_share
-    if share is None:
-        share = COOLDOWN if decay == "wsd" else 1.0
-    fallen = max(0.0, (step / (end or steps) - (1 - share)) / share)
-    return risen * CURVES[decay](fallen)
 
 
 class Optimizers:

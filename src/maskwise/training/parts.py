@@ -22,7 +22,7 @@ from typing import NamedTuple
 from maskwise.errors import MaskwiseError
 from maskwise.folders import writing
 from maskwise.training.checkpoint import RESUME, State, States
-from maskwise.training.optim import COOLDOWN
+from maskwise.training.rates import COOLDOWN
 from maskwise.training.settings import TrainingSettings
 
 STATE = "state"

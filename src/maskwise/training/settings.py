@@ -43,6 +43,7 @@ from maskwise.models import (
     new_model,
     with_fields,
 )
+from maskwise.training.rates import Curve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +90,7 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     warmup: Weights[Share] = 0.06
     """Share of the steps, at the beginning, in which the learning rate rises from 0."""
 
-    decay: Weights[Literal["linear", "cosine", "1-sqrt", "wsd", "constant"]] = "linear"
+    decay: Weights[Curve] = "linear"
     """How the learning rate falls to 0. ``linear``, ``cosine`` and ``1-sqrt`` fall from the first
     step on (or later, see ``decay_share``) and are multiplied by the warm-up. Therefore the highest
     rate is slightly below ``learning_rate``. ``wsd`` (warm-up, stable, decay) stays at
