@@ -60,6 +60,11 @@ def test_the_forward_pass_of_every_family_is_what_torch_counts(architecture: str
     assert found - beside == counted(one, dense(3, 12))
 
 
+def test_an_unknown_head_runs_on_all_tokens() -> None:
+    one = MaskedLanguageModelling(model("roformer"))
+    assert Flops(one).forward(3 * 12, 3 * 3, of_rows(3, 12)) == counted(one, dense(3, 12))
+
+
 def test_layers_that_share_weights_are_counted_each() -> None:
     net = model("albert", num_hidden_layers=4, num_hidden_groups=2)
     one = MaskedLanguageModelling(net)

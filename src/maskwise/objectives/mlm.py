@@ -90,7 +90,9 @@ class MaskedLanguageModelling(Objective):
 
     def work(self, tokens: float, targets: float) -> Work:
         own, tied = head_weights(self.model)
-        return Work(encoder_weights(self.model) * tokens, own * targets, tied * targets)
+        # A head that is not known runs on all tokens.
+        places = tokens if prediction_head(self.model) is None else targets
+        return Work(encoder_weights(self.model) * tokens, own * places, tied * places)
 
 
 def read_head(
