@@ -93,8 +93,8 @@ def test_a_table_may_be_long_wide_a_frame_or_a_folder(tmp_path: Path) -> None:
 
 def test_nothing_of_a_table_is_left_out_silently() -> None:
     rows = [
-        {"arm": row["arm"], "seed": row["seed"], "acc": row["score"], "f1": 50.0, "note": "x"}
-        for row in table()
+        {"arm": row["arm"], "seed": row["seed"], "acc": row["score"], "f1": 50 + at, "note": "x"}
+        for at, row in enumerate(table())
     ]
     found = mw.compare(rows, **BETTER)
     assert {row["outcome"] for row in found.summary["contrasts"]} == {"tasks", "acc", "f1"}
@@ -190,8 +190,9 @@ def test_shares_and_per_cent_are_not_mixed() -> None:
     rows = [{**row, "score": 100 * row["score"]} if row["arm"] == "a" else row for row in table()]
     with pytest.raises(MaskwiseError, match="shares and per cent"):
         mw.compare(rows, **BETTER)
-    with pytest.raises(MaskwiseError, match="write a decimal point"):
-        mw.compare([{**row, "score": "0,913"} for row in table()], **BETTER)
+    for score in ("0,913", "91.3%", "91 %"):
+        with pytest.raises(MaskwiseError, match="decimal point, without a sign"):
+            mw.compare([{**row, "score": score} for row in table()], **BETTER)
 
 
 def test_a_suggested_column_is_not_one_that_is_taken() -> None:
@@ -214,6 +215,19 @@ def test_test_scores_of_a_folder_are_read_and_times_are_not(tmp_path: Path) -> N
     path.write_text(json.dumps(results | {"predict_f1": None}))
     with pytest.raises(MaskwiseError, match="no score on f1"):
         mw.compare(tmp_path, **BETTER)
+
+
+def test_settings_of_runs_are_no_scores() -> None:
+    """A column of epochs was averaged with the scores."""
+    rows = []
+    for at, row in enumerate(table()):
+        run = {"": at, "arm": row["arm"], "seed": row["seed"], "acc": row["score"], "epoch": 1 + at}
+        rows.append(run | {"lr": 0.001, "weights": 110 if row["arm"] == "a" else 66})
+    found = mw.compare(rows, **BETTER)
+    assert [*found.study["tasks"]] == ["acc"]
+    assert "not read: , epoch, lr, weights" in " ".join(found.notes)
+    alone = [{"arm": row["arm"], "seed": row["seed"], "acc": 0.5} for row in rows]
+    assert [*mw.compare(alone, **BETTER).study["tasks"]] == ["acc"]
 
 
 def test_guessing_is_in_per_cent_if_the_scores_are() -> None:

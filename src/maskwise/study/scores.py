@@ -55,6 +55,11 @@ LESS_IS_BETTER = frozenset(
 )
 """Last words of names of scores of which lower ones are better."""
 
+NO_SCORES = frozenset(
+    ("epoch", "epochs", "step", "steps", "lr", "params", "parameters", "runtime", "seconds", "time")
+)
+"""Words in names of columns of numbers that are no scores."""
+
 RESULTS = "all_results.json"
 """The file in which transformers' example scripts write scores."""
 
@@ -445,8 +450,10 @@ def _long(
         tasks = [name for name in others if name not in taken.values()]
         tasks = [name for name in tasks if all(_is_number(row.get(name)) for row in rows)]
         losses = [name for name in tasks if _is_less(name) and name not in lower]
-        if "score" not in named and losses != tasks:
-            tasks = [name for name in tasks if name not in losses]
+        if "score" not in named:
+            tasks = [name for name in tasks if name not in losses] or tasks
+            settings = [name for name in tasks if _is_setting(rows, taken["arm"], name)]
+            tasks = [name for name in tasks if name not in settings] or tasks
         if not tasks:
             raise MaskwiseError(
                 "the table has no column of scores",
@@ -522,6 +529,18 @@ def _is_less(name: str) -> bool:
     return bool(words) and words[-1] in LESS_IS_BETTER
 
 
+def _is_setting(rows: Sequence[Row], arm: str, name: str) -> bool:
+    """Return whether a column of numbers has settings, costs or an index, and no scores.
+
+    Such a column has one value in each arm (a learning rate, a number of weights), or a usual name.
+    """
+    words = set(re.findall("[a-z]+", name.lower()))
+    if not words or words & NO_SCORES:
+        return True
+    values = {(str(row.get(arm)), float(row[name])) for row in rows}
+    return len(values) == len({of_arm for of_arm, _ in values})
+
+
 def _is_number(value: object) -> bool:
     try:
         return math.isfinite(float(value))  # type: ignore[arg-type]
@@ -539,8 +558,8 @@ def _score(row: Row, taken: Mapping[str, str], task: str, column: str) -> Score:
             f"the score of arm {arm!r} with seed {seed} on {task} is not a finite number",
             got=value,
             do=(
-                "write a decimal point"
-                if re.fullmatch(r"-?\d+,\d+", str(value))
+                "write numbers with a decimal point, without a sign"
+                if re.fullmatch(r"-?\d+([.,]\d+)?\s*%?", str(value))
                 else "remove the run, or run it again"
             ),
         )
