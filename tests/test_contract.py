@@ -491,12 +491,12 @@ def test_the_policy_of_the_page_keeps_the_contract(tmp_path, monkeypatch) -> Non
     this file.
     """
     page = (Path(__file__).parent.parent / "docs" / "plug-ins.md").read_text(encoding="utf-8")
+    (name, written) = re.findall(r'maskwise\.policies"\]\n([a-z-]+) = "\w+:(\w+)"', page)[0]
     (code,) = [
         block
         for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-        if "(Policy)" in block
+        if f"class {written}(Policy)" in block
     ]
-    (name, written) = re.findall(r'maskwise\.policies"\]\n([a-z-]+) = "\w+:(\w+)"', page)[0]
     (tmp_path / "a_policy_of_ones_own.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(
