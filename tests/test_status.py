@@ -224,14 +224,3 @@ def test_a_folder_that_does_not_exist_is_said_to_be_none(tmp_path, capfd):
     assert maskwise("status", tmp_path / "nowhere") == 2
     [line] = capfd.readouterr().err.splitlines()
     assert "there is no such folder; got" in line
-
-
-def test_a_plan_of_a_former_version_has_no_forecast(out, capsys):
-    plan = out / "stages" / "plan.json"
-    planned = load_json(plan)
-    for stage in planned["stages"].values():
-        del stage["what"], stage["needs"]
-    plan.write_text(json.dumps(planned))
-    (unfinished, *_) = stages_of(out, "pretrain")
-    (unfinished / "done.json").unlink()
-    assert status(out, capsys)[0]["seconds_left"] is None

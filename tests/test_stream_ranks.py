@@ -56,12 +56,8 @@ def pretrain(
     workers: int = 0,
     stop: int = -1,
     shares: bool = False,
-    known: bool = True,
 ) -> None:
-    """Train on the stream, and write the ids of this rank's pieces and the chunks that it made.
-
-    With ``known=False``, training does not know that its source is a stream.
-    """
+    """Train on the stream, and write the ids of this rank's pieces and the chunks that it made."""
     tokenizer = train_tokenizer(" ".join(WORDS) for _ in range(9))
     shards = shards_of(folder)
     sources = {"a": shards[:1], "b": shards[1:]} if shares else {"texts": shards}
@@ -91,7 +87,7 @@ def pretrain(
         patch.setattr(Engine, "update", stopping)
         source = Noted(rows, Masker(tokenizer), how)
         source.noted = {}
-        streams = source.streams() if known else {}
+        streams = source.streams()
         with suppress(KeyboardInterrupt):
             train(trainee, source, how, folder=out, streams=streams)
     found = {"ids": source.noted, "made": made}
@@ -161,18 +157,12 @@ def test_another_number_of_ranks_goes_on_in_the_stream(
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
-def test_a_state_has_the_position_as_plain_data_and_without_it_is_refused(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_state_has_the_position_as_plain_data(folder: Path, tmp_path: Path) -> None:
     pretrain(folder, tmp_path / "new", stop=8)
     [path] = tmp_path.glob("new/resume/step-*/state.json")
     position = json.loads(path.read_text())["streams"]["stream packed"]
     assert position["step"] == 5 and len(position["shards"]) == 3
     assert list(position["at"][0]) == ["epoch", "shard", "chunk", "block", "row"]
-    # Earlier versions kept it elsewhere, so their state.json has no position, either.
-    pretrain(folder, tmp_path / "old", stop=8, known=False)
-    with pytest.raises(MaskwiseError, match="no position of the stream"):
-        pretrain(folder, tmp_path / "old")
 
 
 def failing_ranks(folder: Path, out: Path) -> None:

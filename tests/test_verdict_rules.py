@@ -699,13 +699,6 @@ def test_the_arm_that_is_not_trained_may_have_any_name(name: str) -> None:
     assert START in texts[1] and summaries[0].replace(START, "begun") == summaries[1]
 
 
-def test_a_study_of_an_earlier_version_is_refused() -> None:
-    study, records = study_of(CLEAR)
-    study["reference"] = "the untrained model"
-    with pytest.raises(MaskwiseError, match="earlier version"):
-        summarise(records, study)
-
-
 def test_one_arm_was_not_kept_apart_from_others():
     contrasts = [["token-30", START]]
     scores = {"token-30": HIGH, START: LOW}

@@ -247,7 +247,7 @@ class Forecast:
         stage = self.named[name]
         try:
             return digest([stage.kind, hardware(), torch.__version__, self._parts(stage)])
-        # Plans of former versions name neither settings nor the stages that a stage needs.
+        # A shared folder has stages of other studies, and may lack stages that they need.
         except (KeyError, IndexError):
             return ""
 

@@ -89,7 +89,7 @@ def _read(out: Path) -> tuple[Plain, dict[str, Plain], bool]:
 
 def _stage_of(facts: Plain) -> Stage:
     fields = ("kind", "what", "needs", "how")
-    return Stage.from_dict({name: facts.get(name, {}) for name in fields})
+    return Stage.from_dict({name: facts[name] for name in fields})
 
 
 def _stage_status(store: StageStore, name: str, facts: Plain, result: Plain | None) -> Plain:

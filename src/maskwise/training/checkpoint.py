@@ -79,7 +79,7 @@ class State(Totals, strict=True):
 
     Attributes:
         step: the number of completed updates.
-        flops: as in ``Totals``. States of earlier versions, which have no FLOPs, are not resumed.
+        flops: as in ``Totals``.
         settings: the settings that change the result of the run.
         bits: the conditions that change the result only by rounding, such as the number of threads.
         streams: the positions in streams, by name (``StreamedRows.position``).
@@ -189,7 +189,7 @@ class States:
                 try:
                     return State.model_validate(read_json(path / STATE))
                 except ValidationError:
-                    wrong = f"{STATE} is damaged, or of an earlier version"
+                    wrong = f"{STATE} is damaged"
             say(f"skipping {path}: {wrong}")
         return None
 

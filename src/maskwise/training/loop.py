@@ -275,7 +275,7 @@ def share(streams: Mapping[str, StreamedRows], engine: Engine) -> None:
     """Share the work of streams among all ranks, and continue at the positions of a state.
 
     Raises:
-        MaskwiseError: the state has no position of a stream, or a shard has changed, on any rank.
+        MaskwiseError: a shard has changed, on any rank.
     """
     failure = None
     for name, stream in streams.items():
@@ -283,12 +283,6 @@ def share(streams: Mapping[str, StreamedRows], engine: Engine) -> None:
         if not engine.start:
             continue
         try:
-            if name not in engine.streams:
-                raise MaskwiseError(
-                    f"the training state of step {engine.start} has no position of the stream, as "
-                    "in earlier versions",
-                    do="start a new run in a new folder",
-                )
             stream.resume(engine.streams[name])
         except MaskwiseError as error:
             failure = error

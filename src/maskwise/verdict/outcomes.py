@@ -469,17 +469,7 @@ class Outcomes:
 
 
 def start_of(study: Study) -> str | None:
-    """Return the arm that is not trained: the model from which the baseline starts.
-
-    Raises:
-        MaskwiseError: the study has the format of an earlier version.
-    """
-    if "reference" in study:
-        raise MaskwiseError(
-            "study.json has the format of an earlier version of maskwise",
-            got="the key 'reference'",
-            do="repeat the maskwise study command, which writes the file anew",
-        )
+    """Return the arm that is not trained: the model from which the baseline starts."""
     return next(iter(study.get("untrained", {})), None)
 
 
