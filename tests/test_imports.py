@@ -283,8 +283,6 @@ def test_public_names_are_there():
 
 def test_an_import_looks_for_no_plug_ins():
     """Reading the entry points of all installed packages takes some milliseconds."""
-    code = (
-        "import maskwise.masking, maskwise.plugins as p; print(p._known_points.cache_info().misses)"
-    )
+    code = "import maskwise.masking, maskwise.plugins as p; print(p._points.cache_info().misses)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "0"

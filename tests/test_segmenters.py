@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from importlib.metadata import EntryPoint
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +155,10 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A segmenter that a package would add by an entry point."""
     point = EntryPoint("stub", "test_segmenters:stub", "maskwise.segmenters")
 
-    def found(*, group: str) -> Iterable[EntryPoint]:
-        return [point] if group == point.group else []
-
-    monkeypatch.setattr(plugins, "entry_points", found)
+    monkeypatch.setattr(plugins, "entry_points", lambda: EntryPoints([point]))
     yield "stub"
     SEGMENTERS._loaded.pop("stub", None)
+    plugins._points.cache_clear()
 
 
 def stub(extra: str = "") -> Any:

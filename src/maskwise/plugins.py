@@ -125,7 +125,7 @@ class Table(MutableMapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name in self._members:
-            points = _known_points(tuple(sys.path)).get((self.group, name), [])
+            points = self._plugins(anew=False).get(name, [])
             if points and name not in self._warned:
                 self._warned.add(name)
                 for line in self._ignored(name, points):
@@ -164,11 +164,16 @@ class Table(MutableMapping[str, T], Generic[T]):
             wanted = "a function or a class" if self.of is None else f"a {self.of.__name__}"
             raise MaskwiseError(f"{what} is not valid", got=repr(member), allowed=wanted)
 
-    def _plugins(self) -> dict[str, list[EntryPoint]]:
-        found: dict[str, list[EntryPoint]] = {}
-        for point in entry_points(group=self.group):
-            found.setdefault(_name(point), []).append(point)
-        return found
+    def _plugins(self, *, anew: bool = True) -> dict[str, list[EntryPoint]]:
+        """Return the entry points of this group.
+
+        Args:
+            anew: whether to find those installed meanwhile. Built-in members are looked up often,
+                and reading the entry points takes some milliseconds.
+        """
+        if anew:
+            _points.cache_clear()
+        return _points(tuple(sys.path)).get(self.group, {})
 
     def __contains__(self, name: object) -> bool:
         return name in self._members or name in self._loaded or name in self._plugins()
@@ -198,17 +203,18 @@ class Table(MutableMapping[str, T], Generic[T]):
 
 
 @lru_cache(maxsize=1)
-def _known_points(path: tuple[str, ...]) -> dict[tuple[str, str], list[EntryPoint]]:
-    """Return the entry points of maskwise's groups, keyed by group and name.
+def _points(path: tuple[str, ...]) -> dict[str, dict[str, list[EntryPoint]]]:
+    """Return the entry points of maskwise's groups, keyed by group, then by name.
 
-    They are read once for each ``sys.path``, because built-in members are looked up often.
+    They are kept for one ``sys.path``, because reading them takes some milliseconds.
     """
-    found: dict[tuple[str, str], list[EntryPoint]] = {}
+    found: dict[str, dict[str, list[EntryPoint]]] = {}
     points = entry_points()
     for group in points.groups:
         if group.startswith("maskwise."):
+            names = found[group] = {}
             for point in points.select(group=group):
-                found.setdefault((group, _name(point)), []).append(point)
+                names.setdefault(_name(point), []).append(point)
     return found
 
 
