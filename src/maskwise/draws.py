@@ -159,9 +159,9 @@ class Draws:
     def draw_each(self, purpose: Purpose, counts_P: Array, index: Array) -> Array:
         """(N,) int32: ``draw`` for ``counts_P[p]`` indices of each piece p, in order of pieces."""
         start_P, odd_P = self._words(purpose)
-        key = np.repeat(odd_P, counts_P)
+        key = odd_P.repeat(counts_P)
         key *= np.asarray(index, np.int32)
-        key += np.repeat(start_P, counts_P)
+        key += start_P.repeat(counts_P)
         return _mix_(key, _MIX_32)
 
     def uniform(self, purpose: Purpose, piece: Array, index: Array | int) -> Array:

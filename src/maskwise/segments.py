@@ -59,7 +59,7 @@ def owners(counts_P: Array) -> Array:
     >>> owners(np.array([2, 0, 3])).tolist()
     [0, 0, 2, 2, 2]
     """
-    return np.repeat(np.arange(len(counts_P)), counts_P)
+    return np.arange(len(counts_P)).repeat(counts_P)
 
 
 def listed(start: Array, length: Array) -> Array:
@@ -69,7 +69,7 @@ def listed(start: Array, length: Array) -> Array:
     [5, 6, 0, 1, 2]
     """
     shift = start - offsets(length)
-    return np.arange(int(length.sum())) + np.repeat(shift, length)
+    return np.arange(int(length.sum())) + shift.repeat(length)
 
 
 def changes(*columns: Array) -> Array:
@@ -114,7 +114,7 @@ def sums_within(values: Array, counts_P: Array) -> Array:
     total = np.zeros(len(values) + 1, np.result_type(values, np.int64))
     values.cumsum(out=total[1:])
     before_P = total.take(offsets(counts_P))
-    return total[1:] - np.repeat(before_P, counts_P)
+    return total[1:] - before_P.repeat(counts_P)
 
 
 LEAST_LOGIT = -60.0

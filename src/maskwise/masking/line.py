@@ -256,12 +256,15 @@ class Line:
     @cached_property
     def edges(self) -> Array:
         """(P + 1,) int64: the position of the first token of each piece, and T as last item."""
-        return np.append(self.begin, len(self.input_ids))
+        edges = np.empty(len(self.begin) + 1, np.int64)
+        edges[:-1] = self.begin
+        edges[-1] = len(self.input_ids)
+        return edges
 
     @cached_property
     def lengths(self) -> Array:
         """(P,) int64: the number of tokens in each piece, including special tokens and padding."""
-        return np.diff(self.edges)
+        return self.edges[1:] - self.edges[:-1]
 
     @cached_property
     def piece(self) -> Array:
@@ -339,7 +342,7 @@ class Line:
             at: (N,) int64, ascending positions of the tokens in the line.
             count_P: (P,) int64, the number of these tokens in each piece.
         """
-        return at - np.repeat(self.first, count_P)
+        return at - self.first.repeat(count_P)
 
     def count(self, values: Array) -> Array:
         """(P,) int64: the sum of ``values`` (T,) in each piece."""

@@ -235,7 +235,7 @@ def up_to(units: Units, budget_P: Array, draws: Draws, *, exact: bool = True) ->
         chosen[order[first_of(counts_P, budget_P)]] = True
         return chosen
     length = units.length[order]
-    fits = sums_within(length, counts_P) <= np.repeat(budget_P, counts_P)
+    fits = sums_within(length, counts_P) <= budget_P.repeat(counts_P)
     chosen[order[fits]] = True
     fitting = piece[fits]
     left_P = budget_P - np.bincount(fitting, length[fits], len(budget_P)).astype(np.int64)
