@@ -60,8 +60,12 @@ def drafted(files: Path, text: str = "own", **more: Any) -> Recipe:
 
 
 def measure_of(recipe: Recipe) -> TextLoss:
-    (measure,) = load_measures(recipe.evaluation).values()
-    assert isinstance(measure, TextLoss)
+    """The measure with masks of single tokens; that with whole words has the same documents."""
+    measure, *more = load_measures(recipe.evaluation).values()
+    assert isinstance(measure, TextLoss) and measure.masks == "token"
+    for other in more:
+        assert isinstance(other, TextLoss) and other.masks == "whole-word"
+        assert other.documents == measure.documents
     return measure
 
 
@@ -70,6 +74,10 @@ def test_english_text_is_followed_by_a_look_at_wikipedia(files):
     known = {document.text[:4000] for document in read_documents("bundled:wikipedia")}
     assert measure.name == "general text" and {*measure.documents} <= known
     assert not drafted(files, "english", keep="none").evaluation.measures
+    # Whole words are measured if an arm trains with them.
+    assert len(load_measures(drafted(files, "english").evaluation)) == 2
+    tokens = drafted(files, "english", arms=("token-15",))
+    assert [*load_measures(tokens.evaluation)] == ["general text"]
     # The language of the invented words is not known.
     assert not drafted(files).evaluation.measures
     assert len(measure_of(drafted(files, keep=files / "general.jsonl")).documents) == 120
@@ -261,11 +269,17 @@ def test_adapt_says_what_was_forgotten(files, capfd):
     assert "words-30-replay" in capfd.readouterr().out
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
-    assert [each["arm"] for each in said["forgotten"]] == ["words-30", "words-30-replay"]
-    values = {line["arm"]: line["value"] for line in records_of(out, "evaluation")}
+    asked = [(each["arm"], each["masks"]) for each in said["forgotten"]]
+    both = ("words-30", "words-30-replay")
+    assert asked == [(arm, masks) for masks in ("token", "whole-word") for arm in both]
+    lines = records_of(out, "evaluation")
+    values = {(line["measure"], line["arm"]): line["value"] for line in lines}
     for each in said["forgotten"]:
-        change = values[each["arm"]] - values["no-pretraining"]
+        measure = each["outcome"].split(":")[1]
+        change = values[measure, each["arm"]] - values[measure, "no-pretraining"]
         assert each["mean"] == pytest.approx(change)
+    changes = {each["mean"] for each in said["forgotten"] if each["arm"] == "words-30"}
+    assert len(changes) == 2
     words = load_json(out / "adapted.json")["forgotten"]
     assert words and said["answer"].endswith(words) and words in (out / "report.html").read_text()
     rows = load_json(out / "summary.json")["contrasts"]
@@ -287,5 +301,5 @@ def test_general_text_may_be_in_memory(files, tmp_path):
         jobs=1,
         overrides={"finetune.steps": 2, "corpus.held_out": 0.2},
     )
-    assert [each["arm"] for each in adapted.forgotten] == ["words-30", "words-30-replay"]
+    assert {each["arm"] for each in adapted.forgotten} == {"words-30", "words-30-replay"}
     assert next(adapted.folder.glob("data/keep-*.jsonl"))

@@ -21,7 +21,7 @@ from maskwise.recipe import Recipe, apply_overrides, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override
 from maskwise.recipe.unused import drop_unused
 from maskwise.specs import Call, with_options
-from maskwise.study.adapt.request import GENERAL_TEXT, PAIRS, PASSAGES, STEPS, Request
+from maskwise.study.adapt.request import GENERAL_MASKS, PAIRS, PASSAGES, STEPS, Request
 from maskwise.study.checks import check_names, cut_share, row_sizes
 from maskwise.study.starter import (
     ARMS,
@@ -303,9 +303,9 @@ def _draft(
     others: OtherTexts,
 ) -> Draft:
     """Return the recipe for a text, after something is known about it."""
-    arms = arms_for(request.arms, spaced=spaced)
+    named = arms_for(request.arms, spaced=spaced)
     if request.policy:
-        arms["learned"] = {"masking.policy": f"learned({request.policy!r})", "masking.ratio": 0.30}
+        named["learned"] = {"masking.policy": f"learned({request.policy!r})", "masking.ratio": 0.30}
     contrast = [request.arms[0], REFERENCE]
     every = max(1, request.steps // 4)
     settings: Plain = {
@@ -355,7 +355,7 @@ def _draft(
     # Further training is the last phase. A new head is the same for all arms.
     last = "" if has_head(request.model) else "phases.1."
     arms = {
-        name: {f"{last}{key}": value for key, value in arm.items()} for name, arm in arms.items()
+        name: {f"{last}{key}": value for key, value in arm.items()} for name, arm in named.items()
     }
     first = request.arms[0]
     if request.controlled:
@@ -373,7 +373,14 @@ def _draft(
         settings["tasks"].append(others.pairs)
         settings["study"]["secondary"] = [PASSAGES]
     elif others.general:
-        settings["evaluation"]["measures"] = [_measure(request, others, corpus)]
+        # A model that knows masks of single tokens and trains with whole words becomes worse at
+        # single tokens on any text. So its loss is also measured with whole words.
+        with_words = any(arm.get("masking.policy") == "whole-word" for arm in named.values())
+        settings["evaluation"]["measures"] = [
+            _measure(request, others, corpus, name=name, masks=masks)
+            for name, masks in GENERAL_MASKS.items()
+            if masks == "token" or with_words
+        ]
     if request.extended:
         arms[request.extended] = {**arms[first], "model.new_tokens": request.new_words}
         # Whether new words help does not depend on another answer, so the questions are one family.
@@ -391,7 +398,7 @@ def _draft(
     if tasks != request.tasks:
         comments["tasks"] = "titles and texts of documents that are held out from training"
     if "measures" in settings["evaluation"]:
-        comments["evaluation"] = "the measure: what the arms forget of general text"
+        comments["evaluation"] = "measures: what the arms forget of general text"
     head_lines = [
         f"Does further training of {request.model} on {request.texts} help?",
         "Written by `maskwise adapt`, which runs it. To change it: "
@@ -421,9 +428,11 @@ COMMENTS = {
 }
 
 
-def _measure(request: Request, others: OtherTexts, corpus: Plain) -> str:
+def _measure(request: Request, others: OtherTexts, corpus: Plain, *, name: str, masks: str) -> str:
     """Return the measure of the loss on general text that no arm trains on."""
-    options: dict[str, object] = {"name": GENERAL_TEXT}
+    options: dict[str, object] = {"name": name}
+    if masks != "token":
+        options["masks"] = masks
     if others.general["text_field"] != "text":
         options["text_field"] = others.general["text_field"]
     share = _unseen(request, others, corpus)

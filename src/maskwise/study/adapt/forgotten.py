@@ -9,7 +9,7 @@ from typing import TypedDict
 from maskwise.constants import NATS
 from maskwise.estimates import with_minus
 from maskwise.files import Estimate
-from maskwise.study.adapt.request import GENERAL_TEXT, PASSAGES
+from maskwise.study.adapt.request import GENERAL_MASKS, PASSAGES
 from maskwise.verdict import statistics
 from maskwise.verdict.outcomes import finite_runs, read_outcomes
 
@@ -20,11 +20,14 @@ class Forgotten(TypedDict):
     ``mean``, ``low`` and ``high`` are the paired difference in ``unit`` and its 95 % interval: nats
     of the loss, or points of the mean reciprocal rank. The interval is None below six runs.
     ``finding`` compares the interval with ``margin``: "more", "less" (between ± the margin),
-    "better" or "open".
+    "better" or "open". ``masks`` are those with which a loss is measured, "token" or "whole-word":
+    an arm that trains with other masks than the start becomes worse at the masks of the start on
+    any text. They are None for retrieval.
     """
 
     arm: str
     outcome: str
+    masks: str | None
     unit: str
     mean: float
     low: float | None
@@ -34,6 +37,7 @@ class Forgotten(TypedDict):
     finding: str
 
 
+MASKS = {"token": "with masks of single tokens", "whole-word": "with masks of whole words"}
 MARGINS = {NATS: 0.05, "points": 2.0}
 """Changes on general text that are small. A loss .05 nats higher is a perplexity 5 % higher."""
 FINDINGS = {
@@ -51,7 +55,10 @@ def forgotten_of(out: Path) -> list[Forgotten]:
     if table is None or start is None:
         return []
     found: list[Forgotten] = []
-    for outcome in (f"evaluation:{GENERAL_TEXT}:{NATS}", PASSAGES):
+    measured: dict[str, str | None] = {
+        f"evaluation:{name}:{NATS}": masks for name, masks in GENERAL_MASKS.items()
+    }
+    for outcome, masks in (measured | {PASSAGES: None}).items():
         if outcome not in table.scales:
             continue
         scale = table.scales[outcome]
@@ -66,6 +73,7 @@ def forgotten_of(out: Path) -> list[Forgotten]:
                 {
                     "arm": arm,
                     "outcome": outcome,
+                    "masks": masks,
                     "unit": unit,
                     "mean": float(differences.mean()),
                     "low": estimate["low"],
@@ -92,19 +100,28 @@ def _finding(estimate: Estimate, margin: float, *, sign: int) -> str:
 
 def forgotten_words(found: Sequence[Forgotten]) -> str:
     """Return a sentence about general text; "" if it was not measured."""
-    parts = []
-    for each in found:
-        unit = each["unit"]
-        digits = 3 if unit == NATS else 1
-        interval = "too few runs for an interval"
-        if each["low"] is not None:
-            ends = f"{each['low']:+.{digits}f} to {each['high']:+.{digits}f}"
-            said = FINDINGS[each["finding"]].format(margin=f"{each['margin']:g} {unit}")
-            interval = f"95 % interval {ends}: {said}"
-        change = with_minus(f"{each['mean']:+.{digits}f} {unit} ({interval})")
-        parts.append(f"{each['arm']} {change}")
-    if not parts:
+    if not found:
         return ""
+    changes: dict[str | None, list[str]] = {}
+    for each in found:
+        changes.setdefault(each["masks"], []).append(_change_words(each))
+    parts = []
+    for masks, changed in changes.items():
+        said = "; ".join(changed)
+        parts.append(said if masks is None or len(changes) == 1 else f"{MASKS[masks]}, {said}")
     what = "loss" if found[0]["unit"] == NATS else "retrieval"
     said = "; ".join(parts)
     return f"General text, {what} against the start (an estimate, not tested): {said}."
+
+
+def _change_words(each: Forgotten) -> str:
+    """Return the change of one arm, its interval and what that says."""
+    unit = each["unit"]
+    digits = 3 if unit == NATS else 1
+    interval = "too few runs for an interval"
+    if each["low"] is not None:
+        ends = f"{each['low']:+.{digits}f} to {each['high']:+.{digits}f}"
+        said = FINDINGS[each["finding"]].format(margin=f"{each['margin']:g} {unit}")
+        interval = f"95 % interval {ends}: {said}"
+    change = with_minus(f"{each['mean']:+.{digits}f} {unit} ({interval})")
+    return f"{each['arm']} {change}"

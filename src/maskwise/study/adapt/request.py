@@ -21,6 +21,8 @@ STEPS = 600
 """Default number of further training steps, and default maximum of the steps of a new head."""
 GENERAL_TEXT, PASSAGES = "general text", "general-text"
 """The names of the measure and of the task on general text."""
+GENERAL_MASKS = {GENERAL_TEXT: "token", f"{GENERAL_TEXT}, words": "whole-word"}
+"""The measures on general text, with the masks of each."""
 NEW_WORDS = "-new-words"
 OTHER_TEXT = "-other-text"
 """The end of the name of an arm that is trained on other text."""
