@@ -320,6 +320,7 @@ def test_the_unchanged_model_is_judged_on_the_same_documents() -> None:
     [
         (("training.lengths=[0.5, 1]",), "decay=linear.*decay: wsd"),
         (("training.decay=constant", "training.lengths=[0.5, 1]"), "decay=constant"),
+        ((*LENGTHS, "training.decay_share=1.0"), "share of 1; .* below 1"),
         ((*LENGTHS, "training.patience=2"), "got both"),
         ((*LENGTHS, "study.equal_by=targets"), "equal compute"),
         ((*LENGTHS, "objective=clm"), "lengths .* got clm"),
@@ -328,6 +329,7 @@ def test_the_unchanged_model_is_judged_on_the_same_documents() -> None:
         (("training.decay=wsd", "training.lengths=[0.5]"), "the last one 1"),
         (("training.decay=wsd", "training.lengths=[]"), "the last one 1"),
         (("training.decay=wsd", "training.lengths=[0, 1]"), "> 0"),
+        ((*LENGTHS, "training.steps=2"), "got 1, 1, 2 of 2 steps; give fewer lengths"),
     ],
 )
 def test_what_cannot_be_is_refused(overrides: tuple[str, ...], said: str, source: Path) -> None:

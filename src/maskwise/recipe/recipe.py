@@ -48,7 +48,7 @@ from maskwise.specs import Call, leaves, of_run, parse_call
 from maskwise.tasks import FinetuneSettings
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training import TrainingSettings
-from maskwise.training.parts import decay_share
+from maskwise.training.parts import decay_share, ends_of
 from maskwise.training.settings import ModelSettings
 
 LEARNED = LearnedPolicy().annotators()
@@ -506,11 +506,19 @@ def _require_stable(link: Recipe) -> None:
     """Raise an error if decays cannot branch off from a training at several lengths."""
     training = link.training
     with blamed("training.lengths"):
-        if not 0 < decay_share(training) < 1:
+        falls = decay_share(training)
+        if not 0 < falls < 1:
             raise MaskwiseError(
                 "the learning rate must stay high, and fall only at the end",
-                got=f"training.decay={training.decay}",
-                do="set training.decay: wsd, or training.decay_share",
+                got=f"training.decay={training.decay}, which falls in a share of {falls:g}",
+                do="set training.decay: wsd, or training.decay_share above 0 and below 1",
+            )
+        ends = ends_of(training)
+        if len({*ends}) < len(ends):
+            raise MaskwiseError(
+                "two lengths are the same number of steps",
+                got=f"{', '.join(map(str, ends))} of {training.steps} steps",
+                do="give fewer lengths, or more steps",
             )
         if training.patience is not None:
             raise MaskwiseError(

@@ -64,9 +64,8 @@ def parts_of(settings: TrainingSettings) -> list[TrainingPart]:
     share = decay_share(settings)
     parts: list[TrainingPart] = []
     begin = 0
-    # In a short training, several lengths may be the same number of steps.
-    ends = dict.fromkeys(max(1, round(length * settings.steps)) for length in settings.lengths)
-    for end in ends:
+    # Recipes refuse lengths that are the same number of steps; a forecast may have fewer steps.
+    for end in dict.fromkeys(ends_of(settings)):
         # The last length decays at the end of its own part.
         if end < settings.steps:
             stable = int(end * (1 - share))
@@ -75,6 +74,15 @@ def parts_of(settings: TrainingSettings) -> list[TrainingPart]:
                 begin = stable
         parts.append(TrainingPart(begin, end - begin, falls=True))
     return parts
+
+
+def ends_of(settings: TrainingSettings) -> list[int]:
+    """Return the number of steps of each of the ``lengths``.
+
+    >>> ends_of(TrainingSettings(steps=30, lengths=(0.001, 0.5, 1)))
+    [1, 15, 30]
+    """
+    return [max(1, round(length * settings.steps)) for length in settings.lengths or ()]
 
 
 def decay_share(settings: TrainingSettings) -> float:
