@@ -398,8 +398,8 @@ def test_general_text_that_chooses_is_not_measured(files: Path) -> None:
     held = [each for each in read_documents(general) if holds_out(each, 0.2)]
     for patience, count in ((None, len(held)), (3, sum(not is_dev(place_of(x)) for x in held))):
         recipe = adapt_recipe(files, str(files / "task.jsonl"), patience=patience, **more)
-        (measure,) = load_measures(recipe.evaluation).values()
-        assert len(measure.texts()) == count
+        for measure in load_measures(recipe.evaluation).values():
+            assert len(measure.texts()) == count
 
 
 def test_adapt_answers_when_its_runs_were_best(files: Path) -> None:

@@ -131,7 +131,9 @@ class Masking:
             require_known("masking setting", name, known)
             default = getattr(usual, name)
             if value is None and default is not None:
-                raise MaskwiseError(f"{name} has no value", do=f"leave it out for {default}")
+                raise MaskwiseError(
+                    f"{name} has no value", got="None", do=f"leave it out for {default}"
+                )
             values[name] = parsed(name, value)
         made = cls(**values)
         for name, why in cls.unused(made.policy, made.budget, made.fill).items():
