@@ -26,7 +26,8 @@ import maskwise as mw
 from maskwise import folders, jobs
 from maskwise.constants import jobs_here
 from maskwise.errors import MaskwiseError
-from maskwise.jobs import ENGINES, Failure, LocalPool, Once, Pool, RayPool, open_pool
+from maskwise.jobs import ENGINES, Failure, LocalPool, Once, Pool, RayPool, ThisProcess, open_pool
+from maskwise.printing import LOGGER
 from maskwise.recipe import Recipe
 from maskwise.study import Plan, Run, Stage, scheduler
 from maskwise.study.costs import work_of
@@ -638,6 +639,16 @@ TOY = StageKind(
 )
 
 
+def watched(stage: Stage, store: StageStore) -> dict[str, Any]:
+    LOGGER.info("a note of %s", stage.what["word"])
+    if stage.what["word"] == "bad":
+        raise KeyError("bad")
+    return {"locked": store.is_run(stage)}
+
+
+WATCHED = StageKind("watched", watched)
+
+
 def test_a_new_kind_of_stage_is_one_object(tmp_path, monkeypatch):
     """Workers get the kind with the stage. The second stage reads what the first one wrote."""
     monkeypatch.setitem(KINDS, TOY.name, TOY)
@@ -654,6 +665,31 @@ def test_a_new_kind_of_stage_is_one_object(tmp_path, monkeypatch):
     assert work_of(first) == (("start", 1), ("step", 4), ("judge", 1))
     with pytest.raises(MaskwiseError, match="a kind of stage with this name already; got toy"):
         add_kind(replace(TOY, title="another"))
+
+
+@pytest.mark.parametrize("engine, shown", [(ThisProcess(), True), ("local", False)])
+def test_a_stage_in_this_process_is_locked_and_shows_its_own_progress(
+    engine, shown, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setitem(KINDS, WATCHED.name, WATCHED)
+    stage = Stage("watched", {"word": "fine"})
+    plan = Plan((Run("a", 0, Recipe(), (stage,)),))
+    assert not execute([stage], StageStore(tmp_path), plan, engine=engine)
+    assert StageStore(tmp_path).result(stage)["locked"]
+    said = capfd.readouterr().err
+    assert ("a note of fine" in said) == shown and ("0 of 1 stages" in said) == (not shown)
+
+
+def test_what_a_stage_raises_in_this_process_ends_the_call(tmp_path, monkeypatch):
+    monkeypatch.setitem(KINDS, WATCHED.name, WATCHED)
+    stages = [Stage("watched", {"word": word}) for word in ("fine", "bad", "later")]
+    plan = Plan((Run("a", 0, Recipe(), (*stages,)),))
+    store = StageStore(tmp_path)
+    with pytest.raises(KeyError, match="bad"):
+        execute(stages, store, plan, engine=ThisProcess())
+    assert [store.result(stage) is not None for stage in stages] == [True, False, False]
+    assert "KeyError" in (store.folder(stages[1]) / "error.txt").read_text()
+    assert not store.is_run(stages[1])
 
 
 # Whole studies

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import Timeout
 
-from maskwise.folders import damage, write_json
+from maskwise.folders import damage, locked, write_json
 from maskwise.study import work
 from maskwise.tasks import finetuning
 from maskwise.training.engine import Engine
@@ -110,6 +111,31 @@ def test_a_training_that_is_killed_before_its_result_is_written_is_not_begun_ane
     saved = 10 if command == "learn" else 35
     assert len(whole) == whole[-1] + 1 and rest == list(range(saved, len(whole)))
     assert not list(out.rglob("resume")) and not list(out.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("command", ["pretrain", "learn"])
+def test_the_stage_of_a_single_run_is_locked_while_it_trains(
+    command, recipe, tmp_path, monkeypatch
+):
+    arguments = [command, recipe, "training.steps=2"]
+    if command == "learn":
+        (tmp_path / "inputs").mkdir()
+        arguments = learning(tmp_path / "inputs")
+    out = tmp_path / "out"
+    update = Engine.update
+    free = []
+
+    def watched(*given: Any, **more: Any) -> Any:
+        try:
+            locked(out / ".lock", wait=0).release()
+            free.append(True)
+        except Timeout:
+            free.append(False)
+        return update(*given, **more)
+
+    monkeypatch.setattr(Engine, "update", watched)
+    assert maskwise(*arguments, "--out", out, "--json") == 0
+    assert free and not any(free)
 
 
 def test_a_stage_of_fine_tuning_goes_on_with_the_next_seed(recipe, tmp_path, monkeypatch):

@@ -110,18 +110,16 @@ class Executor(Protocol):
         """Start a task. Return its future, which has the methods ``done()`` and ``result()``."""
 
 
-Where: TypeAlias = str | Executor
-"""A name in ``ENGINES``, or an executor."""
-
-
 class Pool(ABC):
     """Runs tasks in other processes.
 
     Attributes:
         gathers: whether ``submit_together`` differs from ``submit``.
+        here: whether tasks run in this process, one after the other, and show their own progress.
     """
 
     gathers = False
+    here = False
 
     @property
     @abstractmethod
@@ -199,6 +197,31 @@ class Pool(ABC):
         self.close()
 
 
+class ThisProcess(Pool):
+    """Runs each task in this process when it is submitted. What the task raises ends the call.
+
+    A task uses all threads of the process, so a command for one model is not slower than its parts.
+    """
+
+    here = True
+
+    @property
+    def places(self) -> int:
+        return 1
+
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        future = Future[Result]()
+        future.set_result(function(*arguments))
+        return future
+
+    def close(self) -> None:
+        """Do nothing, because no task is running."""
+
+
+Where: TypeAlias = str | Executor | ThisProcess
+"""A name in ``ENGINES``, an executor, or this process."""
+
+
 def open_pool(*, engine: Where = "local", jobs: int | None = None, gpu: bool = False) -> Pool:
     """Open a pool.
 
@@ -207,7 +230,7 @@ def open_pool(*, engine: Where = "local", jobs: int | None = None, gpu: bool = F
     5
 
     Args:
-        engine: where tasks run: "local", "ray", or an executor.
+        engine: where tasks run: "local", "ray", an executor, or this process.
         jobs: the maximum number of parallel tasks; by default, the number of cores (or GPUs), or of
             the workers of the executor.
         gpu: whether each task runs on a GPU, if there are any. With more jobs than GPUs, tasks
@@ -216,6 +239,8 @@ def open_pool(*, engine: Where = "local", jobs: int | None = None, gpu: bool = F
     Raises:
         MaskwiseError: the engine is unknown, or there is no cluster.
     """
+    if isinstance(engine, ThisProcess):
+        return engine
     require_engine(engine)
     if isinstance(engine, str):
         return ENGINES[engine](jobs=jobs, gpu=gpu)

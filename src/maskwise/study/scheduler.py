@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from rich.text import Text
 
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError, duration
-from maskwise.folders import appears
+from maskwise.folders import appears, require_file
 from maskwise.jobs import Failure, Pool, Where, open_pool
 from maskwise.printing import LINE_SECONDS, LOGGER, err_console, quietly, shows_progress
 from maskwise.recipe.overrides import Plain
@@ -52,11 +53,14 @@ def execute(
     store: StageStore,
     plan: Plan,
     *,
-    jobs: int | None,
-    engine: Where,
-    retries: int,
+    jobs: int | None = None,
+    engine: Where = "local",
+    retries: int = RETRIES,
 ) -> dict[str, str]:
     """Execute stages.
+
+    Ranks of torchrun that train together all call this with the same stages, in this process. The
+    first rank locks stages and writes files, and the call ends on the others when they see them.
 
     Args:
         todo: the unfinished stages.
@@ -64,7 +68,7 @@ def execute(
         plan: the plan that contains the stages.
         jobs: the number of stages that run in parallel; None for the number of GPUs of this
             machine, or of cores if it has no GPU.
-        engine: a name in ``jobs.ENGINES``, or an executor.
+        engine: a name in ``jobs.ENGINES``, an executor, or this process.
         retries: the maximum number of retries after a failure that may be temporary.
 
     Returns:
@@ -73,12 +77,16 @@ def execute(
     Raises:
         MaskwiseError: a text that every run needs cannot be prepared, or the engine is unknown or
             cannot start.
+        Exception: a stage that runs in this process failed.
     """
     errors: dict[str, str] = {}
     if not todo:
         return errors
-    # Workers may have a different working directory.
-    store = store.resolved()
+    if rank_here():
+        for stage in todo:
+            run_stage(stage, store)
+            require_file(store.folder(stage) / DONE)
+        return errors
     # If a stage that every run needs fails, there is nothing left to do.
     needed_by_all = set.intersection(*(set(run.stages) for run in plan.runs))
     waiting = named(todo)
@@ -86,11 +94,16 @@ def execute(
     elsewhere: set[str] = set()
     tries = dict.fromkeys(waiting, 0)
     not_before = dict.fromkeys(waiting, 0.0)
-    function = partial(do_stage, store=store)
     pool: Pool = rank_pool(engine=engine, jobs=jobs) or open_pool(
         engine=engine, jobs=jobs, gpu=True
     )
-    progress = StudyProgress(plan, store, jobs=pool.places, together=pool.gathers)
+    if pool.here:
+        function = partial(do_stage, store=store, alone=True)
+    else:
+        # Workers may have a different working directory.
+        store = store.resolved()
+        function = partial(do_stage, store=store)
+    progress = StudyProgress(plan, store, jobs=pool.places, together=pool.gathers, hidden=pool.here)
     with pool, progress:
         while waiting or running:
             unfinished = waiting.keys() | named(running.values())
@@ -173,12 +186,14 @@ def _failure(future: Future[Plain | None], folder: Path) -> Failure | None:
     )
 
 
-def do_stage(task: Task, *, store: StageStore) -> Plain | None:
+def do_stage(task: Task, *, store: StageStore, alone: bool = False) -> Plain | None:
     """Execute one stage in a worker, unless another process runs it.
 
     Args:
         task: the name, the fields and the kind of the stage.
         store: the folders of stages.
+        alone: whether the stage shows its own progress, because it runs in the process of the
+            command. Otherwise, that process shows the progress of all stages.
 
     Returns:
         The result of the stage; None if another process runs it.
@@ -202,9 +217,10 @@ def do_stage(task: Task, *, store: StageStore) -> Plain | None:
         done = store.folder(need) / DONE
         if not appears(done):
             raise FileNotFoundError(f"{done} is not visible on this machine")
+    shown = nullcontext() if alone else quietly()
     # Of ranks that do the stage together, the first locks it, and writes its files.
     if rank_here():
-        with quietly():
+        with shown:
             return run_stage(stage, store)
     # A machine that lost its connection may still be training. The retry on another machine then
     # finds a lock, and later a finished stage, or one to resume.
@@ -212,8 +228,7 @@ def do_stage(task: Task, *, store: StageStore) -> Plain | None:
     if held is None:
         return None
     try:
-        # The process of the study shows the progress of all stages.
-        with quietly():
+        with shown:
             return run_stage(stage, store)
     finally:
         held.release()
@@ -233,16 +248,26 @@ class StudyProgress:
         store: the folders of stages.
         jobs: the number of stages that run in parallel.
         together: whether trainings use all of the workers together.
+        hidden: whether to display nothing, because stages show their own progress.
     """
 
-    def __init__(self, plan: Plan, store: StageStore, *, jobs: int, together: bool = False):
+    def __init__(
+        self,
+        plan: Plan,
+        store: StageStore,
+        *,
+        jobs: int,
+        together: bool = False,
+        hidden: bool = False,
+    ):
         self.plan = plan
         self.store = store
         self.jobs = jobs
         self.together = together
+        self.hidden = hidden
         self.live = Live(console=err_console, refresh_per_second=2, transient=True)
         # If there is no terminal, as in a batch job, plain lines are printed.
-        self.shows = err_console.is_terminal and shows_progress()
+        self.shows = err_console.is_terminal and shows_progress() and not hidden
         self.began = time.perf_counter()
         self.printed_at = self.began
         self.named = named(plan.stages())
@@ -258,7 +283,7 @@ class StudyProgress:
     def __enter__(self) -> StudyProgress:
         if self.shows:
             self.live.start()
-        else:
+        elif not self.hidden:
             LOGGER.info("%s", self.summary())
         return self
 
@@ -271,7 +296,7 @@ class StudyProgress:
         self.first_seen = {name: self.first_seen.get(name, now) for name in running}
         self.errors = errors
         due = self.shows or now - self.printed_at >= LINE_SECONDS
-        if not shows_progress() or not due:
+        if self.hidden or not shows_progress() or not due:
             return
         self.printed_at = now
         self.lines = {name: self.store.last_line(name) for name in running}

@@ -29,7 +29,7 @@ from maskwise.folders import (
     write_lines,
     write_whole,
 )
-from maskwise.jobs import require_one_process
+from maskwise.jobs import ThisProcess, require_one_process
 from maskwise.printing import note, quietly
 from maskwise.recipe import Recipe, explain, read_recipe
 from maskwise.recipe.comparison import StudySettings
@@ -38,6 +38,9 @@ from maskwise.recipe.unused import refuse_unused
 from maskwise.specs import different_settings
 from maskwise.study.checks import check_inputs, notes_of_texts, require_alone
 from maskwise.study.inputs import OWN_ROWS
+from maskwise.study.plan import Plan, Run
+from maskwise.study.run import unfinished
+from maskwise.study.scheduler import execute
 from maskwise.study.stages import (
     CHECKPOINT,
     DONE,
@@ -51,7 +54,7 @@ from maskwise.study.stages import (
     pretrain_stage,
 )
 from maskwise.study.store import StageStore
-from maskwise.study.work import fine_tuned, run_stage
+from maskwise.study.work import fine_tuned
 from maskwise.tasks import FinetuneSettings, Task, TaskRecord
 from maskwise.tasks.finetuning import tasks_of
 from maskwise.torchrun import rank_pool
@@ -130,11 +133,14 @@ def run_pretrain(recipe: Recipe, out: Path) -> Plain:
         with _claimed(out, "another run is training in", lock="stages/.training.lock"):
             if _is_first():
                 _begin(out, recipe, texts, folders)
-            for text in dict.fromkeys(texts):
-                run_stage(text, store)
+            plan = Plan((Run(recipe.name, recipe.training.seed, recipe, (*texts, *trainings)),))
+            todo = _todo(plan, store)
+            do = partial(execute, store=store, plan=plan, engine=ThisProcess())
+            do([stage for stage in todo if stage in texts])
             if _is_first():
                 note(notes_of_texts(texts, store))
-            results = [run_stage(training, store) for training in trainings]
+            do([stage for stage in todo if stage in trainings])
+        results = _finished(trainings, store)
     seconds = round(sum(result["seconds"] for result in results), 1)
     return results[-1] | {"seconds": seconds, "checkpoint": str(out / "checkpoint")}
 
@@ -151,6 +157,11 @@ def _finished(stages: Sequence[Stage], store: StageStore) -> list[Plain]:
             KINDS[stage.kind].forget(store.folder(stage))
         results.append(result)
     return results
+
+
+def _todo(plan: Plan, store: StageStore) -> list[Stage]:
+    """List the stages to execute. Under torchrun, the first rank decides which are finished."""
+    return unfinished(plan, store) if _is_first() else plan.stages()
 
 
 def stages_of_training(recipe: Recipe) -> tuple[list[Stage], list[Stage]]:
@@ -429,8 +440,9 @@ def run_learn(recipe: Recipe, out: Path) -> Plain:
         with _claimed(out, "another process is learning in", lock=".learning.lock"):
             if _is_first():
                 _begin(out, recipe, [text], [out])
-            run_stage(text, store)
-            results = [run_stage(stage, store)]
+            plan = Plan((Run(recipe.name, recipe.training.seed, recipe, (text, stage)),))
+            execute(_todo(plan, store), store, plan, engine=ThisProcess())
+        results = _finished([stage], store)
     page = out / "report.html"
     if _is_first() and not page.exists():
         # Imported here because importing altair takes a second.
