@@ -176,6 +176,6 @@ def test_the_best_rate_is_the_lowest_where_lower_is_better(metric: str) -> None:
         rates.append(settings.learning_rate)
         return {"dev": settings.learning_rate}
 
-    found, tried, _ = finetuning._search_rate(task, settings, run)  # type: ignore[arg-type]
+    found, tried, _ = finetuning.search_rate(task, settings, run)  # type: ignore[arg-type]
     assert found.learning_rate == (min(rates) if metric == "nats" else max(rates))
     assert set(tried) == set(rates) and len(rates) > 2

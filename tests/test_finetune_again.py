@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,47 @@ def test_a_stopped_fine_tuning_goes_on_with_the_tasks_that_are_left(
     records = again(rest)
     assert {name for name, _ in rest.calls} == {"trivia"}
     assert [record["task"] for record in records] == ["banking77", "trivia"]
+
+
+@pytest.mark.parametrize("search", [(), ("learning_rate=1e-3", "search_rate=true")])
+def test_ranks_show_progress_and_find_what_one_process_finds(
+    search, again, tmp_path, monkeypatch, capfd
+):
+    """They showed none."""
+    alone = again(Tuner(most=2e-3), *search, seeds=3)
+    capfd.readouterr()
+    shutil.rmtree(tmp_path)
+    # The pool of the tests stands in for that of the ranks.
+    monkeypatch.setattr(single, "ranks_together", lambda: 2)
+    tuner = Tuner(most=2e-3)
+    assert again(tuner, *search, seeds=3) == alone
+    assert "0 of 6 stages" in capfd.readouterr().err
+    if not search:
+        assert sorted(tuner.seeds) == [0, 0, 1, 1, 2, 2], "records are made of the results"
+
+
+def test_a_run_that_fails_on_a_rank_leaves_the_others(again, tmp_path, monkeypatch):
+    monkeypatch.setattr(single, "ranks_together", lambda: 2)
+    with pytest.raises(MaskwiseError, match="banking77, seed 0: the loss is not finite"):
+        again(Tuner(most=0), seeds=2)
+    with pytest.raises(MaskwiseError, match="trivia, seed 0"):
+        again(Fails("trivia"))
+    rest = Tuner()
+    again(rest)
+    assert {name for name, _ in rest.calls} == {"trivia"}
+
+
+class Fails(Tuner):
+    """Fails on one task."""
+
+    def __init__(self, task: str):
+        super().__init__()
+        self.task = task
+
+    def __call__(self, checkpoint: object, task: Any, **more: Any) -> Any:
+        if task.name == self.task:
+            raise MaskwiseError("a file is damaged")
+        return super().__call__(checkpoint, task, **more)
 
 
 def test_other_weights_are_another_stage(tmp_path):

@@ -307,9 +307,11 @@ class StudyProgress:
 
     def line_of(self, name: str) -> Text:
         """Return the display line of a running stage: its run, its kind and its progress."""
-        line = f"  {self.titles[name]}: {self.named[name].kind}"
-        if self.lines[name]:
-            line += f" {100 * share_of(self.named[name], self.lines[name]):.0f} %"
+        stage = self.named[name]
+        line = f"  {self.titles[name]}: {stage.kind}"
+        # The number of steps of a fine-tuning depends on its rows.
+        if self.lines[name] and KINDS[stage.kind].steps(stage):
+            line += f" {100 * share_of(stage, self.lines[name]):.0f} %"
         return Text(line, "cyan", no_wrap=True)
 
     def summary(self) -> Text:

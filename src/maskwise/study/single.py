@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 from pydantic import ValidationError
 
@@ -30,7 +30,7 @@ from maskwise.folders import (
     write_whole,
 )
 from maskwise.jobs import ThisProcess, require_one_process
-from maskwise.printing import note, quietly
+from maskwise.printing import note
 from maskwise.recipe import Recipe, explain, read_recipe
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import Plain, parse_override
@@ -54,10 +54,18 @@ from maskwise.study.stages import (
     pretrain_stage,
 )
 from maskwise.study.store import StageStore
-from maskwise.study.work import fine_tuned
+from maskwise.study.work import TaskRuns, fine_tuned
 from maskwise.tasks import FinetuneSettings, Task, TaskRecord
-from maskwise.tasks.finetuning import tasks_of
-from maskwise.torchrun import rank_pool
+from maskwise.tasks.finetuning import (
+    TRIAL_SEED,
+    search_rate,
+    searches_rate,
+    settings_for,
+    tasks_of,
+    trial_name,
+    trials_of,
+)
+from maskwise.torchrun import ranks_together
 from maskwise.training.engine import FREE
 
 PHASE = "phase-"
@@ -320,69 +328,90 @@ def run_finetune(
                 lines[record["task"]] = record
                 write_lines(out / RECORDS, lines.values())
 
-        _fine_tune_on_ranks(stages, found, settings, out)
+        runs = {
+            name: TaskRuns(stage, StageStore(out), out / name, do=_do_here)
+            for name, stage in stages.items()
+        }
+        if ranks_together() > 1:
+            loaded = {name: task for name, (task, _) in found.items()}
+            _fine_tune_on_ranks(model, runs, loaded, settings, out)
         for name, stage in stages.items():
-            fine_tuned(
-                stage,
-                StageStore(out),
-                folder=out / name,
-                seeds=seeds,
-                keep=partial(keep, stage=stage),
-            )
+            fine_tuned(runs[name], seeds=seeds, keep=partial(keep, stage=stage))
     return [*results.values()]
 
 
-class TaskRun(NamedTuple):
-    """A fine-tuning run: the name of the task, its stage, and the number of the run, from 0."""
-
-    task: str
-    stage: Stage
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.task}, run {self.number}"
+def _do_here(stage: Stage, store: StageStore) -> Plain:
+    """Execute a run in this process, unless it is finished."""
+    plan = Plan((Run(stage.kind, stage.what["seed"], Recipe(), (stage,)),))
+    execute(unfinished(plan, store), store, plan, engine=ThisProcess())
+    result = store.result(stage)
+    assert result is not None, "what a stage raises in this process ends the call"
+    return result
 
 
 def _fine_tune_on_ranks(
-    stages: Mapping[str, Stage],
-    tasks: Mapping[str, tuple[Task, str]],
+    model: str,
+    runs: Mapping[str, TaskRuns],
+    tasks: Mapping[str, Task],
     settings: FinetuneSettings,
     out: Path,
 ) -> None:
-    """Under torchrun, do all runs on its processes. Their records are then made of the results.
+    """Do all runs on the processes of torchrun, side by side. Records are then made of the results.
+
+    Args:
+        model: the checkpoint.
+        runs: the runs of each task, keyed by the name of the task.
+        tasks: the tasks, keyed in the same way.
+        settings: the settings, before a search for the learning rate.
+        out: the folder of the command.
 
     Raises:
         MaskwiseError: a run failed.
     """
-    pool = rank_pool()
-    if pool is None:
-        return
-    with pool:
-        function = partial(_fine_tune_once, settings=settings, out=out.resolve())
-        first = [TaskRun(name, stage, 0) for name, stage in stages.items()]
-        more = []
-        for name, stage in stages.items():
-            # A frozen encoder gives the same score for every seed.
-            count = 1 if tasks[name][0].frozen else settings.seeds
-            more += [TaskRun(name, stage, number) for number in range(1, count)]
-        # A search for the learning rate of a task comes before all of its runs.
-        waves = [first, more] if settings.search_rate else [[*first, *more]]
-        for wave in waves:
-            for _ in pool.results(function, wave):
-                pass
+    chosen = {name: settings_for(task, settings, model) for name, task in tasks.items()}
+    searched = {name: task for name, task in tasks.items() if searches_rate(task, chosen[name])}
+    trials = []
+    for name, task in searched.items():
+        for rate, trial in trials_of(task, chosen[name]).items():
+            trials.append((name, trial, TRIAL_SEED, trial_name(rate)))
+    # A rate may diverge. Whether it did, or the trial failed for another reason, the search finds.
+    if trials:
+        _do_on_ranks(runs, trials, out)
+    for name, task in searched.items():
+        chosen[name], _, _ = search_rate(task, chosen[name], runs[name])
+    final = []
+    for name, task in tasks.items():
+        # A frozen encoder gives the same score for every seed.
+        for seed in range(1 if task.frozen else settings.seeds):
+            final.append((name, chosen[name], seed, f"seed-{seed}"))
+    errors = _do_on_ranks(runs, final, out)
+    for title, error in errors.items():
+        raise MaskwiseError(f"{title}: {error}")
 
 
-def _fine_tune_once(run: TaskRun, *, settings: FinetuneSettings, out: Path) -> None:
-    """Do one run, unless it is finished."""
-    with quietly():
-        fine_tuned(
-            run.stage,
-            StageStore(out),
-            folder=out / run.task,
-            seeds=settings.seeds,
-            keep=lambda record: None,
-            only=run.number,
-        )
+def _do_on_ranks(
+    runs: Mapping[str, TaskRuns],
+    wanted: Sequence[tuple[str, FinetuneSettings, int, str]],
+    out: Path,
+) -> dict[str, str]:
+    """Execute runs, and return the errors of those that failed, keyed by task and seed.
+
+    Args:
+        runs: the runs of each task.
+        wanted: for each run, the name of its task, the settings, the seed, and the folder's name.
+        out: the folder of the command.
+    """
+    places = {}
+    planned = []
+    for task, settings, seed, name in wanted:
+        stage, place = runs[task].placed(settings, seed, name)
+        places[stage.name] = place
+        planned.append(Run(task, seed, Recipe(), (stage,)))
+    plan = Plan((*planned,))
+    store = StageStore(out, places=places)
+    errors = execute(unfinished(plan, store), store, plan)
+    titles = {stage.name: run.title for run in planned for stage in run.stages}
+    return {titles[name]: error for name, error in errors.items()}
 
 
 def _scores_in(out: Path, model: str) -> dict[str, TaskRecord]:

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -478,47 +478,61 @@ def _finetune(stage: Stage, store: StageStore) -> Plain:
         about.update({key: value for key, value in record.items() if key in told})
 
     settings = FinetuneSettings(**stage.what["finetune"])
-    rows = fine_tuned(stage, store, folder=folder, seeds=settings.seeds, keep=keep)
+    rows = fine_tuned(TaskRuns(stage, store, folder), seeds=settings.seeds, keep=keep)
     seconds = time.perf_counter() - began
     seconds += sum(score.get("seconds", 0.0) for score in earlier)
     lines = [row.line() for row in rows]
     return {"measurements": lines, **about, "seconds": round(seconds, 3)}
 
 
-def fine_tuned(
-    stage: Stage,
-    store: StageStore,
-    *,
-    folder: Path,
-    seeds: int,
-    keep: Callable[[TaskRecord], object],
-    only: int | None = None,
-) -> list[Measurement]:
-    """Measure a model on a task. Each fine-tuning run is a stage of kind "tune".
+@dataclass(frozen=True)
+class TaskRuns:
+    """Executes the runs of a stage of kind "finetune", of which each is a stage of kind "tune".
 
-    Args:
-        stage: a stage of kind "finetune".
+    Attributes:
+        stage: the stage of kind "finetune".
+        store: the folders of stages.
         folder: the parent of the folders of the runs, such as ``seed-0``.
-        seeds: the number of fine-tuning runs.
-        keep: a function to call with the record so far after every run.
-        only: the number of the run to do, from 0; None for all.
+        do: executes a run.
     """
 
-    def run(settings: FinetuneSettings, seed: int, name: str) -> Score:
-        tune = tune_stage(stage, settings, seed)
-        place = folder / name
+    stage: Stage
+    store: StageStore
+    folder: Path
+    do: Callable[[Stage, StageStore], Plain] = run_stage
+
+    def __call__(self, settings: FinetuneSettings, seed: int, name: str) -> Score:
+        tune, place = self.placed(settings, seed, name)
+        places = {**self.store.places, tune.name: place}
+        return cast(Score, self.do(tune, replace(self.store, places=places)))
+
+    def placed(self, settings: FinetuneSettings, seed: int, name: str) -> tuple[Stage, Path]:
+        """Return a run and its folder, without the result of a run with other settings."""
+        tune = tune_stage(self.stage, settings, seed)
+        place = self.folder / name
         before = read_json(place / STAGE)
         # A folder of the user may hold a run with other settings.
         if not before or Stage.from_dict(before).name != tune.name:
             (place / DONE).unlink(missing_ok=True)
-        places = {**store.places, tune.name: place}
-        return cast(Score, run_stage(tune, replace(store, places=places)))
+        return tune, place
 
+
+def fine_tuned(
+    runs: TaskRuns, *, seeds: int, keep: Callable[[TaskRecord], object]
+) -> list[Measurement]:
+    """Measure a model on a task.
+
+    Args:
+        runs: the fine-tuning runs.
+        seeds: the number of runs.
+        keep: a function to call with the record so far after every run.
+    """
+    stage = runs.stage
     task = _loaded(stage.setting("task"), stage.what["task_content"])
     settings = FinetuneSettings(**{**stage.what["finetune"], "seeds": seeds})
-    start, tokenizer = _start_of(stage, store)
-    measure = FineTuning(task, settings, run=run, keep=keep, only=only)
-    return measure.measure(start, tokenizer, seed=stage.what.get("seed", 0), folder=folder)
+    start, tokenizer = _start_of(stage, runs.store)
+    measure = FineTuning(task, settings, run=runs, keep=keep)
+    return measure.measure(start, tokenizer, seed=stage.what.get("seed", 0), folder=runs.folder)
 
 
 @lru_cache(maxsize=1)

@@ -77,7 +77,6 @@ class FineTuning(Measure):
         run: runs ``finetune`` with settings and a seed, such as a study, in which each run is a
             stage. By default, runs are done here, and only their predictions are written.
         keep: a function to call with the record so far after every run.
-        only: the number of the run to do, from 0; None for all.
     """
 
     model_kind: ClassVar[Kind | None] = None
@@ -89,14 +88,12 @@ class FineTuning(Measure):
         *,
         run: RunTask | None = None,
         keep: Callable[[TaskRecord], object] | None = None,
-        only: int | None = None,
     ):
         self.name = task.name
         self.task = task
         self.settings = settings
         self.run = run
         self.keep = keep
-        self.only = only
 
     def content(self) -> str:
         made_of = f"{self.task.fingerprint} {self.settings.model_dump_json()}"
@@ -124,8 +121,6 @@ class FineTuning(Measure):
         own = partial(_run_here, model, self.task, tokenizer, folder, checkpoints=False)
         first = seed * 1000
         seeds = range(first, first + self.settings.seeds)
-        if self.only is not None:
-            seeds = seeds[self.only : self.only + 1]
         record = record_of_runs(
             self.run or own,
             self.task,
@@ -341,12 +336,11 @@ def record_of_runs(
     seeds = list(seeds)
     if task.frozen and not random:
         seeds = seeds[:1]
-    if settings.learning_rate is None and start is not None and not task.frozen:
-        settings = settings.fitting(weights_of(task_config(start, {})))
+    settings = settings_for(task, settings, start)
     tried: dict[float, float] = {}
     diverged: list[str] = []
-    if settings.search_rate and settings.learning_rate and not task.frozen:
-        settings, tried, diverged = _search_rate(task, settings, run)
+    if searches_rate(task, settings):
+        settings, tried, diverged = search_rate(task, settings, run)
     scores: list[Score] = []
     for seed in seeds:
         scores.append(run(settings, seed, f"seed-{seed}"))
@@ -354,6 +348,15 @@ def record_of_runs(
         if keep is not None:
             keep(record)
     return record
+
+
+def settings_for(
+    task: Task, settings: FinetuneSettings, start: PreTrainedConfig | str | Path | None
+) -> FinetuneSettings:
+    """Return the settings, with a learning rate that fits the size of the model if none is set."""
+    if settings.learning_rate is None and start is not None and not task.frozen:
+        return settings.fitting(weights_of(task_config(start, {})))
+    return settings
 
 
 def _record_of(
@@ -397,14 +400,16 @@ def _record_of(
     return record
 
 
-def _search_rate(
-    task: Task, settings: FinetuneSettings, run: RunTask
-) -> tuple[FinetuneSettings, dict[float, float], list[str]]:
-    """Search for the learning rate with the best dev score.
+def searches_rate(task: Task, settings: FinetuneSettings) -> bool:
+    """Return whether the runs of a task begin with a search for the learning rate."""
+    return bool(settings.search_rate and settings.learning_rate and not task.frozen)
 
-    Returns:
-        The settings with the best rate, the dev score of each rate, and a note for each rate that
-        diverged.
+
+def trials_of(task: Task, settings: FinetuneSettings) -> dict[float, FinetuneSettings]:
+    """Return the settings of each trial of a search, keyed by the learning rate.
+
+    Raises:
+        MaskwiseError: the task has no dev rows.
     """
     if not task.splits["dev"]:
         raise MaskwiseError(
@@ -415,20 +420,40 @@ def _search_rate(
     # By default, a small learning rate gets more steps. In the search, all rates get the same
     # number of steps, so that their dev scores can be compared.
     steps = settings.training(task, seed=0).steps
-    tried = {}
-    diverged = []
+    trials = {}
     for factor in TRIAL_FACTORS:
         rate = float(f"{factor * settings.learning_rate:.2g}")
-        trial = settings.model_copy(update={"steps": steps, "learning_rate": rate})
+        trials[rate] = settings.model_copy(update={"steps": steps, "learning_rate": rate})
+    return trials
+
+
+def trial_name(rate: float) -> str:
+    """Return the name of the folder of a trial."""
+    return f"rate-{rate:g}"
+
+
+def search_rate(
+    task: Task, settings: FinetuneSettings, run: RunTask
+) -> tuple[FinetuneSettings, dict[float, float], list[str]]:
+    """Search for the learning rate with the best dev score.
+
+    Returns:
+        The settings with the best rate, the dev score of each rate, and a note for each rate that
+        diverged.
+    """
+    trials = trials_of(task, settings)
+    tried = {}
+    diverged = []
+    for rate, trial in trials.items():
         try:
-            tried[rate] = run(trial, TRIAL_SEED, f"rate-{rate:g}")["dev"] or 0.0
+            tried[rate] = run(trial, TRIAL_SEED, trial_name(rate))["dev"] or 0.0
         except NotFinite as error:
             diverged.append(f"learning rate {rate:g} diverged and was dropped: {error.what}")
-            if len(diverged) == len(TRIAL_FACTORS):
+            if len(diverged) == len(trials):
                 raise
     pick = min if task.metric in LOWER_IS_BETTER else max
     best = pick(tried, key=tried.__getitem__)
-    return settings.model_copy(update={"steps": steps, "learning_rate": best}), tried, diverged
+    return trials[best], tried, diverged
 
 
 def finetune(
