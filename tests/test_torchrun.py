@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 import maskwise as mw
-from maskwise import jobs, torchrun
+from maskwise import cli, jobs, torchrun
 from maskwise.constants import ranks_here
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, OtherProcessFailed
 from maskwise.jobs import Failure
 from maskwise.printing import LOGGER
 from maskwise.torchrun import led, rank_pool, ranks_together
@@ -104,6 +104,74 @@ def test_a_call_ends_on_all_ranks_as_on_the_first(tmp_path: Path) -> None:
     for rank in (0, 1):
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / f"waits-{rank}-begun").read_text()), 0)
+
+
+def fails(folder: Path, command: str, errors: list[Exception], first: int) -> tuple[str, int, str]:
+    """Run a command that fails on both ranks; on rank ``first``, before the other.
+
+    Returns:
+        The error that Python would print with its traceback, the exit code, and what is printed.
+    """
+    rank = int(os.environ["RANK"])
+
+    def app(**given: Any) -> None:
+        if command == "pretrain" and rank != first:
+            wait_for((folder / "failed").exists)
+        raise errors[rank]
+
+    told = cli.fails_first
+
+    def tells(*, quotes: bool) -> bool:
+        answer = told(quotes=quotes)
+        (folder / "failed").touch()
+        return answer
+
+    cli.app, cli.fails_first = app, tells  # type: ignore[assignment]
+    crashed = code = ""
+    try:
+        cli.main([command])
+    except SystemExit as end:
+        code = end.code
+    except Exception as error:
+        crashed = repr(error)
+    return crashed, code, sys.stderr.getvalue()  # type: ignore[attr-defined, return-value]
+
+
+BUG, GONE, BAD = ValueError("a bug"), RuntimeError("a peer has gone"), MaskwiseError("bad input")
+
+
+@pytest.mark.parametrize(
+    "command, errors, first, tells",
+    [
+        ("pretrain", [BUG, BUG], 0, 0),
+        ("pretrain", [BUG, BUG], 1, 1),
+        ("pretrain", [GONE, BUG], 1, 1),
+        ("study", [BUG, BUG], 0, 0),
+    ],
+    ids=["alike", "alike-but-later", "a-consequence", "led"],
+)
+def test_one_rank_prints_the_traceback(command, errors, first, tells, tmp_path: Path) -> None:
+    """All of them did."""
+    said = launched(2, fails, tmp_path, command, errors, first)
+    assert said[tells] == (repr(errors[tells]), "", "")
+    crashed, code, line = said[1 - tells]
+    assert not crashed and code == 1 and line.count("\n") == 1
+    assert str(errors[1 - tells]) in line
+
+
+@pytest.mark.parametrize("error", [BAD, MemoryError("9 GB")], ids=["input", "memory"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_rank_that_fails_first_says_why(error, first, tmp_path: Path) -> None:
+    """The first one said it, so what another one lacked was not said."""
+    said = launched(2, fails, tmp_path, "pretrain", [error, error], first)
+    assert [code for _, code, _ in said] == [2, 2]
+    assert str(error) in said[first][2] and not said[1 - first][2]
+
+
+def test_what_quotes_another_rank_does_not_hide_its_traceback(tmp_path: Path) -> None:
+    errors = [OtherProcessFailed("process 1 failed", got=repr(BUG)), BUG]
+    said = launched(2, fails, tmp_path, "pretrain", errors, 0)
+    assert said == [("", 2, ""), (repr(BUG), "", "")]
 
 
 def twice(folder: Path) -> list[Any]:

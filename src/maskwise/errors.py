@@ -77,6 +77,10 @@ class MaskwiseError(ValueError):
         super().__init__("; ".join(parts))
 
 
+class OtherProcessFailed(MaskwiseError):
+    """Another process of torchrun failed. It says why itself, and this error quotes it."""
+
+
 def unknown_name(
     kind: str, name: object, known: Iterable[str], *, do: str | None = None
 ) -> MaskwiseError:

@@ -62,6 +62,15 @@ def _alone() -> Iterator[None]:
         os.environ.update(hidden)
 
 
+def not_connected(facts: str) -> MaskwiseError:
+    """Return the error of processes that know of each other and cannot reach each other."""
+    return MaskwiseError(
+        "the processes are not connected to each other",
+        got=f"WORLD_SIZE={ranks_here()}, {facts}",
+        do="start the processes with torchrun",
+    )
+
+
 # Ranks
 # ------------------------------------------------------------------------------------------------
 
@@ -92,11 +101,7 @@ class Rank:
         try:
             store, _, _ = next(distributed.rendezvous("env://"))
         except (ValueError, RuntimeError) as error:
-            raise MaskwiseError(
-                "the processes are not connected to each other",
-                got=f"WORLD_SIZE={self.count}, {first_line(error)}",
-                do="start the processes with torchrun",
-            ) from None
+            raise not_connected(first_line(error)) from None
         # After a failure, torchrun may start all processes again.
         attempt = self.variables.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store: Any = distributed.PrefixStore(f"maskwise-{attempt}", store)
@@ -347,6 +352,23 @@ def rank_pool(*, engine: Where = "local", jobs: int | None = None) -> RankPool |
             do="start more processes, or run the command without torchrun",
         )
     return RankPool(rank, runner, jobs=jobs or rank.count)
+
+
+def fails_first(*, quotes: bool) -> bool:
+    """Return whether this process, which fails, is the one of its ranks that tells the user why.
+
+    The first that fails is the cause: others may fail alike, or because it has gone. If the store
+    is not that of torchrun itself, it may have gone, too, and then rank 0 tells.
+
+    Args:
+        quotes: whether the error is that of another rank, which tells it itself.
+    """
+    if ranks_here() > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        if quotes:
+            return False
+        with suppress(MaskwiseError, RuntimeError):
+            return int(this_rank().store.add("failed", 1)) == 1
+    return rank_here() == 0
 
 
 # The pool

@@ -26,10 +26,11 @@ from maskwise import __version__
 from maskwise.cli import runs, views
 from maskwise.cli.progress import status
 from maskwise.constants import rank_here
-from maskwise.errors import MaskwiseError, shortened, tidy_warnings
+from maskwise.errors import MaskwiseError, OtherProcessFailed, shortened, tidy_warnings
+from maskwise.jobs import one_line
 from maskwise.printing import err_console, flush, is_read, let_go, open_streams, out_console, say
 from maskwise.signals import CODES, leave_when_asked
-from maskwise.torchrun import led
+from maskwise.torchrun import fails_first, led
 
 app = typer.Typer(
     name="maskwise",
@@ -133,7 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     given = sys.argv[1:] if arguments is None else arguments
     run: Callable[[], Any] = partial(app, args=given, standalone_mode=False, prog_name="maskwise")
+    follows = False
     if given and given[0] in LED:
+        follows = rank_here() > 0
         run = led(run)
     try:
         code = run()
@@ -148,25 +151,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
             let_go(sys.stdout)
             code = 0
     except MaskwiseError as error:
-        _fail(str(error))
+        _fail(str(error), quotes=follows or isinstance(error, OtherProcessFailed))
     except OSError as error:
         if error.filename is None and error.errno not in DISK:
-            raise
+            _crash(error, quotes=follows)
         if error.filename is None:
             let_go(sys.stdout)
         what = shortened(error.filename or "the output could not be written")
-        _fail(f"{what}: {error.strerror}")
+        _fail(f"{what}: {error.strerror}", quotes=follows)
     except MemoryError as error:
         # Libraries say how much they asked for.
-        _fail("; ".join(filter(None, (NO_MEMORY, shortened(str(error)), MORE_MEMORY))))
+        parts = (NO_MEMORY, shortened(str(error)), MORE_MEMORY)
+        _fail("; ".join(filter(None, parts)), quotes=follows)
     except Exception as error:
         # torch raises a RuntimeError of its own.
         if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
-            _fail(f"{NO_MEMORY}; {shortened(str(error))}; {MORE_MEMORY}")
+            _fail(f"{NO_MEMORY}; {shortened(str(error))}; {MORE_MEMORY}", quotes=follows)
         # typer does not export the class of usage errors, which have this method.
         if not hasattr(error, "format_message"):
-            raise
-        _fail(error.format_message())
+            _crash(error, quotes=follows)
+        _fail(error.format_message(), quotes=follows)
     if code == INTERRUPTED and not rank_here():
         err_console.print(f"\ninterrupted; {_kept(arguments)}", soft_wrap=True)
     if code in CODES and not rank_here():
@@ -198,12 +202,34 @@ def _kept(arguments: Sequence[str] | None) -> str:
     return kept
 
 
-def _fail(line: str) -> NoReturn:
-    # Under torchrun, only rank 0 prints the error.
-    if rank_here():
-        sys.exit(2)
-    say(f"maskwise: {' '.join(line.split())}", "red", to=err_console)
+def _fail(line: str, *, quotes: bool) -> NoReturn:
+    """Exit with code 2 and an error in one line.
+
+    Args:
+        line: the error.
+        quotes: whether it is the error of another process of torchrun.
+    """
+    # Of the processes of torchrun, one prints the error.
+    if fails_first(quotes=quotes):
+        say(f"maskwise: {_which()}{' '.join(line.split())}", "red", to=err_console)
     sys.exit(2)
+
+
+def _crash(error: Exception, *, quotes: bool) -> NoReturn:
+    """Exit with code 1 and the traceback of an unexpected error, as Python does.
+
+    Of the processes of torchrun, one prints it, and the others a line. The arguments are those of
+    ``_fail``.
+    """
+    if fails_first(quotes=quotes):
+        raise error
+    failed = "the first process failed" if quotes else "failed, too"
+    say(f"maskwise: {_which()}{failed}: {one_line(error)}", "red", to=err_console)
+    sys.exit(1)
+
+
+def _which() -> str:
+    return f"process {rank_here()}: " if rank_here() else ""
 
 
 __all__ = ["app", "main"]

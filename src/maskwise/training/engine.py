@@ -32,11 +32,12 @@ from maskwise.constants import ranks_here
 from maskwise.devices import TensorDict, Tensors, coming_back, fast_bf16
 from maskwise.draws import fold
 from maskwise.effects import UNNAMED
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, OtherProcessFailed, require_known
 from maskwise.families import encoder_of
 from maskwise.folders import sweep
 from maskwise.objectives import Loss, Objective
 from maskwise.printing import LOGGER
+from maskwise.torchrun import not_connected
 from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changes
 from maskwise.training.data import AnyBatch, Step
 from maskwise.training.learners import NumbersByName
@@ -291,7 +292,7 @@ class Engine:
             ahead: whether the caller is the thread that makes batches.
 
         Raises:
-            Exception: ``error``, or a ``MaskwiseError`` if another rank gave an error. All ranks
+            Exception: ``error``, or `OtherProcessFailed` if another rank gave an error. All ranks
                 end, and none waits for the rank that failed.
         """
         names = sorted(sums)
@@ -327,7 +328,7 @@ class Engine:
         if error:
             return error
         said = bytes(text.tolist()).rstrip(b"\0").decode(errors="ignore")
-        return MaskwiseError(f"process {first} failed", got=said)
+        return OtherProcessFailed(f"process {first} failed", got=said)
 
     def sent(self, value: object, owner: int, /) -> Any:
         """Return the value of the rank ``owner``. The threads that make batches call this."""
@@ -523,11 +524,7 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelera
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
     if accelerator.num_processes != ranks_here():
-        raise MaskwiseError(
-            "the processes are not connected to each other",
-            got=f"WORLD_SIZE={ranks_here()}, {accelerator.num_processes} connected",
-            do="start the processes with torchrun",
-        )
+        raise not_connected(f"{accelerator.num_processes} connected")
     if trackers:
         # Trackers do not accept lists.
         config = settings.model_dump()
