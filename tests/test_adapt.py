@@ -525,10 +525,12 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     assert 0.4 < cut_rows(recipe)["labels"] < 0.6
     cut = cut_rows(adapted(labels, overrides=["finetune.max_length=64"]))
     plan: dict[str, Any] = {"seconds": 7300.0, "memory_gib": 1.5, "jobs": 2, "unknown": []}
-    plan |= {"cut": cut, "max_length": 64}
+    plan |= {"cut": cut, "max_length": 64, "processes": 1}
     (rows,) = adapt_lines(plan, "2h")
     time = time_words(plan)
-    assert "about 2.0 h" in time and "1.5 GiB" in time
+    assert "about 2.0 h" in time and "1.5 GiB" in time and "torchrun" not in time
+    led = time_words(plan | {"processes": 3})
+    assert led.startswith(time) and "without torchrun" in led and "3 processes" in led
     assert rows.startswith(f"{cut['labels']:.1%} of the rows of") and "64 tokens" in rows
     unknown = time_words(plan | {"seconds": None, "unknown": ["learn"]})
     assert unknown.startswith("unknown, ") and unknown.endswith(": learn")

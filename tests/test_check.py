@@ -83,11 +83,13 @@ def test_what_no_arm_can_do_is_refused(recipe: Path, said: Any) -> None:
         ["check", "bundled:encoder", texts, labels, large],
         [*adapt, large, "--dry-run"],
         [*adapt, large, "--dry-run", "--json"],
+        [*adapt, large, "--json", "--out", "a"],
     ]
     for command in commands:
         code, out, err = said(*command)
         line = err.strip().splitlines()[-1]
         assert (code, out) == (2, "") and "no arm can be trained" in line and "4096" in line
+    assert not Path("a").exists(), "nothing was begun"
     # One arm of two is named, and the other one is planned.
     arms = {"small": {}, "large": {"training.batch_size": 4096}}
     found = check(str(recipe), [f"study.arms={json.dumps(arms)}"])

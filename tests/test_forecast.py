@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from maskwise.constants import jobs_here
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.sets import Pairs
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, timing
 from maskwise.study.costs import CHANGE_NO_TIME, Forecast, Seconds, summary, until_end
-from maskwise.study.forecast import check
+from maskwise.study.forecast import check, lines_of
 from maskwise.study.scheduler import StudyProgress
 from maskwise.study.stages import KINDS, Stage
 from maskwise.study.store import StageStore
@@ -102,6 +103,16 @@ def test_check_times_each_phase_in_rows_of_its_own(recipe):
     assert {*map(forecast.key, phases)} <= forecast_of(recipe, *asked).rates.keys()
     planned = dry_run(read_recipe(recipe, [*SMALL, *asked]), Path("none"), jobs=1)
     assert planned["unknown"] == []
+
+
+def test_a_forecast_under_torchrun_says_that_it_is_of_single_processes(recipe, monkeypatch):
+    asked = read_recipe(recipe, [*SMALL, "tasks=[]", "training.eval_every=0"])
+    alone = dry_run(asked, Path("none"))
+    assert alone["processes"] == 1 and alone["jobs"] == jobs_here()
+    monkeypatch.setattr("maskwise.study.forecast.ranks_together", lambda: 3)
+    found = check(str(recipe), [*SMALL, "tasks=[]", "training.eval_every=0"])
+    assert found["time"]["jobs"] == found["time"]["processes"] == 3
+    assert "3 processes" in dict(lines_of(found))["time"]
 
 
 def test_texts_that_differ_have_samples_of_their_own(recipe, tmp_path):

@@ -61,6 +61,7 @@ from maskwise.text.pieces import UNKNOWN
 from maskwise.text.rows import holds_out
 from maskwise.text.segmenters import segmenter_advice, unspaced
 from maskwise.text.settings import CorpusSettings, Prepared
+from maskwise.torchrun import ranks_together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -109,6 +110,8 @@ def dry_run(
         spread, detect: as for ``check``.
 
     Returns:
+        ``jobs``: the number of stages that run at once. ``processes``: the number of processes of
+        torchrun. Times are those without torchrun, because stages are timed on one process.
         ``plans``: for each plan its purpose, its number of runs, and its number of unfinished
         stages. ``phases``: the cost of each training phase (``costs.phases_of``). ``stages``,
         ``unknown`` and ``seconds``: see ``costs.summary``. ``memory_gib``: the peak memory of one
@@ -124,7 +127,9 @@ def dry_run(
     from maskwise.verdict import primary_pairs
 
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
-    jobs = jobs or jobs_here()
+    # Of the processes of torchrun, each runs one stage.
+    processes = ranks_together()
+    jobs = jobs or (processes if processes > 1 else jobs_here())
     store = StageStore.of_study(recipe, out, cache)
     design = Design(recipe, store, seeds=block, forecast=True)
     study = describe(recipe, design)
@@ -153,6 +158,7 @@ def dry_run(
         "name": recipe.name,
         "out": str(out),
         "jobs": jobs,
+        "processes": processes,
         "plans": listed,
         "phases": list(phases_of(design.runs, left)),
         **summary(planned, left, jobs, parts),
@@ -217,9 +223,6 @@ def check(
         single = recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})
         study = recipe.seeded(0).model_copy(update={"study": single})
     first = first_of(recipe)
-    arms = {recipe.name: first}
-    if not alone:
-        arms = {name: recipe.arm(name, seed=0).links()[-1] for name in recipe.study.arms}
     with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
         samples = samples or Samples(first, Path(name))
         record = dry_run(
@@ -240,15 +243,9 @@ def check(
             "recipe": recipe.to_yaml(),
             "corpus": corpus,
             "model": model,
-            "arms": _arm_facts(arms, samples, config),
+            "arms": _arm_facts(recipe, samples, config),
             "tasks": {},
         }
-        errors = [arm["error"] for arm in facts["arms"].values() if "error" in arm]
-        # A part of a text may have too few rows for a batch although the whole text has enough.
-        if len(errors) == len(arms) and all(samples.of(link).whole for link in arms.values()):
-            # If there are few rows because words are unknown, more text would not help.
-            require_known_tokens(sample.rows.pieces.counts, first.corpus.title)
-            raise MaskwiseError(f"no arm can be trained: {', '.join(arms)}: {errors[0]}")
         facts["training"] = _training_facts(first, corpus, facts["arms"], whole=sample.whole)
         for spec in of_run(recipe.tasks, 0):
             task = load_task(spec)
@@ -257,7 +254,7 @@ def check(
     if alone:
         record["contrasts"] = []
     runs = {line["purpose"]: line["runs"] for line in record["plans"]}
-    kept = ("jobs", "unknown", "seconds", "memory_gib")
+    kept = ("jobs", "processes", "unknown", "seconds", "memory_gib")
     record["time"] = {"runs": {} if alone else runs, **{key: record[key] for key in kept}}
     record["doubts"] += doubts_of(record)
     command = install_command("datasketch")
@@ -348,18 +345,37 @@ def _model_facts(first: Recipe, sample: TextSample) -> tuple[PreTrainedConfig, P
     }
 
 
-def _arm_facts(
-    arms: Mapping[str, Recipe], samples: Samples, config: PreTrainedConfig
-) -> dict[str, Plain]:
-    """Count the targets of each arm. The key ``error`` says why an arm cannot be trained."""
+def require_trainable(recipe: Recipe, samples: Samples) -> None:
+    """Raise ``MaskwiseError`` if no arm of a recipe can be trained on the sampled text."""
+    first = first_of(recipe)
+    config, _ = _model_facts(first, samples.first)
+    _arm_facts(recipe, samples, config)
+
+
+def _arm_facts(recipe: Recipe, samples: Samples, config: PreTrainedConfig) -> dict[str, Plain]:
+    """Count the targets of each arm. The key ``error`` says why an arm cannot be trained.
+
+    Raises:
+        MaskwiseError: no arm can be trained.
+    """
+    first = first_of(recipe)
+    arms = {name: recipe.arm(name, seed=0).links()[-1] for name in recipe.study.arms}
+    arms = arms or {recipe.name: first}
     facts = {}
+    errors = []
     for name, link in arms.items():
         try:
             # Arms may have a text of their own, or rows of another length.
             facts[name] = _targets(link, samples.of(link).data, config)
         # An arm cannot be trained if, for example, the text has fewer rows than a batch.
         except MaskwiseError as error:
+            errors.append(str(error))
             facts[name] = {**_unknown_targets(link, "it cannot be trained"), "error": str(error)}
+    # A part of a text may have too few rows for a batch although the whole text has enough.
+    if len(errors) == len(arms) and all(samples.of(link).whole for link in arms.values()):
+        # If there are few rows because words are unknown, more text would not help.
+        require_known_tokens(samples.first.rows.pieces.counts, first.corpus.title)
+        raise MaskwiseError(f"no arm can be trained: {', '.join(arms)}: {errors[0]}")
     return facts
 
 

@@ -405,6 +405,9 @@ def time_words(plan: Plain) -> str:
     words = f"about {duration(plan['seconds'])} with {plan['jobs']} stages at once"
     if plan["memory_gib"] is not None:
         words += f", {plan['memory_gib']:.1f} GiB of memory for each"
+    if plan["processes"] > 1:
+        words += f"; this is without torchrun, whose {plan['processes']} processes were not timed "
+        words += "when they train a model together"
     return words
 
 

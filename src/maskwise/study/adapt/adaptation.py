@@ -19,7 +19,7 @@ from maskwise.study.adapt.request import PAIRS, Request
 from maskwise.study.adapt.saved import save_best
 from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.checks import OWN_FILES
-from maskwise.study.forecast import check, dry_run, first_of
+from maskwise.study.forecast import check, dry_run, first_of, require_trainable
 from maskwise.study.records import has_results
 from maskwise.study.run import run_study
 from maskwise.study.starter import Draft
@@ -52,6 +52,7 @@ class Adaptation:
         self._used = has_results(request.out)
         self._aside = dry_run or self._used
         self._texts = Texts(request.texts)
+        self._checked = False
         self._folder = tempfile.TemporaryDirectory(prefix="maskwise-")
 
     def __enter__(self) -> Adaptation:
@@ -91,6 +92,7 @@ class Adaptation:
         recipe = self.draft.recipe
         samples = Samples(first_of(recipe), Path(self._folder.name))
         plan = check(recipe, out=request.out, jobs=request.jobs, samples=samples, **asked)
+        self._checked = True
         plan["max_length"] = recipe.finetune.max_length
         plan["cut"] = cut_rows(recipe)
         plan["held_out"] = recipe.corpus.held_out
@@ -152,11 +154,16 @@ class Adaptation:
             ``next`` (what to do next), ``adapted`` (``Saved``, or None), ``kept`` (a sentence about
             it), ``folders``, ``helps`` (the arm that is decided to be better, or None) and
             ``held_out``.
+
+        Raises:
+            MaskwiseError: no arm can be trained, or ``run_study`` raises an error.
         """
         from maskwise.report import write_report
 
         request = self.request
         recipe = self.draft.recipe
+        if not self._checked and not self._used:
+            require_trainable(recipe, Samples(first_of(recipe), Path(self._folder.name)))
         result = run_study(
             recipe,
             request.out,
