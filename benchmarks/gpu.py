@@ -72,7 +72,7 @@ from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory,
 from maskwise.flops import Flops
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.objectives import MaskedLanguageModelling, objective, objective_class
-from maskwise.packed import PackedCollator
+from maskwise.packed_collator import PackedCollator
 from maskwise.samplers import sampler
 from maskwise.text import Rows, read_documents, split, train_tokenizer
 from maskwise.training import MaskedSource, wrapping

@@ -21,7 +21,7 @@ from mask import bench_mask, mask_notes, mask_rows
 from transformers import AttentionInterface, PreTrainedModel
 
 from maskwise.masking import CORRUPTIONS, POLICIES
-from test_packed import varlen
+from test_packed_collator import varlen
 
 
 @pytest.mark.slow

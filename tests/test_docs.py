@@ -92,7 +92,7 @@ def test_a_block_is_left_out_only_for_a_reason_that_is_given() -> None:
     assert [(name(block.page), block.reason) for block in BLOCKS if block.reason] == [
         (
             "docs/drop-ins.md",
-            "it needs lightning; tests/test_packed.py runs it with a stand-in",
+            "it needs lightning; tests/test_packed_collator.py runs it with a stand-in",
         ),
         ("docs/scaling.md", "it needs a Slurm cluster"),
     ]
@@ -470,7 +470,7 @@ def test_the_tour_names_every_room() -> None:
         if block.text.startswith("src/maskwise/")
     ]
     rooms = {path.name + "/" * path.is_dir() for path in (ROOT / "src" / "maskwise").glob("[a-z]*")}
-    named = set(re.findall(r"[a-z]+(?:/|\.py)(?=\s)", tour.partition("\n")[2]))
+    named = set(re.findall(r"[a-z_]+(?:/|\.py)(?=\s)", tour.partition("\n")[2]))
     assert [room for room in rooms - named if room.endswith("/")] == []
     assert sorted(named - rooms) == []
 

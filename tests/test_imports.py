@@ -39,7 +39,7 @@ ORDER = [
     {"inspection", "export", "convert"},
     {"recipe"},
     {"study"},
-    {"packed"},
+    {"packed_collator"},
     {"trainer"},
     {"api"},
     {"cli"},

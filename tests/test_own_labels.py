@@ -16,7 +16,7 @@ from maskwise.masking.collator import RowCollator
 from maskwise.masking.diffusion import Noising
 from maskwise.masking.policies import POLICIES
 from maskwise.objectives import objective, objective_class
-from maskwise.packed import PackedCollator
+from maskwise.packed_collator import PackedCollator
 from training_tools import model, tokenizer
 
 IGNORE = -100

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         corrupt,
         schedules,
     )
-    from maskwise.packed import PackedCollator
+    from maskwise.packed_collator import PackedCollator
     from maskwise.starts import push_to_hub
     from maskwise.study.result import StudyResult, adapt, check, study
     from maskwise.study.scores import compare
@@ -46,7 +46,7 @@ _HOMES = {
     "MaskingCollator": "maskwise.masking",
     "MaskingTrainer": "maskwise.trainer",
     "Noising": "maskwise.masking",
-    "PackedCollator": "maskwise.packed",
+    "PackedCollator": "maskwise.packed_collator",
     "StepBatchSampler": "maskwise.masking",
     "SteppedDataset": "maskwise.masking",
     "StudyResult": "maskwise.study.result",

@@ -42,7 +42,11 @@ _MIX_64 = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
 class Purpose(IntEnum):
-    """What a draw is used for. Masks depend on these numbers: append new ones, but change none."""
+    """What a draw is used for. Masks depend on these numbers: append new ones, but change none.
+
+    A policy of a plug-in uses ``ACCEPT`` and ``PARTITION``, and a corruption ``SHOW``, ``REPLACE``,
+    ``LENGTH`` and ``PERMUTE``.
+    """
 
     SELECT = 1  # the order in which units (tokens, words, spans) are selected
     ROUND = 2  # stochastic rounding of the number of tokens to mask
@@ -52,11 +56,11 @@ class Purpose(IntEnum):
     RATIO = 6  # the masking ratio of a piece, if the ratio is a distribution
     PARTITION = 7  # random partitions of a piece, such as spans
     MIXTURE = 8  # which policy of a mixture is used
-    FILL = 9  # the order of units that fill up the number of tokens to mask
+    FILL = 9  # no longer used
     PREDICT = 10  # which corrupted tokens are predicted
     LENGTH = 11  # lengths and places of insertions and infilled spans
     PERMUTE = 12  # the order of sentences
-    ACCEPT = 13  # whether a unit is accepted (PTW)
+    ACCEPT = 13  # which units a policy accepts or draws (PTW, learned policies)
     BERNOULLI = 14  # independent selection of units (budget "bernoulli")
 
 

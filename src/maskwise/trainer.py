@@ -46,7 +46,7 @@ from maskwise.masking.collator import RowCollator
 from maskwise.models import ARCHITECTURES
 from maskwise.objectives import Loss
 from maskwise.objectives.base import model_inputs, weighted
-from maskwise.packed import PackedCollator
+from maskwise.packed_collator import PackedCollator
 from maskwise.training.checkpoint import LEARNED
 from maskwise.training.data import learners_of
 from maskwise.training.engine import Agreement

@@ -77,7 +77,7 @@ class Line:
         example_id: (P,) int64, the permanent id of each piece. The random draws for the mask of a
             piece are computed from this id.
         layers: the annotation layers by name, such as ``word_ids``. A layer has one number per
-            token, (T,), and the number is negative where a token has no value.
+            token, (T,). Where a token has no value, whole numbers are negative, and floats are 0.
         extras: (T,) arrays by name, such as ``token_type_ids``, that only the model reads.
         plan: the maximum number of tokens in a packed row; None for no limit.
         apart: whether tokens may attend only to tokens of their own piece.

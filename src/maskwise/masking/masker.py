@@ -6,11 +6,13 @@ Terms of this package:
 - An *eligible* token is a token that may be masked: not padding, not special and not [UNK].
 - A *unit* is a group of tokens that are masked together, such as a word. A *masking policy* cuts
   each piece into units. A unit with a larger *masking weight* is more likely to be masked.
-- The *ratio* is the share of a piece's eligible tokens to mask; a *schedule* sets the ratio of each
-  step. The *budget* is the resulting number of tokens.
+- The *ratio* is the share of the tokens in a piece's units to mask; a *schedule* sets the ratio of
+  each step. Most policies put all eligible tokens into units. The *budget* is the resulting number
+  of tokens.
 - A *corruption* replaces the selected tokens and sets the labels.
-- A *draw* is a pseudo-random number computed by hashing (seed, epoch, example id, purpose, index).
-  The *purpose* is what the draw decides; draws with different purposes are independent.
+- A *draw* is a pseudo-random number computed by hashing (seed, epoch, example id, purpose, index)
+  in ``maskwise.draws``. The *purpose* is what the draw decides; draws with different purposes are
+  independent. The index is the number of the unit (``Units.number``) or the place of the token.
 - A *layer* is an array of one number per token, such as the number of the token's word.
 
 A masker has no random state: a mask depends only on the seed, the epoch, the example id, the ratio
@@ -66,8 +68,8 @@ class Masker:
     Args:
         tokenizer: a Hugging Face tokenizer, or a ``Vocabulary``.
         policy: the masking policy: a name such as ``"whole-word"``, or a ``Policy``.
-        ratio: the share of eligible tokens to mask: a number, a schedule, the name of a schedule,
-            or a function of (step, total steps).
+        ratio: the share of the tokens in units to mask: a number, a schedule, the name of a
+            schedule, or a function of (step, total steps).
         budget: ``expected`` (the ratio is met on average, and a piece exceeds its budget by at most
             one unit), ``exact`` (no piece exceeds its budget) or ``bernoulli`` (each unit is masked
             independently of the others, without a budget).

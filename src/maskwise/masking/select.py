@@ -117,7 +117,7 @@ def select(
 
     Args:
         units: the candidates, with their weights.
-        ratio_P: (P,) float64 in [0, 1], the share of eligible tokens to select.
+        ratio_P: (P,) float64 in [0, 1], the share of the tokens in units to select.
         draws: the random draws for these pieces.
         budget: one of ``BUDGETS``; the module docstring describes them.
         fill: one of ``FILLS``: what to do if a piece has too few units of positive weight to use

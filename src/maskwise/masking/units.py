@@ -3,8 +3,8 @@
 A unit may have a weight: a unit with a larger weight is more likely to be masked. Units such as
 words are ranges of consecutive tokens. Of such units, only the start and the length are stored.
 Most units are not selected, so the positions of their tokens are computed only when they are
-needed, which saves a fifth of the time of whole-word masking. ``line`` explains shapes such as
-(U,).
+needed, which saves a fifth of the time of whole-word masking. Of the shapes, ``line`` explains (T,)
+and (P,), and ``Units`` (U,) and (M,).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Units:
             tokens.
         length: (U,) int64, the number of tokens in each unit.
         weight: (U,) float64, the weight of each unit; None if all weights are equal. A unit of
-            weight 0 is never selected.
+            weight 0 is never selected, but see ``filled``.
         by_token: whether every unit is one token.
     """
 

@@ -1,8 +1,9 @@
 """Read labelled files: the records of tasks, and texts with correct annotations.
 
 Most files are read by ``readers.records``, which raises an error with the line number if a line is
-bad. Added here are the nested JSON of published questions, CoNLL, tables without a header, and data
-sets of the hub with all splits. Labelled files are read at once.
+bad, and tables by ``tables.read_table``. Added here are the nested JSON of published questions,
+CoNLL, tables without a header, and data sets of the hub with all splits. Labelled files are read at
+once. ``tasks.columns`` then chooses their columns.
 """
 
 from __future__ import annotations

@@ -125,6 +125,9 @@ class Policy(ABC):
     def cut(self, line: Line, draws: Draws, when: When) -> Units:
         """Cut the pieces of a batch into units.
 
+        The budget of a piece is the ratio × the number of tokens in its units, whatever their
+        weights. Tokens outside units are never masked, and make the budget smaller.
+
         Args:
             line: the pieces.
             draws: the random draws for these pieces, for policies that cut at random.
