@@ -16,11 +16,21 @@ from maskwise.masking.batch import Lengths
 from maskwise.objectives import OBJECTIVES, objective, objective_class
 from maskwise.objectives.denoising import Denoising
 from maskwise.objectives.mlm import MaskedLanguageModelling
+from maskwise.study import records
 from maskwise.text import Pieces, Rows, read_pieces, tokenise
 from maskwise.text.documents import Document
 from maskwise.training.data import lengths_of
 from test_several import Documents
 from training_tools import ARCHITECTURES, LENGTH, config, model, tokenizer
+
+
+def test_the_cost_of_a_run_names_the_formulas_of_its_trainings() -> None:
+    earlier: dict[str, Any] = {"flops": 5, "steps": 1}
+    now = earlier | {"flops_formula": 2}
+    # What an earlier version has recorded is read as it was.
+    assert records._spent([earlier, {"dev_loss": 3.0}]) == {"flops": 5, "steps": 1}
+    assert records._spent([earlier, None, now])["flops_formulas"] == [1, 2]
+    assert records._spent([now])["flops_formulas"] == [2]
 
 
 def counted(one: Any, batch: Any, *, backward: bool = False) -> int:

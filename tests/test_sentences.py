@@ -114,6 +114,14 @@ def other_costs(**changes: Any) -> dict[str, Any]:
     )
 
 
+def two_formulas() -> dict[str, Any]:
+    facts = run_facts(make_study(runs=8))
+    newer = [r for r in facts if r["kind"] == "cost" and r["seed"] > 5]
+    for record in newer:
+        record["flops_formulas"] = [2]
+    return summary_of(CLEAR, facts=facts)
+
+
 def selections(**change: Any) -> list[dict]:
     return [r | change if r["kind"] == "selection" else r for r in run_facts(make_study(runs=8))]
 
@@ -242,6 +250,7 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "compute": other_costs,
     "compute that was to be matched": lambda: other_costs(match={"by": "targets", "arms": {}}),
     "compute unknown": lambda: summary_of(CLEAR, facts=[], match=None),
+    "two formulas": two_formulas,
     "some runs missing": lambda: summary_of(SEVEN, more=[failure_record("token-30", 7)]),
     "all runs missing": lambda: summary_of(
         {"token-15": LOW, "token-30": []}, more=[failure_record("token-30", s) for s in range(8)]

@@ -42,7 +42,7 @@ SCHEMA = {
     "task further": COLUMNS | {"items"},
     "heldout": COLUMNS | {"ratio", "items", "per_byte"},
     "heldout unigram": COLUMNS | {"ratio", "items"},
-    "cost": {"kind", "arm", "seed", "steps", "tokens", "targets", "flops"},
+    "cost": {"kind", "arm", "seed", "steps", "tokens", "targets", "flops", "flops_formulas"},
     "failure": {"kind", "arm", "seed", "stage", "error"},
     "overlap": {
         "kind",

@@ -602,6 +602,23 @@ def test_compute_counts_as_equal_within_a_twentieth_and_is_written_without_expon
     assert facts_of(unknown, "compute")["minor"] and "compute" not in summary["advice_codes"]
 
 
+def test_flops_by_two_formulas_are_flagged_wherever_both_are_used() -> None:
+    """The costs of a study that an earlier version began were not comparable, unsaid."""
+
+    def flags(*formulas: tuple[str, list[int] | None]) -> list[str]:
+        facts = [r for r in FACTS if r["kind"] != "cost"]
+        for seed in range(8):
+            for arm, used in formulas:
+                facts.append(cost_record(arm, seed, **({"flops_formulas": used} if used else {})))
+        return codes(row_of(facts=facts))
+
+    old, new, both = None, [2], [1, 2]
+    for pair in ((old, old), (new, new)):
+        assert "two-formulas" not in flags(*zip(("token-15", "token-30"), pair, strict=True))
+    for pair in ((old, new), (new, both), (both, old)):
+        assert "two-formulas" in flags(*zip(("token-15", "token-30"), pair, strict=True))
+
+
 def test_nobody_is_told_to_match_compute_where_a_contrast_has_done_it():
     """The recipe quick-start compares a decaying ratio with 30 %, which has as many targets."""
     scores = {"token-15": LOW, "token-30": LOW, "linear": HIGH}

@@ -200,6 +200,8 @@ class Record(TypedDict, total=False):
     """Contributions to the denominator; one number if all are equal."""
     steps: int
     flops: float
+    flops_formulas: list[int]
+    """The formulas (``flops.FORMULA``) by which the trainings of the run counted; absent for 1."""
     best_step: int
     """If the run chose its weights: the step whose weights were kept, of ``planned_steps``."""
     planned_steps: int

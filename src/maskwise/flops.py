@@ -52,6 +52,10 @@ if TYPE_CHECKING:
 CROSSED = re.compile(r"(encoder_attn|EncDecAttention|cross_attn)\.[kv](_proj)?\.")
 """Matches the names of key and value parameters of cross-attention in BART, T5 and T5Gemma."""
 
+FORMULA = 2
+"""The number of the formula, which results of trainings record. Formula 1, of results without a
+number, left out attention."""
+
 NO_TEXTS = Lengths(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 

@@ -24,6 +24,7 @@ from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, HeldOut, fixed_maskers
 from maskwise.evaluation.scoring import diffusion_bound
+from maskwise.flops import FORMULA
 from maskwise.masking import Masker
 from maskwise.objectives import Objective, ObjectiveSettings, objective, predicting
 from maskwise.objectives.mlm import MaskedLanguageModelling
@@ -289,15 +290,13 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
 
 def _flops(made: Learning, done: Training) -> Plain:
     """Return ``flops``; with a sampler, also ``probe_flops`` and the counts of each objective."""
+    counted: Plain = {"flops": done["flops"], "flops_formula": FORMULA}
     chooser = made.learners.get("sampler")
-    if not isinstance(chooser, SamplerLearner):
-        return {"flops": done["flops"]}
-    probes = int(chooser.probe_flops)
-    return {
-        "flops": done["flops"] + probes,
-        "probe_flops": probes,
-        "objectives": chooser.spent(),
-    }
+    if isinstance(chooser, SamplerLearner):
+        probes = int(chooser.probe_flops)
+        counted["flops"] += probes
+        counted |= {"probe_flops": probes, "objectives": chooser.spent()}
+    return counted
 
 
 def model_card(

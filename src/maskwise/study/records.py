@@ -505,12 +505,18 @@ def _spent(trained: Sequence[Plain | None]) -> Plain:
     """Sum the costs of the training stages of a run."""
     spent = Counter[str]()
     objectives = Counter[str]()
+    formulas = set()
     for result in filter(None, trained):
+        # The result of a choice between lengths has no costs.
+        if "flops" in result:
+            formulas.add(result.get("flops_formula", 1))
         quantities = ("steps", "tokens", "targets", "flops", "probe_flops")
         spent.update({key: result[key] for key in quantities if key in result})
         for name, facts in result.get("objectives", {}).items():
             objectives[name] += facts["steps"]
     total: Plain = dict(spent)
+    if formulas - {1}:
+        total["flops_formulas"] = sorted(formulas)
     # The last phase, whose checkpoint is evaluated.
     if trained and trained[-1] and "best_step" in trained[-1]:
         total |= {key: trained[-1][key] for key in ("best_step", "planned_steps")}

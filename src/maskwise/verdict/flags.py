@@ -315,6 +315,16 @@ def _unmatched_compute(one: Comparison, table: Outcomes) -> FlagFacts | None:
     return {"told": told, "ratios": off}
 
 
+def _two_formulas(one: Comparison, table: Outcomes) -> FlagFacts | None:
+    """Return the trained arms if their FLOPs were counted by several formulas."""
+    trained = table.trained(*one.pair)
+    formulas = set()
+    for line in table.lines["cost"]:
+        if line["arm"] in trained and line.get("flops"):
+            formulas.update(line.get("flops_formulas", [1]))
+    return {"arms": trained, "formulas": sorted(formulas)} if len(formulas) > 1 else None
+
+
 def _untuned(one: Comparison, table: Outcomes) -> FlagFacts | None:
     trained = table.trained(*one.pair)
     # A gate compares default settings by design.
@@ -529,6 +539,13 @@ FLAGS = (
         _unmatched_compute,
         "{told}",
         "Compare the arms also at equal targets or FLOPs (study.equal_by).",
+    ),
+    Flag(
+        "two-formulas",
+        "notes",
+        _two_formulas,
+        "the FLOPs of some runs were counted by an earlier formula, so FLOPs are not comparable",
+        "To compare FLOPs, run the study again in a new folder.",
     ),
     Flag(
         "untuned",
