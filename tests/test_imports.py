@@ -28,7 +28,7 @@ ORDER = [
     {"lora", "weights"},
     {"masking"},
     {"text", "report", "models", "flops"},
-    {"annotate"},
+    {"annotate", "scores"},
     {"objectives"},
     {"samplers"},
     {"training"},

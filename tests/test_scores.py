@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,19 @@ def test_recorded_studies_are_judged_alike_from_their_scores(
         for each in (found.summary, recorded)
     ]
     assert rows_of[0] == rows_of[1] and rows_of[0]
+
+
+def test_the_time_of_judging_grows_with_the_table_and_not_faster() -> None:
+    """For 1,000 tasks it was four times that for 500, because each task read the whole table."""
+    seconds = {}
+    for tasks in (20, 500, 1000):
+        rows = []
+        for number in range(tasks):
+            rows += [row | {"task": f"t{number}"} for row in table()]
+        began = time.process_time()
+        mw.compare(rows, **BETTER)
+        seconds[tasks] = time.process_time() - began
+    assert seconds[1000] < 3 * seconds[500]
 
 
 def test_a_table_may_be_long_wide_a_frame_or_a_folder(tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
         schedules,
     )
     from maskwise.packed_collator import PackedCollator
+    from maskwise.scores import compare
     from maskwise.starts import push_to_hub
     from maskwise.study.result import StudyResult, adapt, check, study
-    from maskwise.study.scores import compare
     from maskwise.tasks import load_task
     from maskwise.trainer import MaskingTrainer
 
@@ -51,7 +51,7 @@ _HOMES = {
     "SteppedDataset": "maskwise.masking",
     "StudyResult": "maskwise.study.result",
     "check": "maskwise.study.result",
-    "compare": "maskwise.study.scores",
+    "compare": "maskwise.scores",
     "corrupt": "maskwise.masking",
     "schedules": "maskwise.masking",
     "load_task": "maskwise.tasks",

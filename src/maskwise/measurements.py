@@ -13,7 +13,7 @@ of the columns (``Measurement.outcome``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from maskwise.constants import LOWER_IS_BETTER, NATS
@@ -83,8 +83,8 @@ class Measurement(Scale):
     @classmethod
     def of(cls, line: RecordLine) -> Measurement:
         """Return the measurement in a line of records.jsonl."""
-        columns = {name: value for name, value in line.items() if name in _FIELDS}
-        facts = {name: value for name, value in line.items() if name not in _FIELDS}
+        columns = {name: value for name, value in line.items() if name in _NAMES}
+        facts = {name: value for name, value in line.items() if name not in _NAMES}
         return cls(**columns, facts=facts)
 
     def line(self) -> dict[str, Any]:
@@ -122,6 +122,7 @@ _FIELDS = [
     *("kind", "arm", "seed", "measure", "value", "metric", "unit", "higher_is_better", "split"),
     *("ratio", "chance", "items", "item_error", "role"),
 ]
+_NAMES = frozenset(_FIELDS)
 _UNSAID = {"role": "", "arm": "", "seed": -1}
 """Values that are left out of lines; None is left out of any other column."""
 KINDS = ("task", "heldout", "evaluation")
@@ -147,14 +148,14 @@ def measurements(
     found: list[Measurement] = []
     for line in records:
         refuse_earlier(line)
-        if line["kind"] == "cost":
+        kind = line["kind"]
+        if kind == "cost":
             found += _of_cost(line)
-        if line["kind"] not in KINDS:
-            continue
-        row = Measurement.of(line)
-        if row.kind == "task" and row.split != "further":
-            row = _described(row, (tasks or {}).get(row.measure, {}))
-        found.append(row)
+        elif kind == "task" and line.get("split") != "further":
+            described = _described(line, (tasks or {}).get(line["measure"], {}))
+            found.append(Measurement.of(described))
+        elif kind in KINDS:
+            found.append(Measurement.of(line))
     return found
 
 
@@ -169,20 +170,22 @@ def refuse_earlier(line: RecordLine) -> None:
         )
 
 
-def _described(row: Measurement, facts: RecordLine) -> Measurement:
+def _described(line: RecordLine, facts: RecordLine) -> RecordLine:
     """Fill in what study.json says of a task."""
-    metric = facts.get("metric") or row.metric
+    metric = facts.get("metric") or line.get("metric")
     # For some tasks the chance level depends on the tokenizer, and is only in the line.
     chance = facts.get("majority")
-    items = facts.get("test_items", row.items) if row.split == "test" else row.items
-    return replace(
-        row,
-        metric=metric,
-        unit=unit_of(metric),
-        higher_is_better=metric not in LOWER_IS_BETTER,
-        chance=row.chance if chance is None else chance,
-        items=items,
-    )
+    items = line.get("items")
+    if line.get("split", "test") == "test":
+        items = facts.get("test_items", items)
+    return {
+        **line,
+        "metric": metric,
+        "unit": unit_of(metric),
+        "higher_is_better": metric not in LOWER_IS_BETTER,
+        "chance": line.get("chance") if chance is None else chance,
+        "items": items,
+    }
 
 
 def table_of(found: Iterable[Measurement]) -> DataFrame:

@@ -383,7 +383,7 @@ def compare(
     The table has the columns arm, seed, task and score, or a column of scores for each task. Rows
     of two arms with the same seed are a pair. A decision needs at least six pairs.
     """
-    from maskwise.study.scores import compare as judge
+    from maskwise.scores import compare as judge
 
     guessing = {task: _number(value) for task, value in _split(chance, "=", "chance")}
     pairs = _split(contrast, ":", "contrast")

@@ -19,7 +19,7 @@ from maskwise import __version__
 from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words, shade
 from maskwise.errors import duration, plural
 from maskwise.estimates import detected_words, outcome_words
-from maskwise.files import RULES, ArmFacts
+from maskwise.files import RULES, ArmFacts, Summary
 from maskwise.folders import read_json, read_lines, write_page
 from maskwise.report.charts import (
     compute_view,
@@ -62,12 +62,13 @@ SCOPES = {
 }
 
 
-def write_report(folder: Path, html: Path | None = None) -> Path:
+def write_report(folder: Path, html: Path | None = None, *, summary: Summary | None = None) -> Path:
     """Write the page of a study or pre-training run. A study is judged by today's rules.
 
     Args:
         folder: the ``--out`` folder of the study or run. Sections without files are left out.
         html: the path of the page; None for ``folder``/report.html.
+        summary: the verdicts, if the records in the folder have just been judged.
 
     Returns:
         The path of the page.
@@ -75,7 +76,7 @@ def write_report(folder: Path, html: Path | None = None) -> Path:
     Raises:
         MaskwiseError: ``folder`` is neither a study nor a run, or the page cannot be written.
     """
-    content = page_content(read_folder(Path(folder)))
+    content = page_content(read_folder(Path(folder), summary))
     target = Path(html or Path(folder) / "report.html")
     write_page(target, "page.html.j2", FILTERS, **content, vega=vega_code())
     return target

@@ -171,19 +171,20 @@ class Folder:
         return self.task(task).get("metric") in LOWER_IS_BETTER
 
 
-def read_folder(folder: Path) -> Folder:
+def read_folder(folder: Path, summary: Summary | None = None) -> Folder:
     """Read all files of a study or run that exist, and judge the study by today's rules.
 
     No sentence of summary.json is read, because the page explains the rules of today.
 
     Args:
         folder: the folder of the study or run.
+        summary: the verdicts by today's rules; None to judge the records.
 
     Raises:
         MaskwiseError: ``folder`` is neither a study nor a run, or its main file is damaged.
     """
     if (folder / "study.json").is_file():
-        return _read_study(folder)
+        return _read_study(folder, summary)
     if (folder / "shown.json").is_file():
         raise MaskwiseError(
             "this folder holds a learned policy, and its page exists already",
@@ -277,7 +278,7 @@ def judged(study: Study, records: list[LogLine]) -> tuple[Summary, str]:
         return NO_SUMMARY, f"study.json or records.jsonl lacks the key {error}"
 
 
-def _read_study(folder: Path) -> Folder:
+def _read_study(folder: Path, summary: Summary | None) -> Folder:
     path = folder / "study.json"
     own = _needed(path)
     _require_types(own, cast(LogLine, NO_STUDY), path)
@@ -304,7 +305,9 @@ def _read_study(folder: Path) -> Folder:
             inside = Path(os.path.normpath(folder / stage)).is_relative_to(os.path.normpath(folder))
             if Path(stage).is_absolute() or inside:
                 curves += _curves(folder / stage, arm, int(seed))
-    summary, unjudged = judged(study, records)
+    unjudged = ""
+    if summary is None:
+        summary, unjudged = judged(study, records)
     stored = read_json(folder / "summary.json") or {}
     saved = read_json(folder / "adapted.json") or {}
     return Folder(

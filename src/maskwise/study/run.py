@@ -76,7 +76,7 @@ def run_study(
         MaskwiseError: the input is invalid, or the folder has results of a different study.
             Nothing has been written or removed then.
     """
-    # Imported here because workers import this module but need neither scipy nor altair.
+    # Imported here because workers import this module but not scipy.
     from maskwise.study.prospects import incomparable_pairs, prospect_lines, prospects_of
     from maskwise.verdict import primary_pairs
 
@@ -177,7 +177,7 @@ def _judged(
             write_json(out / "samples.json", masked)
         summary = summarise(records, study)
         write_json(out / "summary.json", summary)
-        report = write_report(out)
+        report = write_report(out, summary=summary)
     failed = [record for record in records if record["kind"] == "failure"]
     failed += _failed_overlaps(design, store, errors)
     result = {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}

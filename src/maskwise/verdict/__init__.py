@@ -187,8 +187,9 @@ def _flag(flag: Raised, names: ShownNames) -> RaisedFlag:
 
 def _task_uses(table: Outcomes) -> dict[str, TaskUse]:
     uses: dict[str, TaskUse] = {}
+    counted = frozenset(table.counted)
     for task, helped in table.helped.items():
-        uses[task] = {"helped": helped, "counted": task in table.counted}
+        uses[task] = {"helped": helped, "counted": task in counted}
     return uses
 
 

@@ -324,7 +324,7 @@ def _item_error(table: Outcomes, outcome: str, pair: Pair) -> float | None:
     The error comes from the first available source: the recorded error over resampled sentences
     or documents, the recorded SD of item scores, or the binomial formula.
     """
-    rows = [row for row in table.scores if row.measure == outcome]
+    rows = table.scores.get(outcome, [])
     errors = [row.item_error for row in rows if row.item_error is not None]
     if errors:
         return math.sqrt(np.mean(np.square(errors)))

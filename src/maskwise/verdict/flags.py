@@ -351,10 +351,7 @@ def _grids_differ(one: Comparison, table: Outcomes) -> FlagFacts | None:
 
 def _without_help(one: Comparison, table: Outcomes) -> FlagFacts | None:
     """Return the tasks that the primary outcome leaves out, among the tasks of this comparison."""
-    left = []
-    for task in table.averaged:
-        if task not in table.counted and one.outcome in ("tasks", task):
-            left.append(task)
+    left = [task for task in table.left_out if one.outcome in ("tasks", task)]
     # Contrasts with the reference use all tasks.
     if not left or table.start in one.pair:
         return None

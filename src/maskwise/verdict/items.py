@@ -45,8 +45,8 @@ def item_differences(table: Outcomes, task: str, pair: Pair) -> Numbers | None:
     None if a run that is compared has no sums of items.
     """
     known = {}
-    for row in table.scores:
-        if row.measure == task and row.arm in pair and "item_sums" in row.facts:
+    for row in table.scores.get(task, ()):
+        if row.arm in pair and "item_sums" in row.facts:
             known[row.arm, row.seed] = row.facts
     arm, baseline = pair
     compared = np.isfinite(table.runs(task, arm) - table.runs(task, baseline))

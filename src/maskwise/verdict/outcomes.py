@@ -76,7 +76,7 @@ class Outcomes:
         start: the arm that is not trained, the reference; None if the study has none.
         arms: the names of the arms, including the reference and the computed arms.
         lines: the records, keyed by kind.
-        scores: the scores on test of all tasks.
+        scores: the scores on test, keyed by task.
         values: arrays of shape (arms, seeds), keyed by outcome.
         scales: what the values of outcomes mean, keyed by outcome.
         parts: for each mean held-out outcome, the names of its outcomes at single ratios.
@@ -85,6 +85,7 @@ class Outcomes:
         averaged: the tasks without those that are only reported (``study.secondary``).
         helped: for each task, the share of seeds in which pre-training helps; None if unknown.
         counted: the tasks that the outcome "tasks" averages.
+        left_out: the other tasks of ``averaged``.
         sds: for each task, the pooled SD of runs within arms, the unit of standardised scores.
 
     Raises:
@@ -116,7 +117,10 @@ class Outcomes:
         self.failed = {(line["arm"], line["seed"]) for line in self.lines["failure"]}
         self.failures = Counter(arm for arm, _ in self.failed)
         found = measurements(chain.from_iterable(self.lines.values()), study["tasks"])
-        self.scores = [row for row in found if row.kind == "task" and row.split == "test"]
+        self.scores = defaultdict[str, list[Measurement]](list)
+        for row in found:
+            if row.kind == "task" and row.split == "test":
+                self.scores[row.measure].append(row)
         self.tasks = self._read_tasks(row for row in found if row.kind == "task")
         self.heldout = self._read_heldout(row for row in found if row.kind == "heldout")
         self.evaluations = self._read_evaluations(row for row in found if row.kind == "evaluation")
@@ -137,26 +141,30 @@ class Outcomes:
             counted = [task for task, share in shares if share is None or share >= least]
         secondary = study.get("secondary") or ()
         self.averaged = [task for task in self.tasks if task not in secondary]
-        self.counted = [task for task in self.averaged if task in counted]
+        counts = frozenset(counted)
+        self.counted = [task for task in self.averaged if task in counts]
+        self.left_out = [task for task in self.averaged if task not in counts]
         if self.averaged:
             self._average_tasks()
 
     def _put(self, row: Measurement) -> None:
         """Check a value and store it in the array of its outcome."""
         seeds = self.study["seeds"]
-        where = f"{row.outcome} of arm {row.arm!r} with seed {row.seed}"
+        outcome = row.outcome
         if row.seed not in seeds:
-            raise MaskwiseError("unknown seed in records", got=where, allowed=seeds)
+            raise MaskwiseError("unknown seed in records", got=_where(row), allowed=seeds)
         if not isinstance(row.value, numbers.Real) or not math.isfinite(row.value):
             raise MaskwiseError(
-                f"{where} is not a finite number", got=row.value, do="rerun that stage"
+                f"{_where(row)} is not a finite number", got=row.value, do="rerun that stage"
             )
-        if row.outcome not in self.values:
-            self.values[row.outcome] = np.full((len(self.arms), len(seeds)), np.nan)
-        values = self.values[row.outcome]
+        if outcome not in self.values:
+            self.values[outcome] = np.full((len(self.arms), len(seeds)), np.nan)
+        values = self.values[outcome]
         place = self.place(row.arm, row.seed)
-        if not np.isnan(values[place]):
-            raise MaskwiseError(f"{where} is measured twice", do="keep one line of records.jsonl")
+        if not math.isnan(values[place]):
+            raise MaskwiseError(
+                f"{_where(row)} is measured twice", do="keep one line of records.jsonl"
+            )
         values[place] = row.value
 
     def place(self, arm: str, seed: int) -> tuple[int, int]:
@@ -466,6 +474,10 @@ class Outcomes:
         if outcome.startswith("heldout:") and len(self.formats(arm, other)) > 1:
             return "different-formats"
         return "different-units" if len(units) > 1 else None
+
+
+def _where(row: Measurement) -> str:
+    return f"{row.outcome} of arm {row.arm!r} with seed {row.seed}"
 
 
 def start_of(study: Study) -> str | None:

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,6 +53,10 @@ EXACT_RUNS = 20
 million splits take 20 ms."""
 DRAWS = 100_000
 """Number of random splits if there are more runs. They are drawn with a fixed seed."""
+BLOCK = 30_000
+"""Maximum number of sums in a block of tasks, unless a single task has more."""
+DRAWN_BLOCK = 1024
+"""Number of random splits in a block. No result depends on it."""
 P_FROM_RUNS = 6
 """Minimum number of runs for a p value. With 5 runs, the smallest possible p is .0625."""
 CHANCE_MARGIN = 0.02
@@ -98,8 +102,8 @@ def sign_flip_test(differences: ArrayLike, *, least_sds: ArrayLike = 0.0) -> flo
     if len(d) > 1:
         as_large = _Flips(d, least_sds).as_large(0.0)
         return float((1 + as_large.sum()) / (1 + len(as_large)))
+    [flipped], _ = _splits(d)
     (d,) = d
-    flipped, _ = _splits(d)
     total = d.sum()
     # A split whose sum equals the observed sum is counted, even if rounding makes it smaller.
     rounding = 1e-12 * np.abs(d).sum()
@@ -128,8 +132,7 @@ def sign_flip_interval(
         least_sds: as in ``sign_flip_test``.
     """
     d = _by_task(differences)
-    flipped, sizes = _splits(d[0])
-    splits = 1 + len(flipped)
+    splits = _number_of_splits(d.shape[1])
     # A shift is rejected if p = (1 + splits that are as large) / splits is below 1 − confidence. A
     # product that should be a whole number may be slightly too large. The last factor prevents
     # ``ceil`` from rounding it up.
@@ -139,6 +142,7 @@ def sign_flip_interval(
     if len(d) > 1:
         flips = _Flips(d, least_sds)
         return flips.end(around, towards=-1), flips.end(around, towards=1)
+    [flipped], sizes = _splits(d)
     (d,) = d
     means = flipped / sizes
     others = (d.sum() - flipped) / (len(d) - sizes)
@@ -185,14 +189,16 @@ class _Flips:
         self.runs = d.shape[1]
         self.least = np.broadcast_to(np.square(np.asarray(least_sds, dtype=float)), len(d))
         self.sums = d.sum(axis=1)
-        parts = [_splits(task) for task in d]
-        self.flipped = [sums for sums, _ in parts]
-        self.sizes = parts[0][1]
         errors = np.sqrt(self._variances(0.0, self.sums)) / math.sqrt(self.runs)
         weights = errors.min() / errors
         self.estimate = float((weights * self.sums).sum() / weights.sum() / self.runs)
         self.error = float(errors.min() * math.sqrt(len(d)) / weights.sum())
         """Standard error of the estimate, if tasks are independent."""
+
+    @cached_property
+    def splits(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The (tasks, splits) sums and the (splits,) sizes of the flipped part (``_splits``)."""
+        return _splits(self.d)
 
     def _least(self, squares: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the smallest variance that counts, for tasks with these sums of squares.
@@ -219,27 +225,35 @@ class _Flips:
             shift: the hypothesis: the true difference in every task.
             splits: the splits to compute; None for all.
         """
+        flipped, sizes = self.splits
+        if splits is not None:
+            sizes = sizes[splits]
+        moved = 2 * shift * sizes
         observed = self.sums - self.runs * shift
         squares = np.square(self.d - shift).sum(axis=1)
         least = self._least(squares)
         root = math.sqrt(self.runs)
         seen = observed / np.sqrt(self._variances(shift, observed)) / root
-        sizes = self.sizes if splits is None else self.sizes[splits]
         t = np.zeros(len(sizes))
-        # These arrays can have half a million elements, so most operations are in place.
-        for task, flipped in enumerate(self.flipped):
-            sums = flipped * -2.0 if splits is None else flipped[splits] * -2.0
-            sums += observed[task]
+        # With few splits, many tasks are one block. The arrays of one task can have half a million
+        # elements, so most operations are in place.
+        tasks = max(1, BLOCK // max(len(sizes), 1))
+        for first in range(0, len(flipped), tasks):
+            block = slice(first, first + tasks)
+            sums = -2.0 * (flipped[block] if splits is None else flipped[block, splits])
+            sums += observed[block, None]
             if shift:
-                sums += 2 * shift * sizes
+                sums += moved
             variances = sums * sums
             variances /= -self.runs
-            variances += squares[task]
+            variances += squares[block, None]
             variances /= self.runs - 1
-            np.maximum(variances, least[task], out=variances)
+            np.maximum(variances, least[block, None], out=variances)
             np.sqrt(variances, out=variances)
             sums /= variances
-            t += sums
+            # Sums of rounded numbers depend on their order: one task after the other.
+            for task in sums:
+                t += task
         t /= root
         np.abs(t, out=t)
         # A split whose statistic equals the observed one is counted in spite of rounding.
@@ -256,7 +270,7 @@ class _Flips:
         accepts it.
         """
         inner = self.estimate
-        held = np.ones(len(self.sizes), dtype=bool)
+        held = np.ones(len(self.splits[1]), dtype=bool)
         outer = inner
         step = max(self.error, 1e-9 * abs(inner), np.finfo(float).tiny)
         beyond = held
@@ -305,29 +319,54 @@ def _splits(d: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.flo
     """Return the sum and the size of the flipped part, for every split except "nothing flipped".
 
     The first run is never flipped, because a split and its complement are equivalent.
+
+    Args:
+        d: (tasks, n) differences.
+
+    Returns:
+        sums: (tasks, splits) the sums of the flipped differences.
+        sizes: (splits,) the numbers of flipped runs.
     """
-    if len(d) > EXACT_RUNS:
-        inside = _drawn(len(d))
-        return inside @ d, inside.sum(axis=1)
+    tasks, runs = d.shape
+    if runs > EXACT_RUNS:
+        inside, sizes = _drawn(runs)
+        sums = np.empty((tasks, len(inside)))
+        # A block of splits stays in the cache of the processor while all tasks use it.
+        for first in range(0, len(inside), DRAWN_BLOCK):
+            block = slice(first, first + DRAWN_BLOCK)
+            for task, differences in enumerate(d):
+                np.dot(inside[block], differences, out=sums[task, block])
+        return sums, sizes
     # Every further run doubles the number of splits, because it is either flipped or not.
-    sums = np.zeros(1)
+    sums = np.zeros((tasks, 1))
     sizes = np.zeros(1)
-    for value in d[1:]:
-        sums = np.concatenate([sums, sums + value])
+    for run in range(1, runs):
+        sums = np.concatenate([sums, sums + d[:, run, None]], axis=1)
         sizes = np.concatenate([sizes, sizes + 1])
     # Leave out the first split, which flips nothing. The callers count it separately.
-    return sums[1:], sizes[1:]
+    return sums[:, 1:], sizes[1:]
+
+
+def _number_of_splits(runs: int) -> int:
+    """Return the number of splits of n runs, with the one that flips nothing."""
+    return 1 + len(_drawn(runs)[1]) if runs > EXACT_RUNS else 2 ** (runs - 1)
 
 
 @cache
-def _drawn(runs: int) -> NDArray[np.float64]:
-    """Draw random splits as an array of shape (splits, runs), where 1 marks a flipped run."""
+def _drawn(runs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Draw random splits.
+
+    Returns:
+        inside: (splits, runs) where 1 marks a flipped run.
+        sizes: (splits,) the numbers of flipped runs.
+    """
     generator = np.random.default_rng(0)
     inside = generator.integers(0, 2, size=(DRAWS, runs)).astype(float)
     # A split and its complement are equivalent, so the first run is never flipped.
     inside[:, 0] = 0
-    flips_any = inside.any(axis=1)
-    return inside[flips_any]
+    sizes = inside.sum(axis=1)
+    flips_any = sizes > 0
+    return inside[flips_any], sizes[flips_any]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

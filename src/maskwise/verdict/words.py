@@ -49,7 +49,7 @@ REPLICATES = {
     "items like these, and nothing is decided about how they were trained.",
 }
 """What a pair of scores from elsewhere repeats, and what is said about such pairs
-(``study.scores``)."""
+(``scores``)."""
 LEARNED_MORE = (
     "{first} learned more than {second}: its held-out loss is {amount} lower (decided, p = {p})."
 )

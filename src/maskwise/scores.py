@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, product
@@ -128,7 +129,7 @@ class ComparedScores:
         write_json(folder / "study.json", self.study)
         write_lines(folder / "records.jsonl", self.records)
         write_json(folder / "summary.json", self.summary)
-        return write_report(folder)
+        return write_report(folder, summary=self.summary)
 
 
 def compare(
@@ -191,8 +192,9 @@ def compare(
     for task in (*lower, *(chance or {})):
         require_known("task", task, tasks)
     margin = _margin(margin)
+    losses = frozenset(lower)
     for task in tasks:
-        if _is_less(task) and task not in lower:
+        if _is_less(task) and task not in losses:
             raise MaskwiseError(
                 f"lower scores on {task} may be better",
                 allowed="scores of which higher ones are better, and losses in nats",
@@ -201,17 +203,23 @@ def compare(
     if not pairs:
         raise MaskwiseError("there is only one arm", got=baseline, do="add rows of another arm")
     _require_complete(found, tasks)
+    seeds_of = defaultdict[str, set[str]](set)
+    for arm, seed, _, _ in found:
+        seeds_of[arm].add(seed)
     for pair in pairs:
-        _require_paired(found, pair)
+        _require_paired(seeds_of, pair)
     if replicate == ITEMS:
-        return ComparedScores(NO_STUDY, [], _of_items(found, pairs, tasks, lower), notes)
+        return ComparedScores(NO_STUDY, [], _of_items(found, pairs, tasks, losses), notes)
     seeds = _numbered({seed for _, seed, _, _ in found})
-    scales = {task: _scale(found, task, is_loss=task in lower) for task in tasks}
+    values = defaultdict[str, list[float]](list)
+    for _, _, task, score in found:
+        values[task].append(score)
+    scales = {task: _scale(task, values[task], is_loss=task in losses) for task in tasks}
     per_cent = [task for task, scale in scales.items() if scale != 1]
     if per_cent:
         notes.append(f"The scores on {', '.join(per_cent)} are read as per cent.")
     guessing = {
-        task: _chance(task, value, scales[task], is_loss=task in lower)
+        task: _chance(task, value, scales[task], is_loss=task in losses)
         for task, value in (chance or {}).items()
     }
     if margin is not None:
@@ -220,7 +228,7 @@ def compare(
         )
     records: list[Record] = []
     for arm, seed, task, score in found:
-        metric = NATS if task in lower else "score"
+        metric = NATS if task in losses else "score"
         row = Measurement(
             kind="task",
             arm=arm,
@@ -244,7 +252,7 @@ def compare(
             "arms": {arm: dict(facts) for arm in arms},
             "tasks": {
                 task: {
-                    "metric": NATS if task in lower else None,
+                    "metric": NATS if task in losses else None,
                     "majority": guessing.get(task),
                 }
                 for task in tasks
@@ -313,7 +321,7 @@ def _of_items(
     found: Iterable[Score],
     pairs: Sequence[tuple[str, str]],
     tasks: Sequence[str],
-    lower: Sequence[str],
+    losses: Collection[str],
 ) -> Summary:
     """Return the mean differences over items, with 95 % intervals, as sentences of a headline."""
     scores: dict[tuple[str, str], dict[str, float]] = {}
@@ -323,7 +331,7 @@ def _of_items(
     for (arm, baseline), task in product(pairs, tasks):
         mine, theirs = scores[arm, task], scores[baseline, task]
         differences = np.array([mine[item] - theirs[item] for item in mine])
-        if task in lower:
+        if task in losses:
             differences = -differences
         if len(differences) < FEWEST_ITEMS:
             raise MaskwiseError(
@@ -568,11 +576,11 @@ def _score(row: Row, taken: Mapping[str, str], task: str, column: str) -> Score:
 
 def _require_complete(found: Iterable[Score], tasks: Sequence[str]) -> None:
     """Raise an error if a run has a score twice, or not on all tasks."""
-    runs: dict[tuple[str, str], list[str]] = {}
+    runs = defaultdict[tuple[str, str], Counter[str]](Counter)
     for arm, seed, task, _ in found:
-        runs.setdefault((arm, seed), []).append(task)
+        runs[arm, seed][task] += 1
     for (arm, seed), measured in runs.items():
-        twice = [task for task in tasks if measured.count(task) > 1]
+        twice = [task for task in tasks if measured[task] > 1]
         if twice:
             raise MaskwiseError(
                 f"arm {arm!r} with seed {seed} has two scores on {twice[0]}",
@@ -586,9 +594,9 @@ def _require_complete(found: Iterable[Score], tasks: Sequence[str]) -> None:
             )
 
 
-def _require_paired(found: Iterable[Score], pair: tuple[str, str]) -> None:
+def _require_paired(seeds_of: Mapping[str, set[str]], pair: tuple[str, str]) -> None:
     """Raise an error if an arm of a pair has a seed that the other one lacks."""
-    first, second = ({seed for arm, seed, *_ in found if arm == name} for name in pair)
+    first, second = (seeds_of[name] for name in pair)
     for name, lacking in ((pair[0], second - first), (pair[1], first - second)):
         if lacking:
             raise MaskwiseError(
@@ -620,9 +628,8 @@ def _numbered(seeds: Iterable[str]) -> dict[str, int]:
     return {name: number for number, name in spelt.items()}
 
 
-def _scale(found: Iterable[Score], task: str, *, is_loss: bool) -> int:
+def _scale(task: str, values: Sequence[float], *, is_loss: bool) -> int:
     """Return 100 for scores in per cent, and 1 for shares and losses."""
-    values = [score for _, _, name, score in found if name == task]
     largest = max(map(abs, values))
     if is_loss or largest <= 1:
         return 1
