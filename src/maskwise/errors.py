@@ -25,7 +25,6 @@ LONGEST = 400
 
 
 EXTRAS = {
-    "altair": "report",
     "vl_convert": "report",
     "spacy": "annotate",
     "sklearn": "tasks",

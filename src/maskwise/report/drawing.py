@@ -1,7 +1,7 @@
 """Charts and number formats of the page.
 
-The chart functions convert rows to Vega-Lite JSON, which the browser draws. Without altair or
-Vega's code, they return tables. The filters format numbers in templates.
+The chart functions convert rows to Vega-Lite JSON, which the browser draws. Without Vega's code,
+they return tables. The filters format numbers in templates.
 
 Charts have no frame, a faint grid and one colour per arm. Colours are from the Okabe–Ito palette,
 which colour-blind readers can distinguish; the baseline is slate. Every run is a dot, because bars
@@ -15,7 +15,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from itertools import cycle
 from typing import TypeAlias
@@ -27,10 +26,6 @@ from maskwise.errors import MaskwiseError, install_command
 from maskwise.estimates import with_minus
 from maskwise.report.reading import LogLine
 from maskwise.specs import Call, parse_call
-
-# The extra "report" installs altair. Without altair, functions below return tables.
-with suppress(ModuleNotFoundError):
-    import altair as alt
 
 SLATE = "#565f6b"
 BROWN = "#8a5a2b"
@@ -53,6 +48,7 @@ a position."""
 
 DOT: ChartSpec = {"size": 95, "opacity": 0.85, "stroke": "white", "strokeWidth": 1}
 
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 VEGA = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
 FLOPS = "FLOPs (G = 10⁹, T = 10¹², P = 10¹⁵)"
 MOST_COLUMNS = 8
@@ -62,7 +58,7 @@ RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 @cache
 def made_vega() -> tuple[str, str]:
     """Return the script of Vega, Vega-Lite and vega-embed (0.9 MB), and the reason if it is ""."""
-    command = install_command("altair") or install_command("vl_convert")
+    command = install_command("vl_convert")
     if command:
         return "", command
     # A separate process is used, because V8 aborts if memory is limited (``ulimit -v``).
@@ -131,29 +127,39 @@ def dot_chart(
     digits = ".2~f"
     if percent:
         digits = ".1%" if reach < 0.05 else ".0%"
-    x = alt.X(
-        "value:Q",
+    x = _quantity(
+        "value",
         title=title,
-        scale=alt.Scale(domain=[left, right], nice=False, zero=False),
-        axis=alt.Axis(format=digits, tickCount=5),
+        scale={"domain": [left, right], "nice": False, "zero": False},
+        axis={"format": digits, "tickCount": 5},
     )
-    labels = alt.Axis(labelFontSize=13, labelPadding=10, grid=False)
-    y = alt.Y("arm:N", sort=arms, title=None, axis=labels)
-    base = _data([{**row, "index": arms.index(row["arm"])} for row in rows])
-    seeds = base.mark_line(color="#b9b4a8", strokeWidth=1, opacity=0.8)
-    ticks = base.mark_tick(thickness=3, size=26, color=INK)
-    layers = [
-        seeds.encode(x=x, y=y, detail="seed:N", order="index:Q"),
-        ticks.encode(x=alt.X("mean(value):Q", title=title), y=y),
-        _dots(base, colours, x, y, seed="seed:O"),
-    ]
+    labels = {"labelFontSize": 13, "labelPadding": 10, "grid": False}
+    y = {"field": "arm", "type": "nominal", "sort": arms, "title": None, "axis": labels}
+    mean = _quantity("value", aggregate="mean", title=title)
+    seeds = {
+        **_mark("line", color="#b9b4a8", strokeWidth=1, opacity=0.8),
+        "encoding": {"x": x, "y": y, "detail": SEED, "order": _quantity("index")},
+    }
+    ticks = {**_mark("tick", thickness=3, size=26, color=INK), "encoding": {"x": mean, "y": y}}
+    layers = [seeds, ticks, _dots(colours, x, y)]
     if plateau is not None:
         # Clip the band to the domain, because Vega shrinks the chart for marks outside of it.
-        band = _data([{"from": max(plateau - PLATEAU_NATS, left), "to": right}])
-        shaded = band.mark_rect(color="#f3e3d3", opacity=0.75).encode(x="from:Q", x2="to:Q")
-        line = _dashed(_data([{"at": plateau}])).encode(x="at:Q")
-        layers = [shaded, line, *layers]
-    return _finish(layers, height=max(46 * len(arms), 60))
+        band = {
+            **_mark("rect", color="#f3e3d3", opacity=0.75),
+            "data": {"values": [{"from": max(plateau - PLATEAU_NATS, left), "to": right}]},
+            "encoding": {"x": _quantity("from"), "x2": {"field": "to"}},
+        }
+        layers = [band, _rule("x", plateau), *layers]
+    points = [
+        {
+            "arm": row["arm"],
+            "seed": row["seed"],
+            "value": row["value"],
+            "index": arms.index(row["arm"]),
+        }
+        for row in rows
+    ]
+    return _chart(points, layers, height=max(46 * len(arms), 60))
 
 
 def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> ChartSpec:
@@ -164,16 +170,15 @@ def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> ChartSpec:
     if not vega_code():
         return table_of(rows, "arm", across="measure")
     measures = list(dict.fromkeys(row["measure"] for row in rows))
-    bind = alt.binding_select(options=measures, name="Measure ")
-    menu = alt.param(name="measure", value=measures[0], bind=bind)
-    # Vega evaluates this expression in the browser when the menu changes.
-    base = _data(rows).transform_filter("datum.measure == measure")
+    bind = {"input": "select", "options": measures, "name": "Measure "}
     title = {"flops": FLOPS}.get(quantity, quantity)
-    x = alt.X("x:Q", title=title, scale=alt.Scale(zero=True), axis=_count_axis())
-    y = alt.Y("value:Q", title="measure", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
-    spent = alt.Tooltip("x:Q", format=".4s")
-    layers = [_dots(base, colours, x, y, seed="seed:O", spent=spent)]
-    return _finish(layers, height=320, menus=[menu])
+    x = _quantity("x", title=title, scale={"zero": True}, axis=COUNTS)
+    y = _quantity("value", title="measure", scale={"zero": False}, axis={"tickCount": 6})
+    dots = _dots(colours, x, y, _quantity("x", format=".4s"))
+    # Vega evaluates this expression in the browser when the menu changes.
+    dots["transform"] = [{"filter": "datum.measure == measure"}]
+    menu = {"name": "measure", "value": measures[0], "bind": bind}
+    return {**_chart(rows, [dots], height=320), "params": [menu]}
 
 
 def line_chart(
@@ -201,86 +206,99 @@ def line_chart(
     """
     if not vega_code():
         return table_of(rows, "arm", across=x)
-    data = _data(rows)
     colour = _arm_colour(colours)
-    across = "tokens read" if x == "tokens" else x
-    axis_x = alt.X(f"{x}:Q", title=across, scale=alt.Scale(domainMin=0), axis=_count_axis())
-    axis = alt.Axis(format=".0%" if percent else ".2~f", tickCount=6)
-    up: ChartSpec = {"title": title, "axis": axis, "scale": alt.Scale(zero=zero)}
-    tips = ["arm:N", alt.Tooltip(f"{x}:Q", format=","), alt.Tooltip("value:Q", format=".3f")]
-    width = 1.0 if means else 1.9
-    opacity = 0.3 if means else 0.75
-    lines = data.mark_line(strokeWidth=width, opacity=opacity)
-    y = alt.Y("value:Q", **up)
-    layers = [lines.encode(x=axis_x, y=y, color=colour, detail="seed:N", tooltip=tips)]
+    title_x = "tokens read" if x == "tokens" else x
+    across = _quantity(x, title=title_x, scale={"domainMin": 0}, axis=COUNTS)
+    axis = {"format": ".0%" if percent else ".2~f", "tickCount": 6}
+    up: ChartSpec = {"title": title, "axis": axis, "scale": {"zero": zero}}
+    tips = [ARM, _quantity(x, format=","), _quantity("value", format=".3f")]
+    runs = {
+        "x": across,
+        "y": _quantity("value", **up),
+        "color": colour,
+        "detail": SEED,
+        "tooltip": tips,
+    }
+    thin = _mark("line", strokeWidth=1.0, opacity=0.3)
+    usual = _mark("line", strokeWidth=1.9, opacity=0.75)
+    layers = [{**(thin if means else usual), "encoding": runs}]
     if means:
-        thick = data.mark_line(strokeWidth=2.2)
-        y = alt.Y("mean(value):Q", **up)
-        layers.append(thick.encode(x=axis_x, y=y, color=colour, tooltip=tips[:2]))
+        y = _quantity("value", aggregate="mean", **up)
+        encoding = {"x": across, "y": y, "color": colour, "tooltip": tips[:2]}
+        layers.append({**_mark("line", strokeWidth=2.2), "encoding": encoding})
     if any("scheduled" in row for row in rows):
-        planned = data.mark_line(strokeDash=[2, 4], color="#000", strokeWidth=1.3, opacity=0.7)
-        y = alt.Y("scheduled:Q", title=title)
-        layers.append(planned.encode(x=axis_x, y=y, detail=["arm:N", "seed:N"]))
+        dotted = _mark("line", strokeDash=[2, 4], color="#000", strokeWidth=1.3, opacity=0.7)
+        y = _quantity("scheduled", title=title)
+        layers.append({**dotted, "encoding": {"x": across, "y": y, "detail": [ARM, SEED]}})
     if rule is not None:
-        # A nested layer stores the data of its lines only once in the page.
-        layers = [alt.layer(*layers), _dashed(_data([{"at": rule}])).encode(y="at:Q")]
-    return _finish(layers, height=260)
+        layers.append(_rule("y", rule))
+    return _chart(rows, layers, height=260)
 
 
 # Parts of all charts
 
-
-def _data(rows: Points) -> alt.Chart:
-    return alt.Chart(alt.Data(values=list(rows)))
-
-
-def _dots(
-    data: alt.Chart, colours: Colours, x: alt.X, y: alt.Y, **tips: str | alt.Tooltip
-) -> alt.Chart:
-    tooltip = ["arm:N", *tips.values(), alt.Tooltip("value:Q", format=".4f")]
-    dots = data.mark_circle(**DOT)
-    return dots.encode(x=x, y=y, color=_arm_colour(colours), tooltip=tooltip)
-
-
-def _dashed(data: alt.Chart) -> alt.Chart:
-    return data.mark_rule(strokeDash=[5, 4], color=BROWN, strokeWidth=1.5)
-
-
-def _count_axis() -> alt.Axis:
-    return alt.Axis(format="~s", tickCount=6, grid=False)
+ARM: ChartSpec = {"field": "arm", "type": "nominal"}
+SEED: ChartSpec = {"field": "seed", "type": "nominal"}
+COUNTS: ChartSpec = {"format": "~s", "tickCount": 6, "grid": False}
+"""The axis of steps, tokens or FLOPs."""
+AXES: ChartSpec = {
+    "labelColor": INK,
+    "titleColor": INK,
+    "titleFontWeight": "normal",
+    "gridColor": FAINT,
+    "titleFontSize": 13,
+    "labelFontSize": 12,
+    "titlePadding": 10,
+    "labelPadding": 6,
+    "labelLimit": 190,
+    "domain": False,
+    "ticks": False,
+}
 
 
-def _arm_colour(colours: Colours) -> alt.Color:
-    # Charts need no legend, because the page has one.
-    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    return alt.Color("arm:N", scale=scale, legend=None)
+def _mark(kind: str, **look: object) -> ChartSpec:
+    return {"mark": {"type": kind, **look}}
 
 
-def _finish(
-    layers: Sequence[alt.Chart], *, height: int, menus: Sequence[alt.Parameter] = ()
-) -> ChartSpec:
-    """Apply the common style and return the chart as a dict."""
-    chart = alt.layer(*layers).add_params(*menus)
-    fit = {"type": "fit-x", "contains": "padding"}
-    chart = chart.properties(
-        width="container", height=height, background="transparent", autosize=fit
-    )
-    axis = {
-        "labelColor": INK,
-        "titleColor": INK,
-        "titleFontWeight": "normal",
-        "gridColor": FAINT,
-        "titleFontSize": 13,
-        "labelFontSize": 12,
-        "titlePadding": 10,
-        "labelPadding": 6,
-        "labelLimit": 190,
-        "domain": False,
-        "ticks": False,
+def _quantity(field: str, **facts: object) -> ChartSpec:
+    """Return a field of numbers, which is a position or a line of a tooltip."""
+    return {"field": field, "type": "quantitative", **facts}
+
+
+def _dots(colours: Colours, x: ChartSpec, y: ChartSpec, *tips: ChartSpec) -> ChartSpec:
+    tooltip = [ARM, {"field": "seed", "type": "ordinal"}, *tips, _quantity("value", format=".4f")]
+    encoding = {"x": x, "y": y, "color": _arm_colour(colours), "tooltip": tooltip}
+    return {**_mark("circle", **DOT), "encoding": encoding}
+
+
+def _rule(axis: str, at: float) -> ChartSpec:
+    """Return a dashed line across the chart."""
+    return {
+        **_mark("rule", strokeDash=[5, 4], color=BROWN, strokeWidth=1.5),
+        "data": {"values": [{"at": at}]},
+        "encoding": {axis: _quantity("at")},
     }
-    chart = chart.configure(font=FONT).configure_view(stroke=None).configure_axis(**axis)
-    # Schema validation would take minutes on a large page.
-    return chart.to_dict(validate=False)
+
+
+def _arm_colour(colours: Colours) -> ChartSpec:
+    # Charts need no legend, because the page has one.
+    return {**ARM, "scale": {"domain": [*colours], "range": [*colours.values()]}, "legend": None}
+
+
+def _chart(rows: Points, layers: Sequence[ChartSpec], *, height: int) -> ChartSpec:
+    """Return a chart in the common style, whose layers draw the same rows unless they have own
+    ones.
+    """
+    return {
+        "$schema": SCHEMA,
+        "data": {"values": list(rows)},
+        "layer": list(layers),
+        "width": "container",
+        "height": height,
+        "background": "transparent",
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "config": {"font": FONT, "view": {"stroke": None}, "axis": AXES},
+    }
 
 
 # Numbers in templates

@@ -474,7 +474,7 @@ def run_learn(recipe: Recipe, out: Path) -> Plain:
         results = _finished([stage], store)
     page = out / "report.html"
     if _is_first() and not page.exists():
-        # Imported here because importing altair takes a second.
+        # Imported here because pandas, which only the page needs, takes half a second.
         from maskwise.report.page import write_policy_page
 
         write_policy_page(out, title=recipe.name, measures=results[0])
