@@ -13,6 +13,7 @@ from pandas import DataFrame
 
 from maskwise.constants import BLUE, CORRELATIONS, MEAN_OVER_TASKS, ORANGE, shade
 from maskwise.estimates import outcome_labels
+from maskwise.measurements import Measurement
 from maskwise.report.drawing import (
     GROUPS,
     MUTED,
@@ -22,7 +23,7 @@ from maskwise.report.drawing import (
     dot_chart,
     line_chart,
 )
-from maskwise.report.reading import NO_RUNS, Folder, LogLine, mean
+from maskwise.report.reading import Folder, LogLine, mean
 
 MOST_POINTS = 200
 """Maximum number of points on a line. More points would be indistinguishable."""
@@ -35,13 +36,13 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
         facts = folder.task(task)
         metric = facts.get("metric", "score")
         lower = folder.lower_is_better(task)
-        are_shares = metric not in CORRELATIONS and runs.value.between(0, 1).all()
-        percent = bool(are_shares) and not lower
+        are_shares = metric not in CORRELATIONS and all(0 <= row.value <= 1 for row in runs)
+        percent = are_shares and not lower
         points = _points(runs, colours)
         if not points:
             continue
-        majority = mean(runs.chance.dropna())
-        scratch = mean(runs.value[runs.arm.isin([*folder.untrained])])
+        majority = mean([row.chance for row in runs if row.chance is not None])
+        scratch = mean([row.value for row in runs if row.arm in folder.untrained])
         side = "left" if lower else "right"
         spec = dot_chart(
             points,
@@ -73,12 +74,9 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
         if not points:
             continue
         masks, ratio = measure
-        trained = unigrams.get(measure, NO_RUNS)
-        trained = trained[trained.arm.isin([*colours])]
-        unigram = mean(trained.value)
+        unigram = mean([row.value for row in unigrams.get(measure, ()) if row.arm in colours])
         # Untrained models hardly differ between seeds, so one of them is enough.
-        untrained = runs[runs.arm.isin([*folder.untrained])]
-        start = mean(untrained.value.head(1))
+        start = next((row.value for row in runs if row.arm in folder.untrained), None)
         spec = dot_chart(
             points,
             colours,
@@ -91,10 +89,11 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
     return charts
 
 
-def _points(runs: DataFrame, colours: Colours) -> list[LogLine]:
+def _points(runs: Iterable[Measurement], colours: Colours) -> list[LogLine]:
     """Return the runs of arms with a colour, which excludes the reference."""
-    drawn = runs[runs.arm.isin([*colours])]
-    return drawn.to_dict("records")
+    return [
+        {"arm": row.arm, "seed": row.seed, "value": row.value} for row in runs if row.arm in colours
+    ]
 
 
 def transfer_view(folder: Folder) -> View | None:

@@ -150,15 +150,7 @@ def dot_chart(
             "encoding": {"x": _quantity("from"), "x2": {"field": "to"}},
         }
         layers = [band, _rule("x", plateau), *layers]
-    points = [
-        {
-            "arm": row["arm"],
-            "seed": row["seed"],
-            "value": row["value"],
-            "index": arms.index(row["arm"]),
-        }
-        for row in rows
-    ]
+    points = [{**row, "index": arms.index(row["arm"])} for row in rows]
     return _chart(points, layers, height=max(46 * len(arms), 60))
 
 

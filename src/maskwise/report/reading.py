@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, cast
-
-from pandas import DataFrame
 
 from maskwise.constants import LOWER_IS_BETTER
 from maskwise.errors import MaskwiseError, shortened
@@ -25,16 +23,13 @@ from maskwise.measurements import (
     measurements,
     pending_seeds,
     refuse_earlier,
-    table_of,
 )
 from maskwise.verdict import summarise
 
 LogLine: TypeAlias = dict[str, Any]
 """A JSON object from a file; docs/files.md describes the keys."""
-MeasureTables: TypeAlias = dict[tuple[str, Any], DataFrame]
-"""Tables of measurements, keyed by measure."""
-NO_RUNS = DataFrame(columns=["arm", "seed", "value"])
-
+Measured: TypeAlias = dict[tuple[str, Any], list[Measurement]]
+"""The measurements of runs, keyed by measure."""
 NO_STUDY: Study = {
     "name": "",
     "description": "",
@@ -145,22 +140,22 @@ class Folder:
         found = measurements(self.records, tasks)
         return [row for row in found if not row.role]
 
-    def numbers(self, kind: str, *, split: str = "test") -> MeasureTables:
-        """Return the measurements of one kind as tables with their columns.
+    def numbers(self, kind: str, *, split: str = "test") -> Measured:
+        """Return the measurements of one kind. Numbers that are not finite are left out.
 
         Args:
             kind: "task", "heldout" or "evaluation".
             split: "test", or another split (``Measurement``).
 
         Returns:
-            The tables, keyed by measure and metric (or, for held-out losses, masking ratio).
+            The measurements, keyed by measure and metric (or, for held-out losses, masking ratio).
         """
-        runs = defaultdict(list)
+        runs = defaultdict[tuple[str, Any], list[Measurement]](list)
         for row in self.measured:
-            if row.kind == kind and row.split == split and row.value is not None:
+            if row.kind == kind and row.split == split and finite(row.value) is not None:
                 detail = row.ratio if kind == "heldout" else row.metric
                 runs[row.measure, detail].append(row)
-        return {measure: table_of(rows) for measure, rows in runs.items()}
+        return dict(runs)
 
     def task(self, name: str) -> LogLine:
         """Return the facts of a task, such as its metric and the number of classes."""
@@ -387,6 +382,14 @@ def _curves(folder: Path, arm: str, seed: int) -> list[LogLine]:
             known = {key: value for key, value in finite(line).items() if value is not None}
             curves.append({**known, "arm": arm, "seed": seed})
     return curves
+
+
+def values_by_arm(runs: Iterable[Measurement]) -> dict[str, list[float]]:
+    """Return the values of runs, keyed by arm."""
+    values = defaultdict[str, list[float]](list)
+    for row in runs:
+        values[row.arm].append(row.value)
+    return dict(values)
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -8,10 +8,11 @@ has no tests, because runs of different studies are not paired.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
-from pandas import DataFrame, concat
+import numpy as np
 
 from maskwise.constants import LOWER_IS_BETTER, NATS, accuracy_misleads
 from maskwise.errors import MaskwiseError
@@ -19,7 +20,7 @@ from maskwise.estimates import Shown, outcome_labels, shown
 from maskwise.files import Contrast
 from maskwise.folders import write_page
 from maskwise.report.drawing import FILTERS, SLATE, Colours, View
-from maskwise.report.reading import Folder, mean, read_folder
+from maskwise.report.reading import Folder, mean, read_folder, values_by_arm
 from maskwise.specs import leaves
 
 COMMONEST = "commonest answer"
@@ -39,15 +40,16 @@ def task_table(folder: Folder) -> View | None:
         facts = folder.task(task)
         metric = facts.get("metric") or "score"
         majority = facts.get("majority")
+        values = values_by_arm(runs)
         if majority is not None:
-            runs = concat([runs, DataFrame([{"arm": COMMONEST, "value": majority}])])
+            values[COMMONEST] = [majority]
         metrics[task] = metric
-        cells[task] = _cells(runs, metric)
+        cells[task] = _cells(values, metric)
         macro = further.get((task, "macro-f1"))
         if macro is not None and accuracy_misleads(metric, majority):
             # This is a second column for the same task. The space makes the key unique.
             macro_metrics[f"{task} "] = "macro-f1"
-            cells[f"{task} "] = _cells(macro, "macro-f1")
+            cells[f"{task} "] = _cells(values_by_arm(macro), "macro-f1")
     if not metrics:
         return None
     metrics |= macro_metrics
@@ -60,15 +62,17 @@ def task_table(folder: Folder) -> View | None:
     return {"tasks": metrics, "rows": rows}
 
 
-def _cells(runs: DataFrame, metric: str) -> dict[str, dict[str, str]]:
+def _cells(values: Mapping[str, Sequence[float]], metric: str) -> dict[str, dict[str, str]]:
+    """Return the mean and SD of every arm as texts."""
     scale = 1
     digits = 2
-    is_share = (runs.value.abs() <= 1).all()
-    if is_share and metric not in LOWER_IS_BETTER:
+    are_shares = all(abs(value) <= 1 for value in chain.from_iterable(values.values()))
+    if are_shares and metric not in LOWER_IS_BETTER:
         scale = 100
         digits = 1
     cells = {}
-    for arm, mean_, sd in _spread(runs):
+    for arm, runs in values.items():
+        mean_, sd = _spread(runs)
         deviation = ""
         if sd is not None:
             deviation = f"{scale * sd:.{digits}f}"
@@ -76,33 +80,34 @@ def _cells(runs: DataFrame, metric: str) -> dict[str, dict[str, str]]:
     return cells
 
 
-def _spread(runs: DataFrame) -> Iterator[tuple[str, float, float | None]]:
-    """Yield the name, mean and SD of every arm; the SD of a single run is None."""
-    for arm, values in runs.groupby("arm", sort=False).value:
-        sd = None
-        if len(values) > 1:
-            sd = values.std()
-        yield arm, values.mean(), sd
+def _spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and SD of an arm's runs; the SD of a single run is None."""
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return float(np.mean(values)), sd
 
 
 def score_table(folder: Folder) -> list[View]:
     """Return a table of the values in the dot charts, with a row for every task and arm."""
     rows = []
     for (task, _), runs in folder.numbers("task").items():
+        values = values_by_arm(runs)
         for arm in (*folder.arms, *folder.untrained):
-            values = runs[runs.arm == arm].set_index("seed").value
-            if len(values):
-                rows.append({"task": task, "arm": arm, "runs": values, "mean": values.mean()})
+            if arm in values:
+                row = {"task": task, "arm": arm, "values": values[arm]}
+                rows.append({**row, "mean": float(np.mean(values[arm]))})
     return rows
 
 
 def evaluation_table(folder: Folder) -> View:
     """Return a table of means over runs for measures without fine-tuning."""
     rows = []
+    known = set[str]()
     found = [row for row in folder.measured if row.kind == "evaluation"]
     facts_of = {(row.measure, row.metric): row for row in found}
     for measure, runs in folder.numbers("evaluation").items():
         facts = facts_of[measure]
+        values = values_by_arm(runs)
+        known.update(values)
         rows.append(
             {
                 "name": facts.measure,
@@ -110,10 +115,9 @@ def evaluation_table(folder: Folder) -> View:
                 "chance": facts.chance,
                 "items": facts.items,
                 "lower": not facts.higher_is_better,
-                "means": runs.groupby("arm").value.mean().to_dict(),
+                "means": {arm: float(np.mean(of_arm)) for arm, of_arm in values.items()},
             }
         )
-    known = set().union(*(row["means"] for row in rows))
     arms = [arm for arm in (*folder.arms, *folder.untrained) if arm in known]
     return {"arms": arms, "rows": rows}
 
@@ -399,10 +403,9 @@ def _means(folder: Folder) -> dict[tuple[str, str], View]:
             outcome = f"{name} ({detail or 'score'})"
             if kind == "heldout":
                 outcome = f"held-out loss, {name} masks {100 * detail:g} %"
-            counts = runs.arm.value_counts()
-            for arm, mean_, sd in _spread(runs):
-                cell = {"runs": int(counts[arm]), "mean": mean_, "sd": sd}
-                cells[outcome, folder.label(arm)] = cell
+            for arm, values in values_by_arm(runs).items():
+                mean_, sd = _spread(values)
+                cells[outcome, folder.label(arm)] = {"runs": len(values), "mean": mean_, "sd": sd}
     return cells
 
 
