@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 import maskwise as mw
@@ -326,6 +327,63 @@ def test_a_published_table_is_told_which_of_its_columns_may_be_the_scores() -> N
 def test_bad_tables_get_one_line(rows: Any, more: dict[str, Any], said: str) -> None:
     with pytest.raises(MaskwiseError, match=said) as caught:
         mw.compare(rows, **{**BETTER, **more})
+    assert "\n" not in str(caught.value)
+
+
+FRAME = pd.DataFrame(table())
+
+
+class Polars:
+    """What a frame of polars has."""
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        return table()
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        pytest.param(FRAME.set_index(["arm", "seed", "task"]).score, id="series"),
+        pytest.param(FRAME.set_index(["arm", "seed", "task"]).score.rename(None), id="no-name"),
+        pytest.param(FRAME.set_index(["arm", "seed"]), id="frame-with-index"),
+        pytest.param(FRAME.set_index("seed", drop=False), id="index-and-column"),
+        pytest.param(FRAME.pivot(index=["arm", "seed"], columns="task", values="score"), id="wide"),
+        pytest.param(pa.Table.from_pandas(FRAME), id="arrow"),
+        pytest.param(Polars(), id="polars"),
+        pytest.param(FRAME.to_dict("list"), id="dict-of-lists"),
+        pytest.param({name: FRAME[name].to_numpy() for name in FRAME}, id="dict-of-arrays"),
+        pytest.param(tuple(table()), id="tuple-of-dicts"),
+        pytest.param((row for row in table()), id="generator"),
+    ],
+)
+def test_a_table_in_memory_has_rows_or_columns_with_names(scores: Any) -> None:
+    found, usual = (mw.compare(each, **BETTER) for each in (scores, table()))
+    assert found.summary["contrasts"] == usual.summary["contrasts"]
+    assert len(found.records) == len(usual.records)
+
+
+@pytest.mark.parametrize(
+    ("scores", "got"),
+    [
+        pytest.param(None, "got NoneType", id="none"),
+        pytest.param(3, "got int", id="number"),
+        pytest.param(b"arm,seed", "bytes of int", id="bytes"),
+        pytest.param("x" * 5000, "no file of scores", id="long-text"),
+        pytest.param(FRAME.to_csv(), "no file of scores", id="text-of-a-table"),
+        pytest.param(FRAME.score, "got score;", id="series-without-arms"),
+        pytest.param(FRAME[["score"]].to_numpy(), "ndarray of ndarray", id="array"),
+        pytest.param(np.array(0.5), "got ndarray", id="scalar"),
+        pytest.param([tuple(row.values()) for row in table()], "list of tuple", id="tuples"),
+        pytest.param([*table(), None], "list of NoneType", id="not-all-rows"),
+        pytest.param(FRAME.to_dict(), "dict of dict", id="dict-of-dicts"),
+        pytest.param(table()[0], "dict of str", id="one-row"),
+        pytest.param({"arm": ["a"], "seed": [0, 1]}, "different lengths", id="lengths"),
+        pytest.param(FRAME[["arm", "arm", "seed", "score"]], "got arm", id="one-name-twice"),
+    ],
+)
+def test_what_is_no_table_is_one_line(scores: Any, got: str) -> None:
+    with pytest.raises(MaskwiseError, match=got) as caught:
+        mw.compare(scores, **BETTER)
     assert "\n" not in str(caught.value)
 
 

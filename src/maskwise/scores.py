@@ -17,13 +17,14 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
-from pandas import isna
+from pandas import DataFrame, Series, isna
 
 from maskwise import __version__
 from maskwise.constants import NATS
@@ -36,9 +37,6 @@ from maskwise.report.reading import NO_STUDY, NO_SUMMARY
 from maskwise.verdict import summarise
 from maskwise.verdict.statistics import can_decide, fewest_runs
 from maskwise.verdict.words import ITEMS, REPLICATES
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 FEWEST_ITEMS = 30
 """With fewer test items, a normal interval would be too short."""
@@ -133,7 +131,7 @@ class ComparedScores:
 
 
 def compare(
-    scores: str | Path | DataFrame | Iterable[Row],
+    scores: str | Path | DataFrame | Series | Iterable[Row] | Mapping[str, Sequence[Any]],
     *,
     replicate: str,
     baseline: str,
@@ -147,7 +145,8 @@ def compare(
 
     Args:
         scores: a file (.csv, .tsv, .json, .jsonl, .parquet), a folder ARM/SEED/all_results.json, a
-            data frame, or dicts.
+            data frame, a series whose index has names, dicts of a row each, or a dict with a list
+            for each column.
         replicate: what a row repeats, a key of ``REPLICATES``.
         baseline: the arm that others are compared with.
         contrasts: the (arm, baseline) pairs of the primary contrasts, which share the error rate;
@@ -356,28 +355,74 @@ def _name_of(scores: object) -> str:
     return Path(scores).stem if isinstance(scores, str | Path) else "scores"
 
 
-def _rows_of(scores: str | Path | DataFrame | Iterable[Row], lower: Sequence[str]) -> list[Row]:
+def _rows_of(scores: object, lower: Sequence[str]) -> list[Row]:
     """Return the rows of a table, wherever it is."""
     if isinstance(scores, str | Path):
         path = Path(scores).expanduser()
-        if path.is_dir():
+        is_folder = is_file = False
+        # A text that is too long is no path.
+        with suppress(OSError):
+            is_folder = path.is_dir()
+            is_file = path.is_file()
+        if is_folder:
             return _results_in(path, lower)
-        if not path.is_file():
+        if not is_file:
             raise MaskwiseError("there is no file of scores", got=str(scores))
         # Reading other formats imports more.
         from maskwise.text.labelled import read_records
 
         return list(read_records(path))
-    if hasattr(scores, "to_dict"):
-        return cast(list[Row], scores.to_dict("records"))
-    rows = list(scores)
-    if not all(isinstance(row, Mapping) for row in rows):
-        raise MaskwiseError(
-            "these are no rows of scores",
-            got=type(rows[0]).__name__,
-            allowed="a file, a folder, a data frame, or dicts",
-        )
+    if isinstance(scores, Series):
+        scores = scores.to_frame("score" if scores.name is None else scores.name)
+    if isinstance(scores, DataFrame):
+        # An index with names has columns, such as those of a mean over groups.
+        named = [name for name in scores.index.names if name is not None]
+        frame = scores.reset_index(level=[name for name in named if name not in scores.columns])
+        frame = frame.rename(columns=str)
+        if not frame.columns.is_unique:
+            twice = frame.columns[frame.columns.duplicated()]
+            raise MaskwiseError("two columns of scores have one name", got=", ".join({*twice}))
+        return cast(list[Row], frame.to_dict("records"))
+    for name in ("to_dicts", "to_pylist"):
+        # The rows of a table of polars, or of pyarrow.
+        if hasattr(scores, name):
+            return cast(list[Row], getattr(scores, name)())
+    if isinstance(scores, Mapping):
+        return _rows_of_columns(scores)
+    try:
+        rows = list(cast(Iterable[Row], scores))
+    except TypeError:
+        raise _no_rows(scores, scores) from None
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise _no_rows(scores, row)
     return rows
+
+
+def _rows_of_columns(columns: Mapping[object, Any]) -> list[Row]:
+    """Return the rows of a dict with a list for each column."""
+    lengths = set()
+    for values in columns.values():
+        if isinstance(values, str | Mapping) or not hasattr(values, "__len__"):
+            raise _no_rows(columns, values)
+        lengths.add(len(values))
+    if len(lengths) > 1:
+        raise MaskwiseError("the columns of scores have different lengths", got=sorted(lengths))
+    names = [*map(str, columns)]
+    return [dict(zip(names, row)) for row in zip(*columns.values())]
+
+
+def _no_rows(scores: object, row: object) -> MaskwiseError:
+    """Return the error for scores that are no table."""
+    kind = type(scores).__name__
+    return MaskwiseError(
+        "these are no rows of scores",
+        got=kind if row is scores else f"{kind} of {type(row).__name__}",
+        allowed="a file, a folder, a data frame, dicts of a row each, or a dict with a list for "
+        "each column",
+        do="give every score its arm and its seed, such as "
+        "[{'arm': 'ours', 'seed': 0, 'task': 'sst2', 'score': 0.91}, …]",
+    )
 
 
 def _results_in(folder: Path, lower: Sequence[str]) -> list[Row]:
