@@ -747,20 +747,58 @@ LISTS: list[list[Any]] = [
     [[5, None], [7]],
     [np.array([5]), [7]],
     [[], []],
+    [np.array([5, 6]), np.array([7])],
+    [np.array([0.5]), np.array([7.0, 8.0])],
+    [np.array([True]), np.array([False, True])],
+    [np.array([2**63], np.uint64), np.array([7], np.uint64)],
+    [torch.tensor([5, 6]), torch.tensor([7])],
+    [torch.tensor([0.5], requires_grad=True), torch.tensor([7.0])],
+    [torch.tensor([5], dtype=torch.int32), torch.tensor([7, 8], dtype=torch.int32)],
+    [np.array([5]), np.array([0.5])],
+    [np.array([5]), np.array([True])],
+    [np.array([5]), torch.tensor([7])],
+    [np.array([5]), np.zeros(0)],
+    [np.array([None, 5]), np.array([7, None])],
+    [np.ones((2, 2), int), np.ones((2, 2), int)],
+    [np.array(5), np.array(7)],
+    [torch.tensor([5]), torch.tensor([0.5])],
+    [torch.tensor([5]), torch.tensor([7], dtype=torch.int32)],
+    [torch.tensor([5]), torch.tensor([7], device="meta")],
+    [torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16)],
+    [torch.eye(2).to_sparse()[0], torch.eye(2).to_sparse()[1]],
+    [torch.ones(2, 2), torch.ones(2, 2)],
+    [torch.tensor(5), torch.tensor(7)],
+    [None, None],
 ]
+AT_ONCE = (0, 1, 2, 3, *range(22, 29))
+"""The rows that most people have."""
 
 
 @pytest.mark.parametrize("missing", [None, -1])
 @pytest.mark.parametrize("rows", range(len(LISTS)))
-def test_lists_that_are_read_at_once_are_read_as_each_of_them(
+def test_rows_that_are_read_at_once_are_read_as_each_of_them(
     rows: int, missing: int | None
 ) -> None:
     values = LISTS[rows]
     found = joined(values, missing=missing)
     if found is not None:
         parts = [numbers("ids", part, missing=missing) for part in values if len(part)]
-        assert {part.dtype for part in parts} == {found.dtype} == {np.dtype(np.int64)}
+        assert {part.dtype for part in parts} == {found.dtype}
         assert found.tolist() == np.concatenate(parts).tolist()
-    # These are the rows that most people have.
-    if rows < 4 or (rows == 4 and missing is not None):
-        assert found is not None
+        assert found.flags.writeable
+    gaps = rows in (4, 5) and missing is not None
+    assert (found is not None) == (rows in AT_ONCE or gaps)
+
+
+@pytest.mark.parametrize(
+    "form", [list, tuple, np.array, torch.tensor], ids=lambda form: form.__name__
+)
+def test_rows_of_equal_lengths_are_one_array_however_they_are_nested(
+    form: Callable[[Any], Any],
+) -> None:
+    values = [[5, 6, 7], [8, 9, 10]]
+    array = numbers("ids", [form(row) for row in values])
+    assert array.tolist() == values
+    assert array.dtype == np.int64 and array.flags.writeable
+    with refused("ids"):
+        numbers("ids", [form([5, 6]), form([7])])

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskwise.segments import first_within, order_within, rank_within, sums_within
+from maskwise.segments import (
+    first_within,
+    order_within,
+    rank_within,
+    sums_within,
+    totals_within,
+)
 
 
 def line(pieces: int, count: int, dtype: type, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -40,6 +46,9 @@ def test_first_ranks_and_sums_begin_anew_in_each_piece() -> None:
     assert rank_within(counts).tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
     sums = sums_within(np.array([5, 1, 2, 7, 1, 1, 1, 1]), counts)
     assert sums.tolist() == [5, 6, 8, 7, 1, 2, 3, 4]
+    totals = totals_within(np.array([5, 1, 2, 7, 1, 1, 1, 1]), counts)
+    assert totals.tolist() == [8, 0, 7, 4, 0]
+    assert totals_within(np.zeros(0, int), counts * 0).tolist() == [0] * 5
     assert (
         rank_within(counts * 0).tolist() == [] == sums_within(np.zeros(0, int), counts * 0).tolist()
     )
@@ -52,3 +61,4 @@ def test_sums_of_floats_are_floats() -> None:
     values, counts_P = np.array([0.5, 0.25, 0.5, 0.125]), np.array([2, 0, 2])
     assert sums_within(values, counts_P).tolist() == [0.5, 0.75, 0.5, 0.625]
     assert sums_within(values > 0.3, counts_P).tolist() == [1, 1, 1, 1]
+    assert totals_within(values, counts_P).tolist() == [0.75, 0, 0.625]

@@ -211,6 +211,9 @@ def finite_number(
     Raises:
         MaskwiseError: for any other value, also for bools and NaN.
     """
+    # Steps are Python's own, and this check is fast.
+    if type(value) is int and least <= value <= most:
+        return value
     return _checked(Real, "a number", name, value, least, most)
 
 

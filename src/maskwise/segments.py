@@ -110,11 +110,27 @@ def first_within(piece: Array, key: Array, wanted_P: Array) -> Array:
 
 def sums_within(values: Array, counts_P: Array) -> Array:
     """(N,) cumulative sums of ``values`` within each piece: int64, or float64 for floats."""
-    # total[0] is 0, so total[i] is the sum of all values before member i.
-    total = np.zeros(len(values) + 1, np.result_type(values, np.int64))
-    values.cumsum(out=total[1:])
+    total = _sums(values)
     before_P = total.take(offsets(counts_P))
     return total[1:] - before_P.repeat(counts_P)
+
+
+def totals_within(values: Array, counts_P: Array) -> Array:
+    """(P,) the sum of ``values`` in each piece: int64, or float64 for floats.
+
+    >>> totals_within(np.array([1, 2, 5, 5, 5]), np.array([2, 0, 3])).tolist()
+    [3, 0, 15]
+    """
+    total = _sums(values)
+    end_P = counts_P.cumsum()
+    return total.take(end_P) - total.take(end_P - counts_P)
+
+
+def _sums(values: Array) -> Array:
+    """(N + 1,) the sum of all values before each member, and of all values as last item."""
+    total = np.zeros(len(values) + 1, np.result_type(values, np.int64))
+    values.cumsum(out=total[1:])
+    return total
 
 
 LEAST_LOGIT = -60.0

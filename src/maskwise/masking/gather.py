@@ -371,10 +371,10 @@ def _kind_of(value: object) -> str:
         if not value:
             return EMPTY
         return TEXT if _kind_of(value[0]) == TEXT else TOKENS
-    # Check ``__len__`` first, because ``np.ndim`` of a number is slow.
-    if hasattr(value, "__len__") and np.ndim(value):  # type: ignore[arg-type]
-        return TOKENS
-    return SINGLE
+    dimensions = getattr(value, "ndim", None)
+    if dimensions is None and hasattr(value, "__len__"):
+        dimensions = np.ndim(value)  # type: ignore[arg-type]
+    return TOKENS if dimensions else SINGLE
 
 
 def _common_kind(name: str, values: Sequence[object]) -> str:

@@ -391,26 +391,20 @@ class Line:
     @contextmanager
     def read_only(self) -> Iterator[Line]:
         """Give a copy that shares all arrays, which nobody can change until the block ends."""
-        writeable = []
-
-        def view(values: Array) -> Array:
-            shared = values.view()
-            if shared.flags.writeable:
-                shared.flags.writeable = False
-                writeable.append(shared)
-            return shared
-
         line = object.__new__(type(self))
-        for name, value in vars(self).items():
-            if isinstance(value, np.ndarray):
-                value = view(value)
-            elif isinstance(value, dict):
-                value = {key: view(values) for key, values in value.items()}
-            setattr(line, name, value)
+        held = vars(line)
+        held.update(vars(self), layers={**self.layers}, extras={**self.extras})
+        frozen = []
+        for arrays in (held, line.layers, line.extras):
+            for name, values in arrays.items():
+                if isinstance(values, np.ndarray) and values.flags.writeable:
+                    values = arrays[name] = values.view()
+                    values.setflags(write=False)
+                    frozen.append(values)
         yield line
         # Tensors of the batch share these arrays, and torch warns of arrays that are read-only.
-        for shared in writeable:
-            shared.flags.writeable = True
+        for values in frozen:
+            values.setflags(write=True)
 
     def tensor(self, name: str) -> Tensor:
         """Return a layer, an extra array or an attribute as a (B, L) tensor.
@@ -431,14 +425,14 @@ def kinds(ids: Array, vocabulary: Vocabulary) -> Array:
     Raises:
         MaskwiseError: an id is outside the vocabulary.
     """
-    extreme = int(ids.min(initial=0))
-    if extreme >= 0:
-        extreme = int(ids.max(initial=0))
-    whole_number(
-        "an id in input_ids",
-        extreme,
-        least=0,
-        most=vocabulary.size - 1,
-        do="use the tokenizer that made these rows",
-    )
+    # One pass finds both bounds: read without signs, a negative id is a large number.
+    if ids.view(np.uint64).max(initial=0) >= vocabulary.size:
+        least = int(ids.min())
+        whole_number(
+            "an id in input_ids",
+            least if least < 0 else int(ids.max()),
+            least=0,
+            most=vocabulary.size - 1,
+            do="use the tokenizer that made these rows",
+        )
     return vocabulary.kind.take(ids)

@@ -19,7 +19,7 @@ import numpy as np
 from maskwise.draws import Array, Draws, Purpose
 from maskwise.errors import MaskwiseError
 from maskwise.masking.line import Line
-from maskwise.segments import listed, offsets, owners, rank_within
+from maskwise.segments import listed, offsets, owners, rank_within, totals_within
 
 STEPS = 80
 """The maximum number of Newton steps to find τ in ``reached``. About five steps are needed."""
@@ -138,8 +138,7 @@ class Units:
         The budget is the ratio × this number.
         """
         if self.start is not None:
-            total = np.append(0, self.length.cumsum())
-            return np.diff(total[np.append(0, self.count.cumsum())])
+            return totals_within(self.length, self.count)
         return np.bincount(self.piece, self.length, self.line.pieces).astype(np.int64)
 
     def draw(self, draws: Draws, purpose: Purpose) -> Array:
@@ -241,7 +240,7 @@ def find_runs(line: Line, ids: Array) -> tuple[Array, Array, Array]:
 
     Returns:
         The position of the first token of each run, (R,); the length of each run, (R,); and the
-        indices of the runs with a token that may not be masked.
+        index of the run of each token in runs that may not be masked, ascending.
     """
     inside = (ids >= 0) & line.content
     # A run ends where the id changes, before a token without an id, and at the end of the piece.
@@ -253,7 +252,7 @@ def find_runs(line: Line, ids: Array) -> tuple[Array, Array, Array]:
     start = np.flatnonzero(inside & ~continues)
     length = np.flatnonzero(last) - start + 1
     barred = np.flatnonzero(inside & ~line.eligible)
-    return start, length, np.unique(start.searchsorted(barred, side="right") - 1)
+    return start, length, start.searchsorted(barred, side="right") - 1
 
 
 def floors(tokens_P: Array, ratio_P: Array, min_targets: int) -> Array:
