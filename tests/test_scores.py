@@ -216,6 +216,121 @@ def test_a_suggested_column_is_not_one_that_is_taken() -> None:
     assert caught.value.do == "name it, such as seed=job"
 
 
+GRID = [(arm, seed) for arm in ("b", "a") for seed in range(6)]
+
+
+def score_of(arm: str, seed: int) -> float:
+    return 0.5 + 0.1 * (arm == "a") + seed / 100
+
+
+@pytest.mark.parametrize(
+    "row_of",
+    [
+        pytest.param(
+            lambda arm, seed, score: {
+                "model_name": arm,
+                "model_revision": 12,
+                "task_name": "STS12",
+                "split": "test",
+                "main_score": score,
+                "evaluation_time": 30.0 + score,
+                "seed": seed,
+            },
+            id="mteb",
+        ),
+        pytest.param(
+            lambda arm, seed, score: {
+                "model": arm,
+                "seed": seed,
+                "Tasks": "boolq",
+                "Version": 1,
+                "Metric": "acc",
+                "Value": score,
+                "Stderr": score / 9,
+            },
+            id="lm-eval",
+        ),
+        pytest.param(
+            lambda arm, seed, score: {
+                "run_id": f"{100 + seed}{len(arm)}",
+                "model": arm,
+                "seed": seed,
+                "sst2": score,
+                "wall_clock_hours": 2 + score,
+            },
+            id="wide-with-ids",
+        ),
+        pytest.param(
+            lambda arm, seed, score: {
+                "Name": f"swift-dew-{arm}{seed}",
+                "model": arm,
+                "seed": seed,
+                "eval/accuracy": score,
+                "eval/loss": score,
+                "_timestamp": 1.7e9 + seed,
+            },
+            id="wandb",
+        ),
+    ],
+)
+def test_tables_of_other_tools_are_read_without_names_of_columns(row_of: Any) -> None:
+    rows = [row_of(arm, seed, score_of(arm, seed)) for arm, seed in GRID]
+    found = mw.compare(rows, **BETTER)
+    assert found.records[0]["value"] == 0.5 and len(found.records) == len(GRID)
+
+
+@pytest.mark.parametrize(
+    ("row_of", "do"),
+    [
+        pytest.param(
+            lambda arm, seed, score: {"Name": f"dew-{arm}{seed}", "seed": seed, "path": arm},
+            "name it, such as arm=path",
+            id="runs-with-names",
+        ),
+        pytest.param(
+            lambda arm, seed, score: {"id": 9, "arm": arm, "seed": seed, "task": "t", "mcc": score},
+            "name it, such as score=mcc",
+            id="an-id-is-no-score",
+        ),
+        pytest.param(
+            lambda arm, seed, score: {"arm": arm, "task": "t", "seed0": score, "seed1": score},
+            "seeds are columns",
+            id="seeds-are-columns",
+        ),
+        pytest.param(
+            lambda arm, seed, score: {"seed": seed, "task": "t", "a": score, "b": score},
+            "b is a column",
+            id="arms-are-columns",
+        ),
+        pytest.param(
+            lambda arm, seed, score: {"Model": arm, "SST-2": f"{score} ± 0.3"},
+            "add a column seed",
+            id="means-and-deviations",
+        ),
+        pytest.param(
+            lambda arm, seed, score: {"arm": arm, "task": "t", "split": "test", "score": score},
+            "add a column seed",
+            id="one-split",
+        ),
+        pytest.param(
+            lambda arm, seed, score: {"arm": arm, "seed": seed, "sst2": f"{100 * score} %"},
+            "decimal point, without a sign",
+            id="per-cent",
+        ),
+        pytest.param(
+            lambda arm, seed, score: {"arm": arm, "Lauf": seed, "score": score},
+            "name it, such as seed=Lauf",
+            id="another-language",
+        ),
+    ],
+)
+def test_what_is_suggested_for_a_table_fits_its_values(row_of: Any, do: str) -> None:
+    rows = [row_of(arm, seed, score_of(arm, seed)) for arm, seed in GRID]
+    with pytest.raises(MaskwiseError) as caught:
+        mw.compare(rows, **BETTER)
+    assert do in str(caught.value.do)
+
+
 def test_test_scores_of_a_folder_are_read_and_times_are_not(tmp_path: Path) -> None:
     """Scripts that predict, too, had two scores on f1; and a time was averaged with scores."""
     for row in table():

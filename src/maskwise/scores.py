@@ -44,8 +44,8 @@ FEWEST_ITEMS = 30
 COLUMNS = {
     "arm": ("arm", "model", "method", "system", "variant", "name"),
     "seed": ("seed", "run", "replicate", "fold", "split", "trial"),
-    "task": ("task", "dataset", "benchmark", "metric"),
-    "score": ("score", "value", "result", "accuracy", "acc", "f1"),
+    "task": ("task", "tasks", "dataset", "benchmark", "metric"),
+    "score": ("score", "main_score", "value", "result", "accuracy", "acc", "f1"),
 }
 """Names that a column usually has, in the order of preference; see also ``_plain``."""
 
@@ -55,9 +55,18 @@ LESS_IS_BETTER = frozenset(
 """Last words of names of scores of which lower ones are better."""
 
 NO_SCORES = frozenset(
-    ("epoch", "epochs", "step", "steps", "lr", "params", "parameters", "runtime", "seconds", "time")
+    (
+        *("epoch", "epochs", "step", "steps", "lr", "params", "parameters"),
+        *("runtime", "seconds", "minutes", "hours", "time", "timestamp"),
+        *("id", "index", "version", "revision", "sd", "std", "stderr"),
+    )
 )
 """Words in names of columns of numbers that are no scores."""
+
+SEED_NAME = re.compile(r"((seed|run)\W*)?\d+", re.IGNORECASE)
+"""The name of a column with the scores of one seed."""
+
+PLAIN_NUMBERS = "write numbers with a decimal point, without a sign"
 
 RESULTS = "all_results.json"
 """The file in which transformers' example scripts write scores."""
@@ -173,7 +182,7 @@ def compare(
     require_known("replicate", replicate, REPLICATES)
     rows = _rows_of(scores, lower)
     once = _once(rows)
-    found, notes = _long(once, columns or {}, lower)
+    found, notes = _long(once, columns or {}, lower, baseline)
     if len(once) < len(rows):
         repeated = len(rows) - len(once)
         notes.append(f"{repeated} rows repeat another row in every column, and are counted once.")
@@ -468,7 +477,7 @@ def _once(rows: Sequence[Row]) -> list[Row]:
 
 
 def _long(
-    rows: Sequence[Row], named: Mapping[str, str], lower: Sequence[str]
+    rows: Sequence[Row], named: Mapping[str, str], lower: Sequence[str], baseline: str
 ) -> tuple[list[Score], list[str]]:
     """Return the scores of a table, and which columns were taken.
 
@@ -481,11 +490,10 @@ def _long(
     known = [str(name) for name in rows[0]]
     taken: dict[str, str] = {}
     for key in ("arm", "seed"):
-        taken[key] = _column(key, known, named, taken=taken.values())
-    task = _column("task", known, named, needed=False)
+        taken[key] = _column(key, rows, named, baseline, taken=taken)
+    task = _column("task", rows, named, baseline, taken=taken)
     if task:
-        used = [*taken.values(), task]
-        score = _column("score", known, named, taken=used)
+        score = _column("score", rows, named, baseline, taken={**taken, "task": task})
         if _is_less(score):
             unnamed = {str(row.get(task)) for row in rows} - {*lower}
             if unnamed:
@@ -507,6 +515,12 @@ def _long(
             tasks = [name for name in tasks if name not in losses] or tasks
             settings = [name for name in tasks if _is_setting(rows, taken["arm"], name)]
             tasks = [name for name in tasks if name not in settings] or tasks
+        for name in others if not tasks else ():
+            is_free = name not in taken.values()
+            if is_free and all(_reads_as_number(row.get(name)) for row in rows):
+                raise MaskwiseError(
+                    f"the column {name!r} has no numbers", got=rows[0].get(name), do=PLAIN_NUMBERS
+                )
         if not tasks:
             raise MaskwiseError(
                 "the table has no column of scores",
@@ -527,40 +541,84 @@ def _long(
 
 def _column(
     key: str,
-    known: Sequence[str],
+    rows: Sequence[Row],
     named: Mapping[str, str],
+    baseline: str,
     *,
-    taken: Collection[str] = (),
-    needed: bool = True,
+    taken: Mapping[str, str],
 ) -> str:
-    """Return the name of a column, as named or guessed; "" if there is none and none is needed.
+    """Return the name of a column, as named or guessed; "" for a task without a column.
 
     Args:
         key: what the column has, a key of ``COLUMNS``.
-        known: the names of all columns.
+        rows: the table.
         named: the names that were given, by key.
-        taken: the columns that have something else.
-        needed: whether a missing column is an error.
+        baseline: the arm that others are compared with.
+        taken: the columns that have something else, by key.
     """
+    known = [str(name) for name in rows[0]]
     if key in named:
         require_known("column", named[key], known)
         return named[key]
+    free = [name for name in known if name not in taken.values()]
+    usual = []
     for spelt in (str.lower, _plain):
-        by_name = {spelt(name): name for name in reversed(known) if name not in taken}
-        for name in COLUMNS[key]:
-            if name in by_name:
-                return by_name[name]
-    if needed:
-        usual = {*chain.from_iterable(COLUMNS.values())}
-        free = [name for name in known if name not in taken and not _is_less(name)]
-        free.sort(key=lambda name: _plain(name) in usual)
-        raise MaskwiseError(
-            f"the table has no column for the {key}",
-            got=", ".join(known),
-            allowed=", ".join(COLUMNS[key]),
-            do=f"name it, such as {key}={free[0]}" if free else f"add a column {key}",
-        )
-    return ""
+        by_name = {spelt(name): name for name in reversed(free)}
+        usual += [by_name[name] for name in COLUMNS[key] if name in by_name]
+    fitting = [name for name in usual if _fits(key, rows, name, baseline)]
+    if fitting:
+        return fitting[0]
+    if key == "task":
+        return ""
+    of_keys = {*chain.from_iterable(COLUMNS.values())}
+    others = [name for name in free if _plain(name) not in of_keys]
+    others = [name for name in others if _suits(key, rows, name, baseline)]
+    # A wrong baseline is told with the arms that there are, unless another column has it.
+    if key == "arm" and usual and not others:
+        return usual[0]
+    do = f"add a column {key}"
+    if key == "seed" and len([*filter(SEED_NAME.fullmatch, free)]) > 1:
+        do = "give a row for each seed: seeds are columns"
+    elif others:
+        do = f"name it, such as {key}={others[0]}"
+    elif key == "arm" and baseline in free:
+        do = f"give a row for each arm: {baseline} is a column"
+    raise MaskwiseError(
+        f"the table has no column for the {key}",
+        got=", ".join(known),
+        allowed=", ".join(COLUMNS[key]),
+        do=do,
+    )
+
+
+def _fits(key: str, rows: Sequence[Row], name: str, baseline: str) -> bool:
+    """Return whether a column with a usual name has what the name says.
+
+    The column of arms has the baseline (the name of a run differs in every row), and a column such
+    as "split" has seeds only if its words differ.
+    """
+    if key == "arm":
+        return any(str(row.get(name)) == baseline for row in rows)
+    if key == "seed":
+        spelt = {str(row.get(name)) for row in rows}
+        return len(spelt) > 1 or _plain(name) == "seed" or all(map(_is_number, spelt))
+    return True
+
+
+def _suits(key: str, rows: Sequence[Row], name: str, baseline: str) -> bool:
+    """Return whether a column with any name may be the one that is looked for."""
+    if not name or _is_less(name):
+        return False
+    if key == "arm":
+        return _fits(key, rows, name, baseline)
+    values = [row.get(name) for row in rows]
+    if key == "seed":
+        # Seeds are no fractions, and another arm has the same ones.
+        spelt = {str(value) for value in values}
+        fractions = any(_is_number(value) and float(value) % 1 for value in spelt)
+        return not fractions and (len(rows) == 1 or 1 < len(spelt) < len(rows))
+    words = set(re.findall("[a-z]+", name.lower()))
+    return not words & NO_SCORES and all(map(_reads_as_number, values))
 
 
 def _plain(name: str) -> str:
@@ -601,6 +659,11 @@ def _is_number(value: object) -> bool:
         return False
 
 
+def _reads_as_number(value: object) -> bool:
+    """Return whether a person reads a number: 0.913, 0,913 or 91.3 %."""
+    return _is_number(value) or bool(re.fullmatch(r"-?\d+([.,]\d+)?\s*%?", str(value)))
+
+
 def _score(row: Row, taken: Mapping[str, str], task: str, column: str) -> Score:
     arm, seed = row.get(taken["arm"]), row.get(taken["seed"])
     value = row.get(column)
@@ -610,11 +673,7 @@ def _score(row: Row, taken: Mapping[str, str], task: str, column: str) -> Score:
         raise MaskwiseError(
             f"the score of arm {arm!r} with seed {seed} on {task} is not a finite number",
             got=value,
-            do=(
-                "write numbers with a decimal point, without a sign"
-                if re.fullmatch(r"-?\d+([.,]\d+)?\s*%?", str(value))
-                else "remove the run, or run it again"
-            ),
+            do=(PLAIN_NUMBERS if _reads_as_number(value) else "remove the run, or run it again"),
         )
     return str(arm), str(seed), task, float(value)  # type: ignore[arg-type]
 
