@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import pickle
 import re
 import subprocess
 import sys
@@ -20,7 +20,7 @@ import pytest
 
 import maskwise as mw
 from annotate_tools import capitals
-from maskwise import learning
+from maskwise import learning, plugins
 from maskwise.annotate import register
 from maskwise.annotate.registry import ANNOTATORS, annotator
 from maskwise.annotate.run import annotate_corpus
@@ -30,6 +30,7 @@ from maskwise.evaluation import EvaluationSettings, evaluate_checkpoint
 from maskwise.evaluation.evaluate import MEASURES
 from maskwise.evaluation.measure import Measure
 from maskwise.inspection import inspect_text
+from maskwise.jobs import Failure, open_pool
 from maskwise.masking import CORRUPTIONS, SCHEDULES, schedules
 from maskwise.masking.corruptions import Bert, Masked, corruption
 from maskwise.masking.policies import POLICIES, Policy, SpanLayer, Token, policy
@@ -362,21 +363,61 @@ def test_a_policy_brings_its_annotators_into_a_recipe(own_annotator, monkeypatch
     assert shown.policy == "names"
 
 
-def test_other_processes_import_what_was_registered():
-    """A process that reads a pickled annotator knows names that only the sender had registered."""
-    sent = pickle.dumps(Live(["learned"]))
-    code = (
-        "import sys, pickle\n"
-        "from importlib import metadata\n"
-        "metadata.entry_points = lambda **_: metadata.EntryPoints()\n"
-        "import maskwise.plugins\n"
-        "from maskwise.annotate.registry import ANNOTATORS\n"
-        "assert 'learned' not in ANNOTATORS\n"
-        "live = pickle.loads(sys.stdin.buffer.read())\n"
-        "print(*live.layers, 'torch' in sys.modules)\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True)
-    assert ran.stdout.decode().split() == ["learned", "learned_span", "learned_score", "True"]
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module of the user's, whose policy and annotator this process has registered."""
+    code = """
+from maskwise.annotate.registry import SPANS, ByText
+from maskwise.masking.policies import WholeWord, policy
+
+class Mine(WholeWord):
+    pass
+
+def nothing():
+    return ByText("nothing", {"nothing": SPANS}, None, "1")
+
+def made(spec):
+    return type(policy(spec)).__name__
+
+def written(annotator):
+    return list(annotator.layers)
+"""
+    (tmp_path / "own_masks.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for table in (POLICIES, ANNOTATORS):
+        monkeypatch.setattr(table, "_members", dict(table._members))
+        monkeypatch.setattr(table, "_registered", set(table._registered))
+    module = importlib.import_module("own_masks")
+    POLICIES.register("mine", module.Mine)
+    register("nothing", module.nothing)
+    yield module
+    del sys.modules["own_masks"]
+
+
+@pytest.mark.process
+def test_workers_know_what_a_program_registered(own_module):
+    with open_pool(jobs=1) as pool:
+        assert pool.submit(own_module.made, "mine").result() == "Mine"
+        assert pool.submit(own_module.written, Live(["nothing"])).result() == ["nothing"]
+
+
+@pytest.mark.process
+def test_workers_say_why_they_do_not_know_a_registered_name(own_module):
+    class Hidden(Token):
+        pass
+
+    POLICIES.register("hidden", Hidden)
+    with open_pool(jobs=1) as pool:
+        assert pool.submit(own_module.made, "token").result() == "Token"
+        with pytest.raises(Failure, match=r"'hidden'.*cannot be loaded.*top of a module"):
+            pool.submit(own_module.made, "hidden").result()
+
+
+def test_a_task_in_this_process_adopts_nothing(own_module):
+    before = plugins.registered()
+    assert before["maskwise.policies"]["mine"] == "own_masks:Mine"
+    plugins.adopt(before)
+    assert plugins._ADOPTED == {}
 
 
 def test_learned_is_an_entry_point_of_the_distribution():

@@ -39,6 +39,7 @@ from queue import Empty, PriorityQueue
 from types import ModuleType
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
+from maskwise import plugins
 from maskwise.constants import cards_here, ranks_here, share_of_card
 from maskwise.errors import MaskwiseError, first_line, require_known, require_library, tidy_warnings
 from maskwise.printing import flush, open_streams
@@ -300,14 +301,17 @@ _load = lru_cache(4)(pickle.loads)
 
 
 def message(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
-    """Return a task as a message to a worker."""
-    return pickle.dumps((function, arguments))
+    """Return a task as a message to a worker, with the names that this process registered."""
+    # Reading the task may need these names, so they are read before it.
+    return pickle.dumps((plugins.registered(), pickle.dumps((function, arguments))))
 
 
 def answer(task: bytes) -> bytes:
     """Run a task in a worker, and return its result or its `Failure` as a message."""
     try:
-        function, arguments = pickle.loads(task)
+        places, call = pickle.loads(task)
+        plugins.adopt(places)
+        function, arguments = pickle.loads(call)
         return pickle.dumps((function(*arguments), None))
     # Not every exception can be pickled, so only the text of an exception is returned.
     except Exception as error:

@@ -8,22 +8,32 @@ A member of a table is built in, or a program registers it, or it is a plug-in. 
 
 Recipes and commands then know the policy ``by-verse``. The package is imported when one of its
 names is looked up and is not built in, or when all names are listed.
+
+A program registers a member in its own process. Workers of its pools (``jobs``) are told where the
+members are defined, and treat them as entry points.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from keyword import iskeyword
 from types import FunctionType, MappingProxyType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from maskwise.errors import MaskwiseError, first_line
 
 T = TypeVar("T")
+Places: TypeAlias = dict[str, dict[str, str]]
+"""Where members are defined, ``module:name``, keyed by group, then by name."""
+
+_TABLES: list[weakref.ref[Table[Any]]] = []
+_ADOPTED: Places = {}
+"""The members that the process which started this one had registered."""
 
 
 class Table(MutableMapping[str, T], Generic[T]):
@@ -60,6 +70,7 @@ class Table(MutableMapping[str, T], Generic[T]):
         self._registered = set[str]()
         self._loaded: dict[str, T] = {}
         self._warned = set[str]()
+        _TABLES.append(weakref.ref(self))
 
     def register(self, name: str, member: T) -> None:
         """Add a member in this process. A package that others install has an entry point instead.
@@ -89,9 +100,13 @@ class Table(MutableMapping[str, T], Generic[T]):
         self._members[name] = member
         self._registered.add(name)
 
-    def registered(self, names: Iterable[str]) -> dict[str, T]:
-        """Return those of the named members that were registered, for use in other processes."""
-        return {name: self._members[name] for name in names if name in self._registered}
+    def registered(self) -> dict[str, str]:
+        """Return where those functions and classes are defined that were registered."""
+        found = {}
+        for name in self._registered & self._members.keys():
+            if isinstance(self._members[name], type | FunctionType):
+                found[name] = _place(self._members[name])
+        return found
 
     def without_plugins(self) -> dict[str, T]:
         """Return the built-in and registered members. No package is imported."""
@@ -144,6 +159,10 @@ class Table(MutableMapping[str, T], Generic[T]):
     def _load(self, name: str, points: list[EntryPoint]) -> T:
         packages = " and ".join(map(_package, points))
         what = f"the {self.kind} {name!r} of the package {packages}"
+        advice = f"update or uninstall {packages}"
+        if name in _ADOPTED.get(self.group, {}):
+            what = f"the {self.kind} {name!r}, which a program registered,"
+            advice = "define it at the top of a module, which other processes can import"
         if len(points) > 1:
             raise MaskwiseError(f"{what}: two packages have this name", do="uninstall one of them")
         try:
@@ -153,7 +172,7 @@ class Table(MutableMapping[str, T], Generic[T]):
             raise MaskwiseError(
                 f"{what} cannot be loaded",
                 got=f"{type(error).__name__}: {first_line(error)}",
-                do=f"update or uninstall {packages}",
+                do=advice,
             ) from error
         self._check(member, what)
         return member
@@ -173,7 +192,12 @@ class Table(MutableMapping[str, T], Generic[T]):
         """
         if anew:
             _points.cache_clear()
-        return _points(tuple(sys.path)).get(self.group, {})
+        found = _points(tuple(sys.path)).get(self.group, {})
+        adopted = _ADOPTED.get(self.group)
+        if not adopted:
+            return found
+        points = {name: [EntryPoint(name, place, self.group)] for name, place in adopted.items()}
+        return found | points
 
     def __contains__(self, name: object) -> bool:
         return name in self._members or name in self._loaded or name in self._plugins()
@@ -200,6 +224,28 @@ class Table(MutableMapping[str, T], Generic[T]):
     def copy(self) -> dict[str, T]:
         """Return the built-in and registered members, which ``update`` restores."""
         return self.without_plugins()
+
+
+def registered() -> Places:
+    """Return where the members are defined that this process knows without an installed package."""
+    found = {group: dict(places) for group, places in _ADOPTED.items()}
+    for reference in list(_TABLES):
+        table = reference()
+        if table is None:
+            _TABLES.remove(reference)
+        elif places := table.registered():
+            found[table.group] = found.get(table.group, {}) | places
+    return found
+
+
+def adopt(places: Places) -> None:
+    """Know the members that another process had registered. They are imported when looked up."""
+    own = registered()
+    for group, names in places.items():
+        known = own.get(group, {})
+        new = {name: place for name, place in names.items() if known.get(name) != place}
+        if new:
+            _ADOPTED.setdefault(group, {}).update(new)
 
 
 @lru_cache(maxsize=1)
@@ -231,4 +277,4 @@ def _place(member: object) -> str:
 
 
 def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else point.module
+    return point.dist.name if point.dist else point.value.partition(":")[0]

@@ -432,14 +432,6 @@ def register(name: str, factory: Callable[..., Annotator]) -> None:
     ANNOTATORS.register(name, factory)
 
 
-def registered(specs: Iterable[str]) -> dict[str, Callable[..., Annotator]]:
-    """Return the factories of registered annotators, for other processes.
-
-    To read a factory, a process imports its module.
-    """
-    return ANNOTATORS.registered(parse_call(spec).name for spec in specs)
-
-
 def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
     """Build an annotator from a string such as ``pos(model="en_core_web_sm")``.
 

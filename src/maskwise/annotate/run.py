@@ -26,7 +26,7 @@ from typing import NamedTuple, TypeAlias, TypedDict
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
-from maskwise.annotate.registry import annotator, check_names, registered, spec_of
+from maskwise.annotate.registry import annotator, check_names, spec_of
 from maskwise.annotate.shard import ShardTask, annotate_shard, forget
 from maskwise.annotate.store import (
     MANIFEST,
@@ -329,7 +329,7 @@ def _tasks(
     for number, (_, contents) in enumerate(shards):
         if missing[number]:
             lacking = missing[number]
-            yield ShardTask(number, contents, lacking, registered(lacking))
+            yield ShardTask(number, contents, lacking)
 
 
 def _shards(

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskwise.annotate.registry import annotator, register, registered
+from maskwise.annotate.registry import annotator
 from maskwise.annotate.store import to_parquet
 from maskwise.annotate.tagger import cut_text
 from maskwise.errors import MaskwiseError
@@ -44,16 +44,11 @@ many texts."""
 
 
 class ShardTask(NamedTuple):
-    """A shard to annotate: its index in the corpus, its documents, and the annotators to run.
-
-    ``registered`` has the factories of those annotators that were registered (``register``). A
-    worker imports their modules when it reads the task.
-    """
+    """A shard to annotate: its index in the corpus, its documents, and the annotators to run."""
 
     number: int
     documents: list[Document]
     annotators: tuple[str, ...]
-    registered: Mapping[str, Callable[..., Annotator]]
 
     def __str__(self) -> str:
         first = self.documents[0].id
@@ -71,18 +66,12 @@ def forget() -> None:
     _annotator.cache_clear()
 
 
-def _register(factories: Mapping[str, Callable[..., Annotator]]) -> None:
-    for name, factory in factories.items():
-        register(name, factory)
-
-
 def annotate_shard(task: ShardTask) -> list[bytes]:
     """Annotate a shard, and return the bytes of one file for each annotator.
 
     Raises:
         MaskwiseError: spans do not fit the text, or an annotator fails on all texts.
     """
-    _register(task.registered)
     texts = [document.text for document in task.documents]
     files = []
     for spec in task.annotators:
@@ -96,8 +85,7 @@ def annotate_shard(task: ShardTask) -> list[bytes]:
 class Live:
     """Annotate any texts with several annotators, without a store.
 
-    Only ``specs`` is pickled, with registered factories. Each process builds the annotators itself,
-    once.
+    Only ``specs`` is pickled. Each process builds the annotators itself, once.
 
     Args:
         specs: the annotators, as strings such as ``pos(model="en_core_web_sm")``.
@@ -116,11 +104,7 @@ class Live:
             require_live(spec, maker)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"specs": self.specs, "registered": registered(self.specs)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.specs = state["specs"]
-        _register(state["registered"])
+        return {"specs": self.specs}
 
     @cached_property
     def _makers(self) -> list[Annotator]:
