@@ -418,7 +418,8 @@ signal.Signals = [number for number in signal.Signals if number.name != "SIGUSR1
 import maskwise as mw, maskwise.training, maskwise.study
 from maskwise.signals import ASKED
 assert mw.MaskingTrainer and ASKED == [signal.SIGTERM]
-for name in ("trainer", "packed", "masking.collator", "masking.diffusion", "weights", "inspection"):
+modules = "trainer packed_collator masking.collator masking.diffusion weights inspection"
+for name in modules.split():
     assert f"maskwise.{name}" in sys.modules or __import__(f"maskwise.{name}")
 import os
 del os.sysconf
