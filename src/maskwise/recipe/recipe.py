@@ -7,6 +7,7 @@ phases. Recipes are immutable: a change creates a new recipe, which is validated
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from itertools import chain
@@ -48,7 +49,8 @@ from maskwise.specs import Call, leaves, of_run, parse_call
 from maskwise.tasks import FinetuneSettings
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training import TrainingSettings
-from maskwise.training.parts import decay_share, ends_of
+from maskwise.training.parts import ends_of
+from maskwise.training.rates import falling_share
 from maskwise.training.settings import ModelSettings
 
 LEARNED = LearnedPolicy().annotators()
@@ -506,7 +508,7 @@ def _require_stable(link: Recipe) -> None:
     """Raise an error if decays cannot branch off from a training at several lengths."""
     training = link.training
     with blamed("training.lengths"):
-        falls = decay_share(training)
+        falls = falling_share(training.decay, training.decay_share)
         if not 0 < falls < 1:
             raise MaskwiseError(
                 "the learning rate must stay high, and fall only at the end",
@@ -519,6 +521,15 @@ def _require_stable(link: Recipe) -> None:
                 "two lengths are the same number of steps",
                 got=f"{', '.join(map(str, ends))} of {training.steps} steps",
                 do="give fewer lengths, or more steps",
+            )
+        begins = int(ends[0] * (1 - falls))
+        rises = math.ceil(round(training.warmup * training.steps, 9))
+        if begins + 1 < rises:
+            raise MaskwiseError(
+                "the first decay begins before the learning rate has risen",
+                got=f"a decay from step {begins + 1}, and a warm-up of {rises} steps",
+                allowed="a decay after the warm-up",
+                do="give a longer first length, or a smaller training.warmup",
             )
         if training.patience is not None:
             raise MaskwiseError(

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from maskwise.errors import MaskwiseError
 from maskwise.folders import writing
 from maskwise.training.checkpoint import RESUME, State, States
-from maskwise.training.rates import COOLDOWN
+from maskwise.training.rates import falling_share
 from maskwise.training.settings import TrainingSettings
 
 STATE = "state"
@@ -61,11 +61,11 @@ def parts_of(settings: TrainingSettings) -> list[TrainingPart]:
     [(0, 270), (270, 540)]
     """
     assert settings.lengths is not None, "only a training with lengths has parts"
-    share = decay_share(settings)
+    share = falling_share(settings.decay, settings.decay_share)
     parts: list[TrainingPart] = []
     begin = 0
-    # Recipes refuse lengths that are the same number of steps; a forecast may have fewer steps.
-    for end in dict.fromkeys(ends_of(settings)):
+    # Recipes refuse lengths that are the same number of steps, so no part is empty.
+    for end in ends_of(settings):
         # The last length decays at the end of its own part.
         if end < settings.steps:
             stable = int(end * (1 - share))
@@ -83,15 +83,6 @@ def ends_of(settings: TrainingSettings) -> list[int]:
     [1, 15, 30]
     """
     return [max(1, round(length * settings.steps)) for length in settings.lengths or ()]
-
-
-def decay_share(settings: TrainingSettings) -> float:
-    """Return the share of the steps in which the learning rate falls."""
-    if settings.decay == "constant":
-        return 0.0
-    if settings.decay_share is not None:
-        return settings.decay_share
-    return COOLDOWN if settings.decay == "wsd" else 1.0
 
 
 def begin_with(state: Path, folder: Path) -> State:

@@ -28,6 +28,20 @@ else:
     Curve = Literal[tuple(CURVES)]
 
 
+def falling_share(decay: str, decay_share: float | None) -> float:
+    """Return the share of the steps, at the end, in which the learning rate falls.
+
+    Args:
+        decay: a key of ``CURVES``. With ``constant``, the rate never falls.
+        decay_share: the share; if None, all steps, or a tenth of them for ``wsd``.
+    """
+    if decay == "constant":
+        return 0.0
+    if decay_share is not None:
+        return decay_share
+    return COOLDOWN if decay == "wsd" else 1.0
+
+
 def rate_factor(
     step: int,
     steps: int,
@@ -45,8 +59,7 @@ def rate_factor(
         warmup: the share of the steps, at the beginning, in which the rate rises.
         decay: a key of ``CURVES``; ``wsd`` is 1-sqrt in the last tenth of the steps (Hägele et al.
             2024, arXiv 2405.18392).
-        decay_share: the share of the steps, at the end, in which the rate falls; if None, all
-            steps, or a tenth of them for ``wsd``.
+        decay_share: as for ``falling_share``.
         end: the number of steps after which the rate has fallen, if not all. The warm-up is that of
             all steps, and the decay is the share of these.
 
@@ -56,8 +69,6 @@ def rate_factor(
     """
     rise = warmup * steps
     risen = min(1.0, (step + 1) / rise) if rise else 1.0
-    share = decay_share
-    if share is None:
-        share = COOLDOWN if decay == "wsd" else 1.0
-    fallen = max(0.0, (step / (end or steps) - (1 - share)) / share)
+    share = falling_share(decay, decay_share)
+    fallen = max(0.0, (step / (end or steps) - (1 - share)) / share) if share else 0.0
     return risen * CURVES[decay](fallen)
