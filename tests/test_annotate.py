@@ -345,7 +345,9 @@ def test_a_text_that_an_annotator_chokes_on_has_no_spans_and_is_counted(tmp_path
     texts[7]["text"] += " poison and More" * 20
     found = annotate_corpus(texts, [], tmp_path, functions=["annotate_tools:chokes"])
     failures = found["annotators"]["function('annotate_tools:chokes')"]["failures"]
-    assert failures == {"RuntimeError: cannot digest this": 1}
+    [(failure, count)] = failures.items()
+    assert count == 1
+    assert re.fullmatch(r"RuntimeError: cannot digest this \(annotate_tools.py:\d+\)", failure)
     spans = Store(tmp_path).annotate(texts_of(texts))
     assert [len(one["chokes"].start) == 0 for one in spans].index(True) == 7
 
@@ -797,5 +799,5 @@ def test_an_annotator_that_leaves_out_results_is_named(monkeypatch, result):
     """Texts without spans were stored as finished."""
     maker = annotator("words")
     monkeypatch.setattr(type(maker), "annotate", lambda self, texts: result)
-    with pytest.raises(MaskwiseError, match="words must return all its layers of every text"):
+    with pytest.raises(MaskwiseError, match=r"words must return (the|all).* of every text"):
         shard.spans_of(maker, ["a text"], Counter())

@@ -143,7 +143,7 @@ def test_every_measure_of_an_evaluation_is_timed_on_some_of_its_items(recipe, mo
     monkeypatch.setattr(timing, "ITEMS", 4)
     real = Pairs.measure
 
-    def measure(self, model, tokenizer):
+    def measure(self, model, tokenizer, **given):
         scored.append(len(self.good))
         return real(self, model, tokenizer)
 

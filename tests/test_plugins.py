@@ -4,50 +4,58 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 import subprocess
 import sys
 import tomllib
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import maskwise as mw
 from annotate_tools import capitals
 from maskwise import learning, plugins
 from maskwise.annotate import register
-from maskwise.annotate.registry import ANNOTATORS, annotator
+from maskwise.annotate.registry import ANNOTATORS, SPANS, annotator
 from maskwise.annotate.run import annotate_corpus
-from maskwise.annotate.shard import Live
-from maskwise.errors import MaskwiseError
+from maskwise.annotate.shard import Live, forget
+from maskwise.errors import MaskwiseError, PlugInError
 from maskwise.evaluation import EvaluationSettings, evaluate_checkpoint
-from maskwise.evaluation.evaluate import MEASURES
+from maskwise.evaluation.evaluate import MEASURES, measure_of
 from maskwise.evaluation.measure import Measure
+from maskwise.evaluation.returned import numbers_of
 from maskwise.inspection import inspect_text
 from maskwise.jobs import Failure, open_pool
 from maskwise.masking import CORRUPTIONS, SCHEDULES, schedules
 from maskwise.masking.corruptions import Bert, Masked, corruption
-from maskwise.masking.policies import POLICIES, Policy, SpanLayer, Token, policy
+from maskwise.masking.policies import POLICIES, Policy, SpanLayer, Token, WholeWord, policy
+from maskwise.masking.units import Units
 from maskwise.measurements import Measurement
 from maskwise.objectives import (
     OBJECTIVES,
     MaskedDiffusion,
     MaskedLanguageModelling,
     ObjectiveSettings,
+    objective,
     objective_class,
 )
+from maskwise.objectives.base import Loss
 from maskwise.plugins import Table
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.samplers import SAMPLERS, Single, sampler
 from maskwise.specs import find
 from maskwise.tasks import KINDS, METRICS, load_task
 from maskwise.text import train_tokenizer
+from maskwise.text.layers import CharSpans
 from maskwise.text.segmenters import SEGMENTERS
 from tiny import maskwise, write_inputs
 from training_tools import model, tokenizer
@@ -62,6 +70,7 @@ from dataclasses import dataclass, replace
 
 from maskwise.annotate.registry import SPANS, ByText
 from maskwise.evaluation.measure import Measure
+from maskwise.evaluation.returned import numbers_of
 from maskwise.measurements import Measurement
 from maskwise.masking.corruptions import Bert
 from maskwise.masking.policies import WholeWord
@@ -622,3 +631,364 @@ def test_a_policy_that_writes_into_its_line_is_named() -> None:
     masker = mw.Masker(train_tokenizer(["a b c d e"] * 3), policy=Writer())
     with pytest.raises(MaskwiseError, match=r"policy .*Writer.*read-only"):
         masker([{"input_ids": [5, 6], "example_id": 0}], epoch=0)
+
+
+def mistaken(change: Any, ratios: Any = None) -> Policy:
+    """A policy of a user that changes the units of words, or the ratios."""
+
+    class Mistaken(WholeWord):
+        def __str__(self) -> str:
+            return "mistaken"
+
+        def cut(self, line: Any, draws: Any, when: Any) -> Any:
+            units = super().cut(line, draws, when)
+            return change(units, line) if change else units
+
+        def ratios(self, ratio_P: Any, draws: Any, when: Any) -> Any:
+            return ratios(ratio_P) if ratios else ratio_P
+
+    return Mistaken()
+
+
+def with_weights(make: Any) -> Any:
+    """A change of units that sets weights without ``Units.weighted``."""
+
+    def change(units: Units, _: Any) -> Units:
+        changed = copy(units)
+        changed.weight = make(len(units.piece))
+        return changed
+
+    return change
+
+
+def doubled(units: Units, line: Any) -> Units:
+    columns = (units.piece, units.number, units.start, units.length)
+    piece, number, start, length = map(np.concatenate, zip(columns, columns))
+    number[len(units.number) :] += 1000
+    return Units(line, piece, number, start, length)
+
+
+MISTAKEN_POLICIES = {
+    "weights of NaN": (with_weights(lambda n: np.full(n, np.nan)), None, "not a finite number"),
+    "negative weights": (with_weights(lambda n: -np.ones(n)), None, "not a finite number"),
+    "weights of NaN, checked": (
+        lambda units, _: units.weighted(np.full(len(units.piece), np.nan)),
+        None,
+        "not a finite number",
+    ),
+    "a weight is missing": (with_weights(lambda n: np.ones(n - 1)), None, "weight.*shape"),
+    "weights as a list": (with_weights(lambda n: [1.0] * n), None, "weight.*list"),
+    "weights as text": (with_weights(lambda n: np.array(["1"] * n)), None, "weight.*<U1"),
+    "weights of torch": (with_weights(torch.ones), None, "weight.*Tensor"),
+    "lists": (lambda units, line: replace(units, piece=[0], length=[1]), None, "piece.*list"),
+    "a unit twice": (doubled, None, "in the order of the text, and not overlap"),
+    "special tokens": (
+        lambda units, line: Units.single(line, np.arange(len(line.input_ids))),
+        None,
+        "must not be masked",
+    ),
+    "units beyond the text": (
+        lambda units, line: Units(line, units.piece, units.number, units.start, units.length + 9),
+        None,
+        "do not fit the line",
+    ),
+    "weights alone": (lambda units, _: np.ones(len(units.piece)), None, "return units.*ndarray"),
+    "ratios of NaN": (None, lambda ratio_P: ratio_P * np.nan, "share for each document.*nan"),
+    "ratios in percent": (None, lambda ratio_P: ratio_P * 100, "share for each document.*15"),
+    "one ratio": (None, lambda ratio_P: 0.3, "share for each document.*0.3"),
+    "few ratios": (None, lambda ratio_P: ratio_P[:1], "share for each document.*2 numbers"),
+    "no ratios": (None, lambda ratio_P: None, "share for each document.*None"),
+}
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("mistake", MISTAKEN_POLICIES)
+def test_a_mistake_of_a_policy_names_it(mistake: str, mixed: bool) -> None:
+    """No weight or ratio is silently read as another one, and no special token is masked."""
+    change, ratios, said = MISTAKEN_POLICIES[mistake]
+    own = mistaken(change, ratios)
+    if mixed:
+        own = POLICIES["mixture"](own, "token", shares=(1, 0))
+    tools = train_tokenizer(["a b c d e"] * 3)
+    masker = mw.Masker(tools, policy=own)
+    rows = mw.encode(tools, ["a b c", "d e a"])
+    with pytest.raises(PlugInError, match=f"policy .*mistaken.*{said}") as caught:
+        masker(rows, epoch=0)
+    assert "\n" not in str(caught.value)
+
+
+class OtherArguments(WholeWord):
+    def cut(self, line: Any) -> Any:
+        return line
+
+
+class OneLayer(WholeWord):
+    def layers(self) -> Any:
+        return "word_ids"
+
+
+class OtherKind(WholeWord):
+    unit_kind = "words"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (OtherArguments, r"OtherArguments.*cut cannot be called.*\(line, draws, when\)"),
+        (OneLayer, r"OneLayer.*layers\(\) must return a tuple of names; got 'word_ids'"),
+        (OtherKind, "OtherKind.*unit_kind is no kind of units; got 'words'"),
+    ],
+)
+def test_what_a_policy_declares_is_checked_when_it_is_made(
+    kind: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(POLICIES, "mine", kind)
+    for spec in ("mine", kind()):
+        with pytest.raises(PlugInError, match=said):
+            policy(spec)
+
+
+def mistaken_objective(change: Any) -> type[MaskedLanguageModelling]:
+    """An objective of a user that changes its ``Loss``."""
+
+    class Mistaken(MaskedLanguageModelling):
+        def forward(self, batch: Any) -> Any:
+            return change(super().forward(batch))
+
+    return Mistaken
+
+
+MISTAKEN_LOSSES = {
+    "no gradient": (lambda loss: loss._replace(total=loss.total.detach()), "no gradient"),
+    "a number": (lambda loss: 3, "does not return a Loss; got int"),
+    "nothing": (lambda loss: None, "does not return a Loss; got NoneType"),
+    "a tensor": (lambda loss: loss.total, "does not return a Loss; got Tensor"),
+    "a plain tuple": (lambda loss: (loss.total, loss.divisor), "does not return a Loss; got tuple"),
+    "a total of floats": (lambda loss: loss._replace(total=loss.total.item()), "total of its Loss"),
+    "a loss for each row": (lambda loss: loss._replace(total=loss.total.repeat(4)), r"\(4,\)"),
+    "a total in a list": (lambda loss: loss._replace(total=loss.total.reshape(1)), r"\(1,\)"),
+    "a plain divisor": (lambda loss: loss._replace(divisor=8), "divisor of its Loss.*got 8"),
+    "no divisor": (lambda loss: loss._replace(divisor=None), "divisor of its Loss"),
+    "a divisor of 0": (lambda loss: loss._replace(divisor=loss.divisor * 0), "got divisor 0 for"),
+    "one loss for the batch": (lambda loss: Loss.of(loss.total.reshape(1)), "got divisor 1 for"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKEN_LOSSES)
+def test_a_mistake_of_an_objective_names_it(
+    mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """No loss is trained in silence that is none, or that is divided by something else."""
+    change, said = MISTAKEN_LOSSES[mistake]
+    monkeypatch.setitem(OBJECTIVES, "mistaken", mistaken_objective(change))
+    mixed = mistake in ("no gradient", "a number", "one loss for the batch")
+    chosen = "objectives={mistaken: {}, mlm: {}}" if mixed else "objective=mistaken"
+    settings = (chosen, "training.steps=8")
+    recipe = str(write_inputs(tmp_path))
+    command = ["pretrain", recipe, "--out", str(tmp_path / "out"), *settings]
+    assert maskwise(*command) == 2
+    assert re.search(rf"(?i)objective mistaken.*{said}", capsys.readouterr().err)
+    assert not (tmp_path / "out/checkpoint").exists()
+
+
+def mistaken_measure(rows: Any, **changes: Any) -> type[Measure]:
+    """A measure of a user, with rows made by a function of a row and the model."""
+
+    class Mistaken(Measure):
+        name: Any = "mistaken"
+
+        def measure(
+            self, model: Any, tokenizer: Any, *, seed: int = 0, folder: Path | None = None
+        ) -> Any:
+            row = Measurement(measure=self.name, value=1.0, metric="number", unit="number")
+            return rows(row, model)
+
+    for name, value in changes.items():
+        setattr(Mistaken, name, value)
+    return Mistaken
+
+
+def zeroed(row: Measurement, model: Any) -> list[Measurement]:
+    next(model.parameters()).data.add_(0)
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+    return [row]
+
+
+def valued(value: Any) -> Any:
+    return lambda row, _: [replace(row, value=value)]
+
+
+MISTAKEN_MEASURES = {
+    "text": (valued("0.5"), "value is not a finite number; got '0.5'"),
+    "NaN": (valued(math.nan), "value is not a finite number; got nan"),
+    "None": (valued(None), "value is not a finite number; got None"),
+    "True": (valued(True), "value is not a finite number; got True"),
+    "two values": (valued(np.ones(2)), "value is not a finite number"),
+    "nothing": (lambda row, _: None, "list of Measurement; got None"),
+    "a row": (lambda row, _: row, "list of Measurement; got Measurement"),
+    "a number": (lambda row, _: 0.5, "list of Measurement; got 0.5"),
+    "numbers": (lambda row, _: [0.5], r"list of Measurement; got \[0.5"),
+    "a dict": (lambda row, _: [{"value": 1}], "list of Measurement; got .*value"),
+    "no rows": (lambda row, _: [], "returns no numbers"),
+    "twice": (lambda row, _: [row, replace(row, value=2.0)], "mistaken:number: 1 and 2"),
+    "another kind": (lambda row, _: [replace(row, kind="task")], "another kind; got 'task'"),
+    "no metric": (lambda row, _: [replace(row, metric=None)], "no metric"),
+    "an error of text": (lambda row, _: [replace(row, item_error="x")], "item_error is not"),
+    "facts of columns": (lambda row, _: [replace(row, facts={"value": 9})], "columns; got value"),
+    "facts of arrays": (lambda row, _: [replace(row, facts={"x": np.ones(2)})], "JSON"),
+    "a changed model": (zeroed, "changed the weights"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKEN_MEASURES)
+def test_a_mistake_of_a_measure_names_it(
+    mistake: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """No row is read as another one, or left out, in silence."""
+    rows, said = MISTAKEN_MEASURES[mistake]
+    monkeypatch.setitem(MEASURES, "mistaken", mistaken_measure(rows))
+    assert maskwise("evaluate", "bundled:encoder", "--with", "mistaken") == 2
+    assert re.search(f"measure mistaken.*{said}", capsys.readouterr().err)
+
+
+def test_numbers_of_libraries_are_read_as_numbers() -> None:
+    for value in (np.float32(0.5), torch.tensor(0.5), np.array(0.5)):
+        measure = mistaken_measure(valued(value))()
+        [row] = numbers_of(measure, model("bert"), tokenizer())
+        assert row.value == 0.5 and type(row.value) is float
+        json.dumps(row.line())
+
+
+def two_arguments(self: Any, model: Any, tokenizer: Any) -> list[Measurement]:
+    return []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": None}, "mistaken has no name; got None"),
+        ({"name": 3}, "mistaken has no name; got 3"),
+        ({"measure": two_arguments}, "mistaken.*cannot be called.*folder=None"),
+    ],
+)
+def test_a_measure_is_checked_when_a_recipe_is_read(
+    changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MEASURES, "mistaken", mistaken_measure(valued(1.0), **changes))
+    with pytest.raises(PlugInError, match=said):
+        measure_of("mistaken")
+
+
+def test_attributes_of_a_measure_that_name_no_stage_are_named() -> None:
+    measure = mistaken_measure(valued(1.0))()
+    measure.items = np.ones(2)
+    with pytest.raises(PlugInError, match=r"JSON.*define content\(\)"):
+        measure.content()
+
+
+def test_check_says_what_is_wrong_with_plug_ins_that_only_run_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A check times a few steps. Their errors were taken for those of a short text."""
+    recipe = str(write_inputs(tmp_path))
+    monkeypatch.setitem(OBJECTIVES, "mistaken", mistaken_objective(lambda loss: 3))
+    monkeypatch.setitem(MEASURES, "mistaken", mistaken_measure(valued("0.5")))
+    for setting, said in (
+        ("objective=mistaken", "objective Mistaken does not return a Loss; got int"),
+        ("evaluation.measures=[mistaken]", "value is not a finite number; got '0.5'"),
+    ):
+        assert maskwise("check", recipe, setting) == 2
+        assert said in capsys.readouterr().err
+
+
+class NoObjective:
+    """A class of a user that is no objective."""
+
+
+def test_a_class_that_is_no_objective_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OtherForward(MaskedLanguageModelling):
+        def forward(self, batch: Any, more: Any) -> Any:
+            return super().forward(batch)
+
+    class OtherInit(MaskedLanguageModelling):
+        def __init__(self) -> None:
+            pass
+
+    for kind, said in (
+        (NoObjective, "mistaken is not an objective; got .*NoObjective"),
+        (OtherForward, "mistaken: forward cannot be called"),
+        (OtherInit, "mistaken: .*too many positional arguments"),
+    ):
+        monkeypatch.setitem(OBJECTIVES, "mistaken", kind)
+        with pytest.raises(MaskwiseError, match=said):
+            objective("mistaken", model("bert"))
+
+
+class Marks:
+    """An annotator of a user, which returns what a function makes of the texts."""
+
+    name = "marks"
+    version = "1"
+    layers: Any = {"mark": SPANS}
+
+    def __init__(self, make: Any = None, **changes: Any):
+        self.make = make
+        vars(self).update(changes)
+
+    def annotate(self, texts: list[str]) -> Any:
+        return self.make(texts)
+
+
+def placed(start: Any, end: Any, value: Any = None) -> Any:
+    return lambda texts: [{"mark": CharSpans(start, end, value)} for _ in texts]
+
+
+START, END = np.array([0, 4], np.int32), np.array([3, 6], np.int32)
+MISTAKEN_MARKS = {
+    "too few": (lambda texts: placed(START, END)(texts[1:]), "9 results for 10 texts"),
+    "nothing": (lambda texts: None, "list with the spans of every text; got NoneType"),
+    "one for all": (lambda texts: {"mark": []}, "list with the spans of every text; got dict"),
+    "no layers": (lambda texts: [CharSpans(START, END)] * 10, "all its layers.*CharSpans"),
+    "another layer": (lambda texts: [{"other": None}] * 10, "all its layers.*other.*mark"),
+    "tuples": (lambda texts: [{"mark": [(0, 3)]}] * 10, "mark must be CharSpans; got .*0, 3"),
+    "lists": (placed([0], [3]), "start must be an array of whole numbers; got list"),
+    "halves": (placed(START + 0.5, END), "start must be an array of whole numbers.*float64"),
+    "overlapping": (placed(START, END + 2), "not overlap"),
+    "beyond the text": (placed(START, END + np.int32([0, 90])), "lie in the text of"),
+    "negative": (placed(START - 1, END), "lie in the text of"),
+    "a list of values": (placed(START, END, [1, 2]), "value must be an array; got list"),
+    "raises": (lambda texts: 1 / 0, r"failed on all 10 .*division by zero \(test_plugins.py:\d+"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKEN_MARKS)
+def test_a_mistake_of_an_annotator_names_it(
+    mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No span is moved or lost in silence, and nothing is left of the layers."""
+    make, said = MISTAKEN_MARKS[mistake]
+    monkeypatch.setitem(ANNOTATORS, "marks", lambda: Marks(make))
+    forget()
+    with pytest.raises(MaskwiseError, match=f"marks.*{said}"):
+        annotate_corpus([f"text {n}" for n in range(10)], ["marks"], tmp_path / "layers")
+    assert not (tmp_path / "layers").exists()
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (None, "not an annotator; got NoneType without name"),
+        (Marks(name=3), "its name must be a text; got 3"),
+        (Marks(version=None), "its version must be a text; got None"),
+        (Marks(layers=["mark"]), "layers must be a dict"),
+        (Marks(annotate=lambda texts, more: []), "cannot be called"),
+    ],
+    ids=["nothing", "name", "version", "layers", "arguments"],
+)
+def test_an_annotator_is_checked_when_it_is_made(
+    made: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ANNOTATORS, "marks", lambda: made)
+    with pytest.raises(PlugInError, match=f"annotator marks.*{said}"):
+        annotator("marks")

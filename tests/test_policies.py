@@ -386,7 +386,7 @@ class Careless(Policy):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda units: None, "does not cut texts into units; got NoneType"),
+        (lambda units: None, "does not return units; got NoneType"),
         (lambda units: units.weighted(np.ones(len(units.piece) + 1)), "each unit needs one weight"),
         (lambda units: units.weighted(1.0), "each unit needs one weight"),
     ],

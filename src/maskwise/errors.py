@@ -80,6 +80,13 @@ class OtherProcessFailed(MaskwiseError):
     """Another process of torchrun failed. It says why itself, and this error quotes it."""
 
 
+class PlugInError(MaskwiseError):
+    """An error in code of the user's: a policy, an objective, a measure and so on.
+
+    Unlike other errors of a sample of the text, it comes again with all of the text.
+    """
+
+
 def unknown_name(
     kind: str, name: object, known: Iterable[str], *, do: str | None = None
 ) -> MaskwiseError:

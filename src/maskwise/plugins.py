@@ -15,17 +15,18 @@ members are defined, and treat them as entry points.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from keyword import iskeyword
 from types import FunctionType, MappingProxyType
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from maskwise.errors import MaskwiseError, first_line
+from maskwise.errors import MaskwiseError, PlugInError, first_line
 
 T = TypeVar("T")
 Places: TypeAlias = dict[str, dict[str, str]]
@@ -157,14 +158,19 @@ class Table(MutableMapping[str, T], Generic[T]):
         return " ".join(f"{package.name} {package.version}" for package in packages)
 
     def _load(self, name: str, points: list[EntryPoint]) -> T:
-        packages = " and ".join(map(_package, points))
+        packages = " and ".join(dict.fromkeys(map(_package, points)))
         what = f"the {self.kind} {name!r} of the package {packages}"
         advice = f"update or uninstall {packages}"
         if name in _ADOPTED.get(self.group, {}):
             what = f"the {self.kind} {name!r}, which a program registered,"
             advice = "define it at the top of a module, which other processes can import"
         if len(points) > 1:
-            raise MaskwiseError(f"{what}: two packages have this name", do="uninstall one of them")
+            places = " and ".join(point.value for point in points)
+            raise MaskwiseError(
+                f"{what}: two entry points have this name",
+                got=places,
+                do="uninstall one of them, or rename an entry point",
+            )
         try:
             member = points[0].load()
         # Importing another package may raise any exception.
@@ -246,6 +252,31 @@ def adopt(places: Places) -> None:
         new = {name: place for name, place in names.items() if known.get(name) != place}
         if new:
             _ADOPTED.setdefault(group, {}).update(new)
+
+
+def require_call(what: str, function: Callable[..., object], *given: str, **named: object) -> None:
+    """Raise an error if a function of the user's cannot be called with these arguments.
+
+    Args:
+        what: words for the function in the error message, such as "policy Verse(): cut".
+        function: the function, or the bound method.
+        given: the names of the arguments that are given by position.
+        named: the arguments that are given by name.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        # A function of a library in C need not have a signature.
+        return
+    try:
+        signature.bind(*given, **named)
+    except TypeError as error:
+        wanted = [*given, *(f"{name}={value!r}" for name, value in named.items())]
+        raise PlugInError(
+            f"{what} cannot be called: {error}",
+            got=str(signature),
+            allowed=f"({', '.join(wanted)})",
+        ) from None
 
 
 @lru_cache(maxsize=1)

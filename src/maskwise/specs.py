@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from maskwise.errors import (
     MaskwiseError,
+    PlugInError,
     finite_number,
     require_known,
     unknown_name,
@@ -155,7 +156,11 @@ def build(
     """
     call, maker = find(kind, spec, table)
     what = f"{kind} {call.written or call}"
-    signature = inspect.signature(maker)
+    try:
+        signature = inspect.signature(maker)
+    except ValueError as error:
+        # A class whose objects are made with a model does not take one.
+        raise PlugInError(f"{what}: {error.__cause__ or error}") from error
     try:
         bound = signature.bind(*call.args, **call.kwargs)
     except TypeError as error:

@@ -30,8 +30,8 @@ from maskwise.annotate.phrases import Phrases
 from maskwise.annotate.store import Store
 from maskwise.annotate.tagger import pos, salient
 from maskwise.annotate.weights import Difference, FrequencyWeights, Informativeness
-from maskwise.errors import MaskwiseError, first_line
-from maskwise.plugins import Table
+from maskwise.errors import MaskwiseError, PlugInError, first_line
+from maskwise.plugins import Table, require_call
 from maskwise.specs import Call, build, parse_call
 from maskwise.text.documents import GONE, source_path
 from maskwise.text.labelled import POS, read_conllu
@@ -450,7 +450,35 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
         call = parse_call(spec) if isinstance(spec, str) else spec
         if call.name == Function.name:
             return build("annotator", call, {Function.name: Function})
-    return build("annotator", spec, ANNOTATORS)
+    made = build("annotator", spec, ANNOTATORS)
+    _require_annotator(made, spec)
+    return made
+
+
+def _require_annotator(made: Annotator, spec: str | Call) -> None:
+    """Raise a `PlugInError` unless this is an annotator, so that no text is read in vain."""
+    who = f"annotator {spec}"
+    missing = [
+        name for name in ("name", "version", "layers", "annotate") if not hasattr(made, name)
+    ]
+    if missing:
+        raise PlugInError(
+            f"{who} is not an annotator",
+            got=f"{type(made).__name__} without {', '.join(missing)}",
+            allowed="an object with name, version, layers and annotate(texts), such as a ByText",
+        )
+    for name in ("name", "version"):
+        value = getattr(made, name)
+        if not isinstance(value, str) or not value:
+            raise PlugInError(f"{who}: its {name} must be a text", got=repr(value))
+    layers = made.layers
+    if not isinstance(layers, Mapping) or not all(isinstance(x, Layer) for x in layers.values()):
+        raise PlugInError(
+            f"{who}: layers must be a dict",
+            got=repr(layers),
+            allowed="{name: Layer}, such as {'number': SPANS}",
+        )
+    require_call(f"{who}: annotate", made.annotate, "texts")
 
 
 def annotators(specs: Iterable[str | Layered]) -> list[Layered]:

@@ -6,7 +6,6 @@ accepts any checkpoint with a masked-language-model head, any text and any test 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +38,8 @@ from maskwise.evaluation.heldout import (
     PseudoPerplexity,
 )
 from maskwise.evaluation.measure import HeldOutText, Measure, TextMeasure
-from maskwise.evaluation.scoring import DAMAGED, PSEUDO_PERPLEXITY
+from maskwise.evaluation.returned import numbers_of, require_distinct, require_measure
+from maskwise.evaluation.scoring import PSEUDO_PERPLEXITY
 from maskwise.evaluation.sets import Pairs, load_set
 from maskwise.evaluation.spelling import WORDS, WordLoss
 from maskwise.evaluation.texts import TextLoss
@@ -251,6 +251,7 @@ def measure_of(spec: str | Call) -> Measure:
             got=type(made).__name__,
             allowed="a maskwise.evaluation.measure.Measure",
         )
+    require_measure(made, spec)
     return made
 
 
@@ -326,11 +327,8 @@ def measured(
                 if text is None:
                     continue
                 measure = measure.on(text)
-            rows += measure.measure(model, data.tokenizer, folder=folder)
-    for row in rows:
-        # A NaN must not reach a record, because every comparison with NaN is silently false.
-        if not math.isfinite(row.value):
-            raise MaskwiseError("a measure is not a finite number", got=row.line(), do=DAMAGED)
+            rows += numbers_of(measure, model, data.tokenizer, folder=folder)
+    require_distinct(rows)
     return rows
 
 

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from maskwise.errors import PlugInError
 from maskwise.families import Kind
 from maskwise.measurements import Measurement
 
@@ -30,7 +31,16 @@ if TYPE_CHECKING:
 
 def content_of(facts: Mapping[str, object]) -> str:
     """Return the hash of the attributes of a measure, as JSON."""
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    try:
+        written = json.dumps(facts)
+    except (TypeError, ValueError) as error:
+        raise PlugInError(
+            f"the attributes of the measure {facts.get('name')} name its stage, and cannot be "
+            "written as JSON",
+            got=str(error),
+            do="define content() in the class of the measure, which returns a hash of them",
+        ) from error
+    return hashlib.sha256(written.encode()).hexdigest()[:16]
 
 
 class Measure(ABC):

@@ -35,11 +35,12 @@ from maskwise.masking.examples import (
 from maskwise.masking.gather import UserRow, UserRows, gather
 from maskwise.masking.line import Columns, Line
 from maskwise.masking.masker import Masker, refused_writes
-from maskwise.masking.policies import Policy, UnitKind, When
+from maskwise.masking.policies import Policy, When
+from maskwise.masking.policies.base import naming, require_shares
 from maskwise.masking.schedules import uniform
 from maskwise.masking.select import BUDGETS, Choice
 from maskwise.masking.settings import Masking
-from maskwise.masking.units import Units
+from maskwise.masking.units import Units, require_units
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
 from maskwise.specs import Call
 
@@ -82,7 +83,6 @@ def check_policy(
     """
     made = policies.policy(policy)
     who = f"policy {made}"
-    _require_names(who, made)
     _require_copies(who, made)
     vocabulary = _vocabulary(tokenizer, rows)
     known = LAYERS | dict(layers or {})
@@ -101,7 +101,7 @@ def check_policy(
     for name, row in named.items():
         with _naming(who, f"a row ({name})"):
             line = gather([row], vocabulary)
-            _check_cut(_cut(made, line, ratio=0.3), line, who)
+            require_units(_cut(made, line, ratio=0.3), line, who)
     check_alone(_masker(vocabulary, made, "replace", ratio=0.3), named, who)
     with _naming(who):
         _check_properties(who, made, list(named.values()), vocabulary)
@@ -210,12 +210,10 @@ def _without_words(row: UserRow) -> dict[str, Any]:
 def _naming(who: str, where: str = "the rows of the checks") -> Iterator[None]:
     """Turn any error into one line that names the policy or corruption."""
     try:
-        yield
-    except MaskwiseError as error:
-        if error.what.startswith(who):
-            raise
-        what = f"{who}: {error.what}"
-        raise MaskwiseError(what, got=error.got, allowed=error.allowed, do=error.do) from error
+        with naming(who):
+            yield
+    except MaskwiseError:
+        raise
     except Exception as error:
         raise MaskwiseError(
             f"{who} fails on {where}", got=f"{type(error).__name__}: {first_line(error)}"
@@ -225,20 +223,6 @@ def _naming(who: str, where: str = "the rows of the checks") -> Iterator[None]:
 def _require(holds: bool, what: str, **details: Any) -> None:
     if not holds:
         raise MaskwiseError(what, **details)
-
-
-def _require_names(who: str, made: Policy) -> None:
-    """Check the names that a policy declares."""
-    _require(
-        isinstance(made.unit_kind, UnitKind),
-        f"{who}: unit_kind is no kind of units",
-        got=repr(made.unit_kind),
-        allowed=", ".join(f"UnitKind.{kind.name}" for kind in UnitKind),
-    )
-    for method in ("layers", "annotators", "judged_on"):
-        names = getattr(made, method)()
-        fits = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
-        _require(fits, f"{who}: {method}() must return a tuple of names", got=repr(names))
 
 
 def _require_copies(who: str, made: Policy | Corruption) -> None:
@@ -305,7 +289,7 @@ def _check_properties(
     """Check that what a policy says about itself is true."""
     line = gather(padded(rows, vocabulary.pad), vocabulary)
     units = _cut(made, line, ratio=0.3)
-    _check_cut(units, line, who)
+    require_units(units, line, who)
     _require(
         _same_units(units, _cut(made, line, ratio=0.3)),
         f"{who} cuts or weighs the same rows differently in a second call",
@@ -348,10 +332,7 @@ def _check_properties(
             do="remove has_zero_weights = False, or give all units a weight above 0",
         )
     draws = Draws(line.example_id, seed=5, epoch=0)
-    ratio_P = made.ratios(np.full(line.pieces, 0.3), draws, When())
-    fits = np.shape(ratio_P) == line.begin.shape and ((ratio_P >= 0) & (ratio_P <= 1)).all()
-    shares = f"{who}: ratios() must return a share for each document"
-    _require(bool(fits), shares, got=repr(ratio_P))
+    require_shares(made, made.ratios(np.full(line.pieces, 0.3), draws, When()), line.pieces)
 
 
 def _same_units(one: Units, other: Units) -> bool:
@@ -673,79 +654,12 @@ def check_units(masker: Masker, columns: Columns, who: str) -> Choice:
     draws = Draws(line.example_id, seed=masker.seed, epoch=0)
     choice = masker.choose(line, draws, When(0, 1000, 0))
     units = choice.units
-    _check_cut(units, line, who)
+    require_units(units, line, who)
     chosen = choice.tokens
     taken = np.bincount(units.unit, chosen[units.tokens], len(units.length))
     _require(bool(((taken == 0) | (taken == units.length)).all()), f"{who}: half a unit was chosen")
     _check_budget(masker, choice, who)
     return choice
-
-
-def _check_cut(units: Units, line: Line, who: str) -> None:
-    """Check the arrays of the units: shapes, whole numbers, and who has which token."""
-    _require(
-        isinstance(units, Units),
-        f"{who}: cut() does not return units",
-        got=type(units).__name__,
-        do="return units from cut(), such as those of maskwise.masking.units.runs",
-    )
-    number_of_units = len(units.piece)
-    for name in ("piece", "number", "length", "start"):
-        values = getattr(units, name)
-        if values is None and name == "start":
-            continue
-        kind = getattr(values, "dtype", np.dtype("O")).kind
-        _require(
-            kind in "iu" and np.shape(values) == (number_of_units,),
-            f"{who}: {name} must have a whole number for each unit",
-            got=f"{kind!r} of shape {np.shape(values)} for {number_of_units} units",
-        )
-    if units.start is not None:
-        _require(
-            bool((np.diff(units.start) > 0).all()),
-            f"{who}: units with a start must be in the order of the text",
-            do="sort the units by start, or make them with Units.of_tokens",
-        )
-    _require(bool((units.length > 0).all()), f"{who}: a unit has no tokens")
-    tokens = units.tokens
-    _require(
-        len(tokens) == units.length.sum()
-        and bool(((tokens >= 0) & (tokens < len(line.piece))).all()),
-        f"{who}: the tokens of units do not fit the line",
-        got=f"{len(tokens)} tokens, units of {units.length.sum()} tokens",
-    )
-    wrong = tokens[~line.eligible[tokens]]
-    _require(
-        not len(wrong),
-        f"{who}: a unit has a token that must not be masked",
-        got=f"id {line.input_ids[wrong[:1]]}",
-        do="cut only tokens where line.eligible is True, as units_by and runs do",
-    )
-    _require(
-        len(np.unique(tokens)) == len(tokens), f"{who}: a token is in two units", got=len(tokens)
-    )
-    _require(
-        np.array_equal(line.piece[tokens], units.piece[units.unit]),
-        f"{who}: a unit has tokens of another document than its piece",
-        do="end units at line.begin",
-    )
-    numbers = set(zip(units.piece.tolist(), units.number.tolist()))
-    _require(
-        len(numbers) == number_of_units, f"{who}: two units of a document have the same number"
-    )
-    if units.weight is not None:
-        weight = np.asarray(units.weight)
-        _require(
-            weight.dtype == np.float64 and weight.shape == (number_of_units,),
-            f"{who}: weights must be one float64 for each unit",
-            got=f"{weight.dtype} of shape {weight.shape} for {number_of_units} units",
-            do="use units.weighted(weight.astype(np.float64))",
-        )
-        # This also finds weights that were set without ``weighted``.
-        _require(
-            bool(((weight >= 0) & (weight < np.inf)).all()),
-            f"{who}: a weight is not a finite number ≥ 0",
-        )
 
 
 def _check_budget(masker: Masker, choice: Choice, who: str) -> None:

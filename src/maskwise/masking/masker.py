@@ -40,7 +40,7 @@ from maskwise.masking.gather import UserRows, common_number, device_of, gather
 from maskwise.masking.line import Line
 from maskwise.masking.moment import Moment, mapped
 from maskwise.masking.policies import Policy, When
-from maskwise.masking.policies.base import checked_moment
+from maskwise.masking.policies.base import checked_moment, cut_by, ratios_by
 from maskwise.masking.schedules import Schedule
 from maskwise.masking.select import Choice, expected_ratios, select, stretch
 from maskwise.masking.settings import Masking
@@ -332,7 +332,7 @@ class Masker:
         draws, second = self.paired(line, draws, when)
         draw_P = draws.per_piece(Purpose.RATIO)
         ratio_P = self.ratio.rows(draw_P, when.step, when.total_steps)
-        ratio_P = self.policy.ratios(ratio_P, draws, when)
+        ratio_P = ratios_by(self.policy, ratio_P, draws, when)
         units = self.cut(line, draws, replace(when, ratio=ratio_P))
         if self.masking.visits == "random":
             self._warn_of_weights(units, ratio_P)
@@ -370,13 +370,7 @@ class Masker:
     def cut(self, line: Line, draws: Draws, when: When) -> Units:
         """Cut a line into the policy's units."""
         with refused_writes("policy", self.policy):
-            units = self.policy.cut(line, draws, when)
-        if not isinstance(units, Units):
-            raise MaskwiseError(
-                f"policy {self.policy} does not cut texts into units",
-                got=type(units).__name__,
-                do="return units from cut(), such as those of maskwise.masking.units.runs",
-            )
+            units = cut_by(self.policy, line, draws, when)
         # ``filled`` replaces weights of 0 by a tiny weight, so that these units can be selected.
         return units.filled() if self.masking.fill == "random" else units
 

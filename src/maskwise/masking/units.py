@@ -12,12 +12,12 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from maskwise.draws import Array, Draws, Purpose
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, PlugInError
 from maskwise.masking.line import Line
 from maskwise.segments import listed, offsets, owners, rank_within, totals_within
 
@@ -213,6 +213,82 @@ def check_weights(weight: Array) -> None:
     valid = (weight >= 0) & (weight < np.inf)
     if not valid.all():
         raise MaskwiseError("a weight is not a finite number ≥ 0", got=float(weight[~valid][0]))
+
+
+def require_units(units: object, line: Line, who: str) -> None:
+    """Raise ``PlugInError`` unless a policy of another package cut the line as it must.
+
+    The units must be disjoint, of tokens that may be masked and of one piece each, with arrays of
+    the types that ``select`` reads.
+
+    Args:
+        units: what the policy returned.
+        line: the line that it cut.
+        who: words for the policy in the error message, such as "policy Verse()".
+    """
+    if not isinstance(units, Units):
+        raise PlugInError(
+            f"{who}: cut() does not return units",
+            got=type(units).__name__,
+            do="return units from cut(), such as those of maskwise.masking.units.runs",
+        )
+    count = np.shape(units.piece)[:1]
+    for name in ("piece", "number", "length", "start", "weight"):
+        values = getattr(units, name)
+        if values is None and name in ("start", "weight"):
+            continue
+        wanted = np.float64 if name == "weight" else np.int64
+        shape = np.shape(values)
+        if not isinstance(values, np.ndarray) or (values.dtype, shape) != (wanted, count):
+            kind = getattr(values, "dtype", "no type")
+            raise PlugInError(
+                f"{who}: {name} must have one {wanted.__name__} for each unit",
+                got=f"{type(values).__name__} of {kind} and shape {shape}, for {count} units",
+                allowed=f"ndarray of {wanted.__name__} and shape {count}",
+                do="change weights with units.weighted(weight)" if name == "weight" else None,
+            )
+
+    def require(holds: bool | np.bool_, what: str, **details: Any) -> None:
+        if not holds:
+            raise PlugInError(f"{who}: {what}", **details)
+
+    if units.weight is not None:
+        # This also finds weights that were set without ``weighted``.
+        sound = (units.weight >= 0) & (units.weight < np.inf)
+        wrong = units.weight[~sound][:1]
+        require(sound.all(), "a weight is not a finite number ≥ 0", got=f"{wrong}")
+    require((units.length > 0).all(), "a unit has no tokens")
+    if units.start is not None:
+        require(
+            (np.diff(units.start) > 0).all(),
+            "units with a start must be in the order of the text, and not overlap",
+            do="sort the units by start, or make them with Units.of_tokens",
+        )
+    tokens = units.tokens
+    fits = len(tokens) == units.length.sum() and ((tokens >= 0) & (tokens < len(line.piece))).all()
+    require(
+        fits,
+        "the tokens of units do not fit the line",
+        got=f"{len(tokens)} tokens, units of {units.length.sum()} tokens",
+    )
+    wrong = tokens[~line.eligible[tokens]]
+    require(
+        not len(wrong),
+        "a unit has a token that must not be masked",
+        got=f"id {line.input_ids[wrong[:1]]}",
+        do="cut only tokens where line.eligible is True, as units_by and runs do",
+    )
+    taken = np.bincount(tokens, minlength=1)
+    require(taken.max() <= 1, "a token is in two units", got=f"token {taken.argmax()} of the line")
+    require(
+        np.array_equal(line.piece[tokens], units.piece[units.unit]),
+        "a unit has tokens of another document than its piece",
+        do="end units at line.begin",
+    )
+    order = np.lexsort((units.number, units.piece))
+    same = np.diff(units.piece[order]) == 0
+    same &= np.diff(units.number[order]) == 0
+    require(not same.any(), "two units of a document have the same number")
 
 
 def runs(line: Line, ids: Array) -> Units:

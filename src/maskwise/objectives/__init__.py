@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, PrivateAttr, model_validator
 
 from maskwise.effects import Weights, within
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, PlugInError, require_known
 from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.objectives.base import (
     Classification,
@@ -39,7 +39,7 @@ from maskwise.objectives.mlm import (
     MaskedDiffusion,
     MaskedLanguageModelling,
 )
-from maskwise.plugins import Table
+from maskwise.plugins import Table, require_call
 from maskwise.specs import Call, build, find
 
 if TYPE_CHECKING:
@@ -68,13 +68,24 @@ def objective_class(spec: str | Call) -> type[Objective]:
     Raises:
         MaskwiseError: the name is unknown.
     """
-    _, kind = find("objective", spec, OBJECTIVES)
-    return kind
+    return _found(spec)[1]
+
+
+def _found(spec: str | Call) -> tuple[Call, type[Objective]]:
+    call, kind = find("objective", spec, OBJECTIVES)
+    if not (isinstance(kind, type) and issubclass(kind, Objective)):
+        raise PlugInError(
+            f"objective {call.name} is not an objective",
+            got=repr(kind),
+            allowed="a subclass of maskwise.objectives.Objective",
+        )
+    require_call(f"objective {call.name}: forward", kind.forward, "self", "batch")
+    return call, kind
 
 
 def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
     """Build an objective for a model from the name and the arguments of the objective."""
-    call, kind = find("objective", spec, OBJECTIVES)
+    call, kind = _found(spec)
     return build("objective", call, {call.name: partial(kind, model)})
 
 
@@ -99,7 +110,7 @@ class ObjectiveSettings(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="after")
     def _parse(self) -> Self:
         with within("objective", self.objective):
-            self._call, self._kind = find("objective", self.objective, OBJECTIVES)
+            self._call, self._kind = _found(self.objective)
         with within("masking", self.masking):
             for key in self.masking:
                 require_known("masking setting", key, MaskingSettings.model_fields)

@@ -22,7 +22,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maskwise.attention import reads_ragged_rows
 from maskwise.devices import TensorDict, Tensors
-from maskwise.errors import MaskwiseError
+from maskwise.effects import within
+from maskwise.errors import MaskwiseError, PlugInError
 from maskwise.families import Inputs, Kind, adapter_of, encoder_of
 from maskwise.flops import Work, encoder_attention, encoder_weights, multiplied_weights
 from maskwise.masking import IGNORE, MaskedBatch, Masker
@@ -192,7 +193,8 @@ class Objective(nn.Module, ABC):
     @cache
     def defaults(cls) -> MaskingSettings:
         """Return ``masking`` as settings."""
-        return MaskingSettings(**cls.masking)
+        with within(f"masking of objective {cls.__name__}", cls.masking):
+            return MaskingSettings(**cls.masking)
 
     @classmethod
     def value_of(cls, settings: MaskingSettings) -> Masking:
@@ -291,6 +293,54 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Any) -> Loss:
         """Return the losses of a batch."""
+
+    def __call__(self, *batch: Any, **named: Any) -> Loss:
+        loss = super().__call__(*batch, **named)
+        require_loss(loss, type(self).__name__)
+        return loss
+
+
+def require_loss(loss: object, objective: str) -> None:
+    """Raise ``PlugInError`` unless an objective returned a ``Loss`` of two scalars."""
+    who = f"objective {objective}"
+    if not isinstance(loss, Loss):
+        raise PlugInError(
+            f"{who} does not return a Loss",
+            got=type(loss).__name__,
+            do="return maskwise.objectives.Loss.of(losses), with the loss of each target",
+        )
+    for name in ("total", "divisor"):
+        value = getattr(loss, name)
+        if not isinstance(value, Tensor) or value.ndim:
+            raise PlugInError(
+                f"{who}: {name} of its Loss must be a tensor with one number",
+                got=f"shape {(*value.shape,)}" if isinstance(value, Tensor) else repr(value),
+                do="use Loss.of(losses), which adds up the losses and counts them",
+            )
+
+
+def require_trainable(loss: Loss, objective: str) -> None:
+    """Raise ``PlugInError`` if a loss has no gradient."""
+    if not loss.total.requires_grad:
+        raise PlugInError(
+            f"objective {objective}: its loss has no gradient, so it trains nothing",
+            do="compute the loss with torch from the output of the model, and do not detach it",
+        )
+
+
+def require_counted(divisor: float, counted: float, objective: str) -> None:
+    """Raise ``PlugInError`` if losses are not divided by the targets of their batches.
+
+    Training divides the losses of all micro-batches and ranks by the targets of their batches,
+    which are known before any loss.
+    """
+    if divisor != counted:
+        raise PlugInError(
+            f"objective {objective}: training divides its losses by the number of targets of the "
+            "batch, which is not the divisor of its Loss",
+            got=f"divisor {divisor:g} for {counted:g} targets",
+            do="return the loss of each target (a label other than −100)",
+        )
 
 
 def check_all_asked(objective: str, masking: Masking) -> None:

@@ -23,7 +23,7 @@ import torch
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.devices import best_device, memory, peak_memory
-from maskwise.errors import MaskwiseError, duration
+from maskwise.errors import MaskwiseError, PlugInError, duration
 from maskwise.evaluation import (
     EvaluationSettings,
     Measure,
@@ -31,6 +31,7 @@ from maskwise.evaluation import (
     load_measures,
     overlap_record,
 )
+from maskwise.evaluation.returned import numbers_of
 from maskwise.families import evaluating, width_of
 from maskwise.masking.settings import MaskingSettings
 from maskwise.models import load_model, task_config, weights_of
@@ -362,8 +363,20 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
             if kind in ("pretrain", "finetune") and time.perf_counter() > end:
                 continue
             # If the sample has too few rows for a stage, its time stays unknown.
-            with _one_thread(), suppress(MaskwiseError):
+            with _one_thread(), _too_short():
                 forecast.keep(stage.name, timer(stage, link, samples))
+
+
+@contextmanager
+def _too_short() -> Iterator[None]:
+    """Leave a time unknown if a sample of the text or of the items is too short to work with."""
+    try:
+        yield
+    except PlugInError:
+        # The user's code fails in the study, too.
+        raise
+    except MaskwiseError:
+        return
 
 
 def links_of(plans: Iterable[Plan]) -> dict[Stage, Recipe]:
@@ -590,8 +603,8 @@ def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates
             part = measure.part(count)
             began = _now()
             # Some items may be longer than the model, and the others unknown.
-            with torch.inference_mode(), evaluating(network), suppress(MaskwiseError):
-                part.measure(network, data.tokenizer)
+            with torch.inference_mode(), evaluating(network), _too_short():
+                numbers_of(part, network, data.tokenizer)
             return _now() - began
 
         most = len(measure.texts())

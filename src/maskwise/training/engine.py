@@ -36,6 +36,7 @@ from maskwise.errors import MaskwiseError, OtherProcessFailed, require_known
 from maskwise.families import encoder_of
 from maskwise.folders import sweep
 from maskwise.objectives import Loss, Objective
+from maskwise.objectives.base import require_counted, require_trainable
 from maskwise.printing import LOGGER
 from maskwise.torchrun import not_connected
 from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changes
@@ -126,6 +127,7 @@ class Engine:
         part: TrainingPart | None = None,
     ):
         self.objective = objective
+        self.counted = set[str]()
         self.settings = settings
         self.folder = folder
         self.part = part
@@ -237,13 +239,23 @@ class Engine:
         # DDP computes the mean of the ranks' gradients. Multiply by the ranks to get the sum.
         scale = self.ranks / max(1.0, sums["counted"])
         losses = []
+        divisors = []
+        who = type(self.objective).__name__
         for number, batch in enumerate(step.batches, start=1):
+            # In a mix, all batches of a step are of one objective.
+            who = getattr(batch, "objective", "") or who
             with self._synchronised(number == len(step.batches)):
                 with self.accelerator.autocast():
                     loss: Loss = self.wrapped(batch)
+                require_trainable(loss, who)
                 self.accelerator.backward(loss.total * scale)
             observe(batch, loss)
             losses.append(loss.total.detach())
+            divisors.append(loss.divisor)
+        if who not in self.counted:
+            # The host waits for the device, so only the first step of an objective is checked.
+            self.counted.add(who)
+            require_counted(float(sum(divisors)), step.counted, who)
         if self.copies:
             self.copies.average()
         parameters = self.objective.parameters()

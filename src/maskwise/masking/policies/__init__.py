@@ -17,7 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from maskwise.errors import MaskwiseError
-from maskwise.masking.policies.base import Policy, UnitKind, When
+from maskwise.masking.policies.base import (
+    Policy,
+    UnitKind,
+    When,
+    is_foreign,
+    require_declared,
+)
 from maskwise.masking.policies.given import (
     Frequency,
     Guided,
@@ -101,9 +107,10 @@ def policy(spec: Policy | str | Call) -> Policy:
     >>> policy("weighted(units='token')")
     Weighted(layer='weight', units='token', power=1.0)
     """
-    if isinstance(spec, Policy):
-        return spec
-    return build("policy", spec, POLICIES, makes=Policy)
+    made = spec if isinstance(spec, Policy) else build("policy", spec, POLICIES, makes=Policy)
+    if is_foreign(made):
+        require_declared(made)
+    return made
 
 
 __all__ = [

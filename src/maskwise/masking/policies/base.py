@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from maskwise.draws import Array, Draws
-from maskwise.errors import whole_number
+from maskwise.errors import MaskwiseError, PlugInError, whole_number
 from maskwise.masking.line import Line, Names
-from maskwise.masking.units import Units, check_weights, runs
+from maskwise.masking.units import Units, check_weights, require_units, runs
+from maskwise.plugins import require_call
 
 
 class UnitKind(StrEnum):
@@ -172,6 +175,81 @@ class Policy(ABC):
     def unlearned(self) -> bool:
         """Whether a study must learn the policy before it can mask."""
         return False
+
+
+def is_foreign(policy: Policy) -> bool:
+    """Whether a policy is of another package. The tests of maskwise check its own policies."""
+    return not type(policy).__module__.startswith("maskwise.")
+
+
+@contextmanager
+def naming(who: str) -> Iterator[None]:
+    """Name the policy or the corruption in an error of a function of maskwise that it called."""
+    try:
+        yield
+    except MaskwiseError as error:
+        if error.what.startswith(who):
+            raise
+        what = f"{who}: {error.what}"
+        raise PlugInError(what, got=error.got, allowed=error.allowed, do=error.do) from error
+
+
+def cut_by(policy: Policy, line: Line, draws: Draws, when: When) -> Units:
+    """Cut a line into the units of a policy.
+
+    Raises:
+        PlugInError: a policy of another package does not cut the line as it must.
+    """
+    if not is_foreign(policy):
+        return policy.cut(line, draws, when)
+    who = f"policy {policy}"
+    with naming(who):
+        units = policy.cut(line, draws, when)
+    require_units(units, line, who)
+    return units
+
+
+def ratios_by(policy: Policy, ratio_P: Array, draws: Draws, when: When) -> Array:
+    """Return the ratio that a policy wants for each piece, (P,).
+
+    Raises:
+        PlugInError: a policy of another package returns something else.
+    """
+    wanted_P = policy.ratios(ratio_P, draws, when)
+    if is_foreign(policy):
+        require_shares(policy, wanted_P, len(ratio_P))
+    return wanted_P
+
+
+def require_declared(policy: Policy) -> None:
+    """Raise ``PlugInError`` unless a policy has methods with the arguments of ``Policy``, and the
+    names that it declares are names.
+    """
+    who = f"policy {policy}"
+    require_call(f"{who}: cut", policy.cut, "line", "draws", "when")
+    require_call(f"{who}: ratios", policy.ratios, "ratio_P", "draws", "when")
+    if not isinstance(policy.unit_kind, UnitKind):
+        raise PlugInError(
+            f"{who}: unit_kind is no kind of units",
+            got=repr(policy.unit_kind),
+            allowed=", ".join(f"UnitKind.{kind.name}" for kind in UnitKind),
+        )
+    for method in ("layers", "annotators", "judged_on"):
+        names = getattr(policy, method)()
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise PlugInError(f"{who}: {method}() must return a tuple of names", got=repr(names))
+
+
+def require_shares(policy: Policy, ratio_P: Any, pieces: int) -> None:
+    """Raise ``PlugInError`` unless a policy returned the ratio of each piece, (P,) from 0 to 1."""
+    fits = isinstance(ratio_P, np.ndarray) and ratio_P.shape == (pieces,)
+    # NaN is not within the bounds either.
+    if not fits or not ((ratio_P >= 0) & (ratio_P <= 1)).all():
+        raise PlugInError(
+            f"policy {policy}: ratios() must return a share for each document",
+            got=repr(ratio_P),
+            allowed=f"an array of {pieces} numbers from 0 to 1",
+        )
 
 
 class CutPolicy(Policy):

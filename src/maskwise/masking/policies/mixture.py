@@ -9,7 +9,7 @@ import numpy as np
 from maskwise.draws import Array, Draws, Purpose
 from maskwise.errors import MaskwiseError
 from maskwise.masking.line import Line, Names
-from maskwise.masking.policies.base import Policy, UnitKind, When
+from maskwise.masking.policies.base import Policy, UnitKind, When, cut_by, ratios_by
 from maskwise.masking.schedules import Schedule
 from maskwise.masking.units import Units
 
@@ -101,7 +101,7 @@ class Mixture(Policy):
         return tuple(names)
 
     def ratios(self, ratio_P: Array, draws: Draws, when: When) -> Array:
-        ratios = [member.ratios(ratio_P, draws, when) for member in self.members]
+        ratios = [ratios_by(member, ratio_P, draws, when) for member in self.members]
         return np.stack(ratios)[self.drawn(draws, when), np.arange(len(ratio_P))]
 
     def drawn(self, draws: Draws, when: When) -> Array:
@@ -129,7 +129,7 @@ class Mixture(Policy):
         for i, share in enumerate(self.current(when)):
             if share == 0:
                 continue
-            units = _numbered(self.members[i].cut(line, draws, when))
+            units = _numbered(cut_by(self.members[i], line, draws, when))
             units = units.kept((drawn_P == i).take(units.piece))
             weight = units.weight
             if weight is None:
