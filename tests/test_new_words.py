@@ -20,6 +20,7 @@ from maskwise.study.adapt.answer import answer_of
 from maskwise.study.adapt.draft import draft_of
 from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.checks import notes_of_texts
+from maskwise.study.forecast import check
 from maskwise.study.plan import make_plan
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
 from maskwise.study.store import StageStore
@@ -245,6 +246,17 @@ def test_a_run_loads_in_transformers_and_the_reference_is_not_extended(source, t
     assert len(tokenizer) == model.config.vocab_size == len(load_tokenizer("bundled:encoder")) + 2
     assert tokenizer.tokenize("Cardiomyopathy") == ["cardiomyopathy"]
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def test_fine_tunings_of_models_with_new_tokens_are_timed(source, tmp_path, monkeypatch, recwarn):
+    """The pre-trained model was given the larger tokenizer, and the time of a study was unknown."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = [{"text": f"{word} {number}", "label": word} for number in range(40) for word in DOMAIN]
+    task = write_lines(tmp_path / "rows.jsonl", rows)
+    more = [*START[:-1], f"tasks=[{task}]", "finetune.max_length=5"]
+    more += ["study={arms: {a: {model.new_tokens: 3}}, seeds: 1}"]
+    assert check(str(source), more)["time"]["unknown"] == []
+    assert not [one for one in recwarn if "rows cut" in str(one.message)]
 
 
 def test_names_of_stages_without_new_tokens_do_not_have_the_key(source):

@@ -374,7 +374,7 @@ def test_a_row_without_its_split_is_refused(tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "label": "ab"[n % 2], "split": "train"} for n in range(30)]
     rows += [{**row, "split": "test"} for row in rows]
     del rows[7]["split"]
-    with pytest.raises(MaskwiseError, match=r"unknown split in .*t\.jsonl ''; allowed: "):
+    with pytest.raises(MaskwiseError, match=r"unknown split in .*t\.jsonl: ''; allowed: "):
         load_task(write_lines(tmp_path / "t.jsonl", rows))
 
 

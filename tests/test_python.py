@@ -175,12 +175,17 @@ def test_equal_arms_are_named(inputs):
         "one": {},
         "two": {"masking.policy": "whole-word"},
         "three": {"masking.policy": "token"},
+        "four": {"masking.ratio": "constant(0.15)"},
+        "five": {"masking.ratio": "constant(0.16)"},
     }
     study = {**recipe["study"], "arms": arms, "contrasts": [["two", "one"]]}
-    equal = {**recipe, "masking": {"policy": "token"}, "study": study}
+    equal = {**recipe, "masking": {"policy": "token", "ratio": 0.15}, "study": study}
     found = mw.check(equal, tasks={"letters": rows}, texts=texts, timing=False)
-    [line] = [note for note in found.notes if "equal settings" in note]
-    assert line.startswith("arms one and three have")
+    lines = [note for note in found.notes if "equal settings" in note]
+    assert [line.partition(" have")[0] for line in lines] == [
+        "arms one and three",
+        "arms one and four",
+    ]
 
 
 def test_errors_of_a_power_plan_name_the_arguments_of_python(inputs):

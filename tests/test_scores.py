@@ -213,7 +213,12 @@ def test_shares_and_per_cent_are_not_mixed() -> None:
 def test_a_suggested_column_is_not_one_that_is_taken() -> None:
     with pytest.raises(MaskwiseError) as caught:
         mw.compare([{"arm": "a", "job": 1, "loss": 0.5}], **BETTER)
-    assert caught.value.do == "name it, such as seed=job"
+    said = "name it, such as --column seed='job' (in Python: columns={'seed': 'job'})"
+    assert caught.value.do == said
+    # No other column is left that could have the seeds.
+    with pytest.raises(MaskwiseError) as caught:
+        mw.compare([{"arm": "a", "task": "t", "score": 0.5}], **BETTER)
+    assert caught.value.do == "add a column seed"
 
 
 GRID = [(arm, seed) for arm in ("b", "a") for seed in range(6)]
@@ -284,12 +289,12 @@ def test_tables_of_other_tools_are_read_without_names_of_columns(row_of: Any) ->
     [
         pytest.param(
             lambda arm, seed, score: {"Name": f"dew-{arm}{seed}", "seed": seed, "path": arm},
-            "name it, such as arm=path",
+            "--column arm='path' (",
             id="runs-with-names",
         ),
         pytest.param(
             lambda arm, seed, score: {"id": 9, "arm": arm, "seed": seed, "task": "t", "mcc": score},
-            "name it, such as score=mcc",
+            "--column score='mcc' (",
             id="an-id-is-no-score",
         ),
         pytest.param(
@@ -319,7 +324,7 @@ def test_tables_of_other_tools_are_read_without_names_of_columns(row_of: Any) ->
         ),
         pytest.param(
             lambda arm, seed, score: {"arm": arm, "Lauf": seed, "score": score},
-            "name it, such as seed=Lauf",
+            "--column seed='Lauf' (",
             id="another-language",
         ),
     ],
@@ -390,9 +395,12 @@ def test_items_have_an_interval_and_no_verdict() -> None:
         rows.append({"arm": "b", "seed": f"q{item}", "task": "t", "score": 0.0})
         rows.append({"arm": "a", "seed": f"q{item}", "task": "t", "score": difference})
     found = mw.compare(rows, replicate="items", baseline="b")
-    half = 1.96 * differences.std(ddof=1) / 20
-    ends = f"({differences.mean() - half:.4g} to {differences.mean() + half:.4g}; 400 items)"
-    assert ends.replace("-", "−") in found.summary["headline"]
+    mean, half = differences.mean(), 1.96 * differences.std(ddof=1) / 20
+    lead = f"95 % interval of a's lead: −{half - mean:.3f} to {mean + half:.3f}; 400 items"
+    assert f"a is ahead of b on t by {mean:.3f} ({lead})" in found.summary["headline"]
+    behind = mw.compare(rows, replicate="items", baseline="a").summary["headline"]
+    lead = f"95 % interval of b's lead: −{mean + half:.3f} to {half - mean:.3f}; 400 items"
+    assert f"b is behind a on t by {mean:.3f} ({lead})" in behind
     assert found.summary["verdict"] is None and not found.verdicts
     with pytest.raises(MaskwiseError, match="at least 30"):
         mw.compare(rows[:40], replicate="items", baseline="b")
@@ -408,7 +416,7 @@ def test_a_published_table_is_told_which_of_its_columns_may_be_the_scores() -> N
     ]
     with pytest.raises(MaskwiseError) as caught:
         mw.compare(rows, **BETTER)
-    assert caught.value.do == "name it, such as score=Best Val Acc (%)"
+    assert "--column score='Best Val Acc (%)'" in (caught.value.do or "")
     for row in rows:
         row["Best Val Acc (%)"] /= 2
     found = mw.compare(rows, **BETTER, columns={"score": "Best Val Acc (%)"})
@@ -551,3 +559,11 @@ def test_the_command_prints_verdicts_and_writes_a_page(tmp_path: Path, capsys: A
     capsys.readouterr()
     assert command("compare", path, *given, "--json") == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "decided"
+
+
+def test_a_missing_option_is_explained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "scores.csv"
+    pd.DataFrame(table()).to_csv(path, index=False)
+    assert command("compare", path, "--baseline", "b") == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert "'--replicate'" in line and "pretraining, finetuning or items" in line

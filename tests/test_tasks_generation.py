@@ -256,7 +256,7 @@ WRITE = "{}(kind=generation, label=essence"
     [
         ("{}(card='nq')", "unknown card 'nq'"),
         ("open-trivia-qa", "task 'open-trivia-qa' is not on the hub; give its folder"),
-        ("{}(card=xsum)", "unknown column of task '.*' 'document'; allowed: essence, text"),
+        ("{}(card=xsum)", "unknown column of task '.*': 'document'; allowed: essence, text"),
         (WRITE + ", beams=0)", "beams of a task is not valid; got 0; allowed: a whole number ≥ 1"),
         (WRITE + ", max_target=2)", "max_target of a task is not valid; got 2"),
         (WRITE + ", metric=matthews)", "unknown metric for generation; got matthews"),

@@ -28,7 +28,7 @@ from pandas import DataFrame, Series, isna
 
 from maskwise import __version__
 from maskwise.constants import NATS
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, plural, require_known
 from maskwise.estimates import with_minus
 from maskwise.files import Record, Study, Summary
 from maskwise.folders import read_json, write_json, write_lines
@@ -315,8 +315,8 @@ def _limits(study: Study, summary: Summary, contrasts: int) -> list[str]:
     if not can_decide(runs, contrasts):
         least = fewest_runs(0.05 / contrasts)
         return [
-            f"No decision is possible with {runs} pairs for {contrasts} primary contrasts: at "
-            f"least {least} pairs are needed."
+            f"No decision is possible with {plural(runs, 'pair')} for "
+            f"{plural(contrasts, 'primary contrast')}: at least {least} pairs are needed."
         ]
     sds = summary["planned"]["detectable"]
     return [
@@ -347,11 +347,15 @@ def _of_items(
                 got=len(differences),
                 allowed=f"at least {FEWEST_ITEMS}",
             )
-        mean = differences.mean()
-        half = 1.96 * differences.std(ddof=1) / math.sqrt(len(differences))
+        mean = float(differences.mean())
+        half = float(1.96 * differences.std(ddof=1) / math.sqrt(len(differences)))
+        # All numbers get as many decimals as two significant digits of the interval need.
+        digits = max(0, 1 - math.floor(math.log10(half))) if half else 3
+        order = "ahead of" if mean >= 0 else "behind"
+        interval = f"{mean - half:.{digits}f} to {mean + half:.{digits}f}"
         sentences.append(
-            f"{arm} is ahead of {baseline} on {task} by {mean:.4g} ({mean - half:.4g} to "
-            f"{mean + half:.4g}; {len(differences)} items)."
+            f"{arm} is {order} {baseline} on {task} by {abs(mean):.{digits}f} (95 % interval of "
+            f"{arm}'s lead: {interval}; {len(differences)} items)."
         )
     headline = " ".join([*sentences, REPLICATES[ITEMS]])
     return {**NO_SUMMARY, "headline": with_minus(headline)}
@@ -525,7 +529,7 @@ def _long(
             raise MaskwiseError(
                 "the table has no column of scores",
                 got=", ".join(known),
-                do="name it, such as score=accuracy",
+                do=_naming("score", "accuracy"),
             )
         found = [_score(row, taken, name, name) for row in rows for name in tasks]
         read = [*taken.values(), *tasks]
@@ -580,7 +584,7 @@ def _column(
     if key == "seed" and len([*filter(SEED_NAME.fullmatch, free)]) > 1:
         do = "give a row for each seed: seeds are columns"
     elif others:
-        do = f"name it, such as {key}={others[0]}"
+        do = _naming(key, others[0])
     elif key == "arm" and baseline in free:
         do = f"give a row for each arm: {baseline} is a column"
     raise MaskwiseError(
@@ -619,6 +623,12 @@ def _suits(key: str, rows: Sequence[Row], name: str, baseline: str) -> bool:
         return not fractions and (len(rows) == 1 or 1 < len(spelt) < len(rows))
     words = set(re.findall("[a-z]+", name.lower()))
     return not words & NO_SCORES and all(map(_reads_as_number, values))
+
+
+def _naming(key: str, column: str) -> str:
+    """Say how a column is named, on the command line and in Python."""
+    in_python = f"columns={{{key!r}: {column!r}}}"
+    return f"name it, such as --column {key}={column!r} (in Python: {in_python})"
 
 
 def _plain(name: str) -> str:

@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # typer does not export the class of usage errors, which have this method.
         if not hasattr(error, "format_message"):
             _crash(error, quotes=follows)
-        _fail(error.format_message(), quotes=follows)
+        _fail(_usage_words(error), quotes=follows)
     if code == INTERRUPTED and not rank_here():
         err_console.print(f"\ninterrupted; {_kept(arguments)}", soft_wrap=True)
     if code in CODES and not rank_here():
@@ -200,6 +200,15 @@ def _kept(arguments: Sequence[str] | None) -> str:
     if "WORLD_SIZE" not in os.environ:
         kept += f": {again}"
     return kept
+
+
+def _usage_words(error: Any) -> str:
+    """Return the words of a usage error, with the help of an option that is missing."""
+    words = str(error.format_message())
+    explained = getattr(getattr(error, "param", None), "help", None)
+    if error.message or not explained:
+        return words
+    return f"{words.removesuffix('.')}: {explained}"
 
 
 def _fail(line: str, *, quotes: bool) -> NoReturn:

@@ -191,17 +191,26 @@ def check_inputs(recipe: Recipe) -> list[str]:
 
 def _equal_arms(by_arm: Mapping[str, list[Recipe]]) -> Iterator[str]:
     """Yield a warning for each arm that has the same settings as an arm before it."""
-    first: list[tuple[str, list[Recipe]]] = []
+    first: list[tuple[str, list[object]]] = []
     for name, recipes in by_arm.items():
+        meant: list[object] = [_meant(link) for recipe in recipes for link in recipe.links()]
         for other, others in first:
-            if recipes == others:
+            if meant == others:
                 yield (
                     f"arms {other} and {name} have equal settings, so every difference between "
                     "them is chance; give one of them another setting, unless this is the question"
                 )
                 break
         else:
-            first.append((name, recipes))
+            first.append((name, meant))
+
+
+def _meant(link: Recipe) -> tuple[object, ...]:
+    """Return the settings of a training phase, with masks as they are meant and not as written.
+
+    "constant(0.15)" and 0.15 are the same ratio.
+    """
+    return link.model_dump(exclude={"masking", "phases"}), link.masking.values
 
 
 def require_alone(links: Iterable[Recipe]) -> None:

@@ -432,7 +432,8 @@ def lines_of(record: Plain) -> Iterator[tuple[str, str]]:
     if training["passes"] is None:
         line += "on a stream, whose number of rows is unknown"
     else:
-        line += f"{training['passes']:.1f} passes over the text"
+        passes = training["passes"]
+        line += f"{passes:{'.1f' if passes >= 1 else '.2g'}} passes over the text"
     if training["plateau_steps"] is not None:
         steps = f"{training['plateau_steps']:,}"
         line += f"; about {steps} until the loss is below that of word frequencies"
@@ -525,7 +526,7 @@ def doubts_of(record: Plain) -> list[Doubt]:
         contrasts = plural(len(short), "contrast")
         doubt(
             f"{plural(short[0]['runs'], 'run')} of each arm cannot decide {contrasts}",
-            f"set study.seeds={fewest}, or list fewer study.contrasts",
+            f"set study.seeds={fewest} (of adapt: --runs {fewest}), or list fewer study.contrasts",
         )
     return doubts
 

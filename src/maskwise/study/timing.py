@@ -7,6 +7,7 @@ for it. The timing takes a few seconds for each kind of training and each task.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -362,8 +363,10 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
             # so they are timed even after the limit.
             if kind in ("pretrain", "finetune") and time.perf_counter() > end:
                 continue
-            # If the sample has too few rows for a stage, its time stays unknown.
-            with _one_thread(), _too_short():
+            # If the sample has too few rows for a stage, its time stays unknown. Warnings about the
+            # rows of a sample are not those of the study.
+            with _one_thread(), _too_short(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 forecast.keep(stage.name, timer(stage, link, samples))
 
 
@@ -639,6 +642,21 @@ def _scaled(seconds_of: Callable[[int], float], few: int, rows: int) -> float:
 
 def _time_task(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     """Run a fine-tuning with few rows, and stop it after a few steps."""
+    if link.model.new_tokens is None:
+        return _time_fine_tuning(stage, link, samples, link.model.pretrained)
+    # The pre-trained model has no rows for the new tokens.
+    data = samples.of(link).data
+    network = network_of(link, data, torch.zeros(len(data.tokenizer)))
+    with TemporaryDirectory(prefix="maskwise-") as folder:
+        checkpoint = Path(folder) / CHECKPOINT
+        save_checkpoint(checkpoint, network, data.tokenizer)
+        return _time_fine_tuning(stage, link, samples, str(checkpoint))
+
+
+def _time_fine_tuning(
+    stage: Stage, link: Recipe, samples: Samples, checkpoint: str | None
+) -> StageRates:
+    """Run a fine-tuning of a checkpoint, or of new weights, with few rows and steps."""
     data = samples.of(link).data
     tokenizer = data.tokenizer
     task = load_task(stage.what["task"])
@@ -656,7 +674,7 @@ def _time_task(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
         clock = Clock()
         with quietly():
             finetune(
-                link.model.pretrained,
+                checkpoint,
                 replace(task, splits=few),
                 tokenizer=tokenizer,
                 settings=settings,

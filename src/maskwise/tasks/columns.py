@@ -77,7 +77,7 @@ def find_columns(
     """
     for role, column in zip(ColumnNames._fields, given):
         if column is not None and column not in record:
-            raise unknown_name(f"{role} column of {where}", column, paths(record))
+            raise unknown_name(f"{role} column of {where}:", column, paths(record))
     text, pair = pair_in(record, given, usual.pairs)
     text = text or first_in(usual.text, record)
     # A column gets only one role: "question" may be the text or the pair, but not both.
@@ -374,7 +374,7 @@ def with_text(record: Record, template: str, place: str) -> Record:
     def fill(match: re.Match[str]) -> str:
         column = first_in(match[1].split("|"), record)
         if column is None:
-            raise unknown_name(f"column of {place}", match[1], map(str, record))
+            raise unknown_name(f"column of {place}:", match[1], map(str, record))
         value = record[column]
         if column in CHOICES:
             value = []

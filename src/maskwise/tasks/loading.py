@@ -570,7 +570,7 @@ def _with_settings(kind: TaskKind, asked: TaskArguments) -> TaskKind:
     known = {*inspect.signature(load_task).parameters} - {"spec", "settings"}
     known.update(inspect.signature(make).parameters)
     for option in asked.settings:
-        require_known(f"argument of {kind.name} {asked.place}", option, known)
+        require_known(f"argument of {kind.name} {asked.place}:", option, known)
     return make(**asked.settings)
 
 

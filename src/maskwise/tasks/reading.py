@@ -218,7 +218,7 @@ def _by_column(spec: str, records: list[Record]) -> BySplit:
     for record in records:
         # In JSON, this cell may be a list, which cannot be a key.
         split = str(record.get("split", ""))
-        require_known(f"split in {spec}", split, _SPLIT_OF)
+        require_known(f"split in {spec}:", split, _SPLIT_OF)
         by_name.setdefault(split, []).append(record)
     return _by_split(spec, by_name)
 
@@ -265,6 +265,6 @@ def records_where(records: list[Record], where: str, place: str) -> list[Record]
     if not sign:
         raise MaskwiseError("where must be 'column=value'", got=where)
     if records and column not in merged(records):
-        raise unknown_name(f"column of {place}", column, map(str, merged(records)))
+        raise unknown_name(f"column of {place}:", column, map(str, merged(records)))
     wanted = label_of(value)
     return [record for record in records if label_of(record.get(column)) == wanted]
