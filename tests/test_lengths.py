@@ -29,7 +29,7 @@ from maskwise.study.store import StageStore
 from maskwise.study.work import open_text
 from maskwise.training import TrainingSettings
 from maskwise.training.best import Lowest
-from maskwise.training.parts import STATE, parts_of
+from maskwise.training.parts import STATE_FOLDER, parts_of
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
 LENGTHS = ("training.decay=wsd", "training.lengths=[0.25, 0.5, 1]")
@@ -207,7 +207,7 @@ def test_states_are_removed_after_the_choice(trained: tuple[Run, StageStore]) ->
     run, store = trained
     for part in run.trainings[:-1]:
         folder = store.folder(part)
-        assert not (folder / STATE).exists() and not (folder / "resume").exists()
+        assert not (folder / STATE_FOLDER).exists() and not (folder / "resume").exists()
         assert (folder / "checkpoint").is_dir() == ends(part)[2]
 
 
@@ -247,7 +247,7 @@ def test_a_part_whose_state_was_removed_is_one_line(source: Path, tmp_path: Path
     for stage in (run.prepared, *run.trainings[:1]):
         run_stage(stage, store)
     first = store.folder(run.trainings[0])
-    state = next((first / STATE).glob("*/model.safetensors"))
+    state = next((first / STATE_FOLDER).glob("*/model.safetensors"))
     state.write_bytes(state.read_bytes()[:-1])
     with pytest.raises(MaskwiseError, match=f"missing or damaged.*remove {first}"):
         run_stage(run.trainings[1], store)

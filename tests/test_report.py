@@ -113,7 +113,7 @@ def test_tables_stand_in_place_of_charts_that_cannot_be_made(folder, monkeypatch
 
 def test_a_table_of_a_curve_ends_where_the_curve_ends():
     points = [{"arm": "a", "step": step, "value": 1 / step} for step in range(10, 510, 10)]
-    html = drawing.table_of(points, "arm", across="step")["html"]
+    html = drawing.mean_table(points, "arm", across="step")["html"]
     assert "<th>500</th>" in html and "<td>0.002</td>" in html
     assert html.count("<td>") <= drawing.MOST_COLUMNS
 

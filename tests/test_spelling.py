@@ -9,7 +9,7 @@ import torch
 
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
-from maskwise.evaluation.spelling import parts_of, word_loss
+from maskwise.evaluation.spelling import document_parts, word_loss
 from maskwise.models import add_tokens, load_model
 from maskwise.recipe import read_recipe
 from maskwise.study.plan import make_plan
@@ -40,7 +40,7 @@ def test_the_loss_is_that_of_pieces_from_left_to_right():
     tokenizer = load_tokenizer("bundled:encoder")
     model = load_model("bundled:encoder").eval()
     text = "The electrolyte"
-    (part,) = parts_of([text])
+    (part,) = document_parts([text])
     ((low, high),) = part.words
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     own = tokenizer(text[low:high], add_special_tokens=False)["input_ids"]
@@ -56,8 +56,8 @@ def test_the_loss_is_that_of_pieces_from_left_to_right():
 
 
 def test_parts_depend_on_the_text_alone():
-    parts = [*parts_of(TEXTS)]
-    assert parts == [*parts_of(TEXTS)] and len(parts) > len(TEXTS)
+    parts = [*document_parts(TEXTS)]
+    assert parts == [*document_parts(TEXTS)] and len(parts) > len(TEXTS)
     words = [part.text[low:high] for part in parts for low, high in part.words]
     assert all(map(str.isalpha, words)) and len(set(words)) > 20
 

@@ -54,10 +54,10 @@ class MaskedWords(NamedTuple):
     size: int
 
 
-def parts_of(texts: Iterable[str]) -> Iterator[Part]:
+def document_parts(texts: Iterable[str]) -> Iterator[Part]:
     """Cut texts into parts, and choose the words to mask. Both depend only on the texts.
 
-    >>> [part.words for part in parts_of(["The cat sat."])]
+    >>> [part.words for part in document_parts(["The cat sat."])]
     [[(4, 7)]]
     """
     for text in texts:
@@ -143,7 +143,7 @@ def word_loss(
             allowed="a fast tokenizer",
         )
     room = min(most_tokens(model.config), 512)
-    parts = [*parts_of(texts)]
+    parts = [*document_parts(texts)]
     found = [_masked(part, tokenizer, room) for part in parts]
     kept = [part for part in found if part is not None]
     if not kept:

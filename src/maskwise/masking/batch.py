@@ -211,7 +211,7 @@ class MaskedBatch:
 
     @cached_property
     def ends(self) -> tuple[Tensor | None, Tensor | None]:
-        """The offsets (``ends_of``) of the documents that a model reads, and of ``written``.
+        """The offsets (``offsets_of``) of the documents that a model reads, and of ``written``.
 
         The first item is for ``documents``, or else for ``rows_as_documents``. It is None for rows
         of one document if there is padding before or between tokens.
@@ -223,7 +223,7 @@ class MaskedBatch:
             # its first column.
             if bool((rows[:, 1:] <= rows[:, :-1]).all()):
                 documents = rows
-        return ends_of(documents), ends_of(self.written)
+        return offsets_of(documents), offsets_of(self.written)
 
     @cached_property
     def where(self) -> Tensor:
@@ -280,14 +280,14 @@ class MaskedBatch:
         return f"MaskedBatch({shape} on {self.input_ids.device}, {self.targets} targets)"
 
 
-def ends_of(ids_BL: Tensor | None) -> Tensor | None:
+def offsets_of(ids_BL: Tensor | None) -> Tensor | None:
     """(D + 1,) int32: the first position of each of D runs of equal ids, and B·L as last item.
 
     Positions are counted over all rows, row by row. A run never crosses rows. Variable-length
     attention kernels call this array ``cu_seqlens``.
 
     >>> import torch
-    >>> ends_of(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])).tolist()
+    >>> offsets_of(torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])).tolist()
     [0, 2, 3, 4, 8]
     """
     if ids_BL is None:

@@ -74,7 +74,7 @@ def vega_code() -> str:
     return made_vega()[0]
 
 
-def table_of(points: Points, *names: str, across: str) -> ChartSpec:
+def mean_table(points: Points, *names: str, across: str) -> ChartSpec:
     """Return an HTML table of mean values, for a page without charts.
 
     Args:
@@ -113,7 +113,7 @@ def dot_chart(
         percent: whether the axis is in per cent.
     """
     if not vega_code():
-        return table_of(rows, "arm", across="seed")
+        return mean_table(rows, "arm", across="seed")
     drawn = {row["arm"] for row in rows}
     arms = [arm for arm in colours if arm in drawn]
     ends = [row["value"] for row in rows]
@@ -160,7 +160,7 @@ def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> ChartSpec:
     A dot is one run.
     """
     if not vega_code():
-        return table_of(rows, "arm", across="measure")
+        return mean_table(rows, "arm", across="measure")
     measures = list(dict.fromkeys(row["measure"] for row in rows))
     bind = {"input": "select", "options": measures, "name": "Measure "}
     title = {"flops": FLOPS}.get(quantity, quantity)
@@ -197,7 +197,7 @@ def line_chart(
         rule: the value of a horizontal dashed line; None for no line.
     """
     if not vega_code():
-        return table_of(rows, "arm", across=x)
+        return mean_table(rows, "arm", across=x)
     colour = _arm_colour(colours)
     title_x = "tokens read" if x == "tokens" else x
     across = _quantity(x, title=title_x, scale={"domainMin": 0}, axis=COUNTS)

@@ -446,9 +446,9 @@ def adapt(
     >>> adapted = adapt("bundled:encoder", "my_texts.txt", out="runs/a")  # doctest: +SKIP
     >>> adapted.helps, adapted.model  # doctest: +SKIP
     """
-    from maskwise.study.adapt import Adaptation, Request, fewest_runs
+    from maskwise.study.adapt import Adaptation, Request, default_runs
 
-    of_runs = fewest_runs(new_words, control) if runs is None else runs
+    of_runs = default_runs(new_words, control) if runs is None else runs
     if isinstance(seeds, int):
         raise MaskwiseError("seeds are a list of seeds", got=seeds, do=f"runs={seeds}")
     out = Path(out)

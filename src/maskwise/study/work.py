@@ -76,7 +76,7 @@ from maskwise.text.settings import CorpusSettings, TokenizerSettings, read_new_t
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training.best import Lowest
 from maskwise.training.checkpoint import forget_states
-from maskwise.training.parts import STATE, TrainingPart, link
+from maskwise.training.parts import STATE_FOLDER, TrainingPart, link
 from maskwise.training.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -366,7 +366,7 @@ def _pretrain(stage: Stage, store: StageStore) -> Plain:
     part = TrainingPart(**stage.what["part"]) if "part" in stage.what else None
     state = None
     if part is not None and part.begin:
-        state = store.folder(stage.needs[1]) / STATE
+        state = store.folder(stage.needs[1]) / STATE_FOLDER
     return pretrain(
         open_text(store.folder(stage.needs[0])),
         starting_from(checkpoint_of(stage, store), recipe_of(stage)),
@@ -403,7 +403,7 @@ def _choose(stage: Stage, store: StageStore) -> Plain:
     write_lines(folder / "metrics.jsonl", metrics)
     for part in chain.from_iterable(lines.values()):
         if not TrainingPart(**part.what["part"]).falls:
-            for kept in (CHECKPOINT, STATE):
+            for kept in (CHECKPOINT, STATE_FOLDER):
                 shutil.rmtree(store.folder(part) / kept, ignore_errors=True)
     return {
         "heldout": found[lowest.step]["heldout"],

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LEARNED = "learners.safetensors"
-STATE = "state.json"
+STATE_FILE = "state.json"
 RESUME = "resume"
 """The subfolder of a run for its training states."""
 
@@ -141,7 +141,7 @@ class States:
         def fill(target: Path) -> None:
             for name, tensors in files.items():
                 save_file(tensors, target / name)
-            write_json(target / STATE, state.model_dump())
+            write_json(target / STATE_FILE, state.model_dump())
 
         newest = self.path(state.step)
         write_folder(newest, fill)
@@ -164,13 +164,13 @@ class States:
         path = self.path(step)
         appears(path / MANIFEST)
         manifest = read_json(path / MANIFEST) or {}
-        files = manifest.get("sha256", [STATE])
+        files = manifest.get("sha256", [STATE_FILE])
         if not all(appears(path / name) for name in files):
             raise MaskwiseError(
                 f"{path} is not visible to process {rank_here()}",
                 do="use a folder that all machines share",
             )
-        return State.model_validate(read_json(path / STATE))
+        return State.model_validate(read_json(path / STATE_FILE))
 
     def newest(self, say: Callable[[str], None]) -> State | None:
         """Return the newest undamaged state, or None.
@@ -187,9 +187,9 @@ class States:
             wrong = damage(path)
             if wrong is None:
                 try:
-                    return State.model_validate(read_json(path / STATE))
+                    return State.model_validate(read_json(path / STATE_FILE))
                 except ValidationError:
-                    wrong = f"{STATE} is damaged"
+                    wrong = f"{STATE_FILE} is damaged"
             say(f"skipping {path}: {wrong}")
         return None
 

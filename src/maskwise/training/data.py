@@ -34,7 +34,7 @@ from maskwise.objectives.base import Maker
 from maskwise.text import Rows
 from maskwise.training.learners import Learners, NumbersByName, learner_of
 from maskwise.training.settings import TrainingSettings
-from maskwise.training.stream import StreamedRows, mixed, parts_of, taken
+from maskwise.training.stream import StreamedRows, mixed, taken, whole_shares
 
 AnyBatch: TypeAlias = Any
 """A ``MaskedBatch``, or a dict of tensors with ``labels`` (−100 means no target)."""
@@ -481,7 +481,7 @@ class Mix:
         self.names = tuple(shares)
         self.batch_size = settings.batch_size
         self.seed = settings.seed
-        self.parts = parts_of(shares)
+        self.parts = whole_shares(shares)
         for (name, share), size in zip(shares.items(), sizes, strict=True):
             least = share * settings.batch_size
             if size < least:

@@ -25,7 +25,7 @@ from maskwise.training.checkpoint import RESUME, State, States
 from maskwise.training.rates import falling_share
 from maskwise.training.settings import TrainingSettings
 
-STATE = "state"
+STATE_FOLDER = "state"
 """The subfolder of a run with the state with which other parts begin."""
 
 
@@ -89,7 +89,7 @@ def begin_with(state: Path, folder: Path) -> State:
     """Put the state that a part begins with where a run is resumed from, unless it has begun.
 
     Args:
-        state: the folder ``STATE`` of the part before.
+        state: the folder ``STATE_FOLDER`` of the part before.
         folder: the folder of the run.
 
     Returns:
@@ -115,7 +115,7 @@ def begin_with(state: Path, folder: Path) -> State:
 def leave_state(folder: Path, end: int) -> None:
     """Keep the state after ``end`` updates, which other parts begin with."""
     name = f"step-{end:08d}"
-    link(folder / RESUME / name, folder / STATE / name)
+    link(folder / RESUME / name, folder / STATE_FOLDER / name)
 
 
 def link(source: Path, target: Path) -> None:

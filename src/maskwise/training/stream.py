@@ -305,7 +305,7 @@ class StreamedRows:
         self.names = tuple(shares)
         self.length = stream.length
         self.layout = stream.layout
-        self.parts = parts_of(shares) if shares else [1]
+        self.parts = whole_shares(shares) if shares else [1]
         self.pool = BlockPool(stream.maker, settings.workers)
         if shares:
             sources = [stream.sources[name] for name in shares]
@@ -478,7 +478,7 @@ def mixed(size: int, *, seed: int, step: int) -> Tensor:
     )
 
 
-def parts_of(shares: NumbersByName) -> list[int]:
+def whole_shares(shares: NumbersByName) -> list[int]:
     """Return the shares as integers, where ``WHOLE`` means 1."""
     return [round(share * WHOLE) for share in shares.values()]
 

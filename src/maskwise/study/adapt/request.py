@@ -103,7 +103,7 @@ class Request:
     @property
     def least_runs(self) -> int:
         """The least number of runs of each arm with which every question can be decided."""
-        return fewest_runs(self.new_words, self.control)
+        return default_runs(self.new_words, self.control)
 
     @property
     def seconds(self) -> float:
@@ -159,7 +159,7 @@ class Request:
         return shlex.join(words)
 
 
-def fewest_runs(new_words: int | None, control: object = None) -> int:
+def default_runs(new_words: int | None, control: object = None) -> int:
     """Return the default number of runs: the least that can decide every question.
 
     Questions that are tested one after the other do not lower each other's level. New words do not
