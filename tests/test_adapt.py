@@ -31,11 +31,11 @@ from maskwise.study.adapt.draft import Texts, cut_rows, draft_of
 from maskwise.study.adapt.request import time_limit
 from maskwise.study.adapt.saved import gains_of, kept_of, save_adapted, save_best
 from maskwise.study.adapt.smaller import smaller_plan
+from maskwise.study.adapt.title_pairs import write_pairs
+from maskwise.study.from_files import draft_of as first_study
 from maskwise.study.plan import make_plan
 from maskwise.study.prospects import prospects_of
 from maskwise.study.stages import overlap_stage
-from maskwise.study.starter import draft_of as first_study
-from maskwise.study.starter import write_pairs
 from maskwise.study.store import StageStore
 from maskwise.study.timing import TIMERS, time_words
 from maskwise.study.work import run_stage

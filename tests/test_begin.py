@@ -20,7 +20,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
 from maskwise.study.forecast import check, lines_of
-from maskwise.study.starter import draft_of, is_task, look_at, recipe_for
+from maskwise.study.from_files import draft_of, is_task, look_at, recipe_for
 from maskwise.tasks import load_task
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
@@ -307,7 +307,7 @@ def test_what_is_left_out_is_counted_over_all_that_was_seen(recipe, monkeypatch)
     texts.write_text("\n\n".join(documents))
     whole = len(documents) - 50
     for most, seen in ((10_000, whole), (100, 100)):
-        monkeypatch.setattr("maskwise.study.starter.LOOK_DOCUMENTS", most)
+        monkeypatch.setattr("maskwise.study.from_files.LOOK_DOCUMENTS", most)
         found = doubts_of(recipe, f"corpus.source={texts}", "tasks=[]")
         assert f"{seen} documents were kept, and these were left out: 50 × repeated text" in found
 
@@ -328,7 +328,7 @@ def test_a_missing_file_is_told_before_torch_is_imported(
     capfd,
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "maskwise.study.starter", None)
+    monkeypatch.setitem(sys.modules, "maskwise.study.from_files", None)
     monkeypatch.setitem(sys.modules, "maskwise.study.forecast", None)
     assert maskwise(*arguments) == 2
     assert said in capfd.readouterr().err

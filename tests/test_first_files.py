@@ -11,8 +11,8 @@ import pytest
 from maskwise.cli import main
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
+from maskwise.study.from_files import draft_of, recipe_for
 from maskwise.study.single import run_finetune
-from maskwise.study.starter import draft_of, recipe_for
 from maskwise.text import read_documents
 from maskwise.text.documents import lines_note
 from maskwise.text.opening import text_per

@@ -22,7 +22,7 @@ from maskwise.errors import MaskwiseError, is_visible
 from maskwise.folders import read_json, write_folder, write_json
 from maskwise.recipe import read_recipe
 from maskwise.specs import split_options, user_path
-from maskwise.study.starter import name_of, recipe_for
+from maskwise.study.from_files import name_of, recipe_for
 from maskwise.tasks import load_task
 from maskwise.text import read_documents
 from maskwise.text.labelled import read_records

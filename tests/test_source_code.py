@@ -10,8 +10,8 @@ import maskwise
 from maskwise.annotate.registry import spans
 from maskwise.errors import MaskwiseError
 from maskwise.study.checks import check_inputs
+from maskwise.study.from_files import draft_of
 from maskwise.study.stages import fingerprint
-from maskwise.study.starter import draft_of
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.text.documents import folder_note
 from maskwise.text.stream import shards_of

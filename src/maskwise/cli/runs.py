@@ -136,7 +136,7 @@ def new(
             do="maskwise new my_texts.txt my_labels.csv",
         )
     refuse_missing(texts, *tasks)
-    from maskwise.study.starter import new_recipe
+    from maskwise.study.from_files import new_recipe
 
     for line in new_recipe(texts, tasks, target=out):
         say(line)

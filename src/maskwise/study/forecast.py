@@ -42,12 +42,12 @@ from maskwise.study.costs import (
     summary,
 )
 from maskwise.study.design import Design
+from maskwise.study.from_files import recipe_for
 from maskwise.study.plan import stages_of
 from maskwise.study.pretraining import masked_source
 from maskwise.study.records import describe, require_same_study
 from maskwise.study.single import with_own_seed
 from maskwise.study.stages import named
-from maskwise.study.starter import recipe_for
 from maskwise.study.store import StageStore
 from maskwise.study.timing import Samples, TextSample, time_stages, time_words
 from maskwise.study.unread import names_in_pretraining, names_in_study, refuse_unread
@@ -192,7 +192,7 @@ def check(
 
     Args:
         subject: a recipe; its name or file; or a corpus or a file of labels, for which
-            ``starter.draft_of`` makes a recipe.
+            ``from_files.draft_of`` makes a recipe.
         overrides: ``key=value`` settings, if ``subject`` is no ``Recipe``.
         tasks: files with labels, if ``subject`` is a corpus.
         out: the folder of the study, whose finished stages count; None for a new folder.

@@ -40,10 +40,10 @@ from maskwise.printing import quietly
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import Forecast, StageRates
+from maskwise.study.from_files import TextFacts, look_at
 from maskwise.study.plan import Plan
 from maskwise.study.pretraining import network_of, pretrain
 from maskwise.study.stages import CHECKPOINT, Stage, evaluations
-from maskwise.study.starter import TextFacts, look_at
 from maskwise.study.work import extended, lesson_of, scored_by, write_rows
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import finetune

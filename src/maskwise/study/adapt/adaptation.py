@@ -20,9 +20,9 @@ from maskwise.study.adapt.saved import save_best
 from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.checks import OWN_FILES
 from maskwise.study.forecast import check, dry_run, first_of, require_trainable
+from maskwise.study.from_files import Draft
 from maskwise.study.records import has_results
 from maskwise.study.run import run_study
-from maskwise.study.starter import Draft
 from maskwise.study.timing import Samples
 from maskwise.study.together import StudyFolder
 

@@ -22,8 +22,9 @@ from maskwise.recipe.overrides import Plain, nested, parse_override
 from maskwise.recipe.unused import drop_unused
 from maskwise.specs import Call, with_options
 from maskwise.study.adapt.request import GENERAL_MASKS, PAIRS, PASSAGES, STEPS, Request
+from maskwise.study.adapt.title_pairs import write_pairs
 from maskwise.study.checks import check_names, cut_share, row_sizes
-from maskwise.study.starter import (
+from maskwise.study.from_files import (
     ARMS,
     ROW_TOKENS,
     Draft,
@@ -35,7 +36,6 @@ from maskwise.study.starter import (
     rates_of,
     row_length,
     tokens_of_rows,
-    write_pairs,
 )
 from maskwise.study.unread import names_in_study, refuse_unread
 from maskwise.tasks import load_task

@@ -38,7 +38,7 @@ class Request:
         out: the folder of the study.
         tasks: files with labelled rows; if empty, a task of titles and texts is made from documents
             that are held out from training.
-        arms: names in ``starter.ARMS``. The first arm is compared with the unchanged model.
+        arms: names in ``from_files.ARMS``. The first arm is compared with the unchanged model.
         policy: the folder of a learned masking policy, for an additional arm ``learned``.
         new_words: the number of words of the text that become tokens in an additional arm, which is
             compared with the first arm.
