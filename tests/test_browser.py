@@ -17,6 +17,7 @@ import pytest
 from maskwise.report import write_report
 from maskwise.verdict import summarise
 from report_fixture import make_records, make_samples, make_study, write_json, write_study
+from tiny import maskwise
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(
@@ -179,6 +180,30 @@ def test_a_phone_never_scrolls_the_page_sideways(browser: Any, page_file: Path) 
         tables = page.locator(".scroll:visible")
         # a wide table scrolls by itself
         assert tables.count() and tables.first.get_attribute("tabindex") == "0"
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_a_long_name_never_scrolls_the_page_sideways(
+    width: int, browser: Any, tmp_path: Path
+) -> None:
+    arms = {"token-15": 0.0, "x" * 90: 0.03}
+    study = make_study(runs=6, arms=arms)
+    records = make_records(study, arms)
+    summary = summarise(records, study)
+    samples = moments(make_samples(study, words=["y" * 90, "plain"]))
+    file = write_report(write_study(tmp_path, study, records, summary=summary, samples=samples))
+    with Tab(browser, file, viewport={"width": width, "height": 800}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_long_text_never_scrolls_a_page_of_masks_sideways(browser: Any, tmp_path: Path) -> None:
+    """Such as a sequence of DNA, or an address."""
+    file = tmp_path / "masks.html"
+    assert maskwise("inspect", "read " + "z" * 300, "--html", str(file)) == 0
+    page = browser.new_page(viewport=PHONE)
+    page.goto(file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.close()
 
 
 def test_hostile_text_is_text(browser: Any, tmp_path: Path) -> None:
