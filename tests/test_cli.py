@@ -277,6 +277,7 @@ def test_pretrain_and_finetune(inputs, tmp_path, capfd):
     result = json.loads(capfd.readouterr().out)
     assert {line["masks"] for line in result["heldout"]} == {"token", "whole-word"}
     assert sorted(p.name for p in out.iterdir()) == [
+        ".lock",
         "checkpoint",
         "done.json",
         "metrics.jsonl",

@@ -73,7 +73,7 @@ def replace_engine(
 @pytest.fixture(autouse=True)
 def done(monkeypatch):
     """No study draws its page, which takes longer than its trainings here."""
-    monkeypatch.setattr("maskwise.report.write_report", lambda out: out / "report.html")
+    monkeypatch.setattr("maskwise.report.write_report", lambda out, **given: out / "report.html")
     return replace_engine(monkeypatch, run_stage)
 
 

@@ -27,7 +27,7 @@ from tiny import load_json, maskwise, read_lines, records_of, write_inputs
 
 def called(work: Callable[..., Any], *arguments: Any) -> Any:
     """What a call gives on this rank: its result, or the error."""
-    jobs.PATIENCE_SECONDS = torchrun.PATIENCE_SECONDS = 1.0
+    jobs.PATIENCE_SECONDS = torchrun.PATIENCE_SECONDS = 5.0
     try:
         return led(work)(*arguments)
     except (MaskwiseError, SystemExit) as error:

@@ -295,6 +295,11 @@ def _points(path: tuple[str, ...]) -> dict[str, dict[str, list[EntryPoint]]]:
     return found
 
 
+def is_foreign(member: object) -> bool:
+    """Whether an object is of another package. The tests of maskwise check its own members."""
+    return not type(member).__module__.startswith("maskwise.")
+
+
 def _name(point: EntryPoint) -> str:
     """Return the name of a plug-in as ``specs.parse_call`` reads it, with hyphens."""
     return point.name.replace("_", "-")

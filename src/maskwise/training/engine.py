@@ -37,6 +37,7 @@ from maskwise.families import encoder_of
 from maskwise.folders import sweep
 from maskwise.objectives import Loss, Objective
 from maskwise.objectives.base import require_counted, require_trainable
+from maskwise.plugins import is_foreign
 from maskwise.printing import LOGGER
 from maskwise.torchrun import not_connected
 from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changes
@@ -127,7 +128,7 @@ class Engine:
         part: TrainingPart | None = None,
     ):
         self.objective = objective
-        self.counted = set[str]()
+        self.checked = set[str]()
         self.settings = settings
         self.folder = folder
         self.part = part
@@ -240,10 +241,13 @@ class Engine:
         scale = self.ranks / max(1.0, sums["counted"])
         losses = []
         divisors = []
-        who = type(self.objective).__name__
+        drawn = self.objective
+        who = type(drawn).__name__
         for number, batch in enumerate(step.batches, start=1):
             # In a mix, all batches of a step are of one objective.
             who = getattr(batch, "objective", "") or who
+            if isinstance(self.objective, SeveralObjectives):
+                drawn = self.objective.named(who)
             with self._synchronised(number == len(step.batches)):
                 with self.accelerator.autocast():
                     loss: Loss = self.wrapped(batch)
@@ -252,9 +256,9 @@ class Engine:
             observe(batch, loss)
             losses.append(loss.total.detach())
             divisors.append(loss.divisor)
-        if who not in self.counted:
+        if is_foreign(drawn) and who not in self.checked:
             # The host waits for the device, so only the first step of an objective is checked.
-            self.counted.add(who)
+            self.checked.add(who)
             require_counted(float(sum(divisors)), step.counted, who)
         if self.copies:
             self.copies.average()

@@ -21,7 +21,6 @@ from maskwise.masking.policies.base import (
     Policy,
     UnitKind,
     When,
-    is_foreign,
     require_declared,
 )
 from maskwise.masking.policies.given import (
@@ -46,7 +45,7 @@ from maskwise.masking.policies.online import (
 )
 from maskwise.masking.policies.spans import Span, T5Span
 from maskwise.masking.schedules import Spec, schedule
-from maskwise.plugins import Table
+from maskwise.plugins import Table, is_foreign
 from maskwise.specs import Call, build
 
 

@@ -22,7 +22,7 @@ from maskwise.draws import Array, Draws
 from maskwise.errors import MaskwiseError, PlugInError, whole_number
 from maskwise.masking.line import Line, Names
 from maskwise.masking.units import Units, check_weights, require_units, runs
-from maskwise.plugins import require_call
+from maskwise.plugins import is_foreign, require_call
 
 
 class UnitKind(StrEnum):
@@ -175,11 +175,6 @@ class Policy(ABC):
     def unlearned(self) -> bool:
         """Whether a study must learn the policy before it can mask."""
         return False
-
-
-def is_foreign(policy: Policy) -> bool:
-    """Whether a policy is of another package. The tests of maskwise check its own policies."""
-    return not type(policy).__module__.startswith("maskwise.")
 
 
 @contextmanager
