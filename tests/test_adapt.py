@@ -599,6 +599,20 @@ def test_a_smaller_plan_never_enlarges_what_the_user_has_set(adapted, tmp_path):
     assert (small, fits) == (size, False)
 
 
+def test_an_unknown_time_is_not_within_a_limit(texts, tmp_path, capfd, monkeypatch):
+    def too_short(*_: Any) -> None:
+        raise MaskwiseError("the sample is too short")
+
+    monkeypatch.setitem(TIMERS, "pretrain", too_short)
+    for kind in ("finetune", "evaluate"):
+        monkeypatch.setitem(TIMERS, kind, lambda *_: {"seconds": 1})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    assert maskwise("adapt", "bundled:encoder", texts, "--out", out, "--time", "2h") == 2
+    assert "the time of pretrain is unknown; got 2h" in capfd.readouterr().err
+    assert not out.exists()
+
+
 def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
     texts, tmp_path, capfd, monkeypatch
 ):

@@ -13,7 +13,7 @@ import pytest
 import maskwise as mw
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.evaluate import evaluate_checkpoint, load_measures
-from maskwise.evaluation.texts import TextLoss
+from maskwise.evaluation.text_loss import TextLoss
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.adapt import Request
 from maskwise.study.adapt.draft import draft_of

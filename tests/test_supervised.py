@@ -390,7 +390,7 @@ def test_learning_that_fails_after_a_long_preparation_keeps_its_text(tmp_path, c
         raise MaskwiseError("no step was possible")
 
     with monkeypatch.context() as patch:
-        patch.setattr("maskwise.learning.run.Lesson.learn", fails)
+        patch.setattr("maskwise.learning.lesson.Lesson.learn", fails)
         assert maskwise(*recipe(tmp_path), "--out", out) == 2
     assert "no step was possible" in capsys.readouterr().err
     [text] = out.glob("stages/prepare-*/done.json")

@@ -42,7 +42,7 @@ from maskwise.evaluation.returned import numbers_of, require_distinct, require_m
 from maskwise.evaluation.scoring import PSEUDO_PERPLEXITY
 from maskwise.evaluation.sets import Pairs, load_set
 from maskwise.evaluation.spelling import WORDS, WordLoss
-from maskwise.evaluation.texts import TextLoss
+from maskwise.evaluation.text_loss import TextLoss
 from maskwise.families import check_fit, evaluating, most_tokens, require_kind
 from maskwise.masking.policies import Policy, policy
 from maskwise.measurements import Measurement

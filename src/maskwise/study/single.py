@@ -446,7 +446,7 @@ def _place_of(model: str) -> str:
 def run_learn(recipe: Recipe, out: Path) -> Plain:
     """Learn a masking policy and save it in a folder.
 
-    The folder contains the files of ``learning.run``, and ``recipe.yaml``, ``stage.json`` (all
+    The folder contains the files of ``learning.lesson``, and ``recipe.yaml``, ``stage.json`` (all
     inputs of the policy), ``done.json`` and ``report.html``. Under torchrun every process calls
     this function; only the process with rank 0 writes files.
 

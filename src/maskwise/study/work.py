@@ -34,7 +34,7 @@ from maskwise.folders import (
     write_whole,
 )
 from maskwise.jobs import many_threads
-from maskwise.learning.run import SHARED_TOKENIZER, Lesson
+from maskwise.learning.lesson import SHARED_TOKENIZER, Lesson
 from maskwise.masking.policies.given import LearnedPolicy
 from maskwise.measurements import Measurement
 from maskwise.models import load_config, load_model, with_fields

@@ -130,7 +130,16 @@ class Adaptation:
         return plan
 
     def require_time(self, plan: Plain) -> None:
-        """Raise ``MaskwiseError`` if a plan takes longer than the limit that the user gave."""
+        """Raise ``MaskwiseError`` if a plan takes longer than the limit that the user gave, or an
+        unknown time.
+        """
+        if self.request.time is not None and plan["seconds"] is None:
+            raise MaskwiseError(
+                f"the study may take longer than --time, because the time of "
+                f"{' and '.join(plan['unknown'])} is unknown",
+                got=self.request.time,
+                do="run the command again, which measures what is left, or remove --time",
+            )
         if self.request.time is None or "smaller" not in plan:
             return
         do = "allow more time, or remove --time"
