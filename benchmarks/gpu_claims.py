@@ -182,7 +182,7 @@ class Claims:
         if missing and self.left < min(LEAST, 3 * COLLECTING):
             line["left_out"] = "no time"
         elif missing:
-            command = [sys.executable, "-m", "maskwise.cli", "study", file, *changes]
+            command = [sys.executable, "-m", "maskwise", "study", file, *changes]
             command += ["--out", str(folder), "--jobs", str(self.jobs)]
             log = self.out / f"{name}.log"
             rest = ",".join(map(str, missing))

@@ -715,7 +715,7 @@ def jsonl(folder: Path, count: int) -> Path:
 
 # ---- processes
 
-MASKWISE = (sys.executable, "-m", "maskwise.cli")
+MASKWISE = (sys.executable, "-m", "maskwise")
 
 
 @pytest.mark.process

@@ -443,7 +443,7 @@ def test_pretrain_under_torchrun(inputs, tmp_path):
         "--nproc-per-node",
         "2",
     ]
-    command += ["-m", "maskwise.cli", "pretrain", str(recipe), *short, "--out", str(both), "--json"]
+    command += ["-m", "maskwise", "pretrain", str(recipe), *short, "--out", str(both), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert ran.returncode == 0, ran.stderr

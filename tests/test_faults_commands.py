@@ -236,7 +236,7 @@ def test_a_study_that_is_told_to_end_saves_its_stage_and_goes_on(send, recipe, t
 def test_ranks_that_are_told_to_end_save_at_the_same_step(recipe, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "maskwise.cli", "pretrain", str(recipe), *LONG]
+    command += ["--nproc-per-node", "2", "-m", "maskwise", "pretrain", str(recipe), *LONG]
     command += ["--out", str(out)]
     torchrun = partial(subprocess.Popen[str], command, stderr=subprocess.PIPE, text=True)
     run = torchrun(start_new_session=True)

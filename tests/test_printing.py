@@ -119,7 +119,7 @@ def test_a_line_a_minute_where_there_is_no_terminal(
 
 def run(script: str, *, file: str = "") -> subprocess.CompletedProcess[str]:
     """Run a line of bash; ``$M`` is maskwise."""
-    command = f"{sys.executable} -m maskwise.cli"
+    command = f"{sys.executable} -m maskwise"
     return subprocess.run(
         ["bash", "-c", script],
         env={**os.environ, "M": command, "FILE": file, "PYTHONWARNINGS": "ignore"},

@@ -260,7 +260,7 @@ def test_a_study_under_torchrun_that_is_told_to_end_goes_on(tmp_path: Path) -> N
     """Two arms, one seed: trained by two ranks together, and measured by one rank each."""
     recipe, out = write_inputs(tmp_path / "inputs"), tmp_path / "out"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "maskwise.cli", "study", str(recipe)]
+    command += ["--nproc-per-node", "2", "-m", "maskwise", "study", str(recipe)]
     command += ["study.seeds=1", "training.steps=200", "training.save_every=150", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 

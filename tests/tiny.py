@@ -201,7 +201,7 @@ def interrupt(patch: pytest.MonkeyPatch, step: int, **settings: Any) -> None:
 
 def start(*arguments: Any, **more: Any) -> subprocess.Popen[str]:
     """Start a command in a process group of its own."""
-    command = [sys.executable, "-m", "maskwise.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "maskwise", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, **{**pipes, **more})

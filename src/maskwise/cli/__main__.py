@@ -1,4 +1,4 @@
-"""Entry point of ``python -m maskwise.cli``, which torchrun needs."""
+"""Entry point of ``python -m maskwise.cli``, the former spelling of ``python -m maskwise``."""
 
 from __future__ import annotations
 
