@@ -156,7 +156,7 @@ def test_recorded_studies_have_the_keys_of_today(study: str) -> None:
     """Each file has all keys that maskwise writes, and no others."""
     types = get_type_hints(files.Study, include_extras=True)
     recorded = json.loads((RESULTS / study / "study.json").read_text())
-    always = types.keys() - {"learned", "looked", "earlier_hardware", "shared_stages"}
+    always = types.keys() - {"looked", "earlier_hardware", "shared_stages"}
     # Files of the first format may lack its version.
     always -= {"compared", "secondary", "format"}
     # Shares of an oracle's gain and shorter runs are read by scripts of benchmarks.

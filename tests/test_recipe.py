@@ -127,10 +127,10 @@ def test_other_arms_drop_every_setting_that_names_arms(base: str, tmp_path: Path
     path = str(find_recipe(base))
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump({"extends": path, "study": {"arms": OWN_ARMS}}))
-    named = ("baseline", "contrasts", "gate", "transfer")
+    named = ("baseline", "contrasts", "gate")
     for recipe in (read_recipe(file), read_recipe(path, [f"study.arms={json.dumps(OWN_ARMS)}"])):
         study = recipe.study
-        assert [getattr(study, name) for name in named] == [None, None, None, False]
+        assert [getattr(study, name) for name in named] == [None, None, None]
         assert not study.search or not study.search.own
         assert study.pairs == [("b", "a")]
 
@@ -721,7 +721,8 @@ def test_former_names_of_settings_are_read_and_named_once(former, tmp_path, caps
 
 
 @pytest.mark.parametrize(
-    ("gone", "value"), [("study.share", ["b", "a"]), ("study.companions", [0.5])]
+    ("gone", "value"),
+    [("study.share", ["b", "a"]), ("study.companions", [0.5]), ("study.transfer", True)],
 )
 def test_settings_that_are_gone_say_what_to_do(gone, value):
     arms = {"a": {}, "b": {"masking.ratio": 0.3}}

@@ -244,7 +244,6 @@ CASES = {
     "study.secondary": Case("[task]"),
     "study.gate.contrast": Case("[run, more]", (*ARMS, "study.gate={contrast: [more, run]}")),
     "study.gate.closes": Case("[]", (*ARMS, "study.gate={contrast: [more, run]}")),
-    "study.transfer": Case("true", ARMS),
     "study.search.grid": Case("{training.learning_rate: [3.0e-3, 4.0e-3]}", SEARCH),
     "study.search.by": Case("held-out", SEARCH),
     "study.search.own": Case("{run: {training.warmup: [1.0, 0.9]}}", SEARCH),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskwise.constants import FRESH_RUN, OTHER_TASKS, OWN_TASK
+from maskwise.constants import FRESH_RUN
 from maskwise.errors import MaskwiseError
 from maskwise.masking.policies import POLICIES, policy
 from maskwise.recipe import Recipe
@@ -667,20 +667,6 @@ def test_the_headline_keeps_an_arm_only_if_it_beat_all_others():
     better = levels | {"c": 1.0}
     assert kept not in without_tasks(better, (), contrasts=[["b", "a"]])["headline"]
     assert kept not in without_tasks({"a": 2.5, "b": 3.0}, ("c",))["headline"]
-
-
-def test_a_gate_on_the_policy_of_the_task_itself_has_its_own_runs():
-    arms = ("random", "one", "two")
-    study = make_study(runs=8, arms=dict.fromkeys(arms, 0), tasks=2)
-    study |= {"learned": {"one": "task-0", "two": "task-1"}, "contrasts": [[OTHER_TASKS, "random"]]}
-    study |= {"gate": {"contrast": [OWN_TASK, "random"], "closes": [[OTHER_TASKS, "random"]]}}
-    records = []
-    for (place, arm), task, seed in product(enumerate(arms), ("task-0", "task-1"), range(8)):
-        score = 0.5 + 0.1 * place + 0.001 * seed
-        records.append(score_record(arm, seed, task, score))
-        records.append(score_record(arm, seed - FRESH_RUN, task, score, role="gate"))
-    gate, row = primary_rows(summarise(records, study))
-    assert (gate["n"], gate["verdict"], row["verdict"]) == (8, "decided", "decided")
 
 
 # Advice

@@ -30,11 +30,6 @@ UPOS = (
 REFERENCE = "no-pretraining"
 """The reserved name of the arm without (further) pre-training."""
 
-OWN_TASK = "own-task"
-"""In a study of policies that were learned from several tasks: the arm whose policy was learned
-from the task that is scored."""
-OTHER_TASKS = "other-tasks"
-"""In such a study: the mean of the arms whose policies were learned from other tasks."""
 MEAN_OVER_TASKS = "mean over tasks"
 """The measure of quality against compute that averages tasks with a common unit."""
 
@@ -182,13 +177,12 @@ def share_of_card(jobs: int | None, cards: float) -> float:
 
 
 ORANGE = (0xE6, 0x9F, 0x00)
-BLUE = (0x56, 0xB4, 0xE9)
 
 
-def shade(share: float, full: tuple[int, int, int] = ORANGE) -> str:
-    """Return an HTML colour between white (share 0) and ``full`` (share 1)."""
+def shade(share: float) -> str:
+    """Return an HTML colour between white (share 0) and orange (share 1)."""
     share = min(1.0, max(0.0, share))
-    red, green, blue = (round(255 - share * (255 - part)) for part in full)
+    red, green, blue = (round(255 - share * (255 - part)) for part in ORANGE)
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 

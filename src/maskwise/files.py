@@ -144,8 +144,6 @@ class Study(TypedDict, total=False):
     gate: Gate | None
     pending: list[int]
     """Seeds of planned runs that are missing."""
-    learned: dict[str, str]
-    """Task from which each arm's policy was learned, if the study compares such policies."""
     compared: str
     """What a pair repeats, a key of ``verdict.words.REPLICATES``, in comparisons of scores from
     elsewhere (``maskwise compare``)."""
@@ -361,15 +359,6 @@ class Point(TypedDict, total=False):
     values: dict[str, float]
 
 
-class TransferCell(Estimate):
-    """The gain over the baseline on ``task``, if the policy was learned from ``learned_from``."""
-
-    arm: str
-    learned_from: str
-    task: str
-    n: int
-
-
 class TaskUse(TypedDict):
     """The use of a task.
 
@@ -442,4 +431,3 @@ class Summary(TypedDict):
     overlap: list[Record]
     efficiency: Efficiency
     tasks: dict[str, TaskUse]
-    transfer: NotRequired[list[TransferCell]]

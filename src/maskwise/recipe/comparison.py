@@ -25,8 +25,6 @@ from maskwise.constants import (
     HELPS,
     MOST_PRIMARY,
     MOST_SEEDS,
-    OTHER_TASKS,
-    OWN_TASK,
     REFERENCE,
 )
 from maskwise.effects import Judgement, Nothing, Share, Weights
@@ -210,12 +208,6 @@ class StudySettings(Settings):
     beats the baseline. The gate is tested first, at the full significance level (5 %), and without
     a search. It does not lower the significance level of other contrasts.
     """
-    transfer: Judgement[bool] = False
-    """Whether arms learn their masking policies from the study's tasks. The primary contrasts are
-    then ``own-task`` and ``other-tasks`` against the baseline. On every task, ``own-task`` is the
-    mean of the arms that learned from this task, and ``other-tasks`` is the mean of the arms that
-    learned from other tasks.
-    """
     search: SearchSettings | None = None
     """A grid of settings. For every seed and arm, search runs choose a point of the grid, and a new
     run at this point is compared.
@@ -282,11 +274,9 @@ class StudySettings(Settings):
         for name in self.arms:
             if not name.strip():
                 raise MaskwiseError("an arm of study.arms has no name", got=[*self.arms])
-            if name in (REFERENCE, OWN_TASK, OTHER_TASKS):
+            if name == REFERENCE:
                 raise MaskwiseError(f"an arm cannot be called {name}: the name is reserved")
         compared = [*self.arms, REFERENCE]
-        if self.transfer:
-            compared += [OWN_TASK, OTHER_TASKS]
         # Contrasts may name the reference arm, although it is not trained.
         pairs = [("contrasts", pair, compared) for pair in self.contrasts or ()]
         if self.gate:
@@ -353,8 +343,6 @@ class StudySettings(Settings):
         base = self.baseline or next(iter(self.arms), "")
         if self.contrasts is not None:
             pairs = list(self.contrasts)
-        elif self.transfer:
-            pairs = [(OWN_TASK, base), (OTHER_TASKS, base)]
         else:
             pairs = [(arm, base) for arm in self.arms if arm != base]
         return list(dict.fromkeys(pairs))

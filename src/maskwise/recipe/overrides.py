@@ -25,7 +25,7 @@ from maskwise.specs import leaves
 Plain = dict[str, Any]
 """Nested settings, as in YAML or JSON."""
 
-NAMES_ARMS = ("baseline", "contrasts", "gate", "outcome", "search", "transfer")
+NAMES_ARMS = ("baseline", "contrasts", "gate", "outcome", "search")
 """Study settings that name arms, or that depend on the set of arms."""
 
 ARM_PARTS = (
@@ -72,6 +72,8 @@ GONE = {
     "study.share": "use benchmarks/oracle_shares.py, which reads the folder of a finished study",
     "study.companions": "add arms of their own training.steps, such as "
     "study.arms.half='{training.steps: 350}'",
+    "study.transfer": "set study.contrasts, and use benchmarks/own_and_other_tasks.py, which reads "
+    "the folder of a finished study",
 }
 """Settings of earlier versions, with advice, which an error gives until maskwise 0.2. Values that
 changed nothing are dropped, because recipes that maskwise wrote state them."""

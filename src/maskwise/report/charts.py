@@ -11,7 +11,7 @@ from itertools import chain, cycle
 
 from pandas import DataFrame
 
-from maskwise.constants import BLUE, CORRELATIONS, MEAN_OVER_TASKS, ORANGE, shade
+from maskwise.constants import CORRELATIONS, MEAN_OVER_TASKS
 from maskwise.estimates import outcome_labels
 from maskwise.measurements import Measurement
 from maskwise.report.drawing import (
@@ -94,29 +94,6 @@ def _points(runs: Iterable[Measurement], colours: Colours) -> list[LogLine]:
     return [
         {"arm": row.arm, "seed": row.seed, "value": row.value} for row in runs if row.arm in colours
     ]
-
-
-def transfer_view(folder: Folder) -> View | None:
-    """Return a table of the gains of learned policies; None unless this is a study of transfer.
-
-    Blue cells are better than the baseline, and orange cells are worse.
-    """
-    cells = folder.summary.get("transfer", [])
-    if not cells:
-        return None
-    # The largest effect gets the darkest colour.
-    reach = max(abs(cell["mean"] or 0.0) for cell in cells) or 1.0
-    by_arm = defaultdict(list)
-    for cell in cells:
-        gain = cell["mean"] or 0.0
-        colour = BLUE if gain > 0 else ORANGE
-        view: View = {"own": cell["task"] == cell["learned_from"], "scale": 100, "digits": 1}
-        if folder.lower_is_better(cell["task"]):
-            view |= {"scale": 1, "digits": 2}
-        view["shade"] = shade(abs(gain) / reach, colour)
-        by_arm[cell["arm"]].append({**cell, **view})
-    rows = [{"arm": arm, "cells": line} for arm, line in by_arm.items()]
-    return {"tasks": list(dict.fromkeys(cell["task"] for cell in cells)), "rows": rows}
 
 
 def curve_charts(folder: Folder, colours: Colours) -> View:

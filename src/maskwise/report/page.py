@@ -27,7 +27,6 @@ from maskwise.report.charts import (
     heldout_charts,
     objectives_view,
     score_charts,
-    transfer_view,
     weight_charts,
 )
 from maskwise.report.drawing import (
@@ -107,7 +106,6 @@ def page_content(folder: Folder) -> View:
         "scores": score_charts(folder, colours),
         "task_table": task_table(folder),
         "score_table": score_table(folder),
-        "transfer": transfer_view(folder),
         "policies": policies,
         "heldout": heldout_charts(folder, colours),
         "evaluations": evaluation_table(folder),

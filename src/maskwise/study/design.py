@@ -35,7 +35,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maskwise.constants import OTHER_TASKS, OWN_TASK
 from maskwise.errors import MaskwiseError
 from maskwise.files import Candidate, Record
 from maskwise.measurements import Measurement
@@ -157,9 +156,7 @@ class Design:
         study = self.recipe.study
         if study.gate is None or study.search is None:
             return []
-        pair = study.gate.contrast
-        every = OWN_TASK in pair or OTHER_TASKS in pair
-        return [arm for arm in self.arms if every or arm in pair]
+        return [arm for arm in self.arms if arm in study.gate.contrast]
 
     def _compared(self, arms: Sequence[str], seed: int) -> list[Run]:
         """Plan the compared runs of a seed, with the settings that the search chose."""

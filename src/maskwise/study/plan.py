@@ -361,29 +361,3 @@ def _head_only(baseline: Recipe, contents: Mapping[str, str]) -> tuple[Recipe, .
     if not any(load_task(task).kind.pretrained_head for task in tasks):
         return ()
     return tuple(takewhile(lambda link: link.training.freeze == "encoder", baseline.links()))
-
-
-def learned_from(recipe: Recipe) -> dict[str, str]:
-    """Return the task from which an arm's masking policy is learned, keyed by arm.
-
-    Raises:
-        MaskwiseError: there are fewer than two tasks, or a task from which no policy is learned.
-    """
-    tasks = [load_task(spec).name for spec in of_run(recipe.tasks, 0)]
-    learned = {}
-    for name in recipe.study.arms:
-        link = recipe.arm(name, seed=0).links()[-1]
-        if link.learns:
-            task = load_task(link.learned_task).name
-            if task in tasks:
-                learned[name] = task
-    found = sorted({*learned.values()})
-    if len(found) < max(2, len(tasks)):
-        raise MaskwiseError(
-            "study.transfer needs at least two tasks, and for every task an arm that learns its "
-            "policy from this task",
-            got=f"policies learned from {', '.join(found) or 'none of the tasks'}",
-            do="give each task an arm with masking.policy=learned and learning.task=TASK; tasks: "
-            f"{', '.join(tasks)}",
-        )
-    return learned

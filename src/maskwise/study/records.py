@@ -24,7 +24,7 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import different_settings
 from maskwise.study.design import Design
-from maskwise.study.plan import Plan, Run, baseline_of, learned_from, reference_words, stages_of
+from maskwise.study.plan import Plan, Run, baseline_of, reference_words, stages_of
 from maskwise.study.stages import DONE, KINDS, Stage, prepare_stage, tokenizer_of
 from maskwise.study.store import StageStore
 from maskwise.tasks import load_task
@@ -83,8 +83,6 @@ def describe(recipe: Recipe, design: Design) -> Study:
         described["shared_stages"] = str(design.store.shared)
     if study.secondary:
         described["secondary"] = list(study.secondary)
-    if study.transfer:
-        described["learned"] = learned_from(recipe)
     return described
 
 

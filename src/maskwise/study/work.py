@@ -493,7 +493,10 @@ class TaskRuns:
         stage: the stage of kind "finetune".
         store: the folders of stages.
         folder: the parent of the folders of the runs, such as ``seed-0``.
-        do: executes a run.
+        do: executes a run. In a study this is ``run_stage`` and not ``execute``, because a worker
+            has the stage already: it holds its lock, and if the stage is retried, ``run_stage``
+            returns the runs that are finished. ``execute`` would lock each run once more and build
+            the forecast of a plan for it, and this module would need the one that imports it.
     """
 
     stage: Stage

@@ -29,7 +29,7 @@ from maskwise.verdict.flags import Raised
 from maskwise.verdict.judge import Verdict, gained_nothing, judge, passed, worse_than_reference
 from maskwise.verdict.outcomes import Outcomes, gate_outcomes
 from maskwise.verdict.statistics import ALPHA, detectable_sds, look_weight, powers
-from maskwise.verdict.untested import efficiency_points, transfer_cells
+from maskwise.verdict.untested import efficiency_points
 from maskwise.verdict.words import (
     REPLICATES,
     ShownNames,
@@ -101,10 +101,6 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         summary["headline"] = (
             f"No verdict yet: {done} of {planned} planned runs of each arm are done."
         )
-        return summary
-    learned = study.get("learned")
-    if learned:
-        summary["transfer"] = transfer_cells(table, learned, study["baseline"])
     return summary
 
 

@@ -11,7 +11,7 @@ from itertools import chain, product
 
 import numpy as np
 
-from maskwise.constants import FIXED, OTHER_TASKS, OWN_TASK, TUNED
+from maskwise.constants import FIXED, TUNED
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import Shown, shown_in
 from maskwise.files import Compute, Estimate, Failures, ItemsInterval, Study
@@ -140,7 +140,7 @@ def primary_pairs(study: Study) -> list[Pair]:
         if not study.get("search"):
             pairs = [pair for pair in pairs if pair != (arm, baseline)]
         pairs = [(arm, baseline), *pairs]
-    known = [*study["arms"], *study.get("untrained", {}), OWN_TASK, OTHER_TASKS]
+    known = [*study["arms"], *study.get("untrained", {})]
     for name in chain.from_iterable(pairs):
         if name not in known:
             raise MaskwiseError(

@@ -38,8 +38,6 @@ from maskwise.constants import (
     FRESH_RUN,
     HELPS,
     NATS,
-    OTHER_TASKS,
-    OWN_TASK,
 )
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import Record, Study
@@ -63,9 +61,6 @@ ALL_TASKS = "all tasks"
 class Outcomes:
     """The outcomes of the compared runs, or those of the runs of a gate.
 
-    A study of transfer also has two computed arms, ``OWN_TASK`` and ``OTHER_TASKS``: means over the
-    arms whose masking policy was learned from the evaluated task, or from another task.
-
     Args:
         records: the lines of records.jsonl, also of other runs, which are left out.
         study: the content of study.json.
@@ -74,7 +69,7 @@ class Outcomes:
 
     Attributes:
         start: the arm that is not trained, the reference; None if the study has none.
-        arms: the names of the arms, including the reference and the computed arms.
+        arms: the names of the arms, including the reference.
         lines: the records, keyed by kind.
         scores: the scores on test, keyed by task.
         values: arrays of shape (arms, seeds), keyed by outcome.
@@ -102,13 +97,12 @@ class Outcomes:
     ):
         self.study = study
         self.start = start_of(study)
-        recorded = [*study["arms"], *study.get("untrained", {})]
-        self.arms = [*recorded, OWN_TASK, OTHER_TASKS]
+        self.arms = [*study["arms"], *study.get("untrained", {})]
         self.lines = defaultdict[str, list[Record]](list)
         for record in records:
-            # The overlap of a text and a task has no arm. The computed arms have no records.
+            # The overlap of a text and a task has no arm.
             if "arm" in record:
-                require_known("arm in records", record["arm"], recorded)
+                require_known("arm in records", record["arm"], self.arms)
             if record.get("role", "") == role or "arm" not in record:
                 self.lines[record["kind"]].append(record)
         self.values: dict[str, Numbers] = {}
@@ -132,8 +126,6 @@ class Outcomes:
             self._leave_out_partial_runs(parts)
         for name, parts in self.parts.items():
             self.values[name] = np.mean([self.values[part] for part in parts], axis=0)
-        if study.get("learned"):
-            self._add_sides_of_transfer(study["learned"])
         self.helped = {task: self._helped(task) for task in self.tasks}
         if counted is None:
             least = study.get("helps", HELPS)
@@ -230,16 +222,6 @@ class Outcomes:
                 )
         for outcome in outcomes:
             self.values[outcome][partial] = np.nan
-
-    def _add_sides_of_transfer(self, learned: Mapping[str, str]) -> None:
-        """Compute ``OWN_TASK`` and ``OTHER_TASKS``; ``learned`` gives the source task by arm."""
-        places = np.array([self.arms.index(arm) for arm in learned])
-        sources = np.array(list(learned.values()))
-        for task in self.tasks:
-            runs = self.values[task]
-            from_task = sources == task
-            runs[self.arms.index(OWN_TASK)] = runs[places[from_task]].mean(axis=0)
-            runs[self.arms.index(OTHER_TASKS)] = runs[places[~from_task]].mean(axis=0)
 
     def _average_tasks(self) -> None:
         """Average the signed scores of a run's tasks, both as measured and standardised."""
@@ -402,14 +384,8 @@ class Outcomes:
         return max(gaps, default=None)
 
     def trained(self, *names: str) -> list[str]:
-        """List the trained arms that arms consist of: themselves, none, or those they average."""
-        found: dict[str, None] = {}
-        for name in names:
-            if name in (OWN_TASK, OTHER_TASKS):
-                found |= dict.fromkeys(self.study["learned"])
-            elif name != self.start:
-                found[name] = None
-        return list(found)
+        """List those of these arms that are trained, without duplicates."""
+        return [name for name in dict.fromkeys(names) if name != self.start]
 
     def searches(self, *names: str) -> list[Record]:
         """List the searches for settings of arms: one for each seed, or one for all seeds."""
@@ -507,9 +483,6 @@ def gate_outcomes(records: Iterable[Record], table: Outcomes) -> Outcomes:
     compared = {line["arm"] for line in runs}
     arms = {arm: facts for arm, facts in table.study["arms"].items() if arm in compared}
     study: Study = {**table.study, "arms": arms}
-    # Only a gate on the policy learned from the task itself has runs of all learned policies.
-    if not compared.issuperset(study.get("learned", {})):
-        del study["learned"]
     lines = [*runs, *table.lines["overlap"]]
     # The gate averages the same tasks as the contrasts, so both have the same primary outcome.
     return Outcomes(lines, study, role=GATE, counted=table.counted)

@@ -1,45 +1,13 @@
-"""Results that are reported but not tested: transfer between tasks, and quality by compute."""
+"""Results that are reported but not tested: quality by compute."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from itertools import product
 from typing import cast
 
 from maskwise.constants import MEAN_OVER_TASKS
-from maskwise.files import Point, TransferCell
-from maskwise.verdict.outcomes import QUANTITIES, Outcomes, finite_runs
-from maskwise.verdict.statistics import estimated
-
-# Transfer
-
-
-def transfer_cells(
-    table: Outcomes, learned: Mapping[str, str], baseline: str
-) -> list[TransferCell]:
-    """Return the gain of every learned policy over the baseline on every task.
-
-    Args:
-        table: the outcomes of the compared runs.
-        learned: the task that an arm's policy was learned from, keyed by arm.
-        baseline: the arm over which gains are computed.
-    """
-    cells = []
-    for (arm, source), task in product(learned.items(), table.tasks):
-        gains = finite_runs(table.gains(task, arm, baseline))
-        cell: TransferCell = {
-            "arm": arm,
-            "learned_from": source,
-            "task": task,
-            "n": len(gains),
-            **estimated(gains),
-        }
-        cells.append(cell)
-    return cells
-
-
-# Quality by compute
+from maskwise.files import Point
+from maskwise.verdict.outcomes import QUANTITIES, Outcomes
 
 
 def _mean_over_tasks(table: Outcomes, place: tuple[int, int]) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from maskwise.constants import FIXED, OTHER_TASKS, OWN_TASK
+from maskwise.constants import FIXED
 from maskwise.errors import plural
 from maskwise.estimates import SPREADS, outcome_words
 from maskwise.files import Effect, Study
@@ -58,13 +58,8 @@ word frequencies."""
 
 
 def names_of(study: Study) -> dict[str, str]:
-    """Return how sentences call arms: by name; reference and computed arms get words."""
-    return {
-        **{arm: arm for arm in study["arms"]},
-        **study.get("untrained", {}),
-        OWN_TASK: "the policy learned from the task itself",
-        OTHER_TASKS: "policies learned from other tasks",
-    }
+    """Return how sentences call arms: by name; the reference arm gets words."""
+    return {**{arm: arm for arm in study["arms"]}, **study.get("untrained", {})}
 
 
 # A verdict
