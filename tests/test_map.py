@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from importlib import import_module
 from pathlib import Path
 
@@ -79,3 +80,11 @@ def test_a_text_passes_the_types_of_decision_18_on_its_way_to_its_loss(tmp_path:
     for (functions, _), names in zip(steps(), types, strict=True):
         print(", ".join(functions), "→", ", ".join(names))
     assert types == [named for _, named in steps()]
+
+
+def test_the_outline_says_what_each_file_is_about() -> None:
+    outline = runpy.run_path(str(ROOT / "scripts" / "outline.py"))["outline"]
+    files = dict(outline())
+    assert len(files) == len(list((ROOT / "src" / "maskwise").rglob("*.py")))
+    assert [path for path, about in files.items() if len(about) < 15] == []
+    assert {*dict(outline("masking/"))} == {path for path in files if path.startswith("masking/")}
