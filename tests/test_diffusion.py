@@ -17,7 +17,7 @@ from masking_tools import FIRST, MASK, line, masker, packed, padded, random_rows
 from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
 from maskwise.masking import IGNORE, Masker, Noising
-from maskwise.masking.diffusion import Rates, noised, reached, spread
+from maskwise.masking.diffusion import Rates, even_draws, noised, reached
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
 from maskwise.masking.units import Units
@@ -188,11 +188,11 @@ def test_low_discrepancy_lowers_the_variance_of_a_batch(rows_of_batch: int, leas
 
 def test_places_are_uniform_for_every_row_and_the_same_on_any_number_of_ranks() -> None:
     place = np.arange(512)
-    every = np.stack([spread(place, place * 0, seed=seed, epoch=0) for seed in range(300)])
+    every = np.stack([even_draws(place, place * 0, seed=seed, epoch=0) for seed in range(300)])
     assert every.min() > 0 and every.max() < 1
     assert np.abs(np.sort(every, 0) - (np.arange(300)[:, None] + 0.5) / 300).max() < 0.12
     part = place[3::4]
-    assert (spread(part, part * 0, seed=7, epoch=0) == every[7][part]).all()
+    assert (even_draws(part, part * 0, seed=7, epoch=0) == every[7][part]).all()
 
 
 def test_masks_do_not_depend_on_batch_order_or_layout() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation.scoring import spread
+from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.models import new_config, new_model
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.checks import check_inputs
@@ -254,7 +254,7 @@ def test_probes_keep_away_from_the_rows_that_judge_in_any_layout(
     recipe = read_recipe(path)
     packed = prepared(recipe, tmp_path).held_out
     alone = packed.laid("document")
-    judged = spread(3, of=len(packed))
+    judged = evenly_spaced(3, of=len(packed))
     assert rows_with(packed, packed, 3) == judged.tolist()
     taken = rows_with(alone, packed, 3)
     pieces = set(packed.line(judged).example_id.tolist())

@@ -37,7 +37,7 @@ PARTS = (
 MOST_PARTS = 10_000
 MOST_LABELS = 1_000_000
 
-Part = TypeVar("Part", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def check_counts(fields: Mapping[str, Any]) -> None:
@@ -137,6 +137,6 @@ def _listed(module: nn.Module) -> Iterator[nn.Module]:
         yield from child if isinstance(child, nn.ModuleList) else _listed(child)
 
 
-def parts(module: nn.Module, kind: type[Part]) -> list[Part]:
+def parts(module: nn.Module, kind: type[Module]) -> list[Module]:
     """Return all submodules of a class, including the module itself."""
     return [part for part in module.modules() if isinstance(part, kind)]

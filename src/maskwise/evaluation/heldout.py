@@ -22,9 +22,9 @@ from maskwise.evaluation.scoring import (
     HeldOut,
     HeldOutLoss,
     diffusion_bound,
+    evenly_spaced,
     fixed_maskers,
     pseudo_perplexity,
-    spread,
 )
 from maskwise.families import Kind
 from maskwise.measurements import Measurement
@@ -146,7 +146,7 @@ class DiffusionBound(TextMeasure):
         text = self.text
         rows = text.rows.laid(objective.reads(text.rows.layout, model.config))
         # Bits per byte are nats of the whole text, so all rows are needed.
-        chosen = torch.arange(len(rows)) if text.bytes else spread(self.rows, of=len(rows))
+        chosen = torch.arange(len(rows)) if text.bytes else evenly_spaced(self.rows, of=len(rows))
         whole = Bound(rows, tokenizer, chosen, log_unigram=text.log_unigram, draws=self.draws)
         return bound_rows(whole(objective), text.bytes)
 
@@ -200,7 +200,7 @@ class PseudoPerplexity(TextMeasure):
         folder: Path | None = None,
     ) -> list[Measurement]:
         alone = documents_alone(self.text.rows)
-        some = alone.tensors(spread(self.rows, of=len(alone)))
+        some = alone.tensors(evenly_spaced(self.rows, of=len(alone)))
         return pseudo_perplexity(model, tokenizer, some, self.text.log_unigram)
 
 

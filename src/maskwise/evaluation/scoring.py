@@ -50,7 +50,7 @@ BOUND_SEED = 0xB0DD
 ROWS_AT_ONCE = 64
 
 
-def spread(count: int, *, of: int) -> Tensor:
+def evenly_spaced(count: int, *, of: int) -> Tensor:
     """Return at most ``count`` evenly spaced row numbers in [0, ``of``)."""
     count = min(count, of)
     return torch.arange(count) * of // max(1, count)
@@ -85,7 +85,9 @@ def diffusion_bound(
     """Prepare the bound on ``rows`` held-out rows; None if ``diffusion`` is not in ``masks``."""
     if DIFFUSION not in masks:
         return None
-    return Bound(held_out, tokenizer, spread(rows, of=len(held_out)), log_unigram=log_unigram)
+    return Bound(
+        held_out, tokenizer, evenly_spaced(rows, of=len(held_out)), log_unigram=log_unigram
+    )
 
 
 class Bound:
@@ -401,7 +403,7 @@ class HeldOut:
         self.log_unigram = log_unigram
         self.bound = bound
         self.maskers = maskers
-        chosen = spread(rows or len(held_out), of=len(held_out))
+        chosen = evenly_spaced(rows or len(held_out), of=len(held_out))
         parts = [held_out.line(part) for part in chosen.split(ROWS_AT_ONCE)]
         self.batches = {}
         for kind, masker in maskers.items():

@@ -20,7 +20,7 @@ import torch
 
 from maskwise.errors import MaskwiseError, counted, require_known
 from maskwise.evaluation.measure import Measure
-from maskwise.evaluation.scoring import log_probabilities, spread
+from maskwise.evaluation.scoring import evenly_spaced, log_probabilities
 from maskwise.families import most_tokens
 from maskwise.folders import bundled_file
 from maskwise.former import former_names
@@ -98,7 +98,7 @@ def evenly(items: list[T], count: int | None) -> list[T]:
         return items
     if count < 1:
         raise MaskwiseError("too few items in an evaluation set", got=count, allowed="≥ 1")
-    return [items[place] for place in spread(count, of=len(items)).tolist()]
+    return [items[place] for place in evenly_spaced(count, of=len(items)).tolist()]
 
 
 def require_scored(kept: int, skipped: Mapping[str, int], where: str) -> None:

@@ -39,7 +39,7 @@ Parts are cut in the text, so that they are the same for every tokenizer."""
 PARTS_AT_ONCE = 32
 
 
-class Part(NamedTuple):
+class DocumentPart(NamedTuple):
     """A part of a document, and the offsets of the words that are masked."""
 
     text: str
@@ -54,7 +54,7 @@ class MaskedWords(NamedTuple):
     size: int
 
 
-def document_parts(texts: Iterable[str]) -> Iterator[Part]:
+def document_parts(texts: Iterable[str]) -> Iterator[DocumentPart]:
     """Cut texts into parts, and choose the words to mask. Both depend only on the texts.
 
     >>> [part.words for part in document_parts(["The cat sat."])]
@@ -73,10 +73,12 @@ def document_parts(texts: Iterable[str]) -> Iterator[Part]:
             count = max(1, round(SHARE * len(spelt)))
             order = [fold(text_id(part), SEED, number) for number in range(len(spelt))]
             chosen = np.sort(np.argsort(order)[:count])
-            yield Part(part, [spelt[number] for number in chosen])
+            yield DocumentPart(part, [spelt[number] for number in chosen])
 
 
-def _masked(part: Part, tokenizer: PreTrainedTokenizerBase, room: int) -> MaskedWords | None:
+def _masked(
+    part: DocumentPart, tokenizer: PreTrainedTokenizerBase, room: int
+) -> MaskedWords | None:
     """Return the tokens of a part; None if it is too long or a word cannot be masked alone."""
     encoded = tokenizer(
         part.text, return_offsets_mapping=True, split_special_tokens=True, verbose=False

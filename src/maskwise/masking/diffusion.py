@@ -80,7 +80,7 @@ REST = 0.1
 """The share of rates drawn from uniform(0, 1) if a distribution omits a part of (0, 1)."""
 CELLS = 4096
 """The number of cells in the table of quantiles."""
-# ``spread`` adds GOLDEN from one row to the next, and SILVER from one piece of a row to the next.
+# ``even_draws`` adds GOLDEN from row to row, and SILVER from one piece of a row to the next.
 GOLDEN = 0.6180339887498949
 SILVER = 0.41421356237309515
 _LEAST = 2.0**-40
@@ -205,7 +205,7 @@ class Rates:
         return (1 - self.rest) * inner + self.rest * rate_P.clip(0, 1)
 
 
-def spread(place_P: Array, within_P: Array, *, seed: int, epoch: int | None) -> Array:
+def even_draws(place_P: Array, within_P: Array, *, seed: int, epoch: int | None) -> Array:
     """(P,) float64 draws in (0, 1) from a low-discrepancy sequence.
 
     The draws of consecutive rows cover (0, 1) much more evenly than independent draws. They depend
@@ -327,7 +327,7 @@ class Noising(Masker):
         else:
             place_P = when.place[line.row]
             within_P = rank_within(np.bincount(line.row, minlength=line.shape[0]))
-            u_P = spread(place_P, within_P, seed=self.seed, epoch=when.epoch)
+            u_P = even_draws(place_P, within_P, seed=self.seed, epoch=when.epoch)
         units = self.cut(line, draws, when)
         exact = self.masking.budget == "exact"
         return noised(units, rates, rates.draw(u_P), draws, exact=exact, second=second)

@@ -72,7 +72,7 @@ def _cells(values: Mapping[str, Sequence[float]], metric: str) -> dict[str, dict
         digits = 1
     cells = {}
     for arm, runs in values.items():
-        mean_, sd = _spread(runs)
+        mean_, sd = _mean_and_sd(runs)
         deviation = ""
         if sd is not None:
             deviation = f"{scale * sd:.{digits}f}"
@@ -80,7 +80,7 @@ def _cells(values: Mapping[str, Sequence[float]], metric: str) -> dict[str, dict
     return cells
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float | None]:
+def _mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean and SD of an arm's runs; the SD of a single run is None."""
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return float(np.mean(values)), sd
@@ -404,7 +404,7 @@ def _means(folder: Folder) -> dict[tuple[str, str], View]:
             if kind == "heldout":
                 outcome = f"held-out loss, {name} masks {100 * detail:g} %"
             for arm, values in values_by_arm(runs).items():
-                mean_, sd = _spread(values)
+                mean_, sd = _mean_and_sd(values)
                 cells[outcome, folder.label(arm)] = {"runs": len(values), "mean": mean_, "sd": sd}
     return cells
 

@@ -17,7 +17,7 @@ from maskwise.annotate.shard import require_live
 from maskwise.devices import bf16_note
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation import load_measures
-from maskwise.evaluation.scoring import spread
+from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.families import adapter_of, check_room, most_tokens, require_kind
 from maskwise.folders import require_own
 from maskwise.jobs import Where, require_engine, require_one_process
@@ -548,7 +548,7 @@ def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> Non
     if isinstance(source.rows, StreamedRows):
         how = source.settings
         rows = held_out.laid(source.rows.layout)
-        some = rows.tensors(spread(how.batch_size, of=len(rows)))
+        some = rows.tensors(evenly_spaced(how.batch_size, of=len(rows)))
         steps = over_a_run(how.steps, FEW_STEPS)
         counts = counts_of(
             [masker(some, step=step, total_steps=how.steps, epoch=0)] for step in steps

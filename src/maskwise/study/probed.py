@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from maskwise.constants import ranks_here
 from maskwise.evaluation.heldout import documents_alone
-from maskwise.evaluation.scoring import spread
+from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.families import adapter_of
 from maskwise.objectives import Objective
 from maskwise.objectives.denoising import Denoising
@@ -101,7 +101,7 @@ def rows_with(rows: Rows, judged: Rows, count: int) -> list[int]:
         judged: the same text in the layout of the evaluation.
         count: the number of rows of ``judged`` that the evaluation reads.
     """
-    return rows.holding(judged.example_ids(spread(count, of=len(judged)))).tolist()
+    return rows.holding(judged.example_ids(evenly_spaced(count, of=len(judged)))).tolist()
 
 
 def laid_out(rows: Text, objective: type[Objective] | Objective, config: PreTrainedConfig) -> Text:
