@@ -87,7 +87,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
             "phases=null",
             "corpus.limit=600",
             "corpus.layers=[]",
-            "objectives={mlm: , rtd: }",
+            "objective={mlm: , rtd: }",
             "tasks=['wnut17(train_rows=200, test_rows=200)']",
             "study.arms={one: {}}",
         ],
@@ -156,14 +156,14 @@ CASES: dict[str, tuple[str, list[str]]] = {
         [
             "training.steps=100",
             "training.eval_every=50",
-            "study.arms={rtd: {objectives: {rtd: {}, mlm: {}}, sampler: uniform}}",
+            "study.arms={rtd: {objective: {rtd: {}, mlm: {}}, sampler: uniform}}",
         ],
     ),
     "contrast of sentences": (
         "quick-start",
         [
             *QUICK,
-            "objectives={tsdae: {}, cse: {}}",
+            "objective={tsdae: {}, cse: {}}",
             "sampler=uniform",
             "corpus.layout=document",
             "training.group_by_length=true",

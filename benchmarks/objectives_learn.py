@@ -77,7 +77,7 @@ def learnt(
     network = new_model(shape, seed=0, log_unigram=unigram)
     if start is not None:
         network.load_state_dict(start.state_dict())
-    arms = {"objectives": {name: ObjectiveSettings(objective=name)}, "sampler": f"single({name})"}
+    arms = {"objective": {name: ObjectiveSettings(objective=name)}, "sampler": f"single({name})"}
     made = learning(network, data, recipe.model_copy(update={"training": settings, **arms}))
     arm, source = made.objective.arm(name), made.source.sources[name]  # type: ignore[attr-defined]
     held_out = data.held_out if arm.layout == "any" else data.held_out.laid(arm.layout)

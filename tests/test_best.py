@@ -314,7 +314,7 @@ def test_a_plan_says_that_runs_may_end_early(source: Path, tmp_path: Path) -> No
         (("training.patience=0",), "patience"),
         (("training.patience=2", "study.equal_by=targets"), "equal compute"),
         (("training.patience=2", "objective=clm"), "got clm"),
-        (("training.patience=2", "objectives={tsdae: {}}"), "got tsdae"),
+        (("training.patience=2", "objective={tsdae: {}}"), "got tsdae"),
     ],
 )
 def test_what_cannot_be_is_refused(overrides: tuple[str, ...], said: str, source: Path) -> None:
@@ -323,7 +323,7 @@ def test_what_cannot_be_is_refused(overrides: tuple[str, ...], said: str, source
 
 
 def test_a_sampler_may_not_learn_from_documents_that_judge_it(source: Path) -> None:
-    several = "objectives={mlm: , x: {objective: atd}}"
+    several = "objective={mlm: , x: {objective: atd}}"
     arms = "study.arms={stop: {training.patience: 2}, on: {}}"
     make_plan(read_recipe(source, [several, arms, "tasks=[]"]))
     with pytest.raises(MaskwiseError, match=r"'on'.*all arms"):

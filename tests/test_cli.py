@@ -185,7 +185,7 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["study", "RECIPE", "study.arms={}"], "has no arms to compare"),
         (["study", "RECIPE", "tasks=[bankng77]"], "bankng77"),
         (["study", "RECIPE", "tasks=[topics]"], "or give a file or a folder that exists"),
-        (["study", "RECIPE", "objectives={a: {objective: MLM}}"], "did you mean 'mlm'"),
+        (["study", "RECIPE", "objective={a: {objective: MLM}}"], "did you mean 'mlm'"),
         (
             ["study", "RECIPE", "tasks=[ud-pos, ud-pos(train_rows=100)]"],
             "two tasks are called 'ud-pos'",

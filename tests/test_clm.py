@@ -102,10 +102,10 @@ def test_families_whose_attention_is_out_of_reach_are_refused(tokenizer, tmp_pat
 
 def test_clm_takes_no_masking(tmp_path, capfd):
     recipe = write_inputs(tmp_path)
-    wrong = "objectives={clm: {masking: {ratio: 0.3}}, mlm: }"
+    wrong = "objective={clm: {masking: {ratio: 0.3}}, mlm: }"
     assert maskwise("study", recipe, wrong, "--out", tmp_path / "out") == 2
     assert (
-        "objectives.clm: this objective does not mask, so it has no masking settings; got ratio"
+        "objective.clm: this objective does not mask, so it has no masking settings; got ratio"
         in capfd.readouterr().err
     )
 

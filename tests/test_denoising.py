@@ -236,7 +236,7 @@ def test_a_recipe_says_which_kind_of_model_it_trains() -> None:
     assert recipe.kind == "encoder-decoder" and recipe.judged_on() == ("whole-word sentinels",)
     assert Recipe().kind == "encoder" and Recipe().judged_on() == ("token",)
     with pytest.raises(Exception, match="all objectives must train models of one kind"):
-        Recipe(objectives={"mlm": {}, "denoise": {"masking": {"corruption": "t5"}}})
+        Recipe(objective={"mlm": {}, "denoise": {"masking": {"corruption": "t5"}}})
     with pytest.raises(Exception, match="allowed: mlm, clm, diffusion, denoise"):
         Recipe(objective="atd")
 

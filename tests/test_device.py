@@ -245,7 +245,7 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """
     recipe = write_inputs(tmp_path)
     plan = yaml.safe_load(recipe.read_text())
-    plan |= {"objectives": dict.fromkeys(ARMS), "sampler": "mometas-plus(every=3, rows=8)"}
+    plan |= {"objective": dict.fromkeys(ARMS), "sampler": "mometas-plus(every=3, rows=8)"}
     plan["training"] |= {"steps": 9, "log_every": 9, "eval_every": 0, "save_every": 0}
     plan["finetune"] |= {"steps": 3, "seeds": 1}
     plan["study"] = {"seeds": 1, "arms": {"learned": {}, "even": {"sampler": "uniform"}}}

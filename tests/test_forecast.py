@@ -181,7 +181,7 @@ def test_learning_of_a_policy_is_timed_by_a_few_steps(method, tmp_path, monkeypa
 
 
 def test_samplers_are_timed_on_a_sample_with_few_held_out_rows(recipe, monkeypatch):
-    asked = [*SMALL, "tasks=[]", "objectives={mlm: , rtd: }", "sampler=mometas(every=4)"]
+    asked = [*SMALL, "tasks=[]", "objective={mlm: , rtd: }", "sampler=mometas(every=4)"]
     asked += ["corpus.length=16", "corpus.held_out=0.4", "evaluation.rows=20"]
     monkeypatch.setattr(timing, "SAMPLE_CHARACTERS", 20_000)
     monkeypatch.setattr(timing, "ITEMS", 4)
@@ -190,7 +190,7 @@ def test_samplers_are_timed_on_a_sample_with_few_held_out_rows(recipe, monkeypat
 
 def test_an_arm_whose_targets_are_unknown_stays_in_the_table(recipe, capfd):
     """Arms with a sampler left the table of check without a word."""
-    asked = ["tasks=[]", "objectives={mlm: , rtd: }", "study.arms={one: {sampler: uniform}}"]
+    asked = ["tasks=[]", "objective={mlm: , rtd: }", "study.arms={one: {sampler: uniform}}"]
     arm = check(str(recipe), [*SMALL, *asked], timing=False)["arms"]["one"]
     assert arm["targets_per_step"] is None and "sampler" in arm["why"]
     assert maskwise("check", recipe, *SMALL, *asked, "--no-timing") == 0
@@ -200,7 +200,7 @@ def test_an_arm_whose_targets_are_unknown_stays_in_the_table(recipe, capfd):
 
 def test_a_sampler_that_always_draws_one_objective_has_known_targets(recipe):
     arms = "{one: {sampler: single(rtd)}, two: {sampler: 'shares(0, 2)'}, three: {sampler: single}}"
-    masks = "objectives={mlm: {masking: {ratio: 0.5}}, rtd: {masking: {ratio: 0.2}}}"
+    masks = "objective={mlm: {masking: {ratio: 0.5}}, rtd: {masking: {ratio: 0.2}}}"
     asked = ["tasks=[]", masks, f"study.arms={arms}", "study.baseline=one", "phases=none"]
     found = check(str(recipe), [*SMALL, *asked], timing=False)["arms"]
     assert [round(found[arm]["share"], 1) for arm in ("one", "two", "three")] == [0.2, 0.2, 0.5]

@@ -50,14 +50,14 @@ def denoising(model: str, corruption: str) -> tuple[str, ...]:
 
 OBJECTIVES: dict[str, tuple[str, ...]] = {
     "mlm": ("objective=mlm",),
-    "emlm": ("objectives={emlm: {}}", "corpus.layers=[\"spans('SPANS', layer='salient')\"]"),
-    "atd": ("objectives={atd: {}}",),
-    "dtd": ("objectives={dtd: {}}",),
-    "cse": ("objectives={cse: {}}",),
-    "rtd": ("objectives={rtd: {}}",),
+    "emlm": ("objective={emlm: {}}", "corpus.layers=[\"spans('SPANS', layer='salient')\"]"),
+    "atd": ("objective={atd: {}}",),
+    "dtd": ("objective={dtd: {}}",),
+    "cse": ("objective={cse: {}}",),
+    "rtd": ("objective={rtd: {}}",),
     "clm": ("objective=clm",),
     "diffusion": ("objective=diffusion",),
-    "tsdae": ("objectives={tsdae: {}}",),
+    "tsdae": ("objective={tsdae: {}}",),
     "denoise": denoising(DECODED_BY_T5, "t5"),
 }
 """The settings of each objective; SPANS is a file with spans of the corpus."""
@@ -135,7 +135,7 @@ def arms(folder: Path) -> dict[str, Any]:
     lines = train(
         inputs(folder),
         folder / "out",
-        "objectives={mlm: {}, low: {objective: mlm, masking: {ratio: 0.15}}, dtd: {}, cse: {}}",
+        "objective={mlm: {}, low: {objective: mlm, masking: {ratio: 0.15}}, dtd: {}, cse: {}}",
         "sampler=mometas-plus(every=1, rows=8, memory=40, entropy=0.05)",
         "masking={ratio: 0.3, corruption: mask-only}",
         "training.steps=36",

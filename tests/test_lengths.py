@@ -323,7 +323,7 @@ def test_the_unchanged_model_is_judged_on_the_same_documents() -> None:
         ((*LENGTHS, "training.patience=2"), "got both"),
         ((*LENGTHS, "study.equal_by=targets"), "equal compute"),
         ((*LENGTHS, "objective=clm"), "lengths .* got clm"),
-        ((*LENGTHS, "objectives={mlm: , x: {objective: atd}}"), "one objective"),
+        ((*LENGTHS, "objective={mlm: , x: {objective: atd}}"), "one objective"),
         (("training.decay=wsd", "training.lengths=[0.5, 0.25, 1]"), "rising order"),
         (("training.decay=wsd", "training.lengths=[0.5]"), "the last one 1"),
         (("training.decay=wsd", "training.lengths=[]"), "the last one 1"),

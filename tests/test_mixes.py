@@ -220,7 +220,7 @@ def test_a_training_on_a_mix_says_its_shares_and_goes_on_where_it_was_stopped(
 
 
 def test_each_of_several_objectives_reads_the_mix(folder, read, tmp_path):
-    more = ("objectives={mlm: {}, cse: {}}", "sampler=sequential", "training.steps=4")
+    more = ("objective={mlm: {}, cse: {}}", "sampler=sequential", "training.steps=4")
     run_pretrain(read(mix(folder, corpus=1, backwards=1), *more), tmp_path)
     assert [set(line["sources"].values()) for line in trained(tmp_path)] == [{0.5}, {0.5}]
 

@@ -279,9 +279,9 @@ def test_the_former_name_of_a_phase_is_only_the_beginning_of_a_setting(recipe, m
     keys = list[str]()
     monkeypatch.setattr(recipe_module, "refuse_unused", lambda given, *_, **__: keys.extend(given))
     whole = read_recipe(recipe, [*SMALL, THREE])
-    given = {"phases.0.objectives.intermediate.ratio": 0.2, "intermediate.training.steps": 3}
+    given = {"phases.0.objective.intermediate.ratio": 0.2, "intermediate.training.steps": 3}
     recipe_module._refuse_unused(given, [whole.links()])
-    assert keys[-2:] == ["objectives.intermediate.ratio", "training.steps"]
+    assert keys[-2:] == ["objective.intermediate.ratio", "training.steps"]
 
 
 def test_a_phase_longer_than_the_model_is_refused_before_any_work(recipe, tmp_path):

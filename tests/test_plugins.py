@@ -502,7 +502,7 @@ def test_objectives_of_other_packages_are_trained_as_they_say(
     monkeypatch.setitem(OBJECTIVES, "words", Words)
     recipe = Recipe.model_validate({"objective": "bell", "masking": {"ratio": "bell"}})
     assert recipe.masking_of(recipe.only).values["ratio"] == schedules.schedule("bell")
-    mixed = {"objectives": {"mlm": {}, "bell": {}}, "masking": {"ratio": "bell"}}
+    mixed = {"objective": {"mlm": {}, "bell": {}}, "masking": {"ratio": "bell"}}
     mix = Recipe.model_validate(mixed)
     assert mix.masking_of(mix.objectives["bell"]).values["ratio"] == schedules.schedule("bell")
     with pytest.raises(ValueError, match=r"cannot be trained alone.*mlm, clm, diffusion, .*bell"):
@@ -533,7 +533,7 @@ def test_a_plug_in_may_have_the_name_of_a_former_member() -> None:
 def test_settings_that_went_and_objectives_with_arguments_say_what_to_do() -> None:
     with pytest.raises(MaskwiseError, match=r"no visits: coverage any more.*complement"):
         mw.Masker(train_tokenizer(["a b"] * 3, vocab_size=80), visits="coverage")
-    with pytest.raises(MaskwiseError, match="set under objectives"):
+    with pytest.raises(MaskwiseError, match="needs a name of its own"):
         read_recipe("quick-start", ["objective=mlm()"])
     with pytest.raises(MaskwiseError, match="cannot be trained alone"):
         read_recipe("quick-start", ["objective=cse"])
@@ -782,7 +782,7 @@ def test_a_mistake_of_an_objective_names_it(
     change, said = MISTAKEN_LOSSES[mistake]
     monkeypatch.setitem(OBJECTIVES, "mistaken", mistaken_objective(change))
     mixed = mistake in ("no gradient", "a number", "one loss for the batch")
-    chosen = "objectives={mistaken: {}, mlm: {}}" if mixed else "objective=mistaken"
+    chosen = "objective={mistaken: {}, mlm: {}}" if mixed else "objective=mistaken"
     settings = (chosen, "training.steps=8")
     recipe = str(write_inputs(tmp_path))
     command = ["pretrain", recipe, "--out", str(tmp_path / "out"), *settings]

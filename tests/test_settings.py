@@ -42,8 +42,7 @@ WITHOUT_EFFECT = {
     "training.residual": (["training.precision=no"], "bf16"),
     "training.decay_share": (["training.decay=constant"], "0.5"),
     "finetune.epochs": (["finetune.steps=3"], "2"),
-    "objective": (["objectives={mlm: {}, cse: {}}"], "clm"),
-    "sampler": (["objectives={mlm: {}}"], "sequential"),
+    "sampler": (["objective={mlm: {}}"], "sequential"),
     "masking.policy": (["objective=clm"], "span"),
     "masking.ratio": (["masking.policy=t5-span(ratio=0.2)"], "0.4"),
     "training.keep": (["training.save_every=0"], "5"),
@@ -104,6 +103,14 @@ def test_a_value_without_effect_is_refused_wherever_somebody_writes_it(key, tmp_
         arms = f"study={{arms: {{a: {{{key}: {value}}}, b: {{}}}}}}"
         with pytest.raises(MaskwiseError, match=rf"arm 'a': {key} .* got "):
             read_recipe("quick-start", [*others, arms])
+
+
+def test_each_of_several_objectives_of_a_kind_may_use_a_setting():
+    """Both mask, and only the first has a policy that learns from the losses of every step."""
+    for order in ("a: {policy}, b: mlm", "b: mlm, a: {policy}"):
+        policy = "{objective: mlm, masking: {policy: pos-weighted}}"
+        given = f"objective={{{order.replace('{policy}', policy)}}}"
+        assert read_recipe("quick-start", [given, "training.lag=1"]).training.lag == 1
 
 
 @pytest.mark.parametrize(
@@ -341,7 +348,7 @@ def test_a_written_setting_is_parsed_once(monkeypatch):
     monkeypatch.setattr(specs, "parse_call", counted)
     masking = {"policy": "span(p=0.31)", "ratio": "linear(0.41, 0.21)", "corruption": "mask-only"}
     objectives = {"x": {"objective": "mlm", "masking": {"policy": "span(p=0.32)"}}, "mlm": {}}
-    recipe = validate({"masking": masking, "objectives": objectives}, origin="test")
+    recipe = validate({"masking": masking, "objective": objectives}, origin="test")
     [link] = recipe.links()
     for chosen in link.objectives.values():
         value = chosen.kind.value_of(link.masking_of(chosen))

@@ -52,7 +52,7 @@ SHORT: dict[str, dict[str, Any]] = {
 """Sections of all base recipes."""
 
 ARMS = ("study.arms={run: {}, more: {masking.ratio: 0.4}}",)
-SEVERAL = ("objectives={mlm: , x: {objective: atd}}",)
+SEVERAL = ("objective={mlm: , x: {objective: atd}}",)
 STREAM = ("corpus.stream=true", "corpus.shuffle=0.001")
 MIX = ("corpus.source=['{here}/corpus.jsonl', '{here}/small.jsonl']",)
 SEARCH = (*ARMS, "study.search={grid: {training.learning_rate: [1.0e-3, 2.0e-3]}}")
@@ -172,8 +172,8 @@ CASES = {
     "masking.visits": Case("complement"),
     "masking.exclude": Case("[ba]"),
     "objective": Case("clm"),
-    "objectives.NAME.objective": Case("dtd", SEVERAL),
-    "objectives.NAME.masking": Case("{ratio: 0.5}", ("objectives={x: {objective: mlm}}",)),
+    "objective.NAME.objective": Case("dtd", SEVERAL),
+    "objective.NAME.masking": Case("{ratio: 0.5}", ("objective={x: {objective: mlm}}",)),
     "sampler": Case("shares(0, 1)", SEVERAL),
     **{f"training.{name}": case for name, case in TRAINING.items()},
     "training.seed": Case("3"),

@@ -4,6 +4,7 @@ refused.
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,8 @@ from transformers import AutoModelForMaskedLM
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.models import new_config, new_model
-from maskwise.recipe import Recipe, read_recipe
+from maskwise.recipe import Recipe, overrides, read_recipe, recipe_of_text
+from maskwise.recipe.overrides import with_new_names
 from maskwise.study.checks import check_inputs
 from maskwise.study.pretraining import judging_rows, learning
 from maskwise.study.probed import rows_with
@@ -36,7 +38,7 @@ def path(tmp_path: Path) -> Path:
     file = write_inputs(tmp_path)
     raw = yaml.safe_load(file.read_text())
     raw |= {
-        "objectives": {
+        "objective": {
             "mlm": None,
             "low": {"objective": "mlm", "masking": {"ratio": 0.15}},
             "atd": None,
@@ -89,7 +91,7 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
     assert len(names) == 2
     # What a dict of objectives and the settings of a training do not say: shares go by order,
     # probes avoid these rows.
-    turned = recipe.model_copy(update={"objectives": dict(reversed(recipe.objectives.items()))})
+    turned = recipe.model_copy(update={"objective": dict(reversed(recipe.objectives.items()))})
     judged = read_recipe(path, ["evaluation.rows=4"])
     names |= {pretrain_stage(one, prepare_stage(one)).name for one in (turned, judged)}
     assert len(names) == 4
@@ -100,43 +102,43 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
 @pytest.mark.parametrize(
     ("over", "text"),
     [
-        (["objectives.atd=adt"], "unknown objective 'adt'; allowed: atd, clm, cse"),
+        (["objective.atd=adt"], "unknown objective 'adt'; allowed: atd, clm, cse"),
         (["sampler=mometa"], "unknown sampler 'mometa'.*did you mean 'mometas'"),
         (["sampler=single(dtd)"], "unknown arm 'dtd'"),
         (["sampler=shares(1, 2)"], "2 shares for 4 arms"),
         (
-            ["objectives.low.masking.corruption=delete"],
+            ["objective.low.masking.corruption=delete"],
             "corruption delete changes the length of a text; for objective mlm, choose",
         ),
         (
-            ["objectives.low.masking.corruption=replace(target='detect')"],
+            ["objective.low.masking.corruption=replace(target='detect')"],
             "0 and 1, not tokens; for objective mlm, choose",
         ),
         (
-            ["objectives.atd.masking.corruption=insert"],
+            ["objective.atd.masking.corruption=insert"],
             "tokens as labels, not 0 and 1; for objective atd, choose",
         ),
         (
-            ["objectives.twins={objective: cse, masking: {ratio: 0.3}}"],
-            "objectives.twins: this objective does not mask, so it has no masking settings; "
+            ["objective.twins={objective: cse, masking: {ratio: 0.3}}"],
+            "objective.twins: this objective does not mask, so it has no masking settings; "
             "got ratio; remove masking from this objective",
         ),
         (
-            ["phases=[{}, {objectives: {cse: {masking: {policy: token}}}}]"],
-            "phases.1: objectives.cse: .*got pol",
+            ["phases=[{}, {objective: {cse: {masking: {policy: token}}}}]"],
+            "phases.1: objective.cse: .*got pol",
         ),
         (
-            ["objectives.rtd=", "masking.predict=0.1"],
-            "objectives.rtd: .* needs a target at every masked token; got predict constant.0.1.; "
+            ["objective.rtd=", "masking.predict=0.1"],
+            "objective.rtd: .* needs a target at every masked token; got predict constant.0.1.; "
             ".*masking: {predict: 1.0}",
         ),
         (["study.equal_by=targets"], "matched by steps"),
         (
             [
-                "objectives={}",
+                "objective=mlm",
                 "sampler=uniform",
                 "study.equal_by=targets",
-                "study.arms={a: {}, b: {objectives: {cse: }}}",
+                "study.arms={a: {}, b: {objective: {cse: }}}",
             ],
             "arm 'b' has several objectives, and such arms can be matched by steps only; "
             "got study.equal_by=targets",
@@ -152,7 +154,7 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
     ("over", "text"),
     [
         (
-            ["objectives.emlm="],
+            ["objective.emlm="],
             "policy guided needs the annotation layer 'salient', which this corpus does not have",
         ),
         (
@@ -178,9 +180,9 @@ def test_what_ends_before_training_with_one_line(
 
 def test_what_is_no_mistake_is_not_refused(path: Path) -> None:
     """rtd takes 80/10/10: the generator's words stand at all of its targets."""
-    more = ["objectives.rtd={masking: {corruption: bert}}"]
+    more = ["objective.rtd={masking: {corruption: bert}}"]
     assert check_inputs(read_recipe(path, more)) == []
-    assert check_inputs(read_recipe(path, ["objectives.rtd=", "masking.policy=token"])) == []
+    assert check_inputs(read_recipe(path, ["objective.rtd=", "masking.policy=token"])) == []
 
 
 def test_every_rank_has_twins_enough(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +284,7 @@ def test_rows_that_judge_are_those_of_evaluation_in_its_layout(
 
 
 def test_a_sampler_without_objectives(tmp_path: Path) -> None:
-    with pytest.raises(MaskwiseError, match="a sampler needs objectives to choose from"):
+    with pytest.raises(MaskwiseError, match="a sampler needs several objectives to choose from"):
         read_recipe(write_inputs(tmp_path), ["sampler=mometas"])
 
 
@@ -299,3 +301,77 @@ def test_chance_is_that_of_half_a_probe(path: Path, tmp_path: Path) -> None:
     assert chance == pytest.approx(
         {"mlm": words, "low": words, "atd": math.log(2), "cse": math.log(23)}
     )
+
+
+SEVERAL = {"mlm": {}, "low": {"objective": "mlm", "masking": {"ratio": 0.15}}}
+FORMER: dict[str, Any] = {
+    "a recipe": {"objectives": SEVERAL},
+    "beside the default of the other name": {"objective": "mlm", "objectives": SEVERAL},
+    "none": {"objective": "clm", "objectives": {}},
+    "an arm": {"study": {"arms": {"a": {}, "b.c": {"objectives": SEVERAL}}}},
+    "dotted": {"study.arms": {"a": {}, "b": {"objectives.mlm.masking.ratio": 0.4}}},
+    "a phase": {"phases": [{}, {"objectives": SEVERAL}]},
+    "a phase of an arm": {"study.arms.a": {"phases": [{}, {"objectives": SEVERAL}]}},
+    "a setting of a phase of an arm": {"study.arms.a": {"phases.1.objectives": SEVERAL}},
+    "a grid": {"study.search.grid": {"objectives.mlm.masking.ratio": [0.1, 0.2]}},
+    "points of a grid": {"study.search": {"grid": [{"objectives": SEVERAL}, {}]}},
+    "a grid of an arm": {"study.search.own.a": {"objectives.low.masking.ratio": [0.1, 0.2]}},
+}
+
+
+@pytest.mark.parametrize("place", FORMER)
+def test_the_former_name_is_read_everywhere(place: str) -> None:
+    former = FORMER[place]
+    said = json.dumps(former)
+    new = said.replace('"objective": "mlm", "objectives', '"objectives').replace(
+        ', "objectives": {}', ""
+    )
+    assert with_new_names(former) == json.loads(new.replace("objectives", "objective"))
+    assert json.dumps(former) == said, "what was given is not changed"
+
+
+def test_the_former_name_makes_the_same_recipe(tmp_path: Path, capsys: Any) -> None:
+    """In a file, in a file that another one extends, in a dict, and in overrides."""
+    overrides._say_new_name.cache_clear()
+    arms = {"a": {}, "b": {"objective": {"cse": {}, "mlm": {}}}}
+    new = {"extends": "quick-start", "objective": SEVERAL, "study": {"arms": arms}}
+    expected = read_recipe({**new, "name": "base"})
+    former = json.loads(json.dumps(new).replace('"objective": {', '"objectives": {'))
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(former))
+    (tmp_path / "own.yaml").write_text("extends: base.yaml\nname: base\n")
+    for source in (tmp_path / "base.yaml", tmp_path / "own.yaml", {**former, "name": "base"}):
+        assert read_recipe(source) == expected
+    plain = {"extends": "quick-start", "name": "base", "study": {"arms": arms}}
+    for given in (
+        [f"objectives={json.dumps(SEVERAL)}"],
+        ["objectives.mlm={}", "objectives.low={objective: mlm, masking: {ratio: 0.15}}"],
+    ):
+        assert read_recipe(plain, given) == expected
+    one = read_recipe({**plain, "objective": SEVERAL}, ["objectives={}"])
+    assert one.objective == "mlm" and one.arm("b", seed=0).objectives
+    assert capsys.readouterr().err.splitlines() == ["objectives is now called objective"]
+    with pytest.raises(MaskwiseError, match="objectives is the former name of objective; got both"):
+        read_recipe({**former, "objective": "clm"})
+
+
+def test_recipes_that_earlier_versions_wrote_are_read(path: Path) -> None:
+    """They state both names."""
+    for recipe in (read_recipe(path), read_recipe("quick-start", ["objective=clm"])):
+        plain = recipe.model_dump(mode="json")
+        former = {**plain, **recipe.in_names}
+        assert read_recipe(former) == recipe
+        assert recipe_of_text(yaml.safe_dump(former, sort_keys=False), name="", origin="") == recipe
+
+
+def test_a_name_replaces_several_objectives_and_several_replace_a_name(path: Path) -> None:
+    arms = "study.arms={one: {objective: clm, sampler: uniform}, two: {objective: {rtd: , cse: }}}"
+    recipe = read_recipe(path, [arms])
+    assert recipe.arm("one", seed=0).only.objective == "clm"
+    assert [*recipe.arm("two", seed=0).objectives] == ["atd", "cse", "low", "mlm", "rtd"]
+    # With a single objective, the sampler of the file has nothing to choose from.
+    single = read_recipe(path, ["objective=mlm"])
+    assert (single.sampler, single.objectives) == ("uniform", {})
+    single = read_recipe(path, ["objective=mlm", "sampler=uniform", arms])
+    assert [*single.arm("two", seed=0).objectives] == ["rtd", "cse"]
+    with pytest.raises(MaskwiseError, match="no objective is named"):
+        read_recipe("quick-start", ["objective={}"])

@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_line_and_hides_no_other_error(source, tmp_path, monk
 
 def test_a_stage_holds_the_settings_of_its_training(source):
     recipe = read_recipe(
-        source, ["objectives={atd: , mlm: {masking: {ratio: 0.3}}}", "masking.budget=expected"]
+        source, ["objective={atd: , mlm: {masking: {ratio: 0.3}}}", "masking.budget=expected"]
     )
     stage = pretrain_stage(recipe, prepare_stage(recipe))
     again = recipe_of(Stage.from_dict(json.loads(json.dumps(stage.as_dict()))))

@@ -61,7 +61,7 @@ def test_a_study_takes_streams_and_says_that_nothing_is_counted(recipe, tmp_path
     assert maskwise("study", recipe, "--dry-run", "--json", "--out", tmp_path / "dry") == 0
     plan = json.loads(capsys.readouterr().out)
     assert any("its length is unknown" in note for note in plan["notes"])
-    arms = {"mlm": {}, "two": {"objectives": {"mlm": {}, "cse": {}}}}
+    arms = {"mlm": {}, "two": {"objective": {"mlm": {}, "cse": {}}}}
     settings = [f"study.arms={json.dumps(arms)}", "study.seeds=1", "tasks=[]", "training.steps=10"]
     assert maskwise("study", recipe, *settings, "--json", "--out", tmp_path / "study") == 0
     records = list(read_lines(tmp_path / "study" / "records.jsonl"))

@@ -283,7 +283,7 @@ SHORT = [
 def test_a_study_of_samplers_shows_what_each_spent_on_what(tmp_path):
     out = tmp_path / "out"
     arms = "study.arms={even: {sampler: sequential}, plus: {sampler: 'mometas-plus(every=2)'}}"
-    more = ["objectives={mlm: , atd: , rtd: }", "sampler=uniform", arms, "study.baseline=even"]
+    more = ["objective={mlm: , atd: , rtd: }", "sampler=uniform", arms, "study.baseline=even"]
     more += ["corpus.held_out=0.49", "corpus.length=16"]
     assert maskwise("study", write_inputs(tmp_path), *SHORT, *more, "--out", out, "--jobs", 1) == 0
     costs = {r["arm"]: r for r in records_of(out, "cost")}

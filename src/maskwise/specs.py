@@ -387,7 +387,7 @@ def different_settings(one: Mapping[str, object], other: Mapping[str, object]) -
 def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield nested settings as pairs (dotted name, value), such as ``("a.b.c", 1)``.
 
-    An empty dict is a value, because ``objectives: {mlm: {}}`` names an objective. A mix of sources
+    An empty dict is a value, because ``objective: {mlm: {}}`` names an objective. A mix of sources
     in ``corpus.source`` is a value, too, because its keys are file names, which may contain dots.
     """
     for key, value in tree.items():

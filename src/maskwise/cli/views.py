@@ -549,7 +549,7 @@ EXAMPLES = {
     "segmenters": "maskwise pretrain quick-start corpus.source=my_texts.txt corpus.words={call}",
     "schedules": """maskwise pretrain quick-start masking.ratio="{call}\"""",
     "corruptions": """maskwise inspect "born in Warsaw" --corruption "{call}\"""",
-    "objectives": "objectives: {{{call}: }}",
+    "objectives": "objective: {{{call}: }}",
     "samplers": "sampler: {call}",
     "tasks": "maskwise finetune runs/one/checkpoint --task {call}",
     "cards": "tasks: [\"my_copy(card='{call}')\"]",

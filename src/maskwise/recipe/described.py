@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from maskwise.effects import effect_of
+from maskwise.recipe.overrides import groups_in
 from maskwise.recipe.recipe import Recipe
 
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -69,18 +70,19 @@ def _fields(settings: type[BaseModel], before: str = "") -> Iterator[tuple[str, 
     """Yield the dotted name and the field of every setting that has no nested settings."""
     for name, field in settings.model_fields.items():
         group, within = _group(field, before + name)
-        if group is None:
+        # The value of ``objective`` is a name, or settings by name.
+        if group is None or effect_of(field):
             yield before + name, field
-        else:
+        if group is not None:
             yield from _fields(group, within)
 
 
 def _group(field: FieldInfo, name: str) -> tuple[type[BaseModel] | None, str]:
     """Return the class of a field's nested settings, if any, and the prefix of their names."""
-    for kind in (field.annotation, *get_args(field.annotation)):
-        if inspect.isclass(kind) and issubclass(kind, BaseModel):
-            by_name = get_origin(field.annotation) is dict
-            return kind, f"{name}.NAME." if by_name else f"{name}."
+    alternatives = (field.annotation, *get_args(field.annotation))
+    by_name = any(get_origin(kind) is dict for kind in alternatives)
+    for kind in groups_in(field.annotation):
+        return kind, f"{name}.NAME." if by_name else f"{name}."
     return None, name
 
 
@@ -90,15 +92,17 @@ def keys_of(settings: type[BaseModel], before: str = "") -> Iterator[Key]:
     for name, field in settings.model_fields.items():
         group, within = _group(field, before + name)
         what = _docstring(settings, name)
-        if group is None:
+        if group is None or effect_of(field):
             default = json.dumps(schema[name].get("default"), ensure_ascii=False)
             if field.is_required():
                 default = ""
             allowed = _allowed(schema[name])
             yield Key(before + name, default, allowed, what, effect_of(field) or "")
+        else:
+            what = what or inspect.getdoc(group) or ""
+            yield Key(before + name, "", "", what.partition("\n\n")[0])
+        if group is None:
             continue
-        what = what or inspect.getdoc(group) or ""
-        yield Key(before + name, "", "", what.partition("\n\n")[0])
         # These sections of a policy have the same keys as those of a recipe.
         if not before or name not in Recipe.model_fields:
             yield from keys_of(group, within)

@@ -34,7 +34,6 @@ ARM_PARTS = (
     "model",
     "masking",
     "objective",
-    "objectives",
     "sampler",
     "training",
     "phases",
@@ -44,7 +43,7 @@ ARM_PARTS = (
 )
 """Sections of a recipe that an arm may change. Other sections are the same for all arms."""
 
-PHASE_PARTS = ("corpus", "masking", "objective", "objectives", "sampler", "training")
+PHASE_PARTS = ("corpus", "masking", "objective", "sampler", "training")
 """Sections of a recipe that a phase may change. All phases share a model and a tokenizer."""
 
 MOST_NUMBER = 1 << 63
@@ -63,8 +62,22 @@ RENAMED = {
     "study.match": "study.equal_by",
     "study.looks": "study.interim_looks",
     "study.helps": "study.min_helped",
+    "objectives": "objective",
 }
-"""New names of settings, by the former names, which are read until maskwise 0.2."""
+"""New names of settings, by the former names, which are read until maskwise 0.2. An arm, a phase or
+a point of a search grid may have the same settings."""
+
+OF_ARMS = (("study", "arms"), ("study", "search", "own"))
+"""Groups whose keys are the names of arms."""
+
+GROUPS = (
+    (("study", "arms"), 3),
+    (("study", "search", "grid"), 3),
+    (("study", "search", "own"), 4),
+    (("phases",), 2),
+)
+"""Groups that change settings of trainings, with the length of the path to such a setting's name,
+which includes the name of an arm or the number of a phase."""
 
 FORMER_PHASE = "intermediate"
 
@@ -79,14 +92,14 @@ GONE = {
 changed nothing are dropped, because recipes that maskwise wrote state them."""
 
 
-def with_new_names(settings: Mapping[Any, object], above: str = "") -> Plain:
+def with_new_names(settings: Mapping[Any, object], above: tuple[str, ...] = ()) -> Plain:
     """Return settings with the new names of those that have a former one, and say so once.
 
     Settings that are gone are refused, unless their value changed nothing.
 
     Args:
         settings: settings, nested or with dotted names.
-        above: the dotted name of the group of these settings, with a dot at its end.
+        above: the names of the groups that these settings are in.
 
     Raises:
         MaskwiseError: a setting has both names, or is gone.
@@ -95,26 +108,70 @@ def with_new_names(settings: Mapping[Any, object], above: str = "") -> Plain:
     {'study': {'equal_by': 'targets'}, 'study.seeds': 6}
     """
     found: Plain = {}
+    renamed: Plain = {}
     for key, value in settings.items():
-        dotted = f"{above}{key}"
-        is_above = any(old.startswith(f"{dotted}.") for old in (*RENAMED, *GONE))
-        if is_above and isinstance(value, Mapping):
-            value = with_new_names(value, f"{dotted}.")
-        if dotted in GONE:
+        # The name of an arm may contain dots.
+        parts = [str(key)] if above in OF_ARMS else str(key).split(".")
+        path = (*above, *parts)
+        setting = ".".join(_in_training(path))
+        if setting in GONE:
             if value:
-                raise _gone(dotted, value)
+                raise _gone(setting, value)
             continue
-        if dotted in RENAMED:
-            _say_new_name(dotted)
-            key = RENAMED[dotted].removeprefix(above)
-            if key in settings:
-                raise MaskwiseError(
-                    f"{dotted} is the former name of {RENAMED[dotted]}",
-                    got="both",
-                    do=f"remove {dotted}",
-                )
-        found[key] = value
-    return found
+        if path[0] in ("study", "phases"):
+            value = _inner(value, path)
+        new = _renamed(parts, above)
+        if new is None:
+            found[key] = value
+            continue
+        # Recipes that earlier versions wrote state both names of the objective, one with its
+        # default.
+        if setting == "objectives" and value == {}:
+            continue
+        if new in settings and settings[new] != "mlm":
+            both = ".".join(path)
+            raise MaskwiseError(
+                f"{both} is the former name of {'.'.join((*above, new))}",
+                got="both",
+                do=f"remove {both}",
+            )
+        renamed[new] = value
+    return found | renamed
+
+
+def _inner(value: object, path: tuple[str, ...]) -> object:
+    """Return a group of settings, or a list of groups, with new names."""
+    if isinstance(value, Mapping):
+        return with_new_names(value, path)
+    of_training = _in_training(path)
+    # The list of phases, or of the points of a grid.
+    if isinstance(value, list | tuple) and of_training in ((), ("phases",)):
+        place = (*path, "0") if of_training else path
+        return [_inner(each, place) for each in value]
+    return value
+
+
+def _renamed(parts: Sequence[str], above: tuple[str, ...]) -> str | None:
+    """Return the dotted name of a setting with its new name; None if it has no former name."""
+    for place, part in enumerate(parts):
+        former = ".".join(_in_training((*above, *parts[:place], part)))
+        if former in RENAMED:
+            _say_new_name(former)
+            new = RENAMED[former].rpartition(".")[2]
+            return ".".join((*parts[:place], new, *parts[place + 1 :]))
+    return None
+
+
+def _in_training(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the name of a setting without the arm, phase or grid that changes it.
+
+    >>> _in_training(("study", "arms", "a", "phases", "1", "masking", "ratio"))
+    ('masking', 'ratio')
+    """
+    for group, length in GROUPS:
+        if path[: len(group)] == group and len(path) >= length:
+            return _in_training(path[length:])
+    return path
 
 
 def _gone(name: str, value: object) -> MaskwiseError:
@@ -152,7 +209,8 @@ def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> N
     for part in path:
         key = _key(group, part, dotted)
         inner = group[key] if isinstance(group, list) else group.get(key)
-        if inner is None:
+        # Several objectives, by name, replace the name of a single one.
+        if inner is None or (part == "objective" and isinstance(inner, str)):
             inner = {}
         # The phases of a recipe are a list of dicts, whose keys may be dotted names.
         if isinstance(group, list):
@@ -331,6 +389,9 @@ def parse_override(text: str) -> tuple[str, object]:
     parsed = parse_value(value)
     if key.strip() in GONE:
         raise _gone(key.strip(), parsed)
+    # The former way to say that there is only one.
+    if parsed == {} and key.strip().split(".")[-1] == "objectives":
+        parsed = "mlm"
     [named] = with_new_names({key.strip(): parsed}).items()
     return named
 
@@ -578,14 +639,26 @@ def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
     return ALLOWED.get(error["type"], error["msg"]).format(**context)
 
 
+def groups_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the classes of settings that the type of a setting contains.
+
+    >>> class Settings(BaseModel): pass
+    >>> [kind.__name__ for kind in groups_in(str | dict[str, Settings] | None)]
+    ['Settings']
+    """
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from groups_in(part)
+
+
 def _places(settings: type[BaseModel], name: str, prefix: str = "") -> Iterator[str]:
     """Yield the dotted names of the settings that have this name in some group."""
     for field, info in settings.model_fields.items():
         if field == name:
             yield prefix + field
-        for kind in (info.annotation, *get_args(info.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _places(kind, name, f"{prefix}{field}.")
+        for kind in groups_in(info.annotation):
+            yield from _places(kind, name, f"{prefix}{field}.")
 
 
 def _group(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
@@ -595,10 +668,5 @@ def _group(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
     """
     for part in path:
         if part in settings.model_fields:
-            annotation = settings.model_fields[part].annotation
-            # The annotation is X, X | None or dict[str, X].
-            for kind in (annotation, *get_args(annotation)):
-                if isinstance(kind, type) and issubclass(kind, BaseModel):
-                    settings = kind
-                    break
+            settings = next(groups_in(settings.model_fields[part].annotation), settings)
     return settings

@@ -73,12 +73,11 @@ class Recipe(Settings):
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
     masking: MaskingSettings = MaskingSettings()
-    objective: Weights[str] = "mlm"
-    """``mlm``, ``clm`` or ``diffusion`` for encoders, ``denoise`` for encoder–decoders."""
-    objectives: dict[str, ObjectiveSettings] = {}
-    """Several objectives that train one encoder, keyed by name; if empty, only ``objective``."""
+    objective: Weights[str | dict[str, ObjectiveSettings]] = "mlm"
+    """``mlm``, ``clm`` or ``diffusion`` for encoders, ``denoise`` for encoder–decoders; or several
+    objectives that train one encoder, keyed by name, such as ``{mlm: , cse: }``."""
     sampler: Weights[str] = "uniform"
-    """The rule that chooses the objective of every step, fixed or learned (mometas)."""
+    """The rule that chooses one of several objectives at every step, fixed or learned (mometas)."""
     training: TrainingSettings = TrainingSettings()
     phases: Weights[tuple[Plain, ...] | None] = None
     """Training phases, as a list of the settings that each phase changes, such as
@@ -110,9 +109,9 @@ class Recipe(Settings):
         kind = settings.kind
         if kind.alone and value not in OBJECTIVES:
             raise MaskwiseError(
-                "an objective with arguments is set under objectives",
+                "an objective with arguments needs a name of its own",
                 got=value,
-                do=f"use objectives={{{value}: {{}}}}, or the name alone",
+                do=f"use objective={{NAME: {value}}}, or the name of the objective alone",
             )
         if not kind.alone:
             known = OBJECTIVES.without_plugins()
@@ -120,7 +119,7 @@ class Recipe(Settings):
                 "this objective cannot be trained alone",
                 got=value,
                 allowed=", ".join(name for name, kind in known.items() if kind.alone),
-                do=f"combine it with another objective: objectives={{{value}: {{}}, mlm: {{}}}}",
+                do=f"combine it with another objective: objective={{{value}: {{}}, mlm: {{}}}}",
             )
         return settings
 
@@ -136,12 +135,14 @@ class Recipe(Settings):
             return [_phase(phase or {}, f"phases.{n}", len(value)) for n, phase in enumerate(value)]
         return value
 
-    @field_validator("objectives", mode="before")
+    @field_validator("objective", mode="before")
     @classmethod
     def _by_name(cls, value: object) -> object:
         """Accept ``atd:`` for the objective atd, and ``mlm-40: mlm`` for mlm with another name."""
         if not isinstance(value, Mapping):
             return value
+        if not value:
+            raise MaskwiseError("no objective is named", do="name one, such as objective=mlm")
         arms = {}
         for name, arm in value.items():
             changes = arm if isinstance(arm, Mapping) else {"objective": arm or name}
@@ -150,14 +151,15 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        with within("objective", self.objective):
-            self._only = self._alone(self.objective)
+        if isinstance(self.objective, str):
+            with within("objective", self.objective):
+                self._only = self._alone(self.objective)
         self._sampling = parse_call(self.sampler)
         if self.objectives:
             sampler(self.sampling, list(self.objectives))
         elif self.sampler != "uniform":
             raise MaskwiseError(
-                "a sampler needs objectives to choose from", got=f"sampler={self.sampler}"
+                "a sampler needs several objectives to choose from", got=f"sampler={self.sampler}"
             )
         # All objectives train the same encoder or encoder–decoder.
         kinds = {arm.kind.kind: name for name, arm in self.objectives.items()}
@@ -190,7 +192,7 @@ class Recipe(Settings):
                 raise MaskwiseError(
                     f"training.{name} chooses by the loss of masked tokens, which this objective "
                     "does not train",
-                    got=", ".join(link.objectives) or link.objective,
+                    got=", ".join(link.objectives) or str(link.objective),
                     do=f"remove training.{name}, or set training.{name}: null for this arm",
                 )
             if link.training.lengths is not None:
@@ -204,7 +206,7 @@ class Recipe(Settings):
             if link.kind != self.kind:
                 raise MaskwiseError(
                     f"all phases must train the model of the first phase, an {self.kind}",
-                    got=f"objective {link.objective}, which trains an {link.kind}",
+                    got=f"{', '.join(link._trained)}, which trains an {link.kind}",
                 )
             if self.has_new_positions and length > positions:
                 raise MaskwiseError(
@@ -242,9 +244,25 @@ class Recipe(Settings):
         return self.model_dump(mode="json", exclude={"study", "phases"})
 
     @property
+    def objectives(self) -> dict[str, ObjectiveSettings]:
+        """The objectives among which the sampler chooses; empty if a single one trains."""
+        return {} if isinstance(self.objective, str) else self.objective
+
+    @property
     def only(self) -> ObjectiveSettings:
-        """The settings of ``objective``, which trains unless there are ``objectives``."""
+        """The settings of the objective, if a single one trains."""
         return self._only
+
+    @property
+    def in_names(self) -> Plain:
+        """The objectives as names of stages contain them, which are hashes of these values.
+
+        Before November 2026, ``objective`` and ``objectives`` were two settings.
+        """
+        if isinstance(self.objective, str):
+            return {"objective": self.objective, "objectives": {}}
+        several = {name: each.model_dump(mode="json") for name, each in self.objective.items()}
+        return {"objective": "mlm", "objectives": several}
 
     @property
     def sampling(self) -> Call:
@@ -256,7 +274,7 @@ class Recipe(Settings):
         """The settings of each objective, keyed by its name in messages."""
         if not self.objectives:
             return {f"objective {self.objective}": self.only}
-        return {f"objectives.{name}": each for name, each in self.objectives.items()}
+        return {f"objective.{name}": each for name, each in self.objectives.items()}
 
     @property
     def _masked(self) -> dict[str, tuple[type[Objective], MaskingSettings]]:

@@ -62,20 +62,20 @@ def _named_tokenizer(settings: Plain) -> bool:
     return any(read(settings, name) for name in names)
 
 
-def _objectives(settings: Plain) -> dict[str, Any]:
-    """Return the names of the objectives with their own masking settings, keyed by arm."""
-    several = read(settings, "objectives", {})
-    if not several:
-        return {read(settings, "objective", "mlm"): {}}
-    found = {}
-    for name, arm in several.items():
+def _objectives(settings: Plain) -> list[tuple[str, Plain]]:
+    """Return the objectives, each with its own masking settings."""
+    chosen = read(settings, "objective", "mlm")
+    if isinstance(chosen, str):
+        return [(chosen, {})]
+    found = []
+    for name, arm in chosen.items():
         arm = arm if isinstance(arm, dict) else {"objective": arm or name}
-        found[arm.get("objective", name)] = arm.get("masking", {})
+        found.append((arm.get("objective", name), arm.get("masking", {})))
     return found
 
 
 def _masks_nothing(settings: Plain) -> bool:
-    return not any(objective_class(name).inherits for name in _objectives(settings))
+    return not any(objective_class(name).inherits for name, _ in _objectives(settings))
 
 
 def _without_spans(settings: Plain) -> bool:
@@ -112,9 +112,12 @@ def _masking(name: str) -> Callable[[Plain], bool]:
 
     def ineffective(settings: Plain) -> bool:
         masking = read(settings, "masking", {})
-        made = objective_class(read(settings, "objective", "mlm"))
+        chosen = read(settings, "objective", "mlm")
         # The masked batches of several objectives may differ in all other settings.
-        if read(settings, "objectives", {}) or not made.masks:
+        if not isinstance(chosen, str):
+            return False
+        made = objective_class(chosen)
+        if not made.masks:
             return False
         return name in masking and name not in made.batches.values.used(masking)
 
@@ -124,7 +127,7 @@ def _masking(name: str) -> Callable[[Plain], bool]:
 def _learns_at_no_step(settings: Plain) -> bool:
     """Whether no masking policy needs sums of the losses of every step."""
     common = read(settings, "masking", {})
-    for name, own in _objectives(settings).items():
+    for name, own in _objectives(settings):
         kind = objective_class(name)
         merged = kind.settings(MaskingSettings(**common), MaskingSettings(**own))
         learner = learner_of(merged.values["policy"])
@@ -202,13 +205,8 @@ UNUSED = (
         for_others=True,
     ),
     Unused(
-        ("objective",),
-        lambda settings: bool(read(settings, "objectives", {})),
-        "is for one objective, and this recipe has objectives",
-    ),
-    Unused(
         ("sampler",),
-        lambda settings: len(read(settings, "objectives", {})) == 1,
+        lambda settings: len(_objectives(settings)) == 1,
         "has nothing to choose from, because there is a single objective",
     ),
     Unused(("masking",), _masks_nothing, "has no effect, because no objective masks"),

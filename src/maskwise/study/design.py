@@ -255,7 +255,7 @@ class Design:
             return None
         spent = []
         for link, text in zip(run.recipe.links(), run.texts):
-            parts = {"corpus", "model", "masking", "objective", "objectives", "training"}
+            parts = {"corpus", "model", "masking", "objective", "training"}
             step = _measured_step(link.model_dump_json(include=parts), self.store.folder(text))
             spent.append(link.training.steps * step[self.recipe.study.equal_by])
         return spent
@@ -439,7 +439,7 @@ def _measured_step(settings: str, text: Path) -> dict[str, float]:
     config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
     # A masking policy that learns during training has its initial weights here.
     source = masked_source(data, link, config)
-    return per_step(source, link.objective, link.model.empty(config))
+    return per_step(source, link.only.objective, link.model.empty(config))
 
 
 _load = lru_cache(maxsize=4)(open_text)

@@ -85,7 +85,7 @@ ARMS: dict[str, Plain] = {
     "token-15": {"masking.ratio": 0.15},
     "token-30": {"masking.ratio": 0.30},
     "token-40": {"masking.ratio": 0.40},
-    "tsdae": {"objectives": {"tsdae": {}}},
+    "tsdae": {"objective": {"tsdae": {}}},
 }
 """The arms that recipes for files can have."""
 SPANS: Plain = {"masking.policy": "span", "masking.ratio": 0.30}

@@ -394,11 +394,11 @@ def learning(network: PreTrainedModel, data: Prepared, recipe: Recipe) -> Learni
         return _several_objectives(network, data, recipe)
     source = masked_source(data, recipe, network.config)
     assert isinstance(source.masker, Masker)
-    title = recipe.objective
+    title = recipe.only.objective
     # The title states the masking policy and ratio only if the objective uses them.
     if recipe.only.kind.inherits:
         title = f"{recipe.masking.policy} {recipe.masking.ratio}"
-    words = {"objective": recipe.objective, **source.masker.describe()}
+    words = {"objective": recipe.only.objective, **source.masker.describe()}
     trainee = objective(recipe.only.call, network)
     return Learning(trainee, source, source.learners(), source.streams(), title, words)
 

@@ -338,8 +338,8 @@ def pretrain_stage(
             from the recipe's model.
         part: the part of the training; None for all of it.
     """
-    parts = {"masking", "objective", "objectives", "sampler", "training"}
-    what = recipe.model_dump(mode="json", include=parts)
+    what = recipe.model_dump(mode="json", include={"masking", "sampler", "training"})
+    what |= recipe.in_names
     # The sampler's draws depend on the order of the objectives. The hash sorts the keys of dicts,
     # so the order is added as a list.
     what["arms"] = list(recipe.objectives)
@@ -377,7 +377,8 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
             the policy for the recipe's model.
     """
     assert recipe.learning, "only recipes with a learning section have a learn stage"
-    what = recipe.unlearned().model_dump(mode="json", include={"objective", "corpus"})
+    what = recipe.unlearned().model_dump(mode="json", include={"corpus"})
+    what["objective"] = recipe.in_names["objective"]
     learning = recipe.learning.model_dump(mode="json")
     training = recipe.training.model_dump(mode="json")
     read = {"seed"}
@@ -413,6 +414,7 @@ def recipe_of(stage: Stage, **more: object) -> Recipe:
         more: additional sections of the recipe.
     """
     parts = {key: value for key, value in stage.what.items() if key in Recipe.model_fields}
+    parts["objective"] = stage.what.get("objectives") or stage.what["objective"]
     how = {key: value for key, value in stage.how.items() if key != "card"}
     if "evaluation" in how:
         parts["evaluation"] = how.pop("evaluation")
