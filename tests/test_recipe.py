@@ -236,6 +236,43 @@ def test_mistakes_in_overrides(recipe, override, said):
     assert "Input should" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (["masking.ratio=2"], "override masking.ratio: a masking ratio is not valid; got 2.0"),
+        (["training.steps=many"], "override training.steps; got 'many'"),
+        (["training.step=5"], "override training.step=5: unknown setting of training: 'step'"),
+        (
+            ["study.arms.x={masking.ratio: 2}"],
+            "override study.arms.x={masking.ratio: 2}: arm 'x': ",
+        ),
+        (["phases=[{masking.ratio: 2}]"], "override phases.0: masking.ratio: "),
+        (["phases.0.masking.ratio=2"], "override phases.0.masking.ratio=2: "),
+        (["study.baseline=x"], "override study.baseline=x: study: unknown arm"),
+        # The others are right.
+        (["name=x", "masking.ratio=2", "training.steps=9"], "override masking.ratio: "),
+        # Each is wrong, and the two do not go together.
+        (["masking.ratio=2", "training.steps=0"], "overrides masking.ratio=2 training.steps=0: "),
+        (["study.seeds=3", "study.interim_looks=[5, 9]"], "override study.interim_looks=[5, 9]: "),
+    ],
+)
+@pytest.mark.parametrize("given", ["file", "shipped", "dict"])
+def test_a_wrong_override_is_named_and_not_the_recipe(overrides, said, given, recipe):
+    source = {"file": recipe, "shipped": "quick-start", "dict": {"extends": "quick-start"}}[given]
+    with pytest.raises(MaskwiseError) as caught:
+        read_recipe(source, overrides)
+    assert str(caught.value).startswith(said)
+
+
+def test_what_is_wrong_in_the_file_is_not_blamed_on_an_override(recipe, tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(f"extends: {recipe}\ntraining.steps: 0\n", encoding="utf-8")
+    for given in ([], ["name=x"], ["training.warmup=0.1", "name=x"]):
+        with pytest.raises(MaskwiseError, match=r"wrong\.yaml: training\.steps; got 0"):
+            read_recipe(path, given)
+    assert read_recipe(path, ["training.steps=3"]).training.steps == 3
+
+
 def test_null_is_a_default_or_one_clear_line():
     """No key is silently ignored, and no parser of a value meets None."""
     base = read_recipe("quick-start").model_dump(mode="json")
@@ -514,7 +551,7 @@ def test_keys_that_expand_enormously_are_refused_before_they_are_built(tmp_path)
 
 @pytest.mark.parametrize("value", ["abc", "[1]", "null", "3"])
 def test_an_override_that_replaces_a_group_by_a_value_is_refused(value):
-    with pytest.raises(MaskwiseError, match=r"quick-start: study; got .* settings such as arms"):
+    with pytest.raises(MaskwiseError, match=r"override study; got .* settings such as arms"):
         read_recipe("quick-start", [f"study={value}"])
 
 

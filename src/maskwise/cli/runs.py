@@ -230,9 +230,10 @@ def adapt(
     OUT/adapt.yaml is the recipe that is run. The same command resumes an interrupted run.
     OUT/model is a folder for transformers, and OUT/sentence-model for sentence-transformers.
     """
-    from maskwise.study.adapt import TIME, Adaptation, Request, default_runs
+    from maskwise.study.adapt import TIME, Adaptation, Request, default_runs, refuse_both
     from maskwise.study.timing import time_words
 
+    refuse_both(runs, seeds)
     of_runs: int | tuple[int, ...] = runs or default_runs(new_words, control)
     if seeds is not None and seeds.isdecimal():
         # The former spelling of --runs.

@@ -10,14 +10,15 @@ suggests the most similar known name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, require_known, shortened
 from maskwise.folders import recipe_path, shipped
 from maskwise.recipe.overrides import (
     NAMES_ARMS,
@@ -39,11 +40,13 @@ from maskwise.specs import leaves
 
 OF_DICT = "the recipe"
 """What errors call a recipe that is given as a dict."""
+Read = TypeVar("Read")
 LARGEST = 1 << 22
 """The most bytes of a recipe. Reading YAML takes about a second per 100 KB."""
 
 __all__ = [
     "Recipe",
+    "blaming_overrides",
     "explain",
     "parse_value",
     "read_recipe",
@@ -116,10 +119,16 @@ def _validated(settings: Plain, overrides: Iterable[str], *, written: Plain, ori
         with suppress(MaskwiseError):
             alone = validate(copy.deepcopy(settings), origin=origin)
     old_arms = list(arms_of(settings))
-    apply_overrides(settings, overrides)
-    recipe = validate(settings, origin=origin)
-    for name in recipe.study.arms:
-        _check_arm(recipe, name)
+
+    def changed(overrides: Sequence[str]) -> Recipe:
+        plain = copy.deepcopy(settings)
+        apply_overrides(plain, overrides)
+        recipe = validate(plain, origin=origin)
+        for name in recipe.study.arms:
+            _check_arm(recipe, name)
+        return recipe
+
+    recipe = blaming_overrides(changed, overrides, origin=origin)
     if "study.contrasts" not in changes:
         _require_compared(recipe, [name for name in recipe.study.arms if name not in old_arms])
     try:
@@ -131,6 +140,42 @@ def _validated(settings: Plain, overrides: Iterable[str], *, written: Plain, ori
         alone.require_used(written, in_file=True)
     recipe.require_used(dict(leaves(nested(changes))))
     return recipe
+
+
+def blaming_overrides(
+    read: Callable[[Sequence[str]], Read], overrides: Sequence[str], *, origin: str
+) -> Read:
+    """Return ``read(overrides)``; if only an override makes it fail, the error names the override.
+
+    Args:
+        read: a function that reads settings with overrides.
+        origin: what errors of ``read`` call the settings; the override takes its place.
+    """
+    try:
+        return read(overrides)
+    except MaskwiseError as error:
+        alone = [[text] for text in overrides]
+        # Two overrides may both be wrong, or not go together.
+        for wrong in [*alone, overrides] if overrides else ():
+            try:
+                read([text for text in overrides if text not in wrong])
+            except MaskwiseError:
+                continue
+            raise _of_overrides(error, wrong, origin) from None
+        raise
+
+
+def _of_overrides(error: MaskwiseError, wrong: Sequence[str], origin: str) -> MaskwiseError:
+    """Return an error with the overrides that cause it in place of the settings."""
+    what = error.what.removeprefix(f"{origin}: ").replace(f" in {origin}:", ":", 1)
+    key = wrong[0].partition("=")[0].strip()
+    if len(wrong) > 1:
+        what = f"overrides {shortened(' '.join(wrong), 150)}: {what}"
+    elif what.startswith(key):
+        what = f"override {what}"
+    else:
+        what = f"override {shortened(wrong[0], 150)}: {what}"
+    return MaskwiseError(what, got=error.got, allowed=error.allowed, do=error.do)
 
 
 def _written(settings: object) -> Plain:

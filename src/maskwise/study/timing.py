@@ -24,7 +24,7 @@ import torch
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.devices import best_device, memory, peak_memory
-from maskwise.errors import MaskwiseError, PlugInError, duration
+from maskwise.errors import MaskwiseError, PlugInError, duration, plural
 from maskwise.evaluation import (
     EvaluationSettings,
     Measure,
@@ -418,7 +418,7 @@ def time_words(plan: Plain) -> str:
     if plan["seconds"] is None:
         kinds = ", ".join(plan["unknown"])
         return f"unknown, because no similar stage was timed on this machine yet: {kinds}"
-    words = f"about {duration(plan['seconds'])} with {plan['jobs']} stages at once"
+    words = f"about {duration(plan['seconds'])} with {plural(plan['jobs'], 'stage')} at once"
     if plan["memory_gib"] is not None:
         words += f", {plan['memory_gib']:.1f} GiB of memory for each"
     if plan["processes"] > 1:

@@ -17,7 +17,7 @@ from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.families import most_tokens, require_kind
 from maskwise.models import has_head, load_config, weights_of
-from maskwise.recipe import Recipe, apply_overrides, validate
+from maskwise.recipe import Recipe, apply_overrides, blaming_overrides, validate
 from maskwise.recipe.overrides import Plain, nested, parse_override
 from maskwise.recipe.unused import drop_unused
 from maskwise.specs import Call, with_options
@@ -121,6 +121,12 @@ def draft_of(
     config = load_config(request.model, kind=None)
     do = "use the recipe intermediate, whose first lines explain how (maskwise list recipes)"
     require_kind(config, "encoder", use="maskwise adapt", do=do)
+    if request.head_steps is not None and has_head(request.model):
+        raise MaskwiseError(
+            "--head-steps trains a new head, and this model has one already",
+            got=f"{request.head_steps} steps for {request.model}",
+            do="remove --head-steps",
+        )
     for name in request.arms:
         require_known("arm", name, ARMS)
     for option, source in (("control", request.control), ("keep", request.keep)):
@@ -148,16 +154,17 @@ def draft_of(
     if not request.tasks and pairs is None:
         raise MaskwiseError("there is no task to evaluate on", do="give --task FILE")
     tasks = request.tasks or (PAIRS,)
-    example = _draft(
+    example = partial(
+        _draft,
         request,
         corpus,
         tasks,
-        overrides,
         spaced=True,
         max_length=labelled_length(0, room),
         others=others,
     )
-    check_names(example.recipe, known)
+    recipe = blaming_overrides(lambda some: example(some).recipe, overrides, origin="adapt")
+    check_names(recipe, known)
     facts = texts.facts
     corpus["length"] = row_length(facts, least=ROW_TOKENS, room=room)
     corpus["text_field"] = facts.text_field

@@ -171,6 +171,16 @@ def default_runs(new_words: int | None, control: object = None) -> int:
     return statistics.fewest_runs(ALPHA / questions)
 
 
+def refuse_both(runs: int | None, seeds: object) -> None:
+    """Raise an error if both a number of runs and their seeds are given."""
+    if runs is not None and seeds is not None:
+        raise MaskwiseError(
+            "seeds are those of all runs, so a number of runs has no effect beside them",
+            got=f"{runs} runs, and seeds {seeds}",
+            do="give one of the two",
+        )
+
+
 def _seeds_words(seeds: Sequence[int]) -> str:
     """Return seeds as the option ``--seeds`` has them, such as 6-35 or 3,9."""
     first, last = seeds[0], seeds[-1]
