@@ -233,7 +233,7 @@ def test_an_unknown_engine_names_those_there_are():
 
 
 @pytest.mark.process
-def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch, capfd):
+def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch, capfd, recwarn):
     monkeypatch.setattr(jobs, "PATIENCE_SECONDS", PATIENCE)
     found = {}
     with LocalPool(jobs=1) as pool:
@@ -249,7 +249,19 @@ def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch, capfd):
     assert first[0] == "first" and last[0] == "last" and first[1] != last[1]
     assert first[2] == ["1", "1"] and found["threads"] == 1
     assert worker.process.returncode == 128 + signal.SIGTERM  # it ended by itself
-    assert capfd.readouterr().err == "Warning: rows are truncated\n"
+    # Two tasks warned.
+    assert [str(one.message) for one in recwarn] == ["rows are truncated"]
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.process
+def test_a_warning_of_several_workers_is_said_once(capfd, recwarn):
+    with LocalPool(jobs=2) as pool:
+        futures = [pool.submit(worker_task, task) for task in ("warn", "warn", "first", "warn")]
+        workers = {future.result(PATIENCE)[1] for future in futures}
+    assert len(workers) == 2
+    assert [str(one.message) for one in recwarn] == ["rows are truncated"]
+    assert not capfd.readouterr().err
 
 
 @pytest.mark.process

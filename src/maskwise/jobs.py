@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -307,26 +308,52 @@ def message(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
 
 
 def answer(task: bytes) -> bytes:
-    """Run a task in a worker, and return its result or its `Failure` as a message."""
-    try:
-        places, call = pickle.loads(task)
-        plugins.adopt(places)
-        function, arguments = pickle.loads(call)
-        return pickle.dumps((function(*arguments), None))
-    # Not every exception can be pickled, so only the text of an exception is returned.
-    except Exception as error:
-        failure = Failure(one_line(error), passing=isinstance(error, OSError))
-        return pickle.dumps((None, failure))
+    """Run a task in a worker, and return its result or its `Failure`, and its warnings."""
+    with _warnings_kept() as said:
+        try:
+            places, call = pickle.loads(task)
+            plugins.adopt(places)
+            function, arguments = pickle.loads(call)
+            done = pickle.dumps((function(*arguments), None))
+        # Not every exception can be pickled, so only the text of an exception is returned.
+        except Exception as error:
+            failure = Failure(one_line(error), passing=isinstance(error, OSError))
+            done = pickle.dumps((None, failure))
+    return pickle.dumps((done, [str(each.message) for each in said]))
 
 
-def result_of(answered: bytes) -> Any:
-    """Return the result in an answer.
+def _warnings_kept() -> AbstractContextManager[list[warnings.WarningMessage]]:
+    """A context that keeps warnings in place of printing them, for the process of the pool.
+
+    Each worker would print the same warning. Threads of that process share its warnings already.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return nullcontext([])
+    return warnings.catch_warnings(record=True)
+
+
+_SAYING = threading.Lock()
+
+
+def result_of(answered: bytes, said: set[str] | None = None) -> Any:
+    """Return the result in an answer, and issue the warnings of the task in this process.
+
+    Args:
+        said: warnings that are not issued again; new ones are added.
 
     Raises:
         Failure: the task failed.
     """
     try:
-        result, failure = pickle.loads(answered)
+        done, warned = pickle.loads(answered)
+        # Several threads read answers.
+        with _SAYING:
+            new = [each for each in dict.fromkeys(warned) if each not in (said or ())]
+            if said is not None:
+                said.update(new)
+        for each in new:
+            warnings.warn(each, stacklevel=1)
+        result, failure = pickle.loads(done)
     # What a task returned may need a module that only its worker can import.
     except Exception as error:
         failure = Failure(f"its result cannot be read: {one_line(error)}", passing=False)
@@ -362,6 +389,7 @@ class LocalPool(Pool):
         if os.environ.get(PARALLEL, "true").lower() in ("", "off", "false", "f", "no", "n", "0"):
             self.threads_of_tokenizers = 1
         self.jobs = jobs or len(self.cards) or os.cpu_count() or 1
+        self.said = set[str]()
         # Workers have numbers from 0. A task gets the free worker with the lowest number, or a new
         # one if none is free.
         self.workers: dict[int, Worker] = {}
@@ -387,7 +415,7 @@ class LocalPool(Pool):
         except Empty:
             number = next(self.numbers)
         try:
-            return result_of(self._worker(number).answer(task))
+            return result_of(self._worker(number).answer(task), self.said)
         finally:
             self.free.put(number)
 
@@ -528,6 +556,7 @@ class ExecutorPool(Pool):
     def __init__(self, executor: Executor, *, jobs: int | None):
         self.executor = executor
         self.jobs = jobs
+        self.said = set[str]()
         # The futures of the executor, keyed by those of the pool.
         self.theirs: dict[Future[Any], Any] = {}
 
@@ -584,7 +613,7 @@ class ExecutorPool(Pool):
         if self.theirs.pop(future, None) is None:
             return
         try:
-            future.set_result(result_of(theirs.result()))
+            future.set_result(result_of(theirs.result(), self.said))
         except Failure as failure:
             future.set_exception(failure)
         # A worker that got SIGTERM ends its task by SystemExit.
