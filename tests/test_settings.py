@@ -19,7 +19,7 @@ from maskwise.learning.settings import LearningSettings
 from maskwise.recipe import Recipe, read_recipe, validate
 from maskwise.recipe.unused import UNUSED
 from maskwise.specs import parse_call
-from maskwise.study import Stage, run_study
+from maskwise.study import Stage, checks, run_study
 from maskwise.study.checks import check_inputs
 from maskwise.study.forecast import dry_run
 from maskwise.study.stages import learn_stage, prepare_stage, recipe_of
@@ -63,6 +63,10 @@ WITHOUT_EFFECT = {
     "learning.supervised.training.residual": (
         ["learning={method: supervised, supervised: {training: {precision: no}}}"],
         "bf16",
+    ),
+    "training.weight_decay": (
+        ["model.pretrained=bundled:encoder", "model.new_tokens=5", "training.freeze=old-rows"],
+        "0.1",
     ),
     "learning.supervised.training.decay_share": (
         ["learning={method: supervised, supervised: {training: {decay: constant}}}"],
@@ -167,6 +171,35 @@ def test_a_study_refuses_the_seed_of_one_training(tmp_path):
         with pytest.raises(MaskwiseError, match=wrong):
             begin(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+IDLE_HERE = {
+    "training.shard": ["training.shard=true"],
+    "training.residual": ["training.residual=bf16"],
+    "model.unigram_bias": ["model.pretrained=bundled:encoder", "model.unigram_bias=false"],
+    "finetune.steps": ["tasks=[pairs.jsonl(kind='retrieval')]", "finetune.steps=9"],
+}
+"""Settings that have no effect on this machine, or with these files."""
+
+
+@pytest.mark.parametrize("key", IDLE_HERE)
+def test_a_setting_without_effect_here_is_named(key, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "fast_bf16", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    pairs = [{"query": f"word {n}", "passage": f"a text of word {n}"} for n in range(30)]
+    Path("pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    given = IDLE_HERE[key]
+    found = [note for note in check_inputs(read_recipe("quick-start", given)) if key in note]
+    assert len(found) == 1 and "no effect" in found[0]
+    assert not any(key in note for note in check_inputs(read_recipe("quick-start", given[:-1])))
+
+
+def test_settings_with_an_effect_on_this_machine_are_not_named(monkeypatch):
+    monkeypatch.setattr(checks, "fast_bf16", lambda: True)
+    monkeypatch.setattr(checks, "ranks_together", lambda: 2)
+    given = ["training.shard=true", "training.residual=bf16", "finetune.steps=9"]
+    notes = check_inputs(read_recipe("quick-start", given))
+    assert not any("no effect" in note for note in notes)
 
 
 def test_settings_of_learning_that_no_arm_uses_are_named():

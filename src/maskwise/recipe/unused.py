@@ -182,6 +182,12 @@ UNUSED = (
         for group in ("training", "learning.supervised.training")
     ),
     Unused(
+        ("training.weight_decay",),
+        lambda settings: read(settings, "training.freeze") == "old-rows",
+        "has no effect, because training.freeze=old-rows trains without weight decay",
+        removed=False,
+    ),
+    Unused(
         ("training.decay_share",),
         _constant("training"),
         "has no effect, because with training.decay=constant the learning rate does not fall",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.shard import require_live
-from maskwise.devices import bf16_note
+from maskwise.devices import bf16_note, fast_bf16
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.evaluation import load_measures
 from maskwise.evaluation.scoring import evenly_spaced
@@ -36,6 +36,7 @@ from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.study.store import StageStore
 from maskwise.study.together import LOCK
 from maskwise.tasks import load_task
+from maskwise.tasks.finetuning import idle_settings
 from maskwise.tasks.settings import MAX_LENGTH
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
@@ -51,7 +52,7 @@ from maskwise.text.token_rows import TokenRows
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
 from maskwise.text.words import require_offsets
 from maskwise.torchrun import ranks_together
-from maskwise.training import MaskedSource
+from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.stream import StreamedRows
 
 if TYPE_CHECKING:
@@ -181,6 +182,11 @@ def check_inputs(recipe: Recipe) -> list[str]:
             got=", ".join(study.secondary),
             do="remove a task from study.secondary",
         )
+    if tasks:
+        for name in idle_settings(recipe.finetune, tasks.values()):
+            notes.append(
+                f"finetune.{name} has no effect here, because the encoder stays frozen in all tasks"
+            )
     if recipe.learning and not any(link.learns for arm in arms for link in arm.links()):
         notes.append(
             "the settings of learning have no effect here, because no arm has "
@@ -284,11 +290,29 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
         yield from link.remarks()
         if link.training.precision == "bf16":
             yield from filter(None, [bf16_note()])
+        yield from _idle_here(link.training)
         if link.corpus.row_layout == "packed" and not adapter_of(config).separates:
             note = f"{config.model_type}: {NO_DOCUMENTS}, so it reads one document per row"
             if arm.kind == "encoder":
                 note += "; with corpus.attention=row it reads packed rows as one text"
             yield note
+
+
+def _idle_here(training: TrainingSettings) -> Iterator[str]:
+    """Yield a note for each setting without effect on this machine, or with so many processes.
+
+    A recipe may be for a larger machine, so such a setting is not refused.
+    """
+    if training.shard and ranks_together() == 1:
+        yield (
+            "training.shard has no effect here, because one process trains each model; torchrun "
+            "starts several (docs/scaling.md)"
+        )
+    if training.residual == "bf16" and training.precision == "auto" and not fast_bf16():
+        yield (
+            "training.residual=bf16 has no effect here, because training.precision=auto computes "
+            "in float32 on this machine"
+        )
 
 
 def _check_model(
@@ -336,6 +360,8 @@ def _check_model(
             link.only.kind.check_model(config)
         for objective in link.objectives.values():
             objective.kind.check_model(config)
+    if start and not arm.model.unigram_bias and has_head(start):
+        yield f"model.unigram_bias has no effect, because {start} has a head, which is kept"
     if start and links[0].training.freeze == "none" and not has_head(start):
         yield f"{start}: {NO_HEAD}"
     if arm.tasks and (start or arm.has_new_positions):

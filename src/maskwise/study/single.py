@@ -58,6 +58,7 @@ from maskwise.study.work import TaskRuns, fine_tuned
 from maskwise.tasks import FinetuneSettings, Task, TaskRecord
 from maskwise.tasks.finetuning import (
     TRIAL_SEED,
+    idle_settings,
     search_rate,
     searches_rate,
     settings_for,
@@ -298,6 +299,12 @@ def run_finetune(
     # Before tasks and models are read, which takes seconds.
     _scores_in(out, model)
     found, _ = tasks_of(model, tasks, settings)
+    for name in idle_settings(settings, [task for task, _ in found.values()]):
+        raise MaskwiseError(
+            f"{name} has no effect, because the encoder stays frozen in all of these tasks",
+            got=changes[name],
+            do=f"remove {name}",
+        )
     stages = {
         name: finetune_alone(model, task, spec, settings) for name, (task, spec) in found.items()
     }

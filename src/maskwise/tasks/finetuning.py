@@ -359,6 +359,17 @@ def settings_for(
     return settings
 
 
+def idle_settings(settings: FinetuneSettings, tasks: Iterable[Task]) -> list[str]:
+    """Return the settings that differ from their defaults, and that none of the tasks reads.
+
+    A frozen encoder is not fine-tuned, so it reads only ``max_length`` (and ``seeds``, which is the
+    number of runs of a random one).
+    """
+    if any(not task.frozen for task in tasks):
+        return []
+    return [*settings.model_dump(exclude_defaults=True, exclude={"max_length", "seeds"})]
+
+
 def _record_of(
     task: Task, scores: Sequence[Score], notes: Sequence[str], tried: Mapping[float, float]
 ) -> TaskRecord:
