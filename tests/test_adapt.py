@@ -91,8 +91,8 @@ NAMES = {
     "policy": ([], ["--policy", "nowhere/at/all"], "no model or tokenizer in 'nowhere/at/all'"),
     "layers": ([], ["corpus.layers=[sentences, verbs]"], "unknown annotator 'verbs'"),
     "layer": ([], ["corpus.layers=[\"stored('none')\"]"], "none holds no finished annotations"),
-    "setting": ([], ["training.momentum=1"], "unknown setting of training in adapt: 'momentum'"),
-    "value": ([], ["training.batch_size=many"], "training.batch_size; got 'many'"),
+    "setting": ([], ["training.momentum=1"], "override training.momentum=1: unknown setting of"),
+    "value": ([], ["training.batch_size=many"], "override training.batch_size; got 'many'"),
     "masking": ([], ["masking.keep=prompt"], "annotation layer 'prompt'"),
     "start": ([], ["model.pretrained=nowhere/at/all"], "no model or tokenizer"),
     "evaluation": ([], ["evaluation.cloze=[nothing.jsonl]"], "nothing.jsonl"),
@@ -100,6 +100,8 @@ NAMES = {
     "out": ([], ["--out", "FILE"], "the output folder is a file"),
     "above": ([], ["--out", "FILE/out"], "the output folder cannot be made"),
     "full": ([], ["--out", "."], "contains something else"),
+    "runs and seeds": ([], ["--runs", "3", "--seeds", "6-8"], "got 3 runs, and seeds 6-8"),
+    "no new head": ([], ["--head-steps", "5"], "--head-steps trains a new head"),
 }
 
 
@@ -527,7 +529,12 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     plan: dict[str, Any] = {"seconds": 7300.0, "memory_gib": 1.5, "jobs": 2, "unknown": []}
     plan |= {"cut": cut, "max_length": 64, "processes": 1}
     (rows,) = adapt_lines(plan, "2h")
+    # A check warns of it before.
+    warning = "61% of the rows of labels are longer than 64 tokens and are truncated"
+    assert not adapt_lines(plan, "2h", told=[warning])
+    assert adapt_lines(plan, "2h", told=[warning.replace("labels", "others")]) == [rows]
     time = time_words(plan)
+    assert "1 stage at once" in time_words(plan | {"jobs": 1})
     assert "about 2.0 h" in time and "1.5 GiB" in time and "torchrun" not in time
     led = time_words(plan | {"processes": 3})
     assert led.startswith(time) and "without torchrun" in led and "3 processes" in led

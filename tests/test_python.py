@@ -17,6 +17,7 @@ import maskwise as mw
 from maskwise.cli.terminal import print_check
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_lines
+from maskwise.printing import LOGGER
 from maskwise.recipe import read_recipe
 from maskwise.recipe.overrides import parse_override
 from maskwise.study.adapt import Adaptation
@@ -93,15 +94,21 @@ def test_other_texts_are_another_study(result, inputs):
         mw.study(recipe, out=result.folder, texts=texts[1:], tasks={"letters": rows})
 
 
-def test_the_best_arm_is_saved_for_transformers(result, tmp_path):
+def test_the_best_arm_is_saved_for_transformers(result, tmp_path, caplog, monkeypatch):
     from transformers import AutoModelForMaskedLM
 
     table = result.to_dataframe()
     scores = table[(table.outcome == "letters") & (table.arm != "no-pretraining")]
     means = scores.groupby("arm").value.mean()
     assert means[result.best_arm] == means.max()
+    monkeypatch.setattr(LOGGER, "propagate", True)
     folder = result.save_best(tmp_path / "model")
     assert AutoModelForMaskedLM.from_pretrained(folder).config.model_type == "bert"
+    # Log and card say which run it is.
+    assert f"{folder} has the model of arm {result.best_arm}, seed 0" in caplog.text
+    card = (folder / "README.md").read_text()
+    for name, value in {"arm": result.best_arm, "seed of the run": 0}.items():
+        assert card.count(f"\n| {name} | `{value}` |\n") == 1
     # A model that was saved before is replaced; other files are not.
     result.save_best(folder)
     (tmp_path / "mine").mkdir()

@@ -4,6 +4,7 @@ missing piece), and the verdicts in the terminal.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from maskwise.cli import terminal as printing
 from maskwise.errors import MaskwiseError
+from maskwise.estimates import loss_table
 from maskwise.files import RULES
 from maskwise.report import compare_studies, drawing, summary_of, write_report
 from maskwise.report.charts import MOST_POINTS, MOST_SMALL, curve_charts, objectives_view
@@ -23,6 +25,7 @@ from maskwise.report.drawing import arm_colours, dot_chart
 from maskwise.report.page import page_content, vega_code
 from maskwise.report.reading import NO_STUDY, Folder, read_folder
 from maskwise.report.tables import forest_groups
+from maskwise.study.result import StudyResult
 from maskwise.verdict import judge, summarise
 from maskwise.verdict.outcomes import Outcomes
 from maskwise.verdict.words import advice_of
@@ -816,11 +819,28 @@ def test_the_terminal_says_verdicts_flags_and_what_to_do(summary, terminal):
     (common,) = {flag["sentence"] for flag in flags if flag["code"] == "untuned"}
     assert sum(common in line for line in lines) == 1  # common to both, so said once
     assert all(f"  → {sentence}" in lines for sentence in summary["advice"])
-    assert lines[0].split()[-1] == "verdict" and len(lines) <= 12 and "points" in lines[1]
+    assert lines[0].split()[-1] == "verdict" and "points" in lines[1]
+    assert next(n for n, line in enumerate(lines) if line.startswith("held-out")) <= 12
     assert all(line.rstrip().endswith("open, at these settings") for line in lines[1:3])
     row = primary_rows(summary)[0] | {"verdict": "decided", "better": "arm", "gate": True}
     gate = terminal(summary | {"contrasts": [row, primary_rows(summary)[1]], "advice": []})[1]
     assert gate.rstrip().endswith("better (decided), at these settings, gate")
+
+
+def test_terminal_notebook_and_page_have_one_table_of_held_out_losses(folder, terminal):
+    summary = summary_of(folder)
+    heads, *lines = loss_table(summary["losses"], make_study()["untrained"])
+    assert len(heads) > 1 and len(lines) > 2
+    result = StudyResult.read(folder)
+    for shown in (terminal(summary), str(result).splitlines()):
+        start = next(n for n, line in enumerate(shown) if line.startswith(heads[0]))
+        for words, line in zip([heads, *lines], shown[start:]):
+            assert re.split(r"\s\s+", line.strip()) == words
+    for page in (page_of(folder), result._repr_html_()):
+        plain = html.unescape(re.sub(r"<t[dh][^>]*>", "|", page)).replace("\u00a0", " ")
+        for words in [heads, *lines]:
+            row = "".join(f"\\|{re.escape(word)}</t[dh]>" for word in words)
+            assert len(re.findall(row, plain)) == 1
 
 
 def test_a_study_with_replicates_to_come_prints_one_sentence(folder, terminal):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from maskwise.errors import MaskwiseError
-from maskwise.estimates import shown
+from maskwise.estimates import loss_table, shown
 from maskwise.files import Contrast
 from maskwise.masking.policies import policy
 from maskwise.verdict import primary_pairs, summarise
@@ -183,6 +183,33 @@ def test_chance_is_that_of_each_task_and_voids_the_task_alone():
     summary = summarise(told + run_facts(study), study)
     (row,) = primary_rows(summary)
     assert "chance" in codes(row) and summary["advice_codes"][0] == "chance"
+
+
+@pytest.mark.parametrize(
+    ("score", "start", "told"),
+    [(0.05, 0.05, ["extra"]), (0.3, 0.05, []), (0.05, 0.3, []), (0.05, None, ["extra"])],
+)
+@pytest.mark.parametrize("secondary", [["extra"], []])
+def test_a_task_that_nobody_learns_is_named_once_in_the_headline(score, start, told, secondary):
+    """A task that does not count, or one of several."""
+    study, records = study_of(CLEAR, secondary=secondary)
+    study["tasks"]["extra"] = {"metric": "accuracy", "majority": 0.05, "test_items": 400}
+    scores = {"token-15": 0.05, "token-30": score}
+    records += [score_record(arm, s, "extra", x) for arm, x in scores.items() for s in range(8)]
+    if start is not None:
+        levels = {"extra": start, "task-0": 0.4}.items()
+        records += [score_record(START, s, task, x) for task, x in levels for s in range(8)]
+    summary = summarise(records, study)
+    assert summary["guessed"] == told
+    said = [summary["headline"], *summary["advice"], *map(str, summary["contrasts"])]
+    assert sum("guessing on extra" in text for text in said) == len(told)
+    assert ("guessing on extra" in summary["headline"]) == bool(told)
+
+
+def test_a_task_that_voids_the_verdict_is_not_named_again():
+    scores = {"token-15": [0.05] * 8, "token-30": [0.051] * 8}
+    summary = summary_of(scores)
+    assert "chance" in codes(rows_of(summary)[0]) and summary["guessed"] == []
 
 
 def in_nats(values: dict[str, float], **more: Any) -> dict[str, Any]:
@@ -664,6 +691,23 @@ def test_the_headline_of_losses_says_if_no_arm_gained_on_the_tasks(gain):
     )
     said = "No arm has gained on the tasks over the old model." in summary["headline"]
     assert said == (gain < 0)
+
+
+def test_the_summary_has_the_losses_of_all_arms_and_of_a_start_that_was_trained_before():
+    means = {"token-15": 4.5, "token-30": 4.3, START: 5.0}
+    summary = summary_of(more=losses(means))
+    (one,) = summary["losses"]
+    assert one["outcome"] == "heldout:token@0.15" and one["frequencies"] == pytest.approx(6.28)
+    assert one["means"] == pytest.approx({arm: mean + 0.0035 for arm, mean in means.items()})
+    assert loss_table(summary["losses"])[1:] == [
+        ["token-15", "4.503"],
+        ["token-30", "4.303"],
+        [START, "5.003"],
+        ["word frequencies alone", "6.280"],
+    ]
+    # Nothing is estimated while runs are missing.
+    assert summary_of(more=losses(means), pending=[7])["losses"] == []
+    assert summary_of()["losses"] == []
 
 
 # Headline and primary rows

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from maskwise.constants import DIFFUSION, NATS
-from maskwise.files import Contrast, Estimate
+from maskwise.files import Contrast, Estimate, MeanLosses
 
 WRITTEN = {
     "full": "full text",
@@ -152,6 +153,45 @@ def detected_words(size: float) -> str:
     """Return a phrase for the difference that a plan detects, in SDs of paired differences."""
     sds = f"{size:.1f} standard deviations (of the paired differences)"
     return f"a difference of {sds} is detected with probability 0.8, a smaller one less often"
+
+
+def loss_table(
+    losses: Sequence[MeanLosses], names: Mapping[str, str] | None = None
+) -> list[list[str]]:
+    """Return the mean held-out losses of arms as a table: a line of heads, and a line per arm.
+
+    The last line is the loss of a model that knows only word frequencies.
+
+    Args:
+        losses: the ``losses`` of summary.json.
+        names: how to call arms, if not by their names.
+
+    >>> means = {"15 %": 5.31249, "30 %": 5.2}
+    >>> loss_table([{"outcome": "heldout:token@0.15", "frequencies": 6.1, "means": means}])
+    [['held-out loss, nats', 'token masks, 15 %'], ['15 %', '5.312'], ['30 %', '5.200'], \
+['word frequencies alone', '6.100']]
+    """
+    if not losses:
+        return []
+    arms = dict.fromkeys(chain.from_iterable(loss["means"] for loss in losses))
+    lines = [["held-out loss, nats", *(outcome_label(loss["outcome"]) for loss in losses)]]
+    for arm in arms:
+        cells = [_nats(loss["means"].get(arm)) for loss in losses]
+        lines.append([(names or {}).get(arm, arm), *cells])
+    frequencies = [loss["frequencies"] for loss in losses]
+    if any(known is not None for known in frequencies):
+        lines.append(["word frequencies alone", *map(_nats, frequencies)])
+    return lines
+
+
+def padded(table: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Pad the cells of a table, so that its columns are aligned in plain text."""
+    widths = [max(map(len, column)) for column in zip(*table)]
+    return [[f"{cell:<{width}}" for cell, width in zip(line, widths)] for line in table]
+
+
+def _nats(loss: float | None) -> str:
+    return "–" if loss is None else f"{loss:.3f}"
 
 
 def with_minus(text: str) -> str:

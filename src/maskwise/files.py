@@ -383,6 +383,20 @@ class ArmSummary(TypedDict):
     scores: dict[str, list[float | None]]
 
 
+class MeanLosses(TypedDict):
+    """A held-out loss in nats a target: the mean over runs of each arm; lower is better.
+
+    Attributes:
+        outcome: the masks and their ratio, as in the rows of contrasts.
+        frequencies: the loss of a model that knows only word frequencies, if it is known.
+        means: the means, keyed by arm, also of the start if it is a pre-trained model.
+    """
+
+    outcome: str
+    frequencies: float | None
+    means: dict[str, float]
+
+
 class Planned(TypedDict):
     """What the planned runs can decide.
 
@@ -431,3 +445,8 @@ class Summary(TypedDict):
     overlap: list[Record]
     efficiency: Efficiency
     tasks: dict[str, TaskUse]
+    guessed: list[str]
+    """Tasks that show nothing: no arm, and not the start, is shown to score better than guessing.
+    The headline names them."""
+    losses: list[MeanLosses]
+    """The held-out losses of the arms, for each kind of masks and ratio."""

@@ -128,8 +128,8 @@ COLOURS = {
 
 
 def print_verdicts(summary: JsonObject) -> None:
-    """Print the primary contrasts, headline, flags and advice of a summary."""
-    from maskwise.estimates import reasons
+    """Print the primary contrasts, headline, flags, advice and held-out losses of a summary."""
+    from maskwise.estimates import loss_table, reasons
 
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if rows:
@@ -142,6 +142,10 @@ def print_verdicts(summary: JsonObject) -> None:
     for sentence in summary["advice"]:
         say(f"  → {sentence}")
     say("")
+    if summary["losses"]:
+        names, *lines = loss_table(summary["losses"])
+        print_table(names, lines)
+        say("")
 
 
 def _cells(row: Contrast, *, gated: bool) -> list[str | Text]:
@@ -206,8 +210,12 @@ def seeds_of(text: str, option: str) -> list[int]:
     return sorted(seeds)
 
 
-def adapt_lines(plan: JsonObject, limit: str) -> list[str]:
-    """Return sentences about a plan of adapt: held-out documents, cut rows and a smaller plan."""
+def adapt_lines(plan: JsonObject, limit: str, *, told: Sequence[str] = ()) -> list[str]:
+    """Return sentences about a plan of adapt: held-out documents, cut rows and a smaller plan.
+
+    Args:
+        told: the warnings that were printed. What they say of cut rows is not repeated.
+    """
     from maskwise.study.prospects import prospect_lines
 
     lines = []
@@ -217,7 +225,7 @@ def adapt_lines(plan: JsonObject, limit: str) -> list[str]:
             held_out += f"; the task {plan['made_task']} is made of them"
         lines.append(f"{held_out}.")
     for task, share in plan.get("cut", {}).items():
-        if share:
+        if share and not any(f" of the rows of {task} " in line for line in told):
             rows = f"{share:.1%} of the rows of {task}"
             lines.append(f"{rows} have more than {plan['max_length']} tokens and are truncated.")
     if "smaller" not in plan:
@@ -283,7 +291,7 @@ def print_check(record: JsonObject, limit: str = "") -> None:
     for note in notes:
         say(f"· {note}")
     say("Nothing was written.")
-    for line in adapt_lines(record, limit):
+    for line in adapt_lines(record, limit, told=[doubt["what"] for doubt in problems]):
         say(line)
 
 

@@ -75,17 +75,13 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
             continue
         masks, ratio = measure
         unigram = mean([row.value for row in unigrams.get(measure, ()) if row.arm in colours])
-        # Untrained models hardly differ between seeds, so one of them is enough.
-        start = next((row.value for row in runs if row.arm in folder.untrained), None)
         spec = dot_chart(
             points,
             colours,
             title="loss in nats (left is better)",
             plateau=unigram,
         )
-        charts.append(
-            {"masks": masks, "ratio": ratio, "unigram": unigram, "start": start, "spec": spec}
-        )
+        charts.append({"masks": masks, "ratio": ratio, "unigram": unigram, "spec": spec})
     return charts
 
 

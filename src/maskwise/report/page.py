@@ -18,7 +18,7 @@ from typing import Any
 from maskwise import __version__
 from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words, shade
 from maskwise.errors import duration, plural
-from maskwise.estimates import detected_words, outcome_words
+from maskwise.estimates import detected_words, loss_table, outcome_words
 from maskwise.files import RULES, ArmFacts, Summary
 from maskwise.folders import read_json, read_lines, write_page
 from maskwise.report.charts import (
@@ -108,6 +108,7 @@ def page_content(folder: Folder) -> View:
         "score_table": score_table(folder),
         "policies": policies,
         "heldout": heldout_charts(folder, colours),
+        "losses": loss_table(folder.summary["losses"], folder.untrained),
         "evaluations": evaluation_table(folder),
         "choices": choices(folder),
         "compute": compute_view(folder, colours),

@@ -59,6 +59,8 @@ NO_SUMMARY: Summary = {
     "overlap": [],
     "tasks": {},
     "efficiency": {"points": []},
+    "guessed": [],
+    "losses": [],
 }
 REQUIRED = {
     "task": {"arm", "seed", "measure", "value"},

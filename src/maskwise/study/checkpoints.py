@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from maskwise.errors import MaskwiseError
@@ -10,11 +11,30 @@ from maskwise.models import load_model, without_advice
 from maskwise.study.stages import DONE
 from maskwise.text import load_tokenizer
 
+HEAD = "| choice | value |\n|---|---|\n"
+"""The beginning of the table of a model card (``pretraining.model_card``)."""
 
-def save_model(checkpoint: Path, folder: Path) -> None:
-    """Save a checkpoint with its tokenizer and card in a folder for transformers."""
-    tokenizer = load_tokenizer(str(checkpoint))
+
+def origin_of(study: str, arm: str, seed: int) -> dict[str, object]:
+    """Return what the card of a saved model says about the run that it comes from."""
+    return {"study": study, "arm": arm, "seed of the run": seed}
+
+
+def card_of(checkpoint: Path, of: Mapping[str, object]) -> str:
+    """Return the model card of a checkpoint, with further rows in its table (``origin_of``)."""
     card = (checkpoint / CARD).read_text(encoding="utf-8")
+    rows = "".join(f"| {name} | `{value}` |\n" for name, value in of.items())
+    return card.replace(HEAD, f"{HEAD}{rows}", 1)
+
+
+def save_model(checkpoint: Path, folder: Path, *, of: Mapping[str, object]) -> None:
+    """Save a checkpoint with its tokenizer and card in a folder for transformers.
+
+    Args:
+        of: what the card says about the run of the checkpoint.
+    """
+    tokenizer = load_tokenizer(str(checkpoint))
+    card = card_of(checkpoint, of)
 
     def fill(part: Path) -> None:
         load_model(checkpoint, kind=None).save_pretrained(part)

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from maskwise.errors import MaskwiseError
-from maskwise.estimates import reasons
+from maskwise.estimates import loss_table, padded, reasons
 from maskwise.files import Contrast, Record, Study, Summary
 from maskwise.folders import read_json, read_lines, require_replaceable
 from maskwise.measurements import measurements, table_of
+from maskwise.printing import note
 from maskwise.recipe.overrides import Plain
 from maskwise.study.inputs import (
     DATA,
@@ -139,6 +140,9 @@ class StudyResult:
     def save_best(self, folder: str | Path) -> Path:
         """Save the checkpoint of `best_arm`, that of its first finished run, for transformers.
 
+        The model card in the folder names the study, the arm and the seed, and so does a line of
+        the log.
+
         Returns:
             The folder.
 
@@ -146,18 +150,20 @@ class StudyResult:
             MaskwiseError: no run of the arm has a checkpoint, or the folder has other files.
         """
         # Imported here because reading a study needs no torch.
-        from maskwise.study.checkpoints import needed_run, save_model
+        from maskwise.study.checkpoints import needed_run, origin_of, save_model
 
         folder = Path(folder)
         require_replaceable(folder, what="a saved model")
-        _, checkpoint = needed_run(self.folder, self.best_arm)
-        save_model(checkpoint, folder)
+        seed, checkpoint = needed_run(self.folder, self.best_arm)
+        save_model(checkpoint, folder, of=origin_of(self.study["name"], self.best_arm, seed))
+        note([f"{folder} has the model of arm {self.best_arm}, seed {seed}"])
         return folder
 
     def __str__(self) -> str:
         lines = [self.headline, *(row["sentence"] for row in self.contrasts)]
         lines += [f"· {reason}" for reason in reasons(self.contrasts)]
-        return "\n".join([*lines, *(f"→ {advice}" for advice in self.summary["advice"])])
+        lines += [f"→ {advice}" for advice in self.summary["advice"]]
+        return "\n".join([*lines, *map("  ".join, padded(loss_table(self.summary["losses"])))])
 
     def _repr_html_(self) -> str:
         """Show the verdicts in a notebook."""
@@ -167,12 +173,18 @@ class StudyResult:
             rows.append("".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells))
         titles = "".join(f"<th>{title}</th>" for title in ("arm", "against", "verdict", ""))
         body = "".join(f"<tr>{cells}</tr>" for cells in rows)
+        losses = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>"
+            for line in loss_table(self.summary["losses"])
+        )
         page = self.folder / "report.html"
         more = [f"<li>{html.escape(line)}</li>" for line in self.summary["advice"]]
         return (
             f"<p><b>{html.escape(self.headline)}</b></p>"
             f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
-            f"<ul>{''.join(more)}</ul><p>{html.escape(str(page))}</p>"
+            f"<ul>{''.join(more)}</ul>"
+            f"{losses and f'<table><tbody>{losses}</tbody></table>'}"
+            f"<p>{html.escape(str(page))}</p>"
         )
 
 
@@ -446,8 +458,9 @@ def adapt(
     >>> adapted = adapt("bundled:encoder", "my_texts.txt", out="runs/a")  # doctest: +SKIP
     >>> adapted.helps, adapted.model  # doctest: +SKIP
     """
-    from maskwise.study.adapt import Adaptation, Request, default_runs
+    from maskwise.study.adapt import Adaptation, Request, default_runs, refuse_both
 
+    refuse_both(runs, seeds)
     of_runs = default_runs(new_words, control) if runs is None else runs
     if isinstance(seeds, int):
         raise MaskwiseError("seeds are a list of seeds", got=seeds, do=f"runs={seeds}")

@@ -11,11 +11,13 @@ was written into a file is read again: a page is made of verdicts by the rules o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from maskwise.files import (
     RULES,
     ArmSummary,
     Contrast,
+    MeanLosses,
     Planned,
     RaisedFlag,
     Record,
@@ -25,7 +27,7 @@ from maskwise.files import (
 )
 from maskwise.folders import finite
 from maskwise.verdict.comparison import matched_by, primary_pairs
-from maskwise.verdict.flags import Raised
+from maskwise.verdict.flags import Raised, guessed_tasks
 from maskwise.verdict.judge import Verdict, gained_nothing, judge, passed, worse_than_reference
 from maskwise.verdict.outcomes import Outcomes, gate_outcomes
 from maskwise.verdict.statistics import ALPHA, detectable_sds, look_weight, powers
@@ -36,6 +38,7 @@ from maskwise.verdict.words import (
     advice_of,
     behind_reference,
     flag_sentence,
+    guessed_sentence,
     headline_sentence,
     headline_verdict,
     names_of,
@@ -78,6 +81,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     # Advice covers the gate, too, if the gate did not pass.
     closed = study.get("gate") is not None and not passed(verdicts)
     advice = _advice(primary if closed else asked, table, names)
+    guessed = guessed_tasks(primary, table)
     summary: Summary = {
         "rules": RULES,
         "baseline": study["baseline"],
@@ -86,18 +90,21 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "arms": {arm: _described(table, arm) for arm in study["arms"]},
         "contrasts": [_row(verdict, names) for verdict in verdicts],
         "verdict": top.decision if top else None,
-        "headline": _headline(top, asked, table, names),
+        "headline": _headline(top, asked, table, names) + guessed_sentence(guessed),
         "advice": list(dict.fromkeys(advice.values())),
         "advice_codes": list(dict.fromkeys(code.split()[0] for code in advice)),
         "overlap": table.lines["overlap"],
         "tasks": _task_uses(table),
         "efficiency": {"points": efficiency_points(table)},
+        "guessed": guessed,
+        "losses": _losses(table),
     }
     pending = study.get("pending")
     if pending:
         planned = len(study["seeds"])
         done = planned - len(pending)
         summary["pending"] = {"planned": planned, "done": done}
+        summary |= {"guessed": [], "losses": []}
         summary["headline"] = (
             f"No verdict yet: {done} of {planned} planned runs of each arm are done."
         )
@@ -187,6 +194,21 @@ def _task_uses(table: Outcomes) -> dict[str, TaskUse]:
     for task, helped in table.helped.items():
         uses[task] = {"helped": helped, "counted": task in counted}
     return uses
+
+
+def _losses(table: Outcomes) -> list[MeanLosses]:
+    """Return the mean held-out losses of all arms, for each kind of masks and ratio."""
+    losses: list[MeanLosses] = []
+    arms = [*table.study["arms"], *table.study.get("untrained", {})]
+    for outcome in chain.from_iterable(table.parts.values()):
+        means = {arm: table.mean(outcome, arm) for arm in arms}
+        known = {arm: mean for arm, mean in means.items() if mean is not None}
+        # All arms have the same masks, so the frequencies of one of them are enough.
+        frequencies = outcome.replace("heldout:", "unigram:", 1)
+        unigrams = [table.mean(frequencies, arm) for arm in known]
+        least = next((loss for loss in unigrams if loss is not None), None)
+        losses.append({"outcome": outcome, "frequencies": least, "means": known})
+    return losses
 
 
 def _described(table: Outcomes, arm: str) -> ArmSummary:

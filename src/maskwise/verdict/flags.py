@@ -7,7 +7,7 @@ change it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple, TypeAlias
@@ -161,6 +161,28 @@ def _at_chance(one: Comparison, table: Outcomes) -> FlagFacts | None:
         if not _guesses(table, outcome, arm):
             return None
     return {"arms": list(arms)}
+
+
+def guessed_tasks(verdicts: Iterable[Comparison], table: Outcomes) -> list[str]:
+    """Return the tasks on which no arm, nor the start, is shown to score better than guessing.
+
+    Args:
+        verdicts: the primary verdicts. Tasks that the flag ``chance`` says this of are left out.
+        table: the outcomes.
+    """
+    said = set[str]()
+    for one in verdicts:
+        if _at_chance(one, table):
+            said.update(table.measured(one.outcome, *one.pair))
+    arms = [*table.study["arms"], *table.study.get("untrained", {})]
+    measured = {
+        task: [arm for arm in arms if table.mean(task, arm) is not None] for task in table.tasks
+    }
+    return [
+        task
+        for task, known in measured.items()
+        if task not in said and known and all(_guesses(table, task, arm) for arm in known)
+    ]
 
 
 def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:

@@ -299,6 +299,20 @@ def no_gain(names: ShownNames, study: Study) -> str:
     return f" {who} gained on the tasks over {_start(names, study)}."
 
 
+def guessed_sentence(tasks: Sequence[str]) -> str:
+    """Return a sentence that says which tasks show nothing (``flags.guessed_tasks``); "" if none.
+
+    >>> guessed_sentence(["ner"])
+    ' No arm is shown to score better than guessing on ner, which therefore shows nothing.'
+    """
+    if not tasks:
+        return ""
+    verb = "shows" if len(tasks) == 1 else "show"
+    on = " and ".join(filter(None, (", ".join(tasks[:-1]), tasks[-1])))
+    said = f"No arm is shown to score better than guessing on {on}"
+    return f" {said}, which therefore {verb} nothing."
+
+
 def _start(names: ShownNames, study: Study) -> str:
     """Return how sentences call the model before training."""
     return next(names[arm] for arm in study["untrained"])

@@ -14,6 +14,7 @@ from maskwise.study.adapt.forgotten import forgotten_of, forgotten_words
 from maskwise.study.adapt.request import NEW_WORDS, OTHER_TEXT, Request
 from maskwise.training.best import best_at
 from maskwise.training.parts import parts_of
+from maskwise.verdict.words import guessed_sentence
 
 ANSWERS = {
     ("decided", "arm"): "Yes, further training helps.",
@@ -41,8 +42,10 @@ def answers(out: Path, result: Plain, recipe: Recipe) -> Plain:
         recipe: its recipe.
     """
     forgotten = forgotten_of(out)
+    shown = guessed_sentence(result.get("guessed", ())).strip()
+    parts = (answer_of(result, recipe), shown, forgotten_words(forgotten))
     return {
-        "answer": f"{answer_of(result, recipe)} {forgotten_words(forgotten)}".rstrip(),
+        "answer": " ".join(filter(None, parts)),
         "helps": arm_that_helps(result),
         "forgotten": forgotten,
     }

@@ -15,7 +15,7 @@ from maskwise.recipe.overrides import Plain
 from maskwise.study.adapt.answer import arm_that_helps
 from maskwise.study.adapt.forgotten import forgotten_of, forgotten_words
 from maskwise.study.adapt.request import OTHER_TEXT
-from maskwise.study.checkpoints import needed_run, save_model, trained_run
+from maskwise.study.checkpoints import card_of, needed_run, origin_of, save_model, trained_run
 from maskwise.text import load_tokenizer
 from maskwise.verdict.outcomes import ALL_TASKS, read_outcomes
 
@@ -179,7 +179,8 @@ def save_adapted(out: Path, arm: str) -> tuple[int, list[Path]]:
     whole = out / "model"
     sentences = out / "sentence-model"
     config = load_config(checkpoint)
-    card = (checkpoint / CARD).read_text(encoding="utf-8")
+    of = origin_of((read_json(out / "study.json") or {}).get("name", out.name), arm, seed)
+    card = card_of(checkpoint, of)
     # The tokenizer is saved in both folders, so that each of them can be used alone.
     tokenizer = load_tokenizer(str(checkpoint))
 
@@ -190,7 +191,7 @@ def save_adapted(out: Path, arm: str) -> tuple[int, list[Path]]:
         length = min(512, most_tokens(config))
         write_sentence_folder(folder, width=config.hidden_size, length=length)
 
-    save_model(checkpoint, whole)
+    save_model(checkpoint, whole, of=of)
     with without_advice():
         write_folder(sentences, fill_sentences)
     return seed, [whole, sentences]
