@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -215,6 +216,11 @@ def filled(line: Any, when: Any) -> Units:
     return units_by(line, "word")
 
 
+def seeded(seed: Callable[[int], object], units: Units) -> Any:
+    seed(7)
+    return np.ones(len(units.piece))
+
+
 def by_word(weights: Callable[[Any, Any], Any]) -> Callable[[Any, Any, Any], Units]:
     """A mistake in the weights of words."""
 
@@ -255,6 +261,15 @@ MISTAKES: dict[str, tuple[Callable[[Any, Any, Any], Any], str]] = {
     "the text": (
         by_word(lambda units, _: units.line.input_ids[units.start] % 5 + 1),
         "reads_text",
+    ),
+    "a seed": (by_word(lambda units, _: seeded(random.seed, units)), "all code of the process"),
+    "a seed of numpy": (
+        by_word(lambda units, _: seeded(np.random.seed, units)),
+        "all code of the process",
+    ),
+    "a seed of torch": (
+        by_word(lambda units, _: seeded(torch.manual_seed, units)),
+        "all code of the process",
     ),
 }
 

@@ -406,8 +406,8 @@ def test_a_worker_that_still_imports_leaves_with_its_parent(tmp_path, how):
     (tmp_path / "slow_to_import.py").write_text(IMPORTS)
     (tmp_path / "parent.py").write_text(PARENT)
     command = [sys.executable, str(tmp_path / "parent.py")]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert parent.stdout.readline() == "importing\n"  # the worker says it
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert parent.stderr.readline() == "importing\n"  # the worker says it
     [worker] = workers(parent.pid)
     parent.send_signal(how)
     parent.wait()

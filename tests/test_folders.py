@@ -211,15 +211,18 @@ def test_what_a_killed_process_left_in_its_first_moment_is_no_content(
         require_own(tmp_path, "recipe.yaml", what="a run")
 
 
-@pytest.mark.parametrize("name", ["task/seed-0/done.json", "task/rate-1/metrics.jsonl", "notes"])
+@pytest.mark.parametrize(
+    "name",
+    ["task/seed-0/done.json", "task/rate-1/metrics.jsonl", "notes", "empty/metrics.jsonl"],
+)
 def test_a_new_folder_that_has_some_work_stays_after_a_failure(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     work = ["**/metrics.jsonl", "*/*/done.json"]
     with pytest.raises(MaskwiseError), claim_run(out, "another run", lock=".lock", work=work):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text("")
+        (out / name).write_text("{}" * (name != "empty/metrics.jsonl"))
         raise MaskwiseError("failed")
-    assert out.exists() == (name != "notes")
+    assert out.exists() == (name not in ("notes", "empty/metrics.jsonl"))
 
 
 def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:

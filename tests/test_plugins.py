@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
+import random
 import re
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,8 @@ import torch
 import maskwise as mw
 from annotate_tools import capitals
 from maskwise import learning, plugins
-from maskwise.annotate import register
-from maskwise.annotate.registry import ANNOTATORS, SPANS, annotator
+from maskwise.annotate import register, registry
+from maskwise.annotate.registry import ANNOTATORS, SPANS, ByText, annotator
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.shard import Live, forget
 from maskwise.errors import MaskwiseError, PlugInError
@@ -33,6 +36,7 @@ from maskwise.evaluation import EvaluationSettings, evaluate_checkpoint
 from maskwise.evaluation.evaluate import MEASURES, measure_of
 from maskwise.evaluation.measure import Measure
 from maskwise.evaluation.returned import numbers_of
+from maskwise.evaluation.sets import Pairs
 from maskwise.inspection import inspect_text
 from maskwise.jobs import Failure, open_pool
 from maskwise.masking import CORRUPTIONS, SCHEDULES, schedules
@@ -45,6 +49,7 @@ from maskwise.objectives import (
     MaskedDiffusion,
     MaskedLanguageModelling,
     ObjectiveSettings,
+    base,
     objective,
     objective_class,
 )
@@ -57,6 +62,7 @@ from maskwise.tasks import KINDS, METRICS, load_task
 from maskwise.text import train_tokenizer
 from maskwise.text.layers import CharSpans
 from maskwise.text.segmenters import SEGMENTERS
+from maskwise.training import engine
 from tiny import maskwise, write_inputs
 from training_tools import model, tokenizer
 
@@ -771,6 +777,7 @@ MISTAKEN_LOSSES = {
     "no divisor": (lambda loss: loss._replace(divisor=None), "divisor of its Loss"),
     "a divisor of 0": (lambda loss: loss._replace(divisor=loss.divisor * 0), "got divisor 0 for"),
     "one loss for the batch": (lambda loss: Loss.of(loss.total.reshape(1)), "got divisor 1 for"),
+    "NaN": (lambda loss: loss._replace(total=loss.total * math.nan), "not finite in its first"),
 }
 
 
@@ -781,14 +788,102 @@ def test_a_mistake_of_an_objective_names_it(
     """No loss is trained in silence that is none, or that is divided by something else."""
     change, said = MISTAKEN_LOSSES[mistake]
     monkeypatch.setitem(OBJECTIVES, "mistaken", mistaken_objective(change))
-    mixed = mistake in ("no gradient", "a number", "one loss for the batch")
+    mixed = mistake in ("no gradient", "a number", "one loss for the batch", "NaN")
     chosen = "objective={mistaken: {}, mlm: {}}" if mixed else "objective=mistaken"
     settings = (chosen, "training.steps=8")
     recipe = str(write_inputs(tmp_path))
     command = ["pretrain", recipe, "--out", str(tmp_path / "out"), *settings]
     assert maskwise(*command) == 2
     assert re.search(rf"(?i)objective mistaken.*{said}", capsys.readouterr().err)
-    assert not (tmp_path / "out/checkpoint").exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("saves", [0, 2])
+def test_a_run_that_fails_leaves_only_what_it_can_resume(
+    saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if code of the user raises any error. Its first line of metrics would be later."""
+    steps = itertools.count()
+
+    def change(loss: Loss) -> Loss:
+        if next(steps) == 3:
+            raise ZeroDivisionError
+        return loss
+
+    monkeypatch.setitem(OBJECTIVES, "mistaken", mistaken_objective(change))
+    out = tmp_path / "out"
+    settings = ("objective=mistaken", "training.steps=6", f"training.save_every={saves}")
+    with pytest.raises(ZeroDivisionError):
+        maskwise("pretrain", write_inputs(tmp_path), "--out", out, *settings)
+    assert out.exists() is (saves > 0)
+    if saves:
+        assert maskwise("pretrain", tmp_path / "recipe.yaml", "--out", out, *settings) == 0
+        assert json.loads((out / "done.json").read_text())["steps"] == 6
+        assert next(steps) == 4 + 4
+
+
+def test_the_losses_of_own_objectives_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each check would cost time in every step, and their tests check them."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    for module, name in (
+        (base, "require_loss"),
+        (engine, "require_gradient"),
+        (engine, "require_counted"),
+        (engine, "require_finite"),
+    ):
+        monkeypatch.setattr(module, name, refuse)
+    tools = tokenizer()
+    rows = mw.encode(tools, ["the cat sat on the mat"] * 8)
+    batch = mw.Masker(tools, policy="token", ratio=0.5)(rows, epoch=0)
+    assert MaskedLanguageModelling(model("bert"))(batch).total.requires_grad
+    with pytest.raises(AssertionError):
+        mistaken_objective(lambda loss: loss)(model("bert"))(batch)
+
+
+def test_only_the_first_step_of_an_objective_waits_for_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its divisor is read only there. In later steps, the host must not wait for a number."""
+    read = []
+
+    class Divisor(torch.Tensor):
+        def __float__(self) -> float:
+            read.append(1)
+            return float(self.item())
+
+    def change(loss: Loss) -> Loss:
+        return loss._replace(divisor=loss.divisor.as_subclass(Divisor))
+
+    for kind in (mistaken_objective(change), MaskedLanguageModelling):
+        monkeypatch.setitem(OBJECTIVES, "mistaken", kind)
+        out = tmp_path / kind.__name__
+        settings = ("objective=mistaken", "training.steps=4", "training.eval_every=0")
+        assert maskwise("pretrain", write_inputs(tmp_path), "--out", out, *settings) == 0
+        assert len(read) == 1
+
+
+def test_a_run_whose_steps_were_all_skipped_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The error was that no token was masked."""
+    right = MaskedLanguageModelling.forward
+
+    def wrong(self: Any, batch: Any) -> Loss:
+        loss = right(self, batch)
+        return loss._replace(total=loss.total * math.nan) if self.training else loss
+
+    monkeypatch.setattr(MaskedLanguageModelling, "forward", wrong)
+    recipe = write_inputs(tmp_path)
+    settings = ("training.on_nan=skip", "training.steps=8")
+    assert maskwise("pretrain", recipe, "--out", tmp_path / "out", *settings) == 2
+    assert "not finite in all of 8 steps" in capsys.readouterr().err
+    assert maskwise("check", recipe, "tasks=[]", "training.on_nan=skip") == 2
+    assert "not finite in all of 12 steps" in capsys.readouterr().err
+    assert maskwise("check", recipe, "tasks=[]") == 2
+    assert "loss is not finite at step 1; got nan; no weight has" in capsys.readouterr().err
 
 
 def mistaken_measure(rows: Any, **changes: Any) -> type[Measure]:
@@ -836,7 +931,10 @@ MISTAKEN_MEASURES = {
     "no metric": (lambda row, _: [replace(row, metric=None)], "no metric"),
     "an error of text": (lambda row, _: [replace(row, item_error="x")], "item_error is not"),
     "facts of columns": (lambda row, _: [replace(row, facts={"value": 9})], "columns; got value"),
-    "facts of arrays": (lambda row, _: [replace(row, facts={"x": np.ones(2)})], "JSON"),
+    "facts of arrays": (
+        lambda row, _: [replace(row, facts={"x": np.ones(2)})],
+        "facts of a row cannot be written as JSON.*ndarray",
+    ),
     "a changed model": (zeroed, "changed the weights"),
 }
 
@@ -850,6 +948,18 @@ def test_a_mistake_of_a_measure_names_it(
     monkeypatch.setitem(MEASURES, "mistaken", mistaken_measure(rows))
     assert maskwise("evaluate", "bundled:encoder", "--with", "mistaken") == 2
     assert re.search(f"measure mistaken.*{said}", capsys.readouterr().err)
+
+
+def test_a_nan_of_an_own_measure_means_a_damaged_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's code is not to blame, and of a short sample only the time is unknown."""
+
+    def measure(self: Any, *_: Any, **__: Any) -> list[Measurement]:
+        return [Measurement(measure="pairs", value=math.nan, metric="number", unit="number")]
+
+    monkeypatch.setattr(Pairs, "measure", measure)
+    with pytest.raises(MaskwiseError, match=r"pairs.*finite.*whether the checkpoint is") as caught:
+        numbers_of(measure_of("pairs('bundled:pairs', items=2)"), model("bert"), tokenizer())
+    assert type(caught.value) is MaskwiseError
 
 
 def test_numbers_of_libraries_are_read_as_numbers() -> None:
@@ -893,9 +1003,28 @@ def test_check_says_what_is_wrong_with_plug_ins_that_only_run_in_training(
     """A check times a few steps. Their errors were taken for those of a short text."""
     recipe = str(write_inputs(tmp_path))
     monkeypatch.setitem(OBJECTIVES, "mistaken", mistaken_objective(lambda loss: 3))
+    nan = mistaken_objective(lambda loss: loss._replace(total=loss.total * math.nan))
+    nan.__name__ = "Nan"
+
+    class Needy(MaskedLanguageModelling):
+        def __init__(self, model: Any, more: int):
+            super().__init__(model)
+
+    class Built(MaskedLanguageModelling):
+        def __init__(self, model: Any):
+            super().__init__(model)
+            self.size = len(3)  # type: ignore[arg-type]
+
+    for name, kind in (("nan", nan), ("needy", Needy), ("built", Built)):
+        monkeypatch.setitem(OBJECTIVES, name, kind)
     monkeypatch.setitem(MEASURES, "mistaken", mistaken_measure(valued("0.5")))
     for setting, said in (
         ("objective=mistaken", "objective Mistaken does not return a Loss; got int"),
+        ("objective=nan", "objective Nan: its loss is not finite in its first step; got nan"),
+        ("objective={mlm: , nan: }", "objective nan: its loss is not finite in its first step"),
+        ("objective=needy", "objective needy: missing a required argument: 'more'"),
+        ("objective={mlm: , cse(warmth=1): }", "objective cse(warmth=1): got an unexpected"),
+        ("objective=built", "objective built: an argument of the wrong type: object of type"),
         ("evaluation.measures=[mistaken]", "value is not a finite number; got '0.5'"),
     ):
         assert maskwise("check", recipe, setting) == 2
@@ -992,3 +1121,132 @@ def test_an_annotator_is_checked_when_it_is_made(
     monkeypatch.setitem(ANNOTATORS, "marks", lambda: made)
     with pytest.raises(PlugInError, match=f"annotator marks.*{said}"):
         annotator("marks")
+
+
+def test_own_annotators_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+    monkeypatch.setattr(registry, "_require_annotator", lambda made, spec: checked.append(spec))
+    monkeypatch.setitem(ANNOTATORS, "marks", lambda: ByText("marks", {}, dict, "1"))
+    for spec in ("words", "pos", "marks"):
+        annotator(spec)
+    assert checked == ["marks"]
+
+
+# ---- what a plug-in should not do
+
+
+def doing(what: Any) -> dict[str, Any]:
+    """Members of every group that call a function; the settings of a command that uses each."""
+
+    class Acting(WholeWord):
+        def cut(self, line: Any, draws: Any, when: Any) -> Any:
+            what()
+            return super().cut(line, draws, when)
+
+    def change(loss: Loss) -> Loss:
+        what()
+        return loss
+
+    def find(texts: Any) -> Any:
+        what()
+        return placed(START, END)(texts)
+
+    def rows(row: Measurement, _: Any) -> list[Measurement]:
+        what()
+        return [row]
+
+    return {
+        "policy": (POLICIES, Acting),
+        "objective": (OBJECTIVES, mistaken_objective(change)),
+        "annotator": (ANNOTATORS, lambda: Marks(find)),
+        "measure": (MEASURES, mistaken_measure(rows)),
+    }
+
+
+COMMANDS = {
+    "policy": "pretrain RECIPE masking.policy=acting training.steps=2",
+    "objective": "pretrain RECIPE objective=acting training.steps=4 training.eval_every=2",
+    "annotator": "annotate TEXTS --with acting --jobs 1",
+    "measure": "evaluate bundled:encoder --with acting",
+}
+
+
+def command_of(group: str, what: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command that uses a member of a user, which calls a function."""
+    table, member = doing(what)[group]
+    monkeypatch.setitem(table, "acting", member)
+    forget()
+    recipe = write_inputs(folder)
+    named = {"RECIPE": str(recipe), "TEXTS": str(folder / "corpus.jsonl")}
+    words = [named.get(word, word) for word in COMMANDS[group].split()]
+    out = [] if group == "measure" else ["--out", str(folder / "out")]
+    return [*words, *out, "--json"]
+
+
+@pytest.mark.parametrize("group", COMMANDS)
+def test_what_a_plug_in_prints_is_not_in_the_json(
+    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    command = command_of(group, partial(print, "HELLO"), tmp_path, monkeypatch)
+    assert maskwise(*command) == 0
+    shown = capfd.readouterr()
+    assert json.loads(shown.out) and "HELLO" not in shown.out
+    assert "HELLO" in shown.err
+
+
+@pytest.mark.process
+def test_what_a_worker_prints_goes_to_stderr(capfd: Any) -> None:
+    with open_pool(jobs=1) as pool:
+        pool.submit(print, "HELLO").result()
+    assert capfd.readouterr() == ("", "HELLO\n")
+
+
+@pytest.mark.parametrize("group", COMMANDS)
+def test_a_plug_in_that_ends_the_program_is_named(
+    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """With ``sys.exit()``, a command was a success that printed nothing."""
+    command = command_of(group, sys.exit, tmp_path, monkeypatch)
+    assert maskwise(*command) == 2
+    shown = capsys.readouterr()
+    assert re.search(r"ended the program; got SystemExit.*test_plugins.py:\d+", shown.err)
+    assert not shown.out and shown.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("code", [None, 0, 3, "done"])
+def test_a_task_that_ends_its_worker_has_failed(code: Any) -> None:
+    """It was tried again, because the worker process had died."""
+    with open_pool(jobs=1) as pool:
+        with pytest.raises(Failure, match="ended the program; got SystemExit") as caught:
+            pool.submit(sys.exit, code).result()
+        assert not caught.value.passing
+        assert pool.submit(len, "the same worker").result() == 15
+
+
+def test_seeds_that_a_plug_in_sets_change_no_later_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seed() -> None:
+        random.seed(7)
+        np.random.seed(7)
+        torch.manual_seed(7)
+
+    weights = []
+    for what in (seed, int):
+        out = tmp_path / what.__name__
+        command = command_of("objective", what, out, monkeypatch)
+        assert maskwise(*command) == 0
+        weights.append((out / "out/checkpoint/model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    tools = train_tokenizer(["a b c d e"] * 3)
+    rows = mw.encode(tools, ["a b c d e a b c", "d e a b c"])
+    _, acting = doing(seed)["policy"]
+    seeded, plain = (
+        mw.Masker(tools, policy=each, ratio=0.4, corruption="bert")
+        for each in (acting(), WholeWord())
+    )
+    for epoch in range(3):
+        one, two = seeded(rows, epoch=epoch), plain(rows, epoch=epoch)
+        assert torch.equal(one.input_ids, two.input_ids) and torch.equal(one.labels, two.labels)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from filelock import FileLock, Timeout
 
 from maskwise.errors import MaskwiseError, require_library, unknown_name
+from maskwise.signals import AskedToLeave
 from maskwise.specs import split_options, user_path
 
 if TYPE_CHECKING:
@@ -363,13 +364,13 @@ def claim_run(out: Path, what: str, *, lock: str, work: Sequence[str]) -> Iterat
     """Lock the folder of a run, and remove partial files that a killed process left.
 
     If the folder is new and the run fails before any work, remove it. A run that prepared its text
-    for ``KEPT_SECONDS`` keeps it for the next call.
+    for ``KEPT_SECONDS`` keeps it for the next call, and so does a run that a signal ended.
 
     Args:
         out: the folder.
         what: as for ``claim``.
         lock: the path of the lock file in the folder.
-        work: patterns of files that exist only after some work was done.
+        work: patterns of files that have content only after some work was done.
     """
     new = is_new(out)
     path = out / lock
@@ -378,10 +379,12 @@ def claim_run(out: Path, what: str, *, lock: str, work: Sequence[str]) -> Iterat
         sweep(out)
         try:
             yield
-        # An OSError names a file that cannot be written, such as in a folder of shared stages.
-        except (MaskwiseError, OSError):
+        except AskedToLeave:
+            raise
+        except (Exception, SystemExit):
             short = time.monotonic() - began < KEPT_SECONDS
-            if new and short and not any(path for pattern in work for path in out.glob(pattern)):
+            found = [path for pattern in work for path in out.glob(pattern)]
+            if new and short and not any(path.stat().st_size for path in found):
                 shutil.rmtree(out)
             raise
 

@@ -44,7 +44,7 @@ from maskwise import plugins
 from maskwise.constants import cards_here, ranks_here, share_of_card
 from maskwise.errors import MaskwiseError, first_line, require_known, require_library, tidy_warnings
 from maskwise.printing import flush, open_streams
-from maskwise.signals import Asked, leave_when_asked, leave_with
+from maskwise.signals import Asked, AskedToLeave, leave_when_asked, leave_with
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -315,6 +315,11 @@ def answer(task: bytes) -> bytes:
             plugins.adopt(places)
             function, arguments = pickle.loads(call)
             done = pickle.dumps((function(*arguments), None))
+        except SystemExit as end:
+            # Executors end their workers in this way, too.
+            if isinstance(end, AskedToLeave) or not _WORKER.is_set():
+                raise
+            done = pickle.dumps((None, Failure(str(ended_by(end)), passing=False)))
         # Not every exception can be pickled, so only the text of an exception is returned.
         except Exception as error:
             failure = Failure(one_line(error), passing=isinstance(error, OSError))
@@ -363,7 +368,14 @@ def result_of(answered: bytes, said: set[str] | None = None) -> Any:
     return result
 
 
-def one_line(error: Exception) -> str:
+def ended_by(end: SystemExit) -> MaskwiseError:
+    """Return the error for code, such as that of a plug-in, that has called ``sys.exit``."""
+    return MaskwiseError(
+        "code that maskwise called ended the program", got=one_line(end), do="raise an error there"
+    )
+
+
+def one_line(error: Exception | SystemExit) -> str:
     """Format an error as one line. Unless it is a `MaskwiseError`, add the line of code."""
     if isinstance(error, MaskwiseError):
         return str(error)
@@ -493,6 +505,8 @@ class Worker:
                 pass_fds=[theirs.fileno()],
                 # Workers must not read input that is meant for the study.
                 stdin=subprocess.DEVNULL,
+                # What plug-ins print must not get between the results of the command.
+                stdout=2,
                 env={**environment, "PYTHONPATH": modules},
             )
         except OSError as error:

@@ -296,8 +296,12 @@ def _points(path: tuple[str, ...]) -> dict[str, dict[str, list[EntryPoint]]]:
 
 
 def is_foreign(member: object) -> bool:
-    """Whether an object is of another package. The tests of maskwise check its own members."""
-    return not type(member).__module__.startswith("maskwise.")
+    """Whether a function, a class, or the class of an object, is of another package.
+
+    What maskwise's own members return is not checked, because its tests do that.
+    """
+    home = member if isinstance(member, type | FunctionType) else type(member)
+    return not home.__module__.startswith("maskwise.")
 
 
 def _name(point: EntryPoint) -> str:

@@ -32,6 +32,10 @@ LINE_SECONDS = 60.0
 """Seconds between two plain lines of progress if stderr is not a terminal."""
 
 
+_RESULTS: list[IO[str]] = []
+"""The real stdout in ``results_only``."""
+
+
 class Terminal(Console):
     """A console that prints texts as they are, except for their control characters.
 
@@ -46,6 +50,16 @@ class Terminal(Console):
     def __init__(self, *, stderr: bool = False, **more: Any):
         # Texts of users must not be parsed as markup, and numbers have no colours.
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, **more)
+
+    @property
+    def file(self) -> IO[str]:
+        if _RESULTS and self._file is None and not self.stderr:
+            return _RESULTS[-1]
+        return super().file
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -64,6 +78,22 @@ class Terminal(Console):
 
 out_console = Terminal()
 err_console = Terminal(stderr=True)
+
+
+@contextmanager
+def results_only() -> Iterator[None]:
+    """A context in which only maskwise prints to stdout. Prints of others go to stderr.
+
+    A plug-in may print, and a program that reads the JSON of a command must not find this in it.
+    """
+    before = sys.stdout
+    _RESULTS.append(before)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = before
+        _RESULTS.pop()
 
 
 def say(text: str, style: str = "", *, to: Console | None = None) -> None:
@@ -149,10 +179,11 @@ def json_text(value: object, *, indent: int | None = None) -> str:
 def print_json(value: object) -> None:
     """Print a value as JSON to stdout."""
     # rich would wrap and colour lines.
+    stdout = out_console.file
     try:
-        sys.stdout.write(json_text(value, indent=1) + "\n")
+        stdout.write(json_text(value, indent=1) + "\n")
     except BrokenPipeError:
-        let_go(sys.stdout)
+        let_go(stdout)
 
 
 def flush() -> None:

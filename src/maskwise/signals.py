@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType
@@ -23,8 +22,15 @@ CODES = {128 + number: number.name for number in ASKED}
 """The name of the signal for each exit code."""
 
 
+class AskedToLeave(SystemExit):
+    """Raised if a signal ends the program.
+
+    Code of users may call ``sys.exit``, too, which must not look like a success.
+    """
+
+
 def leave_when_asked() -> None:
-    """Make the signals raise SystemExit, which closes files and removes temporary files."""
+    """Make the signals raise ``AskedToLeave``, which closes files and removes temporary files."""
     for number in ASKED:
         signal.signal(number, _leave)
 
@@ -40,7 +46,7 @@ def leave_with(parent: int) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+    raise AskedToLeave(128 + number)
 
 
 class Asked:

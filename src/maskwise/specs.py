@@ -156,6 +156,27 @@ def build(
     """
     call, maker = find(kind, spec, table)
     what = f"{kind} {call.written or call}"
+    bound = bind(kind, call, maker)
+    if inspect.isabstract(maker):
+        missing = ", ".join(sorted(getattr(maker, "__abstractmethods__", ())))
+        raise MaskwiseError(f"{what}: its class is not complete", do=f"define {missing}")
+    try:
+        made = maker(*bound.args, **bound.kwargs)
+    except TypeError as error:
+        raise PlugInError(f"{what}: an argument of the wrong type: {error}") from error
+    if makes is not None and not isinstance(made, makes):
+        raise MaskwiseError(f"{what} is not a {kind}", got=repr(made), allowed=makes.__name__)
+    return made
+
+
+def bind(kind: str, call: Call, maker: Callable[..., object]) -> inspect.BoundArguments:
+    """Return the arguments of a call, as the function that makes an object takes them.
+
+    Raises:
+        MaskwiseError: the function does not accept the names, the number or the types of the
+            arguments.
+    """
+    what = f"{kind} {call.written or call}"
     try:
         signature = inspect.signature(maker)
     except ValueError as error:
@@ -175,16 +196,7 @@ def build(
         else:
             value = _fitting(which, value, parameter.annotation)
         bound.arguments[name] = value
-    if inspect.isabstract(maker):
-        missing = ", ".join(sorted(getattr(maker, "__abstractmethods__", ())))
-        raise MaskwiseError(f"{what}: its class is not complete", do=f"define {missing}")
-    try:
-        made = maker(*bound.args, **bound.kwargs)
-    except TypeError as error:
-        raise MaskwiseError(f"{what}: an argument of the wrong type: {error}") from error
-    if makes is not None and not isinstance(made, makes):
-        raise MaskwiseError(f"{what} is not a {kind}", got=repr(made), allowed=makes.__name__)
-    return made
+    return bound
 
 
 PLAIN = {"bool": (bool, "True or False"), "str": (str, "a text")}

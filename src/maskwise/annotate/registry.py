@@ -31,8 +31,8 @@ from maskwise.annotate.store import Store
 from maskwise.annotate.tagger import pos, salient
 from maskwise.annotate.weights import Difference, FrequencyWeights, Informativeness
 from maskwise.errors import MaskwiseError, PlugInError, first_line
-from maskwise.plugins import Table, require_call
-from maskwise.specs import Call, build, parse_call
+from maskwise.plugins import Table, is_foreign, require_call
+from maskwise.specs import Call, build, find, parse_call
 from maskwise.text.documents import GONE, source_path
 from maskwise.text.labelled import POS, read_conllu
 from maskwise.text.layers import (
@@ -451,7 +451,9 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
         if call.name == Function.name:
             return build("annotator", call, {Function.name: Function})
     made = build("annotator", spec, ANNOTATORS)
-    _require_annotator(made, spec)
+    # Functions of other packages often make an object of the class ``ByText``.
+    if is_foreign(find("annotator", spec, ANNOTATORS)[1]):
+        _require_annotator(made, spec)
     return made
 
 

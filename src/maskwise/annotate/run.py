@@ -52,6 +52,7 @@ from maskwise.folders import (
 )
 from maskwise.jobs import ENGINES, Pool, open_pool
 from maskwise.printing import err_console, refuse_quiet, shows_progress
+from maskwise.signals import AskedToLeave
 from maskwise.specs import user_path
 from maskwise.text.documents import UNNAMED, Document, Documents, read_documents, require_documents
 from maskwise.text.layers import Annotator, Fitted, digest
@@ -452,9 +453,11 @@ def _claimed(out: Path) -> Iterator[None]:
         sweep(out)
         try:
             yield
-        # Ctrl-C raises ``KeyboardInterrupt``, which is not an ``Exception``. After Ctrl-C, the
-        # folder therefore stays, and the same command resumes.
-        except Exception:
+        # Ctrl-C raises ``KeyboardInterrupt``, which is not an ``Exception``. After Ctrl-C or a
+        # signal, the folder therefore stays, and the same command resumes.
+        except AskedToLeave:
+            raise
+        except (Exception, SystemExit):
             # Without a finished file, there is nothing to resume from.
             if not (out / MANIFEST).is_file() and not any((out / "shards").glob("*.parquet")):
                 # Files that this program did not write must stay.

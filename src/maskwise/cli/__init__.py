@@ -27,9 +27,18 @@ from maskwise.cli import runs, views
 from maskwise.cli.progress import status
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError, OtherProcessFailed, shortened, tidy_warnings
-from maskwise.jobs import one_line
-from maskwise.printing import err_console, flush, is_read, let_go, open_streams, out_console, say
-from maskwise.signals import CODES, leave_when_asked
+from maskwise.jobs import ended_by, one_line
+from maskwise.printing import (
+    err_console,
+    flush,
+    is_read,
+    let_go,
+    open_streams,
+    out_console,
+    results_only,
+    say,
+)
+from maskwise.signals import CODES, AskedToLeave, leave_when_asked
 from maskwise.torchrun import fails_first, led
 
 app = typer.Typer(
@@ -95,8 +104,8 @@ for command in (
     views.report,
     views.compare,
 ):
-    app.command()(command)
-app.command("list")(views.list_names)
+    app.command()(results_only()(command))
+app.command("list")(results_only()(views.list_names))
 anything = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command(hidden=True, context_settings=anything)(views.bench)
 
@@ -147,9 +156,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SystemExit as end:
         code = end.code
         # typer exits with 1 if the reader of what it prints itself has gone.
-        if isinstance(end.__context__, BrokenPipeError) and not is_read(sys.stdout):
-            let_go(sys.stdout)
-            code = 0
+        if isinstance(end.__context__, BrokenPipeError):
+            if not is_read(sys.stdout):
+                let_go(sys.stdout)
+                code = 0
+        elif not isinstance(end, AskedToLeave):
+            _fail(str(ended_by(end)), quotes=follows)
     except MaskwiseError as error:
         _fail(str(error), quotes=follows or isinstance(error, OtherProcessFailed))
     except OSError as error:

@@ -47,7 +47,7 @@ from maskwise.families import check_fit, evaluating, most_tokens, require_kind
 from maskwise.masking.policies import Policy, policy
 from maskwise.measurements import Measurement
 from maskwise.models import load_model
-from maskwise.plugins import Table
+from maskwise.plugins import Table, is_foreign
 from maskwise.printing import note_of_rename
 from maskwise.specs import Call, build, parse_call, with_options
 from maskwise.text import (
@@ -251,7 +251,8 @@ def measure_of(spec: str | Call) -> Measure:
             got=type(made).__name__,
             allowed="a maskwise.evaluation.measure.Measure",
         )
-    require_measure(made, spec)
+    if is_foreign(made):
+        require_measure(made, spec)
     return made
 
 

@@ -29,18 +29,19 @@ if TYPE_CHECKING:
     from maskwise.text import Rows
 
 
-def content_of(facts: Mapping[str, object]) -> str:
-    """Return the hash of the attributes of a measure, as JSON."""
+def json_of(what: str, facts: Mapping[str, object], *, do: str) -> str:
+    """Write facts of a measure as JSON, or raise ``PlugInError`` with advice on what to ``do``."""
     try:
-        written = json.dumps(facts)
+        return json.dumps(facts)
     except (TypeError, ValueError) as error:
-        raise PlugInError(
-            f"the attributes of the measure {facts.get('name')} name its stage, and cannot be "
-            "written as JSON",
-            got=str(error),
-            do="define content() in the class of the measure, which returns a hash of them",
-        ) from error
-    return hashlib.sha256(written.encode()).hexdigest()[:16]
+        raise PlugInError(f"{what} cannot be written as JSON", got=str(error), do=do) from error
+
+
+def hash_of_attributes(attributes: Mapping[str, object]) -> str:
+    """Return a hash of the attributes of a measure, which names its stage."""
+    what = f"the attributes of the measure {attributes.get('name')}, which name its stage,"
+    do = "define content() in the class of the measure, which returns a hash of them"
+    return hashlib.sha256(json_of(what, attributes, do=do).encode()).hexdigest()[:16]
 
 
 class Measure(ABC):
@@ -59,7 +60,7 @@ class Measure(ABC):
 
         The name of a stage depends on it. By default, it is that of all attributes, as JSON.
         """
-        return content_of(vars(self))
+        return hash_of_attributes(vars(self))
 
     def texts(self) -> list[tuple[str, ...]]:
         """Return the texts of each item. ``overlap`` searches a corpus for these texts."""

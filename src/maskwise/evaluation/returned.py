@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskwise.errors import PlugInError
-from maskwise.evaluation.measure import Measure, TextMeasure, content_of
+from maskwise.errors import MaskwiseError, PlugInError
+from maskwise.evaluation.measure import Measure, TextMeasure, json_of
 from maskwise.evaluation.scoring import DAMAGED
 from maskwise.measurements import Measurement
-from maskwise.plugins import require_call
+from maskwise.plugins import is_foreign, require_call
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,9 +39,18 @@ def numbers_of(
     """Take a measure, and check its rows.
 
     Raises:
-        PlugInError: it returns anything else than rows for the table of a study, or it changes the
-            model.
+        PlugInError: a measure of another package returns anything else than rows for the table of a
+            study, or it changes the model.
+        MaskwiseError: a number of one of maskwise's own measures is not finite.
     """
+    if not is_foreign(measure):
+        rows = measure.measure(model, tokenizer, folder=folder)
+        for row in rows:
+            # A NaN must not reach a record, because every comparison with NaN is silently false.
+            if not math.isfinite(row.value):
+                what = f"the measure {row.measure}: a value is not a finite number"
+                raise MaskwiseError(what, got=row.value, do=DAMAGED)
+        return rows
     before = _versions(model)
     found = measure.measure(model, tokenizer, folder=folder)
     who = f"the measure {measure.name}"
@@ -97,7 +106,7 @@ def _check_columns(who: str, row: Measurement) -> None:
     taken = set(vars(row)) & set(row.facts)
     if taken:
         raise PlugInError(f"{who}: facts have the names of columns", got=", ".join(sorted(taken)))
-    content_of({"name": row.measure, **row.facts})
+    json_of(f"{who}: the facts of a row", row.facts, do="use texts, numbers and lists of them")
 
 
 def _number(who: str, column: str, value: object) -> float:
@@ -109,8 +118,7 @@ def _number(who: str, column: str, value: object) -> float:
     except (RuntimeError, ValueError):
         number = None
     if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
-        # A NaN must not reach a record, because every comparison with NaN is silently false.
-        raise PlugInError(f"{who}: a {column} is not a finite number", got=repr(value), do=DAMAGED)
+        raise PlugInError(f"{who}: a {column} is not a finite number", got=repr(value))
     return number
 
 

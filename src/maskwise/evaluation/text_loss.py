@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from maskwise.constants import NATS
 from maskwise.errors import MaskwiseError, require_known
-from maskwise.evaluation.measure import Measure, content_of
+from maskwise.evaluation.measure import Measure, hash_of_attributes
 from maskwise.evaluation.scoring import HeldOut, fixed_maskers
 from maskwise.evaluation.sets import evenly
 from maskwise.families import most_tokens
@@ -115,7 +115,7 @@ class TextLoss(Measure):
         # Stages that measured single tokens keep their names.
         if self.masks == "token":
             facts = {name: value for name, value in vars(self).items() if name != "masks"}
-            return content_of(facts)
+            return hash_of_attributes(facts)
         return super().content()
 
     def texts(self) -> list[tuple[str, ...]]:

@@ -9,6 +9,8 @@ corruption and says what is wrong. All checks of a policy take about a quarter o
 from __future__ import annotations
 
 import pickle
+import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -62,7 +64,8 @@ def check_policy(
     inside the budget; the same seed, epoch and example id give the same mask, in any batch, with
     any padding, alone and in packed rows; other epochs and examples give other masks; ``layers()``
     names all layers that ``cut`` reads; what the properties say (``needs_ratio``, ``needs_total``,
-    ``has_zero_weights``, ``reads_text``) is true; and the policy can be sent to other processes.
+    ``has_zero_weights``, ``reads_text``) is true; the random generators of the process are not
+    used; and the policy can be sent to other processes.
 
     Args:
         policy: the policy, or its name in recipes.
@@ -83,6 +86,7 @@ def check_policy(
     """
     made = policies.policy(policy)
     who = f"policy {made}"
+    before = _generators()
     _require_copies(who, made)
     vocabulary = _vocabulary(tokenizer, rows)
     known = LAYERS | dict(layers or {})
@@ -120,6 +124,7 @@ def check_policy(
             often = uniform(0.2, 0.6)
             masker = _masker(vocabulary, made, "replace", ratio=often, fill="random", seed=1)
             check_draws(masker, longest, who)
+    _require_same_generators(who, before)
 
 
 def check_corruption(
@@ -138,8 +143,8 @@ def check_corruption(
     targets; replacements are ordinary tokens or the mask token; if lengths are kept, labels are
     those that ``target`` promises; the same seed, epoch and example id give the same tokens and
     labels, in any batch, with any padding, alone and in packed rows; what the properties say
-    (``keeps_length``, ``writes``, ``shows_mask``) is true; and the corruption can be sent to other
-    processes.
+    (``keeps_length``, ``writes``, ``shows_mask``) is true; the random generators of the process are
+    not used; and the corruption can be sent to other processes.
 
     Args:
         corruption: the corruption, or its name in recipes.
@@ -155,6 +160,7 @@ def check_corruption(
     """
     made = corruptions.corruption(corruption)
     who = f"corruption {made}"
+    before = _generators()
     _require_copies(who, made)
     vocabulary = _vocabulary(tokenizer, rows)
     examples = RowMaker(vocabulary, LAYERS | dict(layers or {}))
@@ -169,6 +175,28 @@ def check_corruption(
                 shown = check_masks(masker, named, who)
                 check_shown(shown, list(named.values()), masker, who, moves_text=moves_text)
                 check_packing(masker, list(named.values()), who)
+    _require_same_generators(who, before)
+
+
+def _generators() -> list[object]:
+    """Return the states of the random generators that all code of this process shares."""
+    states: list[object] = [random.getstate(), pickle.dumps(np.random.get_state())]
+    # A policy cannot have used torch if nothing has imported it.
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        states.append(torch.get_rng_state().tolist())
+    return states
+
+
+def _require_same_generators(who: str, before: list[object]) -> None:
+    """Check that these generators were not used: dropout, for example, draws from them, too."""
+    after = _generators()
+    _require(
+        after[: len(before)] == before,
+        f"{who} uses or seeds a random generator that all code of the process shares",
+        allowed="draws",
+        do=DRAWS,
+    )
 
 
 def _vocabulary(tokenizer: Tokenizer | None, rows: object) -> Vocabulary:

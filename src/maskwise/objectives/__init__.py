@@ -40,7 +40,7 @@ from maskwise.objectives.mlm import (
     MaskedLanguageModelling,
 )
 from maskwise.plugins import Table, require_call
-from maskwise.specs import Call, build, find
+from maskwise.specs import Call, bind, build, find
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -111,6 +111,8 @@ class ObjectiveSettings(BaseModel, extra="forbid", frozen=True):
     def _parse(self) -> Self:
         with within("objective", self.objective):
             self._call, self._kind = _found(self.objective)
+            # The model comes later.
+            bind("objective", self._call, partial(self._kind, None))
         with within("masking", self.masking):
             for key in self.masking:
                 require_known("masking setting", key, MaskingSettings.model_fields)

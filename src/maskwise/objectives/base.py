@@ -31,6 +31,7 @@ from maskwise.masking.batch import Lengths
 from maskwise.masking.gather import UserRows
 from maskwise.masking.line import Line
 from maskwise.masking.settings import Masking, MaskingSettings
+from maskwise.plugins import is_foreign
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -148,8 +149,16 @@ class Objective(nn.Module, ABC):
     layout: str = "any"
     """The layout that rows must have: "any", or "document" for rows with one text after [CLS]."""
 
+    foreign: ClassVar[bool] = False
+    """Whether the class is of another package. Only then, its losses are checked."""
+
     precision: Precision = nullcontext
     """The context of evaluations. A training run sets it to the precision of training."""
+
+    def __init_subclass__(cls, **more: Any):
+        super().__init_subclass__(**more)
+        # It is read in every call.
+        cls.foreign = is_foreign(cls)
 
     @classmethod
     def reads(cls, layout: str, config: PreTrainedConfig) -> str:
@@ -296,7 +305,8 @@ class Objective(nn.Module, ABC):
 
     def __call__(self, *batch: Any, **named: Any) -> Loss:
         loss = super().__call__(*batch, **named)
-        require_loss(loss, type(self).__name__)
+        if self.foreign:
+            require_loss(loss, type(self).__name__)
         return loss
 
 
@@ -319,12 +329,22 @@ def require_loss(loss: object, objective: str) -> None:
             )
 
 
-def require_trainable(loss: Loss, objective: str) -> None:
+def require_gradient(loss: Loss, objective: str) -> None:
     """Raise ``PlugInError`` if a loss has no gradient."""
     if not loss.total.requires_grad:
         raise PlugInError(
             f"objective {objective}: its loss has no gradient, so it trains nothing",
             do="compute the loss with torch from the output of the model, and do not detach it",
+        )
+
+
+def require_finite(total: float, objective: str) -> None:
+    """Raise ``PlugInError`` if the first losses of an objective are NaN or infinite."""
+    if not math.isfinite(total):
+        raise PlugInError(
+            f"objective {objective}: its loss is not finite in its first step",
+            got=total,
+            do="look for a division by 0, a logarithm of 0 or a mean of nothing",
         )
 
 

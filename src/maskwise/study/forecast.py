@@ -345,7 +345,7 @@ def _model_facts(first: Recipe, sample: TextSample) -> tuple[PreTrainedConfig, P
     }
 
 
-def require_trainable(recipe: Recipe, samples: Samples) -> None:
+def require_trainable_arm(recipe: Recipe, samples: Samples) -> None:
     """Raise ``MaskwiseError`` if no arm of a recipe can be trained on the sampled text."""
     first = first_of(recipe)
     config, _ = _model_facts(first, samples.first)

@@ -40,7 +40,7 @@ from maskwise.training import MaskedSource, Source, log_frequencies, train
 from maskwise.training.best import Best
 from maskwise.training.checkpoint import State, save_checkpoint
 from maskwise.training.learners import Learner
-from maskwise.training.log import Evaluate, Watch
+from maskwise.training.log import Evaluate, NeverFinite, Watch
 from maskwise.training.loop import Training
 from maskwise.training.parts import TrainingPart, begin_with, leave_state
 from maskwise.training.ranks import Ranks
@@ -177,6 +177,12 @@ def pretrain(
             evaluate=evaluate,
             part=part,
             title=made.title,
+        )
+    if done["skipped"] == done["steps"]:
+        raise NeverFinite(
+            f"the loss or the gradient is not finite in all of {done['steps']} steps",
+            got=made.title,
+            do="look at the objective, the checkpoint and the learning rate",
         )
     if not done["targets"]:
         raise MaskwiseError(

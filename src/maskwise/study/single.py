@@ -91,7 +91,7 @@ def _claimed(out: Path, what: str, *, lock: str) -> AbstractContextManager[None]
     """Lock a run's folder. Under torchrun, the process with rank 0 locks it for all processes."""
     if not _is_first():
         return nullcontext()
-    return claim_run(out, what, lock=lock, work=["**/metrics.jsonl"])
+    return claim_run(out, what, lock=lock, work=[f"**/{METRICS}", "**/resume/*/*"])
 
 
 def _is_first() -> bool:

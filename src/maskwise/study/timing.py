@@ -55,7 +55,7 @@ from maskwise.text.settings import CorpusSettings
 from maskwise.text.stream import COUNTED_CHARACTERS, HELD_OUT_CHARACTERS
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS as TOKENIZER_CHARACTERS
 from maskwise.training.checkpoint import save_checkpoint
-from maskwise.training.log import Evaluate
+from maskwise.training.log import Evaluate, NeverFinite
 from maskwise.training.ranks import Ranks
 from maskwise.weights import blocks_of
 
@@ -89,7 +89,6 @@ SHORT = {
     "eval_every": 1,
     "log_every": 1,
     "save_every": 0,
-    "on_nan": "skip",
     "trackers": (),
 }
 """Settings of a timed training. The training is evaluated after every step, and this "evaluation"
@@ -375,8 +374,8 @@ def _too_short() -> Iterator[None]:
     """Leave a time unknown if a sample of the text or of the items is too short to work with."""
     try:
         yield
-    except PlugInError:
-        # The user's code fails in the study, too.
+    except (PlugInError, NeverFinite):
+        # Neither the user's code nor the first loss gets better with more text.
         raise
     except MaskwiseError:
         return

@@ -36,8 +36,7 @@ from maskwise.errors import MaskwiseError, OtherProcessFailed, require_known
 from maskwise.families import encoder_of
 from maskwise.folders import sweep
 from maskwise.objectives import Loss, Objective
-from maskwise.objectives.base import require_counted, require_trainable
-from maskwise.plugins import is_foreign
+from maskwise.objectives.base import require_counted, require_finite, require_gradient
 from maskwise.printing import LOGGER
 from maskwise.torchrun import not_connected
 from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changes
@@ -128,7 +127,7 @@ class Engine:
         part: TrainingPart | None = None,
     ):
         self.objective = objective
-        self.checked = set[str]()
+        self.read = set[str]()
         self.settings = settings
         self.folder = folder
         self.part = part
@@ -243,23 +242,28 @@ class Engine:
         divisors = []
         drawn = self.objective
         who = type(drawn).__name__
+        if isinstance(drawn, SeveralObjectives):
+            # All batches of a step are of one objective.
+            who = step.batches[0].objective
+            drawn = drawn.named(who)
+        # To read numbers, the host waits for the device, so only those of the first step are read.
+        reads = drawn.foreign and who not in self.read
         for number, batch in enumerate(step.batches, start=1):
-            # In a mix, all batches of a step are of one objective.
-            who = getattr(batch, "objective", "") or who
-            if isinstance(self.objective, SeveralObjectives):
-                drawn = self.objective.named(who)
             with self._synchronised(number == len(step.batches)):
                 with self.accelerator.autocast():
                     loss: Loss = self.wrapped(batch)
-                require_trainable(loss, who)
+                if drawn.foreign:
+                    require_gradient(loss, who)
                 self.accelerator.backward(loss.total * scale)
             observe(batch, loss)
             losses.append(loss.total.detach())
-            divisors.append(loss.divisor)
-        if is_foreign(drawn) and who not in self.checked:
-            # The host waits for the device, so only the first step of an objective is checked.
-            self.checked.add(who)
+            if reads:
+                divisors.append(loss.divisor)
+        if reads:
+            self.read.add(who)
             require_counted(float(sum(divisors)), step.counted, who)
+            if self.settings.on_nan == "stop":
+                require_finite(float(sum(losses)), who)
         if self.copies:
             self.copies.average()
         parameters = self.objective.parameters()

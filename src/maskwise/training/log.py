@@ -68,6 +68,10 @@ class NotFinite(MaskwiseError):
     """A loss or gradient is not a finite number."""
 
 
+class NeverFinite(NotFinite):
+    """The first loss is not finite, when no weight has changed yet, or none of a run is."""
+
+
 class Log:
     """The log of one run. As a context manager, it closes the file and the progress bar at the end.
 
@@ -317,6 +321,9 @@ def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
         what = f"the loss or gradient of another process is not finite at step {step}"
         got = "finite values in this process"
     do = f"lower the learning rate ({rate:.3g} at this step), or set training.on_nan: skip"
+    if step == 1 and unsound:
+        do = "no weight has changed yet, so look at the objective, the checkpoint and the precision"
+        return NeverFinite(what, got=got, do=do)
     return NotFinite(what, got=got, do=do)
 
 

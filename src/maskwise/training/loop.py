@@ -27,7 +27,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import claim
 from maskwise.objectives import Loss, Objective
 from maskwise.printing import refuse_quiet
-from maskwise.signals import CODES, Asked
+from maskwise.signals import CODES, Asked, AskedToLeave
 from maskwise.training.checkpoint import restore, states
 from maskwise.training.data import AnyBatch, Source, look_ahead
 from maskwise.training.engine import Agreement, Engine, leave
@@ -50,7 +50,8 @@ class Training(TypedDict):
 
     ``loss`` is the loss in the last line of metrics whose steps had targets, in nats. ``seconds``,
     ``tokens``, ``targets`` and ``flops`` are totals of the whole run, including the part before it
-    was resumed. ``flops`` does not include probes and evaluations.
+    was resumed. ``flops`` does not include probes and evaluations. ``skipped`` is the number of
+    updates that were not finite.
     """
 
     steps: int
@@ -60,6 +61,7 @@ class Training(TypedDict):
     tokens: int
     targets: int
     flops: int
+    skipped: int
 
 
 def train(
@@ -100,7 +102,7 @@ def train(
         MaskwiseError: the batch size is not a multiple of ranks × micro-batches; a loss or gradient
             is not finite; or the folder has states of a different run, is in use by another
             process, or cannot be written.
-        SystemExit: the process received SIGTERM or SIGUSR1. A training state was saved if
+        AskedToLeave: the process received SIGTERM or SIGUSR1. A training state was saved if
             ``save_every`` is set.
     """
     refuse_quiet(quiet)
@@ -205,6 +207,7 @@ def train(
         "tokens": total.tokens,
         "targets": total.targets,
         "flops": total.flops,
+        "skipped": total.skipped,
     }
 
 
@@ -300,7 +303,7 @@ def stop(
     """Save a training state after a signal, and end the program.
 
     Raises:
-        SystemExit: always, with the code 128 + the number of the signal.
+        AskedToLeave: always, with the code 128 + the number of the signal.
         MaskwiseError: a loss or gradient since the last line of metrics is not finite.
     """
     # Another rank may have received the signal.
@@ -320,4 +323,4 @@ def stop(
     engine.finish()
     engine.wrapped = None
     leave()
-    raise SystemExit(128 + number)
+    raise AskedToLeave(128 + number)

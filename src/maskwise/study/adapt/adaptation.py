@@ -19,7 +19,7 @@ from maskwise.study.adapt.request import PAIRS, Request
 from maskwise.study.adapt.saved import save_best
 from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.checks import OWN_FILES
-from maskwise.study.forecast import check, dry_run, first_of, require_trainable
+from maskwise.study.forecast import check, dry_run, first_of, require_trainable_arm
 from maskwise.study.from_files import Draft
 from maskwise.study.records import has_results
 from maskwise.study.run import run_study
@@ -172,7 +172,7 @@ class Adaptation:
         request = self.request
         recipe = self.draft.recipe
         if not self._checked and not self._used:
-            require_trainable(recipe, Samples(first_of(recipe), Path(self._folder.name)))
+            require_trainable_arm(recipe, Samples(first_of(recipe), Path(self._folder.name)))
         result = run_study(
             recipe,
             request.out,
