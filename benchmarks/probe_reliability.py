@@ -33,7 +33,7 @@ from maskwise.study.pretraining import laid_out, learning, rows_with
 from maskwise.study.single import run_pretrain
 from maskwise.study.stages import prepare_stage
 from maskwise.study.store import StageStore
-from maskwise.study.work import open_text, run_stage, starting_from
+from maskwise.study.work import open_prepared, run_stage, starting_from
 from maskwise.training import train
 from maskwise.training.learners import Learner, Progress
 from maskwise.training.several import Probe, SeveralObjectives, SeveralSources
@@ -74,7 +74,7 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
     recipe = read_recipe("mometas", [*over, f"phases.1.training.steps={steps}"]).links()[1]
     text = prepare_stage(recipe)
     run_stage(text, StageStore(folder))
-    data = open_text(folder / text.name)
+    data = open_prepared(folder / text.name)
     recipe = starting_from(Path(start["checkpoint"]), recipe)
     network = recipe.model.model(
         data.tokenizer, data.training.length, kind="encoder", seed=seed, log_unigram=None

@@ -30,7 +30,7 @@ from maskwise.study.plan import make_plan, make_run
 from maskwise.study.records import chosen_steps
 from maskwise.study.single import run_pretrain, stages_of_training
 from maskwise.study.store import StageStore
-from maskwise.study.work import open_text
+from maskwise.study.work import open_prepared
 from maskwise.text import Rows, read_documents
 from maskwise.text.documents import place_of
 from maskwise.text.rows import dev_and_verdict, held_out_below, holds_out, is_dev
@@ -145,7 +145,7 @@ CHOOSING = ("training.patience=2", "training.eval_every=4", "training.learning_r
 def prepared(recipe: Recipe, folder: Path) -> Any:
     text = make_plan(recipe).runs[0].chain[0]
     run_stage(text, StageStore(folder))
-    return open_text(StageStore(folder).folder(text))
+    return open_prepared(StageStore(folder).folder(text))
 
 
 @pytest.mark.parametrize("layout", ["packed", "document"])
@@ -206,7 +206,7 @@ def test_pretraining_keeps_its_best_state_and_says_so(
     assert f"ended after {done['steps']}" in said
     recipe = read_recipe(source, CHOOSING)
     texts, _ = stages_of_training(recipe)
-    data = open_text(StageStore(out / "stages").folder(texts[0]))
+    data = open_prepared(StageStore(out / "stages").folder(texts[0]))
     # The checkpoint has the losses that the run reports, on documents that did not choose it.
     dev, verdict = dev_and_verdict(data.held_out)
     for rows, reported in ((verdict, done["heldout"][0]["loss"]), (dev, done["dev_loss"])):

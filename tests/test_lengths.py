@@ -26,7 +26,7 @@ from maskwise.study.plan import Run, make_plan, make_run
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import Stage
 from maskwise.study.store import StageStore
-from maskwise.study.work import open_text
+from maskwise.study.work import open_prepared
 from maskwise.training import TrainingSettings
 from maskwise.training.best import Lowest
 from maskwise.training.parts import STATE_FOLDER, parts_of
@@ -136,7 +136,7 @@ def test_the_longest_length_is_the_training_without_others(
 ) -> None:
     run, store = trained
     plain = make_plan(read_recipe(source, [*LENGTHS[:1], *ALONE, *HASTY])).runs[0]
-    data = open_text(store.folder(run.prepared))
+    data = open_prepared(store.folder(run.prepared))
     pretrain(data, plain.recipe, folder=tmp_path / "plain")
     last = store.folder(run.trainings[-2])
     assert equal(weights(last), weights(tmp_path / "plain"))

@@ -18,7 +18,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import file_hash
 from maskwise.recipe import read_recipe
 from maskwise.study import make_plan, run_stage, timing
-from maskwise.study.checks import start_of
+from maskwise.study.checks import tokenizer_and_config
 from maskwise.study.pretraining import masked_source
 from maskwise.study.single import run_pretrain
 from maskwise.study.store import StageStore
@@ -137,7 +137,7 @@ def test_a_row_is_of_one_source_and_a_text_of_one_too(prepared, folder):
 def test_shares_of_batches_do_not_depend_on_ranks(prepared):
     recipe, data = prepared
     arm = recipe.arm("a", seed=3)
-    source = masked_source(data, arm, start_of(arm)[1])
+    source = masked_source(data, arm, tokenizer_and_config(arm)[1])
 
     def batch(step, rank=0, ranks=1):
         [one] = source.batches(step, rank=rank, ranks=ranks)
@@ -232,7 +232,7 @@ def test_layers_and_sizes_of_a_mix(folder, read, tmp_path):
     data = prepare(recipe, tmp_path)
     assert "salient" in data.training.pieces.columns
     arm = recipe.arm("a", seed=0)
-    [batch] = masked_source(data, arm, start_of(arm)[1]).batches(0, rank=0, ranks=1)
+    [batch] = masked_source(data, arm, tokenizer_and_config(arm)[1]).batches(0, rank=0, ranks=1)
     sizes = data.training.by_source(2)
     assert batch.sources[names[0]] == pytest.approx(8 * sizes[0] / sum(sizes), abs=1)
 

@@ -232,7 +232,7 @@ class MaskingTrainer(Trainer):
             batch = self._inputs(masked)
             batches.append(batch)
             # The sum stays on the device, because reading it would make the host wait.
-            targets += counted(batch).sum()
+            targets += targets_of_rows(batch).sum()
         return batches, self.accelerator.reduce(targets)
 
     def compute_loss(
@@ -280,7 +280,7 @@ class MaskingTrainer(Trainer):
             losses, where, _, outputs = self._token_losses(model, batch, everywhere=everywhere)
         loss_B = losses.new_zeros(len(labels)).index_add(0, where[:, 0], losses)
         # Results are gathered by row, so that rows that only fill up the last batch are left out.
-        sums, counts = self.accelerator.gather_for_metrics((loss_B, counted(batch)))
+        sums, counts = self.accelerator.gather_for_metrics((loss_B, targets_of_rows(batch)))
         self._loss_sum += float(sums.sum())
         self._targets += int(counts.sum())
         loss = losses.sum() / max(1, losses.numel())
@@ -520,7 +520,7 @@ def require_accepted(model: nn.Module, inputs: Inputs) -> None:
             )
 
 
-def counted(batch: Mapping[str, Any]) -> Tensor:
+def targets_of_rows(batch: Mapping[str, Any]) -> Tensor:
     """(B,) int64: the number of targets in a row; for diffusion, of tokens that may be masked."""
     if "counted" in batch:
         return batch["counted"]

@@ -175,7 +175,7 @@ def spans(
     kind = Layer("spans", tuple(labels))
     fields = FieldNames(text_field, field)
     state = path.stat()
-    _require_spans(path, fields, kind, state.st_size, state.st_mtime_ns)
+    _require_spans_in_file(path, fields, kind, state.st_size, state.st_mtime_ns)
 
     # A study makes an annotator many times, and reads its spans in few of them.
     @cache
@@ -187,7 +187,9 @@ def spans(
 
 
 @cache
-def _require_spans(path: Path, fields: FieldNames, kind: Layer, size: int, changed: int) -> None:
+def _require_spans_in_file(
+    path: Path, fields: FieldNames, kind: Layer, size: int, changed: int
+) -> None:
     """Raise a `MaskwiseError` if a file has no spans, or spans that are not valid.
 
     A file is read again if its size or modification time changes.
@@ -500,7 +502,7 @@ def annotators(specs: Iterable[str | Layered]) -> list[Layered]:
     return [spec if isinstance(spec, Layered) else annotator(spec) for spec in specs]
 
 
-def check_names(annotators: Sequence[Annotator]) -> None:
+def check_layer_names(annotators: Sequence[Annotator]) -> None:
     """Raise a `MaskwiseError` if two annotators make the same layer."""
     owner: dict[str, str] = {}
     for each in annotators:

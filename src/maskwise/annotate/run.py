@@ -26,7 +26,7 @@ from typing import NamedTuple, TypeAlias, TypedDict
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
-from maskwise.annotate.registry import annotator, check_names, spec_of
+from maskwise.annotate.registry import annotator, check_layer_names, spec_of
 from maskwise.annotate.shard import ShardTask, annotate_shard, forget
 from maskwise.annotate.store import (
     MANIFEST,
@@ -167,7 +167,7 @@ def annotate_corpus(
         wanted.append(_WantedAnnotator(spec, spec, annotator(spec)))
     for spec in map(str, map(spec_of, functions)):
         wanted.append(_WantedAnnotator(spec, spec, annotator(spec, functions=True)))
-    check_names([each.annotator for each in wanted])
+    check_layer_names([each.annotator for each in wanted])
     if not wanted:
         raise MaskwiseError("no annotators", do="name some, such as words,pos,salient")
     documents = require_documents(open_corpus(source, text_field=text_field, limit=limit))

@@ -63,7 +63,7 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
     """Summarise a policy's weights on the first ``MOST_TEXTS`` texts.
 
     Args:
-        before: the result of ``weights_of`` for the same texts, computed before learning.
+        before: the result of ``word_weights`` for the same texts, computed before learning.
     """
     texts = list(texts[:MOST_TEXTS])
     # The model of the annotator "pos" is bundled with the package, so no download is needed.
@@ -92,7 +92,7 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
     }
 
 
-def weights_of(policy: PolicyModel, texts: Sequence[str]) -> list[Floats]:
+def word_weights(policy: PolicyModel, texts: Sequence[str]) -> list[Floats]:
     """Return the word weights (W,) of each of the first ``EXAMPLES`` texts."""
     first = list(texts[:EXAMPLES])
     return [scores.weight for scores in score_words(policy, first)]

@@ -24,7 +24,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json, write_whole
 from maskwise.learning.annotator import Floats
-from maskwise.learning.card import Measures, judge, policy_card, show, weights_of
+from maskwise.learning.card import Measures, judge, policy_card, show, word_weights
 from maskwise.learning.examples import Examples
 from maskwise.learning.labels import Labels, labels_of
 from maskwise.learning.meta import MetaResult, learn_policy, losses_of
@@ -142,7 +142,7 @@ class Lesson:
         self._say(f"found labels in {rows:,} texts to learn from; learning from them")
         policy = self.new_policy(tokenizer, seed=self.seed)
         texts = labels.texts()
-        before = weights_of(policy, texts)
+        before = word_weights(policy, texts)
         done, counts = learn_supervised(
             policy,
             labels.splits["train"],
@@ -242,7 +242,7 @@ class Lesson:
             seed=self.seed,
             log_unigram=log_unigram,
         )
-        before = weights_of(policy, shown)
+        before = word_weights(policy, shown)
         losses = losses_of(model, task, tokenizer, seed=seed)
         sizes = {
             "length": min(length, policy.config.length),

@@ -100,7 +100,7 @@ class Loss(NamedTuple):
         """Sum the losses (M,) of targets; ``where`` is their positions if they are tokens."""
         # Single losses are only used by masking policies that learn, which need losses of tokens.
         each = None if where is None else losses.detach()
-        return cls(losses.sum(), counted(losses.numel(), losses), each, where)
+        return cls(losses.sum(), as_scalar(losses.numel(), losses), each, where)
 
 
 class Objective(nn.Module, ABC):
@@ -387,7 +387,7 @@ def unrounded(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def counted(number: int, beside: Tensor) -> Tensor:
+def as_scalar(number: int, beside: Tensor) -> Tensor:
     """Return a number as a scalar on the device of ``beside``."""
     # ``full`` does not make the host wait, but copying a tensor from the host would.
     return torch.full((), number, device=beside.device)

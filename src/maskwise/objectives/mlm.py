@@ -24,7 +24,7 @@ from maskwise.objectives.base import (
     Inputs,
     Loss,
     Objective,
-    counted,
+    as_scalar,
     model_inputs,
     target_places,
     unrounded,
@@ -213,4 +213,4 @@ class MaskedDiffusion(MaskedLanguageModelling):
     def forward(self, batch: MaskedBatch) -> Loss:  # type: ignore[override]
         losses, where, right = self.answers(batch)
         total = weighted(losses, batch.loss_weight, *where.unbind(1)).sum()
-        return Loss(total, counted(batch.counted or 0, losses), losses.detach(), where, right)
+        return Loss(total, as_scalar(batch.counted or 0, losses), losses.detach(), where, right)

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from maskwise.annotate.registry import annotator, check_names
+from maskwise.annotate.registry import annotator, check_layer_names
 from maskwise.constants import DIFFUSION
 from maskwise.draws import fold
 from maskwise.effects import Judgement, Nothing, Weights, within
@@ -99,7 +99,7 @@ class Recipe(Settings):
     def _known_annotators(cls, corpus: CorpusSettings) -> CorpusSettings:
         # Annotators are created only to report wrong names early. No model is loaded.
         with blamed("layers"):
-            check_names([annotator(spec) for spec in of_run(corpus.layers, 0)])
+            check_layer_names([annotator(spec) for spec in of_run(corpus.layers, 0)])
         return corpus
 
     @staticmethod

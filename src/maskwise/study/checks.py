@@ -234,7 +234,7 @@ def require_alone(links: Iterable[Recipe]) -> None:
         )
 
 
-def start_of(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
+def tokenizer_and_config(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
     """Load an arm's tokenizer and model configuration.
 
     A tokenizer that is not trained yet is replaced by a placeholder.
@@ -264,7 +264,7 @@ def check_names(recipe: Recipe, tasks: Sequence[Task] = ()) -> None:
     for name in recipe.study.arms:
         for point in recipe.study.points_of(name):
             arm = recipe.arm(name, seed=0, more=point)
-            tokenizer, config = start_of(arm)
+            tokenizer, config = tokenizer_and_config(arm)
             # The warnings are those of ``check_inputs``, which gives them.
             [*_check_model(arm, tasks, tokenizer, config)]
             for link in arm.links():
@@ -275,7 +275,7 @@ def check_names(recipe: Recipe, tasks: Sequence[Task] = ()) -> None:
 
 def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
     """Check that the model, tokenizer and texts of an arm fit each other; yield warnings."""
-    tokenizer, config = start_of(arm)
+    tokenizer, config = tokenizer_and_config(arm)
     yield from _check_model(arm, tasks, tokenizer, config)
     for link in arm.links():
         yield from _check_text(link)

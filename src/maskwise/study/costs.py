@@ -29,7 +29,7 @@ from maskwise.objectives import objective, objective_class
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.plan import Run
-from maskwise.study.stages import KINDS, Stage, digest
+from maskwise.study.stages import KINDS, Stage, json_hash
 from maskwise.study.store import StageStore
 from maskwise.training import MaskedSource, TrainingSettings
 
@@ -246,7 +246,7 @@ class Forecast:
         """
         stage = self.named[name]
         try:
-            return digest([stage.kind, hardware(), torch.__version__, self._parts(stage)])
+            return json_hash([stage.kind, hardware(), torch.__version__, self._parts(stage)])
         # A shared folder has stages of other studies, and may lack stages that they need.
         except (KeyError, IndexError):
             return ""

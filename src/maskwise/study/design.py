@@ -51,9 +51,9 @@ from maskwise.study.plan import (
     task_contents,
 )
 from maskwise.study.pretraining import masked_source
-from maskwise.study.stages import digest, named
+from maskwise.study.stages import json_hash, named
 from maskwise.study.store import StageStore
-from maskwise.study.work import open_text
+from maskwise.study.work import open_prepared
 
 Scores = dict[str, float]
 """Scores keyed by outcome; higher is better."""
@@ -109,7 +109,7 @@ class Design:
         If files depend on the seed, those of seed 0 count.
         """
         runs = [make_run(self.recipe, arm, 0, contents=self.contents) for arm in self.arms]
-        return digest([stage.what for stage in Plan(tuple(runs)).stages()])
+        return json_hash([stage.what for stage in Plan(tuple(runs)).stages()])
 
     def plans(self) -> Iterator[Plan]:
         """Yield the plans. The caller must execute a plan before it requests the next one."""
@@ -442,4 +442,4 @@ def _measured_step(settings: str, text: Path) -> dict[str, float]:
     return per_step(source, link.only.objective, link.model.empty(config))
 
 
-_load = lru_cache(maxsize=4)(open_text)
+_load = lru_cache(maxsize=4)(open_prepared)

@@ -31,7 +31,7 @@ from maskwise.study.checks import (
     cut_share,
     require_alone,
     row_sizes,
-    start_of,
+    tokenizer_and_config,
 )
 from maskwise.study.costs import (
     LEAST_VOCABULARY,
@@ -332,7 +332,7 @@ def _copies(corpus: CorpusSettings) -> Plain | None:
 def _model_facts(first: Recipe, sample: TextSample) -> tuple[PreTrainedConfig, Plain]:
     """Return the configuration of the model, and facts about it."""
     start = first.model.pretrained
-    _, config = start_of(first)
+    _, config = tokenizer_and_config(first)
     # A newly trained tokenizer may have fewer tokens than requested, such as the letters only.
     if start is None:
         config.vocab_size = len(sample.data.tokenizer)

@@ -19,7 +19,7 @@ from maskwise.recipe.overrides import Plain
 from maskwise.study.plan import Run
 from maskwise.study.records import last_logged
 from maskwise.study.store import StageStore
-from maskwise.study.work import open_text
+from maskwise.study.work import open_prepared
 from maskwise.text import Prepared
 from maskwise.text.encoding import encode
 from maskwise.text.layers import Layered
@@ -111,7 +111,7 @@ def maskers(
         link = run.recipe.links()[-1]
         if link.masking.policy not in link.masked_by:
             continue
-        data = open_text(store.folder(run.prepared))
+        data = open_prepared(store.folder(run.prepared))
         # With several objectives, samples show the masks of those that use the recipe's masking.
         chosen = ObjectiveSettings(objective="mlm") if link.objectives else link.only
         kind = chosen.kind

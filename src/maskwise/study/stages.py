@@ -95,7 +95,7 @@ class Stage:
     @cached_property
     def name(self) -> str:
         """The name of the stage's folder, ``KIND-HASH``."""
-        return f"{self.kind}-{digest([self.kind, self.what, self.needs, *_numerics()])}"
+        return f"{self.kind}-{json_hash([self.kind, self.what, self.needs, *_numerics()])}"
 
     def setting(self, key: str) -> Any:
         """Return the value of a dotted key in ``what``, or else in ``how``; None if it is in none.
@@ -245,7 +245,7 @@ def named(stages: Iterable[Stage]) -> dict[str, Stage]:
     return {stage.name: stage for stage in stages}
 
 
-def digest(value: object) -> str:
+def json_hash(value: object) -> str:
     """Return a hash of 16 hexadecimal digits of JSON values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -268,7 +268,7 @@ def prepare_stage(
     """
     newer = set() if recipe.corpus.stream else {"stream", "shuffle", "repeat"}
     corpus = recipe.corpus.text.model_dump(mode="json", exclude={"temperature"} | newer)
-    what: Plain = {"corpus": corpus, "corpus_content": content_of(recipe.corpus)}
+    what: Plain = {"corpus": corpus, "corpus_content": corpus_fingerprint(recipe.corpus)}
     if recipe.corpus.layers:
         what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.layers}
     # Another version of a segmenter may find other words.
@@ -299,8 +299,8 @@ def tokenizer_of(first: Stage) -> str:
     given = what["tokenizer"]["name"] and what["tokenizer_content"]
     trained = [what["tokenizer"], what["corpus_content"], corpus["text_field"], corpus["limit"]]
     if "new_tokens" in what:
-        return digest([given, what["new_tokens"], *trained[1:], corpus["held_out"]])
-    return digest(given or trained)
+        return json_hash([given, what["new_tokens"], *trained[1:], corpus["held_out"]])
+    return json_hash(given or trained)
 
 
 def pretrain_stages(recipe: Recipe, prepared: Stage, *, after: Stage | None = None) -> list[Stage]:
@@ -399,7 +399,7 @@ def learn_stage(recipe: Recipe, task: str, prepared: Stage, *, after: Stage | No
         "learning": learning,
         "task": task,
         "task_content": load_task(task).fingerprint,
-        "corpus_content": content_of(recipe.corpus),
+        "corpus_content": corpus_fingerprint(recipe.corpus),
     }
     if recipe.learning.policy.pretrained:
         what["policy_content"] = start_fingerprint(recipe.learning.policy.pretrained)
@@ -520,7 +520,7 @@ def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:
     corpus = recipe.corpus.text.model_dump(mode="json", include=parts)
     what = {
         "corpus": corpus,
-        "corpus_content": content_of(recipe.corpus),
+        "corpus_content": corpus_fingerprint(recipe.corpus),
         "task": task,
         "task_content": content,
     }
@@ -554,7 +554,7 @@ def _stage_on(
 # ---------------------------------------------------------------------------------------------
 
 
-def content_of(corpus: CorpusSettings) -> str | list[str]:
+def corpus_fingerprint(corpus: CorpusSettings) -> str | list[str]:
     """Return a hash of a corpus. A mix has one for each source, a stream one for each shard."""
     if corpus.stream:
         shards = chain.from_iterable(corpus.shards().values())

@@ -280,7 +280,7 @@ def require_known_tokens(counts: Mapping[str, int], title: str) -> None:
         )
 
 
-def open_text(folder: Path) -> Prepared:
+def open_prepared(folder: Path) -> Prepared:
     """Open the text that a stage has prepared in its folder.
 
     Raises:
@@ -368,7 +368,7 @@ def _pretrain(stage: Stage, store: StageStore) -> Plain:
     if part is not None and part.begin:
         state = store.folder(stage.needs[1]) / STATE_FOLDER
     return pretrain(
-        open_text(store.folder(stage.needs[0])),
+        open_prepared(store.folder(stage.needs[0])),
         starting_from(checkpoint_of(stage, store), recipe_of(stage)),
         folder=store.folder(stage),
         facts=stage.how.get("card", {"stage": stage.name}),
@@ -423,7 +423,7 @@ def _parts_until(name: str, store: StageStore) -> list[Stage]:
 
 
 def _evaluate(stage: Stage, store: StageStore) -> Plain:
-    data = open_text(store.folder(stage.needs[0]))
+    data = open_prepared(store.folder(stage.needs[0]))
     settings = EvaluationSettings(**stage.what["evaluation"])
     texts: list[str] = []
     apart = stage.what.get("documents") == "verdict"

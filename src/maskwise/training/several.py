@@ -35,7 +35,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.flops import Flops
 from maskwise.masking import MaskedBatch
 from maskwise.objectives import Loss, Objective
-from maskwise.objectives.base import counted
+from maskwise.objectives.base import as_scalar
 from maskwise.samplers import Sampler
 from maskwise.samplers.base import reliability
 from maskwise.training.checkpoint import restore, states
@@ -467,7 +467,7 @@ def _counted(batch: MaskedBatch, loss: Loss) -> Tensor:
     These numbers are below 2²⁴, so they are exact in single precision.
     """
     total = loss.total.detach()
-    counts = (loss.divisor, counted(batch.targets, total), counted(batch.tokens, total))
+    counts = (loss.divisor, as_scalar(batch.targets, total), as_scalar(batch.tokens, total))
     return torch.stack([total, *(count.to(total.dtype) for count in counts)])
 
 
