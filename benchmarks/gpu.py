@@ -79,7 +79,7 @@ from maskwise.training import MaskedSource, wrapping
 from maskwise.training import train as train_ours
 from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, SeveralSources
 
-ARMS = ("mlm", "emlm", "atd", "dtd", "cse")
+OBJECTIVES = ("mlm", "emlm", "atd", "dtd", "cse")
 LENGTHS = (128, 1024, 512)
 FAMILIES = ("bert", "modernbert")
 PROMISED = (("bert", 128), ("modernbert", 1024))
@@ -568,51 +568,51 @@ class Bench:
         every = steps // 3
         settings = contest.source(steps).settings
         alone = {}
-        for name in ARMS:
+        for name in OBJECTIVES:
             few = settings.model_copy(update={"steps": 3 if self.smoke else 9})
             steps_alone = Steps()
             made = objective(name, contest.model())
             learners = {"clock": steps_alone}
-            train_ours(made, self._of_arm(name, shown, few), few, learners=learners)
+            train_ours(made, self._source_of(name, shown, few), few, learners=learners)
             alone[name] = round(median(steps_alone.milliseconds()[2:]), 2)
             del made
             free_memory()
         model = contest.model()
-        arms = SeveralObjectives({name: objective(name, model) for name in ARMS})
-        sources = {name: self._of_arm(name, shown, settings) for name in ARMS}
+        several = SeveralObjectives({name: objective(name, model) for name in OBJECTIVES})
+        sources = {name: self._source_of(name, shown, settings) for name in OBJECTIVES}
         size = 8 if self.smoke else 64
-        chooser = sampler(f"mometas(every={every}, rows={size})", list(ARMS), steps=steps)
+        chooser = sampler(f"mometas(every={every}, rows={size})", list(OBJECTIVES), steps=steps)
         batches = SeveralSources(sources, chooser, settings)
 
         def probe() -> Probe:
             return Probe(
-                arms,
+                several,
                 batches,
-                dict.fromkeys(ARMS, held_out),
-                sizes=dict.fromkeys(ARMS, size),
+                dict.fromkeys(OBJECTIVES, held_out),
+                sizes=dict.fromkeys(OBJECTIVES, size),
                 skip={},
             )
 
         learner = SamplerLearner(chooser, probe)
         each = Steps()
         learners = {**batches.learners(), "sampler": learner, "clock": each}
-        train_ours(arms, batches, settings, learners=learners)
+        train_ours(several, batches, settings, learners=learners)
         taken = each.milliseconds()
         # The first step of each objective chooses kernels. A step that ends with a probe has its
         # time, and so has the next one, because no batch was made ahead for it.
         seen = set[str]()
         outside = []
         of_these = []
-        for number, (arm, milliseconds) in enumerate(zip(each.arms, taken), start=1):
-            if arm in seen and number % every and (number - 1) % every:
+        for number, (name, milliseconds) in enumerate(zip(each.drawn, taken), start=1):
+            if name in seen and number % every and (number - 1) % every:
                 outside.append(milliseconds)
-                of_these.append(alone[arm])
-            seen.add(arm)
+                of_these.append(alone[name])
+            seen.add(name)
         return {
-            "objectives": list(ARMS),
+            "objectives": list(OBJECTIVES),
             "rows": len(shown) + len(held_out),
             "ms_per_step": round(mean(taken[1:]), 2),
-            "ms_of_each_step": list(zip(each.arms, [round(ms, 1) for ms in taken])),
+            "ms_of_each_step": list(zip(each.drawn, [round(ms, 1) for ms in taken])),
             "probe_every": every,
             "ms_alone": alone,
             "ms_outside_probes": round(mean(outside), 2) if outside else None,
@@ -621,7 +621,7 @@ class Bench:
             "memory_gib": round(peak_memory(self.device) / 2**30, 3),
         }
 
-    def _of_arm(self, name: str, rows: Rows, settings: Any) -> MaskedSource:
+    def _source_of(self, name: str, rows: Rows, settings: Any) -> MaskedSource:
         # Words replace salient spans here, because the cost does not depend on the spans.
         masking = {"policy": "guided(layer=word_ids)"} if name == "emlm" else {}
         masker = objective_class(name).maker(self.tokenizer, seed=0, length=rows.length, **masking)
@@ -870,16 +870,16 @@ class Steps(Clock):
     """The time of each step, as the device sees it, without waiting for it.
 
     Attributes:
-        arms: the objective of each step; empty if the run has only one.
+        drawn: the objective of each step; empty if the run has only one.
     """
 
     def __init__(self) -> None:
         super().__init__(0, 0)
-        self.arms: list[str] = []
+        self.drawn: list[str] = []
         self._marks: list[Any] = []
 
     def observe(self, batch: MaskedBatch, outcome: Any) -> None:
-        self.arms.append(batch.objective)
+        self.drawn.append(batch.objective)
 
     def tick(self, done: int) -> None:
         if self.device.type != "cuda":

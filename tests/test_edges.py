@@ -124,9 +124,9 @@ def test_each_rank_has_its_own_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
 def drive(sampler: Any, rewards: list[float]) -> torch.Tensor:
     """Update after rollouts that draw the first arm alone, the second alone, in turn, …"""
     for number, reward in enumerate(rewards):
-        drawn = sampler.arms[number % len(sampler.arms)]
+        drawn = sampler.objectives[number % len(sampler.objectives)]
         sampler.rollout = {number * sampler.every + step: drawn for step in range(sampler.every)}
-        sampler.update([1.0] * len(sampler.arms), [1.0 - reward] * len(sampler.arms))
+        sampler.update([1.0] * len(sampler.objectives), [1.0 - reward] * len(sampler.objectives))
     return sampler.logits
 
 

@@ -147,7 +147,7 @@ def arms(folder: Path) -> dict[str, Any]:
     )
     probed = [line for line in lines if "probe_losses" in line]
     return {
-        "drawn": [arm for line in lines for arm, steps in line["arm_steps"].items() if steps],
+        "drawn": [arm for line in lines for arm, steps in line["objective_steps"].items() if steps],
         "losses": [rounded(line["loss"]) for line in lines],
         "probabilities": {arm: rounded(share) for arm, share in lines[-1]["probabilities"].items()},
         "first probe": {arm: rounded(loss) for arm, loss in probed[0]["probe_losses"].items()},

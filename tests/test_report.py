@@ -733,7 +733,7 @@ CSE = "<b>cse</b>"
 def train_line(arm: str, seed: int, step: int, share: float, **more: Any) -> dict[str, Any]:
     """A line of a run whose sampler draws mlm with this probability."""
     line = {"kind": "train", "arm": arm, "seed": seed, "step": step, "seconds": 2.0 * step}
-    line |= {"probabilities": {"mlm": share, CSE: 1 - share}, "arm_steps": {"mlm": 6, CSE: 4}}
+    line |= {"probabilities": {"mlm": share, CSE: 1 - share}, "objective_steps": {"mlm": 6, CSE: 4}}
     return line | more
 
 
@@ -744,7 +744,7 @@ def test_objectives_have_a_table_and_charts_of_the_samplers_that_move_shares() -
         lines.append(train_line("turns", seed, step, float(step % 20 == 0)))
         probes = {"probe_seconds": step / 10, "reliability": 0.1 * seed + step / 100}
         plus = train_line("plus", seed, step, 0.5 + step / 100, **probes)
-        lines.append(plus | {"arm_steps": {"mlm": 9, CSE: 1}})
+        lines.append(plus | {"objective_steps": {"mlm": 9, CSE: 1}})
     # The sampler of an arm or of a phase, and not the recipe's.
     arms = {"plus": {"sampler": "mometas-plus(every=20)"}, "turns": {"sampler": "sequential"}}
     records = [{"kind": "cost", "arm": "plus", "seed": s, "flops": 100 + s} for s in (0, 1)]

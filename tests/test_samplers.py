@@ -22,7 +22,7 @@ from maskwise.samplers import (
 from maskwise.samplers.base import reliability
 from maskwise.samplers.mometas import RECENT, gains, meta_gradient
 
-ARMS = ["mlm", "emlm", "atd", "cse"]
+OBJECTIVES = ["mlm", "emlm", "atd", "cse"]
 SPECS = {
     **{name: name for name in SAMPLERS},
     "shares": "shares(4, 2, 1, 1)",
@@ -31,7 +31,7 @@ each = pytest.mark.parametrize("name", SPECS)
 
 
 def made(name: str, *, seed: int = 0) -> Sampler:
-    return sampler(SPECS[name], ARMS, seed=seed)
+    return sampler(SPECS[name], OBJECTIVES, seed=seed)
 
 
 # --- the contract of every sampler
@@ -43,7 +43,9 @@ def test_draws_are_a_function_of_seed_and_step_and_follow_the_probabilities(name
     draws = [one.draw(step, 4000) for step in range(4000)]
     assert draws[::-1] == [other.draw(step, 4000) for step in reversed(range(4000))]
     expected = torch.stack([one.probabilities(step, 4000) for step in range(4000)]).mean(0)
-    share = torch.tensor([draws.count(arm) / 4000 for arm in ARMS], dtype=torch.float64)
+    share = torch.tensor(
+        [draws.count(objective) / 4000 for objective in OBJECTIVES], dtype=torch.float64
+    )
     assert (share - expected).abs().max() < 4 * 0.5 / 4000**0.5
     varied = bool((made(name).probabilities(0, 4000) < 1).all())
     assert (draws != [third.draw(step, 4000) for step in range(4000)]) == varied
@@ -71,7 +73,9 @@ def test_check_values() -> None:
     """methods, section 2.2."""
     one = Mometas(["a", "b", "c", "d"])
     assert one.logits.tolist() == [1.0] * 4
-    one.rollout = {step: "abcd"[arm] for step, arm in enumerate([0, 0, 1, 2, 0, 3, 1, 0])}
+    one.rollout = {
+        step: "abcd"[objective] for step, objective in enumerate([0, 0, 1, 2, 0, 3, 1, 0])
+    }
     a, b = [4.0, 0.60, 0.50, 2.0], [3.6, 0.57, 0.4995, 2.2]
     r = gains(torch.tensor(a).double(), torch.tensor(b).double())
     assert r.tolist() == pytest.approx([0.1, 0.05, 0, -0.1], abs=1e-5)
@@ -117,20 +121,20 @@ def test_losses_that_are_no_numbers_are_said_and_left_out(kind: type[Any]) -> No
 
 def test_short_runs_have_shorter_rollouts_and_the_old_constants_a_name() -> None:
     """The fixed point is softmax(q / entropy), and q is ten times smaller for rollouts that are."""
-    short, long = (sampler("mometas", ARMS, steps=steps) for steps in (600, 50_000))
+    short, long = (sampler("mometas", OBJECTIVES, steps=steps) for steps in (600, 50_000))
     assert (short.every, short.entropy, short.lr) == (
         10,
         pytest.approx(0.2),
         pytest.approx(0.1 * 10**0.5),
     )
     assert (long.every, long.entropy, long.lr) == (100, 2.0, 0.1)
-    for old in (sampler("mometas(published=True)", ARMS, steps=600), Mometas(ARMS)):
+    for old in (sampler("mometas(published=True)", OBJECTIVES, steps=600), Mometas(OBJECTIVES)):
         assert (old.every, old.entropy, old.lr, old.rows) == (100, 2.0, 0.1, 64)
-    faithful = sampler("mometas(faithful=True)", ARMS, steps=600)
+    faithful = sampler("mometas(faithful=True)", OBJECTIVES, steps=600)
     assert (faithful.every, faithful.rows, faithful.probed_rows(twins=True)) == (100, 128, 128)
-    plus = sampler("mometas-plus", ARMS, steps=600)
+    plus = sampler("mometas-plus", OBJECTIVES, steps=600)
     assert (plus.every, plus.memory, plus.probed_rows(twins=True)) == (10, 15, 96)
-    assert sampler("loss-proportional", ARMS, steps=300).every == 5
+    assert sampler("loss-proportional", OBJECTIVES, steps=300).every == 5
 
 
 @pytest.mark.filterwarnings("error")
@@ -153,8 +157,13 @@ def test_round_robin_blocks_and_thirds() -> None:
 
 
 def test_hand_set_and_annealed_shares() -> None:
-    assert sampler("shares(2, 1, 1, 0)", ARMS).probabilities().tolist() == [0.5, 0.25, 0.25, 0]
-    annealed = sampler('shares(0.5, "linear(0, 0.5)")', ARMS[:2])
+    assert sampler("shares(2, 1, 1, 0)", OBJECTIVES).probabilities().tolist() == [
+        0.5,
+        0.25,
+        0.25,
+        0,
+    ]
+    annealed = sampler('shares(0.5, "linear(0, 0.5)")', OBJECTIVES[:2])
     assert annealed.probabilities(0, 101).tolist() == [1, 0]
     assert annealed.probabilities(100, 100).tolist() == [0.5, 0.5]
 
@@ -169,11 +178,11 @@ def test_loss_over_chance() -> None:
     assert one.probabilities().tolist() == [0, 1]
 
 
-# --- bandits: the total relative gain of 100 steps of each arm; a shared reward with noise
+# --- bandits: the total relative gain of 100 steps of each objective; a shared reward with noise
 
 
 def test_mometas_plus_is_even_while_it_knows_nothing() -> None:
-    """Five arms without a difference, at the noise of real rewards; it was .50 with the constants
+    """Five objectives without a difference, at the noise of real rewards; it was .50 with constants
     of before.
     """
     largest = [
@@ -192,7 +201,7 @@ def test_mometas_plus_compares_rewards_with_their_recent_mean() -> None:
         made.rollout = {rollout: "ab"[rollout % 2]}
         made.update(before={"a": 1.0, "b": 1.0}, after={"a": 1 - gain, "b": 1.0})
         levels.append(made.state_dict()["level"].tolist())
-    # the reward, and the shares of the arms
+    # the reward, and the shares of the objectives
     assert levels[0] == pytest.approx([0.1, 1, 0], abs=1e-5)
     new = 1 - 0.5 ** (1 / RECENT)
     assert levels[1] == pytest.approx([0.1 + new * 0.2, 1 - new, new], abs=1e-5)
@@ -203,28 +212,28 @@ def test_mometas_plus_compares_rewards_with_their_recent_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "arms", "text"),
+    ("spec", "objectives", "text"),
     [
-        ("uniform", ["a", "a"], "arms with different names"),
-        ("uniform", [], "arms with different names"),
-        ("single(atdd)", ARMS, "unknown arm 'atdd'.*did you mean 'atd'"),
-        ("shares(1, 2)", ARMS, "2 shares for 4 arms"),
-        ("shares(1, -1)", ARMS[:2], "a share is below 0"),
-        ('shares(2, "linear(0, 1)")', ARMS[:2], "from 0 to 1"),
-        ("sequential(0)", ARMS, "block, in steps, .*got 0"),
-        ("mometas(lr=0)", ARMS, "lr 0"),
-        ("mometas(every=0)", ARMS, "steps between probes .*; got 0"),
-        ("mometas-plus(floor=2)", ARMS, "floor 2"),
-        ("momentas", ARMS, "unknown sampler.*mometas"),
+        ("uniform", ["a", "a"], "objectives with different names"),
+        ("uniform", [], "objectives with different names"),
+        ("single(atdd)", OBJECTIVES, "unknown objective 'atdd'.*did you mean 'atd'"),
+        ("shares(1, 2)", OBJECTIVES, "2 shares for 4 objectives"),
+        ("shares(1, -1)", OBJECTIVES[:2], "a share is below 0"),
+        ('shares(2, "linear(0, 1)")', OBJECTIVES[:2], "from 0 to 1"),
+        ("sequential(0)", OBJECTIVES, "block, in steps, .*got 0"),
+        ("mometas(lr=0)", OBJECTIVES, "lr 0"),
+        ("mometas(every=0)", OBJECTIVES, "steps between probes .*; got 0"),
+        ("mometas-plus(floor=2)", OBJECTIVES, "floor 2"),
+        ("momentas", OBJECTIVES, "unknown sampler.*mometas"),
     ],
 )
-def test_bad_settings(spec: str, arms: list[str], text: str) -> None:
+def test_bad_settings(spec: str, objectives: list[str], text: str) -> None:
     with pytest.raises(MaskwiseError, match=text):
-        sampler(spec, arms)
+        sampler(spec, objectives)
 
 
 def test_losses_of_unknown_arms() -> None:
-    with pytest.raises(MaskwiseError, match="unknown arm"):
-        Mometas(ARMS).update({"mlmm": 1.0}, {})
+    with pytest.raises(MaskwiseError, match="unknown objective"):
+        Mometas(OBJECTIVES).update({"mlmm": 1.0}, {})
     with pytest.raises(MaskwiseError, match=r"'losses'.*\(3,\).*\(4,\)"):
-        Mometas(ARMS).update([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+        Mometas(OBJECTIVES).update([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])

@@ -292,7 +292,7 @@ def study_page(folder: Path) -> Path:
             if line["kind"] == "train":
                 shares = {"mlm": 0.5 + line["step"] / 1000, "cse": 0.5 - line["step"] / 1000}
                 line |= {
-                    "arm_steps": {"mlm": 18, "cse": 2},
+                    "objective_steps": {"mlm": 18, "cse": 2},
                     "probabilities": shares,
                     "weights": {"NOUN": 0.9},
                 }

@@ -121,7 +121,7 @@ def test_a_stopped_run_draws_the_same_arms_and_learns_the_same(spec: str, tmp_pa
         assert torch.equal(chooser.probabilities(), other.probabilities())
         assert lines(tmp_path / str(stop)) == lines(tmp_path / "whole")
     last = lines(tmp_path / "whole")[-1]
-    assert sum(sum(line["arm_steps"].values()) for line in lines(tmp_path / "whole")) == 12
+    assert sum(sum(line["objective_steps"].values()) for line in lines(tmp_path / "whole")) == 12
     assert set(last["probe_losses"]) == set(ARMS) and set(last["probabilities"]) == set(ARMS)
     assert not torch.equal(chooser.probabilities(), sampler(spec, list(ARMS)).probabilities())
 
@@ -184,7 +184,7 @@ def test_a_stop_between_two_lines_loses_nothing_of_them(tmp_path: Path) -> None:
         run(tmp_path / "cut", save_every=3, log_every=4, stop=7)
     run(tmp_path / "cut", save_every=3, log_every=4)
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
-    assert [sum(line["arm_steps"].values()) for line in lines(tmp_path / "cut")] == [4, 4, 4]
+    assert [sum(line["objective_steps"].values()) for line in lines(tmp_path / "cut")] == [4, 4, 4]
 
 
 def test_shares_that_come_to_nothing_at_the_end_are_never_asked_for_there(tmp_path: Path) -> None:
@@ -305,7 +305,9 @@ def test_several_ranks_train_the_arms_as_one_does(
     as_ranks(ranks, drawn_ranks, tmp_path / "several", accumulate)
     how: dict[str, Any] = {"spec": "uniform", "arms": OWN, "dropout": 0.0, "weight_decay": 0.1}
     one, _ = run(tmp_path / "one", **how)
-    drawn = [{arm for arm, n in line["arm_steps"].items() if n} for line in lines(tmp_path / "one")]
+    drawn = [
+        {arm for arm, n in line["objective_steps"].items() if n} for line in lines(tmp_path / "one")
+    ]
     assert drawn[0] != set(OWN) == set.union(*drawn)
     for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "several"), strict=True):
         close(a, b, rel=1e-4)

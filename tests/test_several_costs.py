@@ -34,7 +34,7 @@ def test_chance_knows_the_settings() -> None:
 def test_steps_count_once_in_however_many_micro_batches(accumulate: int, tmp_path: Path) -> None:
     arms = {name: ARMS[name] for name in ("mlm", "atd")}
     run(tmp_path, arms=arms, spec="sequential(block=3)", accumulate=accumulate, log_every=3)
-    found = [line["arm_steps"] for line in lines(tmp_path)]
+    found = [line["objective_steps"] for line in lines(tmp_path)]
     assert found == [{"mlm": 3, "atd": 0}, {"mlm": 0, "atd": 3}] * 2
 
 

@@ -72,7 +72,7 @@ def test_a_training_on_several_objectives_leaves_an_ordinary_encoder(
     assert "mometas(every=8, rows=4)" in (checkpoint / "README.md").read_text()
     lines = read_lines(tmp_path / "out" / "metrics.jsonl")
     first, *_, last = trained = [line for line in lines if line["kind"] == "train"]
-    assert sum(sum(line["arm_steps"].values()) for line in trained) == 20
+    assert sum(sum(line["objective_steps"].values()) for line in trained) == 20
     assert set(last["probe_losses"]) == {"mlm", "low", "atd", "cse"} and last["probe_seconds"] > 0
     assert first["probabilities"] != last["probabilities"]
 
@@ -104,8 +104,8 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
     [
         (["objective.atd=adt"], "unknown objective 'adt'; allowed: atd, clm, cse"),
         (["sampler=mometa"], "unknown sampler 'mometa'.*did you mean 'mometas'"),
-        (["sampler=single(dtd)"], "unknown arm 'dtd'"),
-        (["sampler=shares(1, 2)"], "2 shares for 4 arms"),
+        (["sampler=single(dtd)"], "unknown objective 'dtd'"),
+        (["sampler=shares(1, 2)"], "2 shares for 4 objectives"),
         (
             ["objective.low.masking.corruption=delete"],
             "corruption delete changes the length of a text; for objective mlm, choose",
@@ -297,7 +297,7 @@ def test_chance_is_that_of_half_a_probe(path: Path, tmp_path: Path) -> None:
     network = new_model(new_config("bert", data.tokenizer, 32, **recipe.model.settings), seed=0)
     chooser = learning(network, data, recipe).learners["sampler"].sampler
     words = math.log(len(data.tokenizer))
-    chance = dict(zip(chooser.arms, chooser.chance.tolist(), strict=True))
+    chance = dict(zip(chooser.objectives, chooser.chance.tolist(), strict=True))
     assert chance == pytest.approx(
         {"mlm": words, "low": words, "atd": math.log(2), "cse": math.log(23)}
     )

@@ -222,9 +222,9 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
     lines_of = defaultdict(list)
     names: dict[str, None] = {}
     for line in folder.curves:
-        if line["arm"] in colours and "arm_steps" in line:
+        if line["arm"] in colours and "objective_steps" in line:
             lines_of[line["arm"]].append(line)
-            names |= dict.fromkeys(line["arm_steps"])
+            names |= dict.fromkeys(line["objective_steps"])
     if not names:
         return None
     painted = dict(zip(names, cycle(GROUPS)))
@@ -273,7 +273,7 @@ def _row(folder: Folder, arm: str, lines: list[LogLine], names: Iterable[str]) -
     # The last line of a run contains totals.
     ends = {}
     for line in lines:
-        steps.update(line["arm_steps"])
+        steps.update(line["objective_steps"])
         ends[line["seed"]] = line
     totals = DataFrame(ends.values(), columns=["seconds", "probe_seconds", "reliability"])
     seconds = mean(totals.seconds.fillna(0.0))

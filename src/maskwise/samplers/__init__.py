@@ -38,7 +38,7 @@ SAMPLERS = Table("sampler", "maskwise.samplers", _BUILT_IN)
 
 def sampler(
     spec: str | Call,
-    arms: Sequence[str],
+    objectives: Sequence[str],
     *,
     seed: int = 0,
     chance: Losses | None = None,
@@ -48,10 +48,10 @@ def sampler(
 
     Args:
         spec: the name and its arguments.
-        arms: the names of the arms.
+        objectives: the names of the objectives.
         seed: any integer.
-        chance: the loss of random guessing for each arm. The sampler ``loss-proportional`` divides
-            losses by it.
+        chance: the loss of random guessing for each objective. The sampler ``loss-proportional``
+            divides losses by it.
         steps: the number of steps in the run, from which samplers that learn compute their default
             settings.
 
@@ -64,7 +64,7 @@ def sampler(
         "mometas-plus": {"steps": steps},
     }
     call, kind = find("sampler", spec, SAMPLERS)
-    made = partial(kind, arms, seed=seed, **further.get(call.name, {}))
+    made = partial(kind, objectives, seed=seed, **further.get(call.name, {}))
     return build("sampler", call, {call.name: made}, makes=Sampler)
 
 

@@ -1,12 +1,13 @@
-"""Samplers choose the arm of each training step. An arm is an objective with its masking settings.
+"""Samplers choose the objective of each training step. An objective has its own
+masking settings, so ``mlm`` at two ratios is two objectives.
 
 A draw depends only on the seed, the step and the current probabilities. Therefore all ranks draw
-the same arm, and a resumed run continues the same sequence of arms.
+the same objective, and a resumed run continues the same sequence of objectives.
 
-Some samplers learn. Every ``every`` steps, the losses of all arms are measured on held-out rows,
-which is called a *probe*. The steps between two probes are a *rollout*. After each rollout, the
-sampler gets the losses of the probes before and after it. The samplers in this module do not learn,
-except ``loss-proportional``. They are baselines.
+Some samplers learn. Every ``every`` steps, the losses of all objectives are measured on held-out
+rows, which is called a *probe*. The steps between two probes are a *rollout*. After each rollout,
+the sampler gets the losses of the probes before and after it. The samplers in this module do not
+learn, except ``loss-proportional``. They are baselines.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from maskwise.arrays import numbers
 from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError, require_known, whole_number
+from maskwise.former import FormerName
 from maskwise.masking.schedules import Schedule, schedule
 from maskwise.specs import Call
 
@@ -35,61 +37,64 @@ PUBLISHED_EVERY = 100
 
 
 class Sampler:
-    """Base class of all samplers. It draws every arm with the same probability.
+    """Base class of all samplers. It draws every objective with the same probability.
 
     Args:
-        arms: the names of the arms.
+        objectives: the names of the objectives.
         seed: any integer.
 
     Attributes:
         every: the number of steps between two probes; 0 if the sampler needs no probes.
-        rows: the number of held-out rows in the probe of each arm.
+        rows: the number of held-out rows in the probe of each objective.
         notes: warnings about the last update.
-        share: (K,) float64, the probability of each of the K arms.
+        share: (K,) float64, the probability of each of the K objectives.
 
     Raises:
-        MaskwiseError: ``arms`` is empty or contains a name twice.
+        MaskwiseError: ``objectives`` is empty or contains a name twice.
     """
 
     every = 0
     rows = 64
+    arms = FormerName("objectives")
 
-    def __init__(self, arms: Sequence[str], *, seed: int = 0):
-        self.arms = tuple(arms)
+    def __init__(self, objectives: Sequence[str], *, seed: int = 0):
+        self.objectives = tuple(objectives)
         self.seed = seed
         self.notes: list[str] = []
-        if not arms or len(set(arms)) < len(arms):
-            raise MaskwiseError("a sampler needs arms with different names", got=list(arms))
+        if not objectives or len(set(objectives)) < len(objectives):
+            raise MaskwiseError(
+                "a sampler needs objectives with different names", got=list(objectives)
+            )
         self.share = torch.full(
-            (len(arms),),
-            1 / len(arms),
+            (len(objectives),),
+            1 / len(objectives),
             dtype=torch.float64,
         )
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
-        """Return the probability of each of the K arms at a step, (K,) float64."""
+        """Return the probability of each of the K objectives at a step, (K,) float64."""
         return self.share
 
     def draw(self, step: int, total_steps: int | None = None) -> str:
-        """Draw the arm for a step."""
+        """Draw the objective for a step."""
         step, total_steps = checked_time(step, total_steps)
         edges = self.probabilities(step, total_steps).cumsum(0)
         # Rounding may make the last edge smaller than 1. A number between the two would have no
-        # arm, so scale all numbers by the last edge.
+        # objective, so scale all numbers by the last edge.
         place = edges.new_tensor(self.place(step) * float(edges[-1]))
         index = int(torch.searchsorted(edges, place, right=True))
-        return self.arms[index]
+        return self.objectives[index]
 
     def only(self) -> str | None:
-        """Return the arm that is drawn at every step; None if several arms may be drawn."""
-        return self.arms[0] if len(self.arms) == 1 else None
+        """Return the objective that is drawn at every step; None if several may be drawn."""
+        return self.objectives[0] if len(self.objectives) == 1 else None
 
     def place(self, step: int) -> float:
-        """Return the random number in (0, 1) that decides which arm is drawn for a step."""
+        """Return the random number in (0, 1) that decides which objective is drawn for a step."""
         return (fold(self.seed, step, 0xA6) + 0.5) / 2**32
 
     def update(self, before: Losses, after: Losses) -> Tensor:
-        """Learn from the probe losses of all arms before and after a rollout.
+        """Learn from the probe losses of all objectives before and after a rollout.
 
         Returns:
             The new logits, (K,). Samplers that have no logits return their probabilities.
@@ -101,7 +106,7 @@ class Sampler:
         return None
 
     def probed_rows(self, *, twins: bool) -> int:
-        """Return the number of rows that the probe of one arm reads.
+        """Return the number of rows that the probe of one objective reads.
 
         Args:
             twins: whether half of the rows are read twice.
@@ -111,8 +116,8 @@ class Sampler:
         return self.rows
 
     def named(self, chosen: Tensor) -> list[str]:
-        """Return the names of the arms for which ``chosen`` (K,) is True."""
-        return list(compress(self.arms, chosen))
+        """Return the names of the objectives for which ``chosen`` (K,) is True."""
+        return list(compress(self.objectives, chosen))
 
     def state_dict(self) -> TensorDict:
         """Return the learned tensors for a checkpoint; empty if the sampler does not learn."""
@@ -124,23 +129,25 @@ class Sampler:
             setattr(self, name, value)
 
     def vector(self, losses: Losses) -> Tensor:
-        """Return losses as (K,) float64, in the order of the arms.
+        """Return losses as (K,) float64, in the order of the objectives.
 
         Args:
-            losses: a dict of losses by arm, or one loss per arm in the order of the arms.
+            losses: a dict of losses by objective, or one loss per objective in the order of the
+                objectives.
 
         Raises:
-            MaskwiseError: an arm is unknown, or there is not exactly one loss per arm.
+            MaskwiseError: an objective is unknown, or there is not exactly one loss per objective.
         """
         if isinstance(losses, Mapping):
             for name in losses:
-                require_known("arm", name, self.arms)
-            # A missing loss becomes NaN. The arm is then treated as diverged, not as unchanged.
+                require_known("objective", name, self.objectives)
+            # A missing loss becomes NaN. The objective is then treated as diverged, not as
+            # unchanged.
             losses = [
                 float(numbers(f"the loss of {name}", losses.get(name, torch.nan), shape=()))
-                for name in self.arms
+                for name in self.objectives
             ]
-        loss_K = numbers("losses", losses, shape=(len(self.arms),))
+        loss_K = numbers("losses", losses, shape=(len(self.objectives),))
         return torch.from_numpy(loss_K.astype(np.float64))
 
 
@@ -149,19 +156,21 @@ class Uniform(Sampler):
 
 
 class Single(Sampler):
-    """Always draws the same objective: ``arm``, or by default the first objective."""
+    """Always draws the same objective: ``objective``, or by default the first one."""
 
-    def __init__(self, arms: Sequence[str], arm: str | None = None, *, seed: int = 0):
-        super().__init__(arms, seed=seed)
-        if arm is None:
-            arm = self.arms[0]
-        arm = str(arm)
-        require_known("arm", arm, self.arms)
-        self.arm = arm
-        self.share = torch.eye(len(arms), dtype=torch.float64)[self.arms.index(arm)]
+    def __init__(self, objectives: Sequence[str], objective: str | None = None, *, seed: int = 0):
+        super().__init__(objectives, seed=seed)
+        if objective is None:
+            objective = self.objectives[0]
+        objective = str(objective)
+        require_known("objective", objective, self.objectives)
+        self.objective = objective
+        self.share = torch.eye(len(objectives), dtype=torch.float64)[
+            self.objectives.index(objective)
+        ]
 
     def only(self) -> str | None:
-        return self.arm
+        return self.objective
 
 
 class Sequential(Sampler):
@@ -170,8 +179,8 @@ class Sequential(Sampler):
     If ``block`` is None, the run is split into equal parts, one for each objective.
     """
 
-    def __init__(self, arms: Sequence[str], block: int | None = 1, *, seed: int = 0):
-        super().__init__(arms, seed=seed)
+    def __init__(self, objectives: Sequence[str], block: int | None = 1, *, seed: int = 0):
+        super().__init__(objectives, seed=seed)
         if block is not None:
             whole_number("sampler sequential: block, in steps,", block, least=1)
         self.block = block
@@ -179,13 +188,13 @@ class Sequential(Sampler):
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
         step, total_steps = checked_time(step, total_steps)
         if self.block is not None:
-            now = step // self.block % len(self.arms)
+            now = step // self.block % len(self.objectives)
         elif total_steps:
-            # Without ``min``, the step after the last step would have no arm.
-            now = min(step * len(self.arms) // total_steps, len(self.arms) - 1)
+            # Without ``min``, the step after the last step would have no objective.
+            now = min(step * len(self.objectives) // total_steps, len(self.objectives) - 1)
         else:
             raise MaskwiseError("sampler sequential(None) needs the number of steps in the run")
-        return torch.eye(len(self.arms), dtype=torch.float64)[now]
+        return torch.eye(len(self.objectives), dtype=torch.float64)[now]
 
 
 class Shares(Sampler):
@@ -195,15 +204,17 @@ class Shares(Sampler):
     >>> sampler.probabilities().tolist()
     [0.75, 0.25]
 
-    With ``shares(1, "linear(0, 1)")``, the second arm's share rises from 0 to one half.
+    With ``shares(1, "linear(0, 1)")``, the second objective's share rises from 0 to one half.
     """
 
-    def __init__(self, arms: Sequence[str], *shares: float | str | Call | Schedule, seed: int = 0):
-        super().__init__(arms, seed=seed)
-        if len(shares) != len(arms):
+    def __init__(
+        self, objectives: Sequence[str], *shares: float | str | Call | Schedule, seed: int = 0
+    ):
+        super().__init__(objectives, seed=seed)
+        if len(shares) != len(objectives):
             raise MaskwiseError(
-                "sampler shares: every arm needs a share",
-                got=f"{len(shares)} shares for {len(arms)} arms",
+                "sampler shares: every objective needs a share",
+                got=f"{len(shares)} shares for {len(objectives)} objectives",
             )
         plain = [share for share in shares if isinstance(share, int | float)]
         if min(plain, default=0) < 0:
@@ -216,7 +227,7 @@ class Shares(Sampler):
                 "sampler shares: if a share is a schedule, all numbers must be from 0 to 1",
                 got=top,
             )
-        self.drawn = [arm for arm, share in zip(self.arms, shares) if share != 0]
+        self.drawn = [objective for objective, share in zip(self.objectives, shares) if share != 0]
         self.shares = []
         for share in shares:
             if isinstance(share, int | float):
@@ -240,12 +251,12 @@ class LossProportional(Sampler):
     """Draws objectives with shares proportional to (held-out loss) / (loss of random guessing).
 
     Args:
-        arms: the names of the arms.
-        chance: the loss of random guessing for each arm; if None, 1 for all arms. It is ln V for
-            masked tokens with a vocabulary of V, ln 2 for detection, and about ln B for sentences
-            in batches of B.
+        objectives: the names of the objectives.
+        chance: the loss of random guessing for each objective; if None, 1 for all objectives. It is
+            ln V for masked tokens with a vocabulary of V, ln 2 for detection, and about ln B for
+            sentences in batches of B.
         every: the number of steps between two probes; if None, a sixtieth of the run, at most 100.
-        rows: the number of rows in the probe of each arm.
+        rows: the number of rows in the probe of each objective.
         steps: the number of steps in the run.
         seed: any integer.
 
@@ -255,7 +266,7 @@ class LossProportional(Sampler):
 
     def __init__(
         self,
-        arms: Sequence[str],
+        objectives: Sequence[str],
         *,
         chance: Losses | None = None,
         every: int | None = None,
@@ -263,11 +274,11 @@ class LossProportional(Sampler):
         steps: int | None = None,
         seed: int = 0,
     ):
-        super().__init__(arms, seed=seed)
+        super().__init__(objectives, seed=seed)
         self.every = interval(every, steps)
         self.rows = probe_size(rows)
         if chance is None:
-            chance = [1.0] * len(arms)
+            chance = [1.0] * len(objectives)
         self.chance = self.vector(chance)
         if not (self.chance > 0).all():
             raise MaskwiseError(
@@ -278,13 +289,15 @@ class LossProportional(Sampler):
 
     def update(self, before: Losses, after: Losses) -> Tensor:
         loss = self.vector(after) / self.chance
-        # An arm whose loss diverged gets no share.
+        # An objective whose loss diverged gets no share.
         finite = loss.isfinite()
         loss = loss.masked_fill(~finite, 0).clamp(min=0)
         if loss.sum() > 0:
             self.share = loss / loss.sum()
         diverged = self.named(~finite)
-        self.notes = [f"{arm}: the probe loss is not finite; not drawn" for arm in diverged]
+        self.notes = [
+            f"{objective}: the probe loss is not finite; not drawn" for objective in diverged
+        ]
         return self.share
 
     def state_dict(self) -> TensorDict:

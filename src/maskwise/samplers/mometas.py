@@ -1,17 +1,19 @@
-"""MOMETAS: learn which arm to train on, from the fall of the losses of *all* arms.
+"""MOMETAS: learn which objective to train on, from the fall of the losses of *all* objectives.
 
-An arm is an objective with its masking settings. Every ``every`` steps, a *probe* measures the
-losses of all arms on held-out rows. The steps between two probes are a *rollout*. The *gain* of an
-arm is the relative fall of its loss during the rollout, and the *reward* of the rollout is the sum
-of all gains. A policy gradient on one logit per arm, with an entropy term, raises the probabilities
-of arms that were drawn in good rollouts. Only the probes cost time (``training.several``).
+An objective has its own masking settings. Every ``every`` steps, a *probe* measures the
+losses of all objectives on held-out rows. The steps between two probes are a *rollout*. The *gain*
+of an objective is the relative fall of its loss during the rollout, and the *reward* of the rollout
+is the sum of all gains. A policy gradient on one logit per objective, with an entropy term, raises
+the probabilities of objectives that were drawn in good rollouts. Only the probes cost time
+(``training.several``).
 
 ``Mometas`` has the published update (Wu et al. 2022). With the published constants, probabilities
-stay near uniform: the fixed point is softmax(q / entropy), where q[arm] is the sum of all gains in
-a rollout that draws only this arm. The reward has no baseline. As long as every loss falls, every
-reward is positive, and the probabilities drift at random. ``MometasPlus`` is a variant from this
-library, which estimates *which arm* caused the gain (``benchmarks/sampler_regret.py`` compares the
-two).
+stay near uniform: the fixed point is softmax(q / entropy), where q[objective] is the sum of all
+    gains in
+a rollout that draws only this objective. The reward has no baseline. As long as every loss falls,
+every reward is positive, and the probabilities drift at random. ``MometasPlus`` is a variant from
+this library, which estimates *which objective* caused the gain (``benchmarks/sampler_regret.py``
+compares the two).
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ large as the loss. For example, if a loss rises from .02 to .04 and falls back, 
 this limit would be −1 and +.5."""
 
 BLOCK = 10
-"""The largest number of consecutive steps for which ``MometasPlus`` draws the same arm."""
+"""The largest number of consecutive steps for which ``MometasPlus`` draws the same objective."""
 RECENT = 5
 """The half-life of the running mean of rewards in ``MometasPlus``, in rollouts."""
 GOLDEN = (5**0.5 - 1) / 2
@@ -45,13 +47,14 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 def gains(before: Tensor, after: Tensor, *, least: float = 0.0) -> Tensor:
-    """Return the relative gain (a − b) / a of each arm, (K,).
+    """Return the relative gain (a − b) / a of each objective, (K,).
 
     Gains below −1 are set to −1. If a loss changes by at most ``STILL``, its gain is 0.
 
     Args:
-        before: (K,) the losses a of all arms before the rollout. If a loss is NaN, the gain is NaN.
-        after: (K,) the losses b of all arms after the rollout.
+        before: (K,) the losses a of all objectives before the rollout. If a loss is NaN, the gain
+            is NaN.
+        after: (K,) the losses b of all objectives after the rollout.
         least: the smallest divisor, in nats.
 
     Source: Wu et al. 2022, section 3.3, and their code.
@@ -64,13 +67,13 @@ def gains(before: Tensor, after: Tensor, *, least: float = 0.0) -> Tensor:
 
 
 def meta_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) -> Tensor:
-    """Return the gradient (K,) of −R·Σ log p[arm] − γ·H(p), where p = softmax(logits).
+    """Return the gradient (K,) of −R·Σ log p[objective] − γ·H(p), where p = softmax(logits).
 
     The sum runs over the draws of the rollout, and H is the entropy.
 
     Args:
-        logits: (K,) the logit of each arm.
-        drawn: (K,) the number of draws of each arm.
+        logits: (K,) the logit of each objective.
+        drawn: (K,) the number of draws of each objective.
         reward: R, the reward of the rollout.
         entropy: γ, the weight of the entropy term.
     """
@@ -82,43 +85,47 @@ def meta_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) 
 
 
 class LearningSampler(Sampler):
-    """Base class of samplers that learn one logit per arm. A non-finite loss has a gain of 0."""
+    """Base class of samplers that learn one logit per objective.
+
+    A loss that is not finite has a gain of 0.
+    """
 
     least = 0.0
     """The smallest divisor of gains, in nats."""
     kept: tuple[str, ...] = ()
     """The names of further attributes to save in checkpoints."""
 
-    def __init__(self, arms: Sequence[str], *, every: int, rows: int, seed: int = 0):
-        super().__init__(arms, seed=seed)
+    def __init__(self, objectives: Sequence[str], *, every: int, rows: int, seed: int = 0):
+        super().__init__(objectives, seed=seed)
         self.every = every
         self.rows = probe_size(rows)
         self.logits = torch.ones_like(self.share)
-        # The arm of each step since the last update. This is a dict, because ``draw`` may be called
-        # twice for the same step.
+        # The objective of each step since the last update. This is a dict, because ``draw`` may be
+        # called twice for the same step.
         self.rollout: dict[int, str] = {}
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
         return torch.softmax(self.logits, 0)
 
     def draw(self, step: int, total_steps: int | None = None) -> str:
-        """Draw the arm for a step, and add the arm to the rollout."""
-        arm = super().draw(step, total_steps)
-        return self.rollout.setdefault(int(step), arm)
+        """Draw the objective for a step, and add the objective to the rollout."""
+        objective = super().draw(step, total_steps)
+        return self.rollout.setdefault(int(step), objective)
 
     def drawn(self) -> Tensor:
-        """Return the number of draws of each arm in the rollout, (K,) float64."""
+        """Return the number of draws of each objective in the rollout, (K,) float64."""
         names = list(self.rollout.values())
-        return torch.tensor([*map(names.count, self.arms)], dtype=torch.float64)
+        return torch.tensor([*map(names.count, self.objectives)], dtype=torch.float64)
 
     def reward(self, before: Losses, after: Losses) -> float:
-        """Return the sum of all arms' gains."""
+        """Return the sum of all objectives' gains."""
         return float(self.gained(before, after)[0].sum())
 
     def gained(self, before: Losses, after: Losses) -> tuple[Tensor, list[str]]:
-        """Return the gains (K,) and the names of diverged arms.
+        """Return the gains (K,) and the names of diverged objectives.
 
-        An arm has diverged if its loss is not finite before or after the rollout. Its gain is 0.
+        An objective has diverged if its loss is not finite before or after the rollout. Its gain is
+        0.
         """
         a = self.vector(before)
         b = self.vector(after)
@@ -128,16 +135,19 @@ class LearningSampler(Sampler):
         return gain.where(finite, 0.0), self.named(~finite)
 
     def guarded(self, before: Losses, after: Losses) -> Tensor:
-        """Return the gains (K,), and set ``notes`` to warnings about diverged arms."""
+        """Return the gains (K,), and set ``notes`` to warnings about diverged objectives."""
         gain, diverged = self.gained(before, after)
         explained = "the probe loss is not finite; its gain is set to 0"
-        self.notes = [f"{arm}: {explained}" for arm in diverged]
+        self.notes = [f"{objective}: {explained}" for objective in diverged]
         return gain
 
     def state_dict(self) -> TensorDict:
         steps = list(self.rollout)
-        arms = [*map(self.arms.index, self.rollout.values())]
-        state = {"logits": self.logits, "rollout": torch.tensor([steps, arms], dtype=torch.int64)}
+        objectives = [*map(self.objectives.index, self.rollout.values())]
+        state = {
+            "logits": self.logits,
+            "rollout": torch.tensor([steps, objectives], dtype=torch.int64),
+        }
         for name in self.kept:
             state[name] = getattr(self, name)
         return state
@@ -145,8 +155,8 @@ class LearningSampler(Sampler):
     def load_state_dict(self, state: Tensors) -> None:
         super().load_state_dict(state)
         self.rollout = {}
-        for step, arm in state["rollout"].T.tolist():
-            self.rollout[step] = self.arms[arm]
+        for step, objective in state["rollout"].T.tolist():
+            self.rollout[step] = self.objectives[objective]
 
 
 class Mometas(LearningSampler):
@@ -158,8 +168,8 @@ class Mometas(LearningSampler):
     >>> drawn.count("atd"), [round(p, 2) for p in sampler.probabilities().tolist()]
     (55, [0.48, 0.52])
 
-    If the reward is positive, the logits of arms that were drawn more often than expected rise,
-    whichever losses fell.
+    If the reward is positive, the logits of objectives that were drawn more often than expected
+    rise, whichever losses fell.
 
     The published constants suit rollouts of 100 steps. By default, a run of fewer than 6,000 steps
     has shorter rollouts, and the constants are scaled with s = every / 100. A shorter rollout has
@@ -168,7 +178,7 @@ class Mometas(LearningSampler):
     logits as much as in long rollouts. ``published=True`` uses the published constants.
 
     Args:
-        arms: the names of the arms.
+        objectives: the names of the objectives.
         lr: the step size of gradient descent on the logits; if None, 0.1, scaled.
         entropy: γ, the weight of the entropy term; if None, 2, scaled.
         every: k, the number of steps between two probes; if None, a sixtieth of the run, at most
@@ -179,7 +189,8 @@ class Mometas(LearningSampler):
             noise of new rows is larger than the change of the loss in 100 steps.) By default, all
             probes read the same 64 rows with the same masks. If ``faithful``, a non-finite loss
             ends the run.
-        rows: the number of rows in the probe of each arm; if None, 64, or 128 if ``faithful``.
+        rows: the number of rows in the probe of each objective; if None, 64, or 128 if
+            ``faithful``.
         steps: the number of steps in the run; if None, constants are not scaled.
         seed: any integer.
 
@@ -191,7 +202,7 @@ class Mometas(LearningSampler):
 
     def __init__(
         self,
-        arms: Sequence[str],
+        objectives: Sequence[str],
         *,
         lr: float | None = None,
         entropy: float | None = None,
@@ -207,7 +218,7 @@ class Mometas(LearningSampler):
         if rows is None:
             rows = 128 if faithful else 64
         super().__init__(
-            arms,
+            objectives,
             every=every,
             rows=rows,
             seed=seed,
@@ -253,21 +264,22 @@ class Mometas(LearningSampler):
 class MometasPlus(LearningSampler):
     """A variant of MOMETAS that estimates how much each objective lowers the losses of all.
 
-    The reward R of a rollout is regressed on the *shares* of the arms, which are the numbers of
-    draws divided by the number of steps. The regression is by least squares, and old rollouts have
-    less weight. The slope of an arm estimates how much larger the reward is if a rollout draws only
-    this arm, compared with the average rollout. Early in a run, all losses fall fast, whichever
-    arms are drawn. Therefore a running mean is subtracted from rewards and shares. The slopes,
-    divided by their standard errors, are z. They are shrunk to z · max(0, 1 − 1/F), where F is the
-    F statistic of the regression. Without evidence, the sampler therefore stays uniform, and as
-    evidence grows, it prefers arms.
+    The reward R of a rollout is regressed on the *shares* of the objectives, which are the numbers
+    of draws divided by the number of steps. The regression is by least squares, and old rollouts
+    have less weight. The slope of an objective estimates how much larger the reward is if a rollout
+    draws only this objective, compared with the average rollout. Early in a run, all losses fall
+    fast, whichever objectives are drawn. Therefore a running mean is subtracted from rewards and
+    shares. The slopes, divided by their standard errors, are z. They are shrunk to z · max(0, 1 −
+    1/F), where F is the F statistic of the regression. Without evidence, the sampler therefore
+    stays uniform, and as evidence grows, it prefers objectives.
 
-    If an arm were never drawn, its gain could not be estimated. Therefore a share ``floor`` of the
-    draws is uniform. The regression needs shares that differ between rollouts. Therefore the
-    sampler draws the same arm for up to ten consecutive steps. The random numbers of the rollouts
-    are a golden-ratio sequence, with which the frequencies of arms soon match their probabilities.
+    If an objective were never drawn, its gain could not be estimated. Therefore a share ``floor``
+    of the draws is uniform. The regression needs shares that differ between rollouts. Therefore the
+    sampler draws the same objective for up to ten consecutive steps. The random numbers of the
+    rollouts are a golden-ratio sequence, with which the frequencies of objectives soon match their
+    probabilities.
 
-    If five arms are equally good, the largest of their probabilities is .26 on average
+    If five objectives are equally good, the largest of their probabilities is .26 on average
     (``benchmarks/sampler_regret.py`` lists this number for each noise level and run length).
 
     >>> sampler = MometasPlus(["mlm", "atd"], every=10, seed=0)
@@ -275,7 +287,7 @@ class MometasPlus(LearningSampler):
     ['atd', 'mlm', 'atd', 'mlm']
 
     Args:
-        arms: the names of the arms.
+        objectives: the names of the objectives.
         lr: above 0 and at most 1. An update sets the logits to lr × (new estimate) + (1 − lr) ×
             (old logits).
         entropy: γ, the number by which the estimate is divided. With a larger γ, probabilities are
@@ -284,7 +296,7 @@ class MometasPlus(LearningSampler):
             if None, a quarter of the rollouts of the run, at least 10.
         floor: the share of draws that are uniform.
         every: the number of steps between two probes; if None, a sixtieth of the run, at most 100.
-        rows: the number of rows in the probe of each arm.
+        rows: the number of rows in the probe of each objective.
         steps: the number of steps in the run.
         seed: any integer.
 
@@ -297,7 +309,7 @@ class MometasPlus(LearningSampler):
 
     def __init__(
         self,
-        arms: Sequence[str],
+        objectives: Sequence[str],
         *,
         lr: float = 0.5,
         entropy: float = 0.25,
@@ -309,7 +321,7 @@ class MometasPlus(LearningSampler):
         seed: int = 0,
     ):
         super().__init__(
-            arms,
+            objectives,
             every=interval(every, steps),
             rows=rows,
             seed=seed,
@@ -329,7 +341,7 @@ class MometasPlus(LearningSampler):
         self.floor = floor
         self.logits = torch.zeros_like(self.share)
         # The running mean of the vector (R, shares); NaN before the first rollout.
-        self.level = self.logits.new_full((1 + len(arms),), torch.nan)
+        self.level = self.logits.new_full((1 + len(objectives),), torch.nan)
         # Weighted sums over rollouts, in which older rollouts have less weight. ``weight``: the sum
         # of the weights and the sum of their squares. ``sums``: the sum of (R, shares).
         # ``products``: the sum of the products of each pair of these numbers.
@@ -338,7 +350,7 @@ class MometasPlus(LearningSampler):
         self.products = torch.outer(self.sums, self.sums)
 
     def probabilities(self, step: int = 0, total_steps: int | None = None) -> Tensor:
-        return (1 - self.floor) * torch.softmax(self.logits, 0) + self.floor / len(self.arms)
+        return (1 - self.floor) * torch.softmax(self.logits, 0) + self.floor / len(self.objectives)
 
     def place(self, step: int) -> float:
         rollout, within = divmod(step, self.every)
@@ -357,7 +369,8 @@ class MometasPlus(LearningSampler):
         if self.level.isnan().any():
             self.level = seen
             return self.logits
-        # Early in a run, all losses fall fast, whichever arms are drawn, so subtract the mean.
+        # Early in a run, all losses fall fast, whichever objectives are drawn, so subtract the
+        # mean.
         new = seen - self.level
         keep = 0.5 ** (1 / self.memory)
         self.level = self.level + (1 - 0.5 ** (1 / RECENT)) * new
@@ -370,26 +383,26 @@ class MometasPlus(LearningSampler):
         return self.logits
 
     def credit(self) -> Tensor:
-        """Return the shrunk z of each arm, (K,), which the docstring of the class defines."""
+        """Return the shrunk z of each objective, (K,), which the docstring of the class defines."""
         weight, squared = self.weight.tolist()
         # Kish's effective sample size: this number of rollouts with equal weights would have as
         # much information.
         count = weight**2 / squared
-        arms = len(self.arms)
+        of_all = len(self.objectives)
         mean = self.sums / weight
         moments = self.products / weight - torch.outer(mean, mean)
         deviation = float(moments[0, 0].clamp(min=0).sqrt())
-        if deviation < 1e-9 or count <= arms:
+        if deviation < 1e-9 or count <= of_all:
             return torch.zeros_like(self.logits)
         # Least squares of the standardised reward on the centred shares. Shares sum to 1, so their
         # covariance matrix is singular. Therefore add a ridge with the weight of one rollout.
-        ridge = torch.eye(arms, dtype=torch.float64) / (weight * arms)
+        ridge = torch.eye(of_all, dtype=torch.float64) / (weight * of_all)
         cross = moments[0, 1:] / deviation
         inverse = torch.linalg.inv(moments[1:, 1:] + ridge)
         slope = inverse @ cross
         explained = min(max(float(cross @ slope), 0.0), 0.999)
         # The regression's F statistic: explained variance divided by unexplained variance.
-        freedom = (count - arms) / max(1, arms - 1)
+        freedom = (count - of_all) / max(1, of_all - 1)
         f = explained / (1 - explained) * freedom
         if f <= 1:
             return torch.zeros_like(self.logits)

@@ -2,15 +2,16 @@
 
 All objectives share one model, but each has its own masking settings and its own source of batches,
 which may have another layout (packed rows, or one text per row) and another order. Schedules use
-the step of the run, not the number of steps of the objective. Samplers call objectives *arms*.
+the step of the run, not the number of steps of the objective.
 
-A *probe* measures the losses of all arms on a set of held-out rows. The rows are masked only once,
-so that losses before and after several updates are measured on the same tokens. The rows depend on
-the seed of the run. (The released code of MOMETAS draws new rows and masks for every probe. The
-noise of this choice is larger than the change of the loss.) A probe has two halves. How well the
-halves agree shows how much noise is in the sampler's reward (``samplers.base.reliability``).
+A *probe* measures the losses of all objectives on a set of held-out rows. The rows are masked only
+once, so that losses before and after several updates are measured on the same tokens. The rows
+depend on the seed of the run. (The released code of MOMETAS draws new rows and masks for every
+probe. The noise of this choice is larger than the change of the loss.) A probe has two halves. How
+well the halves agree shows how much noise is in the sampler's reward
+(``samplers.base.reliability``).
 
-If a sampler learns, each of its probes costs a forward pass of 64 rows per arm (96 rows for
+If a sampler learns, each of its probes costs a forward pass of 64 rows per objective (96 rows for
 ``cse``), and the log includes this cost. If a sampler does not learn, probes are made only to show
 the losses of all objectives, and only if there are enough rows. Their cost is counted as
 evaluation.
@@ -52,14 +53,14 @@ class SeveralObjectives(Objective):
     """Several objectives for one model. ``MaskedBatch.objective`` selects one.
 
     Args:
-        arms: the objectives by name. They share one ``model`` and have separate heads.
+        objectives: the objectives by name. They share one ``model`` and have separate heads.
     """
 
-    def __init__(self, arms: Mapping[str, Objective]):
+    def __init__(self, objectives: Mapping[str, Objective]):
         super().__init__()
-        self.model = next(iter(arms.values())).model
-        self.names = tuple(arms)
-        self.members = nn.ModuleList(arms.values())
+        self.model = next(iter(objectives.values())).model
+        self.names = tuple(objectives)
+        self.members = nn.ModuleList(objectives.values())
 
     def named(self, name: str) -> Objective:
         """Return the objective with this name."""
@@ -69,7 +70,7 @@ class SeveralObjectives(Objective):
         return self.named(batch.objective)(batch)
 
     def heads(self) -> TensorDict:
-        """Return the parameters outside the model, keyed by ``arm.name``.
+        """Return the parameters outside the model, keyed by ``objective.name``.
 
         Checkpoints of the model do not include these parameters.
         """
@@ -82,21 +83,22 @@ class SeveralObjectives(Objective):
         return heads
 
     def load_heads(self, file: Path) -> None:
-        """Load the heads that an earlier run saved for arms with the same names."""
+        """Load the heads that an earlier run saved for objectives with the same names."""
         saved = load_file(file)
         check_finite(saved, file)
         for name, value in self.heads().items():
-            # If an arm is new, or if its head has another size, the head keeps its initial weights.
+            # If an objective is new, or if its head has another size, the head keeps its initial
+            # weights.
             if name in saved and saved[name].shape == value.shape:
                 value.copy_(saved[name])
 
 
 class SeveralSources:
-    """Makes the batches of each step for the arm that the sampler draws.
+    """Makes the batches of each step for the objective that the sampler draws.
 
     Args:
-        sources: the source of batches of each arm, by name.
-        sampler: a sampler with the same arms in the same order.
+        sources: the source of batches of each objective, by name.
+        sampler: a sampler with the same objectives in the same order.
         settings: the training settings, for the number of steps.
 
     Attributes:
@@ -110,7 +112,7 @@ class SeveralSources:
         self.sources = sources
         self.sampler = sampler
         self.settings = settings
-        self.untaught = deepcopy({arm: source.masker for arm, source in sources.items()})
+        self.untaught = deepcopy({name: source.masker for name, source in sources.items()})
         # All sources return the same statistics.
         first = next(iter(sources.values()))
         self.facts = first.facts
@@ -126,28 +128,32 @@ class SeveralSources:
         return not after_probe and not self.learners()
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
-        """Return the micro-batches of ``step``. All of them, on all ranks, are for the same arm."""
-        arm = self.sampler.draw(step, self.settings.steps)
-        batches = self.sources[arm].batches(
+        """Return the micro-batches of ``step``. All of them, on all ranks, are for one
+        objective.
+        """
+        drawn = self.sampler.draw(step, self.settings.steps)
+        batches = self.sources[drawn].batches(
             step,
             rank=rank,
             ranks=ranks,
         )
         for batch in batches:
-            batch.objective = arm
+            batch.objective = drawn
         return batches
 
     def learners(self) -> Learners:
-        """Return the learners of all masking policies. Each learns only from batches of its arm."""
+        """Return the learners of all masking policies. Each learns only from batches of its
+        objective.
+        """
         learners = {}
-        for arm, source in self.sources.items():
+        for objective, source in self.sources.items():
             for name, learner in source.learners().items():
-                learner.objective = arm
-                learners[f"{arm} {name}"] = learner
+                learner.objective = objective
+                learners[f"{objective} {name}"] = learner
         return learners
 
     def streams(self) -> dict[str, StreamedRows]:
-        """Return the streams by name. Arms may share a stream."""
+        """Return the streams by name. Objectives may share a stream."""
         streams: dict[str, StreamedRows] = {}
         for source in self.sources.values():
             streams |= source.streams()
@@ -155,7 +161,7 @@ class SeveralSources:
 
 
 def probe_rows(wanted: int, *, ranks: int, twins: bool) -> int:
-    """Return the number of rows in the probe of an arm, over all ranks.
+    """Return the number of rows in the probe of an objective, over all ranks.
 
     Both halves of a probe need the same number of rows on every rank, so ``wanted`` is rounded up.
 
@@ -171,15 +177,18 @@ def probe_rows(wanted: int, *, ranks: int, twins: bool) -> int:
 
 
 class Probe:
-    """Measures the losses of all arms on two halves of held-out rows.
+    """Measures the losses of all objectives on two halves of held-out rows.
 
     Args:
-        objective: the objectives of all arms.
+        objective: the objectives of all objectives.
         source: the source of training batches, for the maskers.
-        held_out: the held-out rows of each arm. (With training rows, an arm could gain by
-            memorising them.) Without the rows in ``skip``, there must be at least ``sizes`` rows.
-        sizes: the number of rows in the probe of each arm, over all ranks, from ``probe_rows``.
-        skip: for each arm, the indices of the held-out rows that are reserved for evaluations.
+        held_out: the held-out rows of each objective. (With training rows, an objective could gain
+            by memorising them.) Without the rows in ``skip``, there must be at least ``sizes``
+            rows.
+        sizes: the number of rows in the probe of each objective, over all ranks, from
+            ``probe_rows``.
+        skip: for each objective, the indices of the held-out rows that are reserved for
+            evaluations.
         fresh: whether every probe uses new rows and new masks, from policies as they are now, and
             no dropout for ``cse``, as in the released code of MOMETAS.
         rank, ranks: this rank and the number of ranks. Each rank measures a part of the rows.
@@ -204,7 +213,7 @@ class Probe:
         self.held_out = held_out
         self.maskers = source.untaught
         if fresh:
-            self.maskers = {arm: each.masker for arm, each in source.sources.items()}
+            self.maskers = {name: each.masker for name, each in source.sources.items()}
         self.sizes = sizes
         # Schedules are evaluated at the middle step of the run.
         self.total_steps = source.settings.steps
@@ -212,19 +221,20 @@ class Probe:
         self.rank = rank
         self.ranks = ranks
         self.rows: TensorDict = {}
-        # The sampler expects losses in the order of its arms.
-        for arm in source.sources:
-            free = torch.ones(len(held_out[arm]), dtype=torch.bool)
-            free[list(skip.get(arm, ()))] = False
+        # The sampler expects losses in the order of its objectives.
+        for name in source.sources:
+            free = torch.ones(len(held_out[name]), dtype=torch.bool)
+            free[list(skip.get(name, ()))] = False
             numbers = free.nonzero().view(-1)
             seed = fold(source.settings.seed, PROBE_SEED)
-            self.rows[arm] = numbers[permutation(len(numbers), seed=seed, epoch=0)]
-        self.batches = {} if fresh else {arm: self._batches(arm, 0) for arm in self.rows}
+            self.rows[name] = numbers[permutation(len(numbers), seed=seed, epoch=0)]
+        self.batches = {} if fresh else {name: self._batches(name, 0) for name in self.rows}
         self.flops = 0
-        self.work = {arm: Flops(objective.named(arm)) for arm in self.rows}
+        self.work = {name: Flops(objective.named(name)) for name in self.rows}
 
     def __call__(self, turn: int) -> Tensor:
-        """(2, 4, K) on the device: the four sums of ``_counted`` for both halves and all K arms.
+        """(2, 4, K) on the device: the four sums of ``_counted`` for both halves and all K
+        objectives.
 
         The sums are over the rows of this rank.
 
@@ -238,32 +248,32 @@ class Probe:
         # Restore only the random generator of the host. Every training step seeds that of the
         # device.
         with self.objective.judging(), torch.random.fork_rng(devices=()):
-            for arm in self.rows:
-                batches = self.batches.get(arm) or self._batches(arm, turn)
+            for name in self.rows:
+                batches = self.batches.get(name) or self._batches(name, turn)
                 # Dropout of ``cse`` and samples of ``rtd`` must be the same in every probe.
                 torch.manual_seed(fold(PROBE_SEED, turn))
-                objective = self.objective.named(arm)
+                objective = self.objective.named(name)
                 dropout = objective.without_dropout() if self.fresh else nullcontext()
                 with dropout:
                     halves = [_counted(half, objective(half)) for half in batches]
                 sums.append(torch.stack(halves))
                 for half in batches:
-                    work = self.work[arm]
+                    work = self.work[name]
                     self.flops += work.forward(half.tokens, half.targets, half.lengths)
         return torch.stack(sums, 2)
 
-    def _batches(self, arm: str, turn: int) -> list[MaskedBatch]:
-        """Return the masked batches of the two halves of an arm's probe."""
-        rows = self.rows[arm]
+    def _batches(self, name: str, turn: int) -> list[MaskedBatch]:
+        """Return the masked batches of the two halves of an objective's probe."""
+        rows = self.rows[name]
         if self.fresh:
             rows = rows.roll(-(fold(PROBE_SEED, turn) % len(rows)))
-        chosen = rows[: self.sizes[arm]]
+        chosen = rows[: self.sizes[name]]
         device = next(self.objective.parameters()).device
         middle = self.total_steps // 2
         halves = []
         for half in (chosen[::2], chosen[1::2]):
-            line = self.held_out[arm].line(half[self.rank :: self.ranks])
-            batch = self.maskers[arm](
+            line = self.held_out[name].line(half[self.rank :: self.ranks])
+            batch = self.maskers[name](
                 line,
                 step=middle,
                 total_steps=self.total_steps,
@@ -294,14 +304,15 @@ class SamplerLearner(Learner):
         self.every = (sampler.every or watched_every) if probe else 0
         self._make = probe
         self._probe: Probe | None = None
-        count = len(sampler.arms)
-        # Each is (5, K): the four sums of ``_counted`` and the number of steps, for each arm. They
-        # are sums since the last line of metrics, since the start of the run, and over probes.
+        count = len(sampler.objectives)
+        # Each is (5, K): the four sums of ``_counted`` and the number of steps, for each
+        # objective. They are sums since the last line of metrics, since the start of the run, and
+        # over probes.
         self.line_sums, self.run_sums, self.probe_sums = torch.zeros(3, 5, count).double()
         # The FLOPs of all probes, over all ranks; 0 if the sampler does not learn.
         self.probe_flops = torch.zeros(1).double()
-        # For each micro-batch since the last ``offer`` of sums: the index of its arm, and its four
-        # sums on the device.
+        # For each micro-batch since the last ``offer`` of sums: the index of its objective, and its
+        # four sums on the device.
         self.seen: list[tuple[int, Tensor]] = []
         self.steps = torch.zeros(1, count).double()
         # (3, K): the losses of the last probe, on all of its rows and on each half.
@@ -319,18 +330,18 @@ class SamplerLearner(Learner):
         self.now = Progress(0, 0)
 
     def observe(self, batch: MaskedBatch, loss: Loss) -> None:
-        self.seen.append((self.sampler.arms.index(batch.objective), _counted(batch, loss)))
+        self.seen.append((self.sampler.objectives.index(batch.objective), _counted(batch, loss)))
 
     def offer(self, now: Progress) -> Tensor | None:
         if self.seen:
-            # All micro-batches of a step have the same arm, so count one step.
+            # All micro-batches of a step have the same objective, so count one step.
             self.steps[0, self.seen[-1][0]] += 1
         parts = []
         if now.closing and self.seen:
-            arms, sums = zip(*self.seen)
-            by_arm = torch.zeros_like(self.line_sums[:4])
-            by_arm.index_add_(1, torch.tensor(arms), torch.stack(sums, 1).cpu().double())
-            parts.append(by_arm.flatten())
+            places, sums = zip(*self.seen)
+            by_objective = torch.zeros_like(self.line_sums[:4])
+            by_objective.index_add_(1, torch.tensor(places), torch.stack(sums, 1).cpu().double())
+            parts.append(by_objective.flatten())
             self.seen = []
         if self._probes(now):
             assert self._make is not None
@@ -355,12 +366,12 @@ class SamplerLearner(Learner):
         sums = now.sums
         if self._probes(now):
             assert sums is not None
-            count = 8 * len(self.sampler.arms)
+            count = 8 * len(self.sampler.objectives)
             probed, flops = sums[-count - 1 :].split([count, 1])
             sums = sums[: -count - 1]
             self._learn(now, probed.view(2, 4, -1), flops)
         if sums is not None and len(sums):
-            # All ranks draw the same arm, so steps are not summed over ranks.
+            # All ranks draw the same objective, so steps are not summed over ranks.
             new = torch.cat([sums.view(4, -1), self.steps])
             self.line_sums = self.line_sums + new
             self.run_sums = self.run_sums + new
@@ -371,7 +382,7 @@ class SamplerLearner(Learner):
         self._since = tick
 
     def _learn(self, now: Progress, halves: Tensor, flops: Tensor) -> None:
-        """Learn from a probe: the four sums of both halves and all arms, (2, 4, K)."""
+        """Learn from a probe: the four sums of both halves and all objectives, (2, 4, K)."""
         began = time.perf_counter()
         probed = halves.sum(0)
         sums = torch.cat([probed[None], halves])
@@ -401,13 +412,13 @@ class SamplerLearner(Learner):
         """Return the fields of a line of metrics that docs/files.md lists for samplers."""
         total, divisor, _, _, steps = self.line_sums
         # Log the probabilities of the next step. After the last step, there is none, and schedules
-        # may have reached 0 for all arms, so log the last step's probabilities again.
+        # may have reached 0 for all objectives, so log the last step's probabilities again.
         step = min(self.now.done, self.now.total_steps - 1)
         probabilities = self.sampler.probabilities(step, self.now.total_steps)
         found: dict[str, object] = {
             "probabilities": self._named(probabilities),
-            "arm_losses": self._named(total / divisor),
-            "arm_steps": dict(zip(self.sampler.arms, steps.long().tolist())),
+            "objective_losses": self._named(total / divisor),
+            "objective_steps": dict(zip(self.sampler.objectives, steps.long().tolist())),
         }
         if self.every:
             found["probe_losses"] = self._named(self.before[0])
@@ -427,24 +438,25 @@ class SamplerLearner(Learner):
         return found
 
     def _named(self, values: Tensor) -> dict[str, float]:
-        """Return the values that are not NaN, by arm."""
+        """Return the values that are not NaN, by objective."""
         named = zip(
-            self.sampler.arms,
+            self.sampler.objectives,
             values.tolist(),
             strict=True,
         )
         return {name: round(value, 6) for name, value in named if value == value}
 
     def spent(self) -> dict[str, dict[str, int]]:
-        """Return the numbers of ``steps``, ``tokens`` and ``targets`` of each arm, over all ranks.
+        """Return the numbers of ``steps``, ``tokens`` and ``targets`` of each objective, over all
+        ranks.
 
         Probes have separate numbers, which are 0 if the sampler does not learn.
         """
         names = ("targets", "tokens", "steps", "probe_targets", "probe_tokens", "probes")
         counts_K = torch.cat([self.run_sums[2:], self.probe_sums[2:]]).T.long().tolist()
         spent = {}
-        for arm, counts in zip(self.sampler.arms, counts_K):
-            spent[arm] = dict(zip(names, counts))
+        for name, counts in zip(self.sampler.objectives, counts_K):
+            spent[name] = dict(zip(names, counts))
         return spent
 
     def state_dict(self) -> TensorDict:
@@ -471,11 +483,11 @@ def _counted(batch: MaskedBatch, loss: Loss) -> Tensor:
     return torch.stack([total, *(count.to(total.dtype) for count in counts)])
 
 
-def check_enough(arm: str, free: int, *, of: int, size: int) -> None:
+def check_enough(name: str, free: int, *, of: int, size: int) -> None:
     """Raise ``MaskwiseError`` if a probe needs more held-out rows than are ``free``."""
     if free < size:
         raise MaskwiseError(
-            f"there are too few held-out rows to measure the loss of objective {arm!r}",
+            f"there are too few held-out rows to measure the loss of objective {name!r}",
             got=f"{free} of {of}; the other rows are reserved for evaluation",
             allowed=f"≥ {size}",
             do="raise corpus.held_out, or lower evaluation.rows",
