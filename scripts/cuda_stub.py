@@ -3,16 +3,17 @@
     make test-cuda-stub
 
 A stand-in for NVIDIA's libraries (tests/cuda_stub) claims one H100. With fake tensors, which have
-shapes and types but no numbers, torch then runs the forward and backward pass of a step on "cuda":
-it chooses the attention kernels that it would choose on the card, and Inductor generates the code
-that it would run there. So this shows, for every objective and layout, which attention kernel is
-used, which products are in single precision, where the host would wait for the card, how many
-graphs torch.compile makes of the blocks, and the kernels and bytes of a layer. It shows no times
-and no numbers.
+shapes and types but no numbers, torch then makes whole updates on "cuda" (``Engine.update``: both
+passes, clipping and the optimiser): it chooses the attention kernels that it would choose on the
+card, and Inductor generates the code that it would run there. So this shows, for every objective
+and layout, which attention kernel is used, which products are in single precision, where the host
+would wait for the card, how many graphs torch.compile makes of the blocks and of the head with its
+loss, and the kernels and bytes of each graph. It shows no times and no numbers.
 
 The result is written to benchmarks/results/gpu/cuda-stub.json. The exit code is 1 if a case fails,
 the host waits, an encoder in half precision does not use the kernel for documents of different
-lengths, or a compiled block has a graph break. It needs gcc, and torch's build for CUDA.
+lengths, compiled code has a graph break, or the head is not one graph for any number of targets. It
+needs gcc, and torch's build for CUDA.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
-from itertools import product
+from copy import deepcopy
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ DROPOUT = {"bert": "attention_probs_dropout_prob", "modernbert": "attention_drop
 MASKING = {"denoise": {"corruption": "infill"}, "emlm": {"policy": "guided(layer=word_ids)"}}
 HALVED = (("mlm", "bert"), ("mlm", "modernbert"))
 """Objective and family of cases that also run with a residual stream in bf16."""
+CHUNKED = "compiled, head in chunks"
+"""Words of the case whose head runs in chunks, as with many targets."""
+CHUNK = 128
+"""Number of targets of a chunk in that case."""
+STEPS = 3
+"""Updates of a case. Their batches have different numbers of targets."""
 
 ASKS = {
     "_local_scalar_dense",
@@ -133,13 +140,17 @@ def cases() -> list[tuple[str, str, str, str]]:
     return found
 
 
-def runs() -> Iterator[tuple[tuple[str, str, str, str], bool, str]]:
-    """Yield every case, whether its blocks are compiled, and the type of its residual stream."""
-    for case, compiled in product(cases(), (False, True)):
-        yield case, compiled, "fp32"
+def runs() -> Iterator[tuple[tuple[str, str, str, str], str, dict[str, Any]]]:
+    """Yield every case with further words of its name, and with settings of training."""
+    for case in cases():
         objective, _, family, policy = case
-        if compiled and (objective, family) in HALVED and not policy:
-            yield case, compiled, "bf16"
+        yield case, "", {}
+        yield case, "compiled", {"compile": True}
+        if (objective, family) in HALVED and not policy:
+            yield case, "compiled, residual bf16", {"compile": True, "residual": "bf16"}
+    words = ("mlm", "packed", "bert", "")
+    yield words, CHUNKED, {"compile": True}
+    yield words, "compiled, muon", {"compile": True, "optimizer": "muon"}
 
 
 def walk_all(result: Path, only: str) -> int:
@@ -156,13 +167,11 @@ def walk_all(result: Path, only: str) -> int:
     plain = torch.rand
     torch.rand = lambda *size, **named: 1.0 if size == ([],) else plain(*size, **named)
     lines = []
-    for case, compiled, residual in runs():
-        parts = [*case]
-        if compiled:
-            parts += ["compiled", f"residual {residual}"]
-        name = ", ".join(part for part in parts if part)
+    for case, words, more in runs():
+        name = ", ".join(part for part in (*case, words) if part)
         if only in name:
-            lines.append({"case": name, **tried(case, {"compile": compiled, "residual": residual})})
+            with in_small_chunks() if words == CHUNKED else contextlib.nullcontext():
+                lines.append({"case": name, **tried(case, more, words == CHUNKED)})
             show(lines[-1])
     wrong = [line["case"] for line in lines if line["wrong"]]
     found = {
@@ -183,15 +192,21 @@ def show(line: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def tried(case: tuple[str, str, str, str], more: dict[str, Any]) -> dict[str, Any]:
+def tried(
+    case: tuple[str, str, str, str], more: dict[str, Any], chunked: bool = False
+) -> dict[str, Any]:
     """Walk a case; what is wrong with it is listed in ``wrong``.
 
     Args:
         case: objective, layout, family and policy.
         more: settings of training.
+        chunked: whether the head runs in chunks.
     """
     try:
-        line = compiled_step(case, more) if more.get("compile") else step(case, more)
+        plain = tuple((name, value) for name, value in more.items() if name != "compile")
+        line = deepcopy(counted_update(case, plain))
+        if more.get("compile"):
+            line |= compiled_updates(case, more)
     except Exception as error:
         places = [
             f"{Path(frame.filename).name}:{frame.lineno}"
@@ -203,11 +218,21 @@ def tried(case: tuple[str, str, str, str], more: dict[str, Any]) -> dict[str, An
     wrong = []
     if line["waits"]:
         wrong.append("the host waits")
+    called = [line["attention"]]
+    if "graphs_of_blocks" in line:
+        called.append(name for each in line["graphs_of_blocks"] for name in each["attention"])
     encodes = case[2] in DROPOUT
-    if encodes and not any(RAGGED in kernel for kernel in line["attention"]):
+    if encodes and not all(any(RAGGED in kernel for kernel in kernels) for kernels in called):
         wrong.append("attention does not use the kernel for documents")
     if line.get("graph_breaks"):
         wrong.append("graph breaks")
+    if line.get("compiled_again"):
+        wrong.append("graphs are compiled again for other numbers of targets or lengths")
+    # Chunks are computed again in the backward pass, where the flags of fake tensors differ, so
+    # that dynamo makes another graph.
+    passes = 4 if chunked else 2
+    if len(line.get("graphs_of_head", ())) != passes * line.get("heads", 0):
+        wrong.append("not every head is one graph, forward and backward")
     return {"wrong": wrong, **line}
 
 
@@ -227,8 +252,13 @@ def text() -> tuple[Any, Any]:
     return tokenizer, pieces
 
 
-def made(case: tuple[str, str, str, str]) -> tuple[Any, Any, Any]:
-    """Return the objective, its first batch, and the training settings of a case, on the host."""
+def made(case: tuple[str, str, str, str], more: dict[str, Any]) -> tuple[Any, list[Any], Any, Any]:
+    """Return the objective of a case, its first batches, learners and settings, on the host.
+
+    Args:
+        case: objective, layout, family and policy.
+        more: settings of training.
+    """
     import torch
 
     from maskwise.masking.batch import COPIED
@@ -245,42 +275,52 @@ def made(case: tuple[str, str, str, str]) -> tuple[Any, Any, Any]:
         fields[DROPOUT[family]] = 0.0
     torch.manual_seed(0)
     model = new_model(new_config(family, tokenizer, LENGTH, kind=kind.kind, **fields), seed=0)
-    settings = TrainingSettings(steps=10, batch_size=ROWS, log_every=10)
+    settings = TrainingSettings(steps=10, batch_size=ROWS, log_every=10, **more)
     masking = {**MASKING.get(name, {}), **({"policy": policy} if policy else {})}
     masker = kind.maker(tokenizer, seed=0, length=LENGTH, **masking)
     source = MaskedSource(Rows.of(pieces, layout), masker, settings)
-    batch = source.batches(0, rank=0, ranks=1)[0]
-    # Training computes these on the host, too, before the batch is copied.
-    for attribute in COPIED:
-        getattr(batch, attribute)
-    return objective(name, model), batch, settings
+    batches = [source.batches(number, rank=0, ranks=1)[0] for number in range(STEPS)]
+    for batch in batches:
+        # Training computes these on the host, too, before the batch is copied.
+        for attribute in COPIED:
+            getattr(batch, attribute)
+    return objective(name, model), batches, source.learners(), settings
 
 
-def to_card(objective: Any, batch: Any) -> Any:
-    """Replace the parameters of an objective by fake ones on the card, and return the batch there.
+def fake(value: Any) -> Any:
+    """Return fake tensors on the card in place of a tensor, or of a dict or tuple of tensors.
 
-    Call it in a ``FakeTensorMode``.
+    Call it in a ``FakeTensorMode``, as the next two functions.
     """
-    from dataclasses import replace
-
     import torch
 
-    from maskwise.masking.batch import COPIED
+    if isinstance(value, torch.Tensor):
+        return torch.empty(value.shape, dtype=value.dtype, device="cuda")
+    if isinstance(value, dict):
+        return {name: fake(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(fake(each) for each in value)
+    return value
 
-    def fake(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return torch.empty(value.shape, dtype=value.dtype, device="cuda")
-        if isinstance(value, dict):
-            return {name: fake(each) for name, each in value.items()}
-        if isinstance(value, tuple):
-            return tuple(fake(each) for each in value)
-        return value
+
+def on_card(batch: Any) -> Any:
+    """Return a batch on the card."""
+    from dataclasses import replace
+
+    from maskwise.masking.batch import COPIED
 
     there = replace(batch)
     if batch.loss_weight is not None:
         there.loss_weight = fake(batch.loss_weight.float())
     for name in COPIED:
         setattr(there, name, fake(getattr(batch, name)))
+    return there
+
+
+def put_on_card(objective: Any) -> None:
+    """Replace the parameters of an objective by fake ones on the card."""
+    import torch
+
     # Tied weights stay tied.
     known: dict[int, Any] = {}
     for part in objective.modules():
@@ -294,33 +334,86 @@ def to_card(objective: Any, batch: Any) -> Any:
                         moved = torch.nn.Parameter(moved, value.requires_grad)
                     known[id(value)] = moved
                 tensors[name] = known[id(value)]
-    return there
 
 
-def step(case: tuple[str, str, str, str], more: dict[str, Any]) -> dict[str, Any]:
-    """Walk one step without compilation. ``more`` are settings of training."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+@contextlib.contextmanager
+def training(case: tuple[str, str, str, str], more: dict[str, Any]) -> Iterator[Any]:
+    """A context with the objective of a case, and an iterator of functions that make an update.
 
-    from maskwise.training import wrapping
+    Args:
+        case: objective, layout, family and policy.
+        more: settings of training.
+    """
+    from unittest.mock import patch
 
-    objective, batch, settings = made(case)
-    settings = settings.model_copy(update=more)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        there = to_card(objective, batch)
-        with wrapping.wrapped(objective, settings, contextlib.nullcontext, bf16=True):
-            objective.train()
-            with counting() as found:
-                both_passes(objective, there)
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch.optim.optimizer import _foreach_supported_types as in_optimisers
+    from torch.utils._foreach_utils import _foreach_supported_types as elsewhere
+
+    from maskwise.training.data import Step
+    from maskwise.training.engine import Engine
+
+    # Fake tensors are updated as real ones are: many with one call.
+    for types in (in_optimisers, elsewhere):
+        if FakeTensor not in types:
+            types.append(FakeTensor)
+    objective, batches, learners, settings = made(case, more)
+    for learner in learners.values():
+        learner.meet(objective)
+
+    def observe(batch: Any, loss: Any) -> None:
+        for learner in learners.values():
+            learner.observe(batch, loss)
+
+    def updates(engine: Any) -> Iterator[Any]:
+        for number, batch in enumerate(batches):
+            counted = batch.targets if batch.counted is None else batch.counted
+            sums = {"targets": batch.targets, "counted": counted}
+            step = Step(number, [on_card(batch)], batch.targets, {}, counted, sums)
+            yield lambda step=step: engine.update(step, observe)
+
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        # Fake parameters are on the card from the beginning, and cannot be replaced later.
+        patch.object(torch.nn.Module, "to", lambda module, *given, **named: module),
+    ):
+        put_on_card(objective)
+        engine = Engine(objective, settings)
+        try:
+            yield objective, updates(engine)
+        finally:
+            engine.close()
+
+
+@cache
+def counted_update(case: tuple[str, str, str, str], more: tuple[tuple[str, Any], ...]) -> Any:
+    """Count what runs in the second update without compilation. ``more`` are settings.
+
+    That of compiled updates is counted here, too, because nothing compiles inside a mode that
+    counts, or after it.
+    """
+    with training(case, dict(more)) as (_, updates):
+        # In the first one, optimisers make their state.
+        next(updates)()
+        update = next(updates)
+        with counting() as found:
+            update()
     return found
 
 
-def both_passes(objective: Any, batch: Any) -> None:
-    """Run the forward pass in bf16 and the backward pass."""
-    import torch
+@contextlib.contextmanager
+def in_small_chunks() -> Iterator[None]:
+    """A context in which the head runs in chunks of ``CHUNK`` targets."""
+    from unittest.mock import patch
 
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        outcome = objective(batch)
-    outcome.total.backward()
+    from maskwise.objectives import chunks
+
+    # The same case has been counted with a head in one piece.
+    counted_update.cache_clear()
+    with patch.object(chunks, "entries", lambda device: CHUNK * SIZE["vocab_size"]):
+        yield
+    counted_update.cache_clear()
 
 
 @contextlib.contextmanager
@@ -341,7 +434,8 @@ def counting() -> Iterator[dict[str, Any]]:
             name = function.overloadpacket.__name__
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
             made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
-            if not function.is_view:
+            # A question for the device of a tensor is no operation.
+            if not function.is_view and function.namespace != "prim":
                 kernels["operations"] += 1
             if "attn" in name or "attention" in name:
                 attention[f"{name} {str(made[0].dtype)[6:]}"] += 1
@@ -374,53 +468,51 @@ def place() -> str:
     return f"{frames[-1].filename.rpartition('/maskwise/')[2]}:{frames[-1].lineno}"
 
 
-# Compiled blocks
+# Compiled blocks and heads
 # -------------------------------------------------------------------------------------------
 
 
-def compiled_step(case: tuple[str, str, str, str], more: dict[str, Any]) -> dict[str, Any]:
-    """Walk two steps with compiled blocks, whose code is generated but not run.
+def compiled_updates(case: tuple[str, str, str, str], more: dict[str, Any]) -> dict[str, Any]:
+    """Walk updates with compiled code, which is generated but not run.
 
-    In the first step, blocks with documents are not compiled, because they record which masks they
-    need. What ran is counted in a step without compilation, because nothing compiles inside a mode
-    that counts, or after it.
+    In the first update, blocks with documents are not compiled, because they record which masks
+    they need.
     """
-    import torch
     import torch._dynamo
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from maskwise.training import wrapping
+    from maskwise.families import prediction_head
+    from maskwise.objectives import MaskedLanguageModelling
+    from maskwise.weights import parts
 
-    found = step(case, {**more, "compile": False})
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    generated: list[dict[str, Any]] = []
-    objective, batch, settings = made(case)
-    settings = settings.model_copy(update=more)
-    with inductor(generated), FakeTensorMode(allow_non_fake_inputs=True):
-        there = to_card(objective, batch)
-        with wrapping.wrapped(objective, settings, contextlib.nullcontext, bf16=True):
-            objective.train()
-            both_passes(objective, there)
-            both_passes(objective, there)
     counters = torch._dynamo.utils.counters
-    found["graphs"] = counters["stats"].get("unique_graphs", 0)
+    counters.clear()
+    generated: dict[str, list[dict[str, Any]]] = {}
+    graphs = []
+    found: dict[str, Any] = {}
+    with inductor(generated), training(case, more) as (objective, updates):
+        heads = [*parts(objective, MaskedLanguageModelling)]
+        found["heads"] = sum(prediction_head(head.model) is not None for head in heads)
+        for update in updates:
+            update()
+            graphs.append(counters["stats"].get("unique_graphs", 0))
+    # The first update compiles heads, and the second one blocks.
+    found["graphs"] = graphs[1]
+    found["compiled_again"] = graphs[-1] - graphs[1]
     found["graph_breaks"] = dict(counters["graph_break"])
-    found["generated"] = generated
-    for each in generated:
-        for name in each["attention"]:
-            found["attention"].setdefault(name, 0)
-            found["attention"][name] += 1
+    for part, lines in generated.items():
+        found[f"graphs_of_{part}"] = lines
     return found
 
 
 @contextlib.contextmanager
-def inductor(generated: list[dict[str, Any]]) -> Iterator[None]:
+def inductor(generated: dict[str, list[dict[str, Any]]]) -> Iterator[None]:
     """A context in which ``torch.compile`` generates code for the card, and then runs the graph.
 
     Args:
-        generated: gets a dict for each graph: forward or backward, kernels of Triton, products,
-            attention kernels, and bytes read and written.
+        generated: gets, for each kind of compiled function ("blocks", "head", "muon"), a dict for
+            each graph: forward or backward, kernels of Triton, products, attention kernels, and
+            bytes read and written.
     """
     from unittest.mock import patch
 
@@ -431,9 +523,11 @@ def inductor(generated: list[dict[str, Any]]) -> Iterator[None]:
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
     from torch._inductor.graph import GraphLowering
 
-    from maskwise.objectives import MaskedLanguageModelling
+    from maskwise.objectives.mlm import read_head
     from maskwise.training import wrapping
+    from maskwise.training.optim import orthogonal
 
+    names = {read_head: "head", orthogonal: "muon"}
     codes: list[tuple[str, float]] = []
     plain_codegen = GraphLowering.codegen
 
@@ -449,7 +543,7 @@ def inductor(generated: list[dict[str, Any]]) -> Iterator[None]:
         def run(self, *given: Any, **named: Any) -> None: ...
         def precompile(self, *given: Any, **named: Any) -> None: ...
 
-    def inner(graph: Any, inputs: Any, **named: Any) -> Any:
+    def inner(part: str, graph: Any, inputs: Any, **named: Any) -> Any:
         before = len(codes)
         reason = ""
         try:
@@ -468,24 +562,23 @@ def inductor(generated: list[dict[str, Any]]) -> Iterator[None]:
             line["megabytes"] = round(moved / 1e6, 1)
         else:
             line |= {"attention": [], "failed": reason}
-        generated.append(line)
+        generated.setdefault(part, []).append(line)
         return make_boxed_func(graph.forward)
 
-    def backend(graph: Any, inputs: Any) -> Any:
-        return compile_fx(graph, inputs, inner_compile=inner)
-
+    # Functions share compiled code only if they have the same backend.
+    backends = {
+        part: partial(compile_fx, inner_compile=partial(inner, part))
+        for part in ("blocks", *names.values())
+    }
     plain = torch.compile
 
     def compiled(function: Any = None, **named: Any) -> Any:
         named.pop("mode", None)
-        # Code for lengths that change has no sizes, so no bytes could be counted.
-        return plain(function, **{**named, "dynamic": False, "backend": backend})
+        return plain(function, **named, backend=backends[names.get(function, "blocks")])
 
     with (
         patch.object(torch, "compile", compiled),
         patch.object(wrapping, "require_compiler", lambda device: None),
-        # To choose a form of its products, the compiler would run them.
-        patch.object(MaskedLanguageModelling, "compile_head", lambda head: None),
         patch.object(GraphLowering, "codegen", codegen),
         patch.object(compiler.AsyncCompile, "triton", lambda *given, **named: Kernel()),
         patch.object(compiler.AsyncCompile, "wait", lambda self, scope: None),
