@@ -60,7 +60,7 @@ def scripted(
     def evaluate(step: int, ranks: Ranks) -> list[dict[str, Any]]:
         if step == kill:
             raise KeyboardInterrupt
-        best.judge(step, LOSSES[step - 1])
+        best.compare(step, LOSSES[step - 1])
         return [{"loss": LOSSES[step - 1], "enough": best.is_enough(step)}]
 
     source = MaskedSource(DATA, masker, chosen)
@@ -223,17 +223,17 @@ def test_pretraining_resumes_to_the_same_best_state(
     """The process dies in an evaluation."""
     recipe = read_recipe(source, CHOOSING)
     whole = run_pretrain(recipe, tmp_path / "whole")
-    judge = Best.judge
+    compare = Best.compare
     calls = []
 
     def dying(best: Best, step: int, loss: float) -> bool:
         calls.append(step)
         if len(calls) == kill:
             raise KeyboardInterrupt
-        return judge(best, step, loss)
+        return compare(best, step, loss)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Best, "judge", dying)
+        patch.setattr(Best, "compare", dying)
         with suppress(KeyboardInterrupt):
             run_pretrain(recipe, tmp_path / "killed")
     assert not (tmp_path / "killed/done.json").exists()

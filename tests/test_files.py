@@ -13,7 +13,7 @@ from maskwise.tasks import load_task
 from maskwise.text import read_documents
 from maskwise.text.documents import lines_note, longest_field
 from maskwise.text.settings import CorpusSettings
-from maskwise.text.tables import Record, read_table
+from maskwise.text.tables import FieldValues, read_table
 from tiny import write_lines
 
 SENTENCES = [f"Sentence number {n} says something of its own." for n in range(12)]
@@ -58,7 +58,7 @@ def test_any_separator(separator: str, ending: str, tmp_path: Path) -> None:
     assert len(list(read_documents(path))) == 48
 
 
-def rows_of(path: Path, table: str) -> list[Record]:
+def rows_of(path: Path, table: str) -> list[FieldValues]:
     """The rows of a table, which are the same in parts and at once."""
     path.write_text(table, encoding="utf-8", newline="")
     rows = list(read_table(path))

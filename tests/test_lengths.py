@@ -89,7 +89,7 @@ def test_another_decay_begins_where_its_share_says() -> None:
 def test_the_lowest_loss_is_kept_and_of_equal_losses_the_first() -> None:
     lowest = Lowest()
     losses = (float("nan"), 3.0, 2.0, 2.0, 4.0)
-    assert [lowest.judge(step, loss) for step, loss in enumerate(losses, 1)] == [0, 1, 1, 0, 0]
+    assert [lowest.compare(step, loss) for step, loss in enumerate(losses, 1)] == [0, 1, 1, 0, 0]
     assert (lowest.step, lowest.loss) == (3, 2.0)
 
 

@@ -364,7 +364,7 @@ def test_a_learning_that_gets_no_better_ends(
         average.outer += loss
         average.slopes.count += 1
         if step % 3 == 0:
-            line = average.judge(step, gains[step // 3 - 1])
+            line = average.compare(step, gains[step // 3 - 1])
             if line.get("enough"):
                 break
     assert average.stopped == stopped == line["stopped"]

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from maskwise.errors import MaskwiseError
-from maskwise.learning.card import judge
+from maskwise.learning.card import measures_of
 from maskwise.learning.examples import contexts_of, find_contexts, occurrences
 from maskwise.learning.labels import (
     NOT_IN_CONTEXT,
@@ -251,10 +251,10 @@ def test_a_policy_learns_to_find_answers_that_it_has_not_seen(head, tokenizer):
         (test if unseen else train).append((row["context"], row["answers"]))
     known, unknown = (answer_labels(pairs, Counter()) for pairs in (train, test))
     policy = PolicyModel.new(tokenizer, settings={"hidden_size": 16}, head=head, length=32)
-    before = judge(policy, unknown)
+    before = measures_of(policy, unknown)
     how = {"steps": 60, "batch_size": 16, "learning_rate": 1e-2, "precision": "no"}
     learn_supervised(policy, known, training=TrainingSettings(**how, eval_every=30))
-    after = judge(policy, unknown)
+    after = measures_of(policy, unknown)
     assert before["weight_on_labels"] == pytest.approx(before["labelled_words"], abs=0.1)
     assert after["weight_on_labels"] > 0.6 > 3 * before["weight_on_labels"]
     if head == "spans":
@@ -265,7 +265,7 @@ def test_a_policy_learns_to_find_answers_that_it_has_not_seen(head, tokenizer):
 def test_recall_is_taken_at_as_many_spans_as_there_are_salient_ones(tokenizer):
     text = "In 1999 Ada Lovelace met bada kefe in Paris."
     policy = PolicyModel.new(tokenizer, settings={"hidden_size": 8}, head="spans", length=32)
-    measures = judge(policy, [Marked(text, ((8, 20),), (("Ada Lovelace",),))])
+    measures = measures_of(policy, [Marked(text, ((8, 20),), (("Ada Lovelace",),))])
     assert measures["salient"]["recall"] == 1
     assert measures["spans"] == measures["salient"]["spans"] == 3 <= measures["words"]
     assert 0 <= measures["covered_in_as_many_words"] <= measures["covered"] <= 1

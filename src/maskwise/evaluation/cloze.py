@@ -50,7 +50,7 @@ from maskwise.families import most_tokens
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.measurements import Measurement
 from maskwise.specs import user_path
-from maskwise.text.labelled import Record, read_records
+from maskwise.text.labelled import FieldValues, read_records
 from maskwise.training.data import by_width
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _templates(path: Path, given: str | None) -> dict[str, str]:
     return templates
 
 
-def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -> Fact:
+def _fact(record: FieldValues, templates: Mapping[str, str], name: str, where: str) -> Fact:
     answer = record.get("obj_label")
     subject = _text(record.get("sub_label"))
     columns = ", ".join(map(str, record))
@@ -263,7 +263,7 @@ def _fact(record: Record, templates: Mapping[str, str], name: str, where: str) -
     return Fact(relation, subject, answer.strip(), text)
 
 
-def _sentence(record: Record) -> str:
+def _sentence(record: FieldValues) -> str:
     """Join the masked sentences, as in LAMA, or return the first evidence; "" without either."""
     sentences = record.get("masked_sentences")
     evidences = record.get("evidences")

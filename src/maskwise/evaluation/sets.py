@@ -29,7 +29,7 @@ from maskwise.masking.vocabulary import Vocabulary
 from maskwise.measurements import Measurement
 from maskwise.specs import read_options, user_path
 from maskwise.text.encoding import encode
-from maskwise.text.labelled import Record, read_records
+from maskwise.text.labelled import FieldValues, read_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ def _path(source: str) -> Path:
     return path
 
 
-def read_set(path: Path) -> list[Record]:
+def read_set(path: Path) -> list[FieldValues]:
     """Read the records in a file; raise an error if there are none."""
     records = read_records(path)
     if not records:

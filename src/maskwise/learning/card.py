@@ -1,7 +1,8 @@
 """Evaluate a learned masking policy on held-out texts, summarise its weights, and write its card.
 
 The policy gives each word a weight (how often to mask the word), and finds the best spans of each
-text. In the held-out texts, the answers of a task are labelled. ``judge`` computes three measures:
+text. In the held-out texts, the answers of a task are labelled. ``measures_of`` computes three
+measures:
 
 - the exact match and F1 of the best span of a text with the answers (Rajpurkar et al. 2016);
 - how many answers are among the n best spans of a text. The baseline is the salient spans (names,
@@ -204,7 +205,7 @@ def _with_bold(words: Sequence[tuple[str, float, float]]) -> str:
 # -------------------------------------------------------------------------------------------
 
 
-def judge(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
+def measures_of(policy: PolicyModel, marked: Sequence[Marked]) -> Measures:
     """Evaluate a policy on held-out labelled texts.
 
     Returns:

@@ -24,7 +24,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json, write_whole
 from maskwise.learning.annotator import Floats
-from maskwise.learning.card import Measures, judge, policy_card, show, word_weights
+from maskwise.learning.card import Measures, measures_of, policy_card, show, word_weights
 from maskwise.learning.examples import Examples
 from maskwise.learning.labels import Labels, labels_of
 from maskwise.learning.meta import MetaResult, learn_policy, losses_of
@@ -94,8 +94,8 @@ class Lesson:
 
         Returns:
             A record with ``policy`` (the folder of the policy), ``method``, ``task``, the measures
-            from learning, and the results of ``judge`` on the labelled texts of dev (key ``dev``)
-            and of test (key ``held_out``).
+            from learning, and the results of ``measures_of`` on the labelled texts of dev (key
+            ``dev``) and of test (key ``held_out``).
 
         Raises:
             MaskwiseError: the corpus is a stream, or no policy can be learned from the task.
@@ -348,10 +348,10 @@ def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> to
 
 
 def _measured(policy: PolicyModel, labels: Labels) -> Measures:
-    """Return the results of ``judge`` on the labelled texts of dev and of test, if any."""
+    """Return the results of ``measures_of`` on the labelled texts of dev and of test, if any."""
     measures = {}
     for name, split in (("dev", "dev"), ("held_out", "test")):
         marked = labels.marked(split)
         if marked:
-            measures[name] = judge(policy, marked)
+            measures[name] = measures_of(policy, marked)
     return measures

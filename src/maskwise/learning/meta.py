@@ -136,13 +136,13 @@ def learn_policy(
     average = PolicyAverage(policy, settings)
     outer = outer_settings(settings)
 
-    def judge(step: int, ranks: Ranks) -> list[Facts]:
-        return [average.judge(step, model.gain_of(average.policy, ranks))]
+    def of_average(step: int, ranks: Ranks) -> list[Facts]:
+        return [average.compare(step, model.gain_of(average.policy, ranks))]
 
-    evaluate: Evaluate = judge
+    evaluate: Evaluate = of_average
     if watch is not None:
         outer = outer.model_copy(update=dict(watch.settings))
-        evaluate = watch(judge)
+        evaluate = watch(of_average)
     try:
         train(
             MetaObjective(policy, model),
@@ -599,7 +599,7 @@ class PolicyAverage(Learner):
     def facts(self) -> Facts:
         return self.shown
 
-    def judge(self, step: int, gain: float) -> Facts:
+    def compare(self, step: int, gain: float) -> Facts:
         """Update the best policy, and decide whether to stop.
 
         Args:

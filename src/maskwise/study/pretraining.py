@@ -140,7 +140,7 @@ def pretrain(
     def choose(step: int, ranks: Ranks) -> list[Plain]:
         assert best is not None
         lines = [dict(line) for line in held_out(judged, ranks)]
-        if best.judge(step, own_loss(lines, recipe)):
+        if best.compare(step, own_loss(lines, recipe)):
             best.lines = [dict(line) for line in of_verdict(judged, ranks)]
         facts: Plain = {"documents": "dev", "best_step": best.step}
         if best.is_enough(step):

@@ -391,7 +391,7 @@ def _choose(stage: Stage, store: StageStore) -> Plain:
         end = TrainingPart(**parts[-1].what["part"]).end
         found[end] = store.result(name) or {}
         lines[end] = parts
-        lowest.judge(end, found[end]["dev_loss"])
+        lowest.compare(end, found[end]["dev_loss"])
     if not lowest.step:
         raise MaskwiseError("no length has a finite loss", got=str([*found]))
     folder = store.folder(stage)

@@ -40,7 +40,7 @@ from maskwise.tasks.columns import (
 from maskwise.tasks.metrics import ENTITY_F1, UNSEEN, any_class
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.tasks.tensors import Cutter, Encoded, Flat
-from maskwise.text.labelled import Record
+from maskwise.text.labelled import FieldValues
 
 CLASS_METRICS = ("accuracy", "macro-f1", "matthews")
 TEXT = ("text", "sentence", "sentence1", "premise", "question1", "question", "utterance", "content")
@@ -74,7 +74,7 @@ class TextRow(Row):
         return self.label
 
 
-def text_row(record: Record, columns: ColumnNames, where: str) -> TextRow | str:
+def text_row(record: FieldValues, columns: ColumnNames, where: str) -> TextRow | str:
     """Convert a record to a row, or return the reason for skipping the record."""
     text, pair, label = columns.cells(record)
     texts = {"text": text}
@@ -197,7 +197,7 @@ def _has_several(records: Records, given: ColumnNames) -> bool:
     return joined and len(parts) <= min(MOST_LABELS, len(whole))
 
 
-def _several_row(record: Record, columns: ColumnNames, where: str) -> LabelledRow | str:
+def _several_row(record: FieldValues, columns: ColumnNames, where: str) -> LabelledRow | str:
     text, _, value = columns.cells(record)
     if not is_missing(text):
         require_text(text, "text", where)
@@ -280,7 +280,7 @@ class ScoredRow(Row):
     score: float
 
 
-def _scored_row(record: Record, columns: ColumnNames, where: str) -> ScoredRow | str:
+def _scored_row(record: FieldValues, columns: ColumnNames, where: str) -> ScoredRow | str:
     row = text_row(record, columns, where)
     if isinstance(row, str):
         return row
@@ -394,7 +394,7 @@ def _has_words(records: Records, given: ColumnNames) -> bool:
     return any(isinstance(records[0].get(name), list) for name in names)
 
 
-def _tagged_row(record: Record, columns: ColumnNames, where: str) -> TaggedRow | str:
+def _tagged_row(record: FieldValues, columns: ColumnNames, where: str) -> TaggedRow | str:
     tokens, _, tags = columns.cells(record)
     if tags is None:
         return NO_LABEL

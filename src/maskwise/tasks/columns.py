@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, TypeAlias
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.masking.line import Names
 from maskwise.text.documents import inside, paths
-from maskwise.text.labelled import Record
+from maskwise.text.labelled import FieldValues
 from maskwise.text.tables import refuse_rows_as_names
 
-Records: TypeAlias = Sequence[Record]
+Records: TypeAlias = Sequence[FieldValues]
 # Reasons for skipping a row. Skipped rows are counted for each reason.
 NO_LABEL, NO_TEXT, NO_ANSWER = "no label", "no text", "no answer"
 # Columns with all choices of a multiple-choice question. Other files have one column per choice.
@@ -39,7 +39,7 @@ class ColumnNames(NamedTuple):
     pair: str | None = None
     label: str | None = None
 
-    def cells(self, record: Record) -> list[Any]:
+    def cells(self, record: FieldValues) -> list[Any]:
         """Return the cells (text, pair, label) of a record; None if a column is missing."""
         return [record.get(column or "") for column in self]
 
@@ -67,7 +67,7 @@ def first_in(names: Iterable[str], record: Iterable[str]) -> str | None:
 
 
 def find_columns(
-    usual: UsualColumns, record: Record, given: ColumnNames, where: str
+    usual: UsualColumns, record: FieldValues, given: ColumnNames, where: str
 ) -> ColumnNames:
     """Choose the columns of a record: the given columns, or else the usual columns.
 
@@ -286,7 +286,7 @@ def require_number(label: object, where: str) -> float:
 # Records
 
 
-def choices_of(record: Record) -> tuple[list[str], list[object]]:
+def choices_of(record: FieldValues) -> tuple[list[str], list[object]]:
     """Return the names of the choices in a record, and their texts.
 
     The list of names is empty in most formats. In some, the names are letters such as "A".
@@ -341,7 +341,7 @@ def right_choice(
     return index if 0 <= index < len(texts) else None
 
 
-def flat(record: Record, given: ColumnNames) -> Record:
+def flat(record: FieldValues, given: ColumnNames) -> FieldValues:
     """Add a column for each given name that is a path into nested objects, such as "review.text".
 
     In AI2's files, "question" may be an object. The fields of this object become columns, too.
@@ -362,7 +362,7 @@ def flat(record: Record, given: ColumnNames) -> Record:
 TEMPLATE_TEXT = "text of the template"
 
 
-def with_text(record: Record, template: str, place: str) -> Record:
+def with_text(record: FieldValues, template: str, place: str) -> FieldValues:
     """Fill a template, such as "{question} {context}", and add it as column ``TEMPLATE_TEXT``.
 
     A list of sentences is joined by spaces. Choices are written as (A) … (B) ….

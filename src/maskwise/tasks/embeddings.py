@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from maskwise.tasks.classes import SEQUENCE_CLASSIFICATION, SIMILARITY
 from maskwise.tasks.columns import NO_TEXT, ColumnNames, UsualColumns, require_text
 from maskwise.tasks.task import Row, Task, TaskKind
-from maskwise.text.labelled import Record
+from maskwise.text.labelled import FieldValues
 
 # The embeddings (N, H) of all texts of each split. The two texts of a pair are adjacent rows.
 ByText = Mapping[str, Tensor]
@@ -110,7 +110,7 @@ class PairedRow(Row):
     passage: str
 
 
-def _paired_row(record: Record, columns: ColumnNames, where: str) -> PairedRow | str:
+def _paired_row(record: FieldValues, columns: ColumnNames, where: str) -> PairedRow | str:
     query, passage, _ = columns.cells(record)
     require_text(query, "title", where)
     require_text(passage, "text", where)

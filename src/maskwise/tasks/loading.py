@@ -86,7 +86,7 @@ from maskwise.tasks.splits import (
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.tasks.written import CLOZE_QA, generation
 from maskwise.text.documents import refuse_gone
-from maskwise.text.labelled import Record
+from maskwise.text.labelled import FieldValues
 
 _BUILT_IN = {
     kind.name: kind
@@ -590,7 +590,7 @@ def _refuse_names_as_row(
         )
 
 
-def _notes_on_names(columns: ColumnNames, names: Record) -> list[str]:
+def _notes_on_names(columns: ColumnNames, names: FieldValues) -> list[str]:
     """Note other columns of the file that have the name of a chosen column."""
     notes = []
     for column in columns:
@@ -618,7 +618,7 @@ def _empty_split(split: str, reading: Reading) -> MaskwiseError:
     return MaskwiseError(f"{asked.place} has no rows", do="check its files")
 
 
-def _present(column: str | None, record: Record) -> str | None:
+def _present(column: str | None, record: FieldValues) -> str | None:
     """Return the first of the columns "a|b" that the record has, or the name as it was given."""
     if column is None or column in record:
         return column

@@ -44,7 +44,7 @@ from maskwise.tasks.metrics import normalise
 from maskwise.tasks.splits import ANSWERS, CONTEXT
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows
 from maskwise.tasks.tensors import Cutter, Data, Flat, TaskBatch, batches, edges, places_of
-from maskwise.text.labelled import Record
+from maskwise.text.labelled import FieldValues
 
 # The limits in BERT's SQuAD code. A question never gets more than half of the tokens of a window.
 MAX_ANSWER_TOKENS, MAX_QUESTION_TOKENS = 30, 64
@@ -52,7 +52,7 @@ MAX_ANSWER_TOKENS, MAX_QUESTION_TOKENS = 30, 64
 # Answers in words
 
 
-def relation_of(record: Record) -> str:
+def relation_of(record: FieldValues) -> str:
     """Return the relation that a question asks for, from LAMA's columns; "" if there is none."""
     for name in ("relation", "predicate_id", "predicate", "pred", "property"):
         value = record.get(name)
@@ -61,7 +61,7 @@ def relation_of(record: Record) -> str:
     return ""
 
 
-def passage_of(record: Record) -> str:
+def passage_of(record: FieldValues) -> str:
     """Return the text about a question, from the column for contexts; "" if there is none."""
     for name in CONTEXT:
         value = record.get(name)
@@ -129,7 +129,7 @@ def _has_context(records: Records, given: ColumnNames) -> bool:
     return {"context", "question"} <= names and has_answers and not given.label
 
 
-def _marked_row(record: Record, columns: ColumnNames, where: str) -> MarkedRow | str:
+def _marked_row(record: FieldValues, columns: ColumnNames, where: str) -> MarkedRow | str:
     context, question, cell = columns.cells(record)
     require_text(context, "context", where, filled=True)
     require_text(question, "question", where, filled=True)
@@ -335,7 +335,7 @@ def _has_choices(records: Records, given: ColumnNames) -> bool:
     return bool(choices_of(records[0])[1])
 
 
-def _choice_row(record: Record, columns: ColumnNames, where: str) -> ChoiceRow | str:
+def _choice_row(record: FieldValues, columns: ColumnNames, where: str) -> ChoiceRow | str:
     question, context, answer = columns.cells(record)
     require_text(question, "question", where)
     if context is not None:

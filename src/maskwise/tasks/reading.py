@@ -23,7 +23,7 @@ from maskwise.text import bundled_path
 from maskwise.text.documents import source_path
 from maskwise.text.labelled import (
     READERS,
-    Record,
+    FieldValues,
     ending_of,
     read_cells,
     read_hub,
@@ -44,7 +44,7 @@ _SPLIT_OF = {
     **dict.fromkeys(("dev", "validation", "valid", "val"), "dev"),
     "test": "test",
 }
-BySplit: TypeAlias = dict[str, list[Record]]
+BySplit: TypeAlias = dict[str, list[FieldValues]]
 
 
 # Cards
@@ -161,7 +161,7 @@ def _read_folder(spec: str, folder: Path, layout: Layout) -> BySplit:
     return _by_split(spec, {split: _read_file(path, layout) for split, path in by_name.items()})
 
 
-def _read_file(path: Path, layout: Layout) -> list[Record]:
+def _read_file(path: Path, layout: Layout) -> list[FieldValues]:
     if layout.columns and layout.header:
         # Some rows of STS-B have more cells than columns.
         rows = read_cells(path, header=False, usual="\t")
@@ -210,7 +210,7 @@ def _files_by_name(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _by_column(spec: str, records: list[Record]) -> BySplit:
+def _by_column(spec: str, records: list[FieldValues]) -> BySplit:
     """Divide the records of one file by its column ``split``, if there is one."""
     if not any("split" in record for record in records):
         return {ALL: records}
@@ -246,7 +246,7 @@ def _by_split(spec: str, by_name: BySplit) -> BySplit:
 # -------------------------------------------------------------------------------------------
 
 
-def merged(records: Sequence[Record]) -> Record:
+def merged(records: Sequence[FieldValues]) -> FieldValues:
     """Return one record with every column of the records, and the first value of each column.
 
     JSON lines may leave out empty columns, so the first record may lack some columns.
@@ -259,7 +259,7 @@ def merged(records: Sequence[Record]) -> Record:
     return whole
 
 
-def records_where(records: list[Record], where: str, place: str) -> list[Record]:
+def records_where(records: list[FieldValues], where: str, place: str) -> list[FieldValues]:
     """Return the records that meet the condition ``where``, which is "column=value"."""
     column, sign, value = where.partition("=")
     if not sign:

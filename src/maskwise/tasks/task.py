@@ -35,7 +35,7 @@ from maskwise.tasks.metrics import (
     nats_of_items,
 )
 from maskwise.tasks.splits import SPLITS, dropped, place_of
-from maskwise.text.labelled import Record
+from maskwise.text.labelled import FieldValues
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,7 +120,7 @@ class TaskKind:
     """Names in ``metrics.METRICS``; the first is the default."""
     columns: UsualColumns
 
-    row: Callable[[Record, ColumnNames, str], Row | str]
+    row: Callable[[FieldValues, ColumnNames, str], Row | str]
     """Maps (record, columns, location) to a row, or to a reason for skipping the record."""
     gold: Callable[[Task, str], Any]
     """Returns the correct answers of a split: an array, or for each row a list of correct texts."""

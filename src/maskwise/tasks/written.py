@@ -56,7 +56,7 @@ from maskwise.tasks.tensors import (
     edges,
     were_cut,
 )
-from maskwise.text.labelled import Record
+from maskwise.text.labelled import FieldValues
 from maskwise.training.data import by_width
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class QARow(Row):
     passage: str = ""
 
 
-def _question_row(record: Record, columns: ColumnNames, where: str) -> QARow | str:
+def _question_row(record: FieldValues, columns: ColumnNames, where: str) -> QARow | str:
     question, _, cell = columns.cells(record)
     require_text(question, "question", where, filled=True)
     answers = [text for text, _ in read_answers(cell, where)]
@@ -247,7 +247,7 @@ def _has_two_texts(records: Records, given: ColumnNames) -> bool:
     return not named and any(records[0].keys() >= set(pair) for pair in _TOGETHER)
 
 
-def _written_row(record: Record, columns: ColumnNames, where: str) -> WrittenRow | str:
+def _written_row(record: FieldValues, columns: ColumnNames, where: str) -> WrittenRow | str:
     if columns.text not in record:
         raise MaskwiseError(
             f"{where} has no column {columns.text!r}", got=", ".join(record) or "no columns"
@@ -271,7 +271,7 @@ def _written_row(record: Record, columns: ColumnNames, where: str) -> WrittenRow
     )
 
 
-def _right_texts(record: Record, column: str, where: str) -> list[str]:
+def _right_texts(record: FieldValues, column: str, where: str) -> list[str]:
     """Return the correct answers of a record.
 
     The answers are in one column or in numbered columns (summary1, summary2, …). If the record has

@@ -20,7 +20,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.text.layers import CharSpans, Found, Layer
 from maskwise.text.opening import damaged, open_text
 from maskwise.text.readers import known_ending, load_hub, records
-from maskwise.text.tables import Record, read_table
+from maskwise.text.tables import FieldValues, read_table
 
 POS = Layer("categorical", UPOS)
 
@@ -31,7 +31,7 @@ Span = tuple[int, int, int]
 """(start, end, label code) in characters; the end is exclusive."""
 
 
-def read_records(path: Path, *, header: bool = True) -> list[Record]:
+def read_records(path: Path, *, header: bool = True) -> list[FieldValues]:
     """Read the records of a file in the format of its extension.
 
     ``.gz`` may follow any extension except Parquet's.
@@ -58,7 +58,7 @@ def ending_of(path: Path) -> str | None:
     return known_ending(Path(path.name.lower().removesuffix(".gz")), READERS)
 
 
-def read_hub(spec: str) -> dict[str, list[Record]]:
+def read_hub(spec: str) -> dict[str, list[FieldValues]]:
     """Return the records of the data set "hf:ID[:config]", keyed by split.
 
     Class numbers are replaced by class names.
@@ -100,7 +100,7 @@ def read_text(path: Path) -> str:
         return file.read().decode("utf-8-sig")
 
 
-def _read_objects(path: Path) -> list[Record]:
+def _read_objects(path: Path) -> list[FieldValues]:
     """Read a file that ``records`` reads, whose records must be objects."""
     objects = []
     for name, record in records(path, bad="raise"):
@@ -114,7 +114,7 @@ def _read_objects(path: Path) -> list[Record]:
     return objects
 
 
-def _read_json(path: Path) -> list[Record]:
+def _read_json(path: Path) -> list[FieldValues]:
     """Read SQuAD's or TriviaQA's JSON, an object or a list of objects, or JSON lines."""
     text = read_text(path)
     whole = None
@@ -147,7 +147,7 @@ def _read_json(path: Path) -> list[Record]:
     return _read_objects(path)
 
 
-def _squad(articles: list[Any], path: Path) -> list[Record]:
+def _squad(articles: list[Any], path: Path) -> list[FieldValues]:
     """Return one record per question of SQuAD's nested JSON, or of ROPES's."""
     records = []
     try:
@@ -172,7 +172,7 @@ def _squad(articles: list[Any], path: Path) -> list[Record]:
     return records
 
 
-def read_cells(path: Path, *, header: bool = True, usual: str | None = None) -> list[Record]:
+def read_cells(path: Path, *, header: bool = True, usual: str | None = None) -> list[FieldValues]:
     """Read a .csv or .tsv file; `tables.read_table` describes the arguments."""
     return list(read_table(path, header=header, usual=usual, bad="raise"))
 
@@ -210,7 +210,7 @@ def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[lis
             rows.append(cells)
 
 
-def _read_conll_records(path: Path) -> list[Record]:
+def _read_conll_records(path: Path) -> list[FieldValues]:
     """Return the tokens and tags of each sentence.
 
     They are in the first and the last column of a row, with two exceptions: in .conllu files, in
@@ -329,7 +329,7 @@ def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
 
 
 TABLES = (".csv", ".tsv")
-READERS: dict[str, Callable[[Path], list[Record]]] = {
+READERS: dict[str, Callable[[Path], list[FieldValues]]] = {
     ".jsonl": _read_objects,
     ".jsonlines": _read_objects,
     ".json": _read_json,

@@ -52,7 +52,7 @@ from maskwise.text.opening import (
     refuse_unreadable,
     text_per,
 )
-from maskwise.text.tables import Record, read_table
+from maskwise.text.tables import FieldValues, read_table
 
 if TYPE_CHECKING:
     from maskwise.text.documents import TokenDocument
@@ -118,8 +118,8 @@ FIELDS = ("text_field", "group_field")
 """Settings of a corpus that name fields of its records."""
 
 Entry: TypeAlias = Skip | tuple[str, Any]
-"""The name and the content of a record. The content is a string or, usually, a `Record`; JSON may
-also hold other values."""
+"""The name and the content of a record. The content is a string or, usually, `FieldValues`; JSON
+may also hold other values."""
 
 
 Opener: TypeAlias = Callable[[], Iterable[Entry]]
@@ -551,7 +551,7 @@ def _read_parquet(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> It
     return numbered_rows(parquet_rows(path, fields), name)
 
 
-def parquet_rows(path: Path, fields: FieldNames) -> Iterator[Record]:
+def parquet_rows(path: Path, fields: FieldNames) -> Iterator[FieldValues]:
     """Yield the rows of a Parquet file, with the columns that hold the text and the name.
 
     Raises:

@@ -38,13 +38,13 @@ LONGEST_CELL = 1 << 28
 """The most characters of a cell, and bytes of a line. A quotation mark that is never closed begins
 a cell that would hold the rest of the file."""
 
-Record = dict[str, Any]
+FieldValues = dict[str, Any]
 """An object with fields: a row of a table, or an object of JSON."""
 
 
 def read_table(
     path: Path, *, header: bool = True, usual: str | None = None, bad: WhenBad = "skip"
-) -> Iterator[Record]:
+) -> Iterator[FieldValues]:
     """Yield the rows of a table, keyed by column names, or by "1", "2", … without a header.
 
     Args:
@@ -228,7 +228,7 @@ class _Table(NamedTuple):
                 what = "a quotation mark is never closed"
             raise csv.Error(f"row {number + 1}: {what}") from error
 
-    def quoted(self, *, keep: bool) -> Iterable[Record]:
+    def quoted(self, *, keep: bool) -> Iterable[FieldValues]:
         """Return the records of a table whose cells may be quoted.
 
         Quotation marks inside a cell are usually doubled (None), but may be escaped by a backslash.
@@ -271,7 +271,7 @@ class _Table(NamedTuple):
         self.file.seek(0)
         return any(b'"' in part for part in iter(partial(self.file.read, PART_BYTES), b""))
 
-    def records(self, rows: Iterable[list[str]]) -> Iterator[Record]:
+    def records(self, rows: Iterable[list[str]]) -> Iterator[FieldValues]:
         """Yield the records of the rows, except blank rows."""
         names: list[str] = []
         for number, cells in enumerate(rows, start=1):

@@ -1,6 +1,6 @@
 """The best state of a training: the weights of the evaluation with the lowest loss on dev text.
 
-The evaluation itself gives the loss to ``Best.judge``, and learns whether to go on. Weights are
+The evaluation itself gives the loss to ``Best.compare``, and learns whether to go on. Weights are
 copied only after an evaluation with a new best, to the memory of the first rank, and are part of
 every training state. A resumed run therefore has the same best weights, and ends at the same step.
 """
@@ -34,7 +34,7 @@ class Lowest:
         self.step = 0
         self.loss = math.inf
 
-    def judge(self, step: int, loss: float) -> bool:
+    def compare(self, step: int, loss: float) -> bool:
         """Return whether the loss after ``step`` updates is the lowest so far.
 
         All ranks must call this method with the same loss.
@@ -69,15 +69,15 @@ class Best(Lowest, Learner):
     def meet(self, objective: Any) -> None:
         self.trained = objective
 
-    def judge(self, step: int, loss: float) -> bool:
-        self._is_new = super().judge(step, loss)
+    def compare(self, step: int, loss: float) -> bool:
+        self._is_new = super().compare(step, loss)
         return self._is_new
 
     def is_enough(self, step: int) -> bool:
         """Return whether the last ``patience`` evaluations had no lower loss."""
         return math.ceil((step - self.step) / self.every) >= self.patience
 
-    def judged(self) -> None:
+    def evaluated(self) -> None:
         """Copy the weights of a new best. FSDP2 gathers them, so every rank calls this method."""
         if self._is_new:
             self.weights = copied(gathered(distinct(self.trained), keep=rank_here() == 0))

@@ -105,7 +105,7 @@ class Learner:
     def after(self, now: Progress) -> None:
         """Learn after an update of the model. This method is called on every rank."""
 
-    def judged(self) -> None:
+    def evaluated(self) -> None:
         """Read the model after an evaluation. This method is called on every rank."""
 
     def facts(self) -> Facts:

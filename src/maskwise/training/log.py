@@ -249,7 +249,7 @@ class Log:
             losses = [self.engine.summed({"loss": math.fsum(losses)})["loss"]]
         return losses, self.engine.summed(sums)
 
-    def judged(self, done: int, evaluate: Evaluate) -> bool:
+    def evaluated(self, done: int, evaluate: Evaluate) -> bool:
         """Evaluate the model and log the lines. Return whether one has a true value ``enough``.
 
         Args:
@@ -266,11 +266,11 @@ class Log:
         _require_finite(lines, done)
         return any(line.get("enough") for line in lines)
 
-    def judged_again(self, done: int, evaluate: Evaluate) -> None:
+    def evaluated_again(self, done: int, evaluate: Evaluate) -> None:
         """Evaluate a run that is resumed after its last step. Its lines are in the log already.
 
         Raises:
-            NotFinite: as in ``judged``.
+            NotFinite: as in ``evaluated``.
         """
         _require_finite(self._evaluated(done, evaluate), done)
 

@@ -180,9 +180,9 @@ def train(
             elif saves:
                 log.read(done)
             if evaluate and judges:
-                enough = log.judged(done, evaluate)
+                enough = log.evaluated(done, evaluate)
                 for learner in learners.values():
-                    learner.judged()
+                    learner.evaluated()
             log.progress.advance()
             if enough:
                 # From a state of this step, a repeated call would train on.
@@ -194,9 +194,9 @@ def train(
                 save(done)
         if evaluate and engine.start == end and not leaves:
             # A signal stopped the run at its last step, and it is resumed only for this evaluation.
-            log.judged_again(end, evaluate)
+            log.evaluated_again(end, evaluate)
             for learner in learners.values():
-                learner.judged()
+                learner.evaluated()
         engine.finish()
         total = log.so_far()
     return {
