@@ -198,7 +198,10 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         (["finetune", "nowhere", "--task", "nothing.csv"], "does not exist"),
         (["finetune", "nowhere", "--task", "banking77", "epoch=3"], "did you mean 'epochs'"),
         (["finetune", "nowhere", "--task", "banking77", "seeds=3"], "use --runs"),
-        (["study", "RECIPE", "model.hidden_size=8"], "setting of model in"),
+        (
+            ["study", "RECIPE", "model.hidden_size=8"],
+            "override model.hidden_size=8: unknown setting",
+        ),
         (["finetune", "nowhere"], "--task"),
         (["bench", "mask"], "benchmarks/mask.py"),
         (

@@ -108,7 +108,7 @@ def test_the_recipe_of_a_file_names_only_this_file(name: str) -> None:
     with pytest.raises(MaskwiseError) as error:
         recipe_for(f"./{name}.txt", ["training.steps=never"])
     line = str(error.value)
-    assert "the recipe of ./" in line and "/tmp" not in line and ".yaml" not in line
+    assert "training.steps" in line and "/tmp" not in line and ".yaml" not in line
     assert is_clean(line) and "\n" not in line
 
 

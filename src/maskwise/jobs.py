@@ -319,12 +319,20 @@ def answer(task: bytes) -> bytes:
             # Executors end their workers in this way, too.
             if isinstance(end, AskedToLeave) or not _WORKER.is_set():
                 raise
-            done = pickle.dumps((None, Failure(str(ended_by(end)), passing=False)))
+            done = _done(Failure(str(ended_by(end)), passing=False))
         # Not every exception can be pickled, so only the text of an exception is returned.
         except Exception as error:
-            failure = Failure(one_line(error), passing=isinstance(error, OSError))
-            done = pickle.dumps((None, failure))
+            done = _done(Failure(one_line(error), passing=isinstance(error, OSError)))
     return pickle.dumps((done, [str(each.message) for each in said]))
+
+
+def _done(failure: Failure) -> bytes:
+    return pickle.dumps((None, failure))
+
+
+def failed(failure: Failure) -> bytes:
+    """Return the answer to a task that no worker could answer."""
+    return pickle.dumps((_done(failure), []))
 
 
 def _warnings_kept() -> AbstractContextManager[list[warnings.WarningMessage]]:

@@ -38,6 +38,7 @@ from maskwise.jobs import (
     Worker,
     end_workers,
     environment_of,
+    failed,
     message,
     one_line,
     result_of,
@@ -241,7 +242,7 @@ class Runner:
             watch()
             answered = self._worker(port).answer(task, watch)
         except Failure as failure:
-            answered = pickle.dumps((None, failure))
+            answered = failed(failure)
             self._end_worker()
         # The first of several failures is the cause of the others.
         order = self.rank.store.add("order", 1)

@@ -593,7 +593,7 @@ REQUIRED = {
 """Values of required arguments in examples. An argument that is not listed is shown by its name in
 capital letters."""
 
-INTERNAL = ("model", "arms", "seed", "chance", "kwargs")
+INTERNAL = ("model", "objectives", "seed", "chance", "kwargs")
 """Arguments that the package passes itself, and that recipes cannot set."""
 
 
