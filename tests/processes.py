@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from maskwise.folders import write_folder
-from maskwise.jobs import Failure, Pool, answer, message, result_of
+from maskwise.jobs import Failure, Pool, answer, message
 
 PATIENCE = float(os.environ.get("MASKWISE_TEST_PATIENCE", "240"))
 
@@ -77,12 +77,13 @@ class SamePool(Pool):
 
     places = 1
 
-    def __init__(self, **ignored: Any): ...
+    def __init__(self, **ignored: Any):
+        super().__init__()
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
         try:
-            future.set_result(result_of(answer(message(function, arguments))))
+            future.set_result(self.result_of(answer(message(function, arguments))))
         except Failure as failure:
             future.set_exception(failure)
         return future
@@ -212,6 +213,9 @@ def worker_of_ranks(folder: Path, what: str) -> tuple[str, int]:
         os._exit(7)
     if rank == "1" and what == "fails":
         raise KeyError("only here")
+    if what == "warns":
+        warnings.warn("rows are truncated", stacklevel=2)
+        time.sleep(float(rank))
     if rank == "0" or what == "waits":
         if what != "alone":
             # Both processes can reach the store by which they shall find each other.

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ def works(folder: Path) -> dict[str, Any]:
             with pytest.raises(Failure) as caught:
                 result_of(pool, pool.submit_together(worker_of_ranks, folder, what))
             found[what] = caught.value.error, caught.value.passing
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                result_of(pool, pool.submit_together(worker_of_ranks, folder, "warns"))
+        found["warned"] = [str(each.message) for each in warned]
         found["after"] = result_of(pool, pool.submit_together(worker_of_ranks, folder, "after"))[0]
     return found
 
@@ -69,7 +75,8 @@ def test_ranks_run_tasks_of_their_own_and_together_and_none_waits_for_one_that_f
     assert one == other, "every rank gets the result"
     assert one["both"] == "0" and one["after"] == "0" and one["alone"] == ["alone"] * 3
     assert one["processes"] == 2, "a process runs several tasks"
-    for what in ("both", "fails", "dies", "after"):
+    assert one["warned"] == ["rows are truncated"], "though the second rank ends a second later"
+    for what in ("both", "fails", "dies", "warns", "after"):
         assert [(tmp_path / f"{what}-{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
     assert (tmp_path / "alone-alone").read_text() == ""
     assert "only here" in one["fails"][0] and one["fails"][1] is False

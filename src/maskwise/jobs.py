@@ -32,6 +32,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count, islice
 from multiprocessing.connection import Connection
@@ -123,6 +124,11 @@ class Pool(ABC):
     gathers = False
     here = False
 
+    def __init__(self) -> None:
+        # Several threads may read answers.
+        self._issuing = threading.Lock()
+        self._issued = set[str]()
+
     @property
     @abstractmethod
     def places(self) -> int:
@@ -191,6 +197,22 @@ class Pool(ABC):
                         do="if memory ran out, use fewer --jobs; the same command resumes the work",
                     ) from None
                 yield task, result
+
+    def result_of(self, answered: bytes) -> Any:
+        """Return the result in an answer, and issue the warnings that are new in this pool.
+
+        Raises:
+            Failure: the task failed.
+        """
+        read = read_answer(answered)
+        with self._issuing:
+            new = [each for each in read.warned if each not in self._issued]
+            self._issued.update(new)
+        for each in new:
+            warnings.warn(each, stacklevel=1)
+        if read.failure:
+            raise read.failure
+        return read.result
 
     def __enter__(self) -> Pool:
         return self
@@ -345,35 +367,31 @@ def _warnings_kept() -> AbstractContextManager[list[warnings.WarningMessage]]:
     return warnings.catch_warnings(record=True)
 
 
-_SAYING = threading.Lock()
+@dataclass(frozen=True)
+class Answer:
+    """What a worker answered to a task.
 
-
-def result_of(answered: bytes, said: set[str] | None = None) -> Any:
-    """Return the result in an answer, and issue the warnings of the task in this process.
-
-    Args:
-        said: warnings that are not issued again; new ones are added.
-
-    Raises:
-        Failure: the task failed.
+    Attributes:
+        result: what the task returned; None if it failed.
+        failure: why the task failed; None if it did not.
+        warned: the warnings of the task.
     """
+
+    result: Any
+    failure: Failure | None
+    warned: tuple[str, ...] = ()
+
+
+def read_answer(answered: bytes) -> Answer:
+    """Read the message that `answer` returned. A result that cannot be read is a failure."""
     try:
         done, warned = pickle.loads(answered)
-        # Several threads read answers.
-        with _SAYING:
-            new = [each for each in dict.fromkeys(warned) if each not in (said or ())]
-            if said is not None:
-                said.update(new)
-        for each in new:
-            warnings.warn(each, stacklevel=1)
-        result, failure = pickle.loads(done)
+        return Answer(*pickle.loads(done), tuple(dict.fromkeys(warned)))
     # What a task returned may need a module that only its worker can import.
     except Exception as error:
-        failure = Failure(f"its result cannot be read: {one_line(error)}", passing=False)
-        raise failure from error
-    if failure:
-        raise failure
-    return result
+        unread = Failure(f"its result cannot be read: {one_line(error)}", passing=False)
+        unread.__cause__ = error
+        return Answer(None, unread)
 
 
 def ended_by(end: SystemExit) -> MaskwiseError:
@@ -402,6 +420,7 @@ class LocalPool(Pool):
     """
 
     def __init__(self, *, jobs: int | None, gpu: bool = False):
+        super().__init__()
         self.cards: list[str] = []
         if gpu:
             self.cards = cards_here()
@@ -409,7 +428,6 @@ class LocalPool(Pool):
         if os.environ.get(PARALLEL, "true").lower() in ("", "off", "false", "f", "no", "n", "0"):
             self.threads_of_tokenizers = 1
         self.jobs = jobs or len(self.cards) or os.cpu_count() or 1
-        self.said = set[str]()
         # Workers have numbers from 0. A task gets the free worker with the lowest number, or a new
         # one if none is free.
         self.workers: dict[int, Worker] = {}
@@ -435,7 +453,7 @@ class LocalPool(Pool):
         except Empty:
             number = next(self.numbers)
         try:
-            return result_of(self._worker(number).answer(task), self.said)
+            return self.result_of(self._worker(number).answer(task))
         finally:
             self.free.put(number)
 
@@ -576,9 +594,9 @@ class ExecutorPool(Pool):
     """
 
     def __init__(self, executor: Executor, *, jobs: int | None):
+        super().__init__()
         self.executor = executor
         self.jobs = jobs
-        self.said = set[str]()
         # The futures of the executor, keyed by those of the pool.
         self.theirs: dict[Future[Any], Any] = {}
 
@@ -635,7 +653,7 @@ class ExecutorPool(Pool):
         if self.theirs.pop(future, None) is None:
             return
         try:
-            future.set_result(result_of(theirs.result(), self.said))
+            future.set_result(self.result_of(theirs.result()))
         except Failure as failure:
             future.set_exception(failure)
         # A worker that got SIGTERM ends its task by SystemExit.

@@ -41,7 +41,7 @@ from maskwise.jobs import (
     failed,
     message,
     one_line,
-    result_of,
+    read_answer,
 )
 
 Arguments = ParamSpec("Arguments")
@@ -406,6 +406,7 @@ class RankPool(Pool):
     gathers = True
 
     def __init__(self, rank: Rank, runner: Runner, *, jobs: int):
+        super().__init__()
         self.rank = rank
         self.runner = runner
         self.jobs = jobs
@@ -497,9 +498,8 @@ class RankPool(Pool):
                 answers[rank] = self.rank.read(f"answer-{key}")
         failures = {}
         for order, answered in answers.values():
-            try:
-                result_of(answered)
-            except Failure as failure:
+            failure = read_answer(answered).failure
+            if failure:
                 failures[order] = failure
         now = time.monotonic()
         if failures and task.failed_at is None:
@@ -513,7 +513,7 @@ class RankPool(Pool):
             return False
         _, answered = answers[first]
         try:
-            task.future.set_result(result_of(answered))
+            task.future.set_result(self.result_of(answered))
         except Failure:
             task.future.set_exception(failures[min(failures)])
         for key in task.keys.values():
