@@ -529,10 +529,8 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     plan: dict[str, Any] = {"seconds": 7300.0, "memory_gib": 1.5, "jobs": 2, "unknown": []}
     plan |= {"cut": cut, "max_length": 64, "processes": 1}
     (rows,) = adapt_lines(plan, "2h")
-    # A check warns of it before.
-    warning = "61% of the rows of labels are longer than 64 tokens and are truncated"
-    assert not adapt_lines(plan, "2h", told=[warning])
-    assert adapt_lines(plan, "2h", told=[warning.replace("labels", "others")]) == [rows]
+    assert not adapt_lines(plan, "2h", warned=["labels"])
+    assert adapt_lines(plan, "2h", warned=["others"]) == [rows]
     time = time_words(plan)
     assert "1 stage at once" in time_words(plan | {"jobs": 1})
     assert "about 2.0 h" in time and "1.5 GiB" in time and "torchrun" not in time

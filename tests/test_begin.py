@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from maskwise import __version__
+from maskwise.cli.terminal import print_check
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study import dry_run
+from maskwise.study import dry_run, forecast
 from maskwise.study.forecast import check, lines_of
 from maskwise.study.from_files import draft_of, is_task, look_at, recipe_for
 from maskwise.tasks import load_task
@@ -99,6 +100,18 @@ def test_check_says_what_is_wrong_before_anything_is_trained(recipe):
         check(str(recipe), [*asked])
     assert "are unknown to the tokenizer" in doubts_of(recipe, *asked, "training.batch_size=4")
     assert "longer than 3 tokens and are truncated" in doubts_of(recipe, "finetune.max_length=3")
+
+
+@pytest.mark.parametrize("cut", [0.03, 0.6])
+def test_a_plan_says_once_that_rows_are_truncated(recipe, capsys, cut):
+    """Also of a task of which another warning, here of its labels, is printed."""
+    record = check(str(recipe), timing=False)
+    record["tasks"]["task"] |= {"cut": cut, "most": 0.99}
+    record |= {"doubts": forecast.doubts_of(record), "cut": {"task": cut}, "max_length": 64}
+    print_check(record)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "99.0% of the rows of task have the same label" in said
+    assert said.count("of the rows of task have more than") + said.count("are longer than") == 1
 
 
 # A recipe for one's own files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -210,11 +210,11 @@ def seeds_of(text: str, option: str) -> list[int]:
     return sorted(seeds)
 
 
-def adapt_lines(plan: JsonObject, limit: str, *, told: Sequence[str] = ()) -> list[str]:
+def adapt_lines(plan: JsonObject, limit: str, *, warned: Container[str] = ()) -> list[str]:
     """Return sentences about a plan of adapt: held-out documents, cut rows and a smaller plan.
 
     Args:
-        told: the warnings that were printed. What they say of cut rows is not repeated.
+        warned: tasks of which a printed warning says already that rows are truncated.
     """
     from maskwise.study.prospects import prospect_lines
 
@@ -225,7 +225,7 @@ def adapt_lines(plan: JsonObject, limit: str, *, told: Sequence[str] = ()) -> li
             held_out += f"; the task {plan['made_task']} is made of them"
         lines.append(f"{held_out}.")
     for task, share in plan.get("cut", {}).items():
-        if share and not any(f" of the rows of {task} " in line for line in told):
+        if share and task not in warned:
             rows = f"{share:.1%} of the rows of {task}"
             lines.append(f"{rows} have more than {plan['max_length']} tokens and are truncated.")
     if "smaller" not in plan:
@@ -247,7 +247,7 @@ def print_check(record: JsonObject, limit: str = "") -> None:
     Args:
         limit: the time limit of adapt, as in ``adapt_lines``.
     """
-    from maskwise.study.forecast import lines_of, problems_and_notes
+    from maskwise.study.forecast import lines_of, problems_and_notes, too_many_cut
 
     print_table(("", ""), ((Text(name, "bold"), line) for name, line in lines_of(record)))
     say("")
@@ -291,7 +291,8 @@ def print_check(record: JsonObject, limit: str = "") -> None:
     for note in notes:
         say(f"· {note}")
     say("Nothing was written.")
-    for line in adapt_lines(record, limit, told=[doubt["what"] for doubt in problems]):
+    warned = [name for name, task in record["tasks"].items() if too_many_cut(task)]
+    for line in adapt_lines(record, limit, warned=warned):
         say(line)
 
 

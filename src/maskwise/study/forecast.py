@@ -531,6 +531,15 @@ def doubts_of(record: Plain) -> list[Doubt]:
     return doubts
 
 
+def too_many_cut(task: Plain) -> bool:
+    """Return whether a check warns that rows of a task are truncated.
+
+    Args:
+        task: the facts about the task, from ``record["tasks"]``.
+    """
+    return task["cut"] > MOST_CUT
+
+
 def _doubt_task(name: str, task: Plain, doubt: Callable[[str, str], None]) -> None:
     if accuracy_misleads(task["metric"], task["most"]):
         rows = f"{task['most']:.1%} of the rows of {name}"
@@ -548,7 +557,7 @@ def _doubt_task(name: str, task: Plain, doubt: Callable[[str, str], None]) -> No
             f"±{error:.0f} points",
             "use a larger test set, or ignore small differences",
         )
-    if task["cut"] > MOST_CUT:
+    if too_many_cut(task):
         rows = f"{task['cut']:.0%} of the rows of {name}"
         doubt(
             f"{rows} are longer than {task['max_length']} tokens and are truncated",
