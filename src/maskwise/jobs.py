@@ -368,7 +368,7 @@ def _warnings_kept() -> AbstractContextManager[list[warnings.WarningMessage]]:
 
 
 @dataclass(frozen=True)
-class Answer:
+class TaskAnswer:
     """What a worker answered to a task.
 
     Attributes:
@@ -382,16 +382,17 @@ class Answer:
     warned: tuple[str, ...] = ()
 
 
-def read_answer(answered: bytes) -> Answer:
+def read_answer(answered: bytes) -> TaskAnswer:
     """Read the message that `answer` returned. A result that cannot be read is a failure."""
     try:
         done, warned = pickle.loads(answered)
-        return Answer(*pickle.loads(done), tuple(dict.fromkeys(warned)))
+        result, failure = pickle.loads(done)
+        return TaskAnswer(result, failure, tuple(dict.fromkeys(warned)))
     # What a task returned may need a module that only its worker can import.
     except Exception as error:
         unread = Failure(f"its result cannot be read: {one_line(error)}", passing=False)
         unread.__cause__ = error
-        return Answer(None, unread)
+        return TaskAnswer(None, unread)
 
 
 def ended_by(end: SystemExit) -> MaskwiseError:
