@@ -446,6 +446,18 @@ def test_the_runs_that_are_missing_are_those_of_the_contrasts_behind_a_gate(runs
     assert "decide anything" not in sentence
 
 
+@pytest.mark.parametrize(("others", "folded"), [(3, 0), (4, 4)])
+def test_a_verdict_stands_before_the_rows_that_explain_it(others, folded):
+    rows = [contrast_row(f"heldout:token@0.{at}", "nats", -0.3) for at in range(1, others + 1)]
+    asked = contrast_row("heldout:span", "nats", -0.1, primary=True, verdict="decided")
+    [view] = forest_groups([*rows, asked], {"a": "#000"})
+    assert view["rows"][0]["row"] == asked and len(view["folded"]) == folded
+    assert [line["row"] for line in (*view["rows"], *view["folded"])] == [asked, *rows]
+    # Without a verdict there is nothing to explain, so nothing is hidden.
+    [view] = forest_groups(rows, {"a": "#000"})
+    assert len(view["rows"]) == others and not view["folded"]
+
+
 def test_a_forest_cuts_long_intervals_and_draws_no_missing_mean():
     loss = [
         contrast_row("heldout:token", "nats", mean, spread)

@@ -209,6 +209,9 @@ def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]
     return sorted(views, key=lambda view: (not view["asked"], not view["primary"]))
 
 
+MOST_EXPLAINING = 3
+"""More rows without a verdict are folded if their group has rows with one."""
+
 ROUNDING = 1e-9
 EQUAL_REACH = 0.01
 """The end of the axis if all differences are at most ``ROUNDING``: a point, or .01 nats."""
@@ -263,6 +266,9 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
                 **_places(shown(row), reach),
             }
         )
+    asked = [line for line in lines if line["row"]["primary"]]
+    explaining = [line for line in lines if not line["row"]["primary"]]
+    folds = bool(asked) and len(explaining) > MOST_EXPLAINING
     title, note = FORESTS[kind]
     primary = any(row["primary"] for row in contrasts)
     if all(row["primary"] for row in contrasts):
@@ -278,7 +284,8 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
         "note": note,
         "primary": primary,
         "asked": any(row["primary"] and "gate" not in row for row in contrasts),
-        "rows": lines,
+        "rows": asked if folds else asked + explaining,
+        "folded": explaining if folds else [],
         "reach": f"{reach:.2g}" if is_known else None,
     }
 
