@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,39 @@ def test_a_type_has_one_meaning() -> None:
                 homes.setdefault(ast.unparse(node.target), []).append(path.name)
     twice = {name: found for name, found in homes.items() if len(found) > 1}
     assert not twice
+
+
+SWALLOWED = {
+    "_serve": "a worker ends with the code of either",
+    "_end": "the exception is that of a worker",
+}
+"""Functions that may handle ``SystemExit`` without a look at ``AskedToLeave``."""
+
+
+def test_a_signal_is_not_taken_for_sys_exit() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        code = path.read_text(encoding="utf-8")
+        # To parse all files takes a second.
+        for function in ast.walk(ast.parse(code)) if "SystemExit" in code else ():
+            if isinstance(function, ast.FunctionDef) and function.name not in SWALLOWED:
+                found += [f"{path.name}: {function.name}" for _ in _swallowing(function)]
+    assert not found
+
+
+def _swallowing(function: ast.FunctionDef) -> Iterator[ast.Try]:
+    """The ``try`` statements that handle ``SystemExit``, and do not tell a signal from it."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Try):
+            words = [{*_names(handler)} for handler in node.handlers]
+            if any("SystemExit" in each for each in words) and "AskedToLeave" not in set().union(
+                *words
+            ):
+                yield node
+
+
+def _names(tree: ast.AST) -> list[str]:
+    return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
 
 
 def _words(path: Path) -> list[str]:

@@ -8,10 +8,12 @@ import json
 import math
 import random
 import re
+import signal
 import subprocess
 import sys
 import tomllib
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
@@ -26,7 +28,7 @@ import torch
 
 import maskwise as mw
 from annotate_tools import capitals
-from maskwise import learning, plugins
+from maskwise import learning, plugins, specs
 from maskwise.annotate import register, registry
 from maskwise.annotate.registry import ANNOTATORS, SPANS, ByText, annotator
 from maskwise.annotate.run import annotate_corpus
@@ -57,8 +59,10 @@ from maskwise.objectives.base import Loss
 from maskwise.plugins import Table
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.samplers import SAMPLERS, Single, sampler
-from maskwise.specs import find
+from maskwise.signals import ASKED, AskedToLeave, leave_when_asked
+from maskwise.specs import find, parse_call
 from maskwise.tasks import KINDS, METRICS, load_task
+from maskwise.tasks.classes import SEQUENCE_CLASSIFICATION
 from maskwise.text import train_tokenizer
 from maskwise.text.layers import CharSpans
 from maskwise.text.segmenters import SEGMENTERS
@@ -813,8 +817,7 @@ def test_a_run_that_fails_leaves_only_what_it_can_resume(
     monkeypatch.setitem(OBJECTIVES, "mistaken", mistaken_objective(change))
     out = tmp_path / "out"
     settings = ("objective=mistaken", "training.steps=6", f"training.save_every={saves}")
-    with pytest.raises(ZeroDivisionError):
-        maskwise("pretrain", write_inputs(tmp_path), "--out", out, *settings)
+    assert maskwise("pretrain", write_inputs(tmp_path), "--out", out, *settings) == 2
     assert out.exists() is (saves > 0)
     if saves:
         assert maskwise("pretrain", tmp_path / "recipe.yaml", "--out", out, *settings) == 0
@@ -1091,6 +1094,46 @@ MISTAKEN_MARKS = {
 }
 
 
+@pytest.fixture
+def leaving() -> Iterator[None]:
+    """Signals raise an exception, as in the commands."""
+    before = {number: signal.getsignal(number) for number in ASKED}
+    leave_when_asked()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("kind", ["entry point", "function"])
+def test_a_signal_during_an_import_stays_a_signal(
+    kind: str, leaving: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was 'cannot be loaded', and the command went on, or ended with the code 2."""
+    (tmp_path / "slow_import.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AskedToLeave) as caught:
+        if kind == "function":
+            annotator("function('slow_import:find')", functions=True)
+        else:
+            point = EntryPoint("slow", "slow_import:Slow", POLICIES.group)
+            POLICIES._load("slow", [point])
+    assert caught.value.code == 143
+
+
+def test_the_name_of_an_annotator_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+
+    def parse(text: str) -> Any:
+        parsed.append(text)
+        return parse_call(text)
+
+    for module in (specs, registry):
+        monkeypatch.setattr(module, "parse_call", parse)
+    for functions in (False, True):
+        annotator("prompt(until='?')", functions=functions)
+    assert parsed == ["prompt(until='?')"] * 2
+
+
 @pytest.mark.parametrize("mistake", MISTAKEN_MARKS)
 def test_a_mistake_of_an_annotator_names_it(
     mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -1155,11 +1198,16 @@ def doing(what: Any) -> dict[str, Any]:
         what()
         return [row]
 
+    def metric(gold: Any, answers: Any) -> float:
+        what()
+        return 0.5
+
     return {
         "policy": (POLICIES, Acting),
         "objective": (OBJECTIVES, mistaken_objective(change)),
         "annotator": (ANNOTATORS, lambda: Marks(find)),
         "measure": (MEASURES, mistaken_measure(rows)),
+        "metric": (METRICS, metric),
     }
 
 
@@ -1168,6 +1216,7 @@ COMMANDS = {
     "objective": "pretrain RECIPE objective=acting training.steps=4 training.eval_every=2",
     "annotator": "annotate TEXTS --with acting --jobs 1",
     "measure": "evaluate bundled:encoder --with acting",
+    "metric": "finetune bundled:encoder --task TASK(kind='acting') --runs 1 steps=1 max_length=16",
 }
 
 
@@ -1177,8 +1226,13 @@ def command_of(group: str, what: Any, folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(table, "acting", member)
     forget()
     recipe = write_inputs(folder)
-    named = {"RECIPE": str(recipe), "TEXTS": str(folder / "corpus.jsonl")}
-    words = [named.get(word, word) for word in COMMANDS[group].split()]
+    if group == "metric":
+        monkeypatch.setitem(KINDS, "acting", replace(SEQUENCE_CLASSIFICATION, metrics=("acting",)))
+    named = {"RECIPE": recipe, "TEXTS": folder / "corpus.jsonl", "TASK": folder / "task.jsonl"}
+    command = COMMANDS[group]
+    for name, path in named.items():
+        command = command.replace(name, str(path))
+    words = command.split()
     out = [] if group == "measure" else ["--out", str(folder / "out")]
     return [*words, *out, "--json"]
 
@@ -1211,6 +1265,52 @@ def test_a_plug_in_that_ends_the_program_is_named(
     shown = capsys.readouterr()
     assert re.search(r"ended the program; got SystemExit.*test_plugins.py:\d+", shown.err)
     assert not shown.out and shown.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def fail() -> None:
+    raise KeyError("no such verse\nof this poem")
+
+
+@pytest.mark.parametrize("group", COMMANDS)
+def test_a_plug_in_that_raises_is_named(
+    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """It was a traceback, which is mostly about maskwise, and the code was 1."""
+    command = command_of(group, fail, tmp_path, monkeypatch)
+    assert maskwise(*command) == 2
+    shown = capsys.readouterr()
+    assert re.search(r"got KeyError: .*no such verse.*test_plugins.py:\d+", shown.err)
+    assert not shown.out and shown.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_outside_of_plug_ins_is_none_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POLICIES, "acting", OneLayer)
+    with pytest.raises(MaskwiseError) as caught:
+        find("policy", "no such name", POLICIES)
+    assert plugins.mistake_of(caught.value)
+    # The first line is one of this module, as the plug-in is.
+    inner = caught.value.__traceback__.tb_next
+    assert plugins.mistake_of(caught.value.with_traceback(inner)) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("0.5", "metric acting returns is not valid; got '0.5'"),
+        (None, "metric acting returns is not valid; got None"),
+        (math.nan, "metric acting returns is not valid; got nan"),
+    ],
+)
+def test_a_mistake_of_a_metric_names_it(
+    value: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """NaN was 'the model's answers are not finite', and left a folder."""
+    command = command_of("metric", int, tmp_path, monkeypatch)
+    monkeypatch.setitem(METRICS, "acting", lambda gold, answers: value)
+    assert maskwise(*command) == 2
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

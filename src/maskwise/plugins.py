@@ -23,10 +23,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from keyword import iskeyword
-from types import FunctionType, MappingProxyType
+from types import FunctionType, MappingProxyType, MethodType
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from maskwise.errors import MaskwiseError, PlugInError, first_line
+from maskwise.signals import AskedToLeave
 
 T = TypeVar("T")
 Places: TypeAlias = dict[str, dict[str, str]]
@@ -109,6 +110,11 @@ class Table(MutableMapping[str, T], Generic[T]):
                 found[name] = _place(self._members[name])
         return found
 
+    def foreign(self) -> list[T]:
+        """Return the members of other packages that this process has used or registered."""
+        members = [*self._members.values(), *self._loaded.values()]
+        return [member for member in members if is_foreign(member)]
+
     def without_plugins(self) -> dict[str, T]:
         """Return the built-in and registered members. No package is imported."""
         return dict(self._members)
@@ -173,6 +179,8 @@ class Table(MutableMapping[str, T], Generic[T]):
             )
         try:
             member = points[0].load()
+        except AskedToLeave:
+            raise
         # Importing another package may raise any exception.
         except (Exception, SystemExit) as error:
             raise MaskwiseError(
@@ -235,13 +243,22 @@ class Table(MutableMapping[str, T], Generic[T]):
 def registered() -> Places:
     """Return where the members are defined that this process knows without an installed package."""
     found = {group: dict(places) for group, places in _ADOPTED.items()}
+    for table in _tables():
+        if places := table.registered():
+            found[table.group] = found.get(table.group, {}) | places
+    return found
+
+
+def _tables() -> list[Table[Any]]:
+    """Return the tables that exist."""
+    tables = []
     for reference in list(_TABLES):
         table = reference()
         if table is None:
             _TABLES.remove(reference)
-        elif places := table.registered():
-            found[table.group] = found.get(table.group, {}) | places
-    return found
+        else:
+            tables.append(table)
+    return tables
 
 
 def adopt(places: Places) -> None:
@@ -300,8 +317,38 @@ def is_foreign(member: object) -> bool:
 
     What maskwise's own members return is not checked, because its tests do that.
     """
-    home = member if isinstance(member, type | FunctionType) else type(member)
-    return not home.__module__.startswith("maskwise.")
+    return not _module(member).startswith("maskwise.")
+
+
+def _module(member: object) -> str:
+    """Return the module of a function, a class, or the class of an object."""
+    home = member if isinstance(member, type | FunctionType | MethodType) else type(member)
+    return home.__module__
+
+
+def mistake_of(error: BaseException) -> PlugInError | None:
+    """Return an error in one line, with the line of code, if a plug-in raised this exception.
+
+    It may also have been raised in a library that the plug-in called. None for other exceptions.
+    """
+    packages = set[str]()
+    for table in _tables():
+        packages |= {_module(member).partition(".")[0] for member in table.foreign()}
+    found = None
+    trace = error.__traceback__
+    while trace:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] in packages:
+            found = module, f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    if found is None:
+        return None
+    module, line = found
+    return PlugInError(
+        f"code of the module {module} failed",
+        got=f"{type(error).__name__}: {first_line(error)} ({line})",
+        do="mend it there, or name another member",
+    )
 
 
 def _name(point: EntryPoint) -> str:

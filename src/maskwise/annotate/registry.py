@@ -32,6 +32,7 @@ from maskwise.annotate.tagger import pos, salient
 from maskwise.annotate.weights import Difference, FrequencyWeights, Informativeness
 from maskwise.errors import MaskwiseError, PlugInError, first_line
 from maskwise.plugins import Table, is_foreign, require_call
+from maskwise.signals import AskedToLeave
 from maskwise.specs import Call, build, find, parse_call
 from maskwise.text.documents import GONE, source_path
 from maskwise.text.labelled import POS, read_conllu
@@ -345,6 +346,8 @@ def _load(place: str) -> tuple[SpanFunction, str]:
         source = inspect.getsource(module)
         if not callable(member):
             raise TypeError(f"{name} is not a function")
+    except AskedToLeave:
+        raise
     # Importing a user's module may raise any exception.
     except (Exception, SystemExit) as error:
         raise MaskwiseError(
@@ -448,20 +451,21 @@ def annotator(spec: str | Call, *, functions: bool = False) -> Annotator:
     Raises:
         MaskwiseError: the name is unknown, or the annotator has no such argument.
     """
-    if functions and isinstance(spec, str | Call):
-        call = parse_call(spec) if isinstance(spec, str) else spec
-        if call.name == Function.name:
-            return build("annotator", call, {Function.name: Function})
-    made = build("annotator", spec, ANNOTATORS)
+    if functions and isinstance(spec, str):
+        spec = parse_call(spec)
+    if functions and isinstance(spec, Call) and spec.name == Function.name:
+        return build("annotator", spec, {Function.name: Function})
+    call, make = find("annotator", spec, ANNOTATORS)
+    made = build("annotator", call, {call.name: make})
     # Functions of other packages often make an object of the class ``ByText``.
-    if is_foreign(find("annotator", spec, ANNOTATORS)[1]):
-        _require_annotator(made, spec)
+    if is_foreign(make):
+        _require_annotator(made, call)
     return made
 
 
-def _require_annotator(made: Annotator, spec: str | Call) -> None:
+def _require_annotator(made: Annotator, call: Call) -> None:
     """Raise a `PlugInError` unless this is an annotator, so that no text is read in vain."""
-    who = f"annotator {spec}"
+    who = f"annotator {call.written or call}"
     missing = [
         name for name in ("name", "version", "layers", "annotate") if not hasattr(made, name)
     ]

@@ -28,6 +28,7 @@ from maskwise.cli.progress import status
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError, OtherProcessFailed, shortened, tidy_warnings
 from maskwise.jobs import ended_by, one_line
+from maskwise.plugins import mistake_of
 from maskwise.printing import (
     err_console,
     flush,
@@ -239,9 +240,11 @@ def _fail(line: str, *, quotes: bool) -> NoReturn:
 def _crash(error: Exception, *, quotes: bool) -> NoReturn:
     """Exit with code 1 and the traceback of an unexpected error, as Python does.
 
-    Of the processes of torchrun, one prints it, and the others a line. The arguments are those of
-    ``_fail``.
+    An error in the code of a plug-in is one line, and the code is 2. Of the processes of torchrun,
+    one prints it, and the others a line. The arguments are those of ``_fail``.
     """
+    if mistake := mistake_of(error):
+        _fail(str(mistake), quotes=quotes)
     if fails_first(quotes=quotes):
         raise error
     failed = "the first process failed" if quotes else "failed, too"

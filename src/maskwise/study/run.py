@@ -161,7 +161,8 @@ def _judged(
     compared = [run for run in design.runs if run.compared]
     # The page shows masks of the study's first seed only. Other blocks must not replace them.
     shown = compared if recipe.study.seed_list[0] in design.seeds else []
-    masked = samples(shown, store)
+    # A policy that failed in training would fail here, too.
+    masked = samples([run for run in shown if _pretrained(run, store)], store)
     of_study = [*design.choices, *failed_searches(design, errors)]
     with folder.alone():
         others = own.others()
@@ -183,6 +184,10 @@ def _judged(
     result = {**summary, "seconds": study["seconds"], "report": str(report), "failures": failed}
     best = chosen_steps(records)
     return result | {"best": best} if best else result
+
+
+def _pretrained(run: Run, store: StageStore) -> bool:
+    return run.pretrained is not None and store.result(run.pretrained) is not None
 
 
 def _failed_overlaps(design: Design, store: StageStore, errors: Mapping[str, str]) -> list[Record]:

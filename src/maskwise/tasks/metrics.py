@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.constants import NATS
-from maskwise.plugins import Table
+from maskwise.errors import MaskwiseError, PlugInError, finite_number
+from maskwise.plugins import Table, is_foreign
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -412,3 +413,19 @@ _BUILT_IN: dict[str, Callable[..., float]] = {
 }
 METRICS = Table("metric", "maskwise.metrics", _BUILT_IN)
 """Metrics for a test set. ``accuracy`` compares classes here, and texts in ``ITEMS``."""
+
+
+def computed(metric: str, gold: object, answers: object) -> float:
+    """Return the value of a metric.
+
+    Raises:
+        PlugInError: a metric of another package does not return a finite number.
+    """
+    function = METRICS[metric]
+    value = function(gold, answers)
+    if is_foreign(function):
+        try:
+            return float(finite_number(f"what the metric {metric} returns", value))
+        except MaskwiseError as error:
+            raise PlugInError(str(error)) from error
+    return value

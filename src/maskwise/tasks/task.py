@@ -30,6 +30,7 @@ from maskwise.tasks.metrics import (
     ENTITY_F1,
     ITEMS,
     METRICS,
+    computed,
     entity_counts,
     entity_f1,
     nats_of_items,
@@ -330,7 +331,7 @@ class Task:
         gold = self.gold(split)
         if metric in ITEMS and isinstance(gold, list):
             return float(np.mean(self.text_scores(split, answers, metric)))
-        return METRICS[metric](gold, answers)
+        return computed(metric, gold, answers)
 
     def finite_score(self, split: str, answers: Answers, metric: str | None = None) -> float:
         """Return ``score``, or raise an error if it is not finite."""
