@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tracemalloc
 import warnings
 from collections import Counter
@@ -291,16 +292,34 @@ def test_a_mark_of_byte_order_before_a_header_is_no_letter(tmp_path: Path) -> No
     assert found == [("one", "ACGT"), ("two", "TTTT")]
 
 
-def test_rows_that_are_cut_are_said_where_they_are_many(tmp_path: Path) -> None:
-    texts = ["word " * (3 if n % 4 else 60) + str(n) for n in range(200)]
-    rows = [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(texts)]
-    task = load_rows(tmp_path, rows)
+LONG = ["word " * (3 if n % 4 else 60) + str(n) for n in range(200)]
+LONG_ROWS = {
+    "sequence-classification": lambda text, n: {"text": text, "label": "ab"[n % 2]},
+    "token-classification": lambda text, n: {
+        "tokens": text.split(),
+        "tags": ["ab"[n % 2]] * len(text.split()),
+    },
+    "multiple-choice": lambda text, n: {"question": text, "choices": ["a", "b"], "label": n % 2},
+    "sentence-embedding": lambda text, n: {"text": text, "label": "ab"[n % 2]},
+    "question-answering": lambda text, n: {
+        "question": " ".join(text.split()[:20]),
+        "context": f"the word {n} is red",
+        "answers": ["red"],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", LONG_ROWS)
+def test_rows_that_are_cut_are_said_where_they_are_many(kind: str, tmp_path: Path) -> None:
+    """Tagged words, embedded texts and questions of windows were cut without a word."""
+    rows = [LONG_ROWS[kind](text, n) for n, text in enumerate(LONG)]
+    task = load_rows(tmp_path, rows, kind=kind)
     for length in (32, 128):
         settings = FinetuneSettings(steps=1, seeds=1, max_length=length, precision="no")
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             (record,) = evaluate_tasks("bundled:encoder", [task], settings=settings)
-        cut = [note for note in record["notes"] if "rows cut at 32 tokens" in note]
+        cut = [note for note in record["notes"] if re.search(r"(rows|texts|questions) cut", note)]
         assert len(cut) == (3 if length == 32 else 0)
         assert any(note in str(line.message) for note in cut for line in said) == bool(cut)
 

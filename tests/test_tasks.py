@@ -479,8 +479,8 @@ def test_checkpoints_that_do_not_fit(tmp_path):
 
 
 def test_a_score_that_is_no_number_is_no_record(tmp_path, monkeypatch):
-    def not_finite(_, texts, *args, **options):
-        return torch.full((len(texts), 4), torch.nan)
+    def not_finite(_, flat, **options):
+        return torch.full((len(flat.lengths), 4), torch.nan)
 
     monkeypatch.setattr("maskwise.tasks.finetuning.embed", not_finite)
     rows = [{"s1": f"the cat {i}", "s2": "sat", "score": i % 5} for i in range(30)]

@@ -46,7 +46,7 @@ from maskwise.tasks.metrics import (
     spearman,
 )
 from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans
-from maskwise.tasks.tensors import embed
+from maskwise.tasks.tensors import embed, encode_texts
 from maskwise.text import train_tokenizer
 from tiny import in_every_split, load_rows, read_lines, write_lines
 
@@ -618,15 +618,17 @@ def test_embeddings_are_means_of_real_tokens_whatever_the_batch(tokenizer):
     torch.manual_seed(0)
     model = AutoModel.from_config(tiny(tokenizer)).eval()
     texts = ["the cat sits", "red", "a big old dog runs in the park by the river"]
-    together = embed(model, texts, tokenizer, max_length=40)
+    encoded = encode_texts(texts, tokenizer, max_length=40)
+    together = embed(model, encoded)
     for text, vector in zip(texts, together):
         states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
         torch.testing.assert_close(vector, states.mean(0), rtol=1e-4, atol=1e-5)
-        first = embed(model, [text], tokenizer, max_length=40, pooling="cls")[0]
+        alone = encode_texts([text], tokenizer, max_length=40)
+        first = embed(model, alone, pooling="cls")[0]
         torch.testing.assert_close(first, states[0], rtol=1e-4, atol=1e-5)
     next(model.parameters()).data.fill_(torch.nan)
     with pytest.raises(MaskwiseError, match="embeddings are not finite numbers"):
-        embed(model, texts, tokenizer, max_length=40)
+        embed(model, encoded)
 
 
 @pytest.mark.parametrize("knows", ["mean", "cls"])
@@ -638,7 +640,8 @@ def test_dev_chooses_the_pooling_that_tells_classes_apart(tokenizer, tmp_path, m
     ]
     task = load_rows(tmp_path, rows, kind="sentence-embedding", pooling="dev")
 
-    def embedded(network, texts, tokenizer, *, max_length, pooling):
+    def embedded(network, flat, *, pooling):
+        texts = [tokenizer.decode(ids) for ids in flat.ids.split(flat.lengths.tolist())]
         vectors = torch.randn(len(texts), 4, generator=torch.Generator().manual_seed(len(texts)))
         if pooling == knows:
             vectors[:, 0] = torch.tensor([8.0 if "cat" in text else -8.0 for text in texts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 from shlex import join
@@ -28,6 +29,7 @@ from maskwise.cli.terminal import (
     print_policy,
     print_table,
     print_verdicts,
+    renamed,
     seeds_of,
     was_given,
 )
@@ -72,9 +74,7 @@ def study(
             "study --new is now a command of its own",
             do=f"run {join(words) if was_given(context, 'recipe') else ' '.join(words)}",
         )
-    if seeds is not None:
-        note_of_rename("--seeds", "--only-seeds")
-        only_seeds = only_seeds or seeds
+    only_seeds = renamed("seeds", seeds, "only-seeds", only_seeds)
     # `maskwise study training.steps=10` means the quick start with an override.
     if "=" in recipe and not Path(recipe).exists():
         changes = [recipe, *changes]
@@ -351,19 +351,23 @@ def finetune(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings, such as learning_rate=1e-3 epochs=3")
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Fine-tuning runs per task.")] = 3,
+    runs: Annotated[
+        int | None, typer.Option(min=1, help="Fine-tuning runs per task. Default: 3.")
+    ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a checkpoint on tasks with several seeds, and evaluate it on the test sets."""
     from maskwise.study.single import run_finetune
+    from maskwise.tasks.tensors import ABOUT_ROWS
 
-    if seeds is not None:
-        note_of_rename("--seeds", "--runs")
-        runs = seeds
+    runs = renamed("seeds", seeds, "runs", runs)
     out = out_folder(out, model, command="finetune")
-    results = run_finetune(model, task, overrides or [], seeds=runs, out=out)
+    with warnings.catch_warnings():
+        # The notes on the results say the same.
+        warnings.filterwarnings("ignore", ABOUT_ROWS)
+        results = run_finetune(model, task, overrides or [], seeds=runs, out=out)
     if as_json:
         # Sums of single test items are for comparisons, and are in records.jsonl.
         hidden = ("item_sums", "item_sizes")

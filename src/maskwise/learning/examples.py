@@ -233,7 +233,7 @@ class Examples:
             )
             contexts[place] = {**row, "answer": inside}
         data = encode(task, tokenizer, max_length=max_length)[split]
-        warn_of_cuts(task, {split: data})
+        warn_of_cuts(task, {split: data.notes()})
         numbers = kept
         if isinstance(data, Windows):
             numbers = data.first_of(kept)

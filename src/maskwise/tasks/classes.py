@@ -39,7 +39,7 @@ from maskwise.tasks.columns import (
 )
 from maskwise.tasks.metrics import ENTITY_F1, UNSEEN, any_class
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
-from maskwise.tasks.tensors import Cutter, Encoded, Flat
+from maskwise.tasks.tensors import Cutter, Encoded, Flat, were_cut
 from maskwise.text.labelled import FieldValues
 
 CLASS_METRICS = ("accuracy", "macro-f1", "matthews")
@@ -427,8 +427,10 @@ def _encode_tags(task: Task, split: str, cutter: Cutter) -> Encoded:
     such words would reward a small ``max_length`` and tokenizers that drop characters.
     """
     rows = task.splits[split]
-    encodings = cutter.backend.encode_batch([row.tokens for row in rows], is_pretokenized=True)
-    flat = Flat.of(encodings, cutter.pad)
+    words = [row.tokens for row in rows]
+    encodings = cutter.backend.encode_batch(words, is_pretokenized=True)
+    cut = sum(were_cut(cutter.backend, words, encodings, is_pretokenized=True))
+    flat = replace(Flat.of(encodings, cutter.pad), cut=cut)
     place = []
     for row, encoding, start in zip(rows, encodings, flat.starts.tolist()):
         for word in range(len(row.tokens)):

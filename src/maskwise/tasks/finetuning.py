@@ -37,7 +37,16 @@ from maskwise.tasks.loading import load_task
 from maskwise.tasks.metrics import bootstrap_interval, compact, error_of_items
 from maskwise.tasks.settings import FinetuneSettings, Score, TaskRecord
 from maskwise.tasks.task import Answers, Task
-from maskwise.tasks.tensors import Data, TaskSource, check_length, embed, encode, warn_of_cuts
+from maskwise.tasks.tensors import (
+    Data,
+    Flat,
+    TaskSource,
+    check_length,
+    embed,
+    encode,
+    encode_texts,
+    warn_of_cuts,
+)
 from maskwise.text import load_tokenizer
 from maskwise.training import train
 from maskwise.training.checkpoint import save_checkpoint
@@ -359,15 +368,22 @@ def settings_for(
     return settings
 
 
-def idle_settings(settings: FinetuneSettings, tasks: Iterable[Task]) -> list[str]:
+def idle_settings(
+    settings: FinetuneSettings, tasks: Iterable[Task], *, runs: int | None = None
+) -> list[str]:
     """Return the settings that differ from their defaults, and that none of the tasks reads.
 
     A frozen encoder is not fine-tuned, so it reads only ``max_length`` (and ``seeds``, which is the
     number of runs of a random one).
+
+    Args:
+        runs: the number of runs of a model that is not random, if somebody gives it. All runs of a
+            frozen encoder are equal, so there is only one.
     """
     if any(not task.frozen for task in tasks):
         return []
-    return [*settings.model_dump(exclude_defaults=True, exclude={"max_length", "seeds"})]
+    idle = [*settings.model_dump(exclude_defaults=True, exclude={"max_length", "seeds"})]
+    return [*idle, "runs"] if runs is not None and runs > 1 else idle
 
 
 def _record_of(
@@ -513,16 +529,24 @@ def finetune(
     if task.frozen:
         check_length(task, tokenizer, max_length)
         torch.nn.Module.to(network, best_device())
-        embedder = partial(embed, network, tokenizer=tokenizer, max_length=max_length)
+        texts = {
+            split: encode_texts(
+                [*chain.from_iterable(row.texts for row in rows)], tokenizer, max_length=max_length
+            )
+            for split, rows in task.splits.items()
+            if rows
+        }
+        notes = warn_of_cuts(task, {split: flat.notes("texts") for split, flat in texts.items()})
         if watch is not None:
             watch(None)
-        answers, notes = _frozen_answers(task, embedder)
+        answers, chosen = _frozen_answers(task, texts, partial(embed, network))
+        notes += chosen
     else:
         assert task.kind.objective is not None
         training = settings.training(task, seed=seed)
         data = encode(task, tokenizer, max_length=max_length)
         objective = task.kind.objective(network)
-        notes = warn_of_cuts(task, data)
+        notes = warn_of_cuts(task, {split: part.notes() for split, part in data.items()})
         if majority is None:
             majority = data["test"].chance(data["train"])
         best = BestDevScore(task, objective, data["dev"]) if settings.eval_every else None
@@ -599,17 +623,13 @@ def load_network(
 
 
 def _frozen_answers(
-    task: Task, embedder: Callable[..., Tensor]
+    task: Task, texts: Mapping[str, Flat], embedder: Callable[..., Tensor]
 ) -> tuple[Mapping[str, Answers], list[str]]:
     """Return the answers of a frozen encoder, and a note if the pooling was chosen on dev."""
     assert task.kind.answers is not None
     tried = {}
     for pooling in task.poolings:
-        vectors = {}
-        for split, rows in task.splits.items():
-            if rows:
-                texts = list(chain.from_iterable(row.texts for row in rows))
-                vectors[split] = embedder(texts, pooling=pooling)
+        vectors = {split: embedder(flat, pooling=pooling) for split, flat in texts.items()}
         tried[pooling] = task.kind.answers(task, vectors)
     if len(tried) == 1:
         return tried[task.pooling], []

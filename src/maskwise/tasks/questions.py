@@ -43,7 +43,16 @@ from maskwise.tasks.columns import (
 from maskwise.tasks.metrics import normalise
 from maskwise.tasks.splits import ANSWERS, CONTEXT
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows
-from maskwise.tasks.tensors import Cutter, Data, Flat, TaskBatch, batches, edges, places_of
+from maskwise.tasks.tensors import (
+    Cutter,
+    Data,
+    Flat,
+    TaskBatch,
+    batches,
+    edges,
+    note_of_cuts,
+    places_of,
+)
 from maskwise.text.labelled import FieldValues
 
 # The limits in BERT's SQuAD code. A question never gets more than half of the tokens of a window.
@@ -160,7 +169,9 @@ def _encode_windows(task: Task, split: str, cutter: Cutter) -> Windows:
     room = cutter.max_length - backend.num_special_tokens_to_add(is_pair=True)
     backend.no_truncation()
     texts = [row.question for row in rows]
-    questions = _cut(texts, backend, min(MAX_QUESTION_TOKENS, room // 2))
+    limit = min(MAX_QUESTION_TOKENS, room // 2)
+    questions = _cut(texts, backend, limit)
+    cut = sum(question != text for question, text in zip(questions, texts))
     backend.enable_truncation(cutter.max_length, stride=room // 4, strategy="only_second")
     pairs = [(question, row.context) for question, row in zip(questions, rows, strict=True)]
     encodings: list[Encoding] = []
@@ -189,6 +200,7 @@ def _encode_windows(task: Task, split: str, cutter: Cutter) -> Windows:
         question=question_N,
         span=torch.from_numpy(np.concatenate(spans)),
         rows=rows,
+        cut=note_of_cuts("questions", cut, len(rows), limit),
         lost=len(rows) - len(marked),
     )
 
@@ -244,12 +256,17 @@ class Windows(Data):
         question: (N,) the index of each window's question.
         span: (T, 2) the offsets of each token in the context; −1 for tokens of the question.
         rows: the questions.
+        cut: a note if many questions were cut.
     """
 
     targets: Tensor
     question: Tensor
     span: Tensor
     rows: TaskRows
+    cut: list[str]
+
+    def notes(self) -> list[str]:
+        return self.cut
 
     def batch(self, rows: Tensor) -> TaskBatch:
         """Return the inputs from ``Flat.batch``, and labels (B, 2)."""

@@ -47,6 +47,8 @@ CHOICE = 0xC401CE
 EVAL_TOKENS = 8192
 # The largest share of rows that may be cut without a note in the record.
 MOST_CUT = 0.05
+ABOUT_ROWS = r"[^\n]*: (train|dev|test): "
+"""A pattern of the warnings of ``warn_of_cuts``, for a command that prints the notes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,11 @@ class Flat:
         """(N,) the number of tokens in each sequence."""
         return self.starts.diff()
 
+    def notes(self, what: str = "rows") -> list[str]:
+        """Return a note for records if many sequences, which the note calls ``what``, were cut."""
+        longest = int(self.lengths.max()) if self.cut else 0
+        return note_of_cuts(what, self.cut, len(self.lengths), longest)
+
     def at(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the indices (B, L) of the rows' tokens, and a mask that is False at padding."""
         return places_of(self.starts, rows)
@@ -92,6 +99,11 @@ class Flat:
         if self.types.any():
             inputs["token_type_ids"] = torch.where(real, self.types[at], 0)
         return inputs
+
+
+def note_of_cuts(what: str, cut: int, count: int, limit: int) -> list[str]:
+    """Return a note if more than the share ``MOST_CUT`` of ``count`` texts is cut."""
+    return [f"{what} cut at {limit} tokens: {cut} of {count}"] if cut > MOST_CUT * count else []
 
 
 def _tensor(numbers: Iterable[int]) -> Tensor:
@@ -133,10 +145,7 @@ class Data(Trainable):
 
     def notes(self) -> list[str]:
         """Return notes for records, such as the number of cut rows."""
-        rows = len(self.flat.lengths)
-        if self.flat.cut <= MOST_CUT * rows:
-            return []
-        return [f"rows cut at {self.flat.lengths.max()} tokens: {self.flat.cut} of {rows}"]
+        return self.flat.notes()
 
     def chance(self, train: Data) -> float | None:
         """Return the score of a guess from the token frequencies in train; None for most kinds."""
@@ -298,11 +307,14 @@ def _encoded(task: Task, state: str, pad: int, max_length: int) -> dict[str, Dat
     return encoded
 
 
-def warn_of_cuts(task: Task, data: Mapping[str, Data]) -> list[str]:
-    """Warn about cut rows, and return the notes for records."""
-    notes: list[str] = []
-    for split, part in data.items():
-        notes += [f"{split}: {note}" for note in part.notes()]
+def warn_of_cuts(task: Task, found: Mapping[str, Sequence[str]]) -> list[str]:
+    """Warn about cut rows, and return the notes for records.
+
+    Args:
+        task: the task.
+        found: the notes on each split (``Data.notes``).
+    """
+    notes = [f"{split}: {note}" for split, part in found.items() for note in part]
     if notes:
         warnings.warn(f"{task.name}: {'; '.join(notes)}", stacklevel=2)
     return notes
@@ -434,35 +446,42 @@ def edges(lengths: Sequence[int]) -> Tensor:
 # Embeddings
 
 
-@torch.inference_mode()
-def embed(
-    network: PreTrainedModel,
-    texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    pooling: str = "mean",
-) -> Tensor:
-    """Return the embeddings (N, H) of texts, in float32.
+def encode_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> Flat:
+    """Encode texts for ``embed``.
 
     Args:
-        network: an encoder without a head.
         texts: N texts.
         tokenizer: the encoder's tokenizer.
         max_length: the maximum number of tokens in a text, including special tokens. Longer texts
             are cut.
-        pooling: "mean" for the mean of the last layer over all tokens, including special tokens, as
-            in sentence-transformers; "cls" for the first token.
 
     Raises:
-        MaskwiseError: a text has no tokens, or an embedding is not finite.
+        MaskwiseError: a text has no tokens.
     """
     cutter = Cutter.of(tokenizer_state(tokenizer), padding_id(tokenizer), max_length)
     with tokenizing():
         flat = cutter.flat(texts)
     if not int(flat.lengths.min()):
         raise MaskwiseError("a text without any token cannot be embedded", got="an empty text")
-    vectors = torch.empty(len(texts), network.config.hidden_size)
+    return flat
+
+
+@torch.inference_mode()
+def embed(network: PreTrainedModel, flat: Flat, *, pooling: str = "mean") -> Tensor:
+    """Return the embeddings (N, H) of N texts, in float32.
+
+    Args:
+        network: an encoder without a head.
+        flat: the texts (``encode_texts``).
+        pooling: "mean" for the mean of the last layer over all tokens, including special tokens, as
+            in sentence-transformers; "cls" for the first token.
+
+    Raises:
+        MaskwiseError: an embedding is not finite.
+    """
+    vectors = torch.empty(len(flat.lengths), network.config.hidden_size)
     with evaluating(network):
         for rows, batch in batches(flat, network.device):
             attention = batch["attention_mask"]
