@@ -374,6 +374,31 @@ def test_guessing_is_in_per_cent_if_the_scores_are() -> None:
         assert found.summary["verdict"] == "decided"
 
 
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("Accuracy", "accuracy points"),
+        ("ACC", "accuracy points"),
+        ("eval/acc (%)", "accuracy points"),
+        ("sst2_f1", "f1 points"),
+        ("F1-Macro", "macro-f1 points"),
+        ("eval_matthews_correlation", "matthews points"),
+        ("spearmanr", "spearman points"),
+        ("EM", "exact-match points"),
+        ("my_own", "score points"),
+    ],
+)
+def test_a_known_measure_is_named_as_in_a_study(column: str, said: str) -> None:
+    """A column called Accuracy was judged in score points."""
+    rows = [{"arm": a, "seed": n, column: score_of(a, n)} for a, n in GRID]
+    wide = mw.compare(rows, **BETTER)
+    rows = [{**row, "task": "t", "score": row.pop(column)} for row in rows]
+    long = mw.compare([{**row, "metric": column} for row in rows], **BETTER)
+    for found in (wide, long):
+        assert f"10.0 {said}" in found.summary["contrasts"][0]["sentence"]
+        assert ("score points" in str(found)) == (said == "score points")
+
+
 def test_a_margin_is_said_in_points() -> None:
     """A margin of 1, meant as one point, made every difference one that does not matter."""
     found = mw.compare(table(gain=0.001), **BETTER, margin=0.01)

@@ -68,6 +68,24 @@ SEED_NAME = re.compile(r"((seed|run)\W*)?\d+", re.IGNORECASE)
 
 PLAIN_NUMBERS = "write numbers with a decimal point, without a sign"
 
+MEASURES = {
+    "accuracy": ("acc", "accuracy", "accuracy score"),
+    "f1": ("f1", "f1 score", "overall f1"),
+    "macro-f1": ("macro f1", "f1 macro", "macro f1 score"),
+    "matthews": ("matthews", "mcc", "matthews correlation", "matthews corrcoef"),
+    "exact-match": ("exact match", "em"),
+    "spearman": ("spearman", "spearmanr", "spearman r", "cosine spearman"),
+    "pearson": ("pearson", "pearsonr", "pearson r", "cosine pearson"),
+    "entity-f1": ("entity f1",),
+    "mrr": ("mrr",),
+    "recall-at-1": ("recall at 1", "recall 1"),
+    "rouge-1": ("rouge 1", "rouge1"),
+    "rouge-2": ("rouge 2", "rouge2"),
+    "rouge-l": ("rouge l", "rougel"),
+    "rouge-lsum": ("rouge lsum", "rougelsum"),
+}
+"""How names of scores in a measure end, in the words of ``_measure_in``, by the measure."""
+
 RESULTS = "all_results.json"
 """The file in which transformers' example scripts write scores."""
 
@@ -182,7 +200,7 @@ def compare(
     require_known("replicate", replicate, REPLICATES)
     rows = _rows_of(scores, lower)
     once = _once(rows)
-    found, notes = _long(once, columns or {}, lower, baseline)
+    found, notes, measures = _long(once, columns or {}, lower, baseline)
     if len(once) < len(rows):
         repeated = len(rows) - len(once)
         notes.append(f"{repeated} rows repeat another row in every column, and are counted once.")
@@ -196,6 +214,13 @@ def compare(
         if pair[0] == pair[1] or pairs.count(pair) > 1:
             raise MaskwiseError(
                 "a contrast is between two arms, and given once", got=f"{pair[0]}:{pair[1]}"
+            )
+    for name, given in {"chance": chance, "margin": margin}.items():
+        if given and replicate == ITEMS:
+            raise MaskwiseError(
+                f"{name} has no effect on scores of items, because nothing is decided",
+                got=given,
+                do=f"leave {name} out",
             )
     for task in (*lower, *(chance or {})):
         require_known("task", task, tasks)
@@ -234,18 +259,18 @@ def compare(
         notes.append(
             f"Differences within ±{100 * margin:g} points or {margin:g} nats do not matter."
         )
+    metrics = {task: NATS if task in losses else measures.get(task) or "score" for task in tasks}
     records: list[Record] = []
     for arm, seed, task, score in found:
-        metric = NATS if task in losses else "score"
         row = Measurement(
             kind="task",
             arm=arm,
             seed=seeds[seed],
             measure=task,
             value=score / scales[task],
-            metric=metric,
-            unit=unit_of(metric),
-            higher_is_better=metric != NATS,
+            metric=metrics[task],
+            unit=unit_of(metrics[task]),
+            higher_is_better=metrics[task] != NATS,
         )
         records.append(cast(Record, row.line()))
     facts: dict[str, Any] = {"policy": "", "ratio": "", "overrides": {}}
@@ -260,7 +285,7 @@ def compare(
             "arms": {arm: dict(facts) for arm in arms},
             "tasks": {
                 task: {
-                    "metric": NATS if task in losses else None,
+                    "metric": metrics[task] if metrics[task] != "score" else None,
                     "majority": guessing.get(task),
                 }
                 for task in tasks
@@ -482,8 +507,8 @@ def _once(rows: Sequence[Row]) -> list[Row]:
 
 def _long(
     rows: Sequence[Row], named: Mapping[str, str], lower: Sequence[str], baseline: str
-) -> tuple[list[Score], list[str]]:
-    """Return the scores of a table, and which columns were taken.
+) -> tuple[list[Score], list[str], dict[str, str]]:
+    """Return the scores of a table, which columns were taken, and the known measure of each task.
 
     A column of losses beside others is taken only if ``lower`` has its name.
     """
@@ -507,6 +532,8 @@ def _long(
                     do="name these tasks as lower, or take another column for the score",
                 )
         found = [_score(row, taken, str(row.get(task)), score) for row in rows]
+        also = [name for name in known if _plain(name) == "metric"]
+        named_by = {str(row[task]): [score, row[task], *map(row.get, also)] for row in rows}
         read = [*taken.values(), task, score]
         said = f"{', '.join(read)} are arm, seed, task and score"
     else:
@@ -532,6 +559,7 @@ def _long(
                 do=_naming("score", "accuracy"),
             )
         found = [_score(row, taken, name, name) for row in rows for name in tasks]
+        named_by = {name: [name] for name in tasks}
         read = [*taken.values(), *tasks]
         said = f"{', '.join(taken.values())} are arm and seed, and {', '.join(tasks)} scores"
     unread = [name for name in known if name not in read]
@@ -540,7 +568,11 @@ def _long(
         notes.append(f"Columns that are not read: {', '.join(unread)}.")
     if any(map(_is_less, unread)):
         notes.append("Losses are read if they are named as lower.")
-    return found, notes
+    measures: dict[str, str] = {}
+    for name, texts in named_by.items():
+        for measure in filter(None, map(_measure_in, map(str, texts))):
+            measures.setdefault(name, measure)
+    return found, notes, measures
 
 
 def _column(
@@ -638,6 +670,21 @@ def _plain(name: str) -> str:
     ('seed', 'model', 'dataset')
     """
     return re.sub(r"[ _-]+(name|id)$", "", name.lower().strip(" -"))
+
+
+def _measure_in(name: str) -> str | None:
+    """Return the measure with which the name of a score ends, in the spelling of a study.
+
+    >>> [*map(_measure_in, ("Accuracy", "eval/acc (%)", "sst2_MCC", "f1-macro", "main_score"))]
+    ['accuracy', 'accuracy', 'matthews', 'macro-f1', None]
+    """
+    words = re.findall("[a-z0-9]+", name.lower())
+    # The longest end is tried first: macro f1 is not f1.
+    for start in range(len(words)):
+        for measure, ends in MEASURES.items():
+            if " ".join(words[start:]) in ends:
+                return measure
+    return None
 
 
 def _is_less(name: str) -> bool:
