@@ -428,6 +428,16 @@ def test_an_override_does_not_edit_contrasts(name: str, override: str, said: str
         read_recipe(name, [override])
 
 
+@pytest.mark.parametrize(
+    "contrast",
+    ["{arm: own, baseline: random, tasks: [topics]}", "[own, random, topics]", "own:random"],
+)
+def test_a_contrast_has_no_tasks_of_its_own(contrast: str) -> None:
+    said = r"pair of arms, .*; allowed: \[arm, baseline\]; .* named in study\.secondary"
+    with pytest.raises(MaskwiseError, match=said):
+        read_recipe("quick-start", [f"study.contrasts=[{contrast}]"])
+
+
 @pytest.mark.parametrize("setting", ["gate", "baseline"])
 def test_an_override_does_not_edit_gate_and_baseline(setting: str) -> None:
     study = {"arms": {"a": {}, "b": {}, "c": {}}, "gate": ["c", "b"], "baseline": "b"}

@@ -184,7 +184,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def _refuse_newer(path: Path, content: Mapping[str, Any]) -> None:
     known = FORMATS[path.name]
-    # Files of the first format, and files of other origin, may lack the version.
+    # Files of the first format (most recorded studies) and of other origin may lack the version.
     if content.get("format", known) not in range(1, known + 1):
         raise MaskwiseError(
             f"{path} has a format that this version does not know; a newer maskwise wrote it",

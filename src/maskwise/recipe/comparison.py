@@ -223,6 +223,21 @@ class StudySettings(Settings):
             return arms
         return {name: changes or {} for name, changes in arms.items()}
 
+    @field_validator("contrasts", mode="before")
+    @classmethod
+    def _only_pairs(cls, contrasts: object) -> object:
+        """Refuse contrasts with tasks of their own: all contrasts are judged by the same tasks."""
+        for pair in contrasts if isinstance(contrasts, list | tuple) else ():
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise MaskwiseError(
+                    "a contrast in study.contrasts is a pair of arms, without settings of its own",
+                    got=pair,
+                    allowed="[arm, baseline]",
+                    do="tasks that are not to decide, for all contrasts, are named in "
+                    "study.secondary",
+                )
+        return contrasts
+
     @field_validator("gate", mode="before")
     @classmethod
     def _pair_alone(cls, gate: object) -> object:

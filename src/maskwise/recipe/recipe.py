@@ -257,7 +257,8 @@ class Recipe(Settings):
     def in_names(self) -> Plain:
         """The objectives as names of stages contain them, which are hashes of these values.
 
-        Before November 2026, ``objective`` and ``objectives`` were two settings.
+        Before November 2026, ``objective`` and ``objectives`` were two settings. With their former
+        shape, recorded stages keep their names.
         """
         if isinstance(self.objective, str):
             return {"objective": self.objective, "objectives": {}}

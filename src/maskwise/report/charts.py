@@ -248,6 +248,7 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
         "shares": shares,
         "table": [_row(folder, arm, lines, names) for arm, lines in lines_of.items()],
         "wanted": RELIABLE,
+        # Fifteen recorded studies have the phases of their recipe under the former key.
         "phases": bool(recipe.get("phases") or recipe.get("intermediate")),
     }
 

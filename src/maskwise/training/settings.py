@@ -379,7 +379,8 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
             left_out.add("new_tokens")
         plain: dict[str, Any] = self.model_dump(mode="json", exclude=left_out)
         if self.pretrained and self.settings:
-            # Older versions ignored these settings, but had them in the name.
+            # Older versions ignored these settings, but had them in the name. Under another key,
+            # they change the name, and stages without them keep theirs.
             plain |= {"settings": {}, "changed": plain["settings"]}
         if self.changed_dropout is not None:
             plain["attention_dropout"] = self.changed_dropout
