@@ -7,11 +7,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from tokenizers import Tokenizer, models
 from transformers import (
@@ -22,10 +25,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from maskwise.cli import app
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage
 from maskwise.recipe import read_recipe
 from tiny import maskwise, read_lines, start, unversioned, write_inputs
+from training_tools import model, tokenizer
 
 SHORT = [
     "training.steps=10",
@@ -96,30 +101,158 @@ def test_bad_input_is_one_line_and_nothing_is_written(name, inputs, tmp_path, ca
         assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("command", "name"),
-    [
-        ("annotate plain.txt --text-field foo --out out", "text_field"),
-        ("annotate plain.txt.gz --text-field foo --out out", "text_field"),
-        ("annotate some.fasta --text-field foo --out out", "text_field"),
-        ("annotate some.conllu --text-field foo --out out", "text_field"),
-        ("annotate lines.jsonl --text-per line --out out", "text_per"),
-        ("annotate bundled:wikipedia --text-per block --out out", "text_per"),
-        ("annotate some.fasta --text-per block --out out", "text_per"),
-        ("evaluate bundled:encoder --text plain.txt --text-field foo", "text_field"),
-        ("evaluate bundled:encoder --with pairs('bundled:pairs') --text-field foo", "text_field"),
-        ("inspect the_cat --policy token --fill random", "fill"),
-        ("check quick-start corpus.source=plain.txt corpus.text_field=foo", "text_field"),
-        ("check quick-start corpus.source=lines.jsonl corpus.text_per=block", "text_per"),
-        ("check quick-start corpus.source=[a.jsonl,b.csv] corpus.text_per=block", "text_per"),
-    ],
-)
-def test_options_that_cannot_apply_are_refused(command, name, tmp_path, monkeypatch, capfd):
+IDLE = [
+    ("annotate plain.txt --text-field foo --out out", "text_field"),
+    ("annotate plain.txt.gz --text-field foo --out out", "text_field"),
+    ("annotate some.fasta --text-field foo --out out", "text_field"),
+    ("annotate some.conllu --text-field foo --out out", "text_field"),
+    ("annotate lines.jsonl --text-per line --out out", "text_per"),
+    ("annotate bundled:wikipedia --text-per block --out out", "text_per"),
+    ("annotate some.fasta --text-per block --out out", "text_per"),
+    (
+        "export bundled:wikipedia --tokenizer TINY --max-length 32 --text-per block --out out",
+        "text_per",
+    ),
+    ("export TEXT --tokenizer TINY --max-length 32 --text-field foo --out out", "text_field"),
+    ("export bundled:wikipedia --tokenizer TINY --max-length 32 --step 3 --out out", "step"),
+    (
+        "export bundled:wikipedia --tokenizer TINY --max-length 32 --total-steps 9 --out out",
+        "total_steps",
+    ),
+    (
+        "export bundled:wikipedia --tokenizer TINY --max-length 32 --with pos --out out",
+        "the annotator pos",
+    ),
+    (
+        "export bundled:wikipedia policy=salient --tokenizer TINY --max-length 32 "
+        "--with salient,pos --out out",
+        "the annotator pos",
+    ),
+    ("evaluate bundled:encoder --text plain.txt --text-field foo", "text_field"),
+    ("evaluate bundled:encoder --with pairs('bundled:pairs') --text-field foo", "text_field"),
+    (
+        "finetune bundled:encoder --task trivia(kind='sentence-embedding') --runs 3 --out out",
+        "runs",
+    ),
+    ("generate TINY --prompt a[MASK] --length 4", "length"),
+    ("generate TINY --block 4", "block"),
+    ("generate TINY --block 4 --order random", "block"),
+    ("generate TINY --temperature 0 --seed 3", "seed"),
+    ("inspect the_cat --policy token --fill random", "fill"),
+    ("inspect the_cat --policy token,whole-word --fill random", "fill"),
+    ("inspect the_cat --policy t5-span(3,0.2) --ratio 0.4", "ratio"),
+    ("inspect the_cat --step 3", "step"),
+    ("inspect the_cat --total-steps 3", "total_steps"),
+    ("check quick-start corpus.source=plain.txt corpus.text_field=foo", "text_field"),
+    ("check quick-start corpus.source=lines.jsonl corpus.text_per=block", "text_per"),
+    ("check quick-start corpus.source=[a.jsonl,b.csv] corpus.text_per=block", "text_per"),
+    ("check SINGLE --detect 1", "detect"),
+    ("check SINGLE --spread 1", "spread"),
+    ("compare SCORES --baseline a --replicate items --chance t=0.5", "chance"),
+    ("compare SCORES --baseline a --replicate items --margin 0.01", "margin"),
+]
+"""Commands with an option that has no effect beside the rest of the command, and its name."""
+
+REFUSED = [
+    ("adapt bundled:encoder bundled:wikipedia --arms words-30,words-30", "an arm is given twice"),
+    ("adapt bundled:encoder bundled:wikipedia --runs 6 --seeds 3-8", "no effect beside them"),
+    (
+        "adapt bundled:encoder bundled:wikipedia --keep none --replay 0.2 --out out",
+        "and there is none",
+    ),
+    ("adapt bundled:encoder bundled:wikipedia --head-steps 5", "has one already"),
+    ("finetune bundled:encoder --task trivia --runs 2 --seeds 3", "both are given"),
+    ("study --only-seeds 0-5 --seeds 6", "both are given"),
+    ("generate TINY --length 4 --steps 5", "too many steps"),
+    ("inspect the_cat --texts 3", "a number of texts is given for one text"),
+    ("status out --dry-run", "use it with --drop-checkpoints"),
+    ("compare SCORES --baseline a --replicate items --column seed=x --column seed=y", "twice"),
+    ("compare SCORES --baseline a --replicate items --chance t=1 --chance t=0", "given twice"),
+    ("compare SCORES --baseline a --replicate items --contrast b:a --contrast b:a", "given once"),
+    ("compare SCORES --baseline a --replicate items --lower u", "unknown task"),
+    ("compare SCORES --baseline a --replicate items --out out", "no page"),
+]
+"""Commands with two options of which one would be ignored, and what is said."""
+
+ALWAYS = {
+    "check": "out timing as_json",
+    "new": "out",
+    "adapt": "task policy new_words control keep steps patience lengths limit out jobs dry_run "
+    "as_json",
+    "study": "out new engine jobs retries stages dry_run as_json",
+    "pretrain": "out as_json",
+    "finetune": "task out as_json",
+    "learn": "out as_json",
+    "annotate": "wanted out engine jobs limit function html as_json",
+    "export": "tokenizer epochs max_length seed words form out limit as_json",
+    # It replaces the tokenizer of the old folder, if that has one.
+    "convert": "tokenizer as_json",
+    "evaluate": "measures text as_json",
+    "generate": "prompt order temperature as_json",
+    "inspect": "policy budget corruption tokenizer seed words html as_json",
+    "status": "drop as_json",
+    "report": "html as_json",
+    "compare": "baseline replicate as_json",
+    "list": "as_json",
+    "bench": "",
+}
+"""The options of each command that have an effect whatever the other options are."""
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> dict[str, str]:
+    """Inputs of commands, by the words that stand for them."""
+    folder = tmp_path_factory.mktemp("places")
+    model("bert").save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    scores = folder / "scores.csv"
+    scores.write_text("arm,seed,t\n" + "".join(f"{a},{n},0.5\n" for n in range(40) for a in "ab"))
+    text = folder / "plain.txt"
+    text.write_text("A text.\n")
+    single = folder / "single.yaml"
+    single.write_text("corpus:\n  source: bundled:wikipedia\n")
+    paths = {"TINY": folder, "SCORES": scores, "TEXT": text, "SINGLE": single}
+    return {word: str(path) for word, path in paths.items()}
+
+
+def words_of(command: str, places: dict[str, str]) -> list[str]:
+    return [places.get(word, word) for word in command.split()]
+
+
+@pytest.mark.parametrize(("command", "name"), IDLE)
+def test_options_that_cannot_apply_are_refused(command, name, places, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    assert maskwise(*command.split()) == 2
+    assert maskwise(*words_of(command, places)) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert f"{name} has no effect" in line
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(("command", "said"), REFUSED)
+def test_of_two_options_none_is_ignored(command, said, places, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert maskwise(*words_of(command, places)) == 2
+    assert said in capfd.readouterr().err.splitlines()[-1]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_every_option_is_used_or_refused():
+    """An option may have no effect only where a test shows that it is refused.
+
+    For a new option, the tables ``IDLE`` and ``REFUSED`` get each situation in which it would be
+    ignored. If there is none, ``ALWAYS`` gets it.
+    """
+    tested = defaultdict(set)
+    for line in (line for line, _ in (*IDLE, *REFUSED)):
+        tested[line.split()[0]].update(re.findall(r"--([a-z-]+)", line))
+    for name, command in typer.main.get_command(app).commands.items():
+        always = ALWAYS[name].split()
+        for option in command.params:
+            if option.param_type_name != "option" or option.name == "help":
+                continue
+            spelt = {each.removeprefix("--") for each in option.opts}
+            assert (option.name in always) or spelt & tested[name], f"{name} {option.opts}"
+        assert {*always} <= {option.name for option in command.params}, name
 
 
 def test_a_source_of_several_may_use_a_field(tmp_path):

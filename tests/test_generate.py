@@ -42,7 +42,8 @@ def test_a_prompt_of_other_bytes_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("order", ["confidence", "random", "block"])
 def test_gaps_are_filled_and_the_prompt_stays(folder: Path, order: str) -> None:
     writer = Writer(str(folder))
-    stages = list(writer.write("w1 [MASK*4] w2 [MASK] w3", order=order, steps=3, block=2, seed=1))
+    how = {"order": order, "steps": 3, "seed": 1} | ({"block": 2} if order == "block" else {})
+    stages = list(writer.write("w1 [MASK*4] w2 [MASK] w3", **how))
     assert [stage.text.count(SHOWN) for stage in stages] == [5, 3, 1, 0]
     assert stages[0].text == f"w1 {' '.join([SHOWN] * 4)} w2 {SHOWN} w3"
     first, last = stages[0].ids, stages[-1].ids
@@ -52,7 +53,7 @@ def test_gaps_are_filled_and_the_prompt_stays(folder: Path, order: str) -> None:
         assert torch.equal(stage.ids[kept], first[kept]), "what the prompt says never changes"
     written = last[~kept]
     assert bool((written >= 5).all()), "no special token is ever written"
-    again = list(writer.write("w1 [MASK*4] w2 [MASK] w3", order=order, steps=3, block=2, seed=1))
+    again = list(writer.write("w1 [MASK*4] w2 [MASK] w3", **how))
     assert [a.text for a in again] == [s.text for s in stages]
     if order == "block":  # the left block is full before the next begins
         assert [stage.text.split()[1:3].count(SHOWN) for stage in stages] == [2, 0, 0, 0]

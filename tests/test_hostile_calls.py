@@ -366,8 +366,12 @@ class Prompts(Writer):
 def writer_arguments(rng: Random) -> dict[str, Any]:
     prompt = pick(rng, ["", "w1 [MASK*3] w2", "w1"])
     order = pick(rng, ["confidence", "random", "block"])
-    more = {"steps": pick(rng, [None, 2]), "temperature": 1.0, "block": 2, "seed": 3}
-    return {"prompt": prompt, "length": 5, "order": order, **more}
+    more = {"steps": pick(rng, [None, 2]), "temperature": 1.0, "seed": 3}
+    if order == "block":
+        more["block"] = 2
+    if "[MASK" not in prompt:
+        more["length"] = 5
+    return {"prompt": prompt, "order": order, **more}
 
 
 def write(arguments: dict[str, Any]) -> None:

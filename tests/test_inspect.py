@@ -42,14 +42,14 @@ def tokenizer(tmp_path_factory):
     return str(folder)
 
 
-def look(text, policies, tokenizer, step=0, texts=None, **more):
+def look(text, policies, tokenizer, step=None, texts=None, **more):
     return inspect_text(
         text,
         policies,
         {**PLAIN, **more},
         tokenizer=tokenizer,
         step=step,
-        total_steps=100,
+        total_steps=None if step is None else 100,
         texts=texts,
     )
 

@@ -188,7 +188,7 @@ def finetune(
     tasks: object,
     *,
     out: str | Path,
-    runs: int = 3,
+    runs: int | None = None,
     overrides: Overrides = (),
 ) -> list[dict[str, Any]]:
     """Fine-tune a checkpoint on tasks, and evaluate it on their test sets (``maskwise finetune``).
@@ -197,7 +197,8 @@ def finetune(
         model: the folder or hub id of a checkpoint.
         tasks: as for ``maskwise.study``.
         out: the folder of the fine-tuned models. The same call resumes an interrupted one.
-        runs: the number of fine-tuning runs per task.
+        runs: the number of fine-tuning runs per task, by default 3. Tasks that keep the encoder
+            frozen run once.
         overrides: settings such as ``{"learning_rate": 1e-3}``, or ``["learning_rate=1e-3"]``.
 
     Returns:

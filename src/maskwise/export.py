@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 # With ``learning``, the annotator ``learned`` is known.
 import maskwise.learning  # noqa: F401
 from maskwise import __version__
-from maskwise.annotate.registry import annotators
+from maskwise.annotate.registry import annotator, annotators
 from maskwise.annotate.run import open_corpus
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.folders import require_replaceable, write_folder, write_json
 from maskwise.masking import IGNORE, Masker
-from maskwise.masking.moment import Columns, Moment
+from maskwise.masking.moment import Columns, Moment, refuse_steps
 from maskwise.masking.settings import Masking
 from maskwise.text import require_documents
 from maskwise.text.documents import BATCH_CHARACTERS, Document, Documents, batches
@@ -90,6 +90,7 @@ def export_masks(
         raise MaskwiseError("no epoch is given", do="--epochs 0-2, for example")
     loaded = load_tokenizer(tokenizer, needs_mask=False, needs_words=word_rule(words) == "auto")
     masker = Masker.of(loaded, masking, seed=seed)
+    refuse_steps([masker], step=step, total_steps=total_steps)
     moments = {}
     for epoch in epochs:
         moments[epoch] = masker.at(epoch=epoch, step=step, total_steps=total_steps)
@@ -104,6 +105,16 @@ def export_masks(
     needed = [*masking.policy.layers(), *filter(None, [masking.keep])]
     usual = [MADE_BY_RULE[layer] for layer in needed if layer in MADE_BY_RULE]
     makers = annotators(dict.fromkeys([*layers, *masking.policy.annotators(), *usual]))
+    layers = [*layers]
+    for spec in layers:
+        written = token_layers(annotator(spec).layers)
+        if not {*written} & {*needed}:
+            raise MaskwiseError(
+                f"the annotator {spec} has no effect, because the masking reads none of its layers",
+                got=f"layers {', '.join(written)}",
+                allowed=f"layers {', '.join(needed)}" if needed else "no annotator",
+                do="leave it out",
+            )
     found = {"word_ids", *(layer for maker in makers for layer in token_layers(maker.layers))}
     missing = [layer for layer in needed if layer not in found]
     if missing:

@@ -27,6 +27,7 @@ from maskwise.folders import write_page
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.corruptions import PermuteSentences, corruption
 from maskwise.masking.gather import gather
+from maskwise.masking.moment import refuse_steps
 from maskwise.masking.policies import GroupWeighted, When, policy
 from maskwise.masking.settings import Masking
 from maskwise.show import Stretch, draw
@@ -50,6 +51,7 @@ STYLES = {
 BRACKETS = {"shown": "{}", "masked": "[{}]", "random": "[{}]", "kept": "[={}]"}
 LEGEND = {"masked": "masked", "random": "another token", "kept": "chosen, shown unchanged"}
 
+TOTAL_STEPS = 1000
 SHOWN_TEXTS = 5
 MAX_CHARACTERS = 600
 """If the text is a file: the number of its texts by default, and of characters in each text."""
@@ -230,8 +232,8 @@ def inspect_text(
     settings: Mapping[str, Any],
     *,
     tokenizer: str | None = None,
-    step: int = 0,
-    total_steps: int = 1000,
+    step: int | None = None,
+    total_steps: int | None = None,
     words: str = "auto",
     texts: int | None = None,
 ) -> list[Inspected]:
@@ -244,7 +246,8 @@ def inspect_text(
         settings: the arguments of ``Masker``.
         tokenizer: a folder or hub id. By default, each letter of a FASTA file is a token, and other
             texts use the bundled tokenizer.
-        step, total_steps: the training step for which the masking ratio is computed.
+        step, total_steps: the training step for which the masking ratio is computed; by default 0
+            of ``TOTAL_STEPS``.
         words: what a word is, as for ``encode``.
         texts: how many texts of a file, by default ``SHOWN_TEXTS``. Of each, the first
             ``MAX_CHARACTERS`` characters are used.
@@ -264,11 +267,14 @@ def inspect_text(
     # The output names the tokenizer, because unexpected tokens usually come from it.
     used = tokenizer or usual_tokenizer(text)
     loaded = light_tokenizer(used)
-    maskers = {}
-    for spec in specs:
-        own = {"policy": spec, **settings}
-        # Of several policies, some may not use a setting that the others do.
-        maskers[spec] = Masker(loaded, **(own if len(specs) == 1 else Masking.used(own)))
+    used_by = {spec: Masking.used({"policy": spec, **settings}) for spec in specs}
+    # Of several policies, some may not use a setting that the others do.
+    used_by_one = {name for own in used_by.values() for name in own}
+    idle = {name: value for name, value in settings.items() if name not in used_by_one}
+    maskers = {spec: Masker(loaded, **own, **idle) for spec, own in used_by.items()}
+    refuse_steps(maskers.values(), step=step, total_steps=total_steps)
+    step = step or 0
+    total_steps = TOTAL_STEPS if total_steps is None else total_steps
     inspected = []
     for plain, spans in marked_texts:
         makers = annotators

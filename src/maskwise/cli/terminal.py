@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
 from rich.table import Table
@@ -14,12 +14,13 @@ from rich.text import Text
 from maskwise.constants import GAIN, MOST_SEEDS
 from maskwise.errors import MaskwiseError, duration, visible
 from maskwise.folders import stem_of
-from maskwise.printing import Terminal, out_console, say, warn
+from maskwise.printing import Terminal, note_of_rename, out_console, say, warn
 from maskwise.specs import local_name, split_options
 
 if TYPE_CHECKING:
     from maskwise.files import Contrast
 
+T = TypeVar("T")
 JsonObject: TypeAlias = dict[str, Any]
 """The result of a command, as JSON values."""
 LONGEST_NAME = 50
@@ -93,6 +94,30 @@ def was_given(context: typer.Context, name: str) -> bool:
     """Return whether the command line sets a parameter."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def renamed(old: str, former: T | None, new: str, value: T | None) -> T | None:
+    """Return the value of an option that had another name, which is read until maskwise 0.2.
+
+    Args:
+        old: the former name, without dashes.
+        former: the value that is given under the former name.
+        new: the name.
+        value: the value that is given under the name.
+
+    Raises:
+        MaskwiseError: both are given.
+    """
+    if former is None:
+        return value
+    if value is not None:
+        raise MaskwiseError(
+            f"--{old} is the former name of --{new}, and both are given",
+            got=f"--{old} {former} --{new} {value}",
+            do=f"remove --{old}",
+        )
+    note_of_rename(f"--{old}", f"--{new}")
+    return former
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:

@@ -179,8 +179,9 @@ def generate(
         typer.Option(help="Text to keep. [MASK] and [MASK*5] are gaps of one and five tokens."),
     ] = "",
     length: Annotated[
-        int, typer.Option(min=0, help="Tokens to write after a prompt without gaps.")
-    ] = 32,
+        int | None,
+        typer.Option(min=0, help="Tokens to write after a prompt without gaps. Default: 32."),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps. Default: one per token to write.")
     ] = None,
@@ -190,8 +191,10 @@ def generate(
     temperature: Annotated[
         float, typer.Option(help="Sampling temperature; 0 for the most likely token.")
     ] = 1.0,
-    block: Annotated[int, typer.Option(min=1, help="Tokens per block, for --order block.")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed for sampling tokens.")] = 0,
+    block: Annotated[
+        int | None, typer.Option(min=1, help="Tokens per block, for --order block. Default: 8.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed for sampling tokens. Default: 0.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write text by masked diffusion. The model fills gaps step by step, and the terminal shows
@@ -223,7 +226,7 @@ def generate(
         return
     history = [stage.text for stage in stages]
     if as_json:
-        how = {"order": order, "steps": len(history) - 1, "seed": seed}
+        how = {"order": order, "steps": len(history) - 1, "seed": seed or 0}
         print_json({"text": history[-1], **how, "history": history})
     else:
         say(history[-1])
@@ -259,10 +262,13 @@ def inspect(
         typer.Option(help="A folder or hub id. Default: a small bundled tokenizer."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed for the masks.")] = 0,
-    step: Annotated[int, typer.Option(min=0, help="Step in the schedule.")] = 0,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Step in the schedule. Default: 0.")
+    ] = None,
     total_steps: Annotated[
-        int, typer.Option(min=1, help="Length of the schedule in steps.")
-    ] = 1000,
+        int | None,
+        typer.Option(min=1, help="Length of the schedule in steps. Default: 1000."),
+    ] = None,
     words: Words = "auto",
     texts: Annotated[
         int | None,
@@ -385,14 +391,14 @@ def compare(
     """
     from maskwise.scores import compare as judge
 
-    guessing = {task: _number(value) for task, value in _split(chance, "=", "chance")}
+    guessing = {task: _number(value) for task, value in _named(chance, "chance").items()}
     pairs = _split(contrast, ":", "contrast")
     result = judge(
         scores,
         replicate=replicate,
         baseline=baseline,
         contrasts=pairs,
-        columns=dict(_split(column, "=", "column")),
+        columns=_named(column, "column"),
         lower=lower or (),
         chance=guessing,
         margin=margin,
@@ -417,6 +423,18 @@ def _split(texts: Sequence[str] | None, sign: str, option: str) -> list[tuple[st
             raise MaskwiseError(f"--{option} needs two names", got=text, allowed=f"ONE{sign}OTHER")
         parts.append((before, after))
     return parts
+
+
+def _named(texts: Sequence[str] | None, option: str) -> dict[str, str]:
+    """Return the values of an option such as ``seed=run``, by name."""
+    found: dict[str, str] = {}
+    for name, value in _split(texts, "=", option):
+        if name in found:
+            raise MaskwiseError(
+                f"--{option} {name} is given twice", got=f"{found[name]} and {value}", do="give one"
+            )
+        found[name] = value
+    return found
 
 
 def _number(text: str) -> float:

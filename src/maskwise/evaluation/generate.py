@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ORDERS = ("confidence", "random", "block")
+# The default number of tokens to write, and of tokens in a block.
+LENGTH = 32
+BLOCK = 8
+# Below this temperature, the likeliest token is chosen and none is drawn.
+COLD = 1e-6
 # A gap in a prompt: [MASK] stands for one token, and [MASK*5] for five.
 GAP = re.compile(r"\[MASK(?:\*(\d+))?\]")
 # The character that is shown for a mask.
@@ -124,39 +129,58 @@ class Writer:
         self,
         prompt: str = "",
         *,
-        length: int = 32,
+        length: int | None = None,
         steps: int | None = None,
         order: str = "confidence",
         temperature: float = 1.0,
-        block: int = 8,
-        seed: int = 0,
+        block: int | None = None,
+        seed: int | None = None,
     ) -> Iterator[GenerationStep]:
         """Fill the gaps, and yield the text before the first step and after every step.
 
         Args:
             prompt: a text with gaps such as [MASK] or [MASK*5].
-            length: the number of tokens to write after a prompt that has no gaps.
+            length: the number of tokens to write after a prompt that has no gaps; by default
+                ``LENGTH``.
             steps: the number of forward passes. The default and maximum is the number of masks.
             order: one of ``ORDERS``.
-            temperature: a divisor of the logits. Below 1e-6, the likeliest token is chosen.
-            block: the number of tokens in a block, for the order ``block``.
-            seed: the seed of the random draws.
+            temperature: a divisor of the logits. Below ``COLD``, the likeliest token is chosen.
+            block: the number of tokens in a block, for the order ``block``; by default ``BLOCK``.
+            seed: the seed of the random draws; by default 0.
 
         Raises:
-            MaskwiseError: the order is unknown, the temperature is below 0, or ``read`` fails.
+            MaskwiseError: the order is unknown, the temperature is below 0, an argument has no
+                effect beside the others, or ``read`` fails.
         """
         require_known("order", order, ORDERS)
         finite_number("temperature", temperature, least=0)
-        length = whole_number("length", length, least=0)
-        seed = whole_number("seed", seed)
-        whole_number("block", block, least=1)
+        idle = {
+            "length": (length, "the prompt has gaps", GAP.search(prompt)),
+            "block": (block, "it is for the order block", order != "block"),
+            "seed": (seed, "nothing is drawn", temperature < COLD and order != "random"),
+        }
+        for name, (given, why, unused) in idle.items():
+            if given is not None and unused:
+                raise MaskwiseError(
+                    f"{name} has no effect, because {why}", got=given, do=f"leave {name} out"
+                )
+        length = whole_number("length", LENGTH if length is None else length, least=0)
+        seed = whole_number("seed", seed or 0)
+        block = whole_number("block", BLOCK if block is None else block, least=1)
         if steps is not None:
             whole_number("steps", steps, least=1)
         ids = self.read(prompt, length)
         draw = torch.Generator().manual_seed(seed % 2**64)
         mask = self.vocabulary.require_mask()
         gaps = (ids == mask).nonzero().flatten()
-        steps = min(steps or len(gaps), len(gaps))
+        if steps is not None and steps > len(gaps):
+            raise MaskwiseError(
+                "every step writes at least one token, so there are too many steps",
+                got=steps,
+                allowed=f"1 to {len(gaps)}",
+                do="lower the number of steps, or leave it out",
+            )
+        steps = steps or len(gaps)
         # Random priorities of the masks. Only the order "random" needs them, but they are always
         # drawn. Otherwise the random numbers for tokens would depend on the order.
         turn = torch.rand(len(ids), generator=draw)
@@ -199,7 +223,7 @@ class Writer:
         words[: self.vocabulary.size] = torch.from_numpy(self.vocabulary.eligible)
         log_p = log_p.masked_fill(~words, -math.inf).log_softmax(-1)
         # With a lower temperature, the quotients would overflow.
-        if temperature >= 1e-6:
+        if temperature >= COLD:
             token = (log_p / temperature).softmax(-1).multinomial(1, generator=draw).squeeze(1)
         else:
             token = log_p.argmax(-1)

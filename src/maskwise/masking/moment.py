@@ -10,7 +10,7 @@ what a run learns cannot be known in advance, and neither can a ratio at an unkn
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,10 +54,7 @@ class Moment:
             )
         step, total_steps, epoch = checked_moment(step, total_steps, epoch)
         # A function of the step may do without the number of steps.
-        masking = masker.masking
-        changing: list[object] = [part for part in (masking.ratio, masking.predict) if part.varies]
-        if masking.policy.needs_total:
-            changing.append(masking.policy)
+        changing = masker.masking.changing
         if changing and (step is None or (masker.needs_total and not total_steps)):
             raise MaskwiseError(
                 "the masking changes over training, so its masks need a step",
@@ -91,6 +88,19 @@ class Moment:
     def __repr__(self) -> str:
         moment = f"epoch={self.epoch}, step={self.step}, total_steps={self.total_steps}"
         return f"{self.masker!r}.at({moment})"
+
+
+def refuse_steps(maskers: Iterable[Masker], **given: int | None) -> None:
+    """Raise ``MaskwiseError`` if a step is given, and no masking changes over training."""
+    if any(masker.masking.changing for masker in maskers):
+        return
+    for name, value in given.items():
+        if value is not None:
+            raise MaskwiseError(
+                f"{name} has no effect, because the masking does not change over training",
+                got=value,
+                do=f"leave {name} out, or give a schedule, such as ratio linear(0.3, 0.15)",
+            )
 
 
 def _require_known_masks(masker: Masker) -> None:

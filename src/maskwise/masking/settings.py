@@ -237,6 +237,14 @@ class Masking:
         return {name: value for name, value in settings.items() if name not in unused}
 
     @property
+    def changing(self) -> list[Schedule | Policy]:
+        """The settings that change over training."""
+        found: list[Schedule | Policy] = [
+            each for each in (self.ratio, self.predict) if each.varies
+        ]
+        return [*found, self.policy] if self.policy.needs_total else found
+
+    @property
     def needs_total(self) -> bool:
         """Whether a setting changes over training, so that masking needs ``total_steps``."""
         return any(part.needs_total for part in (self.ratio, self.predict, self.policy))

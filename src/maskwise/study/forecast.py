@@ -216,6 +216,13 @@ def check(
     recipe = subject if isinstance(subject, Recipe) else _read(subject, overrides, tasks)
     alone = not recipe.study.arms
     study = recipe
+    for option, given in {"spread": spread, "detect": detect}.items():
+        if alone and given is not None:
+            raise MaskwiseError(
+                f"{option} has no effect, because the recipe trains one model and compares nothing",
+                got=given,
+                do=f"leave {option} out, or check a recipe with arms",
+            )
     if alone:
         require_alone(recipe.links())
         recipe = with_own_seed(recipe)

@@ -256,7 +256,7 @@ def run_finetune(
     tasks: list[str],
     overrides: Iterable[str],
     *,
-    seeds: int,
+    seeds: int | None = None,
     out: Path,
 ) -> list[TaskRecord]:
     """Fine-tune and evaluate a checkpoint on each task.
@@ -269,7 +269,8 @@ def run_finetune(
         tasks: the task specs. All tasks are loaded and checked before any training starts.
         overrides: fine-tuning settings as ``key=value``. The key may be that of a recipe, such as
             ``finetune.max_length``.
-        seeds: the number of fine-tuning runs per task.
+        seeds: the number of fine-tuning runs per task; None for the default of
+            ``FinetuneSettings``.
         out: the folder for ``TASK/seed-N/checkpoint``, and for ``records.jsonl`` with a record for
             each task, over the seeds that are finished.
 
@@ -289,7 +290,7 @@ def run_finetune(
     if "seeds" in changes:
         raise MaskwiseError("finetune has an option for seeds", do="use --runs")
     try:
-        settings = FinetuneSettings(seeds=seeds, **changes)
+        settings = FinetuneSettings(**changes, **({} if seeds is None else {"seeds": seeds}))
     except ValidationError as error:
         raise explain(error, FinetuneSettings, origin="") from None
     whole = {"finetune": settings.model_dump(mode="json"), "tasks": [*tasks]}
@@ -299,10 +300,11 @@ def run_finetune(
     # Before tasks and models are read, which takes seconds.
     _scores_in(out, model)
     found, _ = tasks_of(model, tasks, settings)
-    for name in idle_settings(settings, [task for task, _ in found.values()]):
+    given = {**changes, "runs": seeds}
+    for name in idle_settings(settings, [task for task, _ in found.values()], runs=seeds):
         raise MaskwiseError(
             f"{name} has no effect, because the encoder stays frozen in all of these tasks",
-            got=changes[name],
+            got=given[name],
             do=f"remove {name}",
         )
     stages = {
@@ -343,7 +345,7 @@ def run_finetune(
             loaded = {name: task for name, (task, _) in found.items()}
             _fine_tune_on_ranks(model, runs, loaded, settings, out)
         for name, stage in stages.items():
-            fine_tuned(runs[name], seeds=seeds, keep=partial(keep, stage=stage))
+            fine_tuned(runs[name], seeds=settings.seeds, keep=partial(keep, stage=stage))
     return [*results.values()]
 
 

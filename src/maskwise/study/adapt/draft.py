@@ -129,6 +129,8 @@ def draft_of(
         )
     for name in request.arms:
         require_known("arm", name, ARMS)
+        if request.arms.count(name) > 1:
+            raise MaskwiseError("an arm is given twice", got=name, do="name it once in --arms")
     for option, source in (("control", request.control), ("keep", request.keep)):
         if source == request.texts:
             raise MaskwiseError(
@@ -140,6 +142,8 @@ def draft_of(
             got=request.replay,
             allowed="above 0 and below 1, such as 0.2",
         )
+    if request.replay is not None and request.keep == OFF:
+        raise _nothing_to_replay(request.keep)
     room = most_tokens(config)
     # How much general text is held out is not known yet, so the example has none of it.
     others = OtherTexts(control=_source(request.control), general={})
@@ -243,12 +247,16 @@ def _general(request: Request, facts: TextFacts) -> str | None:
         is_english = facts.spaced and facts.is_english
         general = GENERAL if is_english and request.texts != GENERAL else None
     if general is None and request.replay is not None:
-        raise MaskwiseError(
-            "--replay mixes general text into the training rows, and there is none",
-            got=request.keep or "a text that is not known to be English",
-            do="give general text: --keep FILE",
-        )
+        raise _nothing_to_replay(request.keep)
     return general
+
+
+def _nothing_to_replay(keep: str | None) -> MaskwiseError:
+    return MaskwiseError(
+        "--replay mixes general text into the training rows, and there is none",
+        got=keep or "a text that is not known to be English",
+        do="give general text: --keep FILE",
+    )
 
 
 def _require_mixed(general: Plain, corpus: CorpusSettings) -> None:
