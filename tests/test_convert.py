@@ -213,7 +213,7 @@ HARMS = {
     "a shard elsewhere": (elsewhere, "does not name the shards"),
     "a lacking shard": (lambda f: (f / "pytorch_model.bin").unlink(), "no pickled weights"),
     "remote code": (with_code, "MaskingTrainer"),
-    "no tokenizer": (without_tokenizer, "tokenizer"),
+    "no tokenizer": (without_tokenizer, "--tokenizer"),
     "safetensors": (with_safetensors, "as it is"),
 }
 

@@ -84,6 +84,39 @@ def test_documents_without_a_group_decide_alone():
     assert [place_of(document) for document in read_documents(rows, group_field="author")] == plain
 
 
+def test_one_group_in_several_spellings_is_one_group():
+    spellings = ["Zoë", " Zoë", "Zoe\u0308 ", ["Zoë"]]
+    rows = [{"author": author, "text": f"text {n}"} for n, author in enumerate(spellings)]
+    assert len({place_of(document) for document in read_documents(rows, group_field="author")}) == 1
+    numbers = [{"author": author, "text": f"text {n}"} for n, author in enumerate((3, 3.0, "3"))]
+    found = read_documents(numbers, group_field="author")
+    assert len({place_of(document) for document in found}) == 1
+
+
+def test_a_document_of_two_groups_is_one_line(tmp_path):
+    rows = [{**row, "author": ["a", row["author"]]} for row in lines()]
+    for ending in (".jsonl", ".parquet"):
+        with pytest.raises(MaskwiseError, match="several groups by author"):
+            [*read_documents(written(tmp_path, ending, rows), group_field="author")]
+    path = write_lines(tmp_path / "rows.jsonl", [{**row, "label": row["id"][-1]} for row in rows])
+    with pytest.raises(MaskwiseError, match="several groups by author"):
+        load_task(f"{path}(split_by=author)")
+
+
+def test_what_has_no_group_is_counted_and_is_no_group(tmp_path):
+    rows = [{**row, "author": None if n % 2 else row["author"]} for n, row in enumerate(lines())]
+    source = str(write_lines(tmp_path / "texts.jsonl", rows))
+    corpus = CorpusSettings(source=source, group_field="author", held_out=0.2)
+    note = groups_note(corpus, "author")
+    assert "of 30 groups" in note and "120 documents without a value in author" in note
+    labels = [
+        {**row, "author": None if n % 2 else row["author"]} for n, row in enumerate(labelled())
+    ]
+    task = load_task(f"{write_lines(tmp_path / 'rows.jsonl', labels)}(split_by=author)")
+    (note,) = (note for note in task.notes if "groups" in note)
+    assert "30 groups" in note and "120 rows without a value in author" in note
+
+
 @pytest.fixture
 def source(tmp_path):
     recipe = write_inputs(tmp_path / "inputs")

@@ -142,6 +142,13 @@ def test_what_is_no_data_set_of_rows_is_refused(rows: list[dict[str, Any]]) -> N
         one.map([], epoch=0)
 
 
+def test_a_data_set_that_is_read_as_a_stream_has_the_same_masks(rows: list[dict[str, Any]]) -> None:
+    one = made("whole-word")
+    data = datasets.Dataset.from_list(rows)
+    streamed = one.map(data.to_iterable_dataset(), epoch=1)
+    assert [*streamed] == [*one.map(data, epoch=1)]
+
+
 def test_padded_rows_keep_their_padding_and_packed_rows_warn() -> None:
     one = masker()
     pad = one.vocabulary.pad

@@ -758,6 +758,7 @@ class Own(torch.nn.Module):
             "dict": lambda: {"logits": logits, "hidden": hidden},
             "nothing": lambda: {"hidden": hidden},
             "states": lambda: hidden[:, 0],
+            "hidden": lambda: hidden,
             "text": lambda: "logits",
         }[self.returns]()
 
@@ -784,7 +785,7 @@ def test_own_models_train_whatever_they_return(tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("returns", ["nothing", "states", "text"])
+@pytest.mark.parametrize("returns", ["nothing", "states", "hidden", "text"])
 def test_own_models_without_logits_are_refused_in_one_line(returns: str, tmp_path: Path) -> None:
     with pytest.raises(mw.MaskwiseError, match="logits") as caught:
         trainer(Own(returns), arguments(tmp_path)).train()

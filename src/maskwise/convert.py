@@ -25,7 +25,7 @@ from maskwise.errors import MaskwiseError, first_line
 from maskwise.folders import read_json, write_folder
 from maskwise.models import has_head, load_config, load_model
 from maskwise.starts import Start, find_start
-from maskwise.text.tokenizers import load_tokenizer
+from maskwise.text.tokenizers import has_tokenizer, load_tokenizer
 
 PICKLED = "pytorch_model.bin"
 INDEX = f"{PICKLED}.index.json"
@@ -59,6 +59,10 @@ def convert(old: Start, new: Path, *, tokenizer: Start | None = None) -> dict[st
     files = _weight_files(folder)
     # The configuration is checked before weights are read, which takes much longer.
     load_config(folder, kind=None)
+    if tokenizer is None and not has_tokenizer(folder):
+        raise MaskwiseError(
+            f"there is no tokenizer in {str(old)!r}", do="name the model's own: --tokenizer NAME"
+        )
     loaded: Any = load_tokenizer(str(tokenizer or folder), needs_mask=False, needs_words=False)
     facts: dict[str, Any] = {"folder": str(new), "weights": 0, "files": len(files), "warnings": []}
     note = _case_note(folder, loaded)

@@ -458,6 +458,15 @@ class MaskingTrainer(Trainer):
                     allowed=f"{(*labels.shape, 'V')}, for V tokens",
                 )
             logits = logits[row, column]
+        # Losses of hidden states, or of the logits of another vocabulary, would end in torch.
+        tokens = self.masker.vocabulary.size
+        if not self._decodes and logits.shape[-1] < tokens:
+            raise MaskwiseError(
+                f"the logits of {type(self.model).__name__} do not fit the vocabulary",
+                got=f"{logits.shape[-1]} for each position",
+                allowed=f"≥ {tokens}, the number of tokens",
+                do="return the logits of the output layer, and not hidden states",
+            )
         smoothing = self.args.label_smoothing_factor
         # Losses are in single precision, because half precision would lose small terms of the sum.
         unweighted = cross_entropy(

@@ -217,7 +217,7 @@ def short(number: float) -> str:
 
 
 def seeds_of(text: str, option: str) -> list[int]:
-    """Return the seeds of a list such as 100-103,107, which is the value of an option."""
+    """Return the seeds or epochs of a list such as 100-103,107, which is the value of an option."""
     seeds = set[int]()
     try:
         for part in text.split(","):
@@ -230,7 +230,7 @@ def seeds_of(text: str, option: str) -> list[int]:
                 raise ValueError
             seeds.update(span)
     except (ValueError, OverflowError):
-        allowed = "seeds, such as 100-105, or 100,103, …"
+        allowed = "numbers, such as 100-105, or 100,103, …"
         raise MaskwiseError(f"bad {option}", got=repr(text), allowed=allowed) from None
     return sorted(seeds)
 

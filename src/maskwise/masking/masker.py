@@ -270,7 +270,8 @@ class Masker:
         """Return a data set with the masks of one epoch, for any trainer.
 
         Args:
-            data: a ``datasets.Dataset`` with token ids, a list of rows, or a dict of columns.
+            data: a ``datasets.Dataset`` or ``IterableDataset`` with token ids, a list of rows, or a
+                dict of columns.
             epoch, step, total_steps: as for ``at``.
 
         Returns:

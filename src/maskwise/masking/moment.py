@@ -180,7 +180,7 @@ def mapped(data: Any, moment: Moment) -> Any:
         raise MaskwiseError(
             "map masks one data set whose columns are known",
             got=type(data).__name__,
-            allowed="a datasets.Dataset, a list of rows, or a dict of columns",
+            allowed="a data set of datasets, a list of rows, or a dict of columns",
             do='pass one split, such as data["train"], or call data.map(masker.at(epoch=0), '
             "batched=True)",
         )
@@ -190,4 +190,6 @@ def mapped(data: Any, moment: Moment) -> Any:
             got=f"columns {', '.join(names)}",
             do="map maskwise.annotate_rows over its texts first",
         )
-    return data.map(moment, batched=True, remove_columns=names, desc="masking")
+    # A data set that is read as a stream is masked when it is read, and shows no progress.
+    shown = {"desc": "masking"} if hasattr(data, "__len__") else {}
+    return data.map(moment, batched=True, remove_columns=names, **shown)

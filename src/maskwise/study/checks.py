@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.shard import require_live
 from maskwise.devices import bf16_note, fast_bf16
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, plural, require_known
 from maskwise.evaluation import load_measures
 from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.families import adapter_of, check_room, most_tokens, require_kind
@@ -429,10 +429,14 @@ def groups_note(corpus: CorpusSettings, field: str) -> str:
     sizes = Counter[str]()
     places: dict[str, int] = {}
     held_out = set[str]()
-    grouped = 0
+    groups = set[str]()
+    alone = 0
     for document in corpus.documents():
         group = group_of(document, field)
-        grouped += group is not None
+        if group is None:
+            alone += 1
+        else:
+            groups.add(group)
         # A document without a group decides alone.
         name = group or whole_name(document.id)
         sizes[name] += len(document.text)
@@ -440,7 +444,7 @@ def groups_note(corpus: CorpusSettings, field: str) -> str:
         if holds_out(document, corpus.held_out):
             held_out.add(name)
     what = f"corpus.group_field={field}"
-    if not grouped:
+    if not groups:
         raise MaskwiseError(
             f"{what}: no document of {corpus.title} has this field",
             do="name the field with the group of each document",
@@ -458,10 +462,11 @@ def groups_note(corpus: CorpusSettings, field: str) -> str:
         setting="corpus.group_field",
         do=f"set corpus.held_out={fitting:g}" if fitting else None,
     )
-    return (
-        f"{corpus.title}: {len(held_out):,} of {len(sizes):,} groups by {field} are held out, "
-        f"{share:.1%} of the text"
+    said = (
+        f"{corpus.title}: {len(held_out & groups):,} of {len(groups):,} groups by {field} are "
+        f"held out, {share:.1%} of the text"
     )
+    return f"{said}; {plural(alone, 'document')} without a value in {field}" if alone else said
 
 
 def _check_layers(link: Recipe) -> None:

@@ -76,7 +76,6 @@ from maskwise.tasks.splits import (
     SPLITS,
     Keyed,
     dropped,
-    group_key,
     groups_note,
     only_test,
     shared_names,
@@ -85,7 +84,7 @@ from maskwise.tasks.splits import (
 )
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.tasks.written import CLOZE_QA, generation
-from maskwise.text.documents import refuse_gone
+from maskwise.text.documents import group_key, refuse_gone
 from maskwise.text.labelled import FieldValues
 
 _BUILT_IN = {
@@ -459,7 +458,7 @@ def make_rows(reading: Reading) -> Reading:
             if isinstance(row, str):
                 skipped[f"{split}: {row}"] += 1
                 continue
-            group = group_key(record, asked.split_by)
+            group = group_key(record, asked.split_by) if asked.split_by else ""
             key = group or shared_text(record, reading.shared[split]) or row.key
             keyed[split].append((key, row))
     return replace(

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 from maskwise.errors import MaskwiseError, counted, plural
-from maskwise.tasks.columns import is_missing
 from maskwise.text.groups import check_groups
 
 SPLITS = ("train", "dev", "test")
@@ -39,16 +38,6 @@ def place_of(key: str) -> float:
     """Hash a text to a number in [0, 1), which decides the split of its row."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest) / 2**48
-
-
-def group_key(record: Mapping[str, object], column: str | None) -> str:
-    """Return the text that decides the split of all rows of a group; "" for a row without one."""
-    if column is None:
-        return ""
-    value = record.get(column)
-    if is_missing(value) or not str(value).strip():
-        return ""
-    return f"{column}={value}"
 
 
 def shared_names(records: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
@@ -186,4 +175,7 @@ def groups_note(
         setting="split_by",
         do="add a column split (train, dev, test)",
     )
-    return f"{len(homes):,} groups, {share:.0%} of the rows are test"
+    groups = sum(key.startswith(f"{column}=") for key in homes)
+    alone = sum(not key.startswith(f"{column}=") for keyed in splits.values() for key, _ in keyed)
+    said = f"{groups:,} groups, {share:.0%} of the rows are test"
+    return f"{said}; {plural(alone, 'row')} without a value in {column}" if alone else said

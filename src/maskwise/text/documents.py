@@ -12,6 +12,7 @@ held-out text. To detect them, a hash of eight bytes per document is kept in mem
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -224,7 +225,8 @@ class Documents:
             if not _is_empty(own_name):
                 name = str(own_name)
             if self.fields.group:
-                name = _in_group(name, text, self.fields.group)
+                group = group_key(text, self.fields.group)
+                name = PartName.of(name, group) if group else name
             text = inside(text, self.fields.text)
         if self.fields.rows is not None:
             found = self.fields.rows.document(place, text)
@@ -246,12 +248,37 @@ def _is_empty(cell: object) -> bool:
     return str(cell).strip() in ("", "nan", "None")
 
 
-def _in_group(name: str, record: Mapping[str, object], field: str) -> str:
-    """Return the name of a document of a group, whose name decides whether it is held out."""
+def group_key(record: Mapping[str, object], field: str) -> str:
+    """Return the text that decides the side of all records of a group; "" for one without a group.
+
+    A group is the same whatever surrounds its name, whichever way its letters are composed, and
+    whether a reader gives its number as 3 or as 3.0.
+
+    Raises:
+        MaskwiseError: the record is in several groups, whose members would be on both sides.
+
+    >>> group_key({"author": " Ada "}, "author"), group_key({"author": 3.0}, "author")
+    ('author=Ada', 'author=3')
+    >>> group_key({"author": None}, "author")
+    ''
+    """
     group = inside(record, field)
+    # Readers of Parquet give lists as arrays.
+    if isinstance(group, list | tuple | set | np.ndarray):
+        members = [*group]
+        if len(members) > 1:
+            raise MaskwiseError(
+                f"a record is in several groups by {field}",
+                got=members,
+                allowed="one text or number in each record",
+                do="make a field with one group for all records that share a member",
+            )
+        group = members[0] if members else None
+    if isinstance(group, float) and group.is_integer():
+        group = int(group)
     if _is_empty(group):
-        return name
-    return PartName.of(name, f"{field}={group}")
+        return ""
+    return f"{field}={unicodedata.normalize('NFC', str(group)).strip()}"
 
 
 def group_of(document: Document, field: str) -> str | None:

@@ -61,7 +61,7 @@ NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
 BINARY = "binary (NUL characters)"
 NO_LETTERS = "sequence with characters that are not letters"
-NAME_IT = "set corpus.text_field to one of them (in annotate and evaluate: --text-field)"
+NAME_IT = "set corpus.text_field to one of them (in annotate, evaluate and export: --text-field)"
 # ``json.loads`` for strings, without its checks of types, which are slow for short lines.
 _parse = json.JSONDecoder().decode
 # In bytes. Longer lines, as in a file without line breaks, are skipped to save memory.

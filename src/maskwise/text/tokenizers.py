@@ -66,6 +66,11 @@ LETTERS = "letter"
 a token for each capital letter, for FASTA files."""
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder has files of a tokenizer."""
+    return any(map(any, map(folder.glob, TOKENIZER_FILES)))
+
+
 def load_tokenizer(
     name_or_path: str, *, needs_mask: bool = True, needs_words: bool = True
 ) -> PreTrainedTokenizerFast:
@@ -86,7 +91,7 @@ def load_tokenizer(
     where = find_start(name_or_path)
     folder = Path(where)
     name = f"tokenizer {str(name_or_path)!r}"
-    if folder.is_dir() and not any(map(any, map(folder.glob, TOKENIZER_FILES))):
+    if folder.is_dir() and not has_tokenizer(folder):
         raise MaskwiseError(
             f"there is no tokenizer in {str(name_or_path)!r}",
             do="save one there: AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)",
