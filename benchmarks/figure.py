@@ -76,6 +76,9 @@ CLAIMS = [
     ("on medical terms, unchanged model", "new-words", "words-30", "no-pretraining"),
     ("the same with new words", "new-words", "new-words", "words-30"),
     ("new words, random words", "new-words", "new-words", "random-words"),
+    ("MiniLM on medical terms, unchanged", "new-words-minilm", "words-30", "no-pretraining"),
+    ("MiniLM, the same with new words", "new-words-minilm", "new-words", "words-30"),
+    ("MiniLM, new words, random words", "new-words-minilm", "new-words", "random-words"),
 ]
 COLOURS = {
     "decided": "#0b6e99",
