@@ -41,7 +41,7 @@ from oracle_shares import learned_something, ratio_interval
 
 from maskwise.constants import REFERENCE
 from maskwise.devices import hardware
-from maskwise.study.design import choose
+from maskwise.study.design import best_point
 from maskwise.verdict import summarise
 from maskwise.verdict.failures import at_floor
 from maskwise.verdict.statistics import (
@@ -370,7 +370,7 @@ def verdicts(design: Design, sides: Sequence[Side], study: int) -> list[str]:
     records = []
     for (name, side), seed in product(zip(names, sides), seeds):
         points = [{"t": float(score)} for score in side.dev[study, :, seed]]
-        assert choose(points).place == side.chosen[study, seed]
+        assert best_point(points).place == side.chosen[study, seed]
         score = float(side.test[study, seed])
         record = {"kind": "task", "arm": name, "seed": seed, "measure": "t", "metric": "f1"}
         records.append(record | {"value": score})

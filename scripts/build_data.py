@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from maskwise.text.labelled import read_records, sentences
+from maskwise.text.labelled import read_records, read_sentences
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "packages/maskwise-data/src/maskwise_data"
@@ -149,7 +149,7 @@ def ud_ewt_pos(folder: Path) -> Iterator[Row]:
     """
     for split, count in SENTENCES.items():
         chosen = []
-        for _, lines in sentences(folder / f"en_ewt-ud-{split}.conllu.gz", columns=10):
+        for _, lines in read_sentences(folder / f"en_ewt-ud-{split}.conllu.gz", columns=10):
             # Lines "1-2" repeat words, and words on lines "1.1" are not in the text.
             words = [columns for columns in lines if columns[0].isdigit()]
             if 4 <= len(words) <= 40:

@@ -32,7 +32,7 @@ from maskwise.study.adapt.request import time_limit
 from maskwise.study.adapt.saved import gains_of, kept_of, save_adapted, save_best
 from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.adapt.title_pairs import write_pairs
-from maskwise.study.from_files import draft_of as first_study
+from maskwise.study.from_files import draft_of_files as first_study
 from maskwise.study.plan import make_plan
 from maskwise.study.prospects import prospects_of
 from maskwise.study.stages import overlap_stage

@@ -260,7 +260,7 @@ def test_attention_with_dropout_has_the_scale_that_is_asked_for(
     scores = query @ key.mT * (0.25 if scaling is None else scaling)
     expected = (scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ value).transpose(1, 2)
     assert not torch.allclose(attended(), expected)
-    monkeypatch.setattr(attention, "dropped", lambda shares, rate: shares)
+    monkeypatch.setattr(attention, "with_dropout", lambda shares, rate: shares)
     torch.testing.assert_close(attended(), expected)
 
 

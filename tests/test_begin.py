@@ -21,7 +21,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, forecast
 from maskwise.study.forecast import check, lines_of
-from maskwise.study.from_files import draft_of, is_task, look_at, recipe_for
+from maskwise.study.from_files import draft_of_files, is_task, look_at, recipe_for
 from maskwise.tasks import load_task
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
@@ -119,7 +119,7 @@ def test_a_plan_says_once_that_rows_are_truncated(recipe, capsys, cut):
 
 
 def text_of(source: str, tasks: Sequence[str] = ()) -> str:
-    return draft_of(source, tasks).text
+    return draft_of_files(source, tasks).text
 
 
 def write_texts(path: Path, *, english: bool) -> Path:

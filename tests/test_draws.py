@@ -15,11 +15,11 @@ from maskwise.draws import (
     below,
     content_ids,
     fold,
+    in_lowest_share,
     mix,
     mix_int,
     permutation,
     unit_interval,
-    within,
 )
 
 INDEX = np.arange(512, dtype=np.int32)
@@ -180,11 +180,11 @@ def test_no_shifted_copies_among_a_million_keys() -> None:
 
 def test_within_and_below_at_their_ends() -> None:
     draw = np.array([-(2**31), -1, 0, 2**31 - 1], dtype=np.int32)
-    assert within(draw, 0.0).tolist() == [False] * 4
-    assert within(draw, 1.0).tolist() == [True] * 4
-    assert within(draw, 0.5).tolist() == [True, True, False, False]
-    assert not within(draw, 1e-12).any()
-    assert within(draw, 1 - 2**-32).tolist() == [True] * 3 + [False]
+    assert in_lowest_share(draw, 0.0).tolist() == [False] * 4
+    assert in_lowest_share(draw, 1.0).tolist() == [True] * 4
+    assert in_lowest_share(draw, 0.5).tolist() == [True, True, False, False]
+    assert not in_lowest_share(draw, 1e-12).any()
+    assert in_lowest_share(draw, 1 - 2**-32).tolist() == [True] * 3 + [False]
     assert below(draw, 10).tolist() == [0, 4, 5, 9] and below(draw, 1).tolist() == [0] * 4
     u = unit_interval(draw)
     assert (u > 0).all() and (u < 1).all() and (np.diff(u) > 0).all()

@@ -11,7 +11,7 @@ import pytest
 from maskwise.cli import main
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study.from_files import draft_of, recipe_for
+from maskwise.study.from_files import draft_of_files, recipe_for
 from maskwise.study.single import run_finetune
 from maskwise.text import read_documents
 from maskwise.text.documents import lines_note
@@ -88,7 +88,7 @@ def test_a_new_recipe_names_the_columns_that_it_takes(tmp_path: Path) -> None:
     labels = tmp_path / "grades.csv"
     rows = "".join(f"text number {n} here,{n % 7 + 0.5},{n % 2}\n" for n in range(90))
     labels.write_text("sentence,score,spam\n" + rows)
-    for draft in (draft_of(str(labels)), draft_of("bundled:wikipedia", [str(labels)])):
+    for draft in (draft_of_files(str(labels)), draft_of_files("bundled:wikipedia", [str(labels)])):
         [line] = [line for line in draft.text.splitlines() if line.startswith("tasks:")]
         assert "'sentence'" in line and "'score'" in line and "spam" not in line
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from maskwise.flops import Flops, encoder_attention, encoder_weights, pairs, trained
+from maskwise.flops import Flops, attended_pairs, encoder_attention, encoder_weights, trained
 from maskwise.masking import Masker
 from maskwise.masking.batch import Lengths
 from maskwise.objectives import OBJECTIVES, objective, objective_class
@@ -130,8 +130,10 @@ def test_t5gemma_has_windows_in_both_halves() -> None:
     one = Denoising(AutoModelForSeq2SeqLM.from_config(made).eval())
     lengths = of_rows(1, 7, 5)
     width = 2 * 4
-    read = pairs(lengths.read) + pairs(lengths.read, reach=3)
-    own = pairs(lengths.written, causal=True) + pairs(lengths.written, reach=2, causal=True)
+    read = attended_pairs(lengths.read) + attended_pairs(lengths.read, reach=3)
+    own = attended_pairs(lengths.written, causal=True) + attended_pairs(
+        lengths.written, reach=2, causal=True
+    )
     work = one.attention(lengths)
     assert work.scores == 2 * width * read
     assert work.head == 2 * width * (own + 2 * 7 * 5)
@@ -185,7 +187,7 @@ def test_pairs_are_counted_in_each_document() -> None:
                 distance = place[:, None] - place
                 near = abs(distance) <= (length if reach is None else reach)
                 expected += (near & (distance >= 0) if causal else near).sum()
-            assert pairs(np.array([0, 1, 2, 4, 7]), reach=reach, causal=causal) == expected
+            assert attended_pairs(np.array([0, 1, 2, 4, 7]), reach=reach, causal=causal) == expected
 
 
 def test_sliding_layers_count_the_pairs_in_their_window() -> None:

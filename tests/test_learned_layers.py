@@ -13,7 +13,7 @@ from maskwise.annotate.registry import annotator
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.errors import MaskwiseError
-from maskwise.learning.annotator import best_spans, score_words, span_chances
+from maskwise.learning.annotator import best_spans_in_windows, score_words, span_chances
 from maskwise.learning.scorer import PolicyModel
 from maskwise.masking import Masker
 from maskwise.masking.policies import policy
@@ -76,7 +76,7 @@ def test_spans_are_scored_as_by_enumeration():
     draw = np.random.default_rng(0)
     first, last = draw.dirichlet(np.ones(7), 2), draw.dirichlet(np.ones(7), 2)
     chance = span_chances(first, last, longest=3)
-    pieces, *columns = best_spans(chance, 3)
+    pieces, *columns = best_spans_in_windows(chance, 3)
     for piece in range(2):
         left = {}
         for i, j in itertools.product(range(7), range(7)):

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maskwise.annotate.counts import CountTable, blocks, fold, keys_of, words_of
+from maskwise.annotate.counts import CountTable, blocks, keys_of, lower_case, words_of
 from maskwise.annotate.phrases import (
     FRAGMENT,
     SHARES,
@@ -61,7 +61,7 @@ def plain_runs(text: str) -> list[list[str]]:
     found = words_annotator().annotate([text])[0]["words"]
     runs, run, before = [], [], 0
     for start, end in zip(found.start.tolist(), found.end.tolist()):
-        word = fold(text[start:end])
+        word = lower_case(text[start:end])
         glued = start > 1 and text[start - 1] in "'’" and not text[start - 2].isspace()
         glued = glued and end - start <= 2
         if "\n" in text[before:start] or not word[0].isalnum() or glued:
@@ -129,7 +129,7 @@ def test_words_stand_where_the_annotator_of_words_sees_them(texts):
 
 
 def test_lower_case_keeps_places():
-    assert [len(fold(text)) for text in ODD] == [len(text) for text in ODD]
+    assert [len(lower_case(text)) for text in ODD] == [len(text) for text in ODD]
     assert keys_of(["ΟΔΟΣ"]) == keys_of(["οδος"]) == keys_of(["οδοσ"])
     # Letters that change places, or stand far apart, are another word.
     far = "x" * 300

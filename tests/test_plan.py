@@ -28,7 +28,7 @@ from maskwise.recipe import recipe as recipes
 from maskwise.report import write_report
 from maskwise.report.reading import read_folder
 from maskwise.study import Run, dry_run, make_plan, run, run_stage, run_study, stages
-from maskwise.study.design import Design, _scores, choose
+from maskwise.study.design import Design, _scores, best_point
 from maskwise.study.records import collect, describe
 from maskwise.study.stages import KINDS, Stage
 from maskwise.study.store import StageStore
@@ -206,7 +206,7 @@ def test_a_chain_trains_on_from_its_checkpoint(recipe, tmp_path, done):
     ],
 )
 def test_the_best_point_of_a_grid(scores, place, tied):
-    choice = choose(scores)
+    choice = best_point(scores)
     assert (choice.place, choice.tied) == (place, tied)
     assert [mean is None for mean in choice.means] == [one is None for one in scores]
 

@@ -19,7 +19,7 @@ from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.objectives import ObjectiveSettings
 from maskwise.recipe import Recipe, overrides, parse_value, read_recipe, shipped, validate
-from maskwise.recipe.described import keys_of
+from maskwise.recipe.described import settings_of_group
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.pretraining import pretrain
@@ -282,7 +282,7 @@ def test_null_is_a_default_or_one_clear_line():
     }
     optional = {"learning", "study.gate", "study.search"}
     wrong = {}
-    for key in keys_of(Recipe):
+    for key in settings_of_group(Recipe):
         means_default = key.default == "null" or key.name in optional
         try:
             read_recipe(base, [f"{key.name}=null"])

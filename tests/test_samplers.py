@@ -20,7 +20,7 @@ from maskwise.samplers import (
     sampler,
 )
 from maskwise.samplers.base import reliability
-from maskwise.samplers.mometas import RECENT, gains, meta_gradient
+from maskwise.samplers.mometas import RECENT, gains, reinforce_gradient
 
 OBJECTIVES = ["mlm", "emlm", "atd", "cse"]
 SPECS = {
@@ -91,7 +91,9 @@ def test_the_gradient_is_autograds(reward: float, entropy: float) -> None:
     log_p = torch.log_softmax(logits, 0)
     loss = -reward * (count * log_p).sum() + entropy * (log_p.exp() * log_p).sum()
     (expected,) = torch.autograd.grad(loss, logits)
-    torch.testing.assert_close(meta_gradient(logits.detach(), count, reward, entropy), expected)
+    torch.testing.assert_close(
+        reinforce_gradient(logits.detach(), count, reward, entropy), expected
+    )
 
 
 def test_gains_are_bounded_and_still_below_a_thousandth() -> None:

@@ -35,9 +35,9 @@ from maskwise.text import (
 )
 from maskwise.text.segmenters import (
     SEGMENTERS,
+    segmented_words,
     segmenter,
     segmenter_version,
-    spans,
     unspaced,
 )
 from maskwise.text.settings import CorpusSettings
@@ -146,8 +146,8 @@ def test_a_wrong_segmenter_is_refused_in_one_line(name: str) -> None:
 
 def test_spaces_and_marks_may_be_left_out() -> None:
     find = lambda text: ["Ab", "c", "d"]  # noqa: E731
-    assert list(spans(find, "  Ab, c\n(d)!")) == [(2, 4), (6, 7), (9, 10)]
-    assert list(spans(lambda text: [" Ab", " ", "c d "], " Ab c d ")) == [(1, 3), (4, 7)]
+    assert list(segmented_words(find, "  Ab, c\n(d)!")) == [(2, 4), (6, 7), (9, 10)]
+    assert list(segmented_words(lambda text: [" Ab", " ", "c d "], " Ab c d ")) == [(1, 3), (4, 7)]
 
 
 @pytest.fixture
@@ -374,10 +374,10 @@ def test_real_segmenters_find_words(name: str, text: str, words: list[str]) -> N
         pytest.importorskip(module)
     assert name.partition("(")[0] in segmenter_version(name)
     find = segmenter(name)
-    assert [text[start:end] for start, end in spans(find, text)] == words
+    assert [text[start:end] for start, end in segmented_words(find, text)] == words
     # Any text can be read: line breaks, other scripts, control characters, emoji, nothing.
     for odd in ("", " \n", f"a{text}\n\n{text} b", "x\0y " + text, "👩‍🔬 don't 3.14 €", "é\u0301"):
-        inside = "".join(odd[start:end] for start, end in spans(find, odd))
+        inside = "".join(odd[start:end] for start, end in segmented_words(find, odd))
         assert [letter for letter in odd if letter.isalnum()] == [
             letter for letter in inside if letter.isalnum()
         ]

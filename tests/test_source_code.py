@@ -10,7 +10,7 @@ import maskwise
 from maskwise.annotate.registry import spans
 from maskwise.errors import MaskwiseError
 from maskwise.study.checks import check_inputs
-from maskwise.study.from_files import draft_of
+from maskwise.study.from_files import draft_of_files
 from maskwise.study.stages import fingerprint
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.text.documents import folder_note
@@ -111,6 +111,6 @@ def test_code_is_refused_where_it_cannot_be_used(folder):
 
 
 def test_a_recipe_for_code_trains_a_tokenizer_that_keeps_lines(folder):
-    draft = draft_of(str(OWN / "text"))
+    draft = draft_of_files(str(OWN / "text"))
     assert draft.settings["tokenizer"]["kind"] == "bpe"
     assert any("files of source code" in note for note in check_inputs(draft.recipe))

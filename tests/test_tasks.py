@@ -35,7 +35,7 @@ from maskwise.tasks import (
     load_task,
 )
 from maskwise.tasks.classes import TaggedRow, TextRow
-from maskwise.tasks.finetuning import answer, load_network, task_record
+from maskwise.tasks.finetuning import answers_of, load_network, task_record
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1
 from maskwise.text import load_tokenizer, train_tokenizer
 from maskwise.text.labelled import read_records
@@ -456,9 +456,9 @@ def test_answers_do_not_depend_on_the_batches(monkeypatch):
     objective = Classification(
         AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2))
     )
-    together = answer(objective, data)
+    together = answers_of(objective, data)
     monkeypatch.setattr(sys.modules["maskwise.tasks.tensors"], "EVAL_TOKENS", 1)
-    assert answer(objective, data).tolist() == together.tolist() and len(together) == 10
+    assert answers_of(objective, data).tolist() == together.tolist() and len(together) == 10
 
 
 def test_checkpoints_that_do_not_fit(tmp_path):

@@ -29,7 +29,7 @@ from maskwise.tasks import (
     load_task,
     task_record,
 )
-from maskwise.tasks.finetuning import BestDevScore, answer, load_network
+from maskwise.tasks.finetuning import BestDevScore, answers_of, load_network
 from maskwise.tasks.metrics import ITEMS, METRICS, bootstrap_interval
 from maskwise.tasks.tensors import TaskSource
 from maskwise.text import train_tokenizer
@@ -355,9 +355,9 @@ def test_answers_do_not_depend_on_the_batch_and_nats_are_those_of_the_first_answ
     tokenizer, copying, monkeypatch
 ):
     objective, data = network(tokenizer, copying), encode(copying, tokenizer, max_length=16)["test"]
-    together = answer(objective, data)
+    together = answers_of(objective, data)
     monkeypatch.setattr("maskwise.tasks.written.EVAL_TOKENS", 1)
-    alone = answer(objective, data)
+    alone = answers_of(objective, data)
     assert together == alone
     assert [a.nats for a in together] == pytest.approx([a.nats for a in alone], rel=1e-4)
     row = copying.splits["test"][0]
@@ -471,7 +471,7 @@ def test_t5_writes_too(tokenizer, copying):
     sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
     config = new_config("t5", tokenizer, 32, kind="encoder-decoder", **sizes)
     data = encode(copying, tokenizer, max_length=16)["test"]
-    answers = answer(network(tokenizer, copying, config), data)
+    answers = answers_of(network(tokenizer, copying, config), data)
     assert len(answers) == 24 and all(a.tokens == 2 for a in answers)
 
 

@@ -36,7 +36,7 @@ from maskwise.tasks import (
     task_record,
 )
 from maskwise.tasks.classes import ScoredRow, TextRow, text_row
-from maskwise.tasks.finetuning import answer
+from maskwise.tasks.finetuning import answers_of
 from maskwise.tasks.metrics import (
     LOST,
     METRICS,
@@ -404,7 +404,7 @@ def test_a_model_that_knows_finds_the_answer_in_the_right_window(tmp_path, token
             hit = torch.isin(batch["input_ids"], colours).float()
             return torch.stack([hit, hit], 1)
 
-    found = answer(Knows(), data)
+    found = answers_of(Knows(), data)
     assert found == [row.answers[0] for row in task.splits["test"]]
     assert task.score("test", found) == 1.0
 
@@ -451,7 +451,7 @@ def test_choice_loss_is_the_models_own_and_choices_may_differ_in_number(tmp_path
         inputs = {name: value.unsqueeze(0) for name, value in batch.items()}
         expected += model(**inputs, labels=labels).loss
     torch.testing.assert_close(total, expected)
-    assert int(count) == 4 and answer(MultipleChoice(model), data).shape == (4,)
+    assert int(count) == 4 and answers_of(MultipleChoice(model), data).shape == (4,)
 
 
 # Learning

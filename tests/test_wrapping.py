@@ -17,7 +17,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskwise import attention
-from maskwise.attention import dropped
+from maskwise.attention import with_dropout
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import HeldOut
 from maskwise.families import patched
@@ -287,7 +287,7 @@ def test_compiled_training_is_eager_training(kind: str, residual: str, tmp_path:
 def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
     values = torch.randn(1001, 333, generator=torch.manual_seed(1)).double().requires_grad_()
     torch.manual_seed(0)
-    found = dropped(values, rate)
+    found = with_dropout(values, rate)
     zeros = (found == 0).double().mean().item()
     assert zeros == pytest.approx(rate, abs=4 * (rate * (1 - rate) / values.numel()) ** 0.5)
     kept = found != 0
@@ -295,7 +295,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
     found.sum().backward()
     assert values.grad is not None and torch.equal(values.grad == 0, ~kept)
     torch.manual_seed(0)
-    again, other = dropped(values, rate), dropped(values, rate)
+    again, other = with_dropout(values, rate), with_dropout(values, rate)
     assert torch.equal(again, found) and torch.equal(other, found) == (rate in (0, 1))
 
 
@@ -315,7 +315,7 @@ def test_barts_blocks_drop_by_the_fast_function(monkeypatch: pytest.MonkeyPatch)
         asked.append(rate)
         return values
 
-    monkeypatch.setattr(attention, "dropped", kept)
+    monkeypatch.setattr(attention, "with_dropout", kept)
     with patched(net):
         attention.quicken(net)
         for block, output in zip(blocks, expected, strict=True):

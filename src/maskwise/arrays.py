@@ -1,9 +1,9 @@
 """The entrance for arrays: every array that a user passes is checked and converted here.
 
 Users pass token ids, example ids, places, layers, masks and losses as lists, as numpy arrays, or as
-torch tensors on any device. ``numbers``, ``whole`` and ``flags`` return numpy arrays whose type,
-shape and range the callers can rely on. Anything else raises a ``MaskwiseError`` of one line. This
-module does not import torch: if torch has not been imported, no value can be a tensor.
+torch tensors on any device. ``numbers``, ``whole_numbers`` and ``flags`` return numpy arrays whose
+type, shape and range the callers can rely on. Anything else raises a ``MaskwiseError`` of one line.
+This module does not import torch: if torch has not been imported, no value can be a tensor.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _joined_lists(rows: Sequence[Any], missing: int | None) -> Array | None:
     return None
 
 
-def whole(
+def whole_numbers(
     name: str,
     value: object,
     *,

@@ -330,7 +330,7 @@ def _product(
         scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
     shares = scores.softmax(-1)
     if options.get("dropout"):
-        shares = dropped(shares, options["dropout"])
+        shares = with_dropout(shares, options["dropout"])
     mixed = torch.bmm(shares.flatten(0, 1).to(values.dtype), values)
     return mixed.view(query.shape).transpose(1, 2)
 
@@ -347,7 +347,7 @@ def mask_of(*sizes: Any, **options: Any) -> Tensor | None:
     return sdpa_mask(*sizes, **options)
 
 
-def dropped(values: Tensor, rate: float) -> Tensor:
+def with_dropout(values: Tensor, rate: float) -> Tensor:
     """Apply dropout: set values to 0 with probability ``rate``, and rescale the other values.
 
     Random numbers come from torch's default generator.
@@ -389,15 +389,15 @@ class _Dropped(torch.autograd.Function):
 
 
 def _drop(layer: nn.Dropout, values: Tensor) -> Tensor:
-    """The forward pass of a dropout layer, with ``dropped``."""
+    """The forward pass of a dropout layer, with ``with_dropout``."""
     return _dropout(values, layer.p, layer.training)
 
 
 def _dropout(values: Tensor, p: float, training: bool) -> Tensor:
-    """A replacement for ``torch.nn.functional.dropout`` that uses ``dropped``."""
+    """A replacement for ``torch.nn.functional.dropout`` that uses ``with_dropout``."""
     if not training:
         return values
-    return dropped(values, p)
+    return with_dropout(values, p)
 
 
 class _Replaced:
@@ -429,7 +429,7 @@ def with_globals(function: FunctionType, **names: object) -> FunctionType:
 
 
 def _fast_forward(kind: type[nn.Module]) -> FunctionType | None:
-    """Return the forward method of a class, with ``dropped`` in place of torch's dropout.
+    """Return the forward method of a class, with ``with_dropout`` in place of torch's dropout.
 
     If the method does not call ``nn.functional.dropout``, None is returned.
     """
@@ -453,7 +453,7 @@ def _calls_torch(layer: nn.Module) -> bool:
 
 
 def quicken(module: nn.Module) -> None:
-    """Make dropout layers, and blocks that call torch's dropout function, use ``dropped``.
+    """Make dropout layers, and blocks that call torch's dropout function, use ``with_dropout``.
 
     ``families.patched`` undoes the change.
     """

@@ -177,7 +177,7 @@ class Draws:
         return unit_interval(self._words(purpose)[1])
 
 
-def within(draw: Array, share: float) -> Array:
+def in_lowest_share(draw: Array, share: float) -> Array:
     """Return whether each int32 draw is in the lowest ``share`` (0 to 1) of all int32 numbers."""
     return draw < _edge(share)
 
@@ -187,11 +187,11 @@ def _edge(share: float) -> int:
     return round(min(max(share, 0.0), 1.0) * _WORD) - (1 << 31)
 
 
-def split(draw: Array, low: float, high: float, count: int) -> Array:
+def index_within(draw: Array, low: float, high: float, count: int) -> Array:
     """Map int32 draws from a part of the int32 range to int64 numbers, uniform in [0, count).
 
-    The part is between the shares ``low`` and ``high`` (0 to 1; see ``within``). The bias is below
-    count / (2³² (high − low)).
+    The part is between the shares ``low`` and ``high`` (0 to 1; see ``in_lowest_share``). The bias
+    is below count / (2³² (high − low)).
     """
     first = _edge(low)
     cells = _edge(high) - first

@@ -184,7 +184,7 @@ def loss_table(
     return lines
 
 
-def padded(table: Sequence[Sequence[str]]) -> list[list[str]]:
+def aligned_cells(table: Sequence[Sequence[str]]) -> list[list[str]]:
     """Pad the cells of a table, so that its columns are aligned in plain text."""
     widths = [max(map(len, column)) for column in zip(*table)]
     return [[f"{cell:<{width}}" for cell, width in zip(line, widths)] for line in table]

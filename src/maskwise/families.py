@@ -66,7 +66,11 @@ class Adapter:
         positions = inputs.get("position_ids")
         if positions is None:
             positions = read.positions + self.first_position(model.config)
-        return {**without(inputs, "attention_mask"), "position_ids": positions, "documents": read}
+        return {
+            **without_inputs(inputs, "attention_mask"),
+            "position_ids": positions,
+            "documents": read,
+        }
 
     def first_position(self, config: PreTrainedConfig) -> int:
         """Return the position index of the first token in a row."""
@@ -123,7 +127,7 @@ def _scale_by_document(
     words = table.word_embeddings(ids).masked_fill(masked.unsqueeze(-1), 0.0)
     scaled = (words * scale.unsqueeze(-1)).to(words.dtype)
     embedded = table(inputs_embeds=scaled, position_ids=named["position_ids"])
-    return (None,), {**without(named, "input_ids"), "inputs_embeds": embedded}
+    return (None,), {**without_inputs(named, "input_ids"), "inputs_embeds": embedded}
 
 
 TEMPORARY = (
@@ -307,7 +311,7 @@ class EncoderDecoder(Adapter):
         return {"documents": documents}
 
 
-def without(inputs: Tensors, *names: str) -> dict[str, Tensor]:
+def without_inputs(inputs: Tensors, *names: str) -> dict[str, Tensor]:
     """Return a copy of the inputs without some names."""
     return {name: value for name, value in inputs.items() if name not in names}
 

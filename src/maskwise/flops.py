@@ -23,8 +23,8 @@ between which it chooses.
 attends to the other, a layer takes 2 · H for the score and 2 · H for the weighted sum, where H is
 the width of all heads. Tokens attend only within their document, so the pairs are counted in each
 document of a packed row: length² in a full layer, fewer in a layer with a sliding window, and half
-as many where a token attends only to itself and to earlier tokens (``pairs``). The backward pass
-takes twice as many FLOPs.
+as many where a token attends only to itself and to earlier tokens (``attended_pairs``). The
+backward pass takes twice as many FLOPs.
 
 On rows without padding, this is what ``torch.utils.flop_counter`` counts, except that torch also
 counts the later tokens of causal attention (tests/test_flops.py). Not counted: special tokens in
@@ -227,7 +227,7 @@ def decoder_weights(model: PreTrainedModel) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------
 
 
-def pairs(length_P: Array, *, reach: int | None = None, causal: bool = False) -> float:
+def attended_pairs(length_P: Array, *, reach: int | None = None, causal: bool = False) -> float:
     """Return the number of pairs of tokens in which the first attends to the second.
 
     Args:
@@ -263,8 +263,8 @@ def encoder_attention(config: PreTrainedConfig, length_P: Array, *, causal: bool
     # ModernBERT and T5Gemma alternate full and sliding attention. The window does not include the
     # token itself.
     window, sliding = window_of(config)
-    pairs_of_layers = (layers - sliding) * pairs(length_P, causal=causal)
-    pairs_of_layers += sliding * pairs(length_P, reach=window, causal=causal)
+    pairs_of_layers = (layers - sliding) * attended_pairs(length_P, causal=causal)
+    pairs_of_layers += sliding * attended_pairs(length_P, reach=window, causal=causal)
     return 2.0 * _width(config) * pairs_of_layers
 
 
@@ -279,9 +279,9 @@ def decoder_attention(config: PreTrainedConfig, lengths: Lengths) -> float:
         # The names of T5 and BART.
         layers = getattr(config, "num_decoder_layers", None) or config.decoder_layers
     window, sliding = window_of(config)
-    own = (layers - sliding) * pairs(lengths.written, causal=True)
+    own = (layers - sliding) * attended_pairs(lengths.written, causal=True)
     # Here the window includes the token itself.
-    own += sliding * pairs(lengths.written, reach=max(0, window - 1), causal=True)
+    own += sliding * attended_pairs(lengths.written, reach=max(0, window - 1), causal=True)
     crossed = layers * float(lengths.read @ lengths.written)
     return 2.0 * _width(config) * (own + crossed)
 

@@ -94,7 +94,7 @@ def lora(spec: str) -> Lora:
     return build("adapter", spec, {"lora": Lora})
 
 
-def merged(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def merged_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state of the same model without LoRA: the updates are added to the weights."""
     whole = dict(state)
     for name, part in model.named_modules():

@@ -91,7 +91,7 @@ def counts_within(piece: Array, pieces: int) -> Array:
     return before[1:] - before[:-1]
 
 
-def first_of(counts_P: Array, wanted_P: Array) -> Array:
+def first_members(counts_P: Array, wanted_P: Array) -> Array:
     """(M,) int64: the indices of the first ``wanted_P`` members of each piece, or of all members if
     there are fewer.
     """
@@ -104,7 +104,7 @@ def first_within(piece: Array, key: Array, wanted_P: Array) -> Array:
     order = order_within(piece, key, pieces=len(wanted_P))
     counts_P = counts_within(piece[order], len(wanted_P))
     first = np.zeros(len(key), bool)
-    first[order[first_of(counts_P, wanted_P)]] = True
+    first[order[first_members(counts_P, wanted_P)]] = True
     return first
 
 

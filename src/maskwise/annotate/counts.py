@@ -100,7 +100,7 @@ def words_of(texts: Sequence[str]) -> Words:
     joined, base = join_texts(texts)
     kinds = classify(joined)
     start, end = words_in(kinds)
-    folded = fold(joined)
+    folded = lower_case(joined)
     codes = codes_of(folded)
     text = base.searchsorted(start, side="right") - 1
     line_ends = np.isin(codes, _LINE_ENDS)
@@ -124,7 +124,7 @@ def words_of(texts: Sequence[str]) -> Words:
     )
 
 
-def fold(text: str) -> str:
+def lower_case(text: str) -> str:
     """Convert a text to lower case without changing the number of characters."""
     # `str.lower` turns İ into two characters. It turns Σ into ς only at the end of a word.
     return text.replace("İ", "i").lower().replace("ς", "σ")
@@ -132,7 +132,7 @@ def fold(text: str) -> str:
 
 def keys_of(words: Sequence[str]) -> Hashes:
     """Return the hashes (W,) of words, from their strings."""
-    joined, start = join_texts(list(map(fold, words)))
+    joined, start = join_texts(list(map(lower_case, words)))
     # Each word ends at a line break, right before the next word.
     end = np.append(start[1:], len(joined)) - 1
     return _hashes(codes_of(joined), start, end)
@@ -145,14 +145,14 @@ def _hashes(codes: CodePoints, start: Ints, end: Ints) -> Hashes:
     lengths = np.diff(start, prepend=0, append=len(codes))
     position = rank_within(lengths).astype(np.uint64)
     # Code points have 21 bits, so a letter and its position do not overlap.
-    letters = mixed(codes + (position << np.uint64(21)))
+    letters = rehashed(codes + (position << np.uint64(21)))
     # Every second sum is over the characters between two words, which do not matter.
     borders = np.stack([start, end], 1).ravel()
     sums = np.add.reduceat(letters, borders)[::2]
-    return np.minimum(mixed(sums), LAST)
+    return np.minimum(rehashed(sums), LAST)
 
 
-def mixed(x: Hashes) -> Hashes:
+def rehashed(x: Hashes) -> Hashes:
     """Hash 64-bit numbers (SplitMix64's finaliser). Each bit of x affects all bits of the hash."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -207,7 +207,7 @@ class CountTable:
 
     def of(self, wanted: Hashes) -> Ints:
         """Return the counts of the wanted keys, (W,). The count of an unknown key is 0."""
-        return np.append(self.counts, 0)[find(self.keys, wanted)]
+        return np.append(self.counts, 0)[places_of_keys(self.keys, wanted)]
 
     def _merge(self) -> None:
         if not self._waiting:
@@ -259,7 +259,7 @@ class WordCounts(CountTable):
         return list(map(self._names.__getitem__, keys.tolist()))
 
 
-def find(keys: Array, wanted: Array) -> Ints:
+def places_of_keys(keys: Array, wanted: Array) -> Ints:
     """Return (W,) the index of each wanted key in ``keys``, which ascend; −1 for an unknown key."""
     if not len(keys):
         return np.full(len(wanted), -1, dtype=np.int64)
@@ -436,7 +436,7 @@ def _identify(
     for block in corpus:
         # A document is never split over two blocks, so a block counts an n-gram once per document.
         number = np.cumsum(block == _DOCUMENT)
-        place = find(keys, block)
+        place = places_of_keys(keys, block)
         here = place >= 0
         pairs = np.unique(pair_keys(number[here], place[here]))
         _, of_pair = halves(pairs)
@@ -445,6 +445,6 @@ def _identify(
     keys = keys[kept]
     ids = Spill(folder)
     for block in corpus:
-        ids.write(np.where(block == _DOCUMENT, -2, find(keys, block)))
+        ids.write(np.where(block == _DOCUMENT, -2, places_of_keys(keys, block)))
     counts = table.counts[frequent]
     return ids, Level(keys, counts[kept], documents[kept])

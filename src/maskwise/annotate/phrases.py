@@ -50,17 +50,17 @@ from maskwise.annotate.counts import (
     Words,
     blocks,
     count_ngrams,
-    find,
-    mixed,
+    places_of_keys,
+    rehashed,
     words_of,
 )
-from maskwise.annotate.store import read_table
+from maskwise.annotate.store import read_parquet
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
 from maskwise.segments import offsets
 from maskwise.specs import Call
 from maskwise.text.layers import CharSpans, Found, Layer, digest
-from maskwise.text.opening import lines_of
+from maskwise.text.opening import split_lines
 from maskwise.text.words import VERSION
 
 SHARES = {
@@ -207,9 +207,9 @@ def vocabulary_size(words: int) -> int:
 def read_phrases(path: Path) -> list[str]:
     """Return the phrases of a saved vocabulary, or of a text file with one phrase per line."""
     if path.is_dir():
-        return read_table(path / FILE, "phrase")["phrase"].to_pylist()
+        return read_parquet(path / FILE, "phrase")["phrase"].to_pylist()
     try:
-        lines = lines_of(path.read_text(encoding="utf-8"))
+        lines = split_lines(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise MaskwiseError(
             f"cannot read the phrases {path}: {error}",
@@ -321,7 +321,7 @@ def find_phrases(words: Words, keys: Mapping[int, Hashes]) -> list[CharSpans]:
         free = used[n:] == used[:places]
         at = np.flatnonzero(unbroken & free)
         grams = _gram_keys(words.key, n)[at]
-        is_phrase = find(keys[n], grams) >= 0
+        is_phrase = places_of_keys(keys[n], grams) >= 0
         at = leftmost(at[is_phrase], n)
         length_at[at] = n
         taken[(at[:, None] + np.arange(n)).ravel()] = True
@@ -347,7 +347,7 @@ def _gram_keys(keys: Hashes, n: int) -> Hashes:
     """
     total = keys
     for skip in range(1, n):
-        total = mixed(total)
+        total = rehashed(total)
         total[:-skip] += keys[skip:]
     return total
 

@@ -37,7 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from maskwise.annotate.counts import find
+from maskwise.annotate.counts import places_of_keys
 from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.folders import read_json, refuse_damaged
 from maskwise.segments import Array, owners, rank_within
@@ -258,7 +258,7 @@ class Store:
         """
         known, shard, row = self._index
         keys = np.array(list(map(text_id, texts)), dtype=np.int64)
-        places = find(known, keys)
+        places = places_of_keys(known, keys)
         if (places < 0).any():
             missing = int(places.argmin())
             raise MaskwiseError(
@@ -319,7 +319,7 @@ def write_table(path: Path, columns: Mapping[str, object]) -> None:
     pq.write_table(pa.table(dict(columns)), path)
 
 
-def read_table(path: Path, *columns: str) -> pa.Table:
+def read_parquet(path: Path, *columns: str) -> pa.Table:
     """Read columns from a Parquet file.
 
     Raises:

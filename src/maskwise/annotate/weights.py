@@ -26,12 +26,12 @@ from maskwise.annotate.counts import (
     WordCounts,
     Words,
     blocks,
-    find,
     halves,
     keys_of,
     pair_keys,
+    places_of_keys,
 )
-from maskwise.annotate.store import read_table, write_table
+from maskwise.annotate.store import read_parquet, write_table
 from maskwise.errors import MaskwiseError
 from maskwise.segments import changes, offsets
 from maskwise.specs import Call
@@ -70,7 +70,7 @@ class WordWeights(ABC):
         if not self.table:
             return
         path = Path(self.table) / FILE
-        columns = read_table(path, "word", "weight")
+        columns = read_parquet(path, "word", "weight")
         words = columns["word"].to_pylist()
         weights = columns["weight"].to_numpy().astype(np.float64)
         if not (np.isfinite(weights) & (weights >= 0)).all():
@@ -79,7 +79,8 @@ class WordWeights(ABC):
         keys = keys_of(words)
         order = keys.argsort(kind="stable")
         self._keys = keys[order]
-        # For words that are not in the table, ``find`` returns −1, which selects the last weight.
+        # ``places_of_keys`` returns −1 for words that are not in the table, which selects the last
+        # weight.
         self._weights = np.append(weights[order], self.unseen)
 
     @property
@@ -127,7 +128,7 @@ class WordWeights(ABC):
 
     def weigh(self, words: Words) -> Floats:
         """Return the weight of each word, (W,)."""
-        return self._weights[find(self._keys, words.key)]
+        return self._weights[places_of_keys(self._keys, words.key)]
 
 
 @dataclass(kw_only=True)
@@ -203,14 +204,14 @@ class Informativeness(WordWeights):
                 f"no word of the corpus occurs {self.min_count} times",
                 do="give more text, or lower min_count",
             )
-        # The id of a word is its index in ``known``, which must ascend for ``find``.
+        # The id of a word is its index in ``known``, which must ascend for ``places_of_keys``.
         frequent = np.sort(frequent)
         known = seen.keys[frequent]
         counts = seen.counts[frequent]
 
         met = CountTable()
         for keys, sentence in corpus:
-            ids = find(known, keys)
+            ids = places_of_keys(known, keys)
             for distance, at in _neighbours(ids, sentence, self.window):
                 met.add(_pairs(ids, at, distance))
         keep = met.counts >= self.min_pairs
@@ -221,7 +222,7 @@ class Informativeness(WordWeights):
         positive = 0.0
         number = 0
         for keys, sentence in corpus:
-            ids = find(known, keys)
+            ids = places_of_keys(known, keys)
             sums = summed_pmi(ids, sentence, pairs, np.append(pmi, 0.0), window=self.window)
             in_table = ids >= 0
             sums = sums[in_table]
@@ -244,7 +245,7 @@ class Informativeness(WordWeights):
     def weigh(self, words: Words) -> Floats:
         if self.per == "word":
             return super().weigh(words)
-        ids = find(self._keys, words.key)
+        ids = places_of_keys(self._keys, words.key)
         plain = words.plain
         sentence = sentences_of(words)[plain]
         sums = np.zeros(len(ids))
@@ -262,7 +263,7 @@ class Informativeness(WordWeights):
     def _pmi(self) -> tuple[Hashes, Floats]:
         """The keys of P pairs, and their PMI (P + 1,). The last PMI, 0, is that of other pairs."""
         assert self.table, "fit first"
-        columns = read_table(Path(self.table) / PAIRS, "pair", "pmi")
+        columns = read_parquet(Path(self.table) / PAIRS, "pair", "pmi")
         pairs = columns["pair"].to_numpy()
         pmi = columns["pmi"].to_numpy()
         return pairs, np.append(pmi, 0.0)
@@ -291,7 +292,7 @@ def summed_pmi(
     """
     total = np.zeros(len(ids))
     for distance, at in _neighbours(ids, sentence, window):
-        found = pmi[find(pairs, _pairs(ids, at, distance))]
+        found = pmi[places_of_keys(pairs, _pairs(ids, at, distance))]
         total[at] += found
         total[at + distance] += found
     return total

@@ -42,7 +42,7 @@ from maskwise.evaluation.sets import (
     TIE,
     UNKNOWN,
     evenly,
-    name_of,
+    name_of_set,
     read_set,
     require_scored,
 )
@@ -127,7 +127,7 @@ class Cloze(Measure):
         # With two candidates, three answers would be split into 2 + 1. One answer is always first.
         if candidates < 3:
             raise MaskwiseError("too few candidates in a cloze set", got=candidates, allowed="≥ 3")
-        name = name_of(path)
+        name = name_of_set(path)
         known = _templates(path, templates)
         facts = []
         # A fact that is not sampled may have a further correct answer to a sampled question.

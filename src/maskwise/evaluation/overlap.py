@@ -21,7 +21,7 @@ from typing import Literal, Protocol, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.annotate.counts import mixed
+from maskwise.annotate.counts import rehashed
 from maskwise.errors import MaskwiseError
 from maskwise.text import Document
 from maskwise.text.documents import batches
@@ -188,7 +188,7 @@ def in_a_row(values: NDArray[np.generic], lengths: Collection[int]) -> Iterator[
 
     The lengths are yielded in ascending order. The n-grams may cross from one text to the next.
     """
-    terms = mixed(values.astype(np.uint64))
+    terms = rehashed(values.astype(np.uint64))
     total = np.zeros_like(terms)
     longest = max(lengths, default=0)
     # A polynomial modulo 2⁶⁴: the hash for length n + 1 extends the hash for length n.

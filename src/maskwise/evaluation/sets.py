@@ -87,7 +87,7 @@ def read_set(path: Path) -> list[FieldValues]:
     return records
 
 
-def name_of(path: Path) -> str:
+def name_of_set(path: Path) -> str:
     """Return the name of a set: ``trex`` for ``/x/trex.jsonl.gz``."""
     return path.name.removesuffix(".gz").rsplit(".", 1)[0]
 
@@ -155,7 +155,7 @@ class Pairs(Measure):
         group = next((column for column in GROUPS if column in records[0]), "")
         kept = evenly(records, items)
         return cls(
-            name_of(path),
+            name_of_set(path),
             tuple(record[GOOD] for record in kept),
             tuple(record[BAD] for record in kept),
             tuple(str(record.get(group, "")) for record in kept),

@@ -29,7 +29,7 @@ from maskwise.learning.scorer import COLUMNS, PolicyModel, read_config
 from maskwise.masking.line import Line
 from maskwise.segments import LEAST_LOGIT, changes, listed, weights_within
 from maskwise.starts import find_policy
-from maskwise.tasks.tensors import Flat, batches
+from maskwise.tasks.tensors import Flat, batches_by_length
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Layer, digest
 from maskwise.text.pieces import Pieces, read_pieces, tokenise
@@ -244,7 +244,7 @@ def score_words(policy: PolicyModel, texts: list[str], *, spans: int = 5) -> lis
     weight_W = weight_W / np.maximum(mean, 1e-300)[text_W]
     weight_W = np.maximum(weight_W, np.exp(LEAST_LOGIT))
 
-    piece_S, word_S, more_S, score_S = best_spans(chance_PWK, spans)
+    piece_S, word_S, more_S, score_S = best_spans_in_windows(chance_PWK, spans)
     first_S = word_S + np.searchsorted(windows.piece, piece_S)
     last_S = first_S + more_S
     starts_S = windows.start[first_S]
@@ -280,7 +280,7 @@ def span_chances(first_PW: Floats, last_PW: Floats, *, longest: int) -> Floats:
     return first_PW[..., None] * last_PWK
 
 
-def best_spans(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats]:
+def best_spans_in_windows(chance_PWK: Floats, count: int) -> tuple[Ints, Ints, Ints, Floats]:
     """In each window, choose up to ``count`` spans that do not overlap, most probable first.
 
     Args:
@@ -371,7 +371,7 @@ def _logits(policy: PolicyModel, pieces: Pieces) -> Floats:
     logits = torch.zeros(len(flat.ids), outputs, dtype=torch.float64)
     policy.eval()
     device = next(policy.parameters()).device
-    for rows, batch in batches(flat, device):
+    for rows, batch in batches_by_length(flat, device):
         at, real = flat.at(rows)
         out = policy(batch["input_ids"], batch["attention_mask"]).double().cpu()
         # The output of a token head has no last dimension.

@@ -42,7 +42,7 @@ SumInPlace: TypeAlias = Callable[[Iterable[Tensor]], None]
 """A function that sums tensors over all ranks, in place."""
 
 
-def alone(tensors: Iterable[Tensor]) -> None:
+def already_summed(tensors: Iterable[Tensor]) -> None:
     """Do nothing. On a single rank, tensors already equal their sum over all ranks."""
 
 
@@ -142,7 +142,11 @@ class Losses(nn.Module):
 
 
 def meta_gradient(
-    theta: Parameters, steps: Sequence[InnerStep], outer: LossFunction, *, agree: SumInPlace = alone
+    theta: Parameters,
+    steps: Sequence[InnerStep],
+    outer: LossFunction,
+    *,
+    agree: SumInPlace = already_summed,
 ) -> MetaGradient:
     """Differentiate the outer loss after all inner steps with respect to the masks of the steps.
 
@@ -205,7 +209,7 @@ def slope_of(
     loss: LossFunction,
     theta: Parameters,
     mask: Tensor | None,
-    agree: SumInPlace = alone,
+    agree: SumInPlace = already_summed,
     *,
     of_theta: bool = True,
 ) -> tuple[float, Parameters, Tensor]:

@@ -64,7 +64,7 @@ from maskwise.objectives import Loss, Objective
 from maskwise.tasks.task import Task
 from maskwise.tasks.tensors import shuffled
 from maskwise.training import TrainingSettings, train
-from maskwise.training.checkpoint import changes
+from maskwise.training.checkpoint import changed_settings
 from maskwise.training.learners import Facts, Learner, NumbersByName, Progress
 from maskwise.training.log import Evaluate, NotFinite, Watch
 from maskwise.training.optim import Optimizers, load_state, state_of
@@ -411,8 +411,8 @@ class InnerModel(Learner):
         return state
 
     def load_state_dict(self, state: Tensors) -> None:
-        set_values(self.losses, group_of(state, "weights"))
-        load_state(self.optimizers.members, group_of(state, "optimizers"))
+        set_values(self.losses, tensors_under(state, "weights"))
+        load_state(self.optimizers.members, tensors_under(state, "optimizers"))
 
     # One step
 
@@ -657,7 +657,7 @@ class PolicyAverage(Learner):
             MaskwiseError: the state has different settings.
         """
         before = json.loads(bytes(state["settings"].tolist()))
-        changed = changes(before, self.settings.model_dump(mode="json"))
+        changed = changed_settings(before, self.settings.model_dump(mode="json"))
         if changed:
             raise MaskwiseError(
                 "the folder has a run with different learning settings",
@@ -666,10 +666,10 @@ class PolicyAverage(Learner):
             )
         best_step, self.gain, self.first, self.outer = state["figures"].tolist()
         self.best_step = int(best_step)
-        self.best = group_of(state, "best")
-        set_values(self.policy, group_of(state, "average"))
+        self.best = tensors_under(state, "best")
+        set_values(self.policy, tensors_under(state, "average"))
         self.slopes.load_state_dict(
-            group_of(state, "slopes"), next(self.policy.parameters()).device
+            tensors_under(state, "slopes"), next(self.policy.parameters()).device
         )
 
 
@@ -743,7 +743,7 @@ def set_values(module: nn.Module, values: Tensors) -> None:
             value.copy_(values[name])
 
 
-def group_of(tensors: Tensors, group: str) -> TensorDict:
+def tensors_under(tensors: Tensors, group: str) -> TensorDict:
     """Return the tensors whose names begin with ``group/``, by the rest of their names."""
     prefix = f"{group}/"
     return {

@@ -53,7 +53,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from maskwise.arrays import flags, is_tensor, whole
+from maskwise.arrays import flags, is_tensor, whole_numbers
 from maskwise.draws import Array, Draws, Purpose, content_ids, fold, unit_interval
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.masking.corruptions import Corruption, mask_only
@@ -446,7 +446,7 @@ def corrupt(
     """
     import torch
 
-    ids_BL = whole("input_ids", input_ids, shape=(None, None), least=0)
+    ids_BL = whole_numbers("input_ids", input_ids, shape=(None, None), least=0)
     shape = ids_BL.shape
     rows, columns = shape
     eligible = flags("loss_mask", loss_mask, shape=shape).reshape(-1)
@@ -463,12 +463,12 @@ def corrupt(
     if example_id is None:
         names = content_ids(ids, eligible, begin)
     else:
-        names = whole("example_id", example_id, shape=(rows,), wraps=True)
+        names = whole_numbers("example_id", example_id, shape=(rows,), wraps=True)
     line = Line((rows, columns), ids, None, eligible, eligible, begin, names)
     draws = Draws(names, seed=seed, epoch=epoch, step=step or 0)
     places = None
     if place is not None:
-        places = whole("place", place, shape=(rows,), least=0)
+        places = whole_numbers("place", place, shape=(rows,), least=0)
     # ``loss_mask`` says which tokens may be masked, so no table of the vocabulary is needed.
     nothing = np.zeros(0, bool)
     vocabulary = Vocabulary(0, mask_token_id, 0, content=nothing, eligible=nothing)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from maskwise.arrays import flags, is_tensor, joined, numbers, whole
+from maskwise.arrays import flags, is_tensor, joined, numbers, whole_numbers
 from maskwise.draws import Array, content_ids
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.masking.batch import IGNORE
@@ -461,18 +461,18 @@ def _read(name: str, value: object) -> Array:
     −1, as transformers' ``word_ids`` need.
     """
     if name in _LABELS:
-        return whole(name, value)
+        return whole_numbers(name, value)
     if name not in _FILL:
         array = numbers(name, value, missing=-1)
-        return array if array.dtype.kind in "fb" else whole(name, array)
+        return array if array.dtype.kind in "fb" else whole_numbers(name, array)
     is_id = name in _NAMES
-    column = whole(name, value, bools=not is_id, wraps=name == "example_id")
+    column = whole_numbers(name, value, bools=not is_id, wraps=name == "example_id")
     # The ids of tokens are checked together with the size of the vocabulary.
     if not is_id:
         # One pass finds both bounds: read without signs, a negative number is a large number.
         most = column.view(np.uint64).max(initial=0)
         if most > (1 if name in _MASKS else _LARGEST):
             # One of these raises an error about the number.
-            whole(name, column, least=0)
+            whole_numbers(name, column, least=0)
             flags(name, column)
     return column

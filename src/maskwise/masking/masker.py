@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from maskwise.arrays import whole
+from maskwise.arrays import whole_numbers
 from maskwise.draws import Array, Draws, Purpose
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.masking.batch import IGNORE, MaskedBatch
@@ -213,7 +213,7 @@ class Masker:
         line = gather(rows, self.vocabulary)
         place_B = None
         if place is not None:
-            place_B = whole("place", place, shape=line.shape[:1], least=0)
+            place_B = whole_numbers("place", place, shape=line.shape[:1], least=0)
         # A line has no such columns.
         if isinstance(rows, Mapping | list):
             _require_same(rows, step=step, epoch=epoch)

@@ -80,7 +80,7 @@ class Moment:
             epoch=self.epoch,
         )
         warn_of_packed(batch)
-        columns = listed(batch, _lengths_of(rows))
+        columns = columns_of(batch, _lengths_of(rows))
         if isinstance(rows, Mapping):
             return columns
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
@@ -131,7 +131,7 @@ def _lengths_of(rows: UserRows) -> list[int]:
     return [len(row) for row in ids]
 
 
-def listed(batch: MaskedBatch, lengths: Sequence[int]) -> Columns:
+def columns_of(batch: MaskedBatch, lengths: Sequence[int]) -> Columns:
     """Return a batch as columns of lists, without the padding of the batch.
 
     Args:

@@ -40,7 +40,7 @@ from maskwise.masking.line import Line
 from maskwise.masking.units import FILLING, Units, budgets, floors
 from maskwise.segments import (
     counts_within,
-    first_of,
+    first_members,
     first_within,
     offsets,
     order_within,
@@ -232,7 +232,7 @@ def up_to(units: Units, budget_P: Array, draws: Draws, *, exact: bool = True) ->
     counts_P = counts_within(piece, len(budget_P))
     if units.by_token:
         # Every single token fits until the budget is used up.
-        chosen[order[first_of(counts_P, budget_P)]] = True
+        chosen[order[first_members(counts_P, budget_P)]] = True
         return chosen
     length = units.length[order]
     fits = sums_within(length, counts_P) <= budget_P.repeat(counts_P)

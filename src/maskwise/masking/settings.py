@@ -77,7 +77,7 @@ PARSED = {"policy": Policy, "ratio": Schedule, "predict": Schedule, "corruption"
 KNOWN = {"budget": BUDGETS, "fill": FILLS, "visits": VISITS}
 
 
-def parsed(name: str, written: Any) -> Any:
+def parsed_setting(name: str, written: Any) -> Any:
     """Return the value of a setting: that which a text means, or the value itself."""
     return PARSERS.get(name, _unchanged)(written)
 
@@ -134,7 +134,7 @@ class Masking:
                 raise MaskwiseError(
                     f"{name} has no value", got="None", do=f"leave it out for {default}"
                 )
-            values[name] = parsed(name, value)
+            values[name] = parsed_setting(name, value)
         made = cls(**values)
         for name, why in cls.unused(made.policy, made.budget, made.fill).items():
             value = getattr(made, name)
@@ -302,7 +302,7 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
             with within(name, written):
                 if name in KNOWN:
                     _require_known(name, written)
-                self._values[name] = parsed(name, written)
+                self._values[name] = parsed_setting(name, written)
         return self
 
     @property
@@ -333,4 +333,4 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
 @cache
 def _usual_values() -> dict[str, Any]:
     fields = MaskingSettings.model_fields.items()
-    return {name: parsed(name, field.default) for name, field in fields}
+    return {name: parsed_setting(name, field.default) for name, field in fields}

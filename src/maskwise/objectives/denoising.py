@@ -23,13 +23,13 @@ from maskwise.errors import MaskwiseError, whole_number
 from maskwise.families import ENCODERS, adapter_of, decoder_inputs, patched, picked, width_of
 from maskwise.flops import (
     Work,
+    attended_pairs,
     decoder_attention,
     decoder_weights,
     encoder_attention,
     encoder_weights,
     head_weights,
     multiplied_weights,
-    pairs,
 )
 from maskwise.masking import IGNORE, Line, MaskedBatch, Masker
 from maskwise.masking.batch import Lengths
@@ -274,7 +274,7 @@ class DenoisingAutoencoder(Objective):
         """Return the multiplications in the attention of the encoder and of the decoder, whose
         tokens attend to the tokens before them and to one vector.
         """
-        of_layer = pairs(lengths.written, causal=True) + float(lengths.written.sum())
+        of_layer = attended_pairs(lengths.written, causal=True) + float(lengths.written.sum())
         scores = 2 * width_of(self.model) * len(self.decoder.layers) * of_layer
         # The keys and values of the vector are computed once for each text.
         head = scores + self._once * len(lengths.written)

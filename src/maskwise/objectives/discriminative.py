@@ -372,7 +372,7 @@ class ContrastiveSentences(Objective):
         with self.some_dropout():
             first_BH = encoded(self.model, batch)[:, 0]
         mine = normalize(torch.tanh(self.head(first_BH)).float(), dim=1)
-        every, offset = gathered(mine)
+        every, offset = rows_of_all_ranks(mine)
         # Turn autocast off, because similarities near 1 would all be equal in bf16.
         with precise(mine.device.type):
             similar = mine @ every.T / self.temperature
@@ -417,7 +417,7 @@ def precise(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False)
 
 
-def gathered(mine: Tensor) -> tuple[Tensor, int]:
+def rows_of_all_ranks(mine: Tensor) -> tuple[Tensor, int]:
     """Return the rows of all ranks, with gradient, and the index of this rank's first row."""
     if not dist.is_initialized():
         return mine, 0

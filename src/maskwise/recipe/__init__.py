@@ -23,7 +23,7 @@ from maskwise.folders import recipe_path, shipped
 from maskwise.recipe.overrides import (
     NAMES_ARMS,
     Plain,
-    arms_of,
+    arms_in,
     explain,
     merged,
     nested,
@@ -35,7 +35,7 @@ from maskwise.recipe.overrides import (
     with_phases,
 )
 from maskwise.recipe.recipe import Recipe, validate
-from maskwise.recipe.unused import read, remove_unused
+from maskwise.recipe.unused import remove_unused, value_at
 from maskwise.specs import leaves
 
 OF_DICT = "the recipe"
@@ -118,7 +118,7 @@ def _validated(settings: Plain, overrides: Iterable[str], *, written: Plain, ori
         # With other arms, for example, settings of the file may lose their effect.
         with suppress(MaskwiseError):
             alone = validate(copy.deepcopy(settings), origin=origin)
-    old_arms = list(arms_of(settings))
+    old_arms = list(arms_in(settings))
 
     def changed(overrides: Sequence[str]) -> Recipe:
         plain = copy.deepcopy(settings)
@@ -203,10 +203,10 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
     {'study': {'arms': {'a': {}, 'c': {}}, 'contrasts': [['c', 'a']]}}
     """
     changes = dict(map(parse_override, overrides))
-    old_arms = dict(arms_of(settings))
+    old_arms = dict(arms_in(settings))
     remove_unused(settings, changes)
     for key, value in changes.items():
-        known = arms_of(settings)
+        known = arms_in(settings)
         arm = key.removeprefix("study.arms.")
         if arm != key and "." not in arm and value in (None, "none"):
             require_known("arm in study.arms", arm, known)
@@ -231,12 +231,12 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
             and value.keys().isdisjoint(known)
         ):
             _remove_comparison(settings["study"], given=changes)
-        pair = read(settings, "study.gate")
+        pair = value_at(settings, "study.gate")
         if key.startswith("study.gate.") and isinstance(pair, list):
             settings["study"]["gate"] = {"contrast": pair}
         put(settings, key, value)
-    gone = old_arms.keys() - arms_of(settings).keys()
-    own = read(settings, "study.search.own")
+    gone = old_arms.keys() - arms_in(settings).keys()
+    own = value_at(settings, "study.search.own")
     if isinstance(own, dict):
         # The search grid of a single arm goes with the arm.
         settings["study"]["search"]["own"] = {

@@ -51,7 +51,7 @@ def recipe_keys() -> dict[str, Key]:
     >>> key.default, key.allowed
     ('0.02', '> 0, < 0.5')
     """
-    return {key.name: key for key in keys_of(Recipe)}
+    return {key.name: key for key in settings_of_group(Recipe)}
 
 
 def declared() -> dict[str, str | None]:
@@ -86,7 +86,7 @@ def _group(field: FieldInfo, name: str) -> tuple[type[BaseModel] | None, str]:
     return None, name
 
 
-def keys_of(settings: type[BaseModel], before: str = "") -> Iterator[Key]:
+def settings_of_group(settings: type[BaseModel], before: str = "") -> Iterator[Key]:
     """Yield the keys of a group of settings; a key is followed by its nested keys."""
     schema = settings.model_json_schema()["properties"]
     for name, field in settings.model_fields.items():
@@ -105,7 +105,7 @@ def keys_of(settings: type[BaseModel], before: str = "") -> Iterator[Key]:
             continue
         # These sections of a policy have the same keys as those of a recipe.
         if not before or name not in Recipe.model_fields:
-            yield from keys_of(group, within)
+            yield from settings_of_group(group, within)
 
 
 def _docstring(settings: type[BaseModel], name: str) -> str:

@@ -333,7 +333,7 @@ def nested(tree: Mapping[str, object]) -> Plain:
     return settings
 
 
-def arms_of(settings: Plain) -> Plain:
+def arms_in(settings: Plain) -> Plain:
     """Return the arms in nested settings; an empty dict if the settings are malformed."""
     study = settings.get("study")
     if isinstance(study, dict) and isinstance(study.get("arms"), dict):
@@ -353,8 +353,8 @@ def merged(
             those of ``own``, keyed by dotted name.
     """
     # Two arms of the same name are not merged, because nobody wrote the resulting arm.
-    base_arms = arms_of(base)
-    own_arms = arms_of(own)
+    base_arms = arms_in(base)
+    own_arms = arms_in(own)
     replaced = ["arms"]
     if own_arms:
         replaced += NAMES_ARMS

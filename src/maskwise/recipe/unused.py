@@ -47,7 +47,7 @@ class Unused:
     for_others: bool = False
 
 
-def read(settings: Plain, key: str, default: Any = None) -> Any:
+def value_at(settings: Plain, key: str, default: Any = None) -> Any:
     """Return the value of a dotted name in nested settings, or the default."""
     value: Any = settings
     for part in key.split("."):
@@ -59,12 +59,12 @@ def read(settings: Plain, key: str, default: Any = None) -> Any:
 
 def _named_tokenizer(settings: Plain) -> bool:
     names = ("tokenizer.name", "model.pretrained", "corpus.tokens")
-    return any(read(settings, name) for name in names)
+    return any(value_at(settings, name) for name in names)
 
 
 def _objectives(settings: Plain) -> list[tuple[str, Plain]]:
     """Return the objectives, each with its own masking settings."""
-    chosen = read(settings, "objective", "mlm")
+    chosen = value_at(settings, "objective", "mlm")
     if isinstance(chosen, str):
         return [(chosen, {})]
     found = []
@@ -80,27 +80,27 @@ def _masks_nothing(settings: Plain) -> bool:
 
 def _without_spans(settings: Plain) -> bool:
     """Whether a learned policy scores tokens and not spans."""
-    usual = "tokens" if read(settings, "learning.method") == "meta" else "spans"
-    return bool(read(settings, "learning.policy.head", usual) != "spans")
+    usual = "tokens" if value_at(settings, "learning.method") == "meta" else "spans"
+    return bool(value_at(settings, "learning.policy.head", usual) != "spans")
 
 
 def _no_muon(group: str) -> Callable[[Plain], bool]:
-    return lambda settings: read(settings, f"{group}.optimizer", "adamw") != "muon"
+    return lambda settings: value_at(settings, f"{group}.optimizer", "adamw") != "muon"
 
 
 def _no_bf16(group: str) -> Callable[[Plain], bool]:
-    return lambda settings: read(settings, f"{group}.precision") == "no"
+    return lambda settings: value_at(settings, f"{group}.precision") == "no"
 
 
 def _constant(group: str) -> Callable[[Plain], bool]:
-    return lambda settings: read(settings, f"{group}.decay") == "constant"
+    return lambda settings: value_at(settings, f"{group}.decay") == "constant"
 
 
 def _unread(name: str) -> Callable[[Plain], bool]:
     """Return a function that tells whether no source reads the corpus setting ``name``."""
 
     def ineffective(settings: Plain) -> bool:
-        source = read(settings, "corpus.source", "")
+        source = value_at(settings, "corpus.source", "")
         sources = [source] if isinstance(source, str) else [*source]
         return all(name in unread_fields(str(each)) for each in sources)
 
@@ -111,8 +111,8 @@ def _masking(name: str) -> Callable[[Plain], bool]:
     """Return a function that tells whether the masking setting ``name`` has no effect."""
 
     def ineffective(settings: Plain) -> bool:
-        masking = read(settings, "masking", {})
-        chosen = read(settings, "objective", "mlm")
+        masking = value_at(settings, "masking", {})
+        chosen = value_at(settings, "objective", "mlm")
         # The masked batches of several objectives may differ in all other settings.
         if not isinstance(chosen, str):
             return False
@@ -126,7 +126,7 @@ def _masking(name: str) -> Callable[[Plain], bool]:
 
 def _learns_at_no_step(settings: Plain) -> bool:
     """Whether no masking policy needs sums of the losses of every step."""
-    common = read(settings, "masking", {})
+    common = value_at(settings, "masking", {})
     for name, own in _objectives(settings):
         kind = objective_class(name)
         merged = kind.settings(MaskingSettings(**common), MaskingSettings(**own))
@@ -158,12 +158,12 @@ UNUSED = (
     ),
     Unused(
         ("tokenizer.k",),
-        lambda settings: read(settings, "tokenizer.kind") != "k-mer",
+        lambda settings: value_at(settings, "tokenizer.kind") != "k-mer",
         "is only for tokenizer.kind=k-mer",
     ),
     Unused(
         ("corpus.attention",),
-        lambda settings: read(settings, "corpus.layout") == "document",
+        lambda settings: value_at(settings, "corpus.layout") == "document",
         "is only for packed rows (corpus.layout)",
     ),
     Unused(("training.muon_learning_rate",), _no_muon("training"), "needs training.optimizer=muon"),
@@ -183,7 +183,7 @@ UNUSED = (
     ),
     Unused(
         ("training.weight_decay",),
-        lambda settings: read(settings, "training.freeze") == "old-rows",
+        lambda settings: value_at(settings, "training.freeze") == "old-rows",
         "has no effect, because training.freeze=old-rows trains without weight decay",
         removed=False,
     ),
@@ -199,13 +199,13 @@ UNUSED = (
     ),
     Unused(
         ("finetune.epochs",),
-        lambda settings: read(settings, "finetune.steps") is not None,
+        lambda settings: value_at(settings, "finetune.steps") is not None,
         "has no effect beside finetune.steps",
     ),
     Unused(
         ("finetune", "study.min_helped", "study.secondary"),
         # The meta-gradient reads ``finetune.max_length``.
-        lambda settings: not read(settings, "tasks", []) and not read(settings, "learning"),
+        lambda settings: not value_at(settings, "tasks", []) and not value_at(settings, "learning"),
         "is for tasks, and this recipe has none",
         removed=False,
         for_others=True,
@@ -259,24 +259,24 @@ UNUSED = (
     ),
     Unused(
         ("training.keep",),
-        lambda settings: not read(settings, "training.save_every", 0),
+        lambda settings: not value_at(settings, "training.save_every", 0),
         "needs training.save_every, because no states are saved",
         removed=False,
     ),
     Unused(
         ("training.workers",),
-        lambda settings: not read(settings, "corpus.stream", False),
+        lambda settings: not value_at(settings, "corpus.stream", False),
         "is only for streams (corpus.stream)",
         removed=False,
     ),
     Unused(
         ("learning.meta",),
-        lambda settings: read(settings, "learning.method", "supervised") != "meta",
+        lambda settings: value_at(settings, "learning.method", "supervised") != "meta",
         "needs learning.method=meta",
     ),
     Unused(
         ("learning.supervised",),
-        lambda settings: read(settings, "learning.method", "supervised") != "supervised",
+        lambda settings: value_at(settings, "learning.method", "supervised") != "supervised",
         "needs learning.method=supervised",
     ),
     Unused(
@@ -286,7 +286,7 @@ UNUSED = (
     ),
     Unused(
         ("learning.policy.architecture", "learning.policy.settings"),
-        lambda settings: bool(read(settings, "learning.policy.pretrained")),
+        lambda settings: bool(value_at(settings, "learning.policy.pretrained")),
         "is for a new encoder, and this recipe has learning.policy.pretrained",
     ),
     Unused(
@@ -301,7 +301,7 @@ UNUSED = (
     ),
     Unused(
         ("learning.supervised.training.keep",),
-        lambda settings: not read(settings, "learning.supervised.training.save_every", 0),
+        lambda settings: not value_at(settings, "learning.supervised.training.save_every", 0),
         "needs learning.supervised.training.save_every, because no states are saved",
         removed=False,
     ),
@@ -310,7 +310,7 @@ UNUSED = (
 
 NEW_MODEL = Unused(
     ("model.architecture", "model.settings"),
-    lambda settings: bool(read(settings, "model.pretrained")),
+    lambda settings: bool(value_at(settings, "model.pretrained")),
     "is for a new model, and this recipe has model.pretrained",
 )
 """The settings of a new model. ``ModelSettings`` refuses those that a checkpoint cannot have."""
@@ -399,7 +399,7 @@ def _is_active(rule: Unused, settings: Plain) -> bool:
 
 def _trainings(settings: Plain) -> Iterator[Plain]:
     """Yield the settings of each training of a recipe: of each phase of each arm."""
-    arms = read(settings, "study.arms", {})
+    arms = value_at(settings, "study.arms", {})
     for changes in arms.values() if isinstance(arms, dict) and arms else ({},):
         of_arm = _with(settings, changes)
         phases = of_arm.get("phases")
@@ -483,7 +483,7 @@ def refuse_unused(
         in_file: whether the values are those of a file, which other recipes may extend.
     """
     for key, value in given.items():
-        if value is None or value == read(default, key):
+        if value is None or value == value_at(default, key):
             continue
         reasons = [_reason(key, ineffective(settings, in_file=in_file)) for settings in recipes]
         if reasons and all(reasons):

@@ -312,7 +312,7 @@ def share(x: float | None, digits: int = 0) -> str:
     return "–" if x is None else with_minus(f"{100 * x:.{digits}f} %")
 
 
-def powers(x: float | None) -> str:
+def in_powers_of_ten(x: float | None) -> str:
     """Format a number in scientific notation: 5.6e7 becomes 5.60 × 10⁷."""
     if x is None:
         return "–"
@@ -342,7 +342,7 @@ FILTERS = {
     "figure": figure,
     "short": short,
     "share": share,
-    "powers": powers,
+    "in_powers_of_ten": in_powers_of_ten,
     "figures": figures,
 }
 """Filters of the templates."""

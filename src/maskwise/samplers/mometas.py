@@ -66,7 +66,7 @@ def gains(before: Tensor, after: Tensor, *, least: float = 0.0) -> Tensor:
     return gain.clamp(min=-1)
 
 
-def meta_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) -> Tensor:
+def reinforce_gradient(logits: Tensor, drawn: Tensor, reward: float, entropy: float) -> Tensor:
     """Return the gradient (K,) of −R·Σ log p[objective] − γ·H(p), where p = softmax(logits).
 
     The sum runs over the draws of the rollout, and H is the entropy.
@@ -255,7 +255,7 @@ class Mometas(LearningSampler):
                 do="lower the learning rate, or remove faithful",
             )
         reward = float(self.guarded(before, after).sum())
-        gradient = meta_gradient(self.logits, self.drawn(), reward, self.entropy)
+        gradient = reinforce_gradient(self.logits, self.drawn(), reward, self.entropy)
         self.logits = self.logits - self.lr * gradient
         self.rollout = {}
         return self.logits

@@ -282,7 +282,7 @@ class Design:
         for (arm, seed), trials in tried.items():
             kinds = self.recipe.arm(arm, seed=0).links()[-1].judged_on()
             scores = [_scores(run, self.store, kinds) for run in trials]
-            choice = choose(scores)
+            choice = best_point(scores)
             chosen = None
             if choice.place is not None:
                 chosen = trials[choice.place].setting
@@ -377,7 +377,7 @@ class SearchChoice(NamedTuple):
     tied: bool
 
 
-def choose(points: Sequence[Scores | None]) -> SearchChoice:
+def best_point(points: Sequence[Scores | None]) -> SearchChoice:
     """Choose the grid point with the highest mean score. The first point wins ties.
 
     Before the mean over outcomes is taken, the scores are standardised over the points.

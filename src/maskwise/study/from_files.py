@@ -261,7 +261,7 @@ class Draft:
         )
 
 
-def draft_of(source: str, tasks: Sequence[str] = ()) -> Draft:
+def draft_of_files(source: str, tasks: Sequence[str] = ()) -> Draft:
     """Make the recipe of a first study for a corpus and tasks.
 
     Args:
@@ -391,7 +391,7 @@ def new_recipe(texts: str, tasks: Sequence[str] = (), *, target: Path | None = N
     """Write a first recipe with comments.
 
     Args:
-        texts, tasks: as for ``draft_of``.
+        texts, tasks: as for ``draft_of_files``.
         target: the file; by default, it is named after the text.
 
     Returns:
@@ -403,7 +403,7 @@ def new_recipe(texts: str, tasks: Sequence[str] = (), *, target: Path | None = N
     target = target or Path(f"{name_of(texts)}.yaml")
     if target.exists():
         raise MaskwiseError(f"{target} exists already", do="move this file, or edit it by hand")
-    draft = draft_of(texts, tasks)
+    draft = draft_of_files(texts, tasks)
     write_whole(target, draft.text)
     # The name may contain spaces and brackets.
     recipe = quote(str(target))
@@ -538,7 +538,7 @@ def _rounded(tokens: float) -> int:
 
 
 def recipe_for(subject: str, overrides: Sequence[str] = (), *, tasks: Sequence[str] = ()) -> Recipe:
-    """Read a recipe. For a file with texts or labels, make its recipe first (``draft_of``).
+    """Read a recipe. For a file with texts or labels, make its recipe first (``draft_of_files``).
 
     Args:
         subject: the name or path of a recipe, a corpus, or a file with labels.
@@ -558,4 +558,4 @@ def recipe_for(subject: str, overrides: Sequence[str] = (), *, tasks: Sequence[s
                 do=f"set tasks='[{', '.join(tasks)}]', or check files: maskwise check TEXTS LABELS",
             )
         return read_recipe(subject, overrides)
-    return draft_of(subject, tasks).read(overrides, origin=f"the recipe of {subject}")
+    return draft_of_files(subject, tasks).read(overrides, origin=f"the recipe of {subject}")

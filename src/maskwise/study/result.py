@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from maskwise.errors import MaskwiseError
-from maskwise.estimates import loss_table, padded, reasons
+from maskwise.estimates import aligned_cells, loss_table, reasons
 from maskwise.files import Contrast, Record, Study, Summary
 from maskwise.folders import read_json, read_lines, require_replaceable
 from maskwise.measurements import measurements, table_of
@@ -163,7 +163,9 @@ class StudyResult:
         lines = [self.headline, *(row["sentence"] for row in self.contrasts)]
         lines += [f"· {reason}" for reason in reasons(self.contrasts)]
         lines += [f"→ {advice}" for advice in self.summary["advice"]]
-        return "\n".join([*lines, *map("  ".join, padded(loss_table(self.summary["losses"])))])
+        return "\n".join(
+            [*lines, *map("  ".join, aligned_cells(loss_table(self.summary["losses"])))]
+        )
 
     def _repr_html_(self) -> str:
         """Show the verdicts in a notebook."""

@@ -27,7 +27,7 @@ from maskwise.tasks.columns import (
     ColumnNames,
     Records,
     UsualColumns,
-    distinct,
+    distinct_labels,
     first_in,
     is_missing,
     label_of,
@@ -103,7 +103,7 @@ def text_classes(rows: TaskRows, where: str) -> Names:
         MaskwiseError: there is only one class, or there are more than 20 classes and fewer than
             two rows per class on average.
     """
-    labels = distinct(all_classes(rows), "classes", where)
+    labels = distinct_labels(all_classes(rows), "classes", where)
     most = max(20, len(rows) // 2)
     if len(labels) > most:
         raise MaskwiseError(
@@ -247,7 +247,7 @@ MULTI_LABEL = TaskKind(
     metrics=("label-micro-f1", "label-macro-f1"),
     columns=SEVERAL_COLUMNS,
     row=_several_row,
-    labels=lambda rows, where: distinct(
+    labels=lambda rows, where: distinct_labels(
         chain.from_iterable(row.names for row in rows), "labels", where
     ),
     gold=_gold_several,
@@ -288,7 +288,7 @@ def _scored_row(record: FieldValues, columns: ColumnNames, where: str) -> Scored
 
 
 def _require_scores(rows: TaskRows, where: str) -> Names:
-    distinct((str(row.score) for row in rows), "different scores", where)
+    distinct_labels((str(row.score) for row in rows), "different scores", where)
     return ()
 
 
@@ -450,7 +450,7 @@ TOKEN_CLASSIFICATION = TaskKind(
     metrics=(*CLASS_METRICS, ENTITY_F1),
     columns=UsualColumns(WORDS, (), ("tags", "upos", "pos_tags", "ner_tags", "labels", "label")),
     row=_tagged_row,
-    labels=lambda rows, where: distinct(all_classes(rows), "classes", where),
+    labels=lambda rows, where: distinct_labels(all_classes(rows), "classes", where),
     gold=gold_classes,
     baseline=class_baseline,
     recognises=_has_words,

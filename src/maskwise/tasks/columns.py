@@ -181,7 +181,7 @@ def without(value: Any, missing: Collection[str]) -> Any:
     return None if label_of(value) in missing else value
 
 
-def distinct(labels: Iterable[str], what: str, where: str) -> Names:
+def distinct_labels(labels: Iterable[str], what: str, where: str) -> Names:
     """Return the distinct labels, sorted.
 
     Raises:

@@ -564,7 +564,7 @@ def finetune(
         )
         if best and best.state:
             objective.load_state_dict(best.state)
-        answers = {split: answer(objective, data[split]) for split in ("dev", "test")}
+        answers = {split: answers_of(objective, data[split]) for split in ("dev", "test")}
         steps = done["steps"]
         lost = data["test"].lost
         if folder is not None and checkpoints:
@@ -654,7 +654,7 @@ class BestDevScore:
         self._score = -math.inf
 
     def __call__(self, done: int, ranks: Ranks) -> list[dict[str, object]]:
-        score = self.task.finite_score("dev", answer(self.objective, self.data))
+        score = self.task.finite_score("dev", answers_of(self.objective, self.data))
         signed = -score if self.task.metric in LOWER_IS_BETTER else score
         if signed > self._score:
             self._score = signed
@@ -664,7 +664,7 @@ class BestDevScore:
 
 
 @torch.inference_mode()
-def answer(objective: Objective, data: Data) -> Answers:
+def answers_of(objective: Objective, data: Data) -> Answers:
     """Return a fine-tuned model's answers, one per item: classes, scores, choices or texts."""
     with evaluating(objective):
         return data.answers(objective, next(objective.parameters()).device)

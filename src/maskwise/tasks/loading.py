@@ -66,21 +66,21 @@ from maskwise.tasks.reading import (
     Card,
     Layout,
     card_of_folder,
-    merged,
+    merged_record,
     read_splits,
     records_where,
-    state_of,
+    state_of_files,
 )
 from maskwise.tasks.splits import (
     ALL,
     SPLITS,
     Keyed,
     dropped,
-    groups_note,
     only_test,
     shared_names,
     shared_text,
     splits_of,
+    task_groups_note,
 )
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.tasks.written import CLOZE_QA, generation
@@ -216,7 +216,7 @@ def _load(spec: str, given: Mapping[str, Any], card: str | None) -> Task:
     if spec.startswith("hf:"):
         return _read_task(asked)
     # A study loads the same task in many places.
-    key = repr((spec, sorted(given.items()), card, state_of(spec)))
+    key = repr((spec, sorted(given.items()), card, state_of_files(spec)))
     if key not in _LOADED:
         if len(_LOADED) == MOST_LOADED:
             del _LOADED[next(iter(_LOADED))]
@@ -385,7 +385,9 @@ def choose_columns(reading: Reading) -> Reading:
     examples: Records = ()
     filled = [part for part in records.values() if part]
     if filled:
-        examples = [without(record, asked.absent) for record in (merged(filled[0]), *filled[0])]
+        examples = [
+            without(record, asked.absent) for record in (merged_record(filled[0]), *filled[0])
+        ]
     kind = KINDS[asked.kind] if asked.kind else _recognised(examples, given)
     if examples and asked.kind is None and kind is SEQUENCE_CLASSIFICATION:
         given, notes = guess_columns(examples, given, kind.columns, asked.place)
@@ -404,7 +406,7 @@ def choose_columns(reading: Reading) -> Reading:
     for split, part in records.items():
         if not part:
             continue
-        names = merged(part)
+        names = merged_record(part)
         if asked.split_by is not None and asked.split_by not in names:
             what = f"split_by column of {asked.place}"
             raise unknown_name(what, asked.split_by, map(str, names))
@@ -488,7 +490,7 @@ def divide(reading: Reading) -> Reading:
         splits, cuts = only_test(reading.rows)
     notes = reading.notes
     if asked.split_by is not None:
-        notes = (*notes, groups_note(reading.rows, splits, asked.split_by, asked.place))
+        notes = (*notes, task_groups_note(reading.rows, splits, asked.split_by, asked.place))
     for split in needed:
         if not splits[split]:
             raise _empty_split(split, reading)

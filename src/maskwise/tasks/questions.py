@@ -48,7 +48,7 @@ from maskwise.tasks.tensors import (
     Data,
     Flat,
     TaskBatch,
-    batches,
+    batches_by_length,
     edges,
     note_of_cuts,
     places_of,
@@ -282,7 +282,7 @@ class Windows(Data):
         """Return the best span of each question, as a text. All windows of the question compete."""
         best = [-math.inf] * len(self.rows)
         answers = [""] * len(self.rows)
-        for rows, batch in batches(self, device):
+        for rows, batch in batches_by_length(self, device):
             at, real = self.flat.at(rows)
             context = (real & (self.span[at, 0] >= 0)).to(device)
             # Tokens outside the context have no answer text, so their scores become −∞.
@@ -427,7 +427,7 @@ class Choices(Data):
     def answers(self, objective: Classification, device: torch.device) -> Tensor:
         """Return (N,) the index of the choice with the highest score for each question."""
         answers = torch.empty(len(self), dtype=torch.long)
-        for rows, batch in batches(self, device):
+        for rows, batch in batches_by_length(self, device):
             answers[rows] = objective.logits(batch).argmax(-1).cpu()
         return answers
 

@@ -128,7 +128,7 @@ def read_splits(spec: str, layout: Layout) -> BySplit:
     )
 
 
-def state_of(spec: str) -> FilesState:
+def state_of_files(spec: str) -> FilesState:
     """Return the name, modification time and size of each file of a task."""
     return files_state(_path(spec))
 
@@ -246,7 +246,7 @@ def _by_split(spec: str, by_name: BySplit) -> BySplit:
 # -------------------------------------------------------------------------------------------
 
 
-def merged(records: Sequence[FieldValues]) -> FieldValues:
+def merged_record(records: Sequence[FieldValues]) -> FieldValues:
     """Return one record with every column of the records, and the first value of each column.
 
     JSON lines may leave out empty columns, so the first record may lack some columns.
@@ -264,7 +264,7 @@ def records_where(records: list[FieldValues], where: str, place: str) -> list[Fi
     column, sign, value = where.partition("=")
     if not sign:
         raise MaskwiseError("where must be 'column=value'", got=where)
-    if records and column not in merged(records):
-        raise unknown_name(f"column of {place}:", column, map(str, merged(records)))
+    if records and column not in merged_record(records):
+        raise unknown_name(f"column of {place}:", column, map(str, merged_record(records)))
     wanted = label_of(value)
     return [record for record in records if label_of(record.get(column)) == wanted]

@@ -34,7 +34,7 @@ Keyed: TypeAlias = Sequence[tuple[str, T]]
 # -------------------------------------------------------------------------------------------
 
 
-def place_of(key: str) -> float:
+def place_in_splits(key: str) -> float:
     """Hash a text to a number in [0, 1), which decides the split of its row."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest) / 2**48
@@ -131,10 +131,10 @@ def dropped(skipped: Mapping[str, int]) -> str:
 
 
 def _between(keyed: Keyed[T], low: float = 0, high: float = 1) -> list[T]:
-    return [row for key, row in keyed if low <= place_of(key) < high]
+    return [row for key, row in keyed if low <= place_in_splits(key) < high]
 
 
-def groups_note(
+def task_groups_note(
     splits: Mapping[str, Keyed[T]], parts: Mapping[str, Sequence[T]], column: str, place: str
 ) -> str:
     """Say how groups of rows were split.

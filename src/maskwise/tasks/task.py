@@ -35,7 +35,7 @@ from maskwise.tasks.metrics import (
     entity_f1,
     nats_of_items,
 )
-from maskwise.tasks.splits import SPLITS, dropped, place_of
+from maskwise.tasks.splits import SPLITS, dropped, place_in_splits
 from maskwise.text.labelled import FieldValues
 
 if TYPE_CHECKING:
@@ -488,7 +488,7 @@ class Task:
             )
         seen = Counter[str]()
         ranked = []
-        for row in sorted(rows, key=lambda row: place_of(row.key)):
+        for row in sorted(rows, key=lambda row: place_in_splits(row.key)):
             seen[row.stratum] += 1
             ranked.append((seen[row.stratum], row))
         # The first row of every class comes before all second rows. The sort is stable, so rows of
@@ -514,7 +514,7 @@ class Task:
         for name in ("dev", "test"):
             rows = splits[name]
             if len(rows) > count:
-                splits[name] = tuple(sorted(rows, key=lambda row: place_of(row.key))[:count])
+                splits[name] = tuple(sorted(rows, key=lambda row: place_in_splits(row.key))[:count])
                 notes.append(f"{name} is {count:,} of {len(rows):,} rows")
         return replace(self, splits=splits, notes=(*self.notes, *notes))
 

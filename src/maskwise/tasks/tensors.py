@@ -156,7 +156,9 @@ class Data(Trainable):
         """Return the answers of a trained objective's model, one per item."""
 
 
-def batches(data: Flat | Data, device: torch.device) -> Iterator[tuple[Tensor, TaskBatch]]:
+def batches_by_length(
+    data: Flat | Data, device: torch.device
+) -> Iterator[tuple[Tensor, TaskBatch]]:
     """Yield (row indices, batch) for rows of similar length, about ``EVAL_TOKENS`` tokens each."""
     for rows in by_width(data.lengths, EVAL_TOKENS):
         yield rows, moved(data.batch(rows), device)
@@ -188,7 +190,7 @@ class Encoded(Data):
     def answers(self, objective: Classification, device: torch.device) -> Tensor:
         """Return each row's class, labels or score, or each word's class (``LOST`` if cut off)."""
         answers = torch.full_like(self.targets, LOST)
-        for rows, batch in batches(self, device):
+        for rows, batch in batches_by_length(self, device):
             logits = objective.logits(batch).float().cpu()
             if self.targets.ndim == 2:
                 answers[rows] = (logits > 0).to(answers.dtype)
@@ -483,7 +485,7 @@ def embed(network: PreTrainedModel, flat: Flat, *, pooling: str = "mean") -> Ten
     """
     vectors = torch.empty(len(flat.lengths), network.config.hidden_size)
     with evaluating(network):
-        for rows, batch in batches(flat, network.device):
+        for rows, batch in batches_by_length(flat, network.device):
             attention = batch["attention_mask"]
             output = network(input_ids=batch["input_ids"], attention_mask=attention)
             states = output.last_hidden_state.float()

@@ -52,7 +52,7 @@ from maskwise.tasks.tensors import (
     Data,
     Flat,
     TaskBatch,
-    batches,
+    batches_by_length,
     edges,
     were_cut,
 )
@@ -177,7 +177,7 @@ class Slots(Data):
     def answers(self, objective: MaskedLanguageModelling, device: torch.device) -> list[str]:
         """Decode the likeliest token at each mask, up to the first separator."""
         best = self.targets[self.targets != IGNORE].view(len(self), -1)
-        for rows, batch in batches(self, device):
+        for rows, batch in batches_by_length(self, device):
             row, column = target_places(batch).unbind(1)
             del batch["labels"]
             logits = masked_logits(objective.model, batch, row, column)

@@ -370,16 +370,16 @@ def paths(record: Mapping[str, object]) -> Iterator[str]:
     >>> [*paths({"id": 1, "article": {"body": "It rained."}})]
     ['id', 'article', 'article.body']
     """
-    for path, _ in leaves(record):
+    for path, _ in fields_and_values(record):
         yield path
 
 
-def leaves(record: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+def fields_and_values(record: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """Yield the paths of a record's fields, as ``paths`` does, and their values."""
     for name, value in record.items():
         yield str(name), value
         if isinstance(value, Mapping):
-            for path, inner in leaves(value):
+            for path, inner in fields_and_values(value):
                 yield f"{name}.{path}", inner
 
 
@@ -545,8 +545,10 @@ def require_documents(documents: Documents) -> Documents:
         raise MaskwiseError(f"there is no document in {documents.name}", got=why)
     first = next(_objects(documents.open_records()), {})
     what = f"no document in {documents.name} has a text in its field {documents.fields.text!r}"
-    texts = [path for path, value in leaves(first) if isinstance(value, str)]
-    numbered = [path for path, value in leaves(first) if isinstance(value, list) and value]
+    texts = [path for path, value in fields_and_values(first) if isinstance(value, str)]
+    numbered = [
+        path for path, value in fields_and_values(first) if isinstance(value, list) and value
+    ]
     if not texts and numbered:
         raise MaskwiseError(
             what,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskwise.arrays import whole
+from maskwise.arrays import whole_numbers
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.segments import Array, owners
 from maskwise.segments import offsets as offsets_of
@@ -98,7 +98,7 @@ def _encoded(
     else:
         if isinstance(ids, Iterator | range):
             ids = list(ids)
-        names = whole("ids", ids, shape=(len(texts),), wraps=True).tolist()
+        names = whole_numbers("ids", ids, shape=(len(texts),), wraps=True).tolist()
     if not texts:
         return []
     if split and max_length is None:
@@ -465,7 +465,7 @@ def _rows_of_ids(value: Any) -> tuple[list[Ints], bool]:
         )
     alone = len(value) > 0 and getattr(value[0], "ndim", 0) == 0 and not np.iterable(value[0])
     rows = [value] if alone else value
-    return [whole("input_ids", row, shape=(None,), least=0) for row in rows], alone
+    return [whole_numbers("input_ids", row, shape=(None,), least=0) for row in rows], alone
 
 
 def _rows_of_offsets(value: Any, rows: Sequence[Ints], *, alone: bool) -> list[Ints | None]:
@@ -483,7 +483,7 @@ def _rows_of_offsets(value: Any, rows: Sequence[Ints], *, alone: bool) -> list[I
         )
     spans = [value] if alone else value
     return [
-        whole("offset_mapping", part, shape=(len(row), 2)) if len(row) else None
+        whole_numbers("offset_mapping", part, shape=(len(row), 2)) if len(row) else None
         for part, row in zip(spans, rows, strict=True)
     ]
 

@@ -180,7 +180,7 @@ def read_cells(path: Path, *, header: bool = True, usual: str | None = None) -> 
 # ---- CoNLL
 
 
-def sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[list[str]]]]:
+def read_sentences(path: Path, *, columns: int) -> Iterator[tuple[list[str], list[list[str]]]]:
     """Yield the comments and rows of each sentence in a CoNLL file.
 
     Raises:
@@ -219,7 +219,7 @@ def _read_conll_records(path: Path) -> list[FieldValues]:
     """
     ending = ending_of(path)
     records = []
-    for _, rows in sentences(path, columns=3 if ending == ".conllu" else 2):
+    for _, rows in read_sentences(path, columns=3 if ending == ".conllu" else 2):
         tokens = []
         tags = []
         for row in rows:
@@ -261,7 +261,7 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
     text = ""
     spans: list[Span] = []
     number = 0
-    for comments, rows in sentences(path, columns=10):
+    for comments, rows in read_sentences(path, columns=10):
         separator = " "
         for comment in comments:
             if comment.startswith("# newdoc"):

@@ -159,7 +159,7 @@ def text_per(path: Path) -> LineKind:
     with damaged(path), opened(path) as file:
         head = file.read(HEAD_BYTES)
     # Blank lines separate blocks, except at the beginning and at the end of a file.
-    lines = lines_of(head.decode("utf-8-sig", "ignore").strip())
+    lines = split_lines(head.decode("utf-8-sig", "ignore").strip())
     if len(head) == HEAD_BYTES:
         lines = lines[:-1]
     if len(lines) < LEAST_LINES or not all(map(str.strip, lines)):
@@ -173,6 +173,6 @@ def text_per(path: Path) -> LineKind:
     return "line"
 
 
-def lines_of(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
     """Split a text at line feeds, but not at form feeds or U+2028."""
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]

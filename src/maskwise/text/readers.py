@@ -45,11 +45,11 @@ from maskwise.text.opening import (
     LineKind,
     WhenBad,
     damaged,
-    lines_of,
     open_text,
     opened,
     read_whole,
     refuse_unreadable,
+    split_lines,
     text_per,
 )
 from maskwise.text.tables import FieldValues, read_table
@@ -515,7 +515,7 @@ def _read_source(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Ite
     except (SyntaxError, UnicodeDecodeError):
         yield Skip(NOT_UTF8)
         return
-    yield name, "\n".join(lines_of(text))
+    yield name, "\n".join(split_lines(text))
 
 
 def _read_arrays(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Iterator[Entry]:

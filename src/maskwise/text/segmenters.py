@@ -145,7 +145,7 @@ def segmenter_version(spec: str) -> str:
     return " ".join(found) or SEGMENTERS.package(name)
 
 
-def spans(find: Segmenter, text: str) -> Iterator[tuple[int, int]]:
+def segmented_words(find: Segmenter, text: str) -> Iterator[tuple[int, int]]:
     """Yield the start and end of each word that a segmenter finds in a text.
 
     Raises:

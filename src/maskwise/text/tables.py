@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from maskwise.errors import MaskwiseError
-from maskwise.text.opening import PART_BYTES, WhenBad, damaged, lines_of, open_text
+from maskwise.text.opening import PART_BYTES, WhenBad, damaged, open_text, split_lines
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 HEAD_CHARACTERS = 1 << 16
@@ -135,7 +135,7 @@ def separator_of(text: str, *, usual: str) -> str:
 
 def _is_quoted(text: str) -> bool:
     """Return whether nearly every row of a tab-separated table has a quoted cell."""
-    head = lines_of(text[:HEAD_CHARACTERS])[1:HEAD_ROWS]
+    head = split_lines(text[:HEAD_CHARACTERS])[1:HEAD_ROWS]
     lines = list(filter(str.strip, head))
     quoted = len(list(filter(_QUOTED_CELL.search, lines)))
     return bool(lines) and quoted >= QUOTED_SHARE * len(lines)

@@ -42,10 +42,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maskwise.arrays import flags, whole
+from maskwise.arrays import flags, whole_numbers
 from maskwise.errors import MaskwiseError, first_line, unknown_name
 from maskwise.segments import Array, changes, offsets, rank_within
-from maskwise.text.segmenters import RULES, SEGMENTERS, Segmenter, names_segmenter, segmenter, spans
+from maskwise.text.segmenters import (
+    RULES,
+    SEGMENTERS,
+    Segmenter,
+    names_segmenter,
+    segmented_words,
+    segmenter,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -271,7 +278,9 @@ def _classified(
         # Texts are read one at a time, because a word must not depend on neighbouring texts.
         for text, origin in zip(texts, base.tolist()):
             places = (
-                spans(rule, text) if callable(rule) else _matches(rule.removeprefix("regex:"), text)
+                segmented_words(rule, text)
+                if callable(rule)
+                else _matches(rule.removeprefix("regex:"), text)
             )
             for start, end in places:
                 found[origin + start : origin + end] = LETTER
@@ -301,10 +310,10 @@ def word_ids(text: str, offsets: ArrayLike, *, special: ArrayLike | None = None)
     """
     if not isinstance(text, str):
         raise MaskwiseError("the text must be a string", got=type(text).__name__)
-    spans = whole("offsets", offsets)
+    spans = whole_numbers("offsets", offsets)
     if not spans.size:
         spans = spans.reshape(0, 2)
-    spans = whole("offsets", spans, shape=(None, 2))
+    spans = whole_numbers("offsets", spans, shape=(None, 2))
     start, end = spans.T
     if special is None:
         is_special = (start == 0) & (end == 0)

@@ -35,7 +35,7 @@ from maskwise.folders import (
     write_lines,
     writing,
 )
-from maskwise.lora import merged
+from maskwise.lora import merged_state
 from maskwise.models import without_advice
 from maskwise.samplers import Sampler
 from maskwise.training.learners import Facts, Learner
@@ -260,7 +260,7 @@ def restore(learners: Mapping[str, Learner | Sampler], flat: Tensors) -> None:
         learner.load_state_dict(state)
 
 
-def changes(before: Facts, now: Facts) -> str:
+def changed_settings(before: Facts, now: Facts) -> str:
     """Return a text that lists the settings that differ, with their new and old values."""
     changed = []
     for name, value in now.items():
@@ -293,7 +293,7 @@ def save_checkpoint(
         weights = gathered(weights, keep=not rank_here())
     if rank_here():
         return
-    weights = merged(model, weights)
+    weights = merged_state(model, weights)
 
     def fill(target: Path) -> None:
         with without_advice():

@@ -39,7 +39,7 @@ from maskwise.objectives import Loss, Objective
 from maskwise.objectives.base import require_counted, require_finite, require_gradient
 from maskwise.printing import LOGGER
 from maskwise.torchrun import not_connected
-from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changes
+from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changed_settings
 from maskwise.training.data import AnyBatch, Step
 from maskwise.training.learners import NumbersByName
 from maskwise.training.optim import Optimizers, load_state, state_of
@@ -48,12 +48,12 @@ from maskwise.training.ranks import (
     Ranks,
     Replicated,
     Sharded,
-    alone,
     asked_to_shard,
     distinct,
     forget_meshes,
     gathered,
     load_weights,
+    numbers_of_one_rank,
     whole,
     without_fsdp_of_accelerate,
 )
@@ -325,7 +325,7 @@ class Engine:
     ) -> list[float]:
         """Return the sums of a list of numbers over all ranks, as ``summed`` does."""
         if self.ranks == 1:
-            return alone(numbers, error)
+            return numbers_of_one_rank(numbers, error)
         group = self.ahead if ahead else self.hosts
         tensor = torch.tensor([*numbers, float(error is not None)], dtype=torch.float64)
         dist.all_reduce(tensor, group=group)
@@ -459,14 +459,14 @@ class Engine:
         """
         assert self.states
         path = self.states.path(state.step)
-        changed = changes(state.settings, self._settings())
+        changed = changed_settings(state.settings, self._settings())
         if changed:
             raise MaskwiseError(
                 f"{path} belongs to a run with different settings",
                 got=changed,
                 do="use a new folder",
             )
-        changed = changes(state.bits, self._bits())
+        changed = changed_settings(state.bits, self._bits())
         if changed:
             self.say(f"resuming from {path} with {changed}: results differ by rounding and dropout")
         weights = load_file(path / WEIGHTS)

@@ -108,7 +108,7 @@ def train(
     refuse_quiet(quiet)
     steps = settings.steps
     with (
-        alone(folder),
+        alone_in(folder),
         Asked() as asked,
         closing(Engine(objective, settings, folder, part)) as engine,
         Log(engine, source, learners, streams.values(), title=title) as log,
@@ -140,7 +140,7 @@ def train(
                 learner.meet(objective.named(learner.objective))
             else:
                 learner.meet(objective)
-        share(streams, engine)
+        share_streams(streams, engine)
         if engine.start:
             restore(kept, engine.learned)
         else:
@@ -267,14 +267,14 @@ class Exchange(Learner):
         self.pending = partial(dict, state)
 
 
-def alone(folder: Path | None) -> AbstractContextManager[None]:
+def alone_in(folder: Path | None) -> AbstractContextManager[None]:
     """A context in which no other run can use the folder. Only the first rank locks the folder."""
     if folder is None or rank_here():
         return nullcontext()
     return claim(folder, "another run is training in", lock=LOCK, stays=False)
 
 
-def share(streams: Mapping[str, StreamedRows], engine: Engine) -> None:
+def share_streams(streams: Mapping[str, StreamedRows], engine: Engine) -> None:
     """Share the work of streams among all ranks, and continue at the positions of a state.
 
     Raises:

@@ -52,7 +52,7 @@ class Added(Protocol):
     def __call__(self, numbers: Sequence[float], error: Exception | None, /) -> list[float]: ...
 
 
-def alone(numbers: Sequence[float], error: Exception | None, /) -> list[float]:
+def numbers_of_one_rank(numbers: Sequence[float], error: Exception | None, /) -> list[float]:
     """Return the numbers of a single rank, or raise its error."""
     if error:
         raise error
@@ -80,7 +80,7 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
-    added: Added = alone
+    added: Added = numbers_of_one_rank
     sent: Callable[[object, int], Any] = kept
 
     def divided(

@@ -137,7 +137,7 @@ class BlockPool:
                     number += 1
         except Exception as error:
             # Other ranks may not have this error, and wait for this rank.
-            yield Position(), 0, partial(raised, error)
+            yield Position(), 0, partial(raise_it, error)
 
     def _result(self, future: Future[Rows | None], chunk: Chunk) -> Rows | None:
         try:
@@ -157,7 +157,7 @@ class BlockPool:
             self.pool.close()
 
 
-def raised(error: Exception) -> None:
+def raise_it(error: Exception) -> None:
     """Raise an error."""
     raise error
 

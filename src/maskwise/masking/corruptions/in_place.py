@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskwise.draws import Draws, Purpose, below, split, within
+from maskwise.draws import Draws, Purpose, below, in_lowest_share, index_within
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.corruptions.base import Corruption, Masked, labels_in_place
@@ -55,13 +55,13 @@ class Bert(Corruption):
         input_ids = line.input_ids.copy()
         input_ids[at] = vocabulary.require_mask()
         # First mask all selected tokens, then restore or replace the few others.
-        other = np.flatnonzero(~within(draw, self.mask))
+        other = np.flatnonzero(~in_lowest_share(draw, self.mask))
         shown = original[other]
         if self.random:
             draw = draw[other]
             low = self.mask
             high = low + self.random
-            random = np.flatnonzero(within(draw, high))
+            random = np.flatnonzero(in_lowest_share(draw, high))
             ordinary = vocabulary.ordinary
             if by_unit:
                 # All tokens of a unit have the same draw, but each needs its own random token.
@@ -69,7 +69,7 @@ class Bert(Corruption):
                 number = below(again, len(ordinary))
             else:
                 # Between ``low`` and ``high`` the draw is uniform, so it also selects the token.
-                number = split(draw[random], low, high, len(ordinary))
+                number = index_within(draw[random], low, high, len(ordinary))
             shown[random] = ordinary[number]
         input_ids[at[other]] = shown
         return Masked(input_ids, labels)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from maskwise.draws import Array, Draws, Purpose, below, unit_interval, within
+from maskwise.draws import Array, Draws, Purpose, below, in_lowest_share, unit_interval
 from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.corruptions.base import (
@@ -200,7 +200,7 @@ class Infill(Moving):
         # Each span has two draws. The first decides whether an empty span is added, and the second
         # decides where.
         index = 2 * rank_within(spans_P)
-        adds = within(draws.draw(Purpose.LENGTH, piece, index), q / (1 - q))
+        adds = in_lowest_share(draws.draw(Purpose.LENGTH, piece, index), q / (1 - q))
         adds &= count_P.take(piece) > 0
         piece = piece[adds]
         draw = draws.uniform(Purpose.LENGTH, piece, index[adds] + 1)

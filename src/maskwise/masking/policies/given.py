@@ -26,7 +26,7 @@ from maskwise.masking.policies.base import (
     weigh,
 )
 from maskwise.masking.units import Units, runs
-from maskwise.segments import first_of, first_within
+from maskwise.segments import first_members, first_within
 from maskwise.specs import Call
 
 
@@ -412,4 +412,4 @@ def _first(units: Units, key: Array, count: int) -> Array:
     Of units with equal keys, those with the smaller numbers come first.
     """
     order = np.lexsort((units.number, key, units.piece))
-    return order[first_of(units.count, np.full(len(units.count), count))]
+    return order[first_members(units.count, np.full(len(units.count), count))]
