@@ -138,6 +138,7 @@ class MaskingTrainer(Trainer):
         if args.data_seed is None:
             args.data_seed = args.seed
         self.masker = masker
+        self._tokens = masker.vocabulary.size
         self.evaluation_masker = evaluation_masker or masker
         self._shown: deque[MaskedBatch] = deque()
         self._loss_sum = 0.0
@@ -459,7 +460,7 @@ class MaskingTrainer(Trainer):
                 )
             logits = logits[row, column]
         # Losses of hidden states, or of the logits of another vocabulary, would end in torch.
-        tokens = self.masker.vocabulary.size
+        tokens = self._tokens
         if not self._decodes and logits.shape[-1] < tokens:
             raise MaskwiseError(
                 f"the logits of {type(self.model).__name__} do not fit the vocabulary",
