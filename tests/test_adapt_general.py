@@ -118,7 +118,7 @@ BAD = {
     "fields": (["--replay", "0.2", "--keep", "body.jsonl"], "different fields"),
     "few": (
         ["--replay", "0.2", "--keep", "general.jsonl", "corpus.held_out=0.001"],
-        "too few documents",
+        "too few",
     ),
 }
 
@@ -127,10 +127,14 @@ BAD = {
 def test_general_text_that_cannot_be_used_is_one_line(name, files, monkeypatch, capfd):
     options, said = BAD[name]
     monkeypatch.chdir(files)
-    command = ["adapt", "bundled:encoder", "own.jsonl", "--task", "task.jsonl", "--out", "out"]
-    assert maskwise(*command, *options, "--dry-run") == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert said in line
+    before = [*files.rglob("*")]
+    # Without a task, one is made of the texts, and written before the general text is read.
+    for task in (["--task", "task.jsonl"], []):
+        command = ["adapt", "bundled:encoder", "own.jsonl", *task, "--out", "runs/out"]
+        assert maskwise(*command, *options) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert said in line
+        assert [*files.rglob("*")] == before
 
 
 def test_a_model_without_a_head_is_asked_for_passages_by_their_titles(files, monkeypatch):

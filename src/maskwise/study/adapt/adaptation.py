@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ class Adaptation:
         self._used = has_results(request.out)
         self._aside = dry_run or self._used
         self._texts = Texts(request.texts)
+        self._is_first = not request.out.parent.exists()
         self._checked = False
         self._folder = tempfile.TemporaryDirectory(prefix="maskwise-")
 
@@ -59,7 +61,16 @@ class Adaptation:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Remove the temporary files, and those of a study that has not begun."""
         self._folder.cleanup()
+        if self.request.out.exists():
+            return
+        for file in self._texts.new_files:
+            file.unlink(missing_ok=True)
+        if self._is_first:
+            # Another command may have begun a study there.
+            with suppress(OSError):
+                self.request.out.parent.rmdir()
 
     @cached_property
     def draft(self) -> Draft:

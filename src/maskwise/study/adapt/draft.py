@@ -65,10 +65,14 @@ class Texts:
 
     Args:
         source: a corpus, as for ``read_documents``.
+
+    Attributes:
+        new_files: files of pairs that did not exist before.
     """
 
     def __init__(self, source: str):
         self.source = source
+        self.new_files: list[Path] = []
         self._pairs: dict[tuple[object, ...], tuple[Path, float]] = {}
 
     @cached_property
@@ -89,10 +93,13 @@ class Texts:
         read = corpus.model_dump_json(exclude={"length", "layout", "attention"})
         key = (read, target, choose_share, aside, of_verdict)
         if key not in self._pairs:
+            existed = target.exists()
             written, how = write_pairs(
                 corpus, target, choose_share=choose_share, aside=aside, of_verdict=of_verdict
             )
             self._pairs[key] = (written, how.held_out)
+            if written == target and not existed:
+                self.new_files.append(target)
         return self._pairs[key]
 
 
