@@ -1168,7 +1168,9 @@ def test_an_annotator_is_checked_when_it_is_made(
 
 def test_own_annotators_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     checked = []
-    monkeypatch.setattr(registry, "_require_annotator", lambda made, spec: checked.append(spec))
+    monkeypatch.setattr(
+        registry, "_require_annotator", lambda made, call: checked.append(str(call))
+    )
     monkeypatch.setitem(ANNOTATORS, "marks", lambda: ByText("marks", {}, dict, "1"))
     for spec in ("words", "pos", "marks"):
         annotator(spec)

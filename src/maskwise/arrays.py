@@ -195,7 +195,7 @@ def whole_numbers(
     Raises:
         MaskwiseError: as for ``numbers``; also for floats, and for numbers out of range.
 
-    >>> whole("example_id", [1, 2**64 - 1], wraps=True).tolist()
+    >>> whole_numbers("example_id", [1, 2**64 - 1], wraps=True).tolist()
     [1, -1]
     """
     array = value if type(value) is np.ndarray else numbers(name, value)

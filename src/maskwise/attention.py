@@ -353,7 +353,7 @@ def with_dropout(values: Tensor, rate: float) -> Tensor:
     Random numbers come from torch's default generator.
 
     >>> _ = torch.manual_seed(0)
-    >>> kept = dropped(torch.ones(1000, 1000), 0.25)
+    >>> kept = with_dropout(torch.ones(1000, 1000), 0.25)
     >>> round(kept.max().item(), 4), round((kept > 0).float().mean().item(), 2)
     (1.3333, 0.75)
     """

@@ -235,8 +235,11 @@ def attended_pairs(length_P: Array, *, reach: int | None = None, causal: bool = 
         reach: the largest distance at which a token attends to another; None for no limit.
         causal: whether a token attends only to itself and to earlier tokens.
 
-    >>> pairs(np.array([3, 4])), pairs(np.array([3, 4]), reach=1), pairs(np.array([4]), causal=True)
-    (25.0, 17.0, 10.0)
+    >>> length_P = np.array([3, 4])
+    >>> attended_pairs(length_P), attended_pairs(length_P, reach=1)
+    (25.0, 17.0)
+    >>> attended_pairs(np.array([4]), causal=True)
+    10.0
     """
     length_P = length_P.astype(np.float64)
     most_P = length_P - 1

@@ -382,7 +382,7 @@ def best_point(points: Sequence[Scores | None]) -> SearchChoice:
 
     Before the mean over outcomes is taken, the scores are standardised over the points.
 
-    >>> choose([{"a": 1.0}, {"a": 3.0}, None]).place
+    >>> best_point([{"a": 1.0}, {"a": 3.0}, None]).place
     1
 
     Args:
