@@ -77,6 +77,9 @@ class Way(NamedTuple):
     ranks: int = 1
 
 
+TIMES = ("speed", "started", "probe_share")
+"""Names of times that do not contain the word seconds."""
+
 WAYS = {
     "single": Way(8, ["all"], [*QUICK, "training.save_every=5"], new=True),
     "saving": Way(17, ["all"], [*QUICK, "training.save_every=1", "training.keep=1"]),
@@ -323,9 +326,7 @@ def lines_of(path: Path) -> list[Any]:
 def timeless(value: Any) -> Any:
     """Return a JSON value without times and speeds."""
     if isinstance(value, dict):
-        kept = {
-            k: v for k, v in value.items() if "seconds" not in k and k not in ("speed", "started")
-        }
+        kept = {k: v for k, v in value.items() if "seconds" not in k and k not in TIMES}
         return {key: timeless(item) for key, item in kept.items()}
     if isinstance(value, list):
         return [timeless(item) for item in value]
@@ -389,11 +390,14 @@ def trial(name: str, way: Way, kills: int, folder: Path, seed: int, end: float) 
             moment = draw.uniform(0, first if early else max(rest - spent, rest / 8))
             if not struck(command, out, victim, moment, early):
                 break
-            spent += 0.0 if early else moment
+            place = interrupted(out)
+            # The next start prepares the text again, from the beginning.
+            if not early and place != "prepare":
+                spent += moment
             hit = victim
             killed[victim] += 1
-            places[interrupted(out)] += 1
-            log(f"{name} run {runs}: killed {victim} in {interrupted(out)}")
+            places[place] += 1
+            log(f"{name} run {runs}: killed {victim} in {place}")
         if fault := command.end():
             wrong.append(f"run {runs}: {fault}")
             command.kill("all")
