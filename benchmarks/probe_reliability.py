@@ -29,7 +29,8 @@ from torch import Tensor
 from maskwise.recipe import read_recipe
 from maskwise.samplers.base import reliability
 from maskwise.samplers.mometas import LEAST, gains
-from maskwise.study.pretraining import laid_out, learning, rows_with
+from maskwise.study.pretraining import laid_out, learning
+from maskwise.study.probed import rows_with
 from maskwise.study.single import run_pretrain
 from maskwise.study.stages import prepare_stage
 from maskwise.study.store import StageStore

@@ -34,7 +34,8 @@ from transformers import BertConfig, BertForMaskedLM
 from maskwise.masking import Masker
 from maskwise.objectives import objective
 from maskwise.text import Prepared
-from maskwise.text.settings import CorpusSettings, TokenizerSettings, first_characters
+from maskwise.text.documents import first_characters
+from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.stream import StreamedRows

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
+import importlib
 import json
 import runpy
 from collections import Counter
+from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+
+import pytest
 
 from maskwise.recipe import read_recipe
 from maskwise.text.new_words import read_words
@@ -125,3 +131,25 @@ def test_the_text_of_every_mutant_is_in_the_source_once():
         if (source / mutant["file"]).read_text(encoding="utf-8").count(mutant["old"]) != 1
     ]
     assert not stale
+
+
+def imports_of_maskwise() -> Iterator[tuple[str, str, str]]:
+    """Yield the file, the module and the name of each import in scripts and benchmarks."""
+    for path in sorted([*SCRIPTS.glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("maskwise"):
+                for alias in node.names:
+                    yield path.name, node.module or "", alias.name
+
+
+@pytest.mark.parametrize("module", sorted({module for _, module, _ in imports_of_maskwise()}))
+def test_scripts_and_benchmarks_import_what_exists(module):
+    """Nothing else runs most of them, so a name that has moved would be found years later."""
+    asked = [(path, name) for path, of, name in imports_of_maskwise() if of == module]
+    there = importlib.import_module(module)
+    missing = []
+    for path, name in asked:
+        is_module = hasattr(there, "__path__") and find_spec(f"{module}.{name}")
+        if not is_module and not hasattr(there, name):
+            missing.append(f"{path}: {name}")
+    assert not missing
