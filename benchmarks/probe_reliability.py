@@ -65,6 +65,8 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
     """
     over = [
         "tasks=[]",
+        # The arms of the study would change phases.
+        *("study.arms={uniform: {}}", "study.contrasts=null", "study.gate=null"),
         "corpus.held_out=0.1",
         f"training.steps={first}",
         "training.save_every=0",
