@@ -323,6 +323,17 @@ def test_tables_of_other_tools_are_read_without_names_of_columns(row_of: Any) ->
             id="per-cent",
         ),
         pytest.param(
+            lambda arm, seed, score: {
+                "arm": arm,
+                "seed": seed,
+                "task": "t",
+                "eval_loss": 1 - score,
+            },
+            "--column score='eval_loss' (in Python: columns={'score': 'eval_loss'}), and its tasks "
+            "as lower: --lower t (in Python: lower=['t'])",
+            id="losses-of-tasks",
+        ),
+        pytest.param(
             lambda arm, seed, score: {"arm": arm, "Lauf": seed, "score": score},
             "--column seed='Lauf' (",
             id="another-language",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -529,7 +530,8 @@ def _long(
                 raise MaskwiseError(
                     f"the column {score!r} has losses",
                     got=f"scores on {', '.join(sorted(unnamed))} that are not named as lower",
-                    do="name these tasks as lower, or take another column for the score",
+                    do=f"name these tasks as lower: {_lowering(unnamed)}; or take another column "
+                    "for the score",
                 )
         found = [_score(row, taken, str(row.get(task)), score) for row in rows]
         also = [name for name in known if _plain(name) == "metric"]
@@ -613,10 +615,14 @@ def _column(
     if key == "arm" and usual and not others:
         return usual[0]
     do = f"add a column {key}"
+    losses = [name for name in free if _is_less(name)] if key == "score" else []
     if key == "seed" and len([*filter(SEED_NAME.fullmatch, free)]) > 1:
         do = "give a row for each seed: seeds are columns"
     elif others:
         do = _naming(key, others[0])
+    elif losses:
+        tasks = {str(row.get(taken["task"])) for row in rows}
+        do = f"{_naming(key, losses[0])}, and its tasks as lower: {_lowering(tasks)}"
     elif key == "arm" and baseline in free:
         do = f"give a row for each arm: {baseline} is a column"
     raise MaskwiseError(
@@ -661,6 +667,13 @@ def _naming(key: str, column: str) -> str:
     """Say how a column is named, on the command line and in Python."""
     in_python = f"columns={{{key!r}: {column!r}}}"
     return f"name it, such as --column {key}={column!r} (in Python: {in_python})"
+
+
+def _lowering(tasks: Iterable[str]) -> str:
+    """Say how tasks are named of which lower scores are better."""
+    names = sorted(tasks)
+    options = " ".join(f"--lower {shlex.quote(name)}" for name in names)
+    return f"{options} (in Python: lower={names})"
 
 
 def _plain(name: str) -> str:

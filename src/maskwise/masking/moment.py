@@ -59,7 +59,8 @@ class Moment:
             raise MaskwiseError(
                 "the masking changes over training, so its masks need a step",
                 got=", ".join(map(str, changing)),
-                do="pass step=… and total_steps=…, or use a masker with a fixed ratio",
+                do="pass step=… and total_steps=… (--step … --total-steps …), or use a masker with "
+                "a fixed ratio",
             )
         self.masker = masker
         self.epoch = epoch
