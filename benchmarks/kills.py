@@ -77,8 +77,8 @@ class Way(NamedTuple):
     ranks: int = 1
 
 
-TIMES = ("speed", "started", "probe_share")
-"""Names of times that do not contain the word seconds."""
+OF_THE_PROCESS = ("speed", "started", "probe_share", "made")
+"""Names of times that do not contain the word seconds, and of what a process found made already."""
 
 WAYS = {
     "single": Way(8, ["all"], [*QUICK, "training.save_every=5"], new=True),
@@ -327,7 +327,7 @@ def lines_of(path: Path) -> list[Any]:
 def timeless(value: Any) -> Any:
     """Return a JSON value without times and speeds."""
     if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if "seconds" not in k and k not in TIMES}
+        kept = {k: v for k, v in value.items() if "seconds" not in k and k not in OF_THE_PROCESS}
         return {key: timeless(item) for key, item in kept.items()}
     if isinstance(value, list):
         return [timeless(item) for item in value]

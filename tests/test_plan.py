@@ -721,7 +721,7 @@ def test_an_outcome_that_is_not_measured_is_refused_before_any_work(outcome):
     "override, said",
     [
         ("study.contrasts=[[words-30, token-51]]", "did you mean 'token-15'"),
-        ("study.contrasts=[[words-30]]", "study.contrasts.0.1 is missing"),
+        ("study.contrasts=[[words-30]]", "is a pair of arms"),
         ("study.contrasts=[[words-30, words-30]]", "two different arms"),
         ("study.seeds={token-15: [0, 1], words-30: [2]}", "allowed: a whole number or a list"),
         (
