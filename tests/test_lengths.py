@@ -137,7 +137,11 @@ def test_the_longest_length_is_the_training_without_others(
     run, store = trained
     plain = make_plan(read_recipe(source, [*LENGTHS[:1], *ALONE, *HASTY])).runs[0]
     data = open_prepared(store.folder(run.prepared))
-    pretrain(data, plain.recipe, folder=tmp_path / "plain")
+    whole = pretrain(data, plain.recipe, folder=tmp_path / "plain")
+    # The parts until the end: two with a high rate, and the last one.
+    parts = [store.result(run.trainings[number]) or {} for number in (0, 2, 4)]
+    for cost in ("steps", "tokens", "targets", "flops"):
+        assert sum(part[cost] for part in parts) == whole[cost]
     last = store.folder(run.trainings[-2])
     assert equal(weights(last), weights(tmp_path / "plain"))
     lines = [*read_lines(tmp_path / "plain" / "metrics.jsonl")]

@@ -219,6 +219,7 @@ def since(before: State, done: Training) -> Training:
     spent["steps"] -= before.step
     spent["tokens"] -= before.tokens
     spent["targets"] -= before.targets
+    spent["flops"] -= before.flops
     spent["seconds"] -= before.seconds
     return spent
 
