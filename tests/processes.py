@@ -215,12 +215,15 @@ def worker_of_ranks(folder: Path, what: str) -> tuple[str, int]:
         raise KeyError("only here")
     if what == "warns":
         warnings.warn("rows are truncated", stacklevel=2)
-        time.sleep(float(rank))
+        # The second rank answers first, and is asked again until the first one has answered.
+        time.sleep(1.0 - float(rank))
     if rank == "0" or what == "waits":
         if what != "alone":
             # Both processes can reach the store by which they shall find each other.
             place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             socket.create_connection(place, timeout=PATIENCE).close()
+            # Once the first process has answered, the other is stopped.
+            wait_for((folder / f"{what}-1").exists)
         if what in ("dies", "fails", "waits"):
             worker_waits(folder / f"{what}-{rank}-begun")
     return rank, os.getpid()

@@ -75,7 +75,7 @@ def test_ranks_run_tasks_of_their_own_and_together_and_none_waits_for_one_that_f
     assert one == other, "every rank gets the result"
     assert one["both"] == "0" and one["after"] == "0" and one["alone"] == ["alone"] * 3
     assert one["processes"] == 2, "a process runs several tasks"
-    assert one["warned"] == ["rows are truncated"], "though the second rank ends a second later"
+    assert one["warned"] == ["rows are truncated"], "though one rank ends a second later"
     for what in ("both", "fails", "dies", "warns", "after"):
         assert [(tmp_path / f"{what}-{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
     assert (tmp_path / "alone-alone").read_text() == ""
