@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 # With ``learning``, the annotator ``learned`` is known.
 import maskwise.learning  # noqa: F401
 from maskwise import __version__
-from maskwise.annotate.registry import annotator, annotators
+from maskwise.annotate.registry import annotators
 from maskwise.annotate.run import open_corpus
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.folders import require_replaceable, write_folder, write_json
@@ -104,10 +104,12 @@ def export_masks(
     max_length = whole_number("max_length", max_length, least=1)
     needed = [*masking.policy.layers(), *filter(None, [masking.keep])]
     usual = [MADE_BY_RULE[layer] for layer in needed if layer in MADE_BY_RULE]
-    makers = annotators(dict.fromkeys([*layers, *masking.policy.annotators(), *usual]))
-    layers = [*layers]
-    for spec in layers:
-        written = token_layers(annotator(spec).layers)
+    given = list(dict.fromkeys(layers))
+    asked = list(dict.fromkeys([*given, *masking.policy.annotators(), *usual]))
+    makers = annotators(asked)
+    # Those that are given come first.
+    for spec, maker in zip(given, makers):
+        written = token_layers(maker.layers)
         if not {*written} & {*needed}:
             raise MaskwiseError(
                 f"the annotator {spec} has no effect, because the masking reads none of its layers",
