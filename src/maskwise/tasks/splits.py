@@ -155,7 +155,8 @@ def task_groups_note(
         for key, _ in keyed:
             homes.setdefault(key, set()).add(split)
     # A row without a group has another key, such as its text.
-    torn = [key for key, in_ in homes.items() if key.startswith(f"{column}=") and len(in_) > 1]
+    groups = {key for key in homes if key.startswith(f"{column}=")}
+    torn = [key for key, in_ in homes.items() if key in groups and len(in_) > 1]
     if torn:
         raise MaskwiseError(
             f"{what}: {plural(len(torn), 'group')} in two splits of the files",
@@ -175,7 +176,6 @@ def task_groups_note(
         setting="split_by",
         do="add a column split (train, dev, test)",
     )
-    groups = sum(key.startswith(f"{column}=") for key in homes)
-    alone = sum(not key.startswith(f"{column}=") for keyed in splits.values() for key, _ in keyed)
-    said = f"{groups:,} groups, {share:.0%} of the rows are test"
+    alone = sum(key not in groups for keyed in splits.values() for key, _ in keyed)
+    said = f"{len(groups):,} groups, {share:.0%} of the rows are test"
     return f"{said}; {plural(alone, 'row')} without a value in {column}" if alone else said
