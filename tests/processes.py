@@ -23,6 +23,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from maskwise.errors import Truncated
 from maskwise.folders import write_folder
 from maskwise.jobs import Failure, Pool, answer, message
 
@@ -102,7 +103,7 @@ def worker_task(what: Any) -> Any:
     if what == "warn":
         with warnings.catch_warnings():  # after which Python would print a warning again
             warnings.simplefilter("error")
-        warnings.warn("rows are truncated", stacklevel=2)
+        warnings.warn("rows are truncated", Truncated, stacklevel=2)
     if what == "threads":  # the only task that needs torch, whose import takes seconds
         import torch
 
@@ -214,7 +215,7 @@ def worker_of_ranks(folder: Path, what: str) -> tuple[str, int]:
     if rank == "1" and what == "fails":
         raise KeyError("only here")
     if what == "warns":
-        warnings.warn("rows are truncated", stacklevel=2)
+        warnings.warn("rows are truncated", Truncated, stacklevel=2)
         # The second rank answers first, and is asked again until the first one has answered.
         time.sleep(1.0 - float(rank))
     if rank == "0" or what == "waits":

@@ -26,7 +26,7 @@ import pytest
 import maskwise as mw
 from maskwise import folders, jobs
 from maskwise.constants import jobs_here
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, Truncated
 from maskwise.jobs import ENGINES, Failure, LocalPool, Once, Pool, RayPool, ThisProcess, open_pool
 from maskwise.printing import LOGGER
 from maskwise.recipe import Recipe
@@ -261,7 +261,9 @@ def test_a_warning_of_several_workers_is_said_once(capfd, recwarn):
         futures = [pool.submit(worker_task, task) for task in ("warn", "warn", "first", "warn")]
         workers = {future.result(PATIENCE)[1] for future in futures}
     assert len(workers) == 2
-    assert [str(one.message) for one in recwarn] == ["rows are truncated"]
+    assert [(str(one.message), one.category) for one in recwarn] == [
+        ("rows are truncated", Truncated)
+    ]
     assert not capfd.readouterr().err
 
 
@@ -773,6 +775,16 @@ def test_a_lost_node_changes_no_number(finished, recipe, tmp_path, monkeypatch):
     assert study.returncode == 0 and "raylet" not in printed
     assert "a worker or its machine was lost" in err and "trying again (1 of 2)" in err
     assert same(out, finished)
+
+
+def test_a_warning_keeps_a_category_that_this_process_can_import() -> None:
+    """A class that only a worker can import would make the whole answer unreadable."""
+
+    class OfPlugIn(Truncated):
+        pass
+
+    assert jobs._known_here(OfPlugIn) is Truncated
+    assert jobs._known_here(DeprecationWarning) is DeprecationWarning
 
 
 def test_a_result_that_cannot_be_read_here_is_a_failure() -> None:

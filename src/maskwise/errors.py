@@ -76,6 +76,10 @@ class MaskwiseError(ValueError):
         super().__init__("; ".join(parts))
 
 
+class Truncated(UserWarning):
+    """Warns that texts are longer than a model or a setting allows, and were cut."""
+
+
 class OtherProcessFailed(MaskwiseError):
     """Another process of torchrun failed. It says why itself, and this error quotes it."""
 

@@ -127,7 +127,7 @@ class Pool(ABC):
     def __init__(self) -> None:
         # Several threads may read answers.
         self._issuing = threading.Lock()
-        self._issued = set[str]()
+        self._issued = set[tuple[str, type[Warning]]]()
 
     @property
     @abstractmethod
@@ -208,8 +208,8 @@ class Pool(ABC):
         with self._issuing:
             new = [each for each in read.warned if each not in self._issued]
             self._issued.update(new)
-        for each in new:
-            warnings.warn(each, stacklevel=1)
+        for text, category in new:
+            warnings.warn(text, category, stacklevel=1)
         if read.failure:
             raise read.failure
         return read.result
@@ -345,7 +345,13 @@ def answer(task: bytes) -> bytes:
         # Not every exception can be pickled, so only the text of an exception is returned.
         except Exception as error:
             done = _done(Failure(one_line(error), passing=isinstance(error, OSError)))
-    return pickle.dumps((done, [str(each.message) for each in said]))
+    return pickle.dumps((done, [(str(each.message), _known_here(each.category)) for each in said]))
+
+
+def _known_here(category: type[Warning]) -> type[Warning]:
+    """Return the category, or its first base that the process of the pool can import, too."""
+    known = ("builtins", __name__.split(".")[0])
+    return next(base for base in category.__mro__ if base.__module__.split(".")[0] in known)
 
 
 def _done(failure: Failure) -> bytes:
@@ -374,12 +380,12 @@ class TaskAnswer:
     Attributes:
         result: what the task returned; None if it failed.
         failure: why the task failed; None if it did not.
-        warned: the warnings of the task.
+        warned: the text and the category of each warning of the task.
     """
 
     result: Any
     failure: Failure | None
-    warned: tuple[str, ...] = ()
+    warned: tuple[tuple[str, type[Warning]], ...] = ()
 
 
 def read_answer(answered: bytes) -> TaskAnswer:

@@ -34,7 +34,7 @@ from maskwise.cli.terminal import (
     was_given,
 )
 from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
-from maskwise.errors import MaskwiseError, counted, plural, whole_number
+from maskwise.errors import MaskwiseError, Truncated, counted, plural, whole_number
 from maskwise.folders import recipe_path, refuse_missing, shipped
 from maskwise.printing import err_console, note_of_rename, out_console, print_json, say, warn
 
@@ -360,13 +360,12 @@ def finetune(
 ) -> None:
     """Fine-tune a checkpoint on tasks with several seeds, and evaluate it on the test sets."""
     from maskwise.study.single import run_finetune
-    from maskwise.tasks.tensors import ABOUT_ROWS
 
     runs = renamed("seeds", seeds, "runs", runs)
     out = out_folder(out, model, command="finetune")
     with warnings.catch_warnings():
         # The notes on the results say the same.
-        warnings.filterwarnings("ignore", ABOUT_ROWS)
+        warnings.simplefilter("ignore", Truncated)
         results = run_finetune(model, task, overrides or [], seeds=runs, out=out)
     if as_json:
         # Sums of single test items are for comparisons, and are in records.jsonl.

@@ -10,6 +10,7 @@ import numpy as np
 
 from maskwise.annotate.shard import Live
 from maskwise.annotate.store import Store
+from maskwise.errors import Truncated
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
@@ -65,7 +66,7 @@ def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
             text = document.text
             with warnings.catch_warnings():
                 # The page shows only the beginnings of a few texts.
-                warnings.filterwarnings("ignore", message=".*texts were cut")
+                warnings.simplefilter("ignore", Truncated)
                 [row] = encode(
                     data.tokenizer,
                     [text],

@@ -23,7 +23,7 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from maskwise.draws import fold
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, Truncated
 from maskwise.families import evaluating
 from maskwise.masking.batch import IGNORE, moved
 from maskwise.objectives import Classification
@@ -47,8 +47,6 @@ CHOICE = 0xC401CE
 EVAL_TOKENS = 8192
 # The largest share of rows that may be cut without a note in the record.
 MOST_CUT = 0.05
-ABOUT_ROWS = r"[^\n]*: (train|dev|test): "
-"""A pattern of the warnings of ``warn_of_cuts``, for a command that prints the notes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,7 +308,7 @@ def _encoded(task: Task, state: str, pad: int, max_length: int) -> dict[str, Dat
 
 
 def warn_of_cuts(task: Task, found: Mapping[str, Sequence[str]]) -> list[str]:
-    """Warn about cut rows, and return the notes for records.
+    """Warn about cut rows (``Truncated``), and return the notes for records.
 
     Args:
         task: the task.
@@ -318,7 +316,7 @@ def warn_of_cuts(task: Task, found: Mapping[str, Sequence[str]]) -> list[str]:
     """
     notes = [f"{split}: {note}" for split, part in found.items() for note in part]
     if notes:
-        warnings.warn(f"{task.name}: {'; '.join(notes)}", stacklevel=2)
+        warnings.warn(f"{task.name}: {'; '.join(notes)}", Truncated, stacklevel=2)
     return notes
 
 

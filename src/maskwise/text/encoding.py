@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskwise.arrays import whole_numbers
-from maskwise.errors import MaskwiseError, whole_number
+from maskwise.errors import MaskwiseError, Truncated, whole_number
 from maskwise.segments import Array, owners
 from maskwise.segments import offsets as offsets_of
 from maskwise.text.layers import Fitted, Layered, annotated, token_layers
@@ -156,7 +156,8 @@ def _encoded(
         _warn(
             f"{cut:,} of {len(texts):,} texts were cut to {max_length:,} tokens, and "
             f"{lost.sum() / (~added).sum():.0%} of all tokens are lost; pass split=True to get "
-            "rows for the whole texts"
+            "rows for the whole texts",
+            Truncated,
         )
     return made
 
@@ -190,7 +191,7 @@ def _tokenised(
     return np.concatenate(framed).astype(np.int64), added, offsets, np.array([*map(len, framed)])
 
 
-def _warn(message: str) -> None:
+def _warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn the caller of this package."""
     place = 2
     frame = sys._getframe(1)
@@ -198,7 +199,7 @@ def _warn(message: str) -> None:
     while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
         frame = frame.f_back
         place += 1
-    warnings.warn(message, stacklevel=place)
+    warnings.warn(message, category, stacklevel=place)
 
 
 def _row(name: int, columns: Mapping[str, Array]) -> dict[str, Any]:
