@@ -13,6 +13,7 @@ import pytest
 from maskwise.cli.terminal import print_check
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
+from maskwise.study import forecast
 from maskwise.study.forecast import check, doubts_of, lines_of
 from maskwise.study.prospects import recorded_spreads
 from maskwise.study.result import Check
@@ -273,11 +274,22 @@ def test_the_spread_is_that_of_a_pilot(
     ],
 )
 def test_a_plan_that_cannot_be_computed_is_one_line(
-    options: list[str], words: str, recipe: Path, tmp_path: Path, said: Any
+    options: list[str],
+    words: str,
+    recipe: Path,
+    tmp_path: Path,
+    said: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Steps take minutes, so mistakes are found before any are timed.
+    monkeypatch.delattr(forecast, "time_stages")
     pilot(tmp_path / "pilot", [0.1])
-    code, printed, line = said("check", recipe, *ONE, "--no-timing", *options)
+    code, printed, line = said("check", recipe, *ONE, *options)
     assert (code, printed, line.count("\n")) == (2, "", 1) and words in line
+    if words == "which is unknown here":
+        # It has one arm, so a spread would be refused.
+        code, printed, line = said("check", "one-gpu", *options)
+        assert (code, printed, line.count("\n")) == (2, "", 1) and "compares nothing" in line
 
 
 def test_a_study_in_the_folder_is_a_pilot(recipe: Path, tmp_path: Path) -> None:

@@ -330,6 +330,10 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
         ),
         (["finetune", "nowhere", "--task", "nothing.csv"], "does not exist"),
         (["finetune", "nowhere", "--task", "banking77", "epoch=3"], "did you mean 'epochs'"),
+        (
+            ["finetune", "x", "--task", "banking77", "finetune.epochs=3", "epochs=4"],
+            "epochs is given two values; got 3, then 4",
+        ),
         (["finetune", "nowhere", "--task", "banking77", "seeds=3"], "use --runs"),
         (
             ["study", "RECIPE", "model.hidden_size=8"],

@@ -551,19 +551,15 @@ def export(
     refuse_missing(texts)
     from maskwise.export import export_masks
     from maskwise.masking.settings import Masking
-    from maskwise.recipe.overrides import parse_override
+    from maskwise.recipe.overrides import parse_overrides
     from maskwise.specs import split_calls
 
-    values = {}
-    for setting in settings or []:
-        name, value = parse_override(setting)
-        values[name.removeprefix("masking.")] = value
     out = out_folder(out, texts, command="export")
     facts = export_masks(
         texts,
         out,
         tokenizer=tokenizer,
-        masking=Masking.of(**values),
+        masking=Masking.of(**parse_overrides(settings or [], section="masking")),
         epochs=seeds_of(epochs, "--epochs"),
         seed=seed,
         step=step,

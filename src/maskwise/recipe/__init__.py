@@ -27,7 +27,7 @@ from maskwise.recipe.overrides import (
     explain,
     merged,
     nested,
-    parse_override,
+    parse_overrides,
     parse_value,
     put,
     read_yaml,
@@ -112,7 +112,7 @@ def _validated(settings: Plain, overrides: Iterable[str], *, written: Plain, ori
         written: the settings that must have an effect, keyed by dotted name.
     """
     overrides = list(overrides)
-    changes = dict(map(parse_override, overrides))
+    changes = parse_overrides(overrides)
     alone = None
     if changes:
         # With other arms, for example, settings of the file may lose their effect.
@@ -202,7 +202,7 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
     >>> apply_overrides(settings, ["study.arms.b=null"]); settings
     {'study': {'arms': {'a': {}, 'c': {}}, 'contrasts': [['c', 'a']]}}
     """
-    changes = dict(map(parse_override, overrides))
+    changes = parse_overrides(overrides)
     old_arms = dict(arms_in(settings))
     remove_unused(settings, changes)
     for key, value in changes.items():

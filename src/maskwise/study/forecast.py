@@ -127,6 +127,8 @@ def dry_run(
     from maskwise.verdict import primary_pairs
 
     block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
+    # Before stages are timed, because an argument may be wrong.
+    contrasts = prospects_of(recipe, spreads_of(recipe, out, spread), detect=detect)
     # Of the processes of torchrun, each runs one stage.
     processes = ranks_together()
     jobs = jobs or (processes if processes > 1 else jobs_here())
@@ -163,7 +165,7 @@ def dry_run(
         "phases": list(phases_of(design.runs, left)),
         **summary(planned, left, jobs, parts),
         "memory_gib": forecast.memory_gib(),
-        "contrasts": prospects_of(recipe, spreads_of(recipe, out, spread), detect=detect),
+        "contrasts": contrasts,
         "doubts": doubts,
         "notes": list(design.open_questions()),
     }
@@ -217,11 +219,11 @@ def check(
     alone = not recipe.study.arms
     study = recipe
     for option, given in {"spread": spread, "detect": detect}.items():
-        if alone and given is not None:
+        if given is not None and not recipe.study.pairs:
             raise MaskwiseError(
-                f"{option} has no effect, because the recipe trains one model and compares nothing",
+                f"{option} has no effect, because the recipe compares nothing",
                 got=given,
-                do=f"leave {option} out, or check a recipe with arms",
+                do=f"leave {option} out, or check a recipe with study.contrasts",
             )
     if alone:
         require_alone(recipe.links())

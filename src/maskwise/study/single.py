@@ -33,7 +33,7 @@ from maskwise.jobs import ThisProcess, require_one_process
 from maskwise.printing import note
 from maskwise.recipe import Recipe, explain, read_recipe
 from maskwise.recipe.comparison import StudySettings
-from maskwise.recipe.overrides import Plain, parse_override
+from maskwise.recipe.overrides import Plain, parse_overrides
 from maskwise.recipe.unused import refuse_unused
 from maskwise.specs import different_settings
 from maskwise.study.checks import check_inputs, notes_of_texts, require_alone
@@ -284,9 +284,7 @@ def run_finetune(
             torchrun has started several processes that ``led`` does not lead.
     """
     require_one_process()
-    changes = {}
-    for key, value in map(parse_override, overrides):
-        changes[key.removeprefix("finetune.")] = value
+    changes = parse_overrides(overrides, section="finetune")
     if "seeds" in changes:
         raise MaskwiseError("finetune has an option for seeds", do="use --runs")
     try:

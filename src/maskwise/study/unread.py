@@ -112,12 +112,12 @@ def refuse_unread(
         # The command will raise the same error.
         return
     do = "; ".join(["remove {key}", *DO.get(command, [])])
-    for number, text in enumerate(overrides):
+    for text in overrides:
         key, value = parse_override(text)
         # A value that removes a setting asks for nothing. ``check_study`` refuses the seed.
         if value in (None, [], {}) or (has_arms and key == "training.seed"):
             continue
-        others = [*overrides[:number], *overrides[number + 1 :]]
+        others = [each for each in overrides if each != text]
         try:
             without = read(others)
             changed = _changed(without, recipe)

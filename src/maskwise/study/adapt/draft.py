@@ -18,7 +18,7 @@ from maskwise.errors import MaskwiseError, require_known
 from maskwise.families import most_tokens, require_kind
 from maskwise.models import has_head, load_config, weights_of
 from maskwise.recipe import Recipe, apply_overrides, blaming_overrides, validate
-from maskwise.recipe.overrides import Plain, nested, parse_override
+from maskwise.recipe.overrides import Plain, nested, parse_overrides
 from maskwise.recipe.unused import drop_unused
 from maskwise.specs import Call, with_options
 from maskwise.study.adapt.request import GENERAL_MASKS, PAIRS, PASSAGES, STEPS, Request
@@ -117,7 +117,7 @@ def draft_of(
     """
     texts = texts or Texts(request.texts)
     overrides = request.overrides
-    for key, _ in map(parse_override, overrides):
+    for key in parse_overrides(overrides):
         if key in OPTIONS:
             raise MaskwiseError(f"adapt has an option for {key}", do=f"use {OPTIONS[key]}")
         if key == "corpus.tokens":
@@ -183,7 +183,7 @@ def draft_of(
         assert pairs is not None
         # The pairs come from documents that are held out, by the rule that the training text uses.
         read = _with_changes(corpus, overrides)
-        chosen = all(key != "corpus.held_out" for key, _ in map(parse_override, overrides))
+        chosen = "corpus.held_out" not in parse_overrides(overrides)
         pairs, share = texts.pairs(
             read,
             pairs,
@@ -415,7 +415,7 @@ def _draft(
     if others.pairs and others.pairs not in (settings["tasks"] or ()):
         settings["study"].pop("secondary", None)
     settings = {**nested(settings), "study": settings["study"]}
-    drop_unused(settings, dict(map(parse_override, overrides)))
+    drop_unused(settings, parse_overrides(overrides))
     comments = {key: text.format(least=request.least_runs) for key, text in COMMENTS.items()}
     if tasks != request.tasks:
         comments["tasks"] = "titles and texts of documents that are held out from training"
