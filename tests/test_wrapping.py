@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.fx.experimental import _config as symbolic_shapes
@@ -38,6 +39,17 @@ from training_tools import ARCHITECTURES, bart, model, tokenizer
 TEXT = "the cat sat on the mat "
 UNEVEN: dict[str, Any] = {"ratio": 0.3, "budget": "bernoulli", "min_targets": 0}
 """Rows, and so ranks, with unequal numbers of targets."""
+
+SMALL: dict[str, dict[str, int]] = {
+    "bert": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    },
+    "t5": {"d_model": 32, "d_kv": 16, "num_layers": 2, "num_heads": 2, "d_ff": 48},
+}
+"""Settings of small models, by family."""
 
 
 def made(kind: str, **masking: Any) -> tuple[Any, Masker]:
@@ -228,6 +240,48 @@ def test_lengths_and_phases_need_few_versions_of_a_block(
     assert all(options["dynamic"] for options in found.options)
     # The blocks are whole graphs, or an error.
     assert sum(options.get("fullgraph", False) for options in found.options) == 3 * 3
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        ("bert", "packed"),
+        ("bert", "document"),
+        pytest.param("t5", "packed", marks=pytest.mark.slow),
+    ],
+)
+def test_chance_in_a_batch_needs_no_other_version_of_a_block(
+    family: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some batches have no padding, and some of packed rows have one document in each row."""
+    found = Versions(monkeypatch)
+    tools = train_tokenizer([TEXT] * 9, vocab_size=80)
+    texts = {"whole": TEXT * 9, "short": TEXT, "shorter": TEXT[:12]}
+    documents = [Document(f"{name} {n}", text) for name, text in texts.items() for n in range(4)]
+    pieces = read_pieces(tokenise(documents, tools), tokenizer=tools, length=16)
+    rows = Rows.of(pieces, layout)
+    full = rows.lengths == rows.lengths.max()
+    several = np.diff(rows.first) > 1
+    # Rows without and with padding, and rows of several documents.
+    kinds = [rows_of for rows_of in (full & ~several, ~full & ~several, several) if rows_of.any()]
+    chosen = TrainingSettings(steps=4, batch_size=2, compile=True, precision="no")
+    kind = "encoder" if family == "bert" else "encoder-decoder"
+    net = new_model(new_config(family, tools, 32, kind=kind, **SMALL[family]), seed=0)
+    trainee = MaskedLanguageModelling(net) if family == "bert" else Denoising(net)
+    masker = Masker(tools, corruption="bert" if family == "bert" else "infill")
+    source = MaskedSource(rows, masker, chosen)
+    engine = Engine(trainee, chosen)
+    graphs = []
+    for number in sorted([*range(len(kinds))] * 2):
+        drawn = torch.from_numpy(np.flatnonzero(kinds[number])[:2])
+        monkeypatch.setattr(source.order, "draw", lambda step, drawn=drawn: (drawn, 0))
+        [step] = look_ahead(source, range(number, number + 1))
+        engine.update(step, lambda *_: None)
+        graphs.append(sum(found.graphs.values()))
+    engine.close()
+    assert len(kinds) == (2 if layout == "document" else 3)
+    # In the first update with documents, blocks are not compiled.
+    assert 0 < graphs[1] == graphs[-1]
 
 
 class Copies(TorchDispatchMode):

@@ -130,6 +130,8 @@ class Language:
     fraction.
     """
 
+    layout = "document"
+
     def __init__(self, rows: int, *, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
         words = torch.randint(FIRST, FIRST + WORDS, (rows, (LENGTH - 2) // 2), generator=generator)

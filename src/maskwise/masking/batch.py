@@ -225,6 +225,25 @@ class MaskedBatch:
                 documents = rows
         return offsets_of(documents), offsets_of(self.written)
 
+    def with_all_masks(self, *, packed: bool) -> MaskedBatch:
+        """Return this batch with the masks that other batches of its layout have.
+
+        ``attention_mask`` is never None then, and neither are the ``documents`` of packed rows.
+        They say the same, but code that is compiled for a batch with masks needs another version
+        for a batch without them.
+
+        Args:
+            packed: whether other batches of this layout have rows of several pieces.
+        """
+        import torch
+
+        whole = replace(self)
+        if whole.attention_mask is None:
+            whole.attention_mask = torch.ones_like(self.input_ids)
+        if packed:
+            whole.documents = whole.segment_ids
+        return whole
+
     @cached_property
     def where(self) -> Tensor:
         """(M, 2) int64: the row and the column of every target, row by row."""

@@ -281,6 +281,9 @@ class MaskedSource:
             if isinstance(self.masker, Masker) and self.masker.places:
                 when["place"] = place.numpy()
             batch = self.masker(self.rows.line(part), **when)
+            if self.settings.compile:
+                # Whether a batch has padding, or a row of two pieces, is chance.
+                batch = batch.with_all_masks(packed=self.rows.layout == "packed")
             # The log shows the actual share of each text source in a mix.
             batch.sources = self.order.counts(part)
             batches.append(batch)
