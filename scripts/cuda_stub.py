@@ -10,10 +10,11 @@ and layout, which attention kernel is used, which products are in single precisi
 would wait for the card, how many graphs torch.compile makes of the blocks and of the head with its
 loss, and the kernels and bytes of each graph. It shows no times and no numbers.
 
-The result is written to benchmarks/results/gpu/cuda-stub.json. The exit code is 1 if a case fails,
-the host waits, an encoder in half precision does not use the kernel for documents of different
-lengths, compiled code has a graph break, or the head is not one graph for any number of targets. It
-needs gcc, and torch's build for CUDA.
+The result is written to benchmarks/results/gpu/cuda-stub.json, also if the walk is interrupted; it
+then names the cases that did not run. The exit code is 1 if a case fails or did not run, the host
+waits, an encoder in half precision does not use the kernel for documents of different lengths,
+compiled code has a graph break or is compiled again after the second update, or the head is not one
+graph for any number of targets. It needs gcc, and torch's build for CUDA.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
+from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from gpu_versions import git  # noqa: E402
+
 SOURCES = ROOT / "tests" / "cuda_stub"
 RESULT = ROOT / "benchmarks" / "results" / "gpu" / "cuda-stub.json"
 
@@ -91,15 +97,63 @@ def main() -> int:
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "cuda-stub")
     parser.add_argument("--src", type=Path, default=ROOT / "src", help="the code to walk")
     parser.add_argument("--only", default="", help="only cases whose names contain this text")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=int, default=2, help="processes that share the cases")
+    parser.add_argument("--part", type=int, default=-1, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.inside:
-        return walk_all(given.result, given.only)
+    if given.part >= 0:
+        return walk_part(given)
+    date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    # The code may change while the cases run.
+    commit = git("rev-parse", "--short=10", "HEAD")
+    changed_files = git("status", "--porcelain", "--untracked-files=no").splitlines()
     environment = os.environ | libraries(given.build)
     folders = [given.src.resolve(), ROOT / "packages" / "maskwise-data" / "src"]
     environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
-    command = [sys.executable, __file__, "--inside", f"--result={given.result}"]
-    return subprocess.run([*command, f"--only={given.only}"], env=environment).returncode
+    command = [sys.executable, __file__, f"--build={given.build}", f"--only={given.only}"]
+    command.append(f"--jobs={given.jobs}")
+    walks = []
+    for part in range(given.jobs):
+        lines_of(given.build, part).unlink(missing_ok=True)
+        walks.append(subprocess.Popen([*command, f"--part={part}"], env=environment))
+    with contextlib.suppress(KeyboardInterrupt):
+        for walk in walks:
+            walk.wait()
+    for walk in walks:
+        walk.terminate()
+    found = merged(given.build, given.jobs)
+    found = {"date": date, "commit": commit, "changed_files": changed_files, **found}
+    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    given.result.write_text(text, encoding="utf-8")
+    counts = {name: len(found[name]) for name in ("cases", "wrong", "not_run")}
+    sys.stdout.write(f"{counts}: {given.result}\n")
+    whole = all(walk.returncode == 0 for walk in walks)
+    return int(bool(found["wrong"] or found["not_run"] or not found["cases"] or not whole))
+
+
+def lines_of(build: Path, part: int) -> Path:
+    """Return the file to which a process writes one line for each case as soon as it has run."""
+    return build / f"cases-{part}.jsonl"
+
+
+def merged(build: Path, parts: int) -> dict[str, Any]:
+    """Return the results of all processes as one, with the cases in their order."""
+    facts: dict[str, Any] = {}
+    lines: dict[str, Any] = {}
+    for part in range(parts):
+        file = lines_of(build, part)
+        read = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        for line in map(json.loads, read):
+            if "case" in line:
+                lines[line["case"]] = line
+            else:
+                facts = line
+    order = facts.pop("order", [])
+    return {
+        **facts,
+        "wrong": [name for name in order if name in lines and lines[name]["wrong"]],
+        "not_run": [name for name in order if name not in lines],
+        "cases": [lines[name] for name in order if name in lines],
+    }
 
 
 def libraries(build: Path) -> dict[str, str]:
@@ -153,8 +207,8 @@ def runs() -> Iterator[tuple[tuple[str, str, str, str], str, dict[str, Any]]]:
     yield words, "compiled, muon", {"compile": True, "optimizer": "muon"}
 
 
-def walk_all(result: Path, only: str) -> int:
-    """Walk all cases, write the result, and return the exit code."""
+def walk_part(given: argparse.Namespace) -> int:
+    """Walk the cases of one of several processes, and write a line for each."""
     import torch
     import transformers
 
@@ -166,30 +220,36 @@ def walk_all(result: Path, only: str) -> int:
     # BART draws a number on the host for each layer, which a fake tensor does not have.
     plain = torch.rand
     torch.rand = lambda *size, **named: 1.0 if size == ([],) else plain(*size, **named)
-    lines = []
-    for case, words, more in runs():
-        name = ", ".join(part for part in (*case, words) if part)
-        if only in name:
-            with in_small_chunks() if words == CHUNKED else contextlib.nullcontext():
-                lines.append({"case": name, **tried(case, more, words == CHUNKED)})
-            show(lines[-1])
-    wrong = [line["case"] for line in lines if line["wrong"]]
-    found = {
+    named = [
+        (", ".join(part for part in (*case, words) if part), case, words, more)
+        for case, words, more in runs()
+    ]
+    named = [each for each in named if given.only in each[0]]
+    facts = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "card": torch.cuda.get_device_name(),
         "rows": f"{ROWS} × {LENGTH}",
-        "wrong": wrong,
-        "cases": lines,
+        "order": [name for name, *_ in named],
     }
-    result.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{len(lines)} cases, {len(wrong)} wrong: {result}\n")
-    return int(bool(wrong))
+    # A case and its compiled forms are walked by the same process, because they share a count.
+    groups = list(dict.fromkeys(case for _, case, _, _ in named))
+    with lines_of(given.build, given.part).open("w", encoding="utf-8") as file:
 
+        def write(line: dict[str, Any]) -> None:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
 
-def show(line: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(line, ensure_ascii=False)[:500] + "\n")
-    sys.stdout.flush()
+        write(facts)
+        for name, case, words, more in named:
+            if groups.index(case) % given.jobs != given.part:
+                continue
+            with in_small_chunks() if words == CHUNKED else contextlib.nullcontext():
+                line = {"case": name, **tried(case, more, words == CHUNKED)}
+            write(line)
+            sys.stdout.write(json.dumps(line, ensure_ascii=False)[:500] + "\n")
+            sys.stdout.flush()
+    return 0
 
 
 def tried(
