@@ -134,11 +134,11 @@ TEMPORARY = (
     "forward",
     "_is_accelerate_prepared",
     "_original_forward",
-    "compiled",
     "drops",
     "generation_config",
     "p",
     "precision",
+    "read_head",
     "training",
 )
 """The attributes of modules that may be changed for a while. ``p`` is the rate of a dropout layer;
