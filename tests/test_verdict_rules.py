@@ -421,6 +421,22 @@ def test_against_the_start_every_task_counts():
     )
 
 
+@pytest.mark.parametrize(
+    ("scores", "identical"),
+    [
+        ({"token-15": LOW, "token-30": LOW}, True),
+        ({"token-15": LOW, "token-30": [*LOW[:-1], 0.55]}, False),
+        # A floor or a ceiling is the same for all runs.
+        ({"token-15": [1.0] * 8, "token-30": [1.0] * 8}, False),
+    ],
+)
+def test_arms_whose_runs_are_all_equal_are_said_to_be_perhaps_the_same(
+    scores: dict[str, list[float]], identical: bool
+) -> None:
+    """Such as two settings of which one has no effect on this text."""
+    assert ("identical" in codes(row_of(scores))) == identical
+
+
 def test_where_no_task_helps_all_of_them_count_and_that_is_noted():
     summary = helped({"a": [-0.1] * 8, "b": [0.1, -0.1] * 4}, helps=0.75)
     (row,) = primaries(summary).values()

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
+
 from maskwise.constants import (
     CORRELATIONS,
     COSTS,
@@ -24,7 +26,7 @@ from maskwise.estimates import SPREADS, shown_in, with_minus
 from maskwise.files import Effect
 from maskwise.verdict.comparison import Comparison
 from maskwise.verdict.failures import collapses_of
-from maskwise.verdict.outcomes import TOLERANCE, Outcomes, finite_pairs, is_loss
+from maskwise.verdict.outcomes import TOLERANCE, Outcomes, finite_pairs, finite_runs, is_loss
 from maskwise.verdict.statistics import best_guess, can_decide
 
 FlagFacts: TypeAlias = dict[str, object]
@@ -394,6 +396,18 @@ def _item_noise(one: Comparison, table: Outcomes) -> FlagFacts | None:
     return {"half": half, "amount": amount, "assumed": assumed}
 
 
+def _identical(one: Comparison, table: Outcomes) -> FlagFacts | None:
+    pairs = finite_pairs(one.differences)
+    if one.n < 2 or pairs.any():
+        return None
+    # Scores at a floor or a ceiling are equal in all runs.
+    varied = any(
+        np.ptp(finite_runs(table.runs(outcome, one.arm))) > 0
+        for outcome in table.measured(one.outcome, *one.pair)
+    )
+    return {"arms": [*one.pair]} if varied else None
+
+
 def _overlap(one: Comparison, table: Outcomes) -> FlagFacts | None:
     outcomes = table.measured(one.outcome, *one.pair)
     tasks = []
@@ -591,6 +605,14 @@ FLAGS = (
         _without_help,
         "pre-training improves the scores of {names} in fewer runs than study.min_helped requires; "
         "{effect}",
+    ),
+    Flag(
+        "identical",
+        "notes",
+        _identical,
+        "both arms have the same result in every run, so what their settings change may have no "
+        "effect here",
+        "Look at the masks and the settings of both arms.",
     ),
     Flag(
         "items",
