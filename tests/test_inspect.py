@@ -132,6 +132,23 @@ def test_why_nothing_is_chosen_is_said_in_the_terminal_and_on_the_page(tokenizer
         assert words == [ratio == "0.0"] * 2
 
 
+def test_unknown_tokens_are_the_reason_if_most_are_unknown(tokenizer):
+    [shown] = look("Москва и реки, Москва и реки", "token", tokenizer, ratio="0.1")
+    assert shown.eligible == 1 and "most tokens are unknown" in shown.note
+    [shown] = look("the cat sat", "token", tokenizer, ratio="0.0")
+    assert "--ratio" in shown.note
+
+
+def test_a_random_token_of_bytes_is_shown_as_text(tmp_path):
+    text = " ".join(map(chr, range(0x4E00, 0x4E00 + 300)))
+    train_tokenizer([text] * 2, kind="bpe", vocab_size=900).save_pretrained(tmp_path)
+    settings = {"ratio": 1.0, "corruption": "bert(mask=0, random=1)"}
+    [shown] = inspect_text(text, "token", settings, tokenizer=str(tmp_path))
+    replaced = [piece.shown for piece in shown.pieces if piece.state == "random"]
+    assert sum(token in text for token in replaced) > 9
+    assert all(token and token.isprintable() for token in replaced)
+
+
 def test_inspect_imports_neither_torch_nor_transformers():
     code = """
 import sys

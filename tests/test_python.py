@@ -453,3 +453,21 @@ def test_pretrain_refuses_the_folder_of_a_policy_in_one_line(inputs, tmp_path):
     (out / "stage.json").write_text('{"kind": "learn", "what": {}, "needs": [], "how": {}}')
     with pytest.raises(MaskwiseError, match="contains a run on a different text"):
         run_pretrain(whole, out)
+
+
+WRONG = [(name, value) for name in ("steps", "runs", "jobs") for value in ("6", 1.5, 0, True)]
+WRONG += [("patience", "x"), ("new_words", 1.5), ("replay", "0.2"), ("lengths", 0.5)]
+WRONG += [("arms", ()), ("arms", None), ("arms", 3), ("time", 60), ("overrides", 3), ("policy", "")]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_argument_of_adapt_is_named(name, value, tmp_path):
+    with pytest.raises(MaskwiseError, match=f"^{name} ") as caught:
+        mw.adapt("bundled:encoder", ["a text"], out=tmp_path / "out", **{name: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_number_of_jobs_of_a_study_is_named(inputs, tmp_path):
+    recipe, texts, rows = inputs
+    with pytest.raises(MaskwiseError, match=r"^jobs "):
+        mw.study(recipe, out=tmp_path / "out", texts=texts, tasks={"letters": rows}, jobs=-1)

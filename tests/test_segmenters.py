@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast, PythonBackend
+from transformers import BertJapaneseTokenizer, PreTrainedTokenizerFast, PythonBackend
 
 import maskwise as mw
 from maskwise import errors, plugins
 from maskwise.cli import main
 from maskwise.errors import MaskwiseError
+from maskwise.inspection import inspect_text
 from maskwise.masking import IGNORE
 from maskwise.recipe import read_recipe
 from maskwise.study.forecast import check
+from maskwise.study.from_files import recipe_for
 from maskwise.study.plan import make_plan
 from maskwise.study.samples import samples
 from maskwise.study.stages import prepare_stage
@@ -29,6 +33,7 @@ from maskwise.text import (
     Pieces,
     Prepared,
     Stream,
+    load_tokenizer,
     read_pieces,
     tokenise,
     train_tokenizer,
@@ -131,6 +136,10 @@ BAD: dict[str, Any] = {
     "no strings": lambda text: [(0, 3)],
     "another order": lambda text: text.split()[::-1],
     "an error": lambda text: 1 / 0,
+    "a string": lambda text: " ".join(text.split()),
+    "nothing": lambda text: None,
+    "no words": lambda text: [],
+    "overlapping words": lambda text: [text[start : start + 3] for start in range(len(text))],
 }
 
 
@@ -142,6 +151,15 @@ def test_a_wrong_segmenter_is_refused_in_one_line(name: str) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(MaskwiseError, match="words"):
         mw.encode(english, ["the cat sat"], words=3)  # type: ignore[arg-type]
+
+
+def test_the_error_of_a_segmenter_names_the_text_and_the_line() -> None:
+    english = train_tokenizer(["the cat sat"] * 3, vocab_size=70)
+    with pytest.raises(MaskwiseError) as caught:
+        mw.encode(english, ["the cat", "a mat 7"], words=lambda text: [text[9]])
+    assert "the cat" in caught.value.what and "test_segmenters.py:" in str(caught.value.got)
+    with pytest.raises(MaskwiseError, match=r"left out .* before 'sat'"):
+        mw.encode(english, ["the cat sat"], words=lambda text: ["the", "sat"])
 
 
 def test_spaces_and_marks_may_be_left_out() -> None:
@@ -338,6 +356,76 @@ def test_a_python_tokenizer_that_marks_spaces_is_refused_in_one_line() -> None:
         with pytest.raises(MaskwiseError) as caught:
             mw.encode(Slow(marks=True), ["the cat"], words=words)
         assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def python_tokenizer(folder: Path, *, family: str = "bert", **settings: Any) -> str:
+    """Save a tokenizer of transformers that exists only in Python, as a model's folder has it."""
+    letters = sorted(set(CHINESE))
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters)]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    usual = {"word_tokenizer_type": "basic", "model_max_length": 64}
+    made = BertJapaneseTokenizer(str(folder / "vocab.txt"), **usual | settings)
+    made.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_a_python_tokenizer_loads_from_the_folder_of_any_family(
+    family: str, tmp_path: Path
+) -> None:
+    folder = python_tokenizer(tmp_path / "model", family=family)
+    loaded = load_tokenizer(folder, needs_words=False)
+    assert not loaded.is_fast and loaded.tokenize("北京") == ["北", "##京"]
+    with pytest.raises(MaskwiseError, match="studies without tasks"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("subwords", ["character", "wordpiece"])
+def test_inspect_shows_the_masks_of_a_python_tokenizer(
+    subwords: str, registered: str, tmp_path: Path
+) -> None:
+    folder = python_tokenizer(tmp_path / "model", subword_tokenizer_type=subwords)
+    text = "我们 学习，处理"
+    show = partial(inspect_text, text, "whole-word", tokenizer=folder)
+    [seen] = show({"ratio": 0.5, "corruption": "mask-only"}, words="stub")
+    shown = "".join(piece.text for piece in seen.pieces)
+    assert shown == text and seen.whole_words and not seen.words_in_part
+    assert all(len(piece.text.strip()) == 1 for piece in seen.pieces)
+    with pytest.raises(MaskwiseError, match="--words"):
+        show({"ratio": 0.5})
+
+
+def test_a_python_tokenizer_reads_single_tokens(tmp_path: Path) -> None:
+    slow = load_tokenizer(python_tokenizer(tmp_path / "model"), needs_words=False)
+    [row] = mw.encode(slow, [CHINESE], words="token")
+    assert row["input_ids"] == slow(CHINESE)["input_ids"]
+    assert row["word_ids"] == [-1, *range(len(row["input_ids"]) - 2), -1]
+    with pytest.raises(MaskwiseError, match="layers"):
+        mw.encode(slow, [CHINESE], words="token", layers=["sentences"])
+
+
+def test_words_by_which_a_tokenizer_has_other_tokens_are_warned_of(tmp_path: Path) -> None:
+    slow = load_tokenizer(python_tokenizer(tmp_path / "model"), needs_words=False)
+    with pytest.warns(UserWarning, match="1 of the first 1 text"):
+        [row] = mw.encode(slow, [CHINESE], words=longest)
+    assert row["input_ids"] != slow(CHINESE)["input_ids"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mw.encode(slow, ["我们 北京"], words="spaces")
+
+
+def test_a_new_tokenizer_knows_the_characters_of_a_text_without_spaces(tmp_path: Path) -> None:
+    # As in lists of messages, there are blanks, but not between words.
+    characters = [chr(code) for code in range(0x4E00, 0x4E00 + 900)]
+    draws = np.random.default_rng(0)
+    lines = [" ".join("".join(draws.choice(characters, 12)) for _ in range(3)) for _ in range(300)]
+    (tmp_path / "texts.txt").write_text("\n".join(lines), encoding="utf-8")
+    recipe = recipe_for(str(tmp_path / "texts.txt"))
+    assert recipe.tokenizer.kind == "bpe" and recipe.evaluation.masks == ("token",)
+    tokenizer = recipe.tokenizer.tokenizer(recipe.corpus.documents())
+    assert tokenizer.unk_token_id not in tokenizer(" ".join(lines[:20]))["input_ids"]
 
 
 def test_scripts_without_spaces_are_found() -> None:

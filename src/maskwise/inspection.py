@@ -33,11 +33,12 @@ from maskwise.masking.settings import Masking
 from maskwise.show import Stretch, draw
 from maskwise.specs import split_calls
 from maskwise.text import read_documents, require_documents
-from maskwise.text.encoding import encode
+from maskwise.text.encoding import encode, places_of_tokens
 from maskwise.text.layers import CharSpans, Layered
 from maskwise.text.opening import require_utf8
 from maskwise.text.readers import known_ending
 from maskwise.text.tokenizers import light_tokenizer, usual_tokenizer
+from maskwise.text.words import WordRule, word_rule
 
 FastTokenizer: TypeAlias = Any
 """A fast tokenizer of transformers, or a ``LightTokenizer``."""
@@ -98,6 +99,7 @@ class Inspected:
             an encoder.
         policy, corruption, tokenizer: the settings, as the user wrote them.
         eligible: the number of tokens that may be masked.
+        unknown: the number of tokens that the tokenizer does not know.
     """
 
     text: str
@@ -111,11 +113,12 @@ class Inspected:
     corruption: str = ""
     tokenizer: str = ""
     eligible: int = 1
+    unknown: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         pieces = [piece.as_dict() for piece in self.pieces]
         facts = {**vars(self), "pieces": pieces, "note": self.note}
-        del facts["eligible"]
+        del facts["eligible"], facts["unknown"]
         for name in ("source", "target", "note"):
             if not facts[name]:
                 del facts[name]
@@ -126,9 +129,10 @@ class Inspected:
         """A message if no token is selected, with the reason and a remedy; otherwise ""."""
         if any(piece.state != "shown" for piece in self.pieces):
             return ""
-        if not self.eligible:
+        if self.unknown > self.eligible or not self.eligible:
+            most = "most tokens are" if self.eligible else "every token is"
             return (
-                "nothing is masked: every token is unknown to the tokenizer, or special, and such "
+                f"nothing is masked: {most} unknown to the tokenizer, or special, and such "
                 "tokens are never masked; use a tokenizer for this alphabet (--tokenizer)"
             )
         return (
@@ -160,6 +164,7 @@ def show_masks(
     total_steps: int,
     epoch: int = 0,
     max_length: int | None = None,
+    words: WordRule = "auto",
 ) -> Inspected:
     """Mask one text, and return the state of each token.
 
@@ -168,15 +173,8 @@ def show_masks(
         step, total_steps: the training step for which the masking ratio is computed.
         epoch: the number of the epoch. Every epoch has different masks.
         max_length: the maximum number of tokens. Longer texts are cut.
+        words: the rule by which ``encode`` made the row, for a tokenizer without offsets.
     """
-    # A LightTokenizer accepts these settings, but does not truncate.
-    cut = {
-        "truncation": max_length is not None,
-        "max_length": max_length,
-        # As in ``encode``, names of special tokens in a text are plain text.
-        "split_special_tokens": True,
-    }
-    [encoding] = tokenizer([text], **cut).encodings
     line = gather([row], masker.vocabulary)
     masked, choice = masker.corrupted(line, When(step, total_steps, epoch))
     corruption = masker.corruption
@@ -185,9 +183,21 @@ def show_masks(
     chosen_state = "masked"
     if isinstance(corruption, PermuteSentences) and corruption.inner is None:
         chosen_state = "kept"
+    if tokenizer.is_fast:
+        # A LightTokenizer accepts these settings, but does not truncate.
+        cut = {
+            "truncation": max_length is not None,
+            "max_length": max_length,
+            # As in ``encode``, names of special tokens in a text are plain text.
+            "split_special_tokens": True,
+        }
+        [encoding] = tokenizer([text], **cut).encodings
+        places = encoding.offsets
+    else:
+        places = places_of_tokens(tokenizer, text, line.content, words=words)
     pieces = []
     end = 0
-    for place, (start, stop) in enumerate(encoding.offsets):
+    for place, (start, stop) in enumerate(places):
         if stop <= start or not line.content[place]:
             continue
         state = "shown"
@@ -200,7 +210,7 @@ def show_masks(
                     state = "kept"
                 elif token != masker.vocabulary.mask:
                     state = "random"
-                    replacement = str(tokenizer.convert_ids_to_tokens(token))
+                    replacement = _shown(tokenizer, token)
         # With byte fallback, several tokens have the same offsets, and only the first is shown.
         if stop > end:
             pieces.append(Piece(text[min(end, start) : stop], state, replacement))
@@ -209,16 +219,35 @@ def show_masks(
     if not in_place:
         source = _decode(tokenizer, masked.input_ids)
         target = _decode(tokenizer, masked.labels[masked.labels != IGNORE])
-    words = np.array(row["word_ids"], dtype=np.int64)
-    in_word = words >= 0
-    sizes = np.bincount(words[in_word])
-    selected = np.bincount(words[in_word], choice.tokens[in_word])
+    numbers = np.array(row["word_ids"], dtype=np.int64)
+    in_word = numbers >= 0
+    sizes = np.bincount(numbers[in_word])
+    selected = np.bincount(numbers[in_word], choice.tokens[in_word])
     touched = int((selected > 0).sum())
     whole = int((selected == sizes)[sizes > 0].sum())
     # ``max`` avoids a division by 0 in a text without eligible tokens.
     eligible = int(line.eligible.sum())
     ratio = int(choice.tokens.sum()) / max(1, eligible)
-    return Inspected(text, pieces, ratio, whole, touched - whole, source, target, eligible=eligible)
+    return Inspected(
+        text,
+        pieces,
+        ratio,
+        whole,
+        touched - whole,
+        source,
+        target,
+        eligible=eligible,
+        unknown=int(line.content.sum()) - eligible,
+    )
+
+
+def _shown(tokenizer: FastTokenizer, token: int) -> str:
+    """Return a token as text: a byte-level vocabulary has its bytes as other characters."""
+    text = _decode(tokenizer, [token]).strip()
+    # A token may be a part of a character, or a control character.
+    if not text or "\ufffd" in text or not text.isprintable():
+        return str(tokenizer.convert_ids_to_tokens(token))
+    return text
 
 
 def _decode(tokenizer: FastTokenizer, ids: Iterable[int]) -> str:
@@ -266,7 +295,8 @@ def inspect_text(
     needed, annotators = _needed_layers(specs, shown_as, marked=has_marks)
     # The output names the tokenizer, because unexpected tokens usually come from it.
     used = tokenizer or usual_tokenizer(text)
-    loaded = light_tokenizer(used)
+    # A slow tokenizer shows the characters of its tokens only if words are found before it reads.
+    loaded = light_tokenizer(used, needs_words=word_rule(words) in ("auto", "token"))
     used_by = {spec: Masking.used({"policy": spec, **settings}) for spec in specs}
     # Of several policies, some may not use a setting that the others do.
     used_by_one = {name for own in used_by.values() for name in own}
@@ -282,7 +312,9 @@ def inspect_text(
             makers = [*annotators, *(name for name in ANNOTATED if name in needed)]
         row = row_of(loaded, plain, spans, needed, makers, words=words)
         for spec, masker in maskers.items():
-            shown = show_masks(masker, loaded, plain, row=row, step=step, total_steps=total_steps)
+            shown = show_masks(
+                masker, loaded, plain, row=row, step=step, total_steps=total_steps, words=words
+            )
             written = {"policy": spec, "corruption": shown_as, "tokenizer": used}
             inspected.append(replace(shown, **written))
     return inspected

@@ -564,7 +564,8 @@ EXAMPLES = {
     "policies": 'maskwise inspect "Curie was born in [[Warsaw]] in 1867." --ratio 0.3 '
     '--policy "{call}"',
     "annotators": """maskwise annotate my_texts.jsonl --with "{call}\"""",
-    "segmenters": "maskwise pretrain quick-start corpus.source=my_texts.txt corpus.words={call}",
+    "segmenters": "maskwise pretrain quick-start corpus.source=my_texts.txt corpus.words={call} "
+    "masking.policy=whole-word tokenizer.kind=bpe",
     "schedules": """maskwise pretrain quick-start masking.ratio="{call}\"""",
     "corruptions": """maskwise inspect "born in Warsaw" --corruption "{call}\"""",
     "objectives": "objective: {{{call}: }}",

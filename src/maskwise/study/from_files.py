@@ -32,13 +32,21 @@ from maskwise.recipe import Recipe, read_recipe, recipe_of_text, shipped
 from maskwise.recipe.commented import commented
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import local_name, split_options, user_path, with_options
-from maskwise.study.checks import row_sizes
+from maskwise.study.checks import MOST_UNKNOWN, row_sizes
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.loading import HiddenLabels, UnreadableTask
 from maskwise.tasks.settings import interpolated
-from maskwise.text import Document, Documents, load_tokenizer, read_documents, require_documents
+from maskwise.text import (
+    Document,
+    Documents,
+    load_tokenizer,
+    read_documents,
+    require_documents,
+    train_tokenizer,
+)
 from maskwise.text.documents import is_source_code, longest_field
 from maskwise.text.labelled import ending_of
+from maskwise.text.segmenters import unspaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,6 +116,7 @@ class TextFacts:
         characters: the number of characters in these documents.
         blanks: the share of characters that are white space.
         english: the share of words that are among the most frequent English words (``ENGLISH``).
+        unspaced: the share of letters of scripts that write no spaces between words.
         sample: the beginning of the text.
         text_field: the field that contains the text (``longest_field``).
         skipped: the number of skipped documents, keyed by reason.
@@ -119,6 +128,7 @@ class TextFacts:
     characters: int
     blanks: float
     english: float
+    unspaced: float
     sample: str
     text_field: str
     skipped: Mapping[str, int]
@@ -126,7 +136,8 @@ class TextFacts:
 
     @property
     def spaced(self) -> bool:
-        return self.blanks >= BLANK_SHARE
+        # Short lines of Japanese or Thai have as many blanks as words of other languages.
+        return self.blanks >= BLANK_SHARE and self.unspaced < 0.5
 
     @property
     def is_english(self) -> bool:
@@ -134,7 +145,8 @@ class TextFacts:
 
     @property
     def is_alphabet(self) -> bool:
-        return not self.spaced and len({*"".join(self.sample.split())}) <= MOST_LETTERS
+        beginning = self.sample[:2000]
+        return not self.spaced and len({*"".join(beginning.split())}) <= MOST_LETTERS
 
 
 def look_at(
@@ -178,7 +190,8 @@ def look_at(
         characters=characters,
         blanks=sum(char.isspace() for char in text) / max(1, len(text)),
         english=sum(word in ENGLISH for word in words) / max(1, len(words)),
-        sample=text[:2000],
+        unspaced=sum(unspaced([text]).values()),
+        sample=text,
         text_field=documents.fields.text,
         skipped=dict(documents.skipped),
         held_out=held_out,
@@ -521,9 +534,18 @@ def _new_tokenizer(facts: TextFacts, *, code: bool) -> Plain:
     if facts.is_alphabet:
         return {"kind": "letter", "lowercase": False}
     # Lower-casing also removes accents, which other languages than English need.
-    if facts.spaced:
-        return {"kind": "wordpiece", "vocab_size": 1024, "lowercase": facts.is_english}
-    return {"kind": "bpe", "vocab_size": 512, "lowercase": facts.is_english}
+    pieces = {"kind": "wordpiece", "vocab_size": 1024, "lowercase": facts.is_english}
+    if facts.spaced and _unknown(facts.sample, pieces) <= MOST_UNKNOWN:
+        return pieces
+    # A character of these scripts has two or three bytes, so more tokens are needed.
+    return {"kind": "bpe", "vocab_size": 2048, "lowercase": facts.is_english}
+
+
+def _unknown(text: str, settings: Plain) -> float:
+    """Return the share of tokens of a text that are unknown to a tokenizer trained on it."""
+    tokenizer = train_tokenizer([text], **settings)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids.count(tokenizer.unk_token_id) / max(1, len(ids))
 
 
 def _columns_of(task: Task) -> str:

@@ -55,6 +55,8 @@ def overrides_of(overrides: Overrides, texts: object, tasks: object, out: Path) 
         given |= overrides
     elif isinstance(overrides, str):
         raise MaskwiseError("overrides are a list or a dict", got=overrides, do=f"[{overrides!r}]")
+    elif not isinstance(overrides, Iterable):
+        raise MaskwiseError("overrides are a list or a dict", got=overrides)
     else:
         changes += overrides
     if texts is not None:

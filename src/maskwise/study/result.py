@@ -7,7 +7,7 @@ the command line, gives the same object. Verdicts are computed anew, by today's 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.estimates import aligned_cells, loss_table, reasons
 from maskwise.files import Contrast, Record, Study, Summary
 from maskwise.folders import read_json, read_lines, require_replaceable
@@ -243,6 +243,8 @@ def study(
             got=seeds,
             do=f"for a number of runs, overrides={{'study.seeds': {seeds}}}",
         )
+    if jobs is not None:
+        whole_number("jobs", jobs, least=1)
     out = Path(out)
     changes = overrides_of(overrides, texts, tasks, out)
     read = partial(read_recipe, recipe)
@@ -462,6 +464,20 @@ def adapt(
     """
     from maskwise.study.adapt import Adaptation, Request, default_runs, refuse_both
 
+    steps = whole_number("steps", steps, least=1)
+    counts = {"runs": runs, "patience": patience, "new_words": new_words, "jobs": jobs}
+    for name, count in counts.items():
+        if count is not None:
+            whole_number(name, count, least=1)
+    if replay is not None:
+        finite_number("replay", replay)
+    if time is not None and not isinstance(time, str):
+        raise MaskwiseError("time is a text", got=time, allowed="such as '2h', '90m' or '1h30m'")
+    for name, several in {"arms": arms, "lengths": lengths or (1,)}.items():
+        if not isinstance(several, Iterable) or not several:
+            raise MaskwiseError(f"{name} is not valid", got=repr(several), allowed="a list")
+    if policy is not None and not str(policy):
+        raise MaskwiseError("policy is not valid", got="''", allowed="the folder of a policy")
     refuse_both(runs, seeds)
     of_runs = default_runs(new_words, control) if runs is None else runs
     if isinstance(seeds, int):

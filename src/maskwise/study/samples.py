@@ -47,8 +47,8 @@ def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
     """
     shown: dict[str, list[Plain]] = {}
     for run, link, data, masker in maskers(runs, store):
-        # The text of a token is found by character offsets, which slow tokenizers lack.
-        if not data.tokenizer.is_fast:
+        # Without words, a slow tokenizer does not tell which characters a token has.
+        if not data.tokenizer.is_fast and link.corpus.words in ("auto", "token"):
             continue
         steps = link.training.steps
         length = min(link.corpus.length, SAMPLE_TOKENS)
@@ -85,6 +85,7 @@ def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
                     step=step,
                     total_steps=steps,
                     epoch=epoch,
+                    words=link.corpus.words,
                 )
                 pieces = [piece.as_dict() for piece in seen.pieces]
                 moments.append({"step": step, "ratio": round(seen.ratio, 4), "pieces": pieces})

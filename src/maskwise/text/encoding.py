@@ -13,7 +13,8 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,8 @@ from maskwise.text.words import (
     codes_of,
     flat_offsets,
     ready_rule,
-    require_words_alone,
+    require_offsets,
+    slow_columns,
     special_ids,
     special_names,
     text_id,
@@ -84,9 +86,9 @@ def _encoded(
 ) -> list[list[dict[str, Any]]]:
     """Return the rows of each text. The arguments are those of ``encode``."""
     rule = ready_rule(words)
-    tokenizer = _readable(tokenizer, rule)
     texts = _checked(texts)
     annotators = _fitted(layers)
+    tokenizer = _readable(tokenizer, rule, layers=bool(annotators))
     if max_length is not None:
         max_length = whole_number("max_length", max_length, least=1)
     if not isinstance(split, bool | np.bool_):
@@ -177,7 +179,12 @@ def _tokenised(
         tokens = np.concatenate([encoding.ids for encoding in encodings]).astype(np.int64)
         added = np.concatenate([encoding.special_tokens_mask for encoding in encodings]) > 0
         return tokens, added, offsets, lengths
-    ids, spans, sizes = tokenised_by_words(tokenizer, texts, rule)
+    if rule == "token":
+        columns, sizes = slow_columns(tokenizer, texts, numbered=False)
+        ids = columns["input_ids"]
+        spans = np.zeros((len(ids), 2), np.int64)
+    else:
+        ids, spans, sizes = tokenised_by_words(tokenizer, texts, rule)
     read: Any = tokenizer
     framed = []
     flags = []
@@ -189,6 +196,35 @@ def _tokenised(
     offsets = np.zeros((len(added), 2), np.int64)
     offsets[~added] = spans
     return np.concatenate(framed).astype(np.int64), added, offsets, np.array([*map(len, framed)])
+
+
+def places_of_tokens(
+    tokenizer: PreTrainedTokenizerBase, text: str, content: Array, *, words: WordRule
+) -> list[tuple[int, int]]:
+    """Return the places (L, 2) of the tokens of a row in its text, for a slow tokenizer.
+
+    The tokens of a word share its characters in order: as they are written, or else equally.
+
+    Args:
+        content: (L,) true for tokens of the text, and not for special tokens.
+        words: the rule by which ``encode`` made the row.
+    """
+    tokens, added, spans, _ = _tokenised(tokenizer, [text], ready_rule(words))
+    names: Any = tokenizer.convert_ids_to_tokens(tokens[~added].tolist())
+    found: list[tuple[int, int]] = []
+    for (start, stop), group in groupby(zip(spans[~added].tolist(), names), itemgetter(0)):
+        sizes = [len(name.removeprefix("##")) for _, name in group]
+        part = text[start:stop]
+        begin = start + len(part) - len(part.lstrip())
+        size = len(part.strip())
+        ends = np.cumsum(sizes)
+        if ends[-1] != size:
+            ends = (np.arange(1, len(sizes) + 1) * size) // len(sizes)
+        found += pairwise([begin, *(begin + ends).tolist()])
+    places = np.zeros((len(content), 2), np.int64)
+    kept = np.flatnonzero(content)
+    places[kept] = np.array(found, np.int64).reshape(-1, 2)[: len(kept)]
+    return [(int(start), int(stop)) for start, stop in places]
 
 
 def _warn(message: str, category: type[Warning] = UserWarning) -> None:
@@ -273,11 +309,13 @@ def _fitted(layers: Iterable[Layered]) -> list[Layered]:
     return annotators
 
 
-def _readable(tokenizer: PreTrainedTokenizerBase, rule: WordRule) -> PreTrainedTokenizerBase:
+def _readable(
+    tokenizer: PreTrainedTokenizerBase, rule: WordRule, *, layers: bool
+) -> PreTrainedTokenizerBase:
     """Return a fast tokenizer, or a slow one that can read the words of this rule one by one."""
     slow = isinstance(getattr(tokenizer, "is_fast", None), bool) and not tokenizer.is_fast
-    if slow and rule not in ("auto", "token") and hasattr(tokenizer, "tokenize"):
-        require_words_alone(tokenizer)
+    if slow and rule != "auto" and hasattr(tokenizer, "tokenize") and not is_esm(tokenizer):
+        require_offsets(tokenizer, layers=layers, words=rule)
         return tokenizer
     return _fast(tokenizer)
 
@@ -298,8 +336,9 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
             "this tokenizer runs in Python and gives no offsets, by which words are found",
             got=type(tokenizer).__name__,
             do="pass words='spaces', or a segmenter such as words='jieba', so that it reads each "
-            "word alone; or make the rows yourself: {'input_ids': tokenizer(text)['input_ids'], "
-            "'example_id': NUMBER}, with 'word_ids' of your own for words",
+            "word alone, or words='token' for single tokens; or make the rows yourself: "
+            "{'input_ids': tokenizer(text)['input_ids'], 'example_id': NUMBER}, with 'word_ids' of "
+            "your own for words",
         )
     if isinstance(tokenizer, type) or not is_fast:
         raise MaskwiseError(

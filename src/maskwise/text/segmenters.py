@@ -18,8 +18,14 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
-from maskwise.errors import MaskwiseError, first_line, install_command, require_library
-from maskwise.plugins import Table
+from maskwise.errors import (
+    MaskwiseError,
+    first_line,
+    install_command,
+    require_library,
+    shortened,
+)
+from maskwise.plugins import Table, mistake_of
 from maskwise.specs import build, parse_call
 
 Segmenter: TypeAlias = Callable[[str], Iterable[str]]
@@ -152,14 +158,26 @@ def segmented_words(find: Segmenter, text: str) -> Iterator[tuple[int, int]]:
         MaskwiseError: the segmenter fails, or returns something else than the words of the text.
     """
     try:
-        words = list(find(text))
+        found = find(text)
+        # A string would be read as a list of its characters.
+        listed = isinstance(found, Iterable) and not isinstance(found, str | bytes)
+        words = list(found) if listed else []
     except MaskwiseError:
         raise
     # The function is a user's or a library's, and may raise anything.
     except Exception as error:
-        raise MaskwiseError(
-            "the segmenter failed", got=f"{type(error).__name__}: {first_line(error)}"
+        raise mistake_of(error) or MaskwiseError(
+            f"the segmenter failed at the text {shortened(text)}",
+            got=f"{type(error).__name__}: {first_line(error)} ({_line_of(error)})",
         ) from error
+    if not listed:
+        raise MaskwiseError(
+            "a segmenter must return a list of words",
+            got=f"{type(found).__name__} {shortened(found)}",
+            do="return TEXT.split() if the words are separated by spaces"
+            if isinstance(found, str)
+            else "return the words of the text, in order",
+        )
     end = 0
     for word in words:
         if not isinstance(word, str):
@@ -172,19 +190,35 @@ def segmented_words(find: Segmenter, text: str) -> Iterator[tuple[int, int]]:
         if not bare:
             continue
         start = text.find(bare, end)
-        _require_nothing_between(text[end:start] if start >= 0 else bare, bare)
+        if start < 0:
+            raise MaskwiseError(
+                "a segmenter returned a word that is not in the rest of the text",
+                got=f"{bare!r}, with the rest {shortened(text[end:])}",
+                do="return parts of the text, in order and without overlap, and without a change "
+                "of case or form",
+            )
+        _require_nothing_between(text[end:start], f"before {bare!r}")
         end = start + len(bare)
         yield start, end
-    _require_nothing_between(text[end:], "the end of the text")
+    _require_nothing_between(text[end:], "at the end of the text")
 
 
-def _require_nothing_between(between: str, following: str) -> None:
+def _require_nothing_between(between: str, where: str) -> None:
     if any(map(str.isalnum, between)):
         raise MaskwiseError(
-            "a segmenter must return all words, as they stand in the text",
-            got=f"{between.strip()[:20]!r} before {following[:20]!r}",
-            do="return parts of the text, in order, without a change of case or form",
+            f"a segmenter left out letters or digits {where}",
+            got=shortened(between.strip()),
+            do="return all words, as parts of the text and in order; only white space and marks "
+            "may be left out",
         )
+
+
+def _line_of(error: BaseException) -> str:
+    """Return the file and the line where an error was raised."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
 
 
 # Scripts

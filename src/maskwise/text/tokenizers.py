@@ -86,8 +86,6 @@ def load_tokenizer(
         MaskwiseError: the tokenizer is not found, is damaged, needs custom code, is slow, has no
             mask or padding token, or has ids of 2²⁴ or more.
     """
-    from transformers import AutoTokenizer
-
     where = find_start(name_or_path)
     folder = Path(where)
     name = f"tokenizer {str(name_or_path)!r}"
@@ -97,7 +95,7 @@ def load_tokenizer(
             do="save one there: AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)",
         )
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        tokenizer: Any = _loaded(where)
         largest = max([*tokenizer.get_vocab().values(), *tokenizer("")["input_ids"]], default=0)
     except Exception as error:
         # Hub errors, JSON errors and errors about missing packages have no common base class.
@@ -129,6 +127,30 @@ def load_tokenizer(
                     f'{{"{kind}_token": "[{kind.upper()}]"}})',
                 )
     return tokenizer
+
+
+def _loaded(where: str) -> Any:
+    """Load a tokenizer with transformers, or raise any error.
+
+    ``AutoTokenizer`` reads the tokenizer of some families of models, such as ModernBERT, by the
+    class of the family, and so cannot read one that exists only in Python. Such a tokenizer is
+    read by the class that its configuration names.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import (
+        get_tokenizer_config,
+        tokenizer_class_from_name,
+    )
+
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except Exception:
+        # A hub that cannot be reached is not asked twice.
+        config = get_tokenizer_config(where) if Path(where).is_dir() else {}
+        own: Any = tokenizer_class_from_name(config.get("tokenizer_class") or "")
+        if own is None or issubclass(own, PreTrainedTokenizerFast) or "auto_map" in config:
+            raise
+    return own.from_pretrained(where)
 
 
 def train_tokenizer(
@@ -284,14 +306,17 @@ def usual_tokenizer(text: str) -> str:
     return WORDS
 
 
-def light_tokenizer(name: str) -> Any:
-    """Load a tokenizer, if possible without importing transformers."""
+def light_tokenizer(name: str, *, needs_words: bool = True) -> Any:
+    """Load a tokenizer, if possible without importing transformers.
+
+    ``needs_words`` is that of `load_tokenizer`.
+    """
     if name == LETTERS:
         roles = {"pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
         return LightTokenizer(letter_backend([*ascii_uppercase], 64, lowercase=False), roles)
     tokenizer = LightTokenizer.read(Path(find_start(name)))
     if tokenizer is None:
-        return load_tokenizer(name, needs_mask=False)
+        return load_tokenizer(name, needs_mask=False, needs_words=needs_words)
     if name == WORDS:
         # T5's corruption needs tokens that the bundled tokenizer does not have.
         sentinels = [f"<extra_id_{number}>" for number in range(100)]

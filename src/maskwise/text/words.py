@@ -34,6 +34,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, pairwise
@@ -43,7 +44,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.arrays import flags, whole_numbers
-from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.errors import MaskwiseError, first_line, plural, unknown_name
 from maskwise.segments import Array, changes, offsets, rank_within
 from maskwise.text.segmenters import (
     RULES,
@@ -471,9 +472,10 @@ def flat_offsets(encodings: Sequence[Encoding]) -> tuple[Ints, Ints]:
 
 
 NO_OFFSETS = (
-    "use a model whose tokenizer has a tokenizer.json; a tokenizer that exists only in Python can "
-    "mask single tokens (masking.policy=token, without corpus.layers and corpus.words), or words "
-    "that are found before it reads them (corpus.words=spaces, regex:… or a segmenter)"
+    "use a model whose tokenizer has a tokenizer.json; one that exists only in Python trains in "
+    "pretrain and in studies without tasks, with masking.policy=token and without corpus.layers, "
+    "or with words that are found before it reads them: corpus.words=spaces, regex:… or a "
+    "segmenter (in inspect and export, --words)"
 )
 
 
@@ -555,8 +557,38 @@ def tokenised_by_words(
             ids += known[part]
             places += [(start, stop)] * len(known[part])
         lengths.append(len(ids) - before)
+    _warn_of_other_tokens(tokenizer, texts, ids, lengths)
     spans_T = np.array(places, dtype=np.int64).reshape(-1, 2)
     return np.array(ids, dtype=np.int64), spans_T, np.array(lengths, dtype=np.int64)
+
+
+COMPARED_TEXTS, MOST_OTHERWISE = 16, 0.25
+"""Texts that are also read whole, and the share of them that may then have other tokens."""
+
+
+def _warn_of_other_tokens(
+    tokenizer: Any, texts: Sequence[str], ids: Sequence[int], lengths: Sequence[int]
+) -> None:
+    """Warn if many texts have other tokens when the tokenizer reads them whole.
+
+    A model that was trained on whole texts has not seen the tokens of words alone.
+    """
+    compared = len(texts[:COMPARED_TEXTS])
+    whole, sizes = slow_columns(tokenizer, texts[:compared], numbered=False)
+    same = 0
+    end = begin = 0
+    for size, length in zip(sizes.tolist(), lengths):
+        tokens = whole["input_ids"][end : end + size].tolist()
+        same += tokens == list(ids[begin : begin + length])
+        end += size
+        begin += length
+    if compared - same > MOST_OTHERWISE * compared:
+        warnings.warn(
+            f"{compared - same} of the first {plural(compared, 'text')} have other tokens if "
+            f"{type(tokenizer).__name__} reads them whole than word by word, as here, and a model "
+            "that was trained with it knows those of whole texts; find words as it does itself",
+            stacklevel=2,
+        )
 
 
 def slow_columns(
