@@ -92,6 +92,19 @@ def test_a_study_makes_one_file_with_everything(folder):
     assert sorted(p.name for p in folder.iterdir() if p.suffix == ".html") == ["report.html"]
 
 
+def test_what_a_study_does_not_say_is_left_out_of_its_page(folder):
+    """Such as a study.json of scores from elsewhere, or one that was written by hand."""
+    study = json.loads((folder / "study.json").read_text())
+    needed = {"arms", "seeds", "tasks", "baseline", "contrasts"}
+    for name in study.keys() - needed:
+        part = {key: value for key, value in study.items() if key != name}
+        write_json(folder / "study.json", part)
+        assert "<html" in page_of(folder), name
+    write_json(folder / "study.json", {key: study[key] for key in needed})
+    page = page_of(folder)
+    assert all(arm in page for arm in study["arms"]) and study["description"] not in page
+
+
 KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 
 
