@@ -612,7 +612,7 @@ FLAGS = (
         _identical,
         "both arms have the same result in every run, so what their settings change may have no "
         "effect here",
-        "Look at the masks and the settings of both arms.",
+        "Arms with the same results may be one: compare their masks and their settings.",
     ),
     Flag(
         "items",
