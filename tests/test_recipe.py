@@ -254,11 +254,6 @@ def test_mistakes_in_overrides(recipe, override, said):
         # Each is wrong, and the two do not go together.
         (["masking.ratio=2", "training.steps=0"], "overrides masking.ratio=2 training.steps=0: "),
         (["study.seeds=3", "study.interim_looks=[5, 9]"], "override study.interim_looks=[5, 9]: "),
-        (
-            ["masking.ratio=0.2", "training.steps=9", "masking.ratio=0.3"],
-            "masking.ratio is given two values; got 0.2, then 0.3",
-        ),
-        (["study.match=targets", "study.equal_by=steps"], "study.equal_by is given two values"),
     ],
 )
 @pytest.mark.parametrize("given", ["file", "shipped", "dict"])

@@ -24,6 +24,7 @@ from maskwise.cli.terminal import (
     adapt_lines,
     figure,
     has_colours,
+    last_ones_said,
     out_folder,
     print_check,
     print_policy,
@@ -349,7 +350,10 @@ def finetune(
         typer.Option("--task", help="A bundled task, file, folder, or hf:ID. May be repeated."),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings, such as learning_rate=1e-3 epochs=3")
+        list[str] | None,
+        typer.Argument(
+            help="Settings, such as learning_rate=1e-3 epochs=3", callback=last_ones_said
+        ),
     ] = None,
     runs: Annotated[
         int | None, typer.Option(min=1, help="Fine-tuning runs per task. Default: 3.")
@@ -503,7 +507,9 @@ def export(
     texts: Annotated[str, typer.Argument(help="Your text: a file, a folder, or hf:NAME.")],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings of masking, such as policy=whole-word ratio=0.3"),
+        typer.Argument(
+            help="Settings of masking, such as policy=whole-word ratio=0.3", callback=last_ones_said
+        ),
     ] = None,
     tokenizer: Annotated[
         str,

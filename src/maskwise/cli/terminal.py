@@ -14,7 +14,7 @@ from rich.text import Text
 from maskwise.constants import GAIN, MOST_SEEDS
 from maskwise.errors import MaskwiseError, duration, visible
 from maskwise.folders import stem_of
-from maskwise.printing import Terminal, note_of_rename, out_console, say, warn
+from maskwise.printing import Terminal, note, note_of_rename, out_console, say, warn
 from maskwise.specs import local_name, split_options
 
 if TYPE_CHECKING:
@@ -37,9 +37,25 @@ Out = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
+
+
+def last_ones_said(settings: list[str] | None) -> list[str] | None:
+    """Return ``key=value`` settings, and say which value counts if a key is given twice."""
+    values: dict[str, str] = {}
+    for text in settings or ():
+        key, sign, value = text.partition("=")
+        if sign and values.get(key, value) != value:
+            note([f"{key} is given twice, and the last value counts: {value}"])
+        values[key] = value
+    return settings
+
+
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Settings to change, such as training.batch_size=32 masking.ratio=0.3"),
+    typer.Argument(
+        help="Settings to change, such as training.batch_size=32 masking.ratio=0.3",
+        callback=last_ones_said,
+    ),
 ]
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")]
 Jobs = Annotated[
@@ -313,8 +329,8 @@ def print_check(record: JsonObject, limit: str = "") -> None:
         say(f"  → {doubt['do']}")
     if not problems:
         say("\nThere are no warnings.")
-    for note in notes:
-        say(f"· {note}")
+    for each in notes:
+        say(f"· {each}")
     say("Nothing was written.")
     warned = [name for name, task in record["tasks"].items() if too_many_cut(task)]
     for line in adapt_lines(record, limit, warned=warned):

@@ -23,6 +23,7 @@ from maskwise.cli.terminal import (
     Words,
     figure,
     has_colours,
+    last_ones_said,
     out_folder,
     print_check,
     print_table,
@@ -49,6 +50,7 @@ def check(
             metavar="[FILES] [KEY=VALUE]",
             help="After a text: files with labels. After a model: a text, and files with labels. "
             "Settings to change, such as training.steps=500.",
+            callback=last_ones_said,
         ),
     ] = None,
     out: Annotated[

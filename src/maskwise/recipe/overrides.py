@@ -399,24 +399,21 @@ def parse_override(text: str) -> tuple[str, object]:
 def parse_overrides(texts: Iterable[str], *, section: str = "") -> Plain:
     """Return the values of ``key=value`` overrides, keyed by the dotted names of settings.
 
+    Of two values of a setting, the last one counts, so that overrides can be added to a list.
+
     Args:
         texts: the overrides.
         section: a section of a recipe, whose name may stand before a setting or be left out.
 
     Raises:
-        MaskwiseError: as for ``parse_override``; or a setting is given two values.
+        MaskwiseError: as for ``parse_override``.
 
     >>> parse_overrides(["training.steps=500", "masking.ratio=0.3"])
     {'training.steps': 500, 'masking.ratio': 0.3}
     """
     found: Plain = {}
     for key, value in map(parse_override, texts):
-        name = key.removeprefix(f"{section}.")
-        if name in found and found[name] != value:
-            raise MaskwiseError(
-                f"{name} is given two values", got=f"{found[name]}, then {value}", do="remove one"
-            )
-        found[name] = value
+        found[key.removeprefix(f"{section}.")] = value
     return found
 
 
