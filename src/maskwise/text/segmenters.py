@@ -12,6 +12,7 @@ told which segmenter the text needs.
 from __future__ import annotations
 
 import re
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -166,9 +167,10 @@ def segmented_words(find: Segmenter, text: str) -> Iterator[tuple[int, int]]:
         raise
     # The function is a user's or a library's, and may raise anything.
     except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
         raise mistake_of(error) or MaskwiseError(
             f"the segmenter failed at the text {shortened(text)}",
-            got=f"{type(error).__name__}: {first_line(error)} ({_line_of(error)})",
+            got=f"{type(error).__name__}: {first_line(error)} ({last.filename}:{last.lineno})",
         ) from error
     if not listed:
         raise MaskwiseError(
@@ -211,14 +213,6 @@ def _require_nothing_between(between: str, where: str) -> None:
             do="return all words, as parts of the text and in order; only white space and marks "
             "may be left out",
         )
-
-
-def _line_of(error: BaseException) -> str:
-    """Return the file and the line where an error was raised."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
 
 
 # Scripts
