@@ -263,8 +263,10 @@ def test_of_two_values_of_a_setting_the_last_one_counts_and_this_is_said(capfd):
     assert "  steps: 9\n" in json.loads(printed)["recipe"]
     [line] = [line for line in said.splitlines() if "given twice" in line]
     assert line == "training.steps is given twice, and the last value counts: 9"
-    assert maskwise("finetune", "nowhere", "--task", "banking77", "epochs=3", "epochs=4") == 2
-    assert "epochs is given twice, and the last value counts: 4" in capfd.readouterr().err
+    # The section before a setting may be left out.
+    for first in ("epochs=3", "finetune.epochs=3"):
+        assert maskwise("finetune", "nowhere", "--task", "banking77", first, "epochs=4") == 2
+        assert "epochs is given twice, and the last value counts: 4" in capfd.readouterr().err
 
 
 def test_a_source_of_several_may_use_a_field(tmp_path):

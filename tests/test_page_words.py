@@ -110,6 +110,7 @@ def test_arms_that_differ_have_different_descriptions(tmp_path: Path) -> None:
         "other": described("my-plug-in(x=1) or token"),
         "from-jobs": described("learned", overrides={"learning.task": "jobs"}),
         "from-schools": described("learned", overrides={"learning.task": "schools"}),
+        **{take: described(f"learned(take='{take}')") for take in ("spans", "top-1", "top-5")},
         "shares": described("token", sampler="shares(1, 4)"),
         "only": described("token", sampler="single(mlm)"),
     }
@@ -126,6 +127,9 @@ def test_arms_that_differ_have_different_descriptions(tmp_path: Path) -> None:
         assert facts.get("sampler", facts["policy"]) in setting
         if name != "bell" and name != "other":
             assert "constant(" not in text and "linear(" not in text and "=" not in text
+    assert "word" not in " ".join(
+        text for name, text in zip(arms, words) if name in ("spans", "top-1", "top-5")
+    )
     assert "15 %" in words[0] and "45" in words[4] and "100 %" in words[5]
 
 

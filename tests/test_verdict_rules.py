@@ -437,6 +437,45 @@ def test_arms_whose_runs_are_all_equal_are_said_to_be_perhaps_the_same(
     assert ("identical" in codes(row_of(scores))) == identical
 
 
+@pytest.mark.parametrize(
+    ("scores", "full"),
+    [
+        ([[1.0] * 8, [1.0] * 8], True),
+        # There are 400 test items: half an item is missed in a run, and then one.
+        ([[1.0] * 8, [1 - 0.5 / 400] * 8], True),
+        ([[1.0] * 8, [1 - 1 / 400] * 8], False),
+        ([LOW, [1.0] * 8], False),
+        # A metric without a best value of 1.
+        ([[1.2] * 8, [1.2] * 8], False),
+    ],
+)
+def test_a_task_that_both_arms_answer_entirely_is_said_to_show_no_gain(
+    scores: list[list[float]], full: bool
+) -> None:
+    assert ("ceiling" in codes(row_of(dict(zip(("token-15", "token-30"), scores))))) == full
+
+
+def test_a_loss_has_no_ceiling() -> None:
+    study = make_study(runs=8)
+    summary = summarise(losses({"token-15": 1.0, "token-30": 0.992}) + run_facts(study), study)
+    assert all("ceiling" not in codes(row) for row in summary["contrasts"])
+
+
+def test_of_several_tasks_those_at_their_ceiling_are_named_without_advice() -> None:
+    """The other tasks can still show a gain."""
+    study = make_study(runs=8, tasks=2)
+    records = []
+    for s in range(8):
+        for arm, score in (("no-pretraining", 0.3), ("token-15", 0.5), ("token-30", 0.52)):
+            records.append(score_record(arm, s, "task-0", score + 0.001 * s))
+            records.append(score_record(arm, s, "task-1", 1.0))
+    summary = summarise(records + run_facts(study), study)
+    rows = {row["outcome"]: row for row in summary["contrasts"]}
+    assert facts_of(rows["tasks"], "ceiling")["tasks"] == ["task-1"]
+    assert "ceiling" in codes(rows["task-1"]) and "ceiling" not in codes(rows["task-0"])
+    assert "ceiling" not in summary["advice_codes"]
+
+
 def test_where_no_task_helps_all_of_them_count_and_that_is_noted():
     summary = helped({"a": [-0.1] * 8, "b": [0.1, -0.1] * 4}, helps=0.75)
     (row,) = primaries(summary).values()

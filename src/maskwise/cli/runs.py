@@ -352,7 +352,8 @@ def finetune(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Settings, such as learning_rate=1e-3 epochs=3", callback=last_ones_said
+            help="Settings, such as learning_rate=1e-3 epochs=3",
+            callback=last_ones_said("finetune"),
         ),
     ] = None,
     runs: Annotated[
@@ -508,7 +509,8 @@ def export(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Settings of masking, such as policy=whole-word ratio=0.3", callback=last_ones_said
+            help="Settings of masking, such as policy=whole-word ratio=0.3",
+            callback=last_ones_said("masking"),
         ),
     ] = None,
     tokenizer: Annotated[

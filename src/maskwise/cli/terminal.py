@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
@@ -39,22 +39,31 @@ Out = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 
 
-def last_ones_said(settings: list[str] | None) -> list[str] | None:
-    """Return ``key=value`` settings, and say which value counts if a key is given twice."""
-    values: dict[str, str] = {}
-    for text in settings or ():
-        key, sign, value = text.partition("=")
-        if sign and values.get(key, value) != value:
-            note([f"{key} is given twice, and the last value counts: {value}"])
-        values[key] = value
-    return settings
+def last_ones_said(section: str = "") -> Callable[[list[str] | None], list[str] | None]:
+    """Return a callback that says which of two values of a ``key=value`` setting counts.
+
+    Args:
+        section: a section of a recipe, whose name may stand before a setting or be left out.
+    """
+
+    def say(settings: list[str] | None) -> list[str] | None:
+        values: dict[str, str] = {}
+        for text in settings or ():
+            key, sign, value = text.partition("=")
+            key = key.removeprefix(f"{section}.")
+            if sign and values.get(key, value) != value:
+                note([f"{key} is given twice, and the last value counts: {value}"])
+            values[key] = value
+        return settings
+
+    return say
 
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         help="Settings to change, such as training.batch_size=32 masking.ratio=0.3",
-        callback=last_ones_said,
+        callback=last_ones_said(),
     ),
 ]
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")]

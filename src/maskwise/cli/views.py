@@ -50,7 +50,7 @@ def check(
             metavar="[FILES] [KEY=VALUE]",
             help="After a text: files with labels. After a model: a text, and files with labels. "
             "Settings to change, such as training.steps=500.",
-            callback=last_ones_said,
+            callback=last_ones_said(),
         ),
     ] = None,
     out: Annotated[

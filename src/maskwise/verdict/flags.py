@@ -187,6 +187,30 @@ def guessed_tasks(verdicts: Iterable[Comparison], table: Outcomes) -> list[str]:
     ]
 
 
+def _at_ceiling(one: Comparison, table: Outcomes) -> FlagFacts | None:
+    """Return the tasks on which both arms score within one test item of 1, the best score."""
+    measured = table.measured(one.outcome, *one.pair)
+    full = [
+        outcome
+        for outcome in measured
+        if all(_nearly_all_right(table, outcome, arm) for arm in one.pair)
+    ]
+    if not full:
+        return None
+    return {"tasks": full, "names": ", ".join(full), "minor": len(full) < len(measured)}
+
+
+def _nearly_all_right(table: Outcomes, outcome: str, arm: str) -> bool:
+    """Return whether a score is 1, but for less than one test item in a run."""
+    scale = table.scales[outcome]
+    mean = table.mean(outcome, arm)
+    if mean is None or scale.unit != "score" or not scale.higher_is_better:
+        return False
+    # Rounded, because the mean of equal scores may differ from them in the last digit.
+    missed = round((1 - mean) / table.one_item(outcome), 6)
+    return 0 <= missed < 1
+
+
 def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
     """Return whether a score is below chance + 2 standard errors, or a loss above chance."""
     scale = table.scales[outcome]
@@ -613,6 +637,15 @@ FLAGS = (
         "both arms have the same result in every run, so what their settings change may have no "
         "effect here",
         "Arms with the same results may be one: compare their masks and their settings.",
+    ),
+    Flag(
+        "ceiling",
+        "notes",
+        _at_ceiling,
+        "on {names}, both arms miss less than one test item in a run, so hardly anything is left "
+        "to gain",
+        "Use harder or more test items, or another task: where both arms answer all of them, "
+        "neither can show a gain.",
     ),
     Flag(
         "items",

@@ -252,9 +252,9 @@ class Outcomes:
             return math.nan
         deviations = runs - np.nanmean(runs, axis=1, keepdims=True)
         sd = math.sqrt(np.nansum(deviations**2) / freedom)
-        return max(sd, self._one_item(task))
+        return max(sd, self.one_item(task))
 
-    def _one_item(self, task: str) -> float:
+    def one_item(self, task: str) -> float:
         """Return the value of one test item, the smallest SD of a task that counts.
 
         Scores may be equal by chance, and an SD near 0 would give a task all the weight.
@@ -263,7 +263,7 @@ class Outcomes:
 
     def has_least_sd(self, task: str) -> bool:
         """Return whether the runs of a task vary by less than the value of one test item."""
-        return self.sds[task] == self._one_item(task)
+        return self.sds[task] == self.one_item(task)
 
     def _helped(self, task: str) -> float | None:
         """Return the share of seeds in which the mean dev score of the arms beats the reference.
@@ -308,7 +308,7 @@ class Outcomes:
         sds = np.array([self.sds[task] for task in tasks])
         gains = np.array([self.gains(task, arm, baseline) for task in tasks])
         gains[:, np.isnan(gains).any(axis=0)] = np.nan
-        least_sds = np.array([self._one_item(task) for task in tasks])
+        least_sds = np.array([self.one_item(task) for task in tasks])
         return gains / sds[:, None], least_sds / sds
 
     def complete_runs(self, outcome: str) -> tuple[list[str], Numbers]:
