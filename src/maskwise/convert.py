@@ -24,7 +24,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError, first_line
 from maskwise.folders import read_json, write_folder
 from maskwise.models import has_head, load_config, load_model
-from maskwise.starts import Start, find_start
+from maskwise.starts import Start, downloaded, find_start
 from maskwise.text.tokenizers import has_tokenizer, load_tokenizer
 
 PICKLED = "pytorch_model.bin"
@@ -77,16 +77,8 @@ def _folder_of(old: Start) -> Path:
     where = Path(find_start(old))
     if where.is_dir():
         return where
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = snapshot_download(
-            str(where), allow_patterns=["*.json", "*.txt", "*.model", "*.md", "pytorch_model*"]
-        )
-    except Exception as error:
-        # Errors of the network, of the hub and of unknown ids have no common base class.
-        raise MaskwiseError(f"cannot download {str(old)!r}", got=first_line(error)) from None
-    return Path(find_start(found))
+    patterns = ["*.json", "*.txt", "*.model", "*.md", "pytorch_model*"]
+    return Path(find_start(downloaded(str(where), patterns, what=repr(str(old)))))
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import importlib.metadata
 import math
+import traceback
 import unicodedata
 import warnings
 from collections import Counter
@@ -274,6 +275,27 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's type if there is no message."""
     message = str(error).strip() or type(error).__name__
     return message.splitlines()[0]
+
+
+def located(error: BaseException, *, folders: bool = True) -> str:
+    """Return the type, the message and the line of code of an error, in one line.
+
+    A long message is cut.
+
+    Args:
+        error: an error of code that is not maskwise's, or an unexpected one.
+        folders: whether the file is named with its folders.
+
+    >>> try:
+    ...     int("x")
+    ... except ValueError as error:
+    ...     print(located(error, folders=False).partition(" (")[0])
+    ValueError: invalid literal for int() with base 10: 'x'
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    file = last.filename if folders else Path(last.filename).name
+    message = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
+    return f"{message} ({file}:{last.lineno})"
 
 
 def counted(reasons: Mapping[str, int]) -> str:

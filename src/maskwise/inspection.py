@@ -38,7 +38,7 @@ from maskwise.text.layers import CharSpans, Layered
 from maskwise.text.opening import require_utf8
 from maskwise.text.readers import known_ending
 from maskwise.text.tokenizers import light_tokenizer, usual_tokenizer
-from maskwise.text.words import WordRule, word_rule
+from maskwise.text.words import WordRule, needs_offsets, word_rule
 
 FastTokenizer: TypeAlias = Any
 """A fast tokenizer of transformers, or a ``LightTokenizer``."""
@@ -296,7 +296,7 @@ def inspect_text(
     # The output names the tokenizer, because unexpected tokens usually come from it.
     used = tokenizer or usual_tokenizer(text)
     # A slow tokenizer shows the characters of its tokens only if words are found before it reads.
-    loaded = light_tokenizer(used, needs_words=word_rule(words) in ("auto", "token"))
+    loaded = light_tokenizer(used, needs_words=needs_offsets(word_rule(words)))
     used_by = {spec: Masking.used({"policy": spec, **settings}) for spec in specs}
     # Of several policies, some may not use a setting that the others do.
     used_by_one = {name for own in used_by.values() for name in own}

@@ -26,7 +26,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,7 +42,14 @@ from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 from maskwise import plugins
 from maskwise.constants import cards_here, ranks_here, share_of_card
-from maskwise.errors import MaskwiseError, first_line, require_known, require_library, tidy_warnings
+from maskwise.errors import (
+    MaskwiseError,
+    first_line,
+    located,
+    require_known,
+    require_library,
+    tidy_warnings,
+)
 from maskwise.printing import flush, open_streams
 from maskwise.signals import Asked, AskedToLeave, leave_when_asked, leave_with
 
@@ -412,8 +418,7 @@ def one_line(error: Exception | SystemExit) -> str:
     """Format an error as one line. Unless it is a `MaskwiseError`, add the line of code."""
     if isinstance(error, MaskwiseError):
         return str(error)
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return " ".join(f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})".split())
+    return located(error)
 
 
 # Processes on this machine

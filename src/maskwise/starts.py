@@ -180,17 +180,28 @@ def find_policy(name: Start) -> Path:
     """
     where = find_weights(name)
     if not Path(where).is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            where = snapshot_download(where, allow_patterns=SHARED)
-        except Exception as error:
-            # Errors of the network, of the hub and of unknown ids have no common base class.
-            raise MaskwiseError(
-                f"cannot download the policy {str(name)!r} from the hub", got=first_line(error)
-            ) from None
-        where = find_weights(where)
+        where = find_weights(downloaded(where, SHARED, what=f"the policy {str(name)!r}"))
     return Path(where)
+
+
+def downloaded(name: str, patterns: list[str], *, what: str) -> str:
+    """Return the folder of a repository on the hub, of which the matching files are downloaded.
+
+    Args:
+        name: the id on the hub.
+        patterns: the files, such as ``*.json``.
+        what: how an error names it.
+
+    Raises:
+        MaskwiseError: the hub has no such repository, or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(name, allow_patterns=patterns)
+    except Exception as error:
+        # Errors of the network, of the hub and of unknown ids have no common base class.
+        raise MaskwiseError(f"cannot download {what} from the hub", got=first_line(error)) from None
 
 
 def push_to_hub(

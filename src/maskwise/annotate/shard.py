@@ -11,11 +11,9 @@ an annotator fails on all texts of a shard, or if a file, the network or memory 
 from __future__ import annotations
 
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +21,7 @@ import numpy as np
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.store import to_parquet
 from maskwise.annotate.tagger import cut_text
-from maskwise.errors import MaskwiseError, PlugInError
+from maskwise.errors import MaskwiseError, PlugInError, located
 from maskwise.segments import offsets
 from maskwise.text.documents import Document
 from maskwise.text.layers import (
@@ -197,10 +195,8 @@ def _try_alone(maker: Annotator, text: str, failures: Counter[str]) -> list[Foun
     except MaskwiseError:
         raise
     except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        place = traceback.extract_tb(error.__traceback__)[-1]
         # Without folders, the files of a shard are equal on all machines.
-        line += f" ({Path(place.filename).name}:{place.lineno})"
+        line = located(error, folders=False)
         # A text does not cause such an error. Therefore the shard must not be stored as finished.
         if isinstance(error, OSError | MemoryError):
             raise MaskwiseError(

@@ -24,6 +24,7 @@ from maskwise.study.work import open_prepared
 from maskwise.text import Prepared
 from maskwise.text.encoding import encode
 from maskwise.text.layers import Layered
+from maskwise.text.words import needs_offsets
 
 SAMPLES = 4
 """Number of sample documents on the page."""
@@ -48,7 +49,7 @@ def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
     shown: dict[str, list[Plain]] = {}
     for run, link, data, masker in maskers(runs, store):
         # Without words, a slow tokenizer does not tell which characters a token has.
-        if not data.tokenizer.is_fast and link.corpus.words in ("auto", "token"):
+        if not data.tokenizer.is_fast and needs_offsets(link.corpus.words):
             continue
         steps = link.training.steps
         length = min(link.corpus.length, SAMPLE_TOKENS)

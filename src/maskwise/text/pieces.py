@@ -40,6 +40,7 @@ from maskwise.text.words import (
     Ints,
     WordRule,
     flat_offsets,
+    needs_offsets,
     ready_rule,
     require_offsets,
     slow_columns,
@@ -116,7 +117,7 @@ def tokenise(
     key: str | None = None
     for batch in batches(documents, BATCH_CHARACTERS, measure=_characters, most=batch_size):
         texts = [document.text for document in batch]
-        if backend is None and rule in ("auto", "token"):
+        if backend is None and needs_offsets(rule):
             columns, lengths = slow_columns(tokenizer, texts, numbered=rule == "token")
             yield Tokens(batch, lengths, columns)
             continue

@@ -12,7 +12,6 @@ told which segmenter the text needs.
 from __future__ import annotations
 
 import re
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -21,8 +20,8 @@ from typing import Any, TypeAlias
 
 from maskwise.errors import (
     MaskwiseError,
-    first_line,
     install_command,
+    located,
     require_library,
     shortened,
 )
@@ -167,10 +166,9 @@ def segmented_words(find: Segmenter, text: str) -> Iterator[tuple[int, int]]:
         raise
     # The function is a user's or a library's, and may raise anything.
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
         raise mistake_of(error) or MaskwiseError(
             f"the segmenter failed at the text {shortened(text)}",
-            got=f"{type(error).__name__}: {first_line(error)} ({last.filename}:{last.lineno})",
+            got=located(error),
         ) from error
     if not listed:
         raise MaskwiseError(

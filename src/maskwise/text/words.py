@@ -210,6 +210,11 @@ def words_in(kinds: Classes, starts: Flags | None = None) -> tuple[Ints, Ints]:
     return start, np.minimum(next_start, next_white)
 
 
+def needs_offsets(rule: WordRule) -> bool:
+    """Return whether words are found by the offsets of tokens. Other rules read the text first."""
+    return rule in ("auto", "token")
+
+
 def word_rule(value: str) -> str:
     """Check and return a word rule: ``auto``, ``spaces``, ``token``, ``regex:PATTERN`` or the name
     of a segmenter (`maskwise.text.segmenters`).
@@ -494,7 +499,7 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, *, layers: bool, words: 
         raise MaskwiseError("a loaded tokenizer is needed", got=repr(tokenizer))
     if tokenizer.is_fast:
         return
-    if words not in ("auto", "token"):
+    if not needs_offsets(words):
         require_words_alone(tokenizer)
     elif layers:
         raise MaskwiseError(
