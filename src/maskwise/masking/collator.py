@@ -43,7 +43,8 @@ class MaskingCollator:
         total_steps: the number of optimiser steps in the run. Schedules that change need this
             number.
         pad_to_multiple_of: pad batches to a multiple of this length, such as 8 for half precision
-            on older GPUs, or 128 to compile a model for few lengths. Masks stay the same.
+            on older GPUs, or 128 to compile a model for few lengths. Masks stay the same. Every
+            batch then has an ``attention_mask``, even if nothing is padded.
 
     Raises:
         MaskwiseError: the masker is for masked diffusion, a schedule needs ``total_steps``, or the
@@ -115,7 +116,8 @@ class MaskingCollator:
 
         padding = {"input_ids": self.masker.vocabulary.pad, "labels": IGNORE}
         ids = batch["input_ids"]
-        if ids.shape[1] % self.pad_to_multiple_of and "attention_mask" not in batch:
+        # Also without padding: a compiled model would be compiled again for a batch without a mask.
+        if "attention_mask" not in batch:
             batch["attention_mask"] = ids.new_ones(ids.shape)
         for name, values in batch.items():
             missing = -values.shape[1] % self.pad_to_multiple_of
