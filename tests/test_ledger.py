@@ -18,8 +18,18 @@ def test_a_record_has_its_lines(folder) -> None:
             assert {name: written[name] for name in line} == line
 
 
-def test_the_figure_has_an_interval_for_each_claim() -> None:
-    table = figure.rows()
-    assert len(table) == len(figure.CLAIMS)
-    assert not table[["low", "difference", "high", "verdict"]].isna().any(axis=None)
-    assert set(table.verdict) <= set(figure.COLOURS)
+@pytest.mark.parametrize("paper", figure.CLAIMS)
+def test_the_figure_has_an_interval_for_each_claim(paper: str) -> None:
+    claims = figure.CLAIMS[paper]
+    table = figure.leads(claims)
+    assert [*table.claim] == [name for name, *_ in claims]
+    assert not table[["low", "mean", "high", "verdict"]].isna().any(axis=None)
+    assert ((table.low <= table["mean"]) & (table["mean"] <= table.high)).all()
+    assert set(table.unit) <= {"points", "nats"}
+    verdicts = {}
+    for line in read_ledger().values():
+        verdicts.setdefault((line["record"], line["arm"], line["baseline"]), set()).add(
+            line["verdict"]
+        )
+    for row in table.itertuples():
+        assert row.verdict in verdicts[row.record, row.arm, row.baseline]
