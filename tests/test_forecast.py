@@ -55,6 +55,8 @@ def of_kind(kind: str, forecast: Forecast) -> list[str]:
         ("corpus.attention=row", {"prepare", "pretrain", "evaluate"}),
         ("model.settings.hidden_size=24", {"pretrain", "evaluate", "finetune"}),
         ("objective=denoise masking.corruption=t5", {"pretrain", "evaluate", "finetune"}),
+        ("masking.corruption=mask-only", {"pretrain"}),
+        ("masking.ratio=0.5", set()),
         ("finetune.max_length=8", {"finetune"}),
         ("training.learning_rate=0.1", set()),
         ("training.steps=7", set()),

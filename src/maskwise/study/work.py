@@ -635,7 +635,11 @@ for _kind in (
         forget=forget_states,
         size=("part.steps", "training.steps"),
         judged=("eval_every", "chosen.eval_every"),
-        depends=("objective", "objectives", "sampler", "evaluation.rows", "workers"),
+        # The corruption decides what a decoder writes: the full text takes longer than the spans.
+        depends=(
+            *("objective", "objectives", "sampler", "masking.corruption"),
+            *("evaluation.rows", "workers"),
+        ),
         on_ranks=True,
         title="training",
     ),
