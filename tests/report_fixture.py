@@ -327,7 +327,12 @@ def make_samples(
 
 
 def write_study(
-    folder: Path, study: dict, records: list[dict], *, summary: dict | None, samples: dict | None
+    folder: Path,
+    study: dict,
+    records: list[dict],
+    *,
+    summary: dict | None = None,
+    samples: dict | None = None,
 ) -> Path:
     """The folder as a finished study leaves it (without checkpoints)."""
     folder.mkdir(parents=True, exist_ok=True)

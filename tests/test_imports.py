@@ -86,7 +86,7 @@ ONLY = {
         "specs",
         "verdict",
     },
-    "verdict": {"constants", "errors", "estimates", "files", "folders", "measurements"},
+    "verdict": {"constants", "errors", "estimates", "files", "folders", "measurements", "specs"},
 }
 
 # Names that have moved up work at their former place until maskwise 0.2: ``maskwise.text.encode``.

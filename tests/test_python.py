@@ -15,15 +15,27 @@ from datasets import Dataset, DatasetDict
 
 import maskwise as mw
 from maskwise.cli.terminal import print_check
+from maskwise.constants import FRESH_RUN
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_lines
 from maskwise.printing import LOGGER
 from maskwise.recipe import read_recipe
 from maskwise.recipe.overrides import parse_override
+from maskwise.report import changes_of
 from maskwise.study.adapt import Adaptation
 from maskwise.study.inputs import file_of_rows, overrides_of, task_specs, text_source
 from maskwise.study.single import run_pretrain
 from maskwise.tasks import load_task
+from report_fixture import (
+    CLEAR,
+    failure_record,
+    heldout_record,
+    make_study,
+    run_facts,
+    study_of,
+    with_unigram,
+    write_study,
+)
 from tiny import write_inputs
 
 
@@ -471,3 +483,64 @@ def test_a_wrong_number_of_jobs_of_a_study_is_named(inputs, tmp_path):
     recipe, texts, rows = inputs
     with pytest.raises(MaskwiseError, match=r"^jobs "):
         mw.study(recipe, out=tmp_path / "out", texts=texts, tasks={"letters": rows}, jobs=-1)
+
+
+def test_the_best_arm_of_losses_that_are_not_comparable_is_asked_for(result, tmp_path):
+    study = make_study(runs=6, tasks=0)
+    study["arms"]["token-30"] |= {"units": "word", "judged_on": ["whole-word"]}
+    records = [
+        line
+        for arm, loss in (("token-15", 3.0), ("token-30", 3.5))
+        for masks in ("token", "whole-word")
+        for seed in range(6)
+        for line in with_unigram(heldout_record(arm, seed, masks, loss + 0.01 * seed))
+    ]
+    read = mw.StudyResult.read(write_study(tmp_path, study, records + run_facts(study)))
+    with pytest.raises(MaskwiseError, match=r"not comparable.*arm=…"):
+        read.save_best(tmp_path / "best")
+    # Any arm can be saved by its name.
+    assert (result.save_best(tmp_path / "model", arm="words-30") / "config.json").is_file()
+    with pytest.raises(MaskwiseError, match="arm"):
+        result.save_best(tmp_path / "model", arm="words-3")
+
+
+def test_before_all_seeds_have_run_no_arm_is_the_best_one(tmp_path):
+    study, records = study_of(CLEAR)
+    study["pending"] = [8, 9]
+    read = mw.StudyResult.read(write_study(tmp_path, study, records))
+    with pytest.raises(MaskwiseError, match="planned seeds have run; got without 8, 9"):
+        _ = read.best_arm
+
+
+def test_a_gate_and_a_contrast_of_one_pair_are_two_verdicts(tmp_path):
+    """With a search, the gate has default settings. Their verdicts of another day are compared."""
+    study, records = study_of(CLEAR)
+    pair = ["token-30", "token-15"]
+    study["gate"] = {"contrast": pair, "closes": [pair]}
+    equal = {"token-15": 0.5, "token-30": 0.5}
+    compared = [
+        line
+        | {"value": equal[line["arm"]] + 0.001 * line["seed"], "seed": line["seed"] + FRESH_RUN}
+        for line in records
+        if line["kind"] == "task" and line["arm"] in equal
+    ]
+    gate = [line | {"role": "gate"} for line in records if line["kind"] == "task"]
+    study["seeds"] = [seed + FRESH_RUN for seed in study["seeds"]]
+    folder = write_study(tmp_path, study, compared + gate + run_facts(study))
+    summary = mw.StudyResult.read(folder).summary
+    rows = [row for row in summary["contrasts"] if row["primary"]]
+    assert [(bool(row.get("gate")), row["verdict"]) for row in rows] == [
+        (True, "decided"),
+        (False, "open"),
+    ]
+    (folder / "summary.json").write_text(json.dumps(summary | {"rules": 1}))
+    assert len(changes_of(folder)) == 1
+
+
+def test_a_result_lists_the_runs_that_failed(tmp_path):
+    study = make_study(runs=1)
+    failures = [failure_record("token-15", 0), failure_record("token-30", 0)]
+    read = mw.StudyResult.read(write_study(tmp_path, study, failures))
+    assert "2 runs failed" in read.headline
+    assert "failed: token-30, seed 0: disk full" in str(read)
+    assert "failed: token-30, seed 0: disk full" in read._repr_html_()

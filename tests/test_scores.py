@@ -16,8 +16,11 @@ import pytest
 import maskwise as mw
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
+from maskwise.estimates import reasons
 from maskwise.folders import read_lines
 from maskwise.report import summary_of
+from maskwise.verdict.flags import FLAGS
+from maskwise.verdict.words import OF_RECIPES
 from tiny import maskwise as command
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -603,3 +606,27 @@ def test_a_missing_option_is_explained(tmp_path: Path, capfd: pytest.CaptureFixt
     assert command("compare", path, "--baseline", "b") == 2
     [line] = capfd.readouterr().err.splitlines()
     assert "'--replicate'" in line and "pretraining, finetuning or items" in line
+
+
+def test_an_arm_may_be_called_like_a_setting() -> None:
+    """Advice to change a recipe is left out by its code, and not by its words."""
+    rows = [
+        {"arm": arm, "seed": seed, "task": "t", "score": score + seed / 100 + noise * (seed % 2)}
+        for arm, score, noise in (("study.v2", 0.8, 0.001), ("bert", 0.7, 0.0))
+        for seed in range(6)
+    ]
+    found = mw.compare(rows, baseline="bert", replicate="pretraining").summary["advice"]
+    assert found[0] == "Use study.v2 rather than bert."
+
+
+def test_advice_that_names_settings_of_a_study_is_known_by_its_code() -> None:
+    assert {flag.code for flag in FLAGS if "study." in flag.advice} <= OF_RECIPES
+
+
+def test_reasons_name_the_arms_that_their_sentences_do_not_name() -> None:
+    def row(arm: str, amount: str) -> dict[str, Any]:
+        sentence = f"other test items could reverse the result, by {amount}"
+        return {"arm": arm, "flags": [{"sentence": sentence, "facts": {}}]}
+
+    first, second = reasons([row("more", "3.1 points"), row("t", "2.0 points")])
+    assert first.startswith("more: ") and second.startswith("t: ")

@@ -25,7 +25,7 @@ from maskwise.study import records as study_records
 from maskwise.study.prospects import prospect_lines, prospects_of
 from maskwise.tasks.finetuning import TRIAL_SEED
 from maskwise.verdict import judge, primary_pairs, summarise
-from maskwise.verdict.failures import ADAPTIVE, at_floor
+from maskwise.verdict.failures import ADAPTIVE, at_floor, learned_in_run
 from maskwise.verdict.outcomes import Outcomes
 from maskwise.verdict.statistics import (
     detectable_difference,
@@ -231,6 +231,23 @@ def test_bad_rules_are_refused_in_one_line(study, message):
 
 # Looks
 # ----------------------------------------------------------------------------
+
+
+def test_before_a_later_look_no_other_advice_is_given() -> None:
+    """Not even that a difference is too small, or that the gate must be mended first."""
+    summary = summary_of({"token-15": LOW, "token-30": ALIKE}, looks=[8, 16])
+    assert summary["advice_codes"] == ["next-look"]
+    [row] = primary_rows(summary)
+    alone = row_of({"token-15": LOW, "token-30": ALIKE})
+    # The runs detect less, because a look spends a part of the error rate only.
+    assert row["detectable"]["difference"] > alone["detectable"]["difference"]
+    weak = {"random": LOW, "oracle": ALIKE, "method": METHOD}
+    summary, rows = gated(weak, looks=[8, 16])
+    assert "next-look" in summary["advice_codes"] and "gate-closed" not in summary["advice_codes"]
+    assert "at this look" in rows["method", "random"]["sentence"]
+    summary, rows = gated(weak)
+    assert "gate-closed" in summary["advice_codes"]
+    assert "control failed" in rows["method", "random"]["sentence"]
 
 
 def test_planned_looks_share_one_error_whichever_of_them_decides():
@@ -455,6 +472,39 @@ def test_a_task_that_both_arms_answer_entirely_is_said_to_show_no_gain(
     assert ("ceiling" in codes(row_of(dict(zip(("token-15", "token-30"), scores))))) == full
 
 
+def test_a_named_outcome_that_an_arm_lacks_is_not_replaced_by_the_tasks() -> None:
+    """All evaluations of token-30 failed, and it would win on the task."""
+    study, records = study_of(CLEAR, outcome="heldout:token")
+    failures = [failure_record("token-30", s, stage="evaluate-x") for s in range(8)]
+    for outcome, n in (("heldout:token", 0), ("tasks", 8)):
+        study["outcome"] = outcome
+        more = losses({"token-15": 4.0})
+        [row] = primary_rows(summarise([*records, *more, *failures], study))
+        assert (row["outcome"], row["n"]) == (outcome, n)
+        # On the tasks, too, an arm of which each run failed somewhere wins nothing.
+        assert row["verdict"] == ("not comparable" if outcome != "tasks" else "open")
+        assert codes(row)[0] == ("no-pairs" if outcome != "tasks" else "may-fail")
+
+
+def test_if_all_runs_failed_the_headline_says_so() -> None:
+    study = make_study(runs=3)
+    failures = [failure_record(arm, s) for arm in ("token-15", "token-30") for s in range(3)]
+    assert "6 runs failed" in summarise(failures, study)["headline"]
+    assert "failed" not in summarise(run_facts(study), study)["headline"]
+
+
+def test_one_run_has_no_mean_of_points_and_nats() -> None:
+    study = make_study(runs=1, tasks=2)
+    study["tasks"]["task-1"]["metric"] = "nats"
+    records = []
+    for arm, score, loss in (("token-15", 0.5, 3.0), ("token-30", 0.6, 2.0)):
+        records.append(score_record(arm, 0, "task-0", score))
+        records.append(score_record(arm, 0, "task-1", loss) | {"metric": "nats", "unit": "nats"})
+    records = [line | {"higher_is_better": line["metric"] != "nats"} for line in records]
+    [row] = primary_rows(summarise(records + run_facts(study), study))
+    assert row["outcome"] == "task-0" and row["mean"] == pytest.approx(0.1)
+
+
 def test_a_loss_has_no_ceiling() -> None:
     study = make_study(runs=8)
     summary = summarise(losses({"token-15": 1.0, "token-30": 0.992}) + run_facts(study), study)
@@ -611,6 +661,26 @@ def test_policies_and_samplers_that_learn_within_a_run_are_known_by_name():
         if kind.update is not Sampler.update:
             known.add(name)
     assert known | {"learned", "entropy-weighted"} == ADAPTIVE
+
+
+@pytest.mark.parametrize(
+    ("facts", "learns"),
+    [
+        ({"policy": "learned(take='spans')"}, True),
+        ({"policy": "learned(take='spans', folder='p')"}, False),
+        ({"policy": "learned(folder='p', take='spans')"}, False),
+        ({"policy": "learned('p')"}, False),
+        ({"policy": "learned or learned('p')"}, True),
+        ({"policy": "mixture(learned('p'), span, shares=(0.7, 0.3))"}, False),
+        ({"policy": "span-layer(layer='mometas')"}, False),
+        ({"policy": "token", "sampler": "mometas(faithful=True)"}, True),
+        # A policy of another package: study.json says that it learns.
+        ({"policy": "my-own-policy", "learns": True}, True),
+        ({"policy": "my-own-policy"}, False),
+    ],
+)
+def test_arms_that_learn_in_each_run_are_known(facts: dict[str, Any], learns: bool) -> None:
+    assert learned_in_run(facts) == learns
 
 
 @pytest.mark.parametrize("metric", ["entity-f1", "matthews", "accuracy"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from maskwise.constants import DIFFUSION, NATS
-from maskwise.files import Contrast, Estimate, MeanLosses
+from maskwise.files import Contrast, Estimate, MeanLosses, Record
 
 WRITTEN = {
     "full": "full text",
@@ -21,6 +21,11 @@ WRITTEN = {
 }
 """What a decoder writes, keyed by the name of the format in outcomes."""
 SPREADS = "SDs of runs within an arm"
+
+
+def failure_lines(failures: Iterable[Record]) -> list[str]:
+    """Return a line for each failed run, with its error."""
+    return [f"failed: {line['arm']}, seed {line['seed']}: {line['error']}" for line in failures]
 
 
 def reasons(rows: Iterable[Contrast]) -> list[str]:
@@ -35,7 +40,8 @@ def reasons(rows: Iterable[Contrast]) -> list[str]:
     all_arms = {row["arm"] for row in rows}
     sentences = []
     for sentence, arms in arms_of.items():
-        named = arms.keys() == all_arms or any(arm in sentence for arm in arms)
+        words = set(re.findall(r"[^\s,;:()]+", sentence))
+        named = arms.keys() == all_arms or any(words.issuperset(arm.split()) for arm in arms)
         sentences.append(sentence if named else f"{', '.join(arms)}: {sentence}")
     return sentences
 

@@ -38,6 +38,8 @@ class ArmFacts(TypedDict):
     runs: NotRequired[dict[str, str]]
     """Folders of the pre-training runs, keyed by seed."""
     sampler: NotRequired[str]
+    learns: NotRequired[bool]
+    """True if each run learns its policy or its sampler; otherwise not written."""
 
 
 class TaskFacts(TypedDict, total=False):

@@ -36,6 +36,7 @@ from maskwise.cli.terminal import (
 )
 from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
 from maskwise.errors import MaskwiseError, Truncated, counted, plural, whole_number
+from maskwise.estimates import failure_lines
 from maskwise.folders import recipe_path, refuse_missing, shipped
 from maskwise.printing import err_console, note_of_rename, out_console, print_json, say, warn
 
@@ -109,8 +110,8 @@ def study(
 
             for arm, chosen in result["best"].items():
                 say(f"{arm}: {best_at(**chosen)}")
-        for record in result["failures"]:
-            warn(f"failed: {record['arm']}, seed {record['seed']}: {record['error']}", "red")
+        for line in failure_lines(result["failures"]):
+            warn(line, "red")
         say(f"Report: {result['report']}  ({result['seconds']:.0f} s)")
     raise typer.Exit(bool(result["failures"]))
 

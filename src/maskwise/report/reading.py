@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,9 @@ LogLine: TypeAlias = dict[str, Any]
 """A JSON object from a file; docs/files.md describes the keys."""
 Measured: TypeAlias = dict[tuple[str, Any], list[Measurement]]
 """The measurements of runs, keyed by measure."""
+RowKey: TypeAlias = tuple[str, str, str, bool]
+"""The arm, the baseline and the outcome of a row, and whether it is a gate: with a search, a pair
+may be both."""
 NO_STUDY: Study = {
     "name": "",
     "description": "",
@@ -89,7 +92,7 @@ class Folder:
         summary: the verdicts by today's rules.
         unjudged: why the records cannot be judged; otherwise "".
         judged_by: the version of the rules in summary.json; None without summary.json.
-        decisions: what summary.json decided, keyed by arm, baseline and outcome.
+        decisions: what summary.json decided, keyed by row (``RowKey``).
         samples: masked texts, keyed by arm.
         curves: the lines of all metrics.jsonl files, with the arm and seed of their run.
         steps: the number of optimiser steps of a finished single run.
@@ -104,7 +107,7 @@ class Folder:
     summary: Summary = field(default_factory=lambda: NO_SUMMARY)
     unjudged: str = ""
     judged_by: object = None
-    decisions: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    decisions: dict[RowKey, str] = field(default_factory=dict)
     samples: dict[str, list[LogLine]] = field(default_factory=dict)
     curves: list[LogLine] = field(default_factory=list)
     steps: int | None = None
@@ -238,10 +241,10 @@ def changes_of(folder: Path) -> list[str]:
         return []
     lines = [f"{folder}: {judged_words(read.judged_by)}"]
     for row in read.summary["contrasts"]:
-        pair = row["arm"], row["baseline"], row["outcome"]
-        was = read.decisions.get(pair, "not judged")
+        was = read.decisions.get(_key(row), "not judged")
         if row["primary"] and was != row["verdict"]:
-            lines.append(f"  {pair[0]} against {pair[1]}: was {was}, is {row['verdict']}")
+            what = f"{row['arm']} against {row['baseline']}{', the gate' * bool(row.get('gate'))}"
+            lines.append(f"  {what}: was {was}, is {row['verdict']}")
     return lines
 
 
@@ -342,14 +345,18 @@ def _read_run(folder: Path) -> Folder:
     )
 
 
-def _decisions(stored: LogLine) -> dict[tuple[str, str, str], str]:
-    """Return what summary.json decided, keyed by arm, baseline and outcome."""
+def _key(row: Mapping[str, Any]) -> RowKey:
+    pair = str(row.get("arm")), str(row.get("baseline"))
+    return *pair, str(row.get("outcome")), bool(row.get("gate"))
+
+
+def _decisions(stored: LogLine) -> dict[RowKey, str]:
+    """Return what summary.json decided, keyed by row."""
     rows = stored.get("contrasts")
     decisions = {}
     for row in rows if isinstance(rows, list) else []:
         if isinstance(row, dict) and row.get("verdict"):
-            pair = str(row.get("arm")), str(row.get("baseline")), str(row.get("outcome"))
-            decisions[pair] = str(row["verdict"])
+            decisions[_key(row)] = str(row["verdict"])
     return decisions
 
 

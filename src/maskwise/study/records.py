@@ -22,7 +22,9 @@ from maskwise.masking.policies import UnitKind
 from maskwise.measurements import SPLITS, Measurement, pending_seeds
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
-from maskwise.specs import different_settings
+from maskwise.samplers import SAMPLERS
+from maskwise.samplers.base import Sampler
+from maskwise.specs import different_settings, find
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run, baseline_of, reference_words, stages_of
 from maskwise.study.stages import DONE, KINDS, Stage, prepare_stage, tokenizer_of
@@ -94,6 +96,7 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
     ratios = []
     tokenizers = []
     samplers = []
+    learns = False
     # A search may choose other settings for each seed, so the runs of an arm may mask differently.
     for setting in design.settings_of(name):
         links = recipe.arm(name, seed=0, more=setting).links()
@@ -101,11 +104,14 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
         masked_by = last.masked_by.values() or [last.masking.values["policy"]]
         units |= {policy.unit_kind for policy in masked_by}
         masks |= dict.fromkeys(last.judged_on())
+        learns |= any(policy.learns or policy.unlearned for policy in masked_by)
         policies.append(last.masking.policy)
         ratios.append(str(last.masking.values["ratio"]))
         tokenizers.append(tokenizer_of(prepare_stage(links[0])))
         if last.objectives:
             samplers.append(last.sampler)
+            _, sampler = find("sampler", last.sampler, SAMPLERS)
+            learns |= sampler.update is not Sampler.update
     unit = UnitKind.MIXTURE
     if len(units) == 1:
         unit = units.pop()
@@ -130,6 +136,8 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
         facts["extended"] = True
     if samplers:
         facts["sampler"] = _alternatives(samplers)
+    if learns:
+        facts["learns"] = True
     return facts
 
 

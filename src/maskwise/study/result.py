@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, finite_number, whole_number
-from maskwise.estimates import aligned_cells, loss_table, reasons
+from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
+from maskwise.estimates import aligned_cells, failure_lines, loss_table, reasons
 from maskwise.files import Contrast, Record, Study, Summary
 from maskwise.folders import read_json, read_lines, require_replaceable
 from maskwise.measurements import measurements, table_of
@@ -91,7 +91,8 @@ class StudyResult:
     @property
     def verdicts(self) -> dict[tuple[str, str], str]:
         """The verdict of each primary contrast, keyed by (arm, baseline): "decided", "open", "no
-        difference that matters" or "not comparable".
+        difference that matters" or "not comparable". A pair that is also a gate, at default
+        settings, has that of the contrast; `contrasts` has both.
         """
         return {(row["arm"], row["baseline"]): str(row["verdict"]) for row in self.contrasts}
 
@@ -121,48 +122,71 @@ class StudyResult:
         """The trained arm with the best mean of the primary outcome, decided or not.
 
         Raises:
-            MaskwiseError: no run has finished.
+            MaskwiseError: no arm has a result, not all planned seeds have run, or the outcome
+                cannot compare all arms.
         """
         # Imported here because scipy, which plans and workers do not need, takes a second.
         from maskwise.verdict.outcomes import read_outcomes
 
         table = read_outcomes(self.folder)
+        pending = self.study.get("pending")
+        if pending:
+            raise MaskwiseError(
+                "arms are compared when all planned seeds have run",
+                got=f"without {', '.join(map(str, pending))}",
+                do="run these seeds, or name an arm: save_best(folder, arm=…)",
+            )
         outcome = self.contrasts[0]["outcome"] if self.contrasts else ""
         if table is None or outcome not in table.scales:
-            raise MaskwiseError("no arm has a result yet", got=str(self.folder))
+            raise MaskwiseError("no arm has a result", got=self.headline)
         arms, runs = table.complete_runs(outcome)
+        if any(table.incomparable(arms[0], arm, outcome) for arm in arms):
+            raise MaskwiseError(
+                "no arm is the best one, because their losses are not comparable",
+                got=outcome,
+                do="name an arm: save_best(folder, arm=…), or compare them on tasks",
+            )
         shared = np.isfinite(runs).all(axis=0)
         if not shared.any():
-            raise MaskwiseError("no arm has a result yet", got=str(self.folder))
+            raise MaskwiseError("no arm has a result", got=self.headline)
         means = table.scales[outcome].sign * runs[:, shared].mean(axis=1)
         return arms[means.argmax()]
 
-    def save_best(self, folder: str | Path) -> Path:
+    def save_best(self, folder: str | Path, *, arm: str | None = None) -> Path:
         """Save the checkpoint of `best_arm`, that of its first finished run, for transformers.
 
         The model card in the folder names the study, the arm and the seed, and so does a line of
         the log.
 
+        Args:
+            folder: where to save it.
+            arm: another arm than the best one.
+
         Returns:
             The folder.
 
         Raises:
-            MaskwiseError: no run of the arm has a checkpoint, or the folder has other files.
+            MaskwiseError: there is no such arm, no run of the arm has a checkpoint, or the folder
+                has other files; or see `best_arm`.
         """
         # Imported here because reading a study needs no torch.
         from maskwise.study.checkpoints import needed_run, origin_of, save_model
 
         folder = Path(folder)
         require_replaceable(folder, what="a saved model")
-        seed, checkpoint = needed_run(self.folder, self.best_arm)
-        save_model(checkpoint, folder, of=origin_of(self.study["name"], self.best_arm, seed))
-        note([f"{folder} has the model of arm {self.best_arm}, seed {seed}"])
+        if arm is not None:
+            require_known("arm", arm, self.study["arms"])
+        chosen = arm or self.best_arm
+        seed, checkpoint = needed_run(self.folder, chosen)
+        save_model(checkpoint, folder, of=origin_of(self.study["name"], chosen, seed))
+        note([f"{folder} has the model of arm {chosen}, seed {seed}"])
         return folder
 
     def __str__(self) -> str:
         lines = [self.headline, *(row["sentence"] for row in self.contrasts)]
         lines += [f"· {reason}" for reason in reasons(self.contrasts)]
         lines += [f"→ {advice}" for advice in self.summary["advice"]]
+        lines += failure_lines(self.failures)
         return "\n".join(
             [*lines, *map("  ".join, aligned_cells(loss_table(self.summary["losses"])))]
         )
@@ -180,7 +204,8 @@ class StudyResult:
             for line in loss_table(self.summary["losses"])
         )
         page = self.folder / "report.html"
-        more = [f"<li>{html.escape(line)}</li>" for line in self.summary["advice"]]
+        lines = [*self.summary["advice"], *failure_lines(self.failures)]
+        more = [f"<li>{html.escape(line)}</li>" for line in lines]
         return (
             f"<p><b>{html.escape(self.headline)}</b></p>"
             f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"

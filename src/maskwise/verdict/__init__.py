@@ -33,6 +33,7 @@ from maskwise.verdict.outcomes import Outcomes, gate_outcomes
 from maskwise.verdict.statistics import ALPHA, detectable_sds, look_weight, powers
 from maskwise.verdict.untested import efficiency_points
 from maskwise.verdict.words import (
+    OF_RECIPES,
     REPLICATES,
     ShownNames,
     advice_of,
@@ -115,7 +116,7 @@ def _headline(
     top: Verdict | None, asked: Sequence[Verdict], table: Outcomes, names: ShownNames
 ) -> str:
     study = table.study
-    headline = headline_sentence(top, asked, names, study)
+    headline = headline_sentence(top, asked, names, study, failed=len(table.failed))
     if top is not None:
         headline += behind_reference(top, worse_than_reference(top, table), names, study)
         if gained_nothing(top, table):
@@ -136,8 +137,7 @@ def _advice(
     steps = {arm: table.compute(arm).get("steps", 0.0) for arm in study["arms"]}
     advice = advice_of(verdicts, names, looks, steps)
     if "compared" in study:
-        # Advice to change a recipe helps nobody who has none.
-        advice = {code: line for code, line in advice.items() if "study." not in line}
+        advice = {code: line for code, line in advice.items() if code not in OF_RECIPES}
     return advice
 
 

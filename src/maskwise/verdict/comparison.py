@@ -156,9 +156,10 @@ def compared(
 ) -> list[Comparison]:
     """Compare a pair on the mean over tasks, single tasks, held-out losses and evaluations.
 
-    The primary outcome is ``study.outcome``, if both sides have it. Otherwise it is the mean over
-    tasks. Without tasks, it is the held-out loss on the arm's own kind of mask, or, if this loss
-    is not comparable, the first evaluation with a chance level.
+    The primary outcome is ``study.outcome``. Without it, or if a side is the untrained model and
+    has no such outcome, it is the mean over tasks. Without tasks, it is the held-out loss on the
+    arm's own kind of mask, or, if this loss is not comparable, the first evaluation with a chance
+    level.
 
     Args:
         table: the outcomes of the compared runs.
@@ -170,7 +171,8 @@ def compared(
     for name in (*table.heldout, *table.evaluations):
         if None not in (table.mean(name, arm), table.mean(name, baseline)):
             both.append(name)
-    tasks = ["tasks", *table.tasks] if table.averaged else [*table.tasks]
+    mean = ALL_TASKS if table.start in pair else "tasks"
+    tasks = ["tasks", *table.tasks] if mean in table.scales else [*table.tasks]
     own = [name for name in table.own_heldout(arm) if name in both]
     scores = [name for name in both if table.scales[name].unit == "score"]
     candidates = [*tasks, *own, *scores]
@@ -187,7 +189,15 @@ def compared(
     if primary and primary not in table.scales:
         primary = primary.partition("@")[0]
     if primary not in tasks + both:
-        primary = next(iter(candidates), None)
+        # The untrained model has no held-out loss. An arm whose evaluations failed should have one:
+        # no other outcome decides instead, and a row without pairs says so.
+        planned = primary is not None and primary != "tasks" and table.start not in pair
+        if planned and primary in table.scales:
+            both.append(primary)
+        elif planned:
+            primary = None
+        else:
+            primary = next(iter(candidates), None)
     compute = _compute(table, arm, baseline)
     found = []
     for outcome in tasks + both:

@@ -12,13 +12,13 @@ compares two rates:
 from __future__ import annotations
 
 import math
-import re
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.files import ArmFacts, Failures
+from maskwise.specs import Call, parse_call
 from maskwise.verdict.outcomes import Numbers, Outcomes, finite_runs
 from maskwise.verdict.statistics import binomial_upper_bound
 
@@ -40,24 +40,33 @@ ADAPTIVE = frozenset(
 )
 """Policies and samplers that each run learns anew. (``entropy-weighted`` is only in recorded
 studies.)"""
-_QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
-# A policy from a given folder was learned before the study, once for all runs.
-_GIVEN = re.compile(r"""learned\((?:folder=)?['"][^'"]""")
 
 
 def learned_in_run(facts: ArmFacts) -> bool:
     """Return whether each run of an arm learns its policy or its sampler.
+
+    study.json says so (``learns``). In older files, the names of policies and samplers do.
 
     >>> learned_in_run({"policy": "mixture(learned(take='spans'), span)", "ratio": ""})
     True
     >>> learned_in_run({"policy": "learned('policies/trivia')", "ratio": ""})
     False
     """
-    specs = f"{facts.get('policy', '')} {facts.get('sampler', '')}"
-    names = set(re.findall(r"[a-z][a-z-]*", _QUOTED.sub("", specs)))
-    if _GIVEN.search(specs):
-        names.discard("learned")
-    return not ADAPTIVE.isdisjoint(names)
+    if facts.get("learns"):
+        return True
+    # A search may choose one of several policies, which are joined by "or".
+    specs = [*facts.get("policy", "").split(" or "), *facts.get("sampler", "").split(" or ")]
+    return any(_names_a_learner(parse_call(spec)) for spec in specs if spec)
+
+
+def _names_a_learner(call: object) -> bool:
+    if not isinstance(call, Call):
+        return False
+    if call.name == "learned":
+        # A policy from a given folder was learned before the study, once for all runs.
+        folder = call.kwargs.get("folder", call.args[0] if call.args else "")
+        return not folder
+    return call.name in ADAPTIVE or any(map(_names_a_learner, call.args))
 
 
 def at_floor(gains: Numbers) -> NDArray[np.bool_]:
@@ -140,7 +149,7 @@ def failures_of(
     Returns:
         failures: keyed by "arm" and "baseline".
         break_even: the share of the leading arm's runs, between 0 and 1, whose failure would cancel
-            its lead; None if the floor is unknown or no pair of runs is left.
+            its lead; 0 if all of them failed; None if the floor is unknown or no pair is left.
     """
     floor = floor_of(table, outcome, arm, baseline)
     failures = {}
@@ -166,6 +175,11 @@ def failures_of(
     ahead, behind = ("arm", "baseline") if leads else ("baseline", "arm")
     lead = _mean(gains[ahead] - gains[behind])
     distance = _mean(gains[ahead])
+    leading = failures[ahead]
+    has_runs = bool(np.isfinite(table.runs(outcome, arm if leads else baseline)).any())
+    if has_runs and leading["failed"] == leading["runs"]:
+        # Each run has this outcome, but another of its stages failed.
+        return failures, 0.0
     if floor is None or math.isnan(lead):
         return failures, None
     # If the leading arm is below the floor, its failures do not lower its mean.

@@ -93,7 +93,12 @@ def raised(one: Comparison, table: Outcomes, *, significant: bool = False) -> tu
 
 
 def _gate_closed(one: Comparison, table: Outcomes) -> FlagFacts | None:
-    return dict(zip(("oracle", "beaten"), one.closed_by)) if one.closed_by else None
+    if one.closed_by is None:
+        return None
+    oracle, beaten = one.closed_by
+    later = any(look > len(table.study["seeds"]) for look in table.study.get("looks") or ())
+    how = "has not passed at this look" if later else "failed"
+    return {"oracle": oracle, "beaten": beaten, "how": how}
 
 
 def _no_pairs(one: Comparison, table: Outcomes) -> FlagFacts | None:
@@ -467,7 +472,7 @@ FLAGS = (
         "gate-closed",
         "invalid",
         _gate_closed,
-        "the positive control failed ({oracle} was not shown to beat {beaten}), so this study "
+        "the positive control {how} ({oracle} was not shown to beat {beaten}), so this study "
         "cannot detect smaller differences",
         "Fix the positive control first, with more runs, longer training or easier tasks. Until "
         "the control passes, the contrasts that depend on it have no verdict.",

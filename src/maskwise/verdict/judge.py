@@ -188,7 +188,8 @@ def _concluded(
         elif equivalence is not None:
             decision = "no difference that matters"
         elif one.n > 1:
-            needed, detectable = _needed(one, alpha=ALPHA / family)
+            weight = look_weight(study.get("looks"), len(study["seeds"]))
+            needed, detectable = _needed(one, alpha=ALPHA * weight / family)
     return Verdict(
         **vars(one),
         flags=flags,

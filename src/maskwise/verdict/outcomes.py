@@ -231,12 +231,11 @@ class Outcomes:
             signed = [self.values[task] * self.scales[task].sign for task in tasks]
             metrics = {self.scales[task].metric for task in tasks}
             metric = metrics.pop() if len(metrics) == 1 else None
-            plain = f"plain:{name}"
-            self.values[name] = self.values[plain] = np.mean(signed, axis=0)
-            self.scales[name] = self.scales[plain] = Scale(unit=unit_of(metric), metric=metric)
             # Scores in different units are reported only as the mean of standardised scores.
-            if len({self.scales[task].unit for task in tasks}) > 1:
-                del self.scales[plain]
+            if len({self.scales[task].unit for task in tasks}) == 1:
+                plain = f"plain:{name}"
+                self.values[name] = self.values[plain] = np.mean(signed, axis=0)
+                self.scales[name] = self.scales[plain] = Scale(unit=unit_of(metric), metric=metric)
             # With one run per arm there is no SD.
             if not np.isnan([*self.sds.values()]).any():
                 scaled = [runs / self.sds[task] for task, runs in zip(tasks, signed)]

@@ -57,6 +57,15 @@ LEARNED_MORE = (
 word frequencies."""
 
 
+OF_RECIPES = frozenset(
+    (
+        *("add-seeds", "next-look", "new-study"),
+        *("looked-before", "settings-differ", "tasks-disagree", "compute", "untuned"),
+    )
+)
+"""Codes of advice to change a recipe, which helps nobody who has none."""
+
+
 def names_of(study: Study) -> dict[str, str]:
     """Return how sentences call arms: by name; the reference arm gets words."""
     return {**{arm: arm for arm in study["arms"]}, **study.get("untrained", {})}
@@ -233,7 +242,12 @@ def headline_verdict(verdicts: Sequence[Verdict], baseline: str) -> Verdict | No
 
 
 def headline_sentence(
-    verdict: Verdict | None, verdicts: Sequence[Verdict], names: ShownNames, study: Study
+    verdict: Verdict | None,
+    verdicts: Sequence[Verdict],
+    names: ShownNames,
+    study: Study,
+    *,
+    failed: int = 0,
 ) -> str:
     """Return a sentence that summarises the study.
 
@@ -242,16 +256,18 @@ def headline_sentence(
         verdicts: the primary verdicts.
         names: the names of arms in sentences.
         study: the content of study.json.
+        failed: the number of failed runs.
     """
     if verdict is None:
         if len(study["arms"]) == 1:
             return f"There is only one arm ({study['baseline']}), so there is nothing to compare."
         if not study["contrasts"]:
             return "No arms are compared, because study.contrasts is empty."
-        return (
-            "The arms cannot be compared: no outcome was measured in both arms of a contrast. Add "
-            "tasks or held-out masks, unless runs failed."
-        )
+        why = "The arms cannot be compared: no outcome was measured in both arms of a contrast"
+        if failed:
+            again = "Fix the errors and run it again: finished stages are not repeated."
+            return f"{why}, and {plural(failed, 'run')} failed. {again}"
+        return f"{why}. Add tasks or held-out masks."
     templates = HEADLINES
     base = verdict.baseline
     worse = set()
@@ -341,12 +357,16 @@ def advice_of(
         steps: the mean number of training steps of each arm, as far as known.
     """
     advice = _choices(verdicts, names, steps or {})
+    if looks and any(each.decision == "open" or each.closed_by for each in verdicts):
+        # What this look did not decide, a later one may: nothing else is to be done before it.
+        at = f"{looks[0]} runs of each arm (study.seeds)"
+        return advice | {"next-look": f"Continue to the next planned look: {at}."}
     # A gate is tested at the full level, and does not lower that of the contrasts behind it.
     tested = sum(not each.gate for each in verdicts)
     fewest = fewest_runs(ALPHA / max(tested, 1))
     wanted = [each.runs_to_decide for each in verdicts if each.runs_to_decide is not None]
     if wanted:
-        advice |= _more_runs(wanted, verdicts, looks, fewest)
+        advice |= _more_runs(wanted, verdicts, fewest)
     elif any(each.n == 1 for each in verdicts):
         runs = f"a verdict needs {fewest} runs of each arm (study.seeds)"
         advice["add-seeds"] = f"Add seeds: {runs}."
@@ -426,9 +446,7 @@ def _conditions(verdict: Verdict, names: ShownNames, steps: Mapping[str, float])
     return end
 
 
-def _more_runs(
-    wanted: Sequence[int], verdicts: Sequence[Verdict], looks: Sequence[int], fewest: int
-) -> dict[str, str]:
+def _more_runs(wanted: Sequence[int], verdicts: Sequence[Verdict], fewest: int) -> dict[str, str]:
     """Return advice on how to add runs without inflating the error rate.
 
     ``fewest`` is the number of runs without which no contrast behind the gate can be decided.
@@ -438,9 +456,6 @@ def _more_runs(
     needed = f"{low}"
     if high > low:
         needed = f"{low} to {high}"
-    if looks:
-        at = f"{looks[0]} runs of each arm (study.seeds)"
-        return {"next-look": f"Continue to the next planned look: {at}."}
     # Too few runs for a decision spend no error rate, so runs may be added.
     if runs < fewest:
         # A gate needs fewer runs, and may be decided already.

@@ -144,16 +144,20 @@ def gains_of(out: Path) -> Gains:
     """Return the gain of each arm over the unchanged model; no gains if there are no scores.
 
     A gain is the mean of paired differences over the seeds for which the runs of all arms are
-    finished. With several tasks, the differences are those of standardised scores.
+    finished. With several tasks, the differences are those of standardised scores, or, with one run
+    and different units, those of the first task.
     """
     table = read_outcomes(out)
     # If every fine-tuning run failed, no arm has a score.
     if table is None or not table.averaged or not table.study["arms"]:
         return Gains({}, "")
     outcome = f"plain:{ALL_TASKS}" if len(table.averaged) == 1 else ALL_TASKS
+    if outcome not in table.scales:
+        # One run has no SDs, in which tasks with different units have a mean.
+        outcome = table.averaged[0]
     unit = table.scales[outcome].unit
     arms, runs = table.complete_runs(outcome)
-    gains = runs - table.runs(outcome, table.start)
+    gains = table.scales[outcome].sign * (runs - table.runs(outcome, table.start))
     shared = np.isfinite(gains).all(axis=0)
     if not shared.any():
         return Gains({}, unit)
