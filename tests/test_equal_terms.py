@@ -24,7 +24,14 @@ from transformers import (
 )
 
 from maskwise.errors import MaskwiseError
-from maskwise.models import TASK_KINDS, TASK_MODELS, load_model, load_task_model, task_config
+from maskwise.models import (
+    TASK_KINDS,
+    TASK_MODELS,
+    auto_class,
+    load_model,
+    load_task_model,
+    task_config,
+)
 from maskwise.study.store import StageStore
 from maskwise.tasks import FinetuneSettings
 from maskwise.tasks.finetuning import finetune
@@ -87,7 +94,7 @@ def extras(architecture: str) -> dict[str, torch.Tensor]:
         if head in TASK_KINDS:
             continue
         try:
-            made = TASK_MODELS[head].from_config(config(architecture, num_labels=3))
+            made = auto_class(head).from_config(config(architecture, num_labels=3))
         except ValueError:  # this family has no such head
             continue
         state |= made.state_dict()

@@ -200,13 +200,18 @@ HEAVY = {
 MASKWISE = "from maskwise.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass"
 
 
-def imported(code: str, *arguments: str) -> tuple[set[str], int]:
-    """The heavy modules that a fresh process imports, and the number of all."""
+def loaded(code: str, *arguments: str) -> set[str]:
+    """The modules that a fresh process imports."""
     lines = f"import sys\n{code}\nprint(*sys.modules, sep=chr(10))"
     command = [sys.executable, "-c", lines, *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    names = ran.stdout.splitlines()
-    return HEAVY & set(names), len(names)
+    return {*ran.stdout.splitlines()}
+
+
+def imported(code: str, *arguments: str) -> tuple[set[str], int]:
+    """The heavy modules that a fresh process imports, and the number of all."""
+    names = loaded(code, *arguments)
+    return HEAVY & names, len(names)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +277,25 @@ def test_commands_that_look_start_quickly(arguments, allowed, most):
     """Modules are counted, since a time depends on the machine; torch alone brings a thousand."""
     heavy, number = imported(MASKWISE, *arguments)
     assert heavy <= allowed and number <= most
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["study", "quick-start", "training.stesp=3"],
+        ["study", "quick-start", "masking.policy=tokne"],
+        ["pretrain", "quick-start", "training.stesp=3"],
+        ["check", "quick-start", "training.stesp=3"],
+        ["finetune", "bert-base-uncased", "--task", "ud-poss"],
+        ["evaluate", "bert-base-uncased", "--with", "word-los"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_is_refused_needs_no_transformers(arguments):
+    """Recipes are checked against objectives, which are torch modules. A model comes later."""
+    names = loaded(MASKWISE, *arguments)
+    assert "torch" in names
+    assert not {"transformers", "accelerate", "scipy.stats"} & names
 
 
 def test_public_names_are_there():

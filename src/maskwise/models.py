@@ -1,5 +1,8 @@
 """Build and load models. Only this module uses transformers' model classes.
 
+Functions import transformers, and the module does not, because it takes almost as long to import as
+torch, and a command that refuses a recipe does not need it.
+
 Code in a checkpoint (remote code or pickled weights) is never executed. If weights of the encoder
 are missing in a checkpoint, it is refused, because transformers would silently use random weights.
 Weights are loaded in float32, because training in half precision can fail silently.
@@ -16,23 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedConfig,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-)
-from transformers.utils import logging
 
 from maskwise.constants import is_rate
 from maskwise.draws import fold
@@ -58,7 +44,7 @@ from maskwise.starts import Start, find_start, find_weights, resolve_start
 from maskwise.weights import check_counts, check_finite, check_size, quieten
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 NO_HEAD = "the checkpoint has no MLM head; warm up the new head with training.freeze: encoder"
 """The warning if a new head is trained together with the encoder."""
@@ -69,33 +55,25 @@ AutoClass: TypeAlias = Any
 Fields: TypeAlias = dict[str, Any]
 """The fields of a configuration, by name."""
 
-LANGUAGE_MODELS: Mapping[Kind, AutoClass] = {
-    "encoder": AutoModelForMaskedLM,
-    "encoder-decoder": AutoModelForSeq2SeqLM,
-}
-"""The auto classes for pre-training, by the kind of model."""
+LANGUAGE_MODELS: Mapping[Kind, str] = {"encoder": "masked-lm", "encoder-decoder": "seq2seq"}
+"""The heads for pre-training, by the kind of model."""
 
-ARCHITECTURES: Mapping[Kind, Mapping[str, str]] = {
-    "encoder": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    "encoder-decoder": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-}
-"""The names of the model classes for pre-training, keyed by kind and ``model_type``."""
 POSITIONS = "max_position_embeddings"
 USED_BY_ALL = {"chunk_size_feed_forward", "tie_word_embeddings", "is_encoder_decoder"}
 """The fields of transformers' base configuration that a setting of a model may change."""
 
 _USES: Mapping[Kind, str] = {"encoder": "masked language modelling", "encoder-decoder": "denoising"}
 
-TASK_MODELS: Mapping[str, AutoClass] = {
-    "sequence-classification": AutoModelForSequenceClassification,
-    "token-classification": AutoModelForTokenClassification,
-    "question-answering": AutoModelForQuestionAnswering,
-    "multiple-choice": AutoModelForMultipleChoice,
-    "masked-lm": AutoModelForMaskedLM,
-    "embedding": AutoModel,
-    "seq2seq": AutoModelForSeq2SeqLM,
+TASK_MODELS: Mapping[str, str] = {
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "multiple-choice": "AutoModelForMultipleChoice",
+    "masked-lm": "AutoModelForMaskedLM",
+    "embedding": "AutoModel",
+    "seq2seq": "AutoModelForSeq2SeqLM",
 }
-"""The auto classes for tasks, keyed by head; ``embedding`` means no head."""
+"""The names of transformers' auto classes, keyed by head; ``embedding`` means no head."""
 
 TASK_KINDS: Mapping[str, tuple[Kind, str]] = {
     "embedding": ("encoder", "an embedding of texts"),
@@ -103,6 +81,22 @@ TASK_KINDS: Mapping[str, tuple[Kind, str]] = {
     "seq2seq": ("encoder-decoder", "a task that generates"),
 }
 """The kind of model that a head needs, and a description of its use for error messages."""
+
+
+def auto_class(head: str) -> AutoClass:
+    """Return transformers' auto class of models with a head, which is a key of ``TASK_MODELS``."""
+    import transformers
+
+    return getattr(transformers, TASK_MODELS[head])
+
+
+def architectures(kind: Kind) -> Mapping[str, str]:
+    """Return the names of the model classes for pre-training, keyed by ``model_type``."""
+    from transformers.models.auto import modeling_auto
+
+    if kind == "encoder":
+        return modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 
 def new_config(
@@ -125,9 +119,11 @@ def new_config(
         MaskwiseError: the architecture is unknown or of a different kind, or the configuration does
             not have a field.
     """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
     if architecture in CONFIG_MAPPING:
         require_kind(AutoConfig.for_model(architecture), kind, use=_USES[kind])
-    require_known("architecture", architecture, ARCHITECTURES[kind])
+    require_known("architecture", architecture, architectures(kind))
     check_counts(fields)
     plain = AutoConfig.for_model(architecture)
     _require_fields(plain, fields)
@@ -158,6 +154,8 @@ def new_config(
 
 def _require_fields(config: PreTrainedConfig, fields: Fields) -> None:
     """Raise ``MaskwiseError`` unless a model of this configuration uses all these fields."""
+    from transformers import PreTrainedConfig
+
     # Every configuration has these fields, and maskwise does not use them or sets them itself.
     unused = set(PreTrainedConfig().to_dict()) - USED_BY_ALL
     for name in fields:
@@ -240,6 +238,8 @@ def config_of(fields: Fields) -> PreTrainedConfig:
     Raises:
         ValueError: the ``model_type`` is unknown, or there are too many layers or classes.
     """
+    from transformers import AutoConfig
+
     check_counts(fields)
     return AutoConfig.for_model(**fields)
 
@@ -275,8 +275,9 @@ def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
         MaskwiseError: the model cannot be built from the configuration.
     """
     try:
+        auto = auto or language_model(config)
         with torch.device("meta"):
-            return (auto or language_model(config)).from_config(config, trust_remote_code=False)
+            return auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # wrong settings may raise anything, even ZeroDivisionError
         raise MaskwiseError(
             f"cannot build the {config.model_type} model: {first_line(error)}"
@@ -290,7 +291,7 @@ def weights_of(config: PreTrainedConfig) -> int:
 
 def language_model(config: PreTrainedConfig) -> AutoClass:
     """Return transformers' class of language models for this configuration."""
-    return LANGUAGE_MODELS[adapter_of(config).kind]
+    return auto_class(LANGUAGE_MODELS[adapter_of(config).kind])
 
 
 def build_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedModel:
@@ -482,6 +483,8 @@ def _has_head(name: str, state: FilesState) -> bool:
 
 def task_config(start: Start | PreTrainedConfig, labels: Fields) -> PreTrainedConfig:
     """Return a configuration (the given one or a checkpoint's) with the labels of a task."""
+    from transformers import PreTrainedConfig
+
     if isinstance(start, PreTrainedConfig):
         config = type(start).from_dict({**start.to_dict(), **labels})
     else:
@@ -512,7 +515,7 @@ def load_task_model(
     Raises:
         MaskwiseError: the model has no such head, or the checkpoint is damaged or incomplete.
     """
-    auto = TASK_MODELS[head]
+    auto = auto_class(head)
     if head in TASK_KINDS:
         kind, use = TASK_KINDS[head]
         require_kind(config, kind, use=use)
@@ -583,6 +586,8 @@ def _zero_biases(model: PreTrainedModel, new: Iterable[str]) -> None:
 @contextlib.contextmanager
 def without_advice() -> Iterator[None]:
     """A context without transformers' progress bars and warnings about new heads."""
+    from transformers.utils import logging
+
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -629,7 +634,7 @@ def _lacking(auto: AutoClass, name: Start, where: str, **how: Any) -> list[str]:
             do=do,
         )
     for key, stored, wanted in sorted(info["mismatched_keys"]):
-        if key in inside or auto in LANGUAGE_MODELS.values():
+        if key in inside or auto in map(auto_class, LANGUAGE_MODELS.values()):
             raise MaskwiseError(
                 f"the weights of {str(name)!r} do not fit its config.json",
                 got=f"{key} of shape {tuple(stored)} instead of {tuple(wanted)}",
@@ -649,6 +654,8 @@ def _weights(
 
 
 def _read_config(name: Start, **fields: Any) -> PreTrainedConfig:
+    from transformers import AutoConfig, PreTrainedConfig
+
     where = find_start(name)
     with _loading(name):
         check_counts(PreTrainedConfig.get_config_dict(where)[0])

@@ -43,7 +43,7 @@ from maskwise.families import (
 )
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator
 from maskwise.masking.collator import RowCollator
-from maskwise.models import ARCHITECTURES
+from maskwise.models import architectures
 from maskwise.objectives import Loss
 from maskwise.objectives.base import model_inputs, weighted
 from maskwise.packed_collator import PackedCollator
@@ -564,7 +564,7 @@ def require_language_model(model: object) -> None:
     if hasattr(model, "get_base_model"):  # a model of peft
         model = model.get_base_model()
     family = type(model)
-    known = {*ARCHITECTURES["encoder"].values(), *ARCHITECTURES["encoder-decoder"].values()}
+    known = {*architectures("encoder").values(), *architectures("encoder-decoder").values()}
     # A user's own class may compute anything.
     if family.__module__.startswith("transformers.") and family.__name__ not in known:
         raise MaskwiseError(

@@ -22,7 +22,6 @@ from pydantic import (
     model_validator,
 )
 from torch import nn
-from transformers.utils import logging
 
 from maskwise.constants import DIFFUSION
 from maskwise.devices import best_device
@@ -46,7 +45,7 @@ from maskwise.evaluation.text_loss import TextLoss
 from maskwise.families import check_fit, evaluating, most_tokens, require_kind
 from maskwise.masking.policies import Policy, policy
 from maskwise.measurements import Measurement
-from maskwise.models import load_model
+from maskwise.models import load_model, without_advice
 from maskwise.plugins import Table, is_foreign
 from maskwise.printing import note_of_rename
 from maskwise.specs import Call, build, parse_call, with_options
@@ -386,8 +385,8 @@ def evaluate_checkpoint(
         for name, measure in asked.items():
             if isinstance(measure, TextMeasure):
                 raise MaskwiseError(f"the measure {name} needs a text", do="give --text FILE")
-    logging.disable_progress_bar()
-    network = load_model(model, kind=None)
+    with without_advice():
+        network = load_model(model, kind=None)
     nn.Module.to(network, best_device())
     tokenizer = load_tokenizer(model, needs_mask=False, needs_words=False)
     data = Text(tokenizer)

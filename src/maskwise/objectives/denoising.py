@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 from maskwise.attention import NAME, REPLACED, DocumentIds
 from maskwise.devices import Tensors
@@ -154,6 +153,8 @@ def generated(
     Returns:
         The generated ids of each row, with special tokens and padding.
     """
+    from transformers import GenerationConfig
+
     names = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "pad_token_id")
     ids = {name: vars(model.config).get(name) for name in names}
     # ``Any``, because mypy does not know that the model has ``generate``.

@@ -17,14 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -60,6 +56,9 @@ from maskwise.training.ranks import (
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.several import SeveralObjectives
 from maskwise.training.wrapping import wrapped
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Result = TypeVar("Result")
 MOST_QUOTED = 4096
@@ -518,6 +517,11 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelera
         MaskwiseError: a tracker is unknown, not installed, or has no folder; or the processes were
             not started by a launcher.
     """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import GradientAccumulationPlugin
+
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if fast_bf16() else "no"
