@@ -6,12 +6,12 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from maskwise import errors
+from maskwise.evaluation.copies import SIMILAR, Shingles, near_copies, shingles_of, similarity
 from maskwise.study.forecast import check
 from maskwise.text import Document, read_documents
-from maskwise.text.copies import near_copies, shingles_of, similarity
 from maskwise.text.rows import holds_out
 
 
@@ -32,17 +32,47 @@ def changed(text: str, words: int) -> str:
     return " ".join(parts)
 
 
+def set_of(text: str) -> Shingles:
+    [shingles] = shingles_of([text])
+    return np.unique(shingles)
+
+
 def test_the_similarity_is_that_of_sets_of_five_words():
     text = " ".join(map(str, range(100)))
-    assert len(shingles_of(text)) == 96
-    assert similarity(shingles_of(text), shingles_of(text.replace(" ", "\n") + "  ")) == 1
+    assert len(set_of(text)) == 96
+    assert similarity(set_of(text), set_of(text.replace(" ", "\n") + "  ")) == 1
     # A changed word is in five of 96 runs.
-    assert similarity(shingles_of(text), shingles_of(changed(text, 1))) == 91 / 101
-    assert len(shingles_of("The cat sat.")) == 1
-    assert similarity(shingles_of("The CAT sat."), shingles_of("the cat sat .")) == 1
+    assert similarity(set_of(text), set_of(changed(text, 1))) == 91 / 101
+    assert len(set_of("The cat sat.")) == 1
+    assert similarity(set_of("The CAT sat."), set_of("the cat sat .")) == 1
     # Letters of a text without words, and ideographs.
-    assert len(shingles_of("MKVLAAGIVGLLLAQWERTYMKHG")) == 20
-    assert len(shingles_of("我们在北京大学学习")) == 5
+    assert len(set_of("MKVLAAGIVGLLLAQWERTYMKHG")) == 20
+    assert len(set_of("我们在北京大学学习")) == 5
+
+
+def test_a_text_has_the_same_runs_alone_and_among_others(articles: list[str]) -> None:
+    texts = [*articles[:9], "The cat sat.", "MKVLAAGIVGLLLAQWERTYMKHG" * 9, *articles[9:20]]
+    for text, shingles in zip(texts, shingles_of(texts), strict=True):
+        assert np.array_equal(np.unique(shingles), set_of(text))
+
+
+def test_no_pair_is_missed(articles: list[str]) -> None:
+    """Texts with all similarities, of which many share half of their words, against all pairs."""
+    whole = " ".join(articles[:3])
+    documents = []
+    for number in range(60):
+        text = changed(f"{whole} {articles[number % 10]}", number // 5)
+        documents.append(Document(f"{'test' if number % 3 else 'train'}-{number}", text))
+    sets = {document.id: set_of(document.text) for document in documents}
+    training = [name for name in sets if name.startswith("train")]
+    expected = []
+    for name in sets:
+        near = [each for each in training if similarity(sets[name], sets[each]) >= SIMILAR]
+        if name.startswith("test") and near:
+            expected.append((name, near[0]))
+    found = near_copies(documents, in_test)
+    assert found.near == len(expected) and 5 < found.near < found.held_out
+    assert found.examples == expected[:2]
 
 
 def test_planted_copies_are_found_and_others_are_not(articles: list[str]) -> None:
@@ -63,7 +93,7 @@ def test_planted_copies_are_found_and_others_are_not(articles: list[str]) -> Non
 def test_a_long_text_is_counted_in_its_beginning(
     articles: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskwise.text.copies.SAMPLE_CHARACTERS", 2000)
+    monkeypatch.setattr("maskwise.evaluation.copies.SAMPLE_CHARACTERS", 2000)
     documents = [Document(f"train-{n}", text) for n, text in enumerate(articles)]
     found = near_copies(documents, in_test)
     assert not found.whole and found.training < 9 and found.near == found.held_out == 0
@@ -86,14 +116,3 @@ def test_check_says_which_share_of_held_out_documents_has_copies(planted: str) -
     assert f"{copies['near'] / copies['held_out']:.1%}" in doubt["what"]
     held_out = [document.id for document in read_documents(planted) if holds_out(document, 0.1)]
     assert copies["held_out"] == len(held_out) and copies["examples"][0][0] in held_out
-
-
-def test_check_without_the_library_says_how_to_get_it(
-    planted: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(errors, "find_spec", lambda module: None if module == "datasketch" else 1)
-    record = check(planted, ["training.steps=2"], timing=False)
-    assert record["corpus"]["copies"] is None
-    [note] = [note for note in record["notes"] if "near copies" in note]
-    assert "maskwise[duplicates]" in note
-    assert not any("near copy" in doubt["what"] for doubt in record["doubts"])

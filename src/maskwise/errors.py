@@ -34,7 +34,6 @@ EXTRAS = {
     "peft": "lora",
     "maskwise_data": "data",
     "jieba": "jieba",
-    "datasketch": "duplicates",
     "fugashi": "fugashi",
     "unidic_lite": "fugashi",
     "pythainlp": "pythainlp",

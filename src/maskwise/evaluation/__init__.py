@@ -1,8 +1,8 @@
 """Evaluate checkpoints without fine-tuning.
 
 Held-out loss on fixed masks, pseudo-perplexity, the masked-diffusion bound, cloze facts and minimal
-pairs are each a `Measure`. ``overlap`` finds test items in a corpus. This package may import
-``training`` and the layers below it.
+pairs are each a `Measure`. ``overlap`` finds test items in a corpus, and ``copies`` near copies
+of held-out documents. This package may import ``training`` and the layers below it.
 """
 
 from maskwise.evaluation.evaluate import (

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from maskwise.constants import CORRELATIONS, NATS, accuracy_misleads, jobs_here
-from maskwise.errors import MaskwiseError, counted, install_command, plural
+from maskwise.errors import MaskwiseError, counted, plural
+from maskwise.evaluation.copies import SIMILAR, near_copies
 from maskwise.folders import read_json
 from maskwise.models import weights_of
 from maskwise.recipe import Recipe
@@ -56,7 +57,6 @@ from maskwise.tasks import Task, load_task
 from maskwise.tasks.splits import dropped
 from maskwise.tasks.task import all_classes
 from maskwise.tasks.tensors import MOST_CUT
-from maskwise.text.copies import SIMILAR, near_copies
 from maskwise.text.pieces import UNKNOWN
 from maskwise.text.rows import holds_out
 from maskwise.text.segmenters import segmenter_advice, unspaced
@@ -266,9 +266,6 @@ def check(
     kept = ("jobs", "processes", "unknown", "seconds", "memory_gib")
     record["time"] = {"runs": {} if alone else runs, **{key: record[key] for key in kept}}
     record["doubts"] += doubts_of(record)
-    command = install_command("datasketch")
-    if command:
-        record["notes"].append(f"near copies across the split were not counted ({command})")
     if out is None:
         del record["out"]
     return record
@@ -327,10 +324,8 @@ def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
     }
 
 
-def _copies(corpus: CorpusSettings) -> Plain | None:
-    """Count near copies across the split; None if the library is not installed."""
-    if install_command("datasketch"):
-        return None
+def _copies(corpus: CorpusSettings) -> Plain:
+    """Count near copies across the split."""
     found = near_copies(
         corpus.documents(),
         lambda document: holds_out(document, corpus.held_out, by_text=corpus.stream),
@@ -480,7 +475,7 @@ def doubts_of(record: Plain) -> list[Doubt]:
             "use more text, or raise corpus.held_out",
         )
     copies = corpus["copies"]
-    if copies and copies["near"]:
+    if copies["near"]:
         share = copies["near"] / copies["held_out"]
         pairs = " and ".join(f"{held} of {trained}" for held, trained in copies["examples"])
         doubt(
