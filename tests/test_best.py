@@ -365,7 +365,7 @@ def test_adapt_with_patience_evaluates_often_and_holds_out_for_both(files: Path)
         "--patience 3" in request.command()
         and "--patience" not in Request("m", "t", files).command()
     )
-    with pytest.raises(MaskwiseError, match="use --patience"):
+    with pytest.raises(MaskwiseError, match="use patience"):
         adapt_recipe(files, task, overrides=("training.patience=3",))
     with pytest.raises(MaskwiseError, match="got tsdae"):
         adapt_recipe(files, task, patience=3, arms=("tsdae",))

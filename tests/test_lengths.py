@@ -388,7 +388,7 @@ def test_adapt_ends_runs_at_several_lengths(files: Path) -> None:
     assert plain.training.lengths is None and plain.corpus.held_out == 0.02
     request = Request("m", "t", files, lengths=(0.25, 0.5, 1.0))
     assert "--lengths 0.25,0.5,1.0" in request.command()
-    with pytest.raises(MaskwiseError, match="use --lengths"):
+    with pytest.raises(MaskwiseError, match="use lengths"):
         adapt_recipe(files, overrides=("training.lengths=[0.5, 1]",))
     with pytest.raises(MaskwiseError, match="got tsdae"):
         adapt_recipe(files, lengths=(0.5, 1.0), arms=("tsdae",))

@@ -111,7 +111,7 @@ def test_a_stored_result_of_datasets_is_not_used_for_other_masks(
 def test_masks_that_cannot_be_known_are_refused(rows: list[dict[str, Any]]) -> None:
     with pytest.raises(MaskwiseError, match="total_steps"):
         made("schedule").map(rows, epoch=0)
-    with pytest.raises(MaskwiseError, match=r"total_steps=… \(--step … --total-steps …\)"):
+    with pytest.raises(MaskwiseError, match="pass step and total_steps"):
         made("schedule").at(epoch=0, step=3)
     with pytest.raises(MaskwiseError, match="step="):
         made("function").at(epoch=0)

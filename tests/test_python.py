@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +19,7 @@ from datasets import Dataset, DatasetDict
 import maskwise as mw
 from maskwise.cli.terminal import print_check
 from maskwise.constants import FRESH_RUN
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, command_line
 from maskwise.folders import read_lines
 from maskwise.printing import LOGGER
 from maskwise.recipe import read_recipe
@@ -25,7 +28,9 @@ from maskwise.report import changes_of
 from maskwise.study.adapt import Adaptation
 from maskwise.study.inputs import file_of_rows, overrides_of, task_specs, text_source
 from maskwise.study.single import run_pretrain
+from maskwise.study.stages import without_places
 from maskwise.tasks import load_task
+from maskwise.text import train_tokenizer
 from report_fixture import (
     CLEAR,
     failure_record,
@@ -83,6 +88,31 @@ def test_the_same_call_trains_nothing_again(result, inputs, monkeypatch):
     monkeypatch.setattr("maskwise.study.work.pretrain", None)
     again = mw.study(recipe, out=result.folder, texts=iter(texts), tasks={"letters": rows})
     assert again.records == result.records
+
+
+def test_the_place_of_rows_is_not_part_of_a_study(result, inputs, tmp_path, monkeypatch):
+    recipe, texts, rows = inputs
+    monkeypatch.setattr("maskwise.study.work.pretrain", None)
+    monkeypatch.setattr("maskwise.study.work.TaskRuns", None)
+    given = {"texts": texts, "tasks": {"letters": rows}}
+    # The same folder, spelt in another way and from another working folder.
+    monkeypatch.chdir(result.folder.parent)
+    again = mw.study(recipe, out=result.folder.name, **given)
+    assert again.records == result.records
+    # Another study with the same rows has the same stages.
+    cache = {"study.cache": str(result.folder / "stages")}
+    other = mw.study(recipe, out=tmp_path / "other", overrides=cache, **given)
+    assert other.records == result.records
+
+
+def test_rows_have_one_name_in_all_spellings_of_their_folder(tmp_path, monkeypatch):
+    rows = {"letters": ROWS}
+    made = []
+    monkeypatch.chdir(tmp_path)
+    for out in ("out", tmp_path / "out"):
+        changes = overrides_of((), [f"text {i}" for i in range(9)], rows, Path(out))
+        made.append(without_places(json.dumps(changes)))
+    assert made[0] == made[1] and "out/" not in made[0]
 
 
 def test_an_executor_of_the_user_gives_the_same_numbers(result, inputs, tmp_path):
@@ -210,9 +240,9 @@ def test_equal_arms_are_named(inputs):
 def test_errors_of_a_power_plan_name_the_arguments_of_python(inputs):
     recipe, texts, rows = inputs
     given = {"texts": texts, "tasks": {"letters": rows}, "timing": False}
-    with pytest.raises(MaskwiseError, match=r"got detect=1\.5; give spread \("):
+    with pytest.raises(MaskwiseError, match=r"got detect=1\.5; give spread:"):
         mw.check(recipe, detect=1.5, **given)
-    with pytest.raises(MaskwiseError, match=r"^spread \("):
+    with pytest.raises(MaskwiseError, match=r"^spread is "):
         mw.check(recipe, spread="nowhere", **given)
 
 
@@ -301,6 +331,122 @@ def test_overrides_are_those_of_the_command_line(tmp_path):
     assert overrides_of(["a=1"], None, None, tmp_path) == ["a=1"]
     with pytest.raises(MaskwiseError, match="list or a dict"):
         overrides_of("a=1", None, None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"corpus.source": "other.txt"},
+        ["corpus.source=other.txt"],
+        ["corpus.source.wiki=0.5"],
+        {"corpus": {"source": "other.txt", "length": 8}},
+        {"tasks": ["trivia"]},
+        ["tasks=[trivia]"],
+    ],
+    ids=str,
+)
+def test_what_is_given_as_an_argument_and_as_an_override_is_refused(overrides, tmp_path):
+    both = r"(texts.*corpus\.source|tasks.*overrides).*got .*(other\.txt|trivia|0\.5).*give one"
+    with pytest.raises(MaskwiseError, match=both):
+        overrides_of(overrides, ["a text"], {"letters": ROWS}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    # Without the arguments, the overrides hold.
+    assert overrides_of(overrides, None, None, tmp_path)
+
+
+def _refused_calls(inputs):
+    recipe, texts, rows = inputs
+    tasks = {"letters": rows}
+    alone = {key: value for key, value in recipe.items() if key != "study"}
+    small = [f"a text {number}" for number in range(3)]
+    return {
+        "study": partial(mw.study, {**recipe, "traning": {}}, texts=texts, tasks=tasks),
+        "no arms": partial(mw.study, alone, texts=texts, tasks=tasks),
+        "no effect": partial(
+            mw.study, recipe, texts=texts, tasks=tasks, overrides={"training.seed": 3}
+        ),
+        "no labels": partial(mw.study, recipe, texts=texts, tasks={"letters": small}),
+        "no rows": partial(mw.study, recipe, texts=texts, tasks={"letters": []}),
+        "learn": partial(mw.learn, recipe, texts=texts, tasks=tasks),
+        "finetune": partial(mw.finetune, "bundled:encoder", tasks, overrides={"seeds": 2}),
+        "adapt": partial(mw.adapt, "bundled:encoder", small, keep=small),
+        "adapt arms": partial(mw.adapt, "bundled:encoder", texts, tasks=tasks, arms=["x"]),
+    }
+
+
+CALLS = [*_refused_calls((dict[str, object](), [], []))]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_refused_call_leaves_no_rows_behind(call, inputs, tmp_path):
+    out = tmp_path / "runs" / "out"
+    with pytest.raises(MaskwiseError):
+        _refused_calls(inputs)[call](out=out)
+    assert [*tmp_path.iterdir()] == []
+
+
+def _errors_from_python(inputs, result, tmp_path):
+    """Calls that are refused, keyed by what their messages name."""
+    recipe, texts, rows = inputs
+    tasks = {"letters": rows}
+    out = result.folder
+    model = "bundled:encoder"
+    few = [f"a text {number}" for number in range(3)]
+    check = partial(mw.check, recipe, texts=texts, tasks=tasks, timing=False)
+    adapt = partial(mw.adapt, model, texts, out=tmp_path / "out", tasks=tasks)
+    changed = {"training.steps": 9}
+    done = tmp_path / "tuned"
+    done.mkdir()
+    (done / "records.jsonl").write_text('{"model": "other", "task": "x", "dev": []}')
+    return [
+        ("out=", partial(mw.study, recipe, out=out, texts=texts, tasks=tasks, overrides=changed)),
+        ("out=", partial(mw.finetune, model, tasks, out=done)),
+        ("spread", partial(check, spread=-1)),
+        ("spread", partial(check, spread="nowhere")),
+        ("spread", partial(check, detect=1.5)),
+        ("text_field", partial(mw.check, recipe, texts=[{"body": "a"}] * 9, tasks=tasks)),
+        ("runs", partial(mw.finetune, model, tasks, out=out, overrides={"seeds": 2})),
+        ("texts", partial(mw.evaluate, model)),
+        ("texts", partial(mw.evaluate, model, text_field="body")),
+        ("texts", partial(mw.evaluate, model, ["heldout"])),
+        ("tasks", partial(mw.adapt, model, few, out=tmp_path / "out")),
+        ("arms", partial(adapt, arms=["token-15", "token-15"])),
+        ("steps", partial(adapt, overrides=changed)),
+        ("patience", partial(adapt, overrides={"training.patience": 2})),
+        ("runs", partial(adapt, overrides={"study.seeds": 2})),
+        ("time", partial(adapt, time="5x")),
+        ("replay", partial(adapt, replay=2.0)),
+        ("replay", partial(adapt, replay=0.2, keep="none")),
+        ("keep", partial(mw.adapt, model, "mine.txt", out=tmp_path / "out", keep="mine.txt")),
+        ("step", partial(_changing_mask)),
+    ]
+
+
+def _changing_mask():
+    tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
+    mw.Masker(tokenizer, ratio="linear-decay(0.3)").at(epoch=0)
+
+
+def test_errors_in_python_name_arguments_and_no_options(result, inputs, tmp_path):
+    for named, call in _errors_from_python(inputs, result, tmp_path):
+        with pytest.raises(MaskwiseError) as error:
+            call()
+        said = str(error.value)
+        assert re.search(rf"\b{named}", said) and not re.search(r"(^|\W)--\w", said), said
+        # A command names the options.
+        with command_line(), pytest.raises(MaskwiseError, match=r"(^|\W)--\w"):
+            call()
+
+
+def test_a_call_that_is_refused_leaves_the_rows_of_an_earlier_one(result, inputs):
+    recipe, texts, rows = inputs
+    before = sorted(result.folder.rglob("*.jsonl"))
+    for given in (texts, texts[1:]):
+        with pytest.raises(MaskwiseError):
+            mw.study({**recipe, "traning": {}}, out=result.folder, texts=given)
+    with pytest.raises(MaskwiseError, match=r"corpus\.source"):
+        mw.study(recipe, out=result.folder, texts=texts[1:], tasks={"letters": rows})
+    assert sorted(result.folder.rglob("*.jsonl")) == before
 
 
 def test_an_override_without_effect_is_refused(inputs, tmp_path):

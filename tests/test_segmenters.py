@@ -393,7 +393,7 @@ def test_inspect_shows_the_masks_of_a_python_tokenizer(
     shown = "".join(piece.text for piece in seen.pieces)
     assert shown == text and seen.whole_words and not seen.words_in_part
     assert all(len(piece.text.strip()) == 1 for piece in seen.pieces)
-    with pytest.raises(MaskwiseError, match="--words"):
+    with pytest.raises(MaskwiseError, match=r"export, words\)"):
         show({"ratio": 0.5})
 
 

@@ -168,18 +168,19 @@ def learn(
     'runs/policy/policy'
     """
     from maskwise.recipe import read_recipe
-    from maskwise.study.inputs import overrides_of
+    from maskwise.study.inputs import kept_if_begun, overrides_of
     from maskwise.study.single import inputs_of_policy, run_learn, with_own_seed
     from maskwise.study.unread import read_used
 
     out = Path(out)
-    whole = read_used(
-        partial(read_recipe, recipe),
-        overrides_of(overrides, texts, tasks, out),
-        names=lambda each: inputs_of_policy(with_own_seed(each)),
-        command="learn",
-    )
-    return run_learn(whole, out)
+    with kept_if_begun(out):
+        whole = read_used(
+            partial(read_recipe, recipe),
+            overrides_of(overrides, texts, tasks, out),
+            names=lambda each: inputs_of_policy(with_own_seed(each)),
+            command="learn",
+        )
+        return run_learn(whole, out)
 
 
 @led
@@ -211,13 +212,14 @@ def finetune(
 
     >>> finetune("bundled:encoder", ["banking77"], out="runs/judged")  # doctest: +SKIP
     """
-    from maskwise.study.inputs import overrides_of, task_specs
+    from maskwise.study.inputs import kept_if_begun, overrides_of, task_specs
     from maskwise.study.single import RECORDS, run_finetune
 
     out = Path(out)
-    changes = overrides_of(overrides, None, None, out)
-    specs = task_specs(tasks, out, marks=[RECORDS])
-    records = run_finetune(str(model), specs, changes, seeds=runs, out=out)
+    with kept_if_begun(out):
+        changes = overrides_of(overrides, None, None, out)
+        specs = task_specs(tasks, out, marks=[RECORDS])
+        records = run_finetune(str(model), specs, changes, seeds=runs, out=out)
     return [dict(record) for record in records]
 
 

@@ -15,7 +15,7 @@ import traceback
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from numbers import Integral, Real
@@ -253,6 +253,42 @@ def _checked(
     elif not math.isinf(least):
         words += f" ≥ {least}"
     raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=words, do=do)
+
+
+_AT_COMMAND_LINE: list[bool] = []
+
+
+@contextlib.contextmanager
+def command_line() -> Iterator[None]:
+    """A context in which messages name options as on the command line, and not as in Python."""
+    _AT_COMMAND_LINE.append(True)
+    try:
+        yield
+    finally:
+        _AT_COMMAND_LINE.pop()
+
+
+def option(name: str, value: object = None, *, python: str | None = None) -> str:
+    """Return an option as it is given where the call came from: a command, or Python.
+
+    Args:
+        name: the option, as the argument in Python is called.
+        value: its value, if the message names it.
+        python: how it is given in Python, if this is not the same with an equals sign.
+
+    >>> option("out"), option("out", "runs/mine"), option("task", "FILE", python="tasks")
+    ('out', "out='runs/mine'", 'tasks')
+    >>> with command_line():
+    ...     option("out"), option("out", "runs/mine"), option("task", "FILE", python="tasks")
+    ('--out', '--out runs/mine', '--task FILE')
+    """
+    if _AT_COMMAND_LINE:
+        words = [f"--{name.replace('_', '-')}", *([] if value is None else [str(value)])]
+        return " ".join(words)
+    if python is not None:
+        return python
+    shown = str(value) if isinstance(value, Path) else value
+    return name if value is None else f"{name}={shown!r}"
 
 
 def tidy_warnings() -> None:

@@ -46,6 +46,7 @@ from maskwise.errors import (
     MaskwiseError,
     first_line,
     located,
+    option,
     require_known,
     require_library,
     tidy_warnings,
@@ -200,7 +201,8 @@ class Pool(ABC):
                         raise MaskwiseError(failure.error) from None
                     raise MaskwiseError(
                         f"{task}: {failure.error}",
-                        do="if memory ran out, use fewer --jobs; the same command resumes the work",
+                        do=f"if memory ran out, use fewer {option('jobs')}; the same call resumes "
+                        "the work",
                     ) from None
                 yield task, result
 
@@ -816,7 +818,7 @@ ENGINES: dict[str, Callable[..., Pool]] = {"local": LocalPool, "ray": RayPool}
 def _quiet_ray() -> ModuleType:
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         os.environ.setdefault(name, "0")
-    require_library("ray", use="--engine ray")
+    require_library("ray", use=option("engine", "ray"))
     import ray
 
     # By default, Ray prints lost nodes on stdout, where --json allows only JSON.

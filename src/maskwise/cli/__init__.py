@@ -26,7 +26,13 @@ from maskwise import __version__
 from maskwise.cli import runs, views
 from maskwise.cli.progress import status
 from maskwise.constants import rank_here
-from maskwise.errors import MaskwiseError, OtherProcessFailed, shortened, tidy_warnings
+from maskwise.errors import (
+    MaskwiseError,
+    OtherProcessFailed,
+    command_line,
+    shortened,
+    tidy_warnings,
+)
 from maskwise.jobs import ended_by, one_line
 from maskwise.plugins import mistake_of
 from maskwise.printing import (
@@ -126,6 +132,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
 
 
+@command_line()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 

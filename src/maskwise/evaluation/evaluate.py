@@ -26,7 +26,7 @@ from torch import nn
 from maskwise.constants import DIFFUSION
 from maskwise.devices import best_device
 from maskwise.effects import Count, Judgement, Whole, within, without_unset
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, option, require_known
 from maskwise.evaluation.cloze import Cloze
 from maskwise.evaluation.heldout import (
     BOUND,
@@ -371,20 +371,21 @@ def evaluate_checkpoint(
     """
     # An error in a file should be reported before the model is loaded.
     asked = _by_name(measure_of(call_of(measure)) for measure in measures)
+    text_option = option("text", "FILE", python="texts")
+    example = "pairs('bundled:pairs')"
+    measure_option = option("with", f'"{example}"', python=f'measures=["{example}"]')
     if text is not None:
         refuse_fields(text, text_field=text_field)
     else:
         if text_field != "text":
             raise MaskwiseError(
-                "text_field has no effect without a text", got=text_field, do="give --text FILE"
+                "text_field has no effect without a text", got=text_field, do=f"give {text_option}"
             )
         if not measures:
-            raise MaskwiseError(
-                "nothing to measure", do="give --with \"pairs('bundled:pairs')\", or --text FILE"
-            )
+            raise MaskwiseError("nothing to measure", do=f"give {measure_option}, or {text_option}")
         for name, measure in asked.items():
             if isinstance(measure, TextMeasure):
-                raise MaskwiseError(f"the measure {name} needs a text", do="give --text FILE")
+                raise MaskwiseError(f"the measure {name} needs a text", do=f"give {text_option}")
     with without_advice():
         network = load_model(model, kind=None)
     nn.Module.to(network, best_device())

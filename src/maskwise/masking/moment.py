@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, option
 from maskwise.masking.gather import UserRows, require_rows
 from maskwise.masking.policies.base import checked_moment
 
@@ -59,8 +59,8 @@ class Moment:
             raise MaskwiseError(
                 "the masking changes over training, so its masks need a step",
                 got=", ".join(map(str, changing)),
-                do="pass step=… and total_steps=… (--step … --total-steps …), or use a masker with "
-                "a fixed ratio",
+                do=f"pass {option('step')} and {option('total_steps')}, or use a masker with a "
+                "fixed ratio",
             )
         self.masker = masker
         self.epoch = epoch

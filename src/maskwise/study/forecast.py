@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from maskwise.constants import CORRELATIONS, NATS, accuracy_misleads, jobs_here
-from maskwise.errors import MaskwiseError, counted, plural
+from maskwise.errors import MaskwiseError, counted, option, plural
 from maskwise.evaluation.copies import SIMILAR, near_copies
 from maskwise.folders import read_json
 from maskwise.models import weights_of
@@ -218,12 +218,12 @@ def check(
     recipe = subject if isinstance(subject, Recipe) else _read(subject, overrides, tasks)
     alone = not recipe.study.arms
     study = recipe
-    for option, given in {"spread": spread, "detect": detect}.items():
+    for name, given in {"spread": spread, "detect": detect}.items():
         if given is not None and not recipe.study.pairs:
             raise MaskwiseError(
-                f"{option} has no effect, because the recipe compares nothing",
+                f"{option(name)} has no effect, because the recipe compares nothing",
                 got=given,
-                do=f"leave {option} out, or check a recipe with study.contrasts",
+                do=f"leave {option(name)} out, or check a recipe with study.contrasts",
             )
     if alone:
         require_alone(recipe.links())
@@ -530,7 +530,8 @@ def doubts_of(record: Plain) -> list[Doubt]:
         contrasts = plural(len(short), "contrast")
         doubt(
             f"{plural(short[0]['runs'], 'run')} of each arm cannot decide {contrasts}",
-            f"set study.seeds={fewest} (of adapt: --runs {fewest}), or list fewer study.contrasts",
+            f"set study.seeds={fewest} (of adapt: {option('runs', fewest)}), or list fewer "
+            "study.contrasts",
         )
     return doubts
 

@@ -9,22 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from uuid import uuid4
 
+from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
-from maskwise.folders import finite, in_utf8, require_own, writing
+from maskwise.folders import FilesState, files_state, finite, in_utf8, require_own, writing
+from maskwise.recipe.overrides import parse_override
 from maskwise.specs import split_options, with_options
+from maskwise.study.stages import ROWS
 from maskwise.study.together import LOCK
 
 if TYPE_CHECKING:
     from maskwise.recipe import Recipe
 
-DATA = "data"
-"""The folder, inside that of a study, of the files that this module writes."""
-OWN_ROWS = f"{DATA}/*-{'[0-9a-f]' * 8}.jsonl"
+OWN_ROWS = f"{ROWS}/*-{'[0-9a-f]' * 8}.jsonl"
 """A pattern of these files."""
 OWN_FOLDER = (f"stages/{LOCK}", "recipe.yaml")
 """Patterns of files by which the folder of a study, or of a policy, is known."""
@@ -59,6 +61,9 @@ def overrides_of(overrides: Overrides, texts: object, tasks: object, out: Path) 
         raise MaskwiseError("overrides are a list or a dict", got=overrides)
     else:
         changes += overrides
+    for name, argument, key in (("texts", texts, "corpus.source"), ("tasks", tasks, "tasks")):
+        if argument is not None:
+            _refuse_twice(name, key, {**dict(map(parse_override, changes)), **given})
     if texts is not None:
         given["corpus.source"] = text_source(texts, out)
     if tasks is not None:
@@ -67,9 +72,51 @@ def overrides_of(overrides: Overrides, texts: object, tasks: object, out: Path) 
     return changes + [f"{key}={_yaml(value)}" for key, value in given.items()]
 
 
+def _refuse_twice(name: str, key: str, overrides: Mapping[str, object]) -> None:
+    """Raise an error if overrides set what an argument gives."""
+    section, _, last = key.rpartition(".")
+    for other, value in overrides.items():
+        whole = other == section and isinstance(value, Mapping) and last in value
+        if whole or other == key or other.startswith(f"{key}."):
+            raise MaskwiseError(
+                f"{name} are the {key} of the recipe, which overrides set, too",
+                got=f"{other}={value!r}",
+                do=f"give one of the two: {name}, or {other} in overrides",
+            )
+
+
 def _yaml(value: object) -> str:
     # Escaped surrogates would be two characters in YAML.
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+@contextmanager
+def kept_if_begun(out: Path) -> Iterator[None]:
+    """Remove the files of rows that a call has written, if it is refused before its work begins.
+
+    The work has begun if a file of the folder itself has changed, such as study.json.
+    """
+    known = {*out.glob(OWN_ROWS)}
+    before = _state(out)
+    missing = [folder for folder in (out / ROWS, out, *out.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        # Under torchrun, the others may be ahead of the first rank.
+        if rank_here() == 0 and _state(out) == before:
+            for path in {*out.glob(OWN_ROWS)} - known:
+                path.unlink(missing_ok=True)
+            for folder in missing:
+                # Another call may have begun there.
+                with suppress(OSError):
+                    folder.rmdir()
+        raise
+
+
+def _state(out: Path) -> FilesState:
+    # Locks are hidden files.
+    paths = [path for path in sorted(out.glob("[!.]*")) if path.is_file()]
+    return tuple(chain.from_iterable(map(files_state, paths)))
 
 
 def folder_of_rows(out: Path, marks: Iterable[str] = OWN_FOLDER) -> Path:
@@ -83,7 +130,7 @@ def folder_of_rows(out: Path, marks: Iterable[str] = OWN_FOLDER) -> Path:
         MaskwiseError: ``out`` is not such a folder, and not empty.
     """
     require_own(out, *marks, OWN_ROWS, what="earlier results")
-    return out / DATA
+    return out / ROWS
 
 
 def text_source(texts: object, out: Path, *, name: str = "texts") -> str:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, option
 from maskwise.estimates import SPREADS, detected_words
 from maskwise.study.records import has_results
 from maskwise.verdict.comparison import compared
@@ -106,8 +106,8 @@ def prospects_of(
             "unknown here"
             if detect > 0
             else "a difference to detect must be above 0",
-            got=f"detect={detect:g}",
-            do="give spread (--spread): an SD, or the folder of a finished study with the same "
+            got=option("detect", float(f"{detect:g}")),
+            do=f"give {option('spread')}: an SD, or the folder of a finished study with the same "
             "arms (a pilot of four runs: study.seeds=4)",
         )
     study = recipe.study
@@ -162,13 +162,15 @@ def spreads_of(recipe: Recipe, out: Path, given: str | float | None) -> dict[Pai
         return {}
     sd = _number(given)
     if sd is not None and not 0 < sd < math.inf:
-        raise MaskwiseError("--spread must be above 0", got=given, allowed="an SD, or a folder")
+        what = f"{option('spread')} must be above 0"
+        raise MaskwiseError(what, got=given, allowed="an SD, or a folder")
     if sd is not None:
         return {pair: {"sd": sd, "unit": "", "pairs": None, "folder": None} for pair in pairs}
     folder = Path(str(given))
     if not has_results(folder):
         raise MaskwiseError(
-            "spread (--spread) is the SD of paired differences, or the folder of a finished study",
+            f"{option('spread')} is the SD of paired differences, or the folder of a finished "
+            "study",
             got=str(given),
             allowed="a number above 0, in points or nats, or a folder with records.jsonl",
         )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypedDict, cast
 
 from maskwise import __version__
 from maskwise.devices import hardware, versions
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, option
 from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
 from maskwise.folders import finite, read_json, read_lines, write_json
 from maskwise.masking.policies import UnitKind
@@ -27,7 +27,7 @@ from maskwise.samplers.base import Sampler
 from maskwise.specs import different_settings, find
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run, baseline_of, reference_words, stages_of
-from maskwise.study.stages import DONE, KINDS, Stage, prepare_stage, tokenizer_of
+from maskwise.study.stages import DONE, KINDS, Stage, prepare_stage, tokenizer_of, without_places
 from maskwise.study.store import StageStore
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import PREDICTIONS
@@ -201,8 +201,7 @@ def _same_question(former: Plain, study: Study) -> bool:
     """
     if "seeds" not in former:
         return False
-    old = former["recipe"]
-    new: Plain = study["recipe"]
+    old, new = _recipe_in(former), _recipe_in(study)
     parts = new.keys() - {"name", "description", "study"}
     if any(old.get(part) != new[part] for part in parts):
         return False
@@ -376,7 +375,7 @@ def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = 
     """
     if not before or _same_inputs(before, study):
         return
-    changed = different_settings(before.get("recipe") or {}, study["recipe"])
+    changed = _changed(before, study)
     if not block and (not has_results(out) or (changed and _same_question(before, study))):
         return
     got = "other files, or another version of maskwise"
@@ -388,7 +387,7 @@ def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = 
     do = "give a new folder"
     if any(out.glob(f"stages/*/{DONE}")):
         do = f"{do}; with study.cache={out}/stages, it uses the finished stages that both share"
-    raise MaskwiseError(f"--out {out} contains {lost}", got=got, do=do)
+    raise MaskwiseError(f"{option('out', out)} contains {lost}", got=got, do=do)
 
 
 def require_same_inputs(out: Path, before: Plain, study: Study, users: Sequence[str]) -> None:
@@ -401,7 +400,7 @@ def require_same_inputs(out: Path, before: Plain, study: Study, users: Sequence[
         users: the other processes.
     """
     if not _same_inputs(before, study):
-        changed = different_settings(before.get("recipe") or {}, study["recipe"])
+        changed = _changed(before, study)
         raise MaskwiseError(
             f"another study is running in {out}",
             got=f"{', '.join(users)}, with other values of {', '.join(changed) or 'its files'}",
@@ -416,7 +415,18 @@ def has_results(out: Path) -> bool:
 
 def _same_inputs(before: Plain, study: Study) -> bool:
     """Return whether two studies have the same recipe and read files with the same content."""
-    return all(before.get(key) == study[key] for key in ("inputs", "recipe"))
+    return before.get("inputs") == study["inputs"] and _recipe_in(before) == _recipe_in(study)
+
+
+def _changed(before: Plain, study: Study) -> list[str]:
+    """List the settings in which the recipes of two studies differ."""
+    return different_settings(_recipe_in(before), _recipe_in(study))
+
+
+def _recipe_in(study: Study | Plain) -> Plain:
+    """Return the recipe of a study; its files of rows are named by their content alone."""
+    recipe: Plain = json.loads(without_places(json.dumps(study.get("recipe") or {})))
+    return recipe
 
 
 def others_of(out: Path, before: Plain, design: Design) -> Others:

@@ -25,9 +25,10 @@ from maskwise.measurements import measurements, table_of
 from maskwise.printing import note
 from maskwise.recipe.overrides import Plain
 from maskwise.study.inputs import (
-    DATA,
+    ROWS,
     AnyRecipe,
     Overrides,
+    kept_if_begun,
     overrides_of,
     task_specs,
     text_source,
@@ -271,12 +272,13 @@ def study(
     if jobs is not None:
         whole_number("jobs", jobs, least=1)
     out = Path(out)
-    changes = overrides_of(overrides, texts, tasks, out)
-    read = partial(read_recipe, recipe)
-    # Without arms, no setting has an effect in a study.
-    require_arms(read(changes))
-    whole = read_used(read, changes, names=names_in_study, command="study")
-    run_study(whole, out, jobs=jobs, engine=engine, executor=executor, seeds=seeds)
+    with kept_if_begun(out):
+        changes = overrides_of(overrides, texts, tasks, out)
+        read = partial(read_recipe, recipe)
+        # Without arms, no setting has an effect in a study.
+        require_arms(read(changes))
+        whole = read_used(read, changes, names=names_in_study, command="study")
+        run_study(whole, out, jobs=jobs, engine=engine, executor=executor, seeds=seeds)
     return StudyResult.read(out)
 
 
@@ -362,7 +364,7 @@ def check(
         )
         place = None if out is None else Path(out)
         record = forecast.check(whole, out=place, spread=spread, detect=detect, timing=timing)
-    return Check(_without(record, f"{folder}/{DATA}/"))
+    return Check(_without(record, f"{folder}/{ROWS}/"))
 
 
 @contextmanager
@@ -371,7 +373,7 @@ def _without_path(folder: str) -> Iterator[None]:
     try:
         yield
     except MaskwiseError as error:
-        parts = _without(dict(vars(error)), f"{folder}/{DATA}/")
+        parts = _without(dict(vars(error)), f"{folder}/{ROWS}/")
         raise MaskwiseError(
             parts["what"], got=parts["got"], allowed=parts["allowed"], do=parts["do"]
         ) from None
@@ -508,29 +510,30 @@ def adapt(
     if isinstance(seeds, int):
         raise MaskwiseError("seeds are a list of seeds", got=seeds, do=f"runs={seeds}")
     out = Path(out)
-    request = Request(
-        model=str(model),
-        texts=text_source(texts, out),
-        out=out,
-        tasks=() if tasks is None else (*task_specs(tasks, out),),
-        arms=(arms,) if isinstance(arms, str) else (*arms,),
-        policy=None if policy is None else str(policy),
-        new_words=new_words,
-        control=None if control is None else text_source(control, out, name="control"),
-        keep=None if keep is None else text_source(keep, out, name="keep"),
-        replay=replay,
-        steps=steps,
-        patience=patience,
-        lengths=None if lengths is None else (*lengths,),
-        seeds=of_runs if seeds is None else (*seeds,),
-        overrides=(*overrides_of(overrides, None, None, out),),
-        time=time,
-        jobs=jobs,
-    )
-    with Adaptation(request) as adaptation:
-        if time is not None:
-            adaptation.require_time(adaptation.plan())
-        found = adaptation.run(executor)
+    with kept_if_begun(out):
+        request = Request(
+            model=str(model),
+            texts=text_source(texts, out),
+            out=out,
+            tasks=() if tasks is None else (*task_specs(tasks, out),),
+            arms=(arms,) if isinstance(arms, str) else (*arms,),
+            policy=None if policy is None else str(policy),
+            new_words=new_words,
+            control=None if control is None else text_source(control, out, name="control"),
+            keep=None if keep is None else text_source(keep, out, name="keep"),
+            replay=replay,
+            steps=steps,
+            patience=patience,
+            lengths=None if lengths is None else (*lengths,),
+            seeds=of_runs if seeds is None else (*seeds,),
+            overrides=(*overrides_of(overrides, None, None, out),),
+            time=time,
+            jobs=jobs,
+        )
+        with Adaptation(request) as adaptation:
+            if time is not None:
+                adaptation.require_time(adaptation.plan())
+            found = adaptation.run(executor)
     adapted = StudyResult.read(out)
     assert isinstance(adapted, Adapted)
     return replace(adapted, next_step=found["next"])

@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 from maskwise.constants import rank_here
-from maskwise.errors import MaskwiseError, duration
+from maskwise.errors import MaskwiseError, duration, option
 from maskwise.folders import appears, require_file
 from maskwise.jobs import Failure, Pool, Where, open_pool
 from maskwise.printing import LINE_SECONDS, LOGGER, err_console, quietly, shows_progress
@@ -181,7 +181,7 @@ def _failure(future: Future[Plain | None], folder: Path) -> Failure | None:
         return None
     return Failure(
         "a worker finished the stage, but its folder is not visible on this machine; use a folder "
-        "(--out) on a file system that all machines share",
+        f"({option('out')}) on a file system that all machines share",
         passing=True,
     )
 

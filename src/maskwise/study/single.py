@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from maskwise import __version__
 from maskwise.constants import rank_here
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, option
 from maskwise.folders import (
     claim_run,
     read_json,
@@ -49,6 +49,7 @@ from maskwise.study.stages import (
     STAGE,
     Stage,
     finetune_alone,
+    json_hash,
     learn_stage,
     prepare_stage,
     pretrain_stage,
@@ -221,12 +222,12 @@ def _require_same_run(out: Path, recipe: Recipe, trainings: Mapping[Path, Stage]
     changed = different_settings(before, recipe.model_dump(mode="json", exclude=free))
     if changed:
         raise MaskwiseError(
-            f"--out {out} contains a run of a different recipe",
+            f"{option('out', out)} contains a run of a different recipe",
             got=f"other values of {', '.join(changed)}",
             do=ANOTHER_FOLDER,
         )
     raise MaskwiseError(
-        f"--out {out} contains a run on a different text: the corpus, another file or the "
+        f"{option('out', out)} contains a run on a different text: the corpus, another file or the "
         "installed versions have changed",
         do=ANOTHER_FOLDER,
     )
@@ -286,7 +287,7 @@ def run_finetune(
     require_one_process()
     changes = parse_overrides(overrides, section="finetune")
     if "seeds" in changes:
-        raise MaskwiseError("finetune has an option for seeds", do="use --runs")
+        raise MaskwiseError("finetune has an option for seeds", do=f"use {option('runs')}")
     try:
         settings = FinetuneSettings(**changes, **({} if seeds is None else {"seeds": seeds}))
     except ValidationError as error:
@@ -316,8 +317,8 @@ def run_finetune(
         for name, stage in stages.items():
             if name in lines and lines[name].get("made_of") != stage.name:
                 raise MaskwiseError(
-                    f"--out {out} contains scores of task {name} with other settings, rows, "
-                    "weights or versions",
+                    f"{option('out', out)} contains scores of task {name} with other settings, "
+                    "rows, weights or versions",
                     do='give a new folder, or another name to the task: …(name="…")',
                 )
         # A later call recognises the folder by this file, even if training is interrupted.
@@ -432,7 +433,7 @@ def _scores_in(out: Path, model: str) -> dict[str, TaskRecord]:
         before = str(line.get("model"))
         if _place_of(before) != _place_of(model):
             raise MaskwiseError(
-                f"--out {out} contains the scores of another model",
+                f"{option('out', out)} contains the scores of another model",
                 got=before,
                 allowed=model,
                 do=ANOTHER_FOLDER,
@@ -502,10 +503,11 @@ def _require_same_policy(out: Path, recipe: Recipe) -> None:
         with suppress(MaskwiseError):
             before = inputs_of_policy(read_recipe(saved))
     # The inputs include hashes of files, which may change while the recipe stays the same.
-    if before != inputs_of_policy(recipe) and (before or saved.is_file()):
+    now = inputs_of_policy(recipe)
+    if json_hash(before) != json_hash(now) and (before or saved.is_file()):
         raise MaskwiseError(
-            f"--out {out} has results of a different recipe or of other data: a setting, a file, a "
-            "library or the machine has changed",
+            f"{option('out', out)} has results of a different recipe or of other data: a setting, "
+            "a file, a library or the machine has changed",
             do=ANOTHER_FOLDER,
         )
 

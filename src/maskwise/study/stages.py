@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
@@ -59,6 +60,10 @@ DONE = "done.json"
 STAGE = "stage.json"
 TEXT, CHECKPOINT, POLICY = "data", "checkpoint", "policy"
 """Folders inside of a stage's folder that later stages read (``StageKind.output``)."""
+ROWS = "data"
+"""The folder, inside that of a study, of the files with the rows that Python gives (``inputs``)."""
+_PLACE = re.compile(rf"""(?<=["'])(?:[^"']*/)?{ROWS}/(?=[^"'/]+-[0-9a-f]{{8}}\.jsonl)""")
+"""In JSON, the folder of such a file."""
 
 
 @cache
@@ -246,8 +251,20 @@ def named(stages: Iterable[Stage]) -> dict[str, Stage]:
 
 
 def json_hash(value: object) -> str:
-    """Return a hash of 16 hexadecimal digits of JSON values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    """Return a hash of 16 hexadecimal digits of JSON values, without places of rows."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(without_places(text).encode()).hexdigest()[:16]
+
+
+def without_places(text: str) -> str:
+    """Return JSON in which files of rows that Python gives are named without their folder.
+
+    The names of these files have hashes of their rows, and the same rows may be stored elsewhere.
+
+    >>> without_places('["runs/mine/data/texts-0a1b2c3d.jsonl", "data/texts.jsonl"]')
+    '["texts-0a1b2c3d.jsonl", "data/texts.jsonl"]'
+    """
+    return _PLACE.sub("", text)
 
 
 # One function for each kind of stage. The names of stages must not change between versions of

@@ -34,7 +34,6 @@ from maskwise.text.readers import (
     BINARY,
     CORPUS_ENDINGS,
     LONGEST_TEXT,
-    NAME_IT,
     NOT_UTF8,
     SOURCE_ENDINGS,
     TOKEN_ENDINGS,
@@ -48,6 +47,7 @@ from maskwise.text.readers import (
     kind_of,
     known_ending,
     look_in,
+    name_it,
     records,
     saved_dataset,
     whole_name,
@@ -555,7 +555,7 @@ def require_documents(documents: Documents) -> Documents:
             got=f"lists in {', '.join(numbered)}, and no field with a text",
             do=f"{TOKENS}; in Python, Masker and MaskingTrainer read token ids",
         )
-    raise MaskwiseError(what, got=why, allowed=", ".join(texts) or None, do=NAME_IT)
+    raise MaskwiseError(what, got=why, allowed=", ".join(texts) or None, do=name_it())
 
 
 def batches(

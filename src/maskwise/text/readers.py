@@ -37,7 +37,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, first_line, unknown_name
+from maskwise.errors import MaskwiseError, first_line, option, unknown_name
 from maskwise.folders import in_utf8
 from maskwise.text.opening import (
     HEAD_BYTES,
@@ -61,7 +61,14 @@ NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
 BINARY = "binary (NUL characters)"
 NO_LETTERS = "sequence with characters that are not letters"
-NAME_IT = "set corpus.text_field to one of them (in annotate, evaluate and export: --text-field)"
+
+
+def name_it() -> str:
+    """Say how the field of the texts is named."""
+    others = f"in annotate, evaluate and export: {option('text_field')}"
+    return f"set corpus.text_field to one of them ({others})"
+
+
 # ``json.loads`` for strings, without its checks of types, which are slow for short lines.
 _parse = json.JSONDecoder().decode
 # In bytes. Longer lines, as in a file without line breaks, are skipped to save memory.
@@ -526,7 +533,7 @@ def _read_arrays(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Ite
             names = found.files
             key = names[0] if len(names) == 1 else fields.text
             if key not in names:
-                raise unknown_name(f"array of {path}:", key, names, do=NAME_IT)
+                raise unknown_name(f"array of {path}:", key, names, do=name_it())
             found = found[key]
     except (ValueError, BadZipFile) as error:
         raise MaskwiseError(f"{path} is no file of arrays: {first_line(error)}") from error
@@ -585,7 +592,7 @@ def wanted(columns: list[str], fields: FieldNames, where: str) -> list[str]:
         # The field may be a path into the objects of a column.
         text = text.split(".")[0]
     if text not in columns:
-        raise unknown_name(f"text field of {where}:", fields.text, columns, do=NAME_IT)
+        raise unknown_name(f"text field of {where}:", fields.text, columns, do=name_it())
     group = fields.group
     if group not in columns:
         group = group.split(".")[0]

@@ -33,11 +33,11 @@ from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import BATCH_CHARACTERS, batches
 from maskwise.text.readers import FASTA_ENDINGS, known_ending
 from maskwise.text.words import (
-    NO_OFFSETS,
     ROLES,
     classify,
     codes_of,
     is_white,
+    no_offsets,
     text_id,
     word_starts,
 )
@@ -116,7 +116,7 @@ def load_tokenizer(
     if needs_words and not tokenizer.is_fast:
         raise MaskwiseError(
             f"{name} is slow: it has no character offsets, by which words are found",
-            do=NO_OFFSETS,
+            do=no_offsets(),
         )
     if needs_mask:
         for kind in ("mask", "pad"):

@@ -44,7 +44,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.arrays import flags, whole_numbers
-from maskwise.errors import MaskwiseError, first_line, plural, unknown_name
+from maskwise.errors import MaskwiseError, first_line, option, plural, unknown_name
 from maskwise.segments import Array, changes, offsets, rank_within
 from maskwise.text.segmenters import (
     RULES,
@@ -476,12 +476,14 @@ def flat_offsets(encodings: Sequence[Encoding]) -> tuple[Ints, Ints]:
     return numbers.reshape(-1, 2), lengths
 
 
-NO_OFFSETS = (
-    "use a model whose tokenizer has a tokenizer.json; one that exists only in Python trains in "
-    "pretrain and in studies without tasks, with masking.policy=token and without corpus.layers, "
-    "or with words that are found before it reads them: corpus.words=spaces, regex:… or a "
-    "segmenter (in inspect and export, --words)"
-)
+def no_offsets() -> str:
+    """Say what to do without the places of tokens in a text."""
+    return (
+        "use a model whose tokenizer has a tokenizer.json; one that exists only in Python trains "
+        "in pretrain and in studies without tasks, with masking.policy=token and without "
+        "corpus.layers, or with words that are found before it reads them: corpus.words=spaces, "
+        f"regex:… or a segmenter (in inspect and export, {option('words')})"
+    )
 
 
 def require_offsets(tokenizer: PreTrainedTokenizerBase, *, layers: bool, words: WordRule) -> None:
@@ -505,7 +507,7 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, *, layers: bool, words: 
         raise MaskwiseError(
             "corpus.layers need a fast tokenizer, for its character offsets",
             got=type(tokenizer).__name__,
-            do=NO_OFFSETS,
+            do=no_offsets(),
         )
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskwise.errors import MaskwiseError, duration
+from maskwise.errors import MaskwiseError, duration, option
 from maskwise.folders import require_own
 from maskwise.jobs import require_one_process
 from maskwise.recipe.overrides import Plain
@@ -24,6 +24,7 @@ from maskwise.study.forecast import check, dry_run, first_of, require_trainable_
 from maskwise.study.from_files import Draft
 from maskwise.study.records import has_results
 from maskwise.study.run import run_study
+from maskwise.study.stages import ROWS
 from maskwise.study.timing import Samples
 from maskwise.study.together import StudyFolder
 
@@ -63,7 +64,8 @@ class Adaptation:
     def __exit__(self, *_: object) -> None:
         """Remove the temporary files, and those of a study that has not begun."""
         self._folder.cleanup()
-        if self.request.out.exists():
+        # Rows from Python are there before a study begins.
+        if any(path.name != ROWS for path in self.request.out.glob("*")):
             return
         for file in self._texts.new_files:
             file.unlink(missing_ok=True)
@@ -146,18 +148,18 @@ class Adaptation:
         """
         if self.request.time is not None and plan["seconds"] is None:
             raise MaskwiseError(
-                f"the study may take longer than --time, because the time of "
+                f"the study may take longer than {option('time')}, because the time of "
                 f"{' and '.join(plan['unknown'])} is unknown",
                 got=self.request.time,
-                do="run the command again, which measures what is left, or remove --time",
+                do=f"run this again, which measures what is left, or remove {option('time')}",
             )
         if self.request.time is None or "smaller" not in plan:
             return
-        do = "allow more time, or remove --time"
+        do = f"allow more time, or remove {option('time')}"
         if plan["smaller"]["fits"]:
-            do = "use the smaller plan, or remove --time"
+            do = f"use the smaller plan, or remove {option('time')}"
         raise MaskwiseError(
-            "the study takes longer than --time",
+            f"the study takes longer than {option('time')}",
             got=duration(plan["seconds"]),
             allowed=self.request.time,
             do=do,

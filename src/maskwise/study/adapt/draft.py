@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, option, require_known
 from maskwise.families import most_tokens, require_kind
 from maskwise.models import has_head, load_config, weights_of
 from maskwise.recipe import Recipe, apply_overrides, blaming_overrides, validate
@@ -48,10 +48,10 @@ RECIPE = "adapt.yaml"
 GENERAL, OFF = "bundled:wikipedia", "none"
 """The general text by default, and what turns it off."""
 OPTIONS: dict[str, str] = {
-    "training.steps": "--steps",
-    "training.patience": "--patience",
-    "training.lengths": "--lengths",
-    "study.seeds": "--runs",
+    "training.steps": "steps",
+    "training.patience": "patience",
+    "training.lengths": "lengths",
+    "study.seeds": "runs",
 }
 """Settings that only an option may change, because an option also changes other settings."""
 EVALUATIONS = 20
@@ -119,7 +119,7 @@ def draft_of(
     overrides = request.overrides
     for key in parse_overrides(overrides):
         if key in OPTIONS:
-            raise MaskwiseError(f"adapt has an option for {key}", do=f"use {OPTIONS[key]}")
+            raise MaskwiseError(f"adapt has an option for {key}", do=f"use {option(OPTIONS[key])}")
         if key == "corpus.tokens":
             raise MaskwiseError(
                 "adapt needs texts, and corpus.tokens is for token ids",
@@ -130,22 +130,25 @@ def draft_of(
     require_kind(config, "encoder", use="maskwise adapt", do=do)
     if request.head_steps is not None and has_head(request.model):
         raise MaskwiseError(
-            "--head-steps trains a new head, and this model has one already",
+            f"{option('head_steps')} trains a new head, and this model has one already",
             got=f"{request.head_steps} steps for {request.model}",
-            do="remove --head-steps",
+            do=f"remove {option('head_steps')}",
         )
     for name in request.arms:
         require_known("arm", name, ARMS)
         if request.arms.count(name) > 1:
-            raise MaskwiseError("an arm is given twice", got=name, do="name it once in --arms")
-    for option, source in (("control", request.control), ("keep", request.keep)):
+            do = f"name it once in {option('arms')}"
+            raise MaskwiseError("an arm is given twice", got=name, do=do)
+    for name, source in (("control", request.control), ("keep", request.keep)):
         if source == request.texts:
             raise MaskwiseError(
-                f"--{option} is the text itself", got=source, do=f"give another text to --{option}"
+                f"{option(name)} is the text itself",
+                got=source,
+                do=f"give another text to {option(name)}",
             )
     if request.replay is not None and not 0 < request.replay < 1:
         raise MaskwiseError(
-            "--replay is the share of general text in the training rows",
+            f"{option('replay')} is the share of general text in the training rows",
             got=request.replay,
             allowed="above 0 and below 1, such as 0.2",
         )
@@ -163,7 +166,8 @@ def draft_of(
         corpus["held_out"] = 2 * CorpusSettings.model_fields["held_out"].default
     known = [load_task(spec) for spec in request.tasks]
     if not request.tasks and pairs is None:
-        raise MaskwiseError("there is no task to evaluate on", do="give --task FILE")
+        do = f"give {option('task', 'FILE', python='tasks')}"
+        raise MaskwiseError("there is no task to evaluate on", do=do)
     tasks = request.tasks or (PAIRS,)
     example = partial(
         _draft,
@@ -260,9 +264,9 @@ def _general(request: Request, facts: TextFacts) -> str | None:
 
 def _nothing_to_replay(keep: str | None) -> MaskwiseError:
     return MaskwiseError(
-        "--replay mixes general text into the training rows, and there is none",
+        f"{option('replay')} mixes general text into the training rows, and there is none",
         got=keep or "a text that is not known to be English",
-        do="give general text: --keep FILE",
+        do=f"give general text: {option('keep', 'FILE', python='keep')}",
     )
 
 
@@ -270,7 +274,7 @@ def _require_mixed(general: Plain, corpus: CorpusSettings) -> None:
     """Raise an error if two texts have different fields, because a mix reads one field."""
     if general["text_field"] != corpus.text_field:
         raise MaskwiseError(
-            "the text and the general text of --replay have different fields",
+            f"the text and the general text of {option('replay')} have different fields",
             got=f"{corpus.text_field} and {general['text_field']}",
             do=f"rename the field of your text to {general['text_field']}",
         )
@@ -309,7 +313,7 @@ def _general_pairs(
             "and there are too few of them",
             got=error.got,
             allowed=error.allowed,
-            do="give more general text, or --keep none",
+            do=f"give more general text, or {option('keep', 'none')}",
         ) from None
     return pairs
 

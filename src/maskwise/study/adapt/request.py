@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, option
 from maskwise.verdict import statistics
 from maskwise.verdict.statistics import ALPHA
 
@@ -201,7 +201,7 @@ def time_limit(text: str) -> float:
     # Written with ``not``, this also rejects NaT, for which all comparisons are false.
     if not seconds >= 60:
         raise MaskwiseError(
-            "--time must be a duration",
+            f"{option('time')} must be a duration",
             got=repr(text),
             allowed="a minute or more, such as 2h, 90m or 1h30m",
         )

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, option
 from maskwise.evaluation.overlap import BATCH_CHARACTERS, LEAST, Finder
 from maskwise.folders import read_lines, write_lines
 from maskwise.recipe.overrides import Plain
@@ -87,7 +87,7 @@ def write_pairs(
             break
     corpus = corpus.model_copy(update={"held_out": share})
     if len(lines) < LEAST_PAIRS:
-        do = "give --task FILE"
+        do = f"give {option('task', 'FILE', python='tasks')}"
         if not choose_share:
             do += f", or hold out more than {corpus.held_out:g} of the documents (corpus.held_out)"
         raise MaskwiseError(
