@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from maskwise import __version__
-from maskwise.cli.terminal import print_check
+from maskwise.cli.terminal import out_folder, print_check
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, forecast
@@ -251,6 +251,16 @@ def test_names_with_brackets_and_signs_are_written_so_that_they_can_be_read(
     rows = [(task.name, len(task.splits["train"])) for task in loaded]
     assert rows == [("labels (1)", 200), ("data (1)", 200), ("again", 200)]
     assert loaded[2].metric == "macro-f1"
+
+
+def test_new_names_the_folder_that_study_takes_by_default(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for text in ("v1.2.txt", "my #1 (2).txt"):
+        write_texts(tmp_path / text, english=True)
+        assert maskwise("new", text) == 0
+        command = capfd.readouterr().out.partition("then: maskwise ")[2].splitlines()[0]
+        _, recipe, _, out = shlex.split(command)
+        assert Path(out) == out_folder(None, recipe), text
 
 
 def test_new_refuses_the_options_of_a_run(tmp_path, monkeypatch, capfd):

@@ -270,6 +270,7 @@ def test_the_spread_is_that_of_a_pilot(
         (["--spread", "nan"], "--spread must be above 0"),
         (["--spread", "nowhere"], "or the folder of a finished study"),
         (["--spread", "pilot"], "no two pairs of finished runs"),
+        (["--spread", "equal"], "equal, so their SD is 0; got words-30 against token-15"),
         (["--detect", "much"], "--detect"),
     ],
 )
@@ -284,6 +285,7 @@ def test_a_plan_that_cannot_be_computed_is_one_line(
     # Steps take minutes, so mistakes are found before any are timed.
     monkeypatch.delattr(forecast, "time_stages")
     pilot(tmp_path / "pilot", [0.1])
+    pilot(tmp_path / "equal", [0.0, 0.0, 0.0])
     code, printed, line = said("check", recipe, *ONE, *options)
     assert (code, printed, line.count("\n")) == (2, "", 1) and words in line
     if words == "which is unknown here":

@@ -650,7 +650,11 @@ def test_the_time_left_is_what_like_stages_took(plan, tmp_path):
 # ----------------------------------------------------------------------------
 
 TOY = StageKind(
-    "toy", worker_letters, output="letters", size=("letters",), title="counting letters of {word}"
+    "toy-kind",
+    worker_letters,
+    output="letters",
+    size=("letters",),
+    title="counting letters of {word}",
 )
 
 
@@ -667,8 +671,8 @@ WATCHED = StageKind("watched", watched)
 def test_a_new_kind_of_stage_is_one_object(tmp_path, monkeypatch):
     """Workers get the kind with the stage. The second stage reads what the first one wrote."""
     monkeypatch.setitem(KINDS, TOY.name, TOY)
-    first = Stage("toy", {"word": "mask", "letters": 4})
-    second = Stage("toy", {"word": "wise", "letters": 4}, (first.name,))
+    first = Stage(TOY.name, {"word": "mask", "letters": 4})
+    second = Stage(TOY.name, {"word": "wise", "letters": 4}, (first.name,))
     plan = Plan((Run("a", 0, Recipe(), (first, second)),))
     store = StageStore(tmp_path)
     assert not execute([first, second], store, plan, jobs=1, engine="local", retries=0)
@@ -676,9 +680,9 @@ def test_a_new_kind_of_stage_is_one_object(tmp_path, monkeypatch):
     assert store.damage(second) is None
     flip(store.output(first) / "all.txt", at=0.5)
     assert store.damage(first) and not store.damage(second)
-    assert KINDS["toy"].work(first) == "counting letters of mask"
+    assert KINDS[TOY.name].work(first) == "counting letters of mask"
     assert work_of(first) == (("start", 1), ("step", 4), ("judge", 1))
-    with pytest.raises(MaskwiseError, match="a kind of stage with this name already; got toy"):
+    with pytest.raises(MaskwiseError, match="a kind of stage with this name already; got toy-kind"):
         add_kind(replace(TOY, title="another"))
 
 

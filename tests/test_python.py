@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from datasets import Dataset, DatasetDict
 import maskwise as mw
 from maskwise.cli.terminal import print_check
 from maskwise.constants import FRESH_RUN
-from maskwise.errors import MaskwiseError, command_line
+from maskwise.errors import MaskwiseError, Truncated, command_line
 from maskwise.folders import read_lines
 from maskwise.printing import LOGGER
 from maskwise.recipe import read_recipe
@@ -447,6 +448,26 @@ def test_a_call_that_is_refused_leaves_the_rows_of_an_earlier_one(result, inputs
     with pytest.raises(MaskwiseError, match=r"corpus\.source"):
         mw.study(recipe, out=result.folder, texts=texts[1:], tasks={"letters": rows})
     assert sorted(result.folder.rglob("*.jsonl")) == before
+
+
+@pytest.mark.parametrize("door", ["study", "check", "learn", "adapt", "evaluate", "finetune"])
+def test_warnings_of_a_call_are_single_lines_without_our_code(door, inputs, tmp_path):
+    recipe, _, _ = inputs
+    shown = []
+
+    def rows():
+        for _ in range(2):
+            shown.append(warnings.formatwarning(Truncated("cut"), Truncated, "jobs.py", 218))
+        yield 1
+
+    given = {"tasks": {"letters": rows()}} if door == "finetune" else {"texts": rows()}
+    place = {} if door in ("check", "evaluate") else {"out": tmp_path / "out"}
+    first = recipe if door in ("study", "check", "learn") else "bundled:encoder"
+    usual = warnings.formatwarning
+    with pytest.raises(MaskwiseError, match="neither a text nor a dict"):
+        getattr(mw, door)(first, **given, **place)
+    # Each is said once.
+    assert shown == ["Warning: cut\n", ""] and warnings.formatwarning is usual
 
 
 def test_an_override_without_effect_is_refused(inputs, tmp_path):

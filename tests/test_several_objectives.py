@@ -22,8 +22,8 @@ from maskwise.models import new_config, new_model
 from maskwise.recipe import Recipe, overrides, read_recipe, recipe_of_text
 from maskwise.recipe.overrides import with_new_names
 from maskwise.study.checks import check_inputs
-from maskwise.study.pretraining import judging_rows, learning
-from maskwise.study.probed import rows_with
+from maskwise.study.pretraining import learning
+from maskwise.study.probed import judged_rows, rows_with
 from maskwise.study.single import run_pretrain
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.study.store import StageStore
@@ -278,7 +278,7 @@ def test_rows_that_judge_are_those_of_evaluation_in_its_layout(
     network = new_model(
         new_config(family, data.tokenizer, 32, **(shape or recipe.model.settings)), seed=0
     )
-    (judged, count), (alone, few) = judging_rows(network, data, recipe)
+    (judged, count), (alone, few) = judged_rows(recipe, data.held_out, network.config)
     assert (count, few, alone.layout) == (3, 2, "document")
     assert judged.layout == ("packed" if family == "bert" else "document")
 

@@ -527,13 +527,20 @@ def test_a_task_is_a_measure_of_a_checkpoint():
     """The rows are those of a study, and the seeds those of the run."""
     task = load_task("trivia(kind='sentence-embedding', train_rows=50)")
     tokenizer = load_tokenizer("bundled:encoder")
-    measure = FineTuning(task, FinetuneSettings(seeds=2))
+
+    def run(settings, seed, name):
+        return finetune("bundled:encoder", task, tokenizer=tokenizer, settings=settings, seed=seed)
+
+    measure = FineTuning(task, FinetuneSettings(seeds=2), run=run)
     (score, dev, *_) = measure.measure(TaskStart("bundled:encoder"), tokenizer, seed=1)
     assert (score.kind, score.measure, score.split) == ("task", task.name, "test")
     assert dev.split == "dev" and measure.texts() == task.texts()
     (record,) = evaluate_tasks("bundled:encoder", [task], seeds=2)
     assert score.value == record["score"] and len(score.facts["fine_tuning"]) == 1
-    assert measure.content() != FineTuning(task, FinetuneSettings(seeds=2, epochs=9)).content()
+    assert (
+        measure.content()
+        != FineTuning(task, FinetuneSettings(seeds=2, epochs=9), run=run).content()
+    )
 
 
 @pytest.mark.parametrize("names", [("title", "body", "grade"), ("headline", "text2", "stars")])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 # With ``learning``, the annotator ``learned`` is known.
 import maskwise.learning  # noqa: F401
 from maskwise.annotate.registry import annotators
+from maskwise.errors import tidied_warnings
 from maskwise.text import encoding
 from maskwise.text.layers import Layered
 from maskwise.text.words import WordRule
@@ -143,6 +144,7 @@ def annotate_rows(
     )
 
 
+@tidied_warnings()
 def learn(
     recipe: AnyRecipe,
     *,
@@ -184,6 +186,7 @@ def learn(
 
 
 @led
+@tidied_warnings()
 def finetune(
     model: str | Path,
     tasks: object,
@@ -223,6 +226,7 @@ def finetune(
     return [dict(record) for record in records]
 
 
+@tidied_warnings()
 def evaluate(
     model: str | Path,
     measures: Sequence[str] = (),

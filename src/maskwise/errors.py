@@ -306,6 +306,17 @@ def tidy_warnings() -> None:
     warnings.formatwarning = line_of
 
 
+@contextlib.contextmanager
+def tidied_warnings() -> Iterator[None]:
+    """A context, or a decorator, in which warnings are printed as by ``tidy_warnings``."""
+    before = warnings.formatwarning
+    tidy_warnings()
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's type if there is no message."""
     message = str(error).strip() or type(error).__name__

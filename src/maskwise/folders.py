@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import stat
@@ -26,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from maskwise.errors import MaskwiseError, require_library, unknown_name
 from maskwise.signals import AskedToLeave
-from maskwise.specs import split_options, user_path
+from maskwise.specs import local_name, split_options, user_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -74,6 +75,8 @@ ENDINGS = (
     *(".npy", ".npz"),
 )
 """Extensions of the files that commands read, and of compressed files."""
+LONGEST_NAME = 50
+"""Most characters of the name of a study, and of its folder; file systems allow 255 bytes."""
 RELEASE_SECONDS = 0.2
 """How long to try to lock a file, because another process may be about to release it."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
@@ -580,6 +583,30 @@ def stem_of(name: str) -> str:
     while name.lower().endswith(ENDINGS):
         name = name[: name.rindex(".")]
     return name
+
+
+def results_folder(source: str, command: str = "") -> Path:
+    """Return the folder in ``runs`` for what a command makes of a recipe, a model or a text.
+
+    Two recipes, models or texts have different folders, so that one command does not meet the
+    results of another.
+
+    Args:
+        source: what the command reads.
+        command: a prefix, for commands that leave other files than a study.
+
+    >>> results_folder("texts/mine.jsonl.gz", "adapt").as_posix()
+    'runs/adapt-mine'
+    >>> results_folder("my.corpus.v2.txt", "adapt").as_posix()
+    'runs/adapt-my-corpus-v2'
+    >>> results_folder("runs/one/checkpoint", "finetune").as_posix()
+    'runs/finetune-one'
+    """
+    file = local_name(split_options(source)[0])
+    names = [name for name in Path(file).parts if name not in ("checkpoint", "..", "/")]
+    name = stem_of(names[-1]) if names else ""
+    words = [command, "-".join(re.findall(r"\w+", name))[:LONGEST_NAME]]
+    return Path("runs") / ("-".join(filter(None, words)) or "study")
 
 
 def recipe_path(source: str | Path) -> Path:

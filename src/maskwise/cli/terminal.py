@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
@@ -13,9 +12,8 @@ from rich.text import Text
 
 from maskwise.constants import GAIN, MOST_SEEDS
 from maskwise.errors import MaskwiseError, duration, visible
-from maskwise.folders import stem_of
+from maskwise.folders import results_folder
 from maskwise.printing import Terminal, note, note_of_rename, out_console, say, warn
-from maskwise.specs import local_name, split_options
 
 if TYPE_CHECKING:
     from maskwise.files import Contrast
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 JsonObject: TypeAlias = dict[str, Any]
 """The result of a command, as JSON values."""
-LONGEST_NAME = 50
-"""Most characters of a name in the default name of a folder; file systems allow 255 bytes."""
 PIPE_WIDTH = 10_000
 """Width in characters of tables in pipes and files."""
 
@@ -89,30 +85,10 @@ TextField = Annotated[str, typer.Option(help="The field that contains the text."
 
 
 def out_folder(out: Path | None, source: str, *, command: str = "") -> Path:
-    """Return the folder for results: the given one, or a folder in ``runs`` with a telling name.
-
-    Two recipes, models or texts have different folders, so that one command does not meet the
-    results of another.
-
-    Args:
-        out: the folder that the user gave.
-        source: the recipe, the model or the text that the command reads.
-        command: a prefix, for commands that leave other files than a study.
-
-    >>> out_folder(None, "texts/mine.jsonl.gz", command="adapt").as_posix()
-    'runs/adapt-mine'
-    >>> out_folder(None, "my.corpus.v2.txt", command="adapt").as_posix()
-    'runs/adapt-my-corpus-v2'
-    >>> out_folder(None, "runs/one/checkpoint", command="finetune").as_posix()
-    'runs/finetune-one'
-    """
+    """Return the folder for results: the given one, or ``folders.results_folder``."""
     if out is not None:
         return out
-    file = local_name(split_options(source)[0])
-    names = [name for name in Path(file).parts if name not in ("checkpoint", "..", "/")]
-    name = stem_of(names[-1]) if names else ""
-    words = [command, "-".join(re.findall(r"\w+", name))[:LONGEST_NAME]]
-    return Path("runs") / ("-".join(filter(None, words)) or "study")
+    return results_folder(source, command)
 
 
 def was_given(context: typer.Context, name: str) -> bool:

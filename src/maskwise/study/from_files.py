@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from maskwise.errors import MaskwiseError, plural, shortened
 from maskwise.families import most_tokens
-from maskwise.folders import stem_of, write_whole
+from maskwise.folders import LONGEST_NAME, results_folder, stem_of, write_whole
 from maskwise.models import load_config, weights_of
 from maskwise.recipe import Recipe, read_recipe, recipe_of_text, shipped
 from maskwise.recipe.commented import commented
@@ -196,10 +196,6 @@ def look_at(
         skipped=dict(documents.skipped),
         held_out=held_out,
     )
-
-
-LONGEST_NAME = 50
-"""Most characters of the name of a study."""
 
 
 def is_task(spec: str) -> bool:
@@ -424,7 +420,7 @@ def new_recipe(texts: str, tasks: Sequence[str] = (), *, target: Path | None = N
         f"wrote {target}",
         *draft.why,
         f"next: maskwise check {recipe}",
-        f"then: maskwise study {recipe} --out {quote(f'runs/{target.stem}')}",
+        f"then: maskwise study {recipe} --out {quote(str(results_folder(str(target))))}",
     ]
 
 

@@ -33,7 +33,7 @@ from maskwise.recipe.overrides import Plain
 from maskwise.samplers import LossProportional, Mometas
 from maskwise.samplers import sampler as read_sampler
 from maskwise.study.checks import require_targets
-from maskwise.study.probed import judged_rows, laid_out, probed_rows
+from maskwise.study.probed import laid_out, probed_rows
 from maskwise.text import Prepared, Rows, Stream
 from maskwise.text.rows import dev_and_verdict
 from maskwise.training import MaskedSource, Source, log_frequencies, train
@@ -529,10 +529,3 @@ def _several_objectives(network: PreTrainedModel, data: Prepared, recipe: Recipe
         title=f"{recipe.sampler} over {', '.join(arms)}",
         words={"sampler": recipe.sampler, "objectives": listed},
     )
-
-
-def judging_rows(
-    network: PreTrainedModel, data: Prepared, recipe: Recipe
-) -> list[tuple[Rows, int]]:
-    """List, for every evaluation, the held-out rows and the number of rows that are read."""
-    return judged_rows(recipe, data.held_out, network.config)

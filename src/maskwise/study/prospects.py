@@ -174,14 +174,21 @@ def spreads_of(recipe: Recipe, out: Path, given: str | float | None) -> dict[Pai
             got=str(given),
             allowed="a number above 0, in points or nats, or a folder with records.jsonl",
         )
-    found = recorded_spreads(folder, pairs)
-    if not found:
+    found = dict(_recorded(folder, pairs))
+    known = {pair: spread for pair, spread in found.items() if spread["sd"]}
+    if found and not known:
+        raise MaskwiseError(
+            f"in {folder}, the differences of all pairs of runs are equal, so their SD is 0",
+            got=", ".join(f"{arm} against {baseline}" for arm, baseline in found),
+            do="name a study whose differences vary, or give a number above 0",
+        )
+    if not known:
         raise MaskwiseError(
             f"{folder} has no two pairs of finished runs for any contrast of this recipe",
             got=", ".join(f"{arm} against {baseline}" for arm, baseline in pairs),
             do="name a study of the same arms with at least two runs of each, or give a number",
         )
-    return found
+    return known
 
 
 def _number(given: str | float) -> float | None:
@@ -197,8 +204,11 @@ def recorded_spreads(folder: Path, pairs: Sequence[Pair]) -> dict[Pair, Spread]:
     Contrasts with fewer than two pairs of finished runs, or without a difference between them, are
     left out.
     """
+    return {pair: spread for pair, spread in _recorded(folder, pairs) if spread["sd"]}
+
+
+def _recorded(folder: Path, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Spread]]:
     table = read_outcomes(folder)
-    spreads: dict[Pair, Spread] = {}
     for arm, baseline in pairs:
         if table is None or not {arm, baseline} <= {*table.arms}:
             continue
@@ -210,15 +220,15 @@ def recorded_spreads(folder: Path, pairs: Sequence[Pair]) -> dict[Pair, Spread]:
             # Tasks without a common unit have no plain differences.
             if amount.unit == SPREADS:
                 differences = finite_pairs(comparison.differences).mean(axis=0)
-            sd = amount.scale * float(differences.std(ddof=1))
-            if sd:
-                spreads[arm, baseline] = {
-                    "sd": sd,
+            yield (
+                (arm, baseline),
+                {
+                    "sd": amount.scale * float(differences.std(ddof=1)),
                     "unit": amount.unit,
                     "pairs": comparison.n,
                     "folder": str(folder),
-                }
-    return spreads
+                },
+            )
 
 
 def incomparable_pairs(recipe: Recipe, study: Study, pairs: Iterable[Pair]) -> Iterator[str]:

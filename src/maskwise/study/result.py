@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
+from maskwise.errors import (
+    MaskwiseError,
+    finite_number,
+    require_known,
+    tidied_warnings,
+    whole_number,
+)
 from maskwise.estimates import aligned_cells, failure_lines, loss_table, reasons
 from maskwise.files import Contrast, Record, Study, Summary
 from maskwise.folders import read_json, read_lines, require_replaceable
@@ -217,6 +223,7 @@ class StudyResult:
 
 
 @led
+@tidied_warnings()
 def study(
     recipe: AnyRecipe = "quick-start",
     *,
@@ -320,6 +327,7 @@ class Check:
         return "\n".join([*lines, *(f"· {note}" for note in self.notes)])
 
 
+@tidied_warnings()
 def check(
     recipe: AnyRecipe,
     *,
@@ -430,6 +438,7 @@ class Adapted(StudyResult):
 
 
 @led
+@tidied_warnings()
 def adapt(
     model: str | Path,
     texts: object,

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -234,15 +233,6 @@ def add_kind(kind: StageKind) -> None:
     """
     if KINDS.setdefault(kind.name, kind) != kind:
         raise MaskwiseError("there is a kind of stage with this name already", got=kind.name)
-
-
-def evaluations(steps: int, every: int | None) -> int:
-    """Count the evaluations of a training: one after every ``every`` steps, and one at the end.
-
-    >>> evaluations(100, 50), evaluations(101, 50), evaluations(100, 0)
-    (2, 3, 1)
-    """
-    return math.ceil(steps / every) if every else 1
 
 
 def named(stages: Iterable[Stage]) -> dict[str, Stage]:

@@ -84,7 +84,7 @@ class StageStore:
     def output(self, stage: Stage | str) -> Path:
         """Return the folder of a stage that later stages read, such as its checkpoint."""
         name = stage if isinstance(stage, str) else stage.name
-        output = KINDS[name.partition("-")[0]].output
+        output = KINDS[name.rpartition("-")[0]].output
         assert output is not None, "a stage needs stages that have an output"
         return self.folder(stage) / output
 

@@ -6,6 +6,7 @@ for it. The timing takes a few seconds for each kind of training and each task.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,7 +44,7 @@ from maskwise.study.costs import Forecast, StageRates
 from maskwise.study.from_files import TextFacts, look_at
 from maskwise.study.plan import Plan
 from maskwise.study.pretraining import network_of, pretrain
-from maskwise.study.stages import CHECKPOINT, Stage, evaluations
+from maskwise.study.stages import CHECKPOINT, Stage
 from maskwise.study.work import extended, lesson_of, scored_by, write_rows
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import finetune
@@ -699,7 +700,7 @@ def _time_fine_tuning(
     # At the end, dev rows and test rows are answered, and before it dev rows at every evaluation.
     answered = sum(sizes.values())
     if how.eval_every:
-        answered += evaluations(how.steps, how.eval_every) * sizes["dev"]
+        answered += math.ceil(how.steps / how.eval_every) * sizes["dev"]
     answers = rest * answered / sum(min(ITEMS, size) for size in sizes.values())
     seconds = clock.loading + clock.warm_up + how.steps * clock.step + answers
     fine_tunings = settings.seeds

@@ -83,8 +83,7 @@ class FineTuning(Measure):
     Args:
         task: the task.
         settings: the settings, with the number of runs (``seeds``).
-        run: runs ``finetune`` with settings and a seed, such as a study, in which each run is a
-            stage. By default, runs are done here, and only their predictions are written.
+        run: runs ``finetune`` with settings and a seed; in a study, each run is a stage.
         keep: a function to call with the record so far after every run.
     """
 
@@ -95,7 +94,7 @@ class FineTuning(Measure):
         task: Task,
         settings: FinetuneSettings,
         *,
-        run: RunTask | None = None,
+        run: RunTask,
         keep: Callable[[TaskRecord], object] | None = None,
     ):
         self.name = task.name
@@ -125,13 +124,12 @@ class FineTuning(Measure):
             model: the start. Every run loads it anew.
             tokenizer: its tokenizer.
             seed: the seed of the pre-training run. Fine-tuning seeds differ between runs.
-            folder: the parent of the folders of predictions.
+            folder: not read; ``run`` decides where files are written.
         """
-        own = partial(_run_here, model, self.task, tokenizer, folder, checkpoints=False)
         first = seed * 1000
         seeds = range(first, first + self.settings.seeds)
         record = record_of_runs(
-            self.run or own,
+            self.run,
             self.task,
             start=model.config or model.checkpoint,
             random=model.checkpoint is None,
@@ -276,21 +274,19 @@ def task_record(
     seeds: Iterable[int],
     config: PreTrainedConfig | None = None,
     folder: Path | None = None,
-    checkpoints: bool = True,
 ) -> TaskRecord:
     """Evaluate one checkpoint on one task with several seeds.
 
     Args:
         seeds: the seed of each run. Only the first seed is used if no part of a run is random.
         folder: the parent of the ``seed-N`` folders, or None to write nothing.
-        checkpoints: whether to write the log and the checkpoints in addition to the predictions.
 
     The other arguments are those of ``finetune``.
     """
 
     start = TaskStart(checkpoint, config)
     return record_of_runs(
-        partial(_run_here, start, task, tokenizer, folder, checkpoints=checkpoints),
+        partial(_run_here, start, task, tokenizer, folder),
         task,
         start=config or checkpoint,
         random=not checkpoint,
@@ -307,8 +303,6 @@ def _run_here(
     settings: FinetuneSettings,
     seed: int,
     name: str,
-    *,
-    checkpoints: bool,
 ) -> Score:
     """Fine-tune in this process; ``name`` is that of the run's folder inside ``folder``."""
     return finetune(
@@ -319,7 +313,7 @@ def _run_here(
         seed=seed,
         config=start.config,
         folder=folder / name if folder and seed != TRIAL_SEED else None,
-        checkpoints=checkpoints,
+        checkpoints=True,
     )
 
 
