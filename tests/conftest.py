@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
+from functools import cache
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Many tests compare results bit for bit, or fork, which CUDA does not support.
@@ -15,11 +17,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+import typer.main
 
 from maskwise import devices, jobs
 from processes import SamePool
 
 torch.set_num_threads(1)
+# As the commands do. Imports and the collection of the tests make objects that stay, and going
+# through them again and again takes a quarter of that time.
+gc.set_threshold(10_000, 20, 50)
 # A shell starts `make test &` with SIGINT ignored, which children inherit: those that tests
 # interrupt would not notice.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,6 +38,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(1800))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def only_new_objects_are_searched_for_garbage() -> None:
+    """Every ``Trainer.train``, and what else frees memory, would go through all imported modules
+    and collected tests, for 0.3 s.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def tasks_are_done_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Studies and annotations start no workers, each of which imports torch for seconds.
@@ -41,6 +56,8 @@ def tasks_are_done_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(jobs.ENGINES, "local", SamePool)
+        # Typer reads the options of every command anew in each call, most of a short one's time.
+        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         with pytest.MonkeyPatch.context() as equally_fast:
             equally_fast.setattr(devices, "measured_rate", lambda *_: 1e9)

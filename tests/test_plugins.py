@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import math
+import os
 import random
 import re
 import signal
@@ -327,8 +328,9 @@ def test_a_recipe_and_workers_know_plugins(installed, tmp_path):
     subprocess.run([*command, *annotate], check=True, capture_output=True)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["annotators"]["verses"]["layers"]["verse"]["spans"] == 3
-    check = ["check", "quick-start", "masking.policy=by-verse(feet=3)"]
-    subprocess.run([*command, *check], check=True, capture_output=True)
+    check = ["check", write_inputs(tmp_path), "masking.policy=by-verse(feet=3)"]
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([*command, *check], check=True, capture_output=True, env=os.environ | cache)
 
 
 # ---- names that a program registers
@@ -879,6 +881,7 @@ def test_a_run_whose_steps_were_all_skipped_says_so(
         return loss._replace(total=loss.total * math.nan) if self.training else loss
 
     monkeypatch.setattr(MaskedLanguageModelling, "forward", wrong)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where no time is known yet
     recipe = write_inputs(tmp_path)
     settings = ("training.on_nan=skip", "training.steps=8")
     assert maskwise("pretrain", recipe, "--out", tmp_path / "out", *settings) == 2

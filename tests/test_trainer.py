@@ -9,7 +9,6 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +43,6 @@ from training_tools import ARCHITECTURES, CLS, GEMMA, Language, bart, config, mo
 
 DATA = Language(48)
 HELD_OUT = Language(12, seed=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Every ``Trainer.train`` collects garbage, 0.3 s of looking at imported modules: set these
-    aside.
-    """
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def arguments(folder: Path, **more: Any) -> TrainingArguments:
