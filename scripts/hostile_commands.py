@@ -25,6 +25,7 @@ import resource
 import shlex
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import traceback
@@ -469,19 +470,25 @@ def limited() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def contents(world: Path) -> dict[str, tuple[int, int]]:
+Files = dict[str, tuple[int, int]]
+
+
+def contents(world: Path) -> Files:
     """Return size and time of change of every file below a folder, and of the empty folders."""
     found = {}
-    for path in world.rglob("*"):
-        state = path.lstat()
-        if path.is_symlink() or not path.is_dir() or not any(path.iterdir()):
-            found[os.fsdecode(path.relative_to(world))] = (state.st_size, state.st_mtime_ns)
+    for folder, folders, files in os.walk(world):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            state = os.lstat(path)
+            if not stat.S_ISDIR(state.st_mode) or not os.listdir(path):
+                found[path.removeprefix(f"{world}/")] = (state.st_size, state.st_mtime_ns)
     return found
 
 
-def tried(words: list[str], world: Path) -> tuple[str, str]:
-    """Run a command; return how it ended, and what is wrong with this; "" if nothing is."""
-    before = contents(world)
+def tried(words: list[str], world: Path, before: Files) -> tuple[str, str]:
+    """Run a command in a folder with the files ``before``; return how it ended, and what is wrong
+    with this; "" if nothing is.
+    """
     try:
         with limited():
             code, out, err = quiet(words)
@@ -494,9 +501,6 @@ def tried(words: list[str], world: Path) -> tuple[str, str]:
         where = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
         return "error", f"{type(error).__name__} in {where}: {str(error)[:200]}"
     return f"exit {code}", wrong_with(words, code, out, err, before, contents(world))
-
-
-Files = dict[str, tuple[int, int]]
 
 
 def wrong_with(words: list[str], code: int, out: str, err: str, before: Files, after: Files) -> str:
@@ -592,7 +596,7 @@ def run_all(
         state = contents(world)
         for number in numbers:
             words = command(number)
-            end, wrong = tried(words, world)
+            end, wrong = tried(words, world, state)
             counts[end] += 1
             counts[words[0] if words[0] in NAMES else "none"] += 1
             if wrong:

@@ -87,9 +87,9 @@ def test_new_words_are_tokens_and_other_words_keep_their_pieces(kind, tmp_path):
     spelt = [piece for number in ids for piece in made.pieces.get(number, (number,))]
     assert spelt == before(text)["input_ids"]
     lines = [line for text in WIKIPEDIA for line in text.splitlines() if line.strip()]
-    for line in lines:
-        assert after(line)["input_ids"] == before(line)["input_ids"]
-        assert after.decode(after(line)["input_ids"]) == before.decode(before(line)["input_ids"])
+    rows = before(lines)["input_ids"]
+    assert after(lines)["input_ids"] == rows
+    assert after.batch_decode(rows) == before.batch_decode(rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -142,10 +142,13 @@ def imports_of_maskwise() -> Iterator[tuple[str, str, str]]:
                     yield path.name, node.module or "", alias.name
 
 
-@pytest.mark.parametrize("module", sorted({module for _, module, _ in imports_of_maskwise()}))
+IMPORTS = [*imports_of_maskwise()]
+
+
+@pytest.mark.parametrize("module", sorted({module for _, module, _ in IMPORTS}))
 def test_scripts_and_benchmarks_import_what_exists(module):
     """Nothing else runs most of them, so a name that has moved would be found years later."""
-    asked = [(path, name) for path, of, name in imports_of_maskwise() if of == module]
+    asked = [(path, name) for path, of, name in IMPORTS if of == module]
     there = importlib.import_module(module)
     missing = []
     for path, name in asked:
