@@ -12,10 +12,9 @@ from __future__ import annotations
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
 from threading import local
 from typing import Any
@@ -26,7 +25,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from maskwise import attention, devices
 from maskwise.devices import tensors_of
@@ -101,7 +99,7 @@ class Device(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = tensors_in((*args, *kwargs.values()))
         self._note(name, given, kwargs.get("device"))
         if GPU:
             return func(*args, **kwargs)
@@ -223,11 +221,31 @@ def is_there(tensor: Tensor) -> bool:
     return isinstance(tensor, There) or (GPU and tensor.device.type == DEVICE.type)
 
 
+# Operations have and give values, and lists and tuples of them. torch's functions for trees take
+# most of the time of an operation.
+
+
+def tensors_in(values: Sequence[Any]) -> list[Tensor]:
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += tensors_in(value)
+    return found
+
+
+def each_of(values: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(values, (list, tuple)):
+        return type(values)([each_of(value, change) for value in values])
+    return change(values)
+
+
 def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """An operation whose result is on the device if its inputs are, or if it was asked for
     there.
     """
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = tensors_in((*args, *kwargs.values()))
     given = [each for each in tensors if isinstance(each, There)]
     asked = kwargs.get("device")
     if (
@@ -239,8 +257,12 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     stays = bool(given) if asked is None else torch.device(asked).type == DEVICE.type
     if asked is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    on_host = partial(tree_map, lambda leaf: leaf.inner if isinstance(leaf, There) else leaf)
-    result = func(*on_host(args), **on_host(kwargs))
+
+    def on_host(value: Any) -> Any:
+        return value.inner if isinstance(value, There) else value
+
+    named = {name: each_of(value, on_host) for name, value in kwargs.items()}
+    result = func(*each_of(tuple(args), on_host), **named)
     # what was changed in place stays the tensor that it was
     before = {id(each.inner): each for each in given}
 
@@ -251,7 +273,7 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             raise TypeError(f"{func}: this device has no float64")
         return before[id(value)] if id(value) in before else There(value)
 
-    return tree_map(there, result) if stays else result
+    return each_of(result, there) if stays else result
 
 
 def place() -> str:

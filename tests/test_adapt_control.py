@@ -21,6 +21,7 @@ from maskwise.study.adapt.saved import save_best
 from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.plan import make_plan
 from maskwise.verdict import summarise
+from test_adapt_general import SMALL
 from tiny import WORDS, load_json, maskwise, records_of, write_lines
 
 FIRST, OTHER = ("words-30", "no-pretraining"), ("words-30", "words-30-other-text")
@@ -181,7 +182,7 @@ def test_adapt_trains_a_control(files, capfd):
     command = ["adapt", "bundled:encoder", files / "own.jsonl", "--task", files / "task.jsonl"]
     command += ["--control", files / "other.jsonl", "--out", out, "--steps", 2, "--runs", 1]
     command += ["--jobs", 1, "finetune.steps=2", "training.batch_size=4", "evaluation.rows=4"]
-    command += ["corpus.held_out=0.2"]
+    command += ["corpus.held_out=0.2", "corpus.length=32"]
     assert maskwise(*command, "--dry-run") == 0
     assert "words-30-other-text" in capfd.readouterr().out
     assert maskwise(*command, "--json") == 0
@@ -209,7 +210,7 @@ def test_a_control_may_be_texts_in_memory(files, tmp_path):
         steps=2,
         runs=1,
         jobs=1,
-        overrides={"finetune.steps": 2, "corpus.held_out": 0.2},
+        overrides={"finetune.steps": 2, "corpus.held_out": 0.2, **SMALL},
     )
     assert set(adapted.to_dataframe().arm) == {*FIRST, OTHER[1]}
     assert next(adapted.folder.glob("data/control-*.jsonl"))

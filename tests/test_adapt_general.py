@@ -28,6 +28,7 @@ from tiny import WORDS, load_json, maskwise, read_lines, records_of, write_input
 ENGLISH = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "was"]
 HELD_OUT = ("corpus.held_out=0.3",)
 OPTIONS = ["--jobs", 1, "finetune.steps=2", "training.batch_size=4", "evaluation.rows=4"]
+SMALL = {"training.batch_size": 4, "evaluation.rows": 4, "corpus.length": 32}
 
 
 @pytest.fixture
@@ -268,7 +269,7 @@ def test_adapt_says_what_was_forgotten(files, capfd):
     out = files / "out"
     command = ["adapt", "bundled:encoder", files / "own.jsonl", "--task", files / "task.jsonl"]
     command += ["--keep", files / "general.jsonl", "--replay", 0.5, "--steps", 2, "--runs", 1]
-    command += ["--out", out, "corpus.held_out=0.2", *OPTIONS]
+    command += ["--out", out, "corpus.held_out=0.2", "corpus.length=32", *OPTIONS]
     assert maskwise(*command, "--dry-run") == 0
     assert "words-30-replay" in capfd.readouterr().out
     assert maskwise(*command, "--json") == 0
@@ -303,7 +304,7 @@ def test_general_text_may_be_in_memory(files, tmp_path):
         steps=2,
         runs=1,
         jobs=1,
-        overrides={"finetune.steps": 2, "corpus.held_out": 0.2},
+        overrides={"finetune.steps": 2, "corpus.held_out": 0.2, **SMALL},
     )
     assert {each["arm"] for each in adapted.forgotten} == {"words-30", "words-30-replay"}
     assert next(adapted.folder.glob("data/keep-*.jsonl"))

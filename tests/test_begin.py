@@ -227,7 +227,7 @@ def test_check_says_how_many_of_the_labelled_rows_are_used(tmp_path):
     for rows, found in ((None, 210), (50, 210)):
         subject = str(labels)
         asked = [f"tasks=['{labels}(train_rows={rows})']"] if rows else []
-        facts = check(subject, asked, timing=False)
+        facts = check(subject, [*asked, "corpus.limit=300"], timing=False)
         task = facts["tasks"]["labels"]
         assert (task["rows"]["train"], task["found"]) == (rows or 200, found)
         [line] = [line for name, line in lines_of(facts) if name == "task labels"]

@@ -583,7 +583,12 @@ def test_adapt_takes_texts_and_labels_from_memory(inputs, tmp_path):
         "tasks": {"letters": rows},
         "steps": 4,
         "runs": 1,
-        "overrides": {"finetune.steps": 4, "corpus.held_out": 0.2},
+        "overrides": {
+            "finetune.steps": 4,
+            "corpus.held_out": 0.2,
+            "training.batch_size": 4,
+            "evaluation.rows": 4,
+        },
     }
     with ThreadPoolExecutor(1) as threads:
         submitted = []

@@ -525,7 +525,7 @@ def test_a_rate_is_searched_on_dev_with_a_seed_of_its_own() -> None:
 
 def test_a_task_is_a_measure_of_a_checkpoint():
     """The rows are those of a study, and the seeds those of the run."""
-    task = load_task("trivia(kind='sentence-embedding', train_rows=50)")
+    task = load_task("trivia(kind='sentence-embedding', train_rows=50, test_rows=50)")
     tokenizer = load_tokenizer("bundled:encoder")
 
     def run(settings, seed, name):
