@@ -33,7 +33,10 @@ from tiny import SMALLER, find_recipe, write_inputs
 
 BENCH_RECIPES = sorted(path.stem for path in find_recipe("transfer").parent.glob("*.yaml"))
 # These read files that their first lines say how to make, as test_scripts and test_trex do.
-WITH_PLACES = ("trivia-own", "trex-names", "trex-content", "trex-nouns", "trex-transfer")
+WITH_PLACES = (
+    *("trivia-own", "format-and-policy-trivia"),
+    *("trex-names", "trex-content", "trex-nouns", "trex-transfer"),
+)
 NEED_FILES = ("learn-trivia", *WITH_PLACES)
 
 
