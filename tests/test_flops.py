@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,19 @@ def of_rows(rows: int, read: int, written: int = 0) -> Lengths:
     return Lengths(np.full(rows, read), np.full(rows, written))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+ROTARY = ("esm", "esmc", "eurobert", "modernbert", "nomic_bert")
+"""Families whose rotary angles are a matrix product in older versions of transformers, so that
+torch counts more FLOPs than the formula."""
+
+
+def with_pins(architectures: Iterable[str]) -> list[Any]:
+    return [
+        pytest.param(name, marks=pytest.mark.pinned) if name in ROTARY else name
+        for name in architectures
+    ]
+
+
+@pytest.mark.parametrize("architecture", with_pins(ARCHITECTURES))
 def test_the_forward_pass_of_every_family_is_what_torch_counts(architecture: str) -> None:
     one = MaskedLanguageModelling(model(architecture))
     found = Flops(one).forward(3 * 12, 3 * 3, of_rows(3, 12))
@@ -82,7 +95,7 @@ def test_layers_that_share_weights_are_counted_each() -> None:
     assert encoder_weights(net) < 2 * encoder_weights(model("albert", num_hidden_groups=1))
 
 
-@pytest.mark.parametrize("architecture", ["bert", "modernbert", "eurobert"])
+@pytest.mark.parametrize("architecture", with_pins(["bert", "modernbert", "eurobert"]))
 def test_training_takes_three_times_as_many_flops(architecture: str) -> None:
     one = MaskedLanguageModelling(model(architecture))
     found = Flops(one)
@@ -114,6 +127,7 @@ def test_an_encoder_decoder_is_what_torch_counts(architecture: str, width: int) 
     assert found + written_later(rows, written, 2, width) == counted(one, batch)
 
 
+@pytest.mark.pinned
 def test_t5gemma_has_windows_in_both_halves() -> None:
     part = {
         "hidden_size": 16,
