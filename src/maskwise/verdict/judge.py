@@ -178,7 +178,9 @@ def _concluded(
         decision = "not comparable"
     elif one.primary:
         decision = "open"
-        equivalence = _within_margin(one, study, family=family)
+        # The share of the error rate that each contrast of the family may spend at this look.
+        alpha = ALPHA * look_weight(study.get("looks"), len(study["seeds"])) / family
+        equivalence = _within_margin(one, study.get("margin"), alpha=alpha)
         if "caps" in effects:
             equivalence = None
         elif _rejects(p_adjusted):
@@ -188,8 +190,7 @@ def _concluded(
         elif equivalence is not None:
             decision = "no difference that matters"
         elif one.n > 1:
-            weight = look_weight(study.get("looks"), len(study["seeds"]))
-            needed, detectable = _needed(one, alpha=ALPHA * weight / family)
+            needed, detectable = _needed(one, alpha=alpha)
     return Verdict(
         **vars(one),
         flags=flags,
@@ -203,19 +204,17 @@ def _concluded(
     )
 
 
-def _within_margin(one: Comparison, study: Study, *, family: int) -> Equivalence | None:
+def _within_margin(one: Comparison, margin: float | None, *, alpha: float) -> Equivalence | None:
     """Return the interval of the difference if it is within the study's margin; otherwise None.
 
-    The unit is plain scores or nats. The confidence is corrected for the number of contrasts and
-    planned looks, as in the test. If the true difference equals the margin, at most 5 % of studies
-    report no difference that matters.
+    The unit is plain scores or nats. The confidence, 1 − ``alpha``, is corrected for the number of
+    contrasts and planned looks, as in the test. If the true difference equals the margin, at most
+    5 % of studies report no difference that matters.
     """
-    margin = study.get("margin")
     has_unit = one.natural is not None or one.scale.unit in ("score", NATS)
     if margin is None or not has_unit:
         return None
-    weight = look_weight(study.get("looks"), len(study["seeds"]))
-    confidence = 1 - ALPHA * weight / family
+    confidence = 1 - alpha
     interval = sign_flip_interval(finite_runs(one.plain), confidence=confidence)
     if interval is None:
         return None
