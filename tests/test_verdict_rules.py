@@ -672,6 +672,8 @@ def test_policies_and_samplers_that_learn_within_a_run_are_known_by_name():
         ({"policy": "learned('p')"}, False),
         ({"policy": "learned or learned('p')"}, True),
         ({"policy": "mixture(learned('p'), span, shares=(0.7, 0.3))"}, False),
+        ({"policy": "own-mixture(token, other=type-weighted)"}, True),
+        ({"policy": "own-mixture(members=(token, learned))"}, True),
         ({"policy": "span-layer(layer='mometas')"}, False),
         ({"policy": "token", "sampler": "mometas(faithful=True)"}, True),
         # A policy of another package: study.json says that it learns.

@@ -60,13 +60,15 @@ def learned_in_run(facts: ArmFacts) -> bool:
 
 
 def _names_a_learner(call: object) -> bool:
+    if isinstance(call, tuple):
+        return any(map(_names_a_learner, call))
     if not isinstance(call, Call):
         return False
     if call.name == "learned":
         # A policy from a given folder was learned before the study, once for all runs.
         folder = call.kwargs.get("folder", call.args[0] if call.args else "")
         return not folder
-    return call.name in ADAPTIVE or any(map(_names_a_learner, call.args))
+    return call.name in ADAPTIVE or _names_a_learner((*call.args, *call.kwargs.values()))
 
 
 def at_floor(gains: Numbers) -> NDArray[np.bool_]:
