@@ -423,10 +423,11 @@ for name in modules.split():
     assert f"maskwise.{name}" in sys.modules or __import__(f"maskwise.{name}")
 import os
 del os.sysconf
-from maskwise.weights import check_size
+from maskwise.weights import Size, check_size
 from maskwise.devices import hardware
 from transformers import BertConfig
-check_size(BertForMaskedLM(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)))
+small = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+check_size(Size.of(BertForMaskedLM(small)))
 assert hardware()["memory_gib"] is None
 """
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
 
 import maskwise
+from maskwise import models
 from maskwise.annotate.weights import vectors_of
 from maskwise.errors import MaskwiseError
 from maskwise.folders import CARD, write_folder
@@ -30,12 +31,14 @@ from maskwise.models import (
     load_model,
     load_task_model,
     new_config,
+    size_of,
     task_config,
     with_fields,
 )
 from maskwise.starts import push_to_hub
 from maskwise.text import load_tokenizer
 from maskwise.training.settings import ModelSettings, attention_dropout_of
+from maskwise.weights import Size
 from processes import forked
 from tiny import flip
 from tiny import maskwise as command
@@ -273,6 +276,34 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_asked_for() -> N
         MaskwiseError, match=r"cannot build the bert model|does not fit into memory"
     ):
         check_start(config("bert", hidden_size=100_000_000), 45, loaded=False)
+
+
+def test_the_size_of_a_model_is_counted_once_on_a_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where it is known, the code of the model is not imported."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    built: list[str] = []
+    real = models.empty_model
+    small = config("bert")
+
+    def counted(asked: Any) -> Any:
+        built.append(asked.model_type)
+        return real(type(small)(**asked.to_dict()))
+
+    monkeypatch.setattr(models, "empty_model", counted)
+    own = Size.of(model("bert"))
+    assert size_of(small) == size_of(small) == own and built == ["bert"]
+    assert size_of(config("bert", hidden_size=48)).weights > own.weights and len(built) == 2
+    # Other versions may build another model, and so may code that is not part of transformers.
+    monkeypatch.setattr(models, "versions", lambda: {"transformers": "1.0"})
+    assert size_of(small) == own and len(built) == 3
+    foreign = type("Foreign", (type(small),), {"__module__": "own.code"})(**small.to_dict())
+    assert size_of(foreign) == size_of(foreign) == own and len(built) == 5
+    # Without a folder for the cache, too.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("")
+    assert size_of(small) == own and len(built) == 6
 
 
 # --- dropout of attention

@@ -123,7 +123,7 @@ def test_all_processes_of_a_machine_train_in_the_precision_that_was_measured_fir
     processor(0.6)
     assert trained_in() == "bf16"
     (file,) = (tmp_path / "cache" / "maskwise").iterdir()
-    assert json.loads(file.read_text())["gain"] == 2.2
+    assert json.loads(file.read_text())["measured"] == 2.2
     # Another process writes while this one measures.
     first = file.read_text()
     file.unlink()

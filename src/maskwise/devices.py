@@ -171,23 +171,44 @@ def fast_bf16() -> bool:
 def bf16_gain() -> float:
     """Return how many times as fast as in float32 matrix products are in bf16 on this CPU.
 
-    The number is measured once per machine and version of torch, in .6 s, and kept in a file. All
-    runs on a machine, and all ranks of a run, must decide alike: if several processes measure at
-    the same time, the first one decides for all. Without a file, the answer is 1.
+    The number is measured once per machine and version of torch, in .6 s (``remembered``). Without
+    a file, the answer is 1.
     """
     import torch
 
+    def measure() -> float:
+        cpu = torch.device("cpu")
+        gain = measured_rate(cpu, torch.bfloat16) / measured_rate(cpu, torch.float32)
+        return round(gain, 2)
+
     machine = f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    name = hashlib.sha256(machine.encode()).hexdigest()[:16]
-    file = cache_folder() / f"bf16-{name}.json"
+    gain, kept = remembered("bf16-gain", machine, measure)
+    return gain if kept else 1.0
+
+
+def remembered(what: str, about: object, measure: Callable[[], Result]) -> tuple[Result, bool]:
+    """Return a measurement that is taken once on this machine and kept in a file.
+
+    All runs on a machine, and all ranks of a run, must decide alike: if several processes measure
+    at the same time, the first one decides for all.
+
+    Args:
+        what: what is measured; the name of the file begins with it.
+        about: all that the measurement depends on, as a JSON value.
+        measure: takes the measurement, a JSON value.
+
+    Returns:
+        The measurement, and whether it is kept, which needs a folder that can be written.
+    """
+    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    file = cache_folder() / f"{what}-{name}.json"
     with suppress(OSError, ValueError, KeyError):
-        return float(json.loads(file.read_bytes())["gain"])
-    cpu = torch.device("cpu")
-    gain = measured_rate(cpu, torch.bfloat16) / measured_rate(cpu, torch.float32)
+        return json.loads(file.read_bytes())["measured"], True
+    measured = measure()
     with suppress(OSError, ValueError, KeyError):
         file.parent.mkdir(parents=True, exist_ok=True)
         mine = file.with_name(f"{file.name}.{os.getpid()}")
-        mine.write_text(json.dumps({"machine": machine, "gain": round(gain, 2)}))
+        mine.write_text(json.dumps({"about": about, "measured": measured}))
         try:
             # Unlike ``rename``, this does not replace the file of another process.
             os.link(mine, file)
@@ -195,8 +216,8 @@ def bf16_gain() -> float:
             pass
         finally:
             mine.unlink()
-        return float(json.loads(file.read_bytes())["gain"])
-    return 1.0
+        return json.loads(file.read_bytes())["measured"], True
+    return measured, False
 
 
 def peak_memory(device: torch.device) -> int:

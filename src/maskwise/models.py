@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from maskwise.constants import is_rate
+from maskwise.devices import remembered, versions
 from maskwise.draws import fold
 from maskwise.errors import (
     MaskwiseError,
@@ -41,7 +42,7 @@ from maskwise.families import (
 )
 from maskwise.folders import FilesState, files_state
 from maskwise.starts import Start, find_start, find_weights, resolve_start
-from maskwise.weights import check_counts, check_finite, check_size, quieten
+from maskwise.weights import Size, check_counts, check_finite, check_size, quieten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -265,7 +266,7 @@ def check_start(config: PreTrainedConfig, tokens: int, *, loaded: bool) -> None:
     check_fit(config, tokens, do=do)
     if adapter_of(config).kind == "encoder-decoder":
         start_token(config)
-    check_size(empty_model(config))
+    check_size(size_of(config))
 
 
 def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedModel:
@@ -284,9 +285,29 @@ def empty_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
         ) from None
 
 
+def size_of(config: PreTrainedConfig) -> Size:
+    """Return the size of a language model, without allocating memory.
+
+    The sizes of transformers' models are kept on this machine (``devices.remembered``), because
+    their code takes two seconds to import, and commands such as ``check`` do not need it otherwise.
+
+    Raises:
+        MaskwiseError: the model cannot be built from the configuration.
+    """
+
+    def measure() -> list[int]:
+        return [*Size.of(empty_model(config))]
+
+    if not type(config).__module__.startswith("transformers."):  # its code may change
+        return Size(*measure())
+    about = {"config": config.to_json_string(use_diff=False), "versions": versions()}
+    size, _ = remembered("size", about, measure)
+    return Size(*size)
+
+
 def weights_of(config: PreTrainedConfig) -> int:
     """Return the number of weights in a language model, without allocating memory."""
-    return empty_model(config).num_parameters()
+    return size_of(config).weights
 
 
 def language_model(config: PreTrainedConfig) -> AutoClass:
@@ -300,7 +321,7 @@ def build_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedM
     Args:
         auto: the class of the model; if None, the class of language models.
     """
-    check_size(empty_model(config, auto))
+    check_size(Size.of(empty_model(config, auto)))
     return (auto or language_model(config)).from_config(config, trust_remote_code=False)
 
 
@@ -640,7 +661,7 @@ def _lacking(auto: AutoClass, name: Start, where: str, **how: Any) -> list[str]:
                 got=f"{key} of shape {tuple(stored)} instead of {tuple(wanted)}",
                 do=do,
             )
-    check_size(model)
+    check_size(Size.of(model))
     return sorted(missing)
 
 

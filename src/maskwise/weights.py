@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -59,16 +59,26 @@ def check_counts(fields: Mapping[str, Any]) -> None:
                 )
 
 
-def check_size(model: PreTrainedModel) -> None:
+class Size(NamedTuple):
+    """The size of a model: the number of its weights, and the bytes of its buffers."""
+
+    weights: int
+    buffers: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Size:
+        """Return the size of a model, which may be on the meta device."""
+        return cls(model.num_parameters(), sum(buffer.nbytes for buffer in model.buffers()))
+
+
+def check_size(size: Size) -> None:
     """Raise ``MaskwiseError`` if a model in float32 does not fit into this machine's memory."""
-    weights = model.num_parameters()
-    buffers = sum(buffer.nbytes for buffer in model.buffers())
-    size = 4 * weights + buffers
+    needed = 4 * size.weights + size.buffers
     here = memory()
-    if here is not None and size > here:
+    if here is not None and needed > here:
         raise MaskwiseError(
             "the model does not fit into memory",
-            got=f"{weights:,} weights, {size / 1e9:,.0f} GB",
+            got=f"{size.weights:,} weights, {needed / 1e9:,.0f} GB",
             allowed=f"{here / 1e9:,.0f} GB",
             do="make it smaller",
         )
