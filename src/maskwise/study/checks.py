@@ -143,8 +143,9 @@ def check_inputs(recipe: Recipe) -> list[str]:
         by_arm[name] = [recipe.arm(name, seed=0, more=point) for point in study.points_of(name)]
     arms = list(chain.from_iterable(by_arm.values())) or [recipe]
     notes: list[str] = []
+    held_out = _HeldOutRows()
     for arm in arms:
-        notes += _check_arm(arm, tasks.values())
+        notes += _check_arm(arm, tasks.values(), held_out)
         if study.equal_by != "steps" and any(link.corpus.stream for link in arm.links()):
             raise MaskwiseError(
                 "arms that read a stream can be matched by steps only, because the cost of a step "
@@ -273,7 +274,7 @@ def check_names(recipe: Recipe, tasks: Sequence[Task] = ()) -> None:
     load_measures(recipe.evaluation)
 
 
-def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
+def _check_arm(arm: Recipe, tasks: Iterable[Task], held_out: _HeldOutRows) -> Iterator[str]:
     """Check that the model, tokenizer and texts of an arm fit each other; yield warnings."""
     tokenizer, config = tokenizer_and_config(arm)
     yield from _check_model(arm, tasks, tokenizer, config)
@@ -286,7 +287,7 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task]) -> Iterator[str]:
             if note:
                 yield f"{link.corpus.title}: {note}"
         _check_rows(link)
-        _check_probes(link, tokenizer if arm.tokenizer_name else None, config)
+        _check_probes(link, tokenizer if arm.tokenizer_name else None, config, held_out)
         yield from link.remarks()
         if link.training.precision == "bf16":
             yield from filter(None, [bf16_note()])
@@ -529,8 +530,53 @@ def _check_rows(link: Recipe) -> None:
             raise MaskwiseError(f"objective {name!r}: {why}", got=got, allowed=allowed)
 
 
+class _HeldOutRows:
+    """Prepares the held-out rows of training phases, once for all phases with the same text."""
+
+    def __init__(self) -> None:
+        self.prepared: dict[tuple[object, ...], Rows | None] = {}
+
+    def of(self, link: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> Rows | None:
+        """Return the held-out rows of a phase; None if its text is so long that it has enough.
+
+        Args:
+            link: the recipe of one training phase.
+            tokenizer: its tokenizer; None if it will be trained on the text.
+        """
+        key = text_of(link)
+        if key not in self.prepared:
+            self.prepared[key] = self._rows(link, tokenizer)
+        return self.prepared[key]
+
+    def _rows(self, link: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> Rows | None:
+        corpus = link.corpus
+        if tokenizer is None:
+            # To train a tokenizer on a long text takes too long here.
+            documents = corpus.documents().beginning(SAMPLE_CHARACTERS)
+            some = [*documents]
+            if not documents.whole:
+                return None
+            tokenizer = link.tokenizer.tokenizer(some)
+        held_out = (each for each in corpus.documents() if holds_out(each, corpus.held_out))
+        some = [*first_characters(held_out, ENOUGH_CHARACTERS)]
+        if sum(len(document.text) for document in some) >= ENOUGH_CHARACTERS:
+            return None
+        tokens = tokenise(some, tokenizer, words=corpus.words)
+        pieces = read_pieces(tokens, tokenizer=tokenizer, length=corpus.length)
+        return Rows.of(pieces, corpus.row_layout)
+
+
+def text_of(link: Recipe) -> tuple[object, ...]:
+    """Return the settings on which the rows of a training phase depend."""
+    tokenizer = link.tokenizer_name or link.tokenizer
+    return link.corpus.model_dump_json(), tokenizer, link.model.new_tokens
+
+
 def _check_probes(
-    link: Recipe, tokenizer: PreTrainedTokenizerFast | None, config: PreTrainedConfig
+    link: Recipe,
+    tokenizer: PreTrainedTokenizerFast | None,
+    config: PreTrainedConfig,
+    held_out: _HeldOutRows,
 ) -> None:
     """Check that there are enough held-out rows for a sampler that learns from them.
 
@@ -538,27 +584,16 @@ def _check_probes(
         link: the recipe of one training phase.
         tokenizer: its tokenizer; None if it will be trained on the text.
         config: the configuration of the model.
+        held_out: the rows that were prepared for other phases.
     """
-    corpus = link.corpus
-    if not link.objectives or corpus.stream:
+    if not link.objectives or link.corpus.stream:
         return
     chooser = sampler(link.sampling, list(link.objectives), seed=0, steps=link.training.steps)
     if not chooser.every:
         return
-    if tokenizer is None:
-        # To train a tokenizer on a long text takes too long here, and a long text has enough rows.
-        documents = corpus.documents().beginning(SAMPLE_CHARACTERS)
-        some = [*documents]
-        if not documents.whole:
-            return
-        tokenizer = link.tokenizer.tokenizer(some)
-    held_out = (document for document in corpus.documents() if holds_out(document, corpus.held_out))
-    some = [*first_characters(held_out, ENOUGH_CHARACTERS)]
-    if sum(len(document.text) for document in some) >= ENOUGH_CHARACTERS:
-        return
-    tokens = tokenise(some, tokenizer, words=corpus.words)
-    pieces = read_pieces(tokens, tokenizer=tokenizer, length=corpus.length)
-    probed_rows(link, Rows.of(pieces, corpus.row_layout), config, chooser)
+    rows = held_out.of(link, tokenizer)
+    if rows is not None:
+        probed_rows(link, rows, config, chooser)
 
 
 def require_targets(source: MaskedSource, held_out: Rows, masker: Masker) -> None:

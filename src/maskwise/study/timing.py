@@ -40,6 +40,7 @@ from maskwise.models import load_model, task_config, weights_of
 from maskwise.printing import quietly
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
+from maskwise.study.checks import text_of
 from maskwise.study.costs import Forecast, StageRates
 from maskwise.study.from_files import TextFacts, look_at
 from maskwise.study.plan import Plan
@@ -175,7 +176,7 @@ class Samples:
     def of(self, link: Recipe) -> TextSample:
         """Return a sample of a training phase's text, prepared as its rows."""
         link = link.unlearned()
-        key = _text_of(link)
+        key = text_of(link)
         if key not in self.prepared:
             self.prepared[key] = self._sample(link)
         return self.prepared[key]
@@ -211,7 +212,7 @@ class Samples:
         """Prepare the beginning of a text as the rows of a training phase."""
         corpus = link.corpus
         wanted = SAMPLE_CHARACTERS
-        if _text_of(link) != _text_of(self.link):
+        if text_of(link) != text_of(self.link):
             # A quarter of the size is enough to time steps; only the first sample is counted.
             wanted //= 4
         elif not link.tokenizer_name:
@@ -336,12 +337,6 @@ def _tokenizer_of(link: Recipe, size: int, whole: int) -> tuple[Extended, float]
         seconds_of(1)
     seconds = _scaled(seconds_of, size, whole)
     return made[-1], seconds
-
-
-def _text_of(link: Recipe) -> tuple[object, ...]:
-    """Return the settings on which the rows of a sample depend."""
-    tokenizer = link.tokenizer_name or link.tokenizer
-    return link.corpus.model_dump_json(), tokenizer, link.model.new_tokens
 
 
 # Times
