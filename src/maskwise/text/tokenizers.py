@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from heapq import heappop, heappush
 from pathlib import Path
 from string import ascii_uppercase
@@ -328,6 +328,9 @@ def light_tokenizer(name: str, *, needs_words: bool = True) -> Any:
 # -------------------------------------------------------------------------------------------
 
 
+SPACES = str.maketrans("\n\t\r", "   ")
+
+
 def wordpiece_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> Tokenizer:
     """Train WordPiece with the BPE trainer, which is deterministic.
 
@@ -338,11 +341,15 @@ def wordpiece_backend(corpus: list[str], vocab_size: int, lowercase: bool) -> To
     the basic plane, such as emoji, become [UNK].
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    # A text has few distinct words, and each is normalised once.
+    normalized = cache(normalizer.normalize_str)
 
     # The moved text is computed twice, because storing it would take four bytes per character.
     def moved() -> Iterator[str]:
         for texts in batches(corpus, BATCH_CHARACTERS):
-            yield _moved_inside(normalizer.normalize_str("\n".join(texts)))
+            # The normaliser turns these characters into spaces, and reads no character beyond them.
+            words = " ".join(texts).translate(SPACES).split(" ")
+            yield _moved_inside(" ".join(map(normalized, words)))
 
     size = max(vocab_size // 12, min(100, vocab_size // 2))
     alphabet = _commonest_characters(moved(), size)
