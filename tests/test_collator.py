@@ -96,7 +96,7 @@ def test_without_step_or_epoch_masks_are_dynamic_after_one_warning() -> None:
     )
     assert not torch.equal(first["labels"], second["labels"])
     changing = MaskingCollator(masker(ratio="linear(0.3, 0.1)"), total_steps=10)
-    with pytest.warns(UserWarning, match="each worker counts its batches"):
+    with pytest.warns(UserWarning, match="a schedule counts all batches"):
         shares = [float((changing(named)["labels"] != IGNORE).double().mean()) for _ in range(10)]
     assert shares[0] > 2 * shares[-1]
     with pytest.warns(UserWarning, match="no column step or no column epoch"):
@@ -113,6 +113,21 @@ def test_loaders_that_start_their_workers_anew_still_give_new_masks() -> None:
         first, second = (torch.cat([b["labels"] for b in loader]) for _ in range(2))
     assert not torch.equal(first, second)
     assert ((first != IGNORE) & (second != IGNORE)).double().sum() < 0.4 * (first != IGNORE).sum()
+
+
+def test_workers_do_not_begin_a_schedule_again_in_every_epoch() -> None:
+    """New workers counted from 0: four epochs from 100 to 0 % each masked 89 %."""
+    named = [r | {"example_id": i} for i, r in enumerate(EVEN)]
+    collate = MaskingCollator(masker(ratio="linear(1.0, 0.0)"), total_steps=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(MaskwiseError, match="cannot count the steps of a schedule"):
+            next(iter(DataLoader(named, batch_size=12, collate_fn=collate, num_workers=1)))
+        shares = []
+        for _ in range(4):
+            for batch in DataLoader(named, batch_size=12, collate_fn=collate):
+                shares.append(float((batch["labels"] != IGNORE).double().mean()))
+    assert shares == sorted(shares, reverse=True) and shares[0] > 0.9 and shares[-1] < 0.2
 
 
 def test_complementary_masks_need_a_true_epoch_in_workers_too() -> None:

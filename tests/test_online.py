@@ -16,9 +16,12 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.masking.policies import POLICIES, Token, policy
 from maskwise.objectives import Loss
-from maskwise.training.data import learners_of
+from maskwise.samplers import sampler
+from maskwise.training import TrainingSettings
+from maskwise.training.data import MaskedSource, learners_of
 from maskwise.training.learners import Learner, Progress, learner_of
 from maskwise.training.loop import LATE, Exchange, restore, states
+from maskwise.training.several import SeveralSources
 from training_tools import FIRST, Language, tokenizer
 
 ARGUMENTS = {
@@ -44,6 +47,29 @@ def taught(spec: str, losses: Callable[[Tensor], Tensor]) -> tuple[Any, Any]:
         now = Progress(done, 10)
         learner.after(now._replace(sums=learner.offer(now)))
     return masker, batch
+
+
+def test_a_question_about_the_next_batch_starts_no_learner() -> None:
+    """A learner that sets its weights in ``start`` had lost what it learned, before each batch."""
+    began: list[int] = []
+
+    class Own(Learner):
+        def start(self, vocabulary: Any) -> None:
+            began.append(vocabulary.size)
+
+    class Learns(Token):
+        def learner(self) -> Learner:
+            return Own()
+
+    settings = TrainingSettings(batch_size=4)
+    source = MaskedSource(Language(8), Masker(tokenizer(), policy=Learns()), settings)
+    plain = MaskedSource(Language(8), Masker(tokenizer()), settings)
+    assert not source.ahead(1) and not began and plain.ahead(1)
+    several = SeveralSources(
+        {"a": plain, "b": source}, sampler("uniform", ["a", "b"], seed=0, steps=9), settings
+    )
+    assert not several.ahead(1) and not began
+    assert source.learners() and len(began) == 1
 
 
 def test_weights_by_hand() -> None:

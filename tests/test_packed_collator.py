@@ -69,6 +69,23 @@ def test_a_line_is_padded_by_a_document_without_targets(family: str) -> None:
     assert already["cu_seq_lens_q"].tolist() == plain["cu_seq_lens_q"].tolist()
 
 
+def test_padding_longer_than_the_positions_is_read_and_documents_are_not() -> None:
+    small = model("bert", max_position_embeddings=32).eval()
+    plain = mw.PackedCollator(masker(), model=small)(ROWS)
+    padded = mw.PackedCollator(masker(), model=small, pad_to_multiple_of=512)(ROWS)
+    assert padded["input_ids"].shape[1] == 512
+    torch.testing.assert_close(small(**padded).loss, small(**plain).loss)
+    longest = plain["max_length_q"]
+    short = model("bert", max_position_embeddings=longest - 1)
+    with pytest.raises(
+        MaskwiseError, match=rf"{longest} tokens; allowed: ≤ {longest - 1}; .*split"
+    ):
+        mw.PackedCollator(masker(), model=short)(ROWS)
+    # Rotary positions have no table.
+    rotary = model("modernbert", max_position_embeddings=longest - 1)
+    assert mw.PackedCollator(masker(), model=rotary)(ROWS)["max_length_q"] == longest
+
+
 def in_documents(line: dict[str, Any], name: str) -> list[list[int]]:
     ends = line["cu_seq_lens_q"].tolist()
     return [line[name][0, begin:end].tolist() for begin, end in pairwise(ends)]

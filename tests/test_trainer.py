@@ -26,6 +26,7 @@ from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -39,7 +40,17 @@ from maskwise.objectives import MaskedDiffusion
 from maskwise.training.checkpoint import LEARNED
 from processes import two_ranks
 from test_training import close, same
-from training_tools import ARCHITECTURES, CLS, GEMMA, Language, bart, config, model, tokenizer
+from training_tools import (
+    ARCHITECTURES,
+    CLS,
+    FIRST,
+    GEMMA,
+    Language,
+    bart,
+    config,
+    model,
+    tokenizer,
+)
 
 DATA = Language(48)
 HELD_OUT = Language(12, seed=1)
@@ -672,6 +683,42 @@ def test_a_policy_resumes_from_a_checkpoint_of_another_name(tmp_path: Path) -> N
         made.train(resume_from_checkpoint=str(kept))
 
 
+def test_what_a_policy_learns_stays_in_its_run_and_out_of_evaluations(tmp_path: Path) -> None:
+    masker = mw.Masker(
+        tokenizer(), policy="type-weighted(every=1, kept=0.0)", ratio=0.3, corruption="mask-only"
+    )
+    args = arguments(tmp_path, max_steps=8, learning_rate=5e-2)
+    first, second = (
+        trainer(model("bert"), args, masker=masker, eval_dataset=HELD_OUT) for _ in range(2)
+    )
+    rows = [HELD_OUT[i] for i in range(len(HELD_OUT))]
+    when = {"step": 0, "total_steps": 1, "epoch": 0}
+    before = first.evaluation_masker(rows, **when).selected
+    first.train()
+    assert torch.equal(first.evaluation_masker(rows, **when).selected, before)
+    assert not torch.equal(first.masker(rows, **when).selected, before)
+    assert float(first.masker.policy.weights.current.min()) < 1
+    # A second run does not begin with what the first one learned.
+    assert float(second.masker.policy.weights.current.min()) == 1
+    assert masker.policy.weights.current is None
+    second.train()
+    assert logged(first) == logged(second)
+
+
+def test_layers_that_a_callback_unfreezes_stay_so(tmp_path: Path) -> None:
+    net = model("bert")
+    net.bert.encoder.requires_grad_(False)
+
+    class Thaw(TrainerCallback):
+        def on_step_end(self, *args: Any, **more: Any) -> None:
+            net.requires_grad_(True)
+
+    made = trainer(net, arguments(tmp_path), callbacks=[Thaw()], eval_dataset=HELD_OUT)
+    made.train()
+    made.evaluate()
+    assert all(weight.requires_grad for weight in net.parameters())
+
+
 def rank_of_two(folder: Path) -> None:
     found = {}
     for architecture in ARCHITECTURES:
@@ -727,6 +774,53 @@ def test_rows_longer_than_the_positions_are_one_line(tmp_path: Path) -> None:
     for bad in (None, "bert", 5):
         with pytest.raises(mw.MaskwiseError, match="masker"):
             mw.MaskingTrainer(net, arguments(tmp_path), masker=bad)  # type: ignore[arg-type]
+
+
+def test_a_packed_row_may_be_longer_than_the_positions_with_padding_too(tmp_path: Path) -> None:
+    """Only its documents have positions."""
+    ids = [CLS, *[FIRST] * 10, CLS, *[FIRST] * 11, *[0] * 6]
+    names = [*[0] * 11, *[1] * 12, *[-1] * 6]
+    rows = [{"input_ids": ids, "example_id": names, "attention_mask": [1] * 23 + [0] * 6}] * 4
+    masker = mw.Masker(tokenizer(), ratio=0.5)
+    net = model("bert", max_position_embeddings=12)
+    made = trainer(net, arguments(tmp_path), masker=masker, train_dataset=rows)
+    assert math.isfinite(made.train().training_loss)
+    short = trainer(
+        model("bert", max_position_embeddings=11),
+        arguments(tmp_path),
+        masker=masker,
+        train_dataset=rows,
+    )
+    with pytest.raises(mw.MaskwiseError, match=r"12 tokens; allowed: ≤ 11; .*split=True"):
+        short.train()
+
+
+def test_a_corruption_that_makes_rows_too_long_is_said_to_do_so(tmp_path: Path) -> None:
+    rows = [{"input_ids": [FIRST] * 16, "example_id": n} for n in range(48)]
+    masker = mw.Masker(tokenizer(), ratio=0.5, corruption="infill(mean=1.0)")
+    made = trainer(bart(positions=16), arguments(tmp_path), masker=masker, train_dataset=rows)
+    with pytest.raises(
+        mw.MaskwiseError, match=r"allowed: ≤ 16; make shorter rows, because this corr"
+    ):
+        made.train()
+
+
+def test_a_model_under_peft_reads_documents_apart(tmp_path: Path) -> None:
+    """A model of the user, which gets no documents, is said to read them as one text."""
+    peft = pytest.importorskip("peft")
+    rows = pairs([{k: DATA[i][k] for k in ("input_ids", "example_id")} for i in range(8)])
+    masker = mw.Masker(tokenizer(), corruption="mask-only", ratio=0.3)
+    settings = peft.LoraConfig(target_modules=["query"])
+    losses = []
+    for net in (model("bert"), peft.get_peft_model(model("bert"), settings)):
+        args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=4)
+        made = trainer(net, args, masker=masker, train_dataset=rows)
+        made.train()
+        losses.append(logged(made)[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    made = trainer(Own("tensor"), arguments(tmp_path), masker=masker, train_dataset=rows)
+    with pytest.warns(UserWarning, match="packed row as one text"):
+        made.train()
 
 
 class Own(torch.nn.Module):

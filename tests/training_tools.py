@@ -80,7 +80,7 @@ def model(architecture: str, *, seed: int = 0, **fields: Any) -> Any:
     return made
 
 
-def bart() -> Any:
+def bart(positions: int = 64) -> Any:
     """A tiny encoder–decoder without dropout."""
     config = BartConfig(
         vocab_size=FIRST + WORDS,
@@ -91,7 +91,7 @@ def bart() -> Any:
         decoder_attention_heads=2,
         encoder_ffn_dim=24,
         decoder_ffn_dim=24,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         dropout=0.0,
         pad_token_id=0,
         bos_token_id=2,

@@ -146,7 +146,9 @@ Accelerate sets ``forward`` and ``_original_forward``."""
 
 
 @contextlib.contextmanager
-def patched(module: nn.Module, names: Collection[str] = TEMPORARY) -> Iterator[None]:
+def patched(
+    module: nn.Module, names: Collection[str] = TEMPORARY, *, trained: bool = True
+) -> Iterator[None]:
     """A context in which models may be changed. Afterwards they are as before, also after an error.
 
     Everything that maskwise changes in models for a while is changed in such a context: the
@@ -156,6 +158,7 @@ def patched(module: nn.Module, names: Collection[str] = TEMPORARY) -> Iterator[N
     Args:
         module: a model, or a module that contains models, such as an objective.
         names: the attributes to restore.
+        trained: whether to restore which parameters are trained.
 
     >>> layer = nn.Dropout(0.1)
     >>> with patched(layer):
@@ -167,7 +170,7 @@ def patched(module: nn.Module, names: Collection[str] = TEMPORARY) -> Iterator[N
     attributes = []
     for part in parts:
         attributes.append({name: vars(part)[name] for name in names if name in vars(part)})
-    trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    weights = [(each, each.requires_grad) for each in module.parameters() if trained]
     attention = [(config, config._attn_implementation) for config in _configs(parts)]
     try:
         yield
@@ -179,7 +182,7 @@ def patched(module: nn.Module, names: Collection[str] = TEMPORARY) -> Iterator[N
             for number, hook in [*part._forward_pre_hooks.items()]:
                 if hook is _scale_by_document:
                     del part._forward_pre_hooks[number], part._forward_pre_hooks_with_kwargs[number]
-        for parameter, requires_grad in trained:
+        for parameter, requires_grad in weights:
             parameter.requires_grad = requires_grad
         # Setting the attention of a configuration also sets that of its parts, so parts come later.
         for config, implementation in attention:
@@ -531,6 +534,45 @@ def most_tokens(config: PreTrainedConfig) -> int:
             "the model's max_position_embeddings is not a number", got=given
         ) from None
     return positions - adapter_of(config).first_position(config)
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """Return the maximum number of tokens in a text; None if the model has no table of positions.
+
+    Models with rotary or relative positions also read longer texts.
+    """
+    tables = ("position_embeddings", "embed_positions", "position_embedding")
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "max_position_embeddings"):
+        return None
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Embedding) and name.endswith(tables):
+            return most_tokens(config)
+    return None
+
+
+def check_positions(longest: int, room: int | None, *, read: int) -> None:
+    """Raise ``MaskwiseError`` if a text of a batch is longer than the model's table of positions.
+
+    Args:
+        longest: the number of tokens of the longest text that the model reads or writes.
+        room: the result of ``positions_of``.
+        read: the number of tokens of the longest text before masking.
+    """
+    if room is None or longest <= room:
+        return
+    do = f"make the rows with encode(…, max_length={room}, split=True), or cut them before"
+    if read <= room:
+        do = (
+            "make shorter rows, because this corruption makes texts longer: encode(…, "
+            f"max_length={room - (longest - read)}, split=True)"
+        )
+    raise MaskwiseError(
+        "a row is longer than the model's positions",
+        got=f"{longest} tokens",
+        allowed=f"≤ {room}",
+        do=do,
+    )
 
 
 def window_of(config: PreTrainedConfig) -> tuple[int, int]:

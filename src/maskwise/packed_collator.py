@@ -19,7 +19,15 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from maskwise.attention import NAME
 from maskwise.errors import MaskwiseError
-from maskwise.families import ENCODERS, Esm, adapter_of, require_kind, window_of
+from maskwise.families import (
+    ENCODERS,
+    Esm,
+    adapter_of,
+    check_positions,
+    positions_of,
+    require_kind,
+    window_of,
+)
 from maskwise.masking import IGNORE, Masker, MaskingCollator, UserRows
 
 if TYPE_CHECKING:
@@ -47,7 +55,8 @@ class PackedCollator:
             for few lengths. The padding is a document of its own, without targets.
 
     Raises:
-        MaskwiseError: the corruption is for decoders, or the model cannot keep documents apart.
+        MaskwiseError: the corruption is for decoders, the model cannot keep documents apart, or a
+            document is longer than its positions.
 
     >>> import maskwise as mw
     >>> from transformers import BertConfig, BertForMaskedLM
@@ -83,6 +92,7 @@ class PackedCollator:
             )
         # The model is not kept, because a data loader would copy it to its workers.
         self.blocks = False
+        self.room: int | None = None
         self.first_position = 0
         self.window = 0
         if model is None:
@@ -97,6 +107,7 @@ class PackedCollator:
         self.blocks = needs_blocks(config)
         self.first_position = adapter_of(config).first_position(config)
         self.window, _ = window_of(config)
+        self.room = positions_of(model)
 
     def __call__(self, rows: UserRows) -> dict[str, Any]:
         batch = self.collator.masked(rows)
@@ -127,10 +138,15 @@ class PackedCollator:
                 values = pad(values, (0, added), value=padding.get(name, 0))
             line[name] = values.unsqueeze(0)
         _, lengths = document_T.unique_consecutive(return_counts=True)
+        longest = int(batch.lengths.read.max(initial=0))
+        check_positions(longest, self.room, read=longest)
         # Flash attention needs 32-bit offsets, for queries and for keys, which are equal here.
         ends = pad(lengths.cumsum(0), (1, 0)).int()
         starts_T = ends[:-1].repeat_interleave(lengths)
-        positions = torch.arange(len(document_T)) - starts_T + self.first_position
+        positions = torch.arange(len(document_T)) - starts_T
+        # The padding may have more tokens than the model has positions.
+        positions[len(document_T) - added :] = 0
+        positions += self.first_position
         longest = max(lengths.tolist(), default=0)
         line |= {
             "position_ids": positions.unsqueeze(0),

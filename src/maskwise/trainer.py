@@ -30,19 +30,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import (
     Inputs,
     check_fit,
+    check_positions,
     encoder_of,
-    most_tokens,
     patched,
+    positions_of,
     prediction_head,
 )
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator
 from maskwise.masking.collator import RowCollator
+from maskwise.masking.moment import warn_of_packed
 from maskwise.models import architectures
 from maskwise.objectives import Loss
 from maskwise.objectives.base import model_inputs, weighted
@@ -81,9 +83,11 @@ class MaskingTrainer(Trainer):
     Args:
         model, args: the same as for ``Trainer``, but ``args.remove_unused_columns`` is set to
             False, and ``args.data_seed`` to ``args.seed`` if it is None.
-        masker: the masker for training.
-        evaluation_masker: the masker for evaluation; default: ``masker``. All evaluations use the
-            masks of step 0 and epoch 0, so that their losses are comparable.
+        masker: the masker for training. If its policy learns, the trainer has a copy of its own,
+            ``trainer.masker``.
+        evaluation_masker: the masker for evaluation; default: ``masker``, without what its policy
+            learns. All evaluations use the masks of step 0 and epoch 0, so that their losses are
+            comparable.
         data_collator: makes unmasked (B, L) tensors from rows; default: ``RowCollator`` (pads).
         more: further arguments of ``Trainer``.
 
@@ -124,6 +128,11 @@ class MaskingTrainer(Trainer):
         if more.get("compute_loss_func") is not None:
             what = "MaskingTrainer computes the loss itself"
             raise MaskwiseError(what, got="compute_loss_func", do="leave it out")
+        # What a policy learns belongs to one run, and evaluations do not use it: their losses would
+        # otherwise be of other masks each time.
+        if masker.policy.learns:
+            evaluation_masker = evaluation_masker or copy.deepcopy(masker)
+            masker = copy.deepcopy(masker)
         self._learners = learners_of(masker)
         # The step for which ``_learn`` was last called.
         self._learned = -1
@@ -157,14 +166,7 @@ class MaskingTrainer(Trainer):
         for each in (masker, self.evaluation_masker):
             self._check_fit(each)
         self._check_attention()
-        # The maximum number of tokens in a row; None without a table of positions.
-        self._room: int | None = None
-        tables = ("position_embeddings", "embed_positions", "position_embedding")
-        if isinstance(self._config, PreTrainedConfig) and any(
-            isinstance(part, nn.Embedding) and name.endswith(tables)
-            for name, part in self.model.named_modules()
-        ):
-            self._room = most_tokens(self._config)
+        self._room = positions_of(self._network) if self._network else None
 
     def _check_fit(self, masker: Masker) -> None:
         """Raise if the masker's labels do not fit the model, because training would be wrong."""
@@ -209,7 +211,7 @@ class MaskingTrainer(Trainer):
         self._learned = -1
         self._shown.clear()
         # ``Trainer`` keeps the mode and the forward method that training has left.
-        with patched(self.model, names=()):
+        with patched(self.model, names=(), trained=False):
             return super().train(*args, **more)
 
     def get_batch_samples(
@@ -302,7 +304,7 @@ class MaskingTrainer(Trainer):
         """Evaluate as ``Trainer`` does, but report the mean loss over targets, not over batches."""
         self._loss_sum = 0.0
         self._targets = 0
-        with patched(self.model, names=()):
+        with patched(self.model, names=(), trained=False):
             output = super().evaluation_loop(*args, **more)
         prefix = more.get("metric_key_prefix", "eval")
         metrics = dict(output.metrics or {})
@@ -383,20 +385,14 @@ class MaskingTrainer(Trainer):
 
     def _check_room(self, batch: MaskedBatch) -> None:
         """Raise if a row is longer than the model's table of positions."""
-        longest = batch.input_ids.shape[1]
-        if self._room is None or longest <= self._room:
-            return
+        read = batch.line.shape[1]
+        # A decoder may write a longer text than it was given.
+        longest = max(batch.input_ids.shape[1], batch.labels.shape[1])
         # Each document of a packed row has positions of its own.
         if batch.documents is not None:
-            longest = int(batch.line.lengths.max())
-        if longest > self._room:
-            raise MaskwiseError(
-                "a row is longer than the model's positions",
-                got=f"{longest} tokens",
-                allowed=f"≤ {self._room}",
-                do=f"make the rows with encode(…, max_length={self._room}, split=True), or cut "
-                "them before",
-            )
+            longest = int(batch.lengths.read.max())
+            read = longest
+        check_positions(longest, self._room, read=read)
 
     def _inputs(self, batch: MaskedBatch) -> Inputs:
         self._check_room(batch)
@@ -405,10 +401,11 @@ class MaskingTrainer(Trainer):
             if batch.documents is not None:
                 do = "put one document in each row, or use maskwise pretrain"
                 raise MaskwiseError("an encoder–decoder reads a packed row as one text", do=do)
-        elif isinstance(self.model, PreTrainedModel):
-            inputs = model_inputs(self.model, batch)
+        elif self._network:
+            inputs = model_inputs(self._network, batch)
         else:
             require_accepted(self.model, inputs)
+            warn_of_packed(batch)
         inputs["labels"] = batch.labels
         # Masked diffusion divides the loss by the number of tokens that may be masked.
         if batch.loss_weight is not None:
@@ -423,8 +420,13 @@ class MaskingTrainer(Trainer):
         return hasattr(config, "is_encoder_decoder") and bool(config.is_encoder_decoder)
 
     @property
+    def _network(self) -> PreTrainedModel | None:
+        """The model of transformers, also under peft; None for a user's own model."""
+        network = unwrapped(self.model)
+        return network if isinstance(network, PreTrainedModel) else None
+
+    @property
     def _config(self) -> Any:
-        # A custom model, or a model wrapped by peft, may not be a PreTrainedModel.
         return getattr(self.model, "config", None)
 
     def _token_losses(
@@ -448,7 +450,7 @@ class MaskingTrainer(Trainer):
         if everywhere or self._decodes:
             outputs = model(**inputs)
         else:
-            with states_at(self.model, row, column) as few:
+            with states_at(self._network, row, column) as few:
                 outputs = model(**inputs)
         logits = logits_of(outputs)
         if not few:
@@ -559,11 +561,14 @@ def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
         hook.remove()
 
 
+def unwrapped(model: Any) -> Any:
+    """Return the model under peft, which trains low-rank updates of it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def require_language_model(model: object) -> None:
     """Raise a `MaskwiseError` if a transformers model is no masked or denoising language model."""
-    if hasattr(model, "get_base_model"):  # a model of peft
-        model = model.get_base_model()
-    family = type(model)
+    family = type(unwrapped(model))
     known = {*architectures("encoder").values(), *architectures("encoder-decoder").values()}
     # A user's own class may compute anything.
     if family.__module__.startswith("transformers.") and family.__name__ not in known:

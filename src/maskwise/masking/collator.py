@@ -138,14 +138,22 @@ class MaskingCollator:
             self._warned = True
             warnings.warn(
                 "the rows have no column step or no column epoch, so masks change at every step; "
-                "without a step, masks depend on the number of workers, and each worker counts its "
-                "batches to compute the ratio; use StepBatchSampler and SteppedDataset, or "
+                "without a step, masks depend on the number of workers, and a schedule counts all "
+                "batches, those of evaluations too; use StepBatchSampler and SteppedDataset, or "
                 "MaskingTrainer",
                 stacklevel=3,
             )
         if step is None:
             step = self._batches
             if worker is not None:
+                if self.masker.needs_total:
+                    # New workers, which most loaders start in every epoch, count from 0 again.
+                    raise MaskwiseError(
+                        "workers of a loader cannot count the steps of a schedule",
+                        got="rows without a column step",
+                        do="use StepBatchSampler and SteppedDataset, or MaskingTrainer, or "
+                        "num_workers=0",
+                    )
                 step = step * worker.num_workers + worker.id
                 # Complementary masks need the true epoch, and the masker says that it is missing.
                 if epoch is None and self.masker.masking.visits == "random":

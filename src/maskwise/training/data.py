@@ -267,7 +267,7 @@ class MaskedSource:
 
     def ahead(self, step: int) -> bool:
         """Return whether the batches of ``step`` may be made early: not if the policy learns."""
-        return not self.learners()
+        return not (isinstance(self.masker, Masker) and self.masker.policy.learns)
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
         """Return the micro-batches of ``step`` for ``rank``."""

@@ -125,7 +125,7 @@ class SeveralSources:
         """
         every = self.sampler.every
         after_probe = every > 0 and step % every == 0
-        return not after_probe and not self.learners()
+        return not after_probe and all(each.ahead(step) for each in self.sources.values())
 
     def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
         """Return the micro-batches of ``step``. All of them, on all ranks, are for one
