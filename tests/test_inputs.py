@@ -82,6 +82,78 @@ def test_columns_that_nobody_reads_may_differ_between_rows() -> None:
     assert torch.equal(made.input_ids, plain.input_ids) and not made.line.layers
 
 
+PER_ROW: dict[str, Callable[[int], Any]] = {
+    "numbers": lambda rows: list(range(rows)),
+    "tensor": torch.arange,
+    "array": np.arange,
+    "none": lambda rows: [None] * rows,
+    "none first": lambda rows: [None, "a", "b"][:rows],
+    "texts": lambda rows: ["a"] * rows,
+    "array of texts": lambda rows: np.array(["a"] * rows),
+    "objects": lambda rows: np.array([None, "a", {}][:rows], object),
+    "dicts": lambda rows: [{"year": 1999}] * rows,
+    "lists of texts": lambda rows: [["a", "b"]] * rows,
+}
+"""Columns with one value per row, by their number of rows."""
+
+
+@pytest.mark.parametrize("name", ["idx", "labels", "title"])
+@pytest.mark.parametrize("values", PER_ROW)
+def test_columns_of_one_value_per_row_are_not_read_whatever_the_lengths(
+    values: str, name: str
+) -> None:
+    """Also in one row, and in rows that happen to have equal lengths."""
+    for ids in ([IDS], [IDS, IDS], [IDS, IDS[:-1], IDS]):
+        plain: dict[str, Any] = {"input_ids": ids, "example_id": list(range(len(ids)))}
+        more = {**plain, name: PER_ROW[values](len(ids))}
+        expected, found = (masker(ratio=0.5)(rows, epoch=0) for rows in (plain, more))
+        assert torch.equal(found.labels, expected.labels) and not found.line.layers
+        rows = [{key: column[n] for key, column in more.items()} for n in range(len(ids))]
+        assert torch.equal(masker(ratio=0.5)(rows, epoch=0).labels, expected.labels)
+        assert masker(ratio=0.5).at(epoch=0)(more)["input_ids"]
+    for wrong in (5, torch.tensor(5), [1, 2, 3], torch.arange(3)):
+        with refused(f"column {name!r} does not fit"):
+            masker()({"input_ids": [IDS, IDS], "example_id": [0, 1], name: wrong}, epoch=0)
+
+
+@pytest.mark.parametrize("name", sorted(COLUMNS.keys() - {"prompt"} | {"loss_mask"}))
+def test_a_column_of_tokens_takes_no_value_per_row(name: str) -> None:
+    """It was refused in columns of equal lengths, and not read in a list of rows."""
+    for ids in ([IDS, IDS], [IDS, IDS[:-1]]):
+        columns: dict[str, Any] = {"input_ids": ids, "example_id": [0, 1], name: [1, 1]}
+        rows = [{key: column[n] for key, column in columns.items()} for n in range(2)]
+        for given in (columns, rows):
+            with refused(repr(name), "a single value in row 0"):
+                masker()(given, epoch=0)
+
+
+def test_columns_of_lists_in_an_array_may_be_of_equal_lengths() -> None:
+    """As in the columns of pandas."""
+    columns = {}
+    for name, values in {"input_ids": IDS, "word_ids": range(LENGTH)}.items():
+        columns[name] = np.empty(2, object)
+        columns[name][:] = [np.array(values), np.array(values)]
+    columns["example_id"] = np.array([0, 1], object)
+    rows = [one(word_ids=range(LENGTH)), one(word_ids=range(LENGTH), example_id=1)]
+    expected = masker("whole-word", ratio=0.5)(rows, epoch=0)
+    found = masker("whole-word", ratio=0.5)(columns, epoch=0)
+    assert torch.equal(found.labels, expected.labels)
+
+
+def test_layers_are_padded_with_the_value_of_tokens_without_one() -> None:
+    whole, half = [0.5] * LENGTH, [True] * LENGTH
+    rows = [one(w=whole, flag=half, n=[3] * LENGTH)]
+    rows.append(one(input_ids=IDS[:1], example_id=1, w=[0.5], flag=[True], n=[3]))
+    layers = masker()(rows, epoch=0).line.layers
+    assert [layers[name][-1].item() for name in ("w", "flag", "n")] == [0.0, False, -1]
+
+
+def test_rows_in_a_tuple_are_checked_as_rows_in_a_list() -> None:
+    for rows in ([one(step=5)], (one(step=5),)):
+        with refused("another step", "pass step=5"):
+            masker()(rows, step=3, epoch=0)
+
+
 def test_rows_without_any_names_are_keyed_by_content_and_names_of_text_are_refused() -> None:
     with pytest.warns(UserWarning, match="no example_id"):
         masker()([{"input_ids": IDS}, {"input_ids": IDS}], epoch=0)
@@ -112,6 +184,23 @@ def test_short_rows_are_padded_with_the_padding_token_of_the_tokenizer() -> None
     batch = made(rows, epoch=0)
     assert batch.input_ids[1, 1:].tolist() == [3, 3]
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("role", ["unk_token", "mask_token", "cls_token", "sep_token"])
+def test_a_padding_token_with_another_role_is_no_padding_without_an_attention_mask(
+    role: str,
+) -> None:
+    names = {"a": 0, "b": 1, "[UNK]": 2, "[MASK]": 3, "[CLS]": 4, "[SEP]": 5}
+    backend = Tokenizer(models.WordLevel(names, unk_token="[UNK]"))
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "mask", "cls", "sep")}
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, **special, bos_token="a", pad_token=special[role]
+    )
+    pad = made.pad_token_id
+    rows = [{"input_ids": [0, pad, 1], "example_id": 0}, {"input_ids": [1], "example_id": 1}]
+    batch = Masker(made, ratio=0.0)(rows, epoch=0)
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert Masker(made, ratio=0.0)(rows[:1], epoch=0).attention_mask is None
 
 
 def test_padding_without_an_attention_mask_is_no_text() -> None:
@@ -163,6 +252,7 @@ ROWS: list[tuple[object, str]] = [
     ([one(), {"example_id": 1}], "nothing (NoneType in row 1"),
     ([one(input_ids=["a"])], "got text"),
     ([one(w=[0])], f"'w' of row 0 has the wrong length; got 1; allowed: {LENGTH}"),
+    ([one(attention_mask=[0])], "column 'attention_mask' of row 0 has the wrong length"),
     ([one(input_ids=[FIRST, 999])], "an id in input_ids is not valid; got 999"),
     ([one(input_ids=[FIRST, -4])], "an id in input_ids is not valid; got -4"),
     ({"input_ids": TENSOR, "w": torch.zeros(1, LENGTH - 1)}, "'w' does not fit"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import re
 import signal
+import warnings
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -164,6 +165,22 @@ def test_answers_that_begin_or_end_in_a_sign_are_found() -> None:
     shown = [token for token, yes in zip(row["input_ids"], inside, strict=True) if yes]
     # nothing moved by ß, which is two letters where case is folded
     assert tools.decode(shown).replace(" ", "") == "$5"
+
+
+@pytest.mark.parametrize("sign", ["[MASK]", "[SEP]", "[CLS]", "[UNK]"])
+def test_names_of_special_tokens_in_a_context_move_no_answer(sign: str) -> None:
+    """``encode`` reads them as plain text, so the offsets must be those of plain text."""
+    tools = train_tokenizer(["the cat sat on the mat [ ] mask sep cls unk"] * 3, vocab_size=200)
+    text = f"the {sign} cat sat on the mat"
+    for length in (None, 10, 7):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            row = encode(tools, [text], max_length=length)[0]
+        inside = answers_in(tools, text, ["cat", "mat"], row["word_ids"])
+        shown = [token for token, yes in zip(row["input_ids"], inside, strict=True) if yes]
+        assert tools.decode(shown) in ("cat mat", "cat", "")
+        assert tools.decode(shown) == "cat mat" or length
+        assert ("cat" in tools.decode(row["input_ids"]).split()) == ("cat" in tools.decode(shown))
 
 
 def test_examples_know_their_contexts_and_answers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -15,6 +16,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.masking.collator import RowCollator
 from maskwise.masking.diffusion import Noising
 from maskwise.masking.policies import POLICIES
+from maskwise.masking.settings import Masking
 from maskwise.objectives import objective, objective_class
 from maskwise.packed_collator import PackedCollator
 from training_tools import model, tokenizer
@@ -72,7 +74,6 @@ SETTINGS = [
     {"ratio": 0.9, "policy": "whole-word"},
     {"ratio": 0.9, "policy": "span", "budget": "bernoulli"},
     {"ratio": 1.0, "budget": "exact", "corruption": "mask-only"},
-    {"ratio": 0.9, "corruption": "replace(target='full')"},
     {"ratio": 0.9, "corruption": "replace(target='detect')"},
     {"ratio": 0.9, "visits": "complement"},
     {"ratio": 0.9, "predict": 0.5},
@@ -180,11 +181,25 @@ def test_masked_diffusion_excludes_them_from_its_count() -> None:
     assert plain.counted is not None and batch.counted == plain.counted - 6 - 5 - 6
 
 
-@pytest.mark.parametrize("corruption", ["infill", "delete", "insert(target='detect')"])
+WHOLE = ["infill", "delete", "replace(target='full')", "t5(target='full')", "permute-sentences"]
+
+
+@pytest.mark.parametrize("corruption", [*WHOLE, "insert(target='detect')"])
 def test_a_corruption_that_asks_for_the_whole_text_refuses_them(corruption: str) -> None:
-    masker = mw.Masker(tokenizer(), ratio=0.3, corruption=corruption)
+    """A decoder would read a label of −100 as padding."""
+    tools = copy.deepcopy(tokenizer())
+    tools.add_special_tokens({"additional_special_tokens": [f"<extra_id_{n}>" for n in range(9)]})
+    masker = mw.Masker(tools, ratio=0.3, corruption=corruption)
+    given = [{**row, "sentence": row["word_ids"]} for row in rows(labels=True)]
     with pytest.raises(MaskwiseError, match=r"labels of −100 .* remove the column labels"):
-        masker(rows(labels=True), step=0)
+        masker(given, step=0)
+
+
+@pytest.mark.parametrize("corruption", WHOLE)
+def test_predict_leaves_out_no_label_that_a_decoder_writes(corruption: str) -> None:
+    with pytest.raises(MaskwiseError, match="predict needs a corruption"):
+        Masking.of(corruption=corruption, predict=0.5)
+    assert Masking.of(corruption=corruption, predict=1.0)
 
 
 def test_spans_for_a_decoder_leave_them_out() -> None:
@@ -221,6 +236,20 @@ def test_collators_pass_them_on(labels: bool) -> None:
     columns = RowCollator(masker.vocabulary)(rows(labels=labels))
     assert ("labels" in columns) == labels
     assert silent(masker(columns, step=0)) == labels
+
+
+@pytest.mark.parametrize("name", ["content", "present", "silent", "eligible", "piece", "shape"])
+def test_a_layer_may_have_the_name_of_an_attribute(name: str) -> None:
+    masker = mw.Masker(tokenizer(), ratio=0.9, corruption="mask-only")
+    given = rows(labels=True)
+    flags = [[n % 2 for n in range(len(row["input_ids"]))] for row in given]
+    for kind in (int, bool):
+        named = [{**row, name: [*map(kind, own)]} for row, own in zip(given, flags, strict=True)]
+        plain, columns = (RowCollator(masker.vocabulary)(each) for each in (given, named))
+        assert columns.keys() == plain.keys() | {name}
+        assert all(torch.equal(columns[key], values) for key, values in plain.items())
+        assert [row[: len(own)] for row, own in zip(columns[name].tolist(), flags)] == flags
+        assert torch.equal(masker(columns, step=0).labels, masker(given, step=0).labels)
 
 
 def test_a_trainer_never_predicts_them(tmp_path: Any) -> None:

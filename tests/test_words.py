@@ -447,6 +447,38 @@ def test_encode_marks_the_word_that_the_cut_goes_through(tokenizer):
     assert row["word_ids"] == [*words[:border], -1]
 
 
+def test_a_cut_at_a_token_outside_words_cuts_no_word():
+    """Line breaks of byte-level tokenizers are such tokens, and they lost their layers."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=FAMILIES["bytes"], unk_token="[UNK]")
+    text = "The cat\nsat on\nthe mat"
+    sentence = {"sentence": CharSpans.of([(0, len(text))], SPANS)}
+    layer = ByText("sentences", {"sentence": SPANS}, lambda text: sentence, "")
+    whole = encode(tokenizer, [text], layers=[layer])[0]
+    breaks = [n for n, word in enumerate(whole["word_ids"]) if word < 0]
+    assert len(breaks) == 2 and {*whole["sentence"]} == {0}
+    for length in range(1, len(whole["input_ids"])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cut = encode(tokenizer, [text], max_length=length, layers=[layer])[0]
+        words = whole["word_ids"]
+        ends = words[length] >= 0 and words[length] == words[length - 1]
+        kept = [word != words[length] for word in words[:length]] if ends else [True] * length
+        assert cut["sentence"] == [0 if each else -1 for each in kept]
+
+
+def test_texts_without_tokens_may_be_cut_and_split():
+    """Such as empty texts, by a tokenizer without [CLS] and [SEP]."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=FAMILIES["bytes"], unk_token="[UNK]")
+    text = "the cat sat on the mat"
+    for texts in ([text, ""], ["", text], ["", ""], ["", text, "", ""]):
+        for split in (False, True):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                rows = encode(tokenizer, texts, max_length=3, split=split)
+            assert {len(row["input_ids"]) for row in rows} <= {0, 1, 2, 3}
+            assert sum(not row["input_ids"] for row in rows) == texts.count("")
+
+
 # Rows of tokens, for datasets.map
 # ----------------------------------------------------------------------------
 

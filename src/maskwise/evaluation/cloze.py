@@ -389,7 +389,8 @@ def _pieces(answers: list[str], before: str, tokenizer: PreTrainedTokenizerBase)
     """Tokenise answers after the text ``before``."""
     texts = [before + answer for answer in answers]
     pieces = []
-    for encoding in tokenizer(texts, add_special_tokens=False).encodings:
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+    for encoding in encoded.encodings:
         tokens = []
         for token, (_, end) in zip(encoding.ids, encoding.offsets):
             # The tokens of ``before`` are dropped, except a token for its final space alone.

@@ -206,9 +206,9 @@ def log_probabilities(
         mask: the id of [MASK].
         within_word: whether to mask the later tokens of the same word, too.
     """
-    width_B = line.tensor("present").sum(1)
-    row_T, column_T = line.tensor("eligible").nonzero().unbind(1)
-    ids_BL = line.tensor("input_ids")
+    width_B = line.tensor(line.present).sum(1)
+    row_T, column_T = line.tensor(line.eligible).nonzero().unbind(1)
+    ids_BL = line.tensor(line.input_ids)
     log_p_BL = torch.zeros(line.shape)
     words_BL = None
     if within_word:

@@ -31,6 +31,7 @@ from maskwise.tasks.questions import ChoiceRow, MarkedRow, Windows
 from maskwise.tasks.task import Row, Task
 from maskwise.tasks.tensors import Data, encode, warn_of_cuts
 from maskwise.text.encoding import encode as encode_texts
+from maskwise.text.encoding import token_offsets
 from maskwise.text.words import classify, words_in
 
 if TYPE_CHECKING:
@@ -300,10 +301,8 @@ def answers_in(
         rights: the correct answers.
         word_ids: (L,) the word of each token of the context; negative outside words.
     """
-    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    # The context may have been cut to L tokens, but this encoding is not cut.
-    offsets = np.array(encoded["offset_mapping"])
-    begin, end = offsets[: len(word_ids)].T
+    # The context may have been cut to L tokens, but these offsets are not cut.
+    begin, end = token_offsets(tokenizer, text)[: len(word_ids)].T
     inside = np.zeros(len(word_ids), bool)
     for right in dict.fromkeys(rights):
         for start, stop in occurrences(right, text):
@@ -373,7 +372,7 @@ def masked_by(
     present = batch.present.astype(np.int64)
     attention = torch.from_numpy(present).view(batch.shape)
     inputs = {
-        "input_ids": batch.tensor("input_ids").to(device),
+        "input_ids": batch.tensor(batch.input_ids).to(device),
         "attention_mask": attention.to(device),
     }
     logit_BL = policy(inputs["input_ids"], inputs["attention_mask"]) / settings.temperature

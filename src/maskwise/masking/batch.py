@@ -106,9 +106,9 @@ class MaskedBatch:
         """Make a batch with uncorrupted inputs and the given labels."""
         attention = None
         if line.attention_mask is not None:
-            attention = line.tensor("attention_mask")
-        extras = {name: line.tensor(name) for name in line.extras}
-        return cls(line.tensor("input_ids"), labels, attention, line, targets, extras)
+            attention = line.tensor(line.attention_mask)
+        extras = {name: line.tensor(values) for name, values in line.extras.items()}
+        return cls(line.tensor(line.input_ids), labels, attention, line, targets, extras)
 
     source = FormerName("line")
 

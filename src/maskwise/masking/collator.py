@@ -314,11 +314,11 @@ class RowCollator:
         if batch.plan is not None:
             # In packed rows, every token has the id of its piece.
             names = names[batch.piece].reshape(batch.shape)
-        kept = ("input_ids", *batch.layers, *batch.extras)
-        columns = {name: batch.tensor(name) for name in kept}
-        columns["attention_mask"] = batch.tensor("present").long()
+        kept = {"input_ids": batch.input_ids, **batch.layers, **batch.extras}
+        columns = {name: batch.tensor(values) for name, values in kept.items()}
+        columns["attention_mask"] = batch.tensor(batch.present).long()
         columns["example_id"] = torch.from_numpy(names)
-        columns["special_tokens_mask"] = (~batch.tensor("content")).long()
+        columns["special_tokens_mask"] = batch.tensor(~batch.content).long()
         if batch.silent is not None:
-            columns["labels"] = batch.tensor("silent").long() * IGNORE
+            columns["labels"] = batch.tensor(batch.silent).long() * IGNORE
         return columns

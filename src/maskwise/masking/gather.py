@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -37,8 +37,7 @@ _IGNORED = {"step", "epoch", "label", "offset_mapping"}
 _LABELS = ("labels", "label_ids")
 # Columns that only the model reads.
 _EXTRAS = ("position_ids", "token_type_ids")
-# Columns that must be whole numbers, and the value that pads each of them. Layers are padded with
-# −1.
+# Columns that must be whole numbers, and the value that pads each of them. ``_padded`` pads layers.
 _FILL = {
     "input_ids": 0,
     "attention_mask": 0,
@@ -74,7 +73,7 @@ def gather(rows: UserRows | Line, vocabulary: Vocabulary) -> Line:
             packed rows, ``example_id`` is (B, L), and consecutive tokens with the same id form a
             piece. Where the rows have ``labels`` of −100 or a ``loss_mask`` of 0, nothing is masked
             or predicted. Other columns with a number per token are layers. Columns of text and
-            columns with a single value per row are not read.
+            other columns with a single value per row are not read.
         vocabulary: the vocabulary of the tokenizer that made the rows.
 
     Raises:
@@ -177,8 +176,8 @@ def _line_of(columns: Columns, vocabulary: Vocabulary) -> Line:
 
 def _present(ids: Array, vocabulary: Vocabulary) -> Array:
     """bool, in the shape of ``ids``: the tokens that are not padding, in rows without a mask."""
-    # In some tokenizers, the padding token also ends each text.
-    if vocabulary.pad in (vocabulary.bos, vocabulary.eos):
+    # In some tokenizers, the padding token also ends each text, or stands for unknown words.
+    if vocabulary.pad_has_role:
         return np.ones(ids.shape, bool)
     return ids != vocabulary.pad
 
@@ -224,36 +223,49 @@ def _unstacked(columns: Mapping[str, Any]) -> Sequence[UserRow] | None:
     if len(set(sizes)) < 2:
         return None
     rows: list[dict[str, object]] = [{} for _ in ids]
-    for name, values in columns.items():
-        if values is None or name in _IGNORED:
-            continue
-        if not hasattr(values, "__len__") or len(values) != len(ids):
-            raise MaskwiseError(
-                f"column {name!r} does not fit input_ids",
-                got=f"{type(values).__name__}",
-                allowed=f"{len(ids)} rows",
-            )
+    for name, values in _given(columns, len(ids)):
         for row, value in zip(rows, values, strict=True):
             row[name] = value
     return rows
 
 
-def _stacked(rows: Mapping[str, object]) -> Columns:
-    """Read a dict of (B, L) columns. Columns of text are ignored."""
-    _require_ids(rows)
-    columns = {}
-    for name, value in rows.items():
-        if name in _IGNORED:
+def _given(columns: Mapping[str, Any], height: int) -> Iterator[tuple[str, Any]]:
+    """Yield the columns of a dict of rows, each with an item for each of its ``height`` rows."""
+    for name, values in columns.items():
+        if values is None or name in _IGNORED:
             continue
-        if _common_kind(name, [value]) != MISSING:
-            _require_spelling(name, rows)
-            if name in _LABELS and _one_per_row(value):
-                # These are the classes of the rows.
+        found = getattr(values, "shape", None)
+        if found is None:
+            found = (len(values),) if hasattr(values, "__len__") else ()
+        if [*found[:1]] != [height]:
+            # A single text beside the rows is not read, like a column of texts.
+            if isinstance(values, str) and name != "example_id":
                 continue
-            columns[name] = _read(name, value)
-    ids = columns["input_ids"]
+            raise MaskwiseError(
+                f"column {name!r} does not fit input_ids",
+                got=f"{type(values).__name__} of shape {tuple(found)}",
+                allowed=f"{height} rows",
+            )
+        yield name, _items(values)
+
+
+def _items(values: Any) -> Any:
+    """Return the rows of an array of lists or other objects as a list; other values unchanged."""
+    return list(values) if isinstance(values, np.ndarray) and values.dtype.kind == "O" else values
+
+
+def _stacked(rows: Mapping[str, Any]) -> Columns:
+    """Read a dict of (B, L) columns. The same columns are read as in a list of rows."""
+    _require_ids(rows)
+    ids = _read("input_ids", _items(rows["input_ids"]))
     if ids.ndim != 2:
         raise MaskwiseError("input_ids must have the shape (B, L)", got=ids.shape)
+    columns = {}
+    for name, values in _given(rows, len(ids)):
+        if name == "input_ids":
+            columns[name] = ids
+        elif _common_kind(name, values, rows) != MISSING:
+            columns[name] = _read(name, values)
     shape = ids.shape
     for name, column in columns.items():
         one_per_row = name == "example_id" and column.shape == shape[:1]
@@ -267,7 +279,10 @@ def _stacked(rows: Mapping[str, object]) -> Columns:
 
 
 def _padded(rows: Sequence[UserRow], vocabulary: Vocabulary) -> Columns:
-    """Turn a list of dicts into (B, L) columns. Ids are padded with [PAD], layers with −1."""
+    """Turn a list of dicts into (B, L) columns.
+
+    Ids are padded with [PAD], and layers with −1, or 0 if they are floats or bools.
+    """
     for number, row in enumerate(rows):
         _require_ids(row, number)
     sizes = [len(row["input_ids"]) for row in rows]
@@ -282,15 +297,18 @@ def _padded(rows: Sequence[UserRow], vocabulary: Vocabulary) -> Columns:
         values = [row.get(name) for row in rows]
         missing = None if name in _FILL else -1
         flat = joined(values, missing=missing)
-        kind = _common_kind(name, values) if flat is None else TOKENS
-        if kind != MISSING or SINGLE in map(_kind_of, values):
+        if flat is None:
+            kind = _common_kind(name, values, names)
+        else:
+            kind = TOKENS
             _require_spelling(name, names)
         if kind == TOKENS:
             _require_sizes(name, values, sizes)
             if flat is None:
                 flat = _concatenated(name, values, missing)
             flat = _read(name, flat)
-            column = np.full(inside.shape, _FILL.get(name, -1), flat.dtype)
+            fill = _FILL.get(name, 0 if flat.dtype.kind in "fb" else -1)
+            column = np.full(inside.shape, fill, flat.dtype)
             column[inside] = flat
             columns[name] = column
         elif kind == SINGLE:
@@ -303,13 +321,6 @@ def _padded(rows: Sequence[UserRow], vocabulary: Vocabulary) -> Columns:
             attention = _present(columns["input_ids"], vocabulary)
         columns["attention_mask"] = attention * inside.astype(np.int64)
     return columns
-
-
-def _one_per_row(column: Any) -> bool:
-    """Whether a column holds a single value per row."""
-    if isinstance(column, list | tuple):
-        return bool(column) and _kind_of(column[0]) == SINGLE
-    return bool(column.ndim == 1)
 
 
 def common_number(rows: UserRows, name: str) -> int | None:
@@ -377,13 +388,26 @@ def _kind_of(value: object) -> str:
     return TOKENS if dimensions else SINGLE
 
 
-def _common_kind(name: str, values: Sequence[object]) -> str:
+def _common_kind(name: str, values: Any, others: Container[str]) -> str:
     """Return the kind of a column in all rows; ``MISSING`` if masking does not read the column.
 
+    Args:
+        name: the name of the column.
+        values: a list of its values, one per row, or an array or a tensor of all rows.
+        others: the names of all columns.
+
     Raises:
-        MaskwiseError: the rows have values of different kinds.
+        MaskwiseError: the rows have values of different kinds, the name looks misspelt, or the
+            column must have a value per token but has one per row.
     """
-    kinds = [*map(_kind_of, values)]
+    dimensions = getattr(values, "ndim", None)
+    if dimensions is None:
+        kinds = [*map(_kind_of, values)]
+    else:
+        # All rows of an array are of one kind.
+        kinds = [SINGLE if dimensions == 1 else TOKENS]
+    if {SINGLE, TOKENS, EMPTY} & {*kinds}:
+        _require_spelling(name, others)
     found = set(kinds) - {EMPTY}
     if TEXT in found and name == "example_id":
         raise MaskwiseError("example_id must be whole numbers", got=TEXT)
@@ -391,6 +415,8 @@ def _common_kind(name: str, values: Sequence[object]) -> str:
         wanted = TOKENS
     elif SINGLE in found and name == "example_id":
         wanted = SINGLE
+    elif found != {MISSING} and name in _SPELT.values():
+        wanted = TOKENS
     else:
         return MISSING
     odd = found - {wanted}
@@ -410,7 +436,7 @@ def _require_sizes(name: str, values: list[Any], sizes: list[int]) -> None:
     if found != sizes:
         row = next(row for row, size in enumerate(sizes) if found[row] != size)
         raise MaskwiseError(
-            f"layer {name!r} of row {row} has the wrong length",
+            f"column {name!r} of row {row} has the wrong length",
             got=found[row],
             allowed=sizes[row],
         )

@@ -406,17 +406,22 @@ class Line:
         for values in frozen:
             values.setflags(write=True)
 
-    def tensor(self, name: str) -> Tensor:
-        """Return a layer, an extra array or an attribute as a (B, L) tensor.
+    def tensor(self, values: Array | str) -> Tensor:
+        """Return an array (T,) of the line, or the array of this name, as a (B, L) tensor.
 
-        The tensor shares its memory with the array.
+        The tensor shares its memory with the array. Users name their layers, and a layer hides an
+        attribute of the same name, so pass attributes as arrays: ``line.tensor(line.content)``.
         """
         import torch
 
-        values = self.layers.get(name, self.extras.get(name))
-        if values is None:
-            values = getattr(self, name)
-        return torch.from_numpy(values.reshape(self.shape))
+        array: Array | None
+        if isinstance(values, str):
+            array = self.layers.get(values, self.extras.get(values))
+            if array is None:
+                array = getattr(self, values)
+        else:
+            array = values
+        return torch.from_numpy(array.reshape(self.shape))
 
 
 def kinds(ids: Array, vocabulary: Vocabulary) -> Array:

@@ -23,7 +23,7 @@ the rows and the result are tensors.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -83,7 +83,8 @@ class Masker:
         predict: the largest share of each piece's eligible tokens that get a loss, as a number or a
             schedule. The tokens that get a loss are drawn from the corrupted tokens. If the model
             predicts whether each token was replaced, they are drawn from all tokens. A value below
-            1 needs a corruption that keeps the length of the text.
+            1 needs a corruption that keeps the length of the text, with labels that no decoder
+            writes.
         exclude: tokens, as the vocabulary writes them, that are never masked and never used as
             random replacements, such as ``["<gap>"]``. Special tokens, [UNK] and the wildcards of
             proteins and DNA (such as X, B and Z) never are.
@@ -215,7 +216,7 @@ class Masker:
         if place is not None:
             place_B = whole_numbers("place", place, shape=line.shape[:1], least=0)
         # A line has no such columns.
-        if isinstance(rows, Mapping | list):
+        if not isinstance(rows, Line):
             _require_same(rows, step=step, epoch=epoch)
         when = When(
             step,
@@ -317,10 +318,11 @@ class Masker:
 
         These tokens are never selected. They have labels only if other tokens have labels, too.
         """
-        asks = self.corruption.detects or self.corruption.writes == "full"
-        if self.corruption.keeps_length:
+        whole = self.corruption.writes == "full"
+        if self.corruption.keeps_length and not whole:
             shown.labels[line.silent] = IGNORE
-        elif asks and (line.content & ~line.predicted).any():
+        # A decoder writes its whole text, and reads a label of −100 as padding.
+        elif (whole or self.corruption.detects) and (line.content & ~line.predicted).any():
             raise MaskwiseError(
                 "labels of −100 (or a loss_mask) in the rows cannot be left out of the targets of "
                 "this corruption",

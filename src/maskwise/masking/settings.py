@@ -170,9 +170,10 @@ class Masking:
                 got=self.policy,
                 do="use budget exact or expected",
             )
-        if not (self.predict.always(1) or self.corruption.keeps_length):
+        in_place = self.corruption.keeps_length and self.corruption.writes is None
+        if not (self.predict.always(1) or in_place):
             raise MaskwiseError(
-                "predict needs a corruption that keeps lengths",
+                "predict needs a corruption that keeps lengths, and whose labels no decoder writes",
                 got=self.corruption,
                 do="leave predict at 1.0",
             )

@@ -96,6 +96,8 @@ class Vocabulary:
         sentinels: the ids of T5's sentinels (``<extra_id_0>``, ``<extra_id_1>``, …), ordered by the
             number in their names.
         by_name: a dict from each token to its id.
+        pad_has_role: whether the padding token is also another special token, such as the
+            end-of-sequence token or [UNK]. Then only an ``attention_mask`` shows what is padding.
     """
 
     size: int
@@ -107,6 +109,7 @@ class Vocabulary:
     bos: int | None = None
     eos: int | None = None
     by_name: dict[str, int] = field(default_factory=dict, repr=False)
+    pad_has_role: bool = False
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Vocabulary:
@@ -175,6 +178,8 @@ class Vocabulary:
             bos=bos if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
             eos=eos if tokenizer.sep_token_id is None else tokenizer.sep_token_id,
             by_name=by_name,
+            pad_has_role=pad in (tokenizer.cls_token_id, tokenizer.sep_token_id, bos, eos)
+            or pad in (unknown, mask),
         )
 
     def without(self, names: Iterable[str]) -> Vocabulary:

@@ -696,7 +696,8 @@ def row_sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     for parts in texts:
         if 1 <= len(parts) <= 2:
             # ``verbose=False`` turns off the tokenizer's warning about long rows.
-            sizes.append(len(tokenizer(*parts, verbose=False)["input_ids"]))
+            encoded = tokenizer(*parts, verbose=False, split_special_tokens=True)
+            sizes.append(len(encoded["input_ids"]))
     return sizes
 
 

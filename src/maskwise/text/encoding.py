@@ -21,8 +21,7 @@ import numpy as np
 
 from maskwise.arrays import whole_numbers
 from maskwise.errors import MaskwiseError, Truncated, whole_number
-from maskwise.segments import Array, owners
-from maskwise.segments import offsets as offsets_of
+from maskwise.segments import Array, owners, totals_within
 from maskwise.text.layers import Fitted, Layered, annotated, token_layers
 from maskwise.text.opening import is_utf8
 from maskwise.text.pieces import borders, starts_of
@@ -198,6 +197,12 @@ def _tokenised(
     return np.concatenate(framed).astype(np.int64), added, offsets, np.array([*map(len, framed)])
 
 
+def token_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> Ints:
+    """Return the character offsets (L, 2) of the tokens of a text, as ``encode`` makes them."""
+    _, _, offsets, _ = _tokenised(_fast(tokenizer), [text], "auto")
+    return offsets
+
+
 def places_of_tokens(
     tokenizer: PreTrainedTokenizerBase, text: str, content: Array, *, words: WordRule
 ) -> list[tuple[int, int]]:
@@ -251,12 +256,14 @@ def _row(name: int, columns: Mapping[str, Array]) -> dict[str, Any]:
 def _without(columns: Mapping[str, Array], dropped: Ints) -> dict[str, Array]:
     """Return the columns of a text without the tokens ``dropped``, which end the text."""
     words = columns["word_ids"]
+    # If the first dropped token's word began before that token, the word is cut. A token outside
+    # words cuts none.
+    cut = (words >= 0) & (words == words[dropped[0]])
     kept = {}
     for layer, values in columns.items():
         # Tokens of a prompt stay marked, because they must stay visible.
         if values.dtype.kind == "i" and layer not in ("prompt", "input_ids"):
-            # If the first dropped token's word began before that token, the word is cut.
-            values = np.where(words == words[dropped[0]], -1, values)
+            values = np.where(cut, -1, values)
         kept[layer] = np.delete(values, dropped)
     return kept
 
@@ -392,7 +399,7 @@ def _require_room(added: Array, lengths: Ints, limit: int) -> None:
     longer = lengths > limit
     if not longer.any():
         return
-    frame = int(np.add.reduceat(added, offsets_of(lengths), dtype=np.int64)[longer].max())
+    frame = int(totals_within(added, lengths)[longer].max())
     if limit <= frame:
         raise MaskwiseError(
             "max_length leaves no room for text",
