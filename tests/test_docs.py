@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import typer
 import yaml
 
 import maskwise as mw
 from maskwise.annotate.registry import ANNOTATORS
-from maskwise.cli import main
+from maskwise.cli import app, main
 from maskwise.cli.views import describe_table, names_in
 from maskwise.folders import read_lines
 from maskwise.masking import SCHEDULES
@@ -109,7 +110,8 @@ def given(texts: list[str]) -> dict[str, Any]:
     """
     Path("corpus.jsonl").write_text('{"id": "a", "text": "Ada wrote. It ran."}\n')
     labels = ["review,stars"] + [f"w{i % 40} w{i % 2},{i % 2}" for i in range(60)]
-    Path("my_labels.csv").write_text("\n".join(labels) + "\n")
+    for name in ("my_labels.csv", "my_reviews.csv"):
+        Path(name).write_text("\n".join(labels) + "\n")
     Path("my_texts.txt").write_text("\n".join(texts) + "\n")
     model("bert").save_pretrained("checkpoint")
     tokenizer().save_pretrained("checkpoint")
@@ -352,23 +354,9 @@ def test_commands_that_only_show(command: list[str], capsys: pytest.CaptureFixtu
 
 def test_the_readme_shows_every_command() -> None:
     shown = {command[0] for page, command in COMMANDS if page.name == "README.md"}
-    assert shown == {
-        "inspect",
-        "check",
-        "adapt",
-        "new",
-        "study",
-        "status",
-        "pretrain",
-        "finetune",
-        "learn",
-        "annotate",
-        "evaluate",
-        "generate",
-        "report",
-        "compare",
-        "list",
-    }
+    made = typer.main.get_command(app)
+    assert isinstance(made, typer.core.TyperGroup)
+    assert shown == {name for name, command in made.commands.items() if not command.hidden}
 
 
 @pytest.mark.parametrize("name", sorted({command[0] for _, command in COMMANDS}))

@@ -14,7 +14,7 @@ __version__ = "0.1.0rc1"
 
 if TYPE_CHECKING:
     from maskwise import samplers
-    from maskwise.api import annotate_rows, encode, evaluate, finetune, learn
+    from maskwise.api import annotate_rows, encode, evaluate, finetune, learn, load
     from maskwise.errors import MaskwiseError
     from maskwise.masking import (
         MaskedBatch,
@@ -40,6 +40,7 @@ _HOMES = {
     "evaluate": "maskwise.api",
     "finetune": "maskwise.api",
     "learn": "maskwise.api",
+    "load": "maskwise.api",
     "MaskwiseError": "maskwise.errors",
     "MaskedBatch": "maskwise.masking",
     "Masker": "maskwise.masking",
@@ -81,6 +82,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "learn",
+    "load",
     "load_task",
     "push_to_hub",
     "samplers",

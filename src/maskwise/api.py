@@ -23,9 +23,38 @@ from maskwise.text.words import WordRule
 from maskwise.torchrun import led
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from maskwise.study.inputs import AnyRecipe, Overrides
+
+
+def load(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a language model, in float32, and its tokenizer.
+
+    No code that comes with a model is run, and pickled weights are refused.
+
+    Args:
+        name: a folder, such as a checkpoint of ``maskwise pretrain``; a name on the hub;
+            ``bundled:encoder`` or ``bundled:seq2seq``, which need the package ``maskwise-data``; or
+            ``package:NAME``.
+
+    Returns:
+        An encoder with its head of masked language modelling, or an encoder–decoder, in evaluation
+        mode; and the tokenizer.
+
+    Raises:
+        MaskwiseError: the model or its tokenizer is not found, is damaged, or needs custom code; or
+            the model is no encoder with such a head and no encoder–decoder.
+
+    >>> model, tokenizer = load("bundled:encoder")
+    >>> model.config.model_type, tokenizer.mask_token
+    ('modernbert', '[MASK]')
+    """
+    from maskwise.models import load_model
+    from maskwise.text import load_tokenizer
+
+    model = load_model(name, kind=None)
+    return model, load_tokenizer(str(name), needs_mask=not model.config.is_encoder_decoder)
 
 
 def encode(
