@@ -5,16 +5,17 @@ GPU_PYTHON ?= python3.12
 GPU_ENV ?= build/gpu-env
 FLOOR_PYTHON ?= python3.11
 FLOOR_ENV ?= build/floor-env
+RUNNABLE := .venv/.runnable
 INSTALLED := .venv/.installed
 SHORT := training.steps=60 training.eval_every=20 training.save_every=20 corpus.limit=500 \
 	study.seeds=2 finetune.seeds=1 finetune.epochs=0.5
 
 .PHONY: demo demo-short test test-all test-wheel test-floor test-gpu-versions test-cuda-stub check docs format bench venv clean
 
-demo: venv ## Does a masking rate that decays from 45 to 15 % help, or would a constant 15 or 30 % do? Writes a page with the answer
+demo: $(RUNNABLE) ## Does a masking rate that decays from 45 to 15 % help, or would a constant 15 or 30 % do? Writes a page with the answer
 	$(BIN)/maskwise study quick-start --out runs/quick-start
 
-demo-short: venv ## the same stages in a minute, as a smoke test; its numbers mean nothing
+demo-short: $(RUNNABLE) ## the same stages in a minute, as a smoke test; its numbers mean nothing
 	$(BIN)/maskwise study quick-start $(SHORT) --out runs/short
 
 test: venv ## the fast tests, offline
@@ -53,11 +54,15 @@ bench: venv ## masking speed compared with other libraries; run it on an idle ma
 
 venv: $(INSTALLED)
 
-# Rebuilt only when its inputs change; torch is pinned in constraints.txt.
-$(INSTALLED): pyproject.toml packages/maskwise-data/pyproject.toml constraints.txt
+# Rebuilt only when their inputs change; torch is pinned in constraints.txt. The demo needs fewer packages than the tests.
+$(RUNNABLE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "maskwise needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[report]'
+	@touch $@
+
+$(INSTALLED): $(RUNNABLE) packages/maskwise-data/pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e packages/maskwise-data -e '.[dev]'
 	@touch $@

@@ -48,6 +48,7 @@ from maskwise.masking.moment import warn_of_packed
 from maskwise.models import architectures
 from maskwise.objectives import Loss
 from maskwise.objectives.base import model_inputs, weighted
+from maskwise.objectives.chunks import token_losses
 from maskwise.packed_collator import PackedCollator
 from maskwise.training.checkpoint import LEARNED
 from maskwise.training.data import learners_of
@@ -470,16 +471,18 @@ class MaskingTrainer(Trainer):
                 allowed=f"≥ {tokens}, the number of tokens",
                 do="return the logits of the output layer, and not hidden states",
             )
-        smoothing = self.args.label_smoothing_factor
-        # Losses are in single precision, because half precision would lose small terms of the sum.
-        unweighted = cross_entropy(
-            logits.float(), truth, reduction="none", label_smoothing=smoothing
-        )
-        losses = weighted(unweighted, weight, row, column)
         right = None
         if self.tells_right:
             right = logits.argmax(-1) == truth
-        return losses, where, right, outputs
+        smoothing = self.args.label_smoothing_factor
+        # Losses are in single precision, because half precision would lose small terms of the sum.
+        logits = logits.float()
+        if few and not smoothing:
+            # This overwrites the logits, which a known head does not need for its gradient.
+            unweighted = token_losses(logits, truth)
+        else:
+            unweighted = cross_entropy(logits, truth, reduction="none", label_smoothing=smoothing)
+        return weighted(unweighted, weight, row, column), where, right, outputs
 
 
 def logits_of(outputs: Any) -> Tensor:
