@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
-from maskwise.masking import IGNORE, Line, Masker, Vocabulary, gather
+from maskwise.masking import CORRUPTIONS, IGNORE, Line, Masker, Vocabulary, gather
 from maskwise.masking.corruptions import Insert, corruption
 from maskwise.masking.select import Choice
 from maskwise.masking.units import Units
@@ -198,7 +198,7 @@ def test_a_batch_without_targets_has_one_column_of_ignored_labels(spec: str) -> 
 def test_what_is_inserted_does_not_depend_on_the_rows_beside_it() -> None:
     """A cut at the width of the batch did; so did the room for empty spans of infilling."""
     long, short = "<s> a {b c} d e {f} g h i </s>", "<s> {a} b {c d e} </s>"
-    for spec in ("insert(cut=6)", "infill(mean=0.5)"):
+    for spec in ("insert(cut=6)", "infill(mean=0.7)"):
         alone, beside = (corrupted(spec, *batch_of(*rows)) for rows in ((short,), (short, long)))
         size = int(alone.attention_mask[0].sum())
         assert int(beside.attention_mask[0].sum()) == size
@@ -328,11 +328,24 @@ def test_those_that_show_nothing_special_take_any_tokenizer(spec: str) -> None:
     Masker(tokenizer(mask=False, sentinels=0), corruption=spec)
 
 
+@pytest.mark.parametrize("spec", [*CORRUPTIONS, "permute-sentences(inner=infill)"])
+def test_a_mask_token_is_needed_where_it_is_said(spec: str) -> None:
+    try:
+        Masker(tokenizer(mask=False), corruption=spec)
+    except MaskwiseError as error:
+        assert corruption(spec).shows_mask and "no mask token" in str(error)
+        # Masked diffusion has this error, too, and takes no other corruption.
+        assert "add_special_tokens" in str(error) and "encoder–decoder" in str(error)
+    else:
+        assert not corruption(spec).shows_mask
+
+
 def test_wrong_arguments_say_what_is_allowed() -> None:
     for spec, text in (
         ("t5(target='ful')", "did you mean 'full'"),
         ("insert(target='spans')", "full"),
-        ("infill(mean=0)", "above 0"),
+        ("infill(mean=0)", "got 0; allowed: at least ln 2 = 0.6931, or None"),
+        ("infill(mean=0.69)", "more than half of all spans would be empty"),
         ("delete(share=1)", "allowed: delete"),
     ):
         with pytest.raises(MaskwiseError, match=text):
@@ -361,7 +374,7 @@ def test_added_runs_are_cut_at_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["insert", "insert(target='detect')", "infill(mean=0.01)", "delete", "t5"]
+    "spec", ["insert", "insert(target='detect')", "infill(mean=0.7)", "delete", "t5"]
 )
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_packed_row_that_has_grown_past_its_plan_is_cut_at_its_end(

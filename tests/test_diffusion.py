@@ -224,6 +224,15 @@ def test_the_second_visit_masks_what_the_first_left(budget: str, losses: np.ndar
     assert abs(both.mean() - over_orders(losses)) < 3 * both.std() / math.sqrt(len(both))
 
 
+def test_complements_need_one_distribution_of_rates() -> None:
+    """With another distribution in the second visit, the weighted loss was .29 instead of .5."""
+    for changing in ("then(uniform(0, 0.5), 0.5, uniform(0.5, 1))", "warm-up(uniform(0, 1))"):
+        with pytest.raises(MaskwiseError, match="same distribution of rates"):
+            Noising(vocabulary(), ratio=changing, visits="complement")
+        assert Noising(vocabulary(), ratio=changing).ratio.varies
+    assert Noising(vocabulary(), ratio="linear(0.3, 0.1)", visits="complement").ratio.varies
+
+
 @pytest.mark.parametrize("name", ["token", "whole-word", "span", "salient", "weighted"])
 def test_complement_by_enumeration(name: str) -> None:
     rows = padded(random_rows(7, words=11))

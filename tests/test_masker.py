@@ -36,6 +36,7 @@ from masking_tools import (
     tokenizer,
     vocabulary,
 )
+from maskwise.annotate.registry import ANNOTATORS, annotator
 from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
@@ -257,6 +258,44 @@ def test_vocabulary() -> None:
     shared = Vocabulary.of(small_tokenizer(pad_token="[UNK]", unk_token="[UNK]", mask_token="c"))
     assert not shared.content[1], "a token that is unknown and padding alike is special"
     assert shared.ordinary.tolist() == [0, 2, 3]
+
+
+def test_spare_tokens_are_no_targets_and_no_replacements() -> None:
+    """BERT's own vocabulary has 994 of them."""
+    spare = ["[unused0]", "[unused993]", "<unused7>", "madeupword0001"]
+    plain = ["unused", "[unused]", "unused1", "a", "b"]
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    names = {name: n for n, name in enumerate([*special.values(), *spare, *plain])}
+    backend = Tokenizer(models.WordLevel(names, unk_token="[UNK]"))
+    made = Vocabulary.of(PreTrainedTokenizerFast(tokenizer_object=backend, **special))
+    assert made.ordinary.tolist() == [names[name] for name in plain]
+    # A text of ids may have them.
+    assert made.content[[names[name] for name in spare]].all()
+
+
+LAYERS_OF = {
+    layer: name
+    for name, make in ANNOTATORS.items()
+    if name not in ("gold", "spans", "stored", "learned")
+    for layer in make().layers
+}
+
+
+@pytest.mark.parametrize("name", [*LAYERS_OF, "weight", "w"])
+def test_the_advice_about_a_missing_layer_works(name: str) -> None:
+    with pytest.raises(MaskwiseError) as caught:
+        line(1, 4).layer(name)
+    advice = str(caught.value.do)
+    if name not in LAYERS_OF:
+        assert f"a column {name!r} with a number for each token" in advice
+        assert "layers=[" not in advice
+        return
+    maker = annotator(LAYERS_OF[name])
+    if getattr(maker, "fitted", True):
+        assert f"layers=['{LAYERS_OF[name]}']" in advice
+        return
+    assert f"annotate_corpus(FILE, ['{LAYERS_OF[name]}'], FOLDER)" in advice
+    assert """layers=['stored("FOLDER")']""" in advice
 
 
 def test_memory_grows_with_the_batch_and_not_with_its_square() -> None:

@@ -4,6 +4,8 @@ rows.
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,20 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from masking_tools import masker, packed, padded, random_rows, row, vocabulary
+from masking_tools import (
+    CORRUPTION_SPECS,
+    POLICY_SPECS,
+    masker,
+    packed,
+    padded,
+    random_rows,
+    row,
+    vocabulary,
+)
 from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
-from maskwise.masking import IGNORE, Line, Masker, gather
+from maskwise.masking import CORRUPTIONS, IGNORE, POLICIES, Line, Masker, Noising, gather
+from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import (
     Mixture,
     Policy,
@@ -358,6 +370,58 @@ def test_predictions_do_not_depend_on_the_layout() -> None:
 )
 def test_the_kind_of_units_follows_from_the_arguments(spec: str, kind: str) -> None:
     assert policy(spec).unit_kind == kind
+
+
+@pytest.mark.parametrize("spec", [*POLICY_SPECS.values(), "mixture(token, guided)"])
+def test_policies_of_single_tokens_cut_single_tokens_and_others_never_say_so(spec: str) -> None:
+    """Budget ``bernoulli`` with ``min_targets``, and masked diffusion, rely on it at every step."""
+    made = policy(spec)
+    for step in (0, 5, 10):
+        line, units, draws = units_of(made, padded(random_rows(5)))
+        now = When(step, 10, epoch=0, ratio=np.full(line.pieces, 0.2))
+        units = made.cut(line, draws, now)
+        assert units.by_token == (made.unit_kind is UnitKind.TOKEN)
+        assert not units.by_token or set(units.length.tolist()) == {1}
+
+
+def test_a_mixture_of_single_tokens_keeps_the_minimum_and_fits_masked_diffusion() -> None:
+    rows = random_rows(40)
+    for spec in ("token", "mixture(token, guided)"):
+        more: dict[str, Any] = {"ratio": 0.05, "budget": "bernoulli", "min_targets": 4}
+        made = Masker(vocabulary(), policy=spec, corruption="mask-only", **more)
+        batch = made(rows, epoch=0)
+        offered_P = batch.choice.units.tokens_P
+        floor_P = np.minimum(offered_P, 4) * (offered_P * 0.05 >= 0.5)
+        chosen_P = batch.line.count(batch.choice.tokens)
+        assert floor_P.any() and (chosen_P >= floor_P).all()
+    noisy = Noising(vocabulary(), policy="mixture(token, token)")(rows, epoch=0)
+    plain = Noising(vocabulary())(rows, epoch=0)
+    assert noisy.targets == plain.targets and noisy.loss_weight is not None
+    weights = (batch.loss_weight[batch.selected].sort().values for batch in (noisy, plain))
+    assert torch.equal(*weights)
+
+
+def numeric(table: Any, make: Any, specs: dict[str, str]) -> list[tuple[str, str]]:
+    """The arguments of all members that are numbers."""
+    found = []
+    for name in table:
+        for each in fields(make(specs[name])):
+            if each.init and re.search(r"float|int\b", str(each.type)):
+                found.append((specs[name], each.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    numeric(POLICIES, policy, POLICY_SPECS) + numeric(CORRUPTIONS, corruption, CORRUPTION_SPECS),
+)
+def test_arguments_that_are_numbers_are_finite_numbers(spec: str, name: str) -> None:
+    known = spec in CORRUPTION_SPECS.values()
+    made: Any = corruption(spec) if known else policy(spec)
+    for bad in (float("nan"), float("inf"), "0.5", True):
+        with pytest.raises(MaskwiseError) as caught:
+            replace(made, **{name: bad})
+        assert name in caught.value.what and "\n" not in str(caught.value)
 
 
 def test_a_learned_span_and_the_word_behind_it_are_two_units() -> None:

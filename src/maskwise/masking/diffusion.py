@@ -251,6 +251,14 @@ class Noise(Masking):
         require_known("budget of masked diffusion", self.budget, ("exact", "bernoulli"))
         require_known("fill of masked diffusion", self.fill, ("none", "random"))
         require_known("visits of masked diffusion", self.visits, ("random", "complement"))
+        if self.visits == "complement" and self.ratio.random and self.ratio.varies:
+            # The weights of a visit assume that the other visit drew from the same distribution.
+            raise MaskwiseError(
+                "visits: complement of masked diffusion needs the same distribution of rates in "
+                "both epochs of a pair",
+                got=f"ratio {self.ratio}, which changes over the steps",
+                do="use visits: random, or a distribution that stays, such as ratio uniform(0, 1)",
+            )
         if self.corruption != MASK_ONLY or not self.predict.always(1):
             raise MaskwiseError(
                 "masked diffusion must replace every selected token by the mask and predict it",
@@ -282,8 +290,8 @@ class Noising(Masker):
             the bound. ``budget`` is ``exact`` (default) or ``bernoulli``.
             ``fill`` is ``none`` or ``random`` (units of weight 0 can be masked, after all other
             units). ``visits`` is ``random`` or ``complement`` (every second epoch masks the tokens
-            that the epoch before left visible). ``corruption`` and ``predict`` must keep their
-            defaults.
+            that the epoch before left visible; rates must not be drawn from a distribution that
+            changes over the steps). ``corruption`` and ``predict`` must keep their defaults.
 
     Raises:
         MaskwiseError: the settings would make the loss weights wrong.

@@ -368,14 +368,10 @@ class Line:
         """
         values = self.layers.get(name)
         if values is None:
-            call = "maskwise.encode(tokenizer, texts)"
-            if name != "word_ids":
-                maker = {"phrase": "phrases", "sentence": "sentences"}.get(name, name)
-                call = f"maskwise.encode(tokenizer, texts, layers=[{maker!r}])"
             raise MaskwiseError(
                 f"the layer {name!r} is missing",
                 got=f"layers {sorted(self.layers)}",
-                do=f"make the rows with {call}, or map maskwise.annotate_rows over a data set; "
+                do=f"{_how_to_make(name)}; "
                 "transformers' Trainer keeps the column only with remove_unused_columns=False; "
                 "in a recipe, name the annotators in corpus.layers",
             )
@@ -422,6 +418,40 @@ class Line:
         else:
             array = values
         return torch.from_numpy(array.reshape(self.shape))
+
+
+# The annotators that write a layer by a rule, and those that must read a whole corpus before.
+_BY_RULE = {
+    "pos": "pos",
+    "prompt": "prompt",
+    "salient": "salient",
+    "sentence": "sentences",
+    "words": "words",
+}
+_BY_CORPUS = {
+    "difference": "difference",
+    "frequency": "frequency",
+    "informativeness": "informativeness",
+    "phrase": "phrases",
+}
+
+
+def _how_to_make(layer: str) -> str:
+    """Return how a user gets rows with a layer."""
+    layers = ""
+    before = ""
+    if layer in _BY_RULE:
+        layers = f", layers=[{_BY_RULE[layer]!r}]"
+    elif layer in _BY_CORPUS:
+        maker = _BY_CORPUS[layer]
+        before = f"run maskwise.annotate.run.annotate_corpus(FILE, [{maker!r}], FOLDER), and "
+        layers = """, layers=['stored("FOLDER")']"""
+    elif layer != "word_ids":
+        return f"give the rows a column {layer!r} with a number for each token"
+    return (
+        f"{before}make the rows with maskwise.encode(tokenizer, texts{layers}), or map "
+        "maskwise.annotate_rows over a data set"
+    )
 
 
 def kinds(ids: Array, vocabulary: Vocabulary) -> Array:

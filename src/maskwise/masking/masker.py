@@ -70,8 +70,8 @@ class Masker:
         policy: the masking policy: a name such as ``"whole-word"``, or a ``Policy``.
         ratio: the share of the tokens in units to mask: a number, a schedule, the name of a
             schedule, or a function of (step, total steps).
-        budget: ``expected`` (the ratio is met on average, and a piece exceeds its budget by at most
-            one unit), ``exact`` (no piece exceeds its budget) or ``bernoulli`` (each unit is masked
+        budget: ``expected`` (the budget is met on average, and a piece exceeds it by at most one
+            unit), ``exact`` (no piece exceeds its budget) or ``bernoulli`` (each unit is masked
             independently of the others, without a budget).
         corruption: how selected tokens are replaced, and which labels the model must predict.
         seed: any integer.
@@ -79,20 +79,23 @@ class Masker:
             budget: ``none`` (mask fewer tokens), ``random`` (also mask units of weight 0) or
             ``skip-row`` (mask nothing in this piece).
         min_targets: the minimum budget of a piece, in tokens. Pieces whose eligible tokens × ratio
-            are below 0.5 have no minimum. Other ``visits`` than ``random`` have no minimum.
+            are below 0.5 have no minimum. Other ``visits`` than ``random`` have no minimum. The
+            minimum of 1 masks more than the ratio in short pieces: of four tokens, at a ratio of
+            0.15, a share of 0.25. With 0, the ratio is met on average.
         predict: the largest share of each piece's eligible tokens that get a loss, as a number or a
             schedule. The tokens that get a loss are drawn from the corrupted tokens. If the model
             predicts whether each token was replaced, they are drawn from all tokens. A value below
             1 needs a corruption that keeps the length of the text, with labels that no decoder
             writes.
         exclude: tokens, as the vocabulary writes them, that are never masked and never used as
-            random replacements, such as ``["<gap>"]``. Special tokens, [UNK] and the wildcards of
-            proteins and DNA (such as X, B and Z) never are.
+            random replacements, such as ``["<gap>"]``. Special tokens, [UNK], the wildcards of
+            proteins and DNA (such as X, B and Z) and BERT's ``[unused17]`` never are.
         keep: the name of a layer. Tokens with a number ≥ 0 in this layer are never masked. For
             example, the layer ``prompt`` marks the tokens of prompts.
         visits: how the masks of a row in different epochs depend on each other: ``random``
-            or ``complement``, which needs ``budget="expected"`` and a ``fill`` of ``none`` or
-            ``random``.
+            or ``complement``, in which every second epoch masks what the epoch before left visible
+            (only approximately if the ratio changes over the steps). ``complement`` needs
+            ``budget="expected"`` and a ``fill`` of ``none`` or ``random``.
 
     Raises:
         MaskwiseError: a name is unknown, a ratio is outside 0 to 1, the tokenizer lacks the

@@ -41,9 +41,10 @@ MOST_TARGETS = 2**31 - 1
 # left visible. Its ratio is thus 1 − r.
 #
 # Both epochs of a pair use the same draws. Units are not split, so an epoch may mask one unit more
-# or one unit less than the ratio asks for, and may mask nothing in a short piece. If a policy
-# learns its weights during training, the random order changes between the epochs of a pair, and
-# ``complement`` holds only approximately.
+# or one unit less than the ratio asks for, and may mask nothing in a short piece. If the ratio
+# changes over the steps, or a policy learns its weights during training, the two epochs of a pair
+# divide the units at other places, or in another order, and ``complement`` holds only
+# approximately.
 #
 # Source: masked diffusion models of 2025.
 VISITS = ("random", "complement")
@@ -278,7 +279,7 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     corruptions``."""
     min_targets: Weights[int] = Field(1, ge=0, le=MOST_TARGETS)
     """The minimum number of tokens to mask in a text. Texts whose ratio × tokens is below 0.5 have
-    no minimum."""
+    no minimum. The minimum of 1 masks more than the ratio in short texts; 0 meets it on average."""
     predict: Weights[str | float] = 1.0
     """The largest share of each row's tokens that get a loss: a number or a schedule."""
     keep: Weights[str | None] = None
@@ -287,11 +288,12 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     visits: Weights[str] = "random"
     """How the masks of a text in different epochs depend on each other. With ``random``, every
     epoch draws a new mask. With ``complement``, every second epoch masks the units that the epoch
-    before left visible."""
+    before left visible; if the ratio changes over the steps, only approximately."""
     exclude: Weights[tuple[str, ...]] = ()
     """Tokens that are never masked in training and never used as random replacements, as the
-    tokenizer writes them. Special tokens, unknown tokens and the wildcards of proteins and DNA
-    (such as X, B, Z and gaps) never are, in training and in evaluations."""
+    tokenizer writes them. Special tokens, unknown tokens, the wildcards of proteins and DNA (such
+    as X, B, Z and gaps) and spare tokens (such as ``[unused17]``) never are, in training and in
+    evaluations."""
 
     _values: dict[str, Any] = PrivateAttr()
 

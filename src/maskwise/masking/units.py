@@ -343,8 +343,8 @@ def floors(tokens_P: Array, ratio_P: Array, min_targets: int) -> Array:
 
 def budgets(tokens_P: Array, ratio_P: Array, draws: Draws, min_targets: int) -> Array:
     """(P,) int64: the budget, in tokens, of each piece."""
-    # With random rounding, the mean budget is exactly ratio × tokens. With rounding to the nearest
-    # number, short pieces would get too many or too few masks on average.
+    # With random rounding, the mean is exactly ratio × tokens, except where the minimum raises it.
+    # With rounding to the nearest number, short pieces would get too many or too few masks.
     rounded_P = (ratio_P * tokens_P + draws.per_piece(Purpose.ROUND)).astype(np.int64)
     return np.minimum(np.maximum(rounded_P, floors(tokens_P, ratio_P, min_targets)), tokens_P)
 

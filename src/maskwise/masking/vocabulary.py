@@ -38,15 +38,20 @@ SIGNS = frozenset(("", ".", "-", "*", "|", "~", "<null_1>"))
 """Gaps, ends and fillers in vocabularies of sequences."""
 
 
+# Places that vocabularies keep for tokens to come, as BERT's ``[unused17]``. No text has them.
+_SPARE = re.compile(r"\[unused_?\d+\]|<unused_?\d+>|madeupword\d+")
+
+
 def wildcards(names: Iterable[str]) -> set[str]:
     """Return the tokens of a sequence with a letter that stands for no certain one.
 
     The tokens must be single letters or k-mers, in upper or lower case. In proteins, X (any amino
     acid), B, J and Z (one of two), the rare U and O, and signs such as gaps and ESM's ``<null_1>``
     are not certain; in DNA, N and the other letters for several nucleotides. In any other
-    vocabulary, such as the letters of a text, there are none. Lower-case letters are of proteins if
-    they include all twenty amino acids and no o, which nearly all texts have; or if they are
-    ESM's alphabet.
+    vocabulary, such as the letters of a text, there are none. Capitals are of proteins if they
+    include E, F, I, L, P and Q, also all 26, because single capitals are rarely a text. Lower-case
+    letters are of proteins if they include all twenty amino acids and no o, which nearly all texts
+    have; or if they are ESM's alphabet.
 
     Source: the nomenclature of IUPAC-IUB (1983, 1985).
 
@@ -81,6 +86,13 @@ def wildcards(names: Iterable[str]) -> set[str]:
     }
 
 
+def pad_has_role(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the padding token is also another special token, such as the end of a text."""
+    roles = ("bos", "eos", "cls", "sep", "unk", "mask")
+    others = [getattr(tokenizer, f"{role}_token_id") for role in roles]
+    return tokenizer.pad_token_id in others
+
+
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """Tables over the V token ids.
@@ -88,11 +100,11 @@ class Vocabulary:
     Attributes:
         size: V, the largest id plus one. Rows with larger ids cause an error.
         mask, pad, bos, eos: ids of special tokens; None if the tokenizer has no such token.
-        content: (V,) bool, False for special tokens and unused ids. Masking never selects or moves
-            special tokens, and never uses them as random replacements.
+        content: (V,) bool, False for special tokens and for ids without a token. Masking never
+            selects or moves special tokens, and never uses them as random replacements.
         eligible: (V,) bool, the ids that may be masked, and that may replace a masked token at
-            random: all content ids except [UNK], which is useless as a target, and except the
-            ``wildcards`` of proteins and DNA.
+            random: all content ids except [UNK], which is useless as a target, the ``wildcards`` of
+            proteins and DNA, and spare tokens that no text has, such as BERT's ``[unused17]``.
         sentinels: the ids of T5's sentinels (``<extra_id_0>``, ``<extra_id_1>``, …), ordered by the
             number in their names.
         by_name: a dict from each token to its id.
@@ -160,7 +172,9 @@ class Vocabulary:
         if unknown is not None:
             eligible[unknown] = False
         names = {name for name, number in by_name.items() if eligible[number]}
-        eligible[[by_name[name] for name in wildcards(names)]] = False
+        spare = {name for name in names if _SPARE.fullmatch(name)}
+        without_text = spare | wildcards(names - spare)
+        eligible[[by_name[name] for name in without_text]] = False
         if not eligible.any():
             raise MaskwiseError(
                 "the tokenizer has no ordinary token",
@@ -178,8 +192,7 @@ class Vocabulary:
             bos=bos if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
             eos=eos if tokenizer.sep_token_id is None else tokenizer.sep_token_id,
             by_name=by_name,
-            pad_has_role=pad in (tokenizer.cls_token_id, tokenizer.sep_token_id, bos, eos)
-            or pad in (unknown, mask),
+            pad_has_role=pad_has_role(tokenizer),
         )
 
     def without(self, names: Iterable[str]) -> Vocabulary:
@@ -229,6 +242,9 @@ class Vocabulary:
                 "tokenizer.add_special_tokens({'mask_token': '[MASK]'})"
             )
             if self.sentinels:
-                do = "use policy='t5-span' with corruption='t5', which needs only sentinels"
+                do += (
+                    "; or, for an encoder–decoder, policy='t5-span' with corruption='t5', which "
+                    "needs only sentinels"
+                )
             raise MaskwiseError("the tokenizer has no mask token", do=do)
         return self.mask

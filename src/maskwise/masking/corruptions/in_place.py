@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskwise.draws import Draws, Purpose, below, in_lowest_share, index_within
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, finite_number, require_known
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.corruptions.base import Corruption, Masked, labels_in_place
 from maskwise.masking.line import Line
@@ -32,6 +32,8 @@ class Bert(Corruption):
     per: str = "token"
 
     def __post_init__(self) -> None:
+        finite_number("argument mask of corruption bert", self.mask)
+        finite_number("argument random of corruption bert", self.random)
         if min(self.mask, self.random) < 0 or self.mask + self.random > 1 + 1e-9:
             raise MaskwiseError(
                 "corruption bert: shares must be ≥ 0 and sum to at most 1",

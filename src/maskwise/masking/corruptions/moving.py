@@ -28,6 +28,9 @@ from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.segments import changes, offsets, owners, rank_within, sums_within
 
+LEAST_MEAN = math.log(2)
+"""The smallest mean length of spans in ``infill``."""
+
 
 @dataclass(frozen=True)
 class Delete(Moving):
@@ -142,8 +145,9 @@ class Infill(Moving):
     length 0 is *empty*: a [MASK] is inserted between two tokens. Masking policies select only spans
     of at least one token (for BART, use ``span(poisson=3.0)``). This corruption adds the empty
     spans. A Poisson length is 0 with probability q = exp(−mean), so for each selected span, an
-    empty span is added with probability q / (1 − q), at a random place that no span touches. With
-    ``mean=None`` there are no empty spans.
+    empty span is added with probability q / (1 − q), at a random place that no span touches. The
+    mean is thus at least ln 2, where half of all spans are empty. With ``mean=None`` there are no
+    empty spans.
 
     Adjacent spans become one [MASK], and so do two empty spans at the same place. Pieces with many
     short or empty spans can become longer.
@@ -160,11 +164,15 @@ class Infill(Moving):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mean is not None and self.mean <= 0:
+        if self.mean is None:
+            return
+        finite_number("argument mean of corruption infill", self.mean)
+        if self.mean < LEAST_MEAN:
             raise MaskwiseError(
                 "argument mean of corruption infill is not valid",
                 got=self.mean,
-                allowed="above 0, or None",
+                allowed=f"at least ln 2 = {LEAST_MEAN:.4f}, or None",
+                do="with a smaller mean, more than half of all spans would be empty",
             )
 
     def corrupt(self, line: Line, choice: Choice, draws: Draws, vocabulary: Vocabulary) -> Masked:
@@ -230,6 +238,10 @@ class PermuteSentences(Corruption):
     @property
     def keeps_length(self) -> bool:
         return self.inner is None or self.inner.keeps_length
+
+    @property
+    def shows_mask(self) -> bool:  # type: ignore[override]
+        return self.inner is not None and self.inner.shows_mask
 
     def check(self, vocabulary: Vocabulary) -> None:
         if self.inner is not None:

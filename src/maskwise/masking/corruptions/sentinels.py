@@ -41,6 +41,7 @@ class T5(Moving):
     target: str = "spans"
     eos: bool = True
 
+    shows_mask = False
     targets = ("spans", "full")
 
     @property

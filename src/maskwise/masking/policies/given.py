@@ -98,6 +98,7 @@ class SpanLayer(Policy):
 
     def __post_init__(self) -> None:
         require_known("value of rest in policy span-layer", self.rest, ("word", "token", "none"))
+        finite_number("argument rest_weight of policy span-layer", self.rest_weight, least=0)
 
     def layers(self) -> Names:
         if self.rest == "none":
@@ -205,6 +206,9 @@ class Weighted(CutPolicy):
     units: str = "word"
     power: float = 1.0
 
+    def __post_init__(self) -> None:
+        finite_number("argument power of policy weighted", self.power)
+
     def layers(self) -> Names:
         return (self.layer, *super().layers())
 
@@ -264,6 +268,8 @@ class Frequency(CutPolicy):
     scales_ratio = True
 
     def __post_init__(self) -> None:
+        finite_number("argument power of policy frequency", self.power)
+        finite_number("argument floor of policy frequency", self.floor)
         if self.floor <= 0:
             raise MaskwiseError(
                 "argument floor of policy frequency is not valid", got=self.floor, allowed="above 0"
@@ -320,6 +326,7 @@ class LearnedPolicy(Policy):
                 got=self.take,
                 allowed="weights, spans, or top-N with a number N, such as top-5",
             )
+        finite_number("power of policy learned", self.power)
         finite_number("explore of policy learned", self.explore, least=0, most=1)
         if (self.power != 1 or self.explore) and self.take != "weights":
             raise MaskwiseError("policy learned: power and explore need take=weights", got=self)

@@ -126,11 +126,14 @@ class Mixture(Policy):
         columns = []
         before = 0
         weighted = False
+        # Whether units are single tokens must not depend on the shares of the step.
+        by_token = self.unit_kind is UnitKind.TOKEN
         for i, share in enumerate(self.current(when)):
             if share == 0:
                 continue
-            units = _numbered(cut_by(self.members[i], line, draws, when))
-            units = units.kept((drawn_P == i).take(units.piece))
+            units = cut_by(self.members[i], line, draws, when)
+            by_token = by_token and units.by_token
+            units = _numbered(units).kept((drawn_P == i).take(units.piece))
             weight = units.weight
             if weight is None:
                 weight = np.ones(len(units.piece))
@@ -141,6 +144,7 @@ class Mixture(Policy):
             columns.append((units.tokens, unit, units.piece, units.number, weight))
         tokens, unit, piece, number, weight = map(np.concatenate, zip(*columns))
         units = Units.of_tokens(line, tokens, unit, piece, number)
+        units.by_token = by_token
         if weighted:
             units.weight = weight
         return units

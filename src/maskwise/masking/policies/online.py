@@ -77,6 +77,8 @@ class GroupWeighted(CutPolicy):
     scales_ratio = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.groups, tuple):
+            whole_number("groups of policy group-weighted", self.groups)
         if len(self.names) < 2:
             raise MaskwiseError(
                 "policy group-weighted has too few groups",

@@ -66,6 +66,7 @@ class Span(Policy):
     poisson: float | None = None
 
     def __post_init__(self) -> None:
+        finite_number("p of policy span", self.p)
         if not 0 < self.p < 1:
             raise MaskwiseError(
                 "p of policy span is not valid", got=self.p, allowed="above 0 and below 1"
