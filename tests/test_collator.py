@@ -135,9 +135,12 @@ def test_complementary_masks_need_a_true_epoch_in_workers_too() -> None:
     collate = MaskingCollator(masker(visits="complement"))
     for workers in (0, 1):
         loader = DataLoader(named, batch_size=12, collate_fn=collate, num_workers=workers)
-        with pytest.raises(MaskwiseError, match="needs the epoch"), warnings.catch_warnings():
+        said = "needs the epoch.*use StepBatchSampler and SteppedDataset"
+        with pytest.raises(MaskwiseError, match=said), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             next(iter(loader))
+    named = [row | {"epoch": 1, "step": 0} for row in named]
+    assert collate(named)["labels"].shape[0] == len(named)
 
 
 def test_packed_rows_are_said_to_lose_their_documents() -> None:

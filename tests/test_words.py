@@ -4,6 +4,7 @@ words.
 
 from __future__ import annotations
 
+import copy
 import re
 import unicodedata
 import warnings
@@ -510,6 +511,25 @@ def test_annotate_rows_is_what_map_and_a_masker_want(tokenizer):
     assert "text" not in texts
     assert annotate_rows({"text": SENTENCES[0]}, tokenizer)["input_ids"] == ids[0]
     assert annotate_rows({"input_ids": []}, tokenizer)["word_ids"] == []
+
+
+def test_the_id_of_a_row_does_not_depend_on_its_padding(tokenizer):
+    texts = ["The cat sat.", "The cat sat on the mat."]
+    plain = annotate_rows(dict(tokenizer(texts)), tokenizer)["example_id"]
+    for how in ({"padding": True}, {"padding": "max_length", "max_length": 40}):
+        padded = dict(tokenizer(texts, **how))
+        assert annotate_rows(padded, tokenizer)["example_id"] == plain
+        alone = annotate_rows({key: row[0] for key, row in padded.items()}, tokenizer)
+        assert alone["example_id"] == plain[0]
+        del padded["attention_mask"]
+        assert annotate_rows(padded, tokenizer)["example_id"] == plain
+    # The padding token of this tokenizer stands for the end of a text, too.
+    ends = copy.deepcopy(tokenizer)
+    ends.pad_token = ends.sep_token
+    assert annotate_rows({"input_ids": tokenizer(texts)["input_ids"]}, ends)["example_id"] == plain
+    for bad in ([[1]], 5, [[1], [1]]):
+        with pytest.raises(MaskwiseError, match="attention_mask"):
+            annotate_rows(dict(tokenizer(texts)) | {"attention_mask": bad}, tokenizer)
 
 
 def test_annotate_rows_keeps_ids_that_the_rows_have(tokenizer):

@@ -23,7 +23,7 @@ from maskwise.annotate.run import open_corpus
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.folders import require_replaceable, write_folder, write_json
 from maskwise.masking import IGNORE, Masker
-from maskwise.masking.moment import Columns, Moment, refuse_steps
+from maskwise.masking.moment import Lists, Moment, refuse_steps
 from maskwise.masking.settings import Masking
 from maskwise.text import require_documents
 from maskwise.text.documents import BATCH_CHARACTERS, Document, Documents, batches
@@ -192,11 +192,11 @@ def _characters(document: Document) -> int:
     return len(document.text)
 
 
-def _columns(rows: Sequence[dict[str, list[int]]]) -> Columns:
+def _columns(rows: Sequence[dict[str, list[int]]]) -> Lists:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _table(columns: Columns) -> pyarrow.Table:
+def _table(columns: Lists) -> pyarrow.Table:
     """Return a table of lists. Ids and labels have 32 bits, and flags 8 bits."""
     import pyarrow
 

@@ -131,6 +131,12 @@ class MaskingCollator:
         require_rows(rows)
         step = common_number(rows, "step")
         epoch = common_number(rows, "epoch")
+        visits = self.masker.masking.visits
+        if epoch is None and visits != "random":
+            raise MaskwiseError(
+                f"visits: {visits} needs the epoch, and the rows have no column epoch",
+                do="use StepBatchSampler and SteppedDataset, or MaskingTrainer, which add it",
+            )
         worker = get_worker_info()
         # Every worker has a copy of this collator, but only the first worker should warn.
         first = worker is None or worker.id == 0
@@ -155,8 +161,7 @@ class MaskingCollator:
                         "num_workers=0",
                     )
                 step = step * worker.num_workers + worker.id
-                # Complementary masks need the true epoch, and the masker says that it is missing.
-                if epoch is None and self.masker.masking.visits == "random":
+                if epoch is None:
                     # A loader may restart its workers every epoch. Their counts then begin at 0
                     # again, but their seed differs, so the masks differ too.
                     epoch = fold(worker.seed, step)

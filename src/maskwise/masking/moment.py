@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from maskwise.masking.batch import MaskedBatch
     from maskwise.masking.masker import Masker
 
-Columns = dict[str, list[list[int]]]
+Lists = dict[str, list[list[int]]]
 
 
 class Moment:
@@ -31,8 +31,8 @@ class Moment:
 
     The result has the inputs of a model and the labels: ``input_ids``, ``attention_mask``,
     ``labels`` and, if the rows have them, ``token_type_ids`` and ``position_ids``. Rows are not
-    padded, and padding that they had stays. Columns become columns, and a list of rows becomes a
-    list of rows.
+    padded. Padding that they had stays, unless the corruption changes lengths. Columns become
+    columns, and a list of rows becomes a list of rows.
 
     Raises:
         MaskwiseError: the masks of this moment cannot be known.
@@ -132,7 +132,7 @@ def _lengths_of(rows: UserRows) -> list[int]:
     return [len(row) for row in ids]
 
 
-def columns_of(batch: MaskedBatch, lengths: Sequence[int]) -> Columns:
+def columns_of(batch: MaskedBatch, lengths: Sequence[int]) -> Lists:
     """Return a batch as columns of lists, without the padding of the batch.
 
     Args:

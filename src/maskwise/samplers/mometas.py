@@ -9,11 +9,10 @@ the probabilities of objectives that were drawn in good rollouts. Only the probe
 
 ``Mometas`` has the published update (Wu et al. 2022). With the published constants, probabilities
 stay near uniform: the fixed point is softmax(q / entropy), where q[objective] is the sum of all
-    gains in
-a rollout that draws only this objective. The reward has no baseline. As long as every loss falls,
-every reward is positive, and the probabilities drift at random. ``MometasPlus`` is a variant from
-this library, which estimates *which objective* caused the gain (``benchmarks/sampler_regret.py``
-compares the two).
+gains in a rollout that draws only this objective. The reward has no baseline. As long as every loss
+falls, every reward is positive, and the probabilities drift at random. ``MometasPlus`` is a variant
+from this library, which estimates *which objective* caused the gain
+(``benchmarks/sampler_regret.py`` compares the two).
 """
 
 from __future__ import annotations

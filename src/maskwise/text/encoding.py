@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskwise.arrays import whole_numbers
+from maskwise.arrays import flags, whole_numbers
 from maskwise.errors import MaskwiseError, Truncated, whole_number
+from maskwise.masking.vocabulary import pad_has_role
 from maskwise.segments import Array, owners, totals_within
 from maskwise.text.layers import Fitted, Layered, annotated, token_layers
 from maskwise.text.opening import is_utf8
@@ -448,9 +449,10 @@ def annotate_rows(
             )
         annotators = _fitted(layers)
         offsets = _rows_of_offsets(batch.get("offset_mapping"), rows, alone=alone)
+        present = _rows_of_present(batch.get("attention_mask"), rows, tokenizer, alone=alone)
         made = [
-            surfaces.annotate(row, annotators, spans)
-            for row, spans in zip(rows, offsets, strict=True)
+            surfaces.annotate(row, annotators, spans, tokens)
+            for row, spans, tokens in zip(rows, offsets, present, strict=True)
         ]
         if surfaces.guessed:
             _warn(
@@ -535,6 +537,27 @@ def _rows_of_offsets(value: Any, rows: Sequence[Ints], *, alone: bool) -> list[I
     ]
 
 
+def _rows_of_present(
+    value: Any, rows: Sequence[Ints], tokenizer: PreTrainedTokenizerBase, *, alone: bool
+) -> list[Array]:
+    """Return for each row (L,) bool, false for padding, by the attention mask or by the token."""
+    if value is None:
+        if tokenizer.pad_token_id is None or pad_has_role(tokenizer):
+            return [np.ones(len(row), bool) for row in rows]
+        return [row != tokenizer.pad_token_id for row in rows]
+    masks = [value] if alone else value
+    if not hasattr(masks, "__len__") or len(masks) != len(rows):
+        raise MaskwiseError(
+            "'attention_mask' does not fit 'input_ids'",
+            got=type(value).__name__,
+            allowed=f"{len(rows)} rows",
+        )
+    return [
+        flags("attention_mask", mask, shape=row.shape)
+        for mask, row in zip(masks, rows, strict=True)
+    ]
+
+
 class Surfaces:
     """Decodes rows of tokens and finds their words; caches the bytes of each token.
 
@@ -567,7 +590,11 @@ class Surfaces:
         self.guessed = 0
 
     def annotate(
-        self, ids: Ints, annotators: Sequence[Layered], spans: Ints | None = None
+        self,
+        ids: Ints,
+        annotators: Sequence[Layered],
+        spans: Ints | None = None,
+        present: Array | None = None,
     ) -> dict[str, object]:
         """Return a row's word ids (−1 for special tokens), example id and annotation layers.
 
@@ -575,12 +602,14 @@ class Surfaces:
             ids: (L,) the tokens.
             annotators: the annotators of the layers.
             spans: (L, 2) the offsets of the tokens, if known.
+            present: (L,) bool, false for padding, on which the example id does not depend.
         """
         text, offsets = self.read(ids, spans)
         special = np.isin(ids, [*self.special])
         columns = annotated(annotators, [text], offsets, np.array([len(ids)]), special=special)
         # The byte order is fixed, so that example ids, and thus masks, are equal on all machines.
-        row: dict[str, object] = {"example_id": bytes_id(ids.astype("<i8").tobytes())}
+        named = ids if present is None else ids[present]
+        row: dict[str, object] = {"example_id": bytes_id(named.astype("<i8").tobytes())}
         for layer, values in columns.items():
             row[layer] = values.tolist()
         return row

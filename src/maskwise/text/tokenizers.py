@@ -51,7 +51,8 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LONGEST_WORD = 100
 # First code point of a private Unicode plane, to which letters inside words are moved in training.
 INSIDE = 0xF0000
-NUCLEOTIDES = frozenset("ACGTN")
+# The letters of DNA as it is read, with N for a nucleotide that was not.
+READ_NUCLEOTIDES = frozenset("ACGTN")
 # No amino acid has the letter J.
 NO_RESIDUE = "J"
 # Protein tokenizers have about 30 tokens; text tokenizers have thousands.
@@ -486,7 +487,7 @@ def dna_note(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | 
         return None
     if not ONLY_RESIDUES.issubset(tokens):
         return None
-    if not all(text and NUCLEOTIDES.issuperset(text.upper()) for text in texts):
+    if not all(text and READ_NUCLEOTIDES.issuperset(text.upper()) for text in texts):
         return None
     return (
         "these sequences have only the letters A, C, G, T and N, like DNA, but the tokenizer reads "
