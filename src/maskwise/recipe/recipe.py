@@ -580,25 +580,29 @@ def _refuse_unused(
         in_file: see ``refuse_unused``.
     """
     runs = list(runs)
-    everywhere = [link._plain() for link in chain.from_iterable(runs)]
     values: Plain = {}
     for key, value in given.items():
         if key == "phases" and isinstance(value, list):
-            for number, phase in enumerate(value):
-                values |= leaves(nested(phase or {}), f"phases.{number}.")
+            for number, changes in enumerate(value):
+                values |= leaves(nested(changes or {}), f"phases.{number}.")
         else:
             values[key] = value
+    # The values of the whole recipe have the key None, and those of a phase its number.
+    by_phase: dict[int | None, Plain] = {None: {}}
     for key, value in values.items():
-        recipes = everywhere
+        phase: int | None = None
         parts = key.split(".")
         # The former name of the second phase.
         if parts[0] == FORMER_PHASE and len(parts) > 1:
             parts[:1] = ["phases", "1"]
         if parts[0] == "phases" and len(parts) > 1:
-            number = int(parts[1])
-            recipes = [links[number]._plain() for links in runs if number < len(links)]
+            phase = int(parts[1])
             key = ".".join(parts[2:])
-        refuse_unused({key: value}, recipes, _default(), origin=origin, in_file=in_file)
+        by_phase.setdefault(phase, {})[key] = value
+    for phase, own in by_phase.items():
+        links = [links[phase : phase + 1] for links in runs] if phase is not None else runs
+        recipes = [link._plain() for link in chain.from_iterable(links)]
+        refuse_unused(own, recipes, _default(), origin=origin, in_file=in_file)
 
 
 @cache

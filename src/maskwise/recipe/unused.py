@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from maskwise.constants import is_rate
@@ -482,13 +483,20 @@ def refuse_unused(
         origin: words for who wrote the values, for the error message.
         in_file: whether the values are those of a file, which other recipes may extend.
     """
+
+    @cache
+    def unused(number: int) -> Mapping[str, str]:
+        return ineffective(recipes[number], in_file=in_file)
+
     for key, value in given.items():
         if value is None or value == value_at(default, key):
             continue
-        reasons = [_reason(key, ineffective(settings, in_file=in_file)) for settings in recipes]
-        if reasons and all(reasons):
+        # Most values have an effect in the first training, so the others are not looked at.
+        reasons = (_reason(key, unused(number)) for number in range(len(recipes)))
+        first = next(reasons, None)
+        if first and all(reasons):
             place = f"{origin}: {key}" if origin else key
-            raise MaskwiseError(f"{place} {reasons[0]}", got=value, do=f"remove {key}")
+            raise MaskwiseError(f"{place} {first}", got=value, do=f"remove {key}")
 
 
 def _reason(key: str, unused: Mapping[str, str]) -> str | None:
