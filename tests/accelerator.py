@@ -317,11 +317,11 @@ def accelerator() -> Iterator[Device]:
         line(log, done)
         mode.free = False
 
-    teach = Exchange.teach
+    update = Exchange.update
 
     def closing(exchange: Exchange, learners: Any, now: Progress) -> None:
         mode.free = now.closing
-        teach(exchange, learners, now)
+        update(exchange, learners, now)
         mode.free = False
 
     class Thread(ThreadPoolExecutor):
@@ -332,7 +332,7 @@ def accelerator() -> Iterator[Device]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Log, "line", free)
-        patch.setattr(Exchange, "teach", closing)
+        patch.setattr(Exchange, "update", closing)
         patch.setattr(data, "ThreadPoolExecutor", Thread)
         if not GPU:
             patch.setattr(Accelerator, "device", property(lambda self: DEVICE))

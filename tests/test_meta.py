@@ -107,7 +107,7 @@ def lesson(**settings) -> Lesson:
 def inner(made: Lesson) -> InnerModel:
     """The model of a lesson, after its warm steps."""
     model = InnerModel(*made[1:])
-    model.meet(MetaObjective(made.policy, model))
+    model.configure(MetaObjective(made.policy, model))
     return model
 
 
@@ -392,7 +392,7 @@ def outer_step(made: Lesson, **training) -> MetaObjective:
     """Compute the gradient of the first outer step as ``train`` does, on one rank."""
     settings = outer_settings(made.settings).model_copy(update=training)
     objective = MetaObjective(made.policy, InnerModel(*made[1:]))
-    objective.inner.meet(objective)
+    objective.inner.configure(objective)
     batches = MetaSource(made.examples, made.settings, settings).batches(0, rank=0, ranks=1)
     targets = sum(int((batch["labels"] != -100).sum()) for batch in batches)
     for batch in batches:

@@ -72,6 +72,11 @@ def test_a_question_about_the_next_batch_starts_no_learner() -> None:
     assert source.learners() and len(began) == 1
 
 
+def test_a_learner_with_the_former_name_of_a_method_is_refused() -> None:
+    with pytest.raises(MaskwiseError, match=r"Own.meet would not be called; name it configure"):
+        type("Own", (Learner,), {"meet": lambda self, objective: None})
+
+
 def test_weights_by_hand() -> None:
     masker, batch = taught("type-weighted(every=2)", torch.ones_like)
     truth = batch.labels[batch.labels >= 0]
@@ -191,7 +196,7 @@ def test_one_exchange_serves_all_learners_at_once_or_a_step_late(late: bool) -> 
             state = states({LATE: exchange})
             exchange = Exchange(ranks, late=late)
             restore({LATE: exchange}, state)
-        exchange.teach(learners, Progress(done, 5))
+        exchange.update(learners, Progress(done, 5))
     assert ranks.exchanges == 5
     own = {
         "a": [0.0, 3.0, 6.0, 9.0, 12.0],

@@ -55,10 +55,10 @@ def test_flops_count_the_objective_that_was_drawn_and_the_probes_that_teach(
     learner = SamplerLearner(sampler(spec, ["mlm", "atd"]), lambda: losses, watched_every=every)
     batch: Any = SimpleNamespace(objective="atd", tokens=4, targets=4)
     exchange = Exchange(Agreement(SimpleNamespace(num_processes=1)))
-    exchange.teach({"sampler": learner}, Progress(0, 4))
+    exchange.update({"sampler": learner}, Progress(0, 4))
     for step in range(4):
         learner.observe(batch, Loss(torch.tensor(8.0), torch.tensor(4)))
-        exchange.teach({"sampler": learner}, Progress(step + 1, 4, closing=step == 3))
+        exchange.update({"sampler": learner}, Progress(step + 1, 4, closing=step == 3))
     spent = learner.spent()
     assert spent["mlm"]["steps"] == 0
     assert (spent["atd"]["steps"], spent["atd"]["tokens"]) == (4, 16)

@@ -137,10 +137,10 @@ class MaskingTrainer(Trainer):
         self._learners = learners_of(masker)
         # The step for which ``_learn`` was last called.
         self._learned = -1
-        # A policy that must know which predictions are correct sets this to True in ``meet``.
+        # A policy that must know which predictions are correct sets this to True in ``configure``.
         self.tells_right = False
         for learner in self._learners.values():
-            learner.meet(self)
+            learner.configure(self)
         args = copy.copy(args) if args else TrainingArguments()
         # Trainer must not drop example_id and the layers, because the masker reads them.
         args.remove_unused_columns = False
@@ -330,7 +330,7 @@ class MaskingTrainer(Trainer):
             return
         self._learned = step
         now = Progress(step, self.state.max_steps, closing)
-        Exchange(Agreement(self.accelerator)).teach(self._learners, now)
+        Exchange(Agreement(self.accelerator)).update(self._learners, now)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

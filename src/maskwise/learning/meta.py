@@ -366,7 +366,7 @@ class InnerModel(Learner):
         self.initial: Parameters = {}
         self.overshoot: str | None = None
 
-    def meet(self, objective: MetaObjective) -> None:
+    def configure(self, objective: MetaObjective) -> None:
         """Move the model to the device of the policy, and take the warm steps on the task.
 
         Raises:
@@ -549,7 +549,7 @@ class PolicyAverage(Learner):
         self.sums_42 = torch.zeros(4, 2, dtype=torch.float64)
         self.shown: dict[str, float] = {}
 
-    def meet(self, objective: MetaObjective) -> None:
+    def configure(self, objective: MetaObjective) -> None:
         self.meta = objective
         self.policy.to(next(objective.parameters()).device)
 

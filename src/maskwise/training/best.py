@@ -66,7 +66,7 @@ class Best(Lowest, Learner):
         self.weights: TensorDict = {}
         self._is_new = False
 
-    def meet(self, objective: Any) -> None:
+    def configure(self, objective: Any) -> None:
         self.trained = objective
 
     def compare(self, step: int, loss: float) -> bool:

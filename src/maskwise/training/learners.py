@@ -82,10 +82,15 @@ class Learner:
     may_wait: bool = True
     """Whether the learner may get its sums one update late (``training.lag``)."""
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "meet" in vars(cls):  # until 0.2
+            raise MaskwiseError(f"{cls.__name__}.meet would not be called", do="name it configure")
+
     def start(self, vocabulary: Vocabulary) -> None:
         """Prepare for the first batch, with the vocabulary of the masker."""
 
-    def meet(self, objective: Any) -> None:
+    def configure(self, objective: Any) -> None:
         """Configure the objective before training."""
 
     def observe(self, batch: Any, loss: Any) -> None:
@@ -283,7 +288,7 @@ class TypeLearner(Learner):
         if self.policy.weights.current is None:
             self.policy.weights.current = np.ones(vocabulary.size)
 
-    def meet(self, objective: Any) -> None:
+    def configure(self, objective: Any) -> None:
         """Make the objective report which answers are correct."""
         objective.tells_right = True
 

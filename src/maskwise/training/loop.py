@@ -133,13 +133,13 @@ def train(
             engine.save(done, log.so_far(), states(kept), positions)
 
         def learn(done: int, *, closing: bool = False) -> None:
-            exchange.teach(learners, Progress(done, steps, closing))
+            exchange.update(learners, Progress(done, steps, closing))
 
         for learner in learners.values():
             if isinstance(objective, SeveralObjectives) and learner.objective:
-                learner.meet(objective.named(learner.objective))
+                learner.configure(objective.named(learner.objective))
             else:
-                learner.meet(objective)
+                learner.configure(objective)
         share_streams(streams, engine)
         if engine.start:
             restore(kept, engine.learned)
@@ -225,7 +225,7 @@ class Exchange(Learner):
         self.late = late
         self.pending: Callable[[], TensorDict] = dict
 
-    def teach(self, learners: Mapping[str, Learner], now: Progress) -> None:
+    def update(self, learners: Mapping[str, Learner], now: Progress) -> None:
         """Sum what the learners offer, and call ``after`` of every learner with its sums."""
         at_once = {}
         later = {}
