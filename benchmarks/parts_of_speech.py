@@ -75,7 +75,7 @@ class LossesByGroup(Learner):
 
     def observe(self, batch: Any, loss: Any) -> None:
         row, column = loss.where.unbind(1)
-        group = batch.line.tensor(self.layer)[row, column].long()
+        group = batch.line.tensor(batch.line.layer(self.layer))[row, column].long()
         # Tokens without a group are added to a last one, which is dropped.
         group = group.where(group >= 0, self.groups)
         losses = loss.each.double()

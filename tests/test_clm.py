@@ -36,7 +36,7 @@ def test_the_label_of_a_place_is_the_next_token_of_its_text(tokenizer, rows, lay
     source, ids = batch.line, batch.input_ids
     # nothing is masked
     assert torch.equal(ids, torch.from_numpy(source.input_ids.reshape(source.shape)))
-    eligible, segments = source.tensor("eligible"), batch.segment_ids
+    eligible, segments = source.tensor(source.eligible), batch.segment_ids
     wanted = torch.zeros_like(eligible)
     together = (segments[:, 1:] == segments[:, :-1]) | (layout == "joined")
     wanted[:, :-1] = eligible[:, 1:] & together
@@ -50,7 +50,7 @@ def test_the_label_of_a_place_is_the_next_token_of_its_text(tokenizer, rows, lay
 def test_what_follows_a_place_does_not_change_its_logits(family, layout, tokenizer, rows):  # noqa: F811
     batch, model = next_tokens(tokenizer, rows, layout), build(family, tokenizer)
     clm = CausalLanguageModelling(model)
-    content, where = batch.line.tensor("content"), batch.where
+    content, where = batch.line.tensor(batch.line.content), batch.where
     row, column = where.unbind(1)
     cut = 5
 

@@ -208,7 +208,7 @@ def test_what_is_inserted_does_not_depend_on_the_rows_beside_it() -> None:
 def test_replacement_never_gives_the_same_token() -> None:
     batch, chosen = batch_of(*["<s> {" + " ".join(LETTERS * 3) + "} </s>"] * 60)
     shown = corrupted("replace", batch, chosen)
-    inside, truth = shown.input_ids[chosen], batch.tensor("input_ids")[chosen]
+    inside, truth = shown.input_ids[chosen], batch.tensor(batch.input_ids)[chosen]
     assert (inside != truth).all() and torch.equal(shown.labels[chosen], truth)
     assert inside.unique().tolist() == Vocabulary.of(tokenizer()).ordinary.tolist()
     detect = corrupted("replace(target='detect')", *batch_of("<s> a {b} c </s>"))

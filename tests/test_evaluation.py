@@ -113,7 +113,7 @@ TEXTS = ("the cats sat in london .", "paris", "a dog xyz ran .", "the birds ran 
 def test_every_token_is_scored_as_if_alone(within_word: bool) -> None:
     model, batch = Known(), rows(*TEXTS)
     found = log_probabilities(model, batch, mask=MASK, within_word=within_word)
-    words = batch.tensor("word_ids").tolist()
+    words = batch.tensor(batch.layer("word_ids")).tolist()
     for number, text in enumerate(TEXTS):
         ids = TOKENIZER(text)["input_ids"]
         for place, truth in enumerate(ids):

@@ -127,7 +127,7 @@ class Problem:
         choices = []
         for number, batch in enumerate(batches):
             draws = Draws(batch.example_id, seed=number, epoch=None)
-            choices.append(choose(batch, policy(batch.tensor("input_ids"), None), 0.3, draws))
+            choices.append(choose(batch, policy(batch.tensor(batch.input_ids), None), 0.3, draws))
         tasks = [question(kind, rows, seed) for seed in range(inner)]
         outer = tasks[-1] if same else question(kind, rows + 1, 50)
         losses = Losses(RelaxedDenoising(model, MASK), task)
@@ -136,7 +136,9 @@ class Problem:
     def steps(self) -> list[InnerStep]:
         steps = []
         for batch, choice, task in zip(self.batches, self.choices, self.tasks, strict=True):
-            inputs = {name: batch.tensor(name) for name in ("input_ids", "attention_mask")}
+            inputs = {
+                name: batch.tensor(getattr(batch, name)) for name in ("input_ids", "attention_mask")
+            }
             logit_U = choice.unit_logits(self.policy(inputs["input_ids"], inputs["attention_mask"]))
             mask = choice.mask(logit_U)
             if self.smooth:

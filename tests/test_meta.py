@@ -187,7 +187,7 @@ def test_examples_know_their_contexts_and_answers() -> None:
     train = examples("train")
     assert len(train) == 20 and train.without == 0
     batch, answer = train.batch(np.arange(20), seed=3)
-    ids = batch.tensor("input_ids")
+    ids = batch.tensor(batch.input_ids)
     rows = load_task(WORLD.task()).splits["train"]
     for row, own, marked in zip(rows, ids, answer, strict=True):
         assert tokenizer().decode(own[marked]) == row.answers[0]
@@ -197,7 +197,7 @@ def test_examples_know_their_contexts_and_answers() -> None:
     alone, _ = train.batch(np.array([7]), seed=3)
     assert alone.example_id[0] == batch.example_id[7]
     length = int(alone.content.sum()) + 2
-    assert torch.equal(alone.tensor("input_ids")[0, :length], ids[7, :length])
+    assert torch.equal(alone.tensor(alone.input_ids)[0, :length], ids[7, :length])
     assert (train.batch(np.arange(20), seed=4)[0].example_id != batch.example_id).any()
     asked = train.task(np.array([7]), "cpu")
     assert rows[7].question.casefold().split()[2] in tokenizer().decode(asked["input_ids"][0])

@@ -28,7 +28,8 @@ def test_losses_are_added_by_the_group_of_their_tokens() -> None:
     labels = torch.tensor([[2, -100, 3], [0, 1, -100]])
     where = torch.tensor([[0, 0], [0, 2], [1, 0], [1, 1]])
     watch = LossesByGroup("pos", 2, torch.tensor([0.1, 0.2, 0.3, 0.4]).log())
-    batch = SimpleNamespace(labels=labels, line=SimpleNamespace(tensor={"pos": groups}.get))
+    line = SimpleNamespace(layer={"pos": groups}.get, tensor=lambda values: values)
+    batch = SimpleNamespace(labels=labels, line=line)
     watch.observe(batch, SimpleNamespace(each=torch.tensor([1.0, 9.0, 2.0, 3.0]), where=where))
     [(count, losses, frequencies)] = watch.sums
     assert count.tolist() == [1, 2] and losses.tolist() == [1, 5]

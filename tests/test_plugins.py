@@ -629,7 +629,11 @@ def test_a_corruption_may_return_the_arrays_of_its_line() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         batch = masker({"input_ids": ids, "example_id": np.array([0])}, epoch=0)
-        batch.line.tensor("input_ids")
+        batch.line.tensor(batch.line.input_ids)
+    with pytest.raises(
+        MaskwiseError, match=r"takes an array; got eligible; line\.tensor\(line\.elig"
+    ):
+        batch.line.tensor("eligible")  # type: ignore[arg-type]
     batch.input_ids[:] = 0
     assert ids.tolist() == batch.labels.tolist() == [[5, 6, 7]]
 

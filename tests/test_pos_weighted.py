@@ -176,7 +176,7 @@ class Recorder(Learner):
         self.steps: list[list[tuple[int, float]]] = [[]]
 
     def observe(self, batch: Any, outcome: Any) -> None:
-        group = batch.line.tensor("pos")[outcome.where.unbind(1)].tolist()
+        group = batch.line.tensor(batch.line.layer("pos"))[outcome.where.unbind(1)].tolist()
         self.steps[-1] += zip(group, outcome.each.tolist(), strict=True)
 
     def after(self, now: Any) -> None:

@@ -140,7 +140,7 @@ def test_a_score_that_is_not_finite_is_refused() -> None:
 def masked(model: Any, mask_id: int, line: Line) -> tuple[Any, Tensor, Any, Tensor]:
     """The choice, its mask, the inputs and the relaxed loss under a hard mask."""
     choice = choose(line, torch.zeros(line.shape, dtype=F64), 0.3, keys_of(line))
-    inputs = {name: line.tensor(name) for name in ("input_ids", "attention_mask")}
+    inputs = {name: line.tensor(getattr(line, name)) for name in ("input_ids", "attention_mask")}
     mask = choice.hard()
     loss = RelaxedDenoising(model, mask_id)(inputs, mask, choice.budget)
     return choice, mask, inputs, loss

@@ -411,7 +411,9 @@ class MaskingTrainer(Trainer):
         # Masked diffusion divides the loss by the number of tokens that may be masked.
         if batch.loss_weight is not None:
             inputs["loss_weight"] = batch.loss_weight
-            inputs["counted"] = batch.line.tensor("eligible").sum(1).to(batch.labels.device)
+            inputs["counted"] = (
+                batch.line.tensor(batch.line.eligible).sum(1).to(batch.labels.device)
+            )
         return inputs
 
     @property

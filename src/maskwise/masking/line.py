@@ -402,22 +402,17 @@ class Line:
         for values in frozen:
             values.setflags(write=True)
 
-    def tensor(self, values: Array | str) -> Tensor:
-        """Return an array (T,) of the line, or the array of this name, as a (B, L) tensor.
-
-        The tensor shares its memory with the array. Users name their layers, and a layer hides an
-        attribute of the same name, so pass attributes as arrays: ``line.tensor(line.content)``.
+    def tensor(self, values: Array) -> Tensor:
+        """Return an array (T,) of the line, such as ``line.content`` or ``line.layer("pos")``, as a
+        (B, L) tensor, which shares its memory.
         """
         import torch
 
-        array: Array | None
+        # Names were allowed until 0.2, and a layer hid the attribute of its name.
         if isinstance(values, str):
-            array = self.layers.get(values, self.extras.get(values))
-            if array is None:
-                array = getattr(self, values)
-        else:
-            array = values
-        return torch.from_numpy(array.reshape(self.shape))
+            do = f"line.tensor(line.{values}), or line.tensor(line.layer({values!r}))"
+            raise MaskwiseError("Line.tensor takes an array", got=values, do=do)
+        return torch.from_numpy(values.reshape(self.shape))
 
 
 # The annotators that write a layer by a rule, and those that must read a whole corpus before.

@@ -192,7 +192,7 @@ class GroupLearner(Learner):
 
     def observe(self, batch: MaskedBatch, loss: Any) -> None:
         loss_M = widest(loss.each)
-        group_BL = moved(batch.line.tensor(self.policy.layer), loss_M.device)
+        group_BL = moved(batch.line.tensor(batch.line.layer(self.policy.layer)), loss_M.device)
         # Losses of tokens without a group go to an extra column, which is dropped below.
         groups = len(self.policy.names)
         group_M = group_BL[loss.where.unbind(1)].long()

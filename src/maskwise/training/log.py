@@ -33,6 +33,8 @@ from maskwise.training.several import SeveralObjectives
 from maskwise.training.stream import StreamedRows
 
 Evaluate = Callable[[int, Ranks], Sequence[Facts]]
+"""A function from the number of completed updates to lines of metrics, which are the same on all
+ranks. The ranks may divide its work."""
 
 
 class Watch(Protocol):
@@ -50,9 +52,6 @@ class Watch(Protocol):
         It is called when the model is loaded.
         """
 
-
-"""A function from the number of completed updates to lines of metrics, which are the same on all
-ranks. The ranks may divide its work."""
 
 MOST_SKIPPED = 20
 """The maximum number of consecutive updates that are skipped. After more, a model does not
