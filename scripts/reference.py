@@ -15,7 +15,7 @@ import typer
 from mkdocs.structure.files import File, Files
 
 from maskwise.cli import app
-from maskwise.cli.views import INTERNAL, describe_table, names_in
+from maskwise.cli.views import describe_table, internal_of, names_in
 from maskwise.recipe.described import recipe_keys
 
 TABLES = (
@@ -95,16 +95,17 @@ def names_page() -> str:
             lines += ["", f"### {row['name']}", ""]
             if arguments:
                 lines += [f"`{row['name']}{arguments}`", ""]
-            lines.append(_markdown(inspect.getdoc(members[row["name"]]) or ""))
+            described = inspect.getdoc(members[row["name"]]) or ""
+            lines.append(_markdown(described, without=internal_of(table)))
     return "\n".join(lines)
 
 
-def _markdown(docstring: str) -> str:
+def _markdown(docstring: str, *, without: tuple[str, ...]) -> str:
     """Return a docstring as Markdown, without examples and errors, with arguments as a list."""
     text = re.sub(r"^>>> .*?(?:\n\n|\Z)", "", docstring, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^Raises:\n(?:    .*\n?)+", "", text, flags=re.MULTILINE)
     text = re.sub(
-        rf"^    (?:{'|'.join(INTERNAL)}): .*(?:\n {{8}}.*)*\n?", "", text, flags=re.MULTILINE
+        rf"^    (?:{'|'.join(without)}): .*(?:\n {{8}}.*)*\n?", "", text, flags=re.MULTILINE
     )
     text = re.sub(r"^(?:Args|Attributes):\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^    (\w+): ", r"- `\1`: ", text, flags=re.MULTILINE)

@@ -16,15 +16,20 @@ import pytest
 from rich.console import Console
 
 from maskwise.annotate.registry import annotator
+from maskwise.annotate.run import annotate_corpus
 from maskwise.cli import views
 from maskwise.cli.views import TABLES, describe_table, names_in
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation.evaluate import measure_of
+from maskwise.evaluation.measure import TextMeasure
 from maskwise.inspection import STYLES, inspect_text, render_masks, write_masks
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
 from maskwise.recipe import read_recipe, shipped
 from maskwise.samplers import sampler
+from maskwise.specs import parse_call, read_options
+from maskwise.tasks import KINDS, load_task
 from maskwise.text import train_tokenizer
 from tiny import maskwise
 
@@ -270,7 +275,7 @@ def test_lists(what, capsys):
     assert all(name in capsys.readouterr().out for name in list(names_in(what))[:1])
 
 
-def test_examples_of_the_catalogue_are_right():
+def test_examples_of_the_catalogue_are_right(tmp_path, monkeypatch):
     """What an example writes is read as a recipe would read it."""
     readers = {
         "policies": policy,
@@ -278,14 +283,75 @@ def test_examples_of_the_catalogue_are_right():
         "corruptions": corruption,
         "annotators": annotator,
         "samplers": lambda call: sampler(call, ["mlm", "atd"]),
+        "measures": measure_of,
     }
+    # Files and folders of the user.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_texts.conllu").write_text(
+        "# text = Owls fly.\n1\tOwls\t_\tNOUN" + "\t_" * 6 + "\n\n"
+    )
+    (tmp_path / "my_spans.jsonl").write_text('{"text": "Owls fly.", "spans": [[0, 4]]}\n')
+    (tmp_path / "my_texts.txt").write_text("\n".join(f"Owl {n} flies." for n in range(9)))
+    fact = {"obj_label": "owl", "masked_sentences": ["An [MASK] flies."]}
+    (tmp_path / "my_facts.jsonl").write_text(json.dumps(fact) + "\n")
+    annotate_corpus(["Owls fly."], ["words"], "FOLDER")
     for what, read in readers.items():
         for row in describe_table(what):
             name = row["name"]
             call = re.search(rf"{re.escape(name)}(?:\(.*\))?(?=\"|$)", row["example"])
-            # these open a file
-            if name not in ("learned", "gold", "spans", "stored", "difference"):
+            # Learning takes long, and the vectors of ``difference`` are counted in a corpus.
+            if name not in ("learned", "difference"):
                 read(call[0])
+    for row in describe_table("measures"):
+        of_text = isinstance(measure_of(shlex.split(row["example"])[4]), TextMeasure)
+        assert ("--text" in row["example"]) == of_text
+    for row in describe_table("metrics"):
+        spec = shlex.split(row["example"])[-1]
+        _, options = read_options(spec, load_task, kind="task", example="")
+        assert options["metric"] in KINDS[options["kind"]].metrics
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "found"),
+    [
+        ("keys", "masking", "masking.ratio"),
+        ("keys", "masking.ratio", "masking.ratio"),
+        ("policies", "span", "span"),
+    ],
+)
+def test_a_list_of_one_name_or_section(what, name, found, capsys):
+    assert maskwise("list", what, name, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert found in [row["name"] for row in rows]
+    assert all(f"{row['name']}.".startswith(f"{name}.") for row in rows)
+    assert maskwise("list", what, f"{name}x") == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_annotators_are_listed_with_their_models():
+    rows = {row["name"]: row["arguments"] for row in describe_table("annotators")}
+    assert "model=None" in rows["pos"] and "model=None" in rows["salient"]
+
+
+@pytest.mark.parametrize(
+    ("written", "quoted"),
+    [
+        ("pairs(bundled:pairs)", "pairs('bundled:pairs')"),
+        ("cloze(my/facts.jsonl, items=5)", "cloze('my/facts.jsonl', items=5)"),
+        ("pos(model=~/tagger, salient=True)", "pos(model='~/tagger', salient=True)"),
+    ],
+)
+def test_a_text_without_quotes_is_shown_with_them(written, quoted):
+    with pytest.raises(MaskwiseError, match=f"quotes: {re.escape(quoted)}$"):
+        parse_call(written)
+    assert str(parse_call(quoted)) == quoted
+
+
+def test_a_measure_without_its_file_shows_an_example():
+    with pytest.raises(
+        MaskwiseError, match=re.escape("allowed: pairs(source); for example, pairs('FILE')")
+    ):
+        measure_of("pairs")
 
 
 def test_the_examples_of_policies_mask_their_sentence(capsys):

@@ -17,6 +17,7 @@ import maskwise as mw
 from masking_tools import masker, random_rows
 from maskwise.cli import main
 from maskwise.errors import MaskwiseError
+from maskwise.folders import write_folder
 from maskwise.masking import IGNORE, Masker
 from maskwise.text import load_tokenizer, read_documents
 from tiny import unversioned
@@ -247,15 +248,59 @@ def test_export_writes_the_masks_of_a_masker(tmp_path: Any, capsys: Any) -> None
     assert facts["rows"] == len(rows) and facts["documents"] == 30
     targets = sum(label != IGNORE for row in expected for label in row["labels"])
     assert facts["epochs"]["4"]["targets"] == targets
-    # The same command replaces its own files, here by folders.
-    assert run(*command, *more, "--format", "datasets") == 0
-    assert sorted(path.name for path in out.iterdir()) == [
-        "epoch-1",
-        "epoch-4",
-        "manifest.json",
-        "masks.json",
-    ]
+    out = tmp_path / "folders"
+    assert run(*command, *more[:-1], str(out), "--format", "datasets") == 0
+    files = ["epoch-1", "epoch-4", "manifest.json", "masks.json"]
+    assert sorted(path.name for path in out.iterdir()) == files
     assert datasets.load_from_disk(out / "epoch-4").to_list() == expected
+
+
+@pytest.mark.parametrize("form", ["parquet", "datasets"])
+def test_export_adds_epochs_to_those_of_the_same_masks(
+    form: str, tmp_path: Any, capsys: Any
+) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("The cat sat on the mat.\nA dog ran home.\n")
+    command = ["export", str(text), "--tokenizer", "bundled:encoder", "--max-length", "16"]
+    command += ["--format", form]
+
+    def files(folder: Any) -> dict[str, bytes]:
+        # ``datasets`` gives every set a random fingerprint.
+        paths = [path for path in folder.rglob("*.*") if path.suffix in (".parquet", ".arrow")]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+    out, other = tmp_path / "out", tmp_path / "other"
+    assert run(*command, "--epochs", "0,3", "--out", str(out)) == 0
+    made = {out / name: (out / name).stat().st_mtime_ns for name in files(out)}
+    assert run(*command, "--epochs", "2,3", "--out", str(out)) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in made.items()) and made
+    assert run(*command, "--epochs", "0,2-3", "--out", str(other)) == 0
+    assert files(out) == files(other) and len(files(out)) == 3
+    assert json.loads((out / "masks.json").read_text()) == json.loads(
+        (other / "masks.json").read_text()
+    )
+    capsys.readouterr()
+    for given, named in (
+        (["ratio=0.3"], "masking.ratio=constant(0.3)"),
+        (["--seed", "1"], "masking.seed=1"),
+        (["--limit", "1"], "limit=1"),
+        (["--max-length", "8"], "max_length=8"),
+    ):
+        assert run(*command, *given, "--epochs", "4", "--out", str(out)) == 2
+        error = capsys.readouterr().err
+        assert "epochs 0, 2, 3" in error and named in error and "new folder" in error
+    text.write_text("The cat sat on the mat.\nA dog ran away.\n")
+    assert run(*command, "--epochs", "4", "--out", str(out)) == 2
+    assert "other rows" in capsys.readouterr().err
+    assert files(out) == files(other)
+
+
+def test_export_replaces_no_folder_of_another_kind(tmp_path: Any, capsys: Any) -> None:
+    write_folder(tmp_path / "model", lambda folder: (folder / "config.json").write_text("{}"))
+    command = ["export", "bundled:wikipedia", "--tokenizer", "bundled:encoder", "--limit", "5"]
+    assert run(*command, "--out", str(tmp_path / "model")) == 2
+    assert "something else" in capsys.readouterr().err
+    assert (tmp_path / "model" / "config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -330,7 +330,7 @@ def test_overrides_are_those_of_the_command_line(tmp_path):
     changes = overrides_of({"training.steps": 9, "study.arms": {"a": None}}, None, None, tmp_path)
     assert changes == ["training.steps=9", 'study.arms={"a": null}']
     assert overrides_of(["a=1"], None, None, tmp_path) == ["a=1"]
-    with pytest.raises(MaskwiseError, match="list or a dict"):
+    with pytest.raises(MaskwiseError, match="a list of texts"):
         overrides_of("a=1", None, None, tmp_path)
 
 

@@ -153,9 +153,9 @@ def test_reliability_is_what_two_halves_agree_on() -> None:
 
 
 def test_round_robin_blocks_and_thirds() -> None:
-    assert [Sequential("abc").draw(s) for s in range(7)] == list("abcabca")
-    assert [Sequential("abc", 2).draw(s) for s in range(7)] == list("aabbcca")
-    assert [Sequential("abc", None).draw(s, 7) for s in range(7)] == list("aaabbcc")
+    assert [Sequential([*"abc"]).draw(s) for s in range(7)] == list("abcabca")
+    assert [Sequential([*"abc"], 2).draw(s) for s in range(7)] == list("aabbcca")
+    assert [Sequential([*"abc"], None).draw(s, 7) for s in range(7)] == list("aaabbcc")
 
 
 def test_hand_set_and_annealed_shares() -> None:

@@ -20,10 +20,12 @@ from functools import cache
 from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 LONGEST = 400
 """Maximum number of characters in each part of an error message."""
-
+LONGEST_VALUE = 80
+"""Maximum number of characters of a value that should be a number."""
 
 EXTRAS = {
     "vl_convert": "report",
@@ -252,7 +254,61 @@ def _checked(
         words += f" from {least} to {most}"
     elif not math.isinf(least):
         words += f" ≥ {least}"
-    raise MaskwiseError(f"{name} is not valid", got=repr(value), allowed=words, do=do)
+    # Rows in place of their number would fill the line.
+    got = repr(value) if len(repr(value)) <= LONGEST_VALUE else f"a {type(value).__name__}"
+    raise MaskwiseError(f"{name} is not valid", got=got, allowed=words, do=do)
+
+
+def items_of(argument: str, value: object, *, of: str, single: bool = False) -> Iterable[Any]:
+    """Return an argument in Python that is a list, unchanged.
+
+    A text is also an iterable of characters, and a table and a dict are iterables of names.
+
+    Args:
+        argument: its name.
+        value: its value.
+        of: what the items are, such as "texts".
+        single: whether one text is read as a list of one.
+
+    Raises:
+        MaskwiseError: ``value`` is no list or other iterable, or one of names.
+
+    >>> items_of("measures", "heldout", of="measures", single=True)
+    ['heldout']
+    """
+    if single and isinstance(value, str):
+        return [value]
+    table = hasattr(value, "columns")
+    no_list = table or isinstance(value, str | bytes | Mapping) or getattr(value, "ndim", 1) == 0
+    if isinstance(value, Iterable) and not no_list:
+        return value
+    do = None
+    if table:
+        do = f"give one of its columns, such as {argument}=table['text'].tolist()"
+    elif not isinstance(value, Mapping) and value is not None:
+        do = f"give {argument}=[{shortened(repr(value), 60)}]"
+    got = type(value).__name__ if table or isinstance(value, Mapping) else repr(value)
+    raise MaskwiseError(f"{argument} must be a list of {of}", got=got, do=do)
+
+
+def dict_of(argument: str, value: object, *, example: str) -> Mapping[Any, Any]:
+    """Return an argument in Python that is a dict; an empty dict for None.
+
+    Args:
+        argument: its name.
+        value: its value.
+        example: how it is given, such as "{'sst2': 0.5}".
+
+    Raises:
+        MaskwiseError: ``value`` is no dict.
+    """
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        return value
+    raise MaskwiseError(
+        f"{argument} must be a dict", got=repr(value), do=f"give {argument}={example}"
+    )
 
 
 _AT_COMMAND_LINE: list[bool] = []

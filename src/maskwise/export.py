@@ -8,12 +8,14 @@ read once and never held in memory.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 # With ``learning``, the annotator ``learned`` is known.
 import maskwise.learning  # noqa: F401
@@ -21,10 +23,18 @@ from maskwise import __version__
 from maskwise.annotate.registry import annotators
 from maskwise.annotate.run import open_corpus
 from maskwise.errors import MaskwiseError, require_known, whole_number
-from maskwise.folders import require_replaceable, write_folder, write_json
+from maskwise.folders import (
+    linked,
+    read_json,
+    refuse_damaged,
+    require_replaceable,
+    write_folder,
+    write_json,
+)
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.moment import Lists, Moment, refuse_steps
 from maskwise.masking.settings import Masking
+from maskwise.specs import different_settings, leaves
 from maskwise.text import require_documents
 from maskwise.text.documents import BATCH_CHARACTERS, Document, Documents, batches
 from maskwise.text.encoding import LONGEST_MODEL, encode
@@ -63,7 +73,8 @@ def export_masks(
 
     Args:
         texts: the text, as for ``annotate_corpus``.
-        out: the folder to write; an earlier export in it is replaced.
+        out: the folder to write. Epochs that an earlier export of the same masks wrote there are
+            kept, and not made again.
         tokenizer: the name of the tokenizer.
         masking: the settings of the masker.
         epochs: the numbers of the epochs.
@@ -82,10 +93,10 @@ def export_masks(
 
     Raises:
         MaskwiseError: an input cannot be read, the masks cannot be known, or ``out`` has other
-            files.
+            files, or masks of another text or of other settings.
     """
     require_known("format", form, FORMS)
-    require_replaceable(out, what="an earlier export")
+    require_replaceable(out, FACTS, what="an earlier export")
     if not epochs:
         raise MaskwiseError("no epoch is given", do="--epochs 0-2, for example")
     loaded = load_tokenizer(tokenizer, needs_mask=False, needs_words=word_rule(words) == "auto")
@@ -137,19 +148,59 @@ def export_masks(
     facts: dict[str, Any] = {
         "version": __version__,
         "text": str(texts),
+        "text_field": text_field,
+        "text_per": text_per,
+        "limit": limit,
         "tokenizer": tokenizer,
         "max_length": max_length,
         "words": words,
+        "with": [*map(str, asked)],
         "masking": masker.describe(),
         "step": step,
         "total_steps": total_steps,
-        "documents": 0,
-        "rows": 0,
-        "epochs": {},
+        "form": form,
     }
-    write_folder(out, partial(_fill, documents, encoded, moments, form, facts))
+    before = _earlier(out, facts)
+    facts |= {"documents": 0, "rows": 0, "epochs": {**before.get("epochs", {})}}
+    moments = {epoch: each for epoch, each in moments.items() if str(epoch) not in facts["epochs"]}
+    kept = {entry["file"]: out / entry["file"] for entry in facts["epochs"].values()}
+    digest = hashlib.sha256()
+
+    def fill(folder: Path) -> None:
+        for name, path in kept.items():
+            copy = shutil.copytree if path.is_dir() else linked
+            copy(path, folder / name)
+        _fill(documents, encoded, moments, form, facts, digest, folder)
+        if before and facts["rows_sha256"] != before["rows_sha256"]:
+            raise _of_others(out, before, "other rows: the text, the tokenizer or an annotator")
+        write_json(folder / FACTS, facts)
+
+    write_folder(out, fill)
     facts["skipped"] = dict(documents.skipped)
     return facts
+
+
+def _earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of an earlier export with the same settings; an empty dict without one."""
+    before = read_json(out / FACTS)
+    if before is None:
+        return {}
+    refuse_damaged(out)
+    # Earlier versions stated fewer settings.
+    changed = different_settings({name: before.get(name) for name in settings}, settings)
+    if changed:
+        given = ", ".join(f"{name}={dict(leaves(settings)).get(name)}" for name in changed)
+        raise _of_others(out, before, given)
+    return before
+
+
+def _of_others(out: Path, before: Mapping[str, Any], got: str) -> MaskwiseError:
+    epochs = ", ".join(before["epochs"])
+    return MaskwiseError(
+        f"{out} has masks of epochs {epochs}, which were made with other settings",
+        got=got,
+        do="give a new folder",
+    )
 
 
 def _fill(
@@ -158,9 +209,10 @@ def _fill(
     moments: dict[int, Moment],
     form: str,
     facts: dict[str, Any],
+    digest: Any,
     folder: Path,
 ) -> None:
-    """Write the files of all epochs into a folder, and complete the facts."""
+    """Write the files of epochs into a folder, and complete the facts."""
     files = {epoch: folder / f"epoch-{epoch}.parquet" for epoch in moments}
     counts = {epoch: {"tokens": 0, "targets": 0} for epoch in moments}
     with ExitStack() as stack:
@@ -169,6 +221,9 @@ def _fill(
             rows = encoded(part)
             facts["documents"] += len(part)
             facts["rows"] += len(rows)
+            for row in rows:
+                for name in sorted(row):
+                    digest.update(np.asarray(row[name]).tobytes())
             for epoch, moment in moments.items():
                 columns = _columns(moment(rows))
                 table = _table(columns)
@@ -185,7 +240,8 @@ def _fill(
             name = path.stem
             _save_data_set(path, folder / name)
         facts["epochs"][str(epoch)] = {"file": name, **counts[epoch]}
-    write_json(folder / FACTS, facts)
+    facts["epochs"] = {name: facts["epochs"][name] for name in sorted(facts["epochs"], key=int)}
+    facts["rows_sha256"] = digest.hexdigest()
 
 
 def _characters(document: Document) -> int:

@@ -267,6 +267,14 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
                 shutil.rmtree(unused, ignore_errors=True)
 
 
+def linked(source: str | Path, target: str | Path) -> None:
+    """Copy a file that never changes: without its bytes, if the file system has links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def damage(folder: Path, *, weights: bool = True) -> str | None:
     """Compare a folder with its manifest. Return a description of the damage, or None.
 
@@ -469,17 +477,19 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
         raise MaskwiseError(f"the output folder {folder} contains something else", got=got, do=do)
 
 
-def require_replaceable(folder: Path, *, what: str) -> None:
+def require_replaceable(folder: Path, mark: str, *, what: str) -> None:
     """Raise an error if a folder has more than ``write_folder`` wrote, which would be lost.
 
     Args:
+        mark: a file that every folder of this kind has.
         what: the kind of folder that may be replaced, such as "a saved model".
 
     Raises:
-        MaskwiseError: ``folder`` is a file, or has other files than those of its manifest.
+        MaskwiseError: ``folder`` is a file or of another kind, or has other files than those of its
+            manifest.
     """
     hashes = (read_json(folder / MANIFEST) or {}).get("sha256")
-    if not isinstance(hashes, dict):
+    if not isinstance(hashes, dict) or mark not in hashes:
         require_own(folder, what=what)
         return
     own = {*hashes, MANIFEST, CARD}

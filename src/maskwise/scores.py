@@ -29,7 +29,7 @@ from pandas import DataFrame, Series, isna
 
 from maskwise import __version__
 from maskwise.constants import NATS
-from maskwise.errors import MaskwiseError, plural, require_known
+from maskwise.errors import MaskwiseError, dict_of, items_of, plural, require_known
 from maskwise.estimates import with_minus
 from maskwise.files import Record, Study, Summary
 from maskwise.folders import read_json, write_json, write_lines
@@ -199,16 +199,20 @@ def compare(
     'decided'
     """
     require_known("replicate", replicate, REPLICATES)
+    chance = dict_of("chance", chance, example="{'sst2': 0.5}, keyed by task")
+    columns = dict_of("columns", columns, example="{'seed': 'run'}")
+    lower = [*items_of("lower", lower, of="tasks", single=True)]
+    contrasts = _pairs(contrasts)
     rows = _rows_of(scores, lower)
     once = _once(rows)
-    found, notes, measures = _long(once, columns or {}, lower, baseline)
+    found, notes, measures = _long(once, columns, lower, baseline)
     if len(once) < len(rows):
         repeated = len(rows) - len(once)
         notes.append(f"{repeated} rows repeat another row in every column, and are counted once.")
     tasks = list(dict.fromkeys(task for _, _, task, _ in found))
     arms = list(dict.fromkeys(arm for arm, _, _, _ in found))
     require_known("arm", baseline, arms)
-    pairs = list(contrasts) or [(arm, baseline) for arm in arms if arm != baseline]
+    pairs = contrasts or [(arm, baseline) for arm in arms if arm != baseline]
     for pair in pairs:
         for arm in pair:
             require_known("arm", arm, arms)
@@ -223,7 +227,7 @@ def compare(
                 got=given,
                 do=f"leave {name} out",
             )
-    for task in (*lower, *(chance or {})):
+    for task in (*lower, *chance):
         require_known("task", task, tasks)
     margin = _margin(margin)
     losses = frozenset(lower)
@@ -254,7 +258,7 @@ def compare(
         notes.append(f"The scores on {', '.join(per_cent)} are read as per cent.")
     guessing = {
         task: _chance(task, value, scales[task], is_loss=task in losses)
-        for task, value in (chance or {}).items()
+        for task, value in chance.items()
     }
     if margin is not None:
         notes.append(
@@ -301,6 +305,25 @@ def compare(
     if not chance:
         notes.append("The scores of guessing are not known, so no verdict checks for them.")
     return ComparedScores(study, records, summary, notes)
+
+
+def _pairs(contrasts: object) -> list[tuple[str, str]]:
+    """Return contrasts as pairs of two names."""
+    given = [*items_of("contrasts", contrasts, of="pairs, such as [('ours', 'bert')]")]
+    # A pair is not a list of pairs.
+    if len(given) == 2 and all(isinstance(each, str) and ":" not in each for each in given):
+        what = "a contrast is one of a list of pairs"
+        raise MaskwiseError(what, got=repr(contrasts), do=f"give contrasts=[{(*given,)!r}]")
+    pairs = []
+    for each in given:
+        if isinstance(each, list | tuple) and len(each) == 2:
+            pairs.append((each[0], each[1]))
+            continue
+        arm, _, baseline = str(each).partition(":")
+        pair = (arm, baseline) if baseline else ("ours", "bert")
+        do = f"give contrasts=[{pair!r}]" if baseline else f"such as contrasts=[{pair!r}]"
+        raise MaskwiseError("a contrast is a pair of two arms", got=repr(each), do=do)
+    return pairs
 
 
 def _margin(margin: float | None) -> float | None:

@@ -62,6 +62,12 @@ _QUOTED_OR_HYPHEN = re.compile(
 )
 
 
+# Matches a quoted string, or a name of a file, a source or the like, which is not quoted.
+_UNQUOTED = re.compile(
+    r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[(,=\s])(?![\d.,]+[,)])[^\s(),='"]*[./:\\~][^(),='"]*"""
+)
+
+
 def parse_call(text: str) -> Call:
     """Parse ``name`` or ``name(1, key="x", other(2))``. Names may contain hyphens.
 
@@ -79,10 +85,12 @@ def parse_call(text: str) -> Call:
         raise
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         examples = 'linear(0.30, 0.15), span(p=0.2) or pos(model="en_core_web_sm")'
+        quoted = _UNQUOTED.sub(lambda found: found[1] or f"'{found[0]}'", text)
         raise MaskwiseError(
             "cannot read this setting",
             got=repr(text),
             allowed=f"a name, or a name with arguments such as {examples}",
+            do=f"put texts in quotes: {quoted}" if quoted != text else None,
         ) from None
 
 
@@ -185,8 +193,11 @@ def bind(kind: str, call: Call, maker: Callable[..., object]) -> inspect.BoundAr
     try:
         bound = signature.bind(*call.args, **call.kwargs)
     except TypeError as error:
+        example = re.search(rf"\b{re.escape(call.name)}\(.+?\)", inspect.getdoc(maker) or "")
         raise MaskwiseError(
-            f"{what}: {error}", allowed=f"{call.name}({arguments_of(maker)})"
+            f"{what}: {error}",
+            allowed=f"{call.name}({arguments_of(maker)})",
+            do=f"for example, {example[0]}" if example else None,
         ) from None
     for name, value in bound.arguments.items():
         parameter = signature.parameters[name]
@@ -232,7 +243,8 @@ def arguments_of(maker: Callable[..., object], *, without: Collection[str] = ())
     """Return the parameters of a function as text, such as ``layer, groups=2, units='word'``."""
     shown = []
     for name, parameter in inspect.signature(maker).parameters.items():
-        if name in without:
+        # The names of further arguments are not known.
+        if name in without or parameter.kind is parameter.VAR_KEYWORD:
             continue
         default = parameter.default
         if default is not parameter.empty:

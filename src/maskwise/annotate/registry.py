@@ -30,7 +30,7 @@ from maskwise.annotate.phrases import Phrases
 from maskwise.annotate.store import Store
 from maskwise.annotate.tagger import pos, salient
 from maskwise.annotate.weights import Difference, FrequencyWeights, Informativeness
-from maskwise.errors import MaskwiseError, PlugInError, first_line
+from maskwise.errors import MaskwiseError, PlugInError, first_line, items_of
 from maskwise.plugins import Table, is_foreign, require_call
 from maskwise.signals import AskedToLeave
 from maskwise.specs import Call, build, find, parse_call
@@ -495,15 +495,8 @@ def annotators(specs: Iterable[str | Layered]) -> list[Layered]:
     Raises:
         MaskwiseError: a name is unknown, or ``specs`` is no list.
     """
-    if isinstance(specs, str):
-        specs = [specs]
-    if not isinstance(specs, Iterable) or getattr(specs, "ndim", 1) == 0:
-        raise MaskwiseError(
-            "layers must be a list",
-            got=specs,
-            allowed="names of annotators, such as ['salient']",
-        )
-    return [spec if isinstance(spec, Layered) else annotator(spec) for spec in specs]
+    given = items_of("layers", specs, of="annotators, such as ['salient']", single=True)
+    return [spec if isinstance(spec, Layered) else annotator(spec) for spec in given]
 
 
 def check_layer_names(annotators: Sequence[Annotator]) -> None:

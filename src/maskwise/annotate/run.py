@@ -39,7 +39,7 @@ from maskwise.annotate.store import (
 )
 from maskwise.annotate.tagger import one_pass
 from maskwise.annotate.tally import AnnotatorSummary, Tally
-from maskwise.errors import MaskwiseError, require_known, whole_number
+from maskwise.errors import MaskwiseError, items_of, require_known, whole_number
 from maskwise.folders import (
     claim,
     damage,
@@ -163,9 +163,11 @@ def annotate_corpus(
     out = Path(out)
     require_known("engine", engine, ENGINES)
     wanted = []
-    for spec in one_pass(annotators):
+    asked = [*items_of("annotators", annotators, of="names", single=True)]
+    for spec in one_pass(asked):
         wanted.append(_WantedAnnotator(spec, spec, annotator(spec)))
-    for spec in map(str, map(spec_of, functions)):
+    given = items_of("functions", functions, of="names, such as 'module:function'", single=True)
+    for spec in map(str, map(spec_of, given)):
         wanted.append(_WantedAnnotator(spec, spec, annotator(spec, functions=True)))
     check_layer_names([each.annotator for each in wanted])
     if not wanted:

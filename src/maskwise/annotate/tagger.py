@@ -339,14 +339,24 @@ class SpacyPipeline:
 
 
 def pos(*, model: str | None = None, salient: bool = False) -> SpacyPipeline:
-    """Annotate parts of speech. With ``salient``, the same pass annotates salient spans, too."""
+    """Annotate parts of speech.
+
+    Args:
+        model: a spaCy pipeline of the language of the texts: its folder, or the name of an
+            installed package, such as "de_core_news_sm". By default, the bundled one, for English.
+        salient: whether the same pass annotates salient spans, too.
+    """
     if salient:
         return SpacyPipeline(model=model)
     return SpacyPipeline(("pos",), model=model)
 
 
 def salient(*, model: str | None = None) -> SpacyPipeline:
-    """Annotate salient spans: names, dates, numbers."""
+    """Annotate salient spans: names, dates, numbers.
+
+    Args:
+        model: as for ``pos``; it must recognise names.
+    """
     return SpacyPipeline(("salient",), model=model)
 
 

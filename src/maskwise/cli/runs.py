@@ -542,7 +542,14 @@ def export(
     form: Annotated[
         str, typer.Option("--format", help="parquet, or datasets (folders of datasets).")
     ] = "parquet",
-    out: Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for the masks. Epochs of the same masks that are there are kept. Default: "
+            "a folder in runs/ that is named after the text.",
+        ),
+    ] = None,
     text_field: TextField = "text",
     text_per: Annotated[
         str, typer.Option(help="What a document of a .txt file is: line, block or auto.")

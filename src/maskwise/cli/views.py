@@ -29,7 +29,7 @@ from maskwise.cli.terminal import (
     print_table,
     print_verdicts,
 )
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, require_known, unknown_name
 from maskwise.folders import recipe_path, shipped
 from maskwise.plugins import Table
 from maskwise.printing import err_console, out_console, print_json, say, warn
@@ -575,13 +575,16 @@ EXAMPLES = {
     "tasks": "maskwise finetune runs/one/checkpoint --task {call}",
     "cards": "tasks: [\"my_copy(card='{call}')\"]",
     "kinds": "maskwise finetune runs/one/checkpoint --task \"my_labels.csv(kind='{call}')\"",
-    "metrics": "maskwise finetune runs/one/checkpoint --task \"my_labels.csv(metric='{call}')\"",
-    "measures": 'maskwise evaluate runs/one/checkpoint --with "{call}"',
+    "metrics": "maskwise finetune runs/one/checkpoint --task "
+    "\"my_labels.csv(kind='{command}', metric='{call}')\"",
+    "measures": 'maskwise evaluate runs/one/checkpoint --with "{call}"{command}',
     "recipes": "maskwise {command} {call}",
     "keys": "{call}",
 }
-"""Usage examples for every list; {call} is a name with its required arguments, and {command} is the
-command that a recipe is for."""
+"""Usage examples for every list; {call} is a name with its required arguments. {command} is the
+command that a recipe is for, the kind of task that has a metric, or the option that a measure
+needs.
+"""
 
 REQUIRED = {
     "start": "0.3",
@@ -614,12 +617,28 @@ REQUIRED = {
 """Values of required arguments in examples. An argument that is not listed is shown by its name in
 capital letters."""
 
+OF_MEMBERS = {
+    "gold": "'my_texts.conllu'",
+    "pairs": "'bundled:pairs'",
+    "cloze": "'my_facts.jsonl'",
+    "text-loss": "'my_texts.txt'",
+}
+"""All arguments in the examples of members for which ``REQUIRED`` says too little."""
+
 INTERNAL = ("model", "objectives", "seed", "chance", "kwargs")
 """Arguments that the package passes itself, and that recipes cannot set."""
 
 
+def internal_of(what: str) -> tuple[str, ...]:
+    """Return those arguments of the members of a list. The model of an annotator is the user's."""
+    return tuple(name for name in INTERNAL if (what, name) != ("annotators", "model"))
+
+
 def list_names(
     what: Annotated[str, typer.Argument(help=", ".join(TABLES), show_default=False)] = "",
+    name: Annotated[
+        str, typer.Argument(help="Only this name, or the keys of a section.", show_default=False)
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """List names, each with a description and an example."""
@@ -629,6 +648,11 @@ def list_names(
         )
     require_known("list", what, TABLES)
     rows = describe_table(what)
+    if name:
+        known = [row["name"] for row in rows]
+        rows = [row for row in rows if f"{row['name']}.".startswith(f"{name}.")]
+        if not rows:
+            raise unknown_name(f"name in the list of {what}", name, known)
     if as_json:
         print_json(rows)
         return
@@ -668,6 +692,7 @@ def describe_table(what: str) -> list[dict[str, str]]:
         elif what == "kinds":
             line = f"Metrics: {', '.join(member.metrics)}."
         elif what == "metrics":
+            command = next((kind for kind, of in _kinds().items() if name in of.metrics), "KIND")
             line = _sentence(python_inspect.getdoc(member) or "")
         elif what == "keys":
             line = " ".join(member.what.split())
@@ -686,15 +711,19 @@ def describe_table(what: str) -> list[dict[str, str]]:
             command = _command_for(member)
         else:
             line = _sentence(python_inspect.getdoc(member) or "")
-            arguments = arguments_of(member, without=INTERNAL)
+            command = _text_option(member) if what == "measures" else ""
+            internal = internal_of(what)
+            arguments = arguments_of(member, without=internal)
             parameters = python_inspect.signature(member).parameters.values()
             required = []
             for parameter in parameters:
                 # An empty default means that another place, such as a study, gives the value.
                 no_default = parameter.default in (parameter.empty, "")
-                if no_default and parameter.name not in INTERNAL:
+                if no_default and parameter.name not in internal:
                     required.append(REQUIRED.get(parameter.name, parameter.name.upper()))
-            if required:
+            if name in OF_MEMBERS:
+                call = f"{name}({OF_MEMBERS[name]})"
+            elif required:
                 call = f"{name}({', '.join(required)})"
         example = EXAMPLES[what].format(call=call, command=command)
         rows.append({"name": name, "arguments": arguments, "what": line, "example": example})
@@ -715,6 +744,14 @@ def _command_for(recipe: Path) -> str:
     if "arms" not in study and "extends" in settings:
         return _command_for(recipe.with_name(f"{settings['extends']}.yaml"))
     return "study" if len(study.get("arms", ())) > 1 or study.get("contrasts") else "pretrain"
+
+
+def _text_option(measure: object) -> str:
+    """Return the option with which a measure of held-out text is named."""
+    from maskwise.evaluation.measure import TextMeasure
+
+    of_text = isinstance(measure, type) and issubclass(measure, TextMeasure)
+    return " --text my_texts.txt" if of_text else ""
 
 
 def _task_line(name: str) -> str:

@@ -26,7 +26,7 @@ from torch import nn
 from maskwise.constants import DIFFUSION
 from maskwise.devices import best_device
 from maskwise.effects import Count, Judgement, Whole, within, without_unset
-from maskwise.errors import MaskwiseError, option, require_known
+from maskwise.errors import MaskwiseError, items_of, option, require_known
 from maskwise.evaluation.cloze import Cloze
 from maskwise.evaluation.heldout import (
     BOUND,
@@ -72,7 +72,7 @@ def cloze(source: str, **kwargs: object) -> Cloze:
 
 
 def pairs(source: str, **kwargs: object) -> Pairs:
-    """Minimal pairs in a file of BLiMP's format, or pairs('bundled:pairs')."""
+    """Minimal pairs in a file of BLiMP's format: pairs('FILE'), or pairs('bundled:pairs')."""
     return load_set(with_options(source, **kwargs) if kwargs else source, Pairs.read)
 
 
@@ -370,6 +370,7 @@ def evaluate_checkpoint(
         MaskwiseError: there is nothing to measure, or an input cannot be read.
     """
     # An error in a file should be reported before the model is loaded.
+    measures = [*items_of("measures", measures, of="measures", single=True)]
     asked = _by_name(measure_of(call_of(measure)) for measure in measures)
     text_option = option("text", "FILE", python="texts")
     example = "pairs('bundled:pairs')"

@@ -72,7 +72,7 @@ class TextLoss(Measure):
         rows: int = ROWS,
         masks: str = "token",
     ) -> TextLoss:
-        """Read a corpus.
+        """The loss on masked tokens of a text, such as general text, in nats per token.
 
         Args:
             source: the corpus, as for ``read_documents``.

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from maskwise.effects import Weights, within, without_unset
-from maskwise.errors import MaskwiseError, require_known, whole_number
+from maskwise.errors import MaskwiseError, items_of, require_known, whole_number
 from maskwise.masking import corruptions, policies, schedules
 from maskwise.masking.corruptions import Bert, Corruption
 from maskwise.masking.policies import Policy, Token, UnitKind
@@ -60,9 +60,7 @@ def _targets(number: Any) -> int:
 
 def _tokens(names: Any) -> tuple[str, ...]:
     """Return the tokens of ``exclude`` as a tuple."""
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise MaskwiseError("exclude must be a list of tokens", got=repr(names))
-    return tuple(names)
+    return tuple(items_of("exclude", names, of="tokens"))
 
 
 PARSERS: dict[str, Callable[..., Any]] = {

@@ -82,6 +82,10 @@ def read_recipe(
         written = _written(settings)
         extended = _extended(settings, name="study", origin=OF_DICT)
         return _validated(extended, overrides, written=written, origin=OF_DICT)
+    if not isinstance(source, str | Path):
+        raise MaskwiseError(
+            "a recipe is a name, a file or a dict of settings", got=type(source).__name__
+        )
     path = recipe_path(source)
     settings = _settings(source)
     # Overrides may replace what settings of a shipped recipe are for.

@@ -22,7 +22,7 @@ from torch import Tensor
 from maskwise.arrays import numbers
 from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import fold
-from maskwise.errors import MaskwiseError, require_known, whole_number
+from maskwise.errors import MaskwiseError, items_of, require_known, whole_number
 from maskwise.former import FormerName
 from maskwise.masking.schedules import Schedule, schedule
 from maskwise.specs import Call
@@ -58,7 +58,7 @@ class Sampler:
     arms = FormerName("objectives")
 
     def __init__(self, objectives: Sequence[str], *, seed: int = 0):
-        self.objectives = tuple(objectives)
+        self.objectives = tuple(items_of("objectives", objectives, of="names"))
         self.seed = seed
         self.notes: list[str] = []
         if not objectives or len(set(objectives)) < len(objectives):

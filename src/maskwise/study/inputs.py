@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from uuid import uuid4
 
 from maskwise.constants import rank_here
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, items_of
 from maskwise.folders import FilesState, files_state, finite, in_utf8, require_own, writing
 from maskwise.recipe.overrides import parse_override
 from maskwise.specs import split_options, with_options
@@ -55,12 +55,8 @@ def overrides_of(overrides: Overrides, texts: object, tasks: object, out: Path) 
     changes: list[str] = []
     if isinstance(overrides, Mapping):
         given |= overrides
-    elif isinstance(overrides, str):
-        raise MaskwiseError("overrides are a list or a dict", got=overrides, do=f"[{overrides!r}]")
-    elif not isinstance(overrides, Iterable):
-        raise MaskwiseError("overrides are a list or a dict", got=overrides)
     else:
-        changes += overrides
+        changes += items_of("overrides", overrides, of="texts 'key=value', or a dict")
     for name, argument, key in (("texts", texts, "corpus.source"), ("tasks", tasks, "tasks")):
         if argument is not None:
             _refuse_twice(name, key, {**dict(map(parse_override, changes)), **given})

@@ -7,7 +7,7 @@ the command line, gives the same object. Verdicts are computed anew, by today's 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -20,6 +20,7 @@ import numpy as np
 from maskwise.errors import (
     MaskwiseError,
     finite_number,
+    items_of,
     require_known,
     tidied_warnings,
     whole_number,
@@ -180,7 +181,7 @@ class StudyResult:
         from maskwise.study.checkpoints import needed_run, origin_of, save_model
 
         folder = Path(folder)
-        require_replaceable(folder, what="a saved model")
+        require_replaceable(folder, "config.json", what="a saved model")
         if arm is not None:
             require_known("arm", arm, self.study["arms"])
         chosen = arm or self.best_arm
@@ -276,6 +277,8 @@ def study(
             got=seeds,
             do=f"for a number of runs, overrides={{'study.seeds': {seeds}}}",
         )
+    if seeds is not None:
+        seeds = [*items_of("seeds", seeds, of="whole numbers")]
     if jobs is not None:
         whole_number("jobs", jobs, least=1)
     out = Path(out)
@@ -509,15 +512,19 @@ def adapt(
         finite_number("replay", replay)
     if time is not None and not isinstance(time, str):
         raise MaskwiseError("time is a text", got=time, allowed="such as '2h', '90m' or '1h30m'")
-    for name, several in {"arms": arms, "lengths": lengths or (1,)}.items():
-        if not isinstance(several, Iterable) or not several:
-            raise MaskwiseError(f"{name} is not valid", got=repr(several), allowed="a list")
+    arms = (*items_of("arms", arms, of="names, such as 'words-30'", single=True),)
+    if not arms:
+        raise MaskwiseError("arms is not valid", got=repr(arms), allowed="a list")
+    if lengths is not None:
+        lengths = (*items_of("lengths", lengths, of="shares, such as (0.25, 0.5, 1)"),)
     if policy is not None and not str(policy):
         raise MaskwiseError("policy is not valid", got="''", allowed="the folder of a policy")
     refuse_both(runs, seeds)
     of_runs = default_runs(new_words, control) if runs is None else runs
     if isinstance(seeds, int):
         raise MaskwiseError("seeds are a list of seeds", got=seeds, do=f"runs={seeds}")
+    if seeds is not None:
+        seeds = (*items_of("seeds", seeds, of="whole numbers"),)
     out = Path(out)
     with kept_if_begun(out):
         request = Request(
@@ -525,7 +532,7 @@ def adapt(
             texts=text_source(texts, out),
             out=out,
             tasks=() if tasks is None else (*task_specs(tasks, out),),
-            arms=(arms,) if isinstance(arms, str) else (*arms,),
+            arms=arms,
             policy=None if policy is None else str(policy),
             new_words=new_words,
             control=None if control is None else text_source(control, out, name="control"),
@@ -533,8 +540,8 @@ def adapt(
             replay=replay,
             steps=steps,
             patience=patience,
-            lengths=None if lengths is None else (*lengths,),
-            seeds=of_runs if seeds is None else (*seeds,),
+            lengths=lengths,
+            seeds=of_runs if seeds is None else seeds,
             overrides=(*overrides_of(overrides, None, None, out),),
             time=time,
             jobs=jobs,

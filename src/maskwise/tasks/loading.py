@@ -175,6 +175,13 @@ def load_task(
     >>> task.splits["test"][0].label
     'activate_my_card'
     """
+    if not isinstance(spec, str | Path):
+        raise MaskwiseError(
+            "a task is a name, a file or a folder",
+            got=type(spec).__name__,
+            do="write the rows to a file, such as table.to_csv('mine.csv'); maskwise.finetune and "
+            "maskwise.study take rows with a name: tasks={'mine': rows}",
+        )
     arguments = {**locals(), **settings}
     for apart in ("spec", "settings"):
         del arguments[apart]

@@ -629,7 +629,7 @@ def refuse_gone(source: str) -> None:
 
 def _resolve(source: object, fields: FieldNames) -> tuple[Opener, str]:
     """Return a function that opens the source's records, and the name of the source."""
-    if source == "":
+    if isinstance(source, str) and not source:
         raise MaskwiseError("a corpus has no name", got="''", do="give a file or a folder")
     if isinstance(source, str) and source.startswith("bundled:"):
         path = source_path(source)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskwise.arrays import flags, whole_numbers
-from maskwise.errors import MaskwiseError, Truncated, whole_number
+from maskwise.errors import MaskwiseError, Truncated, items_of, whole_number
 from maskwise.masking.vocabulary import pad_has_role
 from maskwise.segments import Array, owners, totals_within
 from maskwise.text.layers import Fitted, Layered, annotated, token_layers
@@ -378,11 +378,7 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
 
 def _checked(texts: object) -> list[str]:
     """Return the texts as a list; raise an error if they are not valid strings."""
-    # A string is also an iterable of strings, with one character each.
-    no_list = isinstance(texts, str | Mapping) or getattr(texts, "ndim", 1) == 0
-    if no_list or not isinstance(texts, Iterable):
-        raise MaskwiseError(NO_TEXTS, got=type(texts).__name__, do="give [text]")
-    found = list(texts)
+    found = list(items_of("texts", texts, of="strings"))
     for place, text in enumerate(found):
         if not isinstance(text, str):
             raise MaskwiseError(NO_TEXTS, got=f"{type(text).__name__} at place {place}")

@@ -28,7 +28,7 @@ from tokenizers import (
 )
 
 from maskwise.constants import ONLY_RESIDUES
-from maskwise.errors import MaskwiseError, first_line, require_known, whole_number
+from maskwise.errors import MaskwiseError, first_line, items_of, require_known, whole_number
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import BATCH_CHARACTERS, batches
 from maskwise.text.readers import FASTA_ENDINGS, known_ending
@@ -202,7 +202,7 @@ def train_tokenizer(
             allowed=f"≥ {least}",
         )
     whole_number("k", k, least=1)
-    corpus = _sample(texts)
+    corpus = _sample(items_of("texts", texts, of="strings"))
     if not any(map(str.strip, corpus)):
         raise MaskwiseError(
             "no text to train a tokenizer on",

@@ -14,13 +14,12 @@ length.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import writing
+from maskwise.folders import linked, writing
 from maskwise.training.checkpoint import RESUME, State, States
 from maskwise.training.rates import falling_share
 from maskwise.training.settings import TrainingSettings
@@ -124,12 +123,5 @@ def link(source: Path, target: Path) -> None:
     with writing(target):
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, partial, copy_function=_linked)
+        shutil.copytree(source, partial, copy_function=linked)
         partial.rename(target)
-
-
-def _linked(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
