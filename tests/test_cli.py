@@ -175,7 +175,7 @@ REFUSED = [
 """Commands with two options of which one would be ignored, and what is said."""
 
 ALWAYS = {
-    "check": "out timing as_json",
+    "check": "task out timing as_json",
     "new": "out",
     "adapt": "task policy new_words control keep steps patience lengths limit out jobs dry_run "
     "as_json",

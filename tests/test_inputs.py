@@ -479,7 +479,7 @@ def test_texts_may_be_any_iterable_of_strings() -> None:
         (None, "NoneType"),
         (5, "int"),
         ({"text": ["a"]}, "dict"),
-        (b"abc", "int at place 0"),
+        (b"abc", "bytes"),
         (["a", "b \ud800"], "place 1"),
     ):
         with refused(got):

@@ -12,7 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails
 
@@ -46,6 +52,16 @@ Judgement = Annotated[Value, Changes("judgement")]
 Nothing = Annotated[Value, Changes("nothing")]
 """Changes what is reported, logged or saved, or what happens if a run fails. A run that finishes
 has the same weights."""
+
+
+def _as_list(value: object) -> object:
+    # Nothing is no value, and the error for it names the default.
+    return value if value is None or isinstance(value, list | tuple) else (value,)
+
+
+Several = Annotated[tuple[Value, ...], BeforeValidator(_as_list)]
+"""A list of values, for settings such as ``tasks: Judgement[Several[str]]``. One value is read as a
+list of one."""
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]

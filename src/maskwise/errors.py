@@ -120,6 +120,8 @@ def did_you_mean(name: object, known: Sequence[str]) -> str | None:
     "did you mean 'mlm'?"
     >>> did_you_mean("finetune.learning_rate", ["muon_learning_rate", "learning_rate"])
     "did you mean 'learning_rate'?"
+    >>> did_you_mean("lr", ["steps", "learning_rate"])
+    "did you mean 'learning_rate'?"
     """
     by_lower = dict(zip(map(str.lower, known), known))
     # The name is cut, because comparing takes quadratic time and a name may be a whole file.
@@ -130,6 +132,9 @@ def did_you_mean(name: object, known: Sequence[str]) -> str | None:
         # The whole names decide between several names with the same last part.
         ends = [each for each in by_lower if each.rpartition(".")[2] == last]
         near = difflib.get_close_matches(asked, ends, n=1, cutoff=0.0) or near
+    if not near:
+        # Names are abbreviated by their initials, such as lr.
+        near = [each for each in by_lower if last == "".join(part[:1] for part in each.split("_"))]
     return f"did you mean {by_lower[near[0]]!r}?" if near else None
 
 
@@ -287,8 +292,7 @@ def items_of(argument: str, value: object, *, of: str, single: bool = False) -> 
         do = f"give one of its columns, such as {argument}=table['text'].tolist()"
     elif not isinstance(value, Mapping) and value is not None:
         do = f"give {argument}=[{shortened(repr(value), 60)}]"
-    got = type(value).__name__ if table or isinstance(value, Mapping) else repr(value)
-    raise MaskwiseError(f"{argument} must be a list of {of}", got=got, do=do)
+    raise MaskwiseError(f"{argument} must be a list of {of}", got=type(value).__name__, do=do)
 
 
 def dict_of(argument: str, value: object, *, example: str) -> Mapping[Any, Any]:

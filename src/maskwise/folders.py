@@ -307,6 +307,9 @@ def refuse_damaged(folder: Path, *, weights: bool = True) -> None:
     # Models from the hub have no manifest.
     if not (folder / MANIFEST).exists():
         return
+    if "annotators" in (read_json(folder / MANIFEST) or {}):
+        do = "policies read it by corpus.layers: ['stored(\"FOLDER\")']"
+        raise MaskwiseError(f"{folder} is a folder of annotations, and no model", do=do)
     wrong = damage(folder, weights=weights)
     if wrong:
         do = f"copy it again, or remove its {MANIFEST} if the change is intended"
@@ -634,6 +637,10 @@ def recipe_path(source: str | Path) -> Path:
     raise unknown_name("recipe", str(source), shipped(), do="or give the path of a YAML file")
 
 
+LONGEST = 1000
+"""Maximum number of bytes before the first tag of a page."""
+
+
 def write_page(
     path: Path, template: str, filters: Mapping[str, object] | None = None, **values: object
 ) -> None:
@@ -645,8 +652,16 @@ def write_page(
         values: the values of the template's variables.
 
     Raises:
-        MaskwiseError: the page cannot be written.
+        MaskwiseError: the page cannot be written, or would replace a file that is no page.
     """
+    if path.is_file():
+        with path.open("rb") as file:
+            beginning = file.read(LONGEST)
+        if beginning.strip() and b"<!doctype html>" not in beginning.lower():
+            raise MaskwiseError(
+                f"{path} is no page, and would be replaced",
+                do="give another name, such as page.html",
+            )
     environment = _pages()
     environment.filters |= filters or {}
     write_whole(path, environment.get_template(template).render(**values))

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from maskwise.errors import (
     MaskwiseError,
     PlugInError,
+    did_you_mean,
     finite_number,
     require_known,
     unknown_name,
@@ -133,7 +134,7 @@ def find(kind: str, spec: str | Call, table: Mapping[str, T]) -> tuple[Call, T]:
             got=repr(spec),
             allowed=f"a name such as {next(iter(table))!r}, or an object",
         )
-    call = parse_call(spec) if isinstance(spec, str) else spec
+    call = spec if isinstance(spec, Call) else _parsed(kind, spec, table)
     if call.name not in table:
         written = call.written or str(call)
         advice = getattr(table, "gone", {}).get(call.name)
@@ -141,6 +142,17 @@ def find(kind: str, spec: str | Call, table: Mapping[str, T]) -> tuple[Call, T]:
             raise MaskwiseError(f"there is no {kind} {call.name} any more", do=advice)
         raise unknown_name(kind, written.partition("(")[0].strip(), table)
     return call, table[call.name]
+
+
+def _parsed(kind: str, spec: str, table: Mapping[str, object]) -> Call:
+    """Parse a name with arguments; an error says of what kind, and suggests a known name."""
+    try:
+        return parse_call(spec)
+    except MaskwiseError as error:
+        do = error.do or did_you_mean(spec, [*table])
+        raise MaskwiseError(
+            f"{kind}: {error.what}", got=error.got, allowed=error.allowed, do=do
+        ) from None
 
 
 def build(

@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # typer does not export the class of usage errors, which have this method.
         if not hasattr(error, "format_message"):
             _crash(error, quotes=follows)
-        _fail(_usage_words(error), quotes=follows)
+        _fail(_usage_words(error, given), quotes=follows)
     if code == INTERRUPTED and not rank_here():
         err_console.print(f"\ninterrupted; {_kept(arguments)}", soft_wrap=True)
     if code in CODES and not rank_here():
@@ -222,13 +222,47 @@ def _kept(arguments: Sequence[str] | None) -> str:
     return kept
 
 
-def _usage_words(error: Any) -> str:
-    """Return the words of a usage error, with the help of an option that is missing."""
+SECTIONS = {"finetune": "finetune.", "export": "masking."}
+"""The sections whose settings some commands take without the name of the section."""
+
+
+def _usage_words(error: Any, given: Sequence[str]) -> str:
+    """Return the words of a usage error, with the help of an option that is missing.
+
+    A setting that is written as an option is shown as it is given.
+    """
     words = str(error.format_message())
+    unknown = getattr(error, "option_name", "")
+    # An option that lacks its value has a name, too, and no possibilities.
+    if unknown and error.ctx and hasattr(error, "possibilities"):
+        setting = _setting_of(unknown.lstrip("-").replace("-", "_"), error.ctx.command)
+        if setting is None:
+            return words
+        text = " ".join(given)
+        value = text.partition(unknown)[2].lstrip("= ").partition(" ")[0] or "…"
+        return f"{error.message}; settings are given as {setting}={value}"
     explained = getattr(getattr(error, "param", None), "help", None)
     if error.message or not explained:
         return words
     return f"{words.removesuffix('.')}: {explained}"
+
+
+def _setting_of(name: str, command: Any) -> str | None:
+    """Return a setting of a command with the name of an option that it lacks, or None."""
+    if not {"overrides", "settings", "more"} & {each.name for each in command.params}:
+        return None
+    from maskwise.recipe.described import recipe_keys
+
+    if name in ("runs", "seed", "seeds"):
+        name = "seeds" if command.name == "study" else "seed"
+    section = SECTIONS.get(command.name, "")
+    known = [key for key in recipe_keys() if key.startswith(section)]
+    found = [key for key in known if key.rpartition(".")[2] == name]
+    # Most settings that are asked for are of training.
+    first = "study." if name == "seeds" else "training."
+    for key in sorted(found, key=lambda key: not key.startswith(first)):
+        return key.removeprefix(section)
+    return None
 
 
 def _fail(line: str, *, quotes: bool) -> NoReturn:

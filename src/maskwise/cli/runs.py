@@ -39,6 +39,7 @@ from maskwise.errors import MaskwiseError, Truncated, counted, plural, whole_num
 from maskwise.estimates import failure_lines
 from maskwise.folders import recipe_path, refuse_missing, shipped
 from maskwise.printing import err_console, note_of_rename, out_console, print_json, say, warn
+from maskwise.specs import split_options
 
 
 def study(
@@ -136,6 +137,21 @@ def new(
             "new needs a file with texts",
             got=f"the recipe {texts}",
             do="maskwise new my_texts.txt my_labels.csv",
+        )
+    from maskwise.starts import is_model
+
+    if is_model(texts):
+        raise MaskwiseError(
+            "new needs a file with texts",
+            got=f"the model {texts}",
+            do=f"for further training of a model: {join(['maskwise', 'adapt', texts, *tasks[:1]])}",
+        )
+    settings = [word for word in tasks if "=" in word and not Path(split_options(word)[0]).exists()]
+    if settings:
+        raise MaskwiseError(
+            "new takes no settings",
+            got=" ".join(settings),
+            do="change the recipe that it writes, or give them to maskwise check and study",
         )
     refuse_missing(texts, *tasks)
     from maskwise.study.from_files import new_recipe

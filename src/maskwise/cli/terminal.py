@@ -14,6 +14,7 @@ from maskwise.constants import GAIN, MOST_SEEDS
 from maskwise.errors import MaskwiseError, duration, visible
 from maskwise.folders import results_folder
 from maskwise.printing import Terminal, note, note_of_rename, out_console, say, warn
+from maskwise.specs import split_options, user_path
 
 if TYPE_CHECKING:
     from maskwise.files import Contrast
@@ -35,17 +36,29 @@ Out = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 
 
-def last_ones_said(section: str = "") -> Callable[[list[str] | None], list[str] | None]:
+def last_ones_said(
+    section: str = "",
+) -> Callable[[typer.Context, list[str] | None], list[str] | None]:
     """Return a callback that says which of two values of a ``key=value`` setting counts.
+
+    It refuses files among the settings of a command that reads files by an option.
 
     Args:
         section: a section of a recipe, whose name may stand before a setting or be left out.
     """
 
-    def say(settings: list[str] | None) -> list[str] | None:
+    def say(context: typer.Context, settings: list[str] | None) -> list[str] | None:
         values: dict[str, str] = {}
+        # The files of ``check`` are arguments, too.
+        labelled = {"overrides", "task"} <= {each.name for each in context.command.params}
         for text in settings or ():
             key, sign, value = text.partition("=")
+            if not sign and labelled and user_path(split_options(text)[0]).exists():
+                raise MaskwiseError(
+                    "this is a file, and settings have the form key=value",
+                    got=text,
+                    do=f"give a file with labels as --task {text}",
+                )
             key = key.removeprefix(f"{section}.")
             if sign and values.get(key, value) != value:
                 note([f"{key} is given twice, and the last value counts: {value}"])

@@ -53,6 +53,10 @@ def check(
             callback=last_ones_said(),
         ),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="A file with labels, as for adapt. May be repeated."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="The folder of the study. Its finished stages count."),
@@ -84,6 +88,7 @@ def check(
     for word in more or ():
         is_setting = "=" in word and not user_path(split_options(word)[0]).exists()
         (overrides if is_setting else files).append(word)
+    labels = [*(task or ())]
     file = user_path(split_options(subject)[0])
     if not files and not (file.exists() or subject.startswith(("hf:", "bundled:", "package:"))):
         # Check the name of the recipe before slow imports.
@@ -107,13 +112,15 @@ def check(
             model=subject,
             texts=texts,
             out=out_folder(out, texts, command="adapt"),
-            tasks=(*tasks,),
+            tasks=(*tasks, *labels),
             overrides=(*overrides,),
         )
         with Adaptation(request, dry_run=True) as adaptation:
             record = adaptation.plan(timing=timing, **power)
     else:
-        record = checked(subject, overrides, tasks=files, out=out, timing=timing, **power)
+        record = checked(
+            subject, overrides, tasks=[*files, *labels], out=out, timing=timing, **power
+        )
     if as_json:
         print_json(record)
     else:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     PrivateAttr,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -25,7 +24,7 @@ from torch import nn
 
 from maskwise.constants import DIFFUSION
 from maskwise.devices import best_device
-from maskwise.effects import Count, Judgement, Whole, within, without_unset
+from maskwise.effects import Count, Judgement, Several, Whole, within, without_unset
 from maskwise.errors import MaskwiseError, items_of, option, require_known
 from maskwise.evaluation.cloze import Cloze
 from maskwise.evaluation.heldout import (
@@ -96,14 +95,6 @@ FORMERLY = (BOUND, PSEUDO_PERPLEXITY, CLOZE, PAIRS)
 LONGEST = 128
 
 
-def _tuple(value: object) -> object:
-    # Nothing is no value, and the error for it names the default.
-    return value if value is None or isinstance(value, list | tuple) else (value,)
-
-
-OneOrMany = BeforeValidator(_tuple)
-
-
 class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     """Measures of a checkpoint besides its tasks. All arms of a study have the same measures.
 
@@ -113,9 +104,9 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     ('bundled:pairs',)
     """
 
-    ratios: Judgement[Annotated[tuple[float, ...], OneOrMany]] = (0.15, 0.40)
+    ratios: Judgement[Several[float]] = (0.15, 0.40)
     """Masking ratios of the fixed masks. The loss curve during training uses the first ratio."""
-    masks: Judgement[tuple[str, ...]] = ("token", "whole-word")
+    masks: Judgement[Several[str]] = ("token", "whole-word")
     """Kinds of fixed masks: names of policies, and ``diffusion`` for the masked-diffusion bound."""
     rows: Judgement[Count] = ROWS
     """Maximum number of held-out rows for the loss."""
@@ -128,11 +119,11 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     word_loss: Judgement[Whole] = 0
     """Number of held-out documents for the loss of words in nats per byte, which compares models
     with different vocabularies; 0 for none."""
-    cloze: Judgement[Annotated[tuple[str, ...], OneOrMany]] = ()
+    cloze: Judgement[Several[str]] = ()
     """Cloze sets: files in LAMA's format, optionally with arguments: ``facts.jsonl(items=500)``."""
-    pairs: Judgement[Annotated[tuple[str, ...], OneOrMany]] = ()
+    pairs: Judgement[Several[str]] = ()
     """Sets of minimal pairs: ``bundled:pairs``, or files in BLiMP's format."""
-    measures: Judgement[Annotated[tuple[str, ...], OneOrMany]] = ()
+    measures: Judgement[Several[str]] = ()
     """Further measures, optionally with arguments: ``text-loss('general.txt')``, the loss on a text
     that the arms do not train on, or those of other packages, such as ``reading-times(items=500)``.
     """

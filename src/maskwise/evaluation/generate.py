@@ -42,6 +42,8 @@ BLOCK = 8
 COLD = 1e-6
 # A gap in a prompt: [MASK] stands for one token, and [MASK*5] for five.
 GAP = re.compile(r"\[MASK(?:\*(\d+))?\]")
+# What looks like a gap, and is none.
+ODD_GAP = re.compile(r"\[MASK\b[^\]]*\]?")
 # The character that is shown for a mask.
 SHOWN = "▢"
 
@@ -93,6 +95,10 @@ class Writer:
         mask = self.vocabulary.require_mask()
         require_utf8(prompt)
         length = whole_number("length", length, least=0)
+        if odd := ODD_GAP.search(GAP.sub(" ", prompt)):
+            raise MaskwiseError(
+                "this is no gap", got=odd[0], allowed="[MASK], or [MASK*5] for five tokens"
+            )
         if not GAP.search(prompt):
             prompt += f"[MASK*{length}]"
         gaps = list(GAP.finditer(prompt))

@@ -467,6 +467,11 @@ def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
             spec = float(spec)
     if isinstance(spec, Real):
         return constant(spec)
+    if isinstance(spec, str) and spec.strip().endswith("%"):
+        do = None
+        with suppress(ValueError):
+            do = f"write {float(spec.strip()[:-1]) / 100:g}"
+        raise MaskwiseError("a masking ratio is a share", got=spec, allowed="0 to 1", do=do)
     if isinstance(spec, str | Call):
         return build("schedule", spec, SCHEDULES, makes=Schedule)
     if callable(spec) and not isinstance(spec, type):

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from maskwise.effects import Weights, within, without_unset
+from maskwise.effects import Several, Weights, within, without_unset
 from maskwise.errors import MaskwiseError, items_of, require_known, whole_number
 from maskwise.masking import corruptions, policies, schedules
 from maskwise.masking.corruptions import Bert, Corruption
@@ -287,7 +287,7 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     """How the masks of a text in different epochs depend on each other. With ``random``, every
     epoch draws a new mask. With ``complement``, every second epoch masks the units that the epoch
     before left visible; if the ratio changes over the steps, only approximately."""
-    exclude: Weights[tuple[str, ...]] = ()
+    exclude: Weights[Several[str]] = ()
     """Tokens that are never masked in training and never used as random replacements, as the
     tokenizer writes them. Special tokens, unknown tokens, the wildcards of proteins and DNA (such
     as X, B, Z and gaps) and spare tokens (such as ``[unused17]``) never are, in training and in

@@ -27,7 +27,7 @@ from maskwise.constants import (
     MOST_SEEDS,
     REFERENCE,
 )
-from maskwise.effects import Judgement, Nothing, Share, Weights
+from maskwise.effects import Judgement, Nothing, Several, Share, Weights
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import leaves
@@ -158,7 +158,7 @@ Count = Annotated[int, Field(ge=1, le=MOST_SEEDS)]
 Seeds = Annotated[
     tuple[int, ...], Field(min_length=1, max_length=MOST_SEEDS), AfterValidator(_distinct)
 ]
-Looks = Annotated[tuple[int, ...], Field(min_length=2), AfterValidator(_rising)]
+Looks = Annotated[Several[int], Field(min_length=2), AfterValidator(_rising)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -198,7 +198,7 @@ class StudySettings(Settings):
     """A task counts in the primary outcome only if pre-training helps on it in at least this share
     of the seeds. Pre-training helps if the mean dev score of all arms is better than the dev score
     of the untrained or unchanged model. With 0, all tasks count."""
-    secondary: Judgement[tuple[str, ...]] = ()
+    secondary: Judgement[Several[str]] = ()
     """Names of tasks that are reported, with a mean and an interval, but never count in the primary
     outcome, such as a task that shows what was forgotten."""
     gate: GateSettings | None = None
@@ -227,7 +227,14 @@ class StudySettings(Settings):
     @classmethod
     def _only_pairs(cls, contrasts: object) -> object:
         """Refuse contrasts with tasks of their own: all contrasts are judged by the same tasks."""
-        for pair in contrasts if isinstance(contrasts, list | tuple) else ():
+        several = contrasts if isinstance(contrasts, list | tuple) else ()
+        if len(several) == 2 and all(isinstance(name, str) for name in several):
+            raise MaskwiseError(
+                "study.contrasts is a list of pairs",
+                got=f"[{', '.join(several)}]",
+                do=f"write [[{', '.join(several)}]]",
+            )
+        for pair in several:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise MaskwiseError(
                     "a contrast in study.contrasts is a pair of arms, without settings of its own",
@@ -243,6 +250,10 @@ class StudySettings(Settings):
     def _pair_alone(cls, gate: object) -> object:
         """Accept a bare pair as a gate on which all contrasts depend."""
         if isinstance(gate, list | tuple):
+            if len(gate) != 2:
+                raise MaskwiseError(
+                    "a gate is a pair of arms", got=[*gate], allowed="[oracle, baseline]"
+                )
             return {"contrast": gate}
         return gate
 

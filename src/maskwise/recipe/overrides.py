@@ -311,13 +311,26 @@ def blamed(place: str) -> Iterator[None]:
         raise MaskwiseError(f"{place}: {error}") from None
 
 
-def require_changeable(key: str, parts: Sequence[str], *, who: str) -> None:
+def require_changeable(
+    key: str, parts: Sequence[str], *, who: str, settings: type[BaseModel]
+) -> None:
     """Raise an error if a setting is outside the sections ``parts``, or is the training seed.
 
     The training seed comes from ``study.seeds``, for every run. ``who`` is named in the error.
+
+    Args:
+        settings: the class of a whole recipe.
     """
-    if key.split(".")[0] not in parts or key == "training.seed":
-        raise MaskwiseError(f"{who} cannot change {key}", allowed=", ".join(parts))
+    if key.split(".")[0] in parts and key != "training.seed":
+        return
+    fields = settings.model_fields
+    do = None
+    if key.split(".")[0] not in fields:
+        known = [name for name in _names(settings) if name.split(".")[0] in parts]
+        last = key.rpartition(".")[2]
+        do = did_you_mean(key, [name for name in known if name.rpartition(".")[2] == last] or known)
+    allowed = ", ".join(part for part in parts if part in fields)
+    raise MaskwiseError(f"{who} cannot change {key}", allowed=allowed, do=do)
 
 
 def nested(tree: Mapping[str, object]) -> Plain:
@@ -579,11 +592,16 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
             what = f"setting of {'.'.join(group)}"
         if origin:
             what = f"{what} in {origin}:"
-        do = None
+        known = [*_group(settings, group).model_fields]
+        section, _, rest = str(name).partition(".")
         places = [*_places(settings, str(name).rpartition(".")[2])]
-        if not group and places:
-            do = f"did you mean {' or '.join(places)}?"
-        return unknown_name(what, str(name), [*_group(settings, group).model_fields], do=do)
+        if group or not places:
+            return unknown_name(what, str(name), known)
+        meant = f"did you mean {' or '.join(places)}?"
+        if rest and section in known:
+            meant = f"at the top level, write {section}: {{{rest}: {first.get('input')}}}"
+        allowed = ", ".join(sorted(known))
+        return MaskwiseError(f"unknown {what} {str(name)!r}", allowed=allowed, do=meant)
     # If a field accepts several types, there is an error for each type. The error with the longest
     # path is the mistake, because the value matched this type down to there.
     below = [detail for detail in errors if _path(detail)[: len(path)] == path]
@@ -595,6 +613,12 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
     place = _place(origin, path)
     alternatives = [detail for detail in below if _path(detail) == path]
     first = alternatives[0]
+    if path[-1] == "[key]":
+        return MaskwiseError(
+            f"{_place(origin, path[:-2])}: a name must be a text",
+            got=first.get("input"),
+            do=f"write it in quotes: '{first.get('input')}'",
+        )
     if first["type"] == "missing":
         return MaskwiseError(f"{place} is missing", do="add this setting")
     value = first.get("input")
@@ -673,13 +697,19 @@ def groups_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from groups_in(part)
 
 
-def _places(settings: type[BaseModel], name: str, prefix: str = "") -> Iterator[str]:
+def _places(settings: type[BaseModel], name: str) -> Iterator[str]:
     """Yield the dotted names of the settings that have this name in some group."""
+    for dotted in _names(settings):
+        if dotted.rpartition(".")[2] == name:
+            yield dotted
+
+
+def _names(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all settings."""
     for field, info in settings.model_fields.items():
-        if field == name:
-            yield prefix + field
+        yield prefix + field
         for kind in groups_in(info.annotation):
-            yield from _places(kind, name, f"{prefix}{field}.")
+            yield from _names(kind, f"{prefix}{field}.")
 
 
 def _group(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:

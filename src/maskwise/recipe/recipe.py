@@ -23,7 +23,7 @@ from pydantic import (
 from maskwise.annotate.registry import annotator, check_layer_names
 from maskwise.constants import DIFFUSION
 from maskwise.draws import fold
-from maskwise.effects import Judgement, Nothing, Weights, within
+from maskwise.effects import Judgement, Nothing, Several, Weights, within
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.families import Kind
@@ -83,7 +83,7 @@ class Recipe(Settings):
     """Training phases, as a list of the settings that each phase changes, such as
     ``[{}, {corpus.length: 256}]``. A phase continues from the checkpoint of the previous phase."""
     evaluation: EvaluationSettings = EvaluationSettings()
-    tasks: Judgement[tuple[str, ...]] = ()
+    tasks: Judgement[Several[str]] = ()
     """Tasks to fine-tune on: bundled names, files, folders or ``hf:`` ids."""
     finetune: FinetuneSettings = FinetuneSettings()
     learning: LearningSettings | None = None
@@ -93,6 +93,14 @@ class Recipe(Settings):
     _only: ObjectiveSettings = PrivateAttr()
     _sampling: Call = PrivateAttr()
     _remarks: list[str] = PrivateAttr(default_factory=list)
+
+    @field_validator("tasks")
+    @classmethod
+    def _different_tasks(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        for task in tasks:
+            if tasks.count(task) > 1:
+                raise MaskwiseError("a task is named twice", got=task, do="name it once")
+        return tasks
 
     @field_validator("corpus")
     @classmethod
@@ -487,7 +495,7 @@ class Recipe(Settings):
         changes = {}
         for overrides in (self.study.arms[name], more or {}):
             for key, value in leaves(overrides):
-                require_changeable(key, ARM_PARTS, who=f"arm {name!r}")
+                require_changeable(key, ARM_PARTS, who=f"arm {name!r}", settings=Recipe)
                 changes[key] = of_run(value, seed)
         base = of_run(self._said("study"), seed)
         return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
@@ -621,7 +629,7 @@ def _phase(changes: object, name: str, phases: int) -> object:
     for key, _ in leaves(changes):
         # With a fixed seed, all runs share a phase. If they shared the last one, they were equal.
         if not (key == "training.seed" and name == "phases.0" and phases > 1):
-            require_changeable(key, PHASE_PARTS, who=name)
+            require_changeable(key, PHASE_PARTS, who=name, settings=Recipe)
     return nested(changes)
 
 

@@ -122,6 +122,7 @@ def check_study(
             "the seeds to run must be among those of study.seeds",
             got=foreign,
             allowed=f"any of {', '.join(map(str, planned))}",
+            do=f"for {foreign[0]} runs, set study.seeds={foreign[0]}" if len(seeds) == 1 else None,
         )
     block = tuple(seed for seed in planned if seed in seeds)
     return block, check_inputs(recipe)

@@ -23,7 +23,7 @@ from pydantic import (
 from tokenizers import AddedToken
 
 from maskwise import folders
-from maskwise.effects import Weights, Whole, without_unset
+from maskwise.effects import Several, Weights, Whole, without_unset
 from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
 from maskwise.text.layers import Layered
@@ -101,7 +101,7 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
     """What a word is: ``auto`` (as in BERT), ``spaces`` (between white space), ``token`` (each
     token), ``regex:PATTERN`` (each match), or a segmenter: ``jieba`` (Chinese), ``fugashi``
     (Japanese), ``pythainlp`` (Thai), or one of your own."""
-    layers: Weights[tuple[str, ...]] = ()
+    layers: Weights[Several[str]] = ()
     """Annotators, such as pos (parts of speech). Their values for tokens are kept with the rows as
     "layers". stored("FOLDER") reads saved annotations."""
 

@@ -22,6 +22,7 @@ from maskwise.effects import (
     NotNegative,
     Positive,
     Rounding,
+    Several,
     Share,
     Speed,
     Weights,
@@ -158,7 +159,7 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     limit. With a number, the checkpoint is that of the best evaluation. The evaluations (see
     ``eval_every``) then read half of the held-out documents, and the others judge the model."""
 
-    lengths: Weights[tuple[Annotated[float, Field(gt=0, le=1)], ...] | None] = None
+    lengths: Weights[Several[Annotated[float, Field(gt=0, le=1)]] | None] = None
     """Shares of the steps after which training also ends, such as ``[0.25, 0.5, 1]``; None for all
     steps only. The learning rate must stay high until a decay at the end (``decay: wsd``). For each
     length, a decay branches off, and the checkpoint is that with the lowest loss on half of the
@@ -179,7 +180,7 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     """Number of processes per rank that tokenise a stream (``corpus.stream``). With 0, the training
     process tokenises the stream. The result is the same."""
 
-    trackers: Nothing[tuple[str, ...]] = ()
+    trackers: Nothing[Several[str]] = ()
     """Accelerate's trackers, such as ``tensorboard`` or ``wandb``. They must be installed."""
 
     @model_serializer(mode="wrap")
