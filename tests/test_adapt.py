@@ -540,11 +540,21 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     unknown = time_words(plan | {"seconds": None, "unknown": ["learn"]})
     assert unknown.startswith("unknown, ") and unknown.endswith(": learn")
     # What takes the time is named, also if nothing fits.
-    smaller = {"seconds": 7000.0, "fits": False, "contrasts": [], "command": "a command"}
+    smaller = {"seconds": 7000.0, "fits": False, "decides": False, "contrasts": []}
+    smaller["command"] = "a command"
     works = {"fine-tuning on labels.jsonl": 6000.0, "training": 2000.0}
     *_, why, smallest, command = adapt_lines(plan | {"smaller": smaller, "works": works}, "35m")
     assert "--time 35m" in why and "75% of the work is fine-tuning on labels.jsonl" in why
     assert "1.9 h" in smallest and command == "a command"
+    # A study that cannot decide is called so.
+    decides = adapt_lines(plan | {"smaller": smaller | {"decides": True}, "works": works}, "35m")
+    assert "too few to decide" in smallest and "too few to decide" not in decides[-2]
+
+
+def test_a_smaller_plan_names_each_setting_once():
+    request = Request(model="m", texts="t", out=Path("out"))
+    command = request.set_to(finetune__steps=60).set_to(finetune__steps=30).command()
+    assert "finetune.steps=30" in command and command.count("finetune.steps") == 1
 
 
 def test_the_smaller_plan_is_the_least_change_that_fits(adapted, tmp_path, monkeypatch):

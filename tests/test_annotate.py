@@ -801,3 +801,27 @@ def test_an_annotator_that_leaves_out_results_is_named(monkeypatch, result):
     monkeypatch.setattr(type(maker), "annotate", lambda self, texts: result)
     with pytest.raises(MaskwiseError, match=r"words must return (the|all).* of every text"):
         shard.spans_of(maker, ["a text"], Counter())
+
+
+GERMAN = "Der Hund schläft im Garten, und die Katze sitzt auf dem alten Dach. "
+ENGLISH = "The dog sleeps in the garden, and the cat sits on top of the old roof. "
+
+
+@pytest.mark.parametrize(
+    ("text", "annotators", "notice"),
+    [
+        (GERMAN * 9, ["pos", "salient"], "for English"),
+        (ENGLISH * 9, ["pos"], None),
+        # Too short to know its language.
+        (GERMAN, ["pos"], None),
+        (ENGLISH, ["spans('my_spans.jsonl')"], "letter by letter"),
+        ("Owls fly.", ["spans('my_spans.jsonl')"], None),
+        ("Owls fly.", ["prompt('?')"], "nothing"),
+    ],
+)
+def test_annotations_of_no_use_have_a_notice(text, annotators, notice, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_spans.jsonl").write_text('{"text": "Owls fly.", "spans": [[0, 4]]}\n')
+    summary = annotate_corpus([text], annotators, tmp_path / "out")
+    for entry in summary["annotators"].values():
+        assert (entry["notice"] is None) if notice is None else (notice in entry["notice"])

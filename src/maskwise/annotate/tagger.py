@@ -223,6 +223,8 @@ class SpacyPipeline:
         known = {"pos": POS, "salient": SALIENT}
         self.layers = {name: known[name] for name in layers}
         self.folder = _folder(model)
+        # Whether it is the bundled pipeline, which is for English.
+        self.english = model is None
 
     @cached_property
     def version(self) -> str:

@@ -29,6 +29,7 @@ from maskwise.annotate.shard import BORDERS, PART_CHARACTERS
 from maskwise.annotate.store import failures_in
 from maskwise.annotate.tagger import cut_text
 from maskwise.segments import Array
+from maskwise.text.english import other_language
 from maskwise.text.layers import Annotator, Layer
 from maskwise.text.words import Ints, classify, codes_of, join_texts, word_starts
 
@@ -43,6 +44,19 @@ MERGE_SPANS = 1 << 20
 goes through all different texts so far."""
 LARGE_BYTES = 1 << 30
 """From this size on, texts get offsets of 64 bits, and pyarrow counts them more slowly."""
+
+READ = ("gold", "spans", "stored")
+"""Annotators that read the spans of known texts."""
+LOOKED_AT = 2000
+"""Number of characters of a text by which its language is recognised."""
+NOTHING = "it found nothing in these texts"
+NOTHING_READ = (
+    "none of these texts has spans in its file; a text must be the same there, letter by letter"
+)
+FOREIGN = (
+    "the bundled tagger is for English, and these texts seem not to be; name a spaCy pipeline of "
+    "their language: pos(model='de_core_news_sm')"
+)
 
 
 class LayerSummary(TypedDict):
@@ -85,6 +99,7 @@ class Tally:
 
     def __init__(self, annotators: Mapping[str, Annotator]):
         self.words = 0
+        self._foreign: bool | None = None
         self._annotators = annotators
         self._failures = {asked: Counter[str]() for asked in annotators}
         self._layers: dict[str, list[_LayerTally]] = {}
@@ -98,6 +113,9 @@ class Tally:
             texts: the N texts of the shard.
             tables: the content of each annotator's file, a row for each text.
         """
+        # The first texts are enough to recognise the language.
+        if self._foreign is None:
+            self._foreign = other_language(text[:LOOKED_AT] for text in texts)
         shard = _Shard.of(texts)
         self.words += len(shard.words)
         for asked, table in tables.items():
@@ -109,11 +127,17 @@ class Tally:
         """Return the counts of each annotator in all shards so far."""
         summaries: dict[str, AnnotatorSummary] = {}
         for asked, maker in self._annotators.items():
+            layers = {each.name: each.summary(self.words) for each in self._layers[asked]}
+            # The protocol `Annotator` does not have a ``notice``.
+            notice = maker.notice if hasattr(maker, "notice") else None
+            if not notice and not any(layer["spans"] for layer in layers.values()):
+                notice = NOTHING_READ if maker.name in READ else NOTHING
+            elif not notice and self._foreign and getattr(maker, "english", False):
+                notice = FOREIGN
             summaries[asked] = {
-                # The protocol `Annotator` does not have a ``notice``.
-                "notice": maker.notice if hasattr(maker, "notice") else None,
+                "notice": notice,
                 "failures": dict(self._failures[asked]),
-                "layers": {each.name: each.summary(self.words) for each in self._layers[asked]},
+                "layers": layers,
             }
         return summaries
 

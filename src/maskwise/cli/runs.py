@@ -236,7 +236,11 @@ def adapt(
     ] = None,
     limit: Annotated[
         str | None,
-        typer.Option("--time", help="Time limit: 2h, 90m or 1h30m.", show_default="2h, as advice"),
+        typer.Option(
+            "--time",
+            help="Time limit: 2h, 90m or 1h30m; 90 is 90 minutes.",
+            show_default="2h, as advice",
+        ),
     ] = None,
     out: Out = None,
     jobs: Jobs = None,

@@ -45,6 +45,7 @@ from maskwise.text import (
     train_tokenizer,
 )
 from maskwise.text.documents import is_source_code, longest_field
+from maskwise.text.english import ENGLISH_SHARE, english_share
 from maskwise.text.labelled import ending_of
 from maskwise.text.segmenters import unspaced
 
@@ -54,13 +55,6 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 5.0
 LOOK_DOCUMENTS = 200_000
 """``look_at`` stops after this time or this number of documents."""
-
-ENGLISH = frozenset(
-    ("the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "with", "by", "this")
-)
-ENGLISH_SHARE = 0.15
-"""A text is taken for English if at least this share of its words are in ``ENGLISH``. The share is
-.2 to .35 in English prose, and less than .05 in other languages."""
 
 BLANK_SHARE = 0.05
 """If at least this share of characters is white space, spaces separate the words of a text."""
@@ -115,7 +109,7 @@ class TextFacts:
         whole: whether the whole corpus was read.
         characters: the number of characters in these documents.
         blanks: the share of characters that are white space.
-        english: the share of words that are among the most frequent English words (``ENGLISH``).
+        english: the share of words that are among the most frequent English words.
         unspaced: the share of letters of scripts that write no spaces between words.
         sample: the beginning of the text.
         text_field: the field that contains the text (``longest_field``).
@@ -183,13 +177,12 @@ def look_at(
         if time.perf_counter() > end:
             break
     late = time.perf_counter() > end or seen == LOOK_DOCUMENTS
-    words = text.lower().split()
     return TextFacts(
         documents=seen,
         whole=not late,
         characters=characters,
         blanks=sum(char.isspace() for char in text) / max(1, len(text)),
-        english=sum(word in ENGLISH for word in words) / max(1, len(words)),
+        english=english_share(text),
         unspaced=sum(unspaced([text]).values()),
         sample=text,
         text_field=documents.fields.text,

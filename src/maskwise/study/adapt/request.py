@@ -106,6 +106,11 @@ class Request:
         return default_runs(self.new_words, self.control)
 
     @property
+    def runs(self) -> int:
+        """The number of runs of each arm."""
+        return self.seeds if isinstance(self.seeds, int) else len(self.seeds)
+
+    @property
     def seconds(self) -> float:
         """The time limit in seconds."""
         return time_limit(TIME if self.time is None else self.time)
@@ -118,8 +123,10 @@ class Request:
 
     def set_to(self, **settings: object) -> Request:
         """Add overrides; dots in the keys are written as two underscores."""
-        more = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
-        return replace(self, overrides=(*self.overrides, *more))
+        changed = {key.replace("__", "."): value for key, value in settings.items()}
+        kept = [text for text in self.overrides if text.partition("=")[0] not in changed]
+        more = [f"{key}={value}" for key, value in changed.items()]
+        return replace(self, overrides=(*kept, *more))
 
     def command(self, *overrides: str, **changes: Any) -> str:
         """Return the command line of this request, with more overrides and changed attributes."""
