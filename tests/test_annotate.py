@@ -808,7 +808,7 @@ ENGLISH = "The dog sleeps in the garden, and the cat sits on top of the old roof
 
 
 @pytest.mark.parametrize(
-    ("text", "annotators", "notice"),
+    ("text", "annotators", "doubt"),
     [
         (GERMAN * 9, ["pos", "salient"], "for English"),
         (ENGLISH * 9, ["pos"], None),
@@ -819,9 +819,11 @@ ENGLISH = "The dog sleeps in the garden, and the cat sits on top of the old roof
         ("Owls fly.", ["prompt('?')"], "nothing"),
     ],
 )
-def test_annotations_of_no_use_have_a_notice(text, annotators, notice, tmp_path, monkeypatch):
+def test_annotations_of_no_use_are_doubted(text, annotators, doubt, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my_spans.jsonl").write_text('{"text": "Owls fly.", "spans": [[0, 4]]}\n')
     summary = annotate_corpus([text], annotators, tmp_path / "out")
     for entry in summary["annotators"].values():
-        assert (entry["notice"] is None) if notice is None else (notice in entry["notice"])
+        # A notice would end a study.
+        assert entry["notice"] is None
+        assert (entry["doubt"] is None) if doubt is None else (doubt in entry["doubt"])

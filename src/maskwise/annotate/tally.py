@@ -80,12 +80,15 @@ class LayerSummary(TypedDict):
 
 
 class AnnotatorSummary(TypedDict):
-    """Counts of an annotator in the corpus, and its message for the user (``notice``).
+    """Counts of an annotator in the corpus, and messages for the user.
 
-    ``failures`` has the number of texts on which the annotator failed, keyed by error.
+    ``notice`` is the annotator's own: its layers are empty or nearly useless, and a study ends.
+    ``doubt`` says that they are perhaps not what the user wants. ``failures`` has the number of
+    texts on which the annotator failed, keyed by error.
     """
 
     notice: str | None
+    doubt: str | None
     failures: dict[str, int]
     layers: dict[str, LayerSummary]
 
@@ -130,12 +133,14 @@ class Tally:
             layers = {each.name: each.summary(self.words) for each in self._layers[asked]}
             # The protocol `Annotator` does not have a ``notice``.
             notice = maker.notice if hasattr(maker, "notice") else None
-            if not notice and not any(layer["spans"] for layer in layers.values()):
-                notice = NOTHING_READ if maker.name in READ else NOTHING
-            elif not notice and self._foreign and getattr(maker, "english", False):
-                notice = FOREIGN
+            doubt = None
+            if not any(layer["spans"] for layer in layers.values()):
+                doubt = NOTHING_READ if maker.name in READ else NOTHING
+            elif self._foreign and getattr(maker, "english", False):
+                doubt = FOREIGN
             summaries[asked] = {
                 "notice": notice,
+                "doubt": doubt,
                 "failures": dict(self._failures[asked]),
                 "layers": layers,
             }

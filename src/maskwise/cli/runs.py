@@ -516,8 +516,8 @@ def annotate(
         return
     out_console.print(render_layers(summary, samples, colours=has_colours()))
     for spec, entry in summary["annotators"].items():
-        if entry["notice"]:
-            warn(f"{spec}: {entry['notice']}")
+        if message := entry["notice"] or entry["doubt"]:
+            warn(f"{spec}: {message}")
         for error, count in entry["failures"].items():
             warn(f"{spec} failed on {count} texts, so these texts lack its layers: {error}", "red")
     say(f"{out}: {summary['documents']:,} documents, {summary['words']:,} words")
