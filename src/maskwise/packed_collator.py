@@ -138,8 +138,8 @@ class PackedCollator:
                 values = pad(values, (0, added), value=padding.get(name, 0))
             line[name] = values.unsqueeze(0)
         _, lengths = document_T.unique_consecutive(return_counts=True)
-        longest = int(batch.lengths.read.max(initial=0))
-        check_positions(longest, self.room, read=longest)
+        read = int(batch.lengths.read.max(initial=0))
+        check_positions(read, self.room, read=read)
         # Flash attention needs 32-bit offsets, for queries and for keys, which are equal here.
         ends = pad(lengths.cumsum(0), (1, 0)).int()
         starts_T = ends[:-1].repeat_interleave(lengths)

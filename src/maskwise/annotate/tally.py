@@ -102,6 +102,8 @@ class Tally:
 
     def __init__(self, annotators: Mapping[str, Annotator]):
         self.words = 0
+        # The annotators for English, and whether the texts are in another language, once known.
+        self._english = {key for key, each in annotators.items() if getattr(each, "english", False)}
         self._foreign: bool | None = None
         self._annotators = annotators
         self._failures = {asked: Counter[str]() for asked in annotators}
@@ -117,7 +119,7 @@ class Tally:
             tables: the content of each annotator's file, a row for each text.
         """
         # The first texts are enough to recognise the language.
-        if self._foreign is None:
+        if self._english and self._foreign is None:
             self._foreign = other_language(text[:LOOKED_AT] for text in texts)
         shard = _Shard.of(texts)
         self.words += len(shard.words)
@@ -136,7 +138,7 @@ class Tally:
             doubt = None
             if not any(layer["spans"] for layer in layers.values()):
                 doubt = NOTHING_READ if maker.name in READ else NOTHING
-            elif self._foreign and getattr(maker, "english", False):
+            elif self._foreign and asked in self._english:
                 doubt = FOREIGN
             summaries[asked] = {
                 "notice": notice,
