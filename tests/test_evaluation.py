@@ -276,15 +276,17 @@ def test_facts_that_cannot_be_scored_are_counted() -> None:
         Fact("r", "s", "éé", "the [MASK] ."),
         Fact("r", "s", "rome", "a cat " * 31 + "[MASK]"),
         Fact("alone", "s", "rome", "in [MASK]"),
+        Fact("r", "s", "rome", "a [SEP] cat [MASK]"),
     )
-    facts = Cloze("odd", (*SENTENCES.facts, *odd), 9, {"not exactly one [MASK]": 2})
+    facts = Cloze("odd", (*SENTENCES.facts, *odd), 10, {"not exactly one [MASK]": 2})
     first = by_metric(Known(), facts)["mrr"]
-    assert first["items"] == 4 and first["of"] == 9
+    assert first["items"] == 4 and first["of"] == 10
     assert first["skipped"] == {
         "not exactly one [MASK]": 2,
         "the only answer of its relation": 1,
         "unknown characters": 1,
         "longer than the model": 1,
+        "a special token in the sentence": 1,
     }
     said = "no item of facts 'some' can be scored; got 1 × unknown characters"
     with pytest.raises(MaskwiseError, match=said):

@@ -13,6 +13,7 @@ import torch
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.evaluate import evaluate_checkpoint
 from maskwise.evaluation.generate import SHOWN, Writer
+from maskwise.text.tokenizers import train_tokenizer
 from tiny import maskwise
 from training_tools import CLS, SEP, model, tokenizer
 
@@ -37,6 +38,15 @@ def test_a_prompt_of_other_bytes_is_refused(folder: Path) -> None:
     with pytest.raises(MaskwiseError) as caught:
         list(Writer(str(folder)).write("caf\udce9 [MASK]"))
     assert caught.value.got == r"'caf\udce9 [MASK]'"
+
+
+def test_a_special_token_in_a_prompt_is_text(folder: Path, tmp_path: Path) -> None:
+    # The words of the other tokenizer are whatever is between two spaces, so also [SEP].
+    pieces = train_tokenizer(["a cat and [ SEP ] sat"] * 9, vocab_size=64)
+    pieces.save_pretrained(tmp_path)
+    model("bert", vocab_size=64).save_pretrained(tmp_path)
+    ids = Writer(str(tmp_path)).read("a [SEP] cat [MASK]", 0).tolist()
+    assert ids.count(pieces.sep_token_id) == 1, "only that at the end"
 
 
 @pytest.mark.parametrize("order", ["confidence", "random", "block"])

@@ -62,6 +62,7 @@ TEMPLATES = "relations.jsonl"
 ITEMS, CANDIDATES = 200, 20
 NOT_ONE_MASK = "not exactly one [MASK]"
 ONE_ANSWER = "the only answer of its relation"
+WRITTEN = "a special token in the sentence"
 
 Pieces = tuple[int, ...]
 # A position: (the tokens of a row, a column in the row).
@@ -341,12 +342,17 @@ def questions_of(
     answers = dict(zip(words, zip(without_space, with_space)))
     longest = max(len(pieces) for fact in facts for pieces in answers[fact.answer])
     unusable = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
+    # The mask has to be read as a special token, so a special token that a sentence writes is, too.
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    usual = sum(map(special.__contains__, tokenizer("")["input_ids"])) + 1
     kept = []
     for fact, row, space in zip(facts, rows, spaced):
         answer = answers[fact.answer]
         own = answer[space]
-        if not own or not unusable.isdisjoint(own) or row.count(tokenizer.mask_token_id) != 1:
+        if not own or not unusable.isdisjoint(own):
             skipped[UNKNOWN] += 1
+        elif sum(map(special.__contains__, row)) != usual:
+            skipped[WRITTEN] += 1
         elif len(row) + longest - 1 > room:
             skipped[LONG] += 1
         else:

@@ -215,7 +215,11 @@ class Writer:
         return str(decoded).replace(str(self.tokenizer.mask_token), SHOWN).strip()
 
     def _tokens(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        # A written [SEP] is text, as in training.
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+        return list(encoded["input_ids"])
 
     def _drawn(
         self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator
