@@ -39,6 +39,18 @@ CLAIMS: dict[str, list[Claim]] = {
             "cosine-decay",
             "constant-30",
         ),
+        (
+            "as published: cosine against 15 %",
+            "published-decay-medium",
+            "cosine-decay",
+            "constant-15",
+        ),
+        (
+            "as published: cosine against 30 %",
+            "published-decay-medium",
+            "cosine-decay",
+            "constant-30",
+        ),
         ("control: parts of speech, ours", "ptw-control-2026-11-21", "ptw", "words"),
         ("control: parts of speech, published", "ptw-control-2026-11-21", "ptw-faithful", "words"),
         (
