@@ -349,6 +349,7 @@ def hardware() -> dict[str, object]:
     }
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that affect results."""
     from importlib.metadata import version

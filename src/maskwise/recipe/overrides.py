@@ -7,10 +7,11 @@ override on the command line, an arm, a search grid, a training phase, or a reci
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 from typing import Any, ClassVar, get_args
 
@@ -500,6 +501,12 @@ def read_yaml(text: str) -> object:
         yaml.YAMLError: the text is not YAML.
         MaskwiseError: the text is nested too deeply, or has more than ``MOST_VALUES`` values.
     """
+    return copy.deepcopy(_values(text))
+
+
+# A command reads the same recipe and those that it extends several times, with other overrides.
+@lru_cache(maxsize=64)
+def _values(text: str) -> object:
     loader = Yaml(text)
     try:
         node = loader.get_single_node()

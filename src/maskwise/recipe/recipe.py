@@ -497,7 +497,10 @@ class Recipe(Settings):
             for key, value in leaves(overrides):
                 require_changeable(key, ARM_PARTS, who=f"arm {name!r}", settings=Recipe)
                 changes[key] = of_run(value, seed)
-        base = of_run(self._said("study"), seed)
+        base = self._said("study")
+        # Few recipes have such paths, and searching the text is faster than reading all settings.
+        if "{seed}" in str(base):
+            base = of_run(base, seed)
         return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
 
     def _said(self, *without: str) -> Plain:
