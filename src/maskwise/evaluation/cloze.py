@@ -341,9 +341,9 @@ def questions_of(
     # the same version.
     answers = dict(zip(words, zip(without_space, with_space)))
     longest = max(len(pieces) for fact in facts for pieces in answers[fact.answer])
-    unusable = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
     # The mask has to be read as a special token, so a special token that a sentence writes is, too.
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    unusable = special | {tokenizer.unk_token_id}
     usual = sum(map(special.__contains__, tokenizer("")["input_ids"])) + 1
     kept = []
     for fact, row, space in zip(facts, rows, spaced):

@@ -450,7 +450,8 @@ class Recipe(Settings):
         for n, (prefix, changes) in enumerate(self._changes.items()):
             link = alone
             if changes:
-                link = _changed(alone._said("study", "tasks"), changes, origin=prefix.rstrip("."))
+                base = json.dumps(alone._said("study", "tasks"))
+                link = _changed(base, changes, origin=prefix.rstrip("."))
             seed = self.training.seed
             # A phase with its own seed is the same in all runs, so it is trained only once.
             if "seed" in changes.get("training", {}):
@@ -497,16 +498,14 @@ class Recipe(Settings):
             for key, value in leaves(overrides):
                 require_changeable(key, ARM_PARTS, who=f"arm {name!r}", settings=Recipe)
                 changes[key] = of_run(value, seed)
-        base = self._said("study")
-        # Few recipes have such paths, and searching the text is faster than reading all settings.
-        if "{seed}" in str(base):
-            base = of_run(base, seed)
+        base = json.dumps(self._said("study")).replace("{seed}", str(seed))
         return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
 
     def _said(self, *without: str) -> Plain:
         """Return the settings to which arms and phases apply their changes.
 
-        Masking defaults are left out, because they depend on the objective of the arm.
+        Masking defaults are left out, because they depend on the objective of the arm. The seed is
+        0, so that the recipes of an arm's runs are equal, and are validated only once.
         """
         plain = self.model_dump(mode="json", exclude={*without, "masking"})
         plain["masking"] = self.masking.model_dump(mode="json", exclude_unset=True)
@@ -514,6 +513,7 @@ class Recipe(Settings):
         # All arms have the same layers, except those of a learned policy, which few arms need.
         removed = {*LEARNED} - {*self.corpus.layers}
         plain["corpus"]["layers"] = [spec for spec in self._layers if spec not in removed]
+        plain["training"]["seed"] = 0
         return plain
 
     def seeded(self, seed: int) -> Recipe:
@@ -644,11 +644,9 @@ def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
         raise explain(error, Recipe, origin=origin) from None
 
 
-def _changed(base: Plain, changes: Mapping[str, object], *, origin: str) -> Recipe:
-    """Return a recipe with changed settings and seed 0; the caller sets the seed."""
-    # Without seeds, the recipes of an arm's runs are equal, and are validated only once.
-    base["training"]["seed"] = 0
-    return _validate_once(json.dumps(base), json.dumps(list(leaves(changes)), default=str), origin)
+def _changed(base: str, changes: Mapping[str, object], *, origin: str) -> Recipe:
+    """Return a recipe with changed settings; ``base`` is JSON, with seed 0."""
+    return _validate_once(base, json.dumps(list(leaves(changes)), default=str), origin)
 
 
 @lru_cache(maxsize=4096)

@@ -356,8 +356,10 @@ def remove_unused(settings: Plain, changes: Mapping[str, object], *, clear: bool
             except MaskwiseError:
                 # The caller will put the same value, and raise the same error.
                 continue
-    for rule in rules:
-        if rule not in before and _is_active(rule, after) and _is_unused_in(rule, after):
+    newly = [rule for rule in active(rules, after) if rule not in before]
+    trainings = [*_trainings(after)] if newly else []
+    for rule in newly:
+        if _is_active_in_all(rule, trainings):
             _remove_all(settings, rule, changes)
 
 
@@ -373,15 +375,17 @@ def drop_unused(settings: Plain, given: Mapping[str, object]) -> None:
     >>> drop_unused(settings, {}); settings
     {'training': {'optimizer': 'adamw'}}
     """
+    trainings = [*_trainings(settings)]
     for rule in UNUSED:
-        if rule.removed and _is_unused_in(rule, settings):
+        if rule.removed and _is_active_in_all(rule, trainings):
             _remove_all(settings, rule, given)
+            trainings = [*_trainings(settings)]
 
 
-def _is_unused_in(rule: Unused, settings: Plain) -> bool:
-    """Return whether the settings of a rule have no effect in a recipe."""
+def _is_active_in_all(rule: Unused, trainings: Iterable[Plain]) -> bool:
+    """Return whether the settings of a rule have no effect in any of these trainings."""
     # An arm or a phase may need a setting that has no effect in the others.
-    return all(_is_active(rule, each) for each in _trainings(settings))
+    return all(any(active((rule,), each)) for each in trainings)
 
 
 def _remove_all(settings: Plain, rule: Unused, changes: Mapping[str, object]) -> None:
@@ -392,10 +396,6 @@ def _remove_all(settings: Plain, rule: Unused, changes: Mapping[str, object]) ->
         phases = settings.get("phases")
         if isinstance(phases, list) and "phases" not in changes:
             settings["phases"] = [_phase_without(phase, key) for phase in phases]
-
-
-def _is_active(rule: Unused, settings: Plain) -> bool:
-    return any(active((rule,), settings))
 
 
 def _trainings(settings: Plain) -> Iterator[Plain]:
@@ -409,7 +409,9 @@ def _trainings(settings: Plain) -> Iterator[Plain]:
 
 
 def _with(settings: Plain, changes: object) -> Plain:
-    """Return a copy of settings with the changes of an arm or a phase."""
+    """Return settings with the changes of an arm or a phase; those given are not changed."""
+    if not changes:
+        return settings
     changed = copy.deepcopy(settings)
     for key, value in leaves(changes) if isinstance(changes, dict) else ():
         try:
