@@ -426,6 +426,7 @@ def test_as_much_is_held_out_as_the_pairs_need(tmp_path):
     assert 0.1 < large < 0.15 and many > 450
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(texts, tmp_path):
     pairs, _ = write_pairs(CorpusSettings(source=str(texts)), tmp_path / "out-pairs.jsonl")
     before = pairs.read_bytes()

@@ -177,6 +177,7 @@ def test_the_model_of_a_control_is_not_saved(files):
         save_best(out, {"contrasts": []}, next_step="")
 
 
+@pytest.mark.slow
 def test_adapt_trains_a_control(files, capfd):
     out = files / "out"
     command = ["adapt", "bundled:encoder", files / "own.jsonl", "--task", files / "task.jsonl"]

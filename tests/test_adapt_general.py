@@ -265,6 +265,7 @@ def test_the_loss_on_a_text_is_measured_with_the_kind_of_masks_that_is_asked(fil
         TextLoss.read(general, masks="spans")
 
 
+@pytest.mark.slow
 def test_adapt_says_what_was_forgotten(files, capfd):
     out = files / "out"
     command = ["adapt", "bundled:encoder", files / "own.jsonl", "--task", files / "task.jsonl"]

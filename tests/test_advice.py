@@ -74,6 +74,7 @@ def test_a_refused_command_says_what_to_do(
     assert {path: path.read_bytes() for path in files.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_check_takes_the_labels_that_it_asks_for(files: Path, monkeypatch: Any, capfd: Any) -> None:
     monkeypatch.chdir(files)
     for labels in (["my_labels.csv"], ["--task", "my_labels.csv"]):

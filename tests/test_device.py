@@ -239,6 +239,7 @@ class Here(Pool):
     def close(self) -> None: ...
 
 
+@pytest.mark.slow
 def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it on the device: text, pre-training with probes, held-out losses, fine-tuning, the
     report.
@@ -432,6 +433,7 @@ assert hardware()["memory_gib"] is None
 """
 
 
+@pytest.mark.slow
 def test_trainings_import_where_there_is_no_posix() -> None:
     subprocess.run([sys.executable, "-c", MISSING], check=True, timeout=120)
 

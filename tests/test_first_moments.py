@@ -182,8 +182,8 @@ def check(
     ("name", "fault", "places"),
     [
         ("pretrain", "kill", [3]),
-        ("finetune", "kill", [2, 9]),
-        ("learn", "kill", [2]),
+        pytest.param("finetune", "kill", [2, 9], marks=pytest.mark.slow),
+        pytest.param("learn", "kill", [2], marks=pytest.mark.slow),
         ("annotate", "kill", [2, 4]),
         ("pretrain", "full", [5]),
         ("annotate", "full", [3]),

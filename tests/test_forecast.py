@@ -126,6 +126,7 @@ def test_texts_that_differ_have_samples_of_their_own(recipe, tmp_path):
     assert samples.of(read_recipe(recipe, [*SMALL, "training.steps=7"])) is known
 
 
+@pytest.mark.slow
 def test_the_targets_of_an_arm_are_counted_on_its_own_text(recipe):
     """They were counted on the text of the recipe, in which another source of a mix has no rows."""
     corpus = recipe.parent / "corpus.jsonl"

@@ -192,6 +192,7 @@ def test_a_failed_run_is_left_out_of_the_items_too():
     assert middle == pytest.approx(row["natural"]["mean"])
 
 
+@pytest.mark.slow
 def test_a_study_records_sums_of_items(tmp_path):
     recipe = write_inputs(tmp_path / "inputs")
     out = tmp_path / "out"

@@ -215,7 +215,15 @@ def test_states_are_removed_after_the_choice(trained: tuple[Run, StageStore]) ->
         assert (folder / "checkpoint").is_dir() == ends(part)[2]
 
 
-@pytest.mark.parametrize("kill", [3, 9, 10, 14, 18, 19, 33])
+@pytest.mark.parametrize(
+    "kill",
+    [
+        3,
+        14,
+        33,
+        *(pytest.param(kill, marks=pytest.mark.slow) for kill in (9, 10, 18, 19)),
+    ],
+)
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(
     kill: int, trained: tuple[Run, StageStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

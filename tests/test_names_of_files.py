@@ -213,7 +213,7 @@ def count(path: Path) -> int:
     return sum(1 for _ in read_documents(str(path), keep_repeated=True))
 
 
-@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("quote", [pytest.param("", marks=pytest.mark.slow), '"'])
 def test_a_table_of_texts_is_read_in_parts(quote: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + f"{quote}a text{quote},b\n" * (1 << 17))

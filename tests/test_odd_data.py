@@ -309,7 +309,16 @@ LONG_ROWS = {
 }
 
 
-@pytest.mark.parametrize("kind", LONG_ROWS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "sequence-classification",
+        "token-classification",
+        "question-answering",
+        pytest.param("multiple-choice", marks=pytest.mark.slow),
+        pytest.param("sentence-embedding", marks=pytest.mark.slow),
+    ],
+)
 def test_rows_that_are_cut_are_said_where_they_are_many(kind: str, tmp_path: Path) -> None:
     """Tagged words, embedded texts and questions of windows were cut without a word."""
     rows = [LONG_ROWS[kind](text, n) for n, text in enumerate(LONG)]

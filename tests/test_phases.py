@@ -175,7 +175,12 @@ def test_a_run_does_not_go_on_when_the_text_of_a_later_phase_has_changed(tmp_pat
         run_pretrain(read, tmp_path / "run")
 
 
-PHASED = ["modernbert", "mmbert", "gpt-bert", "clm-detour"]
+PHASED = [
+    pytest.param("modernbert", marks=pytest.mark.slow),
+    pytest.param("mmbert", marks=pytest.mark.slow),
+    "gpt-bert",
+    "clm-detour",
+]
 
 
 @pytest.mark.parametrize("name", PHASED)

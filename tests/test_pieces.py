@@ -348,6 +348,7 @@ def test_written_batch_by_batch_equals_held_in_memory(real, whole: Pieces, tmp_p
             assert not mapped.flags.owndata and not mapped.flags.writeable
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_what_is_written(tmp_path: Path) -> None:
     def peak(documents: int) -> int:
         made = (document(str(n), *[1] * 1_000) for n in range(documents))

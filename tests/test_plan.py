@@ -130,6 +130,7 @@ def kinds(names: list[str]) -> dict[str, int]:
 # ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_studies_with_a_common_first_stage_run_it_once(tmp_path, done):
     source = write_inputs(tmp_path / "in")
     shared = tmp_path / "shared"
@@ -548,6 +549,7 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, d
         assert dry_run(read_recipe(recipe, more), tmp_path / "out")["plans"]
 
 
+@pytest.mark.slow
 def test_matched_arms_may_try_several_texts(recipe, tmp_path, fake):
     """The texts of all points are prepared first. A point whose text was not there yet would have
     the steps as written, and the same call again would train other runs.
@@ -622,6 +624,7 @@ def test_arms_spend_what_the_baseline_spends(recipe, tmp_path, by, done):
 # ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, monkeypatch):
     """All at once: a search, two stages of training, matching; stopped after every
     third stage.

@@ -314,6 +314,7 @@ def test_a_name_in_two_packages_is_refused(installed, tmp_path, monkeypatch):
         policy("by-verse")
 
 
+@pytest.mark.slow
 def test_a_recipe_and_workers_know_plugins(installed, tmp_path):
     """In a process of its own, so that nothing was imported by this one."""
     out = tmp_path / "layers"

@@ -116,6 +116,7 @@ def test_rows_have_one_name_in_all_spellings_of_their_folder(tmp_path, monkeypat
     assert made[0] == made[1] and "out/" not in made[0]
 
 
+@pytest.mark.slow
 def test_an_executor_of_the_user_gives_the_same_numbers(result, inputs, tmp_path):
     recipe, texts, rows = inputs
     tasks = {"letters": pd.DataFrame(rows)}
@@ -576,6 +577,7 @@ def test_check_of_one_training(inputs):
 # ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_adapt_takes_texts_and_labels_from_memory(inputs, tmp_path):
     _, texts, rows = inputs
     given = {

@@ -83,11 +83,15 @@ def once(train):
     return tokenizer
 
 
+LONG = ("clm-detour", "continual", "intermediate", "mometas", "ptw", "ratios")
+"""Shipped recipes that take seconds, and use nothing that the others do not use."""
+
+
 @pytest.mark.usefixtures("worlds")
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in shipped() or name == "ratios"))
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in shipped() or name in LONG))
         for name in [*shipped(), *BENCH_RECIPES]
         if name not in NEED_FILES
     ],

@@ -243,7 +243,7 @@ def test_words_that_a_slow_tokenizer_cannot_find(
     "more",
     [
         {"corpus": {"layout": "packed"}},
-        {"corpus": {"stream": True}},
+        pytest.param({"corpus": {"stream": True}}, marks=pytest.mark.slow),
         {"masking": {"policy": "whole-word", "budget": "expected"}, "corpus": {"words": "token"}},
     ],
 )

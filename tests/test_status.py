@@ -204,6 +204,7 @@ def test_a_checkpoint_stays_that_a_stage_of_another_study_needs(out):
     assert (first / "checkpoint").is_dir() and not (second / "checkpoint").is_dir()
 
 
+@pytest.mark.slow
 def test_a_finished_study_that_is_run_again_is_not_unfinished_meanwhile(recipe, out, monkeypatch):
     """A verdict that was seen counts as a look, whatever happens to the next call."""
 

@@ -134,6 +134,7 @@ def _rank(folder: Path, out: Path, how: dict[str, Any]) -> None:
     pretrain(folder, out, **how)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_workers_of_ranks_make_the_same_rows(folder: Path, tmp_path: Path) -> None:
     pretrain(folder, tmp_path / "one")

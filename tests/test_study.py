@@ -71,6 +71,7 @@ def finished(recipe, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_another_task_does_not_train_again(recipe, finished, tmp_path, capsys):
     """A folder holds one study. Its error says how another one uses the finished stages."""
     [task] = read_recipe(recipe).tasks
@@ -210,6 +211,7 @@ print(json.dumps(losses))
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_needs_no_maskwise_and_gives_the_same_loss(finished, tmp_path):
     stage = next((finished / "stages").glob("pretrain-*"))
     assert damage(stage / "checkpoint") is None and not (stage / "resume").exists()
@@ -285,6 +287,7 @@ def test_a_plan_runs_every_arm_before_the_second_of_any(recipe):
 # ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_ctrl_c_and_kill_change_no_number(finished, recipe, tmp_path, monkeypatch):
     out = tmp_path / "out"

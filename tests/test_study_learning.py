@@ -131,6 +131,7 @@ def test_after_a_stage_of_training_the_policy_is_learned_for_its_checkpoint(reci
     assert last.needs == (scored.name, training.name)
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_policies_found(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "out", ignore=shutil.ignore_patterns("stages"))
     lines = read_lines(out / "records.jsonl")
@@ -182,8 +183,9 @@ def test_what_cannot_be_learned_is_refused(recipe, changes, text):
         make_run(read_recipe(str(recipe), changes), "learned", 0, contents={})
 
 
+@pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("method", ["meta", pytest.param("supervised", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["meta", "supervised"])
 def test_the_whole_command_learns_on_two_ranks_what_it_learns_on_one(method, tmp_path):
     path = tmp_path / "recipe.yaml"
     settings = yaml.safe_load(LEARN)
@@ -242,7 +244,10 @@ SMALL_SEQ2SEQ = [
 ]
 
 
-@pytest.mark.parametrize(("arm", "head"), [("meta-full", "tokens"), ("supervised", "spans")])
+@pytest.mark.parametrize(
+    ("arm", "head"),
+    [pytest.param("meta-full", "tokens", marks=pytest.mark.slow), ("supervised", "spans")],
+)
 def test_an_encoder_decoder_goes_from_a_learned_policy_to_written_answers(arm, head, tmp_path):
     recipe = read_recipe(find_recipe("learn-meta-seq2seq"), SMALL_SEQ2SEQ)
     run = make_run(recipe, arm, 40, contents=task_contents(recipe))

@@ -119,6 +119,7 @@ def test_a_part_of_a_file_is_cut_as_the_whole_file_is(tmp_path):
         assert part and {row.context for row in part} <= texts and len(texts) < 130
 
 
+@pytest.mark.slow
 def test_many_questions_about_few_texts_are_questions(tmp_path):
     rows = [
         {"question": f"what is {n}?", "answer": f"w{n}", "split": ("train", "dev", "test")[n % 3]}

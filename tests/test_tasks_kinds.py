@@ -521,7 +521,10 @@ FLOORS = {
 }
 
 
-@pytest.mark.parametrize("kind", FLOORS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "multiple-choice")) for kind in FLOORS],
+)
 def test_every_kind_learns_and_repeats(tmp_path, tokenizer, kind):
     path = made_up(kind, tmp_path, count=160 if KINDS.get(kind) and KINDS[kind].frozen else 300)
     task = load_task(path, kind=kind if kind in KINDS else None)

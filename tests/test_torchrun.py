@@ -67,6 +67,7 @@ def works(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_ranks_run_tasks_of_their_own_and_together_and_none_waits_for_one_that_fails(
     tmp_path: Path,

@@ -736,6 +736,7 @@ def rank_of_two(folder: Path) -> None:
     gc.unfreeze()  # else the trainer's process group outlives it
 
 
+@pytest.mark.slow
 def test_two_ranks_are_as_one(tmp_path: Path) -> None:
     """2 ranks × 8 rows against 16, every architecture: loss, gradient norm, and evaluation of 12
     rows.

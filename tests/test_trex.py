@@ -146,6 +146,7 @@ def test_a_run_reads_the_places_of_its_own_seed(folder, monkeypatch):
     assert score["measure"] == "nouns" and score["chance"] >= 0.4
 
 
+@pytest.mark.slow
 def test_a_seed_stands_in_paths_and_seed_0_where_there_is_no_run(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     changes = ["study.arms=random", *ALONE, "study.seeds=[500]", "--dry-run", "--json"]

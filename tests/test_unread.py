@@ -85,7 +85,10 @@ def test_learn_refuses_settings_of_other_commands(
         ["study.arms.words-30.masking.ratio=0.25"],
         ["phases=[{}, {masking.ratio: 0.2}]", "phases.1.training.log_every=5"],
         ["phases=[{}, {masking.ratio: 0.3}]", "phases.1.training.save_every=5"],
-        ["model={pretrained: bundled:encoder}", "tokenizer={name: bundled:encoder}"],
+        pytest.param(
+            ["model={pretrained: bundled:encoder}", "tokenizer={name: bundled:encoder}"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_a_study_reads_is_accepted(settings: list[str], inputs: Path, tmp_path: Path) -> None:
@@ -114,6 +117,7 @@ def test_finetune_refuses_a_rate_that_its_optimiser_has_not(
     assert code == 2 and "muon_learning_rate needs" in text and not (inputs / "tuned").exists()
 
 
+@pytest.mark.slow
 def test_an_arm_with_other_settings_is_another_study(
     inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -206,8 +206,9 @@ class Versions:
         monkeypatch.setattr(wrapping, "require_compiler", lambda device: None)
 
 
-@pytest.mark.parametrize("layout", ["packed", pytest.param("document", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.slow), "modernbert"])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["packed", "document"])
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_lengths_and_phases_need_few_versions_of_a_block(
     family: str, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
