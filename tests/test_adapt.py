@@ -29,7 +29,7 @@ from maskwise.study.adapt import Request
 from maskwise.study.adapt.answer import answer_of, next_of
 from maskwise.study.adapt.draft import Texts, cut_rows, draft_of
 from maskwise.study.adapt.request import time_limit
-from maskwise.study.adapt.saved import gains_of, kept_of, save_adapted, save_best
+from maskwise.study.adapt.saved import gains_of, kept_of, save_adapted, save_best, saved_folders
 from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.adapt.title_pairs import write_pairs
 from maskwise.study.from_files import draft_of_files as first_study
@@ -488,6 +488,20 @@ def test_runs_are_added_to_the_seeds_of_the_user(seeds, more, adapted):
     assert said.endswith(f": maskwise adapt bundled:encoder a.txt {more}")
 
 
+@pytest.mark.parametrize("runs_to_decide", [9, None])
+@pytest.mark.parametrize("n", [2, 6])
+def test_what_takes_longer_is_not_advised_with_the_limit_of_this_study(n, runs_to_decide, adapted):
+    row = ROW | {"verdict": "open", "better": None, "n": n, "runs_to_decide": runs_to_decide}
+    result = {"contrasts": [row], "failures": [], "seconds": 600}
+    request = Request("bundled:encoder", "a.txt", Path("out"), seeds=n, time="30m")
+    assert "--time" not in next_of(result, adapted(seeds=n), request)
+
+
+def test_the_saved_model_is_found_after_a_move(tmp_path):
+    saved = {"folders": ["elsewhere/runs/a/model", "elsewhere/runs/a/sentence-model"]}
+    assert saved_folders(tmp_path, saved) == [tmp_path / "model", tmp_path / "sentence-model"]
+
+
 def test_the_steps_reach_the_phase_of_a_new_head(adapted, monkeypatch):
     monkeypatch.setattr("maskwise.study.adapt.draft.has_head", lambda model: False)
     row = ROW | {"verdict": "open", "better": None}
@@ -659,6 +673,8 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
     said = capfd.readouterr()
     *_, smaller, error = said.err.splitlines()
     assert smaller == plan["smaller"]["command"] and "longer than --time" in error
+    # In Python there is no command.
+    assert f"steps={plan['smaller']['steps']}" in error
     assert not said.out and not (tmp_path / "my out").exists()
     # What takes the time, and what the smaller study can detect, stand before the command.
     assert any("% of the work is training" in line for line in printed)

@@ -18,6 +18,8 @@ from maskwise.folders import (
     claim,
     claim_run,
     damage,
+    is_locked,
+    locked,
     read_json,
     read_lines,
     require_own,
@@ -264,3 +266,16 @@ def test_a_table_is_refused_if_a_newer_version_wrote_the_file_beside_it(name, tm
         with pytest.raises(MaskwiseError, match=f"{beside} has a format .* newer maskwise"):
             read(path)
         (tmp_path / beside).unlink()
+
+
+def test_a_lock_that_may_not_be_written_may_be_held(tmp_path: Path, monkeypatch) -> None:
+    held = locked(tmp_path / ".lock", wait=0)
+    assert is_locked(tmp_path / ".lock")
+    held.release()
+    assert not is_locked(tmp_path / ".lock")
+
+    def refused(*given: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(folders, "locked", refused)
+    assert is_locked(tmp_path / ".lock")

@@ -12,8 +12,8 @@ from maskwise.cli.terminal import out_folder
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
-from maskwise.study.records import RESULTS
 from maskwise.study.single import run_finetune
+from maskwise.study.together import RESULTS, StudyFolder
 from maskwise.tasks import finetuning
 from maskwise.text import labelled, readers
 from test_finetune_again import TASKS, Tuner
@@ -145,3 +145,15 @@ def test_a_study_without_out_has_a_folder_of_its_own(recipe, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert maskwise("study", recipe, "--dry-run", "--json") == 0
     assert json.loads(capfd.readouterr().out)["out"] == "runs/recipe"
+
+
+@pytest.mark.parametrize("worked", [False, True])
+def test_a_failure_removes_a_new_folder_only_if_nothing_was_done(worked, tmp_path):
+    """With shared stages, results are in the folder and stages are not."""
+    out = tmp_path / "out"
+    with pytest.raises(MaskwiseError), StudyFolder(out).used():
+        (out / "study.json").write_text("{}")
+        if worked:
+            (out / "records.jsonl").write_text("{}\n")
+        raise MaskwiseError("the disk is full")
+    assert out.exists() == worked

@@ -620,6 +620,25 @@ def test_arms_spend_what_the_baseline_spends(recipe, tmp_path, by, done):
         assert cost["high"]["steps"] == pytest.approx(10, abs=1)
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "study.arms.high.training.steps=9",
+        "study.arms.high.phases=[{training.steps: 9}, {}]",
+        "study.search={grid: {training.steps: [9, 30]}}",
+        "study.search={grid: {training.learning_rate: [1, 2]}, own: {low: {training.steps: [9]}}}",
+    ],
+)
+def test_steps_that_matching_would_overwrite_are_refused(recipe, steps):
+    arms = "study.arms={low: {masking.ratio: 0.15}, high: {masking.ratio: 0.45}}"
+    more = ("study.seeds=1", "training.steps=30", arms, steps)
+    quick(recipe, *more)
+    with pytest.raises(MaskwiseError, match=r"training.steps, which study.equal_by=targets"):
+        quick(recipe, *more, "study.equal_by=targets")
+    # Those of the baseline are what the others are matched to.
+    quick(recipe, *more[:3], "study.arms.low.training.steps=9", "study.equal_by=targets")
+
+
 # Companions, dropping, dry runs
 # ----------------------------------------------------------------------------
 

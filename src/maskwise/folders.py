@@ -422,6 +422,17 @@ def locked(path: Path, *, wait: float) -> FileLock:
     return held
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds a lock file. Without the right to write, nobody can tell, and
+    the answer is yes.
+    """
+    try:
+        locked(path, wait=0).release()
+    except (Timeout, PermissionError):
+        return True
+    return False
+
+
 def appears(path: Path, *, within: float | None = None) -> bool:
     """Wait for a file, because files from other machines may appear late.
 

@@ -339,13 +339,28 @@ def local_name(source: str) -> str:
 
 
 def with_options(spec: str, **options: object) -> str:
-    """Append options to a spec.
+    """Give a spec options, at its end; they replace those of the same names.
 
     >>> with_options("ud-pos(label='tags')", train_rows=300)
     "ud-pos(label='tags', train_rows=300)"
+    >>> with_options("ud-pos(test_rows=400, label='tags')", test_rows=100)
+    "ud-pos(label='tags', test_rows=100)"
     """
     name, written = split_options(spec)
-    parts = [written] if written else []
+    parts: list[str] = []
+    if written:
+        call = f"f({written})"
+        try:
+            given = ast.parse(call, mode="eval").body
+        except SyntaxError:
+            # Whoever reads the spec will say what is wrong.
+            given = None
+        if isinstance(given, ast.Call):
+            for each in (*given.args, *given.keywords):
+                if getattr(each, "arg", None) not in options:
+                    parts.append(ast.get_source_segment(call, each) or "")
+        else:
+            parts.append(written)
     parts += [f"{key}={value!r}" for key, value in options.items()]
     return f"{name}({', '.join(parts)})"
 

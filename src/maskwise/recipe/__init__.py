@@ -272,12 +272,20 @@ def _require_compared(recipe: Recipe, added: Iterable[str]) -> None:
 def _check_arm(recipe: Recipe, name: str) -> None:
     """Validate an arm with all settings of the search grid, and check that it has an outcome."""
     match = recipe.study.equal_by
+    # The baseline may have steps of its own, from which those of the other arms are computed.
+    of = recipe.arm(name, seed=0) if name == recipe.baseline else recipe
     for point in recipe.study.points_of(name):
         links = recipe.arm(name, seed=0, more=point).links()
         if match != "steps" and any(link.objectives for link in links):
             raise MaskwiseError(
                 f"arm {name!r} has several objectives, and such arms can be matched by steps only",
                 got=f"study.equal_by={match}",
+            )
+        if match != "steps" and links[0].training.steps != of.links()[0].training.steps:
+            raise MaskwiseError(
+                f"arm {name!r} has training.steps, which study.equal_by={match} computes for it",
+                got=links[0].training.steps,
+                do="leave out training.steps, or set study.equal_by=steps",
             )
     # The kinds of masks are the same for all settings of the grid, so only the last is checked.
     kinds = set()

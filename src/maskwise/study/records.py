@@ -29,14 +29,12 @@ from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run, baseline_of, reference_words, stages_of
 from maskwise.study.stages import DONE, KINDS, Stage, prepare_stage, tokenizer_of, without_places
 from maskwise.study.store import StageStore
+from maskwise.study.together import RESULTS, has_results
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import PREDICTIONS
 
 PLAN = "plan.json"
 """The list of planned stages, in ``stages/``."""
-TABLES = ("records.jsonl", "samples.json", "timings.jsonl", "summary.json")
-RESULTS = (*TABLES, PREDICTIONS, "report.html")
-"""The result files of a study. They are written anew if the study gets other seeds or arms."""
 
 
 # study.json
@@ -406,11 +404,6 @@ def require_same_inputs(out: Path, before: Plain, study: Study, users: Sequence[
             got=f"{', '.join(users)}, with other values of {', '.join(changed) or 'its files'}",
             do="wait until it ends, or give another folder",
         )
-
-
-def has_results(out: Path) -> bool:
-    """Return whether the folder of a study has results, or finished stages from which they come."""
-    return any((out / name).exists() for name in RESULTS) or any(out.glob(f"stages/*/{DONE}"))
 
 
 def _same_inputs(before: Plain, study: Study) -> bool:

@@ -558,14 +558,14 @@ def adapt(
 def _adapted(result: StudyResult) -> Adapted:
     """Return the result of ``adapt`` from that of its study."""
     from maskwise.recipe import read_recipe
-    from maskwise.study.adapt import ADAPTED, answers
+    from maskwise.study.adapt import ADAPTED, answers, saved_folders
     from maskwise.study.records import chosen_steps
 
     best = chosen_steps(result.records)
     facts: Plain = {**result.summary, "seconds": result.study["seconds"], "best": best}
     found = answers(result.folder, facts, read_recipe(result.study["recipe"]))
     saved = read_json(result.folder / ADAPTED) or {}
-    folders = [*map(Path, saved.get("folders", ())), None, None]
+    folders = [*saved_folders(result.folder, saved), None, None]
     return Adapted(
         result.folder,
         result.study,

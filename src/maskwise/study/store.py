@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import damage, locked, read_json, refuse_below_file, writing
+from maskwise.folders import damage, is_locked, locked, read_json, refuse_below_file, writing
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import user_path
@@ -135,12 +135,8 @@ class StageStore:
 
     def is_run(self, stage: Stage | str) -> bool:
         """Return whether a process runs a stage now."""
-        if not (self.folder(stage) / ".lock").exists():
-            return False
-        held = self.lock(stage)
-        if held:
-            held.release()
-        return held is None
+        lock = self.folder(stage) / ".lock"
+        return lock.exists() and is_locked(lock)
 
     def unmake(self, stage: Stage) -> None:
         """Remove the result of a finished stage whose files are damaged."""

@@ -17,13 +17,28 @@ from pathlib import Path
 from filelock import Timeout
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import is_new, locked, sweep, writing
+from maskwise.folders import is_locked, is_new, locked, sweep, writing
 from maskwise.study.stages import DONE
+from maskwise.tasks.finetuning import PREDICTIONS
 
 LOCK = ".lock"
 """The lock file in ``stages/``. A folder with this file belongs to a study."""
 USED = ".use.lock"
 """The ending of the lock files that processes hold in ``stages/`` while they work."""
+RESULTS = (
+    "records.jsonl",
+    "samples.json",
+    "timings.jsonl",
+    "summary.json",
+    PREDICTIONS,
+    "report.html",
+)
+"""The result files of a study. They are written anew if the study gets other seeds or arms."""
+
+
+def has_results(out: Path) -> bool:
+    """Return whether the folder of a study has results, or finished stages from which they come."""
+    return any((out / name).exists() for name in RESULTS) or any(out.glob(f"stages/*/{DONE}"))
 
 
 class StudyFolder:
@@ -66,7 +81,7 @@ class StudyFolder:
         # An OSError names a file that cannot be written, such as in a folder of shared stages.
         except (MaskwiseError, OSError):
             with self.alone():
-                if new and not any(self.stages.glob(f"*/{DONE}")) and not self.users():
+                if new and not has_results(self.out) and not self.users():
                     shutil.rmtree(self.out)
             raise
         finally:
@@ -92,21 +107,12 @@ class StudyFolder:
         """List the other processes that use the folder, as HOST-NUMBER."""
         found = []
         for path in sorted(self.stages.glob(f".*{USED}")):
-            if path != self.own and _is_locked(path):
+            if path != self.own and is_locked(path):
                 found.append(path.name[1:].removesuffix(USED))
         return found
 
     def _tidy(self) -> None:
         """Remove the lock files of processes that were killed."""
         for path in self.stages.glob(f".*{USED}"):
-            if not _is_locked(path):
+            if not is_locked(path):
                 path.unlink(missing_ok=True)
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        locked(path, wait=0).release()
-    # Without the right to write, nobody can tell: it may be in use.
-    except (Timeout, PermissionError):
-        return True
-    return False

@@ -23,6 +23,15 @@ run), ``smaller`` (a plan that keeps a time limit), ``answer`` and ``forgotten``
 from maskwise.study.adapt.adaptation import Adaptation
 from maskwise.study.adapt.answer import answers
 from maskwise.study.adapt.request import TIME, Request, default_runs, refuse_both
-from maskwise.study.adapt.saved import ADAPTED
+from maskwise.study.adapt.saved import ADAPTED, saved_folders
 
-__all__ = ["ADAPTED", "TIME", "Adaptation", "Request", "answers", "default_runs", "refuse_both"]
+__all__ = [
+    "ADAPTED",
+    "TIME",
+    "Adaptation",
+    "Request",
+    "answers",
+    "default_runs",
+    "refuse_both",
+    "saved_folders",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,10 @@ from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.checks import OWN_FILES
 from maskwise.study.forecast import check, dry_run, first_of, require_trainable_arm
 from maskwise.study.from_files import Draft
-from maskwise.study.records import has_results
 from maskwise.study.run import run_study
 from maskwise.study.stages import ROWS
 from maskwise.study.timing import Samples
-from maskwise.study.together import StudyFolder
+from maskwise.study.together import StudyFolder, has_results
 
 if TYPE_CHECKING:
     from maskwise.jobs import Executor
@@ -158,7 +157,8 @@ class Adaptation:
             return
         do = f"allow more time, or remove {option('time')}"
         if plan["smaller"]["fits"]:
-            do = f"use the smaller plan, or remove {option('time')}"
+            smaller = ", ".join(_changes(self.request, plan["smaller"]))
+            do = f"use the smaller plan ({smaller}), or remove {option('time')}"
         raise MaskwiseError(
             f"the study takes longer than {option('time')}",
             got=duration(plan["seconds"]),
@@ -216,3 +216,14 @@ class Adaptation:
             "kept": kept,
             "held_out": recipe.corpus.held_out,
         }
+
+
+def _changes(request: Request, smaller: Plain) -> Iterator[str]:
+    """Yield the arguments with which a smaller plan is asked for, and the request was not."""
+    for name in ("steps", "seeds"):
+        if smaller[name] != getattr(request, name):
+            yield f"{name}={smaller[name]!r}"
+    yield from smaller["overrides"]
+    for before, after in zip(request.tasks, smaller["tasks"], strict=True):
+        if before != after:
+            yield f"task {after}"

@@ -116,7 +116,8 @@ def next_of(result: Plain, recipe: Recipe, request: Request) -> str:
     if verdict == "open" and row["n"] < least:
         used = recipe.study.seed_list
         more = (*used, *range(max(used) + 1, max(used) + 1 + least - len(used)))
-        enough = request.command(seeds=len(more) if more == (*range(len(more)),) else more)
+        seeds = len(more) if more == (*range(len(more)),) else more
+        enough = request.command(seeds=seeds, time=None)
         return f"Next: add runs, because a decision needs at least {least}: {enough}"
     if verdict in ("decided", "no difference that matters"):
         keep = f"keep {model}"
@@ -131,7 +132,8 @@ def next_of(result: Plain, recipe: Recipe, request: Request) -> str:
         return f"Next: {keep}: {shlex.join(words)}"
     changes = []
     # The new study writes to a new folder, so the results of this study are kept.
-    options: dict[str, Any] = {"out": request.out.with_name(f"{request.out.name}-2")}
+    # It takes longer, so the limit of this study would refuse it.
+    options: dict[str, Any] = {"out": request.out.with_name(f"{request.out.name}-2"), "time": None}
     if verdict == "not comparable" and request.tasks:
         why = "fine-tuning learned nothing; try other learning rates"
         changes.append("finetune.search_rate=true")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -86,7 +86,7 @@ def save_best(out: Path, result: Plain, *, next_step: str) -> Saved | None:
             return None
         arm = trained[0]
     saved_before = read_json(out / ADAPTED) or {}
-    folders = list(map(Path, saved_before.get("folders", ())))
+    folders = saved_folders(out, saved_before)
     # Users may delete checkpoints to free disk space. The model that was saved is then kept.
     if trained_run(out, arm) is None and saved_before.get("arm") == arm and _all_there(folders):
         seed = saved_before["seed"]
@@ -106,6 +106,11 @@ def save_best(out: Path, result: Plain, *, next_step: str) -> Saved | None:
     }
     write_json(out / ADAPTED, saved)
     return saved
+
+
+def saved_folders(out: Path, saved: Mapping[str, Any]) -> list[Path]:
+    """Return the folders of the saved model, below ``out``, which may have been moved since."""
+    return [out / Path(folder).name for folder in saved.get("folders", ())]
 
 
 def kept_of(arm: str, folders: Sequence[Path], *, gain: float | None, helps: str | None) -> str:

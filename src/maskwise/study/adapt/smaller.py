@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 
 from maskwise.recipe import Recipe
-from maskwise.specs import split_options, with_options
+from maskwise.specs import with_options
 from maskwise.study.adapt.request import Request
 from maskwise.study.from_files import ROW_TOKENS, SHORT_ROWS
 from maskwise.tasks import load_task
@@ -104,9 +103,6 @@ def _with_test_rows(request: Request, count: int) -> Request:
     for spec in request.tasks:
         splits = load_task(spec).splits
         if len(splits["test"]) > count or len(splits["dev"]) > count:
-            name, written = split_options(spec)
-            # A previous, higher limit is replaced.
-            kept = re.sub(r"(^|, )test_rows=\d+$", "", written or "")
-            spec = with_options(f"{name}({kept})" if kept else name, test_rows=count)
+            spec = with_options(spec, test_rows=count)
         limited.append(spec)
     return replace(request, tasks=tuple(limited))
