@@ -34,6 +34,7 @@ from maskwise.text import (
     require_documents,
     tokenise,
 )
+from maskwise.text.layers import CharSpans, Layer
 
 IDS = row([2, 1])["input_ids"]
 LENGTH = len(IDS)
@@ -892,3 +893,34 @@ def test_rows_of_equal_lengths_are_one_array_however_they_are_nested(
     assert array.dtype == np.int64 and array.flags.writeable
     with refused("ids"):
         numbers("ids", [form([5, 6]), form([7])])
+
+
+class Own:
+    """An annotator that finds what it is told, in every text."""
+
+    name = "own"
+    layers = {"ent": Layer("spans")}
+
+    def __init__(self, *spans: tuple[int, int], less: int = 0):
+        self.spans = spans
+        self.less = less
+
+    def annotate(self, texts):
+        found = {"ent": CharSpans.of(self.spans, self.layers["ent"])}
+        return [found] * (len(texts) - self.less)
+
+
+@pytest.mark.parametrize(
+    ("own", "fact"),
+    [
+        (Own((0, 11), (4, 7)), "not overlap"),
+        (Own((0, 30)), "lie in the text of 12 characters"),
+        (Own((0, 3), less=1), "1 results for 2 texts"),
+    ],
+)
+def test_what_an_annotator_in_memory_finds_is_checked(own: Own, fact: str) -> None:
+    texts = ["the cat sat ", "the cat sat "]
+    with refused(fact):
+        encode(word_tokenizer(), texts, layers=[own])
+    with refused("two annotators make the layer 'ent'"):
+        encode(word_tokenizer(), texts, layers=[Own((0, 3)), Own((4, 7))])

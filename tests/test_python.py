@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Sequence as ListOf
 
 import maskwise as mw
 from maskwise.cli.terminal import print_check
@@ -31,7 +32,7 @@ from maskwise.study.inputs import file_of_rows, overrides_of, task_specs, text_s
 from maskwise.study.single import run_pretrain
 from maskwise.study.stages import without_places
 from maskwise.tasks import load_task
-from maskwise.text import train_tokenizer
+from maskwise.text import read_documents, train_tokenizer
 from report_fixture import (
     CLEAR,
     failure_record,
@@ -615,9 +616,13 @@ def test_adapt_takes_texts_and_labels_from_memory(inputs, tmp_path):
 
 def test_adapt_refuses_what_takes_too_long_and_runs_nothing(inputs, tmp_path, monkeypatch):
     _, texts, rows = inputs
-    plan = {"seconds": 1e5, "smaller": {"fits": True}}
+    tasks = ("data/letters-1.jsonl(name='letters', test_rows=100)",)
+    smaller = {"fits": True, "steps": 60, "seeds": 6, "overrides": (), "tasks": tasks}
+    plan = {"seconds": 1e5, "smaller": smaller}
     monkeypatch.setattr(Adaptation, "plan", lambda _: plan)
-    with pytest.raises(MaskwiseError, match="longer than"):
+    # There is no command that a user of Python could give.
+    advice = r"longer than .* use the smaller plan \(steps=60, test_rows=100 in the tasks\)"
+    with pytest.raises(MaskwiseError, match=advice):
         mw.adapt(
             "bundled:encoder",
             texts,
@@ -718,3 +723,56 @@ def test_a_result_lists_the_runs_that_failed(tmp_path):
     assert "2 runs failed" in read.headline
     assert "failed: token-30, seed 0: disk full" in str(read)
     assert "failed: token-30, seed 0: disk full" in read._repr_html_()
+
+
+def test_texts_keep_their_names_when_rows_or_columns_are_added(tmp_path):
+    """Splits and masks depend on the names."""
+    texts = [f"text number {n}" for n in range(5)]
+    grown = [*texts, "another one"]
+    table = [{"text": text, "source": "mail"} for text in texts]
+    names = []
+    for n, rows in enumerate((texts, grown, table)):
+        documents = read_documents(text_source(rows, tmp_path / str(n)))
+        names.append([document.id for document in documents][:5])
+    assert names[0] == names[1] == names[2] and len({*names[0]}) == 5
+    own = [{"id": f"mail-{n}", "text": text} for n, text in enumerate(texts)]
+    assert next(iter(read_documents(text_source(own, tmp_path / "own")))).id == "mail-0"
+
+
+def test_data_sets_in_memory_have_the_classes_that_those_of_the_hub_have(tmp_path):
+    tags = Features(
+        {
+            "tokens": ListOf(Value("string")),
+            "tags": ListOf(ClassLabel(names=["O", "B-LOC"])),
+        }
+    )
+    rows = [{"tokens": ["in", f"city{n}"], "tags": [0, 1]} for n in range(60)]
+    part = Dataset.from_list(rows, features=tags)
+    (spec,) = task_specs({"places": DatasetDict(train=part, test=part)}, tmp_path)
+    task = load_task(spec)
+    assert {*task.labels} == {"O", "B-LOC"} and task.metric == "entity-f1"
+
+
+def test_a_split_that_the_hub_leaves_out_is_left_out_of_a_data_set_in_memory(tmp_path):
+    rows = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(40)]
+    part = Dataset.from_list(rows)
+    splits = DatasetDict(train=part, test=part, unsupervised=part)
+    with pytest.warns(UserWarning, match="films: the split 'unsupervised' is left out"):
+        (spec,) = task_specs({"films": splits}, tmp_path)
+    assert load_task(spec).test_items == 40
+    # A misspelt one is not.
+    with pytest.raises(MaskwiseError, match="unknown split"):
+        load_task(task_specs({"films": {"train": rows, "tset": rows}}, tmp_path)[0])
+
+
+def test_a_task_may_have_the_name_of_a_data_set_on_the_hub(tmp_path):
+    rows = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(60)]
+    (spec,) = task_specs({"glue/sst2": rows}, tmp_path)
+    assert load_task(spec).name == "glue/sst2"
+
+
+def test_ones_and_zeros_are_no_labels(tmp_path):
+    rows = [{"text": f"text {n}", "labels": [1.0, 0.0, float(n % 2)]} for n in range(60)]
+    (spec,) = task_specs({"topics": rows}, tmp_path)
+    with pytest.raises(MaskwiseError, match="ones and zeros, one for each of 3 labels"):
+        load_task(spec)

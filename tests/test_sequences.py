@@ -223,6 +223,15 @@ def test_tokens_of_a_slow_tokenizer(slow_tokenizer: str) -> None:
             list(tokenise(documents, slow, **more))
 
 
+def test_a_slow_tokenizer_that_frames_texts_in_its_own_way_says_what_it_adds(
+    slow_tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = load_tokenizer(slow_tokenizer, needs_words=False)
+    monkeypatch.setattr(slow, "build_inputs_with_special_tokens", lambda ids: [1, *ids, 2, 2])
+    with pytest.raises(MaskwiseError, match="get_special_tokens_mask"):
+        encode(slow, ["ACD"], words="spaces")
+
+
 @pytest.mark.parametrize(
     "changed",
     [

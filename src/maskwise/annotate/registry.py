@@ -493,21 +493,24 @@ def annotators(specs: Iterable[str | Layered]) -> list[Layered]:
     """Build the annotators that are given by name; return others unchanged.
 
     Raises:
-        MaskwiseError: a name is unknown, or ``specs`` is no list.
+        MaskwiseError: a name is unknown, ``specs`` is no list, or two make the same layer.
     """
     given = items_of("layers", specs, of="annotators, such as ['salient']", single=True)
-    return [spec if isinstance(spec, Layered) else annotator(spec) for spec in given]
+    found = [spec if isinstance(spec, Layered) else annotator(spec) for spec in given]
+    check_layer_names(found)
+    return found
 
 
-def check_layer_names(annotators: Sequence[Annotator]) -> None:
+def check_layer_names(annotators: Sequence[Layered]) -> None:
     """Raise a `MaskwiseError` if two annotators make the same layer."""
     owner: dict[str, str] = {}
     for each in annotators:
+        own = getattr(each, "name", type(each).__name__)
         for name in each.layers:
             if name in owner:
                 raise MaskwiseError(
                     f"two annotators make the layer {name!r}",
-                    got=f"{owner[name]} and {each.name}",
+                    got=f"{owner[name]} and {own}",
                     do="keep one of them",
                 )
-            owner[name] = each.name
+            owner[name] = own

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.store import to_parquet
 from maskwise.annotate.tagger import cut_text
-from maskwise.errors import MaskwiseError, PlugInError, located
+from maskwise.errors import MaskwiseError, located
 from maskwise.segments import offsets
 from maskwise.text.documents import Document
 from maskwise.text.layers import (
@@ -31,9 +31,9 @@ from maskwise.text.layers import (
     Found,
     Layer,
     Layers,
-    check_spans,
     joined_spans,
     no_spans,
+    spans_found,
 )
 
 PART_CHARACTERS = 100_000
@@ -208,58 +208,6 @@ def _try_alone(maker: Annotator, text: str, failures: Counter[str]) -> list[Foun
         return [no_spans(maker.layers)]
 
 
-def _checked(maker: Annotator, found: object, count: int) -> list[Found]:
-    """Return what an annotator found in ``count`` texts, if these are spans in all its layers.
-
-    Raises:
-        PlugInError: they are not.
-    """
-    who = f"annotator {maker.name}"
-    if not isinstance(found, Iterable) or isinstance(found, Mapping | str):
-        raise PlugInError(
-            f"{who} must return a list with the spans of every text", got=type(found).__name__
-        )
-    of_texts = list(found)
-    if len(of_texts) != count:
-        raise PlugInError(
-            f"{who} must return the spans of every text",
-            got=f"{len(of_texts)} results for {count} texts",
-        )
-    names = set(maker.layers)
-    for layers in of_texts:
-        if not isinstance(layers, Mapping) or not names <= set(layers):
-            returned = sorted(layers) if isinstance(layers, Mapping) else type(layers).__name__
-            raise PlugInError(
-                f"{who} must return all its layers of every text",
-                got=returned,
-                allowed=f"a dict with the keys {', '.join(sorted(names))}",
-            )
-        for name in names:
-            _require_spans(f"{who}: {name}", layers[name])
-    return of_texts
-
-
-def _require_spans(what: str, spans: object) -> None:
-    """Raise a `PlugInError` unless these are arrays of spans."""
-    if not isinstance(spans, CharSpans):
-        raise PlugInError(
-            f"{what} must be CharSpans",
-            got=repr(spans),
-            do="make them with CharSpans.of(places, layer)",
-        )
-    for side in ("start", "end"):
-        places = getattr(spans, side)
-        if not isinstance(places, np.ndarray) or places.dtype.kind not in "iu" or places.ndim != 1:
-            kind = getattr(places, "dtype", "no type")
-            raise PlugInError(
-                f"{what}: {side} must be an array of whole numbers",
-                got=f"{type(places).__name__} of {kind}",
-                do="make spans with CharSpans.of(places, layer)",
-            )
-    if spans.value is not None and not isinstance(spans.value, np.ndarray):
-        raise PlugInError(f"{what}: value must be an array", got=type(spans.value).__name__)
-
-
 def _annotate(maker: Annotator, texts: Sequence[str]) -> list[Found]:
     """Annotate texts in parts, check the spans, and join the spans of all parts of a text."""
     most = PART_CHARACTERS
@@ -272,11 +220,7 @@ def _annotate(maker: Annotator, texts: Sequence[str]) -> list[Found]:
         cuts = list(cut_text(text, 0, len(text), most=most, borders=BORDERS))
         parts += [text[start:end] for start, end in cuts]
         counts.append(len(cuts))
-    found = _checked(maker, maker.annotate(parts), len(parts))
-    for part, layers in zip(parts, found):
-        for name, layer in maker.layers.items():
-            where = f"{maker.name}: {name} of {part[:40]!r}…"
-            check_spans(layers[name], layer, len(part), name=where)
+    found = spans_found(maker, parts)
     joined = []
     end = 0
     for count in counts:

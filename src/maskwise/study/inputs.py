@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -22,6 +23,8 @@ from maskwise.recipe.overrides import parse_override
 from maskwise.specs import split_options, with_options
 from maskwise.study.stages import ROWS
 from maskwise.study.together import LOCK
+from maskwise.tasks.reading import SPLIT_OF
+from maskwise.text.labelled import with_class_names
 
 if TYPE_CHECKING:
     from maskwise.recipe import Recipe
@@ -139,7 +142,9 @@ def text_source(texts: object, out: Path, *, name: str = "texts") -> str:
     """
     if isinstance(texts, str | Path):
         return str(texts)
-    return str(file_of_rows(texts, folder_of_rows(out), name=name))
+    # Splits and masks depend on the names of documents. So that these stay if rows are appended or
+    # get further columns, they do not depend on the name of the file.
+    return str(file_of_rows(texts, folder_of_rows(out), name=name, numbered=True))
 
 
 def task_specs(tasks: object, out: Path, *, marks: Iterable[str] = OWN_FOLDER) -> list[str]:
@@ -174,7 +179,14 @@ def _task_spec(spec: str, rows: object, out: Path, marks: Iterable[str]) -> str:
         return _with_name(path, name, own, options)
     # A dict of splits, as datasets.load_dataset returns it.
     if isinstance(rows, Mapping):
-        rows = chain.from_iterable(_in_split(split, part, name) for split, part in rows.items())
+        kept = []
+        for split, part in rows.items():
+            # Data sets of a hub may have splits without labels, such as "unsupervised".
+            if split in SPLIT_OF or not hasattr(part, "features"):
+                kept.append(_in_split(split, part, name))
+            else:
+                warnings.warn(f"{name}: the split {split!r} is left out", stacklevel=4)
+        rows = chain.from_iterable(kept)
     written = file_of_rows(rows, folder_of_rows(out, marks), name=name, allowed=TABLE)
     return _with_name(str(written), name, options)
 
@@ -194,7 +206,9 @@ def _in_split(split: object, rows: object, name: str) -> Iterator[dict[str, Any]
         yield {**row, "split": split}
 
 
-def file_of_rows(rows: object, folder: Path, *, name: str, allowed: str = ALLOWED) -> Path:
+def file_of_rows(
+    rows: object, folder: Path, *, name: str, allowed: str = ALLOWED, numbered: bool = False
+) -> Path:
     """Write rows to ``folder``/``name``-HASH.jsonl, unless this file exists.
 
     Args:
@@ -202,6 +216,7 @@ def file_of_rows(rows: object, folder: Path, *, name: str, allowed: str = ALLOWE
         folder: the folder of the file.
         name: the beginning of the name of the file.
         allowed: what errors name as allowed.
+        numbered: give rows without an "id" the id ``name``#NUMBER.
 
     Raises:
         MaskwiseError: there is no row, a row is neither a text nor a dict, a value of a row has no
@@ -209,20 +224,23 @@ def file_of_rows(rows: object, folder: Path, *, name: str, allowed: str = ALLOWE
     """
     content = hashlib.sha256()
     count = 0
+    # Data sets of a hub have names such as glue/sst2.
+    file_name = name.replace("/", "-").replace("\\", "-")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # Several processes, also of other machines, may write the same rows.
-        partial = folder / f".{name[:50]}-{uuid4().hex}.partial"
+        partial = folder / f".{file_name[:50]}-{uuid4().hex}.partial"
         try:
             with partial.open("wb") as file:
                 for row in _rows_in(rows, name, allowed):
-                    line = in_utf8(_line(row, f"row {count} of {name}", allowed))
+                    more = {"id": f"{name}#{count}"} if numbered else {}
+                    line = in_utf8(_line(row, f"row {count} of {name}", allowed, more))
                     content.update(line)
                     file.write(line)
                     count += 1
             if not count:
                 raise MaskwiseError(f"{name} has no rows", allowed=allowed)
-            path = folder / f"{name}-{content.hexdigest()[:8]}.jsonl"
+            path = folder / f"{file_name}-{content.hexdigest()[:8]}.jsonl"
             if not path.is_file():
                 partial.replace(path)
         finally:
@@ -235,11 +253,11 @@ def _rows_in(rows: object, what: str, allowed: str) -> Iterable[Any]:
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
         return cast(list[Any], cast(Any, rows).to_dict("records"))
     if isinstance(rows, Iterable) and not isinstance(rows, str | bytes | Mapping):
-        return rows
+        return with_class_names(rows, getattr(rows, "features", None) or {})
     raise MaskwiseError(f"{what} has no rows", got=type(rows).__name__, allowed=allowed)
 
 
-def _line(row: object, where: str, allowed: str) -> str:
+def _line(row: object, where: str, allowed: str, more: Mapping[str, object]) -> str:
     if isinstance(row, str):
         row = {"text": row}
     if not isinstance(row, Mapping):
@@ -247,7 +265,7 @@ def _line(row: object, where: str, allowed: str) -> str:
             f"{where} is neither a text nor a dict", got=type(row).__name__, allowed=allowed
         )
     try:
-        return json.dumps(finite(dict(row)), ensure_ascii=False, default=_plain) + "\n"
+        return json.dumps(finite({**more, **row}), ensure_ascii=False, default=_plain) + "\n"
     except (TypeError, ValueError) as error:
         raise MaskwiseError(f"{where} has no form in JSON", got=str(error)) from None
 

@@ -209,6 +209,12 @@ def _several_row(record: FieldValues, columns: ColumnNames, where: str) -> Label
                 do="name the column of the labels (label=…); labels of words or of spans are read "
                 "from two lists, tokens and tags",
             )
+    if isinstance(value, list) and len({*value}) < len(value) and {*value} <= {0, 1}:
+        raise MaskwiseError(
+            f"{where}: these are ones and zeros, one for each of {len(value)} labels",
+            got=value,
+            do="give the labels that apply, such as ['urgent', 'billing']",
+        )
     if isinstance(value, str):
         # An empty string means that no label applies; a missing value means "not labelled".
         value = BETWEEN_LABELS.split(value)

@@ -39,7 +39,7 @@ BUNDLED_TASKS = {
     "wikigold": "wikigold",
     "wnut17": "wnut17",
 }
-_SPLIT_OF = {
+SPLIT_OF = {
     "train": "train",
     **dict.fromkeys(("dev", "validation", "valid", "val"), "dev"),
     "test": "test",
@@ -192,10 +192,10 @@ def _files_by_name(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
     loose: dict[str, list[Path]] = {}
     for file in files:
         name = file.name.lower()
-        split = _SPLIT_OF.get(name.split(".")[0])
+        split = SPLIT_OF.get(name.split(".")[0])
         if split:
             exact.setdefault(split, []).append(file)
-        words = {_SPLIT_OF[word] for word in re.split(r"[^a-z]+", name) if word in _SPLIT_OF}
+        words = {SPLIT_OF[word] for word in re.split(r"[^a-z]+", name) if word in SPLIT_OF}
         if len(words) == 1:
             loose.setdefault(words.pop(), []).append(file)
     found = {}
@@ -218,15 +218,15 @@ def _by_column(spec: str, records: list[FieldValues]) -> BySplit:
     for record in records:
         # In JSON, this cell may be a list, which cannot be a key.
         split = str(record.get("split", ""))
-        require_known(f"split in {spec}:", split, _SPLIT_OF)
+        require_known(f"split in {spec}:", split, SPLIT_OF)
         by_name.setdefault(split, []).append(record)
     return _by_split(spec, by_name)
 
 
 def _by_split(spec: str, by_name: BySplit) -> BySplit:
     """Rename the splits to train, dev and test, and drop other splits."""
-    known = [name for name in by_name if name in _SPLIT_OF]
-    splits = {_SPLIT_OF[name]: by_name[name] for name in known}
+    known = [name for name in by_name if name in SPLIT_OF]
+    splits = {SPLIT_OF[name]: by_name[name] for name in known}
     if len(splits) < len(known):
         raise MaskwiseError(
             f"{spec} has two names for the same split",

@@ -191,6 +191,13 @@ def _tokenised(
     for part in np.split(ids, sizes.cumsum()[:-1]):
         framed.append(read.build_inputs_with_special_tokens(part.tolist()))
         flags.append(read.get_special_tokens_mask(part.tolist()))
+        if len(framed[-1]) != len(flags[-1]):
+            raise MaskwiseError(
+                f"{type(tokenizer).__name__} says of other tokens which of them are special",
+                got=f"{len(framed[-1])} tokens with special tokens, and "
+                f"get_special_tokens_mask of {len(flags[-1])}",
+                do="define its get_special_tokens_mask as its build_inputs_with_special_tokens",
+            )
     added = np.concatenate(flags) > 0
     # Special tokens have the offsets (0, 0), as those of fast tokenizers.
     offsets = np.zeros((len(added), 2), np.int64)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,19 +66,27 @@ def read_hub(spec: str) -> dict[str, list[FieldValues]]:
     name, _, config = spec.removeprefix("hf:").partition(":")
     splits = {}
     for split, rows in load_hub(spec, name, config).items():
-        names = {}
-        for column, feature in rows.features.items():
-            # In tagging tasks, the feature is a list, and its items' feature has the class names.
-            if hasattr(feature, "feature"):
-                feature = feature.feature
-            if hasattr(feature, "int2str"):
-                names[column] = feature.names
-        records = list(map(dict, rows))
-        for record in records:
-            for column, known in names.items():
-                record[column] = _named(record[column], known)
-        splits[str(split)] = records
+        splits[str(split)] = list(with_class_names(rows, rows.features))
     return splits
+
+
+def with_class_names(rows: Iterable[Any], features: Mapping[str, Any]) -> Iterable[Any]:
+    """Return the rows of a data set with class names in place of class numbers.
+
+    Args:
+        rows: dicts.
+        features: the features of the data set, keyed by column; {} for rows as they are.
+    """
+    names = {}
+    for column, feature in features.items():
+        # In tagging tasks, the feature is a list, and its items' feature has the class names.
+        if hasattr(feature, "feature"):
+            feature = feature.feature
+        if hasattr(feature, "int2str"):
+            names[column] = feature.names
+    if not names:
+        return rows
+    return ({**row, **{key: _named(row[key], names[key]) for key in names}} for row in rows)
 
 
 def _named(value: object, names: list[str]) -> object:

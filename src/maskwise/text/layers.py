@@ -42,7 +42,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, PlugInError
 from maskwise.masking.line import Columns
 from maskwise.segments import Array, changes, owners, rank_within
 from maskwise.text.words import Flags, Ints, Ints32, Placed, WordRule, words_of_tokens
@@ -222,6 +222,66 @@ def check_spans(spans: CharSpans, layer: Layer, size: int, *, name: str = "layer
         )
 
 
+def spans_found(maker: Layered, texts: Sequence[str]) -> list[Found]:
+    """Return what an annotator finds in texts, if it is spans of each text in all its layers.
+
+    Raises:
+        PlugInError: it is something else.
+        MaskwiseError: see ``check_spans``.
+    """
+    own = getattr(maker, "name", type(maker).__name__)
+    who = f"annotator {own}"
+    found: object = maker.annotate([*texts])
+    count = len(texts)
+    if not isinstance(found, Iterable) or isinstance(found, Mapping | str):
+        raise PlugInError(
+            f"{who} must return a list with the spans of every text", got=type(found).__name__
+        )
+    of_texts = list(found)
+    if len(of_texts) != count:
+        raise PlugInError(
+            f"{who} must return the spans of every text",
+            got=f"{len(of_texts)} results for {count} texts",
+        )
+    names = set(maker.layers)
+    for layers in of_texts:
+        if not isinstance(layers, Mapping) or not names <= set(layers):
+            returned = sorted(layers) if isinstance(layers, Mapping) else type(layers).__name__
+            raise PlugInError(
+                f"{who} must return all its layers of every text",
+                got=returned,
+                allowed=f"a dict with the keys {', '.join(sorted(names))}",
+            )
+        for name in names:
+            _require_spans(f"{who}: {name}", layers[name])
+    for text, layers in zip(texts, of_texts):
+        for name, layer in maker.layers.items():
+            where = f"{own}: {name} of {text[:40]!r}…"
+            check_spans(layers[name], layer, len(text), name=where)
+    return of_texts
+
+
+def _require_spans(what: str, spans: object) -> None:
+    """Raise a `PlugInError` unless these are arrays of spans."""
+    if not isinstance(spans, CharSpans):
+        raise PlugInError(
+            f"{what} must be CharSpans",
+            got=repr(spans),
+            do="make them with CharSpans.of(places, layer)",
+        )
+    for side in ("start", "end"):
+        places = getattr(spans, side)
+        if not isinstance(places, np.ndarray) or places.dtype.kind not in "iu" or places.ndim != 1:
+            kind = getattr(places, "dtype", "no type")
+            raise PlugInError(
+                f"{what}: {side} must be an array of whole numbers",
+                got=f"{type(places).__name__} of {kind}",
+                do="make spans with CharSpans.of(places, layer)",
+            )
+    if spans.value is not None and not isinstance(spans.value, np.ndarray):
+        raise PlugInError(f"{what}: value must be an array", got=type(spans.value).__name__)
+
+
 def given_spans(
     spans: Iterable[Sequence[object]], layer: Layer, *, name: str = "given spans"
 ) -> CharSpans:
@@ -349,11 +409,14 @@ def annotated(
     Args:
         makers: the annotators, or stores of their output.
         offsets, lengths, special, rule: as for `words_of_tokens`.
+
+    Raises:
+        MaskwiseError: see ``spans_found``.
     """
     placed, words = words_of_tokens(texts, offsets, lengths, special=special, rule=rule)
     columns: Columns = {"word_ids": words}
     for maker in makers:
-        columns |= align(maker.annotate(texts), maker.layers, placed, words)
+        columns |= align(spans_found(maker, texts), maker.layers, placed, words)
     return columns
 
 
