@@ -105,6 +105,18 @@ CLAIMS: dict[str, list[Claim]] = {
         ("T-REx: related policy, content words", "trex-content", "occupations", "content"),
         ("T-REx: another policy, content words", "trex-content", "birthplaces", "content"),
         ("T-REx: own policy, salient", "trex-content", "own", "salient"),
+        (
+            "trivia, full text: oracle, random",
+            "format-and-policy-trivia",
+            "oracle-full",
+            "random-full",
+        ),
+        (
+            "trivia, random: full text against spans",
+            "format-and-policy-trivia",
+            "random-full",
+            "random",
+        ),
         ("trivia: supervised against salient", "trivia-own", "supervised", "salient"),
         ("trivia: supervised against random", "trivia-own", "supervised", "random"),
         (
