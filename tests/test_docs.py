@@ -101,7 +101,7 @@ def test_a_block_is_left_out_only_for_a_reason_that_is_given() -> None:
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return [" ".join(f"w{(7 * i + j * j) % 40}" for j in range(12)) for i in range(64)]
+    return [" ".join(f"w{(i * (j + 1) // 3 + j * j) % 40}" for j in range(12)) for i in range(101)]
 
 
 def given(texts: list[str]) -> dict[str, Any]:
