@@ -144,6 +144,36 @@ def test_every_objective_has_the_same_gradients_in_chunks(
         torch.testing.assert_close(split[name], slope, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_in_bfloat16_few_numbers_of_targets_are_computed() -> None:
+    """oneDNN makes kernels for each number, and keeps them."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(400, 8, generator=generator, requires_grad=True)
+    head = torch.randn(8, 20, generator=generator, requires_grad=True)
+    truth = torch.randint(20, (400,), generator=generator)
+    seen = set()
+
+    def compute(states_MH: Tensor, truth_M: Tensor) -> tuple[Tensor, ...]:
+        seen.add(len(truth_M))
+        return (cross_entropy((states_MH @ head).float(), truth_M, reduction="none"),)
+
+    def found(count: int, run: Any) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            (losses,) = run(compute, states[:count], truth[:count])
+        return [losses, *torch.autograd.grad(losses.sum(), (states, head))]
+
+    for count in (1, 31, 300, 301, 389):
+        usual = found(count, lambda compute, *given: compute(*given))
+        for one, other in zip(found(count, partial(chunks.in_chunks, vocabulary=20)), usual):
+            torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+    seen.clear()
+    for count in range(257, 401):
+        found(count, partial(chunks.in_chunks, vocabulary=20))
+    assert len(seen) <= 9 and max(seen) <= 400 * 17 / 16
+    # In single precision, there are no such kernels.
+    (losses,) = chunks.in_chunks(compute, states[:257], truth[:257], vocabulary=20)
+    assert 257 in seen and len(losses) == 257
+
+
 def test_barts_losses_in_chunks_have_its_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     net = bart().eval()
     net.final_logits_bias.normal_(generator=torch.Generator().manual_seed(3))

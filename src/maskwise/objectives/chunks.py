@@ -10,6 +10,10 @@ loss are therefore computed for one chunk of targets after another. A chunk keep
 hidden states at its targets, and its logits are computed again in the backward pass
 (``torch.utils.checkpoint``). This adds a third to the multiplications of the head.
 
+**In few shapes**: in bfloat16 on a processor, every new number of targets needs new kernels, which
+take tens of milliseconds and megabytes, and are kept. Some targets are added, so that few numbers
+occur, and what is computed for them is dropped.
+
 torch's ``linear_cross_entropy`` (2.13, without reduction) works in a similar way, but rounds losses
 to bfloat16 and knows no head with more than one layer.
 """
@@ -21,7 +25,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 
 ENTRIES = 1 << 26
@@ -50,7 +54,7 @@ def in_chunks(
     """
     targets = max(1, entries(states_MH.device) // vocabulary)
     if len(truth_M) <= targets:
-        return compute(states_MH, truth_M)
+        return _in_few_shapes(compute, states_MH, truth_M)
     parts = []
     for states, truth in zip(states_MH.split(targets), truth_M.split(targets), strict=True):
         part = checkpoint(
@@ -64,6 +68,27 @@ def in_chunks(
         )
         parts.append(part)
     return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+def _in_few_shapes(compute: ReadStates, states_MH: Tensor, truth_M: Tensor) -> tuple[Tensor, ...]:
+    """Return ``compute(states_MH, truth_M)``, in bfloat16 on a processor for few values of M."""
+    device = states_MH.device.type
+    count = len(truth_M)
+    more = rounded_up(count) - count
+    if device != "cpu" or not torch.is_autocast_enabled(device) or not more:
+        return compute(states_MH, truth_M)
+    found = compute(pad(states_MH, (0, 0, 0, more)), pad(truth_M, (0, more)))
+    return tuple(each[:count] for each in found)
+
+
+def rounded_up(count: int) -> int:
+    """Round a number up by at most a sixteenth, to one of 16 numbers in each octave.
+
+    >>> [rounded_up(count) for count in (0, 31, 33, 222, 3763)]
+    [0, 31, 34, 224, 3840]
+    """
+    step = 1 << max(0, count.bit_length() - 5)
+    return -(-count // step) * step
 
 
 def entries(device: torch.device) -> int:
