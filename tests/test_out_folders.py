@@ -157,3 +157,13 @@ def test_a_failure_removes_a_new_folder_only_if_nothing_was_done(worked, tmp_pat
             (out / "records.jsonl").write_text("{}\n")
         raise MaskwiseError("the disk is full")
     assert out.exists() == worked
+
+
+def test_files_that_a_killed_process_had_begun_are_removed(tmp_path):
+    out = tmp_path / "out"
+    left = [out / ".records.jsonl.1.partial", out / "stages" / ".plan.json.1.partial"]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    with StudyFolder(out).used():
+        assert not [path for path in left if path.exists()]

@@ -37,7 +37,10 @@ WITH_PLACES = (
     *("trivia-own", "format-and-policy-trivia"),
     *("trex-names", "trex-content", "trex-nouns", "trex-transfer"),
 )
-NEED_FILES = ("learn-trivia", *WITH_PLACES)
+NEED_FILES = (
+    *("learn-trivia", "corpus-and-policy", "how-long", "new-words", "new-words-minilm", "replay"),
+    *WITH_PLACES,
+)
 
 
 @pytest.fixture

@@ -75,7 +75,8 @@ class StudyFolder:
                     do="give each container a host name of its own",
                 ) from None
             # Files of stages in progress are removed when these stages are run again.
-            sweep(self.out, below=False)
+            for folder in (self.out, self.stages):
+                sweep(folder, below=False)
         try:
             yield
         # An OSError names a file that cannot be written, such as in a folder of shared stages.
