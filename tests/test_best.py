@@ -50,10 +50,10 @@ FAST = {"steps": 8, "eval_every": 1, "save_every": 2, "patience": 3, "keep": 1}
 
 
 def scripted(
-    folder: Path, *, kill: int | None = None, shard: bool = False
+    folder: Path, *, kill: int | None = None, **more: Any
 ) -> tuple[Best, dict[str, Any], dict[str, Tensor]]:
     """Train with these losses; ``kill``: break off in the evaluation after this step."""
-    chosen = settings(**FAST, shard=shard)
+    chosen = settings(**FAST | more)
     trainee, masker = made("mlm")
     best = Best(chosen.patience or 0, every=1)
 
@@ -94,6 +94,21 @@ def test_training_ends_without_progress_and_has_its_best_weights(tmp_path: Path)
     best, done, weights = scripted(tmp_path)
     assert (best.step, best.loss, done["steps"]) == (4, 3.0, 7)
     assert equal(weights, plainly(4)) and not equal(weights, plainly(7))
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 100])
+@pytest.mark.parametrize("save_every", [0, 7])
+def test_what_a_run_that_ends_early_has_trained_on_is_known(
+    log_every: int, save_every: int, tmp_path: Path
+) -> None:
+    """Its last step is the seventh, which need not be one with a line, and may have a state."""
+    _, done, _ = scripted(tmp_path, log_every=log_every, save_every=save_every)
+    _, wanted, _ = scripted(tmp_path / "every", log_every=1, save_every=0)
+    assert {**done, "seconds": 0, "loss": 0} == {**wanted, "seconds": 0, "loss": 0}
+    lines = [*read_lines(tmp_path / "metrics.jsonl")]
+    trained = [line["step"] for line in lines if line["kind"] == "train"]
+    assert trained == sorted({*range(log_every, 8, log_every), 7})
+    assert sum(line["targets"] for line in lines if line["kind"] == "train") == done["targets"]
 
 
 @pytest.mark.parametrize("kill", [3, 5, 7])

@@ -99,6 +99,7 @@ class Log:
         self.totals = engine.totals.model_copy(deep=True)
         self.began = time.perf_counter() - self.totals.seconds
         self.window: list[Update] = []
+        self.last: Update | None = None
         # The sums in a training state are over all ranks. Sums of all ranks are added later, so
         # only the first rank may keep them.
         if not engine.first:
@@ -132,6 +133,7 @@ class Log:
     def add(self, update: Update, step: Step) -> None:
         """Add one update and the statistics of its batches, without waiting for the device."""
         self.window.append(update)
+        self.last = update
         flops = self.meter.add(step)
         sums = self.totals.sums
         counts = {
@@ -152,9 +154,10 @@ class Log:
             NotFinite: a loss or gradient on any rank is not finite, and the update was not skipped.
             MaskwiseError: there was no target so far, although the ratio was high enough.
         """
+        assert self.last is not None, "there was no update"
+        last = self.last
         losses, sums = self._read(done)
         totals = self.totals
-        last = self.window[-1]
         self.window = []
         totals.losses = []
         totals.sums = dict.fromkeys(totals.sums, 0.0)
@@ -226,7 +229,8 @@ class Log:
             sizes.append(len(update.losses) + 1)
         parts: list[list[float]] = []
         wrong = {}
-        for part in torch.stack(values).cpu().split(sizes):
+        # There is no update in the window if ``read`` was called after the last one.
+        for part in torch.stack(values).cpu().split(sizes) if values else ():
             wrong[f"{len(parts):09}"] = not part.isfinite().all()
             parts.append(part.tolist())
         # If an update is not finite on one rank, all ranks skip this update.

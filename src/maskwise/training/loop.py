@@ -186,6 +186,8 @@ def train(
             log.progress.advance()
             if enough:
                 # From a state of this step, a repeated call would train on.
+                if not writes:
+                    log.line(done)
                 break
             # A single process may also stop after a signal that came during the evaluation.
             if stopped or (closes and engine.ranks == 1 and asked.number):
