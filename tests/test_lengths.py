@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.folders import read_lines
+from maskwise.folders import read_lines, write_folder, write_json
 from maskwise.recipe import read_recipe
 from maskwise.study import run_stage
 from maskwise.study.adapt import Request
@@ -29,7 +29,9 @@ from maskwise.study.store import StageStore
 from maskwise.study.work import open_prepared
 from maskwise.training import TrainingSettings
 from maskwise.training.best import Lowest
-from maskwise.training.parts import STATE_FOLDER, parts_of
+from maskwise.training.checkpoint import RESUME, State
+from maskwise.training.parts import STATE_FOLDER, begin_with, leave_state, parts_of
+from processes import two_ranks
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
 LENGTHS = ("training.decay=wsd", "training.lengths=[0.25, 0.5, 1]")
@@ -266,6 +268,47 @@ def test_a_part_whose_state_was_removed_is_one_line(source: Path, tmp_path: Path
     shutil.rmtree(first)
     for stage in run.trainings:
         run_stage(stage, store)
+
+
+STATE = State(step=9, flops=0, settings={}, bits={}, losses=[], sums={})
+
+
+def test_only_the_first_rank_copies_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, before = tmp_path / "run", tmp_path / "before" / STATE_FOLDER
+    for folder in (run / RESUME, before):
+        write_folder(folder / "step-00000009", fill_state)
+    monkeypatch.setenv("RANK", "1")
+    leave_state(run, 9)
+    assert begin_with(before, tmp_path / "next", step=9).step == 9
+    assert not (run / STATE_FOLDER).exists() and not (tmp_path / "next").exists()
+    monkeypatch.setenv("RANK", "0")
+    leave_state(run, 9)
+    assert begin_with(before, tmp_path / "next", step=9).step == 9
+    for folder in (run / STATE_FOLDER, tmp_path / "next" / RESUME):
+        assert [path.name for path in folder.iterdir()] == ["step-00000009"]
+
+
+def fill_state(folder: Path) -> None:
+    write_json(folder / "state.json", STATE.model_dump())
+
+
+# Ranks draw dropout of their own.
+STEADY = [f"model.settings.{name}_dropout_prob=0.0" for name in ("hidden", "attention_probs")]
+
+
+def parts_on_a_rank(source: Path, folder: Path) -> None:
+    done(first_run(source, *STEADY), StageStore(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_two_ranks_train_all_parts_as_one_process_does(source: Path, tmp_path: Path) -> None:
+    run = first_run(source, *STEADY)
+    alone, together = (StageStore(tmp_path / name) for name in ("alone", "together"))
+    done(run, alone)
+    two_ranks(parts_on_a_rank, source, tmp_path / "together")
+    wanted, found = ((store.result(run.pretrained) or {})["lengths"] for store in (alone, together))
+    assert len(wanted) == 3 and found == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_study_says_when_its_runs_were_best(

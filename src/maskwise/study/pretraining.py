@@ -159,7 +159,8 @@ def pretrain(
     before = None
     if part is not None:
         evaluate = at_its_end
-        before = begin_with(state, folder) if state is not None else None
+        if state is not None:
+            before = begin_with(state, folder, step=part.begin)
     learners = dict(made.learners)
     if best is not None:
         learners["best"] = best

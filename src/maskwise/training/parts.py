@@ -18,6 +18,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError
 from maskwise.folders import linked, writing
 from maskwise.training.checkpoint import RESUME, State, States
@@ -84,12 +85,15 @@ def ends_of(settings: TrainingSettings) -> list[int]:
     return [max(1, round(length * settings.steps)) for length in settings.lengths or ()]
 
 
-def begin_with(state: Path, folder: Path) -> State:
+def begin_with(state: Path, folder: Path, *, step: int) -> State:
     """Put the state that a part begins with where a run is resumed from, unless it has begun.
+
+    The first rank does this before all ranks choose a state together (``Engine``).
 
     Args:
         state: the folder ``STATE_FOLDER`` of the part before.
         folder: the folder of the run.
+        step: the number of updates before the part.
 
     Returns:
         The state, whose totals are those of the parts before.
@@ -98,7 +102,8 @@ def begin_with(state: Path, folder: Path) -> State:
         MaskwiseError: the state is missing or damaged.
     """
     states = States(state, keep=1)
-    found = states.newest(lambda line: None)
+    first = rank_here() == 0
+    found = states.newest(lambda line: None) if first else states.read(step)
     states.close()
     if found is None:
         raise MaskwiseError(
@@ -106,13 +111,15 @@ def begin_with(state: Path, folder: Path) -> State:
             got=str(state),
             do=f"remove {state.parent}, and run the same command again",
         )
-    if not any((folder / RESUME).glob("step-*")):
+    if first and not any((folder / RESUME).glob("step-*")):
         link(states.path(found.step), folder / RESUME / states.path(found.step).name)
     return found
 
 
 def leave_state(folder: Path, end: int) -> None:
-    """Keep the state after ``end`` updates, which other parts begin with."""
+    """Keep the state after ``end`` updates, which other parts begin with, on the first rank."""
+    if rank_here() > 0:
+        return
     name = f"step-{end:08d}"
     link(folder / RESUME / name, folder / STATE_FOLDER / name)
 
