@@ -244,7 +244,7 @@ def spans_found(maker: Layered, texts: Sequence[str]) -> list[Found]:
             got=f"{len(of_texts)} results for {count} texts",
         )
     names = set(maker.layers)
-    for layers in of_texts:
+    for text, layers in zip(texts, of_texts):
         if not isinstance(layers, Mapping) or not names <= set(layers):
             returned = sorted(layers) if isinstance(layers, Mapping) else type(layers).__name__
             raise PlugInError(
@@ -252,10 +252,8 @@ def spans_found(maker: Layered, texts: Sequence[str]) -> list[Found]:
                 got=returned,
                 allowed=f"a dict with the keys {', '.join(sorted(names))}",
             )
-        for name in names:
-            _require_spans(f"{who}: {name}", layers[name])
-    for text, layers in zip(texts, of_texts):
         for name, layer in maker.layers.items():
+            _require_spans(f"{who}: {name}", layers[name])
             where = f"{own}: {name} of {text[:40]!r}…"
             check_spans(layers[name], layer, len(text), name=where)
     return of_texts
