@@ -174,6 +174,10 @@ def test_a_flipped_bit_in_any_file_of_a_policy_is_refused(tokenizer, tmp_path):
     [
         ({"settings": {"window": 4}}, "an odd window"),
         ({"settings": {"depth": 2}}, "light encoder setting"),
+        ({"settings": {"hidden_size": 0}}, "hidden_size of a light encoder .* got 0"),
+        ({"settings": {"hidden_size": 8.5}}, "hidden_size of a light encoder .* got 8.5"),
+        ({"settings": {"hidden_size": 10**13}}, "does not fit into memory"),
+        ({"settings": {"window": "5"}}, "window of a light encoder .* got '5'"),
         ({"head": "words"}, "policy head"),
         ({"architecture": "t5"}, "needs an encoder"),
         ({"length": 0}, "at least 1"),

@@ -29,6 +29,7 @@ from maskwise.draws import fold
 from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.families import check_fit, check_room, require_kind
 from maskwise.folders import CARD, in_utf8, read_json
+from maskwise.learning.settings import LIGHT, light_settings
 from maskwise.models import (
     Fields,
     config_of,
@@ -39,7 +40,7 @@ from maskwise.models import (
 )
 from maskwise.starts import find_policy
 from maskwise.text import load_tokenizer
-from maskwise.weights import check_finite
+from maskwise.weights import Size, check_finite, check_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 Head = Literal["tokens", "spans"]
 COLUMNS = {"tokens": 1, "spans": 2}
 """The number of logits per token, keyed by head."""
-LIGHT = "light"
 FORMAT = "maskwise-policy-1"
 WEIGHTS = "model.safetensors"
 NO_CARD = "---\nlibrary_name: maskwise\ntags: [masking-policy]\n---\n\n# A masking policy\n"
@@ -96,10 +96,9 @@ class LightEncoder(nn.Module):
 
     def __init__(self, vocab_size: int, hidden_size: int = 64, window: int = 5):
         super().__init__()
-        if window < 1 or window % 2 == 0:
-            raise MaskwiseError(
-                "a light encoder needs an odd window", got=window, allowed="1, 3, 5, … tokens"
-            )
+        light_settings({"hidden_size": hidden_size, "window": window})
+        weights = (vocab_size + window * hidden_size) * hidden_size
+        check_size(Size(weights, buffers=0))
         self.table = nn.Embedding(vocab_size, hidden_size)
         self.near = nn.Conv1d(hidden_size, hidden_size, window, padding=window // 2)
 
@@ -189,10 +188,8 @@ class PolicyModel(
             encoder = load_task_model(pretrained, loaded, head="embedding", seed=seed)
             described = _described(encoder.config)
         elif architecture == LIGHT:
-            allowed = {"hidden_size": 64, "window": 5}
-            for name in fields:
-                require_known("light encoder setting", name, allowed)
-            described = {"model_type": LIGHT, "vocab_size": len(tokenizer), **allowed, **fields}
+            settings = light_settings(fields)
+            described = {"model_type": LIGHT, "vocab_size": len(tokenizer), **settings}
         else:
             described = _described(new_config(architecture, tokenizer, length, **fields))
         config = PolicyConfig(described, head, length, longest)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from maskwise.effects import Count, NotNegative, Positive, Weights, Whole
+from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.training import TrainingSettings
 
 Plain: TypeAlias = dict[str, Any]
@@ -19,6 +21,32 @@ OF_THE_MODEL = (
 """The settings ``training`` of the recipe that the meta-gradient uses, for the ordinary steps of
 the model. The other settings do not affect the policy: the rate is constant, and the numbers of
 steps and rows are those of ``MetaSettings``."""
+
+
+LIGHT = "light"
+"""The architecture of a small encoder of maskwise's own (``scorer.LightEncoder``)."""
+
+
+def light_settings(given: Mapping[str, object]) -> dict[str, int]:
+    """Return the settings of a light encoder, with defaults for those that are not given.
+
+    >>> light_settings({"window": 1})
+    {'hidden_size': 64, 'window': 1}
+
+    Raises:
+        MaskwiseError: a setting is unknown, or its value is not allowed.
+    """
+    settings = {"hidden_size": 64, "window": 5}
+    for name, value in given.items():
+        require_known("light encoder setting", name, settings)
+        settings[name] = whole_number(f"{name} of a light encoder", value, least=1)
+    if settings["window"] % 2 == 0:
+        raise MaskwiseError(
+            "a light encoder needs an odd window",
+            got=settings["window"],
+            allowed="1, 3, 5, … tokens",
+        )
+    return settings
 
 
 class MetaSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
@@ -150,6 +178,12 @@ class PolicySettings(BaseModel, extra="forbid", frozen=True):
 
     longest: Weights[Count] = 10
     """Maximum number of words in a span."""
+
+    @model_validator(mode="after")
+    def _light_settings(self) -> Self:
+        if self.architecture == LIGHT and not self.pretrained:
+            light_settings(self.settings)
+        return self
 
 
 class PolicyTraining(TrainingSettings):
