@@ -25,7 +25,14 @@ from maskwise.learning.labels import (
     labels_of,
 )
 from maskwise.learning.scorer import PolicyModel
-from maskwise.learning.supervised import CUT, LONG, FindSpans, LabelledWindows, learn_supervised
+from maskwise.learning.supervised import (
+    CUT,
+    LONG,
+    FindSpans,
+    LabelledWindows,
+    learn_supervised,
+    with_batches_of,
+)
 from maskwise.tasks import CARDS, load_task
 from maskwise.text import train_tokenizer
 from maskwise.training import TrainingSettings
@@ -487,3 +494,15 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypa
     assert all("step of size mask_rate=1e+30 raises the loss" in each for each in (said, page))
     policy = PolicyModel.from_pretrained(tmp_path / "wild" / "policy")
     assert not policy.head.weight.any() and not policy.head.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("windows", "accumulate", "ranks", "rows"),
+    [(25, 1, 1, 25), (25, 1, 2, 24), (25, 4, 2, 24), (99, 4, 2, 32), (5, 4, 2, 8)],
+)
+def test_few_windows_are_a_batch_that_ranks_can_divide(
+    windows: int, accumulate: int, ranks: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    settings = TrainingSettings(batch_size=32, accumulate=accumulate)
+    assert with_batches_of(windows, settings).batch_size == rows

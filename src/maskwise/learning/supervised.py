@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskwise.constants import ranks_here
 from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import Array
 from maskwise.errors import MaskwiseError
@@ -185,11 +186,7 @@ def learn_supervised(
             return []
         return [{"masks": "labels of dev", "loss": mean_loss(objective, dev, ranks)}]
 
-    # A batch must not have more rows than there are windows, and its size must be a multiple of
-    # ``accumulate``.
-    size = min(training.batch_size, len(data))
-    size = max(size - size % training.accumulate, training.accumulate)
-    settings = training.model_copy(update={"batch_size": size})
+    settings = with_batches_of(len(data), training)
     evaluate: Evaluate = curve
     if watch is not None:
         settings = settings.model_copy(update=dict(watch.settings))
@@ -205,6 +202,20 @@ def learn_supervised(
     )
     policy.eval()
     return done, data.counts
+
+
+def with_batches_of(windows: int, training: TrainingSettings) -> TrainingSettings:
+    """Return settings whose batches have no more rows than there are windows, if possible.
+
+    Each micro-batch of each rank has as many rows.
+
+    >>> with_batches_of(25, TrainingSettings(batch_size=32, accumulate=4)).batch_size
+    24
+    """
+    parts = training.accumulate * ranks_here()
+    size = min(training.batch_size, windows)
+    size = max(size - size % parts, parts)
+    return training.model_copy(update={"batch_size": size})
 
 
 @torch.no_grad()
