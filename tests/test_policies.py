@@ -288,6 +288,7 @@ def test_members_may_bring_their_own_ratios() -> None:
         ("mixture(token, mixture(token, span))", "none of them a mixture"),
         ("mixture(token, span, shares=(1.0,))", "every policy needs a share.*1 shares for 2"),
         ("mixture(tokens, span)", "did you mean 'token'"),
+        ("mixture(token, span, shares=(0, step(1, 0)))", "all shares are 0.*when 0.5 of"),
         (
             "mixture(token, span, shares=(-1, 1))",
             "^policy mixture: a share is not valid; got -1; allowed: a number from 0 to 1, or a ",

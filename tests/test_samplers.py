@@ -178,6 +178,11 @@ def test_loss_over_chance() -> None:
     one.update([1, 1], [math.inf, 1.0])
     assert one.notes == ["mlm: the probe loss is not finite; not drawn"]
     assert one.probabilities().tolist() == [0, 1]
+    one.update([1, 1], [math.inf, math.nan])
+    assert one.notes == [
+        f"{name}: the probe loss is not finite; its share stays" for name in ("mlm", "atd")
+    ]
+    assert one.probabilities().tolist() == [0, 1]
 
 
 # --- bandits: the total relative gain of 100 steps of each objective; a shared reward with noise
@@ -222,6 +227,8 @@ def test_mometas_plus_compares_rewards_with_their_recent_mean() -> None:
         ("shares(1, 2)", OBJECTIVES, "2 shares for 4 objectives"),
         ("shares(1, -1)", OBJECTIVES[:2], "a share is below 0"),
         ('shares(2, "linear(0, 1)")', OBJECTIVES[:2], "from 0 to 1"),
+        ("shares(0, 0)", OBJECTIVES[:2], "all shares are 0"),
+        ('shares(0, "step(1, 0)")', OBJECTIVES[:2], r"all shares are 0.*when 0\.5 of the training"),
         ("sequential(0)", OBJECTIVES, "block, in steps, .*got 0"),
         ("mometas(lr=0)", OBJECTIVES, "lr 0"),
         ("mometas(every=0)", OBJECTIVES, "steps between probes .*; got 0"),

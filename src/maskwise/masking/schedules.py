@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, wraps
@@ -43,6 +43,10 @@ _ROUNDING = 1e-9
 _STEADY = ("scaled", "clipped")
 
 
+POINTS = 200
+"""The number of evenly spaced intervals of training at whose ends schedules are checked."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A masking ratio over training: ``schedule(step, total_steps)`` in [0, 1].
@@ -65,9 +69,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         # One point is enough for a curve that does not vary with the step.
-        points = 201 if self.varies else 1
+        points = POINTS + 1 if self.varies else 1
         for i in range(points):
-            ratios = np.atleast_1d(self.curve(i / 200, _EXTREMES))
+            ratios = np.atleast_1d(self.curve(i / POINTS, _EXTREMES))
             inside = (ratios >= -_ROUNDING) & (ratios <= 1 + _ROUNDING)
             if not inside.all():
                 raise MaskwiseError(
@@ -483,3 +487,21 @@ def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
         got=repr(spec),
         allowed="a number, a schedule, its name, or a function",
     )
+
+
+def require_some_share(what: str, shares: Sequence[Schedule]) -> None:
+    """Raise ``MaskwiseError`` if all shares are 0 at one of the points of training before its end.
+
+    Functions of the user are not called, because they may need the real number of steps.
+
+    >>> require_some_share("policy mixture", [schedule("step(1, 0)"), schedule(0.2)])
+    """
+    if any(isinstance(share, FunctionSchedule) for share in shares):
+        return
+    for point in range(POINTS):
+        if not any(share(point, POINTS) for share in shares):
+            raise MaskwiseError(
+                f"{what}: all shares are 0",
+                got=[share.name for share in shares],
+                do=f"give one a share above 0 when {point / POINTS:.3g} of the training is done",
+            )

@@ -24,7 +24,7 @@ from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError, items_of, require_known, whole_number
 from maskwise.former import FormerName
-from maskwise.masking.schedules import Schedule, schedule
+from maskwise.masking.schedules import Schedule, require_some_share, schedule
 from maskwise.specs import Call
 
 Losses = Mapping[str, float] | Sequence[float] | Tensor
@@ -234,6 +234,7 @@ class Shares(Sampler):
                 # Schedules cannot exceed 1, so 4, 2 and 1 become 1, 0.5 and 0.25.
                 share = share / top
             self.shares.append(schedule(share))
+        require_some_share("sampler shares", self.shares)
 
     def only(self) -> str | None:
         return self.drawn[0] if len(self.drawn) == 1 else None
@@ -295,8 +296,10 @@ class LossProportional(Sampler):
         if loss.sum() > 0:
             self.share = loss / loss.sum()
         diverged = self.named(~finite)
+        # If all have diverged, the shares stay, and one of them is drawn.
+        outcome = "not drawn" if finite.any() else "its share stays"
         self.notes = [
-            f"{objective}: the probe loss is not finite; not drawn" for objective in diverged
+            f"{objective}: the probe loss is not finite; {outcome}" for objective in diverged
         ]
         return self.share
 

@@ -10,7 +10,7 @@ from maskwise.draws import Array, Draws, Purpose
 from maskwise.errors import MaskwiseError
 from maskwise.masking.line import Line, Names
 from maskwise.masking.policies.base import Policy, UnitKind, When, cut_by, ratios_by
-from maskwise.masking.schedules import Schedule
+from maskwise.masking.schedules import Schedule, require_some_share
 from maskwise.masking.units import Units
 
 
@@ -48,6 +48,7 @@ class Mixture(Policy):
                 "policy mixture: every policy needs a share",
                 got=f"{len(self.shares)} shares for {len(self.members)} policies",
             )
+        require_some_share("policy mixture", self.shares)
 
     # Any member may be drawn, so the mixture has these properties if one of its members has them.
     @property
