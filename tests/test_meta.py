@@ -143,6 +143,10 @@ def test_contexts_of_closed_book_questions() -> None:
     rights = [["baker", "farmer"], ["BAKER"], ["pilot"], ["bak"]]
     assert find_contexts(asked, rights, told) == [[0, 3], [2], [], []]
     assert find_contexts(asked, rights, told, most=1) == [[0], [2], [], []]
+    # A text that is alone, or all texts, may have all the words of the question.
+    both = ["Bob is a baker.", "Bob is a smith."]
+    for texts in (both[:1], both):
+        assert find_contexts(["what is Bob?", "where?"], [["baker"]] * 2, texts) == [[0], []]
 
 
 def test_texts_are_searched_only_for_rows_without_a_context() -> None:

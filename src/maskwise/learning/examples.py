@@ -85,7 +85,8 @@ def find_contexts(
             in ``texts`` are used.
 
     Returns:
-        For each question, indices into ``texts``. The list is empty if no text contains an answer.
+        For each question, indices into ``texts``. The list is empty if no text contains an answer
+        and a word of the question.
 
     >>> texts = ["Ann is a baker.", "Bob is a baker.", "Ann likes Bob."]
     >>> find_contexts(["what is Bob?", "who is Eve?"], [["baker"], ["a queen"]], texts)
@@ -114,13 +115,12 @@ def find_contexts(
         scores = {}
         for place in sorted(with_answer):
             shared = [rarity[word] for word in rarity if word in words[place]]
-            scores[place] = sum(shared)
-        best = max(scores.values(), default=0)
-        least = NEARLY * best
-        good = []
-        # A text with an answer is no context if it shares no word with the question.
-        if best > 0:
-            good = [place for place, score in scores.items() if score >= least]
+            # A text with an answer is no context if it shares no word with the question. A word of
+            # all texts is shared, too, and its rarity is 0.
+            if shared:
+                scores[place] = sum(shared)
+        least = NEARLY * max(scores.values(), default=0)
+        good = [place for place, score in scores.items() if score >= least]
         contexts.append(good[:most])
     return contexts
 
@@ -212,7 +212,7 @@ class Examples:
         kept = np.flatnonzero(counts)
         if not len(kept):
             raise MaskwiseError(
-                "no text contains an answer to any question of the task",
+                "no text contains an answer to a question of the task and a word of the question",
                 got=f"{len(rows)} questions of {task.name}, {len(texts)} texts",
                 do="use a corpus that contains the answers",
             )
