@@ -144,7 +144,15 @@ def new_config(
     if hasattr(plain, "max_position_embeddings"):
         given["max_position_embeddings"] = positions
     for part in plain.sub_configs:  # T5Gemma configures its encoder and its decoder separately
-        fields[part] = {**_ids_of(tokenizer), **fields.get(part, {})}
+        own = fields.get(part, {})
+        if not isinstance(own, Mapping):
+            raise MaskwiseError(
+                f"model setting {part} of {architecture} must be a mapping of settings", got=own
+            )
+        config = getattr(plain, part)
+        if config is not None:  # as that of ESM may be
+            _require_fields(config, own)
+        fields[part] = {**_ids_of(tokenizer), **own}
     given |= fields
     set_fields = {name: value for name, value in given.items() if value is not None}
     try:
@@ -153,7 +161,7 @@ def new_config(
         raise MaskwiseError(f"cannot build the {architecture} model: {error}") from None
 
 
-def _require_fields(config: PreTrainedConfig, fields: Fields) -> None:
+def _require_fields(config: PreTrainedConfig, fields: Mapping[str, Any]) -> None:
     """Raise ``MaskwiseError`` unless a model of this configuration uses all these fields."""
     from transformers import PreTrainedConfig
 

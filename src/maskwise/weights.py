@@ -41,10 +41,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def check_counts(fields: Mapping[str, Any]) -> None:
-    """Raise ``MaskwiseError`` if a configuration asks for more than ``MOST_PARTS`` of any part.
+    """Raise ``MaskwiseError`` if a configuration asks for more than ``MOST_PARTS`` of any part, or
+    for fewer than none.
 
     Nested configurations are checked, too. Without this check, transformers would try to build a
-    billion layers.
+    billion layers, and would build a model without layers for -1.
     """
     for name, value in fields.items():
         if isinstance(value, Mapping):
@@ -53,9 +54,9 @@ def check_counts(fields: Mapping[str, Any]) -> None:
             continue
         most = MOST_LABELS if name.endswith("labels") else MOST_PARTS
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and number > most:
+            if isinstance(number, int) and not 0 <= number <= most:
                 raise MaskwiseError(
-                    f"a model cannot have this {name}", got=value, allowed=f"≤ {most:,}"
+                    f"a model cannot have this {name}", got=value, allowed=f"0 to {most:,}"
                 )
 
 
