@@ -572,3 +572,22 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         run(alone, architecture=name, optimizer=optimizer, **how)
         for a, b in zip(lines(alone), lines(tmp_path / name), strict=True):
             close(a, b, rel=1e-4)
+
+
+@pytest.mark.parametrize("changed", [{"activation_checkpointing": True}, {"accumulate": 2}])
+def test_a_resumed_run_says_what_it_rounds_differently(
+    changed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how: dict[str, Any] = {"steps": 4, "save_every": 2}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop=3, **how)
+    run(tmp_path, **how, **changed)
+    [(name, value)] = changed.items()
+    assert f"{name} {value} (was {settings().model_dump()[name]})" in capsys.readouterr().err
+
+
+def test_all_settings_that_change_the_rounding_are_kept_in_a_state(tmp_path: Path) -> None:
+    run(tmp_path, steps=2, save_every=1)
+    [path] = (tmp_path / "resume").glob("step-00000001/state.json")
+    state = json.loads(path.read_text())
+    assert TrainingSettings.that_change("rounding") <= set(state["bits"])

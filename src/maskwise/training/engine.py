@@ -465,7 +465,9 @@ class Engine:
                 got=changed,
                 do="use a new folder",
             )
-        changed = changed_settings(state.bits, self._bits())
+        # An older version may have stored fewer conditions.
+        bits = {name: value for name, value in self._bits().items() if name in state.bits}
+        changed = changed_settings(state.bits, bits)
         if changed:
             self.say(f"resuming from {path} with {changed}: results differ by rounding and dropout")
         weights = load_file(path / WEIGHTS)
@@ -490,15 +492,16 @@ class Engine:
     def _bits(self) -> dict[str, object]:
         """Return the conditions that change the result of a run only by rounding."""
         model: Any = getattr(self.objective, "model", None)
+        settings = self.settings.model_dump(include=self.settings.that_change("rounding"))
         return {
             "threads": torch.get_num_threads(),
             "processes": self.ranks,
-            "accumulate": self.settings.accumulate,
+            **settings,
+            # that which ``auto`` has chosen
             "precision": self.accelerator.mixed_precision,
             "device": self.device.type,
             "attention": model and model.config._attn_implementation,
             "torch": torch.__version__,
-            "compile": self.settings.compile or None,
         }
 
 

@@ -184,7 +184,7 @@ class Log:
             **facts,
             "tokens": totals.tokens,
             "lr": last.rate,
-            "grad_norm": finite(float(last.norm)),
+            "grad_norm": float(last.norm),
         }
         if self.settings.on_nan == "skip":
             line["skipped"] = totals.skipped
@@ -195,16 +195,15 @@ class Log:
         for learner in self.learners.values():
             for name, value in learner.facts().items():
                 learned[f"{learner.objective} {name}".lstrip()] = value
-        self.metrics.write(
-            {
-                "kind": "train",
-                "step": done,
-                **line,
-                **learned,
-                "speed": speed,
-                "seconds": round(totals.seconds, 3),
-            }
-        )
+        facts_of_line = {
+            "kind": "train",
+            "step": done,
+            **line,
+            **learned,
+            "speed": speed,
+            "seconds": round(totals.seconds, 3),
+        }
+        self.metrics.write(finite(facts_of_line))
         self._track("train", {**line, **speed}, done)
         if "sources" in facts:
             self._track("train/source", facts["sources"], done)
@@ -243,7 +242,9 @@ class Log:
                 continue
             self.skipped_in_a_row += 1
             if self.settings.on_nan != "skip" or self.skipped_in_a_row > MOST_SKIPPED:
-                raise not_finite(part, step=step, rate=update.rate)
+                raise not_finite(
+                    part, step=step, rate=update.rate, skipped=self.skipped_in_a_row - 1
+                )
             sums["targets"] -= update.targets
             sums["counted"] -= update.counted
             self.totals.skipped += 1
@@ -308,13 +309,14 @@ class Log:
             self.totals.sums = sums if self.engine.first else dict.fromkeys(sums, 0.0)
 
 
-def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
+def not_finite(values: Sequence[float], *, step: int, rate: float, skipped: int = 0) -> NotFinite:
     """Return the error for an update that is not finite.
 
     Args:
         values: the losses of the micro-batches, then the gradient norm.
         step: the step of the update.
         rate: the learning rate.
+        skipped: the number of updates just before it that were not finite and were skipped.
     """
     *losses, norm = values
     unsound = [loss for loss in losses if not math.isfinite(loss)]
@@ -324,6 +326,9 @@ def not_finite(values: Sequence[float], *, step: int, rate: float) -> NotFinite:
         what = f"the loss or gradient of another process is not finite at step {step}"
         got = "finite values in this process"
     do = f"lower the learning rate ({rate:.3g} at this step), or set training.on_nan: skip"
+    if skipped:
+        what += f", after {skipped} updates in a row that were not finite and were skipped"
+        do = f"lower the learning rate ({rate:.3g} at this step), or look at the text"
     if step == 1 and unsound:
         do = "no weight has changed yet, so look at the objective, the checkpoint and the precision"
         return NeverFinite(what, got=got, do=do)
