@@ -16,7 +16,7 @@ import pytest
 import maskwise as mw
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.estimates import reasons
+from maskwise.estimates import SPREADS, reasons, shown, with_minus
 from maskwise.folders import read_lines
 from maskwise.report import summary_of
 from maskwise.verdict.flags import FLAGS
@@ -417,6 +417,26 @@ def test_a_margin_is_said_in_points() -> None:
     """A margin of 1, meant as one point, made every difference one that does not matter."""
     found = mw.compare(table(gain=0.001), **BETTER, margin=0.01)
     assert found.study["margin"] == 0.01 and "±1 points" in " ".join(found.notes)
+
+
+def test_the_interval_within_a_margin_is_in_its_unit_and_not_in_sds() -> None:
+    """An uneven task turns the plain mean around, and points were called SDs: −0.0 to 0.0."""
+    rng = np.random.default_rng(41)
+    scores = 0.7 + rng.normal(0, [0.002, 0.02], (2, 8, 2))
+    rows = [
+        {"arm": arm, "seed": seed, "steady": run[0], "uneven": run[1]}
+        for arm, runs in zip("ab", scores)
+        for seed, run in enumerate(runs)
+    ]
+    [row, *_] = mw.compare(rows, **BETTER, margin=0.05).summary["contrasts"]
+    assert row["verdict"] == "no difference that matters"
+    assert shown(row).unit == SPREADS
+    low, high = (100 * row["equivalence"][end] for end in ("low", "high"))
+    # The lead is that of the side which is ahead in SDs.
+    low, high = (low, high) if row["mean"] > 0 else (-high, -low)
+    ends = with_minus(f"{low:.1f} to {high:.1f}")
+    assert f"% interval, {ends} score points, lies within ±5 (" in row["sentence"]
+    assert f"b's lead: {shown(row).ends(ahead=True)} {SPREADS};" in row["sentence"]
 
 
 def test_few_pairs_decide_nothing_and_say_how_many_would() -> None:

@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 from maskwise.constants import FIXED
 from maskwise.errors import plural
-from maskwise.estimates import SPREADS, outcome_words
-from maskwise.files import Effect, Study
+from maskwise.estimates import SPREADS, outcome_words, shown_in
+from maskwise.files import Effect, Estimate, Study
 from maskwise.verdict.flags import FLAGS, Raised, rate
 from maskwise.verdict.judge import Verdict
 from maskwise.verdict.statistics import ALPHA, P_FROM_RUNS, fewest_runs
@@ -136,7 +136,11 @@ def _facts(verdict: Verdict, ahead: str, *, brief: bool) -> str:
     facts = [runs]
     if not brief:
         if amount.low is not None:
-            facts.append(f"95 % interval of {ahead}'s lead: {amount.ends(ahead=True)}")
+            ends = amount.ends(ahead=True)
+            # The interval within the margin has another unit, and the sentence no amount.
+            if verdict.equivalence is not None and amount.unit == SPREADS:
+                ends += f" {SPREADS}"
+            facts.append(f"95 % interval of {ahead}'s lead: {ends}")
         if verdict.scale.unit == "SDs" and amount.unit != SPREADS and verdict.mean:
             times = f"the lead is {abs(verdict.mean):.1f} times the SD of runs within an arm"
             if verdict.least_sd:
@@ -176,10 +180,14 @@ def _inside(verdict: Verdict) -> str:
     inside = verdict.equivalence
     if inside is None:
         return ""
-    amount = verdict.shown
-    factor = amount.scale * verdict.scale.sign
-    low, high = sorted([factor * inside["low"], factor * inside["high"]])
-    ends = replace(amount, low=low, high=high).ends(ahead=True)
+    # The margin is in plain scores or nats, also where the estimate is shown in SDs.
+    mean = verdict.shown.mean
+    scale = verdict.scale
+    unit = "score" if scale.unit == "SDs" else scale.unit
+    bounds: Estimate = {"mean": None, "low": inside["low"], "high": inside["high"]}
+    amount = shown_in(unit, scale.metric, bounds, None, higher=scale.higher_is_better)
+    # As in the other interval, the lead is that of the side that is ahead in the verdict.
+    ends = replace(amount, mean=mean).ends(ahead=True)
     interval = f"the {100 * inside['confidence']:.3g} % interval, {ends} {amount.unit}"
     return f"{interval}, lies within ±{amount.scale * inside['margin']:g}"
 
