@@ -4,17 +4,30 @@ masked; and studies of tasks with written answers.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import masked_answers as answers
 import pytest
 from masked_answers import masked_answers
 
 from maskwise.evaluation.overlap import occurring
 from maskwise.masking import Masker
+from maskwise.recipe import read_recipe
+from maskwise.study.checks import check_inputs
 from maskwise.text import Document, read_pieces, split, tokenise, train_tokenizer
 from tiny import load_json, maskwise, read_lines, records_of, write_inputs, write_lines
 
 TEXTS = [f"Person {n} was born in Old York and is a baker ." for n in range(60)]
 TOKENIZER = train_tokenizer(TEXTS * 5, kind="bpe", vocab_size=400)
+
+DENOISING = [
+    "objective=denoise",
+    "tokenizer.sentinels=20",
+    "masking={policy: span, ratio: 0.3, corruption: t5}",
+    "model={architecture: t5, settings: {d_model: 16, d_kv: 8, num_heads: 2, num_layers: 1, "
+    "d_ff: 32}}",
+]
+"""Overrides for a small encoder-decoder."""
 
 
 def rows_of(texts):
@@ -87,9 +100,10 @@ def test_answers_of_a_study_of_questions(tmp_path):
     assert by_arm["words-30"]["whole"] > by_arm["token-15"]["whole"] > 0
 
 
-def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
-    recipe = write_inputs(tmp_path)
-    texts = [line["text"] for line in read_lines(tmp_path / "corpus.jsonl")]
+def with_written_task(folder: Path) -> Path:
+    """The recipe of ``write_inputs``, and write.jsonl with the first word of each text."""
+    recipe = write_inputs(folder)
+    texts = [line["text"] for line in read_lines(folder / "corpus.jsonl")]
     rows = [
         {
             "input": text[:40],
@@ -98,20 +112,38 @@ def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
         }
         for n, text in enumerate(texts)
     ]
-    write_lines(tmp_path / "write.jsonl", rows)
+    write_lines(folder / "write.jsonl", rows)
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("metric", "given", "named"),
+    [
+        ("nats", [], True),
+        ("f1", [], False),
+        ("nats", ["study.secondary=[write]"], False),
+        ("nats", ["study.outcome=heldout:token"], False),
+    ],
+)
+def test_a_margin_of_scores_and_nats_is_said_to_have_no_effect(metric, given, named, tmp_path):
+    path = with_written_task(tmp_path)
+    written = f"{tmp_path / 'write.jsonl'}(metric={metric}, max_target=8, beams=1)"
+    tasks = f"tasks=['{tmp_path / 'task.jsonl'}', '{written}']"
+    notes = check_inputs(read_recipe(path, [*DENOISING, "study.margin=0.01", tasks, *given]))
+    assert any("study.margin" in note for note in notes) == named
+
+
+def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
+    recipe = with_written_task(tmp_path)
     small = [
-        "objective=denoise",
-        "tokenizer.sentinels=20",
+        *DENOISING,
         "training.steps=6",
         "training.eval_every=0",
-        "masking={policy: span, ratio: 0.3, corruption: t5}",
         "finetune.epochs=1",
         "finetune.seeds=1",
         f"tasks=['{tmp_path / 'write.jsonl'}(metric=nats, max_target=8, beams=1)']",
         "study.arms={span: {}, token: {masking.policy: token}}",
         "study.seeds=2",
-        "model={architecture: t5, settings: {d_model: 16, d_kv: 8, num_heads: 2, num_layers: "
-        "1, d_ff: 32}}",
     ]
     assert maskwise("study", recipe, "--out", tmp_path / "out", *small) == 0
     scores = [r for r in records_of(tmp_path / "out", "task") if r["split"] == "test"]
@@ -120,6 +152,7 @@ def test_a_study_of_encoder_decoders_with_a_task_in_nats(tmp_path):
         assert record["metric"] == "nats" and not record["higher_is_better"]
         assert record["chance"] > 0 and record["item_sd"] > 0
     lines = read_lines(tmp_path / "out/predictions.jsonl")
+    rows = read_lines(tmp_path / "write.jsonl")
     tested = [row for row in rows if row["split"] == "test"]
     assert [(line["input"], line["gold"]) for line in lines] == [
         (row["input"], [row["output"]]) for row in tested

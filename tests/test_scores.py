@@ -38,6 +38,11 @@ def table(runs: int = 6, gain: float = 0.1, **more: Any) -> list[dict[str, Any]]
     return rows
 
 
+def two_tasks(**more: Any) -> list[dict[str, Any]]:
+    """The same scores on two tasks, t and u."""
+    return [*table(**more), *table(task="u", **more)]
+
+
 @pytest.mark.parametrize(
     ("study", "losses"),
     [
@@ -501,6 +506,7 @@ def test_a_published_table_is_told_which_of_its_columns_may_be_the_scores() -> N
         ([{**row, "score": 523} for row in table()], {}, "neither shares nor per cent"),
         ([row for row in table() if row["arm"] == "b"], {}, "only one arm"),
         *((table(), {"margin": margin}, "0.01") for margin in (1.0, 0, -0.1, float("nan"), "x")),
+        (two_tasks(), {"lower": ["u"], "margin": 0.01}, "scores on t and nats on u"),
         *((table(), {"chance": {"t": it}}, "no share") for it in (50, -1, float("nan"), "half")),
         (table(), {"contrasts": [("a", "a")]}, "two arms"),
         (table(), {"contrasts": [("a", "b")] * 2}, "given once"),

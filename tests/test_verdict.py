@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import product
 from typing import Any
@@ -272,6 +273,25 @@ def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
     assert row["mean"] > 0 and "natural" not in row
     assert row["metric"] is None and row["items"] is None
     assert shown(row).unit == "SDs of runs within an arm"
+    # The difference that is detected has no unit either: it was NaN, which is no JSON.
+    assert row["verdict"] == "open" and row["detectable"]["difference"] is None
+    json.dumps(row, allow_nan=False)
+    assert "no-margin" not in codes(row)
+    # A margin was ignored.
+    row = summarise(records, study | {"margin": 0.5})["contrasts"][0]
+    [facts] = [flag["facts"] for flag in row["flags"] if flag["code"] == "no-margin"]
+    assert facts["margin"] == 0.5
+
+
+def test_a_margin_of_a_perplexity_is_said_to_have_no_effect() -> None:
+    study = make_study(runs=3, arms={"base": 0.0, "arm": 0.1}, tasks=0, margin=0.5)
+    lines = [
+        evaluation_record(arm, seed, "pseudo-perplexity", "token", 9 + seed, higher_is_better=False)
+        for arm, seed in product(("base", "arm"), range(3))
+    ]
+    study["outcome"] = "evaluation:pseudo-perplexity:token"
+    [row] = primary_rows(summarise(lines, study))
+    assert facts_of(row, "no-margin")["margin"] == 0.5
 
 
 def test_the_noise_of_items_is_that_of_resampled_sentences_and_of_shared_ones_twice():

@@ -268,10 +268,10 @@ class Compute(TypedDict):
 
 class Detectable(TypedDict):
     """The smallest difference that is detected with probability 0.8 by ``runs`` pairs of runs, in
-    plain scores or in the unit of the row."""
+    plain scores or in the unit of the row; None for a mean over tasks without a common unit."""
 
     runs: int
-    difference: float
+    difference: float | None
 
 
 class Equivalence(Ends):

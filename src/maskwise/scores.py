@@ -231,6 +231,13 @@ def compare(
         require_known("task", task, tasks)
     margin = _margin(margin)
     losses = frozenset(lower)
+    if margin is not None and 0 < len(losses) < len(tasks):
+        scored = [task for task in tasks if task not in losses]
+        raise MaskwiseError(
+            "a margin is for tasks in one unit",
+            got=f"scores on {', '.join(scored)} and nats on {', '.join(sorted(losses))}",
+            do="leave the margin out, or give these tasks as two tables",
+        )
     for task in tasks:
         if _is_less(task) and task not in losses:
             raise MaskwiseError(

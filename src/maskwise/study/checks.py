@@ -23,6 +23,7 @@ from maskwise.folders import require_own
 from maskwise.jobs import Where, require_engine, require_one_process
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind
+from maskwise.measurements import unit_of
 from maskwise.models import NO_HEAD, check_start, has_head
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
@@ -183,6 +184,14 @@ def check_inputs(recipe: Recipe) -> list[str]:
             "all tasks are secondary, so none is left to decide by",
             got=", ".join(study.secondary),
             do="remove a task from study.secondary",
+        )
+    deciding = [task for task in tasks.values() if task.name not in study.secondary]
+    of_unit = {unit_of(task.metric): task.name for task in deciding}
+    if study.margin is not None and study.outcome in (None, "tasks") and len(of_unit) > 1:
+        units = " and ".join(f"{unit} ({name})" for unit, name in of_unit.items())
+        notes.append(
+            f"study.margin has no effect if tasks with different units decide: {units}; name "
+            "those of one unit in study.secondary"
         )
     if tasks:
         for name in idle_settings(recipe.finetune, tasks.values()):

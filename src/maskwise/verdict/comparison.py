@@ -11,7 +11,7 @@ from itertools import chain, product
 
 import numpy as np
 
-from maskwise.constants import FIXED, TUNED
+from maskwise.constants import FIXED, NATS, TUNED
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import Shown, shown_in
 from maskwise.files import Compute, Estimate, Failures, ItemsInterval, Study
@@ -93,6 +93,14 @@ class Comparison:
     def mean(self) -> float | None:
         """The mean difference, in the unit of ``scale``."""
         return self.estimate["mean"]
+
+    @property
+    def in_margin_units(self) -> bool:
+        """Whether ``plain`` is in plain scores or nats, the units of a margin.
+
+        It is neither for a mean over tasks with different units, and for a perplexity.
+        """
+        return self.natural is not None or self.scale.unit in ("score", NATS)
 
     @property
     def ahead(self) -> bool:

@@ -303,6 +303,15 @@ def _tasks_disagree(one: Comparison, table: Outcomes) -> FlagFacts | None:
 # Notes that leave the verdict as it is
 
 
+def _without_margin(one: Comparison, table: Outcomes) -> FlagFacts | None:
+    """Return the margin of a study that this outcome cannot have."""
+    margin = table.study.get("margin")
+    if margin is None or not one.primary or one.in_margin_units:
+        return None
+    why = "the tasks have different units" if one.outcome == "tasks" else f"it is {one.scale.unit}"
+    return {"margin": margin, "why": why}
+
+
 def _unclear_in_points(one: Comparison, table: Outcomes) -> FlagFacts | None:
     """Return the plain mean over tasks if it has the sign of the test's, but not its certainty.
 
@@ -554,6 +563,13 @@ FLAGS = (
         "their plain mean favours {behind} by {amount}",
         "Look at each task. A new study can name the one that matters (study.outcome).",
         significant=True,
+    ),
+    Flag(
+        "no-margin",
+        "notes",
+        _without_margin,
+        "the outcome is not in scores or nats ({why}), so the margin of {margin:g} has no effect",
+        "For a margin, decide by tasks in one unit (study.secondary names the others).",
     ),
     Flag(
         "pieces-shown",

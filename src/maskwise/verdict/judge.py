@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from maskwise.constants import NATS
 from maskwise.files import Decision, Detectable, Effect, Equivalence, Study
 from maskwise.verdict.comparison import Comparison, compared, primary_pairs
 from maskwise.verdict.flags import Raised, raised
@@ -211,8 +210,7 @@ def _within_margin(one: Comparison, margin: float | None, *, alpha: float) -> Eq
     contrasts and planned looks, as in the test. If the true difference equals the margin, at most
     5 % of studies report no difference that matters.
     """
-    has_unit = one.natural is not None or one.scale.unit in ("score", NATS)
-    if margin is None or not has_unit:
+    if margin is None or not one.in_margin_units:
         return None
     confidence = 1 - alpha
     interval = sign_flip_interval(finite_runs(one.plain), confidence=confidence)
@@ -236,11 +234,13 @@ def _needed(one: Comparison, *, alpha: float) -> tuple[int | None, Detectable | 
         # By the formula the present runs may be enough, but they did not decide.
         needed = max(needed, one.n + 1)
     runs = max(one.n, fewest_runs(alpha))
-    plain_sd = float(finite_runs(one.plain).std(ddof=1))
-    difference = detectable_difference(plain_sd, runs, alpha=alpha)
+    plain = finite_runs(one.plain)
+    # A mean over tasks with different units has no plain differences.
+    if len(plain) < 2:
+        return needed, {"runs": runs, "difference": None}
+    difference = detectable_difference(float(plain.std(ddof=1)), runs, alpha=alpha)
     # If all differences are equal, the detectable difference is 0, which is not credible.
-    detectable: Detectable | None = {"runs": runs, "difference": difference} if difference else None
-    return needed, detectable
+    return needed, {"runs": runs, "difference": difference} if difference else None
 
 
 # What the headline adds: did training help at all?

@@ -61,6 +61,7 @@ OF_RECIPES = frozenset(
     (
         *("add-seeds", "next-look", "new-study"),
         *("looked-before", "settings-differ", "tasks-disagree", "compute", "untuned"),
+        "no-margin",
     )
 )
 """Codes of advice to change a recipe, which helps nobody who has none."""
@@ -208,9 +209,10 @@ def _outlook(verdict: Verdict, names: ShownNames) -> str:
     amount = verdict.shown
     runs = f"{seen['runs']} runs of each arm"
     # Tasks with different units have no common unit for the detectable difference.
-    if amount.unit == SPREADS:
+    difference = seen["difference"]
+    if amount.unit == SPREADS or difference is None:
         return f"{runs} are too few to detect a difference of this size."
-    size = f"{amount.scale * seen['difference']:.2g} {amount.unit}"
+    size = f"{amount.scale * difference:.2g} {amount.unit}"
     return f"{runs} reliably detect only differences of at least {size}."
 
 
