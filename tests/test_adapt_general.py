@@ -239,6 +239,16 @@ def test_secondary_tasks_are_tasks_and_not_all_of_them(names, said, tmp_path):
         check_inputs(recipe)
 
 
+def test_a_file_called_tasks_needs_another_name(tmp_path):
+    recipe = write_inputs(tmp_path)
+    file = (tmp_path / "task.jsonl").rename(tmp_path / "tasks.jsonl")
+    with pytest.raises(MaskwiseError, match="cannot be called 'tasks'") as caught:
+        check_inputs(read_recipe(recipe, [f"tasks=['{file}']"]))
+    advised = caught.value.do.partition(": ")[2].replace("…, ", "").replace("…", "mine")
+    assert advised == f'{file}(name="mine")'
+    check_inputs(read_recipe(recipe, [f"tasks=['{advised}']"]))
+
+
 def test_the_loss_on_a_text_is_a_measure_of_evaluate(files):
     general = str(files / "general.jsonl")
     measure = f"text-loss({general!r}, name='mine')"

@@ -283,6 +283,23 @@ def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
     assert facts["margin"] == 0.5
 
 
+@pytest.mark.parametrize("task", ["tasks", "all tasks", "heldout:token@0.15", "evaluation:a:b"])
+def test_a_task_has_not_the_name_of_another_outcome(task: str) -> None:
+    """A task called tasks was judged twice, with twice the contrasts for Holm's correction."""
+    study, records = study_of(CLEAR, tasks={task: {"metric": "accuracy"}})
+    records = [line | {"measure": task} if line["kind"] == "task" else line for line in records]
+    with pytest.raises(MaskwiseError, match=f"task cannot be called '{task}'"):
+        summarise(records, study)
+
+
+def test_a_task_may_be_called_like_a_measure_of_tokens() -> None:
+    arms = {n: facts | {"tokenizer": n} for n, facts in make_study(runs=8)["arms"].items()}
+    task = "labels per token"
+    study, records = study_of(CLEAR, tasks={task: {"metric": "accuracy"}}, arms=arms)
+    records = [line | {"measure": task} if line["kind"] == "task" else line for line in records]
+    assert "different-tokenizers" not in codes(by_outcome(summarise(records, study))[task])
+
+
 def test_a_margin_of_a_perplexity_is_said_to_have_no_effect() -> None:
     study = make_study(runs=3, arms={"base": 0.0, "arm": 0.1}, tasks=0, margin=0.5)
     lines = [

@@ -36,6 +36,7 @@ from maskwise.folders import read_json, write_json, write_lines
 from maskwise.measurements import Measurement, measurements, table_of, unit_of
 from maskwise.report.reading import NO_STUDY, NO_SUMMARY
 from maskwise.verdict import summarise
+from maskwise.verdict.outcomes import require_task_name
 from maskwise.verdict.statistics import can_decide, fewest_runs
 from maskwise.verdict.words import ITEMS, REPLICATES
 
@@ -255,6 +256,8 @@ def compare(
         _require_paired(seeds_of, pair)
     if replicate == ITEMS:
         return ComparedScores(NO_STUDY, [], _of_items(found, pairs, tasks, losses), notes)
+    for task in tasks:
+        require_task_name(task, do="rename it in the table")
     seeds = _numbered({seed for _, seed, _, _ in found})
     values = defaultdict[str, list[float]](list)
     for _, _, task, score in found:

@@ -55,6 +55,7 @@ from maskwise.text.words import require_offsets
 from maskwise.torchrun import ranks_together
 from maskwise.training import MaskedSource, TrainingSettings
 from maskwise.training.stream import StreamedRows
+from maskwise.verdict.outcomes import require_task_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -176,6 +177,8 @@ def check_inputs(recipe: Recipe) -> list[str]:
                 got=f"{specs[task.name]} and {spec}",
                 do=f'rename one of them: {spec.partition("(")[0]}(…, name="…")',
             )
+        do = f'give it another one: {spec.partition("(")[0]}(…, name="…")'
+        require_task_name(task.name, do=do)
         specs[task.name] = spec
     for name in study.secondary:
         require_known("task in study.secondary", name, specs)

@@ -37,6 +37,7 @@ from maskwise.constants import (
     DIFFUSION,
     FRESH_RUN,
     HELPS,
+    MEAN_OVER_TASKS,
     NATS,
 )
 from maskwise.errors import MaskwiseError, require_known
@@ -56,6 +57,25 @@ GATE = "gate"
 """The role of runs that only a gate compares."""
 ALL_TASKS = "all tasks"
 """Name of the outcome that averages all tasks, including those that pre-training does not help."""
+RESERVED = ("tasks", ALL_TASKS, MEAN_OVER_TASKS)
+"""Outcomes that are no single task, by names that a task could have."""
+PREFIXES = ("heldout", "unigram", "evaluation", "dev", "further", "cost", "plain")
+"""What is before the colon in the names of other outcomes."""
+
+
+def require_task_name(task: str, *, do: str) -> None:
+    """Raise an error if another outcome has, or may have, the name of a task.
+
+    >>> require_task_name("tasks.csv", do="")
+    """
+    prefix, colon, _ = task.partition(":")
+    if task in RESERVED or (colon and prefix in PREFIXES):
+        others = ", ".join((*RESERVED, *(f"{each}:…" for each in PREFIXES)))
+        raise MaskwiseError(
+            f"a task cannot be called {task!r}: another outcome has this name",
+            allowed=f"other names than {others}",
+            do=do,
+        )
 
 
 class Outcomes:
@@ -170,6 +190,8 @@ class Outcomes:
             if row.split == "test":
                 self.scales.setdefault(row.outcome, row)
         tasks = list(self.scales)
+        for task in tasks:
+            require_task_name(task, do="give the task another name, and repeat the study")
         # A constant answer scores 0 in these metrics, but an untrained model may score more.
         for task in tasks:
             floor = self.floor(task)
@@ -442,7 +464,8 @@ class Outcomes:
         if len(self.tokenizers(arm, other)) > 1:
             metrics = [self.scales[name].metric for name in self.measured(outcome, arm, other)]
             # These metrics depend on how a tokenizer splits the text.
-            if loss or ":open-" in outcome or "per token" in outcome or NATS in metrics:
+            by_token = ":open-" in outcome or "per token" in outcome
+            if loss or NATS in metrics or (by_token and outcome not in self.tasks):
                 return "different-tokenizers"
         if not loss or outcome == f"heldout:{DIFFUSION}":
             return None
