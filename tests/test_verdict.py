@@ -514,6 +514,32 @@ def test_a_half_fine_tuned_failed_run_is_left_out_whole():
         summarise(cut, study)
 
 
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_failure_on_a_secondary_task_is_one_of_this_task_alone(reference):
+    """The run was left out of the primary outcome, which then had a pair too few to decide."""
+    arms = {"token-15": 0.0, "token-30": 0.1}
+    study = make_study(runs=6, arms=arms, secondary=["task-1"])
+    study["tasks"] |= {name: facts | {"test_items": 9999} for name, facts in study["tasks"].items()}
+    records = [r for r in make_records(study, arms, noise=0.001) if r["kind"] == "task"]
+    if reference:
+        study |= {"untrained": {START: START}, "contrasts": [["token-30", START]]}
+    lost = study["contrasts"][0][1]
+    failed = failure_record(lost, 1, stage="finetune-0123456789abcdef")
+    cut = [r for r in records if (r["arm"], r["seed"], r["measure"]) != (lost, 1, "task-1")]
+    rows = by_outcome(summarise([*cut, failed], study))
+    [expected] = primary_rows(summarise(records, study))
+    assert expected["verdict"] == "decided"
+    assert rows["tasks"] == expected and rows["task-0"]["n"] == 6
+    assert rows["task-1"]["n"] == 5 and "missing-runs" in codes(rows["task-1"])
+    assert rows["task-1"]["failures"]["baseline"]["failed"] == 1
+    # Where another stage failed, too, the run has failed for all outcomes.
+    other = failure_record(lost, 1, stage="evaluate-0123456789abcdef")
+    rows = by_outcome(summarise([*cut, failed, other], study))
+    assert rows["tasks"]["failures"]["baseline"]["failed"] == 1
+    with pytest.raises(MaskwiseError, match="lacks an outcome that other runs have; got no task-1"):
+        summarise(cut, study)
+
+
 def test_bad_records_are_told_in_one_line():
     study = make_study(runs=3)
     good = make_records(study, {})

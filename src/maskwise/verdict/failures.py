@@ -158,7 +158,7 @@ def failures_of(
     gains = {}
     for key, side in (("arm", arm), ("baseline", baseline)):
         runs = table.runs(outcome, side)
-        failed = _failed_stages(table, side)
+        failed = _failed_stages(table, outcome, side)
         gains[key] = np.where(failed, np.nan, runs)
         if floor is not None:
             gains[key] = _gains(table, outcome, gains[key], floor)
@@ -220,14 +220,15 @@ def _gains(table: Outcomes, outcome: str, runs: Numbers, floor: Numbers) -> Numb
     return gains
 
 
-def _failed_stages(table: Outcomes, side: str) -> NDArray[np.bool_]:
-    """Return for every seed whether a stage of the side's runs failed."""
+def _failed_stages(table: Outcomes, outcome: str, side: str) -> NDArray[np.bool_]:
+    """Return for every seed whether a stage of the side's runs failed that bears on an outcome."""
+    runs = table.failed_for(outcome)
     failed = np.zeros(len(table.study["seeds"]), dtype=bool)
     for (place, seed), arm in product(enumerate(table.study["seeds"]), table.trained(side)):
-        failed[place] |= (arm, seed) in table.failed
+        failed[place] |= (arm, seed) in runs
     # A failed run of the reference model counts as well.
     if side == table.start:
-        failed = np.array([(side, seed) in table.failed for seed in table.study["seeds"]])
+        failed = np.array([(side, seed) in runs for seed in table.study["seeds"]])
     return failed
 
 

@@ -473,7 +473,7 @@ def rate(share: float) -> str:
 
 def _has_failures(one: Comparison, table: Outcomes) -> bool:
     arms = {*table.trained(*one.pair), *one.pair}
-    return not arms.isdisjoint(table.failures)
+    return not arms.isdisjoint(arm for arm, _ in table.failed_for(one.outcome))
 
 
 FLAGS = (

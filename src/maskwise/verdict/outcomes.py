@@ -53,6 +53,8 @@ TOLERANCE = 0.05
 """Maximum relative difference of a quantity between two matched arms."""
 ABOVE_CHANCE = ("entity-f1", "matthews")
 """Metrics whose floor is the score of the untrained model, if it is recorded."""
+OF_A_TASK = ("finetune-", "tune-")
+"""Beginnings of the names of stages that serve a single task."""
 GATE = "gate"
 """The role of runs that only a gate compares."""
 ALL_TASKS = "all tasks"
@@ -96,8 +98,10 @@ class Outcomes:
         scales: what the values of outcomes mean, keyed by outcome.
         parts: for each mean held-out outcome, the names of its outcomes at single ratios.
         failed: the (arm, seed) pairs of failed runs; ``failures`` counts them by arm.
+            ``failed_for`` lists those that bear on an outcome.
         tasks, heldout, evaluations: the names of the outcomes of these kinds.
-        averaged: the tasks without those that are only reported (``study.secondary``).
+        secondary: the tasks that are only reported (``study.secondary``).
+        averaged: the other tasks.
         helped: for each task, the share of seeds in which pre-training helps; None if unknown.
         counted: the tasks that the outcome "tasks" averages.
         left_out: the other tasks of ``averaged``.
@@ -141,9 +145,13 @@ class Outcomes:
         for row in found:
             if row.kind == "cost":
                 self._put(row)
+        self.secondary = [task for task in self.tasks if task in (study.get("secondary") or ())]
+        self.averaged = [task for task in self.tasks if task not in self.secondary]
         # Incomplete runs are removed first, so every mean over tasks or ratios has the same parts.
-        for parts in (self.tasks, *self.parts.values()):
+        self._require_measured(self.tasks)
+        for parts in (self.averaged, *self.parts.values()):
             self._leave_out_partial_runs(parts)
+        self.lacks_secondary = self._lacking_only_secondary()
         for name, parts in self.parts.items():
             self.values[name] = np.mean([self.values[part] for part in parts], axis=0)
         self.helped = {task: self._helped(task) for task in self.tasks}
@@ -151,8 +159,6 @@ class Outcomes:
             least = study.get("helps", HELPS)
             shares = self.helped.items()
             counted = [task for task, share in shares if share is None or share >= least]
-        secondary = study.get("secondary") or ()
-        self.averaged = [task for task in self.tasks if task not in secondary]
         counts = frozenset(counted)
         self.counted = [task for task in self.averaged if task in counts]
         self.left_out = [task for task in self.averaged if task not in counts]
@@ -224,15 +230,17 @@ class Outcomes:
         self.scales |= names
         return list(names)
 
-    def _leave_out_partial_runs(self, outcomes: Sequence[str]) -> None:
-        """Set all outcomes of a run to NaN if the run measured only some of them.
+    def _partial_runs(self, outcomes: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which values are missing, and which runs measured some of the outcomes only."""
+        missing = np.isnan([self.values[outcome] for outcome in outcomes])
+        partial: NDArray[np.bool_] = missing.any(axis=0) & ~missing.all(axis=0)
+        return missing, partial
 
-        Only runs that failed may lack outcomes.
-        """
+    def _require_measured(self, outcomes: Sequence[str]) -> None:
+        """Raise an error if a run lacks an outcome and has not failed."""
         if not outcomes:
             return
-        missing = np.isnan([self.values[outcome] for outcome in outcomes])
-        partial = missing.any(axis=0) & ~missing.all(axis=0)
+        missing, partial = self._partial_runs(outcomes)
         for arm, seed in np.argwhere(partial):
             run = self.arms[arm], self.study["seeds"][seed]
             if run not in self.failed:
@@ -242,8 +250,39 @@ class Outcomes:
                     got=f"no {', '.join(lacking)} for arm {run[0]!r}, seed {run[1]}",
                     do="run the study to its end",
                 )
-        for outcome in outcomes:
-            self.values[outcome][partial] = np.nan
+
+    def _leave_out_partial_runs(self, outcomes: Sequence[str]) -> None:
+        """Set all outcomes of a run to NaN if the run measured only some of them.
+
+        Only runs that failed may lack outcomes.
+        """
+        self._require_measured(outcomes)
+        if outcomes:
+            _, partial = self._partial_runs(outcomes)
+            for outcome in outcomes:
+                self.values[outcome][partial] = np.nan
+
+    def _lacking_only_secondary(self) -> set[tuple[str, int]]:
+        """Return the failed runs of which only fine-tunings on secondary tasks failed."""
+        stages = defaultdict[tuple[str, int], list[str]](list)
+        for line in self.lines["failure"]:
+            stages[line["arm"], line["seed"]].append(line["stage"])
+        found = set()
+        for run, names in stages.items():
+            place = self.place(*run) if run[1] in self.study["seeds"] else None
+            if place is None or not all(name.startswith(OF_A_TASK) for name in names):
+                continue
+            lacking = {task for task in self.tasks if math.isnan(self.values[task][place])}
+            if lacking and lacking.isdisjoint(self.averaged):
+                found.add(run)
+        return found
+
+    def failed_for(self, outcome: str) -> set[tuple[str, int]]:
+        """Return the (arm, seed) pairs of failed runs without those that bear on other outcomes.
+
+        A fine-tuning on a secondary task that failed bears on this task only.
+        """
+        return self.failed if outcome in self.secondary else self.failed - self.lacks_secondary
 
     def _average_tasks(self) -> None:
         """Average the signed scores of a run's tasks, both as measured and standardised."""
@@ -259,7 +298,7 @@ class Outcomes:
                 self.values[name] = self.values[plain] = np.mean(signed, axis=0)
                 self.scales[name] = self.scales[plain] = Scale(unit=unit_of(metric), metric=metric)
             # With one run per arm there is no SD.
-            if not np.isnan([*self.sds.values()]).any():
+            if not np.isnan([self.sds[task] for task in tasks]).any():
                 scaled = [runs / self.sds[task] for task, runs in zip(tasks, signed)]
                 self.values[name] = np.mean(scaled, axis=0)
                 self.scales[name] = Scale(unit="SDs", metric=metric)
