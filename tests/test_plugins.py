@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import linecache
 import math
 import os
 import random
@@ -62,6 +63,7 @@ from maskwise.recipe import Recipe, read_recipe
 from maskwise.samplers import SAMPLERS, Single, sampler
 from maskwise.signals import ASKED, AskedToLeave, leave_when_asked
 from maskwise.specs import find, parse_call
+from maskwise.study.plan import make_plan
 from maskwise.tasks import KINDS, METRICS, load_task
 from maskwise.tasks.classes import SEQUENCE_CLASSIFICATION
 from maskwise.text import train_tokenizer
@@ -414,6 +416,39 @@ def written(annotator):
     register("nothing", module.nothing)
     yield module
     del sys.modules["own_masks"]
+
+
+def test_stages_of_an_edited_plug_in_have_other_names(own_module, tmp_path):
+    path = Path(own_module.__file__)
+    code = path.read_text()
+    source = write_inputs(tmp_path / "inputs")
+
+    def names(text: str, *settings: str) -> list[str]:
+        path.write_text(text)
+        linecache.clearcache()
+        run = make_plan(read_recipe(source, [arms, *settings])).runs[0]
+        return [stage.name for stage in run.stages]
+
+    mine = "masking.policy=mixture(mine, token)"
+    arms = "study={arms: {a: {}, b: {masking.ratio: 0.3}}, seeds: 1}"
+    first = names(code, mine)
+    assert names(code + "# Nothing is different.\n\n", mine) == first
+    assert names(code, mine) == first
+    edited = names(code.replace("    pass", "    scales = True"), mine)
+    # The text is prepared and searched as before.
+    kept = {name.partition("-")[0] for name in {*edited} & {*first}}
+    assert kept == {"prepare", "overlap"}
+    # Runs that do not use it keep their names.
+    assert names(code) == names(code + "LATER = 1\n")
+
+
+def test_code_of_plug_ins_is_that_of_their_modules(own_module):
+    assert plugins.code_of({"masking": {"policy": "token"}, "text": "a mine_of gold"}) == {}
+    assert {*plugins.code_of(["span(p=0.2)", {"mine": 1}])} == {"policy mine"}
+    kind = replace(SEQUENCE_CLASSIFICATION, name="mine", row=own_module.made)
+    assert [*plugins._homes(kind)] == ["own_masks"]
+    assert [*plugins._homes(own_module.Mine)] == ["own_masks"]
+    assert plugins._homes(SEQUENCE_CLASSIFICATION) == {}
 
 
 @pytest.mark.process

@@ -15,11 +15,17 @@ members are defined, and treat them as entry points.
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import inspect
+import json
+import re
 import sys
+import textwrap
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from keyword import iskeyword
@@ -156,6 +162,16 @@ class Table(MutableMapping[str, T], Generic[T]):
         if name not in self._loaded:
             self._loaded[name] = self._load(name, self._plugins()[name])
         return self._loaded[name]
+
+    def added(self) -> set[str]:
+        """Return the names that other packages and the running program have added."""
+        registered = self._registered & self._members.keys()
+        found = {name for name in registered if is_foreign(self._members[name])}
+        for name, points in self._plugins(anew=False).items():
+            own = all(point.value.startswith("maskwise.") for point in points)
+            if name not in self._members and not own:
+                found.add(name)
+        return found
 
     def package(self, name: str) -> str:
         """Return the name and the version of the package that adds a member; "" for others."""
@@ -310,6 +326,68 @@ def _points(path: tuple[str, ...]) -> dict[str, dict[str, list[EntryPoint]]]:
             for point in points.select(group=group):
                 names.setdefault(_name(point), []).append(point)
     return found
+
+
+def code_of(settings: object) -> dict[str, str]:
+    """Return a hash of the source code of each plug-in that settings name.
+
+    It is that of the module in which the plug-in is defined, without comments. For what the main
+    program defines, it is that of the function or class.
+
+    Args:
+        settings: JSON values, in which names may have arguments.
+
+    Returns:
+        The hashes, keyed by the kind and the name, such as "policy by-verse".
+    """
+    words: set[str] | None = None
+    found = {}
+    for table in _tables():
+        added = table.added()
+        if not added:
+            continue
+        if words is None:
+            # ``specs.parse_call`` takes underscores for hyphens.
+            words = {word.replace("_", "-") for word in _WORD.findall(json.dumps(settings))}
+        for name in sorted(added & words):
+            # Of what cannot be loaded, those who use it say so.
+            with suppress(MaskwiseError):
+                found[f"{table.kind} {name}"] = _hash_of_code(table[name])
+    return found
+
+
+_WORD = re.compile(r"[^\W\d][\w-]*")
+
+
+def _hash_of_code(member: object) -> str:
+    total = hashlib.sha256(_place(member).encode() if callable(member) else b"")
+    for name, part in sorted(_homes(member).items()):
+        # A program runs once, and its functions and classes may be anywhere in it.
+        defined_in: Any = part if name == "__main__" else sys.modules.get(name)
+        # There is no source code of compiled modules and of some notebooks.
+        with suppress(OSError, TypeError, SyntaxError):
+            source = textwrap.dedent(inspect.getsource(defined_in))
+            total.update(ast.unparse(ast.parse(source)).encode("utf-8", "surrogatepass"))
+    return total.hexdigest()[:16]
+
+
+def _homes(member: object) -> dict[str, object]:
+    """Return the modules of a function, of a class and its bases in the same package, or of what
+    an object consists of; and what is defined there.
+    """
+    parts: list[object]
+    if isinstance(member, type):
+        package = member.__module__.partition(".")[0]
+        parts = [each for each in member.mro() if each.__module__.partition(".")[0] == package]
+    elif isinstance(member, FunctionType | MethodType):
+        parts = [member]
+    else:
+        parts = [type(member), *vars(member).values()]
+    homes: dict[str, object] = {}
+    for part in parts:
+        if isinstance(part, type | FunctionType) and is_foreign(part):
+            homes[part.__module__] = part
+    return homes
 
 
 def is_foreign(member: object) -> bool:

@@ -38,6 +38,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings, load_measures
 from maskwise.folders import file_hash
 from maskwise.learning.settings import OF_THE_MODEL
+from maskwise.plugins import code_of
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain, merged
 from maskwise.samplers import sampler
@@ -517,6 +518,8 @@ def finetune_alone(model: str, task: Task, spec: str, settings: FinetuneSettings
         "finetune": settings.model_dump(mode="json", exclude={"seeds"}),
         "model_content": _hash_of(files) if files else model,
     }
+    if code := code_of(spec):
+        what["plug_ins"] = code
     return Stage("finetune", what, how={"task": spec, "checkpoint": model, "checkpoints": True})
 
 
@@ -543,6 +546,9 @@ def _stage_on(
     how: Plain | None = None,
 ) -> Stage:
     """Build a stage that uses the checkpoint of ``trained``, or the recipe's model if None."""
+    # What an edited plug-in would do is not known from what it did before.
+    if code := code_of(what):
+        what["plug_ins"] = code
     # Only training stages depend on the adapter.
     adapter: Plain = {}
     if kind == "pretrain" and recipe.model.adapter:
