@@ -136,7 +136,7 @@ def best_of_ranks(folder: Path, shard: bool) -> None:
     save_file({name: each.contiguous() for name, each in weights.items()}, folder / f"{rank}")
 
 
-@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize("shard", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_ranks_have_the_best_weights_of_one_process(shard: bool, tmp_path: Path) -> None:
     two_ranks(best_of_ranks, tmp_path, shard)
     first, second = load_file(tmp_path / "0"), load_file(tmp_path / "1")

@@ -220,7 +220,7 @@ def test_hostile_text_is_text(browser: Any, tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_axe_finds_nothing_serious(scheme: str, browser: Any, page_file: Path) -> None:
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="axe-core is not installed"

@@ -403,7 +403,9 @@ time.sleep(3600)
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_worker_that_still_imports_leaves_with_its_parent(tmp_path, how):
     """No ``if __name__ == "__main__":`` in the parent, either."""
     (tmp_path / "slow_to_import.py").write_text(IMPORTS)

@@ -348,7 +348,10 @@ def on_a_full_disk(folder: Path, size: int, more: dict[str, Any]) -> str:
     return "written"
 
 
-@pytest.mark.parametrize("size", [0, 100, 700, 1400])
+@pytest.mark.parametrize(
+    "size",
+    [700, *(pytest.param(size, marks=pytest.mark.slow) for size in (0, 100, 1400))],
+)
 def test_metrics_on_a_full_disk_are_one_line(size: int, tmp_path: Path) -> None:
     """The limit is met in the middle of a line, which a resumed run drops."""
     said = forked(on_a_full_disk, tmp_path, size, {"eval_every": 0, "log_every": 1})()

@@ -157,7 +157,7 @@ def test_every_measure_of_an_evaluation_is_timed_on_some_of_its_items(recipe, mo
     assert scored and max(scored) == 4
 
 
-@pytest.mark.parametrize("method", ["supervised", "meta"])
+@pytest.mark.parametrize("method", [pytest.param("supervised", marks=pytest.mark.slow), "meta"])
 def test_learning_of_a_policy_is_timed_by_a_few_steps(method, tmp_path, monkeypatch):
     """It had no forecast, so the time of such a study was unknown."""
     asked = ["study.seeds=1", "study.gate=null", "study.contrasts=[]", "study.search=null"]

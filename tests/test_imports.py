@@ -283,13 +283,15 @@ def test_commands_that_look_start_quickly(arguments, allowed, most):
     "arguments",
     [
         ["study", "quick-start", "training.stesp=3"],
-        ["study", "quick-start", "masking.policy=tokne"],
-        ["pretrain", "quick-start", "training.stesp=3"],
-        ["check", "quick-start", "training.stesp=3"],
-        ["finetune", "bert-base-uncased", "--task", "ud-poss"],
+        pytest.param(["study", "quick-start", "masking.policy=tokne"], marks=pytest.mark.slow),
+        pytest.param(["pretrain", "quick-start", "training.stesp=3"], marks=pytest.mark.slow),
+        pytest.param(["check", "quick-start", "training.stesp=3"], marks=pytest.mark.slow),
+        pytest.param(
+            ["finetune", "bert-base-uncased", "--task", "ud-poss"], marks=pytest.mark.slow
+        ),
         ["evaluate", "bert-base-uncased", "--with", "word-los"],
     ],
-    ids=" ".join,
+    ids=str,
 )
 def test_a_command_that_is_refused_needs_no_transformers(arguments):
     """Recipes are checked against objectives, which are torch modules. A model comes later."""

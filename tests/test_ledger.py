@@ -18,7 +18,13 @@ def test_a_record_has_its_lines(folder) -> None:
             assert {name: written[name] for name in line} == line
 
 
-@pytest.mark.parametrize("paper", figure.CLAIMS)
+@pytest.mark.parametrize(
+    "paper",
+    [
+        pytest.param(paper, marks=[pytest.mark.slow] * (paper != "policies"))
+        for paper in figure.CLAIMS
+    ],
+)
 def test_the_figure_has_an_interval_for_each_claim(paper: str) -> None:
     claims = figure.CLAIMS[paper]
     table = figure.leads(claims)

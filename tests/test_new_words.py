@@ -66,7 +66,7 @@ def tokenizer_of_kind(kind: str) -> PreTrainedTokenizerFast:
     return train_tokenizer(WIKIPEDIA[:60], kind="bpe", vocab_size=900, lowercase=False)
 
 
-KINDS = ("bundled", "bpe", "unigram")
+KINDS = ("bundled", "bpe", pytest.param("unigram", marks=pytest.mark.slow))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -293,7 +293,7 @@ def test_two_phases_extend_the_model_once(source, tmp_path):
         assert not torch.allclose(trained[number], trained[[*pieces]].mean(0), atol=1e-6)
 
 
-@pytest.mark.parametrize("frozen", ["old-rows", "none"])
+@pytest.mark.parametrize("frozen", ["old-rows", pytest.param("none", marks=pytest.mark.slow)])
 def test_only_new_rows_are_trained_in_a_phase(frozen, source, tmp_path):
     # Old rows have no weight decay, so a setting of it is refused with them.
     decay = "weight_decay: 0.5, " if frozen == "none" else ""

@@ -313,7 +313,7 @@ LONG_ROWS = {
     "kind",
     [
         "sequence-classification",
-        "token-classification",
+        pytest.param("token-classification", marks=pytest.mark.slow),
         "question-answering",
         pytest.param("multiple-choice", marks=pytest.mark.slow),
         pytest.param("sentence-embedding", marks=pytest.mark.slow),

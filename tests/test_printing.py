@@ -129,7 +129,13 @@ def run(script: str, *, file: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
-COMMANDS = ("", "--help", "--version", "list policies", "list recipes --json", "study --help")
+COMMANDS = (
+    "list policies",
+    *(
+        pytest.param(command, marks=pytest.mark.slow)
+        for command in ("", "--help", "--version", "list recipes --json", "study --help")
+    ),
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -140,7 +146,14 @@ def test_a_closed_pipe_ends_quietly_with_0(command: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("command", ["--version", "list policies", "list recipes --json"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "list policies",
+        pytest.param("--version", marks=pytest.mark.slow),
+        pytest.param("list recipes --json", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.process
 def test_a_closed_stream_is_no_traceback(command: str) -> None:
     done = run(f"$M {command} >&-")

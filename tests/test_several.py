@@ -109,7 +109,12 @@ def same(a: SeveralObjectives, b: SeveralObjectives) -> bool:
 
 
 @pytest.mark.parametrize(
-    "spec", ["mometas(every=4)", "mometas(every=4, faithful=True)", "mometas-plus(every=2)"]
+    "spec",
+    [
+        pytest.param("mometas(every=4)", marks=pytest.mark.slow),
+        pytest.param("mometas(every=4, faithful=True)", marks=pytest.mark.slow),
+        "mometas-plus(every=2)",
+    ],
 )
 def test_a_stopped_run_draws_the_same_arms_and_learns_the_same(spec: str, tmp_path: Path) -> None:
     whole, chooser = run(tmp_path / "whole", spec=spec, save_every=2)

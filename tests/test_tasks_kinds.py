@@ -543,7 +543,7 @@ def test_every_kind_learns_and_repeats(tmp_path, tokenizer, kind):
 @pytest.mark.parametrize(
     "architecture",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("bert", "modernbert")))
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "modernbert"))
         for name in ARCHITECTURES
     ],
 )

@@ -346,7 +346,10 @@ def on_a_full_disk(folder: Path, size: int) -> list[str]:
     return said
 
 
-@pytest.mark.parametrize("size", [0, 2000, 20_000, 40_000])
+@pytest.mark.parametrize(
+    "size",
+    [20_000, *(pytest.param(size, marks=pytest.mark.slow) for size in (0, 2000, 40_000))],
+)
 def test_a_full_disk_is_one_line_and_the_last_good_state_stays(size: int, tmp_path: Path) -> None:
     """Files of so many bytes fit: none, the tokenizer but no weights, weights but no optimiser
     state.
