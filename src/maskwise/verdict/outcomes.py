@@ -233,8 +233,7 @@ class Outcomes:
     def _partial_runs(self, outcomes: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return which values are missing, and which runs measured some of the outcomes only."""
         missing = np.isnan([self.values[outcome] for outcome in outcomes])
-        partial: NDArray[np.bool_] = missing.any(axis=0) & ~missing.all(axis=0)
-        return missing, partial
+        return missing, np.logical_and(missing.any(axis=0), ~missing.all(axis=0))
 
     def _require_measured(self, outcomes: Sequence[str]) -> None:
         """Raise an error if a run lacks an outcome and has not failed."""
