@@ -18,7 +18,7 @@ from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import SPREADS, reasons, shown, with_minus
 from maskwise.folders import read_lines
-from maskwise.report import summary_of
+from maskwise.report import summary_of, write_comparison
 from maskwise.verdict.flags import FLAGS
 from maskwise.verdict.words import OF_RECIPES
 from tiny import maskwise as command
@@ -385,12 +385,36 @@ def test_settings_of_runs_are_no_scores() -> None:
 
 
 def test_guessing_is_in_per_cent_if_the_scores_are() -> None:
-    """With ``chance=50``, no arm seemed to be better than guessing."""
+    """With ``chance=50``, no arm seemed to be better than guessing, nor with 1 per cent."""
     rows = [{**row, "score": 100 * row["score"]} for row in table()]
-    for chance in (40, 0.4):
-        found = mw.compare(rows, **BETTER, chance={"t": chance})
-        assert found.study["tasks"]["t"]["majority"] == 0.4
-        assert found.summary["verdict"] == "decided"
+    found = mw.compare(rows, **BETTER, chance={"t": 40})
+    assert found.study["tasks"]["t"]["majority"] == 0.4
+    assert found.summary["verdict"] == "decided"
+    assert any("40 % on t" in note for note in found.notes)
+    for chance, instead in ((0.4, "40"), (1, "100"), (0.0067, "0.67")):
+        with pytest.raises(MaskwiseError, match="share or per cent") as caught:
+            mw.compare(rows, **BETTER, chance={"t": chance})
+        assert f"give {instead}; for {chance:g} %, give the scores as shares" in caught.value.do
+    shares = mw.compare(table(), **BETTER, chance={"t": 0.0067})
+    assert shares.study["tasks"]["t"]["majority"] == 0.0067
+
+
+def test_a_column_of_per_cent_has_no_task_that_is_read_as_shares() -> None:
+    """Scores of at most 1 % on one task were read as shares: a lead of 17.5 points."""
+    rows = [*two_tasks()]
+    for row in rows:
+        row["score"] *= 100 if row["task"] == "t" else 1
+    with pytest.raises(MaskwiseError, match="on u are shares or per cent; those on t"):
+        mw.compare(rows, **BETTER)
+    mw.compare(rows, **BETTER, lower=["u"])
+    own = {(row["arm"], row["seed"]): {"arm": row["arm"], "seed": row["seed"]} for row in rows}
+    for row in rows:
+        own[row["arm"], row["seed"]][row["task"]] = row["score"]
+    assert mw.compare([*own.values()], **BETTER).summary["verdict"] == "decided"
+    # Scores of 0 are 0 in both.
+    for row in rows:
+        row["score"] *= row["task"] == "t"
+    mw.compare(rows, **BETTER)
 
 
 @pytest.mark.parametrize(
@@ -466,6 +490,9 @@ def test_items_have_an_interval_and_no_verdict() -> None:
     lead = f"95 % interval of b's lead: −{mean + half:.3f} to {half - mean:.3f}; 400 items"
     assert f"b is behind a on t by {mean:.3f} ({lead})" in behind
     assert found.summary["verdict"] is None and not found.verdicts
+    numbered = [{**row, "arm": f"{row['arm']}-0.5"} for row in rows]
+    named = mw.compare(numbered, replicate="items", baseline="b-0.5").summary["headline"]
+    assert named.startswith("a-0.5 is ahead of b-0.5 on t by")
     with pytest.raises(MaskwiseError, match="at least 30"):
         mw.compare(rows[:40], replicate="items", baseline="b")
     with pytest.raises(MaskwiseError, match="no page"):
@@ -502,6 +529,9 @@ def test_a_published_table_is_told_which_of_its_columns_may_be_the_scores() -> N
         ([*table(), {"arm": "a", "seed": 0, "task": "u", "score": 1}], {}, "no score on u"),
         ([*table(), {"arm": "a", "seed": 9, "task": "t", "score": 0.5}], {}, "lacks seeds"),
         ([*table(), {"arm": "a", "seed": 9, "task": "t", "score": "-"}], {}, "finite number"),
+        ([*table(), {"arm": "a", "seed": 9, "task": "t", "score": 10**400}], {}, "finite number"),
+        ([*table(), {"arm": "a", "seed": 9, "task": None, "score": 0.5}], {}, "row has no task"),
+        (pd.DataFrame([*table(), {"arm": "a", "seed": 9}]), {}, "row has no task"),
         ([*table(), {"arm": "", "seed": 9, "task": "t", "score": 0.5}], {}, "no arm or no seed"),
         ([{**row, "score": 523} for row in table()], {}, "neither shares nor per cent"),
         ([row for row in table() if row["arm"] == "b"], {}, "only one arm"),
@@ -598,6 +628,11 @@ def test_a_seed_that_is_no_whole_number_is_a_name(spelling: str) -> None:
     assert found.summary["verdict"] == "decided"
 
 
+def test_a_seed_may_have_more_digits_than_python_reads() -> None:
+    rows = [{**row, "seed": "1" * 4400 + str(row["seed"])} for row in table()]
+    assert mw.compare(rows, **BETTER).summary["verdict"] == "decided"
+
+
 @pytest.mark.parametrize("lacking", [None, "", float("nan"), pd.NA])
 @pytest.mark.parametrize("column", ["arm", "seed"])
 def test_a_row_needs_an_arm_and_a_seed(column: str, lacking: Any) -> None:
@@ -628,6 +663,26 @@ def test_the_command_prints_verdicts_and_writes_a_page(tmp_path: Path, capsys: A
     capsys.readouterr()
     assert command("compare", path, *given, "--json") == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "decided"
+
+
+def test_a_folder_of_a_comparison_may_have_the_page_of_two_studies(tmp_path: Path) -> None:
+    """``maskwise report cmp1 cmp2`` wrote it there, and compare then refused its own folder."""
+    found = mw.compare(table(), **BETTER)
+    for name in ("one", "two", "two"):
+        found.save(tmp_path / name)
+        write_comparison(tmp_path / "one", tmp_path / name)
+    (tmp_path / "two" / "mine.txt").write_text("mine")
+    with pytest.raises(MaskwiseError, match="other files"):
+        found.save(tmp_path / "two")
+
+
+def test_a_file_is_no_folder_of_a_comparison(tmp_path: Path) -> None:
+    found = mw.compare(table(), **BETTER)
+    file = tmp_path / "file"
+    file.write_text("")
+    for folder in (file, file / "below"):
+        with pytest.raises(MaskwiseError, match=r"folder (is a file|cannot be made)"):
+            found.save(folder)
 
 
 def test_a_missing_option_is_explained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -463,6 +463,13 @@ def require_file(path: Path) -> None:
         raise MaskwiseError(f"{path} did not appear", do="can all processes read this folder?")
 
 
+def refuse_file(folder: Path) -> None:
+    """Raise a `MaskwiseError` if an output folder or a folder above it is a file."""
+    if folder.is_file():
+        raise MaskwiseError("the output folder is a file", got=str(folder), do="give a folder")
+    refuse_below_file(folder, what="the output folder")
+
+
 def require_own(folder: Path, *marks: str, what: str) -> None:
     """Raise an error if an output folder has unrelated content.
 
@@ -478,9 +485,7 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
         MaskwiseError: ``folder`` or a folder above it is a file, or ``folder`` has files of which
             none matches.
     """
-    if folder.is_file():
-        raise MaskwiseError("the output folder is a file", got=str(folder), do="give a folder")
-    refuse_below_file(folder, what="the output folder")
+    refuse_file(folder)
     for mark in marks:
         if any(folder.glob(mark)):
             return

@@ -32,7 +32,7 @@ from maskwise.constants import NATS
 from maskwise.errors import MaskwiseError, dict_of, items_of, plural, require_known
 from maskwise.estimates import with_minus
 from maskwise.files import Record, Study, Summary
-from maskwise.folders import read_json, write_json, write_lines
+from maskwise.folders import read_json, refuse_file, write_json, write_lines
 from maskwise.measurements import Measurement, measurements, table_of, unit_of
 from maskwise.report.reading import NO_STUDY, NO_SUMMARY
 from maskwise.verdict import summarise
@@ -137,6 +137,7 @@ class ComparedScores:
             MaskwiseError: the folder has other files, or cannot be written.
         """
         from maskwise.report import write_report
+        from maskwise.report.tables import COMPARED
 
         if not self.summary["contrasts"]:
             raise MaskwiseError(
@@ -144,7 +145,8 @@ class ComparedScores:
                 do="leave out the folder",
             )
         folder = Path(folder)
-        own = ("study.json", "records.jsonl", "summary.json", "report.html")
+        refuse_file(folder)
+        own = ("study.json", "records.jsonl", "summary.json", "report.html", COMPARED)
         others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         if set(others) - set(own) or (others and not _is_comparison(folder)):
             raise MaskwiseError(
@@ -152,7 +154,6 @@ class ComparedScores:
                 got=str(folder),
                 do="give a new folder",
             )
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "study.json", self.study)
         write_lines(folder / "records.jsonl", self.records)
         write_json(folder / "summary.json", self.summary)
@@ -183,7 +184,8 @@ def compare(
         columns: the names of the columns, keyed by "arm", "seed", "task" and "score"; columns that
             are not named are guessed (``COLUMNS``), and the notes say which were taken.
         lower: the tasks whose scores are losses in nats; lower is better.
-        chance: the score of guessing, by task: a share, or per cent if the scores are.
+        chance: the score of guessing, by task: a share, or per cent (more than 1) if the scores
+            are.
         margin: the largest difference that does not matter, as ``study.margin`` in a recipe: a
             share (0.01: one point), or nats.
 
@@ -206,7 +208,11 @@ def compare(
     contrasts = _pairs(contrasts)
     rows = _rows_of(scores, lower)
     once = _once(rows)
-    found, notes, measures = _long(once, columns, lower, baseline)
+    found, notes, measures, one_column = _long(once, columns, lower, baseline)
+    # Each file of a folder is like a row with columns.
+    one_column = one_column and not (
+        isinstance(scores, str | Path) and Path(scores).expanduser().is_dir()
+    )
     if len(once) < len(rows):
         repeated = len(rows) - len(once)
         notes.append(f"{repeated} rows repeat another row in every column, and are counted once.")
@@ -264,12 +270,17 @@ def compare(
         values[task].append(score)
     scales = {task: _scale(task, values[task], is_loss=task in losses) for task in tasks}
     per_cent = [task for task, scale in scales.items() if scale != 1]
+    if per_cent and one_column:
+        _refuse_shares(values, per_cent, losses)
     if per_cent:
         notes.append(f"The scores on {', '.join(per_cent)} are read as per cent.")
     guessing = {
         task: _chance(task, value, scales[task], is_loss=task in losses)
         for task, value in chance.items()
     }
+    for task, value in guessing.items():
+        if scales[task] != 1:
+            notes.append(f"Guessing is read to score {100 * value:g} % on {task}.")
     if margin is not None:
         notes.append(
             f"Differences within ±{100 * margin:g} points or {margin:g} nats do not matter."
@@ -351,10 +362,22 @@ def _margin(margin: float | None) -> float | None:
 
 
 def _chance(task: str, value: float, scale: int, *, is_loss: bool) -> float:
-    """Return the score of guessing: nats, or a share. It may be per cent if the scores are."""
+    """Return the score of guessing: nats, or a share. It is per cent if the scores are.
+
+    Raises:
+        MaskwiseError: the score is none, or may be meant as a share beside scores in per cent.
+    """
     if _is_number(value):
         number = float(value)
-        share = number / scale if number > 1 else number
+        if scale != 1 and 0 < number <= 1:
+            raise MaskwiseError(
+                f"the score of guessing on {task} is a share or per cent; the scores are per cent",
+                got=value,
+                allowed="0, or more than 1 to 100",
+                do=f"for {100 * number:g} %, give {100 * number:g}; for {number:g} %, give the "
+                "scores as shares",
+            )
+        share = number / scale
         if share >= 0 and (is_loss or share <= 1):
             return share
     raise MaskwiseError(
@@ -411,13 +434,13 @@ def _of_items(
         # All numbers get as many decimals as two significant digits of the interval need.
         digits = max(0, 1 - math.floor(math.log10(half))) if half else 3
         order = "ahead of" if mean >= 0 else "behind"
-        interval = f"{mean - half:.{digits}f} to {mean + half:.{digits}f}"
+        interval = with_minus(f"{mean - half:.{digits}f} to {mean + half:.{digits}f}")
         sentences.append(
             f"{arm} is {order} {baseline} on {task} by {abs(mean):.{digits}f} (95 % interval of "
             f"{arm}'s lead: {interval}; {len(differences)} items)."
         )
     headline = " ".join([*sentences, REPLICATES[ITEMS]])
-    return {**NO_SUMMARY, "headline": with_minus(headline)}
+    return {**NO_SUMMARY, "headline": headline}
 
 
 # Reading
@@ -541,8 +564,9 @@ def _once(rows: Sequence[Row]) -> list[Row]:
 
 def _long(
     rows: Sequence[Row], named: Mapping[str, str], lower: Sequence[str], baseline: str
-) -> tuple[list[Score], list[str], dict[str, str]]:
-    """Return the scores of a table, which columns were taken, and the known measure of each task.
+) -> tuple[list[Score], list[str], dict[str, str], bool]:
+    """Return the scores of a table, which columns were taken, the known measure of each task, and
+    whether all scores are in one column.
 
     A column of losses beside others is taken only if ``lower`` has its name.
     """
@@ -556,6 +580,9 @@ def _long(
         taken[key] = _column(key, rows, named, baseline, taken=taken)
     task = _column("task", rows, named, baseline, taken=taken)
     if task:
+        for row in rows:
+            if _is_missing(row.get(task)):
+                raise MaskwiseError("a row has no task", got=dict(row))
         score = _column("score", rows, named, baseline, taken={**taken, "task": task})
         if _is_less(score):
             unnamed = {str(row.get(task)) for row in rows} - {*lower}
@@ -607,7 +634,7 @@ def _long(
     for name, texts in named_by.items():
         for measure in filter(None, map(_measure_in, map(str, texts))):
             measures.setdefault(name, measure)
-    return found, notes, measures
+    return found, notes, measures, bool(task)
 
 
 def _column(
@@ -758,8 +785,12 @@ def _is_setting(rows: Sequence[Row], arm: str, name: str) -> bool:
 def _is_number(value: object) -> bool:
     try:
         return math.isfinite(float(value))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
+
+
+def _is_missing(value: object) -> bool:
+    return isna(value) is True or value == ""
 
 
 def _reads_as_number(value: object) -> bool:
@@ -770,7 +801,7 @@ def _reads_as_number(value: object) -> bool:
 def _score(row: Row, taken: Mapping[str, str], task: str, column: str) -> Score:
     arm, seed = row.get(taken["arm"]), row.get(taken["seed"])
     value = row.get(column)
-    if any(isna(each) is True or each == "" for each in (arm, seed)):
+    if _is_missing(arm) or _is_missing(seed):
         raise MaskwiseError("a row has no arm or no seed", got=dict(row))
     if not _is_number(value):
         raise MaskwiseError(
@@ -820,7 +851,8 @@ def _numbered(seeds: Iterable[str]) -> dict[str, int]:
         MaskwiseError: two seeds are one number in two spellings, such as 1 and 01.
     """
     names = sorted(seeds)
-    if not all(re.fullmatch(r"-?[0-9]+", name) for name in names):
+    # Longer numbers are names, too: Python reads at most 4300 digits.
+    if not all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
         return {name: number for number, name in enumerate(names)}
     spelt: dict[int, str] = {}
     for name in names:
@@ -833,6 +865,23 @@ def _numbered(seeds: Iterable[str]) -> dict[str, int]:
             )
         spelt[number] = name
     return {name: number for number, name in spelt.items()}
+
+
+def _refuse_shares(
+    values: Mapping[str, Sequence[float]], per_cent: Sequence[str], losses: Collection[str]
+) -> None:
+    """Raise an error if a column with scores in per cent has what may be shares of another task.
+
+    Columns of their own may have units of their own.
+    """
+    for task, scores in values.items():
+        largest = max(map(abs, scores))
+        if 0 < largest <= 1 and task not in losses:
+            raise MaskwiseError(
+                f"the scores on {task} are shares or per cent; those on {per_cent[0]} are per cent",
+                got=f"up to {largest:g} on {task}",
+                do="write all scores as shares, or each task in a column of its own",
+            )
 
 
 def _scale(task: str, values: Sequence[float], *, is_loss: bool) -> int:

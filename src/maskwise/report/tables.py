@@ -24,6 +24,8 @@ from maskwise.report.reading import Folder, mean, read_folder, values_by_arm
 from maskwise.specs import leaves
 
 COMMONEST = "commonest answer"
+COMPARED = "compared.html"
+"""The page of two studies, in the folder of the second."""
 
 
 def task_table(folder: Folder) -> View | None:
@@ -380,7 +382,7 @@ def write_comparison(first: Path, second: Path, html: Path | None = None) -> Pat
     Raises:
         MaskwiseError: a folder holds no study, or the page cannot be written.
     """
-    target = Path(html or Path(second) / "compared.html")
+    target = Path(html or Path(second) / COMPARED)
     compared = compare_studies(first, second)
     write_page(target, "compared.html.j2", FILTERS, **compared)
     return target
