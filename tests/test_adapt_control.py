@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import maskwise as mw
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, command_line
 from maskwise.recipe import Recipe
 from maskwise.study.adapt import Request
 from maskwise.study.adapt.answer import answer_of
@@ -157,7 +157,9 @@ def test_without_a_control_the_answer_claims_nothing_about_the_text(files):
     row = {"primary": True, "outcome": "tasks", "sentence": "A.", "arm": "words-30"}
     for better, claims in (("arm", True), ("baseline", False)):
         result = {"contrasts": [row | {"verdict": "decided", "better": better}], "seconds": 9}
-        assert ("--control" in answer_of(result, recipe)) == claims
+        assert ("control='TEXT'" in answer_of(result, recipe)) == claims
+        with command_line():
+            assert ("--control TEXT" in answer_of(result, recipe)) == claims
 
 
 def test_the_model_of_a_control_is_not_saved(files):

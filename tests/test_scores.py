@@ -19,6 +19,9 @@ from maskwise.errors import MaskwiseError
 from maskwise.estimates import SPREADS, reasons, shown, with_minus
 from maskwise.folders import read_lines
 from maskwise.report import summary_of, write_comparison
+from maskwise.report.charts import score_charts
+from maskwise.report.drawing import arm_colours
+from maskwise.report.reading import read_folder
 from maskwise.verdict.flags import FLAGS
 from maskwise.verdict.words import OF_RECIPES
 from tiny import maskwise as command
@@ -674,6 +677,22 @@ def test_a_folder_of_a_comparison_may_have_the_page_of_two_studies(tmp_path: Pat
     (tmp_path / "two" / "mine.txt").write_text("mine")
     with pytest.raises(MaskwiseError, match="other files"):
         found.save(tmp_path / "two")
+
+
+def test_a_score_without_a_known_measure_is_called_score_on_the_page(tmp_path: Path) -> None:
+    """The chart and its caption had the measure None."""
+    mw.compare(table(), **BETTER).save(tmp_path / "out")
+    folder = read_folder(tmp_path / "out")
+    [chart] = score_charts(folder, arm_colours(folder.arms, "b"))
+    assert chart["metric"] == "score"
+    assert "None" not in json.dumps(chart["spec"])
+
+
+def test_scores_have_no_model_to_save(tmp_path: Path) -> None:
+    """It ended in KeyError: 'runs'."""
+    mw.compare(table(), **BETTER).save(tmp_path / "out")
+    with pytest.raises(MaskwiseError, match="no checkpoints to save"):
+        mw.StudyResult.read(tmp_path / "out").save_best(tmp_path / "model")
 
 
 def test_a_file_is_no_folder_of_a_comparison(tmp_path: Path) -> None:

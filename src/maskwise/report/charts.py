@@ -34,7 +34,7 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
     charts = []
     for (task, _), runs in folder.numbers("task").items():
         facts = folder.task(task)
-        metric = facts.get("metric", "score")
+        metric = facts.get("metric") or "score"
         lower = folder.lower_is_better(task)
         are_shares = metric not in CORRELATIONS and all(0 <= row.value <= 1 for row in runs)
         percent = are_shares and not lower

@@ -55,7 +55,13 @@ def needed_run(out: Path, arm: str) -> tuple[int, Path]:
     if found is not None:
         return found
     study = read_json(out / "study.json") or {}
-    runs = study["arms"][arm]["runs"]
+    if "compared" in study:
+        raise MaskwiseError(
+            "scores from elsewhere have no checkpoints to save",
+            got=f"{out}, a folder of maskwise compare",
+            do="give the folder of a study",
+        )
+    runs = study["arms"][arm].get("runs", {})
     do = "run the study to its end"
     if runs:
         first = runs[min(runs, key=int)]
@@ -70,7 +76,7 @@ def needed_run(out: Path, arm: str) -> tuple[int, Path]:
 def trained_run(out: Path, arm: str) -> tuple[int, Path] | None:
     """Return the seed and the checkpoint of the first finished run of an arm that still has one."""
     study = read_json(out / "study.json") or {}
-    runs = study["arms"][arm]["runs"]
+    runs = study["arms"][arm].get("runs", {})
     for seed in sorted(runs, key=int):
         checkpoint = out / runs[seed] / "checkpoint"
         # Users may delete checkpoints to free disk space.

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from maskwise.errors import duration
+from maskwise.errors import duration, option
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.adapt.draft import new_head_words
@@ -29,7 +29,7 @@ TEXT_ANSWERS = {
 """What is said about the contrast between the text and a control."""
 NO_CONTROL = (
     "This does not show that your text was needed: the same training on other text may help as "
-    "much (--control TEXT tests it)."
+    "much ({control} tests it)."
 )
 
 
@@ -101,7 +101,9 @@ def _whose_text(result: Plain, row: Plain) -> str:
         if said is None:
             said = "Whether it is your text, these runs cannot tell:"
         return f"{said} {other['sentence'].removeprefix('Open: ')}"
-    return NO_CONTROL if (row["verdict"], row["better"]) == ("decided", "arm") else ""
+    if (row["verdict"], row["better"]) != ("decided", "arm"):
+        return ""
+    return NO_CONTROL.format(control=option("control", "TEXT"))
 
 
 def next_of(result: Plain, recipe: Recipe, request: Request) -> str:
