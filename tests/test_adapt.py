@@ -21,7 +21,7 @@ from maskwise.cli.terminal import adapt_lines
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import overlap_record
 from maskwise.families import most_tokens
-from maskwise.folders import FORMATS
+from maskwise.folders import FORMATS, write_folder
 from maskwise.models import load_config
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.starts import resolve_start
@@ -321,6 +321,45 @@ def test_what_is_saved_is_a_run_that_finished(tmp_path):
         module["type"].rpartition(".")[2] for module in load_json(sentences / "modules.json")
     ]
     assert modules == ["Transformer", "Pooling"]
+
+
+def test_a_saved_model_is_not_written_again_and_keeps_what_was_added(tmp_path):
+    """To repeat a finished adapt removed the files that users had put beside the model."""
+    out = tmp_path / "out"
+    stage = out / "stages/pretrain-0"
+    encoder = resolve_start("bundled:encoder")
+
+    def train(card: str) -> None:
+        def fill(folder: Path) -> None:
+            shutil.copytree(encoder, folder, dirs_exist_ok=True)
+            (folder / "trained.txt").write_text(card)
+
+        write_folder(stage / "checkpoint", fill)
+        (stage / "checkpoint/README.md").write_text(f"---\ntags: []\n---\n\n{card}\n")
+        (stage / "done.json").write_text('{"seconds": 1}')
+
+    train("first")
+    arms = {"token-15": {"runs": {"0": "stages/pretrain-0"}}}
+    write_lines(out / "study.json", [{"seeds": [0], "tasks": {}, "arms": arms}])
+    save = partial(save_best, out, {"contrasts": []}, next_step="")
+    first = save()
+    added = out / "model/export.onnx"
+    added.write_text("mine")
+    before = (out / "model/model.safetensors").stat().st_ino
+    assert save() == first and added.read_text() == "mine"
+    assert (out / "model/model.safetensors").stat().st_ino == before
+    # Another checkpoint replaces nothing that was added.
+    train("second")
+    with pytest.raises(MaskwiseError, match=r"export\.onnx; move them"):
+        save()
+    assert added.is_file() and "first" in (out / "model/README.md").read_text()
+    added.unlink()
+    save()
+    assert "second" in (out / "model/README.md").read_text()
+    # What is missing is saved again.
+    (out / "sentence-model/modules.json").unlink()
+    save()
+    assert (out / "sentence-model/modules.json").is_file()
 
 
 def test_what_is_read_of_the_text_is_kept(texts, tmp_path, monkeypatch):

@@ -496,12 +496,15 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
         raise MaskwiseError(f"the output folder {folder} contains something else", got=got, do=do)
 
 
-def require_replaceable(folder: Path, mark: str, *, what: str) -> None:
+def require_replaceable(
+    folder: Path, mark: str, *, what: str, do: str = "give a new folder"
+) -> None:
     """Raise an error if a folder has more than ``write_folder`` wrote, which would be lost.
 
     Args:
         mark: a file that every folder of this kind has.
         what: the kind of folder that may be replaced, such as "a saved model".
+        do: what to do with other files.
 
     Raises:
         MaskwiseError: ``folder`` is a file or of another kind, or has other files than those of its
@@ -518,7 +521,7 @@ def require_replaceable(folder: Path, mark: str, *, what: str) -> None:
         raise MaskwiseError(
             f"the folder {folder} has other files, too, which would be removed",
             got=", ".join(others[:3]),
-            do="give a new folder",
+            do=do,
         )
 
 

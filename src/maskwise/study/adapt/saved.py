@@ -9,7 +9,16 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from maskwise.families import most_tokens
-from maskwise.folders import CARD, read_json, write_folder, write_json, write_whole
+from maskwise.folders import (
+    CARD,
+    MANIFEST,
+    file_hash,
+    read_json,
+    require_replaceable,
+    write_folder,
+    write_json,
+    write_whole,
+)
 from maskwise.models import load_config, load_task_model, without_advice
 from maskwise.recipe.overrides import Plain
 from maskwise.study.adapt.answer import arm_that_helps
@@ -35,7 +44,8 @@ class Saved(TypedDict):
     """The adapted model of a study: the content of adapted.json, which the page reads.
 
     ``arm`` and ``seed`` name the run whose checkpoint was saved. ``helps`` says whether the study
-    decided that the arm is better than the unchanged model. ``mean_difference`` is the lead of the
+    decided that the arm is better than the unchanged model. ``checkpoint`` is a hash of what was
+    saved. ``mean_difference`` is the lead of the
     arm's mean in ``unit`` (negative if the arm is worse), which may be due to chance; both are None
     without scores. ``folders`` are the paths for transformers and for sentence-transformers.
     ``forgotten`` says what was forgotten of general text (``forgotten_words``).
@@ -45,6 +55,7 @@ class Saved(TypedDict):
     arm: str
     seed: int
     helps: bool
+    checkpoint: str | None
     mean_difference: float | None
     unit: str | None
     folders: list[str]
@@ -60,7 +71,8 @@ def save_best(out: Path, result: Plain, *, next_step: str) -> Saved | None:
     """Save the adapted model, whether or not it is better than the unchanged model.
 
     The arm with the best mean is saved. If no arm has a score, the first arm that was trained is
-    saved. ``out``/adapted.json says what was saved.
+    saved. ``out``/adapted.json says what was saved. If this checkpoint was saved before, nothing is
+    written again, because users may have added files to the folders.
 
     Args:
         out: the folder of the finished study.
@@ -71,7 +83,8 @@ def save_best(out: Path, result: Plain, *, next_step: str) -> Saved | None:
         What was saved; None if no run has finished its training.
 
     Raises:
-        MaskwiseError: the checkpoints of the arm were deleted, and no model of it was saved before.
+        MaskwiseError: the checkpoints of the arm were deleted, and no model of it was saved before;
+            or another checkpoint would replace a folder to which files were added.
     """
     gains, unit = gains_of(out)
     study = read_json(out / "study.json") or {}
@@ -87,8 +100,14 @@ def save_best(out: Path, result: Plain, *, next_step: str) -> Saved | None:
         arm = trained[0]
     saved_before = read_json(out / ADAPTED) or {}
     folders = saved_folders(out, saved_before)
+    run = trained_run(out, arm)
+    checkpoint = hash_of(run[1]) if run else saved_before.get("checkpoint")
     # Users may delete checkpoints to free disk space. The model that was saved is then kept.
-    if trained_run(out, arm) is None and saved_before.get("arm") == arm and _all_there(folders):
+    same = run is None or (
+        checkpoint is not None
+        and (run[0], checkpoint) == (saved_before.get("seed"), saved_before.get("checkpoint"))
+    )
+    if same and saved_before.get("arm") == arm and _all_there(folders):
         seed = saved_before["seed"]
     else:
         seed, folders = save_adapted(out, arm)
@@ -97,6 +116,7 @@ def save_best(out: Path, result: Plain, *, next_step: str) -> Saved | None:
         "arm": arm,
         "seed": seed,
         "helps": helps == arm,
+        "checkpoint": checkpoint,
         "mean_difference": gains.get(arm),
         "unit": unit if arm in gains else None,
         "folders": [str(folder) for folder in folders],
@@ -170,8 +190,19 @@ def gains_of(out: Path) -> Gains:
     return Gains(dict(zip(arms, means.tolist())), unit)
 
 
+def hash_of(checkpoint: Path) -> str | None:
+    """Return a hash of a checkpoint, which its manifest has; None without a manifest."""
+    manifest = checkpoint / MANIFEST
+    return file_hash(manifest) if manifest.is_file() else None
+
+
 def _all_there(folders: Sequence[Path]) -> bool:
-    return bool(folders) and all((folder / "model.safetensors").is_file() for folder in folders)
+    """Return whether no file that was saved is missing."""
+    written = [(folder, read_json(folder / MANIFEST) or {}) for folder in folders]
+    return bool(written) and all(
+        manifest and all((folder / name).is_file() for name in manifest["sha256"])
+        for folder, manifest in written
+    )
 
 
 def save_adapted(out: Path, arm: str) -> tuple[int, list[Path]]:
@@ -182,11 +213,15 @@ def save_adapted(out: Path, arm: str) -> tuple[int, list[Path]]:
         ``out``/sentence-model for sentence-transformers.
 
     Raises:
-        MaskwiseError: no finished run of the arm has a checkpoint.
+        MaskwiseError: no finished run of the arm has a checkpoint, or a folder has files that were
+            added to what was saved before.
     """
     seed, checkpoint = needed_run(out, arm)
     whole = out / "model"
     sentences = out / "sentence-model"
+    do = "move them to another folder, and run the same command again"
+    for folder in (whole, sentences):
+        require_replaceable(folder, "config.json", what="a saved model", do=do)
     config = load_config(checkpoint)
     of = origin_of((read_json(out / "study.json") or {}).get("name", out.name), arm, seed)
     card = card_of(checkpoint, of)
