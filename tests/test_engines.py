@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,16 +26,19 @@ import pytest
 
 import maskwise as mw
 from maskwise import folders, jobs
+from maskwise.annotate import run as annotate_run
 from maskwise.constants import jobs_here
 from maskwise.errors import MaskwiseError, Truncated
 from maskwise.jobs import ENGINES, Failure, LocalPool, Once, Pool, RayPool, ThisProcess, open_pool
 from maskwise.printing import LOGGER
 from maskwise.recipe import Recipe
 from maskwise.study import Plan, Run, Stage, scheduler
+from maskwise.study import store as store_module
 from maskwise.study.costs import work_of
 from maskwise.study.scheduler import StudyProgress, execute
 from maskwise.study.stages import KINDS, StageKind, add_kind
 from maskwise.study.store import StageStore
+from maskwise.torchrun import cores_of_rank
 from processes import (
     PATIENCE,
     Loaded,
@@ -189,6 +193,30 @@ def test_a_stage_that_another_process_runs_is_left_to_it(
     assert ("a" in scripted.log) == killed and "task of a" in scripted.log
 
 
+def test_a_lock_that_only_another_user_may_open_is_named(
+    plan, tmp_path, scripted, monkeypatch, capfd
+):
+    """What another user's killed process left in a shared folder was waited for silently."""
+    monkeypatch.setattr(scheduler, "LOOK_SECONDS", 0.01)
+    store = StageStore(tmp_path)
+    _, a, *_ = plan.stages()
+    store.lock(a).release()
+    lock, looks = store.folder(a) / ".lock", []
+    is_locked, access = store_module.is_locked, os.access
+
+    def held(path: Path) -> bool:
+        looks.append(path)
+        if looks.count(lock) == 3:
+            finish(store.folder(a))
+        return path == lock or is_locked(path)
+
+    monkeypatch.setattr(store_module, "is_locked", held)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != lock and access(path, mode))
+    assert do(plan, tmp_path) == {} and looks.count(lock) == 3
+    [said] = [line for line in capfd.readouterr().err.splitlines() if str(lock) in line]
+    assert a.name in said
+
+
 def test_a_stage_that_another_process_has_just_locked_is_asked_for_again(
     plan, tmp_path, scripted, monkeypatch
 ):
@@ -222,6 +250,48 @@ def test_no_cluster_and_no_ray_are_one_line(monkeypatch, address, says):
     with pytest.raises(MaskwiseError, match=says) as error:
         open_pool(engine="ray", jobs=1)
     assert "\n" not in str(error.value)
+
+
+class NoCluster:
+    """Ray on a machine without a cluster."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def init(self, **settings: Any) -> None:
+        self.calls.append(settings)
+        if settings["address"] != "local":
+            raise ConnectionError("no cluster\nmore")
+
+
+def test_a_named_cluster_that_does_not_answer_is_not_replaced_by_a_local_one(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listens:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listens.getsockname()[1]}")
+        ray = NoCluster()
+        with pytest.raises(MaskwiseError, match="no Ray cluster at RAY_ADDRESS") as error:
+            jobs._join(ray, 1)
+    assert len(ray.calls) == 1 and "\n" not in str(error.value)
+
+
+def test_only_cores_that_a_process_may_use_are_counted(monkeypatch):
+    """A job of a scheduler with two cores of a node of 64 started 64 workers."""
+    allowed = {0: 2, os.getppid(): 2}
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {*range(allowed[pid])}, raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv(jobs.PARALLEL, "true")
+    ray = NoCluster()
+    jobs._join(ray, None)
+    assert ray.calls[-1]["num_cpus"] == jobs_here() == 2
+    assert annotate_run._workers("local", None, 10**9, 99) == 2
+    with jobs.LocalPool(jobs=None) as pool:
+        assert pool.places == pool.threads_of_tokenizers == 2
+    # Ranks share the cores of torchrun, unless it has bound each to some of them.
+    assert [cores_of_rank(ranks) for ranks in (1, 2, 4)] == [2, 1, 1]
+    allowed[os.getppid()] = 8
+    assert cores_of_rank(4) == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert jobs_here() == 64 and cores_of_rank(4) == 16
 
 
 def test_an_unknown_engine_names_those_there_are():

@@ -159,9 +159,20 @@ def cards_here() -> list[str]:
     return named.split(",")[:count]
 
 
+def cores_here() -> int:
+    """Return the number of CPU cores that this process may use.
+
+    A scheduler, a container or ``taskset`` may leave it fewer cores than the machine has.
+    """
+    # macOS and Windows have no such function.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def jobs_here() -> int:
     """Return the number of tasks to run at once: one per CUDA device, or one per CPU core."""
-    return len(cards_here()) or os.cpu_count() or 1
+    return len(cards_here()) or cores_here()
 
 
 def share_of_card(jobs: int | None, cards: float) -> float:

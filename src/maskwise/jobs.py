@@ -41,7 +41,7 @@ from types import ModuleType
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 from maskwise import plugins
-from maskwise.constants import cards_here, ranks_here, share_of_card
+from maskwise.constants import cards_here, cores_here, ranks_here, share_of_card
 from maskwise.errors import (
     MaskwiseError,
     first_line,
@@ -438,10 +438,10 @@ class LocalPool(Pool):
         self.cards: list[str] = []
         if gpu:
             self.cards = cards_here()
-        self.threads_of_tokenizers = jobs or os.cpu_count() or 1
+        self.threads_of_tokenizers = jobs or cores_here()
         if os.environ.get(PARALLEL, "true").lower() in ("", "off", "false", "f", "no", "n", "0"):
             self.threads_of_tokenizers = 1
-        self.jobs = jobs or len(self.cards) or os.cpu_count() or 1
+        self.jobs = jobs or len(self.cards) or cores_here()
         # Workers have numbers from 0. A task gets the free worker with the lowest number, or a new
         # one if none is free.
         self.workers: dict[int, Worker] = {}
@@ -835,18 +835,28 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
         try:
             socket.create_connection((host, int(port)), timeout=5.0).close()
         except (OSError, ValueError) as error:
-            raise MaskwiseError(
-                "there is no Ray cluster at RAY_ADDRESS",
-                got=f"{given}: {error}",
-                do="start it with `ray start`, or unset RAY_ADDRESS",
-            ) from None
-    if given != "local":
+            raise _no_cluster(given, error) from None
+        try:
+            ray.init(address=given, **settings)
+        # Something else than a cluster may listen there.
+        except ConnectionError as error:
+            raise _no_cluster(given, error) from None
+        return
+    if given == "auto":
         # If there is no cluster on this machine, the code below starts one.
         with suppress(ConnectionError):
             ray.init(address=given, **settings)
             return
     settings |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
-    ray.init(address="local", num_cpus=jobs or os.cpu_count(), **settings)
+    ray.init(address="local", num_cpus=jobs or cores_here(), **settings)
+
+
+def _no_cluster(address: str, error: Exception) -> MaskwiseError:
+    return MaskwiseError(
+        "there is no Ray cluster at RAY_ADDRESS",
+        got=f"{address}: {first_line(error)}",
+        do="start it with `ray start`, or unset RAY_ADDRESS",
+    )
 
 
 def _first_sentence(error: BaseException) -> str:

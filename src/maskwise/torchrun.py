@@ -27,7 +27,7 @@ from functools import cache, partial, wraps
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from maskwise.constants import cards_here, of_torchrun, rank_here, ranks_here
+from maskwise.constants import cards_here, cores_here, of_torchrun, rank_here, ranks_here
 from maskwise.errors import MaskwiseError, first_line
 from maskwise.jobs import (
     PATIENCE_SECONDS,
@@ -49,6 +49,18 @@ Result = TypeVar("Result")
 
 GOODBYE_SECONDS = 10.0
 """How long the first rank waits until the others know that a call has ended."""
+
+
+def cores_of_rank(ranks: int) -> int:
+    """Return the number of cores for one of several ranks on this machine.
+
+    Ranks share the cores of torchrun, their parent, unless each is bound to cores of its own.
+    """
+    own = cores_here()
+    with suppress(AttributeError, OSError):
+        if own < len(os.sched_getaffinity(os.getppid())):
+            return own
+    return max(1, own // ranks)
 
 
 @contextmanager
@@ -268,13 +280,13 @@ class Runner:
 
     def _environment(self, port: int | None) -> dict[str, str]:
         own = self.rank.variables
-        threads = (os.cpu_count() or 1) // int(own.get("LOCAL_WORLD_SIZE", self.rank.count))
+        threads = cores_of_rank(int(own.get("LOCAL_WORLD_SIZE", self.rank.count)))
         card = None
         cards = cards_here()
         # Ranks that train together choose their GPUs by LOCAL_RANK.
         if cards and port is None:
             card = cards[int(own.get("LOCAL_RANK", self.rank.number)) % len(cards)]
-        environment = environment_of(card, max(1, threads))
+        environment = environment_of(card, threads)
         if port is not None:
             # Numbers of threads that the user has set for torchrun stand, as in `pretrain`.
             environment |= os.environ

@@ -13,7 +13,6 @@ files. The files are byte-identical whether the workers run on this machine or o
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -39,6 +38,7 @@ from maskwise.annotate.store import (
 )
 from maskwise.annotate.tagger import one_pass
 from maskwise.annotate.tally import AnnotatorSummary, Tally
+from maskwise.constants import cores_here
 from maskwise.errors import MaskwiseError, items_of, require_known, whole_number
 from maskwise.folders import (
     claim,
@@ -301,7 +301,7 @@ def _workers(
     """
     if engine == "ray":
         return None
-    enough = min(os.cpu_count() or 1, 1 + characters // WORKER_CHARACTERS)
+    enough = min(cores_here(), 1 + characters // WORKER_CHARACTERS)
     return max(1, min(jobs or enough, shards))
 
 

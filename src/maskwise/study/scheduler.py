@@ -38,6 +38,10 @@ RETRIES = 2
 """Default number of retries of a stage."""
 PAUSE_SECONDS = 2.0
 """Pause in seconds before the first retry. Every further pause is twice as long."""
+CLOSED_LOCK = (
+    "waiting for %s, which another user runs or has left unfinished: %s may not be opened; if "
+    "nobody runs it, use another folder of shared stages, or have its owner remove the stage"
+)
 LOOK_SECONDS = 1.0
 """How often to look whether a stage that another process runs is finished."""
 
@@ -92,6 +96,7 @@ def execute(
     waiting = named(todo)
     running: dict[Future[Plain | None], Stage] = {}
     elsewhere: set[str] = set()
+    named_locks: set[str] = set()
     tries = dict.fromkeys(waiting, 0)
     not_before = dict.fromkeys(waiting, 0.0)
     pool: Pool = rank_pool(engine=engine, jobs=jobs) or open_pool(
@@ -125,6 +130,9 @@ def execute(
                     del waiting[name]
                 elif store.is_run(stage):
                     elsewhere.add(name)
+                    if name not in named_locks and store.closed_lock(stage):
+                        named_locks.add(name)
+                        LOGGER.warning(CLOSED_LOCK, name, store.closed_lock(stage))
                     not_before[name] = time.monotonic() + LOOK_SECONDS
                 elif len(running) < pool.places:
                     kind = KINDS[stage.kind]

@@ -138,6 +138,14 @@ class StageStore:
         lock = self.folder(stage) / ".lock"
         return lock.exists() and is_locked(lock)
 
+    def closed_lock(self, stage: Stage | str) -> Path | None:
+        """Return the lock file of a stage if this user may not open it, such as another user's.
+
+        Nobody can then tell whether a process holds it, and ``is_run`` says that one does.
+        """
+        lock = self.folder(stage) / ".lock"
+        return lock if lock.exists() and not os.access(lock, os.W_OK) else None
+
     def unmake(self, stage: Stage) -> None:
         """Remove the result of a finished stage whose files are damaged."""
         held = self.lock(stage)
