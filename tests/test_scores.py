@@ -413,7 +413,9 @@ def test_a_column_of_per_cent_has_no_task_that_is_read_as_shares() -> None:
     own = {(row["arm"], row["seed"]): {"arm": row["arm"], "seed": row["seed"]} for row in rows}
     for row in rows:
         own[row["arm"], row["seed"]][row["task"]] = row["score"]
-    assert mw.compare([*own.values()], **BETTER).summary["verdict"] == "decided"
+    wide = mw.compare([*own.values()], **BETTER)
+    assert wide.summary["verdict"] == "decided"
+    assert "The scores on u are read as shares." in wide.notes
     # Scores of 0 are 0 in both.
     for row in rows:
         row["score"] *= row["task"] == "t"

@@ -274,6 +274,9 @@ def compare(
         _refuse_shares(values, per_cent, losses)
     if per_cent:
         notes.append(f"The scores on {', '.join(per_cent)} are read as per cent.")
+        shares = [task for task in tasks if task not in losses and task not in per_cent]
+        if shares:
+            notes.append(f"The scores on {', '.join(shares)} are read as shares.")
     guessing = {
         task: _chance(task, value, scales[task], is_loss=task in losses)
         for task, value in chance.items()
@@ -880,7 +883,7 @@ def _refuse_shares(
             raise MaskwiseError(
                 f"the scores on {task} are shares or per cent; those on {per_cent[0]} are per cent",
                 got=f"up to {largest:g} on {task}",
-                do="write all scores as shares, or each task in a column of its own",
+                do="write all scores as shares",
             )
 
 
