@@ -29,6 +29,8 @@ def folder(tmp_path: Path) -> Path:
         "lib/latin.py": "# -*- coding: latin-1 -*-\nname = 'Zoë'\n".encode("latin-1"),
         "lib/wrong.js": "let café = 1;".encode("latin-1"),
         "lib/unknown.py": b"# coding: no-such-code\n",
+        "lib/rotated.py": b"# coding: rot13\nprint(1)\n",
+        "lib/undefined.py": b"# coding: undefined\nprint(1)\n",
         "lib/bom.go": b"\xef\xbb\xbfpackage main\n",
         "lib/__init__.py": b"\n",
         "lib/copy.py": LONG.encode(),
@@ -52,11 +54,11 @@ def test_a_file_of_code_is_one_text_and_unusable_files_are_counted(folder):
         "lib/latin.py": "# -*- coding: latin-1 -*-\nname = 'Zoë'",
         "main.c": "int main(void) {\n  return 0;\n}",
     }
-    skipped = {"not valid UTF-8": 2, "empty": 1, "repeated text": 1}
+    skipped = {"not valid UTF-8": 4, "empty": 1, "repeated text": 1}
     assert documents.skipped == skipped | {"binary (NUL characters)": 1}
     assert dict(read_documents(folder / "main.c")) == {"main.c": "int main(void) {\n  return 0;\n}"}
     note = str(folder_note(str(folder)))
-    assert "9 files of source code" in note and "1 × hidden" in note and "1 × .csv" in note
+    assert "11 files of source code" in note and "1 × hidden" in note and "1 × .csv" in note
 
 
 def test_of_code_and_texts_in_a_folder_the_larger_kind_is_read(folder):

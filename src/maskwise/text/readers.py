@@ -519,7 +519,8 @@ def _read_source(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Ite
             # The first lines of a Python file may name another encoding.
             encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
         text = content.decode(encoding)
-    except (SyntaxError, UnicodeDecodeError):
+    # Python also knows encodings that are no text, such as rot13, and one that always fails.
+    except (SyntaxError, LookupError, UnicodeError):
         yield Skip(NOT_UTF8)
         return
     yield name, "\n".join(split_lines(text))
