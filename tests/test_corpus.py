@@ -26,6 +26,7 @@ from maskwise.text import (
     tokenise,
     train_tokenizer,
 )
+from maskwise.text.documents import folder_note
 from maskwise.text.labelled import read_conllu
 from maskwise.text.pieces import read_pieces
 from maskwise.text.rows import split
@@ -116,6 +117,49 @@ def test_folders_are_read_in_order_of_names(tmp_path):
     names = ["a.json.gz#1", "2", "b/x.txt#1", "c.parquet#1"]
     assert list(documents) == list(zip(names, ["first", "second", "third", "fourth"]))
     assert documents.skipped == {"no text field": 1}
+
+
+def test_files_of_a_folder_that_are_not_read_are_counted(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "data.json").write_text('[{"text": "first"}, {"text": "second"}]')
+    assert texts(read_documents(folder)) == ["first", "second"]
+    assert folder_note(str(folder)) is None
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "linked.txt").write_text("linked")
+    (folder / "notes.txt").write_text("third")
+    (folder / "back").symlink_to(folder)
+    (folder / "others").symlink_to(tmp_path / "other")
+    (folder / "file.txt").symlink_to(tmp_path / "other" / "linked.txt")
+    (folder / "gone.txt").symlink_to("nowhere.txt")
+    for name in ("a.jsonlines", "b.jsonlines", "c.jsonl.bz2", "LICENSE", ".d.txt", ".e"):
+        (folder / name).write_text("x")
+    assert texts(read_documents(folder)) == ["linked", "third"]
+    note = str(folder_note(str(folder)))
+    assert "2 files of texts" in note
+    for left in ("2 × linked folder", "1 × broken link", "2 × .jsonlines", "1 × .jsonl.bz2"):
+        assert left in note
+    for left in ("1 × .json,", "1 × no extension", "1 × hidden"):
+        assert left in note
+    for number in range(20):
+        (folder / f"{number}.x{number}").write_text("x")
+    note = str(folder_note(str(folder)))
+    assert "16 × other" in note and "1 × .json," in note and "1 × .jsonl.bz2" in note
+    # Nothing but files that are not read.
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.jsonlines").write_text("x")
+    with pytest.raises(MaskwiseError, match=r"no corpus file.*got 1 × \.jsonlines"):
+        read_documents(tmp_path / "none")
+
+
+def test_a_folder_whose_files_are_all_read_in_another_way_has_no_note(tmp_path):
+    rows = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    rows.save_to_disk(tmp_path / "saved")
+    assert folder_note(str(tmp_path / "saved")) is None
+    (tmp_path / "rows").mkdir()
+    np.save(tmp_path / "rows" / "a.npy", [[1, 2]])
+    assert folder_note(str(tmp_path / "rows"), tokens=True) is None
+    assert "1 × .npy" in str(folder_note(str(tmp_path / "rows")))
 
 
 def test_lists_limits_and_fields():

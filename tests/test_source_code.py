@@ -59,6 +59,7 @@ def test_a_file_of_code_is_one_text_and_unusable_files_are_counted(folder):
     assert dict(read_documents(folder / "main.c")) == {"main.c": "int main(void) {\n  return 0;\n}"}
     note = str(folder_note(str(folder)))
     assert "11 files of source code" in note and "1 × hidden" in note and "1 × .csv" in note
+    assert ".pyc" not in note
 
 
 def test_of_code_and_texts_in_a_folder_the_larger_kind_is_read(folder):

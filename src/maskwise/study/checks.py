@@ -416,7 +416,10 @@ def _check_text(link: Recipe) -> Iterator[str]:
         require_documents(part)
     if corpus.group_field and not corpus.stream:
         yield groups_note(corpus, corpus.group_field)
-    yield from filter(None, map(folder_note, corpus.sources))
+    for source in corpus.sources:
+        note = folder_note(source, tokens=bool(corpus.tokens))
+        if note:
+            yield note
     if corpus.text_per == "auto":
         yield from filter(None, map(lines_note, corpus.sources))
     # A stream is annotated while it is read. Annotators that need the whole corpus raise an error.

@@ -35,6 +35,7 @@ from maskwise.text.readers import (
     CORPUS_ENDINGS,
     LONGEST_TEXT,
     NOT_UTF8,
+    READERS,
     SOURCE_ENDINGS,
     TOKEN_ENDINGS,
     Entry,
@@ -433,24 +434,48 @@ def is_source_code(source: str) -> bool:
     return path.exists() and look_in(path, CORPUS_ENDINGS).source
 
 
-def folder_note(source: str) -> str | None:
-    """Return a note for the user about a folder with source code, else None.
+def folder_note(source: str, *, tokens: bool = False) -> str | None:
+    """Return a note for the user about a folder with files that are not read, or with source code.
 
-    Such a folder has files that are not read.
+    Args:
+        source: the corpus.
+        tokens: whether it holds token ids.
     """
     path = user_path(source)
-    if not path.is_dir():
+    if not path.is_dir() or _is_saved(path):
         return None
-    found = look_in(path, CORPUS_ENDINGS)
-    kind = "texts"
-    if found.source:
-        kind = "source code"
-    elif not found.left_out.keys() & {*SOURCE_ENDINGS}:
+    found = look_in(path, TOKEN_ENDINGS if tokens else CORPUS_ENDINGS)
+    if not found.source and not found.left_out:
         return None
+    kind = "source code" if found.source else "token ids" if tokens else "texts"
     note = f"{source}: {plural(len(found.read), 'file')} of {kind}"
     if found.left_out:
-        note += f"; not read: {counted(found.left_out)}"
+        note += f"; not read: {_most_frequent(found.left_out)}"
+    if not found.source and found.left_out[".json"]:
+        note += " (.json files are read only if there are no others)"
     return note
+
+
+MOST_EXTENSIONS = 5
+"""The most extensions without a reader of which a note says how many files there are."""
+
+
+def _most_frequent(left_out: Counter[str]) -> str:
+    """Format the reasons for which files of a folder are not read, and the number of other files.
+
+    The order does not depend on the file system.
+    """
+    unknown = {reason for reason in left_out if reason.startswith(".")} - READERS.keys()
+    ordered = sorted(left_out, key=lambda reason: (-left_out[reason], reason))
+    rare = [reason for reason in ordered if reason in unknown][MOST_EXTENSIONS:]
+    named = {reason: left_out[reason] for reason in ordered if reason not in rare}
+    others = sum(map(left_out.__getitem__, rare))
+    return counted(named) + (f", {others} × other" if others else "")
+
+
+def _is_saved(folder: Path) -> bool:
+    """Return whether a folder was written by ``save_to_disk``."""
+    return any((folder / f"dataset_{what}.json").exists() for what in ("info", "dict"))
 
 
 class _Seen:
@@ -653,9 +678,10 @@ def _resolve_path(path: Path, fields: FieldNames) -> Opener:
             got=str(path.absolute()),
             do="give a file, a folder, bundled:wikipedia or hf:NAME",
         )
-    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+    if _is_saved(path):
         return saved_dataset(path, fields)
-    files = look_in(path, CORPUS_ENDINGS if fields.rows is None else TOKEN_ENDINGS).read
+    found = look_in(path, CORPUS_ENDINGS if fields.rows is None else TOKEN_ENDINGS)
+    files = found.read
     if not files and fields.rows is not None:
         what = f"{path} has no file with token ids"
         raise MaskwiseError(what, allowed=", ".join(TOKEN_ENDINGS))
@@ -670,6 +696,7 @@ def _resolve_path(path: Path, fields: FieldNames) -> Opener:
         endings = [ending for ending in CORPUS_ENDINGS if ending not in SOURCE_ENDINGS]
         raise MaskwiseError(
             what,
+            got=_most_frequent(found.left_out) or None,
             allowed=f"{', '.join(endings)}, or source code (.py, .c, …)",
             do=TOKENS if known_ending(path, ARRAY_ENDINGS) else None,
         )

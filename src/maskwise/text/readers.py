@@ -221,7 +221,7 @@ class FolderFiles(NamedTuple):
     Attributes:
         read: the files, keyed and sorted by relative path.
         source: whether these files are source code.
-        left_out: the numbers of files that could be read but are not, by reason.
+        left_out: the numbers of files that are not read, by reason, such as their extension.
     """
 
     read: dict[str, Path]
@@ -234,7 +234,8 @@ def look_in(folder: Path, endings: Sequence[str]) -> FolderFiles:
 
     Hidden files are not read. A folder of source code often has a few tables, and a folder of texts
     a few scripts, so only those that have more bytes are read. ``.json`` files usually describe the
-    other files, so they are read only if there are no others.
+    other files, so they are read only if there are no others. Links to files are read. Links to
+    folders are not followed, because they may lead back into the folder.
     """
     if folder.is_file():
         ending = known_ending(folder, endings)
@@ -244,26 +245,35 @@ def look_in(folder: Path, endings: Sequence[str]) -> FolderFiles:
     left_out = Counter[str]()
     for path in folder.rglob("*"):
         ending = known_ending(path, endings)
-        if ending is None or not path.is_file():
-            continue
         name = path.relative_to(folder).as_posix()
         if "/." in f"/{name}":
-            left_out["hidden"] += 1
-            continue
-        kind = "text"
-        if ending in SOURCE_ENDINGS:
-            kind = "source"
-        elif ending == ".json":
-            kind = "json"
-        kinds[kind][name] = path
+            # A folder .git has thousands of files that are no texts.
+            if ending and path.is_file():
+                left_out["hidden"] += 1
+        elif not path.is_file():
+            if path.is_symlink():
+                left_out["linked folder" if path.is_dir() else "broken link"] += 1
+        elif ending is None:
+            # Python writes bytecode beside every module.
+            if path.suffix != ".pyc":
+                left_out[_extension(path)] += 1
+        elif ending in SOURCE_ENDINGS:
+            kinds["source"][name] = path
+        else:
+            kinds["json" if ending == ".json" else "text"][name] = path
     texts = kinds["text"] or kinds["json"]
     source = _bytes_of(kinds["source"]) > _bytes_of(texts)
-    others = texts if source else kinds["source"]
-    for path in others.values():
-        left_out[str(known_ending(path))] += 1
-    return FolderFiles(
-        dict(sorted((kinds["source"] if source else texts).items())), source, left_out
-    )
+    read = kinds["source"] if source else texts
+    for files in kinds.values():
+        if files is not read:
+            left_out.update(str(known_ending(path, endings)) for path in files.values())
+    return FolderFiles(dict(sorted(read.items())), source, left_out)
+
+
+def _extension(path: Path) -> str:
+    """Return a file's extension, together with that before a compression, such as ".jsonl.bz2"."""
+    packed = path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst", ".zip")
+    return "".join(path.suffixes[-2 if packed else -1 :]).lower() or "no extension"
 
 
 def _bytes_of(files: dict[str, Path]) -> int:
