@@ -171,6 +171,30 @@ def test_lists_limits_and_fields():
         read_documents(TEXTS, limit=0)
 
 
+@pytest.mark.parametrize("kind", ["x.jsonl", "x.parquet", "saved", "a list"])
+def test_names_are_read_from_nested_fields_and_a_field_that_is_not_there_is_refused(kind, tmp_path):
+    rows = [{"text": f"text {n}", "meta": {"url": f"u/{n}"}} for n in range(3)]
+    source = tmp_path / kind
+    if kind == "x.jsonl":
+        # A few records may lack their name.
+        lines = [{"text": "text without a name"}, *rows]
+        source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    elif kind == "x.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), source)
+    elif kind == "saved":
+        datasets.Dataset.from_list(rows).save_to_disk(source)
+    else:
+        source = rows
+    names = [document.id for document in read_documents(source, id_field="meta.url")]
+    assert names[-3:] == ["u/0", "u/1", "u/2"]
+    for field in ("mete.url", "meta.uri", "uri"):
+        with pytest.raises(
+            MaskwiseError, match=rf"unknown .*field of .*'{field}'; allowed: .*meta"
+        ):
+            list(read_documents(source, id_field=field))
+    assert len(list(read_documents(source))) == len(names)
+
+
 def test_datasets(tmp_path):
     rows = datasets.Dataset.from_dict({"text": ["one", "two"], "label": [0, 1]})
     rows.save_to_disk(tmp_path / "saved")

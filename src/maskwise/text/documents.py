@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.errors import MaskwiseError, counted, plural, require_known
+from maskwise.errors import MaskwiseError, counted, plural, require_known, unknown_name
 from maskwise.folders import bundled_file
 from maskwise.specs import user_path
 from maskwise.text.opening import is_utf8
@@ -222,7 +222,7 @@ class Documents:
             # The split depends on the whole name, and is the same with and without a mix.
             name = PartName.of(self.prefix + name, name)
         if isinstance(text, Mapping):
-            own_name = text.get(self.fields.id)
+            own_name = inside(text, self.fields.id)
             if not _is_empty(own_name):
                 name = str(own_name)
             if self.fields.group:
@@ -533,8 +533,8 @@ def read_documents(
             Either all of them or none are held out.
         text_field: the field that holds the text; "article.body" is the field "body" of the object
             in the field "article".
-        id_field: the field that holds the document's name. Documents without a name are called
-            "FILE#NUMBER", or "0", "1", … in a list.
+        id_field: the field, or path, that holds the document's name. Documents without a name are
+            called "FILE#NUMBER", or "0", "1", … in a list.
         text_per: what one document of a plain text file is: "line", "block" (between blank lines),
             or "auto", which guesses from the beginning of the file.
         group_field: a field with the group of each document, such as its author. Either all
@@ -546,8 +546,8 @@ def read_documents(
 
     Raises:
         MaskwiseError: the source does not exist or has an unknown file extension. Later, when
-            documents are read: a file is binary, mostly not UTF-8 or damaged, or a table has no
-            text field.
+            documents are read: a file is binary, mostly not UTF-8 or damaged, a table has no text
+            field, or no record has a field ``id_field`` that is not the default.
 
     >>> documents = read_documents(["The cat sat.", "", {"id": "b", "text": "A dog ran."}])
     >>> [document.id for document in documents], dict(documents.skipped)
@@ -558,7 +558,29 @@ def read_documents(
     require_known("text_per", text_per, ("auto", "line", "block"))
     fields = FieldNames(text_field, id_field, text_per, group_field, rows)
     opener, name = _resolve(source, fields)
+    if id_field != FieldNames().id:
+        opener = _with_names(opener, id_field, name)
     return Documents(opener, name=name, fields=fields, limit=limit, keep_repeated=keep_repeated)
+
+
+def _with_names(opener: Opener, field: str, where: str) -> Opener:
+    """Return an opener that raises an error if no record has the field with the names.
+
+    The held-out split and the masks would silently depend on other names.
+    """
+
+    def read() -> Iterable[Entry]:
+        known: set[str] = set()
+        # Nearly always, the first record has the field.
+        for record in _objects(opener()):
+            known.update(paths(record))
+            if field in known:
+                break
+        if known and field not in known:
+            raise unknown_name(f"id field of {where}:", field, known)
+        return opener()
+
+    return read
 
 
 def require_documents(documents: Documents) -> Documents:

@@ -106,7 +106,7 @@ class FieldNames(NamedTuple):
     Attributes:
         text: the field that holds the text, or a path into nested objects, such as "article.body".
             If "", all fields are read.
-        id: the field that holds the document's name.
+        id: the field, or path, that holds the document's name.
         per: "line", "block" (between blank lines) or "auto" (see ``text_per``).
         group: the field, or path, whose value all documents of a group have, such as their author;
             "" for none. Either all documents of a group are held out or none.
@@ -593,7 +593,8 @@ def wanted(columns: list[str], fields: FieldNames, where: str) -> list[str]:
     """Return the columns to read. Others are not read, because images, say, are slow to decode.
 
     Raises:
-        MaskwiseError: there is no text column.
+        MaskwiseError: there is no text column, or no column that was named for the names of
+            documents or for their groups.
     """
     # Without a text field, all columns are read to find the one with the text.
     if not fields.text:
@@ -609,7 +610,12 @@ def wanted(columns: list[str], fields: FieldNames, where: str) -> list[str]:
         group = group.split(".")[0]
     if group and group not in columns:
         raise unknown_name(f"group field of {where}:", fields.group, columns)
-    return [column for column in (fields.id, text, group) if column in columns]
+    name = fields.id
+    if name not in columns:
+        name = name.split(".")[0]
+    if name not in columns and fields.id != FieldNames().id:
+        raise unknown_name(f"field of {where}:", fields.id, columns)
+    return [column for column in dict.fromkeys((name, text, group)) if column in columns]
 
 
 def numbered_rows(rows: Iterable[object], name: str) -> Iterator[Entry]:

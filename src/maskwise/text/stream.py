@@ -189,8 +189,8 @@ class DatasetShard(Shard):
 
     def _needed(self, row: Mapping[str, object]) -> dict[str, object]:
         """Return only the text and the name, because chunks are sent to other processes."""
-        paths = (self.fields.text, self.fields.group)
-        names = {self.fields.id, *paths, *(path.split(".")[0] for path in paths)}
+        paths = (self.fields.id, self.fields.text, self.fields.group)
+        names = {*paths, *(path.split(".")[0] for path in paths)}
         return {name: row[name] for name in names & row.keys()}
 
     def fingerprint(self) -> str:
