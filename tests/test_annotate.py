@@ -509,6 +509,14 @@ def test_given_spans(marked, labels, tmp_path):
         annotator(spec)
 
 
+def test_given_spans_of_nested_fields(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"article": {"body": "Owls fly.", "marks": [[0, 4]]}}))
+    spec = f"spans({str(path)!r}, field='article.marks', text_field='article.body')"
+    (found,) = annotator(spec).annotate(["Owls fly."])
+    assert found["spans"].end.tolist() == [4]
+
+
 def test_texts_that_are_looked_up_come_whole_however_long(tmp_path, monkeypatch):
     monkeypatch.setattr(shard, "PART_CHARACTERS", 100)
     path, text = tmp_path / "x.jsonl", "An owl flies. " * 20

@@ -244,6 +244,39 @@ def test_columns_by_place_and_rows_by_value(tmp_path):
         load_task(path, text=3, label=4, where="year=1")
 
 
+def test_every_setting_that_names_a_column_reads_nested_ones(tmp_path):
+    rows = []
+    for i in range(240):
+        meta = {"year": 2010 + i % 2, "author": f"a{i % 60}", "checked": i % 3 == 0}
+        rows.append({"review": {"text": f"text {i}"}, "meta": meta, "label": "ab"[i % 4 // 2]})
+    options = {"text": "body|review.text", "label": "label"}
+    task = load_rows(tmp_path, rows, **options, where="meta.year=2011", split_by="meta.author")
+    texts = [{row.text for row in part} for part in task.splits.values()]
+    assert set.union(*texts) == {f"text {i}" for i in range(1, 240, 2)}
+    authors = [{int(text.split()[1]) % 60 for text in part} for part in texts]
+    assert sum(map(len, authors)) == 30
+    for value in ("true", "True"):
+        checked = load_rows(tmp_path, rows, **options, where=f"meta.checked={value}")
+        assert sum(map(len, checked.splits.values())) == 80
+    filled = load_rows(tmp_path, rows, text="{review.text} of {meta.writer|meta.author}")
+    found = {row.text for part in filled.splits.values() for row in part}
+    assert found == {f"text {i} of a{i % 60}" for i in range(240)}
+    for wrong in ({"where": "meta.yaer=2011"}, {"split_by": "meta.yaer"}, {"text": "{meta.yaer}"}):
+        with pytest.raises(
+            MaskwiseError, match=r"'meta.yaer'; allowed: .*meta.year.* did you mean"
+        ):
+            load_rows(tmp_path, rows, **options | wrong)
+    with pytest.raises(MaskwiseError, match="where must be 'column=value'"):
+        load_rows(tmp_path, rows, **options, where=["meta.year=2011"])
+
+
+def test_groups_of_a_table_without_a_header_are_named_by_number(tmp_path):
+    path = tmp_path / "x.tsv"
+    path.write_text("".join(f"text {i}\t{'ab'[i % 2]}\ta{i % 40}\n" for i in range(200)))
+    tasks = [load_task(path, text=1, label=2, split_by=column) for column in ("3", 3)]
+    assert tasks[0].fingerprint == tasks[1].fingerprint
+
+
 @pytest.mark.parametrize(
     ("record", "label"),
     [

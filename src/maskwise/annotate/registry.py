@@ -34,7 +34,7 @@ from maskwise.errors import MaskwiseError, PlugInError, first_line, items_of
 from maskwise.plugins import Table, is_foreign, require_call
 from maskwise.signals import AskedToLeave
 from maskwise.specs import Call, build, find, parse_call
-from maskwise.text.documents import GONE, source_path
+from maskwise.text.documents import GONE, inside, source_path
 from maskwise.text.labelled import POS, read_conllu
 from maskwise.text.layers import (
     Annotator,
@@ -158,8 +158,8 @@ def spans(
         file: the file, or a bundled one such as ``bundled:world-0``. Each record has a text and a
             list of spans. A span is [start, end] or, with ``labels``, [start, end, label]. The
             start and the end are character offsets.
-        field: the field or column of the spans.
-        text_field: the field or column of the text.
+        field: the field or column of the spans, or a path into nested objects.
+        text_field: the field, column or path of the text, such as "article.body".
         labels: the allowed labels. If empty, labels in the file are ignored.
         layer: the name of the layer.
 
@@ -212,8 +212,8 @@ def _marked(path: Path, fields: FieldNames, kind: Layer) -> Iterator[tuple[int, 
         place, record = entry
         if not isinstance(record, Mapping):
             continue
-        text = record.get(fields.text)
-        marked = record.get(fields.id)
+        text = inside(record, fields.text)
+        marked = inside(record, fields.id)
         if not isinstance(text, str) or marked is None:
             continue
         try:

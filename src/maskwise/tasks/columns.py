@@ -350,12 +350,17 @@ def flat(record: FieldValues, given: ColumnNames) -> FieldValues:
     if isinstance(question, dict):
         record = {**question, **record, "question": question.get("stem", "")}
     added = {}
-    for name in given:
-        if name and "." in name and name not in record:
+    for name in chain.from_iterable(name.split("|") for name in given if name):
+        if "." in name and name not in record:
             value = inside(record, name)
             if value is not None:
                 added[name] = value
     return record | added
+
+
+def has_field(record: FieldValues, field: str) -> bool:
+    """Return whether a record has a field, or a path into nested objects, even if it is empty."""
+    return field in record or ("." in field and field in paths(record))
 
 
 # The name of the column with filled templates.
@@ -372,10 +377,10 @@ def with_text(record: FieldValues, template: str, place: str) -> FieldValues:
     """
 
     def fill(match: re.Match[str]) -> str:
-        column = first_in(match[1].split("|"), record)
+        column = next((name for name in match[1].split("|") if has_field(record, name)), None)
         if column is None:
-            raise unknown_name(f"column of {place}:", match[1], map(str, record))
-        value = record[column]
+            raise unknown_name(f"column of {place}:", match[1], paths(record))
+        value = inside(record, column)
         if column in CHOICES:
             value = []
             for number, choice in enumerate(choices_of(record)[1]):

@@ -26,7 +26,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from maskwise.errors import MaskwiseError, plural, require_known, unknown_name
+from maskwise.errors import MaskwiseError, plural, require_known
 from maskwise.masking.line import Names
 from maskwise.plugins import Table
 from maskwise.specs import read_options
@@ -69,6 +69,7 @@ from maskwise.tasks.reading import (
     merged_record,
     read_splits,
     records_where,
+    require_field,
     state_of_files,
 )
 from maskwise.tasks.splits import (
@@ -151,7 +152,8 @@ def load_task(
             position from 1 in a table without a header. The default is the first usual name.
             ``text`` may be a template such as "{question} {context}". ``a|b`` means column a, or
             column b if a does not exist.
-        where: a condition "column=value", such as "year=2014". Other rows are dropped.
+        where: a condition "column=value", such as "year=2014". Other rows are dropped. Here and in
+            the next argument, a column may be a path into nested objects, such as "meta.year".
         split_by: a column with the group of each row, such as its author. No group has rows in two
             splits. A row without a group decides alone.
         missing: one or several labels that mean "not labelled", such as -1 or ("NA", "null"). Rows
@@ -287,6 +289,9 @@ class TaskArguments:
         own = {each.name for each in fields(cls)} - {"spec", "layout", "settings"}
         settings = {name: value for name, value in given.items() if name not in own}
         arguments = {name: value for name, value in given.items() if name in own}
+        if "split_by" in arguments:
+            # Columns of a table without a header are numbered.
+            arguments["split_by"] = str(arguments["split_by"])
         asked = cls(spec=spec, layout=layout, settings=settings, **arguments)
         if asked.kind is not None:
             require_known("kind of task", asked.kind, KINDS)
@@ -414,9 +419,8 @@ def choose_columns(reading: Reading) -> Reading:
         if not part:
             continue
         names = merged_record(part)
-        if asked.split_by is not None and asked.split_by not in names:
-            what = f"split_by column of {asked.place}"
-            raise unknown_name(what, asked.split_by, map(str, names))
+        if asked.split_by is not None:
+            require_field(part, asked.split_by, f"split_by column of {asked.place}:")
         # Benchmarks publish test rows without the label column, or with −1 as every label.
         label_columns = {found.label, f"{found.label}1"}
         if split == "test" and found.label and label_columns.isdisjoint(names):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypeAlias, TypedDict
 
@@ -17,10 +18,10 @@ import yaml
 
 from maskwise.errors import MaskwiseError, require_known, unknown_name
 from maskwise.folders import FilesState, files_state
-from maskwise.tasks.columns import label_of
+from maskwise.tasks.columns import has_field, label_of
 from maskwise.tasks.splits import ALL, SPLITS
 from maskwise.text import bundled_path
-from maskwise.text.documents import source_path
+from maskwise.text.documents import inside, paths, source_path
 from maskwise.text.labelled import (
     READERS,
     FieldValues,
@@ -261,10 +262,23 @@ def merged_record(records: Sequence[FieldValues]) -> FieldValues:
 
 def records_where(records: list[FieldValues], where: str, place: str) -> list[FieldValues]:
     """Return the records that meet the condition ``where``, which is "column=value"."""
-    column, sign, value = where.partition("=")
-    if not sign:
+    column, sign, value = str(where).partition("=")
+    if not sign or not isinstance(where, str):
         raise MaskwiseError("where must be 'column=value'", got=where)
-    if records and column not in merged_record(records):
-        raise unknown_name(f"column of {place}:", column, map(str, merged_record(records)))
+    require_field(records, column, f"column of {place}:")
     wanted = label_of(value)
-    return [record for record in records if label_of(record.get(column)) == wanted]
+    found = []
+    for record in records:
+        cell = inside(record, column)
+        label = label_of(cell)
+        # JSON's true is called True in Python.
+        if label == wanted or (isinstance(cell, bool) and str(label).lower() == wanted):
+            found.append(record)
+    return found
+
+
+def require_field(records: Sequence[FieldValues], field: str, what: str) -> None:
+    """Raise a `MaskwiseError` if there are records, and none has a field, or path."""
+    if records and not any(has_field(record, field) for record in records):
+        known = chain.from_iterable(map(paths, records))
+        raise unknown_name(what, field, set(known))
