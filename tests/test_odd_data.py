@@ -160,6 +160,26 @@ def test_missing_labels_of_several_are_left_out_and_a_file_without_any_is_one_li
         load_rows(tmp_path, [{**row, "labels": []} for row in rows])
 
 
+def test_an_empty_cell_of_several_labels_is_no_label_and_a_separator_alone_is_none_of_them(
+    tmp_path: Path,
+) -> None:
+    cells = ["", "x;y", ";", "x", " "]
+    table = tmp_path / "t.csv"
+    lines = [f"text {n},{cells[n % 5]}\n" for n in range(200)]
+    table.write_text("text,labels\n" + "".join(lines))
+    for options in ({}, {"missing": ""}):
+        task = load_task(table, **options)
+        assert task.kind.name == "multi-label" and task.skipped == {"all: no label": 80}
+        rows = [row for part in task.splits.values() for row in part]
+        names = {int(row.text.split()[1]) % 5: row.names for row in rows}
+        assert len(rows) == 120 and names == {1: ("x", "y"), 2: (), 3: ("x",)}
+    # The same in objects.
+    values: list[Any] = ["", ["x", "y"], [], "x", ["NA"]]
+    objects = [{"text": f"text {n}", "labels": values[n % 5]} for n in range(200)]
+    other = load_rows(tmp_path, objects, missing="NA")
+    assert other.skipped == task.skipped and other.fingerprint == task.fingerprint
+
+
 def test_an_error_about_too_few_classes_counts_the_rows_without_a_label(tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "label": "a" if n % 3 else ""} for n in range(60)]
     said = r"\(skipped 20 × no label\) needs at least two classes; got only 'a'"

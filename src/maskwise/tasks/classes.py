@@ -215,11 +215,12 @@ def _several_row(record: FieldValues, columns: ColumnNames, where: str) -> Label
             got=value,
             do="give the labels that apply, such as ['urgent', 'billing']",
         )
-    if isinstance(value, str):
-        # An empty string means that no label applies; a missing value means "not labelled".
-        value = BETWEEN_LABELS.split(value)
-    elif not isinstance(value, list) and label_of(value) is None:
+    # An empty cell means "not labelled", as in every kind, and so does a list of missing labels. An
+    # empty list, or a separator alone, means that no label applies.
+    if value != [] and not labels_in(value):
         return NO_LABEL
+    if isinstance(value, str):
+        value = BETWEEN_LABELS.split(value)
     if is_missing(text) or not text.strip():
         return NO_TEXT
     return LabelledRow(text, tuple(dict.fromkeys(labels_in(value))))
