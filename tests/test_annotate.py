@@ -375,6 +375,21 @@ def test_functions_that_do_not_fit(function, message, tmp_path):
     assert "\n" not in str(caught.value) and not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_an_edited_function_is_loaded_again(tmp_path, monkeypatch):
+    """Also in the process that has imported its module, as in a notebook."""
+    code = "def find(texts):\n    return [[(0, {})] for text in texts]\n"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    ends = []
+    for end in (2, 3):
+        (tmp_path / "edited_here.py").write_text(code.format(end))
+        annotate_corpus(corpus(4), [], tmp_path / "out", functions=["edited_here:find"])
+        found = Store(tmp_path / "out", only="find").annotate([corpus(4)[0]["text"]])
+        ends.append(found[0]["find"].end.tolist())
+    assert ends == [[2], [3]]
+    del sys.modules["edited_here"]
+
+
 def test_functions_are_annotators_but_in_no_recipe(tmp_path):
     annotate_corpus(corpus(4), [], tmp_path, functions=["annotate_tools:capitals"])
     text = corpus(4)[0]["text"]

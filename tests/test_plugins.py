@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-import linecache
 import math
 import os
 import random
@@ -425,7 +424,8 @@ def test_stages_of_an_edited_plug_in_have_other_names(own_module, tmp_path):
 
     def names(text: str, *settings: str) -> list[str]:
         path.write_text(text)
-        linecache.clearcache()
+        again = importlib.reload(own_module)
+        POLICIES.register("mine", again.Mine)
         run = make_plan(read_recipe(source, [arms, *settings])).runs[0]
         return [stage.name for stage in run.stages]
 
@@ -440,6 +440,11 @@ def test_stages_of_an_edited_plug_in_have_other_names(own_module, tmp_path):
     assert kept == {"prepare", "overlap"}
     # Runs that do not use it keep their names.
     assert names(code) == names(code + "LATER = 1\n")
+    # A module that is not reloaded does what it did before.
+    before = names(code, mine)
+    path.write_text(code + "LATER = 2\n")
+    run = make_plan(read_recipe(source, [arms, mine])).runs[0]
+    assert [stage.name for stage in run.stages] == before
 
 
 def test_code_of_plug_ins_is_that_of_their_modules(own_module):

@@ -27,10 +27,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from functools import lru_cache
+from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from keyword import iskeyword
-from types import FunctionType, MappingProxyType, MethodType
-from typing import Any, Generic, TypeAlias, TypeVar
+from types import FunctionType, MappingProxyType, MethodType, ModuleType
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from maskwise.errors import MaskwiseError, PlugInError, first_line
 from maskwise.signals import AskedToLeave
@@ -362,13 +363,37 @@ _WORD = re.compile(r"[^\W\d][\w-]*")
 def _hash_of_code(member: object) -> str:
     total = hashlib.sha256(_place(member).encode() if callable(member) else b"")
     for name, part in sorted(_homes(member).items()):
-        # A program runs once, and its functions and classes may be anywhere in it.
-        defined_in: Any = part if name == "__main__" else sys.modules.get(name)
+        module: Any = sys.modules.get(name)
         # There is no source code of compiled modules and of some notebooks.
         with suppress(OSError, TypeError, SyntaxError):
-            source = textwrap.dedent(inspect.getsource(defined_in))
+            # A program runs once, and its functions and classes may be anywhere in it.
+            code = inspect.getsource(cast(Any, part)) if name == "__main__" else source_of(module)
+            source = textwrap.dedent(code)
             total.update(ast.unparse(ast.parse(source)).encode("utf-8", "surrogatepass"))
     return total.hexdigest()[:16]
+
+
+def source_of(module: ModuleType) -> str:
+    """Return the source code of a module, as it was when this function first saw the module.
+
+    If the file is edited afterwards, its functions do what they did before, until it is reloaded.
+
+    Raises:
+        OSError: there is no source code.
+        TypeError: the module is a part of Python.
+    """
+    # A module that is reloaded has another specification.
+    spec = module.__spec__
+    if spec is None:
+        return inspect.getsource(module)
+    known = _SOURCES.get(id(spec))
+    if known is None:
+        known = _SOURCES[id(spec)] = spec, inspect.getsource(module)
+    return known[1]
+
+
+_SOURCES: dict[int, tuple[ModuleSpec, str]] = {}
+"""The source code of modules, by the identities of their specifications, which are kept."""
 
 
 def _homes(member: object) -> dict[str, object]:

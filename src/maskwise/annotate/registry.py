@@ -31,7 +31,7 @@ from maskwise.annotate.store import Store
 from maskwise.annotate.tagger import pos, salient
 from maskwise.annotate.weights import Difference, FrequencyWeights, Informativeness
 from maskwise.errors import MaskwiseError, PlugInError, first_line, items_of
-from maskwise.plugins import Table, is_foreign, require_call
+from maskwise.plugins import Table, is_foreign, require_call, source_of
 from maskwise.signals import AskedToLeave
 from maskwise.specs import Call, build, find, parse_call
 from maskwise.text.documents import GONE, inside, source_path
@@ -173,7 +173,7 @@ def spans(
             f"spans cannot be read from {path}",
             allowed="a JSON lines or Parquet file whose records have a text and a list of spans",
         )
-    kind = Layer("spans", tuple(labels))
+    kind = Layer("spans", tuple(items_of("labels", labels, of="labels", single=True)))
     fields = FieldNames(text_field, field)
     state = path.stat()
     _require_spans_in_file(path, fields, kind, state.st_size, state.st_mtime_ns)
@@ -287,6 +287,7 @@ class Function:
         labels: tuple[str, ...] = (),
         layer: str | None = None,
     ):
+        labels = tuple(items_of("labels", labels, of="labels", single=True))
         known = kind in ("spans", "categorical", "weight")
         if not known or (kind == "categorical" and not labels):
             raise MaskwiseError(
@@ -330,7 +331,7 @@ def _load(place: str) -> tuple[SpanFunction, str]:
     """Import a function. Return the function and the source code of its module.
 
     The source code is part of the annotator's version. Files are therefore written again after the
-    module is edited.
+    module is edited, and a module that was imported before that is loaded again.
     """
     module_name, _, name = place.partition(":")
     # For ``python script.py``, Python adds the folder of the script to sys.path. For the command
@@ -340,10 +341,13 @@ def _load(place: str) -> tuple[SpanFunction, str]:
         sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
+        # It may have been edited after another call had imported it, as in a notebook.
+        if source_of(module) != inspect.getsource(module):
+            module = importlib.reload(module)
         member: object = module
         for part in name.split("."):
             member = getattr(member, part)
-        source = inspect.getsource(module)
+        source = source_of(module)
         if not callable(member):
             raise TypeError(f"{name} is not a function")
     except AskedToLeave:

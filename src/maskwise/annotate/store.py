@@ -38,9 +38,10 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from maskwise.annotate.counts import places_of_keys
-from maskwise.errors import MaskwiseError, first_line, require_known
+from maskwise.errors import MaskwiseError, first_line, items_of, require_known
 from maskwise.folders import read_json, refuse_damaged
 from maskwise.segments import Array, owners, rank_within
+from maskwise.specs import user_path
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Found, Layer, digest
 from maskwise.text.words import Ints, text_id
@@ -223,7 +224,7 @@ class Store:
     whole_texts = True
 
     def __init__(self, folder: str | Path, only: Iterable[str] | None = None):
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         self.manifest = Manifest.load(self.folder)
         self._makers: dict[str, StoredAnnotator] = {}
         stored = {}
@@ -232,8 +233,8 @@ class Store:
                 self._makers[name] = part
                 stored[name] = layer
         if only is None:
-            only = stored
-        wanted = set(only)
+            only = [*stored]
+        wanted = set(items_of("only", only, of="layers", single=True))
         for name in wanted:
             require_known(f"layer in {folder}:", name, stored)
         self.layers = {name: layer for name, layer in stored.items() if name in wanted}
