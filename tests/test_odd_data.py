@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tracemalloc
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from maskwise.tasks import FinetuneSettings, evaluate_tasks, finetuning, load_ta
 from maskwise.tasks.columns import number_of
 from maskwise.tasks.metrics import LOST, error_of_items, macro_f1
 from maskwise.text import read_documents, readers, train_tokenizer
+from maskwise.text.documents import NOT_UTF8
 from maskwise.text.labelled import read_conllu
 from maskwise.text.opening import text_per
 from tiny import load_rows, write_lines
@@ -417,6 +420,27 @@ def test_white_space_does_not_put_a_text_in_another_split(tmp_path: Path) -> Non
     for given in kinds:
         task = load_task(file, **given)
         assert {len(part) % 3 for part in task.splits.values()} == {0}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda text, n: {"text": text, "label": "ab"[n % 2]},
+        lambda text, n: {"tokens": ["a", text], "tags": ["A", "B"]},
+        lambda text, n: {"question": f"who {n}?", "choices": ["a", text], "answer": n % 2},
+        lambda text, n: {"question": f"who {n}?", "answer": text},
+    ],
+)
+def test_rows_that_no_tokenizer_reads_are_skipped_and_counted(
+    made: Callable[[str, int], dict[str, Any]], tmp_path: Path
+) -> None:
+    """JSON may have half of an emoji."""
+    rows = [made(f"word {n}" if n != 3 else "half \ud83d", n) for n in range(40)]
+    file = tmp_path / "t.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task(file)
+    assert sum(map(len, task.splits.values())) == 39
+    assert sum(task.skipped.values()) == 1 and NOT_UTF8 in next(iter(task.skipped))
 
 
 def test_a_row_without_its_split_is_refused(tmp_path: Path) -> None:

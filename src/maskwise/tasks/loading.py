@@ -85,8 +85,9 @@ from maskwise.tasks.splits import (
 )
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.tasks.written import CLOZE_QA, generation
-from maskwise.text.documents import group_key, refuse_gone
+from maskwise.text.documents import NOT_UTF8, group_key, refuse_gone
 from maskwise.text.labelled import FieldValues
+from maskwise.text.opening import is_utf8
 
 _BUILT_IN = {
     kind.name: kind
@@ -468,6 +469,8 @@ def make_rows(reading: Reading) -> Reading:
                 record = {**record, label: without(record.get(label), absent)}
             where = f"{split} of {asked.place}" if split != ALL else asked.place
             row = reading.kind.row(record, columns, f"row {number} of {where}")
+            if not isinstance(row, str) and not is_unicode(row):
+                row = NOT_UTF8
             if isinstance(row, str):
                 skipped[f"{split}: {row}"] += 1
                 continue
@@ -482,6 +485,15 @@ def make_rows(reading: Reading) -> Reading:
         skipped=skipped,
         notes=tuple(notes),
     )
+
+
+def is_unicode(row: Row) -> bool:
+    """Return whether a tokenizer can read all texts of a row. Half a surrogate pair is no text."""
+    for value in vars(row).values():
+        parts = value if isinstance(value, tuple | list) else (value,)
+        if not all(is_utf8(part) for part in parts if isinstance(part, str)):
+            return False
+    return True
 
 
 def divide(reading: Reading) -> Reading:
