@@ -18,11 +18,12 @@ from maskwise.study.stages import overlap_stage, prepare_stage
 from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from maskwise.tasks import load_task
-from maskwise.text import Prepared, read_documents
+from maskwise.text import Prepared, read_documents, train_tokenizer
 from maskwise.text.documents import place_of
 from maskwise.text.groups import share_that_fits
 from maskwise.text.rows import holds_out
 from maskwise.text.settings import CorpusSettings
+from maskwise.text.stream import read_beginning
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
 
@@ -179,6 +180,16 @@ def test_a_split_that_is_not_what_was_asked_is_refused(rows, settings, facts, tm
         groups_note(corpus, corpus.group_field or "")
     said = str(caught.value)
     assert all(fact in said for fact in facts) and "\n" not in said
+
+
+def test_a_stream_without_groups_is_refused(tmp_path):
+    source = str(write_lines(tmp_path / "texts.jsonl", lines()))
+    corpus = CorpusSettings(source=source, held_out=0.2, stream=True, group_field="author")
+    tokenizer = train_tokenizer(["a b"], vocab_size=64)
+    assert read_beginning(corpus.shards(), corpus.block_maker(tokenizer, None))[1]
+    wrong = corpus.model_copy(update={"group_field": "auther"})
+    with pytest.raises(MaskwiseError, match=r"group_field=auther: no document .* this field"):
+        read_beginning(wrong.shards(), wrong.block_maker(tokenizer, None))
 
 
 def test_the_error_of_a_share_that_does_not_fit_names_one_that_does(tmp_path):

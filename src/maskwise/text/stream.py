@@ -30,7 +30,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, first_line
 from maskwise.folders import in_utf8
-from maskwise.text.documents import Document, Documents, inside, source_path
+from maskwise.text.documents import Document, Documents, group_of, inside, source_path
 from maskwise.text.layers import Layered
 from maskwise.text.opening import damaged, opened, refuse_unreadable
 from maskwise.text.pieces import Ints, read_pieces, tokenise
@@ -401,11 +401,14 @@ def read_beginning(
         read and the numbers of records skipped, by reason.
 
     Raises:
-        MaskwiseError: there are no training documents or no held-out documents.
+        MaskwiseError: there are no training documents or no held-out documents, or no document
+            has a group.
     """
     sides: dict[bool, list[Document]] = {False: [], True: []}
     read = 0
     skipped = Counter[str]()
+    grouped = 0
+    field = maker.fields.group
     most = {True: HELD_OUT_CHARACTERS / len(sources), False: COUNTED_CHARACTERS / len(sources)}
     for name, shards in sources.items():
         kept = {False: 0, True: 0}
@@ -414,6 +417,7 @@ def read_beginning(
         for document in documents:
             size = len(document.text)
             characters += size
+            grouped += bool(field) and group_of(document, field) is not None
             held_out = maker.holds_out(document)
             # Documents are dropped once there is enough training or held-out text, respectively.
             if kept[held_out] < most[held_out]:
@@ -424,6 +428,13 @@ def read_beginning(
                 break
         read += characters
         skipped.update(documents.skipped)
+    if field and not grouped:
+        raise MaskwiseError(
+            f"corpus.group_field={field}: no document in the beginning of the stream has this "
+            "field",
+            got=f"{read:,} characters",
+            do="name the field with the group of each document",
+        )
     for side, documents_of_side in (("training", sides[False]), ("held-out", sides[True])):
         if not documents_of_side:
             raise MaskwiseError(
