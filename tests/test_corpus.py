@@ -167,8 +167,9 @@ def test_lists_limits_and_fields():
     rows = [{"body": "x", "url": "u/1"}, {"body": "y", "url": 2}]
     documents = read_documents(rows, text_field="body", id_field="url", limit=1)
     assert list(documents) == list(documents) == [("u/1", "x")]
-    with pytest.raises(MaskwiseError, match="positive"):
-        read_documents(TEXTS, limit=0)
+    for limit in (0, 2.5, "2"):
+        with pytest.raises(MaskwiseError, match=r"limit .* whole number"):
+            read_documents(TEXTS, limit=limit)
 
 
 @pytest.mark.parametrize("kind", ["x.jsonl", "x.parquet", "saved", "a list"])

@@ -182,6 +182,22 @@ def test_difference_and_its_anchors(tmp_path):
         Difference(general=str(general)).fit(["?!"], tmp_path / "d")
 
 
+def test_the_version_of_an_unfitted_annotator_has_the_texts_that_it_reads(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    general = tmp_path / "general.txt"
+    versions = set()
+    for text in ("the cat", "the owl"):
+        general.write_text(text)
+        versions |= {Difference(general=name).version for name in ("~/general.txt", str(general))}
+    assert len(versions) == 4
+    # A folder with the name of another setting is not read.
+    before = Informativeness(per="text").version
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("a")
+    assert Informativeness(per="text").version == before
+
+
 def test_vectors_are_means_of_the_embeddings_of_a_word(tmp_path):
     target = ["the enzyme binds the kinase"] * 8
     tokenizer = train_tokenizer([*target, "cats and mats"], vocab_size=64)

@@ -255,7 +255,8 @@ def test_a_fitted_vocabulary_is_used_again(tmp_path):
     assert json.loads((tmp_path / "a" / "facts.json").read_text())["counts_too_low_by_at_most"] == 0
     text = "He saw New York, the prime minister and York"
     listed = tmp_path / "mine.txt"
-    listed.write_text("New York\n\nthe prime minister\n", encoding="utf-8")
+    # Some editors write a byte-order mark.
+    listed.write_text("New York\n\nthe prime minister\n", encoding="utf-8-sig")
     mine = Phrases(vocabulary=str(listed))
     for one in (again, mine):
         start, end, _ = one.annotate([text])[0]["phrase"]

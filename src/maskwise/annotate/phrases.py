@@ -58,7 +58,7 @@ from maskwise.annotate.store import read_parquet
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
 from maskwise.segments import offsets
-from maskwise.specs import Call
+from maskwise.specs import Call, user_path
 from maskwise.text.layers import CharSpans, Found, Layer, digest
 from maskwise.text.opening import split_lines
 from maskwise.text.words import VERSION
@@ -118,7 +118,7 @@ class Phrases:
             )
         if self.vocabulary == "":
             raise MaskwiseError("phrases: vocabulary is empty", do="give a folder or a file")
-        self._path = Path(self.vocabulary or "")
+        self._path = user_path(self.vocabulary or "")
         self._phrases: list[str] = []
         if self.fitted:
             self._phrases = read_phrases(self._path)
@@ -209,7 +209,7 @@ def read_phrases(path: Path) -> list[str]:
     if path.is_dir():
         return read_parquet(path / FILE, "phrase")["phrase"].to_pylist()
     try:
-        lines = split_lines(path.read_text(encoding="utf-8"))
+        lines = split_lines(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise MaskwiseError(
             f"cannot read the phrases {path}: {error}",

@@ -33,8 +33,9 @@ from maskwise.annotate.counts import (
 )
 from maskwise.annotate.store import read_parquet, write_table
 from maskwise.errors import MaskwiseError
+from maskwise.masking.line import Names
 from maskwise.segments import changes, offsets
-from maskwise.specs import Call
+from maskwise.specs import Call, user_path
 from maskwise.text import load_tokenizer, read_documents
 from maskwise.text.layers import Found, Layer, digest
 from maskwise.text.words import VERSION
@@ -59,6 +60,8 @@ class WordWeights(ABC):
     name: ClassVar[str]
     unseen: ClassVar[float] = 0.0
     """Weight of words that are not in the table."""
+    sources: ClassVar[Names] = ()
+    """The settings that are texts or checkpoints, which a fit reads."""
     punctuation: ClassVar[bool] = False
     """Whether punctuation marks and suffixes, as "ll" in "we'll", get weights, too."""
 
@@ -69,7 +72,7 @@ class WordWeights(ABC):
         self._content: list[object] = []
         if not self.table:
             return
-        path = Path(self.table) / FILE
+        path = user_path(self.table) / FILE
         columns = read_parquet(path, "word", "weight")
         words = columns["word"].to_pylist()
         weights = columns["weight"].to_numpy().astype(np.float64)
@@ -100,10 +103,10 @@ class WordWeights(ABC):
     def version(self) -> str:
         content = list(self._content)
         if not self.fitted:
-            # If a setting is the name of a file or folder, the fit depends on its contents.
-            for value in self.settings.values():
-                if isinstance(value, str):
-                    path = Path(value)
+            # If a source is a file or a folder, the fit depends on its contents.
+            for name in self.sources:
+                if value := getattr(self, name):
+                    path = user_path(value)
                     content += sorted(filter(Path.is_file, (path, *path.rglob("*"))))
         return digest(self.name, RULES, VERSION, sorted(self.settings.items()), *content)
 
@@ -263,7 +266,7 @@ class Informativeness(WordWeights):
     def _pmi(self) -> tuple[Hashes, Floats]:
         """The keys of P pairs, and their PMI (P + 1,). The last PMI, 0, is that of other pairs."""
         assert self.table, "fit first"
-        columns = read_parquet(Path(self.table) / PAIRS, "pair", "pmi")
+        columns = read_parquet(user_path(self.table) / PAIRS, "pair", "pmi")
         pairs = columns["pair"].to_numpy()
         pmi = columns["pmi"].to_numpy()
         return pairs, np.append(pmi, 0.0)
@@ -354,6 +357,7 @@ class Difference(WordWeights):
     """
 
     name = "difference"
+    sources = ("general", "vectors")
 
     general: str = "bundled:wikipedia"
     anchors: int = 20
@@ -396,7 +400,7 @@ class Difference(WordWeights):
             )
         weights = scores
         if self.vectors is not None:
-            weights = nearest(vectors_of(names, Path(self.vectors)), chosen)
+            weights = nearest(vectors_of(names, user_path(self.vectors)), chosen)
         mean = float((weights * counts).sum() / counts.sum())
         if not mean > 0:
             raise MaskwiseError(

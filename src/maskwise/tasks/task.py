@@ -479,7 +479,7 @@ class Task:
             MaskwiseError: ``count`` is below the number of classes.
         """
         rows = self.splits["train"]
-        if count is None or count >= len(rows):
+        if count is None or whole_number("train_rows", count, least=1) >= len(rows):
             return self
         least = len({row.stratum for row in rows})
         if count < least:

@@ -24,7 +24,14 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.errors import MaskwiseError, counted, plural, require_known, unknown_name
+from maskwise.errors import (
+    MaskwiseError,
+    counted,
+    plural,
+    require_known,
+    unknown_name,
+    whole_number,
+)
 from maskwise.folders import bundled_file
 from maskwise.specs import user_path
 from maskwise.text.opening import is_utf8
@@ -553,8 +560,8 @@ def read_documents(
     >>> [document.id for document in documents], dict(documents.skipped)
     (['0', 'b'], {'empty': 1})
     """
-    if limit is not None and limit < 1:
-        raise MaskwiseError("limit must be a positive number of documents", got=limit)
+    if limit is not None:
+        limit = whole_number("limit (the number of documents)", limit, least=1)
     require_known("text_per", text_per, ("auto", "line", "block"))
     fields = FieldNames(text_field, id_field, text_per, group_field, rows)
     opener, name = _resolve(source, fields)

@@ -36,6 +36,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -305,8 +306,7 @@ def given_spans(
     rows = []
     for span in spans:
         fits = isinstance(span, list | tuple) and len(span) == size
-        # isinstance would accept a bool, and larger numbers do not fit in int32.
-        if not fits or not all(type(at) is int and abs(at) < 2**31 for at in span[:2]):
+        if not fits or not all(map(_is_offset, span[:2])):
             raise MaskwiseError(f"{name}: a malformed span", got=repr(span), allowed=form)
         start, end, *value = span
         if layer.labels:
@@ -320,6 +320,11 @@ def given_spans(
             value = [codes[value[0]]]
         rows.append((start, end, *value))
     return CharSpans.of(rows, layer)
+
+
+def _is_offset(at: object) -> bool:
+    # A bool is an integer, too, and larger numbers do not fit in int32.
+    return isinstance(at, Integral) and not isinstance(at, bool) and abs(int(at)) < 2**31
 
 
 def no_spans(layers: Layers) -> Found:
