@@ -5,6 +5,7 @@ split.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from maskwise.masking import (
     SteppedDataset,
     schedules,
 )
+from maskwise.masking.policies import policy
+from maskwise.masking.schedules import schedule
 
 ROWS = [
     {k: v for k, v in r.items() if k in ("input_ids", "word_ids")}
@@ -113,6 +116,32 @@ def test_loaders_that_start_their_workers_anew_still_give_new_masks() -> None:
         first, second = (torch.cat([b["labels"] for b in loader]) for _ in range(2))
     assert not torch.equal(first, second)
     assert ((first != IGNORE) & (second != IGNORE)).double().sum() < 0.4 * (first != IGNORE).sum()
+
+
+def falling(step: int, total: int) -> float:
+    return max(0.1, 1 - step / 8)
+
+
+MIXED = "mixture(token, whole-word, shares=(linear(1, 0), 0.5))"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"ratio": falling}, {"predict": falling}, {"policy": MIXED}],
+    ids=str,
+)
+def test_workers_count_the_steps_of_nothing_that_changes(settings: dict[str, Any]) -> None:
+    """Functions began again in every epoch, without a word."""
+    if "policy" in settings:
+        settings = {"policy": policy(MIXED)}
+        settings["policy"] = replace(settings["policy"], shares=(schedule(falling), schedule(0.5)))
+        assert not settings["policy"].needs_total and settings["policy"].varies
+    named = [r | {"example_id": i} for i, r in enumerate(EVEN)]
+    collate = MaskingCollator(masker(**settings), total_steps=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(MaskwiseError, match="cannot count the steps of a schedule"):
+            next(iter(DataLoader(named, batch_size=12, collate_fn=collate, num_workers=1)))
 
 
 def test_workers_do_not_begin_a_schedule_again_in_every_epoch() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -19,6 +20,8 @@ from maskwise.cli import main
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_folder
 from maskwise.masking import IGNORE, Masker
+from maskwise.masking.policies import policy
+from maskwise.masking.schedules import schedule
 from maskwise.text import load_tokenizer, read_documents
 from tiny import unversioned
 
@@ -116,11 +119,15 @@ def test_masks_that_cannot_be_known_are_refused(rows: list[dict[str, Any]]) -> N
         made("schedule").at(epoch=0, step=3)
     with pytest.raises(MaskwiseError, match="pass step and"):
         made("function").at(epoch=0)
+    shares = (schedule(lambda step, total: 1 - step / 100), schedule(0.5))
+    mixed = replace(policy("mixture(token, span)"), shares=shares)
+    with pytest.raises(MaskwiseError, match="pass step and"):
+        Masker(load_tokenizer("bundled:encoder"), policy=mixed).at(epoch=0)
     with pytest.raises(MaskwiseError, match="epoch=0"):
         made("token").at()
-    for policy in ("type-weighted", "pos-weighted", "learned", "learned(take='spans')"):
+    for learns in ("type-weighted", "pos-weighted", "learned", "learned(take='spans')"):
         with pytest.raises(MaskwiseError, match="MaskingTrainer"):
-            Masker(load_tokenizer("bundled:encoder"), policy=policy).at(epoch=0)
+            Masker(load_tokenizer("bundled:encoder"), policy=learns).at(epoch=0)
     with pytest.raises(MaskwiseError, match="MaskingTrainer"):
         mw.Noising(load_tokenizer("bundled:encoder")).at(epoch=0)
     # Masks at a step need no epoch.
@@ -253,6 +260,15 @@ def test_export_writes_the_masks_of_a_masker(tmp_path: Any, capsys: Any) -> None
     files = ["epoch-1", "epoch-4", "manifest.json", "masks.json"]
     assert sorted(path.name for path in out.iterdir()) == files
     assert datasets.load_from_disk(out / "epoch-4").to_list() == expected
+
+
+def test_export_makes_the_layer_that_a_corruption_reads(tmp_path: Any, capsys: Any) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("The cat sat. A dog ran home. It rains.\n")
+    command = ["export", str(text), "--tokenizer", "bundled:tokenizer", "--max-length", "32"]
+    command += ["--epochs", "0", "corruption=permute-sentences", "ratio=0.5"]
+    for name, more in (("a", []), ("b", ["--with", "sentences"])):
+        assert run(*command, *more, "--out", str(tmp_path / name)) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["parquet", "datasets"])

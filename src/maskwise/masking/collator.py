@@ -152,7 +152,7 @@ class MaskingCollator:
         if step is None:
             step = self._batches
             if worker is not None:
-                if self.masker.needs_total:
+                if self.masker.masking.changing:
                     # New workers, which most loaders start in every epoch, count from 0 again.
                     raise MaskwiseError(
                         "workers of a loader cannot count the steps of a schedule",

@@ -242,7 +242,7 @@ class Masking:
         found: list[Schedule | Policy] = [
             each for each in (self.ratio, self.predict) if each.varies
         ]
-        return [*found, self.policy] if self.policy.needs_total else found
+        return [*found, self.policy] if self.policy.varies else found
 
     @property
     def needs_total(self) -> bool:

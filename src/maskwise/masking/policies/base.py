@@ -154,6 +154,11 @@ class Policy(ABC):
         """The names of the annotation layers that rows must have."""
         return ()
 
+    @property
+    def varies(self) -> bool:
+        """Whether units or weights change over training, also by a function of the user."""
+        return self.needs_total
+
     def annotators(self) -> Names:
         """The annotators that write this policy's layers, to run even if no recipe names them."""
         return ()

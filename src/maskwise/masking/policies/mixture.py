@@ -77,6 +77,11 @@ class Mixture(Policy):
         return changing or any(member.needs_total for member in self.members)
 
     @property
+    def varies(self) -> bool:
+        changing = any(share.varies for share in self.shares)
+        return changing or any(member.varies for member in self.members)
+
+    @property
     def unlearned(self) -> bool:
         return any(member.unlearned for member in self.members)
 
