@@ -255,6 +255,28 @@ def test_empty_spans_come_as_often_as_poisson_lengths_of_zero() -> None:
     assert abs(empties / 4000 - expected) < 0.08, (empties / 4000, expected)
 
 
+@pytest.mark.parametrize("how", ["keep", "loss_mask"])
+def test_nothing_is_inserted_beside_tokens_that_stay_as_they_are(how: str) -> None:
+    ids = tokenizer().convert_tokens_to_ids(["<s>", *"abcdefghij" * 3, "</s>"])
+    kept = [1] * 15 + [0] * (len(ids) - 15)
+    column = [part - 1 for part in kept] if how == "keep" else [1 - part for part in kept]
+    row = {"input_ids": ids, "part" if how == "keep" else how: column}
+    rows = [{**row, "example_id": n} for n in range(60)]
+    masks = []
+    for mean in (1.0, None):
+        made = Masker(
+            tokenizer(),
+            ratio=0.4,
+            corruption=f"infill(mean={mean}, target='spans')",
+            keep="part" if how == "keep" else None,
+        )
+        inputs = made(rows, epoch=0).input_ids
+        assert (inputs[:, :15] == torch.tensor(ids[:15])).all()
+        masks.append(int((inputs == tokenizer().mask_token_id).sum()))
+    # Elsewhere, empty spans are inserted.
+    assert masks[0] > masks[1]
+
+
 # Round trips
 
 

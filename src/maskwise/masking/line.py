@@ -83,6 +83,7 @@ class Line:
         apart: whether tokens may attend only to tokens of their own piece.
         silent: (T,) bool, the tokens that the user's own labels or loss_mask exclude from all
             targets; None if the rows have neither.
+        kept: (T,) bool, the tokens that ``keep`` excludes from masking; None without it.
     """
 
     shape: tuple[int, int]
@@ -97,6 +98,7 @@ class Line:
     plan: int | None = None
     apart: bool = False
     silent: Array | None = None
+    kept: Array | None = None
 
     @classmethod
     def of_pieces(
@@ -294,6 +296,11 @@ class Line:
     def predicted(self) -> Array:
         """(T,) bool: the content tokens about which a model may be asked."""
         return self.content if self.silent is None else self.content & ~self.silent
+
+    @cached_property
+    def movable(self) -> Array:
+        """(T,) bool: the content tokens beside which a corruption may insert others."""
+        return self.predicted if self.kept is None else self.predicted & ~self.kept
 
     @cached_property
     def content_at(self) -> Array:

@@ -292,7 +292,7 @@ class Masker:
         """Select tokens of a line and corrupt them, as numpy arrays."""
         if self.masking.keep is not None:
             kept = line.layer(self.masking.keep) >= 0
-            line = replace(line, eligible=line.eligible & ~kept)
+            line = replace(line, eligible=line.eligible & ~kept, kept=kept)
         draws = Draws(
             line.example_id,
             seed=self.seed,

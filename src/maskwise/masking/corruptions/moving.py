@@ -22,7 +22,7 @@ from maskwise.masking.corruptions.base import (
     removed_text,
     whole_text,
 )
-from maskwise.masking.line import Line
+from maskwise.masking.line import Line, Names
 from maskwise.masking.select import Choice
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
@@ -195,8 +195,9 @@ class Infill(Moving):
         """(N,) int64: the positions of the tokens before which an empty span is inserted."""
         line = choice.line
         q = math.exp(-mean)
-        # An empty span lies between two tokens of a piece that are both not selected.
-        free = line.content & ~choice.tokens
+        # An empty span lies between two tokens of a piece that are both not selected, and that
+        # corruptions need not leave as they are.
+        free = line.movable & ~choice.tokens
         gap = free.copy()
         gap[1:] &= free[:-1]
         # An empty batch has pieces, but no tokens.
@@ -247,6 +248,9 @@ class PermuteSentences(Corruption):
         if self.inner is not None:
             self.inner.check(vocabulary)
 
+    def layers(self) -> Names:
+        return (self.layer, *(self.inner.layers() if self.inner else ()))
+
     def corrupt(self, line: Line, choice: Choice, draws: Draws, vocabulary: Vocabulary) -> Masked:
         units = choice.units
         source = self._sources(line, line.layer(self.layer), choice.tokens, draws)
@@ -257,6 +261,7 @@ class PermuteSentences(Corruption):
             line,
             input_ids=ids,
             eligible=line.eligible.take(source),
+            kept=None if line.kept is None else line.kept.take(source),
             layers={name: layer.take(source) for name, layer in line.layers.items()},
         )
         # Invert the permutation: ``place`` is the new position of each token.
