@@ -818,3 +818,11 @@ def test_settings_that_are_gone_say_what_to_do(gone, value):
     for empty in (None, [], False):
         read = read_recipe({"extends": "quick-start", "study": {**study, name: empty}})
         assert read.study == read_recipe(plain).study
+
+
+def test_the_layers_that_masking_reads_are_those_of_all_its_parts() -> None:
+    settings = ["objective=denoise", "model={architecture: bart}"]
+    masking = "masking={policy: salient, corruption: permute-sentences, keep: prompt}"
+    found = read_recipe("quick-start", [*settings, masking]).layers_read
+    read = {layer for layers in found.values() for layer in layers}
+    assert read >= {"salient", "sentence", "prompt"}

@@ -113,7 +113,11 @@ def export_masks(
     if max_length is None:
         max_length = loaded.model_max_length
     max_length = whole_number("max_length", max_length, least=1)
-    needed = [*masking.policy.layers(), *filter(None, [masking.keep])]
+    needed = [
+        *masking.policy.layers(),
+        *masking.corruption.layers(),
+        *filter(None, [masking.keep]),
+    ]
     usual = [MADE_BY_RULE[layer] for layer in needed if layer in MADE_BY_RULE]
     given = list(dict.fromkeys(layers))
     asked = list(dict.fromkeys([*given, *masking.policy.annotators(), *usual]))

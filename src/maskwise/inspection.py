@@ -342,9 +342,8 @@ def _needed_layers(
         if isinstance(rule, GroupWeighted) and rule.layer == "salient" and not marked:
             what = f"policy {spec} needs a label for each word, but {rule.layer!r} has spans"
             raise MaskwiseError(what, do="use layer='pos', or the policy salient for spans")
-    mover = corruption(shown_as)
-    if isinstance(mover, PermuteSentences):
-        users.setdefault(mover.layer, f"corruption {shown_as}")
+    for layer in corruption(shown_as).layers():
+        users.setdefault(layer, f"corruption {shown_as}")
     needed = []
     annotators = {}
     for layer, user in users.items():

@@ -340,6 +340,18 @@ class Recipe(Settings):
         return {masking.policy: masking.values["policy"] for _, masking in masked}
 
     @property
+    def layers_read(self) -> dict[str, tuple[str, ...]]:
+        """The annotation layers that masking reads, for all objectives, by who needs them."""
+        found = {}
+        for _, masking in self._masked.values():
+            values = masking.values
+            found[f"policy {masking.policy} needs"] = tuple(values["policy"].layers())
+            found[f"corruption {masking.corruption} needs"] = tuple(values["corruption"].layers())
+            if masking.keep:
+                found["masking.keep names"] = (masking.keep,)
+        return found
+
+    @property
     def masked_by(self) -> dict[str, Policy]:
         """The masking policies that are evaluated: the recipe's, or those of all objectives."""
         policies = {}

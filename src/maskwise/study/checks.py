@@ -494,11 +494,7 @@ def _check_layers(link: Recipe) -> None:
     layers = ["word_ids"]
     for spec in link.corpus.layers:
         layers += token_layers(annotator(spec).layers)
-    policies = link.policies.items()
-    needed = {f"policy {name} needs": policy.layers() for name, policy in policies}
-    if link.masking.keep:
-        needed["masking.keep names"] = (link.masking.keep,)
-    for who, names in needed.items():
+    for who, names in link.layers_read.items():
         for layer in names:
             if layer not in layers:
                 raise MaskwiseError(

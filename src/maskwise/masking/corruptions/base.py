@@ -158,6 +158,10 @@ class Corruption(ABC):
             name = type(self).__name__.lower()
             require_known(f"target of corruption {name}", str(self.target), self.targets)
 
+    def layers(self) -> Names:
+        """The names of the annotation layers that rows must have."""
+        return ()
+
     @property
     def keeps_length(self) -> bool:
         """Whether all tokens keep their positions."""
