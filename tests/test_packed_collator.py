@@ -51,6 +51,15 @@ def masker(**settings: Any) -> mw.Masker:
     return mw.Masker(tokenizer(), **{"ratio": 0.4, "seed": 3, **settings})
 
 
+def test_a_model_may_be_wrapped_and_others_are_refused() -> None:
+    network = build("bert", "sdpa")
+    plain = mw.PackedCollator(masker(), model=network)(ROWS)
+    wrapped = mw.PackedCollator(masker(), model=torch.nn.DataParallel(network))(ROWS)
+    assert torch.equal(plain["labels"], wrapped["labels"]) and plain.keys() == wrapped.keys()
+    with pytest.raises(MaskwiseError, match=r"got Linear; give the model of transformers"):
+        mw.PackedCollator(masker(), model=torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
 def test_a_line_is_padded_by_a_document_without_targets(family: str) -> None:
     network = build(family, "sdpa")

@@ -103,11 +103,19 @@ class PackedCollator:
             return
         if not isinstance(model, torch.nn.Module):
             raise MaskwiseError("model is not loaded", got=model, allowed="a loaded model, or None")
-        config = model.config
+        # DataParallel and DistributedDataParallel hold the model in ``module``.
+        inner: Any = model if hasattr(model, "config") else getattr(model, "module", model)
+        if not hasattr(inner, "config"):
+            raise MaskwiseError(
+                "PackedCollator knows only models of transformers, which have a configuration",
+                got=type(model).__name__,
+                do="give the model of transformers in it, or model=None",
+            )
+        config = inner.config
         self.blocks = needs_blocks(config)
         self.first_position = adapter_of(config).first_position(config)
         self.window, _ = window_of(config)
-        self.room = positions_of(model)
+        self.room = positions_of(inner)
 
     def __call__(self, rows: UserRows) -> dict[str, Any]:
         batch = self.collator.masked(rows)
