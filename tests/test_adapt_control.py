@@ -98,14 +98,33 @@ def test_a_smaller_plan_keeps_the_control(files):
 
 @pytest.mark.parametrize(
     ("control", "said"),
-    [("own.jsonl", "--control is the text itself"), ("nowhere.txt", "nowhere.txt")],
+    [
+        ("own.jsonl", "--control is the text itself"),
+        ("../{here}/own.jsonl", "--control is the text itself"),
+        ("nowhere.txt", "nowhere.txt"),
+    ],
 )
 def test_a_control_that_cannot_be_one_is_one_line(control, said, files, capfd):
     command = ["adapt", "bundled:encoder", files / "own.jsonl", "--task", files / "task.jsonl"]
+    control = control.format(here=files.name)
     command += ["--control", files / control, "--out", files / "out"]
     assert maskwise(*command, "--dry-run") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize("setting", ["corpus.source=own.jsonl", "model.pretrained=bundled:encoder"])
+def test_what_is_an_argument_is_no_setting(setting, files):
+    with pytest.raises(MaskwiseError, match=rf"{setting.partition('=')[0]} is the .* argument"):
+        drafted(asked(files, overrides=(setting,)))
+
+
+def test_general_text_is_held_out_whatever_its_path_is(files):
+    """The control arm trains on it."""
+    for path in ("other.jsonl", f"../{files.name}/other.jsonl"):
+        recipe = drafted(asked(files, keep=str(files / path)))
+        measures = [each for each in recipe.evaluation.measures if "other.jsonl" in each]
+        assert measures and all("held_out" in each for each in measures), measures
 
 
 def summary_of(recipe: Recipe, own: float, other: float) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from maskwise.study.from_files import (
 from maskwise.study.unread import names_in_study, refuse_unread
 from maskwise.tasks import load_task
 from maskwise.text import load_tokenizer
-from maskwise.text.documents import longest_field
+from maskwise.text.documents import longest_field, source_path
 from maskwise.text.settings import CorpusSettings
 
 RECIPE = "adapt.yaml"
@@ -54,6 +54,8 @@ OPTIONS: dict[str, str] = {
     "study.seeds": "runs",
 }
 """Settings that only an option may change, because an option also changes other settings."""
+ARGUMENTS = {"model.pretrained": "the first", "corpus.source": "the second"}
+"""Settings that are arguments of ``adapt`` without a name."""
 EVALUATIONS = 20
 """The number of evaluations in all steps of a run that chooses its best state."""
 WORD_LOSS = 100
@@ -120,6 +122,8 @@ def draft_of(
     for key in parse_overrides(overrides):
         if key in OPTIONS:
             raise MaskwiseError(f"adapt has an option for {key}", do=f"use {option(OPTIONS[key])}")
+        if key in ARGUMENTS:
+            raise MaskwiseError(f"{key} is {ARGUMENTS[key]} argument of adapt", do="give it there")
         if key == "corpus.tokens":
             raise MaskwiseError(
                 "adapt needs texts, and corpus.tokens is for token ids",
@@ -140,7 +144,7 @@ def draft_of(
             do = f"name it once in {option('arms')}"
             raise MaskwiseError("an arm is given twice", got=name, do=do)
     for name, source in (("control", request.control), ("keep", request.keep)):
-        if source == request.texts:
+        if source is not None and same_text(source, request.texts):
             raise MaskwiseError(
                 f"{option(name)} is the text itself",
                 got=source,
@@ -280,12 +284,23 @@ def _require_mixed(general: Plain, corpus: CorpusSettings) -> None:
         )
 
 
+def same_text(one: str, other: str) -> bool:
+    """Return whether two sources are the same text. A file has many paths.
+
+    >>> same_text("bundled:wikipedia", "bundled:wikipedia"), same_text("/etc", "/etc/../etc")
+    (True, True)
+    """
+    places = [source_path(source) for source in (one, other)]
+    return one == other or places[0].resolve() == places[1].resolve()
+
+
 def _unseen(request: Request, others: OtherTexts, corpus: Plain) -> float:
     """Return the share of general text that no arm trains on; 0 if none trains on this text."""
     trained = [others.control.get("source")]
     if request.replay is not None:
         trained.append(others.general["source"])
-    if others.general["source"] not in trained:
+    general = others.general["source"]
+    if not any(same_text(general, source) for source in trained if source):
         return 0.0
     return _with_changes(corpus, request.overrides).held_out
 
