@@ -367,13 +367,15 @@ def _hash_of_code(member: object) -> str:
         # There is no source code of compiled modules and of some notebooks.
         with suppress(OSError, TypeError, SyntaxError):
             # A program runs once, and its functions and classes may be anywhere in it.
-            code = inspect.getsource(cast(Any, part)) if name == "__main__" else source_of(module)
+            code = (
+                inspect.getsource(cast(Any, part)) if name == "__main__" else code_of_module(module)
+            )
             source = textwrap.dedent(code)
             total.update(ast.unparse(ast.parse(source)).encode("utf-8", "surrogatepass"))
     return total.hexdigest()[:16]
 
 
-def source_of(module: ModuleType) -> str:
+def code_of_module(module: ModuleType) -> str:
     """Return the source code of a module, as it was when this function first saw the module.
 
     If the file is edited afterwards, its functions do what they did before, until it is reloaded.

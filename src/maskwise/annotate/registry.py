@@ -31,7 +31,7 @@ from maskwise.annotate.store import Store
 from maskwise.annotate.tagger import pos, salient
 from maskwise.annotate.weights import Difference, FrequencyWeights, Informativeness
 from maskwise.errors import MaskwiseError, PlugInError, first_line, items_of
-from maskwise.plugins import Table, is_foreign, require_call, source_of
+from maskwise.plugins import Table, code_of_module, is_foreign, require_call
 from maskwise.signals import AskedToLeave
 from maskwise.specs import Call, build, find, parse_call
 from maskwise.text.documents import GONE, inside, source_path
@@ -342,12 +342,12 @@ def _load(place: str) -> tuple[SpanFunction, str]:
     try:
         module = importlib.import_module(module_name)
         # It may have been edited after another call had imported it, as in a notebook.
-        if source_of(module) != inspect.getsource(module):
+        if code_of_module(module) != inspect.getsource(module):
             module = importlib.reload(module)
         member: object = module
         for part in name.split("."):
             member = getattr(member, part)
-        source = source_of(module)
+        source = code_of_module(module)
         if not callable(member):
             raise TypeError(f"{name} is not a function")
     except AskedToLeave:

@@ -144,7 +144,7 @@ def draft_of(
             do = f"name it once in {option('arms')}"
             raise MaskwiseError("an arm is given twice", got=name, do=do)
     for name, source in (("control", request.control), ("keep", request.keep)):
-        if source is not None and same_text(source, request.texts):
+        if source is not None and is_same_text(source, request.texts):
             raise MaskwiseError(
                 f"{option(name)} is the text itself",
                 got=source,
@@ -284,10 +284,10 @@ def _require_mixed(general: Plain, corpus: CorpusSettings) -> None:
         )
 
 
-def same_text(one: str, other: str) -> bool:
+def is_same_text(one: str, other: str) -> bool:
     """Return whether two sources are the same text. A file has many paths.
 
-    >>> same_text("bundled:wikipedia", "bundled:wikipedia"), same_text("/etc", "/etc/../etc")
+    >>> is_same_text("bundled:wikipedia", "bundled:wikipedia"), is_same_text("/etc", "/etc/../etc")
     (True, True)
     """
     places = [source_path(source) for source in (one, other)]
@@ -300,7 +300,7 @@ def _unseen(request: Request, others: OtherTexts, corpus: Plain) -> float:
     if request.replay is not None:
         trained.append(others.general["source"])
     general = others.general["source"]
-    if not any(same_text(general, source) for source in trained if source):
+    if not any(is_same_text(general, source) for source in trained if source):
         return 0.0
     return _with_changes(corpus, request.overrides).held_out
 
