@@ -4,6 +4,7 @@ evaluate``.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from itertools import pairwise
@@ -94,7 +95,7 @@ def test_the_bound_of_the_source_itself_is_its_entropy() -> None:
     bound = Bound(rows, tokenizer(), torch.arange(len(rows)), draws=6)
     text = bound(Source())  # type: ignore[arg-type]
     exact = nats_of(texts)
-    assert text.tokens == 60 * 20 and text.unknown == 0
+    assert text.tokens == 60 * 20 and text.never_masked == 0
     assert abs(text.nats - exact) < 3 * text.error < 0.15 * exact
     assert exact / text.tokens == pytest.approx(ENTROPY + (FIRST_NATS - ENTROPY) / 20, rel=0.1)
 
@@ -129,15 +130,25 @@ def test_a_single_text_has_a_bound_without_an_error() -> None:
         assert not {"error", "item_error"} & record.keys() and json.dumps(record, allow_nan=False)
 
 
-def test_no_figure_per_byte_where_the_text_holds_unknown_tokens() -> None:
-    rows = rows_of(["w1 w2 nobody w3", "w0 w0 w1"])
-    objective = MaskedLanguageModelling(model("bert").eval())
-    text = Bound(rows, tokenizer(), torch.arange(2), draws=2)(objective)
-    assert text.unknown == 1 and text.tokens == 6
+@pytest.mark.parametrize("odd", ["nobody", "[unused1]", "[MASK]"])
+def test_no_figure_per_byte_where_the_text_holds_tokens_that_are_never_masked(odd: str) -> None:
+    """Only [UNK] counted: half of a protein were X, and its bits per byte were half."""
+    names = copy.deepcopy(tokenizer())
+    names.add_tokens(["[unused1]"])
+    documents = [Document("1", f"w1 w2 {odd} w3"), Document("2", "w0 w0 w1")]
+    held_out = Rows.of(read_pieces(tokenise(documents, names), tokenizer=names, length=26))
+    bound = Bound(held_out, names, torch.arange(len(held_out)), draws=2)
+    text = bound.of([np.ones(pieces) for pieces in bound.sizes()])
+    assert text.never_masked == 1 and text.tokens == 6
     rows = bound_rows(text, 30)
     assert [row.metric for row in rows] == ["nats per token", "bits per token"]
     assert "no value per byte" in str(rows[0].facts["skipped"])
-    with pytest.raises(MaskwiseError, match=r"got 3 × \[UNK\]"):
+    # Without a size, no value per byte is expected.
+    assert "byte" not in str(bound_rows(text, 0)[0].facts["skipped"])
+
+
+def test_a_text_without_tokens_that_can_be_masked_has_no_bound() -> None:
+    with pytest.raises(MaskwiseError, match=r"got 3 tokens such as \[UNK\]"):
         Bound(rows_of(["nobody knows this"]), tokenizer(), torch.arange(1))
 
 

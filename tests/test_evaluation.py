@@ -32,10 +32,13 @@ from maskwise.evaluation import (
     overlap_record,
 )
 from maskwise.evaluation.cloze import Cloze, Fact, candidate_scores, questions_of, rank_of
-from maskwise.evaluation.evaluate import call_of, measure_of
+from maskwise.evaluation.evaluate import call_of, evaluate_checkpoint, measure_of
+from maskwise.evaluation.heldout import FixedMasks
+from maskwise.evaluation.measure import HeldOutText
 from maskwise.evaluation.overlap import occurring
 from maskwise.evaluation.scoring import log_probabilities, pseudo_perplexity
 from maskwise.evaluation.sets import Pairs, load_set
+from maskwise.evaluation.text_loss import TextLoss
 from maskwise.masking import Line, gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import load_model, new_config, new_model
@@ -481,8 +484,9 @@ def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     settings = EvaluationSettings(pairs=("bundled:pairs", str(tmp_path / "pairs.jsonl")))
     with pytest.raises(MaskwiseError, match="two measures are called 'pairs'; rename"):
         load_measures(settings)
-    for name in ("heldout", "bound(3)", "word-loss"):
-        with pytest.raises(MaskwiseError, match="use the setting of this name"):
+    own = {"heldout": "ratios", "bound(3)": "bound", "word-loss": "word_loss"}
+    for name, setting in own.items():
+        with pytest.raises(MaskwiseError, match=f"use evaluation.{setting}"):
             load_measures(EvaluationSettings(measures=(name,)))
 
 
@@ -597,6 +601,48 @@ def test_the_command(
     assert found[1]["split"] == "unigram" and 0 < found[1]["value"] < math.log(5000)
 
 
+@pytest.mark.parametrize(
+    "written", ["heldout(0.15, 'token', rows=4)", "heldout((0.15,), (token,))"]
+)
+def test_the_masks_of_the_held_out_loss_can_be_chosen(
+    checkpoint: Path, tmp_path: Path, written: str
+) -> None:
+    """They were accepted, and replaced by the default."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(TEXTS * 8))
+    found = evaluate_checkpoint(str(checkpoint), [written], text=str(text))
+    assert {(row.measure, row.ratio) for row in found} == {("token", 0.15)}
+
+
+def test_masks_of_words_are_refused_for_a_text_without_words(data: Any, checkpoint: Path) -> None:
+    """A slow tokenizer finds no words. Unless they are asked for, they are left out."""
+    pieces = data.held_out.pieces
+    ids = {"input_ids": pieces.columns["input_ids"]}
+    rows = replace(data.held_out, pieces=replace(pieces, columns=ids))
+    text = HeldOutText(rows, torch.zeros(len(TOKENIZER)))
+    model = load_model(checkpoint).requires_grad_(requires_grad=False)
+    found = FixedMasks((0.15,), rows=4).on(text).measure(model, TOKENIZER)
+    assert {row.measure for row in found} == {"token"}
+    with pytest.raises(MaskwiseError, match="masks whole-word need words"):
+        FixedMasks((0.15,), ("token", "whole-word"), 4).on(text).measure(model, TOKENIZER)
+    with pytest.raises(MaskwiseError, match="masks sentence need a layer"):
+        FixedMasks((0.15,), ("sentence",), 4).on(text).measure(model, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    "number", [{"rows": -1}, {"rows": 0}, {"ratio": 1.5}, {"ratio": 0}, {"held_out": 5}]
+)
+def test_numbers_of_text_loss_are_checked_when_a_recipe_is_read(
+    tmp_path: Path, number: dict[str, float]
+) -> None:
+    """With these, a study failed after its pre-training, and ``rows=0`` meant all rows."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"the cat sat {n}" for n in range(9)))
+    ((name, value),) = number.items()
+    with pytest.raises(MaskwiseError, match=f"{name} of text-loss is not valid; got {value}"):
+        TextLoss.read(str(text), **number)
+
+
 def test_former_spellings_of_measures_are_read_and_named(
     order: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -623,7 +669,21 @@ def test_former_spellings_of_measures_are_read_and_named(
         (["--with", "heldout"], "heldout needs a text; give --text FILE"),
         (["--with", "pseudo-perplexity(0)"], "rows of pseudo-perplexity is not valid; got 0"),
         (["--with", "bound(none)"], "draws is not valid; got 'none'"),
-        (["--with", "bound(2), bound(3)"], "two measures are called 'bound'"),
+        (
+            ["--with", "bound(2), bound(3)"],
+            "two measures are called 'bound'; rename a file, or remove",
+        ),
+        (["--with", "bound(2, rows=-3)"], "rows of bound is not valid; got -3"),
+        (["--with", "heldout(rows=-1)"], "rows of heldout is not valid; got -1"),
+        (
+            ["--with", "heldout(ratios=(0.15, 0.15))"],
+            "ratios of heldout are invalid; got [0.15, 0.15]",
+        ),
+        (["--with", "heldout(ratios=())"], "ratios of heldout are invalid; got []"),
+        (["--with", "heldout(ratios=(0, 0.3))"], "ratios of heldout are invalid; got [0, 0.3]"),
+        (["--with", "heldout(ratios=high)"], "ratios of heldout are invalid; got [high]"),
+        (["--with", "heldout(masks='words')"], "unknown policy 'words'"),
+        (["--with", "heldout(masks=3)"], "this is not a policy; got 3"),
         (["--with", "bound"], "bound needs a text; give --text FILE"),
         ([], "nothing to measure"),
         (["--with", "pairs('none.jsonl')"], "no evaluation file 'none.jsonl'"),

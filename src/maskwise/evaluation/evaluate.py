@@ -6,9 +6,10 @@ accepts any checkpoint with a masked-language-model head, any text and any test 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
@@ -34,6 +35,8 @@ from maskwise.evaluation.heldout import (
     DiffusionBound,
     FixedMasks,
     PseudoPerplexity,
+    checked_ratios,
+    fixed_policies,
 )
 from maskwise.evaluation.measure import HeldOutText, Measure, TextMeasure
 from maskwise.evaluation.returned import numbers_of, require_distinct, require_measure
@@ -42,7 +45,7 @@ from maskwise.evaluation.sets import Pairs, load_set
 from maskwise.evaluation.spelling import WORDS, WordLoss
 from maskwise.evaluation.text_loss import TextLoss
 from maskwise.families import check_fit, evaluating, most_tokens, require_kind
-from maskwise.masking.policies import Policy, policy
+from maskwise.masking.policies import Policy
 from maskwise.measurements import Measurement
 from maskwise.models import load_model, without_advice
 from maskwise.plugins import Table, is_foreign
@@ -89,6 +92,13 @@ MEASURES: Table[Callable[..., Measure]] = Table(
     },
 )
 """Functions that make a ``Measure``, by name. Commands and ``evaluation.measures`` name them."""
+OWN_SETTINGS = {
+    HELD_OUT: "evaluation.ratios, evaluation.masks and evaluation.rows",
+    BOUND: "evaluation.bound",
+    PSEUDO_PERPLEXITY: "evaluation.pseudo_perplexity",
+    WORDS: "evaluation.word_loss",
+}
+"""The settings of measures that have settings of their own, by the names of the measures."""
 FORMERLY = (BOUND, PSEUDO_PERPLEXITY, CLOZE, PAIRS)
 """The measures of which ``name:argument`` is a former spelling."""
 # The maximum number of tokens in a row of the user's text. The model's limit may be lower.
@@ -114,8 +124,8 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     """Number of held-out rows for the pseudo-perplexity; 0 for none. Each token of these rows costs
     a forward pass."""
     bound: Judgement[Whole] = 0
-    """Number of times each held-out row is masked for the masked-diffusion bound in bits per token
-    and per byte. With 0, this bound is not measured."""
+    """Number of times each held-out row is masked for the masked-diffusion bound in nats and bits
+    per token. With 0, this bound is not measured."""
     word_loss: Judgement[Whole] = 0
     """Number of held-out documents for the loss of words in nats per byte, which compares models
     with different vocabularies; 0 for none."""
@@ -147,29 +157,12 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     @field_validator("ratios")
     @classmethod
     def _in_range(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        in_range = all(0 < ratio < 1 for ratio in value)
-        if not value or len(set(value)) < len(value) or not in_range:
-            raise MaskwiseError(
-                "evaluation.ratios are invalid",
-                got=list(value),
-                allowed="one or more different numbers above 0 and below 1",
-            )
-        return value
+        return checked_ratios("evaluation.ratios", value)
 
     @model_validator(mode="after")
     def _parse(self) -> Self:
         with within("masks", self.masks):
-            for name in self.masks:
-                if name == DIFFUSION:
-                    continue
-                made = policy(name)
-                if made.has_ratio:
-                    raise MaskwiseError(
-                        "fixed masks need a policy without a ratio of its own",
-                        got=name,
-                        do="choose another kind of masks, such as token",
-                    )
-                self._policies[name] = made
+            self._policies.update(fixed_policies(self.masks))
         return self
 
     @property
@@ -210,7 +203,7 @@ def load_measures(settings: EvaluationSettings) -> dict[str, Measure]:
     loaded: list[Measure] = [cloze(spec) for spec in settings.cloze]
     loaded += [pairs(spec) for spec in settings.pairs]
     loaded += [measure_of(spec) for spec in settings.measures]
-    return _by_name(loaded, taken=(HELD_OUT, BOUND, PSEUDO_PERPLEXITY, WORDS))
+    return _by_name(loaded, taken=OWN_SETTINGS)
 
 
 def _of_numbers(settings: EvaluationSettings) -> list[TextMeasure]:
@@ -246,14 +239,16 @@ def measure_of(spec: str | Call) -> Measure:
     return made
 
 
-def _by_name(measures: Iterable[Measure], *, taken: Sequence[str] = ()) -> dict[str, Measure]:
+def _by_name(
+    measures: Iterable[Measure], *, taken: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Measure]:
     """Return measures keyed by name; ``taken`` are names of measures with settings of their own."""
     found: dict[str, Measure] = {}
     for each in measures:
         if each.name in (*found, *taken):
+            instead = f"use {taken[each.name]}" if each.name in taken else "remove one of them"
             raise MaskwiseError(
-                f"two measures are called {each.name!r}",
-                do="rename a file, or use the setting of this name",
+                f"two measures are called {each.name!r}", do=f"rename a file, or {instead}"
             )
         found[each.name] = each
     return found
@@ -385,12 +380,7 @@ def evaluate_checkpoint(
     data = Text(tokenizer)
     texts: Iterable[str] = ()
     if text is not None:
-        # Word boundaries need character offsets, which slow tokenizers do not return.
-        masks = FixedMasks.masks if tokenizer.is_fast else ("token",)
-        held_out = asked.pop(HELD_OUT, FixedMasks())
-        if isinstance(held_out, FixedMasks):
-            held_out = replace(held_out, masks=masks)
-        asked = {HELD_OUT: held_out, **asked}
+        asked = {HELD_OUT: asked.pop(HELD_OUT, FixedMasks()), **asked}
         documents = require_documents(read_documents(text, text_field=text_field))
         length = min(LONGEST, most_tokens(network.config))
         pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)

@@ -5,15 +5,15 @@ pseudo-perplexity.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from maskwise.constants import NATS
-from maskwise.errors import whole_number
+from maskwise.constants import DIFFUSION, NATS
+from maskwise.errors import MaskwiseError, whole_number
 from maskwise.evaluation.measure import TextMeasure
 from maskwise.evaluation.scoring import (
     PSEUDO_PERPLEXITY,
@@ -27,8 +27,10 @@ from maskwise.evaluation.scoring import (
     pseudo_perplexity,
 )
 from maskwise.families import Kind
+from maskwise.masking.policies import Policy, policy
 from maskwise.measurements import Measurement
 from maskwise.objectives import predicting
+from maskwise.specs import Call
 from maskwise.text import Rows
 
 if TYPE_CHECKING:
@@ -44,16 +46,27 @@ class FixedMasks(TextMeasure):
     """The loss on held-out text with fixed masks.
 
     Attributes:
-        ratios: the masking ratios.
-        masks: names of policies, and ``diffusion`` for the bound of masked diffusion.
+        ratios: the masking ratios. One number is read as one ratio.
+        masks: names of policies, and ``diffusion`` for the bound of masked diffusion; None for
+            single tokens and, if the tokenizer finds words, whole words.
         rows: the maximum number of rows.
     """
 
     name = HELD_OUT
     model_kind: ClassVar[Kind | None] = None
     ratios: tuple[float, ...] = (0.15, 0.40)
-    masks: tuple[str, ...] = ("token", "whole-word")
+    masks: tuple[str, ...] | None = None
     rows: int = ROWS
+
+    def __post_init__(self) -> None:
+        whole_number("rows of heldout", self.rows, least=1)
+        object.__setattr__(self, "ratios", checked_ratios("ratios of heldout", self.ratios))
+        if self.masks is not None:
+            masks = self.masks if isinstance(self.masks, tuple | list) else (self.masks,)
+            # A word without quotes was read as a call.
+            names = [mask.written if isinstance(mask, Call) else mask for mask in masks]
+            fixed_policies(names)
+            object.__setattr__(self, "masks", tuple(names))
 
     def measure(
         self,
@@ -64,9 +77,10 @@ class FixedMasks(TextMeasure):
         folder: Path | None = None,
     ) -> list[Measurement]:
         objective = predicting(model)
+        masks = self._masks()
         rows = self.text.rows.laid(objective.reads(self.text.rows.layout, model.config))
         bound = diffusion_bound(
-            self.masks,
+            masks,
             rows,
             tokenizer,
             rows=self.rows,
@@ -76,7 +90,7 @@ class FixedMasks(TextMeasure):
         for ratio in self.ratios:
             maskers = fixed_maskers(
                 tokenizer,
-                masks=self.masks,
+                masks=masks,
                 ratio=ratio,
                 kind=objective.kind,
                 length=rows.length,
@@ -94,6 +108,65 @@ class FixedMasks(TextMeasure):
             # The bound has its own ratios. It is measured only once, not for each ratio.
             bound = None
         return found
+
+    def _masks(self) -> tuple[str, ...]:
+        """Return the masks, after a check that the text has the layers that they need."""
+        layers = self.text.rows.pieces.columns
+        if self.masks is None:
+            # Words need character offsets, which slow tokenizers do not return.
+            return ("token", "whole-word") if "word_ids" in layers else ("token",)
+        for name, made in fixed_policies(self.masks).items():
+            missing = sorted(set(made.layers()) - layers.keys())
+            if "word_ids" in missing:
+                raise MaskwiseError(
+                    f"heldout: masks {name} need words, which a slow tokenizer cannot find",
+                    do="give masks=('token',), or convert the tokenizer to a tokenizer.json",
+                )
+            if missing:
+                raise MaskwiseError(
+                    f"heldout: masks {name} need a layer that this text does not have",
+                    got=", ".join(missing),
+                    do="give masks that need no layer, such as masks=('token', 'whole-word')",
+                )
+        return self.masks
+
+
+def checked_ratios(setting: str, ratios: object) -> tuple[float, ...]:
+    """Return masking ratios of fixed masks as a tuple. One number is read as one ratio.
+
+    Raises:
+        MaskwiseError: they are not different numbers above 0 and below 1, or there are none.
+    """
+    found = tuple(ratios) if isinstance(ratios, tuple | list) else (ratios,)
+    in_range = all(isinstance(ratio, int | float) and 0 < ratio < 1 for ratio in found)
+    if not found or not in_range or len(set(found)) < len(found):
+        raise MaskwiseError(
+            f"{setting} are invalid",
+            got=[*found],
+            allowed="one or more different numbers above 0 and below 1",
+        )
+    return found
+
+
+def fixed_policies(masks: Iterable[str]) -> dict[str, Policy]:
+    """Return the policies of fixed masks by name. Masked diffusion has none.
+
+    Raises:
+        MaskwiseError: a name is unknown, or a policy has a ratio of its own.
+    """
+    found = {}
+    for name in masks:
+        if name == DIFFUSION:
+            continue
+        made = policy(name)
+        if made.has_ratio:
+            raise MaskwiseError(
+                "fixed masks need a policy without a ratio of its own",
+                got=name,
+                do="choose another kind of masks, such as token",
+            )
+        found[name] = made
+    return found
 
 
 def _of_loss(loss: HeldOutLoss) -> Iterator[Measurement]:
@@ -120,7 +193,8 @@ def _of_loss(loss: HeldOutLoss) -> Iterator[Measurement]:
 
 @dataclass(frozen=True)
 class DiffusionBound(TextMeasure):
-    """The masked-diffusion bound of held-out text, in nats and bits per token and bits per byte.
+    """The masked-diffusion bound of held-out text, in nats and bits per token, and in bits per byte
+    if the size of the text is known.
 
     Attributes:
         draws: how often each row is masked.
@@ -133,6 +207,7 @@ class DiffusionBound(TextMeasure):
 
     def __post_init__(self) -> None:
         whole_number("draws of bound", self.draws, least=1)
+        whole_number("rows of bound", self.rows, least=1)
 
     def measure(
         self,
@@ -154,12 +229,14 @@ class DiffusionBound(TextMeasure):
 def bound_rows(text: BoundOfText, size: int) -> list[Measurement]:
     """Return nats per token and bits per token; if ``size`` (in bytes) is not 0, bits per byte."""
     scales = {"nats per token": text.tokens, "bits per token": text.tokens * math.log(2)}
-    # The bound ignores [UNK], but the bytes include its characters. Bits per byte would be too low.
-    if size and not text.unknown:
-        scales["bits per byte"] = size * math.log(2)
     facts = {}
-    if text.unknown:
-        facts["skipped"] = {"[UNK] tokens, so no value per byte": text.unknown}
+    if text.never_masked:
+        # The bound ignores these tokens, but the bytes include their characters. Bits per byte
+        # would be too low.
+        reason = "tokens that are never masked" + (", so no value per byte" if size else "")
+        facts["skipped"] = {reason: text.never_masked}
+    elif size:
+        scales["bits per byte"] = size * math.log(2)
     rows = []
     for metric, scale in scales.items():
         row = Measurement(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from maskwise.constants import DIFFUSION
 from maskwise.draws import Array
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, plural
 from maskwise.families import Kind, masked_logits
 from maskwise.masking import Line, MaskedBatch, Masker
 from maskwise.masking.diffusion import Noising
@@ -62,15 +62,16 @@ class BoundOfText(NamedTuple):
     Attributes:
         nats: the bound for the whole text, in nats.
         error: the standard error of ``nats``; NaN for a single piece.
-        tokens: the number of predicted tokens, without [UNK] and special tokens.
-        unknown: the number of [UNK] tokens.
+        tokens: the number of predicted tokens.
+        never_masked: the number of tokens of the text that are never masked: [UNK], wildcards such
+            as the X of proteins, and special tokens.
         unigram: the nats if tokens are predicted from their frequencies; None if these are unknown.
     """
 
     nats: float
     error: float
     tokens: int
-    unknown: int
+    never_masked: int
     unigram: float | None
 
 
@@ -124,11 +125,12 @@ class Bound:
         noising = Noising(tokenizer, seed=BOUND_SEED)
         self.draws = draws
         self.batches = []
-        self.unknown = 0
+        self.never_masked = 0
         self.unigram = None if log_unigram is None else 0.0
         tokens = [np.zeros(0, np.int64)]
         for number, part in enumerate(chosen.split(ROWS_AT_ONCE)):
             line = held_out.line(part)
+            text = line.content
             for draw in range(draws):
                 # The ratio depends on ``place``: consecutive places have evenly spaced ratios.
                 row = np.arange(len(part)) + number * ROWS_AT_ONCE
@@ -136,7 +138,7 @@ class Bound:
                 self.batches.append((number, batch))
             line = batch.line
             tokens.append(line.eligible_P)
-            self.unknown += int((line.input_ids == tokenizer.unk_token_id).sum())
+            self.never_masked += int((text & ~line.eligible).sum())
             if log_unigram is not None and self.unigram is not None:
                 ids = torch.from_numpy(line.input_ids[line.eligible])
                 self.unigram -= float(log_unigram[ids].double().sum())
@@ -145,7 +147,7 @@ class Bound:
         if not self.tokens_P.sum():
             raise MaskwiseError(
                 "no held-out token can be predicted",
-                got=f"{self.unknown} × [UNK]",
+                got=f"{plural(self.never_masked, 'token')} such as [UNK], which are never masked",
                 do="give more text, with characters that the model's tokenizer can encode",
             )
 
@@ -186,7 +188,7 @@ class Bound:
             # The delta method for a ratio of sums over pieces: nats / tokens.
             residual_P = nats_P - total / tokens * self.tokens_P
             error = math.sqrt(float((residual_P**2).sum()) * pieces / (pieces - 1))
-        return BoundOfText(total, error, tokens, self.unknown, self.unigram)
+        return BoundOfText(total, error, tokens, self.never_masked, self.unigram)
 
 
 def log_probabilities(

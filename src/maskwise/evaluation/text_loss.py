@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from maskwise.constants import NATS
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
 from maskwise.evaluation.measure import Measure, hash_of_attributes
 from maskwise.evaluation.scoring import HeldOut, fixed_maskers
 from maskwise.evaluation.sets import evenly
@@ -89,10 +89,17 @@ class TextLoss(Measure):
                 one kind becomes worse at the other, also on text that it trains on.
 
         Raises:
-            MaskwiseError: the corpus cannot be read or has too few documents, or the kind of masks
-                is unknown.
+            MaskwiseError: the corpus cannot be read or has too few documents, the kind of masks is
+                unknown, or a number is not valid.
         """
         require_known("masks", masks, MASKS)
+        if not 0 < finite_number("ratio of text-loss", ratio) < 1:
+            raise MaskwiseError(
+                "ratio of text-loss is not valid", got=ratio, allowed="above 0 and below 1"
+            )
+        whole_number("rows of text-loss", rows, least=1)
+        whole_number("documents of text-loss", documents, least=1)
+        finite_number("held_out of text-loss", held_out, least=0, most=1)
         read = require_documents(read_documents(source, text_field=text_field))
         chosen: Iterable[Document] = read
         if held_out:
