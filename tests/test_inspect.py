@@ -347,6 +347,13 @@ def test_a_text_without_quotes_is_shown_with_them(written, quoted):
     assert str(parse_call(quoted)) == quoted
 
 
+@pytest.mark.parametrize("written", ["0.3,0.15", "linear(0.3, -0.1", "linear 0.3 0.15", "f(1.5 2)"])
+def test_numbers_are_not_put_in_quotes(written):
+    with pytest.raises(MaskwiseError) as caught:
+        parse_call(written)
+    assert caught.value.do is None
+
+
 def test_a_measure_without_its_file_shows_an_example():
     with pytest.raises(
         MaskwiseError, match=re.escape("allowed: pairs(source); for example, pairs('FILE')")

@@ -134,6 +134,28 @@ def test_a_loss_mask_says_what_labels_say(more: dict[str, Any], packed: bool) ->
     assert torch.equal(masker(both, epoch=0).labels, batch.labels)
 
 
+REFUSED = [
+    ("insert(target='detect')", "replace(target='detect')"),
+    ("delete(target='detect')", "replace(target='detect')"),
+    ("delete", "target='spans'"),
+    ("insert", "infill(target='spans')"),
+    ("permute-sentences", "infill(target='spans')"),
+]
+
+
+@pytest.mark.parametrize(("corruption", "instead"), REFUSED)
+def test_what_is_advised_in_place_of_a_corruption_that_needs_all_labels(
+    corruption: str, instead: str
+) -> None:
+    """Target "spans" was advised, which not all of them have."""
+    given = [{**row, "sentence": [0] * len(row["input_ids"])} for row in rows(labels=True)]
+    with pytest.raises(MaskwiseError, match="loss_mask") as caught:
+        mw.Masker(tokenizer(), ratio=0.9, corruption=corruption)(given, epoch=0)
+    assert str(caught.value.do).endswith(f" {instead}")
+    named = instead if "(" in instead else f"{corruption}({instead})"
+    assert mw.Masker(tokenizer(), ratio=0.9, corruption=named)(given, epoch=0).targets > 0
+
+
 def test_every_door_reads_a_loss_mask() -> None:
     given = [{**row, "step": 0, "epoch": 0} for row in with_loss_mask(rows(labels=True))]
     masker = mw.Masker(tokenizer(), ratio=0.9, corruption="mask-only")

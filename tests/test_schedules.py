@@ -94,6 +94,10 @@ REFUSED = [
     ("beta(0, 1)", "positive"),
     ("warm-up(0.15, 0)", "share"),
     ("then(0.1, 1.5, 0.2)", "share of training; got 1.5"),
+    ("then(0.3, 1, 0.1)", "got 1; allowed: above 0 and below 1"),
+    ("0.3,0.15", r"did you mean linear\(0.3, 0.15\)\?"),
+    (".3 , .15", r"did you mean linear\(.3, .15\)\?"),
+    ("0,15", r"did you mean 0.15\?"),
     ("clipped(0.1, 0.5, 0.2)", "low of clipped"),
     ("warm-decay(0.15, 1)", "warm"),
 ]

@@ -63,8 +63,10 @@ def test_parts_depend_on_the_text_alone():
 
 
 def test_a_text_without_words_is_one_line():
-    with pytest.raises(MaskwiseError, match="word_loss"):
+    with pytest.raises(MaskwiseError, match="word_loss") as caught:
         word_loss(load_model("bundled:encoder").eval(), load_tokenizer("bundled:encoder"), ["1 2"])
+    # A caller of ``mw.evaluate`` has no recipe.
+    assert "evaluation." not in caught.value.what and "in a recipe" in str(caught.value.do)
 
 
 def test_arms_of_a_study_are_measured_on_the_same_words(tmp_path):

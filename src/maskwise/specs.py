@@ -63,9 +63,10 @@ _QUOTED_OR_HYPHEN = re.compile(
 )
 
 
-# Matches a quoted string, or a name of a file, a source or the like, which is not quoted.
+# Matches a quoted string, or a name of a file, a source or the like, which is not quoted. Numbers
+# up to a comma, a bracket or the end are no names.
 _UNQUOTED = re.compile(
-    r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[(,=\s])(?![\d.,]+[,)])[^\s(),='"]*[./:\\~][^(),='"]*"""
+    r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[(,=\s])(?![-+\d.,\s]+(?:[,)]|$))[^\s(),='"]*[./:\\~][^(),='"]*"""
 )
 
 

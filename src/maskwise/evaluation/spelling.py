@@ -150,8 +150,10 @@ def word_loss(
     kept = [part for part in found if part is not None]
     if not kept:
         raise MaskwiseError(
-            "evaluation.word_loss: no word of the held-out text can be masked",
-            do="hold out more text (corpus.held_out), or remove evaluation.word_loss",
+            "word-loss: no word of the text can be masked",
+            got=f"{len(parts)} parts with words of letters",
+            do="measure more text, with words of letters that the tokenizer knows, or leave out "
+            "this measure (in a recipe: corpus.held_out, evaluation.word_loss)",
         )
     # Parts of similar length have little padding.
     kept.sort(key=lambda part: len(part.ids))

@@ -326,11 +326,16 @@ class Masker:
             shown.labels[line.silent] = IGNORE
         # A decoder writes its whole text, and reads a label of −100 as padding.
         elif (whole or self.corruption.detects) and (line.content & ~line.predicted).any():
+            instead = "another corruption, such as infill(target='spans')"
+            if self.corruption.detects:
+                instead = "replace(target='detect')"
+            elif "spans" in self.corruption.targets:
+                instead = "target='spans'"
             raise MaskwiseError(
                 "labels of −100 (or a loss_mask) in the rows cannot be left out of the targets of "
                 "this corruption",
                 got=f"corruption {self.corruption}",
-                do="remove the column labels or loss_mask, or use a corruption with target='spans'",
+                do=f"remove the column labels or loss_mask, or use {instead}",
             )
 
     def choose(self, line: Line, draws: Draws, when: When) -> Choice:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -241,7 +242,8 @@ def _share(name: str, value: float, *, ends: bool = False) -> float:
     """Check that a share of training is above 0 and below 1, or also 0 or 1 if ``ends``."""
     inside = 0 <= value <= 1 if ends else 0 < value < 1
     if not inside:
-        raise MaskwiseError(f"{name} must be a share of training", got=value, allowed="0 to 1")
+        allowed = "0 to 1" if ends else "above 0 and below 1"
+        raise MaskwiseError(f"{name} must be a share of training", got=value, allowed=allowed)
     return value
 
 
@@ -453,6 +455,21 @@ def _on_grid(quantiles: Array, draw_P: Array) -> Array:
     return np.interp(draw_P * (len(quantiles) - 1), places, quantiles)
 
 
+def _meant_by(spec: str) -> str | None:
+    """Return what two numbers with a comma mean: a decimal comma, or the ends of a line.
+
+    >>> _meant_by("0,15"), _meant_by("0.3,0.15"), _meant_by("30,15")
+    ('0.15', 'linear(0.3, 0.15)', None)
+    """
+    found = re.fullmatch(r"\s*(\d*\.?\d+)\s*,\s*(\d*\.?\d+)\s*", spec)
+    if not found:
+        return None
+    first, last = found.groups()
+    if first == "0" and last.isdecimal():
+        return f"0.{last}"
+    return f"linear({first}, {last})" if max(float(first), float(last)) <= 1 else None
+
+
 def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
     """Build a schedule.
 
@@ -476,6 +493,13 @@ def schedule(spec: Spec | Callable[[int, int], float]) -> Schedule:
         with suppress(ValueError):
             do = f"write {float(spec.strip()[:-1]) / 100:g}"
         raise MaskwiseError("a masking ratio is a share", got=spec, allowed="0 to 1", do=do)
+    if isinstance(spec, str) and (meant := _meant_by(spec)):
+        raise MaskwiseError(
+            "this is not a masking ratio",
+            got=repr(spec),
+            allowed="a number from 0 to 1, or a schedule",
+            do=f"did you mean {meant}?",
+        )
     if isinstance(spec, str | Call):
         return build("schedule", spec, SCHEDULES, makes=Schedule)
     if callable(spec) and not isinstance(spec, type):
