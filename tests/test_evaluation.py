@@ -543,6 +543,7 @@ def test_evaluate(data: Any, checkpoint: Path, tmp_path: Path, order: Path) -> N
     assert {name for name, _ in names} == {"pseudo-perplexity", "facts", "order"}
     assert all(math.isfinite(row.value) for row in rest)
     json.dumps([row.line() for row in found])
+    assert not evaluate(checkpoint, data, EvaluationSettings(masks=()))
     # The same again, and with the model in hand, which stays as it was.
     model = load_model(checkpoint).train()
     assert evaluate(model, data, settings) == found and model.training
@@ -683,6 +684,7 @@ def test_former_spellings_of_measures_are_read_and_named(
         (["--with", "heldout(ratios=(0, 0.3))"], "ratios of heldout are invalid; got [0, 0.3]"),
         (["--with", "heldout(ratios=high)"], "ratios of heldout are invalid; got [high]"),
         (["--with", "heldout(masks='words')"], "unknown policy 'words'"),
+        (["--with", "heldout(masks=())"], "heldout needs masks; got ()"),
         (["--with", "heldout(masks=3)"], "this is not a policy; got 3"),
         (["--with", "bound"], "bound needs a text; give --text FILE"),
         ([], "nothing to measure"),

@@ -208,7 +208,9 @@ def load_measures(settings: EvaluationSettings) -> dict[str, Measure]:
 
 def _of_numbers(settings: EvaluationSettings) -> list[TextMeasure]:
     """Return the measures of held-out text for which the settings have keys of their own."""
-    found: list[TextMeasure] = [FixedMasks(settings.ratios, settings.masks, settings.rows)]
+    found: list[TextMeasure] = []
+    if settings.masks:
+        found.append(FixedMasks(settings.ratios, settings.masks, settings.rows))
     if settings.bound:
         found.append(DiffusionBound(settings.bound, settings.rows))
     if settings.pseudo_perplexity:

@@ -65,6 +65,8 @@ class FixedMasks(TextMeasure):
             masks = self.masks if isinstance(self.masks, tuple | list) else (self.masks,)
             # A word without quotes was read as a call.
             names = [mask.written if isinstance(mask, Call) else mask for mask in masks]
+            if not names:
+                raise MaskwiseError("heldout needs masks", got=masks, do="give masks=('token',)")
             fixed_policies(names)
             object.__setattr__(self, "masks", tuple(names))
 
