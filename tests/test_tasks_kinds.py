@@ -8,6 +8,7 @@ import json
 import random
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -294,6 +295,68 @@ def test_choices_in_their_layouts(tmp_path, record, label):
     task = load_rows(tmp_path, [{"question": f"q {i}", **record} for i in range(40)])
     assert task.kind.name == "multiple-choice" and task.splits["test"][0].label == label
     assert task.majority == pytest.approx(1 / len(task.splits["test"][0].choices))
+
+
+PLAIN = {"choices": ["x", "y", "z"]}
+COLUMNS = {"option1": "x", "option2": "y", "option3": "z"}
+LETTERS = {"choices": {"label": ["A", "B", "C"], "text": ["x", "y", "z"]}}
+NUMBERS = {"choices": {"label": ["1", "2", "3"], "text": ["x", "y", "z"]}}
+
+
+def choice_rows(answers: list[Any], choices: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return questions with the answers in turn."""
+    return [
+        {"question": f"q {i}", **choices, "answer": answers[i % len(answers)]} for i in range(120)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answers", "choices", "labels", "noted"),
+    [
+        ([0, 1, 2], PLAIN, [0, 1, 2], ()),
+        ([1, 2, 3], PLAIN, [0, 1, 2], ("none is 0", "1 to 3", "number 1")),
+        (["1", "2", "3"], LETTERS, [0, 1, 2], ("none is 0", "number 1")),
+        # The last choice is never right, so the answers do not say where they begin.
+        ([1, 2], PLAIN, [1, 2], ("none is 0", "1 to 2", "number 0")),
+        (["1", "2"], COLUMNS, [0, 1], ("none is 0", "number 1")),
+        (["1", "3"], COLUMNS, [0, 2], ("none is 0", "number 1")),
+        (["0", "1", "2"], COLUMNS, [0, 1, 2], ()),  # COPA
+        (["1", "2"], {"ending0": "x", "ending1": "y", "ending2": "z"}, [1, 2], ("number 0",)),
+        # Names, texts and letters are no numbers of places.
+        (["2", "3"], NUMBERS, [1, 2], ()),
+        (["3", "4"], {"choices": ["4", "3", "2"]}, [1, 0], ()),
+        (["A", "C"], COLUMNS, [0, 2], ()),
+    ],
+)
+def test_choices_are_numbered_from_where_all_answers_say(tmp_path, answers, choices, labels, noted):
+    rows = choice_rows(answers, choices)
+    task = load_rows(tmp_path, rows)
+    found = {int(row.question[2:]): row.label for part in task.splits.values() for row in part}
+    assert found == {i: labels[i % len(labels)] for i in range(120)}
+    remarks = "; ".join(task.remarks)
+    assert all(fact in remarks for fact in noted) and ("none is 0" in remarks) == bool(noted)
+    # A part of the rows, and missing answers, do not change how the others are read.
+    more = [{**row, "part": answer} for row in rows for answer in [str(row["answer"])]]
+    more += [{**rows[0], "question": "q 0 again", "answer": -1, "part": "none"}]
+    some = load_rows(tmp_path, more, missing=-1, where=f"part={answers[0]}")
+    found = {row.label for part in some.splits.values() for row in part}
+    assert found == {labels[0]}
+
+
+@pytest.mark.parametrize(
+    ("answers", "choices", "got"),
+    [
+        ([0, 1, 2, 3], PLAIN, 3),
+        (["1", "2", "3", "4"], COLUMNS, 4),
+        ([1, 2, 3, 4], PLAIN, 4),
+    ],
+)
+def test_no_number_is_advised_as_a_missing_answer(tmp_path, answers, choices, got):
+    with pytest.raises(MaskwiseError, match=f"not among the 3 choices; got {got};") as caught:
+        load_rows(tmp_path, choice_rows(answers, choices))
+    assert "missing=" not in str(caught.value)
+    with pytest.raises(MaskwiseError, match="missing='-1'"):
+        load_rows(tmp_path, choice_rows([0, 1, -1], choices))
 
 
 def test_squad_json_and_the_hubs_columns_are_the_same_task(tmp_path):

@@ -303,26 +303,32 @@ def choices_of(record: FieldValues) -> tuple[list[str], list[object]]:
                 names = [str(choice.get("label")) for choice in value]
                 return names, [choice.get("text") for choice in value]
             return [], value
+    return [], [text for _, text in numbered_choices(record)]
+
+
+def numbered_choices(record: FieldValues) -> list[tuple[int, object]]:
+    """Return the numbers and the texts of choices that have a column each, such as "option1"."""
     numbered = []
     for column, text in record.items():
         match = _NUMBERED_CHOICE.fullmatch(str(column))
         if match:
             numbered.append((int(match[1]), text))
     numbered.sort(key=lambda item: item[0])
-    return [], [text for _, text in numbered]
+    return numbered
 
 
 def right_choice(
-    answer: str, names: list[str], texts: Sequence[object], *, may_be_text: bool
+    answer: str, names: list[str], texts: Sequence[object], *, may_be_text: bool, first: int = 0
 ) -> int | None:
-    """Find the correct choice, which a file identifies by its name, text, letter or index.
+    """Find the correct choice, which a file identifies by its name, text, letter or number.
 
     Args:
         answer: the cell that identifies the correct choice.
         names: the names of the choices; empty if they have no names.
         texts: the texts of the choices.
         may_be_text: whether the answer may be the text of a choice. If so, an answer such as "3" is
-            compared with the texts before it is used as an index.
+            compared with the texts before it is used as a number.
+        first: the number of the first choice.
 
     Returns:
         The index of the choice from 0, or None if no choice matches.
@@ -337,7 +343,7 @@ def right_choice(
     if len(answer) == 1 and answer.isalpha():
         index = ord(answer.upper()) - ord("A")
     elif answer.isdecimal():
-        index = int(answer)
+        index = int(answer) - first
     return index if 0 <= index < len(texts) else None
 
 

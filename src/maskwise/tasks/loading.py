@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
@@ -326,7 +326,8 @@ class Reading:
     """What is known of a task. Each of the five steps of ``_read_task`` adds to it.
 
     Attributes:
-        records: the records of each split of the files.
+        whole: all records of each split of the files.
+        records: those that meet the condition ``where``.
         shared: for each split, the columns whose text decides the split of a question.
         kind: the kind of task.
         columns: the columns of each split; none for a split without labels.
@@ -339,6 +340,7 @@ class Reading:
     """
 
     asked: TaskArguments
+    whole: Mapping[str, Records]
     records: Mapping[str, Records]
     shared: Mapping[str, Names]
     kind: TaskKind = SEQUENCE_CLASSIFICATION
@@ -372,17 +374,18 @@ def read(asked: TaskArguments) -> Reading:
         raise UnreadableTask(
             failure.what, got=failure.got, allowed=failure.allowed, do=failure.do
         ) from failure
+    whole = {}
     records = {}
     shared = {}
     for split, part in parts.items():
-        whole = [flat(record, asked.columns) for record in part]
+        whole[split] = [flat(record, asked.columns) for record in part]
         # Articles are counted before ``where`` drops rows. The labels of a learned masking policy
         # are read from the whole file, and must get the same splits as the task.
-        shared[split] = shared_names(whole)
-        records[split] = whole
+        shared[split] = shared_names(whole[split])
+        records[split] = whole[split]
         if asked.where is not None:
-            records[split] = records_where(whole, asked.where, asked.place)
-    return Reading(asked, records, shared)
+            records[split] = records_where(whole[split], asked.where, asked.place)
+    return Reading(asked, whole, records, shared)
 
 
 def choose_columns(reading: Reading) -> Reading:
@@ -449,6 +452,10 @@ def make_rows(reading: Reading) -> Reading:
     notes = list(reading.notes)
     skipped = Counter[str]()
     keyed: dict[str, list[tuple[str, Row]]] = {split: [] for split in reading.records}
+    row_of = reading.kind.row
+    if reading.kind.row_for is not None:
+        row_of, more = reading.kind.row_for(_labelled(reading))
+        notes += more
     for split, part in reading.records.items():
         if not part:
             continue
@@ -465,10 +472,9 @@ def make_rows(reading: Reading) -> Reading:
             skipped[f"{split}: {NO_LABEL}"] = len(part)
             continue
         for number, record in enumerate(part, start=1):
-            if absent and label:
-                record = {**record, label: without(record.get(label), absent)}
+            record = _without_absent(record, label, absent)
             where = f"{split} of {asked.place}" if split != ALL else asked.place
-            row = reading.kind.row(record, columns, f"row {number} of {where}")
+            row = row_of(record, columns, f"row {number} of {where}")
             if not isinstance(row, str) and not is_unicode(row):
                 row = NOT_UTF8
             if isinstance(row, str):
@@ -494,6 +500,19 @@ def is_unicode(row: Row) -> bool:
         if not all(is_utf8(part) for part in parts if isinstance(part, str)):
             return False
     return True
+
+
+def _labelled(reading: Reading) -> Iterator[tuple[FieldValues, ColumnNames]]:
+    """Yield all records of splits with labels, also those that ``where`` drops."""
+    absent = reading.asked.absent
+    for split, columns in reading.columns.items():
+        for record in reading.whole[split]:
+            yield _without_absent(record, columns.label or "", absent), columns
+
+
+def _without_absent(record: FieldValues, label: str, absent: Set[str]) -> FieldValues:
+    """Return a record without a label that means "not labelled"."""
+    return {**record, label: without(record.get(label), absent)} if absent and label else record
 
 
 def divide(reading: Reading) -> Reading:

@@ -3,8 +3,9 @@
 In a ``MarkedRow``, the answers are spans of the context, read from SQuAD's JSON or from the hub's
 columns. If the start of an answer in the file is wrong, the nearest occurrence of the answer in the
 context is used. An answer that does not occur in the context is an error. In a ``ChoiceRow``, one
-choice is correct, which the file identifies by its text, a letter, or an index from 0. A number
-that is also the text of a choice means this choice, not an index.
+choice is correct, which the file identifies by its text, a letter, or its number. Whether numbers
+begin at 0 or at 1 follows from all of them (``_choice_rows``). A number that is also the text of a
+choice means this choice, not its place.
 
 A long context is split into windows. Neighbouring windows overlap by a quarter of their tokens, not
 counting special tokens. An answer that is no longer than the overlap is therefore complete in at
@@ -17,8 +18,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from maskwise.errors import MaskwiseError, refuse_version
+from maskwise.masking.line import Names
 from maskwise.objectives import Classification, MultipleChoice, SpanQuestionAnswering
 from maskwise.tasks.columns import (
     NO_ANSWER,
@@ -36,13 +39,14 @@ from maskwise.tasks.columns import (
     UsualColumns,
     choices_of,
     label_of,
+    numbered_choices,
     read_answers,
     require_text,
     right_choice,
 )
 from maskwise.tasks.metrics import normalise
 from maskwise.tasks.splits import ANSWERS, CONTEXT
-from maskwise.tasks.task import Row, Task, TaskKind, TaskRows
+from maskwise.tasks.task import MakeRow, Row, Task, TaskKind, TaskRows
 from maskwise.tasks.tensors import (
     Cutter,
     Data,
@@ -352,7 +356,52 @@ def _has_choices(records: Records, given: ColumnNames) -> bool:
     return bool(choices_of(records[0])[1])
 
 
-def _choice_row(record: FieldValues, columns: ColumnNames, where: str) -> ChoiceRow | str:
+def _choice_rows(records: Iterable[tuple[FieldValues, ColumnNames]]) -> tuple[MakeRow, Names]:
+    """Decide from all answers whether choices are numbered from 0 or from 1.
+
+    They are numbered from 1 if no answer is 0, and either an answer is the number of choices, or
+    the choices are in columns that are numbered from 1.
+    """
+    answers: set[int] = set()
+    reaches = False
+    from_columns = True
+    for record, columns in records:
+        found = _number_of_answer(record, columns)
+        if found is not None:
+            number, choices = found
+            answers.add(number)
+            reaches = reaches or number == choices
+            numbers = [number for number, _ in numbered_choices(record)]
+            from_columns = from_columns and numbers[:1] == [1]
+    if not answers or 0 in answers:
+        return _choice_row, ()
+    what = f"the answers are whole numbers from {min(answers)} to {max(answers)}, and none is 0"
+    if reaches or from_columns:
+        note = f"{what}, so the first choice has number 1"
+        return partial(_choice_row, first=1), (note,)
+    note = f"{what}; the first choice has number 0: if it has number 1, write letters from A"
+    return _choice_row, (note,)
+
+
+def _number_of_answer(record: FieldValues, columns: ColumnNames) -> tuple[int, int] | None:
+    """Return the number that identifies the answer, and the number of choices.
+
+    None means that the answer is missing, or is a letter, or the name or the text of a choice.
+    """
+    answer = record.get(columns.label or "")
+    label = label_of(answer)
+    if label is None or not label.isdecimal():
+        return None
+    names, texts = choices_of(record)
+    is_text = isinstance(answer, str) and label in (str(text).strip() for text in texts)
+    if is_text or any(map(str.isdecimal, names)):
+        return None
+    return int(label), len(texts)
+
+
+def _choice_row(
+    record: FieldValues, columns: ColumnNames, where: str, *, first: int = 0
+) -> ChoiceRow | str:
     question, context, answer = columns.cells(record)
     require_text(question, "question", where)
     if context is not None:
@@ -364,13 +413,17 @@ def _choice_row(record: FieldValues, columns: ColumnNames, where: str) -> Choice
     label = label_of(answer)
     if label is None:
         return NO_LABEL
-    right = right_choice(label, names, texts, may_be_text=isinstance(answer, str))
+    may_be_text = isinstance(answer, str)
+    right = right_choice(label, names, texts, may_be_text=may_be_text, first=first)
     if right is None:
+        do = f"if this label means a missing answer, give missing={label!r}"
+        if label.isdecimal():
+            do = "correct the row; choices are numbered from 1 only if no answer in the task is 0"
         raise MaskwiseError(
             f"{where}: the answer is not among the {len(texts)} choices",
             got=answer,
-            allowed="an index from 0, a letter from A, or the text of a choice",
-            do=f"if this label means a missing answer, give missing={label!r}",
+            allowed=f"a number from {first}, a letter from A, or the text of a choice",
+            do=do,
         )
     return ChoiceRow(context or None, question, texts, right)
 
@@ -443,6 +496,7 @@ MULTIPLE_CHOICE = TaskKind(
         ("answer", "label", "answerKey", "gold", "correct"),
     ),
     row=_choice_row,
+    row_for=_choice_rows,
     gold=_gold_choices,
     baseline=_choice_baseline,
     recognises=_has_choices,

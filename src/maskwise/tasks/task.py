@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -108,6 +108,9 @@ class Row:
         return " ".join(self.texts[0].split())
 
 
+MakeRow: TypeAlias = Callable[[FieldValues, ColumnNames, str], Row | str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskKind:
     """A kind of task: how data is read, how a model answers, and how answers are scored.
@@ -121,7 +124,7 @@ class TaskKind:
     """Names in ``metrics.METRICS``; the first is the default."""
     columns: UsualColumns
 
-    row: Callable[[FieldValues, ColumnNames, str], Row | str]
+    row: MakeRow
     """Maps (record, columns, location) to a row, or to a reason for skipping the record."""
     gold: Callable[[Task, str], Any]
     """Returns the correct answers of a split: an array, or for each row a list of correct texts."""
@@ -132,6 +135,10 @@ class TaskKind:
     record merges the columns of all rows. Kinds are tried in the order of ``KINDS``."""
     labels: Callable[[TaskRows, str], Names] = lambda rows, where: ()
     """Returns the sorted classes of the rows; raises an error if there is only one class."""
+    row_for: Callable[[Iterable[tuple[FieldValues, ColumnNames]]], tuple[MakeRow, Names]] | None = (
+        None
+    )
+    """Returns what takes the place of ``row`` because of all records of the task, and notes."""
 
     head: str = "embedding"
     """The head on the encoder: a key in ``models.TASK_MODELS``."""
