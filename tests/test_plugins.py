@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import math
+import operator
 import os
 import random
 import re
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -445,6 +446,43 @@ def test_stages_of_an_edited_plug_in_have_other_names(own_module, tmp_path):
     path.write_text(code + "LATER = 2\n")
     run = make_plan(read_recipe(source, [arms, mine])).runs[0]
     assert [stage.name for stage in run.stages] == before
+
+
+class Slotted:
+    __slots__ = ("module",)
+
+    def __init__(self, module: Any):
+        self.module = module
+
+    def __call__(self, *given: Any) -> Any:
+        return self.module.Mine(*given)
+
+
+def test_code_of_objects_that_can_be_called_is_that_of_their_functions(own_module):
+    """Their printed forms differ from process to process."""
+    found = {}
+    for name, one in {
+        "slotted": Slotted(own_module),
+        "bound": Slotted(own_module).__call__,
+        "partial": partial(own_module.made, "token"),
+        "cached": cache(own_module.made),
+        "compiled": operator.itemgetter(1),
+    }.items():
+        POLICIES.register(name, one)
+        [found[name]] = plugins.code_of([name]).values()
+        assert plugins.code_of([f"a/{name}/b", "line\n" + name]) == {f"policy {name}": found[name]}
+        assert found[name] == plugins._hash_of_code(one)
+    assert plugins._hash_of_code(Slotted(own_module)) == found["slotted"]
+    homes = {name: [*plugins._homes(POLICIES[name])] for name in found}
+    assert homes["partial"] == homes["cached"] == ["own_masks"] and homes["compiled"] == []
+    assert homes["slotted"] == homes["bound"] == [__name__]
+
+
+def test_an_edited_segmenter_names_other_texts(own_module, tmp_path, monkeypatch):
+    for attribute in ("_members", "_registered"):
+        monkeypatch.setattr(SEGMENTERS, attribute, copy(getattr(SEGMENTERS, attribute)))
+    SEGMENTERS.register("own-words", own_module.made)
+    assert [*plugins.code_of(["own-words", "pos"])] == ["segmenter own-words"]
 
 
 def test_code_of_plug_ins_is_that_of_their_modules(own_module):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-import json
 import re
 import sys
 import textwrap
@@ -26,12 +25,12 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from keyword import iskeyword
 from types import FunctionType, MappingProxyType, MethodType, ModuleType
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from maskwise.errors import MaskwiseError, PlugInError, first_line
 from maskwise.signals import AskedToLeave
@@ -107,6 +106,9 @@ class Table(MutableMapping[str, T], Generic[T]):
             )
         self._check(member, f"the {self.kind} {name!r}")
         self._members[name] = member
+        if is_foreign(member):
+            # Its code is looked at while it is that which was imported.
+            _hash_of_code(member)
         self._registered.add(name)
 
     def registered(self) -> dict[str, str]:
@@ -206,6 +208,8 @@ class Table(MutableMapping[str, T], Generic[T]):
                 do=advice,
             ) from error
         self._check(member, what)
+        if is_foreign(member):
+            _hash_of_code(member)
         return member
 
     def _check(self, member: object, what: str) -> None:
@@ -348,8 +352,7 @@ def code_of(settings: object) -> dict[str, str]:
         if not added:
             continue
         if words is None:
-            # ``specs.parse_call`` takes underscores for hyphens.
-            words = {word.replace("_", "-") for word in _WORD.findall(json.dumps(settings))}
+            words = set(_words(settings))
         for name in sorted(added & words):
             # Of what cannot be loaded, those who use it say so.
             with suppress(MaskwiseError):
@@ -360,18 +363,34 @@ def code_of(settings: object) -> dict[str, str]:
 _WORD = re.compile(r"[^\W\d][\w-]*")
 
 
+def _words(value: object) -> Iterator[str]:
+    """Yield the words in JSON values, as ``specs.parse_call`` reads names."""
+    if isinstance(value, str):
+        for word in _WORD.findall(value):
+            yield word.replace("_", "-")
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _words(key)
+            yield from _words(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _words(part)
+
+
 def _hash_of_code(member: object) -> str:
-    total = hashlib.sha256(_place(member).encode() if callable(member) else b"")
-    for name, part in sorted(_homes(member).items()):
-        module: Any = sys.modules.get(name)
+    total = hashlib.sha256()
+    homes = _homes(member)
+    for name in sorted(homes):
+        total.update(f"{name}:{homes[name].__qualname__}".encode())
         # There is no source code of compiled modules and of some notebooks.
         with suppress(OSError, TypeError, SyntaxError):
             # A program runs once, and its functions and classes may be anywhere in it.
-            code = (
-                inspect.getsource(cast(Any, part)) if name == "__main__" else code_of_module(module)
-            )
-            source = textwrap.dedent(code)
-            total.update(ast.unparse(ast.parse(source)).encode("utf-8", "surrogatepass"))
+            if name == "__main__":
+                code = inspect.getsource(homes[name])
+            else:
+                code = code_of_module(sys.modules[name])
+            plain = ast.unparse(ast.parse(textwrap.dedent(code)))
+            total.update(plain.encode("utf-8", "surrogatepass"))
     return total.hexdigest()[:16]
 
 
@@ -379,6 +398,7 @@ def code_of_module(module: ModuleType) -> str:
     """Return the source code of a module, as it was when this function first saw the module.
 
     If the file is edited afterwards, its functions do what they did before, until it is reloaded.
+    An edit between the import and the first call is not noticed.
 
     Raises:
         OSError: there is no source code.
@@ -398,23 +418,41 @@ _SOURCES: dict[int, tuple[ModuleSpec, str]] = {}
 """The source code of modules, by the identities of their specifications, which are kept."""
 
 
-def _homes(member: object) -> dict[str, object]:
-    """Return the modules of a function, of a class and its bases in the same package, or of what
-    an object consists of; and what is defined there.
+def _homes(member: object) -> dict[str, type | FunctionType]:
+    """Return the modules of the functions and classes that a plug-in consists of, each with one of
+    them. Modules of maskwise and of Python are left out.
     """
-    parts: list[object]
-    if isinstance(member, type):
-        package = member.__module__.partition(".")[0]
-        parts = [each for each in member.mro() if each.__module__.partition(".")[0] == package]
-    elif isinstance(member, FunctionType | MethodType):
-        parts = [member]
-    else:
-        parts = [type(member), *vars(member).values()]
-    homes: dict[str, object] = {}
-    for part in parts:
-        if isinstance(part, type | FunctionType) and is_foreign(part):
+    homes = {}
+    for part in _parts(member):
+        top = part.__module__.partition(".")[0]
+        if top != "maskwise" and top not in sys.stdlib_module_names:
             homes[part.__module__] = part
     return homes
+
+
+def _parts(member: object) -> Iterator[type | FunctionType]:
+    if isinstance(member, type):
+        package = member.__module__.partition(".")[0]
+        # Bases of other packages have versions of their own.
+        yield from (each for each in member.mro() if each.__module__.partition(".")[0] == package)
+        return
+    if isinstance(member, MethodType):
+        yield from _parts(member.__func__)
+        yield from _parts(type(member.__self__))
+        return
+    if isinstance(member, partial):
+        yield from _parts(member.func)
+        return
+    # Decorators keep the function that they wrap.
+    if (wrapped := getattr(member, "__wrapped__", None)) is not None:
+        yield from _parts(wrapped)
+    if isinstance(member, FunctionType):
+        yield member
+        return
+    yield from _parts(type(member))
+    for part in getattr(member, "__dict__", {}).values():
+        if isinstance(part, type | FunctionType):
+            yield from _parts(part)
 
 
 def is_foreign(member: object) -> bool:

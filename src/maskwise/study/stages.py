@@ -282,6 +282,8 @@ def prepare_stage(
     # Another version of a segmenter may find other words.
     if names_segmenter(recipe.corpus.words):
         what["segmenter"] = segmenter_version(recipe.corpus.words)
+    if code := code_of([recipe.corpus.words, *recipe.corpus.layers]):
+        what["plug_ins"] = code
     if after is not None:
         if learned is not None:
             return Stage("prepare", what, (after.name, learned.name))
