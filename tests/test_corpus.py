@@ -196,6 +196,18 @@ def test_names_are_read_from_nested_fields_and_a_field_that_is_not_there_is_refu
     assert len(list(read_documents(source))) == len(names)
 
 
+def test_one_of_several_tables_may_lack_the_names(tmp_path):
+    (tmp_path / "a.csv").write_text("text,doi\none,x1\n")
+    (tmp_path / "b.csv").write_text("text\ntwo\n")
+    assert [document.id for document in read_documents(tmp_path, id_field="doi")] == [
+        "x1",
+        "b.csv#1",
+    ]
+    # Texts without fields are not searched for them.
+    (tmp_path / "c.txt").write_text("three\n")
+    assert [*read_documents(tmp_path / "c.txt", id_field="doi")]
+
+
 def test_datasets(tmp_path):
     rows = datasets.Dataset.from_dict({"text": ["one", "two"], "label": [0, 1]})
     rows.save_to_disk(tmp_path / "saved")

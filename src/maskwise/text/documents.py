@@ -570,20 +570,24 @@ def read_documents(
     return Documents(opener, name=name, fields=fields, limit=limit, keep_repeated=keep_repeated)
 
 
+NAMED_RECORDS = 10_000
+"""The number of records in one of which a field with names must be."""
+
+
 def _with_names(opener: Opener, field: str, where: str) -> Opener:
-    """Return an opener that raises an error if no record has the field with the names.
+    """Return an opener that raises an error if no record at the beginning has the field with names.
 
     The held-out split and the masks would silently depend on other names.
     """
 
     def read() -> Iterable[Entry]:
         known: set[str] = set()
-        # Nearly always, the first record has the field.
-        for record in _objects(opener()):
-            known.update(paths(record))
-            if field in known:
-                break
-        if known and field not in known:
+        # Nearly always, the first record has the field, or no text of the source has fields.
+        for entry in islice(opener(), NAMED_RECORDS):
+            known.update(*map(paths, _objects([entry])))
+            if not known or field in known:
+                return opener()
+        if known:
             raise unknown_name(f"id field of {where}:", field, known)
         return opener()
 

@@ -614,7 +614,8 @@ def wanted(columns: list[str], fields: FieldNames, where: str) -> list[str]:
     if name not in columns:
         name = name.split(".")[0]
     if name not in columns and fields.id != FieldNames().id:
-        raise unknown_name(f"field of {where}:", fields.id, columns)
+        # Of several files, one may lack the names. If all do, the error lists what there is.
+        return columns
     return [column for column in dict.fromkeys((name, text, group)) if column in columns]
 
 
