@@ -410,6 +410,8 @@ def test_a_column_of_per_cent_has_no_task_that_is_read_as_shares() -> None:
     with pytest.raises(MaskwiseError, match="on u are shares or per cent; those on t"):
         mw.compare(rows, **BETTER)
     mw.compare(rows, **BETTER, lower=["u"])
+    named = [{**row, "task": row["task"].replace("u", "u_mcc")} for row in rows]
+    assert mw.compare(named, **BETTER).study["tasks"]["u_mcc"]["metric"] == "matthews"
     own = {(row["arm"], row["seed"]): {"arm": row["arm"], "seed": row["seed"]} for row in rows}
     for row in rows:
         own[row["arm"], row["seed"]][row["task"]] = row["score"]

@@ -88,6 +88,9 @@ MEASURES = {
 }
 """How names of scores in a measure end, in the words of ``_measure_in``, by the measure."""
 
+CORRELATIONS = ("matthews", "spearman", "pearson")
+"""Measures that are at most 1, and that are rarely written in per cent."""
+
 RESULTS = "all_results.json"
 """The file in which transformers' example scripts write scores."""
 
@@ -271,7 +274,9 @@ def compare(
     scales = {task: _scale(task, values[task], is_loss=task in losses) for task in tasks}
     per_cent = [task for task, scale in scales.items() if scale != 1]
     if per_cent and one_column:
-        _refuse_shares(values, per_cent, losses)
+        # A correlation is at most 1, whatever the unit of other scores is.
+        correlations = {task for task in tasks if measures.get(task) in CORRELATIONS}
+        _refuse_shares(values, per_cent, losses | correlations)
     if per_cent:
         notes.append(f"The scores on {', '.join(per_cent)} are read as per cent.")
         shares = [task for task in tasks if task not in losses and task not in per_cent]
@@ -871,19 +876,19 @@ def _numbered(seeds: Iterable[str]) -> dict[str, int]:
 
 
 def _refuse_shares(
-    values: Mapping[str, Sequence[float]], per_cent: Sequence[str], losses: Collection[str]
+    values: Mapping[str, Sequence[float]], per_cent: Sequence[str], known: Collection[str]
 ) -> None:
     """Raise an error if a column with scores in per cent has what may be shares of another task.
 
-    Columns of their own may have units of their own.
+    Columns of their own may have units of their own, and so have tasks whose unit is known.
     """
     for task, scores in values.items():
         largest = max(map(abs, scores))
-        if 0 < largest <= 1 and task not in losses:
+        if 0 < largest <= 1 and task not in known:
             raise MaskwiseError(
                 f"the scores on {task} are shares or per cent; those on {per_cent[0]} are per cent",
                 got=f"up to {largest:g} on {task}",
-                do="write all scores as shares",
+                do="write all scores as shares, or give each task a column",
             )
 
 
