@@ -290,6 +290,9 @@ def test_only_cores_that_a_process_may_use_are_counted(monkeypatch):
     assert [cores_of_rank(ranks) for ranks in (1, 2, 4)] == [2, 1, 1]
     allowed[os.getppid()] = 8
     assert cores_of_rank(4) == 2
+    # Several ranks are bound to the same eight of sixteen cores.
+    allowed.update({0: 8, os.getppid(): 16})
+    assert cores_of_rank(4) == 4
     monkeypatch.delattr(os, "sched_getaffinity")
     assert jobs_here() == 64 and cores_of_rank(4) == 16
 

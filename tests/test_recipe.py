@@ -824,5 +824,8 @@ def test_the_layers_that_masking_reads_are_those_of_all_its_parts() -> None:
     settings = ["objective=denoise", "model={architecture: bart}"]
     masking = "masking={policy: salient, corruption: permute-sentences, keep: prompt}"
     found = read_recipe("quick-start", [*settings, masking]).layers_read
+    objectives = "{mlm: {masking: {keep: one}}, rtd: {masking: {keep: two}}}"
+    of_several = read_recipe("quick-start", [f"objective={objectives}"]).layers_read
+    assert of_several["masking.keep names"] == ("one", "two")
     read = {layer for layers in found.values() for layer in layers}
     assert read >= {"salient", "sentence", "prompt"}

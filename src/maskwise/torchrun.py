@@ -54,13 +54,13 @@ GOODBYE_SECONDS = 10.0
 def cores_of_rank(ranks: int) -> int:
     """Return the number of cores for one of several ranks on this machine.
 
-    Ranks share the cores of torchrun, their parent, unless each is bound to cores of its own.
+    Ranks share the cores of torchrun, their parent. Each may be bound to cores of its own, or some
+    of them to the same cores.
     """
-    own = cores_here()
+    own = shared = cores_here()
     with suppress(AttributeError, OSError):
-        if own < len(os.sched_getaffinity(os.getppid())):
-            return own
-    return max(1, own // ranks)
+        shared = len(os.sched_getaffinity(os.getppid()))
+    return min(own, max(1, shared // ranks))
 
 
 @contextmanager

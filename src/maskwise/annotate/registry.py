@@ -173,7 +173,7 @@ def spans(
             f"spans cannot be read from {path}",
             allowed="a JSON lines or Parquet file whose records have a text and a list of spans",
         )
-    kind = Layer("spans", tuple(items_of("labels", labels, of="labels", single=True)))
+    kind = Layer("spans", tuple(items_of("labels", labels, of="names", single=True)))
     fields = FieldNames(text_field, field)
     state = path.stat()
     _require_spans_in_file(path, fields, kind, state.st_size, state.st_mtime_ns)
@@ -287,9 +287,9 @@ class Function:
         labels: tuple[str, ...] = (),
         layer: str | None = None,
     ):
-        labels = tuple(items_of("labels", labels, of="labels", single=True))
+        names = tuple(items_of("labels", labels, of="names", single=True))
         known = kind in ("spans", "categorical", "weight")
-        if not known or (kind == "categorical" and not labels):
+        if not known or (kind == "categorical" and not names):
             raise MaskwiseError(
                 f"function {place}: the kind is unknown, or a categorical layer has no labels",
                 got=f"kind={kind}, labels={labels}",
@@ -297,7 +297,7 @@ class Function:
             )
         self._call, source = _load(place)
         self._place = place
-        self._layer = Layer(kind, tuple(labels))
+        self._layer = Layer(kind, names)
         self._name = layer or re.split("[:.]", place)[-1]
         self.layers = {self._name: self._layer}
         self.version = digest("function", place, kind, labels, self._name, source)

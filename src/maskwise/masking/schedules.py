@@ -524,8 +524,9 @@ def require_some_share(what: str, shares: Sequence[Schedule]) -> None:
         return
     for point in range(POINTS):
         if not any(share(point, POINTS) for share in shares):
+            when = f"when {point / POINTS:.3g} of the training is done" if point else "at its start"
             raise MaskwiseError(
                 f"{what}: all shares are 0",
                 got=[share.name for share in shares],
-                do=f"give one a share above 0 when {point / POINTS:.3g} of the training is done",
+                do=f"give one a share above 0 {when}",
             )

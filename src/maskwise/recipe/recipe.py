@@ -342,13 +342,14 @@ class Recipe(Settings):
     @property
     def layers_read(self) -> dict[str, tuple[str, ...]]:
         """The annotation layers that masking reads, for all objectives, by who needs them."""
-        found = {}
+        found: dict[str, tuple[str, ...]] = {}
         for _, masking in self._masked.values():
             values = masking.values
             found[f"policy {masking.policy} needs"] = tuple(values["policy"].layers())
             found[f"corruption {masking.corruption} needs"] = tuple(values["corruption"].layers())
             if masking.keep:
-                found["masking.keep names"] = (masking.keep,)
+                kept = found.get("masking.keep names", ())
+                found["masking.keep names"] = (*kept, masking.keep)
         return found
 
     @property

@@ -502,6 +502,8 @@ class Engine:
             "device": self.device.type,
             "attention": model and model.config._attn_implementation,
             "torch": torch.__version__,
+            # as states of earlier versions have it
+            "compile": self.settings.compile or None,
         }
 
 

@@ -103,9 +103,10 @@ def save_best(out: Path, result: Plain, *, next_step: str) -> Saved | None:
     run = trained_run(out, arm)
     checkpoint = hash_of(run[1]) if run else saved_before.get("checkpoint")
     # Users may delete checkpoints to free disk space. The model that was saved is then kept.
+    # Earlier versions did not write which checkpoint it was.
+    before = saved_before.get("checkpoint", checkpoint)
     same = run is None or (
-        checkpoint is not None
-        and (run[0], checkpoint) == (saved_before.get("seed"), saved_before.get("checkpoint"))
+        checkpoint is not None and (run[0], checkpoint) == (saved_before.get("seed"), before)
     )
     if same and saved_before.get("arm") == arm and _all_there(folders):
         seed = saved_before["seed"]
