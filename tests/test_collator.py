@@ -128,7 +128,7 @@ MIXED = "mixture(token, whole-word, shares=(linear(1, 0), 0.5))"
 @pytest.mark.parametrize(
     "settings",
     [{"ratio": falling}, {"predict": falling}, {"policy": MIXED}],
-    ids=str,
+    ids=["ratio", "predict", "policy"],
 )
 def test_workers_count_the_steps_of_nothing_that_changes(settings: dict[str, Any]) -> None:
     """Functions began again in every epoch, without a word."""
