@@ -94,7 +94,7 @@ NAMES = {
     "setting": ([], ["training.momentum=1"], "override training.momentum=1: unknown setting of"),
     "value": ([], ["training.batch_size=many"], "override training.batch_size; got 'many'"),
     "masking": ([], ["masking.keep=prompt"], "annotation layer 'prompt'"),
-    "start": ([], ["model.pretrained=nowhere/at/all"], "no model or tokenizer"),
+    "start": ([], ["model.pretrained=nowhere/at/all"], "the first argument of adapt"),
     "evaluation": ([], ["evaluation.cloze=[nothing.jsonl]"], "nothing.jsonl"),
     "length": ([], ["finetune.max_length=100000"], "finetune.max_length"),
     "out": ([], ["--out", "FILE"], "the output folder is a file"),

@@ -163,21 +163,24 @@ def test_missing_labels_of_several_are_left_out_and_a_file_without_any_is_one_li
         load_rows(tmp_path, [{**row, "labels": []} for row in rows])
 
 
-def test_an_empty_cell_of_several_labels_is_no_label_and_a_separator_alone_is_none_of_them(
+def test_no_label_applies_to_an_empty_cell_of_several_labels_unless_it_is_missing(
     tmp_path: Path,
 ) -> None:
     cells = ["", "x;y", ";", "x", " "]
     table = tmp_path / "t.csv"
     lines = [f"text {n},{cells[n % 5]}\n" for n in range(200)]
     table.write_text("text,labels\n" + "".join(lines))
-    for options in ({}, {"missing": ""}):
+    every = {1: ("x", "y"), 2: (), 3: ("x",)}
+    for options, empty in (({}, {0: (), 4: ()}), ({"missing": ("NA", "")}, {})):
         task = load_task(table, **options)
-        assert task.kind.name == "multi-label" and task.skipped == {"all: no label": 80}
         rows = [row for part in task.splits.values() for row in part]
         names = {int(row.text.split()[1]) % 5: row.names for row in rows}
-        assert len(rows) == 120 and names == {1: ("x", "y"), 2: (), 3: ("x",)}
+        assert task.kind.name == "multi-label" and names == every | empty
+        assert task.skipped == ({} if empty else {"all: no label": 80})
+        noted = [note for note in task.notes if "no label applies to 80 rows" in note]
+        assert bool(noted) == bool(empty)
     # The same in objects.
-    values: list[Any] = ["", ["x", "y"], [], "x", ["NA"]]
+    values: list[Any] = [None, ["x", "y"], [], "x", ["NA"]]
     objects = [{"text": f"text {n}", "labels": values[n % 5]} for n in range(200)]
     other = load_rows(tmp_path, objects, missing="NA")
     assert other.skipped == task.skipped and other.fingerprint == task.fingerprint

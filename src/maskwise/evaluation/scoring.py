@@ -129,15 +129,16 @@ class Bound:
         self.unigram = None if log_unigram is None else 0.0
         tokens = [np.zeros(0, np.int64)]
         for number, part in enumerate(chosen.split(ROWS_AT_ONCE)):
-            line = held_out.line(part)
-            text = line.content
+            given = held_out.line(part)
             for draw in range(draws):
                 # The ratio depends on ``place``: consecutive places have evenly spaced ratios.
                 row = np.arange(len(part)) + number * ROWS_AT_ONCE
-                batch = noising(line, epoch=0, step=draw, place=row * draws + draw)
+                batch = noising(given, epoch=0, step=draw, place=row * draws + draw)
                 self.batches.append((number, batch))
             line = batch.line
             tokens.append(line.eligible_P)
+            # In prepared rows, special tokens that a text contains are a part of it.
+            text = given.content if isinstance(given, Line) else line.content
             self.never_masked += int((text & ~line.eligible).sum())
             if log_unigram is not None and self.unigram is not None:
                 ids = torch.from_numpy(line.input_ids[line.eligible])

@@ -215,9 +215,9 @@ def _several_row(record: FieldValues, columns: ColumnNames, where: str) -> Label
             got=value,
             do="give the labels that apply, such as ['urgent', 'billing']",
         )
-    # An empty cell means "not labelled", as in every kind, and so does a list of missing labels. An
-    # empty list, or a separator alone, means that no label applies.
-    if value != [] and not labels_in(value):
+    # A missing value means "not labelled", as in every kind, and so does a list of missing labels.
+    # An empty list, or an empty text, means that no label applies.
+    if is_missing(value) or (value and not isinstance(value, str) and not labels_in(value)):
         return NO_LABEL
     if isinstance(value, str):
         value = BETWEEN_LABELS.split(value)

@@ -145,6 +145,15 @@ def is_missing(value: object) -> bool:
     return value is None or value != value
 
 
+EMPTY = ""
+"""What ``missing`` names if it names empty texts."""
+
+
+def is_empty(value: object) -> bool:
+    """Return whether a cell is a text without a character, such as an empty cell of a CSV file."""
+    return isinstance(value, str) and not value.strip()
+
+
 def label_of(value: object) -> str | None:
     """Return a label as text, or None for an empty cell.
 
@@ -178,6 +187,8 @@ def without(value: Any, missing: Collection[str]) -> Any:
         return {name: without(part, missing) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [without(part, missing) for part in value]
+    if is_empty(value):
+        return None if EMPTY in missing else value
     return None if label_of(value) in missing else value
 
 

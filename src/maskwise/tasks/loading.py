@@ -41,6 +41,7 @@ from maskwise.tasks.classes import (
 )
 from maskwise.tasks.columns import (
     DOUBTFUL,
+    EMPTY,
     HIDDEN,
     NO_LABEL,
     TEMPLATE_TEXT,
@@ -50,6 +51,7 @@ from maskwise.tasks.columns import (
     first_in,
     flat,
     guess_columns,
+    is_empty,
     labels_in,
     number_of,
     with_text,
@@ -318,7 +320,12 @@ class TaskArguments:
     @property
     def absent(self) -> set[str]:
         """The labels that mean "not labelled"."""
-        return set(labels_in(self.missing))
+        found = set(labels_in(self.missing))
+        # An empty text is a value of its own where a row has several labels.
+        given = self.missing if isinstance(self.missing, list | tuple | set) else (self.missing,)
+        if any(map(is_empty, given)):
+            found.add(EMPTY)
+        return found
 
 
 @dataclass(frozen=True)
@@ -449,6 +456,7 @@ def make_rows(reading: Reading) -> Reading:
     absent = asked.absent
     labels = set[str]()
     hidden = False
+    empty = 0
     notes = list(reading.notes)
     skipped = Counter[str]()
     keyed: dict[str, list[tuple[str, Row]]] = {split: [] for split in reading.records}
@@ -480,9 +488,15 @@ def make_rows(reading: Reading) -> Reading:
             if isinstance(row, str):
                 skipped[f"{split}: {row}"] += 1
                 continue
+            empty += reading.kind.every_label and is_empty(record.get(label))
             group = group_key(record, asked.split_by) if asked.split_by else ""
             key = group or shared_text(record, reading.shared[split]) or row.key
             keyed[split].append((key, row))
+    if empty:
+        notes.append(
+            f"no label applies to {plural(empty, 'row')} with an empty text as labels; missing='' "
+            "leaves such rows out"
+        )
     return replace(
         reading,
         rows=keyed,
@@ -570,7 +584,7 @@ def make_task(reading: Reading) -> Task:
         classes = "1 class" if len(unseen) == 1 else f"{len(unseen)} classes"
         lacking = f"train lacks {classes} of test"
         notes.append(f"{lacking}, whose items always count as wrong, such as {min(unseen)!r}")
-    notes += _notes_on_labels(labels, asked.absent - reading.labels)
+    notes += _notes_on_labels(labels, asked.absent - reading.labels - {EMPTY})
     if asked.kind is None:
         paired = columns.pair is not None
         notes += _note_on_numbers(kind, reading.labels - asked.absent, paired=paired)
