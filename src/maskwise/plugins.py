@@ -106,9 +106,7 @@ class Table(MutableMapping[str, T], Generic[T]):
             )
         self._check(member, f"the {self.kind} {name!r}")
         self._members[name] = member
-        if is_foreign(member):
-            # Its code is looked at while it is that which was imported.
-            _hash_of_code(member)
+        _see_code(member)
         self._registered.add(name)
 
     def registered(self) -> dict[str, str]:
@@ -208,8 +206,7 @@ class Table(MutableMapping[str, T], Generic[T]):
                 do=advice,
             ) from error
         self._check(member, what)
-        if is_foreign(member):
-            _hash_of_code(member)
+        _see_code(member)
         return member
 
     def _check(self, member: object, what: str) -> None:
@@ -389,9 +386,21 @@ def _hash_of_code(member: object) -> str:
                 code = inspect.getsource(homes[name])
             else:
                 code = code_of_module(sys.modules[name])
-            plain = ast.unparse(ast.parse(textwrap.dedent(code)))
-            total.update(plain.encode("utf-8", "surrogatepass"))
+            total.update(_without_comments(code).encode("utf-8", "surrogatepass"))
     return total.hexdigest()[:16]
+
+
+@lru_cache
+def _without_comments(code: str) -> str:
+    # All stages of a study have the code of the same few modules.
+    return ast.unparse(ast.parse(textwrap.dedent(code)))
+
+
+def _see_code(member: object) -> None:
+    """Look at the code of a plug-in while it is that which was imported."""
+    for name in _homes(member):
+        with suppress(OSError, TypeError):
+            code_of_module(sys.modules[name])
 
 
 def code_of_module(module: ModuleType) -> str:

@@ -282,8 +282,7 @@ def prepare_stage(
     # Another version of a segmenter may find other words.
     if names_segmenter(recipe.corpus.words):
         what["segmenter"] = segmenter_version(recipe.corpus.words)
-    if code := code_of([recipe.corpus.words, *recipe.corpus.layers]):
-        what["plug_ins"] = code
+    what |= _code([recipe.corpus.words, *recipe.corpus.layers])
     if after is not None:
         if learned is not None:
             return Stage("prepare", what, (after.name, learned.name))
@@ -520,8 +519,7 @@ def finetune_alone(model: str, task: Task, spec: str, settings: FinetuneSettings
         "finetune": settings.model_dump(mode="json", exclude={"seeds"}),
         "model_content": _hash_of(files) if files else model,
     }
-    if code := code_of(spec):
-        what["plug_ins"] = code
+    what |= _code(spec)
     return Stage("finetune", what, how={"task": spec, "checkpoint": model, "checkpoints": True})
 
 
@@ -548,9 +546,7 @@ def _stage_on(
     how: Plain | None = None,
 ) -> Stage:
     """Build a stage that uses the checkpoint of ``trained``, or the recipe's model if None."""
-    # What an edited plug-in would do is not known from what it did before.
-    if code := code_of(what):
-        what["plug_ins"] = code
+    what |= _code(what)
     # Only training stages depend on the adapter.
     adapter: Plain = {}
     if kind == "pretrain" and recipe.model.adapter:
@@ -563,6 +559,15 @@ def _stage_on(
     what["model"] = recipe.model.named() | adapter
     what["model_content"] = start_fingerprint(name) if name else None
     return Stage(kind, what, (prepared.name,), how or {})
+
+
+def _code(settings: object) -> Plain:
+    """Return what a name has of the plug-ins that settings name; nothing without plug-ins.
+
+    What an edited plug-in would do is not known from what it did before.
+    """
+    code = code_of(settings)
+    return {"plug_ins": code} if code else {}
 
 
 # Content
