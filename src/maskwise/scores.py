@@ -28,7 +28,7 @@ import numpy as np
 from pandas import DataFrame, Series, isna
 
 from maskwise import __version__
-from maskwise.constants import NATS
+from maskwise.constants import CORRELATIONS, NATS
 from maskwise.errors import MaskwiseError, dict_of, items_of, plural, require_known
 from maskwise.estimates import with_minus
 from maskwise.files import Record, Study, Summary
@@ -87,9 +87,6 @@ MEASURES = {
     "rouge-lsum": ("rouge lsum", "rougelsum"),
 }
 """How names of scores in a measure end, in the words of ``_measure_in``, by the measure."""
-
-CORRELATIONS = ("matthews", "spearman", "pearson")
-"""Measures that are at most 1, and that are rarely written in per cent."""
 
 RESULTS = "all_results.json"
 """The file in which transformers' example scripts write scores."""

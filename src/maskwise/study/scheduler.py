@@ -130,9 +130,9 @@ def execute(
                     del waiting[name]
                 elif store.is_run(stage):
                     elsewhere.add(name)
-                    if name not in named_locks and store.closed_lock(stage):
+                    if name not in named_locks and (lock := store.closed_lock(stage)):
                         named_locks.add(name)
-                        LOGGER.warning(CLOSED_LOCK, name, store.closed_lock(stage))
+                        LOGGER.warning(CLOSED_LOCK, name, lock)
                     not_before[name] = time.monotonic() + LOOK_SECONDS
                 elif len(running) < pool.places:
                     kind = KINDS[stage.kind]

@@ -593,8 +593,8 @@ def wanted(columns: list[str], fields: FieldNames, where: str) -> list[str]:
     """Return the columns to read. Others are not read, because images, say, are slow to decode.
 
     Raises:
-        MaskwiseError: there is no text column, or no column that was named for the names of
-            documents or for their groups.
+        MaskwiseError: there is no text column, or no column that was named for the groups of
+            documents.
     """
     # Without a text field, all columns are read to find the one with the text.
     if not fields.text:

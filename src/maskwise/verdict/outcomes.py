@@ -148,7 +148,8 @@ class Outcomes:
         self.secondary = [task for task in self.tasks if task in (study.get("secondary") or ())]
         self.averaged = [task for task in self.tasks if task not in self.secondary]
         # Incomplete runs are removed first, so every mean over tasks or ratios has the same parts.
-        self._require_measured(self.tasks)
+        for parts in (self.tasks, *self.parts.values()):
+            self._require_measured(parts)
         for parts in (self.averaged, *self.parts.values()):
             self._leave_out_partial_runs(parts)
         self.lacks_secondary = self._lacking_only_secondary()
@@ -253,9 +254,8 @@ class Outcomes:
     def _leave_out_partial_runs(self, outcomes: Sequence[str]) -> None:
         """Set all outcomes of a run to NaN if the run measured only some of them.
 
-        Only runs that failed may lack outcomes.
+        Only runs that failed may lack outcomes (``_require_measured``).
         """
-        self._require_measured(outcomes)
         if outcomes:
             _, partial = self._partial_runs(outcomes)
             for outcome in outcomes:

@@ -290,8 +290,7 @@ def is_same_text(one: str, other: str) -> bool:
     >>> is_same_text("bundled:wikipedia", "bundled:wikipedia"), is_same_text("/etc", "/etc/../etc")
     (True, True)
     """
-    places = [source_path(source) for source in (one, other)]
-    return one == other or places[0].resolve() == places[1].resolve()
+    return source_path(one).resolve() == source_path(other).resolve()
 
 
 def _unseen(request: Request, others: OtherTexts, corpus: Plain) -> float:

@@ -45,11 +45,10 @@ class Saved(TypedDict):
 
     ``arm`` and ``seed`` name the run whose checkpoint was saved. ``helps`` says whether the study
     decided that the arm is better than the unchanged model. ``checkpoint`` is a hash of what was
-    saved. ``mean_difference`` is the lead of the
-    arm's mean in ``unit`` (negative if the arm is worse), which may be due to chance; both are None
-    without scores. ``folders`` are the paths for transformers and for sentence-transformers.
-    ``forgotten`` says what was forgotten of general text (``forgotten_words``).
-    ``sentence`` says all of this, and ``next`` what to do next.
+    saved. ``mean_difference`` is the lead of the arm's mean in ``unit`` (negative if the arm is
+    worse), which may be due to chance; both are None without scores. ``folders`` are the paths for
+    transformers and for sentence-transformers. ``forgotten`` says what was forgotten of general
+    text (``forgotten_words``). ``sentence`` says all of this, and ``next`` what to do next.
     """
 
     arm: str
