@@ -59,16 +59,18 @@ def marked(marker: str) -> list[int]:
 
 def in_group(group: int) -> list[int]:
     """Processes of a group that still run; zombies do not."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        state, _, of_group = _read(f"{folder}/stat").rpartition(b")")[2].split()[:3] or (
-            b"Z",
-            b"",
-            b"0",
-        )
-        if int(of_group) == group and state != b"Z":
-            found.append(int(folder.name))
-    return found
+    pids = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if runs(pid) and _status(pid)[2:3] == [str(group).encode()]]
+
+
+def runs(pid: int) -> bool:
+    """Whether a process still runs. Zombies do not; one just killed may, for a moment."""
+    return _status(pid)[:1] not in ([], [b"Z"])
+
+
+def _status(pid: int) -> list[bytes]:
+    """What Linux says of a process after its name: its state, parent, group, ...; [] of none."""
+    return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
 
 
 class SamePool(Pool):

@@ -15,6 +15,7 @@ from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.design import Design
 from maskwise.study.store import StageStore
 from maskwise.text import read_documents
+from processes import runs, wait_for
 from tiny import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,10 +147,9 @@ def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
 def test_a_command_that_takes_too_long_ends_with_all_its_processes(tmp_path: Path) -> None:
     log = tmp_path / "log"
     child = tmp_path / "child"
-    command = ["bash", "-c", f"sleep 60 & echo $! > {child}; wait"]
+    command = ["bash", "-c", f"sleep 3600 & echo $! > {child}; wait"]
     assert gpu_claims.called(command, log, seconds=1.0) is None
-    state = Path(f"/proc/{child.read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    wait_for(lambda: not runs(int(child.read_text())))
     assert gpu_claims.called(["bash", "-c", "echo bad; exit 2"], log, seconds=5.0) == 2
     assert gpu_claims.last_words(log) == "bad"
 
