@@ -195,7 +195,7 @@ def test_the_test_sees_what_is_imported(tmp_path):
 
 HEAVY = {
     *("torch", "transformers", "datasets", "pandas", "scipy", "sklearn", "spacy", "altair"),
-    *("pyarrow", "numpy", "pydantic"),
+    *("pyarrow", "numpy", "pydantic", "scipy.optimize", "scipy.stats"),
 }
 MASKWISE = "from maskwise.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass"
 
@@ -222,6 +222,10 @@ def imported(code: str, *arguments: str) -> tuple[set[str], int]:
         ("import maskwise.errors, maskwise.specs", set()),
         ("import maskwise.masking", {"numpy", "pydantic"}),
         ("import maskwise.report", HEAVY - {"torch", "transformers"}),
+        (
+            "from maskwise.verdict.statistics import detectable_sds\ndetectable_sds(6, alpha=0.05)",
+            {"numpy", "scipy"},
+        ),
         # each of its processes would pay for them
         ("import maskwise.annotate.run", HEAVY - {"torch", "transformers", "spacy"}),
     ],

@@ -262,6 +262,7 @@ def test_runs_to_decide():
 def test_the_detectable_difference_has_the_power():
     for runs in (6, 9, 34):
         assert power_of(2.0, detectable_difference(2.0, runs), runs) == pytest.approx(0.8)
+    assert detectable_difference(1.0, 5) == math.inf  # with 5 runs, p is never below .05
 
 
 def test_numbers_are_checked():
