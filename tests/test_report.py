@@ -22,7 +22,7 @@ from maskwise.files import RULES
 from maskwise.report import compare_studies, drawing, summary_of, write_report
 from maskwise.report.charts import MOST_POINTS, MOST_SMALL, curve_charts, objectives_view
 from maskwise.report.drawing import arm_colours, dot_chart
-from maskwise.report.page import page_content, vega_code
+from maskwise.report.page import page_content, vega_code, write_policy_page
 from maskwise.report.reading import NO_STUDY, Folder, read_folder
 from maskwise.report.tables import forest_groups
 from maskwise.study.result import StudyResult
@@ -132,6 +132,17 @@ def test_a_table_of_a_curve_ends_where_the_curve_ends():
     html = drawing.mean_table(points, "arm", across="step")["html"]
     assert "<th>500</th>" in html and "<td>0.002</td>" in html
     assert html.count("<td>") <= drawing.MOST_COLUMNS
+
+
+@pytest.mark.parametrize("method", ["supervised", "meta"])
+def test_a_number_that_was_not_finite_is_left_out_of_the_curves_of_a_policy(method, tmp_path):
+    lost = {"loss": None, "grad_norm": None}
+    logged = [{"loss": 3.0, "grad_norm": 1.5}, lost, {"loss": 2.0, "grad_norm": 0.5}, lost]
+    lines = [{"kind": "train", "step": step, **facts} for step, facts in enumerate(logged)]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    measures = {"method": method, "task": "t", "policy": "policy", "held_out": {}}
+    page = write_policy_page(tmp_path, title="t", measures=measures).read_text("utf-8")
+    assert page.count("<polyline") == 2 and page.count("steps 0 to 2") == 2
 
 
 @pytest.mark.parametrize(

@@ -437,7 +437,8 @@ def _example(text: list[tuple[str, float, float]]) -> list[View]:
 
 def _curve(lines: list[LogLine], kind: str, key: str, name: str) -> View | None:
     """Return a curve as an SVG polyline and a view box; None with fewer than two points."""
-    logged = [line for line in lines if line["kind"] == kind and key in line]
+    # A number that was not finite is null: a loss without targets, or a gradient that was skipped.
+    logged = [line for line in lines if line["kind"] == kind and line.get(key) is not None]
     if len(logged) < 2:
         return None
     steps = [line["step"] for line in logged]
