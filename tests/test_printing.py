@@ -5,6 +5,7 @@ is no error.
 from __future__ import annotations
 
 import ast
+import io
 import json
 import logging
 import os
@@ -21,7 +22,16 @@ from maskwise.annotate.run import annotate_corpus
 from maskwise.cli import main
 from maskwise.cli.terminal import print_table
 from maskwise.errors import MaskwiseError, visible
-from maskwise.printing import LOGGER, Terminal, json_text, note, quietly, shows_progress
+from maskwise.printing import (
+    LOGGER,
+    Terminal,
+    json_text,
+    note,
+    open_streams,
+    print_json,
+    quietly,
+    shows_progress,
+)
 from maskwise.tasks import evaluate_tasks
 from maskwise.training import train
 from maskwise.training.log import ProgressBar
@@ -87,6 +97,18 @@ def test_json_keeps_what_a_terminal_must_not_print() -> None:
     text = json_text(value, indent=1)
     assert json.loads(text) == value
     assert not RAW & set(text) and text.isascii()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_json_in_every_encoding(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"café": "Zoë 日本 👩"}
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    open_streams()
+    print_json(value)
+    stream.flush()
+    text = stream.buffer.getvalue().decode(encoding)
+    assert json.loads(text) == value and text.isascii() is (encoding != "utf-8")
 
 
 def test_errors_and_warnings_are_clean() -> None:

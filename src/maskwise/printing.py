@@ -177,11 +177,17 @@ def json_text(value: object, *, indent: int | None = None) -> str:
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON to stdout."""
+    """Print a value as JSON to stdout, in ASCII if the encoding of stdout lacks a character."""
     # rich would wrap and colour lines.
     stdout = out_console.file
+    text = json_text(value, indent=1)
     try:
-        stdout.write(json_text(value, indent=1) + "\n")
+        text.encode(getattr(stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        # The stream itself would write \xeb, which is no JSON.
+        text = "".join(char if char.isascii() else json.dumps(char)[1:-1] for char in text)
+    try:
+        stdout.write(text + "\n")
     except BrokenPipeError:
         let_go(stdout)
 
