@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from maskwise.cli import terminal as printing
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import loss_table
 from maskwise.files import RULES
+from maskwise.printing import Terminal
 from maskwise.report import compare_studies, drawing, summary_of, write_report
 from maskwise.report.charts import MOST_POINTS, MOST_SMALL, curve_charts, objectives_view
 from maskwise.report.drawing import arm_colours, dot_chart
@@ -897,6 +899,22 @@ def test_a_table_in_a_pipe_is_not_cut(capfd: pytest.CaptureFixture[str]) -> None
     printing.print_table(("a long head", "another"), [(cell, cell)])
     out = capfd.readouterr().out
     assert "…" not in out and f"{cell}  {cell}" in out
+
+
+@pytest.mark.parametrize("width", [30, 80, 90, 200])
+def test_a_table_on_a_terminal_shows_whole_names_and_numbers(width, monkeypatch, capsys) -> None:
+    """At 80 columns, constant-rate-15 and constant-rate-30 were both constant-r…"""
+    monkeypatch.setattr(printing, "out_console", Terminal(width=width, force_terminal=True))
+    heads = ("arm", "against", "outcome", "difference", "95 % interval", "p", "", "verdict")
+    facts = ("constant-rate-15", "the tasks", "+1.2 points", "−0.35 to +2.14", "0.031", "")
+    rows = [(f"constant-rate-{rate}", *facts, Text("better (decided)")) for rate in (30, 45)]
+    printing.print_table(heads, rows)
+    printing.print_table(("", ""), [(Text("file"), f"/{'folder/' * 9}texts.jsonl")])
+    out = capsys.readouterr().out
+    assert "…" not in out and f"/{'folder/' * 9}texts.jsonl" in "".join(out.split())
+    for row in rows:
+        for word in " ".join(map(str, row)).split():
+            assert word in out.split()
 
 
 def test_arms_with_one_name_are_named_once() -> None:

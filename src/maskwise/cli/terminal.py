@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
+from rich.console import Console
+from rich.measure import measure_renderables
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +26,10 @@ JsonObject: TypeAlias = dict[str, Any]
 """The result of a command, as JSON values."""
 PIPE_WIDTH = 10_000
 """Width in characters of tables in pipes and files."""
+SPACE = 2
+"""Spaces between columns."""
+LONGEST_WORD = 24
+"""Characters of a word, such as a path, above which it may be broken in a column."""
 
 Out = Annotated[
     Path | None,
@@ -135,16 +141,55 @@ def renamed(old: str, former: T | None, new: str, value: T | None) -> T | None:
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-    """Print a table without borders."""
-    table = Table(*heads, box=None, padding=(0, 2, 0, 0))
-    for row in rows:
-        # rich counts control characters as 0 wide, but a terminal gets a dot for each of them.
-        table.add_row(*(visible(cell) if isinstance(cell, str) else cell for cell in row))
-    # A file or a pipe has no width, so cells are not truncated.
+    """Print a table without borders. No cell is cut.
+
+    On a terminal that is too narrow for whole words, there is a line for every field of a row.
+    """
+    # rich counts control characters as 0 wide, but a terminal gets a dot for each of them.
+    cells = [[visible(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    # A file or a pipe has no width.
     console = out_console
     if not console.is_terminal:
         console = Terminal(width=PIPE_WIDTH)
+    table = Table(box=None, padding=(0, SPACE, 0, 0))
+    widths = _widths(
+        console, [[head, *column] for head, *column in zip(heads, *cells, strict=True)]
+    )
+    if widths is None:
+        longest = max(map(len, heads))
+        for row in cells:
+            for head, cell in zip(heads, row):
+                if cell:
+                    name = f"{head:{longest}}  " if head else ""
+                    console.print(Text.assemble(name, cell), soft_wrap=True)
+            console.print("")
+        return
+    for head, width in zip(heads, widths):
+        table.add_column(head, width=width, overflow="fold")
+    for row in cells:
+        table.add_row(*row)
     console.print(table)
+
+
+def _widths(console: Console, columns: Iterable[Sequence[str | Text]]) -> list[int] | None:
+    """Return widths at which only words above ``LONGEST_WORD`` are broken; None if there are none.
+
+    Args:
+        columns: the cells of every column, with its head.
+    """
+    least = []
+    widths = []
+    for column in columns:
+        needed = measure_renderables(console, console.options, column)
+        least.append(min(needed.minimum, LONGEST_WORD))
+        widths.append(needed.maximum)
+    room = console.width - SPACE * len(widths)
+    if sum(least) > room:
+        return None
+    while sum(widths) > room:
+        wrapping = [n for n, width in enumerate(widths) if width > least[n]]
+        widths[max(wrapping, key=widths.__getitem__)] -= 1
+    return widths
 
 
 def figure(value: float | None, form: str = ".3f") -> str:
