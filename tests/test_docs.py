@@ -28,6 +28,7 @@ from maskwise.masking import SCHEDULES
 from maskwise.recipe import read_recipe, shipped, validate
 from maskwise.recipe.described import recipe_keys
 from maskwise.tasks import KINDS, METRICS
+from maskwise.verdict.flags import FLAGS
 from maskwise.verdict.statistics import ALPHA, can_decide, powers, sign_flip_interval
 from training_tools import model, tokenizer
 
@@ -312,6 +313,12 @@ def test_the_table_of_power_is_that_of_the_code() -> None:
         assert (one, more) == (round(100 * power["1"]), round(100 * power["1.5"]))
         # A study has at most six primary contrasts.
         assert contrasts == max(k for k in range(1, 7) if can_decide(runs, k))
+
+
+def test_each_flag_of_a_verdict_is_explained() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text("utf-8")
+    listed = " ".join(re.findall(r"^- (`[a-z-]+`.*?): ", page, flags=re.M))
+    assert {flag.code for flag in FLAGS} <= {*re.findall(r"[a-z-]+", listed)}
 
 
 def _mean_difference(

@@ -525,7 +525,7 @@ def read_documents(
             - ``"bundled:wikipedia"``, a sample that comes with maskwise, or ``"bundled:world-0"``,
               texts about invented people;
             - a ``.txt`` (or ``.txt.gz``, ``.txt.zst``) file: documents are the blocks between blank
-              lines, or the lines of a file without blank lines (``text_per``);
+              lines, or usually a line if a file has no blank lines (``text_per``);
             - a ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``, ``.json`` or ``.json.gz`` file: one
               object (or string) per line; ``.json`` and ``.json.gz`` may also be one array;
             - a ``.csv``, ``.tsv``, ``.parquet`` or FASTA file;
