@@ -200,19 +200,13 @@ class Contest:
         """Train with ``Trainer`` and its usual settings for speed: fused AdamW and, on a GPU,
         loader processes and pinned memory.
         """
-        rows, size = self.rows[PEER], self.shape.batch_size
-        laid = rows.line(range(min(len(rows), size * clock.last))).columns()
-        texts = [
-            {"input_ids": ids[show].tolist()}
-            for ids, show in zip(laid["input_ids"], laid["attention_mask"] > 0)
-        ]
         on_cpu = clock.device.type == "cpu"
         return time_trainer(
             clock,
             self.model(),
-            texts,
+            self.texts,
             DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=RATIO),
-            batch_size=size,
+            batch_size=self.shape.batch_size,
             use_cpu=on_cpu,
             bf16=precision == "bf16",
             dataloader_pin_memory=not on_cpu,
@@ -222,8 +216,25 @@ class Contest:
 
     def tokens(self, name: str) -> float:
         """Return the mean number of tokens of text in a step of a contestant."""
-        rows = self.rows[name.split()[0]]
-        return self.shape.batch_size * rows.tokens / len(rows)
+        rows = self.rows[OURS]
+        mean = rows.tokens / len(rows)
+        if name.startswith(PEER):
+            mean = sum(len(text["input_ids"]) for text in self.texts) / len(self.texts)
+        return self.shape.batch_size * mean
+
+    @cached_property
+    def texts(self) -> list[dict[str, list[int]]]:
+        """The rows that ``Trainer`` reads, each once: as many as it needs, from all of the text.
+
+        The first rows would be shorter than the mean, because the first documents are.
+        """
+        rows = self.rows[PEER]
+        count = min(len(rows), self.shape.batch_size * (WARM + self.shape.steps))
+        laid = rows.line(range(0, len(rows), len(rows) // count)[:count]).columns()
+        return [
+            {"input_ids": ids[show].tolist()}
+            for ids, show in zip(laid["input_ids"], laid["attention_mask"] > 0)
+        ]
 
     def rates(self, name: str, seconds: dict[str, list[float]]) -> list[float]:
         """Return the tokens of text per second of ``seconds`` in each round."""

@@ -21,6 +21,7 @@ from mask import bench_mask, mask_notes, mask_rows
 from transformers import AttentionInterface, PreTrainedModel
 
 from maskwise.masking import CORRUPTIONS, POLICIES
+from maskwise.text import read_documents, train_tokenizer
 from test_packed_collator import varlen
 
 
@@ -48,6 +49,20 @@ def test_bench_mask_times_every_member_beside_the_peer() -> None:
     assert "fixed piece of work" in notes and result["hardware"]["cpu"] in notes
     assert len(mask_rows(result)) == len(result["results"])
     assert "8 × 4096" in {row[2] for row in mask_rows(result)}
+
+
+def test_the_tokens_of_trainer_are_those_that_it_reads() -> None:
+    small = train_bench.bert("tiny", 1, 64, 2)._replace(batch_size=8, length=32, steps=2)
+    documents = [*read_documents("bundled:wikipedia", limit=120)]
+    tokenizer = train_tokenizer((document.text for document in documents), vocab_size=512)
+    contest = train_bench.Contest(small, "varied", documents, tokenizer)
+    read = [len(text["input_ids"]) for text in contest.texts]
+    assert len(read) == 8 * (train_bench.WARM + 2)
+    assert contest.tokens(f"{train_bench.PEER} fp32") == 8 * sum(read) / len(read)
+    rows = contest.rows[train_bench.PEER]
+    first = rows.line(range(len(read))).columns()["attention_mask"].sum() / len(read)
+    mean = rows.tokens / len(rows)
+    assert abs(sum(read) / len(read) - mean) < abs(first - mean), "from all of the text"
 
 
 def test_bench_train_times_both_on_both_texts() -> None:
