@@ -156,3 +156,34 @@ def test_scripts_and_benchmarks_import_what_exists(module):
         if not is_module and not hasattr(there, name):
             missing.append(f"{path}: {name}")
     assert not missing
+
+
+def test_summaries_of_the_task_have_one_part_and_are_not_in_the_text(tmp_path, monkeypatch):
+    lines = []
+    for number in range(90):
+        lines += [f"def function_{number}():", f'    """Compute quantity {number} of a sample.', ""]
+        lines += ["    It has details." * 20, '    """', "def _hidden():", '    """Hidden."""']
+    for part, code in (
+        ("one", lines),
+        ("two", [line.replace("a sample", "a graph") for line in lines]),
+        # Its summaries are also those of "one", and have no one answer.
+        ("three", [line.replace("details", "cases") for line in lines[: 7 * 80]]),
+        ("_own", [line.replace("a sample", "nothing") for line in lines]),
+        ("tests", [line.replace("a sample", "a test") for line in lines]),
+    ):
+        folder = tmp_path / "made_up_package" / part
+        folder.mkdir(parents=True)
+        (folder / "code.py").write_text("\n".join(code))
+    (tmp_path / "made_up_package" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    script = runpy.run_path(str(SCRIPTS / "docstrings.py"))
+    script["main"].__globals__["PACKAGES"] = ("made_up_package",)
+    script["main"](tmp_path / "out")
+    rows = read_lines(tmp_path / "out" / "parts" / "train.jsonl")
+    rows += read_lines(tmp_path / "out" / "parts" / "test.jsonl")
+    assert Counter(row["label"] for row in rows) == {"made_up_package.two": 62}
+    labelled = {row["text"] for row in rows}
+    assert len(labelled) == 62 and all("of a graph." in text for text in labelled)
+    texts = [row["text"] for row in read_lines(tmp_path / "out" / "docstrings.jsonl")]
+    assert len(texts) == 90 + 28 + 80 and all("It has" in text for text in texts)
+    assert labelled.isdisjoint(text.partition("\n")[0] for text in texts)
