@@ -23,7 +23,7 @@ from maskwise.files import RULES
 from maskwise.printing import Terminal
 from maskwise.report import compare_studies, drawing, summary_of, write_report
 from maskwise.report.charts import MOST_POINTS, MOST_SMALL, curve_charts, objectives_view
-from maskwise.report.drawing import arm_colours, dot_chart
+from maskwise.report.drawing import arm_colours, choice_chart, dot_chart, line_chart
 from maskwise.report.page import page_content, vega_code, write_policy_page
 from maskwise.report.reading import NO_STUDY, Folder, read_folder
 from maskwise.report.tables import forest_groups
@@ -129,11 +129,57 @@ def test_tables_stand_in_place_of_charts_that_cannot_be_made(folder, monkeypatch
     assert text.count('class="dataframe"') > 2 and len(text) < 300_000
 
 
+def cells_of(html: str) -> list[list[str]]:
+    """The rows of a table: its head, and the texts of all cells."""
+    rows = re.findall(r"<tr.*?</tr>", html, re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+@pytest.fixture
+def no_charts(monkeypatch):
+    monkeypatch.setattr(drawing, "vega_code", lambda: "")
+
+
+@pytest.mark.usefixtures("no_charts")
 def test_a_table_of_a_curve_ends_where_the_curve_ends():
-    points = [{"arm": "a", "step": step, "value": 1 / step} for step in range(10, 510, 10)]
-    html = drawing.mean_table(points, "arm", across="step")["html"]
+    places = range(10, 510, 10)
+    points = [{"arm": "a", "seed": 0, "step": step, "value": 1 / step} for step in places]
+    html = line_chart(points, {}, title=None)["html"]
     assert "<th>500</th>" in html and "<td>0.002</td>" in html
     assert html.count("<td>") <= drawing.MOST_COLUMNS
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_table_of_a_curve_has_every_run_though_no_two_are_logged_at_the_same_tokens():
+    runs = [("a", 0), ("a", 1), ("b", 0)]
+    points = [
+        {"arm": arm, "seed": seed, "tokens": 1000 * part + number, "value": number + part / 100}
+        for number, (arm, seed) in enumerate(runs)
+        for part in range(1, 41)
+    ]
+    head, _, a, b = cells_of(line_chart(points, {}, title=None, x="tokens")["html"])
+    assert head[-1] == "40002" and len(head) <= drawing.MOST_COLUMNS + 1
+    assert "–" not in a + b and a[-1] == "0.9" and b[-1] == "2.4"
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_table_of_dots_has_every_run_and_one_of_measures_all_of_them():
+    seeds = range(10)
+    points = [{"arm": "a", "seed": seed, "value": float(seed)} for seed in seeds]
+    points.append({"arm": "b", "seed": 3, "value": 0.5})
+    row = cells_of(dot_chart(points, {}, title="")["html"])
+    assert row[-2] == ["a", "4.5", "3.028", "10", *map(str, seeds)]
+    assert row[-1] == ["b", "0.5", "–", "1", *("0.5" if seed == 3 else "–" for seed in seeds)]
+    names = [f"measure {number}" for number in reversed(range(11))]
+    points = [
+        {"arm": arm, "seed": seed, "measure": name, "x": 2e9, "value": 0.25 + seed}
+        for name in names
+        for arm in ("b", "a")
+        for seed in (0, 1)
+    ]
+    table = cells_of(choice_chart(points, {}, quantity="flops")["html"])
+    assert table[-12:] == [["flops", "2e+09", "2e+09"], *([name, "0.75", "0.75"] for name in names)]
+    assert table[0][1:] == ["b", "a"]
 
 
 @pytest.mark.parametrize("method", ["supervised", "meta"])

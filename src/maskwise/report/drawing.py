@@ -19,6 +19,7 @@ from functools import cache
 from itertools import cycle
 from typing import TypeAlias
 
+import numpy as np
 from pandas import DataFrame
 
 from maskwise.constants import PLATEAU_NATS
@@ -74,18 +75,35 @@ def vega_code() -> str:
     return made_vega()[0]
 
 
-def mean_table(points: Points, *names: str, across: str) -> ChartSpec:
-    """Return an HTML table of mean values, for a page without charts.
+def table_of_runs(points: Points) -> ChartSpec:
+    """Return a table for a page without charts: mean, SD and number of runs, and every run."""
+    runs = DataFrame(points).pivot_table("value", "arm", "seed")
+    facts = DataFrame(
+        {"mean": runs.mean(axis=1), "SD": runs.std(axis=1), "runs": runs.count(axis=1)}
+    )
+    return _html(facts.join(runs.rename(columns="seed {}".format)))
 
-    Args:
-        points: the points of the chart.
-        names: the keys that identify a row.
-        across: the key that identifies a column. At most ``MOST_COLUMNS`` columns are kept.
-    """
-    table = DataFrame(points).pivot_table("value", list(names), across)
-    stride = math.ceil(table.shape[1] / MOST_COLUMNS)
+
+def table_of_measures(points: Points, quantity: str) -> ChartSpec:
+    """Return a table of means over runs, with a row for the compute and for every measure."""
+    compute = [{**point, "measure": quantity, "value": point["x"]} for point in points]
+    table = DataFrame([*compute, *points])
+    return _html(table.pivot_table("value", "measure", "arm", sort=False))
+
+
+def table_of_curves(points: Points, x: str) -> ChartSpec:
+    """Return a table of means over runs at no more than ``MOST_COLUMNS`` steps or tokens."""
+    table = DataFrame(points)
+    places = np.unique(table[x])
     # Count from the end, to keep the last column, which is the end of training.
-    table = table.iloc[:, ::-stride].iloc[:, ::-1]
+    kept = places[:: -math.ceil(len(places) / MOST_COLUMNS)][::-1]
+    # Every run may be logged at other numbers of tokens: it is read at its last point before each.
+    table[x] = kept[np.searchsorted(kept, table[x])]
+    last = table.groupby(["arm", "seed", x])["value"].last().reset_index()
+    return _html(last.pivot_table("value", "arm", x))
+
+
+def _html(table: DataFrame) -> ChartSpec:
     return {"html": table.to_html(na_rep="–", float_format="%.4g")}
 
 
@@ -113,7 +131,7 @@ def dot_chart(
         percent: whether the axis is in per cent.
     """
     if not vega_code():
-        return mean_table(rows, "arm", across="seed")
+        return table_of_runs(rows)
     drawn = {row["arm"] for row in rows}
     arms = [arm for arm in colours if arm in drawn]
     ends = [row["value"] for row in rows]
@@ -160,7 +178,7 @@ def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> ChartSpec:
     A dot is one run.
     """
     if not vega_code():
-        return mean_table(rows, "arm", across="measure")
+        return table_of_measures(rows, quantity)
     measures = list(dict.fromkeys(row["measure"] for row in rows))
     bind = {"input": "select", "options": measures, "name": "Measure "}
     title = {"flops": FLOPS}.get(quantity, quantity)
@@ -197,7 +215,7 @@ def line_chart(
         rule: the value of a horizontal dashed line; None for no line.
     """
     if not vega_code():
-        return mean_table(rows, "arm", across=x)
+        return table_of_curves(rows, x)
     colour = _arm_colour(colours)
     title_x = "tokens read" if x == "tokens" else x
     across = _quantity(x, title=title_x, scale={"domainMin": 0}, axis=COUNTS)
