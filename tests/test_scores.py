@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -670,6 +671,19 @@ def test_the_command_prints_verdicts_and_writes_a_page(tmp_path: Path, capsys: A
     capsys.readouterr()
     assert command("compare", path, *given, "--json") == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "decided"
+
+
+@pytest.mark.parametrize("replicate", ["finetuning", "pretraining"])
+def test_the_page_of_a_comparison_speaks_of_no_study_and_of_its_own_replicate(
+    replicate: str, tmp_path: Path
+) -> None:
+    """It called fine-tunings of one checkpoint pre-training runs that a study had named before."""
+    mw.compare(table(), **(BETTER | {"replicate": replicate})).save(tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    body = re.sub("<(script|style).*?</\\1>", "", page[page.index("<main>") :], flags=re.DOTALL)
+    assert not re.search("study|recipe|ways to train", body)
+    assert ("one pre-training run" in body) is (replicate == "pretraining")
+    assert ("one fine-tuning" in body) is (replicate == "finetuning")
 
 
 def test_a_folder_of_a_comparison_may_have_the_page_of_two_studies(tmp_path: Path) -> None:

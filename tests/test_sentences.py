@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from maskwise.report import write_report
+from maskwise.scores import compare
 from maskwise.verdict import summarise
 from report_fixture import (
     CLEAR,
@@ -307,9 +308,21 @@ def bare_page(folder: Path) -> Path:
     return write_report(folder)
 
 
+def compared_page(folder: Path, replicate: str) -> Path:
+    """Scores from elsewhere."""
+    rows = [
+        {"arm": arm, "seed": seed, "task": "rte", "score": score}
+        for arm, scores in CLEAR.items()
+        for seed, score in enumerate(scores)
+    ]
+    return compare(rows, baseline="token-15", replicate=replicate).save(folder)
+
+
 PAGES: dict[str, Callable[[Path], Path]] = {
     "page of a study": study_page,
     "page of a study that has begun": bare_page,
+    "page of compared fine-tunings": lambda folder: compared_page(folder, "finetuning"),
+    "page of compared pre-trainings": lambda folder: compared_page(folder, "pretraining"),
     "page of a run": lambda folder: write_report(
         write_run(folder, make_metrics("linear(0.3, 0.15)"))
     ),

@@ -9,7 +9,7 @@ page's security policy forbids loading other resources and running other code.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,7 @@ from maskwise import __version__
 from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words, shade
 from maskwise.errors import duration, plural
 from maskwise.estimates import detected_words, loss_table, outcome_words
-from maskwise.files import RULES, ArmFacts, Summary
+from maskwise.files import RULES, ArmFacts, Contrast, Summary
 from maskwise.folders import read_json, read_lines, write_page
 from maskwise.report.charts import (
     compute_view,
@@ -59,6 +59,9 @@ SCOPES = {
     FIXED: "The verdicts hold only at these settings. With other settings, such as another "
     "learning rate, another arm may be the best.",
 }
+
+COMPARED_RUNS = {"finetuning": "fine-tuning", "pretraining": "pre-training run"}
+"""What a row of scores from elsewhere is."""
 
 
 def write_report(folder: Path, html: Path | None = None, *, summary: Summary | None = None) -> Path:
@@ -137,6 +140,11 @@ def _story(folder: Folder) -> View | None:
     if not rows:
         return None
     arms = folder.arms
+    if "compared" in study:
+        runs = plural(len(study["seeds"]), COMPARED_RUNS.get(study["compared"], "run"))
+        tasks = ", ".join(study["tasks"])
+        sentence = f"{runs} of each arm with the same seeds are compared, on these tasks: {tasks}."
+        return _answer(folder, rows, [sentence])
     what = f"{len(arms)} ways to train (arms)"
     if len(arms) == 1:
         what = f"{arms[0]} with {folder.reference}"
@@ -155,6 +163,11 @@ def _story(folder: Folder) -> View | None:
     ]
     if summary["matched_by"] and all(row["compute"]["matched"] for row in rows):
         compared.append(f"The arms are compared at equal {summary['matched_by']}.")
+    return _answer(folder, rows, compared)
+
+
+def _answer(folder: Folder, rows: Sequence[Contrast], compared: Sequence[str]) -> View:
+    """Return what was compared, what the verdicts of primary rows mean, and the next steps."""
     reading = []
     scopes = {row["scope"] for row in rows}
     if len(scopes) == 1:
@@ -165,7 +178,7 @@ def _story(folder: Folder) -> View | None:
     return {
         "compared": " ".join(compared),
         "reading": " ".join(filter(None, reading)),
-        "advice": summary["advice"],
+        "advice": folder.summary["advice"],
         "adapted": folder.adapted,
     }
 
