@@ -128,6 +128,13 @@ def test_a_text_cannot_steer_the_terminal_or_the_page(tokenizer, tmp_path):
     assert "<script" not in page and "&lt;script&gt;" in page
 
 
+def test_a_text_from_right_to_left_is_set_so_on_the_page(tokenizer, tmp_path):
+    found = look("שלום, \u200fעולם", "token", tokenizer, ratio="0.0")
+    write_masks(found, tmp_path / "masks.html")
+    page = (tmp_path / "masks.html").read_text(encoding="utf-8")
+    assert '<p dir="auto">שלום' in page and "\u200fעולם" in page
+
+
 def test_why_nothing_is_chosen_is_said_in_the_terminal_and_on_the_page(tokenizer, tmp_path):
     for ratio in ("0.0", "0.3"):
         found = look(TEXT, "token", tokenizer, ratio=ratio)

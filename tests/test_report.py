@@ -247,6 +247,28 @@ def test_what_users_write_is_escaped(tmp_path):
     assert "; cpu an EPYC, cores 2" in page
 
 
+def test_a_name_cannot_reverse_the_text_after_it(tmp_path, monkeypatch):
+    """Such as a verdict. Text that is written from right to left is set so."""
+    odd = "left\u202eright"
+    names = {"token-15": 0.0, odd: 0.2}
+    study = make_study(runs=3, arms=names, name=odd, description=f"שלום {odd}")
+    study["tasks"] = {odd: study["tasks"]["task-0"]}
+    records = [line for line in make_records(study, names) if line["kind"] != "heldout"]
+    samples = make_samples(study, words=["שלום", "\u200fעולם"])
+    folder = write_study(tmp_path, study, records, summary=None, samples=samples)
+    for code in ("VEGA", ""):
+        for module in ("drawing", "page"):
+            made = f"maskwise.report.{module}.made_vega"
+            monkeypatch.setattr(made, lambda code=code: (code, "none"))
+        page = write_report(folder).read_text("utf-8")
+        assert "\u202e" not in page and "\\u202e" not in page
+        assert "<bdi>left·right</bdi>" in page
+        assert re.search('<p dir="auto">(<span[^>]*>)?שלום', page) and "\u200fעולם" in page
+        assert '<p class="description" dir="auto">שלום left·right</p>' in page
+    result = StudyResult.read(folder)
+    assert "left·right" in result._repr_html_() and "\u202e" not in result._repr_html_()
+
+
 def test_chips_tell_what_was_hidden(tmp_path):
     pieces = [
         {"text": "Shaw", "state": "shown"},

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
-from maskwise.errors import MaskwiseError, require_library, unknown_name
+from maskwise.errors import MaskwiseError, require_library, unknown_name, visible
 from maskwise.signals import AskedToLeave
 from maskwise.specs import local_name, split_options, user_path
 
@@ -663,7 +663,7 @@ LONGEST = 1000
 def write_page(
     path: Path, template: str, filters: Mapping[str, object] | None = None, **values: object
 ) -> None:
-    """Write a self-contained HTML page, in which all texts are escaped.
+    """Write a self-contained HTML page, in which all texts are escaped (and ``visible``).
 
     Args:
         template: the name of a file in ``report``.
@@ -691,5 +691,18 @@ def _pages() -> Environment:
     # Commands that write no page start faster without the import of jinja2.
     from jinja2 import Environment, PackageLoader
 
-    loader = PackageLoader("maskwise", "report")
-    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("maskwise", "report"),
+        autoescape=True,
+        # A name may hold a character that reverses the text after it. Escaped text, such as a
+        # sample in a paragraph of its own, is shown as it is.
+        finalize=lambda value: visible(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_function"] = _visible_json
+    return environment
+
+
+def _visible_json(value: object, **options: Any) -> str:
+    return visible(json.dumps(value, ensure_ascii=False, **options))

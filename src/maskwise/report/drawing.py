@@ -23,7 +23,7 @@ import numpy as np
 from pandas import DataFrame
 
 from maskwise.constants import PLATEAU_NATS
-from maskwise.errors import MaskwiseError, install_command
+from maskwise.errors import MaskwiseError, install_command, visible
 from maskwise.estimates import with_minus
 from maskwise.report.reading import LogLine
 from maskwise.specs import Call, parse_call
@@ -104,7 +104,7 @@ def table_of_curves(points: Points, x: str) -> ChartSpec:
 
 
 def _html(table: DataFrame) -> ChartSpec:
-    return {"html": table.to_html(na_rep="–", float_format="%.4g")}
+    return {"html": visible(table.to_html(na_rep="–", float_format="%.4g"))}
 
 
 def arm_colours(arms: Sequence[str], baseline: str | None) -> dict[str, str]:

@@ -23,6 +23,7 @@ from maskwise.errors import (
     items_of,
     require_known,
     tidied_warnings,
+    visible,
     whole_number,
 )
 from maskwise.estimates import aligned_cells, failure_lines, loss_table, reasons
@@ -204,23 +205,27 @@ class StudyResult:
         rows = []
         for row in self.contrasts:
             cells = (row["arm"], row["baseline"], row["verdict"], row["sentence"])
-            rows.append("".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells))
+            rows.append("".join(f"<td>{_escaped(str(cell))}</td>" for cell in cells))
         titles = "".join(f"<th>{title}</th>" for title in ("arm", "against", "verdict", ""))
         body = "".join(f"<tr>{cells}</tr>" for cells in rows)
         losses = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>"
+            f"<tr>{''.join(f'<td>{_escaped(cell)}</td>' for cell in line)}</tr>"
             for line in loss_table(self.summary["losses"])
         )
         page = self.folder / "report.html"
         lines = [*self.summary["advice"], *failure_lines(self.failures)]
-        more = [f"<li>{html.escape(line)}</li>" for line in lines]
+        more = [f"<li>{_escaped(line)}</li>" for line in lines]
         return (
-            f"<p><b>{html.escape(self.headline)}</b></p>"
+            f"<p><b>{_escaped(self.headline)}</b></p>"
             f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
             f"<ul>{''.join(more)}</ul>"
             f"{losses and f'<table><tbody>{losses}</tbody></table>'}"
-            f"<p>{html.escape(str(page))}</p>"
+            f"<p>{_escaped(str(page))}</p>"
         )
+
+
+def _escaped(text: str) -> str:
+    return html.escape(visible(text))
 
 
 @led
