@@ -39,6 +39,7 @@ class Adapter:
         head: the prediction head. If None, the head is unknown, and the whole model must be called
             to get logits.
         counts_from_pad: whether the first position index is the padding id plus 1, as in RoBERTa.
+        pad: the padding id that a family's code assumes, whatever its configuration says.
         separates: whether ``maskwise.attention`` can keep the documents of a packed row apart.
     """
 
@@ -46,6 +47,7 @@ class Adapter:
 
     head: Head | None = None
     counts_from_pad: bool = False
+    pad: int | None = None
     separates: bool = False
 
     def encoder(self, model: PreTrainedModel) -> nn.Module:
@@ -76,7 +78,8 @@ class Adapter:
         """Return the position index of the first token in a row."""
         if not self.counts_from_pad:
             return 0
-        return (config.pad_token_id or 0) + 1
+        pad = config.pad_token_id or 0 if self.pad is None else self.pad
+        return pad + 1
 
 
 @dataclass(frozen=True)
@@ -363,7 +366,7 @@ ENCODERS: Mapping[str, Adapter] = {
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
     "camembert": ROBERTA,
-    "mpnet": Adapter(chain("lm_head"), counts_from_pad=True),
+    "mpnet": Adapter(chain("lm_head"), counts_from_pad=True, pad=1),
     "albert": Adapter(chain("predictions"), separates=True),
     "distilbert": Adapter(
         chain("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector")
@@ -374,6 +377,14 @@ ENCODERS: Mapping[str, Adapter] = {
     "nomic_bert": Adapter(chain("cls"), separates=True),
     "esm": Esm(chain("lm_head"), counts_from_pad=True, separates=True),
     "esmc": Adapter(chain("lm_head"), separates=True),
+    # Here the head is unknown, and only the positions are known.
+    "data2vec-text": Adapter(counts_from_pad=True),
+    "ibert": Adapter(counts_from_pad=True),
+    "longformer": Adapter(counts_from_pad=True),
+    "luke": Adapter(counts_from_pad=True),
+    "roberta-prelayernorm": Adapter(counts_from_pad=True),
+    "xlm-roberta-xl": Adapter(counts_from_pad=True),
+    "xmod": Adapter(counts_from_pad=True),
 }
 """The known encoder families, by ``config.model_type``."""
 
@@ -456,7 +467,7 @@ def decoder_inputs(
             decoder's positions.
     """
     start = start_token(config)
-    room = most_tokens(config)
+    room = most_tokens(config, written=True)
     longest = labels.shape[1]
     if documents is not None and longest > room:
         # The longest document is computed only if needed, because the host must wait for it.
@@ -518,17 +529,26 @@ def picked(states_BLH: Tensor, row: Tensor, column: Tensor) -> Tensor:
     return states_BLH.flatten(0, 1).index_select(0, place)
 
 
+POSITIONS = "max_position_embeddings"
+"""The field that most configurations have for the number of positions."""
 UNLIMITED = 1 << 29
 """For models without a limit, ``most_tokens`` returns at least this number."""
 
 
-def most_tokens(config: PreTrainedConfig) -> int:
-    """Return the maximum number of tokens in a row, including special tokens."""
-    given = 2 * UNLIMITED
-    if hasattr(config, "max_position_embeddings"):
-        given = config.max_position_embeddings or given
+def most_tokens(config: PreTrainedConfig, *, written: bool = False) -> int:
+    """Return the maximum number of tokens in a row, including special tokens.
+
+    Args:
+        config: the configuration of the model.
+        written: whether the row is written by the decoder of an encoder–decoder.
+    """
+    # LED's encoder reads longer texts than its decoder writes.
+    part = "decoder" if written else "encoder"
+    given = None
+    for name in (POSITIONS, f"max_{part}_position_embeddings"):
+        given = given or getattr(config, name, None)
     try:
-        positions = int(given)
+        positions = int(given or 2 * UNLIMITED)
     except (TypeError, ValueError):
         raise MaskwiseError(
             "the model's max_position_embeddings is not a number", got=given
@@ -543,7 +563,7 @@ def positions_of(model: nn.Module) -> int | None:
     """
     tables = ("position_embeddings", "embed_positions", "position_embedding")
     config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "max_position_embeddings"):
+    if config is None or not hasattr(config, POSITIONS):
         return None
     for name, part in model.named_modules():
         if isinstance(part, nn.Embedding) and name.endswith(tables):
@@ -594,9 +614,16 @@ def check_fit(config: PreTrainedConfig, tokens: int, *, do: str) -> None:
         )
 
 
-def check_room(config: PreTrainedConfig, length: int, *, what: str, do: str | None = None) -> None:
+def check_room(
+    config: PreTrainedConfig,
+    length: int,
+    *,
+    what: str,
+    written: bool = False,
+    do: str | None = None,
+) -> None:
     """Raise ``MaskwiseError`` if rows of ``length`` tokens exceed the model's positions."""
-    room = most_tokens(config)
+    room = most_tokens(config, written=written)
     if length > room:
         raise MaskwiseError(
             f"{what} is more than the model's positions", got=length, allowed=f"≤ {room}", do=do

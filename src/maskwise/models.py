@@ -32,6 +32,7 @@ from maskwise.errors import (
     whole_number,
 )
 from maskwise.families import (
+    POSITIONS,
     EncoderDecoder,
     Kind,
     adapter_of,
@@ -59,7 +60,6 @@ Fields: TypeAlias = dict[str, Any]
 LANGUAGE_MODELS: Mapping[Kind, str] = {"encoder": "masked-lm", "encoder-decoder": "seq2seq"}
 """The heads for pre-training, by the kind of model."""
 
-POSITIONS = "max_position_embeddings"
 USED_BY_ALL = {"chunk_size_feed_forward", "tie_word_embeddings", "is_encoder_decoder"}
 """The fields of transformers' base configuration that a setting of a model may change."""
 
@@ -130,6 +130,13 @@ def new_config(
     _require_fields(plain, fields)
     family = adapter_of(plain)
     given = _ids_of(tokenizer)
+    if family.pad is not None and tokenizer.pad_token_id != family.pad:
+        raise MaskwiseError(
+            f"a new {architecture} needs a tokenizer whose padding token has the id {family.pad}",
+            got=tokenizer.pad_token_id,
+            do="set tokenizer.name to that of a published model of this family, or use another "
+            "model.architecture, such as roberta",
+        )
     if hasattr(plain, "mask_token_id"):  # ESM reads this id, whose default may be another token
         given["mask_token_id"] = tokenizer.mask_token_id
     plain.pad_token_id = tokenizer.pad_token_id
@@ -141,8 +148,11 @@ def new_config(
         given["decoder_start_token_id"] = given[f"{family.starts_with}_token_id"]
         if hasattr(plain, "forced_eos_token_id"):  # the default is </s> in BART's vocabulary
             given["forced_eos_token_id"] = given["eos_token_id"]
-    if hasattr(plain, "max_position_embeddings"):
-        given["max_position_embeddings"] = positions
+    if hasattr(plain, POSITIONS):
+        given[POSITIONS] = positions
+    for name in ("max_encoder_position_embeddings", "max_decoder_position_embeddings"):
+        if hasattr(plain, name):  # LED's encoder pads texts to its window, so it keeps its default
+            given[name] = max(getattr(plain, name), positions)
     for part in plain.sub_configs:  # T5Gemma configures its encoder and its decoder separately
         own = fields.get(part, {})
         if not isinstance(own, Mapping):

@@ -338,7 +338,7 @@ def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0
 def _check_writer(max_target: int, config: PreTrainedConfig) -> None:
     require_kind(config, "encoder-decoder", use="a task whose answers are written")
     start_token(config)
-    check_room(config, max_target, what="max_target of a task")
+    check_room(config, max_target, what="max_target of a task", written=True)
 
 
 def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:

@@ -1,0 +1,90 @@
+"""What differs between families of models: positions, heads, and what some of them lack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from maskwise.errors import MaskwiseError
+from maskwise.families import adapter_of, decoder_inputs, most_tokens
+from maskwise.models import new_config
+from training_tools import ARCHITECTURES, LENGTH, MORE, SMALL, tokenizer
+
+WITHOUT_HEAD = (
+    *("convbert", "ernie", "mra", "nystromformer", "roformer", "yoso"),
+    *("data2vec-text", "ibert", "longformer", "luke", "roberta-prelayernorm", "xlm-roberta-xl"),
+    "xmod",
+)
+"""Families whose prediction head maskwise does not know."""
+OTHERS: dict[str, dict[str, Any]] = {
+    "esm": {"position_embedding_type": "absolute"},
+    "longformer": {"attention_window": 4},
+    "luke": {"entity_vocab_size": 4, "entity_emb_size": 8},
+    "nystromformer": {"num_landmarks": 4, "segment_means_seq_len": LENGTH},
+    "xmod": {"default_language": "en_XX"},
+}
+
+
+def small(architecture: str) -> dict[str, Any]:
+    """The settings of a tiny model, without those that depend on the tokenizer and the row."""
+    plain = AutoConfig.for_model(architecture)
+    fields = {**SMALL, **MORE.get(architecture, {}), **OTHERS.get(architecture, {})}
+    left_out = ("max_position_embeddings", "vocab_size")
+    return {
+        name: value
+        for name, value in fields.items()
+        if hasattr(plain, name) and not name.endswith("token_id") and name not in left_out
+    }
+
+
+def with_pad_1() -> Any:
+    """A tokenizer whose padding token has the id 1."""
+    made = tokenizer().__class__(tokenizer_object=tokenizer().backend_tokenizer)
+    names = {"unk_token": "[PAD]", "pad_token": "[UNK]"}
+    for name in ("cls_token", "sep_token", "mask_token"):
+        names[name] = getattr(tokenizer(), name)
+    made.add_special_tokens(names)
+    return made
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WITHOUT_HEAD])
+def test_a_new_model_reads_rows_of_full_length(architecture: str) -> None:
+    """Families that count positions from the padding id had too few of them."""
+    words = with_pad_1() if architecture == "mpnet" else tokenizer()
+    made = new_config(architecture, words, LENGTH, **small(architecture))
+    assert most_tokens(made) == LENGTH
+    network = AutoModelForMaskedLM.from_config(made).eval()
+    used: list[Any] = []
+    for name, part in network.named_modules():
+        if name.endswith("embeddings.position_embeddings") and "entity" not in name:
+            part.register_forward_pre_hook(lambda _, given: used.append(given[0]))
+    ids = torch.randint(5, 40, (2, LENGTH))
+    # Every token that is not padding has a position of its own, also the unknown token.
+    ids[0, 3] = words.unk_token_id
+    assert network(input_ids=ids).logits.shape[:2] == ids.shape
+    if adapter_of(made).counts_from_pad and used:
+        first = words.pad_token_id + 1
+        assert used[0][0].tolist() == [*range(first, first + LENGTH)]
+
+
+def test_a_new_mpnet_needs_the_padding_id_that_its_code_assumes() -> None:
+    """Its code takes the token with id 1 for padding, which is [UNK] in maskwise's tokenizers."""
+    with pytest.raises(MaskwiseError, match="padding token has the id 1; got 0") as refused:
+        new_config("mpnet", tokenizer(), LENGTH)
+    assert "tokenizer.name" in str(refused.value)
+    # The configuration of a checkpoint may name another id.
+    assert most_tokens(AutoConfig.for_model("mpnet", pad_token_id=0)) == 510
+
+
+def test_led_reads_longer_texts_than_it_writes() -> None:
+    """Its configuration has other names for positions, so it had a billion of them."""
+    given = {"decoder_start_token_id": 2, "pad_token_id": 1}
+    made = AutoConfig.for_model("led", max_decoder_position_embeddings=64, **given)
+    assert (most_tokens(made), most_tokens(made, written=True)) == (16384, 64)
+    with pytest.raises(MaskwiseError, match="got 65; allowed: ≤ 64"):
+        decoder_inputs(made, torch.zeros(1, 65, dtype=torch.long))
+    longer = new_config("led", tokenizer(), 20_000, kind="encoder-decoder")
+    assert most_tokens(longer) >= 20_000 <= most_tokens(longer, written=True)
