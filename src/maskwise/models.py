@@ -190,8 +190,9 @@ def with_fields(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
     """Return the configuration of a pre-trained model with some changed fields.
 
     Rates of dropout and of dropped layers can be changed. ``max_position_embeddings`` can be
-    changed if no weight depends on it, as in models with rotary positions. All other fields would
-    need other weights, or would make the trained weights meaningless.
+    changed if no weight depends on it, as in most models with rotary positions. In DeBERTa-v3, the
+    buckets of relative positions then stay as they were. All other fields would need other weights,
+    or would make the trained weights meaningless.
 
     Args:
         config: the configuration of the pre-trained model.
@@ -222,6 +223,8 @@ def with_fields(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
         for part in filter(None, [changed, *parts]):
             if hasattr(part, name):
                 setattr(part, name, value)
+    if POSITIONS in fields:
+        _keep_meaning(config, changed)
     if POSITIONS in fields and _shapes(changed) != _shapes(config):
         raise MaskwiseError(
             f"this {config.model_type} model has weights for its positions",
@@ -230,6 +233,29 @@ def with_fields(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
             do=f"remove model.settings.{POSITIONS}",
         )
     return changed
+
+
+def _keep_meaning(config: PreTrainedConfig, changed: PreTrainedConfig) -> None:
+    """Keep what the trained weights mean, if ``changed`` has another number of positions.
+
+    Raises:
+        MaskwiseError: rotary frequencies are computed from the number of positions.
+    """
+    # If this field is −1, DeBERTa computes its buckets of relative positions from ``POSITIONS``.
+    if getattr(config, "relative_attention", False) and config.max_relative_positions < 1:
+        changed.max_relative_positions = getattr(config, POSITIONS)
+    ropes = getattr(config, "rope_parameters", None) or {}
+    # ModernBERT has one mapping for each type of layer.
+    for rope in [ropes, *(part for part in ropes.values() if isinstance(part, Mapping))]:
+        kind = rope.get("rope_type")
+        if kind == "dynamic" or (kind in ("yarn", "longrope") and not rope.get("factor")):
+            raise MaskwiseError(
+                f"the rotary frequencies of this {config.model_type} model (rope_type={kind}) "
+                f"depend on its {POSITIONS}",
+                got=f"{POSITIONS}={getattr(changed, POSITIONS)}",
+                allowed=getattr(config, POSITIONS),
+                do=f"remove model.settings.{POSITIONS}",
+            )
 
 
 def _shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
