@@ -88,6 +88,11 @@ def test_an_unknown_head_runs_on_all_tokens() -> None:
     assert Flops(one).forward(3 * 12, 3 * 3, of_rows(3, 12)) == counted(one, dense(3, 12))
 
 
+def test_a_newer_head_of_deberta_multiplies_by_the_embeddings() -> None:
+    one = MaskedLanguageModelling(model("deberta-v2", legacy=False))
+    assert Flops(one).forward(3 * 12, 3 * 3, of_rows(3, 12)) == counted(one, dense(3, 12))
+
+
 def test_layers_that_share_weights_are_counted_each() -> None:
     net = model("albert", num_hidden_layers=4, num_hidden_groups=2)
     one = MaskedLanguageModelling(net)

@@ -13,7 +13,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from maskwise.errors import MaskwiseError
-from maskwise.models import add_tokens, load_model, new_config, new_model
+from maskwise.models import (
+    add_tokens,
+    check_more_tokens,
+    load_model,
+    new_config,
+    new_model,
+    vocabulary_tables,
+)
 from maskwise.recipe import read_recipe
 from maskwise.study.adapt import Request
 from maskwise.study.adapt.answer import answer_of
@@ -29,6 +36,7 @@ from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, load_tokenizer, read_documents, train_tokenizer
 from maskwise.text.new_words import choose_words, count_words, extend, given_words, read_words
 from tiny import maskwise, write_inputs, write_lines
+from training_tools import config
 
 DOMAIN = ("cardiomyopathy", "electrolyte", "Neuropathy", "arrhythmia")
 WIKIPEDIA = [document.text for document in read_documents("bundled:wikipedia", limit=300)]
@@ -146,7 +154,7 @@ def test_a_new_word_may_begin_another_one():
 
 FAMILIES = (
     *("bert", "roberta", "mpnet", "albert", "electra", "modernbert", "deberta-v2", "distilbert"),
-    *("xlm-roberta", "camembert", "nomic_bert"),
+    *("xlm-roberta", "camembert", "nomic_bert", "esm"),
 )
 
 
@@ -154,12 +162,9 @@ FAMILIES = (
 @pytest.mark.parametrize("tied", [True, False])
 def test_rows_of_new_tokens_are_means_of_their_pieces(family, tied, tmp_path):
     tokenizer = load_tokenizer("bundled:encoder")
-    fields = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    if family == "distilbert":
-        fields = {"dim": 16, "n_layers": 1, "n_heads": 2}
-    config = new_config(family, tokenizer, 16, **fields, tie_word_embeddings=tied)
+    made = config(family, vocab_size=len(tokenizer), tie_word_embeddings=tied)
     log_unigram = torch.randn(len(tokenizer))
-    model = new_model(config, seed=1, log_unigram=log_unigram).eval()
+    model = new_model(made, seed=1, log_unigram=log_unigram).eval()
     rows = torch.tensor([[2, 60, 70, 4, 80, 3]])
     before = model(rows).logits
     size = len(tokenizer)
@@ -177,6 +182,41 @@ def test_rows_of_new_tokens_are_means_of_their_pieces(family, tied, tmp_path):
     assert torch.equal(again(rows).logits, after) and again.config.vocab_size == size + 2
     kept = again.get_input_embeddings().weight is again.get_output_embeddings().weight
     assert kept is same
+
+
+CANNOT: dict[str, dict[str, Any]] = {
+    "deberta-v2": {"legacy": False},
+    "ibert": {},
+    "mobilebert": {"embedding_size": 8, "intra_bottleneck_size": 8},
+    "perceiver": {"d_model": 16, "d_latents": 16, "num_latents": 4, "qk_channels": 16},
+}
+
+
+@pytest.mark.parametrize("family", CANNOT)
+def test_models_that_cannot_have_more_tokens_are_refused_before_the_work(family):
+    """transformers ended in a traceback, or enlarged a layer that is not the output layer."""
+    made = config(family, **CANNOT[family])
+    with pytest.raises(MaskwiseError, match=r"cannot have more tokens; got .*ForMaskedLM"):
+        add_tokens(AutoModelForMaskedLM.from_config(made), {45: (6, 7)})
+    with pytest.raises(MaskwiseError, match="cannot have more tokens"):
+        check_more_tokens(made, 47)
+    check_more_tokens(config("esm"), 47)
+
+
+def test_a_newer_head_of_deberta_has_its_own_bias():
+    """The layer before was taken for the output layer."""
+    torch.manual_seed(0)
+    log_unigram = torch.randn(45)
+    made = config("deberta-v2", legacy=False, hidden_size=48, vocab_size=48)
+    model = new_model(made, seed=1, log_unigram=log_unigram).eval()
+    head = model.lm_predictions.lm_head
+    assert torch.equal(head.bias[:45], log_unigram) and not head.dense.bias.any()
+    assert all(table is not head.dense.weight for table in vocabulary_tables(model))
+    ids = torch.tensor([[2, 20, 30, 4, 9, 3]])
+    before = model(ids).logits
+    add_tokens(model, {47: (6, 7)})
+    after = model(ids).logits
+    assert torch.allclose(after[..., 47], before[..., 6:8].mean(-1), atol=1e-6)
 
 
 def test_a_model_with_spare_rows_keeps_its_size():

@@ -501,10 +501,22 @@ def width_of(model: PreTrainedModel) -> int:
 
 def prediction_head(model: PreTrainedModel) -> Head | None:
     """Return the prediction head of a language model, or None if it is unknown."""
-    # DeBERTa models with ``legacy=False`` have a different head with a different name.
-    if model.config.model_type == "deberta-v2" and not hasattr(model, "cls"):
+    if _has_newer_head(model):
         return None
     return adapter_of(model.config).head
+
+
+def _has_newer_head(model: PreTrainedModel) -> bool:
+    """Return whether a model is a DeBERTa-v2 with ``legacy=False``, which has a different head."""
+    return model.config.model_type == "deberta-v2" and hasattr(model, "lm_predictions")
+
+
+def output_layer(model: PreTrainedModel) -> nn.Module | None:
+    """Return the layer whose weight (V, H) makes logits of states, or None without a head."""
+    if _has_newer_head(model):
+        # It multiplies by the embeddings. For transformers, the output layer is the one before.
+        return model.get_input_embeddings()
+    return model.get_output_embeddings()
 
 
 def masked_logits(

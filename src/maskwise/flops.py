@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from torch import nn
 
-from maskwise.families import adapter_of, encoder_of, window_of
+from maskwise.families import adapter_of, encoder_of, output_layer, window_of
 from maskwise.masking.batch import Lengths
 from maskwise.weights import blocks_of, parts
 
@@ -202,10 +202,10 @@ def head_weights(model: PreTrainedModel) -> tuple[int, int]:
     for weight in model.parameters():
         if weight.ndim > 1 and weight not in inside:
             head += weight.numel()
-    output = model.get_output_embeddings()
-    if output is None or output.weight not in inside:
+    output = output_layer(model)
+    if output is None or output.get_parameter("weight") not in inside:
         return head, 0
-    return head, output.weight.numel()
+    return head, output.get_parameter("weight").numel()
 
 
 def decoder_weights(model: PreTrainedModel) -> tuple[int, int]:

@@ -38,6 +38,7 @@ from maskwise.families import (
     adapter_of,
     check_fit,
     encoder_of,
+    output_layer,
     require_kind,
     start_token,
 )
@@ -404,10 +405,13 @@ def _start_bias(model: PreTrainedModel, log_unigram: Tensor | None) -> None:
 
 def _output_bias(model: PreTrainedModel) -> Tensor | None:
     """Return the bias (V,) of the output layer."""
-    bias: Tensor | None = getattr(model.get_output_embeddings(), "bias", None)
-    if bias is None and hasattr(model, "lm_head"):  # ESM has the bias in its head
-        bias = getattr(model.lm_head, "bias", None)
-    return bias
+    parts = [output_layer(model)]
+    # ESM has the bias in its head, and so has DeBERTa-v2 with ``legacy=False``.
+    parts += [
+        getattr(each, "lm_head", None) for each in (model, getattr(model, "lm_predictions", None))
+    ]
+    biases = (getattr(part, "bias", None) for part in parts)
+    return next((bias for bias in biases if bias is not None), None)
 
 
 def add_tokens(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
@@ -420,18 +424,16 @@ def add_tokens(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> N
         pieces: for each new id, the ids of the tokens into which the word was cut before.
 
     Raises:
-        MaskwiseError: the model is no encoder with an output layer.
+        MaskwiseError: the model is no encoder with an output layer, or transformers cannot give it
+            more tokens.
     """
     require_kind(model.config, "encoder", use="model.new_tokens")
     size = max(pieces) + 1
-    if size > len(_table(model.get_input_embeddings())):
-        # Models with more rows than the tokenizer has tokens keep their size.
-        model.resize_token_embeddings(size, mean_resizing=False)
-    output = model.get_output_embeddings()
-    if output is not None:
-        _repeat_bias(model, output)
-    tables = vocabulary_tables(model)
-    if output is None or any(len(table) < size for table in tables):
+    try:
+        tables = _enlarged(model, size)
+    except Exception:  # some families do not support it, and raise anything
+        tables = []
+    if not tables or any(len(table) < size for table in tables):
         raise MaskwiseError(
             "model.new_tokens: this model cannot have more tokens",
             got=type(model).__name__,
@@ -443,7 +445,28 @@ def add_tokens(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> N
         for table in tables:
             means = [table[list(ids)].mean(dim=0) for ids in pieces.values()]
             table[new] = torch.stack(means)
-    _repeat_bias(model, output)
+    _repeat_bias(model)
+
+
+def check_more_tokens(config: PreTrainedConfig, size: int) -> None:
+    """Raise ``MaskwiseError`` unless a model can have ``size`` tokens. This needs no memory."""
+    add_tokens(empty_model(config), {size - 1: (0,)})
+
+
+def _enlarged(model: PreTrainedModel, size: int) -> list[Tensor]:
+    """Give a model at least ``size`` tokens; return its ``vocabulary_tables``, or [] if it cannot
+    have them.
+    """
+    output = output_layer(model)
+    # Models with more rows than the tokenizer has tokens keep their size.
+    if size > len(_table(model.get_input_embeddings())):
+        if output is not model.get_output_embeddings():
+            return []  # transformers would enlarge another layer
+        model.resize_token_embeddings(size, mean_resizing=False)
+    if output is None:
+        return []
+    _repeat_bias(model)
+    return vocabulary_tables(model)
 
 
 def vocabulary_tables(model: PreTrainedModel) -> list[Tensor]:
@@ -451,7 +474,7 @@ def vocabulary_tables(model: PreTrainedModel) -> list[Tensor]:
     its bias. Tied weights are one tensor, which is listed once.
     """
     tables = [_table(model.get_input_embeddings())]
-    output = model.get_output_embeddings()
+    output = output_layer(model)
     if output is not None:
         tables.append(_table(output))
     bias = _output_bias(model)
@@ -465,18 +488,27 @@ def _table(layer: nn.Module) -> Tensor:
     return layer.get_parameter("weight")
 
 
-def _repeat_bias(model: PreTrainedModel, output: nn.Module) -> None:
-    """Repeat the bias of the output layer in the head around it, where a family has it twice.
+def _repeat_bias(model: PreTrainedModel) -> None:
+    """Make the biases of the output layer and of the head around it equal, where a family has both,
+    or lengthen that of the head, where it has only this one.
 
     transformers resizes one of them in some families. If the weights of a model are not tied, it
     reads both from a checkpoint, but saves one if they are one tensor.
     """
+    output = model.get_output_embeddings()
+    if output is None:
+        return
     for part in model.modules():
         own = part._parameters.get("bias")
         if own is None or getattr(part, "decoder", None) is not output:
             continue
-        bias = output.get_parameter("bias")
-        if not model.config.tie_word_embeddings:
+        bias = output._parameters.get("bias")
+        if bias is None:
+            bias = own
+            more = len(_table(output)) - len(own)
+            if more:
+                bias = nn.Parameter(torch.cat([own.detach(), own.new_zeros(more)]))
+        elif not model.config.tie_word_embeddings:
             bias = nn.Parameter(bias.detach().clone())
         part.bias = bias
 

@@ -18,13 +18,13 @@ from maskwise.devices import bf16_note, fast_bf16
 from maskwise.errors import MaskwiseError, plural, require_known
 from maskwise.evaluation import load_measures
 from maskwise.evaluation.scoring import evenly_spaced
-from maskwise.families import adapter_of, check_room, most_tokens, require_kind
+from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import require_own
 from maskwise.jobs import Where, require_engine, require_one_process
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind
 from maskwise.measurements import unit_of
-from maskwise.models import NO_HEAD, check_start, has_head
+from maskwise.models import NO_HEAD, check_more_tokens, check_start, has_head
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
@@ -354,7 +354,8 @@ def _check_model(
         words = wanted_words(arm.model.new_tokens)
         if not isinstance(words, int):
             given_words(words, tokenizer)
-        require_kind(config, "encoder", use="model.new_tokens")
+        more = words if isinstance(words, int) else len(words)
+        check_more_tokens(config, len(tokenizer) + more)
         if any(link.learns for link in links):
             raise MaskwiseError(
                 "model.new_tokens and masking.policy=learned cannot be combined",

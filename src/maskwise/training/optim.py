@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
-from maskwise.families import encoder_of
+from maskwise.families import encoder_of, output_layer
 from maskwise.training.ranks import laid_out_as, local, whole
 from maskwise.training.rates import rate_factor
 from maskwise.training.settings import TrainingSettings
@@ -170,7 +170,7 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     for block in blocks_of(module):
         linear += parts(block, nn.Linear)
     model: Any = model_of(module)
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output = output_layer(model) if hasattr(model, "get_output_embeddings") else None
     if output is not None:
         known = {output, *encoder_of(model).modules()}
         linear += [layer for layer in parts(model, nn.Linear) if layer not in known]
