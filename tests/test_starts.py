@@ -81,6 +81,19 @@ def test_a_package_is_never_a_file_of_the_working_folder(package, tmp_path, monk
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_package_may_be_installed_where_pythonpath_says(package, tmp_path, monkeypatch):
+    monkeypatch.setattr(starts.site, "getsitepackages", list)
+    with pytest.raises(MaskwiseError, match="is not installed"):
+        resolve_start("package:carried_model")
+    record = tmp_path / "site" / "carried_model-1.0.dist-info"  # as pip install --target has it
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: carried-model\nVersion: 1.0\n")
+    assert resolve_start("package:carried_model") == str(package)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MaskwiseError, match="is not installed"):
+        resolve_start("package:carried_model")
+
+
 def test_a_package_that_raises_is_one_line(package):
     (package.parent / "__init__.py").write_text("raise RuntimeError('broken\\nfor good')\n")
     with pytest.raises(MaskwiseError, match=r"has no model; got broken$"):

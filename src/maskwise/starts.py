@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import site
 from functools import cache
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
@@ -293,4 +293,11 @@ def _is_installed(module: str) -> bool:
         return False
     origin = Path(spec.origin or "").resolve() if spec else Path()
     homes = [*site.getsitepackages(), site.getusersitepackages()]
-    return any(origin.is_relative_to(Path(home).resolve()) for home in homes)
+    if any(origin.is_relative_to(Path(home).resolve()) for home in homes):
+        return True
+    # Clusters and ``pip install --target`` install into folders that PYTHONPATH names.
+    try:
+        installed = Path(str(metadata.distribution(module).locate_file(module))).resolve()
+    except metadata.PackageNotFoundError:
+        return False
+    return origin.is_relative_to(installed) and not origin.is_relative_to(Path.cwd())
