@@ -18,8 +18,13 @@ demo: $(RUNNABLE) ## Does a masking rate that decays from 45 to 15 % help, or wo
 demo-short: $(RUNNABLE) ## the same stages in a minute, as a smoke test; its numbers mean nothing
 	$(BIN)/maskwise study quick-start $(SHORT) --out runs/short
 
-test: venv ## the fast tests, offline
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+# Rewriting the assertions of all tests takes longer than the tests of most files, so it is left to those that fail. With byte
+# code kept, processes that tests start need not compile the package again.
+test: export OMP_NUM_THREADS = 1
+test: export PYTHONDONTWRITEBYTECODE =
+test: venv ## the fast tests, offline; those that fail run again, to say more
+	$(BIN)/pytest -n 2 --dist loadfile --assert=plain || \
+		{ $(BIN)/pytest --last-failed --last-failed-no-failures none; exit 1; }
 
 test-all: venv ## all tests, including slow ones; those that need ../shared are skipped without it
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow or not slow" --timeout 1800
