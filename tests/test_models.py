@@ -36,6 +36,8 @@ from maskwise.models import (
     with_fields,
 )
 from maskwise.starts import push_to_hub
+from maskwise.study.adapt import Request
+from maskwise.study.adapt.draft import draft_of
 from maskwise.text import load_tokenizer
 from maskwise.training.settings import ModelSettings, attention_dropout_of
 from maskwise.weights import Size
@@ -264,6 +266,49 @@ def test_encoder_decoders_are_refused_where_their_decoder_would_be_read(
     ):
         with pytest.raises(MaskwiseError, match=f"needs an encoder; got {name}"):
             load(tmp_path)
+
+
+CAUSAL = {"bert": "is_decoder", "xlm": "causal"}
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_encoders_that_read_in_one_direction_are_refused(architecture: str, tmp_path: Path) -> None:
+    """A saved BertLMHeadModel was trained with causal attention, without a word."""
+    field = CAUSAL[architecture]
+    made = config(architecture, **{field: True})
+    made.save_pretrained(tmp_path)
+    for load in (
+        load_config,
+        load_model,
+        lambda folder: new_config(architecture, tokenizer(), 16, **{field: True}),
+        lambda folder: load_task_model(None, made, head="sequence-classification", seed=0),
+    ):
+        with pytest.raises(MaskwiseError, match=f"needs attention in .*with {field}: true"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "facts"),
+    [
+        ("gpt2", "encoder", ("no MLM head", "got gpt2", "bert", "modernbert")),
+        ("t5", "encoder", ("encoder of an encoder–decoder", "denoise")),
+        ("speech_to_text", "encoder-decoder", ("writes text", "got speech_to_text", "bart")),
+    ],
+)
+def test_models_without_a_head_for_pre_training_are_named(
+    architecture: str, kind: Any, facts: tuple[str, ...], tmp_path: Path
+) -> None:
+    """transformers listed the names of all its configurations."""
+    made = AutoConfig.for_model(architecture)
+    made.is_encoder_decoder = kind == "encoder-decoder"
+    made.save_pretrained(tmp_path)
+    with pytest.raises(MaskwiseError) as refused:
+        load_config(tmp_path, kind=kind)
+    assert all(fact in str(refused.value) for fact in (*facts, str(tmp_path)))
+    if kind == "encoder":
+        with pytest.raises(MaskwiseError) as refused:
+            draft_of(Request(str(tmp_path), "bundled:wikipedia", out=tmp_path / "out"), aside=None)
+        assert all(fact in str(refused.value) for fact in facts)
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_asked_for() -> None:

@@ -415,6 +415,8 @@ def adapter_of(config: PreTrainedConfig) -> Adapter:
 def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str, do: str | None = None) -> None:
     """Raise ``MaskwiseError`` unless a model is of the given kind.
 
+    An encoder must attend in both directions.
+
     Args:
         config: the configuration of the model.
         kind: the required kind.
@@ -423,6 +425,7 @@ def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str, do: str | No
     """
     found = adapter_of(config).kind
     if found == kind:
+        require_both_directions(config, use=use)
         return
     if do is None:
         do = "use bert or modernbert, for example, or objective: denoise"
@@ -431,6 +434,17 @@ def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str, do: str | No
     raise MaskwiseError(
         f"{use} needs an {kind}", got=f"{config.model_type}, which is an {found}", do=do
     )
+
+
+def require_both_directions(config: PreTrainedConfig, *, use: str) -> None:
+    """Raise ``MaskwiseError`` if an encoder is set to attend to earlier tokens only."""
+    for name in ("is_decoder", "causal"):  # XLM has the latter
+        if getattr(config, name, False) and not config.is_encoder_decoder:
+            raise MaskwiseError(
+                f"{use} needs attention in both directions",
+                got=f"{config.model_type} with {name}: true, which attends to earlier tokens only",
+                do=f"set {name} to false in its configuration, or use another model",
+            )
 
 
 def start_token(config: PreTrainedConfig) -> int:

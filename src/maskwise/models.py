@@ -32,6 +32,8 @@ from maskwise.errors import (
     whole_number,
 )
 from maskwise.families import (
+    ENCODER_DECODERS,
+    ENCODERS,
     POSITIONS,
     EncoderDecoder,
     Kind,
@@ -39,6 +41,7 @@ from maskwise.families import (
     check_fit,
     encoder_of,
     output_layer,
+    require_both_directions,
     require_kind,
     start_token,
 )
@@ -167,9 +170,11 @@ def new_config(
     given |= fields
     set_fields = {name: value for name, value in given.items() if value is not None}
     try:
-        return AutoConfig.for_model(architecture, **set_fields)
+        made = AutoConfig.for_model(architecture, **set_fields)
     except Exception as error:  # configurations validate their fields, and may raise anything
         raise MaskwiseError(f"cannot build the {architecture} model: {error}") from None
+    require_kind(made, kind, use=_USES[kind])
+    return made
 
 
 def _require_fields(config: PreTrainedConfig, fields: Mapping[str, Any]) -> None:
@@ -495,12 +500,12 @@ def _repeat_bias(model: PreTrainedModel) -> None:
     transformers resizes one of them in some families. If the weights of a model are not tied, it
     reads both from a checkpoint, but saves one if they are one tensor.
     """
-    output = model.get_output_embeddings()
+    output: nn.Module | None = model.get_output_embeddings()
     if output is None:
         return
     for part in model.modules():
         own = part._parameters.get("bias")
-        if own is None or getattr(part, "decoder", None) is not output:
+        if own is None or part._modules.get("decoder") is not output:
             continue
         bias = output._parameters.get("bias")
         if bias is None:
@@ -520,7 +525,29 @@ def load_config(name: Start, *, kind: Kind | None = "encoder") -> PreTrainedConf
     config = _read_config(name)
     if kind:
         require_kind(config, kind, use=f"{_USES[kind]} with {str(name)!r}")
+        require_head(config, kind, name=name)
     return config
+
+
+def require_head(config: PreTrainedConfig, kind: Kind, *, name: Start) -> None:
+    """Raise ``MaskwiseError`` unless transformers has a language model of this kind and family."""
+    family = config.model_type
+    if family in architectures(kind):
+        return
+    if family in architectures("encoder-decoder"):
+        raise MaskwiseError(
+            f"{str(name)!r} is the encoder of an encoder–decoder, which has no MLM head",
+            got=f"{family} with is_encoder_decoder: false",
+            do="use the whole model with objective: denoise, or an encoder such as bert",
+        )
+    head = {"encoder": "MLM head", "encoder-decoder": "head that writes text"}[kind]
+    known = ENCODERS if kind == "encoder" else ENCODER_DECODERS
+    raise MaskwiseError(
+        f"{str(name)!r} has no {head}",
+        got=family,
+        allowed=", ".join(name for name, adapter in known.items() if adapter.head),
+        do="use a model of one of these families",
+    )
 
 
 def load_model(
@@ -616,6 +643,7 @@ def load_task_model(
     if head in TASK_KINDS:
         kind, use = TASK_KINDS[head]
         require_kind(config, kind, use=use)
+    require_both_directions(config, use="a task")
     with without_advice(), torch.random.fork_rng():
         torch.manual_seed(fold(seed, 0x4EAD))
         if name is None:

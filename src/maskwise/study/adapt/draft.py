@@ -16,7 +16,7 @@ from pathlib import Path
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError, option, require_known
 from maskwise.families import most_tokens, require_kind
-from maskwise.models import has_head, load_config, weights_of
+from maskwise.models import has_head, load_config, require_head, weights_of
 from maskwise.recipe import Recipe, apply_overrides, blaming_overrides, validate
 from maskwise.recipe.overrides import Plain, nested, parse_overrides
 from maskwise.recipe.unused import drop_unused
@@ -132,6 +132,7 @@ def draft_of(
     config = load_config(request.model, kind=None)
     do = "use the recipe intermediate, whose first lines explain how (maskwise list recipes)"
     require_kind(config, "encoder", use="maskwise adapt", do=do)
+    require_head(config, "encoder", name=request.model)
     if request.head_steps is not None and has_head(request.model):
         raise MaskwiseError(
             f"{option('head_steps')} trains a new head, and this model has one already",
