@@ -178,6 +178,14 @@ def test_an_adapter_that_would_never_be_trained_is_refused(tmp_path: Path) -> No
     check_inputs(read_recipe(write_inputs(tmp_path), ["model.adapter=lora", phases]))
 
 
+def test_a_model_without_linear_layers_is_refused() -> None:
+    """SqueezeBERT has convolutions, for which peft ended in a traceback."""
+    groups = ("q", "k", "v", "post_attention", "intermediate", "output")
+    network = model("squeezebert", embedding_size=16, **{f"{name}_groups": 1 for name in groups})
+    with pytest.raises(MaskwiseError, match=r"no linear layers in its blocks.*got squeezebert"):
+        Lora().add(network, seed=0)
+
+
 def test_twins_differ_also_with_the_dropout_of_updates() -> None:
     """The second factor of an update is 0 at first, so its dropout changes nothing."""
     network = model("modernbert")

@@ -74,6 +74,12 @@ class Lora:
             in_block = any(step.isdigit() for step in name.split("."))
             if in_block and isinstance(part, nn.Linear):
                 targets.append(name)
+        if not targets:
+            raise MaskwiseError(
+                "this model has no linear layers in its blocks, to which model.adapter adds",
+                got=model.config.model_type,
+                do="leave out model.adapter",
+            )
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
