@@ -38,6 +38,8 @@ from maskwise.models import (
 from maskwise.starts import push_to_hub
 from maskwise.study.adapt import Request
 from maskwise.study.adapt.draft import draft_of
+from maskwise.study.costs import Forecast
+from maskwise.study.store import StageStore
 from maskwise.text import load_tokenizer
 from maskwise.training.settings import ModelSettings, attention_dropout_of
 from maskwise.weights import Size
@@ -323,6 +325,10 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_asked_for() -> N
         check_start(config("bert", hidden_size=100_000_000), 45, loaded=False)
 
 
+def homeless() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
 def test_the_size_of_a_model_is_counted_once_on_a_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -349,6 +355,14 @@ def test_the_size_of_a_model_is_counted_once_on_a_machine(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
     assert size_of(small) == own and len(built) == 6
+    # And without a home folder.
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert size_of(small) == own and len(built) == 7
+    forecast = Forecast({}, StageStore(tmp_path / "stages"))
+    forecast.key = str
+    forecast.keep("a", {"step": 1.0})
+    assert forecast.rates == {"a": {"step": 1.0}}
 
 
 # --- dropout of attention

@@ -201,7 +201,10 @@ def remembered(what: str, about: object, measure: Callable[[], Result]) -> tuple
         The measurement, and whether it is kept, which needs a folder that can be written.
     """
     name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    file = cache_folder() / f"{what}-{name}.json"
+    folder = cache_folder()
+    if folder is None:
+        return measure(), False
+    file = folder / f"{what}-{name}.json"
     with suppress(OSError, ValueError, KeyError):
         return json.loads(file.read_bytes())["measured"], True
     measured = measure()
@@ -310,9 +313,14 @@ def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
     return products * 2 * size**3 / min(times)
 
 
-def cache_folder() -> Path:
-    """Return the folder for cached measurements, in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskwise"
+def cache_folder() -> Path | None:
+    """Return the folder for cached measurements, in ``$XDG_CACHE_HOME`` or ``~/.cache``; None
+    for a user without a home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskwise"
+    except RuntimeError:
+        return None
 
 
 def cpu_name() -> str:

@@ -173,10 +173,15 @@ class Forecast:
         self.finished: dict[str, float] = {}
         # The seconds of all finished stages with the same key and the same work.
         self.alike = defaultdict[tuple[str, WorkKey], list[float]](list)
-        self.file = cache_folder() / "timings.json"
-        self.rates: dict[str, StageRates] = read_json(self.file) or {}
+        folder = cache_folder()
+        self.file = folder / "timings.json" if folder else None
+        self.rates: dict[str, StageRates] = self._kept()
         for name in named:
             self.look(name)
+
+    def _kept(self) -> dict[str, StageRates]:
+        """Return the rates in the cache file."""
+        return read_json(self.file) or {} if self.file else {}
 
     def look(self, name: str) -> None:
         """Record the seconds of a stage if it is finished."""
@@ -226,8 +231,10 @@ class Forecast:
         if not key:
             return
         # Read the file again before each write, because another process may have changed it.
-        self.rates |= read_json(self.file) or {}
+        self.rates |= self._kept()
         self.rates[key] = rates
+        if self.file is None:
+            return
         # The forecast also works without this file, for example if the home folder is read-only.
         with suppress(MaskwiseError):
             write_json(self.file, self.rates)
