@@ -1004,6 +1004,13 @@ def test_arms_with_one_name_are_named_once() -> None:
         ("study.json", "seeds", ["0"]),
         ("study.json", "contrasts", ["a", "b"]),
         ("study.json", "tasks", ["mine"]),
+        ("study.json", "seconds", "long"),
+        ("study.json", "started", "yesterday"),
+        ("study.json", "versions", [1]),
+        ("study.json", "hardware", "a laptop"),
+        ("study.json", "earlier_hardware", ["a laptop"]),
+        ("study.json", "margin", "small"),
+        ("study.json", "compared", 1),
     ],
 )
 def test_a_value_of_another_type_in_a_study_is_one_line(file, key, value, tmp_path, capsys):
@@ -1018,3 +1025,61 @@ def test_a_value_of_another_type_in_a_study_is_one_line(file, key, value, tmp_pa
         assert maskwise("report", folder, *options) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert f"{file} is damaged; got {key}: " in line
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *({"policy": value} for value in (3, None, ["token"])),
+        *({"runs": value} for value in (3, None, {"one": "stages/x"}, {"1": 2})),
+        {"overrides": "none"},
+        {"judged_on": "token"},
+    ],
+)
+def test_an_arm_of_another_form_is_one_line(facts, tmp_path):
+    study = make_study(runs=6)
+    study["arms"]["token-30"] |= facts
+    write_json(tmp_path / "study.json", study)
+    with pytest.raises(MaskwiseError, match="is damaged"):
+        read_folder(tmp_path)
+
+
+def test_a_null_in_a_study_is_a_missing_value(folder, monkeypatch):
+    monkeypatch.setattr("maskwise.report.drawing.made_vega", lambda: ("VEGA", ""))
+    study = load_json(folder / "study.json")
+    nulls = dict.fromkeys(("hardware", "versions", "earlier_hardware", "started", "compared"))
+    write_json(folder / "study.json", study | nulls)
+    content = content_of(folder)
+    lacking = {key: value for key, value in study.items() if key not in nulls}
+    write_json(folder / "study.json", lacking)
+    assert content_of(folder) == content
+
+
+@pytest.mark.parametrize("value", ["abc", [0.5], {"mean": 0.5}, True])
+@pytest.mark.parametrize("kind", ["task", "heldout"])
+def test_a_line_whose_value_is_no_number_is_counted(kind, value, folder, monkeypatch):
+    monkeypatch.setattr("maskwise.report.drawing.made_vega", lambda: ("VEGA", ""))
+    records = read_lines(folder / "records.jsonl")
+    number = next(n for n, line in enumerate(records) if line["kind"] == kind)
+    records[number]["value"] = value
+    write_lines(folder / "records.jsonl", records)
+    content = content_of(folder)
+    assert any("1 line lacks keys" in line for line in content["missing"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts"),
+    [
+        ("task", {"measure": None}),
+        ("heldout", {"ratio": None}),
+        ("selection", {"candidates": [{"setting": {}}]}),
+        ("selection", {"candidates": None}),
+        ("overlap", {"items": None}),
+    ],
+)
+def test_a_line_of_another_form_is_counted(kind, facts, folder):
+    counts = {"kind": "overlap", "task": "task-0", "corpus": "c", "items": 9, "overlapping": 1}
+    records = [*read_lines(folder / "records.jsonl"), counts]
+    next(line for line in records if line["kind"] == kind).update(facts)
+    write_lines(folder / "records.jsonl", records)
+    assert read_folder(folder).incomplete == 1

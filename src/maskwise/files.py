@@ -45,7 +45,7 @@ class ArmFacts(TypedDict):
 class TaskFacts(TypedDict, total=False):
     """A task in study.json."""
 
-    metric: str
+    metric: str | None
     kind: str
     classes: int
     test_items: int
@@ -160,7 +160,7 @@ class Candidate(TypedDict):
     score: float | None
     """Mean over outcomes after each outcome was standardised over the grid; None if the run
     failed."""
-    scores: dict[str, float] | None
+    scores: NotRequired[dict[str, float] | None]
     """Score of each outcome; higher is better."""
 
 

@@ -273,11 +273,9 @@ def _missing(folder: Folder) -> list[str]:
     if not vega_code():
         lines.append(f"{NO_CHARTS} ({made_vega()[1]}).")
     if folder.incomplete:
-        lack = (
-            "1 line lacks keys and is"
-            if folder.incomplete == 1
-            else (f"{folder.incomplete} lines lack keys and are")
-        )
+        lack = "1 line lacks keys or has values of wrong types, and is"
+        if folder.incomplete > 1:
+            lack = f"{folder.incomplete} lines lack keys or have values of wrong types, and are"
         lines.append(f"In records.jsonl, {lack} left out.")
     if folder.unjudged:
         lines.append(f"The records cannot be judged, so there are no verdicts: {folder.unjudged}.")

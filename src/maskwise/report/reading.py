@@ -8,11 +8,23 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from datetime import datetime
+from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from types import UnionType
+from typing import (
+    Any,
+    NotRequired,
+    TypeAlias,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from maskwise.constants import LOWER_IS_BETTER
 from maskwise.errors import MaskwiseError, shortened
@@ -75,7 +87,9 @@ REQUIRED = {
     "selection": {"arm", "by", "chosen", "candidates"},
     "overlap": {"task", "corpus", "items", "overlapping"},
 }
-"""Required keys for each kind of record. Records that lack one are ignored."""
+"""Required keys for each kind of record. Records that lack one, or with a value of another type
+than that of ``files.Record``, are left out."""
+MAY_BE_NULL = {"seed", "value", "metric", "chosen"}
 RUN_AGAIN = "run the study again"
 
 
@@ -88,7 +102,8 @@ class Folder:
         name: the name of the study or the folder.
         study: the content of study.json.
         records: the lines of records.jsonl.
-        incomplete: the number of lines that lack required keys, and are left out.
+        incomplete: the number of lines that lack required keys or have values of wrong types, and
+            are left out.
         summary: the verdicts by today's rules.
         unjudged: why the records cannot be judged; otherwise "".
         judged_by: the version of the rules in summary.json; None without summary.json.
@@ -280,22 +295,26 @@ def judged(study: Study, records: list[LogLine]) -> tuple[Summary, str]:
 
 def _read_study(folder: Path, summary: Summary | None) -> Folder:
     path = folder / "study.json"
-    own = _needed(path)
-    _require_types(own, cast(LogLine, NO_STUDY), path)
+    # A null stands for a missing key, but a study has arms.
+    own = {key: value for key, value in _needed(path).items() if value is not None or key == "arms"}
+    _require_types(own, path)
     study = cast(Study, {**NO_STUDY, **own})
     arms = study["arms"]
-    if not isinstance(arms, dict) or set(map(type, arms.values())) - {dict}:
-        raise MaskwiseError("study.json names no arms", got=str(path), do="run the study again")
     records = []
     incomplete = 0
     for line in read_lines(folder / "records.jsonl"):
         # Scores were lines of kind "score": a line of kind "task" lacks a key, but is not that old.
         if line.get("kind") != "task":
             refuse_earlier(line)
-        required = REQUIRED.get(line.get("kind", ""))
-        if required is not None and required <= line.keys():
+        required = REQUIRED.get(str(line.get("kind")))
+        if required is None:
+            continue
+        known = {key: value for key, value in line.items() if value is not None}
+        needed = required - MAY_BE_NULL
+        complete = required <= line.keys() and needed <= known.keys()
+        if complete and not any(_misfits(known, Record)):
             records.append(line)
-        elif required is not None:
+        else:
             incomplete += 1
     curves = []
     for arm, facts in arms.items():
@@ -360,18 +379,63 @@ def _decisions(stored: LogLine) -> dict[RowKey, str]:
     return decisions
 
 
-def _require_types(content: LogLine, usual: LogLine, path: Path) -> None:
-    rows: dict[str, tuple[type, ...]] = {"seeds": (int,), "contrasts": (dict, list)}
-    for key, example in usual.items():
-        value = content.get(key)
-        if value is None or example is None:
-            continue
-        of_rows = value if key in rows and isinstance(value, list) else ()
-        if not isinstance(value, type(example)) or not all(
-            isinstance(row, rows[key]) for row in of_rows
-        ):
-            got = f"{key}: {shortened(repr(value))}"
-            raise MaskwiseError(f"{path} is damaged", got=got, do=RUN_AGAIN)
+def _require_types(study: LogLine, path: Path) -> None:
+    wrong = next(chain(_misfits(study, Study), _unreadable(study)), None)
+    if wrong is not None:
+        raise MaskwiseError(f"{path} is damaged", got=wrong, do=RUN_AGAIN)
+
+
+LEAVES: dict[object, set[type]] = {str: {str}, int: {int}, float: {int, float}, bool: {bool}}
+"""The types of JSON values that fit a type of ``files``."""
+
+
+def _misfits(value: object, kind: Any, name: str = "") -> Iterator[str]:
+    """Yield what has another type than a type of ``files`` says, such as "seeds: '0-5'"."""
+    parts = get_args(kind)
+    misfit = f"{name}: {shortened(repr(value))}"
+    if is_typeddict(kind) and isinstance(value, dict):
+        hints, required = _hints(kind)
+        yield from (f"{name} without {key}" for key in required - value.keys())
+        for key in value.keys() & hints.keys():
+            yield from _misfits(value[key], hints[key], f"{name}.{key}".removeprefix("."))
+    elif get_origin(kind) is dict and isinstance(value, dict):
+        for key, part in value.items():
+            yield from _misfits(part, parts[1], f"{name}.{key}")
+    elif get_origin(kind) is list and isinstance(value, list):
+        # Lists of numbers are long.
+        if not set(map(type, value)) <= LEAVES.get(parts[0], set()):
+            for part in value:
+                yield from _misfits(part, parts[0], name)
+    elif get_origin(kind) is tuple and isinstance(value, list) and len(value) == len(parts):
+        for part, of in zip(value, parts):
+            yield from _misfits(part, of, name)
+    elif get_origin(kind) is UnionType:
+        if all(any(_misfits(value, part)) for part in parts):
+            yield misfit
+    elif kind is not object and type(value) not in LEAVES.get(kind, {kind}):
+        yield misfit
+
+
+@cache
+def _hints(kind: Any) -> tuple[dict[str, Any], set[str]]:
+    """Return the types of the keys of a ``TypedDict``, and the keys that it must have."""
+    declared = get_type_hints(kind, include_extras=True)
+    required = {key for key, hint in declared.items() if get_origin(hint) is not NotRequired}
+    return get_type_hints(kind), required if kind.__total__ else set()
+
+
+def _unreadable(study: LogLine) -> Iterator[str]:
+    """Yield texts that are no seeds or no time."""
+    for facts in study.get("arms", {}).values():
+        for seed in facts.get("runs", {}):
+            if not seed.lstrip("-").isdecimal():
+                yield f"the seed {shortened(repr(seed))}"
+    started = study.get("started")
+    try:
+        if started:
+            datetime.fromisoformat(started)
+    except ValueError:
+        yield f"started: {shortened(repr(started))}"
 
 
 def _needed(path: Path) -> LogLine:
