@@ -566,6 +566,29 @@ def test_a_forest_cuts_long_intervals_and_draws_no_missing_mean():
     assert (wide["from"], wide["to"]) == (0, 100) and not nothing["drawn"]
 
 
+@pytest.mark.parametrize(
+    ("amount", "ends"), [(0.0005, "0.055"), (0.1225, "14"), (0.09, "9.9"), (7.1, "790")]
+)
+def test_an_axis_ends_at_the_number_that_is_written(amount, ends):
+    """13.5 was written as 14, and 790 as 7.9e+02."""
+    row = contrast_row("task", "score", amount) | {"low": None, "high": None}
+    [group] = forest_groups([row], {})
+    assert group["reach"] == ends
+    [line] = group["rows"]
+    assert line["at"] == pytest.approx(50 + 50 * 100 * amount / float(ends), abs=0.01)
+
+
+def test_axes_leave_the_number_of_digits_to_the_steps_of_their_ticks(monkeypatch):
+    """Of five ticks from 46.4 to 46.6 %, three were 46.5%."""
+    monkeypatch.setattr(drawing, "vega_code", lambda: "VEGA")
+    points = [{"arm": "a", "seed": n, "step": n, "value": 0.464 + n / 900} for n in (0, 1)]
+    for percent in (False, True):
+        dots = dot_chart(points, {"a": "black"}, title="", percent=percent)["layer"][-1]
+        lines = line_chart(points, {"a": "black"}, title="", percent=percent)["layer"][0]
+        for axis in (dots["encoding"]["x"]["axis"], lines["encoding"]["y"]["axis"]):
+            assert axis["format"] == "f%"[percent]
+
+
 def test_losses_above_the_plateau_do_not_push_the_band_out_of_the_chart():
     """Vega draws what lies outside the domain too, and then squeezes the chart to nothing."""
     rows = [{"arm": "a", "seed": seed, "value": 6.7 + 0.05 * seed} for seed in range(3)]

@@ -52,6 +52,8 @@ DOT: ChartSpec = {"size": 95, "opacity": 0.85, "stroke": "white", "strokeWidth":
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 VEGA = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
 FLOPS = "FLOPs (G = 10⁹, T = 10¹², P = 10¹⁵)"
+NUMBER, PERCENT = "f", "%"
+"""Formats of axes without a number of digits: d3 takes as many as the steps of the ticks need."""
 MOST_COLUMNS = 8
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -142,14 +144,11 @@ def dot_chart(
     margin = 0.08 * max(reach, 0.01)
     left = min(ends) - margin
     right = max(ends) + margin
-    digits = ".2~f"
-    if percent:
-        digits = ".1%" if reach < 0.05 else ".0%"
     x = _quantity(
         "value",
         title=title,
         scale={"domain": [left, right], "nice": False, "zero": False},
-        axis={"format": digits, "tickCount": 5},
+        axis={"format": PERCENT if percent else NUMBER, "tickCount": 5},
     )
     labels = {"labelFontSize": 13, "labelPadding": 10, "grid": False}
     y = {"field": "arm", "type": "nominal", "sort": arms, "title": None, "axis": labels}
@@ -219,7 +218,7 @@ def line_chart(
     colour = _arm_colour(colours)
     title_x = "tokens read" if x == "tokens" else x
     across = _quantity(x, title=title_x, scale={"domainMin": 0}, axis=COUNTS)
-    axis = {"format": ".0%" if percent else ".2~f", "tickCount": 6}
+    axis = {"format": PERCENT if percent else NUMBER, "tickCount": 6}
     up: ChartSpec = {"title": title, "axis": axis, "scale": {"zero": zero}}
     tips = [ARM, _quantity(x, format=","), _quantity("value", format=".3f")]
     runs = {

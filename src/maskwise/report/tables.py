@@ -7,6 +7,7 @@ has no tests, because runs of different studies are not paired.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -256,6 +257,9 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
     # If all arms are equal, the axis has a range that is small, but not that of rounding errors.
     if reach < ROUNDING:
         reach = EQUAL_REACH * amounts[0].scale
+    # The axis ends at the number that is written, which has two digits.
+    digits = 1 - math.floor(math.log10(reach))
+    reach = round(math.ceil(round(reach * 10**digits, 6)) / 10**digits, digits)
     labels = outcome_labels(row["outcome"] for row in contrasts)
     lines = []
     for row in comparable + others:
@@ -288,7 +292,7 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
         "asked": any(row["primary"] and "gate" not in row for row in contrasts),
         "rows": asked if folds else asked + explaining,
         "folded": explaining if folds else [],
-        "reach": f"{reach:.2g}" if is_known else None,
+        "reach": np.format_float_positional(reach, trim="-") if is_known else None,
     }
 
 
