@@ -256,11 +256,15 @@ def objectives_view(folder: Folder, colours: Colours) -> View | None:
 def _shares(lines: list[LogLine]) -> list[LogLine]:
     """Return points of the sampling probabilities, if they change and mix objectives."""
     known = [line for line in lines if "probabilities" in line]
-    different = {tuple(line["probabilities"].values()) for line in known}
+    different = defaultdict[int, set[tuple[float, ...]]](set)
+    for line in known:
+        different[line["seed"]].add(tuple(line["probabilities"].values()))
+    # Every run may have constant shares of its own.
+    change = any(len(of_run) > 1 for of_run in different.values())
     # If one objective always has probability 1, the rule does not mix objectives.
-    mixed = any(max(probabilities, default=1) < 1 for probabilities in different)
+    mixed = any(max(shares, default=1) < 1 for shares in chain.from_iterable(different.values()))
     points: list[LogLine] = []
-    if len(different) < 2 or not mixed:
+    if not change or not mixed:
         return points
     for line in thin(known, MOST_SMALL):
         place = {"seed": line["seed"], "step": line["step"]}
