@@ -32,6 +32,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,6 @@ from statistics import mean
 from typing import Any
 
 from maskwise.folders import read_json, read_lines, write_json
-from maskwise.measurements import pending_seeds
 from maskwise.recipe import read_recipe
 from maskwise.study.design import Design
 from maskwise.study.store import StageStore
@@ -250,11 +250,18 @@ def choice(pilot: Path) -> Line:
 
 
 def recorded_seeds(folder: Path) -> set[int]:
-    """Return the seeds of which the records of a study have all planned runs."""
+    """Return the seeds of which the records of a study have a run of every arm, and no failure."""
     study = read_json(folder / "study.json")
     if not study or not (folder / "records.jsonl").is_file():
         return set()
-    return set(study["seeds"]) - set(pending_seeds(study, read_lines(folder / "records.jsonl")))
+    arms = defaultdict[int, set[str]](set)
+    failed = set()
+    for record in read_lines(folder / "records.jsonl"):
+        if record["kind"] == "failure":
+            failed.add(record["seed"])
+        elif record["kind"] == "cost" and "role" not in record:
+            arms[record["seed"]].add(record["arm"])
+    return {seed for seed in study["seeds"] if arms[seed] >= study["arms"].keys()} - failed
 
 
 def finished_seeds(recipe: Any, folder: Path, seeds: Sequence[int]) -> list[int]:

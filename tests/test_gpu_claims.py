@@ -102,7 +102,8 @@ def test_a_study_that_is_stopped_records_its_complete_seeds(
             return None
         records = [{"kind": "cost", "arm": one.arm, "seed": one.seed} for one in design.runs]
         write_lines(folder / "records.jsonl", before + records)
-        write_json(folder / "study.json", {"seeds": whole.study.seed_list})
+        arms = {one.arm: {} for one in design.runs}
+        write_json(folder / "study.json", {"seeds": whole.study.seed_list, "arms": arms})
         return 0
 
     monkeypatch.setattr(gpu_claims, "called", run)
@@ -121,6 +122,16 @@ def test_a_study_that_is_stopped_records_its_complete_seeds(
     lines = [json.loads(line) for line in (tmp_path / "out2" / "claims.jsonl").open()]
     assert lines[-1]["recorded"] == [900, 901] and lines[-1]["recorded_before"] == 1
     assert read_json(tmp_path / "out2" / "pilot.json") == pilot
+
+
+def test_a_seed_is_recorded_if_all_arms_ran_and_none_failed(tmp_path: Path) -> None:
+    """A seed with a failure alone counted as complete."""
+    write_json(tmp_path / "study.json", {"seeds": [0, 1, 2, 3], "arms": {"a": {}, "b": {}}})
+    ran = [("a", 0), ("b", 0), ("a", 1), ("a", 2), ("b", 2)]
+    records = [{"kind": "cost", "arm": arm, "seed": seed} for arm, seed in ran]
+    failures = [{"kind": "failure", "arm": "b", "seed": seed} for seed in (2, 3)]
+    write_lines(tmp_path / "records.jsonl", records + failures)
+    assert gpu_claims.recorded_seeds(tmp_path) == {0}
 
 
 def test_at_the_floor_nothing_is_compared(tmp_path: Path) -> None:
