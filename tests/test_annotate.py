@@ -645,6 +645,9 @@ def test_pages_show_texts_and_escape_them(tmp_path, capsys):
     page = (tmp_path / "page.html").read_text()
     assert "<script>" not in page and "<i>" not in page
     assert "&lt;script&gt;" in page and ">Ulm</mark>" in page
+    found["annotators"]["words"]["doubt"] = "these texts seem not to be English"
+    write_layers(found, shown, tmp_path / "page.html")
+    assert "seem not to be English" in (tmp_path / "page.html").read_text()
     # Arabic and Hebrew are written from right to left.
     assert page.count('<p class="text" dir="auto">') == 3
     Console(width=100).print(render_layers(found, shown, colours=True))

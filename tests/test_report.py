@@ -20,6 +20,7 @@ from maskwise.cli import terminal as printing
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import loss_table
 from maskwise.files import RULES
+from maskwise.measurements import Measurement
 from maskwise.printing import Terminal
 from maskwise.report import compare_studies, drawing, summary_of, write_report
 from maskwise.report.charts import MOST_POINTS, MOST_SMALL, curve_charts, objectives_view
@@ -757,6 +758,27 @@ def test_two_studies_stand_side_by_side(folder, tmp_path, capsys):
     assert not twice["differences"] and {row["change"] for row in twice["outcomes"]} == {0.0}
     assert maskwise("report", folder, tmp_path / "nowhere") == 2
     assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_the_bound_of_diffusion_is_called_so_beside_losses(folder):
+    records = read_lines(folder / "records.jsonl")
+    bound = {"kind": "heldout", "arm": "token-15", "seed": 0, "measure": "diffusion", "value": 4.0}
+    losses = [bound | {"ratio": 0.5}, bound | {"measure": "token", "ratio": 0.125}]
+    write_lines(folder / "records.jsonl", [*records, *losses])
+    outcomes = {row["outcome"] for row in compare_studies(folder, folder)["outcomes"]}
+    assert {"bound of masked diffusion", "held-out loss, token masks, 12.5 %"} <= outcomes
+
+
+@pytest.mark.parametrize("ratio, said", [(0.125, "12.5 %"), (0.005, "0.5 %"), (0.15, "15 %")])
+def test_ratios_of_held_out_masks_are_not_rounded(ratio, said, monkeypatch, capsys, tmp_path):
+    row = Measurement(kind="heldout", measure="token", value=3.0, metric="nats", ratio=ratio)
+    monkeypatch.setattr("maskwise.evaluation.evaluate_checkpoint", lambda *_, **__: [row])
+    assert maskwise("evaluate", "model") == 0
+    line = {"masks": "token", "ratio": ratio, "loss": 3.0, "unigram": 6.0, "targets": 9}
+    result = {"heldout": [line], "checkpoint": "x", "seconds": 1.0}
+    monkeypatch.setattr("maskwise.study.single.run_pretrain", lambda *_: result)
+    assert maskwise("pretrain", "quick-start", "--out", tmp_path / "out") == 0
+    assert capsys.readouterr().out.count(f" {said} ") == 2
 
 
 def test_results_of_other_rules_are_judged_anew_and_this_is_said(tmp_path, capsys):

@@ -345,7 +345,7 @@ def pretrain(
         return
     rows = []
     for line in result["heldout"]:
-        masks = f"{line['masks']} {line['ratio']:.0%}"
+        masks = f"{line['masks']} {100 * line['ratio']:g} %"
         rows.append((masks, figure(line["loss"]), figure(line["unigram"]), str(line["targets"])))
     print_table(("held-out masks", "loss (nats)", "word frequencies alone", "targets"), rows)
     known = [line for line in result["heldout"] if line["unigram"] is not None]

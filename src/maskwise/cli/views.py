@@ -165,8 +165,8 @@ def evaluate(
             continue
         name = f"{row.measure} {row.metric}"
         chance = row.chance
-        if row.kind == "heldout":
-            name = f"held-out loss, {row.measure} masks {row.ratio:.0%}"
+        if row.kind == "heldout" and row.ratio is not None:
+            name = f"held-out loss, {row.measure} masks {100 * row.ratio:g} %"
             chance = by_frequency.get(row.outcome.replace("heldout:", "unigram:", 1))
         skipped = [f"{count} {reason}" for reason, count in row.facts.get("skipped", {}).items()]
         shown = figure(row.value)

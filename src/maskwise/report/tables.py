@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from maskwise.constants import LOWER_IS_BETTER, NATS, accuracy_misleads
+from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, NATS, accuracy_misleads
 from maskwise.errors import MaskwiseError
-from maskwise.estimates import Shown, outcome_labels, shown
+from maskwise.estimates import Shown, outcome_label, outcome_labels, shown
 from maskwise.files import Contrast
 from maskwise.folders import write_page
 from maskwise.report.drawing import FILTERS, SLATE, Colours, View
@@ -415,7 +415,9 @@ def _means(folder: Folder) -> dict[tuple[str, str], View]:
         for (name, detail), runs in folder.numbers(kind).items():
             outcome = f"{name} ({detail or 'score'})"
             if kind == "heldout":
-                outcome = f"held-out loss, {name} masks {100 * detail:g} %"
+                outcome = outcome_label(f"heldout:{name}@{detail}")
+                if name != DIFFUSION:
+                    outcome = f"held-out loss, {outcome}"
             for arm, values in values_by_arm(runs).items():
                 mean_, sd = _mean_and_sd(values)
                 cells[outcome, folder.label(arm)] = {"runs": len(values), "mean": mean_, "sd": sd}

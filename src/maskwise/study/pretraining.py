@@ -330,7 +330,8 @@ def model_card(
     table = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
     measured = []
     for line in losses:
-        loss = f"{line['masks']} masks at {line['ratio']:.0%}: {line['loss']:.3f} nats a target"
+        masks = f"{line['masks']} masks at {100 * line['ratio']:g} %"
+        loss = f"{masks}: {line['loss']:.3f} nats a target"
         measured.append(f"- {loss} (word frequencies alone: {line['unigram']:.3f})")
     heldout = "\n".join(measured) or "not measured"
     training = recipe.training
