@@ -23,7 +23,13 @@ from maskwise.files import RULES
 from maskwise.measurements import Measurement
 from maskwise.printing import Terminal
 from maskwise.report import compare_studies, drawing, summary_of, write_report
-from maskwise.report.charts import MOST_POINTS, MOST_SMALL, curve_charts, objectives_view
+from maskwise.report.charts import (
+    MOST_POINTS,
+    MOST_SMALL,
+    curve_charts,
+    objectives_view,
+    weight_charts,
+)
 from maskwise.report.drawing import arm_colours, choice_chart, dot_chart, line_chart
 from maskwise.report.page import page_content, vega_code, write_policy_page
 from maskwise.report.reading import NO_STUDY, Folder, read_folder
@@ -597,6 +603,23 @@ def test_losses_above_the_plateau_do_not_push_the_band_out_of_the_chart():
     low, high = layer_of(spec, "circle")["encoding"]["x"]["scale"]["domain"]
     [ends] = layer_of(spec, "rect")["data"]["values"]
     assert low <= ends["from"] < ends["to"] <= high
+
+
+def test_lines_of_the_same_colour_have_their_own_dashes(monkeypatch):
+    """Of 17 groups, four had the colour of another one."""
+    monkeypatch.setattr(drawing, "vega_code", lambda: "VEGA")
+    groups = [f"group {number}" for number in range(17)]
+    weights = dict.fromkeys(groups, 1.0)
+    lines = [{"arm": "a", "seed": 0, "step": step, "weights": weights} for step in (1, 2)]
+    [chart] = weight_charts(Folder("run", "a", curves=lines))
+    for layer in chart["spec"]["layer"]:
+        looks = []
+        for channel in ("color", "strokeDash"):
+            scale = layer["encoding"][channel]["scale"]
+            assert scale["domain"] == groups
+            looks.append(map(str, scale["range"]))
+        assert len(set(zip(*looks))) == 17
+    assert len({*map(str, drawing.dashes_of(arm_colours(groups[:13], groups[0])).values())}) == 1
 
 
 def test_arms_have_their_own_colours():

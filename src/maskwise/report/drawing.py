@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import cycle
@@ -35,6 +36,8 @@ OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 MUTED = ["#882255", "#999933", "#6A3D9A", "#44AA99", "#8C510A"]
 # Colours of objectives and learned groups, which include no baseline.
 GROUPS = [*OKABE_ITO[:6], SLATE, BROWN]
+DASHES = [[1, 0], [7, 3], [2, 3], [9, 3, 2, 3]]
+"""Patterns of lines of the first to fourth arm, objective or group with the same colour."""
 INK = "#2b2b2b"
 FAINT = "#e9e6df"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -113,6 +116,16 @@ def arm_colours(arms: Sequence[str], baseline: str | None) -> dict[str, str]:
     """Return the colours of arms: slate for the baseline, and the palette for other arms."""
     palette = cycle(OKABE_ITO + MUTED)
     return {arm: SLATE if arm == baseline else next(palette) for arm in arms}
+
+
+def dashes_of(colours: Colours) -> dict[str, list[int]]:
+    """Return the patterns of lines, which tell apart names with the same colour."""
+    before = Counter[str]()
+    dashes = {}
+    for name, colour in colours.items():
+        dashes[name] = DASHES[before[colour] % len(DASHES)]
+        before[colour] += 1
+    return dashes
 
 
 def dot_chart(
@@ -216,6 +229,8 @@ def line_chart(
     if not vega_code():
         return table_of_curves(rows, x)
     colour = _arm_colour(colours)
+    dashes = dashes_of(colours)
+    dash = {**ARM, "scale": {"domain": [*dashes], "range": [*dashes.values()]}, "legend": None}
     title_x = "tokens read" if x == "tokens" else x
     across = _quantity(x, title=title_x, scale={"domainMin": 0}, axis=COUNTS)
     axis = {"format": PERCENT if percent else NUMBER, "tickCount": 6}
@@ -225,6 +240,7 @@ def line_chart(
         "x": across,
         "y": _quantity("value", **up),
         "color": colour,
+        "strokeDash": dash,
         "detail": SEED,
         "tooltip": tips,
     }
@@ -233,7 +249,7 @@ def line_chart(
     layers = [{**(thin if means else usual), "encoding": runs}]
     if means:
         y = _quantity("value", aggregate="mean", **up)
-        encoding = {"x": across, "y": y, "color": colour, "tooltip": tips[:2]}
+        encoding = {"x": across, "y": y, "color": colour, "strokeDash": dash, "tooltip": tips[:2]}
         layers.append({**_mark("line", strokeWidth=2.2), "encoding": encoding})
     if any("scheduled" in row for row in rows):
         dotted = _mark("line", strokeDash=[2, 4], color="#000", strokeWidth=1.3, opacity=0.7)
@@ -356,6 +372,7 @@ def call(spec: str) -> Call:
 
 FILTERS = {
     "call": call,
+    "dashes": dashes_of,
     "figure": figure,
     "short": short,
     "share": share,
