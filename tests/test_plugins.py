@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import itertools
 import json
 import math
@@ -492,6 +492,42 @@ def test_code_of_plug_ins_is_that_of_their_modules(own_module):
     assert [*plugins._homes(kind)] == ["own_masks"]
     assert [*plugins._homes(own_module.Mine)] == ["own_masks"]
     assert plugins._homes(SEQUENCE_CLASSIFICATION) == {}
+
+
+def test_each_part_of_a_plug_in_of_a_program_is_in_its_hash(tmp_path, monkeypatch):
+    """A class and its base, and both functions of a kind of task, are in one script."""
+    code = """
+from maskwise.masking.policies import Token
+
+class Base(Token):
+    first = 1
+
+class Mine(Base):
+    second = 1
+
+def row():
+    third = 1
+
+def gold():
+    fourth = 1
+"""
+
+    def hashes(text: str) -> list[str]:
+        path = tmp_path / f"program{abs(hash(text))}.py"
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location("__main__", path)
+        program = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(program)
+        kind = replace(SEQUENCE_CLASSIFICATION, name="mine", row=program.row, gold=program.gold)
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "__main__", program)
+            return [plugins._hash_of_code(each) for each in (program.Mine, kind)]
+
+    before = hashes(code)
+    assert hashes("LATER = 1\n" + code) == before
+    for part, changed in (("first", 0), ("second", 0), ("third", 1), ("fourth", 1)):
+        after = hashes(code.replace(f"{part} = 1", f"{part} = 2"))
+        assert [old != new for old, new in zip(before, after)] == [changed == 0, changed == 1]
 
 
 @pytest.mark.process

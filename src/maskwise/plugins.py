@@ -333,8 +333,8 @@ def _points(path: tuple[str, ...]) -> dict[str, dict[str, list[EntryPoint]]]:
 def code_of(settings: object) -> dict[str, str]:
     """Return a hash of the source code of each plug-in that settings name.
 
-    It is that of the module in which the plug-in is defined, without comments. For what the main
-    program defines, it is that of the function or class.
+    It is that of the modules in which the plug-in is defined, without comments. For what the main
+    program defines, it is that of each function and class of the plug-in.
 
     Args:
         settings: JSON values, in which names may have arguments.
@@ -378,15 +378,18 @@ def _hash_of_code(member: object) -> str:
     total = hashlib.sha256()
     homes = _homes(member)
     for name in sorted(homes):
-        total.update(f"{name}:{homes[name].__qualname__}".encode())
-        # There is no source code of compiled modules and of some notebooks.
-        with suppress(OSError, TypeError, SyntaxError):
-            # A program runs once, and its functions and classes may be anywhere in it.
-            if name == "__main__":
-                code = inspect.getsource(homes[name])
-            else:
-                code = code_of_module(sys.modules[name])
-            total.update(_without_comments(code).encode("utf-8", "surrogatepass"))
+        parts = homes[name]
+        total.update(f"{name}:{' '.join(part.__qualname__ for part in parts)}".encode())
+        # A program runs once, and its functions and classes may be anywhere in it.
+        sources = parts if name == "__main__" else [sys.modules[name]]
+        for source in sources:
+            # There is no source code of compiled modules and of some notebooks.
+            with suppress(OSError, TypeError, SyntaxError):
+                if isinstance(source, ModuleType):
+                    code = code_of_module(source)
+                else:
+                    code = inspect.getsource(source)
+                total.update(_without_comments(code).encode("utf-8", "surrogatepass"))
     return total.hexdigest()[:16]
 
 
@@ -427,15 +430,16 @@ _SOURCES: dict[int, tuple[ModuleSpec, str]] = {}
 """The source code of modules, by the identities of their specifications, which are kept."""
 
 
-def _homes(member: object) -> dict[str, type | FunctionType]:
-    """Return the modules of the functions and classes that a plug-in consists of, each with one of
-    them. Modules of maskwise and of Python are left out.
+def _homes(member: object) -> dict[str, list[type | FunctionType]]:
+    """Return the functions and classes that a plug-in consists of, in order, by their modules.
+
+    Those of maskwise and of Python are left out.
     """
-    homes = {}
-    for part in _parts(member):
+    homes: dict[str, list[type | FunctionType]] = {}
+    for part in dict.fromkeys(_parts(member)):
         top = part.__module__.partition(".")[0]
         if top != "maskwise" and top not in sys.stdlib_module_names:
-            homes[part.__module__] = part
+            homes.setdefault(part.__module__, []).append(part)
     return homes
 
 
