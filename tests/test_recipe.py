@@ -5,6 +5,7 @@ work.
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from itertools import chain
 from pathlib import Path
@@ -346,6 +347,162 @@ def test_a_gate_that_is_a_pair_takes_further_settings():
     assert recipe.study.closed == [("45 → 15 %", "30 %")]
 
 
+ARMS_OF_A_FILE = {"a": {"masking.ratio": 0.2}, "b": {"masking": {"ratio": 0.4}}}
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        {"study": {"arms": ARMS_OF_A_FILE}},
+        {"study.arms": ARMS_OF_A_FILE},
+        {f"study.arms.{name}": arm for name, arm in ARMS_OF_A_FILE.items()},
+        {"study": {f"arms.{name}": arm for name, arm in ARMS_OF_A_FILE.items()}},
+        {"study.arms.a.masking.ratio": 0.2, "study.arms.b.masking.ratio": 0.4},
+        {
+            "study.arms": {"a": {}},
+            "study.arms.a.masking.ratio": 0.2,
+            "study.arms.b": {"masking.ratio": 0.4},
+        },
+    ],
+)
+def test_arms_of_a_file_replace_those_of_its_base_however_they_are_written(spelled, tmp_path):
+    """They were dropped, and the study compared the arms of the quick start."""
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"extends": "quick-start", **spelled}))
+    for source in (tmp_path / "own.yaml", {"extends": "quick-start", **spelled}):
+        recipe = read_recipe(source)
+        assert [recipe.arm(name, seed=0).masking.ratio for name in recipe.study.arms] == [0.2, 0.4]
+        assert recipe.study.pairs == [("b", "a")] and recipe.study.gate is None
+
+
+@pytest.mark.parametrize("arms", [["a", "b"], "a, b", None])
+def test_arms_of_a_file_that_are_no_settings_are_refused(arms):
+    for spelled in ({"study": {"arms": arms}}, {"study.arms": arms}):
+        with pytest.raises(MaskwiseError, match=r"study\.arms; got .*settings of the form"):
+            read_recipe({"extends": "quick-start", **spelled})
+
+
+def test_names_of_arms_may_contain_dots():
+    """In settings that name them, too: ``v1.5`` was the arm ``v1`` with a setting ``5``."""
+    grid = {"training.warmup": [0, 0.1]}
+    own = {"v1.5": {"training": {"learning_rate": [1e-3, 2e-3]}}}
+    ratios = {"v1.0": 0.1, "v1": 0.2, "v1.5": 0.3}
+    arms = {name: {"masking.ratio": ratio} for name, ratio in ratios.items()}
+    study = {"arms": arms, "search": {"grid": grid, "own": own}, "contrasts": [["v1.5", "v1.0"]]}
+    base = {"extends": "quick-start", "study": study}
+    assert {name: len(read_recipe(base).study.points_of(name)) for name in arms} == {
+        "v1.0": 2,
+        "v1": 2,
+        "v1.5": 4,
+    }
+
+    def changed(*overrides):
+        recipe = read_recipe(base, overrides)
+        return {name: recipe.arm(name, seed=0).masking.ratio for name in recipe.study.arms}
+
+    assert changed("study.arms.v1.5.masking.ratio=0.4") == {**ratios, "v1.5": 0.4}
+    assert changed("study.arms.v1.masking.ratio=0.4") == {**ratios, "v1": 0.4}
+    more = ["study.arms.v1.7={masking.ratio: 0.4}", "study.contrasts=null"]
+    assert changed(*more) == {**ratios, "v1.7": 0.4}
+    more = ["study.arms.v1.7.masking.ratio=0.4", "study.contrasts=null"]
+    assert changed(*more) == {**ratios, "v1.7": 0.4}
+    assert changed("study.arms.v1=null") == {"v1.0": 0.1, "v1.5": 0.3}
+    left = read_recipe(base, ["study.arms.v1.5=null", "study.contrasts=null"]).study
+    assert [*left.arms] == ["v1.0", "v1"] and left.search.own == {}
+    with pytest.raises(MaskwiseError, match=r"unknown arm in study\.arms 'v2\.6'"):
+        changed("study.arms.v2.6=null")
+    with pytest.raises(MaskwiseError, match=r"unknown arm in study\.search\.own 'v1\.6'"):
+        changed("study.search.own.v1.6.training.steps=[1, 2]")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"masking.ratio": 0.3, "masking": {"ratio": 0.2}}, "masking.ratio"),
+        ({"masking": {"ratio": 0.2}, "masking.ratio": 0.3}, "masking.ratio"),
+        ({"masking.ratio": 0.3, "masking": None}, "masking"),
+        ({"masking": None, "masking.ratio": 0.3}, "masking.ratio"),
+        ({"phases.1.training.steps": 3, "phases": [{}, {}]}, "phases"),
+        ({"phases": [{}, {"training.steps": 3, "training": {"steps": 4}}]}, "training.steps"),
+        ({"study": {"looks": [3, 7]}, "study.interim_looks": [4, 7]}, "study.interim_looks"),
+        ({"study.arms.a": {"masking.ratio": 0.3, "masking": {"ratio": 0.2}}}, "masking.ratio"),
+        (
+            {"study.search.grid": {"training.steps": [5, 6], "training": {"steps": [7, 8]}}},
+            "study.search.grid.training.steps",
+        ),
+    ],
+)
+def test_a_setting_that_is_written_twice_is_refused(settings, name):
+    """Of two spellings in one place, one was lost."""
+    with pytest.raises(MaskwiseError, match=rf"{re.escape(name)} is written twice; got .* and "):
+        read_recipe({"extends": "quick-start", **settings})
+
+
+def test_an_arm_without_a_base_has_each_setting_once():
+    arms = {"a": {"masking.ratio": 0.3, "masking": {"ratio": 0.2}}, "b": {}}
+    with pytest.raises(MaskwiseError, match=r"arm 'a': masking\.ratio is written twice"):
+        read_recipe({"study": {"arms": arms}})
+    points = [{"training.steps": 5, "training": {"steps": 6}}, {}]
+    with pytest.raises(MaskwiseError, match=r"training\.steps is written twice"):
+        read_recipe({"study": {"arms": {"a": {}, "b": {}}, "search": {"grid": points}}})
+
+
+def test_a_phase_and_its_former_name_are_refused_together():
+    with pytest.raises(MaskwiseError, match="both phases and their former name"):
+        read_recipe(
+            {"extends": "quick-start", "intermediate": {"masking.ratio": 0.3}, "phases": [{}, {}]}
+        )
+
+
+def test_overrides_that_go_together_are_read_together():
+    """They were read, and then refused, because each was put into the value of another."""
+    more = ["study.contrasts=null", "study.gate=null"]
+    keep, add = "study.arms=15 %,30 %", "study.arms.40={masking.ratio: 0.4}"
+    assert [*read_recipe("quick-start", [keep, add, *more]).study.arms] == ["15 %", "30 %", "40"]
+    # The new arm was dropped.
+    with pytest.raises(MaskwiseError, match=r"study\.arms leaves out the arm '40'"):
+        read_recipe("quick-start", [add, keep, *more])
+    with pytest.raises(MaskwiseError, match=r"leaves out the arm '45 → 15 %'"):
+        read_recipe("quick-start", [keep, "study.arms.45 → 15 %.masking.ratio=0.4", *more])
+    gate = ["study.gate=[30 %, 15 %]", "study.gate.closes=[]"]
+    study = read_recipe("quick-start", gate).study
+    assert study.gate.contrast == ("30 %", "15 %") and study.closed == []
+    file = read_recipe({"extends": "quick-start", "study": {"gate": {"closes": []}}}).study
+    assert file.gate.contrast == ("45 → 15 %", "no-pretraining") and file.closed == []
+    with pytest.raises(MaskwiseError, match=r"phases\.0; got 3"):
+        read_recipe("quick-start", ["phases=[3, {}]", "phases.1.training.steps=5"])
+
+
+@pytest.mark.parametrize("section", ["study", "training", "masking"])
+def test_a_section_without_settings_is_refused(section, tmp_path):
+    """An empty ``study:`` kept the arms of the extended recipe and dropped what compares them."""
+    (tmp_path / "own.yaml").write_text(f"extends: quick-start\n{section}:\n")
+    with pytest.raises(MaskwiseError, match=rf"{section}; got nothing"):
+        read_recipe(tmp_path / "own.yaml")
+
+
+def test_settings_in_a_group_leave_the_others_of_the_group():
+    """``training={steps: 900}`` reset the learning rate, the optimizer and others."""
+    base = read_recipe("quick-start")
+    longer = read_recipe("quick-start", ["training={steps: 900}"])
+    assert longer.training == base.training.model_copy(update={"steps": 900})
+    assert longer == read_recipe("quick-start", ["training.steps=900"])
+    two = read_recipe("quick-start", ["study={seeds: 8, gate: {closes: []}}"]).study
+    assert two.gate.contrast == base.study.gate.contrast and two.closed == []
+    assert (two.seeds, two.arms, two.outcome) == (8, base.study.arms, base.study.outcome)
+    ratio = "study.arms={a: {training.warmup: 0.2}, b: {}}"
+    arm = read_recipe("quick-start", [ratio, "study.arms.a.training={steps: 9}"]).arm("a", seed=0)
+    assert (arm.training.steps, arm.training.warmup) == (9, 0.2)
+    # Settings of another architecture are of no use to a new one.
+    assert read_recipe("quick-start", ["model={architecture: bert}"]).model.settings == {}
+    named = read_recipe("quick-start", ["objective={a: mlm}", "objective={b: mlm, cse: {}}"])
+    assert [*named.objectives] == ["b", "cse"]
+    with pytest.raises(MaskwiseError, match=r"override training={stepz: 9}: unknown setting"):
+        read_recipe("quick-start", ["training={stepz: 9}"])
+    # The last value counts, wherever an earlier one was.
+    last = ["training.warmup=0.2", "training={}", "training.warmup=0.3", "training.steps=5"]
+    assert read_recipe("quick-start", last).training.warmup == 0.3
+
+
 def test_words_for_truth_are_words_where_words_are_meant(recipe, tmp_path):
     """YAML 1.1 reads no, off and on as truth values."""
     settings = [
@@ -540,7 +697,7 @@ def test_other_arms_over_a_search_that_is_none(search: str, said: str, tmp_path:
         ("study: {arms: {a: [1]}}", "study.arms.a"),
         ("study: {arms: 5}", "study.arms"),
         ("study: [a]", "study"),
-        ("extends: quick-start\nstudy: abc", "study is a value"),
+        ("extends: quick-start\nstudy: abc", "study; got 'abc'"),
         ("evaluation: {masks: [whole-word]}\nstudy: {arms: {a: {}}}", "nothing measures arm 'a'"),
         ("extends: quick-start\nstudy: {arms: {'': , b: {}}}", "study.arms has no name"),
         ("extends: quick-start\nstudy: {arms: {' ': , b: {}}}", "study.arms has no name"),

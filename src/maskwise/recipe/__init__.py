@@ -13,6 +13,7 @@ import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,14 +24,16 @@ from maskwise.folders import recipe_path, shipped
 from maskwise.recipe.overrides import (
     NAMES_ARMS,
     Plain,
+    arm_of,
     arms_in,
+    each_setting,
     explain,
     merged,
-    nested,
     parse_overrides,
     parse_value,
     put,
     read_yaml,
+    refuse_former_phase,
     with_new_names,
     with_phases,
 )
@@ -116,7 +119,7 @@ def _validated(settings: Plain, overrides: Iterable[str], *, written: Plain, ori
         written: the settings that must have an effect, keyed by dotted name.
     """
     overrides = list(overrides)
-    changes = parse_overrides(overrides)
+    changes = each_setting(parse_overrides(overrides), Recipe)
     alone = None
     if changes:
         # With other arms, for example, settings of the file may lose their effect.
@@ -133,6 +136,7 @@ def _validated(settings: Plain, overrides: Iterable[str], *, written: Plain, ori
         return recipe
 
     recipe = blaming_overrides(changed, overrides, origin=origin)
+    refuse_former_phase(changes)
     if "study.contrasts" not in changes:
         _require_compared(recipe, [name for name in recipe.study.arms if name not in old_arms])
     try:
@@ -142,7 +146,8 @@ def _validated(settings: Plain, overrides: Iterable[str], *, written: Plain, ori
         if alone is None:
             raise
         alone.require_used(written, in_file=True)
-    recipe.require_used(dict(leaves(nested(changes))))
+    flat = chain.from_iterable(leaves({key: value}) for key, value in changes.items())
+    recipe.require_used(dict(flat))
     return recipe
 
 
@@ -206,13 +211,13 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
     >>> apply_overrides(settings, ["study.arms.b=null"]); settings
     {'study': {'arms': {'a': {}, 'c': {}}, 'contrasts': [['c', 'a']]}}
     """
-    changes = parse_overrides(overrides)
+    changes = each_setting(parse_overrides(overrides), Recipe)
     old_arms = dict(arms_in(settings))
     remove_unused(settings, changes)
     for key, value in changes.items():
         known = arms_in(settings)
-        arm = key.removeprefix("study.arms.")
-        if arm != key and "." not in arm and value in (None, "none"):
+        arm = arm_of(key, value, known)
+        if arm is not None and key == f"study.arms.{arm}" and value in (None, "none"):
             require_known("arm in study.arms", arm, known)
             key = "study.arms"
             value = [name for name in known if name != arm]
@@ -235,9 +240,8 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
             and value.keys().isdisjoint(known)
         ):
             _remove_comparison(settings["study"], given=changes)
-        pair = value_at(settings, "study.gate")
-        if key.startswith("study.gate.") and isinstance(pair, list):
-            settings["study"]["gate"] = {"contrast": pair}
+        if key == "study.arms" and isinstance(value, dict):
+            _refuse_left_out(known, value, given=changes)
         put(settings, key, value)
     gone = old_arms.keys() - arms_in(settings).keys()
     own = value_at(settings, "study.search.own")
@@ -246,6 +250,20 @@ def apply_overrides(settings: Plain, overrides: Iterable[str]) -> None:
         settings["study"]["search"]["own"] = {
             arm: grid for arm, grid in own.items() if arm not in gone
         }
+
+
+def _refuse_left_out(
+    known: Collection[str], left: Collection[str], *, given: Mapping[str, object]
+) -> None:
+    """Raise an error if an override leaves out an arm that another one changes."""
+    for key, value in given.items():
+        arm = arm_of(key, value, known)
+        if arm in known and arm not in left and value not in (None, "none"):
+            raise MaskwiseError(
+                f"study.arms leaves out the arm {arm!r}, which {key} changes",
+                got=", ".join(map(str, left)),
+                do=f"add {arm} to study.arms, or remove {key}",
+            )
 
 
 def _remove_comparison(study: Plain, *, given: Collection[str]) -> None:
@@ -304,12 +322,12 @@ def _check_arm(recipe: Recipe, name: str) -> None:
 def _settings(source: str | Path, *, extending: tuple[Path, ...] = ()) -> Plain:
     """Read the settings of a file, merged into those of the recipe that it extends."""
     path = recipe_path(source)
-    chain = (*extending, path.resolve())
+    files = (*extending, path.resolve())
     if path.resolve() in extending:
         raise MaskwiseError(
-            "these recipes extend each other", got=" → ".join(file.name for file in chain)
+            "these recipes extend each other", got=" → ".join(file.name for file in files)
         )
-    return _extended(_read(path), name=path.stem, origin=str(path), path=path, extending=chain)
+    return _extended(_read(path), name=path.stem, origin=str(path), path=path, extending=files)
 
 
 def _extended(

@@ -29,8 +29,7 @@ from maskwise.constants import (
 )
 from maskwise.effects import Judgement, Nothing, Several, Share, Weights
 from maskwise.errors import MaskwiseError, require_known
-from maskwise.recipe.overrides import Plain
-from maskwise.specs import leaves
+from maskwise.recipe.overrides import Plain, once_each
 
 Pair = tuple[str, str]
 """The names of an arm and its baseline."""
@@ -51,9 +50,9 @@ class Settings(BaseModel, extra="forbid", frozen=True):
 def _dotted(grid: object) -> object:
     """Convert the nested settings of a grid, or of each point, to dotted names."""
     if isinstance(grid, Mapping):
-        return dict(leaves(grid))
+        return once_each(grid)
     if isinstance(grid, list | tuple) and all(isinstance(point, Mapping) for point in grid):
-        return [dict(leaves(point)) for point in grid]
+        return [once_each(point) for point in grid]
     if grid is None:
         return None
     raise MaskwiseError("not a grid", got=grid, allowed="lists of values, or a list of points")

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from itertools import chain
-from typing import Any, ClassVar, get_args
+from types import UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -68,7 +69,8 @@ RENAMED = {
 """New names of settings, by the former names, which are read until maskwise 0.2. An arm, a phase or
 a point of a search grid may have the same settings."""
 
-OF_ARMS = (("study", "arms"), ("study", "search", "own"))
+ARMS = ("study", "arms")
+OF_ARMS = (ARMS, ("study", "search", "own"))
 """Groups whose keys are the names of arms."""
 
 GROUPS = (
@@ -111,8 +113,7 @@ def with_new_names(settings: Mapping[Any, object], above: tuple[str, ...] = ()) 
     found: Plain = {}
     renamed: Plain = {}
     for key, value in settings.items():
-        # The name of an arm may contain dots.
-        parts = [str(key)] if above in OF_ARMS else str(key).split(".")
+        parts = _parts(str(key), value, above=above)
         path = (*above, *parts)
         setting = ".".join(_in_training(path))
         if setting in GONE:
@@ -163,6 +164,61 @@ def _renamed(parts: Sequence[str], above: tuple[str, ...]) -> str | None:
     return None
 
 
+def _parts(
+    name: str, value: object, *, above: tuple[str, ...] = (), arms: Collection[str] = ()
+) -> list[str]:
+    """Split a dotted name at its dots, except those of the name of an arm.
+
+    Args:
+        name: the dotted name of a setting.
+        value: its value.
+        above: the names of the groups that it is in.
+        arms: the names of known arms.
+
+    >>> _parts("study.arms.v1.5.masking.ratio", 0.3)
+    ['study', 'arms', 'v1.5', 'masking', 'ratio']
+    """
+    if above in OF_ARMS:
+        return [name]
+    parts = name.split(".")
+    for group in OF_ARMS:
+        size = len(group) - len(above)
+        if (*above, *parts[:size]) == group and len(parts) > size > 0:
+            inner = parts[size:]
+            length = _length_of_arm(inner, value, arms)
+            return [*parts[:size], ".".join(inner[:length]), *inner[length:]]
+    return parts
+
+
+def arm_of(name: str, value: object, arms: Collection[str]) -> str | None:
+    """Return the arm that a dotted name changes; None if it changes no arm, or all of them.
+
+    >>> arm_of("study.arms.v1.5.masking.ratio", 0.3, ["v1", "v1.5"])
+    'v1.5'
+    """
+    parts = _parts(name, value, arms=arms)
+    return parts[len(ARMS)] if (*parts[: len(ARMS)],) == ARMS and len(parts) > len(ARMS) else None
+
+
+def _length_of_arm(parts: Sequence[str], value: object, arms: Collection[str]) -> int:
+    """Return how many of these parts of a dotted name are the name of an arm."""
+    sections = {*ARM_PARTS, *RENAMED}
+    known = [n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in arms]
+    named = [place for place, part in enumerate(parts) if place and part in sections]
+    for length in known:
+        if length == len(parts) or length in named:
+            return length
+    if named:
+        return named[0]
+    # The settings of an arm, or nothing, are the value of an arm and not of a setting.
+    keys = value if isinstance(value, Mapping) else {"": None}
+    if {str(key).partition(".")[0] for key in keys} <= sections:
+        return len(parts)
+    if known:
+        return known[0]
+    return len(parts) if isinstance(value, Mapping) or value in (None, "none") else 1
+
+
 def _in_training(path: tuple[str, ...]) -> tuple[str, ...]:
     """Return the name of a setting without the arm, phase or grid that changes it.
 
@@ -187,12 +243,12 @@ def _say_new_name(former: str) -> None:
     note_of_rename(former, RENAMED[former])
 
 
-def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> None:
+def put(settings: Plain, name: str | Sequence[str], value: object, *, clear: bool = True) -> None:
     """Set ``a.b.c`` in nested dicts, or ``a.1.c`` in the second dict of a list.
 
     Args:
         settings: nested dicts, which are changed in place.
-        dotted: the dotted name of the setting.
+        name: the dotted name of the setting, or its parts.
         value: the new value.
         clear: whether an empty dict may replace a dict that contains settings.
 
@@ -204,18 +260,23 @@ def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> N
     >>> put(settings, "training.seed", 3); put(settings, "phases.1.masking.ratio", 0.1); settings
     {'training': {'steps': 10, 'seed': 3}, 'phases': [{}, {'masking': {'ratio': 0.1}}]}
     """
-    dotted, value = _of_last_phase(settings, dotted, value)
-    *path, last = dotted.split(".")
+    parts = _parts(name, value, arms=arms_in(settings)) if isinstance(name, str) else [*name]
+    parts, value = _of_last_phase(settings, parts, value)
+    dotted = ".".join(map(str, parts))
+    *path, last = parts
     group: Any = settings
-    for part in path:
+    for place, part in enumerate(path):
         key = _key(group, part, dotted)
         inner = group[key] if isinstance(group, list) else group.get(key)
         # Several objectives, by name, replace the name of a single one.
         if inner is None or (part == "objective" and isinstance(inner, str)):
             inner = {}
-        # The phases of a recipe are a list of dicts, whose keys may be dotted names.
-        if isinstance(group, list):
-            inner = nested(inner)
+        # A pair of arms is the contrast of a gate.
+        elif path[: place + 1] == ["study", "gate"] and isinstance(inner, list | tuple):
+            inner = {"contrast": inner}
+        # The keys of an arm, and of a phase, which is in a list, may be dotted names.
+        elif isinstance(group, list) or (place == len(ARMS) and (*path[:place],) == ARMS):
+            inner = nested(inner) if isinstance(inner, Mapping) else inner
         if not isinstance(inner, dict | list):
             raise MaskwiseError(
                 f"cannot set {dotted}", got=f"{part} is a value, not a group of settings"
@@ -229,20 +290,20 @@ def put(settings: Plain, dotted: str, value: object, *, clear: bool = True) -> N
     group[key] = value
 
 
-def _of_last_phase(settings: Plain, dotted: str, value: object) -> tuple[str, object]:
+def _of_last_phase(settings: Plain, parts: list[str], value: object) -> tuple[list[str], object]:
     """Translate ``intermediate``, a former name of the second of two phases, in place.
 
     It is read until maskwise 0.2.
     """
-    first, _, rest = dotted.partition(".")
+    first, *rest = parts
     if first != FORMER_PHASE:
-        return dotted, value
+        return parts, value
     _say_phases()
     no_phase = not rest and value in (None, "none")
     phases = settings.get("phases")
     if phases in (None, "none"):
         if no_phase:
-            return "phases", None
+            return ["phases"], None
         settings["phases"] = [{}, {}]
     elif not isinstance(phases, list | tuple) or len(phases) != 2:
         raise MaskwiseError(
@@ -251,16 +312,44 @@ def _of_last_phase(settings: Plain, dotted: str, value: object) -> tuple[str, ob
             do="set phases.N.…; the first phase is 0",
         )
     if no_phase:
-        return "phases", None
-    return f"phases.1.{rest}".rstrip("."), value
+        return ["phases"], None
+    return ["phases", "1", *rest], value
 
 
-def _refuse_both(given: Mapping[str, object]) -> None:
-    """Raise an error if settings have phases and say, by the former name, that there are none."""
-    if FORMER_PHASE in given and given[FORMER_PHASE] in (None, "none"):
+def refuse_former_phase(given: Mapping[str, object]) -> None:
+    """Raise an error if settings have phases, and the former name of the second one."""
+    if any(str(key).partition(".")[0] == FORMER_PHASE for key in given):
         for key, value in given.items():
             if str(key).partition(".")[0] == "phases" and value not in (None, "none"):
                 raise _both_names(FORMER_PHASE)
+
+
+def once_each(settings: Mapping[str, object]) -> Plain:
+    """Return the values of settings by dotted name, as ``specs.leaves``.
+
+    Raises:
+        MaskwiseError: a setting is written twice, as in ``{"a.b": 1, "a": {"b": 2}}``.
+    """
+    found: Plain = {}
+    groups: set[str] = set()
+    for name, value in leaves(settings):
+        parts = name.split(".")
+        above = {".".join(parts[:place]) for place in range(1, len(parts))}
+        # An empty dict changes nothing in a group that has settings.
+        twice = name in found or (name in groups and value != {})
+        if twice or any(found.get(group, ...) is None for group in above):
+            own = [*above, name]
+            values = [
+                before for key, before in found.items() if key in own or key.startswith(f"{name}.")
+            ]
+            raise MaskwiseError(
+                f"{name} is written twice",
+                got=" and ".join(map(str, [*values, value])),
+                do="write it once",
+            )
+        found[name] = value
+        groups |= above
+    return found
 
 
 def _both_names(former: str) -> MaskwiseError:
@@ -337,12 +426,15 @@ def require_changeable(
 def nested(tree: Mapping[str, object]) -> Plain:
     """Convert settings with dotted keys to nested dicts.
 
+    Raises:
+        MaskwiseError: a setting is written twice.
+
     >>> nested({"masking.ratio": 0.3, "masking": {"policy": "span"}})
     {'masking': {'ratio': 0.3, 'policy': 'span'}}
     """
     settings: Plain = {}
-    _refuse_both(tree)
-    for key, value in leaves(tree):
+    refuse_former_phase(tree)
+    for key, value in once_each(tree).items():
         put(settings, key, value, clear=False)
     return settings
 
@@ -355,6 +447,23 @@ def arms_in(settings: Plain) -> Plain:
     return {}
 
 
+def _with_whole_arms(
+    tree: Mapping[str, object], arms: Collection[str], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Yield settings as pairs (parts of the name, value), in which the settings of an arm, if they
+    are in a dict, are a single value.
+    """
+    for key, value in tree.items():
+        # The name of an arm that is a number will be refused.
+        parts = [key] if above == ARMS else _parts(str(key), value, above=above, arms=arms)
+        path = (*above, *parts)
+        is_value = path[:-1] == ARMS or path[-2:] == ("corpus", "source")
+        if isinstance(value, dict) and value and not is_value:
+            yield from _with_whole_arms(value, arms, path)
+        else:
+            yield path, value
+
+
 def merged(
     base: Plain, own: Plain, *, before: Callable[[Plain, Plain], None] = lambda *_: None
 ) -> Plain:
@@ -365,24 +474,23 @@ def merged(
     Args:
         before: called before the settings of ``own`` are applied, with the settings so far and with
             those of ``own``, keyed by dotted name.
+
+    Raises:
+        MaskwiseError: ``own`` has a setting twice.
     """
+    refuse_former_phase(own)
+    changes = once_each(own)
+    written = [*_with_whole_arms(own, arms_in(own))]
     # Two arms of the same name are not merged, because nobody wrote the resulting arm.
-    base_arms = arms_in(base)
-    own_arms = arms_in(own)
-    replaced = ["arms"]
-    if own_arms:
-        replaced += NAMES_ARMS
-    _refuse_both(own)
+    has_arms = any(path[:2] == ARMS and len(path) > len(ARMS) for path, _ in written)
+    dropped = ("arms", *NAMES_ARMS) if has_arms else ()
     settings: Plain = {}
-    for tree, dropped in ((base, replaced), (own, ["arms"])):
-        prefixes = tuple(f"study.{name}." for name in dropped)
-        before(settings, dict(leaves(tree)))
-        for key, value in leaves(tree):
-            if not f"{key}.".startswith(prefixes):
-                put(settings, key, value, clear=False)
-    arms = own_arms or base_arms
-    if arms:
-        put(settings, "study.arms", arms)
+    for path, value in _with_whole_arms(base, arms_in(base)):
+        if path[0] != "study" or len(path) < 2 or path[1] not in dropped:
+            put(settings, path, value, clear=False)
+    before(settings, changes)
+    for path, value in written:
+        put(settings, path, value, clear=False)
     return settings
 
 
@@ -427,7 +535,36 @@ def parse_overrides(texts: Iterable[str], *, section: str = "") -> Plain:
     """
     found: Plain = {}
     for key, value in map(parse_override, texts):
-        found[key.removeprefix(f"{section}.")] = value
+        name = key.removeprefix(f"{section}.")
+        # The order of settings is that of the values which count.
+        found.pop(name, None)
+        found[name] = value
+    return found
+
+
+def each_setting(changes: Mapping[str, object], whole: type[BaseModel]) -> Plain:
+    """Return changes in which a group of settings, such as ``training={steps: 5}``, is one change
+    for each of its settings, so that its other settings keep their values.
+
+    A dict that is no group, such as the arms or the objectives by name, stays one value.
+
+    Args:
+        changes: values keyed by dotted name.
+        whole: the class of a whole recipe.
+    """
+    found: Plain = {}
+    for key, value in changes.items():
+        path = _in_training(tuple(_parts(key, value)))
+        inner: Plain = {key: value}
+        if isinstance(value, Mapping) and value and path and group_at(whole, path):
+            given = {f"{key}.{name}": each for name, each in value.items()}
+            # The settings of a new model are those of its architecture.
+            if path == ("model",) and "architecture" in value:
+                given = {f"{key}.settings": {}} | given
+            inner = each_setting(given, whole)
+        for name, each in inner.items():
+            found.pop(name, None)
+            found[name] = each
     return found
 
 
@@ -689,6 +826,26 @@ def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
         names = [*_group(settings, _path(error)).model_fields]
         return f"settings such as {', '.join(names[:3])}"
     return ALLOWED.get(error["type"], error["msg"]).format(**context)
+
+
+def group_at(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
+    """Return the class of a group of settings; None for other settings, such as a dict of arms.
+
+    >>> class Inner(BaseModel): steps: int = 1
+    >>> class Outer(BaseModel): inner: Inner | None = None; named: dict[str, Inner] = {}
+    >>> group_at(Outer, ["inner"]).__name__, group_at(Outer, ["named"])
+    ('Inner', None)
+    """
+    found: type[BaseModel] | None = settings
+    for part in path:
+        field = found.model_fields.get(part) if found else None
+        if field is None:
+            return None
+        of_several = get_origin(field.annotation) in (Union, UnionType)
+        kinds = get_args(field.annotation) if of_several else (field.annotation,)
+        models = (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+        found = next(models, None)
+    return found
 
 
 def groups_in(annotation: Any) -> Iterator[type[BaseModel]]:

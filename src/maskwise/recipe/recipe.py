@@ -37,9 +37,11 @@ from maskwise.recipe.overrides import (
     FORMER_PHASE,
     PHASE_PARTS,
     Plain,
+    arm_of,
     blamed,
     explain,
     nested,
+    once_each,
     put,
     require_changeable,
 )
@@ -242,8 +244,9 @@ class Recipe(Settings):
             links[name] = [self.arm(name, seed=0, more=point).links() for point in points]
         everywhere = list(chain.from_iterable(links.values())) or [self.links()]
         _refuse_unused(written, everywhere, in_file=in_file)
+        changed = {arm_of(key, value, self.study.arms) for key, value in written.items()}
         for name, changes in self.study.arms.items():
-            if any(f"{key}.".startswith(f"study.arms.{name}.") for key in written):
+            if name in changed:
                 # Arms of a file are those of this recipe, also if another recipe extends it.
                 _refuse_unused(dict(leaves(changes)), links[name], origin=f"arm {name!r}")
 
@@ -508,7 +511,9 @@ class Recipe(Settings):
         """
         changes = {}
         for overrides in (self.study.arms[name], more or {}):
-            for key, value in leaves(overrides):
+            with blamed(f"arm {name!r}"):
+                written = once_each(overrides)
+            for key, value in written.items():
                 require_changeable(key, ARM_PARTS, who=f"arm {name!r}", settings=Recipe)
                 changes[key] = of_run(value, seed)
         base = json.dumps(self._said("study")).replace("{seed}", str(seed))
