@@ -23,6 +23,7 @@ from maskwise.folders import read_json, write_folder, write_json
 from maskwise.recipe import read_recipe
 from maskwise.specs import split_options, user_path
 from maskwise.study.from_files import name_of, recipe_for
+from maskwise.study.stages import fingerprint
 from maskwise.tasks import load_task
 from maskwise.text import read_documents
 from maskwise.text.labelled import read_records
@@ -129,6 +130,37 @@ def test_a_name_that_no_file_system_allows(capsys: pytest.CaptureFixture[str]) -
         line = capsys.readouterr().err
         assert line.count("\n") == 1 and len(line) < 2000
     assert split_options("x" * 5000 + "(a=1)") == ("x" * 5000, "a=1")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["check", "quick-start"], ["study"], ["study", "quick-start"]]
+)
+def test_a_setting_may_be_longer_than_a_name_of_a_file(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Other commands than ``study NAME`` refused it: ``File name too long``."""
+    wrong = f"description={'why ' * 90}", "training.step=5"
+    assert command(*arguments, *wrong, "--out", str(tmp_path / "out")) == 2
+    line = capsys.readouterr().err
+    assert "unknown setting of training: 'step'" in line and line.count("\n") == 1
+
+
+def test_a_folder_has_a_hash_whatever_the_names_of_its_files(tmp_path: Path) -> None:
+    """A file of a folder whose name is not UTF-8 ended commands with a traceback."""
+    hashes = []
+    for place, name in enumerate((b"bad\xff.txt", b"bad\xfe.txt", "bad\xff.txt".encode())):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        (folder / os.fsdecode(name)).write_text(TEXT)
+        hashes.append(fingerprint(str(folder)))
+    assert len({*hashes}) == 3
+
+
+def test_a_text_without_a_name_is_refused() -> None:
+    """It was the current folder."""
+    for source in ("", " ", ["a.txt", ""], {"a.txt": 1, " ": 2}):
+        with pytest.raises(MaskwiseError, match=r"corpus.*source.*; allowed: a file"):
+            read_recipe({"extends": "quick-start", "corpus": {"source": source}})
 
 
 def test_a_tilde_is_a_home_only_if_no_file_is_called_so(

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from maskwise.errors import MaskwiseError, require_library, unknown_name, visible
 from maskwise.signals import AskedToLeave
-from maskwise.specs import local_name, split_options, user_path
+from maskwise.specs import is_path, local_name, split_options, user_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -600,7 +600,7 @@ def refuse_missing(*names: str) -> None:
         if file.startswith(("hf:", "bundled:")):
             continue
         looks_like_file = Path(file).suffix or "/" in file
-        if looks_like_file and not user_path(file).exists():
+        if looks_like_file and not is_path(file):
             raise MaskwiseError(
                 f"file {file!r} does not exist", got=str(user_path(file).absolute())
             )

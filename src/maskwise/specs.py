@@ -290,21 +290,27 @@ def split_options(spec: str) -> tuple[str, str | None]:
     >>> split_options("ud-pos(train_rows=300)"), split_options("ud-pos")
     (('ud-pos', 'train_rows=300'), ('ud-pos', None))
     """
-    if not spec.endswith(")") or _is_path(spec):
+    if not spec.endswith(")") or is_path(spec):
         return spec, None
     # The first character is always part of the name.
     first = place = spec.find("(", 1)
     if first < 0:
         return spec, None
-    while place > 0 and not _is_path(spec[:place]):
+    while place > 0 and not is_path(spec[:place]):
         place = spec.find("(", place + 1)
     if place < 0:
         place = first
     return spec[:place], spec[place + 1 : -1]
 
 
-def _is_path(name: str) -> bool:
-    # Unlike the methods of ``Path``, this function accepts names that are too long for a file.
+def is_path(name: str | Path) -> bool:
+    """Return whether a user named an existing file or folder.
+
+    Unlike the methods of ``Path``, this function accepts names that are too long for a file.
+
+    >>> is_path("description=" + "a" * 5000)
+    False
+    """
     return os.path.exists(user_path(name))
 
 

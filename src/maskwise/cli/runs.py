@@ -39,7 +39,7 @@ from maskwise.errors import MaskwiseError, Truncated, counted, plural, whole_num
 from maskwise.estimates import failure_lines
 from maskwise.folders import recipe_path, refuse_missing, shipped
 from maskwise.printing import err_console, note_of_rename, out_console, print_json, say, warn
-from maskwise.specs import split_options
+from maskwise.specs import is_path, split_options
 
 
 def study(
@@ -79,7 +79,7 @@ def study(
         )
     only_seeds = renamed("seeds", seeds, "only-seeds", only_seeds)
     # `maskwise study training.steps=10` means the quick start with an override.
-    if "=" in recipe and not Path(recipe).exists():
+    if "=" in recipe and not is_path(recipe):
         changes = [recipe, *changes]
         recipe = "quick-start"
     # Check the name of the recipe before slow imports.
@@ -132,7 +132,7 @@ def new(
     The recipe is a first study: two masking ratios, six runs of each.
     """
     tasks = labels or []
-    if texts in shipped() and not Path(texts).exists():
+    if texts in shipped() and not is_path(texts):
         raise MaskwiseError(
             "new needs a file with texts",
             got=f"the recipe {texts}",
@@ -146,7 +146,7 @@ def new(
             got=f"the model {texts}",
             do=f"for further training of a model: {join(['maskwise', 'adapt', texts, *tasks[:1]])}",
         )
-    settings = [word for word in tasks if "=" in word and not Path(split_options(word)[0]).exists()]
+    settings = [word for word in tasks if "=" in word and not is_path(split_options(word)[0])]
     if settings:
         raise MaskwiseError(
             "new takes no settings",

@@ -16,7 +16,7 @@ from maskwise.constants import GAIN, MOST_SEEDS
 from maskwise.errors import MaskwiseError, duration, visible
 from maskwise.folders import results_folder
 from maskwise.printing import Terminal, note, note_of_rename, out_console, say, warn
-from maskwise.specs import split_options, user_path
+from maskwise.specs import is_path, split_options
 
 if TYPE_CHECKING:
     from maskwise.files import Contrast
@@ -59,7 +59,7 @@ def last_ones_said(
         labelled = {"overrides", "task"} <= {each.name for each in context.command.params}
         for text in settings or ():
             key, sign, value = text.partition("=")
-            if not sign and labelled and user_path(split_options(text)[0]).exists():
+            if not sign and labelled and is_path(split_options(text)[0]):
                 raise MaskwiseError(
                     "this is a file, and settings have the form key=value",
                     got=text,

@@ -33,7 +33,7 @@ from maskwise.errors import MaskwiseError, require_known, unknown_name
 from maskwise.folders import recipe_path, shipped
 from maskwise.plugins import Table
 from maskwise.printing import err_console, out_console, print_json, say, warn
-from maskwise.specs import arguments_of, split_options, user_path
+from maskwise.specs import arguments_of, is_path, split_options, user_path
 
 
 def check(
@@ -86,11 +86,11 @@ def check(
     overrides: list[str] = []
     files: list[str] = []
     for word in more or ():
-        is_setting = "=" in word and not user_path(split_options(word)[0]).exists()
+        is_setting = "=" in word and not is_path(split_options(word)[0])
         (overrides if is_setting else files).append(word)
     labels = [*(task or ())]
     file = user_path(split_options(subject)[0])
-    if not files and not (file.exists() or subject.startswith(("hf:", "bundled:", "package:"))):
+    if not files and not (is_path(file) or subject.startswith(("hf:", "bundled:", "package:"))):
         # Check the name of the recipe before slow imports.
         recipe_path(subject)
     from maskwise.starts import is_model
@@ -99,7 +99,7 @@ def check(
 
     power: JsonObject = {"spread": spread, "detect": detect}
     # A text has an ending, or is a folder; the id of a model on the hub has neither.
-    on_hub = bool(files) and "/" in subject and not file.exists() and not file.suffix
+    on_hub = bool(files) and "/" in subject and not is_path(file) and not file.suffix
     if is_model(subject) or (on_hub and not subject.startswith("hf:")):
         if not files:
             raise MaskwiseError(

@@ -31,7 +31,7 @@ from maskwise.models import load_config, weights_of
 from maskwise.recipe import Recipe, read_recipe, recipe_of_text, shipped
 from maskwise.recipe.commented import commented
 from maskwise.recipe.overrides import Plain
-from maskwise.specs import local_name, split_options, user_path, with_options
+from maskwise.specs import is_path, local_name, split_options, user_path, with_options
 from maskwise.study.checks import MOST_UNKNOWN, row_sizes
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.loading import HiddenLabels, UnreadableTask
@@ -561,7 +561,7 @@ def recipe_for(subject: str, overrides: Sequence[str] = (), *, tasks: Sequence[s
     """
     path = user_path(split_options(subject)[0])
     is_recipe = subject in shipped() or path.suffix.lower() in (".yaml", ".yml")
-    if is_recipe or not (path.exists() or subject.startswith(("hf:", "bundled:"))):
+    if is_recipe or not (is_path(path) or subject.startswith(("hf:", "bundled:"))):
         if tasks:
             raise MaskwiseError(
                 "a recipe names its tasks itself",

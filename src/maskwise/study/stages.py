@@ -615,7 +615,8 @@ def _hash_of(files: Mapping[str, Path]) -> str:
     content = hashlib.sha256()
     for name, file in files.items():
         # If a file of a folder is renamed, the hash changes, too.
-        content.update(name.encode())
+        # The system may have names of files that are not UTF-8.
+        content.update(name.encode("utf-8", "surrogateescape"))
         facts = file.stat()
         content.update(_bytes_of(file.resolve(), facts.st_size, facts.st_mtime_ns))
     return content.hexdigest()

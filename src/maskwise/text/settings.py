@@ -114,6 +114,13 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
     def _normalised(cls, source: object) -> object:
         """Normalise source names. A mix of one source becomes this source."""
         if isinstance(source, str):
+            if not source.strip():
+                raise MaskwiseError(
+                    "corpus.source names no text",
+                    got=repr(source),
+                    allowed="a file, a folder, bundled:wikipedia, …",
+                    do="for the current folder, write corpus.source=.",
+                )
             return _one_spelling(source)
         if not isinstance(source, dict | list | tuple):
             return source
@@ -124,7 +131,7 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
                 allowed="{FILE: 2, OTHER: 1}",
             )
         for name in source:
-            if not isinstance(name, str) or not name:
+            if not isinstance(name, str) or not name.strip():
                 raise MaskwiseError(
                     "a source name must be text",
                     got=repr(name),
@@ -297,8 +304,7 @@ def _one_spelling(source: str) -> str:
     """Return the normalised name of a source: ``./a.txt`` becomes ``a.txt``."""
     if source.startswith(("hf:", "bundled:")):
         return source
-    # ``normpath`` would turn an empty name into the current folder.
-    return source and os.path.normpath(source)
+    return os.path.normpath(source)
 
 
 class TokenizerSettings(BaseModel, extra="forbid", frozen=True):
