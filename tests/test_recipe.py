@@ -23,6 +23,7 @@ from maskwise.recipe import Recipe, overrides, parse_value, read_recipe, shipped
 from maskwise.recipe.described import settings_of_group
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
+from maskwise.study.plan import make_plan
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import prepare_stage
 from maskwise.study.store import StageStore
@@ -211,6 +212,16 @@ def test_what_is_resolved_can_be_read_again(recipe, tmp_path):
         ("span(p=0.2)", "span(p=0.2)"),
         ("[a, b]", ["a", "b"]),
         ("{a: 1}", {"a": 1}),
+        # Not as in YAML 1.1: no octal numbers, no base of 60 and no dates.
+        ("010", "010"),
+        ("1:30", "1:30"),
+        ("1:30.5", "1:30.5"),
+        ("2024-01-01", "2024-01-01"),
+        ("{15:30: 0x1F}", {"15:30": 31}),
+        ("[0, -3, .5, 1., 1.5e3, 1_000]", [0, -3, 0.5, 1.0, 1500.0, 1000]),
+        # A path may begin with the seed.
+        ("{seed}.txt", "{seed}.txt"),
+        ("{seed}/{seed}", "{seed}/{seed}"),
     ],
 )
 def test_values_of_overrides(text, value):
@@ -770,7 +781,7 @@ def test_a_value_that_holds_itself_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "value",
-    ["9" * 5000, "9" * 400, "2024-13-45", "!!timestamp x", "!!float x", "!!int ''", "!!bool x"],
+    ["9" * 5000, "9" * 400, "!!timestamp x", "!!float x", "!!int ''", "!!bool x"],
 )
 def test_a_value_that_cannot_be_read_is_named_with_its_line(value, tmp_path):
     (tmp_path / "r.yaml").write_text(f"extends: quick-start\ntraining: {{seed: {value}}}\n")
@@ -830,6 +841,111 @@ def test_an_arm_has_its_own_masking_beside_masked_diffusion(tmp_path, monkeypatc
     fixed = read_recipe("diffusion", ["study={}", "phases=[{}, {objective: mlm}]"])
     first, second = fixed.links()
     assert (first.masking.budget, second.masking.budget) == ("exact", "expected")
+
+
+def test_values_in_brackets_are_yaml_or_refused():
+    """A text took their place, and the error was about its type."""
+    for value, says in (
+        ("{steps: 5, steps: 6}", "the key 'steps' is in line 1 already"),
+        ("{steps: 5, [}", "got "),
+        ("[a, b: c: d]", "got "),
+    ):
+        with pytest.raises(MaskwiseError, match="override training: cannot read") as error:
+            read_recipe("quick-start", [f"training={value}"])
+        assert says in str(error.value) and "\n" not in str(error.value)
+    assert read_recipe("quick-start", ["training.steps=010"]).training.steps == 10
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "training.steps",
+        "training.patience",
+        "masking.ratio",
+        "study.seeds",
+        "study.margin",
+        "evaluation.ratios",
+        "objective.mlm.masking.ratio",
+        "study.arms.15 %.masking.ratio",
+        "phases.0.training.steps",
+    ],
+)
+@pytest.mark.parametrize("value", [True, False])
+def test_a_number_is_neither_true_nor_false(key, value):
+    """They were 1 and 0."""
+    given = [value] if key == "evaluation.ratios" else value
+    with pytest.raises(MaskwiseError, match=rf"got \[?{value}.*; allowed: a( whole)? number"):
+        read_recipe("quick-start", ["phases=[{}, {}]", f"{key}={json.dumps(given)}"])
+
+
+@pytest.mark.parametrize("search", [[{}, {}], {"training.learning_rate": [1e-3, 1e-3]}])
+def test_a_search_among_equal_points_offers_no_choice(search):
+    study = {"arms": {"a": {}, "b": {"masking.ratio": 0.3}}, "search": {"grid": search}}
+    with pytest.raises(MaskwiseError, match="offers no choice"):
+        read_recipe({"extends": "quick-start", "study": study})
+
+
+def test_a_contrast_in_both_directions_is_one_contrast():
+    """It counted twice for Holm's correction."""
+    with pytest.raises(MaskwiseError, match=r"both directions; got \[15 %, 30 %\] and"):
+        read_recipe("quick-start", ["study.contrasts=[[15 %, 30 %], [30 %, 15 %]]"])
+
+
+def test_masking_that_every_objective_has_itself_has_no_effect():
+    arms = {"a": {}, "b": {"training.warmup": 0.2}}
+    own = {"mlm": {"masking": {"ratio": 0.3}}}
+    base = {"extends": "quick-start", "masking.ratio": 0.4, "study": {"arms": arms}}
+    with pytest.raises(MaskwiseError, match=r"masking\.ratio has no effect, because each"):
+        read_recipe({**base, "objective": own})
+    read_recipe({**base, "objective": {**own, "other": "mlm"}})
+    # An arm may need it.
+    arms["b"]["objective"] = "mlm"
+    read_recipe({**base, "objective": own, "study": {"arms": arms}})
+
+
+def test_trackers_are_looked_for_before_a_study_starts():
+    arms = "study.arms={a: {training.trackers: [foo]}, b: {}}"
+    with pytest.raises(MaskwiseError, match=r"training\.trackers: .*tracker 'foo'"):
+        check_inputs(read_recipe("quick-start", [arms, "tasks=[]"]))
+
+
+DIFFUSES = {"phases": [{}, {"objective": "diffusion", "masking.corruption": "mask-only"}]}
+STUDIES_WITH_DIFFUSION = {
+    "phase of an arm": {"study": {"arms": {"a": {}, "b": DIFFUSES}}},
+    "grid": {
+        "study": {
+            "arms": {"a": {}, "b": {}},
+            "search": {"grid": {"objective": ["mlm", "diffusion"]}},
+        }
+    },
+    "phase": {"study": {"arms": {"a": {}, "b": {"training.warmup": 0.2}}}, **DIFFUSES},
+    "arm": {"study": {"arms": {"a": {}, "b": {"objective": "diffusion"}}}},
+}
+
+
+@pytest.mark.parametrize("name", STUDIES_WITH_DIFFUSION)
+def test_an_arm_that_ends_with_diffusion_is_measured_by_its_masks(name):
+    """Without tasks, such a study trained everything, and then had no outcome."""
+    own = {"extends": "quick-start", "tasks": [], **STUDIES_WITH_DIFFUSION[name]}
+    recipe = read_recipe(own)
+    for run in make_plan(recipe).runs:
+        masks = run.evaluated.what["evaluation"]["masks"]
+        assert masks == ["token", "whole-word", "diffusion"]
+    # What is written is the same recipe: masking defaults are those of each objective.
+    assert read_recipe(recipe) == recipe
+    again = Recipe.model_validate(yaml.safe_load(recipe.to_yaml()))
+    for arm in recipe.study.arms:
+        for point in recipe.study.points_of(arm):
+            links = [each.arm(arm, seed=0, more=point).links() for each in (recipe, again)]
+            assert links[0] == links[1]
+
+
+def test_a_recipe_of_diffusion_can_be_read_again():
+    for settings in ([], ["masking={budget: exact, corruption: mask-only}"]):
+        recipe = read_recipe("diffusion", settings)
+        again = read_recipe(recipe)
+        assert again == recipe
+        assert again.links()[0].masking.ratio == "uniform(0, 1)"
 
 
 def test_masked_diffusion_keeps_the_defaults_that_the_user_wrote():

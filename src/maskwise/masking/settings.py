@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -294,6 +295,14 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     evaluations."""
 
     _values: dict[str, Any] = PrivateAttr()
+
+    @field_validator("ratio", "predict", "min_targets", mode="before")
+    @classmethod
+    def _no_truth(cls, value: object) -> object:
+        # Pydantic would read 1 or 0. Objectives have masking settings of their own.
+        if isinstance(value, bool):
+            raise MaskwiseError("this is not a number", got=value, allowed="a number")
+        return value
 
     @model_validator(mode="after")
     def _parse(self) -> Self:

@@ -79,7 +79,7 @@ def read_recipe(
     'mine'
     """
     if isinstance(source, Recipe):
-        source = source.model_dump(mode="json")
+        source = source.settings()
     if isinstance(source, Mapping):
         settings = with_new_names(copy.deepcopy(dict(source)))
         written = _written(settings)

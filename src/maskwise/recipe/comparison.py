@@ -95,7 +95,7 @@ class SearchSettings(Settings):
 
     @model_validator(mode="after")
     def _offers_a_choice(self) -> SearchSettings:
-        if len(self.points) < 2:
+        if all(point == self.points[0] for point in self.points):
             raise MaskwiseError(
                 "study.search.grid offers no choice: it has a single combination of settings",
                 got=self.grid,
@@ -284,6 +284,13 @@ class StudySettings(Settings):
                     got=pair,
                     allowed=tested,
                     do="name other pairs, or set study.gate.closes=null for all",
+                )
+        for arm, baseline in tested:
+            if (baseline, arm) in tested:
+                raise MaskwiseError(
+                    "study.contrasts names a contrast in both directions",
+                    got=f"[{arm}, {baseline}] and [{baseline}, {arm}]",
+                    do="name it once, because its test has two sides",
                 )
         if len(tested) > MOST_PRIMARY:
             raise MaskwiseError(

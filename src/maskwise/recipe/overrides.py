@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from functools import cache, lru_cache
 from itertools import chain
 from types import UnionType
-from typing import Any, ClassVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from maskwise.errors import MaskwiseError, did_you_mean, unknown_name
+from maskwise.errors import MaskwiseError, did_you_mean, first_line, shortened, unknown_name
 from maskwise.printing import note_of_rename
 from maskwise.specs import leaves
 
@@ -508,7 +508,8 @@ def parse_override(text: str) -> tuple[str, object]:
         raise MaskwiseError(
             "an override has the form key=value", got=text, do="for example, training.steps=500"
         )
-    parsed = parse_value(value)
+    with blamed(f"override {key.strip()}"):
+        parsed = parse_value(value)
     if key.strip() in GONE:
         raise _gone(key.strip(), parsed)
     # The former way to say that there is only one.
@@ -569,19 +570,35 @@ def each_setting(changes: Mapping[str, object], whole: type[BaseModel]) -> Plain
 
 
 def parse_value(text: str) -> object:
-    """Parse the value of an override as YAML; return it unchanged if it is not valid YAML."""
+    """Parse the value of an override as YAML; return it unchanged if it is not valid YAML.
+
+    Raises:
+        MaskwiseError: the text is in brackets, as a list or as settings, and is not valid YAML; or
+            as for ``read_yaml``.
+    """
     try:
         return read_yaml(text)
-    except yaml.YAMLError:
-        return text
+    except yaml.YAMLError as error:
+        given = text.strip()
+        in_brackets = given[:1] + given[-1:] in ("{}", "[]")
+        # A path may begin with the seed of the run.
+        if not in_brackets or given.startswith("{seed}"):
+            return text
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise MaskwiseError(
+            f"cannot read {shortened(given, 100)} as YAML",
+            got=problem,
+            do="put texts with brackets, commas or colons in quotes",
+        ) from None
 
 
 class Yaml(yaml.SafeLoader):
     """A safe loader that reads numbers and booleans as in YAML 1.2.
 
     1e-3 is a number, and only true and false are booleans. PyYAML follows YAML 1.1, which reads
-    ``precision: no`` or an arm called ``on`` as a boolean. For settings of type bool, pydantic also
-    accepts the texts yes, no, on and off.
+    ``precision: no`` or an arm called ``on`` as a boolean, ``010`` as 8, ``1:30`` as 90, and
+    ``2024-01-01`` as a date: here, these are texts. For settings of type bool, pydantic also
+    accepts the texts yes, no, on and off; for numbers, ``010`` is 10.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
@@ -616,19 +633,23 @@ class Yaml(yaml.SafeLoader):
         return value
 
 
-# A resolver decides the type of a plain value by its first character and a pattern. Leave out the
-# resolvers for the booleans of YAML 1.1.
+# A resolver decides the type of a plain value by its first character and a pattern. Leave out those
+# of YAML 1.1 for booleans, numbers and dates.
+_OF_1_1 = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp"))
 for first_character, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
-    others = [resolver for resolver in resolvers if not resolver[0].endswith(":bool")]
+    others = [resolver for resolver in resolvers if resolver[0] not in _OF_1_1]
     Yaml.yaml_implicit_resolvers[first_character] = others
-Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+for kind, pattern, characters in (
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
+        r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$",
+        "-+0123456789.",
+    ),
+):
+    Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), list(characters))
 
 
 def read_yaml(text: str) -> object:
@@ -685,6 +706,45 @@ def _size(node: yaml.Node, known: dict[yaml.Node, tuple[int, int]]) -> tuple[int
             levels = max(levels, inner_levels)
         known[node] = (values + 1, levels + 1)
     return known[node]
+
+
+def refuse_truth(settings: Mapping[str, object], kind: type[BaseModel], *, origin: str) -> None:
+    """Raise an error if a number is true or false, which pydantic would read as 1 or 0.
+
+    Args:
+        settings: nested settings.
+        kind: their class.
+        origin: as for ``explain``, or the name of the group that they are in.
+    """
+    for name, field in kind.model_fields.items():
+        value = settings.get(name)
+        place = _place(origin, [name]) if kind.__name__ == "Recipe" else f"{origin}.{name}"
+        inner = group_at(kind, [name])
+        if isinstance(value, Mapping):
+            if inner:
+                refuse_truth(value, inner, origin=place)
+            continue
+        of_list = isinstance(value, list | tuple)
+        types = {*_types_of(field.annotation, in_list=of_list)}
+        values = value if isinstance(value, list | tuple) else [value]
+        if types & {int, float} and bool not in types and any(type(v) is bool for v in values):
+            allowed = "a number" if float in types else "a whole number"
+            raise MaskwiseError(place, got=value, allowed=allowed)
+
+
+def _types_of(annotation: Any, *, in_list: bool) -> Iterator[Any]:
+    """Yield the types that a setting may have, or the items of its lists."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _types_of(part, in_list=in_list)
+    elif origin is Annotated:
+        yield from _types_of(get_args(annotation)[0], in_list=in_list)
+    elif in_list and origin in (list, tuple):
+        for part in get_args(annotation):
+            yield from _types_of(part, in_list=False)
+    elif not in_list:
+        yield annotation
 
 
 ALLOWED = {

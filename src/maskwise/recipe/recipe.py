@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache, lru_cache
 from itertools import chain
 
@@ -30,7 +31,13 @@ from maskwise.families import Kind
 from maskwise.learning.settings import LearningSettings
 from maskwise.masking.policies import LearnedPolicy, Policy
 from maskwise.masking.settings import MaskingSettings
-from maskwise.objectives import OBJECTIVES, Objective, ObjectiveSettings, require_fit
+from maskwise.objectives import (
+    OBJECTIVES,
+    Objective,
+    ObjectiveSettings,
+    objective_class,
+    require_fit,
+)
 from maskwise.recipe.comparison import Settings, StudySettings
 from maskwise.recipe.overrides import (
     ARM_PARTS,
@@ -43,6 +50,7 @@ from maskwise.recipe.overrides import (
     nested,
     once_each,
     put,
+    refuse_truth,
     require_changeable,
 )
 from maskwise.recipe.unused import refuse_unused, remove_unused
@@ -454,10 +462,28 @@ class Recipe(Settings):
     def _masks(self) -> tuple[str, ...]:
         """The held-out masks of all arms, including diffusion masks if any arm needs them."""
         masks = self.evaluation.masks
-        arms = [arm.get("objective") for arm in self.study.arms.values()]
-        if DIFFUSION not in masks and (self._diffuses or DIFFUSION in arms):
-            return (*masks, DIFFUSION)
-        return masks
+        if DIFFUSION in masks:
+            return masks
+        diffuses = self._diffuses or any(map(_is_diffusion, self._last_objectives()))
+        return (*masks, DIFFUSION) if diffuses else masks
+
+    def _last_objectives(self) -> Iterator[object]:
+        """Yield the objective of the last phase of the recipe, and of each of its arms."""
+        arms = [(changes, self.study.points_of(arm)) for arm, changes in self.study.arms.items()]
+        for changes, points in ({}, [{}]), *arms:
+            for point in points:
+                settings: Plain = {"objective": self.objective, "phases": self.phases}
+                if self.phases is not None:
+                    settings["phases"] = [*self.phases]
+                for key, value in chain(leaves(changes), leaves(point)):
+                    if key.partition(".")[0] in ("objective", "phases", FORMER_PHASE):
+                        # What is wrong in an arm is reported when the arm is made.
+                        with suppress(MaskwiseError):
+                            put(settings, key, value, clear=False)
+                phases = settings["phases"]
+                last = phases[-1] if phases and isinstance(phases, list) else {}
+                own = last if isinstance(last, Mapping) else {}
+                yield nested(own).get("objective", settings["objective"])
 
     def links(self) -> tuple[Recipe, ...]:
         """Return one complete recipe for every training phase."""
@@ -542,14 +568,31 @@ class Recipe(Settings):
         """Return a copy whose model has the vocabulary of its checkpoint."""
         return self.model_copy(update={"model": self.model.model_copy(update={"new_tokens": None})})
 
+    def settings(self) -> Plain:
+        """Return all settings as plain values, from which ``read_recipe`` makes the same recipe.
+
+        Masking defaults are left out, because they depend on the objective.
+        """
+        masking = self.masking.model_dump(mode="json", exclude_unset=True)
+        return {**self.model_dump(mode="json"), "masking": masking}
+
     def to_yaml(self) -> str:
         """Return the recipe as YAML for ``read_recipe``, with all defaults filled in."""
         plain = self.model_dump(mode="json")
-        # If arms or phases change the objective, their masking defaults differ from these.
-        changes = chain(self.study.arms.values(), self._changes.values())
-        if self._diffuses or "objective" in chain.from_iterable(changes):
-            plain["masking"] = self._said()["masking"]
+        # If arms, their phases or a search change the objective, their masking defaults differ.
+        study = self.model_dump_json(include={"phases": True, "study": {"arms", "search"}})
+        if self._diffuses or "objective" in study:
+            plain = self.settings()
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _is_diffusion(objective: object) -> bool:
+    """Whether an objective, which may be misspelt, is one that trains by masked diffusion."""
+    if not isinstance(objective, str):
+        return False
+    with suppress(MaskwiseError):
+        return objective_class(objective).diffuses
+    return False
 
 
 def _require_stable(link: Recipe) -> None:
@@ -656,6 +699,7 @@ def _phase(changes: object, name: str, phases: int) -> object:
 
 def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
     """Build a recipe from plain values; errors state the ``origin`` of the values."""
+    refuse_truth(settings, Recipe, origin=origin)
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:

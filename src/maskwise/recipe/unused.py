@@ -125,6 +125,21 @@ def _masking(name: str) -> Callable[[Plain], bool]:
     return ineffective
 
 
+def _own_in_all(name: str) -> Callable[[Plain], bool]:
+    """Return a function that tells whether all objectives have a masking setting of their own."""
+
+    def ineffective(settings: Plain) -> bool:
+        own = [given for spec, given in _objectives(settings) if objective_class(spec).inherits]
+        return bool(own) and all(name in given for given in own)
+
+    return ineffective
+
+
+OF_ONE_OBJECTIVE = ("ratio", "budget", "fill", "min_targets", "predict", "keep", "visits")
+"""Masking settings that have no effect beside those of the objectives: arms are judged on the
+common policy, and on what the common corruption writes."""
+
+
 def _learns_at_no_step(settings: Plain) -> bool:
     """Whether no masking policy needs sums of the losses of every step."""
     common = value_at(settings, "masking", {})
@@ -235,6 +250,15 @@ UNUSED = (
         "budget to use",
         removed=False,
         for_others=True,
+    ),
+    *(
+        Unused(
+            (f"masking.{name}",),
+            _own_in_all(name),
+            f"has no effect, because each objective has a masking.{name} of its own",
+            removed=False,
+        )
+        for name in OF_ONE_OBJECTIVE
     ),
     *(
         Unused(

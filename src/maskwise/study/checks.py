@@ -28,6 +28,7 @@ from maskwise.models import NO_HEAD, check_more_tokens, check_start, has_head
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
+from maskwise.recipe.overrides import blamed
 from maskwise.samplers import sampler
 from maskwise.specs import of_run
 from maskwise.study.costs import counts_of, counts_over, over_a_run
@@ -54,6 +55,7 @@ from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
 from maskwise.text.words import require_offsets
 from maskwise.torchrun import ranks_together
 from maskwise.training import MaskedSource, TrainingSettings
+from maskwise.training.engine import require_trackers
 from maskwise.training.stream import StreamedRows
 from maskwise.verdict.outcomes import require_task_name
 
@@ -149,6 +151,9 @@ def check_inputs(recipe: Recipe) -> list[str]:
     held_out = _HeldOutRows()
     for arm in arms:
         notes += _check_arm(arm, tasks.values(), held_out)
+        for link in arm.links():
+            with blamed("training.trackers"):
+                require_trackers(link.training.trackers)
         if study.equal_by != "steps" and any(link.corpus.stream for link in arm.links()):
             raise MaskwiseError(
                 "arms that read a stream can be matched by steps only, because the cost of a step "

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -511,6 +511,14 @@ def shapes_of(tensors: Tensors) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
+def require_trackers(names: Iterable[str]) -> None:
+    """Raise an error if Accelerate does not know a tracker, or the tracker is not installed."""
+    for name in names:
+        from accelerate.tracking import get_available_trackers
+
+        require_known("or missing tracker", name, ["all", *map(str, get_available_trackers())])
+
+
 def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelerator:
     """Make an ``Accelerator`` for one run, and start its trackers.
 
@@ -524,7 +532,6 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelera
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.tracking import get_available_trackers
     from accelerate.utils import GradientAccumulationPlugin
 
     precision = settings.precision
@@ -537,8 +544,7 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelera
             got=", ".join(trackers),
             do="pass a folder",
         )
-    for name in trackers:
-        require_known("or missing tracker", name, ["all", *map(str, get_available_trackers())])
+    require_trackers(trackers)
     # Accelerate keeps the settings of the last run in this process, and would refuse another
     # precision.
     AcceleratorState._reset_state()
