@@ -469,8 +469,9 @@ class Recipe(Settings):
 
     def _last_objectives(self) -> Iterator[object]:
         """Yield the objective of the last phase of the recipe, and of each of its arms."""
-        arms = [(changes, self.study.points_of(arm)) for arm, changes in self.study.arms.items()]
-        for changes, points in ({}, [{}]), *arms:
+        arms: list[tuple[Plain, list[Plain]]] = [({}, [{}])]
+        arms += [(arm, self.study.points_of(name)) for name, arm in self.study.arms.items()]
+        for changes, points in arms:
             for point in points:
                 settings: Plain = {"objective": self.objective, "phases": self.phases}
                 if self.phases is not None:
