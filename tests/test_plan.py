@@ -318,16 +318,16 @@ def test_a_pair_may_be_the_gate_and_a_contrast_of_searched_arms(recipe, tmp_path
 
 def test_gates_say_what_they_close(recipe):
     both = [
-        "study.contrasts=[[token-15, words-30], [words-30, token-15]]",
+        "study.contrasts=[[token-15, no-pretraining], [words-30, token-15]]",
         "study.gate=[words-30, token-15]",
     ]
     # Without a search the gate's own pair is the same test; with one, it is another question.
-    assert read_recipe(recipe, both).study.closed == [("token-15", "words-30")]
+    assert read_recipe(recipe, both).study.closed == [("token-15", "no-pretraining")]
     searched = read_recipe(recipe, [*both, RATES]).study
     assert (
         searched.closed
         == searched.pairs[1:]
-        == [("token-15", "words-30"), ("words-30", "token-15")]
+        == [("token-15", "no-pretraining"), ("words-30", "token-15")]
     )
     assert read_recipe(recipe).study.closed == []
 
