@@ -891,10 +891,9 @@ def _allowed(error: ErrorDetails, settings: type[BaseModel]) -> str:
 def group_at(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
     """Return the class of a group of settings; None for other settings, such as a dict of arms.
 
-    >>> class Inner(BaseModel): steps: int = 1
-    >>> class Outer(BaseModel): inner: Inner | None = None; named: dict[str, Inner] = {}
-    >>> group_at(Outer, ["inner"]).__name__, group_at(Outer, ["named"])
-    ('Inner', None)
+    >>> from maskwise.recipe import Recipe
+    >>> group_at(Recipe, ["study", "gate"]).__name__, group_at(Recipe, ["study", "arms"])
+    ('GateSettings', None)
     """
     found: type[BaseModel] | None = settings
     for part in path:
