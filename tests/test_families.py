@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, decoder_inputs, most_tokens
-from maskwise.models import new_config, with_fields
+from maskwise.models import check_start, new_config, with_fields
 from training_tools import ARCHITECTURES, LENGTH, MORE, SMALL, config, model, tokenizer
 
 WITHOUT_HEAD = (
@@ -122,3 +122,14 @@ def test_frequencies_that_depend_on_the_positions_stay(
         with_fields(made, {"max_position_embeddings": 64})
     linear = config("eurobert", rope_parameters={"rope_type": "linear", "factor": 2.0})
     assert most_tokens(with_fields(linear, {"max_position_embeddings": 64})) == 64
+
+
+def test_a_model_with_layers_for_each_language_needs_one_of_them() -> None:
+    """The first batch ended in a traceback."""
+    fields = small("xmod") | {"default_language": None}
+    made = new_config("xmod", tokenizer(), LENGTH, **fields)
+    for loaded, fact in ((False, "model.settings.default_language"), (True, "config.json")):
+        with pytest.raises(MaskwiseError, match="allowed: en_XX") as refused:
+            check_start(made, 45, loaded=loaded)
+        assert fact in str(refused.value)
+    check_start(new_config("xmod", tokenizer(), LENGTH, **small("xmod")), 45, loaded=False)

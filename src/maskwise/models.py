@@ -304,7 +304,8 @@ def check_start(config: PreTrainedConfig, tokens: int, *, loaded: bool) -> None:
         loaded: whether the weights are loaded (``model.pretrained``); False for a new model.
 
     Raises:
-        MaskwiseError: it cannot be built, is too large, or lacks embeddings or a start token.
+        MaskwiseError: it cannot be built, is too large, or lacks embeddings, a start token, or
+            (XMOD) a language.
     """
     do = "remove vocab_size from model.settings; a new model gets the size of its tokenizer"
     if loaded:
@@ -316,6 +317,14 @@ def check_start(config: PreTrainedConfig, tokens: int, *, loaded: bool) -> None:
     check_fit(config, tokens, do=do)
     if adapter_of(config).kind == "encoder-decoder":
         start_token(config)
+    if config.model_type == "xmod" and config.default_language not in config.languages:
+        where = "in its config.json" if loaded else "by model.settings.default_language"
+        raise MaskwiseError(
+            "a model of xmod has layers for each language, and does not know which to use",
+            got=f"default_language: {config.default_language}",
+            allowed=", ".join(config.languages),
+            do=f"set one of them {where}, or use xlm-roberta",
+        )
     check_size(size_of(config))
 
 
