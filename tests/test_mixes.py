@@ -190,7 +190,9 @@ def test_files_of_the_same_name_have_documents_of_different_names(tmp_path, monk
 
 def test_a_source_without_a_name_is_refused():
     for source in ("", ["a.txt", ""]):
-        with pytest.raises(ValueError, match=r"a corpus has no name|a source name must be text"):
+        with pytest.raises(
+            ValueError, match=r"corpus.source names no text|a source name must be text"
+        ):
             CorpusSettings(source=source).documents()
 
 

@@ -1124,6 +1124,15 @@ def test_a_null_in_a_study_is_a_missing_value(folder, monkeypatch):
     assert content_of(folder) == content
 
 
+def test_a_page_needs_no_more_of_a_study_than_it_shows(folder):
+    study = load_json(folder / "study.json")
+    study["versions"] = {"numpy": None}
+    study["tasks"]["task-0"]["test_items"] = 100.0
+    study["match"] = {"by": "steps"}
+    write_json(folder / "study.json", study)
+    assert read_folder(folder).study["arms"] == study["arms"]
+
+
 @pytest.mark.parametrize("value", ["abc", [0.5], {"mean": 0.5}, True])
 @pytest.mark.parametrize("kind", ["task", "heldout"])
 def test_a_line_whose_value_is_no_number_is_counted(kind, value, folder, monkeypatch):

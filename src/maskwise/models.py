@@ -443,14 +443,16 @@ def add_tokens(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> N
     """
     require_kind(model.config, "encoder", use="model.new_tokens")
     size = max(pieces) + 1
+    why = ""
     try:
         tables = _enlarged(model, size)
-    except Exception:  # some families do not support it, and raise anything
+    except Exception as error:  # some families do not support it, and raise anything
         tables = []
+        why = f": {first_line(error)}"
     if not tables or any(len(table) < size for table in tables):
         raise MaskwiseError(
             "model.new_tokens: this model cannot have more tokens",
-            got=type(model).__name__,
+            got=type(model).__name__ + why,
             do="leave out model.new_tokens",
         )
     new = torch.tensor([*pieces])

@@ -379,9 +379,12 @@ def _hash_of_code(member: object) -> str:
     homes = _homes(member)
     for name in sorted(homes):
         parts = homes[name]
-        total.update(f"{name}:{' '.join(part.__qualname__ for part in parts)}".encode())
-        # A program runs once, and its functions and classes may be anywhere in it.
-        sources = parts if name == "__main__" else [sys.modules[name]]
+        # A program runs once, and its functions and classes may be anywhere in it. Of a module, the
+        # whole file counts.
+        program = name == "__main__"
+        named = parts if program else parts[-1:]
+        total.update(f"{name}:{' '.join(part.__qualname__ for part in named)}".encode())
+        sources = parts if program else [sys.modules[name]]
         for source in sources:
             # There is no source code of compiled modules and of some notebooks.
             with suppress(OSError, TypeError, SyntaxError):

@@ -543,11 +543,16 @@ def parse_overrides(texts: Iterable[str], *, section: str = "") -> Plain:
     return found
 
 
+STARTS = ("architecture", "pretrained")
+"""Settings of ``model`` that name a model."""
+
+
 def each_setting(changes: Mapping[str, object], whole: type[BaseModel]) -> Plain:
     """Return changes in which a group of settings, such as ``training={steps: 5}``, is one change
     for each of its settings, so that its other settings keep their values.
 
-    A dict that is no group, such as the arms or the objectives by name, stays one value.
+    A dict that is no group, such as the arms or the objectives by name, stays one value, and so
+    does a ``model`` with an architecture or a start.
 
     Args:
         changes: values keyed by dotted name.
@@ -557,11 +562,10 @@ def each_setting(changes: Mapping[str, object], whole: type[BaseModel]) -> Plain
     for key, value in changes.items():
         path = _in_training(tuple(_parts(key, value)))
         inner: Plain = {key: value}
-        if isinstance(value, Mapping) and value and path and group_at(whole, path):
+        # The settings of one model mean nothing for another, so a new model replaces the group.
+        another = path == ("model",) and isinstance(value, Mapping) and {*STARTS} & {*value}
+        if isinstance(value, Mapping) and value and path and group_at(whole, path) and not another:
             given = {f"{key}.{name}": each for name, each in value.items()}
-            # The settings of a new model are those of its architecture.
-            if path == ("model",) and "architecture" in value:
-                given = {f"{key}.settings": {}} | given
             inner = each_setting(given, whole)
         for name, each in inner.items():
             found.pop(name, None)
@@ -849,7 +853,8 @@ def _instead_of_nothing(settings: type[BaseModel], path: Sequence[str]) -> str |
         no_group = group is not None and not group.is_required() and group.default is None
         return f"leave out all of {'.'.join(above)}, or set it to null" if no_group else None
     default = field.get_default(call_default_factory=True)
-    if isinstance(default, BaseModel):
+    # In a recipe that extends another, {} as arms keeps those of the other.
+    if isinstance(default, BaseModel) or [*path] == ["study", "arms"]:
         return "leave it out"
     plain = TypeAdapter(type(default)).dump_json(default).decode()
     return f"leave it out, or set the default, {'.'.join(path)}={plain}"

@@ -470,7 +470,10 @@ class Recipe(Settings):
     def _last_objectives(self) -> Iterator[object]:
         """Yield the objective of the last phase of the recipe, and of each of its arms."""
         arms: list[tuple[Plain, list[Plain]]] = [({}, [{}])]
-        arms += [(arm, self.study.points_of(name)) for name, arm in self.study.arms.items()]
+        for name, arm in self.study.arms.items():
+            points = [point for point in self.study.points_of(name) if _changes_objective(point)]
+            if points or _changes_objective(arm):
+                arms.append((arm, points or [{}]))
         for changes, points in arms:
             for point in points:
                 settings: Plain = {"objective": self.objective, "phases": self.phases}
@@ -580,11 +583,23 @@ class Recipe(Settings):
     def to_yaml(self) -> str:
         """Return the recipe as YAML for ``read_recipe``, with all defaults filled in."""
         plain = self.model_dump(mode="json")
-        # If arms, their phases or a search change the objective, their masking defaults differ.
-        study = self.model_dump_json(include={"phases": True, "study": {"arms", "search"}})
-        if self._diffuses or "objective" in study:
+        # If phases, arms or a search change the objective, their masking defaults differ.
+        points = [point for name in self.study.arms for point in self.study.points_of(name)]
+        changes = [*(self.phases or ()), *self.study.arms.values(), *points]
+        if self._diffuses or any(map(_changes_objective, changes)):
             plain = self.settings()
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _changes_objective(changes: Plain) -> bool:
+    """Whether the changes of a phase, of an arm or of a point of a search name an objective."""
+    for key, value in leaves(changes):
+        phases = value if isinstance(value, list | tuple) else ()
+        if "objective" in key.split(".") or any(
+            _changes_objective(phase) for phase in phases if isinstance(phase, dict)
+        ):
+            return True
+    return False
 
 
 def _is_diffusion(objective: object) -> bool:

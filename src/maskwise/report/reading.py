@@ -380,9 +380,24 @@ def _decisions(stored: LogLine) -> dict[RowKey, str]:
 
 
 def _require_types(study: LogLine, path: Path) -> None:
-    wrong = next(chain(_misfits(study, Study), _unreadable(study)), None)
+    # Pages can do without the facts of a group, such as a task, but not without those of an arm.
+    groups = {
+        key: value if key == "arms" else _without_nulls(value) for key, value in study.items()
+    }
+    misfits = (name for name in _misfits(groups, Study) if _is_needed(name))
+    wrong = next(chain(misfits, _unreadable(study)), None)
     if wrong is not None:
         raise MaskwiseError(f"{path} is damaged", got=wrong, do=RUN_AGAIN)
+
+
+def _is_needed(misfit: str) -> bool:
+    return " without " not in misfit or misfit.startswith("arms.")
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return value
 
 
 LEAVES: dict[object, set[type]] = {str: {str}, int: {int}, float: {int, float}, bool: {bool}}
@@ -395,8 +410,8 @@ def _misfits(value: object, kind: Any, name: str = "") -> Iterator[str]:
     misfit = f"{name}: {shortened(repr(value))}"
     if is_typeddict(kind) and isinstance(value, dict):
         hints, required = _hints(kind)
-        yield from (f"{name} without {key}" for key in required - value.keys())
-        for key in value.keys() & hints.keys():
+        yield from (f"{name} without {key}" for key in sorted(required - value.keys()))
+        for key in sorted(value.keys() & hints.keys()):
             yield from _misfits(value[key], hints[key], f"{name}.{key}".removeprefix("."))
     elif get_origin(kind) is dict and isinstance(value, dict):
         for key, part in value.items():
@@ -410,8 +425,10 @@ def _misfits(value: object, kind: Any, name: str = "") -> Iterator[str]:
         for part, of in zip(value, parts):
             yield from _misfits(part, of, name)
     elif get_origin(kind) is UnionType:
-        if all(any(_misfits(value, part)) for part in parts):
+        if all(any(map(_is_needed, _misfits(value, part, name))) for part in parts):
             yield misfit
+    elif kind is int and isinstance(value, float) and value.is_integer():
+        pass
     elif kind is not object and type(value) not in LEAVES.get(kind, {kind}):
         yield misfit
 
