@@ -701,11 +701,7 @@ class Contest(train.Contest):
         """
         rows = self.rows[train.PEER]
         model = self.model()
-        laid = rows.line(range(len(rows))).columns()
-        texts = [
-            {"input_ids": ids[show].tolist()}
-            for ids, show in zip(laid["input_ids"], laid["attention_mask"] > 0)
-        ]
+        texts = train.examples_of(rows, range(len(rows)))
         collator: Any = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=train.RATIO)
         if side.rows == "packed":
             model.set_attn_implementation("flash_attention_2")

@@ -230,11 +230,7 @@ class Contest:
         """
         rows = self.rows[PEER]
         count = min(len(rows), self.shape.batch_size * (WARM + self.shape.steps))
-        laid = rows.line(range(0, len(rows), len(rows) // count)[:count]).columns()
-        return [
-            {"input_ids": ids[show].tolist()}
-            for ids, show in zip(laid["input_ids"], laid["attention_mask"] > 0)
-        ]
+        return examples_of(rows, range(0, len(rows), len(rows) // count)[:count])
 
     def rates(self, name: str, seconds: dict[str, list[float]]) -> list[float]:
         """Return the tokens of text per second of ``seconds`` in each round."""
@@ -292,6 +288,15 @@ class Contest:
             for batch in self.source(1000).batches(step, rank=0, ranks=1):
                 flops += work.trained(batch.tokens, batch.targets, batch.lengths)
         return flops / steps
+
+
+def examples_of(rows: Rows, which: Sequence[int]) -> list[dict[str, list[int]]]:
+    """Return rows as ``Trainer`` reads them: lists of ids without padding."""
+    laid = rows.line(which).columns()
+    return [
+        {"input_ids": ids[show].tolist()}
+        for ids, show in zip(laid["input_ids"], laid["attention_mask"] > 0)
+    ]
 
 
 def main(rounds: int = 3) -> Figures:
