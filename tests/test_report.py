@@ -1131,6 +1131,10 @@ def test_a_page_needs_no_more_of_a_study_than_it_shows(folder):
     study["match"] = {"by": "steps"}
     write_json(folder / "study.json", study)
     assert read_folder(folder).study["arms"] == study["arms"]
+    study["description"] = ["a study without a name"]
+    write_json(folder / "study.json", study)
+    with pytest.raises(MaskwiseError, match="is damaged; got description"):
+        read_folder(folder)
 
 
 @pytest.mark.parametrize("value", ["abc", [0.5], {"mean": 0.5}, True])

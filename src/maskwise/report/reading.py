@@ -380,52 +380,50 @@ def _decisions(stored: LogLine) -> dict[RowKey, str]:
 
 
 def _require_types(study: LogLine, path: Path) -> None:
-    # Pages can do without the facts of a group, such as a task, but not without those of an arm.
-    groups = {
-        key: value if key == "arms" else _without_nulls(value) for key, value in study.items()
-    }
-    misfits = (name for name in _misfits(groups, Study) if _is_needed(name))
-    wrong = next(chain(misfits, _unreadable(study)), None)
+    wrong = next(chain(_misfits(study, Study, sparse=True), _unreadable(study)), None)
     if wrong is not None:
         raise MaskwiseError(f"{path} is damaged", got=wrong, do=RUN_AGAIN)
-
-
-def _is_needed(misfit: str) -> bool:
-    return " without " not in misfit or misfit.startswith("arms.")
-
-
-def _without_nulls(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
-    return value
 
 
 LEAVES: dict[object, set[type]] = {str: {str}, int: {int}, float: {int, float}, bool: {bool}}
 """The types of JSON values that fit a type of ``files``."""
 
 
-def _misfits(value: object, kind: Any, name: str = "") -> Iterator[str]:
-    """Yield what has another type than a type of ``files`` says, such as "seeds: '0-5'"."""
+def _misfits(value: object, kind: Any, name: str = "", *, sparse: bool = False) -> Iterator[str]:
+    """Yield what has another type than a type of ``files`` says, such as "seeds: '0-5'".
+
+    Args:
+        value: a JSON value.
+        kind: the type.
+        name: the dotted name of the value.
+        sparse: whether groups may lack keys or have nulls for them, except the facts of an arm,
+            without which there is no page.
+    """
+    sparse = sparse and not name.startswith("arms.")
     parts = get_args(kind)
     misfit = f"{name}: {shortened(repr(value))}"
     if is_typeddict(kind) and isinstance(value, dict):
         hints, required = _hints(kind)
-        yield from (f"{name} without {key}" for key in sorted(required - value.keys()))
+        if not sparse:
+            yield from (f"{name} without {key}" for key in sorted(required - value.keys()))
         for key in sorted(value.keys() & hints.keys()):
-            yield from _misfits(value[key], hints[key], f"{name}.{key}".removeprefix("."))
+            inner = f"{name}.{key}".removeprefix(".")
+            if not sparse or key == "arms" or value[key] is not None:
+                yield from _misfits(value[key], hints[key], inner, sparse=sparse)
     elif get_origin(kind) is dict and isinstance(value, dict):
         for key, part in value.items():
-            yield from _misfits(part, parts[1], f"{name}.{key}")
+            if not sparse or name == "arms" or part is not None:
+                yield from _misfits(part, parts[1], f"{name}.{key}", sparse=sparse)
     elif get_origin(kind) is list and isinstance(value, list):
         # Lists of numbers are long.
         if not set(map(type, value)) <= LEAVES.get(parts[0], set()):
             for part in value:
-                yield from _misfits(part, parts[0], name)
+                yield from _misfits(part, parts[0], name, sparse=sparse)
     elif get_origin(kind) is tuple and isinstance(value, list) and len(value) == len(parts):
         for part, of in zip(value, parts):
-            yield from _misfits(part, of, name)
+            yield from _misfits(part, of, name, sparse=sparse)
     elif get_origin(kind) is UnionType:
-        if all(any(map(_is_needed, _misfits(value, part, name))) for part in parts):
+        if all(any(_misfits(value, part, name, sparse=sparse)) for part in parts):
             yield misfit
     elif kind is int and isinstance(value, float) and value.is_integer():
         pass
