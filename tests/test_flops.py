@@ -43,7 +43,7 @@ def counted(one: Any, batch: Any, *, backward: bool = False) -> int:
     for part in parts:
         if hasattr(part, "set_attn_implementation"):
             part.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+    with FlopCounterMode(display=False) as counter:
         loss = one(batch)
         if backward:
             loss.total.backward()
@@ -77,15 +77,70 @@ def with_pins(architectures: Iterable[str]) -> list[Any]:
 @pytest.mark.parametrize("architecture", with_pins(ARCHITECTURES))
 def test_the_forward_pass_of_every_family_is_what_torch_counts(architecture: str) -> None:
     one = MaskedLanguageModelling(model(architecture))
-    found = Flops(one).forward(3 * 12, 3 * 3, of_rows(3, 12))
-    # ESM has a head for contacts, which is not applied.
-    beside = 2 * 4 * 3 * 12 if architecture == "esm" else 0
-    assert found - beside == counted(one, dense(3, 12))
-
-
-def test_an_unknown_head_runs_on_all_tokens() -> None:
-    one = MaskedLanguageModelling(model("roformer"))
     assert Flops(one).forward(3 * 12, 3 * 3, of_rows(3, 12)) == counted(one, dense(3, 12))
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "roformer": {},
+    "big_bird": {},  # has a pooler
+    "ibert": {},  # has a class of its own for embeddings
+    "luke": {"entity_emb_size": 8, "entity_vocab_size": 9},  # has weights for entities
+    "mobilebert": {"true_hidden_size": 8, "intra_bottleneck_size": 8, "embedding_size": 8},
+}
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_an_unknown_head_runs_on_all_tokens(architecture: str) -> None:
+    one = MaskedLanguageModelling(model(architecture, **OTHERS[architecture]))
+    # A pooler reads one token of each text.
+    pooled = 2 * 3 * 16 * 16 if architecture in ("big_bird", "luke") else 0
+    found = Flops(one).forward(3 * 12, 3 * 3, of_rows(3, 12))
+    assert found + pooled == counted(one, dense(3, 12))
+
+
+RELATIVE: dict[str, Any] = {"relative_attention": True, "max_relative_positions": 9}
+DEBERTAS: list[dict[str, Any]] = [
+    {"pos_att_type": ["c2p", "p2c"], "share_att_key": True, "position_buckets": 6},  # as published
+    {"pos_att_type": ["c2p", "p2c"]},
+    {"pos_att_type": ["p2c"], "position_buckets": 6, "conv_kernel_size": 3},
+    {"pos_att_type": ["c2p"], "max_relative_positions": -1, "max_position_embeddings": 20},
+    {"pos_att_type": None},
+]
+
+
+@pytest.mark.parametrize("given", DEBERTAS)
+def test_relative_positions_of_deberta_are_what_torch_counts(given: dict[str, Any]) -> None:
+    """They are an eighth of the work of DeBERTa-v3 of base size."""
+    one = MaskedLanguageModelling(model("deberta-v2", **RELATIVE | given))
+    found = Flops(one)
+    assert found.forward(3 * 12, 3 * 3, of_rows(3, 12)) == counted(one, dense(3, 12))
+    assert found.trained(36, 9, of_rows(3, 12)) == counted(one, dense(3, 12), backward=True)
+
+
+@pytest.mark.parametrize("reach", [9, 20])
+def test_the_first_deberta_reads_only_a_part_of_its_table(reach: int) -> None:
+    given = {"pos_att_type": ["c2p", "p2c"], "relative_attention": True}
+    one = MaskedLanguageModelling(model("deberta", max_relative_positions=reach, **given))
+    assert Flops(one).forward(3 * 12, 3 * 3, of_rows(3, 12)) == counted(one, dense(3, 12))
+
+
+def test_positions_are_projected_once_a_step_and_only_if_there_are_tokens() -> None:
+    given = RELATIVE | {"pos_att_type": ["c2p", "p2c"]}
+    one = MaskedLanguageModelling(model("deberta-v2", **given))
+    once = 2 * 2 * 2 * 9 * 16 * 16  # layers, tables, sides, reach, width and hidden size
+    two = one.attention(of_rows(2, 12)).scores
+    assert two - one.attention(of_rows(1, 12)).scores == (two - once) / 2
+    assert one.attention(of_rows(0, 12)).scores == 0
+
+
+def test_the_windows_and_the_unused_weights_of_longformer_are_known() -> None:
+    """A window has as many tokens on both sides together. Global attention is never used."""
+    net = model("longformer", attention_window=[4, 8])
+    width = 2 * 16
+    long = np.array([12, 3])
+    near = attended_pairs(long, reach=2) + attended_pairs(long, reach=4)
+    assert encoder_attention(net.config, long) == width * near
+    assert encoder_weights(net) == encoder_weights(model("roberta"))
 
 
 def test_a_newer_head_of_deberta_multiplies_by_the_embeddings() -> None:

@@ -24,18 +24,21 @@ attends to the other, a layer takes 2 · H for the score and 2 · H for the weig
 the width of all heads. Tokens attend only within their document, so the pairs are counted in each
 document of a packed row: length² in a full layer, fewer in a layer with a sliding window, and half
 as many where a token attends only to itself and to earlier tokens (``attended_pairs``). The
-backward pass takes twice as many FLOPs.
+backward pass takes twice as many FLOPs. In DeBERTa, ``scores`` include the products for relative
+positions: every layer projects a table of positions, once a step on each rank, and multiplies each
+token by each row of it (``_relative``).
 
-On rows without padding, this is what ``torch.utils.flop_counter`` counts, except that torch also
-counts the later tokens of causal attention (tests/test_flops.py). Not counted: the products for
-relative positions of DeBERTa (12 % of all FLOPs of the base size on rows of 128), special tokens in
-``tokens``, padding, recomputation, additions such as those of biases and norms, the optimiser and
-evaluation.
+On rows without padding, this is what ``torch.utils.flop_counter`` counts for every known family
+(``families.ENCODERS``), except that torch also counts the later tokens of causal attention and the
+tokens outside of windows (tests/test_flops.py). Attention of other forms, as in Funnel and
+Reformer, is counted as if it were full. Not counted: special tokens in ``tokens``, padding,
+recomputation, additions such as those of biases and norms, the optimiser and evaluation.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -53,9 +56,19 @@ if TYPE_CHECKING:
 CROSSED = re.compile(r"(encoder_attn|EncDecAttention|cross_attn)\.[kv](_proj)?\.")
 """Matches the names of key and value parameters of cross-attention in BART, T5 and T5Gemma."""
 
-FORMULA = 2
+APART = re.compile(
+    r"(^|\.)(pos_(key_|query_|q_)?proj"  # DeBERTa: by these, positions are multiplied (_relative)
+    # No objective reads what these are for: poolers (of one token of a text), ESM's contacts, the
+    # global attention of Longformer and LED, and LUKE's entities.
+    r"|pooler|contact_head|\w+_global|(w2e|e2w|e2e)_query|entity_embeddings|entity_predictions)\."
+)
+"""Matches the names of parameters by which tokens are not multiplied."""
+
+FORMULA = 3
 """The number of the formula, which results of trainings record. Formula 1, of results without a
-number, left out attention."""
+number, left out attention. Formula 2 left out the relative positions of DeBERTa, counted weights
+that are not used (``APART``) and I-BERT's embeddings, and took the windows of Longformer and LED
+for full attention."""
 
 NO_TEXTS = Lengths(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
@@ -158,16 +171,21 @@ class Flops:
 
 
 def multiplied_weights(module: nn.Module, *, held: bool = False) -> int:
-    """Return the number of weights in the matrices of a module, without embeddings.
+    """Return the number of weights in the matrices of a module by which tokens are multiplied.
+
+    Embeddings are looked up, so they are not counted.
 
     Args:
         module: the module.
         held: whether to count only weights that are not trained.
     """
     tables = {part.weight for part in parts(module, nn.Embedding)}
+    # I-BERT has a class of its own for embeddings.
+    own = (part for part in module.modules() if type(part).__name__ == "QuantEmbedding")
+    tables |= {part.get_parameter("weight") for part in own}
     count = 0
-    for weight in module.parameters():
-        left_out = weight in tables or (held and weight.requires_grad)
+    for name, weight in module.named_parameters():
+        left_out = weight in tables or (held and weight.requires_grad) or APART.search(name)
         # Vectors, such as biases, are only added, or multiplied element by element.
         if weight.ndim > 1 and not left_out:
             count += weight.numel()
@@ -200,8 +218,8 @@ def head_weights(model: PreTrainedModel) -> tuple[int, int]:
     if adapter_of(model.config).kind == "encoder-decoder":
         inside.update(model.get_decoder().parameters())
     head = 0
-    for weight in model.parameters():
-        if weight.ndim > 1 and weight not in inside:
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1 and weight not in inside and not APART.search(name):
             head += weight.numel()
     output = output_layer(model)
     if output is None or output.get_parameter("weight") not in inside:
@@ -267,9 +285,39 @@ def encoder_attention(config: PreTrainedConfig, length_P: Array, *, causal: bool
     # ModernBERT and T5Gemma alternate full and sliding attention. The window does not include the
     # token itself.
     window, sliding = window_of(config)
-    pairs_of_layers = (layers - sliding) * attended_pairs(length_P, causal=causal)
-    pairs_of_layers += sliding * attended_pairs(length_P, reach=window, causal=causal)
-    return 2.0 * _width(config) * pairs_of_layers
+    reaches = [window] * sliding + [None] * (layers - sliding)
+    both_sides = getattr(config, "attention_window", None)  # of Longformer and LED
+    if both_sides is not None:
+        of_layers = both_sides if isinstance(both_sides, list) else [both_sides] * layers
+        reaches = [size // 2 for size in of_layers]
+    pairs_of_layers = 0.0
+    for reach, count in Counter(reaches).items():
+        pairs_of_layers += count * attended_pairs(length_P, reach=reach, causal=causal)
+    return 2.0 * _width(config) * pairs_of_layers + _relative(config, length_P)
+
+
+def _relative(config: PreTrainedConfig, length_P: Array) -> float:
+    """Return the number of multiplications for the relative positions of DeBERTa, of all versions.
+
+    In each layer, a table of positions is projected to keys (c2p: content to position) and to
+    queries (p2c), once for all tokens. Then each token is multiplied by all rows of the table.
+    """
+    if not getattr(config, "relative_attention", False) or not length_P.sum():
+        return 0.0
+    reach = config.max_relative_positions
+    if reach < 1:
+        reach = config.max_position_embeddings
+    if config.model_type == "deberta":
+        # The first version reads only the part of its table that the row needs.
+        reach = min(reach, int(length_P.max()))
+    elif getattr(config, "position_buckets", -1) > 0:
+        reach = config.position_buckets
+    read = {"c2p", "p2c"}.intersection(config.pos_att_type or ())
+    tables = len(read)
+    if getattr(config, "share_att_key", False):
+        tables = 2  # then both projections are made, also if one is not read
+    each = len(read) * float(length_P.sum()) + tables * config.hidden_size
+    return float(config.num_hidden_layers * 2 * reach * _width(config) * each)
 
 
 def decoder_attention(config: PreTrainedConfig, lengths: Lengths) -> float:
@@ -296,4 +344,6 @@ def _width(config: PreTrainedConfig) -> int:
     if not heads:
         return 0
     own = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
-    return int(heads) * int(own or config.hidden_size // heads)
+    # MobileBERT attends with a smaller width.
+    whole = getattr(config, "true_hidden_size", config.hidden_size)
+    return int(heads) * int(own or whole // heads)
