@@ -5,22 +5,36 @@ what is refused.
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from maskwise import Masker, errors
 from maskwise.errors import MaskwiseError
 from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import Denoising
 from maskwise.recipe import Recipe
-from maskwise.text import encode, train_tokenizer
+from maskwise.study.checkpoints import HEAD, save_model
+from maskwise.study.stages import Stage
+from maskwise.study.work import _start_of
+from maskwise.text import (
+    Document,
+    Prepared,
+    encode,
+    load_tokenizer,
+    tokenise,
+    train_tokenizer,
+)
+from maskwise.training.checkpoint import save_checkpoint
 from tiny import maskwise, write_inputs
-from training_tools import GEMMA
+from training_tools import GEMMA, bart
+from training_tools import tokenizer as words
 
 TEXTS = [
     "The cat sat on the mat and looked at the dog.",
@@ -239,6 +253,26 @@ def test_a_recipe_says_which_kind_of_model_it_trains() -> None:
         Recipe(objective={"mlm": {}, "denoise": {"masking": {"corruption": "t5"}}})
     with pytest.raises(Exception, match="allowed: mlm, clm, diffusion, denoise"):
         Recipe(objective="atd")
+
+
+def test_a_tokenizer_without_a_mask_token_is_enough_at_every_stage(tmp_path: Path) -> None:
+    """T5's is one. ``check`` accepted it, and the first stage after the preparation refused it."""
+    given = PreTrainedTokenizerFast(
+        tokenizer_object=words().backend_tokenizer,
+        **{name: f"[{name[:3].upper()}]" for name in ("pad_token", "unk_token", "sep_token")},
+    )
+    assert given.mask_token is None
+    tokens = tokenise([Document(str(n), f"w{n} w{n + 1}") for n in range(9)], given)
+    sizes = {"length": 8, "layout": "packed", "held_out": 0.2}
+    ready = Prepared.make(tmp_path / "prepare", tokens, given, **sizes)
+    assert ready.tokenizer.pad_token_id == given.pad_token_id
+    save_checkpoint(tmp_path / "pretrain", bart(), given, card=HEAD)
+    stage = Stage("finetune", {}, ("prepare", "pretrain"))
+    start, tokenizer = _start_of(stage, SimpleNamespace(output=tmp_path.joinpath))
+    assert (start.checkpoint, len(tokenizer)) == (tmp_path / "pretrain", len(given))
+    save_model(tmp_path / "pretrain", tmp_path / "saved", of={"arm": "a"})
+    assert len(load_tokenizer(str(tmp_path / "saved"), needs_mask=False)) == len(given)
+    assert "`a`" in (tmp_path / "saved" / "README.md").read_text()
 
 
 def test_denoising_from_recipe_to_checkpoint_and_judged_by_all_that_it_may_write(

@@ -334,7 +334,7 @@ class Lesson:
             write_folder(shared, chosen.tokenizer(self.corpus.documents()).save_pretrained)
         # Other ranks wait until rank 0 has written the file.
         require_file(shared / "tokenizer.json")
-        return load_tokenizer(str(shared))
+        return load_tokenizer(str(shared), needs_mask=False, needs_words=False)
 
 
 def _log_unigram(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> torch.Tensor:

@@ -33,7 +33,7 @@ def save_model(checkpoint: Path, folder: Path, *, of: Mapping[str, object]) -> N
     Args:
         of: what the card says about the run of the checkpoint.
     """
-    tokenizer = load_tokenizer(str(checkpoint))
+    tokenizer = load_tokenizer(str(checkpoint), needs_mask=False, needs_words=False)
     card = card_of(checkpoint, of)
 
     def fill(part: Path) -> None:

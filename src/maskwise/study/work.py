@@ -182,7 +182,9 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
     new_tokens: Mapping[int, tuple[int, ...]] = {}
     extension: Plain = {}
     if stage.needs:
-        tokenizer = load_tokenizer(tokenizer_folder(stage, store), needs_words=False)
+        tokenizer = load_tokenizer(
+            tokenizer_folder(stage, store), needs_mask=False, needs_words=False
+        )
         new_tokens = read_new_tokens(store.output(stage.needs[0]))
     else:
         settings = TokenizerSettings(**stage.what["tokenizer"])
@@ -550,7 +552,7 @@ def _start_of(stage: Stage, store: StageStore) -> tuple[TaskStart, PreTrainedTok
     if "checkpoint" in stage.how:
         checkpoint = stage.how["checkpoint"]
         return TaskStart(checkpoint), load_tokenizer(checkpoint, needs_mask=False)
-    tokenizer = load_tokenizer(tokenizer_folder(stage, store))
+    tokenizer = load_tokenizer(tokenizer_folder(stage, store), needs_mask=False)
     trained = checkpoint_of(stage, store)
     if trained is not None:
         return TaskStart(trained), tokenizer

@@ -465,7 +465,8 @@ class Prepared:
                 got=wrong,
                 do="run the same command again to prepare the text again",
             )
-        tokenizer = load_tokenizer(str(folder / TOKENIZER), needs_words=False)
+        # Maskers check whether their corruption needs a mask token: that of T5 does not.
+        tokenizer = load_tokenizer(str(folder / TOKENIZER), needs_mask=False, needs_words=False)
         pieces = Pieces.load(folder / PIECES, tokenizer=tokenizer)
         held_out = Rows.load(folder / HELD_OUT, pieces)
         # Instead of training rows, a stream's folder has the settings for reading the stream.
