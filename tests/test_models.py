@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import CARD, write_folder
 from maskwise.models import (
     check_start,
+    empty_model,
     has_head,
     load_config,
     load_model,
@@ -447,6 +449,9 @@ def test_rates_of_a_checkpoint_are_those_of_the_settings(tmp_path: Path) -> None
     [
         ("t5gemma", {"encoder": 5}, "setting encoder of t5gemma must be a mapping.*got 5"),
         ("t5gemma", {"encoder": {"hiden_size": 64}}, "did you mean 'hidden_size'"),
+        # These two would be overwritten by the configuration of the whole model.
+        ("t5gemma", {"encoder": {"dropout_rate": 0.5}}, "got 0.5; .*set model.settings.dropout_"),
+        ("t5gemma", {"decoder": {"is_decoder": False}}, "leave out .*decoder.is_decoder"),
         ("bert", {"num_hidden_layers": -1}, "num_hidden_layers; got -1; allowed: 0 to"),
     ],
 )
@@ -456,6 +461,34 @@ def test_new_models_that_cannot_be_meant_are_refused(
     kind = "encoder" if architecture == "bert" else "encoder-decoder"
     with pytest.raises(MaskwiseError, match=says):
         new_config(architecture, tokenizer(), 16, kind=kind, **fields)
+
+
+def test_a_new_deberta_can_have_the_settings_of_its_third_version() -> None:
+    """They have no defaults in transformers, and were refused as unknown."""
+    given = {"position_buckets": 6, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+    fields = given | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+    made = new_config("deberta-v2", tokenizer(), 16, hidden_size=48, **fields)
+    encoder = empty_model(made).deberta.encoder
+    assert encoder.rel_embeddings.weight.shape == (2 * 6, 48) and encoder.LayerNorm
+    with pytest.raises(MaskwiseError, match="did you mean 'position_buckets'"):
+        new_config("deberta-v2", tokenizer(), 16, position_bucket=6)
+
+
+def test_an_error_about_a_field_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+    content = {"model_type": "bert", "hidden_size": "wide"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(MaskwiseError, match=r"'hidden_size'.*expected int, got str"):
+        load_config(tmp_path)
+
+
+def test_both_parts_of_a_model_embed_all_tokens() -> None:
+    """A smaller vocabulary of one part ended in a traceback, and that of both was ignored."""
+    tokens = len(tokenizer())
+    make = partial(new_config, "t5gemma", tokenizer(), 16, kind="encoder-decoder")
+    made = make(vocab_size=tokens + 5)
+    assert {made.encoder.vocab_size, made.decoder.vocab_size} == {tokens + 5}
+    with pytest.raises(MaskwiseError, match=f"got {tokens} tokens; allowed: ≤ 9"):
+        check_start(make(encoder={"vocab_size": 9}), tokens, loaded=False)
 
 
 def test_the_rates_of_a_checkpoint_in_two_parts_are_changed_in_both() -> None:

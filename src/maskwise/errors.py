@@ -378,9 +378,15 @@ def tidied_warnings() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the error's type if there is no message."""
+    """Return the first line of an error's message, or the error's type if there is no message.
+
+    >>> first_line(ValueError("field 'size':\\n    expected int"))
+    "field 'size': expected int"
+    """
     message = str(error).strip() or type(error).__name__
-    return message.splitlines()[0]
+    first, *more = filter(None, map(str.strip, message.splitlines()))
+    # Configurations of transformers say in the second line what is wrong with a field.
+    return f"{first} {more[0]}" if more and first.endswith(":") else first
 
 
 def located(error: BaseException, *, folders: bool = True) -> str:

@@ -67,6 +67,15 @@ LANGUAGE_MODELS: Mapping[Kind, str] = {"encoder": "masked-lm", "encoder-decoder"
 USED_BY_ALL = {"chunk_size_feed_forward", "tie_word_embeddings", "is_encoder_decoder"}
 """The fields of transformers' base configuration that a setting of a model may change."""
 
+UNDECLARED = {
+    "deberta-v2": (
+        *("position_buckets", "share_att_key", "norm_rel_ebd", "embedding_size"),
+        *("conv_kernel_size", "conv_groups", "conv_act"),
+    ),
+}
+"""Fields that the code of a family reads although its class of configurations has no default for
+them. DeBERTa-v3 has most of these in its config.json."""
+
 _USES: Mapping[Kind, str] = {"encoder": "masked language modelling", "encoder-decoder": "denoising"}
 
 TASK_MODELS: Mapping[str, str] = {
@@ -157,6 +166,7 @@ def new_config(
     for name in ("max_encoder_position_embeddings", "max_decoder_position_embeddings"):
         if hasattr(plain, name):  # LED's encoder pads texts to its window, so it keeps its default
             given[name] = max(getattr(plain, name), positions)
+    halves: dict[str, Mapping[str, Any]] = {}
     for part in plain.sub_configs:  # T5Gemma configures its encoder and its decoder separately
         own = fields.get(part, {})
         if not isinstance(own, Mapping):
@@ -166,7 +176,9 @@ def new_config(
         config = getattr(plain, part)
         if config is not None:  # as that of ESM may be
             _require_fields(config, own)
-        fields[part] = {**_ids_of(tokenizer), **own}
+            halves[part] = own
+        size = {name: fields[name] for name in ("vocab_size",) if name in fields}
+        fields[part] = {**_ids_of(tokenizer), **size, **own}
     given |= fields
     set_fields = {name: value for name, value in given.items() if value is not None}
     try:
@@ -174,7 +186,30 @@ def new_config(
     except Exception as error:  # configurations validate their fields, and may raise anything
         raise MaskwiseError(f"cannot build the {architecture} model: {error}") from None
     require_kind(made, kind, use=_USES[kind])
+    for part, own in halves.items():
+        _require_effect(made, part, own)
     return made
+
+
+def _require_effect(made: PreTrainedConfig, part: str, fields: Mapping[str, Any]) -> None:
+    """Raise ``MaskwiseError`` if the whole model has overwritten fields of its encoder or decoder.
+
+    T5Gemma does so with rates of dropout, for example.
+    """
+    for name, value in fields.items():
+        found = getattr(getattr(made, part), name)
+        # A mapping, such as that of rotary embeddings, is completed.
+        if found == value or isinstance(value, Mapping):
+            continue
+        do = f"leave out model.settings.{part}.{name}"
+        if hasattr(made, name):
+            do = f"set model.settings.{name}, which holds for encoder and decoder"
+        raise MaskwiseError(
+            f"model setting {part}.{name} of {made.model_type} has no effect",
+            got=value,
+            allowed=found,
+            do=do,
+        )
 
 
 def _require_fields(config: PreTrainedConfig, fields: Mapping[str, Any]) -> None:
@@ -183,10 +218,13 @@ def _require_fields(config: PreTrainedConfig, fields: Mapping[str, Any]) -> None
 
     # Every configuration has these fields, and maskwise does not use them or sets them itself.
     unused = set(PreTrainedConfig().to_dict()) - USED_BY_ALL
+    undeclared = UNDECLARED.get(config.model_type, ())
     for name in fields:
+        if name in undeclared:
+            continue
         if name.startswith("_") or name in unused or not hasattr(config, name):
             known = []
-            for field in config.to_dict():
+            for field in {**config.to_dict(), **dict.fromkeys(undeclared)}:
                 if not field.startswith("_") and field not in unused:
                     known.append(field)
             raise unknown_name(f"{config.model_type} model setting", name, known)
@@ -314,7 +352,9 @@ def check_start(config: PreTrainedConfig, tokens: int, *, loaded: bool) -> None:
             "added to it, call model.resize_token_embeddings(len(tokenizer)), save both by "
             "save_pretrained, and start from that folder"
         )
-    check_fit(config, tokens, do=do)
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        if hasattr(part, "vocab_size"):
+            check_fit(part, tokens, do=do)
     if adapter_of(config).kind == "encoder-decoder":
         start_token(config)
     if config.model_type == "xmod" and config.default_language not in config.languages:
