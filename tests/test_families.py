@@ -11,6 +11,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of, decoder_inputs, most_tokens
 from maskwise.models import check_start, new_config, with_fields
+from maskwise.study import trial
+from maskwise.study.trial import check_step
 from training_tools import ARCHITECTURES, LENGTH, MORE, SMALL, config, model, tokenizer
 
 WITHOUT_HEAD = (
@@ -133,3 +135,47 @@ def test_a_model_with_layers_for_each_language_needs_one_of_them() -> None:
             check_start(made, 45, loaded=loaded)
         assert fact in str(refused.value)
     check_start(new_config("xmod", tokenizer(), LENGTH, **small("xmod")), 45, loaded=False)
+
+
+REFORMER = {
+    "axial_pos_embds_dim": [8, 8],
+    "axial_pos_shape": [4, 4],
+    "attn_layers": ["local", "local"],
+    "feed_forward_size": 24,
+    "local_attn_chunk_length": 4,
+    "is_decoder": False,
+}
+
+
+def test_a_family_that_is_not_known_takes_a_step_before_a_study(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reformer accepts rows of one length only. Its first step ended in a traceback."""
+    made = config("reformer", **REFORMER)
+    check_step(made, 16)
+    with pytest.raises(
+        MaskwiseError, match="reformer cannot be trained on rows of 12 tokens"
+    ) as no:
+        check_step(made, 12)
+    assert "axial_pos_shape" in str(no.value) and "allowed: bert, " in str(no.value)
+    check_step(config("roformer"), 16)
+    # Large models and known families are not tried.
+    check_step(config("bert"), 1000)
+    monkeypatch.setattr(trial, "MOST_WEIGHTS", 10)
+    check_step(made, 8)
+
+
+def test_the_trial_of_a_family_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def step(config: Any, length: int) -> None:
+        tried.append((config.vocab_size, config.num_hidden_layers))
+        assert len(tried) > 1, "no small models"
+
+    monkeypatch.setattr(trial, "_step", step)
+    made = config("ernie", vocab_size=900, pad_token_id=70)
+    check_step(made, 16)
+    check_step(config("ernie", vocab_size=900, pad_token_id=70), 16)
+    # The whole model is tried if the small one fails, and each configuration once.
+    assert tried == [(71, 1), (900, 2)]
+    assert (made.vocab_size, made.num_hidden_layers) == (900, 2)

@@ -37,6 +37,7 @@ from maskwise.study.probed import probed_rows
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.study.store import StageStore
 from maskwise.study.together import LOCK
+from maskwise.study.trial import check_step
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import idle_settings
 from maskwise.tasks.settings import MAX_LENGTH
@@ -296,6 +297,7 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task], held_out: _HeldOutRows) -> It
     """Check that the model, tokenizer and texts of an arm fit each other; yield warnings."""
     tokenizer, config = tokenizer_and_config(arm)
     yield from _check_model(arm, tasks, tokenizer, config)
+    check_step(config, max(link.corpus.length for link in arm.links()))
     for link in arm.links():
         yield from _check_text(link)
         if arm.tokenizer_name:
