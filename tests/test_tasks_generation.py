@@ -4,6 +4,7 @@ fine-tuning, predictions.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
@@ -15,6 +16,7 @@ import datasets
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, AutoModelForSeq2SeqLM, BartConfig
 
 from maskwise.errors import MaskwiseError
@@ -426,6 +428,23 @@ def test_what_is_cut_is_counted_and_said(tmp_path, tokenizer):
     with pytest.warns(UserWarning, match=said):
         record = task_record(None, task, settings=settings, **start)
     assert "test: texts cut at 16 tokens: 3 of 3" in record["notes"]
+
+
+def test_answers_end_with_a_token_also_if_the_tokenizer_writes_none(tmp_path, tokenizer):
+    """Gemma's writes only <bos>. Models learned no end, and wrote on until ``max_target``."""
+    rows = [{"input": f"red {n}", "output": "red " * n} for n in (1, 2, 9)]
+    task = load_rows(tmp_path, in_every_split(rows), max_target=6)
+    usual = encode(task, tokenizer, max_length=16)["train"]
+    opening = copy.deepcopy(tokenizer)
+    cls, sep = (tokenizer.cls_token, tokenizer.cls_token_id), tokenizer.sep_token_id
+    opening.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{cls[0]} $A", special_tokens=[cls]
+    )
+    found = encode(task, opening, max_length=16)["train"]
+    assert found.targets.ids.tolist() == usual.targets.ids.tolist()
+    assert found.targets.starts.tolist() == usual.targets.starts.tolist()
+    assert (found.targets.ids == sep).sum() == len(found.targets.lengths)
+    assert found.notes()[0] == "answers cut at 6 tokens: 1 of 3"
 
 
 def test_answers_that_a_tokenizer_cannot_write_are_said(tmp_path, tokenizer):

@@ -73,6 +73,18 @@ class Flat:
         types = chain.from_iterable(encoding.type_ids for encoding in encodings)
         return cls(_tensor(ids), _tensor(types), edges(list(map(len, encodings))), pad)
 
+    def closed(self, last: int) -> Flat:
+        """Return the sequences with the token ``last`` after each of them."""
+        count = len(self.lengths)
+        added = self.starts[1:] + torch.arange(count)
+        own = torch.ones(len(self.ids) + count, dtype=torch.bool)
+        own[added] = False
+        ids = torch.full((len(own),), last)
+        types = torch.zeros_like(ids)
+        ids[own], types[own] = self.ids, self.types
+        starts = self.starts + torch.arange(count + 1)
+        return replace(self, ids=ids, types=types, starts=starts)
+
     @property
     def lengths(self) -> Tensor:
         """(N,) the number of tokens in each sequence."""
@@ -293,17 +305,23 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -
     """
     check_length(task, tokenizer, max_length)
     state = tokenizer_state(tokenizer, words=task.kind.words)
-    return _encoded(task, state, padding_id(tokenizer), max_length)
+    last = tokenizer.eos_token_id
+    if last is None:
+        last = tokenizer.sep_token_id
+    return _encoded(task, state, padding_id(tokenizer), last, max_length)
 
 
 @lru_cache(maxsize=8)
-def _encoded(task: Task, state: str, pad: int, max_length: int) -> dict[str, Data]:
+def _encoded(
+    task: Task, state: str, pad: int, last: int | None, max_length: int
+) -> dict[str, Data]:
     encode_split = task.kind.encode
     assert encode_split is not None, "frozen kinds have no tensors to train on"
     encoded = {}
     for split in SPLITS:
         with tokenizing():
-            encoded[split] = encode_split(task, split, Cutter.of(state, pad, max_length))
+            cutter = replace(Cutter.of(state, pad, max_length), last=last)
+            encoded[split] = encode_split(task, split, cutter)
     return encoded
 
 
@@ -322,11 +340,14 @@ def warn_of_cuts(task: Task, found: Mapping[str, Sequence[str]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Cutter:
-    """A tokenizer (``backend``) that cuts rows at ``max_length`` tokens, and its padding id."""
+    """A tokenizer (``backend``) that cuts rows at ``max_length`` tokens, its padding id, and the id
+    with which a text that a model writes ends (None without one).
+    """
 
     backend: Tokenizer
     pad: int
     max_length: int
+    last: int | None = None
 
     @classmethod
     def of(cls, state: str, pad: int, max_length: int) -> Cutter:

@@ -349,7 +349,9 @@ def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
     inputs = backend.encode_batch(texts)
     cut_inputs = were_cut(backend, texts, inputs)
     longest = search["max_target"]
-    backend.enable_truncation(longest)
+    # The tokenizer of Gemma writes no token after a text. Without one, a model would learn no end.
+    open_ended = cutter.last is not None and backend.encode("a").special_tokens_mask[-1:] != [1]
+    backend.enable_truncation(longest - open_ended)
     answers: list[str] = []
     counts = []
     for row in rows:
@@ -373,9 +375,13 @@ def _encode_written(task: Task, split: str, cutter: Cutter) -> Written:
             what = "answers that the tokenizer cannot write (case, accents, unknown characters)"
             notes.append(f"{what}: {lost} of {len(targets)}")
     framed = bool(targets and targets[0].special_tokens_mask[:1] == [1])
+    flat = Flat.of(targets, cutter.pad)
+    if open_ended:
+        assert cutter.last is not None
+        flat = flat.closed(cutter.last)
     return Written(
         flat=Flat.of(inputs, cutter.pad),
-        targets=Flat.of(targets, cutter.pad),
+        targets=flat,
         first=edges(counts),
         framed=framed,
         backend=backend,
