@@ -127,6 +127,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "contains Python code",
     ),
     "pickled weights": (pickled, "are pickled; got pytorch_model.bin"),
+    "no weights": (
+        lambda f: (f / "model.safetensors").rename(f / "training_args.bin"),
+        "no file named model.safetensors",
+    ),
+    "no object": (
+        lambda f: (f / "config.json").write_text("[]"),
+        "cannot load .*its config.json has no JSON object",
+    ),
     "missing weights": (without_layers, "lacks weights of its encoder"),
     "another family": (lambda f: rewrite(f, model_type="electra"), "lacks weights of its encoder"),
     "another vocabulary": (

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -46,7 +47,7 @@ from maskwise.families import (
     start_token,
 )
 from maskwise.folders import FilesState, files_state
-from maskwise.starts import Start, find_start, find_weights, resolve_start
+from maskwise.starts import CONFIG, Start, find_start, find_weights, resolve_start
 from maskwise.weights import Size, check_counts, check_finite, check_size, quieten
 
 if TYPE_CHECKING:
@@ -834,8 +835,18 @@ def _read_config(name: Start, **fields: Any) -> PreTrainedConfig:
 
     where = find_start(name)
     with _loading(name):
+        if _is_no_object(Path(where, CONFIG)):
+            raise TypeError(f"its {CONFIG} has no JSON object")
         check_counts(PreTrainedConfig.get_config_dict(where)[0])
         return AutoConfig.from_pretrained(where, trust_remote_code=False, **fields)
+
+
+def _is_no_object(file: Path) -> bool:
+    """Return whether a file has JSON of another kind. About other damage, transformers is clear."""
+    try:
+        return not isinstance(json.loads(file.read_bytes()), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 @contextlib.contextmanager

