@@ -105,6 +105,21 @@ def test_an_old_folder_is_never_seen_in_parts(tmp_path, monkeypatch) -> None:
     assert seen and set(seen) == {None} and (folder / "b").exists()
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path, exists: bool) -> None:
+    """It was replaced by a folder on the disk of the link, and a hidden link was left."""
+    there = tmp_path / "large" / "out"
+    there.parent.mkdir()
+    if exists:
+        there.mkdir()
+    link = tmp_path / "out"
+    link.symlink_to(there)
+    for text in ("first", "second"):
+        write_folder(link, lambda folder, text=text: (folder / "a.txt").write_text(text))
+        assert link.is_symlink() and (there / "a.txt").read_text() == text
+    assert sorted(os.listdir(tmp_path)) == ["large", "out"] and os.listdir(there.parent) == ["out"]
+
+
 def test_all_files_of_a_folder_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     def fill(target: Path) -> None:
         save_file({"a": torch.zeros(2)}, target / "model.safetensors")

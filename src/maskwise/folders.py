@@ -223,7 +223,8 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Write a folder and its manifest under a temporary name, then rename the folder.
 
     An existing folder is replaced: it gets a temporary name, and is removed when the new folder has
-    its place. A kill between the two renames leaves no folder of this name, never a part of one.
+    its place. A kill between the two renames leaves no folder of this name, never a part of one. If
+    ``folder`` is a link, the folder to which it leads is written.
 
     Args:
         folder: the folder to write.
@@ -232,6 +233,8 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     Raises:
         MaskwiseError: the folder cannot be written.
     """
+    if folder.is_symlink():  # perhaps to a larger disk; the link would be replaced
+        folder = folder.resolve()
     partial = _partial(folder)
     old = _partial(folder.with_name(f"{folder.name}.old"))
     with writing(folder):
