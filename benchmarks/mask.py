@@ -6,7 +6,10 @@ The rows come from the bundled sample, tokenised by a small WordPiece tokenizer,
 one document per row, packed rows of five documents, and packed rows of sentences with 20 tokens.
 The contestants are policies (what is masked) and corruptions (how masked tokens are shown) of
 maskwise, and transformers' collator. All of them mask the same rows. transformers' collator reads
-lists of dicts, with character offsets for whole words; maskwise reads tensors.
+lists of dicts, with special_tokens_mask, as its documentation advises, and character offsets for
+whole words. maskwise reads tensors, as it does in its own training; the contestants "from lists"
+read lists of dicts, as the collator does, most of whose time goes into making tensors of them. The
+masking step of the collator reads tensors, too.
 
 Times are CPU seconds on one thread, because wall time on a shared machine includes other processes.
 Contestants take turns, because other processes use the same caches and should slow all contestants
@@ -20,6 +23,7 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
@@ -42,6 +46,7 @@ RATIO = 0.15
 PEER = "transformers"
 PEER_WORDS = "transformers, whole words"
 PEER_STEP = "transformers, masking step from tensors"
+FROM_LISTS = ", from lists"
 LAYOUTS = ("documents", "packed", "sentences")
 WITH_ARGUMENTS = {
     "mixture": "mixture(whole-word, span, token)",
@@ -83,17 +88,18 @@ def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 819
         maskers = _maskers(vocabulary)
         whole_word = {"whole-word": maskers["whole-word"]}
         simple = {"token": maskers["token"], **whole_word}
+        lists = [f"{name}{FROM_LISTS}" for name in simple]
         few = max(3, batches // 10)
         usual = BatchShape(32, 512, "documents")
         probes = [probe()]
         timed: Timed = {}
         for _ in track(range(repetitions), "timing", console=err_console):
-            _contest(timed, sample, maskers, batches, usual)
+            _contest(timed, sample, maskers, batches, usual, lists)
             for layout in LAYOUTS:
                 for length in (128, 512):
                     shape = BatchShape(32, length, layout)
                     if shape != usual:
-                        _contest(timed, sample, simple, batches, shape)
+                        _contest(timed, sample, simple, batches, shape, lists)
             _contest(timed, sample, whole_word, few, BatchShape(8, 4096, "documents"))
             probes.append(probe())
         return {
@@ -199,13 +205,25 @@ def _maskers(vocabulary: Vocabulary) -> dict[str, Masker]:
 
 
 def _contest(
-    timed: Timed, sample: Sample, maskers: dict[str, Masker], number: int, shape: BatchShape
+    timed: Timed,
+    sample: Sample,
+    maskers: dict[str, Masker],
+    number: int,
+    shape: BatchShape,
+    lists: Sequence[str] = (),
 ) -> None:
-    """Time the maskers and transformers' collator for one repetition, on batches of one shape."""
+    """Time the maskers and transformers' collator for one repetition, on batches of one shape.
+
+    Args:
+        lists: names of maskers with ``FROM_LISTS``, which read lists of dicts.
+    """
     batches = sample.batches(*shape)
     calls = _peers(sample, batches)
     for name, masker in maskers.items():
         calls[f"maskwise, {name}"] = partial(_mask, masker, batches)
+    for name in lists:
+        rows = [_rows_of(batch) for batch in batches]
+        calls[f"maskwise, {name}"] = partial(_mask, maskers[name.removesuffix(FROM_LISTS)], rows)
     seconds = in_turn(calls, batches=number)
     for name, spent in seconds.items():
         timed.setdefault((name, shape), []).append(spent)
@@ -235,6 +253,13 @@ def _mask(masker: Masker, batches: list[Any], number: int) -> MaskedBatch:
     return masker(batches[number % len(batches)], epoch=number // len(batches))
 
 
+def _rows_of(batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Return a batch as a list of dicts, with what the policies token and whole-word read."""
+    names = ("input_ids", "word_ids", "example_id")
+    columns = zip(*(batch[name].tolist() for name in names), strict=True)
+    return [dict(zip(names, row, strict=True)) for row in columns]
+
+
 def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> Contestants:
     plain = DataCollatorForLanguageModeling(sample.tokenizer, mlm_probability=RATIO)
     with warnings.catch_warnings():
@@ -252,11 +277,17 @@ def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> Contestants:
         # transformers finds word boundaries at gaps between offsets.
         end = torch.arange(1, words.shape[1] + 1) + starts.cumsum(1)
         offsets = torch.stack((end - 1, end), 2) * (words >= 0)[..., None]
-        bare.append([{"input_ids": row} for row in ids.tolist()])
         rows = []
-        for row, places in zip(ids.tolist(), offsets.tolist()):
-            rows.append({"input_ids": row, "offset_mapping": places})
-        with_offsets.append(rows)
+        # Without this column, the collator looks up each token of each batch in Python.
+        for row, special in zip(ids.tolist(), (words < 0).long().tolist(), strict=True):
+            rows.append({"input_ids": row, "special_tokens_mask": special})
+        bare.append(rows)
+        with_offsets.append(
+            [
+                {**row, "offset_mapping": places}
+                for row, places in zip(rows, offsets.tolist(), strict=True)
+            ]
+        )
     special = batches[0]["word_ids"] < 0
 
     def masking_step(number: int) -> object:

@@ -33,6 +33,8 @@ def test_bench_mask_times_every_member_beside_the_peer() -> None:
         "transformers",
         "transformers, whole words",
         "transformers, masking step from tensors",
+        "maskwise, token, from lists",
+        "maskwise, whole-word, from lists",
     } <= names
     assert {f"maskwise, shown as {name}" for name in CORRUPTIONS} <= names
     simple = {
