@@ -11,10 +11,12 @@ would wait for the card, how many graphs torch.compile makes of the blocks and o
 loss, and the kernels and bytes of each graph. It shows no times and no numbers.
 
 The result is written to benchmarks/results/gpu/cuda-stub.json, also if the walk is interrupted; it
-then names the cases that did not run. The exit code is 1 if a case fails or did not run, the host
-waits, an encoder in half precision does not use the kernel for documents of different lengths,
-compiled code has a graph break or is compiled again after the second update, or the head is not one
-graph for any number of targets. It needs gcc, and torch's build for CUDA.
+then names the cases that did not run. A walk of some cases (``--only``) or of other code
+(``--src``) is written into the folder of ``--build`` instead. The exit code is 1 if a case fails or
+did not run, the host waits, an encoder in half precision does not use the kernel for documents of
+different lengths, compiled code has a graph break, is compiled again after the second update or is
+not generated, or the head is not one graph for any number of targets. It needs gcc, and torch's
+build for CUDA.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--result", type=Path, help="the file of the result")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "cuda-stub")
     parser.add_argument("--src", type=Path, default=ROOT / "src", help="the code to walk")
     parser.add_argument("--only", default="", help="only cases whose names contain this text")
@@ -121,13 +123,27 @@ def main() -> int:
     for walk in walks:
         walk.terminate()
     found = merged(given.build, given.jobs)
-    found = {"date": date, "commit": commit, "changed_files": changed_files, **found}
+    part = {} if is_whole(given) else {"only": given.only, "src": str(given.src)}
+    found = {"date": date, "commit": commit, "changed_files": changed_files, **part, **found}
     text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-    given.result.write_text(text, encoding="utf-8")
+    result = result_of(given)
+    result.write_text(text, encoding="utf-8")
     counts = {name: len(found[name]) for name in ("cases", "wrong", "not_run")}
-    sys.stdout.write(f"{counts}: {given.result}\n")
+    sys.stdout.write(f"{counts}: {result}\n")
     whole = all(walk.returncode == 0 for walk in walks)
     return int(bool(found["wrong"] or found["not_run"] or not found["cases"] or not whole))
+
+
+def is_whole(given: argparse.Namespace) -> bool:
+    """Return whether all cases of this code are walked, as in the record."""
+    return not given.only and given.src.resolve() == ROOT / "src"
+
+
+def result_of(given: argparse.Namespace) -> Path:
+    """Return the file of the result. A walk that is not whole does not replace the record."""
+    if given.result is not None:
+        return Path(given.result)
+    return RESULT if is_whole(given) else given.build / RESULT.name
 
 
 def lines_of(build: Path, part: int) -> Path:
@@ -275,25 +291,40 @@ def tried(
         ]
         text = f"{type(error).__name__}: {error}"[:400]
         return {"wrong": [text], "at": places[::-1][:6]}
+    return {"wrong": wrong_with(line, encodes=case[2] in DROPOUT, chunked=chunked), **line}
+
+
+def wrong_with(line: dict[str, Any], *, encodes: bool, chunked: bool) -> list[str]:
+    """Return what is wrong with a case that ran.
+
+    Args:
+        line: what was counted.
+        encodes: whether the model is an encoder that knows documents.
+        chunked: whether the head runs in chunks.
+    """
     wrong = []
     if line["waits"]:
         wrong.append("the host waits")
     called = [line["attention"]]
     if "graphs_of_blocks" in line:
         called.append(name for each in line["graphs_of_blocks"] for name in each["attention"])
-    encodes = case[2] in DROPOUT
     if encodes and not all(any(RAGGED in kernel for kernel in kernels) for kernels in called):
         wrong.append("attention does not use the kernel for documents")
+    if encodes and "graphs" in line and not line.get("graphs_of_blocks"):
+        wrong.append("no block is compiled")
     if line.get("graph_breaks"):
         wrong.append("graph breaks")
     if line.get("compiled_again"):
         wrong.append("graphs are compiled again for other numbers of targets or lengths")
+    graphs = [each for name in line if name.startswith("graphs_of_") for each in line[name]]
+    if any("failed" in each for each in graphs):
+        wrong.append("the code of a graph is not generated")
     # Chunks are computed again in the backward pass, where the flags of fake tensors differ, so
     # that dynamo makes another graph.
     passes = 4 if chunked else 2
     if len(line.get("graphs_of_head", ())) != passes * line.get("heads", 0):
         wrong.append("not every head is one graph, forward and backward")
-    return {"wrong": wrong, **line}
+    return wrong
 
 
 # A step with fake tensors
