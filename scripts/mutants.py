@@ -6,9 +6,10 @@
 of the package, the text ``new`` replaces the text ``old``, which must occur once in ``file`` (in
 ``src/maskwise``). Then ``test`` must fail. One line is printed for each mutant: ``killed`` if the
 test fails, ``SURVIVED`` if it passes, or ``stale`` if ``old`` is not in the file. Update a stale
-mutant so that it changes the same behaviour. The exit code is 1 if a mutant survived or is stale. A
-mutant takes only two or three seconds on one core, because it runs in a fork of a process that has
-already imported the libraries. Windows is not supported.
+mutant so that it changes the same behaviour. All tests are first run without a mutant, because one
+that fails anyway would kill every mutant. The exit code is 1 if a mutant survived or is stale, or
+if a test fails without one. A mutant takes only two or three seconds on one core, because it runs
+in a fork of a process that has already imported the libraries. Windows is not supported.
 """
 
 from __future__ import annotations
@@ -31,12 +32,19 @@ def main(wanted: list[str]) -> int:
     chosen = [
         mutant for mutant in mutants if not wanted or any(name in mutant["file"] for name in wanted)
     ]
+    if not chosen:
+        print(f"no mutant is in a file named {' or '.join(wanted)}")
+        return 1
     for name in LIBRARIES:
         import_module(name)
     bad = 0
     with TemporaryDirectory() as folder:
         source = Path(folder) / "src"
         shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+        tests = sorted({mutant["test"] for mutant in chosen})
+        if outcome_of(tests, source) not in (0, 4, 5):
+            print("a test fails without a mutant; run: pytest " + " ".join(tests))
+            return 1
         for mutant in chosen:
             result = tried(mutant, source)
             bad += result != "killed"
@@ -53,15 +61,15 @@ def tried(mutant: dict[str, str], source: Path) -> str:
     if text.count(mutant["old"]) != 1:
         return "stale"
     file.write_text(text.replace(mutant["old"], mutant["new"]), encoding="utf-8")
-    code = outcome_of(mutant["test"], source)
+    code = outcome_of([mutant["test"]], source)
     file.write_text(text, encoding="utf-8")
     if code in (4, 5):  # pytest found no such test.
         return "stale"
     return "SURVIVED" if code == 0 else "killed"
 
 
-def outcome_of(test: str, source: Path) -> int:
-    """Return the exit code of pytest for one test on the package ``source``, in a new process."""
+def outcome_of(tests: list[str], source: Path) -> int:
+    """Return the exit code of pytest for tests on the package ``source``, in a new process."""
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
@@ -74,7 +82,7 @@ def outcome_of(test: str, source: Path) -> int:
     os.dup2(silent, 2)
     code = 3
     try:
-        code = int(import_module("pytest").main([*PYTEST, test]))
+        code = int(import_module("pytest").main([*PYTEST, *tests]))
     finally:
         os._exit(code)
 

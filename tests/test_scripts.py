@@ -7,11 +7,13 @@ import gzip
 import importlib
 import json
 import runpy
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -131,6 +133,63 @@ def test_the_text_of_every_mutant_is_in_the_source_once():
         if (source / mutant["file"]).read_text(encoding="utf-8").count(mutant["old"]) != 1
     ]
     assert not stale
+
+
+def test_a_test_that_fails_anyway_kills_no_mutant(monkeypatch, capsys):
+    script = runpy.run_path(str(SCRIPTS / "mutants.py"))
+    ran = []
+
+    def outcome_of(tests, source):
+        ran.append(tests)
+        return 1
+
+    main = script["main"]
+    main.__globals__.update(outcome_of=outcome_of, LIBRARIES=())
+    monkeypatch.setattr(main.__globals__["shutil"], "copytree", lambda *given, **named: None)
+    assert main(["no such file"]) == 1 and ran == []
+    capsys.readouterr()
+    assert main(["schedules.py"]) == 1
+    (tests,) = ran
+    assert len(tests) > 0 and all("::" in test for test in tests)
+    printed = capsys.readouterr().out
+    assert tests[0] in printed and "killed" not in printed
+
+
+@pytest.fixture
+def cuda_stub(monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])
+    return runpy.run_path(str(SCRIPTS / "cuda_stub.py"))
+
+
+def test_a_walk_of_some_cases_does_not_replace_the_record(cuda_stub, tmp_path):
+    result_of, record, source = (cuda_stub[name] for name in ("result_of", "RESULT", "ROOT"))
+    given = SimpleNamespace(result=None, build=tmp_path, only="", src=source / "src")
+    assert result_of(given) == record
+    for change in ({"only": "rtd"}, {"src": tmp_path}):
+        other = SimpleNamespace(**{**vars(given), **change})
+        assert result_of(other) == tmp_path / record.name
+        assert result_of(SimpleNamespace(**{**vars(other), "result": record})) == record
+
+
+def test_a_graph_without_code_and_a_block_without_a_graph_are_wrong(cuda_stub):
+    graph = {"pass": "forward", "attention": ["torch_attn._varlen_attn"]}
+    line = {
+        "waits": {},
+        "attention": {"_varlen_attn bfloat16": 4},
+        "heads": 1,
+        "graphs": 2,
+        "graphs_of_head": [graph, graph],
+        "graphs_of_blocks": [graph, graph],
+    }
+
+    def wrong(**changes):
+        return cuda_stub["wrong_with"]({**line, **changes}, encodes=True, chunked=False)
+
+    assert wrong() == []
+    failed = {"pass": "backward", "attention": [], "failed": "KeyError: 1"}
+    assert len(wrong(graphs_of_head=[graph, failed])) == 1
+    assert len(wrong(graphs_of_blocks=[graph, failed])) == 1
+    assert len(wrong(graphs_of_blocks=[])) == 1 + 1
 
 
 def imports_of_maskwise() -> Iterator[tuple[str, str, str]]:
