@@ -6,12 +6,15 @@ import functools
 import json
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def run(main: Callable[..., object], about: str | None) -> None:
     """Run ``main`` as a command, and print the result as JSON.
+
+    An error in the user's input ends it with one line and exit code 2.
 
     Args:
         main: a function whose parameters become arguments and options.
@@ -22,13 +25,27 @@ def run(main: Callable[..., object], about: str | None) -> None:
 
     @functools.wraps(main)
     def printed(*args: object, **options: object) -> None:
-        result = main(*args, **options)
+        with in_one_line():
+            result = main(*args, **options)
         if result is not None:
             sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(help=about)(printed)
     app()
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """A context in which an error in the user's input ends the process with one line."""
+    # On a machine with a GPU, gpu.py sets the path of maskwise first.
+    from maskwise.errors import MaskwiseError
+
+    try:
+        yield
+    except (MaskwiseError, FileNotFoundError, NotADirectoryError) as error:
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: {error}\n")
+        raise SystemExit(2) from None
 
 
 def memory(name: str) -> float:

@@ -6,9 +6,9 @@ The verdict rules are those of docs/evidence.md. A simulated study has a design 
 comparisons of two arms, called contrasts; the number of runs; the settings that a search tries; the
 number of planned evaluations) and a world (the true quality of each setting). A line of a table
 shows one design in one world. The noise is normal. The unit of scores is the standard deviation of
-the difference between paired runs, called spread. Of the variance of a run's dev score, 80 % is
-luck that the test score shares, as in recorded studies. All arms are equally good at their best
-settings.
+the difference between paired runs, called spread. A search chooses by the dev scores of its runs,
+and new runs at the chosen settings are compared, as in the package, so the luck of the runs of a
+search is in no compared score. All arms are equally good at their best settings.
 
 A search for settings can still cause a true difference. If two settings are nearly equal, an arm
 with a search chooses the worse setting in some runs, but an arm with one setting never does. The
@@ -41,6 +41,7 @@ from oracle_shares import learned_something, ratio_interval
 
 from maskwise.constants import REFERENCE
 from maskwise.devices import hardware
+from maskwise.errors import require_known
 from maskwise.study.design import best_point
 from maskwise.verdict import summarise
 from maskwise.verdict.failures import at_floor
@@ -58,7 +59,10 @@ Row = dict[str, object]
 SEED = 20_261_123
 """Seed of the simulation, fixed before the first run."""
 SHARED = 0.8
-"""Share of the variance of a run's dev score that is luck, which the test score shares."""
+"""Share of the variance of a run's dev score that is luck of its training; the rest is that of the
+dev rows. Only their sum matters, because the compared runs are new ones. Two draws keep the random
+numbers of the records.
+"""
 SPREAD = 2**-0.5
 """Standard deviation of a run's score, which gives a paired difference the standard deviation 1."""
 GAPS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
@@ -742,9 +746,12 @@ def main(
         only: the keys of the tables to write, from ``TABLES``, separated by commas.
         out: a JSON file for the results.
     """
+    names = only.split(",") if only else [*TABLES]
+    for name in names:
+        require_known("table", name, TABLES)
     began = time.perf_counter()
     results = {"command": " ".join(sys.argv), "seed": SEED, "machine": hardware()}
-    for name in only.split(",") if only else TABLES:
+    for name in names:
         sys.stdout.write(f"\n{TABLES[name].__doc__}\n")
         rows = results[name] = []
         for row in TABLES[name](real if TABLES[name] in REAL else studies):

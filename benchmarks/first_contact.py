@@ -12,18 +12,20 @@ on one core. A recipe may be followed by overrides: "quick-start study.seeds=2".
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from command import worked
+import typer
+from command import run, worked
+from figures import Figures, surroundings
 
 from maskwise.constants import PLATEAU_NATS
+from maskwise.errors import MaskwiseError
 from maskwise.folders import read_lines
 from maskwise.recipe import read_recipe
 from maskwise.study import run_study
@@ -131,8 +133,20 @@ def _leaves(corpus: str, vocabulary: int, ratio: float, steps: int) -> int | Non
     return None
 
 
+def main(
+    part: Literal["minutes", "plateau"],
+    recipes: Annotated[list[str] | None, typer.Argument()] = None,
+) -> Figures:
+    """Measure the accuracy of one of the predictions."""
+    if bool(recipes) != (part == "minutes"):
+        raise MaskwiseError(
+            "minutes needs recipes, and plateau has its own",
+            got=f"{part} {' '.join(recipes or ())}".strip(),
+            allowed="minutes RECIPE …, or plateau",
+        )
+    result = minutes(*recipes) if recipes else plateau()
+    return {**surroundings(), part: result, "load": os.getloadavg()[0]}
+
+
 if __name__ == "__main__":
-    part, *given = sys.argv[1:]
-    result = {"minutes": minutes, "plateau": plateau}[part](*given)
-    facts = {part: result, "load": os.getloadavg()[0], "cores": os.cpu_count()}
-    sys.stdout.write(json.dumps(facts, indent=1) + "\n")
+    run(main, __doc__)

@@ -14,6 +14,7 @@ repository, the distribution maskwise-data is needed (models and further tasks).
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -28,7 +29,7 @@ import typer
 from command import run
 from figures import Figures, probe, surroundings
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.printing import quietly
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.costs import Forecast
@@ -181,9 +182,12 @@ ALONE = ["study.seeds=1", "study.gate=null", "study.contrasts=[]", "study.baseli
 
 
 def main(only: Annotated[str, typer.Option(help="The name of a case.")] = "") -> Figures:
+    if only:
+        require_known("case", only, CASES)
     torch.set_num_threads(1)
     probed = [probe()]
     lines = []
+    failed = {}
     before = Path.cwd()
     for case, (recipe, overrides) in CASES.items():
         if only and only != case:
@@ -192,19 +196,29 @@ def main(only: Annotated[str, typer.Option(help="The name of a case.")] = "") ->
             os.environ["XDG_CACHE_HOME"] = name
             os.chdir(name)
             write_files()
-            lines += compared(case, read_recipe(recipe, [*ALONE, *overrides]), Path(name))
-            os.chdir(before)
+            try:
+                for line in compared(read_recipe(recipe, [*ALONE, *overrides]), Path(name)):
+                    line = {"case": case, **line}
+                    sys.stderr.write(f"{json.dumps(line)} {factor_of(line):.2f}\n")
+                    lines.append(line)
+            except MaskwiseError as error:
+                failed[case] = str(error)
+                sys.stderr.write(f"{case}: {error}\n")
+            finally:
+                os.chdir(before)
         probed.append(probe())
     return {
         **surroundings(),
         "load": os.getloadavg()[0],
         "probe_milliseconds": probed,
         **summary(lines),
+        # The stages of these cases are missing, from the first one that failed.
+        "failed": failed,
         "stages": lines,
     }
 
 
-def compared(case: str, recipe: Recipe, folder: Path) -> Iterator[Figures]:
+def compared(recipe: Recipe, folder: Path) -> Iterator[Figures]:
     """Forecast and run the stages of a recipe; yield both seconds.
 
     A stage is left out if the rates of an earlier one hold for it, and no later one needs it.
@@ -224,41 +238,36 @@ def compared(case: str, recipe: Recipe, folder: Path) -> Iterator[Figures]:
         spent = time.process_time() - began
         predicted = forecast.seconds(stage.name)
         began = time.process_time()
-        try:
-            with quietly():
-                run_stage(stage, store)
-        except MaskwiseError as error:
-            sys.stderr.write(f"{case}: {error}\n")
-            return
-        line = {
-            "case": case,
+        with quietly():
+            run_stage(stage, store)
+        yield {
             "kind": stage.kind,
             "work": str(stage.what.get("task", "")),
             "forecast": None if predicted is None else round(predicted, 2),
             "seconds": round(time.process_time() - began, 2),
             "timing": round(spent, 2),
         }
-        sys.stderr.write(f"{json.dumps(line)} {factor_of(line):.2f}\n")
-        yield line
 
 
 def factor_of(line: Figures) -> float:
     """Return how many times the longer of both times is as long as the other."""
     if line["forecast"] is None:
-        return float("inf")
+        return math.inf
     times = sorted((max(0.01, line["forecast"]), max(0.01, line["seconds"])))
     return times[1] / times[0]
 
 
 def summary(lines: list[Figures]) -> Figures:
-    """Sum up how many forecasts are near, and the worst of them."""
+    """Sum up how many forecasts are near, and the worst of them. A missing one counts as far."""
     factors = [factor_of(line) for line in lines]
-    worst = max(range(len(lines)), key=factors.__getitem__)
+    known = [factor for factor in factors if factor != math.inf]
+    worst = factors.index(max(known)) if known else None
     return {
         "count": len(lines),
         "near": sum(factor <= NEAR for factor in factors),
         "far": sum(factor > FAR for factor in factors),
-        "worst": {**lines[worst], "factor": round(factors[worst], 2)},
+        "without_forecast": len(factors) - len(known),
+        "worst": None if worst is None else {**lines[worst], "factor": round(factors[worst], 2)},
     }
 
 

@@ -13,12 +13,16 @@ import json
 import platform
 import subprocess
 import sys
+import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 from command import run
+
+from maskwise.errors import require_known
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "packages" / "maskwise-data"
@@ -50,12 +54,17 @@ def measure(extra: str, folder: Path) -> dict[str, object]:
 
 
 def main(extras: Annotated[list[str] | None, typer.Argument()] = None) -> dict[str, object]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra in extras or ():
+        # pip only warns of an extra that does not exist, and installs none.
+        require_known("extra", extra, project["optional-dependencies"])
     lines = []
     for extra in extras or ["", "all"]:
         with TemporaryDirectory() as folder:
             lines.append(measure(extra, Path(folder) / "new"))
     machine = {"python": platform.python_version(), "system": platform.platform()}
-    return {"environments": lines, **machine}
+    date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"date": date, "environments": lines, **machine}
 
 
 if __name__ == "__main__":

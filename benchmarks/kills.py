@@ -44,6 +44,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from command import run
 
+from maskwise.errors import require_known
+
 FORK = multiprocessing.get_context("fork")
 PATIENCE = 1200.0
 """How many seconds any event may take."""
@@ -475,6 +477,8 @@ def main(
         seed: the seed of the moments.
         minutes: after so many minutes, no further kill; a run that was killed is finished.
     """
+    for name in ways.split(","):
+        require_known("way", name, WAYS)
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
     preload()
     end = time.monotonic() + 60 * minutes

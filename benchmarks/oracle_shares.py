@@ -24,6 +24,7 @@ from pandas import DataFrame
 from scipy import stats
 
 from maskwise.constants import REFERENCE
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.study.result import StudyResult
 
 LEARNS = 0.25
@@ -117,6 +118,10 @@ def shares(table: DataFrame, oracle: str, baseline: str) -> list[Row]:
 def main(folder: Path, oracle: str, baseline: str) -> Row:
     """Print the share of the oracle's gain that each arm reaches on each task."""
     result = StudyResult.read(folder)
+    for arm in (oracle, baseline):
+        require_known("arm", arm, [*result.study["arms"], *result.study.get("untrained", {})])
+    if oracle == baseline:
+        raise MaskwiseError("the oracle and the baseline are two arms", got=f"{oracle} for both")
     return {
         "folder": str(folder),
         "verdict": result.verdicts.get((oracle, baseline)),

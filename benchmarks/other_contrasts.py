@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from command import run
 
+from maskwise.errors import MaskwiseError, require_known
 from maskwise.folders import read_json, read_lines
 from maskwise.verdict import summarise
 
@@ -48,14 +49,34 @@ def estimates(folder: Path, pairs: list[tuple[str, str]], tasks: tuple[str, ...]
     return rows
 
 
+def pairs_of(texts: list[str], study: Any) -> list[tuple[str, str]]:
+    """Return the pairs of arms from texts of the form ARM,BASELINE.
+
+    Raises:
+        MaskwiseError: a text is no pair, or an arm is not in the study.
+    """
+    known = [*study["arms"], *study.get("untrained", {})]
+    pairs = []
+    for text in texts:
+        arm, comma, baseline = text.partition(",")
+        if not comma or "," in baseline or arm == baseline:
+            raise MaskwiseError("a contrast has two arms", got=text, allowed="ARM,BASELINE")
+        for name in (arm, baseline):
+            require_known("arm", name, known)
+        pairs.append((arm, baseline))
+    return pairs
+
+
 def main(
     folder: Path,
     pairs: Annotated[list[str], typer.Argument()],
     task: Annotated[list[str] | None, typer.Option()] = None,
 ) -> list[Row]:
     """Estimate the difference of each pair of arms."""
-    split = [pair.split(",") for pair in pairs]
-    return estimates(folder, [(arm, baseline) for arm, baseline in split], tuple(task or ()))
+    study: Any = read_json(folder / "study.json")
+    for name in task or ():
+        require_known("task", name, [*study["tasks"]])
+    return estimates(folder, pairs_of(pairs, study), tuple(task or ()))
 
 
 if __name__ == "__main__":

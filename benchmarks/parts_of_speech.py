@@ -1,6 +1,6 @@
 """Which parts of speech does a model recover, how well, and when?
 
-    python benchmarks/parts_of_speech.py train FILE --seeds 2000-2007   # one line of FILE per run
+    python benchmarks/parts_of_speech.py train FILE --seeds 2000-2006   # one line of FILE per run
     python benchmarks/parts_of_speech.py judge FILE                     # the table and the tests
 
 Models of ``recipes/pos-weighted-replication.yaml`` train on whole words that are masked evenly. For
@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from command import worked
+from command import in_one_line, worked
 from figures import Figures, surroundings
 from numpy.typing import NDArray
 from torch import Tensor
@@ -106,16 +106,37 @@ def losses_of_run(recipe: Any, data: Prepared) -> Figures:
     }
 
 
+def seeds_of(text: str) -> list[int]:
+    """Return the seeds of a range, FIRST-LAST.
+
+    >>> seeds_of("2000-2002")
+    [2000, 2001, 2002]
+    """
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
+        raise MaskwiseError("seeds are a range", got=text, allowed="FIRST-LAST, such as 2000-2006")
+    return [*range(int(first), int(last) + 1)]
+
+
 @app.command("train")
 def train_models(
     file: Path, seeds: Annotated[str, typer.Option()], steps: int | None = None
 ) -> None:
     """Train a model for each seed, FIRST-LAST, and add a line to FILE."""
-    first, last = map(int, seeds.split("-"))
-    changes = [f"study.seeds={[*range(first, last + 1)]}", "study.arms=words"]
+    numbers = seeds_of(seeds)
+    known = [line["seed"] for line in read_lines(file)] if file.exists() else []
+    if again := [seed for seed in numbers if seed in known]:
+        raise MaskwiseError(f"{file} has lines of these seeds already", got=again)
+    changes = [f"study.seeds={numbers}", "study.arms=words"]
     changes += ["study.contrasts=null"]
     changes += [] if steps is None else [f"training.steps={steps}"]
     study = read_recipe(RECIPE, changes)
+    if study.training.steps % WINDOW:
+        raise MaskwiseError(
+            "steps are added up in windows",
+            got=study.training.steps,
+            allowed=f"multiples of {WINDOW}",
+        )
     with tempfile.TemporaryDirectory() as folder:
         store = StageStore(Path(folder))
         *_, plan = Design(study, store).plans()
@@ -171,6 +192,9 @@ def measures_of(line: Figures, groups: tuple[str, ...]) -> dict[str, float]:
 
 def rows_of(lines: list[Figures]) -> Iterator[Figures]:
     """Yield the planned contrasts, content − function words, and then each part of speech."""
+    seeds = [line["seed"] for line in lines]
+    if again := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise MaskwiseError("a run stands there twice, and would be two pairs", got=again)
     content = [measures_of(line, CONTENT) for line in lines]
     function = [measures_of(line, FUNCTION) for line in lines]
     differences = {
@@ -210,4 +234,5 @@ def judge(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    with in_one_line():
+        app()

@@ -1,13 +1,14 @@
 """The time of a step of the quick start, compared with an earlier commit or with ``Trainer``.
 
-    python benchmarks/quick_step.py [COMMIT] [--rounds N]     # default: before the work on speed
+    python benchmarks/quick_step.py COMMIT [--rounds N]
     OMP_NUM_THREADS=1 python benchmarks/quick_step.py --trainer --rounds 3
 
 The first command times pre-training (12 × 64 tokens) and fine-tuning with the current source and
-with the source of a commit. Each source runs in a process with one thread. The two processes train
-a few steps in turn. Other processes and the clock rate therefore affect both equally. The figure of
-a turn is the processor time of its fastest step, which a busy machine affects least. The ratio is
-the median over the turns. The losses after the same steps show whether both train equally well.
+with the source of a commit, in which the names that ``CHILD`` imports must exist. Each source runs
+in a process with one thread. The two processes train a few steps in turn, and each begins every
+other round. Other processes and the clock rate therefore affect both equally. The figure of a turn
+is the processor time of its fastest step, which a busy machine affects least. The ratio is the
+median over the turns. The losses after the same steps show whether both train equally well.
 
 With ``--trainer``, maskwise and transformers' ``Trainer`` fine-tune the same weights in turn, in
 one process and in single precision, on the rows of a classification task. Rates are tokens of text,
@@ -22,6 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -40,6 +42,7 @@ from transformers import (
 )
 
 from maskwise.devices import cpu_name
+from maskwise.errors import MaskwiseError
 from maskwise.tasks import FinetuneSettings, load_task
 from maskwise.tasks.finetuning import load_network
 from maskwise.tasks.tensors import TaskSource, encode
@@ -47,8 +50,6 @@ from maskwise.text import train_tokenizer
 from maskwise.training import train
 
 ROOT = Path(__file__).resolve().parent.parent
-BEFORE = "6183319^"
-"""The commit before Muon updated all matrices of one shape together."""
 
 CHILD = """
 import json, sys, time, torch
@@ -112,19 +113,25 @@ for line in sys.stdin:
 def beside_commit(commit: str, *, rounds: int, steps: int) -> Figures:
     """Time steps of both source trees in turn, and compare the times."""
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(
-            ["git", "-C", ROOT, "archive", commit, "src"], check=True, capture_output=True
-        )
+        archive = subprocess.run(["git", "-C", ROOT, "archive", commit, "src"], capture_output=True)
+        if archive.returncode:
+            raise MaskwiseError("there is no such commit with a folder src", got=commit)
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         sides = {
             "before": _start(Path(folder) / "src", steps),
             "now": _start(ROOT / "src", steps),
         }
-        results = {kind: _contest(sides, kind, rounds) for kind in ("pretraining", "finetuning")}
-        for side in sides.values():
-            side.communicate()
+        try:
+            results = {
+                kind: _contest(sides, kind, rounds) for kind in ("pretraining", "finetuning")
+            }
+        finally:
+            for side in sides.values():
+                side.kill()
+                side.communicate()
     amx = torch.cpu._is_amx_tile_supported()
-    return {"commit": commit, "threads": 1, "processor": cpu_name(), "amx": amx, **results}
+    about = {"commit": commit, "threads": 1, "processor": cpu_name(), "amx": amx}
+    return {**about, **results, "hardware": surroundings()}
 
 
 def _start(source: Path, steps: int) -> subprocess.Popen[str]:
@@ -141,17 +148,31 @@ def _start(source: Path, steps: int) -> subprocess.Popen[str]:
 def _contest(sides: dict[str, subprocess.Popen[str]], kind: str, rounds: int) -> Figures:
     turns = {name: [] for name in sides}
     losses = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
-            assert side.stdin and side.stdout
-            side.stdin.write(f"{kind}\n")
-            side.stdin.flush()
-            seconds, loss = json.loads(side.stdout.readline())
+    for number in range(rounds):
+        for name in [*sides][:: -1 if number % 2 else 1]:
+            seconds, loss = _turn(sides[name], kind, name)
             turns[name].append(seconds)
             losses[name].append(round(loss, 3))
     ratio, _ = relative(turns["now"], turns["before"])
     spent = {f"ms_{name}": round(1000 * median(seconds), 1) for name, seconds in turns.items()}
     return {**spent, "now_over_before": ratio, "losses": losses}
+
+
+def _turn(side: subprocess.Popen[str], kind: str, name: str) -> tuple[float, float]:
+    """Let one side train a few steps; return the seconds of the fastest, and the loss."""
+    assert side.stdin and side.stdout
+    with suppress(BrokenPipeError):
+        side.stdin.write(f"{kind}\n")
+        side.stdin.flush()
+    line = side.stdout.readline()
+    if not line:
+        raise MaskwiseError(
+            "the source of one side cannot train; its error is printed above",
+            got=name,
+            do="name a commit that has what quick_step.py imports, and fewer rounds or steps",
+        )
+    seconds, loss = json.loads(line)
+    return seconds, loss
 
 
 # Fine-tuning compared with Trainer
@@ -321,7 +342,7 @@ def beside_trainer(
 
 
 def main(
-    commit: Annotated[str, typer.Argument()] = BEFORE,
+    commit: Annotated[str | None, typer.Argument()] = None,
     rounds: int = 8,
     steps: int = 5,
     trainer: bool = False,
@@ -336,6 +357,8 @@ def main(
     """
     if trainer:
         return beside_trainer(rounds=rounds)
+    if commit is None:
+        raise MaskwiseError("nothing to compare with", do="name a commit, or add --trainer")
     return beside_commit(commit, rounds=rounds, steps=steps)
 
 

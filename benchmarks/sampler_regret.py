@@ -5,7 +5,7 @@
 A sampler draws one of five objectives (arms) for each training step, and observes a reward after
 each rollout of some steps. In the simulation, the worth of each arm is known. The reward is the
 mean worth of the drawn arms, plus normal noise. The measured standard deviation of this noise was
-.4 to .8 with probes (held-out rows) of 6 rows, and less with probes of 64 rows: see
+.3 to .5 with probes (held-out rows) of 6 rows, and less with probes of 64 rows: see
 probe_reliability.py. The regret of a rollout is the worth of the best arm minus the mean worth of
 the drawn arms. ``largest`` is the mean of the sampler's largest probability, which should stay near
 .2 if all arms are equal. The player ``exp-weights`` is EXP3, a bandit with exponential weights,

@@ -12,7 +12,6 @@ installation, and the rates of this machine are known.
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,9 @@ from typing import Annotated
 
 import typer
 from command import run, worked
+from figures import surroundings
+
+from maskwise.errors import MaskwiseError
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTS = int(os.environ.get("STARTS", "3"))
@@ -54,6 +56,19 @@ COMMANDS = {
 }
 
 
+def line_of(starts: list[tuple[float, float, int]]) -> dict[str, object]:
+    """Return the median wall and processor time of several starts, and their exit code: a list, if
+    they ended differently.
+    """
+    walls, works, codes = zip(*starts)
+    ends = [*dict.fromkeys(codes)]
+    return {
+        "wall": round(median(walls), 2),
+        "processor": round(median(works), 2),
+        "code": ends[0] if len(ends) == 1 else ends,
+    }
+
+
 def start(source: Path, arguments: list[str], cache: str) -> tuple[float, float, int]:
     """Run a command once; return its wall time, processor time and exit code."""
     own = {"PYTHONPATH": str(source), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -67,24 +82,42 @@ def start(source: Path, arguments: list[str], cache: str) -> tuple[float, float,
         return time.perf_counter() - began, worked() - spent, done.returncode
 
 
+def folders_of(sources: list[str]) -> dict[str, Path]:
+    """Return the source folders by their names, from texts of the form NAME=SOURCE_FOLDER.
+
+    Raises:
+        MaskwiseError: a text has another form, or a folder has no package maskwise. Python would
+            then start the installed one.
+    """
+    named = {}
+    for each in sources:
+        name, equals, folder = each.partition("=")
+        source = Path(folder).resolve()
+        if not equals or name in named or not (source / "maskwise" / "__init__.py").is_file():
+            raise MaskwiseError(
+                "a source is a new name and a folder with the package maskwise",
+                got=each,
+                allowed="NAME=SOURCE_FOLDER, such as before=/tmp/old/src",
+            )
+        named[name] = source
+    return named
+
+
 def main(sources: Annotated[list[str] | None, typer.Argument()] = None) -> dict[str, object]:
-    named = dict(each.split("=", 1) for each in sources or [f"now={ROOT / 'src'}"])
+    named = folders_of(sources or [f"now={ROOT / 'src'}"])
     table = {}
     for name, arguments in COMMANDS.items():
         table[name] = {}
         for label, source in named.items():
             with tempfile.TemporaryDirectory() as cache:
-                call = partial(start, Path(source).resolve(), arguments)
+                call = partial(start, source, arguments)
                 call(cache)
                 known = not name.endswith("no rates known")
                 starts = [call(cache if known else f"{cache}/{n}") for n in range(STARTS)]
-            wall, work, code = map(median, zip(*starts))
-            line = {"wall": round(wall, 2), "processor": round(work, 2), "code": code}
-            table[name][label] = line
+            table[name][label] = line = line_of(starts)
             sys.stderr.write(f"{name}: {label} {line}\n")
     return {
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
+        **surroundings(),
         "load": os.getloadavg()[0],
         "starts": STARTS,
         "seconds": table,
