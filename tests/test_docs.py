@@ -225,6 +225,14 @@ def test_recipes_are_read(block: Block, tmp_path: Path, monkeypatch: pytest.Monk
             "+.3 points on two tagging tasks (−.1 to .8; 24 pairs), *open*",
         ),
         (
+            "published-decay-medium",
+            "cosine-decay",
+            "constant-15",
+            ("ud-pos", "ud-relations"),
+            100,
+            "+5.8 points (5.0 to 6.6; 24 pairs), *decided*",
+        ),
+        (
             "decay-claim-2026-11-22",
             "cosine-decay",
             "constant-15",
