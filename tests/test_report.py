@@ -28,12 +28,13 @@ from maskwise.report.charts import (
     MOST_SMALL,
     curve_charts,
     objectives_view,
+    thin,
     weight_charts,
 )
 from maskwise.report.drawing import arm_colours, choice_chart, dot_chart, line_chart
 from maskwise.report.page import page_content, vega_code, write_policy_page
 from maskwise.report.reading import NO_STUDY, Folder, read_folder
-from maskwise.report.tables import forest_groups
+from maskwise.report.tables import forest_groups, score_table
 from maskwise.study.result import StudyResult
 from maskwise.verdict import judge, summarise
 from maskwise.verdict.outcomes import Outcomes
@@ -471,6 +472,8 @@ def test_forests_are_by_kind_and_unit_and_right_is_better():
         contrast_row("evaluation:pseudo-perplexity:token", "perplexity", 5.0),
         contrast_row("evaluation:bound:nats per token", "nats per token", 0.2),
         contrast_row("evaluation:bound:bits per byte", "bits per byte", 0.1),
+        contrast_row("evaluation:words:nats per byte", "nats per byte", -0.1),
+        contrast_row("evaluation:reading times:milliseconds", "milliseconds", 20.0),
         contrast_row("heldout:token@0.15", "nats", -0.3),
         contrast_row("heldout:token@0.4", "nats", -0.1),
         contrast_row("heldout:token", "nats", -0.2),
@@ -485,6 +488,8 @@ def test_forests_are_by_kind_and_unit_and_right_is_better():
         ("Tasks that do not count", "nats", "+0.200"),
         ("Without fine-tuning", "points", "+10.0"),
         ("Pseudo-perplexity", "perplexity", "−5.000"),
+        ("Loss of words", "nats per byte", "+0.100"),
+        ("Other measures", "milliseconds", "−20.000"),
         ("The bound of masked diffusion", "nats per token", "−0.200"),
         ("The bound of masked diffusion", "bits per byte", "−0.100"),
         ("Held-out loss", "nats", "+0.300"),
@@ -571,6 +576,77 @@ def test_a_forest_cuts_long_intervals_and_draws_no_missing_mean():
     assert better["interval"] == "0.200 to 0.400"
     assert wide["at"] < 50 and wide["from_cut"] and wide["to_cut"]
     assert (wide["from"], wide["to"]) == (0, 100) and not nothing["drawn"]
+
+
+def test_the_interval_of_a_null_result_is_in_its_axis():
+    """The axis of a mean of .0 SDs ended at .025, and showed nothing of an interval of ±.5."""
+    row = contrast_row("tasks", "SDs", 0.0056, 0.5, primary=True, verdict="open")
+    [view] = forest_groups([row], {"a": "#000"})
+    [line] = view["rows"]
+    assert not line["from_cut"] and not line["to_cut"]
+    assert float(view["reach"]) == pytest.approx(0.56, abs=0.011)
+    # Their plain mean in points does not agree with the test, so the note says that it is weighted.
+    plain = contrast_row("tasks", "score", 0.01, primary=True, verdict="open")
+    assert forest_groups([plain], {"a": "#000"})[0]["note"] != view["note"]
+
+
+def test_a_run_that_is_missing_keeps_its_place_among_the_seeds():
+    lines = [
+        {"kind": "task", "arm": arm, "seed": seed, "measure": "tags", "value": seed / 10}
+        for arm, seeds in (("token-15", (2, 0, 1)), ("token-30", (2, 0)))
+        for seed in seeds
+    ]
+    found = Folder("study", "x", study=make_study(tasks=0), records=lines)
+    assert {row["arm"]: row["values"] for row in score_table(found)} == {
+        "token-15": [0.0, 0.1, 0.2],
+        "token-30": [0.0, None, 0.2],
+    }
+
+
+def test_weights_between_lines_of_losses_are_in_their_chart(monkeypatch):
+    monkeypatch.setattr(drawing, "vega_code", lambda: "VEGA")
+    curves = []
+    for step in range(150):
+        place = {"arm": "a", "seed": 0, "step": 10 * step}
+        curves.append({**place, "kind": "train", "weights": {"NOUN": 0.5}})
+        curves.append({**place, "kind": "eval", "loss": 5.0})
+    [chart] = weight_charts(Folder("run", "a", curves=curves))
+    assert len(chart["spec"]["data"]["values"]) == 150
+
+
+@pytest.mark.parametrize("lines", [MOST_POINTS + 1, 2 * MOST_POINTS, 3 * MOST_POINTS + 1])
+def test_a_thinned_curve_ends_where_the_run_ends(lines):
+    run = [{"arm": "a", "seed": 0, "step": step} for step in range(lines)]
+    kept = [line["step"] for line in thin(run)]
+    assert kept == sorted(kept) and kept[-1] == lines - 1 and len(kept) <= MOST_POINTS
+
+
+def test_dots_of_one_colour_have_shapes_of_their_own(monkeypatch):
+    """The palette has twelve colours, and no axis of the chart of compute names its dots."""
+    monkeypatch.setattr(drawing, "vega_code", lambda: "VEGA")
+
+    def dots_of(count):
+        colours = arm_colours([f"arm-{n}" for n in range(count)], "arm-0")
+        points = [{"arm": arm, "seed": 0, "x": 1, "measure": "m", "value": 1.0} for arm in colours]
+        [dots] = choice_chart(points, colours, quantity="steps")["layer"]
+        return colours, dots["encoding"].get("shape", {}).get("scale", {})
+
+    colours, scale = dots_of(30)
+    looks = set(zip(scale["range"], (colours[arm] for arm in scale["domain"]), strict=True))
+    assert len(looks) == 30
+    assert dots_of(13)[1] == {}
+
+
+def test_losses_of_different_tokenizers_are_not_called_comparable():
+    effects = {"token-15": 0.0, "token-30": 0.1}
+    study = make_study(arms=effects)
+    summary = summarise(make_records(study, effects), study)
+    pages = []
+    for flags in ([], [{"code": "different-tokenizers", "effect": "invalid", "sentence": "x"}]):
+        rows = [{**row, "flags": [*row["flags"], *flags]} for row in summary["contrasts"]]
+        folder = Folder("study", "x", study=study, summary={**summary, "contrasts": rows})
+        pages.append(page_content(folder)["tokenizers_differ"])
+    assert pages == [False, True]
 
 
 @pytest.mark.parametrize(

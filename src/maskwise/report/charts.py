@@ -144,7 +144,11 @@ def _curve(lines: Iterable[LogLine], key: str, x: str = "step") -> list[LogLine]
 def weight_charts(folder: Folder) -> list[View]:
     """Return a chart of learned group weights for every arm and objective."""
     charts = defaultdict(list)
-    for line in thin(folder.curves):
+    # Losses on held-out text are lines of their own, between those with weights.
+    learned = [
+        line for line in folder.curves if any(key.split(" ")[-1] == "weights" for key in line)
+    ]
+    for line in thin(learned):
         for key, weights in line.items():
             # The key is "weights", or "OBJECTIVE weights" with several objectives.
             *objective, what = key.split(" ")
@@ -200,14 +204,14 @@ def _measures_of(folder: Folder, names: Iterable[str]) -> list[str]:
 
 
 def thin(lines: Iterable[LogLine], most: int = MOST_POINTS) -> list[LogLine]:
-    """Keep every k-th line of a run, so that no run has more than ``most`` lines."""
+    """Keep every k-th line of a run and its last, so that no run has more than ``most`` lines."""
     runs = defaultdict(list)
     for line in lines:
         runs[line["arm"], line["seed"]].append(line)
     thinned = []
     for run in runs.values():
         stride = math.ceil(len(run) / most)
-        thinned += run[::stride]
+        thinned += run[::-stride][::-1]
     return thinned
 
 

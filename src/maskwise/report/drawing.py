@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import cycle
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from pandas import DataFrame
@@ -38,6 +38,8 @@ MUTED = ["#882255", "#999933", "#6A3D9A", "#44AA99", "#8C510A"]
 GROUPS = [*OKABE_ITO[:6], SLATE, BROWN]
 DASHES = [[1, 0], [7, 3], [2, 3], [9, 3, 2, 3]]
 """Patterns of lines of the first to fourth arm, objective or group with the same colour."""
+SHAPES = ["circle", "square", "triangle-up", "diamond"]
+"""Shapes of dots of the first to fourth arm with the same colour."""
 INK = "#2b2b2b"
 FAINT = "#e9e6df"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -46,6 +48,7 @@ ChartSpec: TypeAlias = LogLine
 View: TypeAlias = LogLine
 """Data for the template, keyed by the names in the template."""
 Colours: TypeAlias = Mapping[str, str]
+Look = TypeVar("Look")
 Points: TypeAlias = Sequence[LogLine]
 """Points of a chart, with the keys "arm" (also for objectives and groups), "seed" and "value", and
 a position."""
@@ -120,12 +123,22 @@ def arm_colours(arms: Sequence[str], baseline: str | None) -> dict[str, str]:
 
 def dashes_of(colours: Colours) -> dict[str, list[int]]:
     """Return the patterns of lines, which tell apart names with the same colour."""
+    return _of_same_colour(colours, DASHES)
+
+
+def shapes_of(colours: Colours) -> dict[str, str]:
+    """Return the shapes of dots, which tell apart names with the same colour."""
+    return _of_same_colour(colours, SHAPES)
+
+
+def _of_same_colour(colours: Colours, looks: Sequence[Look]) -> dict[str, Look]:
+    """Return the first look for the first name of a colour, the second for the second, …"""
     before = Counter[str]()
-    dashes = {}
+    found = {}
     for name, colour in colours.items():
-        dashes[name] = DASHES[before[colour] % len(DASHES)]
+        found[name] = looks[before[colour] % len(looks)]
         before[colour] += 1
-    return dashes
+    return found
 
 
 def dot_chart(
@@ -197,6 +210,12 @@ def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> ChartSpec:
     x = _quantity("x", title=title, scale={"zero": True}, axis=COUNTS)
     y = _quantity("value", title="measure", scale={"zero": False}, axis={"tickCount": 6})
     dots = _dots(colours, x, y, _quantity("x", format=".4s"))
+    shapes = shapes_of(colours)
+    if {*shapes.values()} != {SHAPES[0]}:
+        # Here, no axis names the arms.
+        dots["mark"] = {**dots["mark"], "type": "point", "filled": True}
+        scale = {"domain": [*shapes], "range": [*shapes.values()]}
+        dots["encoding"]["shape"] = {**ARM, "scale": scale, "legend": None}
     # Vega evaluates this expression in the browser when the menu changes.
     dots["transform"] = [{"filter": "datum.measure == measure"}]
     menu = {"name": "measure", "value": measures[0], "bind": bind}
@@ -373,6 +392,7 @@ def call(spec: str) -> Call:
 FILTERS = {
     "call": call,
     "dashes": dashes_of,
+    "shapes": shapes_of,
     "figure": figure,
     "short": short,
     "share": share,

@@ -111,6 +111,11 @@ def page_content(folder: Folder) -> View:
         "score_table": score_table(folder),
         "policies": policies,
         "heldout": heldout_charts(folder, colours),
+        "tokenizers_differ": any(
+            flag["code"] == "different-tokenizers"
+            for row in folder.summary["contrasts"]
+            for flag in row["flags"]
+        ),
         "losses": loss_table(folder.summary["losses"], folder.untrained),
         "evaluations": evaluation_table(folder),
         "choices": choices(folder),

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from statistics import median_low
 
 import numpy as np
 
@@ -93,11 +94,16 @@ def score_table(folder: Folder) -> list[View]:
     """Return a table of the values in the dot charts, with a row for every task and arm."""
     rows = []
     for (task, _), runs in folder.numbers("task").items():
-        values = values_by_arm(runs)
+        seeds = sorted({row.seed for row in runs})
         for arm in (*folder.arms, *folder.untrained):
-            if arm in values:
-                row = {"task": task, "arm": arm, "values": values[arm]}
-                rows.append({**row, "mean": float(np.mean(values[arm]))})
+            values: list[float | None] = []
+            known = [row for row in runs if row.arm == arm]
+            for seed in seeds:
+                # None keeps the place of a run that failed or is to come.
+                values += [row.value for row in known if row.seed == seed] or [None]
+            if known:
+                mean_ = float(np.mean([row.value for row in known]))
+                rows.append({"task": task, "arm": arm, "values": values, "mean": mean_})
     return rows
 
 
@@ -161,7 +167,7 @@ def _setting(setting: Mapping[str, object]) -> str:
 
 VOID = "#a5a29b"
 FORESTS = {
-    "tasks": ("On the tasks", "The mean over all tasks."),
+    "tasks": ("On the tasks", "The mean over the tasks that count."),
     "task": ("Task by task", "The sign of losses is reversed, so better is to the right."),
     "left-out": (
         "Tasks that do not count",
@@ -183,6 +189,15 @@ FORESTS = {
         "In nats. The sign is reversed, so better is to the right: a value on the left shows what "
         "was forgotten. Only arms with the same tokenizer are comparable.",
     ),
+    "words": (
+        "Loss of words",
+        "The loss of the same words for every tokenizer, so arms with different tokenizers are "
+        "comparable. The sign is reversed, so better is to the right.",
+    ),
+    "measure": (
+        "Other measures",
+        "Signs are such that better is to the right.",
+    ),
     "bound": (
         "The bound of masked diffusion",
         "The sign is reversed, so better is to the right. Only arms with the same tokenizer are "
@@ -194,6 +209,14 @@ FORESTS = {
         "same kind of unit (tokens, words or spans) are comparable.",
     ),
 }
+
+
+OWN_FORESTS = ("bound", "words")
+"""Measures without fine-tuning that have a group of their own, by the same name."""
+WEIGHTED = (
+    "The mean over the tasks that count, each in SDs of its runs and weighted by how certain it is."
+)
+"""The note on rows whose plain mean in points or nats does not agree with the test."""
 
 
 def forest_groups(contrasts: Sequence[Contrast], colours: Colours) -> list[View]:
@@ -232,7 +255,9 @@ def _kind_of(row: Contrast) -> str:
     kind = row["outcome"].partition(":")[0]
     if kind == "evaluation":
         kinds = {"score": "evaluation", "perplexity": "perplexity", NATS: "loss"}
-        return kinds.get(row["unit"], "bound")
+        measure = row["outcome"].split(":")[1]
+        own = measure if measure in OWN_FORESTS else "measure"
+        return kinds.get(row["unit"], own)
     if kind in ("tasks", "heldout"):
         return kind
     # A task counts if it is the primary outcome, or if no other task is left.
@@ -251,8 +276,15 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
     widest = 0.0
     for amount in amounts:
         widest = max(widest, abs(amount.low or 0.0), abs(amount.high or 0.0))
-    # With few runs, an interval can be 100 times as wide as the effect. Its ends are then cut off.
-    widest = min(widest, 4 * largest)
+    # One interval can be 100 times as wide as the others. Its ends are then cut off, but not those
+    # of an interval around a difference near 0, which are what a null result says.
+    extents = [
+        max(abs(amount.low), abs(amount.high))
+        for amount in amounts
+        if amount.low is not None and amount.high is not None
+    ]
+    usual = median_low(extents) if extents else 0.0
+    widest = min(widest, 4 * max(largest, usual))
     reach = 1.1 * max(widest, largest)
     # If all arms are equal, the axis has a range that is small, but not that of rounding errors.
     if reach < ROUNDING:
@@ -276,6 +308,8 @@ def _forest(kind: str, contrasts: list[Contrast], colours: Colours) -> View:
     explaining = [line for line in lines if not line["row"]["primary"]]
     folds = bool(asked) and len(explaining) > MOST_EXPLAINING
     title, note = FORESTS[kind]
+    if kind == "tasks" and amounts[0].unit.startswith("SDs"):
+        note = WEIGHTED
     primary = any(row["primary"] for row in contrasts)
     if all(row["primary"] for row in contrasts):
         note += " The verdict rests on these rows."
