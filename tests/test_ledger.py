@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import figure
 import pytest
-from ledger import key_of, lines_of, read_ledger, recorded
+from ledger import RESULTS, key_of, lines_of, read_ledger, recorded
 
 from maskwise.files import RULES
 
@@ -16,6 +18,13 @@ def test_a_record_has_its_lines(folder) -> None:
         written = ledger[key_of(line)]
         if written["rules"] == RULES:
             assert {name: written[name] for name in line} == line
+
+
+def test_results_report_every_recorded_study() -> None:
+    """README says so; studies that decide nothing were left out."""
+    text = (RESULTS.parent / "RESULTS.md").read_text(encoding="utf-8")
+    named = {*re.findall(r"[\w-]+", text)}
+    assert [folder.name for folder in recorded() if folder.name not in named] == []
 
 
 @pytest.mark.parametrize(
