@@ -828,3 +828,23 @@ def test_no_look_is_advised_after_the_last_one():
     for looks, said in (([4, 8], False), ([8, 12], True)):
         advice = " ".join(summary_of(scores, looks=looks, more=failed)["advice"])
         assert ("Continue to the next planned look: 12 runs" in advice) == said
+
+
+def recorded_summary(record: str) -> dict:
+    lines = (RESULTS / record / "records.jsonl").read_text("utf-8").splitlines()
+    study = json.loads((RESULTS / record / "study.json").read_text("utf-8"))
+    return summarise(map(json.loads, lines), study)
+
+
+def test_advice_to_keep_an_arm_names_the_one_that_is_worse() -> None:
+    """Two lines said that one arm is worse, and to keep each of two others."""
+    kept = [line for line in recorded_summary("new-words-minilm")["advice"] if "Keep" in line]
+    assert [line.split()[1] for line in kept] == ["words-30:", "random-words:"]
+    assert all(" new-words " in line for line in kept)
+
+
+def test_a_detectable_difference_has_two_digits() -> None:
+    """It was "1 points"."""
+    said = " ".join(row["sentence"] for row in recorded_summary("mometas-2026-11-20")["contrasts"])
+    sizes = re.findall(r"differences of at least (\S+) points", said)
+    assert "1.0" in sizes and all(re.fullmatch(r"\d\.\d|\d{2,}", size) for size in sizes)

@@ -212,8 +212,10 @@ def _outlook(verdict: Verdict, names: ShownNames) -> str:
     difference = seen["difference"]
     if amount.unit == SPREADS or difference is None:
         return f"{runs} are too few to detect a difference of this size."
-    size = f"{amount.scale * difference:.2g} {amount.unit}"
-    return f"{runs} reliably detect only differences of at least {size}."
+    size = amount.scale * difference
+    # Two digits, as "1.0 points": .2g writes 1, and 1.2e+02.
+    form = ".2g" if size < 0.95 else ".1f" if size < 9.95 else ".0f"
+    return f"{runs} reliably detect only differences of at least {size:{form}} {amount.unit}."
 
 
 # A study
@@ -432,9 +434,12 @@ def _choices(
             reach = _conditions(best, names, steps) + _reach(best, names)
             advice[f"use {arm} {base}"] = f"Use {arm} rather than {base}{apart}{reach or '.'}"
         elif found:
-            worse = "1 arm is" if len(found) == 1 else f"{len(found)} arms are"
+            worse = f"{len(found)} arms are"
+            if len(found) == 1:
+                worse = f"{names[found[0].arm]} is"
             advice[f"keep {base}"] = (
-                f"Keep {base}: {worse} worse (decided), and no arm is decided to be better."
+                f"Keep {base}: {worse} worse than {base} (decided), and none is decided to be "
+                "better."
             )
     return advice
 
