@@ -51,6 +51,18 @@ CLAIMS: dict[str, list[Claim]] = {
             "cosine-decay",
             "constant-30",
         ),
+        (
+            "80/10/10: 30 → 15 % against 15 %",
+            "published-decay-medium",
+            "linear-30-15",
+            "constant-15",
+        ),
+        (
+            "80/10/10: 30 → 15 % against 30 %",
+            "published-decay-medium",
+            "linear-30-15",
+            "constant-30",
+        ),
         ("control: parts of speech, ours", "ptw-control-2026-11-21", "ptw", "words"),
         ("control: parts of speech, published", "ptw-control-2026-11-21", "ptw-faithful", "words"),
         (
