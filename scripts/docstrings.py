@@ -53,6 +53,8 @@ class Docstring(NamedTuple):
 def main(out: Annotated[Path, typer.Option()]) -> None:
     """Write the corpus and the task."""
     rng = random.Random(0)
+    # Of a docstring that two parts share word by word, only the last counts, so its summary may be
+    # drawn although it has two answers. D18 has such data (numpy.fft and scipy.fft share two).
     found = {docstring.text: docstring for docstring in docstrings_of(PACKAGES)}
     parts_of = defaultdict[str, set[str]](set)
     for docstring in found.values():

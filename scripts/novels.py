@@ -4,8 +4,9 @@
 
 The file has a JSON object for each novel, with ``title`` and ``text`` (a paragraph on each line).
 ``OUT/novels`` is the task. It has passages of 30 to 60 words, labelled with the title: 10 training
-passages and 20 test passages of each novel. No two passages are adjacent. ``OUT/novels.jsonl`` is
-the corpus. It has the text between these passages.
+passages and 20 test passages of each novel. A novel with few short passages has fewer rows, of
+training first: one of D9's is a class without test rows. No two passages are adjacent.
+``OUT/novels.jsonl`` is the corpus. It has the text between these passages.
 """
 
 from __future__ import annotations
