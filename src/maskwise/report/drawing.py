@@ -126,7 +126,7 @@ def dashes_of(colours: Colours) -> dict[str, list[int]]:
     return _of_same_colour(colours, DASHES)
 
 
-def shapes_of(colours: Colours) -> dict[str, str]:
+def dot_shapes(colours: Colours) -> dict[str, str]:
     """Return the shapes of dots, which tell apart names with the same colour."""
     return _of_same_colour(colours, SHAPES)
 
@@ -210,7 +210,7 @@ def choice_chart(rows: Points, colours: Colours, *, quantity: str) -> ChartSpec:
     x = _quantity("x", title=title, scale={"zero": True}, axis=COUNTS)
     y = _quantity("value", title="measure", scale={"zero": False}, axis={"tickCount": 6})
     dots = _dots(colours, x, y, _quantity("x", format=".4s"))
-    shapes = shapes_of(colours)
+    shapes = dot_shapes(colours)
     if {*shapes.values()} != {SHAPES[0]}:
         # Here, no axis names the arms.
         dots["mark"] = {**dots["mark"], "type": "point", "filled": True}
@@ -392,7 +392,7 @@ def call(spec: str) -> Call:
 FILTERS = {
     "call": call,
     "dashes": dashes_of,
-    "shapes": shapes_of,
+    "shapes": dot_shapes,
     "figure": figure,
     "short": short,
     "share": share,

@@ -181,8 +181,8 @@ FORESTS = {
     ),
     "perplexity": (
         "Pseudo-perplexity",
-        "The sign is reversed, so better is to the right. Only arms that mask the "
-        "same kind of unit (tokens, words or spans) are comparable.",
+        "The sign is reversed, so better is to the right. Only arms with the same tokenizer that "
+        "mask the same kind of unit (tokens, words or spans) are comparable.",
     ),
     "loss": (
         "Loss on other text",
@@ -205,8 +205,8 @@ FORESTS = {
     ),
     "heldout": (
         "Held-out loss",
-        "In nats. The sign is reversed, so better is to the right. Only arms that mask the "
-        "same kind of unit (tokens, words or spans) are comparable.",
+        "In nats. The sign is reversed, so better is to the right. Only arms with the same "
+        "tokenizer that mask the same kind of unit (tokens, words or spans) are comparable.",
     ),
 }
 
