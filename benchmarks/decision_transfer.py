@@ -38,6 +38,8 @@ Setting = dict[str, DataFrame]
 def read_settings(folder: Path) -> dict[str, Setting]:
     """Return the settings of a recorded study, the shortest first, by name."""
     lines = [*read_lines(folder / "records.jsonl"), *read_lines(folder / "companions.jsonl")]
+    if not any(line["kind"] == "task" for line in lines):
+        raise MaskwiseError("there are no scores of tasks", got=folder / "records.jsonl")
     records = DataFrame([{"length": 1.0, "split": "test"} | line for line in lines])
     settings = {}
     for length, runs in records[records.arm != REFERENCE].groupby("length"):
@@ -166,6 +168,8 @@ def main(folders: list[Path]) -> list[dict[str, object]]:
     settings = {}
     for folder in folders:
         settings |= read_settings(folder)
+    if len(settings) < 2:
+        raise MaskwiseError("one setting has no larger one", got=", ".join(settings))
     lines = []
     for small, large in combinations(settings, 2):
         line = compare(settings[small], settings[large])

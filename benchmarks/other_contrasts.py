@@ -74,6 +74,8 @@ def main(
 ) -> list[Row]:
     """Estimate the difference of each pair of arms."""
     study: Any = read_json(folder / "study.json")
+    if study is None:
+        raise MaskwiseError("there is no readable study.json", got=folder)
     for name in task or ():
         require_known("task", name, [*study["tasks"]])
     return estimates(folder, pairs_of(pairs, study), tuple(task or ()))

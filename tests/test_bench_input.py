@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import decision_transfer
 import false_positives
 import first_contact
 import forecasts
@@ -41,6 +42,9 @@ STUDY = RESULTS / "trex-nouns"
         (lambda: other_contrasts.main(STUDY, ["random,random"]), "random,random"),
         (lambda: other_contrasts.main(STUDY, ["random,nobody"]), "nobody"),
         (lambda: other_contrasts.main(STUDY, ["random,oracle"], ["nothing"]), "nothing"),
+        (lambda: other_contrasts.main(RESULTS / "no-study", ["a,b"]), "no-study"),
+        (lambda: decision_transfer.main([RESULTS / "no-study"]), "no-study"),
+        (lambda: decision_transfer.main([STUDY]), "trex-nouns"),
         (lambda: oracle_shares.main(STUDY, "nobody", "random"), "nobody"),
         (lambda: oracle_shares.main(STUDY, "random", "random"), "random"),
         (lambda: false_positives.main(only="powers,nothing"), "nothing"),
