@@ -53,6 +53,9 @@ def of_kind(kind: str, forecast: Forecast) -> list[str]:
         ("training.batch_size=4", {"pretrain"}),
         ("corpus.length=16", {"prepare", "pretrain", "evaluate"}),
         ("corpus.attention=row", {"prepare", "pretrain", "evaluate"}),
+        ("corpus.limit=30", {"prepare", "pretrain", "evaluate", "overlap"}),
+        ("corpus.held_out=0.3", {"prepare", "pretrain", "evaluate", "overlap"}),
+        ("training.patience=2", {"evaluate"}),
         ("model.settings.hidden_size=24", {"pretrain", "evaluate", "finetune"}),
         ("objective=denoise masking.corruption=t5", {"pretrain", "evaluate", "finetune"}),
         ("masking.corruption=mask-only", {"pretrain"}),
@@ -69,6 +72,77 @@ def test_the_key_holds_all_that_time_depends_on(override, changes, recipe):
     for kind in {stage.kind for stage in before.named.values()}:
         keys = [[*map(each.key, of_kind(kind, each))] for each in (before, after)]
         assert (keys[0] != keys[1]) == (kind in changes)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["phases=[{}, {training.learning_rate: 0.1}]"],
+        ["training.decay=wsd", "training.lengths=[0.25, 0.5, 1]"],
+    ],
+)
+def test_low_rank_training_is_timed_for_each_model(more, recipe):
+    """Later phases and parts name only their adapter, so a model had the rates of any other."""
+    asked = ["model.adapter=lora(rank=2)", *more]
+    small, large = (
+        forecast_of(recipe, *asked, f"model.settings.hidden_size={size}") for size in (16, 32)
+    )
+    for kind in ("pretrain", "evaluate"):
+        keys = [{*map(each.key, of_kind(kind, each))} for each in (small, large)]
+        assert keys[0] and not keys[0] & keys[1]
+
+
+def test_an_edited_plug_in_is_timed_again():
+    """The time of its former code was taken for that of the new one."""
+    text = Stage("prepare", {"corpus": {}, "tokenizer": {}})
+    what = {"training": {"steps": 9}, "model": {}, "model_content": None}
+    codes = [{}, {"plug_ins": {"objective o": "1"}}, {"plug_ins": {"objective o": "2"}}]
+    stages = [Stage("pretrain", what | code, (text.name,)) for code in codes]
+    forecast = Forecast({stage.name: stage for stage in (text, *stages)}, StageStore(Path("none")))
+    assert len({forecast.key(stage.name) for stage in stages}) == 3
+
+
+def test_the_policy_that_scores_a_text_decides_its_time():
+    """A text was as fast to score by a large policy as by a small one."""
+    text = Stage("prepare", {"corpus": {}, "tokenizer": {}})
+    learned = [
+        Stage("learn", {"learning": {"policy": {"settings": size}}}, (text.name,))
+        for size in (16, 512)
+    ]
+    scored = [Stage("prepare", {"corpus": {}}, (text.name, each.name)) for each in learned]
+    stages = {stage.name: stage for stage in (text, *learned, *scored)}
+    forecast = Forecast(stages, StageStore(Path("none")))
+    assert len({forecast.key(stage.name) for stage in scored}) == 2
+
+
+def test_the_rates_of_a_text_are_not_those_of_another(recipe, tmp_path, monkeypatch):
+    """Evaluations on a large text were said to take what they took on a small one. The texts of
+    the runs of one arm, such as invented worlds, are alike, and timed once."""
+    lines = (recipe.parent / "corpus.jsonl").read_text().splitlines(keepends=True)
+    for seed in range(3):
+        (tmp_path / f"{seed}.jsonl").write_text("".join(lines[seed:]))
+    asked = ["study.seeds=3", "study.arms={a: {}, b: {corpus.source: bundled:wikipedia}}"]
+    asked += ["tasks=[]", "study.baseline=a", f"corpus.source={tmp_path}/{{seed}}.jsonl"]
+    link = read_recipe(recipe, asked)
+    plan = make_plan(link)
+    forecast = Forecast({stage.name: stage for stage in plan.stages()}, StageStore(tmp_path))
+    timed = []
+
+    def timer(stage, link, samples):
+        timed.append(stage.kind)
+        return {"seconds": len(timed), "step": len(timed)}
+
+    monkeypatch.setattr(timing, "TIMERS", {"pretrain": timer})
+    samples = timing.Samples(link.arm("a", seed=0), tmp_path / "samples")
+    assert timing.time_stages([plan], forecast, samples) is None
+    assert len(timed) == 2
+    own, other = {}, {}
+    for name in of_kind("pretrain", forecast):
+        text = forecast.named[forecast.named[name].needs[0]].what["corpus"]["source"]
+        of = other if text == "bundled:wikipedia" else own
+        of[forecast.key(name)] = forecast.seconds(name)
+    assert len(own) == 3 and len({*own.values()}) == 1
+    assert len(other) == 1 and {*own.values()} != {*other.values()}
 
 
 def test_what_changes_no_time_is_a_setting():

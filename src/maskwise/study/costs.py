@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 
-from maskwise.devices import cache_folder, hardware
+from maskwise import __version__
+from maskwise.devices import cache_folder, hardware, versions
 from maskwise.errors import MaskwiseError
 from maskwise.flops import Flops
 from maskwise.folders import read_json, write_json
@@ -71,6 +72,8 @@ START_SECONDS = 8.0
 
 ROWS = ("length", "layout", "attention", "stream")
 """Corpus settings that decide how long a row is and how it is read."""
+READ = ("limit", "held_out", "text_field", "text_per", "group_field", "tokens")
+"""Corpus settings that decide, with the content of its files, how many rows there are."""
 
 
 def over_a_run(steps: int, most: int) -> list[int]:
@@ -246,40 +249,54 @@ class Forecast:
             peak = max(peak, self.rates.get(key, {}).get("memory_gib", 0.0))
         return peak or None
 
-    def _key(self, name: str) -> str:
-        """Hash all settings that change the rates of a stage.
+    def _key(self, name: str, *, content: bool = True) -> str:
+        """Hash all that changes the rates of a stage: settings, text, code and machine.
 
-        Returns "" if ``named`` lacks a stage with some of these settings.
+        Args:
+            name: the name of the stage.
+            content: whether the content of its text counts.
+
+        Returns:
+            The hash; "" if ``named`` lacks a stage with some of the settings.
         """
         stage = self.named[name]
         try:
-            return json_hash([stage.kind, hardware(), torch.__version__, self._parts(stage)])
+            parts = self._parts(stage, content=content)
         # A shared folder has stages of other studies, and may lack stages that they need.
         except (KeyError, IndexError):
             return ""
+        return json_hash([stage.kind, hardware(), _code(), parts])
 
-    def _parts(self, stage: Stage) -> list[object]:
+    def _parts(self, stage: Stage, *, content: bool) -> list[object]:
         what = stage.what
         kind = KINDS[stage.kind]
+        first = self._first("tokenizer", stage, 0)
+        tokenizer = [first.what.get("tokenizer"), first.what.get("tokenizer_content")]
         if kind.depends is None:
-            return [what]
+            # A policy that is learned scores a text, which takes most of the time.
+            policies = [self.named[need].what.get("learning") for need in stage.needs[1:]]
+            return [what, tokenizer, policies]
         text = self.named[stage.needs[0]]
-        # The later phases of a run do not repeat the settings of the model and the tokenizer.
-        start = self._first("model", stage, 1)
-        first = self._first("tokenizer", text, 0)
+        # The later phases of a run do not repeat the settings of the model. Of the model, they have
+        # at most the adapter.
+        start = self._first("model_content", stage, 1)
         architecture = start.what.get("kind")
         if architecture is None:
             architecture = objective_class(start.what.get("objective", "mlm")).kind
         settings = what.get("training", {})
         parts: list[object] = [
             [architecture, start.what.get("model"), start.what.get("model_content")],
-            [first.what.get("tokenizer"), first.what.get("tokenizer_content")],
+            stage.setting("model.adapter"),
+            tokenizer,
             [stage.setting(key) for key in kind.depends],
             {name: settings[name] for name in settings.keys() - CHANGE_NO_TIME},
+            what.get("plug_ins"),
         ]
         if kind.reads_rows:
             corpus = text.what.get("corpus", {})
-            parts.append([corpus.get(name) for name in ROWS])
+            parts.append([corpus.get(name) for name in (*ROWS, *READ)])
+            if content:
+                parts.append(text.what.get("corpus_content"))
         return parts
 
     def _first(self, key: str, stage: Stage, need: int) -> Stage:
@@ -287,6 +304,11 @@ class Forecast:
         while key not in stage.what and len(stage.needs) > need:
             stage = self.named[stage.needs[need]]
         return stage
+
+
+def _code() -> list[str]:
+    """List the versions of the code that is timed."""
+    return [__version__, torch.__version__, versions()["transformers"]]
 
 
 def work_of(stage: Stage) -> WorkKey:

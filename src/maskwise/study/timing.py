@@ -348,11 +348,22 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
     # A text may be too short for a single training row.
     if not len(samples.first.rows):
         return
+    plans = [*plans]
     links = links_of(plans)
+    places = places_of(plans)
+    timed: dict[object, StageRates] = {}
     end = time.perf_counter() + CHECK_SECONDS
     for kind, timer in TIMERS.items():
         for stage, link in links.items():
-            if stage.kind != kind or forecast.seconds(stage.name) is not None:
+            name = stage.name
+            if stage.kind != kind or name in forecast.finished:
+                continue
+            if forecast.seconds(name) is not None:
+                continue
+            # The texts of the runs of an arm, such as those of worlds, differ as their seeds do.
+            alike = places[stage], forecast.key(name, content=False)
+            if alike in timed:
+                forecast.keep(name, timed[alike])
                 continue
             # A single unknown time makes the total unknown. Stages of other kinds take little time,
             # so they are timed even after the limit.
@@ -362,7 +373,8 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
             # rows of a sample are not those of the study.
             with _one_thread(), _too_short(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                forecast.keep(stage.name, timer(stage, link, samples))
+                timed[alike] = timer(stage, link, samples)
+                forecast.keep(name, timed[alike])
 
 
 @contextmanager
@@ -393,6 +405,16 @@ def links_of(plans: Iterable[Plan]) -> dict[Stage, Recipe]:
                 of_run[stage] = link
             for stage in run.stages:
                 found.setdefault(stage, of_run[stage])
+    return found
+
+
+def places_of(plans: Iterable[Plan]) -> dict[Stage, tuple[str, int]]:
+    """Return the arm of each stage, and its place among the stages of a run."""
+    found: dict[Stage, tuple[str, int]] = {}
+    for plan in plans:
+        for run in plan.runs:
+            for number, stage in enumerate(run.stages):
+                found.setdefault(stage, (run.arm, number))
     return found
 
 

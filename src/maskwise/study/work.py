@@ -650,7 +650,7 @@ for _kind in (
         "evaluate",
         _evaluate,
         measures=True,
-        depends=("evaluation", "content"),
+        depends=("evaluation", "content", "documents"),
     ),
     StageKind(
         "finetune",
