@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from maskwise.constants import jobs_here
+from maskwise.devices import hardware
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.sets import Pairs
 from maskwise.recipe import read_recipe
@@ -143,6 +144,66 @@ def test_the_rates_of_a_text_are_not_those_of_another(recipe, tmp_path, monkeypa
         of[forecast.key(name)] = forecast.seconds(name)
     assert len(own) == 3 and len({*own.values()}) == 1
     assert len(other) == 1 and {*own.values()} != {*other.values()}
+
+
+def finish(name: str, forecast: Forecast, **result: object) -> None:
+    folder = forecast.store.folder(name)
+    folder.mkdir(parents=True)
+    (folder / "done.json").write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [{"processes": 8}, {"hardware": hardware() | {"accelerator": "another GPU"}}]
+)
+def test_a_dry_run_does_not_count_on_the_speed_of_other_machines(elsewhere, recipe, monkeypatch):
+    """The seconds of stages on a GPU, or of eight processes, were those of this processor."""
+    before = forecast_of(recipe, "study.seeds=3", "tasks=[]")
+    first, second, third = of_kind("pretrain", before)
+    before.keep(first, {"start": 0.0, "step": 1.0, "judge": 0.0})
+    finish(first, before, seconds=0.5, **elsewhere)
+    here, anywhere = (Forecast(before.named, before.store, here=here) for here in (True, False))
+    assert here.seconds(second) == 40.0 and anywhere.seconds(second) == 0.5
+    assert here.finished == anywhere.finished == {first: 0.5}
+    finish(second, before, seconds=7.0, hardware=hardware() | {"memory_gib": 0.1})
+    assert Forecast(before.named, before.store, here=True).seconds(third) == 7.0
+    passed = []
+    monkeypatch.setattr(
+        "maskwise.study.forecast.Forecast",
+        lambda *given, here: passed.append(here) or Forecast(*given, here=here),
+    )
+    for engine in ("local", "ray"):
+        dry_run(read_recipe(recipe, [*SMALL, "tasks=[]"]), Path("none"), jobs=1, engine=engine)
+    assert passed == [True, False]
+
+
+def test_a_run_that_patience_ended_says_nothing_of_whole_runs(recipe):
+    """Forty steps were said to take the time of ten."""
+    named: dict[str, Stage] = {}
+    for patience in ("null", "1", "2"):
+        named |= forecast_of(recipe, "tasks=[]", f"training.patience={patience}").named
+    forecast = Forecast(named, StageStore(recipe.parent))
+    whole, ended, other = of_kind("pretrain", forecast)
+    forecast.keep(whole, {"start": 0.0, "step": 1.0, "judge": 0.0})
+    forecast.add(ended, 0.5)
+    assert [forecast.seconds(name) for name in (whole, ended, other)] == [40.0, 0.5, 40.0]
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [5, None, {}, {"seconds": "x"}, {"seconds": None}, {"step": float("nan")}, {"memory_gib": 1}],
+)
+def test_damaged_rates_are_measured_again(rates, recipe):
+    """They ended every forecast with a traceback."""
+    before = forecast_of(recipe)
+    first, *_ = before.named
+    before.keep(first, {"seconds": 1.0})
+    kept = dict.fromkeys(map(before.key, before.named), rates)
+    before.file.write_text(json.dumps(kept))
+    forecast = forecast_of(recipe)
+    assert {*map(forecast.seconds, forecast.named)} == {None}
+    assert forecast.memory_gib(forecast.named) is None
+    forecast.keep(first, {"seconds": 1.0})
+    assert forecast_of(recipe).seconds(first) == 1.0
 
 
 def test_what_changes_no_time_is_a_setting():

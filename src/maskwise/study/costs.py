@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import cache
 from heapq import heappop, heappush
 from itertools import chain
+from math import isfinite
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -163,19 +164,22 @@ class Forecast:
     Args:
         named: all stages keyed by name, including the stages whose results they read.
         store: the folders of the stages.
+        here: whether to forecast for this machine without torchrun, so that the seconds of stages
+            that ran elsewhere or in several processes do not count.
 
     Attributes:
         finished: the seconds of the finished stages, keyed by name.
         rates: the measured rates, keyed by a hash of all settings that change them (``key``).
     """
 
-    def __init__(self, named: Mapping[str, Stage], store: StageStore):
+    def __init__(self, named: Mapping[str, Stage], store: StageStore, *, here: bool = False):
         self.named = named
         self.store = store
+        self.here = here
         self.key = cache(self._key)
         self.finished: dict[str, float] = {}
-        # The seconds of all finished stages with the same key and the same work.
-        self.alike = defaultdict[tuple[str, WorkKey], list[float]](list)
+        # The seconds of all finished stages that are alike.
+        self.alike = defaultdict[object, list[float]](list)
         folder = cache_folder()
         self.file = folder / "timings.json" if folder else None
         self.rates: dict[str, StageRates] = self._kept()
@@ -183,20 +187,30 @@ class Forecast:
             self.look(name)
 
     def _kept(self) -> dict[str, StageRates]:
-        """Return the rates in the cache file."""
-        return read_json(self.file) or {} if self.file else {}
+        """Return the rates in the cache file. What is damaged is measured again."""
+        kept = read_json(self.file) or {} if self.file else {}
+        return {key: rates for key, rates in kept.items() if _are_rates(rates)}
 
     def look(self, name: str) -> None:
         """Record the seconds of a stage if it is finished."""
         # By the planned name: on another machine, the settings of a stage give another name.
         result = self.store.result(name)
-        if result:
+        if not result:
+            return
+        self.finished[name] = result["seconds"]
+        if not self.here or _ran_here(result):
             self.add(name, result["seconds"])
 
     def add(self, name: str, seconds: float) -> None:
         """Record the seconds of a finished stage."""
         self.finished[name] = seconds
-        self.alike[self.key(name), work_of(self.named[name])].append(seconds)
+        self.alike[self._likeness(name)].append(seconds)
+
+    def _likeness(self, name: str) -> object:
+        """Return what finished stages that take the same time have in common."""
+        stage = self.named[name]
+        # With patience, a training may have ended before its last step.
+        return self.key(name), work_of(stage), stage.setting("training.patience")
 
     def seconds(self, name: str) -> float | None:
         """Forecast the seconds of a stage; None if no stage with its key was measured.
@@ -204,13 +218,14 @@ class Forecast:
         Finished stages with the same work are preferred to rates, which must be scaled to the work.
         """
         key = self.key(name)
-        work = work_of(self.named[name])
         if not key:
             return None
-        if (key, work) in self.alike:
-            return median(self.alike[key, work])
+        likeness = self._likeness(name)
+        if likeness in self.alike:
+            return median(self.alike[likeness])
         if key in self.rates:
             rates = self.rates[key]
+            work = work_of(self.named[name])
             return sum(amount * rates.get(rate, 0.0) for rate, amount in work)
         return None
 
@@ -304,6 +319,21 @@ class Forecast:
         while key not in stage.what and len(stage.needs) > need:
             stage = self.named[stage.needs[need]]
         return stage
+
+
+def _are_rates(value: object) -> bool:
+    """Return whether a value of the cache file is the rates of a stage."""
+    if not isinstance(value, dict) or not {"seconds", "step"} & value.keys():
+        return False
+    return all(isinstance(rate, int | float) and isfinite(rate) for rate in value.values())
+
+
+def _ran_here(result: Plain) -> bool:
+    """Return whether a stage ran on a machine like this one, in one process."""
+    here = hardware()
+    # The memory of a machine differs a little between its kernels.
+    there = result.get("hardware", here) | {"memory_gib": here["memory_gib"]}
+    return there == here and result.get("processes", 1) == 1
 
 
 def _code() -> list[str]:

@@ -132,6 +132,7 @@ def dry_run(
     # Of the processes of torchrun, each runs one stage.
     processes = ranks_together()
     jobs = jobs or (processes if processes > 1 else jobs_here())
+    here = engine == "local"
     store = StageStore.of_study(recipe, out, cache)
     design = Design(recipe, store, seeds=block, forecast=True)
     study = describe(recipe, design)
@@ -142,7 +143,7 @@ def dry_run(
     plans = list(design.plans())
     planned = stages_of(plans)
     # Stages of other recipes in these folders may have the same work, so their times are known.
-    forecast = Forecast(named(store.stages()) | planned, store)
+    forecast = Forecast(named(store.stages()) | planned, store, here=here)
     todo = [name for name in planned if name not in forecast.finished]
     if samples and None in map(forecast.seconds, todo):
         time_stages(plans, forecast, samples)
