@@ -16,7 +16,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation.sets import Pairs
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, timing
-from maskwise.study.costs import CHANGE_NO_TIME, Forecast, Seconds, summary, until_end
+from maskwise.study.costs import CHANGE_NO_TIME, Forecast, Seconds, crowding, summary, until_end
 from maskwise.study.forecast import check, lines_of
 from maskwise.study.scheduler import StudyProgress
 from maskwise.study.stages import KINDS, Stage
@@ -186,6 +186,24 @@ def test_a_run_that_patience_ended_says_nothing_of_whole_runs(recipe):
     forecast.keep(whole, {"start": 0.0, "step": 1.0, "judge": 0.0})
     forecast.add(ended, 0.5)
     assert [forecast.seconds(name) for name in (whole, ended, other)] == [40.0, 0.5, 40.0]
+
+
+def test_more_jobs_than_cores_end_no_earlier(recipe, monkeypatch):
+    """Sixteen jobs on two cores were said to end in an eighth of the time."""
+    asked = read_recipe(recipe, ["study.seeds=8", "study.arms={a: {}}", "tasks=[]"])
+    stages = {stage.name: stage for stage in make_plan(asked).stages()}
+    forecast = Forecast(stages, StageStore(recipe.parent / "none"))
+    for name, stage in stages.items():
+        seconds = {"step": 1.0} if stage.kind == "pretrain" else {"seconds": 0.0}
+        forecast.keep(name, seconds)
+    monkeypatch.setattr("maskwise.study.costs.cards_here", list)
+    monkeypatch.setattr("maskwise.study.costs.cores_here", lambda: 2)
+    ends = [dry_run(asked, Path("none"), jobs=jobs)["seconds"] - 8.0 for jobs in (1, 2, 8)]
+    assert ends == [320.0, 160.0, 160.0]
+    assert crowding(100, 8) == 4.0
+    # A GPU may have room for several.
+    monkeypatch.setattr("maskwise.study.costs.cards_here", lambda: ["0"])
+    assert crowding(100, 8) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import torch
 
 from maskwise import __version__
+from maskwise.constants import cards_here, cores_here
 from maskwise.devices import cache_folder, hardware, versions
 from maskwise.errors import MaskwiseError
 from maskwise.flops import Flops
@@ -166,16 +167,25 @@ class Forecast:
         store: the folders of the stages.
         here: whether to forecast for this machine without torchrun, so that the seconds of stages
             that ran elsewhere or in several processes do not count.
+        slower: how many times as long as alone a stage takes (``crowding``).
 
     Attributes:
         finished: the seconds of the finished stages, keyed by name.
         rates: the measured rates, keyed by a hash of all settings that change them (``key``).
     """
 
-    def __init__(self, named: Mapping[str, Stage], store: StageStore, *, here: bool = False):
+    def __init__(
+        self,
+        named: Mapping[str, Stage],
+        store: StageStore,
+        *,
+        here: bool = False,
+        slower: float = 1.0,
+    ):
         self.named = named
         self.store = store
         self.here = here
+        self.slower = slower
         self.key = cache(self._key)
         self.finished: dict[str, float] = {}
         # The seconds of all finished stages that are alike.
@@ -226,7 +236,8 @@ class Forecast:
         if key in self.rates:
             rates = self.rates[key]
             work = work_of(self.named[name])
-            return sum(amount * rates.get(rate, 0.0) for rate, amount in work)
+            # Rates were measured alone, and finished stages among others.
+            return self.slower * sum(amount * rates.get(rate, 0.0) for rate, amount in work)
         return None
 
     def left(self, name: str, line: Plain) -> float | None:
@@ -334,6 +345,20 @@ def _ran_here(result: Plain) -> bool:
     # The memory of a machine differs a little between its kernels.
     there = result.get("hardware", here) | {"memory_gib": here["memory_gib"]}
     return there == here and result.get("processes", 1) == 1
+
+
+def crowding(jobs: int, stages: int) -> float:
+    """Return how many times as long as alone a stage takes if stages share the cores of a machine.
+
+    With GPUs, the number is 1, because stages that share a GPU may leave each other enough of it.
+
+    Args:
+        jobs: the number of stages that run in parallel, each with one thread.
+        stages: the number of unfinished stages.
+    """
+    if cards_here():
+        return 1.0
+    return max(1.0, min(jobs, stages) / cores_here())
 
 
 def _code() -> list[str]:

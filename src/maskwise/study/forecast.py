@@ -38,6 +38,7 @@ from maskwise.study.costs import (
     LEAST_VOCABULARY,
     Forecast,
     counts_over,
+    crowding,
     phases_of,
     plateau_targets,
     summary,
@@ -147,6 +148,8 @@ def dry_run(
     todo = [name for name in planned if name not in forecast.finished]
     if samples and None in map(forecast.seconds, todo):
         time_stages(plans, forecast, samples)
+    if here:
+        forecast.slower = crowding(jobs, len(todo))
     left = {name: forecast.seconds(name) for name in todo}
     listed = []
     parts = []
