@@ -5,13 +5,16 @@ than what is scaled.
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from maskwise.constants import jobs_here
-from maskwise.devices import hardware
+from maskwise.devices import begin_peak_memory, hardware, peak_memory
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.sets import Pairs
 from maskwise.recipe import read_recipe
@@ -222,6 +225,35 @@ def test_damaged_rates_are_measured_again(rates, recipe):
     assert forecast.memory_gib(forecast.named) is None
     forecast.keep(first, {"seconds": 1.0})
     assert forecast_of(recipe).seconds(first) == 1.0
+
+
+def test_the_memory_is_that_of_the_stages_that_will_run(recipe, tmp_path):
+    """It was that of the largest model in a folder of shared stages."""
+    asked = read_recipe(recipe, [*SMALL, "tasks=[]"])
+    planned = {stage.name: stage for stage in make_plan(asked).stages()}
+    large = forecast_of(recipe, "tasks=[]", "model.settings.hidden_size=32").named
+    forecast = Forecast(planned | large, StageStore(tmp_path))
+    for names, size in ((large, 30.0), (planned, 0.5)):
+        for name in names:
+            rates = {"seconds": 1.0, "step": 1.0, "memory_gib": size}
+            forecast.keep(name, rates)
+    for name, stage in large.items():
+        (tmp_path / "shared" / name).mkdir(parents=True)
+        (tmp_path / "shared" / name / "stage.json").write_text(json.dumps(stage.as_dict()))
+    found = dry_run(asked, Path("none"), cache=tmp_path / "shared")
+    assert found["memory_gib"] == 0.5
+
+
+def test_the_peak_of_memory_begins_anew():
+    """What the program used before, such as a larger arm, was remembered for a small model."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("only Linux can begin anew")
+    cpu = torch.device("cpu")
+    much = np.ones(2**28, np.uint8)
+    before = peak_memory(cpu)
+    del much
+    begin_peak_memory(cpu)
+    assert peak_memory(cpu) < before - 2**27
 
 
 def test_what_changes_no_time_is_a_setting():

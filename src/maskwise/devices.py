@@ -237,6 +237,20 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def begin_peak_memory(device: torch.device) -> None:
+    """Let ``peak_memory`` begin anew, if the system can."""
+    import torch
+
+    if device.type == "cuda":
+        # Before the first use of the GPU, there is no peak.
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats(device)
+        return
+    # Only Linux has this file (proc_pid_clear_refs(5)).
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 @cache
 def matmul_rate(device: torch.device, precision: str) -> float:
     """Return the FLOPs per second of a large matrix product, measured once per process."""

@@ -268,10 +268,10 @@ class Forecast:
         with suppress(MaskwiseError):
             write_json(self.file, self.rates)
 
-    def memory_gib(self) -> float | None:
-        """Return the peak memory of a process over the timed stages; None if it is unknown."""
+    def memory_gib(self, names: Iterable[str]) -> float | None:
+        """Return the peak memory of a process over timed stages; None if it is unknown."""
         peak = 0.0
-        for key in map(self.key, self.named):
+        for key in map(self.key, names):
             peak = max(peak, self.rates.get(key, {}).get("memory_gib", 0.0))
         return peak or None
 

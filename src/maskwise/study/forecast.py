@@ -168,7 +168,7 @@ def dry_run(
         "plans": listed,
         "phases": list(phases_of(design.runs, left)),
         **summary(planned, left, jobs, parts),
-        "memory_gib": forecast.memory_gib(),
+        "memory_gib": forecast.memory_gib(todo),
         "contrasts": contrasts,
         "doubts": doubts,
         "notes": list(design.open_questions()),

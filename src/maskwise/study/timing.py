@@ -24,7 +24,7 @@ import torch
 
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
-from maskwise.devices import best_device, memory, peak_memory
+from maskwise.devices import begin_peak_memory, best_device, memory, peak_memory
 from maskwise.errors import MaskwiseError, PlugInError, duration, plural
 from maskwise.evaluation import (
     EvaluationSettings,
@@ -373,6 +373,8 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
             # rows of a sample are not those of the study.
             with _one_thread(), _too_short(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                # The peak of one stage is not that of those before, or of the user's program.
+                begin_peak_memory(best_device())
                 timed[alike] = timer(stage, link, samples)
                 forecast.keep(name, timed[alike])
 
