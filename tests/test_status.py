@@ -112,6 +112,66 @@ def test_what_is_left_is_forecast_from_finished_stages_then_from_stored_rates(ou
     assert status(out, capsys)[0]["seconds_left"] == 4.0 + steps
 
 
+@pytest.mark.parametrize("saved", [0, 10])
+def test_steps_after_the_last_saved_state_are_left_again(saved, out, capsys):
+    """A training that was killed shortly before its end was said to be nearly done."""
+    killed, _ = stages_of(out, "pretrain")
+    (killed / "done.json").unlink()
+    steps = load_json(killed / "stage.json")["what"]["training"]["steps"]
+    last = {"kind": "train", "step": steps - 1, "seconds": 2.0 * (steps - 1)}
+    (killed / "metrics.jsonl").write_text(json.dumps(last))
+    whole = status(out, capsys)[0]["seconds_left"]
+    finished = [load_json(path / "done.json") for path in stages_of(out, "pretrain")[1:]]
+    assert whole == round(finished[0]["seconds"], 1)
+    if saved:
+        (killed / "resume" / f"step-{saved:08d}").mkdir(parents=True)
+        (killed / "resume" / ".step-00000039.partial").mkdir()
+        assert status(out, capsys)[0]["seconds_left"] == 2.0 * (steps - saved)
+
+
+def facts_of_stage(**changes: object) -> dict[str, object]:
+    known = {"kind": "pretrain", "what": {"training": {"steps": 9}}, "needs": [], "how": {}}
+    return known | {"work": "training", "run": "a, seed 0"} | changes
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {},
+        {"stages": [], "all": True},
+        {"stages": {"pretrain-1": facts_of_stage()}},
+        {"stages": {"pretrain-1": {}}, "all": True},
+        {"stages": {"dance-1": facts_of_stage(kind="dance")}, "all": True},
+        {"stages": {"pretrain-1": facts_of_stage(needs=None)}, "all": True},
+    ],
+)
+def test_a_damaged_plan_is_one_line(plan, tmp_path, capfd):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "study.json").write_text("{}")
+    (tmp_path / "stages" / "plan.json").write_text(json.dumps(plan))
+    assert maskwise("status", tmp_path) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "stages/plan.json" in line
+
+
+@pytest.mark.parametrize(
+    "line", ['{"kind": "train"}', "[1]", "7", "{}", '{"kind": "train", "step": null}']
+)
+def test_damaged_files_of_a_stage_are_not_read(line, tmp_path, capsys):
+    stages = {f"pretrain-{n}": facts_of_stage() for n in (1, 2, 3)}
+    for name in stages:
+        (tmp_path / "stages" / name).mkdir(parents=True)
+    (tmp_path / "study.json").write_text("{}")
+    plan = {"stages": stages, "all": True}
+    (tmp_path / "stages" / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "stages/pretrain-1/metrics.jsonl").write_text(f"{line}\n")
+    (tmp_path / "stages/pretrain-2/done.json").write_text('{"seconds": "9"}')
+    (tmp_path / "stages/pretrain-3/error.txt").write_bytes(b"no room \xff")
+    found, _ = status(tmp_path, capsys)
+    assert [stage["state"] for stage in found["stages"]] == ["left", "left", "failed"]
+    assert found["stages"][2]["error"].startswith("no room")
+
+
 def _fields(planned: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, facts in planned["stages"].items():
         yield name, {key: facts[key] for key in ("kind", "what", "needs", "how")}

@@ -240,14 +240,16 @@ class Forecast:
             return self.slower * sum(amount * rates.get(rate, 0.0) for rate, amount in work)
         return None
 
-    def left(self, name: str, line: Plain) -> float | None:
+    def left(self, name: str, line: Plain, *, step: int | None = None) -> float | None:
         """Forecast the seconds that an unfinished stage still takes.
 
         Args:
+            name: the name of the stage.
             line: the last training line of the stage; empty if there is none yet.
+            step: the step from which an interrupted stage resumes; None if the stage is running.
         """
-        share = share_of(self.named[name], line)
-        if not share:
+        share = share_of(self.named[name], line if step is None else line and {"step": step})
+        if share <= 0:
             return self.seconds(name)
         # Steps and seconds include earlier, interrupted calls, and earlier parts of a training.
         done: int = line["step"]

@@ -18,6 +18,7 @@ from maskwise.study.records import PLAN
 from maskwise.study.stages import CHECKPOINT, KINDS, Stage
 from maskwise.study.store import StageStore
 from maskwise.study.together import StudyFolder
+from maskwise.training.checkpoint import saved_step
 
 STATES = ("finished", "running", "failed", "left")
 """States of a stage. A stage that is left may wait for a stage that failed."""
@@ -52,8 +53,11 @@ def status_of(out: Path) -> Plain:
         if status["state"] == "running":
             status["share"] = share_of(known[name], line) or None
         stages.append(status)
-        if status["state"] in ("running", "left"):
+        if status["state"] == "running":
             left.append(forecast.left(name, line))
+        elif status["state"] == "left":
+            # Steps after the last saved state are repeated.
+            left.append(forecast.left(name, line, step=saved_step(store.folder(name))))
     return {
         "name": study.get("name", ""),
         "processes": StudyFolder(out).users(),
@@ -69,6 +73,8 @@ def status_of(out: Path) -> Plain:
 def _read(out: Path) -> tuple[Plain, dict[str, Plain], bool]:
     """Read study.json and the list of planned stages."""
     plan = read_json(out / "stages" / PLAN)
+    if plan is not None and not _is_plan(plan):
+        plan = None
     study = read_json(out / "study.json")
     if plan is None or study is None:
         if not out.is_dir():
@@ -85,6 +91,17 @@ def _read(out: Path) -> tuple[Plain, dict[str, Plain], bool]:
             "same command writes this file",
         )
     return study, plan["stages"], plan["all"]
+
+
+def _is_plan(plan: Plain) -> bool:
+    """Return whether a list of planned stages is undamaged."""
+    with suppress(KeyError, TypeError, AttributeError):
+        stages = plan["stages"].values()
+        known = (
+            _stage_of(facts).kind in KINDS and {"work", "run"} <= facts.keys() for facts in stages
+        )
+        return all(known) and "all" in plan
+    return False
 
 
 def _stage_of(facts: Plain) -> Stage:
@@ -116,7 +133,7 @@ def _stage_status(store: StageStore, name: str, facts: Plain, result: Plain | No
 def _error(folder: Path) -> str | None:
     """Return the error of a failed stage in one line; None if the stage has not failed."""
     with suppress(OSError):
-        lines = (folder / "error.txt").read_text(encoding="utf-8").strip().splitlines()
+        lines = (folder / "error.txt").read_text("utf-8", errors="replace").strip().splitlines()
         if lines:
             return lines[-1].removeprefix("maskwise.errors.MaskwiseError: ")
     return None

@@ -92,7 +92,7 @@ class StageStore:
         """Read the result of a finished stage; None if its file is missing or damaged."""
         result = read_json(self.folder(stage) / DONE)
         # Every complete file contains the seconds.
-        if result is None or "seconds" not in result:
+        if result is None or not isinstance(result.get("seconds"), int | float):
             return None
         return result
 
@@ -108,9 +108,9 @@ class StageStore:
         # Search from the end, because the last lines may belong to evaluations.
         for line in reversed(lines):
             # Skip incomplete lines: the first line may be cut, and the last half written.
-            with suppress(ValueError):
+            with suppress(ValueError, TypeError, KeyError):
                 found: Plain = json.loads(line)
-                if found["kind"] == "train":
+                if found["kind"] == "train" and found["step"] >= 0:
                     return found
         return {}
 

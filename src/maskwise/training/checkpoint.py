@@ -229,6 +229,12 @@ class Metrics:
             self.file.close()
 
 
+def saved_step(folder: Path) -> int:
+    """Return the step of the newest training state of a run, from which it resumes; 0 if none."""
+    names = (path.name.removeprefix("step-") for path in (folder / RESUME).glob("step-*"))
+    return max(map(int, filter(str.isdecimal, names)), default=0)
+
+
 def forget_states(folder: Path) -> None:
     """Remove the training states of a finished run, and of the parts in its subfolders.
 
