@@ -272,6 +272,7 @@ def test_the_spread_is_that_of_a_pilot(
         (["--spread", "pilot"], "no two pairs of finished runs"),
         (["--spread", "equal"], "equal, so their SD is 0; got words-30 against token-15"),
         (["--detect", "much"], "--detect"),
+        (["--detect", "inf", "--spread", "1"], "must be above 0; got --detect inf"),
     ],
 )
 def test_a_plan_that_cannot_be_computed_is_one_line(

@@ -100,12 +100,16 @@ def prospects_of(
         MaskwiseError: ``detect`` is given and no spread is known.
     """
     spreads = spreads or {}
-    if detect is not None and not (detect > 0 and spreads):
+    if detect is not None and not 0 < detect < math.inf:
+        raise MaskwiseError(
+            "a difference to detect must be above 0",
+            got=option("detect", float(f"{detect:g}")),
+            allowed="a number, such as 0.5",
+        )
+    if detect is not None and not spreads:
         raise MaskwiseError(
             "the runs that detect a difference follow from the SD of paired differences, which is "
-            "unknown here"
-            if detect > 0
-            else "a difference to detect must be above 0",
+            "unknown here",
             got=option("detect", float(f"{detect:g}")),
             do=f"give {option('spread')}: an SD, or the folder of a finished study with the same "
             "arms (a pilot of four runs: study.seeds=4)",
