@@ -25,7 +25,7 @@ from maskwise.folders import FORMATS, write_folder
 from maskwise.models import load_config
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.starts import resolve_start
-from maskwise.study.adapt import Request
+from maskwise.study.adapt import Adaptation, Request
 from maskwise.study.adapt.answer import answer_of, next_of
 from maskwise.study.adapt.draft import Texts, cut_rows, draft_of
 from maskwise.study.adapt.request import time_limit
@@ -722,6 +722,32 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
     assert program == "maskwise" and str(text) in words and kept in words
     again, _ = planned(*words)
     assert again["seconds"] == plan["smaller"]["seconds"] and "smaller" not in again
+
+def test_a_smaller_plan_of_unknown_time_is_still_named(texts, tmp_path, capfd, monkeypatch):
+    """It ended in a traceback, or a plan without anything left to do was taken for it."""
+    asked = {}
+
+    def planned(recipe: Any, out: Any, *, samples: Any, **more: Any) -> Any:
+        asked["samples"] = samples
+        return {"seconds": asked["seconds"], "contrasts": []}
+
+    whole = {"seconds": 9000.0, "tasks": {}, "jobs": 2, "memory_gib": None, "processes": 1}
+    whole |= {"works": {"training": 9000.0}, "unknown": [], "untimed": {}}
+    monkeypatch.setattr("maskwise.study.adapt.adaptation.dry_run", planned)
+    monkeypatch.setattr("maskwise.study.adapt.adaptation.check", lambda *_, **more: {**whole})
+    for timing, seconds in ((True, None), (False, 0.0)):
+        asked["seconds"] = seconds
+        request = Request("bundled:encoder", str(texts), tmp_path / "out")
+        with Adaptation(request, dry_run=True) as adaptation:
+            plan = adaptation.plan(timing=timing)
+        smaller = plan["smaller"]
+        assert smaller["seconds"] == seconds and smaller["fits"] == (seconds == 0.0)
+        # Without timing, no smaller plan is timed, either.
+        assert (asked["samples"] is not None) == timing
+        assert "--time" not in smaller["command"]
+        *_, said, command = adapt_lines(plan, "2h")
+        assert ("unknown time" in said) == (seconds is None) and command == smaller["command"]
+
 
 
 @pytest.mark.parametrize(

@@ -319,11 +319,13 @@ def adapt_lines(plan: JsonObject, limit: str, *, warned: Container[str] = ()) ->
     longest = next(iter(works))
     share = works[longest] / max(sum(works.values()), 1e-9)
     lines.append(f"This exceeds --time {limit}; {share:.0%} of the work is {longest}.")
-    time = duration(smaller["seconds"])
+    time = "an unknown time"
+    if smaller["seconds"] is not None:
+        time = f"about {duration(smaller['seconds'])}"
     which = "The next command" if smaller["fits"] else "The smallest study"
     if not smaller["decides"]:
         which += ", a pilot whose runs are too few to decide,"
-    lines += [f"{which} takes about {time}. What it can detect:"]
+    lines += [f"{which} takes {time}. What it can detect:"]
     return [*lines, *prospect_lines(smaller["contrasts"]), smaller["command"]]
 
 

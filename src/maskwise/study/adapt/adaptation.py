@@ -99,7 +99,7 @@ class Adaptation:
             The record of ``forecast.check``; ``max_length``; ``cut``: the share of truncated rows
             by task; ``held_out``: the share of documents that are held out; ``made_task``: the
             task that is made of them, or None. ``smaller``: a smaller plan with its ``command``,
-            ``seconds`` and ``contrasts``, and whether it ``fits``.
+            ``seconds`` (None if unknown) and ``contrasts``, and whether it ``fits``.
         """
         request = self.request
         recipe = self.draft.recipe
@@ -122,13 +122,16 @@ class Adaptation:
         def seconds_of(smaller: Request) -> float:
             if smaller not in plans:
                 changed = self._draft_of(smaller).recipe
-                plans[smaller] = dry_run(changed, out, jobs=request.jobs, samples=samples)
-            return plans[smaller]["seconds"] or math.inf
+                timed = samples if asked.get("timing", True) else None
+                plans[smaller] = dry_run(changed, out, jobs=request.jobs, samples=timed)
+            seconds: float | None = plans[smaller]["seconds"]
+            return math.inf if seconds is None else seconds
 
         smaller, fits = smaller_plan(recipe, request, seconds_of, self._seconds)
         seconds = seconds_of(smaller)
         options: dict[str, Any] = {"out": out}
-        if not fits:
+        known = math.isfinite(seconds)
+        if not fits and known:
             options["time"] = f"{math.ceil(seconds / 60) + 1}m"
         plan["smaller"] = {
             "steps": smaller.steps,
@@ -136,7 +139,7 @@ class Adaptation:
             "tasks": smaller.tasks,
             "overrides": tuple(set_ for set_ in smaller.overrides if set_ not in request.overrides),
             "decides": smaller.runs >= smaller.least_runs,
-            "seconds": seconds,
+            "seconds": seconds if known else None,
             "fits": fits,
             "contrasts": plans[smaller]["contrasts"],
             "command": smaller.command(**options),
