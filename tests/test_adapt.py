@@ -678,7 +678,8 @@ def test_an_unknown_time_is_not_within_a_limit(texts, tmp_path, capfd, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "out"
     assert maskwise("adapt", "bundled:encoder", texts, "--out", out, "--time", "2h") == 2
-    assert "the time of pretrain is unknown; got 2h" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "the time of pretrain is unknown (the sample is too short); got 2h" in said
     assert not out.exists()
 
 
@@ -723,6 +724,7 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
     again, _ = planned(*words)
     assert again["seconds"] == plan["smaller"]["seconds"] and "smaller" not in again
 
+
 def test_a_smaller_plan_of_unknown_time_is_still_named(texts, tmp_path, capfd, monkeypatch):
     """It ended in a traceback, or a plan without anything left to do was taken for it."""
     asked = {}
@@ -747,7 +749,6 @@ def test_a_smaller_plan_of_unknown_time_is_still_named(texts, tmp_path, capfd, m
         assert "--time" not in smaller["command"]
         *_, said, command = adapt_lines(plan, "2h")
         assert ("unknown time" in said) == (seconds is None) and command == smaller["command"]
-
 
 
 @pytest.mark.parametrize(

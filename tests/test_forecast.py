@@ -138,7 +138,7 @@ def test_the_rates_of_a_text_are_not_those_of_another(recipe, tmp_path, monkeypa
 
     monkeypatch.setattr(timing, "TIMERS", {"pretrain": timer})
     samples = timing.Samples(link.arm("a", seed=0), tmp_path / "samples")
-    assert timing.time_stages([plan], forecast, samples) is None
+    assert timing.time_stages([plan], forecast, samples) == {}
     assert len(timed) == 2
     own, other = {}, {}
     for name in of_kind("pretrain", forecast):
@@ -448,8 +448,12 @@ def test_the_forecast_runs_the_function_of_the_stage(kind, recipe, monkeypatch):
 def test_a_step_that_would_fill_the_memory_is_not_timed(recipe, monkeypatch):
     asked = [*SMALL, "corpus.length=32", "tasks=[]", "training.eval_every=0", "phases=none"]
     monkeypatch.setattr(timing, "memory", lambda: 1000)
-    unknown = check(str(recipe), asked)["time"]["unknown"]
-    assert unknown == ["pretrain"]
+    found = check(str(recipe), asked)
+    assert found["time"]["unknown"] == ["pretrain"]
+    # The reason was not said, and the advice was to measure again.
+    assert "training.accumulate" in dict(lines_of(found))["time"]
+    head = check(str(recipe), [*asked, "training.freeze=encoder"])
+    assert head["time"]["unknown"] == []
 
 
 def test_the_end_is_that_of_workers_that_take_one_stage_after_another():

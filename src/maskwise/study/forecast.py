@@ -115,9 +115,10 @@ def dry_run(
         torchrun. Times are those without torchrun, because stages are timed on one process.
         ``plans``: for each plan its purpose, its number of runs, and its number of unfinished
         stages. ``phases``: the cost of each training phase (``costs.phases_of``). ``stages``,
-        ``unknown`` and ``seconds``: see ``costs.summary``. ``memory_gib``: the peak memory of one
-        process, or None if it is unknown. ``contrasts``: for each contrast, what the planned runs
-        can decide (``prospects_of``). ``doubts``: warnings about the recipe and its files, as
+        ``unknown`` and ``seconds``: see ``costs.summary``. ``untimed``: why stages could not be
+        timed, keyed by kind. ``memory_gib``: the peak memory of one process, or None if it is
+        unknown. ``contrasts``: for each contrast, what the planned runs can decide
+        (``prospects_of``). ``doubts``: warnings about the recipe and its files, as
         {"what": text, "do": advice}. ``notes``: what is not known before the study runs.
 
     Raises:
@@ -146,8 +147,9 @@ def dry_run(
     # Stages of other recipes in these folders may have the same work, so their times are known.
     forecast = Forecast(named(store.stages()) | planned, store, here=here)
     todo = [name for name in planned if name not in forecast.finished]
+    untimed = {}
     if samples and None in map(forecast.seconds, todo):
-        time_stages(plans, forecast, samples)
+        untimed = time_stages(plans, forecast, samples)
     if here:
         forecast.slower = crowding(jobs, len(todo))
     left = {name: forecast.seconds(name) for name in todo}
@@ -168,6 +170,7 @@ def dry_run(
         "plans": listed,
         "phases": list(phases_of(design.runs, left)),
         **summary(planned, left, jobs, parts),
+        "untimed": untimed,
         "memory_gib": forecast.memory_gib(todo),
         "contrasts": contrasts,
         "doubts": doubts,
@@ -267,7 +270,7 @@ def check(
     if alone:
         record["contrasts"] = []
     runs = {line["purpose"]: line["runs"] for line in record["plans"]}
-    kept = ("jobs", "processes", "unknown", "seconds", "memory_gib")
+    kept = ("jobs", "processes", "unknown", "untimed", "seconds", "memory_gib")
     record["time"] = {"runs": {} if alone else runs, **{key: record[key] for key in kept}}
     record["doubts"] += doubts_of(record)
     if out is None:

@@ -343,11 +343,16 @@ def _tokenizer_of(link: Recipe, size: int, whole: int) -> tuple[Extended, float]
 # -------------------------------------------------------------------------------------------
 
 
-def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> None:
-    """Time the stages whose seconds are unknown, and store their rates in the forecast."""
+def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> dict[str, str]:
+    """Time the stages whose seconds are unknown, and store their rates in the forecast.
+
+    Returns:
+        Why stages could not be timed, keyed by their kinds.
+    """
+    untimed: dict[str, str] = {}
     # A text may be too short for a single training row.
     if not len(samples.first.rows):
-        return
+        return untimed
     plans = [*plans]
     links = links_of(plans)
     places = places_of(plans)
@@ -371,24 +376,30 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
                 continue
             # If the sample has too few rows for a stage, its time stays unknown. Warnings about the
             # rows of a sample are not those of the study.
-            with _one_thread(), _too_short(), warnings.catch_warnings():
+            with _one_thread(), _too_short(kind, untimed), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 # The peak of one stage is not that of those before, or of the user's program.
                 begin_peak_memory(best_device())
                 timed[alike] = timer(stage, link, samples)
                 forecast.keep(name, timed[alike])
+    return untimed
 
 
 @contextmanager
-def _too_short() -> Iterator[None]:
-    """Leave a time unknown if a sample of the text or of the items is too short to work with."""
+def _too_short(kind: str, untimed: dict[str, str]) -> Iterator[None]:
+    """Leave a time unknown if a sample of the text or of the items is too short to work with.
+
+    Args:
+        kind: what is timed.
+        untimed: the dict to which the reason is added.
+    """
     try:
         yield
     except (PlugInError, NeverFinite):
         # Neither the user's code nor the first loss gets better with more text.
         raise
-    except MaskwiseError:
-        return
+    except MaskwiseError as error:
+        untimed.setdefault(kind, str(error))
 
 
 def links_of(plans: Iterable[Plan]) -> dict[Stage, Recipe]:
@@ -435,8 +446,10 @@ def _one_thread() -> Iterator[None]:
 def time_words(plan: Plain) -> str:
     """State how long a study takes and how much memory a stage needs, as a dry run predicts."""
     if plan["seconds"] is None:
-        kinds = ", ".join(plan["unknown"])
-        return f"unknown, because no similar stage was timed on this machine yet: {kinds}"
+        why = plan.get("untimed", {})
+        kinds = [f"{kind} ({why[kind]})" if kind in why else kind for kind in plan["unknown"]]
+        listed = ", ".join(kinds)
+        return f"unknown, because no similar stage was timed on this machine yet: {listed}"
     words = f"about {duration(plan['seconds'])} with {plural(plan['jobs'], 'stage')} at once"
     if plan["memory_gib"] is not None:
         words += f", {plan['memory_gib']:.1f} GiB of memory for each"
@@ -524,6 +537,9 @@ def _require_memory(link: Recipe, data: Prepared) -> None:
     training = link.training
     here = memory()
     if here is None or best_device().type != "cpu" or training.activation_checkpointing:
+        return
+    if training.freeze == "encoder":
+        # Without gradients, the encoder keeps no activations.
         return
     config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
     network = link.model.empty(config)
@@ -625,7 +641,7 @@ def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates
             part = measure.part(count)
             began = _now()
             # Some items may be longer than the model, and the others unknown.
-            with torch.inference_mode(), evaluating(network), _too_short():
+            with torch.inference_mode(), evaluating(network), _too_short("measure", {}):
                 numbers_of(part, network, data.tokenizer)
             return _now() - began
 

@@ -151,11 +151,17 @@ class Adaptation:
         unknown time.
         """
         if self.request.time is not None and plan["seconds"] is None:
+            why = [
+                f" ({plan['untimed'][kind]})" for kind in plan["unknown"] if kind in plan["untimed"]
+            ]
+            do = f"remove {option('time')}"
+            if len(why) < len(plan["unknown"]):
+                do = f"run this again, which measures what is left, or {do}"
             raise MaskwiseError(
                 f"the study may take longer than {option('time')}, because the time of "
-                f"{' and '.join(plan['unknown'])} is unknown",
+                f"{' and '.join(plan['unknown'])} is unknown{why[0] if why else ''}",
                 got=self.request.time,
-                do=f"run this again, which measures what is left, or remove {option('time')}",
+                do=do,
             )
         if self.request.time is None or "smaller" not in plan:
             return
