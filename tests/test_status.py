@@ -75,7 +75,7 @@ def test_running_failed_and_left_stages(out, capsys):
     steps = load_json(running / "stage.json")["what"]["training"]["steps"]
     half = {"kind": "train", "step": steps / 2, "seconds": 7.0}
     (running / "metrics.jsonl").write_text(json.dumps(half))
-    error = "Traceback\n  …\nmaskwise.errors.MaskwiseError: the disk is gone\n"
+    error = "Traceback\n  …\nmaskwise.training.log.NotFinite: the disk is gone\n"
     (failed / "error.txt").write_text(error)
     with (running / ".lock").open("w") as lock, (out / "stages" / f".pc-1{USED}").open("w") as use:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -279,6 +279,23 @@ def test_a_finished_study_that_is_run_again_is_not_unfinished_meanwhile(recipe, 
     monkeypatch.undo()
     run_study(read_recipe(recipe, [ARMS, "study.seeds=2"]), out, jobs=1)
     assert [look["runs"] for look in load_json(out / "study.json")["looked"]] == [1]
+
+
+def test_an_arm_that_was_removed_is_no_longer_counted(recipe, out, capsys):
+    """A study that had ended without its failed arm was said to have failed and left stages."""
+    _, other = stages_of(out, "pretrain")
+    plan = make_plan(read_recipe(recipe, [ARMS, "study.seeds=1"]))
+    (kept,) = {run.arm for run in plan.runs if run.pretrained and run.pretrained.name != other.name}
+    (other / "done.json").unlink()
+    (other / "error.txt").write_text("no")
+    assert status(out, capsys)[0]["counts"]["failed"] == 1
+    fewer = "study.arms={a: {}}" if kept == "a" else "study.arms={b: {masking.ratio: 0.3}}"
+    asked = [recipe, fewer, "study.seeds=1", "--out", out, "--jobs", 1]
+    assert maskwise("study", *asked) == 0
+    found, said = status(out, capsys)
+    assert found["counts"]["failed"] == found["counts"]["left"] == 0 and "stopped" not in said
+    listed = {stage["name"] for stage in found["stages"]}
+    assert listed == {stage.name for stage in make_plan(read_recipe(recipe, asked[1:3])).stages()}
 
 
 def test_a_folder_that_does_not_exist_is_said_to_be_none(tmp_path, capfd):

@@ -324,8 +324,10 @@ class StudyFiles:
     def _write_plan(self) -> None:
         path = self.out / "stages" / PLAN
         before = read_json(path) or {"all": False, "stages": {}}
-        # An earlier call, or another process, has planned as much already.
-        if before["all"] and self.stages.keys() <= before["stages"].keys():
+        # An earlier call, or another process, has planned as much already. At the end, arms and
+        # seeds that the study no longer has are left out.
+        ended = self.planned_all and not self.block
+        if before["all"] and self.stages.keys() <= before["stages"].keys() and not ended:
             return
         listed = before["stages"] if self.block else {}
         plan = {"all": self.planned_all, "stages": listed | self.stages}

@@ -5,6 +5,7 @@ Everything is read from the folders of the stages, so another process may run th
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import suppress
 from itertools import chain
@@ -135,7 +136,8 @@ def _error(folder: Path) -> str | None:
     with suppress(OSError):
         lines = (folder / "error.txt").read_text("utf-8", errors="replace").strip().splitlines()
         if lines:
-            return lines[-1].removeprefix("maskwise.errors.MaskwiseError: ")
+            # Those of maskwise say all in their message.
+            return re.sub(r"^maskwise(\.\w+)+: ", "", lines[-1])
     return None
 
 
