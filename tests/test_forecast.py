@@ -243,6 +243,18 @@ def test_the_memory_is_that_of_the_stages_that_will_run(recipe, tmp_path):
     found = dry_run(asked, Path("none"), cache=tmp_path / "shared")
     assert found["memory_gib"] == 0.5
 
+def test_the_text_of_a_stream_is_prepared_while_it_is_trained_on(recipe, tmp_path):
+    """The time to annotate and tokenise a stream was not counted."""
+    for stream, workers, step in ((True, 4, 16.0), (True, 0, 65.0), (False, 1, 1.0)):
+        settings = [f"corpus.stream={stream}", f"training.workers={workers}"]
+        link = read_recipe(recipe, [*SMALL, "training.batch_size=64", *settings])
+        samples = timing.Samples(link, tmp_path / f"{stream}-{workers}")
+        sample = samples.first
+        assert sample.one_row_seconds > 0
+        samples.prepared = dict.fromkeys(samples.prepared, sample._replace(one_row_seconds=1.0))
+        assert timing._with_reading(1.0, link, samples) == step
+
+
 
 def test_the_peak_of_memory_begins_anew():
     """What the program used before, such as a larger arm, was remembered for a small model."""

@@ -123,6 +123,7 @@ class TextSample(NamedTuple):
         held_out: the share of the characters that is held out.
         vocabulary_seconds, row_seconds: the forecast for the tokenizer and the rows of the whole
             text, or of the part of a stream that is read before training.
+        one_row_seconds: the seconds to prepare a row, which a stream does during training.
     """
 
     data: Prepared
@@ -135,6 +136,7 @@ class TextSample(NamedTuple):
     held_out: float
     vocabulary_seconds: float
     row_seconds: float
+    one_row_seconds: float
 
     @property
     def rows(self) -> Rows:
@@ -239,6 +241,7 @@ class Samples:
                 counts = (seen.documents, seen.characters, seen.whole, seen.skipped)
         made, vocabulary_seconds = _tokenizer_of(link, size, min(read, TOKENIZER_CHARACTERS))
         data, loading, row_seconds = self._rows(link, sample, made)
+        assert isinstance(data.training, Rows), "the rows of a sample are stored"
         return TextSample(
             data,
             scale,
@@ -247,6 +250,7 @@ class Samples:
             held_out=held_out,
             vocabulary_seconds=vocabulary_seconds,
             row_seconds=loading + row_seconds * prepared / size,
+            one_row_seconds=row_seconds / max(1, len(data.training) + len(data.held_out)),
         )
 
     def _rows(
@@ -355,7 +359,7 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
         return untimed
     plans = [*plans]
     links = links_of(plans)
-    places = places_of(plans)
+    turns = turns_of(plans)
     timed: dict[object, StageRates] = {}
     end = time.perf_counter() + CHECK_SECONDS
     for kind, timer in TIMERS.items():
@@ -366,7 +370,7 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
             if forecast.seconds(name) is not None:
                 continue
             # The texts of the runs of an arm, such as those of worlds, differ as their seeds do.
-            alike = places[stage], forecast.key(name, content=False)
+            alike = turns[stage], forecast.key(name, content=False)
             if alike in timed:
                 forecast.keep(name, timed[alike])
                 continue
@@ -421,7 +425,7 @@ def links_of(plans: Iterable[Plan]) -> dict[Stage, Recipe]:
     return found
 
 
-def places_of(plans: Iterable[Plan]) -> dict[Stage, tuple[str, int]]:
+def turns_of(plans: Iterable[Plan]) -> dict[Stage, tuple[str, int]]:
     """Return the arm of each stage, and its place among the stages of a run."""
     found: dict[Stage, tuple[str, int]] = {}
     for plan in plans:
@@ -576,10 +580,19 @@ def _time_training(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     most = _judged_rows(link, samples)
     return {
         "start": clock.loading + clock.warm_up + max(0.0, first - later) + rest,
-        "step": clock.step,
+        "step": _with_reading(clock.step, link, samples),
         "judge": later * most / rows,
         "memory_gib": peak_memory(best_device()) / 2**30,
     }
+
+
+def _with_reading(step: float, link: Recipe, samples: Samples) -> float:
+    """Return the seconds of a step if the rows of a stream are prepared meanwhile."""
+    if not link.corpus.stream:
+        return step
+    reading = link.training.batch_size * samples.of(link).one_row_seconds
+    workers = link.training.workers
+    return max(step, reading / workers) if workers else step + reading
 
 
 def _judged_rows(link: Recipe, samples: Samples) -> int:
