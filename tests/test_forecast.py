@@ -243,6 +243,20 @@ def test_the_memory_is_that_of_the_stages_that_will_run(recipe, tmp_path):
     found = dry_run(asked, Path("none"), cache=tmp_path / "shared")
     assert found["memory_gib"] == 0.5
 
+
+def test_stages_that_do_not_fit_into_memory_together_are_named(recipe, tmp_path, monkeypatch):
+    asked = read_recipe(recipe, ["study.seeds=4", "study.arms={a: {}}", "tasks=[]"])
+    stages = {stage.name: stage for stage in make_plan(asked).stages()}
+    forecast = Forecast(stages, StageStore(tmp_path))
+    for name in stages:
+        forecast.keep(name, {"seconds": 1.0, "step": 1.0, "memory_gib": 3.0})
+    monkeypatch.setattr("maskwise.study.forecast.memory", lambda: 8 * 2**30)
+    monkeypatch.setattr("maskwise.study.forecast.cards_here", list)
+    doubts = {jobs: dry_run(asked, Path("none"), jobs=jobs)["doubts"] for jobs in (2, 4)}
+    (doubt,) = doubts[4]
+    assert doubts[2] == [] and "12 GiB" in doubt["what"] and "2" in doubt["do"]
+
+
 def test_the_text_of_a_stream_is_prepared_while_it_is_trained_on(recipe, tmp_path):
     """The time to annotate and tokenise a stream was not counted."""
     for stream, workers, step in ((True, 4, 16.0), (True, 0, 65.0), (False, 1, 1.0)):
@@ -253,7 +267,6 @@ def test_the_text_of_a_stream_is_prepared_while_it_is_trained_on(recipe, tmp_pat
         assert sample.one_row_seconds > 0
         samples.prepared = dict.fromkeys(samples.prepared, sample._replace(one_row_seconds=1.0))
         assert timing._with_reading(1.0, link, samples) == step
-
 
 
 def test_the_peak_of_memory_begins_anew():

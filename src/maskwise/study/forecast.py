@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from maskwise.constants import CORRELATIONS, NATS, accuracy_misleads, jobs_here
+from maskwise.constants import CORRELATIONS, NATS, accuracy_misleads, cards_here, jobs_here
+from maskwise.devices import memory
 from maskwise.errors import MaskwiseError, counted, option, plural
 from maskwise.evaluation.copies import SIMILAR, near_copies
 from maskwise.folders import read_json
@@ -153,6 +154,9 @@ def dry_run(
     if here:
         forecast.slower = crowding(jobs, len(todo))
     left = {name: forecast.seconds(name) for name in todo}
+    memory_gib = forecast.memory_gib(todo)
+    if here:
+        doubts += _memory_doubts(memory_gib, min(jobs, len(todo)))
     listed = []
     parts = []
     new = set(left)
@@ -171,11 +175,31 @@ def dry_run(
         "phases": list(phases_of(design.runs, left)),
         **summary(planned, left, jobs, parts),
         "untimed": untimed,
-        "memory_gib": forecast.memory_gib(todo),
+        "memory_gib": memory_gib,
         "contrasts": contrasts,
         "doubts": doubts,
         "notes": list(design.open_questions()),
     }
+
+
+def _memory_doubts(one: float | None, stages: int) -> Iterator[Doubt]:
+    """Warn if stages that run at once need more memory than this machine has.
+
+    Args:
+        one: the memory of a stage in GiB; None if it is unknown.
+        stages: the number of stages that run at once.
+    """
+    held = memory()
+    # On a GPU, the memory of a stage is that of the GPU.
+    if one is None or held is None or cards_here():
+        return
+    gib = held / 2**30
+    if stages > 1 and stages * one > gib:
+        yield {
+            "what": f"{stages} stages at once need about {stages * one:,.0f} GiB of memory, and "
+            f"this machine has {gib:,.0f}",
+            "do": f"run fewer at once: {option('jobs', max(1, int(gib / one)))}",
+        }
 
 
 # maskwise check
