@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,6 +218,17 @@ def test_dropped_checkpoints_are_trained_again_only_if_a_stage_needs_them(recipe
     (task / "done.json").unlink()
     assert maskwise(*study) == 0 and (out / "records.jsonl").read_bytes() == records
     assert [(folder / "checkpoint").exists() for folder in trained] == [True, False]
+
+
+def test_bytes_that_two_checkpoints_share_are_counted_once(out):
+    """With training.lengths, the checkpoint of the chosen length was counted twice."""
+    first, second = (folder / "checkpoint" for folder in stages_of(out, "pretrain"))
+    shutil.rmtree(second)
+    shutil.copytree(first, second, copy_function=os.link)
+    found = drop_checkpoints(out, dry_run=True)
+    files = [path for path in first.rglob("*") if path.is_file()]
+    assert len(found["removed"]) == 2
+    assert found["bytes"] == sum(path.stat().st_size for path in files) > 0
 
 
 def test_what_is_needed_shared_or_in_use_is_kept(out, tmp_path):
