@@ -326,8 +326,10 @@ class StudyFiles:
         before = read_json(path) or {"all": False, "stages": {}}
         # An earlier call, or another process, has planned as much already. At the end, arms and
         # seeds that the study no longer has are left out.
+        known = before["stages"].keys()
         ended = self.planned_all and not self.block
-        if before["all"] and self.stages.keys() <= before["stages"].keys() and not ended:
+        enough = self.stages.keys() == known if ended else self.stages.keys() <= known
+        if before["all"] and enough:
             return
         listed = before["stages"] if self.block else {}
         plan = {"all": self.planned_all, "stages": listed | self.stages}
