@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from dataclasses import replace
 from itertools import chain, product
@@ -35,6 +36,7 @@ from maskwise.report.drawing import arm_colours, choice_chart, dot_chart, line_c
 from maskwise.report.page import page_content, vega_code, write_policy_page
 from maskwise.report.reading import NO_STUDY, Folder, read_folder
 from maskwise.report.tables import forest_groups, score_table
+from maskwise.study.prospects import recorded_spreads
 from maskwise.study.result import StudyResult
 from maskwise.verdict import judge, summarise
 from maskwise.verdict.outcomes import Outcomes
@@ -1211,6 +1213,37 @@ def test_a_page_needs_no_more_of_a_study_than_it_shows(folder):
     write_json(folder / "study.json", study)
     with pytest.raises(MaskwiseError, match="is damaged; got description"):
         read_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("looks", looks) for looks in ([], [-3, 6], [6, 0], [4, 5], [6.0, 9], [3, 6, 6])),
+        *(("tasks", {"task-0": {"test_items": number}}) for number in (-1, 0.5, -4.0, math.nan)),
+        ("tasks", {"task-0": {"classes": -2}}),
+        ("looked", [{"runs": -1, "seeds": [0], "contrasts": 1, "looks": None}]),
+    ],
+)
+def test_an_impossible_number_in_a_study_is_one_line(key, value, tmp_path, capsys):
+    study = make_study(runs=6)
+    folder = write_study(tmp_path / "study", study, make_records(study, {"token-30": 0.1}))
+    write_json(folder / "study.json", study | {key: value})
+    assert maskwise("report", folder) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"study.json is damaged; got {key}" in line
+    with pytest.raises(MaskwiseError, match=f"is damaged; got {key}"):
+        recorded_spreads(folder, [("token-30", "token-15")])
+
+
+def test_lines_with_impossible_counts_do_not_choose_the_best_arm(folder):
+    records = read_lines(folder / "records.jsonl")
+    best = StudyResult.read(folder).best_arm
+    evaluation = evaluation_record("token-30", 0, "pairs", "accuracy", 0.5, items=-9)
+    odd = [evaluation, {**records[0], "ratio": [0.15]}, {**records[0], "kind": ["task"]}]
+    write_lines(folder / "records.jsonl", [*records, *odd])
+    result = StudyResult.read(folder)
+    assert result.best_arm == best and read_folder(folder).incomplete == 2
+    assert "pairs" not in " ".join(row["outcome"] for row in result.summary["contrasts"])
 
 
 @pytest.mark.parametrize("value", ["abc", [0.5], {"mean": 0.5}, True])

@@ -37,6 +37,7 @@ from maskwise.measurements import (
     refuse_earlier,
 )
 from maskwise.verdict import summarise
+from maskwise.verdict.outcomes import Outcomes
 
 LogLine: TypeAlias = dict[str, Any]
 """A JSON object from a file; docs/files.md describes the keys."""
@@ -90,6 +91,11 @@ REQUIRED = {
 """Required keys for each kind of record. Records that lack one, or with a value of another type
 than that of ``files.Record``, are left out."""
 MAY_BE_NULL = {"seed", "value", "metric", "chosen"}
+COUNTS = {
+    *("classes", "test_items", "items", "steps", "best_step", "planned_steps", "runs"),
+    *("overlapping", "standing", "occurrences", "whole", "part", "tokens", "targets", "flops"),
+}
+"""Keys whose numbers are not negative."""
 RUN_AGAIN = "run the study again"
 
 
@@ -293,13 +299,30 @@ def judged(study: Study, records: list[LogLine]) -> tuple[Summary, str]:
         return NO_SUMMARY, f"study.json or records.jsonl lacks the key {error}"
 
 
-def _read_study(folder: Path, summary: Summary | None) -> Folder:
+def read_outcomes(folder: Path) -> Outcomes | None:
+    """Read the outcomes of a study's compared runs; None if the folder has no records.
+
+    Raises:
+        MaskwiseError: study.json has a value of another type, or see ``Outcomes``.
+    """
+    if not (folder / "study.json").is_file():
+        return None
+    study = _study_in(folder)
+    records, _ = _records_in(folder)
+    return Outcomes(cast(list[Record], records), study) if records else None
+
+
+def _study_in(folder: Path) -> Study:
+    """Return the content of study.json, in which nulls are left out."""
     path = folder / "study.json"
     # A null stands for a missing key, but a study has arms.
     own = {key: value for key, value in _needed(path).items() if value is not None or key == "arms"}
     _require_types(own, path)
-    study = cast(Study, {**NO_STUDY, **own})
-    arms = study["arms"]
+    return cast(Study, {**NO_STUDY, **own})
+
+
+def _records_in(folder: Path) -> tuple[list[LogLine], int]:
+    """Return the lines of records.jsonl, and the number of lines that are left out."""
     records = []
     incomplete = 0
     for line in read_lines(folder / "records.jsonl"):
@@ -316,6 +339,13 @@ def _read_study(folder: Path, summary: Summary | None) -> Folder:
             records.append(line)
         else:
             incomplete += 1
+    return records, incomplete
+
+
+def _read_study(folder: Path, summary: Summary | None) -> Folder:
+    study = _study_in(folder)
+    arms = study["arms"]
+    records, incomplete = _records_in(folder)
     curves = []
     for arm, facts in arms.items():
         for seed, stage in facts.get("runs", {}).items():
@@ -380,7 +410,7 @@ def _decisions(stored: LogLine) -> dict[RowKey, str]:
 
 
 def _require_types(study: LogLine, path: Path) -> None:
-    wrong = next(chain(_misfits(study, Study, sparse=True), _unreadable(study)), None)
+    wrong = next(chain(_misfits(study, Study, sparse=True), _impossible(study)), None)
     if wrong is not None:
         raise MaskwiseError(f"{path} is damaged", got=wrong, do=RUN_AGAIN)
 
@@ -408,6 +438,8 @@ def _misfits(value: object, kind: Any, name: str = "", *, sparse: bool = False) 
             yield from (f"{name} without {key}" for key in sorted(required - value.keys()))
         for key in sorted(value.keys() & hints.keys()):
             inner = f"{name}.{key}".removeprefix(".")
+            if key in COUNTS and type(value[key]) in LEAVES[float] and not value[key] >= 0:
+                yield f"{inner}: {value[key]}, which is no number ≥ 0"
             if not sparse or key == "arms" or value[key] is not None:
                 yield from _misfits(value[key], hints[key], inner, sparse=sparse)
     elif get_origin(kind) is dict and isinstance(value, dict):
@@ -439,18 +471,28 @@ def _hints(kind: Any) -> tuple[dict[str, Any], set[str]]:
     return get_type_hints(kind), required if kind.__total__ else set()
 
 
-def _unreadable(study: LogLine) -> Iterator[str]:
-    """Yield texts that are no seeds or no time."""
+def _impossible(study: LogLine) -> Iterator[str]:
+    """Yield texts that are no seeds or no time, and numbers of runs that are no plan."""
     for facts in study.get("arms", {}).values():
         for seed in facts.get("runs", {}):
             if not seed.lstrip("-").isdecimal():
                 yield f"the seed {shortened(repr(seed))}"
+    looks = study.get("looks")
+    runs = len(study.get("seeds") or ())
+    if looks is not None and not _is_plan(looks, runs):
+        yield f"looks: {looks}, which are no rising whole numbers of runs, with the {runs} of now"
     started = study.get("started")
     try:
         if started:
             datetime.fromisoformat(started)
     except ValueError:
         yield f"started: {shortened(repr(started))}"
+
+
+def _is_plan(looks: list[float], runs: int) -> bool:
+    """Return whether numbers of runs are a plan of looks, one of which is at these runs."""
+    counts = all(type(look) is int and look > 0 for look in looks)
+    return counts and sorted({*looks}) == looks and runs in looks
 
 
 def _needed(path: Path) -> LogLine:

@@ -135,7 +135,7 @@ class StudyResult:
                 cannot compare all arms.
         """
         # Imported here because scipy, which plans and workers do not need, takes a second.
-        from maskwise.verdict.outcomes import read_outcomes
+        from maskwise.report.reading import read_outcomes
 
         table = read_outcomes(self.folder)
         pending = self.study.get("pending")

@@ -27,8 +27,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +41,6 @@ from maskwise.constants import (
 )
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import Record, Study
-from maskwise.folders import read_json, read_lines
 from maskwise.measurements import QUANTITIES, Measurement, Scale, measurements, unit_of
 
 Numbers: TypeAlias = NDArray[np.float64]
@@ -546,15 +544,6 @@ def gate_outcomes(records: Iterable[Record], table: Outcomes) -> Outcomes:
     lines = [*runs, *table.lines["overlap"]]
     # The gate averages the same tasks as the contrasts, so both have the same primary outcome.
     return Outcomes(lines, study, role=GATE, counted=table.counted)
-
-
-def read_outcomes(folder: Path) -> Outcomes | None:
-    """Read the outcomes of a study's compared runs; None if the folder has no records."""
-    study = cast(Study, read_json(folder / "study.json"))
-    records = cast(list[Record], list(read_lines(folder / "records.jsonl")))
-    if not study or not records:
-        return None
-    return Outcomes(records, study)
 
 
 def is_loss(outcome: str) -> bool:

@@ -9,9 +9,10 @@ from typing import TypedDict
 from maskwise.constants import NATS
 from maskwise.estimates import with_minus
 from maskwise.files import Estimate
+from maskwise.report.reading import read_outcomes
 from maskwise.study.adapt.request import GENERAL_MASKS, PASSAGES
 from maskwise.verdict import statistics
-from maskwise.verdict.outcomes import finite_runs, read_outcomes
+from maskwise.verdict.outcomes import finite_runs
 
 
 class Forgotten(TypedDict):

@@ -21,12 +21,13 @@ from maskwise.folders import (
 )
 from maskwise.models import load_config, load_task_model, without_advice
 from maskwise.recipe.overrides import Plain
+from maskwise.report.reading import read_outcomes
 from maskwise.study.adapt.answer import arm_that_helps
 from maskwise.study.adapt.forgotten import forgotten_of, forgotten_words
 from maskwise.study.adapt.request import OTHER_TEXT
 from maskwise.study.checkpoints import card_of, needed_run, origin_of, save_model, trained_run
 from maskwise.text import load_tokenizer
-from maskwise.verdict.outcomes import ALL_TASKS, read_outcomes
+from maskwise.verdict.outcomes import ALL_TASKS
 
 SENTENCE_CARD = """---
 library_name: sentence-transformers
