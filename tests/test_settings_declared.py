@@ -242,7 +242,10 @@ CASES = {
     "study.margin": Case("0.1", ARMS),
     "study.min_helped": Case("0.5"),
     "study.secondary": Case("[task]"),
-    "study.gate.contrast": Case("[run, more]", (*ARMS, "study.gate={contrast: [more, run]}")),
+    "study.gate.contrast": Case(
+        "[more, most]",
+        (*ARMS, "study.arms.most={masking.ratio: 0.5}", "study.gate={contrast: [more, run]}"),
+    ),
     "study.gate.closes": Case("[]", (*ARMS, "study.gate={contrast: [more, run]}")),
     "study.search.grid": Case("{training.learning_rate: [3.0e-3, 4.0e-3]}", SEARCH),
     "study.search.by": Case("held-out", SEARCH),

@@ -292,6 +292,18 @@ class StudySettings(Settings):
                     got=f"[{arm}, {baseline}] and [{baseline}, {arm}]",
                     do="name it once, because its test has two sides",
                 )
+        # With a search, the gate has runs of its own, so it is another test.
+        if self.gate and not self.search:
+            arm, baseline = self.gate.contrast
+            if (baseline, arm) in tested:
+                do = "remove this contrast, because the gate tests the same difference"
+                if self.contrasts is None:
+                    do = f"set study.baseline={baseline}, or study.contrasts"
+                raise MaskwiseError(
+                    "a contrast of the study is the gate in the other direction",
+                    got=f"[{baseline}, {arm}], and study.gate={list(self.gate.contrast)}",
+                    do=do,
+                )
         if len(tested) > MOST_PRIMARY:
             raise MaskwiseError(
                 "too many primary contrasts",
