@@ -419,8 +419,13 @@ def test_names_of_arms_may_contain_dots():
     assert changed("study.arms.v1=null") == {"v1.0": 0.1, "v1.5": 0.3}
     left = read_recipe(base, ["study.arms.v1.5=null", "study.contrasts=null"]).study
     assert [*left.arms] == ["v1.0", "v1"] and left.search.own == {}
-    with pytest.raises(MaskwiseError, match=r"unknown arm in study\.arms 'v2\.6'"):
-        changed("study.arms.v2.6=null")
+    # Without a section, null and settings are the value of a whole arm, known or not.
+    for unknown in ("v2.6", "v1.6", "v1.5.1"):
+        with pytest.raises(MaskwiseError, match=rf"unknown arm in study\.arms '{unknown}'"):
+            changed(f"study.arms.{unknown}=null")
+    for unknown, value in (("maskin.ratio", 0.4), ("maskin", "{ratio: 0.4}")):
+        with pytest.raises(MaskwiseError, match=r"arm 'v1\.5' cannot change maskin"):
+            changed(f"study.arms.v1.5.{unknown}={value}")
     with pytest.raises(MaskwiseError, match=r"unknown arm in study\.search\.own 'v1\.6'"):
         changed("study.search.own.v1.6.training.steps=[1, 2]")
 

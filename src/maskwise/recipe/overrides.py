@@ -201,7 +201,12 @@ def arm_of(name: str, value: object, arms: Collection[str]) -> str | None:
 
 
 def _length_of_arm(parts: Sequence[str], value: object, arms: Collection[str]) -> int:
-    """Return how many of these parts of a dotted name are the name of an arm."""
+    """Return how many of these parts of a dotted name are the name of an arm.
+
+    The name ends before a section of a recipe: first that of a known arm, and then at the first
+    section. Without a section, settings and nothing (null) are the value of a whole arm, so all
+    parts are its name. Other values are those of a misspelt setting.
+    """
     sections = {*ARM_PARTS, *RENAMED}
     known = [n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in arms]
     named = [place for place, part in enumerate(parts) if place and part in sections]
@@ -210,13 +215,12 @@ def _length_of_arm(parts: Sequence[str], value: object, arms: Collection[str]) -
             return length
     if named:
         return named[0]
-    # The settings of an arm, or nothing, are the value of an arm and not of a setting.
-    keys = value if isinstance(value, Mapping) else {"": None}
-    if {str(key).partition(".")[0] for key in keys} <= sections:
+    # The settings of an arm begin with a section.
+    keys = value if isinstance(value, Mapping) else ()
+    of_arm = all(str(key).partition(".")[0] in sections for key in keys)
+    if value in (None, "none") or (isinstance(value, Mapping) and (of_arm or not known)):
         return len(parts)
-    if known:
-        return known[0]
-    return len(parts) if isinstance(value, Mapping) or value in (None, "none") else 1
+    return known[0] if known else 1
 
 
 def _in_training(path: tuple[str, ...]) -> tuple[str, ...]:
