@@ -108,7 +108,8 @@ def test_a_value_without_effect_is_refused_wherever_somebody_writes_it(key, tmp_
     for overrides in ([], ["training.steps=3"]):
         with pytest.raises(MaskwiseError, match=rf"{key}[. ].* got "):
             read_recipe(path, overrides)
-    if not key.startswith("learning.policy."):
+    # An arm gives epochs in place of the steps of the recipe.
+    if not key.startswith(("learning.policy.", "finetune.epochs")):
         arms = f"study={{arms: {{a: {{{key}: {value}}}, b: {{}}}}}}"
         with pytest.raises(MaskwiseError, match=rf"arm 'a': {key} .* got "):
             read_recipe("quick-start", [*others, arms])
@@ -167,6 +168,42 @@ def test_the_length_of_rows_for_learning_outlives_the_tasks(tmp_path):
     path = written(tmp_path, finetune={"max_length": 9}, tasks=["trivia"], learning=learning)
     assert read_recipe(path, ["tasks=[]"]).finetune.max_length == 9
     assert read_recipe(path, ["tasks=[]", "finetune.max_length=7"]).finetune.max_length == 7
+
+
+@pytest.mark.parametrize(
+    ("base", "override", "left"),
+    [
+        ({"finetune": {"steps": 300}}, "finetune={epochs: 3}", {"steps": None, "epochs": 3}),
+        ({"finetune.steps": 300}, "finetune.epochs=3", {"steps": None, "epochs": 3}),
+        ({"finetune": {"epochs": 3}}, "finetune.steps=9", {"steps": 9, "epochs": None}),
+        ({"training.patience": 3}, "training.lengths=[0.5, 1]", {"patience": None}),
+        ({"training.lengths": [0.5, 1]}, "training={patience: 3}", {"lengths": None}),
+    ],
+)
+def test_an_alternative_replaces_the_setting_of_an_earlier_layer(base, override, left):
+    usual = {"tasks": ["banking77"], "training.decay": "wsd", "training.eval_every": 50}
+    recipe = {"extends": "quick-start", **usual, **base}
+    key, _, value = override.partition("=")
+    arms = [f"study.arms={{more: {{masking.ratio: 0.3}}, other: {{{key}: {value}}}}}"]
+    by_arm = read_recipe(recipe, arms)
+
+    def found(recipe: Recipe) -> dict[str, object]:
+        group = getattr(recipe, key.partition(".")[0])
+        return {name: getattr(group, name) for name in left}
+
+    assert found(read_recipe(recipe, [override])) == left
+    assert found(by_arm.arm("other", seed=0)) == left != found(by_arm.arm("more", seed=0))
+
+
+def test_both_alternatives_in_one_layer_are_refused_with_the_override_that_chooses():
+    tasks = ["tasks=[banking77]"]
+    with pytest.raises(
+        MaskwiseError, match=r"remove finetune\.epochs, or set finetune\.steps=null"
+    ):
+        read_recipe("quick-start", [*tasks, "finetune={epochs: 3, steps: 9}"])
+    read_recipe("quick-start", [*tasks, "finetune={epochs: 3, steps: 9}", "finetune.steps=null"])
+    with pytest.raises(MaskwiseError, match=r"set model\.pretrained=null"):
+        read_recipe("quick-start", ["model={pretrained: x, architecture: bert}"])
 
 
 def test_a_study_refuses_the_seed_of_one_training(tmp_path):

@@ -642,7 +642,7 @@ def _require_stable(link: Recipe) -> None:
             raise MaskwiseError(
                 "a training ends at one of its lengths, or when its patience is exhausted",
                 got="both",
-                do="remove training.patience or training.lengths",
+                do="remove one of them, or set training.patience=null or training.lengths=null",
             )
         if link.objectives:
             raise MaskwiseError(

@@ -39,6 +39,8 @@ class Unused:
         for_others: whether a file may give the settings for recipes that extend it. For example,
             one-gpu has no policy that learns from losses, but a lag, and a new recipe has settings
             of fine-tuning before its tasks. Overrides and arms may not.
+        unless: the override with which the settings have an effect, such as
+            ``learning.policy.pretrained=null``; "" if there is no single one.
     """
 
     keys: tuple[str, ...]
@@ -46,6 +48,15 @@ class Unused:
     why: str
     removed: bool = True
     for_others: bool = False
+    unless: str = ""
+
+
+ALTERNATIVES = (
+    ("finetune.steps", "finetune.epochs"),
+    ("training.patience", "training.lengths"),
+)
+"""Pairs of settings of which a training uses one. A layer that gives one of them removes the other
+from the layers before it."""
 
 
 def value_at(settings: Plain, key: str, default: Any = None) -> Any:
@@ -182,12 +193,23 @@ UNUSED = (
         lambda settings: value_at(settings, "corpus.layout") == "document",
         "is only for packed rows (corpus.layout)",
     ),
-    Unused(("training.muon_learning_rate",), _no_muon("training"), "needs training.optimizer=muon"),
-    Unused(("finetune.muon_learning_rate",), _no_muon("finetune"), "needs finetune.optimizer=muon"),
+    Unused(
+        ("training.muon_learning_rate",),
+        _no_muon("training"),
+        "needs training.optimizer=muon",
+        unless="training.optimizer=muon",
+    ),
+    Unused(
+        ("finetune.muon_learning_rate",),
+        _no_muon("finetune"),
+        "needs finetune.optimizer=muon",
+        unless="finetune.optimizer=muon",
+    ),
     Unused(
         ("learning.supervised.training.muon_learning_rate",),
         _no_muon("learning.supervised.training"),
         "needs learning.supervised.training.optimizer=muon",
+        unless="learning.supervised.training.optimizer=muon",
     ),
     *(
         Unused(
@@ -217,6 +239,7 @@ UNUSED = (
         ("finetune.epochs",),
         lambda settings: value_at(settings, "finetune.steps") is not None,
         "has no effect beside finetune.steps",
+        unless="finetune.steps=null",
     ),
     Unused(
         ("finetune", "study.min_helped", "study.secondary"),
@@ -313,6 +336,7 @@ UNUSED = (
         ("learning.policy.architecture", "learning.policy.settings"),
         lambda settings: bool(value_at(settings, "learning.policy.pretrained")),
         "is for a new encoder, and this recipe has learning.policy.pretrained",
+        unless="learning.policy.pretrained=null",
     ),
     Unused(
         ("learning.meta.seed", "learning.supervised.training.seed"),
@@ -370,6 +394,7 @@ def remove_unused(settings: Plain, changes: Mapping[str, object], *, clear: bool
     """
     if not settings:
         return
+    _remove_alternatives(settings, changes)
     rules = [rule for rule in (*UNUSED, NEW_MODEL) if rule.removed]
     before = set(active(rules, settings))
     after: Plain = {}
@@ -385,6 +410,19 @@ def remove_unused(settings: Plain, changes: Mapping[str, object], *, clear: bool
     for rule in newly:
         if _is_active_in_all(rule, trainings):
             _remove_all(settings, rule, changes)
+
+
+def _remove_alternatives(settings: Plain, changes: Mapping[str, object]) -> None:
+    """Remove the settings for which ``changes`` give an alternative (``ALTERNATIVES``), in place.
+
+    >>> settings = {"finetune": {"steps": 300}}
+    >>> _remove_alternatives(settings, {"finetune.epochs": 3}); settings
+    {'finetune': {}}
+    """
+    for pair in ALTERNATIVES:
+        for own, other in (pair, pair[::-1]):
+            if changes.get(own) is not None and other not in changes:
+                _remove_everywhere(settings, other, changes)
 
 
 def drop_unused(settings: Plain, given: Mapping[str, object]) -> None:
@@ -415,11 +453,16 @@ def _is_active_in_all(rule: Unused, trainings: Iterable[Plain]) -> bool:
 def _remove_all(settings: Plain, rule: Unused, changes: Mapping[str, object]) -> None:
     """Remove the settings of a rule, except those that ``changes`` give."""
     for key in rule.keys:
-        _remove(settings, key, changes)
-        # Phases change the same settings.
-        phases = settings.get("phases")
-        if isinstance(phases, list) and "phases" not in changes:
-            settings["phases"] = [_phase_without(phase, key) for phase in phases]
+        _remove_everywhere(settings, key, changes)
+
+
+def _remove_everywhere(settings: Plain, key: str, changes: Mapping[str, object]) -> None:
+    """Remove a setting, also from the phases, unless ``changes`` give it."""
+    _remove(settings, key, changes)
+    # Phases change the same settings.
+    phases = settings.get("phases")
+    if isinstance(phases, list) and "phases" not in changes:
+        settings["phases"] = [_phase_without(phase, key) for phase in phases]
 
 
 def _trainings(settings: Plain) -> Iterator[Plain]:
@@ -475,18 +518,19 @@ def _phase_without(phase: object, key: str) -> object:
     return settings
 
 
-def ineffective(settings: Plain, *, in_file: bool = False) -> dict[str, str]:
-    """Return the settings that have no effect in a complete recipe, and why, by dotted name.
+def ineffective(settings: Plain, *, in_file: bool = False) -> dict[str, Unused]:
+    """Return the settings that have no effect in a complete recipe, and the rule that says why, by
+    dotted name.
 
     Args:
         settings: the settings of the recipe, as nested values.
         in_file: leave out settings that a file may give for other recipes.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Unused] = {}
     rules = [rule for rule in UNUSED if not (in_file and rule.for_others)]
     for rule in active(rules, settings):
         for key in rule.keys:
-            found.setdefault(key, rule.why)
+            found.setdefault(key, rule)
     return found
 
 
@@ -511,23 +555,26 @@ def refuse_unused(
     """
 
     @cache
-    def unused(number: int) -> Mapping[str, str]:
+    def unused(number: int) -> Mapping[str, Unused]:
         return ineffective(recipes[number], in_file=in_file)
 
     for key, value in given.items():
         if value is None or value == value_at(default, key):
             continue
         # Most values have an effect in the first training, so the others are not looked at.
-        reasons = (_reason(key, unused(number)) for number in range(len(recipes)))
+        reasons = (_rule_of(key, unused(number)) for number in range(len(recipes)))
         first = next(reasons, None)
         if first and all(reasons):
             place = f"{origin}: {key}" if origin else key
-            raise MaskwiseError(f"{place} {first}", got=value, do=f"remove {key}")
+            do = f"remove {key}"
+            if first.unless:
+                do = f"{do}, or set {first.unless}"
+            raise MaskwiseError(f"{place} {first.why}", got=value, do=do)
 
 
-def _reason(key: str, unused: Mapping[str, str]) -> str | None:
-    """Return why a setting has no effect, or None if it has one."""
-    for name, why in unused.items():
+def _rule_of(key: str, unused: Mapping[str, Unused]) -> Unused | None:
+    """Return the rule by which a setting has no effect, or None if it has one."""
+    for name, rule in unused.items():
         if key == name or key.startswith(f"{name}."):
-            return why
+            return rule
     return None

@@ -318,7 +318,7 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
                 "a pre-trained model has its own architecture",
                 got=f"model.architecture={self.architecture} and model.pretrained="
                 f"{self.pretrained}",
-                do="remove one of them",
+                do="remove one of them, or for a new model, set model.pretrained=null",
             )
         return self
 
