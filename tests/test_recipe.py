@@ -13,14 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 
 from invented import write_worlds
 from maskwise import devices
 from maskwise.constants import REFERENCE
+from maskwise.effects import Settings
 from maskwise.errors import MaskwiseError
+from maskwise.masking.settings import MaskingSettings
 from maskwise.objectives import ObjectiveSettings
 from maskwise.recipe import Recipe, overrides, parse_value, read_recipe, shipped, validate
 from maskwise.recipe.described import settings_of_group
+from maskwise.recipe.overrides import groups_in
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.plan import make_plan
@@ -30,6 +34,7 @@ from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from maskwise.text import Prepared
 from maskwise.text.settings import TokenizerSettings
+from maskwise.training import TrainingSettings
 from maskwise.verdict.statistics import can_decide
 from tiny import SMALLER, find_recipe, write_inputs
 
@@ -878,9 +883,41 @@ def test_values_in_brackets_are_yaml_or_refused():
 @pytest.mark.parametrize("value", [True, False])
 def test_a_number_is_neither_true_nor_false(key, value):
     """They were 1 and 0."""
-    given = [value] if key == "evaluation.ratios" else value
-    with pytest.raises(MaskwiseError, match=rf"got \[?{value}.*; allowed: a( whole)? number"):
-        read_recipe("quick-start", ["phases=[{}, {}]", f"{key}={json.dumps(given)}"])
+    for given in (value, [value]) if key in ("evaluation.ratios", "study.seeds") else (value,):
+        with pytest.raises(MaskwiseError, match=rf"got \[?{value}.*; allowed: a( whole)? number"):
+            read_recipe("quick-start", ["phases=[{}, {}]", f"{key}={json.dumps(given)}"])
+
+
+def test_all_classes_of_settings_refuse_truth():
+    """Those of objectives and of Python, too, which the reading of recipes did not reach."""
+    classes = {Recipe}
+    for _ in range(4):
+        fields = chain.from_iterable(kind.model_fields.values() for kind in classes)
+        classes |= {*chain.from_iterable(groups_in(field.annotation) for field in fields)}
+    assert len(classes) > 10 and all(issubclass(kind, Settings) for kind in classes)
+    for kind, name in ((TrainingSettings, "steps"), (MaskingSettings, "predict")):
+        with pytest.raises(ValidationError, match="this is not a number"):
+            kind(**{name: True})
+    mixed = {"corpus.source": {"bundled:wikipedia": True, "a.txt": 2}}
+    with pytest.raises(MaskwiseError, match=r"corpus\.source.*; allowed: a number"):
+        read_recipe({"extends": "quick-start", **mixed})
+
+
+@pytest.mark.parametrize("value", ["false", "null", "off", "none"])
+def test_the_refusal_of_a_word_for_off_names_the_number(value):
+    for key in ("training.clip", "training.save_every", "finetune.eval_every"):
+        with pytest.raises(MaskwiseError, match=rf"{key}.*; 0 turns this off"):
+            read_recipe("quick-start", ["tasks=[banking77]", f"{key}={value}"])
+    # 0 is not allowed, is another value, or the mistake is no wish for it.
+    for key, other in (
+        ("training.steps", value),
+        ("training.seed", value),
+        ("training.clip", "true"),
+        ("training.clip", "-1"),
+    ):
+        with pytest.raises(MaskwiseError) as error:
+            validate({"training": {key.split(".")[1]: parse_value(other)}}, origin="")
+        assert "turns this off" not in str(error.value)
 
 
 @pytest.mark.parametrize("search", [[{}, {}], {"training.learning_rate": [1e-3, 1e-3]}])

@@ -7,10 +7,12 @@ Tests compare them with these names, and with the weights of short trainings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -18,6 +20,8 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails
@@ -69,6 +73,79 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 """Numbers with their limits, for settings such as ``steps: Weights[Count]``."""
+
+
+class Off:
+    """The mark in the type of a number of which 0 turns something off."""
+
+
+OrOff = Annotated[Value, Off()]
+"""A number of which 0 turns something off, such as ``clip: Weights[OrOff[NotNegative]]``."""
+
+OFF = "0 turns this off"
+
+
+class Settings(BaseModel, extra="forbid", frozen=True):
+    """Immutable settings without unknown keys, whose numbers are not true or false.
+
+    >>> class Mine(Settings):
+    ...     clip: OrOff[float] = 1.0
+    >>> Mine(clip=0).clip
+    0.0
+    """
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: object, info: ValidationInfo) -> object:
+        """Raise an error for a number that is true or false, which pydantic reads as 1 or 0."""
+        numbers = _numbers_in(cls).get(info.field_name or "")
+        if numbers is None:
+            return value
+        values = value if isinstance(value, list | tuple) else [value]
+        if isinstance(value, Mapping):
+            values = [*value.values()]
+        for each in values:
+            if isinstance(each, bool):
+                off = turns_off(cls.model_fields[info.field_name or ""]) and each is False
+                do = OFF if off else None
+                raise MaskwiseError("this is not a number", got=value, allowed=numbers, do=do)
+        return value
+
+
+@cache
+def _numbers_in(kind: type[BaseModel]) -> dict[str, str]:
+    """Return words for the numbers that settings may be or contain, keyed by setting."""
+    found = {}
+    for name, field in kind.model_fields.items():
+        kinds = {each for each, _ in kinds_of(field.annotation)}
+        if kinds & {int, float} and bool not in kinds:
+            found[name] = "a number" if float in kinds else "a whole number"
+    return found
+
+
+def kinds_of(annotation: Any, within: str = "") -> Iterator[tuple[Any, str]]:
+    """Yield the types of a setting, each with what contains it: "list", "dict" or "" for nothing.
+
+    >>> [*kinds_of(str | dict[str, float] | None)]
+    [(<class 'str'>, ''), (<class 'float'>, 'dict'), (<class 'NoneType'>, '')]
+    """
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from kinds_of(parts[0], within)
+    elif origin is dict:
+        yield from kinds_of(parts[1], "dict")
+    elif origin in (Union, UnionType, list, tuple):
+        inside = "list" if origin in (list, tuple) else within
+        for part in parts:
+            yield from kinds_of(part, inside)
+    elif annotation is not Ellipsis:
+        yield annotation, within
+
+
+def turns_off(field: FieldInfo) -> bool:
+    """Return whether a setting is a number of which 0 turns something off."""
+    return any(isinstance(mark, Off) for mark in field.metadata)
+
 
 UNNAMED = ("speed", "judgement", "nothing")
 """The effects of settings that are not part of the name of a stage that makes weights."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from pydantic import (
-    BaseModel,
     PrivateAttr,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -25,7 +24,16 @@ from torch import nn
 
 from maskwise.constants import DIFFUSION
 from maskwise.devices import best_device
-from maskwise.effects import Count, Judgement, Several, Whole, within, without_unset
+from maskwise.effects import (
+    Count,
+    Judgement,
+    OrOff,
+    Settings,
+    Several,
+    Whole,
+    within,
+    without_unset,
+)
 from maskwise.errors import MaskwiseError, items_of, option, require_known
 from maskwise.evaluation.cloze import Cloze
 from maskwise.evaluation.heldout import (
@@ -105,7 +113,7 @@ FORMERLY = (BOUND, PSEUDO_PERPLEXITY, CLOZE, PAIRS)
 LONGEST = 128
 
 
-class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
+class EvaluationSettings(Settings):
     """Measures of a checkpoint besides its tasks. All arms of a study have the same measures.
 
     ``ratio: 0.15`` is accepted for ``ratios: [0.15]``.
@@ -120,13 +128,13 @@ class EvaluationSettings(BaseModel, extra="forbid", frozen=True):
     """Kinds of fixed masks: names of policies, and ``diffusion`` for the masked-diffusion bound."""
     rows: Judgement[Count] = ROWS
     """Maximum number of held-out rows for the loss."""
-    pseudo_perplexity: Judgement[Whole] = 0
+    pseudo_perplexity: Judgement[OrOff[Whole]] = 0
     """Number of held-out rows for the pseudo-perplexity; 0 for none. Each token of these rows costs
     a forward pass."""
-    bound: Judgement[Whole] = 0
+    bound: Judgement[OrOff[Whole]] = 0
     """Number of times each held-out row is masked for the masked-diffusion bound in nats and bits
     per token. With 0, this bound is not measured."""
-    word_loss: Judgement[Whole] = 0
+    word_loss: Judgement[OrOff[Whole]] = 0
     """Number of held-out documents for the loss of words in nats per byte, which compares models
     with different vocabularies; 0 for none."""
     cloze: Judgement[Several[str]] = ()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
-from maskwise.effects import Count, NotNegative, Positive, Weights, Whole
+from maskwise.effects import Count, NotNegative, OrOff, Positive, Settings, Weights, Whole
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.training import TrainingSettings
 
@@ -49,7 +49,7 @@ def light_settings(given: Mapping[str, object]) -> dict[str, int]:
     return settings
 
 
-class MetaSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+class MetaSettings(Settings, allow_inf_nan=False):
     """Settings of learning by the meta-gradient.
 
     In each outer step, a copy of the model takes inner steps: a few training steps with the
@@ -90,7 +90,7 @@ class MetaSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     is misled. ``maskwise learn`` then shows a warning.
     """
 
-    task_rate: Weights[NotNegative] = 0.05
+    task_rate: Weights[OrOff[NotNegative]] = 0.05
     """Step size of the inner steps on the task. With 0, there are no such steps."""
 
     units: Weights[Literal["token", "word"]] = "word"
@@ -110,15 +110,15 @@ class MetaSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     and 1e-3 for a transformer.
     """
 
-    clip: Weights[NotNegative] = 0.0
+    clip: Weights[OrOff[NotNegative]] = 0.0
     """Maximum norm of the policy's gradient. With 0, gradients are not clipped."""
 
-    average: Weights[float] = Field(0.95, ge=0, lt=1)
+    average: Weights[OrOff[float]] = Field(0.95, ge=0, lt=1)
     """Decay of the moving average of the policy's parameters. This average is evaluated and saved
     in place of the policy. With 0, the average equals the policy.
     """
 
-    reset_every: Weights[Whole] = 1
+    reset_every: Weights[OrOff[Whole]] = 1
     """Number of updates of the policy after which the model is reset to its weights before the
     first update. With 1, the model is reset after every update. With 0, it is never reset. It then
     memorises the answers of the train rows within tens of updates, and no mask helps any more.
@@ -146,7 +146,7 @@ class MetaSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """
 
 
-class PolicySettings(BaseModel, extra="forbid", frozen=True):
+class PolicySettings(Settings):
     """The model of a policy: an encoder with a head that scores tokens or spans.
 
     >>> PolicySettings(architecture="modernbert", settings={"hidden_size": 128}).length
@@ -203,7 +203,7 @@ class PolicyTraining(TrainingSettings):
     """Highest learning rate of AdamW."""
 
 
-class SupervisedSettings(BaseModel, extra="forbid", frozen=True):
+class SupervisedSettings(Settings):
     """Settings of learning from labelled answers.
 
     >>> SupervisedSettings(training={"steps": 50}).training.learning_rate
@@ -215,7 +215,7 @@ class SupervisedSettings(BaseModel, extra="forbid", frozen=True):
     rate of 3e-3 as defaults. Its ``seed`` is ignored; the seed of the run is used."""
 
 
-class LearningSettings(BaseModel, extra="forbid", frozen=True):
+class LearningSettings(Settings):
     """Settings of learning a policy from a task, before a model is pre-trained with this policy.
 
     >>> LearningSettings(method="supervised").policy.architecture

@@ -14,16 +14,14 @@ from functools import cache
 from typing import Any, Self
 
 from pydantic import (
-    BaseModel,
     Field,
     PrivateAttr,
     SerializerFunctionWrapHandler,
-    field_validator,
     model_serializer,
     model_validator,
 )
 
-from maskwise.effects import Several, Weights, within, without_unset
+from maskwise.effects import OrOff, Settings, Several, Weights, within, without_unset
 from maskwise.errors import MaskwiseError, items_of, require_known, whole_number
 from maskwise.masking import corruptions, policies, schedules
 from maskwise.masking.corruptions import Bert, Corruption
@@ -251,7 +249,7 @@ class Masking:
         return any(part.needs_total for part in (self.ratio, self.predict, self.policy))
 
 
-class MaskingSettings(BaseModel, extra="forbid", frozen=True):
+class MaskingSettings(Settings):
     """The masking settings of a recipe.
 
     >>> MaskingSettings(policy="whole-word", ratio="linear(0.30, 0.15)").corruption
@@ -276,7 +274,7 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     corruption: Weights[str] = "bert"
     """How masked tokens are replaced, and what the model predicts: a name from ``list
     corruptions``."""
-    min_targets: Weights[int] = Field(1, ge=0, le=MOST_TARGETS)
+    min_targets: Weights[OrOff[int]] = Field(1, ge=0, le=MOST_TARGETS)
     """The minimum number of tokens to mask in a text. Texts whose ratio × tokens is below 0.5 have
     no minimum. The minimum of 1 masks more than the ratio in short texts; 0 meets it on average."""
     predict: Weights[str | float] = 1.0
@@ -295,14 +293,6 @@ class MaskingSettings(BaseModel, extra="forbid", frozen=True):
     evaluations."""
 
     _values: dict[str, Any] = PrivateAttr()
-
-    @field_validator("ratio", "predict", "min_targets", mode="before")
-    @classmethod
-    def _no_truth(cls, value: object) -> object:
-        # Pydantic would read 1 or 0. Objectives have masking settings of their own.
-        if isinstance(value, bool):
-            raise MaskwiseError("this is not a number", got=value, allowed="a number")
-        return value
 
     @model_validator(mode="after")
     def _parse(self) -> Self:

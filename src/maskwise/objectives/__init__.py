@@ -8,9 +8,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, PrivateAttr, model_validator
+from pydantic import PrivateAttr, model_validator
 
-from maskwise.effects import Weights, within
+from maskwise.effects import Settings, Weights, within
 from maskwise.errors import MaskwiseError, PlugInError, require_known
 from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.objectives.base import (
@@ -89,7 +89,7 @@ def objective(spec: str | Call, model: PreTrainedModel) -> Objective:
     return build("objective", call, {call.name: partial(kind, model)})
 
 
-class ObjectiveSettings(BaseModel, extra="forbid", frozen=True):
+class ObjectiveSettings(Settings):
     """The settings of one objective in a training run with several objectives.
 
     >>> ObjectiveSettings(objective="cse(temperature=0.1)").kind.__name__

@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     Field,
     field_validator,
@@ -27,7 +26,7 @@ from maskwise.constants import (
     MOST_SEEDS,
     REFERENCE,
 )
-from maskwise.effects import Judgement, Nothing, Several, Share, Weights
+from maskwise.effects import Judgement, Nothing, OrOff, Settings, Several, Share, Weights
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.recipe.overrides import Plain, once_each
 
@@ -41,10 +40,6 @@ INSTEAD = {
     "gate": "name other arms, or set study.gate=null",
 }
 """What to do if an arm is missing that a setting names, keyed by setting."""
-
-
-class Settings(BaseModel, extra="forbid", frozen=True):
-    """Immutable settings without unknown keys."""
 
 
 def _dotted(grid: object) -> object:
@@ -193,7 +188,7 @@ class StudySettings(Settings):
     margin: Judgement[Fraction | None] = None
     """The smallest difference that matters, in scores (0.05: five points) or nats. If the interval
     of a difference is within ± margin, the verdict is *no difference that matters*."""
-    min_helped: Judgement[Share] = HELPS
+    min_helped: Judgement[OrOff[Share]] = HELPS
     """A task counts in the primary outcome only if pre-training helps on it in at least this share
     of the seeds. Pre-training helps if the mean dev score of all arms is better than the dev score
     of the untrained or unchanged model. With 0, all tasks count."""

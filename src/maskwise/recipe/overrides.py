@@ -13,13 +13,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from itertools import chain
-from types import UnionType
-from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from maskwise.effects import OFF, kinds_of, turns_off
 from maskwise.errors import MaskwiseError, did_you_mean, first_line, shortened, unknown_name
 from maskwise.printing import note_of_rename
 from maskwise.specs import leaves
@@ -427,6 +427,32 @@ def require_changeable(
     raise MaskwiseError(f"{who} cannot change {key}", allowed=allowed, do=do)
 
 
+def with_changes(settings: Plain, changes: Mapping[str, object], *, lenient: bool = False) -> Plain:
+    """Return settings with the changes of an arm or a phase; those given are not changed.
+
+    Args:
+        settings: nested settings.
+        changes: values keyed by dotted name, or in groups.
+        lenient: whether changes that cannot be made are left out, because the caller does not
+            report what is wrong in them.
+
+    Raises:
+        MaskwiseError: as for ``put``.
+
+    >>> with_changes({"masking": {"ratio": 0.15}}, {"masking.policy": "span"})
+    {'masking': {'ratio': 0.15, 'policy': 'span'}}
+    """
+    # The groups below are copied where they are changed.
+    changed = {**settings}
+    for key, value in leaves(changes):
+        try:
+            put(changed, key, value, clear=False)
+        except MaskwiseError:
+            if not lenient:
+                raise
+    return changed
+
+
 def nested(tree: Mapping[str, object]) -> Plain:
     """Convert settings with dotted keys to nested dicts.
 
@@ -716,45 +742,6 @@ def _size(node: yaml.Node, known: dict[yaml.Node, tuple[int, int]]) -> tuple[int
     return known[node]
 
 
-def refuse_truth(settings: Mapping[str, object], kind: type[BaseModel], *, origin: str) -> None:
-    """Raise an error if a number is true or false, which pydantic would read as 1 or 0.
-
-    Args:
-        settings: nested settings.
-        kind: their class.
-        origin: as for ``explain``, or the name of the group that they are in.
-    """
-    for name, field in kind.model_fields.items():
-        value = settings.get(name)
-        place = _place(origin, [name]) if kind.__name__ == "Recipe" else f"{origin}.{name}"
-        inner = group_at(kind, [name])
-        if isinstance(value, Mapping):
-            if inner:
-                refuse_truth(value, inner, origin=place)
-            continue
-        of_list = isinstance(value, list | tuple)
-        types = {*_types_of(field.annotation, in_list=of_list)}
-        values = value if isinstance(value, list | tuple) else [value]
-        if types & {int, float} and bool not in types and any(type(v) is bool for v in values):
-            allowed = "a number" if float in types else "a whole number"
-            raise MaskwiseError(place, got=value, allowed=allowed)
-
-
-def _types_of(annotation: Any, *, in_list: bool) -> Iterator[Any]:
-    """Yield the types that a setting may have, or the items of its lists."""
-    origin = get_origin(annotation)
-    if origin in (Union, UnionType):
-        for part in get_args(annotation):
-            yield from _types_of(part, in_list=in_list)
-    elif origin is Annotated:
-        yield from _types_of(get_args(annotation)[0], in_list=in_list)
-    elif in_list and origin in (list, tuple):
-        for part in get_args(annotation):
-            yield from _types_of(part, in_list=False)
-    elif not in_list:
-        yield annotation
-
-
 ALLOWED = {
     "int_parsing_size": "a whole number",
     "int_parsing": "a whole number",
@@ -777,6 +764,9 @@ ALLOWED = {
     "too_short": "≥ {min_length} values",
 }
 """Phrases for allowed values, keyed by pydantic's error type. Pydantic gives the fields' values."""
+
+OFF_WORDS = ("none", "no", "off", "false", "")
+"""Values with which users turn settings off."""
 
 # If a field accepts several types, pydantic reports an error for each type, and appends the name of
 # the type to the location of the error.
@@ -843,6 +833,9 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
         do = _instead_of_nothing(settings, path)
     elif first["type"] == "literal_error":
         do = did_you_mean(value, allowed.split(", "))
+    field = _group(settings, path[:-1]).model_fields.get(path[-1])
+    if field is not None and turns_off(field) and str(value).lower() in OFF_WORDS:
+        do = "; ".join(filter(None, (OFF, do)))
     return MaskwiseError(place, got=got, allowed=allowed, do=do)
 
 
@@ -909,11 +902,13 @@ def group_at(settings: type[BaseModel], path: Sequence[str]) -> type[BaseModel] 
         field = found.model_fields.get(part) if found else None
         if field is None:
             return None
-        of_several = get_origin(field.annotation) in (Union, UnionType)
-        kinds = get_args(field.annotation) if of_several else (field.annotation,)
-        models = (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
-        found = next(models, None)
+        models = (kind for kind, within in kinds_of(field.annotation) if not within)
+        found = next(filter(_is_group, models), None)
     return found
+
+
+def _is_group(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def groups_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -923,10 +918,7 @@ def groups_in(annotation: Any) -> Iterator[type[BaseModel]]:
     >>> [kind.__name__ for kind in groups_in(str | dict[str, Settings] | None)]
     ['Settings']
     """
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from groups_in(part)
+    yield from (kind for kind, _ in kinds_of(annotation) if _is_group(kind))
 
 
 def _places(settings: type[BaseModel], name: str) -> Iterator[str]:

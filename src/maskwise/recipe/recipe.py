@@ -24,7 +24,7 @@ from pydantic import (
 from maskwise.annotate.registry import annotator, check_layer_names
 from maskwise.constants import DIFFUSION
 from maskwise.draws import fold
-from maskwise.effects import Judgement, Nothing, Several, Weights, within
+from maskwise.effects import Judgement, Nothing, Settings, Several, Weights, within
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.families import Kind
@@ -38,7 +38,7 @@ from maskwise.objectives import (
     objective_class,
     require_fit,
 )
-from maskwise.recipe.comparison import Settings, StudySettings
+from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.overrides import (
     ARM_PARTS,
     FORMER_PHASE,
@@ -49,9 +49,8 @@ from maskwise.recipe.overrides import (
     explain,
     nested,
     once_each,
-    put,
-    refuse_truth,
     require_changeable,
+    with_changes,
 )
 from maskwise.recipe.unused import refuse_unused, remove_unused
 from maskwise.samplers import sampler
@@ -474,20 +473,19 @@ class Recipe(Settings):
             points = [point for point in self.study.points_of(name) if _changes_objective(point)]
             if points or _changes_objective(arm):
                 arms.append((arm, points or [{}]))
+        own: Plain = {"objective": self.objective, "phases": self.phases}
+        if self.phases is not None:
+            own["phases"] = [*self.phases]
         for changes, points in arms:
             for point in points:
-                settings: Plain = {"objective": self.objective, "phases": self.phases}
-                if self.phases is not None:
-                    settings["phases"] = [*self.phases]
-                for key, value in chain(leaves(changes), leaves(point)):
-                    if key.partition(".")[0] in ("objective", "phases", FORMER_PHASE):
-                        # What is wrong in an arm is reported when the arm is made.
-                        with suppress(MaskwiseError):
-                            put(settings, key, value, clear=False)
+                settings = own
+                for layer in (changes, point):
+                    # What is wrong in an arm is reported when the arm is made.
+                    settings = with_changes(settings, _of_objectives(layer), lenient=True)
                 phases = settings["phases"]
                 last = phases[-1] if phases and isinstance(phases, list) else {}
-                own = last if isinstance(last, Mapping) else {}
-                yield nested(own).get("objective", settings["objective"])
+                changes_of_last = last if isinstance(last, Mapping) else {}
+                yield with_changes(settings, changes_of_last, lenient=True)["objective"]
 
     def links(self) -> tuple[Recipe, ...]:
         """Return one complete recipe for every training phase."""
@@ -600,6 +598,12 @@ def _changes_objective(changes: Plain) -> bool:
         ):
             return True
     return False
+
+
+def _of_objectives(changes: Plain) -> Plain:
+    """Return those of the changes of an arm that may change which objective its last phase has."""
+    sections = ("objective", "phases", FORMER_PHASE)
+    return {key: value for key, value in leaves(changes) if key.partition(".")[0] in sections}
 
 
 def _is_diffusion(objective: object) -> bool:
@@ -715,7 +719,6 @@ def _phase(changes: object, name: str, phases: int) -> object:
 
 def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
     """Build a recipe from plain values; errors state the ``origin`` of the values."""
-    refuse_truth(settings, Recipe, origin=origin)
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
@@ -731,8 +734,6 @@ def _changed(base: str, changes: Mapping[str, object], *, origin: str) -> Recipe
 def _validate_once(base: str, changes: str, origin: str) -> Recipe:
     """Build a recipe from JSON. Results are cached, because validation takes milliseconds."""
     settings: Plain = json.loads(base)
-    changed = json.loads(changes)
-    remove_unused(settings, dict(map(tuple, changed)), clear=False)
-    for key, value in changed:
-        put(settings, key, value, clear=False)
-    return validate(settings, origin=origin)
+    changed = dict(json.loads(changes))
+    remove_unused(settings, changed, clear=False)
+    return validate(with_changes(settings, changed), origin=origin)

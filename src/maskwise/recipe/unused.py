@@ -10,7 +10,6 @@ settings of the quick start's new model.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +19,7 @@ from maskwise.constants import is_rate
 from maskwise.errors import MaskwiseError
 from maskwise.masking.settings import MaskingSettings
 from maskwise.objectives import objective_class
-from maskwise.recipe.overrides import Plain, nested, put
+from maskwise.recipe.overrides import Plain, nested, put, with_changes
 from maskwise.specs import leaves
 from maskwise.text.readers import unread_fields
 from maskwise.training.learners import Learner, learner_of
@@ -476,17 +475,11 @@ def _trainings(settings: Plain) -> Iterator[Plain]:
 
 
 def _with(settings: Plain, changes: object) -> Plain:
-    """Return settings with the changes of an arm or a phase; those given are not changed."""
-    if not changes:
+    """Return settings with the changes of an arm or a phase, if they are settings."""
+    if not changes or not isinstance(changes, Mapping):
         return settings
-    changed = copy.deepcopy(settings)
-    for key, value in leaves(changes) if isinstance(changes, dict) else ():
-        try:
-            put(changed, key, value, clear=False)
-        except MaskwiseError:
-            # The validation of the recipe will report the same error.
-            continue
-    return changed
+    # The validation of the recipe will report what is wrong in them.
+    return with_changes(settings, changes, lenient=True)
 
 
 def _remove(settings: Plain, key: str, changes: Mapping[str, object]) -> None:

@@ -7,9 +7,19 @@ from collections.abc import Mapping
 from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from maskwise.effects import Count, NotNegative, Positive, Rounding, Share, Weights, Whole
+from maskwise.effects import (
+    Count,
+    NotNegative,
+    OrOff,
+    Positive,
+    Rounding,
+    Settings,
+    Share,
+    Weights,
+    Whole,
+)
 from maskwise.tasks.task import Task
 from maskwise.training import TrainingSettings
 
@@ -17,7 +27,7 @@ MAX_LENGTH = 64
 """The default maximum number of tokens in a row of a task."""
 
 
-class FinetuneSettings(BaseModel, extra="forbid", frozen=True):
+class FinetuneSettings(Settings):
     """The settings with which every checkpoint of a study is fine-tuned.
 
     If ``epochs`` or ``learning_rate`` is None, its value depends on the size of the model.
@@ -56,15 +66,15 @@ class FinetuneSettings(BaseModel, extra="forbid", frozen=True):
     optimizer: Weights[Literal["adamw", "muon"]] = "adamw"
     """``muon`` trains the weight matrices of the transformer layers with Muon, and all other
     parameters with AdamW."""
-    warmup: Weights[Share] = 0.1
+    warmup: Weights[OrOff[Share]] = 0.1
     """Share of the steps over which the learning rate rises from 0."""
 
-    eval_every: Weights[Whole] = 0
+    eval_every: Weights[OrOff[Whole]] = 0
     """Steps between evaluations on dev. The weights with the best dev score are used; if scores are
     equal, the earliest. With 0, dev is scored only at the end, and the last weights are used.
     """
 
-    weight_decay: Weights[NotNegative] = 0.01
+    weight_decay: Weights[OrOff[NotNegative]] = 0.01
     """Decoupled weight decay of matrices. Biases, norms and other vectors have no weight decay."""
     precision: Rounding[Literal["auto", "no", "bf16"]] = "auto"
     """The number format of the computation: see ``training.precision``."""

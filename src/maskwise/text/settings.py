@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import (
     AfterValidator,
-    BaseModel,
     Field,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -23,7 +22,7 @@ from pydantic import (
 from tokenizers import AddedToken
 
 from maskwise import folders
-from maskwise.effects import Several, Weights, Whole, without_unset
+from maskwise.effects import OrOff, Settings, Several, Weights, Whole, without_unset
 from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
 from maskwise.text.layers import Layered
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
-class CorpusSettings(BaseModel, extra="forbid", frozen=True):
+class CorpusSettings(Settings):
     """The source of the text, and how the text is cut into rows.
 
     >>> CorpusSettings(source="./texts/a.txt", length=128).source
@@ -92,7 +91,7 @@ class CorpusSettings(BaseModel, extra="forbid", frozen=True):
     """Whether to read the text during training, for text that is too large to prepare. The source
     is a file, a folder, a pattern such as ``texts/*.parquet``, or ``hf:NAME``.
     """
-    shuffle: Weights[float] = Field(1.0, ge=0, le=1024)
+    shuffle: Weights[OrOff[float]] = Field(1.0, ge=0, le=1024)
     """Megabytes of text in a chunk of a stream. Rows are shuffled within a chunk, and the files are
     read in random order. With 0, rows and files keep their order."""
     repeat: Weights[bool] = True
@@ -307,7 +306,7 @@ def _one_spelling(source: str) -> str:
     return os.path.normpath(source)
 
 
-class TokenizerSettings(BaseModel, extra="forbid", frozen=True):
+class TokenizerSettings(Settings):
     """A tokenizer that is loaded by name, or a new tokenizer that is trained on the corpus."""
 
     name: Weights[str | None] = None

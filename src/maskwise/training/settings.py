@@ -7,7 +7,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     Field,
     PrivateAttr,
     SerializerFunctionWrapHandler,
@@ -20,8 +19,10 @@ from maskwise.effects import (
     Count,
     Nothing,
     NotNegative,
+    OrOff,
     Positive,
     Rounding,
+    Settings,
     Several,
     Share,
     Speed,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+class TrainingSettings(Settings, allow_inf_nan=False):
     """The settings of a training run, for pre-training or for fine-tuning."""
 
     steps: Weights[Count] = 1000
@@ -85,10 +86,10 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     betas: Weights[tuple[Beta, Beta]] = (0.9, 0.98)
     """AdamW's decay rates for the running means of gradients and of squared gradients."""
 
-    weight_decay: Weights[NotNegative] = 0.01
+    weight_decay: Weights[OrOff[NotNegative]] = 0.01
     """Decoupled weight decay of matrices. Biases, norms and other vectors have no weight decay."""
 
-    warmup: Weights[Share] = 0.06
+    warmup: Weights[OrOff[Share]] = 0.06
     """Share of the steps, at the beginning, in which the learning rate rises from 0."""
 
     decay: Weights[Curve] = "linear"
@@ -103,7 +104,7 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     """Share of the steps, at the end, in which the learning rate falls. If None, all steps; for
     ``wsd``, a tenth of the steps."""
 
-    lag: Weights[int] = Field(0, ge=0, le=1)
+    lag: Weights[OrOff[int]] = Field(0, ge=0, le=1)
     """Delay, in updates, before masking policies that learn from the losses of every step, such as
     pos-weighted, learn from the losses of a step: 0 or 1. With 0, each step must wait for the
     losses of the step before. On an accelerator, this wait is as long as masking and copying a
@@ -114,7 +115,7 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     only the rows of new tokens (``model.new_tokens``) in the embeddings, the output layer and its
     bias, without weight decay."""
 
-    clip: Weights[NotNegative] = 1.0
+    clip: Weights[OrOff[NotNegative]] = 1.0
     """Maximum norm of the gradient of all parameters. Larger gradients are scaled down. 0 turns
     this off."""
 
@@ -151,7 +152,7 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     log_every: Nothing[Count] = 20
     """Steps between lines of metrics."""
 
-    eval_every: Nothing[Whole] = 0
+    eval_every: Nothing[OrOff[Whole]] = 0
     """Steps between evaluations. With 0, the model is evaluated only at the end."""
 
     patience: Weights[int | None] = Field(None, ge=1)
@@ -165,7 +166,7 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     length, a decay branches off, and the checkpoint is that with the lowest loss on half of the
     held-out documents. The others judge the model."""
 
-    save_every: Nothing[Whole] = 0
+    save_every: Nothing[OrOff[Whole]] = 0
     """Steps between training states, from which a run can resume. With 0, no states are saved."""
 
     keep: Nothing[Count] = 2
@@ -176,7 +177,7 @@ class TrainingSettings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     names the step. ``skip`` skips the update. A held-out loss that is not finite ends the run. If
     no value is infinite or NaN, both give the same weights."""
 
-    workers: Speed[Whole] = 1
+    workers: Speed[OrOff[Whole]] = 1
     """Number of processes per rank that tokenise a stream (``corpus.stream``). With 0, the training
     process tokenises the stream. The result is the same."""
 
@@ -254,7 +255,7 @@ def attention_dropout_of(config: PreTrainedConfig) -> tuple[str, float] | None:
     return None
 
 
-class ModelSettings(BaseModel, extra="forbid", frozen=True):
+class ModelSettings(Settings):
     """The ``model`` section of a recipe: a new model or a pre-trained model.
 
     >>> ModelSettings(architecture="bert", settings={"num_hidden_layers": 2}).unigram_bias
@@ -282,7 +283,7 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
     line. A number chooses the words that save most pieces in the training text. New rows of the
     embeddings and of the output layer begin as the means of the rows of a word's pieces."""
 
-    attention_dropout: Weights[float | None] = Field(None, ge=0, lt=1)
+    attention_dropout: Weights[OrOff[float | None]] = Field(None, ge=0, lt=1)
     """Dropout rate of attention weights. If None, the rate is 0 for a new model, and the rate of
     the checkpoint for a pre-trained model. The fast GPU kernels for documents of variable length
     need a rate of 0."""
