@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.errors import MaskwiseError, in_percent, unknown_name
+from maskwise.estimates import outcome_labels, outcome_words
 from maskwise.tasks import load_task
+from maskwise.verdict.flags import rate
 
 
 def test_a_long_list_of_names_is_cut_between_two_names():
@@ -58,3 +60,14 @@ def test_a_split_that_is_no_text_is_refused(tmp_path: Path, split: object) -> No
     with pytest.raises(MaskwiseError) as caught:
         load_task(tmp_path / "rows.jsonl")
     assert "train" in str(caught.value.allowed)
+
+
+def test_shares_in_per_cent_have_no_noise_and_no_exponent() -> None:
+    """100 × 0.29 is 28.999999999999996, and 1e-07 was 1e-05 %."""
+    for hundredths in range(10_001):
+        assert in_percent(hundredths / 100) == str(hundredths)
+        assert in_percent(hundredths / 10_000) == f"{hundredths / 100:.2f}".rstrip("0").rstrip(".")
+    assert outcome_words("heldout:token@1e-07").endswith(" 0.00001 %")
+    labels = outcome_labels(["heldout:token", "heldout:token@1e-07", "heldout:token@0.29"])
+    assert labels["heldout:token"].endswith(" 0.00001 and 29 %")
+    assert (rate(1e-8), rate(0.289), rate(0.999)) == ("0.000001 %", "29 %", "100 %")

@@ -16,6 +16,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import cache
 from importlib.util import find_spec
 from numbers import Integral, Real
@@ -414,6 +415,20 @@ def counted(reasons: Mapping[str, int]) -> str:
     """Format counts of reasons, the most frequent first: "3 × no label, 1 × no text"."""
     ordered = Counter(reasons).most_common()
     return ", ".join(f"{count} × {reason}" for reason, count in ordered)
+
+
+def in_percent(share: float, digits: int = 6) -> str:
+    """Return a share in per cent, without the sign, an exponent or zeros at the end.
+
+    >>> in_percent(0.29), in_percent(0.0000001), in_percent(12_345.678), in_percent(2 / 3, 2)
+    ('29', '0.00001', '1234570', '67')
+
+    Args:
+        share: the share.
+        digits: the number of significant digits.
+    """
+    # 100 × 0.29 is 28.999999999999996.
+    return f"{Decimal(f'{100 * share:.{digits}g}'):f}"
 
 
 def plural(number: int, what: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from maskwise.constants import DIFFUSION, NATS
+from maskwise.errors import in_percent
 from maskwise.files import Contrast, Estimate, MeanLosses, Record
 
 WRITTEN = {
@@ -222,7 +223,7 @@ def outcome_label(outcome: str) -> str:
             masks = masks.removesuffix(f" {name}")
             ending = f" ({words} written)"
     if ratio:
-        ending = f", {100 * float(ratio):g} %{ending}"
+        ending = f", {in_percent(float(ratio))} %{ending}"
     return f"{masks} masks{ending}"
 
 
@@ -255,7 +256,7 @@ def outcome_labels(outcomes: Iterable[str]) -> dict[str, str]:
         labels[outcome] = outcome_label(outcome)
         mean, _, ratio = outcome.partition("@")
         if ratio and mean.startswith("heldout:"):
-            ratios[mean].append(f"{100 * float(ratio):g}")
+            ratios[mean].append(in_percent(float(ratio)))
     for mean, shares in ratios.items():
         if mean in labels:
             labels[mean] += f", mean of {' and '.join(shares)} %"

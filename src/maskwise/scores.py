@@ -29,7 +29,14 @@ from pandas import DataFrame, Series, isna
 
 from maskwise import __version__
 from maskwise.constants import CORRELATIONS, NATS
-from maskwise.errors import MaskwiseError, dict_of, items_of, plural, require_known
+from maskwise.errors import (
+    MaskwiseError,
+    dict_of,
+    in_percent,
+    items_of,
+    plural,
+    require_known,
+)
 from maskwise.estimates import with_minus
 from maskwise.files import Record, Study, Summary
 from maskwise.folders import read_json, refuse_file, write_json, write_lines
@@ -285,10 +292,10 @@ def compare(
     }
     for task, value in guessing.items():
         if scales[task] != 1:
-            notes.append(f"Guessing is read to score {100 * value:g} % on {task}.")
+            notes.append(f"Guessing is read to score {in_percent(value)} % on {task}.")
     if margin is not None:
         notes.append(
-            f"Differences within ±{100 * margin:g} points or {margin:g} nats do not matter."
+            f"Differences within ±{in_percent(margin)} points or {margin:g} nats do not matter."
         )
     metrics = {task: NATS if task in losses else measures.get(task) or "score" for task in tasks}
     records: list[Record] = []
@@ -379,8 +386,8 @@ def _chance(task: str, value: float, scale: int, *, is_loss: bool) -> float:
                 f"the score of guessing on {task} is a share or per cent; the scores are per cent",
                 got=value,
                 allowed="0, or more than 1 to 100",
-                do=f"for {100 * number:g} %, give {100 * number:g}; for {number:g} %, give the "
-                "scores as shares",
+                do=f"for {in_percent(number)} %, give {in_percent(number)}; for {number:g} %, give "
+                "the scores as shares",
             )
         share = number / scale
         if share >= 0 and (is_loss or share <= 1):

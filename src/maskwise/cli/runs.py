@@ -35,7 +35,14 @@ from maskwise.cli.terminal import (
     was_given,
 )
 from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
-from maskwise.errors import MaskwiseError, Truncated, counted, plural, whole_number
+from maskwise.errors import (
+    MaskwiseError,
+    Truncated,
+    counted,
+    in_percent,
+    plural,
+    whole_number,
+)
 from maskwise.estimates import failure_lines
 from maskwise.folders import recipe_path, refuse_missing, shipped
 from maskwise.printing import err_console, note_of_rename, out_console, print_json, say, warn
@@ -345,7 +352,7 @@ def pretrain(
         return
     rows = []
     for line in result["heldout"]:
-        masks = f"{line['masks']} {100 * line['ratio']:g} %"
+        masks = f"{line['masks']} {in_percent(line['ratio'])} %"
         rows.append((masks, figure(line["loss"]), figure(line["unigram"]), str(line["targets"])))
     print_table(("held-out masks", "loss (nats)", "word frequencies alone", "targets"), rows)
     known = [line for line in result["heldout"] if line["unigram"] is not None]

@@ -29,7 +29,12 @@ from maskwise.cli.terminal import (
     print_table,
     print_verdicts,
 )
-from maskwise.errors import MaskwiseError, require_known, unknown_name
+from maskwise.errors import (
+    MaskwiseError,
+    in_percent,
+    require_known,
+    unknown_name,
+)
 from maskwise.folders import recipe_path, shipped
 from maskwise.plugins import Table
 from maskwise.printing import err_console, out_console, print_json, say, warn
@@ -166,7 +171,7 @@ def evaluate(
         name = f"{row.measure} {row.metric}"
         chance = row.chance
         if row.kind == "heldout" and row.ratio is not None:
-            name = f"held-out loss, {row.measure} masks {100 * row.ratio:g} %"
+            name = f"held-out loss, {row.measure} masks {in_percent(row.ratio)} %"
             chance = by_frequency.get(row.outcome.replace("heldout:", "unigram:", 1))
         skipped = [f"{count} {reason}" for reason, count in row.facts.get("skipped", {}).items()]
         shown = figure(row.value)

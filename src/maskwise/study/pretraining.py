@@ -21,7 +21,10 @@ from torch import Tensor
 from maskwise import __version__
 from maskwise.constants import rank_here, ranks_here
 from maskwise.draws import fold
-from maskwise.errors import MaskwiseError
+from maskwise.errors import (
+    MaskwiseError,
+    in_percent,
+)
 from maskwise.evaluation import EvaluationSettings, HeldOut, fixed_maskers
 from maskwise.evaluation.scoring import diffusion_bound
 from maskwise.flops import FORMULA
@@ -330,7 +333,7 @@ def model_card(
     table = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
     measured = []
     for line in losses:
-        masks = f"{line['masks']} masks at {100 * line['ratio']:g} %"
+        masks = f"{line['masks']} masks at {in_percent(line['ratio'])} %"
         loss = f"{masks}: {line['loss']:.3f} nats a target"
         measured.append(f"- {loss} (word frequencies alone: {line['unigram']:.3f})")
     heldout = "\n".join(measured) or "not measured"

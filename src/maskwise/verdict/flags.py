@@ -22,6 +22,7 @@ from maskwise.constants import (
     overlap_matters,
     overlap_words,
 )
+from maskwise.errors import in_percent
 from maskwise.estimates import SPREADS, shown_in, with_minus
 from maskwise.files import Effect
 from maskwise.verdict.comparison import Comparison
@@ -468,7 +469,7 @@ def _overlap(one: Comparison, table: Outcomes) -> FlagFacts | None:
 
 def rate(share: float) -> str:
     """Format a rate as a percentage with two significant digits, without an exponent."""
-    return f"{float(f'{100 * share:.2g}'):g} %"
+    return f"{in_percent(share, 2)} %"
 
 
 def _has_failures(one: Comparison, table: Outcomes) -> bool:
