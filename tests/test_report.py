@@ -1116,6 +1116,19 @@ def test_a_table_in_a_pipe_is_not_cut(capfd: pytest.CaptureFixture[str]) -> None
     assert "…" not in out and f"{cell}  {cell}" in out
 
 
+@pytest.mark.parametrize("width", [40, 60, 79, 120])
+def test_names_with_spaces_stay_on_one_line_of_a_table(width, monkeypatch, capsys) -> None:
+    """Whole words of masks 15 % and whole words of masks 30 % began with two equal lines."""
+    monkeypatch.setattr(printing, "out_console", Terminal(width=width, force_terminal=True))
+    names = [f"whole words of masks {percent} %" for percent in (15, 30)]
+    facts = ("the tasks", "+1.2 accuracy points", "−0.35 to +2.14", "better (decided)")
+    heads = ("arm", "against", "outcome", "difference", "interval", "verdict")
+    printing.print_table(heads, [(name, "no pre-training", *facts) for name in names])
+    lines = capsys.readouterr().out.splitlines()
+    for name in (*names, "no pre-training"):
+        assert any(name in line for line in lines), lines
+
+
 @pytest.mark.parametrize("width", [30, 80, 90, 200])
 def test_a_table_on_a_terminal_shows_whole_names_and_numbers(width, monkeypatch, capsys) -> None:
     """At 80 columns, constant-rate-15 and constant-rate-30 were both constant-r…"""

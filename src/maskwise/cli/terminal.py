@@ -30,6 +30,8 @@ SPACE = 2
 """Spaces between columns."""
 LONGEST_WORD = 24
 """Characters of a word, such as a path, above which it may be broken in a column."""
+LONGEST_NAME = 40
+"""Characters of a name with spaces, such as that of an arm, above which it may be broken."""
 
 Out = Annotated[
     Path | None,
@@ -143,7 +145,8 @@ def renamed(old: str, former: T | None, new: str, value: T | None) -> T | None:
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
     """Print a table without borders. No cell is cut.
 
-    On a terminal that is too narrow for whole words, there is a line for every field of a row.
+    On a terminal that is too narrow for whole words, and for whole names in the first column and in
+    "against", there is a line for every field of a row.
     """
     # rich counts control characters as 0 wide, but a terminal gets a dot for each of them.
     cells = [[visible(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
@@ -172,16 +175,21 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> N
 
 
 def _widths(console: Console, columns: Iterable[Sequence[str | Text]]) -> list[int] | None:
-    """Return widths at which only words above ``LONGEST_WORD`` are broken; None if there are none.
+    """Return widths at which only words above ``LONGEST_WORD`` and names above ``LONGEST_NAME`` are
+    broken; None if there are none.
 
     Args:
         columns: the cells of every column, with its head.
     """
     least = []
     widths = []
-    for column in columns:
+    for number, column in enumerate(columns):
         needed = measure_renderables(console, console.options, column)
-        least.append(min(needed.minimum, LONGEST_WORD))
+        smallest = min(needed.minimum, LONGEST_WORD)
+        # A name in two lines looks like two names.
+        if number == 0 or column[0] == "against":
+            smallest = max(smallest, min(needed.maximum, LONGEST_NAME))
+        least.append(smallest)
         widths.append(needed.maximum)
     room = console.width - SPACE * len(widths)
     if sum(least) > room:
