@@ -27,7 +27,7 @@ from maskwise.recipe import Recipe, read_recipe
 from maskwise.recipe import recipe as recipes
 from maskwise.report import write_report
 from maskwise.report.reading import read_folder
-from maskwise.study import Run, dry_run, make_plan, run, run_stage, run_study, stages
+from maskwise.study import Run, checks, dry_run, make_plan, run, run_stage, run_study, stages
 from maskwise.study.design import Design, _scores, best_point
 from maskwise.study.records import collect, describe
 from maskwise.study.stages import KINDS, Stage
@@ -538,6 +538,11 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, d
             "objective=clm",
             f"study.search={{{rates}, by: held-out}}",
         ),
+        (
+            "on its own kind of masks.*got .'span'",
+            "evaluation.masks=[span]",
+            f"study.search={{{rates}, by: held-out}}",
+        ),
     ):
         with pytest.raises(MaskwiseError, match=said):
             compare(recipe, more, tmp_path / "out")
@@ -547,6 +552,22 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, d
         [frozen, f"study.search={{{rates}, by: held-out}}"],
     ):
         assert dry_run(read_recipe(recipe, more), tmp_path / "out")["plans"]
+
+
+def test_a_search_does_not_choose_between_output_formats(recipe):
+    """The losses of two formats are no list of equal length: a traceback after all search runs."""
+    own = ["objective=denoise", "model={architecture: bart}", "evaluation.masks=[token]"]
+    own += ["masking.corruption=infill", "study.arms={a: {}, b: {masking.ratio: 0.3}}"]
+    own += ["tasks=[]"]
+    for second in ("infill(1)", "t5"):
+        grid = f"study.search={{grid: {{masking.corruption: [infill, {second}]}}}}"
+        found = read_recipe(recipe, [*own, grid])
+        by_arm = {"a": [found.arm("a", seed=0, more=p) for p in found.study.points_of("a")]}
+        if second == "t5":
+            with pytest.raises(MaskwiseError, match=r"output formats of arm 'a'.*got full, sent"):
+                checks._check_losses(found, found.study.search, by_arm)
+        else:
+            checks._check_losses(found, found.study.search, by_arm)
 
 
 @pytest.mark.slow

@@ -174,7 +174,7 @@ def check_inputs(recipe: Recipe) -> list[str]:
                     do="add a dev split, or set study.search.by=held-out",
                 )
     elif search:
-        _check_losses(search, by_arm)
+        _check_losses(recipe, search, by_arm)
     specs: dict[str, str] = {}
     for spec, task in tasks.items():
         if task.name in specs:
@@ -394,7 +394,9 @@ def _check_model(
         check_room(config, length, what="finetune.max_length", do=do)
 
 
-def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) -> None:
+def _check_losses(
+    recipe: Recipe, search: SearchSettings, by_arm: Mapping[str, list[Recipe]]
+) -> None:
     """Check that a search can compare the held-out losses of the settings in its grid."""
     do = "add tasks and set study.search.by=dev"
     for name, points in by_arm.items():
@@ -414,6 +416,27 @@ def _check_losses(search: SearchSettings, by_arm: Mapping[str, list[Recipe]]) ->
                 "token are not comparable between vocabularies",
                 got=f"a grid of {', '.join(search.points[0])}",
                 do=f"{do}, or define an arm for every tokenizer",
+            )
+        # All points are compared on the kinds of masks of the arm itself.
+        own = recipe.arm(name, seed=0).links()[-1]
+        ends = [own, *(point.links()[-1] for point in points)]
+        kinds = chain.from_iterable(end.judged_on() for end in ends)
+        formats = {kind.partition(" ")[2] for kind in kinds}
+        if len(formats) > 1:
+            raise MaskwiseError(
+                f"study.search by held-out loss cannot choose between the output formats of arm "
+                f"{name!r}: their losses are not comparable",
+                got=", ".join(sorted(formats)),
+                do=f"{do}, or define an arm for every format",
+            )
+        measured = {kind.split()[0] for kind in own.judged_on()}
+        if measured.isdisjoint(own.evaluation.masks):
+            raise MaskwiseError(
+                f"study.search by held-out loss needs held-out losses of arm {name!r} on its own "
+                "kind of masks, which evaluation.masks lacks",
+                got=list(own.evaluation.masks),
+                allowed=" or ".join(sorted(measured)),
+                do="add it to evaluation.masks, or set study.search.by=dev",
             )
 
 
