@@ -265,7 +265,9 @@ def test_the_text_of_a_stream_is_prepared_while_it_is_trained_on(recipe, tmp_pat
         samples = timing.Samples(link, tmp_path / f"{stream}-{workers}")
         sample = samples.first
         assert sample.one_row_seconds > 0
-        samples.prepared = dict.fromkeys(samples.prepared, sample._replace(one_row_seconds=1.0))
+        rows = len(sample.rows) + len(sample.data.held_out)
+        timed = sample._replace(row_seconds=lambda times, rows=rows: 3.0 + rows * times)
+        samples.prepared = dict.fromkeys(samples.prepared, timed)
         assert timing._with_reading(1.0, link, samples) == step
 
 
@@ -553,6 +555,21 @@ def test_test_rows_are_answered_once_and_dev_rows_at_every_evaluation(recipe, mo
     steps = link.finetune.training(task, seed=0).steps
     assert seconds[0] == pytest.approx(1.0)
     assert seconds[1] == pytest.approx((dev * (1 + steps) + test) / (dev + test))
+
+
+def test_rows_are_timed_only_for_a_stage_whose_time_is_unknown(tmp_path, monkeypatch):
+    """Every dry run wrote the rows of its sample twice, also if all times were known."""
+    calls = []
+    write_rows = timing.write_rows
+    monkeypatch.setattr(
+        timing, "write_rows", lambda *a, **kw: calls.append(a) or write_rows(*a, **kw)
+    )
+    first = read_recipe("quick-start", [*SMALL, "corpus.limit=200"])
+    sample = timing.Samples(first, tmp_path).first
+    assert len(calls) == 1
+    assert sample.prepare_seconds > 0
+    assert sample.prepare_seconds == sample.prepare_seconds
+    assert len(calls) == 2
 
 
 def test_a_policy_that_scores_the_text_takes_time(tmp_path):

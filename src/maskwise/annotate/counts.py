@@ -103,8 +103,9 @@ def words_of(texts: Sequence[str]) -> Words:
     folded = lower_case(joined)
     codes = codes_of(folded)
     text = base.searchsorted(start, side="right") - 1
-    line_ends = np.isin(codes, _LINE_ENDS)
-    lines = np.append(0, line_ends.cumsum())[start]
+    white = np.flatnonzero(is_white(kinds))
+    line_ends = white[np.isin(codes[white], _LINE_ENDS)]
+    lines = line_ends.searchsorted(start)
     # The "ll" in "we'll" cannot be a word of a phrase, but "intelligence" in "l'intelligence" can.
     after_apostrophe = np.isin(codes[start - 1], _APOSTROPHES) & (start > 1)
     suffix = after_apostrophe & ~is_white(kinds)[start - 2] & (end - start <= _LONGEST_SUFFIX)
@@ -154,9 +155,13 @@ def _hashes(codes: CodePoints, start: Ints, end: Ints) -> Hashes:
 
 def rehashed(x: Hashes) -> Hashes:
     """Hash 64-bit numbers (SplitMix64's finaliser). Each bit of x affects all bits of the hash."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    # Later steps overwrite the array of the first, because new memory takes as long as the sums.
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def blocks(texts: Iterable[str]) -> Iterator[Words]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.annotate.counts import lower_case, words_of
-from maskwise.evaluation.overlap import in_a_row
+from maskwise.evaluation.overlap import HashFilter, in_a_row
 from maskwise.text.documents import Document, batches, first_characters
 from maskwise.text.words import codes_of
 
@@ -91,6 +91,10 @@ def _found(
         return
     all_shingles = np.concatenate([shingles for _, shingles in training])
     owner = np.repeat(np.arange(len(training)), [len(shingles) for _, shingles in training])
+    # Of the shingles in training, nearly all occur in no held-out document.
+    wanted = HashFilter(np.concatenate([shingles for _, shingles in held_out]))
+    likely = wanted.likely(all_shingles)
+    all_shingles, owner = all_shingles[likely], owner[likely]
     order = np.argsort(all_shingles)
     all_shingles, owner = all_shingles[order], owner[order]
     for name, shingles in held_out:
@@ -113,12 +117,23 @@ def shingles_of(texts: Iterable[str]) -> Iterator[Shingles]:
     """
     for batch in batches(texts, BATCH_CHARACTERS):
         words = words_of(batch)
-        ends = words.text.searchsorted(np.arange(len(batch)), side="right")
-        for text, units in zip(batch, np.split(words.key, ends)):
-            if len(text) > LONGEST_WORD * len(units):
-                units = codes_of(lower_case(text)).astype(np.uint64)
-            [(_, runs)] = in_a_row(units, [min(SHINGLE, len(units))])
-            yield runs
+        ends = words.text.searchsorted(np.arange(len(batch)), side="right").tolist()
+        # The runs of all texts are hashed at once. Those that cross from one text to the next are
+        # left out.
+        joined = _runs(words.key)
+        for text, begin, end in zip(batch, [0, *ends], ends):
+            if len(text) > LONGEST_WORD * (end - begin):
+                yield _runs(codes_of(lower_case(text)))
+            elif end - begin < SHINGLE:
+                yield _runs(words.key[begin:end])
+            else:
+                yield joined[begin : end - SHINGLE + 1]
+
+
+def _runs(units: NDArray[np.generic]) -> Shingles:
+    """Return the hashes of all runs of `SHINGLE` units. Fewer units are one run."""
+    lengths = [min(SHINGLE, len(units))]
+    return next((runs for _, runs in in_a_row(units, lengths)), np.zeros(0, dtype=np.uint64))
 
 
 def similarity(some: Shingles, others: Shingles) -> float:

@@ -198,18 +198,31 @@ def in_a_row(values: NDArray[np.generic], lengths: Collection[int]) -> Iterator[
             yield length, total
 
 
+class HashFilter:
+    """A Bloom filter with one hash function: rejects nearly all hashes that are not wanted.
+
+    ``bits[b]`` is true if the upper 22 bits of any wanted hash are b. Without a look at this table,
+    nearly all n-grams of a corpus would be searched in vain.
+    """
+
+    def __init__(self, wanted: Hashes):
+        self.bits = np.zeros(1 << 22, dtype=bool)
+        self.bits[wanted >> np.uint64(42)] = True
+
+    def likely(self, hashes: Hashes) -> NDArray[np.bool_]:
+        """Return a flag for each hash: false if it is certainly not wanted."""
+        return self.bits[hashes >> np.uint64(42)]
+
+
 class _Wanted:
     """N-grams to find, all of one length, and the item of each n-gram (``owner``)."""
 
     def __init__(self, grams: Hashes, owner: NDArray[np.int64]):
         self.grams = grams
         self.owner = owner
-        # bits[b] is true if the upper 22 bits of any hash to find are b. This table rejects nearly
-        # all n-grams of a corpus before the slower search.
-        self.bits = np.zeros(1 << 22, dtype=bool)
-        self.bits[grams >> np.uint64(42)] = True
+        self.filter = HashFilter(grams)
 
     def owners_of(self, grams: Hashes) -> NDArray[np.int64]:
         """Return the indices of the items that contain any of these n-grams."""
-        likely = grams[self.bits[grams >> np.uint64(42)]]
+        likely = grams[self.filter.likely(grams)]
         return self.owner[np.isin(self.grams, likely)]

@@ -10,9 +10,9 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -121,9 +121,11 @@ class TextSample(NamedTuple):
         whole: whether the whole text was read to count it.
         skipped: the number of skipped documents in the part that was read, keyed by reason.
         held_out: the share of the characters that is held out.
-        vocabulary_seconds, row_seconds: the forecast for the tokenizer and the rows of the whole
-            text, or of the part of a stream that is read before training.
-        one_row_seconds: the seconds to prepare a row, which a stream does during training.
+        vocabulary_seconds: the forecast for the tokenizer of the whole text, or of the part of a
+            stream that is read before training.
+        times: the number of characters of this text or part, divided by that of the sample.
+        row_seconds: a function that times the rows when it is first called, and forecasts the
+            seconds to prepare so many times the sample.
     """
 
     data: Prepared
@@ -135,14 +137,25 @@ class TextSample(NamedTuple):
     skipped: Mapping[str, int]
     held_out: float
     vocabulary_seconds: float
-    row_seconds: float
-    one_row_seconds: float
+    times: float
+    row_seconds: Callable[[float], float]
 
     @property
     def rows(self) -> Rows:
         """The training rows of the sample, even if its text is a stream."""
         assert isinstance(self.data.training, Rows)
         return self.data.training
+
+    @property
+    def prepare_seconds(self) -> float:
+        """The forecast for the rows that are prepared before training."""
+        return self.row_seconds(self.times)
+
+    @property
+    def one_row_seconds(self) -> float:
+        """The seconds to prepare a row, which a stream does during training."""
+        rows = max(1, len(self.rows) + len(self.data.held_out))
+        return (self.row_seconds(1) - self.row_seconds(0)) / rows
 
     @property
     def held_out_rows(self) -> int:
@@ -187,10 +200,10 @@ class Samples:
         """Forecast the seconds of a stage that prepares the text of a training phase."""
         if not stage.needs:
             sample = self.of(link)
-            return sample.vocabulary_seconds + sample.row_seconds
+            return sample.vocabulary_seconds + sample.prepare_seconds
         if len(stage.needs) > 1:
             link = self._scored(link)
-        return self.of(link).row_seconds
+        return self.of(link).prepare_seconds
 
     def _scored(self, link: Recipe) -> Recipe:
         """Return the recipe with an untrained policy in place of the one that its run learns."""
@@ -240,8 +253,7 @@ class Samples:
                 scale = seen.characters / size
                 counts = (seen.documents, seen.characters, seen.whole, seen.skipped)
         made, vocabulary_seconds = _tokenizer_of(link, size, min(read, TOKENIZER_CHARACTERS))
-        data, loading, row_seconds = self._rows(link, sample, made)
-        assert isinstance(data.training, Rows), "the rows of a sample are stored"
+        data, row_seconds = self._rows(link, sample, made)
         return TextSample(
             data,
             scale,
@@ -249,13 +261,13 @@ class Samples:
             *counts,
             held_out=held_out,
             vocabulary_seconds=vocabulary_seconds,
-            row_seconds=loading + row_seconds * prepared / size,
-            one_row_seconds=row_seconds / max(1, len(data.training) + len(data.held_out)),
+            times=prepared / size,
+            row_seconds=row_seconds,
         )
 
     def _rows(
         self, link: Recipe, sample: Documents, made: Extended
-    ) -> tuple[Prepared, float, float]:
+    ) -> tuple[Prepared, Callable[[float], float]]:
         """Prepare documents as the rows of a training phase.
 
         Args:
@@ -264,7 +276,7 @@ class Samples:
             made: the tokenizer and its new tokens.
 
         Returns:
-            The rows, the seconds to load annotators, and those to write the rows.
+            The rows, and a function that forecasts the seconds to prepare so many times the text.
         """
         corpus = link.corpus
         folder = self.folder / f"sample-{len(self.prepared)}"
@@ -282,27 +294,34 @@ class Samples:
                 folder / name, sample, tokenizer, settings, layers=layers, new_tokens=new_tokens
             )
 
-        # A sample is short, so larger shares are held out, for enough rows to time evaluations.
-        shares = [corpus.held_out] if sample.whole else [max(0.2, corpus.held_out), 0.45]
+        # The time of other processes on the machine is not part of the processor time.
         # The first call is slower, because it imports modules, and its time is not counted.
         annotated("first-layers", 1)
-        with suppress(MaskwiseError):
-            written("first", shares[-1], None)
-        # The time of other processes on the machine is not part of the processor time.
-        began = time.process_time()
-        annotated("second-layers", 1)
-        loading = time.process_time() - began
         began = time.process_time()
         layers = annotated("layers")
-        reading = max(0.0, time.process_time() - began - loading)
-        for share in shares:
+        annotating = time.process_time() - began
+
+        @cache
+        def measured() -> tuple[float, float]:
             began = time.process_time()
+            annotated("second-layers", 1)
+            loading = time.process_time() - began
+            began = time.process_time()
+            written("again", share, layers)
+            writing = time.process_time() - began
+            return loading, max(0.0, annotating - loading) + writing
+
+        def forecast(times: float) -> float:
+            loading, seconds = measured()
+            return loading + seconds * times
+
+        # A sample is short, so larger shares are held out, for enough rows to time evaluations.
+        shares = [corpus.held_out] if sample.whole else [max(0.2, corpus.held_out), 0.45]
+        for share in shares:
             try:
-                data = written(f"{share}", share, layers)
+                return written(f"{share}", share, layers), forecast
             except MaskwiseError as error:
                 failure = error
-                continue
-            return data, loading, reading + time.process_time() - began
         raise failure
 
 

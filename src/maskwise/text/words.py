@@ -190,10 +190,13 @@ def _class_before(kinds: Classes, extend: Flags) -> Classes:
     """Return, for each character, the class of the last earlier character without ``extend``."""
     # The first character has no earlier character, so its class is SPACE.
     padded = np.concatenate(([SPACE], kinds)).astype(np.uint8)
-    place = np.arange(len(padded))
-    place[1:][extend] = 0
-    last_base = np.maximum.accumulate(place)
-    return padded[last_base[:-1]]
+    before = padded[:-1].copy()
+    # Few characters extend another, so only those after them need a look further back.
+    place = np.flatnonzero(extend)
+    run = np.maximum.accumulate(np.where(changes(place - np.arange(len(place))), place, 0))
+    after = place + 1 < len(kinds)
+    before[place[after] + 1] = padded[run[after]]
+    return before
 
 
 def words_in(kinds: Classes, starts: Flags | None = None) -> tuple[Ints, Ints]:
