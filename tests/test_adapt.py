@@ -247,6 +247,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert f"remove {out}/stages/" in missing
 
 
+FACTS: dict[str, Any] = {"policy": "token", "ratio": "constant(0.3)", "overrides": {}}
 SCORES = {"words-30": 0.70, "token-15": 0.66, "no-pretraining": 0.68}
 
 
@@ -256,7 +257,7 @@ def write_scores(out: Path, by_arm: dict[str, dict[int, float]], metric: str = "
         common = {"kind": "task", "arm": arm, "measure": "task", "metric": metric}
         lines += [{**common, "seed": seed, "value": score} for seed, score in scores.items()]
     write_lines(out / "records.jsonl", lines)
-    arms = {arm: {} for arm in by_arm if arm != "no-pretraining"}
+    arms = {arm: FACTS for arm in by_arm if arm != "no-pretraining"}
     study = {"arms": arms, "seeds": list(range(6)), "tasks": {"task": {"metric": metric}}}
     study["untrained"] = {"no-pretraining": "the unchanged model"}
     write_lines(out / "study.json", [study])
@@ -842,7 +843,7 @@ def test_the_adapted_model_is_saved_whatever_the_verdict(scores, arm, difference
             shutil.copytree(encoder, folder / "checkpoint")
             (folder / "checkpoint" / "README.md").write_text("---\ntags: []\n---\n\ncard\n")
             (folder / "done.json").write_text('{"seconds": 1}')
-        study["arms"][name] = {"runs": {"3": f"stages/{name}"}}
+        study["arms"][name] = {**FACTS, "runs": {"3": f"stages/{name}"}}
     write_lines(out / "study.json", [study])
     saved = save_best(out, {"contrasts": []}, next_step="Next: run.")
     assert saved | {"format": FORMATS["adapted.json"]} == load_json(out / "adapted.json")

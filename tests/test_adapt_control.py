@@ -189,7 +189,8 @@ def test_the_model_of_a_control_is_not_saved(files):
         records += [{**line, "seed": seed, "value": score} for seed in range(6)]
     out.mkdir()
     write_lines(out / "records.jsonl", records)
-    arms = {arm: {"runs": {}} for arm in OTHER}
+    facts = {"policy": "token", "ratio": "constant(0.3)", "overrides": {}}
+    arms = {arm: {**facts, "runs": {}} for arm in OTHER}
     tasks = {"t": {"metric": "accuracy"}}
     study = {"arms": arms, "seeds": [*range(6)], "tasks": tasks}
     study["untrained"] = {"no-pretraining": "the unchanged model"}

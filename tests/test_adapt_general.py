@@ -173,7 +173,7 @@ def records_with(loss: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 
 OF_ADAPT: Any = {
-    "arms": {"words-30": {"policy": "token"}},
+    "arms": {"words-30": {"policy": "token", "ratio": "constant(0.3)", "overrides": {}}},
     "untrained": {"no-pretraining": "the unchanged model"},
     "tasks": {"t": {}},
 }

@@ -305,11 +305,10 @@ def read_outcomes(folder: Path) -> Outcomes | None:
     Raises:
         MaskwiseError: study.json has a value of another type, or see ``Outcomes``.
     """
-    if not (folder / "study.json").is_file():
-        return None
-    study = _study_in(folder)
     records, _ = _records_in(folder)
-    return Outcomes(cast(list[Record], records), study) if records else None
+    if not records or not (folder / "study.json").is_file():
+        return None
+    return Outcomes(cast(list[Record], records), _study_in(folder))
 
 
 def _study_in(folder: Path) -> Study:
