@@ -165,6 +165,32 @@ def test_a_family_that_is_not_known_takes_a_step_before_a_study(
     check_step(made, 8)
 
 
+def test_a_trial_writes_as_much_as_the_decoder_can() -> None:
+    """LED's decoder has fewer positions, so a valid study was refused."""
+    fields: dict[str, Any] = dict.fromkeys(("encoder_layers", "decoder_layers"), 1)
+    fields |= {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "attention_window": 4}
+    fields |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 64}
+    made = AutoConfig.for_model(
+        "led", max_encoder_position_embeddings=64, max_decoder_position_embeddings=8, **fields
+    )
+    before = torch.get_rng_state()
+    check_step(made, 24)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_advice_of_a_trial_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stood within the "got" of other advice."""
+    error = MaskwiseError("no such model", got=5, do="use another")
+
+    def step(config: Any, length: int) -> None:
+        raise error
+
+    monkeypatch.setattr(trial, "_step", step)
+    with pytest.raises(MaskwiseError) as refused:
+        check_step(config("ernie", vocab_size=901, pad_token_id=70), 16)
+    assert str(refused.value) == str(error)
+
+
 def test_the_trial_of_a_family_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 

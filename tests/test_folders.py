@@ -120,6 +120,14 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path, exists: bool) -> None:
     assert sorted(os.listdir(tmp_path)) == ["large", "out"] and os.listdir(there.parent) == ["out"]
 
 
+def test_a_folder_that_links_to_itself_is_refused(tmp_path: Path) -> None:
+    """It ended in a traceback."""
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(MaskwiseError, match="cannot write"):
+        write_folder(tmp_path / "a", lambda folder: None)
+
+
 def test_all_files_of_a_folder_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     def fill(target: Path) -> None:
         save_file({"a": torch.zeros(2)}, target / "model.safetensors")

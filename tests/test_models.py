@@ -495,6 +495,9 @@ def test_both_parts_of_a_model_embed_all_tokens() -> None:
     make = partial(new_config, "t5gemma", tokenizer(), 16, kind="encoder-decoder")
     made = make(vocab_size=tokens + 5)
     assert {made.encoder.vocab_size, made.decoder.vocab_size} == {tokens + 5}
+    # null is the default, that of the tokenizer.
+    made = make(vocab_size=None)
+    assert {made.encoder.vocab_size, made.decoder.vocab_size} == {make().encoder.vocab_size}
     with pytest.raises(MaskwiseError, match=f"got {tokens} tokens; allowed: ≤ 9"):
         check_start(make(encoder={"vocab_size": 9}), tokens, loaded=False)
 

@@ -234,7 +234,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         MaskwiseError: the folder cannot be written.
     """
     if folder.is_symlink():  # perhaps to a larger disk; the link would be replaced
-        folder = folder.resolve()
+        folder = Path(os.path.realpath(folder))
     partial = _partial(folder)
     old = _partial(folder.with_name(f"{folder.name}.old"))
     with writing(folder):

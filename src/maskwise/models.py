@@ -178,7 +178,7 @@ def new_config(
         if config is not None:  # as that of ESM may be
             _require_fields(config, own)
             halves[part] = own
-        size = {name: fields[name] for name in ("vocab_size",) if name in fields}
+        size = {name: fields[name] for name in ("vocab_size",) if fields.get(name) is not None}
         fields[part] = {**_ids_of(tokenizer), **size, **own}
     given |= fields
     set_fields = {name: value for name, value in given.items() if value is not None}

@@ -13,11 +13,9 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from maskwise.devices import best_device
 from maskwise.errors import MaskwiseError, first_line
-from maskwise.families import ENCODER_DECODERS, ENCODERS, adapter_of
+from maskwise.families import ENCODER_DECODERS, ENCODERS, adapter_of, most_tokens
 from maskwise.masking import IGNORE
 from maskwise.models import build_model, empty_model, without_advice
 from maskwise.objectives.denoising import predicting
@@ -52,12 +50,15 @@ def check_step(config: PreTrainedConfig, length: int) -> None:
     if config.model_type in known:
         return
     why = _failure(_Key(config), length)
+    if isinstance(why, MaskwiseError):
+        raise why.with_traceback(None)
     if why:
         raise MaskwiseError(
             f"a model of {config.model_type} cannot be trained on rows of {length} tokens",
-            got=why,
+            got=f"{type(why).__name__}: {first_line(why)}",
             allowed=", ".join(known),
-            do="use a model of one of these families, which maskwise knows",
+            do="use a model of one of these families, which maskwise knows, or another "
+            "corpus.length if the error is about sizes",
         )
 
 
@@ -76,20 +77,19 @@ class _Key:
 
 
 @cache
-def _failure(key: _Key, length: int) -> str:
-    """Return the error of a step, or an empty text if a small or a whole model takes it.
+def _failure(key: _Key, length: int) -> Exception | None:
+    """Return the error of a step, or None if a small or a whole model takes it.
 
     A family may not have small models, so that the error of a whole model counts.
     """
+    why = None
     for config in (_small(key.config), copy.deepcopy(key.config)):
-        why = ""
         try:
             if empty_model(config).num_parameters() <= MOST_WEIGHTS:
                 _step(config, length)
+            return None
         except Exception as error:  # transformers' models may raise anything
-            why = f"{type(error).__name__}: {first_line(error)}"
-        if not why:
-            break
+            why = error
     return why
 
 
@@ -110,20 +110,23 @@ def _small(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _step(config: PreTrainedConfig, length: int) -> None:
-    """Take a step with random weights; on rows that are long, only its forward pass."""
-    device = best_device()
+    """Take a step with random weights; on rows that are long, only its forward pass.
+
+    It is taken on the CPU: after an error in a kernel of a GPU, a process cannot use the GPU.
+    """
     pad = config.pad_token_id or 0
     # One token only, because a family may embed fewer tokens than its configuration says.
     ids = torch.full((2, length), 1 if pad != 1 else 2)
     ids[1, length // 2 :] = pad
     labels = ids.masked_fill(ids == pad, IGNORE)
+    if adapter_of(config).kind != "encoder":
+        # The targets of many corruptions are shorter than the row.
+        labels = labels[:, : most_tokens(config, written=True)]
     batch = {"input_ids": ids, "attention_mask": (ids != pad).long(), "labels": labels}
-    with without_advice(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build_model(config)
-        nn.Module.to(model, device)
-        objective = predicting(model).train()
+    with without_advice(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        objective = predicting(build_model(config)).train()
         with torch.set_grad_enabled(length <= LONGEST_BACKWARD):
-            loss = objective({name: value.to(device) for name, value in batch.items()})
+            loss = objective(batch)
             if length <= LONGEST_BACKWARD:
                 loss.total.backward()

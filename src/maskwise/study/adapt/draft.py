@@ -464,7 +464,7 @@ COMMENTS = {
     "study.secondary": "not part of the verdict: what the arms forget of general text",
     "study.seeds": "runs of each arm; a decision needs at least {least}",
     "study.contrasts": "the question: is the arm better than the unchanged model?",
-    "study.gate": "tested first, at the full 5 % level; a second contrast only if it is decided",
+    "study.gate": "tested first, at the full 5 % level; a second contrast only if it is better",
     "study.arms": "ways to train further",
 }
 
