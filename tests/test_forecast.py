@@ -19,7 +19,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation.sets import Pairs
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, timing
-from maskwise.study.costs import CHANGE_NO_TIME, Forecast, Seconds, crowding, summary, until_end
+from maskwise.study.costs import CHANGE_NO_TIME, Forecast, Seconds, at_once, summary, until_end
 from maskwise.study.forecast import check, lines_of
 from maskwise.study.scheduler import StudyProgress
 from maskwise.study.stages import KINDS, Stage
@@ -156,7 +156,12 @@ def finish(name: str, forecast: Forecast, **result: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "elsewhere", [{"processes": 8}, {"hardware": hardware() | {"accelerator": "another GPU"}}]
+    "elsewhere",
+    [
+        {"processes": 8},
+        {"hardware": hardware() | {"accelerator": "another GPU"}},
+        {"hardware": None},
+    ],
 )
 def test_a_dry_run_does_not_count_on_the_speed_of_other_machines(elsewhere, recipe, monkeypatch):
     """The seconds of stages on a GPU, or of eight processes, were those of this processor."""
@@ -193,20 +198,38 @@ def test_a_run_that_patience_ended_says_nothing_of_whole_runs(recipe):
 
 def test_more_jobs_than_cores_end_no_earlier(recipe, monkeypatch):
     """Sixteen jobs on two cores were said to end in an eighth of the time."""
-    asked = read_recipe(recipe, ["study.seeds=8", "study.arms={a: {}}", "tasks=[]"])
+    asked = read_recipe(recipe, ["study.seeds=5", "study.arms={a: {}}", "tasks=[]"])
     stages = {stage.name: stage for stage in make_plan(asked).stages()}
     forecast = Forecast(stages, StageStore(recipe.parent / "none"))
+    ready = sum(stage.kind == "prepare" for stage in stages.values())
     for name, stage in stages.items():
         seconds = {"step": 1.0} if stage.kind == "pretrain" else {"seconds": 0.0}
-        forecast.keep(name, seconds)
+        forecast.keep(name, {"seconds": 100.0 / ready} if stage.kind == "prepare" else seconds)
     monkeypatch.setattr("maskwise.study.costs.cards_here", list)
     monkeypatch.setattr("maskwise.study.costs.cores_here", lambda: 2)
-    ends = [dry_run(asked, Path("none"), jobs=jobs)["seconds"] - 8.0 for jobs in (1, 2, 8)]
-    assert ends == [320.0, 160.0, 160.0]
-    assert crowding(100, 8) == 4.0
+    found = [dry_run(asked, Path("none"), jobs=jobs) for jobs in (1, 2, 3, 8)]
+    # 100 s alone, then five trainings of 40 s.
+    assert [each["seconds"] - 8.0 for each in found] == [300.0, 220.0, 220.0, 220.0]
+    assert {max(each["works"].values()) for each in found} == {200.0}
+    assert at_once(100) == 2
     # A GPU may have room for several.
     monkeypatch.setattr("maskwise.study.costs.cards_here", lambda: ["0"])
-    assert crowding(100, 8) == 1.0
+    assert at_once(100) == 100
+
+
+def test_finished_runs_forecast_those_of_other_seeds_with_other_texts(recipe):
+    """The content of a text was a part of the key, so a study of worlds had no time left."""
+    lines = (recipe.parent / "corpus.jsonl").read_text().splitlines()
+    for seed in range(2):
+        (recipe.parent / f"corpus-{seed}.jsonl").write_text("\n".join(lines[seed:]))
+    source = f"corpus.source={recipe.parent}/corpus-{{seed}}.jsonl"
+    forecast = forecast_of(recipe, "study.seeds=2", "tasks=[]", "study.arms={a: {}}", source)
+    first, second = of_kind("pretrain", forecast)
+    forecast.add(first, 5.0)
+    assert forecast.known(second) is None and forecast.seconds(second) == 5.0
+    # Where stages can be timed, other texts do not count.
+    forecast.keep(second, {"start": 0.0, "step": 1.0, "judge": 0.0})
+    assert forecast.seconds(second) == 40.0
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan, run_study
 from maskwise.study.costs import Forecast
+from maskwise.study.records import read_plan
 from maskwise.study.status import drop_checkpoints, status_of
 from maskwise.study.store import StageStore
 from maskwise.study.together import USED
@@ -153,6 +154,8 @@ def test_a_damaged_plan_is_one_line(plan, tmp_path, capfd):
     assert maskwise("status", tmp_path) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "stages/plan.json" in line
+    # A study that is repeated writes a list of its own.
+    assert read_plan(tmp_path) is None
 
 
 @pytest.mark.parametrize(

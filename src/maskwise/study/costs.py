@@ -9,13 +9,13 @@ stores the measured seconds. Delete it to measure again, for example if the mach
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from heapq import heappop, heappush
 from itertools import chain
-from math import isfinite
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -167,7 +167,6 @@ class Forecast:
         store: the folders of the stages.
         here: whether to forecast for this machine without torchrun, so that the seconds of stages
             that ran elsewhere or in several processes do not count.
-        slower: how many times as long as alone a stage takes (``crowding``).
 
     Attributes:
         finished: the seconds of the finished stages, keyed by name.
@@ -180,12 +179,10 @@ class Forecast:
         store: StageStore,
         *,
         here: bool = False,
-        slower: float = 1.0,
     ):
         self.named = named
         self.store = store
         self.here = here
-        self.slower = slower
         self.key = cache(self._key)
         self.finished: dict[str, float] = {}
         # The seconds of all finished stages that are alike.
@@ -214,31 +211,52 @@ class Forecast:
     def add(self, name: str, seconds: float) -> None:
         """Record the seconds of a finished stage."""
         self.finished[name] = seconds
-        self.alike[self._likeness(name)].append(seconds)
+        for content in (True, False):
+            self.alike[self._likeness(name, content=content)].append(seconds)
 
-    def _likeness(self, name: str) -> object:
-        """Return what finished stages that take the same time have in common."""
+    def _likeness(self, name: str, *, content: bool) -> object:
+        """Return what finished stages that take the same time have in common.
+
+        Args:
+            name: the name of the stage.
+            content: whether the content of its text counts.
+        """
         stage = self.named[name]
         # With patience, a training may have ended before its last step.
-        return self.key(name), work_of(stage), stage.setting("training.patience")
+        return (
+            content,
+            self.key(name, content=content),
+            work_of(stage),
+            stage.setting("training.patience"),
+        )
 
-    def seconds(self, name: str) -> float | None:
-        """Forecast the seconds of a stage; None if no stage with its key was measured.
+    def known(self, name: str) -> float | None:
+        """Forecast the seconds of a stage from stages with the same settings and text.
 
         Finished stages with the same work are preferred to rates, which must be scaled to the work.
         """
         key = self.key(name)
         if not key:
             return None
-        likeness = self._likeness(name)
+        likeness = self._likeness(name, content=True)
         if likeness in self.alike:
             return median(self.alike[likeness])
         if key in self.rates:
             rates = self.rates[key]
-            work = work_of(self.named[name])
-            # Rates were measured alone, and finished stages among others.
-            return self.slower * sum(amount * rates.get(rate, 0.0) for rate, amount in work)
+            return sum(amount * rates.get(rate, 0.0) for rate, amount in work_of(self.named[name]))
         return None
+
+    def seconds(self, name: str) -> float | None:
+        """Forecast the seconds of a stage; None if no stage like it was measured.
+
+        If no stage with its text was, finished stages with another text count: the runs of an arm
+        may have a text for each seed.
+        """
+        seconds = self.known(name)
+        if seconds is not None or not self.key(name):
+            return seconds
+        others = self.alike.get(self._likeness(name, content=False))
+        return median(others) if others else None
 
     def left(self, name: str, line: Plain, *, step: int | None = None) -> float | None:
         """Forecast the seconds that an unfinished stage still takes.
@@ -338,29 +356,28 @@ def _are_rates(value: object) -> bool:
     """Return whether a value of the cache file is the rates of a stage."""
     if not isinstance(value, dict) or not {"seconds", "step"} & value.keys():
         return False
-    return all(isinstance(rate, int | float) and isfinite(rate) for rate in value.values())
+    return all(isinstance(rate, int | float) and math.isfinite(rate) for rate in value.values())
 
 
 def _ran_here(result: Plain) -> bool:
     """Return whether a stage ran on a machine like this one, in one process."""
     here = hardware()
+    there = result.get("hardware", here)
     # The memory of a machine differs a little between its kernels.
-    there = result.get("hardware", here) | {"memory_gib": here["memory_gib"]}
-    return there == here and result.get("processes", 1) == 1
+    same = isinstance(there, dict) and there | {"memory_gib": here["memory_gib"]} == here
+    return same and result.get("processes", 1) == 1
 
 
-def crowding(jobs: int, stages: int) -> float:
-    """Return how many times as long as alone a stage takes if stages share the cores of a machine.
+def at_once(jobs: int) -> int:
+    """Return how many of the stages that run in parallel have a core each.
 
-    With GPUs, the number is 1, because stages that share a GPU may leave each other enough of it.
+    More stages end no earlier. With GPUs, all count, because stages that share a GPU may leave each
+    other enough of it.
 
     Args:
         jobs: the number of stages that run in parallel, each with one thread.
-        stages: the number of unfinished stages.
     """
-    if cards_here():
-        return 1.0
-    return max(1.0, min(jobs, stages) / cores_here())
+    return jobs if cards_here() else min(jobs, cores_here())
 
 
 def _code() -> list[str]:

@@ -38,8 +38,8 @@ from maskwise.study.checks import (
 from maskwise.study.costs import (
     LEAST_VOCABULARY,
     Forecast,
+    at_once,
     counts_over,
-    crowding,
     phases_of,
     plateau_targets,
     summary,
@@ -149,10 +149,8 @@ def dry_run(
     forecast = Forecast(named(store.stages()) | planned, store, here=here)
     todo = [name for name in planned if name not in forecast.finished]
     untimed = {}
-    if samples and None in map(forecast.seconds, todo):
+    if samples and None in map(forecast.known, todo):
         untimed = time_stages(plans, forecast, samples)
-    if here:
-        forecast.slower = crowding(jobs, len(todo))
     left = {name: forecast.seconds(name) for name in todo}
     memory_gib = forecast.memory_gib(todo)
     if here:
@@ -173,7 +171,7 @@ def dry_run(
         "processes": processes,
         "plans": listed,
         "phases": list(phases_of(design.runs, left)),
-        **summary(planned, left, jobs, parts),
+        **summary(planned, left, at_once(jobs) if here else jobs, parts),
         "untimed": untimed,
         "memory_gib": memory_gib,
         "contrasts": contrasts,

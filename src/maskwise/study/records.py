@@ -10,6 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
@@ -323,7 +324,7 @@ class StudyFiles:
 
     def _write_plan(self) -> None:
         path = self.out / "stages" / PLAN
-        before = read_json(path) or {"all": False, "stages": {}}
+        before = read_plan(self.out) or {"all": False, "stages": {}}
         # An earlier call, or another process, has planned as much already. At the end, arms and
         # seeds that the study no longer has are left out.
         known = before["stages"].keys()
@@ -335,6 +336,24 @@ class StudyFiles:
         plan = {"all": self.planned_all, "stages": listed | self.stages}
         if plan != before:
             write_json(path, plan)
+
+
+def read_plan(out: Path) -> Plain | None:
+    """Read the list of planned stages of a study; None if it is missing or damaged."""
+    plan = read_json(out / "stages" / PLAN) or {}
+    with suppress(KeyError, TypeError, AttributeError):
+        known = (
+            stage_of(facts).kind in KINDS and {"work", "run"} <= facts.keys()
+            for facts in plan["stages"].values()
+        )
+        if all(known) and "all" in plan:
+            return plan
+    return None
+
+
+def stage_of(facts: Plain) -> Stage:
+    """Return a stage from its facts in the list of planned stages."""
+    return Stage.from_dict({name: facts[name] for name in ("kind", "what", "needs", "how")})
 
 
 class Others(NamedTuple):

@@ -27,7 +27,7 @@ from maskwise.folders import appears, require_file
 from maskwise.jobs import Failure, Pool, Where, open_pool
 from maskwise.printing import LINE_SECONDS, LOGGER, err_console, quietly, shows_progress
 from maskwise.recipe.overrides import Plain
-from maskwise.study.costs import Forecast, Seconds, crowding, share_of, until_end
+from maskwise.study.costs import Forecast, Seconds, share_of, until_end
 from maskwise.study.plan import Plan
 from maskwise.study.stages import DONE, KINDS, TEXT, Stage, StageKind, add_kind, named
 from maskwise.study.store import StageStore
@@ -112,7 +112,6 @@ def execute(
         plan,
         store,
         jobs=pool.places,
-        slower=crowding(pool.places, len(todo)) if engine == "local" else 1.0,
         together=pool.gathers,
         hidden=pool.here,
     )
@@ -262,7 +261,6 @@ class StudyProgress:
         plan: the plan that is executed.
         store: the folders of stages.
         jobs: the number of stages that run in parallel.
-        slower: how many times as long as alone a stage takes (``costs.crowding``).
         together: whether trainings use all of the workers together.
         hidden: whether to display nothing, because stages show their own progress.
     """
@@ -273,7 +271,6 @@ class StudyProgress:
         store: StageStore,
         *,
         jobs: int,
-        slower: float = 1.0,
         together: bool = False,
         hidden: bool = False,
     ):
@@ -292,7 +289,7 @@ class StudyProgress:
         self.titles: dict[str, str] = {}
         for run in reversed(plan.runs):
             self.titles |= dict.fromkeys(named(run.stages), run.title)
-        self.forecast = Forecast(self.named, store, slower=slower)
+        self.forecast = Forecast(self.named, store)
         self.first_seen: dict[str, float] = {}
         self.lines: dict[str, Plain] = {}
         self.errors: Collection[str] = ()

@@ -15,8 +15,8 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json
 from maskwise.recipe.overrides import Plain
 from maskwise.study.costs import Forecast, share_of, total
-from maskwise.study.records import PLAN
-from maskwise.study.stages import CHECKPOINT, KINDS, Stage
+from maskwise.study.records import PLAN, read_plan, stage_of
+from maskwise.study.stages import CHECKPOINT, KINDS
 from maskwise.study.store import StageStore
 from maskwise.study.together import StudyFolder
 from maskwise.training.checkpoint import saved_step
@@ -43,7 +43,7 @@ def status_of(out: Path) -> Plain:
     """
     study, planned, planned_all = _read(out)
     store = StageStore.of_last_call(out)
-    known = {name: _stage_of(facts) for name, facts in planned.items()}
+    known = {name: stage_of(facts) for name, facts in planned.items()}
     forecast = Forecast(known, store)
     stages = []
     left: list[float | None] = []
@@ -73,9 +73,7 @@ def status_of(out: Path) -> Plain:
 
 def _read(out: Path) -> tuple[Plain, dict[str, Plain], bool]:
     """Read study.json and the list of planned stages."""
-    plan = read_json(out / "stages" / PLAN)
-    if plan is not None and not _is_plan(plan):
-        plan = None
+    plan = read_plan(out)
     study = read_json(out / "study.json")
     if plan is None or study is None:
         if not out.is_dir():
@@ -92,22 +90,6 @@ def _read(out: Path) -> tuple[Plain, dict[str, Plain], bool]:
             "same command writes this file",
         )
     return study, plan["stages"], plan["all"]
-
-
-def _is_plan(plan: Plain) -> bool:
-    """Return whether a list of planned stages is undamaged."""
-    with suppress(KeyError, TypeError, AttributeError):
-        stages = plan["stages"].values()
-        known = (
-            _stage_of(facts).kind in KINDS and {"work", "run"} <= facts.keys() for facts in stages
-        )
-        return all(known) and "all" in plan
-    return False
-
-
-def _stage_of(facts: Plain) -> Stage:
-    fields = ("kind", "what", "needs", "how")
-    return Stage.from_dict({name: facts[name] for name in fields})
 
 
 def _stage_status(store: StageStore, name: str, facts: Plain, result: Plain | None) -> Plain:

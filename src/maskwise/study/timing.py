@@ -386,7 +386,7 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
             name = stage.name
             if stage.kind != kind or name in forecast.finished:
                 continue
-            if forecast.seconds(name) is not None:
+            if forecast.known(name) is not None:
                 continue
             # The texts of the runs of an arm, such as those of worlds, differ as their seeds do.
             alike = turns[stage], forecast.key(name, content=False)
