@@ -226,6 +226,7 @@ def imported(code: str, *arguments: str) -> tuple[set[str], int]:
             "from maskwise.verdict.statistics import detectable_sds\ndetectable_sds(6, alpha=0.05)",
             {"numpy", "scipy"},
         ),
+        ("import maskwise.study.adapt, maskwise.study.forecast", HEAVY - {"pandas", "altair"}),
         # each of its processes would pay for them
         ("import maskwise.annotate.run", HEAVY - {"torch", "transformers", "spacy"}),
     ],
