@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Many tests compare results bit for bit, or fork, which CUDA does not support.
@@ -19,7 +20,7 @@ import pytest
 import torch
 import typer.main
 
-from maskwise import devices, jobs
+from maskwise import devices, jobs, starts
 from processes import SamePool
 
 torch.set_num_threads(1)
@@ -71,3 +72,36 @@ def but_tests_of_processes_have_workers(
 ) -> None:
     if "process" in request.keywords:
         monkeypatch.setitem(jobs.ENGINES, "local", jobs.LocalPool)
+
+
+@pytest.fixture(scope="session")
+def small_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model like the bundled encoder, with its tokenizer, 2 of 4 layers and 32 of 256 numbers."""
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+
+    bundled = starts.bundled_file(starts.BUNDLED["encoder"])
+    config = AutoConfig.from_pretrained(bundled)
+    config.hidden_size, config.intermediate_size = 32, 64
+    config.num_hidden_layers = config.num_attention_heads = 2
+    config.layer_types = config.layer_types[:2]
+    folder = tmp_path_factory.mktemp("small") / "encoder"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bundled).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def small_encoder(small_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``bundled:encoder`` is a small untrained model, for tests that need none that knows anything.
+
+    A study of the bundled encoder takes twice as long.
+    """
+    find = starts.bundled_file
+    encoder = starts.BUNDLED["encoder"]
+
+    def found(name: str) -> Path:
+        return small_encoder_folder if name == encoder else find(name)
+
+    monkeypatch.setattr(starts, "bundled_file", found)

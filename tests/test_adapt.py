@@ -46,6 +46,9 @@ from maskwise.text.rows import split
 from maskwise.text.settings import CorpusSettings
 from tiny import WORDS, load_json, maskwise, read_lines, records_of, unversioned, write_lines
 
+# What these tests ask does not depend on what the encoder knows.
+pytestmark = pytest.mark.usefixtures("small_encoder")
+
 
 @pytest.fixture
 def texts(tmp_path):

@@ -222,6 +222,7 @@ def test_adapt_trains_a_control(files, capfd):
     assert [row["primary"] for row in load_json(out / "summary.json")["contrasts"]].count(True) == 2
 
 
+@pytest.mark.usefixtures("small_encoder")
 def test_a_control_may_be_texts_in_memory(files, tmp_path):
     texts = [json.loads(line)["text"] for line in (files / "own.jsonl").read_text().splitlines()]
     adapted = mw.adapt(

@@ -70,6 +70,7 @@ def measure_of(recipe: Recipe) -> TextLoss:
     return measure
 
 
+@pytest.mark.usefixtures("small_encoder")
 def test_english_text_is_followed_by_a_look_at_wikipedia(files):
     measure = measure_of(drafted(files, "english"))
     known = {document.text[:4000] for document in read_documents("bundled:wikipedia")}
@@ -249,6 +250,7 @@ def test_a_file_called_tasks_needs_another_name(tmp_path):
     check_inputs(read_recipe(recipe, [f"tasks=['{advised}']"]))
 
 
+@pytest.mark.usefixtures("small_encoder")
 def test_the_loss_on_a_text_is_a_measure_of_evaluate(files):
     general = str(files / "general.jsonl")
     measure = f"text-loss({general!r}, name='mine')"
@@ -303,6 +305,7 @@ def test_adapt_says_what_was_forgotten(files, capfd):
     assert row["verdict"] is None and not row["primary"]
 
 
+@pytest.mark.usefixtures("small_encoder")
 def test_general_text_may_be_in_memory(files, tmp_path):
     texts = [line["text"] for line in read_lines(files / "general.jsonl")]
     adapted = mw.adapt(

@@ -38,6 +38,9 @@ from maskwise.text.new_words import choose_words, count_words, extend, given_wor
 from tiny import maskwise, write_inputs, write_lines
 from training_tools import config
 
+# What these tests ask does not depend on what the encoder knows.
+pytestmark = pytest.mark.usefixtures("small_encoder")
+
 DOMAIN = ("cardiomyopathy", "electrolyte", "Neuropathy", "arrhythmia")
 WIKIPEDIA = [document.text for document in read_documents("bundled:wikipedia", limit=300)]
 

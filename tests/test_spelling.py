@@ -19,6 +19,9 @@ from maskwise.text import Document, load_tokenizer, read_documents
 from maskwise.text.new_words import choose_words, extend
 from tiny import write_inputs
 
+# What these tests ask does not depend on what the encoder knows.
+pytestmark = pytest.mark.usefixtures("small_encoder")
+
 TEXTS = [document.text for document in read_documents("bundled:wikipedia", limit=6)]
 
 
