@@ -903,6 +903,26 @@ def test_all_classes_of_settings_refuse_truth():
         read_recipe({"extends": "quick-start", **mixed})
 
 
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        ("corpus.source=true", "text or settings .* or a list"),
+        ("corpus.source={a.txt: true}", "a number"),
+        ("corpus.source=[true]", "a file, "),
+        ("training.betas=true", "a list"),
+        ("training.betas=[true, 0.9]", "a number"),
+        ("training.lengths=true", "a number or a list of numbers"),
+        ("training.lengths=[true]", "a number"),
+        ("study.seeds={a: true}", "a whole number or a list"),
+        ("study.interim_looks=true", "a whole number or a list of whole numbers"),
+    ],
+)
+def test_the_refusal_of_truth_allows_what_may_be_in_its_place(given, allowed):
+    """A number in a list or a mapping is not allowed without it."""
+    with pytest.raises(MaskwiseError, match=rf"; got .*True.*; allowed: {allowed}"):
+        read_recipe("quick-start", [given])
+
+
 @pytest.mark.parametrize("value", ["false", "null", "off", "none"])
 def test_the_refusal_of_a_word_for_off_names_the_number(value):
     for key in ("training.clip", "training.save_every", "finetune.eval_every"):

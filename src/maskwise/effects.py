@@ -7,6 +7,7 @@ Tests compare them with these names, and with the weights of short trainings.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ def _as_list(value: object) -> object:
     return value if value is None or isinstance(value, list | tuple) else (value,)
 
 
-Several = Annotated[tuple[Value, ...], BeforeValidator(_as_list)]
+AS_LIST = BeforeValidator(_as_list)
+Several = Annotated[tuple[Value, ...], AS_LIST]
 """A list of values, for settings such as ``tasks: Judgement[Several[str]]``. One value is read as a
 list of one."""
 
@@ -98,40 +100,58 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     @classmethod
     def _no_truth(cls, value: object, info: ValidationInfo) -> object:
         """Raise an error for a number that is true or false, which pydantic reads as 1 or 0."""
-        numbers = _numbers_in(cls).get(info.field_name or "")
-        if numbers is None:
-            return value
-        values = value if isinstance(value, list | tuple) else [value]
+        within, values = "", [value]
         if isinstance(value, Mapping):
-            values = [*value.values()]
+            within, values = "dict", [*value.values()]
+        elif isinstance(value, list | tuple):
+            within, values = "list", [*value]
+        name = info.field_name or ""
+        allowed = _numbers_in(cls).get((name, within))
+        if allowed is None:
+            return value
         for each in values:
             if isinstance(each, bool):
-                off = turns_off(cls.model_fields[info.field_name or ""]) and each is False
-                do = OFF if off else None
-                raise MaskwiseError("this is not a number", got=value, allowed=numbers, do=do)
+                do = OFF if turns_off(cls.model_fields[name]) and each is False else None
+                raise MaskwiseError("this is not a number", got=value, allowed=allowed, do=do)
         return value
 
 
 @cache
-def _numbers_in(kind: type[BaseModel]) -> dict[str, str]:
-    """Return words for the numbers that settings may be or contain, keyed by setting."""
+def _numbers_in(kind: type[BaseModel]) -> dict[tuple[str, str], str]:
+    """Return words for the numbers that settings may be or contain, keyed by the setting and by
+    what contains the numbers (``kinds_of``)."""
     found = {}
     for name, field in kind.model_fields.items():
-        kinds = {each for each, _ in kinds_of(field.annotation)}
-        if kinds & {int, float} and bool not in kinds:
-            found[name] = "a number" if float in kinds else "a whole number"
+        kinds = defaultdict[str, set[Any]](set)
+        for each, within in kinds_of(field.annotation):
+            kinds[within].add(each)
+        # Pydantic keeps the marks of the whole type apart from it.
+        if AS_LIST in field.metadata:
+            kinds[""] |= kinds["list"]
+        for within, types in kinds.items():
+            if types & {int, float} and bool not in types:
+                found[name, within] = "a number" if float in types else "a whole number"
+        if (name, "") in found and (name, "list") in found:
+            found[name, ""] += f" or a list of {found[name, 'list'].removeprefix('a ')}s"
     return found
 
 
 def kinds_of(annotation: Any, within: str = "") -> Iterator[tuple[Any, str]]:
     """Yield the types of a setting, each with what contains it: "list", "dict" or "" for nothing.
 
+    The types in a list that may be written as one value (``Several``) are yielded for both forms.
+
     >>> [*kinds_of(str | dict[str, float] | None)]
     [(<class 'str'>, ''), (<class 'float'>, 'dict'), (<class 'NoneType'>, '')]
+    >>> [*kinds_of(Several[float])]
+    [(<class 'float'>, ''), (<class 'float'>, 'list')]
     """
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        yield from kinds_of(parts[0], within)
+        inner, *marks = parts
+        if AS_LIST in marks:
+            yield from ((each, within) for each, _ in kinds_of(inner))
+        yield from kinds_of(inner, within)
     elif origin is dict:
         yield from kinds_of(parts[1], "dict")
     elif origin in (Union, UnionType, list, tuple):
