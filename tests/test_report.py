@@ -34,7 +34,7 @@ from maskwise.report.charts import (
 )
 from maskwise.report.drawing import arm_colours, choice_chart, dot_chart, line_chart
 from maskwise.report.page import page_content, vega_code, write_policy_page
-from maskwise.report.reading import NO_STUDY, Folder, read_folder
+from maskwise.report.reading import NO_STUDY, NO_SUMMARY, Folder, read_folder
 from maskwise.report.tables import forest_groups, score_table
 from maskwise.study.prospects import recorded_spreads
 from maskwise.study.result import StudyResult
@@ -1231,7 +1231,7 @@ def test_a_page_needs_no_more_of_a_study_than_it_shows(folder):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("looks", looks) for looks in ([], [-3, 6], [6, 0], [4, 5], [6.0, 9], [3, 6, 6])),
+        *(("looks", looks) for looks in ([], [-3, 6], [6, 0], [4, 5], [6.5, 9], [3, 6, 6])),
         *(("tasks", {"task-0": {"test_items": number}}) for number in (-1, 0.5, -4.0, math.nan)),
         ("tasks", {"task-0": {"classes": -2}}),
         ("looked", [{"runs": -1, "seeds": [0], "contrasts": 1, "looks": None}]),
@@ -1246,6 +1246,29 @@ def test_an_impossible_number_in_a_study_is_one_line(key, value, tmp_path, capsy
     assert f"study.json is damaged; got {key}" in line
     with pytest.raises(MaskwiseError, match=f"is damaged; got {key}"):
         recorded_spreads(folder, [("token-30", "token-15")])
+
+
+@pytest.mark.parametrize(
+    ("looks", "rise"), [([4, 10], True), ([10, 4], False), ([0, 6], False), ([6, 6], False)]
+)
+def test_looks_that_do_not_rise_and_those_without_the_seeds_are_two_mistakes(looks, rise, tmp_path):
+    study = {**make_study(runs=6), "looks": looks}
+    write_json(tmp_path / "study.json", study)
+    with pytest.raises(MaskwiseError, match=rf"; got looks: .*{looks[0]}, {looks[1]}") as error:
+        read_folder(tmp_path)
+    assert ("number of seeds, 6" in str(error.value)) == rise
+
+
+def test_looks_are_read_without_seeds_and_as_whole_floats(folder):
+    study = {**load_json(folder / "study.json"), "looks": [3, 10]}
+    write_json(folder / "study.json", study)
+    summary = read_folder(folder).summary
+    write_json(folder / "study.json", {**study, "looks": [3.0, 10.0]})
+    assert read_folder(folder).summary == summary != NO_SUMMARY
+    # A study that somebody wrote by hand.
+    del study["seeds"]
+    write_json(folder / "study.json", study)
+    assert read_folder(folder).study["looks"] == [3, 10]
 
 
 def test_lines_with_impossible_counts_do_not_choose_the_best_arm(folder):

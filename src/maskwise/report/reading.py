@@ -317,6 +317,9 @@ def _study_in(folder: Path) -> Study:
     # A null stands for a missing key, but a study has arms.
     own = {key: value for key, value in _needed(path).items() if value is not None or key == "arms"}
     _require_types(own, path)
+    if "looks" in own:
+        # Sentences count runs with them.
+        own["looks"] = [*map(int, own["looks"])]
     return cast(Study, {**NO_STUDY, **own})
 
 
@@ -477,21 +480,17 @@ def _impossible(study: LogLine) -> Iterator[str]:
             if not seed.lstrip("-").isdecimal():
                 yield f"the seed {shortened(repr(seed))}"
     looks = study.get("looks")
-    runs = len(study.get("seeds") or ())
-    if looks is not None and not _is_plan(looks, runs):
-        yield f"looks: {looks}, which are no rising whole numbers of runs, with the {runs} of now"
+    seeds = study.get("seeds")
+    if looks is not None and (sorted({*looks}) != looks or min(looks, default=1) < 1):
+        yield f"looks: {looks}, which are no rising numbers of runs"
+    elif looks is not None and seeds and len(seeds) not in looks:
+        yield f"looks: {looks}, which lack the number of seeds, {len(seeds)}"
     started = study.get("started")
     try:
         if started:
             datetime.fromisoformat(started)
     except ValueError:
         yield f"started: {shortened(repr(started))}"
-
-
-def _is_plan(looks: list[float], runs: int) -> bool:
-    """Return whether numbers of runs are a plan of looks, one of which is at these runs."""
-    counts = all(type(look) is int and look > 0 for look in looks)
-    return counts and sorted({*looks}) == looks and runs in looks
 
 
 def _needed(path: Path) -> LogLine:
