@@ -195,6 +195,83 @@ def test_an_alternative_replaces_the_setting_of_an_earlier_layer(base, override,
     assert found(by_arm.arm("other", seed=0)) == left != found(by_arm.arm("more", seed=0))
 
 
+FOR_LENGTHS = {
+    "extends": "quick-start",
+    "tasks": ["banking77"],
+    "training.decay": "wsd",
+    "training.eval_every": 5,
+}
+LENGTHS = [0.5, 1.0]
+
+
+@pytest.mark.parametrize("general", ["override", "file"])
+def test_a_phase_or_an_arm_keeps_its_own_alternative(general):
+    """As a phase keeps its own training.steps. An override removed those of phases."""
+    recipe = {
+        **FOR_LENGTHS,
+        "phases": [{"training.patience": 2}, {}],
+        "study": {"arms": {"a": {"training.patience": 3}, "b": {}, "c": {"finetune.epochs": 2}}},
+    }
+    overrides = [f"training.lengths={LENGTHS}", "finetune.steps=7"]
+    if general == "file":
+        overrides = []
+        recipe |= {"training.lengths": LENGTHS, "finetune.steps": 7}
+    read = read_recipe(recipe, overrides)
+    found = {
+        name: [(link.training.patience, link.training.lengths) for link in links]
+        for name, links in (
+            ("", read.links()),
+            *((arm, read.arm(arm, seed=0).links()) for arm in read.study.arms),
+        )
+    }
+    both = [(2, None), (None, (0.5, 1.0))]
+    assert found == {"": both, "a": [(2, None), (3, None)], "b": both, "c": both}
+    steps = [read.arm(arm, seed=0).finetune.steps for arm in read.study.arms]
+    assert steps == [7, 7, None] and read.arm("c", seed=0).finetune.epochs == 2
+
+
+@pytest.mark.parametrize("place", ["phases.0", "study.arms.v1.5", "study.arms.v1.5.phases.0"])
+@pytest.mark.parametrize("dotted", [True, False])
+def test_an_alternative_replaces_that_of_the_same_phase_or_arm(place, dotted):
+    own = {"training.lengths": LENGTHS} if dotted else {"training": {"lengths": LENGTHS}}
+    inner = {"phases": [own, {}]} if "phases" in place else own
+    arm = inner if "arms" in place else {}
+    recipe = {**FOR_LENGTHS, "study": {"arms": {"v1.5": arm, "b": {}}}}
+    if place == "phases.0":
+        recipe |= inner
+    for override in ("training.patience=2", "training={patience: 2}"):
+        read = read_recipe(recipe, [f"{place}.{override}"])
+        first, *later = read.arm("v1.5", seed=0).links()
+        assert (first.training.patience, first.training.lengths) == (2, None)
+        assert all(link.training.patience is None for link in later)
+        assert read.arm("b", seed=0).links()[0].training.lengths is None
+
+
+def test_the_former_name_of_a_phase_replaces_alternatives_too():
+    recipe = {**FOR_LENGTHS, "phases": [{}, {"training.lengths": LENGTHS}]}
+    _, second = read_recipe(recipe, ["intermediate.training.patience=2"]).links()
+    assert (second.training.patience, second.training.lengths) == (2, None)
+
+
+def test_an_alternative_at_an_arm_leaves_those_of_other_arms():
+    # YAML aliases put the same object in several places.
+    shared = {"finetune": {"epochs": 2}}
+    recipe = {**FOR_LENGTHS, "study": {"arms": {"a": shared, "b": shared}}}
+    read = read_recipe(recipe, ["study.arms.a.finetune.steps=7"])
+    found = [read.arm(name, seed=0).finetune for name in ("a", "b")]
+    assert [(each.steps, each.epochs) for each in found] == [(7, None), (None, 2)]
+    assert shared == {"finetune": {"epochs": 2}}
+
+
+def test_an_alternative_in_a_point_of_a_search_replaces_that_of_the_arm():
+    recipe = {**FOR_LENGTHS, "study": {"arms": {"a": {"training.patience": 9}, "b": {}}}}
+    search = f"study.search={{by: dev, grid: {{training.lengths: [{LENGTHS}, [0.25, 1.0]]}}}}"
+    read = read_recipe(recipe, [search])
+    points = [read.arm("a", seed=0, more=point) for point in read.study.points_of("a")]
+    lengths = [(point.training.patience, point.training.lengths) for point in points]
+    assert lengths == [(None, (0.5, 1.0)), (None, (0.25, 1.0))]
+
+
 def test_both_alternatives_in_one_layer_are_refused_with_the_override_that_chooses():
     tasks = ["tasks=[banking77]"]
     with pytest.raises(

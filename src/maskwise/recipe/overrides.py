@@ -235,6 +235,19 @@ def _in_training(path: tuple[str, ...]) -> tuple[str, ...]:
     return path
 
 
+def placed(name: str, value: object, arms: Collection[str]) -> tuple[tuple[str, ...], str]:
+    """Split a dotted name into the place of the arm, phase or grid that it changes, and a setting.
+
+    >>> placed("study.arms.v1.5.phases.0.training.steps", 9, ["v1.5"])
+    (('study', 'arms', 'v1.5', 'phases', '0'), 'training.steps')
+    """
+    path = (*_parts(name, value, arms=arms),)
+    if path[0] == FORMER_PHASE and len(path) > 1:
+        path = ("phases", "1", *path[1:])
+    setting = _in_training(path)
+    return path[: len(path) - len(setting)], ".".join(setting)
+
+
 def _gone(name: str, value: object) -> MaskwiseError:
     if not value:
         # In a recipe, such a value is dropped; an override is written by hand.

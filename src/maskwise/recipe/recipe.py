@@ -52,7 +52,7 @@ from maskwise.recipe.overrides import (
     require_changeable,
     with_changes,
 )
-from maskwise.recipe.unused import refuse_unused, remove_unused
+from maskwise.recipe.unused import refuse_unused, remove_unused, replaced_by
 from maskwise.samplers import sampler
 from maskwise.specs import Call, leaves, of_run, parse_call
 from maskwise.tasks import FinetuneSettings
@@ -537,10 +537,12 @@ class Recipe(Settings):
         Raises:
             MaskwiseError: an override is invalid, or changes a setting that arms may not change.
         """
-        changes = {}
+        changes: Plain = {}
         for overrides in (self.study.arms[name], more or {}):
             with blamed(f"arm {name!r}"):
                 written = once_each(overrides)
+            for key in replaced_by(written):
+                changes.pop(key, None)
             for key, value in written.items():
                 require_changeable(key, ARM_PARTS, who=f"arm {name!r}", settings=Recipe)
                 changes[key] = of_run(value, seed)

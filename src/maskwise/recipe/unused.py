@@ -11,6 +11,7 @@ settings of the quick start's new model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,7 +20,7 @@ from maskwise.constants import is_rate
 from maskwise.errors import MaskwiseError
 from maskwise.masking.settings import MaskingSettings
 from maskwise.objectives import objective_class
-from maskwise.recipe.overrides import Plain, nested, put, with_changes
+from maskwise.recipe.overrides import Plain, arms_in, nested, placed, put, with_changes
 from maskwise.specs import leaves
 from maskwise.text.readers import unread_fields
 from maskwise.training.learners import Learner, learner_of
@@ -411,17 +412,51 @@ def remove_unused(settings: Plain, changes: Mapping[str, object], *, clear: bool
             _remove_all(settings, rule, changes)
 
 
-def _remove_alternatives(settings: Plain, changes: Mapping[str, object]) -> None:
-    """Remove the settings for which ``changes`` give an alternative (``ALTERNATIVES``), in place.
+def replaced_by(changes: Mapping[str, object]) -> Iterator[str]:
+    """Yield the settings of earlier layers for which ``changes`` give an alternative.
 
-    >>> settings = {"finetune": {"steps": 300}}
-    >>> _remove_alternatives(settings, {"finetune.epochs": 3}); settings
-    {'finetune': {}}
+    >>> [*replaced_by({"finetune.epochs": 3})]
+    ['finetune.steps']
     """
     for pair in ALTERNATIVES:
         for own, other in (pair, pair[::-1]):
             if changes.get(own) is not None and other not in changes:
-                _remove_everywhere(settings, other, changes)
+                yield other
+
+
+def _remove_alternatives(settings: Plain, changes: Mapping[str, object]) -> None:
+    """Remove the settings for which ``changes`` give an alternative (``ALTERNATIVES``), in place.
+
+    A setting is replaced where it is given: in the recipe, an arm or a phase. A phase or an arm
+    keeps its own, which replaces that of the recipe.
+
+    >>> settings = {"finetune": {"steps": 300}, "study": {"arms": {"a": {"finetune.steps": 2}}}}
+    >>> _remove_alternatives(settings, {"finetune.epochs": 3}); settings
+    {'finetune': {}, 'study': {'arms': {'a': {'finetune.steps': 2}}}}
+    """
+    by_place: dict[tuple[str, ...], Plain] = {}
+    for name, value in changes.items():
+        place, setting = placed(name, value, arms_in(settings))
+        by_place.setdefault(place, {})[setting] = value
+    for place, given in by_place.items():
+        for key in replaced_by(given):
+            if place:
+                _remove_at(settings, place, key)
+            else:
+                _remove(settings, key, changes)
+
+
+def _remove_at(settings: Plain, place: Sequence[str], key: str) -> None:
+    """Remove a setting from the changes of an arm or a phase, which are at ``place``."""
+    group: Any = settings
+    # What is wrong with the place or the changes is reported when other changes are put there.
+    with suppress(LookupError, ValueError, TypeError, AttributeError, MaskwiseError):
+        for part in place:
+            group = group[int(part)] if isinstance(group, list) else group[part]
+        without = nested(group)
+        if value_at(without, key) is not None:
+            _remove(without, key, {})
+            put(settings, place, without)
 
 
 def drop_unused(settings: Plain, given: Mapping[str, object]) -> None:
@@ -452,16 +487,11 @@ def _is_active_in_all(rule: Unused, trainings: Iterable[Plain]) -> bool:
 def _remove_all(settings: Plain, rule: Unused, changes: Mapping[str, object]) -> None:
     """Remove the settings of a rule, except those that ``changes`` give."""
     for key in rule.keys:
-        _remove_everywhere(settings, key, changes)
-
-
-def _remove_everywhere(settings: Plain, key: str, changes: Mapping[str, object]) -> None:
-    """Remove a setting, also from the phases, unless ``changes`` give it."""
-    _remove(settings, key, changes)
-    # Phases change the same settings.
-    phases = settings.get("phases")
-    if isinstance(phases, list) and "phases" not in changes:
-        settings["phases"] = [_phase_without(phase, key) for phase in phases]
+        _remove(settings, key, changes)
+        # Phases change the same settings.
+        phases = settings.get("phases")
+        if isinstance(phases, list) and "phases" not in changes:
+            settings["phases"] = [_phase_without(phase, key) for phase in phases]
 
 
 def _trainings(settings: Plain) -> Iterator[Plain]:
