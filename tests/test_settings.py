@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,37 @@ def test_an_alternative_in_a_point_of_a_search_replaces_that_of_the_arm():
     points = [read.arm("a", seed=0, more=point) for point in read.study.points_of("a")]
     lengths = [(point.training.patience, point.training.lengths) for point in points]
     assert lengths == [(None, (0.5, 1.0)), (None, (0.25, 1.0))]
+
+
+PLACES = ("", "phases.1.", "study.arms.a.", "study.arms.a.phases.1.")
+
+
+@pytest.mark.parametrize(
+    ("place", "both"),
+    [
+        *((place, {"training.patience": 2, "training.lengths": LENGTHS}) for place in PLACES),
+        *(
+            (place, {"training.optimizer": "adamw", "training.muon_learning_rate": 0.1})
+            for place in PLACES
+        ),
+        *((place, {"finetune.epochs": 2, "finetune.steps": 7}) for place in PLACES[::2]),
+    ],
+)
+def test_the_override_that_a_refusal_names_mends_it(place, both):
+    """It named the setting of the whole recipe, which changed nothing in an arm or a phase."""
+    own = {"phases": [{}, both]} if "phases" in place else both
+    recipe = {**FOR_LENGTHS, "study": {"arms": {"a": {}, "b": {}}}}
+    if "arms" in place:
+        recipe["study"]["arms"]["a"] = own
+    elif place:
+        recipe |= own
+    given = [f"{key}={json.dumps(value)}" for key, value in own.items()] if not place else []
+    with pytest.raises(MaskwiseError) as error:
+        read_recipe(recipe, given)
+    advice = re.findall(rf"(?:set|or) ({place}(?:training|finetune)\.\w+=\w+)", str(error.value))
+    assert advice
+    for override in advice:
+        read_recipe(recipe, [*given, override])
 
 
 def test_both_alternatives_in_one_layer_are_refused_with_the_override_that_chooses():

@@ -17,6 +17,7 @@ import yaml
 from pydantic import (
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -167,7 +168,7 @@ class Recipe(Settings):
         return arms
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
+    def _consistent(self, info: ValidationInfo) -> Recipe:
         if isinstance(self.objective, str):
             with within("objective", self.objective):
                 self._only = self._alone(self.objective)
@@ -188,14 +189,20 @@ class Recipe(Settings):
         self._remarks = [*self._checked()]
         if self.study.search and self.study.search.by == "dev" and not self.tasks:
             raise MaskwiseError("study.search.by=dev needs tasks", do="add tasks, or use held-out")
-        self._check_phases()
+        self._check_phases(**(info.context or {}))
         return self
 
-    def _check_phases(self) -> None:
-        """Check that all phases can train the model of the first phase."""
+    def _check_phases(self, arm: str = "", phase: str = "") -> None:
+        """Check that all phases can train the model of the first phase.
+
+        Args:
+            arm: what stands before the names of the arm's settings in an override; "" for no arm.
+            phase: the same of the phase, if this is the recipe of one.
+        """
         links = self.links()
         positions = links[0].corpus.length
-        for setting, link in zip(self.settings_of("corpus.length"), links):
+        for (prefix, changes), link in zip(self._changes.items(), links):
+            setting = f"{prefix}corpus.length"
             length = link.corpus.length
             if link.training.patience is not None and not link.training.eval_every:
                 raise MaskwiseError(
@@ -214,6 +221,17 @@ class Recipe(Settings):
                 )
             if link.training.lengths is not None:
                 _require_stable(link)
+                # What a phase gives twice is refused in the recipe, which may be that of an arm.
+                if link.training.patience is not None and not phase:
+                    own = {"patience", "lengths"} & {*changes.get("training", ())}
+                    place = f"{arm}{prefix if own else ''}training"
+                    raise MaskwiseError(
+                        f"{prefix}training.lengths: a training ends at one of its lengths, or when "
+                        "its patience is exhausted",
+                        got="both",
+                        do=f"remove one of them, or set {place}.patience=null or "
+                        f"{place}.lengths=null",
+                    )
             mixed = link.corpus.stream or len(link.corpus.sources) > 1
             if link.training.group_by_length and mixed:
                 raise MaskwiseError(
@@ -255,7 +273,9 @@ class Recipe(Settings):
         for name, changes in self.study.arms.items():
             if name in changed:
                 # Arms of a file are those of this recipe, also if another recipe extends it.
-                _refuse_unused(dict(leaves(changes)), links[name], origin=f"arm {name!r}")
+                own = dict(leaves(changes))
+                origin, place = f"arm {name!r}", f"study.arms.{name}."
+                _refuse_unused(own, links[name], origin=origin, place=place)
 
     def _plain(self) -> Plain:
         """Return the sections that ``refuse_unused`` reads, as plain values."""
@@ -495,7 +515,7 @@ class Recipe(Settings):
             link = alone
             if changes:
                 base = json.dumps(alone._said("study", "tasks"))
-                link = _changed(base, changes, origin=prefix.rstrip("."))
+                link = _changed(base, changes, origin=prefix.rstrip("."), phase=prefix)
             seed = self.training.seed
             # A phase with its own seed is the same in all runs, so it is trained only once.
             if "seed" in changes.get("training", {}):
@@ -547,7 +567,8 @@ class Recipe(Settings):
                 require_changeable(key, ARM_PARTS, who=f"arm {name!r}", settings=Recipe)
                 changes[key] = of_run(value, seed)
         base = json.dumps(self._said("study")).replace("{seed}", str(seed))
-        return _changed(base, changes, origin=f"arm {name!r}").seeded(seed)
+        arm = f"study.arms.{name}."
+        return _changed(base, changes, origin=f"arm {name!r}", arm=arm).seeded(seed)
 
     def _said(self, *without: str) -> Plain:
         """Return the settings to which arms and phases apply their changes.
@@ -644,12 +665,6 @@ def _require_stable(link: Recipe) -> None:
                 allowed="a decay after the warm-up",
                 do="give a longer first length, or a smaller training.warmup",
             )
-        if training.patience is not None:
-            raise MaskwiseError(
-                "a training ends at one of its lengths, or when its patience is exhausted",
-                got="both",
-                do="remove one of them, or set training.patience=null or training.lengths=null",
-            )
         if link.objectives:
             raise MaskwiseError(
                 "a training with several lengths has one objective",
@@ -663,6 +678,7 @@ def _refuse_unused(
     runs: Iterable[tuple[Recipe, ...]],
     *,
     origin: str = "",
+    place: str = "",
     in_file: bool = False,
 ) -> None:
     """Raise ``MaskwiseError`` if a value has no effect in any of these runs.
@@ -671,6 +687,7 @@ def _refuse_unused(
         given: values keyed by dotted name, such as ``masking.ratio`` or ``phases.1.masking.ratio``.
         runs: the recipes of the phases of every run that uses these values.
         origin: words for who wrote the values.
+        place: see ``refuse_unused``.
         in_file: see ``refuse_unused``.
     """
     runs = list(runs)
@@ -696,7 +713,8 @@ def _refuse_unused(
     for phase, own in by_phase.items():
         links = [links[phase : phase + 1] for links in runs] if phase is not None else runs
         recipes = [link._plain() for link in chain.from_iterable(links)]
-        refuse_unused(own, recipes, _default(), origin=origin, in_file=in_file)
+        inner = place if phase is None else f"{place}phases.{phase}."
+        refuse_unused(own, recipes, _default(), origin=origin, place=inner, in_file=in_file)
 
 
 @cache
@@ -719,23 +737,27 @@ def _phase(changes: object, name: str, phases: int) -> object:
     return nested(changes)
 
 
-def validate(settings: Mapping[str, object], *, origin: str) -> Recipe:
-    """Build a recipe from plain values; errors state the ``origin`` of the values."""
+def validate(settings: Mapping[str, object], *, origin: str, **place: str) -> Recipe:
+    """Build a recipe from plain values; errors state the ``origin`` of the values.
+
+    Args:
+        place: the prefix of an arm or a phase (``Recipe._check_phases``), if the recipe is its own.
+    """
     try:
-        return Recipe.model_validate(settings)
+        return Recipe.model_validate(settings, context=place)
     except ValidationError as error:
         raise explain(error, Recipe, origin=origin) from None
 
 
-def _changed(base: str, changes: Mapping[str, object], *, origin: str) -> Recipe:
+def _changed(base: str, changes: Mapping[str, object], *, origin: str, **place: str) -> Recipe:
     """Return a recipe with changed settings; ``base`` is JSON, with seed 0."""
-    return _validate_once(base, json.dumps(list(leaves(changes)), default=str), origin)
+    return _validate_once(base, json.dumps(list(leaves(changes)), default=str), origin, **place)
 
 
 @lru_cache(maxsize=4096)
-def _validate_once(base: str, changes: str, origin: str) -> Recipe:
+def _validate_once(base: str, changes: str, origin: str, **place: str) -> Recipe:
     """Build a recipe from JSON. Results are cached, because validation takes milliseconds."""
     settings: Plain = json.loads(base)
     changed = dict(json.loads(changes))
     remove_unused(settings, changed, clear=False)
-    return validate(with_changes(settings, changed), origin=origin)
+    return validate(with_changes(settings, changed), origin=origin, **place)

@@ -563,6 +563,7 @@ def refuse_unused(
     default: Plain,
     *,
     origin: str = "",
+    place: str = "",
     in_file: bool = False,
 ) -> None:
     """Raise ``MaskwiseError`` if somebody gives a value that has no effect.
@@ -574,6 +575,7 @@ def refuse_unused(
         default: the complete settings of a recipe in which nothing was set. Default values are
             never refused, because recipes that maskwise writes state them.
         origin: words for who wrote the values, for the error message.
+        place: what stands before the names of the settings in an override, such as "phases.0.".
         in_file: whether the values are those of a file, which other recipes may extend.
     """
 
@@ -588,11 +590,11 @@ def refuse_unused(
         reasons = (_rule_of(key, unused(number)) for number in range(len(recipes)))
         first = next(reasons, None)
         if first and all(reasons):
-            place = f"{origin}: {key}" if origin else key
+            what = f"{origin}: {key}" if origin else key
             do = f"remove {key}"
             if first.unless:
-                do = f"{do}, or set {first.unless}"
-            raise MaskwiseError(f"{place} {first.why}", got=value, do=do)
+                do = f"{do}, or set {place}{first.unless}"
+            raise MaskwiseError(f"{what} {first.why}", got=value, do=do)
 
 
 def _rule_of(key: str, unused: Mapping[str, Unused]) -> Unused | None:
