@@ -610,9 +610,9 @@ def test_an_arm_is_validated_once_however_many_runs_it_has(recipe, tmp_path, mon
     validate = recipes.validate
     validated = []
 
-    def counted(settings: Any, *, origin: str) -> Recipe:
+    def counted(settings: Any, *, origin: str, **more: Any) -> Recipe:
         validated.append(origin)
-        return validate(settings, origin=origin)
+        return validate(settings, origin=origin, **more)
 
     monkeypatch.setattr(recipes, "validate", counted)
     recipes._validate_once.cache_clear()
