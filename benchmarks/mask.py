@@ -221,8 +221,8 @@ def _contest(
     calls = _peers(sample, batches)
     for name, masker in maskers.items():
         calls[f"maskwise, {name}"] = partial(_mask, masker, batches)
+    rows = [_rows_of(batch) for batch in batches] if lists else []
     for name in lists:
-        rows = [_rows_of(batch) for batch in batches]
         calls[f"maskwise, {name}"] = partial(_mask, maskers[name.removesuffix(FROM_LISTS)], rows)
     seconds = in_turn(calls, batches=number)
     for name, spent in seconds.items():

@@ -167,6 +167,7 @@ def new_config(
     for name in ("max_encoder_position_embeddings", "max_decoder_position_embeddings"):
         if hasattr(plain, name):  # LED's encoder pads texts to its window, so it keeps its default
             given[name] = max(getattr(plain, name), positions)
+    size = {} if fields.get("vocab_size") is None else {"vocab_size": fields["vocab_size"]}
     halves: dict[str, Mapping[str, Any]] = {}
     for part in plain.sub_configs:  # T5Gemma configures its encoder and its decoder separately
         own = fields.get(part, {})
@@ -178,7 +179,6 @@ def new_config(
         if config is not None:  # as that of ESM may be
             _require_fields(config, own)
             halves[part] = own
-        size = {name: fields[name] for name in ("vocab_size",) if fields.get(name) is not None}
         fields[part] = {**_ids_of(tokenizer), **size, **own}
     given |= fields
     set_fields = {name: value for name, value in given.items() if value is not None}
@@ -311,15 +311,20 @@ def _shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
 def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:
     """Return the fields of a configuration that a tokenizer determines."""
     first = tokenizer.bos_token_id
-    last = tokenizer.eos_token_id
     return {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "cls_token_id": tokenizer.cls_token_id,
         "sep_token_id": tokenizer.sep_token_id,
         "bos_token_id": tokenizer.cls_token_id if first is None else first,
-        "eos_token_id": tokenizer.sep_token_id if last is None else last,
+        "eos_token_id": end_token(tokenizer),
     }
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id with which a text that a model writes ends; None without one."""
+    last: int | None = tokenizer.eos_token_id
+    return tokenizer.sep_token_id if last is None else last
 
 
 def config_of(fields: Fields) -> PreTrainedConfig:

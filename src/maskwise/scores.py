@@ -29,14 +29,7 @@ from pandas import DataFrame, Series, isna
 
 from maskwise import __version__
 from maskwise.constants import CORRELATIONS, NATS
-from maskwise.errors import (
-    MaskwiseError,
-    dict_of,
-    in_percent,
-    items_of,
-    plural,
-    require_known,
-)
+from maskwise.errors import MaskwiseError, dict_of, in_percent, items_of, plural, require_known
 from maskwise.estimates import with_minus
 from maskwise.files import Record, Study, Summary
 from maskwise.folders import read_json, refuse_file, write_json, write_lines

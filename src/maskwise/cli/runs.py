@@ -35,14 +35,7 @@ from maskwise.cli.terminal import (
     was_given,
 )
 from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
-from maskwise.errors import (
-    MaskwiseError,
-    Truncated,
-    counted,
-    in_percent,
-    plural,
-    whole_number,
-)
+from maskwise.errors import MaskwiseError, Truncated, counted, in_percent, plural, whole_number
 from maskwise.estimates import failure_lines
 from maskwise.folders import recipe_path, refuse_missing, shipped
 from maskwise.printing import err_console, note_of_rename, out_console, print_json, say, warn

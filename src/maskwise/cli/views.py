@@ -29,12 +29,7 @@ from maskwise.cli.terminal import (
     print_table,
     print_verdicts,
 )
-from maskwise.errors import (
-    MaskwiseError,
-    in_percent,
-    require_known,
-    unknown_name,
-)
+from maskwise.errors import MaskwiseError, in_percent, require_known, unknown_name
 from maskwise.folders import recipe_path, shipped
 from maskwise.plugins import Table
 from maskwise.printing import err_console, out_console, print_json, say, warn

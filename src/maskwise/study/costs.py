@@ -173,17 +173,11 @@ class Forecast:
         rates: the measured rates, keyed by a hash of all settings that change them (``key``).
     """
 
-    def __init__(
-        self,
-        named: Mapping[str, Stage],
-        store: StageStore,
-        *,
-        here: bool = False,
-    ):
+    def __init__(self, named: Mapping[str, Stage], store: StageStore, *, here: bool = False):
         self.named = named
         self.store = store
         self.here = here
-        self.key = cache(self._key)
+        self._keys = cache(self._key)
         self.finished: dict[str, float] = {}
         # The seconds of all finished stages that are alike.
         self.alike = defaultdict[object, list[float]](list)
@@ -223,12 +217,8 @@ class Forecast:
         """
         stage = self.named[name]
         # With patience, a training may have ended before its last step.
-        return (
-            content,
-            self.key(name, content=content),
-            work_of(stage),
-            stage.setting("training.patience"),
-        )
+        key = self.key(name, content=content)
+        return content, key, work_of(stage), stage.setting("training.patience")
 
     def known(self, name: str) -> float | None:
         """Forecast the seconds of a stage from stages with the same settings and text.
@@ -295,8 +285,8 @@ class Forecast:
             peak = max(peak, self.rates.get(key, {}).get("memory_gib", 0.0))
         return peak or None
 
-    def _key(self, name: str, *, content: bool = True) -> str:
-        """Hash all that changes the rates of a stage: settings, text, code and machine.
+    def key(self, name: str, *, content: bool = True) -> str:
+        """Return the hash of all that changes the rates of a stage: settings, text, code, machine.
 
         Args:
             name: the name of the stage.
@@ -305,6 +295,9 @@ class Forecast:
         Returns:
             The hash; "" if ``named`` lacks a stage with some of the settings.
         """
+        return self._keys(name, content)
+
+    def _key(self, name: str, content: bool) -> str:
         stage = self.named[name]
         try:
             parts = self._parts(stage, content=content)

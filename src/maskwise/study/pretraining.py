@@ -21,10 +21,7 @@ from torch import Tensor
 from maskwise import __version__
 from maskwise.constants import rank_here, ranks_here
 from maskwise.draws import fold
-from maskwise.errors import (
-    MaskwiseError,
-    in_percent,
-)
+from maskwise.errors import MaskwiseError, in_percent
 from maskwise.evaluation import EvaluationSettings, HeldOut, fixed_maskers
 from maskwise.evaluation.scoring import diffusion_bound
 from maskwise.flops import FORMULA

@@ -108,13 +108,7 @@ def execute(
         # Workers may have a different working directory.
         store = store.resolved()
         function = partial(do_stage, store=store)
-    progress = StudyProgress(
-        plan,
-        store,
-        jobs=pool.places,
-        together=pool.gathers,
-        hidden=pool.here,
-    )
+    progress = StudyProgress(plan, store, jobs=pool.places, together=pool.gathers, hidden=pool.here)
     with pool, progress:
         while waiting or running:
             unfinished = waiting.keys() | named(running.values())

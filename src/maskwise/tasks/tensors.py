@@ -26,6 +26,7 @@ from maskwise.draws import fold
 from maskwise.errors import MaskwiseError, Truncated
 from maskwise.families import evaluating
 from maskwise.masking.batch import IGNORE, moved
+from maskwise.models import end_token
 from maskwise.objectives import Classification
 from maskwise.tasks.metrics import LOST
 from maskwise.tasks.splits import SPLITS
@@ -305,10 +306,7 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -
     """
     check_length(task, tokenizer, max_length)
     state = tokenizer_state(tokenizer, words=task.kind.words)
-    last = tokenizer.eos_token_id
-    if last is None:
-        last = tokenizer.sep_token_id
-    return _encoded(task, state, padding_id(tokenizer), last, max_length)
+    return _encoded(task, state, padding_id(tokenizer), end_token(tokenizer), max_length)
 
 
 @lru_cache(maxsize=8)
