@@ -152,6 +152,13 @@ def gate() -> dict[str, Any]:
     return summary_of(scores, contrasts=closes, gate={"contrast": pair, "closes": closes})
 
 
+def second_question() -> dict[str, Any]:
+    """The gate's arm is decided to be worse, so the second contrast is not asked."""
+    first, second = ["token-15", "token-30"], ["token-15", "method"]
+    gate = {"contrast": first, "closes": [second]}
+    return summary_of(CLEAR | {"method": NOISY}, contrasts=[second], gate=gate)
+
+
 def against_the_start() -> dict[str, Any]:
     lines = [score_record("no-pretraining", s, "task-0", 0.3 + 0.001 * s) for s in range(8)]
     return summary_of(
@@ -246,6 +253,7 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     ),
     "next look": lambda: summary_of({"token-15": LOW, "token-30": NOISY}, looks=[8, 16]),
     "gate": gate,
+    "second question": second_question,
     "replicates to come": lambda: summary_of(CLEAR, seeds=[*range(12)], pending=[8, 9, 10, 11]),
     "against the start": against_the_start,
     "compute": other_costs,

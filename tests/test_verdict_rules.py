@@ -113,6 +113,28 @@ def test_behind_a_gate_whose_oracle_is_decided_to_be_worse_nothing_is_judged():
     assert summary["verdict"] == "not comparable"
 
 
+@pytest.mark.parametrize(
+    ("scores", "verdict"), [(LOW, "open"), ([x - 0.2 for x in LOW], "decided")]
+)
+def test_the_first_of_two_questions_has_the_headline_if_the_second_is_not_asked(scores, verdict):
+    """``adapt --control`` called its own question a positive control that had to be fixed."""
+    gate = {"contrast": ["method", "random"], "closes": [["method", "oracle"]]}
+    summary, rows = gated(GATED | {"method": scores}, gate=gate, contrasts=[["method", "oracle"]])
+    assert rows["method", "random"]["verdict"] == summary["verdict"] == verdict
+    assert rows["method", "oracle"]["verdict"] == "not comparable"
+    assert codes(rows["method", "oracle"]) == ["not-asked"]
+    assert "oracle" not in summary["headline"]
+    assert not {"gate-closed", "not-asked"} & {*summary["advice_codes"]}
+
+
+def test_other_contrasts_keep_the_headline_if_a_second_question_is_not_asked():
+    gate = {"contrast": ["method", "random"], "closes": [["method", "oracle"]]}
+    contrasts = [["method", "oracle"], ["other", "random"]]
+    scores = GATED | {"method": [x - 0.2 for x in LOW], "other": HIGH}
+    summary, _ = gated(scores, gate=gate, contrasts=contrasts)
+    assert "other" in summary["headline"] and "method" not in summary["headline"]
+
+
 def test_a_gate_closes_the_contrasts_that_it_names_and_no_others():
     scores = GATED | {"oracle": ALIKE, "other": HIGH}
     contrasts = [["method", "random"], ["other", "random"]]

@@ -76,8 +76,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     verdicts = judge(table, gate_outcomes(lines, table))
     names = names_of(study)
     primary = [verdict for verdict in verdicts if verdict.primary]
-    # The headline is about the gate only if there are no other contrasts.
-    asked = [verdict for verdict in primary if not verdict.gate] or primary
+    asked = _asked(primary)
     top = headline_verdict(asked, study["baseline"])
     # Advice covers the gate, too, if the gate did not pass.
     closed = study.get("gate") is not None and not passed(verdicts)
@@ -110,6 +109,16 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
             f"No verdict yet: {done} of {planned} planned runs of each arm are done."
         )
     return summary
+
+
+def _asked(primary: Sequence[Verdict]) -> list[Verdict]:
+    """List the verdicts that the headline is about.
+
+    The gate is among them only if it is the question: if no other contrast was to be tested, or
+    only such as ask why the gate's arm is better.
+    """
+    behind = [each for each in primary if not each.gate and not each.raises("not-asked")]
+    return behind or [*primary]
 
 
 def _headline(

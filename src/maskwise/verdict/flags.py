@@ -93,13 +93,22 @@ def raised(one: Comparison, table: Outcomes, *, significant: bool = False) -> tu
 # Flags that invalidate a comparison
 
 
-def _gate_closed(one: Comparison, table: Outcomes) -> FlagFacts | None:
-    if one.closed_by is None:
-        return None
-    oracle, beaten = one.closed_by
-    later = any(look > len(table.study["seeds"]) for look in table.study.get("looks") or ())
-    how = "has not passed at this look" if later else "failed"
-    return {"oracle": oracle, "beaten": beaten, "how": how}
+def _closed(*, follow_up: bool) -> Test:
+    """Return a test for contrasts that a gate closed.
+
+    The arm of a gate is a positive control for other arms. A contrast of this arm itself is the
+    ``follow_up`` of a first question: why is it better?
+    """
+
+    def test(one: Comparison, table: Outcomes) -> FlagFacts | None:
+        if one.closed_by is None or (one.arm == one.closed_by[0]) != follow_up:
+            return None
+        oracle, beaten = one.closed_by
+        later = any(look > len(table.study["seeds"]) for look in table.study.get("looks") or ())
+        how = "has not passed at this look" if later else "failed"
+        return {"oracle": oracle, "beaten": beaten, "how": how}
+
+    return test
 
 
 def _no_pairs(one: Comparison, table: Outcomes) -> FlagFacts | None:
@@ -481,11 +490,17 @@ FLAGS = (
     Flag(
         "gate-closed",
         "invalid",
-        _gate_closed,
+        _closed(follow_up=False),
         "the positive control {how} ({oracle} was not shown to beat {beaten}), so this study "
         "cannot detect smaller differences",
         "Fix the positive control first, with more runs, longer training or easier tasks. Until "
         "the control passes, the contrasts that depend on it have no verdict.",
+    ),
+    Flag(
+        "not-asked",
+        "invalid",
+        _closed(follow_up=True),
+        "they are compared only if {oracle} is shown to beat {beaten}, and it is not",
     ),
     Flag(
         "no-pairs",

@@ -61,6 +61,10 @@ class Verdict(Comparison):
         """List the flags with an effect."""
         return [flag for flag in self.flags if flag.effect == effect]
 
+    def raises(self, code: str) -> bool:
+        """Return whether a flag is raised."""
+        return any(flag.code == code for flag in self.flags)
+
 
 def judge(table: Outcomes, gate: Outcomes) -> list[Verdict]:
     """Return the verdicts on the contrasts of a study, with those on the gate first.

@@ -96,8 +96,11 @@ def flag_sentence(flag: Raised, names: ShownNames) -> str:
     arms = flag.facts.get("arms", ())
     assert isinstance(arms, list | tuple)
     # The sentence names arms in words; the facts keep the names of study.json.
-    words = " and ".join(names[arm] for arm in arms)
-    return flag.flag.sentence.format(**{**flag.facts, "arms": words})
+    words = {"arms": " and ".join(names[arm] for arm in arms)}
+    for role in ("oracle", "beaten"):
+        if role in flag.facts:
+            words[role] = names[str(flag.facts[role])]
+    return flag.flag.sentence.format(**{**flag.facts, **words})
 
 
 def _reasons(verdict: Verdict, effect: Effect, names: ShownNames) -> list[str]:
@@ -168,7 +171,7 @@ def _failures(verdict: Verdict, ahead: str) -> list[str]:
     if verdict.n < 2 or verdict.sides[0] == verdict.untrained:
         return []
     # This flag says the same.
-    if any(flag.code == "may-fail" for flag in verdict.flags):
+    if verdict.raises("may-fail"):
         return []
     failures = verdict.failures["arm" if verdict.ahead else "baseline"]
     seen = f"{failures['failed']} of {failures['runs']} runs of {ahead} failed"

@@ -95,7 +95,7 @@ def _whose_text(result: Plain, row: Plain) -> str:
     for other in result["contrasts"]:
         if not other["primary"] or other.get("baseline") != f"{row['arm']}{OTHER_TEXT}":
             continue
-        if any(flag["code"] == "gate-closed" for flag in other["flags"]):
+        if any(flag["code"] == "not-asked" for flag in other["flags"]):
             return "Whether it is your text was not tested, because no help is shown."
         said = TEXT_ANSWERS.get((other["verdict"], other["better"]))
         if said is None:
