@@ -278,7 +278,7 @@ def test_recipes_are_read(block: Block, tmp_path: Path, monkeypatch: pytest.Monk
             "right-random",
             ("apart",),
             -1,
-            "adds .055 nats (.043 to .071), *decided*",
+            "lowers the loss by .055 nats (.043 to .071), *decided*",
         ),
     ],
 )
