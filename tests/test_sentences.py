@@ -156,7 +156,8 @@ def second_question() -> dict[str, Any]:
     """The gate's arm is decided to be worse, so the second contrast is not asked."""
     first, second = ["token-15", "token-30"], ["token-15", "method"]
     gate = {"contrast": first, "closes": [second]}
-    return summary_of(CLEAR | {"method": NOISY}, contrasts=[second], gate=gate)
+    contrasts = [first, second]
+    return summary_of(CLEAR | {"method": NOISY}, contrasts=contrasts, gate=gate, search=None)
 
 
 def against_the_start() -> dict[str, Any]:

@@ -119,7 +119,8 @@ def test_behind_a_gate_whose_oracle_is_decided_to_be_worse_nothing_is_judged():
 def test_the_first_of_two_questions_has_the_headline_if_the_second_is_not_asked(scores, verdict):
     """``adapt --control`` called its own question a positive control that had to be fixed."""
     gate = {"contrast": ["method", "random"], "closes": [["method", "oracle"]]}
-    summary, rows = gated(GATED | {"method": scores}, gate=gate, contrasts=[["method", "oracle"]])
+    contrasts = [["method", "random"], ["method", "oracle"]]
+    summary, rows = gated(GATED | {"method": scores}, gate=gate, contrasts=contrasts, search=None)
     assert rows["method", "random"]["verdict"] == summary["verdict"] == verdict
     assert rows["method", "oracle"]["verdict"] == "not comparable"
     assert codes(rows["method", "oracle"]) == ["not-asked"]
@@ -127,11 +128,19 @@ def test_the_first_of_two_questions_has_the_headline_if_the_second_is_not_asked(
     assert not {"gate-closed", "not-asked"} & {*summary["advice_codes"]}
 
 
+def test_a_gate_that_is_no_contrast_is_a_control_even_of_its_own_arm():
+    """The quick start first asks whether its decay beats no training at all."""
+    gate = {"contrast": ["method", "random"], "closes": [["method", "oracle"]]}
+    scores = GATED | {"method": LOW}
+    _, rows = gated(scores, gate=gate, contrasts=[["method", "oracle"]], search=None)
+    assert codes(rows["method", "oracle"])[0] == "gate-closed"
+
+
 def test_other_contrasts_keep_the_headline_if_a_second_question_is_not_asked():
     gate = {"contrast": ["method", "random"], "closes": [["method", "oracle"]]}
-    contrasts = [["method", "oracle"], ["other", "random"]]
+    contrasts = [["method", "random"], ["method", "oracle"], ["other", "random"]]
     scores = GATED | {"method": [x - 0.2 for x in LOW], "other": HIGH}
-    summary, _ = gated(scores, gate=gate, contrasts=contrasts)
+    summary, _ = gated(scores, gate=gate, contrasts=contrasts, search=None)
     assert "other" in summary["headline"] and "method" not in summary["headline"]
 
 

@@ -114,8 +114,8 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
 def _asked(primary: Sequence[Verdict]) -> list[Verdict]:
     """List the verdicts that the headline is about.
 
-    The gate is among them only if it is the question: if no other contrast was to be tested, or
-    only such as ask why the gate's arm is better.
+    The gate is among them only if it is the question: if the study has no other contrast, or if the
+    others were to be tested only after this first one.
     """
     behind = [each for each in primary if not each.gate and not each.raises("not-asked")]
     return behind or [*primary]

@@ -96,12 +96,15 @@ def raised(one: Comparison, table: Outcomes, *, significant: bool = False) -> tu
 def _closed(*, follow_up: bool) -> Test:
     """Return a test for contrasts that a gate closed.
 
-    The arm of a gate is a positive control for other arms. A contrast of this arm itself is the
-    ``follow_up`` of a first question: why is it better?
+    A gate that is itself a contrast of the study is its first question, and those behind it are a
+    ``follow_up``. Any other gate is a positive control.
     """
 
     def test(one: Comparison, table: Outcomes) -> FlagFacts | None:
-        if one.closed_by is None or (one.arm == one.closed_by[0]) != follow_up:
+        if one.closed_by is None:
+            return None
+        questions = [(arm, baseline) for arm, baseline in table.study["contrasts"]]
+        if (one.closed_by in questions) != follow_up:
             return None
         oracle, beaten = one.closed_by
         later = any(look > len(table.study["seeds"]) for look in table.study.get("looks") or ())
