@@ -1,36 +1,39 @@
-"""A mkdocs hook that writes reference pages from the source code.
+"""Write three pages of docs/ from the source code.
+
+    python scripts/reference.py [FOLDER]
 
 ``recipe.md`` lists every key of a recipe, ``commands.md`` every option, and ``names.md`` every
-policy, schedule, corruption, objective, sampler and annotator. These pages replace the short files
-of the same names in docs/, which are for readers without the built site.
+policy, schedule, corruption, objective, sampler, annotator and segmenter. They are committed, so
+that they can be read without building the site; if they differ from the source, a test fails.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from typing import Any
+import sys
+from pathlib import Path
 
 import typer
-from mkdocs.structure.files import File, Files
 
 from maskwise.cli import app
 from maskwise.cli.views import describe_table, internal_of, names_in
 from maskwise.recipe.described import recipe_keys
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 TABLES = (
     *("policies", "schedules", "corruptions", "objectives", "samplers", "annotators"),
     "segmenters",
 )
 
 
-def on_files(files: Files, config: Any) -> Files:
-    """Replace the three short pages that the repository has under these names."""
-    pages = {"recipe.md": recipe_page(), "commands.md": commands_page(), "names.md": names_page()}
-    for name, text in pages.items():
-        files.remove(files.get_file_from_path(name))
-        files.append(File.generated(config, name, content=text))
-    return files
+def pages() -> dict[str, str]:
+    """Return the text of each page, keyed by the name of its file."""
+    made = {"recipe.md": recipe_page(), "commands.md": commands_page(), "names.md": names_page()}
+    return {
+        name: "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+        for name, text in made.items()
+    }
 
 
 CHANGES = """The last column says what a key changes. *weights*: a change trains anew. *rounding*:
@@ -45,7 +48,13 @@ def recipe_page() -> str:
     for key in recipe_keys().values():
         section, dot, _ = key.name.partition(".")
         sections.setdefault(section if dot else "", []).append(key)
-    lines = ["# Recipe keys", "", "All keys are optional. `null` means no value.", "", CHANGES]
+    lines = [
+        "# Recipe keys",
+        "",
+        "All keys are optional. `null` means no value. `maskwise list keys` prints the same.",
+        "",
+        CHANGES,
+    ]
     for section, keys in sections.items():
         lines += ["", f"## {section or 'Recipe'}", ""]
         lines += ["| key | meaning | default | allowed | changes |", "|---|---|---|---|---|"]
@@ -86,6 +95,7 @@ def names_page() -> str:
         "# Names",
         "",
         "Recipes, options and Python accept these names, with arguments as in `span(p=0.2)`.",
+        "`maskwise list policies` (or `schedules`, …) prints the same.",
     ]
     for table in TABLES:
         lines += ["", f"## {table.capitalize()}"]
@@ -116,3 +126,9 @@ def _row(*cells: str) -> str:
     """Return a row of a Markdown table, with each cell on one line."""
     plain = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
     return f"| {' | '.join(plain)} |"
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS
+    for name, text in pages().items():
+        (folder / name).write_text(text, encoding="utf-8")

@@ -58,7 +58,7 @@ class WholeWord(Policy):
         the budget. Therefore it favours short words in short rows. ``expected`` meets the budget on
         average and selects all words with nearly equal probability.
     Cost: one pass to find the words, O(B·L). The collator of transformers needs O(B·L²).
-    Source: the whole-word checkpoints of google-research/bert (May 2019).
+    Source: the whole-word checkpoints of google-research/bert (2019).
     """
 
     unit_kind = UnitKind.WORD
