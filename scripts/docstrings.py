@@ -8,8 +8,13 @@ This is the text of D18 (benchmarks/PLAN.md).
 
 ``OUT/parts`` is the task: summaries (first paragraphs) of functions and classes, labelled with the
 part of a package that has them, such as ``scipy.stats``; 12 training rows and 50 test rows of each
-part. ``OUT/docstrings.jsonl`` is the corpus: the whole docstrings of all others, of all parts. No
+part. A summary that several parts have has no one answer, and is left out of the task.
+``OUT/docstrings.jsonl`` is the corpus: the whole docstrings of all others, of all parts. No
 docstring of the corpus has a summary of the task. Modules are read and not imported.
+
+The data of D18 were written by an earlier version, which took a docstring that two parts have word
+by word for one of the last part: two summaries of D18 have two answers (``numpy.fft`` and
+``scipy.fft`` share both).
 
 The six packages have the 3-clause BSD licence. Do not add OUT to the repository.
 """
@@ -53,15 +58,13 @@ class Docstring(NamedTuple):
 def main(out: Annotated[Path, typer.Option()]) -> None:
     """Write the corpus and the task."""
     rng = random.Random(0)
-    # Of a docstring that two parts share word by word, only the last counts, so its summary may be
-    # drawn although it has two answers. D18 has such data (numpy.fft and scipy.fft share two).
-    found = {docstring.text: docstring for docstring in docstrings_of(PACKAGES)}
+    summaries_of = dict[str, str]()
     parts_of = defaultdict[str, set[str]](set)
-    for docstring in found.values():
+    for docstring in docstrings_of(PACKAGES):
+        summaries_of[docstring.text] = docstring.summary
         parts_of[docstring.summary].add(docstring.part)
     by_part = defaultdict[str, list[str]](list)
     for summary, parts in sorted(parts_of.items()):
-        # A summary in two parts has no one answer.
         if len(parts) == 1 and len(summary) in SUMMARY:
             by_part[next(iter(parts))].append(summary)
     train, test = list[dict[str, str]](), list[dict[str, str]]()
@@ -75,7 +78,7 @@ def main(out: Annotated[Path, typer.Option()]) -> None:
     rng.shuffle(train)
     rng.shuffle(test)
     labelled = {row["text"] for row in [*train, *test]}
-    texts = [{"text": each.text} for each in found.values() if each.summary not in labelled]
+    texts = [{"text": text} for text, its in summaries_of.items() if its not in labelled]
     rng.shuffle(texts)
     write_lines(out / "docstrings.jsonl", texts)
     write_lines(out / "parts" / "train.jsonl", train)

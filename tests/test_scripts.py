@@ -227,6 +227,8 @@ def test_summaries_of_the_task_have_one_part_and_are_not_in_the_text(tmp_path, m
         ("two", [line.replace("a sample", "a graph") for line in lines]),
         # Its summaries are also those of "one", and have no one answer.
         ("three", [line.replace("details", "cases") for line in lines[: 7 * 80]]),
+        # Its docstrings are also those of "two", word by word.
+        ("twin", [line.replace("a sample", "a graph") for line in lines[: 7 * 20]]),
         ("_own", [line.replace("a sample", "nothing") for line in lines]),
         ("tests", [line.replace("a sample", "a test") for line in lines]),
     ):
@@ -243,6 +245,8 @@ def test_summaries_of_the_task_have_one_part_and_are_not_in_the_text(tmp_path, m
     assert Counter(row["label"] for row in rows) == {"made_up_package.two": 62}
     labelled = {row["text"] for row in rows}
     assert len(labelled) == 62 and all("of a graph." in text for text in labelled)
+    shared = {f"Compute quantity {number} of a graph." for number in range(20)}
+    assert labelled.isdisjoint(shared)
     texts = [row["text"] for row in read_lines(tmp_path / "out" / "docstrings.jsonl")]
     assert len(texts) == 90 + 28 + 80 and all("It has" in text for text in texts)
     assert labelled.isdisjoint(text.partition("\n")[0] for text in texts)
