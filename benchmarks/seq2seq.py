@@ -90,14 +90,21 @@ class Contest:
         return len(self.rows[who]) // BATCH_SIZE
 
     def masked(self, who: str) -> MaskedBatch:
-        """Return the rows of an epoch, masked once."""
-        return self.masker(self.rows[who].line(range(self.epoch(who) * BATCH_SIZE)), epoch=0)
+        """Return the rows from which a contestant's batches are drawn, masked once.
+
+        maskwise draws from all rows; rows that fill no batch belong to the next epoch.
+        ``Seq2SeqTrainer`` gets as many rows as an epoch has.
+        """
+        rows = self.rows[who]
+        count = self.epoch(who) * BATCH_SIZE if who == PEER else len(rows)
+        return self.masker(rows.line(range(count)), epoch=0)
 
     def work(self, who: str) -> tuple[float, float]:
         """Return the mean numbers of encoder and decoder tokens in a step."""
         batch = self.masked(who)
+        steps = len(batch.labels) / BATCH_SIZE
         written = int((batch.labels != IGNORE).sum())
-        return int(batch.attention_mask.sum()) / self.epoch(who), written / self.epoch(who)
+        return int(batch.attention_mask.sum()) / steps, written / steps
 
     def time(self, who: str) -> None:
         """Train a contestant for two epochs, and store the time per step in the second epoch."""

@@ -317,6 +317,20 @@ def test_a_trace_is_summarised_by_class_of_kernel() -> None:
     assert gpu_trace.summarise([], steps=1, vocabulary=9)["left_out"] == "no kernels"
 
 
+def test_the_tokens_of_denoising_are_those_of_all_rows_that_are_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They were counted in the first rows, as many as fill the batches of an epoch."""
+    monkeypatch.setattr(seq2seq, "DOCUMENTS", 20)
+    contest = seq2seq.Contest("t5", "full text")
+    for who, rows in contest.rows.items():
+        last = contest.epoch(who) * seq2seq.BATCH_SIZE
+        assert len(rows) > last, "some rows fill no batch"
+        used = last if who == seq2seq.PEER else len(rows)
+        written = int((contest.masked(who).labels != seq2seq.IGNORE).sum())
+        assert contest.work(who)[1] == pytest.approx(written / used * seq2seq.BATCH_SIZE)
+
+
 @pytest.mark.slow
 def test_denoising_is_timed_beside_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seq2seq, "DOCUMENTS", 20)
