@@ -29,6 +29,7 @@ from figures import Figures, surroundings
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskwise.cli.terminal import seeds_of
 from maskwise.constants import UPOS
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_lines
@@ -106,24 +107,12 @@ def losses_of_run(recipe: Any, data: Prepared) -> Figures:
     }
 
 
-def seeds_of(text: str) -> list[int]:
-    """Return the seeds of a range, FIRST-LAST.
-
-    >>> seeds_of("2000-2002")
-    [2000, 2001, 2002]
-    """
-    first, _, last = text.partition("-")
-    if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
-        raise MaskwiseError("seeds are a range", got=text, allowed="FIRST-LAST, such as 2000-2006")
-    return [*range(int(first), int(last) + 1)]
-
-
 @app.command("train")
 def train_models(
     file: Path, seeds: Annotated[str, typer.Option()], steps: int | None = None
 ) -> None:
-    """Train a model for each seed, FIRST-LAST, and add a line to FILE."""
-    numbers = seeds_of(seeds)
+    """Train a model for each seed, such as 2000-2006, and add a line to FILE."""
+    numbers = seeds_of(seeds, "--seeds")
     known = [line["seed"] for line in read_lines(file)] if file.exists() else []
     if again := [seed for seed in numbers if seed in known]:
         raise MaskwiseError(f"{file} has lines of these seeds already", got=again)

@@ -55,8 +55,7 @@ STUDY = RESULTS / "trex-nouns"
         (lambda: quick_step.main(), "--trainer"),
         (lambda: install_size.main(["nothing"]), "nothing"),
         (lambda: start_up.folders_of(["src"]), "src"),
-        (lambda: parts_of_speech.seeds_of("2000"), "2000"),
-        (lambda: parts_of_speech.seeds_of("9-3"), "9-3"),
+        (lambda: parts_of_speech.train_models(Path("nowhere"), "9-3"), "9-3"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_runs(
@@ -64,6 +63,14 @@ def test_bad_arguments_are_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(MaskwiseError, match=named):
         call()
+
+
+def test_seeds_of_parts_of_speech_are_written_as_in_commands(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"seed": 2000}\n{"seed": 2005}\n')
+    for seeds, known in (("2000", "[2000]"), ("2000-2003,2005", "[2000, 2005]")):
+        with pytest.raises(MaskwiseError) as error:
+            parts_of_speech.train_models(tmp_path / "lines.jsonl", seeds)
+        assert str(error.value.got) == known
 
 
 def test_the_unchanged_model_of_a_study_may_be_compared() -> None:
