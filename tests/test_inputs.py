@@ -781,7 +781,7 @@ def test_masked_arrays_are_refused() -> None:
 
 def test_a_stepped_dataset_has_rows_and_whole_steps() -> None:
     data: Any
-    for data in (None, 5, iter([one()])):
+    for data in (None, 5, iter([one()]), "text", b"text", {"train": [one()]}):
         with refused("map-style", type(data).__name__):
             SteppedDataset(data)
     place: Any

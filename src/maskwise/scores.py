@@ -206,13 +206,12 @@ def compare(
     columns = dict_of("columns", columns, example="{'seed': 'run'}")
     lower = [*items_of("lower", lower, of="tasks", single=True)]
     contrasts = _pairs(contrasts)
-    rows = _rows_of(scores, lower)
+    folder = _folder_of(scores)
+    rows = _results_in(folder, lower) if folder else _rows_of(scores)
     once = _once(rows)
     found, notes, measures, one_column = _long(once, columns, lower, baseline)
     # Each file of a folder is like a row with columns.
-    one_column = one_column and not (
-        isinstance(scores, str | Path) and Path(scores).expanduser().is_dir()
-    )
+    one_column = one_column and not folder
     if len(once) < len(rows):
         repeated = len(rows) - len(once)
         notes.append(f"{repeated} rows repeat another row in every column, and are counted once.")
@@ -455,17 +454,23 @@ def _name_of(scores: object) -> str:
     return Path(scores).stem if isinstance(scores, str | Path) else "scores"
 
 
-def _rows_of(scores: object, lower: Sequence[str]) -> list[Row]:
-    """Return the rows of a table, wherever it is."""
+def _folder_of(scores: object) -> Path | None:
+    """Return the folder of scores; None if they are in a file or in Python."""
     if isinstance(scores, str | Path):
-        path = Path(scores).expanduser()
-        is_folder = is_file = False
         # A text that is too long is no path.
         with suppress(OSError):
-            is_folder = path.is_dir()
+            path = Path(scores).expanduser()
+            return path if path.is_dir() else None
+    return None
+
+
+def _rows_of(scores: object) -> list[Row]:
+    """Return the rows of a table in a file or in Python."""
+    if isinstance(scores, str | Path):
+        path = Path(scores).expanduser()
+        is_file = False
+        with suppress(OSError):
             is_file = path.is_file()
-        if is_folder:
-            return _results_in(path, lower)
         if not is_file:
             raise MaskwiseError("there is no file of scores", got=str(scores))
         # Reading other formats imports more.

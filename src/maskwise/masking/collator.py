@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from maskwise.draws import fold, permutation
-from maskwise.errors import MaskwiseError, whole_number
+from maskwise.errors import MaskwiseError, shortened, whole_number
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.gather import UserRows, common_number, gather, require_rows
 from maskwise.masking.masker import Masker
@@ -194,11 +194,16 @@ class SteppedDataset:
     """
 
     def __init__(self, data: Sequence[Mapping[str, object]]):
-        if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        has_items = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+        # Of these, the items are characters, splits or columns.
+        if not has_items or isinstance(data, str | bytes | Mapping) or hasattr(data, "iloc"):
+            got = type(data).__name__
             raise MaskwiseError(
-                "a map-style dataset has a length and an item for each index",
-                got=type(data).__name__,
+                "a map-style dataset has a length and a row for each index",
+                got=f"{got} {shortened(repr(data))}" if isinstance(data, str | bytes) else got,
                 allowed="a list of rows, or a datasets.Dataset",
+                do="give one split of a DatasetDict, and the rows of a data frame "
+                "(frame.to_dict('records'))",
             )
         self.data = data
 
