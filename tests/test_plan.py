@@ -27,7 +27,17 @@ from maskwise.recipe import Recipe, read_recipe
 from maskwise.recipe import recipe as recipes
 from maskwise.report import write_report
 from maskwise.report.reading import read_folder
-from maskwise.study import Run, checks, dry_run, make_plan, run, run_stage, run_study, stages
+from maskwise.study import (
+    Run,
+    checks,
+    design,
+    dry_run,
+    make_plan,
+    run,
+    run_stage,
+    run_study,
+    stages,
+)
 from maskwise.study.design import Design, _scores, best_point
 from maskwise.study.records import collect, describe
 from maskwise.study.stages import KINDS, Stage
@@ -658,6 +668,17 @@ def test_steps_that_matching_would_overwrite_are_refused(recipe, steps):
         quick(recipe, *more, "study.equal_by=targets")
     # Those of the baseline are what the others are matched to.
     quick(recipe, *more[:3], "study.arms.low.training.steps=9", "study.equal_by=targets")
+
+
+def test_arms_are_not_matched_by_flops_that_are_not_known(recipe, tmp_path, monkeypatch):
+    """Those of Funnel and Reformer were wrong by half and by a tenth."""
+    monkeypatch.setattr(StageStore, "result", lambda store, stage: {"seconds": 1.0})
+    costs = {"targets": 5.0, "flops": 0.0}
+    monkeypatch.setattr(design, "_measured_step", lambda settings, text: costs)
+    arms = "study.arms={low: {masking.ratio: 0.15}, high: {masking.ratio: 0.45}}"
+    with pytest.raises(MaskwiseError, match=r"'low' are not known.*study\.equal_by=targets"):
+        [*Design(quick(recipe, arms, "study.equal_by=flops"), StageStore(tmp_path)).plans()]
+    [*Design(quick(recipe, arms, "study.equal_by=targets"), StageStore(tmp_path)).plans()]
 
 
 # Companions, dropping, dry runs

@@ -24,7 +24,7 @@ from maskwise.training.data import Step, look_ahead
 from maskwise.training.engine import new_accelerator
 from maskwise.training.log import Meter
 from test_training import DATA, settings
-from training_tools import model, tokenizer
+from training_tools import funnel, model, tokenizer
 
 CPU = torch.device("cpu")
 
@@ -81,6 +81,12 @@ def test_a_meter_measures_between_readings_and_leaves_pauses_out(
     meter.add(Step(0, [], 0, {}, 0))
     now[0] += 1.0
     assert meter.read(left=0)["tokens_per_second"] == 0.0
+    # The FLOPs of some families are not known.
+    other = MaskedLanguageModelling(funnel())
+    meter = Meter(other, CPU, ranks=2, frozen=False, rate=1e6)
+    meter.add(Step(0, [], 3, {"tokens": 10.0}, 3, lengths=lengths))
+    now[0] += 1.0
+    assert "mfu" not in meter.read(left=0)
 
 
 @pytest.fixture

@@ -80,6 +80,13 @@ def model(architecture: str, *, seed: int = 0, **fields: Any) -> Any:
     return made
 
 
+def funnel() -> Any:
+    """A tiny Funnel, whose configuration has names of its own for the sizes."""
+    sizes = {"block_sizes": [1, 1], "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 24}
+    made = AutoConfig.for_model("funnel", vocab_size=FIRST + WORDS, num_decoder_layers=1, **sizes)
+    return AutoModelForMaskedLM.from_config(made)
+
+
 def bart(positions: int = 64) -> Any:
     """A tiny encoder–decoder without dropout."""
     config = BartConfig(

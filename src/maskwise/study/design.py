@@ -257,6 +257,12 @@ class Design:
         for link, text in zip(run.recipe.links(), run.texts):
             parts = {"corpus", "model", "masking", "objective", "training"}
             step = _measured_step(link.model_dump_json(include=parts), self.store.folder(text))
+            if not step["flops"] and self.recipe.study.equal_by == "flops":
+                raise MaskwiseError(
+                    f"the FLOPs of the model of arm {arm!r} are not known",
+                    got="study.equal_by=flops",
+                    do="set study.equal_by=steps or study.equal_by=targets",
+                )
             spent.append(link.training.steps * step[self.recipe.study.equal_by])
         return spent
 

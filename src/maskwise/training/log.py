@@ -473,7 +473,10 @@ class Meter:
             objective = objective.named(name)
         if name not in self.by_objective:
             self.by_objective[name] = Flops(objective, frozen=self.frozen)
-        flops = self.by_objective[name].trained(tokens, step.targets, step.lengths)
+        work = self.by_objective[name]
+        if not work.known:
+            self.rate = None
+        flops = work.trained(tokens, step.targets, step.lengths)
         self.flops += flops
         return flops
 
