@@ -221,7 +221,7 @@ def imported(code: str, *arguments: str) -> tuple[set[str], int]:
         ("import maskwise.cli", set()),
         ("import maskwise.errors, maskwise.specs", set()),
         ("import maskwise.masking", {"numpy", "pydantic"}),
-        ("import maskwise.report", HEAVY - {"torch", "transformers"}),
+        ("import maskwise.report", {"numpy", "scipy"}),
         (
             "from maskwise.verdict.statistics import detectable_sds\ndetectable_sds(6, alpha=0.05)",
             {"numpy", "scipy"},

@@ -9,8 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import chain, cycle
 
-from pandas import DataFrame
-
 from maskwise.constants import CORRELATIONS, MEAN_OVER_TASKS
 from maskwise.estimates import outcome_labels
 from maskwise.measurements import Measurement
@@ -284,11 +282,11 @@ def _row(folder: Folder, arm: str, lines: list[LogLine], names: Iterable[str]) -
     for line in lines:
         steps.update(line["objective_steps"])
         ends[line["seed"]] = line
-    totals = DataFrame(ends.values(), columns=["seconds", "probe_seconds", "reliability"])
-    seconds = mean(totals.seconds.fillna(0.0))
+    seconds = mean([line.get("seconds") or 0.0 for line in ends.values()])
     probing = None
     if seconds:
-        probing = mean(totals.probe_seconds.dropna() / seconds)
+        probes = [line["probe_seconds"] for line in ends.values() if "probe_seconds" in line]
+        probing = mean([each / seconds for each in probes])
     costs = [cost for cost in folder.of_kind("cost") if cost["arm"] == arm]
     usual = folder.study["recipe"].get("sampler", "")
     facts: Mapping[str, object] = folder.study["arms"].get(arm, {})
@@ -299,6 +297,8 @@ def _row(folder: Folder, arm: str, lines: list[LogLine], names: Iterable[str]) -
         "steps": steps.total() / len(ends),
         "seconds": seconds,
         "probing": probing,
-        "reliability": mean(totals.reliability.dropna()),
+        "reliability": mean(
+            [line["reliability"] for line in ends.values() if "reliability" in line]
+        ),
         "flops": mean([cost["flops"] for cost in costs if "flops" in cost]),
     }

@@ -18,16 +18,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import cycle
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
-from pandas import DataFrame
 
 from maskwise.constants import PLATEAU_NATS
 from maskwise.errors import MaskwiseError, install_command, visible
 from maskwise.estimates import with_minus
 from maskwise.report.reading import LogLine
 from maskwise.specs import Call, parse_call
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SLATE = "#565f6b"
 BROWN = "#8a5a2b"
@@ -85,6 +87,8 @@ def vega_code() -> str:
 
 def table_of_runs(points: Points) -> ChartSpec:
     """Return a table for a page without charts: mean, SD and number of runs, and every run."""
+    from pandas import DataFrame
+
     runs = DataFrame(points).pivot_table("value", "arm", "seed")
     facts = DataFrame(
         {"mean": runs.mean(axis=1), "SD": runs.std(axis=1), "runs": runs.count(axis=1)}
@@ -94,6 +98,8 @@ def table_of_runs(points: Points) -> ChartSpec:
 
 def table_of_measures(points: Points, quantity: str) -> ChartSpec:
     """Return a table of means over runs, with a row for the compute and for every measure."""
+    from pandas import DataFrame
+
     compute = [{**point, "measure": quantity, "value": point["x"]} for point in points]
     table = DataFrame([*compute, *points])
     return _html(table.pivot_table("value", "measure", "arm", sort=False))
@@ -101,6 +107,8 @@ def table_of_measures(points: Points, quantity: str) -> ChartSpec:
 
 def table_of_curves(points: Points, x: str) -> ChartSpec:
     """Return a table of means over runs at no more than ``MOST_COLUMNS`` steps or tokens."""
+    from pandas import DataFrame
+
     table = DataFrame(points)
     places = np.unique(table[x])
     # Count from the end, to keep the last column, which is the end of training.

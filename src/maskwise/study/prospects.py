@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from maskwise.errors import MaskwiseError, option
 from maskwise.estimates import SPREADS, detected_words
+from maskwise.report.reading import read_outcomes
 from maskwise.study.together import has_results
 from maskwise.verdict.comparison import compared
 from maskwise.verdict.flags import FLAGS
@@ -212,9 +213,6 @@ def recorded_spreads(folder: Path, pairs: Sequence[Pair]) -> dict[Pair, Spread]:
 
 
 def _recorded(folder: Path, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Spread]]:
-    # Imported here because a study that has not begun has no page, and its charts need pandas.
-    from maskwise.report.reading import read_outcomes
-
     table = read_outcomes(folder)
     for arm, baseline in pairs:
         if table is None or not {arm, baseline} <= {*table.arms}:

@@ -9,6 +9,7 @@ from typing import TypedDict
 from maskwise.constants import NATS
 from maskwise.estimates import with_minus
 from maskwise.files import Estimate
+from maskwise.report.reading import read_outcomes
 from maskwise.study.adapt.request import GENERAL_MASKS, PASSAGES
 from maskwise.verdict import statistics
 from maskwise.verdict.outcomes import finite_runs
@@ -50,9 +51,6 @@ FINDINGS = {
 
 def forgotten_of(out: Path) -> list[Forgotten]:
     """Return what each arm forgot of general text; [] if it was not measured."""
-    # Imported here because a study that has not ended has no page, and its charts need pandas.
-    from maskwise.report.reading import read_outcomes
-
     table = read_outcomes(out)
     start = table.start if table else None
     if table is None or start is None:

@@ -21,6 +21,7 @@ from maskwise.folders import (
 )
 from maskwise.models import load_config, load_task_model, without_advice
 from maskwise.recipe.overrides import Plain
+from maskwise.report.reading import read_outcomes
 from maskwise.study.adapt.answer import arm_that_helps
 from maskwise.study.adapt.forgotten import forgotten_of, forgotten_words
 from maskwise.study.adapt.request import OTHER_TEXT
@@ -172,9 +173,6 @@ def gains_of(out: Path) -> Gains:
     finished. With several tasks, the differences are those of standardised scores, or, with one run
     and different units, those of the first task.
     """
-    # Imported here because a study that has not ended has no page, and its charts need pandas.
-    from maskwise.report.reading import read_outcomes
-
     table = read_outcomes(out)
     # If every fine-tuning run failed, no arm has a score.
     if table is None or not table.averaged or not table.study["arms"]:
