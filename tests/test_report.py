@@ -1235,6 +1235,9 @@ def test_a_page_needs_no_more_of_a_study_than_it_shows(folder):
         *(("tasks", {"task-0": {"test_items": number}}) for number in (-1, 0.5, -4.0, math.nan)),
         ("tasks", {"task-0": {"classes": -2}}),
         ("looked", [{"runs": -1, "seeds": [0], "contrasts": 1, "looks": None}]),
+        ("seeds", [0, 1, 2, 3, 3]),
+        ("pending", [7, 7]),
+        ("contrasts", [["token-30", "token-15"]] * 2),
     ],
 )
 def test_an_impossible_number_in_a_study_is_one_line(key, value, tmp_path, capsys):
@@ -1292,6 +1295,17 @@ def test_a_line_whose_value_is_no_number_is_counted(kind, value, folder, monkeyp
     write_lines(folder / "records.jsonl", records)
     content = content_of(folder)
     assert any("1 line lacks keys" in line for line in content["missing"])
+
+
+@pytest.mark.parametrize("seed", ["--1", "00", "1.5", "", "x"])
+def test_a_key_of_a_run_that_is_no_seed_is_one_line(seed, folder, capsys):
+    """--1 ended in a traceback."""
+    study = load_json(folder / "study.json")
+    study["arms"]["token-15"]["runs"][seed] = "stages/none"
+    write_json(folder / "study.json", study)
+    assert maskwise("report", folder) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "study.json is damaged" in line and f"the seed {seed!r}" in line
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ incomplete, as in a study that is still running.
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -417,6 +418,8 @@ def _require_types(study: LogLine, path: Path) -> None:
         raise MaskwiseError(f"{path} is damaged", got=wrong, do=RUN_AGAIN)
 
 
+SPELT_SEED = re.compile(r"0|-?[1-9][0-9]*")
+"""A seed as Python writes it."""
 LEAVES: dict[object, set[type]] = {str: {str}, int: {int}, float: {int, float}, bool: {bool}}
 """The types of JSON values that fit a type of ``files``."""
 
@@ -477,10 +480,14 @@ def _impossible(study: LogLine) -> Iterator[str]:
     """Yield texts that are no seeds or no time, and numbers of runs that are no plan."""
     for facts in study.get("arms", {}).values():
         for seed in facts.get("runs", {}):
-            if not seed.lstrip("-").isdecimal():
+            if not SPELT_SEED.fullmatch(seed):
                 yield f"the seed {shortened(repr(seed))}"
     looks = study.get("looks")
     seeds = study.get("seeds")
+    for key in ("seeds", "pending", "contrasts"):
+        for value, times in Counter(map(str, study.get(key) or ())).items():
+            if times > 1:
+                yield f"{key}: {value}, which is written {times} times"
     if looks is not None and (sorted({*looks}) != looks or min(looks, default=1) < 1):
         yield f"looks: {looks}, which are no rising numbers of runs"
     elif looks is not None and seeds and len(seeds) not in looks:
