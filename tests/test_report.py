@@ -42,6 +42,8 @@ from maskwise.verdict import judge, summarise
 from maskwise.verdict.outcomes import Outcomes
 from maskwise.verdict.words import advice_of
 from report_fixture import (
+    CLEAR,
+    cost_record,
     dev_record,
     evaluation_record,
     make_metrics,
@@ -51,6 +53,7 @@ from report_fixture import (
     primary_rows,
     run_facts,
     score_record,
+    study_of,
     write_json,
     write_lines,
     write_run,
@@ -741,6 +744,48 @@ def test_arms_with_another_grid_have_a_table_of_their_own(rich):
     assert [line["arm"] for line in alone] == ["token-15"] and len(others) == len(ARMS) - 1
 
 
+def test_the_page_shows_the_chosen_length_of_every_run(tmp_path):
+    study = make_study(runs=3)
+    records = make_records(study, {"token-30": 0.1})
+    for line in records:
+        if line["kind"] == "cost" and (line["arm"], line["seed"]) != ("token-30", 1):
+            steps = 100 * (1 + line["seed"])
+            line |= {"best_step": steps, "planned_steps": 1200}
+    gate = cost_record("token-15", 0, role="gate", best_step=1, planned_steps=2)
+    folder = write_study(tmp_path / "study", study, [*records, gate])
+    table = content_of(folder)["best_steps"]
+    assert table["seeds"] == [0, 1, 2]
+    assert [(row["arm"], row["steps"], row["planned"]) for row in table["rows"]] == [
+        ("token-15", [100, 200, 300], 1200),
+        ("token-30", [100, None, 300], 1200),
+    ]
+    assert page_of(folder).count(">1,200<") == 2
+    write_lines(folder / "records.jsonl", make_records(study, {}))
+    assert content_of(folder)["best_steps"] is None
+
+
+def test_charts_and_tables_show_scores_in_the_same_unit(tmp_path, monkeypatch):
+    """Correlations were × 100 in the table, but not in the chart."""
+    monkeypatch.setattr(drawing, "vega_code", lambda: "VEGA")
+    for metric, sign, percent in (
+        ("spearman", 1, False),
+        ("matthews", -1, False),
+        ("accuracy", 1, True),
+    ):
+        scores = {arm: [sign * x for x in values] for arm, values in CLEAR.items()}
+        study, records = study_of(scores)
+        study["tasks"]["task-0"]["metric"] = metric
+        records = [line | ({"metric": metric} if "metric" in line else {}) for line in records]
+        content = content_of(write_study(tmp_path / metric, study, records))
+        [chart] = content["scores"]
+        assert chart["percent"] == percent
+        row = content["task_table"]["rows"][0]
+        drawn = [dot["value"] for dot in dots_of(chart["spec"]) if dot["arm"] == row["arm"]]
+        mean = sum(drawn) / len(drawn)
+        assert row["cells"]["task-0"]["mean"] == f"{100 * mean if percent else mean:.1f}"
+        assert ("× 100" in chart["metric"]) != percent
+
+
 def test_quality_against_compute_has_a_choice(rich):
     specs = specs_of(page_of(rich))
     (spec,) = (spec for spec in specs if spec.get("params"))
@@ -1251,6 +1296,17 @@ def test_an_impossible_number_in_a_study_is_one_line(key, value, tmp_path, capsy
         recorded_spreads(folder, [("token-30", "token-15")])
 
 
+@pytest.mark.parametrize("seed", ["--1", "00", "1.5", "", "x"])
+def test_a_key_of_a_run_that_is_no_seed_is_one_line(seed, folder, capsys):
+    """--1 ended in a traceback."""
+    study = load_json(folder / "study.json")
+    study["arms"]["token-15"]["runs"][seed] = "stages/none"
+    write_json(folder / "study.json", study)
+    assert maskwise("report", folder) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "study.json is damaged" in line and f"the seed {seed!r}" in line
+
+
 @pytest.mark.parametrize(
     ("looks", "rise"), [([4, 10], True), ([10, 4], False), ([0, 6], False), ([6, 6], False)]
 )
@@ -1295,17 +1351,6 @@ def test_a_line_whose_value_is_no_number_is_counted(kind, value, folder, monkeyp
     write_lines(folder / "records.jsonl", records)
     content = content_of(folder)
     assert any("1 line lacks keys" in line for line in content["missing"])
-
-
-@pytest.mark.parametrize("seed", ["--1", "00", "1.5", "", "x"])
-def test_a_key_of_a_run_that_is_no_seed_is_one_line(seed, folder, capsys):
-    """--1 ended in a traceback."""
-    study = load_json(folder / "study.json")
-    study["arms"]["token-15"]["runs"][seed] = "stages/none"
-    write_json(folder / "study.json", study)
-    assert maskwise("report", folder) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "study.json is damaged" in line and f"the seed {seed!r}" in line
 
 
 @pytest.mark.parametrize(

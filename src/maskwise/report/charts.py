@@ -21,7 +21,7 @@ from maskwise.report.drawing import (
     dot_chart,
     line_chart,
 )
-from maskwise.report.reading import Folder, LogLine, mean
+from maskwise.report.reading import Folder, LogLine, in_points, mean
 
 MOST_POINTS = 200
 """Maximum number of points on a line. More points would be indistinguishable."""
@@ -34,24 +34,30 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
         facts = folder.task(task)
         metric = facts.get("metric") or "score"
         lower = folder.lower_is_better(task)
-        are_shares = metric not in CORRELATIONS and all(0 <= row.value <= 1 for row in runs)
-        percent = are_shares and not lower
         points = _points(runs, colours)
         if not points:
             continue
         majority = mean([row.chance for row in runs if row.chance is not None])
         scratch = mean([row.value for row in runs if row.arm in folder.untrained])
+        percent = in_points([row.value for row in runs], metric)
+        scaled = metric
+        if percent and metric in CORRELATIONS:
+            # A correlation is no share.
+            percent = False
+            scaled = f"{metric} × 100"
+            points = [{**point, "value": 100 * point["value"]} for point in points]
+            majority, scratch = (x if x is None else 100 * x for x in (majority, scratch))
         side = "left" if lower else "right"
         spec = dot_chart(
             points,
             colours,
-            title=f"{metric} ({side} is better)",
+            title=f"{scaled} ({side} is better)",
             percent=percent,
         )
         charts.append(
             {
                 "name": task,
-                "metric": metric,
+                "metric": scaled,
                 "spec": spec,
                 "percent": percent,
                 "scratch": scratch,

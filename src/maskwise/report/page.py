@@ -40,6 +40,7 @@ from maskwise.report.drawing import (
 )
 from maskwise.report.reading import Folder, LogLine, judged_words, read_folder
 from maskwise.report.tables import (
+    best_steps,
     choices,
     evaluation_table,
     forest_groups,
@@ -119,6 +120,7 @@ def page_content(folder: Folder) -> View:
         "losses": loss_table(folder.summary["losses"], folder.untrained),
         "evaluations": evaluation_table(folder),
         "choices": choices(folder),
+        "best_steps": best_steps(folder),
         "compute": compute_view(folder, colours),
         "curves": curve_charts(folder, colours),
         "weights": weight_charts(folder),

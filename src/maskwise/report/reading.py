@@ -527,5 +527,12 @@ def values_by_arm(runs: Iterable[Measurement]) -> dict[str, list[float]]:
     return dict(values)
 
 
+def in_points(values: Iterable[float], metric: str) -> bool:
+    """Return whether scores are shown × 100, in points: if all are between -1 and 1, and higher is
+    better.
+    """
+    return metric not in LOWER_IS_BETTER and all(abs(value) <= 1 for value in values)
+
+
 def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if len(values) else None

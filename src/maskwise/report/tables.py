@@ -16,13 +16,13 @@ from statistics import median_low
 
 import numpy as np
 
-from maskwise.constants import DIFFUSION, LOWER_IS_BETTER, NATS, accuracy_misleads
+from maskwise.constants import DIFFUSION, NATS, accuracy_misleads
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import Shown, outcome_label, outcome_labels, shown
 from maskwise.files import Contrast
 from maskwise.folders import write_page
 from maskwise.report.drawing import FILTERS, SLATE, Colours, View
-from maskwise.report.reading import Folder, mean, read_folder, values_by_arm
+from maskwise.report.reading import Folder, LogLine, in_points, mean, read_folder, values_by_arm
 from maskwise.specs import leaves
 
 COMMONEST = "commonest answer"
@@ -70,8 +70,7 @@ def _cells(values: Mapping[str, Sequence[float]], metric: str) -> dict[str, dict
     """Return the mean and SD of every arm as texts."""
     scale = 1
     digits = 2
-    are_shares = all(abs(value) <= 1 for value in chain.from_iterable(values.values()))
-    if are_shares and metric not in LOWER_IS_BETTER:
+    if in_points(chain.from_iterable(values.values()), metric):
         scale = 100
         digits = 1
     cells = {}
@@ -154,6 +153,27 @@ def choices(folder: Folder) -> list[list[View]]:
         row = {"arm": arm, "by": lines[0]["by"], "searches": len(lines), "candidates": candidates}
         tables[tuple(scores)].append(row)
     return list(tables.values())
+
+
+def best_steps(folder: Folder) -> View | None:
+    """Return a table of the steps whose weights were kept, for every arm and seed.
+
+    The result is None if no run chose its weights (``training.patience``, ``training.lengths``).
+    """
+    rows = defaultdict[str, dict[int, LogLine]](dict)
+    for line in folder.of_kind("cost"):
+        if "best_step" in line and "planned_steps" in line:
+            rows[line["arm"]][line["seed"]] = line
+    if not rows:
+        return None
+    seeds = sorted(set(chain.from_iterable(rows.values())))
+    table = []
+    for arm, runs in rows.items():
+        # None keeps the place of a run that failed or is to come.
+        steps = [runs[seed]["best_step"] if seed in runs else None for seed in seeds]
+        planned = max(line["planned_steps"] for line in runs.values())
+        table.append({"arm": arm, "steps": steps, "planned": planned})
+    return {"seeds": seeds, "rows": table}
 
 
 def _setting(setting: Mapping[str, object]) -> str:
