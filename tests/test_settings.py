@@ -249,9 +249,29 @@ def test_an_alternative_replaces_that_of_the_same_phase_or_arm(place, dotted):
 
 
 def test_the_former_name_of_a_phase_replaces_alternatives_too():
-    recipe = {**FOR_LENGTHS, "phases": [{}, {"training.lengths": LENGTHS}]}
+    phases = [{}, {"training.lengths": LENGTHS}]
+    recipe = {**FOR_LENGTHS, "phases": phases}
     _, second = read_recipe(recipe, ["intermediate.training.patience=2"]).links()
     assert (second.training.patience, second.training.lengths) == (2, None)
+    for arm in ({"intermediate": phases[1]}, {"phases": phases}, {"phases.1": phases[1]}):
+        study = {"arms": {"a": arm, "b": {}}}
+        recipe = {**FOR_LENGTHS, "phases": [{}, {}], "study": study}
+        read = read_recipe(recipe, ["study.arms.a.intermediate.training.patience=2"])
+        _, second = read.arm("a", seed=0).links()
+        assert (second.training.patience, second.training.lengths) == (2, None)
+
+
+def test_an_override_of_an_arm_leaves_what_its_former_phase_does_not_change():
+    """The arm then had phases of its own, without the settings of the recipe's phases."""
+    arms = {"a": {"intermediate": {"training.steps": 5}}, "b": {}}
+    recipe = {
+        **FOR_LENGTHS,
+        "phases": [{}, {"masking.ratio": 0.4}],
+        "study": {"arms": arms},
+    }
+    _, last = read_recipe(recipe, ["study.arms.a.masking.policy=span"]).arm("a", seed=0).links()
+    assert (last.masking.ratio, last.training.steps) == (0.4, 5)
+    assert last.masking.policy.startswith("span")
 
 
 def test_an_alternative_at_an_arm_leaves_those_of_other_arms():
@@ -271,6 +291,29 @@ def test_an_alternative_in_a_point_of_a_search_replaces_that_of_the_arm():
     points = [read.arm("a", seed=0, more=point) for point in read.study.points_of("a")]
     lengths = [(point.training.patience, point.training.lengths) for point in points]
     assert lengths == [(None, (0.5, 1.0)), (None, (0.25, 1.0))]
+
+
+@pytest.mark.parametrize("prefix", ["", "phases.1."])
+def test_the_grid_of_an_arm_replaces_alternatives_in_the_common_grid(prefix):
+    """Both were in one point, which was refused."""
+    search = {
+        "by": "dev",
+        "grid": {f"{prefix}training.lengths": [LENGTHS, [0.25, 1.0]]},
+        "own": {"a": {f"{prefix}training.patience": [2, 3]}},
+    }
+    # The arm has what the common grid replaces.
+    arms = {"a": {}, "b": {"phases": [{}, {"training.patience": 9}]} if prefix else {}}
+    recipe = {**FOR_LENGTHS, "study": {"arms": arms, "search": search}}
+    if prefix:
+        recipe["phases"] = [{}, {}]
+    read = read_recipe(recipe)
+    found = {}
+    for arm in arms:
+        last = [
+            read.arm(arm, seed=0, more=point).links()[-1] for point in read.study.points_of(arm)
+        ]
+        found[arm] = [(each.training.patience, each.training.lengths) for each in last]
+    assert found == {"a": [(2, None), (3, None)], "b": [(None, (0.5, 1.0)), (None, (0.25, 1.0))]}
 
 
 PLACES = ("", "phases.1.", "study.arms.a.", "study.arms.a.phases.1.")

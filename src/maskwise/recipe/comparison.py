@@ -29,6 +29,7 @@ from maskwise.constants import (
 from maskwise.effects import Judgement, Nothing, OrOff, Settings, Several, Share, Weights
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.recipe.overrides import Plain, once_each
+from maskwise.recipe.unused import without_alternatives
 
 Pair = tuple[str, str]
 """The names of an arm and its baseline."""
@@ -111,9 +112,12 @@ class SearchSettings(Settings):
         >>> len(search.points_of("shares")), len(search.points_of("uniform"))
         (4, 2)
         """
-        points = []
-        for point, more in product(self.points, _points(self.own.get(arm, ({},)))):
-            points.append(point | more)
+        points: list[Plain] = []
+        for common, own in product(self.points, _points(self.own.get(arm, ({},)))):
+            point = without_alternatives(common, own) | own
+            # The arm's grid may replace settings of the common grid.
+            if point not in points:
+                points.append(point)
         return points
 
 

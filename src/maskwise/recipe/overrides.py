@@ -240,12 +240,15 @@ def placed(name: str, value: object, arms: Collection[str]) -> tuple[tuple[str, 
 
     >>> placed("study.arms.v1.5.phases.0.training.steps", 9, ["v1.5"])
     (('study', 'arms', 'v1.5', 'phases', '0'), 'training.steps')
+    >>> placed("study.arms.a.intermediate.training.steps", 9, ["a"])
+    (('study', 'arms', 'a', 'phases', '1'), 'training.steps')
     """
     path = (*_parts(name, value, arms=arms),)
-    if path[0] == FORMER_PHASE and len(path) > 1:
-        path = ("phases", "1", *path[1:])
     setting = _in_training(path)
-    return path[: len(path) - len(setting)], ".".join(setting)
+    place = path[: len(path) - len(setting)]
+    if setting[:1] == (FORMER_PHASE,) and len(setting) > 1:
+        return (*place, "phases", "1"), ".".join(setting[1:])
+    return place, ".".join(setting)
 
 
 def _gone(name: str, value: object) -> MaskwiseError:
@@ -260,7 +263,14 @@ def _say_new_name(former: str) -> None:
     note_of_rename(former, RENAMED[former])
 
 
-def put(settings: Plain, name: str | Sequence[str], value: object, *, clear: bool = True) -> None:
+def put(
+    settings: Plain,
+    name: str | Sequence[str],
+    value: object,
+    *,
+    clear: bool = True,
+    former: bool = True,
+) -> None:
     """Set ``a.b.c`` in nested dicts, or ``a.1.c`` in the second dict of a list.
 
     Args:
@@ -268,6 +278,8 @@ def put(settings: Plain, name: str | Sequence[str], value: object, *, clear: boo
         name: the dotted name of the setting, or its parts.
         value: the new value.
         clear: whether an empty dict may replace a dict that contains settings.
+        former: whether the former name of the second phase is translated. That of an arm stands for
+            a phase of the recipe, so it is translated when the arm is applied to the recipe.
 
     Raises:
         MaskwiseError: a part of the name is a value and not a group of settings, or it should be an
@@ -278,7 +290,8 @@ def put(settings: Plain, name: str | Sequence[str], value: object, *, clear: boo
     {'training': {'steps': 10, 'seed': 3}, 'phases': [{}, {'masking': {'ratio': 0.1}}]}
     """
     parts = _parts(name, value, arms=arms_in(settings)) if isinstance(name, str) else [*name]
-    parts, value = _of_last_phase(settings, parts, value)
+    if former:
+        parts, value = _of_last_phase(settings, parts, value)
     dotted = ".".join(map(str, parts))
     *path, last = parts
     group: Any = settings
@@ -293,7 +306,7 @@ def put(settings: Plain, name: str | Sequence[str], value: object, *, clear: boo
             inner = {"contrast": inner}
         # The keys of an arm, and of a phase, which is in a list, may be dotted names.
         elif isinstance(group, list) or (place == len(ARMS) and (*path[:place],) == ARMS):
-            inner = nested(inner) if isinstance(inner, Mapping) else inner
+            inner = nested(inner, former=False) if isinstance(inner, Mapping) else inner
         if not isinstance(inner, dict | list):
             raise MaskwiseError(
                 f"cannot set {dotted}", got=f"{part} is a value, not a group of settings"
@@ -466,8 +479,11 @@ def with_changes(settings: Plain, changes: Mapping[str, object], *, lenient: boo
     return changed
 
 
-def nested(tree: Mapping[str, object]) -> Plain:
+def nested(tree: Mapping[str, object], *, former: bool = True) -> Plain:
     """Convert settings with dotted keys to nested dicts.
+
+    Args:
+        former: see ``put``.
 
     Raises:
         MaskwiseError: a setting is written twice.
@@ -478,7 +494,7 @@ def nested(tree: Mapping[str, object]) -> Plain:
     settings: Plain = {}
     refuse_former_phase(tree)
     for key, value in once_each(tree).items():
-        put(settings, key, value, clear=False)
+        put(settings, key, value, clear=False, former=former)
     return settings
 
 

@@ -53,7 +53,7 @@ from maskwise.recipe.overrides import (
     require_changeable,
     with_changes,
 )
-from maskwise.recipe.unused import refuse_unused, remove_unused, replaced_by
+from maskwise.recipe.unused import refuse_unused, remove_unused, without_alternatives
 from maskwise.samplers import sampler
 from maskwise.specs import Call, leaves, of_run, parse_call
 from maskwise.tasks import FinetuneSettings
@@ -561,8 +561,7 @@ class Recipe(Settings):
         for overrides in (self.study.arms[name], more or {}):
             with blamed(f"arm {name!r}"):
                 written = once_each(overrides)
-            for key in replaced_by(written):
-                changes.pop(key, None)
+            changes = without_alternatives(changes, written)
             for key, value in written.items():
                 require_changeable(key, ARM_PARTS, who=f"arm {name!r}", settings=Recipe)
                 changes[key] = of_run(value, seed)

@@ -10,7 +10,7 @@ settings of the quick start's new model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +20,15 @@ from maskwise.constants import is_rate
 from maskwise.errors import MaskwiseError
 from maskwise.masking.settings import MaskingSettings
 from maskwise.objectives import objective_class
-from maskwise.recipe.overrides import Plain, arms_in, nested, placed, put, with_changes
+from maskwise.recipe.overrides import (
+    Plain,
+    arms_in,
+    nested,
+    once_each,
+    placed,
+    put,
+    with_changes,
+)
 from maskwise.specs import leaves
 from maskwise.text.readers import unread_fields
 from maskwise.training.learners import Learner, learner_of
@@ -412,16 +420,51 @@ def remove_unused(settings: Plain, changes: Mapping[str, object], *, clear: bool
             _remove_all(settings, rule, changes)
 
 
-def replaced_by(changes: Mapping[str, object]) -> Iterator[str]:
+def without_alternatives(settings: Plain, changes: Mapping[str, object]) -> Plain:
+    """Return the settings of a layer without those for which a later layer gives an alternative.
+
+    Args:
+        settings: the settings of a recipe, an arm or a point of a search, keyed by dotted name.
+        changes: those of the later layer.
+
+    >>> without_alternatives({"finetune.steps": 300, "phases": None}, {"finetune.epochs": 3})
+    {'phases': None}
+    """
+    return _without(settings, {*_replaced(changes, ())})
+
+
+Placed = tuple[tuple[str, ...], str]
+"""The place of an arm, phase or grid, and the dotted name of a setting (``overrides.placed``)."""
+
+
+def _replaced(changes: Mapping[str, object], arms: Collection[str]) -> Iterator[Placed]:
     """Yield the settings of earlier layers for which ``changes`` give an alternative.
 
-    >>> [*replaced_by({"finetune.epochs": 3})]
-    ['finetune.steps']
+    >>> [*_replaced({"phases.1.training.patience": 3}, ())]
+    [(('phases', '1'), 'training.lengths')]
     """
-    for pair in ALTERNATIVES:
-        for own, other in (pair, pair[::-1]):
-            if changes.get(own) is not None and other not in changes:
-                yield other
+    given = {placed(name, value, arms): value for name, value in changes.items()}
+    for (place, setting), value in given.items():
+        for pair in ALTERNATIVES:
+            for own, other in (pair, pair[::-1]):
+                if setting == own and value is not None and (place, other) not in given:
+                    yield place, other
+
+
+def _without(settings: Plain, gone: Collection[Placed]) -> Plain:
+    """Return settings, keyed by dotted name, without those that are ``gone``."""
+    kept = {}
+    for name, value in settings.items():
+        if placed(name, value, ()) in gone:
+            continue
+        if name == "phases" and isinstance(value, list | tuple):
+            value = [*value]
+            for place, setting in gone:
+                if place[:1] == ("phases",) and int(place[1]) < len(value):
+                    number = int(place[1])
+                    value[number] = _phase_without(value[number], setting)
+        kept[name] = value
+    return kept
 
 
 def _remove_alternatives(settings: Plain, changes: Mapping[str, object]) -> None:
@@ -434,29 +477,26 @@ def _remove_alternatives(settings: Plain, changes: Mapping[str, object]) -> None
     >>> _remove_alternatives(settings, {"finetune.epochs": 3}); settings
     {'finetune': {}, 'study': {'arms': {'a': {'finetune.steps': 2}}}}
     """
-    by_place: dict[tuple[str, ...], Plain] = {}
-    for name, value in changes.items():
-        place, setting = placed(name, value, arms_in(settings))
-        by_place.setdefault(place, {})[setting] = value
-    for place, given in by_place.items():
-        for key in replaced_by(given):
-            if place:
-                _remove_at(settings, place, key)
-            else:
-                _remove(settings, key, changes)
+    for place, setting in _replaced(changes, arms_in(settings)):
+        if place:
+            _remove_at(settings, place, setting)
+        else:
+            _remove(settings, setting, changes)
 
 
-def _remove_at(settings: Plain, place: Sequence[str], key: str) -> None:
-    """Remove a setting from the changes of an arm or a phase, which are at ``place``."""
+def _remove_at(settings: Plain, place: Sequence[str], setting: str) -> None:
+    """Remove a setting from the changes of an arm, a grid or a phase, which are at ``place``."""
+    of_phase = place[-2:] if place[-2:-1] == ("phases",) else ()
     group: Any = settings
     # What is wrong with the place or the changes is reported when other changes are put there.
     with suppress(LookupError, ValueError, TypeError, AttributeError, MaskwiseError):
-        for part in place:
-            group = group[int(part)] if isinstance(group, list) else group[part]
-        without = nested(group)
-        if value_at(without, key) is not None:
-            _remove(without, key, {})
-            put(settings, place, without)
+        outer = place[: len(place) - len(of_phase)]
+        for part in outer:
+            group = group[part]
+        given = once_each(group) if outer else {"phases": group["phases"]}
+        without = _without(given, {((*of_phase,), setting)})
+        if without != given:
+            put(settings, outer or ("phases",), without if outer else without["phases"])
 
 
 def drop_unused(settings: Plain, given: Mapping[str, object]) -> None:
