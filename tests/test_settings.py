@@ -136,13 +136,16 @@ def test_what_a_policy_does_not_use_is_refused_except_in_a_file(
     key, value, wrong_policy, right_policy, tmp_path
 ):
     """Recipes that extend a file, such as one-gpu, may have a policy that uses it."""
-    wrong = rf"{key} .*; got {value}; remove {key}"
     given, policy = f"{key}={value}", f"masking.policy={wrong_policy}"
-    for override in (given, f"phases=[{{{key}: {value}}}, {{}}]"):
+    for place, override in {
+        "": given,
+        "phases.0.": f"phases=[{{{key}: {value}}}, {{}}]",
+        "study.arms.a.": f"study={{arms: {{a: {{{key}: {value}}}, b: {{}}}}}}",
+    }.items():
+        arm = "arm 'a': " if "arms" in place else ""
+        wrong = rf"{arm}{key} .*; got {value}; remove {place}{key}"
         with pytest.raises(MaskwiseError, match=wrong):
             read_recipe("quick-start", [override, policy])
-    with pytest.raises(MaskwiseError, match=f"arm 'a': {wrong}"):
-        read_recipe("quick-start", [policy, f"study={{arms: {{a: {{{key}: {value}}}, b: {{}}}}}}"])
     assert read_recipe("quick-start", [f"masking.policy={right_policy}", given])
     section, name = key.split(".")
     recipe = read_recipe(written(tmp_path, **{section: {name: value}}))
@@ -328,6 +331,13 @@ PLACES = ("", "phases.1.", "study.arms.a.", "study.arms.a.phases.1.")
             for place in PLACES
         ),
         *((place, {"finetune.epochs": 2, "finetune.steps": 7}) for place in PLACES[::2]),
+        *(
+            (place, {"tokenizer.name": "bundled:tokenizer", "tokenizer.vocab_size": 999})
+            for place in PLACES[::2]
+        ),
+        *((place, {"tokenizer.kind": "bpe", "tokenizer.k": 4}) for place in PLACES[::2]),
+        *((place, {"training.patience": 2, "objective": "clm"}) for place in PLACES),
+        *((place, {"training.group_by_length": True, "corpus.stream": True}) for place in PLACES),
     ],
 )
 def test_the_override_that_a_refusal_names_mends_it(place, both):
@@ -341,8 +351,11 @@ def test_the_override_that_a_refusal_names_mends_it(place, both):
     given = [f"{key}={json.dumps(value)}" for key, value in own.items()] if not place else []
     with pytest.raises(MaskwiseError) as error:
         read_recipe(recipe, given)
-    advice = re.findall(rf"(?:set|or) ({place}(?:training|finetune)\.\w+=\w+)", str(error.value))
+    said = str(error.value)
+    advice = re.findall(rf"(?:set|or) ({place}(?:training|finetune|tokenizer)\.\w+=[\w-]+)", said)
     assert advice
+    for removed in re.findall(r"remove ([\w.]+)", said):
+        assert removed in ("one", *(f"{place}{key}" for key in both))
     for override in advice:
         read_recipe(recipe, [*given, override])
 

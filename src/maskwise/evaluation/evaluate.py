@@ -157,7 +157,9 @@ class EvaluationSettings(Settings):
     def _one_ratio(cls, raw: object) -> object:
         if isinstance(raw, dict) and "ratio" in raw:
             if "ratios" in raw:
-                raise MaskwiseError("evaluation has both ratio and ratios", do="remove ratio")
+                raise MaskwiseError(
+                    "evaluation has both ratio and ratios", do="remove evaluation.ratio"
+                )
             raw = {**raw, "ratios": raw["ratio"]}
             del raw["ratio"]
         return raw

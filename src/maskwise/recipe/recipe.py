@@ -204,6 +204,10 @@ class Recipe(Settings):
         for (prefix, changes), link in zip(self._changes.items(), links):
             setting = f"{prefix}corpus.length"
             length = link.corpus.length
+            # An override names the arm and, if it has the setting, the phase. Therefore, what names
+            # an override is checked in the recipe that has the phases, and not in that of a phase.
+            own = {*changes.get("training", ())}
+            places = {True: f"{arm}{prefix}training", False: f"{arm}training"}
             if link.training.patience is not None and not link.training.eval_every:
                 raise MaskwiseError(
                     "training.patience counts evaluations during training, and there are none",
@@ -211,20 +215,18 @@ class Recipe(Settings):
                     do="set training.eval_every, such as to a twentieth of training.steps",
                 )
             for name in ("patience", "lengths"):
-                if getattr(link.training, name) is None or link.judged_on():
+                if phase or getattr(link.training, name) is None or link.judged_on():
                     continue
                 raise MaskwiseError(
-                    f"training.{name} chooses by the loss of masked tokens, which this objective "
-                    "does not train",
+                    f"{prefix}training.{name} chooses by the loss of masked tokens, which this "
+                    "objective does not train",
                     got=", ".join(link.objectives) or str(link.objective),
-                    do=f"remove training.{name}, or set training.{name}: null for this arm",
+                    do=f"set {places[name in own]}.{name}=null",
                 )
             if link.training.lengths is not None:
                 _require_stable(link)
-                # What a phase gives twice is refused in the recipe, which may be that of an arm.
                 if link.training.patience is not None and not phase:
-                    own = {"patience", "lengths"} & {*changes.get("training", ())}
-                    place = f"{arm}{prefix if own else ''}training"
+                    place = places[not own.isdisjoint({"patience", "lengths"})]
                     raise MaskwiseError(
                         f"{prefix}training.lengths: a training ends at one of its lengths, or when "
                         "its patience is exhausted",
@@ -233,10 +235,11 @@ class Recipe(Settings):
                         f"{place}.lengths=null",
                     )
             mixed = link.corpus.stream or len(link.corpus.sources) > 1
-            if link.training.group_by_length and mixed:
+            if link.training.group_by_length and mixed and not phase:
                 raise MaskwiseError(
-                    "rows of a stream or a mix cannot be grouped by length",
-                    do="remove training.group_by_length",
+                    f"{prefix}training.group_by_length: rows of a stream or a mix cannot be "
+                    "grouped by length",
+                    do=f"set {places['group_by_length' in own]}.group_by_length=false",
                 )
             if link.kind != self.kind:
                 raise MaskwiseError(

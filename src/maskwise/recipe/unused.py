@@ -48,7 +48,8 @@ class Unused:
             one-gpu has no policy that learns from losses, but a lag, and a new recipe has settings
             of fine-tuning before its tasks. Overrides and arms may not.
         unless: the override with which the settings have an effect, such as
-            ``learning.policy.pretrained=null``; "" if there is no single one.
+            ``learning.policy.pretrained=null``; "" if there is no single one. It may depend on the
+            other settings.
     """
 
     keys: tuple[str, ...]
@@ -56,7 +57,11 @@ class Unused:
     why: str
     removed: bool = True
     for_others: bool = False
-    unless: str = ""
+    unless: str | Callable[[Plain], str] = ""
+
+    def override(self, settings: Plain) -> str:
+        """Return the override with which the settings have an effect; "" without one."""
+        return self.unless if isinstance(self.unless, str) else self.unless(settings)
 
 
 ALTERNATIVES = (
@@ -77,9 +82,17 @@ def value_at(settings: Plain, key: str, default: Any = None) -> Any:
     return default if value is None else value
 
 
-def _named_tokenizer(settings: Plain) -> bool:
+def _tokenizer_names(settings: Plain) -> list[str]:
+    """List the settings that name a tokenizer."""
     names = ("tokenizer.name", "model.pretrained", "corpus.tokens")
-    return any(value_at(settings, name) for name in names)
+    return [name for name in names if value_at(settings, name)]
+
+
+def _new_tokenizer(settings: Plain) -> str:
+    """Return the override with which a tokenizer is trained; "" if it takes several, or if the
+    corpus has token ids."""
+    names = _tokenizer_names(settings)
+    return f"{names[0]}=null" if len(names) == 1 and names[0] != "corpus.tokens" else ""
 
 
 def _objectives(settings: Plain) -> list[tuple[str, Plain]]:
@@ -187,14 +200,16 @@ UNUSED = (
             "tokenizer.lowercase",
             "tokenizer.sentinels",
         ),
-        _named_tokenizer,
+        lambda settings: bool(_tokenizer_names(settings)),
         "is for a new tokenizer, and this recipe has the tokenizer of tokenizer.name, "
         "model.pretrained or corpus.tokens",
+        unless=_new_tokenizer,
     ),
     Unused(
         ("tokenizer.k",),
         lambda settings: value_at(settings, "tokenizer.kind") != "k-mer",
         "is only for tokenizer.kind=k-mer",
+        unless="tokenizer.kind=k-mer",
     ),
     Unused(
         ("corpus.attention",),
@@ -324,16 +339,19 @@ UNUSED = (
         lambda settings: not value_at(settings, "corpus.stream", False),
         "is only for streams (corpus.stream)",
         removed=False,
+        unless="corpus.stream=true",
     ),
     Unused(
         ("learning.meta",),
         lambda settings: value_at(settings, "learning.method", "supervised") != "meta",
         "needs learning.method=meta",
+        unless="learning.method=meta",
     ),
     Unused(
         ("learning.supervised",),
         lambda settings: value_at(settings, "learning.method", "supervised") != "supervised",
         "needs learning.method=supervised",
+        unless="learning.method=supervised",
     ),
     Unused(
         ("learning.policy.longest",),
@@ -631,9 +649,9 @@ def refuse_unused(
         first = next(reasons, None)
         if first and all(reasons):
             what = f"{origin}: {key}" if origin else key
-            do = f"remove {key}"
-            if first.unless:
-                do = f"{do}, or set {place}{first.unless}"
+            do = f"remove {place}{key}"
+            if override := first.override(recipes[0]):
+                do = f"{do}, or set {place}{override}"
             raise MaskwiseError(f"{what} {first.why}", got=value, do=do)
 
 
