@@ -132,6 +132,9 @@ def require_text(value: object, what: str, where: str, *, filled: bool = False) 
 
 # Labels
 
+# Unlike ``list | tuple | set``, this is not made anew for each of many cells.
+LISTS = (list, tuple, set)
+
 # GLUE and other benchmarks publish this label for test rows, whose correct labels are secret.
 HIDDEN = "-1"
 # Labels, in lower case, that mean "missing" in some files. They are read as classes, but the task
@@ -160,12 +163,13 @@ def label_of(value: object) -> str | None:
     3, "3", 3.0 and "3.0" are the same class, because pandas and Parquet readers make a column of
     whole numbers with an empty cell a column of floats.
     """
-    if is_missing(value):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = str(value).strip()
     # Tags of a corpus are a hundred thousand labels, and hardly any is a number.
+    if not isinstance(value, str):
+        if is_missing(value):
+            return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+    text = str(value).strip()
     if text.endswith((".0", "00")):
         text = re.sub(r"^(-?\d+)\.0+$", r"\1", text)
     return text or None
@@ -173,10 +177,13 @@ def label_of(value: object) -> str | None:
 
 def labels_in(value: object) -> list[str]:
     """Return the labels in a cell, which may be a nested list."""
-    if isinstance(value, list | tuple | set):
-        return list(chain.from_iterable(map(labels_in, value)))
-    label = label_of(value)
-    return [] if label is None else [label]
+    found: list[str] = []
+    for part in value if isinstance(value, LISTS) else [value]:
+        if isinstance(part, LISTS):
+            found += labels_in(part)
+        elif (label := label_of(part)) is not None:
+            found.append(label)
+    return found
 
 
 def without(value: Any, missing: Collection[str]) -> Any:
@@ -372,7 +379,7 @@ def flat(record: FieldValues, given: ColumnNames) -> FieldValues:
             value = inside(record, name)
             if value is not None:
                 added[name] = value
-    return record | added
+    return record | added if added else record
 
 
 def has_field(record: FieldValues, field: str) -> bool:
