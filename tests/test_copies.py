@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maskwise.annotate.counts import hashes_of, words_of
 from maskwise.evaluation.copies import SIMILAR, Shingles, near_copies, shingles_of, similarity
 from maskwise.study.forecast import check
 from maskwise.text import Document, read_documents
@@ -54,6 +55,15 @@ def test_a_text_has_the_same_runs_alone_and_among_others(articles: list[str]) ->
     texts = [*articles[:9], "The cat sat.", "MKVLAAGIVGLLLAQWERTYMKHG" * 9, *articles[9:20]]
     for text, shingles in zip(texts, shingles_of(texts), strict=True):
         assert np.array_equal(np.unique(shingles), set_of(text))
+
+
+def test_hashes_alone_are_those_of_all_facts_about_words(articles: list[str]) -> None:
+    texts = [*articles[:9], "", "Don't ΣΑΣ İ", " \n ", "👩‍🔬 我们é"]
+    words = words_of(texts)
+    hashes, ends = hashes_of(texts)
+    assert hashes.tolist() == words.key.tolist()
+    assert np.diff(ends, prepend=0).tolist() == np.bincount(words.text, minlength=13).tolist()
+    assert hashes_of([""])[1].tolist() == [0]
 
 
 def test_no_pair_is_missed(articles: list[str]) -> None:

@@ -125,6 +125,19 @@ def words_of(texts: Sequence[str]) -> Words:
     )
 
 
+def hashes_of(texts: Sequence[str]) -> tuple[Hashes, Ints]:
+    """Hash all words of one or more texts, in a third less time than `words_of`.
+
+    Returns:
+        The hashes (W,) of the words, which are `Words.key`, and the number of words up to the end
+        of each text, (N,).
+    """
+    joined, base = join_texts(texts)
+    start, end = words_in(classify(joined))
+    hashes = _hashes(codes_of(lower_case(joined)), start, end)
+    return hashes, start.searchsorted([*base[1:], len(joined)])
+
+
 def lower_case(text: str) -> str:
     """Convert a text to lower case without changing the number of characters."""
     # `str.lower` turns İ into two characters. It turns Σ into ς only at the end of a word.
@@ -144,9 +157,11 @@ def _hashes(codes: CodePoints, start: Ints, end: Ints) -> Hashes:
     if not len(start):
         return np.zeros(0, dtype=np.uint64)
     lengths = np.diff(start, prepend=0, append=len(codes))
-    position = rank_within(lengths).astype(np.uint64)
+    position = rank_within(lengths).view(np.uint64)
     # Code points have 21 bits, so a letter and its position do not overlap.
-    letters = rehashed(codes + (position << np.uint64(21)))
+    position <<= np.uint64(21)
+    position += codes
+    letters = rehashed(position)
     # Every second sum is over the characters between two words, which do not matter.
     borders = np.stack([start, end], 1).ravel()
     sums = np.add.reduceat(letters, borders)[::2]

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.annotate.counts import lower_case, words_of
+from maskwise.annotate.counts import hashes_of, lower_case
 from maskwise.evaluation.overlap import HashFilter, in_a_row
 from maskwise.text.documents import Document, batches, first_characters
 from maskwise.text.words import codes_of
@@ -116,16 +116,15 @@ def shingles_of(texts: Iterable[str]) -> Iterator[Shingles]:
     A shorter text is one run. The case of letters and white space make no difference.
     """
     for batch in batches(texts, BATCH_CHARACTERS):
-        words = words_of(batch)
-        ends = words.text.searchsorted(np.arange(len(batch)), side="right").tolist()
+        words, ends = hashes_of(batch)
         # The runs of all texts are hashed at once. Those that cross from one text to the next are
         # left out.
-        joined = _runs(words.key)
+        joined = _runs(words)
         for text, begin, end in zip(batch, [0, *ends], ends):
             if len(text) > LONGEST_WORD * (end - begin):
                 yield _runs(codes_of(lower_case(text)))
             elif end - begin < SHINGLE:
-                yield _runs(words.key[begin:end])
+                yield _runs(words[begin:end])
             else:
                 yield joined[begin : end - SHINGLE + 1]
 
