@@ -25,6 +25,7 @@ from maskwise.study.scheduler import StudyProgress
 from maskwise.study.stages import KINDS, Stage
 from maskwise.study.store import StageStore
 from maskwise.tasks import load_task
+from maskwise.text.settings import TokenizerSettings
 from maskwise.training import TrainingSettings
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
@@ -580,19 +581,28 @@ def test_test_rows_are_answered_once_and_dev_rows_at_every_evaluation(recipe, mo
     assert seconds[1] == pytest.approx((dev * (1 + steps) + test) / (dev + test))
 
 
-def test_rows_are_timed_only_for_a_stage_whose_time_is_unknown(tmp_path, monkeypatch):
-    """Every dry run wrote the rows of its sample twice, also if all times were known."""
-    calls = []
-    write_rows = timing.write_rows
+def test_text_is_timed_only_for_a_stage_whose_time_is_unknown(tmp_path, monkeypatch):
+    """Every dry run wrote the rows of its sample, and trained its tokenizer, twice, also if all
+    times were known.
+    """
+    written, trained = [], []
+    write_rows, tokenizer = timing.write_rows, TokenizerSettings.tokenizer
     monkeypatch.setattr(
-        timing, "write_rows", lambda *a, **kw: calls.append(a) or write_rows(*a, **kw)
+        timing, "write_rows", lambda *a, **kw: written.append(a) or write_rows(*a, **kw)
+    )
+    monkeypatch.setattr(
+        TokenizerSettings, "tokenizer", lambda *a: trained.append(a) or tokenizer(*a)
     )
     first = read_recipe("quick-start", [*SMALL, "corpus.limit=200"])
     sample = timing.Samples(first, tmp_path).first
-    assert len(calls) == 1
+    assert (len(written), len(trained)) == (1, 1)
     assert sample.prepare_seconds > 0
     assert sample.prepare_seconds == sample.prepare_seconds
-    assert len(calls) == 2
+    assert len(written) == 2
+    assert sample.vocabulary_seconds() > 0
+    assert sample.vocabulary_seconds() == sample.vocabulary_seconds()
+    # A quarter of the sample shows which part of the time grows with the text.
+    assert len(trained) - 1 in (1, 2)
 
 
 def test_a_policy_that_scores_the_text_takes_time(tmp_path):

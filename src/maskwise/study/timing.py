@@ -121,8 +121,9 @@ class TextSample(NamedTuple):
         whole: whether the whole text was read to count it.
         skipped: the number of skipped documents in the part that was read, keyed by reason.
         held_out: the share of the characters that is held out.
-        vocabulary_seconds: the forecast for the tokenizer of the whole text, or of the part of a
-            stream that is read before training.
+        vocabulary_seconds: a function that times the tokenizer when it is first called, and
+            forecasts its seconds for the whole text, or for the part of a stream that is read
+            before training.
         times: the number of characters of this text or part, divided by that of the sample.
         row_seconds: a function that times the rows when it is first called, and forecasts the
             seconds to prepare so many times the sample.
@@ -136,7 +137,7 @@ class TextSample(NamedTuple):
     whole: bool
     skipped: Mapping[str, int]
     held_out: float
-    vocabulary_seconds: float
+    vocabulary_seconds: Callable[[], float]
     times: float
     row_seconds: Callable[[float], float]
 
@@ -200,7 +201,7 @@ class Samples:
         """Forecast the seconds of a stage that prepares the text of a training phase."""
         if not stage.needs:
             sample = self.of(link)
-            return sample.vocabulary_seconds + sample.prepare_seconds
+            return sample.vocabulary_seconds() + sample.prepare_seconds
         if len(stage.needs) > 1:
             link = self._scored(link)
         return self.of(link).prepare_seconds
@@ -325,7 +326,7 @@ class Samples:
         raise failure
 
 
-def _tokenizer_of(link: Recipe, size: int, whole: int) -> tuple[Extended, float]:
+def _tokenizer_of(link: Recipe, size: int, whole: int) -> tuple[Extended, Callable[[], float]]:
     """Load or train the tokenizer of a training phase.
 
     Args:
@@ -334,32 +335,31 @@ def _tokenizer_of(link: Recipe, size: int, whole: int) -> tuple[Extended, float]
         whole: the number of characters on which the stage trains.
 
     Returns:
-        The tokenizer with its new tokens, and the forecast of the seconds of the stage.
+        The tokenizer with its new tokens, and a function that forecasts the seconds of the stage.
     """
     settings = link.tokenizer.model_copy(update={"name": link.tokenizer_name})
-    made: list[Extended] = []
+
+    def made(characters: int) -> Extended:
+        documents = link.corpus.documents().beginning(characters)
+        tokenizer = settings.tokenizer(documents)
+        if link.model.new_tokens is None:
+            return Extended(tokenizer, {})
+        words = wanted_words(link.model.new_tokens)
+        try:
+            return extended(words, documents, tokenizer)
+        except MaskwiseError:
+            # The beginning of the sample may have no word in enough documents.
+            if characters == size:
+                raise
+            return Extended(tokenizer, {})
 
     def seconds_of(characters: int) -> float:
         began = time.process_time()
-        documents = link.corpus.documents().beginning(characters)
-        tokenizer = settings.tokenizer(documents)
-        new = Extended(tokenizer, {})
-        if link.model.new_tokens is not None:
-            words = wanted_words(link.model.new_tokens)
-            try:
-                new = extended(words, documents, tokenizer)
-            except MaskwiseError:
-                # The beginning of the sample may have no word in enough documents.
-                if characters == size:
-                    raise
-        made.append(new)
+        made(characters)
         return time.process_time() - began
 
-    if settings.name:
-        # The first call is slower, because it imports modules.
-        seconds_of(1)
-    seconds = _scaled(seconds_of, size, whole)
-    return made[-1], seconds
+    # The first call is slower, because it imports modules, and its time is not counted.
+    return made(size), cache(partial(_scaled, seconds_of, size, whole))
 
 
 # Times
