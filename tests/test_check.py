@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from maskwise.cli.terminal import print_check
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import forecast
+from maskwise.study.checks import row_sizes
 from maskwise.study.forecast import check, doubts_of, lines_of
 from maskwise.study.prospects import recorded_spreads
 from maskwise.study.result import Check
+from maskwise.text import train_tokenizer
 from maskwise.verdict.statistics import power_of
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
@@ -351,3 +354,15 @@ def test_the_command_and_python_divide_the_warnings_of_a_check_alike(
     lines = capfd.readouterr().out.splitlines()
     assert {"? one doubt", "  → act", "· one fact", "· one note"} <= {*lines}
     assert {"? one doubt: act", "· one fact", "· one note"} <= {*str(made).splitlines()}
+
+
+def test_rows_of_tasks_have_the_sizes_that_fine_tuning_reads() -> None:
+    """An empty second text has a [SEP] of its own, which was not counted."""
+    tokenizer = train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64)
+    texts = [("the cat",), ("the cat", "sat on"), ("",), ("a", "b", "c"), ("mat", "")]
+    rows = [SimpleNamespace(texts=each) for each in texts]
+    task: Any = SimpleNamespace(
+        kind=SimpleNamespace(windows=False), splits={"train": rows}, frozen=False
+    )
+    # [CLS] the cat [SEP], [CLS] [SEP], [CLS] the cat [SEP] sat on [SEP], [CLS] mat [SEP] [SEP]
+    assert row_sizes(task, tokenizer) == [4, 2, 7, 4]

@@ -735,12 +735,14 @@ def row_sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     # Tasks without fine-tuning embed the texts of a row one by one.
     if task.frozen:
         texts = [(text,) for text in chain.from_iterable(texts)]
-    sizes = []
-    for parts in texts:
-        if 1 <= len(parts) <= 2:
+    sizes: list[int] = []
+    for number in (1, 2):
+        rows = [parts for parts in texts if len(parts) == number]
+        if rows:
             # ``verbose=False`` turns off the tokenizer's warning about long rows.
-            encoded = tokenizer(*parts, verbose=False, split_special_tokens=True)
-            sizes.append(len(encoded["input_ids"]))
+            columns = map(list, zip(*rows))
+            encoded = tokenizer(*columns, verbose=False, split_special_tokens=True)
+            sizes += map(len, encoded["input_ids"])
     return sizes
 
 
