@@ -195,7 +195,8 @@ def test_the_test_sees_what_is_imported(tmp_path):
 
 HEAVY = {
     *("torch", "transformers", "datasets", "pandas", "scipy", "sklearn", "spacy", "altair"),
-    *("pyarrow", "numpy", "pydantic", "scipy.optimize", "scipy.stats"),
+    *("pyarrow", "numpy", "pydantic", "scipy.optimize", "scipy.stats", "pyarrow.compute"),
+    *("huggingface_hub.hf_api", "maskwise.learning.lesson", "maskwise.study"),
 }
 MASKWISE = "from maskwise.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass"
 
@@ -226,7 +227,10 @@ def imported(code: str, *arguments: str) -> tuple[set[str], int]:
             "from maskwise.verdict.statistics import detectable_sds\ndetectable_sds(6, alpha=0.05)",
             {"numpy", "scipy"},
         ),
-        ("import maskwise.study.adapt, maskwise.study.forecast", HEAVY - {"pandas", "altair"}),
+        (
+            "import maskwise.study.adapt, maskwise.study.forecast",
+            {"torch", "scipy", "pyarrow", "numpy", "pydantic", "maskwise.study"},
+        ),
         # each of its processes would pay for them
         ("import maskwise.annotate.run", HEAVY - {"torch", "transformers", "spacy"}),
     ],
@@ -290,6 +294,7 @@ def test_commands_that_look_start_quickly(arguments, allowed, most):
         ["study", "quick-start", "training.stesp=3"],
         pytest.param(["study", "quick-start", "masking.policy=tokne"], marks=pytest.mark.slow),
         pytest.param(["pretrain", "quick-start", "training.stesp=3"], marks=pytest.mark.slow),
+        pytest.param(["learn", "learn-meta", "training.stesp=3"], marks=pytest.mark.slow),
         pytest.param(["check", "quick-start", "training.stesp=3"], marks=pytest.mark.slow),
         pytest.param(
             ["finetune", "bert-base-uncased", "--task", "ud-poss"], marks=pytest.mark.slow
@@ -303,6 +308,9 @@ def test_a_command_that_is_refused_needs_no_transformers(arguments):
     names = loaded(MASKWISE, *arguments)
     assert "torch" in names
     assert not {"transformers", "accelerate", "scipy.stats"} & names
+    # These commands read their recipe first.
+    if arguments[0] in ("study", "pretrain", "learn"):
+        assert HEAVY & names <= {"torch", "pyarrow", "numpy", "pydantic"}
 
 
 def test_public_names_are_there():

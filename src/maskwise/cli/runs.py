@@ -82,14 +82,16 @@ def study(
     if "=" in recipe and not is_path(recipe):
         changes = [recipe, *changes]
         recipe = "quick-start"
-    # Check the name of the recipe before slow imports.
+    # Check the name of the recipe, and then its settings, before slow imports.
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
-    from maskwise.study import check, run_study
-    from maskwise.study.unread import names_in_study, read_used
 
     read = partial(read_recipe, recipe)
-    whole = read_used(read, changes, names=names_in_study, command="study")
+    whole = read(changes)
+    from maskwise.study import check, run_study
+    from maskwise.study.unread import names_in_study, refuse_unread
+
+    refuse_unread(whole, changes, read=read, names=names_in_study, command="study")
     out = out_folder(out, recipe)
     where: dict[str, Any] = {
         "jobs": jobs,
@@ -327,15 +329,19 @@ def pretrain(
     as_json: Json = False,
 ) -> None:
     """Pre-train one model, also with torchrun. The checkpoint is a folder for transformers."""
+    changes = overrides or []
+    # In the same order as in ``study``.
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
-    from maskwise.study.single import run_pretrain
-    from maskwise.study.unread import names_in_pretraining, read_used
-    from maskwise.training import leave
 
     out = out_folder(out, recipe, command="pretrain")
     read = partial(read_recipe, recipe)
-    whole = read_used(read, overrides or [], names=names_in_pretraining, command="pretrain")
+    whole = read(changes)
+    from maskwise.study.single import run_pretrain
+    from maskwise.study.unread import names_in_pretraining, refuse_unread
+    from maskwise.training import leave
+
+    refuse_unread(whole, changes, read=read, names=names_in_pretraining, command="pretrain")
     result = run_pretrain(whole, out)
     leave()
     if rank_here():  # only rank 0 prints
@@ -427,17 +433,22 @@ def learn(
     """Learn from a task what to mask, also with torchrun. To use the policy, set
     masking.policy: learned("OUT/policy") in a recipe.
     """
+    changes = overrides or []
+    # In the same order as in ``study``.
     recipe_path(recipe)
     from maskwise.recipe import read_recipe
-    from maskwise.study.single import inputs_of_policy, run_learn, with_own_seed
-    from maskwise.study.unread import read_used
-    from maskwise.training import leave
 
     out = out_folder(out, recipe, command="learn")
     read = partial(read_recipe, recipe)
-    whole = read_used(
-        read,
-        overrides or [],
+    whole = read(changes)
+    from maskwise.study.single import inputs_of_policy, run_learn, with_own_seed
+    from maskwise.study.unread import refuse_unread
+    from maskwise.training import leave
+
+    refuse_unread(
+        whole,
+        changes,
+        read=read,
         names=lambda each: inputs_of_policy(with_own_seed(each)),
         command="learn",
     )

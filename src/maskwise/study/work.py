@@ -34,7 +34,6 @@ from maskwise.folders import (
     write_whole,
 )
 from maskwise.jobs import many_threads
-from maskwise.learning.lesson import SHARED_TOKENIZER, Lesson
 from maskwise.masking.policies.given import LearnedPolicy
 from maskwise.measurements import Measurement
 from maskwise.models import load_config, load_model, with_fields
@@ -85,6 +84,8 @@ if TYPE_CHECKING:
         PreTrainedTokenizerBase,
         PreTrainedTokenizerFast,
     )
+
+    from maskwise.learning.lesson import Lesson
 
 
 def run_stage(stage: Stage, store: StageStore) -> Plain:
@@ -349,6 +350,9 @@ def lesson_of(recipe: Recipe, folder: Path) -> Lesson:
     Raises:
         MaskwiseError: the recipe learns no policy.
     """
+    # Imported here because most studies learn no policy.
+    from maskwise.learning.lesson import Lesson
+
     task = recipe.learned_task
     assert recipe.learning is not None, "a recipe with a learned_task has learning settings"
     return Lesson(
@@ -602,6 +606,9 @@ def _overlaps(result: Plain) -> list[Plain]:
 
 def forget_learning(folder: Path) -> None:
     """Remove the files that only a learning in progress needs."""
+    # Imported here for the same reason as in ``lesson_of``.
+    from maskwise.learning.lesson import SHARED_TOKENIZER
+
     forget_states(folder)
     shutil.rmtree(folder / SHARED_TOKENIZER, ignore_errors=True)
 
