@@ -78,9 +78,10 @@ def changes(*columns: Array) -> Array:
     >>> changes(np.array([3, 3, 5, 5]), np.array([0, 1, 1, 1])).tolist()
     [True, True, True, False]
     """
-    opens = np.ones(len(columns[0]), bool)
-    opens[1:] = False
-    for column in columns:
+    first, *others = columns
+    opens = np.ones(len(first), bool)
+    np.not_equal(first[1:], first[:-1], out=opens[1:])
+    for column in others:
         opens[1:] |= column[1:] != column[:-1]
     return opens
 

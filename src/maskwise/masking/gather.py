@@ -62,6 +62,8 @@ TOKENS = "a list"
 EMPTY = "an empty list"
 _KINDS = {type(None): MISSING, str: TEXT, bool: SINGLE, int: SINGLE, float: SINGLE}
 """The kinds of values of the most common types."""
+_UNREAD = frozenset((MISSING, TEXT))
+"""The kinds of values in columns that are not read."""
 
 
 def gather(rows: UserRows | Line, vocabulary: Vocabulary) -> Line:
@@ -197,18 +199,18 @@ def _pieces(name: Array, content: Array, shape: tuple[int, int]) -> tuple[Array,
     # The arrays below have one item per run of equal ids, so they are short.
     start = np.flatnonzero(opens)
     with_text = np.logical_or.reduceat(content, start)
+    # A row without text is one piece: its first run counts as text.
+    begin_B = np.arange(height) * width
+    text_B = np.logical_or.reduceat(content, begin_B)
+    with_text[start.searchsorted(begin_B[~text_B])] = True
     start = start[with_text]
-    row = start // width
     names = name[start]
     # The first piece of a row includes the special tokens before it.
-    begin = np.where(changes(row), row * width, start)
-    opens = changes(row, names)
-    # A row without text is one piece.
-    without_text = np.flatnonzero(np.bincount(row, minlength=height) == 0) * width
-    begin = np.concatenate((begin[opens], without_text))
-    names = np.concatenate((names[opens], name[without_text]))
-    order = begin.argsort()
-    return begin[order], names[order]
+    row = start // width
+    first = changes(row)
+    begin = np.where(first, row * width, start)
+    opens = first | changes(names)
+    return begin[opens], names[opens]
 
 
 def _unstacked(columns: Mapping[str, Any]) -> Sequence[UserRow] | None:
@@ -237,7 +239,7 @@ def _given(columns: Mapping[str, Any], height: int) -> Iterator[tuple[str, Any]]
         found = getattr(values, "shape", None)
         if found is None:
             found = (len(values),) if hasattr(values, "__len__") else ()
-        if [*found[:1]] != [height]:
+        if not found or found[0] != height:
             # A single text beside the rows is not read, like a column of texts.
             if isinstance(values, str) and name != "example_id":
                 continue
@@ -261,12 +263,17 @@ def _stacked(rows: Mapping[str, Any]) -> Columns:
     if ids.ndim != 2:
         raise MaskwiseError("input_ids must have the shape (B, L)", got=ids.shape)
     columns = {}
+    shape = ids.shape
     for name, values in _given(rows, len(ids)):
         if name == "input_ids":
             columns[name] = ids
-        elif _common_kind(name, values, rows) != MISSING:
-            columns[name] = _read(name, values)
-    shape = ids.shape
+            continue
+        # Nearly all columns are arrays with a number for each token.
+        if getattr(values, "shape", None) == shape:
+            _require_spelling(name, rows)
+        elif _common_kind(name, values, rows) == MISSING:
+            continue
+        columns[name] = _read(name, values)
     for name, column in columns.items():
         one_per_row = name == "example_id" and column.shape == shape[:1]
         if column.shape != shape and not one_per_row:
@@ -406,9 +413,10 @@ def _common_kind(name: str, values: Any, others: Container[str]) -> str:
     else:
         # All rows of an array are of one kind.
         kinds = [SINGLE if dimensions == 1 else TOKENS]
-    if {SINGLE, TOKENS, EMPTY} & {*kinds}:
+    found = set(kinds)
+    if not found <= _UNREAD:
         _require_spelling(name, others)
-    found = set(kinds) - {EMPTY}
+    found.discard(EMPTY)
     if TEXT in found and name == "example_id":
         raise MaskwiseError("example_id must be whole numbers", got=TEXT)
     if TOKENS in found or not found:
