@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -168,4 +169,6 @@ def _numbered(units: Units) -> Units:
     content = line.content_at
     before_P = content.searchsorted(line.begin)
     rank = content.searchsorted(units.tokens) - before_P.take(units.piece)
-    return replace(units, number=rank)
+    numbered = copy(units)
+    numbered.number = rank
+    return numbered
