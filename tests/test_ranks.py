@@ -408,6 +408,9 @@ def refused_ranks(folder: Path) -> None:
     os.environ[ACCELERATE] = "true"  # what accelerate launch --use_fsdp sets
     engine = Engine(MaskedLanguageModelling(model("bert")), settings())
     check_places(engine.objective, sharded=True)
+    with pytest.raises(MaskwiseError) as caught:
+        Engine(MaskedLanguageModelling(model("bert")), settings(freeze="old-rows"))
+    said["frozen"] = str(caught.value)
     (folder / f"said-{dist.get_rank()}.json").write_text(json.dumps(said))
 
 
@@ -418,6 +421,8 @@ def test_what_two_processes_cannot_do_is_one_line(tmp_path: Path) -> None:
         said = json.loads((tmp_path / f"said-{rank}.json").read_text())
         assert said["rows"].endswith("multiple of accumulate × processes; got 1 for 1 × 2")
         assert said["arms"].startswith("training.shard works only with one objective")
+        # The hooks that freeze rows were lost, and all rows were trained.
+        assert said["frozen"].startswith("training.freeze=old-rows needs whole weights")
         assert all("\n" not in line for line in said.values())
 
 

@@ -144,6 +144,13 @@ class Engine:
                 "training.shard works only with one objective, but the recipe has several",
                 do="remove training.shard, so that every process keeps a copy of the weights",
             )
+        if self.sharded and settings.freeze == "old-rows":
+            # Sharding replaces the parameters, and so the hooks that freeze rows would be lost.
+            raise MaskwiseError(
+                "training.freeze=old-rows needs whole weights on each process",
+                got=f"weights sharded over {self.ranks} processes",
+                do="for this phase, remove training.shard, or start without --use_fsdp",
+            )
         self.states: States | None = None
         self.copies: Replicated | None = None
         self.hosts = self.ahead = None

@@ -61,12 +61,6 @@ def wrapped(
             if settings.freeze == "encoder":
                 freeze_encoder(objective)
             if settings.freeze == "old-rows":
-                if settings.shard:
-                    raise MaskwiseError(
-                        "training.freeze=old-rows needs whole weights on each process",
-                        got="training.shard=true",
-                        do="remove training.shard from this phase",
-                    )
                 hooks = freeze_old_rows(objective)
             _wrap(objective, settings, precision, bf16=bf16)
             yield
