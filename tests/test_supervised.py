@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from maskwise import errors
 from maskwise.errors import MaskwiseError
 from maskwise.learning.card import measures_of
 from maskwise.learning.examples import contexts_of, find_contexts, occurrences
@@ -33,6 +34,9 @@ from maskwise.learning.supervised import (
     learn_supervised,
     with_batches_of,
 )
+from maskwise.recipe import read_recipe
+from maskwise.study.checks import check_names
+from maskwise.study.work import lesson_of
 from maskwise.tasks import CARDS, load_task
 from maskwise.text import train_tokenizer
 from maskwise.training import TrainingSettings
@@ -388,6 +392,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(options, said, tmp_path, capsy
     *progress, error = capsys.readouterr().err.strip().splitlines()
     assert said in error and not any("maskwise: " in line for line in progress)
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_tagger_nothing_is_learned(tmp_path, monkeypatch):
+    """The library was missed only after the last step, and the policy was lost."""
+    found = errors.find_spec
+    monkeypatch.setattr(errors, "find_spec", lambda name: name != "spacy" and found(name))
+    read = read_recipe(recipe(tmp_path)[1])
+    with pytest.raises(MaskwiseError, match="spacy, which is not installed"):
+        lesson_of(read, tmp_path / "out").learn()
+    assert not (tmp_path / "out").exists()
+    arm = read_recipe(recipe(tmp_path)[1], ["study.arms={a: {masking.policy: learned}}"])
+    with pytest.raises(MaskwiseError, match="spacy, which is not installed"):
+        check_names(arm)
 
 
 def test_learning_that_fails_after_a_long_preparation_keeps_its_text(tmp_path, capsys, monkeypatch):

@@ -60,6 +60,15 @@ class PolicyCard(TypedDict):
     examples: list[list[tuple[str, float, float]]]
 
 
+def require_taggers() -> None:
+    """Raise ``MaskwiseError`` if what ``show`` and ``measures_of`` need is not installed.
+
+    They are called when a policy is learned, so callers call this function before they begin.
+    """
+    for name in ("pos", "salient"):
+        annotator(name)
+
+
 def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]) -> PolicyCard:
     """Summarise a policy's weights on the first ``MOST_TEXTS`` texts.
 
@@ -67,7 +76,6 @@ def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]
         before: the result of ``word_weights`` for the same texts, computed before learning.
     """
     texts = list(texts[:MOST_TEXTS])
-    # The model of the annotator "pos" is bundled with the package, so no download is needed.
     tagged = annotator("pos").annotate(texts)
     words: list[str] = []
     tags: list[str] = []

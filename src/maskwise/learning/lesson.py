@@ -24,7 +24,14 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json, write_whole
 from maskwise.learning.annotator import Floats
-from maskwise.learning.card import Measures, measures_of, policy_card, show, word_weights
+from maskwise.learning.card import (
+    Measures,
+    measures_of,
+    policy_card,
+    require_taggers,
+    show,
+    word_weights,
+)
 from maskwise.learning.examples import Examples
 from maskwise.learning.labels import Labels, labels_of
 from maskwise.learning.meta import MetaResult, learn_policy, losses_of
@@ -98,8 +105,10 @@ class Lesson:
             ``dev``) and of test (key ``held_out``).
 
         Raises:
-            MaskwiseError: the corpus is a stream, or no policy can be learned from the task.
+            MaskwiseError: the corpus is a stream, no policy can be learned from the task, or a
+                library that measures policies is not installed.
         """
+        require_taggers()
         # Reading a large text and searching it for the answers of a task may take minutes.
         self._say(f"reading {self.corpus.title} and the task {self.task}")
         tokenizer = self._tokenizer(self.learning.policy.pretrained or self.tokenizer.name)

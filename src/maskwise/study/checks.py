@@ -21,6 +21,7 @@ from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import require_own
 from maskwise.jobs import Where, require_engine, require_one_process
+from maskwise.learning.card import require_taggers
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind
 from maskwise.measurements import unit_of
@@ -520,8 +521,11 @@ def groups_note(corpus: CorpusSettings, field: str) -> str:
 def _check_layers(link: Recipe) -> None:
     """Check that the corpus of a phase has the annotation layers that masking needs.
 
-    An annotation layer has one value for each token, such as the number of its word.
+    An annotation layer has one value for each token, such as the number of its word. If a policy is
+    learned, annotators measure it, too.
     """
+    if link.learns:
+        require_taggers()
     layers = ["word_ids"]
     for spec in link.corpus.layers:
         layers += token_layers(annotator(spec).layers)
