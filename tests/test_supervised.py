@@ -255,6 +255,27 @@ def test_labels_that_cannot_be_learned_are_counted(tokenizer):
         LabelledWindows.of([Marked(text, (long,))], policy)
 
 
+def test_a_label_has_no_target_at_white_space_between_its_words():
+    """The second space is a token of no word, and the loss was infinite."""
+    tokenizer = train_tokenizer(["new york is in the us"] * 9, vocab_size=300, kind="bpe")
+    policy = PolicyModel.new(tokenizer, settings={"hidden_size": 8}, head="tokens", length=16)
+    data = LabelledWindows.of([Marked("in new  york", ((3, 12),))], policy)
+    outcome = FindSpans(policy)(data.batch(torch.tensor([0])))
+    words = int(data.inside.sum())
+    assert len(tokenizer("in new  york")["input_ids"]) == words + 3  # [CLS], [SEP], the space
+    labelled = words - len(tokenizer.tokenize("in"))
+    assert int(outcome.divisor) == labelled
+    assert float(outcome.total.detach()) == pytest.approx(labelled * np.log(words), rel=1e-5)
+
+
+def test_labels_of_dev_that_fit_into_no_window_stop_no_learning(tokenizer):
+    policy = PolicyModel.new(tokenizer, settings={"hidden_size": 8}, head="spans", longest=1)
+    short, long = Marked("bada kefe", ((0, 4),)), Marked("bada kefe", ((0, 9),))
+    how = TrainingSettings(steps=1, batch_size=1, precision="no")
+    done, counts = learn_supervised(policy, [short], training=how, dev_texts=[long])
+    assert done["steps"] == 1 and not counts
+
+
 @pytest.mark.parametrize("head", ["spans", "tokens"])
 def test_a_policy_learns_to_find_answers_that_it_has_not_seen(head, tokenizer):
     train, test = [], []

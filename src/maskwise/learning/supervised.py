@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -118,6 +119,9 @@ class LabelledWindows(Trainable):
             else:
                 targets_TC[begin, 0] += 1
                 targets_TC[end, 1] += 1
+        # White space inside a label may be a token, which belongs to no word.
+        in_word_T = pieces.columns["word_ids"] >= 0
+        targets_TC[~in_word_T] = 0
         totals_T = targets_TC.sum(1)
         totals_P = np.add.reduceat(totals_T, pieces.offsets[:-1])
         labelled = np.flatnonzero(totals_P > 0)
@@ -131,8 +135,7 @@ class LabelledWindows(Trainable):
         targets = torch.zeros(len(flat.ids), targets_TC.shape[1])
         targets[place] = torch.from_numpy(targets_TC[token])
         inside = torch.zeros(len(flat.ids), dtype=torch.bool)
-        in_word = pieces.columns["word_ids"][token] >= 0
-        inside[place] = torch.from_numpy(in_word)
+        inside[place] = torch.from_numpy(in_word_T[token])
         return cls(flat, targets, inside, counts)
 
 
@@ -178,7 +181,8 @@ def learn_supervised(
     data = LabelledWindows.of(train_texts, policy)
     objective = FindSpans(policy)
     dev = None
-    if any(each.spans for each in dev_texts):
+    # Without a label in dev that fits into a window, there is no loss to log.
+    with suppress(MaskwiseError):
         dev = LabelledWindows.of(dev_texts, policy)
 
     def curve(step: int, ranks: Ranks) -> list[dict[str, object]]:
