@@ -19,12 +19,14 @@ from maskwise import errors
 from maskwise.errors import MaskwiseError
 from maskwise.learning.card import measures_of
 from maskwise.learning.examples import contexts_of, find_contexts, occurrences
+from maskwise.learning.gradients import values_of
 from maskwise.learning.labels import (
     NOT_IN_CONTEXT,
     Marked,
     answer_labels,
     labels_of,
 )
+from maskwise.learning.meta import learn_policy
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.supervised import (
     CUT,
@@ -488,7 +490,21 @@ def test_the_same_command_learns_by_the_meta_gradient(tmp_path, capsys, monkeypa
     # Of several tries the best is kept, with its own measures; the first is the one that alone
     # would have been made.
     command += ["training.seed=1", "learning.meta.learning_rate=0.3", "learning.meta.mask_rate=0.3"]
-    single, kept = learned("single"), learned("tries", "learning.meta.tries=3")
+    single = learned("single")
+    began, found = [], []
+
+    def recorded(policy, losses, examples, dev, *how, **more):
+        began.append(values_of(losses))
+        found.append((examples, dev))
+        return learn_policy(policy, losses, examples, dev, *how, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("maskwise.learning.lesson.learn_policy", recorded)
+        kept = learned("tries", "learning.meta.tries=3")
+    # All begin with the same model, whose head of the task differed, and read the same examples,
+    # which were searched for in each try.
+    assert all(torch.equal(began[0][name], other[name]) for other in began for name in other)
+    assert all(other == found[0] for other in found)
     gains = [each["gain"] for each in kept["tries"]]
     told = ", ".join(f"{gain:.4f}" for gain in gains)
     page = (tmp_path / "tries/report.html").read_text()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +33,7 @@ from maskwise.learning.card import (
     word_weights,
 )
 from maskwise.learning.examples import Examples
+from maskwise.learning.gradients import Losses
 from maskwise.learning.labels import Labels, labels_of
 from maskwise.learning.meta import MetaResult, learn_policy, losses_of
 from maskwise.learning.scorer import PolicyModel
@@ -61,13 +62,11 @@ class LearnedTry(NamedTuple):
         policy: the policy at the step with the best gain on dev.
         before: for each example text, the weights (W,) of its words before learning.
         result: the best gain, and why learning stopped.
-        without: the number of train rows that were dropped because no text contains an answer.
     """
 
     policy: PolicyModel
     before: list[Floats]
     result: MetaResult
-    without: int
 
 
 @dataclass(frozen=True)
@@ -195,12 +194,26 @@ class Lesson:
             labels = labels_of(self.task, texts=texts)
             shown = labels.texts()
         log_unigram = _log_unigram(tokenizer, texts)
+        sizes = {
+            "length": min(self.corpus.length, self.learning.policy.length),
+            "max_length": self.finetune.max_length,
+        }
+
+        # All tries have the same examples. Finding them may take minutes, so the first policy and
+        # the first model are made before.
+        @cache
+        def examples(split: str) -> Examples:
+            return Examples.of(task, split, tokenizer, texts=texts, **sizes)
 
         self._say(f"read {len(texts):,} texts; learning by meta-gradients")
         tries = self.learning.meta.tries
         results = []
         for number in range(tries):
-            results.append(self._try(number, tokenizer, task, shown, log_unigram, watch))
+            policy = self.new_policy(tokenizer, seed=self._seed_of(number))
+            before = word_weights(policy, shown)
+            losses = self._losses(tokenizer, task, log_unigram)
+            result = self._try(number, policy, losses, examples("train"), examples("dev"), watch)
+            results.append(LearnedTry(policy, before, result))
         best = max(range(tries), key=lambda number: results[number].result.gain)
         if tries > 1 and rank_here() == 0:
             metrics = self.folder / f"try-{best}" / "metrics.jsonl"
@@ -209,8 +222,9 @@ class Lesson:
         made.policy.cpu()
         figures = [each.result._asdict() for each in results]
         measures = {**figures[best], "tries": figures, "left_out": {}}
-        if made.without:
-            measures["left_out"]["train rows whose answers occur in no text"] = made.without
+        without = examples("train").without
+        if without:
+            measures["left_out"]["train rows whose answers occur in no text"] = without
         if labels:
             measures |= _measured(made.policy, labels)
         return self._keep(
@@ -220,57 +234,55 @@ class Lesson:
             before=made.before,
         )
 
-    def _try(
-        self,
-        number: int,
-        tokenizer: PreTrainedTokenizerFast,
-        task: Task,
-        shown: Sequence[str],
-        log_unigram: torch.Tensor,
-        watch: Watch | None,
-    ) -> LearnedTry:
-        tries = self.learning.meta.tries
-        # Tries differ in the initial weights of the policy and in the order of examples. The
-        # initial weights of the model are the same.
-        seed = self.seed
-        folder = self.folder
-        title = "learning a policy"
-        if number:
-            seed = fold(self.seed, number)
-        if tries > 1:
-            folder = self.folder / f"try-{number}"
-            title += f" ({number + 1} of {tries})"
-        policy = self.new_policy(tokenizer, seed=seed)
-        length = self.corpus.length
+    def _seed_of(self, number: int) -> int:
+        """Return the seed of a try: of the policy's initial weights, and of the order of examples.
+
+        The initial weights of the model are those of the first try.
+        """
+        return fold(self.seed, number) if number else self.seed
+
+    def _losses(
+        self, tokenizer: PreTrainedTokenizerFast, task: Task, log_unigram: torch.Tensor
+    ) -> Losses:
+        """Return a new model with its two losses."""
         # Gradients pass through all weights, and only a training of the run adds an adapter.
         whole = self.model.model_copy(update={"adapter": None})
         model = whole.model(
             tokenizer,
-            length,
+            self.corpus.length,
             kind=self.kind,
             seed=self.seed,
             log_unigram=log_unigram,
         )
-        before = word_weights(policy, shown)
-        losses = losses_of(model, task, tokenizer, seed=seed)
-        sizes = {
-            "length": min(length, policy.config.length),
-            "max_length": self.finetune.max_length,
-        }
-        examples = Examples.of(task, "train", tokenizer, texts=self.texts, **sizes)
-        dev = Examples.of(task, "dev", tokenizer, texts=self.texts, **sizes)
-        result = learn_policy(
+        return losses_of(model, task, tokenizer, seed=self.seed)
+
+    def _try(
+        self,
+        number: int,
+        policy: PolicyModel,
+        losses: Losses,
+        examples: Examples,
+        dev: Examples,
+        watch: Watch | None,
+    ) -> MetaResult:
+        """Learn the policy of one try. The policy and the model are changed in place."""
+        tries = self.learning.meta.tries
+        folder = self.folder
+        title = "learning a policy"
+        if tries > 1:
+            folder = self.folder / f"try-{number}"
+            title += f" ({number + 1} of {tries})"
+        return learn_policy(
             policy,
             losses,
             examples,
             dev,
-            self.learning.meta.model_copy(update={"seed": seed}),
+            self.learning.meta.model_copy(update={"seed": self._seed_of(number)}),
             self.training,
             folder=folder,
             title=title,
             watch=watch,
         )
-        return LearnedTry(policy, before, result, examples.without)
 
     def _keep(
         self,
