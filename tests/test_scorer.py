@@ -132,6 +132,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "strange field": (lambda f: rewrite(f, shape="round"), "is damaged"),
     "code": (lambda f: rewrite(f, auto_map=CODE), "auto_map"),
     "code of the encoder": (lambda f: rewrite_encoder(f, auto_map=CODE), "auto_map"),
+    "no encoder": (lambda f: rewrite(f, encoder=None), "is damaged"),
+    "half a word": (lambda f: rewrite(f, longest=2.5), "is damaged"),
     "other weights": (lambda f: rewrite_encoder(f, hidden_size=16), "is damaged"),
     "a terabyte": (lambda f: rewrite_encoder(f, hidden_size=10**10), "is damaged"),
     "cut weights": (lambda f: cut(f / "model.safetensors"), "is damaged"),

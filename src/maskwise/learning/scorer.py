@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maskwise.draws import fold
-from maskwise.errors import MaskwiseError, first_line, require_known
+from maskwise.errors import MaskwiseError, first_line, require_known, whole_number
 from maskwise.families import check_fit, check_room, require_kind
 from maskwise.folders import CARD, in_utf8, read_json
 from maskwise.learning.settings import LIGHT, light_settings
@@ -75,10 +75,10 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         require_known("policy head", self.head, COLUMNS)
-        if min(self.length, self.longest) < 1:
-            raise MaskwiseError(
-                "a policy's length and longest must be at least 1", got=(self.length, self.longest)
-            )
+        if not isinstance(self.encoder, dict):
+            raise MaskwiseError("a policy's encoder must be a dict of fields", got=self.encoder)
+        for name in ("length", "longest"):
+            whole_number(f"{name} of a policy", getattr(self, name), least=1)
 
 
 class LightEncoder(nn.Module):
@@ -285,7 +285,7 @@ def read_config(folder: Path) -> PolicyConfig:
         )
     try:
         config = PolicyConfig(**plain)
-    except TypeError as error:
+    except (TypeError, MaskwiseError) as error:
         raise _damaged(folder, f"config.json: {error}") from None
     if "auto_map" in config.encoder:
         raise MaskwiseError(
