@@ -247,6 +247,19 @@ def test_an_outer_loss_without_slope_gives_zero() -> None:
     assert flat.outer == 2.0 and not flat.masks[0].any()
 
 
+def test_an_outer_loss_with_an_infinite_slope_is_no_traceback() -> None:
+    problem = Problem.of()
+    steps, theta = problem.steps(), values_of(problem.losses)
+    name = next(iter(theta))
+
+    def root(theta: Parameters, mask: Tensor | None) -> Tensor:
+        total = theta[name].sum()
+        return (total - total.detach()).sqrt() + 2.0
+
+    steep = meta_gradient(theta, steps, root)
+    assert steep.outer == 2.0 and not steep.masks[0].any()
+
+
 # --- all selections
 # ----------------------------------------------------------------------------
 

@@ -213,7 +213,7 @@ class Examples:
         if not len(kept):
             raise MaskwiseError(
                 "no text contains an answer to a question of the task and a word of the question",
-                got=f"{len(rows)} questions of {task.name}, {len(texts)} texts",
+                got=f"{len(rows)} questions of {task.name} ({split}), {len(texts)} texts",
                 do="use a corpus that contains the answers",
             )
 

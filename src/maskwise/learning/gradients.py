@@ -21,6 +21,7 @@ for which all hard choices are enumerated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,8 +186,9 @@ def meta_gradient(
     for number in reversed(range(len(steps))):
         step = steps[number]
         norm = _norm(v)
-        # If the norm is 0, all remaining gradients are 0. The condition is also true for NaN.
-        if not norm > 0:
+        # If the norm is 0, all remaining gradients are 0. The condition is also true for NaN and
+        # infinity.
+        if not 0 < norm < math.inf:
             break
         # At step 0, the new v would be ∂J/∂θ₀, which is not needed.
         needs_v = number > 0
