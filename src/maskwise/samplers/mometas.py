@@ -268,9 +268,10 @@ class MometasPlus(LearningSampler):
     have less weight. The slope of an objective estimates how much larger the reward is if a rollout
     draws only this objective, compared with the average rollout. Early in a run, all losses fall
     fast, whichever objectives are drawn. Therefore a running mean is subtracted from rewards and
-    shares. The slopes, divided by their standard errors, are z. They are shrunk to z · max(0, 1 −
-    1/F), where F is the F statistic of the regression. Without evidence, the sampler therefore
-    stays uniform, and as evidence grows, it prefers objectives.
+    shares. The slopes, divided by the standard errors that they would have if no objective were
+    better than the others, are z. They are shrunk to z · max(0, 1 − 1/F), where F is the F
+    statistic of the regression. Without evidence, the sampler therefore stays uniform, and as
+    evidence grows, it prefers objectives.
 
     If an objective were never drawn, its gain could not be estimated. Therefore a share ``floor``
     of the draws is uniform. The regression needs shares that differ between rollouts. Therefore the
