@@ -29,6 +29,7 @@ from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.checks import notes_of_texts
 from maskwise.study.forecast import check
 from maskwise.study.plan import make_plan
+from maskwise.study.single import inputs_of_policy
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
 from maskwise.study.store import StageStore
 from maskwise.study.timing import Samples
@@ -307,6 +308,14 @@ def test_names_of_stages_without_new_tokens_do_not_have_the_key(source):
     prepared = prepare_stage(recipe)
     assert "new_tokens" not in json.dumps(prepared.as_dict())
     assert "new_tokens" not in json.dumps(pretrain_stage(recipe, prepared).as_dict())
+
+
+def test_a_policy_is_learned_for_the_tokens_of_the_checkpoint(source):
+    """The meta-gradient failed after reading all texts: the model had fewer tokens than they."""
+    how = [*START, "learning={task: banking77, method: meta}"]
+    plain, more = (read_recipe(source, [*how, *new]) for new in ([], ["model.new_tokens=2"]))
+    assert more.model.new_tokens == 2
+    assert inputs_of_policy(more) == inputs_of_policy(plain)
 
 
 def test_two_phases_extend_the_model_once(source, tmp_path):

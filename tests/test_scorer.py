@@ -182,7 +182,7 @@ def test_a_flipped_bit_in_any_file_of_a_policy_is_refused(tokenizer, tmp_path):
         ({"settings": {"window": "5"}}, "window of a light encoder .* got '5'"),
         ({"head": "words"}, "policy head"),
         ({"architecture": "t5"}, "needs an encoder"),
-        ({"length": 0}, "at least 1"),
+        ({"length": 0}, "length of a policy .* got 0"),
         ({"pretrained": "./nowhere"}, "no such folder"),
         (
             {"pretrained": "bundled:encoder", "length": 256},

@@ -514,7 +514,8 @@ def _require_same_policy(out: Path, recipe: Recipe) -> None:
 
 def _learning(recipe: Recipe) -> tuple[Stage, Stage]:
     """Return the stage that prepares the text, and the stage that learns the policy."""
-    link = recipe.links()[0]
+    # A policy scores the words of texts, so a model with new tokens can use it, too.
+    link = recipe.links()[0].without_new_tokens()
     text = prepare_stage(link.unlearned())
     return text, learn_stage(link, recipe.learned_task, text)
 
