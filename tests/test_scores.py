@@ -131,6 +131,28 @@ def test_nothing_of_a_table_is_left_out_silently() -> None:
     assert "not read: f1, note" in " ".join(one.notes)
 
 
+@pytest.mark.parametrize("gap", [None, "", float("nan"), "NaN", float("-inf"), ...])
+@pytest.mark.parametrize("at", [0, 5])
+def test_a_run_without_a_score_hides_no_task(gap: Any, at: int) -> None:
+    """A column with a gap was not read, and the other tasks were decided without it."""
+    rows = [
+        {"arm": row["arm"], "seed": row["seed"], "mnli": 0.4 + place / 99, "sst2": row["score"]}
+        for place, row in enumerate(table())
+    ]
+    rows[at]["mnli"] = gap
+    if gap is ...:
+        del rows[at]["mnli"]
+    with pytest.raises(MaskwiseError) as raised:
+        mw.compare(rows, **BETTER)
+    assert {"mnli", repr(rows[at]["arm"])} <= {*raised.value.what.split()}
+    # Notes on some runs, and settings of one arm, are no scores.
+    rows[at]["mnli"] = 0.7
+    rows[1] |= {"note": "again", "margin": 0.5, "losses": [1, 2]}
+    found = mw.compare(rows, **BETTER)
+    assert {*found.study["tasks"]} == {"mnli", "sst2"}
+    assert "not read: note, margin, losses" in " ".join(found.notes)
+
+
 def test_what_a_pair_is_decides_what_is_said() -> None:
     said = {
         kind: mw.compare(table(), replicate=kind, baseline="b").summary["headline"]
@@ -498,6 +520,8 @@ def test_items_have_an_interval_and_no_verdict() -> None:
     lead = f"95 % interval of b's lead: −{mean + half:.3f} to {half - mean:.3f}; 400 items"
     assert f"b is behind a on t by {mean:.3f} ({lead})" in behind
     assert found.summary["verdict"] is None and not found.verdicts
+    equal = mw.compare([{**row, "score": 0.5} for row in rows], replicate="items", baseline="b")
+    assert "ahead" not in equal.summary["headline"].partition("(")[0]
     numbered = [{**row, "arm": f"{row['arm']}-0.5"} for row in rows]
     named = mw.compare(numbered, replicate="items", baseline="b-0.5").summary["headline"]
     assert named.startswith("a-0.5 is ahead of b-0.5 on t by")

@@ -437,11 +437,12 @@ def _of_items(
         half = float(1.96 * differences.std(ddof=1) / math.sqrt(len(differences)))
         # All numbers get as many decimals as two significant digits of the interval need.
         digits = max(0, 1 - math.floor(math.log10(half))) if half else 3
-        order = "ahead of" if mean >= 0 else "behind"
+        lead = f" by {abs(mean):.{digits}f}" if mean else ""
+        order = "ahead of" if mean > 0 else "behind" if mean else "level with"
         interval = with_minus(f"{mean - half:.{digits}f} to {mean + half:.{digits}f}")
         sentences.append(
-            f"{arm} is {order} {baseline} on {task} by {abs(mean):.{digits}f} (95 % interval of "
-            f"{arm}'s lead: {interval}; {len(differences)} items)."
+            f"{arm} is {order} {baseline} on {task}{lead} (95 % interval of {arm}'s lead: "
+            f"{interval}; {len(differences)} items)."
         )
     headline = " ".join([*sentences, REPLICATES[ITEMS]])
     return {**NO_SUMMARY, "headline": headline}
@@ -584,7 +585,7 @@ def _long(
         raise MaskwiseError("the table has no rows")
     for key in named:
         require_known("column", key, COLUMNS)
-    known = [str(name) for name in rows[0]]
+    known = _columns(rows)
     taken: dict[str, str] = {}
     for key in ("arm", "seed"):
         taken[key] = _column(key, rows, named, baseline, taken=taken)
@@ -612,7 +613,8 @@ def _long(
         # Without a task, every column of numbers has the scores on one task.
         others = [named["score"]] if "score" in named else known
         tasks = [name for name in others if name not in taken.values()]
-        tasks = [name for name in tasks if all(_is_number(row.get(name)) for row in rows)]
+        # A run without a score on a task is an error. The column must not vanish because of it.
+        tasks = [name for name in tasks if _has_numbers(row.get(name) for row in rows)]
         losses = [name for name in tasks if _is_less(name) and name not in lower]
         if "score" not in named:
             tasks = [name for name in tasks if name not in losses] or tasks
@@ -664,7 +666,7 @@ def _column(
         baseline: the arm that others are compared with.
         taken: the columns that have something else, by key.
     """
-    known = [str(name) for name in rows[0]]
+    known = _columns(rows)
     if key in named:
         require_known("column", named[key], known)
         return named[key]
@@ -788,8 +790,14 @@ def _is_setting(rows: Sequence[Row], arm: str, name: str) -> bool:
     words = set(re.findall("[a-z]+", name.lower()))
     if not words or words & NO_SCORES:
         return True
-    values = {(str(row.get(arm)), float(row[name])) for row in rows}
+    scored = [row for row in rows if _is_number(row.get(name))]
+    values = {(str(row.get(arm)), float(row[name])) for row in scored}
     return len(values) == len({of_arm for of_arm, _ in values})
+
+
+def _columns(rows: Iterable[Row]) -> list[str]:
+    """Return the names of the columns of all rows. Rows of JSON may leave out empty columns."""
+    return [*dict.fromkeys(map(str, chain.from_iterable(rows)))]
 
 
 def _is_number(value: object) -> bool:
@@ -797,6 +805,15 @@ def _is_number(value: object) -> bool:
         return math.isfinite(float(value))  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return False
+
+
+def _has_numbers(values: Iterable[object]) -> bool:
+    """Return whether there are numbers, and nothing else but gaps: empty cells, NaN or infinity."""
+    # Cells of other tables may be lists, or arrays.
+    with suppress(TypeError, ValueError, OverflowError):
+        found = [float(value) for value in values if not _is_missing(value)]  # type: ignore[arg-type]
+        return any(map(math.isfinite, found))
+    return False
 
 
 def _is_missing(value: object) -> bool:
@@ -814,10 +831,13 @@ def _score(row: Row, taken: Mapping[str, str], task: str, column: str) -> Score:
     if _is_missing(arm) or _is_missing(seed):
         raise MaskwiseError("a row has no arm or no seed", got=dict(row))
     if not _is_number(value):
+        do = "run it again, or remove the run"
+        if task == column:
+            do += "; if the column has no scores, remove it"
         raise MaskwiseError(
             f"the score of arm {arm!r} with seed {seed} on {task} is not a finite number",
-            got=value,
-            do=(PLAIN_NUMBERS if _reads_as_number(value) else "remove the run, or run it again"),
+            got="an empty cell" if _is_missing(value) else value,
+            do=PLAIN_NUMBERS if _reads_as_number(value) else do,
         )
     return str(arm), str(seed), task, float(value)  # type: ignore[arg-type]
 
