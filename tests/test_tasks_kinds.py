@@ -37,6 +37,7 @@ from maskwise.tasks import (
     task_record,
 )
 from maskwise.tasks.classes import ScoredRow, TextRow, text_row
+from maskwise.tasks.columns import choices_of
 from maskwise.tasks.finetuning import answers_of
 from maskwise.tasks.metrics import (
     LOST,
@@ -335,6 +336,12 @@ def test_choices_are_numbered_from_where_all_answers_say(tmp_path, answers, choi
     assert found == {i: labels[i % len(labels)] for i in range(120)}
     remarks = "; ".join(task.remarks)
     assert all(fact in remarks for fact in noted) and ("none is 0" in remarks) == bool(noted)
+    # A model that writes the answer learns the text of the same choice.
+    texts = choices_of(rows[0])[1]
+    written = load_rows(tmp_path, rows, kind="generation", text="{question}", label="answer")
+    found = {int(row.text[2:]): row.answers for part in written.splits.values() for row in part}
+    assert found == {i: [texts[labels[i % len(labels)]]] for i in range(120)}
+    assert all(fact in "; ".join(written.remarks) for fact in noted)
     # A part of the rows, and missing answers, do not change how the others are read.
     more = [{**row, "part": answer} for row in rows for answer in [str(row["answer"])]]
     more += [{**rows[0], "question": "q 0 again", "answer": -1, "part": "none"}]
@@ -357,6 +364,9 @@ def test_no_number_is_advised_as_a_missing_answer(tmp_path, answers, choices, go
     assert "missing=" not in str(caught.value)
     with pytest.raises(MaskwiseError, match="missing='-1'"):
         load_rows(tmp_path, choice_rows([0, 1, -1], choices))
+    # The upper case of this letter has two characters.
+    with pytest.raises(MaskwiseError, match="not among the 3 choices; got ß;"):
+        load_rows(tmp_path, choice_rows([0, 1, "ß"], choices))
 
 
 def test_squad_json_and_the_hubs_columns_are_the_same_task(tmp_path):

@@ -358,7 +358,7 @@ def right_choice(
             if answer == str(text).strip():
                 return number
     index = -1
-    if len(answer) == 1 and answer.isalpha():
+    if len(answer) == 1 and answer.isascii() and answer.isalpha():
         index = ord(answer.upper()) - ord("A")
     elif answer.isdecimal():
         index = int(answer) - first

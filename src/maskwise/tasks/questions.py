@@ -4,7 +4,7 @@ In a ``MarkedRow``, the answers are spans of the context, read from SQuAD's JSON
 columns. If the start of an answer in the file is wrong, the nearest occurrence of the answer in the
 context is used. An answer that does not occur in the context is an error. In a ``ChoiceRow``, one
 choice is correct, which the file identifies by its text, a letter, or its number. Whether numbers
-begin at 0 or at 1 follows from all of them (``_choice_rows``). A number that is also the text of a
+begin at 0 or at 1 follows from all of them (``with_first``). A number that is also the text of a
 choice means this choice, not its place.
 
 A long context is split into windows. Neighbouring windows overlap by a quarter of their tokens, not
@@ -18,9 +18,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -61,6 +62,7 @@ from maskwise.text.labelled import FieldValues
 
 # The limits in BERT's SQuAD code. A question never gets more than half of the tokens of a window.
 MAX_ANSWER_TOKENS, MAX_QUESTION_TOKENS = 30, 64
+LabelledRecords: TypeAlias = Iterable[tuple[FieldValues, ColumnNames]]
 
 # Answers in words
 
@@ -356,11 +358,18 @@ def _has_choices(records: Records, given: ColumnNames) -> bool:
     return bool(choices_of(records[0])[1])
 
 
-def _choice_rows(records: Iterable[tuple[FieldValues, ColumnNames]]) -> tuple[MakeRow, Names]:
+def with_first(make: Callable[..., Row | str], records: LabelledRecords) -> tuple[MakeRow, Names]:
     """Decide from all answers whether choices are numbered from 0 or from 1.
 
     They are numbered from 1 if no answer is 0, and either an answer is the number of choices, or
     the choices are in columns that are numbered from 1.
+
+    Args:
+        make: makes a row; its argument ``first`` is the number of the first choice.
+        records: all labelled records of the task.
+
+    Returns:
+        The function that makes rows, and a note if choices have numbers and none is 0.
     """
     answers: set[int] = set()
     reaches = False
@@ -374,27 +383,28 @@ def _choice_rows(records: Iterable[tuple[FieldValues, ColumnNames]]) -> tuple[Ma
             numbers = [number for number, _ in numbered_choices(record)]
             from_columns = from_columns and numbers[:1] == [1]
     if not answers or 0 in answers:
-        return _choice_row, ()
+        return make, ()
     what = f"the answers are whole numbers from {min(answers)} to {max(answers)}, and none is 0"
     if reaches or from_columns:
         note = f"{what}, so the first choice has number 1"
-        return partial(_choice_row, first=1), (note,)
+        return partial(make, first=1), (note,)
     note = f"{what}; the first choice has number 0: if it has number 1, write letters from A"
-    return _choice_row, (note,)
+    return make, (note,)
 
 
 def _number_of_answer(record: FieldValues, columns: ColumnNames) -> tuple[int, int] | None:
     """Return the number that identifies the answer, and the number of choices.
 
-    None means that the answer is missing, or is a letter, or the name or the text of a choice.
+    None means that the answer is missing, or is a letter, or the name or the text of a choice, or
+    that there are no choices.
     """
     answer = record.get(columns.label or "")
-    label = label_of(answer)
+    label = label_of(answer) if isinstance(answer, str | int | float) else None
     if label is None or not label.isdecimal():
         return None
     names, texts = choices_of(record)
     is_text = isinstance(answer, str) and label in (str(text).strip() for text in texts)
-    if is_text or any(map(str.isdecimal, names)):
+    if not texts or is_text or any(map(str.isdecimal, names)):
         return None
     return int(label), len(texts)
 
@@ -496,7 +506,7 @@ MULTIPLE_CHOICE = TaskKind(
         ("answer", "label", "answerKey", "gold", "correct"),
     ),
     row=_choice_row,
-    row_for=_choice_rows,
+    row_for=partial(with_first, _choice_row),
     gold=_gold_choices,
     baseline=_choice_baseline,
     recognises=_has_choices,

@@ -44,7 +44,13 @@ from maskwise.tasks.columns import (
     right_choice,
 )
 from maskwise.tasks.metrics import ITEMS, Answer
-from maskwise.tasks.questions import answer_baseline, gold_texts, passage_of, relation_of
+from maskwise.tasks.questions import (
+    answer_baseline,
+    gold_texts,
+    passage_of,
+    relation_of,
+    with_first,
+)
 from maskwise.tasks.task import KindSettings, Row, Task, TaskKind
 from maskwise.tasks.tensors import (
     EVAL_TOKENS,
@@ -247,7 +253,9 @@ def _has_two_texts(records: Records, given: ColumnNames) -> bool:
     return not named and any(records[0].keys() >= set(pair) for pair in _TOGETHER)
 
 
-def _written_row(record: FieldValues, columns: ColumnNames, where: str) -> WrittenRow | str:
+def _written_row(
+    record: FieldValues, columns: ColumnNames, where: str, *, first: int = 0
+) -> WrittenRow | str:
     if columns.text not in record:
         raise MaskwiseError(
             f"{where} has no column {columns.text!r}", got=", ".join(record) or "no columns"
@@ -257,7 +265,7 @@ def _written_row(record: FieldValues, columns: ColumnNames, where: str) -> Writt
     if isinstance(text, list | tuple) and all(isinstance(part, str) for part in text):
         text = " ".join(text)
     require_text(text, "text", where)
-    rights = _right_texts(record, columns.label or "", where)
+    rights = _right_texts(record, columns.label or "", where, first=first)
     if not text.strip():
         return NO_TEXT
     if not rights:
@@ -271,11 +279,11 @@ def _written_row(record: FieldValues, columns: ColumnNames, where: str) -> Writt
     )
 
 
-def _right_texts(record: FieldValues, column: str, where: str) -> list[str]:
+def _right_texts(record: FieldValues, column: str, where: str, *, first: int) -> list[str]:
     """Return the correct answers of a record.
 
     The answers are in one column or in numbered columns (summary1, summary2, …). If the record has
-    choices, the column names the correct choice.
+    choices, the column identifies the correct choice; ``first`` is the number of the first one.
     """
     # "summary1" means all of summary1, summary2, …. In a table without a header, "1" means only
     # column 1.
@@ -287,7 +295,8 @@ def _right_texts(record: FieldValues, column: str, where: str) -> list[str]:
             texts += [text.strip() for text, _ in read_answers(value, where)]
     names, choices = choices_of(record)
     if choices and len(texts) == 1:
-        place = right_choice(texts[0], names, choices, may_be_text=True)
+        may_be_text = not isinstance(record.get(column), int | float)
+        place = right_choice(texts[0], names, choices, may_be_text=may_be_text, first=first)
         if place is not None:
             return [str(choices[place])]
     return list(dict.fromkeys(texts))
@@ -319,6 +328,7 @@ def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0
         metrics=(*ITEMS, NATS),
         columns=UsualColumns(_TEXT, (), _ANSWERS),
         row=_written_row,
+        row_for=partial(with_first, _written_row),
         gold=gold_texts,
         baseline=lambda task: None if task.metric == NATS else answer_baseline(task),
         recognises=_has_two_texts,
