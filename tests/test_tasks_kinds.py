@@ -614,6 +614,31 @@ def made_up(kind, folder, count=160, seed=0):
     return write_lines(folder / f"{kind}.jsonl", [{**row, "id": n} for n, row in enumerate(rows)])
 
 
+def test_a_text_of_several_queries_and_texts_of_one_query_are_no_rivals(tmp_path):
+    """A perfect model had mrr .33 if three questions had each text."""
+    rows = [{"query": f"q {n // 2} of {n % 2}", "passage": f"text {n // 4}"} for n in range(40)]
+    rows += [{"query": "q 0 of 0", "passage": "text 9"}] * 2
+    task = load_rows(tmp_path, rows, kind="retrieval")
+    test = task.splits["test"]
+    places = [int(row.passage.split()[1]) for row in test]
+    perfect = torch.eye(10)[places].repeat_interleave(2, dim=0)
+    # The last two rows have a query of text 0, whose embedding is nearer to text 0.
+    perfect[[-4, -2]] = perfect[0].clone()
+    ranks = task.kind.answers(task, {"test": perfect})["test"]
+    assert ranks[:-2].tolist() == [1] * 40 and task.score("test", ranks[:-2]) == 1
+    # Text 9 ties with eight wrong texts, and comes last of them. Text 0 is no rival.
+    assert ranks[-2:].tolist() == [9, 9]
+    rng = np.random.default_rng(0)
+    for metric in ("mrr", "recall-at-1"):
+        random = replace(task, metric=metric)
+        drawn = []
+        for _ in range(60):
+            vectors = torch.from_numpy(rng.normal(size=(2 * len(test), 4)))
+            answers = random.kind.answers(random, {"test": vectors})["test"]
+            drawn.append(random.score("test", answers))
+        assert np.mean(drawn) == pytest.approx(random.majority, abs=0.02)
+
+
 FLOORS = {
     "sequence-classification": 0.9,
     "token-classification": 0.9,
