@@ -639,6 +639,21 @@ def test_a_text_of_several_queries_and_texts_of_one_query_are_no_rivals(tmp_path
         assert np.mean(drawn) == pytest.approx(random.majority, abs=0.02)
 
 
+@pytest.mark.parametrize("metric", ["label-micro-f1", "label-macro-f1"])
+@pytest.mark.parametrize("shares", [(0.4, 0.4, 0.4, 0.4), (0.9, 0.3, 0.1, 0.02), (0.3, 0.2, 0, 0)])
+def test_no_labels_for_all_rows_score_better_than_guessing(tmp_path, metric, shares):
+    """Guessing gave the labels of most rows, or one label, though more of them scored higher."""
+    drawn = np.random.default_rng(1).random((300, 4)) < shares
+    rows = [{"text": f"text {n}", "labels": [*np.array([*"abcd"])[row]]} for n, row in enumerate(drawn)]
+    # Train, dev and test have equal rows, so that the best answer in train is the best in test.
+    task = load_rows(tmp_path, in_every_split(rows), metric=metric)
+    scores = []
+    for number in range(2 ** len(task.labels)):
+        answer = [number >> label & 1 for label in range(len(task.labels))]
+        scores.append(task.score("test", np.tile(answer, (task.test_items, 1))))
+    assert task.majority == pytest.approx(max(scores))
+
+
 FLOORS = {
     "sequence-classification": 0.9,
     "token-classification": 0.9,
