@@ -85,6 +85,18 @@ def test_what_is_missing_is_named_with_its_command(
     assert module in raised.value.what
 
 
+@pytest.mark.parametrize("metric", ["f1", "nats"])
+def test_a_task_with_another_metric_does_without_rouge(
+    metric: str, without: Callable[[str], None]
+) -> None:
+    """A fine-tuning of several minutes ended in an ImportError."""
+    task = load_task(f"trivia(kind='generation', metric={metric!r})")
+    every = task.other_metrics()
+    without("rouge_score")
+    assert task.other_metrics() == [name for name in every if not name.startswith("rouge")]
+    assert "rouge-l" in every and task.other_metrics()
+
+
 def test_an_installed_library_needs_no_command() -> None:
     assert install_command("sklearn") is None
     require_library("sklearn", use="a test")

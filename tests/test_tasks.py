@@ -234,6 +234,7 @@ def test_bad_data_is_one_clear_line(tmp_path, name, content, says):
         ("banking77", {"kind": "regresion"}, "unknown kind of task"),
         ("banking77", {"metric": "f1"}, "unknown metric for sequence-classification; got f1"),
         ("banking77", {"pooling": "max"}, "unknown pooling 'max'"),
+        ("banking77", {"pooling": "cls"}, "pooling .* no effect.*sequence-classification trains"),
         ("ud-pos", {"metric": "entity-f1"}, "entity-f1 needs tags"),
         ("banking77", {"label": "intnt"}, "unknown label column"),
         ("banking77", {"train_rows": 3}, "train_rows is too small"),
@@ -246,6 +247,52 @@ def test_bad_data_is_one_clear_line(tmp_path, name, content, says):
 def test_bad_arguments(spec, options, says):
     with pytest.raises(MaskwiseError, match=says):
         load_task(spec, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("multi-label", "pair", "second"),
+        ("cloze-qa", "pair", "second"),
+        ("token-classification", "pair", "second"),
+        ("retrieval", "label", "labels"),
+        ("retrieval", "train_rows", 5),
+        ("zero-shot-similarity", "train_rows", 5),
+    ],
+)
+def test_an_argument_that_a_kind_does_not_read_is_refused(tmp_path, kind, name, value):
+    """A second text was left out silently."""
+    rows = []
+    for n in range(60):
+        texts = {"text": f"text {n}", "second": f"other {n}", "tokens": ["a", f"b{n}"]}
+        answers = {"labels": ["x", "y"][: n % 3], "tags": ["x", "y"], "answer": f"c{n}"}
+        rows.append({**texts, "question": f"who {n}", **answers, "score": n / 7})
+    columns = {
+        "retrieval": {"text": "text", "pair": "second"},
+        "zero-shot-similarity": {"text": "text", "pair": "second"},
+    }
+    given = {"kind": kind, **columns.get(kind, {})}
+    load_rows(tmp_path, rows, **given)
+    with pytest.raises(MaskwiseError, match=f"{name} of task .* has no effect.*{kind}"):
+        load_rows(tmp_path, rows, **given, **{name: value})
+
+
+def test_training_rows_with_one_score_are_refused(tmp_path):
+    """Their standard deviation is 0, by which targets were divided after the pre-training."""
+    rows = []
+    for n in range(200):
+        split = "train" if n >= 40 else "dev" if n % 2 else "test"
+        rows.append({"text": f"text {n}", "score": 0.5 if n == 50 else 0, "split": split})
+    given = {"kind": "regression"}
+    assert len(load_rows(tmp_path, rows, **given, train_rows=159).splits["train"]) == 159
+    with pytest.raises(MaskwiseError, match=r"train_rows=2 needs .* scores; got only '0.0'"):
+        load_rows(tmp_path, rows, **given, train_rows=2)
+
+
+@pytest.mark.parametrize("seeds", [0, -1, 1.5])
+def test_a_number_of_runs_is_at_least_one(seeds):
+    with pytest.raises(MaskwiseError, match=f"seeds.*{seeds}"):
+        evaluate_tasks("bundled:encoder", ["trivia(kind='sentence-embedding')"], seeds=seeds)
 
 
 def test_a_column_inside_another_is_suggested(tmp_path):

@@ -644,7 +644,9 @@ def test_a_text_of_several_queries_and_texts_of_one_query_are_no_rivals(tmp_path
 def test_no_labels_for_all_rows_score_better_than_guessing(tmp_path, metric, shares):
     """Guessing gave the labels of most rows, or one label, though more of them scored higher."""
     drawn = np.random.default_rng(1).random((300, 4)) < shares
-    rows = [{"text": f"text {n}", "labels": [*np.array([*"abcd"])[row]]} for n, row in enumerate(drawn)]
+    rows = [
+        {"text": f"text {n}", "labels": [*np.array([*"abcd"])[row]]} for n, row in enumerate(drawn)
+    ]
     # Train, dev and test have equal rows, so that the best answer in train is the best in test.
     task = load_rows(tmp_path, in_every_split(rows), metric=metric)
     scores = []

@@ -263,6 +263,7 @@ MULTI_LABEL = TaskKind(
     metrics=("label-micro-f1", "label-macro-f1"),
     columns=SEVERAL_COLUMNS,
     row=_several_row,
+    unread=("pair",),
     labels=lambda rows, where: distinct_labels(
         chain.from_iterable(row.names for row in rows), "labels", where
     ),
@@ -466,6 +467,7 @@ TOKEN_CLASSIFICATION = TaskKind(
     metrics=(*CLASS_METRICS, ENTITY_F1),
     columns=UsualColumns(WORDS, (), ("tags", "upos", "pos_tags", "ner_tags", "labels", "label")),
     row=_tagged_row,
+    unread=("pair",),
     labels=lambda rows, where: distinct_labels(all_classes(rows), "classes", where),
     gold=gold_classes,
     baseline=class_baseline,

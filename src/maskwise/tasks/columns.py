@@ -211,7 +211,7 @@ def distinct_labels(labels: Iterable[str], what: str, where: str) -> Names:
         raise MaskwiseError(
             f"{where} needs at least two {what}",
             got=f"only {only}",
-            do="check the label column",
+            do="check the label column, or give more rows",
         )
     return found
 

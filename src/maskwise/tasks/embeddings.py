@@ -150,6 +150,7 @@ RETRIEVAL = TaskKind(
         ("query", "title"), ("passage", "text"), (), (("query", "passage"), ("title", "text"))
     ),
     row=_paired_row,
+    unread=("label",),
     gold=lambda task, split: np.ones(len(task.splits[split])),
     baseline=_rank_baseline,
     answers=_ranks,

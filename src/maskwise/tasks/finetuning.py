@@ -25,7 +25,7 @@ from torch import Tensor
 
 from maskwise.constants import LOWER_IS_BETTER
 from maskwise.devices import best_device
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, whole_number
 from maskwise.evaluation import Measure
 from maskwise.families import Kind, check_fit, check_room, evaluating
 from maskwise.folders import write_lines
@@ -207,8 +207,8 @@ def evaluate_tasks(
         further metrics to their means over seeds, on test.
 
     Raises:
-        MaskwiseError: the checkpoint or a task does not exist, two tasks have the same name, or the
-            model cannot learn a task.
+        MaskwiseError: the checkpoint or a task does not exist, two tasks have the same name, the
+            model cannot learn a task, or ``seeds`` is below 1.
 
     >>> spec = "trivia(kind='sentence-embedding', train_rows=50)"
     >>> (record,) = evaluate_tasks("bundled:encoder", [spec])
@@ -223,6 +223,7 @@ def evaluate_tasks(
             do="call maskwise.finetune(model, tasks, out=…)",
         )
     settings = settings or FinetuneSettings()
+    runs = settings.seeds if seeds is None else whole_number("seeds", seeds, least=1)
     tasks, tokenizer = tasks_of(checkpoint, specs, settings)
     return [
         task_record(
@@ -230,7 +231,7 @@ def evaluate_tasks(
             task,
             tokenizer=tokenizer,
             settings=settings,
-            seeds=range(seeds or settings.seeds),
+            seeds=range(runs),
         )
         for task, _ in tasks.values()
     ]

@@ -164,7 +164,8 @@ def load_task(
         card: the card of a published task, whose arguments are defaults for this function.
         metric: one of the kind's metrics. The default is entity-f1 for BIO tags, that of the
             card, and the kind's first metric otherwise.
-        pooling: "mean" (the default), "cls" or "dev": see ``Task``.
+        pooling: "mean" (the default), "cls" or "dev", of kinds that do not train the encoder: see
+            ``Task``.
         train_rows, test_rows: see ``Task.with_train_rows`` and ``Task.with_test_rows``.
         name: the task's name in records, by default derived from ``spec``.
         settings: settings of the kind, such as ``beams`` (see ``written.generation``).
@@ -399,7 +400,7 @@ def choose_columns(reading: Reading) -> Reading:
     """Choose the kind of task and the columns of each split.
 
     Raises:
-        MaskwiseError: a split lacks a column, or a setting is unknown.
+        MaskwiseError: a split lacks a column, or a setting is unknown or has no effect.
     """
     asked = reading.asked
     records = dict(reading.records)
@@ -417,6 +418,7 @@ def choose_columns(reading: Reading) -> Reading:
         kind = _recognised(examples, given)
     if asked.settings:
         kind = _with_settings(kind, asked)
+    _refuse_idle(asked, kind)
     template = given.text or ""
     if "{" in template:
         for split, part in records.items():
@@ -629,6 +631,24 @@ def _with_settings(kind: TaskKind, asked: TaskArguments) -> TaskKind:
     for option in asked.settings:
         require_known(f"argument of {kind.name} {asked.place}:", option, known)
     return make(**asked.settings)
+
+
+def _refuse_idle(asked: TaskArguments, kind: TaskKind) -> None:
+    """Raise an error if an argument has no effect on a kind."""
+    idle: dict[str, tuple[object, str]] = {}
+    for role in kind.unread:
+        idle[role] = getattr(asked, role), f"rows of {kind.name} have no {role} column"
+    if not kind.needs_train:
+        idle["train_rows"] = asked.train_rows, f"{kind.name} trains nothing"
+    if not kind.frozen and asked.pooling != "mean":
+        idle["pooling"] = asked.pooling, f"{kind.name} trains the encoder"
+    for name, (value, why) in idle.items():
+        if value is not None:
+            raise MaskwiseError(
+                f"{name} of {asked.place} has no effect, because {why}",
+                got=value,
+                do=f"leave {name} out, or choose another kind",
+            )
 
 
 def _refuse_names_as_row(

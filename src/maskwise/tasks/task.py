@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskwise.constants import LOWER_IS_BETTER, NATS
-from maskwise.errors import MaskwiseError, require_library, whole_number
+from maskwise.errors import MaskwiseError, install_command, require_library, whole_number
 from maskwise.files import TaskFacts
 from maskwise.masking.line import Names
 from maskwise.tasks.columns import ColumnNames, Records, UsualColumns
@@ -154,6 +154,8 @@ class TaskKind:
     check_model: Callable[[PreTrainedConfig], None] | None = None
     """Raises an error if a model with this configuration cannot learn such tasks."""
 
+    unread: Names = ()
+    """The roles of columns (``ColumnNames``) that rows of this kind do not read."""
     library: str | None = None
     """An optional dependency of this kind: a key in ``errors.EXTRAS``."""
     suffix: str = ""
@@ -436,8 +438,11 @@ class Task:
 
     def other_metrics(self) -> list[str]:
         """Return the names of further metrics for the record."""
-        # ROUGE takes milliseconds per row. It is skipped where it adds little information.
+        # ROUGE takes milliseconds per row. It is skipped where it adds little information, or where
+        # its library is missing: a task with another metric does not need it.
         rouge = {"f1": ["rouge-l"], NATS: ["rouge-1", "rouge-2", "rouge-l"]}.get(self.metric, [])
+        if install_command("rouge_score"):
+            rouge = []
         of_rouge = self.metric.startswith("rouge")
         others = []
         for name in self.kind.metrics:
@@ -483,7 +488,8 @@ class Task:
         rows, chosen by a hash of the text. Smaller sets are therefore subsets of larger sets.
 
         Raises:
-            MaskwiseError: ``count`` is below the number of classes.
+            MaskwiseError: ``count`` is below the number of classes, or all scores of the rows are
+                equal.
         """
         rows = self.splits["train"]
         if count is None or whole_number("train_rows", count, least=1) >= len(rows):
@@ -501,8 +507,11 @@ class Task:
         # The first row of every class comes before all second rows. The sort is stable, so rows of
         # one rank keep their order by hash.
         ranked.sort(key=lambda item: item[0])
-        splits = {**self.splits, "train": tuple(row for _, row in ranked[:count])}
-        return replace(self, splits=splits, found=self.found or len(rows))
+        kept = tuple(row for _, row in ranked[:count])
+        # Rows of a kind with classes have every class.
+        if not self.labels:
+            self.kind.labels(kept, f"task {self.name!r} with train_rows={count}")
+        return replace(self, splits={**self.splits, "train": kept}, found=self.found or len(rows))
 
     def with_test_rows(self, count: int | None) -> Task:
         """Return the task with at most ``count`` test rows and as many dev rows, and a note.

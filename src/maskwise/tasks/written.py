@@ -199,6 +199,7 @@ CLOZE_QA = TaskKind(
     metrics=("exact-match", "f1"),
     columns=UsualColumns(("question", "input", "query"), (), ("answers", "answer", "output")),
     row=_question_row,
+    unread=("pair",),
     gold=gold_texts,
     baseline=answer_baseline,
     head="masked-lm",
