@@ -87,6 +87,17 @@ def test_a_mark_among_scores_is_refused_until_it_is_said(tmp_path: Path) -> None
     assert rows_of(load_task(path, missing="NA")) == 120
 
 
+def test_words_under_a_score_are_classes(tmp_path: Path) -> None:
+    """The error advised to leave out every row of the first class, as a missing score."""
+    rows = [
+        {"premise": f"a {n}", "hypothesis": "b", "score": ["high", "low"][n % 2]} for n in range(60)
+    ]
+    path = write_lines(tmp_path / "t.jsonl", rows)
+    with pytest.raises(MaskwiseError, match=r"no label column.*label="):
+        load_task(path)
+    assert load_task(path, label="score").labels == ("high", "low")
+
+
 @pytest.mark.parametrize("column", ["labels", "tags"])
 def test_lists_of_labels_go_by_the_same_rule(tmp_path: Path, column: str) -> None:
     cells: list[object] = [["a", "NA"], ["b", "a"], ["-1", "a"], ["b", "b"]]

@@ -394,6 +394,10 @@ def test_the_start_of_an_answer_that_is_off_is_moved_to_the_nearest_place(tmp_pa
     answers = [{"text": "dog", "answer_start": 11}]
     row = {"context": "cat dog cat dog x", "question": "q", "answers": answers}
     assert load_rows(tmp_path, in_every_split([row])).splits["test"][0].starts == [12]
+    # Answers without starts are sought. They were lost.
+    row["answers"] = {"text": ["dog", "x", "cat"], "answer_start": [12]}
+    found = load_rows(tmp_path, in_every_split([row]), name="fewer").splits["test"][0]
+    assert found.answers == ["dog", "x", "cat"] and found.starts == [12, 16, 0]
 
 
 BAD = {

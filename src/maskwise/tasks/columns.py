@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, zip_longest
 from statistics import fmean
 from typing import Any, NamedTuple, TypeAlias
 
@@ -235,7 +235,8 @@ def read_answers(value: object, where: str) -> Iterator[tuple[str, int | None]]:
                 texts = [texts]
             if not isinstance(starts, list | tuple):
                 starts = [starts]
-            for text, start in zip(texts, starts):
+            # An answer without a start is sought in the context.
+            for text, start in zip_longest(texts, starts):
                 if not isinstance(start, int | None):
                     what = f"{where}: cannot read the answers"
                     raise MaskwiseError(what, got=value, allowed="whole numbers as answer_start")
