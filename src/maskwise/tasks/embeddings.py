@@ -10,7 +10,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch.nn.functional import normalize
 
 from maskwise.tasks.classes import SEQUENCE_CLASSIFICATION, SIMILARITY
 from maskwise.tasks.columns import NO_TEXT, ColumnNames, UsualColumns, require_text
-from maskwise.tasks.task import Row, Task, TaskKind
+from maskwise.tasks.task import Row, Task, TaskKind, TaskRows
 from maskwise.text.labelled import FieldValues
 
 # The embeddings (N, H) of all texts of each split. The two texts of a pair are adjacent rows.
@@ -119,25 +120,59 @@ def _paired_row(record: FieldValues, columns: ColumnNames, where: str) -> Paired
     return PairedRow(query, passage)
 
 
+class Candidates(NamedTuple):
+    """The distinct texts that are ranked for each of N queries.
+
+    Attributes:
+        first: (P,) the first row of each distinct text.
+        own: (N,) the number of each row's correct text.
+        wrong: (N, P) whether a text is a wrong answer: no row with this query has it.
+    """
+
+    first: list[int]
+    own: Tensor
+    wrong: Tensor
+
+    @classmethod
+    def of(cls, rows: TaskRows) -> Candidates:
+        first: dict[str, int] = {}
+        for number, row in enumerate(rows):
+            first.setdefault(row.passage, number)
+        places = {passage: place for place, passage in enumerate(first)}
+        own = [places[row.passage] for row in rows]
+        right: dict[str, list[int]] = {}
+        for row, place in zip(rows, own):
+            right.setdefault(row.query, []).append(place)
+        wrong = torch.ones(len(rows), len(first), dtype=torch.bool)
+        for number, row in enumerate(rows):
+            wrong[number, right[row.query]] = False
+        return cls([*first.values()], torch.tensor(own), wrong)
+
+
 def _rank_baseline(task: Task) -> float:
     """Return the expected score of a random ranking."""
-    count = len(task.splits["test"])
-    if task.metric == "recall-at-1":
-        return 1 / count
-    return sum(1 / rank for rank in range(1, min(count, 10) + 1)) / count
+    most = 1 if task.metric == "recall-at-1" else 10
+    scores = []
+    for wrong in Candidates.of(task.splits["test"]).wrong.sum(1).tolist():
+        ranks = wrong + 1
+        scores.append(sum(1 / rank for rank in range(1, min(ranks, most) + 1)) / ranks)
+    return fmean(scores)
 
 
 def _ranks(task: Task, vectors: ByText) -> ByAnswer:
-    """Return the rank, from 1, of each correct text among all texts of the split.
+    """Return the rank, from 1, of each correct text among the wrong texts of the split.
 
-    Among texts with equal cosines, the correct text is ranked last. A model that gives all texts
-    the same embedding therefore gets no credit.
+    A text that several rows have is one candidate, and of the correct texts of a query that several
+    rows have, none is ranked before another. Among texts with equal cosines, the correct text is
+    ranked last. A model that gives all texts the same embedding therefore gets no credit.
     """
     ranks = {}
     for split, both in vectors.items():
+        texts = Candidates.of(task.splits[split])
         unit = normalize(both.double(), dim=1)
-        cosine = unit[::2] @ unit[1::2].T
-        ranks[split] = (cosine >= cosine.diagonal().unsqueeze(1)).sum(1).numpy()
+        cosine = unit[::2] @ unit[1::2][texts.first].T
+        right = cosine.gather(1, texts.own.unsqueeze(1))
+        ranks[split] = (1 + ((cosine >= right) & texts.wrong).sum(1)).numpy()
     return ranks
 
 
