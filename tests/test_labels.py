@@ -87,15 +87,16 @@ def test_a_mark_among_scores_is_refused_until_it_is_said(tmp_path: Path) -> None
     assert rows_of(load_task(path, missing="NA")) == 120
 
 
-def test_words_under_a_score_are_classes(tmp_path: Path) -> None:
-    """The error advised to leave out every row of the first class, as a missing score."""
+def test_words_under_a_score_may_be_classes(tmp_path: Path) -> None:
+    """The error advised only to leave out every row of a class, as a missing score."""
     rows = [
         {"premise": f"a {n}", "hypothesis": "b", "score": ["high", "low"][n % 2]} for n in range(60)
     ]
     path = write_lines(tmp_path / "t.jsonl", rows)
-    with pytest.raises(MaskwiseError, match=r"no label column.*label="):
+    with pytest.raises(MaskwiseError, match=r"not a number.*kind='sequence-classification'"):
         load_task(path)
-    assert load_task(path, label="score").labels == ("high", "low")
+    task = load_task(path, kind="sequence-classification", label="score")
+    assert task.labels == ("high", "low")
 
 
 @pytest.mark.parametrize("column", ["labels", "tags"])

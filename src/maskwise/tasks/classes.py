@@ -331,10 +331,7 @@ def _has_scores(
     if not paired and first_in((given.text or "", *TEXT), first) is None:
         return False
     label = given.label or first_in(names, first)
-    if paired and label in SCORE_COLUMNS:
-        # Words, such as "high" and "low", are classes.
-        return any(may_be_number(record.get(label)) for record in records)
-    return _are_quantities(records, label)
+    return (paired and label in SCORE_COLUMNS) or _are_quantities(records, label)
 
 
 def _are_quantities(records: Records, column: str | None) -> bool:

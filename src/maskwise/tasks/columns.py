@@ -295,10 +295,12 @@ def require_number(label: object, where: str) -> float:
     if value is not None:
         return value
     what = f"{where}: the score is not a number"
-    do = f"check the label column; if this label means a missing score, give missing={label!r}"
+    classes = "choose kind='sequence-classification'"
+    do = f"check the label column; if this label means a missing score, give missing={label!r}; "
+    do += f"if the labels are classes, {classes}"
     if may_be_number(label):
         what = f"{where}: the label is not a plain number"
-        do = "write plain numbers, such as 1200.50, or choose kind='sequence-classification'"
+        do = f"write plain numbers, such as 1200.50, or {classes}"
     raise MaskwiseError(what, got=label, do=do)
 
 
