@@ -386,6 +386,12 @@ def test_truncation_and_padding_of_a_tokenizer_file_are_left_out(tokenizer):
             "vocab_size is too small for bpe; got 100; allowed: ≥ 261",
         ),
         (lambda: train_tokenizer([" "]), "no text to train"),
+        (lambda: train_tokenizer(["a", None]), "NoneType at place 1"),
+        (lambda: train_tokenizer(["a", "\ud800 b"]), "place 1 of the list"),
+        (lambda: train_tokenizer(TEXTS, vocab_size="300"), "vocab_size .*got '300'"),
+        (lambda: train_tokenizer(TEXTS, vocab_size=300.5), "vocab_size .*got 300.5"),
+        # The library ended the process.
+        (lambda: train_tokenizer(TEXTS, vocab_size=2**40), "vocab_size .* to 16777216"),
     ],
 )
 def test_tokenizer_errors(call, message, tmp_path, monkeypatch):

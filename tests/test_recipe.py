@@ -940,6 +940,12 @@ def test_the_refusal_of_a_word_for_off_names_the_number(value):
         assert "turns this off" not in str(error.value)
 
 
+def test_a_vocabulary_is_no_larger_than_a_tokenizer_can_be():
+    """The library tokenizers reserves memory for all tokens, and ended the process."""
+    with pytest.raises(MaskwiseError, match=r"tokenizer\.vocab_size.*16777216"):
+        read_recipe("quick-start", ["tokenizer.name=null", "tokenizer.vocab_size=10000000000000"])
+
+
 @pytest.mark.parametrize("search", [[{}, {}], {"training.learning_rate": [1e-3, 1e-3]}])
 def test_a_search_among_equal_points_offers_no_choice(search):
     study = {"arms": {"a": {}, "b": {"masking.ratio": 0.3}}, "search": {"grid": search}}

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskwise.arrays import flags, whole_numbers
-from maskwise.errors import MaskwiseError, Truncated, items_of, whole_number
+from maskwise.errors import MaskwiseError, Truncated, whole_number
 from maskwise.masking.vocabulary import pad_has_role
 from maskwise.segments import Array, owners, totals_within
 from maskwise.text.layers import Fitted, Layered, annotated, token_layers
-from maskwise.text.opening import is_utf8
+from maskwise.text.opening import valid_texts
 from maskwise.text.pieces import borders, starts_of
 from maskwise.text.tokenizers import dna_note, fast_esm, is_esm
 from maskwise.text.words import (
@@ -48,7 +48,6 @@ from maskwise.text.words import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NO_TEXTS = "texts must be a list of strings"
 LONGEST_USUAL_WORD = 40
 """If most tokens are in words of more tokens than this, the text seems to have no words, like
 proteins."""
@@ -86,7 +85,7 @@ def _encoded(
 ) -> list[list[dict[str, Any]]]:
     """Return the rows of each text. The arguments are those of ``encode``."""
     rule = ready_rule(words)
-    texts = _checked(texts)
+    texts = list(valid_texts(texts))
     annotators = _fitted(layers)
     tokenizer = _readable(tokenizer, rule, layers=bool(annotators))
     if max_length is not None:
@@ -381,21 +380,6 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
             f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens, so the text "
             "seems to have no words; use policy='token' or 'span(over=\"token\")'"
         )
-
-
-def _checked(texts: object) -> list[str]:
-    """Return the texts as a list; raise an error if they are not valid strings."""
-    found = list(items_of("texts", texts, of="strings"))
-    for place, text in enumerate(found):
-        if not isinstance(text, str):
-            raise MaskwiseError(NO_TEXTS, got=f"{type(text).__name__} at place {place}")
-        if not is_utf8(text):
-            raise MaskwiseError(
-                "a text contains half a character (a lone surrogate)",
-                got=f"place {place} of the list",
-                do="replace it: text.encode('utf-8', 'replace').decode()",
-            )
-    return found
 
 
 def _require_room(added: Array, lengths: Ints, limit: int) -> None:

@@ -6,12 +6,12 @@ import codecs
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal, TypeAlias, cast
 
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, items_of
 
 # A few bad lines are skipped. If more than this share is bad, the file is not in UTF-8.
 _MAX_BAD_SHARE = 0.35
@@ -122,6 +122,26 @@ def require_utf8(text: str) -> None:
         raise MaskwiseError("a text must be a string", got=type(text).__name__)
     if not is_utf8(text):
         raise MaskwiseError("the text is not valid UTF-8", got=ascii(text))
+
+
+def valid_texts(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the texts that a caller gave in Python.
+
+    Raises:
+        MaskwiseError: they are no list or other iterable of strings, or one is not valid UTF-8.
+    """
+    for place, text in enumerate(items_of("texts", texts, of="strings")):
+        if not isinstance(text, str):
+            raise MaskwiseError(
+                "texts must be a list of strings", got=f"{type(text).__name__} at place {place}"
+            )
+        if not is_utf8(text):
+            raise MaskwiseError(
+                "a text contains half a character (a lone surrogate)",
+                got=f"place {place} of the list",
+                do="replace it: text.encode('utf-8', 'replace').decode()",
+            )
+        yield text
 
 
 def refuse_unreadable(path: Path) -> None:

@@ -39,7 +39,7 @@ from maskwise.text.stream import (
     shards_of,
 )
 from maskwise.text.token_rows import TokenRows
-from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
+from maskwise.text.tokenizers import MOST_TOKENS, load_tokenizer, train_tokenizer
 from maskwise.text.words import word_rule
 
 # Importing transformers takes two seconds, and reading documents does not need it.
@@ -316,7 +316,7 @@ class TokenizerSettings(Settings):
     """Tokens of a new tokenizer: word pieces, byte pairs, single letters, or ``k`` letters."""
     k: Weights[int] = Field(3, ge=1, le=12)
     """Letters per token, for the kind ``k-mer``."""
-    vocab_size: Weights[int] = Field(2048, ge=64)
+    vocab_size: Weights[int] = Field(2048, ge=64, le=MOST_TOKENS)
     """Maximum number of tokens in a new tokenizer."""
     lowercase: Weights[bool] = True
     """Whether a new tokenizer lowercases text and, with ``wordpiece``, removes accents."""

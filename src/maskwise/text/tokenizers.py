@@ -28,9 +28,10 @@ from tokenizers import (
 )
 
 from maskwise.constants import ONLY_RESIDUES
-from maskwise.errors import MaskwiseError, first_line, items_of, require_known, whole_number
+from maskwise.errors import MaskwiseError, first_line, require_known, whole_number
 from maskwise.starts import TOKENIZER_FILES, find_start
 from maskwise.text.documents import BATCH_CHARACTERS, batches
+from maskwise.text.opening import valid_texts
 from maskwise.text.readers import FASTA_ENDINGS, known_ending
 from maskwise.text.words import (
     ROLES,
@@ -59,7 +60,9 @@ NO_RESIDUE = "J"
 MOST_PROTEIN_TOKENS = 256
 # More text does not improve a vocabulary, but needs more memory and time.
 SAMPLE_CHARACTERS = 1 << 24
-# Ids are limited, because some tables have an entry for each id up to the largest.
+# Ids are limited, because some tables have an entry for each id up to the largest, and because the
+# library tokenizers reserves memory for all tokens of a new vocabulary, and ends the process if
+# there is too little.
 MOST_TOKENS = 1 << 24
 WORDS = "bundled:tokenizer"
 LETTERS = "letter"
@@ -178,8 +181,8 @@ def train_tokenizer(
         k: the number of letters per token, for "k-mer".
 
     Raises:
-        MaskwiseError: the kind is unknown, the vocabulary is too small for its alphabet, ``k`` is
-            not valid, or there is no text.
+        MaskwiseError: the kind is unknown, the vocabulary is too small for its alphabet or has more
+            than 2²⁴ tokens, ``k`` is not valid, or there is no text or one that is no valid string.
 
     >>> train_tokenizer(["the cat sat on the mat"] * 9, vocab_size=64).tokenize("The mat")
     ['the', 'mat']
@@ -193,6 +196,7 @@ def train_tokenizer(
         "k-mer": partial(letter_backend, k=k),
     }
     require_known("kind of tokenizer", kind, train)
+    vocab_size = whole_number("vocab_size", vocab_size, least=1, most=MOST_TOKENS)
     # The alphabet of byte-level BPE is all 256 bytes.
     least = {"wordpiece": 64, "bpe": len(SPECIAL_TOKENS) + 256}.get(kind, len(SPECIAL_TOKENS) + 1)
     if vocab_size < least:
@@ -202,7 +206,7 @@ def train_tokenizer(
             allowed=f"≥ {least}",
         )
     whole_number("k", k, least=1)
-    corpus = _sample(items_of("texts", texts, of="strings"))
+    corpus = _sample(valid_texts(texts))
     if not any(map(str.strip, corpus)):
         raise MaskwiseError(
             "no text to train a tokenizer on",
