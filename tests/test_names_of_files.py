@@ -241,6 +241,17 @@ def test_labels_that_unpack_to_huge_ones_are_refused(bomb: Path) -> None:
         assert memory_of(partial(refused, read)) < 16 << 20
 
 
+def test_an_array_that_is_too_large_is_not_said_to_be_no_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskwise.text.opening.LARGEST_FILE", 1 << 20)
+    path = tmp_path / "texts.json"
+    path.write_text(json.dumps(["a text"] * (1 << 17)))
+    with pytest.raises(MaskwiseError, match=r"texts\.json has more than 1 MiB") as refused:
+        count(path)
+    assert "not JSON" not in str(refused.value)
+
+
 def count(path: Path) -> int:
     return sum(1 for _ in read_documents(str(path), keep_repeated=True))
 

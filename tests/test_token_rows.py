@@ -173,12 +173,18 @@ def test_empty_rows_and_copies_are_counted(
         ("flat.npy", np.arange(9), "an array of 1 dimensions"),
         ("objects.npy", np.array([[1], [2, 3]], object), "no file of arrays"),
         ("texts.txt", None, "no file with token ids"),
+        ("others.npz", np.arange(9), "^unknown array of .*others.npz: 'input_ids'; allowed: a, b"),
     ],
-    ids=["flat", "objects", "texts"],
+    ids=["flat", "objects", "texts", "others"],
 )
 def test_files_without_rows_are_refused(name: str, content: Any, said: str, tmp_path: Path) -> None:
     path = tmp_path / name
-    path.write_text("A text.") if content is None else np.save(path, content, allow_pickle=True)
+    if content is None:
+        path.write_text("A text.")
+    elif path.suffix == ".npz":
+        np.savez(path, a=content, b=content)
+    else:
+        np.save(path, content, allow_pickle=True)
     with pytest.raises(MaskwiseError, match=said):
         [*read_documents(path, text_field="input_ids", rows=TokenRows("bundled:encoder"))]
 

@@ -193,15 +193,17 @@ class Manifest:
         """Load and validate a manifest.
 
         Raises:
-            MaskwiseError: there is no manifest, or it is damaged.
+            MaskwiseError: there is no manifest, it is damaged, or a newer version wrote it.
         """
         if not (folder / MANIFEST).exists():
             raise MaskwiseError(
                 f"{folder} holds no finished annotations",
                 do="run maskwise annotate; the same command resumes an interrupted run",
             )
+        # A manifest of a newer version is an error of its own.
+        content = read_json(folder / MANIFEST)
         try:
-            return TypeAdapter(Manifest).validate_python(read_json(folder / MANIFEST))
+            return TypeAdapter(Manifest).validate_python(content)
         except ValueError as error:
             raise MaskwiseError(
                 f"{folder / MANIFEST} is damaged: {first_line(error)}",

@@ -448,8 +448,10 @@ def _read_json(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Itera
         yield from _read_lines(path, name, fields, bad)
         return
     refuse_unreadable(path)
+    # Its error is a ``ValueError``, too, but says more than that this is not JSON.
+    content = read_whole(path)
     try:
-        rows = json.loads(read_whole(path))
+        rows = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise MaskwiseError(
             f"{path} is not JSON: {first_line(error)}",
@@ -547,6 +549,8 @@ def _read_arrays(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Ite
             if key not in names:
                 raise unknown_name(f"array of {path}:", key, names, do=name_it())
             found = found[key]
+    except MaskwiseError:
+        raise
     except (ValueError, BadZipFile) as error:
         raise MaskwiseError(f"{path} is no file of arrays: {first_line(error)}") from error
     if found.ndim != 2:
