@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from maskwise.annotate.shard import Live
 from maskwise.errors import MaskwiseError
@@ -466,6 +468,26 @@ def test_too_little_text_is_one_line(folder: Path, tokenizer) -> None:
 
 # What is prepared
 # ----------------------------------------------------------------------------
+
+
+def test_ids_of_a_stream_may_have_gaps(folder: Path, tmp_path: Path) -> None:
+    """The largest id is above the number of tokens, as if tokens had been removed."""
+    names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    vocabulary = {name: number for number, name in enumerate((*names, *WORDS[:-1]))} | {
+        WORDS[-1]: 900
+    }
+    backend = Tokenizer(models.WordLevel(vocabulary, "[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    gaps = PreTrainedTokenizerFast(tokenizer_object=backend, **dict(zip(roles, names)))
+    corpus = CorpusSettings(source=str(folder), length=32, held_out=0.2, stream=True)
+    Prepared.begin(tmp_path / "data", corpus, gaps)
+    stream = Prepared.open(tmp_path / "data").training
+    counts = stream.unigram_counts(901)
+    assert counts[900] and counts.sum() == counts[: len(vocabulary)].sum() + counts[900]
+    with pytest.raises(MaskwiseError, match="outside the vocabulary; got 900"):
+        stream.unigram_counts(len(gaps))
 
 
 def test_held_out_text_is_the_beginning_of_what_the_hash_holds_out(

@@ -431,7 +431,9 @@ class Prepared:
             )
             Rows.of(pieces, corpus.row_layout).save(partial / HELD_OUT)
             # The output bias is initialised from the token frequencies.
-            counts = np.zeros(len(tokenizer), np.int64)
+            # Ids may have gaps, so that the largest is not the number of tokens.
+            largest = max(tokenizer.get_vocab().values())
+            counts = np.zeros(largest + 1, np.int64)
             for tokens in tokenise(training, tokenizer, words=corpus.words):
                 counts += np.bincount(tokens.columns["input_ids"], minlength=len(counts))
             stream = {"corpus": corpus.model_dump(mode="json"), "counts": counts.tolist()}
