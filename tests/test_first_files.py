@@ -35,6 +35,20 @@ def test_many_lines_without_full_stops_are_lines_and_this_is_said(tmp_path: Path
     assert text_per(page) == "block"
 
 
+@pytest.mark.parametrize("size", [9_000, 70_000])
+def test_long_documents_on_a_line_each_are_lines(size: int, tmp_path: Path) -> None:
+    """The head of the file has fewer than eight lines, or the beginning of one."""
+    path = tmp_path / "articles.txt"
+    texts = [f"Article {n}. {'It is about the sea. ' * (size // 21)}".strip() for n in range(12)]
+    path.write_text("\n".join(texts))
+    assert [document.text for document in read_documents(str(path))] == texts
+    # Blocks of such lines remain blocks, and a short file remains one text.
+    path.write_text("\n\n".join(map("\n".join, (texts[:2], texts[2:]))))
+    assert len([*read_documents(str(path))]) == (2 if size < 32_000 else 12)
+    path.write_text("\n".join(text[:1_000] for text in texts[:7]))
+    assert len([*read_documents(str(path))]) == 1
+
+
 def test_one_document_is_not_blamed_on_a_setting(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -174,16 +174,20 @@ def text_per(path: Path) -> LineKind:
     The guess is "line" if there are at least ``LEAST_LINES`` lines, none is blank, and the lines do
     not look like one wrapped text. In a wrapped text, many lines begin in lower case, and few end
     like a sentence. Of queries, logs and posts, the same is true, so ``MANY_LINES`` or more lines
-    without a blank line are not taken for a wrapped text.
+    without a blank line are not taken for a wrapped text; nor are lines of which fewer than
+    ``LEAST_LINES`` fill the head, because each of them is longer than a page.
     """
     with damaged(path), opened(path) as file:
         head = file.read(HEAD_BYTES)
     # Blank lines separate blocks, except at the beginning and at the end of a file.
     lines = split_lines(head.decode("utf-8-sig", "ignore").strip())
-    if len(head) == HEAD_BYTES:
+    whole = len(head) < HEAD_BYTES
+    if not whole:
         lines = lines[:-1]
-    if len(lines) < LEAST_LINES or not all(map(str.strip, lines)):
+    if not all(map(str.strip, lines)):
         return "block"
+    if len(lines) < LEAST_LINES:
+        return "block" if whole else "line"
     if len(lines) >= MANY_LINES:
         return "line"
     small = sum(line.lstrip()[0].islower() for line in lines)
