@@ -157,6 +157,15 @@ def test_a_second_run_makes_nothing_and_a_change_only_what_it_touches(tmp_path):
     assert here == {".lock", "manifest.json", "shards", "summary.json"}
 
 
+def test_a_conllu_file_is_a_corpus_with_a_name(tmp_path):
+    """Its layers are made again after a change, as those of other files; it was called a list."""
+    path = tmp_path / "x.conllu"
+    for text in ("Owls", "Mice"):
+        path.write_text(f"1\t{text}\t_\tNOUN\t_\t_\t_\t_\t_\t_\n\n")
+        assert annotate_corpus(path, ["words"], tmp_path / "out")["source"] == str(path)
+        assert len(Store(tmp_path / "out").annotate([text])) == 1
+
+
 def test_layers_come_one_after_the_other_and_a_pass_leaves_the_others_alone(tmp_path):
     texts = corpus(6)
     annotate_corpus(texts, ["pos", "salient"], tmp_path)

@@ -314,6 +314,20 @@ def test_documents_of_conllu_without_names_have_ids_of_their_own(tmp_path):
     assert ids == ["x.conllu#0", "x.conllu#1", "x.conllu#2"]
 
 
+def test_a_conllu_file_is_read_in_linear_time(tmp_path):
+    """Without "# newdoc", it is one document, which was copied at each of its sentences."""
+    row = "1\t{}\t_\tNOUN\t_\t_\t_\t_\t_\t_\n\n"
+    seconds = []
+    for count in (8_000, 48_000):
+        path = tmp_path / "x.conllu"
+        path.write_text("".join(row.format(f"Word{n}-of-a-compound") for n in range(count)))
+        began = time.process_time()
+        [document] = read_conllu(path)
+        seconds.append(time.process_time() - began)
+    assert document.layers["pos"].end[-1] == len(document.text)
+    assert seconds[1] < 14 * seconds[0]
+
+
 # ---- tokenizers and tokens
 
 

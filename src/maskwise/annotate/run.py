@@ -275,12 +275,16 @@ def open_corpus(
             source.limit = min(limit, source.limit or limit)
         return source
     refuse_fields(source, text_field=text_field, text_per=text_per)
+    name = None
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
         from maskwise.text.labelled import read_conllu
 
+        name = str(source)
         gold = read_conllu(user_path(source))
         source = [{"id": document.id, text_field: document.text} for document in gold]
-    return read_documents(source, text_field=text_field, text_per=text_per, limit=limit)
+    documents = read_documents(source, text_field=text_field, text_per=text_per, limit=limit)
+    documents.name = name or documents.name
+    return documents
 
 
 def _workers(

@@ -266,24 +266,26 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
         MaskwiseError: the file cannot be read, or a line is not CoNLL-U.
     """
     document = path.name
-    text = ""
+    # The sentences and what is between them. Joined once, because a file may be one document.
+    parts: list[str] = []
+    size = 0
     spans: list[Span] = []
     number = 0
     for comments, rows in read_sentences(path, columns=10):
         separator = " "
         for comment in comments:
             if comment.startswith("# newdoc"):
-                if text:
-                    yield GoldDocument(document, text, {"pos": CharSpans.of(spans, POS)})
+                if parts:
+                    yield _gold(document, parts, spans)
                 name = comment.partition("=")[2].strip()
                 document = name or f"{path.name}#{number}"
                 number += 1
-                text = ""
-                spans = []
+                parts, size, spans = [], 0, []
             elif comment.startswith("# newpar"):
                 separator = "\n"
-        if text:
-            text += separator
+        if not parts:
+            separator = ""
+        begin = size + len(separator)
         try:
             words = _surface_words(rows)
         except (ValueError, KeyError, IndexError) as error:
@@ -291,19 +293,28 @@ def read_conllu(path: Path) -> Iterator[GoldDocument]:
                 f"{path} is not CoNLL-U: its words are not numbered consecutively",
                 got=f"a sentence that begins with {' '.join(rows[0][:2])!r}",
             ) from error
+        sentence = ""
         for form, tag in words:
             if tag in UPOS:
-                spans.append((len(text), len(text) + len(form), UPOS.index(tag) + 1))
+                start = begin + len(sentence)
+                spans.append((start, start + len(form), UPOS.index(tag) + 1))
             elif tag != "_":
                 raise MaskwiseError(
                     f"{path}: a tag is not a universal part of speech",
                     got=tag,
                     allowed=UPOS,
                 )
-            text += form
-        text = text.rstrip()
-    if text:
-        yield GoldDocument(document, text, {"pos": CharSpans.of(spans, POS)})
+            sentence += form
+        sentence = sentence.rstrip()
+        if sentence:
+            parts += [separator, sentence]
+            size = begin + len(sentence)
+    if parts:
+        yield _gold(document, parts, spans)
+
+
+def _gold(name: str, parts: Iterable[str], spans: Iterable[Span]) -> GoldDocument:
+    return GoldDocument(name, "".join(parts), {"pos": CharSpans.of(spans, POS)})
 
 
 def _surface_words(rows: list[list[str]]) -> list[tuple[str, str]]:
