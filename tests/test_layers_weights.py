@@ -11,6 +11,8 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -226,9 +228,30 @@ def test_mistakes_are_one_line(tmp_path):
         ("informativeness(window=0)", "at least 1"),
         ("difference(anchors=0)", "at least 1"),
         (f"frequency(table={str(tmp_path)!r})", "maskwise annotate"),
+        # As a setting that a script left empty; it failed on every text.
+        ("frequency(table='')", "maskwise annotate"),
     ):
         with pytest.raises(MaskwiseError, match=says):
             annotator(spec)
+
+
+@pytest.mark.parametrize(
+    ("word", "weight", "says"),
+    [
+        (["a", None], [1.0, 2.0], r"words\.parquet: row 2 has no word"),
+        ([1, 2], [1.0, 2.0], r"words\.parquet: row 1 has no word; got 1"),
+        (["a", "b"], ["1", "high"], r"words\.parquet: weights must be numbers.*got string"),
+        (["a", "b"], [1.0, None], r"words\.parquet: weights must be numbers"),
+    ],
+)
+def test_a_table_that_was_edited_wrongly_is_refused_with_its_row(word, weight, says, tmp_path):
+    pq.write_table(pa.table({"word": word, "weight": weight}), tmp_path / "words.parquet")
+    with pytest.raises(MaskwiseError, match=says):
+        annotator(f"frequency(table={str(tmp_path)!r})")
+    pq.write_table(pa.table({"phrase": word}), tmp_path / "phrases.parquet")
+    if "no word" in says:
+        with pytest.raises(MaskwiseError, match=says.replace("word", "phrase")):
+            annotator(f"phrases(vocabulary={str(tmp_path)!r})")
 
 
 @pytest.mark.parametrize("spec", ["frequency", "informativeness(min_count=1)", "difference"])

@@ -54,7 +54,7 @@ from maskwise.annotate.counts import (
     rehashed,
     words_of,
 )
-from maskwise.annotate.store import read_parquet
+from maskwise.annotate.store import read_parquet, texts_in
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
 from maskwise.segments import offsets
@@ -207,7 +207,8 @@ def vocabulary_size(words: int) -> int:
 def read_phrases(path: Path) -> list[str]:
     """Return the phrases of a saved vocabulary, or of a text file with one phrase per line."""
     if path.is_dir():
-        return read_parquet(path / FILE, "phrase")["phrase"].to_pylist()
+        file = path / FILE
+        return texts_in(file, read_parquet(file, "phrase")["phrase"], what="phrase")
     try:
         lines = split_lines(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:

@@ -336,3 +336,16 @@ def read_parquet(path: Path, *columns: str) -> pa.Table:
             f"cannot read {path}: {error}",
             do="give a folder OUT/fitted/NAME-… that maskwise annotate wrote",
         ) from None
+
+
+def texts_in(path: Path, column: pa.ChunkedArray, *, what: str) -> list[str]:
+    """Return the texts of a column that a user may have edited; ``what`` they are, such as "word".
+
+    Raises:
+        MaskwiseError: a row has no text.
+    """
+    texts = column.to_pylist()
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise MaskwiseError(f"{path}: row {number} has no {what}", got=text, allowed="a text")
+    return texts

@@ -31,7 +31,7 @@ from maskwise.annotate.counts import (
     pair_keys,
     places_of_keys,
 )
-from maskwise.annotate.store import read_parquet, write_table
+from maskwise.annotate.store import read_parquet, texts_in, write_table
 from maskwise.errors import MaskwiseError
 from maskwise.masking.line import Names
 from maskwise.segments import changes, offsets
@@ -70,14 +70,19 @@ class WordWeights(ABC):
             if isinstance(value, int) and value < 1:
                 raise MaskwiseError(f"{self.name}: settings must be at least 1", got=self.settings)
         self._content: list[object] = []
-        if not self.table:
+        if self.table is None:
             return
         path = user_path(self.table) / FILE
         columns = read_parquet(path, "word", "weight")
-        words = columns["word"].to_pylist()
-        weights = columns["weight"].to_numpy().astype(np.float64)
-        if not (np.isfinite(weights) & (weights >= 0)).all():
-            raise MaskwiseError(f"{path}: weights must be finite and ≥ 0")
+        words = texts_in(path, columns["word"], what="word")
+        weights = columns["weight"].to_numpy()
+        numbers = weights.dtype.kind in "iuf"
+        if not numbers or not (np.isfinite(weights) & (weights >= 0)).all():
+            raise MaskwiseError(
+                f"{path}: weights must be numbers, finite and ≥ 0",
+                got=None if numbers else str(columns["weight"].type),
+            )
+        weights = weights.astype(np.float64)
         self._content = ["\n".join(words), weights.tobytes()]
         keys = keys_of(words)
         order = keys.argsort(kind="stable")
