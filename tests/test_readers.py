@@ -111,6 +111,22 @@ def test_one_bad_mark_in_a_long_table_changes_how_all_of_it_is_read(
     assert {row["text"] for row in rows[:-1]} <= {'C:\\d "good"'}
 
 
+@pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        ("a,a,a", ["a", "a.1", "a.2"]),
+        ("a,a.1,a", ["a", "a.1", "a.2"]),
+        ("a,a,a.1", ["a", "a.2", "a.1"]),
+    ],
+)
+def test_columns_of_one_name_all_keep_their_cells(
+    header: str, names: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"{header}\n1,2,3\n")
+    assert [*read_table(path)] == [dict(zip(names, "123"))]
+
+
 def test_a_row_of_a_wrong_length_is_the_first_error(tmp_path: Path) -> None:
     """Before a quotation mark that shows that the table is written differently."""
     path = tmp_path / "a.csv"

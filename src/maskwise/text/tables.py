@@ -302,13 +302,15 @@ class _Table(NamedTuple):
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
-    """Make column names distinct by a number: a, a.1, a.2."""
+    """Make column names distinct by a number: a, a.1, a.2. Names that are distinct are kept."""
+    given = list(names)
     seen = Counter[str]()
-    distinct = []
-    for name in names:
-        before = seen[name]
-        seen[name] += 1
-        if before:
-            name = f"{name}.{before}"
-        distinct.append(name)
+    distinct: list[str] = []
+    for name in given:
+        new = name
+        # A table may have a column a.1 beside two columns a.
+        while new in distinct or (new != name and new in given):
+            seen[name] += 1
+            new = f"{name}.{seen[name]}"
+        distinct.append(new)
     return distinct
