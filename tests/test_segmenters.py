@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -46,6 +47,7 @@ from maskwise.text.segmenters import (
     unspaced,
 )
 from maskwise.text.settings import CorpusSettings
+from maskwise.text.words import tokenised_by_words, words_of_tokens
 from tiny import write_inputs
 
 CHINESE = "我们在北京大学学习自然语言处理。他们也喜欢机器学习,但是没有时间。"
@@ -127,6 +129,14 @@ def test_word_rules_of_encode_are_those_of_a_corpus(rule: str) -> None:
     inside = [word for row in rows for word in row["word_ids"][1:-1]]
     assert tokens.columns["word_ids"].tolist() == inside
     assert all(row["word_ids"][0] == row["word_ids"][-1] == -1 for row in rows)
+
+
+@pytest.mark.parametrize("words", ["spaces", r"regex:\w+", str.split])
+def test_a_lone_space_belongs_to_the_next_word_by_any_rule(words: Any) -> None:
+    """As "▁" before a word that SentencePiece has only in pieces."""
+    offsets = np.array([[0, 3], [3, 4], [4, 5], [5, 7]])
+    _, numbers = words_of_tokens(["the zoo"], offsets, np.array([4]), rule=words)
+    assert numbers.tolist() == [0, 1, 1, 1]
 
 
 BAD: dict[str, Any] = {
@@ -349,6 +359,16 @@ def test_a_python_tokenizer_reads_the_words_of_a_segmenter() -> None:
     assert masker(rows[:2], epoch=0).targets > 0
     [sentence] = mw.encode(slow, ["the cat. a mat."], words="spaces", layers=["sentences"])
     assert sentence["sentence"] == [-1, *[0] * 7, *[1] * 5, -1]
+
+
+def test_the_time_of_a_python_tokenizer_is_linear_in_the_number_of_texts() -> None:
+    seconds = []
+    for count in (5_000, 40_000):
+        began = time.process_time()
+        ids, _, lengths = tokenised_by_words(Slow(), ["cat"] * count, "spaces")
+        seconds.append(time.process_time() - began)
+    assert len(ids) == lengths.sum() == 3 * count
+    assert seconds[1] < 16 * seconds[0]
 
 
 def test_a_python_tokenizer_that_marks_spaces_is_refused_in_one_line() -> None:

@@ -279,10 +279,8 @@ def _classified(
     """Return the class of each character, (C,), and a flag, (C,), true where a word begins."""
     kinds = classify(joined)
     if callable(rule) or rule.startswith("regex:"):
-        found = np.full(len(kinds), SPACE, np.uint8)
-        if callable(rule):
-            # A lone space belongs to the word behind it, as in ordinary text.
-            found[kinds == BLANK] = BLANK
+        # A lone space belongs to the word behind it, as in ordinary text.
+        found = np.where(kinds == BLANK, kinds, np.uint8(SPACE))
         starts = np.zeros(len(kinds), bool)
         # Texts are read one at a time, because a word must not depend on neighbouring texts.
         for text, origin in zip(texts, base.tolist()):
@@ -543,18 +541,16 @@ def tokenised_by_words(
     """
     joined, base = join_texts(texts)
     begin, end = words_in(*_classified(joined, rule, texts, base))
-    text_of = np.searchsorted(base, begin, side="right") - 1
+    first_word = begin.searchsorted([*base.tolist(), len(joined)]).tolist()
     ids: list[int] = []
     places: list[tuple[int, int]] = []
     lengths = []
     known: dict[str, list[int]] = {}
     read: Any = tokenizer
-    for number, text in enumerate(texts):
-        inside = text_of == number
-        cuts = [0]
-        for pair in zip(begin[inside] - base[number], end[inside] - base[number]):
-            cuts += map(int, pair)
-        cuts.append(len(text))
+    for text, origin, own in zip(texts, base.tolist(), pairwise(first_word)):
+        words = slice(*own)
+        borders = np.stack([begin[words], end[words]], axis=1) - origin
+        cuts = [0, *borders.ravel().tolist(), len(text)]
         before = len(ids)
         # Words and the text between them alternate.
         for start, stop in pairwise(cuts):
