@@ -257,8 +257,8 @@ def read_pieces(
     """Cut documents, as `tokenise` yields them, into pieces for rows of ``length`` tokens.
 
     A word that is longer than a row is cut anywhere and counted. Its tokens get the word number −1,
-    so that they are never masked. An example id is a hash of the document's name and of the index
-    of the piece's first token.
+    so that policies over words never mask them. An example id is a hash of the document's name and
+    of the index of the piece's first token.
 
     Args:
         tokens: the documents.
