@@ -131,9 +131,6 @@ def talking_to_a_hub(
         template = address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        caches = (starts._hub_answers, starts.hub_commit)
-        for cached in caches:
-            cached.cache_clear()
+        starts._hub_answers.cache_clear()
         yield files
-        for cached in caches:
-            cached.cache_clear()
+        starts._hub_answers.cache_clear()

@@ -9,27 +9,17 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import pytest
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study import Stage, run_stage
-from maskwise.study.stages import (
-    DONE,
-    KINDS,
-    corpus_fingerprint,
-    prepare_stage,
-    pretrain_stage,
-    recipe_of,
-)
+from maskwise.study.stages import DONE, KINDS, prepare_stage, pretrain_stage, recipe_of
 from maskwise.study.store import StageStore
-from maskwise.text import readers, train_tokenizer
-from maskwise.text.settings import CorpusSettings
+from maskwise.text import train_tokenizer
 from tiny import flip, load_json, maskwise, write_inputs, write_lines
 
 SHORT = [
@@ -58,38 +48,6 @@ def test_a_stage_with_damaged_files_is_one_that_is_not_done(content, tmp_path):
     assert store.result(stage) is None
     (folder / "stage.json").write_bytes(content)
     assert not [*store.stages()]
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_text_of_another_version_of_a_data_set_is_another_text(tmp_path, monkeypatch, stream):
-    """Only the name of the data set was in the names of stages."""
-    versions = {"a/texts": "one"}
-    asked = []
-
-    def builder(name: str, config: str | None) -> Any:
-        asked.append((name, config))
-        return SimpleNamespace(hash=versions[name])
-
-    def names() -> set[str]:
-        readers.hub_version.cache_clear()
-        found = set()
-        for source in (f"hf:{tmp_path / 'local'}", "hf:a/texts:en:train"):
-            corpus = CorpusSettings(source=source, stream=stream)
-            found.add(str(corpus_fingerprint(corpus)))
-        return found
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
-    shard = SimpleNamespace(name="texts", fingerprint=lambda: "1 shards")
-    monkeypatch.setattr(CorpusSettings, "shards", lambda corpus: {"texts": [shard]})
-    (tmp_path / "local").mkdir()
-    write_lines(tmp_path / "local" / "train.jsonl", [{"text": "one"}])
-    before = names()
-    assert names() == before and len(before) == 2 and asked == [("a/texts", "en")] * 2
-    versions["a/texts"] = "two"
-    write_lines(tmp_path / "local" / "train.jsonl", [{"text": "another"}])
-    assert not names() & before
-    del versions["a/texts"]
-    assert names()
 
 
 def test_damaged_text_is_made_anew(source, tmp_path):

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from transformers import AutoModel
 
 import tiny
-from hub import COMMIT, talking_to_a_hub
+from hub import talking_to_a_hub
 from maskwise import starts
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
@@ -27,7 +27,7 @@ from maskwise.starts import resolve_start
 from maskwise.study import make_plan, run_stage
 from maskwise.study.checks import check_inputs
 from maskwise.study.plan import arms_of, baseline_of, reference_words
-from maskwise.study.stages import finetune_alone, prepare_stage, pretrain_stage, tokenizer_of
+from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
 from maskwise.study.store import StageStore
 from maskwise.tasks import finetune, load_task
 from maskwise.text import Prepared, load_tokenizer, train_tokenizer
@@ -172,38 +172,6 @@ def test_what_the_cache_holds_needs_no_hub(monkeypatch, tmp_path):
         MaskwiseError, match="'some/other'; got no such folder, HF_HUB_OFFLINE is set"
     ):
         load_tokenizer("some/other")
-
-
-def test_stages_of_a_hub_model_are_those_of_its_commit(monkeypatch, tmp_path):
-    """Only the id was in their names: when a model was uploaded anew, a study used results of the
-    former one.
-    """
-    repo = tmp_path / "cache" / "models--some--encoder"
-    for commit in ("abc", "def"):
-        headless(repo / "snapshots" / commit)
-    (repo / "refs").mkdir()
-    recipe = read_recipe(write_inputs(tmp_path), ["model.pretrained=some/encoder"])
-    task = load_task(str(tmp_path / "task.jsonl"))
-
-    def names() -> list[str]:
-        starts.hub_commit.cache_clear()
-        text = prepare_stage(recipe)
-        alone = finetune_alone("some/encoder", task, "task.jsonl", recipe.finetune)
-        return [text.name, pretrain_stage(recipe, text).what["model_content"], alone.name]
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    (repo / "refs" / "main").write_text("abc")
-    before = names()
-    assert names() == before and before[1] == "some/encoder@abc"
-    (repo / "refs" / "main").write_text("def")
-    assert not {*names()} & {*before}
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "nothing"))
-    assert names()[1] == "some/encoder"
-    # The hub says what will be loaded.
-    with talking_to_a_hub(monkeypatch, tmp_path / "cache") as files:
-        assert names()[1] == "some/encoder@def"  # it has no such model (any more)
-        files["some/encoder"] = {"config.json": b"{}"}
-        assert names()[1] == f"some/encoder@{COMMIT}"
 
 
 def test_a_folder_without_a_tokenizer_says_so(tmp_path):

@@ -124,51 +124,23 @@ def find_start(name: Start) -> str:
 
 def _on_hub(where: str, name: Start) -> str:
     """Return the hub id if the hub answers, otherwise the folder in the hub's cache."""
-    from huggingface_hub import is_offline_mode
+    from huggingface_hub import is_offline_mode, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     why = "HF_HUB_OFFLINE is set"
     if not is_offline_mode():
         if _hub_answers():
             return where
         why = "the hub cannot be reached"
-    if folder := _in_cache(where):
-        return str(folder)
-    raise _missing(name, f"no such folder, {why}, and it is not in the hub's cache here")
-
-
-def _in_cache(where: str) -> Path | None:
-    """Return the folder of a hub id in the hub's cache; None if it is not there."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
     for file in (CONFIG, "tokenizer.json"):
         try:
             cached = try_to_load_from_cache(where, file)
         except HFValidationError:
             # The name is not a valid hub id.
-            return None
+            break
         if isinstance(cached, str):
-            return Path(cached).parent
-    return None
-
-
-@cache
-def hub_commit(where: str) -> str | None:
-    """Return the commit of a hub id that is loaded; None if neither hub nor cache know it.
-
-    It is asked for once per process. If the hub does not answer, the cache's commit is loaded.
-    """
-    from huggingface_hub import HfApi, constants, is_offline_mode
-
-    if not is_offline_mode() and _hub_answers():
-        try:
-            return HfApi().model_info(where, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
-        except Exception:
-            # Errors of the network, of the hub and of malformed ids have no common base class.
-            # Loading the model will say what is wrong.
-            pass
-    folder = _in_cache(where)
-    return folder.name if folder else None
+            return str(Path(cached).parent)
+    raise _missing(name, f"no such folder, {why}, and it is not in the hub's cache here")
 
 
 @cache

@@ -42,11 +42,11 @@ from maskwise.plugins import code_of
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain, merged
 from maskwise.samplers import sampler
-from maskwise.starts import TOKENIZER_FILES, hub_commit, resolve_start
+from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import FinetuneSettings, Task, load_task
 from maskwise.text.documents import source_path
 from maskwise.text.new_words import wanted_words
-from maskwise.text.readers import CORPUS_ENDINGS, hub_parts, hub_version, look_in
+from maskwise.text.readers import CORPUS_ENDINGS, look_in
 from maskwise.text.segmenters import names_segmenter, segmenter_version
 from maskwise.text.settings import CorpusSettings
 from maskwise.training import TrainingSettings
@@ -517,7 +517,7 @@ def finetune_alone(model: str, task: Task, spec: str, settings: FinetuneSettings
     what: Plain = {
         "task_content": task.fingerprint,
         "finetune": settings.model_dump(mode="json", exclude={"seeds"}),
-        "model_content": _hash_of(files) if files else start_fingerprint(model),
+        "model_content": _hash_of(files) if files else model,
     }
     what |= _code(spec)
     return Stage("finetune", what, how={"task": spec, "checkpoint": model, "checkpoints": True})
@@ -578,9 +578,7 @@ def corpus_fingerprint(corpus: CorpusSettings) -> str | list[str]:
     """Return a hash of a corpus. A mix has one for each source, a stream one for each shard."""
     if corpus.stream:
         shards = chain.from_iterable(corpus.shards().values())
-        # The shards of a data set on the hub are known by their number.
-        on_hub = [fingerprint(source) for source in corpus.sources if source.startswith("hf:")]
-        return [*(f"{shard.name} {shard.fingerprint()}" for shard in shards), *on_hub]
+        return [f"{shard.name} {shard.fingerprint()}" for shard in shards]
     contents = [fingerprint(source) for source in corpus.sources]
     if len(contents) == 1:
         return contents[0]
@@ -588,17 +586,8 @@ def corpus_fingerprint(corpus: CorpusSettings) -> str | list[str]:
 
 
 def fingerprint(source: str) -> str:
-    """Return a hash of a file, a folder or bundled data; for a hub id, the id and its version.
-
-    The version is left out if the data set cannot be loaded.
-    """
+    """Return a hash of a file, a folder or bundled data; for a hub id, the id itself."""
     path = source_path(source)
-    if source.startswith("hf:"):
-        name, config, _ = hub_parts(source)
-        path = Path(name)
-        if not path.exists():
-            loaded = hub_version(name, config)
-            return f"{source}@{loaded}" if loaded else source
     if not path.exists():
         return source
     found = look_in(path, CORPUS_ENDINGS)
@@ -609,15 +598,9 @@ def fingerprint(source: str) -> str:
 
 
 def start_fingerprint(name: str, files: tuple[str, ...] = ("*",)) -> str:
-    """Return a hash of the files of a model or tokenizer; for a hub id, the id and its commit.
-
-    The commit is left out if it is not known, because neither the hub nor its cache can be read.
-    """
+    """Return a hash of the files of a model or tokenizer; for a hub id, the id itself."""
     path = Path(resolve_start(name))
-    if path.exists():
-        return _hash(path, files)
-    commit = hub_commit(name)
-    return f"{name}@{commit}" if commit else name
+    return _hash(path, files) if path.exists() else name
 
 
 def _hash(path: Path, patterns: tuple[str, ...]) -> str:

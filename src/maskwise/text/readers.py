@@ -19,7 +19,6 @@ import re
 import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -686,21 +685,6 @@ def load_hub(source: str, name: str, config: str, **how: object) -> Any:
     except Exception as error:
         # Network, hub, builder and format errors have no common base class.
         raise MaskwiseError(f"cannot load data set {source!r}: {first_line(error)}") from error
-
-
-@cache
-def hub_version(name: str, config: str) -> str | None:
-    """Return the version of a data set on the hub that is loaded; None if it cannot be loaded.
-
-    It is asked for once per process. Without the hub, it is the version that was loaded last.
-    """
-    import datasets
-
-    try:
-        return datasets.load_dataset_builder(name, config or None).hash
-    except Exception:
-        # As in ``load_hub``, which says later what is wrong.
-        return None
 
 
 TEXT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
