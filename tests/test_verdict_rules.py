@@ -128,6 +128,15 @@ def test_the_first_of_two_questions_has_the_headline_if_the_second_is_not_asked(
     assert not {"gate-closed", "not-asked"} & {*summary["advice_codes"]}
 
 
+@pytest.mark.parametrize("search", [None, {"by": "dev"}])
+def test_a_gate_among_the_default_contrasts_is_a_control_of_other_arms(search):
+    """Without study.contrasts, every arm is compared with the baseline, the oracle too."""
+    contrasts = [["oracle", "random"], ["method", "random"]]
+    summary, rows = gated(GATED | {"oracle": LOW}, contrasts=contrasts, search=search)
+    assert codes(rows["method", "random"])[0] == "gate-closed"
+    assert "gate-closed" in summary["advice_codes"]
+
+
 def test_a_gate_that_is_no_contrast_is_a_control_even_of_its_own_arm():
     """The quick start first asks whether its decay beats no training at all."""
     gate = {"contrast": ["method", "random"], "closes": [["method", "oracle"]]}

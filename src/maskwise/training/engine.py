@@ -183,8 +183,8 @@ class Engine:
         self.changes.enter_context(changed)
         if folder and self.first:
             sweep(folder)
-        # A signal and the end of a part save a state, even if ``save_every`` is 0.
-        if folder:
+        # A part begins and ends with a state, even if none is saved in between.
+        if folder and (settings.save_every or self.part):
             self.states = States(folder / RESUME, keep=settings.keep)
         state = self._load_newest() if self.states else None
         if self.sharded:

@@ -102,8 +102,8 @@ def train(
         MaskwiseError: the batch size is not a multiple of ranks × micro-batches; a loss or gradient
             is not finite; or the folder has states of a different run, is in use by another
             process, or cannot be written.
-        AskedToLeave: the process received SIGTERM or SIGUSR1. A training state was saved if there
-            is a folder.
+        AskedToLeave: the process received SIGTERM or SIGUSR1. A training state was saved if
+            ``save_every`` is set.
     """
     refuse_quiet(quiet)
     steps = settings.steps
@@ -319,7 +319,7 @@ def stop(
             f"saved the state of step {done} in {engine.states.folder}; the same call resumes it"
         )
     else:
-        where = f"ended at step {done} without a state, because there is no folder for it"
+        where = f"ended at step {done} without a state: training.save_every is 0"
     if asked.said:
         engine.say(f"{CODES[128 + number]}: {where}")
     engine.finish()

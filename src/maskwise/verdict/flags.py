@@ -96,15 +96,17 @@ def raised(one: Comparison, table: Outcomes, *, significant: bool = False) -> tu
 def _closed(*, follow_up: bool) -> Test:
     """Return a test for contrasts that a gate closed.
 
-    A gate that is itself a contrast of the study is its first question, and those behind it are a
-    ``follow_up``. Any other gate is a positive control.
+    If the gate is itself a contrast of the study, it is a first question about its arm, and other
+    contrasts of this arm are a ``follow_up``. Any other gate is a positive control, also one at
+    default settings beside a search.
     """
 
     def test(one: Comparison, table: Outcomes) -> FlagFacts | None:
         if one.closed_by is None:
             return None
-        questions = [(arm, baseline) for arm, baseline in table.study["contrasts"]]
-        if (one.closed_by in questions) != follow_up:
+        asked = [*one.closed_by] in [[*pair] for pair in table.study["contrasts"]]
+        same_arm = one.arm == one.closed_by[0]
+        if (asked and same_arm and not table.study.get("search")) != follow_up:
             return None
         oracle, beaten = one.closed_by
         later = any(look > len(table.study["seeds"]) for look in table.study.get("looks") or ())
