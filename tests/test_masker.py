@@ -19,7 +19,6 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from masking_tools import (
     CLS,
-    CORRUPTION_SPECS,
     FIRST,
     MASK,
     PAD,
@@ -601,16 +600,3 @@ def test_every_array_of_a_line_is_read_only_for_policies_and_corruptions() -> No
         assert np.shares_memory(shared.present, own_present)
         assert longer.added.flags.writeable
     assert all(array.flags.writeable for array in arrays)
-
-
-@pytest.mark.parametrize("name", CORRUPTION_SPECS)
-def test_own_corruptions_change_and_return_no_array_of_their_line(name: str) -> None:
-    """The masker protects the line and checks the result only for those of other packages."""
-    made = masker("token", name)
-    own = gather(padded(random_rows(4)), vocabulary())
-    draws = Draws(own.example_id, seed=0, epoch=0)
-    with own.read_only() as shared:
-        choice = made.choose(shared, draws, When(0, 10, 0))
-        shown = made.corruption.corrupt(shared, choice, draws, vocabulary())
-        assert shown.input_ids.flags.writeable and shown.labels.flags.writeable
-    assert not np.shares_memory(shown.input_ids, own.input_ids)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -46,7 +46,6 @@ from maskwise.masking.select import Choice, expected_ratios, select, stretch
 from maskwise.masking.settings import Masking
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
-from maskwise.plugins import is_foreign
 from maskwise.segments import first_within
 from maskwise.specs import Call
 
@@ -162,8 +161,6 @@ class Masker:
         masking.corruption.check(self.vocabulary)
         self.masking = masking
         self.seed = whole_number("seed", seed)
-        # What maskwise's own members return is not checked, because its tests do that.
-        self._foreign = masking.policy.foreign or is_foreign(masking.corruption)
         self._warned_of_weights = False
 
     @property
@@ -303,12 +300,11 @@ class Masker:
             step=when.step,
         )
         # The arrays may be the user's own.
-        with line.read_only() if self._foreign else nullcontext(line) as line:
+        with line.read_only() as line:
             choice = self.choose(line, draws, when)
             with refused_writes("corruption", self.corruption):
                 shown = self.corruption.corrupt(line, choice, draws, self.vocabulary)
-            if self._foreign:
-                require_masked(shown, line, self.corruption, self.vocabulary)
+            require_masked(shown, line, self.corruption, self.vocabulary)
         if line.silent is not None:
             self._silence(shown, line)
         share = self.masking.predict(when.step, when.total_steps)

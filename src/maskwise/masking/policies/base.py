@@ -88,11 +88,6 @@ class Policy(ABC):
         return self.splits_budget
 
     @property
-    def foreign(self) -> bool:
-        """Whether the policy, or a member of it, is of another package."""
-        return is_foreign(self)
-
-    @property
     def has_ratio(self) -> bool:
         """Whether the policy has its own ratios, and the masker's ratio has no effect."""
         return False

@@ -61,10 +61,6 @@ class Mixture(Policy):
         return any(member.needs_ratio for member in self.members)
 
     @property
-    def foreign(self) -> bool:
-        return super().foreign or any(member.foreign for member in self.members)
-
-    @property
     def has_ratio(self) -> bool:
         return all(member.has_ratio for member in self.members)
 
