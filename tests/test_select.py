@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from masking_tools import line, padded, row, vocabulary
-from maskwise.draws import Draws, Purpose
+from maskwise.draws import Draws
 from maskwise.masking import gather
 from maskwise.masking.select import in_order, select, up_to
 from maskwise.masking.units import Units, runs
@@ -220,17 +220,6 @@ def test_min_targets_applies_only_from_half_a_token(
             units_of([1] * tokens, count=2000), ratio, budget=budget, min_targets=floor
         ).sum(1)
         assert chosen.min() == least
-
-
-def test_draws_of_units_follow_their_numbers_also_new_ones() -> None:
-    batch = gather(padded([row([2, 0, 1, 3], unknown=[0]), row([1, 2])]), vocabulary())
-    draws = Draws(batch.example_id, seed=3, epoch=0)
-    for units in (Units.single(batch), runs(batch, batch.layers["word_ids"])):
-        for number in (units.number, units.number * 7 + 5):
-            units.number = number
-            assert units.number.tolist() == number.tolist()
-            drawn = units.draw(draws, Purpose.SELECT)
-            assert drawn.tolist() == draws.draw(Purpose.SELECT, units.piece, number).tolist()
 
 
 def test_runs_are_words_and_words_with_unknown_pieces_are_never_chosen() -> None:

@@ -139,11 +139,10 @@ class Draws:
         if half not in self._halves:
             add, odd = self._shared
             part = slice(7 * half, 7 * half + 7)
-            mixed = _mix_(self._example_id * odd[part] + add[part], _MIX_64)
-            # The upper word is the factor. Multiplication by an odd factor is a bijection modulo
-            # 2³², so draws are distinct.
-            mixed |= 1 << 32
-            self._halves[half] = mixed.view(np.int32)
+            mixed = _mix_(self._example_id * odd[part] + add[part], _MIX_64).view(np.int32)
+            # Multiplication by an odd factor is a bijection modulo 2³², so draws are distinct.
+            mixed[:, 1::2] |= 1
+            self._halves[half] = mixed
         words = self._halves[half][row]
         return words[0::2], words[1::2]
 
@@ -161,21 +160,9 @@ class Draws:
         key += start_P[piece]
         return _mix_(key, _MIX_32)
 
-    def draw_each(
-        self, purpose: Purpose, counts_P: Array, index: Array, origin_P: Array | None = None
-    ) -> Array:
-        """(N,) int32: ``draw`` for ``counts_P[p]`` indices of each piece p, in order of pieces.
-
-        Args:
-            purpose: as in ``draw``.
-            counts_P: (P,) the number of draws in each piece.
-            index: (N,) the index of each draw.
-            origin_P: (P,) numbers that are subtracted from the indices of each piece; default: 0.
-        """
+    def draw_each(self, purpose: Purpose, counts_P: Array, index: Array) -> Array:
+        """(N,) int32: ``draw`` for ``counts_P[p]`` indices of each piece p, in order of pieces."""
         start_P, odd_P = self._words(purpose)
-        if origin_P is not None:
-            # start + (index − origin) · odd, with fewer operations per draw
-            start_P = start_P - odd_P * origin_P.astype(np.int32)
         key = odd_P.repeat(counts_P)
         key *= np.asarray(index, np.int32)
         key += start_P.repeat(counts_P)

@@ -338,11 +338,18 @@ class Line:
         return np.where(before[1:] > before[:-1], first_P, self.begin)
 
     def draw(self, draws: Draws, purpose: Purpose, at: Array) -> Array:
-        """(N,) int32: a random draw for each token at the ascending positions ``at``.
+        """(N,) int32: a random draw for each token at the ascending positions ``at``."""
+        count_P = self.count_at(at)
+        return draws.draw_each(purpose, count_P, self.place(at, count_P))
 
-        The index of a draw is the position, counted from the first content token of the piece.
+    def place(self, at: Array, count_P: Array) -> Array:
+        """(N,) int64: positions of tokens, counted from the first content token of their piece.
+
+        Args:
+            at: (N,) int64, ascending positions of the tokens in the line.
+            count_P: (P,) int64, the number of these tokens in each piece.
         """
-        return draws.draw_each(purpose, self.count_at(at), at, self.first)
+        return at - self.first.repeat(count_P)
 
     def count(self, values: Array) -> Array:
         """(P,) int64: the sum of ``values`` (T,) in each piece."""

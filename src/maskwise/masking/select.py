@@ -83,16 +83,9 @@ class Choice:
         return self.units.line
 
     @cached_property
-    def at(self) -> Array:
-        """(M,) int64: the positions of the selected tokens, ascending."""
-        return self.units.tokens_of(self.chosen)
-
-    @cached_property
     def tokens(self) -> Array:
         """(T,) bool: the selected tokens."""
-        chosen = np.zeros(len(self.line.input_ids), bool)
-        chosen[self.at] = True
-        return chosen
+        return self.units.spread(self.chosen)
 
     @cached_property
     def starts(self) -> Array:
@@ -215,7 +208,7 @@ def _likely_first(units: Units, key: Array, budget_P: Array) -> Array | None:
     length = None if units.by_token else units.length[near]
     short_P = np.bincount(units.piece[near], length, len(budget_P)) <= budget_P
     if (short_P & (most_P < count_P)).any():
-        near = np.flatnonzero(first | units.repeated(short_P))
+        near = np.flatnonzero(first | short_P[units.piece])
     return near
 
 
@@ -231,9 +224,8 @@ def up_to(units: Units, budget_P: Array, draws: Draws, *, exact: bool = True) ->
         left_P = _fill(units, order, budget_P, chosen)
         far = _left_out(units, order, left_P)
         if len(far):
-            piece = units.piece[far]
-            key = draws.draw(Purpose.SELECT, piece, units.number[far])
-            far = far[order_within(piece, key, pieces=len(budget_P))]
+            key = unit_keys(units, draws)[far]
+            far = far[order_within(units.piece[far], key, pieces=len(budget_P))]
             _fill(units, far, left_P, chosen)
         return chosen
     piece = units.piece[order]

@@ -19,7 +19,7 @@ import numpy as np
 from maskwise.draws import Array, Draws, Purpose
 from maskwise.errors import MaskwiseError, PlugInError
 from maskwise.masking.line import Line
-from maskwise.segments import listed, offsets, owners, totals_within
+from maskwise.segments import listed, offsets, owners, rank_within, totals_within
 
 STEPS = 80
 """The maximum number of Newton steps to find τ in ``reached``. About five steps are needed."""
@@ -61,8 +61,8 @@ class Units:
     weight: Array | None = None
     by_token: bool = False
 
-    @staticmethod
-    def single(line: Line, tokens: Array | None = None) -> Units:
+    @classmethod
+    def single(cls, line: Line, tokens: Array | None = None) -> Units:
         """Make one unit of each token.
 
         Args:
@@ -71,7 +71,19 @@ class Units:
         """
         if tokens is None:
             tokens = line.eligible_at
-        return Ranges(line, tokens, None, line.count_at(tokens), tokens, line.first)
+        count_P = line.count_at(tokens)
+        piece = owners(count_P)
+        number = line.place(tokens, count_P)
+        units = cls(
+            line,
+            piece,
+            number,
+            tokens,
+            np.ones_like(tokens),
+            by_token=True,
+        )
+        units.count = units.tokens_P = count_P
+        return units
 
     @classmethod
     def of_tokens(
@@ -179,85 +191,17 @@ class Units:
             self.line, self.tokens[inside], unit, self.piece[kept], self.number[kept], weight
         )
 
-    def tokens_of(self, chosen_U: Array) -> Array:
-        """(N,) int64, ascending: the positions of the tokens of the units where ``chosen_U``, (U,)
-        bool, is True.
-        """
-        if self.start is None:
-            return np.sort(self.tokens[chosen_U.take(self.unit)])
-        at = np.flatnonzero(chosen_U)
-        return self.start[at] if self.by_token else listed(self.start[at], self.length[at])
-
     def spread(self, chosen_U: Array) -> Array:
         """(T,) bool: the tokens of the units where ``chosen_U``, (U,) bool, is True."""
         chosen = np.zeros(len(self.line.input_ids), bool)
-        chosen[self.tokens_of(chosen_U)] = True
-        return chosen
-
-
-class Ranges(Units):
-    """Units that are ranges of consecutive tokens, sorted by position.
-
-    Most batches need no array of the units' numbers, so numbers are computed only if they are read.
-
-    Args:
-        line: the line whose tokens form the units.
-        start: (U,) int64, as the attribute.
-        length: (U,) int64, as the attribute; None if every unit is one token.
-        count: (P,) int64, the number of units in each piece.
-        index: (U,) int64, ascending. The number of a unit is its index minus the origin of its
-            piece.
-        origin_P: (P,) int64, the origins.
-    """
-
-    start: Array
-
-    def __init__(
-        self,
-        line: Line,
-        start: Array,
-        length: Array | None,
-        count: Array,
-        index: Array,
-        origin_P: Array,
-    ):
-        self.line = line
-        self.start = start
-        self.by_token = length is None
-        if length is not None:
-            self.length = length
-        self.count = count
-        self._index = index
-        self._origin_P = origin_P
-
-    @cached_property
-    def piece(self) -> Array:  # type: ignore[override]
-        return owners(self.count)
-
-    @cached_property
-    def length(self) -> Array:  # type: ignore[override]
-        return np.ones_like(self.start)
-
-    @cached_property
-    def tokens_P(self) -> Array:
+        at = np.flatnonzero(chosen_U)
         if self.by_token:
-            return self.count
-        # In a piece without units, ``reduceat`` finds a single length. The appended 0 prevents an
-        # IndexError in the last pieces.
-        sums_P = np.add.reduceat(np.append(self.length, 0), offsets(self.count))
-        return sums_P * (self.count > 0)
-
-    @property
-    def number(self) -> Array:
-        return self._index - self._origin_P.repeat(self.count)
-
-    @number.setter
-    def number(self, number: Array) -> None:
-        self._index = number
-        self._origin_P = np.zeros_like(self._origin_P)
-
-    def draw(self, draws: Draws, purpose: Purpose) -> Array:
-        return draws.draw_each(purpose, self.count, self._index, self._origin_P)
+            chosen[self.tokens[at]] = True
+        elif self.start is not None:
+            chosen[listed(self.start[at], self.length[at])] = True
+        else:
+            chosen[self.tokens[chosen_U.take(self.unit)]] = True
+        return chosen
 
 
 def check_weights(weight: Array) -> None:
@@ -358,14 +302,13 @@ def runs(line: Line, ids: Array) -> Units:
     """
     start, length, barred = find_runs(line, ids)
     count_P = line.count_at(start)
-    # Runs that are left out have numbers, too.
-    index = np.arange(len(start))
-    origin_P = offsets(count_P)
-    if len(barred):
-        index = np.delete(index, barred)
-        start, length = start[index], length[index]
-        count_P = line.count_at(start)
-    return Ranges(line, start, length, count_P, index, origin_P)
+    piece = owners(count_P)
+    number = rank_within(count_P)
+    if not len(barred):
+        return Units(line, piece, number, start, length)
+    kept = np.ones(len(start), bool)
+    kept[barred] = False
+    return Units(line, piece[kept], number[kept], start[kept], length[kept])
 
 
 def find_runs(line: Line, ids: Array) -> tuple[Array, Array, Array]:

@@ -42,8 +42,8 @@ class Bert(Corruption):
         require_known("value of per in corruption bert", self.per, ("token", "unit"))
 
     def corrupt(self, line: Line, choice: Choice, draws: Draws, vocabulary: Vocabulary) -> Masked:
-        at = choice.at
-        original = line.input_ids.take(at)
+        at = np.flatnonzero(choice.tokens)
+        original = line.input_ids[at]
         units = choice.units
         by_unit = self.per == "unit" and not units.by_token
         if by_unit:
@@ -105,8 +105,8 @@ class Replace(Corruption):
     targets = ("spans", "full", "detect")
 
     def corrupt(self, line: Line, choice: Choice, draws: Draws, vocabulary: Vocabulary) -> Masked:
-        at = choice.at
-        original = line.input_ids.take(at)
+        at = np.flatnonzero(choice.tokens)
+        original = line.input_ids[at]
         ordinary = vocabulary.ordinary
         # The original token must not be drawn, so add one to all numbers from its index on.
         draw = line.draw(draws, Purpose.REPLACE, at)

@@ -102,7 +102,7 @@ class Insert(Moving):
     def corrupt(self, line: Line, choice: Choice, draws: Draws, vocabulary: Vocabulary) -> Masked:
         new_T = choice.tokens.astype(np.int64)
         if self.again:
-            at = choice.at
+            at = np.flatnonzero(choice.tokens)
             draw = unit_interval(line.draw(draws, Purpose.LENGTH, at))
             # The number of further tokens has a geometric distribution. This is the inverse of its
             # distribution function.

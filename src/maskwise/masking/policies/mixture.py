@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -169,6 +168,4 @@ def _numbered(units: Units) -> Units:
     content = line.content_at
     before_P = content.searchsorted(line.begin)
     rank = content.searchsorted(units.tokens) - before_P.take(units.piece)
-    numbered = copy(units)
-    numbered.number = rank
-    return numbered
+    return replace(units, number=rank)
