@@ -477,10 +477,11 @@ def _without(settings: Plain, gone: Collection[Placed]) -> Plain:
             continue
         if name == "phases" and isinstance(value, list | tuple):
             value = [*value]
-            for place, setting in gone:
-                if place[:1] == ("phases",) and int(place[1]) < len(value):
-                    number = int(place[1])
-                    value[number] = _phase_without(value[number], setting)
+            for number, phase in enumerate(value):
+                for place, setting in gone:
+                    if place == ("phases", str(number)):
+                        phase = _phase_without(phase, setting)
+                value[number] = phase
         kept[name] = value
     return kept
 
