@@ -44,7 +44,7 @@ def test_long_documents_on_a_line_each_are_lines(size: int, tmp_path: Path) -> N
     assert [document.text for document in read_documents(str(path))] == texts
     # Blocks of such lines remain blocks, and a short file remains one text.
     path.write_text("\n\n".join(map("\n".join, (texts[:2], texts[2:]))))
-    assert len([*read_documents(str(path))]) == (2 if size < 32_000 else 12)
+    assert len([*read_documents(str(path))]) == 2
     path.write_text("\n".join(text[:1_000] for text in texts[:7]))
     assert len([*read_documents(str(path))]) == 1
 
@@ -128,3 +128,13 @@ def test_the_key_of_a_recipe_is_accepted_by_finetune(tmp_path: Path) -> None:
             read_recipe("quick-start", [f"{key}=3"])
         for place in places:
             assert place in str(error.value.do)
+
+
+def test_blank_lines_after_a_long_line_separate_blocks(tmp_path: Path) -> None:
+    """Of a title and one long line, the first 64 KiB have few lines, and no blank one."""
+    text = "Chapter {}\n" + "word " * 20_000 + "\nend of it.\n\n"
+    path = tmp_path / "book.txt"
+    path.write_text("".join(text.format(n) for n in range(3)))
+    assert text_per(path) == "block"
+    path.write_text("".join(f"Text {n}. " + "A word. " * 9_000 + "\n" for n in range(30)))
+    assert text_per(path) == "line"

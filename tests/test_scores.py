@@ -776,3 +776,23 @@ def test_reasons_name_the_arms_that_their_sentences_do_not_name() -> None:
 
     first, second = reasons([row("more", "3.1 points"), row("t", "2.0 points")])
     assert first.startswith("more: ") and second.startswith("t: ")
+
+
+def test_a_column_that_one_arm_never_has_is_not_read() -> None:
+    """An empty cell between scores is an error, but a metric of one arm alone is not."""
+    rows = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "accuracy": 0.8 + 0.01 * seed,
+            "f1": 0.7 + 0.02 * seed if arm == "a" else None,
+        }
+        for arm in ("a", "b")
+        for seed in range(6)
+    ]
+    found = mw.compare(rows, baseline="b", replicate="finetuning")
+    assert "f1" in next(line for line in found.notes if "not read" in line)
+    with pytest.raises(MaskwiseError, match="f1"):
+        mw.compare(
+            [*rows[:8], {**rows[8], "f1": 0.7}, *rows[9:]], baseline="b", replicate="finetuning"
+        )

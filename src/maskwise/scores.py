@@ -613,8 +613,16 @@ def _long(
         # Without a task, every column of numbers has the scores on one task.
         others = [named["score"]] if "score" in named else known
         tasks = [name for name in others if name not in taken.values()]
-        # A run without a score on a task is an error. The column must not vanish because of it.
-        tasks = [name for name in tasks if _has_numbers(row.get(name) for row in rows)]
+        # A run without a score on a task is an error, and the column must not vanish because of it.
+        # A column that some arm never has is about something else, and is not read.
+        runs = defaultdict[object, list[Row]](list)
+        for row in rows:
+            runs[row.get(taken["arm"])].append(row)
+        tasks = [
+            name
+            for name in tasks
+            if all(_has_numbers(row.get(name) for row in own) for own in runs.values())
+        ]
         losses = [name for name in tasks if _is_less(name) and name not in lower]
         if "score" not in named:
             tasks = [name for name in tasks if name not in losses] or tasks

@@ -16,6 +16,8 @@ from maskwise.errors import MaskwiseError, items_of
 # A few bad lines are skipped. If more than this share is bad, the file is not in UTF-8.
 _MAX_BAD_SHARE = 0.35
 HEAD_BYTES = 1 << 16
+FAR_BYTES = 1 << 20
+"""What is read beyond the head of a file of long lines, to find out whether blank lines follow."""
 
 LARGEST_FILE = 1 << 30
 """The most bytes, after decompression, of a file that is read at once, such as a labelled file. A
@@ -178,10 +180,15 @@ def text_per(path: Path) -> LineKind:
     ``LEAST_LINES`` fill the head, because each of them is longer than a page.
     """
     with damaged(path), opened(path) as file:
-        head = file.read(HEAD_BYTES)
+        most = HEAD_BYTES
+        head = file.read(most)
+        if head.count(b"\n") < LEAST_LINES:
+            # A blank line may follow after a long text.
+            most += FAR_BYTES
+            head += file.read(FAR_BYTES)
     # Blank lines separate blocks, except at the beginning and at the end of a file.
     lines = split_lines(head.decode("utf-8-sig", "ignore").strip())
-    whole = len(head) < HEAD_BYTES
+    whole = len(head) < most
     if not whole:
         lines = lines[:-1]
     if not all(map(str.strip, lines)):

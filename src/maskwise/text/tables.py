@@ -304,13 +304,15 @@ class _Table(NamedTuple):
 def _distinct(names: Iterable[str]) -> list[str]:
     """Make column names distinct by a number: a, a.1, a.2. Names that are distinct are kept."""
     given = list(names)
+    known = set(given)
     seen = Counter[str]()
-    distinct: list[str] = []
+    # The keys of a dict keep their order.
+    distinct: dict[str, None] = {}
     for name in given:
         new = name
         # A table may have a column a.1 beside two columns a.
-        while new in distinct or (new != name and new in given):
+        while new in distinct or (new != name and new in known):
             seen[name] += 1
             new = f"{name}.{seen[name]}"
-        distinct.append(new)
-    return distinct
+        distinct[new] = None
+    return [*distinct]
