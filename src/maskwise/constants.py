@@ -201,6 +201,9 @@ ONLY_RESIDUES = frozenset("EFILPQ")
 """Letters of amino acids that mean nothing in DNA. A vocabulary with all of them may be of
 proteins."""
 
+POLICY_TAGGERS = ("pos", "salient")
+"""The annotators that measure a learned policy."""
+
 
 def is_rate(field: str) -> bool:
     """Return whether a field of a configuration is a rate of dropout or of dropped layers."""

@@ -60,15 +60,6 @@ class PolicyCard(TypedDict):
     examples: list[list[tuple[str, float, float]]]
 
 
-def require_taggers() -> None:
-    """Raise ``MaskwiseError`` if what ``show`` and ``measures_of`` need is not installed.
-
-    They are called when a policy is learned, so callers call this function before they begin.
-    """
-    for name in ("pos", "salient"):
-        annotator(name)
-
-
 def show(policy: PolicyModel, texts: Sequence[str], before: Sequence[np.ndarray]) -> PolicyCard:
     """Summarise a policy's weights on the first ``MOST_TEXTS`` texts.
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from maskwise.constants import GAIN, rank_here, ranks_here
+from maskwise.annotate.registry import annotators
+from maskwise.constants import GAIN, POLICY_TAGGERS, rank_here, ranks_here
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
 from maskwise.families import Kind
@@ -28,7 +29,6 @@ from maskwise.learning.card import (
     Measures,
     measures_of,
     policy_card,
-    require_taggers,
     show,
     word_weights,
 )
@@ -107,7 +107,8 @@ class Lesson:
             MaskwiseError: the corpus is a stream, no policy can be learned from the task, or a
                 library that measures policies is not installed.
         """
-        require_taggers()
+        # A missing library would end the command after the policy was learned.
+        annotators(POLICY_TAGGERS)
         # Reading a large text and searching it for the answers of a task may take minutes.
         self._say(f"reading {self.corpus.title} and the task {self.task}")
         tokenizer = self._tokenizer(self.learning.policy.pretrained or self.tokenizer.name)

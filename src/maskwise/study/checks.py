@@ -12,8 +12,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from maskwise.annotate.registry import annotator
+from maskwise.annotate.registry import annotator, annotators
 from maskwise.annotate.shard import require_live
+from maskwise.constants import POLICY_TAGGERS
 from maskwise.devices import bf16_note, fast_bf16
 from maskwise.errors import MaskwiseError, plural, require_known
 from maskwise.evaluation import load_measures
@@ -21,7 +22,6 @@ from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import require_own
 from maskwise.jobs import Where, require_engine, require_one_process
-from maskwise.learning.card import require_taggers
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind
 from maskwise.measurements import unit_of
@@ -525,7 +525,7 @@ def _check_layers(link: Recipe) -> None:
     learned, annotators measure it, too.
     """
     if link.learns:
-        require_taggers()
+        annotators(POLICY_TAGGERS)
     layers = ["word_ids"]
     for spec in link.corpus.layers:
         layers += token_layers(annotator(spec).layers)
