@@ -25,13 +25,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json, write_whole
 from maskwise.learning.annotator import Floats
-from maskwise.learning.card import (
-    Measures,
-    measures_of,
-    policy_card,
-    show,
-    word_weights,
-)
+from maskwise.learning.card import Measures, measures_of, policy_card, show, word_weights
 from maskwise.learning.examples import Examples
 from maskwise.learning.gradients import Losses
 from maskwise.learning.labels import Labels, labels_of

@@ -177,7 +177,7 @@ def text_per(path: Path) -> LineKind:
     not look like one wrapped text. In a wrapped text, many lines begin in lower case, and few end
     like a sentence. Of queries, logs and posts, the same is true, so ``MANY_LINES`` or more lines
     without a blank line are not taken for a wrapped text; nor are lines of which fewer than
-    ``LEAST_LINES`` fill the head, because each of them is longer than a page.
+    ``LEAST_LINES`` fill all that is read, because each of them is longer than a page.
     """
     with damaged(path), opened(path) as file:
         most = HEAD_BYTES
