@@ -10,14 +10,24 @@ learn.
 
 To compare corpora, ``OUT/right.jsonl`` has the paragraphs of the dev and test questions only, and
 ``OUT/other.jsonl`` those of other articles. ``OUT/apart`` is ``OUT/closed`` without the questions
-about these other articles.
+about these other articles, and ``OUT/pilot`` the same with one half of the dev questions as
+dev and the other half as test questions.
+
+To part topics, names and facts, two more files have the texts of ``OUT/right.jsonl`` with false
+answers: each answer to a question about an article is replaced, everywhere in this article, by one
+answer of the same kind (number of words, digits, capital). In ``OUT/shuffled.jsonl`` these are
+answers about other articles of ``right.jsonl``, so the same answers are in the corpus, but in
+wrong places. In ``OUT/foreign.jsonl`` they are answers about the articles of ``other.jsonl``.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from bisect import bisect
+from collections import defaultdict
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated
@@ -44,6 +54,7 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
     random.Random(ORDER_SEED).shuffle(articles)
     contexts = {split: [] for split in SPLITS}
     questions = {split: [] for split in SPLITS}
+    answers_about = {split: defaultdict(set) for split in SPLITS}
     for number, article in enumerate(articles):
         split = split_of(10 * number / len(articles))
         for place, paragraph in enumerate(article["paragraphs"]):
@@ -52,6 +63,7 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
                 answers = [answer["text"] for answer in question["answers"]]
                 row = {"question": question["question"], "answers": sorted(set(answers))}
                 questions[split].append(row | {"context": paragraph["context"]})
+                answers_about[split][article["title"]].update(answers)
                 # Only the first answer in SQuAD's list is marked.
                 first = question["answers"][0]
                 asked.add((first["answer_start"], first["answer_start"] + len(first["text"])))
@@ -64,10 +76,16 @@ def main(squad: Path, out: Annotated[Path, typer.Option()], most_test: int = 200
     right = contexts["dev"] + contexts["test"]
     write_lines(out / "right.jsonl", right)
     write_lines(out / "other.jsonl", contexts["other"])
+    about_right = answers_about["dev"] | answers_about["test"]
+    for file, donors in (("shuffled", about_right), ("foreign", answers_about["other"])):
+        write_lines(out / f"{file}.jsonl", with_false_answers(right, about_right, donors))
     paragraphs = contexts["train"] + contexts["other"] + right
     write_lines(out / "contexts.jsonl", paragraphs)
     about_other = questions.pop("other")
     write_questions(out / "apart", questions)
+    # A pilot that chooses a learning rate sees no test question.
+    halves = {"dev": questions["dev"][::2], "test": questions["dev"][1::2]}
+    write_questions(out / "pilot", {"train": questions["train"]} | halves)
     questions["train"] += about_other
     write_questions(out / "closed", questions)
     write_lines(out / "open" / "train.jsonl", questions["train"])
@@ -86,6 +104,56 @@ def write_questions(out: Path, questions: dict[str, list[dict]]) -> None:
     for split, rows in questions.items():
         closed = [{key: row[key] for key in ("question", "answers")} for row in rows]
         write_lines(out / f"{split}.jsonl", closed)
+
+
+def with_false_answers(
+    paragraphs: list[dict], about: Mapping[str, set[str]], donors: Mapping[str, set[str]]
+) -> list[dict]:
+    """Return the paragraphs with one false answer in all places of each answer of their article.
+
+    Args:
+        paragraphs: rows whose ``id`` is the title of the article and two numbers.
+        about: the answers to all questions about each article, by its title.
+        donors: answers that replace them, by the title of their article; not those of the article
+            itself. Each of a kind is used before one is used again.
+    """
+    rng = random.Random(ORDER_SEED)
+    patterns = {title: occurrences_of(answers) for title, answers in about.items()}
+    false = {}
+    for title, answers in about.items():
+        pool = defaultdict(list)
+        for donor_title, strings in donors.items():
+            for donor in strings if donor_title != title else ():
+                if not patterns[title].search(donor):
+                    pool[kind_of(donor)].append(donor)
+        everything = sorted({donor for kind in pool.values() for donor in kind})
+        false[title] = {}
+        left = {}
+        for answer in sorted(answers):
+            kind = kind_of(answer)
+            if not left.get(kind):
+                left[kind] = sorted(set(pool[kind])) or everything.copy()
+                rng.shuffle(left[kind])
+            false[title][answer] = left[kind].pop()
+    rows = []
+    for row in paragraphs:
+        title = row["id"].rsplit(" ", 2)[0]
+        replace = false[title]
+        text = patterns[title].sub(lambda found, by=replace: by[found[0]], row["text"])
+        rows.append({"id": row["id"], "text": text})
+    return rows
+
+
+def occurrences_of(answers: set[str]) -> re.Pattern:
+    """Return a pattern of these answers as whole words, longer ones first."""
+    longest_first = sorted(answers, key=lambda answer: (-len(answer), answer))
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
+
+
+def kind_of(answer: str) -> tuple[int, bool, bool]:
+    """Return the number of words up to 8, and whether there are digits and a capital in front."""
+    digits = any(character.isdigit() for character in answer)
+    return min(len(answer.split()), 8), digits, answer[:1].isupper()
 
 
 def disjoint(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

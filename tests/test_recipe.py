@@ -45,7 +45,8 @@ WITH_PLACES = (
     *("trex-names", "trex-content", "trex-nouns", "trex-transfer"),
 )
 NEED_FILES = (
-    *("learn-trivia", "corpus-and-policy", "how-long", "new-words", "new-words-minilm", "replay"),
+    *("learn-trivia", "corpus-and-policy", "false-answers", "false-answers-pilot", "how-long"),
+    *("new-words", "new-words-minilm", "replay"),
     *WITH_PLACES,
 )
 
