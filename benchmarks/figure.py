@@ -84,6 +84,7 @@ CLAIMS: dict[str, list[Claim]] = {
         ("five objectives against one", "samplers-replication", "uniform", "mlm"),
         ("mometas against even draws", "samplers-replication", "mometas", "uniform"),
         ("mometas-plus against even draws", "samplers-replication", "mometas-plus", "uniform"),
+        ("best fixed shares, even draws", "best-shares", "best-shares", "uniform"),
         ("half the rate: five objectives", "samplers-replication-1e-3", "uniform", "mlm"),
         ("half the rate: mometas", "samplers-replication-1e-3", "mometas", "uniform"),
         ("half the rate: mometas-plus", "samplers-replication-1e-3", "mometas-plus", "uniform"),
