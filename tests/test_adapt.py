@@ -434,12 +434,13 @@ def test_test_items_that_are_held_out_are_no_overlap(texts, tmp_path):
     """The overlap stage searches the text that is trained on, and nothing else."""
     recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
     (task,) = recipe.tasks
-    stage = overlap_stage(recipe, task, "content")
+    content = load_task(task).fingerprint
+    stage = overlap_stage(recipe, task, content)
     assert run_stage(stage, StageStore(tmp_path / "stages"))["record"]["overlapping"] == 0
     leaky = recipe.model_copy(
         update={"corpus": recipe.corpus.model_copy(update={"held_out": 0.001})}
     )
-    stage = overlap_stage(leaky, task, "content")
+    stage = overlap_stage(leaky, task, content)
     record = run_stage(stage, StageStore(tmp_path / "stages"))["record"]
     assert record["overlapping"] == record["items"]
 

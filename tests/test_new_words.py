@@ -12,7 +12,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
+from maskwise.evaluation.spelling import WORDS as WORD_LOSS
 from maskwise.models import (
     add_tokens,
     check_more_tokens,
@@ -28,7 +30,8 @@ from maskwise.study.adapt.draft import draft_of
 from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.checks import notes_of_texts
 from maskwise.study.forecast import check
-from maskwise.study.plan import make_plan
+from maskwise.study.inputs import text_source
+from maskwise.study.plan import make_plan, make_run
 from maskwise.study.single import inputs_of_policy
 from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
 from maskwise.study.store import StageStore
@@ -36,7 +39,7 @@ from maskwise.study.timing import Samples
 from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, load_tokenizer, read_documents, train_tokenizer
 from maskwise.text.new_words import choose_words, count_words, extend, given_words, read_words
-from tiny import maskwise, write_inputs, write_lines
+from tiny import WORDS, maskwise, write_inputs, write_lines
 from training_tools import config
 
 # What these tests ask does not depend on what the encoder knows.
@@ -290,6 +293,34 @@ def test_a_run_loads_in_transformers_and_the_reference_is_not_extended(source, t
     assert len(tokenizer) == model.config.vocab_size == len(load_tokenizer("bundled:encoder")) + 2
     assert tokenizer.tokenize("Cardiomyopathy") == ["cardiomyopathy"]
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def test_words_are_measured_in_a_study_folder_that_was_moved(tmp_path):
+    """Rows of Python are in the folder of the study, whose prepared texts are kept."""
+    texts = [f"The {WORDS[i % 60]} number {i} was seen by the {WORDS[i % 7]}." for i in range(120)]
+    names = []
+    for folder in (tmp_path / "before", tmp_path / "after"):
+        if names:
+            (tmp_path / "before").rename(folder)
+        given = {"source": text_source(texts, folder), "length": 32, "held_out": 0.2}
+        measured = {"rows": 4, "word_loss": 3, "masks": ["token"], "ratios": [0.15]}
+        recipe = read_recipe(
+            {
+                "corpus": given,
+                "model": {"pretrained": "bundled:encoder"},
+                "evaluation": measured,
+                "study": {"arms": {"a": {}}, "seeds": 1},
+            },
+            ["tasks=[]"],
+        )
+        run = make_run(recipe, REFERENCE, 0, contents={})
+        store = StageStore(folder / "stages")
+        if not names:
+            run_stage(run.prepared, store)
+        names.append(run.evaluated.name)
+    assert len({*names}) == 1 and store.result(run.prepared)
+    rows = run_stage(run.evaluated, store)["measurements"]
+    assert WORD_LOSS in {row["measure"] for row in rows}
 
 
 def test_fine_tunings_of_models_with_new_tokens_are_timed(source, tmp_path, monkeypatch, recwarn):

@@ -16,9 +16,19 @@ import pytest
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.study import Stage, run_stage
-from maskwise.study.stages import DONE, KINDS, prepare_stage, pretrain_stage, recipe_of
+from maskwise.study import Stage, run_stage, work
+from maskwise.study.stages import (
+    DONE,
+    KINDS,
+    evaluate_stage,
+    finetune_stage,
+    overlap_stage,
+    prepare_stage,
+    pretrain_stage,
+    recipe_of,
+)
 from maskwise.study.store import StageStore
+from maskwise.tasks import load_task
 from maskwise.text import train_tokenizer
 from tiny import flip, load_json, maskwise, write_inputs, write_lines
 
@@ -60,6 +70,91 @@ def test_damaged_text_is_made_anew(source, tmp_path):
     after = run_stage(stage, StageStore(tmp_path))
     assert damage(data) is None and largest.read_bytes() == whole
     assert after | {"seconds": 0} == before | {"seconds": 0}
+
+
+@pytest.fixture
+def edit(source):
+    """Change the words of a file of the study, and not its size."""
+
+    def change(name: str) -> None:
+        path = source.parent / name
+        path.write_text(path.read_text().replace("ba", "zu").replace("ke", "xe"))
+
+    return change
+
+
+def test_a_text_that_changes_after_the_plan_is_not_taken_for_the_planned_one(
+    source, edit, tmp_path, monkeypatch
+):
+    """Runs that read a file before and after an edit were compared as pairs."""
+    recipe = read_recipe(source)
+    store = StageStore(tmp_path / "stages")
+    stages = [prepare_stage(recipe), overlap_stage(recipe, *task_of(recipe))]
+    whole = (source.parent / "corpus.jsonl").read_text()
+    edit("corpus.jsonl")
+    for stage in stages:
+        with pytest.raises(MaskwiseError, match=r"corpus\.jsonl has changed since"):
+            run_stage(stage, store)
+        assert store.result(stage) is None
+    (source.parent / "corpus.jsonl").write_text(whole)
+    assert run_stage(stages[1], store)["record"]
+    # While the text is read.
+    write_rows = work.write_rows
+
+    def slowly(*given: Any, **more: Any) -> Any:
+        data = write_rows(*given, **more)
+        edit("corpus.jsonl")
+        return data
+
+    monkeypatch.setattr(work, "write_rows", slowly)
+    with pytest.raises(MaskwiseError, match=r"corpus\.jsonl has changed since"):
+        run_stage(stages[0], store)
+    assert store.result(stages[0]) is None
+
+
+def task_of(recipe: Recipe) -> tuple[str, str]:
+    """The first task of a recipe, and the hash of its rows."""
+    return recipe.tasks[0], load_task(recipe.tasks[0]).fingerprint
+
+
+def test_a_task_that_changes_after_the_plan_is_not_taken_for_the_planned_one(
+    source, edit, tmp_path
+):
+    recipe = read_recipe(source)
+    task, content = task_of(recipe)
+    text = prepare_stage(recipe)
+    stages = [
+        overlap_stage(recipe, task, content),
+        finetune_stage(recipe, task, content, prepared=text, pretrained=None),
+        Stage("learn", {"task": task, "task_content": content}, (text.name,)),
+    ]
+    edit("task.jsonl")
+    for stage in stages:
+        with pytest.raises(MaskwiseError, match=r"task\.jsonl has changed since"):
+            run_stage(stage, StageStore(tmp_path / "stages"))
+
+
+def test_an_evaluation_file_that_changes_after_the_plan_is_refused(source, tmp_path):
+    items = tmp_path / "pairs.jsonl"
+    pair = {"sentence_good": "The cat sat.", "sentence_bad": "The sat cat."}
+    write_lines(items, [pair])
+    recipe = read_recipe(source, [f"evaluation.pairs=[{items}]"])
+    stage = evaluate_stage(recipe, prepare_stage(recipe), None)
+    write_lines(items, [{**pair, "sentence_bad": "Sat the cat."}])
+    with pytest.raises(MaskwiseError, match="pairs has changed since"):
+        run_stage(stage, StageStore(tmp_path / "stages"))
+
+
+def test_a_stream_that_changes_after_its_beginning_was_prepared_is_not_trained_on(
+    source, edit, tmp_path
+):
+    recipe = read_recipe(source, [*SHORT, "corpus.stream=true"])
+    store = StageStore(tmp_path / "stages")
+    text = prepare_stage(recipe)
+    run_stage(text, store)
+    edit("corpus.jsonl")
+    with pytest.raises(MaskwiseError, match=r"corpus\.jsonl has changed since"):
+        run_stage(pretrain_stage(recipe, text), store)
 
 
 def train(recipe: Recipe, stages: Path) -> dict[str, Any]:

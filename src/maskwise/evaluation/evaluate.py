@@ -271,6 +271,7 @@ def evaluate(
     data: TokenisedText,
     settings: EvaluationSettings,
     *,
+    measures: Mapping[str, Measure] | None = None,
     texts: Iterable[str] = (),
     folder: Path | None = None,
 ) -> list[Measurement]:
@@ -284,6 +285,7 @@ def evaluate(
             of the held-out rows, which no frequencies of another text can beat. Without held-out
             rows, measures of held-out text are left out.
         settings: the measures.
+        measures: those that the settings name (``load_measures``), if they are loaded already.
         texts: held-out documents for ``settings.word_loss``.
         folder: a folder for further files of a measure; None to write nothing.
 
@@ -294,8 +296,10 @@ def evaluate(
         MaskwiseError: a checkpoint or file cannot be read, the tokenizer does not fit the model, or
             no item in a file can be scored.
     """
-    measures = [*_of_numbers(settings), *load_measures(settings).values()]
-    return measured(checkpoint, data, measures, texts=texts, folder=folder)
+    if measures is None:
+        measures = load_measures(settings)
+    every = [*_of_numbers(settings), *measures.values()]
+    return measured(checkpoint, data, every, texts=texts, folder=folder)
 
 
 @torch.inference_mode()

@@ -453,7 +453,12 @@ def evaluate_stage(
     }
     if apart:
         what["documents"] = "verdict"
-    return _stage_on("evaluate", recipe, what, prepared, pretrained)
+    how: Plain = {}
+    # The text is part of the name through its prepared rows. Rows of Python may have been moved
+    # since these were prepared, so where the text is now is not read from their folder.
+    if settings.word_loss:
+        how = {key: prepared.what[key] for key in ("corpus", "corpus_content")}
+    return _stage_on("evaluate", recipe, what, prepared, pretrained, how)
 
 
 @cache
@@ -583,6 +588,45 @@ def corpus_fingerprint(corpus: CorpusSettings) -> str | list[str]:
     if len(contents) == 1:
         return contents[0]
     return contents
+
+
+def require_same_text(what: Mapping[str, Any]) -> None:
+    """Raise an error if a text has changed since the stage that reads it was planned.
+
+    The result would be that of another text than the name of the stage says, and runs of one study
+    would have different texts. A process hashes a file once, unless its size or modification time
+    changes.
+
+    Args:
+        what: a mapping with the corpus and its hash, such as ``Stage.what``; if it has no hash,
+            nothing is checked.
+    """
+    if "corpus_content" not in what:
+        return
+    corpus = CorpusSettings(**what["corpus"])
+    before = what["corpus_content"]
+    if corpus.stream:
+        changed = [corpus.title] if corpus_fingerprint(corpus) != before else []
+    else:
+        contents = zip(corpus.sources, [before] if isinstance(before, str) else before)
+        # If a file is missing, the code that reads it says so.
+        changed = [
+            source
+            for source, content in contents
+            if source_path(source).exists() and fingerprint(source) != content
+        ]
+    if changed:
+        raise changed_since(" and ".join(changed))
+
+
+def changed_since(name: str) -> MaskwiseError:
+    """Return the error for a file that was edited while a study ran."""
+    return MaskwiseError(
+        f"{name} has changed since this command began",
+        got="other content",
+        allowed="the content with which it began",
+        do="restore the file, and run the same command again; or run it in a new folder",
+    )
 
 
 def fingerprint(source: str) -> str:

@@ -22,7 +22,7 @@ from maskwise.annotate.store import Store
 from maskwise.constants import rank_here, ranks_here
 from maskwise.devices import best_device, hardware, versions
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import EvaluationSettings, evaluate, overlap_record
+from maskwise.evaluation import EvaluationSettings, evaluate, load_measures, overlap_record
 from maskwise.folders import (
     finite,
     read_json,
@@ -52,7 +52,9 @@ from maskwise.study.stages import (
     Stage,
     StageKind,
     add_kind,
+    changed_since,
     recipe_of,
+    require_same_text,
     tune_stage,
 )
 from maskwise.study.store import StageStore
@@ -124,6 +126,7 @@ def run_stage(stage: Stage, store: StageStore) -> Plain:
         write_json(folder / STAGE, stage.as_dict())
     began = time.perf_counter()
     try:
+        require_same_text(stage.what)
         result = kind.run(stage, store)
     except Exception:
         # If the disk is full, this write fails, too. Its error must not hide the first error.
@@ -208,6 +211,7 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
     if corpus.stream:
         live = Live(corpus.layers) if corpus.layers else None
         facts = Prepared.begin(folder / TEXT, corpus, tokenizer, layers=live, new_tokens=new_tokens)
+        require_same_text(stage.what)
         return {**facts, "stream": True, "vocabulary": len(tokenizer), **extension}
     stored = _annotated(corpus, folder / "layers") if corpus.layers else None
     with many_threads():
@@ -215,6 +219,8 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
             folder / TEXT, documents, tokenizer, corpus, layers=stored, new_tokens=new_tokens
         )
     assert not isinstance(data.training, Stream)
+    # The text may have changed while it was read.
+    require_same_text(stage.what)
     counts = data.training.pieces.counts
     require_known_tokens(counts, corpus.title)
     return {
@@ -322,6 +328,7 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
 
 def _learn(stage: Stage, store: StageStore) -> Plain:
     what = stage.what
+    _loaded(what["task"], what["task_content"])
     more: Plain = {}
     # Learning uses no corruption. But an encoder-decoder recipe is valid only with a corruption
     # that makes targets for its decoder.
@@ -373,8 +380,12 @@ def _pretrain(stage: Stage, store: StageStore) -> Plain:
     state = None
     if part is not None and part.begin:
         state = store.folder(stage.needs[1]) / STATE_FOLDER
+    data = open_prepared(store.folder(stage.needs[0]))
+    if isinstance(data.training, Stream):
+        # A stream is read while the model trains.
+        require_same_text(_recorded(stage.needs[0], store).what)
     return pretrain(
-        open_prepared(store.folder(stage.needs[0])),
+        data,
         starting_from(checkpoint_of(stage, store), recipe_of(stage)),
         folder=store.folder(stage),
         facts=stage.how.get("card", {"stage": stage.name}),
@@ -422,15 +433,24 @@ def _choose(stage: Stage, store: StageStore) -> Plain:
 
 def _parts_until(name: str, store: StageStore) -> list[Stage]:
     """List the parts of a training up to one of its lengths, in the order in which they ran."""
-    stage = Stage.from_dict(read_json(store.folder(name) / STAGE) or {})
+    stage = _recorded(name, store)
     if not stage.what["part"]["begin"]:
         return [stage]
     return [*_parts_until(stage.needs[1], store), stage]
 
 
+def _recorded(name: str, store: StageStore) -> Stage:
+    """Read a stage from its folder."""
+    return Stage.from_dict(read_json(store.folder(name) / STAGE) or {})
+
+
 def _evaluate(stage: Stage, store: StageStore) -> Plain:
-    data = open_prepared(store.folder(stage.needs[0]))
     settings = EvaluationSettings(**stage.what["evaluation"])
+    measures = load_measures(settings)
+    for name, measure in measures.items():
+        if measure.content() != stage.what["content"][name]:
+            raise changed_since(f"the content of {name}")
+    data = open_prepared(store.folder(stage.needs[0]))
     texts: list[str] = []
     apart = stage.what.get("documents") == "verdict"
     if apart:
@@ -438,8 +458,8 @@ def _evaluate(stage: Stage, store: StageStore) -> Plain:
         data = replace(data, held_out=verdict)
     if settings.word_loss:
         # The words are masked in the text itself, which prepared rows do not keep.
-        prepared = Stage.from_dict(read_json(store.folder(stage.needs[0]) / STAGE) or {})
-        corpus = CorpusSettings(**prepared.what["corpus"])
+        require_same_text(stage.how)
+        corpus = CorpusSettings(**stage.how["corpus"])
         documents = corpus.held_out_documents()
         if apart:
             documents = (
@@ -459,17 +479,21 @@ def _evaluate(stage: Stage, store: StageStore) -> Plain:
         config = with_fields(load_config(model.pretrained, kind=None), model.settings)
         start = load_model(model.pretrained, kind=None, config=config)
         torch.nn.Module.to(start, best_device())
-    rows = evaluate(start, data, settings, texts=texts, folder=store.folder(stage))
+    rows = evaluate(
+        start, data, settings, measures=measures, texts=texts, folder=store.folder(stage)
+    )
     return {"measurements": [row.line() for row in rows]}
 
 
 def _overlap(stage: Stage, store: StageStore) -> Plain:
     corpus = CorpusSettings(**stage.what["corpus"])
-    task = load_task(stage.what["task"])
+    task = _loaded(stage.what["task"], stage.what["task_content"])
     title = corpus.title
     # Documents that are held out are not trained on, so their texts are no leak.
     documents = corpus.training_documents()
-    return {"record": overlap_record(documents, task, corpus=title)}
+    record = overlap_record(documents, task, corpus=title)
+    require_same_text(stage.what)
+    return {"record": record}
 
 
 def _finetune(stage: Stage, store: StageStore) -> Plain:
@@ -546,8 +570,15 @@ def fine_tuned(
 
 @lru_cache(maxsize=1)
 def _loaded(spec: str, content: str) -> Task:
-    """Load a task. Its runs, one after another, read it once."""
-    return load_task(spec)
+    """Load a task whose rows have a hash. Its runs, one after another, read it once.
+
+    Raises:
+        MaskwiseError: the task has changed since the stage was planned.
+    """
+    task = load_task(spec)
+    if task.fingerprint != content:
+        raise changed_since(f"task {spec}")
+    return task
 
 
 def _start_of(stage: Stage, store: StageStore) -> tuple[TaskStart, PreTrainedTokenizerBase]:
