@@ -39,9 +39,11 @@ from maskwise.study import (
     stages,
 )
 from maskwise.study.design import Design, _scores, best_point
+from maskwise.study.plan import make_run
 from maskwise.study.records import collect, describe
 from maskwise.study.stages import KINDS, Stage
 from maskwise.study.store import StageStore
+from maskwise.text.settings import CorpusSettings
 from tiny import (
     check_refused,
     compare,
@@ -585,7 +587,7 @@ def test_matched_arms_may_try_several_texts(recipe, tmp_path, fake):
     """The texts of all points are prepared first. A point whose text was not there yet would have
     the steps as written, and the same call again would train other runs.
     """
-    search = "study.search={grid: {corpus.held_out: [0.1, 0.3]}}"
+    search = "study.search={grid: {corpus.held_out: [0.2, 0.3]}}"
     study = quick(recipe, "study.equal_by=targets", search, "study.seeds=1")
     run_study(study, tmp_path / "out")
     assert [name.split("-")[0] for name in fake[:2]] == ["prepare", "prepare"]
@@ -877,3 +879,45 @@ def test_the_outcome_may_be_called_tasks(tmp_path: Path) -> None:
     assert make_plan(recipe).stages() == make_plan(read_recipe(path)).stages()
     with pytest.raises(MaskwiseError, match="there are no tasks"):
         make_plan(read_recipe(path, ["study.outcome=tasks", "tasks=[]"]))
+
+
+FIRST_PHASE = '[{"corpus.held_out": 0.1, "training.steps": 2}, {}]'
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "got", "allowed"),
+    [
+        ("study.arms.b={corpus.held_out: 0.05}", "corpus.held_out", "0.05", "0.2 or more"),
+        (f"phases={FIRST_PHASE}", "phases.0.corpus.held_out", "0.1", "0.2 or more"),
+        ("study.search={grid: {corpus.held_out: [0.1, 0.3]}}", "corpus.held_out", "0.1", "0.2"),
+        ("study.arms.b={corpus.group_field: topic}", "corpus.group_field", '"topic"', "null"),
+        ("study.arms.b={corpus.stream: true}", "corpus.stream", "true", "false"),
+        # The same file under another name.
+        (
+            "study.arms.b={corpus.source: {here}/sub/../corpus.jsonl, corpus.held_out: 0.1}",
+            "corpus.held_out",
+            "0.1",
+            "0.2 or more",
+        ),
+    ],
+)
+def test_no_arm_trains_on_the_documents_that_judge_all(recipe, override, key, got, allowed):
+    """All arms are evaluated on the held-out documents of the recipe."""
+    read = quick(recipe, override.replace("{here}", str(recipe.parent)))
+    with pytest.raises(MaskwiseError) as error:
+        checks.check_inputs(read)
+    assert f" {key} " in error.value.what and error.value.got == got
+    assert str(error.value.allowed).startswith(allowed)
+
+
+def test_arms_may_hold_out_more_and_split_texts_of_their_own(recipe, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text((recipe.parent / "corpus.jsonl").read_text().lower())
+    for own in ("corpus.held_out: 0.3", f"corpus.source: {other}, corpus.held_out: 0.1"):
+        read = quick(recipe, f"study.arms.b={{{own}}}")
+        checks.check_inputs(read)
+        run = make_run(read, "b", 0, contents={})
+        judging = stages.named(run.chain)[run.evaluated.needs[0]]
+        held_out = CorpusSettings(**judging.what["corpus"]).held_out_documents()
+        trained = {document.text for document in run.recipe.corpus.training_documents()}
+        assert trained.isdisjoint(document.text for document in held_out)

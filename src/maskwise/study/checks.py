@@ -5,6 +5,7 @@ A study compares arms, which are ways to pre-train. An arm may train in several 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -44,7 +45,14 @@ from maskwise.tasks.finetuning import idle_settings
 from maskwise.tasks.settings import MAX_LENGTH
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
-from maskwise.text.documents import first_characters, folder_note, group_of, lines_note, place_of
+from maskwise.text.documents import (
+    first_characters,
+    folder_note,
+    group_of,
+    lines_note,
+    place_of,
+    source_path,
+)
 from maskwise.text.groups import check_groups, share_that_fits
 from maskwise.text.layers import token_layers
 from maskwise.text.new_words import given_words, require_extensible, wanted_words
@@ -148,6 +156,8 @@ def check_inputs(recipe: Recipe) -> list[str]:
     by_arm = {}
     for name in study.arms:
         by_arm[name] = [recipe.arm(name, seed=0, more=point) for point in study.points_of(name)]
+        for arm in by_arm[name]:
+            _check_split(arm, name, recipe)
     arms = list(chain.from_iterable(by_arm.values())) or [recipe]
     notes: list[str] = []
     held_out = _HeldOutRows()
@@ -238,6 +248,47 @@ def _meant(link: Recipe) -> tuple[object, ...]:
     "constant(0.15)" and 0.15 are the same ratio.
     """
     return link.model_dump(exclude={"masking", "phases"}), link.masking.values
+
+
+def _check_split(arm: Recipe, name: str, recipe: Recipe) -> None:
+    """Check that an arm does not train on the documents that judge all arms.
+
+    All arms are evaluated on held-out documents of the last phase of the recipe (``make_run``). A
+    phase of an arm that reads the same source must hold out these documents, too.
+
+    Args:
+        arm: the recipe of a run of the arm.
+        name: the name of the arm.
+        recipe: the recipe of the study.
+    """
+    judging = of_run(recipe.links()[-1].corpus.model_dump(), arm.training.seed)
+    common = CorpusSettings(**judging)
+    judged = {_place(source) for source in common.sources}
+    for number, link in enumerate(arm.links()):
+        corpus = link.corpus
+        shared = [source for source in corpus.sources if _place(source) in judged]
+        # A larger share has all documents of a smaller one (``rows.holds_out``).
+        differing = ["held_out"] if corpus.held_out < common.held_out else []
+        # Which documents there are, and what decides the side of each.
+        for setting in ("group_field", "text_per", "stream"):
+            if getattr(corpus, setting) != getattr(common, setting):
+                differing.append(setting)
+        for setting in differing if shared else ():
+            key = arm.settings_of(f"corpus.{setting}")[number]
+            own, wanted = (json.dumps(getattr(each, setting)) for each in (corpus, common))
+            raise MaskwiseError(
+                f"arm {name!r} would train on documents of {shared[0]} that judge all arms, "
+                f"because its {key} differs from that of the text that judges",
+                got=own,
+                allowed=f"{wanted} or more" if setting == "held_out" else wanted,
+                do=f"set it once for the whole recipe (corpus.{setting}), or train on another text",
+            )
+
+
+def _place(source: str) -> str:
+    """Return the name of a source; for a file or folder, its path without links."""
+    path = source_path(source)
+    return str(path.resolve()) if path.exists() else source
 
 
 def require_alone(links: Iterable[Recipe]) -> None:
