@@ -921,3 +921,25 @@ def test_arms_may_hold_out_more_and_split_texts_of_their_own(recipe, tmp_path):
         held_out = CorpusSettings(**judging.what["corpus"]).held_out_documents()
         trained = {document.text for document in run.recipe.corpus.training_documents()}
         assert trained.isdisjoint(document.text for document in held_out)
+
+
+@pytest.mark.parametrize("use", ["study.gate=[words-30, token-15]", "study.equal_by=targets"])
+def test_what_arms_use_outside_of_the_grid_is_checked(recipe, use):
+    """The runs of a gate, and the budget of matched arms, have the settings in the recipe."""
+    grid = "study.search={grid: {training.freeze: [none, encoder]}}"
+    more = ["study.seeds=7", grid, "training.freeze=old-rows"]
+    checks.check_inputs(quick(recipe, *more))
+    for check in (checks.check_inputs, checks.check_names):
+        with pytest.raises(MaskwiseError, match="freeze=old-rows"):
+            check(quick(recipe, *more, use))
+
+
+def test_only_the_baseline_s_own_settings_are_prepared_for_the_budget(recipe, tmp_path):
+    search = "study.search={grid: {corpus.limit: [40, 50]}}"
+    study = quick(recipe, "study.equal_by=targets", search, "tokenizer.name=bundled:encoder")
+    first = next(Design(study, StageStore(tmp_path), forecast=True).plans())
+    limits = [(run.arm, run.prepared.what["corpus"]["limit"]) for run in first.runs]
+    assert limits == [
+        *[("token-15", limit) for limit in (None, 40, 50)],
+        *[("words-30", limit) for limit in (40, 50)],
+    ]

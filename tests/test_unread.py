@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import yaml
 
 from maskwise.errors import MaskwiseError
+from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.adapt import Request
 from maskwise.study.adapt.draft import draft_of
+from maskwise.study.unread import names_in_study, read_used
 from tiny import maskwise, read_lines, write_inputs
 
 
@@ -94,6 +97,37 @@ def test_learn_refuses_settings_of_other_commands(
 def test_what_a_study_reads_is_accepted(settings: list[str], inputs: Path, tmp_path: Path) -> None:
     command = ["study", inputs / "recipe.yaml", *settings, "--out", tmp_path, "--dry-run"]
     assert maskwise(*command) == 0
+
+
+RATES = {"training.learning_rate": [0.001, 0.002]}
+GATE = "study.gate=[words-30, token-15]"
+
+
+@pytest.mark.parametrize(
+    ("use", "override", "grid"),
+    [
+        (GATE, "training.learning_rate=0.003", RATES),
+        ("study.equal_by=targets", "training.batch_size=16", {"training.batch_size": [4, 8]}),
+        # Only Muon has this rate, and no point of the grid uses Muon.
+        (GATE, "training.muon_learning_rate=0.03", {"training.optimizer": ["adamw"], **RATES}),
+    ],
+)
+def test_what_arms_use_outside_of_the_grid_is_accepted(
+    use: str, override: str, grid: dict[str, list[Any]], inputs: Path
+) -> None:
+    """The runs of a gate, and the budget of matched arms, have the settings in the recipe."""
+    search = f"study.search={json.dumps({'grid': grid})}"
+    given = ["tasks=[]", "study.seeds=7", "training.optimizer=muon", search]
+
+    def used(*more: str) -> Recipe:
+        def read(overrides: Sequence[str]) -> Recipe:
+            return read_recipe(inputs / "recipe.yaml", [*given, *more, *overrides])
+
+        return read_used(read, [override], names=names_in_study, command="study")
+
+    with pytest.raises(MaskwiseError, match=r"has no effect|needs training"):
+        used()
+    assert used(use).training
 
 
 def test_adapt_refuses_what_its_arms_set(inputs: Path) -> None:

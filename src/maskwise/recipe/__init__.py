@@ -288,11 +288,11 @@ def _require_compared(recipe: Recipe, added: Iterable[str]) -> None:
 
 
 def _check_arm(recipe: Recipe, name: str) -> None:
-    """Validate an arm with all settings of the search grid, and check that it has an outcome."""
+    """Validate an arm with all settings that it uses, and check that it has an outcome."""
     match = recipe.study.equal_by
     # The baseline may have steps of its own, from which those of the other arms are computed.
     of = recipe.arm(name, seed=0) if name == recipe.baseline else recipe
-    for point in recipe.study.points_of(name):
+    for point in recipe.study.settings_used(name):
         links = recipe.arm(name, seed=0, more=point).links()
         if match != "steps" and any(link.objectives for link in links):
             raise MaskwiseError(

@@ -345,6 +345,24 @@ class StudySettings(Settings):
             return [{}]
         return self.search.points_of(arm)
 
+    def settings_used(self, arm: str) -> list[Plain]:
+        """List the settings with which an arm is trained or measured, keyed by dotted name.
+
+        These are the grid points, and {} for an arm that is used with the settings in the recipe,
+        too: one of the gate, whose runs are not searched, or the baseline, whose cost with these
+        settings is the budget (``equal_by``).
+
+        >>> search = {"grid": {"training.learning_rate": [1e-3, 2e-3]}}
+        >>> study = StudySettings(arms={"a": {}, "b": {}}, equal_by="flops", search=search)
+        >>> len(study.settings_used("a")), len(study.settings_used("b"))
+        (3, 2)
+        """
+        points = self.points_of(arm)
+        as_written = self.gate is not None and arm in self.gate.contrast
+        if self.equal_by != "steps":
+            as_written |= arm == (self.baseline or next(iter(self.arms)))
+        return [{}, *points] if as_written and {} not in points else points
+
     @property
     def seed_list(self) -> tuple[int, ...]:
         """The seeds of the runs; with a search, the seeds of the search runs."""

@@ -268,8 +268,8 @@ class Recipe(Settings):
         """
         links: dict[str, list[tuple[Recipe, ...]]] = {}
         for name in self.study.arms:
-            points = self.study.points_of(name)
-            links[name] = [self.arm(name, seed=0, more=point).links() for point in points]
+            used = self.study.settings_used(name)
+            links[name] = [self.arm(name, seed=0, more=more).links() for more in used]
         everywhere = list(chain.from_iterable(links.values())) or [self.links()]
         _refuse_unused(written, everywhere, in_file=in_file)
         changed = {arm_of(key, value, self.study.arms) for key, value in written.items()}
@@ -450,8 +450,8 @@ class Recipe(Settings):
             return False
         runs = [self.links()]
         for name in self.study.arms:
-            points = self.study.points_of(name)
-            runs += [self.arm(name, seed=0, more=point).links() for point in points]
+            used = self.study.settings_used(name)
+            runs += [self.arm(name, seed=0, more=more).links() for more in used]
         trainings = [link.training for link in chain.from_iterable(runs)]
         return any(getattr(each, name) is not None for each in trainings for name in names)
 
@@ -493,7 +493,9 @@ class Recipe(Settings):
         """Yield the objective of the last phase of the recipe, and of each of its arms."""
         arms: list[tuple[Plain, list[Plain]]] = [({}, [{}])]
         for name, arm in self.study.arms.items():
-            points = [point for point in self.study.points_of(name) if _changes_objective(point)]
+            used = self.study.settings_used(name)
+            # Points of the grid that leave the objective as it is are equal here.
+            points = [point for point in used if not point or _changes_objective(point)]
             if points or _changes_objective(arm):
                 arms.append((arm, points or [{}]))
         own: Plain = {"objective": self.objective, "phases": self.phases}

@@ -154,14 +154,15 @@ def check_inputs(recipe: Recipe) -> list[str]:
     study = recipe.study
     tasks = {spec: load_task(of_run(spec, 0)) for spec in recipe.tasks}
     by_arm = {}
+    arms = []
     for name in study.arms:
         by_arm[name] = [recipe.arm(name, seed=0, more=point) for point in study.points_of(name)]
-        for arm in by_arm[name]:
-            _check_split(arm, name, recipe)
-    arms = list(chain.from_iterable(by_arm.values())) or [recipe]
+        for more in study.settings_used(name):
+            arms.append(recipe.arm(name, seed=0, more=more))
+            _check_split(arms[-1], name, recipe)
     notes: list[str] = []
     held_out = _HeldOutRows()
-    for arm in arms:
+    for arm in arms or [recipe]:
         notes += _check_arm(arm, tasks.values(), held_out)
         for link in arm.links():
             with blamed("training.trackers"):
@@ -218,7 +219,7 @@ def check_inputs(recipe: Recipe) -> list[str]:
             notes.append(
                 f"finetune.{name} has no effect here, because the encoder stays frozen in all tasks"
             )
-    if recipe.learning and not any(link.learns for arm in arms for link in arm.links()):
+    if recipe.learning and not any(link.learns for arm in arms or [recipe] for link in arm.links()):
         notes.append(
             "the settings of learning have no effect here, because no arm has "
             "masking.policy=learned; maskwise learn uses them"
@@ -334,8 +335,8 @@ def check_names(recipe: Recipe, tasks: Sequence[Task] = ()) -> None:
         MaskwiseError: one of them cannot be read, or does not fit the others.
     """
     for name in recipe.study.arms:
-        for point in recipe.study.points_of(name):
-            arm = recipe.arm(name, seed=0, more=point)
+        for more in recipe.study.settings_used(name):
+            arm = recipe.arm(name, seed=0, more=more)
             tokenizer, config = tokenizer_and_config(arm)
             # The warnings are those of ``check_inputs``, which gives them.
             [*_check_model(arm, tasks, tokenizer, config)]

@@ -119,13 +119,8 @@ class Design:
             seed = study.seed_list[0]
             runs = []
             for arm in study.arms:
-                points = study.points_of(arm)
-                # The budget is the cost of the baseline with the settings in the recipe ({}), which
-                # are not always a point of the grid.
-                if study.search:
-                    points = [{}, *points]
-                for point in points:
-                    run = make_run(self.recipe, arm, seed, contents={}, more=point)
+                for more in study.settings_used(arm):
+                    run = make_run(self.recipe, arm, seed, contents={}, more=more)
                     runs.append(_texts_of(run))
             yield Plan(tuple(runs), "texts")
             spent = self._spent(self.baseline, {})

@@ -47,9 +47,9 @@ def names_in_study(recipe: Recipe) -> Names:
     runs = []
     for arm in arms_of(recipe, contents) if recipe.study.arms else ():
         # The unchanged model has no settings to search.
-        points = recipe.study.points_of(arm) if arm in recipe.study.arms else [{}]
-        for point in points:
-            runs.append(make_run(recipe, arm, seed, contents=contents, more=point))
+        used = recipe.study.settings_used(arm) if arm in recipe.study.arms else [{}]
+        for more in used:
+            runs.append(make_run(recipe, arm, seed, contents=contents, more=more))
     return frozenset(stage.name for run in runs for stage in run.stages)
 
 
