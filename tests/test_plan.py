@@ -943,3 +943,19 @@ def test_only_the_baseline_s_own_settings_are_prepared_for_the_budget(recipe, tm
         *[("token-15", limit) for limit in (None, 40, 50)],
         *[("words-30", limit) for limit in (40, 50)],
     ]
+
+
+def test_secondary_tasks_neither_stop_nor_steer_a_search(recipe, tmp_path):
+    rows = [{"text": f"{word} b", "text_pair": word, "score": ord(word) / 100} for word in "abcd"]
+    pairs = write_lines(tmp_path / "pairs.jsonl", rows)
+    task = str(recipe.parent / "task.jsonl")
+    aside = f"{pairs}(kind='zero-shot-similarity', name='aside')"
+    more = [f"tasks={json.dumps([task, aside])}", "study.seeds=1", RATES]
+    with pytest.raises(MaskwiseError, match="compares dev scores"):
+        checks.check_inputs(quick(recipe, *more))
+    study = quick(recipe, *more, "study.secondary=[aside]")
+    checks.check_inputs(study)
+    measured = {}
+    for plan in Design(study, StageStore(tmp_path), forecast=True).plans():
+        measured[plan.purpose] = {name for run in plan.runs for name in run.tasks}
+    assert measured == {"search": {task}, "main": {task, aside}}

@@ -180,7 +180,7 @@ def check_inputs(recipe: Recipe) -> list[str]:
     search = study.search
     if search and (search.by == "dev" or (tasks and not search.by)):
         for spec, task in tasks.items():
-            if not task.splits["dev"]:
+            if not task.splits["dev"] and task.name not in study.secondary:
                 raise MaskwiseError(
                     f"study.search compares dev scores, but task {spec} has no dev rows",
                     do="add a dev split, or set study.search.by=held-out",

@@ -8,11 +8,12 @@ and studies with a search first run the grid. Every decision is computed from th
 folders of stages, so a resumed study makes the same decisions.
 
 **Searching.** For every seed and arm, the search tries all settings of a grid and chooses the
-setting with the best scores on dev rows (without tasks: the lowest held-out loss). Contrasts never
-use the search runs, because the best run of a grid is partly the luckiest. If the settings matter
-little to an arm, luck decides more, and the arm would be favoured. Instead, contrasts use a new run
-at the chosen setting, with ``FRESH_RUN`` added to the seed. Pairs of runs stay independent, and
-both arms are treated alike. A poor choice of setting only adds variance to the differences.
+setting with the best scores on dev rows (without tasks: the lowest held-out loss). Secondary tasks
+(``study.secondary``) do not choose, as they do not decide. Contrasts never use the search runs,
+because the best run of a grid is partly the luckiest. If the settings matter little to an arm, luck
+decides more, and the arm would be favoured. Instead, contrasts use a new run at the chosen setting,
+with ``FRESH_RUN`` added to the seed. Pairs of runs stay independent, and both arms are treated
+alike. A poor choice of setting only adds variance to the differences.
 
 **Matching.** By default, arms train for the same number of steps, and an arm with a higher masking
 ratio then predicts more targets. If arms are matched by targets, this arm trains for fewer steps.
@@ -40,6 +41,7 @@ from maskwise.files import Candidate, Record
 from maskwise.measurements import Measurement
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
+from maskwise.specs import of_run
 from maskwise.study.costs import per_step
 from maskwise.study.plan import (
     Plan,
@@ -54,6 +56,7 @@ from maskwise.study.pretraining import masked_source
 from maskwise.study.stages import json_hash, named
 from maskwise.study.store import StageStore
 from maskwise.study.work import open_prepared
+from maskwise.tasks import load_task
 
 Scores = dict[str, float]
 """Scores keyed by outcome; higher is better."""
@@ -93,6 +96,7 @@ class Design:
         self.seeds = tuple(seeds or recipe.study.seed_list)
         self.forecast = forecast
         self.contents = task_contents(recipe)
+        self.deciding = self._deciding() if recipe.study.search else self.contents
         self.arms = arms_of(recipe, self.contents)
         self.baseline = recipe.baseline or self.arms[0]
         self.chosen: dict[tuple[str, int], Plain] = {}
@@ -134,6 +138,16 @@ class Design:
             self.runs += self._compared(self.arms, seed)
         yield Plan(tuple(self.runs))
 
+    def _deciding(self) -> dict[str, str]:
+        """Return ``contents`` of the tasks that are not secondary, by which a search chooses."""
+        seed = self.recipe.study.seed_list[0]
+        secondary = self.recipe.study.secondary
+        deciding = {}
+        for task, content in self.contents.items():
+            if not secondary or load_task(of_run(task, seed)).name not in secondary:
+                deciding[task] = content
+        return deciding
+
     def settings_of(self, arm: str) -> list[Plain]:
         """List the settings that the search chose for an arm; ``[{}]`` without a search."""
         chosen = []
@@ -174,15 +188,16 @@ class Design:
         """Plan a run.
 
         Args:
-            by: what to measure: "dev" for dev scores, "held-out" for held-out losses, "" for both.
-                A search run needs only one of them.
+            by: what to measure: "dev" for dev scores of the tasks that decide, "held-out" for
+                held-out losses, "" for both and for secondary tasks. A search run needs only one of
+                them.
         """
         setting = setting or {}
         run = make_run(
             self.recipe,
             arm,
             seed,
-            contents={} if by == "held-out" else self.contents,
+            contents={} if by == "held-out" else self.deciding if by else self.contents,
             more=setting | self._length(recipe_arm(self.recipe, arm), setting),
             evaluated=by != "dev",
             role=role,
