@@ -39,6 +39,7 @@ from maskwise.study import (
     stages,
 )
 from maskwise.study.design import Design, _scores, best_point
+from maskwise.study.forecast import first_of
 from maskwise.study.plan import make_run
 from maskwise.study.records import collect, describe
 from maskwise.study.stages import KINDS, Stage
@@ -959,3 +960,22 @@ def test_secondary_tasks_neither_stop_nor_steer_a_search(recipe, tmp_path):
     for plan in Design(study, StageStore(tmp_path), forecast=True).plans():
         measured[plan.purpose] = {name for run in plan.runs for name in run.tasks}
     assert measured == {"search": {task}, "main": {task, aside}}
+
+
+def test_no_file_of_a_seed_that_is_not_in_the_study_is_read(recipe, tmp_path):
+    """A study with the seeds 3 and 4 needed the files of seed 0, too."""
+    for seed in (3, 4):
+        for name in ("corpus", "task"):
+            text = (recipe.parent / f"{name}.jsonl").read_text()
+            (tmp_path / f"{name}-{seed}.jsonl").write_text(text)
+    files = [f"corpus.source={tmp_path}/corpus-{{seed}}.jsonl"]
+    files += [f"tasks=['{tmp_path}/task-{{seed}}.jsonl']", "study.seeds=[3, 4]", RATES]
+    study = read_recipe(recipe, [*SCORED, *files])
+    out = tmp_path / "out"
+    assert checks.check_study(study, out, engine="local", seeds=None)[0] == (3, 4)
+    checks.check_names(study)
+    assert first_of(study).corpus.source == str(tmp_path / "corpus-3.jsonl")
+    before = Design(study, StageStore(out)).inputs
+    with (tmp_path / "task-3.jsonl").open("a") as file:
+        file.write('{"text": "more", "label": "a", "split": "test"}\n')
+    assert Design(study, StageStore(out)).inputs != before

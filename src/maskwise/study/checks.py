@@ -152,13 +152,14 @@ def check_inputs(recipe: Recipe) -> list[str]:
         MaskwiseError: a text, tokenizer, model or task cannot be read, or does not fit the others.
     """
     study = recipe.study
-    tasks = {spec: load_task(of_run(spec, 0)) for spec in recipe.tasks}
+    seed = study.seed_list[0]
+    tasks = {spec: load_task(of_run(spec, seed)) for spec in recipe.tasks}
     by_arm = {}
     arms = []
     for name in study.arms:
-        by_arm[name] = [recipe.arm(name, seed=0, more=point) for point in study.points_of(name)]
+        by_arm[name] = [recipe.arm(name, seed=seed, more=point) for point in study.points_of(name)]
         for more in study.settings_used(name):
-            arms.append(recipe.arm(name, seed=0, more=more))
+            arms.append(recipe.arm(name, seed=seed, more=more))
             _check_split(arms[-1], name, recipe)
     notes: list[str] = []
     held_out = _HeldOutRows()
@@ -336,7 +337,7 @@ def check_names(recipe: Recipe, tasks: Sequence[Task] = ()) -> None:
     """
     for name in recipe.study.arms:
         for more in recipe.study.settings_used(name):
-            arm = recipe.arm(name, seed=0, more=more)
+            arm = recipe.arm(name, seed=recipe.study.seed_list[0], more=more)
             tokenizer, config = tokenizer_and_config(arm)
             # The warnings are those of ``check_inputs``, which gives them.
             [*_check_model(arm, tasks, tokenizer, config)]
@@ -471,7 +472,7 @@ def _check_losses(
                 do=f"{do}, or define an arm for every tokenizer",
             )
         # All points are compared on the kinds of masks of the arm itself.
-        own = recipe.arm(name, seed=0).links()[-1]
+        own = recipe.arm(name, seed=recipe.study.seed_list[0]).links()[-1]
         ends = [own, *(point.links()[-1] for point in points)]
         kinds = chain.from_iterable(end.judged_on() for end in ends)
         formats = {kind.partition(" ")[2] for kind in kinds}

@@ -110,9 +110,13 @@ class Design:
     def inputs(self) -> str:
         """A hash of the settings of all stages and the contents of all files that they read.
 
-        If files depend on the seed, those of seed 0 count.
+        If files depend on the seed, those of the first seed count. Otherwise the seed is 0, so that
+        the hash does not depend on the seeds.
         """
-        runs = [make_run(self.recipe, arm, 0, contents=self.contents) for arm in self.arms]
+        seed = 0
+        if "{seed}" in self.recipe.model_dump_json():
+            seed = self.recipe.study.seed_list[0]
+        runs = [make_run(self.recipe, arm, seed, contents=self.contents) for arm in self.arms]
         return json_hash([stage.what for stage in Plan(tuple(runs)).stages()])
 
     def plans(self) -> Iterator[Plan]:
@@ -242,7 +246,7 @@ class Design:
         # In a dry run, the arm's text may not be prepared yet.
         if spent is None:
             return {}
-        own = self.recipe.arm(arm, seed=0, more=setting)
+        own = self.recipe.arm(arm, seed=self.recipe.study.seed_list[0], more=setting)
         steps = matched_steps(own.links()[0].training.steps, spent, self.budget)
         if steps is None:
             raise MaskwiseError(
@@ -296,7 +300,7 @@ class Design:
         self.others = list(chain.from_iterable(tried.values()))
         yield Plan(tuple(self.others), "search")
         for (arm, seed), trials in tried.items():
-            kinds = self.recipe.arm(arm, seed=0).links()[-1].judged_on()
+            kinds = self.recipe.arm(arm, seed=seed).links()[-1].judged_on()
             scores = [_scores(run, self.store, kinds) for run in trials]
             choice = best_point(scores)
             chosen = None
