@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from tokenizers import AddedToken, Tokenizer, models
-from transformers import BatchEncoding, PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerFast, T5TokenizerFast
 
 from masking_tools import (
     CLS,
@@ -457,6 +457,48 @@ def test_letters_of_texts_and_words_are_no_wildcards() -> None:
         named = {made.by_name[letter] for letter in left}
         assert {*made.ordinary.tolist()} == named, letters
     assert Masker(tokenizer()).vocabulary.eligible.sum() == WORDS
+
+
+def test_an_added_token_leaves_wildcards_as_they_are() -> None:
+    """With it, X, B, Z, U, O and the signs became targets, and excluding it did not help."""
+    residues = {*RESIDUES}
+    for names in (["<gap>"], ["motif"], ["Ω", "[P1]"]):
+        made = esm()
+        made.add_tokens(names)
+        left = {made.convert_ids_to_tokens(int(n)) for n in Masker(made).vocabulary.ordinary}
+        assert left == residues | {*names}
+        excluding = Masker(made, exclude=names).vocabulary
+        assert {made.convert_ids_to_tokens(int(n)) for n in excluding.ordinary} == residues
+    # A name that was not added hides what the letters are, unless it is excluded.
+    roles = {f"{kind}_token": f"[{kind}]" for kind in ("pad", "unk", "cls", "sep", "mask")}
+    made = letters_tokenizer([*roles.values(), *"ACGTN", "PAD2"], **roles)
+    vocabulary = Masker(made, exclude=["PAD2"]).vocabulary
+    assert {made.convert_ids_to_tokens(int(n)) for n in vocabulary.ordinary} == {*"ACGT"}
+    # A tokenizer all of whose letters were added.
+    made = letters_tokenizer([*roles.values()], **roles)
+    made.add_tokens([*"ACGTN"])
+    assert len(Masker(made).vocabulary.ordinary) == 4
+    made = letters_tokenizer([*roles.values(), *"ACGT"], **roles)
+    made.add_tokens(["N", "-"])
+    assert len(Masker(made).vocabulary.ordinary) == 4
+
+
+def test_sentinels_of_mt5_have_a_space_before_them() -> None:
+    """They were ordinary tokens, and t5 said that the tokenizer has none."""
+    sentinels = [f"\u2581<extra_id_{number}>" for number in range(10)]
+    names = ["<pad>", "</s>", "<unk>", "\u2581the", "\u2581cat", "\u2581sat", *sentinels[::-1]]
+    made = T5TokenizerFast(vocab=[(name, -1.0) for name in names], extra_ids=0)
+    known = Vocabulary.of(made)
+    assert [made.convert_ids_to_tokens(number) for number in known.sentinels] == sentinels
+    assert not known.content[list(known.sentinels)].any()
+    masked = Masker(made, policy="t5-span", corruption="t5", ratio=0.5)
+    row = {"input_ids": [3, 4, 5, 3, 4, 5, 1], "example_id": 1}
+    assert known.sentinels[0] in masked([row], epoch=0).input_ids
+    # If the tokenizer has a sentinel in both spellings, the added one is used.
+    made.add_tokens(["<extra_id_0>"], special_tokens=True)
+    both = Vocabulary.of(made)
+    assert both.sentinels[0] == len(made) - 1 and both.sentinels[1:] == known.sentinels[1:]
+    assert not both.content[known.sentinels[0]]
 
 
 @pytest.mark.parametrize("lowercase", [False, True])

@@ -7,7 +7,7 @@ the tokenizer about every row, which takes most of the collator's time.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from string import ascii_uppercase
@@ -40,9 +40,13 @@ SIGNS = frozenset(("", ".", "-", "*", "|", "~", "<null_1>"))
 
 # Places that vocabularies keep for tokens to come, as BERT's ``[unused17]``. No text has them.
 _SPARE = re.compile(r"\[unused_?\d+\]|<unused_?\d+>|madeupword\d+")
+# Names such as ``<gap>``, which are no letters of a sequence.
+_BRACKETED = re.compile(r"<.+>|\[.+\]")
+# Unigram tokenizers, such as mT5's, write a space before the sentinels, as before words.
+_SENTINEL = re.compile(r"\u2581?<extra_id_(\d+)>")
 
 
-def wildcards(names: Iterable[str]) -> set[str]:
+def wildcards(names: Iterable[str], added: Container[str] = ()) -> set[str]:
     """Return the tokens of a sequence with a letter that stands for no certain one.
 
     The tokens must be single letters or k-mers, in upper or lower case. In proteins, X (any amino
@@ -51,7 +55,12 @@ def wildcards(names: Iterable[str]) -> set[str]:
     vocabulary, such as the letters of a text, there are none. Capitals are of proteins if they
     include E, F, I, L, P and Q, also all 26, because single capitals are rarely a text. Lower-case
     letters are of proteins if they include all twenty amino acids and no o, which nearly all texts
-    have; or if they are ESM's alphabet.
+    have; or if they are ESM's alphabet. Names such as ``<gap>`` decide nothing, and are ordinary
+    tokens.
+
+    Args:
+        names: the tokens of the vocabulary that may be masked.
+        added: those that were added later. They do not decide either whether it is of sequences.
 
     Source: the nomenclature of IUPAC-IUB (1983, 1985).
 
@@ -59,13 +68,20 @@ def wildcards(names: Iterable[str]) -> set[str]:
     (['-', 'B', 'X', 'Z'], {'n'})
     >>> wildcards(["ACG", "TNN", "T"]), wildcards("abcdefghijklmnopqrstuvwxyz")
     ({'TNN'}, set())
+    >>> sorted(wildcards([*"ACGTN", "<gap>", "motif", "Y"], added={"motif", "Y"}))
+    ['N', 'Y']
     """
     # Unigram tokenizers write a space before each letter.
     bare = {name: name.removeprefix("\u2581") for name in names}
-    tokens = [token for token in bare.values() if token not in SIGNS]
+    tokens = [
+        token
+        for name, token in bare.items()
+        if name not in added and token not in SIGNS and not _BRACKETED.fullmatch(token)
+    ]
     lengths = [*map(len, tokens)]
+    longest = max(lengths, default=0)
     # Most tokens of k letters are k-mers. Only the ends of sequences are shorter.
-    if 2 * lengths.count(max(lengths, default=0)) < len(lengths):
+    if 2 * lengths.count(longest) < len(lengths):
         return set()
     written = set("".join(tokens)) - SIGNS
     letters = {letter.upper() for letter in written}
@@ -81,9 +97,13 @@ def wildcards(names: Iterable[str]) -> set[str]:
     # Texts have an "o", and proteins hardly ever (pyrrolysine), but the alphabet of ESM has it.
     if lower and known is RESIDUES and "O" in letters and letters != RESIDUES | RARE:
         return set()
-    return {
-        name for name, token in bare.items() if not token or not known.issuperset(token.upper())
-    }
+    found = {name for name, token in bare.items() if token in SIGNS}
+    for name, token in bare.items():
+        written = {*token.upper()}
+        # Longer tokens, and those with other signs, are added or bracketed names.
+        if len(token) <= longest and known < known | written <= ALPHABET | SIGNS:
+            found.add(name)
+    return found
 
 
 def pad_has_role(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -105,8 +125,8 @@ class Vocabulary:
         eligible: (V,) bool, the ids that may be masked, and that may replace a masked token at
             random: all content ids except [UNK], which is useless as a target, the ``wildcards`` of
             proteins and DNA, and spare tokens that no text has, such as BERT's ``[unused17]``.
-        sentinels: the ids of T5's sentinels (``<extra_id_0>``, ``<extra_id_1>``, …), ordered by the
-            number in their names.
+        sentinels: the ids of T5's sentinels (``<extra_id_0>``, ``<extra_id_1>``, …; in mT5, a
+            space is before the name), ordered by the number in their names.
         by_name: a dict from each token to its id.
         pad_has_role: whether the padding token is also another special token, such as the
             end-of-sequence token or [UNK]. Then only an ``attention_mask`` shows what is padding.
@@ -144,14 +164,17 @@ class Vocabulary:
         size = max(by_name.values()) + 1
         sentinels = []
         for name, number in by_name.items():
-            found = re.fullmatch(r"<extra_id_(\d+)>", name)
+            found = _SENTINEL.fullmatch(name)
             if found:
-                sentinels.append((int(found[1]), number))
-        sentinel_ids = tuple(dict(sorted(sentinels)).values())
-        special = {*tokenizer.all_special_ids, *sentinel_ids}
+                # Of two with the same number, the one that was added to the tokenizer comes last.
+                sentinels.append((int(found[1]), name.startswith("<"), number))
+        sentinel_ids = tuple({number: each for number, _, each in sorted(sentinels)}.values())
+        special = {*tokenizer.all_special_ids, *(each for _, _, each in sentinels)}
         # ``all_special_ids`` lacks reserved tokens such as ``[unused1]``. Only the table of added
         # tokens marks them as special.
+        added = set()
         for number, token in tokenizer.added_tokens_decoder.items():
+            added.add(token.content)
             if token.special:
                 special.add(number)
         unknown = tokenizer.unk_token_id
@@ -173,7 +196,9 @@ class Vocabulary:
             eligible[unknown] = False
         names = {name for name, number in by_name.items() if eligible[number]}
         spare = {name for name in names if _SPARE.fullmatch(name)}
-        without_text = spare | wildcards(names - spare)
+        names -= spare
+        # In some tokenizers, all letters are added tokens.
+        without_text = spare | (wildcards(names, added) or wildcards(names))
         eligible[[by_name[name] for name in without_text]] = False
         if not eligible.any():
             raise MaskwiseError(
@@ -211,6 +236,9 @@ class Vocabulary:
                     do=near or "give tokens as tokenizer.get_vocab() writes them",
                 )
             eligible[self.by_name[name]] = False
+        # An excluded name may have hidden that the other tokens are those of sequences.
+        left = wildcards(name for name, number in self.by_name.items() if eligible[number])
+        eligible[[self.by_name[name] for name in left]] = False
         if not eligible.any():
             raise MaskwiseError("exclude leaves no token to mask", got=names)
         return replace(self, eligible=eligible)
