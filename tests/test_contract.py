@@ -206,6 +206,12 @@ def all_alike(line: Any) -> Units:
     return units
 
 
+def numbered(line: Any, change: Callable[[Any], Any], weight: float | None = None) -> Units:
+    units = units_by(line, "word")
+    units.number = change(units.number)
+    return units if weight is None else units.weighted(np.full(len(units.number), weight))
+
+
 def written_into(line: Any) -> Units:
     line.layers["word_ids"][:] = 0
     return units_by(line, "word")
@@ -240,6 +246,14 @@ MISTAKES: dict[str, tuple[Callable[[Any, Any, Any], Any], str]] = {
     "shapes": (lambda line, *_: too_few(line), "length must have"),
     "small floats": (lambda line, *_: small_floats(line), "float64"),
     "equal numbers": (lambda line, *_: all_alike(line), "same number"),
+    # All units got one draw.
+    "high numbers": (lambda line, *_: numbered(line, lambda n: n << 32), "number of a unit"),
+    # Such numbers swamped the sort keys of weights.
+    "hashed numbers": (
+        lambda line, *_: numbered(line, lambda n: n * 0x9E3779B1 % 2**31, 2.0),
+        "number of a unit",
+    ),
+    "negative numbers": (lambda line, *_: numbered(line, lambda n: -n), "number of a unit"),
     "writing": (lambda line, *_: written_into(line), "must not change"),
     "writing ratios": (lambda line, _, when: filled(line, when), "must not change"),
     "a layer": (lambda line, *_: runs(line, line.layer("pos")), r"layers\(\) does not name"),

@@ -37,7 +37,7 @@ import numpy as np
 
 from maskwise.draws import Array, Draws, Purpose, unit_interval
 from maskwise.masking.line import Line
-from maskwise.masking.units import FILLING, Units, budgets, floors
+from maskwise.masking.units import FILLING, NUMBERS, Units, budgets, floors
 from maskwise.segments import (
     counts_within,
     first_members,
@@ -50,9 +50,8 @@ from maskwise.segments import (
 BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")
 
-# In a weighted key, the low 20 bits are the number of the unit. A piece therefore has at most 2²⁰
-# units.
-_NUMBER_MASK = (1 << 20) - 1
+# In a weighted key, the low 20 bits are the number of the unit.
+_NUMBER_MASK = NUMBERS - 1
 # Larger weights are reduced to this value, because their keys would underflow to 0.
 _HEAVIEST = 2.0**900
 

@@ -30,6 +30,9 @@ LIGHTEST = 2.0**-900
 FILLING = 2.0**-1000
 """``Units.filled`` replaces weights of 0 by this value. It is so far below ``LIGHTEST`` that these
 units are selected last."""
+NUMBERS = 1 << 20
+"""Numbers of units are below this value, or below the length of a longer row. Sort keys of units
+with weights have room for so many numbers, and draws for 2³² numbers."""
 LATE = 2.0**-20
 """In masked diffusion, ``FILLING`` is replaced by ``LATE`` × the smallest other weight of the
 piece."""
@@ -42,8 +45,8 @@ class Units:
     Attributes:
         line: the line whose tokens form the units.
         piece: (U,) int64, the index of each unit's piece.
-        number: (U,) int64, a number for each unit, distinct within a piece. The random draws of the
-            unit are computed from this number.
+        number: (U,) int64, a number for each unit, distinct within a piece, from 0 to 2²⁰ − 1 (in
+            longer rows, to L − 1). The random draws of the unit are computed from this number.
         start: (U,) int64, the position of the first token of each unit, if units are ranges of
             consecutive tokens, sorted by position. Otherwise None, and ``of_tokens`` sets the
             tokens.
@@ -284,6 +287,15 @@ def require_units(units: object, line: Line, who: str) -> None:
         np.array_equal(line.piece[tokens], units.piece[units.unit]),
         "a unit has tokens of another document than its piece",
         do="end units at line.begin",
+    )
+    most = max(NUMBERS, line.shape[1]) - 1
+    outside = units.number[(units.number < 0) | (units.number > most)][:1]
+    require(
+        not len(outside),
+        "the number of a unit is outside the allowed range, so draws would not be independent",
+        got=f"{outside}",
+        allowed=f"0 to {most}",
+        do="number the units of each document from 0, as runs does",
     )
     order = np.lexsort((units.number, units.piece))
     same = np.diff(units.piece[order]) == 0
