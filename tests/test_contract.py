@@ -50,7 +50,7 @@ from maskwise.masking import (
     examples,
     schedules,
 )
-from maskwise.masking.corruptions.base import Corruption, Edit, Masked, labels_in_place
+from maskwise.masking.corruptions.base import Corruption, Edit, Masked, Moving, labels_in_place
 from maskwise.masking.policies import POLICIES, Policy, UnitKind
 from maskwise.masking.policies.base import units_by
 from maskwise.masking.select import BUDGETS
@@ -476,6 +476,60 @@ class Unwritten(Corruption):
 
     def corrupt(self, line: Any, choice: Any, draws: Any, vocabulary: Any) -> Masked:
         return shorter(line, choice)
+
+
+MOVED: dict[str, tuple[Callable[[Any, Any], Any], str | None]] = {
+    "nothing": (lambda line, shown: shown, None),
+    # These ended in a traceback, or the model lost an input.
+    "no text": (lambda line, shown: replace(shown, text=np.zeros(0, bool)), "text must have"),
+    "no extras": (lambda line, shown: replace(shown, extras={}), "extras.*token_type_ids"),
+    "extras that stay": (
+        lambda line, shown: replace(shown, extras=dict(line.extras)),
+        "token_type_ids must have",
+    ),
+    "lengths": (
+        lambda line, shown: replace(shown, lengths=shown.lengths * 1.0),
+        ": lengths must have.*float64",
+    ),
+    "negative lengths": (
+        lambda line, shown: replace(shown, lengths=shown.lengths - 100),
+        "lengths are negative",
+    ),
+    "lengths of labels": (
+        lambda line, shown: replace(shown, label_lengths=shown.lengths.tolist()),
+        "label_lengths must have.*list",
+    ),
+    "text without ends": (
+        lambda line, shown: replace(shown, text=np.ones_like(shown.text)),
+        "end of a packed row",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Longer(Moving):
+    """Inserts a mask token before each chosen token, with a mistake."""
+
+    mistake: str
+
+    target = "detect"
+
+    def corrupt(self, line: Any, choice: Any, draws: Any, vocabulary: Any) -> Masked:
+        edit = Edit(line, line.present, choice.tokens)
+        labels = np.where(line.content, 0, IGNORE)
+        shown = edit.shown(edit(line.input_ids, vocabulary.mask), edit(labels, 1))
+        return MOVED[self.mistake][0](line, shown)
+
+
+@pytest.mark.parametrize("mistake", MOVED)
+def test_check_corruption_names_what_was_not_moved(mistake: str) -> None:
+    said = MOVED[mistake][1]
+    if said is None:
+        check_corruption(Longer(mistake))
+        return
+    with pytest.raises(MaskwiseError, match=said) as error:
+        check_corruption(Longer(mistake))
+    assert "Longer" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_check_corruption_compares_what_a_decoder_writes() -> None:

@@ -142,9 +142,10 @@ def check_corruption(
     array of the line is written into; a document without chosen tokens stays whole and has no
     targets; replacements are ordinary tokens or the mask token; if lengths are kept, labels are
     those that ``target`` promises; the same seed, epoch and example id give the same tokens and
-    labels, in any batch, with any padding, alone and in packed rows; what the properties say
-    (``keeps_length``, ``writes``, ``shows_mask``) is true; the random generators of the process are
-    not used; and the corruption can be sent to other processes.
+    labels, in any batch, with any padding, alone and in packed rows; a packed row that grows keeps
+    its last special token; if lengths change, types of tokens move with the tokens; what the
+    properties say (``keeps_length``, ``writes``, ``shows_mask``) is true; the random generators of
+    the process are not used; and the corruption can be sent to other processes.
 
     Args:
         corruption: the corruption, or its name in recipes.
@@ -164,7 +165,7 @@ def check_corruption(
     _require_copies(who, made)
     vocabulary = _vocabulary(tokenizer, rows)
     examples = RowMaker(vocabulary, LAYERS | dict(layers or {}))
-    named = _named(rows) if rows is not None else examples.awkward()
+    named = _named(rows) if rows is not None else _with_types(examples.awkward())
     check_alone(_masker(vocabulary, policies.policy("token"), made, ratio=1.0), named, who)
     if not made.shows_mask:
         _check_without_mask(who, made, list(named.values()), vocabulary)
@@ -228,6 +229,14 @@ def _named(rows: Sequence[UserRow]) -> dict[str, dict[str, Any]]:
     if not named:
         raise MaskwiseError("there are no rows to check with", got="no rows")
     return named
+
+
+def _with_types(named: Mapping[str, UserRow]) -> dict[str, dict[str, Any]]:
+    """Return rows with types of tokens, which a corruption must move with the tokens."""
+    return {
+        name: {**row, "token_type_ids": [at % 2 for at in range(len(row["input_ids"]))]}
+        for name, row in named.items()
+    }
 
 
 def _without_words(row: UserRow) -> dict[str, Any]:
@@ -607,7 +616,18 @@ def check_packing(masker: Masker, rows: Sequence[UserRow], who: str) -> None:
     if not masker.corruption.keeps_length:
         line = gather(columns, vocabulary)
         line.plan = None  # rows may grow
-        _check_written(mask(line), per_row(alone, len(some)), some, found)
+        together = mask(line)
+        _check_written(together, per_row(alone, len(some)), some, found)
+        # The end of the text of a row that has grown too long is cut off.
+        line.plan = width // 2
+        ends = zip(_last_tokens(together), _last_tokens(mask(line)))
+        lost = [end for end, left in ends if not vocabulary.content[end] and left != end]
+        _require(
+            not lost,
+            f"{who}: the special token at the end of a packed row that has grown is cut off",
+            got=f"id {lost[:1]}",
+            do="set text to False where tokens are special, as Edit.shown does",
+        )
         return
     together = mask(columns)
     for number, row in enumerate(some):
@@ -621,6 +641,13 @@ def check_packing(masker: Masker, rows: Sequence[UserRow], who: str) -> None:
             and np.array_equal(together.labels[here][text], alone.labels[number, :tokens][text])
         )
         _require(same, found, do=PIECES)
+
+
+def _last_tokens(batch: MaskedBatch) -> list[int]:
+    """Return the last token of each row whose pieces may have new lengths."""
+    assert batch.piece_BL is not None
+    lengths = (batch.piece_BL >= 0).sum(1).tolist()
+    return [row[length - 1] for row, length in zip(batch.input_ids.tolist(), lengths)]
 
 
 def _check_written(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -216,14 +216,16 @@ def require_masked(
             do="return a maskwise.masking.corruptions.base.Masked",
         )
     tokens = len(line.input_ids)
+    _require_lengths("lengths", shown.lengths, line, corruption)
+    _require_lengths("label_lengths", shown.label_lengths, line, corruption)
     if shown.lengths is not None:
-        if np.shape(shown.lengths) != line.begin.shape:
-            raise MaskwiseError(
-                f"corruption {corruption}: lengths must have one number for each piece",
-                got=f"shape {np.shape(shown.lengths)}",
-                allowed=f"shape {line.begin.shape}",
-            )
         tokens = int(shown.lengths.sum())
+        _require_moved(shown, tokens, line, corruption)
+    elif shown.label_lengths is not None:
+        raise MaskwiseError(
+            f"corruption {corruption}: label_lengths are given without lengths",
+            do="extend Moving, and return Masked with lengths too",
+        )
     labels = tokens if shown.label_lengths is None else int(shown.label_lengths.sum())
     for name, size in (("input_ids", tokens), ("labels", labels)):
         values = getattr(shown, name)
@@ -245,6 +247,49 @@ def require_masked(
             got=int(ids[(ids < 0) | (ids >= vocabulary.size)][0]),
             allowed=f"0 to {vocabulary.size - 1}",
         )
+
+
+def _require_lengths(name: str, lengths: Any, line: Line, corruption: Corruption) -> None:
+    """Raise ``MaskwiseError`` unless lengths are None, or a whole number ≥ 0 for each piece."""
+    if lengths is None:
+        return
+    if not isinstance(lengths, np.ndarray) or (lengths.dtype.kind, lengths.shape) != (
+        "i",
+        line.begin.shape,
+    ):
+        kind = getattr(lengths, "dtype", None)
+        raise MaskwiseError(
+            f"corruption {corruption}: {name} must have one whole number for each piece",
+            got=f"{type(lengths).__name__} of type {kind} and shape {np.shape(lengths)}",
+            allowed=f"ndarray of type int64 and shape {line.begin.shape}",
+        )
+    if lengths.min(initial=0) < 0:
+        raise MaskwiseError(
+            f"corruption {corruption}: {name} are negative", got=int(lengths.min()), allowed="≥ 0"
+        )
+
+
+def _require_moved(shown: Masked, tokens: int, line: Line, corruption: Corruption) -> None:
+    """Raise ``MaskwiseError`` unless columns beside the ids have a value for each new token."""
+    do = "return edit.shown(ids, labels) of an Edit, which moves all columns"
+    wanted = line.extras.keys() - {"position_ids"}
+    if not isinstance(shown.extras, dict) or shown.extras.keys() != wanted:
+        raise MaskwiseError(
+            f"corruption {corruption}: extras are not those of the line, without position_ids",
+            got=f"{', '.join(map(str, shown.extras)) or 'none'}",
+            allowed=", ".join(sorted(wanted)) or "none",
+            do=do,
+        )
+    for name, values in (("text", shown.text), *shown.extras.items()):
+        kind = np.dtype(bool) if name == "text" else line.extras[name].dtype
+        found = getattr(values, "dtype", None), np.shape(values)
+        if not isinstance(values, np.ndarray) or found != (kind, (tokens,)):
+            raise MaskwiseError(
+                f"corruption {corruption}: {name} must have one value for each new token",
+                got=f"{type(values).__name__} of type {found[0]} and shape {found[1]}",
+                allowed=f"ndarray of type {kind} and shape ({tokens},)",
+                do=do,
+            )
 
 
 class Moving(Corruption):
