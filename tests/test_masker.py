@@ -40,7 +40,7 @@ from maskwise.annotate.registry import ANNOTATORS, annotator
 from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
-from maskwise.masking import IGNORE, Line, Masker, Noising, Vocabulary, gather
+from maskwise.masking import IGNORE, Line, Masker, MaskingCollator, Noising, Vocabulary, gather
 from maskwise.masking.line import Frame
 from maskwise.masking.policies import Policy, UnitKind, When, policy
 from maskwise.masking.settings import Masking, MaskingSettings
@@ -384,6 +384,39 @@ def test_a_batch_moves_and_says_what_it_is() -> None:
     assert repr(masker("whole-word")).startswith(
         "Masker(policy=WholeWord(), ratio=constant(0.15), budget=expected"
     )
+
+
+def test_a_function_of_the_total_is_warned_of_a_total_that_is_missing() -> None:
+    """It got 0, so a ratio that falls was over at once, without a word."""
+
+    def falling(step: int, total: int) -> float:
+        return 0.3 - 0.25 * min(step / max(total, 1), 1)
+
+    row = {"input_ids": [CLS, 7, 8, 9, SEP], "example_id": 1, "step": 5, "epoch": 0}
+    for call in (
+        lambda made: MaskingCollator(made)([row]),
+        lambda made: made.at(step=5, epoch=0)([row]),
+        lambda made: made([row], step=5, epoch=0),
+        lambda made: made([row], step=5, epoch=0),
+    ):
+        made = Masker(tokenizer(), ratio=falling)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call(made)
+            call(made)
+        [said] = [str(each.message) for each in caught]
+        assert "pass total_steps" in said and "falling" in said and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = Masker(tokenizer(), ratio=falling)
+        made([row], step=5, total_steps=10, epoch=0)
+        MaskingCollator(made, total_steps=10)([row])
+        Masker(tokenizer(), ratio=0.3)([row], step=5, epoch=0)
+    with (
+        warnings.catch_warnings(action="ignore"),
+        pytest.raises(MaskwiseError, match=r"ZeroDivisionError.*pass total_steps"),
+    ):
+        Masker(tokenizer(), ratio=lambda step, total: step / total)([row], step=5, epoch=0)
 
 
 # Tokens that are never masked

@@ -90,6 +90,8 @@ class MaskingCollator:
                 do="pass total_steps=… to the collator, such as StepBatchSampler(…).total_steps or "
                 "args.max_steps; or use MaskingTrainer, which knows the steps",
             )
+        # Workers of a loader get copies of a masker that has warned.
+        masker.warn_of_total(total_steps, stacklevel=3)
         if masker.places:
             raise MaskwiseError(
                 "a collator cannot return the loss weights of masked diffusion",

@@ -41,7 +41,7 @@ from maskwise.masking.line import Line
 from maskwise.masking.moment import Moment, mapped
 from maskwise.masking.policies import Policy, When
 from maskwise.masking.policies.base import checked_moment, cut_by, ratios_by
-from maskwise.masking.schedules import Schedule
+from maskwise.masking.schedules import FunctionSchedule, Schedule
 from maskwise.masking.select import Choice, expected_ratios, select, stretch
 from maskwise.masking.settings import Masking
 from maskwise.masking.units import Units
@@ -162,6 +162,7 @@ class Masker:
         self.masking = masking
         self.seed = whole_number("seed", seed)
         self._warned_of_weights = False
+        self._warned_of_total = False
 
     @property
     def policy(self) -> Policy:
@@ -214,6 +215,7 @@ class Masker:
         """
         step = whole_number("step", step, least=0)
         _, total_steps, epoch = checked_moment(step, total_steps, epoch)
+        self.warn_of_total(total_steps, stacklevel=3)
         line = gather(rows, self.vocabulary)
         place_B = None
         if place is not None:
@@ -358,6 +360,19 @@ class Masker:
         if second:
             return stretch(units, draws, ratio_P, np.ones_like(ratio_P))
         return stretch(units, draws, np.zeros_like(ratio_P), ratio_P)
+
+    def warn_of_total(self, total_steps: int | None, *, stacklevel: int) -> None:
+        """Warn once if a function of (step, total steps) gets 0 as the total."""
+        if total_steps is not None or self._warned_of_total:
+            return
+        functions = [each for each in self.masking.changing if isinstance(each, FunctionSchedule)]
+        if functions:
+            self._warned_of_total = True
+            warnings.warn(
+                f"total_steps is not given, so {functions[0]} gets 0 as the total number of steps; "
+                "pass total_steps (any number if the function does not read it)",
+                stacklevel=stacklevel,
+            )
 
     def _warn_of_weights(self, units: Units, ratio_P: Array) -> None:
         """Warn once if the weights of units change how much ``bernoulli`` masks."""

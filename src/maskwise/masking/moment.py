@@ -62,6 +62,7 @@ class Moment:
                 do=f"pass {option('step')} and {option('total_steps')}, or use a masker with a "
                 "fixed ratio",
             )
+        masker.warn_of_total(total_steps, stacklevel=4)
         self.masker = masker
         self.epoch = epoch
         self.step = step or 0

@@ -125,7 +125,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class FunctionSchedule(Schedule):
-    """A user's function of (step, total steps). If the total is unknown, the function gets 0."""
+    """A user's function of (step, total steps).
+
+    If the total is unknown, the function gets 0, and the masker warns once.
+    """
 
     function: Callable[[int, int], float] = field(kw_only=True, repr=False)
 
@@ -145,7 +148,7 @@ class FunctionSchedule(Schedule):
             raise MaskwiseError(
                 f"the ratio's {self.name} failed at step {step}",
                 got=f"{type(error).__name__}: {first_line(error)}",
-                do="return a number for (step, total steps)",
+                do="return a number for (step, total steps)" if total_steps else "pass total_steps",
             ) from error
         if -_ROUNDING <= ratio <= 1 + _ROUNDING:
             return min(max(ratio, 0.0), 1.0)
