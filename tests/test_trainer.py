@@ -24,6 +24,8 @@ from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForLanguageModeling,
     EarlyStoppingCallback,
+    LongformerConfig,
+    LongformerForMaskedLM,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -890,6 +892,46 @@ def test_own_models_must_accept_the_inputs(tmp_path: Path) -> None:
     for own, name in ((Deaf("tensor"), "attention_mask"), (Greedy("tensor"), "weather")):
         with pytest.raises(mw.MaskwiseError, match=name):
             trainer(own, arguments(tmp_path), masker=one, train_dataset=rows).train()
+
+
+def test_models_get_the_columns_that_they_read(tmp_path: Path) -> None:
+    """They were left out without a word."""
+    seen: dict[str, Any] = {}
+
+    class Reading(Own):
+        def forward(  # type: ignore[override]
+            self, input_ids: Any, attention_mask: Any, weather: Any = None, langs: Any = None
+        ) -> Any:
+            seen.update(weather=weather, langs=langs, present=attention_mask)
+            return super().forward(input_ids)
+
+    rows = []
+    for n in range(3, 7):
+        ids = [CLS, *range(6, 6 + n), 3]
+        rows.append({"input_ids": ids, "example_id": n, "weather": ids, "langs": ids})
+    args = arguments(tmp_path, max_steps=1)
+    one = mw.Masker(tokenizer(), ratio=0.3)
+    trainer(Reading("tensor"), args, masker=one, train_dataset=rows).train()
+    present = seen["present"] == 1
+    assert not present.all() and torch.equal(seen["weather"][present], seen["langs"][present])
+    assert seen["weather"][~present].eq(-1).all() and seen["langs"][~present].eq(0).all()
+    moving = mw.Masker(tokenizer(), ratio=0.3, corruption="insert")
+    with pytest.raises(mw.MaskwiseError, match=r"weather.*Insert") as caught:
+        trainer(Reading("tensor"), args, masker=moving, train_dataset=rows).train()
+    assert "\n" not in str(caught.value)
+
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    longformer = LongformerForMaskedLM(
+        LongformerConfig(vocab_size=len(tokenizer()), attention_window=[4], pad_token_id=0, **size)
+    )
+    rows = [
+        {**row, "global_attention_mask": [1] + [0] * (len(row["input_ids"]) - 1)} for row in rows
+    ]
+    longformer.longformer.register_forward_pre_hook(
+        lambda _, __, given: seen.update(given), with_kwargs=True
+    )
+    trainer(longformer, args, masker=one, train_dataset=rows).train()
+    assert seen["global_attention_mask"].sum(1).eq(1).all()
 
 
 REMOTE = """

@@ -404,7 +404,8 @@ class MaskingTrainer(Trainer):
                 raise MaskwiseError("an encoder–decoder reads a packed row as one text", do=do)
         elif self._network:
             inputs = model_inputs(self._network, batch)
-        else:
+        inputs |= self._columns_read(batch)
+        if not self._decodes and not self._network:
             require_accepted(self.model, inputs)
             warn_of_packed(batch)
         inputs["labels"] = batch.labels
@@ -414,6 +415,23 @@ class MaskingTrainer(Trainer):
             inputs["counted"] = (
                 batch.line.tensor(batch.line.eligible).sum(1).to(batch.labels.device)
             )
+        return inputs
+
+    def _columns_read(self, batch: MaskedBatch) -> Inputs:
+        """Return the layers, (B, L), that the model's ``forward`` has a parameter for."""
+        layers = batch.line.layers
+        parameters = parameters_of(unwrapped(self.model)) if layers else None
+        inputs: Inputs = {}
+        for name in layers.keys() & (parameters or {}).keys():
+            if batch.piece_BL is not None:
+                raise MaskwiseError(
+                    f"{type(unwrapped(self.model)).__name__}.forward reads the column {name!r}, "
+                    "which has a number for each token, but the corruption changes lengths",
+                    got=f"corruption {self.masker.corruption}",
+                    do="use a corruption that keeps lengths, such as bert, or remove the column",
+                )
+            values = batch.line.tensor(layers[name]).to(batch.labels.device)
+            inputs[name] = values.float() if values.is_floating_point() else values
         return inputs
 
     @property
@@ -510,13 +528,33 @@ def logits_of(outputs: Any) -> Tensor:
     )
 
 
+def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter] | None:
+    """Return the parameters of a model's ``forward``; None if it has no signature."""
+    try:
+        return inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        # Compiled functions have none.
+        return None
+
+
+def why_nothing(masker: Masker, step: int, total_steps: int) -> str:
+    """Say why rows may have no targets at this step, as a part of a warning."""
+    for name in ("ratio", "predict"):
+        if not getattr(masker.masking, name)(step, total_steps):
+            return f"the {name} is 0 at step {step}"
+    layers = "".join(f", or nothing in the layer {name}" for name in masker.policy.layers())
+    return (
+        f"the ratio is not 0, but the rows have no or few tokens that policy {masker.policy} may "
+        f"mask (no text{layers})"
+    )
+
+
 def require_accepted(model: nn.Module, inputs: Inputs) -> None:
     """Raise ``MaskwiseError`` unless a model of the user can be called with these inputs."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):
-        # Compiled functions have no signature.
+    found = parameters_of(model)
+    if found is None:
         return
+    parameters = found.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     given = {name for name in inputs if name != "labels"}

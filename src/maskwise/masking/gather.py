@@ -36,7 +36,8 @@ _IGNORED = {"step", "epoch", "label", "offset_mapping"}
 # Labels of the user. Only −100 is read, because the masker makes new labels.
 _LABELS = ("labels", "label_ids")
 # Columns that only the model reads.
-_EXTRAS = ("position_ids", "token_type_ids")
+_EXTRAS = ("position_ids", "token_type_ids", "global_attention_mask", "langs")
+_SHOWN = ("attention_mask", *_EXTRAS)
 # Columns that must be whole numbers, and the value that pads each of them. ``_padded`` pads layers.
 _FILL = {
     "input_ids": 0,
@@ -44,13 +45,15 @@ _FILL = {
     "special_tokens_mask": 1,
     "token_type_ids": 0,
     "position_ids": 0,
+    "global_attention_mask": 0,
+    "langs": 0,
     "example_id": -1,
     "labels": IGNORE,
     "label_ids": IGNORE,
     "loss_mask": 0,
 }
 # Columns of 0 and 1.
-_MASKS = ("attention_mask", "special_tokens_mask", "loss_mask")
+_MASKS = ("attention_mask", "special_tokens_mask", "loss_mask", "global_attention_mask")
 _NAMES = ("input_ids", "example_id")
 _LARGEST = 2**63 - 1
 
@@ -361,7 +364,9 @@ def _plain_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower()).removesuffix("s")
 
 
-_SPELT = {_plain_name(name): name for name in (*_FILL, "word_ids") if name not in _LABELS}
+# A column ``lang`` is often the language of the row, and not misspelt.
+_UNCHECKED = (*_LABELS, "langs")
+_SPELT = {_plain_name(name): name for name in (*_FILL, "word_ids") if name not in _UNCHECKED}
 """The columns that have a meaning, keyed by their plain names."""
 
 

@@ -373,7 +373,8 @@ class Line:
         Raises:
             MaskwiseError: the layer is missing, or ``scores`` is False and the layer holds floats.
         """
-        values = self.layers.get(name)
+        # A policy may also read what the model reads, such as ``token_type_ids``.
+        values = self.layers.get(name, self.extras.get(name))
         if values is None:
             raise MaskwiseError(
                 f"the layer {name!r} is missing",
