@@ -386,6 +386,34 @@ def test_a_batch_moves_and_says_what_it_is() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["tensors", "arrays", "arrays that are read-only"])
+def test_a_batch_shares_no_memory_with_the_rows(kind: str) -> None:
+    """Who wrote into its mask changed the rows; of read-only arrays, torch warned."""
+    names = ("attention_mask", "token_type_ids", "position_ids")
+    columns: dict[str, Any] = {"input_ids": np.full((2, 4), 7), "example_id": np.arange(2)}
+    columns |= {name: np.ones((2, 4), np.int64) for name in names}
+    for name, values in columns.items():
+        values.setflags(write=kind != "arrays that are read-only")
+        if kind == "tensors":
+            columns[name] = torch.from_numpy(values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batch = masker("token")(columns, epoch=0)
+    for name in names:
+        batch[name][:] = 5
+        assert (columns[name] == 1).all()
+
+
+@pytest.mark.parametrize("corruption", ["bert", "delete", "infill"])
+def test_rows_without_any_token_have_one_column(corruption: str) -> None:
+    """Of no column, models cannot compute anything."""
+    rows = [{"input_ids": [], "example_id": number} for number in range(2)]
+    made = Masker(tokenizer(), corruption=corruption)
+    batch = made(rows, epoch=0)
+    assert batch.input_ids.shape == (2, 1) and not batch["attention_mask"].any()
+    assert batch.targets == 0 and made.at(epoch=0)(rows)[0]["input_ids"] == []
+
+
 def test_a_function_of_the_total_is_warned_of_a_total_that_is_missing() -> None:
     """It got 0, so a ratio that falls was over at once, without a word."""
 

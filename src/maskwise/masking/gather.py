@@ -276,7 +276,9 @@ def _stacked(rows: Mapping[str, Any]) -> Columns:
             _require_spelling(name, rows)
         elif _common_kind(name, values, rows) == MISSING:
             continue
-        columns[name] = _read(name, values)
+        column = _read(name, values)
+        # A batch has these columns as they are, and must not share memory with the user's rows.
+        columns[name] = column.copy() if name in _SHOWN else column
     for name, column in columns.items():
         one_per_row = name == "example_id" and column.shape == shape[:1]
         if column.shape != shape and not one_per_row:
@@ -297,7 +299,8 @@ def _padded(rows: Sequence[UserRow], vocabulary: Vocabulary) -> Columns:
         _require_ids(row, number)
     sizes = [len(row["input_ids"]) for row in rows]
     lengths = np.array(sizes)
-    inside = np.arange(lengths.max()) < lengths[:, None]
+    # Models cannot read rows without any column.
+    inside = np.arange(lengths.max(initial=1)) < lengths[:, None]
     columns: Columns = {}
     # A dict keeps the order of the rows' keys, but a set would not.
     names = dict.fromkeys(chain.from_iterable(rows))
