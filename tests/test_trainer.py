@@ -550,6 +550,33 @@ def test_an_evaluation_that_masks_nothing_is_warned_of(tmp_path: Path) -> None:
         made.evaluate()
 
 
+def test_a_missing_span_is_said_to_be_the_reason_of_no_targets(tmp_path: Path) -> None:
+    """The warning named the ratio, which was not 0; training was silent about losses of 0."""
+    rows = [{"input_ids": [CLS, *range(6, 14), 3], "salient": [-1] * 10} for _ in range(16)]
+    words = [-1, *range(8), -1]
+    rows = [{**row, "word_ids": words, "example_id": n} for n, row in enumerate(rows)]
+    masker = mw.Masker(tokenizer(), policy="salient", ratio=0.3)
+    made = trainer(
+        Own("tensor"), arguments(tmp_path), masker=masker, train_dataset=rows, eval_dataset=rows
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made.train()
+        made.evaluate()
+    said = [str(each.message) for each in caught if "masked nothing" in str(each.message)]
+    assert ["training" in each for each in said] == [True, False]
+    assert all("layer salient" in each and "is not 0" in each for each in said)
+    # A schedule that begins at 0 is meant to.
+    rising = mw.Masker(tokenizer(), ratio="linear-ascend(0.15)")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*masked nothing")
+        trainer(Own("tensor"), arguments(tmp_path, max_steps=1), masker=rising).train()
+    with pytest.warns(UserWarning, match="the ratio is 0 at step 0"):
+        trainer(
+            Own("tensor"), arguments(tmp_path), masker=mw.Masker(tokenizer(), ratio=0.0)
+        ).train()
+
+
 def test_metrics_of_the_user_get_the_masked_inputs(tmp_path: Path) -> None:
     def compute(found: Any) -> dict[str, float]:
         at = found.label_ids != IGNORE
@@ -705,6 +732,50 @@ def test_what_a_policy_learns_stays_in_its_run_and_out_of_evaluations(tmp_path: 
     assert masker.policy.weights.current is None
     second.train()
     assert logged(first) == logged(second)
+
+
+class Large(torch.nn.Module):
+    """A model whose memory overflows from a batch of more than two rows on, at the third one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = Own("tensor")
+        self.calls = 0
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None) -> Any:
+        self.calls += 1
+        if len(input_ids) > 2 and self.calls >= 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return self.inner(input_ids)
+
+
+def test_a_smaller_batch_after_a_failure_learns_from_its_own_losses(tmp_path: Path) -> None:
+    """A policy learned from the losses of other batches for the rest of the run."""
+    masker = mw.Masker(tokenizer(), policy="type-weighted(every=1)", ratio=0.5)
+    weights = []
+    for size in (3, 2):
+        # The model would keep what it learned before the failure.
+        args = {"learning_rate": 0.0, "auto_find_batch_size": size == 3}
+        args["per_device_train_batch_size"] = size
+        made = trainer(Large(), arguments(tmp_path, max_steps=4, **args), masker=masker)
+        made.train()
+        weights.append(made.masker.policy.weights.current)
+    assert weights[0].min() < 1 and (weights[0] == weights[1]).all()
+
+
+def test_a_new_model_begins_with_a_policy_that_has_learned_nothing(tmp_path: Path) -> None:
+    """Only the first training of ``model_init``, as in a search of settings, began anew."""
+    masker = mw.Masker(tokenizer(), policy="type-weighted(every=1, kept=0.0)", ratio=0.3)
+    args = arguments(tmp_path, max_steps=4, learning_rate=5e-2, save_strategy="steps", save_steps=2)
+    made = trainer(None, args, masker=masker, model_init=lambda: Own("tensor"))
+    made.train()
+    first = logged(made)
+    made.train()
+    assert logged(made) == first
+    # A training that resumes goes on with what was learned before.
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert logged(made) == first
 
 
 def test_layers_that_a_callback_unfreezes_stay_so(tmp_path: Path) -> None:

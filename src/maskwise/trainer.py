@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -53,11 +53,15 @@ from maskwise.packed_collator import PackedCollator
 from maskwise.training.checkpoint import LEARNED
 from maskwise.training.data import learners_of
 from maskwise.training.engine import Agreement
-from maskwise.training.learners import Progress
+from maskwise.training.learners import Learners, Progress
 from maskwise.training.loop import Exchange, restore, states
 
 if TYPE_CHECKING:
     from torch.nn.modules.module import _IncompatibleKeys
+
+
+Learnt: TypeAlias = tuple[Masker, Learners, int]
+"""A masker whose policy learns, its learners, and the update from which they learned last."""
 
 
 class MaskingTrainer(Trainer):
@@ -151,6 +155,12 @@ class MaskingTrainer(Trainer):
         self._tokens = masker.vocabulary.size
         self.evaluation_masker = evaluation_masker or masker
         self._shown: deque[MaskedBatch] = deque()
+        # The masker and its learners at the start of a training, and of its first attempt.
+        self._fresh: Learnt | None = None
+        self._begun: Learnt | None = None
+        # The number of targets since the last logged loss; None before the first update.
+        self._recent: Tensor | None = None
+        self._warned_of_nothing = False
         self._loss_sum = 0.0
         self._targets = 0
         # The names of weights that were missing in the last loaded file.
@@ -167,6 +177,8 @@ class MaskingTrainer(Trainer):
         for each in (masker, self.evaluation_masker):
             self._check_fit(each)
         self._check_attention()
+        if self.model_init is not None and self._learners:
+            self._fresh = self._learnt()
         self._room = positions_of(self._network) if self._network else None
 
     def _check_fit(self, masker: Masker) -> None:
@@ -210,10 +222,62 @@ class MaskingTrainer(Trainer):
         """Train as ``Trainer`` does, and undo maskwise's changes of the model at the end."""
         # Training starts at step 0. If it resumes, ``_load_from_checkpoint`` sets another step.
         self._learned = -1
-        self._shown.clear()
+        # ``model_init`` makes a new model, for which the policy has learned nothing.
+        if self._fresh is not None:
+            self._return_to(self._fresh)
+        self._begun = None
         # ``Trainer`` keeps the mode and the forward method that training has left.
         with patched(self.model, names=(), trained=False):
             return super().train(*args, **more)
+
+    def _inner_training_loop(
+        self,
+        batch_size: int | None = None,
+        args: TrainingArguments | None = None,
+        resume_from_checkpoint: str | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Train once. ``auto_find_batch_size`` repeats this with smaller batches."""
+        if self._begun is not None:
+            self._return_to(self._begun)
+        elif self.args.auto_find_batch_size and self._learners:
+            self._begun = self._learnt()
+        # Batches that were masked before an attempt failed have no losses.
+        self._shown.clear()
+        self._recent = None
+        more = (resume_from_checkpoint, trial, ignore_keys_for_eval)
+        return super()._inner_training_loop(batch_size, args, *more)
+
+    def _learnt(self) -> Learnt:
+        """Copy the masker, its learners, and the number of the update from which they learned."""
+        # Neither the trainer nor what learners only read is copied.
+        shared = (self, self.model, self.masker.vocabulary)
+        each = self.masker, self._learners, self._learned
+        return copy.deepcopy(each, {id(part): part for part in shared})
+
+    def _return_to(self, before: Learnt) -> None:
+        """Forget what the policy has learned since ``before``."""
+        self.masker, self._learners, self._learned = before
+        # The next return must find it unchanged.
+        self.masker, self._learners, self._learned = self._learnt()
+
+    def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
+        """Log as ``Trainer`` does, and warn once if a logged loss is of no target."""
+        if "loss" in logs and self._recent is not None:
+            step = max(0, self.state.global_step - 1)
+            ratio = self.masker.ratio
+            # A schedule may mask nothing for a while.
+            meant = ratio.varies and not ratio(step, self.state.max_steps)
+            if not self._warned_of_nothing and not meant and not int(self._recent):
+                self._warned_of_nothing = True
+                why = why_nothing(self.masker, step, self.state.max_steps)
+                warnings.warn(
+                    f"the logged loss is of no target, because training masked nothing: {why}",
+                    stacklevel=2,
+                )
+            self._recent = None
+        super().log(logs, *args, **more)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -237,7 +301,9 @@ class MaskingTrainer(Trainer):
             batches.append(batch)
             # The sum stays on the device, because reading it would make the host wait.
             targets += targets_of_rows(batch).sum()
-        return batches, self.accelerator.reduce(targets)
+        targets = self.accelerator.reduce(targets)
+        self._recent = targets if self._recent is None else self._recent + targets
+        return batches, targets
 
     def compute_loss(
         self,
@@ -314,7 +380,8 @@ class MaskingTrainer(Trainer):
         if self._targets:
             loss = self._loss_sum / self._targets
         else:
-            what = "the evaluation masked nothing: the ratio is 0 at step 0"
+            why = why_nothing(self.evaluation_masker, 0, 1)
+            what = f"the evaluation masked nothing: {why}"
             warnings.warn(f"{what}; give evaluation_masker=…", stacklevel=2)
         metrics[f"{prefix}_loss"] = loss
         metrics[f"{prefix}_targets"] = self._targets
