@@ -131,10 +131,13 @@ def test_nothing_of_a_table_is_left_out_silently() -> None:
     assert "not read: f1, note" in " ".join(one.notes)
 
 
-@pytest.mark.parametrize("gap", [None, "", float("nan"), "NaN", float("-inf"), ...])
+GAPS = [None, "", float("nan"), "NaN", float("-inf"), ..., "-", "n/a", "OOM", "0,61", "61.0 %"]
+
+
+@pytest.mark.parametrize("gap", GAPS)
 @pytest.mark.parametrize("at", [0, 5])
 def test_a_run_without_a_score_hides_no_task(gap: Any, at: int) -> None:
-    """A column with a gap was not read, and the other tasks were decided without it."""
+    """A column with a gap, or a word, was not read, and the other tasks decided without it."""
     rows = [
         {"arm": row["arm"], "seed": row["seed"], "mnli": 0.4 + place / 99, "sst2": row["score"]}
         for place, row in enumerate(table())
@@ -408,6 +411,54 @@ def test_settings_of_runs_are_no_scores() -> None:
     assert "not read: , epoch, lr, weights" in " ".join(found.notes)
     alone = [{"arm": row["arm"], "seed": row["seed"], "acc": 0.5} for row in rows]
     assert [*mw.compare(alone, **BETTER).study["tasks"]] == ["acc"]
+
+
+def test_a_column_of_per_cent_is_not_left_out_beside_others() -> None:
+    rows = [
+        {"arm": row["arm"], "seed": row["seed"], "sst2": row["score"], "rte": f"6{row['seed']}.0 %"}
+        for row in table()
+    ]
+    with pytest.raises(MaskwiseError, match="rte is not a finite number"):
+        mw.compare(rows, **BETTER)
+
+
+@pytest.mark.parametrize("cost", ["steps", "epoch", "params (M)", "lr"])
+@pytest.mark.parametrize("varied", [0, 1])
+def test_a_cost_is_no_score_if_no_other_column_differs_between_runs(cost: str, varied: int) -> None:
+    """Scores that are equal in all runs of an arm were averaged with steps and learning rates."""
+    rows = [
+        {"arm": arm, "seed": seed, cost: steps + varied * seed, "acc": score}
+        for arm, steps, score in (("a", 70, 0.9), ("b", 90, 0.8))
+        for seed in range(6)
+    ]
+    found = mw.compare(rows, **BETTER)
+    assert [*found.study["tasks"]] == ["acc"]
+    assert f"Columns that are not read: {cost}." in found.notes
+
+
+def test_a_score_is_asked_for_if_no_column_is_known_to_have_it() -> None:
+    """A width beside scores that are equal in all runs was a task, and beside losses the score."""
+    for last in ("acc", "loss"):
+        rows = [
+            {"arm": arm, "seed": seed, "width": width, last: 0.5 + (last == "loss") * seed / 99}
+            for arm, width in (("a", 70), ("b", 90))
+            for seed in range(6)
+        ]
+        with pytest.raises(MaskwiseError, match=f"width, {last}") as caught:
+            mw.compare(rows, **BETTER)
+        assert "--column score=" in (caught.value.do or "")
+    found = mw.compare(rows, **BETTER, lower=["loss"])
+    assert [*found.study["tasks"]] == ["loss"]
+    # What has the name of a cost is no score either if it is alone.
+    for row in rows:
+        row["seconds"] = row.pop("width") + row.pop("loss")
+    with pytest.raises(MaskwiseError, match="no column of scores"):
+        mw.compare(rows, **BETTER)
+
+
+def test_a_single_run_of_each_arm_has_all_its_scores() -> None:
+    rows = [{"arm": arm, "seed": 0, "lr": 0.1, "sst2": 0.8, "rte": 0.6} for arm in "ab"]
+    assert [*mw.compare(rows, **BETTER).study["tasks"]] == ["sst2", "rte"]
 
 
 def test_guessing_is_in_per_cent_if_the_scores_are() -> None:
@@ -792,6 +843,7 @@ def test_a_column_that_one_arm_never_has_is_not_read() -> None:
     ]
     found = mw.compare(rows, baseline="b", replicate="finetuning")
     assert "f1" in next(line for line in found.notes if "not read" in line)
+    assert any({"f1", "b."} <= {*line.split()} for line in found.notes)
     with pytest.raises(MaskwiseError, match="f1"):
         mw.compare(
             [*rows[:8], {**rows[8], "f1": 0.7}, *rows[9:]], baseline="b", replicate="finetuning"

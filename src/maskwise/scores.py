@@ -587,6 +587,7 @@ def _long(
         require_known("column", key, COLUMNS)
     known = _columns(rows)
     taken: dict[str, str] = {}
+    partly: list[str] = []
     for key in ("arm", "seed"):
         taken[key] = _column(key, rows, named, baseline, taken=taken)
     task = _column("task", rows, named, baseline, taken=taken)
@@ -611,28 +612,20 @@ def _long(
         said = f"{', '.join(read)} are arm, seed, task and score"
     else:
         # Without a task, every column of numbers has the scores on one task.
-        others = [named["score"]] if "score" in named else known
-        tasks = [name for name in others if name not in taken.values()]
-        # A run without a score on a task is an error, and the column must not vanish because of it.
-        # A column that some arm never has is about something else, and is not read.
-        runs = defaultdict[object, list[Row]](list)
-        for row in rows:
-            runs[row.get(taken["arm"])].append(row)
-        tasks = [
-            name
-            for name in tasks
-            if all(_has_numbers(row.get(name) for row in own) for own in runs.values())
-        ]
-        losses = [name for name in tasks if _is_less(name) and name not in lower]
+        free = [name for name in known if name not in taken.values()]
+        others = [name for name in free if name == named.get("score", name)]
+        by_arm = _by_arm(rows, taken["arm"])
+        lacking = {
+            name: [arm for arm, own in by_arm.items() if not _has_numbers(own, name)]
+            for name in others
+        }
+        tasks = [name for name in others if not lacking[name]]
         if "score" not in named:
-            tasks = [name for name in tasks if name not in losses] or tasks
-            settings = [name for name in tasks if _is_setting(rows, taken["arm"], name)]
-            tasks = [name for name in tasks if name not in settings] or tasks
-        for name in others if not tasks else ():
-            is_free = name not in taken.values()
-            if is_free and all(_reads_as_number(row.get(name)) for row in rows):
-                raise MaskwiseError(
-                    f"the column {name!r} has no numbers", got=rows[0].get(name), do=PLAIN_NUMBERS
+            tasks = _scores_among(tasks, by_arm, lower)
+        for name, arms in lacking.items():
+            if 0 < len(arms) < len(by_arm):
+                partly.append(
+                    f"{name} is not read, because it has no numbers of {', '.join(arms)}."
                 )
         if not tasks:
             raise MaskwiseError(
@@ -650,6 +643,7 @@ def _long(
         notes.append(f"Columns that are not read: {', '.join(unread)}.")
     if any(map(_is_less, unread)):
         notes.append("Losses are read if they are named as lower.")
+    notes += partly
     measures: dict[str, str] = {}
     for name, texts in named_by.items():
         for measure in filter(None, map(_measure_in, map(str, texts))):
@@ -790,17 +784,70 @@ def _is_less(name: str) -> bool:
     return bool(words) and words[-1] in LESS_IS_BETTER
 
 
-def _is_setting(rows: Sequence[Row], arm: str, name: str) -> bool:
-    """Return whether a column of numbers has settings, costs or an index, and no scores.
+def _by_arm(rows: Iterable[Row], arm: str) -> dict[str, list[Row]]:
+    """Return the rows of each arm. A row without an arm is an error that is found later."""
+    found = defaultdict[str, list[Row]](list)
+    for row in rows:
+        if not _is_missing(row.get(arm)):
+            found[str(row[arm])].append(row)
+    return found
 
-    Such a column has one value in each arm (a learning rate, a number of weights), or a usual name.
+
+def _has_numbers(rows: Iterable[Row], name: str) -> bool:
+    """Return whether there is a number in a column, whatever else is in it.
+
+    A run without a score ("", "-", "OOM") is an error, and the column must not vanish because of
+    it. A column without any number of some arm is about something else.
     """
+    return any(_reads_as_number(row.get(name)) for row in rows)
+
+
+def _scores_among(
+    names: Iterable[str], by_arm: Mapping[str, Sequence[Row]], lower: Sequence[str]
+) -> list[str]:
+    """Return which columns of numbers have scores, and no settings, costs or losses.
+
+    Losses are scores if ``lower`` has their name, or if there is nothing else.
+
+    Raises:
+        MaskwiseError: several columns are left that may have the scores, and none differs between
+            the runs of an arm.
+    """
+    likely = [name for name in names if name in lower or not _is_no_score(name)]
+    losses = [name for name in likely if _is_less(name) and name not in lower]
+    scores = [name for name in likely if name not in losses]
+    varied = [name for name in scores if name in lower or not _is_setting(name, by_arm)]
+    if scores and not varied and len(likely) > 1:
+        known = [name for name in scores if _measure_in(name) or _plain(name) in COLUMNS["score"]]
+        raise MaskwiseError(
+            "no score is known from its column: a score differs between the runs of an arm, or is "
+            "the only column of numbers",
+            got=", ".join(likely),
+            do=f"{_naming('score', [*known, *scores][0])}; give several tasks in the columns task "
+            "and score",
+        )
+    return varied or scores or losses
+
+
+def _is_no_score(name: str) -> bool:
+    """Return whether a column has the usual name of a setting, a cost or an index."""
     words = set(re.findall("[a-z]+", name.lower()))
-    if not words or words & NO_SCORES:
-        return True
-    scored = [row for row in rows if _is_number(row.get(name))]
-    values = {(str(row.get(arm)), float(row[name])) for row in scored}
-    return len(values) == len({of_arm for of_arm, _ in values})
+    return not words or bool(words & NO_SCORES)
+
+
+def _is_setting(name: str, by_arm: Mapping[str, Sequence[Row]]) -> bool:
+    """Return whether all runs of an arm have one value, such as its number of weights.
+
+    With one run of each arm, nothing is known.
+    """
+    values = [
+        [str(row[name]) for row in own if _reads_as_number(row.get(name))]
+        for own in by_arm.values()
+    ]
+    alike = all(
+        len({float(each) if _is_number(each) else each for each in own}) == 1 for own in values
+    )
+    return alike and any(len(own) > 1 for own in values)
 
 
 def _columns(rows: Iterable[Row]) -> list[str]:
@@ -813,15 +860,6 @@ def _is_number(value: object) -> bool:
         return math.isfinite(float(value))  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return False
-
-
-def _has_numbers(values: Iterable[object]) -> bool:
-    """Return whether there are numbers, and nothing else but gaps: empty cells, NaN or infinity."""
-    # Cells of other tables may be lists, or arrays.
-    with suppress(TypeError, ValueError, OverflowError):
-        found = [float(value) for value in values if not _is_missing(value)]  # type: ignore[arg-type]
-        return any(map(math.isfinite, found))
-    return False
 
 
 def _is_missing(value: object) -> bool:
