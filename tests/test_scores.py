@@ -396,8 +396,87 @@ def test_test_scores_of_a_folder_are_read_and_times_are_not(tmp_path: Path) -> N
     scores = found.to_dataframe().groupby("measure").value.max()
     assert scores.to_dict() == {"accuracy": 0.5, "f1": 0.65}
     path.write_text(json.dumps(results | {"predict_f1": None}))
-    with pytest.raises(MaskwiseError, match="no score on f1"):
+    with pytest.raises(MaskwiseError, match=r"no score on predict_f1.*a/lr2e-5_seed5"):
         mw.compare(tmp_path, **BETTER)
+
+
+def results_in(folder: Path, results_of: Any) -> None:
+    """Write results of two arms; ``results_of`` returns those of a run, or a text of a file."""
+    for arm, seed in GRID:
+        path = folder / arm / f"seed-{seed}" / "all_results.json"
+        path.parent.mkdir(parents=True)
+        found = results_of(arm, seed)
+        path.write_text(found if isinstance(found, str) else json.dumps(found))
+
+
+def test_scores_of_a_folder_are_named_and_one_can_be_taken(tmp_path: Path) -> None:
+    """MRPC's two scores and their mean were three tasks, and a use of memory was one, too."""
+    results_in(
+        tmp_path,
+        lambda arm, seed: {
+            "eval_accuracy": score_of(arm, seed),
+            "eval_f1": 0.6 + seed / 99,
+            "eval_combined_score": 0.7 + seed / 99,
+            "eval_mem_cpu_alloc_delta": 12345 + seed,
+            "eval_steps_total": 3,
+            "eval_loss": 0.4,
+            "epoch": 3.0,
+        },
+    )
+    found = mw.compare(tmp_path, **BETTER)
+    assert [*found.study["tasks"]] == ["accuracy", "f1"]
+    notes = " ".join(found.notes)
+    assert "Scores: eval_accuracy, eval_f1." in notes
+    unread = notes[notes.index("not read: ") :].partition(".")[0]
+    names = {"combined_score", "mem_cpu_alloc_delta", "steps_total", "loss"}
+    assert {f"eval_{name}" for name in names} | {"epoch"} <= {*re.findall(r"\w+", unread)}
+    for name in ("eval_f1", "f1"):
+        one = mw.compare(tmp_path, **BETTER, columns={"score": name})
+        assert [*one.study["tasks"]] == ["f1"] and "eval_accuracy" in " ".join(one.notes)
+    for columns in ({"score": "f2"}, {"seed": "seed"}):
+        with pytest.raises(MaskwiseError):
+            mw.compare(tmp_path, **BETTER, columns=columns)
+
+
+def test_a_run_of_a_folder_without_scores_of_the_split_of_others_is_named(tmp_path: Path) -> None:
+    """One run alone that had predicted, too, made all others vanish: unknown arm 'b'."""
+    results_in(
+        tmp_path,
+        lambda arm, seed: (
+            {"eval_accuracy": score_of(arm, seed)}
+            | ({"predict_accuracy": 0.8} if (arm, seed) == ("a", 3) else {})
+        ),
+    )
+    with pytest.raises(MaskwiseError, match="no score on predict_accuracy") as caught:
+        mw.compare(tmp_path, **BETTER)
+    said = str(caught.value)
+    assert "b/seed-3" in said and "a/seed-3" not in said and "eval_accuracy" in said
+    found = mw.compare(tmp_path, **BETTER, columns={"score": "eval_accuracy"})
+    assert len(found.records) == 12
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [("{broken", "cannot be read.*seed-3"), ("[1]", "cannot be read"), ({"epoch": 3}, "b/seed-3")],
+)
+def test_a_run_of_a_folder_that_cannot_be_read_does_not_vanish(
+    results: Any, said: str, tmp_path: Path
+) -> None:
+    """The pair of runs was left out silently."""
+    results_in(
+        tmp_path,
+        lambda arm, seed: results if seed == 3 else {"eval_accuracy": score_of(arm, seed)},
+    )
+    with pytest.raises(MaskwiseError, match=said):
+        mw.compare(tmp_path, **BETTER)
+
+
+def test_runs_of_a_folder_without_results_are_named(tmp_path: Path) -> None:
+    results_in(tmp_path, lambda arm, seed: {"eval_accuracy": score_of(arm, seed)})
+    for arm in "ab":
+        (tmp_path / arm / "seed-6").mkdir()
+    found = mw.compare(tmp_path, **BETTER)
+    assert any({"a/seed-6,", "b/seed-6."} <= {*note.split()} for note in found.notes)
 
 
 def test_settings_of_runs_are_no_scores() -> None:

@@ -97,6 +97,9 @@ SPLITS = ("eval", "test", "predict")
 COSTS = ("time", "samples", "steps", "per_second")
 """What names of other numbers in this file end with."""
 
+MEAN_OF_SCORES = "combined_score"
+"""What the name of the mean of other scores in this file ends with."""
+
 Row = Mapping[str, Any]
 
 
@@ -182,7 +185,8 @@ def compare(
         contrasts: the (arm, baseline) pairs of the primary contrasts, which share the error rate;
             by default, every arm against ``baseline``.
         columns: the names of the columns, keyed by "arm", "seed", "task" and "score"; columns that
-            are not named are guessed (``COLUMNS``), and the notes say which were taken.
+            are not named are guessed (``COLUMNS``), and the notes say which were taken. For a
+            folder, "score" may name the one that is read, such as "eval_f1".
         lower: the tasks whose scores are losses in nats; lower is better.
         chance: the score of guessing, by task: a share, or per cent (more than 1) if the scores
             are.
@@ -207,11 +211,17 @@ def compare(
     lower = [*items_of("lower", lower, of="tasks", single=True)]
     contrasts = _pairs(contrasts)
     folder = _folder_of(scores)
-    rows = _results_in(folder, lower) if folder else _rows_of(scores)
+    read: list[str] = []
+    if folder:
+        rows, read = _results_in(folder, lower, columns)
+        columns = {}
+    else:
+        rows = _rows_of(scores)
     once = _once(rows)
     found, notes, measures, one_column = _long(once, columns, lower, baseline)
-    # Each file of a folder is like a row with columns.
-    one_column = one_column and not folder
+    if folder:
+        # Each file of a folder is like a row with columns.
+        notes, one_column = read, False
     if len(once) < len(rows):
         repeated = len(rows) - len(once)
         notes.append(f"{repeated} rows repeat another row in every column, and are counted once.")
@@ -531,37 +541,115 @@ def _no_rows(scores: object, row: object) -> MaskwiseError:
     )
 
 
-def _results_in(folder: Path, lower: Sequence[str]) -> list[Row]:
-    """Return the scores in ARM/SEED/all_results.json; the seed is the number in SEED.
+def _results_in(
+    folder: Path, lower: Sequence[str], columns: Mapping[str, str]
+) -> tuple[list[Row], list[str]]:
+    """Return the scores in ARM/SEED/all_results.json, and which were read; SEED has the seed.
 
     The scripts always write a loss, which is read only if ``lower`` has its name. If a run has
-    scores of a test split (``predict_f1``), those of ``eval_f1`` are not read, of no run.
+    scores of a test split (``predict_f1``), those of ``eval_f1`` are not read. ``columns`` may name
+    one score to read, such as "predict_f1" or "f1".
+
+    Raises:
+        MaskwiseError: there are no scores, a file cannot be read, or a run lacks a score that is
+            read of others.
     """
-    found: list[tuple[int, Row]] = []
-    for path in sorted(folder.glob(f"*/*/{RESULTS}")):
-        name = path.parent.name.lower()
-        number = re.search(r"seed\D?(\d+)", name) or re.search(r"(\d+)", name)
-        if number is None:
-            raise MaskwiseError(
-                "a folder of a run has no seed in its name", got=str(path.parent), allowed="seed-3"
-            )
-        place = {"arm": path.parent.parent.name, "seed": int(number[1])}
-        for key, value in (read_json(path) or {}).items():
-            split, _, task = key.partition("_")
-            is_score = split in SPLITS and task and not task.endswith(COSTS)
-            if not is_score or (_is_less(task) and task not in lower):
-                continue
-            if isinstance(value, int | float):
-                found.append((SPLITS.index(split), {**place, "task": task, "score": value}))
-    last: dict[str, int] = {}
-    for split_number, row in found:
-        last[row["task"]] = max(split_number, last.get(row["task"], 0))
-    rows = [row for split_number, row in found if split_number == last[row["task"]]]
-    if not rows:
+    if {*columns} - {"score"}:
         raise MaskwiseError(
-            "the folder has no scores", got=str(folder), allowed=f"ARM/SEED/{RESULTS}"
+            "a folder of results has no columns but scores",
+            got=", ".join(columns),
+            allowed="score",
+            do="leave the others out: the names of the folders are the arms and the seeds",
         )
-    return rows
+    files = {path.parent: _results_of(path) for path in sorted(folder.glob(f"*/*/{RESULTS}"))}
+    known = list(dict.fromkeys(chain.from_iterable(files.values())))
+    taken = _results_among(known, lower, columns.get("score"))
+    if not taken:
+        got = f"{folder} with {', '.join(known)}" if known else str(folder)
+        raise MaskwiseError("the folder has no scores", got=got, allowed=f"ARM/SEED/{RESULTS}")
+    rows: list[Row] = []
+    for name, task in taken.items():
+        lacking = [run for run, results in files.items() if name not in results]
+        if lacking:
+            runs = ", ".join(f"{run.parent.name}/{run.name}" for run in lacking)
+            full = [other for other in known if all(other in own for own in files.values())]
+            others = [*_results_among(full, lower, None)]
+            name_it = f"; {_naming('score', others[0])}, which all have" if others else ""
+            raise MaskwiseError(
+                f"some runs have no score on {name}, which other runs have",
+                got=runs,
+                do=f"measure it in these runs, or remove them from all arms{name_it}",
+            )
+        for run, results in files.items():
+            place = {"arm": run.parent.name, "seed": _seed_in(run)}
+            rows.append({**place, "task": task, "score": results[name]})
+    notes = [f"Scores: {', '.join(taken)}."]
+    if len(taken) > 1:
+        one = _naming("score", next(iter(taken)))
+        notes.append(f"Each of these counts as a task. To read one alone, {one}.")
+    unread = [name for name in known if name not in taken]
+    if unread:
+        notes.append(f"Numbers that are not read: {', '.join(unread)}.")
+    if any(map(_is_less, unread)):
+        notes.append("Losses are read if they are named as lower.")
+    arms = {run.parent for run in files}
+    without = [
+        f"{path.parent.name}/{path.name}"
+        for path in sorted(folder.glob("*/*"))
+        if path.is_dir() and path not in files and path.parent in arms
+    ]
+    if without:
+        notes.append(f"Folders without {RESULTS}, which are not read: {', '.join(without)}.")
+    return rows, notes
+
+
+def _results_of(path: Path) -> dict[str, float]:
+    """Return the numbers in a file of results, by their names."""
+    found = read_json(path)
+    if found is None:
+        raise MaskwiseError(
+            "the results of a run cannot be read",
+            got=str(path),
+            do="evaluate the run again, or remove it from all arms",
+        )
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+
+def _seed_in(run: Path) -> int:
+    """Return the seed in the name of the folder of a run, such as 3 in lr2e-5_seed3."""
+    name = run.name.lower()
+    number = re.search(r"seed\D?(\d+)", name) or re.search(r"(\d+)", name)
+    if number is None:
+        raise MaskwiseError(
+            "a folder of a run has no seed in its name", got=str(run), allowed="seed-3"
+        )
+    return int(number[1])
+
+
+def _results_among(
+    known: Sequence[str], lower: Sequence[str], wanted: str | None
+) -> dict[str, str]:
+    """Return which numbers of a folder are scores, with their tasks; ``wanted`` names one."""
+    found: dict[str, str] = {}
+    # Later splits replace earlier ones.
+    for split, name in product(SPLITS, known):
+        if name.startswith(f"{split}_"):
+            found[name.removeprefix(f"{split}_")] = name
+    # One score that is named may have any name.
+    if wanted is not None and wanted in known:
+        found = {wanted.partition("_")[2] or wanted: wanted}
+    elif wanted is not None:
+        require_known("score", wanted, found)
+        found = {wanted: found[wanted]}
+    else:
+        for task in [*found]:
+            cost = task.endswith(COSTS) or task.startswith("mem_") or _is_no_score(task)
+            if (cost or _is_less(task)) and task not in lower:
+                del found[task]
+        # A mean of other scores would count them twice.
+        scores = [task for task in found if not task.endswith(MEAN_OF_SCORES)]
+        found = {task: found[task] for task in scores or found}
+    return {name: task for task, name in found.items()}
 
 
 Score = tuple[str, str, str, float]
