@@ -635,6 +635,43 @@ def test_few_pairs_decide_nothing_and_say_how_many_would() -> None:
     assert "SDs of the paired differences" in " ".join(enough.notes)
 
 
+def arm_of(arm: str, gain: float, seeds: range) -> list[dict[str, Any]]:
+    return [
+        {"arm": arm, "seed": seed, "task": "t", "score": 0.5 + gain + 0.01 * (seed % 4)}
+        for seed in seeds
+    ]
+
+
+def test_pairs_are_counted_for_each_contrast_and_not_by_all_seeds_of_a_table(
+    tmp_path: Path,
+) -> None:
+    """20 seeds of an arm that is in no contrast were 20 pairs, which could decide."""
+    few = [*arm_of("a", 0.1, range(5)), *arm_of("b", 0, range(5)), *arm_of("c", 0, range(20))]
+    found = mw.compare(few, **BETTER, contrasts=[("a", "b")])
+    assert found.summary["planned"]["runs"] == 5
+    notes = " ".join(found.notes)
+    assert "with 5 pairs" in notes and "at least 6 pairs" in notes and "20" not in notes
+    found.save(tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "5 pre-training runs of each arm" in page and "20 pre-training runs" not in page
+    # Two contrasts with 6 pairs each were 12 pairs.
+    apart = [*arm_of("a", 0.1, range(6)), *arm_of("b", 0, range(6))]
+    apart += [*arm_of("c", 0.1, range(6, 12)), *arm_of("d", 0, range(6, 12))]
+    found = mw.compare(apart, **BETTER, contrasts=[("a", "b"), ("c", "d")])
+    assert "with 6 pairs" in " ".join(found.notes) and "12 pairs" not in " ".join(found.notes)
+    assert found.summary["verdict"] == "open"
+
+
+def test_contrasts_with_too_few_pairs_are_named_beside_others() -> None:
+    rows = [*arm_of("a", 0.1, range(5)), *arm_of("b", 0, range(5))]
+    rows += [*arm_of("c", 0.1, range(5, 15)), *arm_of("d", 0, range(5, 15))]
+    found = mw.compare(rows, **BETTER, contrasts=[("a", "b"), ("c", "d")])
+    [note] = [note for note in found.notes if "No decision" in note]
+    assert "a and b with 5 pairs" in note and "c and d" not in note and "at least 6" in note
+    decided = {row["arm"]: row["verdict"] for row in found.summary["contrasts"] if row["primary"]}
+    assert decided == {"a": "open", "c": "decided"}
+
+
 def test_items_have_an_interval_and_no_verdict() -> None:
     rng = np.random.default_rng(0)
     rows = []

@@ -336,7 +336,7 @@ def compare(
         },
     )
     summary = summarise(records, study)
-    notes += _limits(study, summary, len(pairs))
+    notes += _limits(summary)
     if not chance:
         notes.append("The scores of guessing are not known, so no verdict checks for them.")
     return ComparedScores(study, records, summary, notes)
@@ -405,19 +405,31 @@ def _is_comparison(folder: Path) -> bool:
     return "compared" in (read_json(folder / "study.json") or {})
 
 
-def _limits(study: Study, summary: Summary, contrasts: int) -> list[str]:
-    """Say what this number of pairs can decide."""
-    runs = len(study["seeds"])
-    if not can_decide(runs, contrasts):
-        least = fewest_runs(0.05 / contrasts)
-        return [
-            f"No decision is possible with {plural(runs, 'pair')} for "
-            f"{plural(contrasts, 'primary contrast')}: at least {least} pairs are needed."
-        ]
-    sds = summary["planned"]["detectable"]
+def _limits(summary: Summary) -> list[str]:
+    """Say what this number of pairs can decide, or which contrasts have too few of them.
+
+    The contrast with the most pairs may be decided first, and the others then at a larger level.
+    """
+    rows = sorted(
+        (row for row in summary["contrasts"] if row["primary"]), key=lambda row: -row["n"]
+    )
+    for place, row in enumerate(rows):
+        left = len(rows) - place
+        if not can_decide(row["n"], left):
+            without = rows[place:]
+            pairs = ", ".join(f"{each['arm']} and {each['baseline']}" for each in without)
+            counts = sorted({each["n"] for each in without})
+            having = plural(counts[-1], "pair")
+            having = having if len(counts) == 1 else f"{counts[0]} to {having}"
+            least = fewest_runs(0.05 / left)
+            return [
+                f"No decision is possible {f'between {pairs} ' if place else ''}with {having} for "
+                f"{plural(len(rows), 'primary contrast')}: at least {least} pairs are needed."
+            ]
+    planned = summary["planned"]
     return [
-        f"{runs} pairs find a true difference of {sds:.1f} SDs of the paired differences in four "
-        "of five such comparisons, and smaller ones less often."
+        f"{planned['runs']} pairs find a true difference of {planned['detectable']:.1f} SDs of the "
+        "paired differences in four of five such comparisons, and smaller ones less often."
     ]
 
 

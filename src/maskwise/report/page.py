@@ -148,7 +148,10 @@ def _story(folder: Folder) -> View | None:
         return None
     arms = folder.arms
     if "compared" in study:
-        runs = plural(len(study["seeds"]), COMPARED_RUNS.get(study["compared"], "run"))
+        # Each contrast may have other seeds.
+        fewest, most = (end(row["n"] for row in rows) for end in (min, max))
+        runs = plural(most, COMPARED_RUNS.get(study["compared"], "run"))
+        runs = runs if fewest == most else f"{fewest} to {runs}"
         tasks = ", ".join(study["tasks"])
         sentence = f"{runs} of each arm with the same seeds are compared, on these tasks: {tasks}."
         return _answer(folder, rows, [sentence])

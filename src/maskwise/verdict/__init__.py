@@ -85,7 +85,7 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
     summary: Summary = {
         "rules": RULES,
         "baseline": study["baseline"],
-        "planned": _planned(study),
+        "planned": _planned(study, primary),
         "matched_by": matched_by(study),
         "arms": {arm: _described(table, arm) for arm in study["arms"]},
         "contrasts": [_row(verdict, names) for verdict in verdicts],
@@ -235,9 +235,14 @@ def _described(table: Outcomes, arm: str) -> ArmSummary:
     }
 
 
-def _planned(study: Study) -> Planned:
-    """Return the power of the planned runs at the level that every contrast gets."""
+def _planned(study: Study, primary: Sequence[Verdict]) -> Planned:
+    """Return the power of the planned runs at the level that every contrast gets.
+
+    Scores from elsewhere have no plan, and arms may have other seeds: the fewest pairs count.
+    """
     runs = len(study["seeds"])
+    if "compared" in study and primary:
+        runs = min(verdict.n for verdict in primary)
     contrasts = len(primary_pairs(study))
     if study.get("gate"):
         contrasts -= 1
