@@ -577,6 +577,50 @@ def test_a_column_of_per_cent_has_no_task_that_is_read_as_shares() -> None:
     mw.compare(rows, **BETTER)
 
 
+@pytest.mark.parametrize("collapsed", [-1.2, 0.8, -0.3])
+def test_a_correlation_in_per_cent_may_be_negative_or_small(collapsed: float) -> None:
+    """One run that learned nothing made the table unreadable."""
+    rows = [{**row, "task": "cola_mcc", "score": 100 * row["score"]} for row in table()]
+    rows[3]["score"] = collapsed
+    found = mw.compare(rows, **BETTER)
+    assert found.records[3]["value"] == pytest.approx(collapsed / 100)
+    with pytest.raises(MaskwiseError, match="on t are"):
+        mw.compare([{**row, "task": "t"} for row in rows], **BETTER)
+
+
+def test_a_correlation_is_in_one_unit_for_all_arms() -> None:
+    rows = [{**row, "task": "cola_mcc"} for row in table()]
+    per_cent = [{**row, "score": 100 * row["score"]} for row in rows if row["arm"] == "a"]
+    rows = [*per_cent, *(row for row in rows if row["arm"] == "b")]
+    with pytest.raises(MaskwiseError, match="shares and per cent"):
+        mw.compare(rows, **BETTER)
+    with pytest.raises(MaskwiseError, match="-100 to 100"):
+        mw.compare([{**row, "score": 200 * row["score"]} for row in per_cent + rows], **BETTER)
+
+
+def test_nothing_is_said_of_test_items_whose_number_is_not_known() -> None:
+    """A thousand items were assumed, and scores of .9996 said to be full."""
+    scores = {"a": [0.9996, 0.9997], "b": [0.9991, 0.9992]}
+    rows = [
+        {"arm": arm, "seed": seed, "t": few[seed % 2], "u": few[seed % 3 % 2]}
+        for arm, few in scores.items()
+        for seed in range(7)
+    ]
+    for table_ in (rows, [{**row, "u": 0.5 + row["seed"] / 99} for row in rows]):
+        found = mw.compare(table_, **BETTER)
+        assert "test item" not in json.dumps(found.summary)
+    best = [{"arm": row["arm"], "seed": row["seed"], "t": 1.0} for row in rows]
+    full = mw.compare(best, **BETTER).summary["contrasts"]
+    assert any(flag["code"] == "ceiling" for row in full for flag in row["flags"])
+
+
+def test_no_masks_are_advised_on_if_only_scores_are_known() -> None:
+    found = mw.compare(table(gain=0.0), **BETTER)
+    codes = {flag["code"] for row in found.summary["contrasts"] for flag in row["flags"]}
+    assert "identical" in codes
+    assert "mask" not in " ".join(found.summary["advice"])
+
+
 @pytest.mark.parametrize(
     ("column", "said"),
     [
@@ -743,6 +787,13 @@ def test_a_published_table_is_told_which_of_its_columns_may_be_the_scores() -> N
         *((table(), {"chance": {"t": it}}, "no share") for it in (50, -1, float("nan"), "half")),
         (table(), {"contrasts": [("a", "a")]}, "two arms"),
         (table(), {"contrasts": [("a", "b")] * 2}, "given once"),
+        (table(), {"contrasts": [("a", "b"), ("b", "a")]}, "given once"),
+        (table(task="wer"), {"lower": ["wer"]}, "wer is no loss"),
+        (
+            [{"arm": r["arm"], "seed": r["seed"], "CER": 0.1} for r in table()],
+            {"lower": ["CER"]},
+            "no loss",
+        ),
     ],
 )
 def test_bad_tables_get_one_line(rows: Any, more: dict[str, Any], said: str) -> None:

@@ -51,9 +51,10 @@ COLUMNS = {
 }
 """Names that a column usually has, in the order of preference; see also ``_plain``."""
 
-LESS_IS_BETTER = frozenset(
-    ("loss", "nll", "perplexity", "ppl", "bpb", "wer", "cer", "ter", "mae", "mse", "rmse", "error")
-)
+ERRORS = frozenset(("wer", "cer", "ter", "mae", "mse", "rmse", "error"))
+"""Last words of names of scores that are no losses, and of which lower ones are better."""
+
+LESS_IS_BETTER = ERRORS | {"loss", "nll", "perplexity", "ppl", "bpb"}
 """Last words of names of scores of which lower ones are better."""
 
 NO_SCORES = frozenset(
@@ -232,9 +233,11 @@ def compare(
     for pair in pairs:
         for arm in pair:
             require_known("arm", arm, arms)
-        if pair[0] == pair[1] or pairs.count(pair) > 1:
+        # The opposite contrast is the same question, which would count twice in the correction.
+        if pair[0] == pair[1] or sum({*other} == {*pair} for other in pairs) > 1:
             raise MaskwiseError(
-                "a contrast is between two arms, and given once", got=f"{pair[0]}:{pair[1]}"
+                "a contrast is between two arms, and given once, in one direction",
+                got=f"{pair[0]}:{pair[1]}",
             )
     for name, given in {"chance": chance, "margin": margin}.items():
         if given and replicate == ITEMS:
@@ -245,6 +248,8 @@ def compare(
             )
     for task in (*lower, *chance):
         require_known("task", task, tasks)
+    for task in lower:
+        _refuse_error(task)
     margin = _margin(margin)
     losses = frozenset(lower)
     if margin is not None and 0 < len(losses) < len(tasks):
@@ -274,14 +279,17 @@ def compare(
     for task in tasks:
         require_task_name(task, do="rename it in the table")
     seeds = _numbered({seed for _, seed, _, _ in found})
-    values = defaultdict[str, list[float]](list)
-    for _, _, task, score in found:
-        values[task].append(score)
-    scales = {task: _scale(task, values[task], is_loss=task in losses) for task in tasks}
+    values: dict[str, dict[str, list[float]]] = {task: defaultdict(list) for task in tasks}
+    for arm, _, task, score in found:
+        values[task][arm].append(score)
+    correlations = {task for task in tasks if measures.get(task) in CORRELATIONS}
+    scales = {
+        task: 1 if task in losses else _scale(task, [*arms.values()], signed=task in correlations)
+        for task, arms in values.items()
+    }
     per_cent = [task for task, scale in scales.items() if scale != 1]
     if per_cent and one_column:
         # A correlation is at most 1, whatever the unit of other scores is.
-        correlations = {task for task in tasks if measures.get(task) in CORRELATIONS}
         _refuse_shares(values, per_cent, losses | correlations)
     if per_cent:
         notes.append(f"The scores on {', '.join(per_cent)} are read as per cent.")
@@ -697,6 +705,7 @@ def _long(
                 raise MaskwiseError("a row has no task", got=dict(row))
         score = _column("score", rows, named, baseline, taken={**taken, "task": task})
         if _is_less(score):
+            _refuse_error(score)
             unnamed = {str(row.get(task)) for row in rows} - {*lower}
             if unnamed:
                 raise MaskwiseError(
@@ -880,8 +889,22 @@ def _is_less(name: str) -> bool:
     >>> _is_less("eval_loss"), _is_less("WER (%)"), _is_less("error-detection")
     (True, True, False)
     """
-    words = re.findall("[a-z]+", _plain(name))
-    return bool(words) and words[-1] in LESS_IS_BETTER
+    return _last_word(name) in LESS_IS_BETTER
+
+
+def _last_word(name: str) -> str:
+    words: list[str] = re.findall("[a-z]+", _plain(name))
+    return words[-1] if words else ""
+
+
+def _refuse_error(name: str) -> None:
+    """Raise an error if scores that shall be read as losses have the name of another error."""
+    if _last_word(name) in ERRORS:
+        raise MaskwiseError(
+            f"{name} is no loss in nats, by its name",
+            allowed="scores of which higher ones are better, and losses in nats",
+            do="give 1 - error, under another name, and do not name it as lower",
+        )
 
 
 def _by_arm(rows: Iterable[Row], arm: str) -> dict[str, list[Row]]:
@@ -1044,14 +1067,16 @@ def _numbered(seeds: Iterable[str]) -> dict[str, int]:
 
 
 def _refuse_shares(
-    values: Mapping[str, Sequence[float]], per_cent: Sequence[str], known: Collection[str]
+    values: Mapping[str, Mapping[str, Sequence[float]]],
+    per_cent: Sequence[str],
+    known: Collection[str],
 ) -> None:
     """Raise an error if a column with scores in per cent has what may be shares of another task.
 
     Columns of their own may have units of their own, and so have tasks whose unit is known.
     """
     for task, scores in values.items():
-        largest = max(map(abs, scores))
+        largest = max(map(abs, chain.from_iterable(scores.values())))
         if 0 < largest <= 1 and task not in known:
             raise MaskwiseError(
                 f"the scores on {task} are shares or per cent; those on {per_cent[0]} are per cent",
@@ -1060,13 +1085,23 @@ def _refuse_shares(
             )
 
 
-def _scale(task: str, values: Sequence[float], *, is_loss: bool) -> int:
-    """Return 100 for scores in per cent, and 1 for shares and losses."""
-    largest = max(map(abs, values))
-    if is_loss or largest <= 1:
+def _scale(task: str, values: Sequence[Sequence[float]], *, signed: bool) -> int:
+    """Return 100 for scores in per cent, and 1 for shares.
+
+    Args:
+        task: what they are scores on.
+        values: the scores of each arm.
+        signed: whether they are correlations. Runs that learned nothing then score about 0 of 100,
+            more or less, but not all runs of an arm may be within ±1, because these may be shares.
+    """
+    every = [*chain.from_iterable(values)]
+    least, largest = min(every), max(map(abs, every))
+    if largest <= 1:
         return 1
-    small = [value for value in values if 0 < value <= 1]
-    if largest <= 100 and min(values) >= 0:
+    if largest <= 100 and (signed or least >= 0):
+        small = [value for value in every if 0 < value <= 1]
+        if signed:
+            small = [own[0] for own in values if 0 < max(map(abs, own)) <= 1]
         if small:
             raise MaskwiseError(
                 f"the scores on {task} are shares and per cent",
@@ -1076,7 +1111,7 @@ def _scale(task: str, values: Sequence[float], *, is_loss: bool) -> int:
         return 100
     raise MaskwiseError(
         f"the scores on {task} are neither shares nor per cent",
-        got=f"{min(values):g} to {max(values):g}",
-        allowed="0 to 1, or 0 to 100",
+        got=f"{least:g} to {max(every):g}",
+        allowed="-1 to 1, or -100 to 100" if signed else "0 to 1, or 0 to 100",
         do="name losses in nats as lower",
     )

@@ -146,7 +146,9 @@ def _advice(
     steps = {arm: table.compute(arm).get("steps", 0.0) for arm in study["arms"]}
     advice = advice_of(verdicts, names, looks, steps)
     if "compared" in study:
-        advice = {code: line for code, line in advice.items() if code not in OF_RECIPES}
+        # Nothing is known of the masks and settings of arms of which only scores are known.
+        left_out = {*OF_RECIPES, "identical"}
+        advice = {code: line for code, line in advice.items() if code not in left_out}
     return advice
 
 

@@ -221,14 +221,14 @@ def _at_ceiling(one: Comparison, table: Outcomes) -> FlagFacts | None:
 
 
 def _nearly_all_right(table: Outcomes, outcome: str, arm: str) -> bool:
-    """Return whether a score is 1, but for less than one test item in a run."""
+    """Return whether a score is 1, but for less than one test item in a run, if they are known."""
     scale = table.scales[outcome]
     mean = table.mean(outcome, arm)
     if mean is None or scale.unit != "score" or not scale.higher_is_better:
         return False
     # Rounded, because the mean of equal scores may differ from them in the last digit.
     missed = round((1 - mean) / table.one_item(outcome), 6)
-    return 0 <= missed < 1
+    return 0 <= missed < 1 if scale.items else missed == 0
 
 
 def _guesses(table: Outcomes, outcome: str, arm: str) -> bool:
