@@ -598,7 +598,7 @@ def test_a_correlation_is_in_one_unit_for_all_arms() -> None:
         mw.compare([{**row, "score": 200 * row["score"]} for row in per_cent + rows], **BETTER)
 
 
-def test_nothing_is_said_of_test_items_whose_number_is_not_known() -> None:
+def test_no_task_is_nearly_full_if_its_number_of_items_is_not_known() -> None:
     """A thousand items were assumed, and scores of .9996 said to be full."""
     scores = {"a": [0.9996, 0.9997], "b": [0.9991, 0.9992]}
     rows = [
@@ -608,7 +608,8 @@ def test_nothing_is_said_of_test_items_whose_number_is_not_known() -> None:
     ]
     for table_ in (rows, [{**row, "u": 0.5 + row["seed"] / 99} for row in rows]):
         found = mw.compare(table_, **BETTER)
-        assert "test item" not in json.dumps(found.summary)
+        flags = [flag for row in found.summary["contrasts"] for flag in row["flags"]]
+        assert "test item" not in json.dumps([flags, found.summary["advice"]])
     best = [{"arm": row["arm"], "seed": row["seed"], "t": 1.0} for row in rows]
     full = mw.compare(best, **BETTER).summary["contrasts"]
     assert any(flag["code"] == "ceiling" for row in full for flag in row["flags"])

@@ -319,8 +319,8 @@ class Outcomes:
         return 1 / (self.scales[task].items or 1000)
 
     def has_least_sd(self, task: str) -> bool:
-        """Return whether the runs of a task vary by less than one test item, if that is known."""
-        return bool(self.scales[task].items) and self.sds[task] == self.one_item(task)
+        """Return whether the runs of a task vary by less than the value of one test item."""
+        return self.sds[task] == self.one_item(task)
 
     def _helped(self, task: str) -> float | None:
         """Return the share of seeds in which the mean dev score of the arms beats the reference.
