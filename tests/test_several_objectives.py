@@ -375,3 +375,119 @@ def test_a_name_replaces_several_objectives_and_several_replace_a_name(path: Pat
     assert [*single.arm("two", seed=0).objectives] == ["rtd", "cse"]
     with pytest.raises(MaskwiseError, match="no objective is named"):
         read_recipe("quick-start", ["objective={}"])
+
+
+SEVERAL: dict[str, Any] = {
+    "extends": "quick-start",
+    "objective": {"mlm": None, "rtd": None},
+    "study": {"arms": {"a": {}, "b": {}}, "baseline": None, "contrasts": None, "gate": None},
+}
+OWN_PART = {"objective.rtd.masking.ratio": 0.3}
+DOTTED = {"mlm-0.4": {"objective": "mlm", "masking": {"ratio": 0.4}}, "mlm": None}
+LAYERS = [
+    ({}, {"mlm": {}, "rtd": {}}),
+    ({"objective": {"mlm": None, "atd": None}}, {"mlm": {}, "atd": {}}),
+    ({"objective": {"mlm": None}}, {"mlm": {}}),
+    (OWN_PART, {"mlm": {}, "rtd": {"ratio": 0.3}}),
+    ({"objective.rtd": {"masking": {"ratio": 0.3}}}, {"mlm": {}, "rtd": {"ratio": 0.3}}),
+    ({"objective": DOTTED}, {"mlm-0.4": {"ratio": 0.4}, "mlm": {}}),
+    ({"objective": DOTTED["mlm-0.4"]["objective"]}, {}),
+]
+
+
+def objectives_of(recipe: Recipe) -> list[dict[str, Any]]:
+    """The masking of every objective, by name, in each phase of arm b."""
+    links = recipe.arm("b", seed=0).links()
+    return [{name: each.masking for name, each in link.objectives.items()} for link in links]
+
+
+@pytest.mark.parametrize(("own", "expected"), LAYERS)
+def test_objectives_of_a_layer_replace_those_before_it(own, expected, tmp_path):
+    """In an arm, a phase and a recipe that extends another, the union was trained."""
+    read = read_recipe({**SEVERAL, "study": {**SEVERAL["study"], "arms": {"a": {}, "b": own}}})
+    assert objectives_of(read) == [expected]
+    assert objectives_of(recipe_of_text(read.to_yaml(), name="x", origin="x")) == [expected]
+    read = read_recipe({**SEVERAL, "phases": [{}, own]})
+    assert objectives_of(read) == [{"mlm": {}, "rtd": {}}, expected]
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(SEVERAL))
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"extends": "base.yaml", **own}))
+    assert objectives_of(read_recipe(tmp_path / "own.yaml")) == [expected]
+
+
+def test_points_of_a_search_replace_objectives():
+    points = [{"mlm": None, "atd": None}, {"mlm": None, "rtd": None}]
+    study = {**SEVERAL["study"], "search": {"grid": {"objective": points}}}
+    study["arms"] = {"a": {}, "b": OWN_PART}
+    read = read_recipe({**SEVERAL, "study": study})
+    found = [read.arm("b", seed=0, more=point).objectives for point in read.study.points_of("b")]
+    assert [*map(list, found)] == [["mlm", "atd"], ["mlm", "rtd"]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["b.objective.rtd.masking.ratio=.2"], {"mlm": None, "rtd": 0.2}),
+        (
+            ["b.objective.rtd.masking={}", "b.objective.rtd.masking.ratio=.2"],
+            {"mlm": None, "rtd": 0.2},
+        ),
+        (
+            ["b.objective.rtd.masking.ratio=.1", "b.objective.rtd={masking: {ratio: .2}}"],
+            {"mlm": None, "rtd": 0.2},
+        ),
+        (
+            ["b.objective={mlm: , atd: }", "b.objective.atd.masking.ratio=.2"],
+            {"mlm": None, "atd": 0.2},
+        ),
+        (
+            ["b.objective.rtd.masking.ratio=.1", "b.objective={mlm: , atd: }"],
+            {"mlm": None, "atd": None},
+        ),
+        (["b.phases.1.objective.rtd.masking.ratio=.2"], {"mlm": None, "rtd": 0.2}),
+        (
+            ["b={phases: [{}, {}]}", "b.phases.1.objective.rtd.masking.ratio=.2"],
+            {"mlm": None, "rtd": 0.2},
+        ),
+        (
+            ["b.objective={mlm-0.4: mlm, rtd: }", "b.objective.mlm-0.4={objective: mlm}"],
+            {"mlm-0.4": None, "rtd": None},
+        ),
+    ],
+)
+def test_overrides_change_a_part_of_the_objectives(overrides, expected):
+    """Of an arm, or of a phase of an arm, also if only the recipe names the objectives."""
+    given = [f"study.arms.{text}" for text in overrides]
+    first, last = objectives_of(read_recipe({**SEVERAL, "phases": [{}, {}]}, given))
+    assert {name: masking.get("ratio") for name, masking in last.items()} == expected
+    phase_only = any(".phases.1." in text for text in overrides)
+    assert first == ({"mlm": {}, "rtd": {}} if phase_only else last)
+
+
+def test_names_of_objectives_may_have_dots():
+    dotted = {**SEVERAL, "objective": DOTTED}
+    for given, ratio in (
+        (["objective.mlm-0.4.masking.ratio=0.5"], 0.5),
+        (["study.arms.b.objective.mlm-0.4.masking.ratio=0.5"], 0.5),
+        (["phases=[{}]", "phases.0.objective.mlm-0.4.masking.ratio=0.5"], 0.5),
+    ):
+        [found] = objectives_of(read_recipe(dotted, given))
+        assert found == {"mlm-0.4": {"ratio": ratio}, "mlm": {}}
+    [found] = objectives_of(read_recipe(SEVERAL, ["objective.mlm-0.4=mlm"]))
+    assert [*found] == ["mlm", "rtd", "mlm-0.4"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_layer_names_its_objectives_once(reverse):
+    own = [("objective", {"mlm": None, "rtd": None}), *OWN_PART.items()]
+    with pytest.raises(MaskwiseError, match=r"objective.* is written twice"):
+        read_recipe({**SEVERAL, **dict(own[::-1] if reverse else own)})
+
+
+def test_an_arm_may_be_called_objective():
+    arms = {"a": {}, "objective": {"masking": {"ratio": 0.3}}}
+    read = read_recipe(
+        {**SEVERAL, "study": {**SEVERAL["study"], "arms": arms}},
+        ["study.arms.objective.masking.policy=whole-word"],
+    )
+    masking = read.arm("objective", seed=0).masking
+    assert (masking.ratio, masking.policy) == (0.3, "whole-word")

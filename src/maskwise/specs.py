@@ -442,15 +442,23 @@ def different_settings(one: Mapping[str, object], other: Mapping[str, object]) -
     return [key for key in first | second if first.get(key, ...) != second.get(key, ...)]
 
 
+WHOLE = re.compile(r"(^|\.)(corpus\.source|(?<!study\.arms\.)(?<!study\.search\.own\.)objective)$")
+"""The dotted names of settings whose dicts are a single value. An arm may be called objective."""
+
+
 def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield nested settings as pairs (dotted name, value), such as ``("a.b.c", 1)``.
 
-    An empty dict is a value, because ``objective: {mlm: {}}`` names an objective. A mix of sources
-    in ``corpus.source`` is a value, too, because its keys are file names, which may contain dots.
+    An empty dict is a value. So are a mix of sources in ``corpus.source``, whose keys are names of
+    files, and several objectives in ``objective``: the keys of both may contain dots, and a layer
+    that writes them replaces those of earlier layers.
+
+    >>> [*leaves({"masking": {"ratio": 0.3}, "objective": {"mlm": {}, "cse": {}}})]
+    [('masking.ratio', 0.3), ('objective', {'mlm': {}, 'cse': {}})]
     """
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and value and not name.endswith("corpus.source"):
+        if isinstance(value, dict) and value and not WHOLE.search(name):
             yield from leaves(value, f"{name}.")
         else:
             yield name, value

@@ -293,19 +293,23 @@ def put(
     if former:
         parts, value = _of_last_phase(settings, parts, value)
     dotted = ".".join(map(str, parts))
-    *path, last = parts
     group: Any = settings
-    for place, part in enumerate(path):
+    above: list[str] = []
+    while len(parts) > 1:
+        part, *parts = parts
         key = _key(group, part, dotted)
         inner = group[key] if isinstance(group, list) else group.get(key)
+        # An arm, or a phase, which is in a list.
+        is_layer = isinstance(group, list) or (*above,) == ARMS
+        above.append(part)
         # Several objectives, by name, replace the name of a single one.
         if inner is None or (part == "objective" and isinstance(inner, str)):
             inner = {}
         # A pair of arms is the contrast of a gate.
-        elif path[: place + 1] == ["study", "gate"] and isinstance(inner, list | tuple):
+        elif above == ["study", "gate"] and isinstance(inner, list | tuple):
             inner = {"contrast": inner}
-        # The keys of an arm, and of a phase, which is in a list, may be dotted names.
-        elif isinstance(group, list) or (place == len(ARMS) and (*path[:place],) == ARMS):
+        # The keys of an arm and of a phase may be dotted names.
+        elif is_layer:
             inner = nested(inner, former=False) if isinstance(inner, Mapping) else inner
         if not isinstance(inner, dict | list):
             raise MaskwiseError(
@@ -314,10 +318,67 @@ def put(
         # Change a copy, because YAML aliases put the same object in several places.
         group[key] = inner.copy()
         group = group[key]
-    key = _key(group, last, dotted)
+        if is_layer and _put_in_objective(group, parts, value):
+            return
+        if part == "objective" and isinstance(group, dict):
+            length = _length_of_objective(parts, group)
+            parts = [".".join(parts[:length]), *parts[length:]]
+    key = _key(group, parts[0], dotted)
     if not clear and value == {} and isinstance(group, dict) and isinstance(group.get(key), dict):
         return
     group[key] = value
+
+
+def _length_of_objective(parts: Sequence[str], known: Collection[str]) -> int:
+    """Return how many of these parts of a dotted name are the name of an objective.
+
+    >>> _length_of_objective(["mlm-0", "4", "masking", "ratio"], ["mlm"])
+    2
+    """
+    for length in range(len(parts), 0, -1):
+        if ".".join(parts[:length]) in known:
+            return length
+    settings = ("objective", "masking")
+    named = (place for place, part in enumerate(parts) if place and part in settings)
+    return next(named, len(parts))
+
+
+def _put_in_objective(layer: Plain, parts: Sequence[str], value: object) -> bool:
+    """Change a part of the objectives of earlier layers in the settings of an arm or a phase.
+
+    The dotted name stays the key, as in ``{"objective.cse.masking.ratio": 0.3}``. Nested, it would
+    be the only objective of the layer.
+
+    Returns:
+        Whether the layer was changed. If not, the parts name another setting, or the layer has
+        objectives of its own, in which they are changed.
+    """
+    setting = _in_training((*parts,))
+    if setting[:1] == (FORMER_PHASE,):
+        setting = setting[1:]
+    if setting[:1] != ("objective",):
+        return False
+    place = len(parts) - len(setting) + 1
+    own: object = layer
+    for part in parts[:place]:
+        # The phases of an arm have layers of their own.
+        if isinstance(own, list):
+            return False
+        own = own.get(part) if isinstance(own, Mapping) else None
+    name = ".".join(parts)
+    for key in [key for key in layer if key.startswith(f"{name}.")]:
+        del layer[key]
+    if len(setting) == 1 or own is not None:
+        return False
+    for length in range(place + 1, len(parts)):
+        outer = layer.get(".".join(parts[:length]))
+        if isinstance(outer, dict):
+            changed = copy.deepcopy(outer)
+            put(changed, parts[length:], value)
+            layer[".".join(parts[:length])] = changed
+            return True
+    layer[name] = value
+    return True
 
 
 def _of_last_phase(settings: Plain, parts: list[str], value: object) -> tuple[list[str], object]:
@@ -367,7 +428,7 @@ def once_each(settings: Mapping[str, object]) -> Plain:
         above = {".".join(parts[:place]) for place in range(1, len(parts))}
         # An empty dict changes nothing in a group that has settings.
         twice = name in found or (name in groups and value != {})
-        if twice or any(found.get(group, ...) is None for group in above):
+        if twice or any(found.get(group, {}) != {} for group in above):
             own = [*above, name]
             values = [
                 before for key, before in found.items() if key in own or key.startswith(f"{name}.")
@@ -494,7 +555,8 @@ def nested(tree: Mapping[str, object], *, former: bool = True) -> Plain:
     settings: Plain = {}
     refuse_former_phase(tree)
     for key, value in once_each(tree).items():
-        put(settings, key, value, clear=False, former=former)
+        if not _put_in_objective(settings, key.split("."), value):
+            put(settings, key, value, clear=False, former=former)
     return settings
 
 
@@ -516,7 +578,7 @@ def _with_whole_arms(
         # The name of an arm that is a number will be refused.
         parts = [key] if above == ARMS else _parts(str(key), value, above=above, arms=arms)
         path = (*above, *parts)
-        is_value = path[:-1] == ARMS or path[-2:] == ("corpus", "source")
+        is_value = path[:-1] == ARMS or _in_training(path) in (("corpus", "source"), ("objective",))
         if isinstance(value, dict) and value and not is_value:
             yield from _with_whole_arms(value, arms, path)
         else:

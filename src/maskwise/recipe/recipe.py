@@ -85,7 +85,9 @@ class Recipe(Settings):
     masking: MaskingSettings = MaskingSettings()
     objective: Weights[str | dict[str, ObjectiveSettings]] = "mlm"
     """``mlm``, ``clm`` or ``diffusion`` for encoders, ``denoise`` for encoder–decoders; or several
-    objectives that train one encoder, keyed by name, such as ``{mlm: , cse: }``."""
+    objectives that train one encoder, keyed by name, such as ``{mlm: , cse: }``. An arm, a phase or
+    a recipe that writes ``objective`` replaces all of them; ``objective.cse.masking.ratio`` changes
+    one."""
     sampler: Weights[str] = "uniform"
     """The rule that chooses one of several objectives at every step, fixed or learned (mometas)."""
     training: TrainingSettings = TrainingSettings()
