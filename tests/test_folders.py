@@ -29,6 +29,7 @@ from maskwise.folders import (
     write_lines,
     write_whole,
 )
+from maskwise.study.together import StudyFolder
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -228,8 +229,7 @@ def test_what_a_killed_process_left_in_its_first_moment_is_no_content(
     ):
         assert not list(tmp_path.rglob("*.partial"))
         raise MaskwiseError("failed")
-    assert not tmp_path.exists()
-    tmp_path.mkdir()
+    assert not [*tmp_path.iterdir()]
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "notes.lock").write_text("")
     with pytest.raises(MaskwiseError, match="something else; got stages"):
@@ -302,3 +302,28 @@ def test_a_lock_that_may_not_be_written_may_be_held(tmp_path: Path, monkeypatch)
 
     monkeypatch.setattr(folders, "locked", refused)
     assert is_locked(tmp_path / ".lock")
+
+
+@pytest.mark.parametrize("kind", ["link", "here", "folder"])
+@pytest.mark.parametrize("command", ["run", "study"])
+def test_a_run_that_fails_early_reports_its_error_and_keeps_a_folder_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, command: str
+) -> None:
+    """A link and the current folder cannot be removed: that error replaced the first one."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    out = folder
+    if kind == "link":
+        out = tmp_path / "link"
+        out.symlink_to(folder)
+    elif kind == "here":
+        monkeypatch.chdir(folder)
+        out = Path()
+    work = ["**/metrics.jsonl"]
+    claimed = claim_run(out, "another run", lock="stages/.lock", work=work)
+    used = StudyFolder(out).used() if command == "study" else claimed
+    with pytest.raises(MaskwiseError, match="the reason"), used:
+        (out / "recipe.yaml").write_text("name: a")
+        raise MaskwiseError("the reason")
+    assert folder.is_dir() and not [*folder.iterdir()]
+    assert kind != "link" or out.is_symlink()

@@ -390,6 +390,7 @@ def claim_run(out: Path, what: str, *, lock: str, work: Sequence[str]) -> Iterat
         work: patterns of files that have content only after some work was done.
     """
     new = is_new(out)
+    existed = out.exists()
     path = out / lock
     began = time.monotonic()
     with claim(path.parent, what, lock=path.name):
@@ -402,8 +403,28 @@ def claim_run(out: Path, what: str, *, lock: str, work: Sequence[str]) -> Iterat
             short = time.monotonic() - began < KEPT_SECONDS
             found = [path for pattern in work for path in out.glob(pattern)]
             if new and short and not any(path.stat().st_size for path in found):
-                shutil.rmtree(out)
+                remove_new(out, existed=existed)
             raise
+
+
+def remove_new(out: Path, *, existed: bool) -> None:
+    """Remove a folder in which nothing was done, and raise no error if parts of it stay.
+
+    Args:
+        out: the folder.
+        existed: whether an empty folder existed before, which may be a link, a mount point or the
+            current folder. It stays, and what is in it is removed.
+    """
+    if not existed:
+        shutil.rmtree(out, ignore_errors=True)
+        return
+    with suppress(OSError):
+        for path in [*out.iterdir()]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
 
 
 def locked(path: Path, *, wait: float) -> FileLock:

@@ -8,7 +8,6 @@ records.jsonl, when no stage is left. Locks end with their process, even if it i
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import is_locked, is_new, locked, sweep, writing
+from maskwise.folders import is_locked, is_new, locked, remove_new, sweep, writing
 from maskwise.study.stages import DONE
 from maskwise.tasks.finetuning import PREDICTIONS
 
@@ -63,6 +62,7 @@ class StudyFolder:
         If the folder is new and the study fails before any work, remove it.
         """
         new = is_new(self.out)
+        existed = self.out.exists()
         with self.alone():
             self._tidy()
             try:
@@ -83,7 +83,7 @@ class StudyFolder:
         except (MaskwiseError, OSError):
             with self.alone():
                 if new and not has_results(self.out) and not self.users():
-                    shutil.rmtree(self.out)
+                    remove_new(self.out, existed=existed)
             raise
         finally:
             self.own.unlink(missing_ok=True)
