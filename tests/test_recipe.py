@@ -1171,3 +1171,27 @@ def test_the_layers_that_masking_reads_are_those_of_all_its_parts() -> None:
     assert of_several["masking.keep names"] == ("one", "two")
     read = {layer for layers in found.values() for layer in layers}
     assert read >= {"salient", "sentence", "prompt"}
+
+
+BERT = {"architecture": "bert", "settings": {"hidden_size": 32, "num_attention_heads": 2}}
+ARMS_OF_TWO = {"baseline": None, "contrasts": None, "gate": None}
+
+
+@pytest.mark.parametrize("layer", ["file", "override", "arm"])
+def test_another_architecture_drops_settings_that_it_does_not_have(layer, tmp_path):
+    """The quick start's layer_types were refused, which the user never wrote."""
+    arms = {"a": {}, "b": {"model": BERT} if layer == "arm" else {}}
+    given = {"extends": "quick-start", "study": {**ARMS_OF_TWO, "arms": arms}}
+    overrides = ["model.architecture=bert"] if layer == "override" else []
+    if layer == "file":
+        given["model"] = BERT
+    read = read_recipe(given, overrides)
+    model = read.arm("b", seed=0).model
+    size = 128 if layer == "override" else 32
+    assert (model.architecture, model.settings["hidden_size"]) == ("bert", size)
+    assert model.settings["num_hidden_layers"] == 2 and "layer_types" not in model.settings
+    assert ("layer_types" in read.arm("a", seed=0).model.settings) == (layer == "arm")
+    # A setting of the same layer stays, and is refused when the model is built.
+    if layer == "override":
+        kept = read_recipe(given, [*overrides, "model.settings.layer_types=[full_attention]"])
+        assert kept.model.settings["layer_types"] == ["full_attention"]

@@ -231,6 +231,24 @@ def _require_fields(config: PreTrainedConfig, fields: Mapping[str, Any]) -> None
             raise unknown_name(f"{config.model_type} model setting", name, known)
 
 
+def known_fields(architecture: str, names: Iterable[str]) -> set[str]:
+    """Return those of the names that are settings of an architecture; all of them for one that
+    transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.for_model(architecture)
+    except ValueError:
+        return {*names}
+    known = set()
+    for name in names:
+        with contextlib.suppress(MaskwiseError):
+            _require_fields(config, {name: None})
+            known.add(name)
+    return known
+
+
 def with_fields(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
     """Return the configuration of a pre-trained model with some changed fields.
 

@@ -421,6 +421,7 @@ def remove_unused(settings: Plain, changes: Mapping[str, object], *, clear: bool
     if not settings:
         return
     _remove_alternatives(settings, changes)
+    _remove_of_other_architecture(settings, changes)
     rules = [rule for rule in (*UNUSED, NEW_MODEL) if rule.removed]
     before = set(active(rules, settings))
     after: Plain = {}
@@ -501,6 +502,23 @@ def _remove_alternatives(settings: Plain, changes: Mapping[str, object]) -> None
             _remove_at(settings, place, setting)
         else:
             _remove(settings, setting, changes)
+
+
+def _remove_of_other_architecture(settings: Plain, changes: Mapping[str, object]) -> None:
+    """Remove the settings of a new model that the architecture in ``changes`` does not have.
+
+    Those that it has, such as hidden_size, stay, in place.
+    """
+    architecture = changes.get("model.architecture")
+    own = value_at(settings, "model.settings")
+    before = value_at(settings, "model.architecture", "modernbert")
+    if not isinstance(architecture, str) or architecture == before or not isinstance(own, dict):
+        return
+    # This import takes a second.
+    from maskwise.models import known_fields
+
+    known = known_fields(architecture, map(str, own))
+    settings["model"]["settings"] = {name: own[name] for name in own if str(name) in known}
 
 
 def _remove_at(settings: Plain, place: Sequence[str], setting: str) -> None:
