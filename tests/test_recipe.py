@@ -9,7 +9,9 @@ import re
 import tracemalloc
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,9 +24,18 @@ from maskwise.effects import Settings
 from maskwise.errors import MaskwiseError
 from maskwise.masking.settings import MaskingSettings
 from maskwise.objectives import ObjectiveSettings
-from maskwise.recipe import Recipe, overrides, parse_value, read_recipe, shipped, validate
+from maskwise.recipe import (
+    Recipe,
+    overrides,
+    parse_value,
+    read_recipe,
+    recipe_of_text,
+    shipped,
+    validate,
+)
 from maskwise.recipe.described import settings_of_group
 from maskwise.recipe.overrides import groups_in
+from maskwise.recipe.unused import value_at
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.plan import make_plan
@@ -1195,3 +1206,82 @@ def test_another_architecture_drops_settings_that_it_does_not_have(layer, tmp_pa
     if layer == "override":
         kept = read_recipe(given, [*overrides, "model.settings.layer_types=[full_attention]"])
         assert kept.model.settings["layer_types"] == ["full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("training.steps", np.int64(30), 30),
+        ("training.learning_rate", np.float32(0.5), 0.5),
+        ("training.group_by_length", np.bool_(True), True),
+        ("masking.ratio", np.float64(0.25), 0.25),
+        ("model.settings.hidden_size", np.int64(64), 64),
+        ("corpus.source", Path("bundled:wikipedia"), "bundled:wikipedia"),
+        ("training.betas", np.array([0.5, 0.75]), (0.5, 0.75)),
+    ],
+)
+def test_values_of_numpy_are_numbers_in_arms_and_phases(key, value, expected):
+    """They were accepted, and ended in a traceback when the arm was made."""
+    arms = MappingProxyType({"a": {}, "b": MappingProxyType({key: value})})
+    given = {"extends": "quick-start", "study": {**ARMS_OF_TWO, "arms": arms}}
+    read = read_recipe(given)
+    found = value_at(read.arm("b", seed=0).model_dump(), key)
+    assert found == expected and type(found) is type(expected)
+    assert recipe_of_text(read.to_yaml(), name="x", origin="x") == read
+    if not key.startswith("model"):
+        phases = {"extends": "quick-start", "phases": [{}, {key: value}]}
+        assert value_at(read_recipe(phases).links()[1].model_dump(), key) == expected
+
+
+def test_an_array_is_a_list_in_a_grid():
+    search = {"grid": {"training.steps": np.arange(10, 40, 10)}}
+    study = {**ARMS_OF_TWO, "arms": {"a": {}, "b": {}}, "search": search}
+    points = read_recipe({"extends": "quick-start", "study": study}).study.points_of("b")
+    assert points == [{"training.steps": steps} for steps in (10, 20, 30)]
+
+
+def test_values_that_no_recipe_has_are_refused_with_their_name():
+    for value in ({1, 2}, object(), np.datetime64("2026-01-01"), dict):
+        arms = {"a": {}, "b": {"training.steps": value}}
+        with pytest.raises(MaskwiseError, match=r"study\.arms\.b\.training\.steps; got a value"):
+            read_recipe({"extends": "quick-start", "study": {"arms": arms}})
+    circle: dict[str, object] = {"extends": "quick-start"}
+    circle["study"] = circle
+    with pytest.raises(MaskwiseError, match="nested too deeply"):
+        read_recipe(circle)
+    with pytest.raises(MaskwiseError, match="form key=value; got 5"):
+        read_recipe("quick-start", ["training.steps=3", 5])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("text", "call"),
+    [
+        ("{masking.ratio: linear(0.45, 0.15)}", "linear(0.45, 0.15)"),
+        ("{masking: {ratio: linear(0.45, 0.15), policy: span}}", "linear(0.45, 0.15)"),
+        ("{masking: {policy: mix(a(1, 2), b), ratio: 0.3}}", "mix(a(1, 2), b)"),
+        ("{corpus.layers: [pos, spans(a, b)]}", "spans(a, b)"),
+    ],
+)
+def test_a_call_without_quotes_is_named_with_quotes(text, call, tmp_path):
+    """The error was about a setting called 0.15)."""
+    file = tmp_path / "own.yaml"
+    file.write_text(f"extends: quick-start\nstudy: {{arms: {{a: {{}}, b: {text}}}}}\n")
+    for source, given in ((file, []), ("quick-start", [f"study.arms.b={text}"])):
+        with pytest.raises(MaskwiseError) as error:
+            read_recipe(source, given)
+        assert f'in quotes: "{call}"' in str(error.value)
+
+
+def test_brackets_that_close_nothing_are_texts():
+    for text in ("[(, )]", "{a: (, b: )}", '{a: "linear(0.45", 0.15): }', "[f(, )]", "[f(a), b]"):
+        assert parse_value(text)
+
+
+def test_texts_that_are_no_numbers_are_written_with_quotes():
+    """Arms such as 1e-4 were read back as numbers, and no is a boolean of YAML 1.1."""
+    names = ("1e-4", "no", "010", "1:30", "2024-01-01", "null", "0x1f", "1_000", ".5", "~", "a b")
+    arms = {name: {"training.steps": 9 + number} for number, name in enumerate(names)}
+    study = {**ARMS_OF_TWO, "arms": arms, "contrasts": [["no", "1e-4"]]}
+    read = read_recipe({"extends": "quick-start", "name": "1e5", "study": study})
+    assert recipe_of_text(read.to_yaml(), name="x", origin="x") == read
+    assert [*yaml.safe_load(read.to_yaml())["study"]["arms"]] == [*names]

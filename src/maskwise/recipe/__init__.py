@@ -31,6 +31,7 @@ from maskwise.recipe.overrides import (
     merged,
     parse_overrides,
     parse_value,
+    plain_value,
     put,
     read_yaml,
     refuse_former_phase,
@@ -81,7 +82,7 @@ def read_recipe(
     if isinstance(source, Recipe):
         source = source.settings()
     if isinstance(source, Mapping):
-        settings = with_new_names(copy.deepcopy(dict(source)))
+        settings = with_new_names(plain_value(source, ""))
         written = _written(settings)
         extended = _extended(settings, name="study", origin=OF_DICT)
         return _validated(extended, overrides, written=written, origin=OF_DICT)
@@ -401,6 +402,7 @@ def _yaml_errors(origin: str, *, do: str | None = None) -> Iterator[None]:
             mark = error.problem_mark or error.context_mark
             assert mark is not None
             got = f"line {mark.line + 1}: {error.problem}"
+            do = error.note or do
             if "'\\t'" in got:
                 tabs = "replace tabs with spaces, because YAML allows only spaces for indentation"
                 do = do or tabs

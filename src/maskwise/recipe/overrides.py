@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from itertools import chain
+from pathlib import PurePath
 from typing import Any, ClassVar
 
 import yaml
@@ -624,6 +625,12 @@ def parse_override(text: str) -> tuple[str, object]:
     >>> parse_override("training.learning_rate=1e-3")
     ('training.learning_rate', 0.001)
     """
+    if not isinstance(text, str):
+        raise MaskwiseError(
+            "an override is a text of the form key=value",
+            got=repr(text),
+            do='for example, "training.steps=500"',
+        )
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise MaskwiseError(
@@ -710,10 +717,11 @@ def parse_value(text: str) -> object:
         if not in_brackets or given.startswith("{seed}"):
             return text
         problem = getattr(error, "problem", None) or first_line(error)
+        note = getattr(error, "note", None)
         raise MaskwiseError(
             f"cannot read {shortened(given, 100)} as YAML",
             got=problem,
-            do="put texts with brackets, commas or colons in quotes",
+            do=note or "put texts with brackets, commas or colons in quotes",
         ) from None
 
 
@@ -742,6 +750,24 @@ class Yaml(yaml.SafeLoader):
                 problem = f"the key {key.value!r} is in line {lines[name]} already"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             lines[name] = key.start_mark.line + 1
+        if node.flow_style:
+            self._refuse_cut_in(node.value)
+        return node
+
+    def _refuse_cut_in(self, pairs: Sequence[tuple[yaml.Node, yaml.Node]]) -> None:
+        """Raise an error if a mapping has a text such as linear(0.45, 0.15) without quotes."""
+        parts: list[yaml.Node] = []
+        for key, value in pairs:
+            # The part behind a comma is a key without a value.
+            is_part = isinstance(value, yaml.ScalarNode) and value.value == ""
+            parts += [key] if is_part else [key, value]
+        _refuse_cut(parts)
+
+    def compose_sequence_node(self, anchor: str | None) -> yaml.SequenceNode:
+        """Raise an error if a list has a text such as linear(0.45, 0.15) without quotes."""
+        node = super().compose_sequence_node(anchor)
+        if node.flow_style:
+            _refuse_cut(node.value)
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
@@ -756,6 +782,31 @@ class Yaml(yaml.SafeLoader):
             problem = f"cannot read {str(node.value)[:40]!r} as {kind}"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
         return value
+
+
+_CALL = re.compile(r"[A-Za-z][\w.-]*\(\S")
+
+
+def _refuse_cut(parts: Sequence[yaml.Node]) -> None:
+    """Raise an error if YAML has cut a text without quotes at the commas in its parentheses."""
+    for place, node in enumerate(parts):
+        if not _is_plain(node) or not _CALL.match(node.value):
+            continue
+        text = node.value
+        for after in parts[place + 1 :]:
+            if text.count("(") <= text.count(")") or not _is_plain(after):
+                break
+            text = f"{text}, {after.value}"
+            if text.count("(") == text.count(")"):
+                raise yaml.MarkedYAMLError(
+                    problem=f"a comma ends the text {node.value}",
+                    problem_mark=node.start_mark,
+                    note=f'put it in quotes: "{text}"',
+                )
+
+
+def _is_plain(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and not node.style
 
 
 # A resolver decides the type of a plain value by its first character and a pattern. Leave out those
@@ -775,6 +826,75 @@ for kind, pattern, characters in (
     ),
 ):
     Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), list(characters))
+
+
+class YamlWriter(yaml.SafeDumper):
+    """A safe dumper that puts texts in quotes which ``Yaml``, or YAML 1.1, reads as other values,
+    such as 1e-4 and no.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [*Yaml.yaml_implicit_resolvers.get(first, ()), *resolvers]
+        for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+
+def write_yaml(settings: Mapping[str, object]) -> str:
+    """Write plain values as YAML that ``read_yaml`` reads as the same values.
+
+    >>> write_yaml({"1e-4": "no"})
+    "'1e-4': 'no'\\n"
+    """
+    return yaml.dump(settings, Dumper=YamlWriter, sort_keys=False, allow_unicode=True)
+
+
+def plain_value(value: object, place: str, levels: int = MOST_LEVELS) -> Any:
+    """Return a value of a recipe in Python's own types: NumPy's numbers and arrays become numbers
+    and lists, and paths become texts.
+
+    Args:
+        value: the value.
+        place: its dotted name, for the error message.
+        levels: how many levels of groups and lists may follow.
+
+    Raises:
+        MaskwiseError: a value has another type, or is nested too deeply.
+
+    >>> from pathlib import PurePosixPath
+    >>> plain_value({"corpus": {"source": PurePosixPath("a.txt")}, "tasks": ()}, "")
+    {'corpus': {'source': 'a.txt'}, 'tasks': []}
+    """
+    if levels < 0:
+        raise MaskwiseError(
+            "the settings are nested too deeply", do="use fewer levels of groups or lists"
+        )
+    if value is None or isinstance(value, bool | BaseModel):
+        return value
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, str):
+        return "".join(value)
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        found: dict[Any, Any] = {}
+        for key, each in value.items():
+            name = key
+            if isinstance(key, str | PurePath):
+                name = plain_value(key, place)
+            found[name] = plain_value(each, f"{place}.{name}" if place else str(name), levels - 1)
+        return found
+    if isinstance(value, list | tuple | range):
+        return [plain_value(each, place, levels - 1) for each in value]
+    # Numbers and arrays of NumPy and PyTorch.
+    if callable(as_list := getattr(value, "tolist", None)) and not isinstance(value, type):
+        return plain_value(as_list(), place, levels - 1)
+    raise MaskwiseError(
+        place or "a recipe",
+        got=f"a value of the type {type(value).__name__}",
+        allowed="texts, numbers, booleans, None, lists and dicts",
+    )
 
 
 def read_yaml(text: str) -> object:

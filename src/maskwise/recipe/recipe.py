@@ -13,7 +13,6 @@ from contextlib import suppress
 from functools import cache, lru_cache
 from itertools import chain
 
-import yaml
 from pydantic import (
     PrivateAttr,
     ValidationError,
@@ -52,6 +51,7 @@ from maskwise.recipe.overrides import (
     once_each,
     require_changeable,
     with_changes,
+    write_yaml,
 )
 from maskwise.recipe.unused import refuse_unused, remove_unused, without_alternatives
 from maskwise.samplers import sampler
@@ -615,7 +615,7 @@ class Recipe(Settings):
         changes = [*(self.phases or ()), *self.study.arms.values(), *points]
         if self._diffuses or any(map(_changes_objective, changes)):
             plain = self.settings()
-        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        return write_yaml(plain)
 
 
 def _changes_objective(changes: Plain) -> bool:
