@@ -377,7 +377,7 @@ def test_a_name_replaces_several_objectives_and_several_replace_a_name(path: Pat
         read_recipe("quick-start", ["objective={}"])
 
 
-SEVERAL: dict[str, Any] = {
+TWO_OBJECTIVES: dict[str, Any] = {
     "extends": "quick-start",
     "objective": {"mlm": None, "rtd": None},
     "study": {"arms": {"a": {}, "b": {}}, "baseline": None, "contrasts": None, "gate": None},
@@ -404,21 +404,23 @@ def objectives_of(recipe: Recipe) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("own", "expected"), LAYERS)
 def test_objectives_of_a_layer_replace_those_before_it(own, expected, tmp_path):
     """In an arm, a phase and a recipe that extends another, the union was trained."""
-    read = read_recipe({**SEVERAL, "study": {**SEVERAL["study"], "arms": {"a": {}, "b": own}}})
+    read = read_recipe(
+        {**TWO_OBJECTIVES, "study": {**TWO_OBJECTIVES["study"], "arms": {"a": {}, "b": own}}}
+    )
     assert objectives_of(read) == [expected]
     assert objectives_of(recipe_of_text(read.to_yaml(), name="x", origin="x")) == [expected]
-    read = read_recipe({**SEVERAL, "phases": [{}, own]})
+    read = read_recipe({**TWO_OBJECTIVES, "phases": [{}, own]})
     assert objectives_of(read) == [{"mlm": {}, "rtd": {}}, expected]
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(SEVERAL))
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(TWO_OBJECTIVES))
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"extends": "base.yaml", **own}))
     assert objectives_of(read_recipe(tmp_path / "own.yaml")) == [expected]
 
 
 def test_points_of_a_search_replace_objectives():
     points = [{"mlm": None, "atd": None}, {"mlm": None, "rtd": None}]
-    study = {**SEVERAL["study"], "search": {"grid": {"objective": points}}}
+    study = {**TWO_OBJECTIVES["study"], "search": {"grid": {"objective": points}}}
     study["arms"] = {"a": {}, "b": OWN_PART}
-    read = read_recipe({**SEVERAL, "study": study})
+    read = read_recipe({**TWO_OBJECTIVES, "study": study})
     found = [read.arm("b", seed=0, more=point).objectives for point in read.study.points_of("b")]
     assert [*map(list, found)] == [["mlm", "atd"], ["mlm", "rtd"]]
 
@@ -457,14 +459,14 @@ def test_points_of_a_search_replace_objectives():
 def test_overrides_change_a_part_of_the_objectives(overrides, expected):
     """Of an arm, or of a phase of an arm, also if only the recipe names the objectives."""
     given = [f"study.arms.{text}" for text in overrides]
-    first, last = objectives_of(read_recipe({**SEVERAL, "phases": [{}, {}]}, given))
+    first, last = objectives_of(read_recipe({**TWO_OBJECTIVES, "phases": [{}, {}]}, given))
     assert {name: masking.get("ratio") for name, masking in last.items()} == expected
     phase_only = any(".phases.1." in text for text in overrides)
     assert first == ({"mlm": {}, "rtd": {}} if phase_only else last)
 
 
 def test_names_of_objectives_may_have_dots():
-    dotted = {**SEVERAL, "objective": DOTTED}
+    dotted = {**TWO_OBJECTIVES, "objective": DOTTED}
     for given, ratio in (
         (["objective.mlm-0.4.masking.ratio=0.5"], 0.5),
         (["study.arms.b.objective.mlm-0.4.masking.ratio=0.5"], 0.5),
@@ -472,7 +474,7 @@ def test_names_of_objectives_may_have_dots():
     ):
         [found] = objectives_of(read_recipe(dotted, given))
         assert found == {"mlm-0.4": {"ratio": ratio}, "mlm": {}}
-    [found] = objectives_of(read_recipe(SEVERAL, ["objective.mlm-0.4=mlm"]))
+    [found] = objectives_of(read_recipe(TWO_OBJECTIVES, ["objective.mlm-0.4=mlm"]))
     assert [*found] == ["mlm", "rtd", "mlm-0.4"]
 
 
@@ -480,13 +482,13 @@ def test_names_of_objectives_may_have_dots():
 def test_a_layer_names_its_objectives_once(reverse):
     own = [("objective", {"mlm": None, "rtd": None}), *OWN_PART.items()]
     with pytest.raises(MaskwiseError, match=r"objective.* is written twice"):
-        read_recipe({**SEVERAL, **dict(own[::-1] if reverse else own)})
+        read_recipe({**TWO_OBJECTIVES, **dict(own[::-1] if reverse else own)})
 
 
 def test_an_arm_may_be_called_objective():
     arms = {"a": {}, "objective": {"masking": {"ratio": 0.3}}}
     read = read_recipe(
-        {**SEVERAL, "study": {**SEVERAL["study"], "arms": arms}},
+        {**TWO_OBJECTIVES, "study": {**TWO_OBJECTIVES["study"], "arms": arms}},
         ["study.arms.objective.masking.policy=whole-word"],
     )
     masking = read.arm("objective", seed=0).masking
