@@ -442,7 +442,9 @@ def different_settings(one: Mapping[str, object], other: Mapping[str, object]) -
     return [key for key in first | second if first.get(key, ...) != second.get(key, ...)]
 
 
-WHOLE = re.compile(r"(^|\.)(corpus\.source|(?<!study\.arms\.)(?<!study\.search\.own\.)objective)$")
+SINGLE_VALUES = re.compile(
+    r"(^|\.)(corpus\.source|(?<!study\.arms\.)(?<!study\.search\.own\.)objective)$"
+)
 """The dotted names of settings whose dicts are a single value. An arm may be called objective."""
 
 
@@ -458,7 +460,7 @@ def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, 
     """
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and value and not WHOLE.search(name):
+        if isinstance(value, dict) and value and not SINGLE_VALUES.search(name):
             yield from leaves(value, f"{name}.")
         else:
             yield name, value
