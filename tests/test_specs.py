@@ -5,6 +5,8 @@ read.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Optional
 
 import pytest
 
@@ -151,3 +153,81 @@ def test_options_take_whole_numbers_for_numbers_and_name_what_they_take():
     ):
         with pytest.raises(MaskwiseError, match=f"allowed: {takes}$"):
             read(f"mine.jsonl({spec})")
+
+
+Mode = Literal["word", "token", 3]
+
+
+@dataclass(frozen=True)
+class Plug:
+    """Parameters with the annotations that plug-ins may have."""
+
+    mode: Mode = "token"
+    keep: Optional[int] = None  # noqa: UP045
+    share: str | float = 0.0
+    names: tuple[str, ...] = ()
+    exact: bool | None = None
+    flag: bool | Literal["auto"] = False
+    inner: Callable[[], float] | None = None
+    call: str | Call = ""
+    other: NotHere = None  # type: ignore[name-defined]  # noqa: F821
+
+
+def _bare(one=None, **more) -> dict[str, Any]:  # type: ignore[no-untyped-def]
+    return {"one": one} | more
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("mode=word", "word"),
+        ("mode='word'", "word"),
+        ("mode=3", 3),
+        ("keep=None", None),
+        ("keep=2", 2),
+        ("share=a_b-c", "a_b-c"),
+        ("share=0.5", 0.5),
+        ("names=(job, a_b)", ("job", "a_b")),
+        ("exact=true", True),
+        ("flag=False", False),
+        ("flag=false", False),
+        ("flag=auto", "auto"),
+        ("inner=then(1)", Call("then", (1,))),
+        ("inner=then", Call("then")),
+        ("call=token", Call("token")),
+        ("other=token", "token"),
+        ("one=token", "token"),
+        ("one='false'", "false"),
+        ("one=false", False),
+        ("one=span(p=0.2)", Call("span", (), {"p": 0.2})),
+        ("one=(a, b(1))", ("a", Call("b", (1,)))),
+        ("two=token", "token"),
+    ],
+)
+def test_a_word_is_a_text_unless_a_member_is_asked_for(written: str, value: object) -> None:
+    name = written.partition("=")[0]
+    made = build("plug", f"plug({written})", {"plug": Plug if hasattr(Plug, name) else _bare})
+    found = vars(made)[name] if isinstance(made, Plug) else made[name]
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    ("written", "got", "allowed"),
+    [
+        ("mode=wrod", "'wrod'", ["word", "token", "3"]),
+        ("mode=3.0", "3.0", ["word", "token", "3"]),
+        ("keep=2.5", "2.5", ["a whole number"]),
+        ("keep=many", "'many'", ["a whole number"]),
+        ("share=None", "None", ["a text", "a number"]),
+        ("share=True", "True", ["a text", "a number"]),
+        ("flag=no", "'no'", ["True or False", "auto"]),
+    ],
+)
+def test_types_are_checked_in_unions_and_literals(
+    written: str, got: str, allowed: list[str]
+) -> None:
+    with pytest.raises(MaskwiseError) as caught:
+        build("plug", f"plug({written})", {"plug": Plug})
+    assert caught.value.got == got and written.partition("=")[0] in caught.value.what
+    for each in allowed:
+        assert each in str(caught.value.allowed)

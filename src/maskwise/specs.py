@@ -10,10 +10,14 @@ import ast
 import inspect
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+import sys
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from maskwise.errors import (
     MaskwiseError,
@@ -215,41 +219,132 @@ def bind(kind: str, call: Call, maker: Callable[..., object]) -> inspect.BoundAr
     for name, value in bound.arguments.items():
         parameter = signature.parameters[name]
         which = f"{what}: {name}"
+        kinds = _kinds_of(maker, parameter)
         if parameter.kind is parameter.VAR_POSITIONAL:
-            value = tuple(_fitting(which, item, parameter.annotation) for item in value)
+            value = tuple(_fitting(which, item, kinds) for item in value)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            value = {key: _fitting(f"{what}: {key}", each, kinds) for key, each in value.items()}
         else:
-            value = _fitting(which, value, parameter.annotation)
+            value = _fitting(which, value, kinds)
         bound.arguments[name] = value
     return bound
 
 
-PLAIN = {"bool": (bool, "True or False"), "str": (str, "a text")}
+def _kinds_of(maker: Callable[..., object], parameter: inspect.Parameter) -> list[Any]:
+    """Return the types that a parameter allows by its annotation.
 
-
-def _fitting(what: str, value: object, annotation: object) -> object:
-    """Check an argument against its annotation, and return it. An unquoted word becomes a string or
-    a boolean.
+    ``Any`` if it has no annotation, or one with a name that only type checkers know.
     """
-    # Annotations are strings in this package, but may be classes in the modules of users.
-    written = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    wanted, *others = written.split(" | ")
-    if others not in ([], ["None"]):
-        # If several types are allowed, the function itself must check the argument.
+    name, annotation = parameter.name, parameter.annotation
+    if annotation is parameter.empty:
+        return [Any]
+    while isinstance(maker, partial):
+        maker = maker.func
+    homes: list[Any] = [inspect.unwrap(maker)]
+    if isinstance(maker, type):
+        # The annotation stands where a field is declared, or in the class with the method.
+        homes = sorted(
+            maker.__mro__,
+            key=lambda base: (
+                name not in vars(base).get("__annotations__", ()),
+                "__init__" not in vars(base),
+            ),
+        )
+    holder = SimpleNamespace(__annotations__={name: annotation})
+    for home in homes:
+        with suppress(Exception):
+            # The annotation may be a text, which is code of the module where it stands.
+            return _kinds(get_type_hints(holder, vars(sys.modules[home.__module__]))[name])
+    return [Any]
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """Return the types of which a type is a union; the type itself if it is none."""
+    # Names of types: ``type Mode = …`` and ``NewType``.
+    hint = getattr(hint, "__value__", getattr(hint, "__supertype__", hint))
+    if get_origin(hint) in (Union, UnionType):
+        return [kind for part in get_args(hint) for kind in _kinds(part)]
+    return [hint if hint is not object and isinstance(hint, Hashable) else Any]
+
+
+PLAIN = {bool: "True or False", str: "a text", int: "a whole number", float: "a number"}
+
+
+def _fitting(what: str, value: object, kinds: list[Any]) -> object:
+    """Check an argument against the types that are allowed, and return it. An unquoted word becomes
+    a text or a boolean, unless it may name a member.
+
+    If a type is allowed that is not plain, the function itself must check the argument.
+    """
+    value = _worded(value, kinds)
+    if not all(map(_is_plain, kinds)) or any(_fits(value, kind) for kind in kinds):
         return value
-    if others and value is None:
+    wanted = []
+    names: list[str] = []
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            names += map(str, get_args(kind))
+        elif kind is not NoneType:
+            wanted.append(PLAIN[kind])
+    if names:
+        wanted.append(", ".join(names))
+    raise MaskwiseError(
+        f"{what} is not valid",
+        got=repr(value),
+        allowed=" or ".join(wanted) or "None",
+        do=did_you_mean(value, names),
+    )
+
+
+def _is_plain(kind: Any) -> bool:
+    return get_origin(kind) is Literal or kind is NoneType or kind in PLAIN
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Return whether a value is of a plain type."""
+    if get_origin(kind) is Literal:
+        # In Python, True equals 1.
+        return any(type(each) is type(value) and each == value for each in get_args(kind))
+    if kind in (int, float):
+        check = whole_number if kind is int else finite_number
+        with suppress(MaskwiseError):
+            check("", value)
+            return True
+        return False
+    return isinstance(value, kind)
+
+
+def _worded(value: object, kinds: list[Any]) -> object:
+    """Replace calls that stand for unquoted words, also in lists, by texts or booleans."""
+    if type(value) is tuple:
+        of = [kind for listed in kinds for kind in _kinds_of_items(listed)] or [Any]
+        return tuple(_worded(item, of) for item in value)
+    if isinstance(value, str) and bool in kinds and {*kinds} <= {bool, NoneType}:
+        return _boolean(value)
+    if not isinstance(value, Call) or any(map(_may_be_member, kinds)):
         return value
-    if isinstance(value, Call) and wanted in ("str", "bool", "int", "float"):
-        value = value.written or str(value)
-    if wanted == "bool" and isinstance(value, str):
-        value = {"true": True, "false": False}.get(value.lower(), value)
-    if wanted == "int":
-        whole_number(what, value)
-    elif wanted == "float":
-        finite_number(what, value)
-    kind, allowed = PLAIN.get(wanted, (object, ""))
-    if not isinstance(value, kind):
-        raise MaskwiseError(f"{what} is not valid", got=repr(value), allowed=allowed)
-    return value
+    text = value.written or str(value)
+    if "(" in text and str not in kinds and not all(map(_is_plain, kinds)):
+        return value
+    return _boolean(text) if bool in kinds or Any in kinds else text
+
+
+def _boolean(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _kinds_of_items(listed: Any) -> list[Any]:
+    """Return the types of the items of a type such as ``tuple[str, ...]``; [] for others."""
+    origin = get_origin(listed)
+    if not (isinstance(origin, type) and issubclass(origin, Iterable)):
+        return []
+    return [kind for item in get_args(listed) if item is not ... for kind in _kinds(item)]
+
+
+def _may_be_member(kind: Any) -> bool:
+    """Return whether a type is a call, a class of maskwise's, such as a policy, or a function."""
+    module = str(getattr(kind, "__module__", "")).partition(".")[0]
+    return module == "maskwise" or Callable in (kind, get_origin(kind))
 
 
 def arguments_of(maker: Callable[..., object], *, without: Collection[str] = ()) -> str:
@@ -394,8 +489,8 @@ def read_options(
     if written is None:
         return spec, {}
     parameters = list(inspect.signature(reader).parameters.values())[1:]
-    annotations = {p.name: p.annotation for p in parameters if p.kind is not p.VAR_KEYWORD}
-    annotations |= dict.fromkeys(sorted(also))
+    types = {p.name: _kinds_of(reader, p) for p in parameters if p.kind is not p.VAR_KEYWORD}
+    types |= {key: [Any] for key in sorted(also)}
     try:
         call = parse_call(f"options({written})")
     except MaskwiseError:
@@ -403,16 +498,16 @@ def read_options(
     if call.args:
         raise MaskwiseError(
             f"cannot read the arguments of {kind} {spec!r}",
-            allowed=f"name=value, with the names {', '.join(annotations)}",
+            allowed=f"name=value, with the names {', '.join(types)}",
             do=f"for example ({example})",
         )
     options = {}
     for option, value in call.kwargs.items():
-        require_known(f"argument of {kind} {name!r}", option, annotations)
+        require_known(f"argument of {kind} {name!r}", option, types)
         if isinstance(value, Call):
             # Options may be words without quotes, such as kind=similarity.
             value = value.written
-        options[option] = _fitting(f"{option} of {kind} {name!r}", value, annotations[option])
+        options[option] = _fitting(f"{option} of {kind} {name!r}", value, types[option])
     return name, options
 
 
