@@ -15,10 +15,11 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 
 from hub import talking_to_a_hub
 from maskwise.cli import main
+from maskwise.convert import _weight_files, convert, read_pickled
 from maskwise.errors import MaskwiseError
 from maskwise.folders import refuse_damaged
 from maskwise.models import _loading, load_model
-from maskwise.starts import resolve_start
+from maskwise.starts import find_weights, resolve_start
 
 SENTENCE = "Marie Curie was born in Warsaw."
 
@@ -230,6 +231,60 @@ def test_what_cannot_be_converted_is_refused_in_one_line(
     assert ".partial" not in lines[0]
     assert not (tmp_path / "new").exists()
     assert not (old / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1\n", "git lfs pull"),
+        (b"<!doctype html><html>Not found</html>", "<!doctype html>"),
+        (b"garbage", "7 bytes"),
+        (b"", "an empty file"),
+    ],
+)
+def test_a_file_that_is_no_pickle_is_not_called_malicious(
+    content: bytes, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(MaskwiseError) as caught:
+        read_pickled(tmp_path / "pytorch_model.bin")
+    assert "damaged" in caught.value.what and said in str(caught.value)
+    assert "code" not in str(caught.value)
+
+
+def test_what_torch_advises_is_not_passed_on(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Torch says of a TorchScript archive that it can be read without protection."""
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "pytorch_model.bin")
+    recwarn.clear()
+    with pytest.raises(MaskwiseError, match="no file of weights") as caught:
+        read_pickled(tmp_path / "pytorch_model.bin")
+    assert "weights_only" not in str(caught.value) and not [*recwarn]
+
+
+def test_safetensors_that_are_not_the_models_weights_do_not_count(tmp_path: Path) -> None:
+    for name in ("pytorch_model.bin", "adapter_model.safetensors", "model.fp16.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(MaskwiseError, match="maskwise convert"):
+        find_weights(tmp_path)
+    assert _weight_files(tmp_path) == [tmp_path / "pytorch_model.bin"]
+    for name in ("model.safetensors.index.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+        assert find_weights(tmp_path) == str(tmp_path)
+        with pytest.raises(MaskwiseError, match="as it is") as caught:
+            _weight_files(tmp_path)
+        assert caught.value.got == name
+
+
+def test_a_decoder_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "config.json").write_text('{"model_type": "gpt2"}')
+    (old / "pytorch_model.bin").write_bytes(b"not read")
+    with pytest.raises(MaskwiseError, match="MLM head") as caught:
+        convert(old, tmp_path / "new", tokenizer="bundled:tokenizer")
+    assert caught.value.got == "gpt2" and str(old) in caught.value.what
 
 
 def test_a_tokenizer_may_come_from_elsewhere_and_must_fit(

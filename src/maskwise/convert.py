@@ -12,6 +12,7 @@ import json
 import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -21,16 +22,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskwise.errors import MaskwiseError, first_line
+from maskwise.errors import MaskwiseError
+from maskwise.families import adapter_of
 from maskwise.folders import read_json, write_folder
-from maskwise.models import has_head, load_config, load_model
-from maskwise.starts import Start, downloaded, find_start
+from maskwise.models import has_head, load_config, load_model, require_head
+from maskwise.starts import Start, downloaded, find_start, safetensors_of
 from maskwise.text.tokenizers import has_tokenizer, load_tokenizer
 
 PICKLED = "pytorch_model.bin"
 INDEX = f"{PICKLED}.index.json"
 KEPT = ("config.json", "generation_config.json", "README.md", "LICENSE*")
 """Patterns of files that are copied as they are."""
+LFS = b"version https://git-lfs"
+"""The beginning of a file that Git LFS has not downloaded."""
 LEAST_CAPITALS = 0.01
 """The share of tokens with capitals from which a vocabulary is that of a cased model."""
 
@@ -58,7 +62,8 @@ def convert(old: Start, new: Path, *, tokenizer: Start | None = None) -> dict[st
     folder = _folder_of(old)
     files = _weight_files(folder)
     # The configuration is checked before weights are read, which takes much longer.
-    load_config(folder, kind=None)
+    config = load_config(folder, kind=None)
+    require_head(config, adapter_of(config).kind, name=old)
     if tokenizer is None and not has_tokenizer(folder):
         raise MaskwiseError(
             f"there is no tokenizer in {str(old)!r}", do="name the model's own: --tokenizer NAME"
@@ -83,11 +88,10 @@ def _folder_of(old: Start) -> Path:
 
 def _weight_files(folder: Path) -> list[Path]:
     """Return the file of pickled weights, or its shards in order."""
-    if any(folder.glob("*.safetensors")):
+    safe = safetensors_of(folder)
+    if safe:
         raise MaskwiseError(
-            f"{folder} has safetensors already",
-            got=sorted(path.name for path in folder.glob("*.safetensors"))[0],
-            do="use it as it is",
+            f"{folder} has safetensors already", got=safe.name, do="use it as it is"
         )
     if (folder / PICKLED).is_file():
         return [folder / PICKLED]
@@ -114,18 +118,33 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     Raises:
         MaskwiseError: the file holds anything else, or is damaged.
     """
+    with path.open("rb") as file:
+        beginning = file.read(len(LFS))
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise MaskwiseError(
-            f"{path} holds more than weights, and is not read",
-            got=found[1] if found else first_line(error),
-            do="ask its authors for model.safetensors; maskwise runs no code from a checkpoint",
-        ) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:
-        # Damaged archives raise errors of zipfile, of torch's reader and of pickle.
-        raise MaskwiseError(f"{path} is damaged", got=first_line(error)) from None
+        # Damaged archives raise errors of zipfile, of torch's reader and of pickle. Their texts and
+        # warnings are not shown, because torch advises to read the file without protection.
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found and isinstance(error, pickle.UnpicklingError):
+            raise MaskwiseError(
+                f"{path} holds more than weights, and is not read",
+                got=found[1],
+                do="ask its authors for model.safetensors; maskwise runs no code from a checkpoint",
+            ) from None
+        got = f"{path.stat().st_size:,} bytes that begin with {beginning!r}"
+        do = "download it again"
+        if beginning == LFS:
+            got, do = "a pointer of Git LFS", "run git lfs pull in its folder"
+        raise MaskwiseError(
+            f"{path} is damaged or no file of weights",
+            got=got if beginning else "an empty file",
+            do=do,
+        ) from None
     if not isinstance(state, Mapping):
         raise MaskwiseError(f"{path} has no weights by name", got=type(state).__name__)
     for name, tensor in state.items():

@@ -37,6 +37,9 @@ pip does not install another gigabyte of torch."""
 CONFIG = "config.json"
 """The file of a model's configuration."""
 
+SAFE = "model.safetensors"
+"""The file of a model's weights. Beside the index of this name are its shards."""
+
 CODE_FILES = (CONFIG, "tokenizer_config.json")
 """Files of a checkpoint in which ``auto_map`` may name Python code."""
 
@@ -167,13 +170,21 @@ def find_weights(name: Start) -> str:
     refuse_damaged(folder)
     # Other files with this ending, such as training_args.bin, have no weights.
     pickled = sorted(folder.glob("pytorch_model*.bin"))
-    if pickled and not any(folder.glob("*.safetensors")):
+    if pickled and not safetensors_of(folder):
         raise MaskwiseError(
             f"the weights of {str(name)!r} are pickled",
             got=pickled[0].name,
             do="convert it: maskwise convert OLD NEW, which runs no code",
         )
     return where
+
+
+def safetensors_of(folder: Path) -> Path | None:
+    """Return the file from which transformers loads the weights of a model, or the index of its
+    shards; None without one. An adapter, for example, has safetensors of another name.
+    """
+    files = (folder / SAFE, folder / f"{SAFE}.index.json")
+    return next((file for file in files if file.is_file()), None)
 
 
 def find_policy(name: Start) -> Path:
