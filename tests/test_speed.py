@@ -143,6 +143,20 @@ def test_all_processes_of_a_machine_train_in_the_precision_that_was_measured_fir
     assert trained_in() == "bf16" and [*file.parent.iterdir()] == [file]
 
 
+@pytest.mark.parametrize("damaged", ["", "[]", "{}", "null", '{"meas'])
+def test_a_damaged_measurement_is_replaced(
+    damaged: str, processor: Callable[..., None], tmp_path: Path
+) -> None:
+    processor(2.2)
+    assert devices.bf16_gain() == 2.2
+    (file,) = (tmp_path / "cache" / "maskwise").iterdir()
+    file.write_text(damaged)
+    processor(1.9)
+    assert devices.bf16_gain() == 1.9 and json.loads(file.read_text())["measured"] == 1.9
+    processor(0.6)
+    assert devices.bf16_gain() == 1.9 and [*file.parent.iterdir()] == [file]
+
+
 def test_where_no_measurement_can_be_kept_processors_train_in_single_precision(
     processor: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -143,6 +143,8 @@ step gains nothing."""
 SIZES = {"cpu": 1024}
 """Number of rows (and columns) of the matrices in ``measured_rate``, by device type. Other devices
 use 8,192."""
+UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+"""Errors of a measurement's file that is missing, damaged or of another kind."""
 
 
 def best_device() -> torch.device:
@@ -205,10 +207,10 @@ def remembered(what: str, about: object, measure: Callable[[], Result]) -> tuple
     if folder is None:
         return measure(), False
     file = folder / f"{what}-{name}.json"
-    with suppress(OSError, ValueError, KeyError):
-        return json.loads(file.read_bytes())["measured"], True
+    with suppress(*UNREADABLE):
+        return _measured(file), True
     measured = measure()
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(*UNREADABLE):
         file.parent.mkdir(parents=True, exist_ok=True)
         mine = file.with_name(f"{file.name}.{os.getpid()}")
         mine.write_text(json.dumps({"about": about, "measured": measured}))
@@ -216,11 +218,19 @@ def remembered(what: str, about: object, measure: Callable[[], Result]) -> tuple
             # Unlike ``rename``, this does not replace the file of another process.
             os.link(mine, file)
         except FileExistsError:
-            pass
+            try:
+                _measured(file)
+            except UNREADABLE:
+                # After a loss of power, a file may be empty.
+                os.replace(mine, file)
         finally:
-            mine.unlink()
-        return json.loads(file.read_bytes())["measured"], True
+            mine.unlink(missing_ok=True)
+        return _measured(file), True
     return measured, False
+
+
+def _measured(file: Path) -> Any:
+    return json.loads(file.read_bytes())["measured"]
 
 
 def peak_memory(device: torch.device) -> int:
