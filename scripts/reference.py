@@ -51,7 +51,9 @@ def recipe_page() -> str:
     lines = [
         "# Recipe keys",
         "",
-        "All keys are optional. `null` means no value. `maskwise list keys` prints the same.",
+        "All keys are optional, but a section `study.search` needs `grid`, "
+        "and `study.gate` needs `contrast`. `null` means no value.",
+        "`maskwise list keys` prints the same.",
         "",
         CHANGES,
     ]
