@@ -467,6 +467,18 @@ def test_the_axis_of_equal_arms_has_a_range_that_can_be_read():
         ]
 
 
+def test_the_noise_of_items_is_on_the_page_of_primary_rows():
+    """The docs said so, but no template read it."""
+    items = {"low": -0.012, "high": 0.034}
+    for primary, paired in ((True, False), (True, True), (False, False)):
+        known = {**items, "paired": True} if paired else items
+        row = contrast_row("task", "score", 0.011, primary=primary, items=known)
+        (view,) = forest_groups([row], {"a": "#000"})
+        said = " ".join(view["rows"][0]["notes"])
+        assert ("−1.2 to 3.4 points" in said) is primary
+        assert ("correlate at .5" in said) is (primary and not paired)
+
+
 def test_forests_are_by_kind_and_unit_and_right_is_better():
     rows = [
         contrast_row("tasks", "SDs", 0.5, primary=True),

@@ -88,7 +88,8 @@ class Shown:
         if ahead and (self.mean or 0.0) <= 0:
             # Subtraction from 0 avoids −0.
             low, high = 0.0 - high, 0.0 - low
-        return with_minus(f"{low:.{self.digits}f} to {high:.{self.digits}f}")
+        # "z" turns −0.0 into 0.0.
+        return with_minus(f"{low:z.{self.digits}f} to {high:z.{self.digits}f}")
 
 
 def shown(row: Contrast) -> Shown:
@@ -144,7 +145,47 @@ def shown_in(
     if factor < 0:
         # A change of sign swaps the ends of the interval.
         low, high = high, low
-    return Shown(scaled(estimate["mean"]), low, high, scale, unit, digits)
+    return Shown(scaled(estimate["mean"]), low, high, scale, unit, decimals(digits, low, high))
+
+
+MOST_DECIMALS = 9
+
+
+def decimals(least: int, low: float | None, high: float | None) -> int:
+    """Return the number of decimals that show whether an interval contains 0.
+
+    The end next to 0 is not written as 0 if the interval excludes 0. If it contains 0, not both
+    ends are written as 0, unless both are 0.
+
+    >>> decimals(1, 0.02, 3.0), decimals(1, -0.02, 3.0), decimals(1, -0.02, 0.003)
+    (2, 1, 2)
+
+    Args:
+        least: the usual number of decimals.
+        low, high: the ends of the interval; None without one.
+    """
+    if low is None or high is None:
+        return least
+    choose = min if low * high > 0 else max
+    end = choose(abs(low), abs(high))
+    digits = least
+    while end and digits < MOST_DECIMALS and not float(f"{end:.{digits}f}"):
+        digits += 1
+    return digits
+
+
+def items_words(row: Contrast) -> str:
+    """Return a phrase with the interval over the choice of test items; "" if it is unknown."""
+    items = row.get("items")
+    if not items:
+        return ""
+    unit = "score" if row["unit"] == "SDs" else row["unit"]
+    bounds: Estimate = {"mean": None, "low": items["low"], "high": items["high"]}
+    amount = shown_in(unit, row["metric"], bounds, None, higher=row["higher_is_better"])
+    said = f"noise of items: {amount.ends()} {amount.unit}"
+    said += " (95 % interval over the choice of test items, for these runs"
+    assumed = "" if items.get("paired") else "; the arms' answers are assumed to correlate at .5"
+    return f"{said}{assumed})"
 
 
 def _agree(estimate: Estimate, other: Estimate) -> bool:

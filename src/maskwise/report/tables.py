@@ -18,7 +18,7 @@ import numpy as np
 
 from maskwise.constants import DIFFUSION, NATS, accuracy_misleads
 from maskwise.errors import MaskwiseError
-from maskwise.estimates import Shown, outcome_label, outcome_labels, shown
+from maskwise.estimates import Shown, items_words, outcome_label, outcome_labels, shown
 from maskwise.files import Contrast
 from maskwise.folders import write_page
 from maskwise.report.drawing import FILTERS, SLATE, Colours, View
@@ -379,6 +379,9 @@ def _notes(row: Contrast) -> list[str]:
         if row["primary"] and is_note:
             text = flag["sentence"]
             notes.append(f"{text[:1].upper()}{text[1:]}.")
+    items = items_words(row)
+    if row["primary"] and items:
+        notes.append(f"{items[:1].upper()}{items[1:]}.")
     return notes
 
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from maskwise.constants import FIXED
 from maskwise.errors import plural
-from maskwise.estimates import SPREADS, outcome_words, shown_in
+from maskwise.estimates import SPREADS, decimals, outcome_words, shown_in
 from maskwise.files import Effect, Estimate, Study
 from maskwise.verdict.flags import FLAGS, Raised, rate
 from maskwise.verdict.judge import Verdict
@@ -146,7 +146,9 @@ def _facts(verdict: Verdict, ahead: str, *, brief: bool) -> str:
                 ends += f" {SPREADS}"
             facts.append(f"95 % interval of {ahead}'s lead: {ends}")
         if verdict.scale.unit == "SDs" and amount.unit != SPREADS and verdict.mean:
-            times = f"the lead is {abs(verdict.mean):.1f} times the SD of runs within an arm"
+            digits = decimals(1, verdict.estimate["low"], verdict.estimate["high"])
+            lead = f"{abs(verdict.mean):.{digits}f}"
+            times = f"the lead is {lead} times the SD of runs within an arm"
             if verdict.least_sd:
                 times += " (or one test item, if that is more)"
             facts.append(times)
