@@ -285,3 +285,46 @@ def test_critical_means_are_quantiles_of_scipy(runs, level):
     quantiles = stats.chi2.ppf((NODES + 1) / 2, runs - 1)
     expected = stats.t.ppf(1 - level / 2, runs - 1) * np.sqrt(quantiles / (runs - 1))
     assert _critical_means(runs, level) == pytest.approx(expected, rel=1e-12)
+
+
+# Rounding errors
+# ----------------------------------------------------------------------------
+
+TIED = [6, -1, 2, -1, 2, 2, 1, 4, 1]
+"""Differences in the last digit of scores, of which several splits have equal sums."""
+
+
+@pytest.mark.parametrize("base", [0.91035, 3.2104, 91.035, 910350.0])
+def test_equal_sums_are_ties_whatever_the_size_of_the_scores(base):
+    """The tolerance once was that of the differences, which are a thousand times smaller."""
+    unit = base * 1e-5
+    seconds = [base + unit * k for k in (52, 129, 28, -17, 12, 23, 22, 54, 0)]
+    firsts = [second + unit * k for second, k in zip(seconds, TIED)]
+    d = np.subtract(firsts, seconds)
+    p = sign_flip_test(TIED)
+    assert sign_flip_test(d, scores=max(firsts)) == p
+    # Twice the same task is the test of one, also where it is standardised.
+    twice = np.array([d, d]) / 0.3
+    assert sign_flip_test(twice, least_sds=1e-9, scores=max(firsts) / 0.3) == p
+
+
+def test_an_end_or_a_mean_that_is_zero_but_for_rounding_is_zero():
+    firsts = np.array([0.81, 0.82, 0.83, 0.81, 0.82, 0.80])
+    seconds = np.array([0.80, 0.82, 0.82, 0.80, 0.82, 0.83])
+    d = firsts - seconds
+    assert d.mean() != 0  # the exact mean is 0
+    assert estimated(d, scores=0.83)["mean"] == 0.0
+    assert sign_flip_test(d, scores=0.83) == 1.0
+    # The gain of one task is the loss of the other, but other numbers are subtracted.
+    opposite = np.array([0.31, 0.32, 0.33]) - np.array([0.3, 0.3, 0.3])
+    tasks = np.array([opposite, np.array([0.8, 0.8, 0.8]) - np.array([0.81, 0.82, 0.83])])
+    assert sign_flip_estimate(tasks, least_sds=0.001, scores=0.83) == 0.0
+    assert sign_flip_test(tasks, least_sds=0.001, scores=0.83) == 1.0
+    # With eight differences, the lower end is the sixth smallest mean: −.01, and five times 0.
+    firsts = [0.79, 0.82, 0.83, 0.57, 0.65, 0.72, 0.83, 0.83]
+    d = np.array(firsts) - np.array([0.80, 0.81, 0.82, 0.56, 0.64, 0.71, 0.8, 0.8])
+    for tasks in (d, np.array([d, d])):
+        low, high = sign_flip_interval(tasks, least_sds=0.001, scores=0.83)
+        assert low == 0.0 < high
+        assert sign_flip_test(tasks, least_sds=0.001, scores=0.83) >= 0.05
+    assert sign_flip_interval(np.zeros((2, 6)), scores=0.9) == (0.0, 0.0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from maskwise.errors import MaskwiseError
-from maskwise.estimates import loss_table, shown
+from maskwise.estimates import loss_table, shown, shown_in
 from maskwise.files import Contrast
 from maskwise.masking.policies import policy
 from maskwise.verdict import primary_pairs, summarise
@@ -95,6 +95,16 @@ def test_arms_whose_interval_lies_within_the_margin_do_not_differ_in_what_matter
     assert row_of(TIE | {"token-30": better}, margin=0.05)["verdict"] == "decided"
     row = row_of_losses([0.51, 0.51, 0.52, 0.52] * 2)
     assert row["verdict"] == "no difference that matters"  # a margin in nats
+
+
+@pytest.mark.parametrize("base", [0.3, 0.6, 0.71, 0.8, 0.9])
+def test_an_interval_that_ends_at_the_margin_lies_within_it(base):
+    """.81 − .8 is .010000000000000009, which was more than a margin of .01."""
+    firsts = [round(base + gain, 2) for gain in (0.01, 0, 0, -0.01, 0, 0)]
+    row = row_of({"token-15": [base] * 6, "token-30": firsts}, margin=0.01)
+    assert row["verdict"] == "no difference that matters"
+    narrower = row_of({"token-15": [base] * 6, "token-30": firsts}, margin=0.00999)
+    assert narrower["verdict"] == "open"
 
 
 def test_the_interval_within_the_margin_is_of_the_lead_like_the_other_one():
@@ -815,3 +825,77 @@ def test_the_reference_is_a_contrast_only_where_something_is_measured_of_it():
     with pytest.raises(MaskwiseError, match=r"no-pretraining.*allowed: token-15, token-30"):
         primary_pairs(study | {"untrained": {}})
     assert primary_pairs(study | {"tasks": {}})
+
+
+# Rounding errors
+# ----------------------------------------------------------------------------
+
+
+def test_equal_means_are_equal_in_spite_of_rounding():
+    """The arm was "0.0 SDs ahead", with advice to add runs for a mean that was a rounding error."""
+    firsts = [0.8, 0.79, 0.79, 0.83, 0.79, 0.8, 0.83, 0.79]
+    seconds = [0.82, 0.77, 0.79, 0.81, 0.8, 0.81, 0.81, 0.81]
+    row = row_of({"token-15": firsts, "token-30": seconds})
+    assert (row["mean"], row["natural"]["mean"], row["p"]) == (0.0, 0.0, 1.0)
+    assert (shown(row).unit, row["runs_to_decide"]) == ("accuracy points", None)
+    assert "are equal" in row["sentence"]
+
+
+def test_two_tasks_that_cancel_need_no_more_runs():
+    arms = {"token-15": 0.0, "token-30": 0.01}
+    study = make_study(runs=6, arms=arms, tasks=2)
+    records = run_facts(study)
+    for seed, shared in enumerate((0.31, 0.32, 0.33, 0.31, 0.35, 0.32)):
+        for arm, gain in arms.items():
+            scores = {"task-0": shared + gain, "task-1": shared + 0.4 - gain}
+            for task, score in scores.items():
+                records.append(score_record(arm, seed, task, round(score, 2)))
+    (row,) = primary_rows(summarise(records, study))
+    assert (row["mean"], row["natural"]["mean"], row["runs_to_decide"]) == (0.0, 0.0, None)
+    assert row["verdict"] == "open"
+
+
+def test_an_end_that_is_zero_in_points_is_zero_in_sds():
+    """One task is shown in its own unit, also where the test just does not reject 0."""
+    seconds = [0.80, 0.81, 0.82, 0.56, 0.64, 0.71, 0.8, 0.8]
+    gains = [-0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 0.03, 0.03]
+    firsts = [round(score + gain, 2) for score, gain in zip(seconds, gains)]
+    row = row_of({"token-15": seconds, "token-30": firsts})
+    assert (row["low"], row["natural"]["low"], row["verdict"]) == (0.0, 0.0, "open")
+    assert shown(row).unit == "accuracy points"
+    assert "unclear-in-points" not in codes(row)
+
+
+def test_a_gain_over_the_start_is_no_rounding_error():
+    """Arms and a start with equal means: no arm is worse, and none has gained."""
+    firsts = [0.79, 0.82, 0.83, 0.81, 0.82, 0.83]
+    start = [0.80, 0.82, 0.82, 0.80, 0.82, 0.84]
+    for runs, others in ((firsts, start), (start, firsts)):
+        study, records = study_of({"token-15": runs, "token-30": runs})
+        records += [score_record(START, seed, "task-0", score) for seed, score in enumerate(others)]
+        table = Outcomes(records, study)
+        assert table.mean_gain("tasks", "token-15", START) == 0.0
+        assert "worse mean" not in summarise(records, study)["headline"]
+
+
+# Digits
+# ----------------------------------------------------------------------------
+
+
+def test_an_interval_that_excludes_zero_is_not_written_as_zero():
+    """A decided difference of .04 points was "0.0 score points", and its interval "0.0 to 0.0"."""
+    seconds = [0.9993, 0.9994, 0.9993, 0.9993, 0.9992, 0.9993, 0.9995]
+    gains = [0.0003, 0.0002, 0.0003, 0.0004, 0.0004, 0.0003, 0.0003]
+    firsts = [round(score + gain, 4) for score, gain in zip(seconds, gains)]
+    row = row_of({"token-15": seconds, "token-30": firsts})
+    amount = shown(row)
+    assert row["verdict"] == "decided"
+    assert (amount.figure(), amount.ends()) == ("+0.03", "0.03 to 0.04")
+    assert "by 0.03 accuracy points" in row["sentence"]
+    # An open interval keeps its digits, unless both ends would be 0.
+    bounds = {"mean": 0.0, "low": -0.0003, "high": 0.02}
+    wide, narrow = (
+        shown_in("score", None, {**bounds, "high": high}, None, higher=True)
+        for high in (0.02, 2e-4)
+    )
+    assert (wide.ends(), narrow.ends()) == ("0.0 to 2.0", "−0.03 to 0.02")

@@ -28,6 +28,7 @@ from maskwise.verdict.statistics import (
     look_weight,
     powers,
     runs_to_decide,
+    sample_sd,
 )
 
 if TYPE_CHECKING:
@@ -222,13 +223,15 @@ def _recorded(folder: Path, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Sprea
                 continue
             amount = comparison.shown
             differences = finite_runs(comparison.plain)
+            largest = comparison.largest
             # Tasks without a common unit have no plain differences.
             if amount.unit == SPREADS:
                 differences = finite_pairs(comparison.differences).mean(axis=0)
+                largest = float(comparison.scores.max())
             yield (
                 (arm, baseline),
                 {
-                    "sd": amount.scale * float(differences.std(ddof=1)),
+                    "sd": amount.scale * sample_sd(differences, scores=largest),
                     "unit": amount.unit,
                     "pairs": comparison.n,
                     "folder": str(folder),

@@ -26,6 +26,7 @@ from maskwise.verdict.outcomes import (
     Pair,
     finite_pairs,
     finite_runs,
+    subtracted,
 )
 from maskwise.verdict.statistics import estimated
 
@@ -48,7 +49,9 @@ class Comparison:
         differences: (tasks, seeds) paired differences of every task that the outcome averages, or
             of the outcome itself in one row; NaN for a seed without a pair of runs.
         least_sds: (tasks,) the smallest SDs of differences that count in the test.
+        scores: (tasks,) the largest absolute scores, in the units of ``differences``.
         plain: (seeds,) the differences of the outcome without standardising.
+        largest: the largest absolute score, in the unit of ``plain``.
         estimate: the mean and interval in the unit of ``scale``.
         natural: those of a mean over tasks in plain scores; None for other outcomes.
         least_sd: whether a task's runs vary by less than one test item, which then counts as SD.
@@ -69,7 +72,9 @@ class Comparison:
     scale: Scale
     differences: Numbers
     least_sds: Numbers
+    scores: Numbers
     plain: Numbers
+    largest: float
     estimate: Estimate
     natural: Estimate | None
     least_sd: bool
@@ -247,15 +252,16 @@ def _comparison(
     # biased by this selection, so it uses all tasks.
     name = ALL_TASKS if outcome == "tasks" and table.start in pair else outcome
     scale = table.scales[name]
-    plain = _paired(table, name, pair)
-    differences, least_sds = table.differences(name, *pair)
-    estimate = estimated(finite_pairs(differences), least_sds=least_sds)
+    differences, least_sds, scores = table.differences(name, *pair)
+    estimate = estimated(finite_pairs(differences), least_sds=least_sds, scores=scores)
     natural = None
     least_sd = False
+    plain_name = f"plain:{name}" if outcome == "tasks" else name
+    plain = _paired(table, plain_name, pair)
+    largest = table.largest(plain_name, *pair)
     if outcome == "tasks":
-        plain = _paired(table, f"plain:{name}", pair)
-        if f"plain:{name}" in table.scales:
-            natural = estimated(finite_runs(plain))
+        if plain_name in table.scales:
+            natural = estimated(finite_runs(plain), scores=largest)
         least_sd = any(map(table.has_least_sd, table.measured(name, *pair)))
     failures, break_even = failures_of(table, name, *pair, leads=is_ahead(estimate, scale))
     tuned = any(line.get("seed") is not None for line in table.searches(*pair))
@@ -270,7 +276,9 @@ def _comparison(
         scale=scale,
         differences=differences,
         least_sds=least_sds,
+        scores=scores,
         plain=plain,
+        largest=largest,
         estimate=estimate,
         natural=natural,
         least_sd=least_sd,
@@ -289,7 +297,7 @@ def _paired(table: Outcomes, outcome: str, pair: Pair) -> Numbers:
         MaskwiseError: a run is missing and is not recorded as failed.
     """
     runs = {side: table.runs(outcome, side) for side in pair}
-    differences = runs[pair[0]] - runs[pair[1]]
+    differences = subtracted(runs[pair[0]], runs[pair[1]])
     for place in np.flatnonzero(np.isnan(differences)):
         seed = table.study["seeds"][place]
         lacking = [side for side in runs if np.isnan(runs[side][place])]

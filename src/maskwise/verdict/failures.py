@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from maskwise.files import ArmFacts, Failures
 from maskwise.specs import Call, parse_call
 from maskwise.verdict.outcomes import Numbers, Outcomes, finite_runs
-from maskwise.verdict.statistics import binomial_upper_bound
+from maskwise.verdict.statistics import binomial_upper_bound, without_rounding
 
 FAILED = 0.1
 """A run at the floor gains at most this fraction of what the better half of its arm gains."""
@@ -211,7 +211,10 @@ def collapses_of(table: Outcomes, outcome: str, ahead: str, behind: str) -> tupl
         _gains(table, outcome, table.runs(outcome, side), floor) for side in (ahead, behind)
     )
     collapsed = at_floor(second)
-    return int(collapsed.sum()), _mean((first - second)[~collapsed])
+    lead = without_rounding(
+        _mean((first - second)[~collapsed]), table.largest(outcome, ahead, behind)
+    )
+    return int(collapsed.sum()), float(lead)
 
 
 def _gains(table: Outcomes, outcome: str, runs: Numbers, floor: Numbers) -> Numbers:

@@ -24,7 +24,10 @@ from maskwise.verdict.statistics import (
     holm,
     look_weight,
     look_weights,
+    rounding_of,
     runs_to_decide,
+    sample_sd,
+    sign_flip_estimate,
     sign_flip_interval,
     sign_flip_test,
 )
@@ -144,14 +147,17 @@ def _p_value(one: Comparison, study: Study) -> float:
     """Return the p value of the sign-flip test, combined over the planned looks so far."""
     looks = study.get("looks")
     least_sds = one.least_sds
+    scores = one.scores
     if not looks:
-        return sign_flip_test(finite_pairs(one.differences), least_sds=least_sds)
+        seen = finite_pairs(one.differences)
+        return sign_flip_test(seen, least_sds=least_sds, scores=scores)
     p_values = [1.0]
     for runs, weight in zip(looks, look_weights(looks)):
         seen = finite_pairs(one.differences[:, :runs])
         # Skip looks in the future, and early looks whose runs all failed.
         if runs <= len(study["seeds"]) and seen.size:
-            p_values.append(sign_flip_test(seen, least_sds=least_sds) / weight)
+            p = sign_flip_test(seen, least_sds=least_sds, scores=scores)
+            p_values.append(p / weight)
     return min(p_values)
 
 
@@ -217,11 +223,12 @@ def _within_margin(one: Comparison, margin: float | None, *, alpha: float) -> Eq
     if margin is None or not one.in_margin_units:
         return None
     confidence = 1 - alpha
-    interval = sign_flip_interval(finite_runs(one.plain), confidence=confidence)
+    interval = sign_flip_interval(finite_runs(one.plain), confidence=confidence, scores=one.largest)
     if interval is None:
         return None
     low, high = interval
-    if low < -margin or high > margin:
+    # An end that is equal to the margin but for rounding errors is within it.
+    if max(-low, high) > margin + rounding_of(one.largest):
         return None
     return {"margin": margin, "confidence": confidence, "low": low, "high": high}
 
@@ -230,8 +237,10 @@ def _needed(one: Comparison, *, alpha: float) -> tuple[int | None, Detectable | 
     """Return the number of runs that would decide a contrast, and the detectable difference."""
     # With several tasks, the power is that of their average.
     differences = finite_pairs(one.differences).mean(axis=0)
-    sd = float(differences.std(ddof=1))
-    needed = runs_to_decide(sd, float(differences.mean()), alpha=alpha)
+    largest = float(one.scores.max())
+    sd = sample_sd(differences, scores=largest)
+    mean = sign_flip_estimate(differences, scores=largest)
+    needed = runs_to_decide(sd, mean, alpha=alpha)
     if needed is not None and needed > one.n + MOST_MORE_RUNS:
         needed = None
     if needed is not None:
@@ -242,7 +251,8 @@ def _needed(one: Comparison, *, alpha: float) -> tuple[int | None, Detectable | 
     # A mean over tasks with different units has no plain differences.
     if len(plain) < 2:
         return needed, {"runs": runs, "difference": None}
-    difference = detectable_difference(float(plain.std(ddof=1)), runs, alpha=alpha)
+    sd = sample_sd(plain, scores=one.largest)
+    difference = detectable_difference(sd, runs, alpha=alpha)
     # If all differences are equal, the detectable difference is 0, which is not credible.
     return needed, {"runs": runs, "difference": difference} if difference else None
 
@@ -263,8 +273,8 @@ def worse_than_reference(verdict: Verdict, table: Outcomes) -> list[str]:
         return []
     worse = []
     for arm in table.study["arms"]:
-        gains = finite_runs(table.gains(outcome, arm, table.start))
-        if gains.sum() < 0 and not table.incomparable(arm, table.start, verdict.outcome):
+        gain = table.mean_gain(outcome, arm, table.start) or 0.0
+        if gain < 0 and not table.incomparable(arm, table.start, verdict.outcome):
             worse.append(arm)
     return worse
 
@@ -280,8 +290,6 @@ def gained_nothing(verdict: Verdict, table: Outcomes) -> bool:
         return False
     if table.start is None:
         return False
-    gains = []
-    for arm in table.study["arms"]:
-        gains.append(finite_runs(table.gains(ALL_TASKS, arm, table.start)))
+    gains = [table.mean_gain(ALL_TASKS, arm, table.start) for arm in table.study["arms"]]
     # Without runs of the reference model or of an arm, nothing is known.
-    return all(len(runs) and runs.mean() <= 0 for runs in gains)
+    return all(gain is not None and gain <= 0 for gain in gains)

@@ -42,6 +42,7 @@ from maskwise.constants import (
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import Record, Study
 from maskwise.measurements import QUANTITIES, Measurement, Scale, measurements, unit_of
+from maskwise.verdict.statistics import sign_flip_estimate, without_rounding
 
 Numbers: TypeAlias = NDArray[np.float64]
 Pair: TypeAlias = tuple[str, str]
@@ -333,7 +334,7 @@ class Outcomes:
         known = np.isfinite(arms).any(axis=0) & np.isfinite(start)
         if not known.any():
             return None
-        gains = np.nanmean(arms[:, known], axis=0) - start[known]
+        gains = subtracted(np.nanmean(arms[:, known], axis=0), start[known])
         return float(np.mean(self.scales[task].sign * gains > 0))
 
     # Queries about arms and outcomes
@@ -346,10 +347,36 @@ class Outcomes:
 
     def gains(self, outcome: str, arm: str, baseline: str) -> Numbers:
         """Return the gain of an arm over a baseline for every seed; positive is better."""
-        differences = self.runs(outcome, arm) - self.runs(outcome, baseline)
+        differences = subtracted(self.runs(outcome, arm), self.runs(outcome, baseline))
         return self.scales[outcome].sign * differences
 
-    def differences(self, outcome: str, arm: str, baseline: str) -> tuple[Numbers, Numbers]:
+    def mean_gain(self, outcome: str, arm: str, baseline: str) -> float | None:
+        """Return the mean gain of an arm over a baseline; None without pairs of runs."""
+        gains = finite_runs(self.gains(outcome, arm, baseline))
+        if not len(gains):
+            return None
+        return sign_flip_estimate(gains, scores=self.largest(outcome, arm, baseline))
+
+    def largest(self, outcome: str, arm: str, baseline: str) -> float:
+        """Return the largest absolute score of two arms; 0 without runs.
+
+        With its size, rounding errors are told from differences (``statistics.ROUNDING``). For a
+        mean over tasks, the scores are those of its tasks, in the unit of the mean.
+        """
+        parts = self.measured(outcome.removeprefix("plain:"), arm, baseline)
+        return float(max(self._largest_scores(outcome, parts, arm, baseline)))
+
+    def _largest_scores(self, outcome: str, tasks: Sequence[str], *pair: str) -> Numbers:
+        """Return (tasks,) the largest absolute score of a pair, in the unit of an outcome."""
+        runs = np.array([[self.runs(task, arm) for arm in pair] for task in tasks])
+        scores = np.abs(np.where(np.isfinite(runs), runs, 0.0)).max(axis=(1, 2), initial=0.0)
+        if outcome in self.scales and self.scales[outcome].unit == "SDs":
+            scores = scores / np.array([self.sds[task] for task in tasks])
+        return scores
+
+    def differences(
+        self, outcome: str, arm: str, baseline: str
+    ) -> tuple[Numbers, Numbers, Numbers]:
         """Return the paired differences of every task that an outcome averages.
 
         Returns:
@@ -357,16 +384,18 @@ class Outcomes:
                 A seed that lacks a pair in any task is NaN in all tasks. An outcome that is not a
                 mean over several tasks has one row, in its own unit and direction.
             least_sds: (tasks,) the smallest SDs that count, in the same units.
+            scores: (tasks,) the largest absolute scores of the two arms, in the same units.
         """
         tasks = self.measured(outcome, arm, baseline)
+        scores = self._largest_scores(outcome, tasks, arm, baseline)
         if len(tasks) == 1 or self.scales[outcome].unit != "SDs":
-            differences = self.runs(outcome, arm) - self.runs(outcome, baseline)
-            return differences[None], np.zeros(1)
+            differences = subtracted(self.runs(outcome, arm), self.runs(outcome, baseline))
+            return differences[None], np.zeros(1), scores.max(keepdims=True)
         sds = np.array([self.sds[task] for task in tasks])
         gains = np.array([self.gains(task, arm, baseline) for task in tasks])
         gains[:, np.isnan(gains).any(axis=0)] = np.nan
         least_sds = np.array([self.one_item(task) for task in tasks])
-        return gains / sds[:, None], least_sds / sds
+        return gains / sds[:, None], least_sds / sds, scores
 
     def complete_runs(self, outcome: str) -> tuple[list[str], Numbers]:
         """Return the arms that have the most runs, and their outcomes, (arms, seeds).
@@ -549,6 +578,11 @@ def gate_outcomes(records: Iterable[Record], table: Outcomes) -> Outcomes:
 def is_loss(outcome: str) -> bool:
     """Return whether an outcome is a loss on masked held-out text."""
     return outcome.startswith(("heldout:", "evaluation:pseudo-perplexity:"))
+
+
+def subtracted(runs: Numbers, others: Numbers) -> Numbers:
+    """Return differences of paired runs with 0 in place of rounding errors."""
+    return without_rounding(runs - others, np.maximum(np.abs(runs), np.abs(others)))
 
 
 def finite_runs(runs: Numbers) -> Numbers:

@@ -69,34 +69,44 @@ def forgotten_of(out: Path) -> list[Forgotten]:
             differences = factor * finite_runs(runs)
             if not len(differences) or table.incomparable(arm, start, outcome):
                 continue
-            estimate = statistics.estimated(differences)
+            largest = factor * table.largest(outcome, arm, start)
+            estimate = statistics.estimated(differences, scores=largest)
             found.append(
                 {
                     "arm": arm,
                     "outcome": outcome,
                     "masks": masks,
                     "unit": unit,
-                    "mean": float(differences.mean()),
+                    "mean": statistics.sign_flip_estimate(differences, scores=largest),
                     "low": estimate["low"],
                     "high": estimate["high"],
                     "runs": len(differences),
                     "margin": MARGINS[unit],
-                    "finding": _finding(estimate, MARGINS[unit], sign=scale.sign),
+                    "finding": _finding(estimate, MARGINS[unit], largest, sign=scale.sign),
                 }
             )
     return found
 
 
-def _finding(estimate: Estimate, margin: float, *, sign: int) -> str:
-    """Compare an interval with a margin; ``sign`` is −1 if lower is better."""
+def _finding(estimate: Estimate, margin: float, largest: float, *, sign: int) -> str:
+    """Compare an interval with a margin.
+
+    Args:
+        estimate, margin: the interval and the margin, in one unit.
+        largest: the largest absolute value that was subtracted.
+        sign: −1 if lower is better.
+    """
     if estimate["low"] is None or estimate["high"] is None:
         return "open"
     low, high = sorted([sign * estimate["low"], sign * estimate["high"]])
-    if high < -margin:
+    # An end that is equal to the margin but for rounding errors is neither inside nor outside.
+    rounding = float(statistics.rounding_of(largest))
+    if high < -margin - rounding:
         return "more"
-    if low > margin:
+    if low > margin + rounding:
         return "better"
-    return "less" if -margin < low and high < margin else "open"
+    inside = max(-low, high) < margin - rounding
+    return "less" if inside else "open"
 
 
 def forgotten_words(found: Sequence[Forgotten]) -> str:
