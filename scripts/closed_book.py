@@ -16,8 +16,8 @@ dev and the other half as test questions.
 To part topics, names and facts, two more files have the texts of ``OUT/right.jsonl`` with false
 answers: each answer to a question about an article is replaced, everywhere in this article, by one
 answer of the same kind (number of words, digits, capital). In ``OUT/shuffled.jsonl`` these are
-answers about other articles of ``right.jsonl``, so the same answers are in the corpus, but in
-wrong places. In ``OUT/foreign.jsonl`` they are answers about the articles of ``other.jsonl``.
+answers about other articles of ``right.jsonl``, so most of the same answers are in the corpus, but
+in wrong places. In ``OUT/foreign.jsonl`` they are answers about the articles of ``other.jsonl``.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def with_false_answers(
         paragraphs: rows whose ``id`` is the title of the article and two numbers.
         about: the answers to all questions about each article, by its title.
         donors: answers that replace them, by the title of their article; not those of the article
-            itself. Each of a kind is used before one is used again.
+            itself. Within an article, each of a kind is used before one is used again.
     """
     rng = random.Random(ORDER_SEED)
     patterns = {title: occurrences_of(answers) for title, answers in about.items()}
