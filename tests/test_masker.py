@@ -42,7 +42,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.masking import IGNORE, Line, Masker, MaskingCollator, Noising, Vocabulary, gather
 from maskwise.masking.line import Frame
-from maskwise.masking.policies import Policy, UnitKind, When, policy
+from maskwise.masking.policies import Policy, UnitKind, When, mixture, policy
 from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.masking.units import Units, runs
 from maskwise.masking.vocabulary import wildcards
@@ -421,13 +421,17 @@ def test_a_function_of_the_total_is_warned_of_a_total_that_is_missing() -> None:
         return 0.3 - 0.25 * min(step / max(total, 1), 1)
 
     row = {"input_ids": [CLS, 7, 8, 9, SEP], "example_id": 1, "step": 5, "epoch": 0}
-    for call in (
-        lambda made: MaskingCollator(made)([row]),
-        lambda made: made.at(step=5, epoch=0)([row]),
-        lambda made: made([row], step=5, epoch=0),
-        lambda made: made([row], step=5, epoch=0),
+    row["word_ids"] = [-1, 0, 1, 2, -1]
+    mixed = mixture("token", "whole-word", shares=(falling, 0.5))
+    for call, settings in product(
+        (
+            lambda made: MaskingCollator(made)([row]),
+            lambda made: made.at(step=5, epoch=0)([row]),
+            lambda made: made([row], step=5, epoch=0),
+        ),
+        ({"ratio": falling}, {"policy": mixed}),
     ):
-        made = Masker(tokenizer(), ratio=falling)
+        made = Masker(tokenizer(), **settings)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             call(made)

@@ -365,7 +365,9 @@ class Masker:
         """Warn once if a function of (step, total steps) gets 0 as the total."""
         if total_steps is not None or self._warned_of_total:
             return
-        functions = [each for each in self.masking.changing if isinstance(each, FunctionSchedule)]
+        # The shares of a mixture may be functions, too.
+        parts = [*self.masking.changing, *getattr(self.policy, "shares", ())]
+        functions = [each for each in parts if isinstance(each, FunctionSchedule)]
         if functions:
             self._warned_of_total = True
             warnings.warn(
