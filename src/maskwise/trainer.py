@@ -265,19 +265,23 @@ class MaskingTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
         """Log as ``Trainer`` does, and warn once if a logged loss is of no target."""
         if "loss" in logs and self._recent is not None:
-            step = max(0, self.state.global_step - 1)
-            ratio = self.masker.ratio
-            # A schedule may mask nothing for a while.
-            meant = ratio.varies and not ratio(step, self.state.max_steps)
-            if not self._warned_of_nothing and not meant and not int(self._recent):
-                self._warned_of_nothing = True
-                why = why_nothing(self.masker, step, self.state.max_steps)
-                warnings.warn(
-                    f"the logged loss is of no target, because training masked nothing: {why}",
-                    stacklevel=2,
-                )
+            if not self._warned_of_nothing and not int(self._recent):
+                self._warn_of_nothing()
             self._recent = None
         super().log(logs, *args, **more)
+
+    def _warn_of_nothing(self) -> None:
+        """Warn that training masked nothing, except if its schedule is at 0 for a while."""
+        when = max(0, self.state.global_step - 1), self.state.max_steps
+        ratio = self.masker.ratio
+        if ratio.varies and not ratio(*when):
+            return
+        self._warned_of_nothing = True
+        why = why_nothing(self.masker, *when)
+        warnings.warn(
+            f"the logged loss is of no target, because training masked nothing: {why}",
+            stacklevel=3,
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
