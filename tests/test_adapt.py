@@ -485,6 +485,30 @@ def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(texts, tmp_path):
     assert pairs.read_bytes() == before
 
 
+def test_lost_pairs_of_a_study_are_written_again(texts, tmp_path):
+    """They were written to a temporary folder, so the study was another one."""
+    out = tmp_path / "out"
+    pairs = tmp_path / "out-pairs.jsonl"
+    request = Request("bundled:encoder", str(texts), out, keep="none", seeds=2, steps=4)
+    with Adaptation(request) as first:
+        tasks = first.draft.recipe.tasks
+        whole = pairs.read_bytes()
+        (out / "stages" / "prepare-1").mkdir(parents=True)
+        (out / "stages" / ".lock").touch()
+        write_lines(out / "stages" / "prepare-1" / "done.json", [{"seconds": 1}])
+        write_lines(out / "study.json", [{}])
+    pairs.unlink()
+    with Adaptation(request, dry_run=True) as planned:
+        assert planned.draft.recipe.tasks and not pairs.exists()
+    with Adaptation(request) as refused:
+        assert refused.draft.recipe.tasks == tasks and pairs.read_bytes() == whole
+    assert not pairs.exists(), "the study did not go on"
+    with Adaptation(request) as again:
+        assert again.draft.recipe.tasks == tasks
+        write_lines(out / "study.json", [{"name": "goes on"}])
+    assert pairs.read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     ("setting", "option"), [("training.steps=120", "--steps"), ("study.seeds=3", "--runs")]
 )
@@ -493,6 +517,50 @@ def test_settings_that_are_options_are_rejected(setting, option, texts, tmp_path
     assert maskwise(*command, "--dry-run") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.endswith(f"use {option}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("training={steps: 7}", "option for training.steps"),
+        ("study={seeds: 8}", "option for study.seeds"),
+        ("model={pretrained: bundled:seq2seq}", "model.pretrained is the first argument"),
+        ("model={architecture: bert}", "model.architecture"),
+        ("corpus={source: other.txt}", "corpus.source is the second argument"),
+        ("corpus={tokens: ids}", "corpus.tokens"),
+    ],
+)
+def test_settings_in_a_group_are_refused_as_alone(setting, named, adapted):
+    with pytest.raises(MaskwiseError, match=named):
+        adapted(overrides=[setting])
+
+
+def test_a_group_of_settings_holds_out_the_documents_of_the_pairs(tmp_path):
+    """The pairs were made as if the share was not given, and most were training documents."""
+    draw = random.Random(0)
+    sizes = {"title": 5, "text": 20}
+    rows = [
+        {name: " ".join(draw.choices(WORDS, k=size)) for name, size in sizes.items()}
+        for _ in range(400)
+    ]
+    texts = write_lines(tmp_path / "texts.jsonl", rows)
+    found = []
+    for number, given in enumerate(("corpus.held_out=0.1", "corpus={held_out: 0.1}")):
+        pairs = tmp_path / str(number) / "pairs.jsonl"
+        pairs.parent.mkdir()
+        recipe = adapt_recipe("bundled:encoder", str(texts), pairs=pairs, overrides=[given])
+        assert recipe.corpus.held_out == 0.1
+        found.append(read_lines(pairs))
+    assert found[0] == found[1] and len(found[0]) >= 20
+
+
+@pytest.mark.parametrize("where", ["study.arms.words-30.corpus.held_out", "study.arms.words-30"])
+def test_no_arm_trains_on_the_documents_of_the_pairs(where, adapted, tmp_path):
+    value = (
+        "0.01" if where.endswith("held_out") else "{masking.ratio: 0.3, corpus: {held_out: 0.01}}"
+    )
+    with pytest.raises(MaskwiseError, match=r"'words-30' trains on documents"):
+        adapted(overrides=[f"{where}={value}"])
 
 
 def test_seeds_are_a_number_of_runs_or_a_range(texts, tmp_path, capfd):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.plan import make_plan
 from maskwise.verdict import summarise
 from test_adapt_general import SMALL
-from tiny import WORDS, load_json, maskwise, records_of, write_lines
+from tiny import WORDS, load_json, maskwise, read_lines, records_of, write_lines
 
 FIRST, OTHER = ("words-30", "no-pretraining"), ("words-30", "words-30-other-text")
 
@@ -120,11 +121,46 @@ def test_what_is_an_argument_is_no_setting(setting, files):
 
 
 def test_general_text_is_held_out_whatever_its_path_is(files):
-    """The control arm trains on it."""
-    for path in ("other.jsonl", f"../{files.name}/other.jsonl"):
+    """The control arm trains on it, and so it does on a copy with another name."""
+    shutil.copy(files / "other.jsonl", files / "copy.jsonl")
+    for path in ("other.jsonl", f"../{files.name}/other.jsonl", "copy.jsonl"):
         recipe = drafted(asked(files, keep=str(files / path)))
         measures = [each for each in recipe.evaluation.measures if "other.jsonl" in each]
         assert measures and all("held_out" in each for each in measures), measures
+
+
+def test_a_copy_of_the_text_is_no_control(files):
+    copy = shutil.copy(files / "own.jsonl", files / "copy.jsonl")
+    with pytest.raises(MaskwiseError, match="control is the text itself"):
+        drafted(asked(files, control=str(copy)))
+
+
+def test_equal_texts_in_memory_are_one_text(files, tmp_path, monkeypatch):
+    """Their files and documents had the names of their roles, so nothing was held out together."""
+    requests = []
+    answers = []
+
+    def stop(request: Request) -> None:
+        requests.append(request)
+        # The files of rows are removed with the call.
+        try:
+            answers.append([*drafted(request).evaluation.measures])
+        except MaskwiseError as error:
+            answers.append([error.what])
+        raise InterruptedError
+
+    monkeypatch.setattr("maskwise.study.adapt.Adaptation", stop)
+    task = str(files / "task.jsonl")
+    own, other = ([line["text"] for line in read_lines(files / "own.jsonl")][n::2] for n in (0, 1))
+    for more in ({"control": iter(other), "keep": other}, {"control": own, "keep": other}):
+        with pytest.raises(InterruptedError):
+            mw.adapt("bundled:encoder", own, tasks=task, out=tmp_path / "out", **more)
+    both, itself = requests
+    assert both.control == both.keep != both.texts
+    assert itself.control == itself.texts != itself.keep
+    measures, refused = answers
+    assert measures and all("held_out" in measure for measure in measures)
+    assert refused == ["control is the text itself"]
 
 
 def summary_of(recipe: Recipe, own: float, other: float) -> dict[str, Any]:

@@ -11,14 +11,22 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from uuid import uuid4
 
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError, items_of
-from maskwise.folders import FilesState, files_state, finite, in_utf8, require_own, writing
+from maskwise.folders import (
+    FilesState,
+    files_state,
+    finite,
+    in_utf8,
+    read_lines,
+    require_own,
+    writing,
+)
 from maskwise.recipe.overrides import parse_override
 from maskwise.specs import split_options, with_options
 from maskwise.study.stages import ROWS
@@ -132,19 +140,25 @@ def folder_of_rows(out: Path, marks: Iterable[str] = OWN_FOLDER) -> Path:
     return out / ROWS
 
 
-def text_source(texts: object, out: Path, *, name: str = "texts") -> str:
+def text_source(
+    texts: object, out: Path, *, name: str = "texts", others: Iterable[str] = ()
+) -> str:
     """Return the source of texts for ``corpus.source``; texts without a file get one.
 
     Args:
         texts: the path of a file, or another source of a recipe; or rows (``file_of_rows``).
         out: the folder of the study, in which the file is written.
         name: the beginning of the name of the file.
+        others: the sources of other texts. If one of them has the same rows, it is returned: the
+            same documents of a text must be held out, whatever it is given for.
     """
     if isinstance(texts, str | Path):
         return str(texts)
     # Splits and masks depend on the names of documents. So that these stay if rows are appended or
     # get further columns, they do not depend on the name of the file.
-    return str(file_of_rows(texts, folder_of_rows(out), name=name, numbered=True))
+    folder = folder_of_rows(out)
+    written = [Path(other) for other in others if Path(other).parent == folder]
+    return str(file_of_rows(texts, folder, name=name, numbered=True, others=written))
 
 
 def task_specs(tasks: object, out: Path, *, marks: Iterable[str] = OWN_FOLDER) -> list[str]:
@@ -207,7 +221,13 @@ def _in_split(split: object, rows: object, name: str) -> Iterator[dict[str, Any]
 
 
 def file_of_rows(
-    rows: object, folder: Path, *, name: str, allowed: str = ALLOWED, numbered: bool = False
+    rows: object,
+    folder: Path,
+    *,
+    name: str,
+    allowed: str = ALLOWED,
+    numbered: bool = False,
+    others: Iterable[Path] = (),
 ) -> Path:
     """Write rows to ``folder``/``name``-HASH.jsonl, unless this file exists.
 
@@ -217,6 +237,7 @@ def file_of_rows(
         name: the beginning of the name of the file.
         allowed: what errors name as allowed.
         numbered: give rows without an "id" the id ``name``#NUMBER.
+        others: files of rows. If one of them has these rows, it is returned, and none is written.
 
     Raises:
         MaskwiseError: there is no row, a row is neither a text nor a dict, a value of a row has no
@@ -240,12 +261,31 @@ def file_of_rows(
                     count += 1
             if not count:
                 raise MaskwiseError(f"{name} has no rows", allowed=allowed)
+            for other in others:
+                if _have_same_rows(other, partial):
+                    return other
             path = folder / f"{file_name}-{content.hexdigest()[:8]}.jsonl"
             if not path.is_file():
                 partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
     return path
+
+
+def _have_same_rows(one: Path, other: Path) -> bool:
+    """Return whether two files have the same rows, apart from the ids that numbers give."""
+    pairs = zip_longest(read_lines(one), read_lines(other))
+    for number, rows in enumerate(pairs):
+        first, second = (_without_number(row, number) for row in rows)
+        if first != second:
+            return False
+    return True
+
+
+def _without_number(row: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
+    if row and str(row.get("id")).endswith(f"#{number}"):
+        return {key: value for key, value in row.items() if key != "id"}
+    return row
 
 
 def _rows_in(rows: object, what: str, allowed: str) -> Iterable[Any]:

@@ -532,16 +532,20 @@ def adapt(
         seeds = (*items_of("seeds", seeds, of="whole numbers"),)
     out = Path(out)
     with kept_if_begun(out):
+        sources: dict[str, str] = {}
+        for name, given in (("texts", texts), ("control", control), ("keep", keep)):
+            if given is not None or name == "texts":
+                sources[name] = text_source(given, out, name=name, others=sources.values())
         request = Request(
             model=str(model),
-            texts=text_source(texts, out),
+            texts=sources["texts"],
             out=out,
             tasks=() if tasks is None else (*task_specs(tasks, out),),
             arms=arms,
             policy=None if policy is None else str(policy),
             new_words=new_words,
-            control=None if control is None else text_source(control, out, name="control"),
-            keep=None if keep is None else text_source(keep, out, name="keep"),
+            control=sources.get("control"),
+            keep=sources.get("keep"),
             replay=replay,
             steps=steps,
             patience=patience,

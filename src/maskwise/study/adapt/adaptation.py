@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskwise.errors import MaskwiseError, duration, option
-from maskwise.folders import require_own
+from maskwise.folders import files_state, require_own
 from maskwise.jobs import require_one_process
 from maskwise.recipe.overrides import Plain
 from maskwise.study.adapt.answer import answers, next_of
@@ -52,7 +52,8 @@ class Adaptation:
         self._seconds = request.seconds
         # A study in the folder may need its own pairs, so others are written to another folder.
         self._used = has_results(request.out)
-        self._aside = dry_run or self._used
+        self._dry_run = dry_run
+        self._before = files_state(request.out / "study.json")
         self._texts = Texts(request.texts)
         self._is_first = not request.out.parent.exists()
         self._checked = False
@@ -64,8 +65,13 @@ class Adaptation:
     def __exit__(self, *_: object) -> None:
         """Remove the temporary files, and those of a study that has not begun."""
         self._folder.cleanup()
-        # Rows from Python are there before a study begins.
-        if any(path.name != ROWS for path in self.request.out.glob("*")):
+        # Rows from Python are there before a study begins. A study that goes on, and may need its
+        # pairs, has written study.json anew.
+        if self._used:
+            begun = files_state(self.request.out / "study.json") != self._before
+        else:
+            begun = any(path.name != ROWS for path in self.request.out.glob("*"))
+        if begun:
             return
         for file in self._texts.new_files:
             file.unlink(missing_ok=True)
@@ -85,7 +91,8 @@ class Adaptation:
             request,
             texts=self._texts,
             pairs=out.parent / f"{out.name}-pairs.jsonl",
-            aside=Path(self._folder.name) if self._aside else None,
+            aside=Path(self._folder.name) if self._dry_run or self._used else None,
+            may_write=not self._dry_run,
         )
 
     def plan(self, *, tell: Callable[[str], object] = lambda line: None, **asked: Any) -> Plain:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from filecmp import cmp
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from maskwise.errors import MaskwiseError, option, require_known
 from maskwise.families import most_tokens, require_kind
 from maskwise.models import has_head, load_config, require_head, weights_of
 from maskwise.recipe import Recipe, apply_overrides, blaming_overrides, validate
-from maskwise.recipe.overrides import Plain, nested, parse_overrides
+from maskwise.recipe.overrides import Plain, each_setting, nested, parse_override, parse_overrides
 from maskwise.recipe.unused import drop_unused
-from maskwise.specs import Call, with_options
+from maskwise.specs import Call, leaves, with_options
 from maskwise.study.adapt.request import GENERAL_MASKS, PAIRS, PASSAGES, STEPS, Request
 from maskwise.study.adapt.title_pairs import write_pairs
 from maskwise.study.checks import check_names, cut_share, row_sizes
@@ -88,16 +89,22 @@ class Texts:
         *,
         choose_share: bool,
         aside: Path | None,
+        may_write: bool,
         of_verdict: bool,
     ) -> tuple[Path, float]:
         """Return the file of ``write_pairs`` and the share that is held out for it."""
         # The layout of rows does not change the documents, and smaller plans have shorter rows.
         read = corpus.model_dump_json(exclude={"length", "layout", "attention"})
-        key = (read, target, choose_share, aside, of_verdict)
+        key = (read, target, choose_share, aside, may_write, of_verdict)
         if key not in self._pairs:
             existed = target.exists()
             written, how = write_pairs(
-                corpus, target, choose_share=choose_share, aside=aside, of_verdict=of_verdict
+                corpus,
+                target,
+                choose_share=choose_share,
+                aside=aside,
+                may_write=may_write,
+                of_verdict=of_verdict,
             )
             self._pairs[key] = (written, how.held_out)
             if written == target and not existed:
@@ -106,24 +113,36 @@ class Texts:
 
 
 def draft_of(
-    request: Request, *, texts: Texts | None = None, pairs: Path | None = None, aside: Path | None
+    request: Request,
+    *,
+    texts: Texts | None = None,
+    pairs: Path | None = None,
+    aside: Path | None,
+    may_write: bool = True,
 ) -> Draft:
     """Make the recipe of the study.
 
     Args:
         texts: what was read of the text; by default, nothing.
-        pairs, aside: the arguments ``target`` and ``aside`` of ``write_pairs``.
+        pairs, aside, may_write: the arguments ``target``, ``aside`` and ``may_write`` of
+            ``write_pairs``.
 
     Raises:
         MaskwiseError: the input is invalid, or there are neither tasks nor titles.
     """
     texts = texts or Texts(request.texts)
     overrides = request.overrides
-    for key in parse_overrides(overrides):
+    given = _given_settings(overrides)
+    for key in dict(leaves(given)):
         if key in OPTIONS:
             raise MaskwiseError(f"adapt has an option for {key}", do=f"use {option(OPTIONS[key])}")
         if key in ARGUMENTS:
             raise MaskwiseError(f"{key} is {ARGUMENTS[key]} argument of adapt", do="give it there")
+        if key == "model.architecture":
+            raise MaskwiseError(
+                "adapt trains a pre-trained model further, and model.architecture makes a new one",
+                do="give the model as the first argument",
+            )
         if key == "corpus.tokens":
             raise MaskwiseError(
                 "adapt needs texts, and corpus.tokens is for token ids",
@@ -162,7 +181,7 @@ def draft_of(
     room = most_tokens(config)
     # How much general text is held out is not known yet, so the example has none of it.
     others = OtherTexts(control=_source(request.control), general={})
-    given = _source(_given(request.keep))
+    named = _source(_named_once(_given(request.keep), request))
     # To read the text takes long, so mistakes elsewhere are found first. What the text decides is
     # filled in with examples.
     corpus: Plain = {"source": request.texts, "length": min(ROW_TOKENS, room)}
@@ -192,23 +211,23 @@ def draft_of(
         assert pairs is not None
         # The pairs come from documents that are held out, by the rule that the training text uses.
         read = _with_changes(corpus, overrides)
-        chosen = "corpus.held_out" not in parse_overrides(overrides)
         pairs, share = texts.pairs(
             read,
             pairs,
-            choose_share=chosen,
+            choose_share="corpus.held_out" not in given,
             aside=aside,
+            may_write=may_write,
             of_verdict=request.chooses,
         )
         corpus["held_out"] = share
         tasks = (with_options(str(pairs), kind="retrieval", name=PAIRS),)
     sizes = tokens_of_rows(map(load_task, tasks), load_tokenizer(request.model))
     general = _general(request, facts)
-    others = replace(others, general=given or _source(general))
+    others = replace(others, general=named or _source(general))
     if request.replay is not None:
         _require_mixed(others.general, _with_changes(corpus, overrides))
     if general and not has_head(request.model):
-        pairs = _general_pairs(request, texts, others, corpus, aside=aside)
+        pairs = _general_pairs(request, texts, others, corpus, aside=aside, may_write=may_write)
         others = replace(others, pairs=with_options(str(pairs), kind="retrieval", name=PASSAGES))
     drafted = partial(
         _draft,
@@ -227,6 +246,8 @@ def draft_of(
         names=names_in_study,
         command="adapt",
     )
+    if not request.tasks or _trains_on_general(request, others):
+        _require_one_share(draft.recipe)
     return draft
 
 
@@ -255,6 +276,16 @@ def _given(keep: str | None) -> str | None:
     return None if keep == OFF else keep
 
 
+def _named_once(general: str | None, request: Request) -> str | None:
+    """Return a source of general text, under the name of the control if it is the same text.
+
+    The names of documents, by which they are held out, may have the name of the file.
+    """
+    if general and request.control and is_same_text(general, request.control):
+        return request.control
+    return general
+
+
 def _general(request: Request, facts: TextFacts) -> str | None:
     """Return the source of general text; None for none."""
     if request.keep is not None:
@@ -264,7 +295,7 @@ def _general(request: Request, facts: TextFacts) -> str | None:
         general = GENERAL if is_english and request.texts != GENERAL else None
     if general is None and request.replay is not None:
         raise _nothing_to_replay(request.keep)
-    return general
+    return _named_once(general, request)
 
 
 def _nothing_to_replay(keep: str | None) -> MaskwiseError:
@@ -286,27 +317,59 @@ def _require_mixed(general: Plain, corpus: CorpusSettings) -> None:
 
 
 def is_same_text(one: str, other: str) -> bool:
-    """Return whether two sources are the same text. A file has many paths.
+    """Return whether two sources are the same text. A file has many paths, and may have copies.
 
     >>> is_same_text("bundled:wikipedia", "bundled:wikipedia"), is_same_text("/etc", "/etc/../etc")
     (True, True)
     """
-    return source_path(one).resolve() == source_path(other).resolve()
+    first, second = source_path(one).resolve(), source_path(other).resolve()
+    if first == second:
+        return True
+    # Their sizes are compared first.
+    return first.is_file() and second.is_file() and cmp(first, second, shallow=False)
+
+
+def _trains_on_general(request: Request, others: OtherTexts) -> bool:
+    """Return whether an arm trains on the general text."""
+    general, control = others.general.get("source"), others.control.get("source")
+    if not general:
+        return False
+    return request.replay is not None or bool(control and is_same_text(general, control))
 
 
 def _unseen(request: Request, others: OtherTexts, corpus: Plain) -> float:
     """Return the share of general text that no arm trains on; 0 if none trains on this text."""
-    trained = [others.control.get("source")]
-    if request.replay is not None:
-        trained.append(others.general["source"])
-    general = others.general["source"]
-    if not any(is_same_text(general, source) for source in trained if source):
+    if not _trains_on_general(request, others):
         return 0.0
     return _with_changes(corpus, request.overrides).held_out
 
 
+def _require_one_share(recipe: Recipe) -> None:
+    """Raise an error if an arm or a phase trains on documents that the others hold out.
+
+    The pairs of titles and texts, and the general text that measures what is forgotten, are of
+    documents that no arm may train on.
+    """
+    share = recipe.corpus.held_out
+    for name in recipe.study.arms:
+        for link in recipe.arm(name, seed=0).links():
+            if link.corpus.held_out < share:
+                raise MaskwiseError(
+                    f"arm {name!r} trains on documents that are held out for its evaluation",
+                    got=f"corpus.held_out={link.corpus.held_out:g}",
+                    allowed=f"≥ {share:g}, as for the other texts",
+                    do="set corpus.held_out for all arms and phases",
+                )
+
+
 def _general_pairs(
-    request: Request, texts: Texts, others: OtherTexts, corpus: Plain, *, aside: Path | None
+    request: Request,
+    texts: Texts,
+    others: OtherTexts,
+    corpus: Plain,
+    *,
+    aside: Path | None,
+    may_write: bool,
 ) -> Path:
     """Write pairs of titles and general texts that no arm trains on."""
     share = _unseen(request, others, corpus)
@@ -320,6 +383,7 @@ def _general_pairs(
             target,
             choose_share=not share,
             aside=aside,
+            may_write=may_write,
             of_verdict=share > 0 and request.chooses,
         )
     except MaskwiseError as error:
@@ -434,7 +498,7 @@ def _draft(
     if others.pairs and others.pairs not in (settings["tasks"] or ()):
         settings["study"].pop("secondary", None)
     settings = {**nested(settings), "study": settings["study"]}
-    drop_unused(settings, parse_overrides(overrides))
+    drop_unused(settings, _given_settings(overrides))
     comments = {key: text.format(least=request.least_runs) for key, text in COMMENTS.items()}
     if tasks != request.tasks:
         comments["tasks"] = "titles and texts of documents that are held out from training"
@@ -484,10 +548,16 @@ def _measure(request: Request, others: OtherTexts, corpus: Plain, *, name: str, 
     return str(Call("text-loss", (others.general["source"],), options))
 
 
+def _given_settings(overrides: Sequence[str]) -> Plain:
+    """Return the settings that overrides change, also those in groups, keyed by dotted name."""
+    return each_setting(parse_overrides(overrides), Recipe)
+
+
 def _with_changes(corpus: Plain, overrides: Sequence[str]) -> CorpusSettings:
     """Return the settings of the text that is trained on, with the user's changes to them."""
     settings: Plain = {"name": "adapt", "corpus": dict(corpus)}
-    apply_overrides(settings, [text for text in overrides if text.startswith("corpus.")])
+    own = [text for text in overrides if parse_override(text)[0].split(".")[0] == "corpus"]
+    apply_overrides(settings, own)
     return validate(nested(settings), origin="adapt").corpus
 
 

@@ -45,6 +45,7 @@ def write_pairs(
     *,
     choose_share: bool = True,
     aside: Path | None = None,
+    may_write: bool = True,
     of_verdict: bool = False,
 ) -> tuple[Path, CorpusSettings]:
     """Write a retrieval task: find the text that belongs to a title.
@@ -99,7 +100,7 @@ def write_pairs(
         )
     if [*read_lines(target)] == lines:
         return target, corpus
-    if aside is not None:
+    if aside is not None and (target.exists() or not may_write):
         target = aside / target.name
     write_lines(target, lines)
     return target, corpus
