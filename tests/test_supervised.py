@@ -399,6 +399,9 @@ def test_the_command_makes_a_policy_that_masks(tmp_path, capsys):
         assert "different recipe or of other data" in " ".join(capsys.readouterr().err.split())
         path.write_text(before)
     assert maskwise(*command, "--out", out) == 0
+    # What does not change the policy may change.
+    free = "learning.supervised.training.log_every=3"
+    assert maskwise(*command, free, "--out", out) == 0
 
 
 @pytest.mark.parametrize(

@@ -504,6 +504,9 @@ def _require_same_policy(out: Path, recipe: Recipe) -> None:
             before = inputs_of_policy(read_recipe(saved))
     # The inputs include hashes of files, which may change while the recipe stays the same.
     now = inputs_of_policy(recipe)
+    # Settings of logs and speed may change, as when a training is resumed.
+    for stage in filter(None, (before, now)):
+        stage.pop("how", None)
     if json_hash(before) != json_hash(now) and (before or saved.is_file()):
         raise MaskwiseError(
             f"{option('out', out)} has results of a different recipe or of other data: a setting, "
