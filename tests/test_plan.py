@@ -41,7 +41,7 @@ from maskwise.study import (
 from maskwise.study.design import Design, _scores, best_point
 from maskwise.study.forecast import first_of
 from maskwise.study.plan import make_run
-from maskwise.study.records import collect, describe
+from maskwise.study.records import collect, describe, require_same_study, so_far
 from maskwise.study.stages import KINDS, Stage
 from maskwise.study.store import StageStore
 from maskwise.text.settings import CorpusSettings
@@ -459,6 +459,110 @@ def test_seeds_that_are_not_planned_and_other_recipes_are_refused(recipe, tmp_pa
     assert (trainings["done"], trainings["to_do"]) == (0, 4)
     for wrong in ("100,107", "all", "102-100", "100-101-102", "-1", "0-99999999999", ""):
         assert maskwise(*command, f"--only-seeds={wrong}") == 2
+
+
+def study_of(read: Recipe, out: Path) -> Any:
+    """The content of study.json of a study that has not begun."""
+    return json.loads(json.dumps(describe(read, Design(read, StageStore(out / "stages")))))
+
+
+SAME = [
+    "training.log_every=7",
+    "training.save_every=5",
+    "study.cache=elsewhere",
+    "description=other words",
+    "name=other",
+    "study.arms.words-30.training.save_every=5",
+    "study.arms.token-15.training.log_every=7",
+]
+OTHER = [
+    "training.steps=11",
+    "evaluation.rows=8",
+    "study.arms.words-30.training.steps=11",
+    "corpus.limit=50",
+]
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_settings_that_change_no_result_are_of_the_same_study(recipe, tmp_path, block):
+    """An interrupted study was refused with another title, or another interval of its logs."""
+    (tmp_path / "stages").mkdir()
+    records = write_lines(tmp_path / "records.jsonl", [{"kind": "cost", "seed": 0}])
+    before = study_of(quick(recipe), tmp_path)
+    for change in SAME:
+        study = study_of(quick(recipe, change), tmp_path)
+        assert study["recipe"] != before["recipe"], change
+        require_same_study(tmp_path, before, study, block=block)
+        so_far(tmp_path, before, study)
+        assert records.exists(), change
+    for change in OTHER:
+        with pytest.raises(MaskwiseError, match="different study") as error:
+            require_same_study(
+                tmp_path, before, study_of(quick(recipe, change), tmp_path), block=block
+            )
+        assert change.partition("=")[0] in str(error.value)
+    # More seeds, with other logs.
+    more = study_of(quick(recipe, "study.seeds=[0, 1, 2]", SAME[0]), tmp_path)
+    write_lines(tmp_path / "records.jsonl", [])
+    if not block:
+        require_same_study(tmp_path, before, more)
+
+
+def test_an_interval_that_chooses_states_is_of_another_study(recipe, tmp_path):
+    write_lines(tmp_path / "records.jsonl", [{"kind": "cost", "seed": 0}])
+    before = study_of(quick(recipe, "training.patience=2", "training.eval_every=2"), tmp_path)
+    other = study_of(quick(recipe, "training.patience=2", "training.eval_every=5"), tmp_path)
+    with pytest.raises(MaskwiseError, match=r"different study.*training\.eval_every"):
+        require_same_study(tmp_path, before, other)
+
+
+def test_changed_files_are_of_another_study_whatever_else_changes(recipe, tmp_path):
+    """They passed with other seeds, and the verdict on the former files counted as a look."""
+    corpus = recipe.parent / "corpus.jsonl"
+    whole = corpus.read_text()
+    write_lines(tmp_path / "records.jsonl", [])
+    arm = "study.arms.words-15={masking.policy: whole-word, masking.ratio: 0.15}"
+    before = study_of(quick(recipe, arm), tmp_path)
+    changes = ("study.seeds=[0, 1, 2]", "study.arms=token-15,words-15", "description=other words")
+    try:
+        for text, same in ((whole, True), (whole.replace("e", "a", 1), False)):
+            corpus.write_text(text)
+            for change in changes:
+                study = study_of(quick(recipe, arm, change), tmp_path)
+                if same:
+                    require_same_study(tmp_path, before, study)
+                    continue
+                with pytest.raises(MaskwiseError, match=r"different study.*other files"):
+                    require_same_study(tmp_path, before, study)
+                assert "looked" not in so_far(tmp_path / "new", before, study)
+    finally:
+        corpus.write_text(whole)
+
+
+def test_records_without_stages_are_never_removed(recipe, tmp_path, fake):
+    """Those of another machine were removed by a call with other seeds and no --only-seeds."""
+    first, second, shared = (tmp_path / name for name in ("first", "second", "shared"))
+    read = quick(recipe, "study.seeds=[100, 101]")
+    run_study(read, first, seeds=(100,))
+    shutil.copytree(first, second, ignore=shutil.ignore_patterns("stages"))
+    run_study(read, second, seeds=(101,))
+    before = (second / "records.jsonl").read_bytes()
+    more = quick(recipe, "study.seeds=[100, 101, 102]")
+    for lost in ("", "timings.jsonl"):
+        (second / lost).unlink() if lost else None
+        for call in (dry_run, run_study):
+            with pytest.raises(MaskwiseError, match="stages are not here") as error:
+                call(more, second, jobs=1)
+            assert "100" in str(error.value.got) and str(second) in error.value.what
+            assert (second / "records.jsonl").read_bytes() == before
+    # With the stages of the other machine, nothing is lost.
+    for stage in (first / "stages").glob("*-*"):
+        shutil.copytree(stage, second / "stages" / stage.name, dirs_exist_ok=True)
+    assert dry_run(more, second, jobs=1)["plans"]
+    # Stages in a folder that studies share are here, too.
+    run_study(read, tmp_path / "third", cache=shared)
+    assert not [*(tmp_path / "third" / "stages").glob("*-*")]
+    assert dry_run(more, tmp_path / "third", jobs=1)["plans"]
 
 
 def test_the_hash_of_inputs_depends_on_every_file(recipe, tmp_path):

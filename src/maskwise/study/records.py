@@ -21,16 +21,18 @@ from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
 from maskwise.folders import finite, read_json, read_lines, write_json
 from maskwise.masking.policies import UnitKind
 from maskwise.measurements import SPLITS, Measurement, pending_seeds
-from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe import Recipe, read_recipe
+from maskwise.recipe.described import declared
+from maskwise.recipe.overrides import Plain, arms_in, placed
 from maskwise.samplers import SAMPLERS
 from maskwise.samplers.base import Sampler
-from maskwise.specs import different_settings, find
+from maskwise.specs import different_settings, find, leaves
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run, baseline_of, reference_words, stages_of
 from maskwise.study.stages import DONE, KINDS, Stage, prepare_stage, tokenizer_of, without_places
 from maskwise.study.store import StageStore
 from maskwise.study.together import RESULTS, has_results
+from maskwise.study.unread import FREE
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import PREDICTIONS
 
@@ -196,17 +198,36 @@ def so_far(out: Path, before: Plain, study: Study) -> Study:
 def _same_question(former: Plain, study: Study) -> bool:
     """Return whether two studies differ only in their ``study`` section, and share arms.
 
-    Arms with the same name must have the same settings.
+    Arms with the same name must have the same settings, and files the same content.
     """
     if "seeds" not in former:
         return False
-    old, new = _recipe_in(former), _recipe_in(study)
-    parts = new.keys() - {"name", "description", "study"}
-    if any(old.get(part) != new[part] for part in parts):
+    if any(not name.startswith("study.") for name in _changed(former, study)):
         return False
-    before, after = old["study"]["arms"], new["study"]["arms"]
+    before, after = (arms_in(_recipe_in(each)) for each in (former, study))
     shared = before.keys() & after.keys()
-    return bool(shared) and all(before[name] == after[name] for name in shared)
+    same = (_arm_means(before, name) == _arm_means(after, name) for name in shared)
+    return bool(shared) and all(same) and _reads_same_files(former, study)
+
+
+def _arm_means(arms: Plain, name: str) -> Plain:
+    return _meaning({"study": {"arms": {name: arms[name]}}})
+
+
+def _reads_same_files(former: Plain, study: Study) -> bool:
+    """Return whether the files that an earlier call has read have the same content now.
+
+    With other arms, a study reads other files, too, so the hash is that of the earlier recipe.
+    """
+    if not former.get("inputs") or former["inputs"] == study["inputs"]:
+        return True
+    try:
+        recipe = read_recipe(former.get("recipe") or {})
+        design = Design(recipe, StageStore(Path("stages")))
+        return design.inputs == former["inputs"]
+    except MaskwiseError:
+        # A file is missing now, for example.
+        return False
 
 
 def _look(study: Study | Plain) -> Look:
@@ -381,8 +402,9 @@ class Others(NamedTuple):
 def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = False) -> None:
     """Raise an error if a folder contains results of a different study, which would be lost.
 
-    Two studies are the same if they differ only in their ``study`` section, such as in seeds,
-    contrasts or further arms: all finished stages of common runs are then used again.
+    Two studies are the same if they differ only in settings that change no result (titles, logs and
+    speed), or in their ``study`` section, such as in seeds, contrasts or further arms: all finished
+    stages of common runs are then used again.
 
     Args:
         out: the folder.
@@ -392,16 +414,25 @@ def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = 
             exactly this recipe.
 
     Raises:
-        MaskwiseError: the recipe, or the content of a file that it reads, is different.
+        MaskwiseError: the recipe, or the content of a file that it reads, is different; or records
+            would be removed whose stages are not here.
     """
     if not before or _same_inputs(before, study):
         return
-    changed = _changed(before, study)
-    if not block and (not has_results(out) or (changed and _same_question(before, study))):
+    if not block and not has_results(out):
         return
-    got = "other files, or another version of maskwise"
+    changed = _changed(before, study)
+    if not block and changed and _same_question(before, study):
+        _require_stages(out, before, changed)
+        return
+    others = []
     if changed:
-        got = f"other values of {', '.join(changed)}"
+        others.append(f"other values of {', '.join(changed)}")
+    if not _reads_same_files(before, study):
+        others.append("other files, or another version of maskwise")
+    # A setting of logs may choose states, such as the interval of evaluations with a patience.
+    different = different_settings(_recipe_in(before), _recipe_in(study))
+    got = " and ".join(others) or f"other values of {', '.join(different)}"
     lost = "results of a different study"
     if before.get("name") not in ("", None, study["name"]):
         lost += f" ({before['name']})"
@@ -409,6 +440,38 @@ def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = 
     if any(out.glob(f"stages/*/{DONE}")):
         do = f"{do}; with study.cache={out}/stages, it uses the finished stages that both share"
     raise MaskwiseError(f"{option('out', out)} contains {lost}", got=got, do=do)
+
+
+def _require_stages(out: Path, before: Plain, changed: Sequence[str]) -> None:
+    """Raise an error if records would be removed that no stages in reach could give again.
+
+    Args:
+        out: the folder.
+        before: the content of study.json in ``out``.
+        changed: the settings for which the records are removed.
+    """
+    store = StageStore.of_last_call(out)
+    timed = set()
+    lost = set()
+    for line in read_lines(out / "timings.jsonl"):
+        timed.add(line["seed"])
+        if store.result(line["stage"]) is None:
+            lost.add(line["seed"])
+    for record in read_lines(out / "records.jsonl"):
+        seed = record.get("seed")
+        if seed is None or seed in timed or record["kind"] in ("failure", "selection"):
+            continue
+        runs = (arm["runs"].get(str(seed)) for arm in before["arms"].values())
+        if not any((out / run / DONE).exists() for run in runs if run):
+            lost.add(seed)
+    if lost:
+        seeds = ", ".join(map(str, sorted(lost)))
+        raise MaskwiseError(
+            f"{option('out', out)} has records of runs whose stages are not here, and they cannot "
+            "be computed anew",
+            got=f"seeds {seeds}, and other values of {', '.join(changed)}",
+            do=f"copy the stages of these runs to {out / 'stages'}, or give a new folder",
+        )
 
 
 def require_same_inputs(out: Path, before: Plain, study: Study, users: Sequence[str]) -> None:
@@ -430,13 +493,41 @@ def require_same_inputs(out: Path, before: Plain, study: Study, users: Sequence[
 
 
 def _same_inputs(before: Plain, study: Study) -> bool:
-    """Return whether two studies have the same recipe and read files with the same content."""
-    return before.get("inputs") == study["inputs"] and _recipe_in(before) == _recipe_in(study)
+    """Return whether two studies have the same results: the same settings, apart from titles and
+    those of logs and speed, and files with the same content."""
+    return before.get("inputs") == study["inputs"] and not _changed(before, study)
 
 
 def _changed(before: Plain, study: Study) -> list[str]:
-    """List the settings in which the recipes of two studies differ."""
-    return different_settings(_recipe_in(before), _recipe_in(study))
+    """List the settings in which the recipes of two studies differ, if they change results."""
+    old, new = (_meaning(_recipe_in(each)) for each in (before, study))
+    return [name for name in old | new if old.get(name, ...) != new.get(name, ...)]
+
+
+def _meaning(recipe: Plain) -> Plain:
+    """Return the settings of a recipe that change results, keyed by dotted name.
+
+    Every arm and phase has a key of its own, whose value is {}.
+    """
+    effects = declared()
+    arms = arms_in(recipe)
+    found: Plain = {}
+    for name, value in leaves(_numbered(recipe)):
+        place, setting = placed(name, value, arms)
+        if place:
+            found[".".join(place)] = {}
+        if setting and effects.get(setting) not in FREE:
+            found[name] = value
+    return found
+
+
+def _numbered(settings: Any) -> Any:
+    """Return settings in which lists of settings, such as phases, are keyed by number."""
+    if isinstance(settings, dict):
+        return {key: _numbered(value) for key, value in settings.items()}
+    if isinstance(settings, list) and settings and all(isinstance(one, dict) for one in settings):
+        return {str(number): _numbered(one) for number, one in enumerate(settings)}
+    return settings
 
 
 def _recipe_in(study: Study | Plain) -> Plain:
