@@ -100,6 +100,29 @@ def test_the_loss_is_measured_on_text_that_no_arm_trains_on(trained, files):
     assert measured == held_out if trained else len(measured) == 120
 
 
+@pytest.mark.parametrize("rule", ["corpus.group_field=author", "corpus.text_per=line"])
+def test_general_text_is_held_out_by_the_rules_of_the_arms(rule, files):
+    """It was held out by its documents, and arms trained on those of other groups."""
+    general = files / "general.jsonl"
+    rows = [{**line, "author": f"a{n // 6}"} for n, line in enumerate(read_lines(general))]
+    write_lines(general, rows)
+    if "text_per" in rule:
+        general = files / "general.txt"
+        blocks = (row["text"].replace(". ", ".\n") for row in rows)
+        general.write_text("\n\n".join(blocks))
+    recipe = drafted(files, keep=general, replay=0.2, overrides=(*HELD_OUT, rule))
+    measured = {*measure_of(recipe).documents}
+    mixed = recipe.arm("words-30-replay", seed=0).corpus
+    assert len(measured) > 20
+    trained = [document.text for document in mixed.training_documents()]
+    assert trained and not any(one in other for one in trained for other in measured)
+
+
+def test_a_stream_of_general_text_is_not_measured_where_arms_train(files):
+    with pytest.raises(MaskwiseError, match=r"stream holds out others.*keep"):
+        drafted(files, keep=files / "general.jsonl", replay=0.2, overrides=("corpus.stream=true",))
+
+
 def test_replay_mixes_a_share_of_general_text(files):
     recipe = drafted(files, keep=files / "general.jsonl", replay=0.2, overrides=HELD_OUT)
     plain, mixed = (recipe.arm(name, seed=0) for name in ("words-30", "words-30-replay"))

@@ -71,6 +71,8 @@ class TextLoss(Measure):
         documents: int = DOCUMENTS,
         rows: int = ROWS,
         masks: str = "token",
+        text_per: str = "auto",
+        group_field: str = "",
     ) -> TextLoss:
         """The loss on masked tokens of a text, such as general text, in nats per token.
 
@@ -87,6 +89,8 @@ class TextLoss(Measure):
             rows: the maximum number of rows.
             masks: the kind of fixed masks: "token" or "whole-word". A model that was trained with
                 one kind becomes worse at the other, also on text that it trains on.
+            text_per, group_field: the settings of the corpus of arms that train on this text, which
+                decide with ``held_out`` what is held out.
 
         Raises:
             MaskwiseError: the corpus cannot be read or has too few documents, the kind of masks is
@@ -100,7 +104,11 @@ class TextLoss(Measure):
         whole_number("rows of text-loss", rows, least=1)
         whole_number("documents of text-loss", documents, least=1)
         finite_number("held_out of text-loss", held_out, least=0, most=1)
-        read = require_documents(read_documents(source, text_field=text_field))
+        read = require_documents(
+            read_documents(
+                source, text_field=text_field, text_per=text_per, group_field=group_field
+            )
+        )
         chosen: Iterable[Document] = read
         if held_out:
             chosen = (document for document in read if holds_out(document, held_out))

@@ -226,6 +226,13 @@ def draft_of(
     others = replace(others, general=named or _source(general))
     if request.replay is not None:
         _require_mixed(others.general, _with_changes(corpus, overrides))
+    if _trains_on_general(request, others) and _with_changes(corpus, overrides).stream:
+        raise MaskwiseError(
+            "what is forgotten of general text is measured on documents that are held out by name, "
+            "and a stream holds out others",
+            got="corpus.stream=true, and an arm that trains on the general text",
+            do=f"remove corpus.stream, or give {option('keep', 'none', python='keep')}",
+        )
     if general and not has_head(request.model):
         pairs = _general_pairs(request, texts, others, corpus, aside=aside, may_write=may_write)
         others = replace(others, pairs=with_options(str(pairs), kind="retrieval", name=PASSAGES))
@@ -344,6 +351,13 @@ def _unseen(request: Request, others: OtherTexts, corpus: Plain) -> float:
     return _with_changes(corpus, request.overrides).held_out
 
 
+def _as_arms_read(corpus: CorpusSettings) -> Plain:
+    """Return the settings besides the share that decide which documents are held out."""
+    settings = corpus.model_dump(include={"text_per", "group_field"})
+    defaults = CorpusSettings.model_fields
+    return {name: value for name, value in settings.items() if value != defaults[name].default}
+
+
 def _require_one_share(recipe: Recipe) -> None:
     """Raise an error if an arm or a phase trains on documents that the others hold out.
 
@@ -376,6 +390,7 @@ def _general_pairs(
     settings = dict(others.general)
     if share:
         settings["held_out"] = share
+        settings |= _as_arms_read(_with_changes(corpus, request.overrides))
     target = request.out.with_name(f"{request.out.name}-{PASSAGES}.jsonl")
     try:
         pairs, _ = texts.pairs(
@@ -543,6 +558,7 @@ def _measure(request: Request, others: OtherTexts, corpus: Plain, *, name: str, 
     share = _unseen(request, others, corpus)
     if share:
         options["held_out"] = share
+        options |= _as_arms_read(_with_changes(corpus, request.overrides))
         if request.chooses:
             options["of_verdict"] = True
     return str(Call("text-loss", (others.general["source"],), options))
