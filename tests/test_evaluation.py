@@ -682,7 +682,7 @@ def test_former_spellings_of_measures_are_read_and_named(
         ),
         (["--with", "heldout(ratios=())"], "ratios of heldout are invalid; got []"),
         (["--with", "heldout(ratios=(0, 0.3))"], "ratios of heldout are invalid; got [0, 0.3]"),
-        (["--with", "heldout(ratios=high)"], "ratios of heldout are invalid; got [high]"),
+        (["--with", "heldout(ratios=high)"], "ratios of heldout are invalid; got ['high']"),
         (["--with", "heldout(masks='words')"], "unknown policy 'words'"),
         (["--with", "heldout(masks=())"], "heldout needs masks; got ()"),
         (["--with", "heldout(masks=3)"], "this is not a policy; got 3"),

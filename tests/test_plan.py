@@ -512,6 +512,12 @@ def test_an_interval_that_chooses_states_is_of_another_study(recipe, tmp_path):
     write_lines(tmp_path / "records.jsonl", [{"kind": "cost", "seed": 0}])
     before = study_of(quick(recipe, "training.patience=2", "training.eval_every=2"), tmp_path)
     other = study_of(quick(recipe, "training.patience=2", "training.eval_every=5"), tmp_path)
+    more = study_of(
+        quick(recipe, "training.patience=2", "training.eval_every=5", "study.seeds=8"), tmp_path
+    )
+    (tmp_path / "records.jsonl").touch()
+    with pytest.raises(MaskwiseError, match=r"different study.*training\.eval_every"):
+        require_same_study(tmp_path, before, more)
     with pytest.raises(MaskwiseError, match=r"different study.*training\.eval_every"):
         require_same_study(tmp_path, before, other)
 

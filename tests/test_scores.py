@@ -517,15 +517,14 @@ def test_a_cost_is_no_score_if_no_other_column_differs_between_runs(cost: str, v
 
 def test_a_score_is_asked_for_if_no_column_is_known_to_have_it() -> None:
     """A width beside scores that are equal in all runs was a task, and beside losses the score."""
-    for last in ("acc", "loss"):
-        rows = [
-            {"arm": arm, "seed": seed, "width": width, last: 0.5 + (last == "loss") * seed / 99}
-            for arm, width in (("a", 70), ("b", 90))
-            for seed in range(6)
-        ]
-        with pytest.raises(MaskwiseError, match=f"width, {last}") as caught:
-            mw.compare(rows, **BETTER)
-        assert "--column score=" in (caught.value.do or "")
+    rows = [
+        {"arm": arm, "seed": seed, "width": width, "loss": 0.5 + seed / 99}
+        for arm, width in (("a", 70), ("b", 90))
+        for seed in range(6)
+    ]
+    with pytest.raises(MaskwiseError, match="width, loss") as caught:
+        mw.compare(rows, **BETTER)
+    assert "--column score=" in (caught.value.do or "")
     found = mw.compare(rows, **BETTER, lower=["loss"])
     assert [*found.study["tasks"]] == ["loss"]
     # What has the name of a cost is no score either if it is alone.
@@ -1016,3 +1015,23 @@ def test_a_column_that_one_arm_never_has_is_not_read() -> None:
         mw.compare(
             [*rows[:8], {**rows[8], "f1": 0.7}, *rows[9:]], baseline="b", replicate="finetuning"
         )
+
+
+def test_names_of_scores_may_be_in_any_script_and_few_numbers_are_no_scores() -> None:
+    rows = [
+        {"arm": arm, "seed": seed, "точность": 0.8 + 0.01 * seed + (arm == "a") / 100, "host": "x"}
+        for arm in ("a", "b")
+        for seed in range(6)
+    ]
+    for row in (rows[0], rows[6]):
+        row["host"] = "7"
+    found = mw.compare(rows, baseline="b", replicate="finetuning")
+    assert [*found.study["tasks"]] == ["точность"]
+    assert any("host" in line for line in found.notes)
+    alike = [
+        {"arm": arm, "seed": seed, "accuracy": 1.0 if arm == "a" else 0.5, "loss": 0.3 - seed / 99}
+        for arm in ("a", "b")
+        for seed in range(6)
+    ]
+    found = mw.compare(alike, baseline="b", replicate="finetuning")
+    assert [*found.study["tasks"]] == ["accuracy"]

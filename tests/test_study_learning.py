@@ -223,6 +223,7 @@ ABOUT_FEW = "people=20, fillers=0, friends=false, biographies=2"
 FEW = world(f"factworld({ABOUT_FEW})", 0, 40)
 OTHERS = world(f"factworld({ABOUT_FEW}, others=true)", 0, 40)
 SMALL_SEQ2SEQ = [
+    "study.seeds=[40]",
     *OTHERS.settings,
     "corpus.length=32",
     "training.steps=2",

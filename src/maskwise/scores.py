@@ -917,12 +917,13 @@ def _by_arm(rows: Iterable[Row], arm: str) -> dict[str, list[Row]]:
 
 
 def _has_numbers(rows: Iterable[Row], name: str) -> bool:
-    """Return whether there is a number in a column, whatever else is in it.
+    """Return whether a column is of numbers: more than half of its cells with something in them.
 
     A run without a score ("", "-", "OOM") is an error, and the column must not vanish because of
-    it. A column without any number of some arm is about something else.
+    it. A column with few numbers is about something else, such as names of machines.
     """
-    return any(_reads_as_number(row.get(name)) for row in rows)
+    filled = [row.get(name) for row in rows if not _is_missing(row.get(name))]
+    return sum(map(_reads_as_number, filled)) > len(filled) / 2
 
 
 def _scores_among(
@@ -942,12 +943,13 @@ def _scores_among(
     varied = [name for name in scores if name in lower or not _is_setting(name, by_arm)]
     if scores and not varied and len(likely) > 1:
         known = [name for name in scores if _measure_in(name) or _plain(name) in COLUMNS["score"]]
+        if known:
+            return known
         raise MaskwiseError(
             "no score is known from its column: a score differs between the runs of an arm, or is "
             "the only column of numbers",
             got=", ".join(likely),
-            do=f"{_naming('score', [*known, *scores][0])}; give several tasks in the columns task "
-            "and score",
+            do=f"{_naming('score', scores[0])}; give several tasks in the columns task and score",
         )
     return varied or scores or losses
 
@@ -955,7 +957,7 @@ def _scores_among(
 def _is_no_score(name: str) -> bool:
     """Return whether a column has the usual name of a setting, a cost or an index."""
     words = set(re.findall("[a-z]+", name.lower()))
-    return not words or bool(words & NO_SCORES)
+    return not name.strip() or bool(words & NO_SCORES)
 
 
 def _is_setting(name: str, by_arm: Mapping[str, Sequence[Row]]) -> bool:

@@ -621,7 +621,8 @@ def check_packing(masker: Masker, rows: Sequence[UserRow], who: str) -> None:
         # The end of the text of a row that has grown too long is cut off.
         line.plan = width // 2
         ends = zip(_last_tokens(together), _last_tokens(mask(line)))
-        lost = [end for end, left in ends if not vocabulary.content[end] and left != end]
+        closing = {row["input_ids"][-1] for row in some} - {*np.flatnonzero(vocabulary.content)}
+        lost = [end for end, left in ends if end in closing and left != end]
         _require(
             not lost,
             f"{who}: the special token at the end of a packed row that has grown is cut off",

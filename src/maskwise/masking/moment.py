@@ -133,6 +133,10 @@ def _lengths_of(rows: UserRows) -> list[int]:
     return [len(row) for row in ids]
 
 
+MAPPED = ("token_type_ids", "position_ids")
+"""The further inputs in masked rows. Collators of transformers do not pad others."""
+
+
 def columns_of(batch: MaskedBatch, lengths: Sequence[int]) -> Lists:
     """Return a batch as columns of lists, without the padding of the batch.
 
@@ -146,7 +150,8 @@ def columns_of(batch: MaskedBatch, lengths: Sequence[int]) -> Lists:
     attention = batch.attention_mask
     if attention is None:
         attention = batch.input_ids.new_ones(batch.input_ids.shape)
-    inputs = {"input_ids": batch.input_ids, "attention_mask": attention, **batch.extras}
+    inputs = {"input_ids": batch.input_ids, "attention_mask": attention}
+    inputs |= {name: batch.extras[name] for name in MAPPED if name in batch.extras}
     columns = {}
     for name, values in inputs.items():
         columns[name] = [row[:end] for row, end in zip(values.tolist(), read, strict=True)]

@@ -236,9 +236,6 @@ class Vocabulary:
                     do=near or "give tokens as tokenizer.get_vocab() writes them",
                 )
             eligible[self.by_name[name]] = False
-        # An excluded name may have hidden that the other tokens are those of sequences.
-        left = wildcards(name for name, number in self.by_name.items() if eligible[number])
-        eligible[[self.by_name[name] for name in left]] = False
         if not eligible.any():
             raise MaskwiseError("exclude leaves no token to mask", got=names)
         return replace(self, eligible=eligible)

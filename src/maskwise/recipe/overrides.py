@@ -11,8 +11,10 @@ import copy
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import cache, lru_cache
 from itertools import chain
+from numbers import Real
 from pathlib import PurePath
 from typing import Any, ClassVar
 
@@ -756,11 +758,11 @@ class Yaml(yaml.SafeLoader):
 
     def _refuse_cut_in(self, pairs: Sequence[tuple[yaml.Node, yaml.Node]]) -> None:
         """Raise an error if a mapping has a text such as linear(0.45, 0.15) without quotes."""
-        parts: list[yaml.Node] = []
+        parts: list[yaml.Node | None] = []
         for key, value in pairs:
-            # The part behind a comma is a key without a value.
+            # The part behind a comma is a key without a value. Any other key ends the text.
             is_part = isinstance(value, yaml.ScalarNode) and value.value == ""
-            parts += [key] if is_part else [key, value]
+            parts += [key] if is_part else [None, value]
         _refuse_cut(parts)
 
     def compose_sequence_node(self, anchor: str | None) -> yaml.SequenceNode:
@@ -787,14 +789,14 @@ class Yaml(yaml.SafeLoader):
 _CALL = re.compile(r"[A-Za-z][\w.-]*\(\S")
 
 
-def _refuse_cut(parts: Sequence[yaml.Node]) -> None:
+def _refuse_cut(parts: Sequence[yaml.Node | None]) -> None:
     """Raise an error if YAML has cut a text without quotes at the commas in its parentheses."""
     for place, node in enumerate(parts):
-        if not _is_plain(node) or not _CALL.match(node.value):
+        if node is None or not _is_plain(node) or not _CALL.match(node.value):
             continue
         text = node.value
         for after in parts[place + 1 :]:
-            if text.count("(") <= text.count(")") or not _is_plain(after):
+            if text.count("(") <= text.count(")") or after is None or not _is_plain(after):
                 break
             text = f"{text}, {after.value}"
             if text.count("(") == text.count(")"):
@@ -890,6 +892,8 @@ def plain_value(value: object, place: str, levels: int = MOST_LEVELS) -> Any:
     # Numbers and arrays of NumPy and PyTorch.
     if callable(as_list := getattr(value, "tolist", None)) and not isinstance(value, type):
         return plain_value(as_list(), place, levels - 1)
+    if isinstance(value, Real | Decimal):
+        return float(value)
     raise MaskwiseError(
         place or "a recipe",
         got=f"a value of the type {type(value).__name__}",

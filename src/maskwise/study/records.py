@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
@@ -100,7 +100,7 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
     learns = False
     # A search may choose other settings for each seed, so the runs of an arm may mask differently.
     for setting in design.settings_of(name):
-        links = recipe.arm(name, seed=0, more=setting).links()
+        links = recipe.arm(name, seed=recipe.study.seed_list[0], more=setting).links()
         last = links[-1]
         masked_by = last.masked_by.values() or [last.masking.values["policy"]]
         units |= {policy.unit_kind for policy in masked_by}
@@ -131,7 +131,7 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
         "runs": runs,
     }
     if any(
-        recipe.arm(name, seed=0, more=setting).model.new_tokens is not None
+        recipe.arm(name, seed=recipe.study.seed_list[0], more=setting).model.new_tokens is not None
         for setting in design.settings_of(name)
     ):
         facts["extended"] = True
@@ -423,7 +423,8 @@ def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = 
         return
     changed = _changed(before, study)
     if not block and changed and _same_question(before, study):
-        _require_stages(out, before, changed)
+        arms = [arms_in(_recipe_in(each)).keys() for each in (before, study)]
+        _require_stages(out, before, changed, removed=arms[0] - arms[1])
         return
     others = []
     if changed:
@@ -442,24 +443,31 @@ def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = 
     raise MaskwiseError(f"{option('out', out)} contains {lost}", got=got, do=do)
 
 
-def _require_stages(out: Path, before: Plain, changed: Sequence[str]) -> None:
+def _require_stages(
+    out: Path, before: Plain, changed: Sequence[str], *, removed: Collection[str]
+) -> None:
     """Raise an error if records would be removed that no stages in reach could give again.
 
     Args:
         out: the folder.
         before: the content of study.json in ``out``.
         changed: the settings for which the records are removed.
+        removed: the arms that the study has no longer, of which nothing is computed anew.
     """
     store = StageStore.of_last_call(out)
     timed = set()
     lost = set()
     for line in read_lines(out / "timings.jsonl"):
+        if line["arm"] in removed:
+            continue
         timed.add(line["seed"])
         if store.result(line["stage"]) is None:
             lost.add(line["seed"])
     for record in read_lines(out / "records.jsonl"):
         seed = record.get("seed")
         if seed is None or seed in timed or record["kind"] in ("failure", "selection"):
+            continue
+        if record.get("arm") in removed:
             continue
         runs = (arm["runs"].get(str(seed)) for arm in before["arms"].values())
         if not any((out / run / DONE).exists() for run in runs if run):
@@ -516,7 +524,9 @@ def _meaning(recipe: Plain) -> Plain:
         place, setting = placed(name, value, arms)
         if place:
             found[".".join(place)] = {}
-        if setting and effects.get(setting) not in FREE:
+        # The interval of evaluations chooses states, if the recipe has a patience or lengths.
+        chooses = bool(setting) and setting.endswith("training.eval_every")
+        if setting and (chooses or effects.get(setting) not in FREE):
             found[name] = value
     return found
 

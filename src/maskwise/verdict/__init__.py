@@ -146,9 +146,7 @@ def _advice(
     steps = {arm: table.compute(arm).get("steps", 0.0) for arm in study["arms"]}
     advice = advice_of(verdicts, names, looks, steps)
     if "compared" in study:
-        # Nothing is known of the masks and settings of arms of which only scores are known.
-        left_out = {*OF_RECIPES, "identical"}
-        advice = {code: line for code, line in advice.items() if code not in left_out}
+        advice = {code: line for code, line in advice.items() if code not in OF_RECIPES}
     return advice
 
 

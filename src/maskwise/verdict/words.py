@@ -61,10 +61,10 @@ OF_RECIPES = frozenset(
     (
         *("add-seeds", "next-look", "new-study"),
         *("looked-before", "settings-differ", "tasks-disagree", "compute", "untuned"),
-        "no-margin",
+        *("no-margin", "identical"),
     )
 )
-"""Codes of advice to change a recipe, which helps nobody who has none."""
+"""Codes of advice to look at a recipe or change it, which helps nobody who has none."""
 
 
 def names_of(study: Study) -> dict[str, str]:
