@@ -109,6 +109,8 @@ CLAIMS: dict[str, list[Claim]] = {
         ("random: full text against spans", "format-and-policy", "random-full", "random"),
         ("policy of its own task, random", "transfer-2026-11-22", "own-task", "random"),
         ("policy of other tasks, random", "transfer-2026-11-22", "other-tasks", "random"),
+        ("true answers, exchanged ones", "false-answers", "right-random", "shuffled-random"),
+        ("exchanged answers, foreign ones", "false-answers", "shuffled-random", "foreign-random"),
         ("T-REx nouns: supervised, salient", "trex-nouns", "supervised", "salient"),
         ("T-REx nouns: meta, salient", "trex-nouns", "meta", "salient"),
         ("T-REx names: oracle, salient", "trex-names", "oracle", "salient"),
