@@ -371,6 +371,13 @@ class StudySettings(Settings):
         return self.seeds
 
     @property
+    def first_seed(self) -> int:
+        """The seed whose texts and tasks stand for those of all runs: in checks, in dry runs and
+        where studies are compared.
+        """
+        return self.seed_list[0]
+
+    @property
     def compared_seeds(self) -> dict[int, int]:
         """The seeds of the compared runs, keyed by the seeds in the recipe.
 

@@ -152,7 +152,7 @@ def check_inputs(recipe: Recipe) -> list[str]:
         MaskwiseError: a text, tokenizer, model or task cannot be read, or does not fit the others.
     """
     study = recipe.study
-    seed = study.seed_list[0]
+    seed = study.first_seed
     tasks = {spec: load_task(of_run(spec, seed)) for spec in recipe.tasks}
     by_arm = {}
     arms = []
@@ -161,9 +161,10 @@ def check_inputs(recipe: Recipe) -> list[str]:
         for more in study.settings_used(name):
             arms.append(recipe.arm(name, seed=seed, more=more))
             _check_split(arms[-1], name, recipe)
+    arms = arms or [recipe]
     notes: list[str] = []
     held_out = _HeldOutRows()
-    for arm in arms or [recipe]:
+    for arm in arms:
         notes += _check_arm(arm, tasks.values(), held_out)
         for link in arm.links():
             with blamed("training.trackers"):
@@ -220,7 +221,7 @@ def check_inputs(recipe: Recipe) -> list[str]:
             notes.append(
                 f"finetune.{name} has no effect here, because the encoder stays frozen in all tasks"
             )
-    if recipe.learning and not any(link.learns for arm in arms or [recipe] for link in arm.links()):
+    if recipe.learning and not any(link.learns for arm in arms for link in arm.links()):
         notes.append(
             "the settings of learning have no effect here, because no arm has "
             "masking.policy=learned; maskwise learn uses them"
@@ -337,7 +338,7 @@ def check_names(recipe: Recipe, tasks: Sequence[Task] = ()) -> None:
     """
     for name in recipe.study.arms:
         for more in recipe.study.settings_used(name):
-            arm = recipe.arm(name, seed=recipe.study.seed_list[0], more=more)
+            arm = recipe.arm(name, seed=recipe.study.first_seed, more=more)
             tokenizer, config = tokenizer_and_config(arm)
             # The warnings are those of ``check_inputs``, which gives them.
             [*_check_model(arm, tasks, tokenizer, config)]
@@ -472,7 +473,7 @@ def _check_losses(
                 do=f"{do}, or define an arm for every tokenizer",
             )
         # All points are compared on the kinds of masks of the arm itself.
-        own = recipe.arm(name, seed=recipe.study.seed_list[0]).links()[-1]
+        own = recipe.arm(name, seed=recipe.study.first_seed).links()[-1]
         ends = [own, *(point.links()[-1] for point in points)]
         kinds = chain.from_iterable(end.judged_on() for end in ends)
         formats = {kind.partition(" ")[2] for kind in kinds}

@@ -115,7 +115,7 @@ class Design:
         """
         seed = 0
         if "{seed}" in self.recipe.model_dump_json():
-            seed = self.recipe.study.seed_list[0]
+            seed = self.recipe.study.first_seed
         runs = [make_run(self.recipe, arm, seed, contents=self.contents) for arm in self.arms]
         return json_hash([stage.what for stage in Plan(tuple(runs)).stages()])
 
@@ -124,7 +124,7 @@ class Design:
         study = self.recipe.study
         # The costs of runs are measured on their texts, so all texts are prepared first.
         if study.equal_by != "steps":
-            seed = study.seed_list[0]
+            seed = study.first_seed
             runs = []
             for arm in study.arms:
                 for more in study.settings_used(arm):
@@ -144,7 +144,7 @@ class Design:
 
     def _deciding(self) -> dict[str, str]:
         """Return ``contents`` of the tasks that are not secondary, by which a search chooses."""
-        seed = self.recipe.study.seed_list[0]
+        seed = self.recipe.study.first_seed
         secondary = self.recipe.study.secondary
         deciding = {}
         for task, content in self.contents.items():
@@ -246,7 +246,7 @@ class Design:
         # In a dry run, the arm's text may not be prepared yet.
         if spent is None:
             return {}
-        own = self.recipe.arm(arm, seed=self.recipe.study.seed_list[0], more=setting)
+        own = self.recipe.arm(arm, seed=self.recipe.study.first_seed, more=setting)
         steps = matched_steps(own.links()[0].training.steps, spent, self.budget)
         if steps is None:
             raise MaskwiseError(
@@ -262,7 +262,7 @@ class Design:
 
         The costs are in the quantity of ``study.equal_by``: targets or FLOPs.
         """
-        seed = self.recipe.study.seed_list[0]
+        seed = self.recipe.study.first_seed
         run = make_run(self.recipe, arm, seed, contents={}, more=more, evaluated=False)
         # Check all texts before the first measurement, because measurements are slow.
         if any(self.store.result(text) is None for text in run.texts):

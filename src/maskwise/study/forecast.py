@@ -285,7 +285,7 @@ def check(
             "tasks": {},
         }
         facts["training"] = _training_facts(first, corpus, facts["arms"], whole=sample.whole)
-        for spec in of_run(recipe.tasks, recipe.study.seed_list[0]):
+        for spec in of_run(recipe.tasks, recipe.study.first_seed):
             task = load_task(spec)
             facts["tasks"][task.name] = _task_facts(task, first, sample.data.tokenizer)
     record |= facts
@@ -306,7 +306,7 @@ def first_of(recipe: Recipe) -> Recipe:
     It is the last phase of the first arm.
     """
     for name in recipe.study.arms:
-        return recipe.arm(name, seed=recipe.study.seed_list[0]).links()[-1]
+        return recipe.arm(name, seed=recipe.study.first_seed).links()[-1]
     return recipe.links()[-1]
 
 
@@ -392,7 +392,7 @@ def _arm_facts(recipe: Recipe, samples: Samples, config: PreTrainedConfig) -> di
         MaskwiseError: no arm can be trained.
     """
     first = first_of(recipe)
-    seed = recipe.study.seed_list[0]
+    seed = recipe.study.first_seed
     arms = {name: recipe.arm(name, seed=seed).links()[-1] for name in recipe.study.arms}
     arms = arms or {recipe.name: first}
     facts = {}

@@ -223,7 +223,7 @@ def _require_equal_terms(recipe: Recipe) -> None:
             do="remove study.equal_by, or training.patience and training.lengths",
         )
     for name in recipe.study.arms:
-        for link in recipe.arm(name, seed=recipe.study.seed_list[0]).links():
+        for link in recipe.arm(name, seed=recipe.study.first_seed).links():
             if link.training.chooses or not link.objectives:
                 continue
             if sampler(link.sampling, list(link.objectives)).every:
@@ -251,7 +251,7 @@ def recipe_arm(recipe: Recipe, arm: str) -> str:
 def baseline_of(recipe: Recipe) -> Recipe:
     """Return the recipe of the baseline arm, with the first seed of the study."""
     assert recipe.baseline is not None, "require_arms comes first"
-    return recipe.arm(recipe.baseline, seed=recipe.study.seed_list[0])
+    return recipe.arm(recipe.baseline, seed=recipe.study.first_seed)
 
 
 def _fills_masks(recipe: Recipe) -> bool:
@@ -271,7 +271,7 @@ def task_contents(recipe: Recipe) -> dict[str, str]:
 
     The rows of a task that depends on the seed are those of the first seed of the study.
     """
-    seed = recipe.study.seed_list[0]
+    seed = recipe.study.first_seed
     return {task: load_task(of_run(task, seed)).fingerprint for task in recipe.tasks}
 
 

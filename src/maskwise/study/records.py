@@ -100,7 +100,7 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
     learns = False
     # A search may choose other settings for each seed, so the runs of an arm may mask differently.
     for setting in design.settings_of(name):
-        links = recipe.arm(name, seed=recipe.study.seed_list[0], more=setting).links()
+        links = recipe.arm(name, seed=recipe.study.first_seed, more=setting).links()
         last = links[-1]
         masked_by = last.masked_by.values() or [last.masking.values["policy"]]
         units |= {policy.unit_kind for policy in masked_by}
@@ -131,7 +131,7 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
         "runs": runs,
     }
     if any(
-        recipe.arm(name, seed=recipe.study.seed_list[0], more=setting).model.new_tokens is not None
+        recipe.arm(name, seed=recipe.study.first_seed, more=setting).model.new_tokens is not None
         for setting in design.settings_of(name)
     ):
         facts["extended"] = True

@@ -160,7 +160,7 @@ def _judged(
     recipe = design.recipe
     compared = [run for run in design.runs if run.compared]
     # The page shows masks of the study's first seed only. Other blocks must not replace them.
-    shown = compared if recipe.study.seed_list[0] in design.seeds else []
+    shown = compared if recipe.study.first_seed in design.seeds else []
     # A policy that failed in training would fail here, too.
     masked = samples([run for run in shown if _pretrained(run, store)], store)
     of_study = [*design.choices, *failed_searches(design, errors)]

@@ -43,7 +43,7 @@ ALONE = "run"
 def names_in_study(recipe: Recipe) -> Names:
     """Return the names of the stages of a study's runs with its first seed."""
     contents = task_contents(recipe)
-    seed = recipe.study.seed_list[0]
+    seed = recipe.study.first_seed
     runs = []
     for arm in arms_of(recipe, contents) if recipe.study.arms else ():
         # The unchanged model has no settings to search.

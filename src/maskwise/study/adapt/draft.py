@@ -366,7 +366,7 @@ def _require_one_share(recipe: Recipe) -> None:
     """
     share = recipe.corpus.held_out
     for name in recipe.study.arms:
-        for link in recipe.arm(name, seed=recipe.study.seed_list[0]).links():
+        for link in recipe.arm(name, seed=recipe.study.first_seed).links():
             if link.corpus.held_out < share:
                 raise MaskwiseError(
                     f"arm {name!r} trains on documents that are held out for its evaluation",
