@@ -231,7 +231,7 @@ def test_recipes_are_read(block: Block, tmp_path: Path, monkeypatch: pytest.Monk
             "constant-15",
             ("ud-pos", "ud-relations"),
             100,
-            "+5.8 points (5.0 to 6.6; 24 pairs), *decided*",
+            "+5.8 points on two tagging tasks (5.0 to 6.6; 24 pairs), *decided*",
         ),
         (
             "published-decay-medium",
@@ -287,7 +287,23 @@ def test_recipes_are_read(block: Block, tmp_path: Path, monkeypatch: pytest.Monk
             "shuffled-random",
             ("apart",),
             -1,
-            ".117 nats higher (.093 to .146; 8 pairs), *decided*",
+            "by .117 nats (.093 to .146; 8 pairs), *decided*",
+        ),
+        (
+            "false-answers",
+            "shuffled-random",
+            "foreign-random",
+            ("apart",),
+            -1,
+            "by .348 (.334 to .360), *decided*",
+        ),
+        (
+            "decay-claim-2026-11-22",
+            "cosine-decay",
+            "constant-15",
+            ("ud-pos", "ud-relations"),
+            100,
+            "+.2 points (−.5 to .9; 10 pairs), *open*",
         ),
         (
             "pos-weighted-replication",
