@@ -34,6 +34,12 @@ CLAIMS: dict[str, list[Claim]] = {
         ("earlier: 45 → 15 % against 45 %", "decay-claim-2026-11-22", "decay-45-15", "constant-45"),
         ("earlier: 30 → 15 % against 30 %", "decay-claim-2026-11-22", "decay-30-15", "constant-30"),
         (
+            "earlier: cosine decay against 15 %",
+            "decay-claim-2026-11-22",
+            "cosine-decay",
+            "constant-15",
+        ),
+        (
             "earlier: cosine decay against 30 %",
             "decay-claim-2026-11-22",
             "cosine-decay",
@@ -111,6 +117,8 @@ CLAIMS: dict[str, list[Claim]] = {
         ("policy of other tasks, random", "transfer-2026-11-22", "other-tasks", "random"),
         ("true answers, exchanged ones", "false-answers", "right-random", "shuffled-random"),
         ("exchanged answers, foreign ones", "false-answers", "shuffled-random", "foreign-random"),
+        ("foreign answers, unchanged model", "false-answers", "foreign-slow", "no-pretraining"),
+        ("right corpus again: salient, random", "false-answers", "right-salient", "right-random"),
         ("T-REx nouns: supervised, salient", "trex-nouns", "supervised", "salient"),
         ("T-REx nouns: meta, salient", "trex-nouns", "meta", "salient"),
         ("T-REx names: oracle, salient", "trex-names", "oracle", "salient"),
@@ -159,6 +167,7 @@ CLAIMS: dict[str, list[Claim]] = {
     ],
     "others": [
         ("an encoder on its domain, unchanged", "adapt-2026-11-22", "words-30", "no-pretraining"),
+        ("the same, 80 steps", "adapt-2026-11-21", "words-30", "no-pretraining"),
         ("MiniLM on novels, unchanged", "adapt-novels", "words-30", "no-pretraining"),
         ("the encoder on novels, unchanged", "forgotten", "words-30", "no-pretraining"),
         ("MiniLM on docstrings, unchanged", "adapt-documentation", "words-30", "no-pretraining"),
