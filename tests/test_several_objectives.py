@@ -103,6 +103,10 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
     ("over", "text"),
     [
         (["objective.atd=adt"], "unknown objective 'adt'; allowed: atd, clm, cse"),
+        (
+            ["objective.mlm-0.4.weight=2"],
+            "unknown setting of objective.mlm-0.4: 'weight'; allowed: masking, objective",
+        ),
         (["sampler=mometa"], "unknown sampler 'mometa'.*did you mean 'mometas'"),
         (["sampler=single(dtd)"], "unknown objective 'dtd'"),
         (["sampler=shares(1, 2)"], "2 shares for 4 objectives"),

@@ -324,7 +324,7 @@ def put(
         if is_layer and _put_in_objective(group, parts, value):
             return
         if part == "objective" and isinstance(group, dict):
-            length = _length_of_objective(parts, group)
+            length = _length_of_objective(parts, group, value)
             parts = [".".join(parts[:length]), *parts[length:]]
     key = _key(group, parts[0], dotted)
     if not clear and value == {} and isinstance(group, dict) and isinstance(group.get(key), dict):
@@ -332,10 +332,14 @@ def put(
     group[key] = value
 
 
-def _length_of_objective(parts: Sequence[str], known: Collection[str]) -> int:
+def _length_of_objective(parts: Sequence[str], known: Collection[str], value: object) -> int:
     """Return how many of these parts of a dotted name are the name of an objective.
 
-    >>> _length_of_objective(["mlm-0", "4", "masking", "ratio"], ["mlm"])
+    >>> _length_of_objective(["mlm-0", "4", "masking", "ratio"], ["mlm"], 0.3)
+    2
+    >>> _length_of_objective(["mlm-0", "4"], ["mlm"], {})  # the settings of a new objective
+    2
+    >>> _length_of_objective(["mlm-0", "4", "weight"], ["mlm"], 2)  # unknown setting
     2
     """
     for length in range(len(parts), 0, -1):
@@ -343,7 +347,9 @@ def _length_of_objective(parts: Sequence[str], known: Collection[str]) -> int:
             return length
     settings = ("objective", "masking")
     named = (place for place, part in enumerate(parts) if place and part in settings)
-    return next(named, len(parts))
+    # An objective is a group of settings, or a name with arguments. Other values are of a setting.
+    whole = len(parts) == 1 or isinstance(value, str | Mapping)
+    return next(named, len(parts) if whole else len(parts) - 1)
 
 
 def _put_in_objective(layer: Plain, parts: Sequence[str], value: object) -> bool:
