@@ -10,8 +10,9 @@ import pytest
 
 from maskwise.tasks.metrics import METRICS, compact, error_of_items
 from maskwise.tasks.task import JACKKNIFE_GROUPS
-from maskwise.verdict.items import contributions
-from report_fixture import codes, facts_of, primary_rows, score_record, summary_of
+from maskwise.verdict.items import contributions, paired_item_error
+from maskwise.verdict.outcomes import Outcomes
+from report_fixture import codes, facts_of, make_study, primary_rows, score_record, summary_of
 from tiny import load_rows, maskwise, read_lines, write_inputs
 
 RNG = np.random.default_rng(5)
@@ -190,6 +191,98 @@ def test_a_failed_run_is_left_out_of_the_items_too():
     assert row["n"] == RUNS - 1 and row["items"]["paired"]
     middle = (row["items"]["low"] + row["items"]["high"]) / 2
     assert middle == pytest.approx(row["natural"]["mean"])
+
+
+# Runs with test items of their own
+# ----------------------------------------------------------------------------
+
+PAIR = ("token-30", "token-15")
+LEADS = (("token-15", 0.0), ("token-30", 0.01))
+OF_ONE = dict.fromkeys(range(RUNS), 0)
+OF_TWO = {run: int(run > 2) for run in range(RUNS)}
+OF_EACH = {run: run for run in range(RUNS)}
+
+
+def records_on(sets: dict[int, int], sizes: list[int], seed: int = 0) -> list[dict[str, Any]]:
+    """Scores of two arms, whose runs answer the test sets ``sets``, of the given sizes.
+
+    The arms differ by item, in the same way in every run on the item.
+    """
+    rng = np.random.default_rng(seed)
+    lines = []
+    for arm in PAIR:
+        chances = [np.clip(0.5 + 0.2 * rng.normal(size=size), 0, 1) for size in sizes]
+        for run, number in sets.items():
+            right = rng.binomial(3, chances[number])
+            line = score_record(arm, run, "task-0", right.mean() / 3)
+            lines.append(line | {"item_sums": right.tolist(), "item_sizes": [3]})
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("sets", "sizes"),
+    [
+        pytest.param(OF_ONE, [60], id="one set"),
+        pytest.param(OF_EACH, [*range(40, 80, 5)], id="each its own"),
+        pytest.param(OF_EACH, [60] * RUNS, id="each its own, of one size"),
+        pytest.param(OF_TWO, [60, 90], id="two sets"),
+    ],
+)
+def test_the_error_is_that_over_other_test_sets_also_if_runs_have_other_items(sets, sizes):
+    study = make_study(runs=RUNS, tasks=1)
+    means, errors = [], []
+    for seed in range(150):
+        table = Outcomes(records_on(sets, sizes, seed), study)
+        means.append(table.mean_gain("task-0", *PAIR))
+        errors.append(paired_item_error(table, ["task-0"], PAIR))
+    assert math.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means, ddof=1), rel=0.15)
+
+
+def test_errors_of_runs_with_other_items_are_added_as_those_of_independent_draws():
+    sizes = [*range(40, 80, 5)]
+    lines = records_on(OF_EACH, sizes)
+    own = []
+    for run, size in OF_EACH.items():
+        ours, theirs = (next(x for x in lines if (x["arm"], x["seed"]) == (a, run)) for a in PAIR)
+        by_item = np.subtract(ours["item_sums"], theirs["item_sums"]) / 3
+        own.append(np.std(by_item, ddof=1) / math.sqrt(sizes[size]))
+    row = paired_row(lines, seeds=[*range(RUNS)])
+    assert row["items"]["paired"]
+    assert half(row) == pytest.approx(1.96 * math.hypot(*own) / RUNS)
+
+
+def test_on_the_same_rows_tasks_are_added_also_if_each_run_has_its_own():
+    lines = records_on(OF_EACH, [*range(40, 80, 5)])
+    more = [line | {"measure": "task-1"} for line in lines]
+    facts = {"metric": "accuracy", "majority": 0.05, "test_items": 60, "test_texts": "x"}
+    both = paired_row(lines + more, seeds=[*range(RUNS)], tasks={"task-0": facts, "task-1": facts})
+    assert half(both) == pytest.approx(half(paired_row(lines, seeds=[*range(RUNS)])))
+
+
+@pytest.mark.parametrize("spec", ["facts/{seed}.jsonl(name='task-0')", "facts(seed='run')"])
+def test_an_assumed_error_falls_with_the_number_of_runs_that_have_their_own_items(spec):
+    """More runs then help, and no advice says otherwise."""
+    scores = {arm: [0.5 + lead + 0.001 * run for run in range(RUNS)] for arm, lead in LEADS}
+    shared = summary_of(scores, recipe={"tasks": ["facts.jsonl"]})
+    own = summary_of(scores, recipe={"tasks": [spec]})
+    rows = [primary_rows(summary)[0] for summary in (shared, own)]
+    assert half(rows[0]) == pytest.approx(math.sqrt(RUNS) * half(rows[1]))
+    assert all("items" in codes(row) and facts_of(row, "items")["assumed"] for row in rows)
+    assert ["test set" in " ".join(summary["advice"]) for summary in (shared, own)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("specs", "own"),
+    [
+        (["facts", "facts/{seed}.jsonl"], [False, True]),
+        (["facts/{seed}.jsonl", "facts"], [True, False]),
+        (["facts/{seed}.jsonl"], [False, False]),
+        (None, [False, False]),
+    ],
+)
+def test_the_recipe_says_which_tasks_have_a_file_for_each_run(specs, own):
+    table = Outcomes([], make_study(tasks=2, recipe={"tasks": specs}))
+    assert [table.has_items_per_run(task) for task in ("task-0", "task-1")] == own
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypedDict
 
-RULES = 3
+RULES = 4
 """Version of the rules of verdicts. It rises if a rule changes that can change a verdict or a note.
 ``maskwise report`` judges results of other versions anew."""
 

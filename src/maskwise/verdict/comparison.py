@@ -322,8 +322,9 @@ def _items_interval(
     The uncertainty from a limited number of runs is not included. The interval is computed from the
     differences between the two arms in the scores of the same items. If records do not contain
     sums of items, the answers of the two arms are assumed to correlate at .5.
-    The difference then has the same standard error as one score. Errors of tasks on the same texts
-    are then assumed to be fully correlated, and errors of other tasks independent.
+    The difference then has the same standard error as one score, or as the mean of one score per
+    run if each run has its own test items. Errors of tasks on the same texts are then assumed to be
+    fully correlated, and errors of other tasks independent.
     """
     mean = estimate["mean"] if estimate else None
     if mean is None:
@@ -338,6 +339,8 @@ def _items_interval(
         error = _item_error(table, name, pair)
         if error is None:
             return None
+        if table.has_items_per_run(name):
+            error /= math.sqrt(len(table.paired_seeds(name, *pair)))
         facts = table.study["tasks"].get(name, {})
         errors[facts.get("test_texts", name)] += error
     half = 1.96 * math.hypot(*errors.values()) / len(names)

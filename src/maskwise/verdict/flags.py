@@ -446,7 +446,11 @@ def _item_noise(one: Comparison, table: Outcomes) -> FlagFacts | None:
     assumed = ", on the assumption that the arms' answers correlate at .5"
     if items.get("paired"):
         assumed = ""
-    return {"half": half, "amount": amount, "assumed": assumed}
+    facts: FlagFacts = {"half": half, "amount": amount, "assumed": assumed}
+    # The advice says that more runs do not help. They do if each brings its own items.
+    if all(map(table.has_items_per_run, table.measured(one.outcome, *one.pair))):
+        facts["minor"] = True
+    return facts
 
 
 def _identical(one: Comparison, table: Outcomes) -> FlagFacts | None:

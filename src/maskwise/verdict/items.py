@@ -39,8 +39,8 @@ def contributions(facts: Mapping[str, Any]) -> Numbers:
     return values
 
 
-def item_differences(table: Outcomes, task: str, pair: Pair) -> Numbers | None:
-    """Return (G,) the differences of the contributions of two arms, as means over pairs of runs.
+def item_differences(table: Outcomes, task: str, pair: Pair) -> dict[int, Numbers] | None:
+    """Return (G,) the differences of the contributions of two arms for each pair, keyed by seed.
 
     None if a run that is compared has no sums of items.
     """
@@ -49,20 +49,16 @@ def item_differences(table: Outcomes, task: str, pair: Pair) -> Numbers | None:
         if row.arm in pair and "item_sums" in row.facts:
             known[row.arm, row.seed] = row.facts
     arm, baseline = pair
-    compared = np.isfinite(table.runs(task, arm) - table.runs(task, baseline))
-    differences = []
-    for seed in np.array(table.study["seeds"])[compared].tolist():
+    differences = {}
+    for seed in table.paired_seeds(task, *pair):
         if (arm, seed) not in known or (baseline, seed) not in known:
             return None
         ours = contributions(known[arm, seed])
         theirs = contributions(known[baseline, seed])
-        if len(ours) != len(theirs):
+        if len(ours) != len(theirs) or len(ours) < 2:
             return None
-        differences.append(ours - theirs)
-    if not differences or len({len(values) for values in differences}) > 1:
-        return None
-    mean: Numbers = np.mean(differences, axis=0)
-    return mean if len(mean) > 1 else None
+        differences[seed] = ours - theirs
+    return differences or None
 
 
 def paired_item_error(table: Outcomes, tasks: Sequence[str], pair: Pair) -> float | None:
@@ -79,19 +75,41 @@ def paired_item_error(table: Outcomes, tasks: Sequence[str], pair: Pair) -> floa
     Returns:
         The standard error in natural units; None if the records do not have the sums of items.
     """
-    # Differences of tasks with the same rows: keyed by these rows, and by the number of groups.
-    added = defaultdict[str, dict[int, Numbers]](dict)
+    tasks_on = defaultdict[str, list[dict[int, Numbers]]](list)
     for task in tasks:
         differences = item_differences(table, task, pair)
         if differences is None:
             return None
-        rows = added[table.study["tasks"].get(task, {}).get("test_texts", task)]
-        rows[len(differences)] = rows.get(len(differences), 0.0) + differences
+        rows = table.study["tasks"].get(task, {}).get("test_texts", task)
+        tasks_on[rows].append(differences)
+    return math.hypot(*map(_error_on_rows, tasks_on.values())) / len(tasks)
+
+
+def _error_on_rows(tasks: Sequence[dict[int, Numbers]]) -> float:
+    """Return the standard error of the sum over tasks, which have the same test rows in a run.
+
+    Args:
+        tasks: the differences of each task, keyed by seed. All tasks have the same seeds.
+    """
+    # The error of the mean over K runs is the SD over items of the runs' mean difference on each
+    # item, if all runs have the same items. Runs with other numbers of groups have other items.
+    # These are drawn independently, so the variance of the mean is the sum of the runs' variances,
+    # each from the run's own items, divided by K². If some runs share a test set, the mean is taken
+    # over these runs first. Equal numbers of groups do not show whether the items are the same, and
+    # they need not: the items in one place of two independent sets have a covariance of 0, so the
+    # SD of the means over places has the expectation of the sum above, with fewer degrees of
+    # freedom.
+    alike = defaultdict[tuple[int, ...], list[int]](list)
+    for seed in tasks[0]:
+        alike[tuple(len(differences[seed]) for differences in tasks)].append(seed)
     errors = []
-    for rows in added.values():
+    for sizes, seeds in alike.items():
+        sums = {size: np.zeros(size) for size in sizes}
+        for size, differences in zip(sizes, tasks):
+            sums[size] += sum(differences[seed] for seed in seeds) / len(tasks[0])
         # Groups of different numbers cannot be added one by one. Such errors count as correlated.
-        errors.append(sum(map(_standard_error, rows.values())))
-    return math.hypot(*errors) / len(tasks)
+        errors.append(sum(map(_standard_error, sums.values())))
+    return math.hypot(*errors)
 
 
 def _standard_error(values: Numbers) -> float:

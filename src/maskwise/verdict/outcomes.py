@@ -350,6 +350,20 @@ class Outcomes:
         differences = subtracted(self.runs(outcome, arm), self.runs(outcome, baseline))
         return self.scales[outcome].sign * differences
 
+    def paired_seeds(self, outcome: str, arm: str, baseline: str) -> list[int]:
+        """List the seeds for which both arms have an outcome."""
+        known = np.isfinite(self.runs(outcome, arm) - self.runs(outcome, baseline))
+        return [seed for seed, both in zip(self.study["seeds"], known) if both]
+
+    def has_items_per_run(self, task: str) -> bool:
+        """Return whether each run has its own test items: the task's file depends on its seed."""
+        specs = self.study.get("recipe", {}).get("tasks")
+        if not isinstance(specs, list) or len(specs) != len(self.study["tasks"]):
+            return False
+        spec = str(dict(zip(self.study["tasks"], specs)).get(task))
+        # Recorded studies write the second.
+        return "{seed}" in spec or "seed='run'" in spec
+
     def mean_gain(self, outcome: str, arm: str, baseline: str) -> float | None:
         """Return the mean gain of an arm over a baseline; None without pairs of runs."""
         gains = finite_runs(self.gains(outcome, arm, baseline))
