@@ -69,6 +69,7 @@ def lines_of(folder: Path) -> list[Line]:
             "verdict": row["verdict"],
             "scope": row["scope"],
             "unit": row["unit"],
+            "higher_is_better": row["higher_is_better"],
             "difference": _rounded(row["mean"]),
             "low": _rounded(row["low"]),
             "high": _rounded(row["high"]),
