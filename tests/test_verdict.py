@@ -345,6 +345,18 @@ def test_the_noise_of_items_is_that_of_resampled_sentences_and_of_shared_ones_tw
     assert half(test_texts="ab12") == pytest.approx(1.96 * 0.03)
 
 
+def test_a_half_is_rounded_away_from_0_whatever_the_rounding_errors():
+    """The mean of 39 right answers of 400 is 9.75 points, and as a float slightly less."""
+    for halves in range(1, 2000, 2):
+        nearly = halves / 2000 * (1 - 1e-15)
+        tenths = (halves + 1) // 2
+        points = f"{tenths // 10}.{tenths % 10}"
+        estimate = {"mean": -nearly, "low": -nearly, "high": -nearly}
+        amount = shown_in("score", "accuracy", estimate, None, higher=True)
+        assert (amount.figure(), amount.size()) == (f"−{points}", f"{points} accuracy points")
+        assert amount.ends(ahead=True) == f"{points} to {points}"
+
+
 def test_the_noise_of_items_falls_with_their_number_and_needs_a_share():
     close = CLEAR | {"token-30": [x + 0.02 + 1e-4 * i for i, x in enumerate(LOW)]}
     facts = {"metric": "accuracy", "classes": 20, "majority": 0.05, "test_items": 10_000}

@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal, localcontext
 from itertools import chain
 
 from maskwise.constants import DIFFUSION, NATS
@@ -68,13 +69,13 @@ class Shown:
 
     def size(self) -> str:
         """Return the mean without its sign: "2.1 accuracy points"."""
-        return f"{abs(self.mean or 0.0):.{self.digits}f} {self.unit}"
+        return f"{in_decimals(abs(self.mean or 0.0), self.digits)} {self.unit}"
 
     def figure(self) -> str:
         """Return the mean with its sign ("+2.1"), or "" if the mean is unknown."""
         if self.mean is None:
             return ""
-        return with_minus(f"{self.mean:+.{self.digits}f}")
+        return with_minus(in_decimals(self.mean, self.digits, "+"))
 
     def ends(self, *, ahead: bool = False) -> str:
         """Return the interval: "−0.4 to 4.6".
@@ -89,7 +90,8 @@ class Shown:
             # Subtraction from 0 avoids −0.
             low, high = 0.0 - high, 0.0 - low
         # "z" turns −0.0 into 0.0.
-        return with_minus(f"{low:z.{self.digits}f} to {high:z.{self.digits}f}")
+        first, last = (in_decimals(end, self.digits, "z") for end in (low, high))
+        return with_minus(f"{first} to {last}")
 
 
 def shown(row: Contrast) -> Shown:
@@ -148,6 +150,23 @@ def shown_in(
     return Shown(scaled(estimate["mean"]), low, high, scale, unit, decimals(digits, low, high))
 
 
+def in_decimals(value: float, digits: int, form: str = "") -> str:
+    """Format a number with so many decimals. A half is rounded away from 0, as in sums by hand.
+
+    >>> in_decimals(100 * 0.09749999999999999, 1, "+"), f"{100 * 0.09749999999999999:+.1f}"
+    ('+9.8', '+9.7')
+
+    Args:
+        value: the number.
+        digits: the number of decimals.
+        form: what the format of a float has before the decimals, such as "+".
+    """
+    # Means of scores differ from exact ones by rounding errors, far below the tenth decimal.
+    exact = Decimal(str(round(value, 10)))
+    with localcontext(rounding=ROUND_HALF_UP):
+        return f"{exact:{form}.{digits}f}"
+
+
 MOST_DECIMALS = 9
 
 
@@ -169,7 +188,7 @@ def decimals(least: int, low: float | None, high: float | None) -> int:
     choose = min if low * high > 0 else max
     end = choose(abs(low), abs(high))
     digits = least
-    while end and digits < MOST_DECIMALS and not float(f"{end:.{digits}f}"):
+    while end and digits < MOST_DECIMALS and not float(in_decimals(end, digits)):
         digits += 1
     return digits
 

@@ -18,7 +18,14 @@ import numpy as np
 
 from maskwise.constants import DIFFUSION, NATS, accuracy_misleads
 from maskwise.errors import MaskwiseError
-from maskwise.estimates import Shown, items_words, outcome_label, outcome_labels, shown
+from maskwise.estimates import (
+    Shown,
+    in_decimals,
+    items_words,
+    outcome_label,
+    outcome_labels,
+    shown,
+)
 from maskwise.files import Contrast
 from maskwise.folders import write_page
 from maskwise.report.drawing import FILTERS, SLATE, Colours, View
@@ -78,8 +85,8 @@ def _cells(values: Mapping[str, Sequence[float]], metric: str) -> dict[str, dict
         mean_, sd = _mean_and_sd(runs)
         deviation = ""
         if sd is not None:
-            deviation = f"{scale * sd:.{digits}f}"
-        cells[arm] = {"mean": f"{scale * mean_:.{digits}f}", "sd": deviation}
+            deviation = in_decimals(scale * sd, digits)
+        cells[arm] = {"mean": in_decimals(scale * mean_, digits), "sd": deviation}
     return cells
 
 
