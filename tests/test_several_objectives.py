@@ -99,6 +99,13 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
     assert pretrain_stage(rule, prepare_stage(rule)).name in names  # has no probe
 
 
+def test_a_recipe_adds_an_objective_whose_name_has_a_dot(path: Path, tmp_path: Path) -> None:
+    child = tmp_path / "child.yaml"
+    child.write_text(f"extends: {path}\nobjective.cse(temperature=0.05):\n")
+    added = {*read_recipe(child).objectives} - {*read_recipe(path).objectives}
+    assert added == {"cse(temperature=0.05)"}
+
+
 @pytest.mark.parametrize(
     ("over", "text"),
     [

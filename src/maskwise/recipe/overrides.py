@@ -339,6 +339,8 @@ def _length_of_objective(parts: Sequence[str], known: Collection[str], value: ob
     2
     >>> _length_of_objective(["mlm-0", "4"], ["mlm"], {})  # the settings of a new objective
     2
+    >>> _length_of_objective(["cse(temperature=0", "05)"], ["mlm"], None)
+    2
     >>> _length_of_objective(["mlm-0", "4", "weight"], ["mlm"], 2)  # unknown setting
     2
     """
@@ -347,8 +349,9 @@ def _length_of_objective(parts: Sequence[str], known: Collection[str], value: ob
             return length
     settings = ("objective", "masking")
     named = (place for place, part in enumerate(parts) if place and part in settings)
-    # An objective is a group of settings, or a name with arguments. Other values are of a setting.
-    whole = len(parts) == 1 or isinstance(value, str | Mapping)
+    # An objective is a group of settings, a name with arguments, or nothing beyond its own name.
+    # Other values are those of a setting.
+    whole = len(parts) == 1 or value is None or isinstance(value, str | Mapping)
     return next(named, len(parts) if whole else len(parts) - 1)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from maskwise.constants import PLATEAU_NATS
 from maskwise.errors import MaskwiseError, install_command, visible
-from maskwise.estimates import with_minus
+from maskwise.estimates import in_decimals, with_minus
 from maskwise.report.reading import LogLine
 from maskwise.specs import Call, parse_call
 
@@ -357,7 +357,7 @@ def _chart(rows: Points, layers: Sequence[ChartSpec], *, height: int) -> ChartSp
 
 
 def figure(x: float | None, digits: int = 3) -> str:
-    return "–" if x is None else f"{x:.{digits}f}"
+    return "–" if x is None else in_decimals(x, digits)
 
 
 def short(x: float | None) -> str:
@@ -369,7 +369,7 @@ def short(x: float | None) -> str:
 
 
 def share(x: float | None, digits: int = 0) -> str:
-    return "–" if x is None else with_minus(f"{100 * x:.{digits}f} %")
+    return "–" if x is None else with_minus(f"{in_decimals(100 * x, digits)} %")
 
 
 def in_powers_of_ten(x: float | None) -> str:

@@ -23,7 +23,7 @@ from maskwise.constants import (
     overlap_words,
 )
 from maskwise.errors import in_percent
-from maskwise.estimates import SPREADS, shown_in, with_minus
+from maskwise.estimates import SPREADS, in_decimals, shown_in, with_minus
 from maskwise.files import Effect
 from maskwise.verdict.comparison import Comparison
 from maskwise.verdict.failures import collapses_of
@@ -303,9 +303,9 @@ def _tasks_disagree(one: Comparison, table: Outcomes) -> FlagFacts | None:
         return None
     if one.natural is not None and one.natural["mean"] is not None:
         plain = one.natural["mean"]
-        amount = f"{100 * abs(plain):.1f} points"
+        amount = f"{in_decimals(100 * abs(plain), 1)} points"
         if one.scale.metric == NATS:
-            amount = f"{abs(plain):.3f} nats"
+            amount = f"{in_decimals(abs(plain), 3)} nats"
     else:
         plain = float(finite_pairs(one.differences).mean())
         amount = f"{abs(plain):.1f} standard deviations of runs"
