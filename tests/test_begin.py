@@ -19,7 +19,7 @@ from maskwise import __version__
 from maskwise.cli.terminal import out_folder, print_check
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study import dry_run, forecast
+from maskwise.study import dry_run, forecast, from_files
 from maskwise.study.forecast import check, lines_of
 from maskwise.study.from_files import draft_of_files, is_task, look_at, recipe_for
 from maskwise.tasks import load_task
@@ -143,6 +143,14 @@ def write_labels(path: Path) -> Path:
             for n in range(300)
         )
     return path
+
+
+@pytest.mark.parametrize(("most", "whole"), [(2, False), (3, True)])
+def test_a_text_with_as_many_documents_as_are_counted_is_whole(most, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(from_files, "LOOK_DOCUMENTS", most)
+    write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in WORDS[:3]])
+    facts = look_at(str(tmp_path / "texts.jsonl"))
+    assert (facts.documents, facts.whole) == (most, whole)
 
 
 @pytest.mark.parametrize("english", [True, False])

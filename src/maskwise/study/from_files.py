@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 5.0
 LOOK_DOCUMENTS = 200_000
-"""``look_at`` stops after this time or this number of documents."""
+"""``for_some_seconds`` stops after this time or this number of documents."""
 
 BLANK_SHARE = 0.05
 """If at least this share of characters is white space, spaces separate the words of a text."""
@@ -114,7 +114,6 @@ class TextFacts:
         sample: the beginning of the text.
         text_field: the field that contains the text (``longest_field``).
         skipped: the number of skipped documents, keyed by reason.
-        held_out: the number of characters in the documents that are kept apart.
     """
 
     documents: int
@@ -126,7 +125,6 @@ class TextFacts:
     sample: str
     text_field: str
     skipped: Mapping[str, int]
-    held_out: int = 0
 
     @property
     def spaced(self) -> bool:
@@ -143,15 +141,12 @@ class TextFacts:
         return not self.spaced and len({*"".join(beginning.split())}) <= MOST_LETTERS
 
 
-def look_at(
-    source: str | Documents, *, apart: Callable[[Document], bool] | None = None
-) -> TextFacts:
+def look_at(source: str | Documents) -> TextFacts:
     """Read a corpus for a few seconds and return facts about the text.
 
     Args:
         source: documents, or the name of a corpus. From a corpus, the field with the longest texts
             is read.
-        apart: tells which documents are kept apart from training.
 
     Raises:
         MaskwiseError: the corpus cannot be read, or is empty.
@@ -163,23 +158,19 @@ def look_at(
     if isinstance(source, str):
         source = read_documents(source, text_field=longest_field(source))
     documents = require_documents(source)
-    end = time.perf_counter() + LOOK_SECONDS
-    seen = characters = held_out = 0
+    reading = iter(documents)
+    seen = characters = 0
     text = ""
-    for document in islice(documents, LOOK_DOCUMENTS):
+    for document in for_some_seconds(reading):
         seen += 1
         characters += len(document.text)
-        if apart and apart(document):
-            held_out += len(document.text)
         # A sample of several documents is enough to recognise the language.
         if len(text) < 200_000:
             text += document.text[:20_000] + "\n"
-        if time.perf_counter() > end:
-            break
-    late = time.perf_counter() > end or seen == LOOK_DOCUMENTS
+    whole = next(reading, None) is None
     return TextFacts(
         documents=seen,
-        whole=not late,
+        whole=whole,
         characters=characters,
         blanks=sum(char.isspace() for char in text) / max(1, len(text)),
         english=english_share(text),
@@ -187,8 +178,16 @@ def look_at(
         sample=text,
         text_field=documents.fields.text,
         skipped=dict(documents.skipped),
-        held_out=held_out,
     )
+
+
+def for_some_seconds(documents: Iterable[Document]) -> Iterator[Document]:
+    """Yield documents for ``LOOK_SECONDS``, and at most ``LOOK_DOCUMENTS`` of them."""
+    end = time.perf_counter() + LOOK_SECONDS
+    for document in islice(documents, LOOK_DOCUMENTS):
+        yield document
+        if time.perf_counter() > end:
+            break
 
 
 def is_task(spec: str) -> bool:

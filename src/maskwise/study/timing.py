@@ -42,7 +42,7 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.study.checks import text_of
 from maskwise.study.costs import Forecast, StageRates
-from maskwise.study.from_files import TextFacts, look_at
+from maskwise.study.from_files import for_some_seconds
 from maskwise.study.plan import Plan
 from maskwise.study.pretraining import network_of, pretrain
 from maskwise.study.stages import CHECKPOINT, Stage
@@ -168,6 +168,22 @@ class TextSample(NamedTuple):
         return round(self.scale * (len(self.rows) + held_out) * self.held_out)
 
 
+class TextCounts(NamedTuple):
+    """Counts of a text, or of the part that was read to count it.
+
+    Attributes:
+        whole: whether the whole text was read.
+        skipped: the number of skipped documents, keyed by reason.
+        held_out: the number of characters in held-out documents.
+    """
+
+    documents: int
+    characters: int
+    whole: bool
+    skipped: Mapping[str, int]
+    held_out: int
+
+
 class Samples:
     """Prepares samples of a recipe's text for all training phases.
 
@@ -182,7 +198,7 @@ class Samples:
         self.link = link.unlearned()
         self.folder = folder
         self.prepared: dict[tuple[object, ...], TextSample] = {}
-        self.seen: dict[str, TextFacts] = {}
+        self.seen: dict[str, TextCounts] = {}
 
     @property
     def first(self) -> TextSample:
@@ -215,13 +231,23 @@ class Samples:
         lesson.new_policy(tokenizer, seed=0).save_pretrained(folder)
         return link.model_copy(update={"corpus": scored_by(folder, link.corpus)})
 
-    def _seen(self, corpus: CorpusSettings) -> TextFacts:
+    def _seen(self, corpus: CorpusSettings) -> TextCounts:
         """Count a text for a few seconds at most."""
         fields = (corpus.text_field, corpus.text_per, corpus.group_field, corpus.tokens)
         key = repr((corpus.sources, corpus.limit, corpus.held_out, corpus.stream, *fields))
         if key not in self.seen:
-            apart = partial(holds_out, share=corpus.held_out, by_text=corpus.stream)
-            self.seen[key] = look_at(corpus.documents(), apart=apart)
+            documents = corpus.documents()
+            reading = iter(documents)
+            count = characters = held_out = 0
+            for document in for_some_seconds(reading):
+                size = len(document.text)
+                count += 1
+                characters += size
+                if holds_out(document, corpus.held_out, by_text=corpus.stream):
+                    held_out += size
+            whole = next(reading, None) is None
+            skipped = dict(documents.skipped)
+            self.seen[key] = TextCounts(count, characters, whole, skipped, held_out)
         return self.seen[key]
 
     def _sample(self, link: Recipe) -> TextSample:
