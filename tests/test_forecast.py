@@ -469,6 +469,25 @@ def test_the_time_to_compile_is_not_multiplied_by_the_steps(monkeypatch):
     assert (clock.loading, clock.judged, clock.rest) == (2.0, [7.0, 3.0], 1.0)
 
 
+def test_the_slowest_of_a_few_steps_does_not_count():
+    """A median of few steps is less exact than a mean, as rows of batches differ in length."""
+    clock = timing.Clock()
+    clock.ticks = [0.0, 9.0, 10.0, 12.0, 15.0, 16.0, 26.0]
+    assert clock.step == 2.0
+    for ticks, step in (([0.0, 9.0], 9.0), ([0.0, 9.0, 10.0], 1.0), ([0.0, 9.0, 10.0, 13.0], 2.0)):
+        clock.ticks = ticks
+        assert clock.step == step
+
+
+def test_a_timed_training_saves_nothing(recipe, tmp_path):
+    """The save of the end was counted for every training with all that its first call imports."""
+    link = read_recipe(recipe, [*SMALL, "tasks=[]"])
+    data = timing.Samples(link, tmp_path / "samples").first.data
+    clock = timing.Clock()
+    timing.pretrain(data, link, folder=tmp_path / "out", watch=clock)
+    assert len(clock.ticks) > 2 and not (tmp_path / "out" / "checkpoint").exists()
+
+
 def test_seconds_that_do_not_depend_on_the_rows_are_not_multiplied():
     """A fit of 5 s was counted for every few rows of a task."""
     assert timing._scaled(lambda rows: 5 + 0.1 * rows, 40, 1000) == pytest.approx(105)

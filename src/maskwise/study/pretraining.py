@@ -74,7 +74,7 @@ def pretrain(
             evaluation settings are used.
         folder: the folder for metrics, resumable states and the final checkpoint.
         facts: additional rows for the table in the model card.
-        watch: times the training and ends it early (``timing``).
+        watch: times the training and ends it early (``timing``). No checkpoint is saved then.
         part: the part of the training that is run, with ``training.lengths``; None for all of it.
         state: the folder of the state that the part begins with; None for a new run.
 
@@ -203,7 +203,8 @@ def pretrain(
             "planned_steps": training.steps,
             "dev_loss": best.loss,
         }
-    save(folder / "checkpoint")
+    if watch is None:
+        save(folder / "checkpoint")
     return {
         "heldout": losses,
         **{key: done[key] for key in ("steps", "tokens", "targets")},

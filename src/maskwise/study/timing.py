@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from statistics import median
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from maskwise.evaluation import (
 from maskwise.evaluation.returned import numbers_of
 from maskwise.families import evaluating, width_of
 from maskwise.masking.settings import MaskingSettings
-from maskwise.models import load_model, task_config, weights_of
+from maskwise.models import task_config, weights_of
 from maskwise.printing import quietly
 from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
@@ -61,19 +61,21 @@ from maskwise.training.log import Evaluate, NeverFinite
 from maskwise.training.ranks import Ranks
 from maskwise.weights import blocks_of
 
-SAMPLE_CHARACTERS, OVERLAP_CHARACTERS = 600_000, 300_000
+SAMPLE_CHARACTERS, OVERLAP_CHARACTERS = 600_000, 150_000
 """The number of characters of a text sample, and of that in which test items are searched."""
 LEAST_CHARACTERS, TOKEN_CHARACTERS = 200_000, 200
 """The least number of characters of a text sample if its tokenizer is new, and the number of
 characters for each token of this tokenizer."""
 CHECK_SECONDS = 60.0
 """Seconds after which no more trainings are timed; their times are then unknown."""
-STEPS, STEP_SECONDS = 12, 6.0
+STEPS, STEP_SECONDS = 6, 6.0
 """The number of timed steps of a training stage. If they take longer than ``STEP_SECONDS``, fewer
 steps are timed, but at least two."""
 COMPILED_STEPS = 6
 """The least number of timed steps if the model is compiled. The first two or three of them compile
 for new shapes of batches, which takes many times as long as a step."""
+UNUSUAL, UNUSUAL_COMPILED = 1, 2
+"""The number of fastest and of slowest steps that do not count, of those after the first."""
 ITEMS = 48
 """The number of timed rows of a task, or of held-out rows."""
 FEW_ROWS, FEW_DOCUMENTS = 4, 8
@@ -385,7 +387,7 @@ def _tokenizer_of(link: Recipe, size: int, whole: int) -> tuple[Extended, Callab
         return time.process_time() - began
 
     # The first call is slower, because it imports modules, and its time is not counted.
-    return made(size), cache(partial(_scaled, seconds_of, size, whole))
+    return made(size), cache(partial(_scaled, seconds_of, max(1, size // 2), whole))
 
 
 # Times
@@ -534,6 +536,7 @@ class Clock:
         # Compilers run as other processes, whose work ``_now`` does not count.
         self.now = time.perf_counter if compiled else _now
         self.least = COMPILED_STEPS if compiled else 2
+        self.unusual = UNUSUAL_COMPILED if compiled else UNUSUAL
         self.began = self.now()
         self.ticks: list[float] = []
         self.judged: list[float] = []
@@ -559,10 +562,13 @@ class Clock:
 
     @property
     def step(self) -> float:
-        """The median seconds of a step."""
+        """The mean seconds of a step, without unusual ones."""
         seconds = np.diff(self.ticks).tolist()
         # Leave out the first step, which is slower: it allocates memory and perhaps compiles.
-        return median(seconds[1:] or seconds)
+        seconds = sorted(seconds[1:] or seconds)
+        # The rows of fine-tuning differ in length, so a median of few steps is less exact.
+        unusual = min(self.unusual, (len(seconds) - 1) // 2)
+        return mean(seconds[unusual : len(seconds) - unusual])
 
     @property
     def warm_up(self) -> float:
@@ -658,15 +664,13 @@ def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates
     whole = link.evaluation
     held_out = whole.model_copy(update=NO_MEASURES)
     texts = [document.text for document in _held_out(link, samples)]
-    network = network_of(link, data, torch.zeros(len(data.tokenizer)))
-    with TemporaryDirectory(prefix="maskwise-") as folder:
-        save_checkpoint(Path(folder) / CHECKPOINT, network, data.tokenizer)
-        # The first call is slower, because it imports modules.
-        for _ in range(2):
-            began = _now()
-            network = load_model(Path(folder) / CHECKPOINT, kind=None)
-            torch.nn.Module.to(network, best_device())
-        seconds = OPENING + _now() - began
+    # A checkpoint is loaded in about the time in which its model is made. The first call is slower,
+    # because it imports modules.
+    for _ in range(2):
+        began = _now()
+        network = network_of(link, data, torch.zeros(len(data.tokenizer)))
+        torch.nn.Module.to(network, best_device())
+    seconds = OPENING + _now() - began
 
     def seconds_of(rows: int, **measures: int) -> float:
         """Return the seconds of the held-out loss and of further measures."""
@@ -684,12 +688,12 @@ def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates
     # More rows than are read would be timed only to be subtracted.
     rows = min(ITEMS, judged, len(data.held_out))
     seconds += _scaled(seconds_of, rows, judged)
-    least = seconds_of(1)
     for name, few in (("pseudo_perplexity", FEW_ROWS), ("word_loss", len(texts))):
         most = getattr(whole, name)
         if most:
+            least = seconds_of(1)
 
-            def further(count: int, name: str = name) -> float:
+            def further(count: int, name: str = name, least: float = least) -> float:
                 return seconds_of(1, **{name: count}) - least
 
             seconds += _scaled(further, min(few, most), most)
