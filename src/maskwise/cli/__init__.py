@@ -204,7 +204,7 @@ def _collect_rarely() -> None:
     torch and transformers make objects that stay until then. To go through them again and again
     takes a third of the time of a short command.
     """
-    gc.set_threshold(10_000, 20, 50)
+    gc.set_threshold(10_000, 100, 10)
     atexit.register(gc.freeze)
 
 
