@@ -26,7 +26,7 @@ from processes import SamePool
 torch.set_num_threads(1)
 # As the commands do. Imports and the collection of the tests make objects that stay, and going
 # through them again and again takes a quarter of that time.
-gc.set_threshold(10_000, 20, 50)
+gc.set_threshold(10_000, 100, 10)
 # A shell starts `make test &` with SIGINT ignored, which children inherit: those that tests
 # interrupt would not notice.
 signal.signal(signal.SIGINT, signal.default_int_handler)
