@@ -172,6 +172,7 @@ CLAIMS: dict[str, list[Claim]] = {
         ("the encoder on novels, unchanged", "forgotten", "words-30", "no-pretraining"),
         ("MiniLM on docstrings, unchanged", "adapt-documentation", "words-30", "no-pretraining"),
         ("MiniLM on medical terms again, unchanged", "adapt-medical", "words-30", "no-pretraining"),
+        ("MiniLM on novels again, unchanged", "adapt-novels-control", "words-30", "no-pretraining"),
         ("on medical terms, unchanged model", "new-words", "words-30", "no-pretraining"),
         ("the same with new words", "new-words", "new-words", "words-30"),
         ("new words, random words", "new-words", "new-words", "random-words"),
