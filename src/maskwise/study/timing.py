@@ -688,15 +688,16 @@ def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates
     # More rows than are read would be timed only to be subtracted.
     rows = min(ITEMS, judged, len(data.held_out))
     seconds += _scaled(seconds_of, rows, judged)
-    for name, few in (("pseudo_perplexity", FEW_ROWS), ("word_loss", len(texts))):
+    wanted = {"pseudo_perplexity": FEW_ROWS, "word_loss": len(texts)}
+    wanted = {name: few for name, few in wanted.items() if getattr(whole, name)}
+    least = seconds_of(1) if wanted else 0.0
+    for name, few in wanted.items():
         most = getattr(whole, name)
-        if most:
-            least = seconds_of(1)
 
-            def further(count: int, name: str = name, least: float = least) -> float:
-                return seconds_of(1, **{name: count}) - least
+        def further(count: int, name: str = name) -> float:
+            return seconds_of(1, **{name: count}) - least
 
-            seconds += _scaled(further, min(few, most), most)
+        seconds += _scaled(further, min(few, most), most)
     for measure in load_measures(whole).values():
 
         def measuring(count: int, measure: Measure = measure) -> float:
