@@ -321,7 +321,7 @@ def test_a_run_that_fails_early_reports_its_error_and_keeps_a_folder_of_the_user
         out = Path()
     work = ["**/metrics.jsonl"]
     claimed = claim_run(out, "another run", lock="stages/.lock", work=work)
-    used = StudyFolder(out).used() if command == "study" else claimed
+    used = StudyFolder(out).used(lambda: None) if command == "study" else claimed
     with pytest.raises(MaskwiseError, match="the reason"), used:
         (out / "recipe.yaml").write_text("name: a")
         raise MaskwiseError("the reason")

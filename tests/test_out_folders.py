@@ -151,7 +151,7 @@ def test_a_study_without_out_has_a_folder_of_its_own(recipe, tmp_path, monkeypat
 def test_a_failure_removes_a_new_folder_only_if_nothing_was_done(worked, tmp_path):
     """With shared stages, results are in the folder and stages are not."""
     out = tmp_path / "out"
-    with pytest.raises(MaskwiseError), StudyFolder(out).used():
+    with pytest.raises(MaskwiseError), StudyFolder(out).used(lambda: None):
         (out / "study.json").write_text("{}")
         if worked:
             (out / "records.jsonl").write_text("{}\n")
@@ -165,5 +165,5 @@ def test_files_that_a_killed_process_had_begun_are_removed(tmp_path):
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")
-    with StudyFolder(out).used():
+    with StudyFolder(out).used(lambda: None):
         assert not [path for path in left if path.exists()]

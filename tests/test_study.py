@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan
 from maskwise.study.probed import rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
-from maskwise.study.together import LOCK, USED
+from maskwise.study.together import LOCK, USED, StudyFolder
 from maskwise.text import Prepared
 from processes import PATIENCE, SamePool, in_group, wait_for
 from tiny import load_json, maskwise, read_lines, records_of, start, unversioned, write_inputs
@@ -384,6 +385,49 @@ def test_four_processes_share_a_study_although_one_is_killed(finished, recipe, t
     for path in out.glob(metrics):
         steps = [line["step"] for line in read_lines(path) if line["kind"] == "train"]
         assert steps == sorted({*steps})
+
+
+@pytest.mark.process
+def test_processes_that_begin_at_the_same_time_agree_on_the_study(finished, recipe, tmp_path):
+    """A process had joined before it wrote its study, and another one compared its own, which was
+    the same, with that of an earlier call.
+    """
+    out = shutil.copytree(finished, tmp_path / "out")
+    joined, ended = tmp_path / "joined", tmp_path / "ended"
+    study = ("study", recipe, "study.seeds=1", "--out", out, "--jobs", 1)
+
+    def is_written() -> bool:
+        return load_json(out / "study.json")["seeds"] == [0]
+
+    def first() -> None:
+        alone = StudyFolder.alone
+
+        @contextmanager
+        def slow(folder):
+            if joined.exists():
+                wait_for(lambda: is_written() or ended.exists())
+            with alone(folder):
+                yield
+            joined.touch()
+
+        StudyFolder.alone = slow
+        sys.exit(maskwise(*study))
+
+    def second() -> None:
+        wait_for(joined.exists)
+        code = maskwise(*study)
+        ended.touch()
+        sys.exit(code)
+
+    fork = multiprocessing.get_context("fork")
+    other = fork.Process(target=second)
+    other.start()
+    process = fork.Process(target=first)
+    process.start()
+    for each in (process, other):
+        each.join(PATIENCE)
+    assert (process.exitcode, other.exitcode) == (0, 0)
+    assert is_written()
 
 
 def test_a_folder_that_others_use_is_not_changed_by_another_study(finished, recipe, capfd):

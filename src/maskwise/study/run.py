@@ -91,13 +91,16 @@ def run_study(
     errors: dict[str, str] = {}
     worked = False
     folder = StudyFolder(out)
-    with folder.used():
-        with folder.alone():
-            users = _require_same_study(folder, recipe, design, block=seeds is not None)
-            for name, text in (files or {}).items():
-                write_whole(out / name, text)
-            own = StudyFiles(recipe, design, out, block=seeds is not None)
-            own.write_study([])
+
+    def begin() -> tuple[StudyFiles, list[str]]:
+        users = _require_same_study(folder, recipe, design, block=seeds is not None)
+        for name, text in (files or {}).items():
+            write_whole(out / name, text)
+        own = StudyFiles(recipe, design, out, block=seeds is not None)
+        own.write_study([])
+        return own, users
+
+    with folder.used(begin) as (own, users):
         if users:
             notes.append(f"this study is also run by {' and '.join(users)}")
         note([*notes, *prospect_lines(prospects_of(recipe))])

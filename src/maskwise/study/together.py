@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import is_locked, is_new, locked, remove_new, sweep, writing
 from maskwise.study.stages import DONE
 from maskwise.tasks.finetuning import PREDICTIONS
+
+T = TypeVar("T")
 
 LOCK = ".lock"
 """The lock file in ``stages/``. A folder with this file belongs to a study."""
@@ -56,38 +59,42 @@ class StudyFolder:
         self.own = self.stages / f".{socket.gethostname()}-{os.getpid()}{USED}"
 
     @contextmanager
-    def used(self) -> Iterator[None]:
+    def used(self, begin: Callable[[], T]) -> Iterator[T]:
         """Tell other processes that this process uses the folder.
 
         If the folder is new and the study fails before any work, remove it.
+
+        Args:
+            begin: checks the folder, and writes what processes that join later compare their study
+                with. No other process joins or writes meanwhile: otherwise it would compare its
+                study with the files of an earlier one.
+
+        Yields:
+            The result of ``begin``.
         """
         new = is_new(self.out)
         existed = self.out.exists()
-        with self.alone():
-            self._tidy()
-            try:
-                held = locked(self.own, wait=0)
-            except Timeout:
-                raise MaskwiseError(
-                    "another machine with the same name runs a process with the same number in "
-                    f"{self.out}",
-                    got=self.own.name,
-                    do="give each container a host name of its own",
-                ) from None
-            # Files of stages in progress are removed when these stages are run again.
-            for folder in (self.out, self.stages):
-                sweep(folder, below=False)
+        held = None
         try:
-            yield
+            with self.alone():
+                self._tidy()
+                held = self._join()
+                # Files of stages in progress are removed when these stages are run again.
+                for folder in (self.out, self.stages):
+                    sweep(folder, below=False)
+                begun = begin()
+            yield begun
         # An OSError names a file that cannot be written, such as in a folder of shared stages.
         except (MaskwiseError, OSError):
-            with self.alone():
-                if new and not has_results(self.out) and not self.users():
-                    remove_new(self.out, existed=existed)
+            if held:
+                with self.alone():
+                    if new and not has_results(self.out) and not self.users():
+                        remove_new(self.out, existed=existed)
             raise
         finally:
-            self.own.unlink(missing_ok=True)
-            held.release()
+            if held:
+                self.own.unlink(missing_ok=True)
+                held.release()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -111,6 +118,17 @@ class StudyFolder:
             if path != self.own and is_locked(path):
                 found.append(path.name[1:].removesuffix(USED))
         return found
+
+    def _join(self) -> FileLock:
+        try:
+            return locked(self.own, wait=0)
+        except Timeout:
+            raise MaskwiseError(
+                "another machine with the same name runs a process with the same number in "
+                f"{self.out}",
+                got=self.own.name,
+                do="give each container a host name of its own",
+            ) from None
 
     def _tidy(self) -> None:
         """Remove the lock files of processes that were killed."""
