@@ -56,7 +56,14 @@ WITH_PLACES = (
     *("trex-names", "trex-content", "trex-nouns", "trex-transfer"),
 )
 NEED_FILES = (
-    *("learn-trivia", "corpus-and-policy", "false-answers", "false-answers-pilot", "how-long"),
+    *(
+        "learn-trivia",
+        "corpus-and-policy",
+        "false-answers",
+        "false-answers-pilot",
+        "corpus-rates",
+        "how-long",
+    ),
     *("new-words", "new-words-minilm", "replay"),
     *WITH_PLACES,
 )

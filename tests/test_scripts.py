@@ -71,7 +71,13 @@ def test_questions_are_split_by_article_and_test_answers_are_marked(tmp_path, mo
     for row in shuffled:
         assert sum(answer in row["text"] for answer in known) == 1
     monkeypatch.chdir(tmp_path)
-    for recipe in ("trivia-own", "corpus-and-policy", "false-answers", "false-answers-pilot"):
+    for recipe in (
+        "trivia-own",
+        "corpus-and-policy",
+        "false-answers",
+        "false-answers-pilot",
+        "corpus-rates",
+    ):
         assert read_recipe(find_recipe(recipe)).name == recipe
 
 
