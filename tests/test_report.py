@@ -1053,6 +1053,7 @@ def test_objectives_have_a_table_and_charts_of_the_samplers_that_move_shares() -
         lines.append(train_line("uniform", seed, step, 0.5 + seed / 10))
         lines.append(train_line("turns", seed, step, float(step % 20 == 0)))
         probes = {"probe_seconds": step / 10, "reliability": 0.1 * seed + step / 100}
+        probes["updates"] = step // 10
         plus = train_line("plus", seed, step, 0.5 + step / 100, **probes)
         lines.append(plus | {"objective_steps": {"mlm": 9, CSE: 1}})
     # The sampler of an arm or of a phase, and not the recipe's.
@@ -1072,6 +1073,7 @@ def test_objectives_have_a_table_and_charts_of_the_samplers_that_move_shares() -
     assert plus["shares"] == {"mlm": 0.9, CSE: 0.1} and plus["steps"] == 40
     assert (plus["seconds"], plus["probing"], plus["flops"]) == (80, 0.05, 100.5)
     assert plus["reliability"] == pytest.approx(0.45)  # at the ends of both runs
+    assert plus["updates"] == 4 and table["uniform"]["updates"] is None
     assert table["uniform"]["probing"] is None and table["uniform"]["reliability"] is None
     samplers = [table[arm]["sampler"] for arm in SAMPLERS]
     assert samplers == ["uniform", "mometas-plus(every=20)", "sequential"]

@@ -205,6 +205,21 @@ def test_the_reliability_of_the_reward_is_logged(tmp_path: Path) -> None:
     assert logged[0] is None and logged[-1] is not None and logged[-1] <= 1
 
 
+def test_updates_that_can_choose_a_step_are_counted(tmp_path: Path) -> None:
+    """The first probe updates nothing, and the one after the last of 12 steps comes too late."""
+    for spec, last in {"mometas-plus(every=3)": 3, "loss-proportional(every=5)": 2}.items():
+        whole, cut = tmp_path / f"{last} whole", tmp_path / f"{last} cut"
+        run(whole, spec=spec, log_every=2)
+        with pytest.raises(KeyboardInterrupt):
+            run(cut, spec=spec, log_every=2, stop=7, save_every=3)
+        run(cut, spec=spec, log_every=2, save_every=3)
+        counts = [line["updates"] for line in lines(whole)]
+        assert counts == sorted(counts) and counts[-1] == last, spec
+        assert [line["updates"] for line in lines(cut)] == counts, spec
+    run(tmp_path / "uniform", spec="uniform")
+    assert "updates" not in lines(tmp_path / "uniform")[-1]
+
+
 def test_each_arm_trains_its_own_head_and_the_shared_encoder(tmp_path: Path) -> None:
     """And heads of the same name go on in a later phase."""
     arms = {"mlm": {}, "atd": {}, "dtd": {}}

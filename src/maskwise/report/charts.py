@@ -303,6 +303,8 @@ def _row(folder: Folder, arm: str, lines: list[LogLine], names: Iterable[str]) -
         "steps": steps.total() / len(ends),
         "seconds": seconds,
         "probing": probing,
+        # Runs of earlier versions have no such field.
+        "updates": mean([line["updates"] for line in ends.values() if "updates" in line]),
         "reliability": mean(
             [line["reliability"] for line in ends.values() if "reliability" in line]
         ),

@@ -425,6 +425,7 @@ class SamplerLearner(Learner):
             found["probe_step"] = int(self.clock[0])
             if self.sampler.every:
                 _, probing, running = self.clock.tolist()
+                found["updates"] = self._updates()
                 found["probe_seconds"] = round(probing, 3)
                 if running > 0:
                     found["probe_share"] = round(min(1.0, probing / running), 4)
@@ -436,6 +437,13 @@ class SamplerLearner(Learner):
         self.line_sums = torch.zeros_like(self.line_sums)
         self.notes = []
         return found
+
+    def _updates(self) -> int:
+        """Return how often the sampler was updated before a step that it chose."""
+        probes = int(self.probe_sums[4, 0])
+        # The first probe has nothing to compare with, and after the last step nothing is chosen.
+        of_no_use = 1 + (self.clock[0] == self.now.total_steps)
+        return max(0, probes - int(of_no_use))
 
     def _named(self, values: Tensor) -> dict[str, float]:
         """Return the values that are not NaN, by objective."""
