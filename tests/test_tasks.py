@@ -66,10 +66,31 @@ def test_accuracy_counts_unseen_and_lost_as_wrong():
         ("B-A I-A E-A I-A", [(0, 3, "A"), (3, 4, "A")]),  # IOBES: E ends
         ("S-A S-A I-A", [(0, 1, "A"), (1, 2, "A"), (2, 3, "A")]),
         ("B-A-B I-A-B", [(0, 2, "A-B")]),  # a type with a hyphen
+        ("B I O B B", [(0, 2, ""), (3, 4, ""), (4, 5, "")]),  # a single type
+        ("B-A I-A L-A I-A U-A U-A", [(0, 3, "A"), (3, 4, "A"), (4, 5, "A"), (5, 6, "A")]),  # BILOU
+        ("B M E S O", [(0, 3, ""), (3, 4, "")]),  # BMES
     ],
 )
 def test_entities_by_hand(tags, spans):
     assert entities(tags.split()) == set(spans)
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric"),
+    [
+        ("B I O", "entity-f1"),
+        ("B O", "entity-f1"),  # no entity of two words
+        ("B E M S", "entity-f1"),  # segmentation into words
+        ("B-A I-A L-A O U-A", "entity-f1"),
+        ("B-A I-A", "entity-f1"),
+        ("B I", "accuracy"),  # letters of another kind
+        ("S U", "accuracy"),
+        ("NOUN O VERB", "accuracy"),
+        ("B I O X", "accuracy"),
+    ],
+)
+def test_tags_of_entities_are_judged_by_their_entities(labels, metric):
+    assert KINDS["token-classification"].metric_for(tuple(labels.split()), None) == metric
 
 
 # Data

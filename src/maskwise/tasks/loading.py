@@ -162,8 +162,8 @@ def load_task(
         missing: one or several labels that mean "not labelled", such as -1 or ("NA", "null"). Rows
             with such a label are dropped and counted, like rows with an empty cell.
         card: the card of a published task, whose arguments are defaults for this function.
-        metric: one of the kind's metrics. The default is entity-f1 for BIO tags, that of the
-            card, and the kind's first metric otherwise.
+        metric: one of the kind's metrics. The default is entity-f1 for tags of entities, that of
+            the card, and the kind's first metric otherwise.
         pooling: "mean" (the default), "cls" or "dev", of kinds that do not train the encoder: see
             ``Task``.
         train_rows, test_rows: see ``Task.with_train_rows`` and ``Task.with_test_rows``.

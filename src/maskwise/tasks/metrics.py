@@ -120,7 +120,7 @@ def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
 def entity_f1(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike = (0,)) -> float:
     """Return the F1 of entities. A hit has the correct first word, last word and type.
 
-    Tags are O, B-x, I-x, E-x and S-x. As in conlleval and by default in seqeval, an I-x after a
+    Tags are those of ``is_entity_tags``. As in conlleval and by default in seqeval, an I-x after a
     different type begins a new entity.
 
     Args:
@@ -146,6 +146,26 @@ def entity_counts(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike) -> NDAr
     return counts
 
 
+_ENTITY_TAG = re.compile(r"O$|[BIESLUM](-.|$)")
+_SAME_PREFIX = {"L": "E", "U": "S", "M": "I"}
+"""The letters of BILOU (spaCy) and BMES for the last, the only and an inner word of an entity."""
+
+
+def is_entity_tags(labels: Collection[str]) -> bool:
+    """Return whether classes are tags of entities: O, B-x, I-x, and E-x or L-x for the last word
+    and S-x or U-x for the only word of an entity. Entities of a single type may have no type.
+
+    >>> is_entity_tags(["B-PER", "I-PER", "O"]), is_entity_tags(["B", "I", "O"])
+    (True, True)
+    >>> is_entity_tags(["NOUN", "VERB"]), is_entity_tags(["B", "S"])
+    (False, False)
+    """
+    # Single letters may be classes of another kind. O is missing if tags mark all words of a text.
+    typed = any("-" in label for label in labels)
+    enough = typed or ("B" in labels and ("O" in labels or "E" in labels))
+    return enough and all(map(_ENTITY_TAG.match, labels))
+
+
 def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, str]]:
     """Return (index of the first word, index after the last word, type) of every entity."""
     found = set()
@@ -159,7 +179,7 @@ def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, s
     for place, tag in enumerate(words):
         before = prefix
         kind_before = kind
-        prefix = tag[:1]
+        prefix = _SAME_PREFIX.get(tag[:1], tag[:1])
         kind = tag.partition("-")[2]
         same_entity = prefix in ("I", "E") and before in ("B", "I") and kind == kind_before
         if same_entity and place not in sentences:

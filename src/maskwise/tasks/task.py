@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ from maskwise.tasks.metrics import (
     computed,
     entity_counts,
     entity_f1,
+    is_entity_tags,
     nats_of_items,
 )
 from maskwise.tasks.splits import SPLITS, dropped, place_in_splits
@@ -56,7 +56,6 @@ KindSettings: TypeAlias = Mapping[str, Any]
 Floats: TypeAlias = NDArray[np.float64]
 # Fields of rows that no model reads and no score depends on.
 _UNREAD = ("relation", "passage")
-_BIO = re.compile(r"O$|[BIES]-.")
 
 
 class Row:
@@ -195,14 +194,14 @@ class TaskKind:
         Raises:
             MaskwiseError: the metric is unknown, or does not suit this kind or these classes.
         """
-        is_bio = ENTITY_F1 in self.metrics and all(map(_BIO.match, labels))
+        marks_entities = ENTITY_F1 in self.metrics and is_entity_tags(labels)
         if metric is None:
-            return ENTITY_F1 if is_bio else self.metrics[0]
+            return ENTITY_F1 if marks_entities else self.metrics[0]
         if metric not in self.metrics:
             raise MaskwiseError(
                 f"unknown metric for {self.name}", got=metric, allowed=", ".join(self.metrics)
             )
-        if metric == ENTITY_F1 and not is_bio:
+        if metric == ENTITY_F1 and not marks_entities:
             raise MaskwiseError(
                 "entity-f1 needs tags such as O, B-x, I-x", got=", ".join(labels[:5])
             )
