@@ -272,7 +272,7 @@ def test_a_part_that_takes_too_long_is_interrupted_and_the_next_one_runs(
             return {"caught": True}
         return {}
 
-    parts = [gpu_bench.Part("slow", slow, 0.2), gpu_bench.Part("quick", lambda: {"a": 1}, 0.2)]
+    parts = [gpu_bench.Part("slow", slow, 0.2), gpu_bench.Part("quick", lambda: {"a": 1}, 9.0)]
     monkeypatch.setattr(gpu_bench.Bench, "parts", lambda self, out: iter(parts))
     slow_line, quick_line, last = gpu_bench.bench(tmp_path, seconds=20, smoke=True)
     assert slow_line["left_out"].startswith("interrupted") and slow_line["seconds"] < 5

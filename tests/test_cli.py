@@ -29,6 +29,8 @@ from maskwise.cli import app
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage
 from maskwise.recipe import read_recipe
+from maskwise.study import single
+from processes import PATIENCE
 from tiny import maskwise, read_lines, start, unversioned, write_inputs
 from training_tools import model, tokenizer
 
@@ -390,7 +392,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(command, inputs, tmp_p
 
 def test_the_process_ends_with_2_and_one_line(tmp_path):
     process = start("study", "masking.ratio=1.5", "--out", tmp_path / "out")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2 and not out and err.count("\n") == 1 and "1.5" in err
 
 
@@ -543,6 +545,25 @@ def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe
     assert "contains a run of a different recipe" in capfd.readouterr().err
 
 
+def test_a_run_that_ends_while_another_one_waits_keeps_its_folder(
+    inputs, tmp_path, monkeypatch, capfd
+):
+    """The other one, of a different recipe, returned its result."""
+    recipe, out = inputs / "recipe.yaml", tmp_path / "out"
+    claimed = single._claimed
+
+    def waits(*place, **options):
+        with monkeypatch.context() as patched:
+            patched.setattr(single, "_claimed", claimed)
+            assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 0
+        return claimed(*place, **options)
+
+    monkeypatch.setattr(single, "_claimed", waits)
+    assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.3", "--out", out) == 2
+    assert "contains a run of a different recipe" in capfd.readouterr().err
+    assert "ratio: 0.3" not in (out / "recipe.yaml").read_text()
+
+
 def test_a_run_that_has_saved_a_state_keeps_its_folder(inputs, tmp_path, monkeypatch, capfd):
     recipe, out = inputs / "recipe.yaml", tmp_path / "out"
     with monkeypatch.context() as patched:  # after the state of step 5 has been written
@@ -595,7 +616,7 @@ def test_pretrain_under_torchrun(inputs, tmp_path):
     ]
     command += ["-m", "maskwise", "pretrain", str(recipe), *short, "--out", str(both), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["steps"] == 10  # one process speaks
     assert damage(both / "checkpoint") is None

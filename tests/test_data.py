@@ -14,6 +14,7 @@ from torch import Tensor
 from maskwise.errors import MaskwiseError
 from maskwise.training import look_ahead
 from maskwise.training.data import WINDOW, order_of
+from processes import PATIENCE
 from training_tools import Language
 
 DATA = Language(40)
@@ -57,7 +58,7 @@ def test_batches_are_made_one_step_ahead_where_the_source_allows_it(late: int) -
     assert first.batches[0]["labels"].tolist() == [[5, -100, 1]]
     for number in (6, 7, 8):
         # Everything that may be made ahead is made, now or soon.
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while source.ahead(number) and number not in source.made and time.monotonic() < deadline:
             time.sleep(0.001)
         assert source.made == list(range(5, number + source.ahead(number)))

@@ -37,6 +37,7 @@ from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, Rows, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, SeveralSources
+from processes import PATIENCE
 from tiny import SMALLER, maskwise, read_lines, write_inputs
 
 TEXT = "the cat sat on the mat "
@@ -435,7 +436,7 @@ assert hardware()["memory_gib"] is None
 
 @pytest.mark.slow
 def test_trainings_import_where_there_is_no_posix() -> None:
-    subprocess.run([sys.executable, "-c", MISSING], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", MISSING], check=True, timeout=PATIENCE)
 
 
 def test_a_smaller_model_is_the_same_in_every_process() -> None:

@@ -167,6 +167,23 @@ def test_done_elsewhere_and_not_seen_here_is_a_failure(plan, tmp_path, scripted,
         do(plan, tmp_path, retries=0)
 
 
+def test_a_stage_that_another_process_ends_meanwhile_is_not_run_again(
+    plan, tmp_path, scripted, monkeypatch
+):
+    """The result was looked for before the lock, and a process may end in between."""
+    _, a, *_ = plan.stages()
+    is_run = StageStore.is_run
+
+    def ends(store: StageStore, stage: Stage) -> bool:
+        if stage == a:
+            finish(store.folder(a))
+        return is_run(store, stage)
+
+    monkeypatch.setattr(StageStore, "is_run", ends)
+    assert do(plan, tmp_path) == {}
+    assert "a" not in scripted.log and "task of a" in scripted.log
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_stage_that_another_process_runs_is_left_to_it(
     plan, tmp_path, scripted, monkeypatch, killed

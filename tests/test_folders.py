@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -22,6 +21,7 @@ from maskwise.folders import (
     locked,
     read_json,
     read_lines,
+    remove_new,
     require_own,
     sweep,
     write_folder,
@@ -30,6 +30,7 @@ from maskwise.folders import (
     write_whole,
 )
 from maskwise.study.together import StudyFolder
+from processes import forked, wait_for
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -172,26 +173,20 @@ def test_damage_is_found(tmp_path: Path) -> None:
         assert damage(folder) == "no readable manifest"
 
 
-def _second(folder: Path, answers: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+def _second(folder: Path) -> str:
     try:
         with claim(folder, "another study runs in", lock=".lock"):
-            answers.put("claimed")
+            return "claimed"
     except MaskwiseError as error:
-        answers.put(str(error))
+        return str(error)
 
 
 def test_a_second_process_is_kept_out_until_the_first_is_done(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
     with claim(tmp_path, "another study runs in", lock=".lock"):
-        second = context.Process(target=_second, args=(tmp_path, answers))
-        second.start()
-        assert answers.get(timeout=60).startswith(
+        assert forked(_second, tmp_path)().startswith(
             f"another study runs in {tmp_path}; got process {os.getpid()} on "
         )
-        second.join()
-    _second(tmp_path, answers)
-    assert answers.get(timeout=60) == "claimed"
+    assert _second(tmp_path) == "claimed"
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -302,6 +297,70 @@ def test_a_lock_that_may_not_be_written_may_be_held(tmp_path: Path, monkeypatch)
 
     monkeypatch.setattr(folders, "locked", refused)
     assert is_locked(tmp_path / ".lock")
+
+
+def test_to_look_at_a_lock_creates_none(tmp_path: Path) -> None:
+    """A process that had ended seemed to have left one."""
+    assert not is_locked(tmp_path / "gone" / ".lock")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.process
+def test_a_lock_is_waited_for_although_its_folder_is_removed(tmp_path: Path) -> None:
+    """By another process, which failed before it did any work."""
+    out = tmp_path / "out"
+    lock = out / "stages" / ".lock"
+    held = locked(lock, wait=0)
+    (out / "study.json").write_text("{}")
+    waits = tmp_path / "waits"
+
+    def other() -> list[str]:
+        waits.touch()
+        locked(lock, wait=-1)
+        return [path.name for path in out.rglob("*") if path.is_file()]
+
+    found = forked(other)
+    wait_for(waits.exists)
+    remove_new(out, existed=False, lock=lock)
+    held.release()
+    assert found() == [".lock"]
+
+
+def test_the_lock_of_a_folder_is_removed_last(tmp_path: Path, monkeypatch) -> None:
+    """Another process locks a new one as soon as it is gone, and its files were removed, too."""
+    lock = tmp_path / "out" / "stages" / ".lock"
+    held = locked(lock, wait=0)
+    for name in ("a", "z", "stages/a", "stages/b/c", ".a"):
+        write_whole(tmp_path / "out" / name, b"")
+    (tmp_path / "out" / "link").symlink_to(tmp_path)
+    gone = []
+    unlink = Path.unlink
+
+    def seen(path: Path, **options: bool) -> None:
+        gone.append(path)
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", seen)
+    remove_new(tmp_path / "out", existed=False, lock=lock)
+    held.release()
+    assert gone[-1] == lock and len(gone) == 7
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_in_which_another_process_begins_now_is_of_the_same_kind(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Marks were looked for before the content was listed."""
+    has_content = folders._has_content
+
+    def begins(path: Path) -> bool:
+        (tmp_path / "stages").mkdir(exist_ok=True)
+        (tmp_path / "stages" / ".lock").touch()
+        return has_content(path)
+
+    (tmp_path / "study.json").touch()
+    monkeypatch.setattr(folders, "_has_content", begins)
+    require_own(tmp_path, "stages/.lock", what="a study")
 
 
 @pytest.mark.parametrize("kind", ["link", "here", "folder"])

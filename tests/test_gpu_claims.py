@@ -159,7 +159,7 @@ def test_a_command_that_takes_too_long_ends_with_all_its_processes(tmp_path: Pat
     log = tmp_path / "log"
     child = tmp_path / "child"
     command = ["bash", "-c", f"sleep 3600 & echo $! > {child}; wait"]
-    assert gpu_claims.called(command, log, seconds=1.0) is None
+    assert gpu_claims.called(command, log, seconds=3.0) is None
     wait_for(lambda: not runs(int(child.read_text())))
     assert gpu_claims.called(["bash", "-c", "echo bad; exit 2"], log, seconds=5.0) == 2
     assert gpu_claims.last_words(log) == "bad"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,32 @@ def test_a_failure_removes_a_new_folder_only_if_nothing_was_done(worked, tmp_pat
             (out / "records.jsonl").write_text("{}\n")
         raise MaskwiseError("the disk is full")
     assert out.exists() == worked
+
+
+def test_a_process_that_is_refused_does_not_use_the_folder_any_more(tmp_path, monkeypatch):
+    """To those that waited for it, it seemed to run another study."""
+    out = tmp_path / "out"
+    with StudyFolder(out).used(lambda: None):
+        (out / "records.jsonl").touch()
+    alone = StudyFolder.alone
+    users = []
+
+    @contextmanager
+    def seen(folder):
+        try:
+            with alone(folder):
+                yield
+        finally:
+            users.append(folder.own.exists())
+
+    def refuse():
+        raise MaskwiseError("another recipe")
+
+    monkeypatch.setattr(StudyFolder, "alone", seen)
+    folder = StudyFolder(out)
+    with pytest.raises(MaskwiseError, match="another recipe"), folder.used(refuse):
+        pass
+    assert users and not any(users)
 
 
 def test_files_that_a_killed_process_had_begun_are_removed(tmp_path):

@@ -35,6 +35,7 @@ from maskwise.printing import (
 from maskwise.tasks import evaluate_tasks
 from maskwise.training import train
 from maskwise.training.log import ProgressBar
+from processes import PATIENCE
 
 ROOT = Path(maskwise.__file__).parent
 HOSTILE = "\x1b[2J\x07\x9b31m\u202e\u2028\x7f"
@@ -147,7 +148,7 @@ def run(script: str, *, file: str = "") -> subprocess.CompletedProcess[str]:
         env={**os.environ, "M": command, "FILE": file, "PYTHONWARNINGS": "ignore"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 

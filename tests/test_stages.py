@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import damage
+from maskwise.folders import damage, write_json
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study import Stage, run_stage, work
 from maskwise.study.stages import (
@@ -58,6 +58,24 @@ def test_a_stage_with_damaged_files_is_one_that_is_not_done(content, tmp_path):
     assert store.result(stage) is None
     (folder / "stage.json").write_bytes(content)
     assert not [*store.stages()]
+
+
+def test_damage_that_another_process_has_found_is_waited_for(source, tmp_path, monkeypatch):
+    """A process that looked at the same time took the damaged stage for a finished one."""
+    store = StageStore(tmp_path)
+    stage = prepare_stage(read_recipe(source))
+    write_json(store.folder(stage) / DONE, {"seconds": 1.0})
+    held = store.lock(stage)
+    waited = []
+
+    def finds(seconds: float) -> None:
+        waited.append(seconds)
+        (store.folder(stage) / DONE).unlink()
+        held.release()
+
+    monkeypatch.setattr("maskwise.study.store.time.sleep", finds)
+    store.unmake(stage)
+    assert waited and store.result(stage) is None
 
 
 def test_damaged_text_is_made_anew(source, tmp_path):

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -212,7 +213,7 @@ def remembered(what: str, about: object, measure: Callable[[], Result]) -> tuple
     measured = measure()
     with suppress(*UNREADABLE):
         file.parent.mkdir(parents=True, exist_ok=True)
-        mine = file.with_name(f"{file.name}.{os.getpid()}")
+        mine = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
         mine.write_text(json.dumps({"about": about, "measured": measured}))
         try:
             # Unlike ``rename``, this does not replace the file of another process.

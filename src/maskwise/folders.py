@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -69,6 +70,8 @@ GOVERNED = {
 of the user. Each is read as the version of a JSON file beside it says."""
 TRACES = (".lock", ".partial")
 """Endings of hidden files that a process writes before or beside its results."""
+LOCK_TRIES = 10
+"""The maximum number of tries to lock a file whose folder other processes remove."""
 ENDINGS = (
     *(".gz", ".zst", ".txt", ".jsonl", ".jsonlines", ".json", ".csv", ".tsv", ".parquet"),
     *(".fasta", ".fa", ".faa", ".fna", ".conllu", ".conll", ".iob2", ".yaml", ".yml"),
@@ -401,48 +404,65 @@ def claim_run(out: Path, what: str, *, lock: str, work: Sequence[str]) -> Iterat
             raise
         except (Exception, SystemExit):
             short = time.monotonic() - began < KEPT_SECONDS
-            found = [path for pattern in work for path in out.glob(pattern)]
-            if new and short and not any(path.stat().st_size for path in found):
-                remove_new(out, existed=existed)
+            found = [file for pattern in work for file in out.glob(pattern)]
+            if new and short and not any(file.stat().st_size for file in found):
+                remove_new(out, existed=existed, lock=path)
             raise
 
 
-def remove_new(out: Path, *, existed: bool) -> None:
+def remove_new(out: Path, *, existed: bool, lock: Path) -> None:
     """Remove a folder in which nothing was done, and raise no error if parts of it stay.
 
     Args:
         out: the folder.
         existed: whether an empty folder existed before, which may be a link, a mount point or the
             current folder. It stays, and what is in it is removed.
+        lock: a lock file in the folder, which this process holds. It is removed last: as soon as it
+            is missing, another process may lock a new one, and begin to work in what is left.
     """
-    if not existed:
-        shutil.rmtree(out, ignore_errors=True)
-        return
-    with suppress(OSError):
-        for path in [*out.iterdir()]:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                with suppress(OSError):
+    for folder, below, inside in os.walk(out, topdown=False):
+        for path in (Path(folder, name) for name in (*below, *inside)):
+            with suppress(OSError):
+                if path.is_dir() and not path.is_symlink():
+                    # Those on the way to the lock are not empty yet.
+                    path.rmdir()
+                elif path != lock:
                     path.unlink()
+    with suppress(OSError):
+        lock.unlink(missing_ok=True)
+        for path in lock.parents:
+            if path == out and existed:
+                break
+            path.rmdir()
+            if path == out:
+                break
 
 
 def locked(path: Path, *, wait: float) -> FileLock:
     """Acquire a lock file and return the lock. On a file system without locks, nothing is locked.
 
     Args:
+        path: the lock file. It is created if necessary, and so is its folder.
         wait: seconds to wait for another process; negative for no limit.
 
     Raises:
         Timeout: another process still holds the lock.
     """
-    held = FileLock(path, timeout=wait, fallback_to_soft=False)
-    try:
-        held.acquire()
-    # ``Timeout`` is an OSError, but has no error number, so it is raised again.
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
+    for again in reversed(range(LOCK_TRIES)):
+        held = FileLock(path, timeout=wait, fallback_to_soft=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.acquire()
+        except FileNotFoundError:
+            # The process that held the lock has removed its folder, in which it had done nothing.
+            if not again:
+                raise
+            continue
+        # ``Timeout`` is an OSError, but has no error number, so it is raised again.
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        break
     return held
 
 
@@ -451,7 +471,9 @@ def is_locked(path: Path) -> bool:
     the answer is yes.
     """
     try:
-        locked(path, wait=0).release()
+        # To lock it would create the file.
+        if path.exists():
+            locked(path, wait=0).release()
     except (Timeout, PermissionError):
         return True
     return False
@@ -510,11 +532,9 @@ def require_own(folder: Path, *marks: str, what: str) -> None:
             none matches.
     """
     refuse_file(folder)
-    for mark in marks:
-        if any(folder.glob(mark)):
-            return
+    # Another process may begin now. It makes a mark first, so the content is listed before.
     names = [path.name for path in sorted(folder.glob("*")) if _has_content(path)]
-    if names:
+    if names and not any(any(folder.glob(mark)) for mark in marks):
         do = f"give a new folder, or the folder of {what}"
         got = ", ".join(names[:3])
         raise MaskwiseError(f"the output folder {folder} contains something else", got=got, do=do)
@@ -591,7 +611,8 @@ def _partial(path: Path) -> Path:
     # The name of ".." is "..", although the folder has another name.
     if path.name in ("", ".."):
         raise MaskwiseError("this is not the name of a file or a folder", got=str(path))
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Processes on other machines, or in other containers, may have the same number.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def shipped() -> dict[str, Path]:

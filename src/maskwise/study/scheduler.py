@@ -125,10 +125,12 @@ def execute(
                 if not ready or not free or time.monotonic() < not_before[name]:
                     continue
                 elsewhere.discard(name)
+                # A process that ends in between writes its result before it releases the stage.
+                is_elsewhere = store.is_run(stage)
                 if store.result(stage) is not None:
                     progress.forecast.look(name)
                     del waiting[name]
-                elif store.is_run(stage):
+                elif is_elsewhere:
                     elsewhere.add(name)
                     if name not in named_locks and (lock := store.closed_lock(stage)):
                         named_locks.add(name)

@@ -142,6 +142,8 @@ def run_pretrain(recipe: Recipe, out: Path) -> Plain:
     if not results:
         with _claimed(out, "another run is training in", lock="stages/.training.lock"):
             if _is_first():
+                # Another run may have ended while this one waited.
+                _require_same_run(out, recipe, dict(zip(folders, trainings)))
                 _begin(out, recipe, texts, folders)
             plan = Plan((Run(recipe.name, recipe.training.seed, recipe, (*texts, *trainings)),))
             todo = _todo(plan, store)
@@ -476,6 +478,8 @@ def run_learn(recipe: Recipe, out: Path) -> Plain:
     if not results:
         with _claimed(out, "another process is learning in", lock=".learning.lock"):
             if _is_first():
+                # As in ``run_pretrain``.
+                _require_same_policy(out, recipe)
                 _begin(out, recipe, [text], [out])
             plan = Plan((Run(recipe.name, recipe.training.seed, recipe, (text, stage)),))
             execute(_todo(plan, store), store, plan, engine=ThisProcess())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.overrides import Plain
 from maskwise.specs import user_path
 from maskwise.study.stages import DONE, KINDS, STAGE, Stage
+
+UNMAKE_SECONDS = 0.1
+"""The pause before a stage that another process looks at is looked at again."""
 
 TAIL_BYTES = 1 << 18
 """Number of bytes read from the end of metrics.jsonl; large, because a single line may be long."""
@@ -148,12 +152,16 @@ class StageStore:
 
     def unmake(self, stage: Stage) -> None:
         """Remove the result of a finished stage whose files are damaged."""
-        held = self.lock(stage)
-        # While another process makes the files anew, they look damaged.
-        if held:
-            if self.damage(stage):
-                (self.folder(stage) / DONE).unlink(missing_ok=True)
-            held.release()
+        # Another process may look for damage now, too. While it makes the files anew, which then
+        # look damaged, there is no result.
+        while self.result(stage) is not None:
+            held = self.lock(stage)
+            if held:
+                if self.damage(stage):
+                    (self.folder(stage) / DONE).unlink(missing_ok=True)
+                held.release()
+                return
+            time.sleep(UNMAKE_SECONDS)
 
     def stages(self) -> Iterator[Stage]:
         """Read all stages in the folders, also those of other recipes."""

@@ -17,7 +17,15 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import is_locked, is_new, locked, remove_new, sweep, writing
+from maskwise.folders import (
+    RELEASE_SECONDS,
+    is_locked,
+    is_new,
+    locked,
+    remove_new,
+    sweep,
+    writing,
+)
 from maskwise.study.stages import DONE
 from maskwise.tasks.finetuning import PREDICTIONS
 
@@ -27,6 +35,9 @@ LOCK = ".lock"
 """The lock file in ``stages/``. A folder with this file belongs to a study."""
 USED = ".use.lock"
 """The ending of the lock files that processes hold in ``stages/`` while they work."""
+NOTHING_DONE = (MaskwiseError, OSError)
+"""Errors after which the folder of a new study is removed. An OSError names a file that cannot be
+written, such as in a folder of shared stages."""
 RESULTS = (
     "records.jsonl",
     "samples.json",
@@ -74,27 +85,33 @@ class StudyFolder:
         """
         new = is_new(self.out)
         existed = self.out.exists()
-        held = None
-        try:
-            with self.alone():
-                self._tidy()
-                held = self._join()
+
+        def leave(*, failed: bool = False) -> None:
+            self.own.unlink(missing_ok=True)
+            held.release()
+            if failed and new and not has_results(self.out) and not self.users():
+                remove_new(self.out, existed=existed, lock=self.stages / LOCK)
+
+        with self.alone():
+            self._tidy()
+            held = self._join()
+            try:
                 # Files of stages in progress are removed when these stages are run again.
                 for folder in (self.out, self.stages):
                     sweep(folder, below=False)
                 begun = begin()
+            except BaseException as error:
+                # Others that wait would take this process for one that runs another study.
+                leave(failed=isinstance(error, NOTHING_DONE))
+                raise
+        try:
             yield begun
-        # An OSError names a file that cannot be written, such as in a folder of shared stages.
-        except (MaskwiseError, OSError):
-            if held:
-                with self.alone():
-                    if new and not has_results(self.out) and not self.users():
-                        remove_new(self.out, existed=existed)
+        except NOTHING_DONE:
+            with self.alone():
+                leave(failed=True)
             raise
         finally:
-            if held:
-                self.own.unlink(missing_ok=True)
-                held.release()
+            leave()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -104,7 +121,6 @@ class StudyFolder:
             MaskwiseError: the folder cannot be written.
         """
         with writing(self.stages):
-            self.stages.mkdir(parents=True, exist_ok=True)
             held = locked(self.stages / LOCK, wait=-1)
         try:
             yield
@@ -121,7 +137,8 @@ class StudyFolder:
 
     def _join(self) -> FileLock:
         try:
-            return locked(self.own, wait=0)
+            # ``users`` of another process may hold it for a moment.
+            return locked(self.own, wait=RELEASE_SECONDS)
         except Timeout:
             raise MaskwiseError(
                 "another machine with the same name runs a process with the same number in "
