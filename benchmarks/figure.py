@@ -161,6 +161,8 @@ CLAIMS: dict[str, list[Claim]] = {
             "right-random",
             "no-pretraining",
         ),
+        ("right corpus again, best rates", "corpus-rates", "right-4", "other-slow"),
+        ("right corpus again, one rate", "corpus-rates", "right-4", "other-4"),
         ("right corpus: salient, random", "corpus-and-policy", "right-salient", "right-random"),
         ("questions' texts against Wikipedia", "intermediate-2026-11-21", "contexts", "wikipedia"),
         ("the best span, or one of the best five", "one-span", "top-1", "top-5"),
