@@ -18,6 +18,7 @@ from maskwise.folders import (
     claim_run,
     damage,
     is_locked,
+    is_new,
     locked,
     read_json,
     read_lines,
@@ -303,6 +304,23 @@ def test_to_look_at_a_lock_creates_none(tmp_path: Path) -> None:
     """A process that had ended seemed to have left one."""
     assert not is_locked(tmp_path / "gone" / ".lock")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("look", [is_new, lambda out: require_own(out, "a", what="a run")])
+def test_a_folder_that_another_process_removes_now_has_no_content(
+    tmp_path: Path, monkeypatch, look
+) -> None:
+    (tmp_path / "resume" / "step-1").mkdir(parents=True)
+    is_dir = Path.is_dir
+
+    def removes(path: Path) -> bool:
+        found = is_dir(path)
+        if found and path.name == "step-1":
+            path.rmdir()
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", removes)
+    assert look(tmp_path) in (True, None)
 
 
 @pytest.mark.process

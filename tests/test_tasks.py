@@ -87,10 +87,21 @@ def test_entities_by_hand(tags, spans):
         ("S U", "accuracy"),
         ("NOUN O VERB", "accuracy"),
         ("B I O X", "accuracy"),
+        ("B E O", "accuracy"),  # languages
+        ("S-1 M-1 L-1", "accuracy"),
+        ("E-EN S-ES U", "accuracy"),
     ],
 )
 def test_tags_of_entities_are_judged_by_their_entities(labels, metric):
     assert KINDS["token-classification"].metric_for(tuple(labels.split()), None) == metric
+
+
+def test_the_best_constant_tag_is_a_guess_at_entities_without_types():
+    """Always O has no entities; always B has as many hits as there are entities of one word."""
+    rows = [TaggedRow(("a", "b", "c"), ("B", "O", "O")), TaggedRow(("a", "b"), ("B", "I"))] * 5
+    task = task_of("token-classification", rows, ("B", "I", "O"), "entity-f1")
+    always = [entity_f1(["B", "O", "O", "B", "I"], [tag] * 5, [0, 3]) for tag in "BIO"]
+    assert task.majority == pytest.approx(max(always)) and max(always) > 0.2
 
 
 # Data

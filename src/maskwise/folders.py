@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -241,8 +242,6 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     partial = _partial(folder)
     old = _partial(folder.with_name(f"{folder.name}.old"))
     with writing(folder):
-        for unused in (partial, old):
-            shutil.rmtree(unused, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
             fill(partial)
@@ -430,12 +429,9 @@ def remove_new(out: Path, *, existed: bool, lock: Path) -> None:
                     path.unlink()
     with suppress(OSError):
         lock.unlink(missing_ok=True)
-        for path in lock.parents:
-            if path == out and existed:
-                break
+        above = takewhile(lambda path: path != out, lock.parents)
+        for path in (*above, *([] if existed else [out])):
             path.rmdir()
-            if path == out:
-                break
 
 
 def locked(path: Path, *, wait: float) -> FileLock:
@@ -579,7 +575,7 @@ def refuse_below_file(folder: Path, *, what: str) -> None:
 
 def is_new(out: Path) -> bool:
     """Return whether an output folder is missing or has no content, as in ``require_own``."""
-    return not out.is_dir() or not any(map(_has_content, out.iterdir()))
+    return not out.is_dir() or not _holds_content(out)
 
 
 def _has_content(path: Path) -> bool:
@@ -588,7 +584,14 @@ def _has_content(path: Path) -> bool:
         return False
     if not path.is_dir() or path.is_symlink():
         return True
-    return any(map(_has_content, path.iterdir()))
+    return _holds_content(path)
+
+
+def _holds_content(folder: Path) -> bool:
+    # Another process may remove the folder meanwhile.
+    with suppress(FileNotFoundError):
+        return any(map(_has_content, folder.iterdir()))
+    return False
 
 
 def sweep(folder: Path, *, below: bool = True) -> None:

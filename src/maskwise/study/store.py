@@ -140,7 +140,7 @@ class StageStore:
     def is_run(self, stage: Stage | str) -> bool:
         """Return whether a process runs a stage now."""
         lock = self.folder(stage) / ".lock"
-        return lock.exists() and is_locked(lock)
+        return is_locked(lock)
 
     def closed_lock(self, stage: Stage | str) -> Path | None:
         """Return the lock file of a stage if this user may not open it, such as another user's.

@@ -124,9 +124,15 @@ def gold_classes(task: Task, split: str) -> NDArray[np.int64]:
 def class_baseline(task: Task) -> float:
     """Return the test score of the better guess: train's most frequent class, or a random class."""
     counts = Counter(all_classes(task.splits["train"]))
-    frequent, _ = counts.most_common(1)[0]
-    answers = np.full(task.test_items, task.numbers[frequent])
-    always = task.score("test", answers)
+    (frequent, _), *others = counts.most_common()
+    guesses = [frequent]
+    # The most frequent tag, O, has no entities. Without types, another tag may have many hits.
+    if task.metric == ENTITY_F1 and not any("-" in name for name in task.labels):
+        guesses += [name for name, _ in others]
+    scores = [
+        task.score("test", np.full(task.test_items, task.numbers[guess])) for guess in guesses
+    ]
+    always = max(scores)
     # On balanced classes, random answers have a higher macro-F1 than any constant answer.
     by_chance = any_class(task.gold("test"), len(task.labels), task.metric)
     return max(always, by_chance)

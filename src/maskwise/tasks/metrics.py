@@ -146,24 +146,30 @@ def entity_counts(gold: ArrayLike, answer: ArrayLike, starts: ArrayLike) -> NDAr
     return counts
 
 
-_ENTITY_TAG = re.compile(r"O$|[BIESLUM](-.|$)")
+_TYPED_TAG = re.compile(r"[BIESLUM]-.")
 _SAME_PREFIX = {"L": "E", "U": "S", "M": "I"}
 """The letters of BILOU (spaCy) and BMES for the last, the only and an inner word of an entity."""
 
 
 def is_entity_tags(labels: Collection[str]) -> bool:
-    """Return whether classes are tags of entities: O, B-x, I-x, and E-x or L-x for the last word
-    and S-x or U-x for the only word of an entity. Entities of a single type may have no type.
+    """Return whether classes are tags of entities: O, B-x and I-x (or M-x), and E-x (or L-x) for
+    the last word and S-x (or U-x) for the only word of an entity. If there is a single type of
+    entities, the tags may have no type.
 
     >>> is_entity_tags(["B-PER", "I-PER", "O"]), is_entity_tags(["B", "I", "O"])
     (True, True)
-    >>> is_entity_tags(["NOUN", "VERB"]), is_entity_tags(["B", "S"])
+    >>> is_entity_tags(["NOUN", "VERB"]), is_entity_tags(["S-1", "M-1", "L-1"])
     (False, False)
     """
-    # Single letters may be classes of another kind. O is missing if tags mark all words of a text.
-    typed = any("-" in label for label in labels)
-    enough = typed or ("B" in labels and ("O" in labels or "E" in labels))
-    return enough and all(map(_ENTITY_TAG.match, labels))
+    tags = {*labels} - {"O"}
+    if tags and all(map(_TYPED_TAG.match, tags)):
+        letters = {tag[0] for tag in tags}
+        # L, M and U with a hyphen are also names of other classes, such as sizes.
+        return letters <= {*"BIES"} or bool(letters & {*"BI"})
+    # Single letters may be other classes, too, such as languages.
+    marks_all = {"E", "S"} <= tags
+    ends_long = "E" not in tags or bool(tags & {*"IMS"})
+    return "B" in tags <= {*"BIESLUM"} and ("O" in labels or marks_all) and ends_long
 
 
 def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, str]]:

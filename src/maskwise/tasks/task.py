@@ -203,7 +203,7 @@ class TaskKind:
             )
         if metric == ENTITY_F1 and not marks_entities:
             raise MaskwiseError(
-                "entity-f1 needs tags such as O, B-x, I-x", got=", ".join(labels[:5])
+                "entity-f1 needs tags such as O, B-x, I-x, or O, B, I", got=", ".join(labels[:5])
             )
         return metric
 

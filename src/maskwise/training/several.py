@@ -441,9 +441,9 @@ class SamplerLearner(Learner):
     def _updates(self) -> int:
         """Return how often the sampler was updated before a step that it chose."""
         probes = int(self.probe_sums[4, 0])
-        # The first probe has nothing to compare with, and after the last step nothing is chosen.
-        of_no_use = 1 + (self.clock[0] == self.now.total_steps)
-        return max(0, probes - int(of_no_use))
+        # The first probe has nothing to compare with. After the last one, no step may follow.
+        of_no_use = 1 + int(self.clock[0] == self.now.done)
+        return max(0, probes - of_no_use)
 
     def _named(self, values: Tensor) -> dict[str, float]:
         """Return the values that are not NaN, by objective."""

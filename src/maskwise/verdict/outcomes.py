@@ -198,7 +198,7 @@ class Outcomes:
         tasks = list(self.scales)
         for task in tasks:
             require_task_name(task, do="give the task another name, and repeat the study")
-        # A constant answer scores 0 in these metrics, but an untrained model may score more.
+        # A constant answer scores little in these metrics, and an untrained model may score more.
         for task in tasks:
             floor = self.floor(task)
             if self.scales[task].metric in ABOVE_CHANCE and floor is not None:
