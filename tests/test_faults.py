@@ -43,7 +43,12 @@ def states(folder: Path) -> list[int]:
 
 
 def trained(
-    folder: Path, *, stop: int = 0, number: int = signal.SIGTERM, **more: Any
+    folder: Path | None,
+    *,
+    stop: int = 0,
+    number: int = signal.SIGTERM,
+    resumes: bool = True,
+    **more: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Train, and get a signal in the evaluation of the step ``stop``."""
     asked: list[int] = []
@@ -57,11 +62,11 @@ def trained(
     chosen = settings(**{**HOW, "eval_every": 1, **more})
     objective = MaskedLanguageModelling(model("bert"))
     source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen)
-    done = train(objective, source, chosen, folder=folder, evaluate=evaluate)
+    done = train(objective, source, chosen, folder=folder, evaluate=evaluate, resumes=resumes)
     return objective.model, {**done, "evaluated": asked}
 
 
-def signalled(folder: Path, step: int, number: int, **more: Any) -> object:
+def signalled(folder: Path | None, step: int, number: int, **more: Any) -> object:
     """The exit code of a training that gets a signal."""
     with pytest.raises(SystemExit) as end:
         trained(folder, stop=step, number=number, **more)
@@ -96,10 +101,23 @@ def test_a_signal_saves_a_state_at_the_end_of_the_step(
     assert signal.getsignal(number) == before
 
 
-def test_a_signal_where_no_states_are_kept_ends_the_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_signal_saves_a_state_although_none_is_saved_otherwise(tmp_path: Path) -> None:
+    """A job on a cluster reached its time limit, and its run began again."""
+    whole, facts = trained(tmp_path / "whole", save_every=0)
+    assert not (tmp_path / "whole" / "resume").exists()
+    cut = tmp_path / "cut"
+    assert signalled(cut, 2, signal.SIGTERM, save_every=0) == 143
+    assert states(cut) == [2]
+    resumed, again = trained(cut, save_every=0)
+    assert again["resumed_at"] == 2 and same(whole, resumed)
+    assert lines(cut) == lines(tmp_path / "whole") and again["loss"] == facts["loss"]
+
+
+@pytest.mark.parametrize("more", [{"folder": None}, {"resumes": False}])
+def test_a_signal_ends_a_training_that_may_save_no_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, Any]
 ) -> None:
-    assert signalled(tmp_path, 2, signal.SIGTERM, save_every=0) == 143
+    assert signalled(step=2, number=signal.SIGTERM, **{"folder": tmp_path, **more}) == 143
     assert "SIGTERM: ended at step 2 without a state" in capsys.readouterr().err
     assert not (tmp_path / "resume").exists()
 

@@ -331,7 +331,7 @@ UNUSED = (
     Unused(
         ("training.keep",),
         lambda settings: not value_at(settings, "training.save_every", 0),
-        "needs training.save_every, because no states are saved",
+        "needs training.save_every, because only the state after a signal is saved",
         removed=False,
     ),
     Unused(
@@ -377,7 +377,8 @@ UNUSED = (
     Unused(
         ("learning.supervised.training.keep",),
         lambda settings: not value_at(settings, "learning.supervised.training.save_every", 0),
-        "needs learning.supervised.training.save_every, because no states are saved",
+        "needs learning.supervised.training.save_every, because only the state after a signal is "
+        "saved",
         removed=False,
     ),
 )

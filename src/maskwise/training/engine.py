@@ -183,8 +183,8 @@ class Engine:
         self.changes.enter_context(changed)
         if folder and self.first:
             sweep(folder)
-        # A part begins and ends with a state, even if none is saved in between.
-        if folder and (settings.save_every or self.part):
+        # Without ``save_every``, a state is still saved after a signal, and at both ends of a part.
+        if folder:
             self.states = States(folder / RESUME, keep=settings.keep)
         state = self._load_newest() if self.states else None
         if self.sharded:

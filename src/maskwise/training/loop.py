@@ -75,6 +75,7 @@ def train(
     evaluate: Evaluate | None = None,
     part: TrainingPart | None = None,
     title: str = "training",
+    resumes: bool = True,
     quiet: None = None,
 ) -> Training:
     """Train an objective. To resume an interrupted run, repeat the call.
@@ -93,6 +94,9 @@ def train(
         part: the part of the training that is run; None for all of it. If it begins after other
             steps, ``folder`` has their state.
         title: the title of the progress bar.
+        resumes: whether training states are saved, from which the run can be resumed. An
+            evaluation that keeps the best weights itself, such as that of fine-tuning, would not
+            know those of the steps before.
         quiet: a former argument. The level of the logger ``maskwise`` hides the progress bar.
 
     Returns:
@@ -102,15 +106,15 @@ def train(
         MaskwiseError: the batch size is not a multiple of ranks × micro-batches; a loss or gradient
             is not finite; or the folder has states of a different run, is in use by another
             process, or cannot be written.
-        AskedToLeave: the process received SIGTERM or SIGUSR1. A training state was saved if
-            ``save_every`` is set.
+        AskedToLeave: the process received SIGTERM or SIGUSR1. A training state was saved, if there
+            is a folder and ``resumes`` is true.
     """
     refuse_quiet(quiet)
     steps = settings.steps
     with (
         alone_in(folder),
         Asked() as asked,
-        closing(Engine(objective, settings, folder, part)) as engine,
+        closing(Engine(objective, settings, folder if resumes else None, part)) as engine,
         Log(engine, source, learners, streams.values(), title=title) as log,
     ):
         exchange = Exchange(Agreement(engine.accelerator), late=settings.lag > 0)
@@ -319,7 +323,7 @@ def stop(
             f"saved the state of step {done} in {engine.states.folder}; the same call resumes it"
         )
     else:
-        where = f"ended at step {done} without a state: training.save_every is 0"
+        where = f"ended at step {done} without a state"
     if asked.said:
         engine.say(f"{CODES[128 + number]}: {where}")
     engine.finish()

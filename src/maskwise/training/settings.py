@@ -167,8 +167,8 @@ class TrainingSettings(Settings, allow_inf_nan=False):
     held-out documents. The others judge the model."""
 
     save_every: Nothing[OrOff[Whole]] = 0
-    """Steps between training states, from which a run can resume. With 0, no states are saved, also
-    not at SIGTERM or SIGUSR1."""
+    """Steps between training states, from which a run can resume. With 0, a state is saved only
+    after SIGTERM or SIGUSR1, which clusters send before they end a job."""
 
     keep: Nothing[Count] = 2
     """Number of training states to keep. Older states are used if the newest is damaged."""

@@ -156,10 +156,12 @@ def primary_pairs(study: Study) -> list[Pair]:
     known = [*study["arms"], *study.get("untrained", {})]
     for name in chain.from_iterable(pairs):
         if name not in known:
+            of_gate = gate is not None and name in gate["contrast"]
+            where = "study.gate" if of_gate else "a contrast"
             raise MaskwiseError(
-                f"a contrast names {name}, which has no measured outcome",
+                f"{where} names {name}, which has no measured outcome",
                 allowed=", ".join(study["arms"]),
-                do="name tasks, or remove this contrast",
+                do=f"name tasks, or {'set study.gate=null' if of_gate else 'remove this contrast'}",
             )
     return pairs
 
