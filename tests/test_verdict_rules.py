@@ -201,11 +201,11 @@ def test_the_pairs_of_a_study_with_a_gate():
     assert primary_pairs(study) == [("oracle", "random")] * 2
     assert primary_pairs(study | {"search": None}) == [("oracle", "random")]
     study |= {"contrasts": [("method", "no-pretraining")], "tasks": {}, "untrained": {}}
-    with pytest.raises(MaskwiseError, match="^a contrast names no-pretraining, .* this contrast$"):
+    with pytest.raises(MaskwiseError, match=r"^a contrast names no-pretraining, .* this contrast$"):
         primary_pairs(study)
     study["gate"] = {"contrast": ("method", "no-pretraining"), "closes": []}
     with pytest.raises(
-        MaskwiseError, match="^study.gate names no-pretraining, .* study.gate=null$"
+        MaskwiseError, match=r"^study\.gate names no-pretraining, .* study\.gate=null$"
     ):
         primary_pairs(study)
 
