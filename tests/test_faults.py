@@ -120,6 +120,7 @@ def test_a_signal_ends_a_training_that_may_save_no_state(
     assert signalled(step=2, number=signal.SIGTERM, **{"folder": tmp_path, **more}) == 143
     assert "SIGTERM: ended at step 2 without a state" in capsys.readouterr().err
     assert not (tmp_path / "resume").exists()
+    assert (tmp_path / "metrics.jsonl").exists() == ("folder" not in more)
 
 
 def test_a_signal_while_a_state_is_written_leaves_whole_states(

@@ -88,6 +88,7 @@ def test_entities_by_hand(tags, spans):
         ("NOUN O VERB", "accuracy"),
         ("B I O X", "accuracy"),
         ("B E O", "accuracy"),  # languages
+        ("U-A U-B O", "entity-f1"),  # BILOU without entities of two words
         ("S-1 M-1 L-1", "accuracy"),
         ("E-EN S-ES U", "accuracy"),
     ],

@@ -152,6 +152,8 @@ def learn_policy(
             learners={"model": model, "average": average},
             evaluate=evaluate,
             title=title,
+            # A timed training is thrown away.
+            resumes=watch is None,
         )
     except (NotFinite, Overflow) as error:
         # An overflow may happen on this rank alone. If this rank stopped without an error, the

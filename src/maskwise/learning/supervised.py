@@ -203,6 +203,8 @@ def learn_supervised(
         folder=folder,
         evaluate=evaluate,
         title="policy",
+        # A timed training is thrown away.
+        resumes=watch is None,
     )
     policy.eval()
     return done, data.counts

@@ -178,6 +178,8 @@ def pretrain(
             evaluate=evaluate,
             part=part,
             title=made.title,
+            # A timed training is thrown away.
+            resumes=watch is None,
         )
     if done["skipped"] == done["steps"]:
         raise NeverFinite(

@@ -122,7 +122,10 @@ def gold_classes(task: Task, split: str) -> NDArray[np.int64]:
 
 
 def class_baseline(task: Task) -> float:
-    """Return the test score of the better guess: train's most frequent class, or a random class."""
+    """Return the test score of the better guess: train's most frequent class, or a random class.
+
+    For tags of entities without types, the best tag takes the place of the most frequent one.
+    """
     counts = Counter(all_classes(task.splits["train"]))
     (frequent, _), *others = counts.most_common()
     guesses = [frequent]

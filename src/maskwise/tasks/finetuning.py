@@ -554,6 +554,7 @@ def finetune(
             TaskSource(data["train"], training),
             training,
             folder=folder if checkpoints else None,
+            # The best weights on dev are not in a training state.
             resumes=False,
             title=f"{task.name} {seed}",
             evaluate=evaluate,

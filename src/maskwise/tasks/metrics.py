@@ -165,7 +165,7 @@ def is_entity_tags(labels: Collection[str]) -> bool:
     if tags and all(map(_TYPED_TAG.match, tags)):
         letters = {tag[0] for tag in tags}
         # L, M and U with a hyphen are also names of other classes, such as sizes.
-        return letters <= {*"BIES"} or bool(letters & {*"BI"})
+        return letters <= {*"BIES"} or bool(letters & {*"BI"}) or "O" in labels
     # Single letters may be other classes, too, such as languages.
     marks_all = {"E", "S"} <= tags
     ends_long = "E" not in tags or bool(tags & {*"IMS"})

@@ -295,7 +295,8 @@ class Task:
     @cached_property
     def majority(self) -> float | None:
         """The test score of the best guess that ignores the text; None if it needs a tokenizer.
-        For classes, it is the better of two guesses: the most frequent class or a random class."""
+        For classes, it is the better of two guesses: the most frequent class (of tags of entities
+        without types, the best tag) or a random class."""
         return self.kind.baseline(self)
 
     @property

@@ -101,6 +101,7 @@ class Engine:
         folder: the folder of the run. Training states are saved in its folder ``resume/``. If None,
             no states are saved.
         part: the part of the training that is run; None for all of it.
+        resumes: whether training states are saved and read.
 
     Attributes:
         rank, ranks, device: the rank of this process, the number of ranks, and the device of this
@@ -124,8 +125,11 @@ class Engine:
         settings: TrainingSettings,
         folder: Path | None = None,
         part: TrainingPart | None = None,
+        *,
+        resumes: bool = True,
     ):
         self.objective = objective
+        self.resumes = resumes
         self.read = set[str]()
         self.settings = settings
         self.folder = folder
@@ -184,7 +188,7 @@ class Engine:
         if folder and self.first:
             sweep(folder)
         # Without ``save_every``, a state is still saved after a signal, and at both ends of a part.
-        if folder:
+        if folder and self.resumes:
             self.states = States(folder / RESUME, keep=settings.keep)
         state = self._load_newest() if self.states else None
         if self.sharded:

@@ -114,7 +114,7 @@ def train(
     with (
         alone_in(folder),
         Asked() as asked,
-        closing(Engine(objective, settings, folder if resumes else None, part)) as engine,
+        closing(Engine(objective, settings, folder, part, resumes=resumes)) as engine,
         Log(engine, source, learners, streams.values(), title=title) as log,
     ):
         exchange = Exchange(Agreement(engine.accelerator), late=settings.lag > 0)
