@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from maskwise.families import patched
-from maskwise.objectives import chunks
-from maskwise.training import data
+from maskwise.masking import Masker
+from maskwise.objectives import MaskedLanguageModelling, chunks
+from maskwise.training import MaskedSource, compiled, data, train
 from maskwise.training.compiled import GATED, ROTARY, compiled_block, rearrange
 from maskwise.training.data import TURN, QuickTurns, look_ahead
 from maskwise.weights import blocks_of
+from test_training import DATA, settings
+from training_tools import tokenizer
 
 SIZES = {
     "vocab_size": 40,
@@ -141,6 +145,25 @@ def test_the_compiler_uses_rearranged_layers() -> None:
     with patched(model):
         rearrange([block])
         assert found() == (5, {2})
+
+
+def test_a_process_trains_compiled_models_of_many_sizes(monkeypatch) -> None:
+    """The fifth one failed: the versions of its blocks were more than the compiler keeps."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    resets = []
+    reset = torch.compiler.reset
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(reset()))
+    compiled._last_model.clear()
+    chosen = settings(steps=1, compile=True)
+    for heads, seed in ((1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (16, 1)):
+        sizes = SIZES | {"hidden_size": 4 * heads, "num_attention_heads": heads}
+        sizes |= {"vocab_size": len(tokenizer()), "num_hidden_layers": 2}
+        torch.manual_seed(seed)
+        model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("modernbert", **sizes))
+        source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen)
+        assert train(MaskedLanguageModelling(model), source, chosen)["steps"] == 1
+    # Models that are alike share their code.
+    assert len(resets) == 4
 
 
 def test_all_layers_of_a_class_share_their_compiled_code() -> None:

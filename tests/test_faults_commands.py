@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,10 @@ def test_figures_that_cannot_be_printed_are_one_line(arguments, monkeypatch, cap
 def metrics(out: Path) -> list[dict[str, Any]]:
     """The lines of all training runs in a folder, so far."""
     found = []
-    for path in out.rglob("metrics.jsonl"):
-        found += read_lines(path)
+    # A temporary folder may vanish while it is listed.
+    with suppress(FileNotFoundError):
+        for path in out.rglob("metrics.jsonl"):
+            found += read_lines(path)
     return found
 
 

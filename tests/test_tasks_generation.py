@@ -540,7 +540,6 @@ def test_the_state_that_is_best_on_dev_is_kept(
         ("kilt_like/lama/trex_subset.jsonl.gz(card='lama-trex')", "accuracy", 22881),
         ("summarization/scitldr_a(card='scitldr')", "rouge-l", 3229),
         ("summarization/dialogsum(card='dialogsum')", "rouge-l", 1000),
-        ("kilt_like/n3_rss500(card='n3-rss500')", "accuracy", 524),
         ("kilt_like/fever_symmetric(card='fever-symmetric')", "accuracy", 1420),
         ("summarization/wiki_split(card='wiki-split')", "rouge-l", 15000),
         ("summarization/legal_plain_english(card='plain-english')", "rouge-l", 446),

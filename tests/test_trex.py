@@ -154,7 +154,7 @@ def test_a_seed_stands_in_paths_and_seed_0_where_there_is_no_run(folder, monkeyp
     changes.append("training.batch_size=8")
     assert maskwise("study", find_recipe("trex-names"), *changes) == 0
     assert json.loads(capsys.readouterr().out)
-    with pytest.raises(MaskwiseError, match=r"trex-nouns/502/corpus.jsonl"):
+    with pytest.raises(MaskwiseError, match=r"trex-nouns/502/questions.jsonl"):
         make_plan(read_recipe(find_recipe("trex-nouns"), ["study.seeds=[502]"]))
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from inspect import unwrap
 from types import FunctionType, MethodType
@@ -30,6 +30,9 @@ from maskwise.attention import DocumentIds, MaskKey, calls, with_globals
 from maskwise.errors import MaskwiseError
 
 Forward = Callable[..., Any]
+
+_last_model: list[str] = []
+"""What the code that the compiler keeps depends on; empty before the first compilation."""
 
 GATED = ("ModernBertMLP", "ModernBertDecoderMLP")
 """Layers Wo(act(a) · b), in which one matrix, ``Wi``, computes a and b side by side."""
@@ -47,7 +50,7 @@ def compiled_block(block: nn.Module, forward: Forward) -> Forward:
     """Return the forward method of a block, compiled for training.
 
     All blocks of the same class share their compiled code. Torch keeps at most eight versions of
-    the code. If more are needed, it runs blocks uncompiled without saying so. To avoid new
+    the code, and raises an error if more are needed (see ``forget_other_models``). To avoid new
     versions, lengths are dynamic, evaluation is not compiled, and blocks get masks that are already
     computed. Different kinds of layers still need different versions; ModernBERT has three kinds.
     """
@@ -70,6 +73,23 @@ def compiled_block(block: nn.Module, forward: Forward) -> Forward:
         return output
 
     return fast_in_training
+
+
+def forget_other_models(model: nn.Module, settings: Mapping[str, object]) -> None:
+    """Let the compiler forget what it has compiled, if the model is not like the last one.
+
+    The blocks of all models of a process share the eight versions of their code. A process that
+    trains models of several sizes, such as a worker of a study, would soon need more.
+
+    Args:
+        model: the model that is compiled next.
+        settings: what the compiled code depends on beside the model.
+    """
+    configs = {id(each.config): each.config for each in model.modules() if hasattr(each, "config")}
+    like = [str(model), *map(str, configs.values()), str(settings)]
+    if _last_model and _last_model != like:
+        torch.compiler.reset()
+    _last_model[:] = like
 
 
 def require_compiler(device: torch.device) -> None:

@@ -26,7 +26,12 @@ from maskwise.models import vocabulary_tables
 from maskwise.objectives import Objective
 from maskwise.objectives.base import Precision
 from maskwise.objectives.mlm import MaskedLanguageModelling
-from maskwise.training.compiled import compiled_block, rearrange, require_compiler
+from maskwise.training.compiled import (
+    compiled_block,
+    forget_other_models,
+    rearrange,
+    require_compiler,
+)
 from maskwise.training.settings import TrainingSettings
 from maskwise.weights import blocks_of, parts
 
@@ -96,6 +101,8 @@ def _wrap(
     if settings.compile:
         device = next(objective.parameters()).device
         require_compiler(device)
+        also = settings.model_dump(include={"freeze", "residual", "activation_checkpointing"})
+        forget_other_models(objective, {"device": device, "bf16": bf16, **also})
         if device.type == "cuda":
             rearrange(blocks)
         # With duck shapes, torch assumes that two sizes that are equal once are always equal. If a
