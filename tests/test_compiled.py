@@ -16,7 +16,13 @@ from maskwise.families import patched
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling, chunks
 from maskwise.training import MaskedSource, compiled, data, train
-from maskwise.training.compiled import GATED, ROTARY, compiled_block, rearrange
+from maskwise.training.compiled import (
+    GATED,
+    ROTARY,
+    compiled_block,
+    forget_other_models,
+    rearrange,
+)
 from maskwise.training.data import TURN, QuickTurns, look_ahead
 from maskwise.weights import blocks_of
 from test_training import DATA, settings
@@ -147,6 +153,30 @@ def test_the_compiler_uses_rearranged_layers() -> None:
         assert found() == (5, {2})
 
 
+class Block(nn.Module):
+    """A class of its own, because the versions of one class are counted together."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.linear(states).relu()
+
+
+def test_the_compiler_forgets_blocks_of_other_models(monkeypatch) -> None:
+    """It keeps eight versions, of all models of a process, and the ninth was a hard error."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    for width in range(1, 11):
+        block = Block(width)
+        forget_other_models(block, {})
+        states = torch.rand(3, width)
+        expected = block(states)
+        block.forward = compiled_block(block, block.forward)
+        assert torch.equal(block(states), expected)
+
+
+@pytest.mark.slow
 def test_a_process_trains_compiled_models_of_many_sizes(monkeypatch) -> None:
     """The fifth one failed: the versions of its blocks were more than the compiler keeps."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
