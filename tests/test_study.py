@@ -30,7 +30,7 @@ from maskwise.study.probed import rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
 from maskwise.study.together import LOCK, USED, StudyFolder
 from maskwise.text import Prepared
-from processes import PATIENCE, SamePool, in_group, wait_for
+from processes import PATIENCE, SamePool, forked, in_group, wait_for
 from tiny import load_json, maskwise, read_lines, records_of, start, unversioned, write_inputs
 
 COLUMNS = {
@@ -399,7 +399,7 @@ def test_processes_that_begin_at_the_same_time_agree_on_the_study(finished, reci
     def is_written() -> bool:
         return load_json(out / "study.json")["seeds"] == [0]
 
-    def first() -> None:
+    def first() -> int:
         alone = StudyFolder.alone
 
         @contextmanager
@@ -411,22 +411,16 @@ def test_processes_that_begin_at_the_same_time_agree_on_the_study(finished, reci
             joined.touch()
 
         StudyFolder.alone = slow
-        sys.exit(maskwise(*study))
+        return maskwise(*study)
 
-    def second() -> None:
+    def second() -> int:
         wait_for(joined.exists)
         code = maskwise(*study)
         ended.touch()
-        sys.exit(code)
+        return code
 
-    fork = multiprocessing.get_context("fork")
-    other = fork.Process(target=second)
-    other.start()
-    process = fork.Process(target=first)
-    process.start()
-    for each in (process, other):
-        each.join(PATIENCE)
-    assert (process.exitcode, other.exitcode) == (0, 0)
+    codes = [end() for end in (forked(second), forked(first))]
+    assert codes == [0, 0]
     assert is_written()
 
 

@@ -357,7 +357,6 @@ def claim(folder: Path, what: str, *, lock: str, stays: bool = True) -> Iterator
     """
     path = folder / lock
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         try:
             held = locked(path, wait=RELEASE_SECONDS)
         except Timeout:

@@ -135,15 +135,16 @@ def run_pretrain(recipe: Recipe, out: Path) -> Plain:
     folders = [*(out / f"{PHASE}{number}" for number in range(len(trainings) - 1)), out]
     places = {stage.name: folder for stage, folder in zip(trainings, folders)}
     store = StageStore(out / "stages", places=places)
+    planned = dict(zip(folders, trainings))
     if _is_first():
-        _require_same_run(out, recipe, dict(zip(folders, trainings)))
+        _require_same_run(out, recipe, planned)
     # A finished run is not claimed, because its folder may be an archive.
     results = _finished(trainings, store)
     if not results:
         with _claimed(out, "another run is training in", lock="stages/.training.lock"):
             if _is_first():
                 # Another run may have ended while this one waited.
-                _require_same_run(out, recipe, dict(zip(folders, trainings)))
+                _require_same_run(out, recipe, planned)
                 _begin(out, recipe, texts, folders)
             plan = Plan((Run(recipe.name, recipe.training.seed, recipe, (*texts, *trainings)),))
             todo = _todo(plan, store)

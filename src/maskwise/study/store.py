@@ -131,7 +131,6 @@ class StageStore:
         """Lock a stage, and return the lock. Return None if another process runs the stage."""
         folder = self.folder(stage)
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
             try:
                 return locked(folder / ".lock", wait=0)
             except Timeout:
@@ -139,8 +138,7 @@ class StageStore:
 
     def is_run(self, stage: Stage | str) -> bool:
         """Return whether a process runs a stage now."""
-        lock = self.folder(stage) / ".lock"
-        return is_locked(lock)
+        return is_locked(self.folder(stage) / ".lock")
 
     def closed_lock(self, stage: Stage | str) -> Path | None:
         """Return the lock file of a stage if this user may not open it, such as another user's.

@@ -29,7 +29,7 @@ from maskwise.folders import (
 from maskwise.study.stages import DONE
 from maskwise.tasks.finetuning import PREDICTIONS
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 LOCK = ".lock"
 """The lock file in ``stages/``. A folder with this file belongs to a study."""
@@ -70,7 +70,7 @@ class StudyFolder:
         self.own = self.stages / f".{socket.gethostname()}-{os.getpid()}{USED}"
 
     @contextmanager
-    def used(self, begin: Callable[[], T]) -> Iterator[T]:
+    def used(self, begin: Callable[[], Result]) -> Iterator[Result]:
         """Tell other processes that this process uses the folder.
 
         If the folder is new and the study fails before any work, remove it.
@@ -111,6 +111,7 @@ class StudyFolder:
                 leave(failed=True)
             raise
         finally:
+            # After a failure, there is nothing left to release.
             leave()
 
     @contextmanager

@@ -161,15 +161,19 @@ def is_entity_tags(labels: Collection[str]) -> bool:
     >>> is_entity_tags(["NOUN", "VERB"]), is_entity_tags(["S-1", "M-1", "L-1"])
     (False, False)
     """
+    has_outside = "O" in labels
     tags = {*labels} - {"O"}
     if tags and all(map(_TYPED_TAG.match, tags)):
         letters = {tag[0] for tag in tags}
         # L, M and U with a hyphen are also names of other classes, such as sizes.
-        return letters <= {*"BIES"} or bool(letters & {*"BI"}) or "O" in labels
+        return has_outside or letters <= {*"BIES"} or bool(letters & {*"BI"})
     # Single letters may be other classes, too, such as languages.
+    if "B" not in tags or not tags <= {*"BIESLUM"}:
+        return False
+    # Without O, all words belong to entities, as in the segmentation into words.
     marks_all = {"E", "S"} <= tags
-    ends_long = "E" not in tags or bool(tags & {*"IMS"})
-    return "B" in tags <= {*"BIESLUM"} and ("O" in labels or marks_all) and ends_long
+    only_ends = "E" in tags and not tags & {*"IMS"}
+    return (has_outside or marks_all) and not only_ends
 
 
 def entities(tags: ArrayLike, starts: ArrayLike = (0,)) -> set[tuple[int, int, str]]:
