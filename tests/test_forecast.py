@@ -5,9 +5,12 @@ than what is scaled.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +22,15 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation.sets import Pairs
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run, make_plan, timing
-from maskwise.study.costs import CHANGE_NO_TIME, Forecast, Seconds, at_once, summary, until_end
+from maskwise.study.costs import (
+    CHANGE_NO_TIME,
+    Forecast,
+    Seconds,
+    StageRates,
+    at_once,
+    summary,
+    until_end,
+)
 from maskwise.study.forecast import check, lines_of
 from maskwise.study.scheduler import StudyProgress
 from maskwise.study.stages import KINDS, Stage
@@ -27,6 +38,7 @@ from maskwise.study.store import StageStore
 from maskwise.tasks import load_task
 from maskwise.text.settings import TokenizerSettings
 from maskwise.training import TrainingSettings
+from processes import PATIENCE, forked
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
 SMALL = ["study.seeds=1", "study.arms={a: {}}"]
@@ -249,6 +261,33 @@ def test_damaged_rates_are_measured_again(rates, recipe):
     assert forecast.memory_gib(forecast.named) is None
     forecast.keep(first, {"seconds": 1.0})
     assert forecast_of(recipe).seconds(first) == 1.0
+
+
+def keep_rates(names: list[str], barrier: Any) -> None:
+    """Measure stages, whose keys are their names. After each reads, the other has time to write."""
+    forecast = Forecast({}, StageStore(Path("stages")))
+    read = forecast._kept
+
+    def kept() -> dict[str, StageRates]:
+        found = read()
+        time.sleep(0.001)
+        return found
+
+    forecast._keys, forecast._kept = lambda name, content: name, kept
+    for name in names:
+        barrier.wait(PATIENCE)
+        forecast.keep(name, {"seconds": 1.0})
+
+
+@pytest.mark.process
+def test_two_processes_keep_what_both_measure():
+    """Each read the file, and wrote it without what the other had added in between."""
+    barrier = multiprocessing.get_context("fork").Barrier(2)
+    names = [str(number) for number in range(40)]
+    ends = [forked(keep_rates, half, barrier) for half in (names[:20], names[20:])]
+    for end in ends:
+        end()
+    assert Forecast({}, StageStore(Path("stages"))).rates.keys() == {*names}
 
 
 def test_the_memory_is_that_of_the_stages_that_will_run(recipe, tmp_path):

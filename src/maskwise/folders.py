@@ -461,6 +461,21 @@ def locked(path: Path, *, wait: float) -> FileLock:
     return held
 
 
+@contextmanager
+def holding(path: Path, *, wait: float = -1) -> Iterator[None]:
+    """A context in which no other process holds a lock file, as in ``locked``.
+
+    Raises:
+        MaskwiseError: another process still holds the lock, or the folder cannot be written.
+    """
+    with writing(path.parent):
+        held = locked(path, wait=wait)
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def is_locked(path: Path) -> bool:
     """Return whether a process holds a lock file. Without the right to write, nobody can tell, and
     the answer is yes.

@@ -26,7 +26,7 @@ from maskwise.constants import cards_here, cores_here
 from maskwise.devices import cache_folder, hardware, versions
 from maskwise.errors import MaskwiseError
 from maskwise.flops import Flops
-from maskwise.folders import read_json, write_json
+from maskwise.folders import LATE_SECONDS, holding, read_json, write_json
 from maskwise.masking import MaskedBatch
 from maskwise.objectives import objective, objective_class
 from maskwise.recipe import Recipe
@@ -269,13 +269,14 @@ class Forecast:
         key = self.key(name)
         if not key:
             return
-        # Read the file again before each write, because another process may have changed it.
-        self.rates |= self._kept()
         self.rates[key] = rates
         if self.file is None:
             return
         # The forecast also works without this file, for example if the home folder is read-only.
-        with suppress(MaskwiseError):
+        lock = self.file.with_name(".timings.lock")
+        with suppress(MaskwiseError), holding(lock, wait=LATE_SECONDS):
+            # Another process may have changed the file.
+            self.rates |= self._kept() | {key: rates}
             write_json(self.file, self.rates)
 
     def memory_gib(self, names: Iterable[str]) -> float | None:

@@ -19,12 +19,12 @@ from filelock import FileLock, Timeout
 from maskwise.errors import MaskwiseError
 from maskwise.folders import (
     RELEASE_SECONDS,
+    holding,
     is_locked,
     is_new,
     locked,
     remove_new,
     sweep,
-    writing,
 )
 from maskwise.study.stages import DONE
 from maskwise.tasks.finetuning import PREDICTIONS
@@ -121,12 +121,8 @@ class StudyFolder:
         Raises:
             MaskwiseError: the folder cannot be written.
         """
-        with writing(self.stages):
-            held = locked(self.stages / LOCK, wait=-1)
-        try:
+        with holding(self.stages / LOCK):
             yield
-        finally:
-            held.release()
 
     def users(self) -> list[str]:
         """List the other processes that use the folder, as HOST-NUMBER."""
