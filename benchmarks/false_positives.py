@@ -42,6 +42,7 @@ from oracle_shares import learned_something, ratio_interval
 from maskwise.constants import REFERENCE
 from maskwise.devices import hardware
 from maskwise.errors import require_known
+from maskwise.files import Contrast
 from maskwise.study.design import best_point
 from maskwise.verdict import summarise
 from maskwise.verdict.failures import at_floor
@@ -591,22 +592,44 @@ def judged(
         floor: the score of the untrained model.
         policy: the masking policy of the arms, which may be one that each run learns.
     """
-    records = []
     known = dict(runs)
-    tasks, seeds = runs["baseline"].shape
     if floor is not None:
-        known[REFERENCE] = np.full((tasks, seeds), floor)
-    for name, scores in known.items():
-        for (task, seed), score in np.ndenumerate(scores):
-            record = {"kind": "task", "arm": name, "seed": seed, "measure": f"t{task}"}
-            records.append(record | {"metric": "f1", "value": float(score)})
+        known[REFERENCE] = np.full_like(runs["baseline"], floor)
+    rows = judged_rows(known, arms, gate=gate, policy=policy)
+    return [str(row["verdict"]) for row in rows]
+
+
+def judged_rows(
+    runs: dict[str, Array],
+    arms: Sequence[str],
+    *,
+    dev: dict[str, Array] | None = None,
+    gate: tuple[str, str] | None = None,
+    policy: str = "token",
+) -> list[Contrast]:
+    """Return the package's rows of arms against the baseline, without that of the gate.
+
+    Args:
+        runs: (tasks, runs) scores, keyed by arm; also of the untrained model, if it was scored.
+        arms, gate, policy: as in ``judged``.
+        dev: the scores on dev rows.
+    """
+    records = []
+    for split, known in (("test", runs), ("dev", dev or {})):
+        for name, scores in known.items():
+            for (task, seed), score in np.ndenumerate(scores):
+                record = {"kind": "task", "arm": name, "seed": seed, "measure": f"t{task}"}
+                record |= {"split": split, "metric": "f1", "value": float(score)}
+                records.append(record)
+    tasks, seeds = runs["baseline"].shape
     facts = {
         "baseline": "baseline",
-        "untrained": {} if floor is None else {REFERENCE: REFERENCE},
+        "untrained": {REFERENCE: REFERENCE} if REFERENCE in runs else {},
         "seeds": list(range(seeds)),
         "arms": {
             name: {"policy": policy if name in arms else "token", "ratio": "", "overrides": {}}
             for name in runs
+            if name != REFERENCE
         },
         "contrasts": [(name, "baseline") for name in arms],
         "tasks": {f"t{task}": {"metric": "f1", "test_items": TEST_ITEMS} for task in range(tasks)},
@@ -615,7 +638,149 @@ def judged(
         facts["gate"] = {"contrast": gate, "closes": facts["contrasts"]}
         facts["contrasts"] = [*facts["contrasts"], gate]
     rows = summarise(records, facts)["contrasts"]  # type: ignore[arg-type]
-    return [str(row["verdict"]) for row in rows if row["outcome"] == "tasks" and "gate" not in row]
+    return [row for row in rows if row["outcome"] == "tasks" and "gate" not in row]
+
+
+# Which tasks count
+# --------------------------------------------------------------------------------------------
+
+DEV_LUCK = 0.9
+"""Correlation of the dev and test scores of a run of the baseline, whose SD is 1 on both."""
+LEAST_HELPED = 0.75
+"""Share of the seeds in which pre-training must help on a task that is chosen."""
+OTHER_SEEDS = 4
+"""Number of further seeds for the rule that chooses tasks on other seeds than it tests."""
+THE_RULE = "mean of the arms"
+"""The rule of the package."""
+RULES_OF_TASKS = ("mean of the arms", "all tasks", "other seeds", "by variance", "by own variance")
+
+
+class Help(NamedTuple):
+    """A world of four tasks, of which pre-training helps on some.
+
+    The unit is the SD of a run of the baseline.
+
+    Attributes:
+        responding: the number of tasks on which pre-training helps.
+        help: the gain of all arms over the start on these tasks.
+        spread: the SD of the runs of the first arm; that of the other arms and of the start is 1.
+        runs: the number of runs of each arm.
+        arms: the number of arms, with the baseline.
+        shared: the covariance of two arms in a run, which have the same seed.
+        effect: the true lead of the first arm over the baseline on the tasks with help, in SDs of
+            the paired difference.
+    """
+
+    responding: int
+    help: float
+    spread: float = 1.0
+    runs: int = 8
+    arms: int = 2
+    shared: float = 0.0
+    effect: float = 0.0
+
+
+def draw_helped(world: Help, studies: int) -> tuple[Array, Array]:
+    """Draw the scores on test and dev: (sides, studies, tasks, runs), with the start at the end."""
+    rng = np.random.default_rng([SEED, 4, *repr(tuple(world)).encode()])
+    shape = (world.arms + 1, studies, 4, world.runs + OTHER_SEEDS)
+    quality = np.zeros((world.arms + 1, 1, 4, 1))
+    quality[:-1, :, : world.responding] = world.help
+    quality[1, :, : world.responding] += world.effect * math.hypot(1, world.spread)
+    own = np.sqrt(np.array([1, world.spread**2] + [1] * (world.arms - 1)) - world.shared)
+    luck = own[:, None, None, None] * rng.normal(0, 1, shape)
+    luck += math.sqrt(world.shared) * rng.normal(0, 1, shape[1:])
+    rows = math.sqrt(1 - DEV_LUCK**2) * rng.normal(0, 1, shape)
+    return quality + luck, quality + DEV_LUCK * luck + rows
+
+
+def chosen_tasks(rule: str, dev: Array, runs: int) -> Array:
+    """Return which tasks a rule counts: (studies, tasks).
+
+    mean of the arms: those on which the mean of all arms beats the start, in three quarters of the
+        seeds.
+    all tasks: all.
+    other seeds: as the first, on seeds that are not tested.
+    by variance: as the first, with a mean of the arms that is weighted by the inverse of their
+        variances, each averaged over the tasks.
+    by own variance: the same, with the variance of the arm on the task.
+
+    If no task is left, all count.
+    """
+    if rule == "all tasks":
+        return np.ones(dev.shape[1:3], dtype=bool)
+    dev = dev[..., runs:] if rule == "other seeds" else dev[..., :runs]
+    weights = np.ones((len(dev) - 1, *dev.shape[1:3], 1))
+    if rule.startswith("by"):
+        weights /= dev[:-1].var(axis=3, ddof=1, keepdims=True)
+        if rule == "by variance":
+            weights = 1 / (1 / weights).mean(axis=2, keepdims=True)
+    gains = (weights * dev[:-1]).sum(axis=0) / weights.sum(axis=0) - dev[-1]
+    found = (gains > 0).mean(axis=2) >= LEAST_HELPED
+    return found | ~found.any(axis=1, keepdims=True)
+
+
+def decided_by(rule: str, test: Array, dev: Array, runs: int) -> tuple[Array, Array]:
+    """Return for each study whether the first contrast is decided, and which tasks count."""
+    chosen = chosen_tasks(rule, dev, runs)
+    differences = test[1, ..., :runs] - test[0, ..., :runs]
+    p = np.ones(len(chosen))
+    for subset in np.unique(chosen, axis=0):
+        same = (chosen == subset).all(axis=1)
+        p[same] = sum_of_t_p(differences[same][:, subset])
+    return p < ALPHA, chosen
+
+
+def help_worlds() -> Iterator[Help]:
+    """Yield the worlds in which rules are compared: without a true lead, and with one."""
+    for spread, responding, gain in product((1.0, 2.0, 3.0, 5.0), (1, 2, 4), (0.3, 1.0, 3.0)):
+        yield Help(responding, gain, spread)
+    for spread, responding in product((1.0, 3.0, 5.0), (1, 2, 4)):
+        for runs in (6, 12):
+            yield Help(responding, 0.3, spread, runs=runs)
+        yield Help(responding, 0.3, spread, arms=3)
+        yield Help(responding, 0.3, spread, shared=0.5)
+    for spread, responding, effect in product((1.0, 3.0), (1, 2, 4), (0.5, 1.0)):
+        yield Help(responding, 3.0, spread, effect=effect)
+    for responding in (1, 2, 4):
+        # The other seeds of that rule cost as many runs.
+        yield Help(responding, 3.0, runs=12, effect=1.0)
+
+
+def rules_of_tasks(studies: int) -> Iterator[Row]:
+    """Yield the rate of *decided* under each rule that says which tasks count.
+
+    "noisier" is the share of studies decided for the arm whose runs vary more, and "left_out" the
+    mean number of tasks that do not count.
+    """
+    for world in help_worlds():
+        test, dev = draw_helped(world, studies)
+        named = {key: value for key, value in world._asdict().items() if value}
+        for rule in RULES_OF_TASKS:
+            hits, chosen = decided_by(rule, test, dev, world.runs)
+            lead = test[1, ..., : world.runs] - test[0, ..., : world.runs]
+            t = lead.mean(axis=2) / lead.std(axis=2)
+            ahead = np.where(chosen, t, 0).sum(axis=1) > 0
+            facts = {"noisier": float((hits & ahead).mean())}
+            facts["left_out"] = float((~chosen).sum(axis=1).mean())
+            yield named | {"rule": rule} | facts | _share(int(hits.sum()), studies)
+
+
+def real_code_of_rules(studies: int) -> Iterator[Row]:
+    """Yield the number of studies that the package judges as this simulation of its rule."""
+    for spread, runs, arms in ((1.0, 8, 2), (3.0, 8, 2), (5.0, 6, 2), (3.0, 8, 3)):
+        world = Help(2, 0.3, spread, runs=runs, arms=arms)
+        test, dev = draw_helped(world, studies)
+        expected, _ = decided_by(THE_RULE, test, dev, runs)
+        names = ["baseline", *(f"arm-{number}" for number in range(1, arms)), REFERENCE]
+        alike = 0
+        for study in range(studies):
+            scores, chosen_by = (
+                dict(zip(names, split[:, study, :, :runs])) for split in (test, dev)
+            )
+            (row,) = judged_rows(scores, ["arm-1"], dev=chosen_by)
+            alike += (row["p"] < ALPHA) == expected[study]
+        yield world._asdict() | {"studies": studies, "alike": int(alike)} | _share(alike, studies)
 
 
 def asymmetric(studies: int) -> Iterator[Row]:
@@ -730,8 +895,17 @@ def summary(rows: Iterable[Row]) -> Row:
     return found
 
 
-REAL = (real_code, real_code_of_tasks)
-SIMULATED = (false_positives, powers, shares, symmetric, power_of_tasks, asymmetric, price)
+REAL = (real_code, real_code_of_tasks, real_code_of_rules)
+SIMULATED = (
+    false_positives,
+    powers,
+    shares,
+    symmetric,
+    power_of_tasks,
+    rules_of_tasks,
+    asymmetric,
+    price,
+)
 TABLES = {table.__name__: table for table in (*REAL, *SIMULATED)}
 
 
