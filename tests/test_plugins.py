@@ -35,6 +35,7 @@ from maskwise.annotate import register, registry
 from maskwise.annotate.registry import ANNOTATORS, SPANS, ByText, annotator
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.shard import Live, forget
+from maskwise.cli.views import TABLES as LISTS
 from maskwise.errors import MaskwiseError, PlugInError
 from maskwise.evaluation import EvaluationSettings, evaluate_checkpoint
 from maskwise.evaluation.evaluate import MEASURES, measure_of
@@ -278,6 +279,37 @@ def test_a_package_is_imported_only_for_its_names(installed):
 def test_a_broken_plugin_is_one_line_that_names_its_package(installed, name, reason):
     with pytest.raises(MaskwiseError, match=f"policy '{name}' of the package verse-masks {reason}"):
         policy(name)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.kind)
+@pytest.mark.parametrize("raised", ["SystemExit(0)", "GeneratorExit", "RuntimeError('no')"])
+def test_a_package_that_ends_its_import_stops_no_other_member(tmp_path, monkeypatch, table, raised):
+    (tmp_path / "endless_masks.py").write_text(f"raise {raised}\n", encoding="utf-8")
+    install(tmp_path, f"[{table.group}]\nended = endless_masks:Any\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    members, faults = table.usable()
+    assert members.keys() >= table.without_plugins().keys() and "ended" not in members
+    (fault,) = faults
+    assert "'ended'" in fault and "verse-masks" in fault and raised.partition("(")[0] in fault
+    with pytest.raises(MaskwiseError, match="verse-masks"):
+        table["ended"]
+
+
+def test_an_interrupted_import_of_a_package_is_no_fault_of_it(tmp_path, monkeypatch):
+    (tmp_path / "endless_masks.py").write_text("raise KeyboardInterrupt\n", encoding="utf-8")
+    install(tmp_path, "[maskwise.policies]\nended = endless_masks:Any\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        POLICIES.usable()
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_lists_name_a_broken_plugin_once(installed, capsys, what):
+    """``metrics`` shows the kind of task that has each of them."""
+    assert maskwise("list", what) == 0
+    assert capsys.readouterr().err.count("'rhymes' of the package") == (
+        what in ("kinds", "metrics")
+    )
 
 
 def test_a_plugin_with_the_name_of_a_built_in_member_is_named_once(installed):

@@ -196,10 +196,10 @@ class Table(MutableMapping[str, T], Generic[T]):
             )
         try:
             member = points[0].load()
-        except AskedToLeave:
+        except (AskedToLeave, KeyboardInterrupt):
             raise
-        # Importing another package may raise any exception.
-        except (Exception, SystemExit) as error:
+        # Importing another package may raise anything.
+        except BaseException as error:
             raise MaskwiseError(
                 f"{what} cannot be loaded",
                 got=f"{type(error).__name__}: {first_line(error)}",

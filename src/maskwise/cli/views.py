@@ -688,6 +688,7 @@ def names_in(what: str) -> dict[str, Any]:
 def describe_table(what: str) -> list[dict[str, str]]:
     """Return name, arguments, description and example of every member of a list."""
     rows = []
+    kinds = names_in("kinds") if what == "metrics" else {}
     for name, member in names_in(what).items():
         call = name
         command = ""
@@ -699,7 +700,7 @@ def describe_table(what: str) -> list[dict[str, str]]:
         elif what == "kinds":
             line = f"Metrics: {', '.join(member.metrics)}."
         elif what == "metrics":
-            command = next((kind for kind, of in _kinds().items() if name in of.metrics), "KIND")
+            command = next((kind for kind, of in kinds.items() if name in of.metrics), "KIND")
             line = _sentence(python_inspect.getdoc(member) or "")
         elif what == "keys":
             line = " ".join(member.what.split())
