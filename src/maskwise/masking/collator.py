@@ -332,5 +332,5 @@ class RowCollator:
         columns["example_id"] = torch.from_numpy(names)
         columns["special_tokens_mask"] = batch.tensor(~batch.content).long()
         if batch.silent is not None:
-            columns["labels"] = batch.tensor(batch.silent).long() * IGNORE
+            columns["labels"] = columns["input_ids"].masked_fill(batch.tensor(batch.silent), IGNORE)
         return columns

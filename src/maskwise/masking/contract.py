@@ -516,9 +516,10 @@ def check_shown(
         for token in frame:
             _require(
                 np.count_nonzero(text == token) == np.count_nonzero(real == token),
-                f"{who}: special tokens were added, lost or drawn",
+                f"{who}: special or unknown tokens were added, lost or drawn",
                 got=f"id {token} {np.count_nonzero(text == token)} times",
                 allowed=f"{np.count_nonzero(real == token)} times",
+                do="draw from the tokens where line.eligible is True, or from vocabulary.ordinary",
             )
         if not chosen.any():
             _require(

@@ -460,6 +460,9 @@ def corrupt(
     eligible = flags("loss_mask", loss_mask, shape=shape).reshape(-1)
     if not is_tensor(input_ids):
         input_ids = torch.from_numpy(ids_BL.copy())
+    elif input_ids.is_floating_point() or input_ids.dtype is torch.bool:
+        # It is empty, because ids of these types are refused.
+        input_ids = input_ids.long()
     most = torch.iinfo(input_ids.dtype).max
     mask_token_id = whole_number("mask_token_id", mask_token_id, least=0, most=most)
     seed = whole_number("seed", seed)

@@ -147,6 +147,7 @@ class RowMaker:
             "one long word": row([12], example_id=6),
             "only unknown": row([1, 1], unknown=[0, 1], example_id=7),
             "unknown inside a word": row([3, 3, 1], unknown=[1], example_id=8),
+            "many unknown": row([1] * 24, unknown=range(0, 24, 2), example_id=12),
             "specials in the middle": row([2, 1, 0, 3, 1, 0, 0, 1], example_id=9),
             "all special": row([0, 0, 0], example_id=10),
             "short words": row([1] * 15, example_id=11),

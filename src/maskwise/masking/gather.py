@@ -77,13 +77,14 @@ def gather(rows: UserRows | Line, vocabulary: Vocabulary) -> Line:
             one dict of (B, L) tensors or arrays, in which ``example_id`` is (B,); or a line. In
             packed rows, ``example_id`` is (B, L), and consecutive tokens with the same id form a
             piece. Where the rows have ``labels`` of −100 or a ``loss_mask`` of 0, nothing is masked
-            or predicted. Other columns with a number per token are layers. Columns of text and
-            other columns with a single value per row are not read.
+            or predicted; other labels must be the tokens themselves. Other columns with a number
+            per token are layers. Columns of text and other columns with a single value per row are
+            not read.
         vocabulary: the vocabulary of the tokenizer that made the rows.
 
     Raises:
-        MaskwiseError: there are no rows, a layer has the wrong length, an id is outside the
-            vocabulary, or a column is misspelt.
+        MaskwiseError: there are no rows, they are masked already, a layer has the wrong length, an
+            id is outside the vocabulary, or a column is misspelt.
     """
     if isinstance(rows, Line):
         return rows.read_with(vocabulary)
@@ -139,7 +140,20 @@ def _line_of(columns: Columns, vocabulary: Vocabulary) -> Line:
     for name in _LABELS:
         labels = flat.pop(name, None)
         if labels is not None:
-            silent = (labels == IGNORE) | (False if silent is None else silent)
+            unread = labels == IGNORE
+            # Labels that repeat the tokens, as scripts for causal models write them, hide nothing.
+            answers = ~unread & (labels != ids)
+            if attention is not None:
+                answers &= attention != 0
+            if answers.any():
+                raise MaskwiseError(
+                    f"the rows are masked already: {name!r} has other tokens than input_ids",
+                    got=f"{np.count_nonzero(answers):,} such labels",
+                    allowed=f"{IGNORE}, or the token itself",
+                    do=f"give the rows from before they were masked; or, if {name!r} are classes, "
+                    "remove the column",
+                )
+            silent = unread | (False if silent is None else silent)
     allowed = flat.pop("loss_mask", None)
     if allowed is not None:
         silent = (allowed == 0) | (False if silent is None else silent)

@@ -119,7 +119,8 @@ class Vocabulary:
 
     Attributes:
         size: V, the largest id plus one. Rows with larger ids cause an error.
-        mask, pad, bos, eos: ids of special tokens; None if the tokenizer has no such token.
+        mask, pad, bos, eos: ids of special tokens; None if the tokenizer has no such token. A mask
+            token that is also the padding, the unknown or another special token counts as none.
         content: (V,) bool, False for special tokens and for ids without a token. Masking never
             selects or moves special tokens, and never uses them as random replacements.
         eligible: (V,) bool, the ids that may be masked, and that may replace a masked token at
@@ -182,9 +183,14 @@ class Vocabulary:
         eos = tokenizer.eos_token_id
         pad = tokenizer.pad_token_id
         mask = tokenizer.mask_token_id
+        first = bos if tokenizer.cls_token_id is None else tokenizer.cls_token_id
+        last = eos if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+        # A model cannot tell such a mask from padding, an unknown word or the end of a text.
+        if mask in (pad, unknown, bos, eos, first, last):
+            mask = None
         # [UNK] replaces a word of the text, so it is content. In tokenizers of the GPT-2 family,
         # one token is bos, eos and unk. This token stays special.
-        if unknown not in (bos, eos, pad, mask):
+        if unknown not in (bos, eos, pad):
             special.discard(unknown)
         content = np.zeros(size, bool)
         content[list(by_name.values())] = True
@@ -214,8 +220,8 @@ class Vocabulary:
             content=content,
             eligible=eligible,
             sentinels=sentinel_ids,
-            bos=bos if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
-            eos=eos if tokenizer.sep_token_id is None else tokenizer.sep_token_id,
+            bos=first,
+            eos=last,
             by_name=by_name,
             pad_has_role=pad_has_role(tokenizer),
         )
@@ -259,7 +265,7 @@ class Vocabulary:
         """Return the id of the mask token.
 
         Raises:
-            MaskwiseError: the tokenizer has no mask token.
+            MaskwiseError: the tokenizer has no mask token of its own.
         """
         if self.mask is None:
             do = (
@@ -271,5 +277,5 @@ class Vocabulary:
                     "; or, for an encoder–decoder, policy='t5-span' with corruption='t5', which "
                     "needs only sentinels"
                 )
-            raise MaskwiseError("the tokenizer has no mask token", do=do)
+            raise MaskwiseError("the tokenizer has no mask token of its own", do=do)
         return self.mask

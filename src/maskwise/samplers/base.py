@@ -162,8 +162,9 @@ class Single(Sampler):
         super().__init__(objectives, seed=seed)
         if objective is None:
             objective = self.objectives[0]
-        objective = str(objective)
-        require_known("objective", objective, self.objectives)
+        else:
+            objective = str(objective)
+            require_known("objective", objective, self.objectives)
         self.objective = objective
         self.share = torch.eye(len(objectives), dtype=torch.float64)[
             self.objectives.index(objective)

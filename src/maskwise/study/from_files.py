@@ -248,7 +248,15 @@ class Draft:
     @cached_property
     def text(self) -> str:
         """The recipe in YAML."""
-        return commented(self.settings, self.comments, head=self.head)
+        written = commented(self.settings, self.comments, head=self.head)
+        if "{seed}" in written:
+            raise MaskwiseError(
+                "a recipe replaces {seed} in the name of a file by the seed of a run, so that "
+                "another file would be read",
+                got=self.name,
+                do="rename the file; or, if there is a file for each seed, name them in a recipe",
+            )
+        return written
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -435,6 +435,8 @@ def annotate_rows(
                 do="cut the rows before, or pass the texts and no input_ids",
             )
         annotators = _fitted(layers)
+        if not alone:
+            _require_rows(batch, len(rows))
         offsets = _rows_of_offsets(batch.get("offset_mapping"), rows, alone=alone)
         present = _rows_of_present(batch.get("attention_mask"), rows, tokenizer, alone=alone)
         made = [
@@ -461,6 +463,8 @@ def annotate_rows(
         if alone and names_of_texts is not None:
             names_of_texts = [names_of_texts]
         parts = _encoded(tokenizer, texts, max_length, split, names_of_texts, layers, words)
+        if not alone:
+            _require_rows(batch, len(parts))
         if alone and split:
             raise MaskwiseError(
                 "one text cannot become several rows of an unbatched map",
@@ -484,6 +488,17 @@ def annotate_rows(
         values = [row[name] for row in made]
         columns[name] = values[0] if alone else values
     return columns
+
+
+def _require_rows(batch: Mapping[str, Any], height: int) -> None:
+    """Raise ``MaskwiseError`` unless each column has an item for each row."""
+    for name, values in batch.items():
+        sized = hasattr(values, "__len__") and getattr(values, "ndim", 1) > 0
+        found = len(values) if sized else type(values).__name__
+        if values is not None and found != height:
+            raise MaskwiseError(
+                f"column {name!r} does not fit the rows", got=found, allowed=f"{height} rows"
+            )
 
 
 def _rows_of_ids(value: Any) -> tuple[list[Ints], bool]:
@@ -511,12 +526,6 @@ def _rows_of_offsets(value: Any, rows: Sequence[Ints], *, alone: bool) -> list[I
     """
     if value is None:
         return [None] * len(rows)
-    if not hasattr(value, "__len__") or len(value) != (len(rows[0]) if alone else len(rows)):
-        raise MaskwiseError(
-            "'offset_mapping' does not fit 'input_ids'",
-            got=type(value).__name__,
-            do="make both by tokenizer(texts, return_offsets_mapping=True)",
-        )
     spans = [value] if alone else value
     return [
         whole_numbers("offset_mapping", part, shape=(len(row), 2)) if len(row) else None
@@ -533,12 +542,6 @@ def _rows_of_present(
             return [np.ones(len(row), bool) for row in rows]
         return [row != tokenizer.pad_token_id for row in rows]
     masks = [value] if alone else value
-    if not hasattr(masks, "__len__") or len(masks) != len(rows):
-        raise MaskwiseError(
-            "'attention_mask' does not fit 'input_ids'",
-            got=type(value).__name__,
-            allowed=f"{len(rows)} rows",
-        )
     return [
         flags("attention_mask", mask, shape=row.shape)
         for mask, row in zip(masks, rows, strict=True)

@@ -110,6 +110,17 @@ def train(
             is a folder and ``resumes`` is true.
     """
     refuse_quiet(quiet)
+    for name, given, fits in (
+        ("objective", objective, isinstance(objective, Objective)),
+        ("source", source, hasattr(source, "batches")),
+        ("settings", settings, isinstance(settings, TrainingSettings)),
+    ):
+        if not fits:
+            raise MaskwiseError(
+                f"train: {name} is not valid",
+                got=type(given).__name__,
+                allowed="train(objective, source, TrainingSettings(…))",
+            )
     steps = settings.steps
     with (
         alone_in(folder),
