@@ -20,6 +20,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import refuse_damaged
 from maskwise.models import _loading, load_model
 from maskwise.starts import find_weights, resolve_start
+from maskwise.text import load_tokenizer
 
 SENTENCE = "Marie Curie was born in Warsaw."
 
@@ -311,3 +312,100 @@ def test_an_old_cased_vocabulary_without_settings_is_noticed(
     assert "do_lower_case" not in capsys.readouterr().err
     assert AutoTokenizer.from_pretrained(tmp_path / "two").tokenize("A") == ["A"]
     assert load_file(tmp_path / "two" / "model.safetensors")
+
+
+def hub_snapshot(old: Path, repository: Path) -> Path:
+    """Lay a folder out as the hub's cache does, and return its snapshot, all of links."""
+    snapshot = repository / "snapshots" / ("0" * 39 + "1")
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for path in old.iterdir():
+        shutil.move(path, repository / "blobs" / f"blob-{path.name}")
+        (snapshot / path.name).symlink_to(f"../../blobs/blob-{path.name}")
+    return snapshot
+
+
+def test_a_snapshot_of_the_hub_is_copied_and_what_leads_out_of_it_is_not(
+    old: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (old / "README.md").write_text("# Of this model")
+    snapshot = hub_snapshot(old, tmp_path / "cache/models--ada--old")
+    other = tmp_path / "cache/models--eve--other/blobs"
+    other.mkdir(parents=True)
+    (other / "licence").write_text("of another repository")
+    (snapshot / "LICENSE").symlink_to(other / "licence")
+    assert run("convert", snapshot, tmp_path / "new") == 0
+    assert (tmp_path / "new/README.md").read_text() == "# Of this model"
+    assert not (tmp_path / "new/LICENSE").exists()
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "LICENSE" in line and str(other / "licence") in line
+    assert torch.equal(logits(tmp_path / "new"), logits(Path(resolve_start("bundled:encoder"))))
+
+
+def test_weights_may_be_links_to_elsewhere(old: Path, tmp_path: Path) -> None:
+    (old / "pytorch_model.bin").rename(tmp_path / "weights.bin")
+    (old / "pytorch_model.bin").symlink_to(tmp_path / "weights.bin")
+    assert run("convert", old, tmp_path / "new") == 0
+    assert torch.equal(logits(tmp_path / "new"), logits(Path(resolve_start("bundled:encoder"))))
+
+
+def linked_to(target: Path) -> Any:
+    def change(path: Path) -> None:
+        path.symlink_to(target)
+
+    return change
+
+
+def large(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(10_000_001)
+
+
+def in_a_chain(path: Path) -> None:
+    (path.parent / "inner").symlink_to("/etc/passwd")
+    path.symlink_to("inner")
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE.txt", "generation_config.json"])
+@pytest.mark.parametrize(
+    ("make", "fact"),
+    {
+        "a private file": (linked_to(Path("/etc/passwd")), "/etc/passwd"),
+        "through another link": (in_a_chain, "/etc/passwd"),
+        "a large file": (large, "10,000,000"),
+        "a folder": (Path.mkdir, "no file"),
+    }.values(),
+)
+def test_what_is_left_out_is_named(
+    make: Any, fact: str, name: str, old: Path, tmp_path: Path
+) -> None:
+    make(old / name)
+    facts = convert(old, tmp_path / "new", tokenizer=old)
+    [line] = [line for line in facts["warnings"] if name in line]
+    assert fact in line
+    assert not (tmp_path / "new" / name).exists()
+    assert (tmp_path / "new" / "config.json").is_file()
+
+
+def test_a_device_without_end_is_never_opened(old: Path, tmp_path: Path) -> None:
+    (old / "LICENSE").symlink_to("/dev/zero")
+    assert "LICENSE" in " ".join(convert(old, tmp_path / "new")["warnings"])
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/a.jinja"])
+def test_a_template_that_leads_out_of_a_folder_is_not_saved(
+    name: str, old: Path, tmp_path: Path
+) -> None:
+    """It was saved with the tokenizer of every model that is trained from such a folder."""
+    private = tmp_path / "private"
+    private.write_text("of nobody else")
+    (old / name).parent.mkdir(exist_ok=True)
+    (old / name).symlink_to(private)
+    with pytest.warns(UserWarning, match=name):
+        tokenizer = load_tokenizer(str(old))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    saved = [path for path in (tmp_path / "saved").rglob("*") if path.is_file()]
+    assert saved and not any(b"of nobody else" in path.read_bytes() for path in saved)
+    (old / name).unlink()
+    (old / name).write_text("of this model")
+    assert "of this model" in str(load_tokenizer(str(old)).chat_template)

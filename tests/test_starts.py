@@ -538,6 +538,14 @@ def test_a_checkpoint_goes_to_the_hub_with_its_card_and_without_states(
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files["ada/encoder"])
         assert not {"optimizer.bin", "code.py", "trainer_state.json"} & set(files["ada/encoder"])
         assert not any("checkpoint-5" in name for name in files["ada/encoder"])
+        # A link in a folder from elsewhere may lead to a private file.
+        (tmp_path / "private").write_text("of nobody else")
+        (folder / "notes [1].txt").symlink_to(tmp_path / "private")
+        with pytest.warns(UserWarning, match=r"notes \[1\]\.txt"):
+            starts.push_to_hub(folder, "ada/again", token="hf_of_nobody")
+        assert {"README.md", "config.json"} <= set(files["ada/again"])
+        assert not any(b"of nobody" in content for content in files["ada/again"].values())
+        (folder / "notes [1].txt").unlink()
         private: Any = "no"
         with pytest.raises(MaskwiseError, match="private is not valid; got no"):
             starts.push_to_hub(folder, "ada/encoder", private=private, token="hf_of_nobody")

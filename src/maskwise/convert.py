@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,22 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
-from maskwise.folders import read_json, write_folder
+from maskwise.folders import CARD, copy_texts, not_to_copy, read_json, write_folder
 from maskwise.models import has_head, load_config, load_model, require_head
-from maskwise.starts import Start, downloaded, find_start, safetensors_of
+from maskwise.specs import user_path
+from maskwise.starts import (
+    CONFIG,
+    TOKENIZER_FILES,
+    Start,
+    downloaded,
+    find_start,
+    safetensors_of,
+)
 from maskwise.text.tokenizers import has_tokenizer, load_tokenizer
 
 PICKLED = "pytorch_model.bin"
 INDEX = f"{PICKLED}.index.json"
-KEPT = ("config.json", "generation_config.json", "README.md", "LICENSE*")
+KEPT = (CONFIG, "generation_config.json", CARD, "LICENSE*")
 """Patterns of files that are copied as they are."""
 LFS = b"version https://git-lfs"
 """The beginning of a file that Git LFS has not downloaded."""
@@ -49,11 +56,13 @@ def convert(old: Start, new: Path, *, tokenizer: Start | None = None) -> dict[st
 
     Returns:
         The number of weights and files, whether the model has a head for masked tokens, and
-        "warnings" about the tokenizer.
+        "warnings" about the tokenizer and about files that are left out: links that lead out of
+        ``old``, and texts of more than 10 MB.
 
     Raises:
         MaskwiseError: ``old`` has no pickled weights, holds something else than weights, has code
-            of its own or does not load; or ``new`` has files.
+            of its own or does not load; its configuration or tokenizer is a link that leads out of
+            it; or ``new`` has files.
     """
     if new.is_file() or (new.is_dir() and any(new.iterdir())):
         raise MaskwiseError(
@@ -61,6 +70,8 @@ def convert(old: Start, new: Path, *, tokenizer: Start | None = None) -> dict[st
         )
     folder = _folder_of(old)
     files = _weight_files(folder)
+    _refuse_links(folder, [CONFIG])
+    _refuse_links(user_path(str(tokenizer or folder)), TOKENIZER_FILES)
     # The configuration is checked before weights are read, which takes much longer.
     config = load_config(folder, kind=None)
     require_head(config, adapter_of(config).kind, name=old)
@@ -84,6 +95,16 @@ def _folder_of(old: Start) -> Path:
         return where
     patterns = ["*.json", "*.txt", "*.model", "*.md", "pytorch_model*"]
     return Path(find_start(downloaded(str(where), patterns, what=repr(str(old)))))
+
+
+def _refuse_links(folder: Path, patterns: Iterable[str]) -> None:
+    """Raise an error if a copy leaves out a file without which a model does not load."""
+    for path, why in not_to_copy(folder, patterns).items():
+        raise MaskwiseError(
+            f"{path} is not copied",
+            got=why,
+            do="put the file itself into the folder, if it may be published with the model",
+        )
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -161,9 +182,7 @@ def _fill(
     folder: Path, files: list[Path], tokenizer: Any, facts: dict[str, Any], new: Path
 ) -> None:
     """Write all files of the new folder, and load the model from it."""
-    for pattern in KEPT:
-        for path in folder.glob(pattern):
-            shutil.copyfile(path, new / path.name)
+    facts["warnings"] += copy_texts(folder, KEPT, new)
     tokenizer.save_pretrained(new)
     places: dict[str, str] = {}
     size = 0

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import files
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -79,6 +79,8 @@ ENDINGS = (
     *(".npy", ".npz"),
 )
 """Extensions of the files that commands read, and of compressed files."""
+MOST_BYTES = 10_000_000
+"""The maximum size of a text that is copied, such as a licence."""
 LONGEST_NAME = 50
 """Most characters of the name of a study, and of its folder; file systems allow 255 bytes."""
 RELEASE_SECONDS = 0.2
@@ -278,6 +280,50 @@ def linked(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def not_to_copy(
+    folder: Path, patterns: Iterable[str], *, most: float = math.inf
+) -> dict[Path, str]:
+    """List the files of somebody's folder that a copy leaves out, each with the reason.
+
+    Copies are published, and a link may lead to a private file of this machine, or to a device that
+    never ends. In the hub's cache, all files are links to ``blobs``.
+
+    Args:
+        folder: a folder from elsewhere, such as that of a checkpoint.
+        patterns: the files that may be copied.
+        most: the maximum size in bytes.
+    """
+    home = Path(os.path.realpath(folder))
+    homes = [home]
+    # …/models--OWNER--NAME/snapshots/COMMIT. Large files may be those of several repositories.
+    if re.search(r"/models--[^/]+/snapshots/[^/]+$", home.as_posix()):
+        homes += [home.parents[1] / "blobs", home.parents[2] / "blobs"]
+    reasons = {}
+    for path in chain.from_iterable(map(folder.glob, patterns)):
+        real = Path(os.path.realpath(path))
+        if not any(map(real.is_relative_to, homes)):
+            reasons[path] = f"a link to {real}, outside of its folder"
+        elif not real.is_file():
+            reasons[path] = "no file"
+        elif real.stat().st_size > most:
+            reasons[path] = f"more than {most:,} bytes"
+    return reasons
+
+
+def copy_texts(folder: Path, patterns: Sequence[str], target: Path) -> list[str]:
+    """Copy small texts of somebody's folder. Return a line about each that is left out."""
+    reasons = not_to_copy(folder, patterns, most=MOST_BYTES)
+    for path in chain.from_iterable(map(folder.glob, patterns)):
+        if path not in reasons:
+            shutil.copyfile(path, target / path.name)
+    return left_out(reasons)
+
+
+def left_out(reasons: Mapping[Path, str]) -> list[str]:
+    """Return a line about each file that a copy leaves out."""
+    return [f"{path} is left out, because it is {why}" for path, why in reasons.items()]
 
 
 def damage(folder: Path, *, weights: bool = True) -> str | None:

@@ -14,14 +14,24 @@ with pip.
 from __future__ import annotations
 
 import site
+import warnings
 from functools import cache
+from glob import escape
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
 from maskwise.errors import MaskwiseError, first_line, require_known
-from maskwise.folders import CARD, bundled_file, read_json, refuse_damaged
+from maskwise.folders import (
+    CARD,
+    bundled_file,
+    left_out,
+    not_to_copy,
+    read_json,
+    refuse_damaged,
+)
 from maskwise.specs import user_path
 
 Start: TypeAlias = str | Path
@@ -43,8 +53,16 @@ SAFE = "model.safetensors"
 CODE_FILES = (CONFIG, "tokenizer_config.json")
 """Files of a checkpoint in which ``auto_map`` may name Python code."""
 
-SHARED = ["*.json", "*.safetensors", "*.md", "*.txt", "*.model"]
+TEXTS = ["*.json", "*.md", "*.txt", "*.model"]
+
+SHARED = [*TEXTS, "*.safetensors"]
 """Patterns of the files that are uploaded to the hub or downloaded: no code, no pickles."""
+
+TEMPLATES = ("*.jinja", "*/*.jinja")
+"""Patterns of the files in which tokenizers have templates of conversations."""
+
+READ = [*SHARED, *TEMPLATES]
+"""Patterns of the files that are read in a model's folder."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
 """Patterns of the tokenizer's files in a model's folder."""
@@ -104,14 +122,18 @@ def find_start(name: Start) -> str:
 
     Raises:
         MaskwiseError: there is no such folder, hub id or cached model; the name is a file; a file
-            differs from the folder's manifest (weights are not checked here); or the checkpoint
-            contains Python code, about which transformers would ask the user.
+            is a device, or differs from the folder's manifest (weights are not checked here); or
+            the checkpoint contains Python code, about which transformers would ask the user.
     """
     where = resolve_start(name)
     if not Path(where).exists():
         where = _on_hub(where, name)
     elif not Path(where).is_dir():
         raise _missing(name, "a file, not a folder")
+    for path in chain.from_iterable(map(Path(where).glob, READ)):
+        # To read a device may take for ever.
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise MaskwiseError(f"{path} is a device, and no file", do="remove it")
     # Weights are checked only when they are loaded, because they are large.
     refuse_damaged(Path(where), weights=False)
     for file in CODE_FILES:
@@ -226,7 +248,8 @@ def push_to_hub(
 
     Args:
         folder: a checkpoint with a README.md, as maskwise pretrain, study, finetune and adapt write
-            it. Training states, code and pickles are not uploaded.
+            it. Training states, code, pickles, and links that lead out of it (but for weights) are
+            not uploaded.
         name: the id on the hub, such as ``you/my-encoder``.
         private: whether only you can see the model.
         token: a hub token; by default, the token that ``hf auth login`` has stored.
@@ -235,8 +258,8 @@ def push_to_hub(
         The address of the model on the hub.
 
     Raises:
-        MaskwiseError: the folder does not exist, has no model card (README.md) or has damaged
-            weights; or the hub returns an error.
+        MaskwiseError: the folder does not exist, has no model card (README.md) of its own or has
+            damaged weights; or the hub returns an error.
 
     >>> push_to_hub("runs/nowhere/checkpoint", "you/my-encoder")
     Traceback (most recent call last):
@@ -247,11 +270,16 @@ def push_to_hub(
     if not isinstance(private, bool):
         raise MaskwiseError("private is not valid", got=private, allowed="True or False")
     where = Path(find_weights(folder))
-    if not (where / CARD).is_file():
-        raise MaskwiseError("a model on the hub needs a model card", got=f"no {CARD} in {where}")
+    links = not_to_copy(where, [f"**/{pattern}" for pattern in TEXTS])
+    if not (where / CARD).is_file() or where / CARD in links:
+        got = links.get(where / CARD, f"no {CARD} in {where}")
+        raise MaskwiseError("a model on the hub needs a model card", got=got)
+    for line in left_out(links):
+        warnings.warn(line, stacklevel=2)
     from huggingface_hub import HfApi
 
     hub = HfApi(token=token)
+    names = [escape(str(path.relative_to(where))) for path in links]
     try:
         made = hub.create_repo(name, private=private, exist_ok=True)
         # Patterns also match files in subfolders, and "checkpoint-5" is a state of ``Trainer``.
@@ -259,7 +287,7 @@ def push_to_hub(
             repo_id=made.repo_id,
             folder_path=where,
             allow_patterns=SHARED,
-            ignore_patterns=["checkpoint-*", "*trainer_state.json"],
+            ignore_patterns=["checkpoint-*", "*trainer_state.json", *names],
         )
     except Exception as error:
         # Errors of the network, of the hub and of malformed ids have no common base class.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from heapq import heappop, heappush
@@ -29,7 +30,8 @@ from tokenizers import (
 
 from maskwise.constants import ONLY_RESIDUES
 from maskwise.errors import MaskwiseError, first_line, require_known, whole_number
-from maskwise.starts import TOKENIZER_FILES, find_start
+from maskwise.folders import left_out, not_to_copy
+from maskwise.starts import TEMPLATES, TOKENIZER_FILES, find_start
 from maskwise.text.documents import BATCH_CHARACTERS, batches
 from maskwise.text.opening import valid_texts
 from maskwise.text.readers import FASTA_ENDINGS, known_ending
@@ -109,6 +111,12 @@ def load_tokenizer(
             do="give a folder written by save_pretrained, or a name on the hub (the network must "
             "be reachable)",
         ) from error
+    links = not_to_copy(folder, TEMPLATES)
+    if links:
+        # It would be saved with the tokenizer.
+        tokenizer.chat_template = None
+        for line in left_out(links):
+            warnings.warn(line, stacklevel=2)
     if is_esm(tokenizer):
         tokenizer = fast_esm(tokenizer)
     if largest >= MOST_TOKENS:
