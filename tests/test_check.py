@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
 from maskwise.cli.terminal import print_check
 from maskwise.errors import MaskwiseError
@@ -20,7 +21,7 @@ from maskwise.study.forecast import check, doubts_of, lines_of
 from maskwise.study.prospects import recorded_spreads
 from maskwise.study.result import Check
 from maskwise.text import train_tokenizer
-from maskwise.verdict.statistics import power_of
+from maskwise.verdict.statistics import power_of, runs_to_decide
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
 
@@ -258,10 +259,13 @@ def test_the_spread_is_that_of_a_pilot(
     code, printed, _ = said(*command, "--detect", scale * 0.02, "--json")
     assert code == 0
     (contrast,) = json.loads(printed)["contrasts"]
-    # A difference of 1.55 SDs.
-    assert contrast["detect"]["runs"] == 7
+    # A difference of 1.55 SDs, and of .9 times their upper limit, by which runs are planned.
+    upper = sd * (3 / chi2.ppf(0.2, 3)) ** 0.5
+    assert contrast["spread"]["upper"] == pytest.approx(upper)
+    assert contrast["detect"]["runs"] == runs_to_decide(upper, scale * 0.02) == 12
     _, printed, _ = said(*command)
-    assert f"{sd:.2g} {unit} (from 4 pairs of runs in {folder})" in printed
+    assert f"{upper:.2g} {unit} (" in printed
+    assert f"{sd:.2g}, from 4 pairs of runs in {folder})" in printed
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,19 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "within-margin": lambda: summary_of(
         {"token-15": LOW, "token-30": [x + 0.001 for x in LOW[::-1]]}, margin=0.05
     ),
+    "margin of an open contrast": lambda: summary_of(
+        {"token-15": [0.5] * 6, "token-30": [0.53, 0.49, 0.52, 0.54, 0.48, 0.51]}, margin=0.03
+    ),
+    "margin that few runs cannot decide": lambda: summary_of(
+        {arm: runs[:3] for arm, runs in CLEAR.items()}, margin=0.01
+    ),
+    "margin that no number of runs decides": lambda: summary_of(
+        {"token-15": [0.5] * 6, "token-30": [0.53, 0.49, 0.52, 0.54, 0.48, 0.51]}, margin=0.001
+    ),
+    "decided within the margin": lambda: summary_of(
+        {"token-15": LOW, "token-30": [x + 0.003 + 1e-4 * i for i, x in enumerate(LOW)]},
+        margin=0.01,
+    ),
     "too few contrasts": lambda: summary_of({"a": LOW[:6], "b": HIGH[:6], "c": LOW[:6]}),
     "small difference": small_difference,
     "keep the baseline": lambda: summary_of(

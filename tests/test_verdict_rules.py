@@ -904,4 +904,4 @@ def test_a_detectable_difference_has_two_digits() -> None:
     """It was "1 points"."""
     said = " ".join(row["sentence"] for row in recorded_summary("mometas-2026-11-20")["contrasts"])
     sizes = re.findall(r"differences of at least (\S+) points", said)
-    assert "1.0" in sizes and all(re.fullmatch(r"\d\.\d|\d{2,}", size) for size in sizes)
+    assert "2.0" in sizes and all(re.fullmatch(r"\d\.\d|\d{2,}", size) for size in sizes)

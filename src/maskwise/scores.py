@@ -28,9 +28,9 @@ import numpy as np
 from pandas import DataFrame, Series, isna
 
 from maskwise import __version__
-from maskwise.constants import CORRELATIONS, NATS
+from maskwise.constants import CORRELATIONS, MOST_PRIMARY, NATS
 from maskwise.errors import MaskwiseError, dict_of, in_percent, items_of, plural, require_known
-from maskwise.estimates import with_minus
+from maskwise.estimates import reasons, with_minus
 from maskwise.files import Record, Study, Summary
 from maskwise.folders import read_json, refuse_file, write_json, write_lines
 from maskwise.measurements import Measurement, measurements, table_of, unit_of
@@ -42,6 +42,9 @@ from maskwise.verdict.words import ITEMS, REPLICATES
 
 FEWEST_ITEMS = 30
 """With fewer test items, a normal interval would be too short."""
+FEWEST_DIFFERENT = 10
+"""With fewer items on which two arms differ, a normal interval misses the true difference too often
+(in simulations up to 19 %, and with this limit at most 6.4 %; benchmarks/false_positives.py)."""
 
 COLUMNS = {
     "arm": ("arm", "model", "method", "system", "variant", "name"),
@@ -51,11 +54,22 @@ COLUMNS = {
 }
 """Names that a column usually has, in the order of preference; see also ``_plain``."""
 
-ERRORS = frozenset(("wer", "cer", "ter", "mae", "mse", "rmse", "error"))
-"""Last words of names of scores that are no losses, and of which lower ones are better."""
+LOSSES = ("loss", "nll")
+"""Last words of names of losses, which may be in nats."""
 
-LESS_IS_BETTER = ERRORS | {"loss", "nll", "perplexity", "ppl", "bpb"}
-"""Last words of names of scores of which lower ones are better."""
+_AS_LOSS = "under another name, such as loss, and name that as lower"
+NO_NATS = {
+    **dict.fromkeys(
+        ("wer", "cer", "ter", "mae", "mse", "rmse", "error"),
+        "give 1 - error, under another name, and do not name it as lower",
+    ),
+    **dict.fromkeys(("perplexity", "ppl"), f"give its logarithm, {_AS_LOSS}"),
+    **dict.fromkeys(("bpb", "bpc"), f"give it in nats (0.693 times the bits), {_AS_LOSS}"),
+}
+"""What to do with other numbers of which lower ones are better, by the last word of their names."""
+
+LESS_IS_BETTER = {*LOSSES, *NO_NATS}
+"""Last words of names of numbers of which lower ones are better."""
 
 NO_SCORES = frozenset(
     (
@@ -127,7 +141,9 @@ class ComparedScores:
         return [row["sentence"] for row in self.summary["contrasts"] if row["primary"]]
 
     def __str__(self) -> str:
-        return "\n".join([self.summary["headline"], *self.verdicts, *self.notes])
+        primary = [row for row in self.summary["contrasts"] if row["primary"]]
+        lines = [*reasons(primary), *self.summary["advice"]]
+        return "\n".join([self.summary["headline"], *self.verdicts, *lines, *self.notes])
 
     def to_dataframe(self) -> DataFrame:
         """Return the scores as a long table (``measurements.Measurement``)."""
@@ -183,12 +199,13 @@ def compare(
             for each column.
         replicate: what a row repeats, a key of ``REPLICATES``.
         baseline: the arm that others are compared with.
-        contrasts: the (arm, baseline) pairs of the primary contrasts, which share the error rate;
-            by default, every arm against ``baseline``.
+        contrasts: the (arm, baseline) pairs of the primary contrasts, at most six, which share the
+            error rate; by default, every arm against ``baseline``.
         columns: the names of the columns, keyed by "arm", "seed", "task" and "score"; columns that
             are not named are guessed (``COLUMNS``), and the notes say which were taken. For a
             folder, "score" may name the one that is read, such as "eval_f1".
-        lower: the tasks whose scores are losses in nats; lower is better.
+        lower: the tasks whose scores are losses in nats; lower is better. Give the logarithm of a
+            perplexity.
         chance: the score of guessing, by task: a share, or per cent (more than 1) if the scores
             are.
         margin: the largest difference that does not matter, as ``study.margin`` in a recipe: a
@@ -210,6 +227,8 @@ def compare(
     chance = dict_of("chance", chance, example="{'sst2': 0.5}, keyed by task")
     columns = dict_of("columns", columns, example="{'seed': 'run'}")
     lower = [*items_of("lower", lower, of="tasks", single=True)]
+    for task in lower:
+        _require_nats(task)
     contrasts = _pairs(contrasts)
     folder = _folder_of(scores)
     read: list[str] = []
@@ -239,6 +258,14 @@ def compare(
                 "a contrast is between two arms, and given once, in one direction",
                 got=f"{pair[0]}:{pair[1]}",
             )
+    if len(pairs) > MOST_PRIMARY and replicate != ITEMS:
+        raise MaskwiseError(
+            "too many primary contrasts",
+            got=len(pairs),
+            allowed=f"at most {MOST_PRIMARY}",
+            do=f"name those that matter, such as --contrast {':'.join(pairs[0])} (in Python: "
+            f"contrasts=[{pairs[0]!r}])",
+        )
     for name, given in {"chance": chance, "margin": margin}.items():
         if given and replicate == ITEMS:
             raise MaskwiseError(
@@ -248,8 +275,6 @@ def compare(
             )
     for task in (*lower, *chance):
         require_known("task", task, tasks)
-    for task in lower:
-        _refuse_error(task)
     margin = _margin(margin)
     losses = frozenset(lower)
     if margin is not None and 0 < len(losses) < len(tasks):
@@ -261,10 +286,11 @@ def compare(
         )
     for task in tasks:
         if _is_less(task) and task not in losses:
+            _require_nats(task)
             raise MaskwiseError(
                 f"lower scores on {task} may be better",
                 allowed="scores of which higher ones are better, and losses in nats",
-                do="name it as lower if it is a loss in nats; give other errors as 1 - error",
+                do=f"if it is a loss in nats, name it as lower: {_lowering([task])}",
             )
     if not pairs:
         raise MaskwiseError("there is only one arm", got=baseline, do="add rows of another arm")
@@ -457,6 +483,7 @@ def _of_items(
         differences = np.array([mine[item] - theirs[item] for item in mine])
         if task in losses:
             differences = -differences
+        different = np.count_nonzero(differences)
         if len(differences) < FEWEST_ITEMS:
             raise MaskwiseError(
                 f"too few items of {task} for an interval",
@@ -467,13 +494,16 @@ def _of_items(
         half = float(1.96 * differences.std(ddof=1) / math.sqrt(len(differences)))
         # All numbers get as many decimals as two significant digits of the interval need.
         digits = max(0, 1 - math.floor(math.log10(half))) if half else 3
+        interval = with_minus(f"{mean - half:.{digits}f} to {mean + half:.{digits}f}")
+        known = f"95 % interval of {arm}'s lead: {interval}; {len(differences)} items"
+        if different < FEWEST_DIFFERENT:
+            known = (
+                f"they differ on {different} of {len(differences)} items, which are too few for "
+            )
+            known += f"an interval: it needs {FEWEST_DIFFERENT}"
         lead = f" by {abs(mean):.{digits}f}" if mean else ""
         order = "ahead of" if mean > 0 else "behind" if mean else "level with"
-        interval = with_minus(f"{mean - half:.{digits}f} to {mean + half:.{digits}f}")
-        sentences.append(
-            f"{arm} is {order} {baseline} on {task}{lead} (95 % interval of {arm}'s lead: "
-            f"{interval}; {len(differences)} items)."
-        )
+        sentences.append(f"{arm} is {order} {baseline} on {task}{lead} ({known}).")
     headline = " ".join([*sentences, REPLICATES[ITEMS]])
     return {**NO_SUMMARY, "headline": headline}
 
@@ -610,7 +640,7 @@ def _results_in(
     unread = [name for name in known if name not in taken]
     if unread:
         notes.append(f"Numbers that are not read: {', '.join(unread)}.")
-    if any(map(_is_less, unread)):
+    if any(_last_word(name) in LOSSES for name in unread):
         notes.append("Losses are read if they are named as lower.")
     arms = {run.parent for run in files}
     without = [
@@ -705,7 +735,7 @@ def _long(
                 raise MaskwiseError("a row has no task", got=dict(row))
         score = _column("score", rows, named, baseline, taken={**taken, "task": task})
         if _is_less(score):
-            _refuse_error(score)
+            _require_nats(score)
             unnamed = {str(row.get(task)) for row in rows} - {*lower}
             if unnamed:
                 raise MaskwiseError(
@@ -750,9 +780,11 @@ def _long(
     notes = [f"Columns: {said}."]
     if unread:
         notes.append(f"Columns that are not read: {', '.join(unread)}.")
-    if any(map(_is_less, unread)):
+    if any(_last_word(name) in LOSSES for name in unread):
         notes.append("Losses are read if they are named as lower.")
     notes += partly
+    for text in chain.from_iterable(named_by.get(name, ()) for name in lower):
+        _require_nats(str(text))
     measures: dict[str, str] = {}
     for name, texts in named_by.items():
         for measure in filter(None, map(_measure_in, map(str, texts))):
@@ -792,18 +824,22 @@ def _column(
     if key == "task":
         return ""
     of_keys = {*chain.from_iterable(COLUMNS.values())}
-    others = [name for name in free if _plain(name) not in of_keys]
+    # A column with the baseline has the arms, whatever its name usually means.
+    others = [name for name in free if key == "arm" or _plain(name) not in of_keys]
     others = [name for name in others if _suits(key, rows, name, baseline)]
     # A wrong baseline is told with the arms that there are, unless another column has it.
     if key == "arm" and usual and not others:
         return usual[0]
     do = f"add a column {key}"
+    if key == "seed":
+        do += " and give a row for each run: means over runs, with or without SDs, cannot be judged"
     losses = [name for name in free if _is_less(name)] if key == "score" else []
     if key == "seed" and len([*filter(SEED_NAME.fullmatch, free)]) > 1:
         do = "give a row for each seed: seeds are columns"
     elif others:
         do = _naming(key, others[0])
     elif losses:
+        _require_nats(losses[0])
         tasks = {str(row.get(taken["task"])) for row in rows}
         do = f"{_naming(key, losses[0])}, and its tasks as lower: {_lowering(tasks)}"
     elif key == "arm" and baseline in free:
@@ -897,13 +933,17 @@ def _last_word(name: str) -> str:
     return words[-1] if words else ""
 
 
-def _refuse_error(name: str) -> None:
-    """Raise an error if scores that shall be read as losses have the name of another error."""
-    if _last_word(name) in ERRORS:
+def _require_nats(name: str) -> None:
+    """Raise an error if scores that may be losses have the name of a number that is not in nats.
+
+    The logarithm of a perplexity is.
+    """
+    do = NO_NATS.get(_last_word(name))
+    if do and "log" not in re.findall("[a-z]+", name.lower()):
         raise MaskwiseError(
             f"{name} is no loss in nats, by its name",
             allowed="scores of which higher ones are better, and losses in nats",
-            do="give 1 - error, under another name, and do not name it as lower",
+            do=do,
         )
 
 
@@ -1003,6 +1043,8 @@ def _score(row: Row, taken: Mapping[str, str], task: str, column: str) -> Score:
         raise MaskwiseError("a row has no arm or no seed", got=dict(row))
     if not _is_number(value):
         do = "run it again, or remove the run"
+        if "±" in str(value):
+            do = "give a row for each single run: means with SDs cannot be judged"
         if task == column:
             do += "; if the column has no scores, remove it"
         raise MaskwiseError(
@@ -1023,7 +1065,8 @@ def _require_complete(found: Iterable[Score], tasks: Sequence[str]) -> None:
         if twice:
             raise MaskwiseError(
                 f"arm {arm!r} with seed {seed} has two scores on {twice[0]}",
-                do="keep one of them; runs of one arm need different seeds",
+                do="average them if they are of one run, such as fine-tunings of one pre-training; "
+                "runs of one arm need different seeds",
             )
         lacking = [task for task in tasks if task not in measured]
         if lacking:

@@ -261,6 +261,8 @@ def _cells(row: Contrast, *, gated: bool) -> list[str | Text]:
         verdict = f"better ({verdict})"
     elif row["better"]:
         verdict = f"worse ({verdict})"
+    if row["better"] and "equivalence" in row:
+        verdict += ", too small to matter"
     if row["verdict"] != "not comparable":
         verdict += f", {row['scope']}"
     # Remove the preposition: the column shows "the tasks" and not "on the tasks".

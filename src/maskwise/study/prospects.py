@@ -29,6 +29,7 @@ from maskwise.verdict.statistics import (
     powers,
     runs_to_decide,
     sample_sd,
+    upper_sd,
 )
 
 if TYPE_CHECKING:
@@ -41,10 +42,12 @@ class Spread(TypedDict):
 
     ``pairs`` is the number of pairs of runs from which it is estimated, and ``folder`` that of
     their study; both are None if the user gave the SD. ``unit`` is that of the page: points, nats,
-    or SDs of runs within an arm; "" if the user gave the SD.
+    or SDs of runs within an arm; "" if the user gave the SD. ``upper`` is the limit by which runs
+    are planned: the upper 80 % confidence limit of an estimated SD, and a given SD itself.
     """
 
     sd: float
+    upper: float
     unit: str
     pairs: int | None
     folder: str | None
@@ -138,7 +141,7 @@ def prospects_of(
         }
         spread = spreads.get((arm, baseline))
         if spread:
-            sd = spread["sd"]
+            sd = spread["upper"]
             prospect["spread"] = spread
             prospect["detectable_difference"] = detectable_difference(
                 sd, max(runs, fewest), alpha=alpha
@@ -171,7 +174,8 @@ def spreads_of(recipe: Recipe, out: Path, given: str | float | None) -> dict[Pai
         what = f"{option('spread')} must be above 0"
         raise MaskwiseError(what, got=given, allowed="an SD, or a folder")
     if sd is not None:
-        return {pair: {"sd": sd, "unit": "", "pairs": None, "folder": None} for pair in pairs}
+        given_sd: Spread = {"sd": sd, "upper": sd, "unit": "", "pairs": None, "folder": None}
+        return dict.fromkeys(pairs, given_sd)
     folder = Path(str(given))
     if not has_results(folder):
         raise MaskwiseError(
@@ -228,10 +232,12 @@ def _recorded(folder: Path, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Sprea
             if amount.unit == SPREADS:
                 differences = finite_pairs(comparison.differences).mean(axis=0)
                 largest = float(comparison.scores.max())
+            sd = amount.scale * sample_sd(differences, scores=largest)
             yield (
                 (arm, baseline),
                 {
-                    "sd": amount.scale * sample_sd(differences, scores=largest),
+                    "sd": sd,
+                    "upper": upper_sd(sd, comparison.n),
                     "unit": amount.unit,
                     "pairs": comparison.n,
                     "folder": str(folder),
@@ -289,9 +295,10 @@ def _lines(prospect: Prospect) -> list[str]:
     unit = f" {spread['unit']}".rstrip()
     source = "as given"
     if spread["folder"] is not None:
-        source = f"from {spread['pairs']} pairs of runs in {spread['folder']}"
+        seen = f"{spread['pairs']} pairs of runs in {spread['folder']}"
+        source = f"the upper 80 % limit of {spread['sd']:.2g}, from {seen}"
     size = f"{prospect['detectable_difference']:.2g}{unit}"
-    lines.append(f"{pairs}, this is {size}, for an SD of {spread['sd']:.2g}{unit} ({source})")
+    lines.append(f"{pairs}, this is {size}, for an SD of {spread['upper']:.2g}{unit} ({source})")
     asked = prospect.get("detect")
     if asked:
         needed = f"more than {MOST_RUNS}" if asked["runs"] is None else asked["runs"]

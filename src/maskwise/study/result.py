@@ -412,7 +412,8 @@ class Adapted(StudyResult):
 
     Attributes:
         answer: whether further training helped, how much, and at what cost.
-        helps: the arm that is decided to be better than the unchanged model; None if none is.
+        helps: the arm that is decided to be better than the unchanged model, by more than does not
+            matter; None if none is.
         arm: the arm of the adapted model; None if no run has finished.
         model: the folder of the adapted model for transformers, whether or not it is better; None
             if no run has finished.

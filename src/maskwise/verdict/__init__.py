@@ -142,9 +142,8 @@ def _advice(
 ) -> dict[str, str]:
     """Return advice on the next step as sentences, keyed by code."""
     study = table.study
-    looks = [look for look in study.get("looks") or () if look > len(study["seeds"])]
     steps = {arm: table.compute(arm).get("steps", 0.0) for arm in study["arms"]}
-    advice = advice_of(verdicts, names, looks, steps)
+    advice = advice_of(verdicts, names, study, steps)
     if "compared" in study:
         advice = {code: line for code, line in advice.items() if code not in OF_RECIPES}
     return advice

@@ -680,9 +680,9 @@ FLAGS = (
         "identical",
         "notes",
         _identical,
-        "both arms have the same result in every run, so what their settings change may have no "
-        "effect here",
-        "Arms with the same results may be one: compare their masks and their settings.",
+        "both arms have the same result in every run, so they may be one: what differs between "
+        "them may have no effect here",
+        "Make sure that arms with the same results are not one: compare what made them.",
     ),
     Flag(
         "ceiling",

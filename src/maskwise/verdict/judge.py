@@ -27,14 +27,10 @@ from maskwise.verdict.statistics import (
     rounding_of,
     runs_to_decide,
     sample_sd,
-    sign_flip_estimate,
     sign_flip_interval,
     sign_flip_test,
+    upper_sd,
 )
-
-MOST_MORE_RUNS = 50
-"""Maximum number of additional runs that advice recommends. A difference that needs more runs is
-too small to matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +42,10 @@ class Verdict(Comparison):
         p, p_adjusted: the p value of the test, and that with Holm's correction; None if not tested.
         decision: None for secondary outcomes, unless they are not comparable.
         better: which side is better, if the verdict is "decided".
-        equivalence: the interval, if it is within the margin of the study.
-        runs_to_decide: the number of runs that would decide an open contrast.
+        equivalence: the interval, if it is within the margin of the study. A difference that is
+            decided may be too small to matter.
+        runs_to_decide: the number of runs that would decide a true difference as large as the
+            margin, for an open contrast; None without a margin, or if it is above ``MOST_RUNS``.
         detectable: the smallest difference that its runs detect.
     """
 
@@ -195,11 +193,10 @@ def _concluded(
         elif _rejects(p_adjusted):
             decision = "decided"
             better = "arm" if one.ahead else "baseline"
-            equivalence = None
         elif equivalence is not None:
             decision = "no difference that matters"
         elif one.n > 1:
-            needed, detectable = _needed(one, alpha=alpha)
+            needed, detectable = _needed(one, study.get("margin"), alpha=alpha)
     return Verdict(
         **vars(one),
         flags=flags,
@@ -233,28 +230,32 @@ def _within_margin(one: Comparison, margin: float | None, *, alpha: float) -> Eq
     return {"margin": margin, "confidence": confidence, "low": low, "high": high}
 
 
-def _needed(one: Comparison, *, alpha: float) -> tuple[int | None, Detectable | None]:
-    """Return the number of runs that would decide a contrast, and the detectable difference."""
-    # With several tasks, the power is that of their average.
-    differences = finite_pairs(one.differences).mean(axis=0)
-    largest = float(one.scores.max())
-    sd = sample_sd(differences, scores=largest)
-    mean = sign_flip_estimate(differences, scores=largest)
-    needed = runs_to_decide(sd, mean, alpha=alpha)
-    if needed is not None and needed > one.n + MOST_MORE_RUNS:
-        needed = None
-    if needed is not None:
-        # By the formula the present runs may be enough, but they did not decide.
-        needed = max(needed, one.n + 1)
+def _needed(
+    one: Comparison, margin: float | None, *, alpha: float
+) -> tuple[int | None, Detectable | None]:
+    """Return the number of runs that would decide a difference as large as the margin, and the
+    difference that the present number detects; both for the upper limit of the SD.
+
+    The measured difference is not used: numbers of runs that follow from it have too little power.
+    """
     runs = max(one.n, fewest_runs(alpha))
     plain = finite_runs(one.plain)
     # A mean over tasks with different units has no plain differences.
     if len(plain) < 2:
-        return needed, {"runs": runs, "difference": None}
-    sd = sample_sd(plain, scores=one.largest)
-    difference = detectable_difference(sd, runs, alpha=alpha)
+        return None, {"runs": runs, "difference": None}
+    # With several tasks, the power is that of their average.
+    sd = upper_sd(sample_sd(plain, scores=one.largest), len(plain))
     # If all differences are equal, the detectable difference is 0, which is not credible.
-    return needed, {"runs": runs, "difference": difference} if difference else None
+    if not sd:
+        return None, None
+    needed = None
+    if margin is not None and one.in_margin_units:
+        needed = runs_to_decide(sd, margin, alpha=alpha)
+    if needed is not None:
+        # By the formula the present runs may be enough, but they did not decide.
+        needed = max(needed, one.n + 1)
+    difference = detectable_difference(sd, runs, alpha=alpha)
+    return needed, {"runs": runs, "difference": difference}
 
 
 # What the headline adds: did training help at all?

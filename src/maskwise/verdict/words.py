@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from maskwise.constants import FIXED
 from maskwise.errors import plural
@@ -17,13 +17,13 @@ from maskwise.estimates import SPREADS, decimals, outcome_words, shown_in
 from maskwise.files import Effect, Estimate, Study
 from maskwise.verdict.flags import FLAGS, Raised, rate
 from maskwise.verdict.judge import Verdict
-from maskwise.verdict.statistics import ALPHA, P_FROM_RUNS, fewest_runs
+from maskwise.verdict.statistics import ALPHA, MOST_RUNS, POWER, fewest_runs
 
 ShownNames: TypeAlias = Mapping[str, str]
 """The names of arms in sentences, keyed by arm (``names_of``)."""
 
 SENTENCES = {
-    "decided": "{first} beats {second} {where} by {amount} ({facts}).",
+    "decided": "{first} beats {second} {where} by {amount}{small} ({facts}).",
     "no difference that matters": "no difference that matters between {arm} and {baseline} {where}:"
     " {inside} ({facts}).",
     "not comparable": "{arm} and {baseline} are not comparable {where}: {because}.",
@@ -31,7 +31,7 @@ SENTENCES = {
     "equal": "{arm} and {baseline} are equal {where} ({facts}).",
 }
 HEADLINES = {
-    "decided": "{first} is {amount} better than {second} {where} (decided, p = {p}).",
+    "decided": "{first} is {amount} better than {second} {where}{small} (decided, p = {p}).",
     "no difference that matters": "no difference that matters between {arm} and {baseline} "
     "{where}.",
     "not comparable": "not comparable: {because}.",
@@ -51,7 +51,8 @@ REPLICATES = {
 """What a pair of scores from elsewhere repeats, and what is said about such pairs
 (``scores``)."""
 LEARNED_MORE = (
-    "{first} learned more than {second}: its held-out loss is {amount} lower (decided, p = {p})."
+    "{first} learned more than {second}: its held-out loss is {amount} lower{small} (decided, p = "
+    "{p})."
 )
 """Headline of a contrast that is decided by loss, if one of the two arms learned little more than
 word frequencies."""
@@ -59,12 +60,37 @@ word frequencies."""
 
 OF_RECIPES = frozenset(
     (
-        *("add-seeds", "next-look", "new-study"),
-        *("looked-before", "settings-differ", "tasks-disagree", "compute", "untuned"),
-        *("no-margin", "identical"),
+        *("next-look", "looked-before", "settings-differ", "tasks-disagree", "compute", "untuned"),
+        "no-margin",
     )
 )
 """Codes of advice to look at a recipe or change it, which helps nobody who has none."""
+
+
+class Adding(NamedTuple):
+    """How runs are added to a comparison, in words."""
+
+    few: str
+    """Where too few runs are no look at the results."""
+    decided: str
+    """Where runs that are added would test again."""
+    number: str
+    """How a number of runs is found."""
+
+
+TO_STUDY = Adding(
+    "Add seeds (study.seeds)",
+    "Do not add seeds to this study: testing again inflates the error rate. Start a new study with "
+    "different seeds, or plan interim analyses before (study.interim_looks)",
+    "maskwise check with --spread (this folder) and --detect (the smallest difference that matters "
+    "to you) says how many runs it needs",
+)
+TO_TABLE = Adding(
+    "Add the scores of further seeds to the table",
+    "Do not add runs to this table: testing again inflates the error rate. Give runs with new "
+    "seeds as a new table",
+    "with a margin, the smallest difference that matters to you, it is said how many runs it needs",
+)
 
 
 def names_of(study: Study) -> dict[str, str]:
@@ -127,6 +153,7 @@ def _fill(templates: Mapping[str, str], verdict: Verdict, names: ShownNames, *, 
         because="; ".join(reasons),
         facts=_facts(verdict, first, brief=brief),
         inside=_inside(verdict),
+        small=", which is too small to matter" if verdict.equivalence else "",
         p="" if p is None else f"{p:.2g}",
     )
 
@@ -152,6 +179,8 @@ def _facts(verdict: Verdict, ahead: str, *, brief: bool) -> str:
             if verdict.least_sd:
                 times += " (or one test item, if that is more)"
             facts.append(times)
+        if verdict.decision == "decided" and verdict.equivalence:
+            facts.append(_inside(verdict))
         facts += _failures(verdict, ahead)
     if verdict.p_adjusted is not None:
         p = f"p = {verdict.p_adjusted:.2g}"
@@ -206,8 +235,8 @@ def _outlook(verdict: Verdict, names: ShownNames) -> str:
     if verdict.n == 1:
         return "One run says nothing about run-to-run variance."
     if verdict.runs_to_decide is not None:
-        runs = f"About {verdict.runs_to_decide} runs of each arm would decide"
-        return f"{runs}, if the true difference is as large as the measured one."
+        runs = f"{verdict.runs_to_decide} runs of each arm would decide a difference"
+        return f"{runs} as large as the margin with probability {POWER:g}."
     seen = verdict.detectable
     if seen is None:
         return ""
@@ -216,7 +245,7 @@ def _outlook(verdict: Verdict, names: ShownNames) -> str:
     # Tasks with different units have no common unit for the detectable difference.
     difference = seen["difference"]
     if amount.unit == SPREADS or difference is None:
-        return f"{runs} are too few to detect a difference of this size."
+        return ""
     size = amount.scale * difference
     # Two digits, as "1.0 points": .2g writes 1, and 1.2e+02.
     form = ".2g" if size < 0.95 else ".1f" if size < 9.95 else ".0f"
@@ -289,7 +318,8 @@ def headline_sentence(
     base = verdict.baseline
     worse = set()
     for other in verdicts:
-        if other.baseline == base and other.better == "baseline":
+        too_small = other.equivalence is not None
+        if other.baseline == base and other.better == "baseline" and not too_small:
             worse.add(other.arm)
     # The advice to keep an arm needs a baseline that is a trained arm.
     if base != verdict.untrained and worse == study["arms"].keys() - {base}:
@@ -362,7 +392,7 @@ def _reach(verdict: Verdict, names: ShownNames) -> str:
 def advice_of(
     verdicts: Sequence[Verdict],
     names: ShownNames,
-    looks: Sequence[int] = (),
+    study: Study,
     steps: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """Return advice on the next step as sentences keyed by code, the most useful first.
@@ -370,43 +400,28 @@ def advice_of(
     Args:
         verdicts: the primary verdicts.
         names: the names of arms in sentences.
-        looks: the numbers of runs at the planned interim analyses that are still to come.
+        study: the content of study.json.
         steps: the mean number of training steps of each arm, as far as known.
     """
     advice = _choices(verdicts, names, steps or {})
+    looks = [look for look in study.get("looks") or () if look > len(study["seeds"])]
     if looks and any(each.decision == "open" or each.closed_by for each in verdicts):
         # What this look did not decide, a later one may: nothing else is to be done before it.
         at = f"{looks[0]} runs of each arm (study.seeds)"
         return advice | {"next-look": f"Continue to the next planned look: {at}."}
-    # A gate is tested at the full level, and does not lower that of the contrasts behind it.
-    tested = sum(not each.gate for each in verdicts)
-    fewest = fewest_runs(ALPHA / max(tested, 1))
-    wanted = [each.runs_to_decide for each in verdicts if each.runs_to_decide is not None]
-    if wanted:
-        advice |= _more_runs(wanted, verdicts, fewest)
-    elif any(each.n == 1 for each in verdicts):
-        runs = f"a verdict needs {fewest} runs of each arm (study.seeds)"
-        advice["add-seeds"] = f"Add seeds: {runs}."
-    # A dict preserves the order and removes repeated names.
-    hopeless: dict[str, None] = {}
+    adding = _more_runs(verdicts, names, study)
+    advice |= adding
     codes = set()
     for each in verdicts:
-        # With fewer runs than a test needs, the size of a difference is unknown.
-        planned = each.detectable and each.n >= P_FROM_RUNS
-        if planned and each.runs_to_decide is None:
-            hopeless[names[each.arm]] = None
         codes |= _advisable(each)
     matched = {each.arm for each in verdicts if not each.gate and "compute" not in _advisable(each)}
     if all(each.arm in matched for each in verdicts if "compute" in _advisable(each)):
         # The arm was also compared at equal compute, with another baseline.
         codes.discard("compute")
-    if hopeless:
-        why = "the difference is too small to detect with this much noise"
-        advice["no-more-seeds"] = f"Do not add runs for {', '.join(hopeless)}: {why}."
     for flag in FLAGS:
         if flag.code in codes and flag.advice:
             advice[flag.code] = flag.advice
-    if "items" in codes and wanted:
+    if "items" in codes and adding.keys() & {"add-seeds", "new-study"}:
         # The usual sentence says that more runs do not help, which would contradict the advice to
         # add runs.
         advice["items"] = (
@@ -424,7 +439,8 @@ def _choices(
     decided = defaultdict[str, list[Verdict]](list)
     for each in verdicts:
         found = decided[each.baseline]
-        if each.better:
+        # A difference within the margin is no reason to use either arm.
+        if each.better and not each.equivalence:
             found.append(each)
     # Without this remark, the reader may think that the arm beat all other arms.
     apart = ""
@@ -466,30 +482,48 @@ def _conditions(verdict: Verdict, names: ShownNames, steps: Mapping[str, float])
     return end
 
 
-def _more_runs(wanted: Sequence[int], verdicts: Sequence[Verdict], fewest: int) -> dict[str, str]:
-    """Return advice on how to add runs without inflating the error rate.
+def _more_runs(verdicts: Sequence[Verdict], names: ShownNames, study: Study) -> dict[str, str]:
+    """Return advice on how to add runs for open contrasts without inflating the error rate.
 
-    ``fewest`` is the number of runs without which no contrast behind the gate can be decided.
+    A number of runs is said only for a difference that the user named, the margin: the measured
+    difference is a poor guess of the true one.
     """
+    # Equal results in all runs are no question of their number.
+    undecided = [
+        each
+        for each in verdicts
+        if each.decision == "open" and not each.has("caps") and (each.detectable or each.mean)
+    ]
+    hopeless = []
+    if study.get("margin") is not None:
+        hopeless = [each for each in undecided if each.detectable and each.in_margin_units]
+        hopeless = [each for each in hopeless if each.runs_to_decide is None]
+    advice = {}
+    if hopeless:
+        arms = ", ".join(dict.fromkeys(names[each.arm] for each in hopeless))
+        why = f"a difference as large as the margin takes more than {MOST_RUNS} runs of each arm"
+        advice["no-more-seeds"] = f"Do not add runs for {arms}: {why}."
+    if len(hopeless) == len(undecided):
+        return advice
+    adding = TO_TABLE if "compared" in study else TO_STUDY
+    # A gate is tested at the full level, and does not lower that of the contrasts behind it.
+    fewest = fewest_runs(ALPHA / max(sum(not each.gate for each in verdicts), 1))
+    wanted = [each.runs_to_decide for each in undecided if each.runs_to_decide is not None]
+    needed = ""
+    if wanted:
+        low, high = max(min(wanted), fewest), max(*wanted, fewest)
+        needed = f"{low} runs" if low == high else f"{low} to {high} runs"
+        needed += f" of each arm find a difference as large as the margin with probability {POWER}"
     runs = max(each.n for each in verdicts)
-    low, high = max(min(wanted), fewest), max(*wanted, fewest)
-    needed = f"{low}"
-    if high > low:
-        needed = f"{low} to {high}"
     # Too few runs for a decision spend no error rate, so runs may be added.
     if runs < fewest:
         # A gate needs fewer runs, and may be decided already.
         gated = any(each.gate for each in verdicts)
         what = "a contrast behind the gate" if gated else "anything here"
-        few = f"{plural(runs, 'run')} of each arm cannot decide {what}"
-        enough = f"{needed} would, if the true difference is as large as the measured one"
-        return {"add-seeds": f"Add seeds (study.seeds): {few}; {enough}."}
-    again = (
-        "Do not add seeds to this study: testing again inflates the error rate. Start a new study "
-        f"with different seeds and {needed} runs of each arm, or plan interim analyses with "
-        "study.interim_looks."
-    )
-    return {"new-study": again}
+        few = f"{plural(runs, 'run')} of each arm cannot decide {what}: it takes at least {fewest}"
+        needed = needed and f"; {needed}"
+        return advice | {"add-seeds": f"{adding.few}: {few}{needed}."}
+    return advice | {"new-study": f"{adding.decided}; {needed or adding.number}."}
 
 
 def _capital(text: str, verdict: Verdict) -> str:

@@ -21,12 +21,13 @@ ANSWERS = {
     ("decided", "baseline"): "No, further training hurts.",
     ("no difference that matters", None): "No, it makes no difference that matters.",
 }
+"""What is said first, keyed by ``_finding``."""
 TEXT_ANSWERS = {
     ("decided", "arm"): "It was your text:",
     ("decided", "baseline"): "The other text is better than yours:",
     ("no difference that matters", None): "Your text makes no difference that matters:",
 }
-"""What is said about the contrast between the text and a control."""
+"""What is said about the contrast between the text and a control, keyed by ``_finding``."""
 NO_CONTROL = (
     "This does not show that your text was needed: the same training on other text may help as "
     "much ({control} tests it)."
@@ -61,7 +62,7 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
         found = f"{row['arm']} was {best_at(**result['best'][row['arm']])}"
     if row["verdict"] == "not comparable":
         return f"{row['sentence']} {found and f'{found}.'}".rstrip()
-    answer = ANSWERS.get((row["verdict"], row["better"]), "These runs cannot tell:")
+    answer = ANSWERS.get(_finding(row), "These runs cannot tell:")
     training = recipe.arm(row["arm"], seed=0).links()[-1].training
     steps = training.steps
     cost = f"Training takes {steps:,} steps per run"
@@ -97,11 +98,11 @@ def _whose_text(result: Plain, row: Plain) -> str:
             continue
         if any(flag["code"] == "not-asked" for flag in other["flags"]):
             return "Whether it is your text was not tested, because no help is shown."
-        said = TEXT_ANSWERS.get((other["verdict"], other["better"]))
+        said = TEXT_ANSWERS.get(_finding(other))
         if said is None:
             said = "Whether it is your text, these runs cannot tell:"
         return f"{said} {other['sentence'].removeprefix('Open: ')}"
-    if (row["verdict"], row["better"]) != ("decided", "arm"):
+    if _finding(row) != ("decided", "arm"):
         return ""
     return NO_CONTROL.format(control=option("control", "TEXT"))
 
@@ -142,20 +143,29 @@ def next_of(result: Plain, recipe: Recipe, request: Request) -> str:
     elif row["runs_to_decide"]:
         # The study gets new seeds: to test the same runs again would inflate the error rate.
         first = max(recipe.study.seed_list) + 1
-        why = "a study with more runs would decide, if the difference is as large as it looks"
+        why = "a study of other runs finds a difference as large as the margin (probability 0.8)"
         options["seeds"] = (*range(first, first + row["runs_to_decide"]),)
     else:
-        why = "more runs would not decide this, but more steps may"
+        why = "more steps may show more"
         options["steps"] = 2 * recipe.training.steps
     return f"Next: keep {model} for now; {why}: {request.command(*changes, **options)}"
 
 
 def arm_that_helps(result: Plain) -> str | None:
-    """Return the arm that is decided to be better than the unchanged model; None if none is."""
+    """Return the arm that is decided to be better than the unchanged model, by more than does not
+    matter; None if none is.
+    """
     row = _primary(result)
-    if row is None or (row["verdict"], row["better"]) != ("decided", "arm"):
+    if row is None or _finding(row) != ("decided", "arm"):
         return None
     return row["arm"]
+
+
+def _finding(row: Plain) -> tuple[str, str | None]:
+    """Return a verdict, and which side is better; a lead within the margin does not matter."""
+    if "equivalence" in row:
+        return "no difference that matters", None
+    return row["verdict"], row["better"]
 
 
 def _primary(result: Plain) -> Plain | None:

@@ -141,7 +141,8 @@ def kept_of(arm: str, folders: Sequence[Path], *, gain: float | None, helps: str
         arm: the arm that was saved.
         folders: the folders in which it was saved.
         gain: its mean gain over the unchanged model; None if it has no score.
-        helps: the arm that is decided to be better than the unchanged model; None if none is.
+        helps: the arm that is decided to be better than the unchanged model, by more than does not
+            matter; None if none is.
     """
     where = f"is in {' and '.join(map(str, folders))}"
     if gain is None:
@@ -150,7 +151,8 @@ def kept_of(arm: str, folders: Sequence[Path], *, gain: float | None, helps: str
         return f"The unchanged model did as well or better; the adapted model ({arm}) {where}."
     saved = f"The adapted model ({arm}, which has the best mean) {where}."
     if helps is None:
-        return f"{saved} Its lead may be due to chance, so keep the unchanged model for now."
+        why = "Its lead may be due to chance, or too small to matter"
+        return f"{saved} {why}, so keep the unchanged model for now."
     if helps == arm:
         return saved
     return f"{saved} {helps} is shown to help; the lead of {arm} over it may be due to chance."
