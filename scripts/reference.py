@@ -36,14 +36,14 @@ def pages() -> dict[str, str]:
     }
 
 
-CHANGES = """The last column says what a key changes. *weights*: a change trains anew. *rounding*:
-speed or memory use, and weights by rounding; a change trains anew, too. *speed*, *judgement* (runs,
-measurements and conclusions) and *nothing* (logs, saved states): finished trainings are used
-again."""
+CHANGES = """The last line of a key says its default, the values that are allowed, and what a change
+of it affects. *weights*: a change trains anew. *rounding*: speed or memory use, and weights by
+rounding; a change trains anew, too. *speed*, *judgement* (runs, measurements and conclusions) and
+*nothing* (logs, saved states): finished trainings are used again."""
 
 
 def recipe_page() -> str:
-    """Return the page with a table of keys for each section of a recipe."""
+    """Return the page with the keys of a recipe: a heading and two lines each, for phones, too."""
     sections = {"": []}
     for key in recipe_keys().values():
         section, dot, _ = key.name.partition(".")
@@ -53,33 +53,56 @@ def recipe_page() -> str:
         "",
         "All keys are optional, but a section `study.search` needs `grid`, "
         "and `study.gate` needs `contrast`. `null` means no value.",
-        "`maskwise list keys` prints the same.",
+        "`maskwise list keys` prints the same. On the command line, write `key=value`.",
         "",
         CHANGES,
     ]
     for section, keys in sections.items():
-        lines += ["", f"## {section or 'Recipe'}", ""]
-        lines += ["| key | meaning | default | allowed | changes |", "|---|---|---|---|---|"]
+        lines += ["", f"## {section or 'Recipe'}"]
         for key in keys:
-            default = f"`{key.default}`" if key.default else ""
+            facts = [f"default `{key.default}`" if key.default else "", key.allowed]
+            facts.append(f"changes *{key.changes}*" if key.changes else "")
             what = key.what.replace("None:", "null:")
-            lines.append(_row(f"`{key.name}`", what, default, key.allowed, key.changes))
+            lines += ["", f"### {key.name}", "", what]
+            if any(facts):
+                lines += ["", " · ".join(filter(None, facts))]
     return "\n".join(lines)
 
 
+EXAMPLES = (
+    'maskwise inspect "Marie Curie was born in Warsaw in 1867." --policy token,whole-word',
+    "maskwise check my_texts.txt my_labels.csv",
+    "maskwise adapt bundled:encoder my_texts.txt --task my_labels.csv",
+    "maskwise new my_texts.txt my_labels.csv",
+    "maskwise study my_texts.yaml --out runs/mine",
+    "maskwise status runs/mine",
+    'maskwise pretrain quick-start masking.ratio="linear(0.45, 0.15)" --out runs/one',
+    "maskwise finetune runs/one/checkpoint --task banking77 --runs 3 --out runs/scores",
+    "maskwise evaluate runs/one/checkpoint --with \"pairs('bundled:pairs')\"",
+    'maskwise generate runs/one/checkpoint --prompt "the city of [MASK*4]"',
+    "maskwise annotate my_texts.jsonl --with pos,salient --out layers",
+    "maskwise learn learn-supervised --out runs/policy",
+    "maskwise compare SCORES.csv --baseline bert --replicate finetuning",
+    "maskwise export my_texts.txt --tokenizer bert-base-uncased --epochs 0-2 --out masks",
+    "maskwise convert my_old_model my_model",
+    "maskwise report runs/mine runs/other",
+    "maskwise list policies",
+)
+"""One of each command."""
+
+
 def commands_page() -> str:
-    """Return the page with a description and a table of options for each command."""
-    lines = ["# Commands", "", "`maskwise COMMAND --help` shows the same."]
-    for name, command in typer.main.get_command(app).commands.items():
-        lines += [
-            "",
-            f"## {name}",
-            "",
-            command.help,
-            "",
-            "| option | meaning | default |",
-            "|---|---|---|",
-        ]
+    """Return the page with an example, a description and a table of options for each command."""
+    made = typer.main.get_command(app).commands
+    commands = {name: command for name, command in made.items() if not command.hidden}
+    examples = {example.split()[1]: example for example in EXAMPLES}
+    lines = ["# Commands", "", "`maskwise COMMAND --help` shows the same.", ""]
+    lines += ["| command | what it does |", "|---|---|"]
+    for name, command in commands.items():
+        lines.append(_row(f"[{name}](#{name})", command.help.partition("\n\n")[0]))
+    for name, command in commands.items():
+        lines += ["", f"## {name}", "", "```bash", examples[name], "```", "", command.help, ""]
+        lines += ["| option | meaning | default |", "|---|---|---|"]
         for option in command.params:
             shown = (
                 ", ".join(option.opts) if option.opts[0].startswith("-") else option.name.upper()

@@ -36,6 +36,7 @@ from training_tools import model, tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 
 # Long runs of the examples, as short ones. Every replacement must be used, or an example has
 # changed unseen.
@@ -323,11 +324,53 @@ def test_recipes_are_read(block: Block, tmp_path: Path, monkeypatch: pytest.Monk
         ),
     ],
 )
-def test_the_evidence_of_the_readme_is_that_of_the_records(
+def test_the_evidence_of_the_summary_is_that_of_the_records(
     record: str, arm: str, baseline: str, tasks: tuple[str, ...], unit: int, sentence: str
 ) -> None:
     """Verdicts are those of the ledger; means and intervals are computed from the scores."""
-    assert sentence in " ".join(README.split())
+    _, _, summary = RESULTS.read_text(encoding="utf-8").partition("## In short")
+    assert sentence in " ".join(summary.split())
+    check_evidence(record, arm, baseline, tasks, unit, sentence)
+
+
+README_ROWS = [
+    ("published-decay-medium", "cosine-decay", "constant-15", ("ud-pos", "ud-relations")),
+    ("published-decay-medium", "cosine-decay", "constant-30", ("ud-pos", "ud-relations")),
+    ("decay-replication", "decay-45-15", "constant-30", ("ud-pos", "ud-relations")),
+    (
+        "pos-weighted-replication",
+        "ptw-faithful-bert",
+        "words-bert",
+        ("ud-relations", "wikigold"),
+    ),
+    (
+        "samplers-replication",
+        "mometas",
+        "uniform",
+        ("trivia", "ud-pos", "ud-relations", "wikigold"),
+    ),
+    ("trex-nouns", "supervised", "salient", ("nouns",)),
+]
+"""The contrast of each row of README's table of results, in its order."""
+
+
+def test_each_row_of_the_readme_is_that_of_a_record() -> None:
+    _, _, section = README.partition("## What we found so far")
+    rows = [line for line in section.splitlines() if re.search(r"\(.* to .*; \d+\)", line)]
+    for row, (record, arm, baseline, tasks) in zip(rows, README_ROWS, strict=True):
+        _, _, difference, verdict, _ = row.split("|")
+        check_evidence(record, arm, baseline, tasks, 100, difference + verdict)
+
+
+def check_evidence(
+    record: str, arm: str, baseline: str, tasks: tuple[str, ...], unit: int, sentence: str
+) -> None:
+    """Compare a written difference with the ledger and the scores of its record.
+
+    Args:
+        sentence: the difference, the ends of its interval, perhaps the number of pairs, and the
+            verdict in italics.
+    """
     results = ROOT / "benchmarks" / "results"
     ledger = (results / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
     key = (record, arm, baseline)
@@ -341,9 +384,11 @@ def test_the_evidence_of_the_readme_is_that_of_the_records(
             of = scores.setdefault((score["arm"], score["measure"]), {})
             of[score["seed"]] = score["value"]
     pairs = [unit * _mean_difference(scores, arm, baseline, tasks, seed) for seed in of]
-    if "pairs" in sentence:
-        assert f"{len(pairs)} pairs" in sentence
     mean = sum(pairs) / len(pairs)
+    for word, right in (("worse", mean < 0), ("better", mean > 0)):
+        assert right or f"*: {word}" not in sentence
+    for written in re.findall(r"(?:; )(\d+)(?: pairs)?\)|(\d+) pairs", sentence):
+        assert int("".join(written)) == len(pairs)
     for written, value in zip(
         re.findall(r"−?\d*\.\d+", sentence), (mean, *sign_flip_interval(pairs)), strict=True
     ):
@@ -408,11 +453,11 @@ def test_commands_that_only_show(command: list[str], capsys: pytest.CaptureFixtu
     assert end.value.code == 0 and capsys.readouterr().out.strip()
 
 
-def test_the_readme_shows_every_command() -> None:
-    shown = {command[0] for page, command in COMMANDS if page.name == "README.md"}
+def test_the_pages_show_every_command() -> None:
     made = typer.main.get_command(app)
     assert isinstance(made, typer.core.TyperGroup)
-    assert shown == {name for name, command in made.commands.items() if not command.hidden}
+    visible = {name for name, command in made.commands.items() if not command.hidden}
+    assert {command[0] for _, command in COMMANDS} >= visible
 
 
 @pytest.mark.parametrize("name", sorted({command[0] for _, command in COMMANDS}))
@@ -459,6 +504,18 @@ MADE = {
     "runs/",
 }
 """Paths that begin so are a user's."""
+
+
+def test_recipes_that_pages_name_are_known_to_commands() -> None:
+    """Others are named by their path, as of a file in a clone."""
+    others = {path.stem for path in (ROOT / "benchmarks" / "recipes").glob("*.yaml")} - {*shipped()}
+    for page in PAGES:
+        named = re.findall(r"`([\w-]+)`", page.read_text(encoding="utf-8"))
+        assert others.intersection(named) <= CONTROLS, page
+
+
+CONTROLS = {"schedule-control", "sampler-control", "ptw-control", "policy-control"}
+"""Recipes of a table of docs/evidence.md, whose caption has their folder."""
 
 
 def missing(text: str) -> list[str]:

@@ -4,23 +4,28 @@ other models and texts are in maskwise-data, and an error names the command that
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tomllib
 import zipfile
 import zlib
+from email.message import Message
 from pathlib import Path
 
 import pytest
+import yaml
 
 import maskwise
 from maskwise import errors
 from maskwise.errors import MaskwiseError, require_library
 from maskwise.evaluation.sets import BUNDLED_SETS
-from maskwise.folders import bundled_file
+from maskwise.folders import bundled_file, credit
 from maskwise.inspection import inspect_text
 from maskwise.recipe import read_recipe
 from maskwise.starts import BUNDLED, TOKENIZER_FILES, resolve_start
@@ -89,6 +94,84 @@ def test_both_distributions_have_the_version_of_the_package() -> None:
     for folder in (ROOT, DATA):
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
         assert project["version"] == maskwise.__version__
+
+
+# The address of the project, and its citation
+# ----------------------------------------------------------------------------
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ADDRESS = PROJECT["urls"].get("Repository")
+
+
+def test_one_address_stands_wherever_the_project_is_named() -> None:
+    """``project.urls`` has it. Without one, readers are told of a clone, and nobody of a host."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation.get("repository-code") == ADDRESS
+    papers = [ROOT / "README.md", *sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))]
+    for paper in papers:
+        text = paper.read_text(encoding="utf-8")
+        cloned = set(re.findall(r"git(?: clone |\+)(https?://[^\s\"'\\@]+)", text))
+        assert cloned <= {ADDRESS}, paper
+        if ADDRESS is not None:
+            assert ADDRESS in text, paper
+
+
+@pytest.mark.parametrize("urls", [[], ["Repository, https://example.org/maskwise"]])
+def test_cards_have_the_address_of_the_installed_project(
+    urls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = Message()
+    for url in urls:
+        facts["Project-URL"] = url
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda name: facts)
+    assert maskwise.__version__ in credit()
+    assert ("(https://example.org/maskwise)" in credit()) == bool(urls)
+
+
+def test_the_citation_is_that_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == maskwise.__version__
+    assert citation["license"] == PROJECT["license"]
+    assert citation["authors"] == [{"name": "The maskwise developers"}]
+    assert maskwise.__version__ in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# The line that README gives
+# ----------------------------------------------------------------------------
+
+
+def install_line() -> list[str]:
+    """Return the words of the command in README's section on installing."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, section = readme.partition("## Install\n")
+    (line,) = re.findall(r"```bash\n(pip install .*)\n```", section.partition("\n## ")[0])
+    return shlex.split(line)
+
+
+def test_the_line_of_the_readme_names_what_is_here() -> None:
+    words = install_line()
+    assert words[words.index("-c") + 1] == "constraints.txt"
+    for place in (word for word in words if word.startswith(("packages/", "."))):
+        folder, _, extra = place.partition("[")
+        assert (ROOT / folder / "pyproject.toml").is_file()
+        assert not extra or extra.rstrip("]") in PROJECT["optional-dependencies"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leave_out", [[], ["-e"]], ids=["a clone", "wheels"])
+def test_the_line_of_the_readme_installs(leave_out: list[str], tmp_path: Path) -> None:
+    """Both distributions are installed; all that they need is found."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "empty"], check=True)
+    pip, *words = [word for word in install_line() if word not in leave_out]
+    # Once is enough to look for everything: it may fetch torch.
+    for more in ([["--dry-run"]] if not leave_out else []) + [["--no-deps"]]:
+        command = [tmp_path / "empty" / "bin" / pip, *words, "--quiet", *more]
+        subprocess.run(command, check=True, cwd=ROOT)
+    listed = [tmp_path / "empty" / "bin" / pip, "list", "--format", "json"]
+    packages = json.loads(subprocess.run(listed, check=True, capture_output=True).stdout)
+    found = {package["name"]: package.get("editable_project_location") for package in packages}
+    for name in ("maskwise", "maskwise-data"):
+        assert (found[name] is None) == bool(leave_out)
 
 
 # Without maskwise-data

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
+from maskwise import __version__
 from maskwise.errors import MaskwiseError, require_library, unknown_name, visible
 from maskwise.signals import AskedToLeave
 from maskwise.specs import is_path, local_name, split_options, user_path
@@ -676,6 +678,19 @@ def _partial(path: Path) -> Path:
         raise MaskwiseError("this is not the name of a file or a folder", got=str(path))
     # Processes on other machines, or in other containers, may have the same number.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def credit() -> str:
+    """Return maskwise and its version for a model card: in Markdown, a link if there is an address
+    (``project.urls`` in pyproject.toml).
+    """
+    made = f"maskwise {__version__}"
+    try:
+        urls = importlib.metadata.metadata("maskwise").get_all("Project-URL", [])
+    except importlib.metadata.PackageNotFoundError:  # a copy of the sources on the path
+        return made
+    address = dict(url.split(", ", 1) for url in urls).get("Repository")
+    return made if address is None else f"[{made}]({address})"
 
 
 def shipped() -> dict[str, Path]:

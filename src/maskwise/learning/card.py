@@ -19,9 +19,9 @@ from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 
-from maskwise import __version__
 from maskwise.annotate.registry import annotator
 from maskwise.constants import UPOS
+from maskwise.folders import credit
 from maskwise.learning.annotator import Floats, TextScores, score_words
 from maskwise.learning.labels import Marked
 from maskwise.learning.scorer import PolicyModel
@@ -157,7 +157,7 @@ library_name: maskwise
 tags: [maskwise, masking-policy]
 ---
 
-# A masking policy learned with maskwise {__version__}
+# A masking policy learned with {credit()}
 
 The policy assigns a weight to every word in a text. Words with larger weights are masked more
 often. Use the policy in a recipe with `masking.policy: learned("FOLDER or hub id")`, or load it

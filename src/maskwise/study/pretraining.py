@@ -18,13 +18,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from maskwise import __version__
 from maskwise.constants import rank_here, ranks_here
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError, in_percent
 from maskwise.evaluation import EvaluationSettings, HeldOut, fixed_maskers
 from maskwise.evaluation.scoring import diffusion_bound
 from maskwise.flops import FORMULA
+from maskwise.folders import credit
 from maskwise.masking import Masker
 from maskwise.objectives import Objective, ObjectiveSettings, objective, predicting
 from maskwise.objectives.mlm import MaskedLanguageModelling
@@ -348,7 +348,7 @@ def model_card(
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
 
-# A masked language model made with maskwise {__version__}
+# A masked language model made with {credit()}
 
 | choice | value |
 |---|---|
