@@ -1,6 +1,6 @@
 """Train each objective alone on real text for some hundred steps, and evaluate it on held-out rows.
 
-    python benchmarks/objectives_learn.py FILE   # writes the table of docs/objectives.md
+    python benchmarks/objectives_learn.py FILE   # writes the table of docs/masking.md
 
 There are two baselines. *Chance* is the loss of a uniform guess (ln V for a word, ln 2 for a binary
 label). The *best constant* is the loss of always predicting the frequencies of the labels. For

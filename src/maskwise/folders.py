@@ -61,7 +61,7 @@ FORMATS = {
     MANIFEST: 1,
 }
 """Versions of the formats of JSON files, by the names of the files, which have them as ``format``.
-A version rises if an older maskwise would misread the file; see docs/stability.md."""
+A version rises if an older maskwise would misread the file; see docs/files.md."""
 GOVERNED = {
     "records.jsonl": ("study.json", "finetune.json"),
     "timings.jsonl": ("study.json",),

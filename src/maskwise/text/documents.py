@@ -83,7 +83,7 @@ BUNDLED = (
 )
 MORE_WORLDS = "write files by scripts/worlds.py and name them, such as worlds/{seed}/corpus.jsonl"
 GONE = {
-    "factworld": f"read bundled:world-0 (to 11) as docs/factworld.md shows, or {MORE_WORLDS}",
+    "factworld": f"read bundled:world-0 (to 11) as docs/learning.md shows, or {MORE_WORLDS}",
     "causalworld": MORE_WORLDS,
 }
 """Corpora, tasks and annotators of earlier versions, with advice."""
