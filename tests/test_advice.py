@@ -17,7 +17,7 @@ from maskwise.folders import write_folder
 from maskwise.masking import StepBatchSampler
 from maskwise.masking.settings import Masking
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.recipe.overrides import groups_in
+from maskwise.recipe.explained import groups_in
 from maskwise.text import load_tokenizer
 from tiny import maskwise
 
@@ -85,12 +85,11 @@ def test_check_takes_the_labels_that_it_asks_for(files: Path, monkeypatch: Any, 
 
 STUDY = "study: {arms: {a: {}, b: {masking.ratio: 0.3}}}\n"
 RECIPES = {
-    "masking.ratio: 0.3\n" + STUDY: "write masking: {ratio: 0.3}",
     "seeds: 4\n" + STUDY: "did you mean finetune.seeds or study.seeds?",
     "study: {arms: {a: {}, b: {ratio: 0.3}}}": "did you mean 'masking.ratio'?",
     "study: {arms: {a: {}, b: {trainig.steps: 3}}}": "did you mean 'training.steps'?",
     "phases: [{}, {trainig.steps: 5}]": "did you mean 'training.steps'?",
-    "study: {arms: {0.15: {}, 30: {masking.ratio: 0.3}}}": "write it in quotes: '0.15'",
+    "study: {arms: {0.15: {}, 30: {masking.ratio: 0.3}}}": "the names of arms have no dots",
 }
 
 

@@ -386,8 +386,8 @@ def test_a_recipe_extends_another(recipe, tmp_path):
     assert found.model.settings == {**base.model.settings, "hidden_size": 8}
     assert found.study == base.study
     # Arms are replaced, not added to.
-    own.write_text(f"extends: {recipe}\nstudy: {{arms: {{ratio-0.2: {{masking.ratio: 0.2}}}}}}\n")
-    assert list(read_recipe(own).study.arms) == ["ratio-0.2"]
+    own.write_text(f"extends: {recipe}\nstudy: {{arms: {{ratio-20: {{masking.ratio: 0.2}}}}}}\n")
+    assert list(read_recipe(own).study.arms) == ["ratio-20"]
     for name, said in (
         ("own.yaml", "extend each other"),
         ("quick-strat", "unknown recipe 'quick-strat'"),

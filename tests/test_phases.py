@@ -8,13 +8,11 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
 from maskwise.folders import file_hash
-from maskwise.recipe import Recipe, overrides, read_recipe
-from maskwise.recipe import recipe as recipe_module
+from maskwise.recipe import Recipe, read_recipe
 from maskwise.starts import resolve_start
 from maskwise.study import dry_run, make_plan, run_stage
 from maskwise.study.design import Design
@@ -55,33 +53,6 @@ def test_every_phase_differs_from_the_recipe_in_its_own_settings(recipe):
     assert all(link.phases is None and link.links() == (link,) for link in links)
     again = Recipe.model_validate(json.loads(whole.model_dump_json()))
     assert again == whole
-
-
-def test_the_former_name_of_the_second_phase_is_read(recipe, tmp_path, capsys):
-    """In a file, in a file that another one extends, in overrides and in arms."""
-    overrides._say_phases.cache_clear()
-    change = {"masking.ratio": 0.4, "training.steps": 7}
-    text = json.dumps(change)
-    new = read_recipe(recipe, [*SMALL, f"phases=[null, {text}]"]).arm("words-30", seed=3).links()
-    assert len(new) == 2
-    single = [f"intermediate.{key}={value}" for key, value in change.items()]
-    arm = "study.arms.words-30.intermediate="
-    for old in ([f"intermediate={text}"], single, [f"{arm}{text}"]):
-        assert read_recipe(recipe, [*SMALL, *old]).arm("words-30", seed=3).links() == new
-    settings = read_recipe(recipe, SMALL).model_dump(mode="json")
-    del settings["phases"]
-    assert read_recipe({**settings, "intermediate": change}).arm("words-30", seed=3).links() == new
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**settings, "intermediate": change}))
-    own = tmp_path / "own.yaml"
-    for changed, ratio in (("{masking.ratio: 0.2}", 0.2), ("null", None)):
-        own.write_text(f"extends: base.yaml\nintermediate: {changed}\n")
-        last = read_recipe(own).arm("words-30", seed=3).links()[1:]
-        assert [link.masking.ratio for link in last] == ([ratio] if ratio else [])
-        assert [link.training.steps for link in last] == ([7] if ratio else [])
-    # Recipes that earlier versions wrote state that there is no such phase.
-    phases = {**settings, "phases": [{}, change], "intermediate": None}
-    assert read_recipe(phases).arm("words-30", seed=3).links() == new
-    assert capsys.readouterr().err.count("intermediate is now called phases: [{}, …]") == 1
 
 
 def test_arms_change_a_phase_all_phases_or_the_list(recipe):
@@ -241,12 +212,6 @@ def test_bad_phases_are_refused_when_they_are_read(recipe, override, said, tmp_p
 @pytest.mark.parametrize(
     "override, said",
     [
-        ("intermediate={training.steps: 3}", "intermediate is the former name of the second of"),
-        ("intermediate=null", "intermediate is the former name of the second of two phases"),
-        (
-            "study.arms={a: {intermediate: {training.steps: 3}}}",
-            "intermediate is the former name of the second of two phases",
-        ),
         (
             "study.arms={a: {phases.3.training.steps: 3}}",
             "the list has no such entry (the first entry is 0); got 3; allowed: [0, 1, 2]",
@@ -262,31 +227,6 @@ def test_phases_and_what_does_not_go_with_them(recipe, override, said):
     with pytest.raises(MaskwiseError) as caught:
         read_recipe(recipe, [*SMALL, THREE, override])
     assert said in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_the_former_name_removes_only_the_second_of_two_phases(recipe, tmp_path):
-    two = "phases=[{}, {training.steps: 3}]"
-    settings = read_recipe(recipe, [*SMALL, THREE]).model_dump(mode="json")
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings))
-    own = tmp_path / "own.yaml"
-    for text, said in (
-        ("intermediate: null", "second of two phases"),
-        ("phases: [{}, {}]\nintermediate: null", "both phases and their former name"),
-    ):
-        own.write_text(f"extends: base.yaml\n{text}\n")
-        with pytest.raises(MaskwiseError, match=said):
-            read_recipe(own)
-    with pytest.raises(MaskwiseError, match="both phases and their former name"):
-        read_recipe(recipe, [*SMALL, two, "intermediate=null"])
-
-
-def test_the_former_name_of_a_phase_is_only_the_beginning_of_a_setting(recipe, monkeypatch):
-    keys = list[str]()
-    monkeypatch.setattr(recipe_module, "refuse_unused", lambda given, *_, **__: keys.extend(given))
-    whole = read_recipe(recipe, [*SMALL, THREE])
-    given = {"phases.0.objective.intermediate.ratio": 0.2, "intermediate.training.steps": 3}
-    recipe_module._refuse_unused(given, [whole.links()])
-    assert keys[-2:] == ["objective.intermediate.ratio", "training.steps"]
 
 
 def test_a_phase_longer_than_the_model_is_refused_before_any_work(recipe, tmp_path):

@@ -25,7 +25,7 @@ from maskwise.errors import MaskwiseError, Truncated, command_line
 from maskwise.folders import read_lines
 from maskwise.printing import LOGGER
 from maskwise.recipe import read_recipe
-from maskwise.recipe.overrides import parse_override
+from maskwise.recipe.layers import parse_override
 from maskwise.report import changes_of
 from maskwise.study.adapt import Adaptation
 from maskwise.study.inputs import file_of_rows, overrides_of, task_specs, text_source

@@ -26,16 +26,15 @@ from maskwise.masking.settings import MaskingSettings
 from maskwise.objectives import ObjectiveSettings
 from maskwise.recipe import (
     Recipe,
-    overrides,
     parse_value,
     read_recipe,
     recipe_of_text,
     shipped,
     validate,
 )
+from maskwise.recipe.applies import value_at
 from maskwise.recipe.described import settings_of_group
-from maskwise.recipe.overrides import groups_in
-from maskwise.recipe.unused import value_at
+from maskwise.recipe.explained import groups_in
 from maskwise.starts import resolve_start
 from maskwise.study.checks import check_inputs
 from maskwise.study.plan import make_plan
@@ -419,44 +418,6 @@ def test_arms_of_a_file_that_are_no_settings_are_refused(arms):
             read_recipe({"extends": "quick-start", **spelled})
 
 
-def test_names_of_arms_may_contain_dots():
-    """In settings that name them, too: ``v1.5`` was the arm ``v1`` with a setting ``5``."""
-    grid = {"training.warmup": [0, 0.1]}
-    own = {"v1.5": {"training": {"learning_rate": [1e-3, 2e-3]}}}
-    ratios = {"v1.0": 0.1, "v1": 0.2, "v1.5": 0.3}
-    arms = {name: {"masking.ratio": ratio} for name, ratio in ratios.items()}
-    study = {"arms": arms, "search": {"grid": grid, "own": own}, "contrasts": [["v1.5", "v1.0"]]}
-    base = {"extends": "quick-start", "study": study}
-    assert {name: len(read_recipe(base).study.points_of(name)) for name in arms} == {
-        "v1.0": 2,
-        "v1": 2,
-        "v1.5": 4,
-    }
-
-    def changed(*overrides):
-        recipe = read_recipe(base, overrides)
-        return {name: recipe.arm(name, seed=0).masking.ratio for name in recipe.study.arms}
-
-    assert changed("study.arms.v1.5.masking.ratio=0.4") == {**ratios, "v1.5": 0.4}
-    assert changed("study.arms.v1.masking.ratio=0.4") == {**ratios, "v1": 0.4}
-    more = ["study.arms.v1.7={masking.ratio: 0.4}", "study.contrasts=null"]
-    assert changed(*more) == {**ratios, "v1.7": 0.4}
-    more = ["study.arms.v1.7.masking.ratio=0.4", "study.contrasts=null"]
-    assert changed(*more) == {**ratios, "v1.7": 0.4}
-    assert changed("study.arms.v1=null") == {"v1.0": 0.1, "v1.5": 0.3}
-    left = read_recipe(base, ["study.arms.v1.5=null", "study.contrasts=null"]).study
-    assert [*left.arms] == ["v1.0", "v1"] and left.search.own == {}
-    # Without a section, null and settings are the value of a whole arm, known or not.
-    for unknown in ("v2.6", "v1.6", "v1.5.1"):
-        with pytest.raises(MaskwiseError, match=rf"unknown arm in study\.arms '{unknown}'"):
-            changed(f"study.arms.{unknown}=null")
-    for unknown, value in (("maskin.ratio", 0.4), ("maskin", "{ratio: 0.4}")):
-        with pytest.raises(MaskwiseError, match=r"arm 'v1\.5' cannot change maskin"):
-            changed(f"study.arms.v1.5.{unknown}={value}")
-    with pytest.raises(MaskwiseError, match=r"unknown arm in study\.search\.own 'v1\.6'"):
-        changed("study.search.own.v1.6.training.steps=[1, 2]")
-
-
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
@@ -466,11 +427,10 @@ def test_names_of_arms_may_contain_dots():
         ({"masking": None, "masking.ratio": 0.3}, "masking.ratio"),
         ({"phases.1.training.steps": 3, "phases": [{}, {}]}, "phases"),
         ({"phases": [{}, {"training.steps": 3, "training": {"steps": 4}}]}, "training.steps"),
-        ({"study": {"looks": [3, 7]}, "study.interim_looks": [4, 7]}, "study.interim_looks"),
         ({"study.arms.a": {"masking.ratio": 0.3, "masking": {"ratio": 0.2}}}, "masking.ratio"),
         (
             {"study.search.grid": {"training.steps": [5, 6], "training": {"steps": [7, 8]}}},
-            "study.search.grid.training.steps",
+            "study.search.grid: training.steps",
         ),
     ],
 )
@@ -482,18 +442,11 @@ def test_a_setting_that_is_written_twice_is_refused(settings, name):
 
 def test_an_arm_without_a_base_has_each_setting_once():
     arms = {"a": {"masking.ratio": 0.3, "masking": {"ratio": 0.2}}, "b": {}}
-    with pytest.raises(MaskwiseError, match=r"arm 'a': masking\.ratio is written twice"):
+    with pytest.raises(MaskwiseError, match=r"study\.arms\.a: masking\.ratio is written twice"):
         read_recipe({"study": {"arms": arms}})
     points = [{"training.steps": 5, "training": {"steps": 6}}, {}]
     with pytest.raises(MaskwiseError, match=r"training\.steps is written twice"):
         read_recipe({"study": {"arms": {"a": {}, "b": {}}, "search": {"grid": points}}})
-
-
-def test_a_phase_and_its_former_name_are_refused_together():
-    with pytest.raises(MaskwiseError, match="both phases and their former name"):
-        read_recipe(
-            {"extends": "quick-start", "intermediate": {"masking.ratio": 0.3}, "phases": [{}, {}]}
-        )
 
 
 def test_overrides_that_go_together_are_read_together():
@@ -935,7 +888,6 @@ def test_all_classes_of_settings_refuse_truth():
         ("training.betas=[true, 0.9]", "a number"),
         ("training.lengths=true", "a number or a list of numbers"),
         ("training.lengths=[true]", "a number"),
-        ("study.seeds={a: true}", "a whole number or a list"),
         ("study.interim_looks=true", "a whole number or a list of whole numbers"),
     ],
 )
@@ -1132,55 +1084,8 @@ def test_a_checkpoint_replaces_the_new_model_of_an_earlier_layer(tmp_path):
     # What the same layer says stays.
     said = read_recipe("quick-start", [start, "model.settings={mlp_dropout: 0.1}"])
     assert said.model.settings == {"mlp_dropout": 0.1}
-    with pytest.raises(MaskwiseError, match="has its own architecture"):
+    with pytest.raises(MaskwiseError, match=r"model\.architecture needs model\.pretrained=null"):
         read_recipe("quick-start", [start, "model.architecture=bert"])
-
-
-@pytest.mark.parametrize("former", [name for name in overrides.RENAMED if "." in name])
-def test_former_names_of_settings_are_read_and_named_once(former, tmp_path, capsys):
-    """In a file, in a file that another one extends, in a dict, and in overrides."""
-    overrides._say_new_name.cache_clear()
-    value = {"study.match": "targets", "study.looks": [3, 6], "study.helps": 0.5}[former]
-    new = overrides.RENAMED[former]
-    arms = {"a": {}, "b": {"masking.ratio": 0.3}}
-    study = {"seeds": 6, "arms": arms, "contrasts": [["b", "a"]]}
-    expected = read_recipe({"extends": "quick-start", "study": study, new: value})
-    nested = {**study, former.removeprefix("study."): value}
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"extends": "quick-start", "study": nested}))
-    (tmp_path / "own.yaml").write_text("extends: base.yaml\nname: study\n")
-    for source in ({"extends": "quick-start", "study": nested}, tmp_path / "own.yaml"):
-        assert read_recipe(source).study == expected.study
-    plain = {"extends": "quick-start", "study": study}
-    for override in (
-        f"{former}={json.dumps(value)}",
-        f"study={json.dumps(nested)}",
-    ):
-        assert read_recipe(plain, [override]).study == expected.study
-    assert capsys.readouterr().err.splitlines() == [f"{former} is now called {new}"]
-    with pytest.raises(MaskwiseError, match=f"{former} is the former name of {new}; got both"):
-        read_recipe({**plain, "study": {**nested, new.removeprefix("study."): value}})
-
-
-@pytest.mark.parametrize(
-    ("gone", "value"),
-    [("study.share", ["b", "a"]), ("study.companions", [0.5]), ("study.transfer", True)],
-)
-def test_settings_that_are_gone_say_what_to_do(gone, value):
-    arms = {"a": {}, "b": {"masking.ratio": 0.3}}
-    study = {"arms": arms, "contrasts": [["b", "a"]]}
-    said = f"{gone} is gone; got .*; {overrides.GONE[gone][:20]}"
-    plain = {"extends": "quick-start", "study": study}
-    name = gone.removeprefix("study.")
-    with pytest.raises(MaskwiseError, match=said):
-        read_recipe({"extends": "quick-start", "study": {**study, name: value}})
-    with pytest.raises(MaskwiseError, match=said):
-        read_recipe(plain, [f"{gone}={json.dumps(value)}"])
-    with pytest.raises(MaskwiseError, match=f"{gone} is gone; got nothing; leave it out$"):
-        read_recipe(plain, [f"{gone}=null"])
-    # Recipes with all settings, which earlier versions wrote, state values that change nothing.
-    for empty in (None, [], False):
-        read = read_recipe({"extends": "quick-start", "study": {**study, name: empty}})
-        assert read.study == read_recipe(plain).study
 
 
 def test_the_layers_that_masking_reads_are_those_of_all_its_parts() -> None:
@@ -1289,7 +1194,7 @@ def test_brackets_that_close_nothing_are_texts():
 
 def test_texts_that_are_no_numbers_are_written_with_quotes():
     """Arms such as 1e-4 were read back as numbers, and no is a boolean of YAML 1.1."""
-    names = ("1e-4", "no", "010", "1:30", "2024-01-01", "null", "0x1f", "1_000", ".5", "~", "a b")
+    names = ("1e-4", "no", "010", "1:30", "2024-01-01", "null", "0x1f", "1_000", "~", "a b")
     arms = {name: {"training.steps": 9 + number} for number, name in enumerate(names)}
     study = {**ARMS_OF_TWO, "arms": arms, "contrasts": [["no", "1e-4"]]}
     read = read_recipe({"extends": "quick-start", "name": "1e5", "study": study})

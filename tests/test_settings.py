@@ -17,8 +17,7 @@ from maskwise import specs
 from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError
 from maskwise.learning.settings import LearningSettings
-from maskwise.recipe import Recipe, read_recipe, validate
-from maskwise.recipe.unused import UNUSED
+from maskwise.recipe import Recipe, applies, read_recipe, validate
 from maskwise.specs import parse_call
 from maskwise.study import Stage, checks, run_study
 from maskwise.study.checks import check_inputs
@@ -38,6 +37,7 @@ WITHOUT_EFFECT = {
     "tokenizer.lowercase": (START, "false"),
     "tokenizer.sentinels": (START, "3"),
     "corpus.attention": (["corpus.layout=document"], "row"),
+    "model.architecture": (START, "bert"),
     "training.muon_learning_rate": (PLAIN, "0.1"),
     "finetune.muon_learning_rate": ([], "0.1"),
     "training.residual": (["training.precision=no"], "bf16"),
@@ -86,11 +86,16 @@ WITHOUT_EFFECT = {
 
 
 def test_the_table_has_every_setting_that_may_have_no_effect():
-    known = {key for rule in UNUSED for key in rule.keys}
-    covered = {name for name in known for key in WITHOUT_EFFECT if f"{key}.".startswith(f"{name}.")}
-    # A file may give these for recipes that extend it: see the test below.
-    for_others = {key for rule in UNUSED if rule.for_others for key in rule.keys}
-    assert covered | for_others == known
+    marked = applies._marks(Recipe)
+    of_objectives = [f"masking.{name}" for name in applies.OF_ONE_OBJECTIVE]
+    known = {*marked, *applies.RESET, *applies.NEVER, *of_objectives}
+    missing = [
+        name
+        for name in known
+        if not any(f"{key}.".startswith(f"{name}.") for key in WITHOUT_EFFECT)
+    ]
+    # A policy has no rows that it could freeze, which is refused first.
+    assert missing == ["learning.supervised.training.weight_decay"]
 
 
 @pytest.mark.parametrize("key", WITHOUT_EFFECT)
@@ -234,47 +239,21 @@ def test_a_phase_or_an_arm_keeps_its_own_alternative(general):
     assert steps == [7, 7, None] and read.arm("c", seed=0).finetune.epochs == 2
 
 
-@pytest.mark.parametrize("place", ["phases.0", "study.arms.v1.5", "study.arms.v1.5.phases.0"])
+@pytest.mark.parametrize("place", ["phases.0", "study.arms.v1", "study.arms.v1.phases.0"])
 @pytest.mark.parametrize("dotted", [True, False])
 def test_an_alternative_replaces_that_of_the_same_phase_or_arm(place, dotted):
     own = {"training.lengths": LENGTHS} if dotted else {"training": {"lengths": LENGTHS}}
     inner = {"phases": [own, {}]} if "phases" in place else own
     arm = inner if "arms" in place else {}
-    recipe = {**FOR_LENGTHS, "study": {"arms": {"v1.5": arm, "b": {}}}}
+    recipe = {**FOR_LENGTHS, "study": {"arms": {"v1": arm, "b": {}}}}
     if place == "phases.0":
         recipe |= inner
     for override in ("training.patience=2", "training={patience: 2}"):
         read = read_recipe(recipe, [f"{place}.{override}"])
-        first, *later = read.arm("v1.5", seed=0).links()
+        first, *later = read.arm("v1", seed=0).links()
         assert (first.training.patience, first.training.lengths) == (2, None)
         assert all(link.training.patience is None for link in later)
         assert read.arm("b", seed=0).links()[0].training.lengths is None
-
-
-def test_the_former_name_of_a_phase_replaces_alternatives_too():
-    phases = [{}, {"training.lengths": LENGTHS}]
-    recipe = {**FOR_LENGTHS, "phases": phases}
-    _, second = read_recipe(recipe, ["intermediate.training.patience=2"]).links()
-    assert (second.training.patience, second.training.lengths) == (2, None)
-    for arm in ({"intermediate": phases[1]}, {"phases": phases}, {"phases.1": phases[1]}):
-        study = {"arms": {"a": arm, "b": {}}}
-        recipe = {**FOR_LENGTHS, "phases": [{}, {}], "study": study}
-        read = read_recipe(recipe, ["study.arms.a.intermediate.training.patience=2"])
-        _, second = read.arm("a", seed=0).links()
-        assert (second.training.patience, second.training.lengths) == (2, None)
-
-
-def test_an_override_of_an_arm_leaves_what_its_former_phase_does_not_change():
-    """The arm then had phases of its own, without the settings of the recipe's phases."""
-    arms = {"a": {"intermediate": {"training.steps": 5}}, "b": {}}
-    recipe = {
-        **FOR_LENGTHS,
-        "phases": [{}, {"masking.ratio": 0.4}],
-        "study": {"arms": arms},
-    }
-    _, last = read_recipe(recipe, ["study.arms.a.masking.policy=span"]).arm("a", seed=0).links()
-    assert (last.masking.ratio, last.training.steps) == (0.4, 5)
-    assert last.masking.policy.startswith("span")
 
 
 def test_an_alternative_at_an_arm_leaves_those_of_other_arms():
@@ -440,15 +419,16 @@ def test_a_value_that_one_arm_uses_is_a_value_with_effect(tmp_path):
 
 def test_a_layer_removes_earlier_settings_that_lose_their_effect():
     """They were part of the names of stages, and of the page, although nothing read them."""
-    start = read_recipe("quick-start", START)
+    [start] = read_recipe("quick-start", START).links()
     assert start.tokenizer == type(start.tokenizer)() and start.model.settings == {}
-    adamw = read_recipe("quick-start", PLAIN).training
+    [adamw_only] = read_recipe("quick-start", PLAIN).links()
+    adamw = adamw_only.training
     assert adamw.muon_learning_rate == type(adamw)().muon_learning_rate
     phases = "phases=[{objective: clm}, {}]"
     first, second = read_recipe("quick-start", ["masking.ratio=0.4", phases]).links()
     assert (first.masking.ratio, second.masking.ratio) == (0.15, 0.4)
-    learning = read_recipe("learn-supervised").learning
-    assert learning and learning.meta.steps == 60
+    [supervised] = read_recipe("learn-supervised").arm("supervised", seed=0).links()
+    assert supervised.learning and supervised.learning.meta.steps == 60
 
 
 def test_a_complete_recipe_is_read_back(tmp_path):

@@ -4,7 +4,6 @@ refused.
 
 from __future__ import annotations
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,7 @@ from transformers import AutoModelForMaskedLM
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.models import new_config, new_model
-from maskwise.recipe import Recipe, overrides, read_recipe, recipe_of_text
-from maskwise.recipe.overrides import with_new_names
+from maskwise.recipe import Recipe, read_recipe, recipe_of_text
 from maskwise.study.checks import check_inputs
 from maskwise.study.pretraining import learning
 from maskwise.study.probed import judged_rows, rows_with
@@ -99,11 +97,11 @@ def test_short_forms_and_names_of_stages(path: Path) -> None:
     assert pretrain_stage(rule, prepare_stage(rule)).name in names  # has no probe
 
 
-def test_a_recipe_adds_an_objective_whose_name_has_a_dot(path: Path, tmp_path: Path) -> None:
+def test_a_recipe_adds_an_objective(path: Path, tmp_path: Path) -> None:
     child = tmp_path / "child.yaml"
-    child.write_text(f"extends: {path}\nobjective.cse(temperature=0.05):\n")
+    child.write_text(f"extends: {path}\nobjective.warm: cse(temperature=0.05)\n")
     added = {*read_recipe(child).objectives} - {*read_recipe(path).objectives}
-    assert added == {"cse(temperature=0.05)"}
+    assert added == {"warm"}
 
 
 @pytest.mark.parametrize(
@@ -111,8 +109,8 @@ def test_a_recipe_adds_an_objective_whose_name_has_a_dot(path: Path, tmp_path: P
     [
         (["objective.atd=adt"], "unknown objective 'adt'; allowed: atd, clm, cse"),
         (
-            ["objective.mlm-0.4.weight=2"],
-            "unknown setting of objective.mlm-0.4: 'weight'; allowed: masking, objective",
+            ["objective.low.weight=2"],
+            "unknown setting of objective.low: 'weight'; allowed: masking, objective",
         ),
         (["sampler=mometa"], "unknown sampler 'mometa'.*did you mean 'mometas'"),
         (["sampler=single(dtd)"], "unknown objective 'dtd'"),
@@ -295,7 +293,7 @@ def test_rows_that_judge_are_those_of_evaluation_in_its_layout(
 
 
 def test_a_sampler_without_objectives(tmp_path: Path) -> None:
-    with pytest.raises(MaskwiseError, match="a sampler needs several objectives to choose from"):
+    with pytest.raises(MaskwiseError, match="sampler has nothing to choose from"):
         read_recipe(write_inputs(tmp_path), ["sampler=mometas"])
 
 
@@ -314,66 +312,6 @@ def test_chance_is_that_of_half_a_probe(path: Path, tmp_path: Path) -> None:
     )
 
 
-SEVERAL = {"mlm": {}, "low": {"objective": "mlm", "masking": {"ratio": 0.15}}}
-FORMER: dict[str, Any] = {
-    "a recipe": {"objectives": SEVERAL},
-    "beside the default of the other name": {"objective": "mlm", "objectives": SEVERAL},
-    "none": {"objective": "clm", "objectives": {}},
-    "an arm": {"study": {"arms": {"a": {}, "b.c": {"objectives": SEVERAL}}}},
-    "dotted": {"study.arms": {"a": {}, "b": {"objectives.mlm.masking.ratio": 0.4}}},
-    "a phase": {"phases": [{}, {"objectives": SEVERAL}]},
-    "a phase of an arm": {"study.arms.a": {"phases": [{}, {"objectives": SEVERAL}]}},
-    "a setting of a phase of an arm": {"study.arms.a": {"phases.1.objectives": SEVERAL}},
-    "a grid": {"study.search.grid": {"objectives.mlm.masking.ratio": [0.1, 0.2]}},
-    "points of a grid": {"study.search": {"grid": [{"objectives": SEVERAL}, {}]}},
-    "a grid of an arm": {"study.search.own.a": {"objectives.low.masking.ratio": [0.1, 0.2]}},
-}
-
-
-@pytest.mark.parametrize("place", FORMER)
-def test_the_former_name_is_read_everywhere(place: str) -> None:
-    former = FORMER[place]
-    said = json.dumps(former)
-    new = said.replace('"objective": "mlm", "objectives', '"objectives').replace(
-        ', "objectives": {}', ""
-    )
-    assert with_new_names(former) == json.loads(new.replace("objectives", "objective"))
-    assert json.dumps(former) == said, "what was given is not changed"
-
-
-def test_the_former_name_makes_the_same_recipe(tmp_path: Path, capsys: Any) -> None:
-    """In a file, in a file that another one extends, in a dict, and in overrides."""
-    overrides._say_new_name.cache_clear()
-    arms = {"a": {}, "b": {"objective": {"cse": {}, "mlm": {}}}}
-    new = {"extends": "quick-start", "objective": SEVERAL, "study": {"arms": arms}}
-    expected = read_recipe({**new, "name": "base"})
-    former = json.loads(json.dumps(new).replace('"objective": {', '"objectives": {'))
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(former))
-    (tmp_path / "own.yaml").write_text("extends: base.yaml\nname: base\n")
-    for source in (tmp_path / "base.yaml", tmp_path / "own.yaml", {**former, "name": "base"}):
-        assert read_recipe(source) == expected
-    plain = {"extends": "quick-start", "name": "base", "study": {"arms": arms}}
-    for given in (
-        [f"objectives={json.dumps(SEVERAL)}"],
-        ["objectives.mlm={}", "objectives.low={objective: mlm, masking: {ratio: 0.15}}"],
-    ):
-        assert read_recipe(plain, given) == expected
-    one = read_recipe({**plain, "objective": SEVERAL}, ["objectives={}"])
-    assert one.objective == "mlm" and one.arm("b", seed=0).objectives
-    assert capsys.readouterr().err.splitlines() == ["objectives is now called objective"]
-    with pytest.raises(MaskwiseError, match="objectives is the former name of objective; got both"):
-        read_recipe({**former, "objective": "clm"})
-
-
-def test_recipes_that_earlier_versions_wrote_are_read(path: Path) -> None:
-    """They state both names."""
-    for recipe in (read_recipe(path), read_recipe("quick-start", ["objective=clm"])):
-        plain = recipe.model_dump(mode="json")
-        former = {**plain, **recipe.in_names}
-        assert read_recipe(former) == recipe
-        assert recipe_of_text(yaml.safe_dump(former, sort_keys=False), name="", origin="") == recipe
-
-
 def test_a_name_replaces_several_objectives_and_several_replace_a_name(path: Path) -> None:
     arms = "study.arms={one: {objective: clm, sampler: uniform}, two: {objective: {rtd: , cse: }}}"
     recipe = read_recipe(path, [arms])
@@ -381,7 +319,8 @@ def test_a_name_replaces_several_objectives_and_several_replace_a_name(path: Pat
     assert [*recipe.arm("two", seed=0).objectives] == ["rtd", "cse"]
     # With a single objective, the sampler of the file has nothing to choose from.
     single = read_recipe(path, ["objective=mlm"])
-    assert (single.sampler, single.objectives) == ("uniform", {})
+    [link] = single.links()
+    assert (link.sampler, link.objectives) == ("uniform", {})
     single = read_recipe(path, ["objective=mlm", "sampler=uniform", arms])
     assert [*single.arm("two", seed=0).objectives] == ["rtd", "cse"]
     with pytest.raises(MaskwiseError, match="no objective is named"):
@@ -461,10 +400,6 @@ def test_points_of_a_search_replace_objectives():
             ["b={phases: [{}, {}]}", "b.phases.1.objective.rtd.masking.ratio=.2"],
             {"mlm": None, "rtd": 0.2},
         ),
-        (
-            ["b.objective={mlm-0.4: mlm, rtd: }", "b.objective.mlm-0.4={objective: mlm}"],
-            {"mlm-0.4": None, "rtd": None},
-        ),
     ],
 )
 def test_overrides_change_a_part_of_the_objectives(overrides, expected):
@@ -474,19 +409,6 @@ def test_overrides_change_a_part_of_the_objectives(overrides, expected):
     assert {name: masking.get("ratio") for name, masking in last.items()} == expected
     phase_only = any(".phases.1." in text for text in overrides)
     assert first == ({"mlm": {}, "rtd": {}} if phase_only else last)
-
-
-def test_names_of_objectives_may_have_dots():
-    dotted = {**TWO_OBJECTIVES, "objective": DOTTED}
-    for given, ratio in (
-        (["objective.mlm-0.4.masking.ratio=0.5"], 0.5),
-        (["study.arms.b.objective.mlm-0.4.masking.ratio=0.5"], 0.5),
-        (["phases=[{}]", "phases.0.objective.mlm-0.4.masking.ratio=0.5"], 0.5),
-    ):
-        [found] = objectives_of(read_recipe(dotted, given))
-        assert found == {"mlm-0.4": {"ratio": ratio}, "mlm": {}}
-    [found] = objectives_of(read_recipe(TWO_OBJECTIVES, ["objective.mlm-0.4=mlm"]))
-    assert [*found] == ["mlm", "rtd", "mlm-0.4"]
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -30,6 +30,46 @@ from pydantic_core import InitErrorDetails
 from maskwise.errors import MaskwiseError
 
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Only:
+    """The mark of a setting that has an effect only with some values of another setting.
+
+    Attributes:
+        key: the other setting: of the same group, or with "/" before its name, of the recipe.
+        values: the values with which there is an effect; () for all values but ``but``.
+        but: the values with which there is none.
+    """
+
+    key: str
+    values: tuple[Any, ...] = ()
+    but: tuple[Any, ...] = ()
+
+    def within(self, above: str) -> Only:
+        """Return the mark with the whole dotted name of the other setting.
+
+        >>> Only("optimizer", ("muon",)).within("training.").key
+        'training.optimizer'
+        """
+        key = self.key[1:] if self.key.startswith("/") else f"{above}{self.key}"
+        return replace(self, key=key)
+
+    def why_not(self, value: Any) -> str | None:
+        """Say why there is no effect with this value of the other setting; None if there is one.
+
+        >>> Only("optimizer", ("muon",)).why_not("adamw")
+        'needs optimizer=muon'
+        >>> Only("decay", but=("constant",)).why_not("constant")
+        'has no effect with decay=constant'
+        """
+        if value in self.but:
+            return f"has no effect with {self.key}={value}"
+        if not self.values or value in self.values:
+            return None
+        words = {None: "null", True: "true"}
+        wanted = " or ".join(f"{self.key}={words.get(each, each)}" for each in self.values)
+        return f"needs {wanted}"
 
 
 @dataclass(frozen=True)

@@ -543,19 +543,34 @@ SINGLE_VALUES = re.compile(
 """The dotted names of settings whose dicts are a single value. An arm may be called objective."""
 
 
-def leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+def is_single_value(name: str) -> bool:
+    """Whether a dict of this dotted name is one value, and no group of settings."""
+    return bool(SINGLE_VALUES.search(name))
+
+
+def leaves(
+    tree: Mapping[str, object],
+    prefix: str = "",
+    *,
+    whole: Callable[[str], bool] = is_single_value,
+) -> Iterator[tuple[str, object]]:
     """Yield nested settings as pairs (dotted name, value), such as ``("a.b.c", 1)``.
 
     An empty dict is a value. So are a mix of sources in ``corpus.source``, whose keys are names of
     files, and several objectives in ``objective``: the keys of both may contain dots, and a layer
     that writes them replaces those of earlier layers.
 
+    Args:
+        tree: the settings.
+        prefix: what stands before their names.
+        whole: whether a dict of a dotted name is one value.
+
     >>> [*leaves({"masking": {"ratio": 0.3}, "objective": {"mlm": {}, "cse": {}}})]
     [('masking.ratio', 0.3), ('objective', {'mlm': {}, 'cse': {}})]
     """
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and value and not SINGLE_VALUES.search(name):
-            yield from leaves(value, f"{name}.")
+        if isinstance(value, dict) and value and not whole(name):
+            yield from leaves(value, f"{name}.", whole=whole)
         else:
             yield name, value

@@ -598,7 +598,7 @@ def export(
     refuse_missing(texts)
     from maskwise.export import export_masks
     from maskwise.masking.settings import Masking
-    from maskwise.recipe.overrides import parse_overrides
+    from maskwise.recipe.layers import parse_overrides
     from maskwise.specs import split_calls
 
     out = out_folder(out, texts, command="export")

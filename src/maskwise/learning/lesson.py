@@ -331,10 +331,8 @@ class Lesson:
     # ---------------------------------------------------------------------------------------
 
     def new_policy(self, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> PolicyModel:
-        """Create an untrained policy. The method decides its head if ``policy.head`` is not set."""
-        settings = self.learning.policy.model_dump()
-        heads = {"supervised": "spans", "meta": "tokens"}
-        settings["head"] = settings["head"] or heads[self.learning.method]
+        """Create an untrained policy."""
+        settings = self.learning.policy.model_dump() | {"head": self.learning.head}
         return PolicyModel.new(tokenizer, seed=seed, **settings)
 
     def _tokenizer(self, name: str | None) -> PreTrainedTokenizerFast:

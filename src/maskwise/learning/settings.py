@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from maskwise.effects import Count, NotNegative, OrOff, Positive, Settings, Weights, Whole
+from maskwise.effects import Count, NotNegative, Only, OrOff, Positive, Settings, Weights, Whole
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.training import TrainingSettings
 
@@ -153,7 +153,7 @@ class PolicySettings(Settings):
     64
     """
 
-    architecture: Weights[str] = "light"
+    architecture: Annotated[Weights[str], Only("pretrained", (None,))] = "light"
     """Architecture of a new encoder: ``light`` (embeddings and a convolution over neighbours), or a
     ``model_type`` of transformers.
     """
@@ -163,7 +163,7 @@ class PolicySettings(Settings):
     The policy then uses this encoder's tokenizer.
     """
 
-    settings: Weights[Plain] = {}
+    settings: Annotated[Weights[Plain], Only("pretrained", (None,))] = {}
     """Fields of a new encoder's configuration. ``light`` has ``hidden_size`` and ``window``."""
 
     head: Weights[Literal["tokens", "spans"] | None] = None
@@ -231,5 +231,12 @@ class LearningSettings(Settings):
     """The task to learn from. The default is the first task in the recipe's ``tasks``."""
 
     policy: PolicySettings = PolicySettings()
-    supervised: SupervisedSettings = SupervisedSettings()
-    meta: MetaSettings = MetaSettings()
+    supervised: Annotated[SupervisedSettings, Only("method", ("supervised",))] = (
+        SupervisedSettings()
+    )
+    meta: Annotated[MetaSettings, Only("method", ("meta",))] = MetaSettings()
+
+    @property
+    def head(self) -> str:
+        """What the policy scores: that of ``policy.head``, or the default of the method."""
+        return self.policy.head or {"supervised": "spans", "meta": "tokens"}[self.method]

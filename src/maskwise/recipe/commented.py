@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from maskwise.errors import visible
 from maskwise.printing import json_text
-from maskwise.recipe.overrides import parse_value
+from maskwise.recipe.yamls import parse_value
 
 if TYPE_CHECKING:
-    from maskwise.recipe.overrides import Plain
+    from maskwise.recipe.yamls import Plain
 
 PLAIN = re.compile(r"[A-Za-z][\w.-]*")
 """Texts that may be without quotation marks, if they read back as themselves."""

@@ -28,8 +28,8 @@ from maskwise.constants import (
 )
 from maskwise.effects import Judgement, Nothing, OrOff, Settings, Several, Share, Weights
 from maskwise.errors import MaskwiseError, require_known
-from maskwise.recipe.overrides import Plain, once_each
-from maskwise.recipe.unused import without_alternatives
+from maskwise.recipe.layers import applied, layer
+from maskwise.recipe.yamls import Plain
 
 Pair = tuple[str, str]
 """The names of an arm and its baseline."""
@@ -46,9 +46,9 @@ INSTEAD = {
 def _dotted(grid: object) -> object:
     """Convert the nested settings of a grid, or of each point, to dotted names."""
     if isinstance(grid, Mapping):
-        return once_each(grid)
+        return layer(grid)
     if isinstance(grid, list | tuple) and all(isinstance(point, Mapping) for point in grid):
-        return [once_each(point) for point in grid]
+        return [layer(point) for point in grid]
     if grid is None:
         return None
     raise MaskwiseError("not a grid", got=grid, allowed="lists of values, or a list of points")
@@ -114,7 +114,7 @@ class SearchSettings(Settings):
         """
         points: list[Plain] = []
         for common, own in product(self.points, _points(self.own.get(arm, ({},)))):
-            point = without_alternatives(common, own) | own
+            point = applied(common, own)
             # The arm's grid may replace settings of the common grid.
             if point not in points:
                 points.append(point)
@@ -316,7 +316,11 @@ class StudySettings(Settings):
         """Check the names of arms, and the settings that name arms."""
         for name in self.arms:
             if not name.strip():
-                raise MaskwiseError("an arm of study.arms has no name", got=[*self.arms])
+                raise MaskwiseError(
+                    "an arm of study.arms has no name",
+                    got=[*self.arms],
+                    do="give it a name without dots",
+                )
             if name == REFERENCE:
                 raise MaskwiseError(f"an arm cannot be called {name}: the name is reserved")
         compared = [*self.arms, REFERENCE]

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from maskwise.effects import effect_of
-from maskwise.recipe.overrides import groups_in
+from maskwise.recipe.explained import groups_in
 from maskwise.recipe.recipe import Recipe
 
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

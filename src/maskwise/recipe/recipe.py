@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import chain
+from typing import Any
 
 from pydantic import (
     PrivateAttr,
@@ -38,22 +39,20 @@ from maskwise.objectives import (
     objective_class,
     require_fit,
 )
+from maskwise.recipe.applies import canonical, refuse, unused
 from maskwise.recipe.comparison import StudySettings
-from maskwise.recipe.overrides import (
+from maskwise.recipe.explained import dotted_names, explain
+from maskwise.recipe.layers import (
     ARM_PARTS,
-    FORMER_PHASE,
     PHASE_PARTS,
-    Plain,
-    arm_of,
+    applied,
     blamed,
-    explain,
-    nested,
-    once_each,
+    layer,
+    nest,
+    placed,
     require_changeable,
-    with_changes,
-    write_yaml,
 )
-from maskwise.recipe.unused import refuse_unused, remove_unused, without_alternatives
+from maskwise.recipe.yamls import Plain, write_yaml
 from maskwise.samplers import sampler
 from maskwise.specs import Call, leaves, of_run, parse_call
 from maskwise.tasks import FinetuneSettings
@@ -177,10 +176,6 @@ class Recipe(Settings):
         self._sampling = parse_call(self.sampler)
         if self.objectives:
             sampler(self.sampling, list(self.objectives))
-        elif self.sampler != "uniform":
-            raise MaskwiseError(
-                "a sampler needs several objectives to choose from", got=f"sampler={self.sampler}"
-            )
         # All objectives train the same encoder or encoder–decoder.
         kinds = {arm.kind.kind: name for name, arm in self.objectives.items()}
         if len(kinds) > 1:
@@ -208,7 +203,7 @@ class Recipe(Settings):
             length = link.corpus.length
             # An override names the arm and, if it has the setting, the phase. Therefore, what names
             # an override is checked in the recipe that has the phases, and not in that of a phase.
-            own = {*changes.get("training", ())}
+            own = {key.rpartition(".")[2] for key in layer(changes) if key.startswith("training.")}
             places = {True: f"{arm}{prefix}training", False: f"{arm}training"}
             if link.training.patience is not None and not link.training.eval_every:
                 raise MaskwiseError(
@@ -257,34 +252,69 @@ class Recipe(Settings):
                     f"model.settings.max_position_embeddings={length}",
                 )
 
-    def require_used(self, written: Mapping[str, object], *, in_file: bool = False) -> None:
+    def require_used(self, written: Mapping[str, Any], *, in_file: bool = False) -> None:
         """Check that settings have an effect in at least one training of the recipe.
 
         Args:
-            written: the settings to check, keyed by dotted name. An arm is checked if they change
-                the arm.
-            in_file: whether they are the settings of a file, which other recipes may extend.
-
-        Raises:
-            MaskwiseError: a setting has no effect.
+            written: the settings to check, by dotted name. An arm is checked if it is among them.
+            in_file: whether they are those of a file, which other recipes may extend.
         """
-        links: dict[str, list[tuple[Recipe, ...]]] = {}
-        for name in self.study.arms:
-            used = self.study.settings_used(name)
-            links[name] = [self.arm(name, seed=0, more=more).links() for more in used]
-        everywhere = list(chain.from_iterable(links.values())) or [self.links()]
-        _refuse_unused(written, everywhere, in_file=in_file)
-        changed = {arm_of(key, value, self.study.arms) for key, value in written.items()}
+        arms = self._runs()
+        _refuse(written, [*chain.from_iterable(arms.values())], in_file=in_file)
+        changed = {place[2] for place, _ in map(placed, written) if place[:2] == ("study", "arms")}
         for name, changes in self.study.arms.items():
             if name in changed:
                 # Arms of a file are those of this recipe, also if another recipe extends it.
-                own = dict(leaves(changes))
                 origin, place = f"arm {name!r}", f"study.arms.{name}."
-                _refuse_unused(own, links[name], origin=origin, place=place)
+                _refuse(layer(changes), arms[name], origin=origin, place=place)
 
-    def _plain(self) -> Plain:
-        """Return the sections that ``refuse_unused`` reads, as plain values."""
-        return self.model_dump(mode="json", exclude={"study", "phases"})
+    def unused(self, written: Mapping[str, Any]) -> list[str]:
+        """Return the names of those settings that have no effect in any training."""
+        runs = chain.from_iterable(self._runs().values())
+        links = chain.from_iterable(run.written_links() for run in runs)
+        return [name for name, _, _ in unused(written, [*links])]
+
+    def _runs(self) -> dict[str, list[Recipe]]:
+        """Return the recipes of all runs with one seed, by arm; without arms, this recipe."""
+        if not self.study.arms:
+            return {"": [self]}
+        return {
+            name: [self.arm(name, seed=0, more=more) for more in self.study.settings_used(name)]
+            for name in self.study.arms
+        }
+
+    def check_arm(self, name: str) -> None:
+        """Validate an arm with all settings that it uses, and check that it has an outcome."""
+        match = self.study.equal_by
+        # The baseline may have steps of its own, from which those of the other arms are computed.
+        of = self.arm(name, seed=0) if name == self.baseline else self
+        for point in self.study.settings_used(name):
+            links = self.arm(name, seed=0, more=point).links()
+            if match != "steps" and any(link.objectives for link in links):
+                raise MaskwiseError(
+                    f"arm {name!r} has several objectives, and such arms can be matched by steps "
+                    "only",
+                    got=f"study.equal_by={match}",
+                )
+            if match != "steps" and links[0].training.steps != of.links()[0].training.steps:
+                raise MaskwiseError(
+                    f"arm {name!r} has training.steps, which study.equal_by={match} computes for "
+                    "it",
+                    got=links[0].training.steps,
+                    do="leave out training.steps, or set study.equal_by=steps",
+                )
+        # The kinds of masks are the same for all settings of the grid, so only the last is checked.
+        kinds = set()
+        for link in links:
+            kinds |= {kind.split()[0] for kind in link.judged_on()}
+        masks = links[-1].evaluation.masks
+        if not self.tasks and not kinds & set(masks):
+            raise MaskwiseError(
+                f"nothing measures arm {name!r}: there are no tasks, and evaluation.masks lacks "
+                "its kind of masks",
+                got=list(masks),
+                allowed=" or ".join(sorted(kinds)) or "tasks",
+            )
 
     @property
     def objectives(self) -> dict[str, ObjectiveSettings]:
@@ -321,7 +351,7 @@ class Recipe(Settings):
         return {f"objective.{name}": each for name, each in self.objectives.items()}
 
     @property
-    def _masked(self) -> dict[str, tuple[type[Objective], MaskingSettings]]:
+    def masked(self) -> dict[str, tuple[type[Objective], MaskingSettings]]:
         """The class and the masking settings of each objective, keyed by its name in messages."""
         masked = {}
         for name, each in self._trained.items():
@@ -345,7 +375,7 @@ class Recipe(Settings):
 
     def _checked(self) -> Iterator[str]:
         """Yield warnings about masking settings; raise an error if an objective cannot learn."""
-        for name, (kind, settings) in self._masked.items():
+        for name, (kind, settings) in self.masked.items():
             place = name if self.objectives else "masking.corruption"
             with blamed(place):
                 who = f"objective {self._trained[name].objective}"
@@ -371,14 +401,14 @@ class Recipe(Settings):
     @property
     def policies(self) -> dict[str, Policy]:
         """The masking policies of all objectives, keyed by their texts in the recipe."""
-        masked = self._masked.values()
+        masked = self.masked.values()
         return {masking.policy: masking.values["policy"] for _, masking in masked}
 
     @property
     def layers_read(self) -> dict[str, tuple[str, ...]]:
         """The annotation layers that masking reads, for all objectives, by who needs them."""
         found: dict[str, tuple[str, ...]] = {}
-        for _, masking in self._masked.values():
+        for _, masking in self.masked.values():
             values = masking.values
             found[f"policy {masking.policy} needs"] = tuple(values["policy"].layers())
             found[f"corruption {masking.corruption} needs"] = tuple(values["corruption"].layers())
@@ -391,7 +421,7 @@ class Recipe(Settings):
     def masked_by(self) -> dict[str, Policy]:
         """The masking policies that are evaluated: the recipe's, or those of all objectives."""
         policies = {}
-        for kind, masking in self._masked.values():
+        for kind, masking in self.masked.values():
             if kind.inherits:
                 policies[masking.policy] = masking.values["policy"]
         common = self.masking.policy
@@ -400,7 +430,7 @@ class Recipe(Settings):
     @property
     def kind(self) -> Kind:
         """The kind of model that the objectives train."""
-        return next(kind.kind for kind, _ in self._masked.values())
+        return next(kind.kind for kind, _ in self.masked.values())
 
     @property
     def learns(self) -> bool:
@@ -491,41 +521,43 @@ class Recipe(Settings):
         diffuses = self._diffuses or any(map(_is_diffusion, self._last_objectives()))
         return (*masks, DIFFUSION) if diffuses else masks
 
-    def _last_objectives(self) -> Iterator[object]:
-        """Yield the objective of the last phase of the recipe, and of each of its arms."""
-        arms: list[tuple[Plain, list[Plain]]] = [({}, [{}])]
-        for name, arm in self.study.arms.items():
-            used = self.study.settings_used(name)
-            # Points of the grid that leave the objective as it is are equal here.
-            points = [point for point in used if not point or _changes_objective(point)]
-            if points or _changes_objective(arm):
-                arms.append((arm, points or [{}]))
+    def _last_objectives(self) -> list[object]:
+        """Return the objective of the last phase of the recipe, and of each of its arms."""
         own: Plain = {"objective": self.objective, "phases": self.phases}
-        if self.phases is not None:
-            own["phases"] = [*self.phases]
-        for changes, points in arms:
-            for point in points:
+        of_arms = [
+            (self.study.arms[name], point)
+            for name in self.study.arms
+            for point in self.study.settings_used(name)
+        ]
+        found: list[object] = []
+        for changes in [(), *of_arms]:
+            # What is wrong in an arm is reported when the arm is made.
+            with suppress(MaskwiseError):
                 settings = own
-                for layer in (changes, point):
-                    # What is wrong in an arm is reported when the arm is made.
-                    settings = with_changes(settings, _of_objectives(layer), lenient=True)
-                phases = settings["phases"]
-                last = phases[-1] if phases and isinstance(phases, list) else {}
-                changes_of_last = last if isinstance(last, Mapping) else {}
-                yield with_changes(settings, changes_of_last, lenient=True)["objective"]
+                for each in changes:
+                    settings = applied(settings, _in_sections(each, own))
+                phases = settings.get("phases")
+                last = phases[-1] if phases and isinstance(phases, list | tuple) else {}
+                found.append(applied(settings, _in_sections(last, ["objective"]))["objective"])
+        return found
 
     def links(self) -> tuple[Recipe, ...]:
         """Return one complete recipe for every training phase."""
+        return tuple(map(canonical, self.written_links()))
+
+    def written_links(self) -> tuple[Recipe, ...]:
+        """Return one recipe for every training phase, also with settings that have no effect."""
         alone = self.model_copy(update={"phases": None})
         links = []
         for n, (prefix, changes) in enumerate(self._changes.items()):
             link = alone
+            changes = layer(changes)
             if changes:
-                base = json.dumps(alone._said("study", "tasks"))
-                link = _changed(base, changes, origin=prefix.rstrip("."), phase=prefix)
+                settings = applied(alone._said("study", "tasks"), changes)
+                link = _validated(settings, origin=prefix.rstrip("."), phase=prefix)
             seed = self.training.seed
             # A phase with its own seed is the same in all runs, so it is trained only once.
-            if "seed" in changes.get("training", {}):
+            if "training.seed" in changes:
                 seed = link.training.seed
             # A later phase needs a new seed, or it would repeat the order and masks of the first.
             elif n:
@@ -564,32 +596,28 @@ class Recipe(Settings):
         Raises:
             MaskwiseError: an override is invalid, or changes a setting that arms may not change.
         """
-        changes: Plain = {}
-        for overrides in (self.study.arms[name], more or {}):
+        settings: Plain = of_run(self._said("study"), seed)
+        for changes in (self.study.arms[name], more or {}):
             with blamed(f"arm {name!r}"):
-                written = once_each(overrides)
-            changes = without_alternatives(changes, written)
-            for key, value in written.items():
-                require_changeable(key, ARM_PARTS, who=f"arm {name!r}", settings=Recipe)
-                changes[key] = of_run(value, seed)
-        base = json.dumps(self._said("study")).replace("{seed}", str(seed))
-        arm = f"study.arms.{name}."
-        return _changed(base, changes, origin=f"arm {name!r}", arm=arm).seeded(seed)
+                changes = of_run(layer(changes), seed)
+            for key in changes:
+                require_changeable(key, ARM_PARTS, who=f"arm {name!r}", known=dotted_names(Recipe))
+            settings = applied(settings, changes)
+        return _validated(settings, origin=f"arm {name!r}", arm=f"study.arms.{name}.").seeded(seed)
 
     def _said(self, *without: str) -> Plain:
-        """Return the settings to which arms and phases apply their changes.
+        """Return what is written, as the layer on which arms and phases are put.
 
-        Masking defaults are left out, because they depend on the objective of the arm. The seed is
-        0, so that the recipes of an arm's runs are equal, and are validated only once.
+        The seed is 0, so that the recipes of an arm's runs are equal, and are validated only once.
         """
-        plain = self.model_dump(mode="json", exclude={*without, "masking"})
-        plain["masking"] = self.masking.model_dump(mode="json", exclude_unset=True)
-        plain["evaluation"]["masks"] = self._masks
+        plain = self.model_dump(mode="json", exclude={*without}, exclude_unset=True)
         # All arms have the same layers, except those of a learned policy, which few arms need.
         removed = {*LEARNED} - {*self.corpus.layers}
-        plain["corpus"]["layers"] = [spec for spec in self._layers if spec not in removed]
-        plain["training"]["seed"] = 0
-        return plain
+        return layer(plain) | {
+            "evaluation.masks": [*self._masks],
+            "corpus.layers": [spec for spec in self._layers if spec not in removed],
+            "training.seed": 0,
+        }
 
     def seeded(self, seed: int) -> Recipe:
         """Return a copy with a different training seed."""
@@ -629,10 +657,10 @@ def _changes_objective(changes: Plain) -> bool:
     return False
 
 
-def _of_objectives(changes: Plain) -> Plain:
-    """Return those of the changes of an arm that may change which objective its last phase has."""
-    sections = ("objective", "phases", FORMER_PHASE)
-    return {key: value for key, value in leaves(changes) if key.partition(".")[0] in sections}
+def _in_sections(changes: Mapping[str, Any], sections: Collection[str]) -> Plain:
+    """Return those changes of an arm, a point or a phase that are in some sections."""
+    found = layer(changes)
+    return {name: found[name] for name in found if name.partition(".")[0] in sections}
 
 
 def _is_diffusion(objective: object) -> bool:
@@ -679,68 +707,50 @@ def _require_stable(link: Recipe) -> None:
             )
 
 
-def _refuse_unused(
-    given: Mapping[str, object],
-    runs: Iterable[tuple[Recipe, ...]],
+def _refuse(
+    given: Mapping[str, Any],
+    runs: Sequence[Recipe],
     *,
     origin: str = "",
     place: str = "",
     in_file: bool = False,
 ) -> None:
-    """Raise ``MaskwiseError`` if a value has no effect in any of these runs.
+    """Raise ``MaskwiseError`` if a value has no effect in any training that it is for.
 
     Args:
-        given: values keyed by dotted name, such as ``masking.ratio`` or ``phases.1.masking.ratio``.
-        runs: the recipes of the phases of every run that uses these values.
-        origin: words for who wrote the values.
-        place: see ``refuse_unused``.
-        in_file: see ``refuse_unused``.
+        given: a layer, in which a value of a phase has its name, such as phases.1.masking.ratio.
+        runs: the recipes of all runs that use these values.
+        origin, place, in_file: see ``applies.refuse``.
     """
-    runs = list(runs)
-    values: Plain = {}
-    for key, value in given.items():
-        if key == "phases" and isinstance(value, list):
-            for number, changes in enumerate(value):
-                values |= leaves(nested(changes or {}), f"phases.{number}.")
-        else:
-            values[key] = value
     # The values of the whole recipe have the key None, and those of a phase its number.
     by_phase: dict[int | None, Plain] = {None: {}}
-    for key, value in values.items():
-        phase: int | None = None
-        parts = key.split(".")
-        # The former name of the second phase.
-        if parts[0] == FORMER_PHASE and len(parts) > 1:
-            parts[:1] = ["phases", "1"]
-        if parts[0] == "phases" and len(parts) > 1:
-            phase = int(parts[1])
-            key = ".".join(parts[2:])
-        by_phase.setdefault(phase, {})[key] = value
-    for phase, own in by_phase.items():
-        links = [links[phase : phase + 1] for links in runs] if phase is not None else runs
-        recipes = [link._plain() for link in chain.from_iterable(links)]
-        inner = place if phase is None else f"{place}phases.{phase}."
-        refuse_unused(own, recipes, _default(), origin=origin, place=inner, in_file=in_file)
-
-
-@cache
-def _default() -> Plain:
-    """Return the settings of a recipe in which nothing was set, as plain values."""
-    plain = Recipe.model_construct()._plain()
-    learning = LearningSettings().model_dump(mode="json")
-    return {**plain, "learning": learning, "study": StudySettings().model_dump(mode="json")}
+    for name, value in given.items():
+        if name == "phases" and isinstance(value, list | tuple):
+            for number, changes in enumerate(value):
+                by_phase.setdefault(number, {}).update(layer(changes or {}))
+        elif name.startswith("phases."):
+            _, phase, *setting = name.split(".", 2)
+            own = {setting[0]: value} if setting else layer(value or {})
+            by_phase.setdefault(int(phase), {}).update(own)
+        else:
+            by_phase[None][name] = value
+    links = [run.written_links() for run in runs]
+    for at, own in by_phase.items():
+        used = links if at is None else [each[at : at + 1] for each in links]
+        inner = place if at is None else f"{place}phases.{at}."
+        refuse(own, [*chain.from_iterable(used)], origin=origin, place=inner, in_file=in_file)
 
 
 def _phase(changes: object, name: str, phases: int) -> object:
-    """Return the settings of a phase as nested dicts."""
+    """Return the settings of a phase as a layer."""
     # If the value is no mapping, pydantic raises an error that names the setting.
     if not isinstance(changes, Mapping):
         return changes
-    for key, _ in leaves(changes):
+    for key in layer(changes):
         # With a fixed seed, all runs share a phase. If they shared the last one, they were equal.
         if not (key == "training.seed" and name == "phases.0" and phases > 1):
-            require_changeable(key, PHASE_PARTS, who=name, settings=Recipe)
-    return nested(changes)
+            require_changeable(key, PHASE_PARTS, who=name, known=dotted_names(Recipe))
+    return layer(changes)
 
 
 def validate(settings: Mapping[str, object], *, origin: str, **place: str) -> Recipe:
@@ -755,15 +765,12 @@ def validate(settings: Mapping[str, object], *, origin: str, **place: str) -> Re
         raise explain(error, Recipe, origin=origin) from None
 
 
-def _changed(base: str, changes: Mapping[str, object], *, origin: str, **place: str) -> Recipe:
-    """Return a recipe with changed settings; ``base`` is JSON, with seed 0."""
-    return _validate_once(base, json.dumps(list(leaves(changes)), default=str), origin, **place)
+def _validated(settings: Plain, *, origin: str, **place: str) -> Recipe:
+    """Build a recipe from a layer; see ``validate``."""
+    return _validate_once(json.dumps(settings, default=str), origin, **place)
 
 
 @lru_cache(maxsize=4096)
-def _validate_once(base: str, changes: str, origin: str, **place: str) -> Recipe:
-    """Build a recipe from JSON. Results are cached, because validation takes milliseconds."""
-    settings: Plain = json.loads(base)
-    changed = dict(json.loads(changes))
-    remove_unused(settings, changed, clear=False)
-    return validate(with_changes(settings, changed), origin=origin, **place)
+def _validate_once(settings: str, origin: str, **place: str) -> Recipe:
+    """Build a recipe from the JSON of a layer. Validation takes milliseconds, so it is cached."""
+    return validate(nest(json.loads(settings)), origin=origin, **place)

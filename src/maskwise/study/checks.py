@@ -30,7 +30,7 @@ from maskwise.models import NO_HEAD, check_more_tokens, check_start, has_head
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
-from maskwise.recipe.overrides import blamed
+from maskwise.recipe.layers import blamed
 from maskwise.samplers import sampler
 from maskwise.specs import of_run
 from maskwise.study.costs import counts_of, counts_over, over_a_run

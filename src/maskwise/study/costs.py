@@ -30,7 +30,7 @@ from maskwise.folders import LATE_SECONDS, holding, read_json, write_json
 from maskwise.masking import MaskedBatch
 from maskwise.objectives import objective, objective_class
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.study.plan import Run
 from maskwise.study.stages import KINDS, Stage, json_hash
 from maskwise.study.store import StageStore

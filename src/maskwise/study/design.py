@@ -40,7 +40,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.files import Candidate, Record
 from maskwise.measurements import Measurement
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.specs import of_run
 from maskwise.study.costs import per_step
 from maskwise.study.plan import (

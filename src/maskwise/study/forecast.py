@@ -23,7 +23,7 @@ from maskwise.evaluation.copies import SIMILAR, near_copies
 from maskwise.folders import read_json
 from maskwise.models import weights_of
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.samplers import sampler
 from maskwise.specs import of_run
 from maskwise.study.checks import (

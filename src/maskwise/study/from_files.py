@@ -30,7 +30,7 @@ from maskwise.folders import LONGEST_NAME, results_folder, stem_of, write_whole
 from maskwise.models import load_config, weights_of
 from maskwise.recipe import Recipe, read_recipe, recipe_of_text, shipped
 from maskwise.recipe.commented import commented
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.specs import is_path, local_name, split_options, user_path, with_options
 from maskwise.study.checks import MOST_UNKNOWN, row_sizes
 from maskwise.tasks import Task, load_task

@@ -27,7 +27,7 @@ from maskwise.folders import (
     require_own,
     writing,
 )
-from maskwise.recipe.overrides import parse_override
+from maskwise.recipe.layers import parse_override
 from maskwise.specs import split_options, with_options
 from maskwise.study.stages import ROWS
 from maskwise.study.together import LOCK

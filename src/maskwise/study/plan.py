@@ -16,7 +16,7 @@ from maskwise.errors import MaskwiseError, require_known
 from maskwise.files import Record
 from maskwise.models import has_head
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.samplers import sampler
 from maskwise.specs import of_run
 from maskwise.study.stages import (

@@ -29,7 +29,7 @@ from maskwise.masking import Masker
 from maskwise.objectives import Objective, ObjectiveSettings, objective, predicting
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.samplers import LossProportional, Mometas
 from maskwise.samplers import sampler as read_sampler
 from maskwise.study.checks import require_targets

@@ -23,7 +23,8 @@ from maskwise.masking.policies import UnitKind
 from maskwise.measurements import SPLITS, Measurement, pending_seeds
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.recipe.described import declared
-from maskwise.recipe.overrides import Plain, arms_in, placed
+from maskwise.recipe.layers import placed
+from maskwise.recipe.yamls import Plain
 from maskwise.samplers import SAMPLERS
 from maskwise.samplers.base import Sampler
 from maskwise.specs import different_settings, find, leaves
@@ -204,7 +205,7 @@ def _same_question(former: Plain, study: Study) -> bool:
         return False
     if any(not name.startswith("study.") for name in _changed(former, study)):
         return False
-    before, after = (arms_in(_recipe_in(each)) for each in (former, study))
+    before, after = _arms_in(former), _arms_in(study)
     shared = before.keys() & after.keys()
     same = (_arm_means(before, name) == _arm_means(after, name) for name in shared)
     return bool(shared) and all(same) and _reads_same_files(former, study)
@@ -423,8 +424,8 @@ def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = 
         return
     changed = _changed(before, study)
     if not block and changed and _same_question(before, study):
-        arms = [arms_in(_recipe_in(each)).keys() for each in (before, study)]
-        _require_stages(out, before, changed, removed=arms[0] - arms[1])
+        removed = _arms_in(before).keys() - _arms_in(study).keys()
+        _require_stages(out, before, changed, removed=removed)
         return
     others = []
     if changed:
@@ -518,10 +519,9 @@ def _meaning(recipe: Plain) -> Plain:
     Every arm and phase has a key of its own, whose value is {}.
     """
     effects = declared()
-    arms = arms_in(recipe)
     found: Plain = {}
     for name, value in leaves(_numbered(recipe)):
-        place, setting = placed(name, value, arms)
+        place, setting = placed(name)
         if place:
             found[".".join(place)] = {}
         # The interval of evaluations chooses states, if the recipe has a patience or lengths.
@@ -544,6 +544,12 @@ def _recipe_in(study: Study | Plain) -> Plain:
     """Return the recipe of a study; its files of rows are named by their content alone."""
     recipe: Plain = json.loads(without_places(json.dumps(study.get("recipe") or {})))
     return recipe
+
+
+def _arms_in(study: Study | Plain) -> Plain:
+    """Return the arms of the recipe of a study, by name."""
+    compared: Plain = _recipe_in(study).get("study") or {}
+    return compared.get("arms") or {}
 
 
 def others_of(out: Path, before: Plain, design: Design) -> Others:

@@ -31,7 +31,7 @@ from maskwise.files import Contrast, Record, Study, Summary
 from maskwise.folders import read_json, read_lines, require_replaceable
 from maskwise.measurements import measurements, table_of
 from maskwise.printing import note
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.study.inputs import (
     ROWS,
     AnyRecipe,

@@ -16,7 +16,7 @@ from maskwise.folders import read_json, read_lines, write_json, write_lines, wri
 from maskwise.jobs import Executor, engine_of
 from maskwise.printing import note
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.study.checks import check_study, notes_of_texts
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run

@@ -16,7 +16,7 @@ from maskwise.masking import Masker
 from maskwise.masking.policies.online import GroupWeighted
 from maskwise.objectives import ObjectiveSettings
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.study.plan import Run
 from maskwise.study.records import last_logged
 from maskwise.study.store import StageStore

@@ -26,7 +26,7 @@ from maskwise.errors import MaskwiseError, duration, option
 from maskwise.folders import appears, require_file
 from maskwise.jobs import Failure, Pool, Where, open_pool
 from maskwise.printing import LINE_SECONDS, LOGGER, err_console, quietly, shows_progress
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.study.costs import Forecast, Seconds, share_of, until_end
 from maskwise.study.plan import Plan
 from maskwise.study.stages import DONE, KINDS, TEXT, Stage, StageKind, add_kind, named

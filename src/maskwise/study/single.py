@@ -32,9 +32,10 @@ from maskwise.folders import (
 from maskwise.jobs import ThisProcess, require_one_process
 from maskwise.printing import note
 from maskwise.recipe import Recipe, explain, read_recipe
+from maskwise.recipe.applies import without_effect
 from maskwise.recipe.comparison import StudySettings
-from maskwise.recipe.overrides import Plain, parse_overrides
-from maskwise.recipe.unused import refuse_unused
+from maskwise.recipe.layers import parse_overrides
+from maskwise.recipe.yamls import Plain
 from maskwise.specs import different_settings
 from maskwise.study.checks import check_inputs, notes_of_texts, require_alone
 from maskwise.study.inputs import OWN_ROWS
@@ -295,9 +296,9 @@ def run_finetune(
         settings = FinetuneSettings(**changes, **({} if seeds is None else {"seeds": seeds}))
     except ValidationError as error:
         raise explain(error, FinetuneSettings, origin="") from None
-    whole = {"finetune": settings.model_dump(mode="json"), "tasks": [*tasks]}
-    given = {f"finetune.{name}": value for name, value in changes.items()}
-    refuse_unused(given, [whole], {"finetune": FinetuneSettings().model_dump(mode="json")})
+    for name, reason in without_effect(settings).items():
+        if changes.get(name) is not None:
+            raise MaskwiseError(f"{name} {reason.why}", got=changes[name], do=f"remove {name}")
     require_own(out, RECORDS, OWN_ROWS, what="an earlier finetune")
     # Before tasks and models are read, which takes seconds.
     _scores_in(out, model)

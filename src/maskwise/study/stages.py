@@ -40,7 +40,8 @@ from maskwise.folders import file_hash
 from maskwise.learning.settings import OF_THE_MODEL
 from maskwise.plugins import code_of
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain, merged
+from maskwise.recipe.layers import applied, layer, nest
+from maskwise.recipe.yamls import Plain
 from maskwise.samplers import sampler
 from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import FinetuneSettings, Task, load_task
@@ -428,7 +429,7 @@ def recipe_of(stage: Stage, **more: object) -> Recipe:
     if "evaluation" in how:
         parts["evaluation"] = how.pop("evaluation")
     if "learning" in how:
-        parts["learning"] = merged(parts["learning"], how.pop("learning"))
+        parts["learning"] = nest(applied(layer(parts["learning"]), layer(how.pop("learning"))))
     parts["training"] = how | stage.what["training"]
     if "model" in parts:
         parts["model"] = ModelSettings.from_name(parts["model"])

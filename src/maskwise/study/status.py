@@ -13,7 +13,7 @@ from pathlib import Path
 
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.study.costs import Forecast, share_of, total
 from maskwise.study.records import PLAN, read_plan, stage_of
 from maskwise.study.stages import CHECKPOINT, KINDS

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage, is_locked, locked, read_json, refuse_below_file, writing
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.specs import user_path
 from maskwise.study.stages import DONE, KINDS, STAGE, Stage
 

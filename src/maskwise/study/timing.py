@@ -39,7 +39,7 @@ from maskwise.masking.settings import MaskingSettings
 from maskwise.models import task_config, weights_of
 from maskwise.printing import quietly
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.study.checks import text_of
 from maskwise.study.costs import Forecast, StageRates
 from maskwise.study.from_files import for_some_seconds

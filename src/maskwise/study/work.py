@@ -39,7 +39,7 @@ from maskwise.measurements import Measurement
 from maskwise.models import load_config, load_model, with_fields
 from maskwise.objectives import objective_class
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.specs import Call
 from maskwise.study.pretraining import pretrain
 from maskwise.study.stages import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import numpy as np
 from pydantic import Field
@@ -12,6 +12,7 @@ from pydantic import Field
 from maskwise.effects import (
     Count,
     NotNegative,
+    Only,
     OrOff,
     Positive,
     Rounding,
@@ -38,7 +39,7 @@ class FinetuneSettings(Settings):
     5e-05
     """
 
-    epochs: Weights[float | None] = Field(None, gt=0)
+    epochs: Annotated[Weights[float | None], Only("steps", (None,))] = Field(None, gt=0)
     """Passes over the training rows; ignored if ``steps`` is given. The default is 5. For a large
     model (with a learning rate below 1e-3), it is at least 5 and at most 20: enough for 250 steps.
     Of a question-answering task, rows are questions; a long context has several windows.
@@ -60,7 +61,7 @@ class FinetuneSettings(Settings):
     and costs three more fine-tuning runs for each checkpoint and task.
     """
 
-    muon_learning_rate: Weights[Positive] = 0.003
+    muon_learning_rate: Annotated[Weights[Positive], Only("optimizer", ("muon",))] = 0.003
     """Muon's peak learning rate; used only with ``optimizer: muon``."""
 
     optimizer: Weights[Literal["adamw", "muon"]] = "adamw"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import (
@@ -22,7 +22,7 @@ from pydantic import (
 from tokenizers import AddedToken
 
 from maskwise import folders
-from maskwise.effects import OrOff, Settings, Several, Weights, Whole, without_unset
+from maskwise.effects import Only, OrOff, Settings, Several, Weights, Whole, without_unset
 from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
 from maskwise.text.layers import Layered
@@ -80,7 +80,9 @@ class CorpusSettings(Settings):
     """Number of positions in a row."""
     layout: Weights[Literal["packed", "document"]] = "packed"
     """``packed`` puts several documents in a row; ``document`` puts only a part of one document."""
-    attention: Weights[Literal["document", "row"]] = "document"
+    attention: Annotated[Weights[Literal["document", "row"]], Only("layout", ("packed",))] = (
+        "document"
+    )
     """Whether attention in packed rows stays within each document or spans the whole row."""
     held_out: Weights[float] = Field(0.02, gt=0, lt=0.5)
     """Share of the documents that is held out from training."""
@@ -306,21 +308,31 @@ def _one_spelling(source: str) -> str:
     return os.path.normpath(source)
 
 
+Value = TypeVar("Value")
+New = Annotated[
+    Weights[Value],
+    Only("name", (None,)),
+    Only("/model.pretrained", (None,)),
+    Only("/corpus.tokens", (None,)),
+]
+"""A setting of a new tokenizer."""
+
+
 class TokenizerSettings(Settings):
     """A tokenizer that is loaded by name, or a new tokenizer that is trained on the corpus."""
 
     name: Weights[str | None] = None
     """A folder, hub id, ``bundled:encoder`` or ``package:NAME``. If None, the tokenizer of the
     pre-trained model is used, or a new tokenizer if training starts from random weights."""
-    kind: Weights[Literal["wordpiece", "bpe", "letter", "k-mer"]] = "wordpiece"
+    kind: New[Literal["wordpiece", "bpe", "letter", "k-mer"]] = "wordpiece"
     """Tokens of a new tokenizer: word pieces, byte pairs, single letters, or ``k`` letters."""
-    k: Weights[int] = Field(3, ge=1, le=12)
+    k: Annotated[New[int], Only("kind", ("k-mer",))] = Field(3, ge=1, le=12)
     """Letters per token, for the kind ``k-mer``."""
-    vocab_size: Weights[int] = Field(2048, ge=64, le=MOST_TOKENS)
+    vocab_size: New[int] = Field(2048, ge=64, le=MOST_TOKENS)
     """Maximum number of tokens in a new tokenizer."""
-    lowercase: Weights[bool] = True
+    lowercase: New[bool] = True
     """Whether a new tokenizer lowercases text and, with ``wordpiece``, removes accents."""
-    sentinels: Weights[Whole] = 0
+    sentinels: New[Whole] = 0
     """Number of extra tokens ``<extra_id_0>``, … in a new tokenizer, for the corruption t5."""
 
     def tokenizer(self, documents: Iterable[Document]) -> PreTrainedTokenizerFast:

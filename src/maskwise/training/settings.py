@@ -19,6 +19,7 @@ from maskwise.effects import (
     Count,
     Nothing,
     NotNegative,
+    Only,
     OrOff,
     Positive,
     Rounding,
@@ -80,13 +81,13 @@ class TrainingSettings(Settings, allow_inf_nan=False):
     learning_rate: Weights[Positive] = 5e-4
     """Highest learning rate of AdamW."""
 
-    muon_learning_rate: Weights[Positive] = 0.02
+    muon_learning_rate: Annotated[Weights[Positive], Only("optimizer", ("muon",))] = 0.02
     """Highest learning rate of Muon; used only with ``optimizer: muon``."""
 
     betas: Weights[tuple[Beta, Beta]] = (0.9, 0.98)
     """AdamW's decay rates for the running means of gradients and of squared gradients."""
 
-    weight_decay: Weights[OrOff[NotNegative]] = 0.01
+    weight_decay: Annotated[Weights[OrOff[NotNegative]], Only("freeze", but=("old-rows",))] = 0.01
     """Decoupled weight decay of matrices. Biases, norms and other vectors have no weight decay."""
 
     warmup: Weights[OrOff[Share]] = 0.06
@@ -100,7 +101,9 @@ class TrainingSettings(Settings, allow_inf_nan=False):
     fall.
     """
 
-    decay_share: Weights[float | None] = Field(None, gt=0, le=1)
+    decay_share: Annotated[Weights[float | None], Only("decay", but=("constant",))] = Field(
+        None, gt=0, le=1
+    )
     """Share of the steps, at the end, in which the learning rate falls. If None, all steps; for
     ``wsd``, a tenth of the steps."""
 
@@ -125,7 +128,7 @@ class TrainingSettings(Settings, allow_inf_nan=False):
     be faster. ``no`` uses float32, but GPUs multiply in TF32.
     """
 
-    residual: Rounding[Literal["fp32", "bf16"]] = "fp32"
+    residual: Annotated[Rounding[Literal["fp32", "bf16"]], Only("precision", but=("no",))] = "fp32"
     """The number format of the states between layers and of the norms, where training computes in
     bf16. With autocast alone they are float32. ``bf16`` halves the memory that they move and store;
     norms still compute means and variances in float32. It has no effect where ``precision: auto``
@@ -170,7 +173,7 @@ class TrainingSettings(Settings, allow_inf_nan=False):
     """Steps between training states, from which a run can resume. With 0, a state is saved only
     after SIGTERM or SIGUSR1, which clusters send before they end a job."""
 
-    keep: Nothing[Count] = 2
+    keep: Annotated[Nothing[Count], Only("save_every", but=(0,))] = 2
     """Number of training states to keep. Older states are used if the newest is damaged."""
 
     on_nan: Nothing[Literal["stop", "skip"]] = "stop"
@@ -178,7 +181,7 @@ class TrainingSettings(Settings, allow_inf_nan=False):
     names the step. ``skip`` skips the update. A held-out loss that is not finite ends the run. If
     no value is infinite or NaN, both give the same weights."""
 
-    workers: Speed[OrOff[Whole]] = 1
+    workers: Annotated[Speed[OrOff[Whole]], Only("/corpus.stream", (True,))] = 1
     """Number of processes per rank that tokenise a stream (``corpus.stream``). With 0, the training
     process tokenises the stream. The result is the same."""
 
@@ -266,7 +269,7 @@ class ModelSettings(Settings):
     pretrained: Weights[str | None] = None
     """The name of a pre-trained model: a folder, a hub id, ``bundled:encoder``, or ``package:NAME``
     for an installed package. None for a new model."""
-    architecture: Weights[str] = "modernbert"
+    architecture: Annotated[Weights[str], Only("pretrained", (None,))] = "modernbert"
     """The architecture of a new model: transformers' ``model_type``, such as bert or t5."""
     settings: Weights[Fields] = {}
     """Fields of a new model's configuration, such as hidden_size. Of a pre-trained model, only
@@ -310,19 +313,6 @@ class ModelSettings(Settings):
         """Replace ``yes``, ``no``, ``on`` and ``off`` by booleans. No setting has such a value."""
         words = {"yes": True, "on": True, "no": False, "off": False}
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
-
-    @model_validator(mode="after")
-    def _one_model(self) -> ModelSettings:
-        # Complete recipes contain all defaults, so the default architecture is accepted.
-        usual = type(self).model_fields["architecture"].default
-        if self.pretrained and self.architecture != usual:
-            raise MaskwiseError(
-                "a pre-trained model has its own architecture",
-                got=f"model.architecture={self.architecture} and model.pretrained="
-                f"{self.pretrained}",
-                do="remove one of them, or for a new model, set model.pretrained=null",
-            )
-        return self
 
     @model_validator(mode="after")
     def _known_pieces(self) -> ModelSettings:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from maskwise.errors import MaskwiseError, duration, option
 from maskwise.folders import files_state, require_own
 from maskwise.jobs import require_one_process
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.study.adapt.answer import answers, next_of
 from maskwise.study.adapt.draft import RECIPE, Texts, cut_rows, draft_of
 from maskwise.study.adapt.request import PAIRS, Request

@@ -8,7 +8,7 @@ from typing import Any
 
 from maskwise.errors import duration, option
 from maskwise.recipe import Recipe
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.study.adapt.draft import new_head_words
 from maskwise.study.adapt.forgotten import forgotten_of, forgotten_words
 from maskwise.study.adapt.request import NEW_WORDS, OTHER_TEXT, Request

@@ -18,10 +18,17 @@ from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError, option, require_known
 from maskwise.families import most_tokens, require_kind
 from maskwise.models import has_head, load_config, require_head, weights_of
-from maskwise.recipe import Recipe, apply_overrides, blaming_overrides, validate
-from maskwise.recipe.overrides import Plain, each_setting, nested, parse_override, parse_overrides
-from maskwise.recipe.unused import drop_unused
-from maskwise.specs import Call, leaves, with_options
+from maskwise.recipe import Recipe, blaming_overrides, validate
+from maskwise.recipe.layers import (
+    layer,
+    leaves,
+    nest,
+    parse_override,
+    parse_overrides,
+    with_overrides,
+)
+from maskwise.recipe.yamls import Plain
+from maskwise.specs import Call, with_options
 from maskwise.study.adapt.request import GENERAL_MASKS, PAIRS, PASSAGES, STEPS, Request
 from maskwise.study.adapt.title_pairs import write_pairs
 from maskwise.study.checks import check_names, cut_share, row_sizes
@@ -132,7 +139,7 @@ def draft_of(
     """
     texts = texts or Texts(request.texts)
     overrides = request.overrides
-    given = _given_settings(overrides)
+    given = parse_overrides(overrides)
     for key in dict(leaves(given)):
         if key in OPTIONS:
             raise MaskwiseError(f"adapt has an option for {key}", do=f"use {option(OPTIONS[key])}")
@@ -508,12 +515,17 @@ def _draft(
         del settings["study"]["gate"]
         settings["evaluation"]["word_loss"] = WORD_LOSS
     settings["study"]["arms"] = arms
-    apply_overrides(settings, overrides)
+    written = with_overrides(layer(settings), overrides)
+    # Without an arm that masks, for example, there are no settings of masks. What the user gives
+    # stays, and is refused if it has no effect.
+    recipe = validate(nest(written), origin="adapt")
+    for setting in recipe.unused(written):
+        if setting not in parse_overrides(overrides):
+            del written[setting]
+    settings = nest(written)
     # The user may have replaced the tasks.
     if others.pairs and others.pairs not in (settings["tasks"] or ()):
         settings["study"].pop("secondary", None)
-    settings = {**nested(settings), "study": settings["study"]}
-    drop_unused(settings, _given_settings(overrides))
     comments = {key: text.format(least=request.least_runs) for key, text in COMMENTS.items()}
     if tasks != request.tasks:
         comments["tasks"] = "titles and texts of documents that are held out from training"
@@ -564,17 +576,11 @@ def _measure(request: Request, others: OtherTexts, corpus: Plain, *, name: str, 
     return str(Call("text-loss", (others.general["source"],), options))
 
 
-def _given_settings(overrides: Sequence[str]) -> Plain:
-    """Return the settings that overrides change, also those in groups, keyed by dotted name."""
-    return each_setting(parse_overrides(overrides), Recipe)
-
-
 def _with_changes(corpus: Plain, overrides: Sequence[str]) -> CorpusSettings:
     """Return the settings of the text that is trained on, with the user's changes to them."""
     settings: Plain = {"name": "adapt", "corpus": dict(corpus)}
     own = [text for text in overrides if parse_override(text)[0].split(".")[0] == "corpus"]
-    apply_overrides(settings, own)
-    return validate(nested(settings), origin="adapt").corpus
+    return validate(nest(with_overrides(layer(settings), own)), origin="adapt").corpus
 
 
 def new_head_words(recipe: Recipe) -> str:

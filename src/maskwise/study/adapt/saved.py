@@ -20,7 +20,7 @@ from maskwise.folders import (
     write_whole,
 )
 from maskwise.models import load_config, load_task_model, without_advice
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.report.reading import read_outcomes
 from maskwise.study.adapt.answer import arm_that_helps
 from maskwise.study.adapt.forgotten import forgotten_of, forgotten_words

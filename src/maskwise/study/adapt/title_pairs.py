@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from maskwise.errors import MaskwiseError, option
 from maskwise.evaluation.overlap import BATCH_CHARACTERS, LEAST, Finder
 from maskwise.folders import read_lines, write_lines
-from maskwise.recipe.overrides import Plain
+from maskwise.recipe.yamls import Plain
 from maskwise.study.from_files import LOOK_DOCUMENTS
 from maskwise.text.documents import place_of
 from maskwise.text.rows import held_out_below, is_dev
