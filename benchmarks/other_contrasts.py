@@ -3,9 +3,9 @@
     python benchmarks/other_contrasts.py FOLDER ARM,BASELINE [ARM,BASELINE …] [--task TASK …]
 
 The rows have the difference of two arms in points or nats, its interval, and the p value of the
-sign-flip test, by the rules of the package and over the tasks that count. The p values are adjusted
-for the contrasts of this call. The contrasts were not planned, so they have no verdict. With
-``--task``, the difference is also given for single tasks.
+sign-flip test, by the rules of the package and over all tasks that are not secondary. The p
+values are adjusted for the contrasts of this call. The contrasts were not planned, so they have no
+verdict. With ``--task``, the difference is also given for single tasks.
 """
 
 from __future__ import annotations

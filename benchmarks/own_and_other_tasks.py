@@ -139,13 +139,10 @@ def main(folder: Path, baseline: str, learned: list[str]) -> Row:
     counts = table[table.measure.isin([*scores])].groupby("measure")["items"].max()
     items = {task: 1 / (counts[task] if counts[task] > 0 else 1000) for task in scores}
     sds = {task: pooled_sd(of_task, items[task]) for task, of_task in scores.items()}
-    # Tasks that pre-training does not help count in no verdict.
-    uses = result.summary["tasks"]
-    counted = {task: one for task, one in scores.items() if uses[task]["counted"]} or scores
     return {
         "folder": str(folder),
-        "counted": [*counted],
-        "sides": sides(counted, sources, baseline, sds=sds, items=items),
+        "counted": [*scores],
+        "sides": sides(scores, sources, baseline, sds=sds, items=items),
         "cells": cells(scores, sources, baseline),
     }
 

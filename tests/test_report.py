@@ -44,7 +44,6 @@ from maskwise.verdict.words import advice_of
 from report_fixture import (
     CLEAR,
     cost_record,
-    dev_record,
     evaluation_record,
     make_metrics,
     make_records,
@@ -450,9 +449,6 @@ def contrast_row(outcome: str, unit: str, mean: float | None, spread: float = 0.
     return row | {"higher_is_better": unit in ("SDs", "score")} | facts
 
 
-NO_HELP = {"code": "no-help", "effect": "notes", "sentence": "x", "facts": {"left_out": True}}
-
-
 def test_the_axis_of_equal_arms_has_a_range_that_can_be_read():
     """Zero or rounding errors on every line once gave an axis of −1.1e-09 to +1.1e-09."""
     equal = {"mean": 0.0, "low": 0.0, "high": 0.0}
@@ -483,8 +479,8 @@ def test_forests_are_by_kind_and_unit_and_right_is_better():
     rows = [
         contrast_row("tasks", "SDs", 0.5, primary=True),
         contrast_row("seen", "score", 0.02),
-        contrast_row("blind", "score", -0.03, flags=[NO_HELP]),
-        contrast_row("written", "nats", -0.2, flags=[NO_HELP]),
+        contrast_row("blind", "score", -0.03),
+        contrast_row("written", "nats", -0.2),
         contrast_row("evaluation:facts:hits@1", "score", 0.1),
         contrast_row("evaluation:pseudo-perplexity:token", "perplexity", 5.0),
         contrast_row("evaluation:bound:nats per token", "nats per token", 0.2),
@@ -501,8 +497,7 @@ def test_forests_are_by_kind_and_unit_and_right_is_better():
     assert found == [
         ("On the tasks", "SDs of runs within an arm", "+0.5"),
         ("Task by task", "points", "+2.0"),
-        ("Tasks that do not count", "points", "−3.0"),
-        ("Tasks that do not count", "nats", "+0.200"),
+        ("Task by task", "nats", "+0.200"),
         ("Without fine-tuning", "points", "+10.0"),
         ("Pseudo-perplexity", "perplexity", "−5.000"),
         ("Loss of words", "nats per byte", "+0.100"),
@@ -840,22 +835,6 @@ def test_the_first_chart_never_shows_the_worse_arm_as_better(metrics, tmp_path):
         assert better * (-1 if "lower is better" in measure else 1) > 0
 
 
-def test_the_mean_of_the_chart_is_that_of_the_tasks_of_the_verdict(tmp_path):
-    """The mean was over all tasks, also those that pre-training does not help."""
-    study = make_study(runs=6) | {"helps": 0.75}
-    records = make_records(study, {"token-30": 0.03})
-    for line in list(records):
-        if line["kind"] == "task":
-            dev = line["value"]
-            if line["measure"] == "task-1":
-                dev = 0.9 if line["arm"] == "no-pretraining" else 0.1
-            records.append(dev_record(line, dev))
-    summary = summarise(records, study)
-    assert [use["counted"] for use in summary["tasks"].values()] == [True, False]
-    points = summary["efficiency"]["points"]
-    assert points and not any("mean over tasks" in point["values"] for point in points)
-
-
 def test_one_axis_of_compute_has_one_unit(rich):
     lines = [json.loads(line) for line in (rich / "records.jsonl").read_text().splitlines()]
     del next(line for line in lines if line["kind"] == "cost")["flops"]
@@ -972,26 +951,6 @@ def test_results_of_other_rules_are_judged_anew_and_this_is_said(tmp_path, capsy
     assert "cannot be judged" in capsys.readouterr().err
     assert maskwise("report", folder, "--json") == 2
     assert "unknown arm" in capsys.readouterr().err
-
-
-def test_a_task_on_which_the_verdict_rests_is_not_called_left_out(tmp_path):
-    """One page held "the verdict rests on these rows" and "tasks that do not count" for a task."""
-    for helped, outcome in ((False, "task-0"), (False, None), (True, None)):
-        study = make_study(runs=6) | {"helps": 0.75, "outcome": outcome}
-        records = make_records(study, {"token-30": 0.03})
-        for line in list(records):
-            if line["kind"] == "task":
-                gain = 0.1 if helped and line["measure"] == "task-1" else -0.1
-                dev = 0.5 + gain * (line["arm"] != "no-pretraining")
-                records.append(dev_record(line, dev))
-        kinds = {}
-        for view in forest_groups(summarise(records, study)["contrasts"], {}):
-            for line in view["rows"]:
-                kinds[line["row"]["outcome"]] = view["kind"]
-                assert not (line["row"]["primary"] and view["kind"] == "left-out")
-        left_out = [name for name, kind in kinds.items() if kind == "left-out"]
-        # Without any task that pre-training helps, all tasks count.
-        assert left_out == (["task-0"] if helped else [])
 
 
 def test_a_gate_that_is_the_question_is_not_called_a_gate(tmp_path, capsys):

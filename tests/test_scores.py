@@ -780,7 +780,7 @@ def test_a_published_table_is_told_which_of_its_columns_may_be_the_scores() -> N
         *((table(), {"margin": margin}, "0.01") for margin in (1.0, 0, -0.1, float("nan"), "x")),
         *(
             (table(task=task), {}, "cannot be called .*; rename it in the table")
-            for task in ("tasks", "all tasks", "mean over tasks", "heldout:x@y", "dev:t", "cost:x")
+            for task in ("tasks", "mean over tasks", "heldout:x@y", "dev:t", "cost:x")
         ),
         (two_tasks(), {"lower": ["u"], "margin": 0.01}, "scores on t and nats on u"),
         *((table(), {"chance": {"t": it}}, "no share") for it in (50, -1, float("nan"), "half")),

@@ -157,7 +157,7 @@ def test_what_a_policy_does_not_use_is_refused_except_in_a_file(
     assert getattr(getattr(recipe, section), name) == value
 
 
-@pytest.mark.parametrize(("key", "value"), [("finetune.seeds", 4), ("study.min_helped", 0.25)])
+@pytest.mark.parametrize(("key", "value"), [("finetune.seeds", 4), ("finetune.batch_size", 4)])
 def test_what_is_for_tasks_is_refused_without_tasks_except_in_a_file(key, value, tmp_path):
     """A new recipe has settings of fine-tuning before its tasks."""
     given = f"{key}={value}"

@@ -240,7 +240,6 @@ CASES = {
     "study.equal_by": Case("targets", ARMS),
     "study.interim_looks": Case("[2, 3]", (*ARMS, "study.seeds=3")),
     "study.margin": Case("0.1", ARMS),
-    "study.min_helped": Case("0.5"),
     "study.secondary": Case("[task]"),
     "study.gate.contrast": Case(
         "[more, most]",

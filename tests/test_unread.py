@@ -39,7 +39,7 @@ def said(*arguments: Any, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
         ("study", "learning.task", "banking77"),
         ("pretrain", "finetune.epochs", "7"),
         ("pretrain", "study.seeds", "3"),
-        ("pretrain", "study.min_helped", "0.5"),
+        ("pretrain", "study.margin", "0.5"),
         ("pretrain", "evaluation.pseudo_perplexity", "50"),
     ],
 )

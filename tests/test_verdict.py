@@ -293,7 +293,7 @@ def test_a_study_of_points_and_nats_has_no_mean_in_either() -> None:
     assert facts["margin"] == 0.5
 
 
-@pytest.mark.parametrize("task", ["tasks", "all tasks", "heldout:token@0.15", "evaluation:a:b"])
+@pytest.mark.parametrize("task", ["tasks", "heldout:token@0.15", "evaluation:a:b"])
 def test_a_task_has_not_the_name_of_another_outcome(task: str) -> None:
     """A task called tasks was judged twice, with twice the contrasts for Holm's correction."""
     study, records = study_of(CLEAR, tasks={task: {"metric": "accuracy"}})

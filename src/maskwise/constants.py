@@ -53,10 +53,6 @@ PLATEAU_NATS = 0.3
 """A model has learned little more than word frequencies if its held-out loss is less than this
 number, in nats, below the loss of guessing by token frequencies."""
 
-HELPS = 0.75
-"""The share of seeds in which pre-training must help on a task, so that the task counts in the
-primary outcome (``study.min_helped``)."""
-
 NATS = "nats"
 """The metric of tasks that are answered in words: the mean loss, in nats, per token of the correct
 answers."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypedDict
 
-RULES = 4
+RULES = 5
 """Version of the rules of verdicts. It rises if a rule changes that can change a verdict or a note.
 ``maskwise report`` judges results of other versions anew."""
 
@@ -138,8 +138,6 @@ class Study(TypedDict, total=False):
     margin: float | None
     looks: list[int] | None
     looked: list[Look]
-    helps: float
-    """``study.min_helped``; if the key is missing, as in files of other origin, the default."""
     secondary: list[str]
     """Tasks that are reported only (``study.secondary``); the key may be missing."""
     search: Search | None
@@ -361,18 +359,6 @@ class Point(TypedDict, total=False):
     values: dict[str, float]
 
 
-class TaskUse(TypedDict):
-    """The use of a task.
-
-    Attributes:
-        helped: the share of runs in which pre-training helps on the task; None if unknown.
-        counted: whether the task is part of the outcome "tasks".
-    """
-
-    helped: float | None
-    counted: bool
-
-
 class ArmSummary(TypedDict):
     """The results of an arm. ``scores`` has, for each outcome, a score or None for each seed."""
 
@@ -446,7 +432,6 @@ class Summary(TypedDict):
     """What the advice is about, such as "use", "new-study" or the code of a flag."""
     overlap: list[Record]
     efficiency: Efficiency
-    tasks: dict[str, TaskUse]
     guessed: list[str]
     """Tasks that show nothing: no arm, and not the start, is shown to score better than guessing.
     The headline names them."""

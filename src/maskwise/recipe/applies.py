@@ -49,7 +49,7 @@ OF_ONE_OBJECTIVE = ("ratio", "budget", "fill", "min_targets", "predict", "keep",
 """Masking settings that have no effect beside those of the objectives: arms are judged on the
 common policy, and on what the common corruption writes."""
 
-OF_TASKS = ("finetune", "study.min_helped", "study.secondary")
+OF_TASKS = ("finetune", "study.secondary")
 OF_FILES = ("text_field", "group_field", "text_per")
 
 RESET = ("sampler", "masking", "masking.ratio", "learning.policy.longest")

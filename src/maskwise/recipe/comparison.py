@@ -21,12 +21,11 @@ from pydantic import (
 
 from maskwise.constants import (
     FRESH_RUN,
-    HELPS,
     MOST_PRIMARY,
     MOST_SEEDS,
     REFERENCE,
 )
-from maskwise.effects import Judgement, Nothing, OrOff, Settings, Several, Share, Weights
+from maskwise.effects import Judgement, Nothing, Settings, Several, Weights
 from maskwise.errors import MaskwiseError, require_known
 from maskwise.recipe.layers import applied, layer
 from maskwise.recipe.yamls import Plain
@@ -192,10 +191,6 @@ class StudySettings(Settings):
     margin: Judgement[Fraction | None] = None
     """The smallest difference that matters, in scores (0.05: five points) or nats. If the interval
     of a difference is within ± margin, the verdict is *no difference that matters*."""
-    min_helped: Judgement[OrOff[Share]] = HELPS
-    """A task counts in the primary outcome only if pre-training helps on it in at least this share
-    of the seeds. Pre-training helps if the mean dev score of all arms is better than the dev score
-    of the untrained or unchanged model. With 0, all tasks count."""
     secondary: Judgement[Several[str]] = ()
     """Names of tasks that are reported, with a mean and an interval, but never count in the primary
     outcome, such as a task that shows what was forgotten."""

@@ -194,13 +194,8 @@ def _setting(setting: Mapping[str, object]) -> str:
 
 VOID = "#a5a29b"
 FORESTS = {
-    "tasks": ("On the tasks", "The mean over the tasks that count."),
+    "tasks": ("On the tasks", "The mean over the tasks that are not secondary."),
     "task": ("Task by task", "The sign of losses is reversed, so better is to the right."),
-    "left-out": (
-        "Tasks that do not count",
-        "Pre-training does not help on these tasks often enough, so the primary outcome leaves "
-        "them out.",
-    ),
     "evaluation": (
         "Without fine-tuning",
         "Cloze facts and minimal pairs, in points of their measure. These scores have no noise "
@@ -240,9 +235,7 @@ FORESTS = {
 
 OWN_FORESTS = ("bound", "words")
 """Measures without fine-tuning that have a group of their own, by the same name."""
-WEIGHTED = (
-    "The mean over the tasks that count, each in SDs of its runs and weighted by how certain it is."
-)
+WEIGHTED = "The mean over the tasks, each in SDs of its runs and weighted by how certain it is."
 """The note on rows whose plain mean in points or nats does not agree with the test."""
 
 
@@ -287,10 +280,6 @@ def _kind_of(row: Contrast) -> str:
         return kinds.get(row["unit"], own)
     if kind in ("tasks", "heldout"):
         return kind
-    # A task counts if it is the primary outcome, or if no other task is left.
-    for flag in row["flags"]:
-        if flag["code"] == "no-help" and flag["facts"].get("left_out") and not row["primary"]:
-            return "left-out"
     return "task"
 
 

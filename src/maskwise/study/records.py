@@ -77,7 +77,6 @@ def describe(recipe: Recipe, design: Design) -> Study:
         "match": {"by": study.equal_by, "arms": {}},
         "margin": study.margin,
         "looks": list(study.interim_looks) if study.interim_looks else None,
-        "helps": study.min_helped,
         "gate": gate,
         "search": search,
         "tasks": {task.name: {**task.facts(), "majority": task.majority} for task in tasks},
@@ -252,7 +251,7 @@ def _decides_otherwise(before: Plain, study: Study) -> bool:
             return True
     if _equal_by(before) != _equal_by(study):
         return True
-    for key in ("helps", "baseline", "secondary"):
+    for key in ("baseline", "secondary"):
         if before.get(key) != study.get(key):
             return True
     return sorted(_asked(before)) != sorted(_asked(study))

@@ -23,7 +23,6 @@ from maskwise.files import (
     Record,
     Study,
     Summary,
-    TaskUse,
 )
 from maskwise.folders import finite
 from maskwise.verdict.comparison import matched_by, primary_pairs
@@ -94,7 +93,6 @@ def summarise(records: Iterable[Record], study: Study) -> Summary:
         "advice": list(dict.fromkeys(advice.values())),
         "advice_codes": list(dict.fromkeys(code.split()[0] for code in advice)),
         "overlap": table.lines["overlap"],
-        "tasks": _task_uses(table),
         "efficiency": {"points": efficiency_points(table)},
         "guessed": guessed,
         "losses": _losses(table),
@@ -194,14 +192,6 @@ def _flag(flag: Raised, names: ShownNames) -> RaisedFlag:
         "sentence": flag_sentence(flag, names),
         "facts": flag.facts,
     }
-
-
-def _task_uses(table: Outcomes) -> dict[str, TaskUse]:
-    uses: dict[str, TaskUse] = {}
-    counted = frozenset(table.counted)
-    for task, helped in table.helped.items():
-        uses[task] = {"helped": helped, "counted": task in counted}
-    return uses
 
 
 def _losses(table: Outcomes) -> list[MeanLosses]:

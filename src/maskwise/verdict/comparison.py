@@ -19,7 +19,6 @@ from maskwise.measurements import Scale
 from maskwise.verdict.failures import failures_of
 from maskwise.verdict.items import paired_item_error
 from maskwise.verdict.outcomes import (
-    ALL_TASKS,
     TOLERANCE,
     Numbers,
     Outcomes,
@@ -186,8 +185,7 @@ def compared(
     for name in (*table.heldout, *table.evaluations):
         if None not in (table.mean(name, arm), table.mean(name, baseline)):
             both.append(name)
-    mean = ALL_TASKS if table.start in pair else "tasks"
-    tasks = ["tasks", *table.tasks] if mean in table.scales else [*table.tasks]
+    tasks = ["tasks", *table.tasks] if "tasks" in table.scales else [*table.tasks]
     own = [name for name in table.own_heldout(arm) if name in both]
     scores = [name for name in both if table.scales[name].unit == "score"]
     candidates = [*tasks, *own, *scores]
@@ -250,22 +248,19 @@ def _comparison(
     gate: bool,
     closed_by: Pair | None,
 ) -> Comparison:
-    # Tasks count if arms beat the reference on dev rows. A contrast with the reference would be
-    # biased by this selection, so it uses all tasks.
-    name = ALL_TASKS if outcome == "tasks" and table.start in pair else outcome
-    scale = table.scales[name]
-    differences, least_sds, scores = table.differences(name, *pair)
+    scale = table.scales[outcome]
+    differences, least_sds, scores = table.differences(outcome, *pair)
     estimate = estimated(finite_pairs(differences), least_sds=least_sds, scores=scores)
     natural = None
     least_sd = False
-    plain_name = f"plain:{name}" if outcome == "tasks" else name
+    plain_name = "plain:tasks" if outcome == "tasks" else outcome
     plain = _paired(table, plain_name, pair)
     largest = table.largest(plain_name, *pair)
     if outcome == "tasks":
         if plain_name in table.scales:
             natural = estimated(finite_runs(plain), scores=largest)
-        least_sd = any(map(table.has_least_sd, table.measured(name, *pair)))
-    failures, break_even = failures_of(table, name, *pair, leads=is_ahead(estimate, scale))
+        least_sd = any(map(table.has_least_sd, table.measured(outcome)))
+    failures, break_even = failures_of(table, outcome, *pair, leads=is_ahead(estimate, scale))
     tuned = any(line.get("seed") is not None for line in table.searches(*pair))
     return Comparison(
         arm=pair[0],
@@ -331,7 +326,7 @@ def _items_interval(
     mean = estimate["mean"] if estimate else None
     if mean is None:
         return None
-    names = table.measured(outcome, *pair)
+    names = table.measured(outcome)
     if set(names) <= set(table.tasks):
         error = paired_item_error(table, names, pair)
         if error is not None:

@@ -97,7 +97,7 @@ def at_floor(gains: Numbers) -> NDArray[np.bool_]:
     return failed & (apart > 0)
 
 
-def floor_of(table: Outcomes, outcome: str, *pair: str) -> Numbers | None:
+def floor_of(table: Outcomes, outcome: str) -> Numbers | None:
     """Return the outcome of a model that learned nothing, (seeds,); None if it is unknown.
 
     For scores, it is that of the untrained model with the same seed. If training starts from a
@@ -107,7 +107,6 @@ def floor_of(table: Outcomes, outcome: str, *pair: str) -> Numbers | None:
     Args:
         table: the outcomes of the compared runs.
         outcome: a task, a mean over tasks, a held-out loss or an evaluation.
-        pair: the names of the compared arms, which decide what "tasks" averages.
     """
     if outcome.startswith("heldout:"):
         floors = []
@@ -122,7 +121,7 @@ def floor_of(table: Outcomes, outcome: str, *pair: str) -> Numbers | None:
             floors.append(np.where(counts, sums / np.maximum(counts, 1), np.nan))
         mean: Numbers = np.mean(floors, axis=0)
         return mean
-    tasks = table.measured(outcome, *pair)
+    tasks = table.measured(outcome)
     if tasks == [outcome]:
         return table.floor(outcome)
     signed = []
@@ -153,7 +152,7 @@ def failures_of(
         break_even: the share of the leading arm's runs, between 0 and 1, whose failure would cancel
             its lead; 0 if all of them failed; None if the floor is unknown or no pair is left.
     """
-    floor = floor_of(table, outcome, arm, baseline)
+    floor = floor_of(table, outcome)
     failures = {}
     gains = {}
     for key, side in (("arm", arm), ("baseline", baseline)):
@@ -204,7 +203,7 @@ def collapses_of(table: Outcomes, outcome: str, ahead: str, behind: str) -> tupl
         collapsed: the number of runs at the floor (``at_floor``); 0 if the floor is unknown.
         lead: the mean lead of ``ahead`` over the other pairs; NaN if there is none.
     """
-    floor = floor_of(table, outcome, ahead, behind)
+    floor = floor_of(table, outcome)
     if floor is None:
         return 0, math.nan
     first, second = (

@@ -179,7 +179,7 @@ def _at_floor(*, answer: bool) -> Test:
 
 def _at_chance(one: Comparison, table: Outcomes) -> FlagFacts | None:
     arms = one.pair
-    for outcome, arm in product(table.measured(one.outcome, *arms), arms):
+    for outcome, arm in product(table.measured(one.outcome), arms):
         if not _guesses(table, outcome, arm):
             return None
     return {"arms": list(arms)}
@@ -195,7 +195,7 @@ def guessed_tasks(verdicts: Iterable[Comparison], table: Outcomes) -> list[str]:
     said = set[str]()
     for one in verdicts:
         if _at_chance(one, table):
-            said.update(table.measured(one.outcome, *one.pair))
+            said.update(table.measured(one.outcome))
     arms = [*table.study["arms"], *table.study.get("untrained", {})]
     measured = {
         task: [arm for arm in arms if table.mean(task, arm) is not None] for task in table.tasks
@@ -209,7 +209,7 @@ def guessed_tasks(verdicts: Iterable[Comparison], table: Outcomes) -> list[str]:
 
 def _at_ceiling(one: Comparison, table: Outcomes) -> FlagFacts | None:
     """Return the tasks on which both arms score within one test item of 1, the best score."""
-    measured = table.measured(one.outcome, *one.pair)
+    measured = table.measured(one.outcome)
     full = [
         outcome
         for outcome in measured
@@ -424,19 +424,6 @@ def _grids_differ(one: Comparison, table: Outcomes) -> FlagFacts | None:
     return {} if len(set(grids.values())) > 1 else None
 
 
-def _without_help(one: Comparison, table: Outcomes) -> FlagFacts | None:
-    """Return the tasks that the primary outcome leaves out, among the tasks of this comparison."""
-    left = [task for task in table.left_out if one.outcome in ("tasks", task)]
-    # Contrasts with the reference use all tasks.
-    if not left or table.start in one.pair:
-        return None
-    effect = "left out of the primary outcome"
-    if not table.counted:
-        effect = "counted all the same, because no other task is left"
-    left_out = bool(table.counted)
-    return {"tasks": left, "names": ", ".join(left), "effect": effect, "left_out": left_out}
-
-
 def _item_noise(one: Comparison, table: Outcomes) -> FlagFacts | None:
     items = one.items
     if not items or not one.mean or not items["low"] <= 0 <= items["high"]:
@@ -448,7 +435,7 @@ def _item_noise(one: Comparison, table: Outcomes) -> FlagFacts | None:
         assumed = ""
     facts: FlagFacts = {"half": half, "amount": amount, "assumed": assumed}
     # The advice says that more runs do not help. They do if each brings its own items.
-    if all(map(table.has_items_per_run, table.measured(one.outcome, *one.pair))):
+    if all(map(table.has_items_per_run, table.measured(one.outcome))):
         facts["minor"] = True
     return facts
 
@@ -460,13 +447,13 @@ def _identical(one: Comparison, table: Outcomes) -> FlagFacts | None:
     # Scores at a floor or a ceiling are equal in all runs.
     varied = any(
         np.ptp(finite_runs(table.runs(outcome, one.arm))) > 0
-        for outcome in table.measured(one.outcome, *one.pair)
+        for outcome in table.measured(one.outcome)
     )
     return {"arms": [*one.pair]} if varied else None
 
 
 def _overlap(one: Comparison, table: Outcomes) -> FlagFacts | None:
-    outcomes = table.measured(one.outcome, *one.pair)
+    outcomes = table.measured(one.outcome)
     tasks = []
     words = []
     minor = True
@@ -668,13 +655,6 @@ FLAGS = (
         "notes",
         _grids_differ,
         "the searches of the two arms did not try the same settings",
-    ),
-    Flag(
-        "no-help",
-        "notes",
-        _without_help,
-        "pre-training improves the scores of {names} in fewer runs than study.min_helped requires; "
-        "{effect}",
     ),
     Flag(
         "identical",

@@ -15,7 +15,7 @@ from typing import Literal
 from maskwise.files import Decision, Detectable, Effect, Equivalence, Study
 from maskwise.verdict.comparison import Comparison, compared, primary_pairs
 from maskwise.verdict.flags import Raised, raised
-from maskwise.verdict.outcomes import ALL_TASKS, Outcomes, Pair, finite_pairs, finite_runs
+from maskwise.verdict.outcomes import Outcomes, Pair, finite_pairs, finite_runs
 from maskwise.verdict.statistics import (
     ALPHA,
     P_FROM_RUNS,
@@ -267,15 +267,14 @@ def worse_than_reference(verdict: Verdict, table: Outcomes) -> list[str]:
 
     A contrast between two trained arms does not show whether training helped at all.
     """
-    # A comparison with the reference uses all tasks.
-    outcome = ALL_TASKS if verdict.outcome == "tasks" else verdict.outcome
+    outcome = verdict.outcome
     # If all compared runs failed, the gate's runs may have an outcome that the table lacks.
     if outcome not in table.scales or verdict.decision == "not comparable" or not table.start:
         return []
     worse = []
     for arm in table.study["arms"]:
         gain = table.mean_gain(outcome, arm, table.start) or 0.0
-        if gain < 0 and not table.incomparable(arm, table.start, verdict.outcome):
+        if gain < 0 and not table.incomparable(arm, table.start, outcome):
             worse.append(arm)
     return worse
 
@@ -287,10 +286,10 @@ def gained_nothing(verdict: Verdict, table: Outcomes) -> bool:
     or in which nothing can be compared. In other studies, ``worse_than_reference`` says it.
     """
     on_tasks = verdict.outcome in ("tasks", *table.tasks)
-    if ALL_TASKS not in table.scales or (on_tasks and verdict.decision != "not comparable"):
+    if "tasks" not in table.scales or (on_tasks and verdict.decision != "not comparable"):
         return False
     if table.start is None:
         return False
-    gains = [table.mean_gain(ALL_TASKS, arm, table.start) for arm in table.study["arms"]]
+    gains = [table.mean_gain("tasks", arm, table.start) for arm in table.study["arms"]]
     # Without runs of the reference model or of an arm, nothing is known.
     return all(gain is not None and gain <= 0 for gain in gains)

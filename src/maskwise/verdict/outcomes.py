@@ -35,7 +35,6 @@ from numpy.typing import NDArray
 from maskwise.constants import (
     DIFFUSION,
     FRESH_RUN,
-    HELPS,
     MEAN_OVER_TASKS,
     NATS,
 )
@@ -56,9 +55,7 @@ OF_A_TASK = ("finetune-", "tune-")
 """Beginnings of the names of stages that serve a single task."""
 GATE = "gate"
 """The role of runs that only a gate compares."""
-ALL_TASKS = "all tasks"
-"""Name of the outcome that averages all tasks, including those that pre-training does not help."""
-RESERVED = ("tasks", ALL_TASKS, MEAN_OVER_TASKS)
+RESERVED = ("tasks", MEAN_OVER_TASKS)
 """Outcomes that are no single task, by names that a task could have."""
 PREFIXES = ("heldout", "unigram", "evaluation", "dev", "further", "cost", "plain")
 """What is before the colon in the names of other outcomes."""
@@ -86,7 +83,6 @@ class Outcomes:
         records: the lines of records.jsonl, also of other runs, which are left out.
         study: the content of study.json.
         role: "gate" for runs that only a gate compares; "" for all others.
-        counted: the tasks that count; None to let ``study.min_helped`` decide.
 
     Attributes:
         start: the arm that is not trained, the reference; None if the study has none.
@@ -100,24 +96,14 @@ class Outcomes:
             ``failed_for`` lists those that bear on an outcome.
         tasks, heldout, evaluations: the names of the outcomes of these kinds.
         secondary: the tasks that are only reported (``study.secondary``).
-        averaged: the other tasks.
-        helped: for each task, the share of seeds in which pre-training helps; None if unknown.
-        counted: the tasks that the outcome "tasks" averages.
-        left_out: the other tasks of ``averaged``.
+        averaged: the other tasks, which the outcome "tasks" averages.
         sds: for each task, the pooled SD of runs within arms, the unit of standardised scores.
 
     Raises:
         MaskwiseError: an invalid or repeated value, an unknown arm or seed, or an incomplete run.
     """
 
-    def __init__(
-        self,
-        records: Iterable[Record],
-        study: Study,
-        *,
-        role: str = "",
-        counted: Sequence[str] | None = None,
-    ):
+    def __init__(self, records: Iterable[Record], study: Study, *, role: str = ""):
         self.study = study
         self.start = start_of(study)
         self.arms = [*study["arms"], *study.get("untrained", {})]
@@ -154,14 +140,6 @@ class Outcomes:
         self.lacks_secondary = self._lacking_only_secondary()
         for name, parts in self.parts.items():
             self.values[name] = np.mean([self.values[part] for part in parts], axis=0)
-        self.helped = {task: self._helped(task) for task in self.tasks}
-        if counted is None:
-            least = study.get("helps", HELPS)
-            shares = self.helped.items()
-            counted = [task for task, share in shares if share is None or share >= least]
-        counts = frozenset(counted)
-        self.counted = [task for task in self.averaged if task in counts]
-        self.left_out = [task for task in self.averaged if task not in counts]
         if self.averaged:
             self._average_tasks()
 
@@ -285,21 +263,20 @@ class Outcomes:
     def _average_tasks(self) -> None:
         """Average the signed scores of a run's tasks, both as measured and standardised."""
         self.sds = {task: self._pooled_sd(task) for task in self.tasks}
-        for name in ("tasks", ALL_TASKS):
-            tasks = self.measured(name)
-            signed = [self.values[task] * self.scales[task].sign for task in tasks]
-            metrics = {self.scales[task].metric for task in tasks}
-            metric = metrics.pop() if len(metrics) == 1 else None
-            # Scores in different units are reported only as the mean of standardised scores.
-            if len({self.scales[task].unit for task in tasks}) == 1:
-                plain = f"plain:{name}"
-                self.values[name] = self.values[plain] = np.mean(signed, axis=0)
-                self.scales[name] = self.scales[plain] = Scale(unit=unit_of(metric), metric=metric)
-            # With one run per arm there is no SD.
-            if not np.isnan([self.sds[task] for task in tasks]).any():
-                scaled = [runs / self.sds[task] for task, runs in zip(tasks, signed)]
-                self.values[name] = np.mean(scaled, axis=0)
-                self.scales[name] = Scale(unit="SDs", metric=metric)
+        tasks = self.averaged
+        signed = [self.values[task] * self.scales[task].sign for task in tasks]
+        metrics = {self.scales[task].metric for task in tasks}
+        metric = metrics.pop() if len(metrics) == 1 else None
+        # Scores in different units are reported only as the mean of standardised scores.
+        if len({self.scales[task].unit for task in tasks}) == 1:
+            for name in ("tasks", "plain:tasks"):
+                self.values[name] = np.mean(signed, axis=0)
+                self.scales[name] = Scale(unit=unit_of(metric), metric=metric)
+        # With one run per arm there is no SD.
+        if not np.isnan([self.sds[task] for task in tasks]).any():
+            scaled = [runs / self.sds[task] for task, runs in zip(tasks, signed)]
+            self.values["tasks"] = np.mean(scaled, axis=0)
+            self.scales["tasks"] = Scale(unit="SDs", metric=metric)
 
     def _pooled_sd(self, task: str) -> float:
         """Return the pooled SD of runs within arms; NaN with one run per arm."""
@@ -322,20 +299,6 @@ class Outcomes:
     def has_least_sd(self, task: str) -> bool:
         """Return whether the runs of a task vary by less than the value of one test item."""
         return self.sds[task] == self.one_item(task)
-
-    def _helped(self, task: str) -> float | None:
-        """Return the share of seeds in which the mean dev score of the arms beats the reference.
-
-        Tasks with a low share are left out. The mean is over all arms, so this rule favours no arm.
-        The result is None if no seed has dev scores of both the arms and the reference.
-        """
-        start = self.runs(f"dev:{task}", self.start)
-        arms = np.array([self.runs(f"dev:{task}", arm) for arm in self.study["arms"]])
-        known = np.isfinite(arms).any(axis=0) & np.isfinite(start)
-        if not known.any():
-            return None
-        gains = subtracted(np.nanmean(arms[:, known], axis=0), start[known])
-        return float(np.mean(self.scales[task].sign * gains > 0))
 
     # Queries about arms and outcomes
 
@@ -377,7 +340,7 @@ class Outcomes:
         With its size, rounding errors are told from differences (``statistics.ROUNDING``). For a
         mean over tasks, the scores are those of its tasks, in the unit of the mean.
         """
-        parts = self.measured(outcome.removeprefix("plain:"), arm, baseline)
+        parts = self.measured(outcome.removeprefix("plain:"))
         return float(max(self._largest_scores(outcome, parts, arm, baseline)))
 
     def _largest_scores(self, outcome: str, tasks: Sequence[str], *pair: str) -> Numbers:
@@ -400,7 +363,7 @@ class Outcomes:
             least_sds: (tasks,) the smallest SDs that count, in the same units.
             scores: (tasks,) the largest absolute scores of the two arms, in the same units.
         """
-        tasks = self.measured(outcome, arm, baseline)
+        tasks = self.measured(outcome)
         scores = self._largest_scores(outcome, tasks, arm, baseline)
         if len(tasks) == 1 or self.scales[outcome].unit != "SDs":
             differences = subtracted(self.runs(outcome, arm), self.runs(outcome, baseline))
@@ -426,17 +389,9 @@ class Outcomes:
         """Return the mean outcome of an arm over its runs; None without runs."""
         return _mean_of_finite(self.runs(outcome, arm))
 
-    def measured(self, outcome: str, *pair: str) -> list[str]:
-        """List the outcomes that an outcome averages when it compares a pair of arms.
-
-        "tasks" averages the counted tasks. It averages all tasks if no task is counted, or if the
-        pair contains the reference. An outcome that is not a mean over tasks is listed alone.
-        """
-        if outcome == "tasks" and self.start not in pair:
-            return self.counted or self.averaged
-        if outcome in ("tasks", ALL_TASKS):
-            return self.averaged
-        return [outcome]
+    def measured(self, outcome: str) -> list[str]:
+        """List the outcomes that an outcome averages, or the outcome itself."""
+        return self.averaged if outcome == "tasks" else [outcome]
 
     @property
     def starts_untrained(self) -> bool:
@@ -541,7 +496,7 @@ class Outcomes:
             units.add(self.units(name))
         loss = is_loss(outcome)
         if len(self.tokenizers(arm, other)) > 1:
-            metrics = [self.scales[name].metric for name in self.measured(outcome, arm, other)]
+            metrics = [self.scales[name].metric for name in self.measured(outcome)]
             # These metrics depend on how a tokenizer splits the text.
             by_token = ":open-" in outcome or "per token" in outcome
             if loss or NATS in metrics or (by_token and outcome not in self.tasks):
@@ -585,8 +540,7 @@ def gate_outcomes(records: Iterable[Record], table: Outcomes) -> Outcomes:
     arms = {arm: facts for arm, facts in table.study["arms"].items() if arm in compared}
     study: Study = {**table.study, "arms": arms}
     lines = [*runs, *table.lines["overlap"]]
-    # The gate averages the same tasks as the contrasts, so both have the same primary outcome.
-    return Outcomes(lines, study, role=GATE, counted=table.counted)
+    return Outcomes(lines, study, role=GATE)
 
 
 def is_loss(outcome: str) -> bool:

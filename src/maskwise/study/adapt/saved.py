@@ -27,7 +27,6 @@ from maskwise.study.adapt.forgotten import forgotten_of, forgotten_words
 from maskwise.study.adapt.request import OTHER_TEXT
 from maskwise.study.checkpoints import card_of, needed_run, origin_of, save_model, trained_run
 from maskwise.text import load_tokenizer
-from maskwise.verdict.outcomes import ALL_TASKS
 
 SENTENCE_CARD = """---
 library_name: sentence-transformers
@@ -179,7 +178,7 @@ def gains_of(out: Path) -> Gains:
     # If every fine-tuning run failed, no arm has a score.
     if table is None or not table.averaged or not table.study["arms"]:
         return Gains({}, "")
-    outcome = f"plain:{ALL_TASKS}" if len(table.averaged) == 1 else ALL_TASKS
+    outcome = "plain:tasks" if len(table.averaged) == 1 else "tasks"
     if outcome not in table.scales:
         # One run has no SDs, in which tasks with different units have a mean.
         outcome = table.averaged[0]
