@@ -70,7 +70,7 @@ class Scripted(Pool):
 
     def submit(self, function: Any, *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        [(name, stage, _)] = arguments
+        [(name, stage, *_)] = arguments
         word = stage["what"]["word"]
         self.log.append(word)
         failures = self.script.get(word, [])
@@ -242,7 +242,7 @@ def test_a_stage_that_another_process_has_just_locked_is_asked_for_again(
     stage = plan.stages()[0]
     store = StageStore(tmp_path)
     held = store.lock(stage)
-    task = stage.name, stage.as_dict(), KINDS[stage.kind]
+    task = stage.name, stage.as_dict(), KINDS[stage.kind], None
     assert held and scheduler.do_stage(task, store=store) is None
     held.release()
     scripted.busy = ["text", "b"]
@@ -251,7 +251,7 @@ def test_a_stage_that_another_process_has_just_locked_is_asked_for_again(
 
 def test_a_machine_that_computes_otherwise_is_refused(plan, tmp_path, monkeypatch):
     stage = plan.stages()[0]
-    task = stage.name, stage.as_dict(), KINDS[stage.kind]
+    task = stage.name, stage.as_dict(), KINDS[stage.kind], None
     monkeypatch.setattr("maskwise.study.stages._numerics", lambda: ("other versions",))
     with pytest.raises(MaskwiseError, match="use machines with the same versions"):
         scheduler.do_stage(task, store=StageStore(tmp_path))

@@ -107,7 +107,7 @@ def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Calla
 
 
 def trained_in() -> str:
-    return new_accelerator(settings(precision="auto"), None).mixed_precision
+    return new_accelerator(settings(precision="auto")).mixed_precision
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         err_console.print(f"\ninterrupted; {_kept(arguments)}", soft_wrap=True)
     if code in CODES and not rank_here():
         err_console.print(f"ended by {CODES[code]}; {_kept(arguments)}", soft_wrap=True)
-    sys.exit(code if isinstance(code, int) else 0)
+    # Libraries look at the code when Python exits, and some take no bool.
+    sys.exit(int(code) if isinstance(code, int) else 0)
 
 
 def _collect_rarely() -> None:

@@ -65,8 +65,8 @@ from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
 from maskwise.text.words import require_offsets
 from maskwise.torchrun import ranks_together
 from maskwise.training import MaskedSource, TrainingSettings
-from maskwise.training.engine import require_trackers
 from maskwise.training.stream import StreamedRows
+from maskwise.training.tracking import require_trackers
 from maskwise.verdict.outcomes import require_task_name
 
 if TYPE_CHECKING:

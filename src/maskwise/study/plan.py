@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, product, takewhile
+from pathlib import Path
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError, require_known
@@ -18,7 +19,7 @@ from maskwise.models import has_head
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
 from maskwise.samplers import sampler
-from maskwise.specs import of_run
+from maskwise.specs import leaves, of_run
 from maskwise.study.stages import (
     CHECKPOINT,
     KINDS,
@@ -34,6 +35,7 @@ from maskwise.study.stages import (
 )
 from maskwise.tasks import load_task
 from maskwise.text.settings import CorpusSettings
+from maskwise.training.tracking import Tracked, id_of
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,30 @@ class Run:
         if self.role:
             parts.append(self.role)
         return ", ".join(parts)
+
+    def tracked(self, out: Path, training: Stage | None) -> Tracked:
+        """Return what trackers are told of a training of the run.
+
+        Args:
+            out: the folder of the study, or of a single run.
+            training: one of the trainings; None for a run that is only measured.
+        """
+        name = self.title
+        if training is not None and len(self.tracked_stages) > 1:
+            number = self.tracked_stages.index(training) + 1
+            name += f", {training.kind} {number} of {len(self.tracked_stages)}"
+        return Tracked(
+            group=self.recipe.name,
+            name=name,
+            id=id_of(out, name, training.name if training else ""),
+            config=dict(leaves(self.recipe.model_dump(mode="json", exclude={"study"}))),
+            folder=out / "trackers",
+        )
+
+    @property
+    def tracked_stages(self) -> list[Stage]:
+        """The stages that learn policies and train, each of which is a run for trackers."""
+        return [stage for stage in self.chain if KINDS[stage.kind].on_ranks]
 
     @property
     def who(self) -> Record:

@@ -7,6 +7,7 @@ continues with the other runs.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from maskwise.files import Record
 from maskwise.folders import read_json, read_lines, write_json, write_lines, write_whole
 from maskwise.jobs import Executor, engine_of
+from maskwise.measurements import Measurement
 from maskwise.printing import note
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
@@ -36,6 +38,7 @@ from maskwise.study.stages import KINDS, TEXT, Stage
 from maskwise.study.store import StageStore
 from maskwise.study.together import StudyFolder
 from maskwise.tasks.finetuning import PREDICTIONS
+from maskwise.training.tracking import report
 
 
 def run_study(
@@ -89,7 +92,7 @@ def run_study(
     study = describe(recipe, design)
     notes += incomparable_pairs(recipe, study, primary_pairs(study))
     errors: dict[str, str] = {}
-    worked = False
+    worked = set[Stage]()
     folder = StudyFolder(out)
 
     def begin() -> tuple[StudyFiles, list[str]]:
@@ -107,7 +110,7 @@ def run_study(
         try:
             for plan in design.plans():
                 todo = unfinished(plan, store)
-                worked |= bool(todo)
+                worked.update(todo)
                 own.add(plan)
                 # Write study.json before the work, because reports of unfinished studies read it.
                 with folder.alone():
@@ -124,7 +127,28 @@ def run_study(
             own.seconds = round(seconds, 1)
             with folder.alone():
                 own.write_study([])
-        return _judged(folder, own, design, store, errors)
+        result = _judged(folder, own, design, store, errors)
+        _track_scores([run for run in design.runs if worked & {*run.stages}], store)
+        return result
+
+
+def _track_scores(runs: Iterable[Run], store: StageStore) -> None:
+    """Send what was measured of runs to the trackers of their last phases."""
+    for run in runs:
+        training = run.recipe.links()[-1].training
+        numbers = {}
+        for stage in run.stages:
+            result = store.result(stage)
+            if result and KINDS[stage.kind].measures:
+                for row in map(Measurement.of, result["measurements"]):
+                    # Some trackers accept no other characters in names.
+                    place = re.sub(r"[^\w. -]+", "/", row.outcome)
+                    numbers[f"score/{place}"] = row.value
+        if training.trackers and numbers:
+            last = next(reversed(run.tracked_stages), None)
+            told = run.tracked(store.own.parent, last)
+            step = training.steps + 1
+            report(training.trackers, told, numbers, step, new=last is None)
 
 
 def _require_same_study(

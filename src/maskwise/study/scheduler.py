@@ -28,11 +28,12 @@ from maskwise.jobs import Failure, Pool, Where, open_pool
 from maskwise.printing import LINE_SECONDS, LOGGER, err_console, quietly, shows_progress
 from maskwise.recipe.yamls import Plain
 from maskwise.study.costs import Forecast, Seconds, share_of, until_end
-from maskwise.study.plan import Plan
+from maskwise.study.plan import Plan, Run
 from maskwise.study.stages import DONE, KINDS, TEXT, Stage, StageKind, add_kind, named
 from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from maskwise.torchrun import rank_pool
+from maskwise.training.tracking import Tracked, tracked_as
 
 RETRIES = 2
 """Default number of retries of a stage."""
@@ -46,10 +47,10 @@ LOOK_SECONDS = 1.0
 """How often to look whether a stage that another process runs is finished."""
 
 
-Task = tuple[str, Plain, StageKind]
-"""A message to a worker: the name of a stage, its fields, and its kind, which the worker may not
-know. The worker computes the name from the fields again. If the two names differ, its libraries
-differ from those of the main process."""
+Task = tuple[str, Plain, StageKind, Tracked | None]
+"""A message to a worker: the name of a stage, its fields, its kind, which the worker may not know,
+and what trackers are told of it. The worker computes the name from the fields again. If the two
+names differ, its libraries differ from those of the main process."""
 
 
 def execute(
@@ -139,7 +140,13 @@ def execute(
                 elif len(running) < pool.places:
                     kind = KINDS[stage.kind]
                     submit = pool.submit_together if kind.on_ranks else pool.submit
-                    running[submit(function, (name, stage.as_dict(), kind))] = waiting.pop(name)
+                    told = (
+                        progress.runs[name].tracked(store.own.parent, stage)
+                        if kind.on_ranks
+                        else None
+                    )
+                    task = (name, stage.as_dict(), kind, told)
+                    running[submit(function, task)] = waiting.pop(name)
             # Nothing runs if all remaining stages are run by other processes, or in the pause
             # before a retry.
             if not running:
@@ -200,7 +207,7 @@ def do_stage(task: Task, *, store: StageStore, alone: bool = False) -> Plain | N
     """Execute one stage in a worker, unless another process runs it.
 
     Args:
-        task: the name, the fields and the kind of the stage.
+        task: the name, the fields and the kind of the stage, and what trackers are told.
         store: the folders of stages.
         alone: whether the stage shows its own progress, because it runs in the process of the
             command. Otherwise, that process shows the progress of all stages.
@@ -213,7 +220,7 @@ def do_stage(task: Task, *, store: StageStore, alone: bool = False) -> Plain | N
             the precision differ from those of the main process.
         FileNotFoundError: the result of a needed stage is not visible on this machine.
     """
-    name, plain, kind = task
+    name, plain, kind, told = task
     add_kind(kind)
     stage = Stage.from_dict(plain)
     if stage.name != name:
@@ -238,7 +245,7 @@ def do_stage(task: Task, *, store: StageStore, alone: bool = False) -> Plain | N
     if held is None:
         return None
     try:
-        with shown:
+        with shown, tracked_as(told):
             return run_stage(stage, store)
     finally:
         held.release()
@@ -282,9 +289,9 @@ class StudyProgress:
         self.printed_at = self.began
         self.named = named(plan.stages())
         # A stage that several runs need is displayed as a part of the first of them.
-        self.titles: dict[str, str] = {}
+        self.runs: dict[str, Run] = {}
         for run in reversed(plan.runs):
-            self.titles |= dict.fromkeys(named(run.stages), run.title)
+            self.runs |= dict.fromkeys(named(run.stages), run)
         self.forecast = Forecast(self.named, store)
         self.first_seen: dict[str, float] = {}
         self.lines: dict[str, Plain] = {}
@@ -318,7 +325,7 @@ class StudyProgress:
     def line_of(self, name: str) -> Text:
         """Return the display line of a running stage: its run, its kind and its progress."""
         stage = self.named[name]
-        line = f"  {self.titles[name]}: {stage.kind}"
+        line = f"  {self.runs[name].title}: {stage.kind}"
         # The number of steps of a fine-tuning depends on its rows.
         if self.lines[name] and KINDS[stage.kind].steps(stage):
             line += f" {100 * share_of(stage, self.lines[name]):.0f} %"

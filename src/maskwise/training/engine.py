@@ -1,6 +1,6 @@
 """The engine of a training run: device, processes, precision, updates and training states.
 
-The package Accelerate connects processes, sets the precision and starts trackers. The order of the
+The package Accelerate connects processes and sets the precision. The order of the
 steps in ``Engine`` matters: weights are loaded before the module is wrapped for DDP or FSDP2, and
 optimisers are built last, because FSDP2 replaces the parameters.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +28,7 @@ from maskwise.constants import ranks_here
 from maskwise.devices import TensorDict, Tensors, coming_back, fast_bf16
 from maskwise.draws import fold
 from maskwise.effects import UNNAMED
-from maskwise.errors import MaskwiseError, OtherProcessFailed, require_known
+from maskwise.errors import MaskwiseError, OtherProcessFailed
 from maskwise.families import encoder_of
 from maskwise.folders import sweep
 from maskwise.objectives import Loss, Objective
@@ -55,10 +55,19 @@ from maskwise.training.ranks import (
 )
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.several import SeveralObjectives
+from maskwise.training.tracking import (
+    Tracked,
+    finish_trackers,
+    id_of,
+    require_trackers,
+    start_trackers,
+    tracked_now,
+)
 from maskwise.training.wrapping import wrapped
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
 
 Result = TypeVar("Result")
 MOST_QUOTED = 4096
@@ -116,7 +125,8 @@ class Engine:
 
     Raises:
         MaskwiseError: the batch size is not a multiple of ranks × micro-batches, there is nothing
-            to train, or the states are from a different run; see also ``new_accelerator``.
+            to train, or the states are from a different run; or a tracker is unknown, not
+            installed, has no folder or does not start; see also ``new_accelerator``.
     """
 
     def __init__(
@@ -135,7 +145,15 @@ class Engine:
         self.folder = folder
         self.part = part
         self.end = settings.steps if part is None else part.end
-        self.accelerator = new_accelerator(settings, folder)
+        if settings.trackers and folder is None:
+            raise MaskwiseError(
+                "trackers need a folder for their files",
+                got=", ".join(settings.trackers),
+                do="pass a folder",
+            )
+        require_trackers(settings.trackers)
+        self.trackers: list[GeneralTracker] = []
+        self.accelerator = new_accelerator(settings)
         self.rank = self.accelerator.process_index
         self.ranks = self.accelerator.num_processes
         self.device = self.accelerator.device
@@ -220,6 +238,17 @@ class Engine:
                 got=str(self.folder),
                 do="remove this folder, and run the same command again",
             )
+        if settings.trackers and self.first:
+            new = self.start == 0
+            self.trackers = start_trackers(settings.trackers, self._tracked(), new=new)
+
+    def _tracked(self) -> Tracked:
+        """Return what trackers are told; outside of a study, the names of folders and settings."""
+        assert self.folder is not None
+        place = self.folder.resolve()
+        settings = self.settings.model_dump(mode="json")
+        alone = Tracked(place.parent.name, place.name, id_of(place), settings, place)
+        return tracked_now() or alone
 
     # Steps
 
@@ -375,13 +404,6 @@ class Engine:
         if self.first:
             LOGGER.info("%s", text)
 
-    def finish(self) -> None:
-        """Wait for all ranks and for pending writes, and close the trackers."""
-        self.wait()
-        # Some trackers upload only at the end.
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-
     # States to resume from
 
     def save(
@@ -428,7 +450,9 @@ class Engine:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Finish writing states, undo changes of the objective and of torch, and close groups."""
+        """Finish writing states, undo changes of the objective and of torch, and close groups and
+        trackers.
+        """
         torch.set_float32_matmul_precision(self.matmul_precision)
         self.changes.close()
         if self.states:
@@ -437,6 +461,7 @@ class Engine:
             # After a signal, ``leave`` has already closed all groups.
             if group is not None and dist.is_initialized():
                 dist.destroy_process_group(group)
+        finish_trackers(self.trackers)
 
     def _load_newest(self) -> State | None:
         """Choose the newest state on the first rank, and load its weights on all ranks.
@@ -522,24 +547,11 @@ def shapes_of(tensors: Tensors) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def require_trackers(names: Iterable[str]) -> None:
-    """Raise an error if Accelerate does not know a tracker, or the tracker is not installed."""
-    for name in names:
-        from accelerate.tracking import get_available_trackers
-
-        require_known("or missing tracker", name, ["all", *map(str, get_available_trackers())])
-
-
-def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelerator:
-    """Make an ``Accelerator`` for one run, and start its trackers.
-
-    Args:
-        settings: the training settings.
-        folder: the folder of the run, for trackers.
+def new_accelerator(settings: TrainingSettings) -> Accelerator:
+    """Make an ``Accelerator`` for one run.
 
     Raises:
-        MaskwiseError: a tracker is unknown, not installed, or has no folder; or the processes were
-            not started by a launcher.
+        MaskwiseError: the processes were not started by a launcher.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -548,14 +560,6 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelera
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if fast_bf16() else "no"
-    trackers = list(settings.trackers)
-    if trackers and folder is None:
-        raise MaskwiseError(
-            "trackers need a folder for their files",
-            got=", ".join(trackers),
-            do="pass a folder",
-        )
-    require_trackers(trackers)
     # Accelerate keeps the settings of the last run in this process, and would refuse another
     # precision.
     AcceleratorState._reset_state()
@@ -564,17 +568,11 @@ def new_accelerator(settings: TrainingSettings, folder: Path | None) -> Accelera
             mixed_precision=precision,
             # On CPUs, Accelerate connects ranks only with ``cpu=True``.
             cpu=not torch.accelerator.is_available(),
-            log_with=trackers or None,
-            project_dir=folder,
             # ``Engine.update`` divides losses, so Accelerate must not divide them again.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
     if accelerator.num_processes != ranks_here():
         raise not_connected(f"{accelerator.num_processes} connected")
-    if trackers:
-        # Trackers do not accept lists.
-        config = settings.model_dump()
-        accelerator.init_trackers("maskwise", config=dict(zip(config, map(str, config.values()))))
     return accelerator
 
 

@@ -31,6 +31,7 @@ from maskwise.training.learners import Facts, Learner
 from maskwise.training.ranks import Ranks
 from maskwise.training.several import SeveralObjectives
 from maskwise.training.stream import StreamedRows
+from maskwise.training.tracking import track
 
 Evaluate = Callable[[int, Ranks], Sequence[Facts]]
 """A function from the number of completed updates to lines of metrics, which are the same on all
@@ -286,7 +287,7 @@ class Log:
     def _track(self, prefix: str, line: Facts, done: int) -> None:
         """Send the numbers in a line to the trackers, which accept only numbers."""
         numbers = {f"{prefix}/{k}": v for k, v in line.items() if isinstance(v, int | float)}
-        self.engine.accelerator.log(numbers, step=done)
+        track(self.engine.trackers, numbers, done)
 
     def so_far(self) -> Totals:
         """Return the totals, with the losses and sums that ``read`` stored."""

@@ -214,7 +214,7 @@ def train(
             log.evaluated_again(end, evaluate)
             for learner in learners.values():
                 learner.evaluated()
-        engine.finish()
+        engine.wait()
         total = log.so_far()
     return {
         "steps": done,
@@ -337,7 +337,7 @@ def stop(
         where = f"ended at step {done} without a state"
     if asked.said:
         engine.say(f"{CODES[128 + number]}: {where}")
-    engine.finish()
+    engine.wait()
     engine.wrapped = None
     leave()
     raise AskedToLeave(128 + number)

@@ -186,7 +186,8 @@ class TrainingSettings(Settings, allow_inf_nan=False):
     process tokenises the stream. The result is the same."""
 
     trackers: Nothing[Several[str]] = ()
-    """Accelerate's trackers, such as ``tensorboard`` or ``wandb``. They must be installed."""
+    """Accelerate's trackers, such as ``tensorboard``, ``trackio`` or ``wandb``, which must be
+    installed; ``all`` for those that are. [Trackers](studies.md#trackers) says what they show."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
