@@ -96,7 +96,7 @@ def paragraphs(corpus: str, limit: int | None) -> Iterator[tuple[str, str]]:
     for document in read_documents(corpus, limit=limit):
         for text in document.text.split("\n"):
             if SHORTEST <= len(text.split()) <= LONGEST:
-                yield document.id, text
+                yield document.name, text
 
 
 def split_of(article: str) -> str:

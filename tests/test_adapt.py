@@ -40,7 +40,7 @@ from maskwise.study.store import StageStore
 from maskwise.study.timing import TIMERS, time_words
 from maskwise.study.work import run_stage
 from maskwise.tasks import load_task
-from maskwise.text.documents import Documents, place_of
+from maskwise.text.documents import Documents
 from maskwise.text.pieces import read_pieces, tokenise
 from maskwise.text.rows import split
 from maskwise.text.settings import CorpusSettings
@@ -427,7 +427,7 @@ def test_no_pair_is_trained_on(titles, given, texts, tmp_path):
         tokenise(corpus.documents(), tokenizer), tokenizer=tokenizer, length=corpus.length
     )
     rows, _ = split(pieces, held_out=corpus.held_out)
-    assert {*pieces.documents[rows.order].tolist()} == {*map(place_of, documents)}
+    assert {*pieces.documents[rows.order].tolist()} == {each.place for each in documents}
 
 
 def test_test_items_that_are_held_out_are_no_overlap(texts, tmp_path):

@@ -118,9 +118,22 @@ def test_general_text_is_held_out_by_the_rules_of_the_arms(rule, files):
     assert trained and not any(one in other for one in trained for other in measured)
 
 
-def test_a_stream_of_general_text_is_not_measured_where_arms_train(files):
-    with pytest.raises(MaskwiseError, match=r"stream holds out others.*keep"):
-        drafted(files, keep=files / "general.jsonl", replay=0.2, overrides=("corpus.stream=true",))
+def test_no_arm_trains_on_the_general_text_that_is_measured_in_a_stream_or_under_another_name(
+    files,
+):
+    general = files / "general.jsonl"
+    renamed = write_lines(files / "renamed.jsonl", read_lines(general)[::-1])
+    recipe = drafted(
+        files,
+        keep=general,
+        replay=0.2,
+        overrides=(*HELD_OUT, "corpus.stream=true", "corpus.shuffle=0.1"),
+    )
+    measured = {*measure_of(recipe).documents}
+    mixed = recipe.arm("words-30-replay", seed=0).corpus
+    for corpus in (mixed, mixed.model_copy(update={"source": str(renamed)})):
+        trained = {document.text for document in corpus.training_documents()}
+        assert measured and trained and not measured & trained
 
 
 def test_replay_mixes_a_share_of_general_text(files):

@@ -225,9 +225,9 @@ def test_damage_is_refused_and_mended(tmp_path):
     with pytest.raises(MaskwiseError, match=r"manifest\.json is damaged"):
         Store(tmp_path)
     assert annotate_corpus(texts, ["sentences"], tmp_path) == first | {"made": 0}
-    (tmp_path / "manifest.json").write_text('{"format": 2}')
+    (tmp_path / "manifest.json").write_text('{"format": 3}')
     for read in (lambda: Store(tmp_path), lambda: annotate_corpus(texts, ["sentences"], tmp_path)):
-        with pytest.raises(MaskwiseError, match="newer maskwise wrote it; got format 2") as newer:
+        with pytest.raises(MaskwiseError, match="newer maskwise wrote it; got format 3") as newer:
             read()
         # What a newer version wrote is whole, and must not be made again.
         assert "damaged" not in str(newer.value)

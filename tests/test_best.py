@@ -32,7 +32,6 @@ from maskwise.study.single import run_pretrain, stages_of_training
 from maskwise.study.store import StageStore
 from maskwise.study.work import open_prepared
 from maskwise.text import Rows, read_documents
-from maskwise.text.documents import place_of
 from maskwise.text.rows import dev_and_verdict, held_out_below, holds_out, is_dev
 from maskwise.text.words import text_id
 from maskwise.training import MaskedSource, train
@@ -169,8 +168,8 @@ def test_held_out_documents_choose_or_judge_by_the_last_bit(
 ) -> None:
     held_out = prepared(read_recipe(source, [f"corpus.layout={layout}"]), tmp_path).held_out
     dev, verdict = dev_and_verdict(held_out)
-    names = {str(number) for number in range(60)}
-    hashes = {text_id(name) for name in names} & {*held_out.documents.tolist()}
+    texts = [line["text"] for line in read_lines(source.parent / "corpus.jsonl")]
+    hashes = {*map(text_id, texts)} & {*held_out.documents.tolist()}
     assert {*dev.documents.tolist()} == {place for place in hashes if place % 2 == 0}
     assert {*verdict.documents.tolist()} == {place for place in hashes if place % 2}
     # Every piece is in one of them, as it was.
@@ -395,7 +394,7 @@ def test_a_new_head_is_trained_to_its_end(files: Path, monkeypatch: pytest.Monke
 def test_pairs_are_made_of_documents_that_choose_nothing(files: Path) -> None:
     lines = read_lines(files / "texts.jsonl")
     documents = [*read_documents(files / "texts.jsonl")]
-    named = {line["title"]: place_of(each) for line, each in zip(lines, documents, strict=True)}
+    named = {line["title"]: each.place for line, each in zip(lines, documents, strict=True)}
     for patience, both in ((None, True), (3, False)):
         recipe = adapt_recipe(files, patience=patience)
         pairs = [*read_lines(files / "pairs.jsonl")]
@@ -411,7 +410,7 @@ def test_general_text_that_chooses_is_not_measured(files: Path) -> None:
     write_lines(general, lines)
     more = {"keep": str(general), "replay": 0.5, "overrides": ("corpus.held_out=0.2",)}
     held = [each for each in read_documents(general) if holds_out(each, 0.2)]
-    for patience, count in ((None, len(held)), (3, sum(not is_dev(place_of(x)) for x in held))):
+    for patience, count in ((None, len(held)), (3, sum(not is_dev(x.place) for x in held))):
         recipe = adapt_recipe(files, str(files / "task.jsonl"), patience=patience, **more)
         for measure in load_measures(recipe.evaluation).values():
             assert len(measure.texts()) == count

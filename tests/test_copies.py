@@ -17,7 +17,7 @@ from maskwise.text.rows import holds_out
 
 
 def in_test(document: Document) -> bool:
-    return document.id.startswith("test")
+    return document.name.startswith("test")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_no_pair_is_missed(articles: list[str]) -> None:
     for number in range(60):
         text = changed(f"{whole} {articles[number % 10]}", number // 5)
         documents.append(Document(f"{'test' if number % 3 else 'train'}-{number}", text))
-    sets = {document.id: set_of(document.text) for document in documents}
+    sets = {document.name: set_of(document.text) for document in documents}
     training = [name for name in sets if name.startswith("train")]
     expected = []
     for name in sets:
@@ -124,5 +124,5 @@ def test_check_says_which_share_of_held_out_documents_has_copies(planted: str) -
     [doubt] = [doubt for doubt in record["doubts"] if "near copy" in doubt["what"]]
     assert copies["examples"][0][0] in doubt["what"] and "group_field" in doubt["do"]
     assert f"{copies['near'] / copies['held_out']:.1%}" in doubt["what"]
-    held_out = [document.id for document in read_documents(planted) if holds_out(document, 0.1)]
+    held_out = [document.name for document in read_documents(planted) if holds_out(document, 0.1)]
     assert copies["held_out"] == len(held_out) and copies["examples"][0][0] in held_out

@@ -31,7 +31,6 @@ from maskwise.text.labelled import read_conllu
 from maskwise.text.pieces import read_pieces
 from maskwise.text.rows import split
 from maskwise.text.tokenizers import _sample
-from maskwise.text.words import text_id
 from processes import processor_seconds
 
 TEXTS = ["The cat sat.", "A dog ran to the mat and sat on it.", "Birds sing!"]
@@ -49,6 +48,10 @@ def tokenizer(sample) -> PreTrainedTokenizerFast:
 
 def texts(documents) -> list[str]:
     return [document.text for document in documents]
+
+
+def named(documents) -> list[tuple[str, str]]:
+    return [(document.name, document.text) for document in documents]
 
 
 # ---- sources
@@ -76,7 +79,7 @@ def test_json_lines_skip_and_count_bad_lines(tmp_path, monkeypatch):
     (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
     documents = read_documents(tmp_path / "x.jsonl")
     for _ in range(2):  # again, and counted anew
-        found = list(documents)
+        found = named(documents)
         assert found[:3] == [
             ("7", "The cat sat."),
             ("x.jsonl#11", "a bare string"),
@@ -102,7 +105,7 @@ def test_text_files_are_blocks(tmp_path, monkeypatch):
         b"\xef\xbb\xbfone\r\nstill one\r\n\r\n \r\ntwo\r\nbad \xff line\r\n%s\nstill two" % long
     )
     documents = read_documents(tmp_path / "x.txt")
-    assert list(documents) == [("x.txt#1", "one\nstill one"), ("x.txt#2", "two\nstill two")]
+    assert named(documents) == [("x.txt#1", "one\nstill one"), ("x.txt#2", "two\nstill two")]
     assert documents.skipped == {"not valid UTF-8": 1, "line of more than 16 MB": 1}
 
 
@@ -116,7 +119,7 @@ def test_folders_are_read_in_order_of_names(tmp_path):
     (tmp_path / "README.md").write_text("not a corpus file")
     documents = read_documents(str(tmp_path))
     names = ["a.json.gz#1", "2", "b/x.txt#1", "c.parquet#1"]
-    assert list(documents) == list(zip(names, ["first", "second", "third", "fourth"]))
+    assert named(documents) == list(zip(names, ["first", "second", "third", "fourth"]))
     assert documents.skipped == {"no text field": 1}
 
 
@@ -164,17 +167,17 @@ def test_a_folder_whose_files_are_all_read_in_another_way_has_no_note(tmp_path):
 
 
 def test_lists_limits_and_fields():
-    assert list(read_documents(TEXTS)) == [("0", TEXTS[0]), ("1", TEXTS[1]), ("2", TEXTS[2])]
+    assert named(read_documents(TEXTS)) == [("0", TEXTS[0]), ("1", TEXTS[1]), ("2", TEXTS[2])]
     rows = [{"body": "x", "url": "u/1"}, {"body": "y", "url": 2}]
     documents = read_documents(rows, text_field="body", id_field="url", limit=1)
-    assert list(documents) == list(documents) == [("u/1", "x")]
+    assert named(documents) == named(documents) == [("u/1", "x")]
     for limit in (0, 2.5, "2"):
         with pytest.raises(MaskwiseError, match=r"limit .* whole number"):
             read_documents(TEXTS, limit=limit)
 
 
 @pytest.mark.parametrize("kind", ["x.jsonl", "x.parquet", "saved", "a list"])
-def test_names_are_read_from_nested_fields_and_a_field_that_is_not_there_is_refused(kind, tmp_path):
+def test_names_are_read_from_nested_fields(kind, tmp_path):
     rows = [{"text": f"text {n}", "meta": {"url": f"u/{n}"}} for n in range(3)]
     source = tmp_path / kind
     if kind == "x.jsonl":
@@ -187,26 +190,22 @@ def test_names_are_read_from_nested_fields_and_a_field_that_is_not_there_is_refu
         datasets.Dataset.from_list(rows).save_to_disk(source)
     else:
         source = rows
-    names = [document.id for document in read_documents(source, id_field="meta.url")]
+    names = [document.name for document in read_documents(source, id_field="meta.url")]
     assert names[-3:] == ["u/0", "u/1", "u/2"]
+    # Nothing but the name depends on the field.
     for field in ("mete.url", "meta.uri", "uri"):
-        with pytest.raises(
-            MaskwiseError, match=rf"unknown .*field of .*'{field}'; allowed: .*meta"
-        ):
-            list(read_documents(source, id_field=field))
+        found = read_documents(source, id_field=field)
+        assert [each.id for each in found] == [each.id for each in read_documents(source)]
     assert len(list(read_documents(source))) == len(names)
 
 
 def test_one_of_several_tables_may_lack_the_names(tmp_path):
     (tmp_path / "a.csv").write_text("text,doi\none,x1\n")
     (tmp_path / "b.csv").write_text("text\ntwo\n")
-    assert [document.id for document in read_documents(tmp_path, id_field="doi")] == [
+    assert [document.name for document in read_documents(tmp_path, id_field="doi")] == [
         "x1",
         "b.csv#1",
     ]
-    # Texts without fields are not searched for them.
-    (tmp_path / "c.txt").write_text("three\n")
-    assert [*read_documents(tmp_path / "c.txt", id_field="doi")]
 
 
 def test_datasets(tmp_path):
@@ -459,17 +458,17 @@ def test_long_texts_come_in_parts(tmp_path, monkeypatch):
     for module in ("readers", "documents"):
         monkeypatch.setattr(f"maskwise.text.{module}.LONGEST_TEXT", 20)
     long = {"id": "a", "text": "the cat sat on the mat and ran away"}
-    assert list(read_documents([long, "x" * 45, "short"])) == [
-        ("a~1", "the cat sat on the"),
-        ("a~2", " mat and ran away"),
-        ("1~1", "x" * 20),
-        ("1~3", "x" * 5),
+    assert named(read_documents([long, "x" * 45, "short"])) == [
+        ("a", "the cat sat on the"),
+        ("a", " mat and ran away"),
+        ("1", "x" * 20),
+        ("1", "x" * 5),
         ("2", "short"),
     ]
     (tmp_path / "a.txt").write_text("one line of text\nanother line\nthe third line\n\nlast\n")
-    assert list(read_documents(tmp_path / "a.txt")) == [
-        ("a.txt#1~1", "one line of text"),
-        ("a.txt#1~2", "\nanother line"),
+    assert named(read_documents(tmp_path / "a.txt")) == [
+        ("a.txt#1", "one line of text"),
+        ("a.txt#1", "\nanother line"),
         ("a.txt#2", "the third line"),
         ("a.txt#3", "last"),
     ]
@@ -501,11 +500,3 @@ def test_all_parts_of_a_long_document_are_on_one_side_of_a_held_out_split(
     assert len(np.unique(pieces.documents)) == 40
     training, held = split(pieces, held_out=0.3)
     assert len(held) and not np.isin(held.documents, training.documents).any()
-
-
-def test_the_side_of_an_ordinary_document_is_that_of_its_own_name():
-    names = ["a", "a~1", "a~2", "b.txt#1", "b.txt#1.2"]  # the names that users give are no parts
-    tokenizer = train_tokenizer(["the cat sat"] * 9, vocab_size=64)
-    documents = read_documents([{"id": name, "text": f"the cat {name}"} for name in names])
-    pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=32)
-    assert pieces.documents.tolist() == [text_id(name) for name in names]

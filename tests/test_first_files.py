@@ -76,7 +76,7 @@ def test_a_json_array_is_text(name: str, rows: list[object], tmp_path: Path) -> 
         path.write_bytes(pack(content.encode()))
         documents = [*read_documents(str(path))]
         assert [document.text for document in documents] == texts
-        assert [document.id for document in documents] == [f"{name}#1", f"{name}#2"]
+        assert [document.name for document in documents] == [f"{name}#1", f"{name}#2"]
     path.write_bytes(pack(b'[{"text": "cut'))
     with pytest.raises(MaskwiseError, match="is not JSON"):
         [*read_documents(str(path))]

@@ -130,8 +130,8 @@ def documents(folder: Path, name: str, **how: Any) -> dict[str, Any]:
     except MaskwiseError:
         return {"refused": True}
     return {
-        "documents": [[document.id, document.text[:30]] for document in read],
-        "hash": hash_of([[document.id, document.text] for document in read]),
+        "documents": [[document.name, document.text[:30]] for document in read],
+        "hash": hash_of([[document.name, document.text] for document in read]),
         "skipped": dict(sorted(found.skipped.items())),
     }
 

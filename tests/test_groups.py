@@ -19,7 +19,6 @@ from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from maskwise.tasks import load_task
 from maskwise.text import Prepared, read_documents, train_tokenizer
-from maskwise.text.documents import place_of
 from maskwise.text.groups import share_that_fits
 from maskwise.text.rows import holds_out
 from maskwise.text.settings import CorpusSettings
@@ -60,7 +59,7 @@ def test_no_group_is_on_both_sides(ending, stream, tmp_path):
     held_out = {author[document.text] for document in corpus.held_out_documents()}
     assert training and held_out and not training & held_out
     assert len(training | held_out) == 60
-    # Names, and therefore masks, are as before.
+    # Masks are as without groups.
     plain = [
         document.id for document in corpus.model_copy(update={"group_field": None}).documents()
     ]
@@ -73,25 +72,24 @@ def test_a_group_may_be_a_nested_field_and_long_documents_stay_whole(tmp_path, m
     found = read_documents(rows, group_field="about.patient")
     places: dict[int, set[int]] = {}
     for document in found:
-        number = int(document.id.partition("~")[0])
-        places.setdefault(number % 9, set()).add(place_of(document))
+        places.setdefault(int(document.name) % 9, set()).add(document.place)
     assert len(places) == 9 and all(len(found) == 1 for found in places.values())
     assert len(set.union(*places.values())) == 9
 
 
 def test_documents_without_a_group_decide_alone():
     rows = [{"author": None, "text": f"text {n}"} for n in range(9)]
-    plain = [place_of(document) for document in read_documents(rows)]
-    assert [place_of(document) for document in read_documents(rows, group_field="author")] == plain
+    plain = [document.place for document in read_documents(rows)]
+    assert [document.place for document in read_documents(rows, group_field="author")] == plain
 
 
 def test_one_group_in_several_spellings_is_one_group():
     spellings = ["Zoë", " Zoë", "Zoe\u0308 ", ["Zoë"]]
     rows = [{"author": author, "text": f"text {n}"} for n, author in enumerate(spellings)]
-    assert len({place_of(document) for document in read_documents(rows, group_field="author")}) == 1
+    assert len({document.place for document in read_documents(rows, group_field="author")}) == 1
     numbers = [{"author": author, "text": f"text {n}"} for n, author in enumerate((3, 3.0, "3"))]
     found = read_documents(numbers, group_field="author")
-    assert len({place_of(document) for document in found}) == 1
+    assert len({document.place for document in found}) == 1
 
 
 def test_a_document_of_two_groups_is_one_line(tmp_path):

@@ -23,8 +23,6 @@ from maskwise.study.pretraining import masked_source
 from maskwise.study.single import run_pretrain
 from maskwise.study.store import StageStore
 from maskwise.text import Prepared
-from maskwise.text.documents import source_of
-from maskwise.text.readers import whole_name
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.words import text_id
 from maskwise.training import TrainingSettings
@@ -126,7 +124,7 @@ def test_a_row_is_of_one_source_and_a_text_of_one_too(prepared, folder):
     names = {}
     for name in ("corpus", "backwards"):
         for line in read_lines(folder / f"{name}.jsonl"):
-            names[text_id(line["id"])] = name
+            names[text_id(line["text"])] = name
     for row, (first, end) in enumerate(pairwise(rows.first)):
         documents = rows.pieces.documents[rows.order[first:end]]
         [source] = {names[int(name)] for name in documents}
@@ -167,25 +165,15 @@ def test_weights_are_no_part_of_the_text(folder, read):
     assert read(f"phases=[{{}}, {{corpus.source: {json.dumps(sources['a'])}}}]")
 
 
-def test_files_of_the_same_name_have_documents_of_different_names(tmp_path, monkeypatch):
+def test_files_of_the_same_name_have_each_its_own_texts(tmp_path):
     sources = []
     for folder in "ab":
         (tmp_path / folder).mkdir()
         sources.append(str(tmp_path / folder / "train.jsonl"))
         Path(sources[-1]).write_text(f'{{"text": "a text of {folder}"}}\n')
-    mixed = [document.id for document in CorpusSettings(source=sources).documents()]
-    assert mixed == ["train.jsonl#1", f"{sources[1]}:train.jsonl#1"]
-    # The same documents are held out of a mix and without a mix.
-    [alone] = CorpusSettings(source=sources[1]).documents()
-    assert whole_name(mixed[1]) == alone.id == "train.jsonl#1"
-    # The parts of a long document are still held out together.
-    monkeypatch.setattr("maskwise.text.readers.LONGEST_TEXT", 10)
-    monkeypatch.setattr("maskwise.text.documents.LONGEST_TEXT", 10)
-    for source in sources:
-        Path(source).with_suffix(".txt").write_text(f"a long text of {source[-13]} in one block\n")
-    texts = CorpusSettings(source=[f"{source[:-6]}.txt" for source in sources]).documents()
-    parts = [document.id for document in texts]
-    assert len(set(parts)) == len(parts) > 2 and set(map(whole_name, parts)) == {"train.txt#1"}
+    one, other = CorpusSettings(source=sources).documents()
+    assert one.name == other.name == "train.jsonl#1"
+    assert (one.source, other.source) == (0, 1) and one.id != other.id
 
 
 def test_a_source_without_a_name_is_refused():
@@ -256,10 +244,10 @@ def test_the_sample_of_a_mix_has_text_of_every_source(layers, folder, read, tmp_
 def test_the_beginning_of_a_mix_is_whole_only_if_all_sources_are(folder):
     short, long = (str(folder / f"{name}.jsonl") for name in ("copies", "corpus"))
     mix = CorpusSettings(source=[short, long])
-    sizes = [sum(len(text) for _, text in part) for part in mix.parts()]
+    sizes = [sum(len(document.text) for document in part) for part in mix.parts()]
     for most, whole in ((2 * sizes[0] + 2, False), (2 * sizes[1] + 2, True)):
         beginning = mix.documents().beginning(most)
-        found = Counter(map(source_of, beginning))
+        found = Counter(document.source for document in beginning)
         assert beginning.whole is whole
         assert found.keys() == {0, 1}
     assert [*mix.documents()] == [*beginning]

@@ -78,7 +78,7 @@ def test_a_text_is_read_whatever_its_name(name: str) -> None:
     documents = read_documents(f"{name}.txt")
     assert len([*documents]) == 2 and not documents.skipped
     for document in documents:
-        assert document.id.encode()
+        assert document.name.encode()
 
 
 def test_labels_are_read_whatever_their_name(name: str) -> None:
@@ -291,7 +291,7 @@ def test_a_cell_without_an_end_is_refused(
 
 def sequences(path: Path) -> Iterator[tuple[str, str]]:
     for document in read_documents(str(path)):
-        yield document.id, document.text
+        yield document.name, document.text
 
 
 def test_a_very_long_line_of_fasta_is_read_in_parts(

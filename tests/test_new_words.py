@@ -257,7 +257,7 @@ def text_of(source: Path, tmp_path: Path, *more: str) -> tuple[dict[str, Any], P
 
 def test_words_come_from_training_text_alone(source, tmp_path):
     recipe = read_recipe(source, [*START, "model.new_tokens=99"])
-    held = {document.id for document in recipe.corpus.held_out_documents()}
+    held = {document.name for document in recipe.corpus.held_out_documents()}
     assert held and len(held) < 60
     lines = [json.loads(line) for line in (source.parent / "corpus.jsonl").read_text().splitlines()]
     for line in lines:

@@ -54,10 +54,10 @@ def test_blank_lines_around_a_text_separate_nothing(more: str, tmp_path: Path) -
 def test_empty_cells_are_no_names(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("id,text\n,one text\n,another text\n3,a third text\n")
-    assert [document.id for document in read_documents(str(table))] == ["t.csv#1", "t.csv#2", "3"]
+    assert [document.name for document in read_documents(str(table))] == ["t.csv#1", "t.csv#2", "3"]
     columns = {"id": [1.0, math.nan], "text": ["one text", "another text"]}
     pd.DataFrame(columns).to_parquet(tmp_path / "t.parquet")
-    names = [document.id for document in read_documents(str(tmp_path / "t.parquet"))]
+    names = [document.name for document in read_documents(str(tmp_path / "t.parquet"))]
     assert names == ["1.0", "t.parquet#2"]
 
 
@@ -84,8 +84,8 @@ def test_a_long_sequence_is_several_documents(
     monkeypatch.setattr(readers, "LONGEST_TEXT", 100)
     path = tmp_path / "chromosome.fasta"
     path.write_text(">one\n" + "".join("ACGTNKM"[n] * 40 + "\n" for n in range(7)) + ">two\nACGT\n")
-    found = [(document.id, len(document.text)) for document in read_documents(str(path))]
-    assert found == [("one", 120), ("one.2", 120), ("one.3", 40), ("two", 4)]
+    found = [(document.name, len(document.text)) for document in read_documents(str(path))]
+    assert found == [("one", 120), ("one", 120), ("one", 40), ("two", 4)]
 
 
 def test_a_number_has_no_currency_and_no_thousands() -> None:
@@ -314,7 +314,7 @@ def test_a_sequence_with_a_damaged_line_is_left_out_whole(tmp_path: Path) -> Non
 def test_a_mark_of_byte_order_before_a_header_is_no_letter(tmp_path: Path) -> None:
     path = tmp_path / "chains.fasta"
     path.write_text(">one\nACGT\n>two\nTTTT\n", encoding="utf-8-sig")
-    found = [(document.id, document.text) for document in read_documents(str(path))]
+    found = [(document.name, document.text) for document in read_documents(str(path))]
     assert found == [("one", "ACGT"), ("two", "TTTT")]
 
 

@@ -1002,7 +1002,6 @@ FIRST_PHASE = '[{"corpus.held_out": 0.1, "training.steps": 2}, {}]'
         (f"phases={FIRST_PHASE}", "phases.0.corpus.held_out", "0.1", "0.2 or more"),
         ("study.search={grid: {corpus.held_out: [0.1, 0.3]}}", "corpus.held_out", "0.1", "0.2"),
         ("study.arms.b={corpus.group_field: topic}", "corpus.group_field", '"topic"', "null"),
-        ("study.arms.b={corpus.stream: true}", "corpus.stream", "true", "false"),
         # The same file under another name.
         (
             "study.arms.b={corpus.source: {here}/sub/../corpus.jsonl, corpus.held_out: 0.1}",
@@ -1024,7 +1023,11 @@ def test_no_arm_trains_on_the_documents_that_judge_all(recipe, override, key, go
 def test_arms_may_hold_out_more_and_split_texts_of_their_own(recipe, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text((recipe.parent / "corpus.jsonl").read_text().lower())
-    for own in ("corpus.held_out: 0.3", f"corpus.source: {other}, corpus.held_out: 0.1"):
+    for own in (
+        "corpus.held_out: 0.3",
+        f"corpus.source: {other}, corpus.held_out: 0.1",
+        "corpus.stream: true",
+    ):
         read = quick(recipe, f"study.arms.b={{{own}}}")
         checks.check_inputs(read)
         run = make_run(read, "b", 0, contents={})

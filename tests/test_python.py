@@ -725,18 +725,18 @@ def test_a_result_lists_the_runs_that_failed(tmp_path):
     assert "failed: token-30, seed 0: disk full" in read._repr_html_()
 
 
-def test_texts_keep_their_names_when_rows_or_columns_are_added(tmp_path):
-    """Splits and masks depend on the names."""
+def test_texts_keep_their_ids_when_rows_or_columns_are_added(tmp_path):
+    """Splits and masks depend on the ids."""
     texts = [f"text number {n}" for n in range(5)]
-    grown = [*texts, "another one"]
+    grown = ["another one", *texts]
     table = [{"text": text, "source": "mail"} for text in texts]
-    names = []
+    ids = []
     for n, rows in enumerate((texts, grown, table)):
         documents = read_documents(text_source(rows, tmp_path / str(n)))
-        names.append([document.id for document in documents][:5])
-    assert names[0] == names[1] == names[2] and len({*names[0]}) == 5
+        ids.append([document.id for document in documents][-5:])
+    assert ids[0] == ids[1] == ids[2] and len({*ids[0]}) == 5
     own = [{"id": f"mail-{n}", "text": text} for n, text in enumerate(texts)]
-    assert next(iter(read_documents(text_source(own, tmp_path / "own")))).id == "mail-0"
+    assert next(iter(read_documents(text_source(own, tmp_path / "own")))).name == "mail-0"
 
 
 def test_data_sets_in_memory_have_the_classes_that_those_of_the_hub_have(tmp_path):

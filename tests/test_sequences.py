@@ -48,7 +48,7 @@ def test_fasta_is_read(tmp_path: Path) -> None:
         ">one first\nMKV-L\nA.A*\n; a comment\n>two\nACdeF\n\n>bad\nAC1F\n>empty\n>three\nGG\n"
     )
     documents = read_documents(str(path))
-    found = [(document.id, document.text) for document in documents]
+    found = [(document.name, document.text) for document in documents]
     assert found == [("one first", "MKVLAA"), ("two", "ACDEF"), ("three", "GG")]
     bad = "sequence with characters that are not letters"
     assert dict(documents.skipped) == {bad: 1, "empty": 1}

@@ -46,9 +46,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "code"
 
 
+def names_in(folder) -> list[str]:
+    return [document.name for document in read_documents(folder)]
+
+
 def test_a_file_of_code_is_one_text_and_unusable_files_are_counted(folder):
     documents = read_documents(folder)
-    assert dict(documents) == {
+    assert {document.name: document.text for document in documents} == {
         "lib/add.py": LONG.rstrip("\n"),
         "lib/bom.go": "package main",
         "lib/latin.py": "# -*- coding: latin-1 -*-\nname = 'Zoë'",
@@ -56,7 +60,8 @@ def test_a_file_of_code_is_one_text_and_unusable_files_are_counted(folder):
     }
     skipped = {"not valid UTF-8": 4, "empty": 1, "repeated text": 1}
     assert documents.skipped == skipped | {"binary (NUL characters)": 1}
-    assert dict(read_documents(folder / "main.c")) == {"main.c": "int main(void) {\n  return 0;\n}"}
+    [document] = read_documents(folder / "main.c")
+    assert (document.name, document.text) == ("main.c", "int main(void) {\n  return 0;\n}")
     note = str(folder_note(str(folder)))
     assert "11 files of source code" in note and "1 × hidden" in note and "1 × .csv" in note
     assert ".pyc" not in note
@@ -64,14 +69,14 @@ def test_a_file_of_code_is_one_text_and_unusable_files_are_counted(folder):
 
 def test_of_code_and_texts_in_a_folder_the_larger_kind_is_read(folder):
     (folder / "notes.txt").write_text("A note.")
-    assert "notes.txt#1" not in dict(read_documents(folder))
+    assert "notes.txt#1" not in names_in(folder)
     (folder / "notes.txt").write_text("Nothing but text. " * 200)
     (folder / "data.csv").unlink()
-    assert [*dict(read_documents(folder))] == ["notes.txt#1"]
+    assert names_in(folder) == ["notes.txt#1"]
     assert "1 file of texts" in str(folder_note(str(folder)))
     (folder / "notes.txt").rename(folder / "data.json")
     (folder / "data.json").write_text('["Nothing but text."]')
-    assert "lib/add.py" in dict(read_documents(folder))
+    assert "lib/add.py" in names_in(folder)
     # A folder without code gets no note.
     (folder / "texts").mkdir()
     (folder / "texts" / "a.txt").write_text("A text.")
@@ -89,7 +94,7 @@ def test_files_that_are_not_read_do_not_change_the_name_of_a_folder_of_code(fold
 
 def test_rows_of_real_code_keep_its_lines_and_its_words_are_identifiers():
     documents = [*read_documents(OWN / "text")]
-    names = [document.id for document in documents]
+    names = [document.name for document in documents]
     assert "words.py" in names and names == sorted(names)
     texts = (document.text for document in documents)
     tokenizer = train_tokenizer(texts, kind="bpe", vocab_size=1024, lowercase=False)

@@ -124,7 +124,7 @@ def test_words_and_layers_are_found_in_the_decoded_text(
 ) -> None:
     source = save_lines(tmp_path / "rows", tokenizer(["The cat, 20 cats."] * 2)["input_ids"])
     [row] = [*corpus_of(source, tokenizer).documents()]
-    assert "".join(row.text.lower().split()) == "thecat,20cats." and row.id == "rows.jsonl#1"
+    assert "".join(row.text.lower().split()) == "thecat,20cats." and row.name == "rows.jsonl#1"
     by_spaces = pieces_of(corpus_of(source, tokenizer, words="spaces"), tokenizer)
     # Word pieces do not say whether a space was before a punctuation mark.
     joined = "##" not in "".join(tokenizer.get_vocab())

@@ -12,6 +12,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,9 +142,10 @@ def export_masks(
             do="name its annotator: --with NAME, or annotate the text first (maskwise annotate), "
             """and give --with 'stored("FOLDER")'""",
         )
-    documents = require_documents(
-        open_corpus(texts, text_field=text_field, text_per=text_per, limit=limit)
-    )
+    documents = copy(open_corpus(texts, text_field=text_field, text_per=text_per, limit=limit))
+    # Each text of the user gets its rows, as by ``encode``.
+    documents.keep_repeated = True
+    require_documents(documents)
 
     def encoded(part: Sequence[Document]) -> list[dict[str, Any]]:
         plain = [document.text for document in part]
@@ -172,8 +174,8 @@ def export_masks(
 
     def fill(folder: Path) -> None:
         for name, path in kept.items():
-            copy = shutil.copytree if path.is_dir() else linked
-            copy(path, folder / name)
+            keep = shutil.copytree if path.is_dir() else linked
+            keep(path, folder / name)
         _fill(documents, encoded, moments, form, facts, digest, folder)
         if before and facts["rows_sha256"] != before["rows_sha256"]:
             raise _of_others(out, before, "other rows: the text, the tokenizer or an annotator")

@@ -48,17 +48,17 @@ FORMATS = {
     "plan.json": 1,
     "adapted.json": 1,
     "finetune.json": 1,
-    "stage.json": 1,
+    "stage.json": 2,
     "done.json": 1,
     "state.json": 1,
     "shown.json": 1,
     "stream.json": 1,
     "new_tokens.json": 1,
-    "columns.json": 3,
+    "columns.json": 4,
     "annotator.json": 1,
     "facts.json": 1,
     "masks.json": 1,
-    MANIFEST: 1,
+    MANIFEST: 2,
 }
 """Versions of the formats of JSON files, by the names of the files, which have them as ``format``.
 A version rises if an older maskwise would misread the file; see docs/files.md."""
@@ -171,13 +171,17 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
     write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, *, least: int = 1) -> dict[str, Any] | None:
     """Return the JSON object in a file, or None if the file is missing or damaged.
 
     The version of the format, which ``write_json`` added, is checked and left out.
 
+    Args:
+        path: the file.
+        least: the lowest version that the caller can use.
+
     Raises:
-        MaskwiseError: a newer maskwise has written the file.
+        MaskwiseError: a newer maskwise has written the file, or one that is too old.
     """
     _refuse_newer_table(path)
     try:
@@ -189,7 +193,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     if path.name in FORMATS:
         _refuse_newer(path, value)
-        value.pop("format", None)
+        # A file of the first format may lack the version.
+        if value.pop("format", 1) < least:
+            raise MaskwiseError(
+                f"an older maskwise wrote {path.parent}, where names of files and lines decided "
+                "which texts are held out and how they are masked",
+                do="give a new folder",
+            )
     return value
 
 

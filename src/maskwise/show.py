@@ -112,7 +112,7 @@ class LayerView(TypedDict):
 class Example(NamedTuple):
     """The beginning of a document, with the spans of one layer."""
 
-    id: str
+    document: str
     layer: str
     kind: str
     stretches: list[Stretch]
@@ -127,7 +127,7 @@ def examples(store: Store, documents: Iterable[Document]) -> list[Example]:
         for name, layer in store.layers.items():
             if name not in COVERING:
                 stretches = _stretches(document.text, spans[name], layer)
-                shown.append(Example(document.id, name, layer.kind, stretches))
+                shown.append(Example(document.name, name, layer.kind, stretches))
     return shown
 
 
@@ -185,13 +185,13 @@ def render_layers(
             parts.append(Padding(table, (0, 0, 0, 2)))
         parts.append(Text())
     for example in shown:
-        if example.id != shown[0].id:
+        if example.document != shown[0].document:
             break
         stretches = example.stretches
         # The shade of a colour shows the weight, so the number is omitted.
         if colours and example.kind == "weight":
             stretches = [stretch._replace(note="") for stretch in stretches]
-        parts.append(Text(f"{example.layer} in {example.id}", style="bold"))
+        parts.append(Text(f"{example.layer} in {example.document}", style="bold"))
         parts.append(Padding(draw(stretches, colours=colours), (0, 0, 1, 2)))
     return Group(*parts)
 

@@ -183,8 +183,8 @@ def annotate_corpus(
                 pool.submit(forget)
 
         before = None
-        # The layers of a newer version would be lost.
-        read_json(out / MANIFEST)
+        # The layers of another version would be lost.
+        read_json(out / MANIFEST, least=2)
         # If the manifest is missing or damaged, this run writes a new one.
         with suppress(MaskwiseError):
             before = Manifest.load(out)

@@ -51,8 +51,8 @@ class ShardTask(NamedTuple):
     annotators: tuple[str, ...]
 
     def __str__(self) -> str:
-        first = self.documents[0].id
-        last = self.documents[-1].id
+        first = self.documents[0].name
+        last = self.documents[-1].name
         return f"shard {self.number} (documents {first!r} to {last!r})"
 
 

@@ -14,7 +14,7 @@ run resumes. After a new version of an annotator or a change of a text, only som
 A shard ends after a document whose hash is divisible by 128 (about 1 in 128), or when the shard is
 full. A new or changed document therefore changes only the shard with this document.
 
-Columns: ``id``; ``text`` (int64, the hash `text_id` of the text); and, for each layer,
+Columns: ``text`` (int64, the hash `text_id` of the text); and, for each layer,
 ``NAME.start`` and ``NAME.end`` (list<int32>, character offsets) and ``NAME.value`` (list<int16>
 codes of labels, or list<float> weights). If the annotator failed on texts of the shard, which then
 have no spans, the footer of the file has the errors. Everything else that is known of a layer is
@@ -75,11 +75,8 @@ def cut_shards(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def shard_key(shard: Sequence[Document]) -> str:
-    """Return a hash of the names and texts of a shard."""
-    parts: list[object] = []
-    for document in shard:
-        parts += [document.id, text_id(document.text)]
-    return digest(1, *parts)
+    """Return a hash of the texts of a shard."""
+    return digest(2, *(text_id(document.text) for document in shard))
 
 
 def to_parquet(
@@ -96,11 +93,8 @@ def to_parquet(
         layers: the layers to write.
         failures: the number of texts on which the annotator failed, keyed by error.
     """
-    names, texts = zip(*shard)
-    columns = {
-        "id": pa.array(names, pa.string()),
-        "text": pa.array(list(map(text_id, texts)), pa.int64()),
-    }
+    keys = [text_id(document.text) for document in shard]
+    columns = {"text": pa.array(keys, pa.int64())}
     for name, layer in layers.items():
         sides = {"start": pa.int32(), "end": pa.int32()}
         if layer.dtype is not None:
@@ -193,15 +187,15 @@ class Manifest:
         """Load and validate a manifest.
 
         Raises:
-            MaskwiseError: there is no manifest, it is damaged, or a newer version wrote it.
+            MaskwiseError: there is no manifest, it is damaged, or another version wrote it.
         """
         if not (folder / MANIFEST).exists():
             raise MaskwiseError(
                 f"{folder} holds no finished annotations",
                 do="run maskwise annotate; the same command resumes an interrupted run",
             )
-        # A manifest of a newer version is an error of its own.
-        content = read_json(folder / MANIFEST)
+        # A manifest of another version is an error of its own.
+        content = read_json(folder / MANIFEST, least=2)
         try:
             return TypeAdapter(Manifest).validate_python(content)
         except ValueError as error:

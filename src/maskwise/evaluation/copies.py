@@ -70,7 +70,7 @@ def near_copies(documents: Iterable[Document], holds_out: Callable[[Document], b
 
     >>> texts = ["one two three four five six seven", "One two three four five six, seven."]
     >>> documents = [Document("a", texts[0] * 9), Document("b", texts[0] * 9 + " eight")]
-    >>> near_copies(documents, lambda document: document.id == "b").examples
+    >>> near_copies(documents, lambda document: document.name == "b").examples
     [('b', 'a')]
     """
     reading = iter(documents)
@@ -78,7 +78,7 @@ def near_copies(documents: Iterable[Document], holds_out: Callable[[Document], b
     whole = next(reading, None) is None
     sides: dict[bool, list[tuple[str, Shingles]]] = {True: [], False: []}
     for document, shingles in zip(sample, shingles_of(document.text for document in sample)):
-        sides[holds_out(document)].append((document.id, shingles))
+        sides[holds_out(document)].append((document.name, shingles))
     found = [*_found(sides[True], sides[False])]
     return Copies(len(sides[True]), len(sides[False]), len(found), whole, found[:EXAMPLES])
 

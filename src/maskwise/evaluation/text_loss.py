@@ -19,7 +19,7 @@ from maskwise.families import most_tokens
 from maskwise.measurements import Measurement
 from maskwise.objectives import predicting
 from maskwise.text import Rows, read_documents, read_pieces, require_documents, tokenise
-from maskwise.text.documents import Document, place_of
+from maskwise.text.documents import Document
 from maskwise.text.rows import holds_out, is_dev
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class TextLoss(Measure):
         if held_out:
             chosen = (document for document in read if holds_out(document, held_out))
         if of_verdict:
-            chosen = (document for document in chosen if not is_dev(place_of(document)))
+            chosen = (document for document in chosen if not is_dev(document.place))
         found = [*islice(chosen, LOOKED_AT)]
         if len(found) < LEAST:
             raise MaskwiseError(

@@ -48,17 +48,14 @@ from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import (
     first_characters,
     folder_note,
-    group_of,
     lines_note,
-    place_of,
     source_path,
 )
 from maskwise.text.groups import check_groups, share_that_fits
 from maskwise.text.layers import token_layers
 from maskwise.text.new_words import given_words, require_extensible, wanted_words
 from maskwise.text.pieces import SPECIAL, read_pieces, tokenise, unknown_share
-from maskwise.text.readers import whole_name
-from maskwise.text.rows import holds_out
+from maskwise.text.rows import held_out_below, holds_out
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.token_rows import TokenRows
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
@@ -273,7 +270,7 @@ def _check_split(arm: Recipe, name: str, recipe: Recipe) -> None:
         # A larger share has all documents of a smaller one (``rows.holds_out``).
         differing = ["held_out"] if corpus.held_out < common.held_out else []
         # Which documents there are, and what decides the side of each.
-        for setting in ("group_field", "text_per", "stream"):
+        for setting in ("group_field", "text_per"):
             if getattr(corpus, setting) != getattr(common, setting):
                 differing.append(setting)
         for setting in differing if shared else ():
@@ -529,23 +526,17 @@ def groups_note(corpus: CorpusSettings, field: str) -> str:
     Raises:
         MaskwiseError: there are few groups, or the share differs much from ``corpus.held_out``.
     """
-    sizes = Counter[str]()
-    places: dict[str, int] = {}
-    held_out = set[str]()
-    groups = set[str]()
+    # The size of each group, and of each document without one, keyed by place.
+    sizes = Counter[int]()
+    groups = set[int]()
     alone = 0
-    for document in corpus.documents():
-        group = group_of(document, field)
-        if group is None:
-            alone += 1
+    documents = corpus.documents()
+    for document in documents:
+        sizes[document.place] += len(document.text)
+        if document.group:
+            groups.add(document.place)
         else:
-            groups.add(group)
-        # A document without a group decides alone.
-        name = group or whole_name(document.id)
-        sizes[name] += len(document.text)
-        places[name] = place_of(document)
-        if holds_out(document, corpus.held_out):
-            held_out.add(name)
+            alone += 1
     what = f"corpus.group_field={field}"
     if not groups:
         raise MaskwiseError(
@@ -553,8 +544,9 @@ def groups_note(corpus: CorpusSettings, field: str) -> str:
             do="name the field with the group of each document",
         )
     wanted = corpus.held_out
-    share = sum(sizes[name] for name in held_out) / sum(sizes.values())
-    fitting = share_that_fits([places[name] for name in sizes], [*sizes.values()], wanted)
+    held_out = {place for place in sizes if place < held_out_below(wanted)}
+    share = sum(sizes[place] for place in held_out) / sum(sizes.values())
+    fitting = share_that_fits([*sizes], [*sizes.values()], wanted)
     check_groups(
         len(sizes),
         share,
@@ -569,7 +561,12 @@ def groups_note(corpus: CorpusSettings, field: str) -> str:
         f"{corpus.title}: {len(held_out & groups):,} of {len(groups):,} groups by {field} are "
         f"held out, {share:.1%} of the text"
     )
-    return f"{said}; {plural(alone, 'document')} without a value in {field}" if alone else said
+    if alone:
+        said += f"; {plural(alone, 'document')} without a value in {field}"
+    if documents.regrouped:
+        number = len(documents.regrouped)
+        said += f"; {plural(number, 'text')} in several groups, of which the first decides"
+    return said
 
 
 def _check_layers(link: Recipe) -> None:

@@ -355,10 +355,7 @@ def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
 
 def _copies(corpus: CorpusSettings) -> Plain:
     """Count near copies across the split."""
-    found = near_copies(
-        corpus.documents(),
-        lambda document: holds_out(document, corpus.held_out, by_text=corpus.stream),
-    )
+    found = near_copies(corpus.documents(), lambda document: holds_out(document, corpus.held_out))
     return found.as_dict()
 
 

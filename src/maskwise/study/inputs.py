@@ -11,7 +11,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from uuid import uuid4
@@ -23,7 +23,6 @@ from maskwise.folders import (
     files_state,
     finite,
     in_utf8,
-    read_lines,
     require_own,
     writing,
 )
@@ -140,25 +139,17 @@ def folder_of_rows(out: Path, marks: Iterable[str] = OWN_FOLDER) -> Path:
     return out / ROWS
 
 
-def text_source(
-    texts: object, out: Path, *, name: str = "texts", others: Iterable[str] = ()
-) -> str:
+def text_source(texts: object, out: Path, *, name: str = "texts") -> str:
     """Return the source of texts for ``corpus.source``; texts without a file get one.
 
     Args:
         texts: the path of a file, or another source of a recipe; or rows (``file_of_rows``).
         out: the folder of the study, in which the file is written.
         name: the beginning of the name of the file.
-        others: the sources of other texts. If one of them has the same rows, it is returned: the
-            same documents of a text must be held out, whatever it is given for.
     """
     if isinstance(texts, str | Path):
         return str(texts)
-    # Splits and masks depend on the names of documents. So that these stay if rows are appended or
-    # get further columns, they do not depend on the name of the file.
-    folder = folder_of_rows(out)
-    written = [Path(other) for other in others if Path(other).parent == folder]
-    return str(file_of_rows(texts, folder, name=name, numbered=True, others=written))
+    return str(file_of_rows(texts, folder_of_rows(out), name=name))
 
 
 def task_specs(tasks: object, out: Path, *, marks: Iterable[str] = OWN_FOLDER) -> list[str]:
@@ -220,15 +211,7 @@ def _in_split(split: object, rows: object, name: str) -> Iterator[dict[str, Any]
         yield {**row, "split": split}
 
 
-def file_of_rows(
-    rows: object,
-    folder: Path,
-    *,
-    name: str,
-    allowed: str = ALLOWED,
-    numbered: bool = False,
-    others: Iterable[Path] = (),
-) -> Path:
+def file_of_rows(rows: object, folder: Path, *, name: str, allowed: str = ALLOWED) -> Path:
     """Write rows to ``folder``/``name``-HASH.jsonl, unless this file exists.
 
     Args:
@@ -236,8 +219,6 @@ def file_of_rows(
         folder: the folder of the file.
         name: the beginning of the name of the file.
         allowed: what errors name as allowed.
-        numbered: give rows without an "id" the id ``name``#NUMBER.
-        others: files of rows. If one of them has these rows, it is returned, and none is written.
 
     Raises:
         MaskwiseError: there is no row, a row is neither a text nor a dict, a value of a row has no
@@ -254,38 +235,18 @@ def file_of_rows(
         try:
             with partial.open("wb") as file:
                 for row in _rows_in(rows, name, allowed):
-                    more = {"id": f"{name}#{count}"} if numbered else {}
-                    line = in_utf8(_line(row, f"row {count} of {name}", allowed, more))
+                    line = in_utf8(_line(row, f"row {count} of {name}", allowed))
                     content.update(line)
                     file.write(line)
                     count += 1
             if not count:
                 raise MaskwiseError(f"{name} has no rows", allowed=allowed)
-            for other in others:
-                if _have_same_rows(other, partial):
-                    return other
             path = folder / f"{file_name}-{content.hexdigest()[:8]}.jsonl"
             if not path.is_file():
                 partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
     return path
-
-
-def _have_same_rows(one: Path, other: Path) -> bool:
-    """Return whether two files have the same rows, apart from the ids that numbers give."""
-    pairs = zip_longest(read_lines(one), read_lines(other))
-    for number, rows in enumerate(pairs):
-        first, second = (_without_number(row, number) for row in rows)
-        if first != second:
-            return False
-    return True
-
-
-def _without_number(row: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
-    if row and str(row.get("id")).endswith(f"#{number}"):
-        return {key: value for key, value in row.items() if key != "id"}
-    return row
 
 
 def _rows_in(rows: object, what: str, allowed: str) -> Iterable[Any]:
@@ -297,7 +258,7 @@ def _rows_in(rows: object, what: str, allowed: str) -> Iterable[Any]:
     raise MaskwiseError(f"{what} has no rows", got=type(rows).__name__, allowed=allowed)
 
 
-def _line(row: object, where: str, allowed: str, more: Mapping[str, object]) -> str:
+def _line(row: object, where: str, allowed: str) -> str:
     if isinstance(row, str):
         row = {"text": row}
     if not isinstance(row, Mapping):
@@ -305,7 +266,7 @@ def _line(row: object, where: str, allowed: str, more: Mapping[str, object]) -> 
             f"{where} is neither a text nor a dict", got=type(row).__name__, allowed=allowed
         )
     try:
-        return json.dumps(finite({**more, **row}), ensure_ascii=False, default=_plain) + "\n"
+        return json.dumps(finite({**row}), ensure_ascii=False, default=_plain) + "\n"
     except (TypeError, ValueError) as error:
         raise MaskwiseError(f"{where} has no form in JSON", got=str(error)) from None
 

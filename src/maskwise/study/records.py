@@ -30,7 +30,16 @@ from maskwise.samplers.base import Sampler
 from maskwise.specs import different_settings, find, leaves
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run, baseline_of, reference_words, stages_of
-from maskwise.study.stages import DONE, KINDS, Stage, prepare_stage, tokenizer_of, without_places
+from maskwise.study.stages import (
+    DONE,
+    KINDS,
+    STAGE,
+    STAGE_FORMAT,
+    Stage,
+    prepare_stage,
+    tokenizer_of,
+    without_places,
+)
 from maskwise.study.store import StageStore
 from maskwise.study.together import RESULTS, has_results
 from maskwise.study.unread import FREE
@@ -414,9 +423,11 @@ def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = 
             exactly this recipe.
 
     Raises:
-        MaskwiseError: the recipe, or the content of a file that it reads, is different; or records
-            would be removed whose stages are not here.
+        MaskwiseError: the recipe, or the content of a file that it reads, is different; an older
+            version made the stages; or records would be removed whose stages are not here.
     """
+    for stage in out.glob(f"stages/*/{STAGE}"):
+        read_json(stage, least=STAGE_FORMAT)
     if not before or _same_inputs(before, study):
         return
     if not block and not has_results(out):

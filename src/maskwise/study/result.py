@@ -536,7 +536,7 @@ def adapt(
         sources: dict[str, str] = {}
         for name, given in (("texts", texts), ("control", control), ("keep", keep)):
             if given is not None or name == "texts":
-                sources[name] = text_source(given, out, name=name, others=sources.values())
+                sources[name] = text_source(given, out, name=name)
         request = Request(
             model=str(model),
             texts=sources["texts"],

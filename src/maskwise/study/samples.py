@@ -91,7 +91,7 @@ def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
                 pieces = [piece.as_dict() for piece in seen.pieces]
                 moments.append({"step": step, "ratio": round(seen.ratio, 4), "pieces": pieces})
             middle = moments[len(moments) // 2]["pieces"]
-            sample = {"document": document.id, "pieces": middle, "moments": moments}
+            sample = {"document": document.name, "pieces": middle, "moments": moments}
             if isinstance(masker.policy, GroupWeighted):
                 sample["learnt"] = True
             shown[run.arm].append(sample)

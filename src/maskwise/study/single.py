@@ -48,6 +48,7 @@ from maskwise.study.stages import (
     KINDS,
     POLICY,
     STAGE,
+    STAGE_FORMAT,
     Stage,
     finetune_alone,
     json_hash,
@@ -214,8 +215,10 @@ def _require_same_run(out: Path, recipe: Recipe, trainings: Mapping[Path, Stage]
     """Raise an error if the folder contains another run, which would be lost."""
     others = []
     for folder, training in trainings.items():
-        before = read_json(folder / STAGE) or {}
-        if _is_begun(folder) and _made_of(before) != _made_of(training.as_dict()):
+        if not _is_begun(folder):
+            continue
+        before = read_json(folder / STAGE, least=STAGE_FORMAT) or {}
+        if _made_of(before) != _made_of(training.as_dict()):
             others.append(before)
     # A run may have had more phases.
     more = [path for path in out.glob(f"{PHASE}*") if path not in trainings and _is_begun(path)]
@@ -501,7 +504,7 @@ def _require_same_policy(out: Path, recipe: Recipe) -> None:
     kept = (out / "stages").is_dir()
     if kept and not _is_begun(out) and not (out / POLICY).exists():
         return
-    before = read_json(out / STAGE)
+    before = read_json(out / STAGE, least=STAGE_FORMAT)
     saved = out / "recipe.yaml"
     # If stage.json is damaged, the inputs of the policy are computed from its recipe.
     if not before and saved.is_file():

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 DONE = "done.json"
 STAGE = "stage.json"
+STAGE_FORMAT = 2
+"""The lowest format of ``STAGE`` of which the stage can be used again."""
 TEXT, CHECKPOINT, POLICY = "data", "checkpoint", "policy"
 """Folders inside of a stage's folder that later stages read (``StageKind.output``)."""
 ROWS = "data"

@@ -245,7 +245,7 @@ class Samples:
                 size = len(document.text)
                 count += 1
                 characters += size
-                if holds_out(document, corpus.held_out, by_text=corpus.stream):
+                if holds_out(document, corpus.held_out):
                     held_out += size
             whole = next(reading, None) is None
             skipped = dict(documents.skipped)

@@ -69,7 +69,7 @@ from maskwise.tasks import (
     load_task,
 )
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
-from maskwise.text.documents import first_characters, place_of
+from maskwise.text.documents import first_characters
 from maskwise.text.new_words import Extended, choose_words, extend, given_words, saved_share
 from maskwise.text.pieces import UNKNOWN, unknown_share
 from maskwise.text.rows import dev_and_verdict, is_dev
@@ -462,11 +462,7 @@ def _evaluate(stage: Stage, store: StageStore) -> Plain:
         corpus = CorpusSettings(**stage.how["corpus"])
         documents = corpus.held_out_documents()
         if apart:
-            documents = (
-                document
-                for document in documents
-                if not is_dev(place_of(document, by_text=corpus.stream))
-            )
+            documents = (document for document in documents if not is_dev(document.place))
         texts = [document.text for document in islice(documents, settings.word_loss)]
     checkpoint = checkpoint_of(stage, store)
     start: Path | PreTrainedModel

@@ -5,8 +5,10 @@ rows. `Documents` therefore can be iterated several times, and stores only a fun
 source. Malformed lines are skipped and counted by reason, because one bad line must neither stop a
 long job nor vanish silently.
 
-Repeated texts are skipped, because copies of a text could be both in the training text and in the
-held-out text. To detect them, a hash of eight bytes per document is kept in memory.
+A document is known by its content: its id is the hash of its text, or of its tokens where a corpus
+has token ids. The id decides whether it is held out and how it is masked. Names, such as those of
+files, lines and records, are for people only. A repeated text is therefore skipped, because it is
+the same document; to detect it, eight bytes per document are kept in memory.
 """
 
 from __future__ import annotations
@@ -16,23 +18,22 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import KW_ONLY, dataclass, field
-from itertools import chain, count, islice
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maskwise.errors import (
     MaskwiseError,
     counted,
     plural,
     require_known,
-    unknown_name,
     whole_number,
 )
-from maskwise.folders import bundled_file
+from maskwise.folders import bundled_file, in_utf8
 from maskwise.specs import user_path
 from maskwise.text.opening import is_utf8
 from maskwise.text.readers import (
@@ -48,8 +49,9 @@ from maskwise.text.readers import (
     Entry,
     FieldNames,
     Opener,
-    PartName,
+    Part,
     RowReader,
+    RowTokens,
     Skip,
     hub_dataset,
     kind_of,
@@ -58,10 +60,9 @@ from maskwise.text.readers import (
     name_it,
     records,
     saved_dataset,
-    whole_name,
 )
 from maskwise.text.tables import refuse_rows_as_names
-from maskwise.text.words import text_id
+from maskwise.text.words import text_id, tokens_id
 
 Item = TypeVar("Item")
 
@@ -99,40 +100,42 @@ NO_TEXT = "no text field"
 REPEATED = "repeated text"
 
 
-class Document(NamedTuple):
-    """A text and its name. Splits and masks are computed from names, which must be unique and stay
-    the same.
-    """
-
-    id: str
-    text: str
-
-
-class JoinedDocument(Document):
-    """A document of a mix of corpora; ``source`` is the index of the document's corpus."""
-
-    source: int
-
-
-class TokenDocument(JoinedDocument):
-    """A row of token ids, whose text is decoded (``token_rows``).
+@dataclass
+class Document:
+    """A text, or a row of token ids.
 
     Attributes:
-        ids: (L,) int64, the tokens.
-        offsets: (L, 2) int64, the offsets of the tokens in the text.
-        tokenizer: the hash of their tokenizer (``pieces.tokenizer_key``).
+        name: what people call it. Nothing is computed from the name.
+        text: the text; of token ids, the decoded text.
+        source: the index of its corpus in a mix of corpora.
+        group: the group that decides whether it is held out; "" for none.
+        first: the id of the first part, for a part of a text that is too long for one document.
+        tokens: the tokens of a row of token ids; None for a text.
+
+    >>> Document("a", "The cat sat.").id == Document("b", "The cat sat.").id
+    True
     """
 
-    source = 0
-    ids: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    tokenizer: str
+    name: str
+    text: str
+    source: int = 0
+    group: str = ""
+    first: int | None = None
+    tokens: RowTokens | None = None
 
-    def named(self, name: str) -> TokenDocument:
-        """Return the same row under another name."""
-        other = TokenDocument(name, self.text)
-        other.ids, other.offsets, other.tokenizer = self.ids, self.offsets, self.tokenizer
-        return other
+    @cached_property
+    def id(self) -> int:
+        """The hash of its content, by which it is known (63 bits)."""
+        return text_id(self.text) if self.tokens is None else tokens_id(self.tokens.ids)
+
+    @property
+    def place(self) -> int:
+        """The hash, uniform below 2⁶³, that decides whether it is held out: that of its group, or
+        else of the first part of its text.
+        """
+        if self.group:
+            return text_id(self.group)
+        return self.id if self.first is None else self.first
 
 
 @dataclass(eq=False)
@@ -145,10 +148,11 @@ class Documents:
         limit: the maximum number of documents; None for no limit.
         most: the number of characters after which no document follows; None for no limit.
         keep_repeated: whether to yield a text that equals an earlier text.
-        prefix: the beginning of the names of documents without a name of their own.
         read: the number of documents that the latest iteration yielded.
         skipped: the number of records that the latest iteration skipped, keyed by reason.
         whole: whether the latest iteration ended with the text, and not with ``most``.
+        regrouped: the ids of the texts that the latest iteration met in several groups. They count
+            for the first of these groups.
     """
 
     open_records: Opener
@@ -158,14 +162,15 @@ class Documents:
     limit: int | None = None
     most: int | None = None
     keep_repeated: bool = False
-    prefix: str = ""
     read: int = field(default=0, init=False)
     skipped: Counter[str] = field(default_factory=Counter, init=False)
     whole: bool = field(default=True, init=False)
+    regrouped: set[int] = field(default_factory=set, init=False)
 
     def __iter__(self) -> Iterator[Document]:
         self.read = 0
         self.skipped = Counter()
+        self.regrouped = set()
         self.whole = True
         documents = islice(self._counted(), self.limit)
         return documents if self.most is None else self._first(documents, self.most)
@@ -186,8 +191,14 @@ class Documents:
     def _counted(self) -> Iterator[Document]:
         """Yield and count the documents; skip repeated texts."""
         seen = _Seen()
+        seen_in_groups = _Seen()
         for document in self._documents():
-            if not self.keep_repeated and seen.before(text_id(document.text)):
+            repeated = not self.keep_repeated and seen.before(document.id)
+            if self.fields.group:
+                in_group = hash((document.id, document.place))
+                if not seen_in_groups.before(in_group) and repeated:
+                    self.regrouped.add(document.id)
+            if repeated:
                 self.skipped[REPEATED] += 1
                 continue
             self.read += 1
@@ -202,11 +213,12 @@ class Documents:
         if isinstance(found, Skip):
             self.skipped[found.reason] += 1
             return
-        if isinstance(found, TokenDocument) or len(found.text) <= LONGEST_TEXT:
+        if found.tokens is not None or len(found.text) <= LONGEST_TEXT:
             yield found
             return
-        name, text = found
-        for number in count(1):
+        text = found.text
+        first = found.first
+        while text:
             end = len(text)
             if end > LONGEST_TEXT:
                 # Cut before the last space or line break in the second half of the allowed length.
@@ -215,30 +227,33 @@ class Documents:
                 if end <= 0:
                     end = LONGEST_TEXT
             if text.strip():
-                yield Document(PartName.of(f"{name}~{number}", name), text[:end])
+                part = replace(found, text=text[:end], first=first)
+                first = part.id if first is None else first
+                yield part
             text = text[end:]
-            if not text:
-                return
 
     def _document(self, record: Entry) -> Document | Skip:
         if isinstance(record, Skip):
             return record
-        name, text = record
-        place = name
-        if self.prefix:
-            # The split depends on the whole name, and is the same with and without a mix.
-            name = PartName.of(self.prefix + name, name)
+        place, text = record
+        name = place
+        group = ""
+        first = None
+        tokens = None
         if isinstance(text, Mapping):
             own_name = inside(text, self.fields.id)
             if not _is_empty(own_name):
-                name = str(own_name)
+                name = in_utf8(str(own_name)).decode()
             if self.fields.group:
                 group = group_key(text, self.fields.group)
-                name = PartName.of(name, group) if group else name
             text = inside(text, self.fields.text)
+        elif isinstance(text, Part):
+            text, first = text
         if self.fields.rows is not None:
-            found = self.fields.rows.document(place, text)
-            return found if isinstance(found, Skip) else found.named(name)
+            row = self.fields.rows.read(place, text)
+            if isinstance(row, Skip):
+                return row
+            text, tokens = row
         if not isinstance(text, str):
             return Skip(NO_TEXT)
         if not text.strip():
@@ -246,9 +261,9 @@ class Documents:
         # NUL characters are a sign of a binary file.
         if "\0" in text:
             return Skip(BINARY)
-        if not is_utf8(text) or not is_utf8(name):
+        if not is_utf8(text):
             return Skip(NOT_UTF8)
-        return Document(name, text)
+        return Document(name, text, group=group, first=first, tokens=tokens)
 
 
 def _is_empty(cell: object) -> bool:
@@ -289,19 +304,11 @@ def group_key(record: Mapping[str, object], field: str) -> str:
     return f"{field}={unicodedata.normalize('NFC', str(group)).strip()}"
 
 
-def group_of(document: Document, field: str) -> str | None:
-    """Return the group of a document by a field; None if it has no value there."""
-    whole = whole_name(document.id)
-    return whole if whole.startswith(f"{field}=") and whole != document.id else None
-
-
 class Joined(Documents):
     """Several corpora, read one after the other, without repeated texts.
 
-    The same documents are held out in a mix and without a mix.
-
     >>> parts = [read_documents(["The cat sat.", "A dog ran."]), read_documents(["The cat sat."])]
-    >>> [(document.text, source_of(document)) for document in Joined(parts)]
+    >>> [(document.text, document.source) for document in Joined(parts)]
     [('The cat sat.', 0), ('A dog ran.', 0)]
     """
 
@@ -319,13 +326,10 @@ class Joined(Documents):
     def _documents(self) -> Iterator[Document]:
         for number, part in enumerate(self.parts):
             for document in part:
-                # The source is an attribute, because callers unpack a document as (id, text).
-                joined = document
-                if not isinstance(joined, JoinedDocument):
-                    joined = JoinedDocument(*document)
-                joined.source = number
-                yield joined
+                document.source = number
+                yield document
             self.skipped += part.skipped
+            self.regrouped |= part.regrouped
             self.whole = self.whole and part.whole
 
 
@@ -337,24 +341,6 @@ def first_characters(documents: Iterable[Document], most: int) -> Iterator[Docum
         total += len(document.text)
         if total >= most:
             return
-
-
-def source_of(document: Document) -> int:
-    """Return the index of a document's corpus; 0 if there is only one corpus."""
-    return document.source if isinstance(document, JoinedDocument) else 0
-
-
-def place_of(document: Document, *, by_text: bool = False) -> int:
-    """Return the hash, uniform below 2⁶³, that decides whether a document is held out.
-
-    Args:
-        document: a document, or a part of a long document, for which the whole document decides.
-        by_text: whether the text of a document decides, as in streams, and not its name.
-    """
-    name, text = document
-    if by_text and not isinstance(name, PartName):
-        return text_id(text)
-    return text_id(whole_name(name))
 
 
 def inside(record: Mapping[str, object], field: str) -> Any:
@@ -536,16 +522,17 @@ def read_documents(
             - ``"hf:NAME"``, ``"hf:NAME:CONFIG"`` or ``"hf:NAME:CONFIG:SPLIT"`` for
               ``datasets.load_dataset`` (CONFIG may be empty; SPLIT is "train" by default).
 
-            A text of more than four million characters is split into documents NAME~1, NAME~2, ….
-            Either all of them or none are held out.
+            A text of more than four million characters is split into several documents. Either
+            all of them or none are held out.
         text_field: the field that holds the text; "article.body" is the field "body" of the object
             in the field "article".
-        id_field: the field, or path, that holds the document's name. Documents without a name are
-            called "FILE#NUMBER", or "0", "1", … in a list.
+        id_field: the field, or path, that holds the document's name, for people. Documents without
+            a name are called "FILE#NUMBER", or "0", "1", … in a list.
         text_per: what one document of a plain text file is: "line", "block" (between blank lines),
             or "auto", which guesses from the beginning of the file.
         group_field: a field with the group of each document, such as its author. Either all
-            documents of a group are held out or none. A document without a group decides alone.
+            documents of a group are held out or none. A document without a group decides alone. A
+            text of several groups counts for the group that comes first.
         limit: the maximum number of documents.
         keep_repeated: whether to yield a text that equals an earlier text.
         rows: for a corpus of token ids, what reads its rows: ``TokenRows(TOKENIZER)``. The field
@@ -553,11 +540,11 @@ def read_documents(
 
     Raises:
         MaskwiseError: the source does not exist or has an unknown file extension. Later, when
-            documents are read: a file is binary, mostly not UTF-8 or damaged, a table has no text
-            field, or no record has a field ``id_field`` that is not the default.
+            documents are read: a file is binary, mostly not UTF-8 or damaged, or a table has no
+            text field.
 
     >>> documents = read_documents(["The cat sat.", "", {"id": "b", "text": "A dog ran."}])
-    >>> [document.id for document in documents], dict(documents.skipped)
+    >>> [document.name for document in documents], dict(documents.skipped)
     (['0', 'b'], {'empty': 1})
     """
     if limit is not None:
@@ -565,33 +552,7 @@ def read_documents(
     require_known("text_per", text_per, ("auto", "line", "block"))
     fields = FieldNames(text_field, id_field, text_per, group_field, rows)
     opener, name = _resolve(source, fields)
-    if id_field != FieldNames().id:
-        opener = _with_names(opener, id_field, name)
     return Documents(opener, name=name, fields=fields, limit=limit, keep_repeated=keep_repeated)
-
-
-NAMED_RECORDS = 10_000
-"""The number of records in one of which a field with names must be."""
-
-
-def _with_names(opener: Opener, field: str, where: str) -> Opener:
-    """Return an opener that raises an error if no record at the beginning has the field with names.
-
-    The held-out split and the masks would silently depend on other names.
-    """
-
-    def read() -> Iterable[Entry]:
-        known: set[str] = set()
-        # Nearly always, the first record has the field, or no text of the source has fields.
-        for entry in islice(opener(), NAMED_RECORDS):
-            known.update(*map(paths, _objects([entry])))
-            if not known or field in known:
-                return opener()
-        if known:
-            raise unknown_name(f"id field of {where}:", field, known)
-        return opener()
-
-    return read
 
 
 def require_documents(documents: Documents) -> Documents:

@@ -31,9 +31,9 @@ from maskwise.text.words import (
     CodePoints,
     Ints,
     WordRule,
-    bytes_id,
     codes_of,
     flat_offsets,
+    piece_id,
     ready_rule,
     require_offsets,
     slow_columns,
@@ -43,6 +43,7 @@ from maskwise.text.words import (
     texts_with,
     tokenised_by_words,
     tokenizing,
+    tokens_id,
 )
 
 if TYPE_CHECKING:
@@ -301,7 +302,7 @@ def _split_row(
         first = numbers[numbers >= 0].min(initial=numbers.max(initial=0))
         # Words are numbered from 0 in each row.
         parts["word_ids"] = np.where(numbers < 0, -1, numbers - first)
-        rows.append(_row(text_id(f"{name}\0{begin}") if begin else name, parts))
+        rows.append(_row(piece_id(name, begin), parts))
     return rows
 
 
@@ -597,9 +598,7 @@ class Surfaces:
         text, offsets = self.read(ids, spans)
         special = np.isin(ids, [*self.special])
         columns = annotated(annotators, [text], offsets, np.array([len(ids)]), special=special)
-        # The byte order is fixed, so that example ids, and thus masks, are equal on all machines.
-        named = ids if present is None else ids[present]
-        row: dict[str, object] = {"example_id": bytes_id(named.astype("<i8").tobytes())}
+        row: dict[str, object] = {"example_id": tokens_id(ids if present is None else ids[present])}
         for layer, values in columns.items():
             row[layer] = values.tolist()
         return row

@@ -69,7 +69,7 @@ def share_that_fits(places: Sequence[int], sizes: Sequence[int], wanted: float) 
     """Return the share nearest to ``wanted`` that holds out between half and twice of itself.
 
     Args:
-        places: the place of each group, which decides whether it is held out (`place_of`).
+        places: the place of each group, which decides whether it is held out (``Document.place``).
         sizes: the size of each group.
         wanted: the share that does not fit.
 

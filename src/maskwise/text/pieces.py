@@ -30,22 +30,20 @@ from maskwise.segments import Array, changes, owners, sums_within
 from maskwise.text.documents import (
     BATCH_CHARACTERS,
     Document,
-    TokenDocument,
     batches,
-    place_of,
-    source_of,
 )
 from maskwise.text.layers import Columns, Layered, align, digest
+from maskwise.text.readers import RowTokens
 from maskwise.text.words import (
     Ints,
     WordRule,
     flat_offsets,
     needs_offsets,
+    piece_id,
     ready_rule,
     require_offsets,
     slow_columns,
     special_names,
-    text_id,
     texts_with,
     tokenised_by_words,
     tokenizing,
@@ -121,7 +119,7 @@ def tokenise(
             columns, lengths = slow_columns(tokenizer, texts, numbered=rule == "token")
             yield Tokens(batch, lengths, columns)
             continue
-        given = [document for document in batch if isinstance(document, TokenDocument)]
+        given = [document.tokens for document in batch if document.tokens is not None]
         if given:
             if key is None:
                 key = tokenizer_key(tokenizer)
@@ -146,7 +144,7 @@ def tokenise(
         yield Tokens(batch, lengths, columns)
 
 
-def _given_tokens(rows: Sequence[TokenDocument], key: str) -> tuple[Array, Ints, Ints]:
+def _given_tokens(rows: Sequence[RowTokens], key: str) -> tuple[Array, Ints, Ints]:
     """Return the ids (T,), offsets (T, 2) and lengths (N,) of rows that are tokens already.
 
     Raises:
@@ -179,7 +177,8 @@ class Pieces:
             piece, −1 for no word; missing for a slow tokenizer) and annotation layers.
         offsets: (P + 1,) int64; piece p has the tokens ``offsets[p]:offsets[p + 1]``.
         example_ids: (P,) int64, the permanent id of each piece, from which masks are computed.
-        documents: (P,) int64, the hash of the name of each piece's document.
+        documents: (P,) int64, the place of each piece's document (``Document.place``), by which it
+            is held out or not.
         frame: the special tokens that are added to pieces in a row.
         length: L, the maximum number of tokens in a row.
         counts: the numbers of documents, pieces, tokens, unknown tokens, documents without tokens
@@ -252,13 +251,12 @@ def read_pieces(
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     out: str | Path | None = None,
-    by_text: bool = False,
 ) -> Pieces:
     """Cut documents, as `tokenise` yields them, into pieces for rows of ``length`` tokens.
 
     A word that is longer than a row is cut anywhere and counted. Its tokens get the word number −1,
-    so that policies over words never mask them. An example id is a hash of the document's name and
-    of the index of the piece's first token.
+    so that policies over words never mask them. The example id of a piece follows from its text and
+    from the index of its first token (``words.piece_id``).
 
     Args:
         tokens: the documents.
@@ -266,7 +264,6 @@ def read_pieces(
         length: L, the number of tokens in a row, including special tokens.
         out: a folder to write batch by batch and to memory-map. By default, the pieces are kept in
             memory (about 6 bytes per token).
-        by_text: whether ``Pieces.documents`` has hashes of texts, as in streams, and not of names.
 
     Raises:
         MaskwiseError: the length leaves no room for text, there are no tokens, or the folder cannot
@@ -294,7 +291,7 @@ def read_pieces(
         "counts": counts,
         "tokenizer": tokenizer_key(tokenizer),
     }
-    windows = _windows(tokens, counts, frame.room(length), tokenizer, by_text=by_text)
+    windows = _windows(tokens, counts, frame.room(length), tokenizer)
     if out:
         folders.require_own(Path(out), folders.MANIFEST, what="pieces")
         folders.write_folder(Path(out), lambda partial: write_columns(partial, windows, about))
@@ -312,8 +309,6 @@ def _windows(
     counts: Counter[str],
     room: int,
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    by_text: bool,
 ) -> Iterator[Columns]:
     """Yield the columns of the pieces, a batch of documents at a time."""
     names = special_names(tokenizer)
@@ -321,7 +316,7 @@ def _windows(
     for window in tokens:
         before = counts["tokens"]
         is_first = not counts["documents"]
-        columns = _cut(window, counts, room, unknown, by_text=by_text)
+        columns = _cut(window, counts, room, unknown)
         with_names = texts_with(names, (document.text for document in window.documents))
         if with_names:
             counts[SPECIAL] += with_names
@@ -338,9 +333,7 @@ def _windows(
         )
 
 
-def _cut(
-    window: Tokens, counts: Counter[str], room: int, unknown: int | None, *, by_text: bool
-) -> Columns:
+def _cut(window: Tokens, counts: Counter[str], room: int, unknown: int | None) -> Columns:
     """Cut documents into pieces of at most ``room`` tokens, between words.
 
     Words are numbered from 0 in each piece. The numbers of documents, pieces, tokens and unusual
@@ -357,13 +350,12 @@ def _cut(
     sources = []
     start = 0
     for document, size in zip(window.documents, lengths.tolist()):
-        # Parts of a long document share its name, so that all of them are held out or none.
-        whole = place_of(document, by_text=by_text)
+        place = document.place
         for begin in starts_of(border_T, start, start + size, room):
             begins.append(begin)
-            example_ids.append(text_id(f"{document.id}\0{begin - start}"))
-            documents.append(whole)
-            sources.append(source_of(document))
+            example_ids.append(piece_id(document.id, begin - start))
+            documents.append(place)
+            sources.append(document.source)
         start += size
     offsets = np.array([*begins, total], dtype=np.int64)
     sizes = np.diff(offsets)
@@ -468,7 +460,8 @@ def read_columns(folder: Path, wanted: str) -> tuple[Columns, dict[str, Any]]:
     Raises:
         MaskwiseError: the folder is missing or damaged, or was written by another version.
     """
-    about = folders.read_json(folder / INDEX) or {}
+    # Before, the ids and places of pieces were those of names.
+    about = folders.read_json(folder / INDEX, least=4) or {}
     types = about.pop("columns", {})
     if wanted not in types:
         raise MaskwiseError(

@@ -24,7 +24,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import (
     IO,
-    TYPE_CHECKING,
     Any,
     Literal,
     NamedTuple,
@@ -53,9 +52,7 @@ from maskwise.text.opening import (
     text_per,
 )
 from maskwise.text.tables import FieldValues, read_table
-
-if TYPE_CHECKING:
-    from maskwise.text.documents import TokenDocument
+from maskwise.text.words import Ints, text_id
 
 NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
@@ -93,11 +90,25 @@ class Skip(NamedTuple):
 
 
 class RowReader(Protocol):
-    """Turns rows of token ids into documents (``token_rows.TokenRows``)."""
+    """Reads rows of token ids (``token_rows.TokenRows``)."""
 
-    def document(self, name: str, value: object) -> TokenDocument | Skip:
-        """Return the document of a row, whose record is called ``name`` in errors."""
+    def read(self, name: str, value: object) -> tuple[str, RowTokens] | Skip:
+        """Return the text and the tokens of a row, whose record is called ``name`` in errors."""
         ...
+
+
+class RowTokens(NamedTuple):
+    """The tokens of a row of token ids, whose text is decoded (``token_rows``).
+
+    Attributes:
+        ids: (L,) int64, the tokens.
+        offsets: (L, 2) int64, the offsets of the tokens in the text.
+        tokenizer: the hash of their tokenizer (``pieces.tokenizer_key``).
+    """
+
+    ids: Ints
+    offsets: Ints
+    tokenizer: str
 
 
 class FieldNames(NamedTuple):
@@ -106,7 +117,7 @@ class FieldNames(NamedTuple):
     Attributes:
         text: the field that holds the text, or a path into nested objects, such as "article.body".
             If "", all fields are read.
-        id: the field, or path, that holds the document's name.
+        id: the field, or path, that holds the document's name, for people.
         per: "line", "block" (between blank lines) or "auto" (see ``text_per``).
         group: the field, or path, whose value all documents of a group have, such as their author;
             "" for none. Either all documents of a group are held out or none.
@@ -125,38 +136,24 @@ FIELDS = ("text_field", "group_field")
 """Settings of a corpus that name fields of its records."""
 
 Entry: TypeAlias = Skip | tuple[str, Any]
-"""The name and the content of a record. The content is a string or, usually, `FieldValues`; JSON
-may also hold other values."""
+"""The name and the content of a record. The content is a string, a `Part` or, usually,
+`FieldValues`; JSON may also hold other values."""
 
 
 Opener: TypeAlias = Callable[[], Iterable[Entry]]
 """A function that opens the records of a source."""
 
 
-class PartName(str):
-    """The name of one part of a document that was too long and therefore split.
+class Part(NamedTuple):
+    """A part of a text that is too long to be read at once.
 
     Attributes:
-        whole: the name of the document. Either all of its parts are held out or none.
+        text: the part.
+        first: the id of the first part. Either all parts of a text are held out or none.
     """
 
-    whole: str
-
-    @classmethod
-    def of(cls, name: str, whole: str) -> PartName:
-        """Name a part of a document. ``whole`` is the document's name or another part's name."""
-        part = cls(name)
-        part.whole = whole_name(whole)
-        return part
-
-
-def whole_name(name: str) -> str:
-    """Return the name of the whole document, from its name or the name of one of its parts.
-
-    >>> whole_name(PartName.of("novel~2", "novel")), whole_name("novel")
-    ('novel', 'novel')
-    """
-    return name.whole if isinstance(name, PartName) else name
+    text: str
+    first: int
 
 
 @overload
@@ -386,7 +383,7 @@ def _blocks(
     lines: Iterator[tuple[str | Skip, int]], name: str
 ) -> Iterator[tuple[Entry, int | None]]:
     number = 0
-    whole: str | None = None
+    first: int | None = None
     block: list[str] = []
     size = 0
     for line, at in lines:
@@ -399,19 +396,15 @@ def _blocks(
             size += len(block[-1])
         if block and (ends or size >= LONGEST_TEXT):
             number += 1
-            title = f"{name}#{number}"
-            # A block that is too long is yielded in parts. The name of the first part is ``whole``.
-            if not ends:
-                whole = whole or title
-            if whole:
-                title = PartName.of(title, whole)
-            if ends:
-                whole = None
-            yield (title, "\n".join(block)), at
+            text = "\n".join(block)
+            # A block that is too long is yielded in parts.
+            if not ends and first is None:
+                first = text_id(text)
+            yield (f"{name}#{number}", text if first is None else Part(text, first)), at
             block = []
             size = 0
-        elif ends:
-            whole = None
+        if ends:
+            first = None
 
 
 def _read_lines(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Iterator[Entry]:
@@ -474,11 +467,10 @@ def _read_fasta(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Iter
     """Yield the sequences of a FASTA file in capitals, without gaps (- and .) or the final *.
 
     Lower case only marks repeats or unaligned regions, so letters are changed to capitals. Long
-    sequences are split. A sequence is named by its header and not by its file. Masks and the
-    held-out split are computed from names, so they stay the same in another file.
+    sequences are yielded in parts. A sequence is named by its header.
     """
     number = 0
-    part = 0
+    first: int | None = None
     size = 0
     title = ""
     dropped = False
@@ -505,14 +497,14 @@ def _read_fasta(path: Path, name: str, fields: FieldNames, bad: WhenBad) -> Iter
                 if re.search("[^A-Za-z]", sequence):
                     yield Skip(NO_LETTERS, f"sequence {title}")
                 else:
-                    yield title, sequence
+                    if not header and first is None:
+                        first = text_id(sequence)
+                    yield title, sequence if first is None else Part(sequence, first)
                 letters = []
                 size = 0
-                part += 1
-                title = PartName.of(f"{whole_name(title)}.{part}", title)
             if header:
                 number += 1
-                part = 1
+                first = None
                 title = text[1:].strip() or f"{name}#{number}"
             else:
                 letters.append(text)
@@ -617,9 +609,6 @@ def wanted(columns: list[str], fields: FieldNames, where: str) -> list[str]:
     name = fields.id
     if name not in columns:
         name = name.split(".")[0]
-    if name not in columns and fields.id != FieldNames().id:
-        # Of several files, one may lack the names. If all do, the error lists what there is.
-        return columns
     return [column for column in dict.fromkeys((name, text, group)) if column in columns]
 
 

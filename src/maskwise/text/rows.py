@@ -21,7 +21,7 @@ from maskwise.errors import MaskwiseError, finite_number, plural, require_known
 from maskwise.former import FormerName
 from maskwise.masking.line import Line
 from maskwise.segments import listed, owners
-from maskwise.text.documents import Document, place_of
+from maskwise.text.documents import Document
 from maskwise.text.pieces import (
     Ints,
     Pieces,
@@ -127,7 +127,7 @@ class Rows:
 
     @property
     def documents(self) -> Ints:
-        """Hashes of the names of all documents in the rows, (D,), sorted."""
+        """The places (``Document.place``) of all documents in the rows, (D,), sorted."""
         return np.unique(self.pieces.documents[self.order])
 
     def by_source(self, count: int) -> list[int]:
@@ -250,7 +250,7 @@ def require_in_vocabulary(largest: int, vocab_size: int) -> None:
 
 
 def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[Rows, Rows]:
-    """Split documents by the hashes of their names, and return training and held-out rows.
+    """Split documents by their places (``Document.place``), and return training and held-out rows.
 
     Args:
         pieces: the pieces of the corpus.
@@ -286,28 +286,22 @@ def split(pieces: Pieces, *, held_out: float, layout: str = "packed") -> tuple[R
     return training, held
 
 
-def holds_out(document: Document, share: float, *, by_text: bool = False) -> bool:
-    """Return whether a document is held out from training.
-
-    Args:
-        document: a document, or a part of a long document, for which the whole document decides.
-        share: the share of the documents that is held out.
-        by_text: whether the text of a document decides, as in streams, and not its name.
-    """
-    return place_of(document, by_text=by_text) < held_out_below(share)
+def holds_out(document: Document, share: float) -> bool:
+    """Return whether a document is held out from training, if this share of all documents is."""
+    return document.place < held_out_below(share)
 
 
 def held_out_below(share: float) -> int:
-    """Return a threshold. A document is held out if its hash (``place_of``) is below it."""
-    # The hashes are uniform below 2⁶³.
+    """Return a threshold. A document is held out if its place (``Document.place``) is below it."""
+    # Places are uniform below 2⁶³.
     return int(share * 2**63)
 
 
 def is_dev(place: int) -> bool:
-    """Return whether a held-out document with this hash (``place_of``) is a dev document.
+    """Return whether a held-out document with this place (``Document.place``) is a dev document.
 
     Dev documents choose the best state of a training (``training.patience``) or its length
-    (``training.lengths``). The hashes of the others, which judge it, are odd. The last bit does not
+    (``training.lengths``). The places of the others, which judge it, are odd. The last bit does not
     depend on the share that is held out.
     """
     return place % 2 == 0

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -35,7 +34,6 @@ from maskwise.text.stream import (
     Stream,
     read_beginning,
     read_shards,
-    rename_alike,
     shards_of,
 )
 from maskwise.text.token_rows import TokenRows
@@ -243,10 +241,7 @@ class CorpusSettings(Settings):
         Raises:
             MaskwiseError: a source does not exist, or cannot be read as a stream.
         """
-        shards = {name: shards_of(name, self.record_fields) for name in self.sources}
-        # Masks are computed from shard names, so two shards must not have the same name.
-        rename_alike(list(chain.from_iterable(shards.values())))
-        return shards
+        return {name: shards_of(name, self.record_fields) for name in self.sources}
 
     def block_maker(self, tokenizer: PreTrainedTokenizerFast, layers: Layered | None) -> BlockMaker:
         """Return the callable that makes rows from the chunks of a stream."""
@@ -266,7 +261,7 @@ class CorpusSettings(Settings):
             for name, shards in self.shards().items():
                 parts.append(read_shards(shards, self.record_fields, name=name))
             return parts
-        for number, source in enumerate(self.sources):
+        for source in self.sources:
             part = read_documents(
                 source,
                 text_field=self._field,
@@ -275,22 +270,19 @@ class CorpusSettings(Settings):
                 limit=self.limit,
                 rows=self._rows,
             )
-            # Masks depend on names, and two sources of a mix may both have a file train.jsonl.
-            if number:
-                part.prefix = f"{source}:"
             parts.append(part)
         return parts
 
     def training_documents(self) -> Iterator[Document]:
         """Yield the documents that are not held out from training, with the rule of the rows."""
         for document in self.documents():
-            if not holds_out(document, self.held_out, by_text=self.stream):
+            if not holds_out(document, self.held_out):
                 yield document
 
     def held_out_documents(self) -> Iterator[Document]:
         """Yield the documents that are held out from training."""
         for document in self.documents():
-            if holds_out(document, self.held_out, by_text=self.stream):
+            if holds_out(document, self.held_out):
                 yield document
 
     def documents(self) -> Documents:
@@ -435,11 +427,7 @@ class Prepared:
         def fill(partial: Path) -> None:
             held = tokenise(held_out, tokenizer, layers=layers, words=corpus.words)
             pieces = read_pieces(
-                held,
-                tokenizer=tokenizer,
-                length=corpus.length,
-                out=partial / PIECES,
-                by_text=True,
+                held, tokenizer=tokenizer, length=corpus.length, out=partial / PIECES
             )
             Rows.of(pieces, corpus.row_layout).save(partial / HELD_OUT)
             # The output bias is initialised from the token frequencies.

@@ -7,9 +7,8 @@ packed into a *block* of thousands of rows, without documents of other chunks. T
 process can make a block, and a run can resume at a row of a block without making earlier blocks.
 The price is one partly filled row in each block.
 
-Whether a document is held out is decided by the hash of its text and not of its name, so that all
-copies of a text are held out or none. Copies are not dropped, because a stream does not remember
-earlier texts.
+Copies of a text are not dropped, because a stream does not remember earlier texts. All of them are
+held out or none, unless they are in several groups.
 
 One core makes rows from 1 to 2 MB of text per second.
 """
@@ -30,7 +29,7 @@ import numpy as np
 
 from maskwise.errors import MaskwiseError, first_line
 from maskwise.folders import in_utf8
-from maskwise.text.documents import Document, Documents, group_of, inside, source_path
+from maskwise.text.documents import Document, Documents, inside, source_path
 from maskwise.text.layers import Layered
 from maskwise.text.opening import damaged, opened, refuse_unreadable
 from maskwise.text.pieces import Ints, read_pieces, tokenise
@@ -94,7 +93,7 @@ class Shard(ABC):
     """One shard of a stream.
 
     Attributes:
-        name: the prefix of the names of the shard's records.
+        name: the beginning of the names of the shard's records.
     """
 
     name: str
@@ -214,14 +213,6 @@ def _chunks_of_rows(
         yield Chunk(name, records)
 
 
-def rename_alike(shards: Sequence[Shard]) -> None:
-    """Name files by their paths if two have the same name, because masks depend on names."""
-    if len({shard.name for shard in shards}) < len(shards):
-        for shard in shards:
-            if isinstance(shard, FileShard):
-                shard.name = str(shard.path)
-
-
 def shards_of(source: str | Path, fields: FieldNames | None = None) -> list[Shard]:
     """Return the shards of a stream, in order.
 
@@ -261,12 +252,10 @@ def shards_of(source: str | Path, fields: FieldNames | None = None) -> list[Shar
             what = f"corpus {source!r} does not exist, and no file matches it"
             do = "give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME"
             raise MaskwiseError(what, do=do)
-        for file in found:
+        # The order of the shards must not depend on the file system, because rows depend on it.
+        for file in sorted(found, key=lambda file: (file.name, file)):
             if known_ending(file) in ENDINGS:
                 shards.append(FileShard(file, file.name, fields))
-        rename_alike(shards)
-        # The order of the shards must not depend on the file system, because rows depend on it.
-        shards.sort(key=lambda shard: shard.name)
     # Names of documents are in UTF-8, but names of files may contain other bytes.
     for shard in shards:
         shard.name = in_utf8(shard.name).decode()
@@ -309,8 +298,8 @@ class BlockMaker:
         return Rows.of(pieces, self.layout)
 
     def holds_out(self, document: Document) -> bool:
-        """Return whether a document is held out: by its text, or if it is a part, by its name."""
-        return bool(self.held_out) and holds_out(document, self.held_out, by_text=True)
+        """Return whether a document is held out."""
+        return holds_out(document, self.held_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -417,7 +406,7 @@ def read_beginning(
         for document in documents:
             size = len(document.text)
             characters += size
-            grouped += bool(field) and group_of(document, field) is not None
+            grouped += bool(document.group)
             held_out = maker.holds_out(document)
             # Documents are dropped once there is enough training or held-out text, respectively.
             if kept[held_out] < most[held_out]:

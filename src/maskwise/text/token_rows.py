@@ -1,8 +1,9 @@
 """Corpora of token ids: rows of numbers that a tokenizer made earlier, without their texts.
 
 A row is a document. Its tokens are kept as they are; special tokens are left out, because rows get
-their own. The text of a row is the decoded text of its tokens, so words, annotation layers, the
-held-out split and copies are found as in texts.
+their own. The text of a row is the decoded text of its tokens, so words, annotation layers and near
+copies are found as in texts. A row is known by its tokens and not by this text, which another row
+may have, too.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, counted
-from maskwise.text.documents import EMPTY, NO_TEXT, TokenDocument
+from maskwise.text.documents import EMPTY, NO_TEXT
 from maskwise.text.encoding import Surfaces
 from maskwise.text.pieces import tokenizer_key
-from maskwise.text.readers import Skip
+from maskwise.text.readers import RowTokens, Skip
 from maskwise.text.tokenizers import load_tokenizer
 from maskwise.text.words import special_ids
 
@@ -34,15 +35,15 @@ class TokenRows:
     Attributes:
         tokenizer: the name of the tokenizer that made the ids, as for ``load_tokenizer``.
 
-    >>> rows = TokenRows("bundled:encoder")
-    >>> rows.document("rows.npy#1", [2, 312, 3]).ids.tolist()
+    >>> _, tokens = TokenRows("bundled:encoder").read("rows.npy#1", [2, 312, 3])
+    >>> tokens.ids.tolist()
     [312]
     """
 
     tokenizer: str
 
-    def document(self, name: str, value: object) -> TokenDocument | Skip:
-        """Return a row as a document, without special tokens.
+    def read(self, name: str, value: object) -> tuple[str, RowTokens] | Skip:
+        """Return the text and the tokens of a row, without special tokens.
 
         Raises:
             MaskwiseError: the value is no row of ids, an id is outside of the vocabulary, or a
@@ -84,11 +85,8 @@ class TokenRows:
             return Skip(EMPTY)
         text, offsets = known.surfaces.read(kept)
         # A row may begin inside a character, whose bytes alone are no text.
-        document = TokenDocument(name, re.sub("[\udc80-\udcff]", "\ufffd", text))
-        document.ids = kept
-        document.offsets = offsets
-        document.tokenizer = known.key
-        return document
+        whole = re.sub("[\udc80-\udcff]", "\ufffd", text)
+        return whole, RowTokens(kept, offsets, known.key)
 
     def require(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise a `MaskwiseError` if a model reads these ids with another tokenizer."""

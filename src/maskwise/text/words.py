@@ -644,13 +644,32 @@ def tokenizing() -> Iterator[None]:
 
 
 def text_id(text: str) -> int:
-    """Return a stable 63-bit id of a text: the blake2b hash of its UTF-8 bytes."""
-    return bytes_id(text.encode(errors="surrogatepass"))
+    """Return a stable 63-bit id of a text: the blake2b hash of its UTF-8 bytes.
+
+    A text is its content. Two texts are the same if they have this id, wherever they stand and
+    whatever they are called; white space, case and the form of letters count.
+    """
+    return _bytes_id(text.encode(errors="surrogatepass"))
 
 
-def bytes_id(content: bytes) -> int:
-    """Return a stable 63-bit id of the given bytes."""
+def tokens_id(ids: Ints) -> int:
+    """Return a stable 63-bit id of a row of token ids."""
+    # The byte order is fixed, so that ids, and thus masks, are equal on all machines.
+    return _bytes_id(ids.astype("<i8").tobytes())
+
+
+def _bytes_id(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
+
+
+def piece_id(text: int, begin: int) -> int:
+    """Return the id of a piece, from which its masks are computed.
+
+    Args:
+        text: the id of the text, of which the first piece has the same id.
+        begin: the place of the first token of the piece among the tokens of the text.
+    """
+    return text_id(f"{text}\0{begin}") if begin else text
 
 
 ROLES = ("unk", "bos", "eos", "pad", "mask", "cls", "sep")

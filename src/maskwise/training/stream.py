@@ -429,11 +429,11 @@ class StreamedRows:
         Raises:
             MaskwiseError: a shard has changed since the position was saved.
         """
-        changed = sorted(dict(saved["shards"].items() ^ self._fingerprints.items()))
+        changed = {name for name, _ in {*map(tuple, saved["shards"])} ^ {*self._fingerprints}}
         if changed:
             raise MaskwiseError(
                 "a shard of the stream has changed since the state was saved",
-                got=", ".join(changed),
+                got=", ".join(sorted(changed)),
                 do="restore the shard, or start a new run in a new folder",
             )
         self.marks = {saved["step"]: tuple(Position(**each) for each in saved["at"])}
@@ -447,12 +447,10 @@ class StreamedRows:
         return mark, marks[mark]
 
     @cached_property
-    def _fingerprints(self) -> dict[str, str]:
-        found = {}
-        for reader in self.readers:
-            for shard in reader.shards:
-                found[shard.name] = shard.fingerprint()
-        return found
+    def _fingerprints(self) -> list[tuple[str, str]]:
+        """The name and the fingerprint of each shard; files of several folders may share a name."""
+        shards = chain.from_iterable(reader.shards for reader in self.readers)
+        return [(shard.name, shard.fingerprint()) for shard in shards]
 
 
 def last_mark(marks: Mapping[int, object], step: int) -> int:

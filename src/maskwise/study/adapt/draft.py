@@ -188,7 +188,7 @@ def draft_of(
     room = most_tokens(config)
     # How much general text is held out is not known yet, so the example has none of it.
     others = OtherTexts(control=_source(request.control), general={})
-    named = _source(_named_once(_given(request.keep), request))
+    named = _source(_given(request.keep))
     # To read the text takes long, so mistakes elsewhere are found first. What the text decides is
     # filled in with examples.
     corpus: Plain = {"source": request.texts, "length": min(ROW_TOKENS, room)}
@@ -233,13 +233,6 @@ def draft_of(
     others = replace(others, general=named or _source(general))
     if request.replay is not None:
         _require_mixed(others.general, _with_changes(corpus, overrides))
-    if _trains_on_general(request, others) and _with_changes(corpus, overrides).stream:
-        raise MaskwiseError(
-            "what is forgotten of general text is measured on documents that are held out by name, "
-            "and a stream holds out others",
-            got="corpus.stream=true, and an arm that trains on the general text",
-            do=f"remove corpus.stream, or give {option('keep', 'none', python='keep')}",
-        )
     if general and not has_head(request.model):
         pairs = _general_pairs(request, texts, others, corpus, aside=aside, may_write=may_write)
         others = replace(others, pairs=with_options(str(pairs), kind="retrieval", name=PASSAGES))
@@ -290,16 +283,6 @@ def _given(keep: str | None) -> str | None:
     return None if keep == OFF else keep
 
 
-def _named_once(general: str | None, request: Request) -> str | None:
-    """Return a source of general text, under the name of the control if it is the same text.
-
-    The names of documents, by which they are held out, may have the name of the file.
-    """
-    if general and request.control and is_same_text(general, request.control):
-        return request.control
-    return general
-
-
 def _general(request: Request, facts: TextFacts) -> str | None:
     """Return the source of general text; None for none."""
     if request.keep is not None:
@@ -309,7 +292,7 @@ def _general(request: Request, facts: TextFacts) -> str | None:
         general = GENERAL if is_english and request.texts != GENERAL else None
     if general is None and request.replay is not None:
         raise _nothing_to_replay(request.keep)
-    return _named_once(general, request)
+    return general
 
 
 def _nothing_to_replay(keep: str | None) -> MaskwiseError:

@@ -25,7 +25,6 @@ from maskwise.evaluation.overlap import BATCH_CHARACTERS, LEAST, Finder
 from maskwise.folders import read_lines, write_lines
 from maskwise.recipe.yamls import Plain
 from maskwise.study.from_files import LOOK_DOCUMENTS
-from maskwise.text.documents import place_of
 from maskwise.text.rows import held_out_below, is_dev
 from maskwise.text.settings import CorpusSettings
 
@@ -170,7 +169,7 @@ def _shares_needed(
     texts: dict[int, list[str]] = {number: [] for number in range(1, len(shares) + 1)}
     characters = dict.fromkeys(texts, 0)
     for document in corpus.documents():
-        number = bisect_right(ends, place_of(document, by_text=corpus.stream))
+        number = bisect_right(ends, document.place)
         if number:
             texts[number].append(document.text)
             characters[number] += len(document.text)
@@ -184,17 +183,19 @@ def _shares_needed(
 
 def _pairs(corpus: CorpusSettings) -> Iterator[tuple[int, Plain]]:
     """Yield for each pair the hash that decides whether its document is held out, and the pair."""
-    named: dict[str, str] = {}
+    titles = []
     for part in corpus.model_copy(update={"text_field": "title"}).parts():
         part.keep_repeated = True
+        named: dict[str, str] = {}
         # A table may have no column of titles. Reading it raises an error.
         with suppress(MaskwiseError):
-            named |= {document.id: document.text for document in islice(part, LOOK_DOCUMENTS)}
+            named |= {document.name: document.text for document in islice(part, LOOK_DOCUMENTS)}
+        titles.append(named)
     for document in corpus.documents():
-        title = named.get(document.id, "")
+        title = titles[document.source].get(document.name, "")
         text = document.text
         if not title or title == text:
             title, _, text = _SENTENCE.sub("\0", text.strip(), count=1).partition("\0")
         if len(title) > 5 and len(text) > 50:
             pair = {"query": title[:300], "passage": text[:1500]}
-            yield place_of(document, by_text=corpus.stream), pair
+            yield document.place, pair

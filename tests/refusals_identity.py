@@ -1,0 +1,109 @@
+"""What an older version made by the names of texts is not used again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import maskwise as mw
+from maskwise.annotate.run import annotate_corpus
+from maskwise.annotate.store import Store
+from maskwise.recipe import read_recipe
+from maskwise.study.single import run_pretrain
+from maskwise.text import Pieces, read_documents, read_pieces, tokenise, train_tokenizer
+from refusals import Refusal
+from tiny import write_inputs
+
+TEXTS = ["The cat sat on the mat.", "A dog ran to the cat."]
+FACTS = ("older maskwise", "new folder")
+
+
+def age(file: Path, version: int) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": version}))
+
+
+def prepare(out: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS * 9, vocab_size=64)
+    read_pieces(tokenise(read_documents(TEXTS), tokenizer), tokenizer=tokenizer, length=8, out=out)
+
+
+def load_prepared(folder: Path) -> None:
+    prepare(folder / "old")
+    age(folder / "old" / "columns.json", 3)
+    Pieces.load(folder / "old")
+
+
+def prepare_anew(folder: Path) -> None:
+    prepare(folder / "new")
+    Pieces.load(folder / "new")
+
+
+def annotate(out: Path) -> None:
+    annotate_corpus(TEXTS, ["words"], out)
+
+
+def old_annotations(folder: Path) -> Path:
+    annotate(folder / "old")
+    age(folder / "old" / "manifest.json", 1)
+    return folder / "old"
+
+
+def annotate_anew(folder: Path) -> None:
+    annotate(folder / "new")
+    Store(folder / "new")
+
+
+OVERRIDES = ["training.steps=2", "training.eval_every=0", "training.save_every=0", "tasks=[]"]
+
+
+def study(inputs: Path, out: Path) -> None:
+    mw.study(inputs / "recipe.yaml", out=out, overrides=[*OVERRIDES, "study.arms={a: {}}"])
+
+
+def study_in_old_folder(folder: Path) -> None:
+    """The study was killed before it had results: its text is prepared."""
+    write_inputs(folder / "inputs")
+    study(folder / "inputs", folder / "old")
+    for name in ("summary.json", "records.jsonl", "report.html"):
+        (folder / "old" / name).unlink()
+    for stage in (folder / "old" / "stages").glob("*/stage.json"):
+        age(stage, 1)
+        (stage.parent / "done.json").unlink()
+    study(folder / "inputs", folder / "old")
+
+
+def pretrain(inputs: Path, out: Path) -> None:
+    run_pretrain(read_recipe(inputs / "recipe.yaml", OVERRIDES), out=out)
+
+
+def pretrain_in_old_folder(folder: Path) -> None:
+    write_inputs(folder / "inputs")
+    pretrain(folder / "inputs", folder / "old")
+    age(folder / "old" / "stage.json", 1)
+    pretrain(folder / "inputs", folder / "old")
+
+
+ROWS = [
+    Refusal("prepared text by names", load_prepared, (*FACTS, "old"), prepare_anew),
+    Refusal(
+        "annotations by names", lambda folder: Store(old_annotations(folder)), FACTS, annotate_anew
+    ),
+    Refusal(
+        "more annotations into those by names",
+        lambda folder: annotate(old_annotations(folder)),
+        FACTS,
+        annotate_anew,
+    ),
+    Refusal(
+        "a study on stages by names",
+        study_in_old_folder,
+        FACTS,
+        lambda folder: study(folder / "inputs", folder / "new"),
+    ),
+    Refusal(
+        "a pre-training on a text by names",
+        pretrain_in_old_folder,
+        FACTS,
+        lambda folder: pretrain(folder / "inputs", folder / "new"),
+    ),
+]
