@@ -14,6 +14,7 @@ import gc
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, NoReturn
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not is_read(sys.stdout):
                 let_go(sys.stdout)
                 code = 0
-        elif not isinstance(end, AskedToLeave):
+        elif not isinstance(end, AskedToLeave) and not _is_of_typer(end):
             _fail(str(ended_by(end)), quotes=follows)
     except MaskwiseError as error:
         _fail(str(error), quotes=follows or isinstance(error, OtherProcessFailed))
@@ -197,6 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         err_console.print(f"ended by {CODES[code]}; {_kept(arguments)}", soft_wrap=True)
     # Libraries look at the code when Python exits, and some take no bool.
     sys.exit(int(code) if isinstance(code, int) else 0)
+
+
+def _is_of_typer(end: SystemExit) -> bool:
+    """Return whether typer itself ends the program, as it does when a shell asks to complete."""
+    *_, (frame, _line) = traceback.walk_tb(end.__traceback__)
+    return frame.f_globals["__name__"].startswith("typer.")
 
 
 def _collect_rarely() -> None:

@@ -1,0 +1,31 @@
+"""Shell completion: it is installed, shown and asked for without an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tiny import maskwise
+
+
+def test_completion_is_installed_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Both were called the end of the program by other code, with exit code 2."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for option, beginning in (("install", "bash completion installed"), ("show", "_maskwise")):
+        assert maskwise(f"--{option}-completion", "bash") == 0
+        printed = capfd.readouterr()
+        assert printed.out.startswith(beginning) and not printed.err
+
+
+def test_a_shell_that_completes_gets_no_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each press of the tabulator printed one."""
+    monkeypatch.setenv("_MASKWISE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "maskwise st")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert maskwise() == 0
+    assert capfd.readouterr() == ("study\nstatus\n", "")
