@@ -9,19 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 import maskwise as mw
 from masking_tools import random_rows, tokenizer
+from maskwise.convert import convert
 from maskwise.draws import Purpose, below
 from maskwise.masking import check_corruption
 from maskwise.masking.corruptions.base import Corruption, Masked, labels_in_place
 from maskwise.objectives import MaskedLanguageModelling
+from maskwise.study.checks import check_inputs
 from maskwise.study.from_files import draft_of_files
+from maskwise.study.single import run_learn, run_pretrain
 from maskwise.text import train_tokenizer
 from maskwise.training import train
 from refusals import Refusal
+from test_own_tokenizer import other_tokens, recipe_of
+from tiny import write_inputs
 from training_tools import model
+from training_tools import tokenizer as words
 
 Rows = list[dict[str, Any]]
 
@@ -64,6 +72,52 @@ class FromText(Corruption):
 
 def of_columns(columns: dict[str, Any]) -> Callable[[Path], object]:
     return lambda _: mw.annotate_rows(columns, train_tokenizer(["the cat"] * 9, vocab_size=64))
+
+
+def meant_tokenizer(folder: Path) -> object:
+    return check_inputs(recipe_of(folder, "tokenizer.replaces=true"))
+
+
+def own_name(folder: Path) -> object:
+    return check_inputs(recipe_of(folder, "tokenizer.name=null"))
+
+
+def trainer_of(folder: Path, read: Any) -> object:
+    arguments = TrainingArguments(str(folder), report_to="none")
+    masker = mw.Masker(words(), seed=0)
+    return mw.MaskingTrainer(model("bert"), arguments, masker=masker, processing_class=read)
+
+
+def pretrain_other(folder: Path) -> object:
+    return run_pretrain(recipe_of(folder), folder / "out")
+
+
+def learn_of(folder: Path) -> object:
+    task = str(folder / "task.jsonl")
+    learning = f"{{task: '{task}', method: meta, policy: {{length: 32}}}}"
+    return run_learn(recipe_of(folder, f"learning={learning}", "study.arms={}"), folder / "out")
+
+
+def convert_other(folder: Path) -> object:
+    start, other = other_tokens(folder)
+    torch.save(load_file(start / "model.safetensors"), start / "pytorch_model.bin")
+    (start / "model.safetensors").unlink()
+    return convert(start, folder / "new", tokenizer=other)
+
+
+def adapt_other(folder: Path) -> object:
+    start, other = other_tokens(folder)
+    write_inputs(folder)
+    return mw.adapt(
+        str(start),
+        str(folder / "corpus.jsonl"),
+        tasks=[str(folder / "task.jsonl")],
+        out=folder / "out",
+        overrides=[f"tokenizer.name={other}"],
+    )
+
+
+PAIR = ("other ids", "tokenizer.name", "other", "model")
 
 
 def with_seed(folder: Path) -> object:
@@ -109,6 +163,26 @@ ROWS = [
         "train: no source",
         lambda _: train(MaskedLanguageModelling(model("bert")), [], "x"),
         ("source", "list"),
+    ),
+    *(
+        Refusal(f"{door}: a tokenizer of the same size that is another model's", call, PAIR, advice)
+        for door, call, advice in (
+            ("study", lambda folder: check_inputs(recipe_of(folder)), own_name),
+            (
+                "pretrain",
+                lambda folder: run_pretrain(recipe_of(folder), folder / "out"),
+                meant_tokenizer,
+            ),
+            ("adapt", adapt_other, None),
+            ("learn", learn_of, None),
+        )
+    ),
+    Refusal("convert: another model's tokenizer", convert_other, ("other ids", "--tokenizer")),
+    Refusal(
+        "MaskingTrainer: a processing_class of another vocabulary",
+        lambda folder: trainer_of(folder, train_tokenizer(["w1 w2 w3"] * 9, vocab_size=64)),
+        ("processing_class", "masker"),
+        lambda folder: trainer_of(folder, words()),
     ),
     Refusal("a text whose name has {seed}", with_seed, ("{seed}", "rename the file")),
 ]

@@ -20,11 +20,12 @@ PLACE = re.compile(r"`([\w/]+)\.py`: ((?:`[\w.]+`(?:, )?)+)")
 
 
 def places() -> list[tuple[str, str]]:
-    """The modules and the names in them that CONTRIBUTING.md says to read."""
+    """The modules and names that CONTRIBUTING.md and the table of pairs say to read."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     table = text.partition("| to change how")[2].partition("\n\n")[0]
+    pairs = ROOT / "docs/decisions/0027-what-belongs-together.md"
     found = []
-    for path, names in PLACE.findall(table):
+    for path, names in PLACE.findall(table + pairs.read_text(encoding="utf-8")):
         module = f"maskwise.{path.replace('/', '.')}"
         found += [(module, name) for name in re.findall(r"`([\w.]+)`", names)]
     return found

@@ -154,6 +154,7 @@ CASES = {
     "tokenizer.vocab_size": Case("100"),
     "tokenizer.lowercase": Case("false"),
     "tokenizer.sentinels": Case("4"),
+    "tokenizer.replaces": Case("true", (START[0], "tokenizer={name: bundled:tokenizer}")),
     "model.pretrained": Case("bundled:encoder", START[1:]),
     "model.new_tokens": Case("3", START),
     "model.architecture": Case("roberta"),

@@ -34,6 +34,7 @@ from maskwise.starts import (
     find_start,
     safetensors_of,
 )
+from maskwise.text.own_tokenizer import other_ids, own_tokenizer
 from maskwise.text.tokenizers import has_tokenizer, load_tokenizer
 
 PICKLED = "pytorch_model.bin"
@@ -80,6 +81,14 @@ def convert(old: Start, new: Path, *, tokenizer: Start | None = None) -> dict[st
             f"there is no tokenizer in {str(old)!r}", do="name the model's own: --tokenizer NAME"
         )
     loaded: Any = load_tokenizer(str(tokenizer or folder), needs_mask=False, needs_words=False)
+    own = own_tokenizer(folder) if tokenizer else None
+    differing = own and other_ids(loaded.get_vocab(), own.get_vocab())
+    if differing:
+        raise MaskwiseError(
+            f"the tokenizer {str(tokenizer)!r} is not that of {str(old)!r}",
+            got=differing,
+            do="leave --tokenizer out, so that the model keeps its own",
+        )
     facts: dict[str, Any] = {"folder": str(new), "weights": 0, "files": len(files), "warnings": []}
     note = _case_note(folder, loaded)
     if note and tokenizer is None:

@@ -149,23 +149,33 @@ def find_start(name: Start) -> str:
 
 def _on_hub(where: str, name: Start) -> str:
     """Return the hub id if the hub answers, otherwise the folder in the hub's cache."""
-    from huggingface_hub import is_offline_mode, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub import is_offline_mode
 
     why = "HF_HUB_OFFLINE is set"
     if not is_offline_mode():
         if _hub_answers():
             return where
         why = "the hub cannot be reached"
+    cached = cached_folder(where)
+    if cached is None:
+        raise _missing(name, f"no such folder, {why}, and it is not in the hub's cache here")
+    return cached
+
+
+def cached_folder(name: str) -> str | None:
+    """Return the folder of a hub id in the hub's cache on this machine; None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
     for file in (CONFIG, "tokenizer.json"):
         try:
-            cached = try_to_load_from_cache(where, file)
+            cached = try_to_load_from_cache(name, file)
         except HFValidationError:
             # The name is not a valid hub id.
             break
         if isinstance(cached, str):
             return str(Path(cached).parent)
-    raise _missing(name, f"no such folder, {why}, and it is not in the hub's cache here")
+    return None
 
 
 @cache

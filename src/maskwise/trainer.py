@@ -50,6 +50,7 @@ from maskwise.objectives import Loss
 from maskwise.objectives.base import model_inputs, weighted
 from maskwise.objectives.chunks import token_losses
 from maskwise.packed_collator import PackedCollator
+from maskwise.text.own_tokenizer import other_ids
 from maskwise.training.checkpoint import LEARNED
 from maskwise.training.data import learners_of
 from maskwise.training.engine import Agreement
@@ -186,6 +187,15 @@ class MaskingTrainer(Trainer):
         if hasattr(self._config, "vocab_size"):
             do = "call model.resize_token_embeddings(len(tokenizer))"
             check_fit(self._config, masker.vocabulary.size, do=do)
+        # A processor of several kinds of inputs has no vocabulary of its own.
+        read: dict[str, int] = getattr(self.processing_class, "get_vocab", dict)()
+        differing = other_ids(read, masker.vocabulary.by_name) if read else None
+        if differing:
+            raise MaskwiseError(
+                "processing_class has another vocabulary than the tokenizer of the masker",
+                got=differing,
+                do="make both from one tokenizer: Masker(tokenizer), processing_class=tokenizer",
+            )
         name = type(self.model).__name__
         fits = self._decodes == (masker.corruption.writes is not None)
         if fits and not masker.corruption.detects:

@@ -36,6 +36,7 @@ from maskwise.learning.supervised import learn_supervised
 from maskwise.printing import LOGGER
 from maskwise.tasks import FinetuneSettings, Task, load_task
 from maskwise.text import Document, load_tokenizer, tokenise
+from maskwise.text.own_tokenizer import other_ids
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training import TrainingSettings, log_frequencies
 from maskwise.training.log import Watch
@@ -172,7 +173,7 @@ class Lesson:
         if encoder and self.tokenizer.name:
             model_tokenizer = self._tokenizer(self.tokenizer.name)
             # The meta-gradient uses the policy's scores of tokens as masks of the model's tokens.
-            if model_tokenizer.get_vocab() != tokenizer.get_vocab():
+            if other_ids(tokenizer.get_vocab(), model_tokenizer.get_vocab()):
                 raise MaskwiseError(
                     "the meta-gradient needs the same tokens in policy and model, but their "
                     "tokenizers differ",

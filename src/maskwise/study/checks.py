@@ -54,6 +54,7 @@ from maskwise.text.documents import (
 from maskwise.text.groups import check_groups, share_that_fits
 from maskwise.text.layers import token_layers
 from maskwise.text.new_words import given_words, require_extensible, wanted_words
+from maskwise.text.own_tokenizer import other_ids, other_reading, own_tokenizer
 from maskwise.text.pieces import SPECIAL, read_pieces, tokenise, unknown_share
 from maskwise.text.rows import held_out_below, holds_out
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
@@ -323,6 +324,37 @@ def tokenizer_and_config(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrain
     return tokenizer, arm.model.config(tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
 
 
+def check_tokenizer(
+    arm: Recipe, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str] = ()
+) -> Iterator[str]:
+    """Check that a pre-trained model gets a tokenizer that belongs to it.
+
+    Yields:
+        A warning, if the recipe says that another tokenizer is meant (``tokenizer.replaces``).
+
+    Raises:
+        MaskwiseError: the model has another tokenizer, in its folder or in the hub's cache.
+    """
+    start = arm.model.pretrained
+    own = own_tokenizer(start) if start and arm.tokenizer_name != start else None
+    if own is None:
+        return
+    differing = other_ids(tokenizer.get_vocab(), own.get_vocab())
+    differing = differing or other_reading(tokenizer, own, texts)
+    if differing is None:
+        return
+    if arm.tokenizer.replaces:
+        yield f"the embeddings of {start} belong to other tokens: {differing}"
+        return
+    raise MaskwiseError(
+        f"tokenizer.name={arm.tokenizer_name} is not the tokenizer of {start}, whose embeddings "
+        "belong to other tokens",
+        got=differing,
+        do="remove tokenizer.name, so that the model's own is read; or, if the model shall learn "
+        "other tokens, set tokenizer.replaces=true",
+    )
+
+
 def check_names(recipe: Recipe, tasks: Sequence[Task] = ()) -> None:
     """Check models, tokenizers, annotators and evaluation files of every arm; read no text.
 
@@ -339,6 +371,7 @@ def check_names(recipe: Recipe, tasks: Sequence[Task] = ()) -> None:
             tokenizer, config = tokenizer_and_config(arm)
             # The warnings are those of ``check_inputs``, which gives them.
             [*_check_model(arm, tasks, tokenizer, config)]
+            [*check_tokenizer(arm, tokenizer)]
             for link in arm.links():
                 _check_layers(link)
                 _check_rows(link)
@@ -349,6 +382,8 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task], held_out: _HeldOutRows) -> It
     """Check that the model, tokenizer and texts of an arm fit each other; yield warnings."""
     tokenizer, config = tokenizer_and_config(arm)
     yield from _check_model(arm, tasks, tokenizer, config)
+    texts = (document.text for link in arm.links() for document in link.corpus.documents())
+    yield from check_tokenizer(arm, tokenizer, texts)
     check_step(config, max(link.corpus.length for link in arm.links()))
     for link in arm.links():
         yield from _check_text(link)

@@ -37,7 +37,13 @@ from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.layers import parse_overrides
 from maskwise.recipe.yamls import Plain
 from maskwise.specs import different_settings
-from maskwise.study.checks import check_inputs, notes_of_texts, require_alone
+from maskwise.study.checks import (
+    check_inputs,
+    check_tokenizer,
+    notes_of_texts,
+    require_alone,
+    tokenizer_and_config,
+)
 from maskwise.study.inputs import OWN_ROWS
 from maskwise.study.plan import Plan, Run
 from maskwise.study.run import unfinished
@@ -481,6 +487,9 @@ def run_learn(recipe: Recipe, out: Path) -> Plain:
     store = StageStore(out / "stages", places={stage.name: out})
     results = _finished([stage], store)
     if not results:
+        notes = [*check_tokenizer(recipe, tokenizer_and_config(recipe)[0])]
+        if _is_first():
+            note(notes)
         with _claimed(out, "another process is learning in", lock=".learning.lock"):
             if _is_first():
                 # As in ``run_pretrain``.

@@ -294,7 +294,8 @@ def prepare_stage(
             return after
         return Stage("prepare", what, (after.name,))
     name = recipe.tokenizer_name
-    what["tokenizer"] = recipe.tokenizer.model_dump(mode="json") | {"name": name}
+    what["tokenizer"] = recipe.tokenizer.model_dump(mode="json", exclude={"replaces"})
+    what["tokenizer"]["name"] = name
     what["tokenizer_content"] = start_fingerprint(name, TOKENIZER_FILES) if name else None
     if recipe.model.new_tokens is not None:
         what["new_tokens"] = wanted_words(recipe.model.new_tokens)

@@ -21,7 +21,16 @@ from pydantic import (
 from tokenizers import AddedToken
 
 from maskwise import folders
-from maskwise.effects import Only, OrOff, Settings, Several, Weights, Whole, without_unset
+from maskwise.effects import (
+    Nothing,
+    Only,
+    OrOff,
+    Settings,
+    Several,
+    Weights,
+    Whole,
+    without_unset,
+)
 from maskwise.errors import MaskwiseError, finite_number
 from maskwise.text.documents import Document, Documents, Joined, read_documents
 from maskwise.text.layers import Layered
@@ -326,6 +335,11 @@ class TokenizerSettings(Settings):
     """Whether a new tokenizer lowercases text and, with ``wordpiece``, removes accents."""
     sentinels: New[Whole] = 0
     """Number of extra tokens ``<extra_id_0>``, … in a new tokenizer, for the corruption t5."""
+    replaces: Annotated[
+        Nothing[bool], Only("name", but=(None,)), Only("/model.pretrained", but=(None,))
+    ] = False
+    """Whether ``name`` may be another tokenizer than that of the pre-trained model, whose
+    embeddings then belong to other tokens until they are trained. Otherwise it is refused."""
 
     def tokenizer(self, documents: Iterable[Document]) -> PreTrainedTokenizerFast:
         """Load the tokenizer if it has a name, or train it on the documents."""
