@@ -19,7 +19,6 @@ from maskwise.convert import convert
 from maskwise.draws import Purpose, below
 from maskwise.masking import check_corruption
 from maskwise.masking.corruptions.base import Corruption, Masked, labels_in_place
-from maskwise.objectives import MaskedLanguageModelling
 from maskwise.study.checks import check_inputs
 from maskwise.study.from_files import draft_of_files
 from maskwise.study.single import run_learn, run_pretrain
@@ -158,12 +157,7 @@ ROWS = [
             "a column for other texts": {"text": ["the cat", "cat"], "extra": [1]},
         }.items()
     ),
-    Refusal("train: no objective", lambda _: train(3, None, "x"), ("objective", "int")),
-    Refusal(
-        "train: no source",
-        lambda _: train(MaskedLanguageModelling(model("bert")), [], "x"),
-        ("source", "list"),
-    ),
+    Refusal("train: no objective", lambda _: train(3, None, "x"), ("Objective", "int", "str")),
     *(
         Refusal(f"{door}: a tokenizer of the same size that is another model's", call, PAIR, advice)
         for door, call, advice in (

@@ -872,7 +872,7 @@ def test_the_next_step_is_a_complete_command(verdict, better, n, runs, ends, ada
 
 def test_the_answer_names_test_items_that_are_trained_on(adapted):
     row = ROW | {"verdict": "decided", "better": "arm"}
-    words = "40 of 100 test items of mine also occur in the corpus"
+    words = "40 of 100 test items of mine share 13 words in a row with the corpus"
     for minor in (False, True):
         flag = {"code": "overlap", "facts": {"minor": minor}, "sentence": words}
         said = answer_of({"contrasts": [row | {"flags": [flag]}], "seconds": 9}, adapted())

@@ -17,7 +17,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study import forecast
 from maskwise.study.checks import row_sizes
-from maskwise.study.forecast import check, doubts_of, lines_of
+from maskwise.study.forecast import check, doubts_of, lines_of, problems_and_notes
 from maskwise.study.prospects import recorded_spreads
 from maskwise.study.result import Check
 from maskwise.text import train_tokenizer
@@ -370,3 +370,38 @@ def test_rows_of_tasks_have_the_sizes_that_fine_tuning_reads() -> None:
     )
     # [CLS] the cat [SEP], [CLS] [SEP], [CLS] the cat [SEP] sat on [SEP], [CLS] mat [SEP] [SEP]
     assert row_sizes(task, tokenizer) == [4, 2, 7, 4]
+
+
+def test_the_plan_says_what_test_items_share_with_the_corpus(tmp_path: Path) -> None:
+    """A formula of 13 words is a note; items that stand in the corpus are a problem."""
+    formula = " ".join(f"f{number}" for number in range(13))
+
+    def text(number: int, words: int) -> str:
+        return " ".join(f"w{number}x{place}" for place in range(words))
+
+    corpus = [{"text": f"{text(number, 40)} {formula}."} for number in range(60)]
+    write_lines(tmp_path / "texts.jsonl", corpus)
+    found = {}
+    for name, items in {
+        "formulas": [f"{text(100 + number, 20)} {formula}" for number in range(40)],
+        "copies": [text(number, 20) for number in range(40)],
+    }.items():
+        rows = [
+            {"text": item, "label": "ab"[number % 2], "split": split}
+            for number, item in enumerate(items)
+            for split in ("train", "test")[number // 20 :][:1]
+        ]
+        task = write_lines(tmp_path / f"{name}.jsonl", rows)
+        changes = [f"corpus.source={tmp_path / 'texts.jsonl'}", f"tasks=['{task}']"]
+        changes += ["corpus.held_out=0.1", "corpus.length=64", "finetune.max_length=64"]
+        record = check(read_recipe(str(write_inputs(tmp_path)), changes), timing=False)
+        facts = record["tasks"][name]["overlap"]
+        problems, notes = problems_and_notes(record)
+        said = [each["what"] for each in problems if "in a row" in each["what"]]
+        assert len(said) == (name == "copies")
+        assert any(formula in note for note in notes) == (name == "formulas")
+        found[name] = facts["overlapping"], facts["covered"], facts["run_words"]
+    assert found["formulas"] == (20, 0, 13)
+    overlapping, covered, longest = found["copies"]
+    # Some of the texts are held out, and not trained on.
+    assert 10 < overlapping == covered <= 20 and longest == 20

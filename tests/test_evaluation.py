@@ -724,9 +724,12 @@ def test_overlap_by_hand() -> None:
     assert places([document, other], texts) == [0, 2, 3, 7]
     task = SimpleNamespace(name="t", texts=lambda: texts)
     found = overlap_record([Document("1", document), other], task, corpus="c")
-    assert found["examples"][-1] == f"nothing of it / {short}" and len(found["examples"]) == 4
+    assert f"nothing of it / {short}" in found["examples"] and len(found["examples"]) == 4
+    # The items with the largest shares of their words stand first.
+    assert found["examples"][-1] == " ".join(items["copied"])
     expected = {"kind": "overlap", "task": "t", "corpus": "c", "items": 8, "overlapping": 4}
     assert {**expected, "short": 1, "documents": 2, "n": 13}.items() <= found.items()
+    assert (found["covered"], found["run_words"], found["run"]) == (4, 13, " ".join(WORDS[20:33]))
     assert overlap_record([document], pairs_of((document, "x")), corpus="c")["overlapping"] == 1
     with pytest.raises(MaskwiseError, match="there are no test items"):
         overlap_record(["a"], SimpleNamespace(name="t", texts=list), corpus="c")
@@ -751,6 +754,42 @@ def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> 
         for batch in (1 << 20, 50):
             monkeypatch.setattr("maskwise.evaluation.overlap.BATCH_CHARACTERS", batch)
             assert places(documents, [(item,) for item in items]) == expected
+
+
+@pytest.mark.parametrize("batch", [1 << 20, 50])
+def test_the_covered_share_agrees_with_sets_of_tuples(
+    monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    draw = random.Random(2)
+    monkeypatch.setattr("maskwise.evaluation.overlap.N", 5)
+    monkeypatch.setattr("maskwise.evaluation.overlap.BATCH_CHARACTERS", batch)
+
+    def text(most: int) -> str:
+        return " ".join(draw.choices("abcde", k=draw.randrange(0, most)))
+
+    documents = [text(60) for _ in range(20)]
+    items = [tuple(text(30) for _ in range(draw.randrange(1, 3))) for _ in range(80)]
+    covered = longest = 0
+    for item in items:
+        words = found = 0
+        for part in map(str.split, item):
+            k = min(5, len(part))
+            if k < 4:
+                continue
+            starts = [f" {' '.join(part[at : at + k])} " for at in range(len(part) - k + 1)]
+            hits = [any(start in f" {each} " for each in documents) for start in starts]
+            inside = [any(hits[max(0, at - k + 1) : at + 1]) for at in range(len(part))]
+            words += len(part)
+            found += sum(inside)
+            runs = "".join("x" if each else " " for each in inside).split()
+            longest = max([longest, *map(len, runs)])
+        covered += words > 0 and found >= words / 2
+    task = SimpleNamespace(name="t", texts=lambda: items)
+    record = overlap_record(documents, task, corpus="c")
+    assert 0 < covered < record["overlapping"]
+    assert (record["covered"], record["run_words"]) == (covered, longest)
+    assert len(record["run"].split()) == longest
+    assert any(record["run"] in f"{part}" for item in items for part in item)
 
 
 @pytest.mark.slow

@@ -395,7 +395,8 @@ def test_another_tokenizer_is_taken_if_it_is_named_and_fits(inputs, tmp_path):
     )
     small.save_pretrained(tmp_path / "small")
     large.save_pretrained(tmp_path / "large")
-    fits = start(inputs, "whole", f"tokenizer.name={tmp_path / 'small'}")
+    meant = "tokenizer.replaces=true"
+    fits = start(inputs, "whole", f"tokenizer.name={tmp_path / 'small'}", meant)
     check_inputs(fits)
     prepared = prepare_stage(fits)
     run_stage(prepared, StageStore(tmp_path))

@@ -51,9 +51,12 @@ SCHEMA = {
         "corpus",
         "items",
         "overlapping",
+        "covered",
         "short",
         "documents",
         "n",
+        "run",
+        "run_words",
         "examples",
     },
 }

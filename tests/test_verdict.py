@@ -368,8 +368,22 @@ def test_overlap_below_a_hundredth_needs_no_advice():
     line = {"kind": "overlap", "task": "task-0", "corpus": "wiki", "items": 400, "overlapping": 3}
     summary = summary_of(more=[line])
     assert "overlap" in codes(primary_rows(summary)[0]) and summary["overlap"] == [line]
-    assert "Remove" not in " ".join(summary["advice"])
+    assert "corpus" not in " ".join(summary["advice"])
     assert "overlap" not in codes(row_of(more=[line | {"overlapping": 0}]))
+
+
+@pytest.mark.parametrize(("covered", "matters"), [(0, False), (3, False), (4, True), (None, True)])
+def test_shared_formulas_are_named_and_need_no_advice(covered, matters):
+    """Older records do not say of how many items the corpus has half of the words."""
+    line = {"kind": "overlap", "task": "task-0", "corpus": "wiki", "items": 400, "overlapping": 80}
+    if covered is not None:
+        line |= {"covered": covered, "run": "x: array-like", "run_words": 14, "n": 13}
+    summary = summary_of(more=[line])
+    (flag,) = [each for each in primary_rows(summary)[0]["flags"] if each["code"] == "overlap"]
+    assert flag["facts"]["minor"] == (not matters)
+    assert ("memorisation" in " ".join(summary["advice"])) == matters
+    assert "13 words in a row" in flag["sentence"] and "80 of 400" in flag["sentence"]
+    assert ("x: array-like" in flag["sentence"]) == (covered is not None)
 
 
 # Floors

@@ -5,6 +5,8 @@ This module imports no other module of maskwise, so every module may import it.
 
 import math
 import os
+from collections.abc import Mapping
+from typing import Any
 
 UPOS = (
     "ADJ",
@@ -78,19 +80,43 @@ OVERLAP_SHARE = 0.01
 corpus."""
 
 
-def overlap_matters(overlapping: int, items: int) -> bool:
-    """Return whether ``overlapping`` of ``items`` test items are enough to affect the score."""
-    return overlapping >= OVERLAP_SHARE * items
+OVERLAP_ADVICE = (
+    "Look at the test items that share most of their words with the corpus (examples in "
+    "records.jsonl): remove from the corpus what it has of them, or leave out the task, which may "
+    "reward memorisation."
+)
 
 
-def overlap_words(overlapping: int, items: int, task: str) -> str:
-    """Return a sentence about the test items of a task that also occur in the corpus.
+def overlap_matters(line: Mapping[str, Any]) -> bool:
+    """Return whether enough test items stand in the corpus to affect the score.
 
-    >>> overlap_words(1, 600, "ud-pos")
-    '1 of 600 test items of ud-pos also occurs in the corpus'
+    Args:
+        line: the record of ``evaluation.overlap``. Older records do not say of how many items the
+            corpus has half of the words.
     """
-    occur = "occurs" if overlapping == 1 else "occur"
-    return f"{overlapping:,} of {items:,} test items of {task} also {occur} in the corpus"
+    return bool(line.get("covered", line["overlapping"]) >= OVERLAP_SHARE * line["items"])
+
+
+def overlap_words(line: Mapping[str, Any]) -> str:
+    """Return what is known of the words that the test items of a task share with the corpus.
+
+    >>> facts = {"task": "ud-pos", "items": 600, "overlapping": 21}
+    >>> overlap_words(facts)
+    '21 of 600 test items of ud-pos share 13 words in a row, or all their words, with the corpus'
+    >>> overlap_words(facts | {"covered": 3, "run_words": 14, "run": "array-like of …"})[85:]
+    'corpus, and 3 half of their words; the longest run has 14: “array-like of …”'
+    """
+    shares = "shares" if line["overlapping"] == 1 else "share"
+    words = (
+        f"{line['overlapping']:,} of {line['items']:,} test items of {line['task']} {shares} "
+        f"{line.get('n', 13)} words in a row, or all their words, with the corpus"
+    )
+    if "covered" not in line:
+        return words
+    return (
+        f"{words}, and {line['covered']:,} half of their words; the longest run has "
+        f"{line['run_words']:,}: “{line['run']}”"
+    )
 
 
 COSTS = {

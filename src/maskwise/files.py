@@ -217,6 +217,13 @@ class Record(TypedDict, total=False):
     """Whether all points of the grid have the same scores."""
     corpus: str
     overlapping: int
+    """Number of test items that share ``n`` words in a row, or all their words, with the corpus."""
+    covered: int
+    """Number of test items of which such runs have half of the words. Older records lack this."""
+    run: str
+    """The longest part of an item that such runs cover, of ``run_words`` words."""
+    run_words: int
+    n: int
     standing: int
     """Number of items with a correct answer that occurs in the corpus."""
     occurrences: int

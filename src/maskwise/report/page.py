@@ -267,12 +267,10 @@ def _overlaps(folder: Folder) -> tuple[list[str], list[str]]:
     warnings = []
     small = []
     for line in folder.of_kind("overlap"):
-        found = line["overlapping"]
-        words = overlap_words(found, line["items"], line["task"])
-        words = f"{words} ({line['corpus']})"
-        if found and overlap_matters(found, line["items"]):
+        words = f"{overlap_words(line)} ({line['corpus']})"
+        if line["overlapping"] and overlap_matters(line):
             warnings.append(f"{words}: the scores may reflect memorisation.")
-        elif found:
+        elif line["overlapping"]:
             small.append(f"{words}.")
     return warnings, small
 

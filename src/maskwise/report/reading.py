@@ -94,7 +94,8 @@ than that of ``files.Record``, are left out."""
 MAY_BE_NULL = {"seed", "value", "metric", "chosen"}
 COUNTS = {
     *("classes", "test_items", "items", "steps", "best_step", "planned_steps", "runs"),
-    *("overlapping", "standing", "occurrences", "whole", "part", "tokens", "targets", "flops"),
+    *("overlapping", "covered", "run_words", "n", "standing", "occurrences", "whole", "part"),
+    *("tokens", "targets", "flops"),
 }
 """Keys whose numbers are not negative."""
 RUN_AGAIN = "run the study again"

@@ -11,14 +11,25 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from maskwise.constants import CORRELATIONS, NATS, accuracy_misleads, cards_here, jobs_here
+from maskwise.constants import (
+    CORRELATIONS,
+    NATS,
+    OVERLAP_ADVICE,
+    accuracy_misleads,
+    cards_here,
+    jobs_here,
+    overlap_matters,
+    overlap_words,
+)
 from maskwise.devices import memory
 from maskwise.errors import MaskwiseError, counted, option, plural
+from maskwise.evaluation import overlap_record
 from maskwise.evaluation.copies import SIMILAR, near_copies
 from maskwise.folders import read_json
 from maskwise.models import weights_of
@@ -59,6 +70,7 @@ from maskwise.tasks import Task, load_task
 from maskwise.tasks.splits import dropped
 from maskwise.tasks.task import all_classes
 from maskwise.tasks.tensors import MOST_CUT
+from maskwise.text.documents import first_characters
 from maskwise.text.pieces import UNKNOWN
 from maskwise.text.rows import holds_out
 from maskwise.text.segmenters import segmenter_advice, unspaced
@@ -76,6 +88,8 @@ FEW_TEST_ITEMS = 200
 FEW_HELD_OUT = 32
 SCRIPT_CHARACTERS = 200_000
 """The number of characters from which the scripts of a text are known."""
+OVERLAP_CHARACTERS = 1 << 22
+"""The number of characters in which test items are looked for, which takes about a second."""
 MOST_PASSES = 8
 """Above this number of passes over a text, overfitting is likely."""
 SAFE_TIMES = 1.5
@@ -288,6 +302,9 @@ def check(
         for spec in of_run(recipe.tasks, recipe.study.first_seed):
             task = load_task(spec)
             facts["tasks"][task.name] = _task_facts(task, first, sample.data.tokenizer)
+            read = first_characters(first.corpus.training_documents(), OVERLAP_CHARACTERS)
+            overlap = overlap_record(read, task, corpus=first.corpus.title)
+            facts["tasks"][task.name]["overlap"] = overlap
     record |= facts
     if alone:
         record["contrasts"] = []
@@ -328,7 +345,7 @@ def _read(subject: str, overrides: Sequence[str], tasks: Sequence[str]) -> Recip
 def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
     """Count documents, rows, tokens and unknown tokens."""
     corpus = first.corpus
-    beginning = corpus.documents().beginning(SCRIPT_CHARACTERS)
+    beginning = [each.text for each in corpus.documents().beginning(SCRIPT_CHARACTERS)]
     counts = sample.rows.pieces.counts
     tokens = max(1, counts.get("tokens", sample.rows.tokens))
     # Counts of the sample are scaled to the whole text.
@@ -346,11 +363,23 @@ def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
         "length": corpus.length,
         "tokens": round(tokens * sample.scale),
         "unknown": counts.get(UNKNOWN, 0) / tokens,
-        "unspaced": unspaced(document.text for document in beginning),
+        "unspaced": unspaced(beginning),
+        "k_mers": _k_mers(beginning),
         "words": corpus.words,
         "copies": _copies(corpus),
         "vocabulary": len(sample.data.tokenizer),
     }
+
+
+def _k_mers(texts: Iterable[str]) -> int:
+    """Return k if most words of texts are overlapping k-mers, of a word and the next; else 0.
+
+    >>> _k_mers(["ACG CGT GTT", "TTA TAC"]), _k_mers(["ACG TTA CGT"]), _k_mers(["a a a"])
+    (3, 0, 0)
+    """
+    pairs = [pair for text in texts for pair in pairwise(text.split())]
+    lengths = [len(one) for one, other in pairs if len(one) > 1 and one[1:] == other[:-1]]
+    return max(lengths) if 2 * len(lengths) > len(pairs) else 0
 
 
 def _copies(corpus: CorpusSettings) -> Plain:
@@ -522,6 +551,18 @@ def doubts_of(record: Plain) -> list[Doubt]:
                 "masks of whole words do not follow its words",
                 segmenter_advice(script),
             )
+    k = corpus["k_mers"]
+    short_units = [
+        name
+        for name, arm in record["arms"].items()
+        if arm["tokens_per_unit"] is not None and arm["tokens_per_unit"] < k
+    ]
+    if short_units:
+        doubt(
+            f"the words are overlapping {k}-mers, and {', '.join(short_units)} can read most "
+            "masked ones off their neighbours",
+            f"mask spans of {k} words or more: masking.policy=span(min_words={k})",
+        )
     for name, arm in record["arms"].items():
         if "error" in arm:
             doubt(
@@ -594,6 +635,12 @@ def _doubt_task(name: str, task: Plain, doubt: Callable[[str, str], None]) -> No
         doubt(
             f"{rows} are longer than {task['max_length']} tokens and are truncated",
             f"raise finetune.max_length: the longest row has {task['longest']:,} tokens",
+        )
+    overlap = task["overlap"]
+    if overlap["overlapping"]:
+        doubt(
+            f"in {overlap['documents']:,} training documents, {overlap_words(overlap)}",
+            OVERLAP_ADVICE if overlap_matters(overlap) else "",
         )
     if task["skipped"]:
         left_out = dropped(task["skipped"])

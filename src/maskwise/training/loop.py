@@ -110,17 +110,11 @@ def train(
             is a folder and ``resumes`` is true.
     """
     refuse_quiet(quiet)
-    for name, given, fits in (
-        ("objective", objective, isinstance(objective, Objective)),
-        ("source", source, hasattr(source, "batches")),
-        ("settings", settings, isinstance(settings, TrainingSettings)),
-    ):
-        if not fits:
-            raise MaskwiseError(
-                f"train: {name} is not valid",
-                got=type(given).__name__,
-                allowed="train(objective, source, TrainingSettings(…))",
-            )
+    if not (isinstance(objective, Objective) and isinstance(settings, TrainingSettings)):
+        raise MaskwiseError(
+            "train needs an Objective, a source of batches, and TrainingSettings",
+            got=f"{type(objective).__name__} and {type(settings).__name__}",
+        )
     steps = settings.steps
     with (
         alone_in(folder),

@@ -18,6 +18,7 @@ from maskwise.constants import (
     CORRELATIONS,
     COSTS,
     NATS,
+    OVERLAP_ADVICE,
     PLATEAU_NATS,
     overlap_matters,
     overlap_words,
@@ -458,12 +459,10 @@ def _overlap(one: Comparison, table: Outcomes) -> FlagFacts | None:
     words = []
     minor = True
     for line in table.lines["overlap"]:
-        task = line["task"]
-        counts = line["overlapping"], line["items"]
-        if task in outcomes and line["overlapping"]:
-            tasks.append(task)
-            words.append(overlap_words(*counts, task))
-            minor = minor and not overlap_matters(*counts)
+        if line["task"] in outcomes and line["overlapping"]:
+            tasks.append(line["task"])
+            words.append(overlap_words(line))
+            minor = minor and not overlap_matters(line)
     # Two corpora may share a text.
     overlaps = "; ".join(dict.fromkeys(words))
     return {"overlaps": overlaps, "tasks": tasks, "minor": minor} if tasks else None
@@ -686,6 +685,6 @@ FLAGS = (
         "notes",
         _overlap,
         "{overlaps}",
-        "Remove the test items from the corpus, or leave out the task: it rewards memorisation.",
+        OVERLAP_ADVICE,
     ),
 )
