@@ -48,6 +48,16 @@ LOSSES = (9.0, 4.0, 6.0, 3.0, 5.0, 8.0, 3.0, 1.0)
 FAST = {"steps": 8, "eval_every": 1, "save_every": 2, "patience": 3, "keep": 1}
 
 
+def test_patience_counts_evaluations_also_one_before_its_time() -> None:
+    """An evaluation every 100 steps, and one at the end, after 250."""
+    best = Best(2, every=100)
+    assert best.compare(100, 3.0) and not best.is_enough(100)
+    assert not best.compare(200, 3.0) and not best.is_enough(200)
+    assert not best.compare(250, 4.0) and best.is_enough(250)
+    assert best.compare(300, 2.0) and not best.is_enough(300)
+    assert not best.is_enough(400) and best.is_enough(500)
+
+
 def scripted(
     folder: Path, *, kill: int | None = None, **more: Any
 ) -> tuple[Best, dict[str, Any], dict[str, Tensor]]:

@@ -66,6 +66,15 @@ def test_hashes_alone_are_those_of_all_facts_about_words(articles: list[str]) ->
     assert hashes_of([""])[1].tolist() == [0]
 
 
+@pytest.mark.parametrize(("words", "near"), [(12, 0), (13, 1), (14, 1)])
+def test_four_fifths_are_a_near_copy(words: int, near: int) -> None:
+    """Texts that differ in the last word share all runs of five words but one: 8 of 10 for 13."""
+    text = [f"w{number}" for number in range(words)]
+    documents = [Document("train", " ".join(text)), Document("test", " ".join([*text[:-1], "x"]))]
+    assert similarity(*(set_of(each.text) for each in documents)) == (words - 5) / (words - 3)
+    assert near_copies(documents, in_test).near == near
+
+
 def test_no_pair_is_missed(articles: list[str]) -> None:
     """Texts with all similarities, of which many share half of their words, against all pairs."""
     whole = " ".join(articles[:3])

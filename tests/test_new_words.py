@@ -135,6 +135,39 @@ def test_words_are_chosen_by_the_pieces_that_they_save(kind):
         assert spelt == tokenizer(text)["input_ids"] and spelt != ids
 
 
+def test_tokens_outside_words_are_not_counted():
+    tokenizer = tokenizer_of_kind("bpe")
+    counted = count_words([Document("", "an electrolyte  \n\n\t  an electrolyte")], tokenizer)
+    assert [(word.text, word.times) for word in counted if not word.text.isalpha()] == []
+    assert ("electrolyte", 2) in [(word.text, word.times) for word in counted]
+
+
+def test_tokens_that_were_added_to_bpe_keep_their_ids():
+    before = tokenizer_of_kind("bpe")
+    before.add_tokens(["<first>", "<second>"])
+    after = extend(before, given_words(["electrolyte"], before)).tokenizer
+    vocabulary = after.get_vocab()
+    assert {token: vocabulary[token] for token in before.get_vocab()} == before.get_vocab()
+    text = "an <first> electrolyte <second>"
+    assert len(after(text)["input_ids"]) < len(before(text)["input_ids"])
+    for token in ("<first>", "<second>"):
+        assert vocabulary[token] in after(text)["input_ids"]
+
+
+def test_a_new_token_of_unigram_is_preferred_to_its_pieces_by_a_margin_for_each():
+    tokenizer = unigram()
+    words = given_words(["num", "electrolyte"], tokenizer)
+    made = extend(tokenizer, words)
+    old, new = (
+        json.loads(each.backend_tokenizer.to_str())["model"]["vocab"]
+        for each in (tokenizer, made.tokenizer)
+    )
+    assert len({len(pieces) for pieces in made.pieces.values()}) == 2
+    for number, pieces in made.pieces.items():
+        better = new[number][1] - sum(old[piece][1] for piece in pieces)
+        assert better == pytest.approx(1e-4 * len(pieces), rel=1e-6)
+
+
 def test_a_word_that_unigram_cuts_in_several_ways_is_one_word():
     """The same word was two tokens, of which one was never used."""
     tokenizer = unigram()

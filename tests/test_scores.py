@@ -538,6 +538,31 @@ def test_a_single_run_of_each_arm_has_all_its_scores() -> None:
     assert [*mw.compare(rows, **BETTER).study["tasks"]] == ["sst2", "rte"]
 
 
+def test_a_score_of_1_is_a_share() -> None:
+    """All items right; and 1 per cent where others are above."""
+    rows = table(gain=0.45)
+    assert max(row["score"] for row in rows) == 1
+    found = mw.compare(rows, **BETTER)
+    assert [line["value"] for line in found.records] == [row["score"] for row in rows]
+    assert not any("per cent" in note for note in found.notes)
+    beside = [
+        {**row, "score": 100 * row["score"]} if row["task"] == "u" else row
+        for row in two_tasks(gain=0.45)
+    ]
+    with pytest.raises(MaskwiseError, match="on t are shares or per cent; those on u"):
+        mw.compare(beside, **BETTER)
+    mixed = [{**row, "score": 100 * row["score"]} for row in rows]
+    for small in (0.9, 1.0):
+        mixed[0]["score"] = small
+        with pytest.raises(MaskwiseError, match="shares and per cent"):
+            mw.compare(mixed, **BETTER)
+    mixed[0]["score"] = 1.1
+    assert mw.compare(mixed, **BETTER).records[0]["value"] == 1.1 / 100
+    with pytest.raises(MaskwiseError, match="share or per cent"):
+        mw.compare(mixed, **BETTER, chance={"t": 1})
+    assert mw.compare(rows, **BETTER, chance={"t": 1}).study["tasks"]["t"]["majority"] == 1
+
+
 def test_guessing_is_in_per_cent_if_the_scores_are() -> None:
     """With ``chance=50``, no arm seemed to be better than guessing, nor with 1 per cent."""
     rows = [{**row, "score": 100 * row["score"]} for row in table()]

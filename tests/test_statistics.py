@@ -219,6 +219,19 @@ def test_a_task_whose_differences_are_equal_has_no_infinite_weight():
     assert sign_flip_test([equal, noise]) == 1 / 32
 
 
+def test_an_sd_counts_as_at_least_a_millionth_of_the_root_mean_square():
+    """One task differs by 2 in all six runs. The other has mean 0 and SD √1.2, so that the estimate
+    is 2 / (1 + the ratio of their SDs).
+    """
+    estimate = sign_flip_estimate([[2.0] * 6, [1.0, -1.0] * 3])
+    assert 2 / estimate - 1 == pytest.approx(2e-6 / math.sqrt(1.2), rel=1e-6)
+    # A larger SD than the least is its own.
+    estimate = sign_flip_estimate([[2.0, 2.1] * 3, [1.0, -1.0] * 3])
+    assert 2.05 / estimate - 1 == pytest.approx(0.05)
+    estimate = sign_flip_estimate([[2.0] * 6, [1.0, -1.0] * 3], least_sds=[0.3, 0.1])
+    assert 2 / estimate - 1 == pytest.approx(0.3 / math.sqrt(1.2))
+
+
 # Power
 # ----------------------------------------------------------------------------
 
