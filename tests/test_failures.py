@@ -100,15 +100,21 @@ def test_an_arm_that_learns_its_masks_or_shares_may_fail() -> None:
         (0.06, [0.59, 0.6, 0.61], True),
         (0.0601, [0.59, 0.6, 0.61], False),
         # Below the better half by more than three times its range, and the floor as well.
-        (0.0, [0.4, 0.45, 0.5], True),
-        (-0.1, [0.3, 0.35, 0.4], False),
-        (-0.1, [0.301, 0.35, 0.4], True),
+        (0.24, [3.25, 3.75, 4.25], True),
+        (0.25, [3.25, 3.75, 4.25], False),
+        (-1.0, [3.01, 3.5, 4.0], True),
+        (-1.0, [3.0, 3.5, 4.0], False),
     ],
 )
 def test_a_run_at_the_floor(low: float, better: list[float], failed: bool) -> None:
     """The better half has three of the six runs."""
     others = [better[0] - 0.01, better[0] - 0.02]
     assert at_floor(np.array([low, *others, *better])).tolist() == [failed, *[False] * 5]
+
+
+def test_the_better_half_of_an_odd_number_has_the_middle() -> None:
+    assert at_floor(np.array([0.0, 0.1, 1.0])).tolist() == [False] * 3
+    assert at_floor(np.array([0.0, 0.9, 1.0])).tolist() == [True, False, False]
 
 
 gains = st.lists(st.integers(-100, 1000), min_size=2, max_size=9)

@@ -87,6 +87,15 @@ def test_without_the_sums_of_a_run_there_is_no_error(lacking: str) -> None:
     assert paired_item_error(table, ["t0"], ("a", "b")) is None
 
 
+def test_errors_on_other_groups_of_the_same_rows_are_added() -> None:
+    """The jackknife of a task may have other groups."""
+    few: Sums = {"b": [[1, 0, 0], [1, 0, 0]], "a": [[1, 1, 0], [1, 0, 1]]}
+    table = recorded(ONE, few, same_texts=True)
+    errors = error_of(DIFFERENCES), error_of([[0, 1, 0], [0, 0, 1]])
+    found = paired_item_error(table, ["t0", "t1"], ("a", "b"))
+    assert found == pytest.approx(sum(errors) / 2)
+
+
 def test_one_group_of_rows_has_no_error() -> None:
     for sums, known in (([1], False), ([1, 0], True)):
         table = recorded({"b": [sums, sums], "a": [sums, sums]})

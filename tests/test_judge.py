@@ -151,10 +151,15 @@ def upper(differences: Sequence[int]) -> float:
 
 
 def test_no_number_of_runs_follows_from_the_measured_difference() -> None:
-    for differences in (OPEN, OPEN[:4], [1, 2, 3, 4, 5]):
+    for differences in (OPEN, OPEN[:4], OPEN[:2], [1, 2, 3, 4, 5]):
         verdict = verdict_on(differing(differences))
         assert verdict.decision == "open" and verdict.runs_to_decide is None
-        assert verdict.detectable is not None
+        # The difference that these runs find, or the fewest that can decide.
+        found = verdict.detectable
+        assert found is not None and found["runs"] == max(6, len(differences))
+        assert found["difference"] is not None
+        detects = 1000 * found["difference"] / upper(differences)
+        assert power_of(1.0, detects, found["runs"]) == pytest.approx(0.8, abs=1e-4)
 
 
 @pytest.mark.parametrize("margin", [12, 16, 20])
@@ -189,13 +194,11 @@ def test_what_no_number_of_runs_finds_has_none() -> None:
 
 def test_a_decided_difference_within_the_margin_is_too_small_to_matter() -> None:
     differences = [2, 3, 4, 3, 2, 3, 4, 3]
-    for margin, inside in ((0.003, False), (0.004, True), (None, False)):
-        verdict = verdict_on(differing(differences), margin=margin)
-        assert (verdict.decision, verdict.better) == ("decided", "arm")
-        assert (verdict.equivalence is not None) == inside
-    for sign in (1, -1):
-        verdict = verdict_on(differing([sign * one for one in differences]), margin=0.01)
-        assert verdict.equivalence and verdict.better == ("arm" if sign > 0 else "baseline")
+    for sign, better in ((1, "arm"), (-1, "baseline")):
+        for margin, inside in ((0.003, False), (0.004, True), (None, False)):
+            verdict = verdict_on(differing([sign * one for one in differences]), margin=margin)
+            assert (verdict.decision, verdict.better) == ("decided", better)
+            assert (verdict.equivalence is not None) == inside
 
 
 def test_a_cap_leaves_nothing_but_an_open_verdict() -> None:

@@ -766,6 +766,58 @@ def test_items_have_an_interval_and_no_verdict() -> None:
         found.save("anywhere")
 
 
+@pytest.mark.parametrize("different", [0, 1, 9, 10])
+def test_arms_that_differ_on_few_items_have_no_interval(different: int) -> None:
+    """Thirty equal items had one of 0 to 0."""
+    rows = [
+        {"arm": arm, "seed": f"q{item}", "task": "t", "score": float(right)}
+        for item in range(40)
+        for arm, right in (("b", item % 2), ("a", item % 2 or item < 2 * different))
+    ]
+    said = mw.compare(rows, baseline="b", replicate="items").summary["headline"]
+    assert ("95 %" in said) == (different == 10)
+    assert (f"{different} of 40 items" in said) == (different < 10)
+    assert " 0.000 to 0.000" not in said
+
+
+def test_six_contrasts_are_taken() -> None:
+    arms = [{**row, "arm": f"a{number}"} for number in range(6) for row in table(8)[1::2]]
+    found = mw.compare([*arms, *table(8)[::2]], **BETTER)
+    assert found.summary["planned"]["contrasts"] == 6 and found.summary["verdict"] == "decided"
+
+
+def test_equal_results_are_printed(tmp_path: Path, capsys: Any) -> None:
+    """One file under two names."""
+    found = mw.compare(table(gain=0.0), **BETTER)
+    (flag,) = (
+        flag
+        for row in found.summary["contrasts"]
+        for flag in row["flags"]
+        if row["primary"] and flag["code"] == "identical"
+    )
+    assert flag["sentence"] in str(found)
+    pd.DataFrame(table(gain=0.0)).to_csv(tmp_path / "scores.csv", index=False)
+    options = ["--baseline", "b", "--replicate", "pretraining"]
+    assert command("compare", tmp_path / "scores.csv", *options) == 0
+    assert flag["sentence"] in " ".join(capsys.readouterr().out.split())
+
+
+def test_no_number_of_runs_is_said_without_a_margin() -> None:
+    """A sentence, "About 18 runs would decide", invited readers to add them to the table."""
+    noise = [0.02, -0.01, 0.03, -0.02, 0.01, 0.025]
+    rows = table(gain=0.0)
+    for row in rows:
+        row["score"] += noise[row["seed"]] * (row["arm"] == "a")
+    for margin in (None, 0.02):
+        found = mw.compare(rows, **BETTER, margin=margin)
+        (row,) = (row for row in found.summary["contrasts"] if row["primary"])
+        assert row["verdict"] == "open" and (row["runs_to_decide"] is None) == (margin is None)
+        assert "new-study" in found.summary["advice_codes"]
+        (line,) = (line for line in found.summary["advice"] if "new table" in line)
+        assert line in str(found) and "study.seeds" not in line
+        assert (f"{row['runs_to_decide']} runs" in line) == (margin is not None)
+
+
 def test_a_published_table_is_told_which_of_its_columns_may_be_the_scores() -> None:
     rows = [
         {"Method": row["arm"], "Seed": row["seed"], "Task": task, "Best Val Acc (%)": 90.0 + place}

@@ -97,6 +97,22 @@ def test_arms_whose_interval_lies_within_the_margin_do_not_differ_in_what_matter
     assert row["verdict"] == "no difference that matters"  # a margin in nats
 
 
+@pytest.mark.parametrize("gain", [0.003, -0.003])
+def test_a_difference_that_is_too_small_to_matter_is_no_reason_to_use_an_arm(gain):
+    """The page said that such differences do not matter, and advised the arm all the same."""
+    close = [x + gain + 1e-4 * i for i, x in enumerate(LOW)]
+    for margin, matters in ((None, True), (0.001, True), (0.01, False)):
+        summary = summary_of({"token-15": LOW, "token-30": close}, margin=margin)
+        (row,) = primary_rows(summary)
+        assert row["verdict"] == summary["verdict"] == "decided"
+        assert ("equivalence" in row) != matters
+        advised = {"use", "keep"} & set(summary["advice_codes"])
+        assert advised == ({"use" if gain > 0 else "keep"} if matters else set())
+        for said in (summary["headline"], row["sentence"], row["brief"]):
+            assert ("too small to matter" in said) != matters or said.startswith("Keep ")
+        assert ("every other arm is worse" in summary["headline"]) == (matters and gain < 0)
+
+
 @pytest.mark.parametrize("base", [0.3, 0.6, 0.71, 0.8, 0.9])
 def test_an_interval_that_ends_at_the_margin_lies_within_it(base):
     """.81 − .8 is .010000000000000009, which was more than a margin of .01."""

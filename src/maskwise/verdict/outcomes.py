@@ -358,8 +358,8 @@ class Outcomes:
 
         Returns:
             differences: (tasks, seeds) arm minus baseline, in SDs, positive if the arm is better.
-                A seed that lacks a pair in any task is NaN in all tasks. An outcome that is not a
-                mean over several tasks has one row, in its own unit and direction.
+                NaN for a seed without a pair of runs, which lacks all tasks. An outcome that is not
+                a mean over several tasks has one row, in its own unit and direction.
             least_sds: (tasks,) the smallest SDs that count, in the same units.
             scores: (tasks,) the largest absolute scores of the two arms, in the same units.
         """
@@ -370,7 +370,6 @@ class Outcomes:
             return differences[None], np.zeros(1), scores.max(keepdims=True)
         sds = np.array([self.sds[task] for task in tasks])
         gains = np.array([self.gains(task, arm, baseline) for task in tasks])
-        gains[:, np.isnan(gains).any(axis=0)] = np.nan
         least_sds = np.array([self.one_item(task) for task in tasks])
         return gains / sds[:, None], least_sds / sds, scores
 

@@ -89,7 +89,7 @@ TO_TABLE = Adding(
     "Add the scores of further seeds to the table",
     "Do not add runs to this table: testing again inflates the error rate. Give runs with new "
     "seeds as a new table",
-    "with a margin, the smallest difference that matters to you, it is said how many runs it needs",
+    "with a margin, the smallest difference that matters to you, compare says how many it needs",
 )
 
 
