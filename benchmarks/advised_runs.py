@@ -5,9 +5,8 @@
 ``advised`` simulates studies with a margin, which the package judges. Where a contrast stays open,
 it advises a number of runs that decides a true difference as large as the margin (with the upper
 80 % limit of the SD). "enough" is the share of these numbers with power of at least .8, and
-"by_sd" that of the numbers that follow from the SD itself. The unit is the true SD of the paired
-differences, with several tasks of their mean over tasks; the power of several tasks is that of the
-test of their sum of t, which has least power if all tasks respond alike.
+"by_sd" that of the numbers that follow from the SD itself. Studies have one task, and the unit is
+the true SD of the paired differences.
 
 ``items`` simulates items that two arms answer rightly or wrongly: the share of tables whose normal
 interval misses the true difference, for all tables, and with no interval if the arms differ on
@@ -21,7 +20,6 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -31,7 +29,7 @@ from command import run
 from maskwise.devices import hardware
 from maskwise.scores import FEWEST_DIFFERENT
 from maskwise.verdict import summarise
-from maskwise.verdict.statistics import ALPHA, MOST_RUNS, POWER, power_of, runs_to_decide
+from maskwise.verdict.statistics import MOST_RUNS, POWER, power_of, runs_to_decide
 
 Row = dict[str, object]
 Array = np.ndarray
@@ -39,13 +37,11 @@ Array = np.ndarray
 SEED = 20_261_130
 SPREAD = 0.01
 """The true SD of a run's mean over tasks; that of a paired difference is √2 times as large."""
-FLIPS = 1999
-POWER_STUDIES = 4000
 
 
-def drawn(rng: np.random.Generator, tasks: int, runs: int, true: float) -> Array:
-    """Return the scores of the baseline and the arm, (2, tasks, runs); ``true`` is in SDs."""
-    scores = 0.5 + SPREAD * math.sqrt(tasks) * rng.normal(size=(2, tasks, runs))
+def drawn(rng: np.random.Generator, runs: int, true: float) -> Array:
+    """Return the scores of the baseline and the arm, (2, runs); ``true`` is in SDs."""
+    scores = 0.5 + SPREAD * rng.normal(size=(2, runs))
     scores[1] += true * SPREAD * math.sqrt(2)
     return scores
 
@@ -53,64 +49,41 @@ def drawn(rng: np.random.Generator, tasks: int, runs: int, true: float) -> Array
 def judged(scores: Array, margin: float) -> Row:
     """Return the row of the contrast as the package judges it; ``margin`` is in SDs."""
     records = [
-        {"kind": "task", "arm": arm, "seed": seed, "measure": f"t{task}", "metric": "f1"}
-        | {"value": float(scores[side, task, seed])}
-        for side, arm in enumerate(("baseline", "arm"))
-        for task, seed in np.ndindex(*scores.shape[1:])
+        {"kind": "task", "arm": arm, "seed": seed, "measure": "t", "metric": "f1", "value": score}
+        for arm, runs in zip(("baseline", "arm"), scores.tolist())
+        for seed, score in enumerate(runs)
     ]
     facts = {"policy": "token", "ratio": "", "overrides": {}}
     study = {
         "baseline": "baseline",
-        "seeds": list(range(scores.shape[2])),
+        "seeds": list(range(scores.shape[1])),
         "arms": {"baseline": facts, "arm": facts},
         "contrasts": [("arm", "baseline")],
-        "tasks": {f"t{task}": {"metric": "f1"} for task in range(scores.shape[1])},
+        "tasks": {"t": {"metric": "f1"}},
         "margin": margin * SPREAD * math.sqrt(2),
     }
     rows = summarise(records, study)["contrasts"]  # type: ignore[arg-type]
     return next(row for row in rows if row["primary"])  # type: ignore[return-value]
 
 
-@cache
-def power(tasks: int, difference: float, runs: int) -> float:
-    """Return the power for a true difference in SDs; of several tasks, by simulation."""
-    if tasks == 1:
-        return power_of(1.0, difference, runs)
-    rng = np.random.default_rng([SEED, tasks, runs, int(1000 * difference)])
-    signs = rng.choice([-1.0, 1.0], size=(runs, FLIPS))
-    found = 0
-    for _ in range(POWER_STUDIES // 100):
-        # A task alone varies more than the mean over independent tasks.
-        differences = rng.normal(difference, math.sqrt(tasks), size=(tasks, 100, runs))
-        t, seen = np.zeros((100, FLIPS)), np.zeros(100)
-        for d in differences:
-            squares = np.square(d).sum(axis=1)
-            for sums, into in ((d @ signs, t), (d.sum(axis=1), seen)):
-                of = squares.reshape(-1, *[1] * (sums.ndim - 1))
-                into += sums / np.sqrt((of - sums**2 / runs) / (runs - 1))
-        p = (1 + (np.abs(t) >= np.abs(seen)[:, None] * (1 - 1e-9)).sum(axis=1)) / (1 + FLIPS)
-        found += int((p < ALPHA).sum())
-    return found / POWER_STUDIES
-
-
 def advised(studies: int) -> Iterator[Row]:
     """Yield how many advised numbers of runs have the power that they promise."""
-    for tasks, runs, margin, part in product((1, 4), (4, 6, 8, 10), (0.5, 1.0, 1.5), (0, 0.5, 1)):
-        rng = np.random.default_rng([SEED, tasks, runs, int(10 * margin), int(10 * part)])
+    for margin, runs, part in product((0.5, 1.0, 1.5), (4, 6, 8, 10), (0, 0.5, 1)):
+        rng = np.random.default_rng([SEED, 1, runs, int(10 * margin), int(10 * part)])
         numbers, by_sd, verdicts = [], [], []
         for _ in range(studies):
-            scores = drawn(rng, tasks, runs, part * margin)
+            scores = drawn(rng, runs, part * margin)
             row = judged(scores, margin)
             verdicts.append(row["verdict"])
             if row["verdict"] == "open" and row["runs_to_decide"] is not None:
                 numbers.append(row["runs_to_decide"])
-                differences = (scores[1] - scores[0]).mean(axis=0) / (SPREAD * math.sqrt(2))
+                differences = (scores[1] - scores[0]) / (SPREAD * math.sqrt(2))
                 needed = runs_to_decide(float(differences.std(ddof=1)), margin)
                 by_sd.append(max(needed or MOST_RUNS, runs + 1))
-        facts: Row = {"tasks": tasks, "runs": runs, "margin": margin, "true": part * margin}
+        facts: Row = {"runs": runs, "margin": margin, "true": part * margin}
         counts = {word: verdicts.count(word) for word in sorted(set(verdicts))}
-        powers = np.array([power(tasks, margin, number) for number in numbers])
-        cheaper = np.array([power(tasks, margin, number) for number in by_sd])
+        powers = np.array([power_of(1.0, margin, number) for number in numbers])
+        cheaper = np.array([power_of(1.0, margin, number) for number in by_sd])
         yield facts | {
             **counts,
             "advised": len(numbers),

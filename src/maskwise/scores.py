@@ -44,7 +44,7 @@ FEWEST_ITEMS = 30
 """With fewer test items, a normal interval would be too short."""
 FEWEST_DIFFERENT = 10
 """With fewer items on which two arms differ, a normal interval misses the true difference too often
-(in simulations up to 19 %, and with this limit at most 6.4 %; benchmarks/false_positives.py)."""
+(in simulations in up to 19 % of tables, with this limit in at most 6.1 %; RESULTS)."""
 
 COLUMNS = {
     "arm": ("arm", "model", "method", "system", "variant", "name"),
