@@ -138,7 +138,7 @@ def test_the_floor_of_a_mean_is_the_mean_of_the_floors() -> None:
     tasks = [{"b": at(0.6), "a": at(0.7), "start": at(start)} for start in (0.3, 0.5)]
     table = table_of(*tasks)
     expected = (0.3 / table.sds["t0"] + 0.5 / table.sds["t1"]) / 2
-    floor = floor_of(table, "tasks", "a", "b")
+    floor = floor_of(table, "tasks")
     assert floor is not None and floor[1] == pytest.approx(expected)
 
 
@@ -153,7 +153,7 @@ def test_the_floor_of_a_loss_is_that_of_word_frequencies() -> None:
         for split, value in (("test", loss + more), ("unigram", 6.0 + more))
     ]
     table = table_of({"b": at(0.6), "a": at(0.7)}, more=lines)
-    floor = floor_of(table, "heldout:token", "a", "b")
+    floor = floor_of(table, "heldout:token")
     assert floor is not None
     assert floor.tolist() == pytest.approx([6.5 + seed / 100 for seed in range(6)])
     _, break_even = failures_of(table, "heldout:token", "a", "b", leads=True)
