@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -134,6 +135,26 @@ def test_a_line_a_minute_where_there_is_no_terminal(
         progress.advance()
         shown = capsys.readouterr().err
         assert shown.startswith("learning [x]: step 3 of 10") is not hidden
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.parametrize("title", ["token 0.15", "mometas over mlm, clm, cse and a long name"])
+def test_a_bar_never_cuts_steps_and_time(
+    width: int, title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 80 columns, a note cut "4/400" to "…", and the time left to "0…"."""
+    console = Terminal(width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr("maskwise.training.log.err_console", console)
+    progress = ProgressBar(title, 400)
+    for _ in range(4):
+        progress.advance()
+    progress.note("1,592 tokens/s, 0.5 GiB", loss=6.15, ratio=0.151, padding=0.0107)
+    with console.capture() as capture:
+        console.print(progress.bar.get_renderable())
+    [line] = capture.get().splitlines()
+    assert "4/400" in line and re.search(r"\d:\d\d:\d\d|-:--:--", line)
+    assert ("loss 6.15" in line) is (width >= 60)
+    assert len(line) <= width
 
 
 # Streams

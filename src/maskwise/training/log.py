@@ -11,11 +11,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
+from rich.cells import cell_len
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 from torch import Tensor
 
 from maskwise.devices import peak_memory, peak_rate
@@ -345,6 +348,10 @@ def _require_finite(lines: Sequence[Facts], done: int) -> None:
             raise NotFinite(what, got=loss, do="lower training.learning_rate")
 
 
+TIME_WIDTH = 7
+"""The width of the time left, such as 1:02:03."""
+
+
 class ProgressBar:
     """A progress bar over steps, with speed and remaining time.
 
@@ -362,14 +369,22 @@ class ProgressBar:
         self.lines = not hidden and not shown
         self.began = self.printed_at = time.perf_counter()
         self.start = start
+        width = err_console.width
+        named = min(cell_len(title), width // 4)
+        bar = min(40, width // 8)
+        # What the title, the bar, the steps, the time left and four gaps leave free.
+        self.room = width - named - bar - 2 * len(str(total)) - 1 - TIME_WIDTH - 4
         # Titles contain names of users, which must not be parsed as markup.
         self.bar = Bar(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(width=named, no_wrap=True, overflow="ellipsis"),
+            ),
+            BarColumn(bar_width=bar),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
+            TextColumn("{task.fields[shown]}", markup=False),
             console=err_console,
             disable=not shown,
         )
@@ -378,7 +393,7 @@ class ProgressBar:
             total=total,
             completed=start,
             note="",
-            rate="",
+            shown="",
         )
 
     def advance(self) -> None:
@@ -398,7 +413,7 @@ class ProgressBar:
         return ", ".join(filter(None, (*parts, f"about {duration(left)} left")))
 
     def note(self, rate: str = "", **values: float | None) -> None:
-        """Show values beside the bar.
+        """Show values beside the bar, the first of them, as far as the terminal has room.
 
         Args:
             rate: the speed, as text; default: steps per second.
@@ -408,10 +423,12 @@ class ProgressBar:
         if speed and not rate:
             rate = f"{speed:.1f} steps/s"
         known = [f"{name} {value:.3g}" for name, value in values.items() if value is not None]
+        shown = accumulate([*known, rate], "{}  {}".format)
+        fitting = [text for text in shown if len(text) <= self.room]
         self.bar.update(
             self.task,
             note="  ".join(known),
-            rate=rate,
+            shown=fitting[-1] if fitting else "",
         )
 
 
