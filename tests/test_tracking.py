@@ -87,7 +87,8 @@ def test_each_arm_and_seed_of_a_study_is_a_run_with_its_settings_and_scores(
 ) -> None:
     """All were one project without names, and differed in nothing but the seed."""
     out = tmp_path / "out"
-    assert maskwise("study", recipe, *SHORT, "training.trackers=[wandb]", "--out", out) == 0
+    short = (*SHORT, "finetune.seeds=1", "finetune.steps=1", "training.trackers=[wandb]")
+    assert maskwise("study", recipe, *short, "--out", out) == 0
     assert {(each.project, each.words["group"]) for each in made} == {("maskwise", "recipe")}
     assert all(each.finished == 1 and each.words["resume"] == "allow" for each in made)
     runs: dict[str, list[Fake]] = {}
@@ -112,7 +113,7 @@ def test_each_arm_and_seed_of_a_study_is_a_run_with_its_settings_and_scores(
         assert {"score/task", "score/heldout/token/0.15"} <= measured.sent("score/").keys()
     # A finished study tells nothing again.
     count = len(made)
-    assert maskwise("study", recipe, *SHORT, "training.trackers=[wandb]", "--out", out) == 0
+    assert maskwise("study", recipe, *short, "--out", out) == 0
     assert len(made) == count
 
 
