@@ -195,7 +195,7 @@ class Documents:
         for document in self._documents():
             repeated = not self.keep_repeated and seen.before(document.id)
             if self.fields.group:
-                in_group = hash((document.id, document.place))
+                in_group = hash((document.id, document.group))
                 if not seen_in_groups.before(in_group) and repeated:
                     self.regrouped.add(document.id)
             if repeated:
@@ -482,7 +482,7 @@ class _Seen:
     def before(self, number: int) -> bool:
         """Return whether a number is in the set, and add the number."""
         place = self.sorted.searchsorted(number)
-        if number in self.recent or number in self.sorted[place : place + 1]:
+        if number in self.recent or (place < len(self.sorted) and self.sorted[place] == number):
             return True
         self.recent.add(number)
         # Merges are rare, because each copies the whole array.
