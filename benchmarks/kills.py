@@ -178,7 +178,7 @@ class Command:
             if way.ranks > 1:
                 launcher += ["torch.distributed.run", "--standalone"]
                 launcher += ["--nproc-per-node", str(way.ranks), "-m"]
-            os.execv(sys.executable, [*launcher, "maskwise.cli", *words])
+            os.execv(sys.executable, [*launcher, "maskwise", *words])
         os._exit(ranks_of(way.ranks, words) if way.ranks > 1 else called(words))
 
     def living(self) -> dict[int, str]:

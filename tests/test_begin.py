@@ -278,15 +278,6 @@ def test_new_refuses_the_options_of_a_run(tmp_path, monkeypatch, capfd):
     assert "--dry-run" in capfd.readouterr().err and not Path("mine.yaml").exists()
 
 
-def test_the_former_option_says_the_new_command(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    write_texts(tmp_path / "my texts.txt", english=True)
-    assert maskwise("study", "--new", "my texts.txt", "labels.csv") == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.endswith("run maskwise new 'my texts.txt' labels.csv")
-    assert not Path("my texts.yaml").exists()
-
-
 def test_a_recipe_is_written_where_the_user_says(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "mine.txt", english=True)

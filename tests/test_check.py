@@ -317,34 +317,6 @@ def test_a_study_in_the_folder_is_a_pilot(recipe: Path, tmp_path: Path) -> None:
         spreads_of(read, folder, str(folder))
 
 
-# Former spellings
-# ----------------------------------------------------------------------------
-
-
-def test_the_former_option_of_blocks_works_with_a_note(recipe: Path, said: Any) -> None:
-    command = ["study", recipe, "--dry-run", "--json"]
-    _, new, silent = said(*command, "--only-seeds", "1")
-    _, former, note = said(*command, "--seeds", "1")
-    assert json.loads(former)["stages"] == json.loads(new)["stages"]
-    assert note.splitlines()[0] == "--seeds is now called --only-seeds" not in silent
-
-
-def test_the_former_option_of_fine_tuning_works_with_a_note(
-    said: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
-
-    def run(*_: Any, seeds: int, **__: Any) -> list[Any]:
-        asked.append(seeds)
-        return []
-
-    monkeypatch.setattr("maskwise.study.single.run_finetune", run)
-    for option in ("--runs", "--seeds"):
-        code, _, note = said("finetune", "m", "--task", "t", option, 4)
-        assert code == 0 and ("is now called --runs" in note) == (option == "--seeds")
-    assert asked == [4, 4]
-
-
 def test_the_command_and_python_divide_the_warnings_of_a_check_alike(
     recipe: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

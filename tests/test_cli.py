@@ -163,8 +163,6 @@ REFUSED = [
         "and there is none",
     ),
     ("adapt bundled:encoder bundled:wikipedia --head-steps 5", "has one already"),
-    ("finetune bundled:encoder --task trivia --runs 2 --seeds 3", "both are given"),
-    ("study --only-seeds 0-5 --seeds 6", "both are given"),
     ("generate TINY --length 4 --steps 5", "too many steps"),
     ("inspect the_cat --texts 3", "a number of texts is given for one text"),
     ("status out --dry-run", "use it with --drop-checkpoints"),
@@ -181,7 +179,7 @@ ALWAYS = {
     "new": "out",
     "adapt": "task policy new_words control keep steps patience lengths limit out jobs dry_run "
     "as_json",
-    "study": "out new engine jobs retries stages dry_run as_json",
+    "study": "out only_seeds engine jobs retries stages dry_run as_json",
     "pretrain": "out as_json",
     "finetune": "task out as_json",
     "learn": "out as_json",
@@ -196,7 +194,6 @@ ALWAYS = {
     "report": "html as_json",
     "compare": "baseline replicate as_json",
     "list": "as_json",
-    "bench": "",
 }
 """The options of each command that have an effect whatever the other options are."""
 
@@ -352,7 +349,6 @@ def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
             "override model.hidden_size=8: unknown setting",
         ),
         (["finetune", "nowhere"], "--task"),
-        (["bench", "mask"], "benchmarks/mask.py"),
         (
             ["compare", "s.csv", "--baseline", "a", "--replicate", "items", "--chance", "t=half"],
             "--chance needs a number after the task; got half; allowed: the score of guessing; for",

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from maskwise import encode
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import (
     EvaluationSettings,
@@ -30,7 +31,7 @@ from maskwise.evaluation import (
     overlap_record,
 )
 from maskwise.evaluation.cloze import Cloze, Fact, candidate_scores, questions_of, rank_of
-from maskwise.evaluation.evaluate import call_of, evaluate_checkpoint, measure_of
+from maskwise.evaluation.evaluate import evaluate_checkpoint
 from maskwise.evaluation.heldout import FixedMasks
 from maskwise.evaluation.measure import HeldOutText
 from maskwise.evaluation.overlap import occurring
@@ -41,7 +42,7 @@ from maskwise.masking import Line, gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models import load_model, new_config, new_model
 from maskwise.recipe import validate
-from maskwise.text import Document, encode, read_pieces, split, tokenise, train_tokenizer
+from maskwise.text import Document, read_pieces, split, tokenise, train_tokenizer
 from processes import processor_seconds
 from tiny import maskwise
 from training_tools import model as tiny_model
@@ -636,21 +637,6 @@ def test_numbers_of_text_loss_are_checked_when_a_recipe_is_read(
     ((name, value),) = number.items()
     with pytest.raises(MaskwiseError, match=f"{name} of text-loss is not valid; got {value}"):
         TextLoss.read(str(text), **number)
-
-
-def test_former_spellings_of_measures_are_read_and_named(
-    order: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pairs = f"{order}(items=1)"
-    former = ["bound:16", "pseudo-perplexity:2", f"pairs:{pairs}"]
-    now = ["bound(16)", "pseudo-perplexity(2)", f"pairs({pairs!r})"]
-    found = [measure_of(call_of(measure)) for measure in former]
-    assert found == [measure_of(call_of(measure)) for measure in now]
-    assert vars(found[0])["draws"] == 16 and vars(found[1])["rows"] == 2
-    assert [
-        message.partition(" is now called ")[::2]
-        for message in capsys.readouterr().err.splitlines()
-    ] == list(zip(former, now))
 
 
 @pytest.mark.parametrize(

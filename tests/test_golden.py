@@ -39,13 +39,14 @@ from masking_tools import (
     random_rows,
     vocabulary,
 )
+from maskwise import encode
 from maskwise.annotate.registry import ANNOTATORS
 from maskwise.annotate.run import annotate_corpus
 from maskwise.learning.scorer import PolicyModel
 from maskwise.masking.batch import MaskedBatch
 from maskwise.masking.diffusion import Noising
 from maskwise.samplers import SAMPLERS, sampler
-from maskwise.text import encode, train_tokenizer
+from maskwise.text import train_tokenizer
 from test_words import FAMILIES, TEXTS
 from tiny import maskwise, read_lines, write_inputs, write_lines
 

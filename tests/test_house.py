@@ -25,7 +25,7 @@ COMMANDS = "adapt check compare convert evaluate finetune learn pretrain study"
 IN_TWO_MODULES = {
     **dict.fromkeys(COMMANDS.split(), "a command, and the functions that do its work"),
     "annotate_rows": "maskwise.annotate_rows takes names of layers, too",
-    "encode": "as annotate_rows; maskwise.tasks.encode is public until 0.2",
+    "encode": "as annotate_rows; maskwise.tasks.encode is of labelled rows",
     "figure": "a number as text, in the terminal and on a page",
     "short": "as figure",
     "mixture": "of policies and of ratios: names in recipes",

@@ -19,7 +19,7 @@ ROOT = Path(maskwise.__file__).parent
 # Below → above. A module may import its own room and what stands before it; a row does not see its
 # own.
 ORDER = [
-    {"errors", "constants", "former", "signals", "devices"},
+    {"errors", "constants", "signals", "devices"},
     {"effects", "files", "printing", "measurements"},
     {"specs", "estimates", "plugins"},
     {"folders", "jobs", "draws", "attention"},
@@ -57,7 +57,6 @@ ONLY = {
         "errors",
         "draws",
         "folders",
-        "former",
         "masking",
         "plugins",
         "segments",
@@ -71,7 +70,6 @@ ONLY = {
         "effects",
         "draws",
         "errors",
-        "former",
         "plugins",
         "segments",
         "specs",
@@ -88,9 +86,6 @@ ONLY = {
     },
     "verdict": {"constants", "errors", "estimates", "files", "folders", "measurements", "specs"},
 }
-
-# Names that have moved up work at their former place until maskwise 0.2: ``maskwise.text.encode``.
-DOORS = {("text", "api")}
 
 
 def room_of(module: str) -> str:
@@ -156,7 +151,7 @@ def test_a_module_imports_only_what_stands_below_it(path):
     assert own in LEVEL, f"{own} has no place in the order of tests/test_imports.py"
     for module in imports(path):
         room = room_of(module)
-        if room == own or (name_of(path), room) in DOORS:
+        if room == own:
             continue
         assert LEVEL[room] < LEVEL[own], f"{name_of(path)} imports {module}"
         assert room in ONLY.get(own, LEVEL), f"{name_of(path)} may not know {module}"

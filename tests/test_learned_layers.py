@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from maskwise import encode
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
@@ -18,7 +19,7 @@ from maskwise.learning.scorer import PolicyModel
 from maskwise.masking import Masker
 from maskwise.masking.policies import policy
 from maskwise.recipe import read_recipe, validate
-from maskwise.text import Document, Rows, encode, read_pieces, tokenise, train_tokenizer
+from maskwise.text import Document, Rows, read_pieces, tokenise, train_tokenizer
 from maskwise.text.tokenizers import load_tokenizer
 from tiny import WORDS, write_inputs
 

@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMaskedLM
 
+from maskwise import encode
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of
 from maskwise.flops import Flops
@@ -24,7 +25,6 @@ from maskwise.recipe import read_recipe
 from maskwise.study.checks import check_inputs
 from maskwise.study.stages import evaluate_stage, prepare_stage, pretrain_stage
 from maskwise.study.work import starting_from
-from maskwise.text import encode
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.data import Step
 from maskwise.training.log import Meter

@@ -36,6 +36,7 @@ from masking_tools import (
     tokenizer,
     vocabulary,
 )
+from maskwise import encode
 from maskwise.annotate.registry import ANNOTATORS, annotator
 from maskwise.draws import Draws
 from maskwise.errors import MaskwiseError
@@ -46,7 +47,7 @@ from maskwise.masking.policies import Policy, UnitKind, When, mixture, policy
 from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.masking.units import Units, runs
 from maskwise.masking.vocabulary import wildcards
-from maskwise.text import encode, train_tokenizer
+from maskwise.text import train_tokenizer
 
 
 def test_shares_of_mask_random_and_keep() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from invented import world
+from maskwise import encode
 from maskwise.errors import MaskwiseError
 from maskwise.learning.examples import Examples, answers_in, contexts_of, find_contexts
 from maskwise.learning.gradients import InnerStep, Losses, descended, values_of
@@ -42,7 +43,7 @@ from maskwise.models import new_config, new_model
 from maskwise.objectives import Classification, MaskedLanguageModelling, MultiLabel
 from maskwise.tasks import load_task
 from maskwise.tasks.questions import MarkedRow
-from maskwise.text import encode, read_documents, train_tokenizer
+from maskwise.text import read_documents, train_tokenizer
 from maskwise.text.settings import TokenizerSettings
 from maskwise.training import TrainingSettings, log_frequencies
 from maskwise.training.engine import Engine

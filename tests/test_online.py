@@ -72,11 +72,6 @@ def test_a_question_about_the_next_batch_starts_no_learner() -> None:
     assert source.learners() and len(began) == 1
 
 
-def test_a_learner_with_the_former_name_of_a_method_is_refused() -> None:
-    with pytest.raises(MaskwiseError, match=r"Own.meet would not be called; name it configure"):
-        type("Own", (Learner,), {"meet": lambda self, objective: None})
-
-
 def test_weights_by_hand() -> None:
     masker, batch = taught("type-weighted(every=2)", torch.ones_like)
     truth = batch.labels[batch.labels >= 0]

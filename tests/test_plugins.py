@@ -684,12 +684,6 @@ def test_what_is_not_built_in_any_more_says_what_to_do(make: Any, name: str, adv
     assert name in caught.value.what and advice in str(caught.value.do)
 
 
-def test_a_plug_in_may_have_the_name_of_a_former_member() -> None:
-    table = Table("policy", "none", {}, gone={"ul2": "use another"})
-    table.register("ul2", lambda: "mine")
-    assert find("policy", "ul2", table)[1]() == "mine"
-
-
 def test_settings_that_went_and_objectives_with_arguments_say_what_to_do() -> None:
     with pytest.raises(MaskwiseError, match=r"no visits: coverage any more.*complement"):
         mw.Masker(train_tokenizer(["a b"] * 3, vocab_size=80), visits="coverage")

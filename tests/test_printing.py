@@ -13,13 +13,12 @@ import re
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import maskwise
-from maskwise.annotate.run import annotate_corpus
 from maskwise.cli import main
 from maskwise.cli.terminal import print_table
 from maskwise.errors import MaskwiseError, visible
@@ -33,8 +32,6 @@ from maskwise.printing import (
     quietly,
     shows_progress,
 )
-from maskwise.tasks import evaluate_tasks
-from maskwise.training import train
 from maskwise.training.log import ProgressBar
 from processes import PATIENCE
 
@@ -291,14 +288,3 @@ def test_a_level_that_is_set_before_the_import_stays() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{logging.ERROR}\n"
-
-
-@pytest.mark.parametrize(
-    ("call", "given"),
-    [(train, (None, None, None)), (annotate_corpus, ([], [], "out")), (evaluate_tasks, ("a", []))],
-)
-def test_a_former_argument_says_what_replaces_it(
-    call: Callable[..., object], given: tuple[object, ...]
-) -> None:
-    with pytest.raises(MaskwiseError, match="getLogger"):
-        call(*given, quiet=True)

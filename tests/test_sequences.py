@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from transformers import EsmTokenizer, ProphetNetTokenizer
 
+from maskwise import encode
 from maskwise.annotate.registry import annotator
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.evaluate import evaluate_checkpoint
@@ -23,7 +24,7 @@ from maskwise.study import run_study
 from maskwise.study.checks import check_inputs
 from maskwise.study.forecast import check
 from maskwise.study.single import run_pretrain
-from maskwise.text import encode, read_documents, tokenise, train_tokenizer
+from maskwise.text import read_documents, tokenise, train_tokenizer
 from maskwise.text.documents import Document
 from maskwise.text.tokenizers import dna_note, load_tokenizer
 from maskwise.text.words import word_rule

@@ -405,6 +405,13 @@ def test_a_phase_refuses_a_value_without_effect():
         read_recipe("quick-start", ["phases=[{objective: clm, masking.ratio: 0.2}, {}]"])
 
 
+def test_settings_of_tasks_have_an_effect_beside_phases():
+    """They were refused where every phase changes something, as if there were no tasks."""
+    phases = "phases=[{training.steps: 3}, {masking.ratio: 0.3}]"
+    read = read_recipe("quick-start", [phases, "finetune.epochs=7"])
+    assert read.finetune.epochs == 7
+
+
 def test_a_value_that_one_arm_uses_is_a_value_with_effect(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(

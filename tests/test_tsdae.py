@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from maskwise import encode
 from maskwise.errors import MaskwiseError
 from maskwise.objectives import objective
-from maskwise.text import encode, train_tokenizer
+from maskwise.text import train_tokenizer
 
 TEXTS = [
     "the red cat sat on the mat",

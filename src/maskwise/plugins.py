@@ -29,7 +29,7 @@ from functools import lru_cache, partial
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from keyword import iskeyword
-from types import FunctionType, MappingProxyType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from maskwise.errors import MaskwiseError, PlugInError, first_line
@@ -56,8 +56,6 @@ class Table(MutableMapping[str, T], Generic[T]):
         kind: the kind of member, for error messages, such as "policy".
         group: the group of the entry points.
         built_in: the built-in members.
-        gone: built-in members of earlier versions, with advice. Until maskwise 0.2, an error says
-            what to do instead.
         of: the type of a member. By default, a member is a function or a class.
     """
 
@@ -67,12 +65,10 @@ class Table(MutableMapping[str, T], Generic[T]):
         group: str,
         built_in: Mapping[str, T],
         *,
-        gone: Mapping[str, str] = MappingProxyType({}),
         of: type[T] | None = None,
     ):
         self.kind = kind
         self.group = group
-        self.gone = gone
         self.of = of
         self._members = dict(built_in)
         self._registered = set[str]()

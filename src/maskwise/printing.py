@@ -26,7 +26,7 @@ from typing import IO, Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from maskwise.errors import MaskwiseError, is_visible, visible
+from maskwise.errors import is_visible, visible
 
 LINE_SECONDS = 60.0
 """Seconds between two plain lines of progress if stderr is not a terminal."""
@@ -128,21 +128,6 @@ def note(lines: Iterable[str]) -> None:
     """Log lines at the level INFO."""
     for line in lines:
         LOGGER.info("%s", line)
-
-
-def note_of_rename(old: str, new: str) -> None:
-    """Say that something has a new name. The old one works until maskwise 0.2."""
-    LOGGER.warning("%s is now called %s", old, new)
-
-
-def refuse_quiet(quiet: object) -> None:
-    """Answer the former argument ``quiet`` with its replacement, until maskwise 0.2."""
-    if quiet is not None:
-        raise MaskwiseError(
-            "the argument quiet is gone",
-            got=quiet,
-            do='logging.getLogger("maskwise").setLevel(logging.WARNING) hides progress',
-        )
 
 
 def shows_progress() -> bool:

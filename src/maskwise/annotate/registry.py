@@ -34,7 +34,7 @@ from maskwise.errors import MaskwiseError, PlugInError, first_line, items_of
 from maskwise.plugins import Table, code_of_module, is_foreign, require_call
 from maskwise.signals import AskedToLeave
 from maskwise.specs import Call, build, find, parse_call
-from maskwise.text.documents import GONE, inside, source_path
+from maskwise.text.documents import inside, source_path
 from maskwise.text.labelled import POS, read_conllu
 from maskwise.text.layers import (
     Annotator,
@@ -420,10 +420,7 @@ _BUILT_IN: dict[str, Callable[..., Annotator]] = {
     "spans": spans,
     "stored": Store,
 }
-_GONE = dict.fromkeys(
-    GONE, "read spans from a file: spans('bundled:world-0', field='asked', layer='asked')"
-)
-ANNOTATORS = Table("annotator", "maskwise.annotators", _BUILT_IN, gone=_GONE)
+ANNOTATORS = Table("annotator", "maskwise.annotators", _BUILT_IN)
 """The annotators by their names in recipes. ``maskwise.learning`` registers ``learned``."""
 
 

@@ -51,7 +51,7 @@ from maskwise.folders import (
     write_whole,
 )
 from maskwise.jobs import ENGINES, Pool, open_pool
-from maskwise.printing import err_console, refuse_quiet, shows_progress
+from maskwise.printing import err_console, shows_progress
 from maskwise.signals import AskedToLeave
 from maskwise.specs import user_path
 from maskwise.text.documents import UNNAMED, Document, Documents, read_documents, require_documents
@@ -120,7 +120,6 @@ def annotate_corpus(
     engine: str = "local",
     jobs: int | None = 1,
     functions: Sequence[str] = (),
-    quiet: None = None,
 ) -> AnnotationSummary:
     """Annotate a corpus and write the layers into the folder ``out``.
 
@@ -149,7 +148,6 @@ def annotate_corpus(
             uses one local process per core (fewer if the corpus is small), or all cores of the Ray
             cluster.
         functions: your own functions as annotators, such as "module:function"; see registry.py.
-        quiet: a former argument. The level of the logger ``maskwise`` hides the progress bar.
 
     Returns:
         The content of ``summary.json``.
@@ -159,7 +157,6 @@ def annotate_corpus(
             call would destroy, or the disk is full. After an error, finished files stay in the
             folder. If no file is finished, the call leaves nothing behind.
     """
-    refuse_quiet(quiet)
     out = Path(out)
     require_known("engine", engine, ENGINES)
     wanted = []

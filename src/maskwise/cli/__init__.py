@@ -114,8 +114,6 @@ for command in (
 ):
     app.command()(results_only()(command))
 app.command("list")(results_only()(views.list_names))
-anything = {"ignore_unknown_options": True, "allow_extra_args": True}
-app.command(hidden=True, context_settings=anything)(views.bench)
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EBADF)
 """Errors of the operating system for failed writes, such as on a full disk."""

@@ -30,15 +30,13 @@ from maskwise.cli.terminal import (
     print_policy,
     print_table,
     print_verdicts,
-    renamed,
     seeds_of,
-    was_given,
 )
 from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
-from maskwise.errors import MaskwiseError, Truncated, counted, in_percent, plural, whole_number
+from maskwise.errors import MaskwiseError, Truncated, counted, in_percent, plural
 from maskwise.estimates import failure_lines
 from maskwise.folders import recipe_path, refuse_missing, shipped
-from maskwise.printing import err_console, note_of_rename, out_console, print_json, say, warn
+from maskwise.printing import err_console, out_console, print_json, say, warn
 from maskwise.specs import is_path, split_options
 
 
@@ -47,7 +45,6 @@ def study(
     recipe: RecipeName = "quick-start",
     overrides: Overrides = None,
     out: Out = None,
-    new: Annotated[bool, typer.Option("--new", hidden=True)] = False,
     engine: Engine = "local",
     jobs: Jobs = None,
     retries: Annotated[
@@ -57,7 +54,6 @@ def study(
         str | None,
         typer.Option(help="Run only some seeds: 100-105 or 100,103. Verdicts need all seeds."),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(hidden=True)] = None,
     stages: Annotated[
         Path | None,
         typer.Option(help="Folder of stages that studies share, to run common parts once."),
@@ -70,14 +66,6 @@ def study(
     The same command resumes an interrupted study. The exit code is 1 if a run failed.
     """
     changes = overrides or []
-    if new:
-        files = [recipe] if was_given(context, "recipe") else ["TEXTS", "[LABELS …]"]
-        words = ["maskwise", "new", *files, *changes]
-        raise MaskwiseError(
-            "study --new is now a command of its own",
-            do=f"run {join(words) if was_given(context, 'recipe') else ' '.join(words)}",
-        )
-    only_seeds = renamed("seeds", seeds, "only-seeds", only_seeds)
     # `maskwise study training.steps=10` means the quick start with an override.
     if "=" in recipe and not is_path(recipe):
         changes = [recipe, *changes]
@@ -259,11 +247,7 @@ def adapt(
 
     refuse_both(runs, seeds)
     of_runs: int | tuple[int, ...] = runs or default_runs(new_words, control)
-    if seeds is not None and seeds.isdecimal():
-        # The former spelling of --runs.
-        of_runs = whole_number("--seeds", int(seeds), least=1, most=MOST_SEEDS)
-        note_of_rename(f"--seeds {seeds}", f"--runs {seeds}; the seed {seeds} is {seeds}-{seeds}")
-    elif seeds is not None:
+    if seeds is not None:
         of_runs = (*seeds_of(seeds, "--seeds"),)
     request = Request(
         model=model,
@@ -386,14 +370,12 @@ def finetune(
     runs: Annotated[
         int | None, typer.Option(min=1, help="Fine-tuning runs per task. Default: 3.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a checkpoint on tasks with several seeds, and evaluate it on the test sets."""
     from maskwise.study.single import run_finetune
 
-    runs = renamed("seeds", seeds, "runs", runs)
     out = out_folder(out, model, command="finetune")
     with warnings.catch_warnings():
         # The notes on the results say the same.

@@ -15,7 +15,7 @@ from rich.text import Text
 from maskwise.constants import GAIN, MOST_SEEDS
 from maskwise.errors import MaskwiseError, duration, visible
 from maskwise.folders import results_folder
-from maskwise.printing import Terminal, note, note_of_rename, out_console, say, warn
+from maskwise.printing import Terminal, note, out_console, say, warn
 from maskwise.specs import is_path, split_options
 
 if TYPE_CHECKING:
@@ -116,30 +116,6 @@ def was_given(context: typer.Context, name: str) -> bool:
     """Return whether the command line sets a parameter."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def renamed(old: str, former: T | None, new: str, value: T | None) -> T | None:
-    """Return the value of an option that had another name, which is read until maskwise 0.2.
-
-    Args:
-        old: the former name, without dashes.
-        former: the value that is given under the former name.
-        new: the name.
-        value: the value that is given under the name.
-
-    Raises:
-        MaskwiseError: both are given.
-    """
-    if former is None:
-        return value
-    if value is not None:
-        raise MaskwiseError(
-            f"--{old} is the former name of --{new}, and both are given",
-            got=f"--{old} {former} --{new} {value}",
-            do=f"remove --{old}",
-        )
-    note_of_rename(f"--{old}", f"--{new}")
-    return former
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:

@@ -458,15 +458,6 @@ def _number(text: str) -> float:
         ) from None
 
 
-def bench(name: Annotated[str, typer.Argument()] = "mask") -> None:
-    """Say where the benchmark of masking is now, until maskwise 0.2."""
-    raise MaskwiseError(
-        "there is no maskwise bench any more",
-        got=name,
-        do="run python benchmarks/mask.py in a clone of the repository, or make bench",
-    )
-
-
 # Some modules of the lists take seconds to import. Only the module of the wanted list is imported.
 
 

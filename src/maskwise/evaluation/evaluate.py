@@ -57,7 +57,6 @@ from maskwise.masking.policies import Policy
 from maskwise.measurements import Measurement
 from maskwise.models import load_model, without_advice
 from maskwise.plugins import Table, is_foreign
-from maskwise.printing import note_of_rename
 from maskwise.specs import Call, build, parse_call, with_options
 from maskwise.text import (
     Rows,
@@ -107,8 +106,7 @@ OWN_SETTINGS = {
     WORDS: "evaluation.word_loss",
 }
 """The settings of measures that have settings of their own, by the names of the measures."""
-FORMERLY = (BOUND, PSEUDO_PERPLEXITY, CLOZE, PAIRS)
-"""The measures of which ``name:argument`` is a former spelling."""
+
 # The maximum number of tokens in a row of the user's text. The model's limit may be lower.
 LONGEST = 128
 
@@ -344,13 +342,7 @@ def _held_out_text(data: TokenisedText, texts: Iterable[str]) -> HeldOutText | N
 
 
 def call_of(measure: str) -> Call:
-    """Read a measure: a name with arguments. ``name:argument`` is read until maskwise 0.2."""
-    name, colon, value = measure.partition(":")
-    if colon and name in FORMERLY:
-        argument = int(value) if value.isdecimal() else value
-        call = Call(name, (argument,), written=measure)
-        note_of_rename(measure, str(call))
-        return call
+    """Read a measure: a name with arguments."""
     require_known("measure", measure.partition("(")[0].strip(), MEASURES)
     return parse_call(measure)
 

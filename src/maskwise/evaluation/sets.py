@@ -23,7 +23,6 @@ from maskwise.evaluation.measure import Measure
 from maskwise.evaluation.scoring import evenly_spaced, log_probabilities
 from maskwise.families import most_tokens
 from maskwise.folders import bundled_file
-from maskwise.former import former_names
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.measurements import Measurement
@@ -229,6 +228,3 @@ class Pairs(Measure):
                 },
             )
         ]
-
-
-__getattr__ = former_names(__name__, {"TestSet": "maskwise.evaluation.measure.Measure"})

@@ -7,7 +7,6 @@ checks a policy or a corruption of yours. Masking runs in numpy. It imports only
 the package, such as ``errors`` and ``draws``.
 """
 
-from maskwise.former import former_names
 from maskwise.masking import schedules
 from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
@@ -43,12 +42,3 @@ __all__ = [
     "gather",
     "schedules",
 ]
-
-__getattr__ = former_names(
-    __name__,
-    {
-        "AnnotatedBatch": "maskwise.masking.Line",
-        "Pieces": "maskwise.masking.Line",
-        "Rows": "maskwise.masking.UserRows",
-    },
-)

@@ -14,7 +14,6 @@ import numpy as np
 
 from maskwise.devices import moved
 from maskwise.draws import Array
-from maskwise.former import FormerName
 from maskwise.masking.line import Line
 from maskwise.masking.select import Choice
 
@@ -109,8 +108,6 @@ class MaskedBatch:
             attention = line.tensor(line.attention_mask)
         extras = {name: line.tensor(values) for name, values in line.extras.items()}
         return cls(line.tensor(line.input_ids), labels, attention, line, targets, extras)
-
-    source = FormerName("line")
 
     @cached_property
     def ratio(self) -> Tensor:

@@ -416,10 +416,6 @@ class Line:
         """
         import torch
 
-        # Names were allowed until 0.2, and a layer hid the attribute of its name.
-        if isinstance(values, str):
-            do = f"line.tensor(line.{values}), or line.tensor(line.layer({values!r}))"
-            raise MaskwiseError("Line.tensor takes an array", got=values, do=do)
         return torch.from_numpy(values.reshape(self.shape))
 
 

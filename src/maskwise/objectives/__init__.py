@@ -57,8 +57,7 @@ _BUILT_IN: dict[str, type[Objective]] = {
     "tsdae": DenoisingAutoencoder,
     "denoise": Denoising,
 }
-_GONE = {"sbo": "add the objective as a plug-in, as docs/plug-ins.md shows"}
-OBJECTIVES = Table("objective", "maskwise.objectives", _BUILT_IN, gone=_GONE)
+OBJECTIVES = Table("objective", "maskwise.objectives", _BUILT_IN)
 """The objectives by their names in recipes."""
 
 

@@ -566,6 +566,8 @@ class Recipe(Settings):
                 "masking": link._masking,
                 "corpus": link.corpus.model_copy(update={"layers": link._layers}),
                 "evaluation": link.evaluation.model_copy(update={"masks": link._masks}),
+                # A phase changes no task, so it is read without them.
+                "tasks": self.tasks,
             }
             links.append(link.model_copy(update=parts).seeded(seed))
         return tuple(links)

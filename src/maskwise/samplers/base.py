@@ -23,7 +23,6 @@ from maskwise.arrays import numbers
 from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError, items_of, require_known, whole_number
-from maskwise.former import FormerName
 from maskwise.masking.schedules import Schedule, require_some_share, schedule
 from maskwise.specs import Call
 
@@ -55,7 +54,6 @@ class Sampler:
 
     every = 0
     rows = 64
-    arms = FormerName("objectives")
 
     def __init__(self, objectives: Sequence[str], *, seed: int = 0):
         self.objectives = tuple(items_of("objectives", objectives, of="names"))

@@ -32,7 +32,6 @@ from maskwise.folders import write_lines
 from maskwise.measurements import Measurement, unit_of
 from maskwise.models import load_task_model, task_config, weights_of
 from maskwise.objectives import Objective
-from maskwise.printing import refuse_quiet
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.metrics import bootstrap_interval, compact, error_of_items
 from maskwise.tasks.settings import FinetuneSettings, Score, TaskRecord
@@ -186,8 +185,6 @@ def evaluate_tasks(
     *,
     settings: FinetuneSettings | None = None,
     seeds: int | None = None,
-    out: None = None,
-    quiet: None = None,
 ) -> list[TaskRecord]:
     """Evaluate a checkpoint on tasks, and write no files.
 
@@ -198,8 +195,6 @@ def evaluate_tasks(
         settings: the fine-tuning settings.
         seeds: the number of fine-tuning runs per task, by default ``settings.seeds``. A task that
             keeps the encoder frozen, such as sentence-embedding, runs once.
-        out: a former argument. ``maskwise.finetune`` writes files, and resumes.
-        quiet: a former argument. The level of the logger ``maskwise`` hides progress.
 
     Returns:
         One record for each task. ``score`` is the mean over seeds on the metric's own scale ([0, 1]
@@ -215,13 +210,6 @@ def evaluate_tasks(
     >>> record["task"], record["metric"], len(record["fine_tuning"])
     ('trivia-embedding', 'accuracy', 1)
     """
-    refuse_quiet(quiet)
-    if out is not None:
-        raise MaskwiseError(
-            "evaluate_tasks writes no files now",
-            got=f"out={str(out)!r}",
-            do="call maskwise.finetune(model, tasks, out=…)",
-        )
     settings = settings or FinetuneSettings()
     runs = settings.seeds if seeds is None else whole_number("seeds", seeds, least=1)
     tasks, tokenizer = tasks_of(checkpoint, specs, settings)

@@ -87,7 +87,7 @@ from maskwise.tasks.splits import (
 )
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.tasks.written import CLOZE_QA, generation
-from maskwise.text.documents import NOT_UTF8, group_key, refuse_gone
+from maskwise.text.documents import NOT_UTF8, group_key
 from maskwise.text.labelled import FieldValues
 from maskwise.text.opening import is_utf8
 
@@ -211,7 +211,6 @@ def load_task(
 
 def _options(spec: str) -> tuple[str, dict[str, Any]]:
     """Split a spec into its source and arguments of ``load_task``."""
-    refuse_gone(spec)
     of_kinds = set[str]()
     for kind in KINDS.without_plugins().values():
         if kind.make:

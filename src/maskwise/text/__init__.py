@@ -4,10 +4,6 @@ This package stands on ``masking``, whose ``Line`` it makes. Annotation layers c
 objects. ``api`` finds the objects for names such as ``pos``.
 """
 
-from functools import partial
-from typing import Any
-
-from maskwise.former import former_names
 from maskwise.text.documents import (
     Document,
     Documents,
@@ -41,16 +37,3 @@ __all__ = [
     "train_tokenizer",
     "word_ids",
 ]
-
-
-def _public(name: str) -> Any:
-    import maskwise
-
-    return getattr(maskwise, name)
-
-
-__getattr__ = former_names(
-    __name__,
-    {"PieceBatch": "maskwise.masking.Line, which Rows.line returns"},
-    works={name: partial(_public, name) for name in ("annotate_rows", "encode")},
-)

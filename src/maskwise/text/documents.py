@@ -83,11 +83,6 @@ BUNDLED = (
     *(f"{world}-questions" for world in WORLDS),
 )
 MORE_WORLDS = "write files by scripts/worlds.py and name them, such as worlds/{seed}/corpus.jsonl"
-GONE = {
-    "factworld": f"read bundled:world-0 (to 11) as docs/learning.md shows, or {MORE_WORLDS}",
-    "causalworld": MORE_WORLDS,
-}
-"""Corpora, tasks and annotators of earlier versions, with advice."""
 UNNAMED = "the list of documents"
 """Name of a corpus that is given as a list."""
 # The size of a batch is limited in characters and not in documents, whose lengths differ too much.
@@ -636,16 +631,6 @@ def source_path(source: str | Path) -> Path:
     return user_path(source)
 
 
-def refuse_gone(source: str) -> None:
-    """Raise a `MaskwiseError` if a corpus or a task is named that earlier versions generated.
-
-    This advice is given until maskwise 0.2.
-    """
-    name = source.partition("(")[0].strip()
-    if name in GONE and not user_path(source).exists():
-        raise MaskwiseError(f"maskwise generates no {name} any more", got=source, do=GONE[name])
-
-
 def _resolve(source: object, fields: FieldNames) -> tuple[Opener, str]:
     """Return a function that opens the source's records, and the name of the source."""
     if isinstance(source, str) and not source:
@@ -656,7 +641,6 @@ def _resolve(source: object, fields: FieldNames) -> tuple[Opener, str]:
     if isinstance(source, str) and source.startswith("hf:"):
         return hub_dataset(source, fields), source
     if isinstance(source, str | Path):
-        refuse_gone(str(source))
         return _resolve_path(user_path(source), fields), str(source)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         return lambda: [(str(place), value) for place, value in enumerate(source)], UNNAMED

@@ -18,7 +18,6 @@ import numpy as np
 
 from maskwise.draws import Array
 from maskwise.errors import MaskwiseError, finite_number, plural, require_known
-from maskwise.former import FormerName
 from maskwise.masking.line import Line
 from maskwise.segments import listed, owners
 from maskwise.text.documents import Document
@@ -160,8 +159,6 @@ class Rows:
             frame=pieces.frame,
             apart=self.layout != "joined",
         )
-
-    batch = FormerName("line")
 
     def _pieces_of(self, rows: Sequence[int] | Array | Tensor) -> tuple[Ints, Ints]:
         """Return the indices of the pieces of rows, and the number of pieces of each row."""

@@ -82,11 +82,6 @@ class Learner:
     may_wait: bool = True
     """Whether the learner may get its sums one update late (``training.lag``)."""
 
-    def __init_subclass__(cls, **more: Any) -> None:
-        super().__init_subclass__(**more)
-        if "meet" in vars(cls):  # until 0.2
-            raise MaskwiseError(f"{cls.__name__}.meet would not be called", do="name it configure")
-
     def start(self, vocabulary: Vocabulary) -> None:
         """Prepare for the first batch, with the vocabulary of the masker."""
 

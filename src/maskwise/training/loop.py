@@ -26,7 +26,6 @@ from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.folders import claim
 from maskwise.objectives import Loss, Objective
-from maskwise.printing import refuse_quiet
 from maskwise.signals import CODES, Asked, AskedToLeave
 from maskwise.training.checkpoint import restore, states
 from maskwise.training.data import AnyBatch, Source, look_ahead
@@ -76,7 +75,6 @@ def train(
     part: TrainingPart | None = None,
     title: str = "training",
     resumes: bool = True,
-    quiet: None = None,
 ) -> Training:
     """Train an objective. To resume an interrupted run, repeat the call.
 
@@ -97,7 +95,6 @@ def train(
         resumes: whether training states are saved, from which the run can be resumed. An
             evaluation that keeps the best weights itself, such as that of fine-tuning, would not
             know those of the steps before.
-        quiet: a former argument. The level of the logger ``maskwise`` hides the progress bar.
 
     Returns:
         The summary of the run.
@@ -109,7 +106,6 @@ def train(
         AskedToLeave: the process received SIGTERM or SIGUSR1. A training state was saved, if there
             is a folder and ``resumes`` is true.
     """
-    refuse_quiet(quiet)
     if not (isinstance(objective, Objective) and isinstance(settings, TrainingSettings)):
         raise MaskwiseError(
             "train needs an Objective, a source of batches, and TrainingSettings",

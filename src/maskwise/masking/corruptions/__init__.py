@@ -38,8 +38,7 @@ _BUILT_IN: dict[str, Callable[..., Corruption]] = {
     "t5": T5,
     "permute-sentences": permute_sentences,
 }
-_GONE = {"ul2": "use t5, or add the corruption as a plug-in"}
-CORRUPTIONS = Table("corruption", "maskwise.corruptions", _BUILT_IN, gone=_GONE)
+CORRUPTIONS = Table("corruption", "maskwise.corruptions", _BUILT_IN)
 """The corruptions by their names in recipes."""
 
 

@@ -91,12 +91,7 @@ _BUILT_IN: dict[str, Callable[..., Policy]] = {
     "type-weighted": TypeWeighted,
     "mixture": mixture,
 }
-_GONE = {
-    "suffix": "use t5-span, or add the policy as a plug-in",
-    "ul2": "mix denoisers, such as mixture(t5-span(3, ratio=0.15), t5-span(8, ratio=0.5)), or add "
-    "the policy as a plug-in",
-}
-POLICIES = Table("policy", "maskwise.policies", _BUILT_IN, gone=_GONE)
+POLICIES = Table("policy", "maskwise.policies", _BUILT_IN)
 """The policies by their names in recipes."""
 
 

@@ -191,7 +191,6 @@ def refuse_both(runs: int | None, seeds: object) -> None:
 def _seeds_words(seeds: Sequence[int]) -> str:
     """Return seeds as the option ``--seeds`` has them, such as 6-35 or 3,9."""
     first, last = seeds[0], seeds[-1]
-    # A single number would be the former spelling of --runs.
     if [*seeds] == [*range(first, last + 1)]:
         return f"{first}-{last}"
     return ",".join(map(str, seeds))
