@@ -38,7 +38,7 @@ from maskwise.study.stages import KINDS, TEXT, Stage
 from maskwise.study.store import StageStore
 from maskwise.study.together import StudyFolder
 from maskwise.tasks.finetuning import PREDICTIONS
-from maskwise.training.tracking import report
+from maskwise.training.tracking import track_scores
 
 
 def run_study(

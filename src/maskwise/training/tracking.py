@@ -134,7 +134,7 @@ def start_trackers(names: Iterable[str], run: Tracked, *, new: bool) -> list[Gen
     return started
 
 
-def report(
+def track_scores(
     names: Iterable[str], run: Tracked, numbers: Mapping[str, float], step: int, *, new: bool
 ) -> None:
     """Add numbers to a run whose training has ended. Without a connection, only a line is lost.
