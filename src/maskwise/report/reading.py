@@ -74,7 +74,6 @@ NO_SUMMARY: Summary = {
     "advice": [],
     "advice_codes": [],
     "overlap": [],
-    "tasks": {},
     "efficiency": {"points": []},
     "guessed": [],
     "losses": [],

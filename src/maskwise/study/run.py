@@ -148,7 +148,7 @@ def _track_scores(runs: Iterable[Run], store: StageStore) -> None:
             last = next(reversed(run.tracked_stages), None)
             told = run.tracked(store.own.parent, last)
             step = training.steps + 1
-            report(training.trackers, told, numbers, step, new=last is None)
+            track_scores(training.trackers, told, numbers, step, new=last is None)
 
 
 def _require_same_study(
