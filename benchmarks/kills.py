@@ -17,6 +17,14 @@ process may outlive a kill. What is killed, in turn:
 It prints a line for each way: the kills of each kind, what they interrupted, and what was wrong;
 the log has a line for each kill. Imports take seconds, so most ways start copies of this process,
 which has imported everything; ``single`` and ``torchrun`` start new processes.
+
+    python benchmarks/kills.py --signals 10 [--ways pretrain,study] [--seed 1] 2> signals.log
+
+sends signals that ask a command to end, instead: to each command of ``ASKED_COMMANDS``, each of
+SIGTERM, SIGUSR1 and Ctrl-C at ten random moments from the beginning of ``main`` to the usual end,
+in turn to the command and to all of its processes. The command must exit with 128 + the number of
+the signal (or 0 if it ended before), within five seconds, in few words, without temporary files,
+and without a process that outlives it.
 """
 
 from __future__ import annotations
@@ -26,22 +34,24 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
-from itertools import cycle
+from itertools import cycle, product
 from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import typer
 from command import run
 
 from maskwise.errors import require_known
@@ -78,6 +88,59 @@ class Way(NamedTuple):
     new: bool = False
     ranks: int = 1
 
+
+TUNING = ["--task", "ud-pos(train_rows=40)", "--runs", "2"]
+RESUMED = ["--json", "--out", "OUT"]
+ASKED_COMMANDS = {
+    "pretrain": [*QUICK, *RESUMED],
+    "stream": [
+        *QUICK[:2],
+        *("corpus.source=SHARDS", "corpus.stream=true", "corpus.shuffle=0.01", *TINY, *TRAINING),
+        *("training.workers=1", *RESUMED),
+    ],
+    "study": [
+        *("study", *QUICK[1:], "study.seeds=1", "finetune.steps=8"),
+        *("study.arms={a: {}, b: {masking.ratio: 0.3}}", "study.contrasts=null"),
+        *("tasks=[ud-pos(train_rows=100)]", "study.baseline=null", "study.gate=null"),
+        *("finetune.max_length=32", "--jobs", "2", *RESUMED),
+    ],
+    "learn": [
+        *("learn", "learn-supervised", "corpus.limit=100", f"{SUPERVISED}.steps=24"),
+        *(f"{SUPERVISED}.batch_size=8", f"{SUPERVISED}.eval_every=6", *RESUMED),
+    ],
+    "finetune": ["finetune", "bundled:encoder", *TUNING, "precision=no", "steps=8", *RESUMED],
+    "adapt": [
+        *("adapt", "bundled:encoder", "SHARDS/0.jsonl", *TUNING, "training.precision=no"),
+        *("--steps", "4", "finetune.steps=4", "--jobs", "2", *RESUMED),
+    ],
+    "annotate": [
+        *("annotate", "SHARDS", "--with", "words,salient", "--jobs", "2", "--out", "OUT"),
+    ],
+    "check": ["check", "SHARDS/0.jsonl", "--json"],
+    "evaluate": [
+        *("evaluate", "bundled:encoder", "--text", "SHARDS/1.jsonl", "--json"),
+        *("--with", "heldout"),
+    ],
+    "export": [
+        *("export", "SHARDS", "policy=salient", "--tokenizer", "bundled:encoder"),
+        *("--max-length", "48", "--epochs", "0-5", "--out", "OUT"),
+    ],
+    "inspect": [
+        "inspect",
+        "SHARDS/2.jsonl",
+        "--policy",
+        "token,salient",
+        "--html",
+        "OUT/page.html",
+    ],
+    "report": ["report", "STUDY", "--html", "OUT/page.html"],
+}
+"""Commands that signals end. STUDY is the folder of the uninterrupted study."""
+NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PROMPT = 5.0
+"""Seconds from a signal to the end of a command, in which a tiny model also saves its state."""
+LONGEST = 30.0
+"""A signal comes at most so many seconds after the beginning of a command."""
 
 OF_THE_PROCESS = ("speed", "started", "probe_share", "made")
 """Names of times that do not contain the word seconds, and of what a process found made already."""
@@ -159,8 +222,10 @@ class Command:
     def __init__(self, way: Way, inputs: Path, out: Path):
         self.mark = f"MASKWISE_KILLS={os.getpid()}-{time.monotonic_ns()}"
         self.log = out.with_name(f"{out.name}.txt")
-        words = [word.replace("SHARDS", str(inputs)) for word in way.command]
-        words += ["--json", "--out", str(out)]
+        places = {"SHARDS": inputs, "OUT": out, "STUDY": out.with_name("study-whole")}
+        words = [*way.command]
+        for name, place in places.items():
+            words = [word.replace(name, str(place)) for word in words]
         self.process = FORK.Process(target=self._run, args=(way, words))
         self.process.start()
         self.pid = self.process.pid or 0
@@ -359,6 +424,111 @@ def results(out: Path) -> dict[str, Any]:
     return found
 
 
+# Signals
+
+
+def handles_signals(pid: int) -> bool:
+    """Return whether a process has a handler for SIGTERM, as commands have."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt"):
+                return bool(int(line.split()[1], 16) & 1 << signal.SIGTERM - 1)
+    return False
+
+
+@dataclass
+class Answers:
+    """How a command has answered to signals.
+
+    Attributes:
+        whole: the seconds of a run without a signal.
+        codes: how often each signal had which exit code.
+        states: how many runs said that they saved a state.
+        longest: the longest time from a signal to the end of the command, in seconds.
+        wrong: what was wrong, and in which run.
+    """
+
+    whole: float
+    codes: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    states: int = 0
+    longest: float = 0.0
+    wrong: list[str] = field(default_factory=list)
+
+
+def ask(name: str, turn: int, number: int, folder: Path, seed: int, answers: Answers) -> None:
+    """Start a command, send a signal to it at a random moment, and look how it ends."""
+    out = folder / f"{name}-{turn}-{number}"
+    to_all = turn % 2
+    command = Command(Way(0, (), ASKED_COMMANDS[name]), folder / "shards", out)
+    # Signals have their effect from the beginning of ``main``.
+    wait_for(lambda: handles_signals(command.pid) or command.ended(), PATIENCE)
+    moment = random.Random(f"{seed}-{name}-{turn}-{number}").uniform(0, answers.whole)
+    wait_for(command.ended, moment)
+    at = time.monotonic()
+    if not command.ended():
+        with suppress(ProcessLookupError):
+            (os.killpg if to_all else os.kill)(command.pid, number)
+    command.process.join(PATIENCE)
+    seconds = time.monotonic() - at
+    fault = command.end()
+    code, said = command.process.exitcode or 0, command.log.read_text()
+    title = signal.Signals(number).name
+    answers.codes[title][code] += 1
+    answers.states += "saved the state" in said
+    if code:
+        answers.longest = max(seconds, answers.longest)
+        if seconds > PROMPT:
+            fault += f" {seconds:.1f} s"
+    if code not in (0, 128 + number):
+        fault += f" exit code {code}"
+    too_much = r"Traceback|Exception ignored" + "|^maskwise: |failed" * (code != 0)
+    if re.search(too_much, said, re.MULTILINE):
+        fault += " says too much"
+    if partial := [path.name for path in out.rglob("*.partial*")]:
+        fault += f" leaves {partial[:2]}"
+    if fault:
+        answers.wrong.append(f"{title}, turn {turn}: {fault.strip()}")
+        log(f"{name}, {answers.wrong[-1]}: {said}")
+        command.kill("all")
+    victim = "all processes" if to_all else "the command"
+    log(f"{name} turn {turn}: {title} to {victim}, exit code {code} after {seconds:.2f} s: {said}")
+    shutil.rmtree(out, ignore_errors=True)
+
+
+def ask_all(names: Sequence[str], times: int, folder: Path, seed: int, end: float) -> None:
+    """Send signals to commands in turn, at most until a time, and print a line for each command."""
+    write_shards(folder / "shards")
+    found = {}
+    for name in names:
+        began = time.monotonic()
+        command = Command(
+            Way(0, (), ASKED_COMMANDS[name]), folder / "shards", folder / f"{name}-whole"
+        )
+        # A report needs a finished study.
+        if not wait_for(command.ended, LONGEST) and "report" not in names:
+            command.kill("all")
+        fault = command.end()
+        found[name] = Answers(min(time.monotonic() - began, LONGEST))
+        assert not fault and command.process.exitcode in (0, -signal.SIGKILL), (
+            command.log.read_text()
+        )
+        log(f"{name} takes {found[name].whole:.1f} s")
+    for turn in range(times):
+        for name, number in product(names, NUMBERS):
+            if time.monotonic() < end:
+                ask(name, turn, number, folder, seed, found[name])
+    for name, answers in found.items():
+        line = {
+            "command": name,
+            "codes": answers.codes,
+            "states_saved": answers.states,
+            "seconds_whole": round(answers.whole, 1),
+            "seconds_longest": round(answers.longest, 2),
+            "wrong": answers.wrong,
+        }
+        sys.stdout.write(json.dumps(line) + "\n")
+
+
 # Runs
 
 
@@ -377,6 +547,7 @@ def trial(name: str, way: Way, kills: int, folder: Path, seed: int, end: float) 
     assert not command.end() and command.process.exitcode == 0, command.log.read_text()
     rest = time.monotonic() - began - first
     expected = results(folder / "whole")
+    way = way._replace(command=[*way.command, *RESUMED])
     killed, places, wrong = Counter[str](), Counter[str](), list[str]()
     victims = cycle(way.victims)
     runs = starts = 0
@@ -464,24 +635,34 @@ def log(line: str) -> None:
 
 
 def main(
-    ways: Annotated[str, typer.Option()] = ",".join(WAYS),
+    ways: str = "",
     share: float = 1.0,
     seed: int = 0,
     minutes: float = 600,
+    signals: int = 0,
 ) -> None:
     """Kill the commands of all ways, and print a line for each.
 
     Args:
-        ways: the names of ways, with commas between them.
+        ways: the names of ways, or of commands for signals, with commas between them; "" for all.
         share: the share of the kills of each way.
         seed: the seed of the moments.
-        minutes: after so many minutes, no further kill; a run that was killed is finished.
+        minutes: after so many minutes, no further kill or signal; killed runs are finished.
+        signals: how often each signal is sent to each command; 0 for kills.
     """
+    known = ASKED_COMMANDS if signals else WAYS
+    ways = ways or ",".join(known)
     for name in ways.split(","):
-        require_known("way", name, WAYS)
+        require_known("way", name, known)
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
     preload()
     end = time.monotonic() + 60 * minutes
+    if signals:
+        # A shell ignores Ctrl-C for what it starts in the background.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with tempfile.TemporaryDirectory(prefix="signals-") as folder:
+            ask_all(ways.split(","), signals, Path(folder), seed, end)
+        return
     for name in ways.split(","):
         with tempfile.TemporaryDirectory(prefix="kills-") as folder:
             kills = max(1, round(share * WAYS[name].kills))

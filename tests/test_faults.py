@@ -21,7 +21,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.folders import claim, damage, write_folder
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.signals import Asked, leave_when_asked
+from maskwise.signals import Asked
 from maskwise.text import Document, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, loop, train
 from maskwise.training import checkpoint as states_file
@@ -146,27 +146,6 @@ def test_a_signal_while_a_state_is_written_leaves_whole_states(
     )
 
 
-def test_a_signal_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path: Path) -> None:
-    def leaving() -> None:
-        leave_when_asked()
-        write_folder(tmp_path / "checkpoint", lambda target: (target / "new").write_text("2"))
-
-        def fill(target: Path) -> None:
-            (target / "newer").write_text("3")
-            os.kill(os.getpid(), signal.SIGTERM)
-
-        try:
-            write_folder(tmp_path / "checkpoint", fill)
-        except SystemExit as end:
-            assert end.code == 143
-            return
-        raise AssertionError("it did not end")
-
-    forked(leaving)()
-    assert damage(tmp_path / "checkpoint") is None and (tmp_path / "checkpoint" / "new").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
-
-
 def test_a_signal_that_nobody_served_comes_again() -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
@@ -192,6 +171,68 @@ def test_the_newest_whole_states_are_kept(keep: int, tmp_path: Path) -> None:
         run(tmp_path, save_every=2, keep=keep, stop=5)
     assert states(tmp_path) == [2, 4][-keep:]
     assert run(tmp_path, save_every=2, keep=keep)[1]["resumed_at"] == 4
+
+
+class Clock:
+    """In place of the module ``time``: every batch takes 100 seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Slow(Masker):
+    clock = Clock()
+
+    def __call__(self, rows: Any, **more: Any) -> Any:
+        Slow.clock.now += 100.0
+        return super().__call__(rows, **more)
+
+
+def slowly(folder: Path, saving: float, **more: Any) -> Any:
+    """Train without ``save_every``, where saving a state takes so many seconds."""
+
+    def save(states: states_file.States, *given: Any) -> None:
+        plain(states, *given)
+        states.wait()
+
+    def write(folder: Path, fill: Callable[[Path], object]) -> None:
+        Slow.clock.now += saving
+        write_folder(folder, fill)
+
+    plain = states_file.States.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Slow, "clock", Clock())
+        patch.setattr(states_file, "time", Slow.clock)
+        patch.setattr(states_file, "write_folder", write)
+        patch.setattr(states_file.States, "save", save)
+        masker = Slow(tokenizer(), policy="whole-word", ratio="linear(0.4, 0.2)", seed=3)
+        return run(folder, masker=masker, **{"steps": 30, "eval_every": 0, "keep": 9, **more})
+
+
+@pytest.mark.parametrize(
+    ("saving", "saved"), [(0.0, [6, 12, 18, 24]), (9.0, [6, 15, 24]), (20.0, [6, 26])]
+)
+def test_states_are_saved_by_the_clock_and_change_nothing(
+    saving: float, saved: list[int], tmp_path: Path
+) -> None:
+    """Every ten minutes, and in a hundredth of the time."""
+    whole, _ = slowly(tmp_path / "none", saving, save_every=0)
+    assert not (tmp_path / "none" / "resume").exists()
+    timed, _ = slowly(tmp_path / "timed", saving)
+    assert states(tmp_path / "timed") == saved
+    assert same(whole, timed) and lines(tmp_path / "none") == lines(tmp_path / "timed")
+
+
+def test_a_run_that_is_killed_goes_on_from_the_state_of_the_clock(tmp_path: Path) -> None:
+    whole, _ = slowly(tmp_path / "whole", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        slowly(tmp_path / "cut", 0.0, eval_every=1, stop=9)
+    assert states(tmp_path / "cut") == [6]
+    resumed, facts = slowly(tmp_path / "cut", 0.0)
+    assert facts["resumed_at"] == 6 and same(whole, resumed)
 
 
 def test_training_goes_on_while_a_state_is_written(

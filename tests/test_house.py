@@ -52,7 +52,7 @@ def test_a_name_has_one_meaning() -> None:
 
 
 SWALLOWED = {
-    "_serve": "a worker ends with the code of either",
+    "_load": "no work that stops after a signal runs while a module is imported",
     "_end": "the exception is that of a worker",
 }
 """Functions that may handle ``SystemExit`` without a look at ``AskedToLeave``."""

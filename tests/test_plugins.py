@@ -10,12 +10,10 @@ import operator
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import tomllib
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
@@ -62,7 +60,6 @@ from maskwise.objectives.base import Loss
 from maskwise.plugins import Table
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.samplers import SAMPLERS, Single, sampler
-from maskwise.signals import ASKED, AskedToLeave, leave_when_asked
 from maskwise.specs import find, parse_call
 from maskwise.study.plan import make_plan
 from maskwise.study.timing import STEPS
@@ -1241,32 +1238,6 @@ MISTAKEN_MARKS = {
     "a list of values": (placed(START, END, [1, 2]), "value must be an array; got list"),
     "raises": (lambda texts: 1 / 0, r"failed on all 10 .*division by zero \(test_plugins.py:\d+"),
 }
-
-
-@pytest.fixture
-def leaving() -> Iterator[None]:
-    """Signals raise an exception, as in the commands."""
-    before = {number: signal.getsignal(number) for number in ASKED}
-    leave_when_asked()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("kind", ["entry point", "function"])
-def test_a_signal_during_an_import_stays_a_signal(
-    kind: str, leaving: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was 'cannot be loaded', and the command went on, or ended with the code 2."""
-    (tmp_path / "slow_import.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(AskedToLeave) as caught:
-        if kind == "function":
-            annotator("function('slow_import:find')", functions=True)
-        else:
-            point = EntryPoint("slow", "slow_import:Slow", POLICIES.group)
-            POLICIES._load("slow", [point])
-    assert caught.value.code == 143
 
 
 def test_the_name_of_an_annotator_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:

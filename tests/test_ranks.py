@@ -38,7 +38,7 @@ from maskwise.objectives import (
 )
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain
-from maskwise.training import MaskedSource, optim, train
+from maskwise.training import MaskedSource, checkpoint, optim, train
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.engine import Engine, new_accelerator
 from maskwise.training.optim import BatchedMuon, Optimizers, orthogonal
@@ -520,6 +520,21 @@ def test_the_first_rank_chooses_the_state_for_all(tmp_path: Path) -> None:
     assert first["newer"] == second["newer"] == 3
     assert "step-00000006 is not visible to process 1" in second["older"]
     assert first["older"].startswith("process 1 failed; got ") and second["older"] in first["older"]
+
+
+def ranks_of_two_clocks(folder: Path) -> None:
+    """For rank 0 a state is always due, and never for rank 1."""
+    checkpoint.SAVE_SECONDS = math.inf if rank_here() else 0.0
+    checkpoint.SAVE_SHARE = math.inf
+    trainee, masker = made("mlm")
+    chosen = settings(keep=99)
+    train(trainee, MaskedSource(DATA, masker, chosen), chosen, folder=folder / "run")
+
+
+def test_the_first_rank_says_when_all_save(tmp_path: Path) -> None:
+    two_ranks(ranks_of_two_clocks, tmp_path)
+    saved = sorted(int(path.name[5:]) for path in (tmp_path / "run/resume").iterdir())
+    assert saved == list(range(1, 12))
 
 
 def muon_of_a_rank(folder: Path) -> None:

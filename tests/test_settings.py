@@ -64,7 +64,10 @@ WITHOUT_EFFECT = {
     "learning.supervised.training.patience": (SUPERVISED, "1"),
     "learning.supervised.training.lengths": (SUPERVISED, "[0.5, 1]"),
     "learning.supervised.training.workers": (SUPERVISED, "3"),
-    "learning.supervised.training.keep": (SUPERVISED, "5"),
+    "learning.supervised.training.keep": (
+        ["learning={method: supervised, supervised: {training: {save_every: 0}}}"],
+        "5",
+    ),
     "learning.supervised.training.muon_learning_rate": (SUPERVISED, "0.1"),
     "learning.supervised.training.residual": (
         ["learning={method: supervised, supervised: {training: {precision: no}}}"],

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from maskwise import __version__
 from maskwise.errors import MaskwiseError, require_library, unknown_name, visible
-from maskwise.signals import AskedToLeave
+from maskwise.signals import LEFT, AskedToLeave, held, remove
 from maskwise.specs import is_path, local_name, split_options, user_path
 
 if TYPE_CHECKING:
@@ -120,16 +120,12 @@ def write_whole(path: Path, content: bytes | str) -> None:
         MaskwiseError: the file cannot be written.
     """
     # Renaming is atomic only within a file system, so the temporary file is in the same folder.
-    partial = _partial(path)
-    with writing(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, str):
-                content = in_utf8(content)
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with writing(path), _partial(path) as partial:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            content = in_utf8(content)
+        partial.write_bytes(content)
+        partial.replace(path)
 
 
 def in_utf8(text: str) -> bytes:
@@ -253,25 +249,27 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """
     if folder.is_symlink():  # perhaps to a larger disk; the link would be replaced
         folder = Path(os.path.realpath(folder))
-    partial = _partial(folder)
-    old = _partial(folder.with_name(f"{folder.name}.old"))
-    with writing(folder):
-        try:
-            partial.mkdir(parents=True)
-            fill(partial)
-            written = [path for path in sorted(partial.rglob("*")) if path.is_file()]
-            hashes = {}
-            for path in written:
-                # Model cards are not hashed, because users may edit them.
-                if path.name != CARD:
-                    hashes[str(path.relative_to(partial))] = file_hash(path)
-            write_json(partial / MANIFEST, {"sha256": hashes})
-            # safetensors writes files that only their owner may read.
-            usual = stat.S_IMODE((partial / MANIFEST).stat().st_mode)
-            for path in written:
-                # Some network file systems have no permissions.
-                with suppress(OSError):
-                    path.chmod(usual | stat.S_IMODE(path.stat().st_mode))
+    with (
+        writing(folder),
+        _partial(folder) as partial,
+        _partial(folder.with_name(f"{folder.name}.old")) as old,
+    ):
+        partial.mkdir(parents=True)
+        fill(partial)
+        written = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+        hashes = {}
+        for path in written:
+            # Model cards are not hashed, because users may edit them.
+            if path.name != CARD:
+                hashes[str(path.relative_to(partial))] = file_hash(path)
+        write_json(partial / MANIFEST, {"sha256": hashes})
+        # safetensors writes files that only their owner may read.
+        usual = stat.S_IMODE((partial / MANIFEST).stat().st_mode)
+        for path in written:
+            # Some network file systems have no permissions.
+            with suppress(OSError):
+                path.chmod(usual | stat.S_IMODE(path.stat().st_mode))
+        with held():
             try:
                 # `rename` would fail if the target were a folder with files.
                 if folder.is_dir():
@@ -281,9 +279,6 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
                 if old.is_dir() and not folder.exists():
                     old.rename(folder)
                 raise
-        finally:
-            for unused in (partial, old):
-                shutil.rmtree(unused, ignore_errors=True)
 
 
 def linked(source: str | Path, target: str | Path) -> None:
@@ -676,18 +671,23 @@ def sweep(folder: Path, *, below: bool = True) -> None:
     """
     found = folder.rglob if below else folder.glob
     for partial in list(found(".*.partial")):
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        remove(partial)
 
 
-def _partial(path: Path) -> Path:
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A context with a temporary path beside ``path``. What still has it at the end is removed."""
     # The name of ".." is "..", although the folder has another name.
     if path.name in ("", ".."):
         raise MaskwiseError("this is not the name of a file or a folder", got=str(path))
     # Processes on other machines, or in other containers, may have the same number.
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    LEFT.add(partial)
+    try:
+        yield partial
+    finally:
+        LEFT.discard(partial)
+        remove(partial)
 
 
 def credit() -> str:

@@ -52,7 +52,14 @@ from maskwise.errors import (
     tidy_warnings,
 )
 from maskwise.printing import flush, open_streams
-from maskwise.signals import Asked, AskedToLeave, leave_when_asked, leave_with
+from maskwise.signals import (
+    ASKED,
+    Asked,
+    AskedToLeave,
+    SignalWatch,
+    leave_if_asked,
+    leave_with,
+)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -161,8 +168,14 @@ class Pool(ABC):
         """Stop all workers, including those with running tasks."""
 
     def ended(self, futures: Iterable[Future[Any]], *, timeout: float) -> set[Future[Any]]:
-        """Wait at most ``timeout`` seconds until a future has ended. Return all that have ended."""
-        return wait(futures, timeout=timeout, return_when=FIRST_COMPLETED).done
+        """Wait at most ``timeout`` seconds until a future has ended. Return all that have ended.
+
+        Raises:
+            AskedToLeave: a signal asks this process to end. It may have ended workers, too.
+        """
+        done = wait(futures, timeout=timeout, return_when=FIRST_COMPLETED).done
+        leave_if_asked()
+        return done
 
     def results(
         self,
@@ -577,24 +590,21 @@ class Worker:
 def _serve(descriptor: int, parent: int) -> NoReturn:
     """Run the main loop of a local worker."""
     _WORKER.set()
-    leave_when_asked()
+    # The process of the pool repeats a signal that all processes got. A worker saves its state.
+    SignalWatch(ASKED, lambda _: flush(), again=False)
     open_streams()
     tidy_warnings()
     Asked.said = False
     # This thread ends the worker if the parent dies. It is started before the slow imports.
     threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
     pipe = Connection(descriptor)
-    code = 0
-    try:
+    # The parent may die.
+    with suppress(EOFError, OSError):
         while True:
             pipe.send_bytes(answer(pipe.recv_bytes()))
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except (EOFError, OSError):  # The parent died.
-        pass
     flush()
     # A normal exit takes seconds if torch is loaded.
-    os._exit(code)
+    os._exit(0)
 
 
 # Executors

@@ -33,7 +33,6 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from maskwise.errors import MaskwiseError, PlugInError, first_line
-from maskwise.signals import AskedToLeave
 
 T = TypeVar("T")
 Places: TypeAlias = dict[str, dict[str, str]]
@@ -192,7 +191,7 @@ class Table(MutableMapping[str, T], Generic[T]):
             )
         try:
             member = points[0].load()
-        except (AskedToLeave, KeyboardInterrupt):
+        except KeyboardInterrupt:
             raise
         # Importing another package may raise anything.
         except BaseException as error:

@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, partial, wraps
@@ -43,6 +43,7 @@ from maskwise.jobs import (
     one_line,
     read_answer,
 )
+from maskwise.signals import held, leave_if_asked
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -167,6 +168,7 @@ class Rank:
         """Wait on another rank for the end of the call. Return or raise what the first rank did."""
         end = f"end-{self.calls}"
         while not self.has(end):
+            leave_if_asked()
             if runner.error:
                 raise runner.error
             time.sleep(POLL_SECONDS)
@@ -324,7 +326,8 @@ def led(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
             return work(*arguments, **options)
         rank = this_rank()
         rank.calls += 1
-        with Runner(rank) as runner:
+        # On the first rank, the pool keeps a signal from ending the process before its worker.
+        with held() if rank.number else nullcontext(), Runner(rank) as runner:
             if rank.number:
                 followed: Result = rank.follow(runner)
                 return followed

@@ -32,7 +32,6 @@ from maskwise.annotate.tagger import pos, salient
 from maskwise.annotate.weights import Difference, FrequencyWeights, Informativeness
 from maskwise.errors import MaskwiseError, PlugInError, first_line, items_of
 from maskwise.plugins import Table, code_of_module, is_foreign, require_call
-from maskwise.signals import AskedToLeave
 from maskwise.specs import Call, build, find, parse_call
 from maskwise.text.documents import inside, source_path
 from maskwise.text.labelled import POS, read_conllu
@@ -350,8 +349,6 @@ def _load(place: str) -> tuple[SpanFunction, str]:
         source = code_of_module(module)
         if not callable(member):
             raise TypeError(f"{name} is not a function")
-    except AskedToLeave:
-        raise
     # Importing a user's module may raise any exception.
     except (Exception, SystemExit) as error:
         raise MaskwiseError(

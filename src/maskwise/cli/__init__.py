@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from signal import SIGINT
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -46,7 +47,7 @@ from maskwise.printing import (
     results_only,
     say,
 )
-from maskwise.signals import CODES, AskedToLeave, leave_when_asked
+from maskwise.signals import ASKED, CODES, AskedToLeave, SignalWatch
 from maskwise.torchrun import fails_first, led
 
 app = typer.Typer(
@@ -127,7 +128,7 @@ RESUMED = ("study", "adapt", "pretrain", "finetune", "learn", "annotate")
 LED = ("study", "adapt", "finetune")
 """Commands that under torchrun the first process runs, and whose stages all processes run."""
 
-INTERRUPTED = 130
+INTERRUPTED = 128 + SIGINT
 """Exit code after Ctrl-C, as in shells."""
 
 
@@ -136,13 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
     The exit code is 2 for bad input (with a one-line error), 130 after Ctrl-C, 143 after SIGTERM
-    and 138 after SIGUSR1.
+    and 138 after SIGUSR1. After a signal, the process ends, also if this function was called from
+    Python.
 
     Args:
         arguments: the arguments of the command line; None for ``sys.argv``.
     """
     _collect_rarely()
-    leave_when_asked()
+    watch = SignalWatch([*ASKED, SIGINT], partial(_say_goodbye, arguments))
     open_streams()
     tidy_warnings()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -155,8 +157,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         follows = rank_here() > 0
         run = led(run)
     try:
-        code = run()
-        flush()
+        try:
+            code = run()
+            flush()
+        finally:
+            # What fails after a signal may fail because of it.
+            watch.stay()
+            if arguments is not None:
+                watch.close()
     except (KeyboardInterrupt, typer.Abort):
         # After Ctrl-C, some versions of typer raise an exception, and others return the code.
         code = INTERRUPTED
@@ -190,10 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not hasattr(error, "format_message"):
             _crash(error, quotes=follows)
         _fail(_usage_words(error, given), quotes=follows)
-    if code == INTERRUPTED and not rank_here():
-        err_console.print(f"\ninterrupted; {_kept(arguments)}", soft_wrap=True)
-    if code in CODES and not rank_here():
-        err_console.print(f"ended by {CODES[code]}; {_kept(arguments)}", soft_wrap=True)
+    if code in CODES:
+        _say_goodbye(arguments, code)
     # Libraries look at the code when Python exits, and some take no bool.
     sys.exit(int(code) if isinstance(code, int) else 0)
 
@@ -202,6 +208,17 @@ def _is_of_typer(end: SystemExit) -> bool:
     """Return whether typer itself ends the program, as it does when a shell asks to complete."""
     *_, (frame, _line) = traceback.walk_tb(end.__traceback__)
     return frame.f_globals["__name__"].startswith("typer.")
+
+
+def _say_goodbye(arguments: Sequence[str] | None, code: int) -> None:
+    """Say that a signal ends the command, and what is kept."""
+    if rank_here():
+        return
+    # A terminal shows ^C.
+    ended = "\ninterrupted" if code == INTERRUPTED else f"ended by {CODES[code]}"
+    err_console.print(f"{ended}; {_kept(arguments)}", soft_wrap=True)
+    # A progress bar may have hidden it.
+    err_console.show_cursor()
 
 
 def _collect_rarely() -> None:

@@ -36,6 +36,7 @@ from maskwise.models import weights_of
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
 from maskwise.samplers import sampler
+from maskwise.signals import LEFT
 from maskwise.specs import of_run
 from maskwise.study.checks import (
     MOST_UNKNOWN,
@@ -276,10 +277,12 @@ def check(
         study = recipe.seeded(0).model_copy(update={"study": single})
     first = first_of(recipe)
     with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
-        samples = samples or Samples(first, Path(name))
+        folder = Path(name)
+        LEFT.add(folder)
+        samples = samples or Samples(first, folder)
         record = dry_run(
             study,
-            out or Path(name) / "study",
+            out or folder / "study",
             jobs=jobs,
             engine=engine,
             cache=cache,

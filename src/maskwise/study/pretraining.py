@@ -140,8 +140,11 @@ def pretrain(
     def choose(step: int, ranks: Ranks) -> list[Plain]:
         assert best is not None
         lines = [dict(line) for line in held_out(judged, ranks)]
-        if best.compare(step, own_loss(lines, recipe)):
+        loss = own_loss(lines, recipe)
+        # A signal may end this evaluation, which must then begin again from the same state.
+        if loss < best.loss:
             best.lines = [dict(line) for line in of_verdict(judged, ranks)]
+        best.compare(step, loss)
         facts: Plain = {"documents": "dev", "best_step": best.step}
         if best.is_enough(step):
             facts["enough"] = True

@@ -27,6 +27,7 @@ from maskwise.folders import appears, require_file
 from maskwise.jobs import Failure, Pool, Where, open_pool
 from maskwise.printing import LINE_SECONDS, LOGGER, err_console, quietly, shows_progress
 from maskwise.recipe.yamls import Plain
+from maskwise.signals import held
 from maskwise.study.costs import Forecast, Seconds, share_of, until_end
 from maskwise.study.plan import Plan, Run
 from maskwise.study.stages import DONE, KINDS, TEXT, Stage, StageKind, add_kind, named
@@ -110,7 +111,8 @@ def execute(
         store = store.resolved()
         function = partial(do_stage, store=store)
     progress = StudyProgress(plan, store, jobs=pool.places, together=pool.gathers, hidden=pool.here)
-    with pool, progress:
+    # After a signal, workers save their states before this process ends.
+    with nullcontext() if pool.here else held(), pool, progress:
         while waiting or running:
             unfinished = waiting.keys() | named(running.values())
             for name, stage in _in_order(waiting, pool):

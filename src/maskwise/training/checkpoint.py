@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 
 LEARNED = "learners.safetensors"
 STATE_FILE = "state.json"
+SAVE_SECONDS, SAVE_SHARE = 600.0, 0.01
+"""Seconds between states, and the largest share of the time that they may take, without
+``save_every``."""
 RESUME = "resume"
 """The subfolder of a run for its training states."""
 
@@ -83,6 +87,7 @@ class State(Totals, strict=True):
         settings: the settings that change the result of the run.
         bits: the conditions that change the result only by rounding, such as the number of threads.
         streams: the positions in streams, by name (``StreamedRows.position``).
+        judged: whether an evaluation after this step, if there is one, was finished.
     """
 
     step: int = Field(ge=1)
@@ -90,6 +95,7 @@ class State(Totals, strict=True):
     settings: dict[str, object]
     bits: dict[str, object]
     streams: dict[str, dict[str, Any]] = {}
+    judged: bool = True
 
 
 class States:
@@ -105,6 +111,20 @@ class States:
         self.keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="states")
         self._writing: Future[None] | None = None
+        self._due_since = time.monotonic()
+        self._seconds = 0.0
+
+    def is_due(self) -> bool:
+        """Return whether it is time for a state, and wait from now on for the next time.
+
+        The seconds that the last state took until it was on the disk are ``SAVE_SHARE`` of the time
+        at most.
+        """
+        now = time.monotonic()
+        if now - self._due_since < max(SAVE_SECONDS, self._seconds / SAVE_SHARE):
+            return False
+        self._due_since = now
+        return True
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -117,10 +137,11 @@ class States:
         """
         # Wait for the previous state, because copies of two states may not fit into the memory.
         self.wait()
+        began = time.monotonic()
         copies = {}
         for name, tensors in files.items():
             copies[name] = copied(tensors)
-        self._writing = self._thread.submit(self._write, state, copies)
+        self._writing = self._thread.submit(self._write, state, copies, began)
 
     def check(self) -> None:
         """Raise the error of the thread if it has failed, without waiting for the thread."""
@@ -137,7 +158,7 @@ class States:
         """Wait until the thread has finished, and ignore its errors."""
         self._thread.shutdown(wait=True)
 
-    def _write(self, state: State, files: Mapping[str, TensorDict]) -> None:
+    def _write(self, state: State, files: Mapping[str, TensorDict], began: float) -> None:
         def fill(target: Path) -> None:
             for name, tensors in files.items():
                 save_file(tensors, target / name)
@@ -151,6 +172,7 @@ class States:
         for path in self._paths():
             if path not in older[: self.keep]:
                 shutil.rmtree(path, ignore_errors=True)
+        self._seconds = time.monotonic() - began
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
@@ -201,14 +223,18 @@ class Metrics:
         path: the file; if None, lines are not written.
         keep_until: the step of the training state from which the run is resumed; 0 for a new run.
             Lines of later steps are removed, because the resumed run writes them again.
+        judged: whether the lines of an evaluation after this step are kept, too.
     """
 
-    def __init__(self, path: Path | None, *, keep_until: int = 0):
+    def __init__(self, path: Path | None, *, keep_until: int = 0, judged: bool = True):
         self.path = path
         if path is None:
             return
         kept = read_lines(path) if keep_until else []
         kept = [line for line in kept if line["step"] <= keep_until]
+        if not judged:
+            again = ("eval", keep_until)
+            kept = [line for line in kept if (line["kind"], line["step"]) != again]
         write_lines(path, kept)
         # Use no buffer. If the disk is full, ``close`` would try to write the buffer again, and
         # fail again.

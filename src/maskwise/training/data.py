@@ -116,7 +116,7 @@ def look_ahead(
     ranks: int = 1,
     device: torch.device | str = "cpu",
     summed: Summed = of_one_rank,
-    asked: Callable[[], bool] = bool,
+    told: Callable[[], NumbersByName] = dict,
 ) -> Iterator[Step]:
     """Yield the steps of a training run. Batches are made one step ahead if ``source`` allows it.
 
@@ -127,7 +127,8 @@ def look_ahead(
             process.
         summed: a function that sums numbers over ranks. It is called when the batches are made,
             ahead of training, so that training does not wait for other hosts.
-        asked: a function that returns whether a signal asked this rank to stop.
+        told: a function that returns what this rank tells the others of each step, such as whether
+            a signal asks it to stop. The sums over all ranks are in ``Step.sums``.
 
     Raises:
         MaskwiseError: a batch could not be made, on this rank or on another. The error is raised
@@ -145,9 +146,9 @@ def look_ahead(
             step, mark = made(number)
         except Exception as error:
             # The other ranks wait for this rank's numbers, and must not wait for ever.
-            summed({"targets": 0, "counted": 0, "asked": asked()}, error)
+            summed({"targets": 0, "counted": 0, **told()}, error)
             raise
-        counts = {"targets": step.targets, "counted": step.counted, "asked": asked()}
+        counts = {"targets": step.targets, "counted": step.counted, **told()}
         return step._replace(sums=summed(counts, None)), mark
 
     def made(number: int) -> tuple[Step, object]:

@@ -117,6 +117,7 @@ class Engine:
             process.
         first: whether this is the first rank.
         start: the number of updates before the run was resumed; 0 for a new run.
+        judged: whether the evaluation after these updates, if there is one, was finished.
         end: the number of updates after the run.
         totals: the totals of the run after ``start`` updates.
         learned: the states of the learners after ``start`` updates.
@@ -227,6 +228,7 @@ class Engine:
         end = self.end if falls else None
         self.optimizers = Optimizers(objective, settings, rank=self.rank, ranks=self.ranks, end=end)
         self.start = 0
+        self.judged = True
         self.totals = Totals()
         self.learned: TensorDict = {}
         self.streams: Mapping[str, Mapping[str, Any]] = {}
@@ -412,6 +414,8 @@ class Engine:
         totals: Totals,
         learned: Tensors,
         streams: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+        *,
+        judged: bool = True,
     ) -> None:
         """Write a training state in the background.
 
@@ -420,6 +424,7 @@ class Engine:
             totals: the totals after these updates.
             learned: the states of the learners.
             streams: the positions in streams, by name.
+            judged: whether an evaluation after this step was finished.
 
         Raises:
             MaskwiseError: the previous state could not be written.
@@ -439,9 +444,17 @@ class Engine:
                 settings=self._settings(),
                 bits=self._bits(),
                 streams=dict(streams),
+                judged=judged,
                 **totals.model_dump(),
             )
             self.states.save(state, files)
+
+    def is_due(self) -> bool:
+        """Return whether a state shall be saved now, without ``save_every``. The first rank says
+        so, once for each state.
+        """
+        unset = self.settings.save_every is None
+        return unset and self.first and self.states is not None and self.states.is_due()
 
     def wait(self) -> None:
         """Wait on every rank until the state is written, or raise the error of the write."""
@@ -519,6 +532,7 @@ class Engine:
         if (path / LEARNED).is_file():
             self.learned = load_file(path / LEARNED)
         self.streams = state.streams
+        self.judged = state.judged
         self.start = state.step
         self.totals = Totals(**state.model_dump(include=set(Totals.model_fields)))
 

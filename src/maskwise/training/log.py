@@ -111,7 +111,7 @@ class Log:
             self.totals.sums = {}
         self.skipped_in_a_row = 0
         path = engine.folder / "metrics.jsonl" if engine.folder and engine.first else None
-        self.metrics = Metrics(path, keep_until=engine.start)
+        self.metrics = Metrics(path, keep_until=engine.start, judged=engine.judged)
         self.meter = Meter(
             engine.objective,
             engine.device,

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from signal import SIGTERM
 from types import MappingProxyType
-from typing import TypedDict
+from typing import NoReturn, TypedDict
 
 import torch
 
@@ -103,8 +103,8 @@ def train(
         MaskwiseError: the batch size is not a multiple of ranks × micro-batches; a loss or gradient
             is not finite; or the folder has states of a different run, is in use by another
             process, or cannot be written.
-        AskedToLeave: the process received SIGTERM or SIGUSR1. A training state was saved, if there
-            is a folder and ``resumes`` is true.
+        AskedToLeave: the process received SIGTERM or SIGUSR1, or Ctrl-C in a command. A training
+            state was saved, if there is a folder and ``resumes`` is true.
     """
     if not (isinstance(objective, Objective) and isinstance(settings, TrainingSettings)):
         raise MaskwiseError(
@@ -131,14 +131,26 @@ def train(
             for learner in learners.values():
                 learner.gradients()
 
-        def save(done: int) -> None:
+        def save(done: int, *, judged: bool = True) -> None:
             positions = {}
             if engine.first:
                 positions = {name: stream.position(done) for name, stream in streams.items()}
-            engine.save(done, log.so_far(), states(kept), positions)
+            engine.save(done, log.so_far(), states(kept), positions, judged=judged)
 
         def learn(done: int, *, closing: bool = False) -> None:
             exchange.update(learners, Progress(done, steps, closing))
+
+        def judge(done: int) -> bool:
+            """Evaluate the model. Return whether the run ends."""
+            assert evaluate
+            try:
+                enough = log.evaluated(done, evaluate)
+            except AskedToLeave:
+                # When the run is resumed, the evaluation begins again.
+                stop(engine, log, partial(save, judged=False), asked, done)
+            for learner in learners.values():
+                learner.evaluated()
+            return enough
 
         for learner in learners.values():
             if isinstance(objective, SeveralObjectives) and learner.objective:
@@ -152,8 +164,8 @@ def train(
             # Samplers need losses before the first step, to compare later losses with.
             learn(0)
         done = engine.start
-        enough = False
-        end = engine.end
+        enough = bool(evaluate) and not engine.judged and judge(done)
+        end = engine.start if enough else engine.end
         # Of a stable part, the state is kept, and the weights are not judged.
         leaves = part is not None and not part.falls
         left = range(engine.start, end)
@@ -164,17 +176,20 @@ def train(
             ranks=engine.ranks,
             device=engine.device,
             summed=partial(engine.summed, ahead=True),
-            asked=lambda: bool(asked.number),
+            told=lambda: {"asked": bool(asked.number), "due": engine.is_due()},
         ):
             update = engine.update(step, observe, gradients)
             done = step.number + 1
+            if engine.states:
+                asked.hold()
             last = done == end
             writes = last or done % settings.log_every == 0
-            saves = settings.save_every > 0 and done % settings.save_every == 0
+            every = settings.save_every
+            saves = step.sums["due"] > 0 if every is None else every > 0 and done % every == 0
             saves = engine.states is not None and (saves or (last and leaves))
             judges = settings.eval_every > 0 and done % settings.eval_every == 0
             judges = judges or (last and not leaves)
-            # All ranks must stop at the same step, so the ranks that got a signal are counted
+            # All ranks must save and stop at the same steps, so what they are told is summed
             # together with the targets.
             stopped = asked.number if engine.ranks == 1 else step.sums["asked"]
             closes = bool(writes or saves or judges or stopped)
@@ -185,9 +200,7 @@ def train(
             elif saves:
                 log.read(done)
             if evaluate and judges:
-                enough = log.evaluated(done, evaluate)
-                for learner in learners.values():
-                    learner.evaluated()
+                enough = judge(done)
             log.progress.advance()
             if enough:
                 # From a state of this step, a repeated call would train on.
@@ -199,7 +212,7 @@ def train(
                 stop(engine, log, save, asked, done)
             if saves and (leaves or not last):
                 save(done)
-        if evaluate and engine.start == end and not leaves:
+        if evaluate and engine.start == end and engine.judged and not leaves:
             # A signal stopped the run at its last step, and it is resumed only for this evaluation.
             log.evaluated_again(end, evaluate)
             for learner in learners.values():
@@ -306,7 +319,7 @@ def stop(
     save: Callable[[int], None],
     asked: Asked,
     done: int,
-) -> None:
+) -> NoReturn:
     """Save a training state after a signal, and end the program.
 
     Raises:

@@ -27,6 +27,7 @@ from maskwise.constants import rank_here, ranks_here
 from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import Array
 from maskwise.objectives import Loss, Objective
+from maskwise.signals import leave_if_asked
 from maskwise.training.settings import TrainingSettings
 from maskwise.weights import blocks_of
 
@@ -98,11 +99,14 @@ class Ranks:
 
         Raises:
             Exception: ``work`` failed on a rank; see ``Engine.added``.
+            AskedToLeave: a signal asks this process to end. Several ranks finish the work.
         """
         found = [np.zeros(size) for size in sizes]
         failure = None
         try:
             for first in range(0, len(sizes), self.count):
+                if self.count == 1:
+                    leave_if_asked()
                 part = first + self.rank
                 numbers = work(min(part, len(sizes) - 1))
                 if part < len(sizes):

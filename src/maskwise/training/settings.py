@@ -169,9 +169,11 @@ class TrainingSettings(Settings, allow_inf_nan=False):
     length, a decay branches off, and the checkpoint is that with the lowest loss on half of the
     held-out documents. The others judge the model."""
 
-    save_every: Nothing[OrOff[Whole]] = 0
-    """Steps between training states, from which a run can resume. With 0, a state is saved only
-    after SIGTERM or SIGUSR1, which clusters send before they end a job."""
+    save_every: Nothing[OrOff[int | None]] = Field(None, ge=0)
+    """Steps between training states, from which a run can resume. If None, a state is saved every
+    ten minutes, or more rarely where that would take more than a hundredth of the time. With 0, a
+    state is saved only after Ctrl-C, SIGTERM or SIGUSR1, which clusters send before they end a
+    job."""
 
     keep: Annotated[Nothing[Count], Only("save_every", but=(0,))] = 2
     """Number of training states to keep. Older states are used if the newest is damaged."""

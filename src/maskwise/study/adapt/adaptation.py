@@ -15,6 +15,7 @@ from maskwise.errors import MaskwiseError, duration, option
 from maskwise.folders import files_state, require_own
 from maskwise.jobs import require_one_process
 from maskwise.recipe.yamls import Plain
+from maskwise.signals import LEFT
 from maskwise.study.adapt.answer import answers, next_of
 from maskwise.study.adapt.draft import RECIPE, Texts, cut_rows, draft_of
 from maskwise.study.adapt.request import PAIRS, Request
@@ -57,14 +58,16 @@ class Adaptation:
         self._texts = Texts(request.texts)
         self._is_first = not request.out.parent.exists()
         self._checked = False
-        self._folder = tempfile.TemporaryDirectory(prefix="maskwise-")
+        self._temporary = tempfile.TemporaryDirectory(prefix="maskwise-")
+        self._folder = Path(self._temporary.name)
+        LEFT.add(self._folder)
 
     def __enter__(self) -> Adaptation:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Remove the temporary files, and those of a study that has not begun."""
-        self._folder.cleanup()
+        self._temporary.cleanup()
         # Rows from Python are there before a study begins. A study that goes on, and may need its
         # pairs, has written study.json anew.
         if self._used:
@@ -91,7 +94,7 @@ class Adaptation:
             request,
             texts=self._texts,
             pairs=out.parent / f"{out.name}-pairs.jsonl",
-            aside=Path(self._folder.name) if self._dry_run or self._used else None,
+            aside=self._folder if self._dry_run or self._used else None,
             may_write=not self._dry_run,
         )
 
@@ -110,7 +113,7 @@ class Adaptation:
         """
         request = self.request
         recipe = self.draft.recipe
-        samples = Samples(first_of(recipe), Path(self._folder.name))
+        samples = Samples(first_of(recipe), self._folder)
         plan = check(recipe, out=request.out, jobs=request.jobs, samples=samples, **asked)
         self._checked = True
         plan["max_length"] = recipe.finetune.max_length
@@ -203,7 +206,7 @@ class Adaptation:
         request = self.request
         recipe = self.draft.recipe
         if not self._checked and not self._used:
-            require_trainable_arm(recipe, Samples(first_of(recipe), Path(self._folder.name)))
+            require_trainable_arm(recipe, Samples(first_of(recipe), self._folder))
         result = run_study(
             recipe,
             request.out,
