@@ -3,6 +3,7 @@ let waiting = false;
 const name = () => {
   waiting = false;
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
+  document.querySelector(".md-search__options")?.setAttribute("aria-label", "Buttons of the search");
   document.querySelectorAll("nav.md-code__nav").forEach((buttons, number) => {
     buttons.setAttribute("aria-label", `Buttons of code block ${number + 1}`);
   });
