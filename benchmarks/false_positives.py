@@ -46,10 +46,12 @@ from maskwise.files import Contrast
 from maskwise.study.design import best_point
 from maskwise.verdict import summarise
 from maskwise.verdict.failures import at_floor
+from maskwise.verdict.items import errors_on_rows, together
 from maskwise.verdict.statistics import (
     ALPHA,
     binomial_upper_bound,
     can_decide,
+    estimated,
     holm,
     look_weights,
 )
@@ -862,6 +864,64 @@ def compared_failing(fails: float, scale: float, runs: int, studies: int) -> Row
     return facts | {"alike": int(alike)} | _share(int(alike), studies)
 
 
+def beyond(studies: int) -> Iterator[Row]:
+    """Yield what the other tables leave out: skewed noise on several tasks whose arms differ in
+    spread, too, arms that fail far above their floor, and an effect in one of many tasks.
+
+    The arms of the first two have equal means. The unit is the SD of a run of the baseline.
+    """
+    for tasks, runs in product((1, 2, 4, 8), (8, 10)):
+        rng = np.random.default_rng([SEED, 5, tasks, runs])
+        shape = (studies, tasks, runs)
+        shared = rng.exponential(1, (2, studies, 1, runs)) - 1
+        own = rng.exponential(1, (2, *shape)) - 1
+        arm, baseline = math.sqrt(0.3) * shared + math.sqrt(0.7) * own
+        hits = sum_of_t_p(3 * arm - baseline) < ALPHA
+        facts = {"world": "skewed, spreads 3:1", "tasks": tasks, "runs": runs}
+        yield facts | _share(int(hits.sum()), studies)
+    for fails, distance, runs in product((0.1, 0.2), (8, 16, 32), (6, 8, 10, 12)):
+        rng = np.random.default_rng([SEED, 6, int(100 * fails), distance, runs])
+        arm, baseline = rng.normal(0, 1, (2, studies, runs))
+        failed = rng.random((studies, runs)) < fails
+        # Runs that do not fail lead by so much that the means are equal.
+        arm += fails * distance / (1 - fails)
+        arm[failed] = 0.2 * rng.normal(0, 1, failed.sum()) - distance
+        hits = decided((arm - baseline)[None], ())
+        facts = {"world": f"fails in {fails:.0%}", "distance": distance, "runs": runs}
+        yield facts | _share(int(hits.sum()), studies)
+    for tasks in (2, 4, 8):
+        rng = np.random.default_rng([SEED, 7, tasks])
+        differences = rng.normal(0, 1, (studies, tasks, 8))
+        differences[:, 0] += 2
+        hits = sum_of_t_p(differences) < ALPHA
+        yield {"world": "2 SDs in one task", "tasks": tasks, "runs": 8} | _share(
+            int(hits.sum()), studies
+        )
+
+
+def items_and_runs(studies: int) -> Iterator[Row]:
+    """Yield the coverage of the interval over runs and test items, and of that over runs alone.
+
+    The unit is the score of an item. "runs_sd" and "items_sd" are SDs of the difference of two arms
+    between runs and between items; each run adds noise with an SD of .42 to each item.
+    """
+    for runs, items in product((6, 8, 12), (130, 800)):
+        for runs_sd, items_sd in ((0.0, 0.0), (0.02, 0.0), (0.02, 0.15), (0.005, 0.15)):
+            rng = np.random.default_rng([SEED, 8, runs, items, int(1e3 * runs_sd)])
+            covered = np.zeros((2, studies), dtype=bool)
+            for study in range(studies):
+                each = runs_sd * rng.normal(size=(runs, 1)) + items_sd * rng.normal(size=items)
+                each = each + 0.42 * rng.normal(size=(runs, items))
+                test = estimated(each.mean(axis=1))
+                error, single = errors_on_rows([dict(enumerate(each))])
+                ends = together(test, each.mean(axis=1), error=error, single=single)
+                for place, (low, high) in enumerate((ends, (test["low"], test["high"]))):
+                    covered[place, study] = low <= 0 <= high
+            facts = {"runs": runs, "items": items, "runs_sd": runs_sd, "items_sd": items_sd}
+            shares = covered.mean(axis=1).tolist()
+            yield facts | dict(zip(("together", "runs_alone"), shares))
+
+
 def price(studies: int) -> Iterator[Row]:
     """Yield the power for an arm that may fail but never does, without and with the flag.
 
@@ -904,7 +964,9 @@ SIMULATED = (
     power_of_tasks,
     rules_of_tasks,
     asymmetric,
+    beyond,
     price,
+    items_and_runs,
 )
 TABLES = {table.__name__: table for table in (*REAL, *SIMULATED)}
 

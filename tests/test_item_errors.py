@@ -10,8 +10,9 @@ import pytest
 
 from maskwise.tasks.metrics import METRICS, compact, error_of_items
 from maskwise.tasks.task import JACKKNIFE_GROUPS
-from maskwise.verdict.items import contributions, paired_item_error
+from maskwise.verdict.items import contributions, errors_on_rows, paired_item_errors, together
 from maskwise.verdict.outcomes import Outcomes
+from maskwise.verdict.statistics import estimated
 from report_fixture import codes, facts_of, make_study, primary_rows, score_record, summary_of
 from tiny import load_rows, maskwise, read_lines, write_inputs
 
@@ -137,7 +138,7 @@ def of_two_arms(monkeypatch):
 
 
 def half(row: dict[str, Any]) -> float:
-    return (row["items"]["high"] - row["items"]["low"]) / 2
+    return row["items"]["alone"]
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.5, 0.95])
@@ -189,8 +190,73 @@ def test_a_failed_run_is_left_out_of_the_items_too():
     lost = {"kind": "failure", "arm": "token-30", "seed": 4, "stage": "x", "error": "disk full"}
     row = paired_row([*lines, lost], seeds=[*range(RUNS)])
     assert row["n"] == RUNS - 1 and row["items"]["paired"]
-    middle = (row["items"]["low"] + row["items"]["high"]) / 2
-    assert middle == pytest.approx(row["natural"]["mean"])
+
+
+# Runs and items together
+# ----------------------------------------------------------------------------
+
+
+def drawn(
+    rng: np.random.Generator, *, of_runs: float, of_items: float, runs: int = RUNS, size: int = 200
+) -> tuple[dict[str, Any], np.ndarray, dict[int, np.ndarray]]:
+    """A study without a true difference: an estimate, and the differences of runs and of items."""
+    shifts = of_runs * rng.normal(size=(runs, 1)) + of_items * rng.normal(size=size)
+    each = shifts + 0.4 * rng.normal(size=(runs, size))
+    return estimated(each.mean(axis=1)), each.mean(axis=1), dict(enumerate(each))
+
+
+@pytest.mark.parametrize(("of_runs", "of_items"), [(0.02, 0.0), (0.02, 0.4), (0.0, 0.4)])
+def test_the_interval_covers_other_runs_and_other_items(of_runs, of_items):
+    rng = np.random.default_rng(4)
+    covered = over_runs = 0
+    for _ in range(400):
+        test, runs, items = drawn(rng, of_runs=of_runs, of_items=of_items)
+        error, single = errors_on_rows([items])
+        low, high = together(test, runs, error=error, single=single)
+        assert low <= test["low"] and high >= test["high"]
+        covered += low <= 0 <= high
+        over_runs += test["low"] <= 0 <= test["high"]
+    assert covered / 400 > 0.93
+    assert (over_runs / 400 > 0.93) == (not of_items)
+
+
+def test_noise_of_single_runs_on_items_is_not_counted_twice():
+    """It is in the error over items and in that over runs; items of their own are all of it."""
+    rng = np.random.default_rng(5)
+    _, _, items = drawn(rng, of_runs=0.0, of_items=0.0, size=2000)
+    error, single = errors_on_rows([items])
+    assert single == pytest.approx(error, rel=0.1)
+    _, _, items = drawn(rng, of_runs=0.0, of_items=1.0, size=2000)
+    error, single = errors_on_rows([items])
+    assert single < error / 2
+    own = {run: each[: 100 + run] for run, each in items.items()}
+    error, single = errors_on_rows([own])
+    assert single == pytest.approx(error)
+
+
+def test_a_lead_that_neither_source_reverses_alone_may_be_reversed_by_both():
+    rng = np.random.default_rng(0)
+    said = []
+    for seed in range(60):
+        lines = records(0.02, shared=0.3, seed=seed)
+        lift = dict(enumerate(0.016 * rng.normal(size=RUNS)))
+        for line in lines:
+            if line["arm"] == "token-30":
+                line["value"] += lift[line["seed"]]
+        row = paired_row(lines, seeds=[*range(RUNS)])
+        lead, items = row["natural"], row["items"]
+        runs_exclude = lead["low"] * lead["high"] > 0
+        both_exclude = items["low"] * items["high"] > 0
+        alone = abs(lead["mean"]) <= items["alone"]
+        assert ("items" in codes(row)) == (alone or (runs_exclude and not both_exclude))
+        said.append((runs_exclude, both_exclude, alone))
+    assert (True, False, False) in said and (True, True, False) in said
+
+
+def test_with_too_few_runs_for_a_test_there_is_no_interval():
+    lines = [line for line in records(0.02, shared=0.5) if line["seed"] < 5]
+    row = paired_row(lines, seeds=[*range(5)])
+    assert row["items"]["low"] is None and row["items"]["alone"] > 0
 
 
 # Runs with test items of their own
@@ -234,7 +300,7 @@ def test_the_error_is_that_over_other_test_sets_also_if_runs_have_other_items(se
     for seed in range(150):
         table = Outcomes(records_on(sets, sizes, seed), study)
         means.append(table.mean_gain("task-0", *PAIR))
-        errors.append(paired_item_error(table, ["task-0"], PAIR))
+        errors.append(paired_item_errors(table, ["task-0"], PAIR)[0])
     assert math.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means, ddof=1), rel=0.15)
 
 

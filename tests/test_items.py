@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from maskwise.verdict.items import contributions, item_differences, paired_item_error
+from maskwise.verdict.items import contributions, item_differences, paired_item_errors
 from maskwise.verdict.outcomes import Outcomes
 from verdict_tools import table_of
 
@@ -45,20 +45,26 @@ def error_of(runs: Sequence[Sequence[float]]) -> float:
     return stdev(means) / math.sqrt(len(means))
 
 
+def measured(table: Outcomes, tasks: Sequence[str], pair: tuple[str, str]) -> float:
+    found = paired_item_errors(table, tasks, pair)
+    assert found is not None
+    return found[0]
+
+
 def test_the_error_is_that_of_the_mean_difference_of_each_item() -> None:
     table = recorded(ONE)
     found = item_differences(table, "t0", ("a", "b"))
     assert found is not None
     assert {seed: values.tolist() for seed, values in found.items()} == dict(enumerate(DIFFERENCES))
     error = error_of(DIFFERENCES)
-    assert paired_item_error(table, ["t0"], ("a", "b")) == pytest.approx(error)
-    assert paired_item_error(table, ["t0"], ("b", "a")) == pytest.approx(error)
+    assert measured(table, ["t0"], ("a", "b")) == pytest.approx(error)
+    assert measured(table, ["t0"], ("b", "a")) == pytest.approx(error)
     # Two tasks on other rows are independent; on the same rows, their differences are added.
-    assert paired_item_error(recorded(ONE, ONE), ["t0", "t1"], ("a", "b")) == pytest.approx(
+    assert measured(recorded(ONE, ONE), ["t0", "t1"], ("a", "b")) == pytest.approx(
         error / math.sqrt(2)
     )
     same = recorded(ONE, ONE, same_texts=True)
-    assert paired_item_error(same, ["t0", "t1"], ("a", "b")) == pytest.approx(error)
+    assert measured(same, ["t0", "t1"], ("a", "b")) == pytest.approx(error)
 
 
 def test_contributions_have_the_score_as_their_mean() -> None:
@@ -74,7 +80,7 @@ def test_runs_with_their_own_items_are_independent() -> None:
     own: Sums = {"b": [ONE["b"][0], [1, 0, 0, 0]], "a": [ONE["a"][0], [1, 1, 0, 1]]}
     first = stdev(DIFFERENCES[0]) / math.sqrt(5)
     second = stdev([0, 1, 0, 1]) / math.sqrt(4)
-    error = paired_item_error(recorded(own), ["t0"], ("a", "b"))
+    error = measured(recorded(own), ["t0"], ("a", "b"))
     assert error == pytest.approx(math.hypot(first, second) / 2)
 
 
@@ -84,7 +90,7 @@ def test_without_the_sums_of_a_run_there_is_no_error(lacking: str) -> None:
     (row,) = (row for row in table.scores["t0"] if (row.arm, row.seed) == (lacking, 1))
     del row.facts["item_sums"]  # type: ignore[attr-defined]
     assert item_differences(table, "t0", ("a", "b")) is None
-    assert paired_item_error(table, ["t0"], ("a", "b")) is None
+    assert paired_item_errors(table, ["t0"], ("a", "b")) is None
 
 
 def test_errors_on_other_groups_of_the_same_rows_are_added() -> None:
@@ -92,11 +98,11 @@ def test_errors_on_other_groups_of_the_same_rows_are_added() -> None:
     few: Sums = {"b": [[1, 0, 0], [1, 0, 0]], "a": [[1, 1, 0], [1, 0, 1]]}
     table = recorded(ONE, few, same_texts=True)
     errors = error_of(DIFFERENCES), error_of([[0, 1, 0], [0, 0, 1]])
-    found = paired_item_error(table, ["t0", "t1"], ("a", "b"))
+    found = measured(table, ["t0", "t1"], ("a", "b"))
     assert found == pytest.approx(sum(errors) / 2)
 
 
 def test_one_group_of_rows_has_no_error() -> None:
     for sums, known in (([1], False), ([1, 0], True)):
         table = recorded({"b": [sums, sums], "a": [sums, sums]})
-        assert (paired_item_error(table, ["t0"], ("a", "b")) is not None) == known
+        assert (paired_item_errors(table, ["t0"], ("a", "b")) is not None) == known

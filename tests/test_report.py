@@ -463,9 +463,9 @@ def test_the_axis_of_equal_arms_has_a_range_that_can_be_read():
         ]
 
 
-def test_the_noise_of_items_is_on_the_page_of_primary_rows():
+def test_the_interval_over_runs_and_items_is_on_the_page_of_primary_rows():
     """The docs said so, but no template read it."""
-    items = {"low": -0.012, "high": 0.034}
+    items = {"low": -0.012, "high": 0.034, "alone": 0.02}
     for primary, paired in ((True, False), (True, True), (False, False)):
         known = {**items, "paired": True} if paired else items
         row = contrast_row("task", "score", 0.011, primary=primary, items=known)

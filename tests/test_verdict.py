@@ -259,7 +259,7 @@ def test_fewer_nats_are_better() -> None:
     assert alone["mean"] == pytest.approx(-0.4985)
     assert shown(tasks).unit == shown(alone).unit == "nats"
     # The spread of 400 items: 1.96 · 2 / √400.
-    assert alone["items"]["high"] - alone["items"]["low"] == pytest.approx(2 * 1.96 * 2 / 20)
+    assert alone["items"]["alone"] == pytest.approx(1.96 * 2 / 20)
     void = in_nats({"base": 5.1, "arm": 5.0})["contrasts"]
     assert [row["flags"][0]["code"] for row in void] == ["chance"] * 2
 
@@ -354,8 +354,8 @@ def test_the_noise_of_items_is_that_of_resampled_sentences_and_of_shared_ones_tw
         ]
         rows = by_outcome(summarise([*lines, *run_facts(study)], study))
         one = rows["task-0"]
-        assert one["items"]["high"] - one["mean"] == pytest.approx(1.96 * 0.03)
-        return rows["tasks"]["items"]["high"] - rows["tasks"]["natural"]["mean"]
+        assert one["items"]["alone"] == pytest.approx(1.96 * 0.03)
+        return rows["tasks"]["items"]["alone"]
 
     assert half() == pytest.approx(1.96 * 0.03 / 2**0.5)
     assert half(test_texts="ab12") == pytest.approx(1.96 * 0.03)

@@ -465,7 +465,10 @@ def test_arms_whose_runs_are_all_equal_are_said_to_be_perhaps_the_same(
     scores: dict[str, list[float]], identical: bool
 ) -> None:
     """Such as two settings of which one has no effect on this text."""
-    assert ("identical" in codes(row_of(scores))) == identical
+    row = row_of(scores, margin=0.01)
+    assert ("identical" in codes(row)) == identical
+    # Nothing was tested, so it is no evidence of "no difference that matters" either.
+    assert not identical or row["verdict"] == "open"
 
 
 @pytest.mark.parametrize(
@@ -542,6 +545,22 @@ def test_of_several_tasks_those_at_their_ceiling_are_named_without_advice() -> N
 
 # Tasks that disagree
 # ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("loss", "said"), [(-0.02, True), (0.0, False), (0.02, False)])
+def test_a_task_on_which_the_favoured_side_is_behind_is_named(loss: float, said: bool) -> None:
+    """Three tasks decide by small, steady gains, and one has a loss by its own interval."""
+    study = make_study(runs=8, tasks=4)
+    records = []
+    for number, s in product(range(4), range(8)):
+        gain = loss + 0.002 * (s % 3 - 1) if number == 3 else 0.03 + 0.0005 * (s % 3)
+        for arm, score in (("no-pretraining", 0.3), ("token-15", 0.5), ("token-30", 0.5 + gain)):
+            records.append(score_record(arm, s, f"task-{number}", score + 0.001 * s))
+    (row,) = primary_rows(summarise(records + run_facts(study), study))
+    assert row["verdict"] == "decided" and row["better"] == "arm"
+    assert ("task-against" in codes(row)) == said
+    if said:
+        assert facts_of(row, "task-against")["tasks"] == ["task-3"]
 
 
 def opposed(loss: float) -> dict:

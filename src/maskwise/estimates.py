@@ -14,7 +14,7 @@ from itertools import chain
 
 from maskwise.constants import DIFFUSION, NATS
 from maskwise.errors import in_percent
-from maskwise.files import Contrast, Estimate, MeanLosses, Record
+from maskwise.files import Contrast, Estimate, ItemsInterval, MeanLosses, Record
 
 WRITTEN = {
     "full": "full text",
@@ -194,17 +194,23 @@ def decimals(least: int, low: float | None, high: float | None) -> int:
 
 
 def items_words(row: Contrast) -> str:
-    """Return a phrase with the interval over the choice of test items; "" if it is unknown."""
+    """Return a phrase with the interval over runs and test items; "" if it is unknown."""
     items = row.get("items")
-    if not items:
+    if not items or items["low"] is None:
         return ""
-    unit = "score" if row["unit"] == "SDs" else row["unit"]
-    bounds: Estimate = {"mean": None, "low": items["low"], "high": items["high"]}
-    amount = shown_in(unit, row["metric"], bounds, None, higher=row["higher_is_better"])
-    said = f"noise of items: {amount.ends()} {amount.unit}"
-    said += " (95 % interval over the choice of test items, for these runs"
+    ends = items_ends(items, row["unit"], row["metric"], higher=row["higher_is_better"])
+    said = f"other runs and other test items: {ends} (95 % interval if both vary together"
     assumed = "" if items.get("paired") else "; the arms' answers are assumed to correlate at .5"
     return f"{said}{assumed})"
+
+
+def items_ends(items: ItemsInterval, unit: str, metric: str | None, *, higher: bool) -> str:
+    """Return the interval over runs and test items, with its unit."""
+    bounds: Estimate = {"mean": None, "low": items["low"], "high": items["high"]}
+    # A mean over tasks is in SDs, and its items in scores.
+    unit = "score" if unit == "SDs" else unit
+    amount = shown_in(unit, metric, bounds, None, higher=higher)
+    return f"{amount.ends()} {amount.unit}"
 
 
 def _agree(estimate: Estimate, other: Estimate) -> bool:

@@ -238,14 +238,19 @@ class Ends(TypedDict):
     high: float
 
 
-class ItemsInterval(Ends):
-    """The 95 % interval of a difference over the choice of test items.
+class ItemsInterval(TypedDict):
+    """What the choice of test items adds to the uncertainty of a difference, in natural units.
 
     Attributes:
+        low, high: the 95 % interval if runs and items vary together; None with fewer than six runs.
+        alone: half of the 95 % interval over the choice of items, for these runs.
         paired: true if it is computed from the differences of single items between the two arms;
             not written if it rests on an assumption, because the records have no such sums.
     """
 
+    low: float | None
+    high: float | None
+    alone: float
     paired: NotRequired[bool]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, product
 
@@ -17,7 +18,7 @@ from maskwise.estimates import Shown, shown_in
 from maskwise.files import Compute, Estimate, Failures, ItemsInterval, Study
 from maskwise.measurements import Scale
 from maskwise.verdict.failures import failures_of
-from maskwise.verdict.items import paired_item_error
+from maskwise.verdict.items import paired_item_errors, together
 from maskwise.verdict.outcomes import (
     TOLERANCE,
     Numbers,
@@ -55,7 +56,7 @@ class Comparison:
         natural: those of a mean over tasks in plain scores; None for other outcomes.
         least_sd: whether a task's runs vary by less than one test item, which then counts as SD.
         compute: the training costs.
-        items: the interval over the choice of test items.
+        items: what the choice of test items adds to the uncertainty.
         failures: the failures of the two sides, keyed by "arm" and "baseline".
         break_even: the share of runs of the leading side whose failure would cancel its lead.
         scope: ``TUNED`` if every seed tuned the arms, and ``FIXED`` otherwise.
@@ -260,6 +261,7 @@ def _comparison(
         if plain_name in table.scales:
             natural = estimated(finite_runs(plain), scores=largest)
         least_sd = any(map(table.has_least_sd, table.measured(outcome)))
+    in_units = natural if outcome == "tasks" else estimate
     failures, break_even = failures_of(table, outcome, *pair, leads=is_ahead(estimate, scale))
     tuned = any(line.get("seed") is not None for line in table.searches(*pair))
     return Comparison(
@@ -280,7 +282,7 @@ def _comparison(
         natural=natural,
         least_sd=least_sd,
         compute=compute,
-        items=_items_interval(table, pair, outcome, natural if outcome == "tasks" else estimate),
+        items=_items_interval(table, pair, outcome, in_units, plain),
         failures=failures,
         break_even=break_even,
         scope=TUNED if tuned else FIXED,
@@ -312,36 +314,56 @@ def _paired(table: Outcomes, outcome: str, pair: Pair) -> Numbers:
 
 
 def _items_interval(
-    table: Outcomes, pair: Pair, outcome: str, estimate: Estimate | None
+    table: Outcomes, pair: Pair, outcome: str, estimate: Estimate | None, plain: Numbers
 ) -> ItemsInterval | None:
-    """Return the 95 % interval of a difference over the choice of test items, in natural units.
+    """Return the interval of a difference if runs and test items vary together.
 
-    The uncertainty from a limited number of runs is not included. The interval is computed from the
-    differences between the two arms in the scores of the same items. If records do not contain
-    sums of items, the answers of the two arms are assumed to correlate at .5.
-    The difference then has the same standard error as one score, or as the mean of one score per
-    run if each run has its own test items. Errors of tasks on the same texts are then assumed to be
-    fully correlated, and errors of other tasks independent.
+    It is computed from the differences between the two arms in the scores of the same items. If
+    records do not contain sums of items, the answers of the two arms are assumed to correlate at
+    .5. The difference then has the same standard error as one score, or as the mean of one score
+    per run if each run has its own test items, whose noise is then in that over runs. Errors of
+    tasks on the same texts are then assumed to be fully correlated, and errors of other tasks
+    independent.
+
+    Args:
+        table: the outcomes of the compared runs.
+        pair: the names of the two arms.
+        outcome: what they are compared on.
+        estimate: the mean and the interval of the test, in natural units; None without such units.
+        plain: (seeds,) the paired differences in these units.
     """
-    mean = estimate["mean"] if estimate else None
-    if mean is None:
+    if estimate is None or estimate["mean"] is None:
         return None
     names = table.measured(outcome)
+    found = None
     if set(names) <= set(table.tasks):
-        error = paired_item_error(table, names, pair)
-        if error is not None:
-            return {"low": mean - 1.96 * error, "high": mean + 1.96 * error, "paired": True}
+        found = paired_item_errors(table, names, pair)
+    error, single = found or _assumed_errors(table, names, pair) or (None, 0.0)
+    if error is None:
+        return None
+    low, high = together(estimate, finite_runs(plain), error=error, single=single) or (None, None)
+    items: ItemsInterval = {"low": low, "high": high, "alone": 1.96 * error}
+    if found:
+        items["paired"] = True
+    return items
+
+
+def _assumed_errors(
+    table: Outcomes, names: Sequence[str], pair: Pair
+) -> tuple[float, float] | None:
+    """Return the errors of ``paired_item_errors`` by the assumption; None if they are unknown."""
     errors = defaultdict[str, float](float)
+    single = defaultdict[str, float](float)
     for name in names:
         error = _item_error(table, name, pair)
         if error is None:
             return None
+        rows = table.study["tasks"].get(name, {}).get("test_texts", name)
         if table.has_items_per_run(name):
             error /= math.sqrt(len(table.paired_seeds(name, *pair)))
-        facts = table.study["tasks"].get(name, {})
-        errors[facts.get("test_texts", name)] += error
-    half = 1.96 * math.hypot(*errors.values()) / len(names)
-    return {"low": mean - half, "high": mean + half}
+            single[rows] += error
+        errors[rows] += error
+    return math.hypot(*errors.values()) / len(names), math.hypot(*single.values()) / len(names)
 
 
 def _item_error(table: Outcomes, outcome: str, pair: Pair) -> float | None:

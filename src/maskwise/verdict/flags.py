@@ -24,12 +24,12 @@ from maskwise.constants import (
     overlap_words,
 )
 from maskwise.errors import in_percent
-from maskwise.estimates import SPREADS, in_decimals, shown_in, with_minus
-from maskwise.files import Effect
+from maskwise.estimates import SPREADS, in_decimals, items_ends, shown_in, with_minus
+from maskwise.files import Effect, Estimate, ItemsInterval
 from maskwise.verdict.comparison import Comparison
 from maskwise.verdict.failures import collapses_of
 from maskwise.verdict.outcomes import TOLERANCE, Outcomes, finite_pairs, finite_runs, is_loss
-from maskwise.verdict.statistics import best_guess, can_decide
+from maskwise.verdict.statistics import best_guess, can_decide, sign_flip_interval
 
 FlagFacts: TypeAlias = dict[str, object]
 Test: TypeAlias = Callable[[Comparison, Outcomes], FlagFacts | None]
@@ -319,6 +319,21 @@ def _tasks_disagree(one: Comparison, table: Outcomes) -> FlagFacts | None:
 # Notes that leave the verdict as it is
 
 
+def _task_against(one: Comparison, table: Outcomes) -> FlagFacts | None:
+    """Return the tasks on which the side that the test favours is behind by their own interval."""
+    tasks = table.measured(one.outcome)
+    against = []
+    for task in tasks:
+        leads = finite_runs(table.gains(task, *one.sides))
+        ends = sign_flip_interval(leads, scores=table.largest(task, *one.pair))
+        if len(tasks) > 1 and ends is not None and ends[1] < 0:
+            against.append(task)
+    if not against:
+        return None
+    ahead, behind = one.sides
+    return {"tasks": against, "names": ", ".join(against), "ahead": ahead, "behind": behind}
+
+
 def _without_margin(one: Comparison, table: Outcomes) -> FlagFacts | None:
     """Return the margin of a study that this outcome cannot have."""
     margin = table.study.get("margin")
@@ -426,19 +441,39 @@ def _grids_differ(one: Comparison, table: Outcomes) -> FlagFacts | None:
 
 
 def _item_noise(one: Comparison, table: Outcomes) -> FlagFacts | None:
+    """Return how uncertain a difference is if other test items could reverse it.
+
+    If the runs show a difference, the question is whether it stands if the items vary as well. If
+    they show none, it is whether more runs could, on these items.
+    """
     items = one.items
-    if not items or not one.mean or not items["low"] <= 0 <= items["high"]:
+    estimate = one.natural or one.estimate
+    if not items or not one.mean or estimate["mean"] is None:
         return None
-    half = (items["high"] - items["low"]) / 2
-    amount = f"{half:.2f} nats" if one.scale.metric == NATS else f"{100 * half:.1f} points"
     assumed = ", on the assumption that the arms' answers correlate at .5"
     if items.get("paired"):
         assumed = ""
-    facts: FlagFacts = {"half": half, "amount": amount, "assumed": assumed}
+    facts: FlagFacts = {**items, "assumed": assumed}
+    scale = one.scale
+    if abs(estimate["mean"]) <= items["alone"]:
+        half = items["alone"]
+        said = f"{half:.2f} nats" if scale.metric == NATS else f"{100 * half:.1f} points"
+        why = f"the choice of items alone makes the difference uncertain by {said}"
+    elif _excludes_0(estimate) and not _excludes_0(items):
+        ends = items_ends(items, scale.unit, scale.metric, higher=scale.higher_is_better)
+        why = f"if runs and test items vary together, the 95 % interval is {ends}"
+    else:
+        return None
+    facts["why"] = why
     # The advice says that more runs do not help. They do if each brings its own items.
     if all(map(table.has_items_per_run, table.measured(one.outcome))):
         facts["minor"] = True
     return facts
+
+
+def _excludes_0(ends: Estimate | ItemsInterval) -> bool:
+    low, high = ends["low"], ends["high"]
+    return low is not None and high is not None and not low <= 0 <= high
 
 
 def _identical(one: Comparison, table: Outcomes) -> FlagFacts | None:
@@ -540,6 +575,14 @@ FLAGS = (
         "Use easier tasks or train longer: scores at chance cannot show a difference.",
     ),
     Flag(
+        "identical",
+        "caps",
+        _identical,
+        "both arms have the same result in every run, so they may be one: what differs between "
+        "them may have no effect here",
+        "Make sure that arms with the same results are not one: compare what made them.",
+    ),
+    Flag(
         "looked-before",
         "caps",
         _looked_before,
@@ -572,6 +615,14 @@ FLAGS = (
         _tasks_disagree,
         "the tasks disagree: weighted by their precision, as in the test, they favour {ahead}, but "
         "their plain mean favours {behind} by {amount}",
+        "Look at each task. A new study can name the one that matters (study.outcome).",
+        significant=True,
+    ),
+    Flag(
+        "task-against",
+        "notes",
+        _task_against,
+        "on {names} alone, {ahead} is behind {behind} by the 95 % interval",
         "Look at each task. A new study can name the one that matters (study.outcome).",
         significant=True,
     ),
@@ -656,14 +707,6 @@ FLAGS = (
         "the searches of the two arms did not try the same settings",
     ),
     Flag(
-        "identical",
-        "notes",
-        _identical,
-        "both arms have the same result in every run, so they may be one: what differs between "
-        "them may have no effect here",
-        "Make sure that arms with the same results are not one: compare what made them.",
-    ),
-    Flag(
         "ceiling",
         "notes",
         _at_ceiling,
@@ -676,9 +719,8 @@ FLAGS = (
         "items",
         "notes",
         _item_noise,
-        "other test items could reverse the result: the choice of items alone makes the "
-        "difference uncertain by {amount}{assumed}",
-        "Use a larger test set or more tasks: more runs cannot make up for few test items.",
+        "other test items could reverse the result: {why}{assumed}",
+        "Use a larger test set or more tasks: more runs decide for these test items only.",
     ),
     Flag(
         "overlap",

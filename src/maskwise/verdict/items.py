@@ -5,6 +5,9 @@ depends on the differences between their scores of the *same* items: arms that a
 on the same items differ by an amount that hardly depends on the choice of items. A record of a task
 therefore contains sums over groups of test rows (``item_sums`` and ``item_sizes`` in
 ``maskwise.files.Record``). Rows with the same text are one group.
+
+Other runs and other items are both drawn anew if somebody repeats a study, so the interval that
+says whether a difference would stand varies both (``together``).
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import special
 
+from maskwise.files import Estimate
 from maskwise.verdict.outcomes import Numbers, Outcomes, Pair
 
 
@@ -61,10 +66,10 @@ def item_differences(table: Outcomes, task: str, pair: Pair) -> dict[int, Number
     return differences or None
 
 
-def paired_item_error(table: Outcomes, tasks: Sequence[str], pair: Pair) -> float | None:
+def paired_item_errors(
+    table: Outcomes, tasks: Sequence[str], pair: Pair
+) -> tuple[float, float] | None:
     """Return the standard error, over test items, of a difference between two arms.
-
-    Noise of training is part of it, as far as it differs between items.
 
     Args:
         table: the outcomes of the compared runs.
@@ -73,7 +78,10 @@ def paired_item_error(table: Outcomes, tasks: Sequence[str], pair: Pair) -> floa
         pair: the names of the two arms.
 
     Returns:
-        The standard error in natural units; None if the records do not have the sums of items.
+        error: the standard error in natural units.
+        single: the part of it that is noise of single runs on single items, which is also in the
+            error over runs.
+        None if the records do not have the sums of items.
     """
     tasks_on = defaultdict[str, list[dict[int, Numbers]]](list)
     for task in tasks:
@@ -82,11 +90,13 @@ def paired_item_error(table: Outcomes, tasks: Sequence[str], pair: Pair) -> floa
             return None
         rows = table.study["tasks"].get(task, {}).get("test_texts", task)
         tasks_on[rows].append(differences)
-    return math.hypot(*map(_error_on_rows, tasks_on.values())) / len(tasks)
+    errors = np.array([errors_on_rows(on_rows) for on_rows in tasks_on.values()])
+    error, single = np.sqrt(np.square(errors).sum(axis=0)) / len(tasks)
+    return float(error), float(single)
 
 
-def _error_on_rows(tasks: Sequence[dict[int, Numbers]]) -> float:
-    """Return the standard error of the sum over tasks, which have the same test rows in a run.
+def errors_on_rows(tasks: Sequence[dict[int, Numbers]]) -> tuple[float, float]:
+    """Return both errors of the sum over tasks, which have the same test rows in a run.
 
     Args:
         tasks: the differences of each task, keyed by seed. All tasks have the same seeds.
@@ -104,13 +114,58 @@ def _error_on_rows(tasks: Sequence[dict[int, Numbers]]) -> float:
         alike[tuple(len(differences[seed]) for differences in tasks)].append(seed)
     errors = []
     for sizes, seeds in alike.items():
-        sums = {size: np.zeros(size) for size in sizes}
+        sums = {size: np.zeros((len(seeds), size)) for size in sizes}
         for size, differences in zip(sizes, tasks):
-            sums[size] += sum(differences[seed] for seed in seeds) / len(tasks[0])
+            sums[size] += np.array([differences[seed] for seed in seeds]) / len(tasks[0])
         # Groups of different numbers cannot be added one by one. Such errors count as correlated.
-        errors.append(sum(map(_standard_error, sums.values())))
-    return math.hypot(*errors)
+        errors.append(np.sum([_errors(runs) for runs in sums.values()], axis=0))
+    error, single = np.sqrt(np.square(errors).sum(axis=0))
+    return float(error), float(single)
 
 
-def _standard_error(values: Numbers) -> float:
-    return float(values.std(ddof=1)) / math.sqrt(len(values))
+def _errors(runs: Numbers) -> tuple[float, float]:
+    """Return both errors of the sum over runs of their means: (runs, items)."""
+    items = runs.shape[1]
+    error = float(runs.sum(axis=0).std(ddof=1)) / math.sqrt(items)
+    # The items of one run are its own, so all of their noise is in that run.
+    if len(runs) == 1:
+        return error, error
+    # What is left without the mean of each run and of each item (two-way analysis of variance).
+    left = runs - runs.mean(axis=0) - runs.mean(axis=1, keepdims=True) + runs.mean()
+    variance = np.square(left).sum() / (len(runs) - 1) / (items - 1)
+    return error, math.sqrt(variance * len(runs) / items)
+
+
+def together(
+    estimate: Estimate, differences: Numbers, *, error: float, single: float
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean difference if runs and test items vary together.
+
+    Its variance is that over runs plus that over items, minus what both contain, with
+    Satterthwaite's degrees of freedom; the variance over items, of which there are many, counts as
+    known. The interval is never narrower than that of the test over runs.
+
+    >>> runs = np.array([0.01, 0.03, 0.02, 0.04, 0.02, 0.03])
+    >>> test: Estimate = {"mean": 0.025, "low": 0.01, "high": 0.04}
+    >>> low, high = together(test, runs, error=0.01, single=0.0)
+    >>> round(low, 4), round(high, 4)
+    (0.0033, 0.0467)
+
+    Args:
+        estimate: the mean difference, and the interval of the test over runs.
+        differences: (n,) the paired differences of runs.
+        error, single: as in ``paired_item_errors``.
+
+    Returns:
+        The ends; None with too few runs for an interval of the test.
+    """
+    mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
+    if mean is None or low is None or high is None:
+        return None
+    over_runs = float(differences.var(ddof=1)) / len(differences)
+    # An estimate may be negative, and neither source is less uncertain for the other one.
+    variance = max(over_runs + error**2 - single**2, over_runs, error**2)
+    share = over_runs / variance if variance else 1.0
+    freedom = (len(differences) - 1) / share**2 if share else math.inf
+    reach = float(special.stdtrit(freedom, 0.975)) * math.sqrt(variance)
+    return min(low, mean - reach), max(high, mean + reach)
