@@ -14,12 +14,12 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from maskwise import encode
 from maskwise.errors import MaskwiseError
 from maskwise.tasks import load_task
 from maskwise.text import (
     Document,
     bundled_path,
-    encode,
     load_tokenizer,
     read_documents,
     require_documents,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from maskwise import Masker, errors
+from maskwise import Masker, encode, errors
 from maskwise.errors import MaskwiseError
 from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import Denoising
@@ -23,14 +23,7 @@ from maskwise.recipe import Recipe
 from maskwise.study.checkpoints import HEAD, save_model
 from maskwise.study.stages import Stage
 from maskwise.study.work import _start_of
-from maskwise.text import (
-    Document,
-    Prepared,
-    encode,
-    load_tokenizer,
-    tokenise,
-    train_tokenizer,
-)
+from maskwise.text import Document, Prepared, load_tokenizer, tokenise, train_tokenizer
 from maskwise.training.checkpoint import save_checkpoint
 from tiny import maskwise, write_inputs
 from training_tools import GEMMA, bart

@@ -17,19 +17,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from maskwise import Masker
+from maskwise import Masker, annotate_rows, encode
 from maskwise.annotate.registry import SPANS, ByText
 from maskwise.errors import MaskwiseError
-from maskwise.text import (
-    Document,
-    annotate_rows,
-    encode,
-    load_tokenizer,
-    read_pieces,
-    tokenise,
-    train_tokenizer,
-    word_ids,
-)
+from maskwise.text import Document, load_tokenizer, read_pieces, tokenise, train_tokenizer, word_ids
 from maskwise.text.layers import CharSpans
 from maskwise.text.words import classify, is_white, word_starts
 
