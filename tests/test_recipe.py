@@ -342,6 +342,55 @@ def test_what_is_wrong_in_the_file_is_not_blamed_on_an_override(recipe, tmp_path
     assert read_recipe(path, ["training.steps=3"]).training.steps == 3
 
 
+@pytest.mark.parametrize("override", ["phases=null", "phases=[{}]", "phases=[{}, {}]"])
+def test_an_override_may_leave_out_phases_of_the_file(override, tmp_path):
+    path = tmp_path / "three.yaml"
+    path.write_text("phases: [{}, {masking.ratio: 0.3}, {masking.policy: span}]\n")
+    phases = read_recipe(path, [override]).phases
+    assert phases in (None, ({},), ({}, {}))
+
+
+def test_an_override_changes_one_point_of_a_grid():
+    grid = [{"masking.ratio": 0.2}, {"masking.ratio": 0.3}]
+    arms = {"a": {}, "b": {"masking.policy": "span"}}
+    study = {"arms": arms, "search": {"grid": grid, "own": {"b": grid}}}
+    search = read_recipe(
+        {"study": study},
+        ["study.search.grid.1.masking.ratio=0.4", "study.search.own.b.0.masking.ratio=0.1"],
+    ).study.search
+    assert search.grid == ({"masking.ratio": 0.2}, {"masking.ratio": 0.4})
+    assert search.own["b"] == ({"masking.ratio": 0.1}, {"masking.ratio": 0.3})
+
+
+@pytest.mark.parametrize(
+    "settings, override, said",
+    [
+        ({"study": {"arms": {"a": "span"}}}, "study.arms.a.masking.ratio=.3", "a is a value"),
+        ({"study": {"arms": {"a": [1]}}}, "study.arms.a.masking.ratio=.3", "no such entry"),
+        ({"phases": ["span", {}]}, "phases.0.masking.ratio=.3", "0 is a value"),
+        ({"corpus": {"source": "a.txt"}}, "corpus.source.b=2", "source is a value"),
+        ({"corpus": {"source": ["a.txt", "b.txt"]}}, "corpus.source.b=2", "no such entry"),
+        (
+            {"study": {"search": {"grid": [{"masking.ratio": 0.2}, {}]}}},
+            "study.search.grid.masking.ratio=[0.3, 0.4]",
+            "no such entry",
+        ),
+    ],
+)
+def test_a_dotted_name_changes_no_part_of_a_value(settings, override, said):
+    with pytest.raises(
+        MaskwiseError, match=f"cannot set {re.escape(override.split('=')[0])}.*{said}"
+    ):
+        read_recipe(settings, [override])
+
+
+@pytest.mark.parametrize("arm", ["token.15", "1.5"])
+@pytest.mark.parametrize("changes", [{}, {"masking.ratio": 0.3}, {"masking": {"ratio": 0.3}}])
+def test_a_dot_in_the_name_of_an_arm_is_named(arm, changes):
+    with pytest.raises(MaskwiseError, match="the names of arms have no dots"):
+        read_recipe({"study": {"arms": {arm: changes, "b": {}}}})
+
+
 def test_null_is_a_default_or_one_clear_line():
     """No key is silently ignored, and no parser of a value meets None."""
     base = read_recipe("quick-start").model_dump(mode="json")
@@ -899,7 +948,11 @@ def test_the_refusal_of_truth_allows_what_may_be_in_its_place(given, allowed):
 
 @pytest.mark.parametrize("value", ["false", "null", "off", "none"])
 def test_the_refusal_of_a_word_for_off_names_the_number(value):
-    for key in ("training.clip", "training.save_every", "finetune.eval_every"):
+    keys = ["training.clip", "training.save_every", "finetune.eval_every"]
+    if value == "null":
+        # By default, states are saved by the clock.
+        keys.remove("training.save_every")
+    for key in keys:
         with pytest.raises(MaskwiseError, match=rf"{key}.*; 0 turns this off"):
             read_recipe("quick-start", ["tasks=[banking77]", f"{key}={value}"])
     # 0 is not allowed, is another value, or the mistake is no wish for it.

@@ -140,30 +140,29 @@ def put(settings: Plain, name: str, value: Any, *, clear: bool = True) -> None:
     {'training.steps': 10, 'phases': [{}, {'masking.ratio': 0.1}]}
     """
     for group, rest in _splits(name):
-        if LAYERS.fullmatch(group):
-            inner = dict(settings.get(group) or {})
+        before = settings.get(group)
+        if LAYERS.fullmatch(group) and isinstance(before or {}, Mapping):
+            inner = dict(before or {})
             put(inner, rest, value, clear=clear)
             settings[group] = inner
             return
         if group not in settings:
             continue
-        before = settings[group]
-        if SINGLE_VALUES.search(group):
-            settings[group] = _with_entry(before, rest, value)
-            return
+        # Several objectives replace the name of one, but a mix does not replace a single source.
+        has_entries = isinstance(before, Mapping) or group.endswith("objective")
         if group == "study.gate" and isinstance(before, list | tuple):
             # A gate may be written as its contrast alone.
             settings["study.gate.contrast"] = settings.pop(group)
         elif isinstance(before, list | tuple):
             settings[group] = _with_item(before, rest, value, name)
             return
+        elif SINGLE_VALUES.search(group) and has_entries:
+            settings[group] = _with_entry(before, rest, value)
+            return
         elif before is None or before == {}:
             del settings[group]
         else:
-            last = group.rpartition(".")[2]
-            raise MaskwiseError(
-                f"cannot set {name}", got=f"{last} is a value, not a group of settings"
-            )
+            raise _no_group(name, group)
     below = [key for key in settings if key.startswith(f"{name}.")]
     if value == {} and below and not clear:
         return
@@ -201,12 +200,23 @@ def _with_item(items: Sequence[Any], rest: str, value: Any, name: str) -> list[A
             allowed=[*range(len(items))],
         )
     found = [*items]
-    if setting:
-        own = layer(found[int(number)] or {})
+    before = found[int(number)]
+    if setting and isinstance(before, list | tuple):
+        value = _with_item(before, setting, value, name)
+    elif setting and not isinstance(before or {}, Mapping):
+        raise _no_group(name, number)
+    elif setting:
+        own = layer(before or {})
         put(own, setting, value)
         value = own
     found[int(number)] = value
     return found
+
+
+def _no_group(name: str, group: str) -> MaskwiseError:
+    """Return the error for a dotted name of which a part is the name of a value."""
+    last = group.rpartition(".")[2]
+    return MaskwiseError(f"cannot set {name}", got=f"{last} is a value, not a group of settings")
 
 
 def nest(settings: Mapping[str, Any]) -> Plain:
@@ -511,5 +521,7 @@ def require_changeable(name: str, parts: Sequence[str], *, who: str, known: Iter
         last = name.rpartition(".")[2]
         within = [key for key in known if key.split(".")[0] in parts]
         do = did_you_mean(name, [key for key in within if key.rpartition(".")[2] == last] or within)
-        do = do or "the names of arms have no dots"
+        _, _, rest = name.partition(".")
+        if parts == ARM_PARTS and (rest in known or do is None):
+            do = "the names of arms have no dots"
     raise MaskwiseError(f"{who} cannot change {name}", allowed=", ".join(parts), do=do)

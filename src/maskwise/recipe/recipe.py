@@ -738,9 +738,13 @@ def _refuse(
             by_phase[None][name] = value
     links = [run.written_links() for run in runs]
     for at, own in by_phase.items():
-        used = links if at is None else [each[at : at + 1] for each in links]
+        used = [
+            *chain.from_iterable(links if at is None else (each[at : at + 1] for each in links))
+        ]
         inner = place if at is None else f"{place}phases.{at}."
-        refuse(own, [*chain.from_iterable(used)], origin=origin, place=inner, in_file=in_file)
+        # An override may leave out a phase of the file.
+        if used:
+            refuse(own, used, origin=origin, place=inner, in_file=in_file)
 
 
 def _phase(changes: object, name: str, phases: int) -> object:
