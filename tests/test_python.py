@@ -776,3 +776,12 @@ def test_ones_and_zeros_are_no_labels(tmp_path):
     (spec,) = task_specs({"topics": rows}, tmp_path)
     with pytest.raises(MaskwiseError, match="ones and zeros, one for each of 3 labels"):
         load_task(spec)
+
+
+def test_rows_of_a_task_may_have_options_beside_them(tmp_path: Path) -> None:
+    rows = [{"Description": f"text {number}", "Library": str(number % 2)} for number in range(30)]
+    options = {"label": "Library", "text": "Description"}
+    [beside] = task_specs({"library": (rows, options)}, tmp_path)
+    [within] = task_specs({"library(label='Library', text='Description')": rows}, tmp_path)
+    assert beside == within
+    assert mw.load_task(beside).name == "library"

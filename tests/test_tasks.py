@@ -225,7 +225,7 @@ def lines_of(rows):
 
 ROWS = rows_of(100)
 BAD = [
-    ("a.jsonl", [{"text": "a"}] * 9, "has no label column; got text; name it with label="),
+    ("a.jsonl", [{"text": "a"}] * 9, "has no label column; got text; add a column for it"),
     ("a.jsonl", rows_of(100, classes=1), "at least two classes; got only 'c0'"),
     ("a.jsonl", rows_of(100, label=-1), "is empty; got skipped 100 × no label"),
     (

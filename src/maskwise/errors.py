@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import importlib.metadata
 import math
+import shlex
 import traceback
 import unicodedata
 import warnings
@@ -327,6 +328,24 @@ def command_line() -> Iterator[None]:
         yield
     finally:
         _AT_COMMAND_LINE.pop()
+
+
+def shell_word(word: object) -> str:
+    """Quote a word for a shell, if it needs quotes, in a way that people can read.
+
+    >>> print(shell_word("a.csv(label='kind')"), shell_word("my text.txt"), shell_word("a.txt"))
+    "a.csv(label='kind')" 'my text.txt' a.txt
+    """
+    text = str(word)
+    # Within double quotes, shells read some characters, and an exclamation mark at a prompt.
+    if "'" in text and not set('"$`\\!') & set(text):
+        return f'"{text}"'
+    return shlex.quote(text)
+
+
+def shell_words(words: Iterable[object]) -> str:
+    """Join the words of a command for a shell."""
+    return " ".join(map(shell_word, words))
 
 
 def option(name: str, value: object = None, *, python: str | None = None) -> str:

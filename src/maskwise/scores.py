@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -29,7 +28,15 @@ from pandas import DataFrame, Series, isna
 
 from maskwise import __version__
 from maskwise.constants import CORRELATIONS, MOST_PRIMARY, NATS
-from maskwise.errors import MaskwiseError, dict_of, in_percent, items_of, plural, require_known
+from maskwise.errors import (
+    MaskwiseError,
+    dict_of,
+    in_percent,
+    items_of,
+    plural,
+    require_known,
+    shell_word,
+)
 from maskwise.estimates import reasons, with_minus
 from maskwise.files import Record, Study, Summary
 from maskwise.folders import read_json, refuse_file, write_json, write_lines
@@ -891,7 +898,7 @@ def _naming(key: str, column: str) -> str:
 def _lowering(tasks: Iterable[str]) -> str:
     """Say how tasks are named of which lower scores are better."""
     names = sorted(tasks)
-    options = " ".join(f"--lower {shlex.quote(name)}" for name in names)
+    options = " ".join(f"--lower {shell_word(name)}" for name in names)
     return f"{options} (in Python: lower={names})"
 
 

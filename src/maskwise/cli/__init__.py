@@ -12,7 +12,6 @@ import atexit
 import errno
 import gc
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from maskwise.errors import (
     MaskwiseError,
     OtherProcessFailed,
     command_line,
+    shell_words,
     shortened,
     tidy_warnings,
 )
@@ -235,7 +235,7 @@ def _kept(arguments: Sequence[str] | None) -> str:
     """Return a sentence that says what an interrupted command saved, and how to continue."""
     if arguments is None:
         arguments = sys.argv[1:]
-    again = shlex.join(["maskwise", *arguments])
+    again = shell_words(["maskwise", *arguments])
     if not arguments or arguments[0] not in RESUMED or "--dry-run" in arguments:
         return f"nothing is left half-written; run the command again: {again}"
     kept = "finished stages and saved states are kept, and the same command resumes the work"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from functools import partial
 from pathlib import Path
-from shlex import join
 from typing import Annotated, Any
 
 import typer
@@ -33,7 +32,7 @@ from maskwise.cli.terminal import (
     seeds_of,
 )
 from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
-from maskwise.errors import MaskwiseError, Truncated, counted, in_percent, plural
+from maskwise.errors import MaskwiseError, Truncated, counted, in_percent, plural, shell_words
 from maskwise.estimates import failure_lines
 from maskwise.folders import recipe_path, refuse_missing, shipped
 from maskwise.printing import err_console, out_console, print_json, say, warn
@@ -131,10 +130,11 @@ def new(
     from maskwise.starts import is_model
 
     if is_model(texts):
+        instead = shell_words(["maskwise", "adapt", texts, *tasks[:1]])
         raise MaskwiseError(
             "new needs a file with texts",
             got=f"the model {texts}",
-            do=f"for further training of a model: {join(['maskwise', 'adapt', texts, *tasks[:1]])}",
+            do=f"for further training of a model: {instead}",
         )
     settings = [word for word in tasks if "=" in word and not is_path(split_options(word)[0])]
     if settings:

@@ -21,10 +21,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
 
-from maskwise.errors import MaskwiseError, plural, shortened
+from maskwise.errors import MaskwiseError, plural, shell_word, shortened
 from maskwise.families import most_tokens
 from maskwise.folders import LONGEST_NAME, results_folder, stem_of, write_whole
 from maskwise.models import load_config, weights_of
@@ -415,12 +414,12 @@ def new_recipe(texts: str, tasks: Sequence[str] = (), *, target: Path | None = N
     draft = draft_of_files(texts, tasks)
     write_whole(target, draft.text)
     # The name may contain spaces and brackets.
-    recipe = quote(str(target))
+    recipe = shell_word(str(target))
     return [
         f"wrote {target}",
         *draft.why,
         f"next: maskwise check {recipe}",
-        f"then: maskwise study {recipe} --out {quote(str(results_folder(str(target))))}",
+        f"then: maskwise study {recipe} --out {shell_word(str(results_folder(str(target))))}",
     ]
 
 

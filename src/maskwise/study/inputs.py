@@ -156,8 +156,8 @@ def task_specs(tasks: object, out: Path, *, marks: Iterable[str] = OWN_FOLDER) -
     """Return the specs of tasks for a recipe; labelled rows without a file get one.
 
     Args:
-        tasks: a spec, specs, or rows keyed by the name of their task, which may have options:
-            ``{"faq(kind='retrieval')": rows}``. Rows may be keyed by split.
+        tasks: a spec, specs, or rows keyed by the name of their task. Beside rows, there may be
+            options: ``{"faq": (rows, {"kind": "retrieval"})}``. Rows may be keyed by split.
         out: the folder of the study, in which files are written.
         marks: as for ``folder_of_rows``.
 
@@ -178,7 +178,10 @@ def task_specs(tasks: object, out: Path, *, marks: Iterable[str] = OWN_FOLDER) -
 
 
 def _task_spec(spec: str, rows: object, out: Path, marks: Iterable[str]) -> str:
-    name, options = split_options(spec)
+    given: Mapping[str, object] = {}
+    if isinstance(rows, tuple) and len(rows) == 2 and isinstance(rows[1], Mapping):
+        rows, given = rows
+    name, options = split_options(with_options(spec, **given) if given else spec)
     if isinstance(rows, str | Path):
         path, own = split_options(str(rows))
         return _with_name(path, name, own, options)

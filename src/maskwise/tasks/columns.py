@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
 from statistics import fmean
 from typing import Any, NamedTuple, TypeAlias
@@ -67,9 +67,20 @@ def first_in(names: Iterable[str], record: Iterable[str]) -> str | None:
 
 
 def find_columns(
-    usual: UsualColumns, record: FieldValues, given: ColumnNames, where: str
+    usual: UsualColumns,
+    record: FieldValues,
+    given: ColumnNames,
+    where: str,
+    argument: Callable[[str, str], str],
 ) -> ColumnNames:
     """Choose the columns of a record: the given columns, or else the usual columns.
+
+    Args:
+        usual: the usual columns of a kind of task.
+        record: the record, or all columns of a file with a value of each.
+        given: the columns that the user names.
+        where: the task, for the error message.
+        argument: returns the argument with which a role, such as label, has a column.
 
     Raises:
         MaskwiseError: the record lacks a given column, or a role (text, pair or label) has no
@@ -89,10 +100,17 @@ def find_columns(
         needed["pair"] = usual.pair
     for role, names in needed.items():
         if names and getattr(found, role) is None:
+            free = [path for path in paths(record) if path not in found]
+            do = f"add a column for it; looked for columns named {', '.join(names)}"
+            if free:
+                do = (
+                    f"name it, such as {argument(role, free[-1])}; looked for columns named "
+                    f"{', '.join(names)}"
+                )
             raise MaskwiseError(
                 f"{where} has no {role} column",
                 got=", ".join(paths(record)),
-                do=f"name it with {role}=…; looked for columns named {', '.join(names)}",
+                do=do,
             )
     return found
 

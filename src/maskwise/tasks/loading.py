@@ -26,10 +26,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from maskwise.errors import MaskwiseError, plural, require_known
+from maskwise.errors import MaskwiseError, option, plural, require_known, shell_word
 from maskwise.masking.line import Names
 from maskwise.plugins import Table
-from maskwise.specs import read_options
+from maskwise.specs import read_options, with_options
 from maskwise.tasks.classes import (
     BETWEEN_LABELS,
     MULTI_LABEL,
@@ -310,6 +310,15 @@ class TaskArguments:
         """The task in messages."""
         return f"task {self.spec!r}"
 
+    def argument(self, role: str, column: str) -> str:
+        """Return the argument that names this task with a column for a role, as a command or Python
+        is given it.
+        """
+        own = {"kind": self.kind, "text": self.text, "pair": self.pair, "name": self.name}
+        given = {key: value for key, value in own.items() if value is not None}
+        spec = with_options(self.spec, **(given | {role: column}))
+        return option("task", shell_word(spec), python=f"tasks=[{spec!r}]")
+
     @property
     def columns(self) -> ColumnNames:
         """The columns that are given."""
@@ -438,7 +447,7 @@ def choose_columns(reading: Reading) -> Reading:
         if split == "test" and found.label and label_columns.isdisjoint(names):
             notes.append(f"test has no column {found.label!r}, so this split counts as unlabelled")
             continue
-        found = find_columns(kind.columns, names, given, asked.place)
+        found = find_columns(kind.columns, names, given, asked.place, asked.argument)
         if asked.layout.columns or not asked.layout.header:
             _refuse_names_as_row(part, found, kind, asked.place)
         columns[split] = found
@@ -627,8 +636,8 @@ def _with_settings(kind: TaskKind, asked: TaskArguments) -> TaskKind:
     make: Callable[..., TaskKind] = kind.make or (lambda: kind)
     known = {*inspect.signature(load_task).parameters} - {"spec", "settings"}
     known.update(inspect.signature(make).parameters)
-    for option in asked.settings:
-        require_known(f"argument of {kind.name} {asked.place}:", option, known)
+    for wanted in asked.settings:
+        require_known(f"argument of {kind.name} {asked.place}:", wanted, known)
     return make(**asked.settings)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
-from maskwise.errors import duration, option
+from maskwise.errors import duration, option, shell_words
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
 from maskwise.study.adapt.draft import new_head_words
@@ -132,7 +131,7 @@ def next_of(result: Plain, recipe: Recipe, request: Request) -> str:
         words = ["maskwise", "finetune", model]
         for task in request.tasks:
             words += ["--task", task]
-        return f"Next: {keep}: {shlex.join(words)}"
+        return f"Next: {keep}: {shell_words(words)}"
     changes = []
     # The new study writes to a new folder, so the results of this study are kept.
     # It takes longer, so the limit of this study would refuse it.

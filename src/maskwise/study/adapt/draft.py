@@ -7,7 +7,6 @@ because a command may make several recipes.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from filecmp import cmp
@@ -15,7 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError, option, require_known
+from maskwise.errors import MaskwiseError, option, require_known, shell_word
 from maskwise.families import most_tokens, require_kind
 from maskwise.models import has_head, load_config, require_head, weights_of
 from maskwise.recipe import Recipe, blaming_overrides, validate
@@ -517,7 +516,7 @@ def _draft(
     head_lines = [
         f"Does further training of {request.model} on {request.texts} help?",
         "Written by `maskwise adapt`, which runs it. To change it: "
-        f"maskwise study {shlex.quote(str(request.out / RECIPE))} training.steps=1000 --out "
+        f"maskwise study {shell_word(str(request.out / RECIPE))} training.steps=1000 --out "
         "ANOTHER_FOLDER",
     ]
     draft = Draft("adapt", settings, comments, head_lines)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from maskwise.errors import MaskwiseError, option
+from maskwise.errors import MaskwiseError, option, shell_words
 from maskwise.verdict import statistics
 from maskwise.verdict.statistics import ALPHA
 
@@ -163,7 +162,7 @@ class Request:
             elif name == "seeds":
                 value = _seeds_words(value)
             words += [f"--{option}", str(value)]
-        return shlex.join(words)
+        return shell_words(words)
 
 
 def default_runs(new_words: int | None, control: object = None) -> int:
