@@ -236,3 +236,8 @@ def test_a_phase_longer_than_the_model_is_refused_before_any_work(recipe, tmp_pa
     ):
         compare(recipe, three, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_phase_of_an_arm_may_change_nothing():
+    recipe = Recipe(study={"arms": {"a": {}, "b": {"phases": [{"masking.ratio": 0.3}, None]}}})
+    assert [link.masking.ratio for link in recipe.arm("b", seed=0).links()] == [0.3, 0.15]

@@ -25,6 +25,7 @@ from maskwise.recipe.layers import (
     nest,
     on_base,
     parse_overrides,
+    put,
     with_overrides,
 )
 from maskwise.recipe.recipe import Recipe, validate
@@ -121,7 +122,10 @@ def _read(
         checked: whether its own settings must have an effect, too.
     """
     overrides = [*overrides]
-    settings = _whole_layer({"name": name, **own}, folder=folder)
+    named: Plain = {"name": name}
+    for key, value in own.items():
+        put(named, key, value, clear=False)
+    settings = _whole_layer(named, folder=folder)
 
     def validated(overrides: Sequence[str]) -> Recipe:
         recipe = validate(nest(with_overrides(settings, overrides)), origin=origin)

@@ -58,18 +58,22 @@ PLACE = re.compile(rf"((?:{LAYERS.pattern})\.)?(phases\.\d+\.)?")
 """What stands before the name of a setting of an arm, a grid or a phase."""
 
 
-def layer(tree: Mapping[str, Any]) -> Plain:
-    """Return nested settings, whose keys may be dotted names, as a layer.
+def layer(tree: object) -> Plain:
+    """Return nested settings, whose keys may be dotted names, as a layer; None has no settings.
 
     Raises:
-        MaskwiseError: a setting is written twice.
+        MaskwiseError: a setting is written twice, or these are no settings.
 
     >>> layer({"masking": {"ratio": 0.3}, "study.arms.a": {"masking": {"policy": "span"}}})
     {'masking.ratio': 0.3, 'study.arms.a': {'masking.policy': 'span'}}
     """
+    if not isinstance(tree, Mapping | None):
+        raise MaskwiseError(
+            "a value in place of settings", got=tree, allowed="settings of the form {name: value}"
+        )
     found: Plain = {}
     groups: set[str] = set()
-    for name, value in _written(tree):
+    for name, value in _written(tree or {}):
         _require_once(name, value, found, groups)
         groups.update(before for before, _ in _splits(name))
         put(found, name, value, clear=False)
