@@ -59,6 +59,17 @@ def test_what_a_command_does_not_read_is_refused(
     assert f"{key} has no effect" in text and f"got {value}" in text
 
 
+def test_a_study_names_the_setting_of_its_seeds(
+    inputs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It advised a seed of an arm, which no arm can have."""
+    recipe, out = inputs / "recipe.yaml", inputs / "out-seed"
+    code, text = said("study", recipe, "training.seed=4", "--out", out, capfd=capfd)
+    assert code == 2 and not out.exists()
+    assert "training.seed has no effect" in text and "study.seeds=[4, " in text
+    assert "study.arms" not in text
+
+
 @pytest.mark.parametrize(
     "setting",
     [

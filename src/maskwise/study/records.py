@@ -42,9 +42,11 @@ from maskwise.study.stages import (
 )
 from maskwise.study.store import StageStore
 from maskwise.study.together import RESULTS, has_results
-from maskwise.study.unread import FREE
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import PREDICTIONS
+
+FREE = ("speed", "nothing")
+"""Effects of settings that change no result and nothing that is concluded from results."""
 
 PLAN = "plan.json"
 """The list of planned stages, in ``stages/``."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError
 from maskwise.learning.settings import OF_THE_MODEL
 from maskwise.recipe import Recipe
@@ -17,8 +18,6 @@ from maskwise.recipe.described import declared
 from maskwise.recipe.layers import parse_override, placed
 from maskwise.specs import different_settings
 
-FREE = ("speed", "nothing", "judgement")
-"""Effects of settings that change no result, or which runs and measurements there are."""
 DO = {
     "study": "; an arm can be changed by study.arms.NAME.{key}",
     "adapt": "; other arms can be compared in a study: maskwise new FILE",
@@ -105,8 +104,10 @@ def refuse_unread(
         why = "it changes no training and no measurement: every arm or phase may have its own value"
     for text in overrides:
         key, value = parse_override(text)
-        free = effects.get(placed(key)[1]) in FREE and not key.startswith("learning")
-        if value in (None, [], {}) or (has_arms and (key.startswith("study.") or free)):
+        free = effects.get(placed(key)[1]) in UNNAMED and not key.startswith("learning")
+        # ``check_study`` refuses the seed, and says what to set instead.
+        free = free or key.startswith("study.") or key == "training.seed"
+        if value in (None, [], {}) or (has_arms and free):
             continue
         try:
             without = read([each for each in overrides if each != text])
