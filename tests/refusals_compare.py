@@ -107,6 +107,12 @@ ROWS = [
         lambda folder: mw.compare(folder, **BOTH, lower=["loss"]),
     ),
     Refusal(
+        "compare-lower-nothing",
+        partial(compared, table(task="3"), lower=[None]),
+        ("task", "None", "3"),
+        partial(compared, table(task=3), lower=[3]),
+    ),
+    Refusal(
         "compare-seven-contrasts",
         lambda folder: compared(
             [{**row, "score": row["score"] / 10} for row in table(arms="abcdefgh")], folder

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import maskwise as mw
 from maskwise.recipe import read_recipe
 from refusals import Refusal
 
@@ -38,5 +39,10 @@ ROWS = [
         "phases.1",
         DO,
         advice=partial(read, {**TWO, "study.arms.c": {"phases.1": {"masking.ratio": 0.3}}}),
+    ),
+    Refusal(
+        "layers-key of overrides",
+        lambda _: mw.check("quick-start", texts=["a"], overrides={3: 3}, timing=False),
+        ("3", "setting"),
     ),
 ]

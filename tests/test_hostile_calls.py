@@ -440,6 +440,15 @@ def test_a_hostile_call_is_refused_or_makes_sense(name: str) -> None:
     assert found["passed"] and found["MaskwiseError"], found
 
 
+@pytest.mark.parametrize("name", [3, None, b"x", ("a", 1)])
+def test_a_column_whose_name_is_no_text_is_not_read(name: Any) -> None:
+    row = {"input_ids": [2, FIRST, FIRST + 1, 3], "example_id": 1}
+    more = {**row, name: [1, 2, 3, 4]}
+    batches = ([row] * 2, [more] * 2, {key: [value] * 2 for key, value in more.items()})
+    first, *others = (mw.Masker(vocabulary())(rows, epoch=0) for rows in batches)
+    assert all(torch.equal(first.labels, other.labels) for other in others)
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     total = Counter[str]()

@@ -233,7 +233,7 @@ def compare(
     require_known("replicate", replicate, REPLICATES)
     chance = dict_of("chance", chance, example="{'sst2': 0.5}, keyed by task")
     columns = dict_of("columns", columns, example="{'seed': 'run'}")
-    lower = [*items_of("lower", lower, of="tasks", single=True)]
+    lower = [*map(str, items_of("lower", lower, of="tasks", single=True))]
     for task in lower:
         _require_nats(task)
     contrasts = _pairs(contrasts)

@@ -376,9 +376,12 @@ def common_number(rows: UserRows, name: str) -> int | None:
 
 
 @cache
-def _plain_name(name: str) -> str:
-    """Return a name without capitals, separators and plural: ``Word-IDs`` becomes ``wordid``."""
-    return re.sub(r"[^a-z0-9]", "", name.lower()).removesuffix("s")
+def _plain_name(name: object) -> str:
+    """Return a name without capitals, separators and plural: ``Word-IDs`` becomes ``wordid``.
+
+    Columns of tables may be numbers.
+    """
+    return re.sub(r"[^a-z0-9]", "", str(name).lower()).removesuffix("s")
 
 
 # A column ``lang`` is often the language of the row, and not misspelt.

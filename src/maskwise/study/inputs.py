@@ -64,7 +64,7 @@ def overrides_of(overrides: Overrides, texts: object, tasks: object, out: Path) 
     given: dict[str, object] = {}
     changes: list[str] = []
     if isinstance(overrides, Mapping):
-        given |= overrides
+        given |= {str(key): value for key, value in overrides.items()}
     else:
         changes += items_of("overrides", overrides, of="texts 'key=value', or a dict")
     for name, argument, key in (("texts", texts, "corpus.source"), ("tasks", tasks, "tasks")):
