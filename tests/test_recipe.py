@@ -489,6 +489,30 @@ def test_a_setting_that_is_written_twice_is_refused(settings, name):
         read_recipe({"extends": "quick-start", **settings})
 
 
+@pytest.mark.parametrize(
+    ("settings", "whole"),
+    [
+        ({"masking.ratio": 0.3, "masking": {"ratio": 0.2}}, "masking.ratio"),
+        ({"tasks": ["sst2"], "tasks.0": "pos"}, "tasks"),
+        ({"objective.emlm": "emlm", "objective": {"mlm": None}}, "objective"),
+    ],
+)
+def test_a_part_that_stands_apart_from_its_group_is_named_with_the_group(settings, whole):
+    with pytest.raises(MaskwiseError, match=rf"write {re.escape(whole)} once"):
+        read_recipe(settings)
+
+
+@pytest.mark.parametrize("name", ["true", "null", "1e-4", "on", "010"])
+def test_an_arm_is_called_as_a_file_writes_its_name(name, tmp_path):
+    """An arm true was called True, and 1e-4 was 0.0001, whose dot was refused."""
+    path = tmp_path / "names.yaml"
+    path.write_text(f"study: {{arms: {{{name}: , other: {{masking.ratio: 0.3}}}}}}\n")
+    read = read_recipe(path)
+    assert [*read.study.arms] == [name, "other"]
+    path.write_text(read.to_yaml())
+    assert [*read_recipe(path).study.arms] == [name, "other"]
+
+
 def test_an_arm_without_a_base_has_each_setting_once():
     arms = {"a": {"masking.ratio": 0.3, "masking": {"ratio": 0.2}}, "b": {}}
     with pytest.raises(MaskwiseError, match=r"study\.arms\.a: masking\.ratio is written twice"):

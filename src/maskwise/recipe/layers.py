@@ -109,20 +109,24 @@ def _require_once(name: str, value: Any, found: Plain, groups: Collection[str]) 
     # A group without settings may stand beside its settings.
     if value == {} and (name in groups or found.get(name, {}) == {}):
         return
-    before = [
-        found[each] for each in (name, *(group for group, _ in _splits(name))) if each in found
-    ]
+    before = {
+        each: found[each]
+        for each in (name, *(group for group, _ in _splits(name)))
+        if each in found
+    }
     for group, rest in _splits(name):
         if group in found and LAYERS.fullmatch(group):
-            before = [found[group][rest]] if rest in found[group] else []
+            before = {name: found[group][rest]} if rest in found[group] else {}
     if name in groups:
-        before += [each for key, each in found.items() if key.startswith(f"{name}.")]
-    written = [each for each in before if each != {}]
+        before |= {key: each for key, each in found.items() if key.startswith(f"{name}.")}
+    written = {key: each for key, each in before.items() if each != {}}
     if written:
+        # A group may stand in one place, and a part of it in another.
+        whole = min(name, *written, key=len)
         raise MaskwiseError(
             f"{name} is written twice",
-            got=" and ".join(map(str, [*written, value])),
-            do="write it once",
+            got=" and ".join(map(str, [*written.values(), value])),
+            do=f"write {whole} once",
         )
 
 

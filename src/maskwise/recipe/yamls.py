@@ -55,6 +55,10 @@ def parse_value(text: str) -> object:
         ) from None
 
 
+_NO_NAMES = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null"))
+"""The types that YAML gives to keys without quotes."""
+
+
 class Yaml(yaml.SafeLoader):
     """A safe loader that reads numbers and booleans as in YAML 1.2.
 
@@ -69,17 +73,18 @@ class Yaml(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         """Raise an error if a key occurs twice; PyYAML would silently keep only the last value."""
         node = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
+        lines: dict[str, int] = {}
         for key, _ in node.value:
             # Only a scalar can be a valid key, and the text of a collection may be very long.
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            # The number 1 and the text "1" are different keys.
-            name = (key.tag, key.value)
-            if name in lines:
-                problem = f"the key {key.value!r} is in line {lines[name]} already"
+            # Keys are names: an arm 1e-4 or true is called as it is written.
+            if key.tag in _NO_NAMES:
+                key.tag = self.DEFAULT_SCALAR_TAG
+            if key.value in lines:
+                problem = f"the key {key.value!r} is in line {lines[key.value]} already"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            lines[name] = key.start_mark.line + 1
+            lines[key.value] = key.start_mark.line + 1
         if node.flow_style:
             self._refuse_cut_in(node.value)
         return node
