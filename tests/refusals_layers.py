@@ -22,6 +22,16 @@ def refused(name: str, settings: dict[str, Any], *facts: str, advice: Any = None
     return Refusal(f"layers-{name}", partial(read, settings), facts, advice)
 
 
+def check(_: Path, **given: Any) -> object:
+    return mw.check("quick-start", timing=False, **given)
+
+
+def circular() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    found["training"] = found
+    return found
+
+
 TWO: dict[str, Any] = {"phases": [{}, {}]}
 
 ROWS = [
@@ -41,8 +51,15 @@ ROWS = [
         advice=partial(read, {**TWO, "study.arms.c": {"phases.1": {"masking.ratio": 0.3}}}),
     ),
     Refusal(
-        "layers-key of overrides",
-        lambda _: mw.check("quick-start", texts=["a"], overrides={3: 3}, timing=False),
-        ("3", "setting"),
+        "layers-key of overrides", partial(check, texts=["a"], overrides={3: 3}), ("3", "setting")
+    ),
+    Refusal(
+        "layers-overrides in themselves", partial(check, overrides=circular()), ("nested", "fewer")
+    ),
+    Refusal("layers-text in itself", partial(check, texts=[circular()]), ("row 0", "JSON")),
+    Refusal(
+        "layers-number of a phase",
+        lambda _: read_recipe(TWO, [f"phases.{'9' * 5000}.masking.ratio=0.1"]),
+        ("no such entry", "0, 1"),
     ),
 ]

@@ -785,3 +785,11 @@ def test_rows_of_a_task_may_have_options_beside_them(tmp_path: Path) -> None:
     [within] = task_specs({"library(label='Library', text='Description')": rows}, tmp_path)
     assert beside == within
     assert mw.load_task(beside).name == "library"
+
+
+def test_overrides_in_python_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    given = {"training.steps": np.int64(3), "finetune.learning_rate": np.array([0.5])}
+    assert overrides_of(given, None, None, tmp_path) == [
+        "training.steps=3",
+        "finetune.learning_rate=[0.5]",
+    ]

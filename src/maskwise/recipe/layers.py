@@ -201,7 +201,8 @@ def _with_entry(entries: Any, name: str, value: Any) -> Plain:
 def _with_item(items: Sequence[Any], rest: str, value: Any, name: str) -> list[Any]:
     """Return a list, such as the phases, with another value in one of its items."""
     number, _, setting = rest.partition(".")
-    if not number.isdecimal() or int(number) >= len(items):
+    # Python refuses to read a text of thousands of digits as a number.
+    if number not in map(str, range(len(items))):
         raise MaskwiseError(
             f"cannot set {name}: the list has no such entry (the first entry is 0)",
             got=number,

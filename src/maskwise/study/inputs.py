@@ -27,6 +27,7 @@ from maskwise.folders import (
     writing,
 )
 from maskwise.recipe.layers import parse_override
+from maskwise.recipe.yamls import plain_value
 from maskwise.specs import split_options, with_options
 from maskwise.study.stages import ROWS
 from maskwise.study.together import LOCK
@@ -64,7 +65,7 @@ def overrides_of(overrides: Overrides, texts: object, tasks: object, out: Path) 
     given: dict[str, object] = {}
     changes: list[str] = []
     if isinstance(overrides, Mapping):
-        given |= {str(key): value for key, value in overrides.items()}
+        given |= {str(key): value for key, value in plain_value(overrides, "").items()}
     else:
         changes += items_of("overrides", overrides, of="texts 'key=value', or a dict")
     for name, argument, key in (("texts", texts, "corpus.source"), ("tasks", tasks, "tasks")):
@@ -270,7 +271,7 @@ def _line(row: object, where: str, allowed: str) -> str:
         )
     try:
         return json.dumps(finite({**row}), ensure_ascii=False, default=_plain) + "\n"
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise MaskwiseError(f"{where} has no form in JSON", got=str(error)) from None
 
 
