@@ -440,6 +440,12 @@ def test_a_hostile_call_is_refused_or_makes_sense(name: str) -> None:
     assert found["passed"] and found["MaskwiseError"], found
 
 
+@pytest.mark.parametrize("seed", [torch.zeros(0), torch.ones(2), np.array([1, 2]), "", []])
+def test_several_seeds_of_a_generated_text_are_refused(seed: Any) -> None:
+    with pytest.raises(mw.MaskwiseError, match="seed"):
+        next(iter(Prompts().write("w1 [MASK]", seed=seed)))
+
+
 @pytest.mark.parametrize("name", [3, None, b"x", ("a", 1)])
 def test_a_column_whose_name_is_no_text_is_not_read(name: Any) -> None:
     row = {"input_ids": [2, FIRST, FIRST + 1, 3], "example_id": 1}

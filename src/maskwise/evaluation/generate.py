@@ -171,7 +171,7 @@ class Writer:
                     f"{name} has no effect, because {why}", got=given, do=f"leave {name} out"
                 )
         length = whole_number("length", LENGTH if length is None else length, least=0)
-        seed = whole_number("seed", seed or 0)
+        seed = whole_number("seed", 0 if seed is None else seed)
         block = whole_number("block", BLOCK if block is None else block, least=1)
         if steps is not None:
             whole_number("steps", steps, least=1)
