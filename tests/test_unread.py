@@ -14,7 +14,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.adapt import Request
 from maskwise.study.adapt.draft import draft_of
-from maskwise.study.unread import names_in_study, read_used
+from maskwise.study.unread import read_by_study, read_used
 from tiny import maskwise, read_lines, write_inputs
 
 
@@ -134,7 +134,7 @@ def test_what_arms_use_outside_of_the_grid_is_accepted(
         def read(overrides: Sequence[str]) -> Recipe:
             return read_recipe(inputs / "recipe.yaml", [*given, *more, *overrides])
 
-        return read_used(read, [override], names=names_in_study, command="study")
+        return read_used(read, [override], content=read_by_study, command="study")
 
     with pytest.raises(MaskwiseError, match=r"has no effect|needs training"):
         used()

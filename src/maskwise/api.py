@@ -208,7 +208,7 @@ def learn(
         whole = read_used(
             partial(read_recipe, recipe),
             overrides_of(overrides, texts, tasks, out),
-            names=lambda each: inputs_of_policy(with_own_seed(each)),
+            content=lambda each: inputs_of_policy(with_own_seed(each)),
             command="learn",
         )
         return run_learn(whole, out)

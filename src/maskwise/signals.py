@@ -194,7 +194,7 @@ os.register_at_fork(
 def held() -> Iterator[None]:
     """A context that must end before a signal may end the process.
 
-    It shall not take long, or look for signals (``leave_if_asked``).
+    Work that takes long in it has to look for signals by itself (``leave_if_asked``).
     """
     watch = _watch
     if watch is None:

@@ -76,9 +76,9 @@ def study(
     read = partial(read_recipe, recipe)
     whole = read(changes)
     from maskwise.study import check, run_study
-    from maskwise.study.unread import names_in_study, refuse_unread
+    from maskwise.study.unread import read_by_study, refuse_unread
 
-    refuse_unread(whole, changes, read=read, names=names_in_study, command="study")
+    refuse_unread(whole, changes, read=read, content=read_by_study, command="study")
     out = out_folder(out, recipe)
     where: dict[str, Any] = {
         "jobs": jobs,
@@ -322,10 +322,10 @@ def pretrain(
     read = partial(read_recipe, recipe)
     whole = read(changes)
     from maskwise.study.single import run_pretrain
-    from maskwise.study.unread import names_in_pretraining, refuse_unread
+    from maskwise.study.unread import read_by_pretraining, refuse_unread
     from maskwise.training import leave
 
-    refuse_unread(whole, changes, read=read, names=names_in_pretraining, command="pretrain")
+    refuse_unread(whole, changes, read=read, content=read_by_pretraining, command="pretrain")
     result = run_pretrain(whole, out)
     leave()
     if rank_here():  # only rank 0 prints
@@ -431,7 +431,7 @@ def learn(
         whole,
         changes,
         read=read,
-        names=lambda each: inputs_of_policy(with_own_seed(each)),
+        content=lambda each: inputs_of_policy(with_own_seed(each)),
         command="learn",
     )
     result = run_learn(whole, out)

@@ -112,12 +112,6 @@ def out_folder(out: Path | None, source: str, *, command: str = "") -> Path:
     return results_folder(source, command)
 
 
-def was_given(context: typer.Context, name: str) -> bool:
-    """Return whether the command line sets a parameter."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
     """Print a table without borders. No cell is cut.
 

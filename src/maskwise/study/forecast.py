@@ -65,7 +65,7 @@ from maskwise.study.single import with_own_seed
 from maskwise.study.stages import named
 from maskwise.study.store import StageStore
 from maskwise.study.timing import Samples, TextSample, time_stages, time_words
-from maskwise.study.unread import names_in_pretraining, names_in_study, refuse_unread
+from maskwise.study.unread import read_by_pretraining, read_by_study, refuse_unread
 from maskwise.study.work import require_known_tokens
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.splits import dropped
@@ -339,7 +339,7 @@ def _read(subject: str, overrides: Sequence[str], tasks: Sequence[str]) -> Recip
         recipe,
         overrides,
         read=read,
-        names=names_in_pretraining if alone else names_in_study,
+        content=read_by_pretraining if alone else read_by_study,
         command="pretrain" if alone else "study",
     )
     return recipe

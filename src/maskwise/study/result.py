@@ -274,7 +274,7 @@ def study(
     from maskwise.recipe import read_recipe
     from maskwise.study.plan import require_arms
     from maskwise.study.run import run_study
-    from maskwise.study.unread import names_in_study, read_used
+    from maskwise.study.unread import read_by_study, read_used
 
     if isinstance(seeds, int):
         raise MaskwiseError(
@@ -292,7 +292,7 @@ def study(
         read = partial(read_recipe, recipe)
         # Without arms, no setting has an effect in a study.
         require_arms(read(changes))
-        whole = read_used(read, changes, names=names_in_study, command="study")
+        whole = read_used(read, changes, content=read_by_study, command="study")
         run_study(whole, out, jobs=jobs, engine=engine, executor=executor, seeds=seeds)
     return StudyResult.read(out)
 
@@ -367,7 +367,7 @@ def check(
     """
     from maskwise.recipe import read_recipe
     from maskwise.study import forecast
-    from maskwise.study.unread import names_in_pretraining, names_in_study, read_used
+    from maskwise.study.unread import read_by_pretraining, read_by_study, read_used
 
     with TemporaryDirectory(prefix="maskwise-") as folder, _without_path(folder):
         changes = overrides_of(overrides, texts, tasks, Path(folder))
@@ -375,7 +375,7 @@ def check(
         whole = read_used(
             partial(read_recipe, recipe),
             changes,
-            names=names_in_pretraining if alone else names_in_study,
+            content=read_by_pretraining if alone else read_by_study,
             command="pretrain" if alone else "study",
         )
         place = None if out is None else Path(out)

@@ -12,7 +12,6 @@ from typing import Any
 
 from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError
-from maskwise.learning.settings import OF_THE_MODEL
 from maskwise.recipe import Recipe
 from maskwise.recipe.described import declared
 from maskwise.recipe.layers import parse_override, placed
@@ -27,7 +26,7 @@ TEXT = ("corpus", "tokenizer", "model", "objective")
 """Sections that every training reads."""
 
 
-def names_in_study(recipe: Recipe) -> list[Any]:
+def read_by_study(recipe: Recipe) -> list[Any]:
     """Return what a study reads of each of its trainings."""
     arms: list[Recipe] = []
     for name in recipe.study.arms:
@@ -40,7 +39,7 @@ def names_in_study(recipe: Recipe) -> list[Any]:
     return found
 
 
-def names_in_pretraining(recipe: Recipe) -> list[Any]:
+def read_by_pretraining(recipe: Recipe) -> list[Any]:
     """Return what ``maskwise pretrain`` reads, and how it evaluates."""
     parts = {*TEXT, "masking", "sampler", "training"}
     links = recipe.model_copy(update={"study": type(recipe.study)()}).links()
@@ -53,21 +52,11 @@ def names_in_pretraining(recipe: Recipe) -> list[Any]:
     ]
 
 
-def names_in_learning(recipe: Recipe) -> list[Any]:
-    """Return what ``maskwise learn`` reads."""
-    link = recipe.unlearned().links()[0]
-    read = {"seed", *(OF_THE_MODEL if recipe.learning and recipe.learning.method == "meta" else ())}
-    training = link.training.model_dump(mode="json", include=read)
-    more = link.finetune.max_length if len(read) > 1 else None
-    parts = {*TEXT, "learning"}
-    return [link.model_dump(mode="json", include=parts), training, recipe.learned_task, more]
-
-
 def read_used(
     read: Callable[[Sequence[str]], Recipe],
     overrides: Sequence[str],
     *,
-    names: Callable[[Recipe], object],
+    content: Callable[[Recipe], object],
     command: str,
 ) -> Recipe:
     """Read a recipe for a command that uses all overrides.
@@ -77,14 +66,14 @@ def read_used(
     Args:
         read: a function that reads the recipe with overrides.
         overrides: ``key=value`` settings.
-        names: a function that returns what the command reads of a recipe.
+        content: a function that returns what the command reads of a recipe.
         command: the name of the command, for the message.
 
     Raises:
         MaskwiseError: an override changes nothing of what the command does; see also ``read``.
     """
     recipe = read(overrides)
-    refuse_unread(recipe, overrides, read=read, names=names, command=command)
+    refuse_unread(recipe, overrides, read=read, content=content, command=command)
     return recipe
 
 
@@ -93,7 +82,7 @@ def refuse_unread(
     overrides: Sequence[str],
     *,
     read: Callable[[Sequence[str]], Recipe],
-    names: Callable[[Recipe], object],
+    content: Callable[[Recipe], object],
     command: str,
 ) -> None:
     """Raise ``MaskwiseError`` if an override of ``recipe`` is not used, as in ``read_used``."""
@@ -114,7 +103,7 @@ def refuse_unread(
             plain = [each.model_dump(mode="json") for each in (without, recipe)]
             changed = different_settings(*plain)
             quiet = all(effects.get(name) == "nothing" for name in changed) and command != "learn"
-            used = quiet or names(without) != names(recipe)
+            used = quiet or content(without) != content(recipe)
         except MaskwiseError:
             # The other overrides need this one, or the command will raise the same error.
             continue

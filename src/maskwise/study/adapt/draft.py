@@ -44,7 +44,7 @@ from maskwise.study.from_files import (
     row_length,
     tokens_of_rows,
 )
-from maskwise.study.unread import names_in_study, refuse_unread
+from maskwise.study.unread import read_by_study, refuse_unread
 from maskwise.tasks import load_task
 from maskwise.text import load_tokenizer
 from maskwise.text.documents import longest_field, source_path
@@ -249,7 +249,7 @@ def draft_of(
         draft.recipe,
         overrides,
         read=lambda changes: drafted(changes).recipe,
-        names=names_in_study,
+        content=read_by_study,
         command="adapt",
     )
     if not request.tasks or _trains_on_general(request, others):
