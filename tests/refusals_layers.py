@@ -58,6 +58,11 @@ ROWS = [
     ),
     Refusal("layers-text in itself", partial(check, texts=[circular()]), ("row 0", "JSON")),
     Refusal(
+        "layers-arm without a name",
+        lambda _: read_recipe("quick-start", ["study.arms.=null"]),
+        ("arm", "''", "study.arms.NAME"),
+    ),
+    Refusal(
         "layers-number of a phase",
         lambda _: read_recipe(TWO, [f"phases.{'9' * 5000}.masking.ratio=0.1"]),
         ("no such entry", "0, 1"),

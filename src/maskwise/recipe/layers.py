@@ -455,7 +455,7 @@ def _arms_left(arms: Sequence[str], given: Iterable[tuple[str, Any]]) -> list[st
         arm = key.split(".")[2] if key.startswith(ARMS) else ""
         if _chooses_arms(key, value, arms):
             named = [arm]
-            if not arm:
+            if key == "study.arms":
                 named = value.split(",") if isinstance(value, str) else value
                 named = [str(name).strip() for name in named]
             for name in named:
