@@ -96,7 +96,7 @@ def test_nested_fields(tmp_path: Path) -> None:
     lines = [{"article": {"body": {"text": s}}, "id": str(n)} for n, s in enumerate(SENTENCES)]
     write_lines(tmp_path / "nested.jsonl", lines)
     documents = list(read_documents(tmp_path / "nested.jsonl", text_field="article.body.text"))
-    assert [document.text for document in documents] == SENTENCES and documents[3].id == "3"
+    assert [document.text for document in documents] == SENTENCES and documents[3].name == "3"
     task_lines = [{"review": {"text": s}, "meta": {"stars": n % 3}} for n, s in enumerate(MANY)]
     write_lines(tmp_path / "task.jsonl", task_lines)
     task = load_task(f"{tmp_path}/task.jsonl", text="review.text", label="meta.stars")

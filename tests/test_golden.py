@@ -52,8 +52,10 @@ from tiny import maskwise, read_lines, write_inputs, write_lines
 
 GOLDEN = Path(__file__).with_name("golden.json")
 LAYOUTS = ("document", "packed")
-ROWS = list(AWKWARD.values()) + random_rows(6, seed=3)
-PACKED_ROWS = [row for name, row in AWKWARD.items() if name != "nothing at all"] + random_rows(
+# "many unknown" is newer than the values, which hold for all rows at once.
+KNOWN_ROWS = {name: row for name, row in AWKWARD.items() if name != "many unknown"}
+ROWS = list(KNOWN_ROWS.values()) + random_rows(6, seed=3)
+PACKED_ROWS = [row for name, row in KNOWN_ROWS.items() if name != "nothing at all"] + random_rows(
     12, seed=4
 )
 OF_BERT = "model.attention_dropout=0.1"

@@ -149,7 +149,7 @@ def together(
     >>> test: Estimate = {"mean": 0.025, "low": 0.01, "high": 0.04}
     >>> low, high = together(test, runs, error=0.01, single=0.0)
     >>> round(low, 4), round(high, 4)
-    (0.0033, 0.0467)
+    (0.0036, 0.0464)
 
     Args:
         estimate: the mean difference, and the interval of the test over runs.

@@ -62,6 +62,7 @@ OF_RECIPES = frozenset(
     (
         *("next-look", "looked-before", "settings-differ", "tasks-disagree", "compute", "untuned"),
         "no-margin",
+        "task-against",
     )
 )
 """Codes of advice to look at a recipe or change it, which helps nobody who has none."""
