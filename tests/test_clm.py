@@ -118,7 +118,7 @@ def test_a_detour_over_next_tokens(tmp_path):
         {"objective": "clm", "training.steps": 4},
         {"masking.ratio": 0.15, "training.steps": 3},
     ]
-    arms = {"detour": {}, "both": {"phases.0.objectives": {"clm": {}, "mlm": {}}}}
+    arms = {"detour": {}, "both": {"phases.0.objective": {"clm": {}, "mlm": {}}}}
     more = [
         "tasks=[]",
         "study.seeds=1",

@@ -60,7 +60,7 @@ def test_masked_answers_are_counted_whole_and_in_part(ratio):
 
 def test_an_answer_is_whole_words():
     masker = Masker(TOKENIZER, policy="token", ratio=1.0, seed=0)
-    rows = rows_of(["a bakery is here"] * 30)
+    rows = rows_of([f"a bakery is here {n}" for n in range(60)])
     assert masked_answers(rows, masker, TOKENIZER, ["bake", "baker"]) == (0, 0, 0)
 
 

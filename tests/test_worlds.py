@@ -402,6 +402,7 @@ FEW = world("factworld(people=20)", 0, 1)
 OTHERS = world("factworld(people=20, others=True)", 0, 1)
 TINY = [
     *OTHERS.settings,
+    "corpus.held_out=0.1",
     "training.steps=2",
     "training.batch_size=4",
     f"phases=[{{}}, {{corpus.source: '{FEW.source}', corpus.layers: {json.dumps(FEW.layers)}, "
@@ -475,18 +476,3 @@ def test_seeds_without_a_bundled_world_are_refused_in_one_line(command, tmp_path
     *notes, error = capsys.readouterr().err.strip().splitlines()
     assert "no world-12" in error and "scripts/worlds.py" in error
     assert not any("world" in note for note in notes) and not out.exists()
-
-
-@pytest.mark.parametrize("spec", ["factworld(people=200, seed='run')", "causalworld"])
-def test_generated_worlds_say_what_to_use_instead(spec, tmp_path, monkeypatch):
-    for read in (lambda spec: list(read_documents(spec)), load_task, annotator):
-        with pytest.raises(MaskwiseError) as caught:
-            read(spec)
-        advice = caught.value.do
-        assert advice and ("scripts/worlds.py" in advice or "bundled:world-0" in advice)
-        assert "\n" not in str(caught.value)
-    # A file of that name is a file.
-    monkeypatch.chdir(tmp_path)
-    Path(spec).mkdir()
-    (Path(spec) / "a.txt").write_text("A text.")
-    assert [document.text for document in read_documents(spec)] == ["A text."]
