@@ -573,7 +573,7 @@ def test_seeds_are_a_number_of_runs_or_a_range(texts, tmp_path, capfd):
     assert runs == [3, 2]
 
 
-@pytest.mark.parametrize("seeds", ["six", "", "0", "2000", "5-3"])
+@pytest.mark.parametrize("seeds", ["six", "", "5-3"])
 def test_bad_seeds_are_named_with_their_option(seeds, capfd):
     assert maskwise("adapt", "bundled:encoder", "any.txt", "--seeds", seeds) == 2
     (line,) = capfd.readouterr().err.splitlines()

@@ -543,9 +543,7 @@ def test_fields_that_maskwise_does_not_use_are_unknown(field: str) -> None:
         new_config("bert", tokenizer(), 16, **{field: None})
 
 
-def test_a_checkpoint_has_its_own_architecture() -> None:
-    with pytest.raises(ValueError, match="a pre-trained model has its own architecture"):
-        ModelSettings(pretrained="bundled:encoder", architecture="bert")
+def test_a_setting_of_a_model_is_written_once() -> None:
     with pytest.raises(ValueError, match="set twice"):
         ModelSettings(
             pretrained="bundled:encoder", attention_dropout=0, settings={"attention_dropout": 0.1}

@@ -37,6 +37,7 @@ WITHOUT_EFFECT = {
     "tokenizer.lowercase": (START, "false"),
     "tokenizer.sentinels": (START, "3"),
     "corpus.attention": (["corpus.layout=document"], "row"),
+    "tokenizer.replaces": ([], "true"),
     "model.architecture": (START, "bert"),
     "training.muon_learning_rate": (PLAIN, "0.1"),
     "finetune.muon_learning_rate": ([], "0.1"),
