@@ -306,7 +306,9 @@ def not_to_copy(
     homes = [home]
     # …/models--OWNER--NAME/snapshots/COMMIT. Large files may be those of several repositories.
     if re.search(r"/models--[^/]+/snapshots/[^/]+$", home.as_posix()):
-        homes += [home.parents[1] / "blobs", home.parents[2] / "blobs"]
+        blobs = (home.parents[1] / "blobs", home.parents[2] / "blobs")
+        # The cache itself may lie on another disk.
+        homes += [Path(os.path.realpath(each)) for each in blobs]
     reasons = {}
     for path in chain.from_iterable(map(folder.glob, patterns)):
         real = Path(os.path.realpath(path))
