@@ -159,8 +159,8 @@ def test_recorded_studies_have_the_keys_of_today(study: str) -> None:
     always = types.keys() - {"looked", "earlier_hardware", "shared_stages"}
     # Files of the first format may lack its version.
     always -= {"compared", "secondary", "format"}
-    # Former keys: shares of an oracle's gain and shorter runs, which scripts of benchmarks read, and
-    # the share of runs in which training had to help on a task for the task to count.
+    # Former keys: shares of an oracle's gain and shorter runs, which scripts of benchmarks read,
+    # and the share of runs in which training had to help on a task for the task to count.
     assert always <= recorded.keys() <= types.keys() | {"share", "companions", "helps"}
     arms = get_type_hints(files.ArmFacts).keys()
     assert all(facts.keys() <= arms for facts in recorded["arms"].values())

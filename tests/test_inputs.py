@@ -192,7 +192,7 @@ def test_a_padding_token_with_another_role_is_no_padding_without_an_attention_ma
     )
     pad = made.pad_token_id
     rows = [{"input_ids": [0, pad, 1], "example_id": 0}, {"input_ids": [1], "example_id": 1}]
-    # A mask token that is also the padding counts as none, so the corruption is one that needs none.
+    # A mask token that is also the padding counts as none, so the corruption needs none.
     read = Masker(made, ratio=0.0, corruption="replace")
     assert read(rows, epoch=0).attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert read(rows[:1], epoch=0).attention_mask is None

@@ -35,7 +35,7 @@ from processes import two_ranks
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
 LENGTHS = ("training.decay=wsd", "training.lengths=[0.25, 0.5, 1]")
-HASTY = ("training.learning_rate=0.1",)
+HASTY = ("training.learning_rate=0.05",)
 """At this rate, the loss is lowest in the middle."""
 ALONE = ("tasks=[]", "study.seeds=1")
 

@@ -289,14 +289,16 @@ def text_of(source: Path, tmp_path: Path, *more: str) -> tuple[dict[str, Any], P
 
 
 def test_words_come_from_training_text_alone(source, tmp_path):
-    recipe = read_recipe(source, [*START, "model.new_tokens=99"])
+    # The groups decide which documents are held out, also after their texts have changed.
+    given = ("model.new_tokens=99", "corpus.group_field=id")
+    recipe = read_recipe(source, [*START, *given])
     held = {document.name for document in recipe.corpus.held_out_documents()}
     assert held and len(held) < 60
     lines = [json.loads(line) for line in (source.parent / "corpus.jsonl").read_text().splitlines()]
     for line in lines:
         line["text"] += " Cardiomyopathy." if line["id"] in held else " Electrolyte."
     write_lines(source.parent / "corpus.jsonl", lines)
-    result, data = text_of(source, tmp_path, "model.new_tokens=99")
+    result, data = text_of(source, tmp_path, *given)
     vocabulary = data.tokenizer.get_vocab()
     assert "electrolyte" in vocabulary and "cardiomyopathy" not in vocabulary
     assert result["new_tokens"]["added"] == len(data.new_tokens)
@@ -541,7 +543,9 @@ def test_adapt_compares_new_words_with_the_same_arm_without_them(source, tmp_pat
 
 def test_a_plan_chooses_words_from_its_whole_sample(source, tmp_path):
     """A document alone has no word that occurs in five documents, and plans refused the arm."""
-    recipe = draft_of(asked(source, tmp_path), aside=tmp_path).recipe
+    # Of 60 documents, the usual share may hold out none.
+    request = asked(source, tmp_path, overrides=("corpus.held_out=0.2",))
+    recipe = draft_of(request, aside=tmp_path).recipe
     longer = recipe.arm("words-30-new-words", seed=0)
     data = Samples(longer, tmp_path / "samples").of(longer).data
     assert len(data.new_tokens) == 5
