@@ -14,6 +14,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.adapt import Request
 from maskwise.study.adapt.draft import draft_of
+from maskwise.study.single import inputs_of_policy, with_own_seed
 from maskwise.study.unread import read_by_study, read_used
 from tiny import maskwise, read_lines, write_inputs
 
@@ -86,6 +87,18 @@ def test_learn_refuses_settings_of_other_commands(
     code, text = said("learn", "learn-supervised", setting, "--out", tmp_path / "out", capfd=capfd)
     assert code == 2 and "has no effect in maskwise learn" in text
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rates", [[0.01], [0.3, 0.01], [0.3, 0.02]])
+def test_learn_accepts_what_is_restated_or_replaced(rates: list[float]) -> None:
+    """The recipe has a rate of 0.01. Of two values of a setting, the last one counts."""
+    recipe = read_used(
+        lambda overrides: read_recipe("learn-meta", overrides),
+        [f"learning.meta.learning_rate={rate}" for rate in rates],
+        content=lambda each: inputs_of_policy(with_own_seed(each)),
+        command="learn",
+    )
+    assert recipe.learning is not None and recipe.learning.meta.learning_rate == rates[-1]
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,11 @@ def refuse_unread(
             without = read([each for each in overrides if each != text])
             plain = [each.model_dump(mode="json") for each in (without, recipe)]
             changed = different_settings(*plain)
-            quiet = all(effects.get(name) == "nothing" for name in changed) and command != "learn"
-            used = quiet or content(without) != content(recipe)
+            # What learning reads has the settings of logs, too.
+            no_result = set() if command == "learn" else {"nothing"}
+            # A restated value changes nothing, and neither does one that a later one replaces.
+            harmless = {effects.get(name) for name in changed} <= no_result
+            used = harmless or content(without) != content(recipe)
         except MaskwiseError:
             # The other overrides need this one, or the command will raise the same error.
             continue
