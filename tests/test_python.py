@@ -641,7 +641,8 @@ def test_pretrain_refuses_the_folder_of_a_policy_in_one_line(inputs, tmp_path):
     out = tmp_path / "out"
     (out / "checkpoint").mkdir()
     (out / "recipe.yaml").write_text(whole.to_yaml())
-    (out / "stage.json").write_text('{"kind": "learn", "what": {}, "needs": [], "how": {}, "format": 2}')
+    stage = {"kind": "learn", "what": {}, "needs": [], "how": {}, "format": 2}
+    (out / "stage.json").write_text(json.dumps(stage))
     with pytest.raises(MaskwiseError, match="contains a run on a different text"):
         run_pretrain(whole, out)
 
