@@ -568,7 +568,7 @@ def test_adapt_with_new_words_loads_in_other_libraries(source, tmp_path):
     task = folder / "task.jsonl"
     command = ["adapt", "bundled:encoder", folder / "corpus.jsonl", "--task", task]
     command += ["--new-words", 5, "--steps", 2, "--runs", 2, "--out", tmp_path / "out", "--jobs", 1]
-    command += ["finetune.steps=2"]
+    command += ["finetune.steps=2", "corpus.held_out=0.2"]
     assert maskwise(*command) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     flags = {
