@@ -52,6 +52,7 @@ def commands(inputs: Path) -> dict[str, list[Any]]:
     recipe = inputs / "recipe.yaml"
     task = inputs / "task.jsonl"
     adapting = ["--steps", 2, "--runs", 2, "finetune.steps=2", "training.precision=no"]
+    adapting += ["corpus.held_out=0.2"]
     tuning = ["--runs", 2, "steps=2", "precision=no"]
     return {
         "pretrain": ["pretrain", recipe, *short],
