@@ -84,7 +84,7 @@ def test_check_counts_the_held_out_rows_of_the_whole_text(recipe):
     counts = check("quick-start", timing=False)["corpus"]
     assert counts["held_out_rows"] == pytest.approx(543, rel=0.1)
     assert counts["rows"] == pytest.approx(40_249, rel=0.1)
-    assert "held-out loss is inexact" in doubts_of(recipe, "corpus.length=32")
+    assert "held-out loss is inexact" in doubts_of(recipe, "corpus.held_out=0.05")
 
 
 def test_check_says_what_is_wrong_before_anything_is_trained(recipe):
