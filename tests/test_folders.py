@@ -344,6 +344,28 @@ def test_a_lock_is_waited_for_although_its_folder_is_removed(tmp_path: Path) -> 
     assert found() == [".lock"]
 
 
+def test_a_folder_that_is_removed_while_it_is_found_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python then says that the folder exists, because it is no folder any more."""
+    made = []
+    mkdir = Path.mkdir
+
+    def removed_once(path: Path, *given: object, **options: bool) -> None:
+        made.append(path)
+        if len(made) == 1:
+            raise FileExistsError(path)
+        mkdir(path, *given, **options)
+
+    monkeypatch.setattr(Path, "mkdir", removed_once)
+    locked(tmp_path / "stages" / ".lock", wait=0).release()
+    assert len(made) > 1
+    # A file in its place stays an error.
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        locked(tmp_path / "file" / ".lock", wait=0)
+
+
 def test_the_lock_of_a_folder_is_removed_last(tmp_path: Path, monkeypatch) -> None:
     """Another process locks a new one as soon as it is gone, and its files were removed, too."""
     lock = tmp_path / "out" / "stages" / ".lock"

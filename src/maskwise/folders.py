@@ -503,8 +503,9 @@ def locked(path: Path, *, wait: float) -> FileLock:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             held.acquire()
-        except FileNotFoundError:
-            # The process that held the lock has removed its folder, in which it had done nothing.
+        except (FileNotFoundError, FileExistsError):
+            # The process that held the lock has removed its folder, in which it had done nothing;
+            # ``mkdir`` found the folder, and then found that it is none.
             if not again:
                 raise
             continue
