@@ -259,8 +259,8 @@ class Recipe(Settings):
             written: the settings to check, by dotted name. An arm is checked if it is among them.
             in_file: whether they are those of a file, which other recipes may extend.
         """
-        arms = self._runs()
-        _refuse(written, [*chain.from_iterable(arms.values())], in_file=in_file)
+        arms = self.runs()
+        _refuse(written, [*chain(*arms.values())], in_file=in_file)
         changed = {place[2] for place, _ in map(placed, written) if place[:2] == ("study", "arms")}
         for name, changes in self.study.arms.items():
             if name in changed:
@@ -270,11 +270,10 @@ class Recipe(Settings):
 
     def unused(self, written: Mapping[str, Any]) -> list[str]:
         """Return the names of those settings that have no effect in any training."""
-        runs = chain.from_iterable(self._runs().values())
-        links = chain.from_iterable(run.written_links() for run in runs)
-        return [name for name, _, _ in unused(written, [*links])]
+        links = [link for run in chain(*self.runs().values()) for link in run.written_links()]
+        return [name for name, _, _ in unused(written, links)]
 
-    def _runs(self) -> dict[str, list[Recipe]]:
+    def runs(self) -> dict[str, list[Recipe]]:
         """Return the recipes of all runs with one seed, by arm; without arms, this recipe."""
         if not self.study.arms:
             return {"": [self]}
@@ -480,11 +479,8 @@ class Recipe(Settings):
         written = self.model_dump_json(exclude={"learning"})
         if not any(name in written for name in names):
             return False
-        runs = [self.links()]
-        for name in self.study.arms:
-            used = self.study.settings_used(name)
-            runs += [self.arm(name, seed=0, more=more).links() for more in used]
-        trainings = [link.training for link in chain.from_iterable(runs)]
+        runs = chain([self], *self.runs().values())
+        trainings = [link.training for run in runs for link in run.links()]
         return any(getattr(each, name) is not None for each in trainings for name in names)
 
     @property

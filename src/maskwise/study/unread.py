@@ -8,6 +8,8 @@ runs. Otherwise it is a mistake, and is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import chain
 from typing import Any
 
 from maskwise.effects import UNNAMED
@@ -28,11 +30,9 @@ TEXT = ("corpus", "tokenizer", "model", "objective")
 
 def read_by_study(recipe: Recipe) -> list[Any]:
     """Return what a study reads of each of its trainings."""
-    arms: list[Recipe] = []
-    for name in recipe.study.arms:
-        arms += [recipe.arm(name, seed=0, more=each) for each in recipe.study.settings_used(name)]
     found = []
-    for link in (link for arm in arms or [recipe] for link in arm.links()):
+    links = (link for run in chain(*recipe.runs().values()) for link in run.links())
+    for link in links:
         left_out = {"study", "name", "description", *([] if link.learns else ["learning"])}
         left_out |= {"finetune"} if not recipe.tasks else set()
         found.append(link.model_dump(mode="json", exclude=left_out))
@@ -91,6 +91,12 @@ def refuse_unread(
     why = "it is not read"
     if has_arms:
         why = "it changes no training and no measurement: every arm or phase may have its own value"
+    whole = recipe.model_dump(mode="json")
+
+    @cache
+    def expected() -> object:
+        return content(recipe)
+
     for text in overrides:
         key, value = parse_override(text)
         free = effects.get(placed(key)[1]) in UNNAMED and not key.startswith("learning")
@@ -100,13 +106,12 @@ def refuse_unread(
             continue
         try:
             without = read([each for each in overrides if each != text])
-            plain = [each.model_dump(mode="json") for each in (without, recipe)]
-            changed = different_settings(*plain)
+            changed = different_settings(without.model_dump(mode="json"), whole)
             # What learning reads has the settings of logs, too.
             no_result = set() if command == "learn" else {"nothing"}
             # A restated value changes nothing, and neither does one that a later one replaces.
             harmless = {effects.get(name) for name in changed} <= no_result
-            used = harmless or content(without) != content(recipe)
+            used = harmless or content(without) != expected()
         except MaskwiseError:
             # The other overrides need this one, or the command will raise the same error.
             continue

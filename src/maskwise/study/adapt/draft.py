@@ -20,14 +20,13 @@ from maskwise.models import has_head, load_config, require_head, weights_of
 from maskwise.recipe import Recipe, blaming_overrides, validate
 from maskwise.recipe.layers import (
     layer,
-    leaves,
     nest,
     parse_override,
     parse_overrides,
     with_overrides,
 )
 from maskwise.recipe.yamls import Plain
-from maskwise.specs import Call, with_options
+from maskwise.specs import Call, leaves, with_options
 from maskwise.study.adapt.request import GENERAL_MASKS, PAIRS, PASSAGES, STEPS, Request
 from maskwise.study.adapt.title_pairs import write_pairs
 from maskwise.study.checks import check_names, cut_share, row_sizes
@@ -501,8 +500,9 @@ def _draft(
     # Without an arm that masks, for example, there are no settings of masks. What the user gives
     # stays, and is refused if it has no effect.
     recipe = validate(nest(written), origin="adapt")
+    given = parse_overrides(overrides)
     for setting in recipe.unused(written):
-        if setting not in parse_overrides(overrides):
+        if setting not in given:
             del written[setting]
     settings = nest(written)
     # The user may have replaced the tasks.
