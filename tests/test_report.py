@@ -8,6 +8,7 @@ import html
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import replace
 from itertools import chain, product
 from typing import Any
@@ -43,6 +44,7 @@ from maskwise.verdict.outcomes import Outcomes
 from maskwise.verdict.words import advice_of
 from report_fixture import (
     CLEAR,
+    START,
     cost_record,
     evaluation_record,
     make_metrics,
@@ -411,6 +413,23 @@ def test_every_run_is_a_dot(folder):
     arms = [line for line in scores if line["arm"] in ARMS]
     assert shown == {(line["arm"], line["seed"]): line["value"] for line in arms}
     assert len(shown) == 9
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_both_sides_of_a_question_are_drawn_with_lines_between_pairs(asked, tmp_path):
+    """adapt asks whether an arm is better than the unchanged model, whose runs had no dots."""
+    arms = {"token-30": 0.03, "token-40": 0.02}
+    pairs = [["token-30", START if asked else "token-40"]]
+    study = make_study(runs=6, arms=arms, contrasts=pairs, untrained={START: "the old model"})
+    records = make_records(study, arms)
+    folder = write_study(tmp_path, study, records, summary=None, samples=None)
+    for spec in specs_of(page_of(folder))[: len(study["tasks"])]:
+        dots = dots_of(spec)
+        by_arm = Counter(row["arm"] for row in dots)
+        assert by_arm == dict.fromkeys([*arms, *["the old model"] * asked], 6)
+        lines = layer_of(spec, "line")["encoding"]
+        assert lines["detail"]["field"] == "seed" and lines["order"]["field"] == "index"
+        assert layer_of(spec, "circle")["encoding"]["y"]["sort"] == [*by_arm]
 
 
 def test_comparisons_in_another_unit_have_another_heading(tmp_path):

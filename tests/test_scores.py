@@ -1056,7 +1056,7 @@ def test_an_arm_may_be_called_like_a_setting() -> None:
         for seed in range(6)
     ]
     found = mw.compare(rows, baseline="bert", replicate="pretraining").summary["advice"]
-    assert found[0] == "Use study.v2 rather than bert."
+    assert found[0].startswith("Use study.v2 rather than bert: ")
 
 
 def test_advice_that_names_settings_of_a_study_is_known_by_its_code() -> None:

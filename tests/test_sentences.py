@@ -49,6 +49,7 @@ from report_fixture import (
 
 SNAPSHOT = Path(__file__).with_name("sentences.json")
 CLOSE = [x + 0.02 + 1e-4 * i for i, x in enumerate(LOW)]
+SMALL = [x + 0.003 + 1e-4 * i for i, x in enumerate(LOW)]
 NOISY = [0.53, 0.50, 0.53, 0.55, 0.49, 0.54, 0.52, 0.52]
 STARTS = [
     line
@@ -63,6 +64,17 @@ def without_tasks(
     """The summary of held-out losses and evaluations; ``units`` are those of the second arm."""
     study = make_study(runs=runs, arms=dict.fromkeys(CLEAR, 0), tasks=0) | changes
     study["arms"]["token-30"]["units"] = units
+    return summarise([*records, *run_facts(study)], study)
+
+
+def task_against() -> dict[str, Any]:
+    study = make_study(runs=8, arms=dict.fromkeys(CLEAR, 0), tasks=2)
+    records = [
+        score_record(arm, seed, task, score - 0.21 * (task == "task-1" and arm == "token-30"))
+        for task in study["tasks"]
+        for arm, scores in CLEAR.items()
+        for seed, score in enumerate(scores)
+    ]
     return summarise([*records, *run_facts(study)], study)
 
 
@@ -278,6 +290,9 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "all runs missing": lambda: summary_of(
         {"token-15": LOW, "token-30": []}, more=[failure_record("token-30", s) for s in range(8)]
     ),
+    "small lead": lambda: summary_of({"token-15": LOW, "token-30": SMALL}),
+    "margin of a large lead": lambda: summary_of(CLEAR, margin=0.1),
+    "task against": task_against,
     "item-noise": lambda: summary_of({"token-15": LOW, "token-30": CLOSE}),
     "overlap": lambda: summary_of(CLEAR, more=[OVERLAP]),
 }

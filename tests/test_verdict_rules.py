@@ -16,6 +16,7 @@ import pytest
 
 from maskwise.constants import FRESH_RUN
 from maskwise.errors import MaskwiseError
+from maskwise.estimates import shown
 from maskwise.masking.policies import POLICIES, policy
 from maskwise.recipe import Recipe
 from maskwise.recipe.recipe import validate
@@ -563,6 +564,99 @@ def test_a_task_on_which_the_favoured_side_is_behind_is_named(loss: float, said:
         assert facts_of(row, "task-against")["tasks"] == ["task-3"]
 
 
+# What an open headline says, and when an arm is advised
+# ----------------------------------------------------------------------------
+
+
+def test_an_open_headline_has_the_interval_and_no_lead():
+    """A reader of one line took a lead away, such as 1.9 points, whose interval includes 0."""
+    apart = [low + gain for low, gain in zip(LOW, [0.05, -0.03, 0.04, 0.03, -0.02, 0.02, 0, 0.01])]
+    for runs in (8, 4):
+        summary = summary_of({"token-15": LOW[:runs], "token-30": apart[:runs]})
+        (row,) = primary_rows(summary)
+        amount = shown(row)
+        headline = summary["headline"]
+        assert summary["verdict"] == "open" and "ahead" not in headline
+        for said in (headline, row["brief"]):
+            assert amount.size() not in said and amount.size() in row["sentence"]
+        assert (amount.low is None) == (runs < 6)
+        for said in (headline, row["brief"], row["sentence"]):
+            assert ("no interval" in said) == (runs < 6)
+            assert runs < 6 or amount.ends(ahead=True) in said
+
+
+def test_an_open_headline_of_a_doubt_says_the_doubt():
+    row = opposed(loss=0.05)
+    flag = next(flag for flag in row["flags"] if flag["effect"] == "caps")
+    assert flag["sentence"] in row["headline"] and row["brief"] not in row["headline"]
+
+
+@pytest.mark.parametrize("runs", [[0.5, 0.52, 0.49, 0.51, 0.5, 0.53], [0.5] * 6])
+def test_only_arms_with_equal_runs_have_the_same_result(runs: list[float]):
+    """Runs whose differences have the mean 0 were "equal" without an interval."""
+    mirrored = [runs[place] for place in (1, 0, 3, 2, 5, 4)]
+    summary = summary_of({"token-15": runs, "token-30": mirrored})
+    (row,) = primary_rows(summary)
+    assert row["mean"] == 0 and summary["verdict"] == "open"
+    assert (shown(row).ends() in summary["headline"]) == (len({*runs}) > 1)
+
+
+@pytest.mark.parametrize(
+    ("gain", "margin", "advised", "assumed"),
+    [
+        (0.004, None, "weigh", True),
+        (0.006, None, "use", True),
+        (0.006, 0.01, None, False),
+        (0.006, 0.0061, "weigh", False),
+        (0.012, 0.01, "use", False),
+        (0.0045, 0.004, "use", False),
+    ],
+)
+def test_an_arm_is_advised_if_the_near_end_of_its_lead_is_above_the_margin(
+    gain: float, margin: float | None, advised: str | None, assumed: bool
+):
+    """ "Use it" rested on an interval from .001 nats. Without a margin, half a point is assumed."""
+    scores = [x + gain + 1e-4 * (i % 4) for i, x in enumerate(LOW)]
+    summary = summary_of({"token-15": LOW, "token-30": scores}, margin=margin)
+    (row,) = primary_rows(summary)
+    assert row["verdict"] == "decided" and row["worth"]["assumed"] == assumed
+    assert row["worth"]["margin"] == (0.005 if margin is None else margin)
+    found = [code for code in summary["advice_codes"] if code in ("use", "weigh")]
+    assert found == ([advised] if advised else [])
+    if advised:
+        limit = f"{100 * row['worth']['margin']:g} accuracy points"
+        assert limit in row["reason"] and row["reason"] in summary["advice"][0]
+        assert ("assumed" in row["reason"]) == assumed
+
+
+@pytest.mark.parametrize(("lead", "advised"), [(0.04, "weigh"), (0.06, "use")])
+def test_the_assumed_margin_of_a_loss_is_in_nats(lead: float, advised: str):
+    arms = {"token-15": 0, "token-30": 0}
+    study = make_study(runs=8, arms=arms, tasks=0)
+    summary = summarise(losses({"token-15": 4.0, "token-30": 4.0 - lead}) + run_facts(study), study)
+    (row,) = primary_rows(summary)
+    assert (row["verdict"], row["worth"]["margin"]) == ("decided", 0.05)
+    assert advised in summary["advice_codes"] and "0.05 nats" in row["reason"]
+
+
+@pytest.mark.parametrize(("loss", "against"), [(0.004, False), (0.006, True)])
+@pytest.mark.parametrize("outcome", ["heldout:token@0.15", None])
+def test_an_arm_is_not_advised_against_a_task(loss: float, against: bool, outcome: str | None):
+    """Also if the task does not decide: an arm had a lower loss, and no better scores."""
+    study = make_study(runs=8, tasks=3, outcome=outcome)
+    records = [*losses({"token-15": 4.0, "token-30": 3.8})] if outcome else []
+    for number, s in product(range(3), range(8)):
+        gain = -loss if number == 2 else 0.04
+        for arm, lead in (("token-15", 0.0), ("token-30", gain + 0.0005 * (s % 3))):
+            records.append(score_record(arm, s, f"task-{number}", 0.5 + lead + 0.02 * (s % 4)))
+    summary = summarise(records + run_facts(study), study)
+    (row,) = primary_rows(summary)
+    assert row["verdict"] == "decided" and row["worth"]["above"]
+    assert row["worth"]["against"] == (["task-2"] if against else [])
+    assert ("use" in summary["advice_codes"]) != against
+    assert ("weigh" in summary["advice_codes"]) == ("task-2" in row["reason"]) == against
+
+
 def opposed(loss: float) -> dict:
     """The primary row of two tasks: all runs gain 2 points on the one, and lose on the other, where
     scores vary much.
@@ -576,8 +670,9 @@ def opposed(loss: float) -> dict:
             uneven = 0.6 - loss * lead + draw.normal(0, 0.03)
             records.append(score_record(arm, seed, "task-0", steady))
             records.append(score_record(arm, seed, "task-1", uneven))
-    (row,) = primary_rows(summarise(records, study))
-    return row
+    summary = summarise(records, study)
+    (row,) = primary_rows(summary)
+    return {**row, "headline": summary["headline"]}
 
 
 def test_a_lead_against_the_plain_mean_of_the_tasks_is_open():
@@ -843,7 +938,8 @@ def test_one_arm_was_not_kept_apart_from_others():
     study, records = study_of(scores, facts=False, contrasts=contrasts)
     del study["arms"][START]
     study |= {"baseline": "token-30", "untrained": {START: "the untrained model"}}
-    assert summarise(records, study)["advice"][0] == "Use token-30 rather than the untrained model."
+    advice = summarise(records, study)["advice"][0]
+    assert advice.startswith("Use token-30 rather than the untrained model: ")
 
 
 def test_no_look_is_advised_after_the_last_one():

@@ -59,6 +59,10 @@ NATS = "nats"
 """The metric of tasks that are answered in words: the mean loss, in nats, per token of the correct
 answers."""
 
+ASSUMED_MARGINS = {NATS: 0.05, "score": 0.005}
+"""The largest differences that do not matter where a study has no margin: a loss 5 % of a
+perplexity higher, and half a point of a score."""
+
 IMBALANCED = 0.6
 """If the share of the most frequent class is larger, macro F1 is reported, too."""
 COMPUTED = ("0.1.0", "7")

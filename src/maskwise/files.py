@@ -292,6 +292,23 @@ class Equivalence(Ends):
     confidence: float
 
 
+class Worth(TypedDict):
+    """Whether a decided lead is a reason to use the side that is better.
+
+    Attributes:
+        above: whether the whole interval of the lead is above the margin.
+        margin: the largest difference that does not matter, in plain scores or nats; None for an
+            outcome in another unit.
+        assumed: whether the margin is none of the study's (``constants.ASSUMED_MARGINS``).
+        against: the tasks on which the better side is behind by more than their margin.
+    """
+
+    above: bool
+    margin: float | None
+    assumed: bool
+    against: list[str]
+
+
 class Failures(TypedDict):
     """The failures of one side of a row.
 
@@ -348,6 +365,10 @@ class Contrast(Estimate):
     """"at these settings", or "each arm tuned" if each arm had its own search for settings."""
     flags: list[RaisedFlag]
     equivalence: NotRequired[Equivalence]
+    worth: NotRequired[Worth]
+    """Only if the verdict is *decided*."""
+    reason: NotRequired[str]
+    """What ``worth`` says, in words."""
     failures: dict[str, Failures]
     """Failures of the two sides, keyed by "arm" and "baseline"."""
     break_even: float | None
@@ -356,6 +377,9 @@ class Contrast(Estimate):
     runs_to_decide: int | None
     detectable: Detectable | None
     brief: str
+    """The sentence without details. That of an open contrast names no leader and no amount."""
+    outlook: str
+    """What keeps an open contrast open, or would decide it; otherwise ""."""
     sentence: str
 
 

@@ -49,6 +49,11 @@ class Scale:
         """The factor that makes higher values better."""
         return 1 if self.higher_is_better else -1
 
+    @property
+    def margin_unit(self) -> str:
+        """The unit of a margin, nats or plain scores, if there can be one."""
+        return NATS if NATS in (self.unit, self.metric) else "score"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(Scale):

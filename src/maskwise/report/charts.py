@@ -15,6 +15,7 @@ from maskwise.measurements import Measurement
 from maskwise.report.drawing import (
     GROUPS,
     MUTED,
+    REFERENCE_GREY,
     Colours,
     View,
     choice_chart,
@@ -30,11 +31,12 @@ MOST_POINTS = 200
 def score_charts(folder: Folder, colours: Colours) -> list[View]:
     """Return a dot chart of scores for every task."""
     charts = []
+    colours = _compared(folder, colours)
     for (task, _), runs in folder.numbers("task").items():
         facts = folder.task(task)
         metric = facts.get("metric") or "score"
         lower = folder.lower_is_better(task)
-        points = _points(runs, colours)
+        points = _points(folder, runs, colours)
         if not points:
             continue
         majority = mean([row.chance for row in runs if row.chance is not None])
@@ -72,9 +74,10 @@ def score_charts(folder: Folder, colours: Colours) -> list[View]:
 def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
     """Return a dot chart of losses for every kind of mask and ratio."""
     charts = []
+    colours = _compared(folder, colours)
     unigrams = folder.numbers("heldout", split="unigram")
     for measure, runs in folder.numbers("heldout").items():
-        points = _points(runs, colours)
+        points = _points(folder, runs, colours)
         if not points:
             continue
         masks, ratio = measure
@@ -89,11 +92,22 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
     return charts
 
 
-def _points(runs: Iterable[Measurement], colours: Colours) -> list[LogLine]:
-    """Return the runs of arms with a colour, which excludes the reference."""
-    return [
-        {"arm": row.arm, "seed": row.seed, "value": row.value} for row in runs if row.arm in colours
-    ]
+def _compared(folder: Folder, colours: Colours) -> Colours:
+    """Add the reference to the colours of arms, if a contrast compares an arm with it."""
+    gate = folder.study.get("gate")
+    pairs = [*folder.study["contrasts"], *([gate["contrast"]] if gate else [])]
+    asked = folder.untrained.keys() & chain.from_iterable(pairs)
+    return {**colours, folder.reference: REFERENCE_GREY} if asked else colours
+
+
+def _points(folder: Folder, runs: Iterable[Measurement], colours: Colours) -> list[LogLine]:
+    """Return the runs of what has a colour."""
+    points = []
+    for row in runs:
+        name = folder.label(row.arm)
+        if name in colours:
+            points.append({"arm": name, "seed": row.seed, "value": row.value})
+    return points
 
 
 def curve_charts(folder: Folder, colours: Colours) -> View:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 SLATE = "#565f6b"
 BROWN = "#8a5a2b"
+REFERENCE_GREY = "#857f75"
 OKABE_ITO = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 # Colours from the palettes of Tol and Brewer, for more than seven arms.
 MUTED = ["#882255", "#999933", "#6A3D9A", "#44AA99", "#8C510A"]

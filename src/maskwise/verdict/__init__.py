@@ -43,7 +43,9 @@ from maskwise.verdict.words import (
     headline_verdict,
     names_of,
     no_gain,
+    outlook_of,
     sentence_of,
+    worth_words,
 )
 
 __all__ = ["Verdict", "judge", "primary_pairs", "summarise"]
@@ -172,6 +174,7 @@ def _row(verdict: Verdict, names: ShownNames) -> Contrast:
         "failures": verdict.failures,
         "break_even": verdict.break_even,
         "brief": sentence_of(verdict, names, brief=True),
+        "outlook": outlook_of(verdict, names, brief=True),
         "sentence": sentence_of(verdict, names),
     }
     if verdict.natural is not None:
@@ -180,6 +183,8 @@ def _row(verdict: Verdict, names: ShownNames) -> Contrast:
         row["least_sd"] = True
     if verdict.gate:
         row["gate"] = True
+    if verdict.worth is not None:
+        row |= {"worth": verdict.worth, "reason": worth_words(verdict)}
     if verdict.equivalence is not None:
         row["equivalence"] = verdict.equivalence
     return row

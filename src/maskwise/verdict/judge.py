@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from maskwise.files import Decision, Detectable, Effect, Equivalence, Study
+from maskwise.constants import ASSUMED_MARGINS
+from maskwise.files import Decision, Detectable, Effect, Equivalence, Study, Worth
 from maskwise.verdict.comparison import Comparison, compared, primary_pairs
 from maskwise.verdict.flags import Raised, raised
 from maskwise.verdict.outcomes import Outcomes, Pair, finite_pairs, finite_runs
@@ -42,6 +43,7 @@ class Verdict(Comparison):
         p, p_adjusted: the p value of the test, and that with Holm's correction; None if not tested.
         decision: None for secondary outcomes, unless they are not comparable.
         better: which side is better, if the verdict is "decided".
+        worth: whether the lead is a reason to use the better side, if the verdict is "decided".
         equivalence: the interval, if it is within the margin of the study. A difference that is
             decided may be too small to matter.
         runs_to_decide: the number of runs that would decide a true difference as large as the
@@ -54,6 +56,7 @@ class Verdict(Comparison):
     p_adjusted: float | None
     decision: Decision | None
     better: Literal["arm", "baseline"] | None
+    worth: Worth | None
     equivalence: Equivalence | None
     runs_to_decide: int | None
     detectable: Detectable | None
@@ -136,7 +139,7 @@ def _judged(
         if _rejects(p_adjusted):
             flags[place] = raised(one, table, significant=True)
         verdicts.append(
-            _concluded(one, table.study, flags[place], (p, p_adjusted), family=len(primaries))
+            _concluded(one, table, flags[place], (p, p_adjusted), family=len(primaries))
         )
     return verdicts
 
@@ -161,7 +164,7 @@ def _p_value(one: Comparison, study: Study) -> float:
 
 def _concluded(
     one: Comparison,
-    study: Study,
+    table: Outcomes,
     flags: tuple[Raised, ...],
     p_values: tuple[float | None, float | None],
     *,
@@ -171,16 +174,17 @@ def _concluded(
 
     Args:
         one: the comparison.
-        study: the study with its margin and looks.
+        table: the outcomes, and the study with its margin and looks.
         flags: its flags.
         p_values: the p value, and that with Holm's correction; None if it was not tested.
         family: the number of contrasts that share the error rate.
     """
+    study = table.study
     p, p_adjusted = p_values
     effects = {flag.effect for flag in flags}
     decision: Decision | None = None
     better: Literal["arm", "baseline"] | None = None
-    equivalence = needed = detectable = None
+    worth = equivalence = needed = detectable = None
     if "invalid" in effects:
         decision = "not comparable"
     elif one.primary:
@@ -193,6 +197,7 @@ def _concluded(
         elif _rejects(p_adjusted):
             decision = "decided"
             better = "arm" if one.ahead else "baseline"
+            worth = _worth(one, table)
         elif equivalence is not None:
             decision = "no difference that matters"
         elif one.n > 1:
@@ -204,6 +209,7 @@ def _concluded(
         p_adjusted=p_adjusted,
         decision=decision,
         better=better,
+        worth=worth,
         equivalence=equivalence,
         runs_to_decide=needed,
         detectable=detectable,
@@ -228,6 +234,33 @@ def _within_margin(one: Comparison, margin: float | None, *, alpha: float) -> Eq
     if max(-low, high) > margin + rounding_of(one.largest):
         return None
     return {"margin": margin, "confidence": confidence, "low": low, "high": high}
+
+
+def _worth(one: Comparison, table: Outcomes) -> Worth:
+    """Return whether the whole interval of a lead is above the margin, and the tasks against it.
+
+    A margin of the study is in the unit of its outcome. Another one is assumed for other units, and
+    where the study has none.
+    """
+    given = table.study.get("margin")
+    unit = one.scale.margin_unit
+    margins = {**ASSUMED_MARGINS, unit: ASSUMED_MARGINS[unit] if given is None else given}
+    ahead, behind = one.sides
+    against = []
+    for task in table.tasks:
+        gain = table.mean_gain(task, ahead, behind) or 0.0
+        is_behind = gain < -margins[table.scales[task].margin_unit]
+        if is_behind and not table.incomparable(ahead, behind, task):
+            against.append(task)
+    worth: Worth = {"above": False, "margin": None, "assumed": given is None, "against": against}
+    ends = one.natural or one.estimate
+    low, high = ends["low"], ends["high"]
+    if one.in_margin_units and low is not None and high is not None:
+        # Both ends are on the side of the leader, if the difference is clear in this unit.
+        nearest = min(abs(low), abs(high)) if low * high > 0 else 0.0
+        worth["margin"] = margins[unit]
+        worth["above"] = bool(nearest > margins[unit] + rounding_of(one.largest))
+    return worth
 
 
 def _needed(

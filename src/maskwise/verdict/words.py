@@ -13,31 +13,38 @@ from typing import NamedTuple, TypeAlias
 
 from maskwise.constants import FIXED
 from maskwise.errors import plural
-from maskwise.estimates import SPREADS, decimals, outcome_words, shown_in
-from maskwise.files import Effect, Estimate, Study
+from maskwise.estimates import SPREADS, Shown, decimals, outcome_words, shown_in
+from maskwise.files import Decision, Effect, Estimate, Study, Worth
 from maskwise.verdict.flags import FLAGS, Raised, rate
 from maskwise.verdict.judge import Verdict
+from maskwise.verdict.outcomes import finite_pairs
 from maskwise.verdict.statistics import ALPHA, MOST_RUNS, POWER, fewest_runs
 
 ShownNames: TypeAlias = Mapping[str, str]
 """The names of arms in sentences, keyed by arm (``names_of``)."""
 
-SENTENCES = {
+NO_DIFFERENCE: Decision = "no difference that matters"
+SENTENCES: dict[str, str] = {
     "decided": "{first} beats {second} {where} by {amount}{small} ({facts}).",
-    "no difference that matters": "no difference that matters between {arm} and {baseline} {where}:"
+    NO_DIFFERENCE: "no difference that matters between {arm} and {baseline} {where}:"
     " {inside} ({facts}).",
     "not comparable": "{arm} and {baseline} are not comparable {where}: {because}.",
     "ahead": "{first} is {amount} ahead of {second} {where} ({facts}).",
     "equal": "{arm} and {baseline} are equal {where} ({facts}).",
 }
-HEADLINES = {
+HEADLINES: dict[str, str] = {
     "decided": "{first} is {amount} better than {second} {where}{small} (decided, p = {p}).",
-    "no difference that matters": "no difference that matters between {arm} and {baseline} "
-    "{where}.",
+    NO_DIFFERENCE: "no difference that matters between {arm} and {baseline} {where}.",
     "not comparable": "not comparable: {because}.",
-    "ahead": "open: {first} is {amount} ahead of {second} {where}.",
-    "equal": "open: {arm} and {baseline} are equal {where}.",
 }
+OPEN = {
+    "capped": "no verdict on {arm} and {baseline} {where}, because {because} ({facts}).",
+    "undecided": "these runs do not decide between {arm} and {baseline} {where} ({facts}).",
+    "equal": "{arm} and {baseline} have the same result {where} in every run.",
+}
+"""What is said first of an open contrast. It names no leader and no amount, which readers of one
+line would take away."""
+KEEP = "keep {baseline}: every other arm is worse (decided)."
 SCOPES = {FIXED: "valid only at these settings"}
 """Phrases for scopes; other scopes are phrases already."""
 ITEMS = "items"
@@ -110,11 +117,15 @@ def sentence_of(verdict: Verdict, names: ShownNames, *, brief: bool = False) -> 
         names: the names of arms in sentences.
         brief: whether to omit details.
     """
-    sentence = _fill(SENTENCES, verdict, names, brief=brief)
-    if verdict.decision == "open":
-        # A brief sentence is printed next to the verdict and does not repeat it.
-        sentence = _capital(sentence, verdict) if brief else f"Open: {sentence}"
-        return f"{sentence} {_outlook(verdict, names)}".rstrip()
+    kind: str = verdict.decision or ""
+    template = SENTENCES.get(kind, SENTENCES["ahead" if verdict.mean else "equal"])
+    facts = _facts(verdict, names[verdict.sides[0]], brief=brief)
+    if kind == "open" and brief:
+        # It is printed next to the verdict, and does not repeat it.
+        template = OPEN[_why_open(verdict)]
+    sentence = _fill(template, verdict, names, facts, brief=brief)
+    if kind == "open" and not brief:
+        return f"Open: {sentence} {outlook_of(verdict, names)}".rstrip()
     return _capital(sentence, verdict)
 
 
@@ -135,16 +146,15 @@ def _reasons(verdict: Verdict, effect: Effect, names: ShownNames) -> list[str]:
     return [flag_sentence(flag, names) for flag in verdict.flags if flag.effect == effect]
 
 
-def _fill(templates: Mapping[str, str], verdict: Verdict, names: ShownNames, *, brief: bool) -> str:
-    kind: str = verdict.decision or ""
-    if kind not in templates:
-        kind = "ahead" if verdict.mean else "equal"
+def _fill(
+    template: str, verdict: Verdict, names: ShownNames, facts: str, *, brief: bool = True
+) -> str:
     first, second = (names[side] for side in verdict.sides)
-    reasons = _reasons(verdict, "invalid", names)
+    reasons = _reasons(verdict, "invalid", names) or _reasons(verdict, "caps", names)
     if brief:
         reasons = reasons[:1]
     p = verdict.p_adjusted
-    return templates[kind].format(
+    return template.format(
         arm=names[verdict.arm],
         baseline=names[verdict.baseline],
         first=first,
@@ -152,7 +162,7 @@ def _fill(templates: Mapping[str, str], verdict: Verdict, names: ShownNames, *, 
         where=outcome_words(verdict.outcome),
         amount=verdict.shown.size(),
         because="; ".join(reasons),
-        facts=_facts(verdict, first, brief=brief),
+        facts=facts,
         inside=_inside(verdict),
         small=", which is too small to matter" if verdict.equivalence else "",
         p="" if p is None else f"{p:.2g}",
@@ -166,13 +176,13 @@ def _facts(verdict: Verdict, ahead: str, *, brief: bool) -> str:
     if verdict.compute["matched"]:
         runs += f", equal {verdict.compute['by']}"
     facts = [runs]
+    # A lead without its interval says more than is known.
+    if verdict.mean is not None and (not brief or verdict.decision != NO_DIFFERENCE):
+        # Elsewhere, the amount before it has the unit.
+        within = verdict.equivalence is not None and amount.unit == SPREADS
+        has_unit = within or (brief and verdict.decision == "open")
+        facts.append(_interval(verdict, ahead, amount.unit if has_unit else ""))
     if not brief:
-        if amount.low is not None:
-            ends = amount.ends(ahead=True)
-            # The interval within the margin has another unit, and the sentence no amount.
-            if verdict.equivalence is not None and amount.unit == SPREADS:
-                ends += f" {SPREADS}"
-            facts.append(f"95 % interval of {ahead}'s lead: {ends}")
         if verdict.scale.unit == "SDs" and amount.unit != SPREADS and verdict.mean:
             digits = decimals(1, verdict.estimate["low"], verdict.estimate["high"])
             lead = f"{abs(verdict.mean):.{digits}f}"
@@ -192,6 +202,14 @@ def _facts(verdict: Verdict, ahead: str, *, brief: bool) -> str:
     if verdict.decision is not None:
         facts.append(SCOPES.get(verdict.scope, verdict.scope))
     return "; ".join(facts)
+
+
+def _interval(verdict: Verdict, ahead: str, unit: str) -> str:
+    """Return a phrase with the interval of the lead; ``ahead`` leads."""
+    amount = verdict.shown
+    if amount.low is None:
+        return f"no interval: it takes {fewest_runs(ALPHA)} runs of each arm"
+    return f"95 % interval of {ahead}'s lead: {amount.ends(ahead=True)} {unit}".rstrip()
 
 
 def _failures(verdict: Verdict, ahead: str) -> list[str]:
@@ -216,20 +234,31 @@ def _inside(verdict: Verdict) -> str:
     inside = verdict.equivalence
     if inside is None:
         return ""
-    # The margin is in plain scores or nats, also where the estimate is shown in SDs.
-    mean = verdict.shown.mean
-    scale = verdict.scale
-    unit = "score" if scale.unit == "SDs" else scale.unit
     bounds: Estimate = {"mean": None, "low": inside["low"], "high": inside["high"]}
-    amount = shown_in(unit, scale.metric, bounds, None, higher=scale.higher_is_better)
+    amount = _in_margin_units(verdict, bounds)
     # As in the other interval, the lead is that of the side that is ahead in the verdict.
-    ends = replace(amount, mean=mean).ends(ahead=True)
+    ends = replace(amount, mean=verdict.shown.mean).ends(ahead=True)
     interval = f"the {100 * inside['confidence']:.3g} % interval, {ends} {amount.unit}"
     return f"{interval}, lies within ±{amount.scale * inside['margin']:g}"
 
 
-def _outlook(verdict: Verdict, names: ShownNames) -> str:
-    """Return a sentence about what keeps an open verdict open, or what would decide it."""
+def _in_margin_units(verdict: Verdict, bounds: Estimate) -> Shown:
+    """Return bounds in plain scores or nats, also where the estimate is shown in SDs."""
+    scale = verdict.scale
+    unit = "score" if scale.unit == "SDs" else scale.unit
+    return shown_in(unit, scale.metric, bounds, None, higher=scale.higher_is_better)
+
+
+def outlook_of(verdict: Verdict, names: ShownNames, *, brief: bool = False) -> str:
+    """Return a sentence about what keeps an open verdict open, or what would decide it.
+
+    Args:
+        verdict: the verdict; the result is "" if it is not open.
+        names: the names of arms in sentences.
+        brief: whether it follows a brief sentence, which says what keeps it open.
+    """
+    if verdict.decision != "open" or (brief and _why_open(verdict) == "capped"):
+        return ""
     caps = _reasons(verdict, "caps", names)
     if caps:
         return _capital("; ".join(caps), verdict) + "."
@@ -315,20 +344,30 @@ def headline_sentence(
             again = "Fix the errors and run it again: finished stages are not repeated."
             return f"{why}, and {plural(failed, 'run')} failed. {again}"
         return f"{why}. Add tasks or held-out masks."
-    templates = HEADLINES
     base = verdict.baseline
     worse = set()
     for other in verdicts:
         too_small = other.equivalence is not None
         if other.baseline == base and other.better == "baseline" and not too_small:
             worse.add(other.arm)
-    # The advice to keep an arm needs a baseline that is a trained arm.
-    if base != verdict.untrained and worse == study["arms"].keys() - {base}:
-        templates = {**HEADLINES, "decided": "keep {baseline}: every other arm is worse (decided)."}
     reach = _reach(verdict, names)
-    if reach:
-        templates = {**templates, "decided": LEARNED_MORE}
-    return _capital(_fill(templates, verdict, names, brief=True), verdict) + reach
+    if verdict.decision == "open":
+        interval = _interval(verdict, names[verdict.sides[0]], verdict.shown.unit)
+        return f"Open: {_fill(OPEN[_why_open(verdict)], verdict, names, interval)}{reach}"
+    template = HEADLINES[str(verdict.decision)]
+    if verdict.decision == "decided" and reach:
+        template = LEARNED_MORE
+    elif verdict.decision == "decided" and base != verdict.untrained:
+        # The advice to keep an arm needs a baseline that is a trained arm.
+        template = KEEP if worse == study["arms"].keys() - {base} else template
+    return _capital(_fill(template, verdict, names, ""), verdict) + reach
+
+
+def _why_open(verdict: Verdict) -> str:
+    """Return the key of what is said first of an open contrast."""
+    if not finite_pairs(verdict.differences).any():
+        return "equal"
+    return "capped" if verdict.has("caps") else "undecided"
 
 
 def behind_reference(
@@ -344,6 +383,9 @@ def behind_reference(
         names: the names of arms in sentences.
         study: the content of study.json.
     """
+    # The open verdict on the reference model says more.
+    if verdict.untrained and verdict.decision == "open":
+        return ""
     who = " and ".join(worse)
     if len(worse) == len(study["arms"]) > 1:
         who = "All arms"
@@ -451,10 +493,14 @@ def _choices(
         base = names[baseline]
         winners = [each for each in found if each.better == "arm"]
         if winners:
-            best = max(winners, key=lambda each: abs(each.mean or 0))
+            # A lead that is large enough is a better reason than a larger one that may not be.
+            best = max(winners, key=lambda each: (is_reason(each.worth), abs(each.mean or 0)))
             arm = names[best.arm]
-            reach = _conditions(best, names, steps) + _reach(best, names)
-            advice[f"use {arm} {base}"] = f"Use {arm} rather than {base}{apart}{reach or '.'}"
+            code, advised = "weigh", f"Weigh {arm} against {base}"
+            if is_reason(best.worth):
+                code, advised = "use", f"Use {arm} rather than {base}"
+            end = f"{worth_words(best)}.{_more_used(best, names)}{_reach(best, names)}"
+            advice[f"{code} {arm} {base}"] = f"{advised}{apart}{_length(best, steps)}: {end}"
         elif found:
             worse = f"{len(found)} arms are"
             if len(found) == 1:
@@ -471,16 +517,43 @@ def _advisable(verdict: Verdict) -> set[str]:
     return {flag.code for flag in verdict.flags if flag.advisable}
 
 
-def _conditions(verdict: Verdict, names: ShownNames, steps: Mapping[str, float]) -> str:
-    """Return the end of a sentence: the length of training, and what the arm used more of."""
+def is_reason(worth: Worth | None) -> bool:
+    """Return whether a lead is a reason to use the better side, without weighing it."""
+    return worth is not None and worth["above"] and not worth["against"]
+
+
+def worth_words(verdict: Verdict) -> str:
+    """Return why a decided lead is a reason to use the better side, or may be none."""
+    worth = verdict.worth
+    assert worth is not None
+    against = ""
+    if worth["against"]:
+        tasks = " and ".join(worth["against"])
+        against = f", but on {tasks} its mean is worse, by more than does not matter"
+    if worth["margin"] is None:
+        return f"its lead is in {verdict.shown.unit}, so no margin says whether it matters{against}"
+    amount = _in_margin_units(verdict, {"mean": None, "low": None, "high": None})
+    margin = f"{amount.scale * worth['margin']:g} {amount.unit}"
+    if worth["assumed"]:
+        margin += " (more is assumed to matter: no margin is set)"
+    lead = "the whole 95 % interval of its lead is above"
+    if not worth["above"]:
+        lead = "its lead may be below"
+    return f"{lead} {margin}{against}"
+
+
+def _length(verdict: Verdict, steps: Mapping[str, float]) -> str:
+    """Return a phrase with the length of the arm's training; "" if it is unknown."""
     count = steps.get(verdict.arm)
-    end = "."
-    if count:
-        end = f" for training of {count:,.0f} steps."
+    return f" for training of {count:,.0f} steps" if count else ""
+
+
+def _more_used(verdict: Verdict, names: ShownNames) -> str:
+    """Return a sentence about what the arm used more of; "" if nothing."""
     for flag in verdict.flags:
         if flag.code == "compute" and flag.advisable:
-            end += f" {_capital(flag_sentence(flag, names), verdict)}."
-    return end
+            return f" {_capital(flag_sentence(flag, names), verdict)}."
+    return ""
 
 
 def _more_runs(verdicts: Sequence[Verdict], names: ShownNames, study: Study) -> dict[str, str]:

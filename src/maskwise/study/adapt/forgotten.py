@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from maskwise.constants import NATS
+from maskwise.constants import ASSUMED_MARGINS, NATS
 from maskwise.estimates import with_minus
 from maskwise.files import Estimate
 from maskwise.report.reading import read_outcomes
@@ -39,8 +39,8 @@ class Forgotten(TypedDict):
 
 
 MASKS = {"token": "with masks of single tokens", "whole-word": "with masks of whole words"}
-MARGINS = {NATS: 0.05, "points": 2.0}
-"""Changes on general text that are small. A loss .05 nats higher is a perplexity 5 % higher."""
+MARGINS = {NATS: ASSUMED_MARGINS[NATS], "points": 2.0}
+"""Changes on general text that are small."""
 FINDINGS = {
     "more": "more than {margin} forgotten",
     "less": "less than {margin} either way",
