@@ -35,9 +35,10 @@ from maskwise.annotate.tagger import NAME, SpacyPipeline
 from maskwise.constants import UPOS
 from maskwise.folders import bundled_file
 from maskwise.tasks.metrics import entities
-from maskwise.text.documents import bundled_path, read_documents
-from maskwise.text.labelled import POS, GoldDocument, read_conllu, read_records
+from maskwise.text.conll import POS, GoldDocument, read_conllu
+from maskwise.text.documents import read_documents
 from maskwise.text.layers import CharSpans
+from maskwise.text.source import bundled_path, read_records
 
 SHIPPED = bundled_file("tagger-en")
 GOLD = Path(__file__).parents[2] / "shared" / "data"

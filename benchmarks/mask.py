@@ -38,8 +38,9 @@ from transformers import DataCollatorForLanguageModeling
 from maskwise.cli.terminal import print_table
 from maskwise.masking import CORRUPTIONS, POLICIES, MaskedBatch, Masker, Vocabulary
 from maskwise.printing import err_console
-from maskwise.text.documents import bundled_path, read_documents
+from maskwise.text.documents import read_documents
 from maskwise.text.pieces import tokenise
+from maskwise.text.source import bundled_path
 from maskwise.text.tokenizers import train_tokenizer
 
 RATIO = 0.15

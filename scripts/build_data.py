@@ -20,7 +20,8 @@ from typing import Annotated, Any
 
 import typer
 
-from maskwise.text.labelled import read_records, read_sentences
+from maskwise.text.conll import read_sentences
+from maskwise.text.source import read_records
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "packages/maskwise-data/src/maskwise_data"

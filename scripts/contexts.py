@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from maskwise.folders import write_json, write_lines
-from maskwise.text.labelled import read_text
+from maskwise.text.opening import read_text
 
 
 def main(file: Path, out: Annotated[Path, typer.Option()], articles: int | None = None) -> None:

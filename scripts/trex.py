@@ -29,7 +29,7 @@ from maskwise.annotate.registry import annotators
 from maskwise.constants import UPOS
 from maskwise.folders import read_lines
 from maskwise.text import train_tokenizer
-from maskwise.text.labelled import read_records
+from maskwise.text.source import read_records
 
 MASK = "[MASK]"
 MOST_WORDS = 30

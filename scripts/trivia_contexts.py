@@ -24,7 +24,7 @@ import typer
 from maskwise.folders import write_lines
 from maskwise.learning.examples import find_contexts
 from maskwise.text import read_documents
-from maskwise.text.labelled import read_records
+from maskwise.text.source import read_records
 from maskwise.text.words import text_id
 
 SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}

@@ -26,8 +26,8 @@ from maskwise.text import (
     tokenise,
     train_tokenizer,
 )
+from maskwise.text.conll import read_conllu
 from maskwise.text.documents import folder_note
-from maskwise.text.labelled import read_conllu
 from maskwise.text.pieces import read_pieces
 from maskwise.text.rows import split
 from maskwise.text.tokenizers import _sample
@@ -58,7 +58,7 @@ def named(documents) -> list[tuple[str, str]]:
 
 
 def test_json_lines_skip_and_count_bad_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr("maskwise.text.readers.LONGEST_LINE", 50)
+    monkeypatch.setattr("maskwise.text.opening.LONGEST_LINE", 50)
     lines = [
         b'\xef\xbb\xbf{"id": 7, "text": "The cat sat."}',  # a byte-order mark
         b'{"id": "a", "text": "caf\xe9"}',
@@ -99,7 +99,7 @@ def test_json_lines_skip_and_count_bad_lines(tmp_path, monkeypatch):
 
 
 def test_text_files_are_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("maskwise.text.readers.LONGEST_LINE", 50)
+    monkeypatch.setattr("maskwise.text.opening.LONGEST_LINE", 50)
     long = b"x" * 120
     (tmp_path / "x.txt").write_bytes(
         b"\xef\xbb\xbfone\r\nstill one\r\n\r\n \r\ntwo\r\nbad \xff line\r\n%s\nstill two" % long
@@ -136,23 +136,23 @@ def test_files_of_a_folder_that_are_not_read_are_counted(tmp_path):
     (folder / "others").symlink_to(tmp_path / "other")
     (folder / "file.txt").symlink_to(tmp_path / "other" / "linked.txt")
     (folder / "gone.txt").symlink_to("nowhere.txt")
-    for name in ("a.jsonlines", "b.jsonlines", "c.jsonl.bz2", "LICENSE", ".d.txt", ".e"):
+    for name in ("a.docx", "b.docx", "c.jsonl.bz2", "LICENSE", ".d.txt", ".e"):
         (folder / name).write_text("x")
     assert texts(read_documents(folder)) == ["linked", "third"]
     note = str(folder_note(str(folder)))
     assert "2 files of texts" in note
-    for left in ("2 × linked folder", "1 × broken link", "2 × .jsonlines", "1 × .jsonl.bz2"):
+    for left in ("2 × linked folder", "1 × broken link", "2 × .docx", "1 × .jsonl.bz2"):
         assert left in note
     for left in ("1 × .json,", "1 × no extension", "1 × hidden"):
         assert left in note
     for number in range(20):
         (folder / f"{number}.x{number}").write_text("x")
     note = str(folder_note(str(folder)))
-    assert "16 × other" in note and "1 × .json," in note and "1 × .jsonl.bz2" in note
+    assert "17 × other" in note and "1 × .json," in note and "1 × .jsonl.bz2" in note
     # Nothing but files that are not read.
     (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "a.jsonlines").write_text("x")
-    with pytest.raises(MaskwiseError, match=r"no corpus file.*got 1 × \.jsonlines"):
+    (tmp_path / "none" / "a.docx").write_text("x")
+    with pytest.raises(MaskwiseError, match=r"no corpus file.*got 1 × \.docx"):
         read_documents(tmp_path / "none")
 
 
@@ -455,7 +455,7 @@ def test_of_a_large_corpus_a_sample_trains_the_tokenizer(monkeypatch):
 
 
 def test_long_texts_come_in_parts(tmp_path, monkeypatch):
-    for module in ("readers", "documents"):
+    for module in ("source", "documents"):
         monkeypatch.setattr(f"maskwise.text.{module}.LONGEST_TEXT", 20)
     long = {"id": "a", "text": "the cat sat on the mat and ran away"}
     assert named(read_documents([long, "x" * 45, "short"])) == [
@@ -484,7 +484,7 @@ def test_repeated_texts_are_known_among_many():
 def test_all_parts_of_a_long_document_are_on_one_side_of_a_held_out_split(
     source, tmp_path, monkeypatch
 ):
-    for module in ("readers", "documents"):
+    for module in ("source", "documents"):
         monkeypatch.setattr(f"maskwise.text.{module}.LONGEST_TEXT", 40)
     words = ["the", "cat", "sat", "on", "the", "mat", "and", "ran"] * 6
     novels = [" ".join(f"{word}{n}" for word in words) for n in range(40)]

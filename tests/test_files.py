@@ -59,11 +59,8 @@ def test_any_separator(separator: str, ending: str, tmp_path: Path) -> None:
 
 
 def rows_of(path: Path, table: str) -> list[FieldValues]:
-    """The rows of a table, which are the same in parts and at once."""
     path.write_text(table, encoding="utf-8", newline="")
-    rows = list(read_table(path))
-    assert rows == list(read_table(path, bad="raise"))
-    return rows
+    return list(read_table(path))
 
 
 @pytest.mark.parametrize(

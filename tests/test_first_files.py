@@ -16,7 +16,6 @@ from maskwise.study.single import run_finetune
 from maskwise.text import read_documents
 from maskwise.text.documents import lines_note
 from maskwise.text.opening import text_per
-from maskwise.text.stream import shards_of
 
 QUERIES = [f"cheap flights to place number {n}" for n in range(400)]
 
@@ -88,14 +87,6 @@ def test_json_in_a_folder_of_texts_describes_them(tmp_path: Path) -> None:
     assert [document.text for document in read_documents(str(tmp_path))] == ["A text."]
     (tmp_path / "a.txt").unlink()
     assert [document.text for document in read_documents(str(tmp_path))] == ["not a text"]
-
-
-def test_a_json_array_is_no_stream(tmp_path: Path) -> None:
-    path = tmp_path / "a.json.gz"
-    path.write_bytes(gzip.compress(b'["One.", "Two."]'))
-    [shard] = shards_of(path)
-    with pytest.raises(MaskwiseError, match="JSON lines"):
-        [*shard.chunks(1 << 20)]
 
 
 def test_a_new_recipe_names_the_columns_that_it_takes(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_texts_are_masked_as_in_a_corpus_by_encode_and_export(tokenizer, tmp_pat
 
 @pytest.mark.parametrize("kind", ["block", "json", "fasta"])
 def test_the_parts_of_a_long_text_share_its_side(kind, tmp_path, monkeypatch) -> None:
-    for module in ("documents", "readers"):
+    for module in ("documents", "source"):
         monkeypatch.setattr(f"maskwise.text.{module}.LONGEST_TEXT", 60)
     texts = ["\n".join(TEXTS[n : n + 3]) for n in range(0, 60, 3)]
 

@@ -30,7 +30,7 @@ from maskwise.inspection import inspect_text
 from maskwise.recipe import read_recipe
 from maskwise.starts import BUNDLED, TOKENIZER_FILES, resolve_start
 from maskwise.study.stages import start_fingerprint
-from maskwise.text.documents import BUNDLED as TEXTS
+from maskwise.text.source import BUNDLED as TEXTS
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"

@@ -26,8 +26,8 @@ from maskwise.study.from_files import name_of, recipe_for
 from maskwise.study.stages import fingerprint
 from maskwise.tasks import load_task
 from maskwise.text import read_documents
-from maskwise.text.labelled import read_records
 from maskwise.text.opening import read_whole
+from maskwise.text.source import read_records
 
 TEXT = "The cat sat on the mat and it was glad.\n\nThe dog ran to the house, for it was cold.\n"
 LABELS = "text,label\n" + "".join(
@@ -276,8 +276,6 @@ def test_a_cell_without_an_end_is_refused(
 ) -> None:
     """It would hold the rest of a huge file."""
     monkeypatch.setattr("maskwise.text.tables.LONGEST_CELL", 1000)
-    monkeypatch.setattr("maskwise.text.opening.PART_BYTES", 1 << 8)
-    monkeypatch.setattr("maskwise.text.tables.PART_BYTES", 1 << 8)
     before = csv.field_size_limit(1000)
     path = tmp_path / f"open{ending}"
     separator = "," if ending == ".csv" else "\t"
@@ -302,11 +300,11 @@ def test_a_very_long_line_of_fasta_is_read_in_parts(
     letters = "MKV" * 40
     path.write_text(f">one\n{letters}\n>two {'x' * 100}>three\nMK\n;{'y' * 90}\nVA\n")
     whole = [*sequences(path)]
-    monkeypatch.setattr("maskwise.text.readers.LONGEST_LINE", 16)
+    monkeypatch.setattr("maskwise.text.source.LONGEST_LINE", 16)
     parts = [*sequences(path)]
     assert [text for _, text in parts] == [text for _, text in whole] == [letters, "MKVA"]
     assert parts[0][0] == "one" and parts[1][0].startswith("two xxx")
-    monkeypatch.setattr("maskwise.text.readers.LONGEST_TEXT", 32)
+    monkeypatch.setattr("maskwise.text.source.LONGEST_TEXT", 32)
     assert "".join(text for _, text in sequences(path)) == letters + "MKVA"
 
 

@@ -25,10 +25,10 @@ from maskwise.evaluation.cloze import Cloze, questions_of
 from maskwise.tasks import FinetuneSettings, evaluate_tasks, finetuning, load_task
 from maskwise.tasks.columns import number_of
 from maskwise.tasks.metrics import LOST, error_of_items, macro_f1
-from maskwise.text import read_documents, readers, train_tokenizer
-from maskwise.text.documents import NOT_UTF8
-from maskwise.text.labelled import read_conllu
+from maskwise.text import read_documents, source, train_tokenizer
+from maskwise.text.conll import read_conllu
 from maskwise.text.opening import text_per
+from maskwise.text.source import NOT_UTF8
 from tiny import load_rows, write_lines
 
 
@@ -81,7 +81,7 @@ def test_bad_bytes_of_a_table_are_rows_left_out_and_counted(tmp_path: Path) -> N
 def test_a_long_sequence_is_several_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "LONGEST_TEXT", 100)
+    monkeypatch.setattr(source, "LONGEST_TEXT", 100)
     path = tmp_path / "chromosome.fasta"
     path.write_text(">one\n" + "".join("ACGTNKM"[n] * 40 + "\n" for n in range(7)) + ">two\nACGT\n")
     found = [(document.name, len(document.text)) for document in read_documents(str(path))]

@@ -16,7 +16,7 @@ from maskwise.study import dry_run
 from maskwise.study.single import run_finetune
 from maskwise.study.together import RESULTS, StudyFolder
 from maskwise.tasks import finetuning
-from maskwise.text import labelled, readers
+from maskwise.text.source import READERS, SOURCE
 from test_finetune_again import TASKS, Tuner
 from tiny import load_json, maskwise, read_lines, write_inputs
 
@@ -123,9 +123,9 @@ def test_default_folders_are_named_after_what_is_read():
 
 
 def test_every_kind_of_file_is_named_without_its_extension():
-    endings = {*readers.READERS, *labelled.READERS, ".yaml", ".yml", ".jsonl.gz", ".CSV"}
+    endings = {*READERS, ".yaml", ".yml", ".jsonl.gz", ".CSV"}
     # Files of code, such as add.c and add.h, differ by nothing but their extension.
-    endings -= {*readers.SOURCE_ENDINGS}
+    endings -= {*SOURCE}
     assert out_folder(None, "lib/add.h", command="adapt") == Path("runs/adapt-add-h")
     for ending in endings:
         assert out_folder(None, f"v1.2{ending}", command="adapt") == Path("runs/adapt-v1-2"), ending

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskwise.errors import MaskwiseError
-from maskwise.text.labelled import read_records
-from maskwise.text.readers import LONG_LINE, NOT_JSON, FieldNames, Skip, records
+from maskwise.text import read_documents
+from maskwise.text.opening import LONG_LINE, Skip
+from maskwise.text.source import NOT_JSON, Shard, read_records, shards_of
 from maskwise.text.tables import HEAD_CHARACTERS, read_table
 
 BITS = [
@@ -93,22 +94,27 @@ def test_cells_are_read_as_they_were_written(name: str, seed: int, tmp_path: Pat
     assert list(read_table(path)) == expected == read_records(path)
     packed = tmp_path / f"{name}.gz"
     packed.write_bytes(gzip.compress(content))
-    assert list(records(packed)) == [
-        (f"{name}.gz#{number}", row) for number, row in enumerate(expected, start=1)
-    ]
+    assert list(Shard.of_file(packed).records()) == [*enumerate(expected, start=1)]
 
 
 @pytest.mark.parametrize("before", [0, 1, 3 * HEAD_CHARACTERS])
-def test_one_bad_mark_in_a_long_table_changes_how_all_of_it_is_read(
-    before: int, tmp_path: Path
+@pytest.mark.parametrize("cell", ['"He said \\"no\\"."', '"He said ""no""."'])
+def test_the_rows_behind_the_first_mark_show_how_marks_are_written(
+    cell: str, before: int, tmp_path: Path
 ) -> None:
-    """What a backslash means shows only in the whole table."""
     path = tmp_path / "a.csv"
-    plain = 'C:\\\\d "good",1\n' * (before // 10)
-    path.write_text(f'text,label\n{plain}"He said \\"no\\".",2\n')
+    path.write_text("text,label\n" + "plain,1\n" * (before // 8) + f"{cell},2\n")
     rows = list(read_table(path))
     assert rows == read_records(path) and rows[-1] == {"text": 'He said "no".', "label": "2"}
-    assert {row["text"] for row in rows[:-1]} <= {'C:\\d "good"'}
+    assert len(rows) == before // 8 + 1
+
+
+def test_a_mark_that_is_written_in_another_way_later_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    doubled = '"He said ""no"".",1\n' * HEAD_CHARACTERS
+    path.write_text(f'text,label\n{doubled}"He said \\"no\\".",2\n')
+    with pytest.raises(MaskwiseError, match=rf"a\.csv is not a table: row {HEAD_CHARACTERS + 2}\b"):
+        read_records(path)
 
 
 @pytest.mark.parametrize(
@@ -131,25 +137,16 @@ def test_a_row_of_a_wrong_length_is_the_first_error(tmp_path: Path) -> None:
     """Before a quotation mark that shows that the table is written differently."""
     path = tmp_path / "a.csv"
     path.write_text('text,label\na,b,c\n"d"e,f\n')
-    for bad in ("skip", "raise"):
-        with pytest.raises(MaskwiseError, match=r"row 2 of .* has 3 columns"):
-            list(read_table(path, bad=bad))  # type: ignore[arg-type]
+    with pytest.raises(MaskwiseError, match=r"row 2 of .* has 3 columns"):
+        list(read_table(path))
 
 
-def test_an_open_quotation_mark_is_refused_before_a_row_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text('text,label\na,b\n"c,d\n')
-    with pytest.raises(MaskwiseError, match=r"a\.csv is not a table: row 3\b"):
-        next(read_table(path))
-
-
-@pytest.mark.parametrize("bad", ["skip", "raise"])
-def test_the_row_of_an_open_quotation_mark_is_named(bad: Any, tmp_path: Path) -> None:
+def test_the_row_of_an_open_quotation_mark_is_named(tmp_path: Path) -> None:
     """Rows count, and not lines: the second has a line break in a cell."""
     path = tmp_path / "a.csv"
     path.write_text('text,label\n"a\nb",c\n' + "d,e\n" * 40 + '"f,g\n' + "h,i\n" * 40)
     with pytest.raises(MaskwiseError, match=r"a\.csv is not a table: row 43\b.*never closed"):
-        list(read_table(path, bad=bad))
+        list(read_table(path))
 
 
 ROWS = [{"id": "a", "text": "The first."}, {"id": "b", "text": ""}, {"id": "c", "text": "é\u2028"}]
@@ -180,10 +177,10 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
 def test_every_format_has_the_same_records_for_texts_and_labels(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     FORMATS[name](path)
-    assert [record for _, record in records(path, bad="raise")] == ROWS == read_records(path)
-    assert list(records(path)) == list(records(path, bad="raise"))
-    first, *_ = records(path, FieldNames("text"), name="other")
-    assert first[0] == "other#1"
+    shard = Shard.of_file(path, name="other")
+    assert [record for _, record in shard.records()] == ROWS == read_records(path)
+    number, _ = next(shard.records())
+    assert shard.name_of(number) == "other#1"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -201,15 +198,16 @@ def test_a_bad_line_is_skipped_or_raised_with_its_number(seed: int, tmp_path: Pa
             line = line[:-1]
             expected.append(number)
         else:
-            expected.append((f"a.jsonl#{number}", value))
+            expected.append((number, value))
         lines.append(line)
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(lines), encoding=draws.choice(["utf-8", "utf-8-sig"]), newline="")
-    found = list(records(path))
-    skipped = [entry for entry in found if isinstance(entry, Skip)]
+    found = list(Shard.of_file(path).records())
+    skipped = [record for _, record in found if isinstance(record, Skip)]
     assert {skip.reason for skip in skipped} <= {NOT_JSON}
-    places = [entry.place if isinstance(entry, Skip) else entry for entry in found]
-    assert places == [f"line {each}" if isinstance(each, int) else each for each in expected]
+    read = [number if isinstance(record, Skip) else (number, record) for number, record in found]
+    assert read == expected
+    assert all(record.place == f"line {n}" for n, record in found if isinstance(record, Skip))
     if not skipped:
         assert read_records(path) == [value for _, value in expected]
         return
@@ -219,26 +217,24 @@ def test_a_bad_line_is_skipped_or_raised_with_its_number(seed: int, tmp_path: Pa
     assert caught.value.got == skipped[0].content
 
 
-def test_a_long_line_is_skipped_in_a_corpus_and_read_in_a_task(
+def test_a_long_line_is_skipped_in_a_corpus_and_refused_in_a_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskwise.text.readers.LONGEST_LINE", 50)
+    monkeypatch.setattr("maskwise.text.opening.LONGEST_LINE", 50)
     path = tmp_path / "a.jsonl"
     rows = [{"text": "a"}, {"text": "b" * 100}, {"text": "c"}]
     path.write_text("\n".join(map(json.dumps, rows)))
-    assert list(records(path)) == [
-        ("a.jsonl#1", rows[0]),
-        Skip(LONG_LINE, "line 2"),
-        ("a.jsonl#3", rows[2]),
-    ]
-    assert read_records(path) == rows
+    long = Skip(LONG_LINE, "line 2")
+    assert list(Shard.of_file(path).records()) == [(1, rows[0]), (2, long), (3, rows[2])]
+    with pytest.raises(MaskwiseError, match=r"line 2 of .*a\.jsonl cannot be read: line of more"):
+        read_records(path)
 
 
 def test_an_extension_that_no_reader_knows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.docx"
     path.write_text("a text")
     with pytest.raises(MaskwiseError, match=r"unknown file extension of .*\.jsonl"):
-        list(records(path))
+        Shard.of_file(path)
 
 
 def test_a_separator_is_found_beside_long_cells_with_line_breaks(tmp_path: Path) -> None:
@@ -250,13 +246,12 @@ def test_a_separator_is_found_beside_long_cells_with_line_breaks(tmp_path: Path)
     assert len(found) == 60 and found[7] == {"text": f"{cell}7", "label": "c"}
 
 
-@pytest.mark.parametrize("bad", ["skip", "raise"])
-def test_quotation_marks_are_read_in_the_way_that_fits_all_rows(bad: Any, tmp_path: Path) -> None:
+def test_quotation_marks_are_read_in_the_way_that_fits_all_rows(tmp_path: Path) -> None:
     """Doubled, the first row has three cells; escaped by a backslash, all rows have two."""
     path = tmp_path / "escaped.csv"
     rows = ['"He wrote \\", then\\" and left",a'] + ['"He said \\"yes\\" twice",b'] * 5
     path.write_text("text,label\n" + "\n".join(rows) + "\n")
-    found = list(read_table(path, bad=bad))
+    found = list(read_table(path))
     assert found[0] == {"text": 'He wrote ", then" and left', "label": "a"} and len(found) == 6
 
 
@@ -276,3 +271,92 @@ def test_the_advice_on_a_row_of_another_length_helps(
     with pytest.raises(MaskwiseError) as caught:
         list(read_table(path))
     assert advice in str(caught.value.do)
+
+
+RAW = [
+    "it 's a charming film\t1",
+    '"unflinching" , it is\t0',
+    '"a whole sentence"\t1',
+    'an end"\t0',
+]
+
+
+@pytest.mark.parametrize("before", [0, 1, 3 * HEAD_CHARACTERS])
+@pytest.mark.parametrize("line", ["\n", "\r\n"])
+def test_a_quoted_cell_may_hold_a_tab_or_a_line_break(
+    line: str, before: int, tmp_path: Path
+) -> None:
+    """pandas quotes only the cells that need it."""
+    rows = [["plain", "1"]] * (before // 8) + [["a\tb", "2"], ['he said "no"', "3"], ["c\nd", "4"]]
+    path = tmp_path / "a.tsv"
+    content = written([("text", "label"), *rows], delimiter="\t", lineterminator=line)
+    path.write_bytes(content.encode())
+    assert [[*row.values()] for row in read_table(path)] == rows
+    path.write_bytes(
+        written([("text", "label"), *rows], delimiter="\t", quoting=csv.QUOTE_ALL).encode()
+    )
+    assert [[*row.values()] for row in read_table(path)] == rows
+
+
+@pytest.mark.parametrize("before", [8, 3 * HEAD_CHARACTERS])
+def test_marks_of_a_table_with_tabs_are_kept_if_one_is_no_quotation(
+    before: int, tmp_path: Path
+) -> None:
+    """As in the tables of GLUE; also a sentence in marks, or one that goes on in the next row."""
+    path = tmp_path / "a.tsv"
+    for raw in (RAW, RAW[2:3], ['"it begins\t1', 'and ends"\t0']):
+        lines = ["plain\t1"] * (before // 8) + raw
+        path.write_text("\n".join(["text\tlabel", *lines]))
+        found = ["\t".join(row.values()) for row in read_table(path)]
+        assert found == lines
+
+
+def test_every_text_format_may_be_packed(tmp_path: Path) -> None:
+    table = written([("id", "text"), *(row.values() for row in ROWS)]).encode()
+    lines = "\n".join(map(json.dumps, ROWS)).encode()
+    for name, content in {
+        "a.csv": table,
+        "a.jsonl": lines,
+        "a.json": json.dumps(ROWS).encode(),
+    }.items():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+        with pa.CompressedOutputStream(str(tmp_path / f"{name}.zst"), "zstd") as file:
+            file.write(content)
+        for packed in (".gz", ".zst"):
+            assert read_records(tmp_path / f"{name}{packed}") == ROWS
+            [shard] = shards_of(tmp_path / f"{name}{packed}")
+            assert [record for _, record in shard.records()] == ROWS
+
+
+SQUAD = {
+    "data": [
+        {
+            "paragraphs": [
+                {
+                    "context": "It rained.",
+                    "qas": [{"id": "1", "question": "Did it?", "answers": []}],
+                }
+            ]
+        }
+    ]
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_the_objects_of_one_json_object_are_its_records(indent: int | None, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(SQUAD, indent=indent))
+    [record] = read_records(path)
+    assert record["context"] == "It rained."
+    [(_, same)] = Shard.of_file(path).records()
+    assert same == record
+    path.write_text(json.dumps({"x": ROWS[0], "y": ROWS[1]}, indent=indent))
+    assert read_records(path) == ROWS[:2]
+
+
+def test_a_json_line_of_nested_objects_is_one_text(tmp_path: Path) -> None:
+    """And not a record for each of its objects."""
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"article": {"body": "It rained."}, "meta": {"year": 1}}))
+    [document] = read_documents(path, text_field="article.body")
+    assert document.text == "It rained."

@@ -14,7 +14,6 @@ from maskwise.study.from_files import draft_of_files
 from maskwise.study.stages import fingerprint
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.text.documents import folder_note
-from maskwise.text.stream import shards_of
 
 OWN = Path(maskwise.__file__).parent
 LONG = "def add(left, right):\n    return left + right\n"
@@ -109,8 +108,6 @@ def test_rows_of_real_code_keep_its_lines_and_its_words_are_identifiers():
 
 
 def test_code_is_refused_where_it_cannot_be_used(folder):
-    with pytest.raises(MaskwiseError, match="cannot be a stream"):
-        shards_of(folder)
     with pytest.raises(MaskwiseError, match="spans cannot be read"):
         spans(str(folder / "main.c"))
     with pytest.raises(MaskwiseError, match="unknown file extension") as caught:

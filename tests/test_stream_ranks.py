@@ -65,7 +65,7 @@ def pretrain(
 
     class Counting(BlockMaker):
         def __call__(self, chunk: Any) -> Any:
-            made[str(chunk.content[0])] += 1
+            made[str(next(iter(chunk.read())))] += 1
             return super().__call__(chunk)
 
     maker = (BlockMaker if workers else Counting)(tokenizer, 32, held_out=0.1)

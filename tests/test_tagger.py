@@ -18,7 +18,7 @@ from maskwise.annotate.registry import SPANS, annotator
 from maskwise.annotate.tagger import SALIENT, SpacyPipeline, one_pass
 from maskwise.errors import MaskwiseError
 from maskwise.folders import bundled_file
-from maskwise.text.labelled import POS, read_conllu
+from maskwise.text.conll import POS, read_conllu
 from maskwise.text.layers import CharSpans, Layer, check_spans, given_spans
 
 SHIPPED = bundled_file("tagger-en")

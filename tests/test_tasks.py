@@ -38,7 +38,7 @@ from maskwise.tasks.classes import TaggedRow, TextRow
 from maskwise.tasks.finetuning import answers_of, load_network, task_record
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1
 from maskwise.text import load_tokenizer, train_tokenizer
-from maskwise.text.labelled import read_records
+from maskwise.text.source import read_records
 from maskwise.training import TrainingSettings
 from tiny import SPLITS, load_rows, write_lines
 

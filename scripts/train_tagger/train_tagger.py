@@ -27,7 +27,9 @@ from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
 from maskwise.tasks.metrics import entities
-from maskwise.text.labelled import POS, read_conllu, read_records, read_text
+from maskwise.text.conll import POS, read_conllu
+from maskwise.text.opening import read_text
+from maskwise.text.source import read_records
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from conll import join_tokens

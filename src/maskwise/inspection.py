@@ -36,7 +36,7 @@ from maskwise.text import read_documents, require_documents
 from maskwise.text.encoding import encode, places_of_tokens
 from maskwise.text.layers import CharSpans, Layered
 from maskwise.text.opening import require_utf8
-from maskwise.text.readers import known_ending
+from maskwise.text.source import ending_of
 from maskwise.text.tokenizers import light_tokenizer, usual_tokenizer
 from maskwise.text.words import WordRule, needs_offsets, word_rule
 
@@ -402,7 +402,7 @@ def row_of(
 def _texts(text: str, count: int | None) -> list[str]:
     """Return the text in a list or, if it is a file name, the beginnings of ``count`` texts."""
     # If a file such as "missing.txt" does not exist, the name is an error and not a text.
-    looks_like_file = known_ending(Path(text)) is not None
+    looks_like_file = ending_of(Path(text)) is not None
     # Unlike Path.is_file, os.path.isfile accepts a string of any length.
     is_corpus = os.path.isfile(text) or os.path.isdir(text)
     if (looks_like_file and "\n" not in text) or is_corpus:

@@ -542,7 +542,7 @@ def _rows_of(scores: object) -> list[Row]:
         if not is_file:
             raise MaskwiseError("there is no file of scores", got=str(scores))
         # Reading other formats imports more.
-        from maskwise.text.labelled import read_records
+        from maskwise.text.source import read_records
 
         return list(read_records(path))
     if isinstance(scores, Series):

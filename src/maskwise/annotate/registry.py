@@ -33,8 +33,7 @@ from maskwise.annotate.weights import Difference, FrequencyWeights, Informativen
 from maskwise.errors import MaskwiseError, PlugInError, first_line, items_of
 from maskwise.plugins import Table, code_of_module, is_foreign, require_call
 from maskwise.specs import Call, build, find, parse_call
-from maskwise.text.documents import inside, source_path
-from maskwise.text.labelled import POS, read_conllu
+from maskwise.text.conll import POS, read_conllu
 from maskwise.text.layers import (
     Annotator,
     CharSpans,
@@ -48,13 +47,14 @@ from maskwise.text.layers import (
     given_spans,
     no_spans,
 )
-from maskwise.text.readers import (
-    SOURCE_ENDINGS,
-    TEXT_ENDINGS,
+from maskwise.text.source import (
+    PLAIN,
+    SOURCE,
     FieldNames,
-    Skip,
-    known_ending,
-    records,
+    Shard,
+    ending_of,
+    inside,
+    source_path,
 )
 from maskwise.text.words import VERSION, classify, text_id, words_in
 
@@ -167,7 +167,7 @@ def spans(
             valid.
     """
     path = _existing(file)
-    if not known_ending(path) or path.name.lower().endswith((*TEXT_ENDINGS, *SOURCE_ENDINGS)):
+    if ending_of(path) in (None, *PLAIN, *SOURCE):
         raise MaskwiseError(
             f"spans cannot be read from {path}",
             allowed="a JSON lines or Parquet file whose records have a text and a list of spans",
@@ -204,11 +204,9 @@ def _require_spans_in_file(
 
 def _marked(path: Path, fields: FieldNames, kind: Layer) -> Iterator[tuple[int, CharSpans]]:
     """Yield the hash of each text of a file (`text_id`), and its spans."""
-    for entry in records(path, fields):
-        # A ``Skip`` is a line that cannot be read. The reader of the corpus reports such lines.
-        if isinstance(entry, Skip):
-            continue
-        place, record = entry
+    shard = Shard.of_file(path, fields)
+    for number, record in shard.records():
+        # A line that cannot be read is reported by the reader of the corpus.
         if not isinstance(record, Mapping):
             continue
         text = inside(record, fields.text)
@@ -228,7 +226,7 @@ def _marked(path: Path, fields: FieldNames, kind: Layer) -> Iterator[tuple[int, 
                 raise MaskwiseError("a span has no label", got=marked, allowed=kind.labels)
             check_spans(found, kind, len(text), name="given spans")
         except MaskwiseError as error:
-            raise MaskwiseError(f"{place} of {path}: {error}") from None
+            raise MaskwiseError(f"{shard.name_of(number)} of {path}: {error}") from None
         yield text_id(text), found
 
 

@@ -54,9 +54,9 @@ from maskwise.jobs import ENGINES, Pool, open_pool
 from maskwise.printing import err_console, shows_progress
 from maskwise.signals import AskedToLeave
 from maskwise.specs import user_path
-from maskwise.text.documents import UNNAMED, Document, Documents, read_documents, require_documents
+from maskwise.text.documents import Document, Documents, read_documents, require_documents
 from maskwise.text.layers import Annotator, Fitted, digest
-from maskwise.text.readers import refuse_fields
+from maskwise.text.source import UNNAMED, refuse_fields
 
 Corpus: TypeAlias = str | Path | Sequence[str | Mapping[str, object]] | Documents
 
@@ -274,7 +274,7 @@ def open_corpus(
     refuse_fields(source, text_field=text_field, text_per=text_per)
     name = None
     if isinstance(source, str | Path) and str(source).endswith((".conllu", ".conllu.gz")):
-        from maskwise.text.labelled import read_conllu
+        from maskwise.text.conll import read_conllu
 
         name = str(source)
         gold = read_conllu(user_path(source))

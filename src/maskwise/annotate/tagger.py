@@ -33,7 +33,7 @@ from maskwise.errors import MaskwiseError, first_line, require_library
 from maskwise.folders import bundled_file
 from maskwise.segments import Array, changes
 from maskwise.specs import Call, parse_call, user_path
-from maskwise.text.labelled import POS
+from maskwise.text.conll import POS
 from maskwise.text.layers import CharSpans, Found, Layer, digest
 from maskwise.text.words import LETTER, Flags, classify, codes_of
 

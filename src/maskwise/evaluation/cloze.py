@@ -50,7 +50,8 @@ from maskwise.families import most_tokens
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.measurements import Measurement
 from maskwise.specs import user_path
-from maskwise.text.labelled import FieldValues, read_records
+from maskwise.text.source import read_records
+from maskwise.text.tables import FieldValues
 from maskwise.training.data import by_width
 
 if TYPE_CHECKING:

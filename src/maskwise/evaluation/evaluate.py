@@ -66,7 +66,7 @@ from maskwise.text import (
     require_documents,
     tokenise,
 )
-from maskwise.text.readers import refuse_fields
+from maskwise.text.source import refuse_fields
 from maskwise.training import log_frequencies
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ from maskwise.masking.vocabulary import Vocabulary
 from maskwise.measurements import Measurement
 from maskwise.specs import read_options, user_path
 from maskwise.text.encoding import encode
-from maskwise.text.labelled import FieldValues, read_records
+from maskwise.text.source import read_records
+from maskwise.text.tables import FieldValues
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -20,7 +20,7 @@ from maskwise.effects import Only
 from maskwise.errors import MaskwiseError
 from maskwise.learning.settings import LearningSettings
 from maskwise.recipe.explained import groups_in
-from maskwise.text.readers import unread_fields
+from maskwise.text.source import unread_fields
 from maskwise.training.learners import Learner, learner_of
 
 if TYPE_CHECKING:

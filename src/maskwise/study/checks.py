@@ -45,12 +45,7 @@ from maskwise.tasks.finetuning import idle_settings
 from maskwise.tasks.settings import MAX_LENGTH
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
-from maskwise.text.documents import (
-    first_characters,
-    folder_note,
-    lines_note,
-    source_path,
-)
+from maskwise.text.documents import first_characters, folder_note, lines_note
 from maskwise.text.groups import check_groups, share_that_fits
 from maskwise.text.layers import token_layers
 from maskwise.text.new_words import given_words, require_extensible, wanted_words
@@ -58,6 +53,7 @@ from maskwise.text.own_tokenizer import other_ids, other_reading, own_tokenizer
 from maskwise.text.pieces import SPECIAL, read_pieces, tokenise, unknown_share
 from maskwise.text.rows import held_out_below, holds_out
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
+from maskwise.text.source import source_path
 from maskwise.text.token_rows import TokenRows
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
 from maskwise.text.words import require_offsets

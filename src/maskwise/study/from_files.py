@@ -45,8 +45,8 @@ from maskwise.text import (
 )
 from maskwise.text.documents import is_source_code, longest_field
 from maskwise.text.english import ENGLISH_SHARE, english_share
-from maskwise.text.labelled import ending_of
 from maskwise.text.segmenters import unspaced
+from maskwise.text.source import LABELS, ending_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -200,7 +200,7 @@ def is_task(spec: str) -> bool:
     except UnreadableTask as error:
         path = Path(local_name(spec))
         # Reading texts skips what is damaged, so a file of labels would become a text unnoticed.
-        if path.is_file() and ending_of(path):
+        if path.is_file() and ending_of(path, LABELS):
             warnings.warn(f"{spec} is read as text, not as labels: {error}", stacklevel=2)
         return False
     except MaskwiseError:

@@ -32,7 +32,7 @@ from maskwise.specs import split_options, with_options
 from maskwise.study.stages import ROWS
 from maskwise.study.together import LOCK
 from maskwise.tasks.reading import SPLIT_OF
-from maskwise.text.labelled import with_class_names
+from maskwise.text.source import with_class_names
 
 if TYPE_CHECKING:
     from maskwise.recipe import Recipe

@@ -45,11 +45,10 @@ from maskwise.recipe.yamls import Plain
 from maskwise.samplers import sampler
 from maskwise.starts import TOKENIZER_FILES, resolve_start
 from maskwise.tasks import FinetuneSettings, Task, load_task
-from maskwise.text.documents import source_path
 from maskwise.text.new_words import wanted_words
-from maskwise.text.readers import CORPUS_ENDINGS, look_in
 from maskwise.text.segmenters import names_segmenter, segmenter_version
 from maskwise.text.settings import CorpusSettings
+from maskwise.text.source import TEXTS, look_in, source_path
 from maskwise.training import TrainingSettings
 from maskwise.training.parts import TrainingPart, parts_of
 from maskwise.training.settings import ModelSettings
@@ -638,7 +637,7 @@ def fingerprint(source: str) -> str:
     path = source_path(source)
     if not path.exists():
         return source
-    found = look_in(path, CORPUS_ENDINGS)
+    found = look_in(path, TEXTS)
     # Python writes bytecode into folders of source code, which is not read.
     if found.source and path.is_dir():
         return _hash_of(found.read)

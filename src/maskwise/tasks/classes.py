@@ -40,7 +40,7 @@ from maskwise.tasks.columns import (
 from maskwise.tasks.metrics import ENTITY_F1, UNSEEN, any_class
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.tasks.tensors import Cutter, Encoded, Flat, were_cut
-from maskwise.text.labelled import FieldValues
+from maskwise.text.tables import FieldValues
 
 CLASS_METRICS = ("accuracy", "macro-f1", "matthews")
 TEXT = ("text", "sentence", "sentence1", "premise", "question1", "question", "utterance", "content")

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.masking.line import Names
-from maskwise.text.documents import inside, paths
-from maskwise.text.labelled import FieldValues
-from maskwise.text.tables import refuse_rows_as_names
+from maskwise.text.source import inside, paths
+from maskwise.text.tables import FieldValues, refuse_rows_as_names
 
 Records: TypeAlias = Sequence[FieldValues]
 # Reasons for skipping a row. Skipped rows are counted for each reason.

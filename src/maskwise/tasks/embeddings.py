@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from maskwise.tasks.classes import SEQUENCE_CLASSIFICATION, SIMILARITY
 from maskwise.tasks.columns import NO_TEXT, ColumnNames, UsualColumns, require_text
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows
-from maskwise.text.labelled import FieldValues
+from maskwise.text.tables import FieldValues
 
 # The embeddings (N, H) of all texts of each split. The two texts of a pair are adjacent rows.
 ByText = Mapping[str, Tensor]

@@ -87,9 +87,10 @@ from maskwise.tasks.splits import (
 )
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.tasks.written import CLOZE_QA, generation
-from maskwise.text.documents import NOT_UTF8, group_key
-from maskwise.text.labelled import FieldValues
+from maskwise.text.documents import group_key
 from maskwise.text.opening import is_utf8
+from maskwise.text.source import NOT_UTF8
+from maskwise.text.tables import FieldValues
 
 _BUILT_IN = {
     kind.name: kind

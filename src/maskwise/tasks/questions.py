@@ -58,7 +58,7 @@ from maskwise.tasks.tensors import (
     note_of_cuts,
     places_of,
 )
-from maskwise.text.labelled import FieldValues
+from maskwise.text.tables import FieldValues
 
 # The limits in BERT's SQuAD code. A question never gets more than half of the tokens of a window.
 MAX_ANSWER_TOKENS, MAX_QUESTION_TOKENS = 30, 64

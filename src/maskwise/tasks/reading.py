@@ -21,15 +21,16 @@ from maskwise.folders import FilesState, files_state
 from maskwise.tasks.columns import has_field, label_of
 from maskwise.tasks.splits import ALL, SPLITS
 from maskwise.text import bundled_path
-from maskwise.text.documents import inside, paths, source_path
-from maskwise.text.labelled import (
-    READERS,
-    FieldValues,
+from maskwise.text.source import (
+    LABELS,
     ending_of,
-    read_cells,
+    inside,
+    paths,
     read_hub,
     read_records,
+    source_path,
 )
+from maskwise.text.tables import FieldValues
 
 BUNDLED_TASKS = {
     "banking77": "banking77",
@@ -149,7 +150,7 @@ def _read_folder(spec: str, folder: Path, layout: Layout) -> BySplit:
             for path in paths:
                 by_split[split] += _read_file(path, layout)
         return by_split
-    readable = list(filter(ending_of, _files(folder)))
+    readable = [path for path in _files(folder) if ending_of(path, LABELS)]
     by_name = _files_by_name(folder, readable)
     if not by_name and len(readable) == 1:
         return {ALL: _read_file(readable[0], layout)}
@@ -157,7 +158,7 @@ def _read_folder(spec: str, folder: Path, layout: Layout) -> BySplit:
         raise MaskwiseError(
             f"no file in {folder} is named after a split",
             got=", ".join(path.name for path in _files(folder)) or "no files",
-            allowed=f"train with dev (validation) and/or test, in files: {', '.join(READERS)}",
+            allowed=f"train with dev (validation) and/or test, in files: {', '.join(LABELS)}",
         )
     return _by_split(spec, {split: _read_file(path, layout) for split, path in by_name.items()})
 
@@ -165,12 +166,11 @@ def _read_folder(spec: str, folder: Path, layout: Layout) -> BySplit:
 def _read_file(path: Path, layout: Layout) -> list[FieldValues]:
     if layout.columns and layout.header:
         # Some rows of STS-B have more cells than columns.
-        rows = read_cells(path, header=False, usual="\t")
+        rows = read_records(path, header=False, usual="\t")
         return [dict(zip(layout.columns, row.values())) for row in rows]
-    if ending_of(path) is None and layout.files:
-        # A card may name tables whose extension is .txt.
-        return read_cells(path, header=layout.header)
-    return read_records(path, header=layout.header)
+    # A card may name tables whose extension is .txt.
+    usual = "\t" if layout.files and not ending_of(path, LABELS) else None
+    return read_records(path, header=layout.header, usual=usual)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -182,7 +182,7 @@ def _files_named(folder: Path, patterns: Mapping[str, str]) -> dict[str, list[Pa
     found: dict[str, list[Path]] = {}
     for split, pattern in patterns.items():
         for path in _files(folder):
-            if fnmatch(path.name, pattern) and (ending_of(path) or ".txt" in pattern):
+            if fnmatch(path.name, pattern) and (ending_of(path, LABELS) or ".txt" in pattern):
                 found.setdefault(split, []).append(path)
     return found
 
@@ -238,7 +238,7 @@ def _by_split(spec: str, by_name: BySplit) -> BySplit:
         raise MaskwiseError(
             f"there is no training split in {spec}",
             got=", ".join(by_name) or "nothing",
-            allowed=f"train with dev (validation) and/or test, in files: {', '.join(READERS)}",
+            allowed=f"train with dev (validation) and/or test, in files: {', '.join(LABELS)}",
         )
     return {split: splits[split] for split in SPLITS if split in splits}
 

@@ -36,7 +36,7 @@ from maskwise.tasks.metrics import (
     nats_of_items,
 )
 from maskwise.tasks.splits import SPLITS, dropped, place_in_splits
-from maskwise.text.labelled import FieldValues
+from maskwise.text.tables import FieldValues
 
 if TYPE_CHECKING:
     from torch import Tensor

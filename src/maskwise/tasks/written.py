@@ -62,7 +62,7 @@ from maskwise.tasks.tensors import (
     edges,
     were_cut,
 )
-from maskwise.text.labelled import FieldValues
+from maskwise.text.tables import FieldValues
 from maskwise.training.data import by_width
 
 if TYPE_CHECKING:

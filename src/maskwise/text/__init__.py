@@ -4,17 +4,12 @@ This package stands on ``masking``, whose ``Line`` it makes. Annotation layers c
 objects. ``api`` finds the objects for names such as ``pos``.
 """
 
-from maskwise.text.documents import (
-    Document,
-    Documents,
-    bundled_path,
-    read_documents,
-    require_documents,
-)
+from maskwise.text.documents import Document, Documents, read_documents, require_documents
 from maskwise.text.pieces import Pieces, Tokens, read_pieces, tokenise
 from maskwise.text.rows import Rows, split
 from maskwise.text.settings import Prepared
-from maskwise.text.stream import Stream, shards_of
+from maskwise.text.source import bundled_path, shards_of
+from maskwise.text.stream import Stream
 from maskwise.text.tokenizers import load_tokenizer, train_tokenizer
 from maskwise.text.words import word_ids
 

@@ -13,14 +13,13 @@ the same document; to detect it, eight bytes per document are kept in memory.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,63 +32,43 @@ from maskwise.errors import (
     require_known,
     whole_number,
 )
-from maskwise.folders import bundled_file, in_utf8
+from maskwise.folders import in_utf8
 from maskwise.specs import user_path
-from maskwise.text.opening import is_utf8
-from maskwise.text.readers import (
+from maskwise.text.opening import Skip, is_utf8, text_per
+from maskwise.text.source import (
     ALL_FIELDS,
-    ARRAY_ENDINGS,
     BINARY,
-    CORPUS_ENDINGS,
+    IDS,
     LONGEST_TEXT,
     NOT_UTF8,
-    READERS,
-    SOURCE_ENDINGS,
-    TOKEN_ENDINGS,
-    Entry,
+    PLAIN,
+    TEXTS,
+    TOKENS,
+    UNNAMED,
     FieldNames,
-    Opener,
     Part,
     RowReader,
     RowTokens,
-    Skip,
-    hub_dataset,
-    kind_of,
-    known_ending,
+    Shard,
+    ending_of,
+    fields_and_values,
+    inside,
+    is_saved,
     look_in,
+    most_frequent,
     name_it,
-    records,
-    saved_dataset,
+    paths,
+    shards_of,
 )
 from maskwise.text.tables import refuse_rows_as_names
 from maskwise.text.words import text_id, tokens_id
 
 Item = TypeVar("Item")
 
-WORLDS = tuple(f"world-{seed}" for seed in range(12))
-"""The bundled worlds of scripts/worlds.py: texts about invented people, for whom the best masking
-policy is known. NAME-questions has the questions about a world's people."""
-BUNDLED = (
-    "banking77",
-    "clinc150",
-    "echoes",
-    "families",
-    "trivia",
-    "ud_ewt_pos",
-    "wikigold",
-    "wikipedia",
-    "wnut17",
-    *WORLDS,
-    *(f"{world}-questions" for world in WORLDS),
-)
-MORE_WORLDS = "write files by scripts/worlds.py and name them, such as worlds/{seed}/corpus.jsonl"
-UNNAMED = "the list of documents"
-"""Name of a corpus that is given as a list."""
 # The size of a batch is limited in characters and not in documents, whose lengths differ too much.
 BATCH_CHARACTERS = 1 << 20
 HEAD_RECORDS = 200
 """Number of records from which `longest_field` chooses the text field."""
-TOKENS = "for token ids, set corpus.tokens to the tokenizer that made them (docs/data.md)"
 EMPTY = "empty"
 NO_TEXT = "no text field"
 REPEATED = "repeated text"
@@ -138,6 +117,7 @@ class Documents:
     """The documents of a corpus, made by `read_documents`. Each iteration reads the source again.
 
     Attributes:
+        shards: the shards of the source.
         name: the name of the source, for messages and reports.
         fields: the names of the record fields that hold the text and the document's name.
         limit: the maximum number of documents; None for no limit.
@@ -150,7 +130,7 @@ class Documents:
             for the first of these groups.
     """
 
-    open_records: Opener
+    shards: Sequence[Shard]
     _: KW_ONLY
     name: str
     fields: FieldNames
@@ -200,52 +180,36 @@ class Documents:
             yield document
 
     def _documents(self) -> Iterator[Document]:
-        return chain.from_iterable(map(self._parts, self.open_records()))
+        """Yield the documents of all records, in parts if a text is long; count skipped records."""
+        for shard in self.shards:
+            for number, record in shard.records():
+                found = self._document(shard, number, record)
+                if isinstance(found, Skip):
+                    self.skipped[found.reason] += 1
+                elif len(found.text) <= LONGEST_TEXT or found.tokens is not None:
+                    yield found
+                else:
+                    yield from _parts(found)
 
-    def _parts(self, record: Entry) -> Iterator[Document]:
-        """Yield the document of a record, in parts if the text is long; count skipped records."""
-        found = self._document(record)
-        if isinstance(found, Skip):
-            self.skipped[found.reason] += 1
-            return
-        if found.tokens is not None or len(found.text) <= LONGEST_TEXT:
-            yield found
-            return
-        text = found.text
-        first = found.first
-        while text:
-            end = len(text)
-            if end > LONGEST_TEXT:
-                # Cut before the last space or line break in the second half of the allowed length.
-                # If there is none, cut at the allowed length.
-                end = max(text.rfind(blank, LONGEST_TEXT // 2, LONGEST_TEXT) for blank in " \n")
-                if end <= 0:
-                    end = LONGEST_TEXT
-            if text.strip():
-                part = replace(found, text=text[:end], first=first)
-                first = part.id if first is None else first
-                yield part
-            text = text[end:]
-
-    def _document(self, record: Entry) -> Document | Skip:
-        if isinstance(record, Skip):
-            return record
-        place, text = record
-        name = place
-        group = ""
+    def _document(self, shard: Shard, number: int, record: Any) -> Document | Skip:
+        text = record
+        name = group = ""
         first = None
         tokens = None
-        if isinstance(text, Mapping):
-            own_name = inside(text, self.fields.id)
+        if isinstance(record, Mapping):
+            own_name = inside(record, self.fields.id)
             if not _is_empty(own_name):
                 name = in_utf8(str(own_name)).decode()
             if self.fields.group:
-                group = group_key(text, self.fields.group)
-            text = inside(text, self.fields.text)
-        elif isinstance(text, Part):
+                group = group_key(record, self.fields.group)
+            text = inside(record, self.fields.text)
+        if isinstance(text, Part):
             text, first = text
+        elif isinstance(text, Skip):
+            return text
+        name = name or shard.name_of(number)
         if self.fields.rows is not None:
-            row = self.fields.rows.read(place, text)
+            row = self.fields.rows.read(shard.name_of(number), text)
             if isinstance(row, Skip):
                 return row
             text, tokens = row
@@ -259,6 +223,25 @@ class Documents:
         if not is_utf8(text):
             return Skip(NOT_UTF8)
         return Document(name, text, group=group, first=first, tokens=tokens)
+
+
+def _parts(document: Document) -> Iterator[Document]:
+    """Yield the parts of a document whose text is too long."""
+    text = document.text
+    first = document.first
+    while text:
+        end = len(text)
+        if end > LONGEST_TEXT:
+            # Cut before the last space or line break in the second half of the allowed length.
+            # If there is none, cut at the allowed length.
+            end = max(text.rfind(blank, LONGEST_TEXT // 2, LONGEST_TEXT) for blank in " \n")
+            if end <= 0:
+                end = LONGEST_TEXT
+        if text.strip():
+            part = replace(document, text=text[:end], first=first)
+            first = part.id if first is None else first
+            yield part
+        text = text[end:]
 
 
 def _is_empty(cell: object) -> bool:
@@ -312,7 +295,7 @@ class Joined(Documents):
             raise MaskwiseError("there is no corpus to join", allowed="one or more")
         self.parts = parts
         name = " + ".join(part.name for part in parts)
-        super().__init__(tuple, name=name, fields=parts[0].fields)
+        super().__init__((), name=name, fields=parts[0].fields)
 
     def beginning(self, most: int) -> Joined:
         """Return the beginning of every corpus, with the same number of characters each."""
@@ -338,40 +321,6 @@ def first_characters(documents: Iterable[Document], most: int) -> Iterator[Docum
             return
 
 
-def inside(record: Mapping[str, object], field: str) -> Any:
-    """Return the value of a field, or of a path into nested objects; None if it is missing.
-
-    >>> inside({"article": {"body": "It rained."}}, "article.body")
-    'It rained.'
-    """
-    if field in record or "." not in field:
-        return record.get(field)
-    first, _, rest = field.partition(".")
-    inner = record.get(first)
-    if not isinstance(inner, Mapping):
-        return None
-    return inside(inner, rest)
-
-
-def paths(record: Mapping[str, object]) -> Iterator[str]:
-    """Yield the names of a record's fields, each followed by the paths to its nested fields.
-
-    >>> [*paths({"id": 1, "article": {"body": "It rained."}})]
-    ['id', 'article', 'article.body']
-    """
-    for path, _ in fields_and_values(record):
-        yield path
-
-
-def fields_and_values(record: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Yield the paths of a record's fields, as ``paths`` does, and their values."""
-    for name, value in record.items():
-        yield str(name), value
-        if isinstance(value, Mapping):
-            for path, inner in fields_and_values(value):
-                yield f"{name}.{path}", inner
-
-
 def longest_field(source: str) -> str:
     """Guess which field of a corpus holds the text.
 
@@ -382,8 +331,8 @@ def longest_field(source: str) -> str:
     Raises:
         MaskwiseError: the source cannot be read, or is a table whose first row is data.
     """
-    opener, _ = _resolve(source, ALL_FIELDS)
-    head = list(islice(_objects(opener()), HEAD_RECORDS))
+    shards = shards_of(source, ALL_FIELDS, stream=False)
+    head = list(islice(_objects(shards), HEAD_RECORDS))
     sizes = Counter[str]()
     for record in head:
         for path in paths(record):
@@ -398,17 +347,18 @@ def longest_field(source: str) -> str:
     return longest
 
 
-def _objects(entries: Iterable[Entry]) -> Iterator[Mapping[str, object]]:
+def _objects(shards: Iterable[Shard]) -> Iterator[Mapping[str, object]]:
     """Yield the records that have fields."""
-    for entry in entries:
-        if not isinstance(entry, Skip) and isinstance(entry[1], Mapping):
-            yield entry[1]
+    for shard in shards:
+        for _, record in shard.records():
+            if isinstance(record, Mapping):
+                yield record
 
 
 def lines_note(source: str) -> str | None:
     """Return a note for the user if a file without blank lines is read line by line, else None."""
     path = user_path(source)
-    if not path.is_file() or kind_of(path, FieldNames()) != "line":
+    if not path.is_file() or ending_of(path) not in PLAIN or text_per(path) != "line":
         return None
     return (
         f"{source} has no blank lines, so each line is read as one text; corpus.text_per=block "
@@ -419,7 +369,7 @@ def lines_note(source: str) -> str | None:
 def is_source_code(source: str) -> bool:
     """Return whether a corpus is source code: a file of it, or a folder that mostly has it."""
     path = user_path(source)
-    return path.exists() and look_in(path, CORPUS_ENDINGS).source
+    return path.exists() and look_in(path, TEXTS).source
 
 
 def folder_note(source: str, *, tokens: bool = False) -> str | None:
@@ -430,40 +380,18 @@ def folder_note(source: str, *, tokens: bool = False) -> str | None:
         tokens: whether it holds token ids.
     """
     path = user_path(source)
-    if not path.is_dir() or _is_saved(path):
+    if not path.is_dir() or is_saved(path):
         return None
-    found = look_in(path, TOKEN_ENDINGS if tokens else CORPUS_ENDINGS)
+    found = look_in(path, IDS if tokens else TEXTS)
     if not found.source and not found.left_out:
         return None
     kind = "source code" if found.source else "token ids" if tokens else "texts"
     note = f"{source}: {plural(len(found.read), 'file')} of {kind}"
     if found.left_out:
-        note += f"; not read: {_most_frequent(found.left_out)}"
+        note += f"; not read: {most_frequent(found.left_out)}"
     if not found.source and found.left_out[".json"]:
         note += " (.json files are read only if there are no others)"
     return note
-
-
-MOST_EXTENSIONS = 5
-"""The most extensions without a reader of which a note says how many files there are."""
-
-
-def _most_frequent(left_out: Counter[str]) -> str:
-    """Format the reasons for which files of a folder are not read, and the number of other files.
-
-    The order does not depend on the file system.
-    """
-    unknown = {reason for reason in left_out if reason.startswith(".")} - READERS.keys()
-    ordered = sorted(left_out, key=lambda reason: (-left_out[reason], reason))
-    rare = [reason for reason in ordered if reason in unknown][MOST_EXTENSIONS:]
-    named = {reason: left_out[reason] for reason in ordered if reason not in rare}
-    others = sum(map(left_out.__getitem__, rare))
-    return counted(named) + (f", {others} × other" if others else "")
-
-
-def _is_saved(folder: Path) -> bool:
-    """Return whether a folder was written by ``save_to_disk``."""
-    return any((folder / f"dataset_{what}.json").exists() for what in ("info", "dict"))
 
 
 class _Seen:
@@ -546,8 +474,9 @@ def read_documents(
         limit = whole_number("limit (the number of documents)", limit, least=1)
     require_known("text_per", text_per, ("auto", "line", "block"))
     fields = FieldNames(text_field, id_field, text_per, group_field, rows)
-    opener, name = _resolve(source, fields)
-    return Documents(opener, name=name, fields=fields, limit=limit, keep_repeated=keep_repeated)
+    shards = shards_of(source, fields, stream=False)
+    name = str(source) if isinstance(source, str | Path) else UNNAMED
+    return Documents(shards, name=name, fields=fields, limit=limit, keep_repeated=keep_repeated)
 
 
 def require_documents(documents: Documents) -> Documents:
@@ -557,7 +486,7 @@ def require_documents(documents: Documents) -> Documents:
     why = counted(documents.skipped) or "no text at all"
     if NO_TEXT not in documents.skipped:
         raise MaskwiseError(f"there is no document in {documents.name}", got=why)
-    first = next(_objects(documents.open_records()), {})
+    first = next(_objects(documents.shards), {})
     what = f"no document in {documents.name} has a text in its field {documents.fields.text!r}"
     texts = [path for path, value in fields_and_values(first) if isinstance(value, str)]
     numbered = [
@@ -601,83 +530,3 @@ def batches(
             total = 0
     if batch:
         yield batch
-
-
-def bundled_path(name: str) -> Path:
-    """Return the path of a bundled sample, a file of gzipped JSON lines; see docs/data.md.
-
-    Raises:
-        MaskwiseError: the name is not in `BUNDLED`, or the package maskwise-data with the sample is
-            not installed.
-    """
-    if name not in BUNDLED and re.fullmatch(r"world-\d+(-questions)?", name):
-        raise MaskwiseError(
-            f"no {name} is bundled",
-            allowed=f"{WORLDS[0]} to {WORLDS[-1]}",
-            do=f"{MORE_WORLDS}, or use smaller seeds",
-        )
-    require_known("bundled data", name, BUNDLED)
-    return bundled_file(f"{name}.jsonl.gz")
-
-
-def source_path(source: str | Path) -> Path:
-    """Return the path of a source: a bundled sample ``bundled:NAME``, a file or a folder.
-
-    Raises:
-        MaskwiseError: as for `bundled_path`.
-    """
-    if isinstance(source, str) and source.startswith("bundled:"):
-        return bundled_path(source.removeprefix("bundled:"))
-    return user_path(source)
-
-
-def _resolve(source: object, fields: FieldNames) -> tuple[Opener, str]:
-    """Return a function that opens the source's records, and the name of the source."""
-    if isinstance(source, str) and not source:
-        raise MaskwiseError("a corpus has no name", got="''", do="give a file or a folder")
-    if isinstance(source, str) and source.startswith("bundled:"):
-        path = source_path(source)
-        return lambda: records(path, fields), source
-    if isinstance(source, str) and source.startswith("hf:"):
-        return hub_dataset(source, fields), source
-    if isinstance(source, str | Path):
-        return _resolve_path(user_path(source), fields), str(source)
-    if isinstance(source, Sequence) and not isinstance(source, bytes):
-        return lambda: [(str(place), value) for place, value in enumerate(source)], UNNAMED
-    what = "a corpus cannot be read from this object"
-    allowed = "a path, a name such as bundled:wikipedia, a list of texts"
-    raise MaskwiseError(what, got=type(source).__name__, allowed=allowed)
-
-
-def _resolve_path(path: Path, fields: FieldNames) -> Opener:
-    if not path.exists():
-        raise MaskwiseError(
-            f"corpus {str(path)!r} does not exist",
-            got=str(path.absolute()),
-            do="give a file, a folder, bundled:wikipedia or hf:NAME",
-        )
-    if _is_saved(path):
-        return saved_dataset(path, fields)
-    found = look_in(path, CORPUS_ENDINGS if fields.rows is None else TOKEN_ENDINGS)
-    files = found.read
-    if not files and fields.rows is not None:
-        what = f"{path} has no file with token ids"
-        raise MaskwiseError(what, allowed=", ".join(TOKEN_ENDINGS))
-    if not files:
-        if known_ending(path, (".yaml", ".yml")):
-            raise MaskwiseError(
-                f"{path} is a recipe and not a text",
-                do="give a text or a file of texts; `maskwise check` and `maskwise study` read "
-                "recipes, and `maskwise inspect` takes the policy of a recipe by --policy",
-            )
-        what = f"{path}: no corpus file, or unknown file extension"
-        endings = [ending for ending in CORPUS_ENDINGS if ending not in SOURCE_ENDINGS]
-        raise MaskwiseError(
-            what,
-            got=_most_frequent(found.left_out) or None,
-            allowed=f"{', '.join(endings)}, or source code (.py, .c, …)",
-            do=TOKENS if known_ending(path, ARRAY_ENDINGS) else None,
-        )
-    return lambda: chain.from_iterable(
-        records(file, fields, name=name) for name, file in files.items()
-    )

@@ -1,4 +1,4 @@
-"""Open files: decompress, check for UTF-8, and guess what one text of a plain text file is."""
+"""Open files: decompress, check for UTF-8, divide into lines, and guess what one text is."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import codecs
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO, Literal, TypeAlias, cast
+from typing import IO, Any, Literal, NamedTuple
 
 from maskwise.errors import MaskwiseError, items_of
 
@@ -30,22 +31,85 @@ LEAST_LINES = 8
 # wrapped text, which is too little for a study.
 MANY_LINES = 100
 
-LineKind: TypeAlias = Literal["json", "line", "block"]
-"""JSON lines ("json"), or plain text: one document per line, or per block between blank lines."""
-WhenBad: TypeAlias = Literal["skip", "raise"]
-"""What happens at a line that cannot be read: it is skipped and counted, or it is an error."""
+# In bytes. Longer lines, as in a file without line breaks, are skipped to save memory.
+LONGEST_LINE = 1 << 24
+LONG_LINE = "line of more than 16 MB"
 
 
-def opened(path: Path) -> IO[bytes]:
-    """Open a file; ``.gz`` and ``.zst`` are decompressed."""
-    name = path.name.lower()
-    if name.endswith(".zst"):
-        import pyarrow as pa
+class Skip(NamedTuple):
+    """Yielded instead of a record that has no usable text.
 
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
-    if name.endswith(".gz"):
-        return cast("IO[bytes]", gzip.open(path))
-    return path.open("rb")
+    Attributes:
+        reason: why the record is skipped. Skipped records are counted by reason.
+        place: where in the file it is, such as "line 3"; "" if unknown.
+        content: the beginning of the record, as far as it could be read.
+    """
+
+    reason: str
+    place: str = ""
+    content: str = ""
+
+
+@contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Turn operating system and gzip errors into a one-line error that names the file."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise MaskwiseError(
+            f"cannot read {path}: {error}",
+            do="check that it is complete and readable",
+        ) from error
+
+
+def _zstd(path: Path, mode: str) -> IO[bytes]:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+
+
+PACKINGS: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".zst": _zstd}
+"""How a file of text is unpacked, by the last of its extensions."""
+
+
+def packing_of(path: Path) -> str:
+    """Return the extension by which a file is packed; "" for none."""
+    ending = path.suffix.lower()
+    return ending if ending in PACKINGS else ""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, and unpack it.
+
+    Raises:
+        MaskwiseError: the file, or what it is packed in, cannot be read, also later on.
+    """
+    with damaged(path), PACKINGS.get(packing_of(path), open)(path, "rb") as file:
+        yield file
+
+
+def lines(path: Path) -> Iterator[tuple[bytes | Skip, int]]:
+    """Yield each line of a file of text, and the offset in bytes after it. Instead of a line that
+    is too long, a `Skip` is yielded.
+
+    Raises:
+        MaskwiseError: the head of the file is binary or mostly not UTF-8.
+    """
+    refuse_unreadable(path)
+    at = 0
+    with opened(path) as file:
+        for line in iter(partial(file.readline, LONGEST_LINE), b""):
+            at += len(line)
+            if len(line) < LONGEST_LINE or line.endswith(b"\n"):
+                # A byte-order mark may only be at the beginning of a file.
+                yield line.removeprefix(codecs.BOM_UTF8) if at == len(line) else line, at
+                continue
+            # The rest of a long line is dropped.
+            while line and not line.endswith(b"\n"):
+                line = file.readline(LONGEST_LINE)
+                at += len(line)
+            yield Skip(LONG_LINE), at
 
 
 def read_whole(path: Path) -> bytes:
@@ -71,41 +135,21 @@ def read_whole(path: Path) -> bytes:
     return b"".join(parts)
 
 
-def open_text(path: Path, bad: WhenBad) -> IO[bytes]:
-    """Open a file of text, and check that it is UTF-8.
-
-    If bad lines are skipped, the file is read in parts and only its head is checked. If they are
-    errors, it is read at once and checked as a whole.
+def read_text(path: Path) -> str:
+    """Return the content of a file of text that is read at once.
 
     Raises:
-        MaskwiseError: the head is binary or mostly not UTF-8; or with "raise", the file has a byte
-            that is not UTF-8, or is too large to be read at once.
+        MaskwiseError: a byte is not UTF-8, or the file cannot be read (``read_whole``).
     """
-    if bad == "skip":
-        refuse_unreadable(path)
-        return opened(path)
     content = read_whole(path)
     try:
-        content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         raise MaskwiseError(
             f"{path} is not UTF-8 text (byte {error.start})",
             do=f"convert it, for example with iconv -f {'UTF-16' if marked else 'LATIN1'} -t UTF-8",
         ) from None
-    return io.BytesIO(content)
-
-
-@contextmanager
-def damaged(path: Path) -> Iterator[None]:
-    """Turn operating system and gzip errors into a one-line error that names the file."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error) as error:
-        raise MaskwiseError(
-            f"cannot read {path}: {error}",
-            do="check that it is complete and readable",
-        ) from error
 
 
 def is_utf8(text: str) -> bool:
@@ -170,7 +214,7 @@ def refuse_unreadable(path: Path) -> None:
         )
 
 
-def text_per(path: Path) -> LineKind:
+def text_per(path: Path) -> Literal["line", "block"]:
     """Guess from the head of a plain text file whether a text is a "line" or a "block".
 
     The guess is "line" if there are at least ``LEAST_LINES`` lines, none is blank, and the lines do
@@ -179,7 +223,7 @@ def text_per(path: Path) -> LineKind:
     without a blank line are not taken for a wrapped text; nor are lines of which fewer than
     ``LEAST_LINES`` fill all that is read, because each of them is longer than a page.
     """
-    with damaged(path), opened(path) as file:
+    with opened(path) as file:
         most = HEAD_BYTES
         head = file.read(most)
         if head.count(b"\n") < LEAST_LINES:

@@ -33,7 +33,7 @@ from maskwise.text.documents import (
     batches,
 )
 from maskwise.text.layers import Columns, Layered, align, digest
-from maskwise.text.readers import RowTokens
+from maskwise.text.source import RowTokens
 from maskwise.text.words import (
     Ints,
     WordRule,

@@ -32,19 +32,12 @@ from maskwise.effects import (
     without_unset,
 )
 from maskwise.errors import MaskwiseError, finite_number
-from maskwise.text.documents import Document, Documents, Joined, read_documents
+from maskwise.text.documents import Document, Documents, Joined
 from maskwise.text.layers import Layered
 from maskwise.text.pieces import LONGEST_ROW, Pieces, Tokens, read_pieces, tokenise
-from maskwise.text.readers import FieldNames
 from maskwise.text.rows import Rows, holds_out, split
-from maskwise.text.stream import (
-    BlockMaker,
-    Shard,
-    Stream,
-    read_beginning,
-    read_shards,
-    shards_of,
-)
+from maskwise.text.source import FieldNames, Shard, shards_of
+from maskwise.text.stream import BlockMaker, Stream, read_beginning
 from maskwise.text.token_rows import TokenRows
 from maskwise.text.tokenizers import MOST_TOKENS, load_tokenizer, train_tokenizer
 from maskwise.text.words import word_rule
@@ -228,21 +221,10 @@ class CorpusSettings(Settings):
 
     @property
     def record_fields(self) -> FieldNames:
-        """The names of a record's fields."""
-        return FieldNames(
-            self._field, per=self.text_per, group=self.group_field or "", rows=self._rows
-        )
-
-    @property
-    def _field(self) -> str:
-        """The field with the texts, or with the token ids."""
-        if self.tokens and self.text_field == "text":
-            return "input_ids"
-        return self.text_field
-
-    @property
-    def _rows(self) -> TokenRows | None:
-        return TokenRows(self.tokens) if self.tokens else None
+        """The names of a record's fields. Token ids are in ``input_ids``, if no field is named."""
+        text = "input_ids" if self.tokens and self.text_field == "text" else self.text_field
+        rows = TokenRows(self.tokens) if self.tokens else None
+        return FieldNames(text, per=self.text_per, group=self.group_field or "", rows=rows)
 
     def shards(self) -> dict[str, list[Shard]]:
         """Return a stream's shards, keyed by source.
@@ -265,19 +247,12 @@ class CorpusSettings(Settings):
         Raises:
             MaskwiseError: a source does not exist, or cannot be read.
         """
+        fields = self.record_fields
         parts = []
-        if self.stream:
-            for name, shards in self.shards().items():
-                parts.append(read_shards(shards, self.record_fields, name=name))
-            return parts
         for source in self.sources:
-            part = read_documents(
-                source,
-                text_field=self._field,
-                text_per=self.text_per,
-                group_field=self.group_field or "",
-                limit=self.limit,
-                rows=self._rows,
+            shards = shards_of(source, fields, stream=self.stream)
+            part = Documents(
+                shards, name=source, fields=fields, limit=self.limit, keep_repeated=self.stream
             )
             parts.append(part)
         return parts

@@ -1,85 +1,116 @@
 """Read tables, whose cells are separated by commas, semicolons, tabs or bars.
 
-How a table is written is found first. The separator is the one that splits each of the first rows
-into the same number of cells, at least two. Quotation marks inside a quoted cell are doubled or
-escaped by a backslash, whichever reads the whole table with rows of one length. In a tab-separated
-table whose first rows have few quoted cells, quotation marks are ordinary characters.
+How a table is written shows in its first rows. The separator is the one that splits each of them
+into the same number of cells, at least two. Before the first quotation mark, all ways of quoting
+read the same. The rows that follow this mark show which way it is: quotation marks inside a quoted
+cell are doubled or escaped by a backslash, and in a tab-separated table they may be ordinary
+characters. A later row that is written in another way is an error.
 
-The rows are then read one by one, so the size of a table is not limited. The cost is that a table
-with quotation marks is read twice, because only the whole table shows how they are written. The
-module `csv` reads the cells, and not pandas, which reads one table in eight of odd ones differently
+The rows are read one by one, so the size of a table is not limited. The module `csv` reads the
+cells, and not pandas, which reads one table in eight of odd ones differently
 (docs/decisions/0021-one-reader.md).
 """
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any
 
 from maskwise.errors import MaskwiseError
-from maskwise.text.opening import PART_BYTES, WhenBad, damaged, open_text, split_lines
+from maskwise.text.opening import opened, refuse_unreadable
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 HEAD_CHARACTERS = 1 << 16
 HEAD_ROWS = 50
-_QUOTED_CELL = re.compile(r'(^|\t)"[^\t]*"(\t|$)')
+ESCAPES = (None, "\\")
+"""What is before a quotation mark inside a quoted cell; None if the mark is doubled."""
 QUOTED_SHARE = 0.9
-"""In a tab-separated table, cells can be quoted only if at least this share of the rows has a
-quoted cell. GLUE's tables have no quoted cells, but contain lone quotation marks."""
+"""In a tab-separated table, quotation marks surround cells if at least this share of the rows has
+a quoted cell. GLUE's tables have no quoted cells, but contain lone quotation marks."""
 LONGEST_CELL = 1 << 28
-"""The most characters of a cell, and bytes of a line. A quotation mark that is never closed begins
-a cell that would hold the rest of the file."""
+"""The most characters of a cell. A quotation mark that is never closed begins a cell that would
+hold the rest of the file."""
 
 FieldValues = dict[str, Any]
 """An object with fields: a row of a table, or an object of JSON."""
 
 
 def read_table(
-    path: Path, *, header: bool = True, usual: str | None = None, bad: WhenBad = "skip"
+    path: Path, *, header: bool = True, usual: str | None = None
 ) -> Iterator[FieldValues]:
     """Yield the rows of a table, keyed by column names, or by "1", "2", … without a header.
+
+    Bytes that are not UTF-8 become halves of surrogate pairs, so that a row can be used if its text
+    has none of them.
 
     Args:
         path: the file. Without a header, rows may differ in length, as in STS-B.
         header: whether the first row has the names of the columns.
         usual: the separator to use if several fit or none fits. By default, commas in .csv files
             and tabs in other files.
-        bad: with "skip", bytes that are not UTF-8 become halves of surrogate pairs, so that a row
-            can be used if its text has none of them.
 
     Raises:
         MaskwiseError: a row has more or fewer cells than the header, or a quotation mark is never
-            closed; or the file cannot be read (``open_text``).
+            closed; or the file cannot be read.
     """
     if usual is None:
         usual = "," if ".csv" in path.name.lower() else "\t"
-    with damaged(path), open_text(path, bad) as file:
-        head = _head(file)
-        if head.startswith("sep="):
-            raise MaskwiseError(
-                f"{path} begins with a line for Excel, not with column names",
-                got=head[:5],
-                do="remove this line",
-            )
-        table = _Table(path, file, separator_of(head, usual=usual), header)
+    refuse_unreadable(path)
+    with opened(path) as file:
+        # A character has at most four bytes. The last one may be incomplete, and is dropped.
+        head = file.read(4 * HEAD_CHARACTERS).decode("utf-8-sig", "ignore")
+    if head.startswith("sep="):
+        raise MaskwiseError(
+            f"{path} begins with a line for Excel, not with column names",
+            got=head[:5],
+            do="remove this line",
+        )
+    separator = separator_of(head, usual=usual)
+    names: list[str] = []
+    number = 0
+    with opened(path) as file:
         try:
-            if table.separator == "\t" and not _is_quoted(head):
-                yield from table.records(table.split())
-            else:
-                yield from table.quoted(keep=bad == "raise")
+            for number, cells in enumerate(_cells(file, separator), start=1):
+                if not any(map(str.strip, cells)):
+                    continue
+                if not header:
+                    yield {str(place): cell for place, cell in enumerate(cells, start=1)}
+                elif not names:
+                    names = _distinct(map(str.strip, cells))
+                elif len(cells) == len(names):
+                    yield dict(zip(names, cells))
+                else:
+                    raise MaskwiseError(
+                        f"row {number} of {path} has {len(cells)} columns",
+                        allowed=f"{len(names)} columns, as in the header",
+                        do=_advice(separator, too_few=len(cells) < len(names)),
+                    )
         except csv.Error as error:
+            why = str(error)
+            if why == "unexpected end of data":
+                why = "a quotation mark is never closed"
             raise MaskwiseError(
-                f"{path} is not a table: {error}",
+                f"{path} is not a table: row {number + 1}: {why}",
                 do="put quotation marks around whole cells only, and double those inside a cell",
             ) from error
+
+
+def _advice(separator: str, *, too_few: bool) -> str:
+    """Return what to do about a row of a wrong length."""
+    name = SEPARATORS[separator]
+    if too_few:
+        return f"complete the row; {name} separate cells, and line breaks separate rows"
+    if separator == "\t":
+        # Quotation marks in it are ordinary characters, unless nearly all rows have them.
+        return "replace tabs inside cells by spaces, or put quotation marks around all cells"
+    return f"put quotation marks around cells that contain {name}"
 
 
 def refuse_rows_as_names(records: Sequence[Mapping[str, object]], text: str, where: str) -> None:
@@ -114,45 +145,72 @@ def separator_of(text: str, *, usual: str) -> str:
     ';'
     """
     head = text[:HEAD_CHARACTERS]
-    widths = {}
-    for separator in SEPARATORS:
-        try:
-            lines = io.StringIO(head, newline="")
-            rows = list(islice(_cells(lines, separator, strict=False), HEAD_ROWS + 1))
-        except csv.Error:
-            continue
-        # The last row of the head may be incomplete, also inside a quoted cell, so it is dropped.
-        if len(rows) > HEAD_ROWS or len(text) > len(head):
-            del rows[-1]
-        lengths = {len(row) for row in rows if any(row)}
-        if len(lengths) == 1 and max(lengths) > 1:
-            widths[separator] = max(lengths)
-    # If several separators fit, the usual one is the most likely.
-    if usual in widths or not widths:
-        return usual
-    return max(widths, key=widths.__getitem__)
+    for escape in ESCAPES:
+        widths = {}
+        for separator in SEPARATORS:
+            try:
+                lines = io.StringIO(head, newline="")
+                found = _quoted_cells(lines, separator, escape, strict=False)
+                rows = list(islice(found, HEAD_ROWS + 1))
+            except csv.Error:
+                continue
+            # The last row of the head may be incomplete, also inside a quoted cell, so it is
+            # dropped.
+            if len(rows) > HEAD_ROWS or len(text) > len(head):
+                del rows[-1]
+            lengths = {len(row) for row in rows if any(row)}
+            if len(lengths) == 1 and max(lengths) > 1:
+                widths[separator] = max(lengths)
+        # If several separators fit, the usual one is the most likely.
+        if usual in widths:
+            return usual
+        if widths:
+            return max(widths, key=widths.__getitem__)
+    return usual
 
 
-def _is_quoted(text: str) -> bool:
-    """Return whether nearly every row of a tab-separated table has a quoted cell."""
-    head = split_lines(text[:HEAD_CHARACTERS])[1:HEAD_ROWS]
-    lines = list(filter(str.strip, head))
-    quoted = len(list(filter(_QUOTED_CELL.search, lines)))
-    return bool(lines) and quoted >= QUOTED_SHARE * len(lines)
+def _cells(file: Any, separator: str) -> Iterator[list[str]]:
+    """Yield the cells of each row of an open file."""
+    # Where marks are ordinary characters, a lone carriage return is one, too.
+    ends = "\n" if separator == "\t" else ""
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=ends)
+    # A line that is too long is cut, so that its memory is limited, and then refused.
+    lines = iter(partial(text.readline, LONGEST_CELL + 1), "")
+    before = 0
+    width = 0
+    for line in lines:
+        if '"' in line:
+            break
+        cells = _split(line, separator)
+        if not width and line.strip():
+            width = len(cells)
+        before += 1
+        yield cells
+    else:
+        return
+    ahead = [line]
+    size = len(line)
+    while size < HEAD_CHARACTERS and (line := next(lines, "")):
+        ahead.append(line)
+        size += len(line)
+    whole = size < HEAD_CHARACTERS
+    rows = chain(ahead, lines)
+    if separator == "\t" and not _are_quotes(ahead, before, width, whole):
+        for line in rows:
+            yield _split(line, separator)
+    else:
+        yield from _quoted_cells(rows, separator, _escape(ahead, separator, width, whole))
 
 
-def _head(file: IO[bytes]) -> str:
-    """Return the beginning of a table: more than ``HEAD_CHARACTERS``, or the whole table."""
-    # A character has at most four bytes, and the file may begin with a byte-order mark.
-    most = 4 * HEAD_CHARACTERS + 16
-    head = file.read(most)
-    # Unless the head is the whole table, its last character may be incomplete, and is dropped.
-    decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
-    return decoder.decode(head, final=len(head) < most)
+def _split(line: str, separator: str) -> list[str]:
+    """Return the cells of a line in which quotation marks are ordinary characters."""
+    if len(line) > LONGEST_CELL:
+        raise csv.Error(f"a line has more than {LONGEST_CELL:,} characters")
+    return line.removesuffix("\n").removesuffix("\r").split(separator)
 
 
-def _cells(
-    lines: Iterable[str], separator: str, *, strict: bool = True, escape: str | None = None
+def _quoted_cells(
+    lines: Iterable[str], separator: str, escape: str | None, *, strict: bool = True
 ) -> Iterator[list[str]]:
     # By default, csv refuses cells of more than 131,072 characters, but documents may be longer.
     csv.field_size_limit(max(LONGEST_CELL, csv.field_size_limit()))
@@ -165,140 +223,54 @@ def _cells(
     )
 
 
-# Rows
-# -------------------------------------------------------------------------------------------
+def _escape(ahead: Sequence[str], separator: str, width: int, whole: bool) -> str | None:
+    """Return what is before a quotation mark inside a cell: the first of `ESCAPES` by which all
+    rows have the same number of cells, or else the first by which they can be read.
 
-
-class _ShortLines(io.BufferedIOBase):
-    """The bytes of a file from its position on, in which a line that is too long is an error.
-
-    The file stays open when this object is closed, so it can be read again.
+    Args:
+        ahead: the lines from the first quotation mark on.
+        width: the number of cells in the rows before; 0 if there are none.
+        whole: whether no line follows.
     """
-
-    def __init__(self, file: IO[bytes]):
-        self.file = cast(io.BufferedIOBase, file)
-        self.length = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def read1(self, size: int = -1) -> bytes:
-        part = self.file.read1(size)
-        ends = b"\n" in part or b"\r" in part
-        self.length = 0 if ends else self.length + len(part)
-        if self.length > LONGEST_CELL:
-            raise csv.Error(f"a line has more than {LONGEST_CELL >> 20} MiB")
-        return part
-
-
-class _Table(NamedTuple):
-    """An open table, which can be read several times."""
-
-    path: Path
-    file: IO[bytes]
-    separator: str
-    header: bool
-
-    def text(self, *, ends: str) -> io.TextIOWrapper:
-        """Return the lines from the beginning; ``ends`` is as ``newline`` of `open`."""
-        self.file.seek(0)
-        lines = cast("IO[bytes]", _ShortLines(self.file))
-        # Bad bytes become surrogates, so that only the rows with bad bytes are skipped later.
-        return io.TextIOWrapper(lines, "utf-8-sig", errors="surrogateescape", newline=ends)
-
-    def split(self) -> Iterator[list[str]]:
-        """Yield the cells of each row, in which quotation marks are ordinary characters."""
-        for line in self.text(ends="\n"):
-            yield line.removesuffix("\n").removesuffix("\r").split("\t")
-
-    def cells(self, escape: str | None) -> Iterator[list[str]]:
-        """Yield the cells of each row; ``escape`` is the mark before a quotation mark in one.
-
-        Raises:
-            csv.Error: a row cannot be read. The error names the row.
-        """
-        number = 0
+    readable = []
+    for escape in ESCAPES:
+        rows: list[list[str]] = []
         try:
-            for cells in _cells(self.text(ends=""), self.separator, escape=escape):
-                number += 1
-                yield cells
+            rows.extend(_quoted_cells(ahead, separator, escape))
         except csv.Error as error:
-            what = str(error)
-            if what == "unexpected end of data":
-                what = "a quotation mark is never closed"
-            raise csv.Error(f"row {number + 1}: {what}") from error
-
-    def quoted(self, *, keep: bool) -> Iterable[FieldValues]:
-        """Return the records of a table whose cells may be quoted.
-
-        Quotation marks inside a cell are usually doubled (None), but may be escaped by a backslash.
-        Only the whole table shows which, so it is read, and read again unless rows are kept. The
-        first way that gives all rows the same length is taken. Errors are therefore found before
-        the first record, except a row of a wrong length.
-
-        Raises:
-            csv.Error: the table cannot be read with either.
-        """
-        if not self.has_quotes():
-            return self.records(self.cells(None))
-        failures = []
-        readable = []
-        for escape in (None, "\\"):
-            rows: Iterable[list[str]] = self.cells(escape)
-            try:
-                if keep:
-                    rows = list(rows)
-                if self.is_even(rows):
-                    return self.records(rows if keep else self.cells(escape))
-                readable.append(escape)
-            except csv.Error as error:
-                failures.append(error)
-        if not readable:
-            raise failures[0]
-        # A row has the wrong length either way, which ``records`` says when it is reached.
-        return self.records(self.cells(readable[0]))
-
-    def is_even(self, rows: Iterable[list[str]]) -> bool:
-        """Return whether all rows have as many cells as the header."""
-        if not self.header:
-            deque(rows, maxlen=0)
-            return True
-        lengths = {len(cells) for cells in rows if any(map(str.strip, cells))}
-        return len(lengths) <= 1
-
-    def has_quotes(self) -> bool:
-        """Return whether there is a quotation mark."""
-        self.file.seek(0)
-        return any(b'"' in part for part in iter(partial(self.file.read, PART_BYTES), b""))
-
-    def records(self, rows: Iterable[list[str]]) -> Iterator[FieldValues]:
-        """Yield the records of the rows, except blank rows."""
-        names: list[str] = []
-        for number, cells in enumerate(rows, start=1):
-            if not any(map(str.strip, cells)):
+            # The last cell may go on behind these lines.
+            if whole or str(error) != "unexpected end of data":
                 continue
-            if not self.header:
-                yield {str(place): cell for place, cell in enumerate(cells, start=1)}
-            elif not names:
-                names = _distinct(map(str.strip, cells))
-            elif len(cells) != len(names):
-                raise MaskwiseError(
-                    f"row {number} of {self.path} has {len(cells)} columns",
-                    allowed=f"{len(names)} columns, as in the header",
-                    do=self.advice(len(cells) < len(names)),
-                )
-            else:
-                yield dict(zip(names, cells))
+        widths = {len(cells) for cells in rows if any(map(str.strip, cells))}
+        if len(widths | {width} - {0}) <= 1:
+            return escape
+        readable.append(escape)
+    return readable[0] if readable else None
 
-    def advice(self, too_few: bool) -> str:
-        """Return what to do about a row of a wrong length."""
-        separators = SEPARATORS[self.separator]
-        if too_few:
-            return f"complete the row; {separators} separate cells, and line breaks separate rows"
-        if self.separator == "\t":
-            # Quotation marks in it are ordinary characters, unless nearly all rows have them.
-            return "replace tabs inside cells by spaces"
-        return f"put quotation marks around cells that contain {separators}"
+
+def _are_quotes(ahead: Sequence[str], before: int, width: int, whole: bool) -> bool:
+    """Return whether quotation marks in a tab-separated table surround cells.
+
+    They do if nearly every row has a quoted cell. They also do if each quoted cell needs its marks,
+    because a mark inside is doubled, or because all rows have the same length only with them.
+
+    Args:
+        ahead: the lines from the first quotation mark on.
+        before: the number of rows before them, of which the first has the names of the columns.
+        width: as for ``_escape``.
+        whole: whether no line follows. Otherwise, the last cell may go on behind these lines.
+    """
+    end = r'"(?=[\t\n]|\r\n|\Z)' if whole else r'(?:"(?=[\t\n]|\r\n)|\Z)'
+    cell = re.compile(rf'(?:(?<=[\t\n])|\A)"((?:[^"]|"")*+){end}')
+    text = "".join(ahead)
+    quoted = cell.findall(text)
+    rest = cell.sub("\0", text)
+    rows = [row for row in rest.split("\n") if row.strip()]
+    if sum("\0" in row for row in rows) >= QUOTED_SHARE * (len(rows) + max(before - 1, 0)):
+        return True
+    widths = {line.count("\t") + 1 for line in ahead if line.strip()} | {width} - {0}
+    needed = len(widths) > 1 or any('""' in inside for inside in quoted)
+    return needed and '"' not in rest and all(re.search(r'[\t\n"]', each) for each in quoted)
 
 
 def _distinct(names: Iterable[str]) -> list[str]:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from maskwise.errors import MaskwiseError, counted
 from maskwise.text.documents import EMPTY, NO_TEXT
 from maskwise.text.encoding import Surfaces
+from maskwise.text.opening import Skip
 from maskwise.text.pieces import tokenizer_key
-from maskwise.text.readers import RowTokens, Skip
+from maskwise.text.source import RowTokens
 from maskwise.text.tokenizers import load_tokenizer
 from maskwise.text.words import special_ids
 

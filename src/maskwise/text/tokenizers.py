@@ -34,7 +34,7 @@ from maskwise.folders import left_out, not_to_copy
 from maskwise.starts import TEMPLATES, TOKENIZER_FILES, find_start
 from maskwise.text.documents import BATCH_CHARACTERS, batches
 from maskwise.text.opening import valid_texts
-from maskwise.text.readers import FASTA_ENDINGS, known_ending
+from maskwise.text.source import FASTA, ending_of
 from maskwise.text.words import (
     ROLES,
     classify,
@@ -314,7 +314,7 @@ class LightTokenizer:
 
 def usual_tokenizer(text: str) -> str:
     """Return the tokenizer to use for a text or a file: ``LETTERS`` for FASTA, else ``WORDS``."""
-    if known_ending(Path(text)) in FASTA_ENDINGS:
+    if ending_of(Path(text)) in FASTA:
         return LETTERS
     return WORDS
 

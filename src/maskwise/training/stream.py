@@ -34,7 +34,8 @@ from maskwise.masking.line import Line
 from maskwise.segments import owners
 from maskwise.text.pieces import Ints
 from maskwise.text.rows import Rows
-from maskwise.text.stream import Chunk, Shard, Stream
+from maskwise.text.source import Shard
+from maskwise.text.stream import Stream
 from maskwise.training.learners import Facts, NumbersByName
 from maskwise.training.ranks import ALONE, Ranks
 from maskwise.training.settings import TrainingSettings
@@ -86,7 +87,7 @@ class BlockPool:
         ranks: the ranks that share the work. Each of them has a pool, and reads the same chunks.
     """
 
-    def __init__(self, make: Callable[[Chunk], Rows | None], workers: int):
+    def __init__(self, make: Callable[[Shard], Rows | None], workers: int):
         self.make = make
         self.workers = workers
         self.ranks = ALONE
@@ -95,7 +96,7 @@ class BlockPool:
         self.once = Once(make) if workers else make
 
     def blocks(
-        self, chunks: Iterator[tuple[Position, Chunk | None]], *, first: int
+        self, chunks: Iterator[tuple[Position, Shard | None]], *, first: int
     ) -> Iterator[tuple[Position, Rows | None]]:
         """Yield the block of each chunk, in order. All ranks must read the blocks at the same time.
 
@@ -117,7 +118,7 @@ class BlockPool:
             yield self._made(*work)
 
     def _works(
-        self, chunks: Iterator[tuple[Position, Chunk | None]], first: int
+        self, chunks: Iterator[tuple[Position, Shard | None]], first: int
     ) -> Iterator[tuple[Position, int, MakeRows]]:
         """Yield the position of each chunk, the rank that makes its block, and this rank's work."""
         ranks = self.ranks
@@ -139,7 +140,7 @@ class BlockPool:
             # Other ranks may not have this error, and wait for this rank.
             yield Position(), 0, partial(raise_it, error)
 
-    def _result(self, future: Future[Rows | None], chunk: Chunk) -> Rows | None:
+    def _result(self, future: Future[Rows | None], chunk: Shard) -> Rows | None:
         try:
             return future.result()
         except Failure as failure:
@@ -253,7 +254,7 @@ class SourceReader:
         order = self._shuffled(len(self.shards), fold(self.seed, SHARDS), epoch)
         return [self.shards[number] for number in order]
 
-    def _chunks(self, at: Position) -> Iterator[tuple[Position, Chunk | None]]:
+    def _chunks(self, at: Position) -> Iterator[tuple[Position, Shard | None]]:
         """Yield chunks and their positions, from ``at`` on; at the end of an epoch, None.
 
         If the stream repeats, this never ends.

@@ -46,8 +46,9 @@ from maskwise.study.from_files import (
 from maskwise.study.unread import read_by_study, refuse_unread
 from maskwise.tasks import load_task
 from maskwise.text import load_tokenizer
-from maskwise.text.documents import longest_field, source_path
+from maskwise.text.documents import longest_field
 from maskwise.text.settings import CorpusSettings
+from maskwise.text.source import source_path
 
 RECIPE = "adapt.yaml"
 """The file in the folder of a study with the recipe that was run."""
