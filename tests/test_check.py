@@ -142,7 +142,6 @@ REFUSED = [
     ["study.arms={}", "masking.policy=learned", "learning={task: banking77}"],
     ["training.seed=3"],
     ["corpus.source=nowhere.txt"],
-    ["study.contrasts=[[words-30, no-pretraining]]", "tasks=[]"],
     ["study.contrasts=[[words-30, nothing]]"],
     ["study.outcome=heldout:token@0.9"],
     ["finetune.max_length=4000"],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from maskwise.verdict import judge
-from maskwise.verdict.outcomes import finite_pairs, subtracted
+from maskwise.verdict.outcomes import Outcomes, finite_pairs, subtracted
 from verdict_tools import differing, table_of
 
 FAILED = {"kind": "failure", "arm": "a", "seed": 2, "stage": "finetune-1", "error": "lost"}
@@ -109,11 +109,11 @@ def test_the_arms_with_the_most_runs_are_complete() -> None:
     assert arms == ["b", "c"] and runs.tolist() == [B, B]
 
 
-def heldout(arm: str, ratio: float, split: str, value: float) -> dict[str, Any]:
+def heldout(arm: str, ratio: float, split: str, value: float, *, seed: int = 0) -> dict[str, Any]:
     return {
         "kind": "heldout",
         "arm": arm,
-        "seed": 0,
+        "seed": seed,
         "measure": "token",
         "ratio": ratio,
         "metric": "nats",
@@ -132,3 +132,50 @@ def test_the_gap_of_an_arm_is_its_largest_below_word_frequencies() -> None:
     assert table.gap_nats("a") == pytest.approx(1.4)
     assert table.gap_nats("b") is None
     assert table.mean("heldout:token", "a") == pytest.approx(5.25)
+
+
+LOSSES = [5.7, 5.8, 5.6, 5.9, 5.75, 5.65]
+FREQUENCIES = [6.1, 6.2, 6.15, 6.1, 6.12, 6.05]
+
+
+def losses_of(arms: dict[str, dict[str, Any]], *, tasks: dict[str, Any]) -> Outcomes:
+    """A study from scratch in which arm "a" is compared with "start", by held-out losses alone."""
+    lines = []
+    for seed, (loss, unigram) in enumerate(zip(LOSSES, FREQUENCIES, strict=True)):
+        for number, arm in enumerate(arms):
+            lines.append(heldout(arm, 0.15, "test", loss + number, seed=seed))
+            lines.append(heldout(arm, 0.15, "unigram", unigram, seed=seed))
+    facts = {"policy": "token", "ratio": "", "overrides": {}}
+    described: Any = {
+        "baseline": "b",
+        "seeds": [*range(6)],
+        "arms": {arm: facts | own for arm, own in arms.items()},
+        "untrained": {"start": "word frequencies"},
+        "contrasts": [["a", "start"]],
+        "outcome": "heldout:token@0.15",
+        "tasks": tasks,
+    }
+    return Outcomes(lines, described)
+
+
+def test_without_tasks_a_model_from_scratch_is_compared_with_word_frequencies() -> None:
+    table = losses_of({"a": {}, "b": {}}, tasks={})
+    assert table.runs("heldout:token", "start").tolist() == FREQUENCIES
+    (verdict,) = judge(table, table)
+    assert verdict.primary and verdict.decision == "decided" and verdict.n == 6
+    gains = [unigram - loss for unigram, loss in zip(FREQUENCIES, LOSSES, strict=True)]
+    assert table.mean_gain("heldout:token", "a", "start") == pytest.approx(mean(gains))
+
+
+def test_with_tasks_the_untrained_model_has_no_held_out_loss() -> None:
+    table = losses_of({"a": {}, "b": {}}, tasks={"t0": {"metric": "f1"}})
+    assert not np.isfinite(table.runs("heldout:token", "start")).any()
+
+
+def test_word_frequencies_of_several_tokenizers_are_not_compared() -> None:
+    """Those of the first arm would stand for all."""
+    arms = {"a": {"tokenizer": "1"}, "b": {"tokenizer": "2"}}
+    table = losses_of(arms, tasks={})
+    assert table.incomparable("a", "start", "heldout:token") == "different-tokenizers"
+    alike = losses_of({"a": {"tokenizer": "1"}, "b": {"tokenizer": "1"}}, tasks={})
+    assert alike.incomparable("a", "start", "heldout:token") is None

@@ -887,6 +887,15 @@ def test_an_outcome_may_name_its_ratio_also_where_there_is_only_one():
         assert make_plan(read_recipe("quick-start", settings)).runs
 
 
+def test_the_reference_of_a_model_from_scratch_needs_no_tasks_if_a_contrast_names_it():
+    """Word frequencies take its place, and no stage is needed for them."""
+    recipe = read_recipe("quick-start", ["study.seeds=1"])
+    runs = {run.arm: run for run in make_plan(recipe).runs}
+    assert {stage.kind for stage in runs[REFERENCE].chain} == {"prepare"}
+    others = make_plan(read_recipe("quick-start", ["study.seeds=1", "study.gate=null"])).runs
+    assert {run.arm for run in others} == {"15 %", "30 %"}
+
+
 @pytest.mark.parametrize("outcome", ["heldout:token@0.2", "' '", "heldout:token sentinels"])
 def test_an_outcome_that_is_not_measured_is_refused_before_any_work(outcome):
     recipe = read_recipe("quick-start", [f"study.outcome={outcome}"])

@@ -371,7 +371,7 @@ def test_all_ranks_skip_what_is_not_finite_on_one(tmp_path: Path) -> None:
 
 
 def groups_of_ranks(folder: Path) -> None:
-    new_accelerator(settings())
+    new_accelerator(settings(), 64)
     before = dict(dist.distributed_c10d._world.pg_map)
     for _ in range(2):
         trained("mlm", steps=2)

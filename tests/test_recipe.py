@@ -327,7 +327,7 @@ def test_mistakes_in_overrides(recipe, override, said):
 )
 @pytest.mark.parametrize("given", ["file", "shipped", "dict"])
 def test_a_wrong_override_is_named_and_not_the_recipe(overrides, said, given, recipe):
-    source = {"file": recipe, "shipped": "quick-start", "dict": {"extends": "quick-start"}}[given]
+    source = {"file": recipe, "shipped": "decay", "dict": {"extends": "decay"}}[given]
     with pytest.raises(MaskwiseError) as caught:
         read_recipe(source, overrides)
     assert str(caught.value).startswith(said)
@@ -393,7 +393,7 @@ def test_a_dot_in_the_name_of_an_arm_is_named(arm, changes):
 
 def test_null_is_a_default_or_one_clear_line():
     """No key is silently ignored, and no parser of a value meets None."""
-    base = read_recipe("quick-start").model_dump(mode="json")
+    base = read_recipe("decay").model_dump(mode="json")
     base["study"] |= {
         "gate": ["45 → 15 %", "no-pretraining"],
         "search": {"grid": {"training.warmup": [0.1, 0.2]}},
@@ -423,12 +423,12 @@ def test_null_is_a_default_or_one_clear_line():
 )
 def test_what_to_do_about_null(override, do):
     with pytest.raises(MaskwiseError) as error:
-        read_recipe("quick-start", [override])
+        read_recipe("decay", [override])
     assert do in str(error.value)
 
 
 def test_a_gate_that_is_a_pair_takes_further_settings():
-    recipe = read_recipe("quick-start", ["study.gate.closes=[[45 → 15 %, 30 %]]"])
+    recipe = read_recipe("decay", ["study.gate.closes=[[45 → 15 %, 30 %]]"])
     assert recipe.study.gate.contrast == ("45 → 15 %", "no-pretraining")
     assert recipe.study.closed == [("45 → 15 %", "30 %")]
 
@@ -453,8 +453,8 @@ ARMS_OF_A_FILE = {"a": {"masking.ratio": 0.2}, "b": {"masking": {"ratio": 0.4}}}
 )
 def test_arms_of_a_file_replace_those_of_its_base_however_they_are_written(spelled, tmp_path):
     """They were dropped, and the study compared the arms of the quick start."""
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"extends": "quick-start", **spelled}))
-    for source in (tmp_path / "own.yaml", {"extends": "quick-start", **spelled}):
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"extends": "decay", **spelled}))
+    for source in (tmp_path / "own.yaml", {"extends": "decay", **spelled}):
         recipe = read_recipe(source)
         assert [recipe.arm(name, seed=0).masking.ratio for name in recipe.study.arms] == [0.2, 0.4]
         assert recipe.study.pairs == [("b", "a")] and recipe.study.gate is None
@@ -464,7 +464,7 @@ def test_arms_of_a_file_replace_those_of_its_base_however_they_are_written(spell
 def test_arms_of_a_file_that_are_no_settings_are_refused(arms):
     for spelled in ({"study": {"arms": arms}}, {"study.arms": arms}):
         with pytest.raises(MaskwiseError, match=r"study\.arms; got .*settings of the form"):
-            read_recipe({"extends": "quick-start", **spelled})
+            read_recipe({"extends": "decay", **spelled})
 
 
 @pytest.mark.parametrize(
@@ -486,7 +486,7 @@ def test_arms_of_a_file_that_are_no_settings_are_refused(arms):
 def test_a_setting_that_is_written_twice_is_refused(settings, name):
     """Of two spellings in one place, one was lost."""
     with pytest.raises(MaskwiseError, match=rf"{re.escape(name)} is written twice; got .* and "):
-        read_recipe({"extends": "quick-start", **settings})
+        read_recipe({"extends": "decay", **settings})
 
 
 @pytest.mark.parametrize(
@@ -526,50 +526,50 @@ def test_overrides_that_go_together_are_read_together():
     """They were read, and then refused, because each was put into the value of another."""
     more = ["study.contrasts=null", "study.gate=null"]
     keep, add = "study.arms=15 %,30 %", "study.arms.40={masking.ratio: 0.4}"
-    assert [*read_recipe("quick-start", [keep, add, *more]).study.arms] == ["15 %", "30 %", "40"]
+    assert [*read_recipe("decay", [keep, add, *more]).study.arms] == ["15 %", "30 %", "40"]
     # The new arm was dropped.
     with pytest.raises(MaskwiseError, match=r"study\.arms leaves out the arm '40'"):
-        read_recipe("quick-start", [add, keep, *more])
+        read_recipe("decay", [add, keep, *more])
     with pytest.raises(MaskwiseError, match=r"leaves out the arm '45 → 15 %'"):
-        read_recipe("quick-start", [keep, "study.arms.45 → 15 %.masking.ratio=0.4", *more])
+        read_recipe("decay", [keep, "study.arms.45 → 15 %.masking.ratio=0.4", *more])
     gate = ["study.gate=[30 %, 15 %]", "study.gate.closes=[]"]
-    study = read_recipe("quick-start", gate).study
+    study = read_recipe("decay", gate).study
     assert study.gate.contrast == ("30 %", "15 %") and study.closed == []
-    file = read_recipe({"extends": "quick-start", "study": {"gate": {"closes": []}}}).study
+    file = read_recipe({"extends": "decay", "study": {"gate": {"closes": []}}}).study
     assert file.gate.contrast == ("45 → 15 %", "no-pretraining") and file.closed == []
     with pytest.raises(MaskwiseError, match=r"phases\.0; got 3"):
-        read_recipe("quick-start", ["phases=[3, {}]", "phases.1.training.steps=5"])
+        read_recipe("decay", ["phases=[3, {}]", "phases.1.training.steps=5"])
 
 
 @pytest.mark.parametrize("section", ["study", "training", "masking"])
 def test_a_section_without_settings_is_refused(section, tmp_path):
     """An empty ``study:`` kept the arms of the extended recipe and dropped what compares them."""
-    (tmp_path / "own.yaml").write_text(f"extends: quick-start\n{section}:\n")
+    (tmp_path / "own.yaml").write_text(f"extends: decay\n{section}:\n")
     with pytest.raises(MaskwiseError, match=rf"{section}; got nothing"):
         read_recipe(tmp_path / "own.yaml")
 
 
 def test_settings_in_a_group_leave_the_others_of_the_group():
     """``training={steps: 900}`` reset the learning rate, the optimizer and others."""
-    base = read_recipe("quick-start")
-    longer = read_recipe("quick-start", ["training={steps: 900}"])
+    base = read_recipe("decay")
+    longer = read_recipe("decay", ["training={steps: 900}"])
     assert longer.training == base.training.model_copy(update={"steps": 900})
-    assert longer == read_recipe("quick-start", ["training.steps=900"])
-    two = read_recipe("quick-start", ["study={seeds: 8, gate: {closes: []}}"]).study
+    assert longer == read_recipe("decay", ["training.steps=900"])
+    two = read_recipe("decay", ["study={seeds: 8, gate: {closes: []}}"]).study
     assert two.gate.contrast == base.study.gate.contrast and two.closed == []
     assert (two.seeds, two.arms, two.outcome) == (8, base.study.arms, base.study.outcome)
     ratio = "study.arms={a: {training.warmup: 0.2}, b: {}}"
-    arm = read_recipe("quick-start", [ratio, "study.arms.a.training={steps: 9}"]).arm("a", seed=0)
+    arm = read_recipe("decay", [ratio, "study.arms.a.training={steps: 9}"]).arm("a", seed=0)
     assert (arm.training.steps, arm.training.warmup) == (9, 0.2)
     # Settings of another architecture are of no use to a new one.
-    assert read_recipe("quick-start", ["model={architecture: bert}"]).model.settings == {}
-    named = read_recipe("quick-start", ["objective={a: mlm}", "objective={b: mlm, cse: {}}"])
+    assert read_recipe("decay", ["model={architecture: bert}"]).model.settings == {}
+    named = read_recipe("decay", ["objective={a: mlm}", "objective={b: mlm, cse: {}}"])
     assert [*named.objectives] == ["b", "cse"]
     with pytest.raises(MaskwiseError, match=r"override training={stepz: 9}: unknown setting"):
-        read_recipe("quick-start", ["training={stepz: 9}"])
+        read_recipe("decay", ["training={stepz: 9}"])
     # The last value counts, wherever an earlier one was.
     last = ["training.warmup=0.2", "training={}", "training.warmup=0.3", "training.steps=5"]
-    assert read_recipe("quick-start", last).training.warmup == 0.3
+    assert read_recipe("decay", last).training.warmup == 0.3
 
 
 def test_words_for_truth_are_words_where_words_are_meant(recipe, tmp_path):
@@ -622,7 +622,7 @@ OWN = "study.arms={own: {}, salient: {masking.policy: salient}}"
             [(arm, "random") for arm in ("salient", "oracle", "meta", "news")],
         ),
         (
-            "quick-start",
+            "decay",
             ["study.arms.15 %=null", "study.contrasts=null"],
             [("45 → 15 %", REFERENCE), ("45 → 15 %", "30 %")],
         ),
@@ -632,8 +632,8 @@ def test_arms_are_replaced_or_chosen(name, overrides, pairs):
     study = read_recipe(name, overrides).study
     assert study.pairs == pairs
     # A held-out loss may not suit other arms.
-    assert read_recipe("quick-start").study.outcome == "heldout:token@0.15"
-    assert read_recipe("quick-start", [TWO]).study.outcome is None
+    assert read_recipe("decay").study.outcome == "heldout:token@0.15"
+    assert read_recipe("decay", [TWO]).study.outcome is None
 
 
 def test_every_shipped_comparison_has_enough_runs_for_a_verdict() -> None:
@@ -673,7 +673,7 @@ def test_every_arm_that_nothing_names_can_be_left_out(name: str) -> None:
         ("ratios", "study.arms={a: {}, constant-30: {}}", r"\[constant-15, constant-30\] names"),
         ("continual", "study.arms=words-30,token-15", r"\[token-15, token-30\] names 'token-30'"),
         (
-            "quick-start",
+            "decay",
             "study.arms.rare={}",
             r"study\.arms\.rare adds an arm, and study\.contrasts does not name it; got "
             r"study\.contrasts=.*; set study\.contrasts=null .*, or .*'\[\[rare, 30 %\]\]'",
@@ -692,13 +692,13 @@ def test_an_override_does_not_edit_contrasts(name: str, override: str, said: str
 def test_a_contrast_has_no_tasks_of_its_own(contrast: str) -> None:
     said = r"pair of arms, .*; allowed: \[arm, baseline\]; .* named in study\.secondary"
     with pytest.raises(MaskwiseError, match=said):
-        read_recipe("quick-start", [f"study.contrasts=[{contrast}]"])
+        read_recipe("decay", [f"study.contrasts=[{contrast}]"])
 
 
 @pytest.mark.parametrize("setting", ["gate", "baseline"])
 def test_an_override_does_not_edit_gate_and_baseline(setting: str) -> None:
     study = {"arms": {"a": {}, "b": {}, "c": {}}, "gate": ["c", "b"], "baseline": "b"}
-    settings = {"extends": "quick-start", "study": study}
+    settings = {"extends": "decay", "study": study}
     removed = {"gate": "c", "baseline": "b"}[setting]
     overrides = [f"study.arms.{removed}=null"]
     if setting == "baseline":
@@ -724,7 +724,7 @@ def test_an_unknown_arm_that_is_left_out_is_named(name: str, override: str, said
 
 
 def test_arms_are_given_to_a_recipe_without_a_study():
-    settings = read_recipe("quick-start").model_dump(mode="json")
+    settings = read_recipe("decay").model_dump(mode="json")
     del settings["study"]
     arms = "study.arms={a: {}, b: {masking.ratio: 0.3}}"
     assert list(read_recipe(settings, [arms]).study.arms) == ["a", "b"]
@@ -740,7 +740,7 @@ def test_arms_are_given_to_a_recipe_without_a_study():
 )
 def test_other_arms_over_a_search_that_is_none(search: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
-    file.write_text(f"extends: quick-start\nstudy: {{search: {search}}}\n")
+    file.write_text(f"extends: decay\nstudy: {{search: {search}}}\n")
     with pytest.raises(MaskwiseError, match=said):
         read_recipe(file, [f"study.arms={json.dumps(OWN_ARMS)}"])
 
@@ -766,10 +766,10 @@ def test_other_arms_over_a_search_that_is_none(search: str, said: str, tmp_path:
         ("study: {arms: {a: [1]}}", "study.arms.a"),
         ("study: {arms: 5}", "study.arms"),
         ("study: [a]", "study"),
-        ("extends: quick-start\nstudy: abc", "study; got 'abc'"),
+        ("extends: decay\nstudy: abc", "study; got 'abc'"),
         ("evaluation: {masks: [whole-word]}\nstudy: {arms: {a: {}}}", "nothing measures arm 'a'"),
-        ("extends: quick-start\nstudy: {arms: {'': , b: {}}}", "study.arms has no name"),
-        ("extends: quick-start\nstudy: {arms: {' ': , b: {}}}", "study.arms has no name"),
+        ("extends: decay\nstudy: {arms: {'': , b: {}}}", "study.arms has no name"),
+        ("extends: decay\nstudy: {arms: {' ': , b: {}}}", "study.arms has no name"),
     ],
 )
 def test_mistakes_in_files(tmp_path, text, said):
@@ -819,7 +819,7 @@ def test_keys_that_expand_enormously_are_refused_before_they_are_built(tmp_path)
 @pytest.mark.parametrize("value", ["abc", "[1]", "null", "3"])
 def test_an_override_that_replaces_a_group_by_a_value_is_refused(value):
     with pytest.raises(MaskwiseError, match=r"override study; got .* settings such as arms"):
-        read_recipe("quick-start", [f"study={value}"])
+        read_recipe("decay", [f"study={value}"])
 
 
 def test_aliases_that_nest_deeper_than_their_text_are_refused(tmp_path):
@@ -832,7 +832,7 @@ def test_aliases_that_nest_deeper_than_their_text_are_refused(tmp_path):
 
 
 def test_a_value_that_holds_itself_is_refused(tmp_path):
-    (tmp_path / "r.yaml").write_text("extends: quick-start\nstudy: &all {arms: *all}\n")
+    (tmp_path / "r.yaml").write_text("extends: decay\nstudy: &all {arms: *all}\n")
     with pytest.raises(MaskwiseError, match="nested too deeply"):
         read_recipe(tmp_path / "r.yaml")
 
@@ -842,13 +842,13 @@ def test_a_value_that_holds_itself_is_refused(tmp_path):
     ["9" * 5000, "9" * 400, "!!timestamp x", "!!float x", "!!int ''", "!!bool x"],
 )
 def test_a_value_that_cannot_be_read_is_named_with_its_line(value, tmp_path):
-    (tmp_path / "r.yaml").write_text(f"extends: quick-start\ntraining: {{seed: {value}}}\n")
+    (tmp_path / "r.yaml").write_text(f"extends: decay\ntraining: {{seed: {value}}}\n")
     with pytest.raises(MaskwiseError, match="got line 2: cannot read ") as error:
         read_recipe(tmp_path / "r.yaml")
     assert len(str(error.value)) < 300
     if len(value) != 400:  # which is a number where it is given as text
         with pytest.raises(MaskwiseError, match=r"training\.seed; got .*allowed: a whole number"):
-            read_recipe("quick-start", [f"training.seed={value}"])
+            read_recipe("decay", [f"training.seed={value}"])
 
 
 def test_an_arm_that_changes_nothing_may_be_left_empty(recipe):
@@ -909,9 +909,9 @@ def test_values_in_brackets_are_yaml_or_refused():
         ("[a, b: c: d]", "got "),
     ):
         with pytest.raises(MaskwiseError, match="override training: cannot read") as error:
-            read_recipe("quick-start", [f"training={value}"])
+            read_recipe("decay", [f"training={value}"])
         assert says in str(error.value) and "\n" not in str(error.value)
-    assert read_recipe("quick-start", ["training.steps=010"]).training.steps == 10
+    assert read_recipe("decay", ["training.steps=010"]).training.steps == 10
 
 
 @pytest.mark.parametrize(
@@ -933,7 +933,7 @@ def test_a_number_is_neither_true_nor_false(key, value):
     """They were 1 and 0."""
     for given in (value, [value]) if key in ("evaluation.ratios", "study.seeds") else (value,):
         with pytest.raises(MaskwiseError, match=rf"got \[?{value}.*; allowed: a( whole)? number"):
-            read_recipe("quick-start", ["phases=[{}, {}]", f"{key}={json.dumps(given)}"])
+            read_recipe("decay", ["phases=[{}, {}]", f"{key}={json.dumps(given)}"])
 
 
 def test_all_classes_of_settings_refuse_truth():
@@ -948,7 +948,7 @@ def test_all_classes_of_settings_refuse_truth():
             kind(**{name: True})
     mixed = {"corpus.source": {"bundled:wikipedia": True, "a.txt": 2}}
     with pytest.raises(MaskwiseError, match=r"corpus\.source.*; allowed: a number"):
-        read_recipe({"extends": "quick-start", **mixed})
+        read_recipe({"extends": "decay", **mixed})
 
 
 @pytest.mark.parametrize(
@@ -967,7 +967,7 @@ def test_all_classes_of_settings_refuse_truth():
 def test_the_refusal_of_truth_allows_what_may_be_in_its_place(given, allowed):
     """A number in a list or a mapping is not allowed without it."""
     with pytest.raises(MaskwiseError, match=rf"; got .*True.*; allowed: {allowed}"):
-        read_recipe("quick-start", [given])
+        read_recipe("decay", [given])
 
 
 @pytest.mark.parametrize("value", ["false", "null", "off", "none"])
@@ -978,7 +978,7 @@ def test_the_refusal_of_a_word_for_off_names_the_number(value):
         keys.remove("training.save_every")
     for key in keys:
         with pytest.raises(MaskwiseError, match=rf"{key}.*; 0 turns this off"):
-            read_recipe("quick-start", ["tasks=[banking77]", f"{key}={value}"])
+            read_recipe("decay", ["tasks=[banking77]", f"{key}={value}"])
     # 0 is not allowed, is another value, or the mistake is no wish for it.
     for key, other in (
         ("training.steps", value),
@@ -994,26 +994,26 @@ def test_the_refusal_of_a_word_for_off_names_the_number(value):
 def test_a_vocabulary_is_no_larger_than_a_tokenizer_can_be():
     """The library tokenizers reserves memory for all tokens, and ended the process."""
     with pytest.raises(MaskwiseError, match=r"tokenizer\.vocab_size.*16777216"):
-        read_recipe("quick-start", ["tokenizer.name=null", "tokenizer.vocab_size=10000000000000"])
+        read_recipe("decay", ["tokenizer.name=null", "tokenizer.vocab_size=10000000000000"])
 
 
 @pytest.mark.parametrize("search", [[{}, {}], {"training.learning_rate": [1e-3, 1e-3]}])
 def test_a_search_among_equal_points_offers_no_choice(search):
     study = {"arms": {"a": {}, "b": {"masking.ratio": 0.3}}, "search": {"grid": search}}
     with pytest.raises(MaskwiseError, match="offers no choice"):
-        read_recipe({"extends": "quick-start", "study": study})
+        read_recipe({"extends": "decay", "study": study})
 
 
 def test_a_contrast_in_both_directions_is_one_contrast():
     """It counted twice for Holm's correction."""
     with pytest.raises(MaskwiseError, match=r"both directions; got \[15 %, 30 %\] and"):
-        read_recipe("quick-start", ["study.contrasts=[[15 %, 30 %], [30 %, 15 %]]"])
+        read_recipe("decay", ["study.contrasts=[[15 %, 30 %], [30 %, 15 %]]"])
 
 
 def test_masking_that_every_objective_has_itself_has_no_effect():
     arms = {"a": {}, "b": {"training.warmup": 0.2}}
     own = {"mlm": {"masking": {"ratio": 0.3}}}
-    base = {"extends": "quick-start", "masking.ratio": 0.4, "study": {"arms": arms}}
+    base = {"extends": "decay", "masking.ratio": 0.4, "study": {"arms": arms}}
     with pytest.raises(MaskwiseError, match=r"masking\.ratio has no effect, because each"):
         read_recipe({**base, "objective": own})
     read_recipe({**base, "objective": {**own, "other": "mlm"}})
@@ -1025,7 +1025,7 @@ def test_masking_that_every_objective_has_itself_has_no_effect():
 def test_trackers_are_looked_for_before_a_study_starts():
     arms = "study.arms={a: {training.trackers: [foo]}, b: {}}"
     with pytest.raises(MaskwiseError, match=r"training\.trackers: .*tracker 'foo'"):
-        check_inputs(read_recipe("quick-start", [arms, "tasks=[]"]))
+        check_inputs(read_recipe("decay", [arms, "tasks=[]"]))
 
 
 DIFFUSES = {"phases": [{}, {"objective": "diffusion", "masking.corruption": "mask-only"}]}
@@ -1045,7 +1045,7 @@ STUDIES_WITH_DIFFUSION = {
 @pytest.mark.parametrize("name", STUDIES_WITH_DIFFUSION)
 def test_an_arm_that_ends_with_diffusion_is_measured_by_its_masks(name):
     """Without tasks, such a study trained everything, and then had no outcome."""
-    own = {"extends": "quick-start", "tasks": [], **STUDIES_WITH_DIFFUSION[name]}
+    own = {"extends": "decay", "tasks": [], **STUDIES_WITH_DIFFUSION[name]}
     recipe = read_recipe(own)
     for run in make_plan(recipe).runs:
         masks = run.evaluated.what["evaluation"]["masks"]
@@ -1115,7 +1115,7 @@ def test_only_arms_masked_by_a_learned_policy_learn_one():
 def test_groups_that_share_an_anchor_are_changed_one_by_one(tmp_path):
     path = tmp_path / "anchors.yaml"
     path.write_text(
-        "extends: quick-start\nstudy:\n  arms:\n    a: &same {masking: {ratio: 0.3}}\n"
+        "extends: decay\nstudy:\n  arms:\n    a: &same {masking: {ratio: 0.3}}\n"
         "    b: {<<: *same, training: {steps: 900}}\n"
     )
     recipe = read_recipe(path, ["study.arms.a.masking.ratio=0.15"])
@@ -1142,35 +1142,35 @@ def test_bf16_that_the_processor_emulates_is_warned_of(bf16, monkeypatch):
     monkeypatch.setattr(
         devices, "matmul_rate", lambda _, precision: {"no": 1e12}.get(precision, bf16)
     )
-    notes = check_inputs(read_recipe("quick-start", ["training.precision=bf16"]))
+    notes = check_inputs(read_recipe("decay", ["training.precision=bf16"]))
     assert any("10 times as long" in note for note in notes) == (bf16 < 1e12)
 
 
 def test_a_checkpoint_replaces_the_new_model_of_an_earlier_layer(tmp_path):
     """The quick start has settings of a new model, which a checkpoint cannot have."""
-    new = read_recipe("quick-start").model
+    new = read_recipe("decay").model
     start = "model.pretrained=bundled:encoder"
-    assert new.settings and read_recipe("quick-start", [start]).model.settings == {}
+    assert new.settings and read_recipe("decay", [start]).model.settings == {}
     path = tmp_path / "arms.yaml"
-    path.write_text("extends: quick-start\nmodel: {pretrained: bundled:encoder}\n")
+    path.write_text("extends: decay\nmodel: {pretrained: bundled:encoder}\n")
     assert read_recipe(path).model.settings == {}
     arms = "study.arms={new: {}, start: {model.pretrained: bundled:encoder}}"
-    recipe = read_recipe("quick-start", [arms, "study.contrasts=null", "study.baseline=null"])
+    recipe = read_recipe("decay", [arms, "study.contrasts=null", "study.baseline=null"])
     assert recipe.arm("new", seed=0).model == new
     assert recipe.arm("start", seed=0).model.settings == {}
     # What the same layer says stays.
-    said = read_recipe("quick-start", [start, "model.settings={mlp_dropout: 0.1}"])
+    said = read_recipe("decay", [start, "model.settings={mlp_dropout: 0.1}"])
     assert said.model.settings == {"mlp_dropout": 0.1}
     with pytest.raises(MaskwiseError, match=r"model\.architecture needs model\.pretrained=null"):
-        read_recipe("quick-start", [start, "model.architecture=bert"])
+        read_recipe("decay", [start, "model.architecture=bert"])
 
 
 def test_the_layers_that_masking_reads_are_those_of_all_its_parts() -> None:
     settings = ["objective=denoise", "model={architecture: bart}"]
     masking = "masking={policy: salient, corruption: permute-sentences, keep: prompt}"
-    found = read_recipe("quick-start", [*settings, masking]).layers_read
+    found = read_recipe("decay", [*settings, masking]).layers_read
     objectives = "{mlm: {masking: {keep: one}}, rtd: {masking: {keep: two}}}"
-    of_several = read_recipe("quick-start", [f"objective={objectives}"]).layers_read
+    of_several = read_recipe("decay", [f"objective={objectives}"]).layers_read
     assert of_several["masking.keep names"] == ("one", "two")
     read = {layer for layers in found.values() for layer in layers}
     assert read >= {"salient", "sentence", "prompt"}
@@ -1184,7 +1184,7 @@ ARMS_OF_TWO = {"baseline": None, "contrasts": None, "gate": None}
 def test_another_architecture_drops_settings_that_it_does_not_have(layer, tmp_path):
     """The quick start's layer_types were refused, which the user never wrote."""
     arms = {"a": {}, "b": {"model": BERT} if layer == "arm" else {}}
-    given = {"extends": "quick-start", "study": {**ARMS_OF_TWO, "arms": arms}}
+    given = {"extends": "decay", "study": {**ARMS_OF_TWO, "arms": arms}}
     overrides = ["model.architecture=bert"] if layer == "override" else []
     if layer == "file":
         given["model"] = BERT
@@ -1215,20 +1215,20 @@ def test_another_architecture_drops_settings_that_it_does_not_have(layer, tmp_pa
 def test_values_of_numpy_are_numbers_in_arms_and_phases(key, value, expected):
     """They were accepted, and ended in a traceback when the arm was made."""
     arms = MappingProxyType({"a": {}, "b": MappingProxyType({key: value})})
-    given = {"extends": "quick-start", "study": {**ARMS_OF_TWO, "arms": arms}}
+    given = {"extends": "decay", "study": {**ARMS_OF_TWO, "arms": arms}}
     read = read_recipe(given)
     found = value_at(read.arm("b", seed=0).model_dump(), key)
     assert found == expected and type(found) is type(expected)
     assert recipe_of_text(read.to_yaml(), name="x", origin="x") == read
     if not key.startswith("model"):
-        phases = {"extends": "quick-start", "phases": [{}, {key: value}]}
+        phases = {"extends": "decay", "phases": [{}, {key: value}]}
         assert value_at(read_recipe(phases).links()[1].model_dump(), key) == expected
 
 
 def test_an_array_is_a_list_in_a_grid():
     search = {"grid": {"training.steps": np.arange(10, 40, 10)}}
     study = {**ARMS_OF_TWO, "arms": {"a": {}, "b": {}}, "search": search}
-    points = read_recipe({"extends": "quick-start", "study": study}).study.points_of("b")
+    points = read_recipe({"extends": "decay", "study": study}).study.points_of("b")
     assert points == [{"training.steps": steps} for steps in (10, 20, 30)]
 
 
@@ -1236,13 +1236,13 @@ def test_values_that_no_recipe_has_are_refused_with_their_name():
     for value in ({1, 2}, object(), np.datetime64("2026-01-01"), dict):
         arms = {"a": {}, "b": {"training.steps": value}}
         with pytest.raises(MaskwiseError, match=r"study\.arms\.b\.training\.steps; got a value"):
-            read_recipe({"extends": "quick-start", "study": {"arms": arms}})
-    circle: dict[str, object] = {"extends": "quick-start"}
+            read_recipe({"extends": "decay", "study": {"arms": arms}})
+    circle: dict[str, object] = {"extends": "decay"}
     circle["study"] = circle
     with pytest.raises(MaskwiseError, match="nested too deeply"):
         read_recipe(circle)
     with pytest.raises(MaskwiseError, match="form key=value; got 5"):
-        read_recipe("quick-start", ["training.steps=3", 5])  # type: ignore[list-item]
+        read_recipe("decay", ["training.steps=3", 5])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
@@ -1257,8 +1257,8 @@ def test_values_that_no_recipe_has_are_refused_with_their_name():
 def test_a_call_without_quotes_is_named_with_quotes(text, call, tmp_path):
     """The error was about a setting called 0.15)."""
     file = tmp_path / "own.yaml"
-    file.write_text(f"extends: quick-start\nstudy: {{arms: {{a: {{}}, b: {text}}}}}\n")
-    for source, given in ((file, []), ("quick-start", [f"study.arms.b={text}"])):
+    file.write_text(f"extends: decay\nstudy: {{arms: {{a: {{}}, b: {text}}}}}\n")
+    for source, given in ((file, []), ("decay", [f"study.arms.b={text}"])):
         with pytest.raises(MaskwiseError) as error:
             read_recipe(source, given)
         assert f'in quotes: "{call}"' in str(error.value)
@@ -1274,6 +1274,6 @@ def test_texts_that_are_no_numbers_are_written_with_quotes():
     names = ("1e-4", "no", "010", "1:30", "2024-01-01", "null", "0x1f", "1_000", "~", "a b")
     arms = {name: {"training.steps": 9 + number} for number, name in enumerate(names)}
     study = {**ARMS_OF_TWO, "arms": arms, "contrasts": [["no", "1e-4"]]}
-    read = read_recipe({"extends": "quick-start", "name": "1e5", "study": study})
+    read = read_recipe({"extends": "decay", "name": "1e5", "study": study})
     assert recipe_of_text(read.to_yaml(), name="x", origin="x") == read
     assert [*yaml.safe_load(read.to_yaml())["study"]["arms"]] == [*names]

@@ -105,16 +105,16 @@ def test_the_table_has_every_setting_that_may_have_no_effect():
 @pytest.mark.parametrize("key", WITHOUT_EFFECT)
 def test_a_value_without_effect_is_refused_wherever_somebody_writes_it(key, tmp_path):
     others, value = WITHOUT_EFFECT[key]
-    read_recipe("quick-start", others)
+    read_recipe("decay", others)
     path = tmp_path / "recipe.yaml"
-    path.write_text("extends: quick-start\n")
-    for source in ("quick-start", path):
+    path.write_text("extends: decay\n")
+    for source in ("decay", path):
         with pytest.raises(MaskwiseError, match=rf"{key}.* got .*; remove {key}") as error:
             read_recipe(source, [*others, f"{key}={value}"])
         assert len(str(error.value).splitlines()) == 1
     # In a file of a user, and in an arm that differs in nothing else.
     lines = [f"{name}: {given}" for name, _, given in (text.partition("=") for text in others)]
-    path.write_text("\n".join(["extends: quick-start", *lines, f"{key}: {value}\n"]))
+    path.write_text("\n".join(["extends: decay", *lines, f"{key}: {value}\n"]))
     for overrides in ([], ["training.steps=3"]):
         with pytest.raises(MaskwiseError, match=rf"{key}[. ].* got "):
             read_recipe(path, overrides)
@@ -122,7 +122,7 @@ def test_a_value_without_effect_is_refused_wherever_somebody_writes_it(key, tmp_
     if not key.startswith(("learning.policy.", "finetune.epochs")):
         arms = f"study={{arms: {{a: {{{key}: {value}}}, b: {{}}}}}}"
         with pytest.raises(MaskwiseError, match=rf"arm 'a': {key} .* got "):
-            read_recipe("quick-start", [*others, arms])
+            read_recipe("decay", [*others, arms])
 
 
 def test_each_of_several_objectives_of_a_kind_may_use_a_setting():
@@ -130,7 +130,7 @@ def test_each_of_several_objectives_of_a_kind_may_use_a_setting():
     for order in ("a: {policy}, b: mlm", "b: mlm, a: {policy}"):
         policy = "{objective: mlm, masking: {policy: pos-weighted}}"
         given = f"objective={{{order.replace('{policy}', policy)}}}"
-        assert read_recipe("quick-start", [given, "training.lag=1"]).training.lag == 1
+        assert read_recipe("decay", [given, "training.lag=1"]).training.lag == 1
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_what_a_policy_does_not_use_is_refused_except_in_a_file(
         arm = "arm 'a': " if "arms" in place else ""
         wrong = rf"{arm}{key} .*; got {value}; remove {place}{key}"
         with pytest.raises(MaskwiseError, match=wrong):
-            read_recipe("quick-start", [override, policy])
-    assert read_recipe("quick-start", [f"masking.policy={right_policy}", given])
+            read_recipe("decay", [override, policy])
+    assert read_recipe("decay", [f"masking.policy={right_policy}", given])
     section, name = key.split(".")
     recipe = read_recipe(written(tmp_path, **{section: {name: value}}))
     assert getattr(getattr(recipe, section), name) == value
@@ -166,13 +166,13 @@ def test_what_is_for_tasks_is_refused_without_tasks_except_in_a_file(key, value,
     """A new recipe has settings of fine-tuning before its tasks."""
     given = f"{key}={value}"
     with pytest.raises(MaskwiseError, match=f"{key} is for tasks, .*; got {value}; remove {key}"):
-        read_recipe("quick-start", ["tasks=[]", given])
+        read_recipe("decay", ["tasks=[]", given])
     section, name = key.split(".")
     path = written(tmp_path, **{section: {name: value}})
     assert getattr(getattr(read_recipe(path), section), name) == value
     with pytest.raises(MaskwiseError, match=f"{key} is for tasks"):
         read_recipe(path, [given])
-    assert getattr(getattr(read_recipe("quick-start", [given]), section), name) == value
+    assert getattr(getattr(read_recipe("decay", [given]), section), name) == value
 
 
 def test_the_length_of_rows_for_learning_outlives_the_tasks(tmp_path):
@@ -195,7 +195,7 @@ def test_the_length_of_rows_for_learning_outlives_the_tasks(tmp_path):
 )
 def test_an_alternative_replaces_the_setting_of_an_earlier_layer(base, override, left):
     usual = {"tasks": ["banking77"], "training.decay": "wsd", "training.eval_every": 50}
-    recipe = {"extends": "quick-start", **usual, **base}
+    recipe = {"extends": "decay", **usual, **base}
     key, _, value = override.partition("=")
     arms = [f"study.arms={{more: {{masking.ratio: 0.3}}, other: {{{key}: {value}}}}}"]
     by_arm = read_recipe(recipe, arms)
@@ -209,7 +209,7 @@ def test_an_alternative_replaces_the_setting_of_an_earlier_layer(base, override,
 
 
 FOR_LENGTHS = {
-    "extends": "quick-start",
+    "extends": "decay",
     "tasks": ["banking77"],
     "training.decay": "wsd",
     "training.eval_every": 5,
@@ -348,14 +348,14 @@ def test_both_alternatives_in_one_layer_are_refused_with_the_override_that_choos
     with pytest.raises(
         MaskwiseError, match=r"remove finetune\.epochs, or set finetune\.steps=null"
     ):
-        read_recipe("quick-start", [*tasks, "finetune={epochs: 3, steps: 9}"])
-    read_recipe("quick-start", [*tasks, "finetune={epochs: 3, steps: 9}", "finetune.steps=null"])
+        read_recipe("decay", [*tasks, "finetune={epochs: 3, steps: 9}"])
+    read_recipe("decay", [*tasks, "finetune={epochs: 3, steps: 9}", "finetune.steps=null"])
     with pytest.raises(MaskwiseError, match=r"set model\.pretrained=null"):
-        read_recipe("quick-start", ["model={pretrained: x, architecture: bert}"])
+        read_recipe("decay", ["model={pretrained: x, architecture: bert}"])
 
 
 def test_a_study_refuses_the_seed_of_one_training(tmp_path):
-    recipe = read_recipe("quick-start", ["training.seed=7", "study.seeds=2"])
+    recipe = read_recipe("decay", ["training.seed=7", "study.seeds=2"])
     wrong = r"training\.seed has no effect in a study, .*; got 7; .* study\.seeds=\[7, 8\]"
     for begin in (run_study, dry_run):
         with pytest.raises(MaskwiseError, match=wrong):
@@ -374,21 +374,21 @@ IDLE_HERE = {
 
 @pytest.mark.parametrize("key", IDLE_HERE)
 def test_a_setting_without_effect_here_is_named(key, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "fast_bf16", lambda: False)
+    monkeypatch.setattr(checks, "fast_bf16", lambda width: False)
     monkeypatch.chdir(tmp_path)
     pairs = [{"query": f"word {n}", "passage": f"a text of word {n}"} for n in range(30)]
     Path("pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     given = IDLE_HERE[key]
-    found = [note for note in check_inputs(read_recipe("quick-start", given)) if key in note]
+    found = [note for note in check_inputs(read_recipe("decay", given)) if key in note]
     assert len(found) == 1 and "no effect" in found[0]
-    assert not any(key in note for note in check_inputs(read_recipe("quick-start", given[:-1])))
+    assert not any(key in note for note in check_inputs(read_recipe("decay", given[:-1])))
 
 
 def test_settings_with_an_effect_on_this_machine_are_not_named(monkeypatch):
-    monkeypatch.setattr(checks, "fast_bf16", lambda: True)
+    monkeypatch.setattr(checks, "fast_bf16", lambda width: True)
     monkeypatch.setattr(checks, "ranks_together", lambda: 2)
     given = ["training.shard=true", "training.residual=bf16", "finetune.steps=9"]
-    notes = check_inputs(read_recipe("quick-start", given))
+    notes = check_inputs(read_recipe("decay", given))
     assert not any("no effect" in note for note in notes)
 
 
@@ -404,22 +404,22 @@ def test_settings_of_learning_that_no_arm_uses_are_named():
 def test_a_phase_refuses_a_value_without_effect():
     phases = "phases=[{}, {training: {optimizer: adamw, muon_learning_rate: 0.1}}]"
     with pytest.raises(MaskwiseError, match=r"training\.muon_learning_rate needs training\.opt"):
-        read_recipe("quick-start", [phases])
+        read_recipe("decay", [phases])
     with pytest.raises(MaskwiseError, match=r"masking\.ratio has no effect, because no objective"):
-        read_recipe("quick-start", ["phases=[{objective: clm, masking.ratio: 0.2}, {}]"])
+        read_recipe("decay", ["phases=[{objective: clm, masking.ratio: 0.2}, {}]"])
 
 
 def test_settings_of_tasks_have_an_effect_beside_phases():
     """They were refused where every phase changes something, as if there were no tasks."""
     phases = "phases=[{training.steps: 3}, {masking.ratio: 0.3}]"
-    read = read_recipe("quick-start", [phases, "finetune.epochs=7"])
+    read = read_recipe("decay", [phases, "finetune.epochs=7"])
     assert read.finetune.epochs == 7
 
 
 def test_a_value_that_one_arm_uses_is_a_value_with_effect(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "extends: quick-start\ntraining: {optimizer: adamw, muon_learning_rate: 0.1}\n"
+        "extends: decay\ntraining: {optimizer: adamw, muon_learning_rate: 0.1}\n"
         "study: {arms: {adamw: {}, muon: {training.optimizer: muon}}}\n"
     )
     recipe = read_recipe(path)
@@ -430,13 +430,13 @@ def test_a_value_that_one_arm_uses_is_a_value_with_effect(tmp_path):
 
 def test_a_layer_removes_earlier_settings_that_lose_their_effect():
     """They were part of the names of stages, and of the page, although nothing read them."""
-    [start] = read_recipe("quick-start", START).links()
+    [start] = read_recipe("decay", START).links()
     assert start.tokenizer == type(start.tokenizer)() and start.model.settings == {}
-    [adamw_only] = read_recipe("quick-start", PLAIN).links()
+    [adamw_only] = read_recipe("decay", PLAIN).links()
     adamw = adamw_only.training
     assert adamw.muon_learning_rate == type(adamw)().muon_learning_rate
     phases = "phases=[{objective: clm}, {}]"
-    first, second = read_recipe("quick-start", ["masking.ratio=0.4", phases]).links()
+    first, second = read_recipe("decay", ["masking.ratio=0.4", phases]).links()
     assert (first.masking.ratio, second.masking.ratio) == (0.15, 0.4)
     [supervised] = read_recipe("learn-supervised").arm("supervised", seed=0).links()
     assert supervised.learning and supervised.learning.meta.steps == 60
@@ -445,7 +445,7 @@ def test_a_layer_removes_earlier_settings_that_lose_their_effect():
 def test_a_complete_recipe_is_read_back(tmp_path):
     """It holds what no arm uses any more, because an arm was left out, for example."""
     arms = "study.arms={start: {model.pretrained: bundled:encoder}}"
-    recipe = read_recipe("quick-start", [arms, "study.contrasts=null", "study.baseline=null"])
+    recipe = read_recipe("decay", [arms, "study.contrasts=null", "study.baseline=null"])
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())
     assert read_recipe(path) == recipe
@@ -495,8 +495,8 @@ def test_rates_of_dropout_are_those_of_a_checkpoint_too(tmp_path: Path) -> None:
 
 def test_one_setting_of_a_policys_training_leaves_the_others_as_they_are() -> None:
     """Every other setting fell back to the defaults of pre-training: 1,000 steps, rate 5e-4."""
-    untouched = read_recipe("quick-start", ["learning={method: supervised}", "tasks=[trivia]"])
-    changed = read_recipe("quick-start", [*SUPERVISED, "learning.supervised.training.log_every=7"])
+    untouched = read_recipe("decay", ["learning={method: supervised}", "tasks=[trivia]"])
+    changed = read_recipe("decay", [*SUPERVISED, "learning.supervised.training.log_every=7"])
     assert untouched.learning and changed.learning
     usual = untouched.learning.supervised.training
     assert (usual.steps, usual.learning_rate) == (300, 3e-3)
@@ -525,7 +525,7 @@ LEARNS_META = [*META, "masking.policy=learned", "learning.task=trivia"]
 
 
 def learned_name(*overrides: str) -> str:
-    recipe = read_recipe("quick-start", overrides)
+    recipe = read_recipe("decay", overrides)
     return learn_stage(recipe, "trivia", prepare_stage(recipe.unlearned())).name
 
 
@@ -554,18 +554,18 @@ def test_a_learned_policy_has_the_name_of_what_it_reads() -> None:
 
 def test_a_stage_holds_the_settings_of_its_learning() -> None:
     changes = ["learning.supervised.training.log_every=7", "learning.supervised.training.steps=9"]
-    recipe = read_recipe("quick-start", [*LEARNS, *changes])
+    recipe = read_recipe("decay", [*LEARNS, *changes])
     stage = learn_stage(recipe, "trivia", prepare_stage(recipe.unlearned()))
     again = recipe_of(Stage.from_dict(json.loads(json.dumps(stage.as_dict()))), tasks=("trivia",))
     assert again.learning == recipe.learning
 
 
 def test_too_few_positions_for_the_default_length_of_tasks_are_told_with_the_way_out() -> None:
-    recipe = read_recipe("quick-start", ["corpus.length=32"])
+    recipe = read_recipe("decay", ["corpus.length=32"])
     with pytest.raises(MaskwiseError) as caught:
         check_inputs(recipe)
     assert "got 64; allowed: ≤ 32; set finetune.max_length=32 (by default" in str(caught.value)
-    check_inputs(read_recipe("quick-start", ["corpus.length=32", "finetune.max_length=32"]))
+    check_inputs(read_recipe("decay", ["corpus.length=32", "finetune.max_length=32"]))
 
 
 def test_a_written_setting_is_parsed_once(monkeypatch):

@@ -106,8 +106,8 @@ def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Calla
     devices.bf16_gain.cache_clear()
 
 
-def trained_in() -> str:
-    return new_accelerator(settings(precision="auto")).mixed_precision
+def trained_in(width: int = 256) -> str:
+    return new_accelerator(settings(precision="auto"), width).mixed_precision
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,7 @@ def test_a_processor_trains_in_bf16_by_itself_only_where_that_is_faster(
 ) -> None:
     processor(gain, amx=amx)
     assert trained_in() == wanted
+    assert trained_in(128) == "no"  # converting its weights takes longer than its products save
 
 
 def test_all_processes_of_a_machine_train_in_the_precision_that_was_measured_first(

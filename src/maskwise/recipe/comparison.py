@@ -177,7 +177,8 @@ class StudySettings(Settings):
     """A held-out loss that decides, such as ``heldout:token@0.15``, or ``heldout:token`` for the
     mean over ``evaluation.ratios``. With ``tasks`` or null, the tasks decide. Without tasks, null
     means the loss on the arm's own kind of mask. An untrained model has no held-out loss, so a
-    contrast with it is decided as if this setting were null.
+    contrast with it is decided as if this setting were null; in a study without tasks,
+    ``no-pretraining`` is the loss of word frequencies.
     """
     equal_by: Weights[Literal["steps", "targets", "flops"]] = "steps"
     """The quantity that is equal for all arms. With targets (masked tokens) or FLOPs,

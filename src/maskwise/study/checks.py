@@ -394,7 +394,7 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task], held_out: _HeldOutRows) -> It
         yield from link.remarks()
         if link.training.precision == "bf16":
             yield from filter(None, [bf16_note()])
-        yield from _idle_here(link.training)
+        yield from _idle_here(link.training, config)
         if link.corpus.row_layout == "packed" and not adapter_of(config).separates:
             note = f"{config.model_type}: {NO_DOCUMENTS}, so it reads one document per row"
             if arm.kind == "encoder":
@@ -402,7 +402,7 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task], held_out: _HeldOutRows) -> It
             yield note
 
 
-def _idle_here(training: TrainingSettings) -> Iterator[str]:
+def _idle_here(training: TrainingSettings, config: PreTrainedConfig) -> Iterator[str]:
     """Yield a note for each setting without effect on this machine, or with so many processes.
 
     A recipe may be for a larger machine, so such a setting is not refused.
@@ -412,10 +412,11 @@ def _idle_here(training: TrainingSettings) -> Iterator[str]:
             "training.shard has no effect here, because one process trains each model; torchrun "
             "starts several (docs/scaling.md)"
         )
-    if training.residual == "bf16" and training.precision == "auto" and not fast_bf16():
+    by_itself = training.precision == "auto"
+    if training.residual == "bf16" and by_itself and not fast_bf16(config.hidden_size):
         yield (
             "training.residual=bf16 has no effect here, because training.precision=auto computes "
-            "in float32 on this machine"
+            "this model in float32 on this machine"
         )
 
 

@@ -263,8 +263,11 @@ def _require_equal_terms(recipe: Recipe) -> None:
 def arms_of(recipe: Recipe, contents: Mapping[str, str]) -> list[str]:
     """List the arms, and the reference arm if it can be evaluated."""
     arms = list(recipe.study.arms)
-    # Any model can be fine-tuned on tasks, but only a model with a head can fill masks.
-    if contents or _fills_masks(baseline_of(recipe)):
+    # Any model can be fine-tuned on tasks, but only a model with a head can fill masks. Without
+    # tasks, word frequencies take the place of a new model, if a contrast names it.
+    named = REFERENCE in chain.from_iterable(recipe.study.pairs)
+    from_scratch = recipe.model.pretrained is None
+    if contents or _fills_masks(baseline_of(recipe)) or (named and from_scratch):
         arms.append(REFERENCE)
     return arms
 
@@ -289,6 +292,8 @@ def reference_words(baseline: Recipe) -> str:
     """Return the name that pages and messages use for the reference arm."""
     if baseline.model.pretrained:
         return "the unchanged model"
+    if not baseline.tasks:
+        return "word frequencies"
     return "the untrained model"
 
 

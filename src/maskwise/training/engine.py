@@ -154,7 +154,7 @@ class Engine:
             )
         require_trackers(settings.trackers)
         self.trackers: list[GeneralTracker] = []
-        self.accelerator = new_accelerator(settings)
+        self.accelerator = new_accelerator(settings, _width(objective))
         self.rank = self.accelerator.process_index
         self.ranks = self.accelerator.num_processes
         self.device = self.accelerator.device
@@ -561,8 +561,14 @@ def shapes_of(tensors: Tensors) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def new_accelerator(settings: TrainingSettings) -> Accelerator:
-    """Make an ``Accelerator`` for one run.
+def _width(objective: Objective) -> int | None:
+    """Return the number of values in a state; None for a model that does not say it."""
+    config = getattr(getattr(objective, "model", None), "config", None)
+    return getattr(config, "hidden_size", None)
+
+
+def new_accelerator(settings: TrainingSettings, width: int | None) -> Accelerator:
+    """Make an ``Accelerator`` for one run of a model of this width.
 
     Raises:
         MaskwiseError: the processes were not started by a launcher.
@@ -573,7 +579,7 @@ def new_accelerator(settings: TrainingSettings) -> Accelerator:
 
     precision = settings.precision
     if precision == "auto":
-        precision = "bf16" if fast_bf16() else "no"
+        precision = "bf16" if fast_bf16(width) else "no"
     # Accelerate keeps the settings of the last run in this process, and would refuse another
     # precision.
     AcceleratorState._reset_state()

@@ -124,8 +124,8 @@ class TrainingSettings(Settings, allow_inf_nan=False):
 
     precision: Rounding[Literal["auto", "no", "bf16"]] = "auto"
     """``auto`` uses bf16 autocast on hardware that trains faster in bf16: GPUs with bf16
-    multiplication, processors with AMX, and processors with AVX-512 on which bf16 was measured to
-    be faster. ``no`` uses float32, but GPUs multiply in TF32.
+    multiplication, and, for models at least 192 wide, processors with AMX, and processors with
+    AVX-512 on which bf16 was measured to be faster. ``no`` uses float32, but GPUs multiply in TF32.
     """
 
     residual: Annotated[Rounding[Literal["fp32", "bf16"]], Only("precision", but=("no",))] = "fp32"

@@ -202,7 +202,9 @@ def _flag(flag: Raised, names: ShownNames) -> RaisedFlag:
 def _losses(table: Outcomes) -> list[MeanLosses]:
     """Return the mean held-out losses of all arms, for each kind of masks and ratio."""
     losses: list[MeanLosses] = []
-    arms = [*table.study["arms"], *table.study.get("untrained", {})]
+    arms = [*table.study["arms"]]
+    if not table.starts_at_frequencies:
+        arms += table.study.get("untrained", {})
     for outcome in chain.from_iterable(table.parts.values()):
         means = {arm: table.mean(outcome, arm) for arm in arms}
         known = {arm: mean for arm, mean in means.items() if mean is not None}

@@ -185,11 +185,17 @@ class Outcomes:
 
     def _read_heldout(self, found: Iterable[Measurement]) -> list[str]:
         ratios = defaultdict[str, dict[float, str]](dict)
+        frequencies: dict[tuple[str, int], Measurement] = {}
         for row in found:
             self._put(row)
+            if row.split == "unigram":
+                frequencies.setdefault((row.outcome, row.seed), row)
             if row.split == "test":
                 assert row.ratio is not None
                 ratios[f"heldout:{row.measure}"][row.ratio] = row.outcome
+        if self.start and self.starts_at_frequencies:
+            for row in frequencies.values():
+                self._put(replace(row, arm=self.start, split="test"))
         names = []
         for mean, measured in ratios.items():
             self.parts[mean] = [measured[ratio] for ratio in sorted(measured)]
@@ -398,6 +404,14 @@ class Outcomes:
         model = self.study.get("recipe", {}).get("model")
         return not (isinstance(model, Mapping) and model.get("pretrained"))
 
+    @property
+    def starts_at_frequencies(self) -> bool:
+        """Whether the reference is what word frequencies predict, and not a model.
+
+        Nothing is measured of an untrained model without tasks.
+        """
+        return self.starts_untrained and not self.study["tasks"]
+
     def floor(self, outcome: str) -> Numbers | None:
         """Return the outcome of a model that learned nothing, for every seed; None if unknown.
 
@@ -475,7 +489,11 @@ class Outcomes:
     def tokenizers(self, arm: str, other: str) -> set[str]:
         """Return the hashes of the tokenizers of two arms, as far as they are known."""
         found = set()
-        for name in (self.trained(arm) or [arm]) + (self.trained(other) or [other]):
+        names = (self.trained(arm) or [arm]) + (self.trained(other) or [other])
+        if self.starts_at_frequencies and self.start in names:
+            # Each tokenizer has frequencies of its own.
+            names = [*self.study["arms"]]
+        for name in names:
             facts = self.study["arms"].get(name)
             if facts and "tokenizer" in facts:
                 found.add(facts["tokenizer"])
