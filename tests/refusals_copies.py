@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForMaskedLM
 
+from maskwise.cards import push_to_hub
 from maskwise.convert import convert
-from maskwise.starts import find_start, push_to_hub, resolve_start
+from maskwise.starts import find_start, resolve_start
 from refusals import Refusal
 
 ENCODER = Path(resolve_start("bundled:encoder"))

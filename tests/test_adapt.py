@@ -7,6 +7,7 @@ from __future__ import annotations
 import html
 import json
 import random
+import re
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from maskwise.models import load_config
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.starts import resolve_start
 from maskwise.study.adapt import Adaptation, Request
-from maskwise.study.adapt.answer import answer_of, next_of
+from maskwise.study.adapt.answer import answer_sentences, answers, next_of
 from maskwise.study.adapt.draft import Texts, cut_rows, draft_of
 from maskwise.study.adapt.request import time_limit
 from maskwise.study.adapt.saved import gains_of, kept_of, save_adapted, save_best, saved_folders
@@ -211,8 +212,8 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
     assert "steps per run" in said["answer"]
-    assert said["next"].startswith("Next: add runs, because a decision needs at least 6")
-    again = shlex.split(said["next"].split(": ")[-1])
+    assert "at least 6" in said["next"]["advice"]
+    again = shlex.split(said["next"]["command"])
     assert str(texts) in again and again[again.index("--out") :][1] == str(out)
     assert maskwise(*again[1:], "--dry-run", "--json") == 0
     assert json.loads(capfd.readouterr().out)["contrasts"][0]["runs"] == 6
@@ -229,8 +230,11 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert said["helps"] is None and adapted["helps"] is False
     assert not unversioned(out)
     page = (out / "report.html").read_text()
-    # The page gives the advice of the answer, and shows no step twice.
-    assert adapted["next"] == said["next"] and html.escape(said["next"]) in page
+    # The page gives the advice of the answer, in a block to copy, and shows no step twice.
+    assert adapted["next"] == said["next"]
+    blocks = re.findall(r'<pre class="code".*?>(.*?)</pre>', page, flags=re.S)
+    assert [*map(html.unescape, blocks)] == [said["next"]["command"], said["next"]["python"]]
+    assert page.count(html.escape(said["next"]["command"])) == 1
     for arm in load_json(out / "samples.json").values():
         for sample in arm:
             assert [moment["step"] for moment in sample["moments"]] == [0, 1]
@@ -244,8 +248,9 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert json.loads(capfd.readouterr().out)["folders"] == said["folders"]
     shutil.rmtree(out / "model")
     assert maskwise(*command) == 0
-    answer, missing, next_step = capfd.readouterr().out.strip().splitlines()
-    assert answer == said["answer"] and next_step.startswith("Next: ")
+    answer, missing, next_step, work = capfd.readouterr().out.strip().splitlines()
+    assert answer == said["answer"] and next_step == f"Next: {said['next']['advice']}"
+    assert work.strip() == said["next"]["command"]
     assert missing.startswith("There is no adapted model: no run of ")
     assert f"remove {out}/stages/" in missing
 
@@ -267,7 +272,18 @@ def write_scores(out: Path, by_arm: dict[str, dict[int, float]], metric: str = "
     return out
 
 
-ROW = {"primary": True, "outcome": "tasks", "sentence": "One is better.", "arm": "words-30"}
+ROW: dict[str, Any] = {
+    "primary": True,
+    "outcome": "tasks",
+    "arm": "words-30",
+    "n": 6,
+    "runs_to_decide": None,
+    "sentence": "One is better (facts).",
+    "brief": "One is better.",
+    "outlook": "",
+    "worth": {"above": True, "margin": 0.005, "assumed": True, "against": []},
+    "reason": "its lead is large",
+}
 EVEN = {arm: dict.fromkeys(range(6), score) for arm, score in SCORES.items()}
 # The start failed with seed 1, with which words-30 was lucky.
 LUCKY = {
@@ -275,6 +291,10 @@ LUCKY = {
     "words-30": {0: 0.5, 1: 0.9, 2: 0.5},
     "tsdae": dict.fromkeys(range(3), 0.6),
 }
+
+
+def said_of(result: dict[str, Any], recipe: Any) -> str:
+    return " ".join(answer_sentences(result, recipe))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +365,7 @@ def test_a_saved_model_is_not_written_again_and_keeps_what_was_added(tmp_path):
     train("first")
     arms = {"token-15": {"runs": {"0": "stages/pretrain-0"}}}
     write_lines(out / "study.json", [{"seeds": [0], "tasks": {}, "arms": arms}])
-    save = partial(save_best, out, {"contrasts": []}, next_step="")
+    save = partial(save_best, out, {"contrasts": []}, next_step={})
     first = save()
     added = out / "model/export.onnx"
     added.write_text("mine")
@@ -594,7 +614,7 @@ def test_runs_are_added_to_the_seeds_of_the_user(seeds, more, adapted):
     result = {"contrasts": [row], "failures": [], "seconds": 600}
     request = Request("bundled:encoder", "a.txt", Path("out"), steps=50, seeds=seeds)
     said = next_of(result, adapted(seeds=seeds), request)
-    assert said.endswith(f": maskwise adapt bundled:encoder a.txt {more}")
+    assert said.command == f"maskwise adapt bundled:encoder a.txt {more}"
 
 
 @pytest.mark.parametrize("runs_to_decide", [9, None])
@@ -603,7 +623,8 @@ def test_what_takes_longer_is_not_advised_with_the_limit_of_this_study(n, runs_t
     row = ROW | {"verdict": "open", "better": None, "n": n, "runs_to_decide": runs_to_decide}
     result = {"contrasts": [row], "failures": [], "seconds": 600}
     request = Request("bundled:encoder", "a.txt", Path("out"), seeds=n, time="30m")
-    assert "--time" not in next_of(result, adapted(seeds=n), request)
+    said = next_of(result, adapted(seeds=n), request)
+    assert "--time" not in said.command and "time=" not in said.python
 
 
 def test_the_saved_model_is_found_after_a_move(tmp_path):
@@ -622,7 +643,7 @@ def test_the_steps_reach_the_phase_of_a_new_head(adapted, monkeypatch):
     ):
         recipe = adapted(**options)
         # The page begins with the description.
-        for said in (recipe.description, answer_of({"contrasts": [row], "seconds": 9}, recipe)):
+        for said in (recipe.description, said_of({"contrasts": [row], "seconds": 9}, recipe)):
             head = (
                 f"a new masked-language-model head, trained {steps[0]} steps on the frozen encoder"
             )
@@ -677,7 +698,7 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
 
 def test_a_smaller_plan_names_each_setting_once():
     request = Request(model="m", texts="t", out=Path("out"))
-    command = request.set_to(finetune__steps=60).set_to(finetune__steps=30).command()
+    command = request.set_to(finetune__steps=60).set_to(finetune__steps=30).invocation().command
     assert "finetune.steps=30" in command and command.count("finetune.steps") == 1
 
 
@@ -838,9 +859,9 @@ def test_what_is_no_time_is_one_line(text, capfd):
 @pytest.mark.parametrize(
     ("verdict", "better", "n", "runs", "ends"),
     [
-        ("decided", "arm", 6, None, "maskwise finetune 'o 1/model' --task 'a b.csv'"),
-        ("decided", "baseline", 6, None, "finetune bundled:encoder --task 'a b.csv'"),
-        ("no difference that matters", None, 6, None, "bundled:encoder --task 'a b.csv'"),
+        ("decided", "arm", 6, None, "finetune 'o 1/model' --task 'a b.csv' --out 'o 1-finetune'"),
+        ("decided", "baseline", 6, None, "bundled:encoder --task 'a b.csv' --out 'o 1-finetune'"),
+        ("no difference that matters", None, 6, None, "--task 'a b.csv' --out 'o 1-finetune'"),
         ("open", None, 3, 9, "--task 'a b.csv' --out 'o 1'"),
         ("open", None, 6, 8, "--task 'a b.csv' --seeds 6-13 --out 'o 1-2'"),
         ("open", None, 6, None, "--task 'a b.csv' --steps 1200 --out 'o 1-2'"),
@@ -857,23 +878,87 @@ def test_what_is_no_time_is_one_line(text, capfd):
 def test_the_next_step_is_a_complete_command(verdict, better, n, runs, ends, adapted):
     row = ROW | {"verdict": verdict, "better": better, "n": n, "runs_to_decide": runs}
     result = {"contrasts": [row], "failures": [] if n else [{}], "seconds": 600}
-    answer = answer_of(result, adapted())
+    answer = said_of(result, adapted())
     assert answer.startswith("Yes") == (verdict == "decided" and better == "arm")
     assert answer.startswith("No") == (better == "baseline" or verdict.startswith("no diff"))
 
     for tasks in (("a b.csv",), ()):
         request = Request("bundled:encoder", "texts.txt", Path("o 1"), tasks)
         said = next_of(result, adapted(), request)
-        assert said.startswith("Next: ") and (said.endswith(ends) or not tasks)
+        assert said.advice and (said.command.endswith(ends) or not tasks)
+        # Nothing that is quoted for a shell stands in a sentence.
+        assert "'" not in said.advice.replace("'o 1/model'", "") and said.advice.endswith(".")
+        assert bool(said.command) == bool(said.python)
 
 
-def test_the_answer_names_test_items_that_are_trained_on(adapted):
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({}, {}),
+        ({"tasks": ("a b.csv(label='it''s')",), "seeds": (3, 9)}, {}),
+        ({"arms": ("words-30", "tsdae"), "lengths": (0.5, 1.0), "time": "2h", "jobs": 1}, {}),
+        ({"new_words": 5, "control": "c.txt", "seeds": (4, 5, 6), "policy": "p"}, {"time": None}),
+        ({"keep": "none", "replay": 0.2, "patience": 3, "overrides": ("a.b=1",)}, {"steps": 9}),
+        ({"head_steps": 50, "seeds": 8}, {"out": Path("o 2")}),
+    ],
+)
+def test_python_asks_for_what_the_command_asks(options, changes, monkeypatch):
+    """A study of data frames got a command with quotes for a shell, and no other form."""
+    request = Request("a model", "the texts.txt", Path("o 1"), **options)
+    asked = request.invocation("finetune.steps=5", **changes)
+    found = []
+
+    def stop(given: Request, **more: Any) -> None:
+        found.append(given)
+        raise MaskwiseError("this is enough")
+
+    monkeypatch.setattr("maskwise.study.adapt.Adaptation", stop)
+    with pytest.raises(MaskwiseError, match="this is enough"):
+        exec(asked.python, {})
+    assert maskwise(*shlex.split(asked.command)[1:]) == 2
+    of_python, of_command = found
+    assert of_python == of_command
+
+
+def test_an_arm_is_used_if_its_lead_is_large_enough(adapted):
+    request = Request("bundled:encoder", "texts.txt", Path("out"), ("a.csv",))
+    said = []
+    for above, against in ((True, []), (True, ["other"]), (False, [])):
+        worth = {"above": above, "margin": 0.005, "assumed": True, "against": against}
+        row = ROW | {"verdict": "decided", "better": "arm", "worth": worth}
+        result = {"contrasts": [row], "failures": [], "seconds": 600}
+        step = next_of(result, adapted(), request)
+        assert row["reason"] in step.advice and "out/model" in step.command
+        said.append(step.advice.split()[0])
+    assert said == ["Use", "Weigh", "Weigh"]
+
+
+def test_an_answer_has_at_most_four_sentences_and_an_open_one_no_lead(adapted, tmp_path):
+    """It was one paragraph of 110 words, with a lead that its interval does not carry."""
+    recipe = adapted()
+    flag = {"code": "overlap", "facts": {"tasks": ["mine"]}, "sentence": "40 items share words"}
+    row = ROW | {"verdict": "open", "better": None, "flags": [flag], "outlook": "Add runs."}
+    other = row | {"arm": "words-30-new-words", "baseline": "words-30"}
+    result = {"contrasts": [row, other], "seconds": 9, "guessed": ["extra"]}
+    out = tmp_path / "none"
+    out.mkdir()
+    said = answers(out, result, recipe)
+    sentences = [*answer_sentences(result, recipe)]
+    assert len(sentences) == 6 and sentences[0] == row["brief"]
+    assert said["answer"] == " ".join(sentences[:4])
+    assert said["details"] == [*sentences[4:], row["sentence"], "40 items share words."]
+
+
+def test_the_answer_names_test_items_that_are_trained_on(adapted, tmp_path):
     row = ROW | {"verdict": "decided", "better": "arm"}
     words = "40 of 100 test items of mine share 13 words in a row with the corpus"
     for minor in (False, True):
-        flag = {"code": "overlap", "facts": {"minor": minor}, "sentence": words}
-        said = answer_of({"contrasts": [row | {"flags": [flag]}], "seconds": 9}, adapted())
-        assert (words in said) == (not minor)
+        facts = {"minor": minor, "tasks": ["mine"]}
+        flag = {"code": "overlap", "facts": facts, "sentence": words}
+        found = answers(tmp_path, {"contrasts": [row | {"flags": [flag]}], "seconds": 9}, adapted())
+        assert ("test items of mine" in found["answer"]) == (not minor)
+        # The number, and the longest run of words, need not be read at once.
+        assert (f"{words}." in found["details"]) == (not minor)
 
 
 def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict():
@@ -884,7 +969,8 @@ def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict():
             assert "tsdae" in said and "out/model and out/sentence-model" in said
             better = gain is not None and gain > 0
             assert ("best mean" in said) == better
-            assert ("unchanged model did as well" in said) == (gain in (-0.1, 0.0))
+            # How far it is behind has no interval here, so nothing is said of it.
+            assert ("No lead" in said) == (gain in (-0.1, 0.0))
             assert ("due to chance" in said) == (better and helps != "tsdae")
     assert "words-30 is shown to help" in kept_of("tsdae", folders, gain=1.0, helps="words-30")
 
@@ -914,7 +1000,7 @@ def test_the_adapted_model_is_saved_whatever_the_verdict(scores, arm, difference
             (folder / "done.json").write_text('{"seconds": 1}')
         study["arms"][name] = {**FACTS, "runs": {"3": f"stages/{name}"}}
     write_lines(out / "study.json", [study])
-    saved = save_best(out, {"contrasts": []}, next_step="Next: run.")
+    saved = save_best(out, {"contrasts": []}, next_step={"advice": "Run."})
     assert saved | {"format": FORMATS["adapted.json"]} == load_json(out / "adapted.json")
     assert (saved["arm"], saved["seed"], saved["unit"]) == (arm, 3, unit)
     assert saved["mean_difference"] == pytest.approx(difference)
@@ -924,4 +1010,4 @@ def test_the_adapted_model_is_saved_whatever_the_verdict(scores, arm, difference
         assert folder in saved["sentence"] and (Path(folder) / "model.safetensors").is_file()
     shutil.rmtree(out / "stages")
     write_lines(out / "records.jsonl", [])
-    assert save_best(out, {"contrasts": []}, next_step="") is None  # no run has finished
+    assert save_best(out, {"contrasts": []}, next_step={}) is None  # no run has finished

@@ -16,7 +16,7 @@ import maskwise as mw
 from maskwise.errors import MaskwiseError, command_line
 from maskwise.recipe import Recipe
 from maskwise.study.adapt import Request
-from maskwise.study.adapt.answer import answer_of
+from maskwise.study.adapt.answer import answer_sentences
 from maskwise.study.adapt.draft import draft_of
 from maskwise.study.adapt.saved import save_best
 from maskwise.study.adapt.smaller import smaller_plan
@@ -65,7 +65,7 @@ def test_the_arm_of_a_control_differs_in_its_text_only(files):
     # The tests are in a fixed order, so six runs decide both at the full level.
     assert recipe.study.pairs == [FIRST, OTHER] and recipe.study.closed == [OTHER]
     assert asked(files).least_runs == 6
-    command = asked(files).command()
+    command = asked(files).invocation().command
     assert "--control" in command and "--runs" not in command
 
 
@@ -193,7 +193,7 @@ def summary_of(recipe: Recipe, own: float, other: float) -> dict[str, Any]:
     [
         (0.2, 0.1, ["decided", "decided"], "It was your text:"),
         (0.1, 0.2, ["decided", "decided"], "The other text is better"),
-        (0.1, 0.1, ["decided", "open"], "these runs cannot tell"),
+        (0.1, 0.1, ["decided", "open"], "have the same result on the tasks in every run"),
         # Without help of the text, it is not compared with the other one.
         (-0.1, -0.2, ["decided", "not comparable"], "not tested"),
         (-0.0025, -0.2, ["open", "not comparable"], "not tested"),
@@ -208,17 +208,17 @@ def test_the_text_is_compared_only_if_it_helps(own, other, verdicts, said, files
         # No test lowers the level of the other.
         assert row["p"] == row["p_adjusted"]
     assert (rows[OTHER]["p"] is None) == (verdicts[1] == "not comparable")
-    assert said in answer_of(result, recipe)
+    assert said.lower() in " ".join(answer_sentences(result, recipe)).lower()
 
 
 def test_without_a_control_the_answer_claims_nothing_about_the_text(files):
     recipe = drafted(asked(files, control=None))
-    row = {"primary": True, "outcome": "tasks", "sentence": "A.", "arm": "words-30"}
+    row = {"primary": True, "outcome": "tasks", "brief": "A.", "outlook": "", "arm": "words-30"}
     for better, claims in (("arm", True), ("baseline", False)):
         result = {"contrasts": [row | {"verdict": "decided", "better": better}], "seconds": 9}
-        assert ("control='TEXT'" in answer_of(result, recipe)) == claims
+        assert ("control='TEXT'" in " ".join(answer_sentences(result, recipe))) == claims
         with command_line():
-            assert ("--control TEXT" in answer_of(result, recipe)) == claims
+            assert ("--control TEXT" in " ".join(answer_sentences(result, recipe))) == claims
 
 
 def test_the_model_of_a_control_is_not_saved(files):
@@ -236,7 +236,7 @@ def test_the_model_of_a_control_is_not_saved(files):
     study["untrained"] = {"no-pretraining": "the unchanged model"}
     write_lines(out / "study.json", [study])
     with pytest.raises(MaskwiseError, match="no run of words-30 has a checkpoint"):
-        save_best(out, {"contrasts": []}, next_step="")
+        save_best(out, {"contrasts": []}, next_step={})
 
 
 @pytest.mark.slow

@@ -335,7 +335,7 @@ def test_adapt_says_what_was_forgotten(files, capfd):
     changes = {each["mean"] for each in said["forgotten"] if each["arm"] == "words-30"}
     assert len(changes) == 2
     words = load_json(out / "adapted.json")["forgotten"]
-    assert words and said["answer"].endswith(words) and words in (out / "report.html").read_text()
+    assert words and words in said["answer"] and words in (out / "report.html").read_text()
     rows = load_json(out / "summary.json")["contrasts"]
     (row,) = [row for row in rows if row["outcome"] == "evaluation:general text:nats"]
     assert row["verdict"] is None and not row["primary"]

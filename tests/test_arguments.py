@@ -51,6 +51,7 @@ def good(out: str) -> dict[str, dict[str, Any]]:
         "learn": {"recipe": "learn-supervised", "out": f"{out}/learn"},
         "load_task": {"spec": "banking77"},
         "Masker": {"tokenizer": tokenizer},
+        "push_to_hub": {"folder": "bundled:encoder", "name": "you/it"},
         "read_documents": {"source": TEXTS},
         "samplers.Mometas": {"objectives": ["mlm", "atd"]},
         "samplers.Uniform": {"objectives": ["mlm", "atd"]},

@@ -23,7 +23,7 @@ from maskwise.folders import read_lines
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study import run_stage
 from maskwise.study.adapt import Request
-from maskwise.study.adapt.answer import answer_of
+from maskwise.study.adapt.answer import answer_sentences
 from maskwise.study.adapt.draft import draft_of
 from maskwise.study.design import Design
 from maskwise.study.plan import make_plan, make_run
@@ -386,8 +386,8 @@ def test_adapt_with_patience_evaluates_often_and_holds_out_for_both(files: Path)
     assert plain.corpus.held_out == 0.02 and not plain.chooses and plain.training.eval_every == 100
     request = Request("m", "t", files, patience=3)
     assert (
-        "--patience 3" in request.command()
-        and "--patience" not in Request("m", "t", files).command()
+        "--patience 3" in request.invocation().command
+        and "--patience" not in Request("m", "t", files).invocation().command
     )
     with pytest.raises(MaskwiseError, match="use patience"):
         adapt_recipe(files, task, overrides=("training.patience=3",))
@@ -437,12 +437,12 @@ def test_adapt_answers_when_its_runs_were_best(files: Path) -> None:
     best = chosen_steps(records)
     assert best == {"words-30": {"steps": [450, 300], "of": 1200}}
     recipe = adapt_recipe(files, str(files / "task.jsonl"), steps=1200, patience=3)
-    row = {"verdict": "open", "better": None, "sentence": "Open: it.", "primary": True}
+    row = {"verdict": "open", "better": None, "brief": "It.", "outlook": "", "primary": True}
     row |= {"arm": "words-30", "baseline": REFERENCE, "outcome": "tasks", "flags": []}
-    said = answer_of({"contrasts": [row], "seconds": 9, "best": best}, recipe)
+    said = " ".join(answer_sentences({"contrasts": [row], "seconds": 9, "best": best}, recipe))
     assert "at most 1,200 steps per run" in said
     assert "words-30 was best at 300 to 450 of 1,200 steps" in said
     row |= {"verdict": "not comparable"}
-    said = answer_of({"contrasts": [row], "seconds": 9, "best": best}, recipe)
+    said = " ".join(answer_sentences({"contrasts": [row], "seconds": 9, "best": best}, recipe))
     assert "best at 300 to 450 of 1,200 steps" in said
-    assert "best at" not in answer_of({"contrasts": [row], "seconds": 9}, recipe)
+    assert "best at" not in " ".join(answer_sentences({"contrasts": [row], "seconds": 9}, recipe))

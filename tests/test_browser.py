@@ -7,6 +7,8 @@ without them.
 
 from __future__ import annotations
 
+import csv
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from maskwise.estimates import shown
 from maskwise.report import write_report
+from maskwise.study.adapt import NextStep, Request
 from maskwise.verdict import summarise
 from report_fixture import make_records, make_samples, make_study, write_json, write_study
 from tiny import maskwise
@@ -144,11 +148,8 @@ def test_tables_are_sorted_copied_and_charts_saved(browser: Any, page_file: Path
         head.press("Enter")
         assert numbers() == sorted(numbers())
         assert table.locator("thead th:nth-child(2)").get_attribute("aria-sort") == "ascending"
-        page.evaluate(
-            "navigator.clipboard.writeText = (text) => { window.taken = text; return "
-            "Promise.resolve(); }"
-        )
-        for name, begins in (("Markdown", "| "), ("CSV", ","), ("LaTeX", "\\begin{tabular}")):
+        keep_what_is_copied(page)
+        for name, begins in (("Markdown", "| "), ("CSV", ","), ("LaTeX", "% \\usepackage")):
             page.locator("table.scores").first.locator(
                 "xpath=ancestor::*[contains(@class, 'scroll')]/following-sibling::p[1]"
             ).get_by_role("button", name=name).click()
@@ -158,6 +159,70 @@ def test_tables_are_sorted_copied_and_charts_saved(browser: Any, page_file: Path
             page.locator(".save").first.click()
         drawing = Path(waiting.value.path()).read_text(encoding="utf-8")
         assert waiting.value.suggested_filename.endswith(".svg") and drawing.startswith("<svg")
+
+
+def keep_what_is_copied(page: Any) -> None:
+    page.evaluate(
+        "navigator.clipboard.writeText = (text) => { window.taken = text; return "
+        "Promise.resolve(); }"
+    )
+
+
+def test_differences_are_copied_with_interval_and_verdict(browser: Any, tmp_path: Path) -> None:
+    """Only means and SDs were in a table, and LaTeX had no rules of booktabs."""
+    study = make_study(runs=6, arms=ARMS)
+    records = make_records(study, ARMS)
+    summary = summarise(records, study)
+    page_file = write_report(write_study(tmp_path, study, records, summary=summary, samples=None))
+    rows = [row for row in summary["contrasts"] if row["primary"]]
+    with Tab(browser, page_file) as page:
+        keep_what_is_copied(page)
+        table = page.locator("table.contrasts")
+        fold = table.locator("xpath=ancestor::details")
+        fold.locator("summary").click()
+        copied = {}
+        for name in ("Markdown", "CSV", "LaTeX"):
+            fold.get_by_role("button", name=name).click()
+            copied[name] = page.evaluate("window.taken").splitlines()
+    assert len(copied["CSV"]) == 1 + len(summary["contrasts"])
+    read = list(csv.DictReader(copied["CSV"]))
+    for line, row in zip(read, rows):
+        amount = shown(row)
+        assert (line["arm"], line["against"]) == (row["arm"], row["baseline"])
+        assert line["difference"] == f"{amount.figure()} points"
+        assert line["95 % interval"] == amount.ends() and row["verdict"] in line["verdict"]
+    assert {line["verdict"] for line in read[len(rows) :]} <= {"", "not comparable"}
+    columns = re.escape("\\begin{tabular}{lllrrrl}")
+    latex = copied["LaTeX"]
+    assert re.fullmatch(columns, latex[1]) and latex[2] == "\\toprule" and latex[4] == "\\midrule"
+    assert latex[-2:] == ["\\bottomrule", "\\end{tabular}"] and "95 \\% interval" in latex[3]
+    # Every sign is one that LaTeX has without a package.
+    assert all(line.isascii() and line.count("&") == 6 for line in latex[5:-2])
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_next_step_is_copied_as_a_command_and_as_python(
+    width: int, browser: Any, tmp_path: Path
+) -> None:
+    """It was shell text in prose, also for users of Python."""
+    study = make_study(runs=6, arms=ARMS)
+    folder = write_study(tmp_path, study, make_records(study, ARMS), summary=None, samples=None)
+    forms = Request(
+        "bundled:encoder", "my texts.txt", Path("o 1"), ("a b.csv(label='x')",)
+    ).invocation()
+    step = NextStep("Keep it for now.", *forms)
+    saved = {"sentence": "The model is in o 1/model.", "next": step._asdict(), "forgotten": ""}
+    write_json(folder / "adapted.json", saved)
+    with Tab(browser, write_report(folder), viewport={"width": width, "height": 800}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        keep_what_is_copied(page)
+        copied = []
+        for button in page.locator(".story .copy button").all():
+            button.click()
+            copied.append(page.evaluate("window.taken"))
+        assert copied == [forms.command, forms.python]
+        prose = page.locator(".story > p:not(.copy)").all_inner_texts()
+        assert step.advice in prose and not any("--" in text for text in prose)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

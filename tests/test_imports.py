@@ -25,6 +25,7 @@ ORDER = [
     {"folders", "jobs", "draws", "attention"},
     {"segments", "arrays", "verdict", "torchrun"},
     {"starts", "families"},
+    {"cards"},
     {"lora", "weights"},
     {"masking"},
     {"text", "report", "models", "flops"},

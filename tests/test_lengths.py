@@ -18,7 +18,7 @@ from maskwise.folders import read_lines, write_folder, write_json
 from maskwise.recipe import read_recipe
 from maskwise.study import run_stage
 from maskwise.study.adapt import Request
-from maskwise.study.adapt.answer import answer_of
+from maskwise.study.adapt.answer import answer_sentences
 from maskwise.study.adapt.draft import draft_of
 from maskwise.study.design import Design
 from maskwise.study.forecast import dry_run
@@ -436,7 +436,7 @@ def test_adapt_ends_runs_at_several_lengths(files: Path) -> None:
     plain = adapt_recipe(files, steps=400)
     assert plain.training.lengths is None and plain.corpus.held_out == 0.02
     request = Request("m", "t", files, lengths=(0.25, 0.5, 1.0))
-    assert "--lengths 0.25,0.5,1.0" in request.command()
+    assert "--lengths 0.25,0.5,1.0" in request.invocation().command
     with pytest.raises(MaskwiseError, match="use lengths"):
         adapt_recipe(files, overrides=("training.lengths=[0.5, 1]",))
     with pytest.raises(MaskwiseError, match="got tsdae"):
@@ -454,10 +454,10 @@ def test_a_new_head_has_one_length(files: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_adapt_says_how_long_was_best(files: Path) -> None:
     recipe = adapt_recipe(files, steps=1200, lengths=(0.25, 0.5, 1.0))
-    row = {"verdict": "open", "better": None, "sentence": "Open: it.", "primary": True}
+    row = {"verdict": "open", "better": None, "brief": "It.", "outlook": "", "primary": True}
     row |= {"arm": "words-30", "baseline": REFERENCE, "outcome": "tasks", "flags": []}
     best = {"words-30": {"steps": [300, 300], "of": 1200}}
-    said = answer_of({"contrasts": [row], "seconds": 9, "best": best}, recipe)
+    said = " ".join(answer_sentences({"contrasts": [row], "seconds": 9, "best": best}, recipe))
     assert "1,200 steps per run and 90 for decays" in said
     assert "words-30 was best at 300 of 1,200 steps" in said
 

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
 import maskwise
 from maskwise import models
 from maskwise.annotate.weights import vectors_of
+from maskwise.cards import push_to_hub
 from maskwise.errors import MaskwiseError
 from maskwise.folders import CARD, write_folder
 from maskwise.models import (
@@ -37,7 +38,6 @@ from maskwise.models import (
     task_config,
     with_fields,
 )
-from maskwise.starts import push_to_hub
 from maskwise.study.adapt import Request
 from maskwise.study.adapt.draft import draft_of
 from maskwise.study.costs import Forecast

@@ -25,7 +25,7 @@ from maskwise.models import (
 )
 from maskwise.recipe import read_recipe
 from maskwise.study.adapt import Request
-from maskwise.study.adapt.answer import answer_of
+from maskwise.study.adapt.answer import answer_sentences
 from maskwise.study.adapt.draft import draft_of
 from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.checks import notes_of_texts
@@ -534,8 +534,11 @@ def test_adapt_compares_new_words_with_the_same_arm_without_them(source, tmp_pat
         ("words-30-new-words", "words-30"),
     ]
     assert recipe.study.gate is None and request.least_runs == 7
-    assert "--new-words 5" in request.command() and "--runs" not in request.command()
-    assert "--runs 6" in asked(source, tmp_path, seeds=6).command()
+    assert (
+        "--new-words 5" in request.invocation().command
+        and "--runs" not in request.invocation().command
+    )
+    assert "--runs 6" in asked(source, tmp_path, seeds=6).invocation().command
     # A smaller plan keeps both arms.
     smaller, _ = smaller_plan(recipe, request, lambda smaller: 1e9, 60.0)
     assert smaller.new_words == 5 and not any("study.arms" in text for text in smaller.overrides)
@@ -553,13 +556,14 @@ def test_a_plan_chooses_words_from_its_whole_sample(source, tmp_path):
 
 def test_the_answer_speaks_of_both_questions(source, tmp_path):
     recipe = draft_of(asked(source, tmp_path), aside=tmp_path).recipe
-    common = {"primary": True, "verdict": "open", "better": None, "outcome": "tasks", "n": 7}
+    common = {"primary": True, "verdict": "open", "better": None, "outcome": "tasks"}
+    common |= {"outlook": "", "n": 7}
     rows = [
-        {**common, "arm": "words-30", "baseline": "no-pretraining", "sentence": "Open: A."},
-        {**common, "arm": "words-30-new-words", "baseline": "words-30", "sentence": "Open: B."},
+        {**common, "arm": "words-30", "baseline": "no-pretraining", "brief": "A."},
+        {**common, "arm": "words-30-new-words", "baseline": "words-30", "brief": "B."},
     ]
-    answer = answer_of({"contrasts": rows, "seconds": 60.0, "failures": []}, recipe)
-    assert answer.index("A") < answer.index("New words: Open: B.")
+    first, second, *_ = answer_sentences({"contrasts": rows, "seconds": 60.0}, recipe)
+    assert (first, second) == ("A.", "New words: B.")
 
 
 @pytest.mark.slow

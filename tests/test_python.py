@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import warnings
@@ -602,13 +603,18 @@ def test_adapt_takes_texts_and_labels_from_memory(inputs, tmp_path):
     assert len(submitted) == len([*(adapted.folder / "stages").glob("*/done.json")]) > 3
     # Scores after four steps, and so the doubt that is named, differ between versions of libraries.
     assert adapted.answer and adapted.answer in str(adapted)
+    # A dump of 1,500 characters told nobody anything.
+    assert len(repr(adapted)) < 300 + 3 * len(str(tmp_path)) and "answer" not in repr(adapted)
+    assert adapted.next_step.python in str(adapted) and "mw.adapt(" in adapted.next_step.python
+    assert html.escape(adapted.next_step.python) in adapted._repr_html_()
     assert adapted.helps is None
     assert set(adapted.to_dataframe().arm) == {"words-30", "no-pretraining"}
     assert (adapted.model / "model.safetensors").is_file()
     assert (adapted.sentence_model / "modules.json").is_file()
     read = mw.StudyResult.read(tmp_path / "out")
     assert type(read) is type(adapted)
-    for name in ("answer", "helps", "arm", "model", "sentence_model", "next_step", "forgotten"):
+    names = ("answer", "details", "helps", "arm", "model", "sentence_model", "next_step")
+    for name in (*names, "forgotten"):
         assert getattr(read, name) == getattr(adapted, name)
     recipe = yaml.safe_load((tmp_path / "out" / "adapt.yaml").read_text())
     assert recipe["tasks"] == [f"{next(adapted.folder.glob('data/letters-*'))}(name='letters')"]

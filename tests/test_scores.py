@@ -1048,6 +1048,12 @@ def test_a_missing_option_is_explained(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "'--replicate'" in line and "pretraining, finetuning or items" in line
 
 
+def test_the_repr_of_a_comparison_is_its_headline() -> None:
+    """A notebook showed all records and the summary as one line."""
+    found = mw.compare(table(), replicate="pretraining", baseline="b")
+    assert repr(found) == f"<ComparedScores: {found.summary['headline']}>"
+
+
 def test_an_arm_may_be_called_like_a_setting() -> None:
     """Advice to change a recipe is left out by its code, and not by its words."""
     rows = [

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import PreTokenizer
 
+import maskwise as mw
 from maskwise import cli, signals
 from maskwise.evaluation import HeldOut
 from maskwise.folders import locked, write_folder, write_whole
@@ -408,3 +409,58 @@ def test_in_python_ctrl_c_stays_an_exception() -> None:
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+# Calls in Python
+
+
+CALL = """
+import os, signal, sys, time
+from maskwise.printing import note
+from maskwise.signals import resumable
+
+if "own" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: print("of the user"))
+
+@resumable(note)
+def work():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(2)
+    print("went on")
+
+work()
+assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+"""
+
+
+def test_a_signal_says_how_to_resume_a_call_in_python() -> None:
+    """It ended without a word. A handler of the user's is not replaced."""
+    ended = subprocess.run([sys.executable, "-c", CALL], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (128 + signal.SIGTERM, "")
+    assert "SIGTERM" in ended.stderr and "the same call resumes" in ended.stderr
+    owned = subprocess.run([sys.executable, "-c", CALL, "own"], capture_output=True, text=True)
+    assert (owned.returncode, owned.stdout) == (0, "of the user\nwent on\n")
+
+
+@pytest.mark.parametrize("call", ["study", "adapt", "finetune", "learn"])
+def test_an_interrupted_call_in_python_says_how_to_resume(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        # The watch of the call is there while it works, and not after it.
+        assert signals._watch is not None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskwise.study.inputs.require_own", interrupt)
+    monkeypatch.setattr("maskwise.study.run.run_study", interrupt)
+    monkeypatch.setattr("maskwise.study.adapt.adaptation.require_own", interrupt)
+    given: dict[str, Any] = {
+        "study": {"recipe": "quick-start"},
+        "adapt": {"model": "bundled:encoder", "texts": "bundled:wikipedia"},
+        "finetune": {"model": "bundled:encoder", "tasks": {"a": [{"text": "b", "label": "c"}]}},
+        "learn": {"recipe": "quick-start", "texts": ["a text"]},
+    }[call]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        getattr(mw, call)(out=tmp_path / "out", **given)
+    assert any("the same call resumes" in said for said in caught.value.__notes__)
+    assert signals._watch is None

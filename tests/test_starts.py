@@ -17,6 +17,7 @@ from transformers import AutoModel
 import tiny
 from hub import talking_to_a_hub
 from maskwise import starts
+from maskwise.cards import metadata_of, push_to_hub
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
@@ -532,9 +533,9 @@ def test_a_checkpoint_goes_to_the_hub_with_its_card_and_without_states(
         (place / "trainer_state.json").write_text("{}")
     with talking_to_a_hub(monkeypatch, tmp_path / "cache") as files:
         with pytest.raises(MaskwiseError, match="needs a model card"):
-            starts.push_to_hub(folder, "ada/encoder", token="hf_of_nobody")
+            push_to_hub(folder, "ada/encoder", token="hf_of_nobody")
         (folder / "README.md").write_text("# A card")
-        starts.push_to_hub(folder, "ada/encoder", token="hf_of_nobody")
+        push_to_hub(folder, "ada/encoder", token="hf_of_nobody")
         assert files["ada/encoder"]["README.md"] == b"# A card"
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files["ada/encoder"])
         assert not {"optimizer.bin", "code.py", "trainer_state.json"} & set(files["ada/encoder"])
@@ -543,12 +544,19 @@ def test_a_checkpoint_goes_to_the_hub_with_its_card_and_without_states(
         (tmp_path / "private").write_text("of nobody else")
         (folder / "notes [1].txt").symlink_to(tmp_path / "private")
         with pytest.warns(UserWarning, match=r"notes \[1\]\.txt"):
-            starts.push_to_hub(folder, "ada/again", token="hf_of_nobody")
+            push_to_hub(folder, "ada/again", token="hf_of_nobody")
         assert {"README.md", "config.json"} <= set(files["ada/again"])
         assert not any(b"of nobody" in content for content in files["ada/again"].values())
         (folder / "notes [1].txt").unlink()
+        # What maskwise cannot know, the user says.
+        said = {"language": "de", "license": "mit"}
+        push_to_hub(folder, "ada/said", token="hf_of_nobody", metadata=said)
+        card = files["ada/said"]["README.md"].decode()
+        assert metadata_of(card) == said and card.endswith("# A card")
+        assert (folder / "README.md").read_text() == "# A card"
+        assert "model.safetensors" in files["ada/said"]
         private: Any = "no"
         with pytest.raises(MaskwiseError, match="private is not valid; got no"):
-            starts.push_to_hub(folder, "ada/encoder", private=private, token="hf_of_nobody")
+            push_to_hub(folder, "ada/encoder", private=private, token="hf_of_nobody")
         with pytest.raises(MaskwiseError, match="the hub refused 'no/such/id'"):
-            starts.push_to_hub(folder, "no/such/id", token="hf_of_nobody")
+            push_to_hub(folder, "no/such/id", token="hf_of_nobody")

@@ -15,6 +15,7 @@ __version__ = "0.1.0rc1"
 if TYPE_CHECKING:
     from maskwise import samplers
     from maskwise.api import annotate_rows, encode, evaluate, finetune, learn, load
+    from maskwise.cards import push_to_hub
     from maskwise.errors import MaskwiseError
     from maskwise.masking import (
         MaskedBatch,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     )
     from maskwise.packed_collator import PackedCollator
     from maskwise.scores import compare
-    from maskwise.starts import push_to_hub
     from maskwise.study.result import StudyResult, adapt, check, study
     from maskwise.tasks import load_task
     from maskwise.trainer import MaskingTrainer
@@ -56,7 +56,7 @@ _HOMES = {
     "corrupt": "maskwise.masking",
     "schedules": "maskwise.masking",
     "load_task": "maskwise.tasks",
-    "push_to_hub": "maskwise.starts",
+    "push_to_hub": "maskwise.cards",
     "study": "maskwise",
     "samplers": "maskwise",
 }

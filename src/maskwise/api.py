@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import maskwise.learning  # noqa: F401
 from maskwise.annotate.registry import annotators
 from maskwise.errors import tidied_warnings
+from maskwise.printing import note
+from maskwise.signals import resumable
 from maskwise.text import encoding
 from maskwise.text.layers import Layered
 from maskwise.text.words import WordRule
@@ -173,6 +175,7 @@ def annotate_rows(
     )
 
 
+@resumable(note)
 @tidied_warnings()
 def learn(
     recipe: AnyRecipe,
@@ -215,6 +218,7 @@ def learn(
 
 
 @led
+@resumable(note)
 @tidied_warnings()
 def finetune(
     model: str | Path,

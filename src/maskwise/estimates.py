@@ -257,6 +257,57 @@ def loss_table(
     return lines
 
 
+def contrast_table(
+    rows: Sequence[Contrast], names: Mapping[str, str] | None = None
+) -> list[list[str]]:
+    """Return contrasts as a table: a line of heads, and a line for each row.
+
+    The cells of p and of the verdict are empty in rows that are not tested.
+
+    Args:
+        rows: rows of summary.json.
+        names: how to call arms, if not by their names.
+    """
+    lines = [["arm", "against", "outcome", "difference", "95 % interval", "p", "verdict"]]
+    gated = has_gated_rows(rows)
+    for row in rows:
+        amount = shown(row)
+        mean = amount.figure()
+        if mean:
+            mean += f" {'points' if amount.unit.endswith('points') else amount.unit}"
+        lines.append(
+            [
+                (names or {}).get(row["arm"], row["arm"]),
+                (names or {}).get(row["baseline"], row["baseline"]),
+                # Without the preposition: the column shows "the tasks" and not "on the tasks".
+                outcome_words(row["outcome"]).partition(" ")[2],
+                mean,
+                "needs 6 runs" if amount.low is None else amount.ends(),
+                "" if row["p_adjusted"] is None else f"{row['p_adjusted']:.2g}",
+                verdict_words(row) + (", gate" if row.get("gate") and gated else ""),
+            ]
+        )
+    return lines
+
+
+def has_gated_rows(contrasts: Iterable[Contrast]) -> bool:
+    """Return whether a gate is tested before other contrasts.
+
+    If the gate is the only contrast, as in maskwise adapt, it is the question of the study.
+    """
+    return any(row["primary"] and "gate" not in row for row in contrasts)
+
+
+def verdict_words(row: Contrast) -> str:
+    """Return the verdict of a row with its direction and scope, "" without a verdict."""
+    verdict: str = row["verdict"] or ""
+    if row["better"]:
+        direction = "better" if row["better"] == "arm" else "worse"
+        small = ", too small to matter" if "equivalence" in row else ""
+        verdict = f"{direction} ({verdict}){small}"
+    return f"{verdict}, {row['scope']}" if verdict not in ("", "not comparable") else verdict
+
+
 def aligned_cells(table: Sequence[Sequence[str]]) -> list[list[str]]:
     """Pad the cells of a table, so that its columns are aligned in plain text."""
     widths = [max(map(len, column)) for column in zip(*table)]

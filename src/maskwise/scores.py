@@ -147,6 +147,9 @@ class ComparedScores:
         """A sentence for each primary contrast."""
         return [row["sentence"] for row in self.summary["contrasts"] if row["primary"]]
 
+    def __repr__(self) -> str:
+        return f"<ComparedScores: {self.summary['headline']}>"
+
     def __str__(self) -> str:
         primary = [row for row in self.summary["contrasts"] if row["primary"]]
         lines = [*reasons(primary), *self.summary["advice"]]

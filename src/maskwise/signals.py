@@ -36,6 +36,8 @@ AGAIN_SECONDS = 2.0
 and launchers send the same signal twice within less."""
 GOODBYE_SECONDS = 1.0
 """How long the last words may take, because nobody may read what is printed."""
+KEPT = "finished stages and saved states are kept, and the same {work} resumes the work"
+"""What is said of work that a signal ends."""
 CODES = {128 + number: number.name for number in (*ASKED, signal.SIGINT)}
 """The name of the signal for each exit code."""
 LEFT: set[Path] = set()
@@ -161,7 +163,37 @@ class SignalWatch:
 
 
 _watch: SignalWatch | None = None
-"""The watch of a command or a worker. In Python there is none: Ctrl-C stays KeyboardInterrupt."""
+"""The watch of a command, of a worker, or of a call in Python that can be resumed."""
+
+
+@contextmanager
+def resumable(say: Callable[[list[str]], object]) -> Iterator[None]:
+    """A context, or a decorator, for calls in Python that the same call resumes.
+
+    Ctrl-C stays KeyboardInterrupt, with a note that says so. A signal that would kill the process
+    ends it as in a command, if this is the main thread.
+
+    Args:
+        say: called with a line before a signal ends the process.
+    """
+    kept = KEPT.format(work="call")
+    numbers = []
+    if _watch is None and threading.current_thread() is threading.main_thread():
+        # A handler of the user's, or of a notebook, stays.
+        numbers = [each for each in ASKED if signal.getsignal(each) is signal.SIG_DFL]
+    watch = None
+    if numbers:
+        watch = SignalWatch(numbers, lambda code: say([f"ended by {CODES[code]}; {kept}"]))
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(kept)
+        raise
+    finally:
+        if watch is not None:
+            # What fails after a signal may fail because of it.
+            watch.stay()
+            watch.close()
 
 
 _masks = threading.local()

@@ -14,9 +14,7 @@ with pip.
 from __future__ import annotations
 
 import site
-import warnings
 from functools import cache
-from glob import escape
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from itertools import chain
@@ -25,10 +23,7 @@ from typing import TypeAlias
 
 from maskwise.errors import MaskwiseError, first_line, require_known
 from maskwise.folders import (
-    CARD,
     bundled_file,
-    left_out,
-    not_to_copy,
     read_json,
     refuse_damaged,
 )
@@ -249,60 +244,6 @@ def downloaded(name: str, patterns: list[str], *, what: str) -> str:
     except Exception as error:
         # Errors of the network, of the hub and of unknown ids have no common base class.
         raise MaskwiseError(f"cannot download {what} from the hub", got=first_line(error)) from None
-
-
-def push_to_hub(
-    folder: Start, name: str, *, private: bool = False, token: str | None = None
-) -> str:
-    """Upload a checkpoint and its model card to the Hugging Face Hub.
-
-    Args:
-        folder: a checkpoint with a README.md, as maskwise pretrain, study, finetune and adapt write
-            it. Training states, code, pickles, and links that lead out of it (but for weights) are
-            not uploaded.
-        name: the id on the hub, such as ``you/my-encoder``.
-        private: whether only you can see the model.
-        token: a hub token; by default, the token that ``hf auth login`` has stored.
-
-    Returns:
-        The address of the model on the hub.
-
-    Raises:
-        MaskwiseError: the folder does not exist, has no model card (README.md) of its own or has
-            damaged weights; or the hub returns an error.
-
-    >>> push_to_hub("runs/nowhere/checkpoint", "you/my-encoder")
-    Traceback (most recent call last):
-    maskwise.errors.MaskwiseError: there is no model or tokenizer in 'runs/nowhere/checkpoint'; got
-        no such folder; ...
-    """
-    # A word such as "no" would count as True.
-    if not isinstance(private, bool):
-        raise MaskwiseError("private is not valid", got=private, allowed="True or False")
-    where = Path(find_weights(folder))
-    links = not_to_copy(where, [f"**/{pattern}" for pattern in TEXTS])
-    if not (where / CARD).is_file() or where / CARD in links:
-        got = links.get(where / CARD, f"no {CARD} in {where}")
-        raise MaskwiseError("a model on the hub needs a model card", got=got)
-    for line in left_out(links):
-        warnings.warn(line, stacklevel=2)
-    from huggingface_hub import HfApi
-
-    hub = HfApi(token=token)
-    names = [escape(str(path.relative_to(where))) for path in links]
-    try:
-        made = hub.create_repo(name, private=private, exist_ok=True)
-        # Patterns also match files in subfolders, and "checkpoint-5" is a state of ``Trainer``.
-        hub.upload_folder(
-            repo_id=made.repo_id,
-            folder_path=where,
-            allow_patterns=SHARED,
-            ignore_patterns=["checkpoint-*", "*trainer_state.json", *names],
-        )
-    except Exception as error:
-        # Errors of the network, of the hub and of malformed ids have no common base class.
-        raise MaskwiseError(f"the hub refused {name!r}", got=first_line(error)) from None
-    return str(made)
 
 
 def _missing(name: Start, got: str) -> MaskwiseError:

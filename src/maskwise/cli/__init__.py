@@ -47,7 +47,7 @@ from maskwise.printing import (
     results_only,
     say,
 )
-from maskwise.signals import ASKED, CODES, AskedToLeave, SignalWatch
+from maskwise.signals import ASKED, CODES, KEPT, AskedToLeave, SignalWatch
 from maskwise.torchrun import fails_first, led
 
 app = typer.Typer(
@@ -238,7 +238,7 @@ def _kept(arguments: Sequence[str] | None) -> str:
     again = shell_words(["maskwise", *arguments])
     if not arguments or arguments[0] not in RESUMED or "--dry-run" in arguments:
         return f"nothing is left half-written; run the command again: {again}"
-    kept = "finished stages and saved states are kept, and the same command resumes the work"
+    kept = KEPT.format(work="command")
     # Under torchrun, the arguments are only a part of the command.
     if "WORLD_SIZE" not in os.environ:
         kept += f": {again}"

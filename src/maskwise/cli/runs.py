@@ -292,7 +292,9 @@ def adapt(
     else:
         say(result["answer"], "bold")
         say(f"{result['kept']} Page: {result['report']}")
-        say(result["next"])
+        say(f"Next: {result['next']['advice']}")
+        if result["next"]["command"]:
+            say(f"  {result['next']['command']}")
     raise typer.Exit(bool(result["failures"]))
 
 

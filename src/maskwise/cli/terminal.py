@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import typer
 from rich.console import Console
@@ -17,9 +17,6 @@ from maskwise.errors import MaskwiseError, duration, visible
 from maskwise.folders import results_folder
 from maskwise.printing import Terminal, note, out_console, say, warn
 from maskwise.specs import is_path, split_options
-
-if TYPE_CHECKING:
-    from maskwise.files import Contrast
 
 T = TypeVar("T")
 JsonObject: TypeAlias = dict[str, Any]
@@ -191,13 +188,15 @@ COLOURS = {
 
 def print_verdicts(summary: JsonObject) -> None:
     """Print the primary contrasts, headline, flags, advice and held-out losses of a summary."""
-    from maskwise.estimates import loss_table, reasons
+    from maskwise.estimates import contrast_table, loss_table, reasons
 
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if rows:
-        heads = ("arm", "against", "outcome", "difference", "95 % interval", "p", "verdict")
-        gated = any("gate" not in row for row in rows)
-        print_table(heads, (_cells(row, gated=gated) for row in rows))
+        heads, *lines = contrast_table(rows)
+        cells: list[list[str | Text]] = []
+        for row, (*others, verdict) in zip(rows, lines, strict=True):
+            cells.append([*others, Text(verdict, COLOURS[str(row["verdict"])])])
+        print_table(heads, cells)
     say(summary["headline"], "bold")
     for sentence in reasons(rows):
         say(f"  · {sentence}", "dim")
@@ -208,39 +207,6 @@ def print_verdicts(summary: JsonObject) -> None:
         names, *lines = loss_table(summary["losses"])
         print_table(names, lines)
         say("")
-
-
-def _cells(row: Contrast, *, gated: bool) -> list[str | Text]:
-    """Return the cells of a row; ``gated``: whether other rows are tested after a gate."""
-    from maskwise.estimates import outcome_words, shown
-
-    # Amounts have the same units as on the page.
-    amount = shown(row)
-    mean = amount.figure()
-    if mean:
-        unit = amount.unit
-        if unit.endswith("points"):
-            unit = "points"
-        mean = f"{mean} {unit}"
-    interval = "needs 6 runs"
-    if amount.low is not None:
-        interval = amount.ends()
-    p = figure(row["p_adjusted"], ".2g")
-    verdict = str(row["verdict"])
-    if row["better"] == "arm":
-        verdict = f"better ({verdict})"
-    elif row["better"]:
-        verdict = f"worse ({verdict})"
-    if row["better"] and "equivalence" in row:
-        verdict += ", too small to matter"
-    if row["verdict"] != "not comparable":
-        verdict += f", {row['scope']}"
-    # Remove the preposition: the column shows "the tasks" and not "on the tasks".
-    outcome = outcome_words(row["outcome"]).partition(" ")[2]
-    if row.get("gate") and gated:
-        verdict += ", gate"
-    coloured = Text(verdict, COLOURS[str(row["verdict"])])
-    return [row["arm"], row["baseline"], outcome, mean, interval, p, coloured]
 
 
 def short(number: float) -> str:

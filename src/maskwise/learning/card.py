@@ -123,7 +123,9 @@ def _means(names: Sequence[str], weights: Sequence[float], *, least: int) -> Mea
     return found
 
 
-def policy_card(choices: Mapping[str, object], measures: Measures, shown: PolicyCard) -> str:
+def policy_card(
+    choices: Mapping[str, object], measures: Measures, shown: PolicyCard, *, front: str
+) -> str:
     """Return a policy's model card, in the hub's Markdown format.
 
     Args:
@@ -131,6 +133,7 @@ def policy_card(choices: Mapping[str, object], measures: Measures, shown: Policy
         measures: the measures of the policy, keyed by name. The key ``salient`` has the measures of
             the baseline, the salient spans.
         shown: the summary of the policy's weights.
+        front: the front matter.
     """
     lines = "\n".join
     facts = []
@@ -152,11 +155,7 @@ def policy_card(choices: Mapping[str, object], measures: Measures, shown: Policy
     examples = []
     for text in map(_with_bold, shown["examples"]):
         examples.append(f"> {text}\n")
-    return f"""---
-library_name: maskwise
-tags: [maskwise, masking-policy]
----
-
+    return f"""{front}
 # A masking policy learned with {credit()}
 
 The policy assigns a weight to every word in a text. Words with larger weights are masked more

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from maskwise.annotate.registry import annotators
+from maskwise.cards import front_matter
 from maskwise.constants import GAIN, POLICY_TAGGERS, rank_here, ranks_here
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
@@ -323,7 +324,13 @@ class Lesson:
             choices["tries"] = len(measures["tries"])
             figures = {GAIN: measures["gain"], **figures}
         shown = show(policy, texts, before)
-        policy.card = policy_card(choices, figures, shown)
+        front = front_matter(
+            settings.pretrained,
+            self.corpus.sources,
+            library_name="maskwise",
+            tags=["masking-policy"],
+        )
+        policy.card = policy_card(choices, figures, shown, front=front)
         write_folder(self.folder / "policy", policy.save_pretrained)
         write_json(self.folder / "shown.json", finite(shown))
         return result

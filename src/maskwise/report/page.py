@@ -18,7 +18,7 @@ from typing import Any
 from maskwise import __version__
 from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words, shade
 from maskwise.errors import duration, plural
-from maskwise.estimates import detected_words, loss_table, outcome_words
+from maskwise.estimates import contrast_table, detected_words, loss_table, outcome_words
 from maskwise.files import RULES, ArmFacts, Contrast, Summary
 from maskwise.folders import read_json, read_lines, write_page
 from maskwise.report.charts import (
@@ -106,6 +106,10 @@ def page_content(folder: Folder) -> View:
         "small_overlaps": small_overlaps,
         "missing": _missing(folder) if folder.kind == "study" else [],
         "arms": [_arm(folder, arm, colours[arm]) for arm in folder.arms],
+        "contrast_table": contrast_table(
+            sorted(folder.summary["contrasts"], key=lambda row: not row["primary"]),
+            folder.untrained,
+        ),
         "forests": forest_groups(folder.summary["contrasts"], colours),
         "scores": score_charts(folder, colours),
         "task_table": task_table(folder),

@@ -118,7 +118,7 @@ class Folder:
         samples: masked texts, keyed by arm.
         curves: the lines of all metrics.jsonl files, with the arm and seed of their run.
         steps: the number of optimiser steps of a finished single run.
-        adapted: a sentence that says where ``maskwise adapt`` saved a model; "" for other studies.
+        adapted: the content of adapted.json; {} for other studies than those of ``maskwise adapt``.
     """
 
     kind: str
@@ -133,7 +133,7 @@ class Folder:
     samples: dict[str, list[LogLine]] = field(default_factory=dict)
     curves: list[LogLine] = field(default_factory=list)
     steps: int | None = None
-    adapted: str = ""
+    adapted: LogLine = field(default_factory=dict)
 
     @property
     def arms(self) -> list[str]:
@@ -374,9 +374,7 @@ def _read_study(folder: Path, summary: Summary | None) -> Folder:
         decisions=_decisions(stored),
         samples=read_json(folder / "samples.json") or {},
         curves=curves,
-        adapted=" ".join(
-            str(saved[key]) for key in ("sentence", "forgotten", "next") if key in saved
-        ),
+        adapted=saved,
     )
 
 

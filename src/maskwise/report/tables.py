@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import median_low
@@ -20,6 +20,7 @@ from maskwise.constants import DIFFUSION, NATS, accuracy_misleads
 from maskwise.errors import MaskwiseError
 from maskwise.estimates import (
     Shown,
+    has_gated_rows,
     in_decimals,
     items_words,
     outcome_label,
@@ -261,14 +262,6 @@ MOST_EXPLAINING = 3
 ROUNDING = 1e-9
 EQUAL_REACH = 0.01
 """The end of the axis if all differences are at most ``ROUNDING``: a point, or .01 nats."""
-
-
-def has_gated_rows(contrasts: Iterable[Contrast]) -> bool:
-    """Return whether a gate is tested before other contrasts.
-
-    If the gate is the only contrast, as in maskwise adapt, it is the question of the study.
-    """
-    return any(row["primary"] and "gate" not in row for row in contrasts)
 
 
 def _kind_of(row: Contrast) -> str:

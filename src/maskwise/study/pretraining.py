@@ -18,6 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from maskwise.cards import front_matter
 from maskwise.constants import rank_here, ranks_here
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError, in_percent
@@ -332,7 +333,12 @@ def model_card(
         best_step: the step whose weights were kept; None for the last.
         part: the part of the training that was run; None for all of it.
     """
-    front = {"library_name": "transformers", "tags": ["fill-mask", "maskwise"]}
+    front = front_matter(
+        recipe.model.pretrained,
+        recipe.corpus.sources,
+        library_name="transformers",
+        tags=["fill-mask"],
+    )
     table = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
     measured = []
     for line in losses:
@@ -348,9 +354,7 @@ def model_card(
         trained = f"Trained for {part.end} steps (of at most {training.steps})"
     if best_step is not None:
         trained = f"The best state, at step {best_step}, of a training of {training.steps} steps"
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False)}---
-
+    return f"""{front}
 # A masked language model made with {credit()}
 
 | choice | value |

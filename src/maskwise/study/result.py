@@ -32,6 +32,7 @@ from maskwise.folders import read_json, read_lines, require_replaceable
 from maskwise.measurements import measurements, table_of
 from maskwise.printing import note
 from maskwise.recipe.yamls import Plain
+from maskwise.signals import resumable
 from maskwise.study.inputs import (
     ROWS,
     AnyRecipe,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from maskwise.jobs import Executor
+    from maskwise.study.adapt import NextStep
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +231,7 @@ def _escaped(text: str) -> str:
 
 
 @led
+@resumable(note)
 @tidied_warnings()
 def study(
     recipe: AnyRecipe = "quick-start",
@@ -411,25 +414,29 @@ class Adapted(StudyResult):
     """A study that trained an encoder further, and the adapted model.
 
     Attributes:
-        answer: whether further training helped, how much, and at what cost.
+        answer: whether further training helped, how much, and at what cost, in at most four
+            sentences.
+        details: further sentences.
         helps: the arm that is decided to be better than the unchanged model, by more than does not
             matter; None if none is.
         arm: the arm of the adapted model; None if no run has finished.
         model: the folder of the adapted model for transformers, whether or not it is better; None
             if no run has finished.
         sentence_model: the folder of the same model for sentence-transformers.
-        next_step: what to do next.
+        next_step: what to do next: `advice`, and its work as a `command` and in `python` ("" if
+            there is none).
         forgotten: how the loss on general text (or the retrieval of it) changed from the start, for
             each arm: mean, interval and margin; estimates that are not tested.
     """
 
-    answer: str
+    answer: str = field(repr=False)
+    details: list[str] = field(repr=False)
     helps: str | None
     arm: str | None
     model: Path | None
     sentence_model: Path | None
-    next_step: str
-    forgotten: list[dict[str, Any]]
+    next_step: NextStep = field(repr=False)
+    forgotten: list[dict[str, Any]] = field(repr=False)
 
     @cached_property
     def best_arm(self) -> str:
@@ -443,10 +450,24 @@ class Adapted(StudyResult):
         return self.arm
 
     def __str__(self) -> str:
-        return "\n".join([self.answer, *([f"Model: {self.model}"] if self.model else [])])
+        lines = [self.answer, *([f"Model: {self.model}"] if self.model else [])]
+        step = self.next_step
+        return "\n".join([*lines, *([f"Next: {step.advice}"] if step.advice else []), step.python])
+
+    def _repr_html_(self) -> str:
+        """Show the answer in a notebook, with the verdicts folded."""
+        step = self.next_step
+        further = "".join(f"<p>{_escaped(sentence)}</p>" for sentence in self.details)
+        return (
+            f"<p><b>{_escaped(self.answer)}</b></p><p>{_escaped(f'Model: {self.model}')}</p>"
+            f"<p>{_escaped(f'Next: {step.advice}')}</p>"
+            f"{step.python and f'<pre>{html.escape(step.python)}</pre>'}"
+            f"<details><summary>Details</summary>{further}{super()._repr_html_()}</details>"
+        )
 
 
 @led
+@resumable(note)
 @tidied_warnings()
 def adapt(
     model: str | Path,
@@ -463,6 +484,7 @@ def adapt(
     steps: int = 600,
     patience: int | None = None,
     lengths: Sequence[float] | None = None,
+    head_steps: int | None = None,
     runs: int | None = None,
     seeds: Sequence[int] | None = None,
     overrides: Overrides = (),
@@ -493,6 +515,8 @@ def adapt(
         lengths: shares of the steps, such as (0.25, 0.5, 1), after which training also ends, with a
             decay of the learning rate; each run keeps the length with the lowest loss of held-out
             text. None for all steps only.
+        head_steps: steps that train a new head first, once for all runs, if the model has none;
+            None for ``steps``, at most 600.
         runs: runs of each arm; None for the least that can decide, 6, or 7 with ``new_words``.
         seeds: the seeds of the runs, in place of ``runs``.
         overrides: further settings of the recipe to change.
@@ -507,10 +531,11 @@ def adapt(
     >>> adapted = adapt("bundled:encoder", "my_texts.txt", out="runs/a")  # doctest: +SKIP
     >>> adapted.helps, adapted.model  # doctest: +SKIP
     """
-    from maskwise.study.adapt import Adaptation, Request, default_runs, refuse_both
+    from maskwise.study.adapt import Adaptation, NextStep, Request, default_runs, refuse_both
 
     steps = whole_number("steps", steps, least=1)
     counts = {"runs": runs, "patience": patience, "new_words": new_words, "jobs": jobs}
+    counts["head_steps"] = head_steps
     for name, count in counts.items():
         if count is not None:
             whole_number(name, count, least=1)
@@ -551,6 +576,7 @@ def adapt(
             steps=steps,
             patience=patience,
             lengths=lengths,
+            head_steps=head_steps,
             seeds=of_runs if seeds is None else seeds,
             overrides=(*overrides_of(overrides, None, None, out),),
             time=time,
@@ -562,19 +588,20 @@ def adapt(
             found = adaptation.run(executor)
     adapted = StudyResult.read(out)
     assert isinstance(adapted, Adapted)
-    return replace(adapted, next_step=found["next"])
+    return replace(adapted, next_step=NextStep(**found["next"]))
 
 
 def _adapted(result: StudyResult) -> Adapted:
     """Return the result of ``adapt`` from that of its study."""
     from maskwise.recipe import read_recipe
-    from maskwise.study.adapt import ADAPTED, answers, saved_folders
+    from maskwise.study.adapt import ADAPTED, NextStep, answers, saved_folders
     from maskwise.study.records import chosen_steps
 
     best = chosen_steps(result.records)
     facts: Plain = {**result.summary, "seconds": result.study["seconds"], "best": best}
     found = answers(result.folder, facts, read_recipe(result.study["recipe"]))
     saved = read_json(result.folder / ADAPTED) or {}
+    step = saved.get("next")
     folders = [*saved_folders(result.folder, saved), None, None]
     return Adapted(
         result.folder,
@@ -582,10 +609,11 @@ def _adapted(result: StudyResult) -> Adapted:
         result.records,
         result.summary,
         answer=found["answer"],
+        details=found["details"],
         helps=found["helps"],
         arm=saved.get("arm"),
         model=folders[0],
         sentence_model=folders[1],
-        next_step=saved.get("next", ""),
+        next_step=NextStep(**step) if isinstance(step, dict) else NextStep(""),
         forgotten=found["forgotten"],
     )

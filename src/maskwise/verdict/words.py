@@ -33,7 +33,7 @@ SENTENCES: dict[str, str] = {
     "equal": "{arm} and {baseline} are equal {where} ({facts}).",
 }
 HEADLINES: dict[str, str] = {
-    "decided": "{first} is {amount} better than {second} {where}{small} (decided, p = {p}).",
+    "decided": "{first} is {amount} better than {second} {where}{small} (decided; {ends}).",
     NO_DIFFERENCE: "no difference that matters between {arm} and {baseline} {where}.",
     "not comparable": "not comparable: {because}.",
 }
@@ -58,8 +58,8 @@ REPLICATES = {
 """What a pair of scores from elsewhere repeats, and what is said about such pairs
 (``scores``)."""
 LEARNED_MORE = (
-    "{first} learned more than {second}: its held-out loss is {amount} lower{small} (decided, p = "
-    "{p})."
+    "{first} learned more than {second}: its held-out loss is {amount} lower{small} (decided; "
+    "{ends})."
 )
 """Headline of a contrast that is decided by loss, if one of the two arms learned little more than
 word frequencies."""
@@ -119,7 +119,7 @@ def sentence_of(verdict: Verdict, names: ShownNames, *, brief: bool = False) -> 
     """
     kind: str = verdict.decision or ""
     template = SENTENCES.get(kind, SENTENCES["ahead" if verdict.mean else "equal"])
-    facts = _facts(verdict, names[verdict.sides[0]], brief=brief)
+    facts = _facts(verdict, names, brief=brief)
     if kind == "open" and brief:
         # It is printed next to the verdict, and does not repeat it.
         template = OPEN[_why_open(verdict)]
@@ -154,23 +154,25 @@ def _fill(
     if brief:
         reasons = reasons[:1]
     p = verdict.p_adjusted
+    amount = verdict.shown
     return template.format(
         arm=names[verdict.arm],
         baseline=names[verdict.baseline],
         first=first,
         second=second,
         where=outcome_words(verdict.outcome),
-        amount=verdict.shown.size(),
+        amount=amount.size(),
         because="; ".join(reasons),
         facts=facts,
         inside=_inside(verdict),
         small=", which is too small to matter" if verdict.equivalence else "",
-        p="" if p is None else f"{p:.2g}",
+        ends="" if p is None else f"95 % interval {amount.ends(ahead=True)}, p = {p:.2g}",
     )
 
 
-def _facts(verdict: Verdict, ahead: str, *, brief: bool) -> str:
-    """Return the number of runs, interval, p value and scope of a verdict; ``ahead`` leads."""
+def _facts(verdict: Verdict, names: ShownNames, *, brief: bool) -> str:
+    """Return the number of runs, interval, p value and scope of a verdict."""
+    ahead = names[verdict.sides[0]]
     amount = verdict.shown
     runs = f"{plural(verdict.n, 'run')} each"
     if verdict.compute["matched"]:
@@ -178,10 +180,7 @@ def _facts(verdict: Verdict, ahead: str, *, brief: bool) -> str:
     facts = [runs]
     # A lead without its interval says more than is known.
     if verdict.mean is not None and (not brief or verdict.decision != NO_DIFFERENCE):
-        # Elsewhere, the amount before it has the unit.
-        within = verdict.equivalence is not None and amount.unit == SPREADS
-        has_unit = within or (brief and verdict.decision == "open")
-        facts.append(_interval(verdict, ahead, amount.unit if has_unit else ""))
+        facts.append(_interval(verdict, names, neutral=brief and verdict.decision == "open"))
     if not brief:
         if verdict.scale.unit == "SDs" and amount.unit != SPREADS and verdict.mean:
             digits = decimals(1, verdict.estimate["low"], verdict.estimate["high"])
@@ -204,12 +203,23 @@ def _facts(verdict: Verdict, ahead: str, *, brief: bool) -> str:
     return "; ".join(facts)
 
 
-def _interval(verdict: Verdict, ahead: str, unit: str) -> str:
-    """Return a phrase with the interval of the lead; ``ahead`` leads."""
+def _interval(verdict: Verdict, names: ShownNames, *, neutral: bool) -> str:
+    """Return a phrase with the interval of the lead.
+
+    Args:
+        verdict: the verdict.
+        names: the names of arms in sentences.
+        neutral: whether it is the lead of the arm, as in tables, whichever side is ahead.
+    """
     amount = verdict.shown
     if amount.low is None:
         return f"no interval: it takes {fewest_runs(ALPHA)} runs of each arm"
-    return f"95 % interval of {ahead}'s lead: {amount.ends(ahead=True)} {unit}".rstrip()
+    side = names[verdict.arm if neutral else verdict.sides[0]]
+    ends = amount.ends(ahead=not neutral)
+    # Elsewhere, the amount before it has the unit.
+    if neutral or (verdict.equivalence is not None and amount.unit == SPREADS):
+        ends += f" {amount.unit}"
+    return f"95 % interval of {side}'s lead: {ends}"
 
 
 def _failures(verdict: Verdict, ahead: str) -> list[str]:
@@ -352,7 +362,7 @@ def headline_sentence(
             worse.add(other.arm)
     reach = _reach(verdict, names)
     if verdict.decision == "open":
-        interval = _interval(verdict, names[verdict.sides[0]], verdict.shown.unit)
+        interval = _interval(verdict, names, neutral=True)
         return f"Open: {_fill(OPEN[_why_open(verdict)], verdict, names, interval)}{reach}"
     template = HEADLINES[str(verdict.decision)]
     if verdict.decision == "decided" and reach:

@@ -21,7 +21,7 @@ run), ``smaller`` (a plan that keeps a time limit), ``answer`` and ``forgotten``
 """
 
 from maskwise.study.adapt.adaptation import Adaptation
-from maskwise.study.adapt.answer import answers
+from maskwise.study.adapt.answer import NextStep, answers
 from maskwise.study.adapt.request import TIME, Request, default_runs, refuse_both
 from maskwise.study.adapt.saved import ADAPTED, saved_folders
 
@@ -29,6 +29,7 @@ __all__ = [
     "ADAPTED",
     "TIME",
     "Adaptation",
+    "NextStep",
     "Request",
     "answers",
     "default_runs",

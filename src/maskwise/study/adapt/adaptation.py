@@ -152,7 +152,7 @@ class Adaptation:
             "seconds": seconds if known else None,
             "fits": fits,
             "contrasts": plans[smaller]["contrasts"],
-            "command": smaller.command(**options),
+            "command": smaller.invocation(**options).command,
         }
         return plan
 
@@ -193,10 +193,10 @@ class Adaptation:
             executor: as for ``run_study``.
 
         Returns:
-            The result of ``run_study``, and ``answer``, ``forgotten`` (a list of ``Forgotten``),
-            ``next`` (what to do next), ``adapted`` (``Saved``, or None), ``kept`` (a sentence about
-            it), ``folders``, ``helps`` (the arm that is decided to be better, or None) and
-            ``held_out``.
+            The result of ``run_study``, and ``answer``, ``details``, ``forgotten`` (a list of
+            ``Forgotten``), ``next`` (as in ``NextStep``), ``adapted`` (``Saved``, or None),
+            ``kept`` (a sentence about it), ``folders``, ``helps`` (the arm that is decided to be
+            better, or None) and ``held_out``.
 
         Raises:
             MaskwiseError: no arm can be trained, or ``run_study`` raises an error.
@@ -214,7 +214,7 @@ class Adaptation:
             executor=executor,
             files={RECIPE: self.draft.text},
         )
-        next_step = next_of(result, recipe, request)
+        next_step = next_of(result, recipe, request)._asdict()
         saved = None
         kept = "No run has finished, so there is no adapted model."
         # Other processes that run this study save the same model.

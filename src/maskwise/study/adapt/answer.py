@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from maskwise.errors import duration, option, shell_words
+from maskwise.errors import duration, option
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
 from maskwise.study.adapt.draft import new_head_words
 from maskwise.study.adapt.forgotten import forgotten_of, forgotten_words
-from maskwise.study.adapt.request import NEW_WORDS, OTHER_TEXT, Request
+from maskwise.study.adapt.request import NEW_WORDS, OTHER_TEXT, Request, invocation_of
 from maskwise.training.best import best_at
 from maskwise.training.parts import parts_of
-from maskwise.verdict.words import guessed_sentence
+from maskwise.verdict.words import guessed_sentence, is_reason
 
+MOST_SENTENCES = 4
 ANSWERS = {
-    ("decided", "arm"): "Yes, further training helps.",
-    ("decided", "baseline"): "No, further training hurts.",
-    ("no difference that matters", None): "No, it makes no difference that matters.",
+    ("decided", "arm"): "Yes, further training helps:",
+    ("decided", "baseline"): "No, further training hurts:",
+    ("no difference that matters", None): "No:",
 }
-"""What is said first, keyed by ``_finding``."""
+"""What stands before the verdict, keyed by ``_finding``."""
 TEXT_ANSWERS = {
     ("decided", "arm"): "It was your text:",
     ("decided", "baseline"): "The other text is better than yours:",
@@ -33,8 +35,16 @@ NO_CONTROL = (
 )
 
 
+class NextStep(NamedTuple):
+    """What to do next: advice, and its work as a command and in Python ("" without work)."""
+
+    advice: str
+    command: str = ""
+    python: str = ""
+
+
 def answers(out: Path, result: Plain, recipe: Recipe) -> Plain:
-    """Return what a finished adaptation says: ``answer``, ``helps`` and ``forgotten``.
+    """Return what a finished adaptation says: ``answer``, ``details``, ``helps`` and ``forgotten``.
 
     Args:
         out: the folder of the study.
@@ -42,26 +52,68 @@ def answers(out: Path, result: Plain, recipe: Recipe) -> Plain:
         recipe: its recipe.
     """
     forgotten = forgotten_of(out)
-    shown = guessed_sentence(result.get("guessed", ())).strip()
-    parts = (answer_of(result, recipe), shown, forgotten_words(forgotten))
+    sentences = [*answer_sentences(result, recipe, forgotten=forgotten_words(forgotten))]
+    row = _primary(result)
+    details = sentences[MOST_SENTENCES:]
+    if row is not None:
+        details += [row["sentence"], *(f"{flag['sentence']}." for flag in _overlaps(row))]
     return {
-        "answer": " ".join(filter(None, parts)),
+        "answer": " ".join(sentences[:MOST_SENTENCES]),
+        "details": details,
         "helps": arm_that_helps(result),
         "forgotten": forgotten,
     }
 
 
-def answer_of(result: Plain, recipe: Recipe) -> str:
-    """Return the answer in words: whether further training helps, how much, and at what cost."""
+def answer_sentences(result: Plain, recipe: Recipe, *, forgotten: str = "") -> Iterator[str]:
+    """Yield the answer, the most important sentence first: whether further training helps, what
+    speaks against it, what else was asked, what was forgotten, and the cost.
+
+    Args:
+        result, recipe: as for ``answers``.
+        forgotten: the sentence about general text, if it was measured.
+    """
     row = _primary(result)
     if row is None:
-        return "Nothing was compared."
+        yield "Nothing was compared."
+        return
+    # It begins with the name of an arm, or with a word.
+    brief = row["brief"]
+    if _finding(row) in ANSWERS and not brief.startswith(row["arm"]):
+        brief = brief[0].lower() + brief[1:]
+    yield f"{ANSWERS.get(_finding(row), '')} {brief}".lstrip()
+    guessed = guessed_sentence(result.get("guessed", ()))
+    others = [_overlap(row), guessed.strip(), _new_words(result, row), _whose_text(result, row)]
+    yield from filter(None, [*others, row["outlook"], forgotten, _cost(result, row, recipe)])
+
+
+def _overlap(row: Plain) -> str:
+    """Return a sentence about test items that stand in the corpus; "" if this does not matter."""
+    for flag in _overlaps(row):
+        tasks = " and ".join(flag["facts"]["tasks"])
+        return f"But the corpus has much of some test items of {tasks}, which may be memorised."
+    return ""
+
+
+def _overlaps(row: Plain) -> list[Plain]:
+    """List the flag of test items that stand in the corpus, if this matters."""
+    flags = [flag for flag in row.get("flags", ()) if flag["code"] == "overlap"]
+    return [flag for flag in flags if not flag["facts"].get("minor")]
+
+
+def _new_words(result: Plain, row: Plain) -> str:
+    """Return the sentence on the arm with new words; "" without it."""
+    for other in result["contrasts"]:
+        if other["primary"] and other["arm"] == f"{row['arm']}{NEW_WORDS}":
+            return f"New words: {other['brief']}"
+    return ""
+
+
+def _cost(result: Plain, row: Plain, recipe: Recipe) -> str:
+    """Return a sentence about the steps of a run, those after which it was best, and the time."""
     found = ""
     if row["arm"] in result.get("best", ()):
         found = f"{row['arm']} was {best_at(**result['best'][row['arm']])}"
-    if row["verdict"] == "not comparable":
-        return f"{row['sentence']} {found and f'{found}.'}".rstrip()
-    answer = ANSWERS.get(_finding(row), "These runs cannot tell:")
     training = recipe.arm(row["arm"], seed=0).links()[-1].training
     steps = training.steps
     cost = f"Training takes {steps:,} steps per run"
@@ -74,16 +126,7 @@ def answer_of(result: Plain, recipe: Recipe) -> str:
     head = new_head_words(recipe)
     if head:
         cost += f" and starts with {head}, once for all runs"
-    # The first words of the answer say already that the result is open.
-    sentence = row["sentence"].removeprefix("Open: ")
-    said = f"{answer} {sentence} {cost}; the study took {duration(result['seconds'])}."
-    for flag in row.get("flags", ()):
-        if flag["code"] == "overlap" and not flag["facts"].get("minor"):
-            said += f" But {flag['sentence']}: the arms may have memorised them."
-    for other in result["contrasts"]:
-        if other["primary"] and other["arm"] == f"{row['arm']}{NEW_WORDS}":
-            said += f" New words: {other['sentence']}"
-    return f"{said} {_whose_text(result, row)}".rstrip()
+    return f"{cost}; the study took {duration(result['seconds'])}."
 
 
 def _whose_text(result: Plain, row: Plain) -> str:
@@ -97,41 +140,38 @@ def _whose_text(result: Plain, row: Plain) -> str:
             continue
         if any(flag["code"] == "not-asked" for flag in other["flags"]):
             return "Whether it is your text was not tested, because no help is shown."
-        said = TEXT_ANSWERS.get(_finding(other))
-        if said is None:
-            said = "Whether it is your text, these runs cannot tell:"
-        return f"{said} {other['sentence'].removeprefix('Open: ')}"
+        said = TEXT_ANSWERS.get(_finding(other), "Whether it is your text:")
+        return f"{said} {other['brief']}"
     if _finding(row) != ("decided", "arm"):
         return ""
     return NO_CONTROL.format(control=option("control", "TEXT"))
 
 
-def next_of(result: Plain, recipe: Recipe, request: Request) -> str:
-    """Return advice on what to do next, with a complete command."""
+def next_of(result: Plain, recipe: Recipe, request: Request) -> NextStep:
+    """Return what to do next, with a complete command."""
     row = _primary(result)
     model = request.model
     if result["failures"] or row is None:
-        again = request.command()
-        return f"Next: fix the errors, then repeat the failed work by this command: {again}"
+        return NextStep("Fix the errors, then repeat the failed work.", *request.invocation())
     verdict = row["verdict"]
     least = request.least_runs
     if verdict == "open" and row["n"] < least:
         used = recipe.study.seed_list
         more = (*used, *range(max(used) + 1, max(used) + 1 + least - len(used)))
         seeds = len(more) if more == (*range(len(more)),) else more
-        enough = request.command(seeds=seeds, time=None)
-        return f"Next: add runs, because a decision needs at least {least}: {enough}"
+        why = f"Add runs, because a decision needs at least {least}."
+        return NextStep(why, *request.invocation(seeds=seeds, time=None))
     if verdict in ("decided", "no difference that matters"):
-        keep = f"keep {model}"
+        keep = f"Keep {model}."
         if arm_that_helps(result):
             model = str(request.out / "model")
-            keep = f"use {model} in place of {request.model}"
+            keep = f"Weigh {model} against {request.model}: {row['reason']}."
+            if is_reason(row["worth"]):
+                keep = f"Use {model} in place of {request.model}: {row['reason']}."
         if not request.tasks:
-            return f"Next: {keep}."
-        words = ["maskwise", "finetune", model]
-        for task in request.tasks:
-            words += ["--task", task]
-        return f"Next: {keep}: {shell_words(words)}"
+            return NextStep(keep)
+        tuned = request.out.with_name(f"{request.out.name}-finetune")
+        return NextStep(keep, *invocation_of("finetune", model, tasks=[*request.tasks], out=tuned))
     changes = []
     # The new study writes to a new folder, so the results of this study are kept.
     # It takes longer, so the limit of this study would refuse it.
@@ -147,7 +187,7 @@ def next_of(result: Plain, recipe: Recipe, request: Request) -> str:
     else:
         why = "more steps may show more"
         options["steps"] = 2 * recipe.training.steps
-    return f"Next: keep {model} for now; {why}: {request.command(*changes, **options)}"
+    return NextStep(f"Keep {model} for now; {why}.", *request.invocation(*changes, **options))
 
 
 def arm_that_helps(result: Plain) -> str | None:

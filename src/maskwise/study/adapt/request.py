@@ -1,11 +1,11 @@
-"""What a user asks of ``maskwise adapt``, and the command line that asks it."""
+"""What a user asks of ``maskwise adapt``, and how it is asked: as a command, and in Python."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from maskwise.errors import MaskwiseError, option, shell_words
 from maskwise.verdict import statistics
@@ -25,6 +25,61 @@ GENERAL_MASKS = {GENERAL_TEXT: "token", f"{GENERAL_TEXT}, words": "whole-word"}
 NEW_WORDS = "-new-words"
 OTHER_TEXT = "-other-text"
 """The end of the name of an arm that is trained on other text."""
+
+
+class Invocation(NamedTuple):
+    """The same work as a command, and in Python."""
+
+    command: str
+    python: str
+
+
+def invocation_of(
+    function: str, *places: str, overrides: Sequence[str] = (), **given: object
+) -> Invocation:
+    """Return a command of maskwise, and the call of its function in Python.
+
+    >>> asked = invocation_of("adapt", "my model", "a.txt", tasks=["b 1.csv"], seeds=(6, 7))
+    >>> asked.command
+    "maskwise adapt 'my model' a.txt --task 'b 1.csv' --seeds 6-7"
+    >>> print(asked.python)
+    import maskwise as mw
+    <BLANKLINE>
+    mw.adapt(
+        'my model',
+        'a.txt',
+        tasks=['b 1.csv'],
+        seeds=range(6, 8),
+    )
+
+    Args:
+        function: the name of both.
+        places: the arguments without a name.
+        overrides: settings, as key=value.
+        given: the options, keyed as in Python.
+    """
+    words: list[object] = ["maskwise", function, *places, *overrides]
+    lines = [repr(place) for place in places]
+    for name, value in given.items():
+        said = repr(str(value) if isinstance(value, Path) else value)
+        flag = f"--{name.replace('_', '-')}"
+        if name == "tasks":
+            assert isinstance(value, list)
+            for task in value:
+                words += ["--task", task]
+        elif name == "seeds":
+            assert isinstance(value, tuple)
+            words += [flag, _seeds_words(value)]
+            said = f"range({value[0]}, {value[-1] + 1})" if _is_range(value) else said
+        elif isinstance(value, tuple):
+            words += [flag, ",".join(map(str, value))]
+        else:
+            words += [flag, value]
+        lines.append(f"{name}={said}")
+    if overrides:
+        lines.append(f"overrides={[*overrides]!r}")
+    call = "".join(f"    {line},\n" for line in lines)
+    return Invocation(shell_words(words), f"import maskwise as mw\n\nmw.{function}(\n{call})")
 
 
 @dataclass(frozen=True)
@@ -127,14 +182,12 @@ class Request:
         more = [f"{key}={value}" for key, value in changed.items()]
         return replace(self, overrides=(*kept, *more))
 
-    def command(self, *overrides: str, **changes: Any) -> str:
-        """Return the command line of this request, with more overrides and changed attributes."""
+    def invocation(self, *overrides: str, **changes: Any) -> Invocation:
+        """Return how to ask for this, with more overrides and changed attributes."""
         asked = replace(self, **changes)
-        words = ["maskwise", "adapt", asked.model, asked.texts, *asked.overrides, *overrides]
-        for task in asked.tasks:
-            words += ["--task", task]
         usual = {field.name: field.default for field in fields(Request)}
         usual["seeds"] = asked.least_runs
+        given: dict[str, object] = {"tasks": [*asked.tasks]} if asked.tasks else {}
         for name in (
             "arms",
             "policy",
@@ -152,17 +205,11 @@ class Request:
             "out",
         ):
             value = getattr(asked, name)
-            if value == usual[name]:
-                continue
-            option = name.replace("_", "-")
-            if name in ("arms", "lengths"):
-                value = ",".join(map(str, value))
-            elif name == "seeds" and isinstance(value, int):
-                option = "runs"
-            elif name == "seeds":
-                value = _seeds_words(value)
-            words += [f"--{option}", str(value)]
-        return shell_words(words)
+            if value != usual[name]:
+                of_number = name == "seeds" and isinstance(value, int)
+                given["runs" if of_number else name] = value
+        settings = (*asked.overrides, *overrides)
+        return invocation_of("adapt", asked.model, asked.texts, overrides=settings, **given)
 
 
 def default_runs(new_words: int | None, control: object = None) -> int:
@@ -189,10 +236,11 @@ def refuse_both(runs: int | None, seeds: object) -> None:
 
 def _seeds_words(seeds: Sequence[int]) -> str:
     """Return seeds as the option ``--seeds`` has them, such as 6-35 or 3,9."""
-    first, last = seeds[0], seeds[-1]
-    if [*seeds] == [*range(first, last + 1)]:
-        return f"{first}-{last}"
-    return ",".join(map(str, seeds))
+    return f"{seeds[0]}-{seeds[-1]}" if _is_range(seeds) else ",".join(map(str, seeds))
+
+
+def _is_range(seeds: Sequence[int]) -> bool:
+    return [*seeds] == [*range(seeds[0], seeds[-1] + 1)]
 
 
 def time_limit(text: str) -> float:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
+from maskwise.cards import MADE_BY, with_metadata
 from maskwise.families import most_tokens
 from maskwise.folders import (
     CARD,
@@ -28,12 +29,12 @@ from maskwise.study.adapt.request import OTHER_TEXT
 from maskwise.study.checkpoints import card_of, needed_run, origin_of, save_model, trained_run
 from maskwise.text import load_tokenizer
 
-SENTENCE_CARD = """---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [sentence-transformers, maskwise]
----
-
+SENTENCES = {
+    "library_name": "sentence-transformers",
+    "pipeline_tag": "sentence-similarity",
+    "tags": ["sentence-transformers", MADE_BY],
+}
+SENTENCE_CARD = """
 Sentence embeddings: mean pooling over the token embeddings of the encoder described below.
 Load the model with `SentenceTransformer(FOLDER)`.
 
@@ -48,7 +49,8 @@ class Saved(TypedDict):
     saved. ``mean_difference`` is the lead of the arm's mean in ``unit`` (negative if the arm is
     worse), which may be due to chance; both are None without scores. ``folders`` are the paths for
     transformers and for sentence-transformers. ``forgotten`` says what was forgotten of general
-    text (``forgotten_words``). ``sentence`` says all of this, and ``next`` what to do next.
+    text (``forgotten_words``). ``sentence`` says all of this, and ``next`` what to do next
+    (``NextStep``).
     """
 
     arm: str
@@ -60,13 +62,13 @@ class Saved(TypedDict):
     folders: list[str]
     sentence: str
     forgotten: str
-    next: str
+    next: dict[str, str]
 
 
 ADAPTED = "adapted.json"
 
 
-def save_best(out: Path, result: Plain, *, next_step: str) -> Saved | None:
+def save_best(out: Path, result: Plain, *, next_step: dict[str, str]) -> Saved | None:
     """Save the adapted model, whether or not it is better than the unchanged model.
 
     The arm with the best mean is saved. If no arm has a score, the first arm that was trained is
@@ -76,7 +78,7 @@ def save_best(out: Path, result: Plain, *, next_step: str) -> Saved | None:
     Args:
         out: the folder of the finished study.
         result: the result of ``run_study``.
-        next_step: the advice of ``next_of``.
+        next_step: the fields of ``NextStep``.
 
     Returns:
         What was saved; None if no run has finished its training.
@@ -147,7 +149,7 @@ def kept_of(arm: str, folders: Sequence[Path], *, gain: float | None, helps: str
     if gain is None:
         return f"The adapted model ({arm}) {where}. It has no score."
     if gain <= 0:
-        return f"The unchanged model did as well or better; the adapted model ({arm}) {where}."
+        return f"The adapted model ({arm}) {where}. No lead of it was measured."
     saved = f"The adapted model ({arm}, which has the best mean) {where}."
     if helps is None:
         why = "Its lead may be due to chance, or too small to matter"
@@ -233,7 +235,7 @@ def save_adapted(out: Path, arm: str) -> tuple[int, list[Path]]:
     def fill_sentences(folder: Path) -> None:
         load_task_model(checkpoint, config, head="embedding", seed=0).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_whole(folder / CARD, SENTENCE_CARD + card.partition("---\n\n")[2])
+        write_whole(folder / CARD, with_metadata(card, SENTENCES, before=SENTENCE_CARD))
         length = min(512, most_tokens(config))
         write_sentence_folder(folder, width=config.hidden_size, length=length)
 
