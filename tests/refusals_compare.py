@@ -53,10 +53,6 @@ def refused(name: str, do: str, *facts: str) -> Refusal:
     return Refusal(f"compare-lower-{name}", call, (name, do, *facts), advice)
 
 
-def of_metric(metric: str, column: str = "metric") -> Rows:
-    return table(task="lm", **{column: metric})
-
-
 MEANS = [{"arm": arm, "task": "t", "mean": 0.5, "sd": 0.01} for arm in "ab"]
 ARMS_IN_RUN = [
     {"run": row["arm"], "seed": row["seed"], "score": row["score"] / 10} for row in table()
@@ -79,20 +75,14 @@ ROWS = [
     refused("bpb", "0.693"),
     Refusal(
         "compare-lower-task-of-a-perplexity",
-        partial(compared, table(task="valid_ppl"), lower=["valid_ppl"]),
-        ("valid_ppl", "logarithm"),
-    ),
-    *(
-        Refusal(
-            f"compare-lower-measure-{metric}",
-            partial(compared, of_metric(metric), lower=["lm"]),
-            (metric, do),
-        )
-        for metric, do in (("perplexity", "logarithm"), ("wer", "1 - error"))
+        partial(compared, table(task="ppl"), lower=["ppl"]),
+        ("ppl", "logarithm"),
     ),
     Refusal(
         "compare-score-column-perplexity",
-        partial(compared, table("perplexity", task="lm"), lower=["lm"]),
+        partial(
+            compared, table("perplexity", task="lm"), lower=["lm"], columns={"score": "perplexity"}
+        ),
         ("perplexity", "logarithm"),
     ),
     Refusal(
@@ -102,9 +92,9 @@ ROWS = [
     ),
     Refusal(
         "compare-folder-perplexity",
-        lambda folder: mw.compare(results(folder), **BOTH, lower=["perplexity"]),
+        lambda folder: mw.compare(results(folder), **BOTH, columns={"score": "perplexity"}),
         ("perplexity", "logarithm"),
-        lambda folder: mw.compare(folder, **BOTH, lower=["loss"]),
+        lambda folder: mw.compare(folder, **BOTH, columns={"score": "eval_loss"}, lower=["loss"]),
     ),
     Refusal(
         "compare-lower-nothing",
@@ -133,8 +123,8 @@ ROWS = [
     Refusal(
         "compare-arms-in-a-column-run",
         partial(compared, ARMS_IN_RUN),
-        ("--column arm='run'", "columns={'arm': 'run'}"),
-        partial(compared, ARMS_IN_RUN, columns={"arm": "run"}),
+        ("--column arm=run", "columns={'arm': 'run'}"),
+        partial(compared, ARMS_IN_RUN, columns={"arm": "run", "seed": "seed"}),
     ),
     Refusal("compare-means", partial(compared, MEANS), ("seed", "row for each run", "means")),
     Refusal(

@@ -27,7 +27,7 @@ import numpy as np
 from pandas import DataFrame, Series, isna
 
 from maskwise import __version__
-from maskwise.constants import CORRELATIONS, MOST_PRIMARY, NATS
+from maskwise.constants import MOST_PRIMARY, NATS
 from maskwise.errors import (
     MaskwiseError,
     dict_of,
@@ -54,73 +54,41 @@ FEWEST_DIFFERENT = 10
 (in simulations in up to 19 % of tables, with this limit in at most 6.1 %; RESULTS)."""
 
 COLUMNS = {
-    "arm": ("arm", "model", "method", "system", "variant", "name"),
-    "seed": ("seed", "run", "replicate", "fold", "split", "trial"),
-    "task": ("task", "tasks", "dataset", "benchmark", "metric"),
-    "score": ("score", "main_score", "value", "result", "accuracy", "acc", "f1"),
+    "arm": ("arm", "model", "method", "system", "variant"),
+    "seed": ("seed", "run", "replicate", "fold"),
+    "task": ("task", "dataset", "benchmark"),
+    "score": ("score", "main_score", "value", "accuracy", "f1"),
 }
-"""Names that a column usually has, in the order of preference; see also ``_plain``."""
+"""The names by which a column is known, in the order of preference. Upper case counts as lower."""
 
-LOSSES = ("loss", "nll")
-"""Last words of names of losses, which may be in nats."""
-
-_AS_LOSS = "under another name, such as loss, and name that as lower"
-NO_NATS = {
-    **dict.fromkeys(
-        ("wer", "cer", "ter", "mae", "mse", "rmse", "error"),
-        "give 1 - error, under another name, and do not name it as lower",
-    ),
-    **dict.fromkeys(("perplexity", "ppl"), f"give its logarithm, {_AS_LOSS}"),
-    **dict.fromkeys(("bpb", "bpc"), f"give it in nats (0.693 times the bits), {_AS_LOSS}"),
-}
-"""What to do with other numbers of which lower ones are better, by the last word of their names."""
-
-LESS_IS_BETTER = {*LOSSES, *NO_NATS}
-"""Last words of names of numbers of which lower ones are better."""
-
-NO_SCORES = frozenset(
-    (
-        *("epoch", "epochs", "step", "steps", "lr", "params", "parameters"),
-        *("runtime", "seconds", "minutes", "hours", "time", "timestamp"),
-        *("id", "index", "version", "revision", "sd", "std", "stderr"),
-    )
+ABOUT_RUNS = frozenset(
+    ("epoch", "epochs", "step", "steps", "lr", "learning_rate", "params", "time", "runtime")
 )
-"""Words in names of columns of numbers that are no scores."""
+"""Names of other columns of numbers, which are no tasks in a table with a column for each task."""
 
-SEED_NAME = re.compile(r"((seed|run)\W*)?\d+", re.IGNORECASE)
-"""The name of a column with the scores of one seed."""
+LOSSES = ("loss", "eval_loss", "test_loss", "nll")
+"""Names of tasks whose lower scores are better, and which are refused unless ``lower`` has them."""
+
+_LOGARITHM = "give its logarithm, under another name, such as loss, and name that as lower"
+_NATS = "give it in nats (0.693 times the bits), under another name, and name that as lower"
+_SHARE = "give 1 - error, under another name, and do not name it as lower"
+NO_NATS = {
+    **dict.fromkeys(("ppl", "perplexity", "eval_perplexity"), _LOGARITHM),
+    **dict.fromkeys(("bpb", "bpc"), _NATS),
+    **dict.fromkeys(("wer", "cer"), _SHARE),
+}
+"""What to do with numbers that are no losses in nats, by the name of the task."""
 
 PLAIN_NUMBERS = "write numbers with a decimal point, without a sign"
-
-MEASURES = {
-    "accuracy": ("acc", "accuracy", "accuracy score"),
-    "f1": ("f1", "f1 score", "overall f1"),
-    "macro-f1": ("macro f1", "f1 macro", "macro f1 score"),
-    "matthews": ("matthews", "mcc", "matthews correlation", "matthews corrcoef"),
-    "exact-match": ("exact match", "em"),
-    "spearman": ("spearman", "spearmanr", "spearman r", "cosine spearman"),
-    "pearson": ("pearson", "pearsonr", "pearson r", "cosine pearson"),
-    "entity-f1": ("entity f1",),
-    "mrr": ("mrr",),
-    "recall-at-1": ("recall at 1", "recall 1"),
-    "rouge-1": ("rouge 1", "rouge1"),
-    "rouge-2": ("rouge 2", "rouge2"),
-    "rouge-l": ("rouge l", "rougel"),
-    "rouge-lsum": ("rouge lsum", "rougelsum"),
-}
-"""How names of scores in a measure end, in the words of ``_measure_in``, by the measure."""
 
 RESULTS = "all_results.json"
 """The file in which transformers' example scripts write scores."""
 
-SPLITS = ("eval", "test", "predict")
-"""What names of scores in this file begin with. The last two are of test splits."""
+SPLITS = ("eval_", "test_", "predict_")
+"""What names of scores in this file begin with."""
 
-COSTS = ("time", "samples", "steps", "per_second")
-"""What names of other numbers in this file end with."""
-
-MEAN_OF_SCORES = "combined_score"
-"""What the name of the mean of other scores in this file ends with."""
+OF_TRAINER = ("loss", "runtime", "samples", "samples_per_second", "steps_per_second")
+"""What transformers' Trainer writes about every split, in addition to scores."""
 
 Row = Mapping[str, Any]
 
@@ -211,9 +179,9 @@ def compare(
         baseline: the arm that others are compared with.
         contrasts: the (arm, baseline) pairs of the primary contrasts, at most six, which share the
             error rate; by default, every arm against ``baseline``.
-        columns: the names of the columns, keyed by "arm", "seed", "task" and "score"; columns that
-            are not named are guessed (``COLUMNS``), and the notes say which were taken. For a
-            folder, "score" may name the one that is read, such as "eval_f1".
+        columns: the names of the columns, keyed by "arm", "seed", "task" and "score", if they have
+            other names than those of ``COLUMNS``; the notes say which were taken. For a folder with
+            several scores, "score" names the one that is read, such as "eval_f1".
         lower: the tasks whose scores are losses in nats; lower is better. Give the logarithm of a
             perplexity.
         chance: the score of guessing, by task: a share, or per cent (more than 1) if the scores
@@ -243,12 +211,12 @@ def compare(
     folder = _folder_of(scores)
     read: list[str] = []
     if folder:
-        rows, read = _results_in(folder, lower, columns)
+        rows, read = _results_in(folder, columns)
         columns = {}
     else:
         rows = _rows_of(scores)
     once = _once(rows)
-    found, notes, measures, one_column = _long(once, columns, lower, baseline)
+    found, notes, one_column = _long(once, columns, lower, baseline)
     if folder:
         # Each file of a folder is like a row with columns.
         notes, one_column = read, False
@@ -295,12 +263,13 @@ def compare(
             do="leave the margin out, or give these tasks as two tables",
         )
     for task in tasks:
-        if _is_less(task) and task not in losses:
-            _require_nats(task)
+        _require_nats(task)
+        if task.lower() in LOSSES and task not in losses:
             raise MaskwiseError(
                 f"lower scores on {task} may be better",
                 allowed="scores of which higher ones are better, and losses in nats",
-                do=f"if it is a loss in nats, name it as lower: {_lowering([task])}",
+                do=f"if it is a loss in nats, name it as lower: --lower {shell_word(task)} "
+                f"(in Python: lower={[task]})",
             )
     if not pairs:
         raise MaskwiseError("there is only one arm", got=baseline, do="add rows of another arm")
@@ -318,15 +287,13 @@ def compare(
     values: dict[str, dict[str, list[float]]] = {task: defaultdict(list) for task in tasks}
     for arm, _, task, score in found:
         values[task][arm].append(score)
-    correlations = {task for task in tasks if measures.get(task) in CORRELATIONS}
     scales = {
-        task: 1 if task in losses else _scale(task, [*arms.values()], signed=task in correlations)
+        task: 1 if task in losses else _scale(task, [*chain.from_iterable(arms.values())])
         for task, arms in values.items()
     }
     per_cent = [task for task, scale in scales.items() if scale != 1]
     if per_cent and one_column:
-        # A correlation is at most 1, whatever the unit of other scores is.
-        _refuse_shares(values, per_cent, losses | correlations)
+        _refuse_shares(values, per_cent, losses)
     if per_cent:
         notes.append(f"The scores on {', '.join(per_cent)} are read as per cent.")
         shares = [task for task in tasks if task not in losses and task not in per_cent]
@@ -343,7 +310,7 @@ def compare(
         notes.append(
             f"Differences within ±{in_percent(margin)} points or {margin:g} nats do not matter."
         )
-    metrics = {task: NATS if task in losses else measures.get(task) or "score" for task in tasks}
+    metrics = {task: NATS if task in losses else "score" for task in tasks}
     records: list[Record] = []
     for arm, seed, task, score in found:
         row = Measurement(
@@ -601,18 +568,14 @@ def _no_rows(scores: object, row: object) -> MaskwiseError:
     )
 
 
-def _results_in(
-    folder: Path, lower: Sequence[str], columns: Mapping[str, str]
-) -> tuple[list[Row], list[str]]:
+def _results_in(folder: Path, columns: Mapping[str, str]) -> tuple[list[Row], list[str]]:
     """Return the scores in ARM/SEED/all_results.json, and which were read; SEED has the seed.
 
-    The scripts always write a loss, which is read only if ``lower`` has its name. If a run has
-    scores of a test split (``predict_f1``), those of ``eval_f1`` are not read. ``columns`` may name
-    one score to read, such as "predict_f1" or "f1".
+    ``columns`` may name the score to read, such as "predict_f1". It must if there are several.
 
     Raises:
-        MaskwiseError: there are no scores, a file cannot be read, or a run lacks a score that is
-            read of others.
+        MaskwiseError: there is no score, or there are several and none is named; or a file cannot
+            be read, or lacks the score.
     """
     if {*columns} - {"score"}:
         raise MaskwiseError(
@@ -623,35 +586,24 @@ def _results_in(
         )
     files = {path.parent: _results_of(path) for path in sorted(folder.glob(f"*/*/{RESULTS}"))}
     known = list(dict.fromkeys(chain.from_iterable(files.values())))
-    taken = _results_among(known, lower, columns.get("score"))
-    if not taken:
-        got = f"{folder} with {', '.join(known)}" if known else str(folder)
-        raise MaskwiseError("the folder has no scores", got=got, allowed=f"ARM/SEED/{RESULTS}")
+    name = columns.get("score") or _only_score(folder, known)
+    require_known("score", name, known)
+    lacking = [run for run, results in files.items() if name not in results]
+    if lacking:
+        raise MaskwiseError(
+            f"some runs have no score on {name}, which other runs have",
+            got=", ".join(f"{run.parent.name}/{run.name}" for run in lacking),
+            do="measure it in these runs, or remove them from all arms",
+        )
+    task = next((name.removeprefix(split) for split in SPLITS if name.startswith(split)), name)
     rows: list[Row] = []
-    for name, task in taken.items():
-        lacking = [run for run, results in files.items() if name not in results]
-        if lacking:
-            runs = ", ".join(f"{run.parent.name}/{run.name}" for run in lacking)
-            full = [other for other in known if all(other in own for own in files.values())]
-            others = [*_results_among(full, lower, None)]
-            name_it = f"; {_naming('score', others[0])}, which all have" if others else ""
-            raise MaskwiseError(
-                f"some runs have no score on {name}, which other runs have",
-                got=runs,
-                do=f"measure it in these runs, or remove them from all arms{name_it}",
-            )
-        for run, results in files.items():
-            place = {"arm": run.parent.name, "seed": _seed_in(run)}
-            rows.append({**place, "task": task, "score": results[name]})
-    notes = [f"Scores: {', '.join(taken)}."]
-    if len(taken) > 1:
-        one = _naming("score", next(iter(taken)))
-        notes.append(f"Each of these counts as a task. To read one alone, {one}.")
-    unread = [name for name in known if name not in taken]
+    for run, results in files.items():
+        place = {"arm": run.parent.name, "seed": _seed_in(run)}
+        rows.append({**place, "task": task, "score": results[name]})
+    notes = [f"Scores: {name}."]
+    unread = [other for other in known if other != name]
     if unread:
         notes.append(f"Numbers that are not read: {', '.join(unread)}.")
-    if any(_last_word(name) in LOSSES for name in unread):
-        notes.append("Losses are read if they are named as lower.")
     arms = {run.parent for run in files}
     without = [
         f"{path.parent.name}/{path.name}"
@@ -661,6 +613,24 @@ def _results_in(
     if without:
         notes.append(f"Folders without {RESULTS}, which are not read: {', '.join(without)}.")
     return rows, notes
+
+
+def _only_score(folder: Path, known: Sequence[str]) -> str:
+    """Return the name of the score in a folder that has one."""
+    scores = []
+    for split, name in product(SPLITS, known):
+        if name.startswith(split) and name.removeprefix(split) not in OF_TRAINER:
+            scores.append(name)
+    if not scores:
+        got = f"{folder} with {', '.join(known)}" if known else str(folder)
+        do = _naming("score", known[0]) if known else ""
+        what = "the folder has no scores"
+        raise MaskwiseError(what, got=got, allowed=f"ARM/SEED/{RESULTS}", do=do)
+    if len(scores) > 1:
+        raise MaskwiseError(
+            "the folder has several scores", got=", ".join(scores), do=_naming("score", scores[0])
+        )
+    return scores[0]
 
 
 def _results_of(path: Path) -> dict[str, float]:
@@ -686,32 +656,6 @@ def _seed_in(run: Path) -> int:
     return int(number[1])
 
 
-def _results_among(
-    known: Sequence[str], lower: Sequence[str], wanted: str | None
-) -> dict[str, str]:
-    """Return which numbers of a folder are scores, with their tasks; ``wanted`` names one."""
-    found: dict[str, str] = {}
-    # Later splits replace earlier ones.
-    for split, name in product(SPLITS, known):
-        if name.startswith(f"{split}_"):
-            found[name.removeprefix(f"{split}_")] = name
-    # One score that is named may have any name.
-    if wanted is not None and wanted in known:
-        found = {wanted.partition("_")[2] or wanted: wanted}
-    elif wanted is not None:
-        require_known("score", wanted, found)
-        found = {wanted: found[wanted]}
-    else:
-        for task in [*found]:
-            cost = task.endswith(COSTS) or task.startswith("mem_") or _is_no_score(task)
-            if (cost or _is_less(task)) and task not in lower:
-                del found[task]
-        # A mean of other scores would count them twice.
-        scores = [task for task in found if not task.endswith(MEAN_OF_SCORES)]
-        found = {task: found[task] for task in scores or found}
-    return {name: task for task, name in found.items()}
-
-
 Score = tuple[str, str, str, float]
 """The arm, the seed as it is spelt, the task and the score."""
 
@@ -723,83 +667,65 @@ def _once(rows: Sequence[Row]) -> list[Row]:
 
 def _long(
     rows: Sequence[Row], named: Mapping[str, str], lower: Sequence[str], baseline: str
-) -> tuple[list[Score], list[str], dict[str, str], bool]:
-    """Return the scores of a table, which columns were taken, the known measure of each task, and
-    whether all scores are in one column.
-
-    A column of losses beside others is taken only if ``lower`` has its name.
-    """
+) -> tuple[list[Score], list[str], bool]:
+    """Return the scores of a table, which columns were taken, and whether all scores are in one."""
     if not rows:
         raise MaskwiseError("the table has no rows")
     for key in named:
         require_known("column", key, COLUMNS)
     known = _columns(rows)
     taken: dict[str, str] = {}
-    partly: list[str] = []
     for key in ("arm", "seed"):
         taken[key] = _column(key, rows, named, baseline, taken=taken)
-    task = _column("task", rows, named, baseline, taken=taken)
-    if task:
+    if "task" in named or _known_by("task", known):
+        task = taken["task"] = _column("task", rows, named, baseline, taken=taken)
+        score = taken["score"] = _column("score", rows, named, baseline, taken=taken)
+        _require_nats(score)
         for row in rows:
             if _is_missing(row.get(task)):
                 raise MaskwiseError("a row has no task", got=dict(row))
-        score = _column("score", rows, named, baseline, taken={**taken, "task": task})
-        if _is_less(score):
-            _require_nats(score)
-            unnamed = {str(row.get(task)) for row in rows} - {*lower}
-            if unnamed:
-                raise MaskwiseError(
-                    f"the column {score!r} has losses",
-                    got=f"scores on {', '.join(sorted(unnamed))} that are not named as lower",
-                    do=f"name these tasks as lower: {_lowering(unnamed)}; or take another column "
-                    "for the score",
-                )
-        found = [_score(row, taken, str(row.get(task)), score) for row in rows]
-        also = [name for name in known if _plain(name) == "metric"]
-        named_by = {str(row[task]): [score, row[task], *map(row.get, also)] for row in rows}
-        read = [*taken.values(), task, score]
-        said = f"{', '.join(read)} are arm, seed, task and score"
+        found = [_score(row, taken, str(row[task]), score) for row in rows]
+        said = f"{', '.join(taken.values())} are arm, seed, task and score"
+        read = [*taken.values()]
     else:
-        # Without a task, every column of numbers has the scores on one task.
         free = [name for name in known if name not in taken.values()]
-        others = [name for name in free if name == named.get("score", name)]
-        by_arm = _by_arm(rows, taken["arm"])
-        lacking = {
-            name: [arm for arm, own in by_arm.items() if not _has_numbers(own, name)]
-            for name in others
-        }
-        tasks = [name for name in others if not lacking[name]]
-        if "score" not in named:
-            tasks = _scores_among(tasks, by_arm, lower)
-        for name, arms in lacking.items():
-            if 0 < len(arms) < len(by_arm):
-                partly.append(
-                    f"{name} is not read, because it has no numbers of {', '.join(arms)}."
-                )
-        if not tasks:
-            raise MaskwiseError(
-                "the table has no column of scores",
-                got=", ".join(known),
-                do=_naming("score", "accuracy"),
-            )
+        tasks = _score_columns(free, named, lower)
         found = [_score(row, taken, name, name) for row in rows for name in tasks]
-        named_by = {name: [name] for name in tasks}
-        read = [*taken.values(), *tasks]
         said = f"{', '.join(taken.values())} are arm and seed, and {', '.join(tasks)} scores"
-    unread = [name for name in known if name not in read]
+        read = [*taken.values(), *tasks]
     notes = [f"Columns: {said}."]
+    unread = [name for name in known if name not in read]
     if unread:
         notes.append(f"Columns that are not read: {', '.join(unread)}.")
-    if any(_last_word(name) in LOSSES for name in unread):
-        notes.append("Losses are read if they are named as lower.")
-    notes += partly
-    for text in chain.from_iterable(named_by.get(name, ()) for name in lower):
-        _require_nats(str(text))
-    measures: dict[str, str] = {}
-    for name, texts in named_by.items():
-        for measure in filter(None, map(_measure_in, map(str, texts))):
-            measures.setdefault(name, measure)
-    return found, notes, measures, bool(task)
+    return found, notes, "task" in taken
+
+
+def _score_columns(
+    free: Sequence[str], named: Mapping[str, str], lower: Sequence[str]
+) -> list[str]:
+    """Return the columns of scores of a table without a column of tasks; each is a task.
+
+    They are the one that is named, otherwise those with a known name and those in ``lower``,
+    otherwise all columns that are not about runs.
+    """
+    if "score" in named:
+        require_known("column", named["score"], free)
+        return [named["score"]]
+    known = [name for name in free if name.lower() in COLUMNS["score"] or name in lower]
+    tasks = known or [name for name in free if name.lower() not in ABOUT_RUNS]
+    if not tasks:
+        raise MaskwiseError(
+            "the table has no column of scores",
+            got=", ".join(free) or "no other columns than arm and seed",
+            do="add a column score, or one for each task",
+        )
+    return tasks
+
+
+def _known_by(key: str, columns: Iterable[str]) -> str | None:
+    """Return the first of the columns by the order of ``COLUMNS``; None if there is none."""
+    by_name = {name.lower(): name for name in columns}
+    return next((by_name[name] for name in COLUMNS[key] if name in by_name), None)
 
 
 def _column(
@@ -810,7 +736,7 @@ def _column(
     *,
     taken: Mapping[str, str],
 ) -> str:
-    """Return the name of a column, as named or guessed; "" for a task without a column.
+    """Return the name of a column, as named or known by ``COLUMNS``.
 
     Args:
         key: what the column has, a key of ``COLUMNS``.
@@ -824,36 +750,17 @@ def _column(
         require_known("column", named[key], known)
         return named[key]
     free = [name for name in known if name not in taken.values()]
-    usual = []
-    for spelt in (str.lower, _plain):
-        by_name = {spelt(name): name for name in reversed(free)}
-        usual += [by_name[name] for name in COLUMNS[key] if name in by_name]
-    fitting = [name for name in usual if _fits(key, rows, name, baseline)]
-    if fitting:
-        return fitting[0]
-    if key == "task":
-        return ""
-    of_keys = {*chain.from_iterable(COLUMNS.values())}
-    # A column with the baseline has the arms, whatever its name usually means.
-    others = [name for name in free if key == "arm" or _plain(name) not in of_keys]
-    others = [name for name in others if _suits(key, rows, name, baseline)]
-    # A wrong baseline is told with the arms that there are, unless another column has it.
-    if key == "arm" and usual and not others:
-        return usual[0]
-    do = f"add a column {key}"
-    if key == "seed":
-        do += " and give a row for each run: means over runs, with or without SDs, cannot be judged"
-    losses = [name for name in free if _is_less(name)] if key == "score" else []
-    if key == "seed" and len([*filter(SEED_NAME.fullmatch, free)]) > 1:
-        do = "give a row for each seed: seeds are columns"
-    elif others:
-        do = _naming(key, others[0])
-    elif losses:
-        _require_nats(losses[0])
-        tasks = {str(row.get(taken["task"])) for row in rows}
-        do = f"{_naming(key, losses[0])}, and its tasks as lower: {_lowering(tasks)}"
+    found = _known_by(key, free)
+    if found is not None:
+        return found
+    do = f"add a column {key}, or name one: --column {key}=NAME (in Python: columns={{'{key}': …}})"
+    with_baseline = [name for name in free if any(str(row.get(name)) == baseline for row in rows)]
+    if key == "arm" and with_baseline:
+        do = _naming("arm", with_baseline[0])
     elif key == "arm" and baseline in free:
         do = f"give a row for each arm: {baseline} is a column"
+    elif key == "seed":
+        do += "; give a row for each run: means over runs, with or without SDs, cannot be judged"
     raise MaskwiseError(
         f"the table has no column for the {key}",
         got=", ".join(known),
@@ -862,167 +769,21 @@ def _column(
     )
 
 
-def _fits(key: str, rows: Sequence[Row], name: str, baseline: str) -> bool:
-    """Return whether a column with a usual name has what the name says.
-
-    The column of arms has the baseline (the name of a run differs in every row), and a column such
-    as "split" has seeds only if its words differ.
-    """
-    if key == "arm":
-        return any(str(row.get(name)) == baseline for row in rows)
-    if key == "seed":
-        spelt = {str(row.get(name)) for row in rows}
-        return len(spelt) > 1 or _plain(name) == "seed" or all(map(_is_number, spelt))
-    return True
-
-
-def _suits(key: str, rows: Sequence[Row], name: str, baseline: str) -> bool:
-    """Return whether a column with any name may be the one that is looked for."""
-    if not name or _is_less(name):
-        return False
-    if key == "arm":
-        return _fits(key, rows, name, baseline)
-    values = [row.get(name) for row in rows]
-    if key == "seed":
-        # Seeds are no fractions, and another arm has the same ones.
-        spelt = {str(value) for value in values}
-        fractions = any(_is_number(value) and float(value) % 1 for value in spelt)
-        return not fractions and (len(rows) == 1 or 1 < len(spelt) < len(rows))
-    words = set(re.findall("[a-z]+", name.lower()))
-    return not words & NO_SCORES and all(map(_reads_as_number, values))
-
-
 def _naming(key: str, column: str) -> str:
     """Say how a column is named, on the command line and in Python."""
     in_python = f"columns={{{key!r}: {column!r}}}"
-    return f"name it, such as --column {key}={column!r} (in Python: {in_python})"
-
-
-def _lowering(tasks: Iterable[str]) -> str:
-    """Say how tasks are named of which lower scores are better."""
-    names = sorted(tasks)
-    options = " ".join(f"--lower {shell_word(name)}" for name in names)
-    return f"{options} (in Python: lower={names})"
-
-
-def _plain(name: str) -> str:
-    """Return the name of a column without what is often around it.
-
-    >>> _plain("--seed"), _plain("Model Name"), _plain("dataset_id")
-    ('seed', 'model', 'dataset')
-    """
-    return re.sub(r"[ _-]+(name|id)$", "", name.lower().strip(" -"))
-
-
-def _measure_in(name: str) -> str | None:
-    """Return the measure with which the name of a score ends, in the spelling of a study.
-
-    >>> [*map(_measure_in, ("Accuracy", "eval/acc (%)", "sst2_MCC", "f1-macro", "main_score"))]
-    ['accuracy', 'accuracy', 'matthews', 'macro-f1', None]
-    """
-    words = re.findall("[a-z0-9]+", name.lower())
-    # The longest end is tried first: macro f1 is not f1.
-    for start in range(len(words)):
-        for measure, ends in MEASURES.items():
-            if " ".join(words[start:]) in ends:
-                return measure
-    return None
-
-
-def _is_less(name: str) -> bool:
-    """Return whether lower values of what a name says are better.
-
-    >>> _is_less("eval_loss"), _is_less("WER (%)"), _is_less("error-detection")
-    (True, True, False)
-    """
-    return _last_word(name) in LESS_IS_BETTER
-
-
-def _last_word(name: str) -> str:
-    words: list[str] = re.findall("[a-z]+", _plain(name))
-    return words[-1] if words else ""
+    return f"name it: --column {shell_word(f'{key}={column}')} (in Python: {in_python})"
 
 
 def _require_nats(name: str) -> None:
-    """Raise an error if scores that may be losses have the name of a number that is not in nats.
-
-    The logarithm of a perplexity is.
-    """
-    do = NO_NATS.get(_last_word(name))
-    if do and "log" not in re.findall("[a-z]+", name.lower()):
+    """Raise an error if a task has the name of a number that is no loss in nats."""
+    do = NO_NATS.get(name.lower())
+    if do:
         raise MaskwiseError(
             f"{name} is no loss in nats, by its name",
             allowed="scores of which higher ones are better, and losses in nats",
             do=do,
         )
-
-
-def _by_arm(rows: Iterable[Row], arm: str) -> dict[str, list[Row]]:
-    """Return the rows of each arm. A row without an arm is an error that is found later."""
-    found = defaultdict[str, list[Row]](list)
-    for row in rows:
-        if not _is_missing(row.get(arm)):
-            found[str(row[arm])].append(row)
-    return found
-
-
-def _has_numbers(rows: Iterable[Row], name: str) -> bool:
-    """Return whether a column is of numbers: more than half of its cells with something in them.
-
-    A run without a score ("", "-", "OOM") is an error, and the column must not vanish because of
-    it. A column with few numbers is about something else, such as names of machines.
-    """
-    filled = [row.get(name) for row in rows if not _is_missing(row.get(name))]
-    return sum(map(_reads_as_number, filled)) > len(filled) / 2
-
-
-def _scores_among(
-    names: Iterable[str], by_arm: Mapping[str, Sequence[Row]], lower: Sequence[str]
-) -> list[str]:
-    """Return which columns of numbers have scores, and no settings, costs or losses.
-
-    Losses are scores if ``lower`` has their name, or if there is nothing else.
-
-    Raises:
-        MaskwiseError: several columns are left that may have the scores, and none differs between
-            the runs of an arm.
-    """
-    likely = [name for name in names if name in lower or not _is_no_score(name)]
-    losses = [name for name in likely if _is_less(name) and name not in lower]
-    scores = [name for name in likely if name not in losses]
-    varied = [name for name in scores if name in lower or not _is_setting(name, by_arm)]
-    if scores and not varied and len(likely) > 1:
-        known = [name for name in scores if _measure_in(name) or _plain(name) in COLUMNS["score"]]
-        if known:
-            return known
-        raise MaskwiseError(
-            "no score is known from its column: a score differs between the runs of an arm, or is "
-            "the only column of numbers",
-            got=", ".join(likely),
-            do=f"{_naming('score', scores[0])}; give several tasks in the columns task and score",
-        )
-    return varied or scores or losses
-
-
-def _is_no_score(name: str) -> bool:
-    """Return whether a column has the usual name of a setting, a cost or an index."""
-    words = set(re.findall("[a-z]+", name.lower()))
-    return not name.strip() or bool(words & NO_SCORES)
-
-
-def _is_setting(name: str, by_arm: Mapping[str, Sequence[Row]]) -> bool:
-    """Return whether all runs of an arm have one value, such as its number of weights.
-
-    With one run of each arm, nothing is known.
-    """
-    values = [
-        [str(row[name]) for row in own if _reads_as_number(row.get(name))]
-        for own in by_arm.values()
-    ]
-    alike = all(
-        len({float(each) if _is_number(each) else each for each in own}) == 1 for own in values
-    )
-    return alike and any(len(own) > 1 for own in values)
 
 
 def _columns(rows: Iterable[Row]) -> list[str]:
@@ -1056,7 +817,7 @@ def _score(row: Row, taken: Mapping[str, str], task: str, column: str) -> Score:
         if "±" in str(value):
             do = "give a row for each single run: means with SDs cannot be judged"
         if task == column:
-            do += "; if the column has no scores, remove it"
+            do += "; if the column has no scores, remove it, or name the one that has"
         raise MaskwiseError(
             f"the score of arm {arm!r} with seed {seed} on {task} is not a finite number",
             got="an empty cell" if _is_missing(value) else value,
@@ -1124,15 +885,15 @@ def _numbered(seeds: Iterable[str]) -> dict[str, int]:
 def _refuse_shares(
     values: Mapping[str, Mapping[str, Sequence[float]]],
     per_cent: Sequence[str],
-    known: Collection[str],
+    losses: Collection[str],
 ) -> None:
     """Raise an error if a column with scores in per cent has what may be shares of another task.
 
-    Columns of their own may have units of their own, and so have tasks whose unit is known.
+    Columns of their own may have units of their own.
     """
     for task, scores in values.items():
         largest = max(map(abs, chain.from_iterable(scores.values())))
-        if 0 < largest <= 1 and task not in known:
+        if 0 < largest <= 1 and task not in losses:
             raise MaskwiseError(
                 f"the scores on {task} are shares or per cent; those on {per_cent[0]} are per cent",
                 got=f"up to {largest:g} on {task}",
@@ -1140,33 +901,23 @@ def _refuse_shares(
             )
 
 
-def _scale(task: str, values: Sequence[Sequence[float]], *, signed: bool) -> int:
-    """Return 100 for scores in per cent, and 1 for shares.
-
-    Args:
-        task: what they are scores on.
-        values: the scores of each arm.
-        signed: whether they are correlations. Runs that learned nothing then score about 0 of 100,
-            more or less, but not all runs of an arm may be within ±1, because these may be shares.
-    """
-    every = [*chain.from_iterable(values)]
-    least, largest = min(every), max(map(abs, every))
+def _scale(task: str, values: Sequence[float]) -> int:
+    """Return 100 for scores in per cent, and 1 for shares, which are at most 1."""
+    least, largest = min(values), max(map(abs, values))
     if largest <= 1:
         return 1
-    if largest <= 100 and (signed or least >= 0):
-        small = [value for value in every if 0 < value <= 1]
-        if signed:
-            small = [own[0] for own in values if 0 < max(map(abs, own)) <= 1]
-        if small:
-            raise MaskwiseError(
-                f"the scores on {task} are shares and per cent",
-                got=f"{small[0]:g} and {largest:g}",
-                do="write all of them as shares, or all as per cent",
-            )
-        return 100
-    raise MaskwiseError(
-        f"the scores on {task} are neither shares nor per cent",
-        got=f"{least:g} to {max(every):g}",
-        allowed="-1 to 1, or -100 to 100" if signed else "0 to 1, or 0 to 100",
-        do="name losses in nats as lower",
-    )
+    if least < 0 or largest > 100:
+        raise MaskwiseError(
+            f"the scores on {task} are neither shares nor per cent",
+            got=f"{least:g} to {max(values):g}",
+            allowed="-1 to 1, or 0 to 100",
+            do="name losses in nats as lower; write correlations as shares",
+        )
+    small = [value for value in values if 0 < value <= 1]
+    if small:
+        raise MaskwiseError(
+            f"the scores on {task} are shares and per cent",
+            got=f"{small[0]:g} and {largest:g}",
+            do="write all of them as shares, or all as per cent",
+        )
+    return 100

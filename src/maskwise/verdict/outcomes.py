@@ -410,7 +410,8 @@ class Outcomes:
 
         Nothing is measured of an untrained model without tasks.
         """
-        return self.starts_untrained and not self.study["tasks"]
+        measured = any(line["arm"] == self.start for line in self.lines["heldout"])
+        return self.starts_untrained and not self.study["tasks"] and not measured
 
     def floor(self, outcome: str) -> Numbers | None:
         """Return the outcome of a model that learned nothing, for every seed; None if unknown.
