@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,18 @@ import numpy as np
 from maskwise.arrays import flags, whole_numbers
 from maskwise.errors import MaskwiseError, Truncated, whole_number
 from maskwise.masking.vocabulary import pad_has_role
-from maskwise.segments import Array, owners, totals_within
-from maskwise.text.layers import Fitted, Layered, annotated, token_layers
+from maskwise.segments import Array, owners
+from maskwise.text.documents import Document
+from maskwise.text.layers import (
+    Columns,
+    Fitted,
+    Layered,
+    Together,
+    align,
+    token_layers,
+)
 from maskwise.text.opening import valid_texts
-from maskwise.text.pieces import borders, starts_of
+from maskwise.text.pieces import borders, starts_of, tokenise
 from maskwise.text.tokenizers import dna_note, fast_esm, is_esm
 from maskwise.text.words import (
     CodePoints,
@@ -36,7 +45,6 @@ from maskwise.text.words import (
     piece_id,
     ready_rule,
     require_offsets,
-    slow_columns,
     special_ids,
     special_names,
     text_id,
@@ -44,9 +52,11 @@ from maskwise.text.words import (
     tokenised_by_words,
     tokenizing,
     tokens_id,
+    words_of_tokens,
 )
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 LONGEST_USUAL_WORD = 40
@@ -110,8 +120,18 @@ def _encoded(
                 "split needs the length of a row, because this tokenizer has no model_max_length",
                 do="pass max_length=…",
             )
-    # Rows are cut below, because finding the word that is cut requires the whole text.
-    tokens, added, offsets, lengths = _tokenised(tokenizer, texts, rule)
+    documents = [Document("", text) for text in texts]
+    read = partial(_encodings, tokenizer, framed=False) if tokenizer.is_fast else None
+    together = Together(annotators) if annotators else None
+    fast: Any = tokenizer
+    tokens = [*tokenise(documents, fast, layers=together, words=rule, encode=read)]
+    sizes = np.concatenate([batch.lengths for batch in tokens])
+    columns = {
+        name: np.concatenate([batch.columns[name] for batch in tokens])
+        for name in tokens[0].columns
+    }
+    before, after = _frame(tokenizer, texts, sizes)
+    lengths = sizes + len(before) + len(after)
     limit = tokenizer.model_max_length
     longer = int((lengths > limit).sum())
     if max_length is None and longer:
@@ -119,13 +139,10 @@ def _encoded(
             f"{longer:,} of {len(texts):,} texts are longer than the model's {limit:,} tokens and "
             f"were not cut; pass max_length={limit}, and split=True to lose nothing"
         )
-    # Some tokenizers have a rule that turns "[MASK]" in a text into the special token.
-    special = added | np.isin(tokens, special_ids(tokenizer))
-    columns = annotated(annotators, texts, offsets, lengths, special=special, rule=rule)
     # Each text has words 0, 1, …. The number of the text, in the upper bits, makes them distinct.
     numbers = columns["word_ids"]
-    apart = np.where(numbers < 0, -1, numbers + (owners(lengths) << 32))
-    _warn_of_letters(tokens[~special], apart[~special], tokenizer.unk_token_id)
+    apart = np.where(numbers < 0, -1, numbers + (owners(sizes) << 32))
+    _warn_of_letters(columns["input_ids"], apart, tokenizer.unk_token_id)
     note = dna_note(tokenizer, texts)
     if note:
         _warn(note)
@@ -135,79 +152,111 @@ def _encoded(
             f"{texts_with(control, texts):,} of {len(texts):,} texts contain {', '.join(control)}, "
             "which is read as plain text and not as a special token"
         )
-    if max_length is not None:
-        _require_room(added, lengths, max_length)
-    columns = {"input_ids": tokens, **columns}
-    ends = lengths.cumsum()
+    room = int(sizes.max(initial=1))
+    if max_length is not None and (lengths > max_length).any():
+        room = max_length - len(before) - len(after)
+        if room < 1:
+            raise MaskwiseError(
+                "max_length leaves no room for text",
+                got=max_length,
+                allowed=f"> {len(before) + len(after)}",
+            )
+    parts, halved = _parts(numbers, sizes, room, split)
+    # Half a word must never be masked as a word or span. Tokens of a prompt must stay visible.
+    for column, values in columns.items():
+        if values.dtype.kind == "i" and column not in ("prompt", "input_ids"):
+            columns[column] = np.where(halved, -1, values)
     made = []
-    lost = np.zeros(len(texts), np.int64)
-    for n, name in enumerate(names):
-        part = slice(ends[n] - lengths[n], ends[n])
-        text_columns = {layer: column[part] for layer, column in columns.items()}
-        if max_length is None or lengths[n] <= max_length:
-            made.append([_row(name, text_columns)])
-        elif split:
-            made.append(_split_row(name, text_columns, added[part], max_length))
-        else:
-            content = np.flatnonzero(~added[part])
-            dropped = content[max_length - int(added[part].sum()) :]
-            lost[n] = len(dropped)
-            made.append([_row(name, _without(text_columns, dropped))])
+    for name, start, part in zip(names, (sizes.cumsum() - sizes).tolist(), parts):
+        rows = []
+        for begin, end in part:
+            row = _row(piece_id(name, begin - start), columns, slice(begin, end), before, after)
+            rows.append(row)
+        made.append(rows)
+    lost = sizes - [sum(end - begin for begin, end in part) for part in parts]
     if lost.any():
-        cut = int((lost > 0).sum())
         _warn(
-            f"{cut:,} of {len(texts):,} texts were cut to {max_length:,} tokens, and "
-            f"{lost.sum() / (~added).sum():.0%} of all tokens are lost; pass split=True to get "
+            f"{(lost > 0).sum():,} of {len(texts):,} texts were cut to {max_length:,} tokens, and "
+            f"{lost.sum() / sizes.sum():.0%} of all tokens are lost; pass split=True to get "
             "rows for the whole texts",
             Truncated,
         )
     return made
 
 
-def _tokenised(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], rule: WordRule
-) -> tuple[Ints, Array, Ints, Ints]:
-    """Return the ids (T,) of N texts, which of them were added around texts (T,), the offsets
-    (T, 2), and the numbers of tokens (N,).
+def _parts(
+    words: Ints, sizes: Ints, room: int, split: bool
+) -> tuple[list[list[tuple[int, int]]], Array]:
+    """Cut N texts with T tokens into rows of at most ``room`` tokens: between words or, without
+    ``split``, anywhere, and the rest is left out.
+
+    Returns:
+        For each text, the begin and the end of each row; and the tokens (T,) of words that are not
+        whole in their row.
     """
+    kept, border_T, _ = borders(words, sizes, room)
+    halved = (words >= 0) & (kept < 0)
+    parts = []
+    end = 0
+    for size in sizes.tolist():
+        start, end = end, end + size
+        stop = start + room
+        if split or stop >= end:
+            cuts = [*starts_of(border_T, start, end, room), end]
+            parts.append([*pairwise(cuts)] or [(start, end)])
+        else:
+            parts.append([(start, stop)])
+            # If the first token that is left out continues a word, this word is cut.
+            halved[start:end] = (words[start:end] >= 0) & (words[start:end] == words[stop])
+    return parts, halved
+
+
+def _frame(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], sizes: Ints
+) -> tuple[list[int], list[int]]:
+    """Return the special tokens before and after each of these texts of N sizes."""
+    # One of the shortest texts with tokens shows them.
+    text = texts[int(np.where(sizes > 0, sizes, sizes.max() + 1).argmin())]
     if tokenizer.is_fast:
-        with tokenizing():
-            encodings = tokenizer(
-                texts, truncation=False, padding=False, verbose=False, split_special_tokens=True
-            ).encodings
-        offsets, lengths = flat_offsets(encodings)
-        tokens = np.concatenate([encoding.ids for encoding in encodings]).astype(np.int64)
-        added = np.concatenate([encoding.special_tokens_mask for encoding in encodings]) > 0
-        return tokens, added, offsets, lengths
-    if rule == "token":
-        columns, sizes = slow_columns(tokenizer, texts, numbered=False)
-        ids = columns["input_ids"]
-        spans = np.zeros((len(ids), 2), np.int64)
+        [encoding] = _encodings(tokenizer, [text])
+        ids, added = encoding.ids, encoding.special_tokens_mask
     else:
-        ids, spans, sizes = tokenised_by_words(tokenizer, texts, rule)
-    read: Any = tokenizer
-    framed = []
-    flags = []
-    for part in np.split(ids, sizes.cumsum()[:-1]):
-        framed.append(read.build_inputs_with_special_tokens(part.tolist()))
-        flags.append(read.get_special_tokens_mask(part.tolist()))
-        if len(framed[-1]) != len(flags[-1]):
+        read: Any = tokenizer
+        content = read(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = read.build_inputs_with_special_tokens(content)
+        added = read.get_special_tokens_mask(content)
+        if len(ids) != len(added):
             raise MaskwiseError(
                 f"{type(tokenizer).__name__} says of other tokens which of them are special",
-                got=f"{len(framed[-1])} tokens with special tokens, and "
-                f"get_special_tokens_mask of {len(flags[-1])}",
+                got=f"{len(ids)} tokens with special tokens, and "
+                f"get_special_tokens_mask of {len(added)}",
                 do="define its get_special_tokens_mask as its build_inputs_with_special_tokens",
             )
-    added = np.concatenate(flags) > 0
-    # Special tokens have the offsets (0, 0), as those of fast tokenizers.
-    offsets = np.zeros((len(added), 2), np.int64)
-    offsets[~added] = spans
-    return np.concatenate(framed).astype(np.int64), added, offsets, np.array([*map(len, framed)])
+    if 0 not in added:
+        return ids, []
+    first = added.index(0)
+    return ids[:first], ids[len(added) - added[::-1].index(0) :]
+
+
+def _encodings(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, framed: bool = True
+) -> Sequence[Encoding]:
+    """Tokenise texts, with their special tokens if ``framed``."""
+    with tokenizing():
+        return tokenizer(
+            texts,
+            add_special_tokens=framed,
+            truncation=False,
+            padding=False,
+            verbose=False,
+            # If a text contains the name of a special token, the name is plain text.
+            split_special_tokens=True,
+        ).encodings
 
 
 def token_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> Ints:
     """Return the character offsets (L, 2) of the tokens of a text, as ``encode`` makes them."""
-    _, _, offsets, _ = _tokenised(_fast(tokenizer), [text], "auto")
+    offsets, _ = flat_offsets(_encodings(_fast(tokenizer), [text]))
     return offsets
 
 
@@ -222,10 +271,13 @@ def places_of_tokens(
         content: (L,) true for tokens of the text, and not for special tokens.
         words: the rule by which ``encode`` made the row.
     """
-    tokens, added, spans, _ = _tokenised(tokenizer, [text], ready_rule(words))
-    names: Any = tokenizer.convert_ids_to_tokens(tokens[~added].tolist())
+    rule = ready_rule(words)
+    if rule == "token":
+        return [(0, 0)] * len(content)
+    tokens, spans, _ = tokenised_by_words(tokenizer, [text], rule)
+    names: Any = tokenizer.convert_ids_to_tokens(tokens.tolist())
     found: list[tuple[int, int]] = []
-    for (start, stop), group in groupby(zip(spans[~added].tolist(), names), itemgetter(0)):
+    for (start, stop), group in groupby(zip(spans.tolist(), names), itemgetter(0)):
         sizes = [len(name.removeprefix("##")) for _, name in group]
         part = text[start:stop]
         begin = start + len(part) - len(part.lstrip())
@@ -251,59 +303,23 @@ def _warn(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=place)
 
 
-def _row(name: int, columns: Mapping[str, Array]) -> dict[str, Any]:
-    """Return a row of a text, with lists under the names of the columns."""
-    ids = columns["input_ids"].tolist()
+def _row(
+    name: int, columns: Columns, part: slice, before: list[int], after: list[int]
+) -> dict[str, Any]:
+    """Return the row of a part of a text, with lists under the names of the columns."""
+    ids = [*before, *columns["input_ids"][part].tolist(), *after]
     row = {"input_ids": ids, "attention_mask": [1] * len(ids), "example_id": name}
-    for layer, values in columns.items():
-        if layer != "input_ids":
-            row[layer] = values.tolist()
+    for column, values in columns.items():
+        if column == "input_ids":
+            continue
+        inside = values[part]
+        if column == "word_ids":
+            # Words are numbered from 0 in each row.
+            found = inside[inside >= 0]
+            inside = np.where(inside >= 0, inside - found.min(initial=found.max(initial=0)), -1)
+        none = 0.0 if values.dtype.kind == "f" else -1
+        row[column] = [none] * len(before) + inside.tolist() + [none] * len(after)
     return row
-
-
-def _without(columns: Mapping[str, Array], dropped: Ints) -> dict[str, Array]:
-    """Return the columns of a text without the tokens ``dropped``, which end the text."""
-    words = columns["word_ids"]
-    # If the first dropped token's word began before that token, the word is cut. A token outside
-    # words cuts none.
-    cut = (words >= 0) & (words == words[dropped[0]])
-    kept = {}
-    for layer, values in columns.items():
-        # Tokens of a prompt stay marked, because they must stay visible.
-        if values.dtype.kind == "i" and layer not in ("prompt", "input_ids"):
-            values = np.where(cut, -1, values)
-        kept[layer] = np.delete(values, dropped)
-    return kept
-
-
-def _split_row(
-    name: int, columns: Mapping[str, Array], added: Array, limit: int
-) -> list[dict[str, Any]]:
-    """Return the rows of a text that is longer than ``limit``. All rows have the special tokens."""
-    content = np.flatnonzero(~added)
-    frame = np.flatnonzero(added)
-    room = limit - len(frame)
-    words = columns["word_ids"][content]
-    kept, border, _ = borders(words, np.array([len(content)]), room)
-    # The tokens of a word that is longer than a row get −1, as in a word that is cut.
-    cut = np.zeros(len(added), bool)
-    cut[content[(words >= 0) & (kept < 0)]] = True
-    begins = list(starts_of(border, 0, len(content), room))
-    rows = []
-    for begin, end in pairwise([*begins, len(content)]):
-        places = np.sort(np.concatenate([frame, content[begin:end]]))
-        parts = {}
-        for layer, values in columns.items():
-            part = values[places]
-            if part.dtype.kind == "i" and layer not in ("prompt", "input_ids"):
-                part = np.where(cut[places], -1, part)
-            parts[layer] = part
-        numbers = parts["word_ids"]
-        first = numbers[numbers >= 0].min(initial=numbers.max(initial=0))
-        # Words are numbered from 0 in each row.
-        parts["word_ids"] = np.where(numbers < 0, -1, numbers - first)
-        rows.append(_row(piece_id(name, begin), parts))
-    return rows
 
 
 def _fitted(layers: Iterable[Layered]) -> list[Layered]:
@@ -380,20 +396,6 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
         _warn(
             f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens, so the text "
             "seems to have no words; use policy='token' or 'span(over=\"token\")'"
-        )
-
-
-def _require_room(added: Array, lengths: Ints, limit: int) -> None:
-    """Raise unless ``limit`` tokens leave room for text beside the special tokens of each text."""
-    longer = lengths > limit
-    if not longer.any():
-        return
-    frame = int(totals_within(added, lengths)[longer].max())
-    if limit <= frame:
-        raise MaskwiseError(
-            "max_length leaves no room for text",
-            got=limit,
-            allowed=f"> {frame}",
         )
 
 
@@ -597,9 +599,12 @@ class Surfaces:
         """
         text, offsets = self.read(ids, spans)
         special = np.isin(ids, [*self.special])
-        columns = annotated(annotators, [text], offsets, np.array([len(ids)]), special=special)
+        lengths = np.array([len(ids)])
+        placed, words = words_of_tokens([text], offsets, lengths, rule="auto", special=special)
+        together = Together(annotators)
+        found = align(together.annotate([text]), together.layers, placed, words)
         row: dict[str, object] = {"example_id": tokens_id(ids if present is None else ids[present])}
-        for layer, values in columns.items():
+        for layer, values in {"word_ids": words, **found}.items():
             row[layer] = values.tolist()
         return row
 

@@ -46,7 +46,7 @@ import numpy as np
 from maskwise.errors import MaskwiseError, PlugInError
 from maskwise.masking.line import Columns
 from maskwise.segments import Array, changes, owners, rank_within
-from maskwise.text.words import Flags, Ints, Ints32, Placed, WordRule, words_of_tokens
+from maskwise.text.words import Flags, Ints, Ints32, Placed
 
 Kind = Literal["categorical", "spans", "weight"]
 
@@ -398,29 +398,28 @@ def align(
     return result
 
 
-def annotated(
-    makers: Iterable[Layered],
-    texts: list[str],
-    offsets: Ints,
-    lengths: Ints,
-    *,
-    special: Flags,
-    rule: WordRule = "auto",
-) -> Columns:
-    """Return "word_ids" (T,) and the annotators' layers (T,) for the T tokens of N texts.
+class Together:
+    """Several annotators, or stores of their output, as one."""
 
-    Args:
-        makers: the annotators, or stores of their output.
-        offsets, lengths, special, rule: as for `words_of_tokens`.
+    def __init__(self, makers: Sequence[Layered]):
+        self.makers = makers
 
-    Raises:
-        MaskwiseError: see ``spans_found``.
-    """
-    placed, words = words_of_tokens(texts, offsets, lengths, special=special, rule=rule)
-    columns: Columns = {"word_ids": words}
-    for maker in makers:
-        columns |= align(spans_found(maker, texts), maker.layers, placed, words)
-    return columns
+    @property
+    def layers(self) -> Layers:
+        """The layers of all annotators, keyed by name."""
+        return {name: layer for maker in self.makers for name, layer in maker.layers.items()}
+
+    def annotate(self, texts: list[str]) -> list[Found]:
+        """Return the spans of each text, keyed by layer.
+
+        Raises:
+            MaskwiseError: see ``spans_found``.
+        """
+        found: list[Found] = [{} for _ in texts]
+        for maker in self.makers:
+            for all_layers, own in zip(found, spans_found(maker, texts), strict=True):
+                all_layers |= {name: own[name] for name in maker.layers}
+        return found
 
 
 def _scattered(values: Array, covered: Flags, *, missing: int) -> Array:

@@ -1,11 +1,11 @@
 """Streams: text that is tokenised and packed during training.
 
 A *shard* is a file, or a shard of a data set. A *chunk* is a sequence of consecutive records in a
-shard. Chunks have about the same size, and the end of a chunk depends only
-on the shard, this size and the start of the chunk. The documents of a chunk are tokenised, cut and
-packed into a *block* of thousands of rows, without documents of other chunks. Therefore, any
-process can make a block, and a run can resume at a row of a block without making earlier blocks.
-The price is one partly filled row in each block.
+shard. Chunks have about the same size, and the end of a chunk depends only on the shard, this size
+and the start of the chunk. The documents of a chunk are tokenised, cut and packed into a *block* of
+thousands of rows, without documents of other chunks. Therefore, any process can make a block, and a
+run can resume at a row of a block without making earlier blocks. The price is one partly filled row
+in each block.
 
 Copies of a text are not dropped, because a stream does not remember earlier texts. All of them are
 held out or none, unless they are in several groups.

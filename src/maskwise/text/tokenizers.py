@@ -302,8 +302,11 @@ class LightTokenizer:
     def get_vocab(self) -> dict[str, int]:
         return self.backend.get_vocab(with_added_tokens=True)
 
-    def __call__(self, texts: list[str], **settings: object) -> SimpleNamespace:
-        return SimpleNamespace(encodings=self.backend.encode_batch(texts))
+    def __call__(
+        self, texts: list[str], *, add_special_tokens: bool = True, **settings: object
+    ) -> SimpleNamespace:
+        encode = self.backend.encode_batch
+        return SimpleNamespace(encodings=encode(texts, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: list[int], **settings: object) -> str:
         return self.backend.decode(ids, skip_special_tokens=False)
