@@ -49,11 +49,11 @@ WORLD = ["training.steps=60", "study.gate=null", "study.search=null"]
 
 CASES: dict[str, tuple[str, list[str]]] = {
     "words and tags": (
-        "quick-start",
+        "decay",
         ["training.steps=100", "evaluation.pairs=bundled:pairs", "study.arms={one: {}}"],
     ),
     "facts, bounds and topics": (
-        "quick-start",
+        "decay",
         [
             *QUICK,
             "objective=diffusion",
@@ -161,7 +161,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "contrast of sentences": (
-        "quick-start",
+        "decay",
         [
             *QUICK,
             "objective={tsdae: {}, cse: {}}",

@@ -64,7 +64,7 @@ from maskwise.training import MaskedSource
 from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
 
-recipe = read_recipe("quick-start")
+recipe = read_recipe("decay")
 documents = list(read_documents(recipe.corpus.source, limit=1500))
 tokenizer = train_tokenizer((d.text for d in documents), vocab_size=recipe.tokenizer.vocab_size)
 pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer,
