@@ -213,22 +213,6 @@ def test_runs_that_learned_nothing_are_not_taken_for_a_worse_arm() -> None:
     assert all(flag["code"] != "collapsed" for row in again["contrasts"] for flag in row["flags"])
 
 
-def test_a_lead_that_is_clear_only_by_weights_is_given_in_points_too() -> None:
-    """A steady task decides, and an uneven one makes the plain mean uncertain."""
-    noise = np.array([0.3, -0.3, 0.25, -0.25, 0.2, -0.2, 0.1, -0.1, 0.1, -0.1])
-    rows = []
-    for seed, wave in enumerate(noise):
-        shared = {"seed": seed, "steady": 0.5 + 0.01 * (seed % 3), "uneven": 0.5}
-        rows.append({"arm": "b", **shared})
-        rows.append({"arm": "a", **shared, "steady": shared["steady"] + 0.03})
-        rows[-1]["uneven"] += wave
-    [row, *_] = mw.compare(rows, **BETTER).summary["contrasts"]
-    [flag] = [flag for flag in row["flags"] if flag["code"] == "unclear-in-points"]
-    assert row["verdict"] == "decided"
-    assert flag["facts"]["plain"] == "+1.5 score points"
-    assert flag["facts"]["ends"].startswith("−")
-
-
 def test_a_loss_is_never_taken_for_a_score(tmp_path: Path) -> None:
     """Losses beside scores decided for the worse arm."""
     rows = [{**row, "eval_loss": 1 - row["score"]} for row in table()]

@@ -127,28 +127,6 @@ def other_costs(**changes: Any) -> dict[str, Any]:
     )
 
 
-def two_formulas() -> dict[str, Any]:
-    facts = run_facts(make_study(runs=8))
-    newer = [r for r in facts if r["kind"] == "cost" and r["seed"] > 5]
-    for record in newer:
-        record["flops_formulas"] = [2]
-    return summary_of(CLEAR, facts=facts)
-
-
-def selections(**change: Any) -> list[dict]:
-    return [r | change if r["kind"] == "selection" else r for r in run_facts(make_study(runs=8))]
-
-
-def other_grids() -> list[dict]:
-    facts = selections()
-    line = next(r for r in facts if (r["kind"], r["arm"]) == ("selection", "token-30"))
-    line["candidates"] = [
-        *line["candidates"],
-        {"setting": {"training.learning_rate": 1.0}, "score": 0.1},
-    ]
-    return facts
-
-
 def small_difference() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     base, d = rng.normal(0.5, 0.02, 10), rng.normal(0, 0.02, 10)
@@ -272,8 +250,6 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "settings differ": lambda: summary_of(
         CLEAR, facts=[shared_selection("token-15"), shared_selection("token-30", 0.002)]
     ),
-    "other grids": lambda: summary_of(CLEAR, facts=other_grids()),
-    "tied grids": lambda: summary_of(CLEAR, facts=selections(tied=True)),
     "looked before": lambda: summary_of(
         CLEAR, looked=[{"runs": 6, "seeds": [*range(6)], "contrasts": 1, "looks": None}]
     ),
@@ -285,7 +261,6 @@ SUMMARIES: dict[str, Callable[[], dict[str, Any]]] = {
     "compute": other_costs,
     "compute that was to be matched": lambda: other_costs(match={"by": "targets", "arms": {}}),
     "compute unknown": lambda: summary_of(CLEAR, facts=[], match=None),
-    "two formulas": two_formulas,
     "some runs missing": lambda: summary_of(SEVEN, more=[failure_record("token-30", 7)]),
     "all runs missing": lambda: summary_of(
         {"token-15": LOW, "token-30": []}, more=[failure_record("token-30", s) for s in range(8)]

@@ -510,7 +510,7 @@ OWN_CHOICE = {"chosen": {"training.learning_rate": 0.002}}
             [*COSTS, *(selection_record("token-30", seed) for seed in range(8))],
             "decided",
             "each arm tuned",
-            ["grids-differ"],
+            [],
         ),
         # One search for all seeds decides only where both sides kept the same setting.
         ([*OLD, shared_selection("token-15")], "decided", "at these settings", []),
@@ -520,7 +520,7 @@ OWN_CHOICE = {"chosen": {"training.learning_rate": 0.002}}
             "at these settings",
             ["settings-differ"],
         ),
-        (OLD, "decided", "at these settings", ["grids-differ"]),
+        (OLD, "decided", "at these settings", []),
     ],
 )
 def test_what_was_tuned(facts, verdict, scope, flags):
@@ -744,23 +744,6 @@ def test_compute_counts_as_equal_within_a_twentieth_and_is_written_without_expon
     assert facts_of(unknown, "compute")["minor"] and "compute" not in summary["advice_codes"]
 
 
-def test_flops_by_two_formulas_are_flagged_wherever_both_are_used() -> None:
-    """The costs of a study that an earlier version began were not comparable, unsaid."""
-
-    def flags(*formulas: tuple[str, list[int] | None]) -> list[str]:
-        facts = [r for r in FACTS if r["kind"] != "cost"]
-        for seed in range(8):
-            for arm, used in formulas:
-                facts.append(cost_record(arm, seed, **({"flops_formulas": used} if used else {})))
-        return codes(row_of(facts=facts))
-
-    old, new, both = None, [2], [1, 2]
-    for pair in ((old, old), (new, new)):
-        assert "two-formulas" not in flags(*zip(("token-15", "token-30"), pair, strict=True))
-    for pair in ((old, new), (new, both), (both, old)):
-        assert "two-formulas" in flags(*zip(("token-15", "token-30"), pair, strict=True))
-
-
 def test_nobody_is_told_to_match_compute_where_a_contrast_has_done_it():
     """The recipe quick-start compares a decaying ratio with 30 %, which has as many targets."""
     scores = {"token-15": LOW, "token-30": LOW, "linear": HIGH}
@@ -905,7 +888,6 @@ def test_an_end_that_is_zero_in_points_is_zero_in_sds():
     row = row_of({"token-15": seconds, "token-30": firsts})
     assert (row["low"], row["natural"]["low"], row["verdict"]) == (0.0, 0.0, "open")
     assert shown(row).unit == "accuracy points"
-    assert "unclear-in-points" not in codes(row)
 
 
 def test_a_gain_over_the_start_is_no_rounding_error():

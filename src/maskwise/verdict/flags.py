@@ -24,7 +24,7 @@ from maskwise.constants import (
     overlap_words,
 )
 from maskwise.errors import in_percent
-from maskwise.estimates import SPREADS, in_decimals, items_ends, shown_in, with_minus
+from maskwise.estimates import in_decimals, items_ends, with_minus
 from maskwise.files import Effect, Estimate, ItemsInterval
 from maskwise.verdict.comparison import Comparison
 from maskwise.verdict.failures import collapses_of
@@ -129,12 +129,6 @@ def _differs(what: str) -> Test:
         return {} if table.incomparable(*one.pair, one.outcome) == what else None
 
     return test
-
-
-def _shows_pieces(one: Comparison, table: Outcomes) -> FlagFacts | None:
-    """Whether a loss of words compares arms with different vocabularies."""
-    words = one.outcome.startswith("evaluation:words:")
-    return {} if words and len(table.tokenizers(*one.pair)) > 1 else None
 
 
 def _at_floor(*, answer: bool) -> Test:
@@ -343,20 +337,6 @@ def _without_margin(one: Comparison, table: Outcomes) -> FlagFacts | None:
     return {"margin": margin, "why": why}
 
 
-def _unclear_in_points(one: Comparison, table: Outcomes) -> FlagFacts | None:
-    """Return the plain mean over tasks if it has the sign of the test's, but not its certainty.
-
-    The difference is then shown in SDs, which few people can judge.
-    """
-    if one.natural is None or one.shown.unit != SPREADS:
-        return None
-    if (one.natural["mean"] or 0.0) * (one.mean or 0.0) <= 0:
-        return None
-    higher = one.scale.higher_is_better
-    plain = shown_in("score", one.scale.metric, one.natural, None, higher=higher)
-    return {"plain": f"{plain.figure()} {plain.unit}", "ends": plain.ends()}
-
-
 def _collapsed(one: Comparison, table: Outcomes) -> FlagFacts | None:
     """Return the runs at the floor of the side behind, which may be the whole difference."""
     ahead, behind = one.sides
@@ -406,38 +386,12 @@ def _unmatched_compute(one: Comparison, table: Outcomes) -> FlagFacts | None:
     return {"told": told, "ratios": off}
 
 
-def _two_formulas(one: Comparison, table: Outcomes) -> FlagFacts | None:
-    """Return the trained arms if their FLOPs were counted by several formulas."""
-    trained = table.trained(*one.pair)
-    formulas = set()
-    for line in table.lines["cost"]:
-        if line["arm"] in trained and line.get("flops"):
-            formulas.update(line.get("flops_formulas", [1]))
-    return {"arms": trained, "formulas": sorted(formulas)} if len(formulas) > 1 else None
-
-
 def _untuned(one: Comparison, table: Outcomes) -> FlagFacts | None:
     trained = table.trained(*one.pair)
     # A gate compares default settings by design.
     if not trained or one.gate or table.searches(*one.pair):
         return None
     return {"arms": trained}
-
-
-def _tied_grid(one: Comparison, table: Outcomes) -> FlagFacts | None:
-    searches = table.searches(*one.pair)
-    tied = [line["arm"] for line in searches if line.get("tied")]
-    if not tied:
-        return None
-    return {"arms": list(dict.fromkeys(tied)), "searches": len(tied), "all": len(searches)}
-
-
-def _grids_differ(one: Comparison, table: Outcomes) -> FlagFacts | None:
-    # A trained arm without a grid differs from an arm with a grid. Untrained models are ignored.
-    grids = dict.fromkeys(table.trained(*one.pair), "")
-    for line in table.searches(*one.pair):
-        grids[line["arm"]] = str(sorted(str(point["setting"]) for point in line["candidates"]))
-    return {} if len(set(grids.values())) > 1 else None
 
 
 def _item_noise(one: Comparison, table: Outcomes) -> FlagFacts | None:
@@ -634,22 +588,6 @@ FLAGS = (
         "For a margin, decide by tasks in one unit (study.secondary names the others).",
     ),
     Flag(
-        "pieces-shown",
-        "notes",
-        _shows_pieces,
-        "the number of masks in place of a word shows how many pieces it has, which helps the arm "
-        "whose tokenizer cuts words into more pieces",
-        "Decide by the tasks.",
-    ),
-    Flag(
-        "unclear-in-points",
-        "notes",
-        _unclear_in_points,
-        "the plain mean over tasks differs by {plain} ({ends}); the test gives more weight to "
-        "tasks whose scores vary less from run to run",
-        "Look at each task.",
-    ),
-    Flag(
         "collapsed",
         "notes",
         _collapsed,
@@ -679,32 +617,11 @@ FLAGS = (
         "Compare the arms also at equal targets or FLOPs (study.equal_by).",
     ),
     Flag(
-        "two-formulas",
-        "notes",
-        _two_formulas,
-        "the FLOPs of some runs were counted by an earlier formula, so FLOPs are not comparable",
-        "To compare FLOPs, run the study again in a new folder.",
-    ),
-    Flag(
         "untuned",
         "notes",
         _untuned,
         "no settings were tuned, and at other learning rates the order of the arms may change",
         "Tune every arm over the same small grid of learning rates (study.search).",
-    ),
-    Flag(
-        "tied-grid",
-        "notes",
-        _tied_grid,
-        "in {searches} of {all} searches ({arms}), all settings had the same score, so the choice "
-        "is arbitrary",
-        "Use more dev rows, or a grid whose settings differ more in their scores.",
-    ),
-    Flag(
-        "grids-differ",
-        "notes",
-        _grids_differ,
-        "the searches of the two arms did not try the same settings",
     ),
     Flag(
         "ceiling",
