@@ -201,7 +201,7 @@ def make_plan(recipe: Recipe) -> Plan:
     >>> from maskwise.recipe import read_recipe
     >>> plan = make_plan(read_recipe("quick-start", ["study.seeds=1"]))
     >>> len(plan.runs), [stage.kind for stage in plan.stages()][:2]
-    (4, ['prepare', 'pretrain'])
+    (3, ['prepare', 'pretrain'])
 
     Raises:
         MaskwiseError: the recipe has no arms.

@@ -91,9 +91,9 @@ def prospects_of(
     small for a decision are allowed, because they may be pilots.
 
     >>> from maskwise.recipe import read_recipe
-    >>> gate, *prospects = prospects_of(read_recipe("quick-start"))
+    >>> gate, *prospects = prospects_of(read_recipe("decay"))
     >>> gate["runs"], gate["decidable"], gate["fewest_runs"]
-    (7, True, 6)
+    (10, True, 6)
     >>> [(prospect["decidable"], prospect["fewest_runs"]) for prospect in prospects]
     [(True, 7), (True, 7)]
 
