@@ -198,6 +198,10 @@ WAYS = {
             *("training.steps=120", "phases.1.training.steps=120", "training.save_every=3"),
         ],
     ),
+    "finetune": Way(10, ["all"], ASKED_COMMANDS["finetune"]),
+    "adapt": Way(10, ["main", "worker", "all"], ASKED_COMMANDS["adapt"]),
+    "export": Way(10, ["all"], [*ASKED_COMMANDS["export"], "--json"]),
+    "convert": Way(10, ["all"], ["convert", "OLD", "OUT", "--json"]),
 }
 
 
@@ -206,7 +210,8 @@ WAYS = {
 
 def preload() -> None:
     """Import what commands import, so that copies of this process start at once."""
-    names = ["study.run", "study.single", "learning.lesson", "report.page"]
+    names = ["study.run", "study.single", "study.adapt", "learning.lesson", "report.page"]
+    names += ["export", "convert"]
     for name in (*(f"maskwise.{name}" for name in names), "transformers.models.modernbert"):
         import_module(name)
 
@@ -222,7 +227,8 @@ class Command:
     def __init__(self, way: Way, inputs: Path, out: Path):
         self.mark = f"MASKWISE_KILLS={os.getpid()}-{time.monotonic_ns()}"
         self.log = out.with_name(f"{out.name}.txt")
-        places = {"SHARDS": inputs, "OUT": out, "STUDY": out.with_name("study-whole")}
+        places = {"SHARDS": inputs, "OLD": inputs.with_name("old"), "OUT": out}
+        places["STUDY"] = out.with_name("study-whole")
         words = [*way.command]
         for name, place in places.items():
             words = [word.replace(name, str(place)) for word in words]
@@ -540,6 +546,8 @@ def trial(name: str, way: Way, kills: int, folder: Path, seed: int, end: float) 
 
     draw = random.Random(f"{seed}-{name}")
     inputs = write_shards(folder / "shards")
+    if "OUT" not in way.command:
+        way = way._replace(command=[*way.command, *RESUMED])
     began = time.monotonic()
     command = Command(way, inputs, folder / "whole")
     assert wait_for(lambda: touched(folder / "whole") or command.ended(), PATIENCE)
@@ -547,7 +555,6 @@ def trial(name: str, way: Way, kills: int, folder: Path, seed: int, end: float) 
     assert not command.end() and command.process.exitcode == 0, command.log.read_text()
     rest = time.monotonic() - began - first
     expected = results(folder / "whole")
-    way = way._replace(command=[*way.command, *RESUMED])
     killed, places, wrong = Counter[str](), Counter[str](), list[str]()
     victims = cycle(way.victims)
     runs = starts = 0
@@ -620,13 +627,18 @@ def struck(command: Command, out: Path, victim: str, seconds: float, early: bool
 
 
 def write_shards(folder: Path) -> Path:
-    """Write three files of texts."""
+    """Write three files of texts, and an old checkpoint."""
     read_documents = import_module("maskwise.text").read_documents
     folder.mkdir(parents=True)
     documents = list(read_documents("bundled:wikipedia", limit=100))
     for number in range(3):
         lines = [json.dumps({"text": document.text}) for document in documents[number::3]]
         (folder / f"{number}.jsonl").write_text("\n".join(lines) + "\n")
+    start = import_module("maskwise.starts").resolve_start("bundled:encoder")
+    old = Path(shutil.copytree(start, folder.with_name("old")))
+    weights = import_module("safetensors.torch").load_file(old / "model.safetensors")
+    import_module("torch").save(weights, old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
     return folder
 
 

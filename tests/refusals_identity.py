@@ -80,6 +80,7 @@ def pretrain_in_old_folder(folder: Path) -> None:
     write_inputs(folder / "inputs")
     pretrain(folder / "inputs", folder / "old")
     age(folder / "old" / "stage.json", 1)
+    (folder / "old" / ".identity.json").unlink()
     pretrain(folder / "inputs", folder / "old")
 
 
@@ -103,7 +104,7 @@ ROWS = [
     Refusal(
         "a pre-training on a text by names",
         pretrain_in_old_folder,
-        FACTS,
+        ("something else", "give a new folder"),
         lambda folder: pretrain(folder / "inputs", folder / "new"),
     ),
 ]

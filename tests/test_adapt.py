@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from maskwise.cli.terminal import adapt_lines
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import overlap_record
 from maskwise.families import most_tokens
-from maskwise.folders import FORMATS, write_folder
+from maskwise.folders import FORMATS, OutputFolder, damage, write_folder
 from maskwise.models import load_config
 from maskwise.recipe import Recipe, read_recipe
+from maskwise.specs import split_options
 from maskwise.starts import resolve_start
 from maskwise.study.adapt import Adaptation, Request
 from maskwise.study.adapt.answer import answer_sentences, answers, next_of
@@ -68,24 +70,27 @@ def adapt_recipe(
     source: str | Texts,
     tasks: Sequence[str] = (),
     *,
-    pairs: Path | None = None,
-    aside: Path | None = None,
+    folder: Path = Path("nowhere"),
     **asked: Any,
 ) -> Recipe:
     """The recipe of a request."""
-    texts = source if isinstance(source, Texts) else Texts(source)
+    texts = source if isinstance(source, Texts) else Texts(source, folder)
     for name in ("arms", "overrides"):
         if name in asked:
             asked[name] = tuple(asked[name])
     request = Request(model, texts.source, Path("out"), tuple(tasks), **asked)
-    return draft_of(request, texts=texts, pairs=pairs, aside=aside).recipe
+    return draft_of(request, texts).recipe
+
+
+def pairs_of(recipe: Recipe) -> list[Any]:
+    """The rows of the task that was made of the texts."""
+    return read_lines(Path(split_options(recipe.tasks[0])[0]))
 
 
 @pytest.fixture
 def adapted(texts, tmp_path):
     """The recipe for the bundled encoder on these texts."""
-    pairs = tmp_path / "pairs.jsonl"
-    return partial(adapt_recipe, "bundled:encoder", str(texts), pairs=pairs)
+    return partial(adapt_recipe, "bundled:encoder", str(texts), folder=tmp_path)
 
 
 NAMES = {
@@ -147,7 +152,7 @@ def test_the_recipe_fits_the_model(texts, adapted, tmp_path):
         ("bundled:encoder", short, "words-30", "no task to evaluate on"),
     ):
         with pytest.raises(MaskwiseError, match=said):
-            adapt_recipe(model, str(source), arms=[arm], pairs=tmp_path / "p.jsonl")
+            adapt_recipe(model, str(source), arms=[arm], folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +167,7 @@ def test_the_recipe_fits_the_model(texts, adapted, tmp_path):
 )
 def test_the_recipe_that_is_written_is_the_recipe_that_is_run(asked, texts, tmp_path):
     request = Request("bundled:encoder", str(texts), tmp_path / "out", **asked)
-    draft = draft_of(request, pairs=tmp_path / "pairs.jsonl", aside=None)
+    draft = draft_of(request, Texts(str(texts), tmp_path))
     written = tmp_path / "adapt.yaml"
     written.write_text(draft.text, encoding="utf-8")
     read = read_recipe(written)
@@ -208,7 +213,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert "stages" in printed and ", about " in printed and "GiB" in printed
     share = "40.0% of the documents are held out from training; the task title-to-text is made of"
     assert share in printed
-    assert not [*tmp_path.glob("*pairs*")]  # nothing was written
+    assert not out.exists()  # nothing was written
     assert maskwise(*command, "--json") == 0
     said = json.loads(capfd.readouterr().out)
     assert "steps per run" in said["answer"]
@@ -228,7 +233,7 @@ def test_adapt_answers_and_saves_both_folders(texts, tmp_path, capfd):
     assert adapted.pop("format") == FORMATS["adapted.json"]
     assert said["adapted"] == adapted and said["folders"] == adapted["folders"]
     assert said["helps"] is None and adapted["helps"] is False
-    assert not unversioned(out)
+    assert unversioned(out) == [str(path.relative_to(out)) for path in out.glob("data/*")]
     page = (out / "report.html").read_text()
     # The page gives the advice of the answer, in a block to copy, and shows no step twice.
     assert adapted["next"] == said["next"]
@@ -374,12 +379,9 @@ def test_a_saved_model_is_not_written_again_and_keeps_what_was_added(tmp_path):
     assert (out / "model/model.safetensors").stat().st_ino == before
     # Another checkpoint replaces nothing that was added.
     train("second")
-    with pytest.raises(MaskwiseError, match=r"export\.onnx; move them"):
-        save()
-    assert added.is_file() and "first" in (out / "model/README.md").read_text()
-    added.unlink()
     save()
-    assert "second" in (out / "model/README.md").read_text()
+    assert added.read_text() == "mine" and "second" in (out / "model/README.md").read_text()
+    assert damage(out / "model") is None and not [*out.rglob(".unfinished")]
     # What is missing is saved again.
     (out / "sentence-model/modules.json").unlink()
     save()
@@ -401,20 +403,19 @@ def test_what_is_read_of_the_text_is_kept(texts, tmp_path, monkeypatch):
         return document_of(self, record)
 
     monkeypatch.setattr(Documents, "_document", counted)
-    whole = Texts(str(texts))
-    target = tmp_path / "pairs.jsonl"
-    assert adapt_recipe("bundled:encoder", whole, pairs=target).corpus.held_out > 0.25
+    whole = Texts(str(texts), tmp_path)
+    assert adapt_recipe("bundled:encoder", whole).corpus.held_out > 0.25
     # to guess the language, for titles, for texts, and for what is trained on
     assert len(read) <= 4 * len(lines) + 10
     write_lines(texts, lines[:60])
-    whole = Texts(str(texts))
-    first = adapt_recipe("bundled:encoder", whole, pairs=target)
+    whole = Texts(str(texts), tmp_path)
+    first = adapt_recipe("bundled:encoder", whole)
     read.clear()
     for change in ("corpus.length=32", "finetune.max_length=32", "training.batch_size=4"):
-        again = adapt_recipe("bundled:encoder", whole, pairs=target, overrides=[change], steps=9)
+        again = adapt_recipe("bundled:encoder", whole, overrides=[change], steps=9)
         assert again.tasks == first.tasks and again.corpus.held_out == first.corpus.held_out
     assert not read
-    adapt_recipe("bundled:encoder", whole, pairs=target, overrides=["corpus.limit=58"])
+    adapt_recipe("bundled:encoder", whole, overrides=["corpus.limit=58"])
     assert read
 
 
@@ -428,13 +429,12 @@ def test_no_pair_is_trained_on(titles, given, texts, tmp_path):
     if not titles:
         lines = [{"text": line["text"]} for line in lines]
     write_lines(texts, lines)
-    pairs = tmp_path / "pairs.jsonl"
-    recipe = adapt_recipe("bundled:encoder", str(texts), pairs=pairs, overrides=given)
+    recipe = adapt_recipe("bundled:encoder", str(texts), folder=tmp_path, overrides=given)
     task = load_task(recipe.tasks[0])
     documents = [*recipe.corpus.training_documents()]
     trained = [document.text for document in documents]
     assert len(trained) > 30 and task.test_items >= 20
-    for row in read_lines(pairs):
+    for row in pairs_of(recipe):
         assert not any(row["passage"][:40] in text for text in trained)
         if not titles:
             assert not any(row["query"] in text for text in trained)
@@ -452,7 +452,7 @@ def test_no_pair_is_trained_on(titles, given, texts, tmp_path):
 
 def test_test_items_that_are_held_out_are_no_overlap(texts, tmp_path):
     """The overlap stage searches the text that is trained on, and nothing else."""
-    recipe = adapt_recipe("bundled:encoder", str(texts), pairs=tmp_path / "pairs.jsonl")
+    recipe = adapt_recipe("bundled:encoder", str(texts), folder=tmp_path)
     (task,) = recipe.tasks
     content = load_task(task).fingerprint
     stage = overlap_stage(recipe, task, content)
@@ -481,52 +481,45 @@ def test_as_much_is_held_out_as_the_pairs_need(tmp_path):
         corpus = CorpusSettings(source=str(path))
         if count == 40:
             with pytest.raises(MaskwiseError, match="held out from training"):
-                write_pairs(corpus, tmp_path / "pairs.jsonl")
+                write_pairs(corpus, tmp_path)
             continue
-        target, read = write_pairs(corpus, tmp_path / "pairs.jsonl")
+        target, read = write_pairs(corpus, tmp_path)
         shares.append((read.held_out, len(read_lines(target))))
     (small, few), (large, many) = shares
     assert small == 0.2 and 60 < few < 100
     assert 0.1 < large < 0.15 and many > 450
 
 
-@pytest.mark.slow
-def test_a_dry_run_leaves_the_pairs_of_an_earlier_study(texts, tmp_path):
-    pairs, _ = write_pairs(CorpusSettings(source=str(texts)), tmp_path / "out-pairs.jsonl")
-    before = pairs.read_bytes()
+def test_pairs_belong_to_the_folder_of_their_study(texts, tmp_path):
+    """They were written beside it, where another study of the same name overwrote them."""
+    out = tmp_path / "out"
+    request = Request("bundled:encoder", str(texts), out, keep="none", seeds=2, steps=4)
+    with Adaptation(request, dry_run=True) as planned:
+        assert pairs_of(planned.draft.recipe)
+        dry = [stage.name for stage in make_plan(planned.draft.recipe).stages()]
+    assert not out.exists()
+    with pytest.raises(MaskwiseError, match="refused"), Adaptation(request) as refused:
+        tasks = refused.draft.recipe.tasks
+        (pairs,) = out.glob("data/title-to-text-*.jsonl")
+        assert tasks[0].startswith(str(pairs))
+        raise MaskwiseError("refused")
+    assert not out.exists(), "the study did not begin"
+    with Adaptation(request) as first, OutputFolder(out, "study").used({"study": True}):
+        recipe = first.draft.recipe
+        write_lines(out / "study.json", [{}])
+    whole = pairs.read_bytes()
+    # A plan of other texts leaves them, and they are written again if they were lost.
     other = tmp_path / "other.jsonl"
     other.write_text(texts.read_text().replace('"text": "', '"text": "Other '))
-    for source, same in ((texts, True), (other, False)):
-        aside = tmp_path / "aside"
-        recipe = adapt_recipe("bundled:encoder", str(source), pairs=pairs, aside=aside)
-        assert recipe.tasks[0].startswith(str(pairs)) == same
-    out = tmp_path / "out"
-    assert maskwise("adapt", "bundled:encoder", other, "--dry-run", "--out", out) == 0
-    assert pairs.read_bytes() == before
-
-
-def test_lost_pairs_of_a_study_are_written_again(texts, tmp_path):
-    """They were written to a temporary folder, so the study was another one."""
-    out = tmp_path / "out"
-    pairs = tmp_path / "out-pairs.jsonl"
-    request = Request("bundled:encoder", str(texts), out, keep="none", seeds=2, steps=4)
-    with Adaptation(request) as first:
-        tasks = first.draft.recipe.tasks
-        whole = pairs.read_bytes()
-        (out / "stages" / "prepare-1").mkdir(parents=True)
-        (out / "stages" / ".lock").touch()
-        write_lines(out / "stages" / "prepare-1" / "done.json", [{"seconds": 1}])
-        write_lines(out / "study.json", [{}])
-    pairs.unlink()
-    with Adaptation(request, dry_run=True) as planned:
-        assert planned.draft.recipe.tasks and not pairs.exists()
-    with Adaptation(request) as refused:
-        assert refused.draft.recipe.tasks == tasks and pairs.read_bytes() == whole
-    assert not pairs.exists(), "the study did not go on"
-    with Adaptation(request) as again:
-        assert again.draft.recipe.tasks == tasks
-        write_lines(out / "study.json", [{"name": "goes on"}])
+    with Adaptation(replace(request, texts=str(other)), dry_run=True) as planned:
+        assert not planned.draft.recipe.tasks[0].startswith(str(out))
     assert pairs.read_bytes() == whole
+    pairs.unlink()
+    with Adaptation(request) as again:
+        assert again.draft.recipe.tasks == recipe.tasks and pairs.read_bytes() == whole
+        # Where they lie is no part of the study.
+        assert [stage.name for stage in make_plan(recipe).stages()] == dry
+    assert {path.name for path in tmp_path.iterdir()} <= {"out", "texts.jsonl", "other.jsonl"}
 
 
 @pytest.mark.parametrize(
@@ -566,11 +559,10 @@ def test_a_group_of_settings_holds_out_the_documents_of_the_pairs(tmp_path):
     texts = write_lines(tmp_path / "texts.jsonl", rows)
     found = []
     for number, given in enumerate(("corpus.held_out=0.1", "corpus={held_out: 0.1}")):
-        pairs = tmp_path / str(number) / "pairs.jsonl"
-        pairs.parent.mkdir()
-        recipe = adapt_recipe("bundled:encoder", str(texts), pairs=pairs, overrides=[given])
+        folder = tmp_path / str(number)
+        recipe = adapt_recipe("bundled:encoder", str(texts), folder=folder, overrides=[given])
         assert recipe.corpus.held_out == 0.1
-        found.append(read_lines(pairs))
+        found.append(pairs_of(recipe))
     assert found[0] == found[1] and len(found[0]) >= 20
 
 

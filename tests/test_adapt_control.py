@@ -17,7 +17,7 @@ from maskwise.errors import MaskwiseError, command_line
 from maskwise.recipe import Recipe
 from maskwise.study.adapt import Request
 from maskwise.study.adapt.answer import answer_sentences
-from maskwise.study.adapt.draft import draft_of
+from maskwise.study.adapt.draft import Texts, draft_of
 from maskwise.study.adapt.saved import save_best
 from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.plan import make_plan
@@ -52,7 +52,7 @@ def asked(files: Path, **more: Any) -> Request:
 
 
 def drafted(request: Request) -> Recipe:
-    return draft_of(request, aside=request.out.parent).recipe
+    return draft_of(request, Texts(request.texts, request.out)).recipe
 
 
 def test_the_arm_of_a_control_differs_in_its_text_only(files):

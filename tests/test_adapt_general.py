@@ -16,7 +16,7 @@ from maskwise.evaluation.evaluate import evaluate_checkpoint, load_measures
 from maskwise.evaluation.text_loss import TextLoss
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.adapt import Request
-from maskwise.study.adapt.draft import draft_of
+from maskwise.study.adapt.draft import Texts, draft_of
 from maskwise.study.adapt.forgotten import forgotten_of, forgotten_words
 from maskwise.study.checks import check_inputs
 from maskwise.tasks import load_task
@@ -57,7 +57,7 @@ def drafted(files: Path, text: str = "own", **more: Any) -> Recipe:
     task = str(files / "task.jsonl")
     source = str(files / f"{text}.jsonl")
     request = Request("bundled:encoder", source, files / "out", (task,), **more)
-    return draft_of(request, aside=files).recipe
+    return draft_of(request, Texts(source, files)).recipe
 
 
 def measure_of(recipe: Recipe) -> TextLoss:

@@ -21,10 +21,11 @@ from maskwise.evaluation import evaluate, load_measures
 from maskwise.evaluation.evaluate import Text
 from maskwise.folders import read_lines
 from maskwise.recipe import Recipe, read_recipe
+from maskwise.specs import split_options
 from maskwise.study import run_stage
 from maskwise.study.adapt import Request
 from maskwise.study.adapt.answer import answer_sentences
-from maskwise.study.adapt.draft import draft_of
+from maskwise.study.adapt.draft import Texts, draft_of
 from maskwise.study.design import Design
 from maskwise.study.plan import make_plan, make_run
 from maskwise.study.records import chosen_steps
@@ -374,7 +375,7 @@ def files(tmp_path: Path) -> Path:
 
 def adapt_recipe(files: Path, *tasks: str, **asked: Any) -> Recipe:
     request = Request("bundled:encoder", str(files / "texts.jsonl"), files / "out", tasks, **asked)
-    return draft_of(request, pairs=files / "pairs.jsonl", aside=None).recipe
+    return draft_of(request, Texts(request.texts, files)).recipe
 
 
 def test_adapt_with_patience_evaluates_often_and_holds_out_for_both(files: Path) -> None:
@@ -407,7 +408,7 @@ def test_pairs_are_made_of_documents_that_choose_nothing(files: Path) -> None:
     named = {line["title"]: each.place for line, each in zip(lines, documents, strict=True)}
     for patience, both in ((None, True), (3, False)):
         recipe = adapt_recipe(files, patience=patience)
-        pairs = [*read_lines(files / "pairs.jsonl")]
+        pairs = [*read_lines(Path(split_options(recipe.tasks[0])[0]))]
         assert len(pairs) >= 20
         places = [named[pair["query"]] for pair in pairs]
         assert all(place < held_out_below(recipe.corpus.held_out) for place in places)

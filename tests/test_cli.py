@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import typer
-import yaml
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForMaskedLM,
@@ -27,9 +26,8 @@ from transformers import (
 
 from maskwise.cli import app
 from maskwise.errors import MaskwiseError
-from maskwise.folders import damage
+from maskwise.folders import IDENTITY, OutputFolder, damage
 from maskwise.recipe import read_recipe
-from maskwise.study import single
 from processes import PATIENCE
 from tiny import maskwise, read_lines, start, unversioned, write_inputs
 from training_tools import model, tokenizer
@@ -276,11 +274,13 @@ def test_a_source_of_several_may_use_a_field(tmp_path):
 
 
 def test_a_policy_is_not_learned_into_the_folder_of_another_command(tmp_path, capfd):
-    (tmp_path / "recipe.yaml").write_text("extends: quick-start\n")
+    with OutputFolder(tmp_path, "pretrain", "maskwise pretrain mine").used({}):
+        (tmp_path / "recipe.yaml").write_text("extends: quick-start\n")
+    before = sorted(tmp_path.iterdir())
     assert maskwise("learn", "learn-supervised", "--out", tmp_path) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert "results of a different recipe" in line and "quick-start" not in line
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+    assert "the folder of another call; got maskwise pretrain mine;" in line
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_bad_input_that_only_a_worker_sees(inputs, tmp_path, capfd):
@@ -425,6 +425,7 @@ def test_pretrain_and_finetune(inputs, tmp_path, capfd):
     result = json.loads(capfd.readouterr().out)
     assert {line["masks"] for line in result["heldout"]} == {"token", "whole-word"}
     assert sorted(p.name for p in out.iterdir()) == [
+        ".identity.json",
         ".lock",
         "checkpoint",
         "done.json",
@@ -443,23 +444,18 @@ def test_pretrain_and_finetune(inputs, tmp_path, capfd):
     assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
     assert "other values of masking.ratio" in capfd.readouterr().err
     # A setting that only the earlier recipe has is another value, too.
-    kept = (out / "recipe.yaml").read_text()
-    before = yaml.safe_load(kept)
-    before["model"]["settings"]["norm_eps"] = 1e-4
-    (out / "recipe.yaml").write_text(yaml.safe_dump(before))
-    stage = (out / "stage.json").read_text()
-    inputs_before = json.loads(stage)
-    inputs_before["what"]["model"]["settings"]["norm_eps"] = 1e-4
-    (out / "stage.json").write_text(json.dumps(inputs_before))
+    kept = (out / IDENTITY).read_text()
+    before = json.loads(kept)
+    before["of"]["model"]["settings"]["norm_eps"] = 1e-4
+    (out / IDENTITY).write_text(json.dumps(before))
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2
     assert "other values of model.settings.norm_eps" in capfd.readouterr().err
-    (out / "recipe.yaml").write_text(kept)
-    (out / "stage.json").write_text(stage)
+    (out / IDENTITY).write_text(kept)
     [corpus] = [path for path in inputs.iterdir() if path.name.startswith("corpus")]
     text = corpus.read_bytes()
     corpus.write_bytes(text + text.splitlines(keepends=True)[0].replace(b"a", b"o"))
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2
-    assert "contains a run on a different text" in capfd.readouterr().err
+    assert "with other values of corpus_content;" in capfd.readouterr().err
     corpus.write_bytes(text)
     assert maskwise("report", out) == 0 and (out / "report.html").stat().st_size > 100_000
     capfd.readouterr()
@@ -494,11 +490,8 @@ def test_pretrain_goes_on_where_it_stopped(inputs, tmp_path, monkeypatch):
     recipe, whole, parted = inputs / "recipe.yaml", tmp_path / "whole", tmp_path / "parted"
     assert maskwise("pretrain", recipe, *SHORT, "--out", whole) == 0
 
-    def stop(*arguments: object, **more: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:  # after the state of step 5 has been written
-        patched.setattr("maskwise.study.pretraining.save_checkpoint", stop)
+        patched.setattr("maskwise.study.pretraining.save_checkpoint", _interrupt)
         assert maskwise("pretrain", recipe, *SHORT, "--out", parted) == 130
     assert list((parted / "resume").glob("step-*5")) and not (parted / "checkpoint").exists()
     assert maskwise("pretrain", recipe, *SHORT, "--out", parted) == 0
@@ -507,6 +500,10 @@ def test_pretrain_goes_on_where_it_stopped(inputs, tmp_path, monkeypatch):
         (parted / "checkpoint" / n).read_bytes() == (whole / "checkpoint" / n).read_bytes()
         for n in names
     )
+
+
+def _interrupt(*arguments: object, **more: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _fail(*arguments: object, **more: object) -> None:
@@ -521,24 +518,36 @@ def _diverge(*arguments: object, folder: Path, **more: object) -> None:
 def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe(
     inputs, tmp_path, monkeypatch, capfd
 ):
+    """What it logged, which says why it failed, stays until then."""
     recipe, out = inputs / "recipe.yaml", tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr("maskwise.study.work.pretrain", _diverge)
         assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
-    assert (out / "recipe.yaml").is_file()
-    # Another text too; what was prepared of the first one goes, so that a change of this one is
-    # seen later.
-    text = inputs / "corpus.jsonl"
-    (inputs / "other.jsonl").write_text("".join(text.read_text().splitlines(True)[:50]))
-    mended = *SHORT, "masking.ratio=0.3", f"corpus.source={inputs / 'other.jsonl'}"
-    assert maskwise("pretrain", recipe, *mended, "--out", out) == 0
-    assert len(list((out / "stages").glob("prepare-*"))) == 1
+    assert (out / "metrics.jsonl").is_file()
+    assert maskwise("learn", "learn-supervised", "--out", out) == 2
+    assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.3", "--out", out) == 0
     assert "ratio: 0.3" in (out / "recipe.yaml").read_text()
     assert read_lines(out / "metrics.jsonl")[-1]["step"] == 10
     # What is done is kept.
     capfd.readouterr()
-    assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2
-    assert "contains a run of a different recipe" in capfd.readouterr().err
+    assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
+    assert "with other values of masking.ratio; give a new folder" in capfd.readouterr().err
+
+
+def test_a_run_that_failed_before_it_trained_leaves_its_folder_to_others(
+    inputs, tmp_path, monkeypatch
+):
+    recipe, out = inputs / "recipe.yaml", tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("maskwise.study.work.pretrain", _fail)
+        assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
+    assert not out.exists()
+    # A signal that comes before the first state leaves the text, and the folder to the same call.
+    with monkeypatch.context() as patched:
+        patched.setattr("maskwise.study.work.pretrain", _interrupt)
+        assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 130
+    assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
+    assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 0
 
 
 def test_a_run_that_ends_while_another_one_waits_keeps_its_folder(
@@ -546,17 +555,17 @@ def test_a_run_that_ends_while_another_one_waits_keeps_its_folder(
 ):
     """The other one, of a different recipe, returned its result."""
     recipe, out = inputs / "recipe.yaml", tmp_path / "out"
-    claimed = single._claimed
+    used = OutputFolder.used
 
-    def waits(*place, **options):
+    def waits(folder, *place, **options):
         with monkeypatch.context() as patched:
-            patched.setattr(single, "_claimed", claimed)
+            patched.setattr(OutputFolder, "used", used)
             assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 0
-        return claimed(*place, **options)
+        return used(folder, *place, **options)
 
-    monkeypatch.setattr(single, "_claimed", waits)
+    monkeypatch.setattr(OutputFolder, "used", waits)
     assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.3", "--out", out) == 2
-    assert "contains a run of a different recipe" in capfd.readouterr().err
+    assert "with other values of masking.ratio;" in capfd.readouterr().err
     assert "ratio: 0.3" not in (out / "recipe.yaml").read_text()
 
 
@@ -568,10 +577,7 @@ def test_a_run_that_has_saved_a_state_keeps_its_folder(inputs, tmp_path, monkeyp
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     capfd.readouterr()
     assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.3", "--out", out) == 2
-    assert (
-        "contains a run of a different recipe; got other values of masking.ratio"
-        in capfd.readouterr().err
-    )
+    assert "with other values of masking.ratio;" in capfd.readouterr().err
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
@@ -581,12 +587,16 @@ def test_two_runs_do_not_share_a_folder(inputs, tmp_path, monkeypatch, capfd):
     codes: list[int] = []
 
     def meanwhile(*arguments: object, folder: Path, **more: object) -> None:
-        codes.append(maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.3", "--out", out))
+        for ratio in (0.15, 0.3):
+            same = (*SHORT, f"masking.ratio={ratio}", "--out", out)
+            codes.append(maskwise("pretrain", recipe, *same))
         _diverge(folder=folder)
 
     monkeypatch.setattr("maskwise.study.work.pretrain", meanwhile)
-    assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2 and codes == [2]
-    assert f"another run is training in {out}" in capfd.readouterr().err
+    assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2 and codes == [2, 2]
+    said = capfd.readouterr().err
+    assert "this process, or one of the same name, works" in said
+    assert "with other values of masking.ratio" in said
     assert "ratio: 0.15" in (out / "recipe.yaml").read_text()
 
 

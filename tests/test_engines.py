@@ -252,7 +252,7 @@ def test_a_stage_that_another_process_has_just_locked_is_asked_for_again(
 def test_a_machine_that_computes_otherwise_is_refused(plan, tmp_path, monkeypatch):
     stage = plan.stages()[0]
     task = stage.name, stage.as_dict(), KINDS[stage.kind], None
-    monkeypatch.setattr("maskwise.study.stages._numerics", lambda: ("other versions",))
+    monkeypatch.setattr("maskwise.study.stages.numerics", lambda: ("other versions",))
     with pytest.raises(MaskwiseError, match="use machines with the same versions"):
         scheduler.do_stage(task, store=StageStore(tmp_path))
 

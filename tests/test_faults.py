@@ -374,7 +374,7 @@ def test_two_runs_in_one_folder_are_refused_and_a_dead_one_s_lock_is_taken_over(
     tmp_path: Path,
 ) -> None:
     def hold() -> None:
-        with claim(tmp_path, "another run is training in", lock=loop.LOCK):
+        with claim(tmp_path / loop.LOCK, "another run is training here"):
             (tmp_path / "held").touch()
             signal.pause()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -12,6 +11,8 @@ import pytest
 
 import maskwise
 from maskwise.errors import MaskwiseError
+from maskwise.folders import read_lines
+from maskwise.starts import resolve_start
 from maskwise.study import single
 from maskwise.study.single import run_finetune
 from maskwise.study.stages import finetune_alone
@@ -81,7 +82,7 @@ def test_rows_are_added_to_an_earlier_fine_tuning(tmp_path, monkeypatch):
     assert [line["task"] for line in lines(tmp_path)] == ["banking77", "mine"]
     # The folder of a fine-tuning is not that of a study.
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(MaskwiseError, match="contains something else"):
+    with pytest.raises(MaskwiseError, match="another call; got maskwise finetune bundled:encoder"):
         maskwise.study("quick-start", texts=["a"] * 9, out=tmp_path)
 
 
@@ -97,19 +98,24 @@ def test_scores_of_other_settings_or_rows_are_refused_and_stay(again, tmp_path):
     assert lines(tmp_path) == before and again(Tuner(after=0)) == before
 
 
-def test_a_model_is_the_same_however_its_path_is_spelt(tmp_path, monkeypatch):
+def test_a_model_is_the_same_wherever_it_lies(tmp_path, monkeypatch):
+    """It was another one if its folder was moved, and the same if its weights were others."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "m").mkdir()
-    record = json.dumps({"task": "t", "model": "m"})
-    (tmp_path / "records.jsonl").write_text(record + "\n")
-    for spelt in ("m", "m/", "./m", str(tmp_path / "m")):
-        assert single._scores_in(tmp_path, spelt)
-    with pytest.raises(MaskwiseError, match="another model"):
-        single._scores_in(tmp_path, "n")
+    monkeypatch.setattr(finetuning, "finetune", Tuner())
+    shutil.copytree(resolve_start("bundled:encoder"), "m")
+    given = {"overrides": ["steps=2"], "seeds": 1, "out": Path("out")}
+    records = run_finetune("m", TASKS[:1], **given)
+    Path("m").rename("moved")
+    for spelt in ("moved", "moved/", "./moved", str(tmp_path / "moved"), "bundled:encoder"):
+        [record] = run_finetune(spelt, TASKS[:1], **given)
+        assert record == records[0] | {"model": spelt}
+    (Path("moved") / "config.json").write_text("{}")
+    with pytest.raises(MaskwiseError, match="maskwise finetune m, with other values of model"):
+        run_finetune("moved", TASKS[:1], **given)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    return [*read_lines(folder / "records.jsonl")]
 
 
 @pytest.mark.parametrize("after", range(8))
@@ -157,8 +163,8 @@ def test_other_tasks_and_searched_rates_stay(again, tmp_path, monkeypatch):
     searched(2)
     # The search has its own seed, and does not run again.
     assert len(tuner.calls) == 5 and tuner.seeds[-1] == 1
-    with pytest.raises(MaskwiseError, match="the scores of another model"):
-        run_finetune("bundled:other", TASKS, [], seeds=1, out=tmp_path)
+    with pytest.raises(MaskwiseError, match="bundled:encoder, with other values of model"):
+        run_finetune("bundled:seq2seq", TASKS, [], seeds=1, out=tmp_path)
 
 
 def test_a_stopped_fine_tuning_goes_on_with_the_tasks_that_are_left(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,23 +17,24 @@ from safetensors.torch import save_file
 from maskwise import folders
 from maskwise.errors import MaskwiseError
 from maskwise.folders import (
+    IDENTITY,
+    UNFINISHED,
+    USED,
+    OutputFolder,
     claim,
-    claim_run,
     damage,
+    fill_folder,
     is_locked,
-    is_new,
     locked,
     read_json,
     read_lines,
-    remove_new,
-    require_own,
     sweep,
     write_folder,
     write_json,
     write_lines,
     write_whole,
 )
-from maskwise.study.together import StudyFolder
+from maskwise.signals import AskedToLeave
 from processes import forked, wait_for
 
 
@@ -81,20 +85,27 @@ def test_a_folder_is_replaced_whole_and_a_failure_leaves_the_old_one(tmp_path: P
     assert damage(folder) is None and [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_folder_that_cannot_get_its_place_leaves_the_old_one(tmp_path, monkeypatch) -> None:
+def test_a_folder_that_cannot_get_its_place_gets_it_later(tmp_path, monkeypatch) -> None:
     folder = tmp_path / "folder"
     write_folder(folder, lambda target: (target / "a").write_text("1"))
     rename = Path.rename
 
     def refused(path: Path, target: Path) -> Path:
-        if target == folder and ".old." not in path.name:
+        if target == folder:
             raise OSError(28, "No space left on device")
         return rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", refused)
-    with pytest.raises(MaskwiseError, match="No space left"):
-        write_folder(folder, lambda target: (target / "b").write_text("2"))
-    assert damage(folder) is None and (folder / "a").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refused)
+        with pytest.raises(MaskwiseError, match="No space left"):
+            write_folder(folder, lambda target: (target / "b").write_text("2"))
+    sweep(tmp_path)
+    assert damage(folder) is None and [path.name for path in folder.iterdir() if path.stem == "b"]
+    # What was written meanwhile is newer.
+    (tmp_path / ".folder.77.partial").mkdir()
+    write_json(tmp_path / ".folder.77.partial" / "manifest.json", {"sha256": {}})
+    sweep(tmp_path)
+    assert (folder / "b").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
@@ -176,39 +187,81 @@ def test_damage_is_found(tmp_path: Path) -> None:
 
 def _second(folder: Path) -> str:
     try:
-        with claim(folder, "another study runs in", lock=".lock"):
+        with claim(folder / ".lock", "another run trains here"):
             return "claimed"
     except MaskwiseError as error:
         return str(error)
 
 
 def test_a_second_process_is_kept_out_until_the_first_is_done(tmp_path: Path) -> None:
-    with claim(tmp_path, "another study runs in", lock=".lock"):
+    with claim(tmp_path / ".lock", "another run trains here"):
         assert forked(_second, tmp_path)().startswith(
-            f"another study runs in {tmp_path}; got process {os.getpid()} on "
+            f"another run trains here; got process {os.getpid()} on "
         )
     assert _second(tmp_path) == "claimed"
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    require_own(tmp_path / "new", "stages", what="a study")
+    OutputFolder(tmp_path / "new", "study").require()
     (tmp_path / "thesis.tex").write_text("")
-    says = r"something else; got thesis\.tex; give a new folder, or the folder of a study"
+    says = r"something else; got thesis\.tex; give a new folder, or that of an earlier study"
     with pytest.raises(MaskwiseError, match=says):
-        require_own(tmp_path, "stages", what="a study")
-    (tmp_path / "stages").mkdir()
-    require_own(tmp_path, "stages", what="a study")
+        OutputFolder(tmp_path, "study").require()
+    OutputFolder(tmp_path, "study", known=True).require()
     with pytest.raises(MaskwiseError, match="is a file"):
-        require_own(tmp_path / "thesis.tex", what="a study")
+        OutputFolder(tmp_path / "thesis.tex", "study").require()
+
+
+def identity(out: Path) -> dict[str, Any] | None:
+    """Return what was called, and require that it is written once."""
+    found = [read_json(path) for path in (out / UNFINISHED / IDENTITY, out / IDENTITY)]
+    assert found.count(None) >= 1
+    return found[0] or found[1]
+
+
+def test_a_folder_belongs_to_one_call_while_it_is_used_and_afterwards(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call = "maskwise pretrain mine"
+    folder = OutputFolder(out, "pretrain", call)
+    with pytest.raises(KeyboardInterrupt), folder.used({"training": {"steps": 9}}):
+        (out / "recipe.yaml").touch()
+        raise KeyboardInterrupt
+    for finished in (False, True):
+        assert identity(out) == {"kind": "pretrain", "call": call, "of": {"training": {"steps": 9}}}
+        assert (out / UNFINISHED).is_dir() != finished
+        # Another call is refused, early and when it begins, by the name of the first.
+        for other, named in (
+            (OutputFolder(out, "pretrain"), f"{call}, with other values of training.steps"),
+            (OutputFolder(out, "learn", known=True), call),
+        ):
+            for refused in (other.require, lambda of, other=other: other.used(of).__enter__()):
+                with pytest.raises(MaskwiseError, match=f"got {named}; give a new folder"):
+                    refused({"training": {"steps": 8}})
+        # The same call goes on, also if the folder was moved.
+        out = out.rename(tmp_path / f"moved-{finished}")
+        with OutputFolder(out, "pretrain").used({"training": {"steps": 9}}):
+            assert identity(out)
+    assert sorted(path.name for path in out.iterdir()) == [IDENTITY, "recipe.yaml"]
+    assert not [path for path in tmp_path.iterdir() if path != out]
+
+
+def test_an_identity_that_does_not_stay_is_known_until_the_work_is_done(tmp_path: Path) -> None:
+    folder = OutputFolder(tmp_path, "convert")
+    with folder.used({}, keeps=False):
+        (tmp_path / "config.json").touch()
+        folder.require({})
+    with pytest.raises(MaskwiseError, match="something else"):
+        folder.require({})
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize(
     "left",
     [
-        [".lock"],
-        ["stages/.training.lock"],
-        [".learning.lock", ".recipe.yaml.77.partial"],
-        [".checkpoint.77.partial/model.safetensors", "stages/.lock"],
+        [f"{UNFINISHED}/.lock"],
+        [f"{UNFINISHED}/{IDENTITY}", f"{UNFINISHED}/.host-1{USED}"],
+        [f"{UNFINISHED}/files/model.safetensors"],
+        ["data/mine-0a1b2c3d.jsonl"],
     ],
 )
 def test_what_a_killed_process_left_in_its_first_moment_is_no_content(
@@ -218,32 +271,84 @@ def test_what_a_killed_process_left_in_its_first_moment_is_no_content(
     for name in left:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    require_own(tmp_path, "recipe.yaml", what="a run")
+    OutputFolder(tmp_path, "pretrain").require({"a": 1})
     with (
         pytest.raises(MaskwiseError, match="failed"),
-        claim_run(tmp_path, "another run", lock="stages/.lock", work=["**/metrics.jsonl"]),
+        OutputFolder(tmp_path, "pretrain").used({"a": 1}),
     ):
-        assert not list(tmp_path.rglob("*.partial"))
+        assert (identity(tmp_path) or {})["of"] == {"a": 1}
         raise MaskwiseError("failed")
     assert not [*tmp_path.iterdir()]
-    (tmp_path / "stages").mkdir()
-    (tmp_path / "stages" / "notes.lock").write_text("")
-    with pytest.raises(MaskwiseError, match="something else; got stages"):
-        require_own(tmp_path, "recipe.yaml", what="a run")
 
 
 @pytest.mark.parametrize(
     "name",
-    ["task/seed-0/done.json", "task/rate-1/metrics.jsonl", "notes", "empty/metrics.jsonl"],
+    [
+        "task/seed-0/done.json",
+        "resume/step-1/state.json",
+        "records.jsonl",
+        "notes",
+        "empty/metrics.jsonl",
+        "stages/prepare-1/done.json",
+    ],
 )
-def test_a_new_folder_that_has_some_work_stays_after_a_failure(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [MaskwiseError("failed"), OSError("failed"), SystemExit(1)])
+def test_a_new_folder_that_has_some_work_stays_after_a_failure(
+    name: str, error: BaseException, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    work = ["**/metrics.jsonl", "*/*/done.json"]
-    with pytest.raises(MaskwiseError), claim_run(out, "another run", lock=".lock", work=work):
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text("{}" * (name != "empty/metrics.jsonl"))
+    with pytest.raises(type(error)), OutputFolder(out, "finetune").used({}):
+        write_whole(out / name, "{}" * (name != "empty/metrics.jsonl"))
+        raise error
+    lost = name in ("notes", "empty/metrics.jsonl", "stages/prepare-1/done.json")
+    assert out.exists() != lost and (lost or identity(out))
+
+
+@pytest.mark.parametrize("name", ["task/rate-1/metrics.jsonl", "stages/prepare-1/done.json"])
+def test_what_failed_leaves_its_logs_and_the_texts_of_hours_to_others(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "KEPT_SECONDS", 60.0 if "metrics" in name else 0.0)
+    with pytest.raises(MaskwiseError), OutputFolder(tmp_path, "pretrain").used({"steps": 9}):
+        write_whole(tmp_path / name, "{}")
         raise MaskwiseError("failed")
-    assert out.exists() == (name not in ("notes", "empty/metrics.jsonl"))
+    with pytest.raises(MaskwiseError, match="another call; got maskwise pretrain;"):
+        OutputFolder(tmp_path, "learn").require()
+    with pytest.raises(MaskwiseError), OutputFolder(tmp_path, "pretrain").used({"steps": 7}):
+        raise MaskwiseError("failed at once")
+    with OutputFolder(tmp_path, "pretrain").used({"steps": 8}):
+        assert (tmp_path / name).exists()
+    with pytest.raises(MaskwiseError, match="other values of steps"):
+        OutputFolder(tmp_path, "pretrain").require({"steps": 9})
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), AskedToLeave(143)])
+def test_what_a_signal_ended_stays_that_of_the_call(end: BaseException, tmp_path: Path) -> None:
+    with suppress(BaseException), OutputFolder(tmp_path / "out", "learn").used({"steps": 9}):
+        raise end
+    assert (identity(tmp_path / "out") or {})["of"] == {"steps": 9}
+
+
+@pytest.mark.process
+def test_processes_use_a_folder_together_or_not_at_all(tmp_path: Path) -> None:
+    """The last one that ends finishes the folder, and what ended with an error removes nothing."""
+    out = tmp_path / "out"
+
+    def other(together: bool) -> list[str] | str:
+        found: list[str] = []
+        try:
+            with OutputFolder(out, "study").used({}, found.extend, together=together):
+                return found
+        except MaskwiseError as error:
+            return str(error)
+
+    with OutputFolder(out, "study").used({}, together=True):
+        assert forked(other, True)() == [f"{socket.gethostname()}-{os.getpid()}"]
+        assert (out / UNFINISHED / IDENTITY).is_file()
+        refused = forked(other, False)()
+        assert refused.startswith("another process works in ") and f"-{os.getpid()};" in refused
+        (out / "study.json").touch()
+    assert sorted(path.name for path in out.iterdir()) == [IDENTITY, "study.json"]
 
 
 def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
@@ -253,6 +358,67 @@ def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("")
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept"]
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+@pytest.mark.parametrize("signal", ["kill", "second signal"])
+def test_no_moment_of_a_replacement_loses_both_folders(
+    moment: int, signal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second signal removed the old folder and the new one, and so did a kill."""
+    write_folder(tmp_path / "a", lambda folder: (folder / "old").touch())
+    rename = Path.rename
+    renamed: list[Path] = []
+
+    def ends(path: Path, target: Path) -> None:
+        if len(renamed) < moment:
+            renamed.append(path)
+            rename(path, target)
+        if len(renamed) == moment:
+            renamed.append(path)
+            for left in folders.LEFT if signal == "second signal" else ():
+                folders.remove(left)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", ends)
+        with pytest.raises(KeyboardInterrupt):
+            write_folder(tmp_path / "a", lambda folder: (folder / "new").touch())
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert damage(tmp_path / "a") is None and (tmp_path / "a" / "new").exists()
+
+
+def test_files_get_their_places_in_the_order_in_which_loaders_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    (out / "epoch-0").mkdir(parents=True)
+    write_lines(out / "notes.jsonl", [{"mine": 1}])
+
+    def fill(folder: Path) -> None:
+        assert not [path for path in tmp_path.iterdir() if path != out]
+        for name in ("config.json", "z.safetensors", "epoch-0/dataset_info.json", "epoch-0/x"):
+            write_whole(folder / name, name)
+
+    moved: list[str] = []
+    replace = Path.replace
+
+    def seen(path: Path, target: Path) -> Path:
+        if target.is_relative_to(out) and UNFINISHED not in target.parts:
+            moved.append(target.name)
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", seen)
+        fill_folder(out, fill)
+    assert {*moved[:2]} == {"x", "z.safetensors"}
+    assert moved[2:] == ["manifest.json", "dataset_info.json", "config.json"]
+    # Files of an earlier call go, unless this one adds to them; those of a user stay.
+    for adds, stays in ((True, True), (False, False)):
+        fill_folder(out, lambda folder: (folder / "more").write_text("1"), adds=adds)
+        assert damage(out) is None and (out / "epoch-0" / "x").exists() == stays
+    assert (out / "notes.jsonl").exists() and not (out / UNFINISHED).exists()
 
 
 @pytest.mark.parametrize("name", folders.FORMATS)
@@ -306,42 +472,25 @@ def test_to_look_at_a_lock_creates_none(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("look", [is_new, lambda out: require_own(out, "a", what="a run")])
-def test_a_folder_that_another_process_removes_now_has_no_content(
-    tmp_path: Path, monkeypatch, look
-) -> None:
-    (tmp_path / "resume" / "step-1").mkdir(parents=True)
-    is_dir = Path.is_dir
-
-    def removes(path: Path) -> bool:
-        found = is_dir(path)
-        if found and path.name == "step-1":
-            path.rmdir()
-        return found
-
-    monkeypatch.setattr(Path, "is_dir", removes)
-    assert look(tmp_path) in (True, None)
-
-
 @pytest.mark.process
-def test_a_lock_is_waited_for_although_its_folder_is_removed(tmp_path: Path) -> None:
+def test_a_folder_is_waited_for_although_it_is_removed(tmp_path: Path) -> None:
     """By another process, which failed before it did any work."""
     out = tmp_path / "out"
-    lock = out / "stages" / ".lock"
-    held = locked(lock, wait=0)
-    (out / "study.json").write_text("{}")
     waits = tmp_path / "waits"
 
     def other() -> list[str]:
         waits.touch()
-        locked(lock, wait=-1)
-        return [path.name for path in out.rglob("*") if path.is_file()]
+        with OutputFolder(out, "study").used({}, together=True):
+            return sorted(path.name for path in out.rglob("*") if path.is_file())
 
-    found = forked(other)
-    wait_for(waits.exists)
-    remove_new(out, existed=False, lock=lock)
-    held.release()
-    assert found() == [".lock"]
+    folder = OutputFolder(out, "study")
+    with folder.alone():
+        (out / "study.json").write_text("{}")
+        found = forked(other)
+        wait_for(waits.exists)
+        folders.remove(out)
+    names = found()
+    assert len(names) == 3 and {".lock", IDENTITY} < {*names}
 
 
 def test_a_folder_that_is_removed_while_it_is_found_is_made_again(
@@ -366,47 +515,24 @@ def test_a_folder_that_is_removed_while_it_is_found_is_made_again(
         locked(tmp_path / "file" / ".lock", wait=0)
 
 
-def test_the_lock_of_a_folder_is_removed_last(tmp_path: Path, monkeypatch) -> None:
-    """Another process locks a new one as soon as it is gone, and its files were removed, too."""
-    lock = tmp_path / "out" / "stages" / ".lock"
-    held = locked(lock, wait=0)
-    for name in ("a", "z", "stages/a", "stages/b/c", ".a"):
-        write_whole(tmp_path / "out" / name, b"")
-    (tmp_path / "out" / "link").symlink_to(tmp_path)
-    gone = []
-    unlink = Path.unlink
-
-    def seen(path: Path, **options: bool) -> None:
-        gone.append(path)
-        unlink(path, **options)
-
-    monkeypatch.setattr(Path, "unlink", seen)
-    remove_new(tmp_path / "out", existed=False, lock=lock)
-    held.release()
-    assert gone[-1] == lock and len(gone) == 7
-    assert not [*tmp_path.iterdir()]
-
-
 def test_a_folder_in_which_another_process_begins_now_is_of_the_same_kind(
-    tmp_path: Path, monkeypatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Marks were looked for before the content was listed."""
-    has_content = folders._has_content
+    """Its identity was looked for before the content was listed."""
+    content_of = folders.content_of
 
-    def begins(path: Path) -> bool:
-        (tmp_path / "stages").mkdir(exist_ok=True)
-        (tmp_path / "stages" / ".lock").touch()
-        return has_content(path)
+    def begins(folder: Path) -> list[str]:
+        write_json(tmp_path / UNFINISHED / IDENTITY, {"kind": "study", "call": "", "of": {}})
+        return content_of(folder)
 
     (tmp_path / "study.json").touch()
-    monkeypatch.setattr(folders, "_has_content", begins)
-    require_own(tmp_path, "stages/.lock", what="a study")
+    monkeypatch.setattr(folders, "content_of", begins)
+    OutputFolder(tmp_path, "study").require()
 
 
 @pytest.mark.parametrize("kind", ["link", "here", "folder"])
-@pytest.mark.parametrize("command", ["run", "study"])
 def test_a_run_that_fails_early_reports_its_error_and_keeps_a_folder_of_the_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, command: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """A link and the current folder cannot be removed: that error replaced the first one."""
     folder = tmp_path / "large"
@@ -418,10 +544,7 @@ def test_a_run_that_fails_early_reports_its_error_and_keeps_a_folder_of_the_user
     elif kind == "here":
         monkeypatch.chdir(folder)
         out = Path()
-    work = ["**/metrics.jsonl"]
-    claimed = claim_run(out, "another run", lock="stages/.lock", work=work)
-    used = StudyFolder(out).used(lambda: None) if command == "study" else claimed
-    with pytest.raises(MaskwiseError, match="the reason"), used:
+    with pytest.raises(MaskwiseError, match="the reason"), OutputFolder(out, "study").used({}):
         (out / "recipe.yaml").write_text("name: a")
         raise MaskwiseError("the reason")
     assert folder.is_dir() and not [*folder.iterdir()]

@@ -65,7 +65,7 @@ def stage_names(folder: Path, recipe: str) -> dict[str, str]:
     given = ["study.seeds=1", *STAND_INS.get(recipe, [])]
     with pytest.MonkeyPatch.context() as here:
         here.chdir(folder)
-        here.setattr(stages, "_numerics", lambda: ())
+        here.setattr(stages, "numerics", lambda: ())
         for module in (stages, plan):  # recipes share tasks, which are long to read
             here.setattr(module, "load_task", LOADED, raising=False)
         planned = plan.make_plan(read_recipe(find_recipe(recipe), given))

@@ -19,7 +19,7 @@ from maskwise.recipe import read_recipe
 from maskwise.study import run_stage
 from maskwise.study.adapt import Request
 from maskwise.study.adapt.answer import answer_sentences
-from maskwise.study.adapt.draft import draft_of
+from maskwise.study.adapt.draft import Texts, draft_of
 from maskwise.study.design import Design
 from maskwise.study.forecast import dry_run
 from maskwise.study.plan import Run, make_plan, make_run
@@ -425,7 +425,7 @@ def adapt_recipe(files: Path, **asked: Any) -> Any:
     request = Request(
         "bundled:encoder", str(files / "texts.jsonl"), files / "out", (task,), **asked
     )
-    return draft_of(request, aside=None).recipe
+    return draft_of(request, Texts(request.texts, request.out)).recipe
 
 
 def test_adapt_ends_runs_at_several_lengths(files: Path) -> None:

@@ -39,7 +39,7 @@ from maskwise.models import (
     with_fields,
 )
 from maskwise.study.adapt import Request
-from maskwise.study.adapt.draft import draft_of
+from maskwise.study.adapt.draft import Texts, draft_of
 from maskwise.study.costs import Forecast
 from maskwise.study.store import StageStore
 from maskwise.text import load_tokenizer
@@ -318,8 +318,9 @@ def test_models_without_a_head_for_pre_training_are_named(
         load_config(tmp_path, kind=kind)
     assert all(fact in str(refused.value) for fact in (*facts, str(tmp_path)))
     if kind == "encoder":
+        request = Request(str(tmp_path), "bundled:wikipedia", out=tmp_path / "out")
         with pytest.raises(MaskwiseError) as refused:
-            draft_of(Request(str(tmp_path), "bundled:wikipedia", out=tmp_path / "out"), aside=None)
+            draft_of(request, Texts(request.texts, request.out))
         assert all(fact in str(refused.value) for fact in facts)
 
 

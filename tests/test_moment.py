@@ -257,7 +257,7 @@ def test_export_writes_the_masks_of_a_masker(tmp_path: Any, capsys: Any) -> None
     assert facts["epochs"]["4"]["targets"] == targets
     out = tmp_path / "folders"
     assert run(*command, *more[:-1], str(out), "--format", "datasets") == 0
-    files = ["epoch-1", "epoch-4", "manifest.json", "masks.json"]
+    files = [".identity.json", "epoch-1", "epoch-4", "manifest.json", "masks.json"]
     assert sorted(path.name for path in out.iterdir()) == files
     assert datasets.load_from_disk(out / "epoch-4").to_list() == expected
 
@@ -297,14 +297,14 @@ def test_export_adds_epochs_to_those_of_the_same_masks(
     )
     capsys.readouterr()
     for given, named in (
-        (["ratio=0.3"], "masking.ratio=constant(0.3)"),
-        (["--seed", "1"], "masking.seed=1"),
-        (["--limit", "1"], "limit=1"),
-        (["--max-length", "8"], "max_length=8"),
+        (["ratio=0.3"], "masking.ratio"),
+        (["--seed", "1"], "masking.seed"),
+        (["--limit", "1"], "limit"),
+        (["--max-length", "8"], "max_length"),
     ):
         assert run(*command, *given, "--epochs", "4", "--out", str(out)) == 2
         error = capsys.readouterr().err
-        assert "epochs 0, 2, 3" in error and named in error and "new folder" in error
+        assert f"maskwise export {text}" in error and named in error and "new folder" in error
     text.write_text("The cat sat on the mat.\nA dog ran away.\n")
     assert run(*command, "--epochs", "4", "--out", str(out)) == 2
     assert "other rows" in capsys.readouterr().err

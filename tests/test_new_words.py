@@ -26,7 +26,7 @@ from maskwise.models import (
 from maskwise.recipe import read_recipe
 from maskwise.study.adapt import Request
 from maskwise.study.adapt.answer import answer_sentences
-from maskwise.study.adapt.draft import draft_of
+from maskwise.study.adapt.draft import Texts, draft_of
 from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.checks import notes_of_texts
 from maskwise.study.forecast import check
@@ -524,7 +524,7 @@ def asked(source: Path, tmp_path: Path, **more: Any) -> Request:
 
 def test_adapt_compares_new_words_with_the_same_arm_without_them(source, tmp_path):
     request = asked(source, tmp_path)
-    recipe = draft_of(request, aside=tmp_path).recipe
+    recipe = draft_of(request, Texts(request.texts, tmp_path)).recipe
     plain, longer = (recipe.arm(name, seed=0) for name in recipe.study.arms)
     assert [*recipe.study.arms] == ["words-30", "words-30-new-words"]
     assert longer.model.new_tokens == 5 and longer.without_new_tokens() == plain
@@ -548,14 +548,15 @@ def test_a_plan_chooses_words_from_its_whole_sample(source, tmp_path):
     """A document alone has no word that occurs in five documents, and plans refused the arm."""
     # Of 60 documents, the usual share may hold out none.
     request = asked(source, tmp_path, overrides=("corpus.held_out=0.2",))
-    recipe = draft_of(request, aside=tmp_path).recipe
+    recipe = draft_of(request, Texts(request.texts, tmp_path)).recipe
     longer = recipe.arm("words-30-new-words", seed=0)
     data = Samples(longer, tmp_path / "samples").of(longer).data
     assert len(data.new_tokens) == 5
 
 
 def test_the_answer_speaks_of_both_questions(source, tmp_path):
-    recipe = draft_of(asked(source, tmp_path), aside=tmp_path).recipe
+    request = asked(source, tmp_path)
+    recipe = draft_of(request, Texts(request.texts, tmp_path)).recipe
     common = {"primary": True, "verdict": "open", "better": None, "outcome": "tasks"}
     common |= {"outlook": "", "n": 7}
     rows = [

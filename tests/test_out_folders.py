@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from maskwise.cli.terminal import out_folder
 from maskwise.errors import MaskwiseError
+from maskwise.folders import OutputFolder
 from maskwise.recipe import read_recipe
 from maskwise.study import dry_run
+from maskwise.study.records import RESULTS
 from maskwise.study.single import run_finetune
-from maskwise.study.together import RESULTS, StudyFolder
 from maskwise.tasks import finetuning
 from maskwise.text.source import READERS, SOURCE
 from test_finetune_again import TASKS, Tuner
@@ -86,8 +87,8 @@ def test_a_folder_without_results_may_be_begun_anew(recipe, finished, tmp_path):
     """A study that failed before its first result has left nothing that could be lost."""
     out = tmp_path / "out"
     (out / "stages").mkdir(parents=True)
-    (out / "stages" / ".lock").touch()
     shutil.copy(finished / "study.json", out)
+    shutil.copy(finished / ".identity.json", out)
     assert dry_run(read_recipe(recipe, ["training.steps=41"]), out, jobs=1)["plans"]
 
 
@@ -96,7 +97,7 @@ def test_fine_tuning_keeps_the_records_of_another_model(tmp_path, monkeypatch):
     given = {"overrides": ["steps=2"], "seeds": 1, "out": tmp_path}
     run_finetune("bundled:encoder", TASKS[:1], **given)
     before = (tmp_path / "records.jsonl").read_bytes()
-    with pytest.raises(MaskwiseError, match=r"another model.*bundled:encoder"):
+    with pytest.raises(MaskwiseError, match="finetune bundled:encoder, with other"):
         run_finetune("bundled:seq2seq", TASKS[:1], **given)
     assert (tmp_path / "records.jsonl").read_bytes() == before
     run_finetune("bundled:encoder", TASKS, **given)
@@ -152,7 +153,7 @@ def test_a_study_without_out_has_a_folder_of_its_own(recipe, tmp_path, monkeypat
 def test_a_failure_removes_a_new_folder_only_if_nothing_was_done(worked, tmp_path):
     """With shared stages, results are in the folder and stages are not."""
     out = tmp_path / "out"
-    with pytest.raises(MaskwiseError), StudyFolder(out).used(lambda: None):
+    with pytest.raises(MaskwiseError), OutputFolder(out, "study").used({}):
         (out / "study.json").write_text("{}")
         if worked:
             (out / "records.jsonl").write_text("{}\n")
@@ -163,9 +164,9 @@ def test_a_failure_removes_a_new_folder_only_if_nothing_was_done(worked, tmp_pat
 def test_a_process_that_is_refused_does_not_use_the_folder_any_more(tmp_path, monkeypatch):
     """To those that waited for it, it seemed to run another study."""
     out = tmp_path / "out"
-    with StudyFolder(out).used(lambda: None):
+    with OutputFolder(out, "study").used({}):
         (out / "records.jsonl").touch()
-    alone = StudyFolder.alone
+    alone = OutputFolder.alone
     users = []
 
     @contextmanager
@@ -176,12 +177,12 @@ def test_a_process_that_is_refused_does_not_use_the_folder_any_more(tmp_path, mo
         finally:
             users.append(folder.own.exists())
 
-    def refuse():
+    def refuse(users):
         raise MaskwiseError("another recipe")
 
-    monkeypatch.setattr(StudyFolder, "alone", seen)
-    folder = StudyFolder(out)
-    with pytest.raises(MaskwiseError, match="another recipe"), folder.used(refuse):
+    monkeypatch.setattr(OutputFolder, "alone", seen)
+    folder = OutputFolder(out, "study")
+    with pytest.raises(MaskwiseError, match="another recipe"), folder.used({}, refuse):
         pass
     assert users and not any(users)
 
@@ -189,8 +190,11 @@ def test_a_process_that_is_refused_does_not_use_the_folder_any_more(tmp_path, mo
 def test_files_that_a_killed_process_had_begun_are_removed(tmp_path):
     out = tmp_path / "out"
     left = [out / ".records.jsonl.1.partial", out / "stages" / ".plan.json.1.partial"]
+    # A process that is killed ends no context.
+    with suppress(KeyboardInterrupt), OutputFolder(out, "study").used({}):
+        raise KeyboardInterrupt
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")
-    with StudyFolder(out).used(lambda: None):
+    with OutputFolder(out, "study").used({}):
         assert not [path for path in left if path.exists()]

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from maskwise.errors import MaskwiseError
+from maskwise.folders import UNFINISHED, USED
 from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan, run_study
 from maskwise.study.costs import Forecast
 from maskwise.study.records import read_plan
 from maskwise.study.status import drop_checkpoints, status_of
 from maskwise.study.store import StageStore
-from maskwise.study.together import USED
 from tiny import load_json, maskwise, read_lines, write_inputs
 
 ARMS = "study.arms={a: {}, b: {masking.ratio: 0.3}}"
@@ -79,7 +79,11 @@ def test_running_failed_and_left_stages(out, capsys):
     (running / "metrics.jsonl").write_text(json.dumps(half))
     error = "Traceback\n  …\nmaskwise.training.log.NotFinite: the disk is gone\n"
     (failed / "error.txt").write_text(error)
-    with (running / ".lock").open("w") as lock, (out / "stages" / f".pc-1{USED}").open("w") as use:
+    (out / UNFINISHED).mkdir()
+    with (
+        (running / ".lock").open("w") as lock,
+        (out / UNFINISHED / f".pc-1{USED}").open("w") as use,
+    ):
         fcntl.flock(lock, fcntl.LOCK_EX)
         fcntl.flock(use, fcntl.LOCK_EX)
         found, said = status(out, capsys)
@@ -244,7 +248,8 @@ def test_what_is_needed_shared_or_in_use_is_kept(out, tmp_path):
     other.rename(shared / other.name)
     study = load_json(out / "study.json")
     (out / "study.json").write_text(json.dumps(study | {"shared_stages": str(shared)}))
-    with (out / "stages" / f".pc-1{USED}").open("w") as use:
+    (out / UNFINISHED).mkdir()
+    with (out / UNFINISHED / f".pc-1{USED}").open("w") as use:
         fcntl.flock(use, fcntl.LOCK_EX)
         with pytest.raises(MaskwiseError, match=r"is in use.*got pc-1"):
             drop_checkpoints(out)

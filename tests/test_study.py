@@ -23,12 +23,11 @@ from safetensors.torch import save_file
 from maskwise import jobs
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import fixed_maskers
-from maskwise.folders import damage, read_json
+from maskwise.folders import IDENTITY, UNFINISHED, USED, OutputFolder, damage, read_json
 from maskwise.recipe import read_recipe
 from maskwise.study import Stage, make_plan
 from maskwise.study.probed import rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
-from maskwise.study.together import LOCK, USED, StudyFolder
 from maskwise.text import Prepared
 from processes import PATIENCE, SamePool, forked, in_group, wait_for
 from tiny import load_json, maskwise, read_lines, records_of, start, unversioned, write_inputs
@@ -113,7 +112,7 @@ def test_a_study_leaves_the_files_that_the_documentation_names(finished):
     scores = {"task": 6, "task dev": 6, "task further": 12}
     assert counts == scores | {"heldout": 16, "heldout unigram": 16, "cost": 4, "overlap": 1}
     assert [row["outcome"] for row in summary["contrasts"] if row["primary"]] == ["tasks"]
-    stages = {path.name for path in (finished / "stages").iterdir()} - {".lock", "plan.json"}
+    stages = {path.name for path in (finished / "stages").iterdir()} - {"plan.json"}
     timings = read_lines(finished / "timings.jsonl")
     assert {line["stage"] for line in timings} == stages
     assert {line["purpose"] for line in timings} == {"main"}
@@ -381,9 +380,9 @@ def test_four_processes_share_a_study_although_one_is_killed(finished, recipe, t
     assert (out / "records.jsonl").read_bytes() == (finished / "records.jsonl").read_bytes()
     study = load_json(out / "study.json")
     assert study["pending"] == [] and "earlier_hardware" not in study
-    hidden = {path.name for path in (out / "stages").glob(".*")} - {LOCK}
+    # The last one has ended the study, and removed the lock of the one that was killed.
+    assert [path.name for path in out.glob(".*")] == [IDENTITY]
     assert not [*out.rglob("*.partial")]
-    assert all(name.endswith(f"-{killed.pid}{USED}") for name in hidden)
     # Nobody did the work of another one again.
     for path in out.glob(metrics):
         steps = [line["step"] for line in read_lines(path) if line["kind"] == "train"]
@@ -403,7 +402,7 @@ def test_processes_that_begin_at_the_same_time_agree_on_the_study(finished, reci
         return load_json(out / "study.json")["seeds"] == [0]
 
     def first() -> int:
-        alone = StudyFolder.alone
+        alone = OutputFolder.alone
 
         @contextmanager
         def slow(folder):
@@ -413,7 +412,7 @@ def test_processes_that_begin_at_the_same_time_agree_on_the_study(finished, reci
                 yield
             joined.touch()
 
-        StudyFolder.alone = slow
+        OutputFolder.alone = slow
         return maskwise(*study)
 
     def second() -> int:
@@ -431,7 +430,8 @@ def test_a_folder_that_others_use_is_not_changed_by_another_study(finished, reci
     import fcntl
 
     before = (finished / "records.jsonl").read_bytes()
-    used = finished / "stages" / f".other-1{USED}"
+    used = finished / UNFINISHED / f".other-1{USED}"
+    used.parent.mkdir()
     with used.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert maskwise("study", recipe, "study.seeds=3", "--out", finished, "--jobs", 1) == 2

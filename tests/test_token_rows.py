@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
 from maskwise.study.adapt import Request
-from maskwise.study.adapt.draft import draft_of
+from maskwise.study.adapt.draft import Texts, draft_of
 from maskwise.study.checks import check_inputs
 from maskwise.study.stages import prepare_stage
 from maskwise.text import (
@@ -198,7 +198,7 @@ def test_ids_without_their_tokenizer_are_refused_with_the_setting(tmp_path: Path
 def test_adapt_says_that_it_needs_texts(tmp_path: Path) -> None:
     request = Request("bundled:encoder", "rows.jsonl", tmp_path, overrides=("corpus.tokens=x",))
     with pytest.raises(MaskwiseError, match="needs texts"):
-        draft_of(request, aside=None)
+        draft_of(request, Texts(request.texts, request.out))
 
 
 def test_ids_of_another_tokenizer_and_new_words_are_refused(

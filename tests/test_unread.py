@@ -13,7 +13,7 @@ import yaml
 from maskwise.errors import MaskwiseError
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.adapt import Request
-from maskwise.study.adapt.draft import draft_of
+from maskwise.study.adapt.draft import Texts, draft_of
 from maskwise.study.single import inputs_of_policy, with_own_seed
 from maskwise.study.unread import read_by_study, read_used
 from tiny import maskwise, read_lines, write_inputs
@@ -159,7 +159,7 @@ def test_adapt_refuses_what_its_arms_set(inputs: Path) -> None:
         task = (str(inputs / "task.jsonl"),)
         text = str(inputs / "corpus.jsonl")
         request = Request("bundled:encoder", text, inputs / "out", task, overrides=overrides)
-        return draft_of(request, aside=None).recipe
+        return draft_of(request, Texts(request.texts, request.out)).recipe
 
     assert recipe("training.batch_size=4").training.batch_size == 4
     with pytest.raises(MaskwiseError, match=r"masking\.ratio has no effect in maskwise adapt"):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import maskwise.learning  # noqa: F401
 from maskwise.annotate.registry import annotators
 from maskwise.errors import tidied_warnings
+from maskwise.folders import OutputFolder
 from maskwise.printing import note
 from maskwise.signals import resumable
 from maskwise.text import encoding
@@ -207,7 +208,7 @@ def learn(
     from maskwise.study.unread import read_used
 
     out = Path(out)
-    with kept_if_begun(out):
+    with kept_if_begun(OutputFolder(out, "learn")):
         whole = read_used(
             partial(read_recipe, recipe),
             overrides_of(overrides, texts, tasks, out),
@@ -249,12 +250,12 @@ def finetune(
     >>> finetune("bundled:encoder", ["banking77"], out="runs/judged")  # doctest: +SKIP
     """
     from maskwise.study.inputs import kept_if_begun, overrides_of, task_specs
-    from maskwise.study.single import RECORDS, run_finetune
+    from maskwise.study.single import run_finetune
 
     out = Path(out)
-    with kept_if_begun(out):
+    with kept_if_begun(OutputFolder(out, "finetune")):
         changes = overrides_of(overrides, None, None, out)
-        specs = task_specs(tasks, out, marks=[RECORDS])
+        specs = task_specs(tasks, out)
         records = run_finetune(str(model), specs, changes, seeds=runs, out=out)
     return [dict(record) for record in records]
 

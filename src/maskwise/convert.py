@@ -23,7 +23,7 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError
 from maskwise.families import adapter_of
-from maskwise.folders import CARD, copy_texts, not_to_copy, read_json, write_folder
+from maskwise.folders import CARD, OutputFolder, copy_texts, fill_folder, not_to_copy, read_json
 from maskwise.models import has_head, load_config, load_model, require_head
 from maskwise.specs import user_path
 from maskwise.starts import (
@@ -52,7 +52,8 @@ def convert(old: Start, new: Path, *, tokenizer: Start | None = None) -> dict[st
 
     Args:
         old: a folder with ``pytorch_model.bin``, or with its index and shards; or a hub id.
-        new: the folder to write, which must be new or empty.
+        new: the folder to write, which must be new or empty. After an interruption, the same call
+            begins again.
         tokenizer: the tokenizer to save, if ``old`` has none.
 
     Returns:
@@ -63,12 +64,12 @@ def convert(old: Start, new: Path, *, tokenizer: Start | None = None) -> dict[st
     Raises:
         MaskwiseError: ``old`` has no pickled weights, holds something else than weights, has code
             of its own or does not load; its configuration or tokenizer is a link that leads out of
-            it; or ``new`` has files.
+            it; or ``new`` has files that no
+            interrupted call with the same arguments has written.
     """
-    if new.is_file() or (new.is_dir() and any(new.iterdir())):
-        raise MaskwiseError(
-            "the folder to write has files already", got=str(new), do="give a new folder"
-        )
+    where = OutputFolder(new, "convert", f"maskwise convert {old}")
+    of = {"old": _absolute(old), "tokenizer": tokenizer and _absolute(tokenizer)}
+    where.require(of)
     folder = _folder_of(old)
     files = _weight_files(folder)
     _refuse_links(folder, [CONFIG])
@@ -93,8 +94,15 @@ def convert(old: Start, new: Path, *, tokenizer: Start | None = None) -> dict[st
     note = _case_note(folder, loaded)
     if note and tokenizer is None:
         facts["warnings"].append(note)
-    write_folder(new, partial(_fill, folder, files, loaded, facts))
+    with where.used(of, keeps=False):
+        fill_folder(new, partial(_fill, folder, files, loaded, facts))
     return facts
+
+
+def _absolute(start: Start) -> str:
+    """Return the path of a folder, or the name of a checkpoint on the hub."""
+    path = user_path(str(start))
+    return str(path.resolve()) if path.exists() else str(start)
 
 
 def _folder_of(old: Start) -> Path:

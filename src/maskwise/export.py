@@ -9,8 +9,9 @@ read once and never held in memory.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from copy import copy
 from pathlib import Path
@@ -25,17 +26,15 @@ from maskwise.annotate.registry import annotators
 from maskwise.annotate.run import open_corpus
 from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.folders import (
-    linked,
+    OutputFolder,
+    fill_folder,
     read_json,
     refuse_damaged,
-    require_replaceable,
-    write_folder,
     write_json,
 )
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.moment import Lists, Moment, refuse_steps
 from maskwise.masking.settings import Masking
-from maskwise.specs import different_settings, leaves
 from maskwise.text import require_documents
 from maskwise.text.documents import BATCH_CHARACTERS, Document, Documents, batches
 from maskwise.text.encoding import LONGEST_MODEL, encode
@@ -97,7 +96,8 @@ def export_masks(
             files, or masks of another text or of other settings.
     """
     require_known("format", form, FORMS)
-    require_replaceable(out, FACTS, what="an earlier export")
+    folder = OutputFolder(out, "export", f"maskwise export {texts}")
+    folder.require()
     if not epochs:
         raise MaskwiseError("no epoch is given", do="--epochs 0-2, for example")
     loaded = load_tokenizer(tokenizer, needs_mask=False, needs_words=word_rule(words) == "auto")
@@ -166,47 +166,26 @@ def export_masks(
         "total_steps": total_steps,
         "form": form,
     }
-    before = _earlier(out, facts)
-    facts |= {"documents": 0, "rows": 0, "epochs": {**before.get("epochs", {})}}
-    moments = {epoch: each for epoch, each in moments.items() if str(epoch) not in facts["epochs"]}
-    kept = {entry["file"]: out / entry["file"] for entry in facts["epochs"].values()}
-    digest = hashlib.sha256()
+    with folder.used(json.loads(json.dumps(facts))):
+        before = read_json(out / FACTS) or {}
+        if before:
+            refuse_damaged(out)
+        facts |= {"documents": 0, "rows": 0, "epochs": {**before.get("epochs", {})}}
+        new = {epoch: moments[epoch] for epoch in moments if str(epoch) not in facts["epochs"]}
 
-    def fill(folder: Path) -> None:
-        for name, path in kept.items():
-            keep = shutil.copytree if path.is_dir() else linked
-            keep(path, folder / name)
-        _fill(documents, encoded, moments, form, facts, digest, folder)
-        if before and facts["rows_sha256"] != before["rows_sha256"]:
-            raise _of_others(out, before, "other rows: the text, the tokenizer or an annotator")
-        write_json(folder / FACTS, facts)
+        def fill(part: Path) -> None:
+            _fill(documents, encoded, new, form, facts, hashlib.sha256(), part)
+            if before and facts["rows_sha256"] != before["rows_sha256"]:
+                raise MaskwiseError(
+                    f"{out} has masks of epochs {', '.join(before['epochs'])}, which were made of "
+                    "other rows: the text, the tokenizer or an annotator has changed",
+                    do="give a new folder",
+                )
+            write_json(part / FACTS, facts)
 
-    write_folder(out, fill)
+        fill_folder(out, fill, adds=True)
     facts["skipped"] = dict(documents.skipped)
     return facts
-
-
-def _earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts of an earlier export with the same settings; an empty dict without one."""
-    before = read_json(out / FACTS)
-    if before is None:
-        return {}
-    refuse_damaged(out)
-    # Earlier versions stated fewer settings.
-    changed = different_settings({name: before.get(name) for name in settings}, settings)
-    if changed:
-        given = ", ".join(f"{name}={dict(leaves(settings)).get(name)}" for name in changed)
-        raise _of_others(out, before, given)
-    return before
-
-
-def _of_others(out: Path, before: Mapping[str, Any], got: str) -> MaskwiseError:
-    epochs = ", ".join(before["epochs"])
-    return MaskwiseError(
-        f"{out} has masks of epochs {epochs}, which were made with other settings",
-        got=got,
-        do="give a new folder",
-    )
 
 
 def _fill(

@@ -19,19 +19,19 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib.resources import files
-from itertools import chain, takewhile
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
 from maskwise import __version__
-from maskwise.errors import MaskwiseError, require_library, unknown_name, visible
+from maskwise.errors import MaskwiseError, option, require_library, unknown_name, visible
 from maskwise.signals import LEFT, AskedToLeave, held, remove
-from maskwise.specs import is_path, local_name, split_options, user_path
+from maskwise.specs import different_settings, is_path, local_name, split_options, user_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -48,6 +48,7 @@ FORMATS = {
     "plan.json": 1,
     "adapted.json": 1,
     "finetune.json": 1,
+    ".identity.json": 1,
     "stage.json": 2,
     "done.json": 1,
     "state.json": 1,
@@ -71,8 +72,27 @@ GOVERNED = {
 }
 """Files that have no version of their own, because they are tables of lines or are keyed by names
 of the user. Each is read as the version of a JSON file beside it says."""
-TRACES = (".lock", ".partial")
-"""Endings of hidden files that a process writes before or beside its results."""
+BY_NAMES = "names of files and lines decided which texts are held out and how they are masked"
+USABLE = {"stage.json": (2, BY_NAMES), MANIFEST: (2, BY_NAMES), "columns.json": (4, BY_NAMES)}
+"""The lowest versions from which work goes on, and what was otherwise in those before."""
+UNFINISHED = ".unfinished"
+"""The folder, inside of an output folder, of what a command needs until it has finished: its
+identity, its locks, and files that are not complete."""
+IDENTITY = ".identity.json"
+"""What was called: in ``UNFINISHED``, and in the output folder itself as soon as it is finished."""
+LOADED_FIRST = (MANIFEST, "dataset_info.json", "config.json", "done.json")
+"""Files that those who load a folder look for first. They get their places last, in this order."""
+OLD = ".old"
+"""The place of a folder that is replaced, inside of the new one, until that has its name."""
+USED = ".use.lock"
+"""The ending of the lock files that processes hold in ``UNFINISHED`` while they work."""
+WORK = ("**/records.jsonl", "**/resume/*/*", "**/done.json")
+"""Patterns of files that have content if some work was done, from which the same call goes on."""
+LOGS = ("**/metrics.jsonl",)
+TEXTS = "prepare-*"
+"""The folders of prepared texts, which take less work than anything that is done with them."""
+OWN_ROWS = f"data/*-{'[0-9a-f]' * 8}.jsonl"
+"""A pattern of the files of rows that Python gives, which are there before a command begins."""
 LOCK_TRIES = 10
 """The maximum number of tries to lock a file whose folder other processes remove."""
 ENDINGS = (
@@ -85,8 +105,8 @@ MOST_BYTES = 10_000_000
 """The maximum size of a text that is copied, such as a licence."""
 LONGEST_NAME = 50
 """Most characters of the name of a study, and of its folder; file systems allow 255 bytes."""
-RELEASE_SECONDS = 0.2
-"""How long to try to lock a file, because another process may be about to release it."""
+RELEASE_SECONDS = 2.0
+"""How long to wait for a lock that a process, which may have just been killed, still holds."""
 LATE_SECONDS, RANK_SECONDS = 30.0, 3600.0
 """How long to wait for files from another machine, and for files from rank 0."""
 KEPT_SECONDS = 60.0
@@ -167,14 +187,14 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
     write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def read_json(path: Path, *, least: int = 1) -> dict[str, Any] | None:
+def read_json(path: Path, *, usable: bool = False) -> dict[str, Any] | None:
     """Return the JSON object in a file, or None if the file is missing or damaged.
 
     The version of the format, which ``write_json`` added, is checked and left out.
 
     Args:
         path: the file.
-        least: the lowest version that the caller can use.
+        usable: whether work shall go on from what the file describes (``USABLE``).
 
     Raises:
         MaskwiseError: a newer maskwise has written the file, or one that is too old.
@@ -190,10 +210,11 @@ def read_json(path: Path, *, least: int = 1) -> dict[str, Any] | None:
     if path.name in FORMATS:
         _refuse_newer(path, value)
         # A file of the first format may lack the version.
-        if value.pop("format", 1) < least:
+        version = value.pop("format", 1)
+        least, otherwise = USABLE.get(path.name, (1, ""))
+        if usable and version < least:
             raise MaskwiseError(
-                f"an older maskwise wrote {path.parent}, where names of files and lines decided "
-                "which texts are held out and how they are masked",
+                f"an older maskwise wrote {path.parent}, where {otherwise}",
                 do="give a new folder",
             )
     return value
@@ -236,8 +257,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Write a folder and its manifest under a temporary name, then rename the folder.
 
-    An existing folder is replaced: it gets a temporary name, and is removed when the new folder has
-    its place. A kill between the two renames leaves no folder of this name, never a part of one. If
+    An existing folder is replaced. Until the new one is complete, the old one keeps its place; from
+    then on whatever ends the process leaves the new one, to which ``sweep`` gives its place. If
     ``folder`` is a link, the folder to which it leads is written.
 
     Args:
@@ -249,36 +270,74 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """
     if folder.is_symlink():  # perhaps to a larger disk; the link would be replaced
         folder = Path(os.path.realpath(folder))
-    with (
-        writing(folder),
-        _partial(folder) as partial,
-        _partial(folder.with_name(f"{folder.name}.old")) as old,
-    ):
+    with writing(folder), _partial(folder) as partial:
         partial.mkdir(parents=True)
         fill(partial)
-        written = [path for path in sorted(partial.rglob("*")) if path.is_file()]
-        hashes = {}
-        for path in written:
-            # Model cards are not hashed, because users may edit them.
-            if path.name != CARD:
-                hashes[str(path.relative_to(partial))] = file_hash(path)
-        write_json(partial / MANIFEST, {"sha256": hashes})
-        # safetensors writes files that only their owner may read.
-        usual = stat.S_IMODE((partial / MANIFEST).stat().st_mode)
-        for path in written:
-            # Some network file systems have no permissions.
-            with suppress(OSError):
-                path.chmod(usual | stat.S_IMODE(path.stat().st_mode))
+        _complete(partial, {})
+        LEFT.discard(partial)
+        # The old folder is inside of the new one until that has its name.
         with held():
-            try:
-                # `rename` would fail if the target were a folder with files.
-                if folder.is_dir():
-                    folder.rename(old)
-                partial.rename(folder)
-            except BaseException:
-                if old.is_dir() and not folder.exists():
-                    old.rename(folder)
-                raise
+            if folder.is_dir():
+                folder.rename(partial / OLD)
+            partial.rename(folder)
+        remove(folder / OLD)
+
+
+def fill_folder(folder: Path, fill: Callable[[Path], object], *, adds: bool = False) -> None:
+    """Write files and their manifest in ``UNFINISHED``, then move each to its place in a folder.
+
+    Nothing is written beside the folder. The files of an earlier call (those of its manifest) are
+    replaced, and all other files stay.
+
+    Args:
+        folder: the folder of a user.
+        fill: a function that writes the files into another folder.
+        adds: whether the files of earlier calls stay, too.
+
+    Raises:
+        MaskwiseError: the folder cannot be written.
+    """
+    part = folder / UNFINISHED / "files"
+    remove(part)
+    try:
+        with writing(folder):
+            part.mkdir(parents=True)
+            fill(part)
+            before = manifest_hashes(folder)
+            new = _complete(part, before if adds else {})
+            with held():
+                for name in before.keys() - new.keys():
+                    (folder / name).unlink(missing_ok=True)
+                for path in sorted(filter(Path.is_file, part.rglob("*")), key=_turn):
+                    target = folder / path.relative_to(part)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    path.replace(target)
+    finally:
+        remove(part)
+        # Whoever called this may have other files there.
+        with suppress(OSError):
+            part.parent.rmdir()
+
+
+def _turn(path: Path) -> int:
+    """Return the sort key by which files get their places."""
+    return LOADED_FIRST.index(path.name) if path.name in LOADED_FIRST else -1
+
+
+def _complete(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
+    """Write the manifest of a folder, with ``more`` hashes, and return the hashes."""
+    written = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    # Model cards are not hashed, because users may edit them.
+    own = [path for path in written if path.name != CARD]
+    hashes = {**more, **{str(path.relative_to(folder)): file_hash(path) for path in own}}
+    write_json(folder / MANIFEST, {"sha256": hashes})
+    # safetensors writes files that only their owner may read.
+    usual = stat.S_IMODE((folder / MANIFEST).stat().st_mode)
+    for path in written:
+        # Some network file systems have no permissions.
+        with suppress(OSError):
+            path.chmod(usual | stat.S_IMODE(path.stat().st_mode))
+    return hashes
 
 
 def linked(source: str | Path, target: str | Path) -> None:
@@ -333,6 +392,12 @@ def copy_texts(folder: Path, patterns: Sequence[str], target: Path) -> list[str]
 def left_out(reasons: Mapping[Path, str]) -> list[str]:
     """Return a line about each file that a copy leaves out."""
     return [f"{path} is left out, because it is {why}" for path, why in reasons.items()]
+
+
+def manifest_hashes(folder: Path) -> dict[str, str]:
+    """Return the hashes in the manifest of a folder by file; {} without a readable manifest."""
+    hashes = (read_json(folder / MANIFEST) or {}).get("sha256")
+    return hashes if isinstance(hashes, dict) else {}
 
 
 def damage(folder: Path, *, weights: bool = True) -> str | None:
@@ -395,32 +460,30 @@ def files_state(path: Path) -> FilesState:
 
 
 @contextmanager
-def claim(folder: Path, what: str, *, lock: str, stays: bool = True) -> Iterator[None]:
-    """Lock a folder against other processes.
+def claim(path: Path, what: str, *, stays: bool = True) -> Iterator[None]:
+    """Lock a file against other processes.
 
     If the process dies, the operating system releases the lock. On a file system without locks,
     nothing is locked.
 
     Args:
-        folder: the folder; it is created if necessary.
-        what: the beginning of the error message, such as "another study runs in".
-        lock: the name of the lock file in the folder.
+        path: the lock file. It is created if necessary, and so is its folder.
+        what: the beginning of the error message, such as "another run is training in".
         stays: whether the lock file is kept at the end.
 
     Raises:
         MaskwiseError: another process holds the lock, or the folder cannot be written.
     """
-    path = folder / lock
-    with writing(folder):
+    with writing(path.parent):
         try:
-            held = locked(path, wait=RELEASE_SECONDS)
+            own = locked(path, wait=RELEASE_SECONDS)
         except Timeout:
             holder = None
             # Windows does not let other processes read a locked file.
             with suppress(OSError):
                 holder = path.read_text() or None
             do = "wait until it ends, or give another folder"
-            raise MaskwiseError(f"{what} {folder}", got=holder, do=do) from None
+            raise MaskwiseError(what, got=holder, do=do) from None
     # This text is only for error messages in other processes, so it may be missing (full disk).
     with suppress(OSError):
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
@@ -429,63 +492,222 @@ def claim(folder: Path, what: str, *, lock: str, stays: bool = True) -> Iterator
     finally:
         if not stays:
             path.unlink(missing_ok=True)
-        held.release()
+        own.release()
 
 
-@contextmanager
-def claim_run(out: Path, what: str, *, lock: str, work: Sequence[str]) -> Iterator[None]:
-    """Lock the folder of a run, and remove partial files that a killed process left.
+class OutputFolder:
+    """The output folder of a command: whose it is, and which processes work in it.
 
-    If the folder is new and the run fails before any work, remove it. A run that prepared its text
-    for ``KEPT_SECONDS`` keeps it for the next call, and so does a run that a signal ended.
+    What was called is written down once, before anything else (``IDENTITY``). It says what decides
+    the results by content, so a folder that was moved stays the same. The same call goes on where
+    an interrupted one ended, or returns the results; another call is refused. While a command has
+    not finished, ``UNFINISHED`` is in the folder. Locks end with their process, even if it is
+    killed.
 
     Args:
         out: the folder.
-        what: as for ``claim``.
-        lock: the path of the lock file in the folder.
-        work: patterns of files that have content only after some work was done.
+        kind: the command, such as "pretrain"; that of an adaptation is "study".
+        call: the call, for messages to those who call something else with this folder.
+        known: whether a folder without an identity is of this kind, such as one that was copied
+            without hidden files.
+
+    Attributes:
+        work: the folder ``UNFINISHED``.
+        lock: the file that a process locks while it writes files that other processes write, too.
+        own: the file that this process locks while it uses the folder.
     """
-    new = is_new(out)
-    existed = out.exists()
-    path = out / lock
-    began = time.monotonic()
-    with claim(path.parent, what, lock=path.name):
-        sweep(out)
+
+    def __init__(self, out: Path, kind: str = "", call: str = "", *, known: bool = False):
+        self.out = out
+        self.kind = kind
+        self.call = call or f"maskwise {kind}"
+        self.known = known
+        self.work = out / UNFINISHED
+        self.lock = self.work / ".lock"
+        self.own = self.work / f".{socket.gethostname()}-{os.getpid()}{USED}"
+
+    def require(self, of: Mapping[str, Any] | None = None) -> None:
+        """Raise an error if the folder is not that of this call, or not of this kind.
+
+        Args:
+            of: what decides the results, as JSON; None to compare the kind only.
+
+        Raises:
+            MaskwiseError: the folder, or one above it, is a file; or it belongs to another call, or
+                has unrelated content.
+        """
+        refuse_file(self.out)
+        # Another process may begin now. It writes its identity first, so this is read last.
+        names = content_of(self.out)
+        known = self._identity()
+        if known is None:
+            if names and not self.known:
+                raise MaskwiseError(
+                    f"the output folder {self.out} contains something else",
+                    got=", ".join(names[:3]),
+                    do=f"give a new folder, or that of an earlier {self.kind}",
+                )
+            return
+        got = known["call"]
+        if known["kind"] == self.kind:
+            before = known["of"]
+            changed = different_settings(before, of) if before and of else []
+            if not changed:
+                return
+            got += f", with other values of {', '.join(changed)}"
+        raise MaskwiseError(
+            f"{option('out', self.out)} is the folder of another call",
+            got=got,
+            do="give a new folder, or repeat that call",
+        )
+
+    def _identity(self) -> dict[str, Any] | None:
+        return read_json(self.work / IDENTITY) or read_json(self.out / IDENTITY)
+
+    @contextmanager
+    def used(
+        self,
+        of: Mapping[str, Any],
+        begin: Callable[[list[str]], Any] = bool,
+        *,
+        together: bool = False,
+        keeps: bool = True,
+    ) -> Iterator[Any]:
+        """Use the folder, and tell other processes so.
+
+        If an error ends the work, and nothing is there from which the same call could go on, other
+        calls of this kind may use the folder. If it logged no training, and took less than
+        ``KEPT_SECONDS``, what is in the folder is removed. All stays that a signal ended.
+
+        Args:
+            of: what decides the results, as for ``require``.
+            begin: gets the other processes that use the folder, and checks and writes what those
+                that join later compare their work with. Nobody joins or writes meanwhile.
+            together: whether other processes may use the folder, too, for the same work.
+            keeps: whether the identity stays when the work is done. Otherwise, another call with
+                the folder is refused as one with any other content.
+
+        Yields:
+            The result of ``begin``.
+
+        Raises:
+            MaskwiseError: ``require`` raises it, or another process uses the folder.
+        """
+        existed = self.out.exists()
+        began = time.monotonic()
+        new = fresh = False
+        use = ExitStack()
         try:
-            yield
+            with self.alone(), ExitStack() as joined:
+                users = self.users(wait=0.0 if together else RELEASE_SECONDS)
+                if users and not together:
+                    raise MaskwiseError(
+                        f"another process works in {self.out}",
+                        got=", ".join(users),
+                        do="wait until it ends, or give another folder",
+                    )
+                # Containers may have the same name, and the same number of a process.
+                twice = f"this process, or one of the same name, works in {self.out} already"
+                joined.enter_context(claim(self.own, twice, stays=False))
+                self.require(of)
+                new = not content_of(self.out)
+                fresh = not (self._identity() or {}).get("of")
+                if fresh:
+                    self._identify(of)
+                # Files of stages in progress are removed when these stages are run again.
+                for folder in (self.out, self.out / "stages"):
+                    sweep(folder, below=False)
+                begun = begin(users)
+                use = joined.pop_all()
+            yield begun
+            with self.alone():
+                use.close()
+                if not self.users():
+                    self._finish(keeps=keeps)
         except AskedToLeave:
             raise
         except (Exception, SystemExit):
-            short = time.monotonic() - began < KEPT_SECONDS
-            found = [file for pattern in work for file in out.glob(pattern)]
-            if new and short and not any(file.stat().st_size for file in found):
-                remove_new(out, existed=existed, lock=path)
+            with suppress(MaskwiseError), self.alone():
+                use.close()
+                if fresh and not self.users() and not self._has(WORK):
+                    short = time.monotonic() - began < KEPT_SECONDS
+                    if new and short and not self._has(LOGS):
+                        self._undo()
+                    else:
+                        self._identify({})
             raise
+        finally:
+            use.close()
+            # An empty folder that the user made may be a link, a mount point or the current one.
+            if not existed:
+                with suppress(OSError):
+                    self.out.rmdir()
 
+    def _identify(self, of: Mapping[str, Any]) -> None:
+        """Write the identity. If ``of`` is empty, any call of this kind may take it over."""
+        path = self.work / IDENTITY
+        with writing(path):
+            # A process that was killed may have left an empty file.
+            path.unlink(missing_ok=True)
+            with path.open("x", encoding="utf-8") as file:
+                identity = {"kind": self.kind, "call": self.call, "of": of}
+                json.dump(identity | {"format": FORMATS[IDENTITY]}, file, indent=1)
+        # On a file system without locks, another process may have been the first.
+        self.require(of)
 
-def remove_new(out: Path, *, existed: bool, lock: Path) -> None:
-    """Remove a folder in which nothing was done, and raise no error if parts of it stay.
+    def _finish(self, *, keeps: bool) -> None:
+        path = self.work / IDENTITY
+        if not keeps:
+            path.unlink()
+        # A folder that was finished before has its identity there already.
+        elif path.exists():
+            path.replace(self.out / IDENTITY)
 
-    Args:
-        out: the folder.
-        existed: whether an empty folder existed before, which may be a link, a mount point or the
-            current folder. It stays, and what is in it is removed.
-        lock: a lock file in the folder, which this process holds. It is removed last: as soon as it
-            is missing, another process may lock a new one, and begin to work in what is left.
-    """
-    for folder, below, inside in os.walk(out, topdown=False):
-        for path in (Path(folder, name) for name in (*below, *inside)):
-            with suppress(OSError):
-                if path.is_dir() and not path.is_symlink():
-                    # Those on the way to the lock are not empty yet.
-                    path.rmdir()
-                elif path != lock:
-                    path.unlink()
-    with suppress(OSError):
-        lock.unlink(missing_ok=True)
-        above = takewhile(lambda path: path != out, lock.parents)
-        for path in (*above, *([] if existed else [out])):
-            path.rmdir()
+    def _undo(self) -> None:
+        for path in (*self.out.iterdir(), *self.work.iterdir()):
+            if path not in (self.work, self.lock):
+                remove(path)
+
+    def _has(self, patterns: Iterable[str]) -> bool:
+        """Return whether a file that is no prepared text has content."""
+        found = chain.from_iterable(map(self.out.glob, patterns))
+        own = [path for path in found if not path.parent.match(TEXTS)]
+        return any(path.is_file() and path.stat().st_size for path in own)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from writing the files of the folder. Wait while they write.
+
+        Raises:
+            MaskwiseError: the folder cannot be written.
+        """
+        with holding(self.lock):
+            try:
+                yield
+            finally:
+                # Of processes that were killed.
+                for path in self.work.glob(f".*{USED}"):
+                    if path != self.own and not is_locked(path):
+                        path.unlink(missing_ok=True)
+                # The folder may have been removed meanwhile, or another process begins there.
+                with suppress(OSError):
+                    if [*self.work.iterdir()] == [self.lock]:
+                        self.lock.unlink()
+                        self.work.rmdir()
+
+    def users(self, *, wait: float = 0.0) -> list[str]:
+        """List the other processes that use the folder, as HOST-NUMBER.
+
+        Args:
+            wait: seconds in which a process that was just killed may release its lock.
+        """
+        end = time.monotonic() + wait
+        while True:
+            locks = (path for path in sorted(self.work.glob(f".*{USED}")) if path != self.own)
+            users = [path.name[1:].removesuffix(USED) for path in locks if is_locked(path)]
+            if not users or time.monotonic() >= end:
+                return users
+            time.sleep(0.1)
 
 
 def locked(path: Path, *, wait: float) -> FileLock:
@@ -499,10 +721,10 @@ def locked(path: Path, *, wait: float) -> FileLock:
         Timeout: another process still holds the lock.
     """
     for again in reversed(range(LOCK_TRIES)):
-        held = FileLock(path, timeout=wait, fallback_to_soft=False)
+        lock = FileLock(path, timeout=wait, fallback_to_soft=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            held.acquire()
+            lock.acquire()
         except (FileNotFoundError, FileExistsError):
             # The process that held the lock has removed its folder, in which it had done nothing;
             # ``mkdir`` found the folder, and then found that it is none.
@@ -514,7 +736,7 @@ def locked(path: Path, *, wait: float) -> FileLock:
             if error.errno not in NO_LOCKS:
                 raise
         break
-    return held
+    return lock
 
 
 @contextmanager
@@ -525,11 +747,11 @@ def holding(path: Path, *, wait: float = -1) -> Iterator[None]:
         MaskwiseError: another process still holds the lock, or the folder cannot be written.
     """
     with writing(path.parent):
-        held = locked(path, wait=wait)
+        lock = locked(path, wait=wait)
     try:
         yield
     finally:
-        held.release()
+        lock.release()
 
 
 def is_locked(path: Path) -> bool:
@@ -582,57 +804,10 @@ def refuse_file(folder: Path) -> None:
     refuse_below_file(folder, what="the output folder")
 
 
-def require_own(folder: Path, *marks: str, what: str) -> None:
-    """Raise an error if an output folder has unrelated content.
-
-    Locks, partial files and empty folders are no content: a process that was killed in its first
-    moments leaves nothing else, and the same command must then begin again.
-
-    Args:
-        folder: the folder, which may be missing or empty.
-        marks: patterns of file names; a file in the folder must match one of them.
-        what: the expected kind of folder, such as "a study".
-
-    Raises:
-        MaskwiseError: ``folder`` or a folder above it is a file, or ``folder`` has files of which
-            none matches.
-    """
-    refuse_file(folder)
-    # Another process may begin now. It makes a mark first, so the content is listed before.
-    names = [path.name for path in sorted(folder.glob("*")) if _has_content(path)]
-    if names and not any(any(folder.glob(mark)) for mark in marks):
-        do = f"give a new folder, or the folder of {what}"
-        got = ", ".join(names[:3])
-        raise MaskwiseError(f"the output folder {folder} contains something else", got=got, do=do)
-
-
-def require_replaceable(
-    folder: Path, mark: str, *, what: str, do: str = "give a new folder"
-) -> None:
-    """Raise an error if a folder has more than ``write_folder`` wrote, which would be lost.
-
-    Args:
-        mark: a file that every folder of this kind has.
-        what: the kind of folder that may be replaced, such as "a saved model".
-        do: what to do with other files.
-
-    Raises:
-        MaskwiseError: ``folder`` is a file or of another kind, or has other files than those of its
-            manifest.
-    """
-    hashes = (read_json(folder / MANIFEST) or {}).get("sha256")
-    if not isinstance(hashes, dict) or mark not in hashes:
-        require_own(folder, what=what)
-        return
-    own = {*hashes, MANIFEST, CARD}
-    files = (path for path in folder.rglob("*") if path.is_file())
-    others = sorted({str(path.relative_to(folder)) for path in files} - own)
-    if others:
-        raise MaskwiseError(
-            f"the folder {folder} has other files, too, which would be removed",
-            got=", ".join(others[:3]),
-            do=do,
-        )
+def content_of(folder: Path) -> list[str]:
+    """List the names in an output folder, but for what is there before a command begins."""
+    before = {UNFINISHED, *(path.parent.name for path in folder.glob(OWN_ROWS))}
+    return sorted({path.name for path in folder.glob("*")} - before)
 
 
 def refuse_below_file(folder: Path, *, what: str) -> None:
@@ -643,38 +818,23 @@ def refuse_below_file(folder: Path, *, what: str) -> None:
         raise MaskwiseError(f"{what} cannot be made", got=got, do="give a folder")
 
 
-def is_new(out: Path) -> bool:
-    """Return whether an output folder is missing or has no content, as in ``require_own``."""
-    return not out.is_dir() or not _holds_content(out)
-
-
-def _has_content(path: Path) -> bool:
-    """Return whether a file or folder is more than locks, partial files and empty folders."""
-    if path.name.startswith(".") and path.name.endswith(TRACES):
-        return False
-    if not path.is_dir() or path.is_symlink():
-        return True
-    return _holds_content(path)
-
-
-def _holds_content(folder: Path) -> bool:
-    # Another process may remove the folder meanwhile.
-    with suppress(FileNotFoundError):
-        return any(map(_has_content, folder.iterdir()))
-    return False
-
-
 def sweep(folder: Path, *, below: bool = True) -> None:
-    """Remove partial files that killed processes left in a folder.
+    """Remove partial files that killed processes left in a folder, and finish complete folders.
 
-    The caller must hold the folder's lock.
+    A complete folder gets its place if nothing has it. The caller must hold the folder's lock.
 
     Args:
         below: whether to look in the folders inside of the folder, too.
     """
     found = folder.rglob if below else folder.glob
+    for old in list(found(OLD)):
+        remove(old)
     for partial in list(found(".*.partial")):
-        remove(partial)
+        folder = partial.with_name(partial.stem[1:].rpartition(".")[0])
+        if (partial / MANIFEST).is_file() and not folder.exists():
+            partial.rename(folder)
+        else:
+            remove(partial)
 
 
 @contextmanager
@@ -689,8 +849,10 @@ def _partial(path: Path) -> Iterator[Path]:
     try:
         yield partial
     finally:
-        LEFT.discard(partial)
-        remove(partial)
+        # A folder that is complete is left to ``sweep``.
+        if partial in LEFT:
+            LEFT.discard(partial)
+            remove(partial)
 
 
 def credit() -> str:

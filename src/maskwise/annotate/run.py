@@ -41,10 +41,10 @@ from maskwise.annotate.tally import AnnotatorSummary, Tally
 from maskwise.constants import cores_here
 from maskwise.errors import MaskwiseError, items_of, require_known, whole_number
 from maskwise.folders import (
+    OutputFolder,
     claim,
     damage,
     read_json,
-    require_own,
     sweep,
     write_folder,
     write_json,
@@ -181,7 +181,7 @@ def annotate_corpus(
 
         before = None
         # The layers of another version would be lost.
-        read_json(out / MANIFEST, least=2)
+        read_json(out / MANIFEST, usable=True)
         # If the manifest is missing or damaged, this run writes a new one.
         with suppress(MaskwiseError):
             before = Manifest.load(out)
@@ -450,9 +450,9 @@ def _kept(before: Manifest, new: Iterable[StoredAnnotator]) -> list[StoredAnnota
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
     """Lock the folder for this process. After an error, clean it up if no file is finished."""
-    require_own(out, LOCK, what="annotations")
+    OutputFolder(out, "annotate", known=(out / LOCK).exists()).require()
     existed = out.is_dir()
-    with claim(out, "another run annotates into", lock=LOCK):
+    with claim(out / LOCK, f"another run annotates into {out}"):
         sweep(out)
         try:
             yield

@@ -195,7 +195,7 @@ class Manifest:
                 do="run maskwise annotate; the same command resumes an interrupted run",
             )
         # A manifest of another version is an error of its own.
-        content = read_json(folder / MANIFEST, least=2)
+        content = read_json(folder / MANIFEST, usable=True)
         try:
             return TypeAdapter(Manifest).validate_python(content)
         except ValueError as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import CARD, read_json, write_folder, write_whole
+from maskwise.folders import CARD, fill_folder, read_json, write_whole
 from maskwise.models import load_model, without_advice
 from maskwise.study.stages import DONE
 from maskwise.text import load_tokenizer
@@ -30,6 +30,8 @@ def card_of(checkpoint: Path, of: Mapping[str, object]) -> str:
 def save_model(checkpoint: Path, folder: Path, *, of: Mapping[str, object]) -> None:
     """Save a checkpoint with its tokenizer and card in a folder for transformers.
 
+    The files of an earlier model are replaced, and other files stay.
+
     Args:
         of: what the card says about the run of the checkpoint.
     """
@@ -42,7 +44,7 @@ def save_model(checkpoint: Path, folder: Path, *, of: Mapping[str, object]) -> N
         write_whole(part / CARD, card)
 
     with without_advice():
-        write_folder(folder, fill)
+        fill_folder(folder, fill)
 
 
 def needed_run(out: Path, arm: str) -> tuple[int, Path]:

@@ -21,7 +21,7 @@ from maskwise.errors import MaskwiseError, plural, require_known
 from maskwise.evaluation import load_measures
 from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.families import adapter_of, check_room, most_tokens
-from maskwise.folders import require_own
+from maskwise.folders import OutputFolder
 from maskwise.jobs import Where, require_engine, require_one_process
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind
@@ -34,11 +34,9 @@ from maskwise.recipe.layers import blamed
 from maskwise.samplers import sampler
 from maskwise.specs import of_run
 from maskwise.study.costs import counts_of, counts_over, over_a_run
-from maskwise.study.inputs import OWN_ROWS
 from maskwise.study.probed import probed_rows
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.study.store import StageStore
-from maskwise.study.together import LOCK
 from maskwise.study.trial import check_step
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import idle_settings
@@ -66,8 +64,6 @@ from maskwise.verdict.outcomes import require_task_name
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-OWN_FILES = (f"stages/{LOCK}", OWN_ROWS)
-"""Patterns of files by which a folder is known to be that of a study."""
 FEW_STEPS = 8
 """Before training, the batches of this many steps are masked, to check that there are targets
 (masked tokens)."""
@@ -83,6 +79,17 @@ UNKNOWN_ADVICE = (
     "use a tokenizer that covers the characters of the text: tokenizer.kind=bpe, or a larger "
     "tokenizer.vocab_size"
 )
+
+
+def folder_of_study(out: Path, call: str = "", *, block: bool = False) -> OutputFolder:
+    """Return the folder of a study.
+
+    Args:
+        call: as for ``OutputFolder``.
+        block: whether this call runs a part of the seeds. Machines may then share the work, and the
+            files of the study may have been copied here from another machine without its stages.
+    """
+    return OutputFolder(out, "study", call, known=block and (out / "study.json").is_file())
 
 
 def check_study(
@@ -116,12 +123,7 @@ def check_study(
             got=first,
             do=f"remove training.seed; for other seeds, set study.seeds={others}",
         )
-    marks = [*OWN_FILES]
-    # With ``seeds``, machines may share the work. The files of a study may then have been copied
-    # here from another machine without its stages.
-    if seeds is not None:
-        marks.append("study.json")
-    require_own(out, *marks, what="a study")
+    folder_of_study(out, block=seeds is not None).require()
     if seeds is None:
         seeds = planned
     foreign = [seed for seed in seeds if seed not in planned]

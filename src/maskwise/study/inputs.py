@@ -19,28 +19,23 @@ from uuid import uuid4
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError, items_of
 from maskwise.folders import (
+    OWN_ROWS,
     FilesState,
+    OutputFolder,
     files_state,
     finite,
     in_utf8,
-    require_own,
     writing,
 )
 from maskwise.recipe.layers import parse_override
 from maskwise.recipe.yamls import plain_value
 from maskwise.specs import split_options, with_options
 from maskwise.study.stages import ROWS
-from maskwise.study.together import LOCK
 from maskwise.tasks.reading import SPLIT_OF
 from maskwise.text.source import with_class_names
 
 if TYPE_CHECKING:
     from maskwise.recipe import Recipe
-
-OWN_ROWS = f"{ROWS}/*-{'[0-9a-f]' * 8}.jsonl"
-"""A pattern of these files."""
-OWN_FOLDER = (f"stages/{LOCK}", "recipe.yaml")
-"""Patterns of files by which the folder of a study, or of a policy, is known."""
 
 AnyRecipe: TypeAlias = "str | Path | Mapping[str, object] | Recipe"
 """The name of a shipped recipe, the path of a file, settings, or a recipe."""
@@ -98,14 +93,19 @@ def _yaml(value: object) -> str:
 
 
 @contextmanager
-def kept_if_begun(out: Path) -> Iterator[None]:
+def kept_if_begun(folder: OutputFolder) -> Iterator[None]:
     """Remove the files of rows that a call has written, if it is refused before its work begins.
 
     The work has begun if a file of the folder itself has changed, such as study.json.
+
+    Raises:
+        MaskwiseError: the folder is that of another command (``OutputFolder.require``).
     """
+    folder.require()
+    out = folder.out
     known = {*out.glob(OWN_ROWS)}
     before = _state(out)
-    missing = [folder for folder in (out / ROWS, out, *out.parents) if not folder.exists()]
+    missing = [path for path in (out / ROWS, out, *out.parents) if not path.exists()]
     try:
         yield
     except BaseException:
@@ -113,10 +113,10 @@ def kept_if_begun(out: Path) -> Iterator[None]:
         if rank_here() == 0 and _state(out) == before:
             for path in {*out.glob(OWN_ROWS)} - known:
                 path.unlink(missing_ok=True)
-            for folder in missing:
+            for path in missing:
                 # Another call may have begun there.
                 with suppress(OSError):
-                    folder.rmdir()
+                    path.rmdir()
         raise
 
 
@@ -124,20 +124,6 @@ def _state(out: Path) -> FilesState:
     # Locks are hidden files.
     paths = [path for path in sorted(out.glob("[!.]*")) if path.is_file()]
     return tuple(chain.from_iterable(map(files_state, paths)))
-
-
-def folder_of_rows(out: Path, marks: Iterable[str] = OWN_FOLDER) -> Path:
-    """Return the folder for files of rows in the folder of a study, a policy or a fine-tuning.
-
-    Args:
-        out: the folder.
-        marks: patterns of files, of which it has one unless it is new.
-
-    Raises:
-        MaskwiseError: ``out`` is not such a folder, and not empty.
-    """
-    require_own(out, *marks, OWN_ROWS, what="earlier results")
-    return out / ROWS
 
 
 def text_source(texts: object, out: Path, *, name: str = "texts") -> str:
@@ -150,17 +136,16 @@ def text_source(texts: object, out: Path, *, name: str = "texts") -> str:
     """
     if isinstance(texts, str | Path):
         return str(texts)
-    return str(file_of_rows(texts, folder_of_rows(out), name=name))
+    return str(file_of_rows(texts, out / ROWS, name=name))
 
 
-def task_specs(tasks: object, out: Path, *, marks: Iterable[str] = OWN_FOLDER) -> list[str]:
+def task_specs(tasks: object, out: Path) -> list[str]:
     """Return the specs of tasks for a recipe; labelled rows without a file get one.
 
     Args:
         tasks: a spec, specs, or rows keyed by the name of their task. Beside rows, there may be
             options: ``{"faq": (rows, {"kind": "retrieval"})}``. Rows may be keyed by split.
         out: the folder of the study, in which files are written.
-        marks: as for ``folder_of_rows``.
 
     Raises:
         MaskwiseError: ``tasks`` is a table without the name of its task; see ``file_of_rows``.
@@ -168,7 +153,7 @@ def task_specs(tasks: object, out: Path, *, marks: Iterable[str] = OWN_FOLDER) -
     if isinstance(tasks, str | Path):
         return [str(tasks)]
     if isinstance(tasks, Mapping):
-        return [_task_spec(str(name), rows, out, marks) for name, rows in tasks.items()]
+        return [_task_spec(str(name), rows, out) for name, rows in tasks.items()]
     if isinstance(tasks, list | tuple) and all(isinstance(each, str | Path) for each in tasks):
         return [*map(str, tasks)]
     raise MaskwiseError(
@@ -178,7 +163,7 @@ def task_specs(tasks: object, out: Path, *, marks: Iterable[str] = OWN_FOLDER) -
     )
 
 
-def _task_spec(spec: str, rows: object, out: Path, marks: Iterable[str]) -> str:
+def _task_spec(spec: str, rows: object, out: Path) -> str:
     given: Mapping[str, object] = {}
     if isinstance(rows, tuple) and len(rows) == 2 and isinstance(rows[1], Mapping):
         rows, given = rows
@@ -196,7 +181,7 @@ def _task_spec(spec: str, rows: object, out: Path, marks: Iterable[str]) -> str:
             else:
                 warnings.warn(f"{name}: the split {split!r} is left out", stacklevel=4)
         rows = chain.from_iterable(kept)
-    written = file_of_rows(rows, folder_of_rows(out, marks), name=name, allowed=TABLE)
+    written = file_of_rows(rows, out / ROWS, name=name, allowed=TABLE)
     return _with_name(str(written), name, options)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 from maskwise.errors import MaskwiseError, option
 from maskwise.estimates import SPREADS, detected_words
 from maskwise.report.reading import read_outcomes
-from maskwise.study.together import has_results
+from maskwise.study.records import has_results
 from maskwise.verdict.comparison import compared
 from maskwise.verdict.flags import FLAGS
 from maskwise.verdict.outcomes import Outcomes, Pair, finite_pairs, finite_runs

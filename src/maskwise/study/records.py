@@ -34,22 +34,34 @@ from maskwise.study.stages import (
     DONE,
     KINDS,
     STAGE,
-    STAGE_FORMAT,
     Stage,
     prepare_stage,
     tokenizer_of,
     without_places,
 )
 from maskwise.study.store import StageStore
-from maskwise.study.together import RESULTS, has_results
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import PREDICTIONS
 
 FREE = ("speed", "nothing")
 """Effects of settings that change no result and nothing that is concluded from results."""
 
+RESULTS = (
+    "records.jsonl",
+    "samples.json",
+    "timings.jsonl",
+    "summary.json",
+    PREDICTIONS,
+    "report.html",
+)
+"""The result files of a study. They are written anew if the study gets other seeds or arms."""
 PLAN = "plan.json"
 """The list of planned stages, in ``stages/``."""
+
+
+def has_results(out: Path) -> bool:
+    """Return whether the folder of a study has results, or finished stages from which they come."""
+    return any((out / name).exists() for name in RESULTS) or any(out.glob(f"stages/*/{DONE}"))
 
 
 # study.json
@@ -429,7 +441,7 @@ def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = 
             version made the stages; or records would be removed whose stages are not here.
     """
     for stage in out.glob(f"stages/*/{STAGE}"):
-        read_json(stage, least=STAGE_FORMAT)
+        read_json(stage, usable=True)
     if not before or _same_inputs(before, study):
         return
     if not block and not has_results(out):

@@ -28,7 +28,7 @@ from maskwise.errors import (
 )
 from maskwise.estimates import aligned_cells, failure_lines, loss_table, reasons
 from maskwise.files import Contrast, Record, Study, Summary
-from maskwise.folders import read_json, read_lines, require_replaceable
+from maskwise.folders import OutputFolder, manifest_hashes, read_json, read_lines
 from maskwise.measurements import measurements, table_of
 from maskwise.printing import note
 from maskwise.recipe.yamls import Plain
@@ -184,12 +184,18 @@ class StudyResult:
         from maskwise.study.checkpoints import needed_run, origin_of, save_model
 
         folder = Path(folder)
-        require_replaceable(folder, "config.json", what="a saved model")
+        # A model that was saved before is replaced.
+        saved = OutputFolder(
+            folder, "save_best", "save_best", known="config.json" in manifest_hashes(folder)
+        )
+        saved.require()
         if arm is not None:
             require_known("arm", arm, self.study["arms"])
         chosen = arm or self.best_arm
         seed, checkpoint = needed_run(self.folder, chosen)
-        save_model(checkpoint, folder, of=origin_of(self.study["name"], chosen, seed))
+        of = origin_of(self.study["name"], chosen, seed)
+        with saved.used({"save_best": True}, keeps=False):
+            save_model(checkpoint, folder, of=of)
         note([f"{folder} has the model of arm {chosen}, seed {seed}"])
         return folder
 
@@ -275,6 +281,7 @@ def study(
     >>> result.to_dataframe()  # doctest: +SKIP
     """
     from maskwise.recipe import read_recipe
+    from maskwise.study.checks import folder_of_study
     from maskwise.study.plan import require_arms
     from maskwise.study.run import run_study
     from maskwise.study.unread import read_by_study, read_used
@@ -290,7 +297,7 @@ def study(
     if jobs is not None:
         whole_number("jobs", jobs, least=1)
     out = Path(out)
-    with kept_if_begun(out):
+    with kept_if_begun(folder_of_study(out, block=seeds is not None)):
         changes = overrides_of(overrides, texts, tasks, out)
         read = partial(read_recipe, recipe)
         # Without arms, no setting has an effect in a study.
@@ -532,6 +539,7 @@ def adapt(
     >>> adapted.helps, adapted.model  # doctest: +SKIP
     """
     from maskwise.study.adapt import Adaptation, NextStep, Request, default_runs, refuse_both
+    from maskwise.study.checks import folder_of_study
 
     steps = whole_number("steps", steps, least=1)
     counts = {"runs": runs, "patience": patience, "new_words": new_words, "jobs": jobs}
@@ -557,7 +565,7 @@ def adapt(
     if seeds is not None:
         seeds = (*items_of("seeds", seeds, of="whole numbers"),)
     out = Path(out)
-    with kept_if_begun(out):
+    with kept_if_begun(folder_of_study(out)):
         sources: dict[str, str] = {}
         for name, given in (("texts", texts), ("control", control), ("keep", keep)):
             if given is not None or name == "texts":

@@ -13,13 +13,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from maskwise.files import Record
-from maskwise.folders import read_json, read_lines, write_json, write_lines, write_whole
+from maskwise.folders import (
+    OutputFolder,
+    read_json,
+    read_lines,
+    write_json,
+    write_lines,
+    write_whole,
+)
 from maskwise.jobs import Executor, engine_of
 from maskwise.measurements import Measurement
 from maskwise.printing import note
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
-from maskwise.study.checks import check_study, notes_of_texts
+from maskwise.study.checks import check_study, folder_of_study, notes_of_texts
 from maskwise.study.design import Design
 from maskwise.study.plan import Plan, Run
 from maskwise.study.records import (
@@ -36,7 +43,6 @@ from maskwise.study.samples import samples
 from maskwise.study.scheduler import RETRIES, execute
 from maskwise.study.stages import KINDS, TEXT, Stage
 from maskwise.study.store import StageStore
-from maskwise.study.together import StudyFolder
 from maskwise.tasks.finetuning import PREDICTIONS
 from maskwise.training.tracking import track_scores
 
@@ -52,6 +58,7 @@ def run_study(
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
     files: Mapping[str, str] | None = None,
+    call: str = "",
 ) -> Plain:
     """Run every arm and seed of a recipe, compare them, and write the report.
 
@@ -69,6 +76,7 @@ def run_study(
         seeds: the part ("block") of ``study.seeds`` to run; None for all. Records of other seeds in
             ``out`` are preserved. There are no verdicts until all seeds of the study have run.
         files: texts of files to write into ``out`` when the work begins, keyed by name.
+        call: the call, as ``OutputFolder`` names it.
 
     Returns:
         The content of summary.json, and ``seconds``, ``report`` (the path of the page) and
@@ -93,19 +101,19 @@ def run_study(
     notes += incomparable_pairs(recipe, study, primary_pairs(study))
     errors: dict[str, str] = {}
     worked = set[Stage]()
-    folder = StudyFolder(out)
+    folder = folder_of_study(out, call or f"maskwise study {recipe.name}", block=seeds is not None)
 
-    def begin() -> tuple[StudyFiles, list[str]]:
-        users = _require_same_study(folder, recipe, design, block=seeds is not None)
+    def begin(users: list[str]) -> StudyFiles:
+        _require_same_study(out, recipe, design, users, block=seeds is not None)
         for name, text in (files or {}).items():
             write_whole(out / name, text)
         own = StudyFiles(recipe, design, out, block=seeds is not None)
         own.write_study([])
-        return own, users
-
-    with folder.used(begin) as (own, users):
         if users:
             notes.append(f"this study is also run by {' and '.join(users)}")
+        return own
+
+    with folder.used({"study": True}, begin, together=True) as own:
         note([*notes, *prospect_lines(prospects_of(recipe))])
         try:
             for plan in design.plans():
@@ -152,24 +160,18 @@ def _track_scores(runs: Iterable[Run], store: StageStore) -> None:
 
 
 def _require_same_study(
-    folder: StudyFolder, recipe: Recipe, design: Design, *, block: bool
-) -> list[str]:
-    """Return the other processes that run this study.
-
-    Raises:
-        MaskwiseError: the folder has another study, or other processes run another one in it.
-    """
-    before = read_json(folder.out / "study.json") or {}
+    out: Path, recipe: Recipe, design: Design, users: Sequence[str], *, block: bool
+) -> None:
+    """Raise an error if the folder has another study, or other processes run another one in it."""
+    before = read_json(out / "study.json") or {}
     study = describe(recipe, design)
-    users = folder.users()
     if users:
-        require_same_inputs(folder.out, before, study, users)
-    require_same_study(folder.out, before, study, block=block)
-    return users
+        require_same_inputs(out, before, study, users)
+    require_same_study(out, before, study, block=block)
 
 
 def _judged(
-    folder: StudyFolder,
+    folder: OutputFolder,
     own: StudyFiles,
     design: Design,
     store: StageStore,

@@ -7,9 +7,8 @@ interruption, the same command resumes the run.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,22 +20,20 @@ from maskwise import __version__
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError, option
 from maskwise.folders import (
-    claim_run,
-    read_json,
+    OutputFolder,
     read_lines,
-    require_own,
     write_json,
     write_lines,
     write_whole,
 )
 from maskwise.jobs import ThisProcess, require_one_process
 from maskwise.printing import note
-from maskwise.recipe import Recipe, explain, read_recipe
+from maskwise.recipe import Recipe, explain
 from maskwise.recipe.applies import without_effect
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.layers import parse_overrides
 from maskwise.recipe.yamls import Plain
-from maskwise.specs import different_settings
+from maskwise.signals import remove
 from maskwise.study.checks import (
     check_inputs,
     check_tokenizer,
@@ -44,23 +41,19 @@ from maskwise.study.checks import (
     require_alone,
     tokenizer_and_config,
 )
-from maskwise.study.inputs import OWN_ROWS
 from maskwise.study.plan import Plan, Run
 from maskwise.study.run import unfinished
 from maskwise.study.scheduler import execute
 from maskwise.study.stages import (
-    CHECKPOINT,
-    DONE,
     KINDS,
-    POLICY,
-    STAGE,
-    STAGE_FORMAT,
     Stage,
+    content_of_model,
     finetune_alone,
-    json_hash,
     learn_stage,
+    numerics,
     prepare_stage,
     pretrain_stage,
+    without_places,
 )
 from maskwise.study.store import StageStore
 from maskwise.study.work import TaskRuns, fine_tuned
@@ -96,11 +89,9 @@ def with_own_seed(recipe: Recipe) -> Recipe:
     return single.arm("run", seed=recipe.training.seed)
 
 
-def _claimed(out: Path, what: str, *, lock: str) -> AbstractContextManager[None]:
-    """Lock a run's folder. Under torchrun, the process with rank 0 locks it for all processes."""
-    if not _is_first():
-        return nullcontext()
-    return claim_run(out, what, lock=lock, work=[f"**/{METRICS}", "**/resume/*/*"])
+def _used(folder: OutputFolder, of: Plain) -> AbstractContextManager[None]:
+    """Use a run's folder. Under torchrun, the process with rank 0 uses it for all processes."""
+    return folder.used(of) if _is_first() else nullcontext()
 
 
 def _is_first() -> bool:
@@ -115,7 +106,7 @@ def run_pretrain(recipe: Recipe, out: Path) -> Plain:
     """Pre-train one model and save the checkpoint in a folder.
 
     If the run in the folder is finished, its result is returned. If the run was interrupted, it is
-    resumed. If it failed before the first state was saved, it starts again with this recipe. The
+    resumed. If it failed before it trained, nothing is left of it. The
     arms of a study's recipe are ignored. Under torchrun every process calls this function; only the
     process with rank 0 prepares texts and writes files.
 
@@ -132,8 +123,9 @@ def run_pretrain(recipe: Recipe, out: Path) -> Plain:
             different recipe, or a run that another process is training.
     """
     recipe = with_own_seed(recipe.model_copy(update={"study": StudySettings(), "tasks": ()}))
+    folder = OutputFolder(out, "pretrain", f"maskwise pretrain {recipe.name}")
     if _is_first():
-        require_own(out, "recipe.yaml", OWN_ROWS, what="a run of this recipe")
+        folder.require()
     notes = check_inputs(recipe)
     if _is_first():
         note(notes)
@@ -143,17 +135,17 @@ def run_pretrain(recipe: Recipe, out: Path) -> Plain:
     folders = [*(out / f"{PHASE}{number}" for number in range(len(trainings) - 1)), out]
     places = {stage.name: folder for stage, folder in zip(trainings, folders)}
     store = StageStore(out / "stages", places=places)
-    planned = dict(zip(folders, trainings))
+    of, *more = map(_made_of, texts, trainings)
+    if more:
+        of = {"phases": {str(number): each for number, each in enumerate((of, *more))}}
     if _is_first():
-        _require_same_run(out, recipe, planned)
+        folder.require(of)
     # A finished run is not claimed, because its folder may be an archive.
     results = _finished(trainings, store)
-    if not results:
-        with _claimed(out, "another run is training in", lock="stages/.training.lock"):
-            if _is_first():
-                # Another run may have ended while this one waited.
-                _require_same_run(out, recipe, planned)
-                _begin(out, recipe, texts, folders)
+    # A process may have been killed after its result.
+    if not results or folder.work.exists():
+        with _used(folder, of):
+            _begin(out, recipe, texts)
             plan = Plan((Run(recipe.name, recipe.training.seed, recipe, (*texts, *trainings)),))
             todo = _todo(plan, store)
             do = partial(execute, store=store, plan=plan, engine=ThisProcess())
@@ -199,66 +191,26 @@ def stages_of_training(recipe: Recipe) -> tuple[list[Stage], list[Stage]]:
     return texts, trainings
 
 
-def _begin(out: Path, recipe: Recipe, texts: list[Stage], folders: list[Path]) -> None:
-    """Write the recipe. Remove what a run left that failed before its first state was saved.
-
-    The texts that this run reads, too, stay.
-    """
-    if not any(map(_is_begun, folders)):
-        names = [text.name for text in texts]
-        stale = [path for path in (out / "stages").glob("prepare-*") if path.name not in names]
-        for folder in (*stale, *out.glob(f"{PHASE}*")):
-            shutil.rmtree(folder, ignore_errors=True)
-    write_whole(out / "recipe.yaml", recipe.to_yaml())
+def _begin(out: Path, recipe: Recipe, texts: Iterable[Stage]) -> None:
+    """Write the recipe. Remove the texts of a failed call that this one does not read."""
+    if _is_first():
+        names = {text.name for text in texts}
+        for folder in (out / "stages").glob("prepare-*"):
+            if folder.name not in names:
+                remove(folder)
+        write_whole(out / "recipe.yaml", recipe.to_yaml())
 
 
-def _is_begun(folder: Path) -> bool:
-    """Return whether a training in a folder has a result, a checkpoint or a resumable state."""
-    return any(any(folder.glob(mark)) for mark in (DONE, CHECKPOINT, "resume/step-*"))
-
-
-def _require_same_run(out: Path, recipe: Recipe, trainings: Mapping[Path, Stage]) -> None:
-    """Raise an error if the folder contains another run, which would be lost."""
-    others = []
-    for folder, training in trainings.items():
-        if not _is_begun(folder):
-            continue
-        before = read_json(folder / STAGE, least=STAGE_FORMAT) or {}
-        if _made_of(before) != _made_of(training.as_dict()):
-            others.append(before)
-    # A run may have had more phases.
-    more = [path for path in out.glob(f"{PHASE}*") if path not in trainings and _is_begun(path)]
-    if not others and not more:
-        return
-    free = {"training": FREE}
-    before = read_recipe(out / "recipe.yaml").model_dump(mode="json", exclude=free)
-    changed = different_settings(before, recipe.model_dump(mode="json", exclude=free))
-    if changed:
-        raise MaskwiseError(
-            f"{option('out', out)} contains a run of a different recipe",
-            got=f"other values of {', '.join(changed)}",
-            do=ANOTHER_FOLDER,
-        )
-    raise MaskwiseError(
-        f"{option('out', out)} contains a run on a different text: the corpus, another file or the "
-        "installed versions have changed",
-        do=ANOTHER_FOLDER,
-    )
-
-
-def _made_of(stage: Plain) -> Plain:
-    """Return the inputs of a training, without those that may change when it is resumed."""
-    # The folder may be that of another command.
-    if stage.get("kind") != "pretrain":
-        return {"kind": stage.get("kind")}
-    what = stage["what"]
-    training = {key: value for key, value in what["training"].items() if key not in FREE}
-    return {
-        "what": what | {"training": training},
-        "evaluation": stage["how"]["evaluation"],
-        # The name of an earlier phase contains the settings that may change.
-        "text": stage["needs"][0],
-    }
+def _made_of(text: Stage, training: Stage) -> Plain:
+    """Return what decides the result of a training, without what may change when it is resumed."""
+    what = text.what | training.what
+    what["corpus"] = text.what["corpus"] | training.what.get("corpus", {})
+    training_of = what["training"].items()
+    what["training"] = {key: value for key, value in training_of if key not in FREE}
+    if "evaluation" in training.how:
+        what["evaluation"] = training.how["evaluation"]
+    made: Plain = json.loads(without_places(json.dumps(what | {"versions": numerics()})))
+    return made
 
 
 # maskwise finetune
@@ -308,9 +260,10 @@ def run_finetune(
     for name, reason in without_effect(settings).items():
         if changes.get(name) is not None:
             raise MaskwiseError(f"{name} {reason.why}", got=changes[name], do=f"remove {name}")
-    require_own(out, RECORDS, OWN_ROWS, what="an earlier finetune")
+    folder = OutputFolder(out, "finetune", f"maskwise finetune {model}")
+    of = {"model": content_of_model(model)}
     # Before tasks and models are read, which takes seconds.
-    _scores_in(out, model)
+    folder.require(of)
     found, _ = tasks_of(model, tasks, settings)
     given = {**changes, "runs": seeds}
     for name in idle_settings(settings, [task for task, _ in found.values()], runs=seeds):
@@ -322,20 +275,16 @@ def run_finetune(
     stages = {
         name: finetune_alone(model, task, spec, settings) for name, (task, spec) in found.items()
     }
-    # A probe of a frozen encoder writes no metrics.
-    work = [f"**/{METRICS}", f"*/*/{DONE}"]
-    with claim_run(out, "another process fine-tunes in", lock=".finetune.lock", work=work):
-        # Again under the lock, because another process may have just written records.
-        lines = _scores_in(out, model)
+    with folder.used(of):
+        read = cast("Iterable[TaskRecord]", read_lines(out / RECORDS))
+        lines = {line["task"]: line for line in read}
         for name, stage in stages.items():
             if name in lines and lines[name].get("made_of") != stage.name:
                 raise MaskwiseError(
                     f"{option('out', out)} contains scores of task {name} with other settings, "
-                    "rows, weights or versions",
+                    "rows or versions",
                     do='give a new folder, or another name to the task: …(name="…")',
                 )
-        # A later call recognises the folder by this file, even if training is interrupted.
-        write_lines(out / RECORDS, lines.values())
         write_json(out / FINETUNE, {"maskwise": __version__})
 
         results: dict[str, TaskRecord] = {}
@@ -435,31 +384,6 @@ def _do_on_ranks(
     return {titles[name]: error for name, error in errors.items()}
 
 
-def _scores_in(out: Path, model: str) -> dict[str, TaskRecord]:
-    """Read the records of ``maskwise finetune`` in a folder, keyed by task.
-
-    Raises:
-        MaskwiseError: they are of another model.
-    """
-    lines = {}
-    for line in read_lines(out / RECORDS):
-        before = str(line.get("model"))
-        if _place_of(before) != _place_of(model):
-            raise MaskwiseError(
-                f"{option('out', out)} contains the scores of another model",
-                got=before,
-                allowed=model,
-                do=ANOTHER_FOLDER,
-            )
-        lines[str(line.get("task"))] = cast(TaskRecord, line)
-    return lines
-
-
-def _place_of(model: str) -> str:
-    """Return the path of a local model, or its name on the hub."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
-
-
 # maskwise learn
 # ---------------------------------------------------------------------------------------------
 
@@ -479,22 +403,20 @@ def run_learn(recipe: Recipe, out: Path) -> Plain:
             was learned with a different recipe or other data.
     """
     recipe = with_own_seed(recipe)
-    if _is_first():
-        require_own(out, "recipe.yaml", OWN_ROWS, what="a policy of this recipe")
+    folder = OutputFolder(out, "learn", f"maskwise learn {recipe.name}")
     text, stage = _learning(recipe)
+    of = _made_of(text, stage)
     if _is_first():
-        _require_same_policy(out, recipe)
+        folder.require(of)
     store = StageStore(out / "stages", places={stage.name: out})
     results = _finished([stage], store)
-    if not results:
+    # A process may have been killed after its result.
+    if not results or folder.work.exists():
         notes = [*check_tokenizer(recipe, tokenizer_and_config(recipe)[0])]
         if _is_first():
             note(notes)
-        with _claimed(out, "another process is learning in", lock=".learning.lock"):
-            if _is_first():
-                # As in ``run_pretrain``.
-                _require_same_policy(out, recipe)
-                _begin(out, recipe, [text], [out])
+        with _used(folder, of):
+            _begin(out, recipe, [text])
             plan = Plan((Run(recipe.name, recipe.training.seed, recipe, (text, stage)),))
             execute(_todo(plan, store), store, plan, engine=ThisProcess())
         results = _finished([stage], store)
@@ -505,32 +427,6 @@ def run_learn(recipe: Recipe, out: Path) -> Plain:
 
         write_policy_page(out, title=recipe.name, measures=results[0])
     return results[0] | {"report": str(page)}
-
-
-def _require_same_policy(out: Path, recipe: Recipe) -> None:
-    """Raise an error if the folder contains another policy, which would be lost."""
-    # A learning that took no step, but kept its text, has nothing that would be lost.
-    kept = (out / "stages").is_dir()
-    if kept and not _is_begun(out) and not (out / POLICY).exists():
-        return
-    before = read_json(out / STAGE, least=STAGE_FORMAT)
-    saved = out / "recipe.yaml"
-    # If stage.json is damaged, the inputs of the policy are computed from its recipe.
-    if not before and saved.is_file():
-        # The recipe of another command may learn no policy.
-        with suppress(MaskwiseError):
-            before = inputs_of_policy(read_recipe(saved))
-    # The inputs include hashes of files, which may change while the recipe stays the same.
-    now = inputs_of_policy(recipe)
-    # Settings of logs and speed may change, as when a training is resumed.
-    for stage in filter(None, (before, now)):
-        stage.pop("how", None)
-    if json_hash(before) != json_hash(now) and (before or saved.is_file()):
-        raise MaskwiseError(
-            f"{option('out', out)} has results of a different recipe or of other data: a setting, "
-            "a file, a library or the machine has changed",
-            do=ANOTHER_FOLDER,
-        )
 
 
 def _learning(recipe: Recipe) -> tuple[Stage, Stage]:

@@ -58,8 +58,6 @@ if TYPE_CHECKING:
 
 DONE = "done.json"
 STAGE = "stage.json"
-STAGE_FORMAT = 2
-"""The lowest format of ``STAGE`` of which the stage can be used again."""
 TEXT, CHECKPOINT, POLICY = "data", "checkpoint", "policy"
 """Folders inside of a stage's folder that later stages read (``StageKind.output``)."""
 ROWS = "data"
@@ -69,7 +67,7 @@ _PLACE = re.compile(rf"""(?<=["'])(?:[^"']*/)?{ROWS}/(?=[^"'/]+-[0-9a-f]{{8}}\.j
 
 
 @cache
-def _numerics() -> tuple[str, ...]:
+def numerics() -> tuple[str, ...]:
     """List versions and the precision. They affect results, so stage names depend on them."""
     libraries = [f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers")]
     # On machines with fast bf16, matrices are multiplied in bf16.
@@ -102,7 +100,7 @@ class Stage:
     @cached_property
     def name(self) -> str:
         """The name of the stage's folder, ``KIND-HASH``."""
-        return f"{self.kind}-{json_hash([self.kind, self.what, self.needs, *_numerics()])}"
+        return f"{self.kind}-{json_hash([self.kind, self.what, self.needs, *numerics()])}"
 
     def setting(self, key: str) -> Any:
         """Return the value of a dotted key in ``what``, or else in ``how``; None if it is in none.
@@ -519,16 +517,21 @@ def finetune_alone(model: str, task: Task, spec: str, settings: FinetuneSettings
         spec: its spec.
         settings: the settings. The number of seeds is not part of the name.
     """
-    # Files below the folder may be results of this command.
-    inside = sorted(Path(resolve_start(model)).glob("*"))
-    files = {path.name: path for path in inside if path.is_file()}
     what: Plain = {
         "task_content": task.fingerprint,
         "finetune": settings.model_dump(mode="json", exclude={"seeds"}),
-        "model_content": _hash_of(files) if files else model,
+        "model_content": content_of_model(model),
     }
     what |= _code(spec)
     return Stage("finetune", what, how={"task": spec, "checkpoint": model, "checkpoints": True})
+
+
+def content_of_model(model: str) -> str:
+    """Return a hash of a checkpoint; for a hub id that is not here, the id itself."""
+    # Files below the folder may be results of fine-tuning.
+    inside = sorted(Path(resolve_start(model)).glob("*"))
+    files = {path.name: path for path in inside if path.is_file()}
+    return _hash_of(files) if files else model
 
 
 def overlap_stage(recipe: Recipe, task: str, content: str) -> Stage:

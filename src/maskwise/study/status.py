@@ -12,13 +12,12 @@ from itertools import chain
 from pathlib import Path
 
 from maskwise.errors import MaskwiseError
-from maskwise.folders import read_json
+from maskwise.folders import OutputFolder, read_json
 from maskwise.recipe.yamls import Plain
 from maskwise.study.costs import Forecast, share_of, total
 from maskwise.study.records import PLAN, read_plan, stage_of
 from maskwise.study.stages import CHECKPOINT, KINDS
 from maskwise.study.store import StageStore
-from maskwise.study.together import StudyFolder
 from maskwise.training.checkpoint import saved_step
 
 STATES = ("finished", "running", "failed", "left")
@@ -61,7 +60,7 @@ def status_of(out: Path) -> Plain:
             left.append(forecast.left(name, line, step=saved_step(store.folder(name))))
     return {
         "name": study.get("name", ""),
-        "processes": StudyFolder(out).users(),
+        "processes": OutputFolder(out).users(),
         "counts": {state: [s["state"] for s in stages].count(state) for state in STATES},
         "planned_all": planned_all,
         "seconds_done": round(sum(stage["seconds"] or 0.0 for stage in stages), 1),
@@ -146,7 +145,7 @@ def drop_checkpoints(out: Path, *, dry_run: bool = False) -> Plain:
         MaskwiseError: a process works on the study, the study has further runs, or the adapted
             model was not saved yet.
     """
-    folder = StudyFolder(out)
+    folder = OutputFolder(out)
     _read(out)
     with folder.alone():
         study, planned, planned_all = _read(out)

@@ -297,7 +297,8 @@ def read_pieces(
     }
     windows = _windows(tokens, counts, frame.room(length), tokenizer)
     if out:
-        folders.require_own(Path(out), folders.MANIFEST, what="pieces")
+        known = (Path(out) / folders.MANIFEST).exists()
+        folders.OutputFolder(Path(out), "pieces", known=known).require()
         folders.write_folder(Path(out), lambda partial: write_columns(partial, windows, about))
         return Pieces.load(out)
     parts = list(windows)
@@ -464,8 +465,7 @@ def read_columns(folder: Path, wanted: str) -> tuple[Columns, dict[str, Any]]:
     Raises:
         MaskwiseError: the folder is missing or damaged, or was written by another version.
     """
-    # Before, the ids and places of pieces were those of names.
-    about = folders.read_json(folder / INDEX, least=4) or {}
+    about = folders.read_json(folder / INDEX, usable=True) or {}
     types = about.pop("columns", {})
     if wanted not in types:
         raise MaskwiseError(

@@ -291,7 +291,7 @@ def alone_in(folder: Path | None) -> AbstractContextManager[None]:
     """A context in which no other run can use the folder. Only the first rank locks the folder."""
     if folder is None or rank_here():
         return nullcontext()
-    return claim(folder, "another run is training in", lock=LOCK, stays=False)
+    return claim(folder / LOCK, f"another run is training in {folder}", stays=False)
 
 
 def share_streams(streams: Mapping[str, StreamedRows], engine: Engine) -> None:

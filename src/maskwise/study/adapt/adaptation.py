@@ -6,13 +6,11 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskwise.errors import MaskwiseError, duration, option
-from maskwise.folders import files_state, require_own
 from maskwise.jobs import require_one_process
 from maskwise.recipe.yamls import Plain
 from maskwise.signals import LEFT
@@ -21,13 +19,14 @@ from maskwise.study.adapt.draft import RECIPE, Texts, cut_rows, draft_of
 from maskwise.study.adapt.request import PAIRS, Request
 from maskwise.study.adapt.saved import save_best
 from maskwise.study.adapt.smaller import smaller_plan
-from maskwise.study.checks import OWN_FILES
+from maskwise.study.checks import folder_of_study
 from maskwise.study.forecast import check, dry_run, first_of, require_trainable_arm
 from maskwise.study.from_files import Draft
+from maskwise.study.inputs import kept_if_begun
+from maskwise.study.records import has_results
 from maskwise.study.run import run_study
 from maskwise.study.stages import ROWS
 from maskwise.study.timing import Samples
-from maskwise.study.together import StudyFolder, has_results
 
 if TYPE_CHECKING:
     from maskwise.jobs import Executor
@@ -49,39 +48,24 @@ class Adaptation:
     def __init__(self, request: Request, *, dry_run: bool = False):
         require_one_process()
         self.request = request
-        require_own(request.out, *OWN_FILES, what="a study")
         self._seconds = request.seconds
-        # A study in the folder may need its own pairs, so others are written to another folder.
         self._used = has_results(request.out)
-        self._dry_run = dry_run
-        self._before = files_state(request.out / "study.json")
-        self._texts = Texts(request.texts)
-        self._is_first = not request.out.parent.exists()
         self._checked = False
         self._temporary = tempfile.TemporaryDirectory(prefix="maskwise-")
         self._folder = Path(self._temporary.name)
         LEFT.add(self._folder)
+        # A plan writes nothing for good.
+        self._texts = Texts(request.texts, (self._folder if dry_run else request.out) / ROWS)
+        self._kept = kept_if_begun(folder_of_study(request.out))
 
     def __enter__(self) -> Adaptation:
+        self._kept.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         """Remove the temporary files, and those of a study that has not begun."""
         self._temporary.cleanup()
-        # Rows from Python are there before a study begins. A study that goes on, and may need its
-        # pairs, has written study.json anew.
-        if self._used:
-            begun = files_state(self.request.out / "study.json") != self._before
-        else:
-            begun = any(path.name != ROWS for path in self.request.out.glob("*"))
-        if begun:
-            return
-        for file in self._texts.new_files:
-            file.unlink(missing_ok=True)
-        if self._is_first:
-            # Another command may have begun a study there.
-            with suppress(OSError):
-                self.request.out.parent.rmdir()
+        self._kept.__exit__(*error)
 
     @cached_property
     def draft(self) -> Draft:
@@ -89,14 +73,7 @@ class Adaptation:
         return self._draft_of(self.request)
 
     def _draft_of(self, request: Request) -> Draft:
-        out = self.request.out
-        return draft_of(
-            request,
-            texts=self._texts,
-            pairs=out.parent / f"{out.name}-pairs.jsonl",
-            aside=self._folder if self._dry_run or self._used else None,
-            may_write=not self._dry_run,
-        )
+        return draft_of(request, self._texts)
 
     def plan(self, *, tell: Callable[[str], object] = lambda line: None, **asked: Any) -> Plain:
         """Return the plan of the study, and a smaller one if it exceeds the time limit.
@@ -213,12 +190,13 @@ class Adaptation:
             jobs=request.jobs,
             executor=executor,
             files={RECIPE: self.draft.text},
+            call=f"maskwise adapt {request.model} {request.texts}",
         )
         next_step = next_of(result, recipe, request)._asdict()
         saved = None
         kept = "No run has finished, so there is no adapted model."
         # Other processes that run this study save the same model.
-        with StudyFolder(request.out).alone():
+        with folder_of_study(request.out).alone():
             try:
                 saved = save_best(request.out, result, next_step=next_step)
             except MaskwiseError as error:

@@ -74,14 +74,12 @@ class Texts:
 
     Args:
         source: a corpus, as for ``read_documents``.
-
-    Attributes:
-        new_files: files of pairs that did not exist before.
+        folder: the folder of files with pairs of titles and texts (``inputs.file_of_rows``).
     """
 
-    def __init__(self, source: str):
+    def __init__(self, source: str, folder: Path):
         self.source = source
-        self.new_files: list[Path] = []
+        self.folder = folder
         self._pairs: dict[tuple[object, ...], tuple[Path, float]] = {}
 
     @cached_property
@@ -91,52 +89,39 @@ class Texts:
     def pairs(
         self,
         corpus: CorpusSettings,
-        target: Path,
         *,
+        name: str = PAIRS,
         choose_share: bool,
-        aside: Path | None,
-        may_write: bool,
         of_verdict: bool,
     ) -> tuple[Path, float]:
         """Return the file of ``write_pairs`` and the share that is held out for it."""
         # The layout of rows does not change the documents, and smaller plans have shorter rows.
         read = corpus.model_dump_json(exclude={"length", "layout", "attention"})
-        key = (read, target, choose_share, aside, may_write, of_verdict)
+        key = (read, choose_share, of_verdict)
         if key not in self._pairs:
-            existed = target.exists()
             written, how = write_pairs(
                 corpus,
-                target,
+                self.folder,
+                name=name,
                 choose_share=choose_share,
-                aside=aside,
-                may_write=may_write,
                 of_verdict=of_verdict,
             )
             self._pairs[key] = (written, how.held_out)
-            if written == target and not existed:
-                self.new_files.append(target)
         return self._pairs[key]
 
 
 def draft_of(
     request: Request,
-    *,
-    texts: Texts | None = None,
-    pairs: Path | None = None,
-    aside: Path | None,
-    may_write: bool = True,
+    texts: Texts,
 ) -> Draft:
     """Make the recipe of the study.
 
     Args:
-        texts: what was read of the text; by default, nothing.
-        pairs, aside, may_write: the arguments ``target``, ``aside`` and ``may_write`` of
-            ``write_pairs``.
+        texts: the texts of the request.
 
     Raises:
         MaskwiseError: the input is invalid, or there are neither tasks nor titles.
     """
-    texts = texts or Texts(request.texts)
     overrides = request.overrides
     given = parse_overrides(overrides)
     for key in dict(leaves(given)):
@@ -195,9 +180,6 @@ def draft_of(
         # The documents that choose and those that judge are each as many as usual.
         corpus["held_out"] = 2 * CorpusSettings.model_fields["held_out"].default
     known = [load_task(spec) for spec in request.tasks]
-    if not request.tasks and pairs is None:
-        do = f"give {option('task', 'FILE', python='tasks')}"
-        raise MaskwiseError("there is no task to evaluate on", do=do)
     tasks = request.tasks or (PAIRS,)
     example = partial(
         _draft,
@@ -214,15 +196,11 @@ def draft_of(
     corpus["length"] = row_length(facts, least=ROW_TOKENS, room=room)
     corpus["text_field"] = facts.text_field
     if not request.tasks:
-        assert pairs is not None
         # The pairs come from documents that are held out, by the rule that the training text uses.
         read = _with_changes(corpus, overrides)
         pairs, share = texts.pairs(
             read,
-            pairs,
             choose_share="corpus.held_out" not in given,
-            aside=aside,
-            may_write=may_write,
             of_verdict=request.chooses,
         )
         corpus["held_out"] = share
@@ -233,7 +211,7 @@ def draft_of(
     if request.replay is not None:
         _require_mixed(others.general, _with_changes(corpus, overrides))
     if general and not has_head(request.model):
-        pairs = _general_pairs(request, texts, others, corpus, aside=aside, may_write=may_write)
+        pairs = _general_pairs(request, texts, others, corpus)
         others = replace(others, pairs=with_options(str(pairs), kind="retrieval", name=PASSAGES))
     drafted = partial(
         _draft,
@@ -370,9 +348,6 @@ def _general_pairs(
     texts: Texts,
     others: OtherTexts,
     corpus: Plain,
-    *,
-    aside: Path | None,
-    may_write: bool,
 ) -> Path:
     """Write pairs of titles and general texts that no arm trains on."""
     share = _unseen(request, others, corpus)
@@ -380,14 +355,11 @@ def _general_pairs(
     if share:
         settings["held_out"] = share
         settings |= _as_arms_read(_with_changes(corpus, request.overrides))
-    target = request.out.with_name(f"{request.out.name}-{PASSAGES}.jsonl")
     try:
         pairs, _ = texts.pairs(
             CorpusSettings(**settings),
-            target,
+            name=PASSAGES,
             choose_share=not share,
-            aside=aside,
-            may_write=may_write,
             of_verdict=share > 0 and request.chooses,
         )
     except MaskwiseError as error:

@@ -14,9 +14,8 @@ from maskwise.folders import (
     CARD,
     MANIFEST,
     file_hash,
+    fill_folder,
     read_json,
-    require_replaceable,
-    write_folder,
     write_json,
     write_whole,
 )
@@ -217,15 +216,11 @@ def save_adapted(out: Path, arm: str) -> tuple[int, list[Path]]:
         ``out``/sentence-model for sentence-transformers.
 
     Raises:
-        MaskwiseError: no finished run of the arm has a checkpoint, or a folder has files that were
-            added to what was saved before.
+        MaskwiseError: no finished run of the arm has a checkpoint.
     """
     seed, checkpoint = needed_run(out, arm)
     whole = out / "model"
     sentences = out / "sentence-model"
-    do = "move them to another folder, and run the same command again"
-    for folder in (whole, sentences):
-        require_replaceable(folder, "config.json", what="a saved model", do=do)
     config = load_config(checkpoint)
     of = origin_of((read_json(out / "study.json") or {}).get("name", out.name), arm, seed)
     card = card_of(checkpoint, of)
@@ -241,7 +236,7 @@ def save_adapted(out: Path, arm: str) -> tuple[int, list[Path]]:
 
     save_model(checkpoint, whole, of=of)
     with without_advice():
-        write_folder(sentences, fill_sentences)
+        fill_folder(sentences, fill_sentences)
     return seed, [whole, sentences]
 
 

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from maskwise.errors import MaskwiseError, option
 from maskwise.evaluation.overlap import BATCH_CHARACTERS, LEAST, Finder
-from maskwise.folders import read_lines, write_lines
 from maskwise.recipe.yamls import Plain
+from maskwise.study.adapt.request import PAIRS
 from maskwise.study.from_files import LOOK_DOCUMENTS
+from maskwise.study.inputs import file_of_rows
 from maskwise.text.rows import held_out_below, is_dev
 from maskwise.text.settings import CorpusSettings
 
@@ -40,11 +41,10 @@ _SENTENCE = re.compile(r"(?<=[.!?…。])\s+")
 
 def write_pairs(
     corpus: CorpusSettings,
-    target: Path,
+    folder: Path,
     *,
+    name: str = PAIRS,
     choose_share: bool = True,
-    aside: Path | None = None,
-    may_write: bool = True,
     of_verdict: bool = False,
 ) -> tuple[Path, CorpusSettings]:
     """Write a retrieval task: find the text that belongs to a title.
@@ -56,12 +56,11 @@ def write_pairs(
 
     Args:
         corpus: the text that the arms are trained on.
-        target: the output file. An existing file with the same pairs is left unchanged.
+        folder: the folder of the file, whose name has a hash of the pairs.
+        name: the beginning of the name.
         choose_share: whether to hold out as many documents as the task needs: enough for
             ``MOST_PAIRS`` pairs, but at most ``PAIRS_SHARE`` of the documents, unless fewer than
             ``LEAST_PAIRS`` pairs would be left. Otherwise ``corpus.held_out`` is kept.
-        aside: a folder for the new file if ``target`` contains other pairs, which an earlier study
-            may need; None to overwrite them.
         of_verdict: whether to leave out documents that choose the best state of a training.
 
     Returns:
@@ -97,12 +96,7 @@ def write_pairs(
             allowed=f"≥ {LEAST_PAIRS}",
             do=do,
         )
-    if [*read_lines(target)] == lines:
-        return target, corpus
-    if aside is not None and (target.exists() or not may_write):
-        target = aside / target.name
-    write_lines(target, lines)
-    return target, corpus
+    return file_of_rows(lines, folder, name=name), corpus
 
 
 class _Pair(NamedTuple):
