@@ -398,9 +398,9 @@ def test_what_is_read_of_the_text_is_kept(texts, tmp_path, monkeypatch):
     read = []
     document_of = Documents._document
 
-    def counted(self, record):
-        read.append(record)
-        return document_of(self, record)
+    def counted(self, *given):
+        read.append(given)
+        return document_of(self, *given)
 
     monkeypatch.setattr(Documents, "_document", counted)
     whole = Texts(str(texts), tmp_path)
