@@ -17,6 +17,7 @@ from maskwise.study import single
 from maskwise.study.single import run_finetune
 from maskwise.study.stages import finetune_alone
 from maskwise.tasks import FinetuneSettings, evaluate_tasks, finetuning, load_task
+from maskwise.training.engine import Engine
 from maskwise.training.log import NotFinite
 
 TASKS = ["banking77(train_rows=20)", "trivia(train_rows=20)"]
@@ -254,6 +255,37 @@ def test_from_python_with_rows(tmp_path, monkeypatch):
     more = maskwise.finetune("bundled:encoder", {"colours": rows}, runs=2, **given)
     assert [line["task"] for line in first] == ["colours"] and tuner.seeds == [0, 1]
     assert lines(tmp_path) == more
+
+
+@pytest.mark.parametrize("eval_every", [0, 2])
+def test_a_run_goes_on_within_its_training(eval_every, tmp_path, monkeypatch):
+    """A run of hours began again; the best weights on dev are in its states."""
+    task = "ud-pos(train_rows=40, test_rows=20)"
+    given = [[task], ["steps=7", "batch_size=8", f"eval_every={eval_every}"]]
+
+    def weights(out: Path) -> bytes:
+        return (out / "ud-pos" / "seed-0" / "checkpoint" / "model.safetensors").read_bytes()
+
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    [record] = run_finetune("bundled:encoder", *given, seeds=1, out=whole)
+    train, begun = finetuning.train, []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        begun.append(train(*arguments, **options))
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        return begun[-1]
+
+    monkeypatch.setattr(finetuning, "train", interrupted)
+    monkeypatch.setattr(Engine, "is_due", lambda engine: True)
+    with pytest.raises(KeyboardInterrupt):
+        run_finetune("bundled:encoder", *given, seeds=1, out=parted)
+    assert [*parted.glob("ud-pos/seed-0/resume/step-*")]
+    [again] = run_finetune("bundled:encoder", *given, seeds=1, out=parted)
+    assert [done["resumed_at"] for done in begun] == [0, 6]
+    assert weights(parted) == weights(whole)
+    assert again["score"] == record["score"] and again["dev"] == record["dev"]
+    assert not [*parted.glob("**/resume")]
 
 
 @pytest.mark.parametrize("most", [2e-3, 5e-4, 0])

@@ -31,10 +31,11 @@ from maskwise.tasks import (
     load_task,
     task_record,
 )
-from maskwise.tasks.finetuning import BestDevScore, answers_of, load_network
+from maskwise.tasks.finetuning import answers_of, load_network, on_dev
 from maskwise.tasks.metrics import ITEMS, METRICS, bootstrap_interval
 from maskwise.tasks.tensors import TaskSource
 from maskwise.text import train_tokenizer
+from maskwise.training.best import Best
 from maskwise.training.ranks import ALONE
 from tiny import SPLITS, in_every_split, load_rows, read_lines, write_lines
 
@@ -511,13 +512,16 @@ def test_the_state_that_is_best_on_dev_is_kept(
 
     monkeypatch.setattr("maskwise.tasks.task.Task.finite_score", dev_score)
     objective, data = network(tokenizer, task), encode(task, tokenizer, max_length=16)
-    keeper = BestDevScore(task, objective, data["dev"])
-    name, weight = next(objective.named_parameters())
+    best = Best(9, every=1)
+    best.configure(objective)
+    _, weight = next(objective.named_parameters())
     for number in range(5):
         with torch.no_grad():
             weight.fill_(number)
-        keeper(number, ALONE)
-    assert float(keeper.state[name].flatten()[0]) == 1.0
+        on_dev(task, objective, data["dev"], best, number + 1, ALONE)
+        best.evaluated()
+    best.load_best()
+    assert weight.detach().flatten()[0] == 1.0 and best.step == 2
 
 
 # The files in ../shared/data, as they are published

@@ -543,6 +543,7 @@ class TaskRuns:
         # A folder of the user may hold a run with other settings.
         if not before or Stage.from_dict(before).name != tune.name:
             (place / DONE).unlink(missing_ok=True)
+            forget_states(place)
         return tune, place
 
 
@@ -696,7 +697,13 @@ for _kind in (
         reads_rows=False,
         title="fine-tuning on {task}",
     ),
-    StageKind("tune", _tune, depends=("task_content", "finetune"), reads_rows=False),
+    StageKind(
+        "tune",
+        _tune,
+        forget=forget_states,
+        depends=("task_content", "finetune"),
+        reads_rows=False,
+    ),
     StageKind("overlap", _overlap, facts=_overlaps, of_run=False),
 ):
     add_kind(_kind)

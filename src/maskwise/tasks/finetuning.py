@@ -9,7 +9,6 @@ step are scored on test, because the best of several test scores would be biased
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -48,6 +47,7 @@ from maskwise.tasks.tensors import (
 )
 from maskwise.text import load_tokenizer
 from maskwise.training import train
+from maskwise.training.best import Best
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.log import Evaluate, NotFinite, Watch
 from maskwise.training.ranks import Ranks
@@ -488,9 +488,10 @@ def finetune(
         seed: the seed of the new weights, the row order and dropout.
         config: the configuration of a model with random weights, or the configuration to use in
             place of the checkpoint's.
-        folder: the folder for ``metrics.jsonl``, ``checkpoint/`` (in transformers' format) and,
-            for generation, ``predictions.jsonl``; or None to write nothing.
-        checkpoints: whether to write ``metrics.jsonl`` and ``checkpoint/``.
+        folder: the folder for ``metrics.jsonl``, training states, ``checkpoint/`` (in transformers'
+            format) and, for generation, ``predictions.jsonl``; or None to write nothing.
+        checkpoints: whether to write more than ``predictions.jsonl``. The same call then goes on
+            from the last state, which the caller removes when it has written the result.
         watch: times the training and ends it early.
 
     Returns:
@@ -532,23 +533,28 @@ def finetune(
         notes = warn_of_cuts(task, {split: part.notes() for split, part in data.items()})
         if majority is None:
             majority = data["test"].chance(data["train"])
-        best = BestDevScore(task, objective, data["dev"]) if settings.eval_every else None
-        evaluate: Evaluate | None = best
+        best = Best(training.steps, every=settings.eval_every) if settings.eval_every else None
+        evaluate: Evaluate | None = None
+        if best is not None:
+            evaluate = partial(on_dev, task, objective, data["dev"], best)
         if watch is not None:
             training = training.model_copy(update=dict(watch.settings))
-            evaluate = watch(best)
+            evaluate = watch(evaluate)
+        trains = time.perf_counter()
         done = train(
             objective,
             TaskSource(data["train"], training),
             training,
             folder=folder if checkpoints else None,
-            # The best weights on dev are not in a training state.
-            resumes=False,
+            learners={} if best is None else {"best": best},
+            resumes=watch is None,
             title=f"{task.name} {seed}",
             evaluate=evaluate,
         )
-        if best and best.state:
-            objective.load_state_dict(best.state)
+        # The time of earlier calls, if this one resumed the training.
+        began -= max(0.0, done["seconds"] - (time.perf_counter() - trains))
+        if best is not None:
+            best.load_best()
         answers = {split: answers_of(objective, data[split]) for split in ("dev", "test")}
         steps = done["steps"]
         lost = data["test"].lost
@@ -624,28 +630,13 @@ def _frozen_answers(
     return tried[best], [f"pooling {best}, chosen on dev ({scores})"]
 
 
-class BestDevScore:
-    """A callback for the training loop that scores the model on dev.
-
-    Attributes:
-        state: a copy of the weights with the best score so far, in CPU memory.
-    """
-
-    def __init__(self, task: Task, objective: Objective, data: Data):
-        self.task = task
-        self.objective = objective
-        self.data = data
-        self.state: dict[str, Tensor] = {}
-        self._score = -math.inf
-
-    def __call__(self, done: int, ranks: Ranks) -> list[dict[str, object]]:
-        score = self.task.finite_score("dev", answers_of(self.objective, self.data))
-        signed = -score if self.task.metric in LOWER_IS_BETTER else score
-        if signed > self._score:
-            self._score = signed
-            state = self.objective.state_dict()
-            self.state = {name: value.cpu().clone() for name, value in state.items()}
-        return [{"dev": score}]
+def on_dev(
+    task: Task, objective: Objective, data: Data, best: Best, done: int, ranks: Ranks
+) -> list[dict[str, object]]:
+    """Score a model on dev, for the training loop, and compare the score with the best so far."""
+    score = task.finite_score("dev", answers_of(objective, data))
+    best.compare(done, score if task.metric in LOWER_IS_BETTER else -score)
+    return [{"dev": score}]
 
 
 @torch.inference_mode()

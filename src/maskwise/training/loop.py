@@ -92,9 +92,7 @@ def train(
         part: the part of the training that is run; None for all of it. If it begins after other
             steps, ``folder`` has their state.
         title: the title of the progress bar.
-        resumes: whether training states are saved, from which the run can be resumed. An
-            evaluation that keeps the best weights itself, such as that of fine-tuning, would not
-            know those of the steps before.
+        resumes: whether training states are saved, from which the run can be resumed.
 
     Returns:
         The summary of the run.
