@@ -16,6 +16,7 @@ from transformers import BertTokenizerFast
 
 import maskwise as mw
 from masking_tools import masker, random_rows
+from maskwise import export
 from maskwise.cli import main
 from maskwise.errors import MaskwiseError
 from maskwise.folders import write_folder
@@ -309,6 +310,42 @@ def test_export_adds_epochs_to_those_of_the_same_masks(
     assert run(*command, "--epochs", "4", "--out", str(out)) == 2
     assert "other rows" in capsys.readouterr().err
     assert files(out) == files(other)
+
+
+@pytest.mark.parametrize("form", ["parquet", "datasets"])
+def test_an_export_goes_on_where_it_was_interrupted(
+    form: str, tmp_path: Any, monkeypatch: Any
+) -> None:
+    """It began again, for all epochs."""
+    monkeypatch.setattr(export, "BATCH_CHARACTERS", 2000)
+    command = ["export", "bundled:wikipedia", "--limit", "30", "--tokenizer", "bundled:encoder"]
+    command += ["--max-length", "32", "--epochs", "0-1", "--format", form, "--out"]
+    made: list[Any] = []
+    fill = export._Parts._fill
+
+    def interrupted(parts: Any, *given: Any) -> None:
+        made.append(given)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        fill(parts, *given)
+
+    monkeypatch.setattr(export._Parts, "_fill", interrupted)
+    out = tmp_path / "out"
+    assert run(*command, str(out)) == 130
+    assert [path.name for path in out.iterdir()] == [".unfinished"]
+    assert run(*command, str(out), "ratio=0.3") == 2
+    first = len(made)
+    assert run(*command, str(out)) == 0
+    # The third part is made again, and the first two are not.
+    count = len(made)
+    assert run(*command, str(tmp_path / "whole")) == 0
+    assert first == 3 and count - first == len(made) - count - 2
+    files = [
+        path for path in (tmp_path / "whole").rglob("*") if path.suffix in (".parquet", ".arrow")
+    ]
+    for path in files:
+        assert (out / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+    assert len(files) == 2 and not (out / ".unfinished").exists()
 
 
 def test_export_replaces_no_folder_of_another_kind(tmp_path: Any, capsys: Any) -> None:

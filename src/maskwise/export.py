@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,12 @@ from maskwise.errors import MaskwiseError, require_known, whole_number
 from maskwise.folders import (
     OutputFolder,
     fill_folder,
+    in_utf8,
     read_json,
     refuse_damaged,
+    remove,
+    sweep,
+    write_folder,
     write_json,
 )
 from maskwise.masking import IGNORE, Masker
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
 
 FORMS = ("parquet", "datasets")
 FACTS = "masks.json"
+PART = "part.json"
 MADE_BY_RULE = {"sentence": "sentences", "pos": "pos", "salient": "salient"}
 """Annotators that need nothing but the text, by the layers that policies ask for."""
 
@@ -166,67 +172,106 @@ def export_masks(
         "total_steps": total_steps,
         "form": form,
     }
-    with folder.used(json.loads(json.dumps(facts))):
+    settings = json.dumps(facts)
+    with folder.used(json.loads(settings)):
         before = read_json(out / FACTS) or {}
         if before:
             refuse_damaged(out)
-        facts |= {"documents": 0, "rows": 0, "epochs": {**before.get("epochs", {})}}
-        new = {epoch: moments[epoch] for epoch in moments if str(epoch) not in facts["epochs"]}
+        known = {**before.get("epochs", {})}
+        new = {epoch: moments[epoch] for epoch in moments if str(epoch) not in known}
+        made = _Parts(folder.work / "parts", settings, new)
+        made.make(documents, encoded)
+        facts |= {"documents": made.count("documents"), "rows": made.count("rows")}
+        facts["rows_sha256"] = made.digest
+        if before and made.digest != before["rows_sha256"]:
+            remove(made.folder)
+            raise MaskwiseError(
+                f"{out} has masks of epochs {', '.join(before['epochs'])}, which were made of "
+                "other rows: the text, the tokenizer or an annotator has changed",
+                do="give a new folder",
+            )
 
         def fill(part: Path) -> None:
-            _fill(documents, encoded, new, form, facts, hashlib.sha256(), part)
-            if before and facts["rows_sha256"] != before["rows_sha256"]:
-                raise MaskwiseError(
-                    f"{out} has masks of epochs {', '.join(before['epochs'])}, which were made of "
-                    "other rows: the text, the tokenizer or an annotator has changed",
-                    do="give a new folder",
-                )
+            for epoch in new:
+                path = part / _file(epoch)
+                made.join(path)
+                if form == "datasets":
+                    _save_data_set(path, part / path.stem)
+                    path = path.with_suffix("")
+                counts = {name: made.count(f"{name} {epoch}") for name in ("tokens", "targets")}
+                known[str(epoch)] = {"file": path.name, **counts}
+            facts["epochs"] = {name: known[name] for name in sorted(known, key=int)}
             write_json(part / FACTS, facts)
 
         fill_folder(out, fill, adds=True)
+        remove(made.folder)
     facts["skipped"] = dict(documents.skipped)
     return facts
 
 
-def _fill(
-    documents: Documents,
-    encoded: Any,
-    moments: dict[int, Moment],
-    form: str,
-    facts: dict[str, Any],
-    digest: Any,
-    folder: Path,
-) -> None:
-    """Write the files of epochs into a folder, and complete the facts."""
-    files = {epoch: folder / f"epoch-{epoch}.parquet" for epoch in moments}
-    counts = {epoch: {"tokens": 0, "targets": 0} for epoch in moments}
-    with ExitStack() as stack:
-        writers: dict[int, Any] = {}
-        for part in batches(documents, BATCH_CHARACTERS, measure=_characters):
-            rows = encoded(part)
-            facts["documents"] += len(part)
-            facts["rows"] += len(rows)
-            for row in rows:
-                for name in sorted(row):
-                    digest.update(np.asarray(row[name]).tobytes())
-            for epoch, moment in moments.items():
-                columns = _columns(moment(rows))
-                table = _table(columns)
-                if epoch not in writers:
-                    writers[epoch] = stack.enter_context(_writer(files[epoch], table))
-                writers[epoch].write_table(table)
-                count = counts[epoch]
-                count["tokens"] += sum(map(len, columns["input_ids"]))
-                for labels in columns["labels"]:
-                    count["targets"] += len(labels) - labels.count(IGNORE)
-    for epoch, path in files.items():
-        name = path.name
-        if form == "datasets":
-            name = path.stem
-            _save_data_set(path, folder / name)
-        facts["epochs"][str(epoch)] = {"file": name, **counts[epoch]}
-    facts["epochs"] = {name: facts["epochs"][name] for name in sorted(facts["epochs"], key=int)}
-    facts["rows_sha256"] = digest.hexdigest()
+class _Parts:
+    """The masks of a text in parts, from which an interrupted export goes on.
+
+    Args:
+        folder: the folder of the parts. Each has a file for each epoch, and ``PART``.
+        settings: what decides the masks.
+        moments: the maskers of the epochs.
+    """
+
+    def __init__(self, folder: Path, settings: str, moments: Mapping[int, Moment]):
+        self.folder = folder
+        self.settings = settings
+        self.moments = moments
+        self.facts: list[dict[str, Any]] = []
+
+    def make(self, documents: Documents, encoded: Any) -> None:
+        """Make the parts that are missing."""
+        sweep(self.folder)
+        for number, batch in enumerate(batches(documents, BATCH_CHARACTERS, measure=_characters)):
+            place = self.folder / f"{number:06d}"
+            key = hashlib.sha256(f"{self.settings} {[*self.moments]}".encode())
+            for document in batch:
+                key.update(hashlib.sha256(in_utf8(document.text)).digest())
+            facts = read_json(place / PART) or {}
+            if facts.get("key") != key.hexdigest():
+                facts = {"key": key.hexdigest(), "documents": len(batch)}
+                write_folder(place, partial(self._fill, encoded(batch), facts))
+            self.facts.append(facts)
+
+    def _fill(self, rows: Sequence[dict[str, Any]], facts: dict[str, Any], place: Path) -> None:
+        digest = hashlib.sha256()
+        for row in rows:
+            for name in sorted(row):
+                digest.update(np.asarray(row[name]).tobytes())
+        facts |= {"rows": len(rows), "sha256": digest.hexdigest()}
+        for epoch, moment in self.moments.items():
+            columns = _columns(moment(rows))
+            _write([_table(columns)], place / _file(epoch))
+            facts[f"tokens {epoch}"] = sum(map(len, columns["input_ids"]))
+            targets = (len(labels) - labels.count(IGNORE) for labels in columns["labels"])
+            facts[f"targets {epoch}"] = sum(targets)
+        write_json(place / PART, facts)
+
+    def count(self, name: str) -> int:
+        return sum(facts[name] for facts in self.facts)
+
+    @property
+    def digest(self) -> str:
+        """A hash of all rows."""
+        return hashlib.sha256(
+            " ".join(facts["sha256"] for facts in self.facts).encode()
+        ).hexdigest()
+
+    def join(self, path: Path) -> None:
+        """Write the file of an epoch from its parts."""
+        from pyarrow.parquet import read_table
+
+        parts = (self.folder / f"{number:06d}" / path.name for number in range(len(self.facts)))
+        _write(map(read_table, parts), path)
+
+
+def _file(epoch: int) -> str:
+    return f"epoch-{epoch}.parquet"
 
 
 def _characters(document: Document) -> int:
@@ -248,10 +293,17 @@ def _table(columns: Lists) -> pyarrow.Table:
     return pyarrow.table(arrays)
 
 
-def _writer(path: Path, table: pyarrow.Table) -> Any:
+def _write(tables: Iterable[pyarrow.Table], path: Path) -> None:
+    """Write tables to a file, each as a group of rows."""
     from pyarrow.parquet import ParquetWriter
 
-    return ParquetWriter(path, table.schema, compression="zstd")
+    with ExitStack() as stack:
+        writer: Any = None
+        for table in tables:
+            if writer is None:
+                made = ParquetWriter(path, table.schema, compression="zstd")
+                writer = stack.enter_context(made)
+            writer.write_table(table)
 
 
 def _save_data_set(path: Path, folder: Path) -> None:
