@@ -43,7 +43,7 @@ COMMANDS = {
     "adapt bundled:encoder my_texts.txt my_labels.csv": "--task my_labels.csv",
     "finetune bundled:encoder --task trivia my_labels.csv": "--task my_labels.csv",
     "new bundled:encoder my_texts.txt": "maskwise adapt bundled:encoder my_texts.txt",
-    "new my_texts.txt training.steps=4": "new takes no settings",
+    "new my_texts.txt training.step=4": "did you mean 'steps'?",
     "finetune layers --task trivia": "a folder of annotations, and no model",
     "finetune bundled:encoder --task trivia lr=3": "did you mean 'learning_rate'?",
     "generate bundled:encoder --prompt [MASK*x]": "allowed: [MASK], or [MASK*5]",

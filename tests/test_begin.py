@@ -271,6 +271,20 @@ def test_new_names_the_folder_that_study_takes_by_default(tmp_path, monkeypatch,
         assert Path(out) == out_folder(None, recipe), text
 
 
+def test_settings_of_new_are_written_into_the_recipe(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"a remark of several words {n},author {n % 40}" for n in range(400)]
+    Path("remarks.csv").write_text("\n".join(["remark,writer", *rows]))
+    settings = ("corpus.group_field=writer", "training.steps=4")
+    assert maskwise("new", "remarks.csv", "ud-pos(train_rows=50)", *settings) == 0
+    found = read_recipe("remarks.yaml")
+    assert found.corpus.source == "remarks.csv" and found.corpus.group_field == "writer"
+    assert found.training.steps == 4 and found.tasks == ("ud-pos(train_rows=50)",)
+    # Another one is not written over it, nor one with a setting that does not exist.
+    assert maskwise("new", "remarks.csv", "--out", "b.yaml", "training.step=4") == 2
+    assert "training.step=4" in capfd.readouterr().err and not Path("b.yaml").exists()
+
+
 def test_new_refuses_the_options_of_a_run(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "mine.txt", english=True)
@@ -303,6 +317,51 @@ def test_the_text_is_in_the_longest_column(tmp_path, monkeypatch):
     write_lines(Path("news.jsonl"), records)
     assert look_at("news.jsonl").text_field == "data.text"
     assert "text_field" not in text_of("mine.txt")
+
+
+def family_of(folder: Path, sequences: int = 150, longest: int = 0) -> Path:
+    """Write a family of proteins, of which one may be much longer than the others."""
+    draw = random.Random(0)
+    lengths = [draw.randrange(80, 160) for _ in range(sequences)] + [longest] * bool(longest)
+    letters = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=length)) for length in lengths]
+    file = folder / "family.fasta"
+    file.write_text("".join(f">protein{n}\n{each}\n" for n, each in enumerate(letters)))
+    return file
+
+
+def test_a_first_recipe_holds_out_enough_rows_to_judge_by(tmp_path):
+    """The usual share of 2 % of 150 sequences would be three of them, or none."""
+    few = draft_of_files(str(family_of(tmp_path)))
+    facts = check(few.recipe, timing=False)
+    assert few.recipe.corpus.held_out == 0.2 and facts["corpus"]["held_out_rows"] >= 20
+    assert "held_out" in few.text and "enough to judge by" in few.text
+    many = draft_of_files(str(family_of(tmp_path, 3000)))
+    assert many.recipe.corpus.held_out == 0.02
+
+
+def test_a_text_that_is_much_of_a_corpus_is_named(tmp_path):
+    file = family_of(tmp_path, longest=15_000)
+    why = " ".join(draft_of_files(str(file)).why)
+    assert "protein150" in why and "45 %" in why
+    assert "one text (protein150) is 45 % of the corpus" in doubts_of(file)
+    assert "protein" not in " ".join(draft_of_files(str(family_of(tmp_path))).why)
+
+
+def test_sequences_are_not_called_a_foreign_language(tmp_path):
+    why = " ".join(draft_of_files(str(family_of(tmp_path))).why)
+    assert "English" not in why and "letter" in why
+
+
+def test_a_setting_that_names_a_field_says_that_a_file_is_a_corpus(tmp_path):
+    """Its second column would otherwise be taken for labels."""
+    rows = [f"a remark of several words {n},author {n % 40}" for n in range(400)]
+    file = tmp_path / "remarks.csv"
+    file.write_text("\n".join(["remark,writer", *rows]))
+    for setting in ("corpus.group_field=writer", "corpus.text_field=remark"):
+        recipe = recipe_for(str(file), [setting])
+        assert recipe.corpus.source == str(file) and not recipe.tasks
+    with pytest.warns(UserWarning, match="corpus.text_field=remark"):
+        assert recipe_for(str(file)).tasks
 
 
 def test_a_first_recipe_keeps_a_row_of_every_class(tmp_path):

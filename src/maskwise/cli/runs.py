@@ -30,13 +30,14 @@ from maskwise.cli.terminal import (
     print_table,
     print_verdicts,
     seeds_of,
+    settings_and_files,
 )
 from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
 from maskwise.errors import MaskwiseError, Truncated, counted, in_percent, plural, shell_words
 from maskwise.estimates import failure_lines
 from maskwise.folders import recipe_path, refuse_missing, shipped
 from maskwise.printing import err_console, out_console, print_json, say, warn
-from maskwise.specs import is_path, split_options
+from maskwise.specs import is_path
 
 
 def study(
@@ -108,8 +109,14 @@ def study(
 
 def new(
     texts: Annotated[str, typer.Argument(help="Your text, or a file with labels.")],
-    labels: Annotated[
-        list[str] | None, typer.Argument(help="Files with labels, or bundled tasks.")
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILES] [KEY=VALUE]",
+            help="Files with labels, or bundled tasks. Settings that the recipe shall have, such "
+            "as corpus.group_field=author.",
+            callback=last_ones_said(),
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -120,7 +127,7 @@ def new(
 
     The recipe is a first study: two masking ratios, six runs of each.
     """
-    tasks = labels or []
+    overrides, tasks = settings_and_files(more or ())
     if texts in shipped() and not is_path(texts):
         raise MaskwiseError(
             "new needs a file with texts",
@@ -136,17 +143,10 @@ def new(
             got=f"the model {texts}",
             do=f"for further training of a model: {instead}",
         )
-    settings = [word for word in tasks if "=" in word and not is_path(split_options(word)[0])]
-    if settings:
-        raise MaskwiseError(
-            "new takes no settings",
-            got=" ".join(settings),
-            do="change the recipe that it writes, or give them to maskwise check and study",
-        )
     refuse_missing(texts, *tasks)
     from maskwise.study.from_files import new_recipe
 
-    for line in new_recipe(texts, tasks, target=out):
+    for line in new_recipe(texts, tasks, overrides, target=out):
         say(line)
 
 

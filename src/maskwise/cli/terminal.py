@@ -41,6 +41,20 @@ Out = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 
 
+def settings_and_files(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Divide the arguments of a command into settings and files.
+
+    >>> settings_and_files(["training.steps=5", "labels.csv", "ud-pos(train_rows=200)"])
+    (['training.steps=5'], ['labels.csv', 'ud-pos(train_rows=200)'])
+    """
+    settings: list[str] = []
+    files: list[str] = []
+    for word in words:
+        name, _ = split_options(word)
+        (settings if "=" in name and not is_path(name) else files).append(word)
+    return settings, files
+
+
 def last_ones_said(
     section: str = "",
 ) -> Callable[[typer.Context, list[str] | None], list[str] | None]:

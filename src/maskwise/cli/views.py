@@ -28,6 +28,7 @@ from maskwise.cli.terminal import (
     print_check,
     print_table,
     print_verdicts,
+    settings_and_files,
 )
 from maskwise.errors import MaskwiseError, in_percent, require_known, unknown_name
 from maskwise.folders import recipe_path, shipped
@@ -83,11 +84,7 @@ def check(
     For files, the command checks the recipe that `maskwise new` would write for them; for a model
     and files, that of `maskwise adapt`. `--dry-run` of these commands shows the same.
     """
-    overrides: list[str] = []
-    files: list[str] = []
-    for word in more or ():
-        is_setting = "=" in word and not is_path(split_options(word)[0])
-        (overrides if is_setting else files).append(word)
+    overrides, files = settings_and_files(more or ())
     labels = [*(task or ())]
     file = user_path(split_options(subject)[0])
     if not files and not (is_path(file) or subject.startswith(("hf:", "bundled:", "package:"))):

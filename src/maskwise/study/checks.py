@@ -17,7 +17,7 @@ from maskwise.annotate.registry import annotator, annotators
 from maskwise.annotate.shard import require_live
 from maskwise.constants import POLICY_TAGGERS
 from maskwise.devices import bf16_note, fast_bf16
-from maskwise.errors import MaskwiseError, plural, require_known
+from maskwise.errors import MaskwiseError, in_percent, plural, require_known, shortened
 from maskwise.evaluation import load_measures
 from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.families import adapter_of, check_room, most_tokens
@@ -75,6 +75,10 @@ MEASURED_ROWS = 1000
 """The maximum number of rows of a split (train or test) whose tokens are counted."""
 MOST_UNKNOWN = 0.01
 """Share of unknown tokens above which a warning is shown. Unknown tokens are never masked."""
+FEW_HELD_OUT = 32
+"""Number of held-out rows below which a warning says that the held-out loss is inexact."""
+MANY_TEXTS, LARGE_PART = 20, 0.2
+"""A text is named if it is at least this share of a corpus of at least so many texts."""
 UNKNOWN_ADVICE = (
     "use a tokenizer that covers the characters of the text: tokenizer.kind=bpe, or a larger "
     "tokenizer.vocab_size"
@@ -524,6 +528,22 @@ def _check_losses(
                 allowed=" or ".join(sorted(measured)),
                 do="add it to evaluation.masks, or set study.search.by=dev",
             )
+
+
+def large_part(longest: tuple[int, str], documents: int, characters: int) -> str | None:
+    """Return a sentence about a text that is a large part of its corpus; None if none is.
+
+    Args:
+        longest: the characters and the name of the longest text.
+        documents, characters: the size of the corpus.
+
+    >>> large_part((4500, "titin"), 100, 10_000), large_part((4500, "a"), 3, 10_000)
+    ('one text (titin) is 45 % of the corpus', None)
+    """
+    share = longest[0] / max(1, characters)
+    if documents < MANY_TEXTS or share < LARGE_PART:
+        return None
+    return f"one text ({shortened(longest[1], 60)}) is {in_percent(share, 2)} % of the corpus"
 
 
 def _check_text(link: Recipe) -> Iterator[str]:

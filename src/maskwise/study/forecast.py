@@ -39,10 +39,12 @@ from maskwise.samplers import sampler
 from maskwise.signals import LEFT
 from maskwise.specs import of_run
 from maskwise.study.checks import (
+    FEW_HELD_OUT,
     MOST_UNKNOWN,
     UNKNOWN_ADVICE,
     check_study,
     cut_share,
+    large_part,
     require_alone,
     row_sizes,
     tokenizer_and_config,
@@ -86,7 +88,6 @@ COUNTED_STEPS = 4
 FEW_TARGETS = 32
 """Below this number of targets the gradient of a step is mostly noise."""
 FEW_TEST_ITEMS = 200
-FEW_HELD_OUT = 32
 SCRIPT_CHARACTERS = 200_000
 """The number of characters from which the scripts of a text are known."""
 OVERLAP_CHARACTERS = 1 << 22
@@ -358,6 +359,7 @@ def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
         "title": corpus.title,
         "documents": sample.documents,
         "characters": sample.characters,
+        "longest": sample.longest,
         "whole": sample.whole,
         "stream": corpus.stream,
         "skipped": dict(sample.skipped),
@@ -533,6 +535,9 @@ def doubts_of(record: Plain) -> list[Doubt]:
             f"with {corpus['held_out_rows']} held-out rows, the held-out loss is inexact",
             "use more text, or raise corpus.held_out",
         )
+    large = large_part(corpus["longest"], corpus["documents"], corpus["characters"])
+    if large:
+        doubt(large, "shorten it or leave it out, unless the model shall learn mainly from it")
     copies = corpus["copies"]
     if copies["near"]:
         share = copies["near"] / copies["held_out"]

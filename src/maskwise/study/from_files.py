@@ -17,7 +17,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -29,9 +29,10 @@ from maskwise.folders import LONGEST_NAME, results_folder, stem_of, write_whole
 from maskwise.models import load_config, weights_of
 from maskwise.recipe import Recipe, read_recipe, recipe_of_text, shipped
 from maskwise.recipe.commented import commented
+from maskwise.recipe.layers import layer, nest, parse_overrides, with_overrides
 from maskwise.recipe.yamls import Plain
-from maskwise.specs import is_path, local_name, split_options, user_path, with_options
-from maskwise.study.checks import MOST_UNKNOWN, row_sizes
+from maskwise.specs import is_path, leaves, local_name, split_options, user_path, with_options
+from maskwise.study.checks import FEW_HELD_OUT, MOST_UNKNOWN, large_part, row_sizes
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.loading import HiddenLabels, UnreadableTask
 from maskwise.tasks.settings import interpolated
@@ -46,10 +47,14 @@ from maskwise.text import (
 from maskwise.text.documents import is_source_code, longest_field
 from maskwise.text.english import ENGLISH_SHARE, english_share
 from maskwise.text.segmenters import unspaced
-from maskwise.text.source import LABELS, ending_of
+from maskwise.text.settings import CorpusSettings
+from maskwise.text.source import FIELDS, LABELS, ending_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+HELD_OUT_SHARES = (0.02, 0.05, 0.1, 0.2)
+"""The shares of the documents that a first study may hold out: the least that is enough."""
 
 LOOK_SECONDS = 5.0
 LOOK_DOCUMENTS = 200_000
@@ -107,6 +112,7 @@ class TextFacts:
         documents: the number of documents that were read.
         whole: whether the whole corpus was read.
         characters: the number of characters in these documents.
+        longest: the characters and the name of the longest of them.
         blanks: the share of characters that are white space.
         english: the share of words that are among the most frequent English words.
         unspaced: the share of letters of scripts that write no spaces between words.
@@ -118,6 +124,7 @@ class TextFacts:
     documents: int
     whole: bool
     characters: int
+    longest: tuple[int, str]
     blanks: float
     english: float
     unspaced: float
@@ -171,6 +178,7 @@ def look_at(source: str | Documents) -> TextFacts:
         documents=seen,
         whole=whole,
         characters=characters,
+        longest=documents.longest,
         blanks=sum(char.isspace() for char in text) / max(1, len(text)),
         english=english_share(text),
         unspaced=sum(unspaced([text]).values()),
@@ -269,13 +277,14 @@ class Draft:
         )
 
 
-def draft_of_files(source: str, tasks: Sequence[str] = ()) -> Draft:
+def draft_of_files(source: str, tasks: Sequence[str] = (), *, may_be_labels: bool = True) -> Draft:
     """Make the recipe of a first study for a corpus and tasks.
 
     Args:
         source: a corpus, as for ``read_documents``; or a file with labels, for which the recipe
             trains the bundled encoder on the bundled corpus and evaluates it on these labels.
         tasks: the tasks that evaluate checkpoints, as for ``load_task``.
+        may_be_labels: whether ``source`` may be a file with labels.
 
     Raises:
         MaskwiseError: a corpus or a task cannot be read.
@@ -284,11 +293,12 @@ def draft_of_files(source: str, tasks: Sequence[str] = ()) -> Draft:
     # Files with these extensions contain text. To try whether they contain labels would take long.
     # A compressed file has the extension of its content before ".gz".
     name = source.lower().removesuffix(".gz")
-    may_be_labels = Path(name).suffix not in (".txt", ".parquet", "")
+    may_be_labels = may_be_labels and Path(name).suffix not in (".txt", ".parquet", "")
     if not tasks and may_be_labels and is_task(source):
+        column = longest_field(local_name(split_options(source)[0]))
         warnings.warn(
             f"{source} was read as labels, so models are trained on bundled:wikipedia; if it is "
-            f"your text, set corpus.source={source}, corpus.text_field and tasks=[]",
+            f"your text, name its column: {shell_word(f'corpus.text_field={column}')}",
             stacklevel=2,
         )
         tasks, source = [source], "bundled:wikipedia"
@@ -339,11 +349,16 @@ def draft_of_files(source: str, tasks: Sequence[str] = ()) -> Draft:
         settings["tokenizer"] = _new_tokenizer(facts, code=is_source_code(source))
         training = {"steps": 1000}
         comments["training"] = "maskwise check estimates how many steps the model needs to learn"
+        why = "the text is not English, so a small new model is trained, with a new tokenizer"
         if facts.is_alphabet:
             comments["training"] = "the report says whether more steps are needed"
-        why = "the text is not English, so a small new model is trained, with a new tokenizer"
+            why = "a text of letters without spaces: each letter is a token of a small new model"
     corpus["length"] = length
     comments["corpus"] = f"{of_text}; tokens per row"
+    share = _held_out_share(facts, length)
+    if share != CorpusSettings.model_fields["held_out"].default:
+        corpus["held_out"] = share
+        comments["corpus"] += "; a share of the texts that is enough to judge by"
     settings |= {
         "training": {**training, "batch_size": max(4, STEP_TOKENS // length)},
         "tasks": limited,
@@ -366,6 +381,9 @@ def draft_of_files(source: str, tasks: Sequence[str] = ()) -> Draft:
         f"{shown}{plural(facts.documents, 'document')}, {facts.characters:,} characters; {why}",
         f"the study compares {other} with token-15 in six pairs of runs, by held-out loss",
     ]
+    large = large_part(facts.longest, facts.documents, facts.characters)
+    if large:
+        reasons.append(large)
     for spec, task in loaded.items():
         used = len(load_task(limited[[*loaded].index(spec)]).splits["train"])
         found = len(task.splits["train"])
@@ -395,11 +413,17 @@ COMMENTS = {
 """Comments that every first study has, if it has the setting."""
 
 
-def new_recipe(texts: str, tasks: Sequence[str] = (), *, target: Path | None = None) -> list[str]:
+def new_recipe(
+    texts: str,
+    tasks: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    *,
+    target: Path | None = None,
+) -> list[str]:
     """Write a first recipe with comments.
 
     Args:
-        texts, tasks: as for ``draft_of_files``.
+        texts, tasks, overrides: as for ``recipe_for``; the settings become part of the recipe.
         target: the file; by default, it is named after the text.
 
     Returns:
@@ -411,8 +435,11 @@ def new_recipe(texts: str, tasks: Sequence[str] = (), *, target: Path | None = N
     target = target or Path(f"{name_of(texts)}.yaml")
     if target.exists():
         raise MaskwiseError(f"{target} exists already", do="move this file, or edit it by hand")
-    draft = draft_of_files(texts, tasks)
-    write_whole(target, draft.text)
+    draft = _draft_for(texts, tasks, overrides)
+    # An error of a setting names the setting.
+    draft.read(overrides)
+    changed = nest(with_overrides(layer(draft.settings), overrides))
+    write_whole(target, replace(draft, settings=changed).text)
     # The name may contain spaces and brackets.
     recipe = shell_word(str(target))
     return [
@@ -455,6 +482,21 @@ def row_length(facts: TextFacts, *, least: int, room: int) -> int:
         sequence = math.ceil(1.2 * facts.characters / max(1, facts.documents) + 2)
         length = max(length, min(LONGEST, sequence))
     return min(_rounded(length), room)
+
+
+def _held_out_share(facts: TextFacts, length: int) -> float:
+    """Return the share of the documents that a first study holds out, to judge by their loss.
+
+    Args:
+        length: the number of tokens per row.
+    """
+    letters_per_token = 1 if facts.is_alphabet else 4
+    rows = facts.characters / letters_per_token / length
+    for share in HELD_OUT_SHARES:
+        # A long document is many rows, but of one author or subject.
+        if share * min(rows, facts.documents) >= FEW_HELD_OUT:
+            break
+    return share
 
 
 def tokens_of_rows(
@@ -575,4 +617,13 @@ def recipe_for(subject: str, overrides: Sequence[str] = (), *, tasks: Sequence[s
                 do=f"set tasks='[{', '.join(tasks)}]', or check files: maskwise check TEXTS LABELS",
             )
         return read_recipe(subject, overrides)
-    return draft_of_files(subject, tasks).read(overrides, origin=f"the recipe of {subject}")
+    draft = _draft_for(subject, tasks, overrides)
+    return draft.read(overrides, origin=f"the recipe of {subject}")
+
+
+def _draft_for(source: str, tasks: Sequence[str], overrides: Sequence[str]) -> Draft:
+    """Make the recipe of a first study, which overrides may tell that a file is a text."""
+    given = dict(leaves(parse_overrides(overrides)))
+    # The bundled text, on which labels alone are judged, has no fields that one would choose.
+    names_field = any(f"corpus.{field}" in given for field in FIELDS)
+    return draft_of_files(source, tasks, may_be_labels=not names_field)

@@ -120,6 +120,7 @@ class TextSample(NamedTuple):
         scale: the number of characters of the whole text, divided by that of the sample.
         sampled: the number of documents of the sample.
         documents, characters: counts of the whole text, or of the part that was read to count it.
+        longest: the characters and the name of the longest document of this text or part.
         whole: whether the whole text was read to count it.
         skipped: the number of skipped documents in the part that was read, keyed by reason.
         held_out: the share of the characters that is held out.
@@ -136,6 +137,7 @@ class TextSample(NamedTuple):
     sampled: int
     documents: int
     characters: int
+    longest: tuple[int, str]
     whole: bool
     skipped: Mapping[str, int]
     held_out: float
@@ -174,6 +176,7 @@ class TextCounts(NamedTuple):
     """Counts of a text, or of the part that was read to count it.
 
     Attributes:
+        longest: the characters and the name of the longest document.
         whole: whether the whole text was read.
         skipped: the number of skipped documents, keyed by reason.
         held_out: the number of characters in held-out documents.
@@ -181,6 +184,7 @@ class TextCounts(NamedTuple):
 
     documents: int
     characters: int
+    longest: tuple[int, str]
     whole: bool
     skipped: Mapping[str, int]
     held_out: int
@@ -248,8 +252,9 @@ class Samples:
                 if holds_out(document, corpus.held_out):
                     held_out += size
             whole = next(reading, None) is None
-            skipped = dict(documents.skipped)
-            self.seen[key] = TextCounts(count, characters, whole, skipped, held_out)
+            self.seen[key] = TextCounts(
+                count, characters, documents.longest, whole, dict(documents.skipped), held_out
+            )
         return self.seen[key]
 
     def _sample(self, link: Recipe) -> TextSample:
@@ -266,7 +271,7 @@ class Samples:
         sizes = [len(document.text) for document in sample]
         size = max(1, sum(sizes))
         skipped: Mapping[str, int] = sample.skipped
-        counts = (len(sizes), size, sample.whole, skipped)
+        counts = (len(sizes), size, sample.longest, sample.whole, skipped)
         scale = 1.0
         held_out = corpus.held_out
         read = prepared = size
@@ -280,7 +285,7 @@ class Samples:
                 prepared = min(read, COUNTED_CHARACTERS + HELD_OUT_CHARACTERS)
             else:
                 scale = seen.characters / size
-                counts = (seen.documents, seen.characters, seen.whole, seen.skipped)
+                counts = seen[:-1]
         made, vocabulary_seconds = _tokenizer_of(link, size, min(read, TOKENIZER_CHARACTERS))
         data, row_seconds = self._rows(link, sample, made)
         return TextSample(

@@ -128,6 +128,7 @@ class Documents:
         whole: whether the latest iteration ended with the text, and not with ``most``.
         regrouped: the ids of the texts that the latest iteration met in several groups. They count
             for the first of these groups.
+        longest: the characters and the name of the longest document that the latest iteration met.
     """
 
     shards: Sequence[Shard]
@@ -141,11 +142,13 @@ class Documents:
     skipped: Counter[str] = field(default_factory=Counter, init=False)
     whole: bool = field(default=True, init=False)
     regrouped: set[int] = field(default_factory=set, init=False)
+    longest: tuple[int, str] = field(default=(0, ""), init=False)
 
     def __iter__(self) -> Iterator[Document]:
         self.read = 0
         self.skipped = Counter()
         self.regrouped = set()
+        self.longest = (0, "")
         self.whole = True
         documents = islice(self._counted(), self.limit)
         return documents if self.most is None else self._first(documents, self.most)
@@ -177,6 +180,7 @@ class Documents:
                 self.skipped[REPEATED] += 1
                 continue
             self.read += 1
+            self.longest = max(self.longest, (len(document.text), document.name))
             yield document
 
     def _documents(self) -> Iterator[Document]:
