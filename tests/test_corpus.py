@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,7 +29,7 @@ from maskwise.text import (
     train_tokenizer,
 )
 from maskwise.text.conll import read_conllu
-from maskwise.text.documents import folder_note
+from maskwise.text.documents import field_note, folder_note
 from maskwise.text.pieces import read_pieces
 from maskwise.text.rows import split
 from maskwise.text.tokenizers import _sample
@@ -231,7 +233,6 @@ OF_FILES = {
     "no.jsonl.gz": (b"this is no gzip file", "cannot read"),
     "no.jsonl.zst": (b"this is no zstd file", "cannot read"),
     "no.parquet": (b"this is no parquet file", "not a Parquet file"),
-    "column.parquet": (None, "unknown text field .* 'text'; allowed: body; set corpus.text_field"),
     "x.docx": (b"x", r"unknown file extension.* allowed: \.txt"),
     "recipe.yaml": (b"masking: {}", "is a recipe and not a text.*maskwise check"),
     "latin1.parquet": (None, "not a Parquet file, or is damaged: .*utf-8"),
@@ -239,7 +240,7 @@ OF_FILES = {
     "saved": (None, "cannot load the data set"),
     "nothing.txt": (b"\n \n", "no document in .* got no text at all"),
     "fields.jsonl": (
-        b'{"body": "x", "meta": {"title": "z"}}\n{"body": "y"}\n',
+        b'{"body": "x", "meta": {"title": "z"}, "text": null}\n{"body": "y"}\n',
         "in its field 'text'; got 2 × no text field; allowed: body, meta.title; set",
     ),
 }
@@ -259,8 +260,6 @@ def test_faulty_files_are_refused_in_one_line(name, tmp_path):
     content, message = OF_FILES[name]
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    elif name == "column.parquet":
-        pq.write_table(pa.table({"body": ["x"]}), tmp_path / name)
     elif name == "latin1.parquet":
         column = pa.array(["Straße".encode("latin-1")]).view(pa.string())
         pq.write_table(pa.table({"text": column}), tmp_path / name)
@@ -271,6 +270,25 @@ def test_faulty_files_are_refused_in_one_line(name, tmp_path):
     with pytest.raises(MaskwiseError, match=message) as error:
         require_documents(read_documents(tmp_path / name))
     assert "\n" not in str(error.value) and name in str(error.value)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl", "list"])
+def test_the_longest_texts_are_read_if_no_field_is_called_text(ending, tmp_path):
+    rows = [{"nr": f"no {n}", "body": f"the story of day {n}"} for n in range(300)]
+    source: Any = rows
+    if ending != "list":
+        source = tmp_path / f"news.{ending}"
+        frame = pd.DataFrame(rows)
+        how = {"orient": "records", "lines": True} if ending == "jsonl" else {"index": False}
+        getattr(frame, f"to_{ending.removesuffix('l')}")(source, **how)
+    documents = read_documents(source)
+    assert [each.text for each in documents] == [row["body"] for row in rows]
+    assert documents.fields.text == "body" and "'body'" in " ".join(field_note(documents, "text"))
+    # A field that somebody names is not replaced, and neither is one called text.
+    with pytest.raises(MaskwiseError, match="'story'"):
+        require_documents(read_documents(source, text_field="story"))
+    named = [row | {"text": "A cat."} for row in rows]
+    assert {each.text for each in read_documents(named)} == {"A cat."}
 
 
 @pytest.mark.parametrize("name", ["blank.txt", "blank.jsonl"])

@@ -791,7 +791,7 @@ def test_a_corpus_of_token_ids_is_told_what_helps(tmp_path: Path) -> None:
         for name in ("text", field):
             with refused("corpus.tokens", field) as _:
                 require_documents(read_documents(str(path), text_field=name))
-    path.write_text('{"id": [5], "body": "a text", "n": 3}\n')
+    path.write_text('{"input_ids": [5], "body": "a text", "n": 3}\n')
     with refused("allowed: body;"):
         require_documents(read_documents(str(path)))
 

@@ -358,6 +358,21 @@ def test_what_is_given_as_an_argument_and_as_an_override_is_refused(overrides, t
     assert overrides_of(overrides, None, None, tmp_path)
 
 
+@pytest.mark.parametrize("call", ["check", "study"])
+def test_the_column_of_texts_is_found_as_in_adapt(call, inputs, tmp_path, caplog):
+    """A data frame of another language or shop has no column ``text``."""
+    recipe, texts, rows = inputs
+    frame = pd.DataFrame({"Nr": range(len(texts)), "Kommentar": texts})
+    given = {"texts": frame, "tasks": {"letters": rows}}
+    if call == "check":
+        found = str(mw.check(recipe, **given, timing=False))
+    else:
+        caplog.set_level("INFO", logger="maskwise")
+        assert mw.study(recipe, **given, out=tmp_path / "out").verdicts
+        found = caplog.text
+    assert "'Kommentar'" in found
+
+
 def _refused_calls(inputs):
     recipe, texts, rows = inputs
     tasks = {"letters": rows}
@@ -408,7 +423,10 @@ def _errors_from_python(inputs, result, tmp_path):
         ("spread", partial(check, spread=-1)),
         ("spread", partial(check, spread="nowhere")),
         ("spread", partial(check, detect=1.5)),
-        ("text_field", partial(mw.check, recipe, texts=[{"body": "a"}] * 9, tasks=tasks)),
+        (
+            "text_field",
+            partial(mw.check, recipe, texts=[{"text": None, "body": "a"}] * 9, tasks=tasks),
+        ),
         ("runs", partial(mw.finetune, model, tasks, out=done, overrides={"seeds": 2})),
         ("texts", partial(mw.evaluate, model)),
         ("texts", partial(mw.evaluate, model, text_field="body")),

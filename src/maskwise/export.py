@@ -40,8 +40,9 @@ from maskwise.folders import (
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.moment import Lists, Moment, refuse_steps
 from maskwise.masking.settings import Masking
+from maskwise.printing import note
 from maskwise.text import require_documents
-from maskwise.text.documents import BATCH_CHARACTERS, Document, Documents, batches
+from maskwise.text.documents import BATCH_CHARACTERS, Document, Documents, batches, field_note
 from maskwise.text.encoding import LONGEST_MODEL, encode
 from maskwise.text.layers import token_layers
 from maskwise.text.tokenizers import load_tokenizer
@@ -152,6 +153,7 @@ def export_masks(
     # Each text of the user gets its rows, as by ``encode``.
     documents.keep_repeated = True
     require_documents(documents)
+    note(field_note(documents, text_field))
 
     def encoded(part: Sequence[Document]) -> list[dict[str, Any]]:
         plain = [document.text for document in part]

@@ -51,10 +51,16 @@ from maskwise.folders import (
     write_whole,
 )
 from maskwise.jobs import ENGINES, Pool, open_pool
-from maskwise.printing import err_console, shows_progress
+from maskwise.printing import err_console, note, shows_progress
 from maskwise.signals import AskedToLeave
 from maskwise.specs import user_path
-from maskwise.text.documents import Document, Documents, read_documents, require_documents
+from maskwise.text.documents import (
+    Document,
+    Documents,
+    field_note,
+    read_documents,
+    require_documents,
+)
 from maskwise.text.layers import Annotator, Fitted, digest
 from maskwise.text.source import UNNAMED, refuse_fields
 
@@ -170,6 +176,7 @@ def annotate_corpus(
     if not wanted:
         raise MaskwiseError("no annotators", do="name some, such as words,pos,salient")
     documents = require_documents(open_corpus(source, text_field=text_field, limit=limit))
+    note(field_note(documents, text_field))
     hidden = not (shows_progress() and err_console.is_terminal)
     bars = Progress(console=err_console, disable=hidden, transient=True)
     with _claimed(out), bars, open_pool(engine=engine, jobs=jobs) as pool:

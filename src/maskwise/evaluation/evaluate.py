@@ -57,6 +57,7 @@ from maskwise.masking.policies import Policy
 from maskwise.measurements import Measurement
 from maskwise.models import load_model, without_advice
 from maskwise.plugins import Table, is_foreign
+from maskwise.printing import note
 from maskwise.specs import Call, build, parse_call, with_options
 from maskwise.text import (
     Rows,
@@ -66,6 +67,7 @@ from maskwise.text import (
     require_documents,
     tokenise,
 )
+from maskwise.text.documents import field_note
 from maskwise.text.source import refuse_fields
 from maskwise.training import log_frequencies
 
@@ -390,6 +392,7 @@ def evaluate_checkpoint(
     if text is not None:
         asked = {HELD_OUT: asked.pop(HELD_OUT, FixedMasks()), **asked}
         documents = require_documents(read_documents(text, text_field=text_field))
+        note(field_note(documents, text_field))
         length = min(LONGEST, most_tokens(network.config))
         pieces = read_pieces(tokenise(documents, tokenizer), tokenizer=tokenizer, length=length)
         size = sum(len(document.text.encode()) for document in documents)

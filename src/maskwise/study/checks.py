@@ -43,7 +43,7 @@ from maskwise.tasks.finetuning import idle_settings
 from maskwise.tasks.settings import MAX_LENGTH
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
-from maskwise.text.documents import first_characters, folder_note, lines_note
+from maskwise.text.documents import field_note, first_characters, folder_note, lines_note
 from maskwise.text.groups import check_groups, share_that_fits
 from maskwise.text.layers import token_layers
 from maskwise.text.new_words import given_words, require_extensible, wanted_words
@@ -550,7 +550,7 @@ def _check_text(link: Recipe) -> Iterator[str]:
     """Check the corpus of a phase and its annotation layers; yield warnings."""
     corpus = link.corpus
     for part in corpus.parts():
-        require_documents(part)
+        yield from field_note(require_documents(part), corpus.text_field)
     if corpus.group_field and not corpus.stream:
         yield groups_note(corpus, corpus.group_field)
     for source in corpus.sources:

@@ -349,7 +349,8 @@ def _read(subject: str, overrides: Sequence[str], tasks: Sequence[str]) -> Recip
 def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
     """Count documents, rows, tokens and unknown tokens."""
     corpus = first.corpus
-    beginning = [each.text for each in corpus.documents().beginning(SCRIPT_CHARACTERS)]
+    documents = corpus.documents().beginning(SCRIPT_CHARACTERS)
+    beginning = [each.text for each in documents]
     counts = sample.rows.pieces.counts
     tokens = max(1, counts.get("tokens", sample.rows.tokens))
     # Counts of the sample are scaled to the whole text.
@@ -357,6 +358,7 @@ def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
     rows = sample.scale * (len(sample.rows) + len(sample.data.held_out))
     return {
         "title": corpus.title,
+        "text_field": documents.fields.text,
         "documents": sample.documents,
         "characters": sample.characters,
         "longest": sample.longest,
@@ -473,7 +475,8 @@ def lines_of(record: Plain) -> Iterator[tuple[str, str]]:
     size = "{documents:,} documents, {characters:,} characters"
     if not corpus["whole"]:
         size = f"at least {size}"
-    yield "text", f"{{title}}: {size}".format(**corpus)
+    where = "{title}" if corpus["text_field"] == "text" else "{title}, field {text_field!r}"
+    yield "text", f"{where}: {size}".format(**corpus)
     rows = "about {rows:,} training and {held_out_rows:,} held-out rows of {length} tokens; "
     yield "rows", (rows + "{tokens:,} tokens; {unknown:.1%} [UNK]").format(**corpus)
     for name, task in record["tasks"].items():

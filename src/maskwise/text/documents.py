@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +36,6 @@ from maskwise.folders import in_utf8
 from maskwise.specs import user_path
 from maskwise.text.opening import Skip, is_utf8, text_per
 from maskwise.text.source import (
-    ALL_FIELDS,
     BINARY,
     IDS,
     LONGEST_TEXT,
@@ -68,7 +67,9 @@ Item = TypeVar("Item")
 # The size of a batch is limited in characters and not in documents, whose lengths differ too much.
 BATCH_CHARACTERS = 1 << 20
 HEAD_RECORDS = 200
-"""Number of records from which `longest_field` chooses the text field."""
+"""Number of records from which the text field is chosen, if no field is called "text"."""
+USUAL = (FieldNames().text, "input_ids")
+"""The usual fields of texts and of token ids."""
 EMPTY = "empty"
 NO_TEXT = "no text field"
 REPEATED = "repeated text"
@@ -119,7 +120,8 @@ class Documents:
     Attributes:
         shards: the shards of the source.
         name: the name of the source, for messages and reports.
-        fields: the names of the record fields that hold the text and the document's name.
+        fields: the names of the record fields that hold the text and the document's name. If the
+            text may be in another field, its name is known from the first iteration on.
         limit: the maximum number of documents; None for no limit.
         most: the number of characters after which no document follows; None for no limit.
         keep_repeated: whether to yield a text that equals an earlier text.
@@ -185,15 +187,25 @@ class Documents:
 
     def _documents(self) -> Iterator[Document]:
         """Yield the documents of all records, in parts if a text is long; count skipped records."""
+        records = self._records()
+        if self.fields.may_differ:
+            head = list(islice(records, HEAD_RECORDS))
+            field = _longest_field([record for *_, record in head], self.name)
+            self.fields = self.fields._replace(text=field)
+            records = chain(head, records)
+        for shard, number, record in records:
+            found = self._document(shard, number, record)
+            if isinstance(found, Skip):
+                self.skipped[found.reason] += 1
+            elif len(found.text) <= LONGEST_TEXT or found.tokens is not None:
+                yield found
+            else:
+                yield from _parts(found)
+
+    def _records(self) -> Iterator[tuple[Shard, int, Any]]:
         for shard in self.shards:
             for number, record in shard.records():
-                found = self._document(shard, number, record)
-                if isinstance(found, Skip):
-                    self.skipped[found.reason] += 1
-                elif len(found.text) <= LONGEST_TEXT or found.tokens is not None:
-                    yield found
-                else:
-                    yield from _parts(found)
+                yield shard, number, record
 
     def _document(self, shard: Shard, number: int, record: Any) -> Document | Skip:
         text = record
@@ -326,26 +338,36 @@ def first_characters(documents: Iterable[Document], most: int) -> Iterator[Docum
 
 
 def longest_field(source: str) -> str:
-    """Guess which field of a corpus holds the text.
-
-    Returns:
-        "text" if the records have a field "text", or if they have no fields with texts. Otherwise
-        the field whose texts have the most characters in total.
+    """Return the field of a corpus that ``read_documents`` takes for the text.
 
     Raises:
         MaskwiseError: the source cannot be read, or is a table whose first row is data.
     """
-    shards = shards_of(source, ALL_FIELDS, stream=False)
-    head = list(islice(_objects(shards), HEAD_RECORDS))
+    documents = read_documents(source)
+    next(iter(documents), None)
+    return documents.fields.text
+
+
+def _longest_field(records: Iterable[object], source: str) -> str:
+    """Return "text" if records have a field "text", have token ids, or have no fields with texts;
+    otherwise the field whose texts have the most characters in total.
+
+    Raises:
+        MaskwiseError: the records are of a table whose first row is data.
+    """
+    head = [record for record in records if isinstance(record, Mapping)]
     sizes = Counter[str]()
     for record in head:
         for path in paths(record):
+            # The conventional name wins, even if a different field has longer texts. If it has no
+            # text, or there are token ids, the user is told so: no other field is meant.
+            if path in USUAL:
+                return USUAL[0]
             text = inside(record, path)
             if isinstance(text, str):
                 sizes[path] += len(text)
-    # The conventional name wins, even if a different field has longer texts.
-    if "text" in sizes or not sizes:
-        return "text"
+    if not sizes:
+        return USUAL[0]
     longest = max(sizes, key=sizes.__getitem__)
     refuse_rows_as_names(head, longest, source)
     return longest
@@ -357,6 +379,15 @@ def _objects(shards: Iterable[Shard]) -> Iterator[Mapping[str, object]]:
         for _, record in shard.records():
             if isinstance(record, Mapping):
                 yield record
+
+
+def field_note(documents: Documents, given: str) -> Iterator[str]:
+    """Yield a note for the user if documents, of which one was read, are in another field than the
+    given one.
+    """
+    found = documents.fields.text
+    if documents.fields.may_differ and found != given:
+        yield f"{documents.name}: the text is its field {found!r}, which has the longest texts"
 
 
 def lines_note(source: str) -> str | None:
@@ -452,7 +483,8 @@ def read_documents(
             A text of more than four million characters is split into several documents. Either
             all of them or none are held out.
         text_field: the field that holds the text; "article.body" is the field "body" of the object
-            in the field "article".
+            in the field "article". If it is "text" and no record has this field, it is the field
+            with the longest texts.
         id_field: the field, or path, that holds the document's name, for people. Documents without
             a name are called "FILE#NUMBER", or "0", "1", … in a list.
         text_per: what one document of a plain text file is: "line", "block" (between blank lines),
@@ -477,7 +509,8 @@ def read_documents(
     if limit is not None:
         limit = whole_number("limit (the number of documents)", limit, least=1)
     require_known("text_per", text_per, ("auto", "line", "block"))
-    fields = FieldNames(text_field, id_field, text_per, group_field, rows)
+    may_differ = rows is None and text_field == USUAL[0]
+    fields = FieldNames(text_field, id_field, text_per, group_field, rows, may_differ)
     shards = shards_of(source, fields, stream=False)
     name = str(source) if isinstance(source, str | Path) else UNNAMED
     return Documents(shards, name=name, fields=fields, limit=limit, keep_repeated=keep_repeated)

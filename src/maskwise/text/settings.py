@@ -70,7 +70,8 @@ class CorpusSettings(Settings):
     ``bundled:encoder`` or ``package:NAME``. The ids are in the field ``input_ids``, or in .npy and
     .npz files."""
     text_field: Weights[str] = "text"
-    """The field that holds the text, in files with fields; ``article.body`` is a nested field."""
+    """The field that holds the text, in files with fields; ``article.body`` is a nested field. If
+    no field is called ``text``, that with the longest texts is read, except by a stream."""
     text_per: Weights[Literal["auto", "line", "block"]] = "auto"
     """How plain text is cut into documents: at each line break, or at blank lines (blocks).
     ``auto`` chooses by the beginning of the file."""

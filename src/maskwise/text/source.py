@@ -125,6 +125,7 @@ class FieldNames(NamedTuple):
         group: the field, or path, whose value all documents of a group have, such as their author;
             "" for none. Either all documents of a group are held out or none.
         rows: what reads the records of a corpus of token ids; None for texts.
+        may_differ: whether the text is looked for if no field is called ``text``.
     """
 
     text: str = "text"
@@ -132,6 +133,7 @@ class FieldNames(NamedTuple):
     per: str = "auto"
     group: str = ""
     rows: RowReader | None = None
+    may_differ: bool = False
 
 
 ALL_FIELDS = FieldNames("")
@@ -208,7 +210,7 @@ def wanted(columns: list[str], fields: FieldNames, where: str) -> list[str]:
             documents.
     """
     # Without a text field, all columns are read to find the one with the text.
-    if not fields.text:
+    if not fields.text or (fields.may_differ and fields.text not in columns):
         return columns
     # A field may be a path into the objects of a column.
     name, text, group = (
