@@ -104,9 +104,9 @@ def commands_page() -> str:
         lines += ["", f"## {name}", "", "```bash", examples[name], "```", "", command.help, ""]
         lines += ["| option | meaning | default |", "|---|---|---|"]
         for option in command.params:
-            shown = (
-                ", ".join(option.opts) if option.opts[0].startswith("-") else option.name.upper()
-            )
+            # Of a switch that is on by default, that which turns it off is of use.
+            opts = [*option.opts, *option.secondary_opts]
+            shown = ", ".join(opts) if opts[0].startswith("-") else option.name.upper()
             default = "required" if option.required else str(option.default)
             if default in ("None", "False"):
                 default = ""

@@ -55,6 +55,8 @@ COMMANDS = {
     "study my.yaml study.contrasts=[a,b]": "write [[a, b]]",
     "study my.yaml study.gate=[a]": "allowed: [oracle, baseline]",
     "study my.yaml --out": "requires an argument",
+    # Both are missing, and both are said.
+    "compare my_labels.csv": "The arm that others are compared with. Missing option '--replicate'",
 }
 
 

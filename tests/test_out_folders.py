@@ -75,6 +75,21 @@ def test_other_files_of_the_same_recipe_are_another_study(recipe, finished, tmp_
         dry_run(read_recipe(own, ["study.seeds=1"]), out, jobs=1)
 
 
+def test_a_moved_file_is_not_called_another_content(recipe, finished, tmp_path, capfd):
+    inputs = shutil.copytree(recipe.parent, tmp_path / "inputs")
+    out = shutil.copytree(finished, tmp_path / "out", symlinks=True)
+    own = inputs / "recipe.yaml"
+    text = (out / "study.json").read_text().replace(str(recipe.parent), str(inputs))
+    (out / "study.json").write_text(text)
+    own.write_text(own.read_text().replace(str(recipe.parent), str(inputs)))
+    (inputs / "corpus.jsonl").rename(inputs / "moved.jsonl")
+    moved = read_recipe(own, ["study.seeds=1", f"corpus.source={inputs / 'moved.jsonl'}"])
+    with pytest.raises(MaskwiseError, match=r"different study.*corpus\.source") as caught:
+        dry_run(moved, out, jobs=1)
+    assert "corpus.jsonl' does not exist" in caught.value.got
+    assert "other files" not in str(caught.value)
+
+
 def test_the_same_study_with_more_seeds_and_arms_goes_on(recipe, finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "out", symlinks=True)
     plan = dry_run(read_recipe(recipe), out, jobs=1)

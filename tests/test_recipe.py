@@ -342,6 +342,26 @@ def test_what_is_wrong_in_the_file_is_not_blamed_on_an_override(recipe, tmp_path
     assert read_recipe(path, ["training.steps=3"]).training.steps == 3
 
 
+def test_a_dotted_name_changes_a_part_of_the_grid_of_another_recipe(tmp_path):
+    """Who writes the grid replaces it; a part of it, or of a grid of the same file, is added."""
+    arms = "study.arms: {a: {}, b: {masking.policy: span}}\n"
+    grid = "study.search.grid: {training.learning_rate: [1.0e-3], masking.ratio: [0.2, 0.3]}\n"
+    (tmp_path / "base.yaml").write_text(arms + grid)
+    own = tmp_path / "own.yaml"
+    rates, ratios = (2e-3, 4e-3), (0.2, 0.3)
+    for written, found in {
+        "study.search.grid.training.learning_rate: [2.0e-3, 4.0e-3]": (rates, ratios),
+        "study.search.grid: {training.learning_rate: [2.0e-3, 4.0e-3]}": (rates, None),
+        "study: {search: {grid: {training: {learning_rate: [2.0e-3, 4.0e-3]}}}}": (rates, None),
+    }.items():
+        own.write_text(f"extends: base.yaml\n{written}\n")
+        search = read_recipe(own).study.search
+        assert (search.grid["training.learning_rate"], search.grid.get("masking.ratio")) == found
+        # Without a base, both forms are the grid.
+        own.write_text(f"{arms}{written}\n")
+        assert [*read_recipe(own).study.search.grid] == ["training.learning_rate"]
+
+
 @pytest.mark.parametrize("override", ["phases=null", "phases=[{}]", "phases=[{}, {}]"])
 def test_an_override_may_leave_out_phases_of_the_file(override, tmp_path):
     path = tmp_path / "three.yaml"

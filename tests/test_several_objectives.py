@@ -159,6 +159,13 @@ def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> No
         read_recipe(path, over)
 
 
+@pytest.mark.parametrize("masking", ["masking.ratio: 0.3", "masking: {ratio: 0.3}"])
+def test_settings_of_one_of_several_objectives_may_be_dotted(masking: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"objective: {{mlm: , emlm: {{{masking}}}}}\n")
+    assert read_recipe(file).objectives["emlm"].masking == {"ratio": 0.3}
+
+
 @pytest.mark.parametrize(
     ("over", "text"),
     [

@@ -89,7 +89,7 @@ def test_each_arm_and_seed_of_a_study_is_a_run_with_its_settings_and_scores(
     out = tmp_path / "out"
     short = (*SHORT, "finetune.seeds=1", "finetune.steps=1", "training.trackers=[wandb]")
     assert maskwise("study", recipe, *short, "--out", out) == 0
-    assert {(each.project, each.words["group"]) for each in made} == {("maskwise", "recipe")}
+    assert {(each.project, each.words["group"]) for each in made} == {("maskwise", "recipe, out")}
     assert all(each.finished == 1 and each.words["resume"] == "allow" for each in made)
     runs: dict[str, list[Fake]] = {}
     for each in made:
@@ -158,7 +158,7 @@ def test_a_tracker_with_one_word_gets_all_in_it(
     more = ("training.trackers=[fake]", "study.arms={}", "name=../a")
     assert maskwise("pretrain", taskless, *SHORT, *more, "--out", tmp_path / "out") == 0
     [one] = made
-    assert one.project == "..-a/..-a, seed 0" and one.words == {}
+    assert one.project == "..-a, out/..-a, seed 0" and one.words == {}
     assert one.places == (tmp_path / "out" / "trackers",)
 
 

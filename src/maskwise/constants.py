@@ -85,9 +85,8 @@ corpus."""
 
 
 OVERLAP_ADVICE = (
-    "Look at the test items that share most of their words with the corpus (examples in "
-    "records.jsonl): remove from the corpus what it has of them, or leave out the task, which may "
-    "reward memorisation."
+    "Look at the test items that share most of their words with the corpus ({examples}): remove "
+    "from the corpus what it has of them, or leave out the task, which may reward memorisation."
 )
 
 
@@ -107,8 +106,8 @@ def overlap_words(line: Mapping[str, Any]) -> str:
     >>> facts = {"task": "ud-pos", "items": 600, "overlapping": 21}
     >>> overlap_words(facts)
     '21 of 600 test items of ud-pos share 13 words in a row, or all their words, with the corpus'
-    >>> overlap_words(facts | {"covered": 3, "run_words": 14, "run": "array-like of …"})[85:]
-    'corpus, and 3 half of their words; the longest run has 14: “array-like of …”'
+    >>> overlap_words(facts | {"covered": 3, "run_words": 14, "run": "array of …"})[85:]
+    'corpus; of 3, half of the words or more are there; the longest run, 14 words: “array of …”'
     """
     shares = "shares" if line["overlapping"] == 1 else "share"
     words = (
@@ -118,8 +117,8 @@ def overlap_words(line: Mapping[str, Any]) -> str:
     if "covered" not in line:
         return words
     return (
-        f"{words}, and {line['covered']:,} half of their words; the longest run has "
-        f"{line['run_words']:,}: “{line['run']}”"
+        f"{words}; of {line['covered']:,}, half of the words or more are there; the longest run, "
+        f"{line['run_words']:,} words: “{line['run']}”"
     )
 
 

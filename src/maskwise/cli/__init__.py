@@ -264,10 +264,17 @@ def _usage_words(error: Any, given: Sequence[str]) -> str:
         text = " ".join(given)
         value = text.partition(unknown)[2].lstrip("= ").partition(" ")[0] or "…"
         return f"{error.message}; settings are given as {setting}={value}"
-    explained = getattr(getattr(error, "param", None), "help", None)
-    if error.message or not explained:
+    missing = getattr(error, "param", None)
+    if error.message or not getattr(missing, "help", None):
         return words
-    return f"{words.removesuffix('.')}: {explained}"
+    lines = [f"{words.removesuffix('.')}: {missing.help}"]
+    # typer stops at the first option that is missing.
+    names = {word.partition("=")[0] for word in given}
+    for other in error.ctx.command.params:
+        is_option = other.required and other.param_type_name == "option"
+        if is_option and other is not missing and names.isdisjoint(other.opts):
+            lines.append(f"Missing option '{other.opts[0]}': {other.help}")
+    return " ".join(lines)
 
 
 def _setting_of(name: str, command: Any) -> str | None:

@@ -19,6 +19,7 @@ from maskwise.cli.terminal import (
     Page,
     RecipeName,
     TextField,
+    Timing,
     Words,
     adapt_lines,
     figure,
@@ -235,6 +236,7 @@ def adapt(
     out: Out = None,
     jobs: Jobs = None,
     dry_run: DryRun = False,
+    timing: Timing = True,
     as_json: Json = False,
 ) -> None:
     """Train an encoder further on your text, and test whether this helps, and at what cost.
@@ -273,7 +275,7 @@ def adapt(
         # Nothing is run if the study takes longer than the user's own limit, unlike the default.
         if dry_run or limit is not None or not as_json:
             tell = partial(say, to=err_console)
-            plan = adaptation.plan(tell=tell if not as_json else lambda line: None)
+            plan = adaptation.plan(tell=tell if not as_json else lambda line: None, timing=timing)
             if dry_run and as_json:
                 print_json(plan)
             elif dry_run:

@@ -106,6 +106,9 @@ Engine = Annotated[str, typer.Option(help="Where to run: local, or ray (on a clu
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would run and how long; write nothing.")
 ]
+Timing = Annotated[
+    bool, typer.Option(help="Time a few steps, unless similar steps were timed here before.")
+]
 Page = Annotated[Path | None, typer.Option("--html", help="Also write a page.")]
 Words = Annotated[
     str,

@@ -20,6 +20,7 @@ from maskwise.cli.terminal import (
     JsonObject,
     Page,
     TextField,
+    Timing,
     Words,
     figure,
     has_colours,
@@ -73,10 +74,7 @@ def check(
         float | None,
         typer.Option(help="A difference in points or nats: how many runs detect it?"),
     ] = None,
-    timing: Annotated[
-        bool,
-        typer.Option(help="Time a few steps, unless similar steps were timed here before."),
-    ] = True,
+    timing: Timing = True,
     as_json: Json = False,
 ) -> None:
     """Show what would be trained, how long it takes, and what it can decide. Nothing is written.

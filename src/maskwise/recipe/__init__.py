@@ -25,8 +25,8 @@ from maskwise.recipe.layers import (
     nest,
     on_base,
     parse_overrides,
-    put,
     with_overrides,
+    with_parts,
 )
 from maskwise.recipe.recipe import Recipe, validate
 from maskwise.recipe.yamls import Plain, parse_value, plain_value, read_yaml
@@ -122,10 +122,7 @@ def _read(
         checked: whether its own settings must have an effect, too.
     """
     overrides = [*overrides]
-    named: Plain = {"name": name}
-    for key, value in own.items():
-        put(named, key, value, clear=False)
-    settings = _whole_layer(named, folder=folder)
+    settings = _whole_layer({"name": name, **own}, folder=folder)
 
     def validated(overrides: Sequence[str]) -> Recipe:
         recipe = validate(nest(with_overrides(settings, overrides)), origin=origin)
@@ -213,7 +210,7 @@ def _whole_layer(own: Plain, *, folder: Path, extending: tuple[Path, ...] = ()) 
     own = dict(own)
     other = own.pop("extends", None)
     if other is None:
-        return own
+        return with_parts(own)
     # Use a file in the same folder, even if a shipped recipe has the same name.
     beside = folder / str(other)
     path = recipe_path(beside if beside.is_file() else str(other))

@@ -51,6 +51,9 @@ ARMS = "study.arms."
 LAYERS = re.compile(r"study\.(arms|search\.own)\.[^.]+|study\.search\.grid")
 """Settings that are layers themselves."""
 
+GRID = "study.search.grid"
+"""The search grid, of which a dotted name in a file is a part, until ``applied`` finds the rest."""
+
 PHASE = re.compile(r"(^|\.)phases\.\d+$")
 """The name of a phase."""
 
@@ -76,7 +79,11 @@ def layer(tree: object) -> Plain:
     for name, value in _written(tree or {}):
         _require_once(name, value, found, groups)
         groups.update(before for before, _ in _splits(name))
-        put(found, name, value, clear=False)
+        if name.startswith(f"{GRID}.") and GRID not in found:
+            # A part of a grid, which may be that of another recipe.
+            found[name] = value
+        else:
+            put(found, name, value, clear=False)
     return found
 
 
@@ -307,6 +314,14 @@ def _of_the_model(settings: Plain, changes: Mapping[str, Any]) -> Plain:
         if field not in known:
             del found[name]
     return found
+
+
+def with_parts(own: Plain) -> Plain:
+    """Return the layer of a recipe that extends no other, whose grid has all its parts."""
+    whole: Plain = {}
+    for name, value in own.items():
+        put(whole, name, value, clear=False)
+    return whole
 
 
 def on_base(base: Plain, own: Plain) -> Plain:

@@ -164,7 +164,7 @@ class Recipe(Settings):
             raise MaskwiseError("no objective is named", do="name one, such as objective=mlm")
         arms = {}
         for name, arm in value.items():
-            changes = arm if isinstance(arm, Mapping) else {"objective": arm or name}
+            changes = nest(layer(arm)) if isinstance(arm, Mapping) else {"objective": arm or name}
             arms[name] = {"objective": name, **changes}
         return arms
 

@@ -28,7 +28,7 @@ from maskwise.constants import (
     overlap_words,
 )
 from maskwise.devices import memory
-from maskwise.errors import MaskwiseError, counted, option, plural
+from maskwise.errors import MaskwiseError, counted, option, plural, shortened
 from maskwise.evaluation import overlap_record
 from maskwise.evaluation.copies import SIMILAR, near_copies
 from maskwise.folders import read_json
@@ -96,6 +96,9 @@ MOST_PASSES = 8
 """Above this number of passes over a text, overfitting is likely."""
 SAFE_TIMES = 1.5
 """Factor between the predicted and the recommended number of steps. The prediction is inexact."""
+
+FOR = {"main": "", "search": " to choose settings", "texts": " to read the texts"}
+"""What the runs of a plan are for, by its purpose."""
 
 Doubt: TypeAlias = dict[str, str]
 """A warning: ``what`` is doubtful, and what to ``do`` ("" if nothing can be done)."""
@@ -511,7 +514,7 @@ def lines_of(record: Plain) -> Iterator[tuple[str, str]]:
 
     for line in prospect_lines(record["contrasts"]):
         yield "contrasts", line
-    runs = [f"{plural(count, 'run')} ({kind})" for kind, count in record["time"]["runs"].items()]
+    runs = [f"{plural(count, 'run')}{FOR[kind]}" for kind, count in record["time"]["runs"].items()]
     yield "time", ", ".join([*runs, time_words(record)])
 
 
@@ -649,9 +652,12 @@ def _doubt_task(name: str, task: Plain, doubt: Callable[[str, str], None]) -> No
         )
     overlap = task["overlap"]
     if overlap["overlapping"]:
+        # The records, which have more examples, are written by the study.
+        examples = f"such as “{shortened(overlap['examples'][0], 100)}”"
         doubt(
-            f"in {overlap['documents']:,} training documents, {overlap_words(overlap)}",
-            OVERLAP_ADVICE if overlap_matters(overlap) else "",
+            f"as far as the plan read ({overlap['documents']:,} training documents), "
+            f"{overlap_words(overlap)}",
+            OVERLAP_ADVICE.format(examples=examples) if overlap_matters(overlap) else "",
         )
     if task["skipped"]:
         left_out = dropped(task["skipped"])

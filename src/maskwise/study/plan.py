@@ -139,7 +139,7 @@ class Run:
             number = self.tracked_stages.index(training) + 1
             name += f", {training.kind} {number} of {len(self.tracked_stages)}"
         return Tracked(
-            group=self.recipe.name,
+            group=_study_at(out, self.recipe.name),
             name=name,
             id=id_of(out, name, training.name if training else ""),
             config=dict(leaves(self.recipe.model_dump(mode="json", exclude={"study"}))),
@@ -193,6 +193,16 @@ class Plan:
 def stages_of(plans: Iterable[Plan]) -> dict[str, Stage]:
     """Collect the stages of several plans, keyed by name."""
     return named(chain.from_iterable(plan.stages() for plan in plans))
+
+
+def _study_at(out: Path, name: str) -> str:
+    """Return what a study is called among those of other folders, which may have the same name.
+
+    >>> _study_at(Path("runs/adapt-letters"), "adapt"), _study_at(Path("runs/mine"), "decay")
+    ('adapt-letters', 'decay, mine')
+    """
+    folder = out.resolve().name
+    return folder if name in folder else f"{name}, {folder}"
 
 
 def make_plan(recipe: Recipe) -> Plan:

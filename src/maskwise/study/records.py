@@ -238,19 +238,27 @@ def _arm_means(arms: Plain, name: str) -> Plain:
 
 
 def _reads_same_files(former: Plain, study: Study) -> bool:
-    """Return whether the files that an earlier call has read have the same content now.
+    """Return whether the files that an earlier call has read have the same content now."""
+    return _other_files(former, study) is None
+
+
+def _other_files(former: Plain, study: Study) -> str | None:
+    """Say how the files that an earlier call has read differ now; None if they do not.
 
     With other arms, a study reads other files, too, so the hash is that of the earlier recipe.
     """
     if not former.get("inputs") or former["inputs"] == study["inputs"]:
-        return True
+        return None
     try:
         recipe = read_recipe(former.get("recipe") or {})
+        # The hash of a file that is not there would be that of its name.
+        recipe.corpus.parts()
         design = Design(recipe, StageStore(Path("stages")))
-        return design.inputs == former["inputs"]
-    except MaskwiseError:
-        # A file is missing now, for example.
-        return False
+        same = design.inputs == former["inputs"]
+    except MaskwiseError as error:
+        # A file that was moved may have the same content, but nobody can tell.
+        return f"what the earlier call read is not as it was: {error.what}"
+    return None if same else "other files, or another version of maskwise"
 
 
 def _look(study: Study | Plain) -> Look:
@@ -454,8 +462,9 @@ def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = 
     others = []
     if changed:
         others.append(f"other values of {', '.join(changed)}")
-    if not _reads_same_files(before, study):
-        others.append("other files, or another version of maskwise")
+    files = _other_files(before, study)
+    if files:
+        others.append(files)
     # A setting of logs may choose states, such as the interval of evaluations with a patience.
     different = different_settings(_recipe_in(before), _recipe_in(study))
     got = " and ".join(others) or f"other values of {', '.join(different)}"

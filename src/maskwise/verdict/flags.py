@@ -644,6 +644,6 @@ FLAGS = (
         "notes",
         _overlap,
         "{overlaps}",
-        OVERLAP_ADVICE,
+        OVERLAP_ADVICE.format(examples="examples in records.jsonl"),
     ),
 )
