@@ -265,9 +265,10 @@ def _usage_words(error: Any, given: Sequence[str]) -> str:
         value = text.partition(unknown)[2].lstrip("= ").partition(" ")[0] or "…"
         return f"{error.message}; settings are given as {setting}={value}"
     missing = getattr(error, "param", None)
-    if error.message or not getattr(missing, "help", None):
+    explained = getattr(missing, "help", None)
+    if error.message or not explained:
         return words
-    lines = [f"{words.removesuffix('.')}: {missing.help}"]
+    lines = [f"{words.removesuffix('.')}: {explained}"]
     # typer stops at the first option that is missing.
     names = {word.partition("=")[0] for word in given}
     for other in error.ctx.command.params:
