@@ -176,7 +176,7 @@ ALWAYS = {
     "check": "task out timing as_json",
     "new": "out",
     "adapt": "task policy new_words control keep steps patience lengths limit out jobs dry_run "
-    "as_json",
+    "timing as_json",
     "study": "out only_seeds engine jobs retries stages dry_run as_json",
     "pretrain": "out as_json",
     "finetune": "task out as_json",

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -114,6 +115,8 @@ def test_one_address_stands_wherever_the_project_is_named() -> None:
         assert cloned <= {ADDRESS}, paper
         if ADDRESS is not None:
             assert ADDRESS in text, paper
+    installs = (ROOT / "docs" / "notebooks" / "adapt.ipynb").read_text(encoding="utf-8")
+    assert json.dumps(f'ADDRESS = "{ADDRESS or ""}"').strip('"') in installs
 
 
 @pytest.mark.parametrize("urls", [[], ["Repository, https://example.org/maskwise"]])
@@ -172,6 +175,59 @@ def test_the_line_of_the_readme_installs(leave_out: list[str], tmp_path: Path) -
     found = {package["name"]: package.get("editable_project_location") for package in packages}
     for name in ("maskwise", "maskwise-data"):
         assert (found[name] is None) == bool(leave_out)
+
+
+# Images for docker
+# ----------------------------------------------------------------------------
+
+IMAGES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+
+
+def steps_of(image: Path) -> list[tuple[str, str]]:
+    """Return the instructions of a Dockerfile, whose lines are not continued, as (word, rest)."""
+    lines = image.read_text(encoding="utf-8").splitlines()
+    steps = [line.partition(" ") for line in lines if line and not line.startswith("#")]
+    return [(word, rest) for word, _, rest in steps]
+
+
+def kept_for_images() -> list[str]:
+    """Return the files and folders that .dockerignore does not leave out."""
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    everything, *kept = [line for line in lines if not line.startswith("#")]
+    assert everything == "*" and all(line.startswith("!") for line in kept)
+    return [line.removeprefix("!") for line in kept]
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.stem)
+def test_an_image_has_what_the_project_asks_for(image: Path) -> None:
+    steps = steps_of(image)
+    [(_, base)] = [step for step in steps if step[0] == "FROM"]
+    minor = int(re.fullmatch(r"python:3\.(\d+)-slim", base)[1])  # type: ignore[index]
+    assert minor >= int(PROJECT["requires-python"].removeprefix(">=3."))
+    assert ("ENTRYPOINT", '["maskwise"]') in steps and ("COPY", ". .") in steps
+    assert f"docker build -f docker/{image.name} " in image.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.stem)
+def test_the_lines_of_an_image_run(image: Path, tmp_path: Path) -> None:
+    """In a folder with what COPY copies, and an environment with nothing. No docker is needed, and
+    no system package is installed.
+    """
+    context = tmp_path / "context"
+    context.mkdir()
+    for name in kept_for_images():
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, context / name)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "empty"], check=True)
+    binaries = tmp_path / "empty" / "bin"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{binaries}{os.pathsep}{environment['PATH']}"
+    for line in (rest for word, rest in steps_of(image) if word == "RUN"):
+        if not line.startswith("apt-get"):
+            subprocess.run(line, shell=True, check=True, cwd=context, env=environment)
+    command = [binaries / "maskwise", "inspect", "Marie Curie.", "--tokenizer", "bundled:encoder"]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
 
 
 # Without maskwise-data
