@@ -205,7 +205,7 @@ def test_an_image_has_what_the_project_asks_for(image: Path) -> None:
     minor = int(re.fullmatch(r"python:3\.(\d+)-slim", base)[1])  # type: ignore[index]
     assert minor >= int(PROJECT["requires-python"].removeprefix(">=3."))
     assert ("ENTRYPOINT", '["maskwise"]') in steps and ("COPY", ". .") in steps
-    assert f"docker build -f docker/{image.name} " in image.read_text(encoding="utf-8")
+    assert f"docker build . -f docker/{image.name} " in image.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
