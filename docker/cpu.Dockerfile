@@ -1,4 +1,4 @@
-# maskwise on processors. In a clone:  docker build . -f docker/cpu.Dockerfile -t maskwise
+# maskwise on processors. In a clone:  docker build . -f docker/cpu.Dockerfile --tag=maskwise
 # Then, in a folder with your files:   docker run --rm -u "$(id -u):$(id -g)" -v "$PWD:/work" maskwise check my_texts.txt
 FROM python:3.11-slim
 WORKDIR /opt/maskwise

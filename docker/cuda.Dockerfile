@@ -1,4 +1,4 @@
-# maskwise on NVIDIA GPUs. In a clone:  docker build . -f docker/cuda.Dockerfile -t maskwise-cuda
+# maskwise on NVIDIA GPUs. In a clone:  docker build . -f docker/cuda.Dockerfile --tag=maskwise-cuda
 # Then, in a folder with your files:    docker run --rm --gpus all --ipc host -u "$(id -u):$(id -g)" -v "$PWD:/work" maskwise-cuda check my_texts.txt
 # The wheels of torch bring CUDA; the host has the driver and NVIDIA's container toolkit.
 FROM python:3.12-slim
