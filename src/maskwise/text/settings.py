@@ -32,7 +32,7 @@ from maskwise.effects import (
     without_unset,
 )
 from maskwise.errors import MaskwiseError, finite_number
-from maskwise.text.documents import Document, Documents, Joined
+from maskwise.text.documents import USUAL, Document, Documents, Joined
 from maskwise.text.layers import Layered
 from maskwise.text.pieces import LONGEST_ROW, Pieces, Tokens, read_pieces, tokenise
 from maskwise.text.rows import Rows, holds_out, split
@@ -225,7 +225,9 @@ class CorpusSettings(Settings):
         """The names of a record's fields. Token ids are in ``input_ids``, if no field is named."""
         text = "input_ids" if self.tokens and self.text_field == "text" else self.text_field
         rows = TokenRows(self.tokens) if self.tokens else None
-        return FieldNames(text, per=self.text_per, group=self.group_field or "", rows=rows)
+        # The processes that read a stream must all read the same field.
+        may_differ = text == USUAL[0] and not self.stream
+        return FieldNames(text, "id", self.text_per, self.group_field or "", rows, may_differ)
 
     def shards(self) -> dict[str, list[Shard]]:
         """Return a stream's shards, keyed by source.
