@@ -29,6 +29,7 @@ from maskwise.recipe import Recipe, read_recipe
 from maskwise.specs import split_options
 from maskwise.starts import resolve_start
 from maskwise.study.adapt import Adaptation, Request
+from maskwise.study.adapt import saved as saving
 from maskwise.study.adapt.answer import answer_sentences, answers, next_of
 from maskwise.study.adapt.draft import Texts, cut_rows, draft_of
 from maskwise.study.adapt.request import time_limit
@@ -956,15 +957,29 @@ def test_the_answer_names_test_items_that_are_trained_on(adapted, tmp_path):
 def test_a_model_that_is_saved_is_not_praised_beyond_the_verdict():
     folders = [Path("out/model"), Path("out/sentence-model")]
     for gain in (None, -0.1, 0.0, 0.1):
-        for helps in (None, "tsdae", "words-30"):
+        for helps in (False, True):
             said = kept_of("tsdae", folders, gain=gain, helps=helps)
             assert "tsdae" in said and "out/model and out/sentence-model" in said
             better = gain is not None and gain > 0
-            assert ("best mean" in said) == better
+            assert ("best mean" in said) == (better and not helps)
+            assert ("shown to help" in said) == (better and helps)
             # How far it is behind has no interval here, so nothing is said of it.
             assert ("No lead" in said) == (gain in (-0.1, 0.0))
-            assert ("due to chance" in said) == (better and helps != "tsdae")
-    assert "words-30 is shown to help" in kept_of("tsdae", folders, gain=1.0, helps="words-30")
+            assert ("due to chance" in said) == (better and not helps)
+
+
+@pytest.mark.parametrize("decided", [True, False])
+def test_the_model_that_is_advised_is_the_one_that_was_decided(decided, tmp_path, monkeypatch):
+    """Another arm with a higher mean was saved, and advised for the reasons of the first."""
+    arms = {arm: {"runs": {"0": f"stages/{arm}"}} for arm in ("first", "second")}
+    write_lines(tmp_path / "study.json", [{"seeds": [0], "tasks": {}, "arms": arms}])
+    row = ROW | {"arm": "first"}
+    row |= {"verdict": "decided" if decided else "open", "better": "arm" if decided else None}
+    monkeypatch.setattr(saving, "gains_of", lambda _: ({"first": 1.0, "second": 2.0}, "points"))
+    monkeypatch.setattr(saving, "trained_run", lambda *_: None)
+    monkeypatch.setattr(saving, "save_adapted", lambda out, arm: (0, [out / "model"]))
+    found = save_best(tmp_path, {"contrasts": [row]}, next_step={})
+    assert found["arm"] == ("first" if decided else "second") and found["helps"] == decided
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,7 @@ def test_an_identity_that_does_not_stay_is_known_until_the_work_is_done(tmp_path
         [f"{UNFINISHED}/{IDENTITY}", f"{UNFINISHED}/.host-1{USED}"],
         [f"{UNFINISHED}/files/model.safetensors"],
         ["data/mine-0a1b2c3d.jsonl"],
+        ["data/.mine-77.partial"],
     ],
 )
 def test_what_a_killed_process_left_in_its_first_moment_is_no_content(
@@ -278,7 +279,8 @@ def test_what_a_killed_process_left_in_its_first_moment_is_no_content(
     ):
         assert (identity(tmp_path) or {})["of"] == {"a": 1}
         raise MaskwiseError("failed")
-    assert not [*tmp_path.iterdir()]
+    # Rows may be those of the user.
+    assert {path.name for path in tmp_path.iterdir()} <= {"data"}
 
 
 @pytest.mark.parametrize(
@@ -322,6 +324,43 @@ def test_what_failed_leaves_its_logs_and_the_texts_of_hours_to_others(
         OutputFolder(tmp_path, "pretrain").require({"steps": 9})
 
 
+def test_a_folder_that_is_called_data_is_not_removed(tmp_path: Path) -> None:
+    """One file with a name like ours made a folder of the user's new, and a failure removed it."""
+    for name in ("crawl-20240131.jsonl", "labels.csv"):
+        write_whole(tmp_path / "data" / name, "mine")
+        with suppress(MaskwiseError), OutputFolder(tmp_path, "study").used({"a": 1}):
+            raise MaskwiseError("failed")
+        assert (tmp_path / "data" / name).read_text() == "mine"
+    with pytest.raises(MaskwiseError, match="something else; got data"):
+        OutputFolder(tmp_path, "study").require({"a": 1})
+
+
+def test_the_identity_stays_if_it_cannot_be_written_anew(tmp_path: Path, monkeypatch) -> None:
+    """A full disk left an empty one, and the same call was refused."""
+
+    def full(*_: object) -> None:
+        raise MaskwiseError("no space")
+
+    with (
+        pytest.raises(MaskwiseError, match="failed"),
+        monkeypatch.context() as patch,
+        OutputFolder(tmp_path, "pretrain").used({"steps": 9}),
+    ):
+        write_whole(tmp_path / "metrics.jsonl", "{}")
+        patch.setattr(folders, "write_json", full)
+        raise MaskwiseError("failed")
+    assert (identity(tmp_path) or {})["of"] == {"steps": 9}
+
+
+def test_a_call_that_was_killed_and_then_fails_may_be_mended(tmp_path: Path) -> None:
+    """The corrected call was refused, and to repeat the first could not work."""
+    with suppress(KeyboardInterrupt), OutputFolder(tmp_path, "pretrain").used({"steps": 9}):
+        raise KeyboardInterrupt
+    with suppress(MaskwiseError), OutputFolder(tmp_path, "pretrain").used({"steps": 9}):
+        raise MaskwiseError("failed")
+    OutputFolder(tmp_path, "pretrain").require({"steps": 8})
+
+
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), AskedToLeave(143)])
 def test_what_a_signal_ended_stays_that_of_the_call(end: BaseException, tmp_path: Path) -> None:
     with suppress(BaseException), OutputFolder(tmp_path / "out", "learn").used({"steps": 9}):
@@ -356,8 +395,9 @@ def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / "a" / ".checkpoint.77.partial" / "x").write_text("")
     (tmp_path / ".done.json.77.partial").write_text("")
     (tmp_path / "kept").write_text("")
+    (tmp_path / ".old").mkdir()
     sweep(tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".old", "a", "kept"]
 
 
 @pytest.mark.parametrize("moment", [1, 2])
@@ -398,7 +438,8 @@ def test_files_get_their_places_in_the_order_in_which_loaders_look(
 
     def fill(folder: Path) -> None:
         assert not [path for path in tmp_path.iterdir() if path != out]
-        for name in ("config.json", "z.safetensors", "epoch-0/dataset_info.json", "epoch-0/x"):
+        looked_for = ("config.json", "masks.json", "epoch-0/dataset_info.json")
+        for name in (*looked_for, "z.safetensors", "epoch-0/x"):
             write_whole(folder / name, name)
 
     moved: list[str] = []
@@ -413,7 +454,7 @@ def test_files_get_their_places_in_the_order_in_which_loaders_look(
         patch.setattr(Path, "replace", seen)
         fill_folder(out, fill)
     assert {*moved[:2]} == {"x", "z.safetensors"}
-    assert moved[2:] == ["manifest.json", "dataset_info.json", "config.json"]
+    assert moved[2:] == ["manifest.json", "dataset_info.json", "masks.json", "config.json"]
     # Files of an earlier call go, unless this one adds to them; those of a user stay.
     for adds, stays in ((True, True), (False, False)):
         fill_folder(out, lambda folder: (folder / "more").write_text("1"), adds=adds)

@@ -313,10 +313,11 @@ def test_export_adds_epochs_to_those_of_the_same_masks(
 
 
 @pytest.mark.parametrize("form", ["parquet", "datasets"])
+@pytest.mark.parametrize("changed", [False, True])
 def test_an_export_goes_on_where_it_was_interrupted(
-    form: str, tmp_path: Any, monkeypatch: Any
+    form: str, changed: bool, tmp_path: Any, monkeypatch: Any
 ) -> None:
-    """It began again, for all epochs."""
+    """It began again, for all epochs; and went on with another tokenizer of the same name."""
     monkeypatch.setattr(export, "BATCH_CHARACTERS", 2000)
     command = ["export", "bundled:wikipedia", "--limit", "30", "--tokenizer", "bundled:encoder"]
     command += ["--max-length", "32", "--epochs", "0-1", "--format", form, "--out"]
@@ -335,11 +336,13 @@ def test_an_export_goes_on_where_it_was_interrupted(
     assert [path.name for path in out.iterdir()] == [".unfinished"]
     assert run(*command, str(out), "ratio=0.3") == 2
     first = len(made)
+    if changed:
+        monkeypatch.setattr(export, "tokenizer_key", lambda _: "another vocabulary")
     assert run(*command, str(out)) == 0
     # The third part is made again, and the first two are not.
     count = len(made)
     assert run(*command, str(tmp_path / "whole")) == 0
-    assert first == 3 and count - first == len(made) - count - 2
+    assert first == 3 and count - first == len(made) - count - (0 if changed else 2)
     files = [
         path for path in (tmp_path / "whole").rglob("*") if path.suffix in (".parquet", ".arrow")
     ]

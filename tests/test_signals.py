@@ -451,9 +451,8 @@ def test_an_interrupted_call_in_python_says_how_to_resume(
         assert signals._watch is not None
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("maskwise.study.inputs.require_own", interrupt)
+    monkeypatch.setattr("maskwise.folders.OutputFolder.require", interrupt)
     monkeypatch.setattr("maskwise.study.run.run_study", interrupt)
-    monkeypatch.setattr("maskwise.study.adapt.adaptation.require_own", interrupt)
     given: dict[str, Any] = {
         "study": {"recipe": "quick-start"},
         "adapt": {"model": "bundled:encoder", "texts": "bundled:wikipedia"},

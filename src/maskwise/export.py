@@ -45,6 +45,7 @@ from maskwise.text import require_documents
 from maskwise.text.documents import BATCH_CHARACTERS, Document, Documents, batches, field_note
 from maskwise.text.encoding import LONGEST_MODEL, encode
 from maskwise.text.layers import token_layers
+from maskwise.text.pieces import tokenizer_key
 from maskwise.text.tokenizers import load_tokenizer
 from maskwise.text.words import word_rule
 
@@ -181,7 +182,9 @@ def export_masks(
             refuse_damaged(out)
         known = {**before.get("epochs", {})}
         new = {epoch: moments[epoch] for epoch in moments if str(epoch) not in known}
-        made = _Parts(folder.work / "parts", settings, new)
+        # What has the same name may have other content by now.
+        read = [tokenizer_key(loaded), *(getattr(maker, "version", "") for maker in makers)]
+        made = _Parts(folder.work / "parts", f"{settings} {read}", new)
         made.make(documents, encoded)
         facts |= {"documents": made.count("documents"), "rows": made.count("rows")}
         facts["rows_sha256"] = made.digest

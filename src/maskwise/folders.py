@@ -18,7 +18,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib.resources import files
@@ -80,9 +80,9 @@ UNFINISHED = ".unfinished"
 identity, its locks, and files that are not complete."""
 IDENTITY = ".identity.json"
 """What was called: in ``UNFINISHED``, and in the output folder itself as soon as it is finished."""
-LOADED_FIRST = (MANIFEST, "dataset_info.json", "config.json", "done.json")
+LOADED_FIRST = (MANIFEST, "dataset_info.json", "masks.json", "config.json", "done.json")
 """Files that those who load a folder look for first. They get their places last, in this order."""
-OLD = ".old"
+OLD = ".maskwise-replaced"
 """The place of a folder that is replaced, inside of the new one, until that has its name."""
 USED = ".use.lock"
 """The ending of the lock files that processes hold in ``UNFINISHED`` while they work."""
@@ -91,8 +91,8 @@ WORK = ("**/records.jsonl", "**/resume/*/*", "**/done.json")
 LOGS = ("**/metrics.jsonl",)
 TEXTS = "prepare-*"
 """The folders of prepared texts, which take less work than anything that is done with them."""
-OWN_ROWS = f"data/*-{'[0-9a-f]' * 8}.jsonl"
-"""A pattern of the files of rows that Python gives, which are there before a command begins."""
+OWN_ROWS = (f"data/*-{'[0-9a-f]' * 8}.jsonl", "data/.*.partial")
+"""Patterns of the files of rows that Python gives, which are there before a command begins."""
 LOCK_TRIES = 10
 """The maximum number of tries to lock a file whose folder other processes remove."""
 ENDINGS = (
@@ -594,6 +594,7 @@ class OutputFolder:
             MaskwiseError: ``require`` raises it, or another process uses the folder.
         """
         existed = self.out.exists()
+        before = {*self.out.glob("*")}
         began = time.monotonic()
         new = fresh = False
         use = ExitStack()
@@ -611,8 +612,10 @@ class OutputFolder:
                 joined.enter_context(claim(self.own, twice, stays=False))
                 self.require(of)
                 new = not content_of(self.out)
-                fresh = not (self._identity() or {}).get("of")
-                if fresh:
+                # A call that was killed may fail in another way now, and be mended.
+                fresh = not (self.out / IDENTITY).exists()
+                if not (self._identity() or {}).get("of"):
+                    fresh = True
                     self._identify(of)
                 # Files of stages in progress are removed when these stages are run again.
                 for folder in (self.out, self.out / "stages"):
@@ -632,9 +635,9 @@ class OutputFolder:
                 if fresh and not self.users() and not self._has(WORK):
                     short = time.monotonic() - began < KEPT_SECONDS
                     if new and short and not self._has(LOGS):
-                        self._undo()
+                        self._undo(before)
                     else:
-                        self._identify({})
+                        write_json(self.work / IDENTITY, self._described({}))
             raise
         finally:
             use.close()
@@ -643,15 +646,17 @@ class OutputFolder:
                 with suppress(OSError):
                     self.out.rmdir()
 
+    def _described(self, of: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the identity. If ``of`` is empty, any call of this kind may take it over."""
+        return {"kind": self.kind, "call": self.call, "of": of, "format": FORMATS[IDENTITY]}
+
     def _identify(self, of: Mapping[str, Any]) -> None:
-        """Write the identity. If ``of`` is empty, any call of this kind may take it over."""
         path = self.work / IDENTITY
         with writing(path):
             # A process that was killed may have left an empty file.
             path.unlink(missing_ok=True)
             with path.open("x", encoding="utf-8") as file:
-                identity = {"kind": self.kind, "call": self.call, "of": of}
-                json.dump(identity | {"format": FORMATS[IDENTITY]}, file, indent=1)
+                json.dump(self._described(of), file, indent=1)
         # On a file system without locks, another process may have been the first.
         self.require(of)
 
@@ -663,9 +668,10 @@ class OutputFolder:
         elif path.exists():
             path.replace(self.out / IDENTITY)
 
-    def _undo(self) -> None:
+    def _undo(self, before: Collection[Path]) -> None:
+        """Remove what this call made."""
         for path in (*self.out.iterdir(), *self.work.iterdir()):
-            if path not in (self.work, self.lock):
+            if path not in (self.work, self.lock, *before):
                 remove(path)
 
     def _has(self, patterns: Iterable[str]) -> bool:
@@ -806,8 +812,17 @@ def refuse_file(folder: Path) -> None:
 
 def content_of(folder: Path) -> list[str]:
     """List the names in an output folder, but for what is there before a command begins."""
-    before = {UNFINISHED, *(path.parent.name for path in folder.glob(OWN_ROWS))}
-    return sorted({path.name for path in folder.glob("*")} - before)
+    names = {path.name for path in folder.glob("*")} - {UNFINISHED}
+    data = folder / "data"
+    # A folder of the user's may have such a name, and so may a file in it.
+    if data.is_dir() and not {*data.iterdir()} - own_rows(folder):
+        names.discard(data.name)
+    return sorted(names)
+
+
+def own_rows(folder: Path) -> set[Path]:
+    """Return the files of rows that Python gave for an output folder."""
+    return {*chain.from_iterable(map(folder.glob, OWN_ROWS))}
 
 
 def refuse_below_file(folder: Path, *, what: str) -> None:

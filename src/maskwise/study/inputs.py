@@ -19,12 +19,12 @@ from uuid import uuid4
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError, items_of
 from maskwise.folders import (
-    OWN_ROWS,
     FilesState,
     OutputFolder,
     files_state,
     finite,
     in_utf8,
+    own_rows,
     writing,
 )
 from maskwise.recipe.layers import parse_override
@@ -103,7 +103,7 @@ def kept_if_begun(folder: OutputFolder) -> Iterator[None]:
     """
     folder.require()
     out = folder.out
-    known = {*out.glob(OWN_ROWS)}
+    known = own_rows(out)
     before = _state(out)
     missing = [path for path in (out / ROWS, out, *out.parents) if not path.exists()]
     try:
@@ -111,7 +111,7 @@ def kept_if_begun(folder: OutputFolder) -> Iterator[None]:
     except BaseException:
         # Under torchrun, the others may be ahead of the first rank.
         if rank_here() == 0 and _state(out) == before:
-            for path in {*out.glob(OWN_ROWS)} - known:
+            for path in own_rows(out) - known:
                 path.unlink(missing_ok=True)
             for path in missing:
                 # Another call may have begun there.

@@ -297,7 +297,7 @@ def read_pieces(
     }
     windows = _windows(tokens, counts, frame.room(length), tokenizer)
     if out:
-        known = (Path(out) / folders.MANIFEST).exists()
+        known = "columns.json" in folders.manifest_hashes(Path(out))
         folders.OutputFolder(Path(out), "pieces", known=known).require()
         folders.write_folder(Path(out), lambda partial: write_columns(partial, windows, about))
         return Pieces.load(out)

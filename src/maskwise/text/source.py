@@ -318,10 +318,13 @@ def _json(path: Path, fields: FieldNames) -> Iterator[Entry]:
     refuse_unreadable(path)
     with opened(path) as file:
         every = iter(partial(file.readline, LONGEST_LINE), b"")
-        first = next(filter(bytes.strip, every), b"").removeprefix(codecs.BOM_UTF8).strip()
+        line = next(filter(bytes.strip, every), b"").removeprefix(codecs.BOM_UTF8)
         more = file.read(HEAD_BYTES).strip()
+    first = line.strip()
     is_array = first.startswith(b"[")
-    if not is_array and (not first.startswith(b"{") or (more and first.endswith(b"}"))):
+    # A line that is cut at the limit ends anywhere.
+    is_object = first.endswith(b"}") and line.endswith(b"\n")
+    if not is_array and (not first.startswith(b"{") or (more and is_object)):
         return _json_lines(path, fields)
     # Its error is a ``ValueError``, too, but says more than that this is not JSON.
     content = read_whole(path)

@@ -70,9 +70,10 @@ ADAPTED = "adapted.json"
 def save_best(out: Path, result: Plain, *, next_step: dict[str, str]) -> Saved | None:
     """Save the adapted model, whether or not it is better than the unchanged model.
 
-    The arm with the best mean is saved. If no arm has a score, the first arm that was trained is
-    saved. ``out``/adapted.json says what was saved. If this checkpoint was saved before, nothing is
-    written again, because users may have added files to the folders.
+    The arm that is shown to help is saved, otherwise the one with the best mean. If no arm has a
+    score, the first arm that was trained is saved. ``out``/adapted.json says what was saved. If
+    this checkpoint was saved before, nothing is written again, because users may have added files
+    to the folders.
 
     Args:
         out: the folder of the finished study.
@@ -91,7 +92,10 @@ def save_best(out: Path, result: Plain, *, next_step: dict[str, str]) -> Saved |
     # The model of a control is trained on other text than the user's.
     arms = [arm for arm in study.get("arms", ()) if not arm.endswith(OTHER_TEXT)]
     gains = {arm: gain for arm, gain in gains.items() if arm in arms}
-    if gains:
+    helps = arm_that_helps(result)
+    if helps is not None:
+        arm = helps
+    elif gains:
         arm = max(gains, key=gains.__getitem__)
     else:
         trained = [arm for arm in arms if trained_run(out, arm) is not None]
@@ -112,7 +116,6 @@ def save_best(out: Path, result: Plain, *, next_step: dict[str, str]) -> Saved |
         seed = saved_before["seed"]
     else:
         seed, folders = save_adapted(out, arm)
-    helps = arm_that_helps(result)
     saved: Saved = {
         "arm": arm,
         "seed": seed,
@@ -121,7 +124,7 @@ def save_best(out: Path, result: Plain, *, next_step: dict[str, str]) -> Saved |
         "mean_difference": gains.get(arm),
         "unit": unit if arm in gains else None,
         "folders": [str(folder) for folder in folders],
-        "sentence": kept_of(arm, folders, gain=gains.get(arm), helps=helps),
+        "sentence": kept_of(arm, folders, gain=gains.get(arm), helps=helps == arm),
         "forgotten": forgotten_words(forgotten_of(out)),
         "next": next_step,
     }
@@ -134,28 +137,27 @@ def saved_folders(out: Path, saved: Mapping[str, Any]) -> list[Path]:
     return [out / Path(folder).name for folder in saved.get("folders", ())]
 
 
-def kept_of(arm: str, folders: Sequence[Path], *, gain: float | None, helps: str | None) -> str:
+def kept_of(arm: str, folders: Sequence[Path], *, gain: float | None, helps: bool) -> str:
     """Return a sentence that names the saved arm, and says whether it is shown to help.
 
     Args:
         arm: the arm that was saved.
         folders: the folders in which it was saved.
         gain: its mean gain over the unchanged model; None if it has no score.
-        helps: the arm that is decided to be better than the unchanged model, by more than does not
-            matter; None if none is.
+        helps: whether the arm is decided to be better than the unchanged model, by more than does
+            not matter.
     """
     where = f"is in {' and '.join(map(str, folders))}"
     if gain is None:
         return f"The adapted model ({arm}) {where}. It has no score."
     if gain <= 0:
         return f"The adapted model ({arm}) {where}. No lead of it was measured."
-    saved = f"The adapted model ({arm}, which has the best mean) {where}."
-    if helps is None:
-        why = "Its lead may be due to chance, or too small to matter"
-        return f"{saved} {why}, so keep the unchanged model for now."
-    if helps == arm:
-        return saved
-    return f"{saved} {helps} is shown to help; the lead of {arm} over it may be due to chance."
+    if helps:
+        return f"The adapted model ({arm}, which is shown to help) {where}."
+    return (
+        f"The adapted model ({arm}, which has the best mean) {where}. Its lead may be due to "
+        "chance, or too small to matter, so keep the unchanged model for now."
+    )
 
 
 class Gains(NamedTuple):
