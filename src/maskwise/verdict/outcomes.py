@@ -26,6 +26,7 @@ import numbers
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 from typing import TypeAlias
 
@@ -404,7 +405,7 @@ class Outcomes:
         model = self.study.get("recipe", {}).get("model")
         return not (isinstance(model, Mapping) and model.get("pretrained"))
 
-    @property
+    @cached_property
     def starts_at_frequencies(self) -> bool:
         """Whether the reference is what word frequencies predict, and not a model.
 
