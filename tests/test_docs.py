@@ -337,8 +337,8 @@ def test_the_evidence_of_the_summary_is_that_of_the_records(
 
 
 README_ROWS = [
-    ("published-decay-medium", "cosine-decay", "constant-15", ("ud-pos", "ud-relations")),
     ("published-decay-medium", "cosine-decay", "constant-30", ("ud-pos", "ud-relations")),
+    ("published-decay-medium", "cosine-decay", "constant-15", ("ud-pos", "ud-relations")),
     ("decay-replication", "decay-45-15", "constant-30", ("ud-pos", "ud-relations")),
     (
         "pos-weighted-replication",
