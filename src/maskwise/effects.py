@@ -8,7 +8,7 @@ Tests compare them with these names, and with the weights of short trainings.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -105,7 +105,18 @@ def _as_list(value: object) -> object:
 
 
 AS_LIST = BeforeValidator(_as_list)
-Several = Annotated[tuple[Value, ...], AS_LIST]
+
+
+class _OneOrMore:
+    """The mark of a list in whose place a JSON schema allows one of its values."""
+
+    @staticmethod
+    def __get_pydantic_json_schema__(kind: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
+        listed = handler(kind)
+        return {"anyOf": [listed["items"], listed]}
+
+
+Several = Annotated[tuple[Value, ...], AS_LIST, _OneOrMore]
 """A list of values, for settings such as ``tasks: Judgement[Several[str]]``. One value is read as a
 list of one."""
 

@@ -618,6 +618,9 @@ OF_MEMBERS = {
 }
 """All arguments in the examples of members for which ``REQUIRED`` says too little."""
 
+SCHEMA = "schema"
+"""What prints the JSON Schema of recipes."""
+
 INTERNAL = ("model", "objectives", "seed", "chance", "kwargs")
 """Arguments that the package passes itself, and that recipes cannot set."""
 
@@ -628,17 +631,24 @@ def internal_of(what: str) -> tuple[str, ...]:
 
 
 def list_names(
-    what: Annotated[str, typer.Argument(help=", ".join(TABLES), show_default=False)] = "",
+    what: Annotated[
+        str, typer.Argument(help=f"{', '.join(TABLES)}, {SCHEMA}", show_default=False)
+    ] = "",
     name: Annotated[
         str, typer.Argument(help="Only this name, or the keys of a section.", show_default=False)
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """List names, each with a description and an example."""
+    """List names, each with a description and an example; or print the JSON Schema of recipes."""
     if not what:
         raise MaskwiseError(
-            "list what?", allowed=", ".join(TABLES), do="try: maskwise list recipes"
+            "list what?", allowed=f"{', '.join(TABLES)}, {SCHEMA}", do="try: maskwise list recipes"
         )
+    if what == SCHEMA and not name:
+        from maskwise.recipe.described import recipe_schema
+
+        print_json(recipe_schema())
+        return
     require_known("list", what, TABLES)
     rows = describe_table(what)
     if name:

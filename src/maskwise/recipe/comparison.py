@@ -239,7 +239,7 @@ class StudySettings(Settings):
                 )
         return contrasts
 
-    @field_validator("gate", mode="before")
+    @field_validator("gate", mode="before", json_schema_input_type=GateSettings | list[str] | None)
     @classmethod
     def _pair_alone(cls, gate: object) -> object:
         """Accept a bare pair as a gate on which all contrasts depend."""

@@ -1,6 +1,7 @@
 """Descriptions of all keys of a recipe, from the docstrings of the settings.
 
-``maskwise list keys`` prints them, and the docs have them as a page.
+``maskwise list keys`` prints them, and the docs have them as a page. ``maskwise list schema``
+prints them as a JSON Schema, by which editors complete and check recipes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from maskwise.devices import cache_folder
 from maskwise.effects import effect_of
+from maskwise.errors import MaskwiseError
+from maskwise.folders import write_whole
+from maskwise.printing import json_text
 from maskwise.recipe.explained import groups_in
 from maskwise.recipe.recipe import Recipe
 
@@ -64,6 +69,67 @@ def declared() -> dict[str, str | None]:
     ['weights', 'rounding', 'speed', 'nothing']
     """
     return {name: effect_of(field) for name, field in _fields(Recipe)}
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON Schema of recipe files.
+
+    It comes from the types of the settings, so it checks types, choices and ranges. Names of
+    policies and other members, and settings that exclude each other, are left to ``read_recipe``.
+
+    >>> schema = recipe_schema()["$defs"]["CorpusSettings"]["properties"]["held_out"]
+    >>> schema["exclusiveMinimum"], schema["exclusiveMaximum"]
+    (0, 0.5)
+    """
+    schema = Recipe.model_json_schema()
+    groups: dict[type[BaseModel], dict[str, Any]] = {Recipe: schema}
+    _add_groups(Recipe, groups, schema["$defs"])
+    for settings, of_group in groups.items():
+        of_group["description"] = (inspect.getdoc(settings) or "").partition("\n\n")[0]
+        # Nested settings may be written as dotted names, too.
+        of_group["patternProperties"] = {r"\.": {}}
+        # What is required may stand in the recipe that this one extends.
+        of_group.pop("required", None)
+        for name, of_key in of_group["properties"].items():
+            of_key.pop("title", None)
+            what = _docstring(settings, name)
+            if what:
+                of_key["description"] = what
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "The shipped recipe, or the file, whose settings this recipe changes.",
+    }
+    return schema
+
+
+def _add_groups(
+    settings: type[BaseModel],
+    groups: dict[type[BaseModel], dict[str, Any]],
+    definitions: dict[str, dict[str, Any]],
+) -> None:
+    """Add the classes of nested settings to ``groups``, each with its part of the schema."""
+    for field in settings.model_fields.values():
+        for kind in groups_in(field.annotation):
+            if kind not in groups:
+                groups[kind] = definitions[kind.__name__]
+                _add_groups(kind, groups, definitions)
+
+
+def schema_line() -> str:
+    """Return the comment by which editors find the schema of a recipe, as its first line.
+
+    The schema is written into the cache folder. Where that is impossible, the line is empty:
+    recipes do not need it.
+    """
+    folder = cache_folder()
+    if folder is None:
+        return ""
+    file = folder / "recipe.schema.json"
+    try:
+        write_whole(file, json_text(recipe_schema()))
+    except MaskwiseError:
+        return ""
+    return f"# yaml-language-server: $schema={file.absolute().as_uri()}\n"
 
 
 def _fields(settings: type[BaseModel], before: str = "") -> Iterator[tuple[str, FieldInfo]]:

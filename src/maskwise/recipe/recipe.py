@@ -154,7 +154,11 @@ class Recipe(Settings):
             return [_phase(phase or {}, f"phases.{n}", len(value)) for n, phase in enumerate(value)]
         return value
 
-    @field_validator("objective", mode="before")
+    @field_validator(
+        "objective",
+        mode="before",
+        json_schema_input_type=str | dict[str, ObjectiveSettings | str | None],
+    )
     @classmethod
     def _by_name(cls, value: object) -> object:
         """Accept ``atd:`` for the objective atd, and ``mlm-40: mlm`` for mlm with another name."""

@@ -29,6 +29,7 @@ from maskwise.folders import LONGEST_NAME, results_folder, stem_of, write_whole
 from maskwise.models import load_config, weights_of
 from maskwise.recipe import Recipe, read_recipe, recipe_of_text, shipped
 from maskwise.recipe.commented import commented
+from maskwise.recipe.described import schema_line
 from maskwise.recipe.layers import layer, nest, parse_overrides, with_overrides
 from maskwise.recipe.yamls import Plain
 from maskwise.specs import is_path, leaves, local_name, split_options, user_path, with_options
@@ -439,7 +440,7 @@ def new_recipe(
     # An error of a setting names the setting.
     draft.read(overrides)
     changed = nest(with_overrides(layer(draft.settings), overrides))
-    write_whole(target, replace(draft, settings=changed).text)
+    write_whole(target, schema_line() + replace(draft, settings=changed).text)
     # The name may contain spaces and brackets.
     recipe = shell_word(str(target))
     return [

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskwise.errors import MaskwiseError, duration, option
 from maskwise.jobs import require_one_process
+from maskwise.recipe.described import schema_line
 from maskwise.recipe.yamls import Plain
 from maskwise.signals import LEFT
 from maskwise.study.adapt.answer import answers, next_of
@@ -189,7 +190,7 @@ class Adaptation:
             request.out,
             jobs=request.jobs,
             executor=executor,
-            files={RECIPE: self.draft.text},
+            files={RECIPE: schema_line() + self.draft.text},
             call=f"maskwise adapt {request.model} {request.texts}",
         )
         next_step = next_of(result, recipe, request)._asdict()

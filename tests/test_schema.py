@@ -1,0 +1,98 @@
+"""The JSON Schema of recipes agrees with the recipes that there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from maskwise.recipe import read_recipe, shipped
+from maskwise.recipe.described import declared, recipe_schema, schema_line
+from maskwise.study.from_files import new_recipe
+from tiny import maskwise, write_lines
+
+ROOT = Path(__file__).parents[1]
+RECIPES = [*shipped().values(), *sorted((ROOT / "benchmarks" / "recipes").glob("*.yaml"))]
+SCHEMA = recipe_schema()
+
+
+def faults(recipe: dict[str, Any]) -> list[str]:
+    """Return the dotted names of what the schema refuses."""
+    found = jsonschema.Draft202012Validator(SCHEMA).iter_errors(recipe)
+    return [".".join(map(str, error.absolute_path)) for error in found]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_fits_the_schema(path: Path) -> None:
+    assert not faults(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "where"),
+    [
+        ({"trainning": {}}, ""),
+        ({"training": {"step": 5}}, "training"),
+        ({"training": {"steps": "many"}}, "training.steps"),
+        ({"corpus": {"held_out": 0.7}}, "corpus.held_out"),
+        ({"corpus": {"layout": "packt"}}, "corpus.layout"),
+        ({"objective": {"mlm": {"maskin": {}}}}, "objective"),
+        ({"extends": 5}, "extends"),
+    ],
+)
+def test_a_recipe_that_is_refused_does_not_fit(recipe: dict[str, Any], where: str) -> None:
+    assert faults(recipe) == [where]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"training.steps": 5, "masking": {"ratio": "linear(0.3, 0.15)"}},
+        {"objective": {"mlm": None, "mlm-40": "mlm", "cse": {"masking": {"ratio": 0.4}}}},
+        {"study": {"gate": ["a", "b"], "arms": {"a": {}, "b": {"masking.ratio": 0.3}}}},
+    ],
+)
+def test_every_way_to_write_a_setting_fits(recipe: dict[str, Any]) -> None:
+    assert not faults(recipe)
+
+
+def test_every_key_has_its_description() -> None:
+    groups = [SCHEMA, *SCHEMA["$defs"].values()]
+    keys = [key for group in groups for key in group["properties"].items()]
+    assert all(group["description"] for group in groups)
+    # A section is described by its class.
+    texts = [key for _, key in keys if "$ref" not in json.dumps(key)]
+    assert texts and all(key["description"] for key in texts)
+    assert {name.rpartition(".")[2] for name in declared()} <= {name for name, _ in keys}
+
+
+def test_a_new_recipe_names_the_schema_for_editors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a b"))
+    monkeypatch.chdir(tmp_path)
+    write_lines(
+        tmp_path / "texts.jsonl", [{"text": f"This is text {n} of many."} for n in range(80)]
+    )
+    new_recipe("texts.jsonl")
+    first = (tmp_path / "texts.yaml").read_text().splitlines()[0]
+    file = tmp_path / "a b" / "maskwise" / "recipe.schema.json"
+    assert first == f"# yaml-language-server: $schema={file.as_uri()}"
+    assert json.loads(file.read_text()) == SCHEMA
+    assert read_recipe("texts.yaml").corpus.source == "texts.jsonl"
+
+
+def test_without_a_folder_for_it_a_recipe_has_no_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert schema_line() == ""
+
+
+def test_the_command_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert maskwise("list", "schema") == 0
+    assert json.loads(capsys.readouterr().out) == SCHEMA
