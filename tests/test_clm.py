@@ -91,11 +91,11 @@ def test_families_whose_attention_is_out_of_reach_are_refused(tokenizer, tmp_pat
     assert "deberta-v2" not in SEPARATING and "deberta-v2" in ENCODERS
     with pytest.raises(
         MaskwiseError,
-        match="objective clm needs an attention that can be made causal; got deberta-v2",
+        match=r"objective clm.*got deberta-v2",
     ):
         CausalLanguageModelling(build("deberta-v2", tokenizer))
     recipe = read_recipe(write_inputs(tmp_path), ["objective=clm", "model.architecture=deberta-v2"])
-    with pytest.raises(MaskwiseError, match="can be made causal"):
+    with pytest.raises(MaskwiseError, match=r"objective clm.*got deberta-v2"):
         run_study(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

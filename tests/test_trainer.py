@@ -36,7 +36,6 @@ from transformers import (
 import maskwise as mw
 from maskwise.cli import main
 from maskwise.masking import IGNORE, Noising
-from maskwise.masking.collator import RowCollator
 from maskwise.models import new_config, new_model
 from maskwise.objectives import MaskedDiffusion
 from maskwise.training.checkpoint import LEARNED
@@ -146,6 +145,9 @@ class Recorded:
         self.calls.append((rows, when))
         return self.masker(rows, **when)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.masker, name)
+
 
 class Watching(mw.MaskingTrainer):
     """Keeps what reaches the masker, the training step and the model."""
@@ -153,7 +155,7 @@ class Watching(mw.MaskingTrainer):
     def __init__(self, *args: Any, **more: Any):
         super().__init__(*args, **more)
         self.steps: list[Any] = []
-        self.model.register_forward_pre_hook(
+        self.model.base_model.register_forward_pre_hook(
             lambda _, args, kwargs: self.seen.append(set(kwargs)), with_kwargs=True
         )
         self.seen: list[set[str]] = []
@@ -278,6 +280,105 @@ def test_the_global_seed_changes_neither_masks_nor_the_order_of_rows(tmp_path: P
     assert same(one, other) and same(one, resumed)
 
 
+SHORT = [
+    {"input_ids": [CLS, *range(6, 6 + 1 + n % 13), 3], "example_id": 100 + n} for n in range(48)
+]
+
+
+def shapes_read(net: Any) -> list[tuple[int, int]]:
+    """A list to which each call of the encoder adds the shape of what it reads."""
+    shapes: list[tuple[int, int]] = []
+
+    def add(_module: Any, ids: Any, named: Any) -> None:
+        shapes.append(tuple(named["input_ids"].shape if not ids else ids[0].shape))
+
+    net.base_model.register_forward_pre_hook(add, with_kwargs=True)
+    return shapes
+
+
+PACKED = {
+    "bert": {"ratio": "linear(0.6, 0.1)"},
+    "roberta": {"ratio": 0.4},
+    "modernbert": {"ratio": 0.4},
+    "esm": {"ratio": 0.4},
+    "albert": {"ratio": 0.4, "corruption": "mask-only"},
+    "electra": {"ratio": 0.5, "policy": "type-weighted(every=1)"},
+}
+
+
+@pytest.mark.parametrize("architecture", PACKED)
+def test_packing_changes_losses_and_weights_by_rounding_alone(
+    architecture: str, tmp_path: Path
+) -> None:
+    masker = mw.Masker(tokenizer(), **PACKED[architecture])
+    found = []
+    for packing in (False, True):
+        net = model(architecture)
+        shapes = shapes_read(net)
+        args = arguments(tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=8)
+        made = trainer(
+            net,
+            args,
+            masker=masker,
+            train_dataset=SHORT,
+            eval_dataset=SHORT[:21],
+            packing=packing,
+        )
+        made.train()
+        evaluated = made.evaluate()
+        read = sum(height * width for height, width in shapes)
+        weights = {name: each.detach() for name, each in net.named_parameters()}
+        found.append((logged(made), evaluated["eval_targets"], evaluated["eval_loss"]))
+        found[-1] += (read, weights)
+    one, other = found
+    for a, b in zip(one[0], other[0], strict=True):
+        close(a, b, rel=1e-4)
+    assert one[1] == other[1] and one[2] == pytest.approx(other[2], rel=1e-5)
+    assert other[3] < 0.8 * one[3], "less padding is read"
+    torch.testing.assert_close(one[4], other[4], rtol=1e-3, atol=1e-4)
+
+
+def test_packed_diffusion_has_its_weights(tmp_path: Path) -> None:
+    losses = []
+    for packing in (False, True):
+        args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=48)
+        masker = mw.Noising(tokenizer(), budget="bernoulli")
+        made = trainer(model("bert"), args, masker=masker, train_dataset=SHORT, packing=packing)
+        made.train()
+        losses.append(logged(made)[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_packed_training_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """With a schedule, dropout and a policy that learns."""
+    masker = mw.Masker(tokenizer(), policy="type-weighted(every=1)", ratio="linear(0.6, 0.1)")
+    more: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2}
+    runs = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-2")):
+        net = model("bert", hidden_dropout_prob=0.1)
+        args = arguments(tmp_path, **more)
+        made = trainer(net, args, masker=masker, train_dataset=SHORT, packing=True)
+        made.train(resume_from_checkpoint=checkpoint)
+        runs.append(made)
+    whole, resumed = runs
+    assert same(whole.model, resumed.model) and logged(whole) == logged(resumed)
+
+
+def test_metrics_that_need_logits_read_rows_as_they_are(tmp_path: Path) -> None:
+    made = trainer(
+        model("bert"),
+        arguments(tmp_path, per_device_eval_batch_size=7),
+        masker=mw.Masker(tokenizer(), ratio=0.4),
+        eval_dataset=SHORT[:12],
+        compute_metrics=lambda found: {"rows": float(len(found.predictions))},
+        packing=True,
+    )
+    evaluated = made.evaluate()
+    assert evaluated["eval_rows"] == 12
+    made.compute_metrics = None
+    assert made.evaluate()["eval_loss"] == pytest.approx(evaluated["eval_loss"], rel=1e-5)
+
+
 class TwoDevices(TrainingArguments):
     """As on a machine with two GPUs, where transformers wraps the model in ``DataParallel``."""
 
@@ -385,10 +486,11 @@ def test_esm_computes_as_before_once_the_trainer_is_done(after: str, tmp_path: P
     seen: list[bool] = []
 
     class Watched(mw.MaskingTrainer):
-        def _token_losses(self, *args: Any, **more: Any) -> Any:
+        def _loss(self, *args: Any, **more: Any) -> Any:
+            found = super()._loss(*args, **more)
             hooks = self.model.esm._forward_pre_hooks
             seen.append(any("scale" in hook.__name__ for hook in hooks.values()))
-            return super()._token_losses(*args, **more)
+            return found
 
     made = Watched(
         net,
@@ -481,31 +583,20 @@ def test_the_best_state_survives_an_interruption(tmp_path: Path) -> None:
     assert same(whole, again)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "convbert"])
-def test_the_head_sees_the_targets_alone(architecture: str, tmp_path: Path) -> None:
-    """Where maskwise knows the head: the logits of a training step are those of the targets."""
-    more = {"embedding_size": 16} if architecture == "convbert" else {}
+def test_the_head_sees_the_targets_alone(tmp_path: Path) -> None:
+    """In training. If somebody asks for what the model returns, it computes all logits."""
     masker, rows = mw.Masker(tokenizer(), ratio=0.3), [DATA[i] for i in range(8)]
-    run = trainer(
-        model(architecture, **more),
-        arguments(tmp_path, max_steps=1),
-        masker=masker,
-        train_dataset=rows,
-    )
-    shapes = []
-    run.model.register_forward_hook(
-        lambda _m, _i, output: shapes.append(tuple(output["logits"].shape))
+    run = trainer(model("bert"), arguments(tmp_path), masker=masker, train_dataset=rows)
+    read: list[int] = []
+    run.model.cls.register_forward_pre_hook(
+        lambda _, states: read.append(states[0].shape[:-1].numel())
     )
     batch = masker(rows, epoch=0)
-    for outputs in (False, True):
-        inputs = run._inputs(masker(gathered(rows, masker), epoch=0))
-        run.compute_loss(run.model, inputs, return_outputs=outputs)
-    everywhere = (*batch.labels.shape, 45)
-    assert shapes == [(batch.targets, 45) if architecture == "bert" else everywhere, everywhere]
-
-
-def gathered(rows: Any, masker: Any) -> Any:
-    return RowCollator(masker.vocabulary)(rows)
+    few = run.compute_loss(run.model, batch)
+    loss, outputs = run.compute_loss(run.model, batch, return_outputs=True)
+    assert outputs["logits"].shape == (*batch.labels.shape, 45)
+    assert read == [batch.targets, batch.labels.numel()]
+    assert loss.item() == pytest.approx(few.item(), rel=1e-6)
 
 
 def test_a_corruption_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:

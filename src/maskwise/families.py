@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from maskwise.attention import DocumentIds, separate
+from maskwise.attention import NAME, REPLACED, DocumentIds, separate
 from maskwise.devices import Tensors
 from maskwise.errors import MaskwiseError, refuse_version
 
@@ -445,6 +445,32 @@ def require_both_directions(config: PreTrainedConfig, *, use: str) -> None:
                 got=f"{config.model_type} with {name}: true, which attends to earlier tokens only",
                 do=f"set {name} to false in its configuration, or use another model",
             )
+
+
+def require_separable(config: PreTrainedConfig, *, use: str, do: str | None = None) -> None:
+    """Raise ``MaskwiseError`` unless maskwise's attention can take the place of an encoder's.
+
+    Args:
+        config: the configuration of the model. Its attention may not be chosen yet.
+        use: what needs this attention, as the beginning of the error message.
+        do: the advice if the family has another attention.
+    """
+    require_kind(config, "encoder", use=use, do=do)
+    if not adapter_of(config).separates:
+        raise MaskwiseError(
+            f"{use} needs a family whose attention maskwise can replace",
+            got=config.model_type,
+            allowed=", ".join(name for name, family in ENCODERS.items() if family.separates),
+            do=do,
+        )
+    attention = config._attn_implementation
+    if attention not in (None, *REPLACED, NAME):
+        raise MaskwiseError(
+            f"{use} needs an attention that maskwise can replace",
+            got=attention,
+            allowed=", ".join(REPLACED),
+            do="load the model with attn_implementation sdpa",
+        )
 
 
 def start_token(config: PreTrainedConfig) -> int:

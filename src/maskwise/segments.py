@@ -144,3 +144,41 @@ def weights_within(logit: Array, piece: Array, *, pieces: int) -> Array:
     top_P = np.full(pieces, -np.inf)
     np.maximum.at(top_P, piece, logit)
     return np.exp(np.maximum(logit - top_P[piece], LEAST_LOGIT))
+
+
+def best_fit(cost: Array, space: int) -> Array:
+    """Assign pieces to rows. The longest piece comes first, and goes into the fullest row that has
+    room for it.
+
+    Rows with the same room left are on one stack. Bit n of an integer says whether the stack for
+    room n has rows. The lowest set bit at or above the cost of a piece is thus the tightest fit.
+
+    Returns:
+        The row of each piece, (P,).
+    """
+    row_of_piece = np.empty(len(cost), dtype=np.int64)
+    order = np.argsort(-cost, kind="stable")
+    stacks: list[list[int]] = [[] for _ in range(space + 1)]
+    open_stacks = 0
+    rows = 0
+    for piece, need in zip(order.tolist(), cost[order].tolist()):
+        fitting = open_stacks >> need
+        if fitting:
+            lowest_bit = fitting & -fitting
+            room = need + lowest_bit.bit_length() - 1
+            row = stacks[room].pop()
+            if not stacks[room]:
+                open_stacks ^= 1 << room
+        else:
+            room = space
+            row = rows
+            rows += 1
+        row_of_piece[piece] = row
+        stacks[room - need].append(row)
+        open_stacks |= 1 << (room - need)
+    # Rows are renumbered by their first piece, so that they are in the order of the corpus.
+    first = np.full(rows, len(cost))
+    np.minimum.at(first, row_of_piece, np.arange(len(cost)))
+    rank = np.empty(rows, dtype=np.int64)
+    rank[first.argsort(kind="stable")] = np.arange(rows)
+    return rank[row_of_piece]

@@ -9,18 +9,18 @@ by ``num_items_in_batch``. Most masked language models ignore this argument, so 
 are 4 times too large with 4 accumulation steps. ``MaskingTrainer`` divides the sum over targets by
 the number of targets on all ranks, so 16 rows, 4 × 4 rows, and 2 ranks × 8 rows have equal losses.
 
-The vocabulary head of an encoder runs on targets only, except in evaluations with metrics that need
-all logits. In packed rows, tokens attend only to their own document, if the model supports this.
+The loss is that of an objective (``maskwise.objectives``), as in ``maskwise pretrain``. During a
+call of the model, its forward method is that of the objective, so DDP and FSDP see one forward pass
+that includes the loss. A user's own model is called as a whole, and so is any model if metrics need
+all logits.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import math
 import warnings
-from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
 from maskwise.errors import MaskwiseError
@@ -37,18 +36,18 @@ from maskwise.families import (
     Inputs,
     check_fit,
     check_positions,
-    encoder_of,
     patched,
+    picked,
     positions_of,
     prediction_head,
+    require_separable,
 )
 from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator
 from maskwise.masking.collator import RowCollator
 from maskwise.masking.moment import warn_of_packed
 from maskwise.models import architectures
-from maskwise.objectives import Loss
+from maskwise.objectives import Loss, MaskedLanguageModelling, predicting
 from maskwise.objectives.base import model_inputs, weighted
-from maskwise.objectives.chunks import token_losses
 from maskwise.packed_collator import PackedCollator
 from maskwise.text.own_tokenizer import other_ids
 from maskwise.training.checkpoint import LEARNED
@@ -95,12 +94,16 @@ class MaskingTrainer(Trainer):
             learns. All evaluations use the masks of step 0 and epoch 0, so that their losses are
             comparable.
         data_collator: makes unmasked (B, L) tensors from rows; default: ``RowCollator`` (pads).
+        packing: whether the model reads the rows of a batch as fewer rows of several documents,
+            almost without padding. Masks are the same, and losses up to rounding. Evaluations with
+            metrics that need logits read the rows as they are.
         more: further arguments of ``Trainer``.
 
     Raises:
         MaskwiseError: ``data_collator`` masks, ``compute_loss_func`` is given, the model is no
-            masked language model, the corruption does not fit, the attention ignores soft caps, or
-            one process has several GPUs.
+            masked language model, the corruption does not fit, the attention ignores soft caps, one
+            process has several GPUs, or ``packing`` is True and the model cannot keep documents
+            apart, or rows are grouped by length.
     """
 
     # ``Trainer`` declares that the model may be None.
@@ -114,6 +117,7 @@ class MaskingTrainer(Trainer):
         masker: Masker,
         evaluation_masker: Masker | None = None,
         data_collator: Any = None,
+        packing: bool = False,
         **more: Any,
     ):
         ours = isinstance(data_collator, MaskingCollator | PackedCollator)
@@ -142,10 +146,6 @@ class MaskingTrainer(Trainer):
         self._learners = learners_of(masker)
         # The step for which ``_learn`` was last called.
         self._learned = -1
-        # A policy that must know which predictions are correct sets this to True in ``configure``.
-        self.tells_right = False
-        for learner in self._learners.values():
-            learner.configure(self)
         args = copy.copy(args) if args else TrainingArguments()
         # Trainer must not drop example_id and the layers, because the masker reads them.
         args.remove_unused_columns = False
@@ -153,9 +153,8 @@ class MaskingTrainer(Trainer):
         if args.data_seed is None:
             args.data_seed = args.seed
         self.masker = masker
-        self._tokens = masker.vocabulary.size
+        self.packing = packing
         self.evaluation_masker = evaluation_masker or masker
-        self._shown: deque[MaskedBatch] = deque()
         # The masker and its learners at the start of a training, and of its first attempt.
         self._fresh: Learnt | None = None
         self._begun: Learnt | None = None
@@ -178,9 +177,40 @@ class MaskingTrainer(Trainer):
         for each in (masker, self.evaluation_masker):
             self._check_fit(each)
         self._check_attention()
+        if packing:
+            self._check_packing()
+        self._read_model()
         if self.model_init is not None and self._learners:
             self._fresh = self._learnt()
-        self._room = positions_of(self._network) if self._network else None
+
+    def _read_model(self) -> None:
+        """Make the objectives of the model, which ``model_init`` may have replaced."""
+        network = self._network
+        self._room = positions_of(network) if network else None
+        self.whole = WholeModel(self.model, self.masker.vocabulary.size)
+        self.objective: MaskedLanguageModelling = self.whole
+        if network is not None and prediction_head(network) is not None:
+            self.objective = InFewerRows(network) if self.packing else predicting(network)
+        for objective in (self.whole, self.objective):
+            objective.smoothing = self.args.label_smoothing_factor
+            for learner in self._learners.values():
+                learner.configure(objective)
+
+    def _check_packing(self) -> None:
+        """Raise if documents cannot share rows."""
+        if self._network is None:
+            raise MaskwiseError(
+                "packing needs a model of transformers, whose attention keeps documents apart",
+                got=type(self.model).__name__,
+                do="leave packing out",
+            )
+        require_separable(self._network.config, use="packing", do="leave packing out")
+        if self.args.train_sampling_strategy == "group_by_length":
+            raise MaskwiseError(
+                "rows of similar lengths need no packing",
+                got="packing=True and train_sampling_strategy group_by_length",
+                do="leave one of them out",
+            )
 
     def _check_fit(self, masker: Masker) -> None:
         """Raise if the masker's labels do not fit the model, because training would be wrong."""
@@ -253,8 +283,7 @@ class MaskingTrainer(Trainer):
             self._return_to(self._begun)
         elif self.args.auto_find_batch_size and self._learners:
             self._begun = self._learnt()
-        # Batches that were masked before an attempt failed have no losses.
-        self._shown.clear()
+        self._read_model()
         self._recent = None
         more = (resume_from_checkpoint, trial, ignore_keys_for_eval)
         return super()._inner_training_loop(batch_size, args, *more)
@@ -262,7 +291,7 @@ class MaskingTrainer(Trainer):
     def _learnt(self) -> Learnt:
         """Copy the masker, its learners, and the number of the update from which they learned."""
         # Neither the trainer nor what learners only read is copied.
-        shared = (self, self.model, self.masker.vocabulary)
+        shared = (self, self.model, self.objective, self.whole, self.masker.vocabulary)
         each = self.masker, self._learners, self._learned
         return copy.deepcopy(each, {id(part): part for part in shared})
 
@@ -295,50 +324,62 @@ class MaskingTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Inputs], Tensor]:
+    ) -> tuple[list[MaskedBatch], Tensor]:
         """Return the masked micro-batches of one update, and the number of targets on all ranks."""
         self._learn()
         # Datasets without a length have no epochs, so their masks depend on the step.
         epoch = None
         if hasattr(self.train_dataset, "__len__"):
             epoch = int(self.state.epoch or 0)
-        step = self.state.global_step
+        when = {"step": self.state.global_step, "total_steps": self.state.max_steps, "epoch": epoch}
         batches = []
-        targets = torch.zeros((), dtype=torch.int64, device=device)
         for rows in islice(epoch_iterator, num_batches):
-            rows = self._prepare_inputs(rows)
-            masked = self.masker(rows, step=step, total_steps=self.state.max_steps, epoch=epoch)
-            if self._learners:
-                # ``compute_loss`` passes the batch and its losses to the policy's learners.
-                self._shown.append(masked)
-            batch = self._inputs(masked)
-            batches.append(batch)
-            # The sum stays on the device, because reading it would make the host wait.
-            targets += targets_of_rows(batch).sum()
+            batches.append(self._masked(self.masker, self._prepare_inputs(rows), **when))
+        counted = sum(
+            batch.targets if batch.counted is None else batch.counted for batch in batches
+        )
+        targets = torch.full((), counted, dtype=torch.int64, device=device)
         targets = self.accelerator.reduce(targets)
         self._recent = targets if self._recent is None else self._recent + targets
         return batches, targets
 
+    def _loss(
+        self, model: nn.Module, batch: MaskedBatch, *, outputs: bool = False
+    ) -> tuple[Loss, Any]:
+        """Return the losses of a batch, and if ``outputs``, what the whole model returns for it.
+
+        ``model`` may be wrapped, as in DDP.
+        """
+        if outputs or self.objective is self.whole:
+            returned = model(**self.whole.inputs(batch))
+            return self.whole.of(returned, batch), returned
+        inner = self.accelerator.unwrap_model(self.model)
+        before = vars(inner).get("forward")
+        inner.forward = self.objective.forward
+        try:
+            with self.accelerator.autocast():
+                return model(batch), None
+        finally:
+            del inner.forward
+            if before is not None:
+                inner.forward = before
+
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Inputs,
+        inputs: Any,
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the sum of this rank's losses, divided by the targets of the whole update."""
-        losses, where, right, outputs = self._token_losses(model, inputs, everywhere=return_outputs)
-        if self._shown:
-            # Losses are computed in the order in which the micro-batches were masked.
-            batch = self._shown.popleft()
-            seen = Loss.of(losses, where)._replace(right=right)
-            for learner in self._learners.values():
-                learner.observe(batch, seen)
-        loss = losses.sum()
+        found, outputs = self._loss(model, inputs, outputs=return_outputs)
+        for learner in self._learners.values():
+            learner.observe(inputs, found)
+        loss = found.total
         if num_items_in_batch is None:
-            loss = loss / max(1, losses.numel())
+            loss = loss / found.divisor.clamp(min=1)
         else:
-            targets = torch.as_tensor(num_items_in_batch, device=losses.device).clamp(min=1)
+            targets = torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
             # DDP averages gradients over ranks. The number of ranks turns the average into a sum.
             loss = loss * self.accelerator.num_processes / targets
         if return_outputs:
@@ -354,20 +395,19 @@ class MaskingTrainer(Trainer):
     ) -> tuple[Any, Any, Any]:
         """Evaluate one batch with the masks of step 0."""
         rows = self._prepare_inputs(inputs)
-        masked = self.evaluation_masker(rows, step=0, total_steps=1, epoch=0)
-        batch = self._inputs(masked)
+        batch = self._masked(self.evaluation_masker, rows, step=0, total_steps=1, epoch=0)
         # ``evaluation_loop`` passes this dict to ``compute_metrics``.
-        inputs["input_ids"] = batch["input_ids"]
-        labels = batch["labels"]
-        everywhere = not prediction_loss_only
-        with torch.no_grad(), self.compute_loss_context_manager():
-            losses, where, _, outputs = self._token_losses(model, batch, everywhere=everywhere)
-        loss_B = losses.new_zeros(len(labels)).index_add(0, where[:, 0], losses)
+        inputs["input_ids"] = batch.input_ids
+        with torch.no_grad():
+            found, outputs = self._loss(model, batch, outputs=not prediction_loss_only)
+        assert found.each is not None and found.where is not None
+        losses = weighted(found.each, batch.loss_weight, *found.where.unbind(1))
+        loss_B = losses.new_zeros(len(batch.labels)).index_add(0, found.where[:, 0], losses)
         # Results are gathered by row, so that rows that only fill up the last batch are left out.
         sums, counts = self.accelerator.gather_for_metrics((loss_B, targets_of_rows(batch)))
         self._loss_sum += float(sums.sum())
         self._targets += int(counts.sum())
-        loss = losses.sum() / max(1, losses.numel())
+        loss = found.total / found.divisor.clamp(min=1)
         if prediction_loss_only:
             return loss, None, None
         hidden = ignore_keys or []
@@ -378,8 +418,8 @@ class MaskingTrainer(Trainer):
             outputs = {"logits": logits_of(outputs)}
         shown = tuple(value for name, value in outputs.items() if name not in left_out)
         if len(shown) == 1:
-            return loss, shown[0], labels
-        return loss, shown, labels
+            return loss, shown[0], batch.labels
+        return loss, shown, batch.labels
 
     def evaluation_loop(self, *args: Any, **more: Any) -> Any:
         """Evaluate as ``Trainer`` does, but report the mean loss over targets, not over batches."""
@@ -476,27 +516,15 @@ class MaskingTrainer(Trainer):
             read = longest
         check_positions(longest, self._room, read=read)
 
-    def _inputs(self, batch: MaskedBatch) -> Inputs:
+    def _masked(self, masker: Masker, rows: Inputs, **when: Any) -> MaskedBatch:
+        """Mask rows, and check that the model can read them."""
+        batch = masker(rows, **when)
         self._check_room(batch)
-        inputs: Inputs = dict(batch)
-        if self._decodes:
-            if batch.documents is not None:
-                do = "put one document in each row, or use maskwise pretrain"
-                raise MaskwiseError("an encoder–decoder reads a packed row as one text", do=do)
-        elif self._network:
-            inputs = model_inputs(self._network, batch)
-        inputs |= self._columns_read(batch)
-        if not self._decodes and not self._network:
-            require_accepted(self.model, inputs)
-            warn_of_packed(batch)
-        inputs["labels"] = batch.labels
-        # Masked diffusion divides the loss by the number of tokens that may be masked.
-        if batch.loss_weight is not None:
-            inputs["loss_weight"] = batch.loss_weight
-            inputs["counted"] = (
-                batch.line.tensor(batch.line.eligible).sum(1).to(batch.labels.device)
-            )
-        return inputs
+        if self._decodes and batch.documents is not None:
+            do = "put one document in each row, or use maskwise pretrain"
+            raise MaskwiseError("an encoder–decoder reads a packed row as one text", do=do)
+        batch.extras |= self._columns_read(batch)
+        return batch
 
     def _columns_read(self, batch: MaskedBatch) -> Inputs:
         """Return the layers, (B, L), that the model's ``forward`` has a parameter for."""
@@ -518,8 +546,7 @@ class MaskingTrainer(Trainer):
     @property
     def _decodes(self) -> bool:
         """Whether the model has a decoder, which reads the labels."""
-        config = self._config
-        return hasattr(config, "is_encoder_decoder") and bool(config.is_encoder_decoder)
+        return decodes(self.model)
 
     @property
     def _network(self) -> PreTrainedModel | None:
@@ -531,59 +558,66 @@ class MaskingTrainer(Trainer):
     def _config(self) -> Any:
         return getattr(self.model, "config", None)
 
-    def _token_losses(
-        self, model: nn.Module, inputs: Inputs, *, everywhere: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
-        """Return the losses (M,), positions (M, 2) and correctness (M,) of M targets, and outputs.
 
-        If ``everywhere``, logits are computed at every position.
-        """
-        inputs = dict(inputs)
-        weight = inputs.pop("loss_weight", None)
-        inputs.pop("counted", None)
-        labels = inputs["labels"]
+class WholeModel(MaskedLanguageModelling):
+    """The losses of logits at all positions, which a model returns when it is called as a whole.
+
+    Args:
+        model: a user's own model, of which only what it returns is known, or any model of
+            transformers.
+        tokens: the number of tokens in the vocabulary.
+    """
+
+    def __init__(self, model: nn.Module, tokens: int):
+        super().__init__(unwrapped(model))
+        self.tokens = tokens
+
+    def inputs(self, batch: Any) -> Inputs:
+        model = self.model
         # A decoder reads the labels, but an encoder would use them to compute a loss.
-        if not self._decodes:
-            del inputs["labels"]
-        where = (labels != IGNORE).nonzero()
-        row, column = where.unbind(1)
-        truth = labels[row, column]
-        few = False
-        if everywhere or self._decodes:
-            outputs = model(**inputs)
-        else:
-            with states_at(self._network, row, column) as few:
-                outputs = model(**inputs)
+        if decodes(model):
+            return {**batch, "labels": batch.labels}
+        inputs = model_inputs(model, batch) if isinstance(model, PreTrainedModel) else dict(batch)
+        inputs.pop("labels", None)
+        if not isinstance(model, PreTrainedModel):
+            require_accepted(model, inputs)
+            warn_of_packed(batch)
+        return inputs
+
+    def of(self, outputs: Any, batch: MaskedBatch) -> Loss:
+        """Return the losses of a batch, from what the model returned for it.
+
+        Raises:
+            MaskwiseError: there are no logits, or they do not fit the labels or the vocabulary.
+        """
         logits = logits_of(outputs)
-        if not few:
-            if logits.ndim != 3 or logits.shape[:2] != labels.shape:
-                raise MaskwiseError(
-                    f"the logits of {type(self.model).__name__} do not fit the labels",
-                    got=tuple(logits.shape),
-                    allowed=f"{(*labels.shape, 'V')}, for V tokens",
-                )
-            logits = logits[row, column]
-        # Losses of hidden states, or of the logits of another vocabulary, would end in torch.
-        tokens = self._tokens
-        if not self._decodes and logits.shape[-1] < tokens:
+        labels = batch.labels
+        who = type(self.model).__name__
+        if logits.ndim != 3 or logits.shape[:2] != labels.shape:
             raise MaskwiseError(
-                f"the logits of {type(self.model).__name__} do not fit the vocabulary",
+                f"the logits of {who} do not fit the labels",
+                got=tuple(logits.shape),
+                allowed=f"{(*labels.shape, 'V')}, for V tokens",
+            )
+        # Losses of hidden states, or of the logits of another vocabulary, would end in torch.
+        if not decodes(self.model) and logits.shape[-1] < self.tokens:
+            raise MaskwiseError(
+                f"the logits of {who} do not fit the vocabulary",
                 got=f"{logits.shape[-1]} for each position",
-                allowed=f"≥ {tokens}, the number of tokens",
+                allowed=f"≥ {self.tokens}, the number of tokens",
                 do="return the logits of the output layer, and not hidden states",
             )
-        right = None
-        if self.tells_right:
-            right = logits.argmax(-1) == truth
-        smoothing = self.args.label_smoothing_factor
-        # Losses are in single precision, because half precision would lose small terms of the sum.
-        logits = logits.float()
-        if few and not smoothing:
-            # This overwrites the logits, which a known head does not need for its gradient.
-            unweighted = token_losses(logits, truth)
-        else:
-            unweighted = cross_entropy(logits, truth, reduction="none", label_smoothing=smoothing)
-        return weighted(unweighted, weight, row, column), where, right, outputs
+        at = batch.where.unbind(1)
+        losses, *right = self.read(picked(logits, *at), labels[at])
+        return self.loss(batch, losses, batch.where, right[0] if right else None)
+
+
+class InFewerRows(MaskedLanguageModelling):
+    """The losses of an encoder that reads the rows of a batch as fewer rows of several texts."""
+
+    def answers(self, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        losses, _, right = super().answers(batch.in_fewer_rows())
+        return losses, batch.where, right
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -656,38 +690,21 @@ def require_accepted(model: nn.Module, inputs: Inputs) -> None:
             )
 
 
-def targets_of_rows(batch: Mapping[str, Any]) -> Tensor:
+def targets_of_rows(batch: MaskedBatch) -> Tensor:
     """(B,) int64: the number of targets in a row; for diffusion, of tokens that may be masked."""
-    if "counted" in batch:
-        return batch["counted"]
-    return (batch["labels"] != IGNORE).sum(1)
-
-
-@contextlib.contextmanager
-def states_at(model: Any, row: Tensor, column: Tensor) -> Iterator[bool]:
-    """A context in which a model computes logits (M, V) only at the positions (row, column).
-
-    A hook passes only the hidden states (M, H) at these positions to the head. The model is still
-    called as a whole, as DDP requires. Yields False, without a hook, if the head is unknown.
-    """
-    if not isinstance(model, PreTrainedModel) or prediction_head(model) is None:
-        yield False
-        return
-
-    def keep(_module: nn.Module, _inputs: object, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state[row, column]
-        return output
-
-    hook = encoder_of(model).register_forward_hook(keep)
-    try:
-        yield True
-    finally:
-        hook.remove()
+    if batch.counted is None:
+        return (batch.labels != IGNORE).sum(1)
+    return batch.line.tensor(batch.line.eligible).sum(1).to(batch.labels.device)
 
 
 def unwrapped(model: Any) -> Any:
     """Return the model under peft, which trains low-rank updates of it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decodes(model: nn.Module) -> bool:
+    """Whether a model has a decoder, which reads the labels."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def require_language_model(model: object) -> None:

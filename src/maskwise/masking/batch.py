@@ -16,6 +16,7 @@ from maskwise.devices import moved
 from maskwise.draws import Array
 from maskwise.masking.line import Line
 from maskwise.masking.select import Choice
+from maskwise.segments import best_fit, listed, offsets
 
 if TYPE_CHECKING:
     import torch
@@ -240,6 +241,67 @@ class MaskedBatch:
         if packed:
             whole.documents = whole.segment_ids
         return whole
+
+    def in_fewer_rows(self) -> MaskedBatch:
+        """Return the texts of this batch in fewer rows of several documents, with less padding.
+
+        Rows are as long as the longest text. ``where`` has the targets in the order of this batch,
+        but not row by row. The batch is for a model to read: ``line`` and ``choice`` are those of
+        this batch.
+
+        >>> from maskwise import Masker, encode
+        >>> from maskwise.text import train_tokenizer
+        >>> tokenizer = train_tokenizer(["the cat sat on the mat"] * 3, vocab_size=80)
+        >>> rows = encode(tokenizer, ["the cat", "the cat sat on the mat", "mat"])
+        >>> packed = Masker(tokenizer)(rows).in_fewer_rows()
+        >>> packed.documents.tolist()
+        [[0, 0, 0, 0, 2, 2, 2, -1], [1, 1, 1, 1, 1, 1, 1, 1]]
+        """
+        import torch
+
+        segment_BL = self.segment_ids.numpy()
+        height, width = segment_BL.shape
+        present = segment_BL >= 0
+        lengths_B = present.sum(1)
+        room = int(lengths_B.max(initial=0))
+        row_B = best_fit(lengths_B, room)
+        # Rows stay in their order, so that the numbers of documents ascend along a row.
+        order_B = row_B.argsort(kind="stable")
+        tokens_B = lengths_B[order_B]
+        read = np.flatnonzero(present)[listed(offsets(lengths_B)[order_B], tokens_B)]
+        in_row_R = np.bincount(row_B, lengths_B).astype(np.int64)
+        inside = np.arange(room) < in_row_R[:, None]
+        # The place of each token in this batch. Any token will do for padding.
+        source = np.zeros(inside.shape, np.int64)
+        source[inside] = read
+        place = np.zeros(height * width, np.int64)
+        place[read] = np.flatnonzero(inside)
+        # Rows have at most ``width`` documents, so no two documents share a number.
+        number_BL = segment_BL + np.arange(height)[:, None] * width
+        documents = torch.from_numpy(np.where(inside, number_BL.ravel()[source], -1))
+
+        device = self.labels.device
+        from_RL = moved(torch.from_numpy(source), device)
+        inside_RL = moved(torch.from_numpy(inside), device)
+        to = moved(torch.from_numpy(place), device)
+
+        def laid(values: Tensor) -> Tensor:
+            return values.flatten()[from_RL]
+
+        packed = replace(
+            self,
+            input_ids=laid(self.input_ids),
+            labels=laid(self.labels).masked_fill(~inside_RL, IGNORE),
+            attention_mask=inside_RL.long(),
+            extras={name: laid(values) for name, values in self.extras.items()},
+        )
+        row, column = self.where.unbind(1)
+        target = to[row * width + column]
+        packed.where = torch.stack((target // max(1, room), target % max(1, room)), 1)
+        packed.documents = moved(documents, device)
+        # The offsets are computed on the host, as in ``to``.
+        packed.ends = (moved(offsets_of(documents), device), None)
+        return packed
 
     @cached_property
     def where(self) -> Tensor:

@@ -16,10 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskwise.attention import NAME, REPLACED, DocumentIds
+from maskwise.attention import DocumentIds
 from maskwise.devices import Tensors
 from maskwise.errors import MaskwiseError, whole_number
-from maskwise.families import ENCODERS, adapter_of, decoder_inputs, patched, picked, width_of
+from maskwise.families import (
+    adapter_of,
+    decoder_inputs,
+    patched,
+    picked,
+    require_separable,
+    width_of,
+)
 from maskwise.flops import (
     Work,
     attended_pairs,
@@ -350,22 +357,10 @@ class CausalLanguageModelling(MaskedLanguageModelling):
     def __init__(self, model: PreTrainedModel):
         super().__init__(model)
         self.check_model(model.config)
-        attention = model.config._attn_implementation
-        if attention not in (*REPLACED, NAME):
-            raise MaskwiseError(
-                "objective clm cannot make this attention causal",
-                got=attention,
-                do="load the model with attn_implementation sdpa or eager",
-            )
 
     @classmethod
     def check_model(cls, config: PreTrainedConfig) -> None:
-        if not adapter_of(config).separates:
-            raise MaskwiseError(
-                "objective clm needs an attention that can be made causal",
-                got=config.model_type,
-                allowed=", ".join(name for name, family in ENCODERS.items() if family.separates),
-            )
+        require_separable(config, use="objective clm")
 
     def attention(self, lengths: Lengths) -> Work:
         """Return the multiplications in the encoder's attention, which is causal here."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from maskwise.families import adapter_of, masked_logits, picked, prediction_head
 from maskwise.flops import Work, encoder_weights, head_weights
@@ -61,9 +62,19 @@ class MaskedLanguageModelling(Objective):
     tells_right = False
     """Whether losses include ``right``."""
 
+    smoothing = 0.0
+    """The share of each target that is spread evenly over the vocabulary (label smoothing)."""
+
     def forward(self, batch: Batch) -> Loss:
-        losses, where, right = self.answers(batch)
-        return Loss.of(losses, where)._replace(right=right)
+        return self.loss(batch, *self.answers(batch))
+
+    def loss(self, batch: Batch, losses: Tensor, where: Tensor, right: Tensor | None) -> Loss:
+        """Sum what ``answers`` returns, with the weights of masked diffusion if there are any."""
+        loss = Loss.of(losses, where)._replace(right=right)
+        if isinstance(batch, MaskedBatch) and batch.loss_weight is not None:
+            total = weighted(losses, batch.loss_weight, *where.unbind(1)).sum()
+            loss = loss._replace(total=total, divisor=as_scalar(batch.counted or 0, losses))
+        return loss
 
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the losses (M,) float32 and the positions (M, 2) of all targets, row by row."""
@@ -72,11 +83,16 @@ class MaskedLanguageModelling(Objective):
     def answers(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the losses and positions of all targets, and ``right`` as in ``Loss``."""
         where = target_places(batch)
-        read = losses_and_right if self.tells_right else losses_alone
         inputs = self.inputs(batch)
-        found = read_at(self.model, where, batch["labels"], inputs, read, head=self.read_head)
+        found = read_at(self.model, where, batch["labels"], inputs, self.read, head=self.read_head)
         losses, *more = found
         return losses, where, more[0] if more else None
+
+    @property
+    def read(self) -> Read:
+        """The function that reads the losses, and ``right`` if it is wanted, from logits."""
+        read = losses_and_right if self.tells_right else losses_alone
+        return partial(read, smoothing=self.smoothing) if self.smoothing else read
 
     def compile_head(self) -> None:
         """Compile the head and the loss, if the head is known."""
@@ -144,16 +160,21 @@ def read_states(
     return in_chunks(compute, states_MH, truth, vocabulary=model.config.vocab_size)
 
 
-def losses_alone(logits: Tensor, truth: Tensor) -> tuple[Tensor]:
+def losses_alone(logits: Tensor, truth: Tensor, smoothing: float = 0.0) -> tuple[Tensor]:
     """(M,) float32: the loss of each target."""
-    return (token_losses(unrounded(logits), truth),)
+    logits = unrounded(logits)
+    if smoothing:
+        return (cross_entropy(logits, truth, reduction="none", label_smoothing=smoothing),)
+    return (token_losses(logits, truth),)
 
 
-def losses_and_right(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+def losses_and_right(
+    logits: Tensor, truth: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """The loss of each target, and whether the most probable token is the target, both (M,)."""
     # Losses may overwrite the logits, so they are computed last.
     right = logits.argmax(-1) == truth
-    (losses,) = losses_alone(logits, truth)
+    (losses,) = losses_alone(logits, truth, smoothing)
     return losses, right
 
 
@@ -209,8 +230,3 @@ class MaskedDiffusion(MaskedLanguageModelling):
         if masking.policy.reads_text:
             return f"the masking policy depends on the text that it hides: {no_bound}"
         return None
-
-    def forward(self, batch: MaskedBatch) -> Loss:  # type: ignore[override]
-        losses, where, right = self.answers(batch)
-        total = weighted(losses, batch.loss_weight, *where.unbind(1)).sum()
-        return Loss(total, as_scalar(batch.counted or 0, losses), losses.detach(), where, right)

@@ -19,7 +19,7 @@ import numpy as np
 from maskwise.draws import Array
 from maskwise.errors import MaskwiseError, finite_number, plural, require_known
 from maskwise.masking.line import Line
-from maskwise.segments import listed, owners
+from maskwise.segments import best_fit, listed, owners
 from maskwise.text.documents import Document
 from maskwise.text.pieces import (
     Ints,
@@ -92,7 +92,7 @@ class Rows:
         order = []
         sizes = [np.zeros(1, np.int64)]
         for window, costs in zip(np.split(chosen, borders), np.split(cost, borders)):
-            row = _best_fit(costs, space)
+            row = best_fit(costs, space)
             # A stable sort keeps the pieces of a row in the order of the corpus.
             order.append(window[row.argsort(kind="stable")])
             sizes.append(np.bincount(row))
@@ -323,41 +323,3 @@ def dev_and_verdict(held_out: Rows) -> tuple[Rows, Rows]:
     dev_rows = Rows.of(held_out.pieces, held_out.layout, chosen=pieces[dev])
     verdict_rows = Rows.of(held_out.pieces, held_out.layout, chosen=pieces[~dev])
     return dev_rows, verdict_rows
-
-
-def _best_fit(cost: Ints, space: int) -> Ints:
-    """Assign pieces to rows. The longest piece comes first, and goes into the fullest row that has
-    room for it.
-
-    Rows with the same room left are on one stack. Bit n of an integer says whether the stack for
-    room n has rows. The lowest set bit at or above the cost of a piece is thus the tightest fit.
-
-    Returns:
-        The row of each piece, (P,).
-    """
-    row_of_piece = np.empty(len(cost), dtype=np.int64)
-    order = np.argsort(-cost, kind="stable")
-    stacks: list[list[int]] = [[] for _ in range(space + 1)]
-    open_stacks = 0
-    rows = 0
-    for piece, need in zip(order.tolist(), cost[order].tolist()):
-        fitting = open_stacks >> need
-        if fitting:
-            lowest_bit = fitting & -fitting
-            room = need + lowest_bit.bit_length() - 1
-            row = stacks[room].pop()
-            if not stacks[room]:
-                open_stacks ^= 1 << room
-        else:
-            room = space
-            row = rows
-            rows += 1
-        row_of_piece[piece] = row
-        stacks[room - need].append(row)
-        open_stacks |= 1 << (room - need)
-    # Rows are renumbered by their first piece, so that they are in the order of the corpus.
-    first = np.full(rows, len(cost))
-    np.minimum.at(first, row_of_piece, np.arange(len(cost)))
-    rank = np.empty(rows, dtype=np.int64)
-    rank[first.argsort(kind="stable")] = np.arange(rows)
-    return rank[row_of_piece]
