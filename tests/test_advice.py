@@ -38,6 +38,13 @@ COMMANDS = {
     "pretrain my.yaml --learning-rate=1e-3": "given as training.learning_rate=1e-3",
     "study my.yaml --runs 6": "given as study.seeds=6",
     "study my.yaml --only-seeds 9": "study.seeds=9",
+    "study my.yaml --task trivia": "given as tasks=trivia",
+    # The whole argument, in quotation marks for YAML and for the shell.
+    "study my.yaml --task my_labels.csv(label='label')": r"""
+        "tasks=\"my_labels.csv(label='label')\""
+    """.strip(),
+    "pretrain my.yaml --dry-run": "maskwise check shows the plan",
+    "new my_texts.txt --dry-run": "maskwise check shows the plan",
     "finetune bundled:encoder --task trivia --learning-rate 1e-3": "given as learning_rate=1e-3",
     "export my_texts.txt --ratio 0.3": "given as ratio=0.3",
     "adapt bundled:encoder my_texts.txt my_labels.csv": "--task my_labels.csv",

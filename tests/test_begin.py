@@ -75,6 +75,24 @@ def doubts_of(subject: Path, *overrides: str) -> str:
     return " ".join(doubt["what"] for doubt in facts["doubts"])
 
 
+@pytest.mark.parametrize(("max_length", "do"), [(64, "at most 128"), (128, "no more positions")])
+def test_advice_on_truncated_rows_knows_what_the_model_can_read(recipe, max_length, do):
+    Path("long.csv").write_text(
+        "text,label\n" + "".join(f"{'an owl flies ' * 90}{n},{n % 2}\n" for n in range(40))
+    )
+    facts = check(
+        str(recipe),
+        [
+            "tasks=long.csv",
+            f"finetune.max_length={max_length}",
+            "model.settings.max_position_embeddings=128",
+        ],
+        timing=False,
+    )
+    (doubt,) = [doubt for doubt in facts["doubts"] if "are truncated" in doubt["what"]]
+    assert do in doubt["do"]
+
+
 def test_check_counts_the_held_out_rows_of_the_whole_text(recipe):
     """Neither the share of a sample's documents nor the setting is the share of the rows.
 

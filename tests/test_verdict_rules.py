@@ -841,7 +841,8 @@ def test_a_study_that_can_never_decide_is_told_so_at_once():
     assert first["power"] == {"1": 0.0, "1.5": 0.0}
     assert (
         prospect_lines(prospects)[0]
-        == "each of the 2 contrasts: 6 runs are too few for a verdict, which needs at least 7"
+        == "each of the 2 contrasts (b against a, c against a): 6 runs are too few for a verdict, "
+        "which needs at least 7"
     )
     assert prospects_of(recipe_of(seeds=7))[0]["decidable"]
     assert prospects_of(recipe_of(seeds=6, contrasts=[["b", "a"]], gate=["c", "a"]))[1]["decidable"]

@@ -335,11 +335,14 @@ def shell_word(word: object) -> str:
 
     >>> print(shell_word("a.csv(label='kind')"), shell_word("my text.txt"), shell_word("a.txt"))
     "a.csv(label='kind')" 'my text.txt' a.txt
+    >>> print(shell_word("a='x' " + 'b="y"'))
+    "a='x' b=\\"y\\""
     """
     text = str(word)
     # Within double quotes, shells read some characters, and an exclamation mark at a prompt.
-    if "'" in text and not set('"$`\\!') & set(text):
-        return f'"{text}"'
+    if "'" in text and not set("$`\\!") & set(text):
+        quoted = text.replace('"', '\\"')
+        return f'"{quoted}"'
     return shlex.quote(text)
 
 

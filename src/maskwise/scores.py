@@ -307,9 +307,9 @@ def compare(
         if scales[task] != 1:
             notes.append(f"Guessing is read to score {in_percent(value)} % on {task}.")
     if margin is not None:
-        notes.append(
-            f"Differences within ±{in_percent(margin)} points or {margin:g} nats do not matter."
-        )
+        # A margin is refused for scores and losses together.
+        amount = f"{margin:g} nats" if losses else f"{in_percent(margin)} points"
+        notes.append(f"Differences within ±{amount} do not matter.")
     metrics = {task: NATS if task in losses else "score" for task in tasks}
     records: list[Record] = []
     for arm, seed, task, score in found:

@@ -12,6 +12,7 @@ import atexit
 import errno
 import gc
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from maskwise.errors import (
     MaskwiseError,
     OtherProcessFailed,
     command_line,
+    shell_word,
     shell_words,
     shortened,
     tidy_warnings,
@@ -41,6 +43,7 @@ from maskwise.printing import (
     err_console,
     flush,
     is_read,
+    json_text,
     let_go,
     open_streams,
     out_console,
@@ -258,12 +261,13 @@ def _usage_words(error: Any, given: Sequence[str]) -> str:
     unknown = getattr(error, "option_name", "")
     # An option that lacks its value has a name, too, and no possibilities.
     if unknown and error.ctx and hasattr(error, "possibilities"):
+        if unknown == "--dry-run":
+            return f"{error.message}; maskwise check shows the plan of a recipe, or of files"
         setting = _setting_of(unknown.lstrip("-").replace("-", "_"), error.ctx.command)
         if setting is None:
             return words
-        text = " ".join(given)
-        value = text.partition(unknown)[2].lstrip("= ").partition(" ")[0] or "…"
-        return f"{error.message}; settings are given as {setting}={value}"
+        value = _value_of(unknown, given)
+        return f"{error.message}; settings are given as {shell_word(f'{setting}={value}')}"
     missing = getattr(error, "param", None)
     explained = getattr(missing, "help", None)
     if error.message or not explained:
@@ -278,6 +282,17 @@ def _usage_words(error: Any, given: Sequence[str]) -> str:
     return " ".join(lines)
 
 
+def _value_of(option: str, given: Sequence[str]) -> str:
+    """Return the value of an option as an override writes it; "…" if it has none."""
+    for word, after in zip(given, [*given[1:], "…"], strict=True):
+        name, equals, value = word.partition("=")
+        if name == option:
+            value = value if equals else after
+            # A comma or a quotation mark would end the text.
+            return value if re.fullmatch(r"[\w.…-]*", value) else json_text(value)
+    return "…"
+
+
 def _setting_of(name: str, command: Any) -> str | None:
     """Return a setting of a command with the name of an option that it lacks, or None."""
     if not {"overrides", "settings", "more"} & {each.name for each in command.params}:
@@ -288,6 +303,8 @@ def _setting_of(name: str, command: Any) -> str | None:
         name = "seeds" if command.name == "study" else "seed"
     section = SECTIONS.get(command.name, "")
     known = [key for key in recipe_keys() if key.startswith(section)]
+    if f"{name}s" in known:
+        return f"{name}s"
     found = [key for key in known if key.rpartition(".")[2] == name]
     # Most settings that are asked for are of training.
     first = "study." if name == "seeds" else "training."

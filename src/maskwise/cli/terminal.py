@@ -138,7 +138,7 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> N
     console = out_console
     if not console.is_terminal:
         console = Terminal(width=PIPE_WIDTH)
-    table = Table(box=None, padding=(0, SPACE, 0, 0))
+    table = Table(box=None, padding=(0, SPACE, 0, 0), show_header=any(heads))
     widths = _widths(
         console, [[head, *column] for head, *column in zip(heads, *cells, strict=True)]
     )
@@ -155,7 +155,14 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> N
         table.add_column(head, width=width, overflow="fold")
     for row in cells:
         table.add_row(*row)
-    console.print(table)
+    if console is out_console:
+        console.print(table)
+        return
+    # In a file, the blanks that fill a line up are noise.
+    with console.capture() as printed:
+        console.print(table)
+    for line in printed.get().splitlines():
+        out_console.print(Text(line.rstrip()), soft_wrap=True)
 
 
 def _widths(console: Console, columns: Iterable[Sequence[str | Text]]) -> list[int] | None:

@@ -80,7 +80,7 @@ def check(
     """Show what would be trained, how long it takes, and what it can decide. Nothing is written.
 
     For files, the command checks the recipe that `maskwise new` would write for them; for a model
-    and files, that of `maskwise adapt`. `--dry-run` of these commands shows the same.
+    and files, that of `maskwise adapt`. `study --dry-run` and `adapt --dry-run` show the same.
     """
     overrides, files = settings_and_files(more or ())
     labels = [*(task or ())]

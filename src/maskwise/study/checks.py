@@ -40,7 +40,6 @@ from maskwise.study.store import StageStore
 from maskwise.study.trial import check_step
 from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import idle_settings
-from maskwise.tasks.settings import MAX_LENGTH
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import field_note, first_characters, folder_note, lines_note
@@ -478,7 +477,7 @@ def _check_model(
         yield f"{start}: {NO_HEAD}"
     if arm.tasks and (start or arm.has_new_positions):
         length = arm.finetune.max_length
-        do = f"set finetune.max_length={most_tokens(config)} (by default it is {MAX_LENGTH})"
+        do = f"set finetune.max_length={most_tokens(config)}"
         if arm.has_new_positions:
             do += ", or give the new model more positions (model.settings.max_position_embeddings)"
         check_room(config, length, what="finetune.max_length", do=do)

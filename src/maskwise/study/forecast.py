@@ -31,6 +31,7 @@ from maskwise.devices import memory
 from maskwise.errors import MaskwiseError, counted, option, plural, shortened
 from maskwise.evaluation import overlap_record
 from maskwise.evaluation.copies import SIMILAR, near_copies
+from maskwise.families import most_tokens
 from maskwise.folders import read_json
 from maskwise.models import weights_of
 from maskwise.recipe import Recipe
@@ -308,7 +309,8 @@ def check(
         facts["training"] = _training_facts(first, corpus, facts["arms"], whole=sample.whole)
         for spec in of_run(recipe.tasks, recipe.study.first_seed):
             task = load_task(spec)
-            facts["tasks"][task.name] = _task_facts(task, first, sample.data.tokenizer)
+            of_task = _task_facts(task, first, sample.data.tokenizer, most_tokens(config))
+            facts["tasks"][task.name] = of_task
             read = first_characters(first.corpus.training_documents(), OVERLAP_CHARACTERS)
             overlap = overlap_record(read, task, corpus=first.corpus.title)
             facts["tasks"][task.name]["overlap"] = overlap
@@ -646,10 +648,12 @@ def _doubt_task(name: str, task: Plain, doubt: Callable[[str, str], None]) -> No
         )
     if too_many_cut(task):
         rows = f"{task['cut']:.0%} of the rows of {name}"
-        doubt(
-            f"{rows} are longer than {task['max_length']} tokens and are truncated",
-            f"raise finetune.max_length: the longest row has {task['longest']:,} tokens",
-        )
+        longest = f"the longest row has {task['longest']:,} tokens"
+        do = f"the model has no more positions ({longest}); a model for longer rows reads all"
+        if task["max_length"] < task["positions"]:
+            most = min(task["longest"], task["positions"])
+            do = f"raise finetune.max_length, to at most {most:,}: {longest}"
+        doubt(f"{rows} are longer than {task['max_length']} tokens and are truncated", do)
     overlap = task["overlap"]
     if overlap["overlapping"]:
         # The records, which have more examples, are written by the study.
@@ -705,8 +709,10 @@ def _masks(link: Recipe) -> str:
     return f"{link.masking.policy} {link.masking.ratio}"
 
 
-def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) -> Plain:
-    most_tokens = link.finetune.max_length
+def _task_facts(
+    task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase, positions: int
+) -> Plain:
+    max_length = link.finetune.max_length
     labels = Counter(all_classes(task.splits["train"]))
     sizes = row_sizes(task, tokenizer)
     return {
@@ -717,7 +723,8 @@ def _task_facts(task: Task, link: Recipe, tokenizer: PreTrainedTokenizerBase) ->
         "most": max(labels.values(), default=0) / max(1, labels.total()),
         "majority": task.majority,
         "skipped": dict(task.skipped),
-        "cut": cut_share(sizes, most_tokens),
+        "cut": cut_share(sizes, max_length),
         "longest": max(sizes, default=0),
-        "max_length": most_tokens,
+        "max_length": max_length,
+        "positions": positions,
     }

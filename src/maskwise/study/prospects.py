@@ -275,7 +275,7 @@ def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
     for line, pairs in pairs_of.items():
         which = ", ".join(pairs)
         if len(pairs) == len(prospects) > 1:
-            which = f"each of the {len(pairs)} contrasts"
+            which = f"each of the {len(pairs)} contrasts ({which})"
         lines.append(f"{which}: {line}")
     return lines
 
