@@ -7,9 +7,11 @@ one document per row, packed rows of five documents, and packed rows of sentence
 The contestants are policies (what is masked) and corruptions (how masked tokens are shown) of
 maskwise, and transformers' collator. All of them mask the same rows. transformers' collator reads
 lists of dicts, with special_tokens_mask, as its documentation advises, and character offsets for
-whole words. maskwise reads tensors, as it does in its own training; the contestants "from lists"
-read lists of dicts, as the collator does, most of whose time goes into making tensors of them. The
-masking step of the collator reads tensors, too.
+whole words, and spends most of its time on making tensors of them. So what is read decides much of
+a ratio, and the contestants of maskwise named ``token`` and ``whole-word`` are timed with four
+inputs: tensors of twelve columns; tensors of the three columns that they read; a ``Line``, as in
+maskwise's own training; and lists of dicts, as the collator reads them. The masking step of the
+collator alone, from tensors, is a contestant, too.
 
 Times are CPU seconds on one thread, because wall time on a shared machine includes other processes.
 Contestants take turns, because other processes use the same caches and should slow all contestants
@@ -23,8 +25,9 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
+from itertools import product
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -37,6 +40,7 @@ from transformers import DataCollatorForLanguageModeling
 
 from maskwise.cli.terminal import print_table
 from maskwise.masking import CORRUPTIONS, POLICIES, MaskedBatch, Masker, Vocabulary
+from maskwise.masking.gather import gather
 from maskwise.printing import err_console
 from maskwise.text.documents import read_documents
 from maskwise.text.pieces import tokenise
@@ -48,6 +52,10 @@ PEER = "transformers"
 PEER_WORDS = "transformers, whole words"
 PEER_STEP = "transformers, masking step from tensors"
 FROM_LISTS = ", from lists"
+FROM_COLUMNS = ", from three columns"
+FROM_LINE = ", from a line"
+READ = ("input_ids", "word_ids", "example_id")
+"""The columns that the policies token and whole-word read."""
 LAYOUTS = ("documents", "packed", "sentences")
 WITH_ARGUMENTS = {
     "mixture": "mixture(whole-word, span, token)",
@@ -77,8 +85,9 @@ def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 819
         ``results`` has one dict per contestant and shape: ``name``, ``layout``, ``rows``,
         ``length``, ``milliseconds`` (CPU time per batch: the median over repetitions of the median
         over batches), ``spread`` (the range of the repetitions' medians, divided by
-        ``milliseconds``), ``tokens_per_second``, ``times_random`` and ``times_whole_word`` (speed
-        relative to transformers' random and whole-word masking).
+        ``milliseconds``), ``tokens_per_second``, ``times_random``, ``times_whole_word`` and
+        ``times_step`` (speed relative to transformers' random and whole-word masking, and to its
+        random masking from tensors).
     """
     # One thread, as in a worker of a data loader.
     threads = torch.get_num_threads()
@@ -89,18 +98,17 @@ def bench_mask(*, batches: int = 20, repetitions: int = 3, vocab_size: int = 819
         maskers = _maskers(vocabulary)
         whole_word = {"whole-word": maskers["whole-word"]}
         simple = {"token": maskers["token"], **whole_word}
-        lists = [f"{name}{FROM_LISTS}" for name in simple]
         few = max(3, batches // 10)
         usual = BatchShape(32, 512, "documents")
         probes = [probe()]
         timed: Timed = {}
         for _ in track(range(repetitions), "timing", console=err_console):
-            _contest(timed, sample, maskers, batches, usual, lists)
+            _contest(timed, sample, maskers, batches, usual, simple)
             for layout in LAYOUTS:
                 for length in (128, 512):
                     shape = BatchShape(32, length, layout)
                     if shape != usual:
-                        _contest(timed, sample, simple, batches, shape, lists)
+                        _contest(timed, sample, simple, batches, shape, simple)
             _contest(timed, sample, whole_word, few, BatchShape(8, 4096, "documents"))
             probes.append(probe())
         return {
@@ -211,20 +219,25 @@ def _contest(
     maskers: dict[str, Masker],
     number: int,
     shape: BatchShape,
-    lists: Sequence[str] = (),
+    simple: Iterable[str] = (),
 ) -> None:
     """Time the maskers and transformers' collator for one repetition, on batches of one shape.
 
     Args:
-        lists: names of maskers with ``FROM_LISTS``, which read lists of dicts.
+        simple: the names of maskers that read ``READ``, which are timed with every input.
     """
     batches = sample.batches(*shape)
     calls = _peers(sample, batches)
     for name, masker in maskers.items():
         calls[f"maskwise, {name}"] = partial(_mask, masker, batches)
-    rows = [_rows_of(batch) for batch in batches] if lists else []
-    for name in lists:
-        calls[f"maskwise, {name}"] = partial(_mask, maskers[name.removesuffix(FROM_LISTS)], rows)
+    columns = [{name: batch[name] for name in READ} for batch in batches]
+    inputs: dict[str, list[Any]] = {
+        FROM_COLUMNS: columns,
+        FROM_LINE: [gather(batch, Vocabulary.of(sample.tokenizer)) for batch in columns],
+        FROM_LISTS: [_rows_of(batch) for batch in columns],
+    }
+    for name, (of, given) in product(simple, inputs.items()):
+        calls[f"maskwise, {name}{of}"] = partial(_mask, maskers[name], given)
     seconds = in_turn(calls, batches=number)
     for name, spent in seconds.items():
         timed.setdefault((name, shape), []).append(spent)
@@ -244,6 +257,7 @@ def _results(timed: Timed) -> list[Figures]:
                 "tokens_per_second": round(shape.rows * shape.length / spent),
                 "times_random": round(median(timed[PEER, shape]) / spent, 2),
                 "times_whole_word": round(median(timed[PEER_WORDS, shape]) / spent, 2),
+                "times_step": round(median(timed[PEER_STEP, shape]) / spent, 2),
             }
         )
     return results
@@ -255,10 +269,9 @@ def _mask(masker: Masker, batches: list[Any], number: int) -> MaskedBatch:
 
 
 def _rows_of(batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """Return a batch as a list of dicts, with what the policies token and whole-word read."""
-    names = ("input_ids", "word_ids", "example_id")
-    columns = zip(*(batch[name].tolist() for name in names), strict=True)
-    return [dict(zip(names, row, strict=True)) for row in columns]
+    """Return a batch as a list of dicts."""
+    columns = zip(*(values.tolist() for values in batch.values()), strict=True)
+    return [dict(zip(batch, row, strict=True)) for row in columns]
 
 
 def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> Contestants:
@@ -302,7 +315,10 @@ def _peers(sample: Sample, batches: list[dict[str, Tensor]]) -> Contestants:
     }
 
 
-HEADS = ("contestant", "rows", "shape", "ms per batch", "M tokens/s", "× random", "× whole words")
+HEADS = (
+    *("contestant", "rows", "shape", "ms per batch", "M tokens/s"),
+    *("× random", "× whole words", "× step"),
+)
 
 
 def mask_rows(result: Figures) -> list[tuple[str, ...]]:
@@ -318,6 +334,7 @@ def mask_rows(result: Figures) -> list[tuple[str, ...]]:
                 f"{row['tokens_per_second'] / 1e6:.2f}",
                 f"{row['times_random']:.1f}",
                 f"{row['times_whole_word']:.1f}",
+                f"{row['times_step']:.2f}",
             )
         )
     return rows
@@ -330,6 +347,7 @@ def mask_notes(result: Figures) -> list[str]:
     return [
         f"Masking on one core: {result['hardware']['cpu']}",
         "× random, × whole words: speed relative to transformers' random and whole-word masking",
+        "× step: speed relative to the random masking of transformers from tensors alone",
         f"Between repetitions, figures varied by up to {widest:.0%}, and the time of a fixed piece "
         f"of work by {noise:.0%}",
     ]
