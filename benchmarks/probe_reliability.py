@@ -36,6 +36,7 @@ from maskwise.study.stages import prepare_stage
 from maskwise.study.store import StageStore
 from maskwise.study.work import open_prepared, run_stage, starting_from
 from maskwise.training import train
+from maskwise.training.building import model_from
 from maskwise.training.learners import Learner, Progress
 from maskwise.training.several import Probe, SeveralObjectives, SeveralSources
 
@@ -79,8 +80,13 @@ def measure(seed: int, *, first: int, steps: int, folder: Path) -> dict[int, Ten
     run_stage(text, StageStore(folder))
     data = open_prepared(folder / text.name)
     recipe = starting_from(Path(start["checkpoint"]), recipe)
-    network = recipe.model.model(
-        data.tokenizer, data.training.length, kind="encoder", seed=seed, log_unigram=None
+    network = model_from(
+        recipe.model,
+        data.tokenizer,
+        data.training.length,
+        kind="encoder",
+        seed=seed,
+        log_unigram=None,
     )
     made = learning(network, data, recipe)
     joined, source = made.objective, made.source

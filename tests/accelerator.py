@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskwise import attention, devices
 from maskwise.devices import tensors_of
-from maskwise.evaluation import generate
+from maskwise.evaluation import evaluate, generate
 from maskwise.tasks import finetuning
 from maskwise.training import data
 from maskwise.training.learners import Progress
@@ -36,7 +36,6 @@ from maskwise.training.log import Log
 from maskwise.training.loop import Exchange
 
 GPU = torch.cuda.is_available()
-evaluate = sys.modules["maskwise.evaluation.evaluate"]  # its function has the module's name
 DEVICE = torch.device("cuda" if GPU else "meta")
 
 ASKS = {

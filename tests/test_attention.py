@@ -14,8 +14,8 @@ import torch
 from accelerator import by_document
 from maskwise import attention
 from maskwise.attention import DocumentIds
-from maskwise.evaluation import EvaluationSettings, HeldOut, evaluate
-from maskwise.evaluation.evaluate import Text
+from maskwise.evaluation import EvaluationSettings, HeldOut
+from maskwise.evaluation.evaluate import Text, evaluate
 from maskwise.families import ENCODERS, adapter_of, masked_logits
 from maskwise.masking import Masker
 from maskwise.models import new_config, new_model

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import evaluate, load_measures
-from maskwise.evaluation.evaluate import Text
+from maskwise.evaluation.evaluate import Text, evaluate, load_measures
 from maskwise.folders import read_lines
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.specs import split_options

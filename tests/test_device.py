@@ -36,6 +36,7 @@ from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
 from maskwise.text import Document, Prepared, Rows, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
+from maskwise.training.building import model_from
 from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, SeveralSources
 from processes import PATIENCE
 from tiny import SMALLER, maskwise, read_lines, write_inputs
@@ -321,8 +322,13 @@ def test_the_recipe_for_a_gpu_waits_for_nothing(policy: str, tmp_path: Path) -> 
         training = recipe.training.model_copy(update={"lag": lag})
         link = recipe.model_copy(update={"training": training})
         frequencies = torch.zeros(len(data.tokenizer))
-        network = link.model.model(
-            data.tokenizer, data.training.length, kind=link.kind, seed=0, log_unigram=frequencies
+        network = model_from(
+            link.model,
+            data.tokenizer,
+            data.training.length,
+            kind=link.kind,
+            seed=0,
+            log_unigram=frequencies,
         )
         made = learning(network, data, link)
         with accelerator() as device:

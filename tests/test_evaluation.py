@@ -26,12 +26,11 @@ from maskwise import encode
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation import (
     EvaluationSettings,
-    evaluate,
     load_measures,
     overlap_record,
 )
 from maskwise.evaluation.cloze import Cloze, Fact, candidate_scores, questions_of, rank_of
-from maskwise.evaluation.evaluate import evaluate_checkpoint
+from maskwise.evaluation.evaluate import evaluate, evaluate_checkpoint
 from maskwise.evaluation.heldout import FixedMasks
 from maskwise.evaluation.measure import HeldOutText
 from maskwise.evaluation.overlap import occurring

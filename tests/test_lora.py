@@ -25,6 +25,7 @@ from maskwise.recipe import read_recipe
 from maskwise.study.checks import check_inputs
 from maskwise.study.stages import evaluate_stage, prepare_stage, pretrain_stage
 from maskwise.study.work import starting_from
+from maskwise.training.building import empty_model_from
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.data import Step
 from maskwise.training.log import Meter
@@ -103,7 +104,7 @@ def test_flops_leave_out_gradients_of_weights_that_are_not_trained() -> None:
     network.set_attn_implementation("eager")
     whole = Flops(MaskedLanguageModelling(network)).trained(300, 60)
     recipe = ModelSettings(architecture="bert", adapter="lora(rank=4)")
-    empty = MaskedLanguageModelling(recipe.empty(network.config))
+    empty = MaskedLanguageModelling(empty_model_from(recipe, network.config))
     Lora(rank=4).add(network, seed=0)
     objective = MaskedLanguageModelling(network)
     ids = torch.randint(5, 40, (10, 30))

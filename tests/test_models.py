@@ -43,6 +43,7 @@ from maskwise.study.adapt.draft import Texts, draft_of
 from maskwise.study.costs import Forecast
 from maskwise.study.store import StageStore
 from maskwise.text import load_tokenizer
+from maskwise.training.building import changed_config, config_from, model_from
 from maskwise.training.settings import ModelSettings, attention_dropout_of
 from maskwise.weights import Size
 from processes import forked
@@ -398,10 +399,10 @@ def test_new_models_have_no_dropout_of_attention_unless_some_is_set(
     settings: dict[str, Any], expected: float
 ) -> None:
     chosen = ModelSettings(**settings)
-    assert rate_of(chosen.config(tokenizer(), 16, kind="encoder")) == expected
+    assert rate_of(config_from(chosen, tokenizer(), 16, kind="encoder")) == expected
     # What the name of a stage says is read back, also where it is what recorded studies had.
     again = ModelSettings.from_name(chosen.named())
-    assert rate_of(again.config(tokenizer(), 16, kind="encoder")) == expected
+    assert rate_of(config_from(again, tokenizer(), 16, kind="encoder")) == expected
     assert ("attention_dropout" in chosen.named()) == (
         expected != rate_of(AutoConfig.for_model(chosen.architecture))
         and "attention_probs_dropout_prob" not in chosen.settings
@@ -414,8 +415,8 @@ def test_a_checkpoint_keeps_its_dropout_of_attention_unless_another_is_set(
     model("bert", attention_probs_dropout_prob=0.3).save_pretrained(tmp_path)
     for given, expected in ((None, 0.3), (0.0, 0.0)):
         chosen = ModelSettings(pretrained=str(tmp_path), attention_dropout=given)
-        net = chosen.model(
-            tokenizer(), 16, kind="encoder", seed=0, log_unigram=torch.zeros(FIRST + WORDS)
+        net = model_from(
+            chosen, tokenizer(), 16, kind="encoder", seed=0, log_unigram=torch.zeros(FIRST + WORDS)
         )
         dropout = net.bert.encoder.layer[0].attention.self.dropout
         assert dropout.p == rate_of(net.config) == expected
@@ -423,14 +424,14 @@ def test_a_checkpoint_keeps_its_dropout_of_attention_unless_another_is_set(
 
 def test_a_rate_of_a_model_in_two_parts_is_that_of_both() -> None:
     chosen = ModelSettings(architecture="t5gemma", attention_dropout=0.2)
-    config = chosen.config(tokenizer(), 16, kind="encoder-decoder")
+    config = config_from(chosen, tokenizer(), 16, kind="encoder-decoder")
     assert rate_of(config) == rate_of(config.encoder) == rate_of(config.decoder) == 0.2
 
 
 def test_a_rate_that_cannot_be_set_is_refused() -> None:
     chosen = ModelSettings(architecture="t5", attention_dropout=0.1)
     with pytest.raises(MaskwiseError, match="t5 has no separate attention dropout"):
-        chosen.config(tokenizer(), 16, kind="encoder-decoder")
+        config_from(chosen, tokenizer(), 16, kind="encoder-decoder")
     fields = {"attention_probs_dropout_prob": 0.1}
     with pytest.raises(ValueError, match="set twice"):
         ModelSettings(architecture="bert", attention_dropout=0.0, settings=fields)
@@ -444,13 +445,13 @@ def test_rates_of_a_checkpoint_are_those_of_the_settings(tmp_path: Path) -> None
     for settings, expected in ((plain, 0.3), (chosen, 0.0)):
         again = ModelSettings.from_name(settings.named())
         assert again == settings
-        net = again.model(
-            tokenizer(), 16, kind="encoder", seed=0, log_unigram=torch.zeros(FIRST + WORDS)
+        net = model_from(
+            again, tokenizer(), 16, kind="encoder", seed=0, log_unigram=torch.zeros(FIRST + WORDS)
         )
         rates = {part.p for name, part in net.named_modules() if name.endswith("output.dropout")}
         assert rates == {expected}
     assert plain.named() != chosen.named()
-    assert plain.changed_config(tokenizer(), 16, kind="encoder") is None
+    assert changed_config(plain, tokenizer(), 16, kind="encoder") is None
 
 
 @pytest.mark.parametrize(
@@ -504,7 +505,9 @@ def test_both_parts_of_a_model_embed_all_tokens() -> None:
 
 
 def test_the_rates_of_a_checkpoint_in_two_parts_are_changed_in_both() -> None:
-    new = ModelSettings(architecture="t5gemma").config(tokenizer(), 16, kind="encoder-decoder")
+    new = config_from(
+        ModelSettings(architecture="t5gemma"), tokenizer(), 16, kind="encoder-decoder"
+    )
     config = with_fields(new, {"dropout_rate": 0.25})
     assert {part.dropout_rate for part in (config, config.encoder, config.decoder)} == {0.25}
     assert new.dropout_rate != 0.25

@@ -12,8 +12,8 @@ import torch
 from transformers import GenerationConfig, Trainer, TrainingArguments
 
 import maskwise as mw
-from maskwise.evaluation import EvaluationSettings, evaluate
-from maskwise.evaluation.evaluate import Text
+from maskwise.evaluation import EvaluationSettings
+from maskwise.evaluation.evaluate import Text, evaluate
 from maskwise.evaluation.heldout import FixedMasks
 from maskwise.evaluation.measure import HeldOutText
 from maskwise.families import patched

@@ -1453,3 +1453,10 @@ def test_seeds_that_a_plug_in_sets_change_no_later_draw(
     for epoch in range(3):
         one, two = seeded(rows, epoch=epoch), plain(rows, epoch=epoch)
         assert torch.equal(one.input_ids, two.input_ids) and torch.equal(one.labels, two.labels)
+
+
+def test_a_built_in_member_may_be_a_place_that_is_imported_when_it_is_looked_up() -> None:
+    table: Table[object] = Table("thing", "maskwise.things", {"dumps": "json:dumps"})
+    assert [*table] == ["dumps"] and table.foreign() == [] and table.added() == set()
+    assert table["dumps"] is json.dumps
+    assert table.without_plugins() == {"dumps": json.dumps}

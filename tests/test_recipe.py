@@ -320,8 +320,13 @@ def test_mistakes_in_overrides(recipe, override, said):
         (["study.baseline=x"], "override study.baseline=x: study: unknown arm"),
         # The others are right.
         (["name=x", "masking.ratio=2", "training.steps=9"], "override masking.ratio: "),
-        # Each is wrong, and the two do not go together.
-        (["masking.ratio=2", "training.steps=0"], "overrides masking.ratio=2 training.steps=0: "),
+        # Each is wrong, and one is named after the other.
+        (["masking.ratio=2", "training.steps=0"], "override masking.ratio: "),
+        # Each is wrong beside other settings.
+        (
+            ["model.new_tokens=5", "training.lengths=[1]"],
+            "overrides model.new_tokens=5 training.lengths=[1]: model: ",
+        ),
         (["study.seeds=3", "study.interim_looks=[5, 9]"], "override study.interim_looks=[5, 9]: "),
     ],
 )

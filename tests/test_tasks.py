@@ -37,6 +37,7 @@ from maskwise.tasks import (
 from maskwise.tasks.classes import TaggedRow, TextRow
 from maskwise.tasks.finetuning import answers_of, load_network, task_record
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1
+from maskwise.tasks.reading import WHAT_THEY_ARE
 from maskwise.text import load_tokenizer, train_tokenizer
 from maskwise.text.source import read_records
 from maskwise.training import TrainingSettings
@@ -114,6 +115,13 @@ def rows_of(n, classes=3, **more):
         {"text": f"row {i} is topic{i % classes}", "label": f"c{i % classes}"} | more
         for i in range(n)
     ]
+
+
+@pytest.mark.parametrize("name", BUNDLED_TASKS)
+def test_the_list_says_what_a_bundled_task_is(name: str) -> None:
+    task = load_task(name)
+    rows = f"{len(task.splits['train']):,} training rows, {task.test_items:,} test items"
+    assert WHAT_THEY_ARE[name] == f"{task.kind.name}, {len(task.labels)} classes, {rows}"
 
 
 @pytest.mark.parametrize("name", BUNDLED_TASKS)

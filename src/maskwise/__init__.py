@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from maskwise.packed_collator import PackedCollator
     from maskwise.scores import compare
     from maskwise.study.result import StudyResult, adapt, check, study
-    from maskwise.tasks import load_task
+    from maskwise.tasks.loading import load_task
     from maskwise.trainer import MaskingTrainer
 
 _HOMES = {

@@ -287,7 +287,7 @@ def evaluate(
     >>> evaluate("bundled:encoder", texts=["Curie was born in Warsaw."] * 9)[0]["kind"]
     'heldout'
     """
-    from maskwise.evaluation import evaluate_checkpoint
+    from maskwise.evaluation.evaluate import evaluate_checkpoint
     from maskwise.study.inputs import text_source
 
     with TemporaryDirectory() as folder:

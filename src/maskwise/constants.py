@@ -6,7 +6,7 @@ This module imports no other module of maskwise, so every module may import it.
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 UPOS = (
     "ADJ",
@@ -54,6 +54,9 @@ because the best run of the search was best partly by luck. This number is added
 PLATEAU_NATS = 0.3
 """A model has learned little more than word frequencies if its held-out loss is less than this
 number, in nats, below the loss of guessing by token frequencies."""
+
+Kind: TypeAlias = Literal["encoder", "encoder-decoder"]
+"""The kind of a model."""
 
 NATS = "nats"
 """The metric of tasks that are answered in words: the mean loss, in nats, per token of the correct

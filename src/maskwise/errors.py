@@ -59,9 +59,12 @@ class MaskwiseError(ValueError):
         got: the value that was given.
         allowed: the values that are valid.
         do: how to correct the mistake.
+        setting: the dotted name of the setting of a recipe whose value alone is wrong, if known.
 
     The message is one line. Long attributes, such as file names, are shortened in the middle.
     """
+
+    setting: str = ""
 
     def __init__(
         self, what: str, *, got: object = None, allowed: object = None, do: str | None = None

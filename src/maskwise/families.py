@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from maskwise.attention import NAME, REPLACED, DocumentIds, separate
+from maskwise.constants import Kind
 from maskwise.devices import Tensors
 from maskwise.errors import MaskwiseError, refuse_version
 
@@ -28,7 +29,6 @@ Head = Callable[[Any, Tensor], Tensor]
 """A function from a model and its hidden states (M, H) to logits (M, V)."""
 
 Inputs: TypeAlias = dict[str, Any]
-Kind = Literal["encoder", "encoder-decoder"]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from functools import lru_cache, partial
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from keyword import iskeyword
@@ -54,7 +55,8 @@ class Table(MutableMapping[str, T], Generic[T]):
     Args:
         kind: the kind of member, for error messages, such as "policy".
         group: the group of the entry points.
-        built_in: the built-in members.
+        built_in: the built-in members, or their places, ``module:name``, which are imported when
+            they are looked up.
         of: the type of a member. By default, a member is a function or a class.
     """
 
@@ -62,14 +64,14 @@ class Table(MutableMapping[str, T], Generic[T]):
         self,
         kind: str,
         group: str,
-        built_in: Mapping[str, T],
+        built_in: Mapping[str, T | str],
         *,
         of: type[T] | None = None,
     ):
         self.kind = kind
         self.group = group
         self.of = of
-        self._members = dict(built_in)
+        self._members: dict[str, T | str] = dict(built_in)
         self._registered = set[str]()
         self._loaded: dict[str, T] = {}
         self._warned = set[str]()
@@ -114,12 +116,22 @@ class Table(MutableMapping[str, T], Generic[T]):
 
     def foreign(self) -> list[T]:
         """Return the members of other packages that this process has used or registered."""
-        members = [*self._members.values(), *self._loaded.values()]
-        return [member for member in members if is_foreign(member)]
+        # Those that are not imported yet are built in.
+        used = [each for each in self._members.values() if not isinstance(each, str)]
+        return [member for member in [*used, *self._loaded.values()] if is_foreign(member)]
 
     def without_plugins(self) -> dict[str, T]:
         """Return the built-in and registered members. No package is imported."""
-        return dict(self._members)
+        return {name: self._member(name) for name in self._members}
+
+    def _member(self, name: str) -> T:
+        """Return a built-in or registered member, which is imported on first use."""
+        member = self._members[name]
+        if isinstance(member, str):
+            loaded: T = EntryPoint(name, member, self.group).load()
+            self._members[name] = loaded
+            return loaded
+        return member
 
     def usable(self) -> tuple[dict[str, T], list[str]]:
         """Return all members, and a line for each plug-in that cannot be used."""
@@ -154,7 +166,7 @@ class Table(MutableMapping[str, T], Generic[T]):
                 self._warned.add(name)
                 for line in self._ignored(name, points):
                     warnings.warn(f"{line}; rename the entry point", stacklevel=2)
-            return self._members[name]
+            return self._member(name)
         if name not in self._loaded:
             self._loaded[name] = self._load(name, self._plugins()[name])
         return self._loaded[name]
@@ -251,6 +263,24 @@ class Table(MutableMapping[str, T], Generic[T]):
     def copy(self) -> dict[str, T]:
         """Return the built-in and registered members, which ``update`` restores."""
         return self.without_plugins()
+
+
+def on_first_use(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a package whose public names are imported on first use.
+
+    A recipe reads the settings of a package, and must not wait for torch.
+
+    Args:
+        package: the ``__name__`` of the package.
+        homes: the modules of the package that define the names, by name.
+    """
+
+    def found(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
+
+    return found
 
 
 def registered() -> Places:
@@ -511,10 +541,10 @@ def _name(point: EntryPoint) -> str:
 
 
 def _place(member: object) -> str:
-    """Return ``module:name`` of a function or class."""
+    """Return ``module:name`` of a function or class, or of a place."""
     if isinstance(member, type | FunctionType):
         return f"{member.__module__}:{member.__qualname__}"
-    return repr(member)
+    return member if isinstance(member, str) else repr(member)
 
 
 def _package(point: EntryPoint) -> str:

@@ -46,8 +46,9 @@ from maskwise.masking import IGNORE, MaskedBatch, Masker, MaskingCollator
 from maskwise.masking.collator import RowCollator
 from maskwise.masking.moment import warn_of_packed
 from maskwise.models import architectures
-from maskwise.objectives import Loss, MaskedLanguageModelling, predicting
-from maskwise.objectives.base import model_inputs, weighted
+from maskwise.objectives.base import Loss, model_inputs, weighted
+from maskwise.objectives.denoising import predicting
+from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.packed_collator import PackedCollator
 from maskwise.text.own_tokenizer import other_ids
 from maskwise.training.checkpoint import LEARNED

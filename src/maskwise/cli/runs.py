@@ -327,7 +327,7 @@ def pretrain(
     whole = read(changes)
     from maskwise.study.single import run_pretrain
     from maskwise.study.unread import read_by_pretraining, refuse_unread
-    from maskwise.training import leave
+    from maskwise.training.engine import leave
 
     refuse_unread(whole, changes, read=read, content=read_by_pretraining, command="pretrain")
     result = run_pretrain(whole, out)
@@ -429,7 +429,7 @@ def learn(
     whole = read(changes)
     from maskwise.study.single import inputs_of_policy, run_learn, with_own_seed
     from maskwise.study.unread import refuse_unread
-    from maskwise.training import leave
+    from maskwise.training.engine import leave
 
     refuse_unread(
         whole,

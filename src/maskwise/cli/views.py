@@ -146,7 +146,7 @@ def evaluate(
     """Evaluate a checkpoint without fine-tuning: held-out loss, bound, pseudo-perplexity, cloze
     facts, minimal pairs.
     """
-    from maskwise.evaluation import evaluate_checkpoint
+    from maskwise.evaluation.evaluate import evaluate_checkpoint
     from maskwise.specs import split_calls
 
     found = evaluate_checkpoint(model, split_calls(measures), text=text, text_field=text_field)
@@ -501,25 +501,25 @@ def _samplers() -> Mapping[str, Any]:
 
 
 def _tasks() -> Mapping[str, Any]:
-    from maskwise.tasks import BUNDLED_TASKS
+    from maskwise.tasks.reading import WHAT_THEY_ARE
 
-    return BUNDLED_TASKS
+    return WHAT_THEY_ARE
 
 
 def _cards() -> Mapping[str, Any]:
-    from maskwise.tasks import CARDS
+    from maskwise.tasks.reading import CARDS
 
     return CARDS
 
 
 def _kinds() -> Mapping[str, Any]:
-    from maskwise.tasks import KINDS
+    from maskwise.tasks.loading import KINDS
 
     return KINDS
 
 
 def _metrics() -> Mapping[str, Any]:
-    from maskwise.tasks import METRICS
+    from maskwise.tasks.metrics import METRICS
 
     return METRICS
 
@@ -690,7 +690,7 @@ def describe_table(what: str) -> list[dict[str, str]]:
         command = ""
         arguments = ""
         if what == "tasks":
-            line = _task_line(name)
+            line = member
         elif what == "cards":
             line = f"{member['title']}; {member['source']}; {member['licence']}"
         elif what == "kinds":
@@ -756,14 +756,6 @@ def _text_option(measure: object) -> str:
 
     of_text = isinstance(measure, type) and issubclass(measure, TextMeasure)
     return " --text my_texts.txt" if of_text else ""
-
-
-def _task_line(name: str) -> str:
-    from maskwise.tasks import load_task
-
-    task = load_task(name)
-    rows = f"{len(task.splits['train']):,} training rows, {task.test_items:,} test items"
-    return f"{task.kind.name}, {len(task.labels)} classes, {rows}"
 
 
 def _sentence(text: str) -> str:

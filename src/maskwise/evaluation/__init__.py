@@ -5,25 +5,18 @@ pairs are each a `Measure`. ``overlap`` finds test items in a corpus, and ``copi
 of held-out documents. This package may import ``training`` and the layers below it.
 """
 
-from maskwise.evaluation.evaluate import (
-    EvaluationSettings,
-    TokenisedText,
-    evaluate,
-    evaluate_checkpoint,
-    load_measures,
-)
-from maskwise.evaluation.measure import Measure
-from maskwise.evaluation.overlap import overlap_record
-from maskwise.evaluation.scoring import HeldOut, fixed_maskers
+from maskwise.plugins import on_first_use
 
-__all__ = [
-    "EvaluationSettings",
-    "HeldOut",
-    "Measure",
-    "TokenisedText",
-    "evaluate",
-    "evaluate_checkpoint",
-    "fixed_maskers",
-    "load_measures",
-    "overlap_record",
-]
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "EvaluationSettings": "settings",
+        "TokenisedText": "evaluate",
+        "evaluate_checkpoint": "evaluate",
+        "load_measures": "evaluate",
+        "Measure": "measure",
+        "overlap_record": "overlap",
+        "HeldOut": "scoring",
+        "fixed_maskers": "scoring",
+    },
+)

@@ -10,50 +10,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from pydantic import (
-    PrivateAttr,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
 from torch import nn
 
-from maskwise.constants import DIFFUSION
 from maskwise.devices import best_device
-from maskwise.effects import (
-    Count,
-    Judgement,
-    OrOff,
-    Settings,
-    Several,
-    Whole,
-    within,
-    without_unset,
-)
 from maskwise.errors import MaskwiseError, items_of, option, require_known
 from maskwise.evaluation.cloze import Cloze
 from maskwise.evaluation.heldout import (
     BOUND,
     HELD_OUT,
-    ROWS,
     DiffusionBound,
     FixedMasks,
     PseudoPerplexity,
-    checked_ratios,
-    fixed_policies,
 )
 from maskwise.evaluation.measure import HeldOutText, Measure, TextMeasure
 from maskwise.evaluation.returned import numbers_of, require_distinct, require_measure
 from maskwise.evaluation.scoring import PSEUDO_PERPLEXITY
 from maskwise.evaluation.sets import Pairs, load_set
+from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.evaluation.spelling import WORDS, WordLoss
 from maskwise.evaluation.text_loss import TextLoss
 from maskwise.families import check_fit, evaluating, most_tokens, require_kind
-from maskwise.masking.policies import Policy
 from maskwise.measurements import Measurement
 from maskwise.models import load_model, without_advice
 from maskwise.plugins import Table, is_foreign
@@ -69,7 +48,7 @@ from maskwise.text import (
 )
 from maskwise.text.documents import field_note
 from maskwise.text.source import refuse_fields
-from maskwise.training import log_frequencies
+from maskwise.training.data import log_frequencies
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -111,74 +90,6 @@ OWN_SETTINGS = {
 
 # The maximum number of tokens in a row of the user's text. The model's limit may be lower.
 LONGEST = 128
-
-
-class EvaluationSettings(Settings):
-    """Measures of a checkpoint besides its tasks. All arms of a study have the same measures.
-
-    ``ratio: 0.15`` is accepted for ``ratios: [0.15]``.
-
-    >>> EvaluationSettings(ratios=0.15, pairs="bundled:pairs").pairs
-    ('bundled:pairs',)
-    """
-
-    ratios: Judgement[Several[float]] = (0.15, 0.40)
-    """Masking ratios of the fixed masks. The loss curve during training uses the first ratio."""
-    masks: Judgement[Several[str]] = ("token", "whole-word")
-    """Kinds of fixed masks: names of policies, and ``diffusion`` for the masked-diffusion bound."""
-    rows: Judgement[Count] = ROWS
-    """Maximum number of held-out rows for the loss."""
-    pseudo_perplexity: Judgement[OrOff[Whole]] = 0
-    """Number of held-out rows for the pseudo-perplexity; 0 for none. Each token of these rows costs
-    a forward pass."""
-    bound: Judgement[OrOff[Whole]] = 0
-    """Number of times each held-out row is masked for the masked-diffusion bound in nats and bits
-    per token. With 0, this bound is not measured."""
-    word_loss: Judgement[OrOff[Whole]] = 0
-    """Number of held-out documents for the loss of words in nats per byte, which compares models
-    with different vocabularies; 0 for none."""
-    cloze: Judgement[Several[str]] = ()
-    """Cloze sets: files in LAMA's format, optionally with arguments: ``facts.jsonl(items=500)``."""
-    pairs: Judgement[Several[str]] = ()
-    """Sets of minimal pairs: ``bundled:pairs``, or files in BLiMP's format."""
-    measures: Judgement[Several[str]] = ()
-    """Further measures, optionally with arguments: ``text-loss('general.txt')``, the loss on a text
-    that the arms do not train on, or those of other packages, such as ``reading-times(items=500)``.
-    """
-
-    @model_serializer(mode="wrap")
-    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unset(self, dump, "measures", "word_loss")
-
-    _policies: dict[str, Policy] = PrivateAttr(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_ratio(cls, raw: object) -> object:
-        if isinstance(raw, dict) and "ratio" in raw:
-            if "ratios" in raw:
-                raise MaskwiseError(
-                    "evaluation has both ratio and ratios", do="remove evaluation.ratio"
-                )
-            raw = {**raw, "ratios": raw["ratio"]}
-            del raw["ratio"]
-        return raw
-
-    @field_validator("ratios")
-    @classmethod
-    def _in_range(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        return checked_ratios("evaluation.ratios", value)
-
-    @model_validator(mode="after")
-    def _parse(self) -> Self:
-        with within("masks", self.masks):
-            self._policies.update(fixed_policies(self.masks))
-        return self
-
-    @property
-    def policies(self) -> dict[str, Policy]:
-        """The policies of the fixed masks by name. Masked diffusion has none."""
-        return {name: self._policies[name] for name in self.masks if name != DIFFUSION}
 
 
 class TokenisedText(Protocol):

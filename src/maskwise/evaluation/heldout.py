@@ -5,14 +5,14 @@ pseudo-perplexity.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from maskwise.constants import DIFFUSION, NATS
+from maskwise.constants import NATS, Kind
 from maskwise.errors import MaskwiseError, whole_number
 from maskwise.evaluation.measure import TextMeasure
 from maskwise.evaluation.scoring import (
@@ -26,10 +26,9 @@ from maskwise.evaluation.scoring import (
     fixed_maskers,
     pseudo_perplexity,
 )
-from maskwise.families import Kind
-from maskwise.masking.policies import Policy, policy
+from maskwise.evaluation.settings import ROWS, checked_ratios, fixed_policies
 from maskwise.measurements import Measurement
-from maskwise.objectives import predicting
+from maskwise.objectives.denoising import predicting
 from maskwise.specs import Call
 from maskwise.text import Rows
 
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HELD_OUT, BOUND = "heldout", "bound"
-ROWS = 256
-"""The default of the maximum number of held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -131,44 +128,6 @@ class FixedMasks(TextMeasure):
                     do="give masks that need no layer, such as masks=('token', 'whole-word')",
                 )
         return self.masks
-
-
-def checked_ratios(setting: str, ratios: object) -> tuple[float, ...]:
-    """Return masking ratios of fixed masks as a tuple. One number is read as one ratio.
-
-    Raises:
-        MaskwiseError: they are not different numbers above 0 and below 1, or there are none.
-    """
-    found = tuple(ratios) if isinstance(ratios, tuple | list) else (ratios,)
-    in_range = all(isinstance(ratio, int | float) and 0 < ratio < 1 for ratio in found)
-    if not found or not in_range or len(set(found)) < len(found):
-        raise MaskwiseError(
-            f"{setting} are invalid",
-            got=[*found],
-            allowed="one or more different numbers above 0 and below 1",
-        )
-    return found
-
-
-def fixed_policies(masks: Iterable[str]) -> dict[str, Policy]:
-    """Return the policies of fixed masks by name. Masked diffusion has none.
-
-    Raises:
-        MaskwiseError: a name is unknown, or a policy has a ratio of its own.
-    """
-    found = {}
-    for name in masks:
-        if name == DIFFUSION:
-            continue
-        made = policy(name)
-        if made.has_ratio:
-            raise MaskwiseError(
-                "fixed masks need a policy without a ratio of its own",
-                got=name,
-                do="choose another kind of masks, such as token",
-            )
-        found[name] = made
-    return found
 
 
 def _of_loss(loss: HeldOutLoss) -> Iterator[Measurement]:

@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from maskwise.constants import Kind
 from maskwise.errors import PlugInError
-from maskwise.families import Kind
 from maskwise.measurements import Measurement
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from maskwise.evaluation.scoring import HeldOut, fixed_maskers
 from maskwise.evaluation.sets import evenly
 from maskwise.families import most_tokens
 from maskwise.measurements import Measurement
-from maskwise.objectives import predicting
+from maskwise.objectives.denoising import predicting
 from maskwise.text import Rows, read_documents, read_pieces, require_documents, tokenise
 from maskwise.text.documents import Document
 from maskwise.text.rows import holds_out, is_dev

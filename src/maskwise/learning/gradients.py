@@ -34,7 +34,7 @@ from torch.func import functional_call
 
 from maskwise.devices import TensorDict, Tensors
 from maskwise.learning.relaxation import RelaxedDenoising
-from maskwise.objectives import Objective
+from maskwise.objectives.base import Objective
 
 Parameters: TypeAlias = TensorDict
 LossFunction: TypeAlias = Callable[[Parameters, Tensor | None], Tensor]

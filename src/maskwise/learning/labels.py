@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from maskwise.errors import MaskwiseError, counted
 from maskwise.learning.examples import contexts_of, occurrences
-from maskwise.tasks import load_task
+from maskwise.tasks.loading import load_task
 from maskwise.tasks.splits import CONTEXT, SPLITS
 from maskwise.tasks.task import Task
 

@@ -20,10 +20,9 @@ import torch
 
 from maskwise.annotate.registry import annotators
 from maskwise.cards import front_matter
-from maskwise.constants import GAIN, POLICY_TAGGERS, rank_here, ranks_here
+from maskwise.constants import GAIN, POLICY_TAGGERS, Kind, rank_here, ranks_here
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError
-from maskwise.families import Kind
 from maskwise.folders import finite, require_file, write_folder, write_json, write_whole
 from maskwise.learning.annotator import Floats
 from maskwise.learning.card import Measures, measures_of, policy_card, show, word_weights
@@ -35,13 +34,16 @@ from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import LearningSettings
 from maskwise.learning.supervised import learn_supervised
 from maskwise.printing import LOGGER
-from maskwise.tasks import FinetuneSettings, Task, load_task
+from maskwise.tasks.loading import load_task
+from maskwise.tasks.settings import FinetuneSettings
+from maskwise.tasks.task import Task
 from maskwise.text import Document, load_tokenizer, tokenise
 from maskwise.text.own_tokenizer import other_ids
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
-from maskwise.training import TrainingSettings, log_frequencies
+from maskwise.training.building import model_from
+from maskwise.training.data import log_frequencies
 from maskwise.training.log import Watch
-from maskwise.training.settings import ModelSettings
+from maskwise.training.settings import ModelSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -244,7 +246,8 @@ class Lesson:
         """Return a new model with its two losses."""
         # Gradients pass through all weights, and only a training of the run adds an adapter.
         whole = self.model.model_copy(update={"adapter": None})
-        model = whole.model(
+        model = model_from(
+            whole,
             tokenizer,
             self.corpus.length,
             kind=self.kind,

@@ -60,15 +60,16 @@ from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Vocabulary
 from maskwise.masking.batch import IGNORE
 from maskwise.models import load_task_model, task_config
-from maskwise.objectives import Loss, Objective
+from maskwise.objectives.base import Loss, Objective
 from maskwise.tasks.task import Task
 from maskwise.tasks.tensors import shuffled
-from maskwise.training import TrainingSettings, train
 from maskwise.training.checkpoint import changed_settings
 from maskwise.training.learners import Facts, Learner, NumbersByName, Progress
 from maskwise.training.log import Evaluate, NotFinite, Watch
+from maskwise.training.loop import train
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.ranks import ALONE, Ranks, is_sharded
+from maskwise.training.settings import TrainingSettings
 from maskwise.weights import share_encoder
 
 if TYPE_CHECKING:

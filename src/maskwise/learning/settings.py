@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from maskwise.effects import Count, NotNegative, Only, OrOff, Positive, Settings, Weights, Whole
 from maskwise.errors import MaskwiseError, require_known, whole_number
-from maskwise.training import TrainingSettings
+from maskwise.training.settings import TrainingSettings
 
 Plain: TypeAlias = dict[str, Any]
 """Settings as JSON values."""

@@ -29,12 +29,12 @@ from maskwise.learning.annotator import TextWindows, flat_of, read_windows
 from maskwise.learning.labels import Marked
 from maskwise.learning.scorer import COLUMNS, PolicyModel
 from maskwise.masking.batch import IGNORE, moved
-from maskwise.objectives import Loss, Objective
+from maskwise.objectives.base import Loss, Objective
 from maskwise.tasks.tensors import TaskSource, Trainable
-from maskwise.training import TrainingSettings, train
 from maskwise.training.log import Evaluate, Watch
-from maskwise.training.loop import Training
+from maskwise.training.loop import Training, train
 from maskwise.training.ranks import Ranks
+from maskwise.training.settings import TrainingSettings
 
 CUT = "labels cut by the end of a window"
 LONG = "labels longer than the longest span"

@@ -13,51 +13,30 @@ from pydantic import PrivateAttr, model_validator
 from maskwise.effects import Settings, Weights, within
 from maskwise.errors import MaskwiseError, PlugInError, require_known
 from maskwise.masking.settings import Masking, MaskingSettings
-from maskwise.objectives.base import (
-    Classification,
-    Loss,
-    MultiLabel,
-    MultipleChoice,
-    Objective,
-    Regression,
-    SpanQuestionAnswering,
-)
-from maskwise.objectives.denoising import (
-    CausalLanguageModelling,
-    Denoising,
-    DenoisingAutoencoder,
-    predicting,
-)
-from maskwise.objectives.discriminative import (
-    AddedTokenDetection,
-    ContrastiveSentences,
-    DeletedTokenDetection,
-    ReplacedTokenDetection,
-)
-from maskwise.objectives.mlm import (
-    EntityMaskedLanguageModelling,
-    MaskedDiffusion,
-    MaskedLanguageModelling,
-)
-from maskwise.plugins import Table, require_call
+from maskwise.plugins import Table, on_first_use, require_call
 from maskwise.specs import Call, bind, build, find
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_BUILT_IN: dict[str, type[Objective]] = {
-    "mlm": MaskedLanguageModelling,
-    "emlm": EntityMaskedLanguageModelling,
-    "atd": AddedTokenDetection,
-    "dtd": DeletedTokenDetection,
-    "cse": ContrastiveSentences,
-    "rtd": ReplacedTokenDetection,
-    "clm": CausalLanguageModelling,
-    "diffusion": MaskedDiffusion,
-    "tsdae": DenoisingAutoencoder,
-    "denoise": Denoising,
-}
-OBJECTIVES = Table("objective", "maskwise.objectives", _BUILT_IN)
+    from maskwise.objectives.base import Objective
+
+OBJECTIVES: Table[type[Objective]] = Table(
+    "objective",
+    "maskwise.objectives",
+    {
+        "mlm": "maskwise.objectives.mlm:MaskedLanguageModelling",
+        "emlm": "maskwise.objectives.mlm:EntityMaskedLanguageModelling",
+        "atd": "maskwise.objectives.discriminative:AddedTokenDetection",
+        "dtd": "maskwise.objectives.discriminative:DeletedTokenDetection",
+        "cse": "maskwise.objectives.discriminative:ContrastiveSentences",
+        "rtd": "maskwise.objectives.discriminative:ReplacedTokenDetection",
+        "clm": "maskwise.objectives.denoising:CausalLanguageModelling",
+        "diffusion": "maskwise.objectives.mlm:MaskedDiffusion",
+        "tsdae": "maskwise.objectives.denoising:DenoisingAutoencoder",
+        "denoise": "maskwise.objectives.denoising:Denoising",
+    },
+)
 """The objectives by their names in recipes."""
 
 
@@ -72,6 +51,9 @@ def objective_class(spec: str | Call) -> type[Objective]:
 
 def _found(spec: str | Call) -> tuple[Call, type[Objective]]:
     call, kind = find("objective", spec, OBJECTIVES)
+    # Whoever finds an objective has imported this module.
+    from maskwise.objectives.base import Objective
+
     if not (isinstance(kind, type) and issubclass(kind, Objective)):
         raise PlugInError(
             f"objective {call.name} is not an objective",
@@ -157,24 +139,26 @@ def require_fit(settings: MaskingSettings, kind: type[Objective], *, who: str) -
         raise MaskwiseError(f"corruption {shown} has {has}", do=f"for {who}, choose {other}")
 
 
-__all__ = [
-    "OBJECTIVES",
-    "CausalLanguageModelling",
-    "Classification",
-    "ContrastiveSentences",
-    "Denoising",
-    "DenoisingAutoencoder",
-    "Loss",
-    "MaskedDiffusion",
-    "MaskedLanguageModelling",
-    "MultiLabel",
-    "MultipleChoice",
-    "Objective",
-    "ObjectiveSettings",
-    "Regression",
-    "SpanQuestionAnswering",
-    "objective",
-    "objective_class",
-    "predicting",
-    "require_fit",
-]
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "Classification": "base",
+        "Loss": "base",
+        "MultiLabel": "base",
+        "MultipleChoice": "base",
+        "Objective": "base",
+        "Regression": "base",
+        "SpanQuestionAnswering": "base",
+        "CausalLanguageModelling": "denoising",
+        "Denoising": "denoising",
+        "DenoisingAutoencoder": "denoising",
+        "predicting": "denoising",
+        "AddedTokenDetection": "discriminative",
+        "ContrastiveSentences": "discriminative",
+        "DeletedTokenDetection": "discriminative",
+        "ReplacedTokenDetection": "discriminative",
+        "EntityMaskedLanguageModelling": "mlm",
+        "MaskedDiffusion": "mlm",
+        "MaskedLanguageModelling": "mlm",
+    },
+)

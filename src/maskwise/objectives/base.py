@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maskwise.attention import reads_ragged_rows
+from maskwise.constants import Kind
 from maskwise.devices import TensorDict, Tensors
 from maskwise.effects import within
 from maskwise.errors import MaskwiseError, PlugInError
-from maskwise.families import Inputs, Kind, adapter_of, encoder_of
+from maskwise.families import Inputs, adapter_of, encoder_of
 from maskwise.flops import Work, encoder_attention, encoder_weights, multiplied_weights
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.masking.batch import Lengths

@@ -175,6 +175,11 @@ def blaming_overrides(
     try:
         return read(overrides)
     except MaskwiseError as error:
+        for text in overrides:
+            # Without the override the recipe may be right, and reading it would import torch.
+            keys = parse_overrides([text])
+            if error.setting and any(f"{key}.".startswith(f"{error.setting}.") for key in keys):
+                raise _of_overrides(error, [text], origin) from None
         alone = [[text] for text in overrides]
         # Two overrides may both be wrong, or not go together.
         for wrong in [*alone, overrides] if overrides else ():

@@ -19,9 +19,9 @@ from pydantic import BaseModel
 from maskwise.effects import Only
 from maskwise.errors import MaskwiseError
 from maskwise.learning.settings import LearningSettings
+from maskwise.masking.policies import Policy
 from maskwise.recipe.explained import groups_in
 from maskwise.text.source import unread_fields
-from maskwise.training.learners import Learner, learner_of
 
 if TYPE_CHECKING:
     from maskwise.recipe.recipe import Recipe
@@ -128,7 +128,7 @@ def _by_name(link: Recipe) -> Reasons:
         if own and all(name in each for each in own):
             why = f"has no effect, because each objective has a masking.{name} of its own"
             found[f"masking.{name}"] = Reason(why)
-    if not any(_may_lag(learner_of(masking.values["policy"])) for _, masking in masked):
+    if not any(_may_lag(masking.values["policy"]) for _, masking in masked):
         why = "is only for masking policies that learn from the losses of every step, such as "
         found["training.lag"] = Reason(f"{why}pos-weighted", for_others=True)
     unread = [unread_fields(source) for source in link.corpus.sources]
@@ -146,8 +146,12 @@ def _by_name(link: Recipe) -> Reasons:
     return found
 
 
-def _may_lag(learner: Learner | None) -> bool:
-    """Whether a learner can get the sums of the losses of every step late."""
+def _may_lag(policy: Policy) -> bool:
+    """Whether a policy learns, and can get the sums of the losses of every step late."""
+    # This imports torch.
+    from maskwise.training.learners import Learner, learner_of
+
+    learner = learner_of(policy)
     # One that needs sums at few steps, as type-weighted does, does not get them late.
     offers = learner is not None and type(learner).offer is not Learner.offer
     return learner is not None and learner.may_wait and offers

@@ -54,6 +54,17 @@ def explain(error: ValidationError, settings: type[BaseModel], *, origin: str) -
     # Only one error is reported. An unknown name comes first, because a misspelt name also causes
     # an error about the setting that is then missing.
     errors = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+    found = _explained(errors, settings, origin)
+    whole = isinstance(errors[0].get("input"), dict | BaseModel)
+    # What a validator refuses about several settings is not wrong because of one of them.
+    if not (whole and errors[0]["type"] == "value_error"):
+        found.setting = ".".join(_path(errors[0]))
+    return found
+
+
+def _explained(
+    errors: Sequence[ErrorDetails], settings: type[BaseModel], origin: str
+) -> MaskwiseError:
     first = errors[0]
     path = _path(first)
     if first["type"] == "extra_forbidden":

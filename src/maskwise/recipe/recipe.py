@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import (
     PrivateAttr,
@@ -23,22 +23,15 @@ from pydantic import (
 )
 
 from maskwise.annotate.registry import annotator, check_layer_names
-from maskwise.constants import DIFFUSION
+from maskwise.constants import DIFFUSION, Kind
 from maskwise.draws import fold
 from maskwise.effects import Judgement, Nothing, Settings, Several, Weights, within
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import EvaluationSettings
-from maskwise.families import Kind
+from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.learning.settings import LearningSettings
 from maskwise.masking.policies import LearnedPolicy, Policy
 from maskwise.masking.settings import MaskingSettings
-from maskwise.objectives import (
-    OBJECTIVES,
-    Objective,
-    ObjectiveSettings,
-    objective_class,
-    require_fit,
-)
+from maskwise.objectives import OBJECTIVES, ObjectiveSettings, objective_class, require_fit
 from maskwise.recipe.applies import canonical, refuse, unused
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.explained import dotted_names, explain
@@ -53,14 +46,14 @@ from maskwise.recipe.layers import (
     require_changeable,
 )
 from maskwise.recipe.yamls import Plain, write_yaml
-from maskwise.samplers import sampler
 from maskwise.specs import Call, leaves, of_run, parse_call
-from maskwise.tasks import FinetuneSettings
+from maskwise.tasks.settings import FinetuneSettings
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
-from maskwise.training import TrainingSettings
-from maskwise.training.parts import ends_of
 from maskwise.training.rates import falling_share
-from maskwise.training.settings import ModelSettings
+from maskwise.training.settings import ModelSettings, TrainingSettings
+
+if TYPE_CHECKING:
+    from maskwise.objectives.base import Objective
 
 LEARNED = LearnedPolicy().annotators()
 """The annotators of a masking policy that the run itself learns before training."""
@@ -179,6 +172,9 @@ class Recipe(Settings):
                 self._only = self._alone(self.objective)
         self._sampling = parse_call(self.sampler)
         if self.objectives:
+            # Samplers and objectives are imported when a recipe with them is read: they need torch.
+            from maskwise.samplers import sampler
+
             sampler(self.sampling, list(self.objectives))
         # All objectives train the same encoder or encoder–decoder.
         kinds = {arm.kind.kind: name for name, arm in self.objectives.items()}
@@ -685,7 +681,7 @@ def _require_stable(link: Recipe) -> None:
                 got=f"training.decay={training.decay}, which falls in a share of {falls:g}",
                 do="set training.decay: wsd, or training.decay_share above 0 and below 1",
             )
-        ends = ends_of(training)
+        ends = training.ends
         if len({*ends}) < len(ends):
             raise MaskwiseError(
                 "two lengths are the same number of steps",

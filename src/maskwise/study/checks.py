@@ -18,7 +18,7 @@ from maskwise.annotate.shard import require_live
 from maskwise.constants import POLICY_TAGGERS
 from maskwise.devices import bf16_note, fast_bf16
 from maskwise.errors import MaskwiseError, in_percent, plural, require_known, shortened
-from maskwise.evaluation import load_measures
+from maskwise.evaluation.evaluate import load_measures
 from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import OutputFolder
@@ -38,8 +38,8 @@ from maskwise.study.probed import probed_rows
 from maskwise.study.stages import Stage, prepare_stage, tokenizer_of
 from maskwise.study.store import StageStore
 from maskwise.study.trial import check_step
-from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import idle_settings
+from maskwise.tasks.loading import load_task
 from maskwise.tasks.task import Task
 from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import field_note, first_characters, folder_note, lines_note
@@ -55,7 +55,9 @@ from maskwise.text.token_rows import TokenRows
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
 from maskwise.text.words import require_offsets
 from maskwise.torchrun import ranks_together
-from maskwise.training import MaskedSource, TrainingSettings
+from maskwise.training.building import config_from
+from maskwise.training.data import MaskedSource
+from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows
 from maskwise.training.tracking import require_trackers
 from maskwise.verdict.outcomes import require_task_name
@@ -322,7 +324,7 @@ def tokenizer_and_config(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrain
         tokenizer = load_tokenizer(
             given, needs_mask=arm.kind == "encoder", needs_words=needs_offsets
         )
-    return tokenizer, arm.model.config(tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
+    return tokenizer, config_from(arm.model, tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
 
 
 def check_tokenizer(

@@ -34,7 +34,8 @@ from maskwise.recipe.yamls import Plain
 from maskwise.study.plan import Run
 from maskwise.study.stages import KINDS, Stage, json_hash
 from maskwise.study.store import StageStore
-from maskwise.training import MaskedSource, TrainingSettings
+from maskwise.training.data import MaskedSource
+from maskwise.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

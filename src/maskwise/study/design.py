@@ -56,7 +56,8 @@ from maskwise.study.pretraining import masked_source
 from maskwise.study.stages import json_hash, named
 from maskwise.study.store import StageStore
 from maskwise.study.work import open_prepared
-from maskwise.tasks import load_task
+from maskwise.tasks.loading import load_task
+from maskwise.training.building import config_from, empty_model_from
 
 Scores = dict[str, float]
 """Scores keyed by outcome; higher is better."""
@@ -456,10 +457,10 @@ def _measured_step(settings: str, text: Path) -> dict[str, float]:
     """
     link = Recipe.model_validate_json(settings)
     data = _load(text)
-    config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
+    config = config_from(link.model, data.tokenizer, link.corpus.length, kind=link.kind)
     # A masking policy that learns during training has its initial weights here.
     source = masked_source(data, link, config)
-    return per_step(source, link.only.objective, link.model.empty(config))
+    return per_step(source, link.only.objective, empty_model_from(link.model, config))
 
 
 _load = lru_cache(maxsize=4)(open_prepared)

@@ -29,8 +29,8 @@ from maskwise.constants import (
 )
 from maskwise.devices import memory
 from maskwise.errors import MaskwiseError, counted, option, plural, shortened
-from maskwise.evaluation import overlap_record
 from maskwise.evaluation.copies import SIMILAR, near_copies
+from maskwise.evaluation.overlap import overlap_record
 from maskwise.families import most_tokens
 from maskwise.folders import read_json
 from maskwise.models import weights_of
@@ -70,9 +70,9 @@ from maskwise.study.store import StageStore
 from maskwise.study.timing import Samples, TextSample, time_stages, time_words
 from maskwise.study.unread import read_by_pretraining, read_by_study, refuse_unread
 from maskwise.study.work import require_known_tokens
-from maskwise.tasks import Task, load_task
+from maskwise.tasks.loading import load_task
 from maskwise.tasks.splits import dropped
-from maskwise.tasks.task import all_classes
+from maskwise.tasks.task import Task, all_classes
 from maskwise.tasks.tensors import MOST_CUT
 from maskwise.text.documents import first_characters
 from maskwise.text.pieces import UNKNOWN

@@ -34,9 +34,9 @@ from maskwise.recipe.layers import layer, nest, parse_overrides, with_overrides
 from maskwise.recipe.yamls import Plain
 from maskwise.specs import is_path, leaves, local_name, split_options, user_path, with_options
 from maskwise.study.checks import FEW_HELD_OUT, MOST_UNKNOWN, large_part, row_sizes
-from maskwise.tasks import Task, load_task
-from maskwise.tasks.loading import HiddenLabels, UnreadableTask
+from maskwise.tasks.loading import HiddenLabels, UnreadableTask, load_task
 from maskwise.tasks.settings import interpolated
+from maskwise.tasks.task import Task
 from maskwise.text import (
     Document,
     Documents,

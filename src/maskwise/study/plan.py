@@ -33,7 +33,7 @@ from maskwise.study.stages import (
     prepare_stage,
     pretrain_stages,
 )
-from maskwise.tasks import load_task
+from maskwise.tasks.loading import load_task
 from maskwise.text.settings import CorpusSettings
 from maskwise.training.tracking import Tracked, id_of
 

@@ -22,12 +22,14 @@ from maskwise.cards import front_matter
 from maskwise.constants import rank_here, ranks_here
 from maskwise.draws import fold
 from maskwise.errors import MaskwiseError, in_percent
-from maskwise.evaluation import EvaluationSettings, HeldOut, fixed_maskers
-from maskwise.evaluation.scoring import diffusion_bound
+from maskwise.evaluation.scoring import HeldOut, diffusion_bound, fixed_maskers
+from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.flops import FORMULA
 from maskwise.folders import credit
 from maskwise.masking import Masker
-from maskwise.objectives import Objective, ObjectiveSettings, objective, predicting
+from maskwise.objectives import ObjectiveSettings, objective
+from maskwise.objectives.base import Objective
+from maskwise.objectives.denoising import predicting
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
@@ -37,12 +39,13 @@ from maskwise.study.checks import require_targets
 from maskwise.study.probed import laid_out, probed_rows
 from maskwise.text import Prepared, Rows, Stream
 from maskwise.text.rows import dev_and_verdict
-from maskwise.training import MaskedSource, Source, log_frequencies, train
 from maskwise.training.best import Best
+from maskwise.training.building import model_from
 from maskwise.training.checkpoint import State, save_checkpoint
+from maskwise.training.data import MaskedSource, Source, log_frequencies
 from maskwise.training.learners import Learner
 from maskwise.training.log import Evaluate, NeverFinite, Watch
-from maskwise.training.loop import Training
+from maskwise.training.loop import Training, train
 from maskwise.training.parts import TrainingPart, begin_with, leave_state
 from maskwise.training.ranks import Ranks
 from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, SeveralSources
@@ -288,7 +291,8 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
         data: the prepared text; only its tokenizer and row length are used.
         log_unigram: (vocabulary,) log frequencies of the tokens, the initial bias of a new head.
     """
-    network = recipe.model.model(
+    network = model_from(
+        recipe.model,
         data.tokenizer,
         data.training.length,
         kind=recipe.kind,

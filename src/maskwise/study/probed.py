@@ -13,7 +13,7 @@ from maskwise.constants import ranks_here
 from maskwise.evaluation.heldout import documents_alone
 from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.families import adapter_of
-from maskwise.objectives import Objective
+from maskwise.objectives.base import Objective
 from maskwise.objectives.denoising import Denoising
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.recipe import Recipe

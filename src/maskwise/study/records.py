@@ -40,8 +40,8 @@ from maskwise.study.stages import (
     without_places,
 )
 from maskwise.study.store import StageStore
-from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import PREDICTIONS
+from maskwise.tasks.loading import load_task
 
 FREE = ("speed", "nothing")
 """Effects of settings that change no result and nothing that is concluded from results."""

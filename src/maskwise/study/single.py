@@ -57,9 +57,9 @@ from maskwise.study.stages import (
 )
 from maskwise.study.store import StageStore
 from maskwise.study.work import TaskRuns, fine_tuned
-from maskwise.tasks import FinetuneSettings, Task, TaskRecord
 from maskwise.tasks.finetuning import (
     TRIAL_SEED,
+    TaskRecord,
     idle_settings,
     search_rate,
     searches_rate,
@@ -68,6 +68,8 @@ from maskwise.tasks.finetuning import (
     trial_name,
     trials_of,
 )
+from maskwise.tasks.settings import FinetuneSettings
+from maskwise.tasks.task import Task
 from maskwise.torchrun import ranks_together
 from maskwise.training.engine import FREE
 

@@ -35,7 +35,8 @@ from maskwise.constants import COMPUTED
 from maskwise.devices import hardware
 from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import EvaluationSettings, load_measures
+from maskwise.evaluation.evaluate import load_measures
+from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.folders import file_hash
 from maskwise.learning.settings import OF_THE_MODEL
 from maskwise.plugins import code_of
@@ -44,14 +45,15 @@ from maskwise.recipe.layers import applied, layer, nest
 from maskwise.recipe.yamls import Plain
 from maskwise.samplers import sampler
 from maskwise.starts import TOKENIZER_FILES, resolve_start
-from maskwise.tasks import FinetuneSettings, Task, load_task
+from maskwise.tasks.loading import load_task
+from maskwise.tasks.settings import FinetuneSettings
+from maskwise.tasks.task import Task
 from maskwise.text.new_words import wanted_words
 from maskwise.text.segmenters import names_segmenter, segmenter_version
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.source import TEXTS, look_in, source_path
-from maskwise.training import TrainingSettings
 from maskwise.training.parts import TrainingPart, parts_of
-from maskwise.training.settings import ModelSettings
+from maskwise.training.settings import ModelSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from maskwise.study.store import StageStore

@@ -26,14 +26,11 @@ from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
 from maskwise.devices import begin_peak_memory, best_device, memory, peak_memory
 from maskwise.errors import MaskwiseError, PlugInError, duration, plural
-from maskwise.evaluation import (
-    EvaluationSettings,
-    Measure,
-    evaluate,
-    load_measures,
-    overlap_record,
-)
+from maskwise.evaluation.evaluate import evaluate, load_measures
+from maskwise.evaluation.measure import Measure
+from maskwise.evaluation.overlap import overlap_record
 from maskwise.evaluation.returned import numbers_of
+from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.families import evaluating, width_of
 from maskwise.masking.settings import MaskingSettings
 from maskwise.models import task_config, weights_of
@@ -47,8 +44,8 @@ from maskwise.study.plan import Plan
 from maskwise.study.pretraining import network_of, pretrain
 from maskwise.study.stages import CHECKPOINT, Stage
 from maskwise.study.work import extended, lesson_of, scored_by, write_rows
-from maskwise.tasks import load_task
 from maskwise.tasks.finetuning import finetune
+from maskwise.tasks.loading import load_task
 from maskwise.text import Prepared, Rows, load_tokenizer
 from maskwise.text.documents import Document, Documents
 from maskwise.text.new_words import Extended, wanted_words
@@ -56,6 +53,7 @@ from maskwise.text.rows import holds_out
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.stream import COUNTED_CHARACTERS, HELD_OUT_CHARACTERS
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS as TOKENIZER_CHARACTERS
+from maskwise.training.building import changed_config, config_from, empty_model_from
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.log import Evaluate, NeverFinite
 from maskwise.training.ranks import Ranks
@@ -601,8 +599,8 @@ def _require_memory(link: Recipe, data: Prepared) -> None:
     if training.freeze == "encoder":
         # Without gradients, the encoder keeps no activations.
         return
-    config = link.model.config(data.tokenizer, link.corpus.length, kind=link.kind)
-    network = link.model.empty(config)
+    config = config_from(link.model, data.tokenizer, link.corpus.length, kind=link.kind)
+    network = empty_model_from(link.model, config)
     tokens = training.batch_size // training.accumulate * link.corpus.length
     size = 4 * 34 * tokens * width_of(network) * len(blocks_of(network))
     if size > here:
@@ -763,7 +761,7 @@ def _time_fine_tuning(
     data = samples.of(link).data
     tokenizer = data.tokenizer
     task = load_task(stage.what["task"])
-    config = link.model.changed_config(tokenizer, data.training.length, kind=link.kind)
+    config = changed_config(link.model, tokenizer, data.training.length, kind=link.kind)
     settings = link.finetune
     start = config or link.model.pretrained
     if start is not None and not task.frozen:

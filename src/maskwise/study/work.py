@@ -22,7 +22,9 @@ from maskwise.annotate.store import Store
 from maskwise.constants import rank_here, ranks_here
 from maskwise.devices import best_device, hardware, versions
 from maskwise.errors import MaskwiseError
-from maskwise.evaluation import EvaluationSettings, evaluate, load_measures, overlap_record
+from maskwise.evaluation.evaluate import evaluate, load_measures
+from maskwise.evaluation.overlap import overlap_record
+from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.folders import (
     finite,
     read_json,
@@ -58,16 +60,11 @@ from maskwise.study.stages import (
     tune_stage,
 )
 from maskwise.study.store import StageStore
-from maskwise.tasks import (
-    FinetuneSettings,
-    FineTuning,
-    Score,
-    Task,
-    TaskRecord,
-    TaskStart,
-    finetuning,
-    load_task,
-)
+from maskwise.tasks import finetuning
+from maskwise.tasks.finetuning import FineTuning, Score, TaskRecord, TaskStart
+from maskwise.tasks.loading import load_task
+from maskwise.tasks.settings import FinetuneSettings
+from maskwise.tasks.task import Task
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
 from maskwise.text.documents import first_characters
 from maskwise.text.new_words import Extended, choose_words, extend, given_words, saved_share
@@ -76,6 +73,7 @@ from maskwise.text.rows import dev_and_verdict, is_dev
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, read_new_tokens
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training.best import Lowest
+from maskwise.training.building import changed_config
 from maskwise.training.checkpoint import forget_states
 from maskwise.training.parts import STATE_FOLDER, TrainingPart, link
 from maskwise.training.settings import ModelSettings
@@ -591,7 +589,7 @@ def _start_of(stage: Stage, store: StageStore) -> tuple[TaskStart, PreTrainedTok
     # The reference arm is the pre-trained model itself, or a new model with random weights.
     model = ModelSettings.from_name(what["model"])
     # The checkpoints of all arms have the changed rates of dropout in their configurations.
-    config = model.changed_config(tokenizer, what["length"], kind=what["kind"])
+    config = changed_config(model, tokenizer, what["length"], kind=what["kind"])
     return TaskStart(model.pretrained, config), tokenizer
 
 

@@ -6,37 +6,26 @@ scores answers, ``settings`` has the settings of fine-tuning, and ``finetuning``
 package may import ``text``, ``training`` and the packages that ``training`` may import.
 """
 
-from maskwise.tasks.finetuning import (
-    FineTuning,
-    Score,
-    TaskRecord,
-    TaskStart,
-    evaluate_tasks,
-    finetune,
-    task_record,
-)
-from maskwise.tasks.loading import KINDS, load_task
-from maskwise.tasks.metrics import METRICS
-from maskwise.tasks.reading import BUNDLED_TASKS, CARDS
-from maskwise.tasks.settings import FinetuneSettings
-from maskwise.tasks.task import Task
-from maskwise.tasks.tensors import TaskSource, encode
+from maskwise.plugins import on_first_use
 
-__all__ = [
-    "BUNDLED_TASKS",
-    "CARDS",
-    "KINDS",
-    "METRICS",
-    "FineTuning",
-    "FinetuneSettings",
-    "Score",
-    "Task",
-    "TaskRecord",
-    "TaskSource",
-    "TaskStart",
-    "encode",
-    "evaluate_tasks",
-    "finetune",
-    "load_task",
-    "task_record",
-]
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "FineTuning": "finetuning",
+        "Score": "finetuning",
+        "TaskRecord": "finetuning",
+        "TaskStart": "finetuning",
+        "evaluate_tasks": "finetuning",
+        "finetune": "finetuning",
+        "task_record": "finetuning",
+        "KINDS": "loading",
+        "load_task": "loading",
+        "METRICS": "metrics",
+        "BUNDLED_TASKS": "reading",
+        "CARDS": "reading",
+        "FinetuneSettings": "settings",
+        "Task": "task",
+        "TaskSource": "tensors",
+        "encode": "tensors",
+    },
+)

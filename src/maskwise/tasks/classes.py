@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from maskwise.errors import MaskwiseError
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.line import Names
-from maskwise.objectives import Classification, MultiLabel, Regression
+from maskwise.objectives.base import Classification, MultiLabel, Regression
 from maskwise.tasks.columns import (
     NO_LABEL,
     NO_TEXT,

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.constants import LOWER_IS_BETTER
+from maskwise.constants import LOWER_IS_BETTER, Kind
 from maskwise.devices import best_device
 from maskwise.errors import MaskwiseError, whole_number
-from maskwise.evaluation import Measure
-from maskwise.families import Kind, check_fit, check_room, evaluating
+from maskwise.evaluation.measure import Measure
+from maskwise.families import check_fit, check_room, evaluating
 from maskwise.folders import write_lines
 from maskwise.measurements import Measurement, unit_of
 from maskwise.models import load_task_model, task_config, weights_of
-from maskwise.objectives import Objective
+from maskwise.objectives.base import Objective
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.metrics import bootstrap_interval, compact, error_of_items
 from maskwise.tasks.settings import FinetuneSettings, Score, TaskRecord
@@ -46,10 +46,10 @@ from maskwise.tasks.tensors import (
     warn_of_cuts,
 )
 from maskwise.text import load_tokenizer
-from maskwise.training import train
 from maskwise.training.best import Best
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.log import Evaluate, NotFinite, Watch
+from maskwise.training.loop import train
 from maskwise.training.ranks import Ranks
 
 if TYPE_CHECKING:

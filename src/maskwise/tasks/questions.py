@@ -31,7 +31,7 @@ from torch import Tensor
 
 from maskwise.errors import MaskwiseError, refuse_version
 from maskwise.masking.line import Names
-from maskwise.objectives import Classification, MultipleChoice, SpanQuestionAnswering
+from maskwise.objectives.base import Classification, MultipleChoice, SpanQuestionAnswering
 from maskwise.tasks.columns import (
     NO_ANSWER,
     NO_LABEL,

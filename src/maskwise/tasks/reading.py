@@ -41,6 +41,17 @@ BUNDLED_TASKS = {
     "wikigold": "wikigold",
     "wnut17": "wnut17",
 }
+"""The files of the bundled tasks, by the names of the tasks."""
+WHAT_THEY_ARE = {
+    "banking77": "sequence-classification, 20 classes, 1,200 training rows, 800 test items",
+    "clinc150": "sequence-classification, 20 classes, 1,200 training rows, 600 test items",
+    "trivia": "sequence-classification, 10 classes, 1,000 training rows, 700 test items",
+    "ud-pos": "token-classification, 17 classes, 1,500 training rows, 8,016 test items",
+    "ud-relations": "token-classification, 36 classes, 1,500 training rows, 8,016 test items",
+    "wikigold": "token-classification, 5 classes, 1,316 training rows, 5,833 test items",
+    "wnut17": "token-classification, 13 classes, 1,500 training rows, 23,394 test items",
+}
+"""What the bundled tasks are. It is written here, because loading all of them takes seconds."""
 SPLIT_OF = {
     "train": "train",
     **dict.fromkeys(("dev", "validation", "valid", "val"), "dev"),

@@ -22,7 +22,7 @@ from maskwise.effects import (
     Whole,
 )
 from maskwise.tasks.task import Task
-from maskwise.training import TrainingSettings
+from maskwise.training.settings import TrainingSettings
 
 MAX_LENGTH = 64
 """The default maximum number of tokens in a row of a task."""

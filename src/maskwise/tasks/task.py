@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
-    from maskwise.families import Kind as Family
-    from maskwise.objectives import Objective
+    from maskwise.constants import Kind as Family
+    from maskwise.objectives.base import Objective
     from maskwise.tasks.tensors import Cutter, Data
 
 # The number of parts of the test set that are left out, one at a time, to compute a standard error.
@@ -227,7 +227,7 @@ class Task:
         pooling: how a frozen encoder's token vectors become one vector: "mean", "cls", or "dev" to
             use whichever of the two scores better on dev.
 
-    >>> from maskwise.tasks import load_task
+    >>> from maskwise.tasks.loading import load_task
     >>> task = load_task("ud-pos(train_rows=40)")
     >>> task.kind.name, task.metric, len(task.splits["train"]), task.test_items
     ('token-classification', 'accuracy', 40, 8016)

@@ -22,18 +22,18 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
-from maskwise.draws import fold
+from maskwise.draws import fold, permutation
 from maskwise.errors import MaskwiseError, Truncated
 from maskwise.families import evaluating
 from maskwise.masking.batch import IGNORE, moved
 from maskwise.models import end_token
-from maskwise.objectives import Classification
+from maskwise.objectives.base import Classification
 from maskwise.tasks.metrics import LOST
 from maskwise.tasks.splits import SPLITS
 from maskwise.tasks.task import Answers, Task, TaskRows
 from maskwise.text.words import tokenizing
-from maskwise.training import TrainingSettings, permutation
 from maskwise.training.data import by_width
+from maskwise.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

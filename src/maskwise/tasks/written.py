@@ -28,9 +28,9 @@ from maskwise.constants import NATS
 from maskwise.errors import MaskwiseError, finite_number, whole_number
 from maskwise.families import check_room, masked_logits, require_kind, start_token
 from maskwise.masking.batch import IGNORE, moved
-from maskwise.objectives import Denoising, MaskedLanguageModelling
 from maskwise.objectives.base import target_places
-from maskwise.objectives.denoising import generated
+from maskwise.objectives.denoising import Denoising, generated
+from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.tasks import tensors
 from maskwise.tasks.columns import (
     NO_ANSWER,

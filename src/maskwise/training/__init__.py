@@ -5,20 +5,18 @@ package may import from ``objectives``, ``masking`` and the layers below ``maski
 corpora only through the protocol ``Rows``.
 """
 
-from maskwise.draws import permutation
-from maskwise.training.data import MaskedSource, Source, Step, log_frequencies, look_ahead
-from maskwise.training.engine import leave
-from maskwise.training.loop import train
-from maskwise.training.settings import TrainingSettings
+from maskwise.plugins import on_first_use
 
-__all__ = [
-    "MaskedSource",
-    "Source",
-    "Step",
-    "TrainingSettings",
-    "leave",
-    "log_frequencies",
-    "look_ahead",
-    "permutation",
-    "train",
-]
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "MaskedSource": "data",
+        "Source": "data",
+        "Step": "data",
+        "log_frequencies": "data",
+        "look_ahead": "data",
+        "leave": "engine",
+        "train": "loop",
+        "TrainingSettings": "settings",
+    },
+)

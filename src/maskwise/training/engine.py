@@ -31,8 +31,13 @@ from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError, OtherProcessFailed
 from maskwise.families import encoder_of
 from maskwise.folders import sweep
-from maskwise.objectives import Loss, Objective
-from maskwise.objectives.base import require_counted, require_finite, require_gradient
+from maskwise.objectives.base import (
+    Loss,
+    Objective,
+    require_counted,
+    require_finite,
+    require_gradient,
+)
 from maskwise.printing import LOGGER
 from maskwise.torchrun import not_connected
 from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changed_settings

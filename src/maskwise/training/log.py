@@ -25,7 +25,7 @@ from maskwise.devices import peak_memory, peak_rate
 from maskwise.errors import MaskwiseError, duration
 from maskwise.flops import Flops
 from maskwise.folders import finite
-from maskwise.objectives import Objective
+from maskwise.objectives.base import Objective
 from maskwise.printing import LINE_SECONDS, LOGGER, err_console, shows_progress
 from maskwise.training.checkpoint import Metrics, Totals
 from maskwise.training.data import Source, Step

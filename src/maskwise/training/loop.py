@@ -25,7 +25,7 @@ from maskwise.constants import rank_here
 from maskwise.devices import TensorDict, Tensors
 from maskwise.errors import MaskwiseError
 from maskwise.folders import claim
-from maskwise.objectives import Loss, Objective
+from maskwise.objectives.base import Loss, Objective
 from maskwise.signals import CODES, Asked, AskedToLeave
 from maskwise.training.checkpoint import restore, states
 from maskwise.training.data import AnyBatch, Source, look_ahead

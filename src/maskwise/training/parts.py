@@ -65,7 +65,7 @@ def parts_of(settings: TrainingSettings) -> list[TrainingPart]:
     parts: list[TrainingPart] = []
     begin = 0
     # Recipes refuse lengths that are the same number of steps, so no part is empty.
-    for end in ends_of(settings):
+    for end in settings.ends:
         # The last length decays at the end of its own part.
         if end < settings.steps:
             stable = int(end * (1 - share))
@@ -74,15 +74,6 @@ def parts_of(settings: TrainingSettings) -> list[TrainingPart]:
                 begin = stable
         parts.append(TrainingPart(begin, end - begin, falls=True))
     return parts
-
-
-def ends_of(settings: TrainingSettings) -> list[int]:
-    """Return the number of steps of each of the ``lengths``.
-
-    >>> ends_of(TrainingSettings(steps=30, lengths=(0.001, 0.5, 1)))
-    [1, 15, 30]
-    """
-    return [max(1, round(length * settings.steps)) for length in settings.lengths or ()]
 
 
 def begin_with(state: Path, folder: Path, *, step: int) -> State:

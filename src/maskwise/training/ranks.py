@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from maskwise.constants import rank_here, ranks_here
 from maskwise.devices import TensorDict, Tensors
 from maskwise.draws import Array
-from maskwise.objectives import Loss, Objective
+from maskwise.objectives.base import Loss, Objective
 from maskwise.signals import leave_if_asked
 from maskwise.training.settings import TrainingSettings
 from maskwise.weights import blocks_of

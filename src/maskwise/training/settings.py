@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -34,23 +34,12 @@ from maskwise.effects import (
     without_unset,
 )
 from maskwise.errors import MaskwiseError
-from maskwise.families import Kind, check_fit
-from maskwise.lora import Lora, lora
-from maskwise.models import (
-    Fields,
-    config_of,
-    empty_model,
-    load_config,
-    load_model,
-    new_config,
-    new_model,
-    with_fields,
-)
 from maskwise.training.rates import Curve
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig
+
+    from maskwise.lora import Lora
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -211,6 +200,15 @@ class TrainingSettings(Settings, allow_inf_nan=False):
         """Whether held-out documents choose the weights that are kept."""
         return self.patience is not None or self.lengths is not None
 
+    @property
+    def ends(self) -> list[int]:
+        """The number of steps of each of the ``lengths``.
+
+        >>> TrainingSettings(steps=30, lengths=(0.001, 0.5, 1)).ends
+        [1, 15, 30]
+        """
+        return [max(1, round(length * self.steps)) for length in self.lengths or ()]
+
     @classmethod
     def that_change(cls, *effects: str) -> set[str]:
         """Return the names of the settings that declare one of these effects (see ``effects``).
@@ -246,6 +244,9 @@ def attention_dropout(architecture: str) -> tuple[str, float] | None:
 
     For example, T5 has no such field, because it has one rate for all dropout.
     """
+    # This imports transformers.
+    from maskwise.models import config_of
+
     try:
         plain = config_of({"model_type": architecture})
     except ValueError:
@@ -274,7 +275,7 @@ class ModelSettings(Settings):
     for an installed package. None for a new model."""
     architecture: Annotated[Weights[str], Only("pretrained", (None,))] = "modernbert"
     """The architecture of a new model: transformers' ``model_type``, such as bert or t5."""
-    settings: Weights[Fields] = {}
+    settings: Weights[dict[str, Any]] = {}
     """Fields of a new model's configuration, such as hidden_size. Of a pre-trained model, only
     rates of dropout can be changed, such as hidden_dropout_prob, and the number of positions if no
     weight depends on it, as in ModernBERT (max_position_embeddings)."""
@@ -300,6 +301,9 @@ class ModelSettings(Settings):
     @model_validator(mode="after")
     def _parse(self) -> Self:
         if self.adapter is not None:
+            # This imports torch.
+            from maskwise.lora import lora
+
             with within("adapter", self.adapter):
                 self._lora = lora(self.adapter)
         return self
@@ -312,7 +316,7 @@ class ModelSettings(Settings):
 
     @field_validator("settings")
     @classmethod
-    def _truth(cls, value: Fields) -> Fields:
+    def _truth(cls, value: dict[str, Any]) -> dict[str, Any]:
         """Replace ``yes``, ``no``, ``on`` and ``off`` by booleans. No setting has such a value."""
         words = {"yes": True, "on": True, "no": False, "off": False}
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
@@ -339,11 +343,7 @@ class ModelSettings(Settings):
     def _one_rate(self) -> ModelSettings:
         if self.attention_dropout is None:
             return self
-        names: Collection[str] = ATTENTION_DROPOUT
-        if not self.pretrained:
-            own = attention_dropout(self.architecture)
-            names = own[:1] if own else ()
-        for name in names:
+        for name in ATTENTION_DROPOUT:
             if name in self.settings:
                 raise MaskwiseError(
                     "attention dropout is set twice",
@@ -396,94 +396,3 @@ class ModelSettings(Settings):
             # Recipes usually have None, which means 0 for a new model, so replace 0 by None.
             plain["attention_dropout"] = rate or None
         return cls(**plain)
-
-    def config(
-        self, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind
-    ) -> PreTrainedConfig:
-        """Return the configuration of the pre-trained model, or a new one for ``length`` tokens.
-
-        Raises:
-            MaskwiseError: attention dropout is set, but the architecture has no such setting; or a
-                setting cannot be changed in a pre-trained model.
-        """
-        if self.pretrained:
-            config = with_fields(load_config(self.pretrained, kind=kind), self.settings)
-        else:
-            config = new_config(
-                self.architecture,
-                tokenizer,
-                length,
-                kind=kind,
-                **self.settings,
-            )
-        if self.changed_dropout is not None:
-            usual = attention_dropout_of(config)
-            if usual is None:
-                raise MaskwiseError(
-                    f"{config.model_type} has no separate attention dropout",
-                    do="remove model.attention_dropout",
-                )
-            # T5Gemma's layers read nested configurations, so set these too. A nested configuration
-            # of ESM may be None.
-            parts = [getattr(config, name) for name in config.sub_configs]
-            for part in filter(None, [config, *parts]):
-                setattr(part, usual[0], self.changed_dropout)
-        return config
-
-    def changed_config(
-        self, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind
-    ) -> PreTrainedConfig | None:
-        """Return the configuration if a checkpoint's own is not enough; otherwise None.
-
-        The result is None for a pre-trained model whose configuration these settings do not change.
-        """
-        if self.pretrained and not self.settings and self.attention_dropout is None:
-            return None
-        return self.config(tokenizer, length, kind=kind)
-
-    def empty(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """Return the model without memory for its weights, which is enough to count the weights."""
-        network = empty_model(config)
-        if self.lora:
-            self.lora.add(network, seed=0)
-        return network
-
-    def model(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        length: int,
-        *,
-        kind: Kind,
-        seed: int,
-        log_unigram: Tensor,
-        new_tokens: Mapping[int, Sequence[int]] | None = None,
-    ) -> PreTrainedModel:
-        """Return the model to train.
-
-        Args:
-            tokenizer: the tokenizer.
-            length: the number of tokens in a row.
-            kind: the required kind of model.
-            seed: the seed of new weights.
-            log_unigram: (V,) log frequencies of tokens, for the bias of a new head.
-            new_tokens: tokens that a pre-trained model does not have (``models.add_tokens``).
-        """
-        bias = log_unigram if self.unigram_bias else None
-        config = self.config(tokenizer, length, kind=kind)
-        if self.pretrained:
-            network = load_model(
-                self.pretrained,
-                kind=kind,
-                seed=seed,
-                log_unigram=bias,
-                config=config,
-                new_tokens=new_tokens,
-            )
-            check_fit(
-                network.config, len(tokenizer), do="set tokenizer.name to the model's tokenizer"
-            )
-        else:
-            network = new_model(config, seed=seed, log_unigram=bias)
-        if self.lora:
-            self.lora.add(network, seed=seed)
-        return network

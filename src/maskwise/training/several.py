@@ -35,8 +35,7 @@ from maskwise.draws import fold, permutation
 from maskwise.errors import MaskwiseError
 from maskwise.flops import Flops
 from maskwise.masking import MaskedBatch
-from maskwise.objectives import Loss, Objective
-from maskwise.objectives.base import as_scalar
+from maskwise.objectives.base import Loss, Objective, as_scalar
 from maskwise.samplers import Sampler
 from maskwise.samplers.base import reliability
 from maskwise.training.checkpoint import restore, states

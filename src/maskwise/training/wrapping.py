@@ -23,8 +23,7 @@ from maskwise.attention import quicken
 from maskwise.errors import MaskwiseError
 from maskwise.families import encoder_of, patched, separate_all
 from maskwise.models import vocabulary_tables
-from maskwise.objectives import Objective
-from maskwise.objectives.base import Precision
+from maskwise.objectives.base import Objective, Precision
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.training.compiled import (
     compiled_block,

@@ -44,7 +44,7 @@ from maskwise.study.from_files import (
     tokens_of_rows,
 )
 from maskwise.study.unread import read_by_study, refuse_unread
-from maskwise.tasks import load_task
+from maskwise.tasks.loading import load_task
 from maskwise.text import load_tokenizer
 from maskwise.text.documents import longest_field
 from maskwise.text.settings import CorpusSettings

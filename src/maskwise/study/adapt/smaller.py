@@ -11,7 +11,7 @@ from maskwise.recipe import Recipe
 from maskwise.specs import with_options
 from maskwise.study.adapt.request import Request
 from maskwise.study.from_files import ROW_TOKENS, SHORT_ROWS
-from maskwise.tasks import load_task
+from maskwise.tasks.loading import load_task
 
 # With fewer steps, further training has little effect.
 LEAST_STEPS = 100

@@ -1,0 +1,116 @@
+"""Build the model that ``ModelSettings`` describe: its configuration, or the model with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from maskwise.constants import Kind
+from maskwise.errors import MaskwiseError
+from maskwise.families import check_fit
+from maskwise.models import (
+    empty_model,
+    load_config,
+    load_model,
+    new_config,
+    new_model,
+    with_fields,
+)
+from maskwise.training.settings import ModelSettings, attention_dropout_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def config_from(
+    settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind
+) -> PreTrainedConfig:
+    """Return the configuration of the pre-trained model, or a new one for ``length`` tokens.
+
+    Raises:
+        MaskwiseError: attention dropout is set, but the architecture has no such setting; or a
+            setting cannot be changed in a pre-trained model.
+    """
+    if settings.pretrained:
+        config = with_fields(load_config(settings.pretrained, kind=kind), settings.settings)
+    else:
+        config = new_config(
+            settings.architecture,
+            tokenizer,
+            length,
+            kind=kind,
+            **settings.settings,
+        )
+    if settings.changed_dropout is not None:
+        usual = attention_dropout_of(config)
+        if usual is None:
+            raise MaskwiseError(
+                f"{config.model_type} has no separate attention dropout",
+                do="remove model.attention_dropout",
+            )
+        # T5Gemma's layers read nested configurations, so set these too. A nested configuration
+        # of ESM may be None.
+        parts = [getattr(config, name) for name in config.sub_configs]
+        for part in filter(None, [config, *parts]):
+            setattr(part, usual[0], settings.changed_dropout)
+    return config
+
+
+def changed_config(
+    settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind
+) -> PreTrainedConfig | None:
+    """Return the configuration if a checkpoint's own is not enough; otherwise None.
+
+    The result is None for a pre-trained model whose configuration these settings do not change.
+    """
+    if settings.pretrained and not settings.settings and settings.attention_dropout is None:
+        return None
+    return config_from(settings, tokenizer, length, kind=kind)
+
+
+def empty_model_from(settings: ModelSettings, config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model without memory for its weights, which is enough to count the weights."""
+    network = empty_model(config)
+    if settings.lora:
+        settings.lora.add(network, seed=0)
+    return network
+
+
+def model_from(
+    settings: ModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    *,
+    kind: Kind,
+    seed: int,
+    log_unigram: Tensor,
+    new_tokens: Mapping[int, Sequence[int]] | None = None,
+) -> PreTrainedModel:
+    """Return the model to train.
+
+    Args:
+        tokenizer: the tokenizer.
+        length: the number of tokens in a row.
+        kind: the required kind of model.
+        seed: the seed of new weights.
+        log_unigram: (V,) log frequencies of tokens, for the bias of a new head.
+        new_tokens: tokens that a pre-trained model does not have (``models.add_tokens``).
+    """
+    bias = log_unigram if settings.unigram_bias else None
+    config = config_from(settings, tokenizer, length, kind=kind)
+    if settings.pretrained:
+        network = load_model(
+            settings.pretrained,
+            kind=kind,
+            seed=seed,
+            log_unigram=bias,
+            config=config,
+            new_tokens=new_tokens,
+        )
+        check_fit(network.config, len(tokenizer), do="set tokenizer.name to the model's tokenizer")
+    else:
+        network = new_model(config, seed=seed, log_unigram=bias)
+    if settings.lora:
+        settings.lora.add(network, seed=seed)
+    return network
