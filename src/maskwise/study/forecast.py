@@ -79,7 +79,6 @@ from maskwise.text.pieces import UNKNOWN
 from maskwise.text.rows import holds_out
 from maskwise.text.segmenters import segmenter_advice, unspaced
 from maskwise.text.settings import CorpusSettings, Prepared
-from maskwise.torchrun import ranks_together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -115,6 +114,7 @@ def dry_run(
     *,
     jobs: int | None = None,
     engine: str = "local",
+    processes: int = 1,
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
     samples: Samples | None = None,
@@ -132,8 +132,8 @@ def dry_run(
         spread, detect: as for ``check``.
 
     Returns:
-        ``jobs``: the number of stages that run at once. ``processes``: the number of processes of
-        torchrun. Times are those without torchrun, because stages are timed on one process.
+        ``jobs``: the number of stages that run at once. ``processes``: the number of processes that
+        train each model together. Times are those of one process, on which stages are timed.
         ``plans``: for each plan its purpose, its number of runs, and its number of unfinished
         stages. ``phases``: the cost of each training phase (``costs.phases_of``). ``stages``,
         ``unknown`` and ``seconds``: see ``costs.summary``. ``untimed``: why stages could not be
@@ -149,12 +149,10 @@ def dry_run(
     from maskwise.study.prospects import incomparable_pairs, prospects_of, spreads_of
     from maskwise.verdict import primary_pairs
 
-    block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
+    block, notes = check_study(recipe, out, engine=engine, seeds=seeds, processes=processes)
     # Before stages are timed, because an argument may be wrong.
     contrasts = prospects_of(recipe, spreads_of(recipe, out, spread), detect=detect)
-    # Of the processes of torchrun, each runs one stage.
-    processes = ranks_together()
-    jobs = jobs or (processes if processes > 1 else jobs_here())
+    jobs = jobs or jobs_here(processes)
     here = engine == "local"
     store = StageStore.of_study(recipe, out, cache)
     design = Design(recipe, store, seeds=block, forecast=True)
@@ -232,6 +230,7 @@ def check(
     out: Path | None = None,
     jobs: int | None = None,
     engine: str = "local",
+    processes: int = 1,
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
     timing: bool = True,
@@ -247,7 +246,7 @@ def check(
         overrides: ``key=value`` settings, if ``subject`` is no ``Recipe``.
         tasks: files with labels, if ``subject`` is a corpus.
         out: the folder of the study, whose finished stages count; None for a new folder.
-        jobs, engine, cache, seeds: as for ``run_study``.
+        jobs, engine, processes, cache, seeds: as for ``run_study``.
         timing: whether to time stages that were not timed here before.
         samples: samples of the text, which several checks may share.
         spread: the standard deviation of paired differences, in points or nats, or the folder of a
@@ -290,6 +289,7 @@ def check(
             out or folder / "study",
             jobs=jobs,
             engine=engine,
+            processes=processes,
             cache=cache,
             seeds=seeds,
             samples=samples if timing else None,

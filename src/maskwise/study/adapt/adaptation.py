@@ -92,7 +92,8 @@ class Adaptation:
         request = self.request
         recipe = self.draft.recipe
         samples = Samples(first_of(recipe), self._folder)
-        plan = check(recipe, out=request.out, jobs=request.jobs, samples=samples, **asked)
+        where: dict[str, Any] = {"jobs": request.jobs, "processes": request.processes}
+        plan = check(recipe, out=request.out, samples=samples, **where, **asked)
         self._checked = True
         plan["max_length"] = recipe.finetune.max_length
         plan["cut"] = cut_rows(recipe)
@@ -111,7 +112,7 @@ class Adaptation:
             if smaller not in plans:
                 changed = self._draft_of(smaller).recipe
                 timed = samples if asked.get("timing", True) else None
-                plans[smaller] = dry_run(changed, out, jobs=request.jobs, samples=timed)
+                plans[smaller] = dry_run(changed, out, samples=timed, **where)
             seconds: float | None = plans[smaller]["seconds"]
             return math.inf if seconds is None else seconds
 
@@ -189,6 +190,7 @@ class Adaptation:
             recipe,
             request.out,
             jobs=request.jobs,
+            processes=request.processes,
             executor=executor,
             files={RECIPE: schema_line() + self.draft.text},
             call=f"maskwise adapt {request.model} {request.texts}",
