@@ -34,7 +34,6 @@ from maskwise.study.adapt.answer import answer_sentences, answers, next_of
 from maskwise.study.adapt.draft import Texts, cut_rows, draft_of
 from maskwise.study.adapt.request import time_limit
 from maskwise.study.adapt.saved import gains_of, kept_of, save_adapted, save_best, saved_folders
-from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.adapt.title_pairs import write_pairs
 from maskwise.study.from_files import draft_of_files as first_study
 from maskwise.study.plan import make_plan
@@ -664,92 +663,20 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     # The rows of the dev split are not measured.
     assert 0.4 < cut_rows(recipe)["labels"] < 0.6
     cut = cut_rows(adapted(labels, overrides=["finetune.max_length=64"]))
-    plan: dict[str, Any] = {"seconds": 7300.0, "memory_gib": 1.5, "jobs": 2, "unknown": []}
-    plan |= {"cut": cut, "max_length": 64, "processes": 1}
-    (rows,) = adapt_lines(plan, "2h")
-    assert not adapt_lines(plan, "2h", warned=["labels"])
-    assert adapt_lines(plan, "2h", warned=["others"]) == [rows]
+    plan: dict[str, Any] = {"least_seconds": 7300.0, "memory_gib": 1.5, "jobs": 2, "unknown": []}
+    plan |= {"cut": cut, "max_length": 64, "processes": 1, "untimed": {"learn": "too short"}}
+    (rows,) = adapt_lines(plan)
+    assert not adapt_lines(plan, warned=["labels"])
+    assert adapt_lines(plan, warned=["others"]) == [rows]
     time = time_words(plan)
     assert "1 stage at once" in time_words(plan | {"jobs": 1})
-    assert "about 2.0 h" in time and "1.5 GiB" in time and "one process" not in time
-    more = time_words(plan | {"processes": 3})
-    assert more.startswith(time) and "one process" in more and "3 that" in more
+    assert "about 2.0 h" in time and "1.5 GiB" in time and "torchrun" not in time
+    led = time_words(plan | {"processes": 3})
+    assert led.startswith(time) and "without torchrun" in led and "3 processes" in led
     assert rows.startswith(f"{cut['labels']:.1%} of the rows of") and "64 tokens" in rows
-    unknown = time_words(plan | {"seconds": None, "unknown": ["learn"]})
-    assert unknown.startswith("unknown, ") and unknown.endswith(": learn")
-    # What takes the time is named, also if nothing fits.
-    smaller = {"seconds": 7000.0, "fits": False, "decides": False, "contrasts": []}
-    smaller["command"] = "a command"
-    works = {"fine-tuning on labels.jsonl": 6000.0, "training": 2000.0}
-    *_, why, smallest, command = adapt_lines(plan | {"smaller": smaller, "works": works}, "35m")
-    assert "--time 35m" in why and "75% of the work is fine-tuning on labels.jsonl" in why
-    assert "1.9 h" in smallest and command == "a command"
-    # A study that cannot decide is called so.
-    decides = adapt_lines(plan | {"smaller": smaller | {"decides": True}, "works": works}, "35m")
-    assert "too few to decide" in smallest and "too few to decide" not in decides[-2]
-
-
-def test_a_smaller_plan_names_each_setting_once():
-    request = Request(model="m", texts="t", out=Path("out"))
-    command = request.set_to(finetune__steps=60).set_to(finetune__steps=30).invocation().command
-    assert "finetune.steps=30" in command and command.count("finetune.steps") == 1
-
-
-def test_the_smaller_plan_is_the_least_change_that_fits(adapted, tmp_path, monkeypatch):
-    # As for a model that reads more than the 128 tokens of the bundled one.
-    monkeypatch.setattr("maskwise.study.adapt.draft.check_names", lambda recipe, tasks: None)
-    labels = [{"text": f"{WORDS[n % 90]} {n}", "label": n % 2} for n in range(2400)]
-    task = str(write_lines(tmp_path / "labels.jsonl", labels))
-    recipe = adapted([task], arms=["token-15", "tsdae"], overrides=["finetune.max_length=256"])
-    size = Request("bundled:encoder", "texts", tmp_path, (task,))
-    tried = []
-
-    def seconds_of(size: Request) -> float:
-        tried.append(size)
-        assert size.overrides[0] == "study.arms=token-15"
-        # A new head takes no longer above 600 steps, so the time is no straight line.
-        tuning = 1000.0
-        for count in (250, 100):
-            if f"finetune.steps={count}" in size.overrides:
-                tuning = 2 * count
-        rows = sum(len(load_task(spec).splits["test"]) for spec in size.tasks)
-        cells = 0.5 if "finetune.max_length=128" in size.overrides else 1.0
-        return size.seeds / 6 * (10 * size.steps + 5 * min(size.steps, 300) + tuning + cells * rows)
-
-    small, fits = smaller_plan(recipe, size, seconds_of, 5000)
-    assert fits and 4700 < seconds_of(small) <= 5000
-    assert small.overrides == ("study.arms=token-15",) and small.tasks == (task,)
-    assert load_task(task).test_items > 300
-    # Each rung of the ladder is the answer at some limit, and a smaller limit changes more.
-    expected = [
-        (2400, ["finetune.steps=250"], None, 6),
-        (2310, ["finetune.steps=250"], 300, 6),
-        (2200, ["finetune.max_length=128"], 300, 6),
-        (1800, ["finetune.steps=100", "corpus.length=64"], 100, 6),
-        (1200, ["finetune.steps=100", "corpus.length=64"], 100, 4),
-    ]
-    for limit, changes, rows, runs in expected:
-        small, fits = smaller_plan(recipe, size, seconds_of, limit)
-        assert fits and seconds_of(small) <= limit
-        assert {*changes} <= {*small.overrides} and small.seeds == runs, limit
-        if rows:
-            assert load_task(small.tasks[0]).test_items == rows
-        else:
-            assert small.tasks == (task,)
-    # Nothing fits: the smallest study is named.
-    small, fits = smaller_plan(recipe, size, seconds_of, 500)
-    assert not fits and small.steps == 100 and small.seeds == 4
-    assert seconds_of(small) == min(map(seconds_of, [*tried]))
-
-
-def test_a_smaller_plan_never_enlarges_what_the_user_has_set(adapted, tmp_path):
-    labels = [{"text": f"{WORDS[n % 90]} {n}", "label": n % 2} for n in range(300)]
-    task = f"{write_lines(tmp_path / 'labels.jsonl', labels)}(test_rows=40)"
-    given = ["finetune.steps=60", "corpus.length=32", "finetune.max_length=32"]
-    recipe = adapted([task], steps=50, seeds=(7, 9, 11), overrides=given)
-    size = Request("bundled:encoder", "t", tmp_path, (task,), steps=50, seeds=(7, 9, 11))
-    small, fits = smaller_plan(recipe, size, lambda size: 1e9, 60)
-    assert (small, fits) == (size, False)
+    # Of a time that is not known whole, the known part is a bound.
+    unknown = time_words(plan | {"unknown": ["learn", "finetune"]})
+    assert unknown.startswith("more than 2.0 h") and "learn (too short), finetune" in unknown
 
 
 def test_an_unknown_time_is_not_within_a_limit(texts, tmp_path, capfd, monkeypatch):
@@ -767,7 +694,7 @@ def test_an_unknown_time_is_not_within_a_limit(texts, tmp_path, capfd, monkeypat
     assert not out.exists()
 
 
-def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
+def test_a_plan_above_the_time_names_the_most_steps_that_keep_it(
     texts, tmp_path, capfd, monkeypatch
 ):
     # Every step takes a second, so that a plan takes hours.
@@ -776,63 +703,34 @@ def test_a_plan_above_the_time_is_followed_by_a_command_that_fits(
     for kind in ("finetune", "evaluate"):
         monkeypatch.setitem(TIMERS, kind, lambda *_: {"seconds": 1})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    text = texts.rename(tmp_path / "my texts.jsonl")
-    kept = "training.weight_decay=0.02"
+    out = tmp_path / "my out"
 
-    def planned(*command: Any) -> tuple[Any, list[str]]:
-        """A dry run as JSON, and the lines that it prints without."""
-        assert maskwise(*command, "--dry-run", "--json") == 0
-        plan = json.loads(capfd.readouterr().out)
-        assert maskwise(*command, "--dry-run") == 0
-        return plan, capfd.readouterr().out.splitlines()
+    def adapt(*options: Any) -> tuple[int, Any]:
+        command = ("adapt", "bundled:encoder", texts, "--out", out, "--jobs", 2, *options)
+        return maskwise(*command), capfd.readouterr()
 
-    options = ("--out", tmp_path / "my out", "--time", "20m", "--steps", 900, "--jobs", 2)
-    plan, printed = planned("adapt", "bundled:encoder", text, kept, *options)
-    assert plan["seconds"] > 1200 >= plan["smaller"]["seconds"] and plan["memory_gib"] == 0.5
-    assert [*plan["cut"].values()] == [0.0] and printed[-1] == plan["smaller"]["command"]
-    # A limit that the user gave is kept.
-    assert maskwise("adapt", "bundled:encoder", text, kept, *options) == 2
-    assert "the study takes longer than --time" in capfd.readouterr().err
-    assert maskwise("adapt", "bundled:encoder", text, kept, *options, "--json") == 2
-    said = capfd.readouterr()
-    *_, smaller, error = said.err.splitlines()
-    assert smaller == plan["smaller"]["command"] and "longer than --time" in error
-    # In Python there is no command.
-    assert f"steps={plan['smaller']['steps']}" in error
-    assert not said.out and not (tmp_path / "my out").exists()
-    # What takes the time, and what the smaller study can detect, stand before the command.
-    assert any("% of the work is training" in line for line in printed)
-    assert any("6 pairs of runs" in line for line in printed[-3:-1])
-    program, *words = shlex.split(printed[-1])
-    assert program == "maskwise" and str(text) in words and kept in words
-    again, _ = planned(*words)
-    assert again["seconds"] == plan["smaller"]["seconds"] and "smaller" not in again
+    def planned(*options: Any) -> Any:
+        code, said = adapt(*options, "--dry-run", "--json")
+        assert code == 0
+        return json.loads(said.out)
 
-
-def test_a_smaller_plan_of_unknown_time_is_still_named(texts, tmp_path, capfd, monkeypatch):
-    """It ended in a traceback, or a plan without anything left to do was taken for it."""
-    asked = {}
-
-    def planned(recipe: Any, out: Any, *, samples: Any, **more: Any) -> Any:
-        asked["samples"] = samples
-        return {"seconds": asked["seconds"], "contrasts": []}
-
-    whole = {"seconds": 9000.0, "tasks": {}, "jobs": 2, "memory_gib": None, "processes": 1}
-    whole |= {"works": {"training": 9000.0}, "unknown": [], "untimed": {}}
-    monkeypatch.setattr("maskwise.study.adapt.adaptation.dry_run", planned)
-    monkeypatch.setattr("maskwise.study.adapt.adaptation.check", lambda *_, **more: {**whole})
-    for timing, seconds in ((True, None), (False, 0.0)):
-        asked["seconds"] = seconds
-        request = Request("bundled:encoder", str(texts), tmp_path / "out")
-        with Adaptation(request, dry_run=True) as adaptation:
-            plan = adaptation.plan(timing=timing)
-        smaller = plan["smaller"]
-        assert smaller["seconds"] == seconds and smaller["fits"] == (seconds == 0.0)
-        # Without timing, no smaller plan is timed, either.
-        assert (asked["samples"] is not None) == timing
-        assert "--time" not in smaller["command"]
-        *_, said, command = adapt_lines(plan, "2h")
-        assert ("unknown time" in said) == (seconds is None) and command == smaller["command"]
+    plan = planned("--steps", 900, "--time", "20m")
+    most = plan["limit"]["steps"]
+    assert plan["seconds"] > 1200 >= plan["limit"]["seconds"] and plan["memory_gib"] == 0.5
+    assert [*plan["cut"].values()] == [0.0]
+    # It is a dry run's last line, and the error of a run, which does not begin.
+    code, said = adapt("--steps", 900, "--time", "20m", "--dry-run")
+    assert code == 0 and f"--steps {most}" in said.out.splitlines()[-1]
+    code, said = adapt("--steps", 900, "--time", "20m")
+    assert code == 2 and f"--steps {most}" in said.err.splitlines()[-1] and not out.exists()
+    # The advice keeps the limit, and ten more steps do not.
+    assert planned("--steps", most, "--time", "20m")["limit"] is None
+    assert planned("--steps", most + 10, "--time", "20m")["limit"] is not None
+    # Without a limit, nothing is compared.
+    assert planned("--steps", 9000)["limit"] is None
+    # No number of steps may keep it.
+    code, said = adapt("--steps", 900, "--time", "1m")
+    assert code == 2 and "even with --steps 100" in said.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

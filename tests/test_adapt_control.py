@@ -19,7 +19,6 @@ from maskwise.study.adapt import Request
 from maskwise.study.adapt.answer import answer_sentences
 from maskwise.study.adapt.draft import Texts, draft_of
 from maskwise.study.adapt.saved import save_best
-from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.plan import make_plan
 from maskwise.verdict import summarise
 from test_adapt_general import SMALL
@@ -89,12 +88,6 @@ def test_a_new_head_is_the_same_for_both_texts(files, monkeypatch):
         if stage.kind == "pretrain":
             trained.setdefault(stage.what["training"]["freeze"], set()).add(stage.name)
     assert {freeze: len(names) for freeze, names in trained.items()} == {"encoder": 1, "none": 12}
-
-
-def test_a_smaller_plan_keeps_the_control(files):
-    request = asked(files, arms=("words-30", "tsdae"))
-    smaller, _ = smaller_plan(drafted(request), request, lambda smaller: 1e9, 60.0)
-    assert [*drafted(smaller).study.arms] == ["words-30", "words-30-other-text"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from maskwise.study.adapt.smaller import smaller_plan
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -27,7 +28,6 @@ from maskwise.recipe import read_recipe
 from maskwise.study.adapt import Request
 from maskwise.study.adapt.answer import answer_sentences
 from maskwise.study.adapt.draft import Texts, draft_of
-from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.checks import notes_of_texts
 from maskwise.study.forecast import check
 from maskwise.study.inputs import text_source

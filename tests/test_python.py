@@ -217,7 +217,7 @@ def test_problems_and_information_of_a_check_are_apart(inputs, capsys):
     assert found.notes == ["2 rows were left out", "copies were not counted"]
     said = ["? 5 steps: raise them", "· 2 rows were left out", "· copies were not counted"]
     assert str(found).splitlines()[-3:] == said
-    print_check(found.record)
+    print_check(lambda tell: found.record, as_json=False)
     printed = capsys.readouterr().out.splitlines()
     assert {"? 5 steps", "  → raise them", "· 2 rows were left out"} <= {*printed}
 
@@ -640,13 +640,9 @@ def test_adapt_takes_texts_and_labels_from_memory(inputs, tmp_path):
 
 def test_adapt_refuses_what_takes_too_long_and_runs_nothing(inputs, tmp_path, monkeypatch):
     _, texts, rows = inputs
-    tasks = ("data/letters-1.jsonl(name='letters', test_rows=100)",)
-    smaller = {"fits": True, "steps": 60, "seeds": 6, "overrides": (), "tasks": tasks}
-    plan = {"seconds": 1e5, "smaller": smaller}
+    plan = {"seconds": 1e5, "limit": {"steps": 160, "seconds": 50.0}}
     monkeypatch.setattr(Adaptation, "plan", lambda _: plan)
-    # There is no command that a user of Python could give.
-    advice = r"longer than .* use the smaller plan \(steps=60, test_rows=100 in the tasks\)"
-    with pytest.raises(MaskwiseError, match=advice):
+    with pytest.raises(MaskwiseError, match=r"longer than .*steps.160.*50 s"):
         mw.adapt(
             "bundled:encoder",
             texts,

@@ -17,7 +17,6 @@ from maskwise.cli.terminal import (
     Out,
     Overrides,
     Page,
-    Processes,
     RecipeName,
     TextField,
     Timing,
@@ -49,7 +48,6 @@ def study(
     out: Out = None,
     engine: Engine = "local",
     jobs: Jobs = None,
-    processes: Processes = 1,
     retries: Annotated[
         int, typer.Option(min=0, help="Retries after a worker, node or file is lost.")
     ] = 2,
@@ -87,13 +85,11 @@ def study(
     where: dict[str, Any] = {
         "jobs": jobs,
         "engine": engine,
-        "processes": processes,
         "cache": stages,
         "seeds": None if only_seeds is None else seeds_of(only_seeds, "--only-seeds"),
     }
     if dry_run:
-        record = check(whole, out=out, **where)
-        print_json(record) if as_json else print_check(record)
+        print_check(lambda tell: check(whole, out=out, tell=tell, **where), as_json=as_json)
         return
     result = run_study(whole, out, retries=retries, **where)
     if as_json:
@@ -233,12 +229,10 @@ def adapt(
         typer.Option(
             "--time",
             help="Time limit: 2h, 90m or 1h30m; 90 is 90 minutes.",
-            show_default="2h, as advice",
         ),
     ] = None,
     out: Out = None,
     jobs: Jobs = None,
-    processes: Processes = 1,
     dry_run: DryRun = False,
     timing: Timing = True,
     as_json: Json = False,
@@ -248,7 +242,7 @@ def adapt(
     OUT/adapt.yaml is the recipe that is run. The same command resumes an interrupted run.
     OUT/model is a folder for transformers, and OUT/sentence-model for sentence-transformers.
     """
-    from maskwise.study.adapt import TIME, Adaptation, Request, default_runs, refuse_both
+    from maskwise.study.adapt import Adaptation, Request, default_runs, refuse_both
     from maskwise.study.timing import time_words
 
     refuse_both(runs, seeds)
@@ -274,25 +268,21 @@ def adapt(
         overrides=(*(overrides or ()),),
         time=limit,
         jobs=jobs,
-        processes=processes,
     )
     with Adaptation(request, dry_run=dry_run) as adaptation:
-        # Nothing is run if the study takes longer than the user's own limit, unlike the default.
-        if dry_run or limit is not None or not as_json:
-            tell = partial(say, to=err_console)
-            plan = adaptation.plan(tell=tell if not as_json else lambda line: None, timing=timing)
-            if dry_run and as_json:
-                print_json(plan)
-            elif dry_run:
-                # The plan is the result of a dry run, so it is printed to stdout.
-                print_check(plan, limit or TIME)
-            else:
-                tell(f"Time: {time_words(plan)}.")
-                for line in adapt_lines(plan, limit or TIME):
-                    tell(line)
-            if dry_run:
-                return
-            adaptation.require_time(plan)
+        if dry_run:
+            # The plan is the result of a dry run, so it is printed to stdout.
+            plan = print_check(partial(adaptation.plan, timing=timing), as_json=as_json)
+            over = adaptation.over_time(plan)
+            if over and not as_json:
+                say(f"{over}.")
+            return
+        if limit is not None or not as_json:
+            plan = adaptation.plan(timing=timing)
+            for line in (f"Time: {time_words(plan)}.", *adapt_lines(plan)):
+                say(line, to=err_console)
+            if over := adaptation.over_time(plan):
+                raise over
         result = adaptation.run()
     if as_json:
         print_json(result)
@@ -319,7 +309,6 @@ def pretrain(
     recipe: RecipeName,
     overrides: Overrides = None,
     out: Out = None,
-    processes: Processes = 1,
     as_json: Json = False,
 ) -> None:
     """Pre-train one model, also with torchrun. The checkpoint is a folder for transformers."""
@@ -336,7 +325,7 @@ def pretrain(
     from maskwise.training.engine import leave
 
     refuse_unread(whole, changes, read=read, content=read_by_pretraining, command="pretrain")
-    result = run_pretrain(whole, out, processes=processes)
+    result = run_pretrain(whole, out)
     leave()
     if rank_here():  # only rank 0 prints
         return
@@ -381,10 +370,6 @@ def finetune(
         int | None, typer.Option(min=1, help="Fine-tuning runs per task. Default: 3.")
     ] = None,
     out: Out = None,
-    processes: Annotated[
-        int,
-        typer.Option(min=1, help="Processes that fine-tune side by side, a run at a time."),
-    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a checkpoint on tasks with several seeds, and evaluate it on the test sets."""
@@ -394,9 +379,7 @@ def finetune(
     with warnings.catch_warnings():
         # The notes on the results say the same.
         warnings.simplefilter("ignore", Truncated)
-        results = run_finetune(
-            model, task, overrides or [], seeds=runs, processes=processes, out=out
-        )
+        results = run_finetune(model, task, overrides or [], seeds=runs, out=out)
     if as_json:
         # Sums of single test items are for comparisons, and are in records.jsonl.
         hidden = ("item_sums", "item_sizes")
@@ -426,7 +409,6 @@ def learn(
     ],
     overrides: Overrides = None,
     out: Out = None,
-    processes: Processes = 1,
     as_json: Json = False,
 ) -> None:
     """Learn from a task what to mask, also with torchrun. To use the policy, set
@@ -451,7 +433,7 @@ def learn(
         content=lambda each: inputs_of_policy(with_own_seed(each)),
         command="learn",
     )
-    result = run_learn(whole, out, processes=processes)
+    result = run_learn(whole, out)
     leave()
     if rank_here():
         return

@@ -15,7 +15,7 @@ from rich.text import Text
 from maskwise.constants import GAIN, MOST_SEEDS
 from maskwise.errors import MaskwiseError, duration, visible
 from maskwise.folders import results_folder
-from maskwise.printing import Terminal, note, out_console, say, warn
+from maskwise.printing import Terminal, err_console, note, out_console, print_json, say, warn
 from maskwise.specs import is_path, split_options
 
 T = TypeVar("T")
@@ -100,14 +100,6 @@ Jobs = Annotated[
     typer.Option(
         min=1,
         help="Parallel processes. Default: one per core or GPU; small models can share a GPU.",
-    ),
-]
-Processes = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        help="Processes that train each model together, each on a GPU or core of its own "
-        "(docs/scaling.md).",
     ),
 ]
 Engine = Annotated[str, typer.Option(help="Where to run: local, or ray (on a cluster).")]
@@ -272,14 +264,12 @@ def seeds_of(text: str, option: str) -> list[int]:
     return sorted(seeds)
 
 
-def adapt_lines(plan: JsonObject, limit: str, *, warned: Container[str] = ()) -> list[str]:
-    """Return sentences about a plan of adapt: held-out documents, cut rows and a smaller plan.
+def adapt_lines(plan: JsonObject, *, warned: Container[str] = ()) -> list[str]:
+    """Return sentences about a plan of adapt: held-out documents and cut rows.
 
     Args:
         warned: tasks of which a printed warning says already that rows are truncated.
     """
-    from maskwise.study.prospects import prospect_lines
-
     lines = []
     if "held_out" in plan:
         held_out = f"{plan['held_out']:.1%} of the documents are held out from training"
@@ -290,32 +280,47 @@ def adapt_lines(plan: JsonObject, limit: str, *, warned: Container[str] = ()) ->
         if share and task not in warned:
             rows = f"{share:.1%} of the rows of {task}"
             lines.append(f"{rows} have more than {plan['max_length']} tokens and are truncated.")
-    if "smaller" not in plan:
-        return lines
-    smaller = plan["smaller"]
-    works = plan["works"]
-    longest = next(iter(works))
-    share = works[longest] / max(sum(works.values()), 1e-9)
-    lines.append(f"This exceeds --time {limit}; {share:.0%} of the work is {longest}.")
-    time = "an unknown time"
-    if smaller["seconds"] is not None:
-        time = f"about {duration(smaller['seconds'])}"
-    which = "The next command" if smaller["fits"] else "The smallest study"
-    if not smaller["decides"]:
-        which += ", a pilot whose runs are too few to decide,"
-    lines += [f"{which} takes {time}. What it can detect:"]
-    return [*lines, *prospect_lines(smaller["contrasts"]), smaller["command"]]
+    return lines
 
 
-def print_check(record: JsonObject, limit: str = "") -> None:
-    """Print a check: facts about text, tasks, model and time, tables of arms and stages, warnings.
+def print_check(
+    check: Callable[[Callable[[JsonObject], object]], JsonObject], *, as_json: bool
+) -> JsonObject:
+    """Print a check: all but the times before stages are timed, and the times when they are.
 
     Args:
-        limit: the time limit of adapt, as in ``adapt_lines``.
-    """
-    from maskwise.study.forecast import lines_of, problems_and_notes, too_many_cut
+        check: a function that returns the record of ``forecast.check``, whose argument ``tell`` it
+            gets.
 
-    print_table(("", ""), ((Text(name, "bold"), line) for name, line in lines_of(record)))
+    Returns:
+        The record.
+    """
+    printed: int | None = None
+
+    def tell(record: JsonObject) -> None:
+        nonlocal printed
+        printed = len(record["doubts"])
+        print_plan(record)
+        say("Timing a few steps of each stage; Ctrl-C keeps this plan …", to=err_console)
+
+    if as_json:
+        record = check(lambda record: None)
+        print_json(record)
+        return record
+    record = check(tell)
+    if printed is None:
+        print_plan(record)
+        printed = len(record["doubts"])
+    print_times(record, record["doubts"][printed:])
+    return record
+
+
+def print_plan(record: JsonObject) -> None:
+    """Print facts of text, tasks and model, a table of arms, and warnings."""
+    from maskwise.study.forecast import lines_of
+
+    *facts, _ = lines_of(record)
+    print_table(("", ""), ((Text(name, "bold"), line) for name, line in facts))
     say("")
     rows = []
     for name, arm in record["arms"].items():
@@ -326,6 +331,26 @@ def print_check(record: JsonObject, limit: str = "") -> None:
         size = figure(arm["tokens_per_unit"], ".2f")
         rows.append((name, arm["masks"], targets, f"{arm['share']:.1%}", size))
     print_table(("arm", "masks", "targets per step", "share", "tokens per unit"), rows)
+    _print_doubts(record)
+    if not any(doubt["do"] for doubt in record["doubts"]):
+        say("\nThere are no warnings.")
+
+
+def _print_doubts(record: JsonObject) -> None:
+    from maskwise.study.forecast import problems_and_notes
+
+    problems, notes = problems_and_notes(record)
+    for doubt in problems:
+        say(f"\n? {doubt['what']}", "yellow")
+        say(f"  → {doubt['do']}")
+    for each in notes:
+        say(f"· {each}")
+
+
+def print_times(record: JsonObject, doubts: list[JsonObject]) -> None:
+    """Print tables of stages and phases, the time, and ``doubts`` that follow from times."""
+    from maskwise.study.forecast import lines_of, too_many_cut
+
     say("")
     stages = []
     for kind, facts in record["stages"].items():
@@ -348,18 +373,13 @@ def print_check(record: JsonObject, limit: str = "") -> None:
     say("")
     heads = ("phase", "arms", "runs", "steps", "rows × length", "tokens", "time")
     print_table(heads, phases)
-    problems, notes = problems_and_notes(record)
-    for doubt in problems:
-        say(f"\n? {doubt['what']}", "yellow")
-        say(f"  → {doubt['do']}")
-    if not problems:
-        say("\nThere are no warnings.")
-    for each in notes:
-        say(f"· {each}")
+    *_, (name, time) = lines_of(record)
+    print_table(("", ""), [(Text(name, "bold"), time)])
+    _print_doubts({"doubts": doubts, "notes": []})
     say("Nothing was written.")
     warned = [name for name, task in record["tasks"].items() if too_many_cut(task)]
-    for line in adapt_lines(record, limit, warned=warned):
-        say(line)
+    for each in adapt_lines(record, warned=warned):
+        say(each)
 
 
 HARDLY_MORE = 1.1

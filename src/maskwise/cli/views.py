@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect as python_inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -111,15 +112,11 @@ def check(
             overrides=(*overrides,),
         )
         with Adaptation(request, dry_run=True) as adaptation:
-            record = adaptation.plan(timing=timing, **power)
+            print_check(partial(adaptation.plan, timing=timing, **power), as_json=as_json)
     else:
-        record = checked(
-            subject, overrides, tasks=[*files, *labels], out=out, timing=timing, **power
-        )
-    if as_json:
-        print_json(record)
-    else:
-        print_check(record)
+        labelled = [*files, *labels]
+        asked: JsonObject = {"tasks": labelled, "out": out, "timing": timing, **power}
+        print_check(lambda tell: checked(subject, overrides, tell=tell, **asked), as_json=as_json)
 
 
 def evaluate(

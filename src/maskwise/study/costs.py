@@ -166,8 +166,8 @@ class Forecast:
     Args:
         named: all stages keyed by name, including the stages whose results they read.
         store: the folders of the stages.
-        here: whether to forecast for this machine, so that the seconds of stages that ran
-            elsewhere, or in several processes together, do not count.
+        here: whether to forecast for this machine without torchrun, so that the seconds of stages
+            that ran elsewhere or in several processes do not count.
 
     Attributes:
         finished: the seconds of the finished stages, keyed by name.
@@ -411,8 +411,9 @@ def summary(
         ``stages``: for each kind of stage, the number of finished stages (``done``) and unfinished
         stages (``to_do``), and the ``seconds`` that the unfinished stages take. ``works``: the
         seconds of each work, longest first; fine-tuning on each task is a work of its own.
-        ``unknown``: the kinds whose time is unknown. ``seconds``: the time until the study ends;
-        None if unknown.
+        ``unknown``: the kinds whose time is unknown. ``least_seconds``: the time until the study
+        ends, without the stages whose time is unknown. ``seconds``: the same time; None if the time
+        of a stage is unknown.
     """
     kinds: dict[str, Plain] = {}
     works: dict[str, float] = {}
@@ -428,10 +429,8 @@ def summary(
     for counts in kinds.values():
         counts["seconds"] = total(counts["seconds"])
     unknown = [kind for kind, counts in kinds.items() if counts["seconds"] is None]
-    until = None
-    if not seconds:
-        until = 0.0
-    elif not unknown:
+    until = 0.0
+    if seconds:
         until = START_SECONDS
         for part in parts:
             of_plan = {name: seconds[name] for name in seconds if name in part}
@@ -441,7 +440,8 @@ def summary(
         "stages": kinds,
         "works": {work: works[work] for work in sorted(works, key=works.__getitem__, reverse=True)},
         "unknown": unknown,
-        "seconds": until,
+        "least_seconds": until,
+        "seconds": None if unknown else until,
     }
 
 
@@ -484,7 +484,9 @@ def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
         }
 
 
-def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> float:
+def until_end(
+    planned: Mapping[str, Stage], seconds: Seconds, jobs: int, *, together: bool = False
+) -> float:
     """Estimate the seconds until all stages are finished, as ``scheduler.execute`` runs them.
 
     A free worker takes the first stage in the order of ``seconds`` whose needs are finished.
@@ -493,7 +495,12 @@ def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> floa
         planned: stages keyed by name.
         seconds: the forecast for every unfinished stage; an unknown time counts as 0.
         jobs: the number of workers.
+        together: whether stages that all ranks can run together are run in this way, before others.
     """
+
+    def gathers(place: int) -> bool:
+        return together and KINDS[planned[names[place]].kind].on_ranks
+
     names = [*seconds]
     missing: dict[str, int] = {}
     after = defaultdict[str, list[int]](list)
@@ -503,18 +510,22 @@ def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> floa
         for need in needs:
             after[need].append(place)
     # Both lists are heaps. The places of a list in ascending order are one already.
-    ready = [place for place, name in enumerate(names) if not missing[name]]
+    places = [place for place, name in enumerate(names) if not missing[name]]
+    ready = sorted((not gathers(place), place) for place in places)
     running: list[tuple[float, int]] = []
     now = 0.0
     while ready or running:
         while ready and len(running) < jobs:
-            place = heappop(ready)
+            place = ready[0][1]
+            if running and (gathers(place) or gathers(running[0][1])):
+                break
+            heappop(ready)
             heappush(running, (now + (seconds[names[place]] or 0.0), place))
         now, place = heappop(running)
         for later in after[names[place]]:
             missing[names[later]] -= 1
             if not missing[names[later]]:
-                heappush(ready, later)
+                heappush(ready, (not gathers(later), later))
     return now
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from maskwise.constants import (
     CORRELATIONS,
@@ -79,6 +79,7 @@ from maskwise.text.pieces import UNKNOWN
 from maskwise.text.rows import holds_out
 from maskwise.text.segmenters import segmenter_advice, unspaced
 from maskwise.text.settings import CorpusSettings, Prepared
+from maskwise.torchrun import ranks_together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -108,98 +109,135 @@ Doubt: TypeAlias = dict[str, str]
 # ------------------------------------------------------------------------------------------------
 
 
-def dry_run(
-    recipe: Recipe,
-    out: Path,
-    *,
-    jobs: int | None = None,
-    engine: str = "local",
-    processes: int = 1,
-    cache: Path | None = None,
-    seeds: Sequence[int] | None = None,
-    samples: Samples | None = None,
-    spread: str | float | None = None,
-    detect: float | None = None,
-) -> Plain:
-    """List what ``run_study`` with the same arguments would do, without training or writing.
+class StudyPlan:
+    """What ``run_study`` with the same arguments would do, without training or writing.
 
     Two decisions are not known yet. In place of the settings that a search (``study.search``) will
     choose, the forecast uses the first settings of the grid. In place of the numbers of steps that
     ``study.equal_by`` will compute, it uses ``training.steps`` of the recipe.
 
     Args:
-        samples: samples on which stages with unknown times are timed; if None, they are not timed.
         spread, detect: as for ``check``.
 
+    Raises:
+        MaskwiseError: input that ``run_study`` rejects.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        jobs: int | None = None,
+        engine: str = "local",
+        cache: Path | None = None,
+        seeds: Sequence[int] | None = None,
+        spread: str | float | None = None,
+        detect: float | None = None,
+    ):
+        # Imported here because workers import this module, and scipy takes a second to import.
+        from maskwise.study.prospects import incomparable_pairs, prospects_of, spreads_of
+        from maskwise.verdict import primary_pairs
+
+        block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
+        # Before stages are timed, because an argument may be wrong.
+        contrasts = prospects_of(recipe, spreads_of(recipe, out, spread), detect=detect)
+        # Of the processes of torchrun, each runs one stage.
+        processes = ranks_together()
+        self.jobs = jobs or (processes if processes > 1 else jobs_here())
+        self.here = engine == "local"
+        store = StageStore.of_study(recipe, out, cache)
+        design = Design(recipe, store, seeds=block, forecast=True)
+        study = describe(recipe, design)
+        doubts: list[Doubt] = [{"what": note, "do": ""} for note in notes]
+        for what in incomparable_pairs(recipe, study, primary_pairs(study)):
+            doubts.append({"what": what, "do": "add tasks, or measures with a score"})
+        require_same_study(out, read_json(out / "study.json") or {}, study, block=seeds is not None)
+        self.plans = list(design.plans())
+        self.runs = design.runs
+        self.planned = stages_of(self.plans)
+        # Stages of other recipes in these folders may have the same work, so their times are known.
+        self.forecast = Forecast(named(store.stages()) | self.planned, store, here=self.here)
+        self.todo = [name for name in self.planned if name not in self.forecast.finished]
+        self.untimed: dict[str, str] = {}
+        self.facts: Plain = {
+            "name": recipe.name,
+            "out": str(out),
+            "jobs": self.jobs,
+            "processes": processes,
+            "contrasts": contrasts,
+            "doubts": doubts,
+            "notes": list(design.open_questions()),
+        }
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the time of some stage is not known on this machine."""
+        return None in map(self.forecast.known, self.todo)
+
+    def measure(self, samples: Samples) -> None:
+        """Time the stages whose time is not known."""
+        self.untimed = time_stages(self.plans, self.forecast, samples)
+
+    def times(self) -> Plain:
+        """Return the part of the record that depends on times."""
+        left = {name: self.forecast.seconds(name) for name in self.todo}
+        listed = []
+        parts = []
+        new = set(left)
+        # A stage that several plans need is counted for the first of these plans, which runs it.
+        for plan in self.plans:
+            own = new.intersection(named(plan.stages()))
+            listed.append({"purpose": plan.purpose, "runs": len(plan.runs), "to_do": len(own)})
+            parts.append(own)
+            new -= own
+        at = at_once(self.jobs) if self.here else self.jobs
+        return {
+            "plans": listed,
+            "phases": list(phases_of(self.runs, left)),
+            **summary(self.planned, left, at, parts),
+            "untimed": self.untimed,
+            "memory_gib": self.forecast.memory_gib(self.todo),
+        }
+
+    def memory_doubts(self) -> Iterator[Doubt]:
+        """Warn if stages that run at once need more memory than this machine has."""
+        if self.here:
+            memory_gib = self.forecast.memory_gib(self.todo)
+            yield from _memory_doubts(memory_gib, min(self.jobs, len(self.todo)))
+
+
+def dry_run(recipe: Recipe, out: Path, *, samples: Samples | None = None, **asked: Any) -> Plain:
+    """Return the record of what ``run_study`` with the same arguments would do.
+
+    Args:
+        samples: samples on which stages with unknown times are timed; if None, they are not timed.
+        asked: further arguments of ``StudyPlan``.
+
     Returns:
-        ``jobs``: the number of stages that run at once. ``processes``: the number of processes that
-        train each model together. Times are those of one process, on which stages are timed.
+        ``jobs``: the number of stages that run at once. ``processes``: the number of processes of
+        torchrun. Times are those without torchrun, because stages are timed on one process.
         ``plans``: for each plan its purpose, its number of runs, and its number of unfinished
         stages. ``phases``: the cost of each training phase (``costs.phases_of``). ``stages``,
-        ``unknown`` and ``seconds``: see ``costs.summary``. ``untimed``: why stages could not be
-        timed, keyed by kind. ``memory_gib``: the peak memory of one process, or None if it is
-        unknown. ``contrasts``: for each contrast, what the planned runs can decide
+        ``unknown``, ``seconds`` and ``least_seconds``: see ``costs.summary``. ``untimed``: why
+        stages could not be timed, keyed by kind. ``memory_gib``: the peak memory of one process, or
+        None if it is unknown. ``contrasts``: for each contrast, what the planned runs can decide
         (``prospects_of``). ``doubts``: warnings about the recipe and its files, as
         {"what": text, "do": advice}. ``notes``: what is not known before the study runs.
 
     Raises:
         MaskwiseError: input that ``run_study`` rejects.
     """
-    # Imported here because workers import this module, and scipy takes a second to import.
-    from maskwise.study.prospects import incomparable_pairs, prospects_of, spreads_of
-    from maskwise.verdict import primary_pairs
-
-    block, notes = check_study(recipe, out, engine=engine, seeds=seeds, processes=processes)
-    # Before stages are timed, because an argument may be wrong.
-    contrasts = prospects_of(recipe, spreads_of(recipe, out, spread), detect=detect)
-    jobs = jobs or jobs_here(processes)
-    here = engine == "local"
-    store = StageStore.of_study(recipe, out, cache)
-    design = Design(recipe, store, seeds=block, forecast=True)
-    study = describe(recipe, design)
-    doubts: list[Doubt] = [{"what": note, "do": ""} for note in notes]
-    for what in incomparable_pairs(recipe, study, primary_pairs(study)):
-        doubts.append({"what": what, "do": "add tasks, or measures with a score"})
-    require_same_study(out, read_json(out / "study.json") or {}, study, block=seeds is not None)
-    plans = list(design.plans())
-    planned = stages_of(plans)
-    # Stages of other recipes in these folders may have the same work, so their times are known.
-    forecast = Forecast(named(store.stages()) | planned, store, here=here)
-    todo = [name for name in planned if name not in forecast.finished]
-    untimed = {}
-    if samples and None in map(forecast.known, todo):
-        untimed = time_stages(plans, forecast, samples)
-    left = {name: forecast.seconds(name) for name in todo}
-    memory_gib = forecast.memory_gib(todo)
-    if here:
-        doubts += _memory_doubts(memory_gib, min(jobs, len(todo)))
-    listed = []
-    parts = []
-    new = set(left)
-    # A stage that several plans need is counted for the first of these plans, which runs it.
-    for plan in plans:
-        own = new.intersection(named(plan.stages()))
-        listed.append({"purpose": plan.purpose, "runs": len(plan.runs), "to_do": len(own)})
-        parts.append(own)
-        new -= own
-    return {
-        "name": recipe.name,
-        "out": str(out),
-        "jobs": jobs,
-        "processes": processes,
-        "plans": listed,
-        "phases": list(phases_of(design.runs, left)),
-        **summary(planned, left, at_once(jobs) if here else jobs, parts),
-        "untimed": untimed,
-        "memory_gib": memory_gib,
-        "contrasts": contrasts,
-        "doubts": doubts,
-        "notes": list(design.open_questions()),
-    }
+    planned = StudyPlan(recipe, out, **asked)
+    if samples and planned.unknown:
+        planned.measure(samples)
+    facts = planned.facts
+    doubts = [*facts["doubts"], *planned.memory_doubts()]
+    return {**facts, **planned.times(), "doubts": doubts}
 
 
 def _memory_doubts(one: float | None, stages: int) -> Iterator[Doubt]:
-    """Warn if stages that run at once need more memory than this machine has.
+    """Yield the warning of ``StudyPlan.memory_doubts``.
 
     Args:
         one: the memory of a stage in GiB; None if it is unknown.
@@ -230,13 +268,13 @@ def check(
     out: Path | None = None,
     jobs: int | None = None,
     engine: str = "local",
-    processes: int = 1,
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
     timing: bool = True,
     samples: Samples | None = None,
     spread: str | float | None = None,
     detect: float | None = None,
+    tell: Callable[[Plain], object] = lambda record: None,
 ) -> Plain:
     """Report what a recipe would train, how long this takes, and what it can decide.
 
@@ -246,12 +284,14 @@ def check(
         overrides: ``key=value`` settings, if ``subject`` is no ``Recipe``.
         tasks: files with labels, if ``subject`` is a corpus.
         out: the folder of the study, whose finished stages count; None for a new folder.
-        jobs, engine, processes, cache, seeds: as for ``run_study``.
+        jobs, engine, cache, seeds: as for ``run_study``.
         timing: whether to time stages that were not timed here before.
         samples: samples of the text, which several checks may share.
         spread: the standard deviation of paired differences, in points or nats, or the folder of a
             finished study with the same arms. By default, it is that of the study in ``out``.
         detect: a difference in points or nats. The number of runs that detects it is reported.
+        tell: called with the record before stages are timed, if some are; its times are then those
+            that are known.
 
     Returns:
         The record of ``dry_run``, and more about the text, of which a sample is read: ``recipe``
@@ -284,15 +324,13 @@ def check(
         folder = Path(name)
         LEFT.add(folder)
         samples = samples or Samples(first, folder)
-        record = dry_run(
+        planned = StudyPlan(
             study,
             out or folder / "study",
             jobs=jobs,
             engine=engine,
-            processes=processes,
             cache=cache,
             seeds=seeds,
-            samples=samples if timing else None,
             spread=spread,
             detect=detect,
         )
@@ -314,16 +352,28 @@ def check(
             read = first_characters(first.corpus.training_documents(), OVERLAP_CHARACTERS)
             overlap = overlap_record(read, task, corpus=first.corpus.title)
             facts["tasks"][task.name]["overlap"] = overlap
-    record |= facts
-    if alone:
-        record["contrasts"] = []
-    runs = {line["purpose"]: line["runs"] for line in record["plans"]}
-    kept = ("jobs", "processes", "unknown", "untimed", "seconds", "memory_gib")
-    record["time"] = {"runs": {} if alone else runs, **{key: record[key] for key in kept}}
-    record["doubts"] += doubts_of(record)
-    if out is None:
-        del record["out"]
+        record = planned.facts | _times(planned, alone=alone) | facts
+        if alone:
+            record["contrasts"] = []
+        record["doubts"] = record["doubts"] + doubts_of(record)
+        if out is None:
+            del record["out"]
+        if timing and planned.unknown:
+            tell(record)
+            planned.measure(samples)
+            record |= _times(planned, alone=alone)
+    record["doubts"] += planned.memory_doubts()
     return record
+
+
+def _times(planned: StudyPlan, *, alone: bool) -> Plain:
+    """Return what a check says of times; ``time`` sums up when the work ends."""
+    record = planned.times()
+    runs = {line["purpose"]: line["runs"] for line in record["plans"]}
+    keys = ("unknown", "untimed", "seconds", "least_seconds", "memory_gib")
+    found = planned.facts | record
+    kept = {key: found[key] for key in ("jobs", "processes", *keys)}
+    return record | {"time": {"runs": {} if alone else runs, **kept}}
 
 
 def first_of(recipe: Recipe) -> Recipe:
@@ -475,7 +525,7 @@ def _training_facts(
 
 
 def lines_of(record: Plain) -> Iterator[tuple[str, str]]:
-    """Yield the facts of a check in words, as pairs of a name and a text."""
+    """Yield the facts of a check in words, as pairs of a name and a text; the time is the last."""
     corpus = record["corpus"]
     size = "{documents:,} documents, {characters:,} characters"
     if not corpus["whole"]:

@@ -499,17 +499,19 @@ def _one_thread() -> Iterator[None]:
 
 def time_words(plan: Plain) -> str:
     """State how long a study takes and how much memory a stage needs, as a dry run predicts."""
-    if plan["seconds"] is None:
-        why = plan.get("untimed", {})
+    about = "more than" if plan["unknown"] else "about"
+    words = (
+        f"{about} {duration(plan['least_seconds'])} with {plural(plan['jobs'], 'stage')} at once"
+    )
+    if plan["unknown"]:
+        why = plan["untimed"]
         kinds = [f"{kind} ({why[kind]})" if kind in why else kind for kind in plan["unknown"]]
-        listed = ", ".join(kinds)
-        return f"unknown, because no similar stage was timed on this machine yet: {listed}"
-    words = f"about {duration(plan['seconds'])} with {plural(plan['jobs'], 'stage')} at once"
+        words += f", because the time of some stages is unknown: {', '.join(kinds)}"
     if plan["memory_gib"] is not None:
         words += f", {plan['memory_gib']:.1f} GiB of memory for each"
     if plan["processes"] > 1:
-        words += f"; this is if one process trains each model: {plan['processes']} that train it "
-        words += "together were not timed"
+        words += f"; this is without torchrun, whose {plan['processes']} processes were not timed "
+        words += "when they train a model together"
     return words
 
 

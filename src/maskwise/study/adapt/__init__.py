@@ -16,18 +16,17 @@ first on the frozen encoder, once for all runs.
     words-30-replay         the same as words-30, with a share of general text in training
 
 Read in this order: ``request`` (what is asked), ``draft`` (its recipe), ``adaptation`` (plan and
-run), ``smaller`` (a plan that keeps a time limit), ``answer`` and ``forgotten`` (what was found),
+run), ``answer`` and ``forgotten`` (what was found),
 ``saved`` (the model).
 """
 
 from maskwise.study.adapt.adaptation import Adaptation
 from maskwise.study.adapt.answer import NextStep, answers
-from maskwise.study.adapt.request import TIME, Request, default_runs, refuse_both
+from maskwise.study.adapt.request import Request, default_runs, refuse_both
 from maskwise.study.adapt.saved import ADAPTED, saved_folders
 
 __all__ = [
     "ADAPTED",
-    "TIME",
     "Adaptation",
     "NextStep",
     "Request",

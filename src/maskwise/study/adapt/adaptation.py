@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,8 @@ from maskwise.recipe.yamls import Plain
 from maskwise.signals import LEFT
 from maskwise.study.adapt.answer import answers, next_of
 from maskwise.study.adapt.draft import RECIPE, Texts, cut_rows, draft_of
-from maskwise.study.adapt.request import PAIRS, Request
+from maskwise.study.adapt.request import PAIRS, Request, time_limit
 from maskwise.study.adapt.saved import save_best
-from maskwise.study.adapt.smaller import smaller_plan
 from maskwise.study.checks import folder_of_study
 from maskwise.study.forecast import check, dry_run, first_of, require_trainable_arm
 from maskwise.study.from_files import Draft
@@ -31,6 +30,9 @@ from maskwise.study.timing import Samples
 
 if TYPE_CHECKING:
     from maskwise.jobs import Executor
+
+LEAST_STEPS = 100
+"""With fewer steps, further training has little effect."""
 
 
 class Adaptation:
@@ -49,7 +51,7 @@ class Adaptation:
     def __init__(self, request: Request, *, dry_run: bool = False):
         require_one_process()
         self.request = request
-        self._seconds = request.seconds
+        self._limit = None if request.time is None else time_limit(request.time)
         self._used = has_results(request.out)
         self._checked = False
         self._temporary = tempfile.TemporaryDirectory(prefix="maskwise-")
@@ -76,89 +78,94 @@ class Adaptation:
     def _draft_of(self, request: Request) -> Draft:
         return draft_of(request, self._texts)
 
-    def plan(self, *, tell: Callable[[str], object] = lambda line: None, **asked: Any) -> Plain:
-        """Return the plan of the study, and a smaller one if it exceeds the time limit.
+    def plan(self, tell: Callable[[Plain], object] = lambda record: None, **asked: Any) -> Plain:
+        """Return the plan of the study.
 
         Args:
-            tell: called with a line if the search for a smaller plan begins.
+            tell: as for ``forecast.check``.
             asked: further arguments of ``forecast.check``, such as ``detect``.
 
         Returns:
             The record of ``forecast.check``; ``max_length``; ``cut``: the share of truncated rows
             by task; ``held_out``: the share of documents that are held out; ``made_task``: the
-            task that is made of them, or None. ``smaller``: a smaller plan with its ``command``,
-            ``seconds`` (None if unknown) and ``contrasts``, and whether it ``fits``.
+            task that is made of them, or None; ``limit``: if the study takes longer than the time
+            that the user gave, what keeps it (``_fewer_steps``), else None.
         """
-        request = self.request
         recipe = self.draft.recipe
         samples = Samples(first_of(recipe), self._folder)
-        where: dict[str, Any] = {"jobs": request.jobs, "processes": request.processes}
-        plan = check(recipe, out=request.out, samples=samples, **where, **asked)
+        asked |= {"out": self.request.out, "jobs": self.request.jobs, "samples": samples}
+        plan = check(recipe, tell=tell, **asked)
         self._checked = True
         plan["max_length"] = recipe.finetune.max_length
         plan["cut"] = cut_rows(recipe)
         plan["held_out"] = recipe.corpus.held_out
-        plan["made_task"] = None if request.tasks else PAIRS
-        if (plan["seconds"] or 0.0) <= self._seconds:
-            return plan
-        tell("Looking for a smaller plan …")
-        # A smaller plan is a different study, which needs a folder of its own.
-        out = request.out
-        if self._used:
-            out = out.with_name(f"{out.name}-smaller")
-        plans: dict[Request, Plain] = {}
-
-        def seconds_of(smaller: Request) -> float:
-            if smaller not in plans:
-                changed = self._draft_of(smaller).recipe
-                timed = samples if asked.get("timing", True) else None
-                plans[smaller] = dry_run(changed, out, samples=timed, **where)
-            seconds: float | None = plans[smaller]["seconds"]
-            return math.inf if seconds is None else seconds
-
-        smaller, fits = smaller_plan(recipe, request, seconds_of, self._seconds)
-        seconds = seconds_of(smaller)
-        options: dict[str, Any] = {"out": out}
-        known = math.isfinite(seconds)
-        if not fits and known:
-            options["time"] = f"{math.ceil(seconds / 60) + 1}m"
-        plan["smaller"] = {
-            "steps": smaller.steps,
-            "seeds": smaller.seeds,
-            "tasks": smaller.tasks,
-            "overrides": tuple(set_ for set_ in smaller.overrides if set_ not in request.overrides),
-            "decides": smaller.runs >= smaller.least_runs,
-            "seconds": seconds if known else None,
-            "fits": fits,
-            "contrasts": plans[smaller]["contrasts"],
-            "command": smaller.invocation(**options).command,
-        }
+        plan["made_task"] = None if self.request.tasks else PAIRS
+        seconds = plan["seconds"]
+        timed = samples if asked.get("timing", True) else None
+        over = self._limit is not None and seconds is not None and seconds > self._limit
+        plan["limit"] = self._fewer_steps(seconds, timed) if over else None
         return plan
 
-    def require_time(self, plan: Plain) -> None:
-        """Raise ``MaskwiseError`` if a plan takes longer than the limit that the user gave, or an
-        unknown time.
+    def _fewer_steps(self, seconds: float, samples: Samples | None) -> Plain:
+        """Find the largest number of steps with which the study keeps the limit.
+
+        Args:
+            seconds: the time with the steps that the user asks for.
+            samples: samples on which work of unknown time is timed.
+
+        Returns:
+            ``steps`` and ``seconds`` of the study; those of the fewest steps if none keeps it.
         """
-        if self.request.time is not None and plan["seconds"] is None:
+        assert self._limit is not None
+
+        def seconds_of(steps: int) -> float:
+            recipe = self._draft_of(replace(self.request, steps=steps)).recipe
+            # It is a different study, so stages of this one's folder are not its own.
+            plan = dry_run(recipe, self._folder / "fewer", jobs=self.request.jobs, samples=samples)
+            return math.inf if plan["seconds"] is None else float(plan["seconds"])
+
+        steps = self.request.steps
+        least = min(LEAST_STEPS, steps)
+        fewest = seconds_of(least)
+        if fewest > self._limit:
+            return {"steps": least, "seconds": fewest if math.isfinite(fewest) else None}
+        while seconds > self._limit:
+            # Interpolate, because the time is roughly linear in the number of steps.
+            share = (self._limit - fewest) / (seconds - fewest)
+            steps = least + 10 * int(share * (steps - least) / 10)
+            seconds = fewest if steps == least else seconds_of(steps)
+        return {"steps": steps, "seconds": seconds}
+
+    def over_time(self, plan: Plain) -> MaskwiseError | None:
+        """Return the error of a plan that takes longer than the time that the user gave, or an
+        unknown time; None of another.
+        """
+        if self._limit is None:
+            return None
+        if plan["seconds"] is None:
             why = [
                 f" ({plan['untimed'][kind]})" for kind in plan["unknown"] if kind in plan["untimed"]
             ]
             do = f"remove {option('time')}"
             if len(why) < len(plan["unknown"]):
                 do = f"run this again, which measures what is left, or {do}"
-            raise MaskwiseError(
+            return MaskwiseError(
                 f"the study may take longer than {option('time')}, because the time of "
                 f"{' and '.join(plan['unknown'])} is unknown{why[0] if why else ''}",
                 got=self.request.time,
                 do=do,
             )
-        if self.request.time is None or "smaller" not in plan:
-            return
-        do = f"allow more time, or remove {option('time')}"
-        if plan["smaller"]["fits"]:
-            smaller = ", ".join(_changes(self.request, plan["smaller"]))
-            do = f"use the smaller plan ({smaller}), or remove {option('time')}"
-        raise MaskwiseError(
+        fewer = plan["limit"]
+        if fewer is None:
+            return None
+        steps = option("steps", fewer["steps"])
+        if fewer["seconds"] is None:
+            do = f"no number of steps is known to keep it: remove {option('time')}"
+        elif fewer["seconds"] > self._limit:
+            do = f"even with {steps} it takes {duration(fewer['seconds'])}: allow more time"
+        else:
+            do = f"set {steps}, the most that keep it ({duration(fewer['seconds'])}), or allow more"
+        return MaskwiseError(
             f"the study takes longer than {option('time')}",
             got=duration(plan["seconds"]),
             allowed=self.request.time,
@@ -190,7 +197,6 @@ class Adaptation:
             recipe,
             request.out,
             jobs=request.jobs,
-            processes=request.processes,
             executor=executor,
             files={RECIPE: schema_line() + self.draft.text},
             call=f"maskwise adapt {request.model} {request.texts}",
@@ -217,15 +223,3 @@ class Adaptation:
             "kept": kept,
             "held_out": recipe.corpus.held_out,
         }
-
-
-def _changes(request: Request, smaller: Plain) -> Iterator[str]:
-    """Yield the arguments with which a smaller plan is asked for, and the request was not."""
-    for name in ("steps", "seeds"):
-        if smaller[name] != getattr(request, name):
-            yield f"{name}={smaller[name]!r}"
-    yield from smaller["overrides"]
-    # All tasks have the same limit. In Python, their files are not known to the user.
-    limits = re.findall(r"\btest_rows=(\d+)", " ".join({*smaller["tasks"]} - {*request.tasks}))
-    if limits:
-        yield f"test_rows={limits[0]} in the tasks"

@@ -14,8 +14,6 @@ from maskwise.verdict.statistics import ALPHA
 BEST = "words-30"
 PAIRS = "title-to-text"
 """The name of the task that is made from the text if the user gives none."""
-TIME = "2h"
-"""A plan that takes longer is followed by a smaller one."""
 STEPS = 600
 """Default number of further training steps, and default maximum of the steps of a new head."""
 GENERAL_TEXT, PASSAGES = "general text", "general-text"
@@ -111,10 +109,8 @@ class Request:
             ``steps`` and ``STEPS``.
         seeds: the number of runs of each arm, or their seeds.
         overrides: ``key=value`` settings, except those in ``OPTIONS``.
-        time: the time limit, such as "2h"; None for ``TIME``, which is not enforced.
-        jobs: the number of stages that run in parallel; None for the number of GPUs or cores,
-            divided by ``processes``.
-        processes: the number of processes that train each model together.
+        time: the time limit, such as "2h"; None for no limit.
+        jobs: the number of stages that run in parallel; None for the number of GPUs or cores.
     """
 
     model: str
@@ -135,7 +131,6 @@ class Request:
     overrides: tuple[str, ...] = ()
     time: str | None = None
     jobs: int | None = None
-    processes: int = 1
 
     @property
     def chooses(self) -> bool:
@@ -167,24 +162,6 @@ class Request:
         """The number of runs of each arm."""
         return self.seeds if isinstance(self.seeds, int) else len(self.seeds)
 
-    @property
-    def seconds(self) -> float:
-        """The time limit in seconds."""
-        return time_limit(TIME if self.time is None else self.time)
-
-    def first_seeds(self, count: int) -> Request:
-        """Keep at most ``count`` runs of each arm."""
-        if isinstance(self.seeds, int):
-            return replace(self, seeds=min(count, self.seeds))
-        return replace(self, seeds=self.seeds[:count])
-
-    def set_to(self, **settings: object) -> Request:
-        """Add overrides; dots in the keys are written as two underscores."""
-        changed = {key.replace("__", "."): value for key, value in settings.items()}
-        kept = [text for text in self.overrides if text.partition("=")[0] not in changed]
-        more = [f"{key}={value}" for key, value in changed.items()]
-        return replace(self, overrides=(*kept, *more))
-
     def invocation(self, *overrides: str, **changes: Any) -> Invocation:
         """Return how to ask for this, with more overrides and changed attributes."""
         asked = replace(self, **changes)
@@ -205,7 +182,6 @@ class Request:
             "seeds",
             "time",
             "jobs",
-            "processes",
             "out",
         ):
             value = getattr(asked, name)
