@@ -11,7 +11,8 @@ process may outlive a kill. What is killed, in turn:
 
     all            every process
     main           the process that the user started
-    worker         a worker of ``maskwise.jobs``: the command must go on without a new start
+    worker         a worker of ``maskwise.jobs``, or one of two that it has started to train: the
+                   command must go on without a new start
     rank 0, rank 1 one of two processes that train together: the other must end, too
 
 It prints a line for each way: the kills of each kind, what they interrupted, and what was wrong;
@@ -169,6 +170,15 @@ WAYS = {
             *("study.arms={a: {}, b: {masking.ratio: 0.3}}", "study.contrasts=null"),
             "tasks=[ud-pos(train_rows=100)]",
             *("study.baseline=null", "study.gate=null", "finetune.max_length=32", "--jobs", "2"),
+        ],
+    ),
+    "processes": Way(
+        5,
+        ["main", "worker", "all"],
+        [
+            *("study", *QUICK[1:], "training.save_every=5", "study.seeds=1", "tasks=[]"),
+            *("study.arms={a: {}, b: {masking.ratio: 0.3}}", "study.contrasts=null"),
+            *("study.baseline=null", "study.gate=null", "--jobs", "1", "--processes", "2"),
         ],
     ),
     "supervised": Way(

@@ -226,8 +226,9 @@ def forked(function: Callable[..., Any], *arguments: Any, **variables: str) -> C
 
 
 def worker_of_ranks(folder: Path, what: str) -> tuple[str, int]:
-    """Say which of the ranks of a task this is, or "alone"; wait, die or fail on the second one."""
-    rank = os.environ.get("RANK", "alone")
+    """Say which of two processes this is; wait, die or fail in the second one."""
+    rank = os.environ["RANK"]
+    (folder / f"{what}-{rank}-port").write_text(os.environ.get("MASTER_PORT", ""))
     (folder / f"{what}-{rank}").write_text(os.environ.get("WORLD_SIZE", ""))
     if rank == "1" and what in ("dies", "fails"):
         # The other process would be stopped, perhaps before it began.
@@ -238,15 +239,12 @@ def worker_of_ranks(folder: Path, what: str) -> tuple[str, int]:
         raise KeyError("only here")
     if what == "warns":
         warnings.warn("rows are truncated", Truncated, stacklevel=2)
-        # The second rank answers first, and is asked again until the first one has answered.
-        time.sleep(1.0 - float(rank))
     if rank == "0" or what == "waits":
-        if what != "alone":
-            # Both processes can reach the store by which they shall find each other.
-            place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            socket.create_connection(place, timeout=PATIENCE).close()
-            # Once the first process has answered, the other is stopped.
-            wait_for((folder / f"{what}-1").exists)
+        # Both processes can reach the store by which they shall find each other.
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        socket.create_connection(place, timeout=PATIENCE).close()
+        # Once a process has failed, the other is stopped.
+        wait_for((folder / f"{what}-1").exists)
         if what in ("dies", "fails", "waits"):
             worker_waits(folder / f"{what}-{rank}-begun")
     return rank, os.getpid()

@@ -670,9 +670,9 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     assert adapt_lines(plan, warned=["others"]) == [rows]
     time = time_words(plan)
     assert "1 stage at once" in time_words(plan | {"jobs": 1})
-    assert "about 2.0 h" in time and "1.5 GiB" in time and "torchrun" not in time
-    led = time_words(plan | {"processes": 3})
-    assert led.startswith(time) and "without torchrun" in led and "3 processes" in led
+    assert "about 2.0 h" in time and "1.5 GiB" in time and "one process" not in time
+    more = time_words(plan | {"processes": 3})
+    assert more.startswith(time) and "one process" in more and "3 that" in more
     assert rows.startswith(f"{cut['labels']:.1%} of the rows of") and "64 tokens" in rows
     # Of a time that is not known whole, the known part is a bound.
     unknown = time_words(plan | {"unknown": ["learn", "finetune"]})

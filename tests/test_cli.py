@@ -175,12 +175,12 @@ REFUSED = [
 ALWAYS = {
     "check": "task out timing as_json",
     "new": "out",
-    "adapt": "task policy new_words control keep steps patience lengths limit out jobs dry_run "
-    "timing as_json",
-    "study": "out only_seeds engine jobs retries stages dry_run as_json",
-    "pretrain": "out as_json",
-    "finetune": "task out as_json",
-    "learn": "out as_json",
+    "adapt": "task policy new_words control keep steps patience lengths limit out jobs processes "
+    "dry_run timing as_json",
+    "study": "out only_seeds engine jobs processes retries stages dry_run as_json",
+    "pretrain": "out processes as_json",
+    "finetune": "task out processes as_json",
+    "learn": "out processes as_json",
     "annotate": "wanted out engine jobs limit function html as_json",
     "export": "tokenizer epochs max_length seed words form out limit as_json",
     # It replaces the tokenizer of the old folder, if that has one.
@@ -634,15 +634,22 @@ def test_pretrain_under_torchrun(inputs, tmp_path):
     AutoModelForMaskedLM.from_pretrained(both / "checkpoint")
 
 
-@pytest.mark.parametrize("command", ["study quick-start", "check quick-start"])
-def test_without_torchrun_ranks_are_refused(command, inputs, tmp_path, monkeypatch, capfd):
-    """The variables of one rank without those by which ranks find each other."""
+@pytest.mark.parametrize(
+    "command",
+    [
+        "study quick-start",
+        "adapt bundled:encoder corpus.jsonl",
+        "finetune bundled:encoder --task task.jsonl",
+        "check quick-start",
+    ],
+)
+def test_ranks_are_refused_by_what_starts_processes(command, inputs, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.chdir(inputs)
-    out = ["--out", tmp_path / "out"] if "study" in command else []
+    out = [] if "check" in command else ["--out", tmp_path / "out"]
     assert maskwise(*command.split(), *out) == 2
     said = capfd.readouterr().err
-    assert said.count("\n") == 1 and "WORLD_SIZE=2" in said
+    assert said.count("\n") == 1 and "WORLD_SIZE=2" in said and "--processes 2" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -38,7 +38,6 @@ from maskwise.study.costs import work_of
 from maskwise.study.scheduler import StudyProgress, execute
 from maskwise.study.stages import KINDS, StageKind, add_kind
 from maskwise.study.store import StageStore
-from maskwise.torchrun import cores_of_rank
 from processes import (
     PATIENCE,
     Loaded,
@@ -66,7 +65,7 @@ class Scripted(Pool):
     log: list[str]
     places = 2
 
-    def __init__(self, *, jobs: int | None, gpu: bool): ...
+    def __init__(self, *, jobs: int | None, gpu: bool, processes: int): ...
 
     def submit(self, function: Any, *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -293,9 +292,8 @@ def test_a_named_cluster_that_does_not_answer_is_not_replaced_by_a_local_one(mon
 
 def test_only_cores_that_a_process_may_use_are_counted(monkeypatch):
     """A job of a scheduler with two cores of a node of 64 started 64 workers."""
-    allowed = {0: 2, os.getppid(): 2}
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {*range(allowed[pid])}, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv(jobs.PARALLEL, "true")
     ray = NoCluster()
@@ -304,15 +302,8 @@ def test_only_cores_that_a_process_may_use_are_counted(monkeypatch):
     assert annotate_run._workers("local", None, 10**9, 99) == 2
     with jobs.LocalPool(jobs=None) as pool:
         assert pool.places == pool.threads_of_tokenizers == 2
-    # Ranks share the cores of torchrun, unless it has bound each to some of them.
-    assert [cores_of_rank(ranks) for ranks in (1, 2, 4)] == [2, 1, 1]
-    allowed[os.getppid()] = 8
-    assert cores_of_rank(4) == 2
-    # Several ranks are bound to the same eight of sixteen cores.
-    allowed.update({0: 8, os.getppid(): 16})
-    assert cores_of_rank(4) == 4
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert jobs_here() == 64 and cores_of_rank(4) == 16
+    assert jobs_here() == 64 and jobs_here(4) == 16 and jobs_here(99) == 1
 
 
 def test_an_unknown_engine_names_those_there_are():
@@ -602,7 +593,7 @@ def test_an_executor_runs_stages(open_executor, plan, tmp_path, monkeypatch):
     assert all(StageStore(tmp_path).result(stage) for stage in plan.stages())
 
 
-def finish_stage(task: Any, *, store: StageStore) -> dict[str, float]:
+def finish_stage(task: Any, *, store: StageStore, **more: Any) -> dict[str, float]:
     """A stage that only writes done.json, whose name another process can load."""
     finish(store.folder(task[0]))
     return {"seconds": 1.0}

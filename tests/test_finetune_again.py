@@ -13,7 +13,6 @@ import maskwise
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_lines
 from maskwise.starts import resolve_start
-from maskwise.study import single
 from maskwise.study.single import run_finetune
 from maskwise.study.stages import finetune_alone
 from maskwise.tasks import FinetuneSettings, evaluate_tasks, finetuning, load_task
@@ -52,10 +51,10 @@ class Tuner:
 def again(monkeypatch, tmp_path):
     """Fine-tune in one folder, with a tuner and settings."""
 
-    def finetuned(tuner: Tuner, *overrides: str, seeds: int = 2) -> list[Any]:
+    def finetuned(tuner: Tuner, *overrides: str, seeds: int = 2, processes: int = 1) -> list[Any]:
         monkeypatch.setattr(finetuning, "finetune", tuner)
-        settings = ["steps=2", *overrides]
-        return run_finetune("bundled:encoder", TASKS, settings, seeds=seeds, out=tmp_path)
+        given = {"seeds": seeds, "processes": processes, "out": tmp_path}
+        return run_finetune("bundled:encoder", TASKS, ["steps=2", *overrides], **given)
 
     return finetuned
 
@@ -180,30 +179,26 @@ def test_a_stopped_fine_tuning_goes_on_with_the_tasks_that_are_left(
 
 
 @pytest.mark.parametrize("search", [(), ("learning_rate=1e-3", "search_rate=true")])
-def test_ranks_show_progress_and_find_what_one_process_finds(
-    search, again, tmp_path, monkeypatch, capfd
-):
+def test_several_processes_show_progress_and_find_what_one_finds(search, again, tmp_path, capfd):
     """They showed none."""
     alone = again(Tuner(most=2e-3), *search, seeds=3)
     capfd.readouterr()
     shutil.rmtree(tmp_path)
-    # The pool of the tests stands in for that of the ranks.
-    monkeypatch.setattr(single, "ranks_together", lambda: 2)
+    # The pool of the tests runs them in this process.
     tuner = Tuner(most=2e-3)
-    assert again(tuner, *search, seeds=3) == alone
+    assert again(tuner, *search, seeds=3, processes=2) == alone
     assert "0 of 6 stages" in capfd.readouterr().err
     if not search:
         assert sorted(tuner.seeds) == [0, 0, 1, 1, 2, 2], "records are made of the results"
 
 
-def test_a_run_that_fails_on_a_rank_leaves_the_others(again, tmp_path, monkeypatch):
-    monkeypatch.setattr(single, "ranks_together", lambda: 2)
+def test_a_run_that_fails_in_a_process_leaves_the_others(again):
     with pytest.raises(MaskwiseError, match="banking77, seed 0: the loss is not finite"):
-        again(Tuner(most=0), seeds=2)
+        again(Tuner(most=0), seeds=2, processes=2)
     with pytest.raises(MaskwiseError, match="trivia, seed 0"):
-        again(Fails("trivia"))
+        again(Fails("trivia"), processes=2)
     rest = Tuner()
-    again(rest)
+    again(rest, processes=2)
     assert {name for name, _ in rest.calls} == {"trivia"}
 
 

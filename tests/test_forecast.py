@@ -381,14 +381,13 @@ def test_check_times_each_phase_in_rows_of_its_own(recipe):
     assert planned["unknown"] == []
 
 
-def test_a_forecast_under_torchrun_says_that_it_is_of_single_processes(recipe, monkeypatch):
+def test_a_forecast_of_several_processes_says_that_it_is_of_single_ones(recipe):
     asked = read_recipe(recipe, [*SMALL, "tasks=[]", "training.eval_every=0"])
     alone = dry_run(asked, Path("none"))
     assert alone["processes"] == 1 and alone["jobs"] == jobs_here()
-    monkeypatch.setattr("maskwise.study.forecast.ranks_together", lambda: 3)
-    found = check(str(recipe), [*SMALL, "tasks=[]", "training.eval_every=0"])
-    assert found["time"]["jobs"] == found["time"]["processes"] == 3
-    assert "3 processes" in dict(lines_of(found))["time"]
+    found = check(str(recipe), [*SMALL, "tasks=[]", "training.eval_every=0"], processes=2)
+    assert found["time"]["jobs"] == jobs_here(2) and found["time"]["processes"] == 2
+    assert "2 that train it together were not timed" in dict(lines_of(found))["time"]
 
 
 def test_texts_that_differ_have_samples_of_their_own(recipe, tmp_path):
@@ -575,11 +574,6 @@ def test_the_end_is_that_of_workers_that_take_one_stage_after_another():
     assert until_end(planned, seconds, 2) == 18.0
     assert until_end(planned, seconds, 8) == 14.0
     assert until_end(planned, {}, 2) == 0.0
-    # Under torchrun, all workers train one model after another, before they do other stages.
-    assert until_end(planned, seconds, 8, together=True) == 22.0
-    alone = Stage("evaluate", {}, (first.name,))
-    more = planned | {alone.name: alone}
-    assert until_end(more, {alone.name: 3.0} | seconds, 8, together=True) == 25.0
     # Without the first stage, which is finished, two workers have one and two stages.
     del seconds[first.name]
     assert until_end(planned, seconds, 2) == 8.0

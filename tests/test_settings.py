@@ -386,9 +386,8 @@ def test_a_setting_without_effect_here_is_named(key, tmp_path, monkeypatch):
 
 def test_settings_with_an_effect_on_this_machine_are_not_named(monkeypatch):
     monkeypatch.setattr(checks, "fast_bf16", lambda width: True)
-    monkeypatch.setattr(checks, "ranks_together", lambda: 2)
     given = ["training.shard=true", "training.residual=bf16", "finetune.steps=9"]
-    notes = check_inputs(read_recipe("decay", given))
+    notes = check_inputs(read_recipe("decay", given), processes=2)
     assert not any("no effect" in note for note in notes)
 
 

@@ -1,119 +1,160 @@
-"""Calls whose tasks the processes of torchrun run: each a task of its own, or one task together."""
+"""Processes that train one model together: those of torchrun, and those that a stage starts."""
 
 from __future__ import annotations
 
 import json
-import logging
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import warnings
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import maskwise as mw
 from maskwise import cli, jobs, torchrun
-from maskwise.constants import ranks_here
 from maskwise.errors import MaskwiseError, OtherProcessFailed
-from maskwise.jobs import Failure
-from maskwise.printing import LOGGER
-from maskwise.torchrun import led, rank_pool, ranks_together
-from processes import PATIENCE, launched, runs, wait_for, worker_of_ranks
-from tiny import load_json, maskwise, read_lines, records_of, write_inputs
+from maskwise.jobs import Failure, LocalPool
+from maskwise.torchrun import launch
+from processes import PATIENCE, launched, runs, wait_for, worker_of_ranks, worker_task, workers
+from tiny import load_json, maskwise, read_lines, records_of, start, write_inputs
+
+# Processes that a stage starts
+# ------------------------------------------------------------------------------------------------
 
 
-def called(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What a call gives on this rank: its result, or the error."""
-    jobs.PATIENCE_SECONDS = torchrun.PATIENCE_SECONDS = 5.0
-    try:
-        return led(work)(*arguments)
-    except (MaskwiseError, SystemExit) as error:
-        return repr(error)
-
-
-def result_of(pool: Any, future: Any) -> Any:
-    wait_for(lambda: pool.ended([future], timeout=0.1))
-    return future.result()
-
-
-def works(folder: Path) -> dict[str, Any]:
-    """Tasks of one process and of all, one after the other, as a study has them."""
-    assert ranks_here() == 1 and ranks_together() == 2, "the first rank seems to be alone"
-    found: dict[str, Any] = {}
-    pool = rank_pool()
-    assert pool is not None and pool.places == 2
-    with pool:
-        alone = [pool.submit(worker_of_ranks, folder, "alone") for _ in range(3)]
-        both = pool.submit_together(worker_of_ranks, folder, "both")
-        assert pool.places == 0, "nothing else begins before all ranks have trained"
-        found["both"] = result_of(pool, both)[0]
-        assert all(future.done() for future in alone)
-        found["alone"] = [future.result()[0] for future in alone]
-        found["processes"] = len({future.result()[1] for future in alone})
-        for what in ("fails", "dies"):
-            with pytest.raises(Failure) as caught:
-                result_of(pool, pool.submit_together(worker_of_ranks, folder, what))
-            found[what] = caught.value.error, caught.value.passing
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always")
-            for _ in range(2):
-                result_of(pool, pool.submit_together(worker_of_ranks, folder, "warns"))
-        found["warned"] = [str(each.message) for each in warned]
-        found["after"] = result_of(pool, pool.submit_together(worker_of_ranks, folder, "after"))[0]
-    return found
-
-
-@pytest.mark.slow
 @pytest.mark.process
-def test_ranks_run_tasks_of_their_own_and_together_and_none_waits_for_one_that_fails(
-    tmp_path: Path,
-) -> None:
-    one, other = launched(2, called, works, tmp_path)
-    assert one == other, "every rank gets the result"
-    assert one["both"] == "0" and one["after"] == "0" and one["alone"] == ["alone"] * 3
-    assert one["processes"] == 2, "a process runs several tasks"
-    assert one["warned"] == ["rows are truncated"], "though one rank ends a second later"
-    for what in ("both", "fails", "dies", "warns", "after"):
-        assert [(tmp_path / f"{what}-{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
-    assert (tmp_path / "alone-alone").read_text() == ""
-    assert "only here" in one["fails"][0] and one["fails"][1] is False
-    assert "exit code 7" in one["dies"][0] and one["dies"][1] is True
+def test_processes_do_a_task_together_and_end_if_one_fails(tmp_path: Path, recwarn) -> None:
+    rank, first = launch(2, worker_of_ranks, tmp_path, "both")
+    assert rank == "0"
+    for what, said, passing in (("fails", "only here", False), ("dies", "exit code 7", True)):
+        with pytest.raises(Failure, match=said) as caught:
+            launch(2, worker_of_ranks, tmp_path, what)
+        assert caught.value.passing is passing
+    launch(2, worker_of_ranks, tmp_path, "warns")
+    assert [str(each.message) for each in recwarn] == ["rows are truncated"], "of the first one"
+    for what in ("both", "fails", "dies", "warns"):
+        assert [(tmp_path / f"{what}-{number}").read_text() for number in (0, 1)] == ["2", "2"]
+    wait_for(lambda: not runs(first))
     for begun in tmp_path.glob("*-begun"):
         wait_for(lambda begun=begun: not runs(int(begun.read_text())))
 
 
-def refuses(folder: Path) -> None:
-    for options in ({"jobs": 3}, {"engine": "ray"}):
-        with pytest.raises(MaskwiseError):
-            rank_pool(**options)
-    raise MaskwiseError("a file is missing", got=str(folder), do="give another")
+def test_what_died_is_the_cause_of_what_failed_after_it() -> None:
+    """A lost connection was the error of a stage, which was not tried again."""
+    ready, theirs = multiprocessing.Pipe()
+    theirs.send_bytes(jobs.answer(jobs.message(worker_task, ("raise",))))
+    failed = SimpleNamespace(pipe=ready, receive=ready.recv_bytes)
+    pipe, other = multiprocessing.Pipe()
+    died = Failure("the worker process died (exit code -9)", passing=True)
 
+    def lost() -> None:
+        raise died
 
-def is_interrupted(folder: Path) -> None:
-    pool = rank_pool()
-    assert pool is not None
-    with pool:
-        future = pool.submit_together(worker_of_ranks, folder, "waits")
-        wait_for(lambda: all((folder / f"waits-{rank}-begun").exists() for rank in (0, 1)))
-        assert not pool.ended([future], timeout=0)
-        sys.exit(143)
+    dead = SimpleNamespace(
+        pipe=pipe, receive=lost, process=SimpleNamespace(poll=lambda: -signal.SIGKILL)
+    )
+    with pytest.raises(Failure) as caught:
+        torchrun._first_answer([failed, dead], SimpleNamespace(number=0))
+    assert caught.value is died
+    other.close()
 
 
 @pytest.mark.process
-def test_a_call_ends_on_all_ranks_as_on_the_first(tmp_path: Path) -> None:
-    said = launched(2, called, refuses, tmp_path)
-    assert len({*said}) == 1 and str(tmp_path) in said[0]
-    assert launched(2, called, is_interrupted, tmp_path) == ["SystemExit(143)"] * 2
-    for rank in (0, 1):
-        begun = tmp_path / f"waits-{rank}-begun"
-        wait_for(lambda begun=begun: not runs(int(begun.read_text())))
+def test_processes_of_two_tasks_at_once_do_not_meet(tmp_path: Path) -> None:
+    """Each has a port of its own."""
+    with ThreadPoolExecutor(2) as threads:
+        folders = [tmp_path / name for name in "ab"]
+        for folder in folders:
+            folder.mkdir()
+        both = [threads.submit(launch, 2, worker_of_ranks, folder, "both") for folder in folders]
+        assert [future.result(PATIENCE)[0] for future in both] == ["0", "0"]
+    ports = [{(folder / f"both-{rank}-port").read_text() for rank in (0, 1)} for folder in folders]
+    assert len(ports[0]) == len(ports[1]) == 1 and ports[0] != ports[1]
 
 
-def fails(folder: Path, command: str, errors: list[Exception], first: int) -> tuple[str, int, str]:
+@pytest.mark.process
+@pytest.mark.parametrize("victim", ["worker", "pool"])
+def test_processes_end_with_the_one_that_has_started_them(victim, tmp_path: Path) -> None:
+    pool = LocalPool(jobs=1, processes=2)
+    future = pool.submit(launch, 2, worker_of_ranks, tmp_path, "waits")
+    begun = [tmp_path / f"waits-{rank}-begun" for rank in (0, 1)]
+    wait_for(lambda: all(path.exists() for path in begun))
+    if victim == "worker":
+        pool.workers[0].process.kill()
+        with pytest.raises(Failure, match="exit code -9"):
+            future.result(PATIENCE)
+    closing = threading.Thread(target=pool.close)
+    closing.start()
+    for path in begun:
+        wait_for(lambda path=path: not runs(int(path.read_text())))
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+
+
+def test_each_task_of_a_local_pool_has_cards_of_its_own(monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 5)
+    seen = []
+    monkeypatch.setattr(jobs, "Worker", lambda environment: seen.append(environment))
+    pool = LocalPool(jobs=None, gpu=True, processes=2)
+    assert pool.places == 2
+    for number in (0, 1):
+        pool._worker(number)
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == ["0,1", "2,3"]
+    for ask in (lambda: LocalPool(jobs=1, gpu=True, processes=6), lambda: launch(6, len, "a")):
+        with pytest.raises(MaskwiseError, match="processes=6, 5 GPUs"):
+            ask()
+
+
+# Commands under torchrun
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda out: mw.study("quick-start", out=out, texts=["a text"]),
+        lambda out: mw.adapt("bundled:encoder", ["a text"], out=out),
+        lambda out: mw.finetune("bundled:encoder", {"a": [{"text": "b", "label": 1}]}, out=out),
+    ],
+    ids=["study", "adapt", "finetune"],
+)
+def test_torchrun_is_refused_where_stages_start_processes(call, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(MaskwiseError, match=r"WORLD_SIZE=2.*processes=2"):
+        call(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["pretrain", "learn"])
+def test_processes_are_refused_where_torchrun_has_started_them(
+    command, tmp_path, monkeypatch, capfd
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = {"pretrain": "quick-start", "learn": "learn-supervised"}[command]
+    assert maskwise(command, recipe, "--processes", 4, "--out", tmp_path / "out") == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "--processes 4, WORLD_SIZE=2" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_that_cannot_be_divided_is_refused_before_a_study(tmp_path: Path, capfd) -> None:
+    recipe = write_inputs(tmp_path)
+    asked = ("study", recipe, "--processes", 3, "--out", tmp_path / "out")
+    for more in ((), ("--dry-run",)):
+        assert maskwise(*asked, *more) == 2
+        said = capfd.readouterr().err
+        assert said.count("\n") == 1 and "8 for 1 × 3" in said
+    assert not (tmp_path / "out").exists()
+
+
+def fails(folder: Path, errors: list[Exception], first: int) -> tuple[str, int, str]:
     """Run a command that fails on both ranks; on rank ``first``, before the other.
 
     Returns:
@@ -122,7 +163,7 @@ def fails(folder: Path, command: str, errors: list[Exception], first: int) -> tu
     rank = int(os.environ["RANK"])
 
     def app(**given: Any) -> None:
-        if command == "pretrain" and rank != first:
+        if rank != first:
             wait_for((folder / "failed").exists)
         raise errors[rank]
 
@@ -136,7 +177,7 @@ def fails(folder: Path, command: str, errors: list[Exception], first: int) -> tu
     cli.app, cli.fails_first = app, tells  # type: ignore[assignment]
     crashed = code = ""
     try:
-        cli.main([command])
+        cli.main(["pretrain"])
     except SystemExit as end:
         code = end.code
     except Exception as error:
@@ -148,18 +189,17 @@ BUG, GONE, BAD = ValueError("a bug"), RuntimeError("a peer has gone"), MaskwiseE
 
 
 @pytest.mark.parametrize(
-    "command, errors, first, tells",
+    "errors, first, tells",
     [
-        ("pretrain", [BUG, BUG], 0, 0),
-        ("pretrain", [BUG, BUG], 1, 1),
-        ("pretrain", [GONE, BUG], 1, 1),
-        ("study", [BUG, BUG], 0, 0),
+        ([BUG, BUG], 0, 0),
+        ([BUG, BUG], 1, 1),
+        ([GONE, BUG], 1, 1),
     ],
-    ids=["alike", "alike-but-later", "a-consequence", "led"],
+    ids=["alike", "alike-but-later", "a-consequence"],
 )
-def test_one_rank_prints_the_traceback(command, errors, first, tells, tmp_path: Path) -> None:
+def test_one_rank_prints_the_traceback(errors, first, tells, tmp_path: Path) -> None:
     """All of them did."""
-    said = launched(2, fails, tmp_path, command, errors, first)
+    said = launched(2, fails, tmp_path, errors, first)
     assert said[tells] == (repr(errors[tells]), "", "")
     crashed, code, line = said[1 - tells]
     assert not crashed and code == 1 and line.count("\n") == 1
@@ -170,140 +210,195 @@ def test_one_rank_prints_the_traceback(command, errors, first, tells, tmp_path: 
 @pytest.mark.parametrize("first", [0, 1])
 def test_the_rank_that_fails_first_says_why(error, first, tmp_path: Path) -> None:
     """The first one said it, so what another one lacked was not said."""
-    said = launched(2, fails, tmp_path, "pretrain", [error, error], first)
+    said = launched(2, fails, tmp_path, [error, error], first)
     assert [code for _, code, _ in said] == [2, 2]
     assert str(error) in said[first][2] and not said[1 - first][2]
 
 
 def test_what_quotes_another_rank_does_not_hide_its_traceback(tmp_path: Path) -> None:
     errors = [OtherProcessFailed("process 1 failed", got=repr(BUG)), BUG]
-    said = launched(2, fails, tmp_path, "pretrain", errors, 0)
+    said = launched(2, fails, tmp_path, errors, 0)
     assert said == [("", 2, ""), (repr(BUG), "", "")]
 
 
-def twice(folder: Path) -> list[Any]:
-    """A script that calls two functions, one after the other."""
-    first = called(works, folder)
-    return [first["both"], called(lambda: ranks_together()), ranks_here()]
-
-
-@pytest.mark.process
-@pytest.mark.slow
-def test_a_script_calls_several_functions(tmp_path: Path) -> None:
-    assert launched(2, twice, tmp_path) == [["0", 2, 2]] * 2
-
-
-# Whole commands, which train models
+# Whole studies, which train models
 # ------------------------------------------------------------------------------------------------
 
-SMALL = {"training.steps": 20, "study.seeds": 1}
 SLOW = pytest.mark.slow
+RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+SMALL = {
+    "study.seeds": 1,
+    "training.steps": 20,
+    # Dropout differs between processes.
+    **{f"model.settings.{rate}": 0.0 for rate in RATES},
+}
 
 
-def studied(recipe: Path, out: Path, changes: dict[str, Any]) -> tuple[str, list[str]]:
-    result = mw.study(str(recipe), out=out, overrides=SMALL | changes)
-    return str(result), [str(failure["error"]) for failure in result.failures]
+def losses(out: Path) -> list[float]:
+    return [line["value"] for line in records_of(out, "heldout")]
+
+
+def trainings(out: Path) -> dict[str, Any]:
+    return {path.parent.name: load_json(path) for path in out.glob("stages/pretrain-*/done.json")}
+
+
+def processes(out: Path) -> list[int]:
+    return [result.get("processes", 1) for result in trainings(out).values()]
 
 
 @SLOW
 @pytest.mark.process
-def test_a_training_that_fails_on_all_ranks_leaves_the_other_runs(tmp_path: Path) -> None:
-    recipe = write_inputs(tmp_path / "inputs")
-    bad = {"study.arms.bad": {"training.learning_rate": 1e30, "training.clip": 0}}
-    said = launched(2, studied, recipe, tmp_path / "out", {"tasks": [], **bad})
-    assert said[0] == said[1] and len(said[0][1]) == 1 and "not finite" in said[0][1][0]
+def test_two_processes_train_the_models_of_a_study_as_one_does(tmp_path: Path) -> None:
+    """Two stages at once, with two processes each."""
+    recipe = str(write_inputs(tmp_path / "inputs"))
+    one = mw.study(recipe, out=tmp_path / "one", overrides=SMALL, jobs=2)
+    two = mw.study(recipe, out=tmp_path / "two", overrides=SMALL, jobs=2, processes=2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    assert trainings(tmp_path / "one").keys() == trainings(tmp_path / "two").keys()
+    assert processes(tmp_path / "one") == [1, 1] and processes(tmp_path / "two") == [2, 2]
+    assert [row["verdict"] for row in two.contrasts] == [row["verdict"] for row in one.contrasts]
+    others = [load_json(path) for path in (tmp_path / "two").glob("stages/*-*/done.json")]
+    assert sum("processes" in each for each in others) == 2, "other stages need one process"
+    # The number of processes is no part of a study.
+    before = (tmp_path / "two" / "records.jsonl").read_bytes()
+    again = mw.study(recipe, out=tmp_path / "two", overrides=SMALL)
+    assert str(again) == str(two) and (tmp_path / "two" / "records.jsonl").read_bytes() == before
+
+
+@SLOW
+@pytest.mark.process
+def test_a_training_that_fails_in_all_processes_leaves_the_other_runs(tmp_path: Path) -> None:
+    recipe = str(write_inputs(tmp_path / "inputs"))
+    bad = {"study.arms.bad": {"training.learning_rate": 1e30, "training.clip": 0}, "tasks": []}
+    result = mw.study(recipe, out=tmp_path / "out", overrides=SMALL | bad, processes=2)
+    [failure] = result.failures
+    assert failure["arm"] == "bad" and "not finite" in failure["error"]
     trained = {line["arm"] for line in records_of(tmp_path / "out", "heldout")}
-    assert trained == {"token-15", "words-30"}
-    # Without torchrun, the study is found as torchrun has left it: only the failed run is repeated.
-    done = sorted((tmp_path / "out").glob("stages/*/done.json"))
-    before = [path.read_bytes() for path in done]
-    assert [load_json(path).get("processes") for path in done if "pretrain" in str(path)] == [2, 2]
-    alone = studied(recipe, tmp_path / "out", {"tasks": [], **bad})
-    assert alone == said[0] and [path.read_bytes() for path in done] == before
+    assert trained == {"token-15", "words-30"} and processes(tmp_path / "out") == [2, 2]
 
 
-def adapted(folder: Path, out: Path) -> list[Any]:
-    checkpoint = next((folder / "study").glob("stages/pretrain-*/checkpoint"))
-    options: dict[str, Any] = {"overrides": ["finetune.steps=2", "finetune.max_length=32"]}
-    tasks = [str(folder / "inputs" / "task.jsonl")]
-    result = mw.adapt(
-        checkpoint,
-        str(folder / "inputs" / "corpus.jsonl"),
-        out=out,
-        tasks=tasks,
-        keep="none",
-        steps=2,
-        runs=1,
-        **options,
-    )
-    said: list[str] = []
-    monitor = logging.Handler()
-    monitor.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    LOGGER.addHandler(monitor)
-    records = mw.finetune(
-        checkpoint, tasks, out=out / "judged", runs=3, overrides=["max_length=32", "steps=2"]
-    )
-    LOGGER.removeHandler(monitor)
-    return [result.answer, str(result.model), records, [line[:13] for line in said]]
+LONG = ("study.seeds=1", "training.steps=200", "training.save_every=150", "tasks=[]", "--jobs", 1)
+
+
+def trained_steps(out: Path) -> list[list[int]]:
+    found = []
+    for path in sorted(out.glob("stages/pretrain-*/metrics.jsonl")):
+        lines = [line for line in read_lines(path) if line["kind"] == "train"]
+        found.append([line["step"] for line in lines])
+    return found
+
+
+def begun(out: Path) -> None:
+    """Wait until a model trains."""
+    wait_for(lambda: any(len(steps) > 5 for steps in trained_steps(out)))
 
 
 @SLOW
 @pytest.mark.process
-def test_adapt_and_finetune_give_what_they_give_without_torchrun(tmp_path: Path) -> None:
-    recipe = write_inputs(tmp_path / "inputs")
-    studied(recipe, tmp_path / "study", {"tasks": []})
-    one, other = launched(2, adapted, tmp_path, tmp_path / "two")
-    assert one[:3] == other[:3]
-    assert "0 of 3 stages" in one[3] and not other[3], "only the first rank shows progress"
-    answer, _, records, _ = adapted(tmp_path, tmp_path / "one")
-    assert one[0] == answer and Path(one[1]).is_dir() and len(records[0]["fine_tuning"]) == 3
-    kept = ("score", "fine_tuning", "dev", "test_items", "made_of")
-    assert [one[2][0][key] for key in kept] == [records[0][key] for key in kept]
-
-
-@SLOW
-@pytest.mark.process
-def test_a_study_under_torchrun_that_is_told_to_end_goes_on(tmp_path: Path) -> None:
-    """Two arms, one seed: trained by two ranks together, and measured by one rank each."""
+def test_a_study_that_is_told_to_end_goes_on_with_another_number_of_processes(
+    tmp_path: Path,
+) -> None:
     recipe, out = write_inputs(tmp_path / "inputs"), tmp_path / "out"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "maskwise", "study", str(recipe)]
-    command += ["study.seeds=1", "training.steps=200", "training.save_every=150", "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*command, "--out", str(out)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    def trained() -> list[list[int]]:
-        found = []
-        for path in sorted(out.glob("stages/pretrain-*/metrics.jsonl")):
-            lines = [line for line in read_lines(path) if line["kind"] == "train"]
-            found.append([line["step"] for line in lines])
-        return found
-
-    run = start()
-    wait_for(lambda: any(len(steps) > 5 for steps in trained()))
+    asked = ("study", recipe, *LONG, "--json", "--out", out)
+    run = start(*asked, "--processes", 2)
+    begun(out)
+    [worker] = workers(run.pid)
+    ranks = workers(worker)
+    assert len(ranks) == 2
     run.send_signal(signal.SIGTERM)
     _, err = run.communicate(timeout=PATIENCE)
-    assert run.returncode and err.count("ended by SIGTERM; finished stages") == 1, err
+    assert run.returncode == 143 and err.count("ended by SIGTERM; finished stages") == 1, err
+    assert not any(map(runs, ranks))
     [state] = out.glob("stages/pretrain-*/resume/step-*")
     assert state.name != "step-00000150" and not list(out.rglob("*.partial"))
-    run = start()
+    run = start(*asked)
     said, err = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, err
-    summary = json.loads(said)
-    assert {row["arm"] for row in summary["contrasts"]} == {"words-30"}
-    assert trained() == [list(range(5, 201, 5))] * 2
-    assert (out / "report.html").is_file() and not summary["failures"]
-    finetuned = [load_json(path) for path in out.glob("stages/finetune-*/done.json")]
-    assert finetuned and not any("processes" in each for each in finetuned)
-    # A finished study is only read, also by one process.
-    before = (out / "records.jsonl").read_bytes()
-    assert maskwise(*command[8:-1], "--out", out) == 0
-    assert (out / "records.jsonl").read_bytes() == before
+    assert not json.loads(said)["failures"]
+    assert trained_steps(out) == [list(range(5, 201, 5))] * 2 and processes(out) == [1, 1]
+
+
+@SLOW
+@pytest.mark.process
+def test_a_killed_process_ends_the_other_and_the_stage_is_tried_again(tmp_path: Path) -> None:
+    recipe = write_inputs(tmp_path / "inputs")
+    asked = ("study", recipe, *LONG, "training.save_every=5", "--processes", 2, "--out")
+    assert maskwise(*asked, tmp_path / "whole") == 0
+    run = start(*asked, tmp_path / "out")
+    begun(tmp_path / "out")
+    [worker] = workers(run.pid)
+    killed, other = workers(worker)
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: not runs(other))
+    _, err = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 0, err
+    assert "exit code -9); trying again (1 of 2)" in err
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+    assert processes(tmp_path / "out") == [2, 2]
+
+
+@SLOW
+@pytest.mark.process
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGKILL])
+def test_pretrain_starts_two_processes_and_resumes(number, tmp_path: Path) -> None:
+    """Ctrl-C and signals of Slurm reach the command, or all of its processes."""
+    recipe, out = write_inputs(tmp_path / "inputs"), tmp_path / "out"
+    asked = ("pretrain", recipe, "training.steps=200", "training.save_every=150", "--processes", 2)
+    run = start(*asked, "--out", out)
+    wait_for(lambda: any(len(read_lines(path)) > 5 for path in out.rglob("metrics.jsonl")))
+    ranks = workers(run.pid)
+    if number == signal.SIGKILL:
+        os.kill(ranks[1], number)
+        _, err = run.communicate(timeout=PATIENCE)
+        assert run.returncode == 2 and err.count("\n") == 1 and "exit code -9" in err
+    else:
+        os.killpg(run.pid, number)
+        _, err = run.communicate(timeout=PATIENCE)
+        assert run.returncode == 128 + number, err
+        assert list(out.rglob("resume/step-*")), "a state was saved"
+    assert len(ranks) == 2 and not any(map(runs, ranks))
+    assert maskwise(*asked, "--out", out) == 0
+    assert load_json(out / "done.json")["processes"] == 2
+    steps = [line["step"] for line in read_lines(out / "metrics.jsonl") if line["kind"] == "train"]
+    assert steps == list(range(5, 201, 5))
+
+
+@SLOW
+@pytest.mark.process
+@pytest.mark.parametrize("where", ["ray", "submitit"])
+def test_stages_elsewhere_start_two_processes(where, tmp_path: Path, monkeypatch) -> None:
+    recipe = str(write_inputs(tmp_path / "inputs"))
+    given: dict[str, Any] = {"overrides": SMALL | {"tasks": []}, "processes": 2}
+    if where == "ray":
+        pytest.importorskip("ray")
+        monkeypatch.setenv("RAY_ADDRESS", "local")
+        given["engine"] = "ray"
+    else:
+        submitit = pytest.importorskip("submitit")
+        given["executor"] = submitit.AutoExecutor(tmp_path / "logs", cluster="local")
+        given["executor"].update_parameters(timeout_min=10)
+        given["jobs"] = 2
+    result = mw.study(recipe, out=tmp_path / "out", **given)
+    assert not result.failures and processes(tmp_path / "out") == [2, 2]
+
+
+def test_a_stage_on_ray_asks_for_all_its_cores_and_cards(monkeypatch) -> None:
+    asked = []
+
+    def remote(**options: Any) -> Callable[..., Any]:
+        asked.append((options["num_cpus"], options["num_gpus"]))
+        return lambda function: SimpleNamespace(remote=function)
+
+    # Two nodes with four GPUs each.
+    node = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 4.0}}
+    ray = SimpleNamespace(
+        is_initialized=lambda: True,
+        cluster_resources=lambda: {"CPU": 16.0, "GPU": 8.0},
+        nodes=lambda: [node, node],
+        remote=remote,
+    )
+    monkeypatch.setattr(jobs, "_quiet_ray", lambda: ray)
+    assert jobs.RayPool(jobs=None, gpu=True, processes=4).places == 2
+    assert asked == [(4, 4)]
+    with pytest.raises(MaskwiseError, match="processes=8, at most 4 GPU"):
+        jobs.RayPool(jobs=None, gpu=True, processes=8)

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 # With ``learning``, the annotator ``learned`` is known.
 import maskwise.learning  # noqa: F401
 from maskwise.annotate.registry import annotators
-from maskwise.errors import tidied_warnings
+from maskwise.errors import tidied_warnings, whole_number
 from maskwise.folders import OutputFolder
+from maskwise.jobs import require_one_process
 from maskwise.printing import note
 from maskwise.signals import resumable
 from maskwise.text import encoding
 from maskwise.text.layers import Layered
 from maskwise.text.words import WordRule
-from maskwise.torchrun import led
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -185,6 +185,7 @@ def learn(
     texts: object = None,
     tasks: object = None,
     overrides: Overrides = (),
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Learn a masking policy from a task (``maskwise learn``).
 
@@ -192,6 +193,8 @@ def learn(
         recipe: as for ``maskwise.study``; it has a section ``learning``.
         out: the folder of the policy.
         texts, tasks, overrides: as for ``maskwise.study``.
+        processes: the number of processes to start that learn the policy together, each on a GPU or
+            core of its own.
 
     Returns:
         What was measured, and "policy", the folder for the policy ``learned(FOLDER)`` of a recipe.
@@ -207,6 +210,7 @@ def learn(
     from maskwise.study.single import inputs_of_policy, run_learn, with_own_seed
     from maskwise.study.unread import read_used
 
+    processes = whole_number("processes", processes, least=1)
     out = Path(out)
     with kept_if_begun(OutputFolder(out, "learn")):
         whole = read_used(
@@ -215,10 +219,9 @@ def learn(
             content=lambda each: inputs_of_policy(with_own_seed(each)),
             command="learn",
         )
-        return run_learn(whole, out)
+        return run_learn(whole, out, processes=processes)
 
 
-@led
 @resumable(note)
 @tidied_warnings()
 def finetune(
@@ -228,6 +231,7 @@ def finetune(
     out: str | Path,
     runs: int | None = None,
     overrides: Overrides = (),
+    processes: int = 1,
 ) -> list[dict[str, Any]]:
     """Fine-tune a checkpoint on tasks, and evaluate it on their test sets (``maskwise finetune``).
 
@@ -238,6 +242,7 @@ def finetune(
         runs: the number of fine-tuning runs per task, by default 3. Tasks that keep the encoder
             frozen run once.
         overrides: settings such as ``{"learning_rate": 1e-3}``, or ``["learning_rate=1e-3"]``.
+        processes: the number of runs that are trained side by side, each in a process of its own.
 
     Returns:
         One dict for each task: ``score`` is the mean over runs, ``fine_tuning`` the score of each
@@ -252,11 +257,13 @@ def finetune(
     from maskwise.study.inputs import kept_if_begun, overrides_of, task_specs
     from maskwise.study.single import run_finetune
 
+    require_one_process()
+    processes = whole_number("processes", processes, least=1)
     out = Path(out)
     with kept_if_begun(OutputFolder(out, "finetune")):
         changes = overrides_of(overrides, None, None, out)
         specs = task_specs(tasks, out)
-        records = run_finetune(str(model), specs, changes, seeds=runs, out=out)
+        records = run_finetune(str(model), specs, changes, seeds=runs, processes=processes, out=out)
     return [dict(record) for record in records]
 
 

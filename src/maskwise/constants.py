@@ -161,22 +161,10 @@ def ranks_here() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-_SCOPES = ("", "LOCAL_", "GROUP_", "ROLE_")
-TORCHRUN = {
-    *(f"{scope}RANK" for scope in _SCOPES),
-    *(f"{scope}WORLD_SIZE" for scope in _SCOPES),
-    *("ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
-}
-"""The variables that torchrun sets for its processes, beside those that begin with TORCHELASTIC."""
-
-
-def of_torchrun() -> dict[str, str]:
-    """Return the environment variables that torchrun has set for this process."""
-    found = {}
-    for name, value in os.environ.items():
-        if name in TORCHRUN or name.startswith("TORCHELASTIC"):
-            found[name] = value
-    return found
+def variables_of_rank(rank: int, count: int) -> dict[str, str]:
+    """Return the variables by which a process knows its rank, of ``count`` on one machine."""
+    counts = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count))
+    return counts | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
 
 
 def cards_here() -> list[str]:
@@ -199,9 +187,11 @@ def cores_here() -> int:
     return os.cpu_count() or 1
 
 
-def jobs_here() -> int:
-    """Return the number of tasks to run at once: one per CUDA device, or one per CPU core."""
-    return len(cards_here()) or cores_here()
+def jobs_here(processes: int = 1) -> int:
+    """Return the number of tasks to run at once, if each has ``processes`` devices: CUDA devices,
+    or CPU cores.
+    """
+    return max(1, (len(cards_here()) or cores_here()) // processes)
 
 
 def share_of_card(jobs: int | None, cards: float) -> float:

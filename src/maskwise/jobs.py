@@ -28,7 +28,7 @@ import threading
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -47,6 +47,7 @@ from maskwise.errors import (
     first_line,
     located,
     option,
+    plural,
     require_known,
     require_library,
     tidy_warnings,
@@ -131,11 +132,9 @@ class Pool(ABC):
     """Runs tasks in other processes.
 
     Attributes:
-        gathers: whether ``submit_together`` differs from ``submit``.
         here: whether tasks run in this process, one after the other, and show their own progress.
     """
 
-    gathers = False
     here = False
 
     def __init__(self) -> None:
@@ -158,10 +157,6 @@ class Pool(ABC):
             function: a function that can be pickled, such as one at the top of a module.
             arguments: values that can be pickled.
         """
-
-    def submit_together(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Start a task that all ranks of torchrun do together, if torchrun has started several."""
-        return self.submit(function, *arguments)
 
     @abstractmethod
     def close(self) -> None:
@@ -256,7 +251,11 @@ class ThisProcess(Pool):
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
         future = Future[Result]()
-        future.set_result(function(*arguments))
+        try:
+            future.set_result(function(*arguments))
+        # A task may start processes of its own.
+        except Failure as failure:
+            raise MaskwiseError(failure.error) from None
         return future
 
     def close(self) -> None:
@@ -267,7 +266,9 @@ Where: TypeAlias = str | Executor | ThisProcess
 """A name in ``ENGINES``, an executor, or this process."""
 
 
-def open_pool(*, engine: Where = "local", jobs: int | None = None, gpu: bool = False) -> Pool:
+def open_pool(
+    *, engine: Where = "local", jobs: int | None = None, gpu: bool = False, processes: int = 1
+) -> Pool:
     """Open a pool.
 
     >>> with open_pool(jobs=1) as pool:
@@ -276,19 +277,21 @@ def open_pool(*, engine: Where = "local", jobs: int | None = None, gpu: bool = F
 
     Args:
         engine: where tasks run: "local", "ray", an executor, or this process.
-        jobs: the maximum number of parallel tasks; by default, the number of cores (or GPUs), or of
-            the workers of the executor.
+        jobs: the maximum number of parallel tasks; by default, the number of cores (or GPUs), of
+            which each task has ``processes``, or of the workers of the executor.
         gpu: whether each task runs on a GPU, if there are any. With more jobs than GPUs, tasks
             share GPUs. An executor decides this itself.
+        processes: the number of processes that a task may start, each on a core or a GPU.
 
     Raises:
-        MaskwiseError: the engine is unknown, or there is no cluster.
+        MaskwiseError: the engine is unknown, there is no cluster, or no machine has as many GPUs
+            or cores as a task has processes.
     """
     if isinstance(engine, ThisProcess):
         return engine
     require_engine(engine)
     if isinstance(engine, str):
-        return ENGINES[engine](jobs=jobs, gpu=gpu)
+        return ENGINES[engine](jobs=jobs, gpu=gpu, processes=processes)
     return ExecutorPool(engine, jobs=jobs)
 
 
@@ -305,13 +308,25 @@ def require_engine(engine: object) -> None:
 
 
 def require_one_process() -> None:
-    """Raise an error if torchrun has started several processes for work that needs only one."""
+    """Raise an error if torchrun has started several processes for work that starts its own."""
     if ranks_here() > 1:
         raise MaskwiseError(
-            "torchrun has started several processes, which this call does not use",
+            "torchrun has started several processes, and this call starts its processes itself",
             got=f"WORLD_SIZE={ranks_here()}",
-            allowed="maskwise pretrain, learn, study, adapt and finetune, or mw.study and so on",
-            do="run it without torchrun",
+            allowed="maskwise pretrain and learn",
+            do=f"run it without torchrun; study, adapt and finetune have "
+            f"{option('processes', ranks_here())}",
+        )
+
+
+def require_cards(processes: int) -> None:
+    """Raise an error if this machine has GPUs, and fewer than ``processes`` train together on."""
+    cards = cards_here()
+    if 0 < len(cards) < processes:
+        raise MaskwiseError(
+            "each process that trains needs a GPU of its own",
+            got=f"{option('processes', processes)}, {plural(len(cards), 'GPU')}",
+            do=f"use at most {option('processes', len(cards))}",
         )
 
 
@@ -358,6 +373,9 @@ def answer(task: bytes) -> bytes:
             plugins.adopt(places)
             function, arguments = pickle.loads(call)
             done = pickle.dumps((function(*arguments), None))
+        # A task may start processes of its own.
+        except Failure as failure:
+            done = _done(failure)
         except SystemExit as end:
             # Executors end their workers in this way, too.
             if isinstance(end, AskedToLeave) or not _WORKER.is_set():
@@ -377,11 +395,6 @@ def _known_here(category: type[Warning]) -> type[Warning]:
 
 def _done(failure: Failure) -> bytes:
     return pickle.dumps((None, failure))
-
-
-def failed(failure: Failure) -> bytes:
-    """Return the answer to a task that no worker could answer."""
-    return pickle.dumps((_done(failure), []))
 
 
 def _warnings_kept() -> AbstractContextManager[list[warnings.WarningMessage]]:
@@ -446,15 +459,17 @@ class LocalPool(Pool):
     many tasks, one after the other. It ends with this process, even if this process is killed.
     """
 
-    def __init__(self, *, jobs: int | None, gpu: bool = False):
+    def __init__(self, *, jobs: int | None, gpu: bool = False, processes: int = 1):
         super().__init__()
         self.cards: list[str] = []
         if gpu:
+            require_cards(processes)
             self.cards = cards_here()
+        self.processes = processes
         self.threads_of_tokenizers = jobs or cores_here()
         if os.environ.get(PARALLEL, "true").lower() in ("", "off", "false", "f", "no", "n", "0"):
             self.threads_of_tokenizers = 1
-        self.jobs = jobs or len(self.cards) or cores_here()
+        self.jobs = jobs or max(1, (len(self.cards) or cores_here()) // processes)
         # Workers have numbers from 0. A task gets the free worker with the lowest number, or a new
         # one if none is free.
         self.workers: dict[int, Worker] = {}
@@ -462,10 +477,8 @@ class LocalPool(Pool):
         self.numbers = count()
         self.opening = threading.Lock()
         self.closed = False
-        # Ctrl-C must reach only the parent. Threads block SIGINT, and their workers inherit this.
-        block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGINT])
         # A thread waits for each busy worker. If a worker dies, only one task fails.
-        self.threads = ThreadPoolExecutor(self.jobs, "maskwise", initializer=block)
+        self.threads = ThreadPoolExecutor(self.jobs, "maskwise")
 
     @property
     def places(self) -> int:
@@ -480,7 +493,9 @@ class LocalPool(Pool):
         except Empty:
             number = next(self.numbers)
         try:
-            return self.result_of(self._worker(number).answer(task))
+            worker = self._worker(number)
+            worker.send(task)
+            return self.result_of(worker.receive())
         finally:
             self.free.put(number)
 
@@ -493,10 +508,10 @@ class LocalPool(Pool):
             worker = self.workers.get(number)
             # An idle worker may have been killed, for example because memory ran out.
             if worker is None or worker.process.poll() is not None:
-                card = None
-                if self.cards:
-                    card = self.cards[number % len(self.cards)]
-                environment = environment_of(card, self.threads_of_tokenizers)
+                first = number * self.processes
+                numbers = range(first, first + self.processes) if self.cards else ()
+                cards = [self.cards[each % len(self.cards)] for each in numbers]
+                environment = environment_of(cards, self.threads_of_tokenizers)
                 worker = self.workers[number] = Worker(environment)
             return worker
 
@@ -507,18 +522,18 @@ class LocalPool(Pool):
         end_workers(self.workers.values())
 
 
-def environment_of(card: str | None, threads: int) -> dict[str, str]:
+def environment_of(cards: Sequence[str], threads: int) -> dict[str, str]:
     """Return the environment variables of a worker.
 
     Args:
-        card: the GPU that the worker may use; None for no restriction.
+        cards: the GPUs that the worker may use; empty for no restriction.
         threads: the number of threads of tokenizers within ``many_threads``.
     """
     # These threads only start within ``many_threads``.
     rayon = {"RAYON_NUM_THREADS": str(threads)}
     environment = os.environ | ONE_THREAD | SERIAL | rayon
-    if card is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = card
+    if cards:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
     return environment
 
 
@@ -551,6 +566,8 @@ class Worker:
         self.pipe, theirs = multiprocessing.Pipe()
         serve = f"from maskwise.jobs import _serve; _serve({theirs.fileno()}, {os.getpid()})"
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        # Ctrl-C must reach only the parent. Its workers inherit what it blocks.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self.process = subprocess.Popen(
                 # With -P, files in the working folder cannot shadow modules.
@@ -565,22 +582,22 @@ class Worker:
         except OSError as error:
             lost = f"no worker process could start: {first_line(error)}"
             raise Failure(lost, passing=True) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
-    def answer(self, task: bytes, watch: Callable[[], object] | None = None) -> bytes:
-        """Run a task, and return its answer.
+    def send(self, task: bytes) -> None:
+        """Start a task, which is a message. If the process has died, ``receive`` says so."""
+        with suppress(OSError):
+            self.pipe.send_bytes(task)
 
-        Args:
-            task: the task as a message.
-            watch: called every ``POLL_SECONDS``. What it raises ends the waiting.
+    def receive(self) -> bytes:
+        """Return the answer to the last task.
 
         Raises:
             Failure: the process died.
         """
         try:
-            self.pipe.send_bytes(task)
-            while watch and not self.pipe.poll(POLL_SECONDS):
-                watch()
             return self.pipe.recv_bytes()
         except (EOFError, OSError):
             code = self.process.wait()
@@ -743,30 +760,49 @@ def _tokenizers_parallel(value: str) -> Iterator[None]:
 class RayPool(ExecutorPool):
     """A pool on a Ray cluster; see `open_pool`.
 
-    Each task uses one core and, with ``gpu``, a GPU or a share of a GPU. The pool joins the cluster
+    Each task uses one core and, with ``gpu``, a GPU or a share of a GPU; with several
+    ``processes``, it uses as many cores, and whole GPUs, of one node. The pool joins the cluster
     at RAY_ADDRESS, or a cluster that already runs on this machine. If there is no cluster, or if
     RAY_ADDRESS is "local", the pool starts one on this machine. A task may run twice at the same
     time, because a node that seemed to be lost may still be alive. After ``close``, the connection
     to the cluster stays open for another pool.
 
     Raises:
-        MaskwiseError: Ray is not installed, or there is no cluster at RAY_ADDRESS.
+        MaskwiseError: Ray is not installed, there is no cluster at RAY_ADDRESS, or no node of it
+            has as many cores or GPUs as a task needs.
     """
 
-    def __init__(self, *, jobs: int | None, gpu: bool = False):
+    def __init__(self, *, jobs: int | None, gpu: bool = False, processes: int = 1):
         self.ray = _quiet_ray()
         if not self.ray.is_initialized():
-            _join(self.ray, jobs)
+            _join(self.ray, jobs and jobs * processes, least=processes)
         cards = 0.0
         if gpu:
             cards = self.ray.cluster_resources().get("GPU", 0.0)
         self.unit = "GPU" if cards else "CPU"
-        super().__init__(_RayTasks(self.ray, share_of_card(jobs, cards)), jobs=jobs)
+        self.processes = processes
+        card = share_of_card(jobs, cards)
+        if processes > 1:
+            self._require_node()
+            card = processes if cards else 0
+        super().__init__(_RayTasks(self.ray, processes, card), jobs=jobs)
 
     @property
     def places(self) -> int:
         # Nodes may join and leave the cluster, so its size is read again each time.
-        return self.jobs or max(1, int(self.ray.cluster_resources().get(self.unit, 1)))
+        units = int(self.ray.cluster_resources().get(self.unit, 1))
+        return self.jobs or max(1, units // self.processes)
+
+    def _require_node(self) -> None:
+        """Raise an error if a task would wait for ever, because no node is large enough."""
+        alive = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        most = int(max(resources.get(self.unit, 0) for resources in alive))
+        if most < self.processes:
+            raise MaskwiseError(
+                "no node of the Ray cluster is large enough for the processes of a stage",
+                got=f"{option('processes', self.processes)}, at most {most} {self.unit}",
+                do=f"use at most {option('processes', most)}, or add a larger node",
+            )
 
     def failure_of(self, error: Exception | SystemExit) -> Failure:
         # This error is raised, for example, if the node cannot import maskwise.
@@ -781,14 +817,15 @@ class _RayTasks:
 
     Args:
         ray: the module.
-        card: the share of a GPU that each task needs.
+        cores: the number of cores that each task needs.
+        card: the number of GPUs that each task needs, or the share of one.
     """
 
-    def __init__(self, ray: ModuleType, card: float):
+    def __init__(self, ray: ModuleType, cores: int, card: float):
         carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
         self.ray = ray
         self.remote = ray.remote(
-            num_cpus=1,
+            num_cpus=cores,
             num_gpus=card,
             # The study itself retries stages.
             max_retries=0,
@@ -836,7 +873,7 @@ def _quiet_ray() -> ModuleType:
     return ray
 
 
-def _join(ray: ModuleType, jobs: int | None) -> None:
+def _join(ray: ModuleType, cores: int | None, *, least: int = 1) -> None:
     given = os.environ.get("RAY_ADDRESS", "auto")
     settings = {"log_to_driver": False, "logging_level": "critical"}
     if given not in ("auto", "local"):
@@ -858,7 +895,7 @@ def _join(ray: ModuleType, jobs: int | None) -> None:
             ray.init(address=given, **settings)
             return
     settings |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
-    ray.init(address="local", num_cpus=jobs or cores_here(), **settings)
+    ray.init(address="local", num_cpus=cores or max(cores_here(), least), **settings)
 
 
 def _no_cluster(address: str, error: Exception) -> MaskwiseError:

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from signal import SIGINT
 from typing import Annotated, Any, NoReturn
@@ -51,7 +51,7 @@ from maskwise.printing import (
     say,
 )
 from maskwise.signals import ASKED, CODES, KEPT, AskedToLeave, SignalWatch
-from maskwise.torchrun import fails_first, led
+from maskwise.torchrun import fails_first
 
 app = typer.Typer(
     name="maskwise",
@@ -128,9 +128,6 @@ MORE_MEMORY = "use less text, shorter rows or smaller batches, or a machine with
 RESUMED = ("study", "adapt", "pretrain", "finetune", "learn", "annotate")
 """Commands that resume interrupted work."""
 
-LED = ("study", "adapt", "finetune")
-"""Commands that under torchrun the first process runs, and whose stages all processes run."""
-
 INTERRUPTED = 128 + SIGINT
 """Exit code after Ctrl-C, as in shells."""
 
@@ -154,14 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # By default, huggingface_hub prints a line for every failed attempt.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     given = sys.argv[1:] if arguments is None else arguments
-    run: Callable[[], Any] = partial(app, args=given, standalone_mode=False, prog_name="maskwise")
-    follows = False
-    if given and given[0] in LED:
-        follows = rank_here() > 0
-        run = led(run)
     try:
         try:
-            code = run()
+            code = app(args=given, standalone_mode=False, prog_name="maskwise")
             flush()
         finally:
             # What fails after a signal may fail because of it.
@@ -179,28 +171,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 let_go(sys.stdout)
                 code = 0
         elif not isinstance(end, AskedToLeave) and not _is_of_typer(end):
-            _fail(str(ended_by(end)), quotes=follows)
+            _fail(str(ended_by(end)))
     except MaskwiseError as error:
-        _fail(str(error), quotes=follows or isinstance(error, OtherProcessFailed))
+        _fail(str(error), quotes=isinstance(error, OtherProcessFailed))
     except OSError as error:
         if error.filename is None and error.errno not in DISK:
-            _crash(error, quotes=follows)
+            _crash(error)
         if error.filename is None:
             let_go(sys.stdout)
         what = shortened(error.filename or "the output could not be written")
-        _fail(f"{what}: {error.strerror}", quotes=follows)
+        _fail(f"{what}: {error.strerror}")
     except MemoryError as error:
         # Libraries say how much they asked for.
         parts = (NO_MEMORY, shortened(str(error)), MORE_MEMORY)
-        _fail("; ".join(filter(None, parts)), quotes=follows)
+        _fail("; ".join(filter(None, parts)))
     except Exception as error:
         # torch raises a RuntimeError of its own.
         if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
-            _fail(f"{NO_MEMORY}; {shortened(str(error))}; {MORE_MEMORY}", quotes=follows)
+            _fail(f"{NO_MEMORY}; {shortened(str(error))}; {MORE_MEMORY}")
         # typer does not export the class of usage errors, which have this method.
         if not hasattr(error, "format_message"):
-            _crash(error, quotes=follows)
-        _fail(_usage_words(error, given), quotes=follows)
+            _crash(error)
+        _fail(_usage_words(error, given))
     if code in CODES:
         _say_goodbye(arguments, code)
     # Libraries look at the code when Python exits, and some take no bool.
@@ -313,7 +305,7 @@ def _setting_of(name: str, command: Any) -> str | None:
     return None
 
 
-def _fail(line: str, *, quotes: bool) -> NoReturn:
+def _fail(line: str, *, quotes: bool = False) -> NoReturn:
     """Exit with code 2 and an error in one line.
 
     Args:
@@ -326,18 +318,17 @@ def _fail(line: str, *, quotes: bool) -> NoReturn:
     sys.exit(2)
 
 
-def _crash(error: Exception, *, quotes: bool) -> NoReturn:
+def _crash(error: Exception) -> NoReturn:
     """Exit with code 1 and the traceback of an unexpected error, as Python does.
 
     An error in the code of a plug-in is one line, and the code is 2. Of the processes of torchrun,
-    one prints it, and the others a line. The arguments are those of ``_fail``.
+    one prints it, and the others a line.
     """
     if mistake := mistake_of(error):
-        _fail(str(mistake), quotes=quotes)
-    if fails_first(quotes=quotes):
+        _fail(str(mistake))
+    if fails_first(quotes=False):
         raise error
-    failed = "the first process failed" if quotes else "failed, too"
-    say(f"maskwise: {_which()}{failed}: {one_line(error)}", "red", to=err_console)
+    say(f"maskwise: {_which()}failed, too: {one_line(error)}", "red", to=err_console)
     sys.exit(1)
 
 

@@ -17,6 +17,7 @@ from maskwise.cli.terminal import (
     Out,
     Overrides,
     Page,
+    Processes,
     RecipeName,
     TextField,
     Timing,
@@ -48,6 +49,7 @@ def study(
     out: Out = None,
     engine: Engine = "local",
     jobs: Jobs = None,
+    processes: Processes = 1,
     retries: Annotated[
         int, typer.Option(min=0, help="Retries after a worker, node or file is lost.")
     ] = 2,
@@ -85,6 +87,7 @@ def study(
     where: dict[str, Any] = {
         "jobs": jobs,
         "engine": engine,
+        "processes": processes,
         "cache": stages,
         "seeds": None if only_seeds is None else seeds_of(only_seeds, "--only-seeds"),
     }
@@ -233,6 +236,7 @@ def adapt(
     ] = None,
     out: Out = None,
     jobs: Jobs = None,
+    processes: Processes = 1,
     dry_run: DryRun = False,
     timing: Timing = True,
     as_json: Json = False,
@@ -268,6 +272,7 @@ def adapt(
         overrides=(*(overrides or ()),),
         time=limit,
         jobs=jobs,
+        processes=processes,
     )
     with Adaptation(request, dry_run=dry_run) as adaptation:
         if dry_run:
@@ -309,6 +314,7 @@ def pretrain(
     recipe: RecipeName,
     overrides: Overrides = None,
     out: Out = None,
+    processes: Processes = 1,
     as_json: Json = False,
 ) -> None:
     """Pre-train one model, also with torchrun. The checkpoint is a folder for transformers."""
@@ -325,7 +331,7 @@ def pretrain(
     from maskwise.training.engine import leave
 
     refuse_unread(whole, changes, read=read, content=read_by_pretraining, command="pretrain")
-    result = run_pretrain(whole, out)
+    result = run_pretrain(whole, out, processes=processes)
     leave()
     if rank_here():  # only rank 0 prints
         return
@@ -370,6 +376,10 @@ def finetune(
         int | None, typer.Option(min=1, help="Fine-tuning runs per task. Default: 3.")
     ] = None,
     out: Out = None,
+    processes: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that fine-tune side by side, a run at a time."),
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a checkpoint on tasks with several seeds, and evaluate it on the test sets."""
@@ -379,7 +389,9 @@ def finetune(
     with warnings.catch_warnings():
         # The notes on the results say the same.
         warnings.simplefilter("ignore", Truncated)
-        results = run_finetune(model, task, overrides or [], seeds=runs, out=out)
+        results = run_finetune(
+            model, task, overrides or [], seeds=runs, processes=processes, out=out
+        )
     if as_json:
         # Sums of single test items are for comparisons, and are in records.jsonl.
         hidden = ("item_sums", "item_sizes")
@@ -409,6 +421,7 @@ def learn(
     ],
     overrides: Overrides = None,
     out: Out = None,
+    processes: Processes = 1,
     as_json: Json = False,
 ) -> None:
     """Learn from a task what to mask, also with torchrun. To use the policy, set
@@ -433,7 +446,7 @@ def learn(
         content=lambda each: inputs_of_policy(with_own_seed(each)),
         command="learn",
     )
-    result = run_learn(whole, out)
+    result = run_learn(whole, out, processes=processes)
     leave()
     if rank_here():
         return

@@ -102,6 +102,14 @@ Jobs = Annotated[
         help="Parallel processes. Default: one per core or GPU; small models can share a GPU.",
     ),
 ]
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Processes that train each model together, each on a GPU or core of its own "
+        "(docs/scaling.md).",
+    ),
+]
 Engine = Annotated[str, typer.Option(help="Where to run: local, or ray (on a cluster).")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would run and how long; write nothing.")

@@ -17,12 +17,12 @@ from maskwise.annotate.registry import annotator, annotators
 from maskwise.annotate.shard import require_live
 from maskwise.constants import POLICY_TAGGERS
 from maskwise.devices import bf16_note, fast_bf16
-from maskwise.errors import MaskwiseError, in_percent, plural, require_known, shortened
+from maskwise.errors import MaskwiseError, in_percent, option, plural, require_known, shortened
 from maskwise.evaluation.evaluate import load_measures
 from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import OutputFolder
-from maskwise.jobs import Where, require_engine, require_one_process
+from maskwise.jobs import Where, require_cards, require_engine, require_one_process
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind
 from maskwise.measurements import unit_of
@@ -54,7 +54,6 @@ from maskwise.text.source import source_path
 from maskwise.text.token_rows import TokenRows
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
 from maskwise.text.words import require_offsets
-from maskwise.torchrun import ranks_together
 from maskwise.training.building import config_from
 from maskwise.training.data import MaskedSource
 from maskwise.training.settings import TrainingSettings
@@ -98,7 +97,7 @@ def folder_of_study(out: Path, call: str = "", *, block: bool = False) -> Output
 
 
 def check_study(
-    recipe: Recipe, out: Path, *, engine: Where, seeds: Sequence[int] | None
+    recipe: Recipe, out: Path, *, engine: Where, seeds: Sequence[int] | None, processes: int = 1
 ) -> tuple[tuple[int, ...], list[str]]:
     """Check the inputs of a study.
 
@@ -107,6 +106,7 @@ def check_study(
         out: the folder of the study.
         engine: where stages run (``maskwise.jobs``): a name or an executor.
         seeds: the seeds to run; None for all seeds of the study.
+        processes: the number of processes that train each model together.
 
     Returns:
         The seeds to run, in the order of ``study.seeds``, and the warnings.
@@ -114,10 +114,12 @@ def check_study(
     Raises:
         MaskwiseError: the engine or a seed is unknown, the recipe has a seed of one training, the
             folder contains other files than those of a study, torchrun has started several
-            processes, or ``check_inputs`` raises an error.
+            processes, there are fewer GPUs than processes, or ``check_inputs`` raises an error.
     """
     require_one_process()
     require_engine(engine)
+    if engine == "local":
+        require_cards(processes)
     planned = recipe.study.seed_list
     first = recipe.training.seed
     if first:
@@ -140,11 +142,15 @@ def check_study(
             do=f"for {foreign[0]} runs, set study.seeds={foreign[0]}" if len(seeds) == 1 else None,
         )
     block = tuple(seed for seed in planned if seed in seeds)
-    return block, check_inputs(recipe)
+    return block, check_inputs(recipe, processes)
 
 
-def check_inputs(recipe: Recipe) -> list[str]:
+def check_inputs(recipe: Recipe, processes: int = 1) -> list[str]:
     """Check texts, tokenizers, models and tasks of every arm without preparing or training.
+
+    Args:
+        recipe: a recipe.
+        processes: the number of processes that train each model together.
 
     Returns:
         Warnings of one line each.
@@ -166,7 +172,7 @@ def check_inputs(recipe: Recipe) -> list[str]:
     notes: list[str] = []
     held_out = _HeldOutRows()
     for arm in arms:
-        notes += _check_arm(arm, tasks.values(), held_out)
+        notes += _check_arm(arm, tasks.values(), held_out, processes)
         for link in arm.links():
             with blamed("training.trackers"):
                 require_trackers(link.training.trackers)
@@ -377,11 +383,13 @@ def check_names(recipe: Recipe, tasks: Sequence[Task] = ()) -> None:
             [*check_tokenizer(arm, tokenizer)]
             for link in arm.links():
                 _check_layers(link)
-                _check_rows(link)
+                _check_rows(link, 1)
     load_measures(recipe.evaluation)
 
 
-def _check_arm(arm: Recipe, tasks: Iterable[Task], held_out: _HeldOutRows) -> Iterator[str]:
+def _check_arm(
+    arm: Recipe, tasks: Iterable[Task], held_out: _HeldOutRows, processes: int
+) -> Iterator[str]:
     """Check that the model, tokenizer and texts of an arm fit each other; yield warnings."""
     tokenizer, config = tokenizer_and_config(arm)
     yield from _check_model(arm, tasks, tokenizer, config)
@@ -396,12 +404,12 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task], held_out: _HeldOutRows) -> It
             note = dna_note(tokenizer, islice(some, FEW_DOCUMENTS))
             if note:
                 yield f"{link.corpus.title}: {note}"
-        _check_rows(link)
+        _check_rows(link, processes)
         _check_probes(link, tokenizer if arm.tokenizer_name else None, config, held_out)
         yield from link.remarks()
         if link.training.precision == "bf16":
             yield from filter(None, [bf16_note()])
-        yield from _idle_here(link.training, config)
+        yield from _idle_here(link.training, config, processes)
         if link.corpus.row_layout == "packed" and not adapter_of(config).separates:
             note = f"{config.model_type}: {NO_DOCUMENTS}, so it reads one document per row"
             if arm.kind == "encoder":
@@ -409,15 +417,17 @@ def _check_arm(arm: Recipe, tasks: Iterable[Task], held_out: _HeldOutRows) -> It
             yield note
 
 
-def _idle_here(training: TrainingSettings, config: PreTrainedConfig) -> Iterator[str]:
+def _idle_here(
+    training: TrainingSettings, config: PreTrainedConfig, processes: int
+) -> Iterator[str]:
     """Yield a note for each setting without effect on this machine, or with so many processes.
 
     A recipe may be for a larger machine, so such a setting is not refused.
     """
-    if training.shard and ranks_together() == 1:
+    if training.shard and processes == 1:
         yield (
-            "training.shard has no effect here, because one process trains each model; torchrun "
-            "starts several (docs/scaling.md)"
+            "training.shard has no effect here, because one process trains each model; "
+            f"{option('processes', 8)} starts 8 (docs/scaling.md)"
         )
     by_itself = training.precision == "auto"
     if training.residual == "bf16" and by_itself and not fast_bf16(config.hidden_size):
@@ -672,9 +682,9 @@ def _check_words(link: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
                 )
 
 
-def _check_rows(link: Recipe) -> None:
+def _check_rows(link: Recipe, processes: int) -> None:
     """Check that micro-batches have enough rows for ``cse`` (contrast of sentence embeddings)."""
-    rows = link.training.micro_rows(ranks_together())
+    rows = link.training.micro_rows(processes)
     for name, arm in link.objectives.items():
         if arm.kind.twins and (rows % 2 or rows < 4):
             why = "cse reads half of the rows twice, so training.batch_size must be even and large"

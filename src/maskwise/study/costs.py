@@ -166,8 +166,8 @@ class Forecast:
     Args:
         named: all stages keyed by name, including the stages whose results they read.
         store: the folders of the stages.
-        here: whether to forecast for this machine without torchrun, so that the seconds of stages
-            that ran elsewhere or in several processes do not count.
+        here: whether to forecast for this machine, so that the seconds of stages that ran
+            elsewhere, or in several processes together, do not count.
 
     Attributes:
         finished: the seconds of the finished stages, keyed by name.
@@ -484,9 +484,7 @@ def phases_of(runs: Iterable[Run], seconds: Seconds) -> Iterator[Plain]:
         }
 
 
-def until_end(
-    planned: Mapping[str, Stage], seconds: Seconds, jobs: int, *, together: bool = False
-) -> float:
+def until_end(planned: Mapping[str, Stage], seconds: Seconds, jobs: int) -> float:
     """Estimate the seconds until all stages are finished, as ``scheduler.execute`` runs them.
 
     A free worker takes the first stage in the order of ``seconds`` whose needs are finished.
@@ -495,12 +493,7 @@ def until_end(
         planned: stages keyed by name.
         seconds: the forecast for every unfinished stage; an unknown time counts as 0.
         jobs: the number of workers.
-        together: whether stages that all ranks can run together are run in this way, before others.
     """
-
-    def gathers(place: int) -> bool:
-        return together and KINDS[planned[names[place]].kind].on_ranks
-
     names = [*seconds]
     missing: dict[str, int] = {}
     after = defaultdict[str, list[int]](list)
@@ -510,22 +503,18 @@ def until_end(
         for need in needs:
             after[need].append(place)
     # Both lists are heaps. The places of a list in ascending order are one already.
-    places = [place for place, name in enumerate(names) if not missing[name]]
-    ready = sorted((not gathers(place), place) for place in places)
+    ready = [place for place, name in enumerate(names) if not missing[name]]
     running: list[tuple[float, int]] = []
     now = 0.0
     while ready or running:
         while ready and len(running) < jobs:
-            place = ready[0][1]
-            if running and (gathers(place) or gathers(running[0][1])):
-                break
-            heappop(ready)
+            place = heappop(ready)
             heappush(running, (now + (seconds[names[place]] or 0.0), place))
         now, place = heappop(running)
         for later in after[names[place]]:
             missing[names[later]] -= 1
             if not missing[names[later]]:
-                heappush(ready, (not gathers(later), later))
+                heappush(ready, later)
     return now
 
 

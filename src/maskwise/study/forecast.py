@@ -79,7 +79,6 @@ from maskwise.text.pieces import UNKNOWN
 from maskwise.text.rows import holds_out
 from maskwise.text.segmenters import segmenter_advice, unspaced
 from maskwise.text.settings import CorpusSettings, Prepared
-from maskwise.torchrun import ranks_together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -130,6 +129,7 @@ class StudyPlan:
         *,
         jobs: int | None = None,
         engine: str = "local",
+        processes: int = 1,
         cache: Path | None = None,
         seeds: Sequence[int] | None = None,
         spread: str | float | None = None,
@@ -139,12 +139,10 @@ class StudyPlan:
         from maskwise.study.prospects import incomparable_pairs, prospects_of, spreads_of
         from maskwise.verdict import primary_pairs
 
-        block, notes = check_study(recipe, out, engine=engine, seeds=seeds)
+        block, notes = check_study(recipe, out, engine=engine, seeds=seeds, processes=processes)
         # Before stages are timed, because an argument may be wrong.
         contrasts = prospects_of(recipe, spreads_of(recipe, out, spread), detect=detect)
-        # Of the processes of torchrun, each runs one stage.
-        processes = ranks_together()
-        self.jobs = jobs or (processes if processes > 1 else jobs_here())
+        self.jobs = jobs or jobs_here(processes)
         self.here = engine == "local"
         store = StageStore.of_study(recipe, out, cache)
         design = Design(recipe, store, seeds=block, forecast=True)
@@ -215,8 +213,8 @@ def dry_run(recipe: Recipe, out: Path, *, samples: Samples | None = None, **aske
         asked: further arguments of ``StudyPlan``.
 
     Returns:
-        ``jobs``: the number of stages that run at once. ``processes``: the number of processes of
-        torchrun. Times are those without torchrun, because stages are timed on one process.
+        ``jobs``: the number of stages that run at once. ``processes``: the number of processes that
+        train each model together. Times are those of one process, on which stages are timed.
         ``plans``: for each plan its purpose, its number of runs, and its number of unfinished
         stages. ``phases``: the cost of each training phase (``costs.phases_of``). ``stages``,
         ``unknown``, ``seconds`` and ``least_seconds``: see ``costs.summary``. ``untimed``: why
@@ -268,6 +266,7 @@ def check(
     out: Path | None = None,
     jobs: int | None = None,
     engine: str = "local",
+    processes: int = 1,
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
     timing: bool = True,
@@ -284,7 +283,7 @@ def check(
         overrides: ``key=value`` settings, if ``subject`` is no ``Recipe``.
         tasks: files with labels, if ``subject`` is a corpus.
         out: the folder of the study, whose finished stages count; None for a new folder.
-        jobs, engine, cache, seeds: as for ``run_study``.
+        jobs, engine, processes, cache, seeds: as for ``run_study``.
         timing: whether to time stages that were not timed here before.
         samples: samples of the text, which several checks may share.
         spread: the standard deviation of paired differences, in points or nats, or the folder of a
@@ -329,6 +328,7 @@ def check(
             out or folder / "study",
             jobs=jobs,
             engine=engine,
+            processes=processes,
             cache=cache,
             seeds=seeds,
             spread=spread,

@@ -29,6 +29,7 @@ from maskwise.errors import (
 from maskwise.estimates import aligned_cells, failure_lines, loss_table, reasons
 from maskwise.files import Contrast, Record, Study, Summary
 from maskwise.folders import OutputFolder, manifest_hashes, read_json, read_lines
+from maskwise.jobs import require_one_process
 from maskwise.measurements import measurements, table_of
 from maskwise.printing import note
 from maskwise.recipe.yamls import Plain
@@ -42,7 +43,6 @@ from maskwise.study.inputs import (
     task_specs,
     text_source,
 )
-from maskwise.torchrun import led
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -236,7 +236,6 @@ def _escaped(text: str) -> str:
     return html.escape(visible(text))
 
 
-@led
 @resumable(note)
 @tidied_warnings()
 def study(
@@ -248,6 +247,7 @@ def study(
     overrides: Overrides = (),
     seeds: Sequence[int] | None = None,
     jobs: int | None = None,
+    processes: int = 1,
     engine: str = "local",
     executor: Executor | None = None,
 ) -> StudyResult:
@@ -266,8 +266,9 @@ def study(
             their task, which may be keyed by split: ``{"topics": {"train": …, "test": …}}``.
         overrides: further settings to change.
         seeds: the seeds to run, if not all; there are no verdicts until all seeds have run.
-        jobs: how many stages run in parallel; by default one for each GPU, or core, or as many as
-            the executor has workers.
+        jobs: how many stages run in parallel; by default one for each GPU, or core, or for
+            ``processes`` of them, or as many as the executor has workers.
+        processes: how many processes train each model together, each on a GPU or core of its own.
         engine: where stages run: "local" or "ray".
         executor: what runs the stages instead: an object with ``submit(function, *arguments)``,
             such as a pool of ``concurrent.futures`` or an executor of submitit. It is not closed.
@@ -286,6 +287,8 @@ def study(
     from maskwise.study.run import run_study
     from maskwise.study.unread import read_by_study, read_used
 
+    require_one_process()
+    processes = whole_number("processes", processes, least=1)
     if isinstance(seeds, int):
         raise MaskwiseError(
             "seeds are a list of seeds",
@@ -303,7 +306,15 @@ def study(
         # Without arms, no setting has an effect in a study.
         require_arms(read(changes))
         whole = read_used(read, changes, content=read_by_study, command="study")
-        run_study(whole, out, jobs=jobs, engine=engine, executor=executor, seeds=seeds)
+        run_study(
+            whole,
+            out,
+            jobs=jobs,
+            engine=engine,
+            executor=executor,
+            processes=processes,
+            seeds=seeds,
+        )
     return StudyResult.read(out)
 
 
@@ -473,7 +484,6 @@ class Adapted(StudyResult):
         )
 
 
-@led
 @resumable(note)
 @tidied_warnings()
 def adapt(
@@ -497,6 +507,7 @@ def adapt(
     overrides: Overrides = (),
     time: str | None = None,
     jobs: int | None = None,
+    processes: int = 1,
     executor: Executor | None = None,
 ) -> Adapted:
     """Train an encoder further on your text, and test whether this helps (``maskwise adapt``).
@@ -529,7 +540,7 @@ def adapt(
         overrides: further settings of the recipe to change.
         time: a time limit such as "90m". If the study would take longer on this machine, nothing is
             run.
-        jobs, executor: as for `study`.
+        jobs, processes, executor: as for `study`.
 
     Raises:
         MaskwiseError: an input is invalid, the study takes longer than ``time``, or ``out`` has
@@ -541,7 +552,9 @@ def adapt(
     from maskwise.study.adapt import Adaptation, NextStep, Request, default_runs, refuse_both
     from maskwise.study.checks import folder_of_study
 
+    require_one_process()
     steps = whole_number("steps", steps, least=1)
+    processes = whole_number("processes", processes, least=1)
     counts = {"runs": runs, "patience": patience, "new_words": new_words, "jobs": jobs}
     counts["head_steps"] = head_steps
     for name, count in counts.items():
@@ -589,6 +602,7 @@ def adapt(
             overrides=(*overrides_of(overrides, None, None, out),),
             time=time,
             jobs=jobs,
+            processes=processes,
         )
         with Adaptation(request) as adaptation:
             if time is not None and (over := adaptation.over_time(adaptation.plan())):

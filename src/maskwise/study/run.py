@@ -55,6 +55,7 @@ def run_study(
     engine: str = "local",
     executor: Executor | None = None,
     retries: int = RETRIES,
+    processes: int = 1,
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
     files: Mapping[str, str] | None = None,
@@ -68,10 +69,11 @@ def run_study(
             several machines, may run the same study at the same time; each of them takes stages
             that no other process runs, and all have the same results.
         jobs: the number of stages that run in parallel; None for the number of GPUs of this
-            machine, or of cores if it has no GPU.
+            machine, or of cores if it has no GPU, divided by ``processes``.
         engine: where stages run: "local" or "ray".
         executor: what runs the stages instead; the caller closes it.
         retries: the maximum number of retries of a stage after a failure that may be temporary.
+        processes: the number of processes that train each model together, on a GPU or a core each.
         cache: a folder of stages that several studies share.
         seeds: the part ("block") of ``study.seeds`` to run; None for all. Records of other seeds in
             ``out`` are preserved. There are no verdicts until all seeds of the study have run.
@@ -93,7 +95,7 @@ def run_study(
 
     began = time.perf_counter()
     where = engine_of(engine, executor)
-    block, notes = check_study(recipe, out, engine=where, seeds=seeds)
+    block, notes = check_study(recipe, out, engine=where, seeds=seeds, processes=processes)
     store = StageStore.of_study(recipe, out, cache)
     design = Design(recipe, store, seeds=block)
     # Raise an error before any work is done if a contrast names an arm that is not measured.
@@ -123,7 +125,15 @@ def run_study(
                 # Write study.json before the work, because reports of unfinished studies read it.
                 with folder.alone():
                     own.write_study([])
-                errors |= execute(todo, store, plan, jobs=jobs, engine=where, retries=retries)
+                errors |= execute(
+                    todo,
+                    store,
+                    plan,
+                    jobs=jobs,
+                    engine=where,
+                    retries=retries,
+                    processes=processes,
+                )
                 texts = [stage for stage in todo if KINDS[stage.kind].output == TEXT]
                 note(notes_of_texts(texts, store))
             own.planned_all = True

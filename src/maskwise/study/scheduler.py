@@ -11,7 +11,7 @@ stages that no other process runs, and waits for the others.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from concurrent.futures import Future
 from contextlib import nullcontext
 from functools import partial
@@ -24,7 +24,7 @@ from rich.text import Text
 from maskwise.constants import rank_here
 from maskwise.errors import MaskwiseError, duration, option
 from maskwise.folders import appears, require_file
-from maskwise.jobs import Failure, Pool, Where, open_pool
+from maskwise.jobs import Failure, Where, open_pool
 from maskwise.printing import LINE_SECONDS, LOGGER, err_console, quietly, shows_progress
 from maskwise.recipe.yamls import Plain
 from maskwise.signals import held
@@ -33,7 +33,7 @@ from maskwise.study.plan import Plan, Run
 from maskwise.study.stages import DONE, KINDS, TEXT, Stage, StageKind, add_kind, named
 from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
-from maskwise.torchrun import rank_pool
+from maskwise.torchrun import launch
 from maskwise.training.tracking import Tracked, tracked_as
 
 RETRIES = 2
@@ -62,6 +62,7 @@ def execute(
     jobs: int | None = None,
     engine: Where = "local",
     retries: int = RETRIES,
+    processes: int = 1,
 ) -> dict[str, str]:
     """Execute stages.
 
@@ -73,9 +74,10 @@ def execute(
         store: the folders of stages.
         plan: the plan that contains the stages.
         jobs: the number of stages that run in parallel; None for the number of GPUs of this
-            machine, or of cores if it has no GPU.
+            machine, or of cores if it has no GPU, divided by ``processes``.
         engine: a name in ``jobs.ENGINES``, an executor, or this process.
         retries: the maximum number of retries after a failure that may be temporary.
+        processes: the number of processes that train each model together.
 
     Returns:
         The error messages of stages that failed or need a failed stage, keyed by stage name.
@@ -101,21 +103,17 @@ def execute(
     named_locks: set[str] = set()
     tries = dict.fromkeys(waiting, 0)
     not_before = dict.fromkeys(waiting, 0.0)
-    pool: Pool = rank_pool(engine=engine, jobs=jobs) or open_pool(
-        engine=engine, jobs=jobs, gpu=True
-    )
-    if pool.here:
-        function = partial(do_stage, store=store, alone=True)
-    else:
+    pool = open_pool(engine=engine, jobs=jobs, gpu=True, processes=processes)
+    if not pool.here:
         # Workers may have a different working directory.
         store = store.resolved()
-        function = partial(do_stage, store=store)
-    progress = StudyProgress(plan, store, jobs=pool.places, together=pool.gathers, hidden=pool.here)
+    function = partial(do_stage, store=store, alone=pool.here, processes=processes)
+    progress = StudyProgress(plan, store, jobs=pool.places, hidden=pool.here)
     # After a signal, workers save their states before this process ends.
     with nullcontext() if pool.here else held(), pool, progress:
         while waiting or running:
             unfinished = waiting.keys() | named(running.values())
-            for name, stage in _in_order(waiting, pool):
+            for name, stage in [*waiting.items()]:
                 broken = [need for need in stage.needs if need in errors]
                 if broken:
                     errors[name] = errors[broken[0]]
@@ -141,14 +139,13 @@ def execute(
                     not_before[name] = time.monotonic() + LOOK_SECONDS
                 elif len(running) < pool.places:
                     kind = KINDS[stage.kind]
-                    submit = pool.submit_together if kind.on_ranks else pool.submit
                     told = (
                         progress.runs[name].tracked(store.own.parent, stage)
                         if kind.on_ranks
                         else None
                     )
                     task = (name, stage.as_dict(), kind, told)
-                    running[submit(function, task)] = waiting.pop(name)
+                    running[pool.submit(function, task)] = waiting.pop(name)
             # Nothing runs if all remaining stages are run by other processes, or in the pause
             # before a retry.
             if not running:
@@ -182,14 +179,6 @@ def execute(
     return errors
 
 
-def _in_order(waiting: Mapping[str, Stage], pool: Pool) -> list[tuple[str, Stage]]:
-    """List stages in the order in which they are submitted."""
-    if not pool.gathers:
-        return [*waiting.items()]
-    # Before all ranks train, all must be free. First all trainings, then the rest side by side.
-    return sorted(waiting.items(), key=lambda item: not KINDS[item[1].kind].on_ranks)
-
-
 def _failure(future: Future[Plain | None], folder: Path) -> Failure | None:
     """Return why a stage that has ended failed; None if it is finished, or run elsewhere."""
     try:
@@ -205,7 +194,9 @@ def _failure(future: Future[Plain | None], folder: Path) -> Failure | None:
     )
 
 
-def do_stage(task: Task, *, store: StageStore, alone: bool = False) -> Plain | None:
+def do_stage(
+    task: Task, *, store: StageStore, alone: bool = False, processes: int = 1
+) -> Plain | None:
     """Execute one stage in a worker, unless another process runs it.
 
     Args:
@@ -213,6 +204,7 @@ def do_stage(task: Task, *, store: StageStore, alone: bool = False) -> Plain | N
         store: the folders of stages.
         alone: whether the stage shows its own progress, because it runs in the process of the
             command. Otherwise, that process shows the progress of all stages.
+        processes: the number of processes that do the stage together, if it trains a model.
 
     Returns:
         The result of the stage; None if another process runs it.
@@ -222,7 +214,7 @@ def do_stage(task: Task, *, store: StageStore, alone: bool = False) -> Plain | N
             the precision differ from those of the main process.
         FileNotFoundError: the result of a needed stage is not visible on this machine.
     """
-    name, plain, kind, told = task
+    name, plain, kind, _ = task
     add_kind(kind)
     stage = Stage.from_dict(plain)
     if stage.name != name:
@@ -236,21 +228,25 @@ def do_stage(task: Task, *, store: StageStore, alone: bool = False) -> Plain | N
         done = store.folder(need) / DONE
         if not appears(done):
             raise FileNotFoundError(f"{done} is not visible on this machine")
-    shown = nullcontext() if alone else quietly()
-    # Of ranks that do the stage together, the first locks it, and writes its files.
-    if rank_here():
-        with shown:
-            return run_stage(stage, store)
     # A machine that lost its connection may still be training. The retry on another machine then
     # finds a lock, and later a finished stage, or one to resume.
     held = store.lock(stage)
     if held is None:
         return None
     try:
-        with shown, tracked_as(told):
-            return run_stage(stage, store)
+        if processes > 1 and kind.on_ranks:
+            return launch(processes, _do, task, store, alone)
+        return _do(task, store, alone)
     finally:
         held.release()
+
+
+def _do(task: Task, store: StageStore, alone: bool) -> Plain:
+    """Execute one stage, in this process or as one of those that do it together."""
+    _, plain, kind, told = task
+    add_kind(kind)
+    with nullcontext() if alone else quietly(), tracked_as(told):
+        return run_stage(Stage.from_dict(plain), store)
 
 
 # Progress display
@@ -266,7 +262,6 @@ class StudyProgress:
         plan: the plan that is executed.
         store: the folders of stages.
         jobs: the number of stages that run in parallel.
-        together: whether trainings use all of the workers together.
         hidden: whether to display nothing, because stages show their own progress.
     """
 
@@ -276,13 +271,11 @@ class StudyProgress:
         store: StageStore,
         *,
         jobs: int,
-        together: bool = False,
         hidden: bool = False,
     ):
         self.plan = plan
         self.store = store
         self.jobs = jobs
-        self.together = together
         self.hidden = hidden
         self.live = Live(console=err_console, refresh_per_second=2, transient=True)
         # If there is no terminal, as in a batch job, plain lines are printed.
@@ -368,5 +361,5 @@ class StudyProgress:
             if not line and seconds is not None:
                 seconds = max(0.0, seconds - now + self.first_seen.get(name, now))
             left[name] = seconds
-        seconds = until_end(self.named, left, self.jobs, together=self.together)
+        seconds = until_end(self.named, left, self.jobs)
         return seconds, None not in left.values()

@@ -17,7 +17,7 @@ from typing import cast
 from pydantic import ValidationError
 
 from maskwise import __version__
-from maskwise.constants import rank_here
+from maskwise.constants import rank_here, ranks_here
 from maskwise.errors import MaskwiseError, option
 from maskwise.folders import (
     OutputFolder,
@@ -26,7 +26,7 @@ from maskwise.folders import (
     write_lines,
     write_whole,
 )
-from maskwise.jobs import ThisProcess, require_one_process
+from maskwise.jobs import ThisProcess, require_cards, require_one_process
 from maskwise.printing import note
 from maskwise.recipe import Recipe, explain
 from maskwise.recipe.applies import without_effect
@@ -70,7 +70,6 @@ from maskwise.tasks.finetuning import (
 )
 from maskwise.tasks.settings import FinetuneSettings
 from maskwise.tasks.task import Task
-from maskwise.torchrun import ranks_together
 from maskwise.training.engine import FREE
 
 PHASE = "phase-"
@@ -100,11 +99,29 @@ def _is_first() -> bool:
     return rank_here() == 0
 
 
+def _processes(asked: int) -> int:
+    """Return how many processes train a model: those of torchrun, or those that are asked for.
+
+    Raises:
+        MaskwiseError: there are fewer GPUs, or torchrun has started processes already.
+    """
+    if asked == 1:
+        return ranks_here()
+    if ranks_here() > 1:
+        raise MaskwiseError(
+            "torchrun has started the processes that train the model",
+            got=f"{option('processes', asked)}, WORLD_SIZE={ranks_here()}",
+            do=f"leave out {option('processes')}, or run it without torchrun",
+        )
+    require_cards(asked)
+    return asked
+
+
 # maskwise pretrain
 # ---------------------------------------------------------------------------------------------
 
 
-def run_pretrain(recipe: Recipe, out: Path) -> Plain:
+def run_pretrain(recipe: Recipe, out: Path, *, processes: int = 1) -> Plain:
     """Pre-train one model and save the checkpoint in a folder.
 
     If the run in the folder is finished, its result is returned. If the run was interrupted, it is
@@ -115,6 +132,7 @@ def run_pretrain(recipe: Recipe, out: Path) -> Plain:
     Args:
         recipe: the recipe of the run.
         out: the folder for ``checkpoint/``, ``metrics.jsonl``, ``recipe.yaml`` and ``done.json``.
+        processes: the number of processes to start that train the model together.
 
     Returns:
         The content of ``done.json``, with the ``seconds`` of all phases, and the path of the
@@ -124,11 +142,12 @@ def run_pretrain(recipe: Recipe, out: Path) -> Plain:
         MaskwiseError: the input is invalid; or the folder contains other files, a run of a
             different recipe, or a run that another process is training.
     """
+    count = _processes(processes)
     recipe = with_own_seed(recipe.model_copy(update={"study": StudySettings(), "tasks": ()}))
     folder = OutputFolder(out, "pretrain", f"maskwise pretrain {recipe.name}")
     if _is_first():
         folder.require()
-    notes = check_inputs(recipe)
+    notes = check_inputs(recipe, count)
     if _is_first():
         note(notes)
     require_alone(recipe.links())
@@ -150,7 +169,7 @@ def run_pretrain(recipe: Recipe, out: Path) -> Plain:
             _begin(out, recipe, texts)
             plan = Plan((Run(recipe.name, recipe.training.seed, recipe, (*texts, *trainings)),))
             todo = _todo(plan, store)
-            do = partial(execute, store=store, plan=plan, engine=ThisProcess())
+            do = partial(execute, store=store, plan=plan, engine=ThisProcess(), processes=processes)
             do([stage for stage in todo if stage in texts])
             if _is_first():
                 note(notes_of_texts(texts, store))
@@ -225,6 +244,7 @@ def run_finetune(
     overrides: Iterable[str],
     *,
     seeds: int | None = None,
+    processes: int = 1,
     out: Path,
 ) -> list[TaskRecord]:
     """Fine-tune and evaluate a checkpoint on each task.
@@ -239,6 +259,7 @@ def run_finetune(
             ``finetune.max_length``.
         seeds: the number of fine-tuning runs per task; None for the default of
             ``FinetuneSettings``.
+        processes: the number of runs that are trained side by side, each in a process of its own.
         out: the folder for ``TASK/seed-N/checkpoint``, and for ``records.jsonl`` with a record for
             each task, over the seeds that are finished.
 
@@ -249,7 +270,7 @@ def run_finetune(
         MaskwiseError: a setting is unknown or has no effect; the checkpoint or a task does not
             exist, two tasks have the same name, or the model cannot learn a task; or ``out`` has
             scores of another model, or scores of a task with other rows, settings or versions; or
-            torchrun has started several processes that ``led`` does not lead.
+            torchrun has started several processes.
     """
     require_one_process()
     changes = parse_overrides(overrides, section="finetune")
@@ -304,9 +325,9 @@ def run_finetune(
             name: TaskRuns(stage, StageStore(out), out / name, do=_do_here)
             for name, stage in stages.items()
         }
-        if ranks_together() > 1:
+        if processes > 1:
             loaded = {name: task for name, (task, _) in found.items()}
-            _fine_tune_on_ranks(model, runs, loaded, settings, out)
+            _fine_tune_side_by_side(model, runs, loaded, settings, out, processes)
         for name, stage in stages.items():
             fine_tuned(runs[name], seeds=settings.seeds, keep=partial(keep, stage=stage))
     return [*results.values()]
@@ -321,14 +342,15 @@ def _do_here(stage: Stage, store: StageStore) -> Plain:
     return result
 
 
-def _fine_tune_on_ranks(
+def _fine_tune_side_by_side(
     model: str,
     runs: Mapping[str, TaskRuns],
     tasks: Mapping[str, Task],
     settings: FinetuneSettings,
     out: Path,
+    jobs: int,
 ) -> None:
-    """Do all runs on the processes of torchrun, side by side. Records are then made of the results.
+    """Do all runs in several processes. Records are then made of the results.
 
     Args:
         model: the checkpoint.
@@ -336,6 +358,7 @@ def _fine_tune_on_ranks(
         tasks: the tasks, keyed in the same way.
         settings: the settings, before a search for the learning rate.
         out: the folder of the command.
+        jobs: the number of processes.
 
     Raises:
         MaskwiseError: a run failed.
@@ -348,7 +371,7 @@ def _fine_tune_on_ranks(
             trials.append((name, trial, TRIAL_SEED, trial_name(rate)))
     # A rate may diverge. Whether it did, or the trial failed for another reason, the search finds.
     if trials:
-        _do_on_ranks(runs, trials, out)
+        _do_side_by_side(runs, trials, out, jobs)
     for name, task in searched.items():
         chosen[name], _, _ = search_rate(task, chosen[name], runs[name])
     final = []
@@ -356,15 +379,16 @@ def _fine_tune_on_ranks(
         # A frozen encoder gives the same score for every seed.
         for seed in range(1 if task.frozen else settings.seeds):
             final.append((name, chosen[name], seed, f"seed-{seed}"))
-    errors = _do_on_ranks(runs, final, out)
+    errors = _do_side_by_side(runs, final, out, jobs)
     for title, error in errors.items():
         raise MaskwiseError(f"{title}: {error}")
 
 
-def _do_on_ranks(
+def _do_side_by_side(
     runs: Mapping[str, TaskRuns],
     wanted: Sequence[tuple[str, FinetuneSettings, int, str]],
     out: Path,
+    jobs: int,
 ) -> dict[str, str]:
     """Execute runs, and return the errors of those that failed, keyed by task and seed.
 
@@ -372,6 +396,7 @@ def _do_on_ranks(
         runs: the runs of each task.
         wanted: for each run, the name of its task, the settings, the seed, and the folder's name.
         out: the folder of the command.
+        jobs: the number of processes.
     """
     places = {}
     planned = []
@@ -381,7 +406,7 @@ def _do_on_ranks(
         planned.append(Run(task, seed, Recipe(), (stage,)))
     plan = Plan((*planned,))
     store = StageStore(out, places=places)
-    errors = execute(unfinished(plan, store), store, plan)
+    errors = execute(unfinished(plan, store), store, plan, jobs=jobs)
     titles = {stage.name: run.title for run in planned for stage in run.stages}
     return {titles[name]: error for name, error in errors.items()}
 
@@ -390,12 +415,17 @@ def _do_on_ranks(
 # ---------------------------------------------------------------------------------------------
 
 
-def run_learn(recipe: Recipe, out: Path) -> Plain:
+def run_learn(recipe: Recipe, out: Path, *, processes: int = 1) -> Plain:
     """Learn a masking policy and save it in a folder.
 
     The folder contains the files of ``learning.lesson``, and ``recipe.yaml``, ``stage.json`` (all
     inputs of the policy), ``done.json`` and ``report.html``. Under torchrun every process calls
     this function; only the process with rank 0 writes files.
+
+    Args:
+        recipe: a recipe with a section ``learning``.
+        out: the folder.
+        processes: the number of processes to start that learn the policy together.
 
     Returns:
         The content of ``done.json``.
@@ -404,6 +434,7 @@ def run_learn(recipe: Recipe, out: Path) -> Plain:
         MaskwiseError: the input is invalid; or the folder contains other files, or a policy that
             was learned with a different recipe or other data.
     """
+    _processes(processes)
     recipe = with_own_seed(recipe)
     folder = OutputFolder(out, "learn", f"maskwise learn {recipe.name}")
     text, stage = _learning(recipe)
@@ -420,7 +451,8 @@ def run_learn(recipe: Recipe, out: Path) -> Plain:
         with _used(folder, of):
             _begin(out, recipe, [text])
             plan = Plan((Run(recipe.name, recipe.training.seed, recipe, (text, stage)),))
-            execute(_todo(plan, store), store, plan, engine=ThisProcess())
+            todo = _todo(plan, store)
+            execute(todo, store, plan, engine=ThisProcess(), processes=processes)
         results = _finished([stage], store)
     page = out / "report.html"
     if _is_first() and not page.exists():

@@ -166,8 +166,8 @@ class StageKind:
         depends: dotted keys of settings on which the time of one step depends, in addition to
             model, tokenizer, rows and training settings. None if it depends on all settings.
         reads_rows: whether its time depends on the rows of its text.
-        on_ranks: whether all processes of torchrun run a stage together. Otherwise, the process
-            with rank 0 runs it, and the others wait.
+        on_ranks: whether several processes can run a stage together: those of torchrun, or those
+            that it starts (``torchrun.launch``). Otherwise, one runs it.
         title: the work for users; a format string whose fields are in ``Stage.what``.
     """
 

@@ -510,8 +510,8 @@ def time_words(plan: Plain) -> str:
     if plan["memory_gib"] is not None:
         words += f", {plan['memory_gib']:.1f} GiB of memory for each"
     if plan["processes"] > 1:
-        words += f"; this is without torchrun, whose {plan['processes']} processes were not timed "
-        words += "when they train a model together"
+        words += f"; this is if one process trains each model: {plan['processes']} that train it "
+        words += "together were not timed"
     return words
 
 

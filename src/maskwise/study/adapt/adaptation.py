@@ -93,7 +93,7 @@ class Adaptation:
         """
         recipe = self.draft.recipe
         samples = Samples(first_of(recipe), self._folder)
-        asked |= {"out": self.request.out, "jobs": self.request.jobs, "samples": samples}
+        asked |= {"out": self.request.out, "samples": samples, **self._where}
         plan = check(recipe, tell=tell, **asked)
         self._checked = True
         plan["max_length"] = recipe.finetune.max_length
@@ -105,6 +105,10 @@ class Adaptation:
         over = self._limit is not None and seconds is not None and seconds > self._limit
         plan["limit"] = self._fewer_steps(seconds, timed) if over else None
         return plan
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"jobs": self.request.jobs, "processes": self.request.processes}
 
     def _fewer_steps(self, seconds: float, samples: Samples | None) -> Plain:
         """Find the largest number of steps with which the study keeps the limit.
@@ -121,7 +125,7 @@ class Adaptation:
         def seconds_of(steps: int) -> float:
             recipe = self._draft_of(replace(self.request, steps=steps)).recipe
             # It is a different study, so stages of this one's folder are not its own.
-            plan = dry_run(recipe, self._folder / "fewer", jobs=self.request.jobs, samples=samples)
+            plan = dry_run(recipe, self._folder / "fewer", samples=samples, **self._where)
             return math.inf if plan["seconds"] is None else float(plan["seconds"])
 
         steps = self.request.steps
@@ -197,6 +201,7 @@ class Adaptation:
             recipe,
             request.out,
             jobs=request.jobs,
+            processes=request.processes,
             executor=executor,
             files={RECIPE: schema_line() + self.draft.text},
             call=f"maskwise adapt {request.model} {request.texts}",

@@ -110,7 +110,9 @@ class Request:
         seeds: the number of runs of each arm, or their seeds.
         overrides: ``key=value`` settings, except those in ``OPTIONS``.
         time: the time limit, such as "2h"; None for no limit.
-        jobs: the number of stages that run in parallel; None for the number of GPUs or cores.
+        jobs: the number of stages that run in parallel; None for the number of GPUs or cores,
+            divided by ``processes``.
+        processes: the number of processes that train each model together.
     """
 
     model: str
@@ -131,6 +133,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     time: str | None = None
     jobs: int | None = None
+    processes: int = 1
 
     @property
     def chooses(self) -> bool:
@@ -182,6 +185,7 @@ class Request:
             "seeds",
             "time",
             "jobs",
+            "processes",
             "out",
         ):
             value = getattr(asked, name)
