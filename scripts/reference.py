@@ -24,6 +24,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 TABLES = (
     *("policies", "schedules", "corruptions", "objectives", "samplers", "annotators"),
     "segmenters",
+    "changes",
 )
 
 
@@ -85,6 +86,7 @@ EXAMPLES = (
     "maskwise compare SCORES.csv --baseline bert --replicate finetuning",
     "maskwise export my_texts.txt --tokenizer bert-base-uncased --epochs 0-2 --out masks",
     "maskwise convert my_old_model my_model",
+    "maskwise change bert-base-multilingual-cased my_model --with \"trim-tokens('my_texts.txt')\"",
     "maskwise report runs/mine runs/other",
     "maskwise list policies",
 )

@@ -185,6 +185,7 @@ ALWAYS = {
     "export": "tokenizer epochs max_length seed words form out limit as_json",
     # It replaces the tokenizer of the old folder, if that has one.
     "convert": "tokenizer as_json",
+    "change": "wanted as_json",
     "evaluate": "measures text as_json",
     "generate": "prompt order temperature as_json",
     "inspect": "policy budget corruption tokenizer seed words html as_json",

@@ -22,6 +22,7 @@ import yaml
 
 import maskwise as mw
 from maskwise.annotate.registry import ANNOTATORS
+from maskwise.changes import CHANGES
 from maskwise.cli import app, main
 from maskwise.cli.views import describe_table, names_in
 from maskwise.folders import read_lines
@@ -167,7 +168,7 @@ def check_plug_ins(names: dict[str, Any]) -> None:
         assert names["worst_class"]([0, 0, 1, 1], [0, 1, 1, 1]) == 0.5
     finally:
         del KINDS["opening-classification"], METRICS["worst-class"]
-        del SCHEDULES["staircase"], ANNOTATORS["terms"]
+        del SCHEDULES["staircase"], ANNOTATORS["terms"], CHANGES["every-second-layer"]
         ANNOTATORS._registered.discard("terms")
     assert (names["found"].start.tolist(), names["found"].end.tolist()) == ([8], [12])
     assert names["ratio"] == pytest.approx(0.20) and names["row"].value > 0

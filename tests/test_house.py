@@ -21,7 +21,7 @@ def test_one_module_alone_loads_models_and_one_reads_the_rank(word: str) -> None
     assert len(named) == 1, named
 
 
-COMMANDS = "adapt check compare convert evaluate finetune learn pretrain study"
+COMMANDS = "adapt change check compare convert evaluate finetune learn pretrain study"
 IN_TWO_MODULES = {
     **dict.fromkeys(COMMANDS.split(), "a command, and the functions that do its work"),
     "annotate_rows": "maskwise.annotate_rows takes names of layers, too",

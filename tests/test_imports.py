@@ -31,7 +31,7 @@ ORDER = [
     {"text", "report", "models", "flops"},
     {"annotate", "scores"},
     {"objectives"},
-    {"samplers"},
+    {"samplers", "changes"},
     {"training"},
     {"evaluation"},
     {"tasks"},

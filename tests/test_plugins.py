@@ -33,6 +33,7 @@ from maskwise.annotate import register, registry
 from maskwise.annotate.registry import ANNOTATORS, SPANS, ByText, annotator
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.shard import Live, forget
+from maskwise.changes import CHANGES
 from maskwise.cli.views import TABLES as LISTS
 from maskwise.errors import MaskwiseError, PlugInError
 from maskwise.evaluation import EvaluationSettings, evaluate_checkpoint
@@ -74,7 +75,7 @@ from training_tools import model, tokenizer
 
 TABLES = (
     *(POLICIES, CORRUPTIONS, SCHEDULES, OBJECTIVES, SAMPLERS),
-    *(ANNOTATORS, MEASURES, KINDS, METRICS, SEGMENTERS),
+    *(ANNOTATORS, MEASURES, KINDS, METRICS, SEGMENTERS, CHANGES),
 )
 CODE = '''
 import re

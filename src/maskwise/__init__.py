@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from maskwise import samplers
     from maskwise.api import annotate_rows, encode, evaluate, finetune, learn, load
     from maskwise.cards import push_to_hub
+    from maskwise.changes import change
     from maskwise.errors import MaskwiseError
     from maskwise.masking import (
         MaskedBatch,
@@ -51,6 +52,7 @@ _HOMES = {
     "StepBatchSampler": "maskwise.masking",
     "SteppedDataset": "maskwise.masking",
     "StudyResult": "maskwise.study.result",
+    "change": "maskwise.changes",
     "check": "maskwise.study.result",
     "compare": "maskwise.scores",
     "corrupt": "maskwise.masking",
@@ -75,6 +77,7 @@ __all__ = [
     "__version__",
     "adapt",
     "annotate_rows",
+    "change",
     "check",
     "compare",
     "corrupt",

@@ -528,6 +528,44 @@ def add_tokens(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> N
     _repeat_bias(model)
 
 
+def keep_tokens(model: PreTrainedModel, ids: Sequence[int]) -> None:
+    """Cut the rows of all tokens but some from a model, in place.
+
+    Args:
+        ids: for each new id, the id of before. Ids in the configuration are changed, too; those of
+            tokens that are cut become None.
+
+    Raises:
+        MaskwiseError: transformers cannot give this model fewer tokens.
+    """
+    tables = vocabulary_tables(model)
+    refused = MaskwiseError(
+        "this model cannot have fewer tokens",
+        got=type(model).__name__,
+        do="take a model whose embeddings and output layer have a row for each token",
+    )
+    fits = max(ids) < min(map(len, tables))
+    if not fits or output_layer(model) is not model.get_output_embeddings():
+        raise refused
+    # BART and its relatives add this to the logits. transformers resizes it, too.
+    of_logits = getattr(model, "final_logits_bias", None)
+    if of_logits is not None:
+        tables.append(of_logits[0])
+    rows = torch.tensor(ids)
+    with torch.no_grad():
+        for table in tables:
+            table[: len(ids)] = table[rows]
+    model.resize_token_embeddings(len(ids), mean_resizing=False)
+    _repeat_bias(model)
+    if any(len(table) != len(ids) for table in vocabulary_tables(model)):
+        raise refused
+    number_of = {before: after for after, before in enumerate(ids)}
+    for config in (model.config, getattr(model, "generation_config", None)):
+        for name, value in vars(config).items() if config else ():
+            if name.endswith("_token_id") and isinstance(value, int):
+                setattr(config, name, number_of.get(value))
+
+
 def check_more_tokens(config: PreTrainedConfig, size: int) -> None:
     """Raise ``MaskwiseError`` unless a model can have ``size`` tokens. This needs no memory."""
     add_tokens(empty_model(config), {size - 1: (0,)})
@@ -570,7 +608,7 @@ def _table(layer: nn.Module) -> Tensor:
 
 def _repeat_bias(model: PreTrainedModel) -> None:
     """Make the biases of the output layer and of the head around it equal, where a family has both,
-    or lengthen that of the head, where it has only this one.
+    or give that of the head the length of the layer, where it has only this one.
 
     transformers resizes one of them in some families. If the weights of a model are not tied, it
     reads both from a checkpoint, but saves one if they are one tensor.
@@ -585,9 +623,10 @@ def _repeat_bias(model: PreTrainedModel) -> None:
         bias = output._parameters.get("bias")
         if bias is None:
             bias = own
-            more = len(_table(output)) - len(own)
-            if more:
-                bias = nn.Parameter(torch.cat([own.detach(), own.new_zeros(more)]))
+            size = len(_table(output))
+            if size != len(own):
+                more = own.new_zeros(max(0, size - len(own)))
+                bias = nn.Parameter(torch.cat([own.detach()[:size], more]))
         elif not model.config.tie_word_embeddings:
             bias = nn.Parameter(bias.detach().clone())
         part.bias = bias

@@ -109,6 +109,7 @@ for command in (
     runs.annotate,
     runs.export,
     runs.convert,
+    runs.change,
     views.evaluate,
     views.generate,
     views.inspect,

@@ -657,3 +657,37 @@ def convert(
     if not facts["head"]:
         head = "without a head for masked tokens; train one first: training.freeze=encoder"
     say(f"{new}: {facts['weights']:,} weights from {plural(facts['files'], 'file')}, {head}")
+
+
+def change(
+    model: Annotated[str, typer.Argument(help="A folder, a hub id, or a bundled model.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    wanted: Annotated[
+        list[str],
+        typer.Option(
+            "--with",
+            help="A change, such as \"trim-tokens('my_texts.txt')\". May be repeated.",
+            show_default=False,
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Change a model that exists, such as to fewer tokens, and write it to a folder.
+
+    transformers and sentence-transformers load the folder without maskwise.
+    """
+    from transformers.utils import logging
+
+    from maskwise.changes import change as change_model
+
+    logging.disable_progress_bar()
+    facts = change_model(model, out, wanted)
+    for note in facts["warnings"]:
+        warn(note)
+    if as_json:
+        print_json(facts)
+        return
+    before, after = facts["megabytes"]
+    for spec, did in facts["changes"].items():
+        say(f"{spec}: {did['what']}")
+    say(f"{out}: {after:,.1f} MB of weights, {before:,.1f} before ({1 - after / before:.0%} less)")

@@ -521,6 +521,12 @@ def _metrics() -> Mapping[str, Any]:
     return METRICS
 
 
+def _changes() -> Mapping[str, Any]:
+    from maskwise.changes import CHANGES
+
+    return CHANGES
+
+
 def _measures() -> Mapping[str, Any]:
     from maskwise.evaluation.evaluate import MEASURES
 
@@ -541,6 +547,7 @@ TABLES: dict[str, Callable[[], Mapping[str, Any]]] = {
     "objectives": _objectives,
     "samplers": _samplers,
     "segmenters": _segmenters,
+    "changes": _changes,
     "tasks": _tasks,
     "cards": _cards,
     "kinds": _kinds,
@@ -562,6 +569,7 @@ EXAMPLES = {
     "corruptions": """maskwise inspect "born in Warsaw" --corruption "{call}\"""",
     "objectives": "objective: {{{call}: }}",
     "samplers": "sampler: {call}",
+    "changes": 'maskwise change runs/one/checkpoint changed --with "{call}"',
     "tasks": "maskwise finetune runs/one/checkpoint --task {call}",
     "cards": "tasks: [\"my_copy(card='{call}')\"]",
     "kinds": "maskwise finetune runs/one/checkpoint --task \"my_labels.csv(kind='{call}')\"",
@@ -603,6 +611,7 @@ REQUIRED = {
     "sizes": "2, 1",
     "shares": "2, 1",
     "until": "'?'",
+    "text": "'my_texts.txt'",
 }
 """Values of required arguments in examples. An argument that is not listed is shown by its name in
 capital letters."""

@@ -281,12 +281,14 @@ def _entry_of(pieces: Iterable[int], tokenizer: PreTrainedTokenizerFast) -> tupl
 # -------------------------------------------------------------------------------------------
 
 
-def require_extensible(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raise ``MaskwiseError`` unless a tokenizer can be extended."""
-    do = "leave out model.new_tokens, or start from a model with another tokenizer"
+def require_extensible(
+    tokenizer: PreTrainedTokenizerFast, *, what: str = "model.new_tokens"
+) -> None:
+    """Raise ``MaskwiseError`` unless the tokens of a tokenizer can be changed, by ``what``."""
+    do = f"leave out {what}, or start from a model with another tokenizer"
     if not tokenizer.is_fast:
         raise MaskwiseError(
-            "model.new_tokens: this tokenizer cannot be extended",
+            f"{what}: the tokens of this tokenizer cannot be changed",
             got=f"{type(tokenizer).__name__}, which runs in Python",
             do=do,
         )
@@ -296,7 +298,7 @@ def require_extensible(tokenizer: PreTrainedTokenizerFast) -> None:
         kind = "BPE without byte-level words"
     if kind not in ("WordPiece", "BPE", "Unigram"):
         raise MaskwiseError(
-            "model.new_tokens: this tokenizer cannot be extended",
+            f"{what}: the tokens of this tokenizer cannot be changed",
             got=kind,
             allowed="WordPiece, byte-level BPE, Unigram",
             do=do,
@@ -345,8 +347,6 @@ def _with_entries(
     tokenizer: PreTrainedTokenizerFast, entries: Sequence[str], words: Sequence[NewWord]
 ) -> PreTrainedTokenizerFast:
     """Return a copy of a BPE or Unigram tokenizer with more entries in the vocabulary."""
-    from transformers import PreTrainedTokenizerFast
-
     plain: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     model = plain["model"]
     # Ids of added tokens that are not in the vocabulary of the model follow its last id, and would
@@ -370,6 +370,13 @@ def _with_entries(
                 raise MaskwiseError(f"model.new_tokens: {word.text!r} is a token already")
             score = sum(scores[piece][1] for piece in word.pieces)
             scores.append([entry, score + MARGIN * len(word.pieces)])
+    return of_json(plain, tokenizer)
+
+
+def of_json(plain: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of the ``tokenizers`` library, with the settings of another one."""
+    from transformers import PreTrainedTokenizerFast
+
     # The classes of some families build the tokenizer anew from its vocabulary, without the
     # settings of its file.
     kept = ("model_max_length", "padding_side", "truncation_side", "model_input_names")

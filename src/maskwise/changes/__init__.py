@@ -1,0 +1,127 @@
+"""Changes of models that exist, such as fewer tokens (``maskwise change``).
+
+A change is an object with a name and arguments, such as ``trim-tokens(texts.txt)``. It gets a model
+and its tokenizer, and returns both, changed. ``CHANGES`` is the only registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from maskwise.changes.base import Change, Changed
+from maskwise.changes.trim import TrimTokens
+from maskwise.errors import MaskwiseError
+from maskwise.folders import CARD, OutputFolder, copy_texts, credit, fill_folder
+from maskwise.models import has_head, load_config, load_model, load_task_model
+from maskwise.plugins import Table
+from maskwise.specs import build, find
+from maskwise.starts import Start, find_start
+from maskwise.text.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_BUILT_IN: dict[str, type[Change]] = {"trim-tokens": TrimTokens}
+CHANGES = Table("change", "maskwise.changes", _BUILT_IN)
+"""The changes by their names."""
+
+KEPT = (
+    "LICENSE*",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+"""Patterns of files that are copied as they are."""
+MODULES = "[1-9]_*"
+"""The folders of what sentence-transformers computes from the states, such as their mean."""
+
+
+def change_of(spec: str) -> Change:
+    """Return the change that a name with arguments means.
+
+    >>> change_of("trim-tokens('texts.txt', most=8000)").most
+    8000
+    """
+    call, kind = find("change", spec, CHANGES)
+    return build("change", call, {call.name: kind}, makes=Change)
+
+
+def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[str, Any]:
+    """Write a model with changes to a folder, which transformers loads without maskwise.
+
+    A folder of sentence-transformers stays one.
+
+    Args:
+        old: a folder, a hub id, or the name of a bundled model.
+        new: the folder to write, which must be new or empty. After an interruption, the same call
+            begins again.
+        changes: the changes, in the order in which they are made.
+
+    Returns:
+        ``weights``, a pair of numbers, before and after; ``megabytes`` of the weights in float32,
+        before and after; ``changes``, what each of them did, by its name; ``warnings`` about files
+        that are left out.
+
+    Raises:
+        MaskwiseError: a change is unknown or impossible for this model, the model or a text cannot
+            be read, or ``new`` belongs to another call.
+
+    >>> facts = change("bundled:encoder", "smaller", "trim-tokens('bundled:wikipedia', most=2000)")
+    ... # doctest: +SKIP
+    """
+    specs = [changes] if isinstance(changes, str) else [*changes]
+    if not specs:
+        raise MaskwiseError("no change is named", allowed=", ".join(CHANGES))
+    steps = [change_of(spec) for spec in specs]
+    target = Path(new)
+    where = OutputFolder(target, "change", f"maskwise change {old}")
+    of = {"old": find_start(old), "changes": specs}
+    where.require(of)
+    loaded: Any = load_tokenizer(str(old), needs_mask=False, needs_words=False)
+    model = _whole(old)
+    facts: dict[str, Any] = {"folder": str(target), "changes": {}, "warnings": []}
+    sizes = [_size(model)]
+    with torch.no_grad():
+        made = Changed(model, loaded, {})
+        for spec, step in zip(specs, steps, strict=True):
+            made = step(made.model, made.tokenizer)
+            facts["changes"][spec] = made.facts
+    sizes.append(_size(made.model))
+    facts["weights"] = sizes
+    facts["megabytes"] = [4 * size / 1e6 for size in sizes]
+    with where.used(of, keeps=False):
+        fill_folder(target, partial(_fill, Path(find_start(old)), made, specs, facts))
+    return facts
+
+
+def _whole(start: Start) -> PreTrainedModel:
+    """Load a model with its head, if it has one."""
+    if has_head(str(start)):
+        return load_model(start, kind=None, seed=0)
+    return load_task_model(start, load_config(start, kind=None), head="embedding", seed=0)
+
+
+def _size(model: PreTrainedModel) -> int:
+    return sum(weights.numel() for weights in model.parameters())
+
+
+def _fill(
+    folder: Path, made: Changed, specs: Sequence[str], facts: dict[str, Any], new: Path
+) -> None:
+    """Write all files of the new folder."""
+    made.model.save_pretrained(new)
+    made.tokenizer.save_pretrained(new)
+    facts["warnings"] += copy_texts(folder, KEPT, new)
+    for part in sorted(path for path in folder.glob(MODULES) if path.is_dir()):
+        (new / part.name).mkdir()
+        facts["warnings"] += copy_texts(part, ["*.json", "*.safetensors"], new / part.name)
+    listed = "\n".join(f"- `{spec}`" for spec in specs)
+    (new / CARD).write_text(f"Changed by {credit()}:\n\n{listed}\n", encoding="utf-8")
+
+
+__all__ = ["CHANGES", "Change", "Changed", "TrimTokens", "change", "change_of"]

@@ -1,0 +1,185 @@
+"""Changes of models that exist: fewer tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import processors
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from maskwise.changes import CHANGES, Change, Changed, change
+from maskwise.changes.trim import trim
+from maskwise.errors import MaskwiseError
+from maskwise.models import load_model, new_config, new_model
+from maskwise.text import read_documents, train_tokenizer
+from test_new_words import tokenizer_of_kind
+from tiny import maskwise
+
+WIKIPEDIA = [document.text for document in read_documents("bundled:wikipedia", limit=300)]
+LINES = [line for text in WIKIPEDIA for line in text.splitlines() if line.strip()]
+KINDS = ("bundled", "bpe", "unigram")
+SMALL = {
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+}
+"""The settings of small models."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_of_kept_tokens_is_tokenised_as_before(kind: str, tmp_path: Path) -> None:
+    before = tokenizer_of_kind(kind)
+    rows = before(LINES)["input_ids"]
+    kept = {number for row in rows[:40] for number in row}
+    after, ids = trim(before, kept)
+    after.save_pretrained(tmp_path)
+    after = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(after) == len(ids) < len(before)
+    assert after.convert_ids_to_tokens(range(len(ids))) == before.convert_ids_to_tokens(ids)
+    assert after.all_special_tokens == before.all_special_tokens
+    kept = {*ids}
+    same = [(line, row) for line, row in zip(LINES, rows, strict=True) if kept.issuperset(row)]
+    assert 40 <= len(same) < len(LINES)
+    found = after([line for line, _ in same])["input_ids"]
+    assert [[ids[number] for number in row] for row in found] == [row for _, row in same]
+    # What was cut is read in smaller pieces, down to single characters.
+    assert after.decode(after(LINES[-1])["input_ids"]) == before.decode(rows[-1])
+
+
+def test_special_tokens_around_a_text_get_their_new_ids() -> None:
+    before = tokenizer_of_kind("bpe")
+    vocabulary = before.get_vocab()
+    around = [(token, vocabulary[token]) for token in ("[SEP]", "[CLS]")]
+    before.backend_tokenizer.post_processor = processors.RobertaProcessing(*around)
+    after, ids = trim(before, [vocabulary["e"]])
+    (first, *_, last) = after("e")["input_ids"]
+    assert (ids[first], ids[last]) == (vocabulary["[CLS]"], vocabulary["[SEP]"])
+
+
+def text_file(folder: Path, lines: list[str]) -> str:
+    path = folder / "texts.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "roberta", "esm", "deberta-v2"])
+def test_a_model_computes_the_same_for_what_is_kept(family: str, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
+    config = new_config(family, tokenizer, 128, **SMALL)
+    model = new_model(config, seed=0).eval()
+    model.save_pretrained(tmp_path / "old")
+    tokenizer.save_pretrained(tmp_path / "old")
+    text = text_file(tmp_path, LINES[:30])
+    facts = change(tmp_path / "old", tmp_path / "new", f"trim-tokens({text!r})")
+    after = AutoModelForMaskedLM.from_pretrained(tmp_path / "new").eval()
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "new")
+    ids = tokenizer.convert_tokens_to_ids(loaded.convert_ids_to_tokens(range(len(loaded))))
+    (did,) = facts["changes"].values()
+    assert did["rows"] == [900, len(ids)] and after.config.vocab_size == len(ids)
+    assert facts["weights"][1] == sum(each.numel() for each in after.parameters())
+    assert did["pieces_per_word"][0] == did["pieces_per_word"][1]
+    with torch.no_grad():
+        old = model(**tokenizer(LINES[3], return_tensors="pt")).logits
+        new = after(**loaded(LINES[3], return_tensors="pt")).logits
+    torch.testing.assert_close(new, old[..., ids])
+
+
+def test_an_encoder_decoder_keeps_its_answers(tmp_path: Path) -> None:
+    text = text_file(tmp_path, LINES[:30])
+    change("bundled:seq2seq", tmp_path / "new", f"trim-tokens({text!r})")
+    models = []
+    for start in (load_model("bundled:seq2seq", kind=None), None):
+        model: Any = start or AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "new")
+        models.append(model.eval())
+    from maskwise.text import load_tokenizer
+
+    tokenizers = [
+        load_tokenizer("bundled:seq2seq"),
+        AutoTokenizer.from_pretrained(tmp_path / "new"),
+    ]
+    written = []
+    for model, tokenizer in zip(models, tokenizers, strict=True):
+        rows = tokenizer(LINES[3], return_tensors="pt")
+        found = model(**rows, labels=rows["input_ids"])
+        written.append(found.loss.item())
+        assert model.config.pad_token_id == tokenizer.pad_token_id
+    # The kept tokens have the same logits, among fewer of them.
+    assert written[1] <= written[0]
+
+
+def test_a_folder_of_sentence_transformers_stays_one(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
+    config = new_config("bert", tokenizer, 128, **SMALL)
+    new_model(config, seed=0).base_model.save_pretrained(old)
+    tokenizer.save_pretrained(old)
+    (old / "1_Pooling").mkdir()
+    (old / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 32}')
+    (old / "modules.json").write_text("[]")
+    change(str(old), tmp_path / "new", f"trim-tokens({text_file(tmp_path, LINES[:30])!r})")
+    assert json.loads((tmp_path / "new" / "1_Pooling" / "config.json").read_text())
+    assert (tmp_path / "new" / "modules.json").read_text() == "[]"
+    # It had no head, and gets none.
+    kept = AutoModel.from_pretrained(tmp_path / "new")
+    assert kept.config.architectures == ["BertModel"]
+
+
+def test_the_most_frequent_tokens_are_kept(tmp_path: Path) -> None:
+    text = text_file(tmp_path, LINES[:30])
+    sizes = []
+    for most in (50, 200, 10**6):
+        facts = change(
+            "bundled:encoder", tmp_path / str(most), f"trim-tokens({text!r}, most={most})"
+        )
+        (did,) = facts["changes"].values()
+        sizes.append(did["rows"][1])
+        assert (did["pieces_per_word"][1] > did["pieces_per_word"][0]) == (most < 10**6)
+    assert sizes == sorted({*sizes})
+
+
+class Silent(Change):
+    """A change that changes nothing."""
+
+    def __call__(self, model: Any, tokenizer: Any) -> Changed:
+        return Changed(model, tokenizer, {"what": "nothing"})
+
+
+def test_a_plug_in_is_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CHANGES._members, "silent", Silent)
+    facts = change("bundled:encoder", tmp_path / "new", ["silent", "silent()"])
+    assert facts["weights"][0] == facts["weights"][1]
+    assert list(facts["changes"]) == ["silent", "silent()"]
+
+
+def test_the_command_says_what_it_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = text_file(tmp_path, LINES[:30])
+    call = ("change", "bundled:encoder", tmp_path / "new", "--with", f"trim-tokens({text!r})")
+    assert maskwise(*call) == 0
+    said = capsys.readouterr().out
+    assert "tokens are kept" in said and "MB of weights" in said
+    assert maskwise("inspect", "An owl.", "--tokenizer", tmp_path / "new") == 0
+
+
+@pytest.mark.parametrize(
+    ("with_", "said"),
+    [
+        ([], "no change is named"),
+        ("trim-token('a.txt')", "did you mean"),
+        ("trim-tokens()", "missing a required argument"),
+        ("trim-tokens('nowhere.txt')", "nowhere.txt"),
+        ("trim-tokens('texts.txt', most=0)", "most"),
+    ],
+)
+def test_what_is_impossible_is_said_and_nothing_is_written(
+    with_: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text_file(tmp_path, LINES[:3])
+    with pytest.raises(MaskwiseError, match=said):
+        change("bundled:encoder", "new", with_)
+    assert not Path("new").exists()
