@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from maskwise.study.adapt.smaller import smaller_plan
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -539,9 +538,6 @@ def test_adapt_compares_new_words_with_the_same_arm_without_them(source, tmp_pat
         and "--runs" not in request.invocation().command
     )
     assert "--runs 6" in asked(source, tmp_path, seeds=6).invocation().command
-    # A smaller plan keeps both arms.
-    smaller, _ = smaller_plan(recipe, request, lambda smaller: 1e9, 60.0)
-    assert smaller.new_words == 5 and not any("study.arms" in text for text in smaller.overrides)
 
 
 def test_a_plan_chooses_words_from_its_whole_sample(source, tmp_path):
