@@ -563,7 +563,7 @@ def test_too_few_positions_for_the_default_length_of_tasks_are_told_with_the_way
     recipe = read_recipe("decay", ["corpus.length=32"])
     with pytest.raises(MaskwiseError) as caught:
         check_inputs(recipe)
-    assert "got 64; allowed: ≤ 32; set finetune.max_length=32 (by default" in str(caught.value)
+    assert "got 64; allowed: ≤ 32; set finetune.max_length=32" in str(caught.value)
     check_inputs(read_recipe("decay", ["corpus.length=32", "finetune.max_length=32"]))
 
 

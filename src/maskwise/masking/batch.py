@@ -255,7 +255,7 @@ class MaskedBatch:
         >>> rows = encode(tokenizer, ["the cat", "the cat sat on the mat", "mat"])
         >>> packed = Masker(tokenizer)(rows).in_fewer_rows()
         >>> packed.documents.tolist()
-        [[0, 0, 0, 0, 2, 2, 2, -1], [1, 1, 1, 1, 1, 1, 1, 1]]
+        [[0, 0, 0, 0, 16, 16, 16, -1], [8, 8, 8, 8, 8, 8, 8, 8]]
         """
         import torch
 
