@@ -25,6 +25,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "finetune": lambda out: mw.finetune("bundled:encoder", ["trivia"], out=out),
     "pretrain": lambda out: run_pretrain(read_recipe("quick-start"), out),
     "convert": lambda out: convert("bundled:encoder", out),
+    "change": lambda out: mw.change("bundled:encoder", out, "trim-tokens('bundled:wikipedia')"),
     "export": lambda out: MASKS(out, masking=Masking.of(ratio=0.3), max_length=32),
     "annotate": lambda out: annotate_corpus(["a text"], ["words"], out),
 }
