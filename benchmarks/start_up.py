@@ -38,6 +38,7 @@ COMMANDS = {
     "list policies": ["list", "policies"],
     "list recipes": ["list", "recipes"],
     "list tasks": ["list", "tasks"],
+    "list keys": ["list", "keys"],
     "inspect": ["inspect", SENTENCE],
     "inspect, four policies": [
         "inspect",

@@ -381,6 +381,7 @@ def print_times(record: JsonObject, doubts: list[JsonObject]) -> None:
     say("")
     heads = ("phase", "arms", "runs", "steps", "rows × length", "tokens", "time")
     print_table(heads, phases)
+    say("")
     *_, (name, time) = lines_of(record)
     print_table(("", ""), [(Text(name, "bold"), time)])
     _print_doubts({"doubts": doubts, "notes": []})

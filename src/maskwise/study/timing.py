@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from rich.progress import track
 
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.store import Store
@@ -34,7 +35,7 @@ from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.families import evaluating, width_of
 from maskwise.masking.settings import MaskingSettings
 from maskwise.models import task_config, weights_of
-from maskwise.printing import quietly
+from maskwise.printing import err_console, quietly, shows_progress
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
 from maskwise.study.checks import text_of
@@ -64,8 +65,6 @@ SAMPLE_CHARACTERS, OVERLAP_CHARACTERS = 600_000, 150_000
 LEAST_CHARACTERS, TOKEN_CHARACTERS = 200_000, 200
 """The least number of characters of a text sample if its tokenizer is new, and the number of
 characters for each token of this tokenizer."""
-CHECK_SECONDS = 60.0
-"""Seconds after which no more trainings are timed; their times are then unknown."""
 STEPS, STEP_SECONDS = 6, 6.0
 """The number of timed steps of a training stage. If they take longer than ``STEP_SECONDS``, fewer
 steps are timed, but at least two."""
@@ -408,34 +407,34 @@ def time_stages(plans: Iterable[Plan], forecast: Forecast, samples: Samples) -> 
     if not len(samples.first.rows):
         return untimed
     plans = [*plans]
-    links = links_of(plans)
     turns = turns_of(plans)
-    timed: dict[object, StageRates] = {}
-    end = time.perf_counter() + CHECK_SECONDS
-    for kind, timer in TIMERS.items():
-        for stage, link in links.items():
-            name = stage.name
-            if stage.kind != kind or name in forecast.finished:
-                continue
-            if forecast.known(name) is not None:
-                continue
-            # The texts of the runs of an arm, such as those of worlds, differ as their seeds do.
-            alike = turns[stage], forecast.key(name, content=False)
-            if alike in timed:
-                forecast.keep(name, timed[alike])
-                continue
-            # A single unknown time makes the total unknown. Stages of other kinds take little time,
-            # so they are timed even after the limit.
-            if kind in ("pretrain", "finetune") and time.perf_counter() > end:
-                continue
-            # If the sample has too few rows for a stage, its time stays unknown. Warnings about the
-            # rows of a sample are not those of the study.
-            with _one_thread(), _too_short(kind, untimed), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                # The peak of one stage is not that of those before, or of the user's program.
-                begin_peak_memory(best_device())
-                timed[alike] = timer(stage, link, samples)
-                forecast.keep(name, timed[alike])
+    waiting: dict[object, tuple[Stage, Recipe, list[str]]] = {}
+    for stage, link in links_of(plans).items():
+        name = stage.name
+        if name in forecast.finished or forecast.known(name) is not None:
+            continue
+        # The texts of the runs of an arm, such as those of worlds, differ as their seeds do.
+        alike = turns[stage], forecast.key(name, content=False)
+        waiting.setdefault(alike, (stage, link, []))[2].append(name)
+    for stage, link, names in track(
+        [*waiting.values()],
+        description="Timing",
+        console=err_console,
+        transient=True,
+        disable=not shows_progress(),
+    ):
+        # Stages of several arms may have the same work.
+        if None not in map(forecast.known, names):
+            continue
+        # If the sample has too few rows for a stage, its time stays unknown. Warnings about the
+        # rows of a sample are not those of the study.
+        with _one_thread(), _too_short(stage.kind, untimed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # The peak of one stage is not that of those before, or of the user's program.
+            begin_peak_memory(best_device())
+            rates = TIMERS[stage.kind](stage, link, samples)
+            for name in names:
+                forecast.keep(name, rates)
     return untimed
 
 
@@ -854,7 +853,6 @@ def _time_overlap(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
 
 
 TIMERS: dict[str, Callable[[Stage, Recipe, Samples], StageRates]] = {
-    # Training takes most of a study's time, so training stages are timed first.
     "pretrain": _time_training,
     "learn": _time_learning,
     "choose": lambda stage, link, samples: {"seconds": OPENING},

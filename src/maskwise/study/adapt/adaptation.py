@@ -150,14 +150,11 @@ class Adaptation:
             why = [
                 f" ({plan['untimed'][kind]})" for kind in plan["unknown"] if kind in plan["untimed"]
             ]
-            do = f"remove {option('time')}"
-            if len(why) < len(plan["unknown"]):
-                do = f"run this again, which measures what is left, or {do}"
             return MaskwiseError(
                 f"the study may take longer than {option('time')}, because the time of "
                 f"{' and '.join(plan['unknown'])} is unknown{why[0] if why else ''}",
                 got=self.request.time,
-                do=do,
+                do=f"remove {option('time')}",
             )
         fewer = plan["limit"]
         if fewer is None:
