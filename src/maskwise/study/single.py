@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -90,11 +90,6 @@ def with_own_seed(recipe: Recipe) -> Recipe:
     return single.arm("run", seed=recipe.training.seed)
 
 
-def _used(folder: OutputFolder, of: Plain) -> AbstractContextManager[None]:
-    """Use a run's folder. Under torchrun, the process with rank 0 uses it for all processes."""
-    return folder.used(of) if _is_first() else nullcontext()
-
-
 def _is_first() -> bool:
     return rank_here() == 0
 
@@ -155,47 +150,71 @@ def run_pretrain(recipe: Recipe, out: Path, *, processes: int = 1) -> Plain:
     # The last phase is in the run's folder itself.
     folders = [*(out / f"{PHASE}{number}" for number in range(len(trainings) - 1)), out]
     places = {stage.name: folder for stage, folder in zip(trainings, folders)}
-    store = StageStore(out / "stages", places=places)
     of, *more = map(_made_of, texts, trainings)
     if more:
         of = {"phases": {str(number): each for number, each in enumerate((of, *more))}}
-    if _is_first():
-        folder.require(of)
-    # A finished run is not claimed, because its folder may be an archive.
-    results = _finished(trainings, store)
-    # A process may have been killed after its result.
-    if not results or folder.work.exists():
-        with _used(folder, of):
-            _begin(out, recipe, texts)
-            plan = Plan((Run(recipe.name, recipe.training.seed, recipe, (*texts, *trainings)),))
-            todo = _todo(plan, store)
-            do = partial(execute, store=store, plan=plan, engine=ThisProcess(), processes=processes)
-            do([stage for stage in todo if stage in texts])
-            if _is_first():
-                note(notes_of_texts(texts, store))
-            do([stage for stage in todo if stage in trainings])
-        results = _finished(trainings, store)
+    run = Run(recipe.name, recipe.training.seed, recipe, (*texts, *trainings))
+    results = _results(run, folder, of, places, processes)
     seconds = round(sum(result["seconds"] for result in results), 1)
     return results[-1] | {"seconds": seconds, "checkpoint": str(out / "checkpoint")}
 
 
-def _finished(stages: Sequence[Stage], store: StageStore) -> list[Plain]:
-    """Return the results of stages; an empty list if one of them is not finished."""
-    results = []
-    for stage in stages:
-        result = store.result(stage)
-        if result is None:
-            return []
-        if _is_first():
-            # A process that was killed may have left them.
+def _results(
+    run: Run, folder: OutputFolder, of: Plain, places: Mapping[str, Path], processes: int
+) -> list[Plain]:
+    """Do what is unfinished of a run, and return the results of all of its stages but texts.
+
+    Args:
+        run: the run.
+        folder: its folder, which has the texts in ``stages``.
+        of: what decides the results.
+        places: the folders of all other stages, keyed by name.
+        processes: the number of processes to start that train a model together.
+    """
+    store = StageStore(folder.out / "stages", places=places)
+    texts = [stage for stage in run.stages if stage.name not in places]
+    stages = [stage for stage in run.stages if stage.name in places]
+    first = _is_first()
+    if first:
+        folder.require(of)
+    results = [store.result(stage) for stage in stages]
+    # A finished run is not claimed, because its folder may be an archive. A process may have been
+    # killed after its result.
+    if None in results or folder.work.exists():
+        # Under torchrun, the process with rank 0 uses the folder for all processes.
+        with folder.used(of) if first else nullcontext():
+            if first:
+                # What a failed call has prepared, and this one does not read.
+                for left in {*store.own.glob("prepare-*")} - {*map(store.folder, texts)}:
+                    remove(left)
+                write_whole(folder.out / "recipe.yaml", run.recipe.to_yaml())
+            _do([replace(run, chain=tuple(texts))], store)
+            if first:
+                note(notes_of_texts(texts, store))
+            _do([replace(run, chain=tuple(stages))], store, processes=processes)
+        results = [store.result(stage) for stage in stages]
+    if first:
+        # A process that was killed may have left them.
+        for stage in stages:
             KINDS[stage.kind].forget(store.folder(stage))
-        results.append(result)
-    return results
+    return [result for result in results if result is not None]
 
 
-def _todo(plan: Plan, store: StageStore) -> list[Stage]:
-    """List the stages to execute. Under torchrun, the first rank decides which are finished."""
-    return unfinished(plan, store) if _is_first() else plan.stages()
+def _do(runs: Iterable[Run], store: StageStore, **where: Any) -> dict[str, str]:
+    """Do the unfinished stages of runs, in this process if ``where`` does not say another place.
+
+    Args:
+        runs: the runs.
+        store: the folders of stages.
+        where: further arguments of ``execute``.
+
+    Returns:
+        The errors of stages that failed, keyed by name.
+    """
+    plan = Plan((*runs,))
+    # Under torchrun, the first rank decides which are finished.
+    todo = unfinished(plan, store) if _is_first() else plan.stages()
+    return execute(todo, store, plan, **{"engine": ThisProcess(), **where})
 
 
 def stages_of_training(recipe: Recipe) -> tuple[list[Stage], list[Stage]]:
@@ -210,16 +229,6 @@ def stages_of_training(recipe: Recipe) -> tuple[list[Stage], list[Stage]]:
         card = {"recipe": recipe.name, "corpus": recipe.corpus.title}
         trainings.append(replace(before, how=before.how | {"card": card}))
     return texts, trainings
-
-
-def _begin(out: Path, recipe: Recipe, texts: Iterable[Stage]) -> None:
-    """Write the recipe. Remove the texts of a failed call that this one does not read."""
-    if _is_first():
-        names = {text.name for text in texts}
-        for folder in (out / "stages").glob("prepare-*"):
-            if folder.name not in names:
-                remove(folder)
-        write_whole(out / "recipe.yaml", recipe.to_yaml())
 
 
 def _made_of(text: Stage, training: Stage) -> Plain:
@@ -335,11 +344,15 @@ def run_finetune(
 
 def _do_here(stage: Stage, store: StageStore) -> Plain:
     """Execute a run in this process, unless it is finished."""
-    plan = Plan((Run(stage.kind, stage.what["seed"], Recipe(), (stage,)),))
-    execute(unfinished(plan, store), store, plan, engine=ThisProcess())
+    _do([_run_of(stage)], store)
     result = store.result(stage)
     assert result is not None, "what a stage raises in this process ends the call"
     return result
+
+
+def _run_of(stage: Stage, task: str = "") -> Run:
+    """Return a run that is one fine-tuning."""
+    return Run(task, stage.what["seed"], Recipe(), (stage,))
 
 
 def _fine_tune_side_by_side(
@@ -403,10 +416,8 @@ def _do_side_by_side(
     for task, settings, seed, name in wanted:
         stage, place = runs[task].placed(settings, seed, name)
         places[stage.name] = place
-        planned.append(Run(task, seed, Recipe(), (stage,)))
-    plan = Plan((*planned,))
-    store = StageStore(out, places=places)
-    errors = execute(unfinished(plan, store), store, plan, jobs=jobs)
+        planned.append(_run_of(stage, task))
+    errors = _do(planned, StageStore(out, places=places), engine="local", jobs=jobs)
     titles = {stage.name: run.title for run in planned for stage in run.stages}
     return {titles[name]: error for name, error in errors.items()}
 
@@ -438,29 +449,17 @@ def run_learn(recipe: Recipe, out: Path, *, processes: int = 1) -> Plain:
     recipe = with_own_seed(recipe)
     folder = OutputFolder(out, "learn", f"maskwise learn {recipe.name}")
     text, stage = _learning(recipe)
-    of = _made_of(text, stage)
     if _is_first():
-        folder.require(of)
-    store = StageStore(out / "stages", places={stage.name: out})
-    results = _finished([stage], store)
-    # A process may have been killed after its result.
-    if not results or folder.work.exists():
-        notes = [*check_tokenizer(recipe, tokenizer_and_config(recipe)[0])]
-        if _is_first():
-            note(notes)
-        with _used(folder, of):
-            _begin(out, recipe, [text])
-            plan = Plan((Run(recipe.name, recipe.training.seed, recipe, (text, stage)),))
-            todo = _todo(plan, store)
-            execute(todo, store, plan, engine=ThisProcess(), processes=processes)
-        results = _finished([stage], store)
+        note(check_tokenizer(recipe, tokenizer_and_config(recipe)[0]))
+    run = Run(recipe.name, recipe.training.seed, recipe, (text, stage))
+    [result] = _results(run, folder, _made_of(text, stage), {stage.name: out}, processes)
     page = out / "report.html"
     if _is_first() and not page.exists():
         # Imported here because pandas, which only the page needs, takes half a second.
         from maskwise.report.page import write_policy_page
 
-        write_policy_page(out, title=recipe.name, measures=results[0])
-    return results[0] | {"report": str(page)}
+        write_policy_page(out, title=recipe.name, measures=result)
+    return result | {"report": str(page)}
 
 
 def _learning(recipe: Recipe) -> tuple[Stage, Stage]:
