@@ -13,10 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from maskwise import Masker, encode, errors
 from maskwise.errors import MaskwiseError
+from maskwise.families import decoder_inputs, prediction_head
+from maskwise.masking import IGNORE
 from maskwise.models import load_model, new_config, new_model
 from maskwise.objectives import Denoising
 from maskwise.recipe import Recipe
@@ -53,6 +60,24 @@ SIZES: dict[str, dict[str, Any]] = {
     "umt5": {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 2, "d_ff": 64},
     "t5gemma": {"encoder": CAPPED, "decoder": CAPPED},
 }
+PLAIN = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2}
+PLAIN |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
+PLAIN |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 64)
+PLAIN |= dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
+EXPERTS = {"num_experts": 2}
+OTHERS: dict[str, dict[str, Any]] = {
+    "blenderbot": PLAIN,
+    "fsmt": {**PLAIN, "src_vocab_size": 155, "tgt_vocab_size": 155},  # is called as a whole
+    "led": {**PLAIN, "attention_window": 4},
+    "longt5": {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 2, "d_ff": 64},
+    "m2m_100": {**PLAIN, "scale_embedding": True},
+    "marian": PLAIN,
+    "mbart": PLAIN,
+    "nllb-moe": {**PLAIN, **EXPERTS, "encoder_sparse_step": 2, "decoder_sparse_step": 2},
+    "switch_transformers": {"d_model": 32, "d_kv": 16, "num_heads": 2, "d_ff": 64, **EXPERTS},
+}
+"""Families without an entry, of which two have experts."""
+
 # Transformers 5.17 computes umt5 wrongly, and maskwise refuses it there.
 ARCHITECTURES = [
     pytest.param(name, marks=pytest.mark.pinned) if name == "umt5" else name for name in SIZES
@@ -105,6 +130,29 @@ def test_the_loss_is_transformers_own(architecture: str, shown: str, tokenizer: 
     for name, parameter in network.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(ours[name], parameter.grad, msg=name)
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_losses_of_other_families_are_those_of_all_logits(architecture: str) -> None:
+    """In evaluation mode, because experts draw random numbers."""
+    torch.manual_seed(0)
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3}
+    given = {"vocab_size": 155, **ids, **OTHERS[architecture]}
+    network = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(architecture, **given)).eval()
+    labels = torch.randint(5, 150, (2, 6))
+    labels[0, 3:] = IGNORE
+    batch = {"input_ids": torch.randint(5, 150, (2, 8)), "labels": labels}
+    outcome = Denoising(network)(batch)
+    read = decoder_inputs(network.config, labels)
+    with torch.no_grad():
+        logits = network(input_ids=batch["input_ids"], decoder_input_ids=read).logits
+    nats = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+    torch.testing.assert_close(outcome.total.detach(), nats)
+    outcome.total.backward()
+    alone = prediction_head(network) is not None
+    assert alone == (architecture != "fsmt")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

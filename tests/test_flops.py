@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, BertForMaskedLM
 
 from maskwise.flops import Flops, attended_pairs, encoder_attention, encoder_weights, trained
 from maskwise.masking import Masker
@@ -91,12 +91,24 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("architecture", OTHERS)
-def test_an_unknown_head_runs_on_all_tokens(architecture: str) -> None:
+def test_other_families_are_what_torch_counts(architecture: str) -> None:
     one = MaskedLanguageModelling(model(architecture, **OTHERS[architecture]))
     # A pooler reads one token of each text.
     pooled = 2 * 3 * 16 * 16 if architecture in ("big_bird", "luke") else 0
     found = Flops(one).forward(3 * 12, 3 * 3, of_rows(3, 12))
     assert found + pooled == counted(one, dense(3, 12))
+
+
+def test_a_head_that_cannot_be_called_alone_runs_on_all_tokens() -> None:
+    class Own(BertForMaskedLM):
+        def forward(self, **inputs: Any) -> Any:
+            return super().forward(**inputs)
+
+    one = MaskedLanguageModelling(Own(config("bert")))
+    alone = MaskedLanguageModelling(model("bert"))
+    found = Flops(one).forward(3 * 12, 3 * 3, of_rows(3, 12))
+    assert found == Flops(alone).forward(3 * 12, 3 * 12, of_rows(3, 12))
+    assert found == counted(one, dense(3, 12))
 
 
 @pytest.mark.parametrize("architecture", ["funnel", "reformer"])

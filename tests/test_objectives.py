@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import BertForMaskedLM
 
-from maskwise.families import ENCODERS
+from maskwise.families import prediction_head
 from maskwise.masking import IGNORE
 from maskwise.objectives import (
     Denoising,
@@ -29,7 +30,7 @@ from maskwise.objectives import (
 )
 from maskwise.objectives.base import MultiLabel
 from maskwise.objectives.discriminative import AddedTokenDetection
-from training_tools import ARCHITECTURES, Language, bart, model, tokenizer
+from training_tools import ARCHITECTURES, Language, bart, config, model, tokenizer
 
 
 def batch(*, targets: bool = True) -> dict[str, Tensor]:
@@ -276,10 +277,6 @@ def test_the_gradient_of_a_loss_can_be_differentiated() -> None:
     )
 
 
-def test_every_adapter_is_compared() -> None:
-    assert set(ARCHITECTURES) == {name for name, family in ENCODERS.items() if family.head}
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_loss_and_gradients_are_the_models_own(architecture: str) -> None:
     compare(model(architecture))
@@ -294,18 +291,61 @@ def test_sparse_prediction_of_modernbert_changes_nothing() -> None:
     compare(model("modernbert", sparse_prediction=True))
 
 
-@pytest.mark.parametrize("architecture", ["convbert", "roformer"])
-def test_fallback_for_other_architectures(architecture: str) -> None:
-    assert architecture not in ENCODERS
-    compare(model(architecture, embedding_size=16))
+OTHERS: dict[str, dict[str, Any]] = {
+    "big_bird": {"attention_type": "original_full"},
+    "convbert": {"embedding_size": 16},
+    "deberta": {"pos_att_type": ["c2p"], "relative_attention": True},
+    "deberta-v2": {"legacy": False},
+    "data2vec-text": {},
+    "longformer": {"attention_window": 4},
+    "luke": {"entity_emb_size": 8, "entity_vocab_size": 9},
+    "mobilebert": {"true_hidden_size": 8, "intra_bottleneck_size": 8, "embedding_size": 8},
+    "rembert": {"input_embedding_size": 16, "output_embedding_size": 8},
+    "roformer": {"embedding_size": 16},
+    "xlm-roberta-xl": {},
+}
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_loss_and_gradients_of_other_families_are_the_models_own(
+    architecture: str, four_targets: list[int]
+) -> None:
+    """The head needs no entry, and runs on targets alone, in chunks."""
+    compare(model(architecture, **OTHERS[architecture]))
+    assert len(four_targets) > 4 and max(four_targets) == 4
+
+
+class Shifted(BertForMaskedLM):
+    """A user's own code after the encoder, which maskwise cannot know."""
+
+    def forward(self, **inputs: Any) -> Any:
+        outputs = super().forward(**inputs)
+        labels = inputs.get("labels")
+        outputs.logits = outputs.logits * 2
+        if labels is not None:
+            outputs.loss = cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+        return outputs
+
+
+def test_a_model_with_code_of_its_own_is_called_as_a_whole(four_targets: list[int]) -> None:
+    compare(Shifted(config("bert")))
+    assert not four_targets
 
 
 def test_the_head_runs_on_targets_alone() -> None:
+    """Hooks of the user on its layers run once, and those on the model not at all."""
     net = model("bert")
-    seen = []
-    net.cls.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    seen, whole = [], []
+    net.cls.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:-1].numel()))
+    net.bert.register_forward_hook(lambda *_: whole.append("encoder"))
     count = MaskedLanguageModelling(net)(batch()).divisor
-    assert seen == [(int(count), 16)]
+    assert seen == [int(count)] and whole == ["encoder"]
+    # The head has the layers that the model has at the time.
+    net.cls = torch.nn.Identity()
+    states = torch.randn(3, 16)
+    head = prediction_head(net)
+    assert head is not None and torch.equal(head(states), states)
+    assert "forward" not in vars(net) and "forward" not in vars(net.bert)
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "convbert"])

@@ -1,21 +1,23 @@
 """Model families: an ``Adapter`` describes the differences between transformers' model families.
 
-An adapter finds the encoder and the prediction head of a model, and knows the first position index
-of the family. Each known family, such as bert, has an entry in ``ENCODERS`` or
-``ENCODER_DECODERS``. For other families, logits are computed at every position and not only at
-targets, which is slower but leads to the same loss.
+An adapter finds the encoder of a model, and knows the first position index of the family. Each
+known family, such as bert, has an entry in ``ENCODERS`` or ``ENCODER_DECODERS``.
+
+The prediction head needs no entry: it is the model itself, whose encoder hands on the states of
+targets (``prediction_head``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from maskwise.attention import NAME, REPLACED, DocumentIds, separate
 from maskwise.constants import Kind
@@ -25,8 +27,8 @@ from maskwise.errors import MaskwiseError, refuse_version
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Head = Callable[[Any, Tensor], Tensor]
-"""A function from a model and its hidden states (M, H) to logits (M, V)."""
+Head = Callable[[Tensor], Tensor]
+"""A function from hidden states (M, H) to logits (M, V)."""
 
 Inputs: TypeAlias = dict[str, Any]
 
@@ -36,8 +38,6 @@ class Adapter:
     """A family of encoders. Labels are aligned with the input tokens.
 
     Attributes:
-        head: the prediction head. If None, the head is unknown, and the whole model must be called
-            to get logits.
         counts_from_pad: whether the first position index is the padding id plus 1, as in RoBERTa.
         pad: the padding id that a family's code assumes, whatever its configuration says.
         separates: whether ``maskwise.attention`` can keep the documents of a packed row apart.
@@ -45,7 +45,6 @@ class Adapter:
 
     kind: ClassVar[Kind] = "encoder"
 
-    head: Head | None = None
     counts_from_pad: bool = False
     pad: int | None = None
     separates: bool = False
@@ -296,6 +295,7 @@ class EncoderDecoder(Adapter):
             encoded = encoder(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs.get("attention_mask"),
+                **{name: inputs[name] for name in ("global_attention_mask",) if name in inputs},
                 **self._named(read),
             )
         with _positions(decoder, written):
@@ -322,62 +322,23 @@ def without_inputs(inputs: Tensors, *names: str) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if name not in names}
 
 
-def chain(*names: str) -> Head:
-    """Make a head that calls some modules of a model, given by name, in sequence."""
-
-    def head(model: Any, states: Tensor) -> Tensor:
-        for name in names:
-            states = getattr(model, name)(states)
-        return states
-
-    return head
-
-
-def _bart(model: Any, states: Tensor) -> Tensor:
-    # If the bias were added after ``linear``, a second array of logits would be allocated.
-    return linear(states, model.lm_head.weight, model.final_logits_bias[0])
-
-
-def _scaled(where: str) -> Head:
-    """Make T5's head, which scales hidden states if the field ``where`` of the config is True."""
-
-    def head(model: Any, states: Tensor) -> Tensor:
-        if getattr(model.config, where):
-            states = states * model.model_dim**-0.5
-        return model.lm_head(states)
-
-    return head
-
-
-def _t5gemma(model: Any, states: Tensor) -> Tensor:
-    logits = model.lm_head(states)
-    most = model.config.decoder.final_logit_softcapping
-    if most is None:
-        return logits
-    # Logits are kept between −most and most.
-    return torch.tanh(logits / most) * most
-
-
-ROBERTA = Adapter(chain("lm_head"), counts_from_pad=True, separates=True)
+ROBERTA = Adapter(counts_from_pad=True, separates=True)
 
 ENCODERS: Mapping[str, Adapter] = {
-    "bert": Adapter(chain("cls"), separates=True),
-    "deberta-v2": Adapter(chain("cls")),
+    "bert": Adapter(separates=True),
+    "deberta-v2": Adapter(),
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
     "camembert": ROBERTA,
-    "mpnet": Adapter(chain("lm_head"), counts_from_pad=True, pad=1),
-    "albert": Adapter(chain("predictions"), separates=True),
-    "distilbert": Adapter(
-        chain("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector")
-    ),
-    "electra": Adapter(chain("generator_predictions", "generator_lm_head"), separates=True),
-    "modernbert": Adapter(chain("head", "decoder"), separates=True),
-    "eurobert": Adapter(chain("lm_head"), separates=True),
-    "nomic_bert": Adapter(chain("cls"), separates=True),
-    "esm": Esm(chain("lm_head"), counts_from_pad=True, separates=True),
-    "esmc": Adapter(chain("lm_head"), separates=True),
-    # Here the head is unknown, and only the positions are known.
+    "mpnet": Adapter(counts_from_pad=True, pad=1),
+    "albert": Adapter(separates=True),
+    "distilbert": Adapter(),
+    "electra": Adapter(separates=True),
+    "modernbert": Adapter(separates=True),
+    "eurobert": Adapter(separates=True),
+    "nomic_bert": Adapter(separates=True),
+    "esm": Esm(counts_from_pad=True, separates=True),
+    "esmc": Adapter(separates=True),
     "data2vec-text": Adapter(counts_from_pad=True),
     "ibert": Adapter(counts_from_pad=True),
     "longformer": Adapter(counts_from_pad=True),
@@ -389,11 +350,11 @@ ENCODERS: Mapping[str, Adapter] = {
 """The known encoder families, by ``config.model_type``."""
 
 ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
-    "bart": EncoderDecoder(_bart, starts_with="eos", separates=True),
-    "t5": EncoderDecoder(_scaled("scale_decoder_outputs"), separates=True),
-    "mt5": EncoderDecoder(chain("lm_head"), separates=True),
-    "umt5": EncoderDecoder(_scaled("tie_word_embeddings"), separates=True),
-    "t5gemma": EncoderDecoder(_t5gemma, starts_with="bos", rotary=True, separates=True),
+    "bart": EncoderDecoder(starts_with="eos", separates=True),
+    "t5": EncoderDecoder(separates=True),
+    "mt5": EncoderDecoder(separates=True),
+    "umt5": EncoderDecoder(separates=True),
+    "t5gemma": EncoderDecoder(starts_with="bos", rotary=True, separates=True),
 }
 """The known encoder–decoder families, by ``config.model_type``."""
 
@@ -539,22 +500,68 @@ def width_of(model: PreTrainedModel) -> int:
     return int(model.config.hidden_size)
 
 
+CALLED_WHOLE = ("encoder-decoder", "fsmt", "perceiver", "prophetnet")
+"""Families of transformers whose encoder, decoder and head cannot be called one after another."""
+
+
 def prediction_head(model: PreTrainedModel) -> Head | None:
-    """Return the prediction head of a language model, or None if it is unknown."""
-    if _has_newer_head(model):
+    """Return the prediction head of a language model, or None if it is unknown.
+
+    The head is a shallow copy of the model that shares all weights, and whose encoder (and decoder)
+    hands on the states that it is given. All layers after the encoder are computed by the model's
+    own code. The head is unknown if this code is not of transformers.
+    """
+    foreign = not type(model).forward.__module__.startswith("transformers.")
+    if foreign or model.config.model_type in CALLED_WHOLE:
         return None
-    return adapter_of(model.config).head
+    parts = model._modules
+    hollow = [name for name, part in parts.items() if part is model.base_model]
+    # T5's encoder and decoder have no module in common.
+    hollow = hollow or ["encoder", "decoder"]
+    if not parts.keys() >= {*hollow}:
+        return None
+    head = _without_hooks(model)
+    head._modules = dict(parts)
+    for name in hollow:
+        head._modules[name] = _without_hooks(parts[name], forward=_hand_on)
+
+    def logits(states_MH: Tensor) -> Tensor:
+        return head(input_ids=states_MH.unsqueeze(0), return_dict=True).logits[0]
+
+    return logits
 
 
-def _has_newer_head(model: PreTrainedModel) -> bool:
-    """Return whether a model is a DeBERTa-v2 with ``legacy=False``, which has a different head."""
-    return model.config.model_type == "deberta-v2" and hasattr(model, "lm_predictions")
+def _without_hooks(module: Any, **replaced: object) -> Any:
+    """Return a shallow copy of a module, as its class defines it but for ``replaced``."""
+    plain = copy.copy(module)
+    vars(plain).pop("forward", None)
+    vars(plain).update(replaced)
+    plain._forward_hooks = OrderedDict()
+    plain._forward_pre_hooks = OrderedDict()
+    return plain
+
+
+class _States(tuple[Tensor]):
+    """What an encoder or a decoder returns, with states and nothing else."""
+
+    last_hidden_state = property(lambda self: self[0])
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def _hand_on(
+    input_ids: Any = None, *_: object, encoder_hidden_states: Any = None, **others: object
+) -> _States:
+    """The forward method of an encoder or a decoder that returns the states that it is given."""
+    return _States((input_ids if encoder_hidden_states is None else encoder_hidden_states,))
 
 
 def output_layer(model: PreTrainedModel) -> nn.Module | None:
     """Return the layer whose weight (V, H) makes logits of states, or None without a head."""
-    if _has_newer_head(model):
-        # It multiplies by the embeddings. For transformers, the output layer is the one before.
+    if model.config.model_type == "deberta-v2" and hasattr(model, "lm_predictions"):
+        # With ``legacy=False``, the head multiplies by the embeddings. For transformers, the output
+        # layer is the one before.
         return model.get_input_embeddings()
     return model.get_output_embeddings()
 
@@ -571,7 +578,7 @@ def masked_logits(
     if head is None:
         return picked(model(**inputs).logits, row, column)
     states = adapter_of(model.config).states(model, inputs)
-    return head(model, picked(states, row, column))
+    return head(picked(states, row, column))
 
 
 def picked(states_BLH: Tensor, row: Tensor, column: Tensor) -> Tensor:

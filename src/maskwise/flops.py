@@ -8,9 +8,9 @@ is known. Without a frozen encoder, a training step costs
 ``body`` is the number of weights in the matrices of the encoder, without its embeddings, which are
 looked up. ``head`` is that of the prediction head with its vocabulary matrix, even if this matrix
 is tied to the embeddings. The head runs on masked tokens (targets) only, so a higher masking ratio
-costs more; in families that maskwise does not know, it runs on all tokens. ``Objective.work``
-defines which weights are applied to which tokens: sentence contrast reads a text twice, and
-replaced-token detection also runs a generator.
+costs more. (Where ``families.prediction_head`` returns None, it runs on all tokens.)
+``Objective.work`` defines which weights are applied to which tokens: sentence contrast reads a text
+twice, and replaced-token detection also runs a generator.
 
 Each weight takes 2 FLOPs per token in the forward pass and 4 in the backward pass: 2 for the
 gradient of its input and 2 for the gradient of the weight. The factor 6 is smaller in three cases.

@@ -659,7 +659,7 @@ def require_head(config: PreTrainedConfig, kind: Kind, *, name: Start) -> None:
     raise MaskwiseError(
         f"{str(name)!r} has no {head}",
         got=family,
-        allowed=", ".join(name for name, adapter in known.items() if adapter.head),
+        allowed=", ".join(known),
         do="use a model of one of these families",
     )
 

@@ -199,7 +199,7 @@ class MaskingTrainer(Trainer):
 
     def _check_packing(self) -> None:
         """Raise if documents cannot share rows."""
-        if self._network is None:
+        if self._network is None or prediction_head(self._network) is None:
             raise MaskwiseError(
                 "packing needs a model of transformers, whose attention keeps documents apart",
                 got=type(self.model).__name__,

@@ -58,7 +58,7 @@ from maskwise.objectives.mlm import MaskedLanguageModelling
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-READ = ("input_ids", "attention_mask", "documents")
+READ = ("input_ids", "attention_mask", "documents", "global_attention_mask")
 """The encoder's inputs."""
 
 

@@ -1,8 +1,8 @@
 """Masked language modelling and its variants: entity masking, diffusion, and span boundaries.
 
-The prediction head is applied only to the hidden states of targets. If maskwise does not know the
-head of a model (``families.ENCODERS``), logits are computed at all positions. The loss is the same,
-but slower to compute.
+The prediction head is applied only to the hidden states of targets. If the head of a model cannot
+be called alone (``families.prediction_head``), logits are computed at all positions. The loss is
+the same, but slower to compute.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from maskwise.families import adapter_of, masked_logits, picked, prediction_head
+from maskwise.families import Head, adapter_of, masked_logits, picked, prediction_head
 from maskwise.flops import Work, encoder_weights, head_weights
 from maskwise.masking import MaskedBatch
 from maskwise.masking.diffusion import Noising, Rates
@@ -111,13 +111,9 @@ class MaskedLanguageModelling(Objective):
         return Work(encoder_weights(self.model) * tokens, own * places, tied * places)
 
 
-def read_head(
-    model: PreTrainedModel, read: Read, states_MH: Tensor, truth: Tensor
-) -> tuple[Tensor, ...]:
+def read_head(head: Head, read: Read, states_MH: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
     """Apply the prediction head to hidden states at targets, and read the logits."""
-    head = prediction_head(model)
-    assert head is not None
-    return read(head(model, states_MH), truth)
+    return read(head(states_MH), truth)
 
 
 def read_at(
@@ -156,7 +152,7 @@ def read_states(
     head: ReadHead = read_head,
 ) -> tuple[Tensor, ...]:
     """The same as ``read_at``, from the inputs of the head at the targets."""
-    compute = partial(head, model, read)
+    compute = partial(head, prediction_head(model), read)
     return in_chunks(compute, states_MH, truth, vocabulary=model.config.vocab_size)
 
 
