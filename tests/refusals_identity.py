@@ -1,4 +1,4 @@
-"""What an older version made by the names of texts is not used again."""
+"""What an older version made by the names of texts, or of one corpus, is not used again."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import maskwise as mw
+from maskwise.annotate.kept import Store
 from maskwise.annotate.run import annotate_corpus
-from maskwise.annotate.store import Store
 from maskwise.recipe import read_recipe
 from maskwise.study.single import run_pretrain
 from maskwise.text import Pieces, read_documents, read_pieces, tokenise, train_tokenizer
@@ -44,7 +44,7 @@ def annotate(out: Path) -> None:
 
 def old_annotations(folder: Path) -> Path:
     annotate(folder / "old")
-    age(folder / "old" / "manifest.json", 1)
+    (folder / "old" / "layers.json").rename(folder / "old" / "manifest.json")
     return folder / "old"
 
 
@@ -72,6 +72,19 @@ def study_in_old_folder(folder: Path) -> None:
     study(folder / "inputs", folder / "old")
 
 
+def study_with_layers(inputs: Path, out: Path) -> None:
+    arms = "study.arms={a: {}}"
+    mw.study(inputs / "recipe.yaml", out=out, overrides=[*OVERRIDES, arms, "corpus.layers=[words]"])
+
+
+def study_on_old_annotations(folder: Path) -> None:
+    write_inputs(folder / "inputs")
+    study_with_layers(folder / "inputs", folder / "old")
+    [layers] = (folder / "old").glob("stages/*/layers/layers.json")
+    layers.rename(layers.with_name("manifest.json"))
+    study_with_layers(folder / "inputs", folder / "old")
+
+
 def pretrain(inputs: Path, out: Path) -> None:
     run_pretrain(read_recipe(inputs / "recipe.yaml", OVERRIDES), out=out)
 
@@ -87,10 +100,13 @@ def pretrain_in_old_folder(folder: Path) -> None:
 ROWS = [
     Refusal("prepared text by names", load_prepared, (*FACTS, "old"), prepare_anew),
     Refusal(
-        "annotations by names", lambda folder: Store(old_annotations(folder)), FACTS, annotate_anew
+        "annotations of one corpus",
+        lambda folder: Store(old_annotations(folder)),
+        FACTS,
+        annotate_anew,
     ),
     Refusal(
-        "more annotations into those by names",
+        "more annotations into those of one corpus",
         lambda folder: annotate(old_annotations(folder)),
         FACTS,
         annotate_anew,
@@ -100,6 +116,12 @@ ROWS = [
         study_in_old_folder,
         FACTS,
         lambda folder: study(folder / "inputs", folder / "new"),
+    ),
+    Refusal(
+        "a study on annotations of one corpus",
+        study_on_old_annotations,
+        FACTS,
+        lambda folder: study_with_layers(folder / "inputs", folder / "new"),
     ),
     Refusal(
         "a pre-training on a text by names",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -19,23 +20,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 import annotate_tools
+import maskwise as mw
 from maskwise import jobs
-from maskwise.annotate import registry, shard, store, tally
+from maskwise.annotate import kept, registry, run, tagger, tally
+from maskwise.annotate.kept import Store, cut_shards, to_parquet
 from maskwise.annotate.registry import annotator, spec_of
-from maskwise.annotate.run import annotate_corpus
-from maskwise.annotate.store import Store, cut_shards, to_parquet
+from maskwise.annotate.run import Live, annotate_corpus
 from maskwise.annotate.tally import Tally
 from maskwise.errors import MaskwiseError
+from maskwise.export import export_masks
 from maskwise.folders import read_json
+from maskwise.masking.settings import Masking
 from maskwise.recipe import Recipe
 from maskwise.show import examples, render_layers, write_layers
 from maskwise.study import work
 from maskwise.study.stages import prepare_stage
 from maskwise.study.store import StageStore
 from maskwise.study.work import run_stage
-from maskwise.text import Document, Prepared, read_documents
+from maskwise.text import Document, Prepared, read_documents, train_tokenizer
 from maskwise.text.documents import Joined
 from maskwise.text.layers import CharSpans, Found, Layer, check_spans
 from processes import PATIENCE, marked, wait_for
@@ -74,7 +79,7 @@ def texts_of(documents: list[dict[str, str]]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(store, "SHARD_DOCUMENTS", 8)
+    monkeypatch.setattr(kept, "SHARD_DOCUMENTS", 8)
     monkeypatch.syspath_prepend(str(HERE))
 
 
@@ -89,13 +94,15 @@ def change_sentences(monkeypatch):
 def rare(monkeypatch):
     monkeypatch.setitem(registry.ANNOTATORS, "rare", annotate_tools.Rare)
     monkeypatch.setattr(annotate_tools.Rare, "fits", 0)
-    shard._annotator.cache_clear()
+    run.forget()
 
 
 def files(out: Path) -> dict[str, tuple[int, bytes]]:
     """Shards with when they were written and what is in them."""
-    paths = (out / "shards").iterdir()
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+    paths = out.glob("*/*.parquet")
+    return {
+        str(path.relative_to(out)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths
+    }
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -122,10 +129,10 @@ def test_what_is_stored_comes_back(tmp_path):
 
 def test_shards_are_cut_by_content():
     documents = [Document(one["id"], one["text"]) for one in corpus(400)]
-    before = [store.shard_key(part) for part in cut_shards(documents)]
+    before = [part.key for part in cut_shards(documents)]
     assert 20 < len(before) < 100
     one_more = [*documents[:100], Document("new", "a new text"), *documents[100:]]
-    after = [store.shard_key(part) for part in cut_shards(one_more)]
+    after = [part.key for part in cut_shards(one_more)]
     assert len(set(after) - set(before)) <= 2  # the borders behind it stay where they were
 
 
@@ -151,10 +158,8 @@ def test_a_second_run_makes_nothing_and_a_change_only_what_it_touches(tmp_path):
     assert files(tmp_path) == before
     texts[30]["text"] = texts[30]["text"].replace(".", ",")  # one character
     assert 2 <= annotate_corpus(texts, ["words", "sentences"], tmp_path)["made"] <= 6
-    kept = files(tmp_path).items() & before.items()
-    assert len(kept) >= len(before) - 4
-    here = {path.name for path in tmp_path.iterdir()}
-    assert here == {".lock", "manifest.json", "shards", "summary.json"}
+    # What was made of the text as it was stays there.
+    assert before.items() <= files(tmp_path).items()
 
 
 def test_a_conllu_file_is_a_corpus_with_a_name(tmp_path):
@@ -177,38 +182,170 @@ def test_layers_come_one_after_the_other_and_a_pass_leaves_the_others_alone(tmp_
     assert annotate_corpus(texts, ["pos", "salient"], tmp_path)["made"] == 0
 
 
-def test_no_layer_is_lost_unasked(tmp_path):
-    """Neither of a different corpus, nor of this one where it has changed and only some layers are
-    asked for.
-    """
-    out = tmp_path / "out"
-    annotate_corpus(jsonl(tmp_path, 20), ["words", "sentences"], out)
-    before = files(out)
-    others = [{"id": one["id"], "text": one["text"].upper()} for one in corpus(20)]
-    with pytest.raises(MaskwiseError, match="a different corpus") as other:
-        annotate_corpus(others, ["words", "sentences"], out)
-    assert other.value.got.startswith("20 documents of ")
-    changed = jsonl(tmp_path, 21)
-    with pytest.raises(MaskwiseError, match=r"since the layers words .*\(words\)"):
-        annotate_corpus(changed, ["sentences"], out)
-    assert files(out) == before
-    annotate_corpus(changed, ["sentences", "words"], out)
-    assert [*Store(out).layers] == ["sentence", "words"]
-    # A file of that name is the same corpus, whatever is in it now.
-    changed.write_text(json.dumps(others[0]))
-    assert annotate_corpus(changed, ["sentences", "words"], out)["documents"] == 1
+def test_corpora_share_a_folder(tmp_path):
+    """Each text is annotated once, whichever corpus it is in, and all annotations stay."""
+    small, large = corpus(20), corpus(60)
+    first = annotate_corpus(small, ["words", "sentences"], tmp_path)
+    before = files(tmp_path)
+    other = [{"text": one["text"].upper()} for one in small]
+    assert annotate_corpus(other, ["words"], tmp_path)["made"] > 0
+    more = annotate_corpus(large, ["words", "sentences"], tmp_path)
+    assert more["made"] < 2 * more["shards"], "some shards were there"
+    assert before.items() <= files(tmp_path).items()
+    for texts in (small, other, large):
+        found = Store(tmp_path, "words").annotate(texts_of(texts))
+        np.testing.assert_equal(found, annotator("words").annotate(texts_of(texts)))
+    again = annotate_corpus(small, ["words", "sentences"], tmp_path)
+    assert again == first | {"made": 0}
+    with pytest.raises(MaskwiseError, match="different texts"):
+        Store(tmp_path).annotate(texts_of(other))  # they have no sentences
+
+
+def test_each_text_is_read_once_and_twice_with_a_fit(tmp_path, rare, monkeypatch):
+    reads = Counter[str]()
+    plain = kept.cut_shards
+
+    def counted(documents):
+        for part in plain(documents):
+            reads.update(part.texts)
+            yield part
+
+    monkeypatch.setattr(run, "cut_shards", counted)
+    for wanted, times in ((["words"], 1), (["rare"], 2), (["words", "rare"], 2)):
+        reads.clear()
+        annotate_corpus(corpus(30), wanted, tmp_path)
+        assert {*reads.values()} == {times}
+
+
+@pytest.fixture
+def fits(tmp_path) -> tuple[list[str], list[str], list[str]]:
+    """A corpus, the same with more texts, and another one, whose words have other frequencies."""
+    small, large = texts_of(corpus(40)), texts_of(corpus(60))
+    other = [text.replace("owl", "Ulm") for text in small]
+    for texts in (small, large, other):
+        annotate_corpus(texts, ["frequency", "words"], tmp_path)
+    return small, large, other
+
+
+def weights_of(found: list[Found]) -> list[list[float]]:
+    return [spans["frequency"].value.tolist() for spans in found]
+
+
+def test_the_fit_of_the_texts_is_read(tmp_path, fits):
+    stored = f"stored({str(tmp_path)!r})"
+    for number, texts in enumerate(fits):
+        alone = tmp_path / f"alone-{number}"
+        annotate_corpus(texts, ["frequency"], alone)
+        expected = weights_of(Store(alone).annotate(texts))
+        assert weights_of(Store(tmp_path).annotate(texts)) == expected
+        # A study annotates its corpus, shard by shard, with what is stored.
+        annotate_corpus(texts, [stored], tmp_path / f"again-{number}")
+        assert weights_of(Store(tmp_path / f"again-{number}").annotate(texts)) == expected
+    # Part of the corpus: the smaller fit that has it, also after the larger one was asked for.
+    small, large, other = fits
+    annotate_corpus(large, ["frequency"], tmp_path)
+    few = weights_of(Store(tmp_path).annotate(small[:3]))
+    assert few == weights_of(Store(tmp_path / "alone-0").annotate(small[:3]))
+    with pytest.raises(MaskwiseError, match="made from different texts") as caught:
+        Store(tmp_path).annotate([*small, *other])
+    assert "\n" not in str(caught.value) and "the 60 texts" in caught.value.allowed
+
+
+def test_rows_are_made_with_the_fit_of_all_texts_or_with_none(tmp_path, fits):
+    tokenizer = train_tokenizer(WORDS * 9, vocab_size=100)
+    stored = f"stored({str(tmp_path)!r}, only='frequency')"
+    _, large, other = fits
+    annotate_corpus(large, ["frequency"], tmp_path / "alone")
+    found = []
+    for layers in ([stored], [f"stored({str(tmp_path / 'alone')!r})"]):
+        rows = mw.encode(tokenizer, large, max_length=64, layers=layers)
+        found.append([row["frequency"] for row in rows])
+    assert found[0] == found[1]
+    (tmp_path / "large.txt").write_text("\n".join(large))
+    how = {"tokenizer": "bundled:tokenizer", "max_length": 64, "text_per": "line"}
+    masking = Masking.of(policy="frequency")
+    rows_of = set()
+    for name, spec in (("first", stored), ("second", f"stored({str(tmp_path / 'alone')!r})")):
+        facts = export_masks(
+            tmp_path / "large.txt", tmp_path / name, masking=masking, layers=[spec], **how
+        )
+        rows_of.add(facts["rows_sha256"])
+    assert len(rows_of) == 1
+    # Those that get the texts in parts refuse it, and name those of the latest call.
+    batch = {"text": other[:2]}
+    for call in (
+        lambda name: mw.annotate_rows(batch, tokenizer, layers=[name]),
+        lambda name: Live([name]),
+    ):
+        with pytest.raises(MaskwiseError, match="whole corpus first") as caught:
+            call(stored)
+        [named] = re.findall(r"stored\([^()]*\([^()]*\)\)", caught.value.do)
+        assert "\n" not in str(caught.value)
+        call(named)
+
+
+def test_a_fit_to_a_changed_corpus_is_announced(tmp_path, caplog):
+    texts = corpus(30)
+    with caplog.at_level("INFO", logger="maskwise"):
+        annotate_corpus(texts, ["frequency"], tmp_path)
+        annotate_corpus(texts, ["frequency"], tmp_path)
+        assert "computed anew" not in caplog.text
+        made = annotate_corpus(texts[:-1], ["frequency"], tmp_path)
+    assert "frequency" in caplog.text and "computed anew" in caplog.text
+    assert made["made"] == made["shards"]
+
+
+def test_a_reordered_corpus_is_annotated_anew(tmp_path):
+    texts = corpus(60)
+    first = annotate_corpus(texts, ["words"], tmp_path)
+    again = annotate_corpus(texts[::-1], ["words"], tmp_path)
+    assert again["made"] == again["shards"] >= first["shards"] - 1
+    assert Store(tmp_path).fitted
+    for order in (texts, texts[::-1]):
+        found = Store(tmp_path).annotate(texts_of(order))
+        np.testing.assert_equal(found, annotator("words").annotate(texts_of(order)))
+
+
+@pytest.mark.parametrize("wanted", ["words", "rare"])
+def test_the_bar_knows_its_total(wanted, tmp_path, rare, monkeypatch):
+    texts = corpus(40)
+    seen = []
+
+    class Bars(Progress):
+        def __exit__(self, *error):
+            seen.append(self.tasks[-1])
+            super().__exit__(*error)
+
+    monkeypatch.setattr(run, "Progress", Bars)
+    monkeypatch.setattr(run, "err_console", Console(file=io.StringIO(), force_terminal=True))
+    for _ in range(2):
+        annotate_corpus(texts, [wanted], tmp_path)
+        assert seen[-1].total == seen[-1].completed == sum(map(len, texts_of(texts)))
+
+
+def test_a_corpus_that_changes_between_fit_and_annotation_is_noticed(tmp_path, rare, monkeypatch):
+    source = jsonl(tmp_path, 30)
+    plain = annotate_tools.Rare.fit
+
+    def fit(self, texts, folder):
+        spec = plain(self, texts, folder)
+        jsonl(tmp_path, 31)
+        return spec
+
+    monkeypatch.setattr(annotate_tools.Rare, "fit", fit)
+    with pytest.raises(MaskwiseError, match="changed while it was being read"):
+        annotate_corpus(source, ["rare"], tmp_path / "out")
 
 
 def test_a_changed_annotator_is_noticed(tmp_path, monkeypatch):
     texts, out = corpus(30), tmp_path / "out"
     annotate_corpus(texts, ["words", "sentences"], out)
-    before, version = files(out), Store(out).version
+    before, version = files(out), Store(out, ["sentence"]).version
     change_sentences(monkeypatch)
     again = annotate_corpus(texts, ["words", "sentences"], out)
     assert again["made"] == again["shards"]
-    kept = files(out).items() & before.items()
-    assert all(name.startswith("words") for name, _ in kept) and len(kept) == again["shards"]
-    assert Store(out).version != version
+    assert before.items() <= files(out).items()
+    assert Store(out, ["sentence"]).latest().version != version
     # Another name of a layer, and another content of a file, are another annotator too.
     path = tmp_path / "x.jsonl"
     for name, end in (("birds", 4), ("owls", 4), ("owls", 8)):
@@ -221,20 +358,21 @@ def test_damage_is_refused_and_mended(tmp_path):
     texts = corpus(60)
     first = annotate_corpus(texts, ["sentences"], tmp_path)
     before = contents(tmp_path)
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(MaskwiseError, match=r"manifest\.json is damaged"):
-        Store(tmp_path)
+    for content in ("{", "{}"):
+        (tmp_path / "layers.json").write_text(content)
+        with pytest.raises(MaskwiseError, match=r"layers\.json is missing or damaged"):
+            Store(tmp_path)
     assert annotate_corpus(texts, ["sentences"], tmp_path) == first | {"made": 0}
-    (tmp_path / "manifest.json").write_text('{"format": 3}')
+    (tmp_path / "layers.json").write_text('{"format": 2}')
     for read in (lambda: Store(tmp_path), lambda: annotate_corpus(texts, ["sentences"], tmp_path)):
-        with pytest.raises(MaskwiseError, match="newer maskwise wrote it; got format 3") as newer:
+        with pytest.raises(MaskwiseError, match="newer maskwise wrote it; got format 2"):
             read()
-        # What a newer version wrote is whole, and must not be made again.
-        assert "damaged" not in str(newer.value)
-    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "layers.json").unlink()
     annotate_corpus(texts, ["sentences"], tmp_path)
-    shard_file = next((tmp_path / "shards").iterdir())
+    shard_file = next(tmp_path.glob("*/*.parquet"))
     whole = shard_file.read_bytes()
+    shard_file.unlink()
+    assert annotate_corpus(texts, ["sentences"], tmp_path)["made"] == 1
     # cut, and with a footer that is as it was
     for damaged in (whole[:-20], whole[:200] + bytes(40) + whole[240:]):
         shard_file.write_bytes(damaged)
@@ -263,7 +401,7 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
     one = annotate_corpus(texts, ["words"], tmp_path / "one", **how)
     two = annotate_corpus(texts, ["words"], tmp_path / "two", jobs=2, **how)
     assert one == two and contents(tmp_path / "one") == contents(tmp_path / "two")
-    for name in ("manifest.json", "summary.json"):
+    for name in ("layers.json", "summary.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
@@ -287,12 +425,12 @@ def test_a_module_that_raises_when_it_is_imported_is_one_line(source, said, tmp_
 def test_a_killed_run_goes_on(tmp_path):
     source, out = jsonl(tmp_path, 80), tmp_path / "out"
     code = (
-        "import sys; from maskwise.annotate import run, store; store.SHARD_DOCUMENTS = 8;"
+        "import sys; from maskwise.annotate import run, kept; kept.SHARD_DOCUMENTS = 8;"
         "run.annotate_corpus(sys.argv[1], [], sys.argv[2], functions=['annotate_tools:slow'])"
     )
     arguments = [sys.executable, "-c", code, str(source), str(out)]
     process = subprocess.Popen(arguments, env=with_tools(SLOW="0.3"))
-    wait_for(lambda: process.poll() is not None or len(list(out.glob("shards/*.parquet"))) >= 3)
+    wait_for(lambda: process.poll() is not None or len(list(out.glob("*/*.parquet"))) >= 3)
     process.kill()
     process.wait()
     before = {name: facts for name, facts in files(out).items() if name.endswith("parquet")}
@@ -340,7 +478,7 @@ def test_annotators_that_count_first(tmp_path, rare):
 def test_long_documents_go_in_parts(tmp_path, monkeypatch):
     text = " ".join(f"word{number}. Another\n" for number in range(400))
     whole = annotator("words").annotate([text])[0]["words"]
-    monkeypatch.setattr(shard, "PART_CHARACTERS", 100)
+    monkeypatch.setattr(tagger, "PART_CHARACTERS", 100)
     annotate_corpus([text, "short"], ["words"], tmp_path)
     again = Store(tmp_path).annotate([text])[0]["words"]
     assert whole.start.tolist() == again.start.tolist() and whole.end.tolist() == again.end.tolist()
@@ -351,7 +489,7 @@ def test_long_documents_go_in_parts(tmp_path, monkeypatch):
 
 def test_a_text_that_an_annotator_chokes_on_has_no_spans_and_is_counted(tmp_path, monkeypatch):
     """A long text counted once per part, kept the spans of its other parts, and could end a run."""
-    monkeypatch.setattr(shard, "PART_CHARACTERS", 100)
+    monkeypatch.setattr(tagger, "PART_CHARACTERS", 100)
     texts = corpus(30)
     texts[7]["text"] += " poison and More" * 20
     found = annotate_corpus(texts, [], tmp_path, functions=["annotate_tools:chokes"])
@@ -383,7 +521,7 @@ def test_a_text_that_an_annotator_chokes_on_has_no_spans_and_is_counted(tmp_path
 def test_functions_that_do_not_fit(function, message, tmp_path):
     with pytest.raises(MaskwiseError, match=message) as caught:
         annotate_corpus(corpus(90), [], tmp_path / "out", functions=[function])
-    assert "\n" not in str(caught.value) and not (tmp_path / "out" / "manifest.json").exists()
+    assert "\n" not in str(caught.value) and not (tmp_path / "out" / "layers.json").exists()
 
 
 def test_an_edited_function_is_loaded_again(tmp_path, monkeypatch):
@@ -415,7 +553,7 @@ def test_other_texts_are_refused(tmp_path):
     annotate_corpus(corpus(20), ["words"], tmp_path)
     with pytest.raises(MaskwiseError, match="made from different texts") as caught:
         Store(tmp_path).annotate([*texts, texts[3] + " "])
-    assert "the 20 documents" in caught.value.allowed and "\n" not in str(caught.value)
+    assert "the 20 texts" in caught.value.allowed and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -544,7 +682,7 @@ def test_given_spans_of_nested_fields(tmp_path):
 
 
 def test_texts_that_are_looked_up_come_whole_however_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard, "PART_CHARACTERS", 100)
+    monkeypatch.setattr(tagger, "PART_CHARACTERS", 100)
     path, text = tmp_path / "x.jsonl", "An owl flies. " * 20
     path.write_text(json.dumps({"text": text, "spans": [[3, 6], [255, 258]]}))
     stored = f"stored({str(tmp_path / 'spans')!r})"
@@ -583,12 +721,11 @@ def test_the_summary_counts(tmp_path):
 
 @pytest.mark.parametrize("merged", [1, 50, 1 << 20])
 def test_counts_are_those_of_counting_one_after_the_other(merged, monkeypatch):
-    """Over several shards, with texts of every width of UTF-8 and lone surrogates; ties by text."""
+    """Over several shards, with texts of every width of UTF-8; ties by text."""
     monkeypatch.setattr(tally, "MERGE_SPANS", merged)
-    monkeypatch.setattr(tally, "LARGE_BYTES", 10 * merged)
     draw, layer = np.random.default_rng(3), Layer("categorical", ("a", "b", "c", "d"))
     maker = SimpleNamespace(layers={"l": layer})
-    texts = [*texts_of(corpus(40)), "", " ", "x" * 90, "é\ud800 é\ud800 \udfff"]
+    texts = [*texts_of(corpus(40)), "", " ", "x" * 90, "é\U00010000 é\uffff \U0010ffff"]
     counting, count = Tally({"maker": maker}), Counter()
     for part in (texts[:13], texts[13:40], texts[40:41], texts[41:]):
         found = []
@@ -607,7 +744,7 @@ def test_counts_are_those_of_counting_one_after_the_other(merged, monkeypatch):
 
 
 def test_what_is_common_in_no_shard_is_counted_too(monkeypatch):
-    monkeypatch.setattr(tally, "TOP_SPANS", 2)
+    monkeypatch.setitem(tally.TOP, "spans", 2)
     counting = Tally({"words": annotator("words")})
     for part in ("a a a b b b owl owl", "c c c d d d owl owl", "e e e f f f owl"):
         found = annotator("words").annotate([part])
@@ -624,23 +761,7 @@ def test_words_are_counted_in_parts_of_a_text():
 
 
 def read_back(texts: list[str], found: list[Found], layers: dict[str, Layer]) -> pa.Table:
-    documents = [Document(str(number), text) for number, text in enumerate(texts)]
-    return pq.read_table(pa.BufferReader(to_parquet(documents, found, layers, {})))
-
-
-def test_files_of_earlier_versions_are_kept_and_counted_anew(tmp_path):
-    """Their footers have counts, which are not read; the failures there are."""
-    first = annotate_corpus(corpus(), ["words"], tmp_path)
-    for path in (tmp_path / "shards").iterdir():
-        facts = {"words": 1, "failures": {"OSError: old": 1}, "layers": {"words": {"spans": 7}}}
-        table = pq.read_table(path).replace_schema_metadata({"maskwise": json.dumps(facts)})
-        pq.write_table(table, path, compression="zstd", write_page_checksum=True)
-    before = files(tmp_path)
-    again = annotate_corpus(corpus(), ["words"], tmp_path)
-    failures = {"OSError: old": first["shards"]}
-    assert again["annotators"]["words"].pop("failures") == failures
-    assert first["annotators"]["words"].pop("failures") == {}
-    assert again == first | {"made": 0} and files(tmp_path) == before
+    return pq.read_table(pa.BufferReader(to_parquet(texts, found, layers, {})))
 
 
 def test_pages_show_texts_and_escape_them(tmp_path, capsys):
@@ -769,7 +890,7 @@ def test_ctrl_c_pressed_twice_ends_all_in_one_line(tmp_path):
         text=True,
         start_new_session=True,
     )
-    wait_for(lambda: process.poll() is not None or list(out.glob("shards/*.parquet")))
+    wait_for(lambda: process.poll() is not None or list(out.glob("*/*.parquet")))
     os.killpg(process.pid, signal.SIGINT)
     os.killpg(process.pid, signal.SIGINT)
     printed = process.communicate(timeout=PATIENCE)[0]
@@ -839,7 +960,7 @@ def test_an_annotator_that_leaves_out_results_is_named(monkeypatch, result):
     maker = annotator("words")
     monkeypatch.setattr(type(maker), "annotate", lambda self, texts: result)
     with pytest.raises(MaskwiseError, match=r"words must return (the|all).* of every text"):
-        shard.spans_of(maker, ["a text"], Counter())
+        run.spans_of(maker, ["a text"], Counter())
 
 
 GERMAN = "Der Hund schläft im Garten, und die Katze sitzt auf dem alten Dach. "

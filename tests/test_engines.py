@@ -26,7 +26,6 @@ import pytest
 
 import maskwise as mw
 from maskwise import folders, jobs
-from maskwise.annotate import run as annotate_run
 from maskwise.constants import jobs_here
 from maskwise.errors import MaskwiseError, Truncated
 from maskwise.jobs import ENGINES, Failure, LocalPool, Once, Pool, RayPool, ThisProcess, open_pool
@@ -299,7 +298,6 @@ def test_only_cores_that_a_process_may_use_are_counted(monkeypatch):
     ray = NoCluster()
     jobs._join(ray, None)
     assert ray.calls[-1]["num_cpus"] == jobs_here() == 2
-    assert annotate_run._workers("local", None, 10**9, 99) == 2
     with jobs.LocalPool(jobs=None) as pool:
         assert pool.places == pool.threads_of_tokenizers == 2
     monkeypatch.delattr(os, "sched_getaffinity")

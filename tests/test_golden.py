@@ -331,7 +331,7 @@ def store(folder: Path, name: str) -> dict[str, Any]:
         annotate_corpus(source, [ANNOTATED[name]], "out")
     finally:
         os.chdir(here)
-    tables = [pq.read_table(path) for path in sorted((folder / "out" / "shards").glob("*.parquet"))]
+    tables = [pq.read_table(path) for path in sorted((folder / "out").glob("*/*.parquet"))]
     shards = sorted([stored_columns(table) for table in tables])
     weights = [weight for table in tables for weight in weights_of(table)]
     return {

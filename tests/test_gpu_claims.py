@@ -9,7 +9,7 @@ from typing import Any
 import gpu_claims
 import pytest
 
-from maskwise.annotate.store import Store
+from maskwise.annotate.kept import Store
 from maskwise.folders import read_json, write_json, write_lines
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.study.design import Design

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from maskwise.annotate.kept import Store
 from maskwise.annotate.run import annotate_corpus
-from maskwise.annotate.store import Store
 from maskwise.annotate.weights import Difference
 from maskwise.errors import MaskwiseError, Truncated
 from maskwise.evaluation.cloze import Cloze, questions_of

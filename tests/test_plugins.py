@@ -31,8 +31,7 @@ from annotate_tools import capitals
 from maskwise import learning, plugins, specs
 from maskwise.annotate import register, registry
 from maskwise.annotate.registry import ANNOTATORS, SPANS, ByText, annotator
-from maskwise.annotate.run import annotate_corpus
-from maskwise.annotate.shard import Live, forget
+from maskwise.annotate.run import Live, annotate_corpus, forget
 from maskwise.changes import CHANGES
 from maskwise.cli.views import TABLES as LISTS
 from maskwise.errors import MaskwiseError, PlugInError

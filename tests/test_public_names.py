@@ -25,7 +25,7 @@ PUBLIC = {
         bundled_path load_tokenizer read_documents read_pieces
         require_documents shards_of split tokenise train_tokenizer word_ids""",
     "maskwise.annotate.run": "annotate_corpus",
-    "maskwise.annotate.store": "Store",
+    "maskwise.annotate.kept": "Store",
     "maskwise.annotate.registry": "annotator",
     "maskwise.tasks": """BUNDLED_TASKS CARDS KINDS METRICS FinetuneSettings Score Task TaskRecord
         TaskSource encode evaluate_tasks finetune load_task task_record""",

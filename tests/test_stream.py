@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from maskwise.annotate.shard import Live
+from maskwise.annotate.run import Live
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.text import (

@@ -18,7 +18,7 @@ import torch
 
 from invented import SCRIPT, script, world
 from maskwise.annotate.registry import annotator
-from maskwise.annotate.shard import Live
+from maskwise.annotate.run import Live
 from maskwise.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.recipe import read_recipe

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 # With ``learning``, the annotator ``learned`` is known.
 import maskwise.learning  # noqa: F401
+from maskwise.annotate.kept import Store
 from maskwise.annotate.registry import annotators
 from maskwise.errors import tidied_warnings, whole_number
 from maskwise.folders import OutputFolder
@@ -114,7 +115,8 @@ def encode(
     >>> [tokenizer.decode(row["input_ids"]) for row in rows]
     ['[CLS] the cat sat [SEP]', '[CLS] on the mat [SEP]']
     """
-    makers = annotators(layers)
+    texts = list(encoding.valid_texts(texts))
+    makers = [each.of(texts) if isinstance(each, Store) else each for each in annotators(layers)]
     return encoding.encode(
         tokenizer, texts, max_length=max_length, split=split, ids=ids, layers=makers, words=words
     )

@@ -23,6 +23,7 @@ import numpy as np
 # With ``learning``, the annotator ``learned`` is known.
 import maskwise.learning  # noqa: F401
 from maskwise import __version__
+from maskwise.annotate.kept import Store
 from maskwise.annotate.registry import annotators
 from maskwise.annotate.run import open_corpus
 from maskwise.errors import MaskwiseError, require_known, whole_number
@@ -155,6 +156,9 @@ def export_masks(
     documents.keep_repeated = True
     require_documents(documents)
     note(field_note(documents, text_field))
+    for number, maker in enumerate(makers):
+        if isinstance(maker, Store):
+            makers[number] = maker.of(document.text for document in documents)
 
     def encoded(part: Sequence[Document]) -> list[dict[str, Any]]:
         plain = [document.text for document in part]

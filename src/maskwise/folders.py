@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 MANIFEST = "manifest.json"
+LAYERS = "layers.json"
 CARD = "README.md"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """Error numbers on file systems without locks."""
@@ -56,6 +57,7 @@ FORMATS = {
     "stream.json": 1,
     "new_tokens.json": 1,
     "columns.json": 4,
+    LAYERS: 1,
     "annotator.json": 1,
     "facts.json": 1,
     "masks.json": 1,
@@ -73,7 +75,7 @@ GOVERNED = {
 """Files that have no version of their own, because they are tables of lines or are keyed by names
 of the user. Each is read as the version of a JSON file beside it says."""
 BY_NAMES = "names of files and lines decided which texts are held out and how they are masked"
-USABLE = {"stage.json": (2, BY_NAMES), MANIFEST: (2, BY_NAMES), "columns.json": (4, BY_NAMES)}
+USABLE = {"stage.json": (2, BY_NAMES), "columns.json": (4, BY_NAMES)}
 """The lowest versions from which work goes on, and what was otherwise in those before."""
 UNFINISHED = ".unfinished"
 """The folder, inside of an output folder, of what a command needs until it has finished: its
@@ -429,12 +431,12 @@ def refuse_damaged(folder: Path, *, weights: bool = True) -> None:
     Raises:
         MaskwiseError: a file has changed since the manifest was written.
     """
+    if (folder / LAYERS).exists():
+        do = "policies read it by corpus.layers: ['stored(\"FOLDER\")']"
+        raise MaskwiseError(f"{folder} is a folder of annotations, and no model", do=do)
     # Models from the hub have no manifest.
     if not (folder / MANIFEST).exists():
         return
-    if "annotators" in (read_json(folder / MANIFEST) or {}):
-        do = "policies read it by corpus.layers: ['stored(\"FOLDER\")']"
-        raise MaskwiseError(f"{folder} is a folder of annotations, and no model", do=do)
     wrong = damage(folder, weights=weights)
     if wrong:
         do = f"copy it again, or remove its {MANIFEST} if the change is intended"

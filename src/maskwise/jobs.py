@@ -176,8 +176,6 @@ class Pool(ABC):
         self,
         function: Callable[[Task], Result],
         tasks: Iterable[Task],
-        *,
-        at_once: int | None = None,
     ) -> Iterator[tuple[Task, Result]]:
         """Call a function on each task. Yield each task and its result as soon as it ends.
 
@@ -185,7 +183,6 @@ class Pool(ABC):
             function: the function.
             tasks: the tasks. The next task is read only when a worker is free, because all tasks
                 together may not fit in memory.
-            at_once: a further limit on parallel tasks, below ``places``.
 
         Raises:
             MaskwiseError: a task failed. Nothing is retried. If the worker died, the error names
@@ -194,7 +191,7 @@ class Pool(ABC):
         waiting = iter(tasks)
         running: dict[Future[Result], Task] = {}
         while True:
-            room = min(self.places, at_once or self.places) - len(running)
+            room = self.places - len(running)
             for task in islice(waiting, max(0, room)):
                 running[self.submit(function, task)] = task
             if not running:

@@ -20,8 +20,8 @@ from maskwise.errors import visible
 from maskwise.folders import write_page
 
 if TYPE_CHECKING:
+    from maskwise.annotate.kept import Store
     from maskwise.annotate.run import AnnotationSummary
-    from maskwise.annotate.store import Store
     from maskwise.annotate.tally import LayerSummary
     from maskwise.text.documents import Document
     from maskwise.text.layers import CharSpans, Layer

@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from maskwise.errors import MaskwiseError
+from maskwise.folders import refuse_damaged
 from maskwise.segments import Array, changes, rank_within
 from maskwise.text.documents import batches
 from maskwise.text.layers import CharSpans
@@ -468,3 +472,36 @@ def _identify(
         ids.write(np.where(block == _DOCUMENT, -2, places_of_keys(keys, block)))
     counts = table.counts[frequent]
     return ids, Level(keys, counts[kept], documents[kept])
+
+
+# Tables of a fit
+# -------------------------------------------------------------------------------------------
+
+
+def read_parquet(path: Path, *columns: str) -> pa.Table:
+    """Read columns from a Parquet file.
+
+    Raises:
+        MaskwiseError: the file is missing, is damaged or lacks a column.
+    """
+    refuse_damaged(path.parent)
+    try:
+        return pq.read_table(path).select(columns)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise MaskwiseError(
+            f"cannot read {path}: {error}",
+            do="give a folder OUT/fitted/NAME-… that maskwise annotate wrote",
+        ) from None
+
+
+def texts_in(path: Path, column: pa.ChunkedArray, *, what: str) -> list[str]:
+    """Return the texts of a column that a user may have edited; ``what`` they are, such as "word".
+
+    Raises:
+        MaskwiseError: a row has no text.
+    """
+    texts = column.to_pylist()
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise MaskwiseError(f"{path}: row {number} has no {what}", got=text, allowed="a text")
+    return texts

@@ -51,10 +51,11 @@ from maskwise.annotate.counts import (
     blocks,
     count_ngrams,
     places_of_keys,
+    read_parquet,
     rehashed,
+    texts_in,
     words_of,
 )
-from maskwise.annotate.store import read_parquet, texts_in
 from maskwise.errors import MaskwiseError
 from maskwise.folders import read_json, write_json
 from maskwise.segments import offsets

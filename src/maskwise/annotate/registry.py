@@ -26,8 +26,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from maskwise.annotate.kept import Store
 from maskwise.annotate.phrases import Phrases
-from maskwise.annotate.store import Store
 from maskwise.annotate.tagger import pos, salient
 from maskwise.annotate.weights import Difference, FrequencyWeights, Informativeness
 from maskwise.errors import MaskwiseError, PlugInError, first_line, items_of

@@ -1,76 +1,96 @@
-"""``maskwise annotate``: annotate a corpus, and write the layers to a folder (a store, store.py).
+"""``maskwise annotate``: annotate a corpus, and keep the annotations in a folder (kept.py).
 
 A layer is one annotation of the texts, such as parts of speech or phrases. A shard is a group of
-about 128 consecutive documents, and each annotator writes one file for each shard.
+about 128 neighbouring documents, and each annotator writes one file for each shard.
 
-The corpus is read three times: to find out which files are missing, to annotate the shards that
-lack a file, and to count what the files have (tally.py). Annotators that need counts over the whole
-corpus read it once more, after the first time.
+The corpus is read once. A shard whose files are all there is only counted (tally.py); the others
+are annotated first. An annotator that must be fitted to the whole corpus reads it before. If there
+are earlier fits of it, or a progress bar is shown, another reading finds the hash of the corpus, by
+which its fit is known, and its size.
+
 Worker processes (jobs.py) annotate shards and send the contents of the files to this process. Only
 this process writes files, so the nodes of a cluster need a shared disk only if an annotator reads
 files. The files are byte-identical whether the workers run on this machine or on Ray.
+
+To bound memory, annotators get long documents in parts of at most `PART_CHARACTERS` characters, cut
+at line breaks or spaces. Annotators with ``whole_texts`` get whole documents. If an annotator fails
+on a text, the text gets no spans from this annotator and is counted as a failure. The run ends if
+an annotator fails on all texts of a shard, or if a file, the network or memory is the cause.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
-from dataclasses import asdict, replace
-from itertools import compress, product, zip_longest
+from dataclasses import asdict
+from functools import cache, cached_property, partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
+import numpy as np
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
-from maskwise.annotate.registry import annotator, check_layer_names, spec_of
-from maskwise.annotate.shard import ShardTask, annotate_shard, forget
-from maskwise.annotate.store import (
-    MANIFEST,
-    Manifest,
-    StoredAnnotator,
+from maskwise.annotate.kept import (
+    KeptAnnotator,
+    Store,
+    TextShard,
     cut_shards,
     is_whole,
+    kept_annotators,
     read_shard,
-    shard_key,
+    to_parquet,
 )
-from maskwise.annotate.tagger import one_pass
+from maskwise.annotate.registry import annotator, check_layer_names, spec_of
+from maskwise.annotate.tagger import one_pass, text_parts
 from maskwise.annotate.tally import AnnotatorSummary, Tally
-from maskwise.constants import cores_here
-from maskwise.errors import MaskwiseError, items_of, require_known, whole_number
+from maskwise.errors import MaskwiseError, items_of, located, require_known, whole_number
 from maskwise.folders import (
+    LAYERS,
     OutputFolder,
     claim,
     damage,
     read_json,
+    remove,
     sweep,
     write_folder,
     write_json,
     write_whole,
 )
-from maskwise.jobs import ENGINES, Pool, open_pool
+from maskwise.jobs import ENGINES, Pool, ThisProcess, open_pool
 from maskwise.printing import err_console, note, shows_progress
 from maskwise.signals import AskedToLeave
 from maskwise.specs import user_path
-from maskwise.text.documents import (
-    Document,
-    Documents,
-    field_note,
-    read_documents,
-    require_documents,
+from maskwise.text.documents import Documents, field_note, read_documents, require_documents
+from maskwise.text.layers import (
+    Annotator,
+    CharSpans,
+    Fitted,
+    Found,
+    Together,
+    digest,
+    joined_spans,
+    no_spans,
+    spans_found,
 )
-from maskwise.text.layers import Annotator, Fitted, digest
-from maskwise.text.source import UNNAMED, refuse_fields
+from maskwise.text.source import refuse_fields
 
 Corpus: TypeAlias = str | Path | Sequence[str | Mapping[str, object]] | Documents
 
 LOCK = ".lock"
 FIT = "annotator.json"
+FITS = "fitted"
+NEW = "new"
+"""The folder in ``FITS`` of a fit that is not finished."""
 WORKER_CHARACTERS = 4_000_000
-"""One more process is started for every this many characters to annotate. A process needs three
+"""Other processes are started for at least so many characters to annotate. A process needs three
 seconds to start, and about six seconds to tag as many characters."""
+SURE_FAILURES = 8
+"""If an annotator fails on all texts of a shard, the run ends only if the shard has at least this
+many texts."""
 
 
 class AnnotationSummary(TypedDict):
@@ -78,7 +98,7 @@ class AnnotationSummary(TypedDict):
 
     Attributes:
         source: the name of the corpus.
-        corpus: the hash of the corpus.
+        corpus: the hash of the texts, in order.
         documents, characters, words, shards: their numbers in the corpus.
         made: the number of files of shards that this run wrote.
         skipped: the number of documents that could not be used, keyed by reason.
@@ -96,26 +116,6 @@ class AnnotationSummary(TypedDict):
     annotators: dict[str, AnnotatorSummary]
 
 
-class _WantedAnnotator(NamedTuple):
-    """An annotator to run.
-
-    Attributes:
-        asked: the annotator as the user wrote it, such as ``phrases(size=9000)``.
-        spec: the string from which workers build the annotator. For an annotator that was fitted to
-            the corpus, the string names the folder of the fit.
-        annotator: the annotator.
-    """
-
-    asked: str
-    spec: str
-    annotator: Annotator
-
-    @property
-    def part(self) -> StoredAnnotator:
-        maker = self.annotator
-        return StoredAnnotator(maker.name, self.asked, maker.version, dict(maker.layers))
-
-
 def annotate_corpus(
     source: Corpus,
     annotators: Sequence[str],
@@ -129,8 +129,10 @@ def annotate_corpus(
 ) -> AnnotationSummary:
     """Annotate a corpus and write the layers into the folder ``out``.
 
-    Files that an earlier call finished are not written again. Layers of the same corpus from
-    earlier calls stay in the folder.
+    Annotations that are in the folder are not made again, whichever corpus they were made for, and
+    all stay there. An annotator that is fitted to a corpus, such as ``frequency``, is fitted and
+    computed anew for a changed corpus, and a note says so. Texts in another order are annotated
+    anew.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -159,20 +161,18 @@ def annotate_corpus(
         The content of ``summary.json``.
 
     Raises:
-        MaskwiseError: the input is not valid, the folder contains other files or layers that this
-            call would destroy, or the disk is full. After an error, finished files stay in the
-            folder. If no file is finished, the call leaves nothing behind.
+        MaskwiseError: the input is not valid, the folder contains other files, or the disk is full.
+            After an error, finished files stay in the folder. If no file is finished, the call
+            leaves nothing behind.
     """
     out = Path(out)
     require_known("engine", engine, ENGINES)
-    wanted = []
-    asked = [*items_of("annotators", annotators, of="names", single=True)]
-    for spec in one_pass(asked):
-        wanted.append(_WantedAnnotator(spec, spec, annotator(spec)))
+    asked = one_pass([*items_of("annotators", annotators, of="names", single=True)])
     given = items_of("functions", functions, of="names, such as 'module:function'", single=True)
+    wanted = [(spec, annotator(spec)) for spec in asked]
     for spec in map(str, map(spec_of, given)):
-        wanted.append(_WantedAnnotator(spec, spec, annotator(spec, functions=True)))
-    check_layer_names([each.annotator for each in wanted])
+        wanted.append((spec, annotator(spec, functions=True)))
+    check_layer_names([maker for _, maker in wanted])
     if not wanted:
         raise MaskwiseError("no annotators", do="name some, such as words,pos,salient")
     documents = require_documents(open_corpus(source, text_field=text_field, limit=limit))
@@ -180,87 +180,64 @@ def annotate_corpus(
     hidden = not (shows_progress() and err_console.is_terminal)
     bars = Progress(console=err_console, disable=hidden, transient=True)
     with _claimed(out), bars, open_pool(engine=engine, jobs=jobs) as pool:
-        # If the folder has a manifest, all files may exist already, and no worker is needed.
-        if (jobs or 1) > 1 and not (out / MANIFEST).is_file():
-            # Workers start, and import annotators, while this process reads the corpus.
-            for _ in range(jobs or 1):
-                pool.submit(forget)
+        before = kept_annotators(out)
+        first = _Reading(documents, bars)
+        # Workers build annotators from these strings; those of fits name the folder of the fit.
+        makers = {}
+        kept = {}
+        for asked_spec, unfitted in wanted:
+            spec, maker = _fitted(asked_spec, unfitted, first, out)
+            makers[spec] = maker
+            folder = f"{maker.name}-{digest(maker.version)}"
+            layers = {**maker.layers}
+            kept[spec] = KeptAnnotator(folder, asked_spec, unfitted.version, layers)
+        if not hidden:
+            first.know()
+        folders = {spec: out / part.folder for spec, part in kept.items()}
+        tally = Tally(makers)
+        shown = bars.add_task("annotating", total=first.characters or None)
+        reading = _Reading(documents)
+        made = 0
 
-        before = None
-        # The layers of another version would be lost.
-        read_json(out / MANIFEST, usable=True)
-        # If the manifest is missing or damaged, this run writes a new one.
-        with suppress(MaskwiseError):
-            before = Manifest.load(out)
-        # A corpus may be larger than memory, so only the hash and the size of each shard are kept.
-        keys = []
-        lengths = []
-        count = 0
-        for contents in cut_shards(bars.track(documents, description="reading")):
-            keys.append(shard_key(contents))
-            lengths.append(sum(len(document.text) for document in contents))
-            count += len(contents)
-        corpus = digest(*keys)
-        if before and before.corpus != corpus:
-            _require_nothing_lost(before, documents, keys, wanted, out)
-        wanted = [_fitted(each, corpus, documents, out, bars) for each in wanted]
-        parts = {each.spec: each.part for each in wanted}
-        # For each shard, the annotators without a file. The texts of a shard are sent to a worker
-        # only once, even if several annotators lack a file.
-        missing = []
-        for key in keys:
-            lacking = []
-            for spec, part in parts.items():
-                if not is_whole(out / "shards" / part.file(key)):
-                    lacking.append(spec)
-            missing.append(tuple(lacking))
-        # The progress bar counts only the shards that at least one annotator lacks.
-        characters = sum(compress(lengths, missing))
-        shown = bars.add_task("annotating", total=characters)
-        workers = _workers(engine, jobs, characters, sum(map(bool, missing)))
-        for task, files in _annotated(_tasks(documents, keys, missing), pool, workers):
-            for spec, content in zip(task.annotators, files, strict=True):
-                path = out / "shards" / parts[spec].file(keys[task.number])
-                write_whole(path, content)
-            bars.advance(shown, lengths[task.number])
+        def count(shard: TextShard) -> None:
+            tables = {spec: read_shard(folder / shard.file) for spec, folder in folders.items()}
+            tally.add(shard.texts, tables)
+            bars.advance(shown, shard.characters)
 
-        tally = Tally({each.asked: each.annotator for each in wanted})
-        read = bars.track(documents, description="counting", total=count)
-        for key, contents in _shards(documents.name, read, keys):
-            tables = {}
-            for each in wanted:
-                tables[each.asked] = read_shard(out / "shards" / each.part.file(key))
-            tally.add([document.text for document in contents], tables)
+        def missing() -> Iterator[TextShard]:
+            """Count the shards that are annotated, and yield the others."""
+            for shard in reading.shards():
+                tally.recognise(shard.texts)
+                lacking = [spec for spec in folders if not is_whole(folders[spec] / shard.file)]
+                if lacking:
+                    yield shard._replace(annotators=tuple(lacking))
+                else:
+                    count(shard)
+
+        for shard, files in _annotated(missing(), pool, engine=engine, jobs=jobs):
+            for spec, content in zip(shard.annotators, files, strict=True):
+                write_whole(folders[spec] / shard.file, content)
+            made += len(files)
+            count(shard)
+        if first.key and first.key != reading.key:
+            raise MaskwiseError(
+                f"{documents.name} changed while it was being read", do="annotate it again"
+            )
         summary: AnnotationSummary = {
             "source": documents.name,
-            "corpus": corpus,
-            "documents": count,
-            "characters": sum(lengths),
+            "corpus": reading.key,
+            "documents": documents.read,
+            "characters": reading.characters,
             "words": tally.words,
-            "shards": len(keys),
-            "made": sum(map(len, missing)),
+            "shards": len(reading.keys),
+            "made": made,
             "skipped": dict(documents.skipped),
-            "annotators": tally.summaries(),
+            "annotators": {kept[spec].spec: each for spec, each in tally.summaries().items()},
         }
         write_json(out / "summary.json", summary)
-        # The manifest is written last: a store without it is unfinished.
-        kept = []
-        if before and before.corpus == corpus:
-            kept = _kept(before, parts.values())
-        manifest = Manifest(
-            documents.name,
-            corpus,
-            summary["documents"],
-            summary["characters"],
-            (*kept, *parts.values()),
-            tuple(keys),
-        )
-        write_json(out / MANIFEST, asdict(manifest))
-        named = {part.file(key) for part, key in product(manifest.annotators, keys)}
-        for path in (out / "shards").iterdir():
-            # Other files are from earlier texts, or from an earlier version of an annotator.
-            if path.name not in named:
-                path.unlink()
+        # Written last: a folder without it is unfinished.
+        parts = {part.folder: asdict(part) for part in [*kept.values(), *before]}
+        write_json(out / LAYERS, {"annotators": [*parts.values()]})
     return summary
 
 
@@ -291,167 +268,109 @@ def open_corpus(
     return documents
 
 
-def _workers(
-    engine: str,
-    jobs: int | None,
-    characters: int,
-    shards: int,
-) -> int | None:
-    """Return the number of processes that annotate.
-
-    Args:
-        characters: the number of characters to annotate.
-        shards: the number of shards to annotate.
-
-    Returns:
-        The number of processes. If it is 1, this process annotates. With Ray, None: the cluster
-        decides.
-    """
-    if engine == "ray":
-        return None
-    enough = min(cores_here(), 1 + characters // WORKER_CHARACTERS)
-    return max(1, min(jobs or enough, shards))
-
-
 def _annotated(
-    tasks: Iterator[ShardTask],
-    pool: Pool,
-    workers: int | None,
-) -> Iterator[tuple[ShardTask, list[bytes]]]:
-    if workers != 1:
-        yield from pool.results(annotate_shard, tasks, at_once=workers)
-        return
-    # Annotators from an earlier call in this process may have read an older version of a file.
-    forget()
+    shards: Iterator[TextShard], pool: Pool, *, engine: str, jobs: int | None
+) -> Iterator[tuple[TextShard, list[bytes]]]:
+    """Annotate shards, in this process or in those of a pool."""
+    first = []
+    size = 0
+    for shard in shards:
+        first.append(shard)
+        size += shard.characters
+        if len(first) > 1 and (jobs or size >= WORKER_CHARACTERS):
+            break
+    else:
+        # They are too few for other processes.
+        jobs = 1
+    if jobs == 1 and engine == "local":
+        pool = ThisProcess()
+        # Annotators from an earlier call in this process may have read an older version of a file.
+        forget()
     # A worker runs matrix products on one thread. This process does the same.
     with threadpool_limits(1, user_api="blas"):
-        for task in tasks:
-            yield task, annotate_shard(task)
+        yield from pool.results(annotate_shard, chain(first, shards))
 
 
-def _tasks(
-    documents: Documents,
-    keys: Sequence[str],
-    missing: Sequence[tuple[str, ...]],
-) -> Iterator[ShardTask]:
-    if not any(missing):
-        return
-    shards = _shards(documents.name, documents, keys)
-    for number, (_, contents) in enumerate(shards):
-        if missing[number]:
-            lacking = missing[number]
-            yield ShardTask(number, contents, lacking)
+# Fits
+# -------------------------------------------------------------------------------------------
 
 
-def _shards(
-    name: str,
-    documents: Iterable[Document],
-    keys: Sequence[str],
-) -> Iterator[tuple[str, list[Document]]]:
-    """Yield the key and the documents of each shard.
+class _Reading:
+    """A reading of a corpus.
 
-    Raises:
-        MaskwiseError: the shards do not have these keys.
+    Attributes:
+        key: the hash of the texts, in order, after the reading; "" before.
+        keys: the keys of the shards that were read.
+        characters: the number of characters in these shards.
     """
-    for key, contents in zip_longest(keys, cut_shards(documents), fillvalue=()):
-        if not contents or shard_key(contents) != key:
-            raise MaskwiseError(
-                f"{name} changed while it was being read",
-                do="annotate it again",
-            )
-        yield key, contents
+
+    def __init__(self, documents: Documents, bars: Progress | None = None):
+        self.documents = documents
+        self.bars = bars
+        self.key = ""
+        self.keys: list[str] = []
+        self.characters = 0
+
+    def shards(self) -> Iterator[TextShard]:
+        self.keys = []
+        self.characters = 0
+        for shard in cut_shards(self.documents):
+            self.keys.append(shard.key)
+            self.characters += shard.characters
+            yield shard
+        self.key = digest(*self.keys)
+
+    def texts(self) -> Iterator[str]:
+        """Yield all texts, and show progress."""
+        assert self.bars is not None
+        for shard in self.bars.track(self.shards(), description="reading"):
+            yield from shard.texts
+
+    def know(self) -> None:
+        """Read the corpus if it has not been read to its end."""
+        if not self.key:
+            deque(self.texts(), maxlen=0)
 
 
-def _fitted(
-    wanted: _WantedAnnotator,
-    corpus: str,
-    documents: Documents,
-    out: Path,
-    bars: Progress,
-) -> _WantedAnnotator:
-    """Fit an annotator to the corpus if it needs a fit.
+def _fitted(spec: str, unfitted: Annotator, reading: _Reading, out: Path) -> tuple[str, Annotator]:
+    """Fit an annotator to the corpus if it needs a fit. A fit to the same texts is used again.
 
-    A fit reads the whole corpus, for example to count words. The fit of an earlier run is reused.
+    Returns:
+        The string from which the fitted annotator is built, and the annotator.
     """
-    unfitted = wanted.annotator
     if not isinstance(unfitted, Fitted) or unfitted.fitted:
-        return wanted
-    key = digest(unfitted.version, corpus)
-    folder = (out / "fitted" / f"{unfitted.name}-{key}").resolve()
+        return spec, unfitted
+    fits = (out / FITS).resolve()
+    name = f"{unfitted.name}-{digest(unfitted.version)}-"
+    earlier = any(fits.glob(f"{name}*"))
+    if earlier:
+        reading.know()
+    folder = fits / (name + reading.key)
     # ``damage`` also reports a folder that does not exist.
     if damage(folder):
-        title = f"counting for {unfitted.name}"
-        read = bars.track(documents, description=title, total=documents.read)
+        if earlier:
+            note([f"{spec}: {out} has no fit to these texts, so it is computed anew"])
 
         def fill(partial: Path) -> None:
             # ``partial`` is a temporary folder, and users may move the final folder. Therefore the
             # stored spec has a placeholder in place of the path.
-            spec = unfitted.fit((document.text for document in read), partial)
+            spec = unfitted.fit(reading.texts(), partial)
             write_json(partial / FIT, {"spec": spec.replace(repr(str(partial)), "{folder}")})
 
-        write_folder(folder, fill)
+        write_folder(fits / NEW, fill)
+        # The hash of the texts may be known only now.
+        reading.know()
+        folder = fits / (name + reading.key)
+        remove(folder)
+        (fits / NEW).rename(folder)
     stored = read_json(folder / FIT)
     assert stored is not None, "the folder was just compared with its manifest"
     spec = stored["spec"].replace("{folder}", repr(str(folder)))
-    return _WantedAnnotator(wanted.asked, spec, annotator(spec))
+    return spec, annotator(spec)
 
 
 # The folder
 # -------------------------------------------------------------------------------------------
-
-
-def _require_nothing_lost(
-    before: Manifest,
-    documents: Documents,
-    keys: Sequence[str],
-    wanted: Sequence[_WantedAnnotator],
-    out: Path,
-) -> None:
-    """Check that this run destroys no layers, if the folder has layers of different texts.
-
-    Args:
-        before: the manifest of the earlier run.
-        keys: the keys of this corpus's shards.
-        wanted: the annotators of this run.
-
-    Raises:
-        MaskwiseError: the folder has layers of an unrelated corpus, or layers of an earlier version
-            of this corpus that this run does not write again.
-    """
-    same_source = documents.name == before.source != UNNAMED
-    if not same_source and not set(keys) & set(before.shards):
-        raise MaskwiseError(
-            f"{out} contains the layers of a different corpus",
-            got=f"{before.documents:,} documents of {before.source}",
-            do="give a new folder",
-        )
-    lost = _kept(before, [each.part for each in wanted])
-    if lost:
-        layers: list[str] = []
-        specs = []
-        for part in lost:
-            layers += part.layers
-            specs.append(part.spec)
-        raise MaskwiseError(
-            f"the corpus has changed since the layers {', '.join(layers)} in {out} were made",
-            do=f"add their annotators ({', '.join(specs)}) to this call, or give a new folder",
-        )
-
-
-def _kept(before: Manifest, new: Iterable[StoredAnnotator]) -> list[StoredAnnotator]:
-    """Return the annotators of an earlier run, without the layers that ``new`` writes again.
-
-    An annotator is left out if ``new`` writes all its layers.
-    """
-    taken = set[str]()
-    for part in new:
-        taken.update(part.layers)
-    kept = []
-    for part in before.annotators:
-        layers = {name: layer for name, layer in part.layers.items() if name not in taken}
-        if layers:
-            kept.append(replace(part, layers=layers))
-    return kept
 
 
 @contextmanager
@@ -461,6 +380,7 @@ def _claimed(out: Path) -> Iterator[None]:
     existed = out.is_dir()
     with claim(out / LOCK, f"another run annotates into {out}"):
         sweep(out)
+        remove(out / FITS / NEW)
         try:
             yield
         # Ctrl-C raises ``KeyboardInterrupt``, which is not an ``Exception``. After Ctrl-C or a
@@ -469,12 +389,155 @@ def _claimed(out: Path) -> Iterator[None]:
             raise
         except (Exception, SystemExit):
             # Without a finished file, there is nothing to resume from.
-            if not (out / MANIFEST).is_file() and not any((out / "shards").glob("*.parquet")):
+            if not (out / LAYERS).is_file() and not any(out.glob("*/*.parquet")):
                 # Files that this program did not write must stay.
-                for part in ("shards", "fitted"):
-                    shutil.rmtree(out / part, ignore_errors=True)
+                remove(out / FITS)
                 (out / LOCK).unlink(missing_ok=True)
                 if not existed:
                     with suppress(OSError):
                         out.rmdir()
             raise
+
+
+# Annotating texts
+# -------------------------------------------------------------------------------------------
+
+
+# Users' functions are allowed here, because the caller has already checked that the user named
+# them. Each process builds an annotator only once, because an annotator may load a model.
+_annotator = cache(partial(annotator, functions=True))
+
+
+def forget() -> None:
+    """Clear the cache of annotators, because a file that an annotator reads may have changed."""
+    _annotator.cache_clear()
+
+
+def annotate_shard(shard: TextShard) -> list[bytes]:
+    """Annotate a shard, and return the bytes of one file for each annotator.
+
+    Raises:
+        MaskwiseError: spans do not fit the text, or an annotator fails on all texts.
+    """
+    files = []
+    for maker in map(_annotator, shard.annotators):
+        failures = Counter[str]()
+        spans = spans_of(maker, shard.texts, failures)
+        files.append(to_parquet(shard.texts, spans, maker.layers, failures))
+    return files
+
+
+def spans_of(maker: Annotator, texts: Sequence[str], failures: Counter[str]) -> list[Found]:
+    """Return the spans of each text, keyed by layer. A text on which the annotator fails has none.
+
+    Args:
+        failures: a counter of failed texts, keyed by error. New failures are added.
+
+    Raises:
+        MaskwiseError: spans do not fit the text, the annotator fails on all texts, or a file, the
+            network or memory is the cause.
+    """
+    try:
+        return _annotate(maker, texts)
+    except MaskwiseError:
+        raise
+    except Exception as error:
+        if len(texts) > 1:
+            # One bad text must not stop the run, so the texts are annotated one by one.
+            found = [spans for text in texts for spans in spans_of(maker, [text], failures)]
+            if failures.total() == len(texts) >= SURE_FAILURES:
+                raise MaskwiseError(
+                    f"{maker.name} failed on all {len(texts)} texts of a shard",
+                    got=next(iter(failures)),
+                    do="fix the annotator and run the same command again; finished files are kept",
+                ) from error
+            return found
+        # Without folders, the files of a shard are equal on all machines.
+        line = located(error, folders=False)
+        # A text does not cause such an error. Therefore the shard must not be stored as finished.
+        if isinstance(error, OSError | MemoryError):
+            raise MaskwiseError(
+                f"the annotator {maker.name} failed",
+                got=line,
+                do="run the same command again, which resumes",
+            ) from error
+        failures[line] += 1
+        return [no_spans(maker.layers)]
+
+
+def _annotate(maker: Annotator, texts: Sequence[str]) -> list[Found]:
+    """Annotate texts in parts, check the spans, and join the spans of all parts of a text."""
+    # Annotators need not have ``whole_texts``, because the protocol `Annotator` does not have it.
+    whole = getattr(maker, "whole_texts", False)
+    cuts = [[(0, len(text))] if whole else text_parts(text) for text in texts]
+    parts = [text[start:end] for text, own in zip(texts, cuts) for start, end in own]
+    found = iter(spans_found(maker, parts))
+    joined = []
+    for own in cuts:
+        of_parts = [*islice(found, len(own))]
+        begins = np.array([start for start, _ in own])
+        spans = {}
+        for name in maker.layers:
+            start, end, value = joined_spans([layers[name] for layers in of_parts], begins)
+            spans[name] = CharSpans(start.astype(np.int32), end.astype(np.int32), value)
+        joined.append(spans)
+    return joined
+
+
+# Streams
+# -------------------------------------------------------------------------------------------
+
+
+class Live(Together):
+    """Annotate any texts with several annotators, without a folder.
+
+    If an annotator fails on a text, its layers have no spans in this text. Only ``specs`` is
+    pickled. Each process builds the annotators itself, once.
+
+    Args:
+        specs: the annotators, as strings such as ``pos(model="en_core_web_sm")``.
+
+    Raises:
+        MaskwiseError: an annotator is unknown, or must read the whole corpus first.
+
+    >>> live = Live(["words"])
+    >>> live.annotate(["Owls fly."])[0]["words"].start.tolist()
+    [0, 5, 8]
+    """
+
+    def __init__(self, specs: Sequence[str]):
+        self.specs = tuple(specs)
+        for spec, maker in zip(self.specs, self.makers, strict=True):
+            require_live(spec, maker)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"specs": self.specs}
+
+    @cached_property
+    def makers(self) -> list[Any]:  # type: ignore[override]  # it cannot be set
+        return list(map(annotator, self.specs))
+
+    @staticmethod
+    def find(maker: Any, texts: Sequence[str]) -> list[Found]:
+        return spans_of(maker, texts, Counter())
+
+
+def require_live(spec: str, maker: Annotator) -> None:
+    """Check that an annotator can annotate a stream.
+
+    Raises:
+        MaskwiseError: the annotator must be fitted to the whole corpus first.
+    """
+    if not isinstance(maker, Fitted) or maker.fitted:
+        return
+    option = "vocabulary" if maker.name == "phrases" else "table"
+    do = (
+        f"count in a part of the corpus (maskwise annotate PART --with {maker.name} --out DIR) "
+        f'and name the result: {maker.name}({option}="DIR/fitted/{maker.name}-…")'
+    )
+    if isinstance(maker, Store):
+        do = f"name the annotations, such as {maker.spec}"
+    raise MaskwiseError(
+        f"the annotator {spec} must read the whole corpus first, but the corpus is a stream",
+        do=f"{do}; or leave out corpus.stream",
+    )

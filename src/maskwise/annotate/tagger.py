@@ -402,6 +402,16 @@ def _folder(model: str | None) -> Path:
     return path
 
 
+PART_CHARACTERS = 100_000
+
+
+def text_parts(text: str) -> list[tuple[int, int]]:
+    """Return the (start, end) of the parts, cut at line breaks or spaces, in which a text is
+    annotated and counted, so that a long text needs little memory.
+    """
+    return list(cut_text(text, 0, len(text), most=PART_CHARACTERS, borders=("\n", " ")))
+
+
 def cut_text(
     text: str,
     start: int,

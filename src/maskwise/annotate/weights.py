@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from maskwise.annotate.counts import (
@@ -30,8 +32,9 @@ from maskwise.annotate.counts import (
     keys_of,
     pair_keys,
     places_of_keys,
+    read_parquet,
+    texts_in,
 )
-from maskwise.annotate.store import read_parquet, texts_in, write_table
 from maskwise.errors import MaskwiseError
 from maskwise.masking.line import Names
 from maskwise.segments import changes, offsets
@@ -121,7 +124,7 @@ class WordWeights(ABC):
 
     def _save(self, folder: Path, columns: Mapping[str, object], **needed: object) -> str:
         """Write the table. Return the annotator as a string; ``needed`` are its other arguments."""
-        write_table(folder / FILE, columns)
+        pq.write_table(pa.table(columns), folder / FILE)
         return str(Call(self.name, kwargs={"table": str(folder), **needed}))
 
     def annotate(self, texts: list[str]) -> list[Found]:
@@ -242,7 +245,7 @@ class Informativeness(WordWeights):
         by_word = float((rate * counts).sum() / counts.sum()) or 1.0
         by_text = positive / number or 1.0
         scaled = (pmi / by_text).astype(np.float32)
-        write_table(folder / PAIRS, {"pair": pairs, "pmi": scaled})
+        pq.write_table(pa.table({"pair": pairs, "pmi": scaled}), folder / PAIRS)
         return self._save(
             folder,
             {"word": seen.names(known), "weight": rate / by_word, "count": counts},

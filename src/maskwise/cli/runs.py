@@ -491,8 +491,8 @@ def annotate(
     """
     # With ``learning``, the annotator ``learned`` is known.
     import maskwise.learning  # noqa: F401
+    from maskwise.annotate.kept import Store
     from maskwise.annotate.run import annotate_corpus, open_corpus
-    from maskwise.annotate.store import Store
     from maskwise.show import examples, render_layers, write_layers
     from maskwise.specs import split_calls
 
@@ -513,7 +513,7 @@ def annotate(
     layers: list[str] = []
     for entry in summary["annotators"].values():
         layers += entry["layers"]
-    samples = examples(Store(out, layers), documents)
+    samples = examples(Store(out, layers).latest(), documents)
     if html is not None:
         write_layers(summary, samples, html)
         say(f"wrote {html}", to=err_console)

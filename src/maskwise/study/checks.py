@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from maskwise.annotate.registry import annotator, annotators
-from maskwise.annotate.shard import require_live
+from maskwise.annotate.run import require_live
 from maskwise.constants import POLICY_TAGGERS
 from maskwise.devices import bf16_note, fast_bf16
 from maskwise.errors import MaskwiseError, in_percent, option, plural, require_known, shortened

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
 from maskwise import __version__
+from maskwise.annotate.kept import kept_annotators
 from maskwise.devices import hardware, versions
 from maskwise.errors import MaskwiseError, option
 from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
@@ -450,6 +451,7 @@ def require_same_study(out: Path, before: Plain, study: Study, *, block: bool = 
     """
     for stage in out.glob(f"stages/*/{STAGE}"):
         read_json(stage, usable=True)
+        kept_annotators(stage.parent / "layers")
     if not before or _same_inputs(before, study):
         return
     if not block and not has_results(out):

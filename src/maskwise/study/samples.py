@@ -8,8 +8,8 @@ from itertools import islice
 
 import numpy as np
 
-from maskwise.annotate.shard import Live
-from maskwise.annotate.store import Store
+from maskwise.annotate.kept import Store
+from maskwise.annotate.run import Live
 from maskwise.errors import Truncated
 from maskwise.inspection import show_masks
 from maskwise.masking import Masker
@@ -57,7 +57,7 @@ def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
         annotated: list[Layered] = []
         if specs:
             stored = store.folder(run.prepared) / "layers"
-            annotated = [Live(specs) if link.corpus.stream else Store(stored)]
+            annotated = [Live(specs) if link.corpus.stream else Store(stored).latest()]
         texts = link.corpus.documents()
         long_texts = (document for document in texts if len(document.text) > MIN_CHARACTERS)
         # A short training has fewer steps than are shown of a long one.

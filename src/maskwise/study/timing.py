@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from maskwise.annotate.kept import Store
 from maskwise.annotate.run import annotate_corpus
-from maskwise.annotate.store import Store
 from maskwise.devices import begin_peak_memory, best_device, memory, peak_memory
 from maskwise.errors import MaskwiseError, PlugInError, duration, plural
 from maskwise.evaluation.evaluate import evaluate, load_measures
@@ -317,7 +317,7 @@ class Samples:
             if not corpus.layers:
                 return None
             annotate_corpus(sample, corpus.layers, folder / name, limit=limit, jobs=1)
-            return Store(folder / name)
+            return Store(folder / name).latest()
 
         def written(name: str, share: float, layers: Store | None) -> Prepared:
             settings = corpus.model_copy(update={"held_out": share})

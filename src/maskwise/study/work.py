@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from maskwise.annotate.run import annotate_corpus
-from maskwise.annotate.shard import Live
-from maskwise.annotate.store import Store
+from maskwise.annotate.kept import Store
+from maskwise.annotate.run import Live, annotate_corpus
 from maskwise.constants import rank_here, ranks_here
 from maskwise.devices import best_device, hardware, versions
 from maskwise.errors import MaskwiseError
@@ -317,7 +316,7 @@ def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
         # A notice means that the layer is empty or nearly useless. The masks would be wrong.
         if entry["notice"]:
             raise MaskwiseError(f"corpus.layers: {spec}: {entry['notice']}")
-    return Store(folder)
+    return Store(folder).latest()
 
 
 # Policies, checkpoints and scores

@@ -331,11 +331,14 @@ def _fitted(layers: Iterable[Layered]) -> list[Layered]:
     annotators = list(layers)
     for each in annotators:
         if isinstance(each, Fitted) and not each.fitted:
+            do = (
+                "maskwise.annotate.run.annotate_corpus(FILE, [NAME], FOLDER), and then "
+                """layers=['stored("FOLDER")']"""
+            )
             raise MaskwiseError(
                 "this annotator must read a whole corpus first",
-                got=each,
-                do="maskwise.annotate.run.annotate_corpus(FILE, [NAME], FOLDER), and then "
-                """layers=['stored("FOLDER")']""",
+                got=each.name,
+                do=f"layers=[{each.spec!r}]" if hasattr(each, "spec") else do,
             )
     return annotators
 

@@ -401,6 +401,8 @@ def align(
 class Together:
     """Several annotators, or stores of their output, as one."""
 
+    find = staticmethod(spans_found)
+
     def __init__(self, makers: Sequence[Layered]):
         self.makers = makers
 
@@ -417,7 +419,7 @@ class Together:
         """
         found: list[Found] = [{} for _ in texts]
         for maker in self.makers:
-            for all_layers, own in zip(found, spans_found(maker, texts), strict=True):
+            for all_layers, own in zip(found, self.find(maker, texts), strict=True):
                 all_layers |= {name: own[name] for name in maker.layers}
         return found
 
