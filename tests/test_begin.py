@@ -188,7 +188,8 @@ def test_a_recipe_is_written_for_a_file_or_two(
     assert len(lines) <= 22 and sum("#" in line for line in lines) >= 5
     written = read_recipe("mine.yaml")
     study = written.study
-    assert written.tasks == ("labels.csv(train_rows=200)",)
+    found = "kind='sequence-classification', text='text', label='label', metric='accuracy'"
+    assert written.tasks == (f"labels.csv(train_rows=200, {found}, classes=2)",)
     assert study.seeds == 6 and len(study.pairs) == 1
     assert (written.model.pretrained == "bundled:encoder") == english
     # The same masks measure both arms, and a loss has less noise than scores of few items.
@@ -234,7 +235,7 @@ def test_a_file_of_labels_alone_is_judged_on_the_bundled_text(tmp_path):
     packed.write_bytes(gzip.compress(labels.read_bytes()))
     with pytest.warns(UserWarning, match=r"packed\.csv\.gz was read as labels"):
         assert "bundled:wikipedia" in text_of(str(packed))
-    assert "labels.csv(label='label', train_rows=200)" in text_of(
+    assert "labels.csv(label='label', train_rows=200, kind='sequence-classification', " in text_of(
         str(labels), [f"{labels}(label='label')"]
     )
 

@@ -112,9 +112,7 @@ def test_numbers_to_predict_from_one_text(tmp_path: Path) -> None:
     task = load_task(path)
     assert task.kind.name == "regression" and task.metric == "spearman" and task.majority == 0.0
     assert {row.score % 1 for row in task.splits["train"]} == {0.5}
-    assert any("'Kommentar'" in note for note in task.notes) and any(
-        "'Note'" in note for note in task.notes
-    )
+    assert "'Kommentar'" in task.remarks[0] and "'Note'" in task.remarks[0]
 
 
 PROTEINS = ["MKT" + "ACDEFGHIKL"[n % 10] * 30 + "ACDEFG"[n // 10] for n in range(60)]
@@ -149,10 +147,7 @@ def test_columns_with_names_of_their_own(
     write_lines(tmp_path / "mine.jsonl", table)
     task = load_task(tmp_path / "mine.jsonl")
     assert task.kind.name == kind
-    assert [
-        f"the {what} is column {name!r}"
-        for what, name in zip(("text", "label"), columns, strict=True)
-    ] == [note.partition(",")[0] for note in task.notes if "column" in note]
+    assert (task.suggested["text"], task.suggested["label"]) == columns
 
 
 @pytest.mark.parametrize("other", ["colour", "question"])
@@ -209,4 +204,4 @@ def test_a_label_that_other_kinds_know_by_another_meaning(tmp_path: Path) -> Non
     (tmp_path / "answers.tsv").write_text("sentence\tanswer\n" + lines, encoding="utf-8")
     task = load_task(tmp_path / "answers.tsv")
     assert task.kind.name == "sequence-classification" and task.labels == ("no", "yes")
-    assert task.notes[0] == "the label is column 'answer'"
+    assert task.suggested["label"] == "answer"

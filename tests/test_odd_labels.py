@@ -158,7 +158,7 @@ READ: dict[str, tuple[str | Sequence[Any], Sequence[str], int, Sequence[str]]] =
         table("text,label,label", *(f"text {n},{'ab'[n % 2]},x" for n in range(60))),
         ("a", "b"),
         60,
-        ("'label'", "'label.1'"),
+        ("label='label'",),
     ),
     "a class of one row.jsonl": (
         [
@@ -179,7 +179,7 @@ READ: dict[str, tuple[str | Sequence[Any], Sequence[str], int, Sequence[str]]] =
         table("text,label", *(f"text {n},{('a|b', 'c')[n % 2]}" for n in range(60))),
         ("a|b", "c"),
         60,
-        ("'a|b'", "kind='multi-label'"),
+        ("kind='sequence-classification'", "classes=2"),
     ),
 }
 

@@ -188,7 +188,7 @@ CASES = {
     "evaluation.cloze": Case("{here}/cloze.jsonl"),
     "evaluation.pairs": Case("bundled:pairs"),
     "evaluation.measures": Case("own-cloze"),
-    "tasks": Case("['{here}/task.jsonl', trivia]"),
+    "tasks": Case("[\"{here}/task.jsonl(kind='sequence-classification')\", trivia]"),
     "finetune.epochs": Case("1", ("finetune.steps=null",)),
     "finetune.steps": Case("3"),
     "finetune.batch_size": Case("4"),

@@ -25,6 +25,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation import fixed_maskers
 from maskwise.folders import IDENTITY, UNFINISHED, USED, OutputFolder, damage, read_json
 from maskwise.recipe import read_recipe
+from maskwise.specs import with_options
 from maskwise.study import Stage, make_plan
 from maskwise.study.probed import rows_with
 from maskwise.study.stages import prepare_stage, pretrain_stage
@@ -279,7 +280,8 @@ def test_a_plan_runs_every_arm_before_the_second_of_any(recipe):
     # the reference is shared too
     assert shared("training.steps=7") == {"prepare", "finetune", "overlap"}
     [task] = read_recipe(recipe).tasks
-    assert shared(f"tasks=[{task}(train_rows=8)]") == {"prepare", "pretrain", "evaluate"}
+    few = json.dumps([with_options(task, train_rows=8)])
+    assert shared(f"tasks={few}") == {"prepare", "pretrain", "evaluate"}
     same = Stage.from_dict(json.loads(json.dumps(plan.stages()[-1].as_dict())))
     assert same.name == plan.stages()[-1].name
     with pytest.raises(MaskwiseError, match="has no arms to compare"):

@@ -67,7 +67,8 @@ def write_inputs(folder: Path) -> Path:
             "precision": "no",
         },
         "evaluation": {"rows": 16},
-        "tasks": [str(folder / "task.jsonl")],
+        # A task that names its kind keeps its spec, and its stages their names, in every command.
+        "tasks": [f"{folder / 'task.jsonl'}(kind='sequence-classification')"],
         "finetune": {"epochs": 2, "seeds": 2, "max_length": 32},
         "study": {
             "seeds": 2,

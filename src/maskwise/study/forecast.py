@@ -61,6 +61,7 @@ from maskwise.study.costs import (
 )
 from maskwise.study.design import Design
 from maskwise.study.from_files import recipe_for
+from maskwise.study.inputs import with_settled_tasks
 from maskwise.study.plan import stages_of
 from maskwise.study.pretraining import masked_source
 from maskwise.study.records import describe, require_same_study
@@ -139,6 +140,7 @@ class StudyPlan:
         from maskwise.study.prospects import incomparable_pairs, prospects_of, spreads_of
         from maskwise.verdict import primary_pairs
 
+        recipe = with_settled_tasks(recipe, out)
         block, notes = check_study(recipe, out, engine=engine, seeds=seeds, processes=processes)
         # Before stages are timed, because an argument may be wrong.
         contrasts = prospects_of(recipe, spreads_of(recipe, out, spread), detect=detect)

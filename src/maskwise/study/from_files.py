@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskwise.errors import MaskwiseError, plural, shell_word, shortened
+from maskwise.errors import MaskwiseError, plural, shell_word
 from maskwise.families import most_tokens
 from maskwise.folders import LONGEST_NAME, results_folder, stem_of, write_whole
 from maskwise.models import load_config, weights_of
@@ -34,6 +34,7 @@ from maskwise.recipe.layers import layer, nest, parse_overrides, with_overrides
 from maskwise.recipe.yamls import Plain
 from maskwise.specs import is_path, leaves, local_name, split_options, user_path, with_options
 from maskwise.study.checks import FEW_HELD_OUT, MOST_UNKNOWN, large_part, row_sizes
+from maskwise.study.inputs import settled
 from maskwise.tasks.loading import HiddenLabels, UnreadableTask, load_task
 from maskwise.tasks.settings import interpolated
 from maskwise.tasks.task import Task
@@ -321,7 +322,7 @@ def draft_of_files(source: str, tasks: Sequence[str] = (), *, may_be_labels: boo
         letters=facts.is_alphabet,
     )
     fitting = fitting_tokens(sizes)
-    limited = [_with_few_rows(spec, task, fitting) for spec, task in loaded.items()]
+    limited = settled(_with_few_rows(spec, task, fitting) for spec, task in loaded.items())
     other = "token-30" if english else "token-40"
     arms = arms_for(["token-15", other], spaced=facts.spaced)
     corpus: Plain = {"source": source}
@@ -362,7 +363,7 @@ def draft_of_files(source: str, tasks: Sequence[str] = (), *, may_be_labels: boo
         comments["corpus"] += "; a share of the texts that is enough to judge by"
     settings |= {
         "training": {**training, "batch_size": max(4, STEP_TOKENS // length)},
-        "tasks": limited,
+        "tasks": [*limited],
         "evaluation": {"rows": 96, "masks": ["token", "whole-word"] if facts.spaced else ["token"]},
         "finetune": {"seeds": 1, "max_length": labelled_length(fitting, room)},
         "study": {
@@ -374,8 +375,7 @@ def draft_of_files(source: str, tasks: Sequence[str] = (), *, may_be_labels: boo
         },
     }
     if tasks:
-        columns = "".join(map(_columns_of, loaded.values()))
-        comments["tasks"] = f"checkpoints are fine-tuned and evaluated on these tasks{columns}"
+        comments["tasks"] = "checkpoints are fine-tuned and evaluated on these tasks"
         comments["study.outcome"] += "; with longer runs, decide by scores: outcome: tasks"
     shown = f"{source}: " if facts.whole else f"{source}: at least "
     reasons = [
@@ -385,10 +385,9 @@ def draft_of_files(source: str, tasks: Sequence[str] = (), *, may_be_labels: boo
     large = large_part(facts.longest, facts.documents, facts.characters)
     if large:
         reasons.append(large)
-    for spec, task in loaded.items():
-        used = len(load_task(limited[[*loaded].index(spec)]).splits["train"])
-        found = len(task.splits["train"])
-        reasons.append(f"{task.name}: {used:,} of {found:,} training rows{_columns_of(task)}")
+    for task in map(load_task, limited):
+        used = len(task.splits["train"])
+        reasons.append(f"{task.name}: {used:,} of {task.found or used:,} training rows")
     head = [
         f"A study of {study_name}, written by `maskwise new`. `maskwise check` shows what the "
         "study will do.",
@@ -584,12 +583,6 @@ def _unknown(text: str, settings: Plain) -> float:
     tokenizer = train_tokenizer([text], **settings)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids.count(tokenizer.unk_token_id) / max(1, len(ids))
-
-
-def _columns_of(task: Task) -> str:
-    """Return a comment that names the columns of a task, because they were guessed."""
-    columns = ", ".join(f"{role} {column!r}" for role, column in task.columns.items())
-    return f"; in {shortened(task.name)}: {columns}" if columns else ""
 
 
 def _rounded(tokens: float) -> int:

@@ -25,12 +25,14 @@ from maskwise.folders import (
     finite,
     in_utf8,
     own_rows,
+    read_json,
     writing,
 )
 from maskwise.recipe.layers import parse_override
 from maskwise.recipe.yamls import plain_value
-from maskwise.specs import split_options, with_options
+from maskwise.specs import of_run, split_options, with_options
 from maskwise.study.stages import ROWS
+from maskwise.tasks import load_task
 from maskwise.tasks.reading import SPLIT_OF
 from maskwise.text.source import with_class_names
 
@@ -198,6 +200,54 @@ def _in_split(split: object, rows: object, name: str) -> Iterator[dict[str, Any]
                 f"a row of {name} is no dict", got=type(row).__name__, allowed=TABLE
             )
         yield {**row, "split": split}
+
+
+def settled(specs: Iterable[str], out: Path | None = None, *, seed: int = 0) -> tuple[str, ...]:
+    """Return specs of tasks that say what their files are, so that nobody guesses it again.
+
+    Args:
+        specs: the specs of a recipe or a command, which may have ``{seed}``.
+        out: the folder of a study or of fine-tuning. What it says of a file is kept.
+        seed: the seed of the rows that are read.
+
+    Raises:
+        MaskwiseError: a task cannot be read.
+    """
+    known = tasks_before(out) if out else []
+    found = []
+    for spec in specs:
+        if "kind=" in (split_options(spec)[1] or ""):
+            found.append(spec)
+            continue
+        # What is found comes last, and the kind before the others.
+        begin = with_options(spec, kind="").removesuffix("'')")
+        kept = next((other for other in known if other.startswith(begin)), None)
+        if kept is None:
+            more = {**load_task(of_run(spec, seed)).suggested}
+            # Rows of other seeds may have other labels.
+            if "{seed}" in spec:
+                more.pop("classes", None)
+            kept = with_options(spec, **more) if more else spec
+        found.append(kept)
+    return (*found,)
+
+
+def read_as(asked: Iterable[str], tasks: Iterable[str]) -> list[str]:
+    """Say which tasks were ``settled``, and how."""
+    both = zip(asked, tasks, strict=True)
+    return [f"task {spec} is read as {task}" for spec, task in both if task != spec]
+
+
+def with_settled_tasks(recipe: Recipe, out: Path | None) -> Recipe:
+    """Return a recipe whose tasks are ``settled``, for the study in a folder."""
+    tasks = settled(recipe.tasks, out, seed=recipe.study.first_seed)
+    return recipe.model_copy(update={"tasks": tasks})
+
+
+def tasks_before(out: Path) -> list[str]:
+    """Return the specs of the tasks that a study, or fine-tuning, in a folder has read."""
+    before = (read_json(out / name) or {} for name in ("study.json", "finetune.json"))
+    return [spec for each in before for spec in (each.get("recipe") or {}).get("tasks") or ()]
 
 
 def file_of_rows(rows: object, folder: Path, *, name: str, allowed: str = ALLOWED) -> Path:

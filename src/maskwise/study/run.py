@@ -28,6 +28,7 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
 from maskwise.study.checks import check_study, folder_of_study, notes_of_texts
 from maskwise.study.design import Design
+from maskwise.study.inputs import read_as, with_settled_tasks
 from maskwise.study.plan import Plan, Run
 from maskwise.study.records import (
     StudyFiles,
@@ -95,7 +96,10 @@ def run_study(
 
     began = time.perf_counter()
     where = engine_of(engine, executor)
+    asked = recipe.tasks
+    recipe = with_settled_tasks(recipe, out)
     block, notes = check_study(recipe, out, engine=where, seeds=seeds, processes=processes)
+    notes += read_as(asked, recipe.tasks)
     store = StageStore.of_study(recipe, out, cache)
     design = Design(recipe, store, seeds=block)
     # Raise an error before any work is done if a contrast names an arm that is not measured.

@@ -41,6 +41,7 @@ from maskwise.study.checks import (
     require_alone,
     tokenizer_and_config,
 )
+from maskwise.study.inputs import read_as, settled, tasks_before
 from maskwise.study.plan import Plan, Run
 from maskwise.study.run import unfinished
 from maskwise.study.scheduler import execute
@@ -78,7 +79,8 @@ which are numbered from 0. The last phase writes to the run's folder itself."""
 ANOTHER_FOLDER = "give a new folder"
 RECORDS = "records.jsonl"
 FINETUNE = "finetune.json"
-"""The file that says which version wrote the records of ``maskwise finetune``."""
+"""The file that says which version wrote the records of ``maskwise finetune``, and how it read the
+tasks."""
 METRICS = "metrics.jsonl"
 
 
@@ -296,7 +298,8 @@ def run_finetune(
     of = {"model": content_of_model(model)}
     # Before tasks and models are read, which takes seconds.
     folder.require(of)
-    found, _ = tasks_of(model, tasks, settings)
+    specs = settled(tasks, out)
+    found, _ = tasks_of(model, specs, settings)
     given = {**changes, "runs": seeds}
     for name in idle_settings(settings, [task for task, _ in found.values()], runs=seeds):
         raise MaskwiseError(
@@ -317,7 +320,9 @@ def run_finetune(
                     "rows or versions",
                     do='give a new folder, or another name to the task: …(name="…")',
                 )
-        write_json(out / FINETUNE, {"maskwise": __version__})
+        note(read_as(tasks, specs))
+        known = sorted({*tasks_before(out), *specs})
+        write_json(out / FINETUNE, {"maskwise": __version__, "recipe": {"tasks": known}})
 
         results: dict[str, TaskRecord] = {}
 

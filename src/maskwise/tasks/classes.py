@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -25,15 +24,11 @@ from maskwise.tasks.columns import (
     NO_LABEL,
     NO_TEXT,
     ColumnNames,
-    Records,
     UsualColumns,
     distinct_labels,
-    first_in,
     is_missing,
     label_of,
     labels_in,
-    may_be_number,
-    pair_in,
     require_number,
     require_text,
 )
@@ -165,8 +160,6 @@ SEQUENCE_CLASSIFICATION = TaskKind(
 # Several labels
 
 BETWEEN_LABELS = re.compile(r"\s*[|;]\s*")
-# A column with more distinct parts holds texts, whose bars or semicolons are punctuation.
-MOST_LABELS = 200
 
 
 @dataclass(frozen=True)
@@ -184,26 +177,6 @@ class LabelledRow(Row):
 
 
 SEVERAL_COLUMNS = UsualColumns(TEXT, (), (*LABEL, "tags", "categories", "genres"))
-
-
-def _has_several(records: Records, given: ColumnNames) -> bool:
-    """Recognise texts whose labels are lists, or are joined by bars or semicolons."""
-    label = first_in([given.label] if given.label else SEVERAL_COLUMNS.label, records[0])
-    text = first_in(TEXT, records[0]) or given.text or ""
-    # records[0] is not a row: it merges the columns of all rows. The first row is records[1].
-    if label is None or (len(records) > 1 and not isinstance(records[1].get(text), str)):
-        return False
-    whole = set()
-    for record in records:
-        value = record.get(label)
-        if isinstance(value, list):
-            return True
-        if isinstance(value, str):
-            whole.add(value)
-    # Each distinct cell is split only once, because most cells are repeated.
-    parts = set(chain.from_iterable(map(BETWEEN_LABELS.split, whole)))
-    joined = any(map(BETWEEN_LABELS.search, whole))
-    return joined and len(parts) <= min(MOST_LABELS, len(whole))
 
 
 def _several_row(record: FieldValues, columns: ColumnNames, where: str) -> LabelledRow | str:
@@ -278,7 +251,6 @@ MULTI_LABEL = TaskKind(
     ),
     gold=_gold_several,
     baseline=_several_baseline,
-    recognises=_has_several,
     head="sequence-classification",
     objective=MultiLabel,
     encode=_encode_several,
@@ -290,9 +262,6 @@ MULTI_LABEL = TaskKind(
 
 SCORE_COLUMNS = ("score", "similarity_score", "relatedness_score", "similarity")
 NUMBER_COLUMNS = ("score", "rating", "value", "target", "number", "y", "label", "labels")
-# If a column has at most 20 distinct whole numbers, they are classes. If it has 21 to 1,000, they
-# are classes only if they have no gaps (0, 1, 2, … or 1, 2, 3, …) and 7 rows each on average.
-MOST_CLASSES, MOST_NUMBERED_CLASSES, ROWS_A_CLASS = 20, 1000, 7
 
 
 @dataclass(frozen=True)
@@ -329,42 +298,6 @@ def _encode_scores(task: Task, split: str, cutter: Cutter) -> Encoded:
     return Encoded(cutter.rows(task.splits[split]), targets.float())
 
 
-def _has_scores(
-    records: Records, given: ColumnNames, names: Sequence[str], *, paired: bool
-) -> bool:
-    """Recognise texts, or pairs of texts, whose labels are scores or quantities."""
-    first = records[0]
-    _, pair = pair_in(first, given, PAIRS)
-    if paired != (pair in first):
-        return False
-    if not paired and first_in((given.text or "", *TEXT), first) is None:
-        return False
-    label = given.label or first_in(names, first)
-    return (paired and label in SCORE_COLUMNS) or _are_quantities(records, label)
-
-
-def _are_quantities(records: Records, column: str | None) -> bool:
-    """Return whether all labels are numbers but not classes (see ``MOST_CLASSES``).
-
-    Raises:
-        MaskwiseError: a number has a currency sign, percent sign or thousands separator.
-    """
-    cells = [record.get(column or "") for record in records]
-    # Labels are sorted so that an error always names the same label.
-    labels = sorted({str(cell) for cell in cells if label_of(cell) is not None})
-    # If one label is a word ("cheap"), the labels are classes, and a class may be called "$5".
-    if not all(map(may_be_number, labels)):
-        return False
-    values = {require_number(label, f"column {column!r}") for label in labels}
-    has_fractions = not all(map(float.is_integer, values))
-    if has_fractions or len(values) <= MOST_CLASSES:
-        return has_fractions
-    first = min(values)
-    are_numbered = first in (0, 1) and max(values) - first == len(values) - 1
-    most = min(MOST_NUMBERED_CLASSES, len(records) / ROWS_A_CLASS)
-    return len(values) > most or not are_numbered
-
-
 # The squared error of standardised scores: Devlin et al. 2019, appendix B.1 (STS-B).
 SIMILARITY = TaskKind(
     name="similarity",
@@ -375,7 +308,6 @@ SIMILARITY = TaskKind(
     gold=gold_scores,
     # The correlation of a constant answer is 0.
     baseline=lambda task: 0.0,
-    recognises=partial(_has_scores, names=("label", *SCORE_COLUMNS), paired=True),
     head="sequence-classification",
     objective=Regression,
     encode=_encode_scores,
@@ -386,7 +318,6 @@ REGRESSION = replace(
     SIMILARITY,
     name="regression",
     columns=UsualColumns(TEXT, (), NUMBER_COLUMNS),
-    recognises=partial(_has_scores, names=NUMBER_COLUMNS, paired=False),
 )
 
 # Classes of words
@@ -413,11 +344,6 @@ class TaggedRow(Row):
 
 
 WORDS = ("tokens", "words")
-
-
-def _has_words(records: Records, given: ColumnNames) -> bool:
-    names = (given.text,) if given.text else WORDS
-    return any(isinstance(records[0].get(name), list) for name in names)
 
 
 def _tagged_row(record: FieldValues, columns: ColumnNames, where: str) -> TaggedRow | str:
@@ -480,7 +406,6 @@ TOKEN_CLASSIFICATION = TaskKind(
     labels=lambda rows, where: distinct_labels(all_classes(rows), "classes", where),
     gold=gold_classes,
     baseline=class_baseline,
-    recognises=_has_words,
     head="token-classification",
     objective=Classification,
     encode=_encode_tags,

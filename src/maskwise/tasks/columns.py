@@ -10,13 +10,12 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
-from statistics import fmean
 from typing import Any, NamedTuple, TypeAlias
 
 from maskwise.errors import MaskwiseError, unknown_name
 from maskwise.masking.line import Names
 from maskwise.text.source import inside, paths
-from maskwise.text.tables import FieldValues, refuse_rows_as_names
+from maskwise.text.tables import FieldValues
 
 Records: TypeAlias = Sequence[FieldValues]
 # Reasons for skipping a row. Skipped rows are counted for each reason.
@@ -100,16 +99,11 @@ def find_columns(
     for role, names in needed.items():
         if names and getattr(found, role) is None:
             free = [path for path in paths(record) if path not in found]
-            do = f"add a column for it; looked for columns named {', '.join(names)}"
-            if free:
-                do = (
-                    f"name it, such as {argument(role, free[-1])}; looked for columns named "
-                    f"{', '.join(names)}"
-                )
+            do = f"name it, such as {argument(role, free[-1])}" if free else "add a column for it"
             raise MaskwiseError(
                 f"{where} has no {role} column",
                 got=", ".join(paths(record)),
-                do=do,
+                do=f"{do}; looked for columns named {', '.join(names)}",
             )
     return found
 
@@ -436,67 +430,3 @@ def with_text(record: FieldValues, template: str, place: str) -> FieldValues:
 
     text = re.sub(r"\{([^{}]+)\}", fill, template).strip()
     return {**record, TEMPLATE_TEXT: text}
-
-
-# Guessing
-
-# The smallest mean length of a text in a column of texts. The unit is words, or letters if the
-# texts are sequences without spaces, such as proteins.
-LEAST_WORDS, LEAST_LETTERS = 3, 30
-# Columns of corpora that describe a text, in lower case.
-ABOUT_TEXTS = ("title", "source", "url", "date", "time", "year", "author", "language", "name")
-
-
-def guess_columns(
-    records: Records, given: ColumnNames, usual: UsualColumns, where: str
-) -> tuple[ColumnNames, list[str]]:
-    """Guess the text and the label of a table with unusual column names, and note each guess.
-
-    The column with the longest texts becomes the text. If only one other column is left, that
-    column becomes the label.
-
-    Args:
-        records: the rows. The first record is not a row: it merges the columns of all rows.
-        given: the columns that the user named.
-        usual: the usual names for this kind of task. If a column has a usual name, nothing is
-            guessed for its role.
-        where: the table, for error messages.
-
-    >>> table = [{"Kommentar": "ein schöner langer Tag", "Note": "2"}]
-    >>> guess_columns(table, ColumnNames(), UsualColumns(()), "the table")[0]
-    ColumnNames(text='Kommentar', pair=None, label='Note')
-    """
-    notes: list[str] = []
-    names = [str(name) for name in records[0] if name not in ("id", "split")]
-    text, pair = pair_in(names, given, usual.pairs)
-    # If the guess went on, it would choose the second text of the pair as the label.
-    if pair:
-        return given, notes
-    text = text or first_in(usual.text, names)
-    if text is None:
-        words = {}
-        for name in names:
-            if isinstance(records[0].get(name), str):
-                words[name] = _mean_words(records, name)
-        text = max(words, key=words.__getitem__, default="")
-        if not text or words[text] < LEAST_WORDS:
-            return given, notes
-        refuse_rows_as_names(records, text, where)
-        given = given._replace(text=text)
-        notes.append(f"the text is column {text!r}")
-    # The rows of an article repeat its title, source and date, which therefore look like labels.
-    rest = [name for name in names if name != text and name.lower() not in ABOUT_TEXTS]
-    if len(rest) == 1 and given.label is None and not first_in(usual.label, rest):
-        given = given._replace(label=rest[0])
-        notes.append(f"the label is column {rest[0]!r}")
-    return given, notes
-
-
-def _mean_words(records: Records, name: str) -> float:
-    """Return the mean number of words per cell; in sequences without spaces, estimate it."""
-    texts = [str(record.get(name) or "") for record in records]
-    words = fmean(len(text.split()) for text in texts)
-    if all(map(str.isalpha, texts)):
-        letters = fmean(map(len, texts))
-        return max(words, letters * LEAST_WORDS / LEAST_LETTERS)
-    return words

@@ -69,7 +69,6 @@ FROZEN: dict[str, Any] = {
     "head": "embedding",
     "objective": None,
     "encode": None,
-    "recognises": lambda records, given: False,
     "least_tokens": (False, 1),
 }
 # Conneau & Kiela 2018 (SentEval), section 3, but with one fixed split instead of ten folds.

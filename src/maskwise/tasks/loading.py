@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from maskwise.masking.line import Names
 from maskwise.plugins import Table
 from maskwise.specs import read_options, with_options
 from maskwise.tasks.classes import (
-    BETWEEN_LABELS,
     MULTI_LABEL,
     NUMBER_COLUMNS,
     REGRESSION,
@@ -50,10 +49,8 @@ from maskwise.tasks.columns import (
     find_columns,
     first_in,
     flat,
-    guess_columns,
     is_empty,
     labels_in,
-    number_of,
     with_text,
     without,
 )
@@ -68,6 +65,7 @@ from maskwise.tasks.reading import (
     Card,
     Layout,
     card_of_folder,
+    is_bundled,
     merged_record,
     read_splits,
     records_where,
@@ -77,7 +75,6 @@ from maskwise.tasks.reading import (
 from maskwise.tasks.splits import (
     ALL,
     SPLITS,
-    Keyed,
     dropped,
     only_test,
     shared_names,
@@ -85,8 +82,9 @@ from maskwise.tasks.splits import (
     splits_of,
     task_groups_note,
 )
+from maskwise.tasks.suggest import suggest
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
-from maskwise.tasks.written import CLOZE_QA, generation
+from maskwise.tasks.written import CLOZE_QA, GENERATION
 from maskwise.text.documents import group_key
 from maskwise.text.opening import is_utf8
 from maskwise.text.source import NOT_UTF8
@@ -95,16 +93,14 @@ from maskwise.text.tables import FieldValues
 _BUILT_IN = {
     kind.name: kind
     for kind in (
-        # By default, the first kind that recognises the columns of a file is chosen.
         TOKEN_CLASSIFICATION,
         MULTIPLE_CHOICE,
         QUESTION_ANSWERING,
-        generation(),
+        GENERATION,
         SIMILARITY,
         REGRESSION,
         MULTI_LABEL,
         SEQUENCE_CLASSIFICATION,
-        # These kinds are used only if the user names them.
         CLOZE_QA,
         ZERO_SHOT_SIMILARITY,
         SENTENCE_EMBEDDING,
@@ -130,6 +126,7 @@ def load_task(
     missing: str | float | tuple[str | float, ...] | None = None,
     card: str | None = None,
     metric: str | None = None,
+    classes: int | None = None,
     pooling: str | None = None,
     train_rows: int | None = None,
     test_rows: int | None = None,
@@ -150,8 +147,8 @@ def load_task(
             - a folder with files for train, dev (or validation) and/or test;
             - ``hf:ID`` or ``hf:ID:CONFIG`` for ``datasets.load_dataset``;
             - any of these with arguments of this function: ``ud-pos(train_rows=300)``.
-        kind: a name in ``KINDS``. By default, the kind is recognised from the columns. Only
-            cloze-qa and frozen kinds must be named.
+        kind: a name in ``KINDS``. By default, kind and columns are found in the file, and the task
+            says which (``Task.suggested``). Only cloze-qa and frozen kinds must be named.
         text, pair, label: the columns (``ColumnNames``). A column is given by its name, or by its
             position from 1 in a table without a header. The default is the first usual name.
             ``text`` may be a template such as "{question} {context}". ``a|b`` means column a, or
@@ -165,6 +162,7 @@ def load_task(
         card: the card of a published task, whose arguments are defaults for this function.
         metric: one of the kind's metrics. The default is entity-f1 for tags of entities, that of
             the card, and the kind's first metric otherwise.
+        classes: the number of different labels in all rows, if another number shall be an error.
         pooling: "mean" (the default), "cls" or "dev", of kinds that do not train the encoder: see
             ``Task``.
         train_rows, test_rows: see ``Task.with_train_rows`` and ``Task.with_test_rows``.
@@ -173,8 +171,8 @@ def load_task(
 
     Raises:
         MaskwiseError: the source does not exist or cannot be read, there are no labels or only one
-            class, tokens and tags differ in number, a context lacks its answer, or a split is
-            empty.
+            class, or other classes than ``classes``; tokens and tags differ in number, a context
+            lacks its answer, or a split is empty.
 
     >>> task = load_task("banking77(train_rows=100)")
     >>> task.kind.name, task.metric, len(task.labels), len(task.splits["train"])
@@ -255,11 +253,13 @@ class TaskArguments:
 
     Attributes:
         layout: what the source's files do not say themselves.
+        published: whether the rows are bundled or have a card, and so never change.
         settings: the settings of the kind.
     """
 
     spec: str
     layout: Layout
+    published: bool = False
     kind: str | None = None
     text: object = None
     pair: object = None
@@ -268,6 +268,7 @@ class TaskArguments:
     split_by: str | None = None
     missing: object = None
     metric: str | None = None
+    classes: int | None = None
     pooling: str = "mean"
     train_rows: int | None = None
     test_rows: int | None = None
@@ -290,13 +291,14 @@ class TaskArguments:
         # If a column is given by its number, the table has no header.
         numbered = any(isinstance(given.get(role), int) for role in ColumnNames._fields)
         layout = Layout(not numbered, columns, files)
-        own = {each.name for each in fields(cls)} - {"spec", "layout", "settings"}
+        own = {each.name for each in fields(cls)} - {"spec", "layout", "published", "settings"}
         settings = {name: value for name, value in given.items() if name not in own}
         arguments = {name: value for name, value in given.items() if name in own}
         if "split_by" in arguments:
             # Columns of a table without a header are numbered.
             arguments["split_by"] = str(arguments["split_by"])
-        asked = cls(spec=spec, layout=layout, settings=settings, **arguments)
+        published = card is not None or is_bundled(spec)
+        asked = cls(spec=spec, layout=layout, published=published, settings=settings, **arguments)
         if asked.kind is not None:
             require_known("kind of task", asked.kind, KINDS)
         require_known("pooling", asked.pooling, POOLINGS)
@@ -338,9 +340,9 @@ class TaskArguments:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reading:
-    """What is known of a task. Each of the five steps of ``_read_task`` adds to it.
+    """What is known of a task. Each of the steps of ``_read_task`` adds to it.
 
     Attributes:
         whole: all records of each split of the files.
@@ -350,32 +352,29 @@ class Reading:
         columns: the columns of each split; none for a split without labels.
         rows: the rows of each split of the files, with the texts that decide their new splits.
         labels: all labels in the files.
-        hidden: whether every label of a split is −1.
         skipped: the number of dropped rows, keyed by "split: reason".
-        splits: the rows of train, dev and test.
-        notes: notes on what was guessed or decided.
+        hidden: whether every label of a split is −1.
+        notes: notes on what was decided.
     """
 
     asked: TaskArguments
     whole: Mapping[str, Records]
-    records: Mapping[str, Records]
+    records: dict[str, Records]
     shared: Mapping[str, Names]
     kind: TaskKind = SEQUENCE_CLASSIFICATION
-    columns: Mapping[str, ColumnNames] = field(default_factory=dict)
-    rows: Mapping[str, Keyed[Row]] = field(default_factory=dict)
-    labels: frozenset[str] = frozenset()
+    columns: dict[str, ColumnNames] = field(default_factory=dict)
+    rows: dict[str, list[tuple[str, Row]]] = field(default_factory=dict)
+    labels: set[str] = field(default_factory=set)
+    skipped: Counter[str] = field(default_factory=Counter)
     hidden: bool = False
-    skipped: Mapping[str, int] = field(default_factory=dict)
-    splits: Mapping[str, TaskRows] = field(default_factory=dict)
-    notes: Names = ()
+    notes: list[str] = field(default_factory=list)
 
 
 def _read_task(asked: TaskArguments) -> Task:
     reading = read(asked)
-    reading = choose_columns(reading)
-    reading = make_rows(reading)
-    reading = divide(reading)
-    return make_task(reading)
+    choose_columns(reading)
+    make_rows(reading)
+    return make_task(reading, divide(reading))
 
 
 def read(asked: TaskArguments) -> Reading:
@@ -392,7 +391,7 @@ def read(asked: TaskArguments) -> Reading:
             failure.what, got=failure.got, allowed=failure.allowed, do=failure.do
         ) from failure
     whole = {}
-    records = {}
+    records: dict[str, Records] = {}
     shared = {}
     for split, part in parts.items():
         whole[split] = [flat(record, asked.columns) for record in part]
@@ -405,59 +404,51 @@ def read(asked: TaskArguments) -> Reading:
     return Reading(asked, whole, records, shared)
 
 
-def choose_columns(reading: Reading) -> Reading:
+def choose_columns(reading: Reading) -> None:
     """Choose the kind of task and the columns of each split.
 
     Raises:
         MaskwiseError: a split lacks a column, or a setting is unknown or has no effect.
     """
     asked = reading.asked
-    records = dict(reading.records)
+    records = reading.records
     given = asked.columns
-    notes: list[str] = []
-    examples: Records = ()
-    filled = [part for part in records.values() if part]
-    if filled:
-        examples = [
-            without(record, asked.absent) for record in (merged_record(filled[0]), *filled[0])
-        ]
-    kind = KINDS[asked.kind] if asked.kind else _recognised(examples, given)
-    if examples and asked.kind is None and kind is SEQUENCE_CLASSIFICATION:
-        given, notes = guess_columns(examples, given, kind.columns, asked.place)
-        kind = _recognised(examples, given)
-    if asked.settings:
-        kind = _with_settings(kind, asked)
+    if asked.kind:
+        kind = KINDS[asked.kind]
+    else:
+        part = next(filter(None, records.values()), [])
+        merged = [merged_record(part)] if part else []
+        examples = [without(record, asked.absent) for record in (*merged, *part)]
+        kind, given = suggest(examples, given, asked.place)
+    reading.kind = kind = _with_settings(kind, asked)
     _refuse_idle(asked, kind)
     template = given.text or ""
     if "{" in template:
         for split, part in records.items():
             records[split] = [with_text(record, template, asked.place) for record in part]
         given = given._replace(text=TEMPLATE_TEXT)
-    if examples:
-        given = ColumnNames(*(_present(column, examples[0]) for column in given))
-    columns: dict[str, ColumnNames] = {}
     found = given
     for split, part in records.items():
         if not part:
             continue
         names = merged_record(part)
+        own = ColumnNames(*(_present(column, names) for column in given))
         if asked.split_by is not None:
             require_field(part, asked.split_by, f"split_by column of {asked.place}:")
         # Benchmarks publish test rows without the label column, or with −1 as every label.
         label_columns = {found.label, f"{found.label}1"}
         if split == "test" and found.label and label_columns.isdisjoint(names):
-            notes.append(f"test has no column {found.label!r}, so this split counts as unlabelled")
+            reading.notes.append(
+                f"test has no column {found.label!r}, so this split counts as unlabelled"
+            )
             continue
-        found = find_columns(kind.columns, names, given, asked.place, asked.argument)
+        found = find_columns(kind.columns, names, own, asked.place, asked.argument)
         if asked.layout.columns or not asked.layout.header:
             _refuse_names_as_row(part, found, kind, asked.place)
-        columns[split] = found
-        notes += _notes_on_names(found, names)
-    notes = list(dict.fromkeys(notes))
-    return replace(reading, records=records, kind=kind, columns=columns, notes=tuple(notes))
+        reading.columns[split] = found
 
 
-def make_rows(reading: Reading) -> Reading:
+def make_rows(reading: Reading) -> None:
     """Make rows from the records that have a text and a label.
 
     Raises:
@@ -465,17 +456,15 @@ def make_rows(reading: Reading) -> Reading:
     """
     asked = reading.asked
     absent = asked.absent
-    labels = set[str]()
-    hidden = False
     empty = 0
-    notes = list(reading.notes)
-    skipped = Counter[str]()
-    keyed: dict[str, list[tuple[str, Row]]] = {split: [] for split in reading.records}
+    notes = reading.notes
+    skipped = reading.skipped
     row_of = reading.kind.row
     if reading.kind.row_for is not None:
         row_of, more = reading.kind.row_for(_labelled(reading))
         notes += more
     for split, part in reading.records.items():
+        reading.rows[split] = []
         if not part:
             continue
         columns = reading.columns.get(split)
@@ -484,9 +473,9 @@ def make_rows(reading: Reading) -> Reading:
             continue
         label = columns.label or ""
         found = set(labels_in([record.get(label) for record in part]))
-        labels |= found
+        reading.labels |= found
         if found == {HIDDEN}:
-            hidden = True
+            reading.hidden = True
             notes.append(f"every label of {split} is −1, so this split counts as unlabelled")
             skipped[f"{split}: {NO_LABEL}"] = len(part)
             continue
@@ -502,20 +491,12 @@ def make_rows(reading: Reading) -> Reading:
             empty += reading.kind.every_label and is_empty(record.get(label))
             group = group_key(record, asked.split_by) if asked.split_by else ""
             key = group or shared_text(record, reading.shared[split]) or row.key
-            keyed[split].append((key, row))
+            reading.rows[split].append((key, row))
     if empty:
         notes.append(
             f"no label applies to {plural(empty, 'row')} with an empty text as labels; missing='' "
             "leaves such rows out"
         )
-    return replace(
-        reading,
-        rows=keyed,
-        labels=frozenset(labels),
-        hidden=hidden,
-        skipped=skipped,
-        notes=tuple(notes),
-    )
 
 
 def is_unicode(row: Row) -> bool:
@@ -540,11 +521,10 @@ def _without_absent(record: FieldValues, label: str, absent: Set[str]) -> FieldV
     return {**record, label: without(record.get(label), absent)} if absent and label else record
 
 
-def divide(reading: Reading) -> Reading:
+def divide(reading: Reading) -> Mapping[str, TaskRows]:
     """Divide the rows among train, dev and test.
 
     Raises:
-        HiddenLabels: a split that is needed has no labels, and every label of a split is −1.
         MaskwiseError: a split that is needed is empty, or groups of rows cannot be kept together.
     """
     asked = reading.asked
@@ -555,9 +535,10 @@ def divide(reading: Reading) -> Reading:
     else:
         needed = ("test",)
         splits, cuts = only_test(reading.rows)
-    notes = reading.notes
     if asked.split_by is not None:
-        notes = (*notes, task_groups_note(reading.rows, splits, asked.split_by, asked.place))
+        note = task_groups_note(reading.rows, splits, asked.split_by, asked.place)
+        reading.notes.append(note)
+    reading.notes += cuts
     for split in needed:
         if not splits[split]:
             raise _empty_split(split, reading)
@@ -567,18 +548,18 @@ def divide(reading: Reading) -> Reading:
             got="none",
             do='give it a dev split, or choose pooling="mean" or pooling="cls"',
         )
-    return replace(reading, splits=splits, notes=(*notes, *cuts))
+    return splits
 
 
-def make_task(reading: Reading) -> Task:
-    """Make the task, with its classes and its metric.
+def make_task(reading: Reading, splits: Mapping[str, TaskRows]) -> Task:
+    """Make the task, with its classes and its metric, of the rows of train, dev and test.
 
     Raises:
         MaskwiseError: there is only one class, or the kind has no such metric.
     """
     asked = reading.asked
     kind = reading.kind
-    splits = reading.splits
+    notes = reading.notes
     rows: TaskRows = splits["train" if kind.needs_train else "test"]
     if kind.every_label:
         rows = list(chain.from_iterable(splits.values()))
@@ -587,32 +568,43 @@ def make_task(reading: Reading) -> Task:
         # An error names the number of skipped rows, which may explain why only one class is left.
         table = f"{table} (skipped {dropped(reading.skipped)})"
     labels = kind.labels(rows, table)
-    # Every split has the same roles, and the last one may have other names for them.
-    columns = [*reading.columns.values()][-1]
-    notes = [*reading.notes]
+    # Every split has the same roles, and may have other names for them.
+    names = {}
+    for role, columns in zip(ColumnNames._fields, zip(*reading.columns.values())):
+        if any(columns) and columns[0] != TEMPLATE_TEXT:
+            names[role] = "|".join(dict.fromkeys(filter(None, columns)))
     unseen = {*all_classes(splits["test"])}.difference(labels)
     if unseen:
         classes = "1 class" if len(unseen) == 1 else f"{len(unseen)} classes"
         lacking = f"train lacks {classes} of test"
         notes.append(f"{lacking}, whose items always count as wrong, such as {min(unseen)!r}")
     notes += _notes_on_labels(labels, asked.absent - reading.labels - {EMPTY})
-    if asked.kind is None:
-        paired = columns.pair is not None
-        notes += _note_on_numbers(kind, reading.labels - asked.absent, paired=paired)
-        notes += _note_on_joined(kind, labels)
-    names = {role: column for role, column in columns._asdict().items() if column}
-    if names.get("text") == TEMPLATE_TEXT:
-        del names["text"]
+    every = Counter(chain(labels, *map(all_classes, splits.values())))
+    if every and asked.classes not in (None, len(every)):
+        raise MaskwiseError(
+            f"{asked.place} has other labels than those with which it was read first",
+            got=f"{len(every)} labels, of which {min(every, key=every.__getitem__)!r} is rarest",
+            allowed=f"classes={asked.classes}",
+            do=f"correct the labels, or write classes={len(every)}",
+        )
+    metric = kind.metric_for(labels, asked.metric)
+    found = {"kind": kind.name, **names, "metric": metric, "classes": len(every) or None}
+    suggested = {}
+    if asked.kind is None and not asked.published:
+        for name, value in found.items():
+            if value is not None and getattr(asked, name) is None:
+                suggested[name] = value
     task = Task(
         name=asked.name or _short_name(asked.spec) + kind.suffix,
         kind=kind,
-        metric=kind.metric_for(labels, asked.metric),
+        metric=metric,
         labels=labels,
         splits={split: tuple(rows) for split, rows in splits.items()},
         skipped=reading.skipped,
         notes=tuple(notes),
         pooling=asked.pooling,
         columns=names,
+        suggested=suggested,
     )
     return task.with_train_rows(asked.train_rows).with_test_rows(asked.test_rows)
 
@@ -621,19 +613,10 @@ def make_task(reading: Reading) -> Task:
 # -------------------------------------------------------------------------------------------
 
 
-def _recognised(records: Records, given: ColumnNames) -> TaskKind:
-    """Return the first kind that recognises the records, or classification if none does.
-
-    A kind of another package is used only if the user names it.
-    """
-    for kind in KINDS.without_plugins().values():
-        if records and kind.recognises(records, given):
-            return kind
-    return SEQUENCE_CLASSIFICATION
-
-
 def _with_settings(kind: TaskKind, asked: TaskArguments) -> TaskKind:
     """Return a kind with the settings that are asked for, such as ``beams``."""
+    if not asked.settings:
+        return kind
     make: Callable[..., TaskKind] = kind.make or (lambda: kind)
     known = {*inspect.signature(load_task).parameters} - {"spec", "settings"}
     known.update(inspect.signature(make).parameters)
@@ -676,17 +659,6 @@ def _refuse_names_as_row(
         )
 
 
-def _notes_on_names(columns: ColumnNames, names: FieldValues) -> list[str]:
-    """Note other columns of the file that have the name of a chosen column."""
-    notes = []
-    for column in columns:
-        # Readers of tables make names distinct by a number.
-        other = f"{column}.1"
-        if column and other in names:
-            notes.append(f"column {column!r} was read; a further column of this name is {other!r}")
-    return notes
-
-
 def _empty_split(split: str, reading: Reading) -> MaskwiseError:
     """Return an error that says why a split has no rows."""
     asked = reading.asked
@@ -699,9 +671,8 @@ def _empty_split(split: str, reading: Reading) -> MaskwiseError:
         texts = plural(len(set(keys)), "different text")
         got = f"{plural(len(keys), 'row')} with {texts}"
         return MaskwiseError(what, got=got, do="give more rows, or check the text column")
-    if asked.where is not None:
-        return MaskwiseError(f"{asked.place} has no rows with {asked.where}", do="check where")
-    return MaskwiseError(f"{asked.place} has no rows", do="check its files")
+    condition = "" if asked.where is None else f" with {asked.where}"
+    return MaskwiseError(f"{asked.place} has no rows{condition}", do="check its files")
 
 
 def _present(column: str | None, record: FieldValues) -> str | None:
@@ -709,33 +680,6 @@ def _present(column: str | None, record: FieldValues) -> str | None:
     if column is None or column in record:
         return column
     return first_in(column.split("|"), record) or column
-
-
-def _note_on_numbers(chosen: TaskKind, labels: Set[str], *, paired: bool) -> list[str]:
-    """Note whether whole numbers were read as classes or as quantities."""
-    if chosen is SEQUENCE_CLASSIFICATION:
-        other = SIMILARITY if paired else REGRESSION
-    elif chosen in (SIMILARITY, REGRESSION):
-        other = SEQUENCE_CLASSIFICATION
-    else:
-        return []
-    for label in labels:
-        number = number_of(label)
-        if number is None or not number.is_integer():
-            return []
-    # Two labels, such as 0 and 1, are certainly classes.
-    if len(labels) < 3:
-        return []
-    guess = f"the labels are {len(labels)} whole numbers, so the kind is {chosen.name}"
-    return [f"{guess}; give kind={other.name!r} to change it"]
-
-
-def _note_on_joined(chosen: TaskKind, labels: Sequence[str]) -> list[str]:
-    """Note classes that may be several labels."""
-    joined = [label for label in labels if BETWEEN_LABELS.search(label)]
-    if chosen is not SEQUENCE_CLASSIFICATION or not joined:
-        return []
-    return [f"{joined[0]!r} is one class; kind={MULTI_LABEL.name!r} makes several labels of it"]
 
 
 def _short_name(spec: str) -> str:

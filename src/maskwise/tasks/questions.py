@@ -36,7 +36,6 @@ from maskwise.tasks.columns import (
     NO_ANSWER,
     NO_LABEL,
     ColumnNames,
-    Records,
     UsualColumns,
     choices_of,
     label_of,
@@ -136,12 +135,6 @@ class MarkedRow(Row):
     question: str
     answers: list[str]
     starts: list[int]
-
-
-def _has_context(records: Records, given: ColumnNames) -> bool:
-    names = set(records[0])
-    has_answers = bool({"answers", "answer"} & names)
-    return {"context", "question"} <= names and has_answers and not given.label
 
 
 def _marked_row(record: FieldValues, columns: ColumnNames, where: str) -> MarkedRow | str:
@@ -329,7 +322,6 @@ QUESTION_ANSWERING = TaskKind(
     row=_marked_row,
     gold=gold_texts,
     baseline=answer_baseline,
-    recognises=_has_context,
     head="question-answering",
     objective=SpanQuestionAnswering,
     encode=_encode_windows,
@@ -354,10 +346,6 @@ class ChoiceRow(Row):
     label: int
 
 
-def _has_choices(records: Records, given: ColumnNames) -> bool:
-    return bool(choices_of(records[0])[1])
-
-
 def with_first(make: Callable[..., Row | str], records: LabelledRecords) -> tuple[MakeRow, Names]:
     """Decide from all answers whether choices are numbered from 0 or from 1.
 
@@ -371,42 +359,26 @@ def with_first(make: Callable[..., Row | str], records: LabelledRecords) -> tupl
     Returns:
         The function that makes rows, and a note if choices have numbers and none is 0.
     """
-    answers: set[int] = set()
+    numbers: set[int] = set()
     reaches = False
     from_columns = True
     for record, columns in records:
-        found = _number_of_answer(record, columns)
-        if found is not None:
-            number, choices = found
-            answers.add(number)
-            reaches = reaches or number == choices
-            numbers = [number for number, _ in numbered_choices(record)]
-            from_columns = from_columns and numbers[:1] == [1]
-    if not answers or 0 in answers:
+        answer = record.get(columns.label or "")
+        label = label_of(answer) if isinstance(answer, str | int | float) else None
+        names, texts = choices_of(record)
+        # Names and texts of choices come before their numbers.
+        is_text = isinstance(answer, str) and label in [str(text).strip() for text in texts]
+        named = is_text or any(map(str.isdecimal, names))
+        if texts and label and label.isdecimal() and not named:
+            numbers.add(int(label))
+            reaches = reaches or int(label) == len(texts)
+            from_columns = from_columns and [n for n, _ in numbered_choices(record)][:1] == [1]
+    if not numbers or 0 in numbers:
         return make, ()
-    what = f"the answers are whole numbers from {min(answers)} to {max(answers)}, and none is 0"
-    if reaches or from_columns:
-        note = f"{what}, so the first choice has number 1"
-        return partial(make, first=1), (note,)
-    note = f"{what}; the first choice has number 0: if it has number 1, write letters from A"
-    return make, (note,)
-
-
-def _number_of_answer(record: FieldValues, columns: ColumnNames) -> tuple[int, int] | None:
-    """Return the number that identifies the answer, and the number of choices.
-
-    None means that the answer is missing, or is a letter, or the name or the text of a choice, or
-    that there are no choices.
-    """
-    answer = record.get(columns.label or "")
-    label = label_of(answer) if isinstance(answer, str | int | float) else None
-    if label is None or not label.isdecimal():
-        return None
-    names, texts = choices_of(record)
-    is_text = isinstance(answer, str) and label in (str(text).strip() for text in texts)
-    if not texts or is_text or any(map(str.isdecimal, names)):
-        return None
-    return int(label), len(texts)
+    first = int(reaches or from_columns)
+    note = f"the answers are whole numbers from {min(numbers)} to {max(numbers)}, and none is 0, "
+    note += f"so the first choice has number {first}; if this is wrong, write letters from A"
+    return partial(make, first=first), (note,)
 
 
 def _choice_row(
@@ -509,7 +481,6 @@ MULTIPLE_CHOICE = TaskKind(
     row_for=partial(with_first, _choice_row),
     gold=_gold_choices,
     baseline=_choice_baseline,
-    recognises=_has_choices,
     head="multiple-choice",
     objective=MultipleChoice,
     encode=_encode_choices,

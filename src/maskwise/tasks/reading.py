@@ -146,6 +146,11 @@ def state_of_files(spec: str) -> FilesState:
     return files_state(_path(spec))
 
 
+def is_bundled(spec: str) -> bool:
+    """Return whether a source is part of maskwise, so that its rows never change."""
+    return spec in BUNDLED_TASKS or spec.startswith("bundled:")
+
+
 def _path(spec: str) -> Path:
     if spec in BUNDLED_TASKS:
         return bundled_path(BUNDLED_TASKS[spec])

@@ -24,7 +24,7 @@ from maskwise.constants import LOWER_IS_BETTER, NATS
 from maskwise.errors import MaskwiseError, install_command, require_library, whole_number
 from maskwise.files import TaskFacts
 from maskwise.masking.line import Names
-from maskwise.tasks.columns import ColumnNames, Records, UsualColumns
+from maskwise.tasks.columns import ColumnNames, UsualColumns
 from maskwise.tasks.metrics import (
     ENTITY_F1,
     ITEMS,
@@ -129,9 +129,6 @@ class TaskKind:
     """Returns the correct answers of a split: an array, or for each row a list of correct texts."""
     baseline: Callable[[Task], float | None]
     """Returns the test score of the best guess without the text; None if it needs a tokenizer."""
-    recognises: Callable[[Records, ColumnNames], bool] = lambda records, given: False
-    """Returns whether records belong to this kind, given the columns that the user named. The first
-    record merges the columns of all rows. Kinds are tried in the order of ``KINDS``."""
     labels: Callable[[TaskRows, str], Names] = lambda rows, where: ()
     """Returns the sorted classes of the rows; raises an error if there is only one class."""
     row_for: Callable[[Iterable[tuple[FieldValues, ColumnNames]]], tuple[MakeRow, Names]] | None = (
@@ -222,8 +219,11 @@ class Task:
         splits: the rows of train, dev and test.
         found: the number of training rows in the data, if only some of them are used; else 0.
         columns: the columns that were read, keyed by role: text, pair, label.
+        suggested: the arguments of ``load_task`` that nobody gave and that were found in the file:
+            kind, columns, metric and number of classes. Nothing is guessed if they are given; {} if
+            the kind was given, or if the rows never change.
         skipped: the number of dropped rows, keyed by "split: reason".
-        notes: notes on guessed columns and labels, and on the origin of the splits.
+        notes: notes on columns and labels, and on the origin of the splits.
         pooling: how a frozen encoder's token vectors become one vector: "mean", "cls", or "dev" to
             use whichever of the two scores better on dev.
 
@@ -245,6 +245,7 @@ class Task:
     pooling: str = "mean"
     found: int = 0
     columns: Mapping[str, str] = field(default_factory=dict)
+    suggested: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # A missing library is reported here, before any training starts.
@@ -301,8 +302,11 @@ class Task:
 
     @property
     def remarks(self) -> list[str]:
-        """The notes, and the number of dropped rows."""
+        """What was found, the notes, and the number of dropped rows."""
         remarks = list(self.notes)
+        if self.suggested:
+            found = ", ".join(f"{name}={value!r}" for name, value in self.suggested.items())
+            remarks.insert(0, f"found {found}; name these to read the file in another way")
         if self.skipped:
             remarks.append(f"left out: {dropped(self.skipped)}")
         return remarks

@@ -36,7 +36,6 @@ from maskwise.tasks.columns import (
     NO_ANSWER,
     NO_TEXT,
     ColumnNames,
-    Records,
     UsualColumns,
     choices_of,
     read_answers,
@@ -217,12 +216,6 @@ _ANSWERS = (
     *("output", "target", "answer", "answers", "highlights"),
     *("summary", "summary1", "label", "response", "title"),
 )
-# A file with one of these pairs of columns is recognised as a generation task.
-_TOGETHER = (
-    *(("input", "output"), ("source", "target"), ("article", "highlights")),
-    *(("document", "summary"), ("dialogue", "summary"), ("dialogue", "summary1")),
-    *(("question", "answer"), ("question", "answers")),
-)
 
 
 @dataclass(frozen=True)
@@ -247,11 +240,6 @@ class WrittenRow(Row):
     @property
     def key(self) -> str:
         return self.group or super().key
-
-
-def _has_two_texts(records: Records, given: ColumnNames) -> bool:
-    named = given.text or given.label
-    return not named and any(records[0].keys() >= set(pair) for pair in _TOGETHER)
 
 
 def _written_row(
@@ -332,7 +320,6 @@ def generation(beams: int = 4, max_target: int = 32, length_penalty: float = 1.0
         row_for=partial(with_first, _written_row),
         gold=gold_texts,
         baseline=lambda task: None if task.metric == NATS else answer_baseline(task),
-        recognises=_has_two_texts,
         head="seq2seq",
         objective=Denoising,
         encode=_encode_written,
@@ -484,3 +471,6 @@ class Written(Data):
         at, real = self.targets.at(self.first[:-1])
         real[:, : self.framed] = False
         return self.targets.ids[at[real]]
+
+
+GENERATION = generation()

@@ -22,7 +22,7 @@ from maskwise.study.adapt.saved import save_best
 from maskwise.study.checks import folder_of_study
 from maskwise.study.forecast import check, dry_run, first_of, require_trainable_arm
 from maskwise.study.from_files import Draft
-from maskwise.study.inputs import kept_if_begun
+from maskwise.study.inputs import kept_if_begun, settled
 from maskwise.study.records import has_results
 from maskwise.study.run import run_study
 from maskwise.study.stages import ROWS
@@ -50,7 +50,7 @@ class Adaptation:
 
     def __init__(self, request: Request, *, dry_run: bool = False):
         require_one_process()
-        self.request = request
+        self.request = replace(request, tasks=settled(request.tasks, request.out))
         self._limit = None if request.time is None else time_limit(request.time)
         self._used = has_results(request.out)
         self._checked = False
