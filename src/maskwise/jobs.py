@@ -252,7 +252,8 @@ class ThisProcess(Pool):
             future.set_result(function(*arguments))
         # A task may start processes of its own.
         except Failure as failure:
-            raise MaskwiseError(failure.error) from None
+            again = "the same call resumes the work" if failure.passing else None
+            raise MaskwiseError(failure.error, do=again) from None
         return future
 
     def close(self) -> None:
