@@ -691,7 +691,11 @@ def test_an_unknown_time_is_not_within_a_limit(texts, tmp_path, capfd, monkeypat
     assert maskwise("adapt", "bundled:encoder", texts, "--out", out, "--time", "2h") == 2
     said = capfd.readouterr().err
     assert "the time of pretrain is unknown (the sample is too short); got 2h" in said
+    assert "--no-timing" not in said
     assert not out.exists()
+    options = ("--out", out, "--time", "2h", "--no-timing")
+    assert maskwise("adapt", "bundled:encoder", texts, *options) == 2
+    assert "leave out --no-timing" in capfd.readouterr().err and not out.exists()
 
 
 def test_a_plan_above_the_time_names_the_most_steps_that_keep_it(
@@ -730,7 +734,10 @@ def test_a_plan_above_the_time_names_the_most_steps_that_keep_it(
     assert planned("--steps", 9000)["limit"] is None
     # No number of steps may keep it.
     code, said = adapt("--steps", 900, "--time", "1m")
-    assert code == 2 and "even with --steps 100" in said.err.splitlines()[-1]
+    advice = said.err.splitlines()[-1]
+    assert code == 2 and "even with --steps 100" in advice
+    enough = advice.rpartition("--time ")[2].rstrip(".")
+    assert planned("--steps", 100, "--time", enough)["limit"] is None
 
 
 @pytest.mark.parametrize(

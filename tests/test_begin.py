@@ -126,7 +126,7 @@ def test_a_plan_says_once_that_rows_are_truncated(recipe, capsys, cut):
     record = check(str(recipe), timing=False)
     record["tasks"]["task"] |= {"cut": cut, "most": 0.99}
     record |= {"doubts": forecast.doubts_of(record), "cut": {"task": cut}, "max_length": 64}
-    print_check(record)
+    print_check(lambda tell: record, as_json=False)
     said = " ".join(capsys.readouterr().out.split())
     assert "99.0% of the rows of task have the same label" in said
     assert said.count("of the rows of task have more than") + said.count("are longer than") == 1

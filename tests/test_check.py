@@ -325,7 +325,7 @@ def test_the_command_and_python_divide_the_warnings_of_a_check_alike(
     record["doubts"] = [{"what": "one fact", "do": ""}, {"what": "one doubt", "do": "act"}]
     made = Check(record)
     assert (made.doubts, made.notes) == (["one doubt: act"], ["one fact", "one note"])
-    print_check(record)
+    print_check(lambda tell: record, as_json=False)
     lines = capfd.readouterr().out.splitlines()
     assert {"? one doubt", "  → act", "· one fact", "· one note"} <= {*lines}
     assert {"? one doubt: act", "· one fact", "· one note"} <= {*str(made).splitlines()}

@@ -150,11 +150,14 @@ class Adaptation:
             why = [
                 f" ({plan['untimed'][kind]})" for kind in plan["unknown"] if kind in plan["untimed"]
             ]
+            do = f"remove {option('time')}"
+            if len(why) < len(plan["unknown"]):
+                do = f"leave out --no-timing, or {do}"
             return MaskwiseError(
                 f"the study may take longer than {option('time')}, because the time of "
                 f"{' and '.join(plan['unknown'])} is unknown{why[0] if why else ''}",
                 got=self.request.time,
-                do=f"remove {option('time')}",
+                do=do,
             )
         fewer = plan["limit"]
         if fewer is None:
@@ -163,7 +166,8 @@ class Adaptation:
         if fewer["seconds"] is None:
             do = f"no number of steps is known to keep it: remove {option('time')}"
         elif fewer["seconds"] > self._limit:
-            do = f"even with {steps} it takes {duration(fewer['seconds'])}: allow more time"
+            enough = option("time", f"{math.ceil(fewer['seconds'] / 60)}m")
+            do = f"even with {steps} it takes {duration(fewer['seconds'])}: allow {enough}"
         else:
             do = f"set {steps}, the most that keep it ({duration(fewer['seconds'])}), or allow more"
         return MaskwiseError(
