@@ -16,6 +16,7 @@ from maskwise.changes.trim import trim
 from maskwise.errors import MaskwiseError
 from maskwise.models import load_model, new_config, new_model
 from maskwise.text import read_documents, train_tokenizer
+from maskwise.text.new_words import of_json
 from test_new_words import tokenizer_of_kind
 from tiny import maskwise
 
@@ -183,3 +184,104 @@ def test_what_is_impossible_is_said_and_nothing_is_written(
     with pytest.raises(MaskwiseError, match=said):
         change("bundled:encoder", "new", with_)
     assert not Path("new").exists()
+
+
+def small(folder: Path, kind: str, **fields: Any) -> Any:
+    """Save a small BERT with a head, and its tokenizer; return the model."""
+    import transformers
+
+    tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
+    config = new_config("bert", tokenizer, 128, **SMALL)
+    for name, value in fields.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(config).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def test_the_head_of_a_task_is_kept(tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    model = small(tmp_path / "old", "BertForSequenceClassification", num_labels=3)
+    before = AutoTokenizer.from_pretrained(tmp_path / "old")
+    text = text_file(tmp_path, LINES[:30])
+    change(tmp_path / "old", tmp_path / "new", f"trim-tokens({text!r})")
+    after = AutoModelForSequenceClassification.from_pretrained(tmp_path / "new").eval()
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "new")
+    with torch.no_grad():
+        logits = [
+            each(**of(LINES[3], return_tensors="pt")).logits
+            for each, of in ((model, before), (after, loaded))
+        ]
+    torch.testing.assert_close(*logits)
+
+
+def test_a_folder_keeps_its_precision(tmp_path: Path) -> None:
+    model = small(tmp_path / "float", "BertForMaskedLM")
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "old")
+    AutoTokenizer.from_pretrained(tmp_path / "float").save_pretrained(tmp_path / "old")
+    text = text_file(tmp_path, LINES[:30])
+    facts = change(tmp_path / "old", tmp_path / "new", f"trim-tokens({text!r})")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("old", "new")]
+    assert sizes[1] < sizes[0]
+    assert facts["megabytes"] == pytest.approx([2e-6 * count for count in facts["weights"]])
+
+
+def test_ids_in_lists_and_rows_longer_than_the_model_reads(tmp_path: Path) -> None:
+    small(tmp_path / "old", "BertForMaskedLM", eos_token_id=[3, 899], max_position_embeddings=12)
+    text = text_file(tmp_path, LINES[:30])
+    change(tmp_path / "old", tmp_path / "new", f"trim-tokens({text!r})")
+    config = AutoModelForMaskedLM.from_pretrained(tmp_path / "new").config
+    before, after = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("old", "new"))
+    kept = set(after.get_vocab())
+    tokens = [token for token in before.convert_ids_to_tokens([3, 899]) if token in kept]
+    assert after.convert_ids_to_tokens(config.eos_token_id) == tokens
+
+
+def test_a_model_that_counts_positions_from_the_padding_is_refused(tmp_path: Path) -> None:
+    """RoBERTa's positions begin behind the id of [PAD], which moves if tokens before it go."""
+    tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
+    plain = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = plain["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    vocabulary["[PAD]"], vocabulary[last] = vocabulary[last], vocabulary["[PAD]"]
+    for token in plain["added_tokens"]:
+        token["id"] = vocabulary[token["content"]]
+    moved = of_json(plain, tokenizer)
+    config = new_config("roberta", moved, 128, **SMALL)
+    config.max_position_embeddings = 1200
+    new_model(config, seed=0).save_pretrained(tmp_path / "old")
+    moved.save_pretrained(tmp_path / "old")
+    text = text_file(tmp_path, LINES[:30])
+    with pytest.raises(MaskwiseError, match="computes something else"):
+        change(tmp_path / "old", tmp_path / "new", f"trim-tokens({text!r})")
+    assert not (tmp_path / "new").exists()
+
+
+def test_tokens_around_a_text_need_not_be_special() -> None:
+    before = tokenizer_of_kind("bpe")
+    vocabulary = before.get_vocab()
+    number = max(vocabulary.values())
+    word = before.convert_ids_to_tokens(number)
+    before.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{word} $A", special_tokens=[(word, number)]
+    )
+    after, ids = trim(before, [vocabulary["e"]])
+    assert ids[after("e")["input_ids"][0]] == number
+
+
+def test_pickled_weights_of_a_module_are_not_left_behind(tmp_path: Path) -> None:
+    small(tmp_path / "old", "BertModel")
+    (tmp_path / "old" / "2_Dense").mkdir()
+    (tmp_path / "old" / "2_Dense" / "pytorch_model.bin").touch()
+    with pytest.raises(MaskwiseError, match="2_Dense"):
+        change(tmp_path / "old", tmp_path / "new", "trim-tokens('bundled:wikipedia')")
+
+
+def test_a_finished_folder_is_not_changed_again(tmp_path: Path) -> None:
+    text = text_file(tmp_path, LINES[:30])
+    change("bundled:encoder", tmp_path / "new", f"trim-tokens({text!r})")
+    with pytest.raises(MaskwiseError, match=r"give a new folder$"):
+        change("bundled:encoder", tmp_path / "new", f"trim-tokens({text!r})")

@@ -246,8 +246,8 @@ def test_a_folder_belongs_to_one_call_while_it_is_used_and_afterwards(tmp_path: 
 
 
 def test_an_identity_that_does_not_stay_is_known_until_the_work_is_done(tmp_path: Path) -> None:
-    folder = OutputFolder(tmp_path, "convert")
-    with folder.used({}, keeps=False):
+    folder = OutputFolder(tmp_path, "convert", keeps=False)
+    with folder.used({}):
         (tmp_path / "config.json").touch()
         folder.require({})
     with pytest.raises(MaskwiseError, match="something else"):

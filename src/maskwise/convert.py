@@ -67,7 +67,7 @@ def convert(old: Start, new: Path, *, tokenizer: Start | None = None) -> dict[st
             it; or ``new`` has files that no
             interrupted call with the same arguments has written.
     """
-    where = OutputFolder(new, "convert", f"maskwise convert {old}")
+    where = OutputFolder(new, "convert", f"maskwise convert {old}", keeps=False)
     of = {"old": _absolute(old), "tokenizer": tokenizer and _absolute(tokenizer)}
     where.require(of)
     folder = _folder_of(old)
@@ -94,7 +94,7 @@ def convert(old: Start, new: Path, *, tokenizer: Start | None = None) -> dict[st
     note = _case_note(folder, loaded)
     if note and tokenizer is None:
         facts["warnings"].append(note)
-    with where.used(of, keeps=False):
+    with where.used(of):
         fill_folder(new, partial(_fill, folder, files, loaded, facts))
     return facts
 

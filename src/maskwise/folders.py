@@ -512,6 +512,8 @@ class OutputFolder:
         call: the call, for messages to those who call something else with this folder.
         known: whether a folder without an identity is of this kind, such as one that was copied
             without hidden files.
+        keeps: whether the identity stays when the work is done. Otherwise, another call with the
+            folder is refused as one with any other content.
 
     Attributes:
         work: the folder ``UNFINISHED``.
@@ -519,11 +521,20 @@ class OutputFolder:
         own: the file that this process locks while it uses the folder.
     """
 
-    def __init__(self, out: Path, kind: str = "", call: str = "", *, known: bool = False):
+    def __init__(
+        self,
+        out: Path,
+        kind: str = "",
+        call: str = "",
+        *,
+        known: bool = False,
+        keeps: bool = True,
+    ):
         self.out = out
         self.kind = kind
         self.call = call or f"maskwise {kind}"
         self.known = known
+        self.keeps = keeps
         self.work = out / UNFINISHED
         self.lock = self.work / ".lock"
         self.own = self.work / f".{socket.gethostname()}-{os.getpid()}{USED}"
@@ -544,10 +555,11 @@ class OutputFolder:
         known = self._identity()
         if known is None:
             if names and not self.known:
+                kept = f", or that of an earlier {self.kind}" if self.keeps else ""
                 raise MaskwiseError(
                     f"the output folder {self.out} contains something else",
                     got=", ".join(names[:3]),
-                    do=f"give a new folder, or that of an earlier {self.kind}",
+                    do=f"give a new folder{kept}",
                 )
             return
         got = known["call"]
@@ -573,7 +585,6 @@ class OutputFolder:
         begin: Callable[[list[str]], Any] = bool,
         *,
         together: bool = False,
-        keeps: bool = True,
     ) -> Iterator[Any]:
         """Use the folder, and tell other processes so.
 
@@ -586,8 +597,6 @@ class OutputFolder:
             begin: gets the other processes that use the folder, and checks and writes what those
                 that join later compare their work with. Nobody joins or writes meanwhile.
             together: whether other processes may use the folder, too, for the same work.
-            keeps: whether the identity stays when the work is done. Otherwise, another call with
-                the folder is refused as one with any other content.
 
         Yields:
             The result of ``begin``.
@@ -628,7 +637,7 @@ class OutputFolder:
             with self.alone():
                 use.close()
                 if not self.users():
-                    self._finish(keeps=keeps)
+                    self._finish()
         except AskedToLeave:
             raise
         except (Exception, SystemExit):
@@ -662,9 +671,9 @@ class OutputFolder:
         # On a file system without locks, another process may have been the first.
         self.require(of)
 
-    def _finish(self, *, keeps: bool) -> None:
+    def _finish(self) -> None:
         path = self.work / IDENTITY
-        if not keeps:
+        if not self.keeps:
             path.unlink()
         # A folder that was finished before has its identity there already.
         elif path.exists():

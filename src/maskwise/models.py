@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,12 @@ if TYPE_CHECKING:
 
 NO_HEAD = "the checkpoint has no MLM head; warm up the new head with training.freeze: encoder"
 """The warning if a new head is trained together with the encoder."""
+
+LISTS_OF_IDS = (
+    *("bad_words_ids", "force_words_ids", "forced_decoder_ids", "sequence_bias"),
+    *("suppress_tokens", "begin_suppress_tokens"),
+)
+"""Fields of transformers' configuration for writing text."""
 
 AutoClass: TypeAlias = Any
 """One of transformers' auto classes, which have no common type."""
@@ -561,9 +567,29 @@ def keep_tokens(model: PreTrainedModel, ids: Sequence[int]) -> None:
         raise refused
     number_of = {before: after for after, before in enumerate(ids)}
     for config in (model.config, getattr(model, "generation_config", None)):
-        for name, value in vars(config).items() if config else ():
-            if name.endswith("_token_id") and isinstance(value, int):
-                setattr(config, name, number_of.get(value))
+        _renumber(config, number_of)
+    # RoBERTa counts its positions from the id of the padding token.
+    for module in model.modules():
+        padding = getattr(module, "padding_idx", None)
+        if padding in number_of:
+            setattr(module, "padding_idx", number_of[padding])  # noqa: B010 (no field of Module)
+
+
+def _renumber(config: Any, number_of: Mapping[int, int]) -> None:
+    """Change the ids of tokens in a configuration and in those of its parts, in place."""
+    for name, value in [*vars(config).items()] if config else ():
+        if hasattr(value, "model_type"):
+            _renumber(value, number_of)
+        elif name in LISTS_OF_IDS and value:
+            raise MaskwiseError(
+                "the configuration for writing text names tokens by their ids",
+                got=f"{name}={value}",
+                do=f"remove {name} from generation_config.json",
+            )
+        elif name.endswith("_token_id") and isinstance(value, int):
+            setattr(config, name, number_of.get(value))
+        elif name.endswith("_token_id") and isinstance(value, list):
+            setattr(config, name, [number_of[number] for number in value if number in number_of])
 
 
 def check_more_tokens(config: PreTrainedConfig, size: int) -> None:
@@ -704,6 +730,45 @@ def load_model(
         _start_bias(model, log_unigram)
         quieten(model, lacking)
     return model
+
+
+class Saved(NamedTuple):
+    """A model as its folder has it.
+
+    Attributes:
+        model: the model in float32, of the class that saved it, so with all of its heads.
+        lacking: the names of weights that the folder does not have, such as those of a pooler.
+        dtype: the precision of the weights in the folder.
+    """
+
+    model: PreTrainedModel
+    lacking: list[str]
+    dtype: torch.dtype
+
+
+def load_as_saved(name: Start) -> Saved:
+    """Load a model with the class that saved it.
+
+    Raises:
+        MaskwiseError: the name cannot be loaded, or its class is none of transformers.
+    """
+    import transformers
+
+    config = _read_config(name)
+    saved = (config.architectures or ["none"])[0]
+    auto = getattr(transformers, saved, None)
+    if auto is None:
+        raise MaskwiseError(
+            f"{str(name)!r} does not say of which class of transformers it is",
+            got=saved,
+            allowed='such as "architectures": ["BertForMaskedLM"] in config.json',
+        )
+    with without_advice():
+        model, lacking = _load_whole(auto, name)
+    dtype = config.dtype
+    if not isinstance(dtype, torch.dtype):
+        dtype = getattr(torch, dtype or "float32")
+    return Saved(model.eval(), lacking, dtype)
 
 
 def has_head(name: str) -> bool:

@@ -17,7 +17,7 @@ from maskwise.changes.base import Change, Changed
 from maskwise.changes.trim import TrimTokens
 from maskwise.errors import MaskwiseError
 from maskwise.folders import CARD, OutputFolder, copy_texts, credit, fill_folder
-from maskwise.models import has_head, load_config, load_model, load_task_model
+from maskwise.models import load_as_saved
 from maskwise.plugins import Table
 from maskwise.specs import build, find
 from maskwise.starts import Start, find_start
@@ -63,9 +63,9 @@ def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[st
         changes: the changes, in the order in which they are made.
 
     Returns:
-        ``weights``, a pair of numbers, before and after; ``megabytes`` of the weights in float32,
-        before and after; ``changes``, what each of them did, by its name; ``warnings`` about files
-        that are left out.
+        ``weights``, a pair of numbers, before and after; ``megabytes`` of the weights, in the
+        precision of the model, which is kept; ``changes``, what each of them did, by its name;
+        ``warnings`` about files that are left out.
 
     Raises:
         MaskwiseError: a change is unknown or impossible for this model, the model or a text cannot
@@ -79,11 +79,13 @@ def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[st
         raise MaskwiseError("no change is named", allowed=", ".join(CHANGES))
     steps = [change_of(spec) for spec in specs]
     target = Path(new)
-    where = OutputFolder(target, "change", f"maskwise change {old}")
+    where = OutputFolder(target, "change", f"maskwise change {old}", keeps=False)
     of = {"old": find_start(old), "changes": specs}
     where.require(of)
+    folder = Path(find_start(old))
+    _require_safe(folder)
     loaded: Any = load_tokenizer(str(old), needs_mask=False, needs_words=False)
-    model = _whole(old)
+    model, lacking, dtype = load_as_saved(old)
     facts: dict[str, Any] = {"folder": str(target), "changes": {}, "warnings": []}
     sizes = [_size(model)]
     with torch.no_grad():
@@ -93,17 +95,20 @@ def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[st
             facts["changes"][spec] = made.facts
     sizes.append(_size(made.model))
     facts["weights"] = sizes
-    facts["megabytes"] = [4 * size / 1e6 for size in sizes]
-    with where.used(of, keeps=False):
-        fill_folder(target, partial(_fill, Path(find_start(old)), made, specs, facts))
+    facts["megabytes"] = [dtype.itemsize * size / 1e6 for size in sizes]
+    made.model.to(dtype)  # type: ignore[arg-type]
+    with where.used(of):
+        fill_folder(target, partial(_fill, folder, made, lacking, facts))
     return facts
 
 
-def _whole(start: Start) -> PreTrainedModel:
-    """Load a model with its head, if it has one."""
-    if has_head(str(start)):
-        return load_model(start, kind=None, seed=0)
-    return load_task_model(start, load_config(start, kind=None), head="embedding", seed=0)
+def _require_safe(folder: Path) -> None:
+    """Raise an error if a module of sentence-transformers has pickled weights."""
+    for path in folder.glob(f"{MODULES}/*.bin"):
+        raise MaskwiseError(
+            f"{path} would be left out, because it may run code when it is read",
+            do="save the folder again with a newer sentence-transformers, as safetensors",
+        )
 
 
 def _size(model: PreTrainedModel) -> int:
@@ -111,16 +116,19 @@ def _size(model: PreTrainedModel) -> int:
 
 
 def _fill(
-    folder: Path, made: Changed, specs: Sequence[str], facts: dict[str, Any], new: Path
+    folder: Path, made: Changed, lacking: Sequence[str], facts: dict[str, Any], new: Path
 ) -> None:
-    """Write all files of the new folder."""
-    made.model.save_pretrained(new)
+    """Write all files of the new folder; no weights that the old one lacks."""
+    state = made.model.state_dict()
+    made.model.save_pretrained(
+        new, state_dict={name: weights for name, weights in state.items() if name not in lacking}
+    )
     made.tokenizer.save_pretrained(new)
     facts["warnings"] += copy_texts(folder, KEPT, new)
     for part in sorted(path for path in folder.glob(MODULES) if path.is_dir()):
         (new / part.name).mkdir()
         facts["warnings"] += copy_texts(part, ["*.json", "*.safetensors"], new / part.name)
-    listed = "\n".join(f"- `{spec}`" for spec in specs)
+    listed = "\n".join(f"- `{spec}`" for spec in facts["changes"])
     (new / CARD).write_text(f"Changed by {credit()}:\n\n{listed}\n", encoding="utf-8")
 
 

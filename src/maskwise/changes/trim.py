@@ -24,6 +24,7 @@ from torch import Tensor
 
 from maskwise.changes.base import Change, Changed
 from maskwise.errors import MaskwiseError, whole_number
+from maskwise.families import most_tokens
 from maskwise.models import keep_tokens
 from maskwise.printing import LOGGER
 from maskwise.segments import changes, owners
@@ -52,7 +53,7 @@ class TrimTokens(Change):
         text: a file or folder of texts, as for ``corpus.source``.
         most: keep at most this many of the tokens that occur, the most frequent ones; by default,
             all. Words of the others are cut into smaller pieces, which the model has not seen in
-            their place.
+            their place, or are unknown if the vocabulary lacks one of their characters.
 
     Source: Abdaoui et al., Load What You Need: Smaller Versions of Multilingual BERT, 2020.
     """
@@ -72,11 +73,14 @@ class TrimTokens(Change):
             )
         trimmed, ids = trim(tokenizer, occurring.tolist())
         rows = model.get_input_embeddings().get_parameter("weight").shape[0]
-        shown = ids[:: max(1, len(ids) // SHOWN)]
-        before = _states(model, shown)
+        most = min(SHOWN, most_tokens(model.config))
+        shown = ids[:: max(1, len(ids) // most)][:most]
+        before = _computed(model, shown)
+        if before.shape[-1] == rows:
+            before = before[..., ids]
         keep_tokens(model, ids)
-        after = _states(model, [ids.index(number) for number in shown])
-        if not torch.allclose(before, after, atol=1e-4):
+        after = _computed(model, [ids.index(number) for number in shown])
+        if before.shape != after.shape or not torch.allclose(before, after, atol=1e-4):
             raise MaskwiseError(
                 "trim-tokens: this model computes something else after its tokens have new ids",
                 got=type(model).__name__,
@@ -85,20 +89,25 @@ class TrimTokens(Change):
         pieces = int(counts.sum())
         fewer = counts if self.most is None else count_tokens(self.text, trimmed)[0]
         shares = [pieces / words, int(fewer.sum()) / words]
+        unknown = [
+            int(found[of.unk_token_id]) if of.unk_token_id is not None else 0
+            for found, of in ((counts, tokenizer), (fewer, trimmed))
+        ]
         what = f"{len(ids):,} of {rows:,} tokens are kept; {shares[1]:.2f} tokens a word"
         if self.most is not None:
-            what += f" ({shares[0]:.2f} before)"
+            what += f" ({shares[0]:.2f} before); {unknown[1]:,} unknown ({unknown[0]:,} before)"
         facts = {"what": what, "rows": [rows, len(ids)], "words": words, "pieces_per_word": shares}
-        return Changed(model, trimmed, facts)
+        return Changed(model, trimmed, facts | {"unknown": unknown})
 
 
-def _states(model: PreTrainedModel, ids: list[int]) -> Tensor:
-    """(1, T, H): the states of the encoder for a row of tokens."""
-    decodes = getattr(model.config, "is_encoder_decoder", False)
-    encoder = model.get_encoder() if decodes else model.base_model
+def _computed(model: PreTrainedModel, ids: list[int]) -> Tensor:
+    """Return what the whole model computes for a row of tokens: its logits, or its states."""
     row = torch.tensor([ids])
-    states: Tensor = encoder(input_ids=row, attention_mask=torch.ones_like(row))[0]
-    return states
+    inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+    if getattr(model.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = row
+    found: Tensor = model(**inputs, return_dict=False)[0]
+    return found
 
 
 def count_tokens(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Array, int]:
@@ -143,6 +152,9 @@ def trim(
     wanted = {names[number] for number in kept if number in names}
     wanted |= added.keys() & ids_of.keys()
     wanted |= {token for token in ids_of if _is_single(token, model)}
+    for number in _special(plain["post_processor"], plain["padding"]):
+        if number in names:
+            wanted.add(names[number])
     if model["type"] == "Unigram" and model["unk_id"] is not None:
         wanted.add(names[model["unk_id"]])
     elif model.get("unk_token") in ids_of:
@@ -167,7 +179,14 @@ def trim(
     if plain["padding"]:
         plain["padding"]["pad_id"] = number_of[plain["padding"]["pad_id"]]
     _renumber(plain["post_processor"], number_of)
-    return of_json(plain, tokenizer), order
+    made = of_json(plain, tokenizer)
+    if len(made) != len(order):
+        raise MaskwiseError(
+            "trim-tokens: the ids of this tokenizer have gaps",
+            got=f"{len(ids_of):,} tokens, and ids up to {max(ids_of.values()):,}",
+            do="leave out trim-tokens",
+        )
+    return made, order
 
 
 def _is_single(token: str, model: Mapping[str, Any]) -> bool:
@@ -198,6 +217,23 @@ def _parts(tokens: Iterable[str], merges: Iterable[str | list[str]]) -> Iterator
             at = pairs.index(rank)
             parts[at : at + 2] = ["".join(parts[at : at + 2])]
             yield parts[at]
+
+
+def _special(*parts: Any) -> Iterator[int]:
+    """Yield the ids of tokens in what puts them around a text, or behind it."""
+    for part in parts:
+        if isinstance(part, list):
+            yield from _special(*part)
+        elif isinstance(part, dict):
+            for name, value in part.items():
+                if name in ("sep", "cls"):
+                    yield value[1]
+                elif name == "ids":
+                    yield from value
+                elif name == "pad_id":
+                    yield value
+                else:
+                    yield from _special(value)
 
 
 def _renumber(part: Any, number_of: Mapping[int, int]) -> None:

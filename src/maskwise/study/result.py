@@ -185,16 +185,15 @@ class StudyResult:
 
         folder = Path(folder)
         # A model that was saved before is replaced.
-        saved = OutputFolder(
-            folder, "save_best", "save_best", known="config.json" in manifest_hashes(folder)
-        )
+        known = "config.json" in manifest_hashes(folder)
+        saved = OutputFolder(folder, "save_best", "save_best", known=known, keeps=False)
         saved.require()
         if arm is not None:
             require_known("arm", arm, self.study["arms"])
         chosen = arm or self.best_arm
         seed, checkpoint = needed_run(self.folder, chosen)
         of = origin_of(self.study["name"], chosen, seed)
-        with saved.used({"save_best": True}, keeps=False):
+        with saved.used({"save_best": True}):
             save_model(checkpoint, folder, of=of)
         note([f"{folder} has the model of arm {chosen}, seed {seed}"])
         return folder
