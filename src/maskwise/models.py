@@ -732,7 +732,7 @@ def load_model(
     return model
 
 
-class Saved(NamedTuple):
+class AsSaved(NamedTuple):
     """A model as its folder has it.
 
     Attributes:
@@ -746,7 +746,7 @@ class Saved(NamedTuple):
     dtype: torch.dtype
 
 
-def load_as_saved(name: Start) -> Saved:
+def load_as_saved(name: Start) -> AsSaved:
     """Load a model with the class that saved it.
 
     Raises:
@@ -768,7 +768,7 @@ def load_as_saved(name: Start) -> Saved:
     dtype = config.dtype
     if not isinstance(dtype, torch.dtype):
         dtype = getattr(torch, dtype or "float32")
-    return Saved(model.eval(), lacking, dtype)
+    return AsSaved(model.eval(), lacking, dtype)
 
 
 def has_head(name: str) -> bool:
