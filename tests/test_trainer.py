@@ -349,6 +349,19 @@ def test_packed_diffusion_has_its_weights(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_packed_rows_are_scaled_by_document_in_esm(tmp_path: Path) -> None:
+    """ESM's token dropout scales the embeddings of a text by its share of mask tokens."""
+    losses = []
+    for packing in (False, True):
+        args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=24)
+        masker = mw.Masker(tokenizer(), ratio=0.4)
+        net = model("esm", token_dropout=True)
+        made = trainer(net, args, masker=masker, train_dataset=SHORT, packing=packing)
+        made.train()
+        losses.append(logged(made)[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_packed_training_resumes_bit_for_bit(tmp_path: Path) -> None:
     """With a schedule, dropout and a policy that learns."""
     masker = mw.Masker(tokenizer(), policy="type-weighted(every=1)", ratio="linear(0.6, 0.1)")

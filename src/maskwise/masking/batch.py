@@ -255,7 +255,7 @@ class MaskedBatch:
         >>> rows = encode(tokenizer, ["the cat", "the cat sat on the mat", "mat"])
         >>> packed = Masker(tokenizer)(rows).in_fewer_rows()
         >>> packed.documents.tolist()
-        [[0, 0, 0, 0, 16, 16, 16, -1], [8, 8, 8, 8, 8, 8, 8, 8]]
+        [[0, 0, 0, 0, 1, 1, 1, -1], [0, 0, 0, 0, 0, 0, 0, 0]]
         """
         import torch
 
@@ -276,9 +276,12 @@ class MaskedBatch:
         source[inside] = read
         place = np.zeros(height * width, np.int64)
         place[read] = np.flatnonzero(inside)
-        # Rows have at most ``width`` documents, so no two documents share a number.
-        number_BL = segment_BL + np.arange(height)[:, None] * width
-        documents = torch.from_numpy(np.where(inside, number_BL.ravel()[source], -1))
+        # Rows have at most ``width`` documents, so no two documents of this batch share a number.
+        # Those of a new row are numbered from 0, as in any packed row.
+        number_RL = (segment_BL + np.arange(height)[:, None] * width).ravel()[source]
+        opens = np.zeros(inside.shape, np.int64)
+        opens[:, 1:] = number_RL[:, 1:] != number_RL[:, :-1]
+        documents = torch.from_numpy(np.where(inside, opens.cumsum(1), -1))
 
         device = self.labels.device
         from_RL = moved(torch.from_numpy(source), device)
