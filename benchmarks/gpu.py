@@ -1,6 +1,6 @@
 """Training on a GPU: speed beside ``Trainer``, MFU, memory, waits of the host, and where time goes.
 
-    python benchmarks/gpu.py --out DIR [--seconds 330] [--commit TEXT] [--smoke]
+    python benchmarks/gpu.py --out DIR [--seconds 330] [--commit TEXT] [--smoke] [--try NAMES]
 
 The benchmark needs only this repository (``PYTHONPATH=src``; nothing is installed), because the
 weights of its models are random and its texts are bundled. results/gpu/README.md has the commands
@@ -29,6 +29,13 @@ A model of two layers is so small that the host, which launches kernels, may lim
 uncompiled, compiled, and compiled with each block as a CUDA graph (``mode="reduce-overhead"``),
 which only this benchmark does. A graph is recorded for each shape of its inputs, so the offsets of
 documents are lengthened to a multiple of ``BUCKET``.
+
+With ``--try``, variants of the step are measured instead (``gpu_variants.py``), each beside the
+plain step: compiled, with a residual stream in bf16. Both have the same weights at first, and train
+on the same batches, which are on the device already. They take turns of ``TURN`` steps, ``PAIRS``
+times. ``gain_ms`` is the median of what the variant saves in a step, ``gain_range`` its range over
+the pairs, and ``computed_gain_ms`` what kernel times and bytes let expect. The plain step beside
+itself shows the noise. A trace of each follows in a line of its own.
 
 MFU (model FLOPs utilisation) is the FLOP/s spent on tokens of text, relative to a maximum. There
 are two maxima: the FLOP/s of the data sheet, and of a large matrix product on this machine. Padding
@@ -60,8 +67,17 @@ import gpu_trace
 import torch
 import train
 from figures import Figures, spread, surroundings
-from timing import Clock, time_trainer
-from torch.profiler import ProfilerActivity, profile
+from gpu_variants import (
+    VARIANTS,
+    CudaGraphs,
+    FewShapes,
+    Trial,
+    Variant,
+    changed_blocks,
+    new_profiler,
+    side_by_side,
+)
+from timing import Clock, relative, time_trainer
 from torch.utils.benchmark import Timer
 from transformers import DataCollatorForLanguageModeling, Trainer
 from transformers.utils import is_flash_attn_2_available
@@ -75,7 +91,7 @@ from maskwise.objectives import MaskedLanguageModelling, objective, objective_cl
 from maskwise.packed_collator import PackedCollator
 from maskwise.samplers import sampler
 from maskwise.text import Rows, read_documents, split, train_tokenizer
-from maskwise.training import MaskedSource, wrapping
+from maskwise.training import MaskedSource
 from maskwise.training import train as train_ours
 from maskwise.training.several import Probe, SamplerLearner, SeveralObjectives, SeveralSources
 
@@ -99,8 +115,10 @@ COPIED = 1 << 30
 """Number of bytes that are copied to measure the memory bandwidth."""
 LITTLE = "small, packed"
 """The name of the shape that is timed with and without CUDA graphs."""
-BUCKET = 64
-"""With CUDA graphs, the number of offsets of documents is a multiple of this number."""
+PAIRS = 7
+"""Number of times that a variant and the plain step take turns."""
+TURN = 8
+"""Number of steps in a turn."""
 TRACED = 4
 """Number of steps in a trace."""
 SYNCHRONISES = "called a synchronizing CUDA operation"
@@ -118,6 +136,8 @@ SHOWN = (
     "mfu_measured",
     "memory_gib",
     "waits_in_a_step",
+    "gain_ms",
+    "gain_range",
     "error",
     "left_out",
 )
@@ -180,7 +200,19 @@ def main() -> None:
     parser.add_argument("--commit", default="", help="the commit of this code, for the record")
     parser.add_argument("--only", default="", help="run only parts whose names contain this text")
     parser.add_argument("--smoke", action="store_true", help="run every part with tiny models")
+    parser.add_argument(
+        "--try",
+        dest="tries",
+        default="",
+        metavar="NAMES",
+        help=f"measure only these variants of the step, of {','.join(VARIANTS)}",
+    )
+    parser.add_argument("--traces", type=Path, help="the folder for traces; by default, --out")
     given = parser.parse_args()
+    tries = [name for name in given.tries.split(",") if name]
+    unknown = sorted({*tries} - {*VARIANTS})
+    if unknown:
+        parser.error(f"--try has the names {', '.join(VARIANTS)}, not {', '.join(unknown)}")
     if not (given.smoke or torch.cuda.is_available()):
         sys.exit("there is no GPU here; --smoke runs every part in miniature")
     bench(
@@ -189,11 +221,20 @@ def main() -> None:
         smoke=given.smoke,
         commit=given.commit,
         only=given.only,
+        tries=tries,
+        traces=given.traces,
     )
 
 
 def bench(
-    out: Path, *, seconds: float, smoke: bool, commit: str = "", only: str = ""
+    out: Path,
+    *,
+    seconds: float,
+    smoke: bool,
+    commit: str = "",
+    only: str = "",
+    tries: Sequence[str] = (),
+    traces: Path | None = None,
 ) -> list[Figures]:
     """Run parts while there is time, the most important parts first.
 
@@ -203,6 +244,8 @@ def bench(
         smoke: whether to run each part with tiny models.
         commit: the commit of the code, for the record; by default, what git says.
         only: run only parts whose names contain this text, and "machine".
+        tries: names of variants of the step; if there are some, only these are measured.
+        traces: the folder for the traces; None for ``out``.
 
     Returns:
         The lines of gpu.jsonl. The line of a failed part has the key "error"; of an interrupted
@@ -214,8 +257,12 @@ def bench(
     # Without a GPU, blocks are traced but not compiled, because compiling for a CPU takes minutes.
     traced = patch.object(torch, "compile", partial(torch.compile, backend="eager"))
     lines: list[Figures] = []
-    parts = [part for part in bench.parts(out) if only in part.name or part.name == "machine"]
+    traces = traces or out
+    traces.mkdir(parents=True, exist_ok=True)
+    all_parts = bench.trials_of(tries, traces) if tries else bench.parts(traces)
+    parts = [part for part in all_parts if only in part.name or part.name == "machine"]
     with (
+        side_by_side() if tries else nullcontext(),
         (out / "gpu.jsonl").open("w", encoding="utf-8") as file,
         traced if smoke else nullcontext(),
     ):
@@ -359,6 +406,7 @@ class Bench:
         texts = (document.text for document in self.documents)
         self.tokenizer = train_tokenizer(texts, vocab_size=300 if smoke else 8192)
         self.contests: dict[str, Contest] = {}
+        self.trials: dict[tuple[str, str], Trial] = {}
 
     def parts(self, out: Path) -> Iterator[Part]:
         """Yield the parts, most important first."""
@@ -396,6 +444,24 @@ class Bench:
                     shape = self.shape(family, length)
                     yield self.timing(shape, OURS._replace(compiled=True), 60)
                     yield self.timing(shape, PEERS[0], 40)
+
+    def trials_of(self, names: Sequence[str], traces: Path) -> Iterator[Part]:
+        """Yield the parts that measure variants of the step, in the order of ``names``."""
+        yield Part("machine", self.machine, 20)
+        begun = set()
+        for name in names:
+            kind = VARIANTS[name]
+            for family, length in PROMISED:
+                if family not in kind.computed:
+                    continue
+                shape = self.shape(family, length)
+                for each in (Variant, kind):
+                    if (shape.name, each) not in begun:
+                        begun.add((shape.name, each))
+                        title = f"{shape.name}: {each.name}"
+                        yield Part(title, partial(self.tried, shape, each), 90)
+                        seen = partial(self.seen, shape, each, traces)
+                        yield Part(f"{title}, trace", seen, 30)
 
     def timing(
         self, shape: train.Shape, side: Side, seconds: float, *, trace: Path | None = None
@@ -514,14 +580,92 @@ class Bench:
             if self.sheet:
                 line[f"mfu_data_sheet{end}"] = round(flops * rate / self.sheet, 4)
         if trace and laps.profiler is not None:
-            line["trace"] = self.traced(trace, shape, side, laps)
+            words = [shape.architecture, *(str(value) for _, value in side.more)]
+            line["trace"] = self.traced(trace, shape, "-".join(words), laps.profiler)
         return line
 
-    def traced(self, out: Path, shape: train.Shape, side: Side, laps: Laps) -> Figures:
-        """Write the trace of the last steps of a run, and return its summary by class of kernel."""
-        name = "-".join([shape.architecture, *(str(value) for _, value in side.more)])
+    def trial(self, shape: train.Shape, kind: type[Variant]) -> Trial:
+        """Return a model that trains by a variant. It is kept until ``seen`` has traced it, and
+        the plain one until the end.
+        """
+        key = (shape.name, kind.name)
+        if key not in self.trials:
+            contest = self.contest(shape)
+            settings = contest.source(2 if self.smoke else TURN).settings
+            changed = {"compile": True, **dict(HALVED)}
+            self.trials[key] = Trial(
+                kind(),
+                MaskedLanguageModelling(contest.model()),
+                contest.source(settings.steps),
+                settings.model_copy(update=changed),
+                backend="eager" if self.smoke else "inductor",
+            )
+        return self.trials[key]
+
+    def tried(self, shape: train.Shape, kind: type[Variant]) -> Figures:
+        """Return the figures of a variant beside the plain step, in turn."""
+        missing = kind().missing()
+        if missing:
+            return {"left_out": missing}
+        plain, trial = sides = (self.trial(shape, Variant), self.trial(shape, kind))
+        turns = []
+        for number in range(2 if self.smoke else PAIRS):
+            turn = [0.0, 0.0]
+            # Each side begins in turn, because the card is warmer for the second one.
+            for place in (0, 1) if number % 2 else (1, 0):
+                turn[place] = 1000 * sides[place].round()
+            turns.append(turn)
+        plain_ms, ms = zip(*turns)
+        gains = [one - other for one, other in turns]
+        ratio, ratio_range = relative(ms, plain_ms)
+        line = {
+            "size": shape.name,
+            "batch": f"{shape.batch_size} × {shape.length}",
+            "name": kind.name,
+            "precision": self.precision,
+            **dict(HALVED),
+            "seconds_to_compile": round(trial.seconds, 1),
+            "steps_in_a_turn": len(trial.steps),
+            "ms_of_turns": [[round(each, 3) for each in turn] for turn in turns],
+            "ms_per_step": round(median(ms), 2),
+            "plain_ms_per_step": round(median(plain_ms), 2),
+            "gain_ms": round(median(gains), 2),
+            "gain_range": [round(min(gains), 2), round(max(gains), 2)],
+            "computed_gain_ms": kind.computed.get(shape.architecture),
+            "over_plain": ratio,
+            "over_plain_range": ratio_range,
+            "losses": trial.losses,
+            "plain_losses": plain.losses,
+            "norms": trial.norms,
+            "plain_norms": plain.norms,
+            "memory_gib": round(trial.memory / 2**30, 3),
+            "plain_memory_gib": round(plain.memory / 2**30, 3),
+        }
+        flops, _ = self.contest(shape).flops_per_token
+        for end, taken in (("", ms), ("_of_plain", plain_ms)):
+            rate = 1000 * trial.tokens / len(trial.steps) / median(taken)
+            line[f"tokens_per_second{end}"] = round(rate)
+            line[f"mfu_measured{end}"] = round(flops * rate / self.rate, 4)
+            if self.sheet:
+                line[f"mfu_data_sheet{end}"] = round(flops * rate / self.sheet, 4)
+        return line
+
+    def seen(self, shape: train.Shape, kind: type[Variant], traces: Path) -> Figures:
+        """Return the summary of a trace of a variant that has been measured, and forget it."""
+        key = (shape.name, kind.name)
+        if key not in self.trials:
+            return {"left_out": "the variant was not measured"}
+        trial = self.trials[key] if kind is Variant else self.trials.pop(key)
+        name = f"{shape.architecture}-{kind.name}"
+        found = self.traced(traces, shape, name, trial.profiled(TRACED))
+        if kind is not Variant:
+            trial.close()
+        return found
+
+    def traced(self, out: Path, shape: train.Shape, name: str, profiler: Any) -> Figures:
+        """Write the trace of some steps, and return its summary by class of kernel."""
         path = out / f"trace-{name}.json.gz"
-        laps.profiler.export_chrome_trace(str(path))
+        profiler.export_chrome_trace(str(path))
         summary = gpu_trace.summarise(
             gpu_trace.read(path),
             steps=TRACED,
@@ -690,7 +834,8 @@ class Contest(train.Contest):
         if side.graphs:
             source = FewShapes(source.rows, source.masker, source.settings)
         model = MaskedLanguageModelling(self.model())
-        with cuda_graphs() if side.graphs else nullcontext():
+        graphs = changed_blocks(**CudaGraphs.options)
+        with graphs if side.graphs else nullcontext():
             loss = train_ours(model, source, settings, learners={"clock": laps})["loss"]
         assert loss is not None
         return loss
@@ -747,32 +892,6 @@ class Contest(train.Contest):
                 every += work.trained(batch.tokens, batch.targets, batch.lengths)
                 of_weights += work.trained(batch.tokens, batch.targets)
         return every / tokens, of_weights / tokens
-
-
-class FewShapes(MaskedSource):
-    """Batches whose offsets of documents have few different lengths."""
-
-    def batches(self, step: int, *, rank: int, ranks: int) -> list[MaskedBatch]:
-        made = super().batches(step, rank=rank, ranks=ranks)
-        for batch in made:
-            ends, written = batch.ends
-            # The last offset is repeated, so the documents that are added have no tokens.
-            more = -len(ends) % BUCKET
-            batch.ends = torch.cat((ends, ends[-1:].expand(more))), written
-        return made
-
-
-@contextmanager
-def cuda_graphs() -> Iterator[None]:
-    """A context in which compiled blocks run as CUDA graphs."""
-    plain = wrapping.compiled_block
-
-    def graphed(block: Any, forward: Any) -> Any:
-        with patch.object(torch, "compile", partial(torch.compile, mode="reduce-overhead")):
-            return plain(block, forward)
-
-    with patch.object(wrapping, "compiled_block", graphed):
-        yield
 
 
 class Laps(Clock):
@@ -853,12 +972,9 @@ class Laps(Clock):
             self.profiler.stop()
 
     def _trace(self) -> None:
-        activities = [ProfilerActivity.CPU]
         if self.device.type == "cuda":
-            activities.append(ProfilerActivity.CUDA)
             torch.accelerator.synchronize()
-        # The shapes of matrix products tell which belong to the head.
-        self.profiler = profile(activities=activities, record_shapes=True)
+        self.profiler = new_profiler(self.device)
         self.profiler.start()
 
 

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
 
 from gpu_versions import git  # noqa: E402
 
@@ -76,6 +76,9 @@ CHUNKED = "compiled, head in chunks"
 """Words of the case whose head runs in chunks, as with many targets."""
 CHUNK = 128
 """Number of targets of a chunk in that case."""
+TRY = "compiled, try "
+"""Words of cases that walk a variant of benchmarks/gpu_variants.py, before its name. What a card
+must have, such as the package of FlashAttention 3, is not needed: they only generate code."""
 STEPS = 3
 """Updates of a case. Their batches have different numbers of targets."""
 
@@ -221,6 +224,17 @@ def runs() -> Iterator[tuple[tuple[str, str, str, str], str, dict[str, Any]]]:
     words = ("mlm", "packed", "bert", "")
     yield words, CHUNKED, {"compile": True}
     yield words, "compiled, muon", {"compile": True, "optimizer": "muon"}
+    for name, kind in variants().items():
+        for family in kind.computed:
+            case = ("mlm", "packed", family, "")
+            yield case, TRY + name, {"compile": True, "residual": "bf16"}
+
+
+def variants() -> dict[str, Any]:
+    """Return the variants of a step that gpu.py can try."""
+    from gpu_variants import VARIANTS
+
+    return VARIANTS
 
 
 def walk_part(given: argparse.Namespace) -> int:
@@ -261,28 +275,26 @@ def walk_part(given: argparse.Namespace) -> int:
             if groups.index(case) % given.jobs != given.part:
                 continue
             with in_small_chunks() if words == CHUNKED else contextlib.nullcontext():
-                line = {"case": name, **tried(case, more, words == CHUNKED)}
+                line = {"case": name, **tried(case, more, words)}
             write(line)
             sys.stdout.write(json.dumps(line, ensure_ascii=False)[:500] + "\n")
             sys.stdout.flush()
     return 0
 
 
-def tried(
-    case: tuple[str, str, str, str], more: dict[str, Any], chunked: bool = False
-) -> dict[str, Any]:
+def tried(case: tuple[str, str, str, str], more: dict[str, Any], words: str) -> dict[str, Any]:
     """Walk a case; what is wrong with it is listed in ``wrong``.
 
     Args:
         case: objective, layout, family and policy.
         more: settings of training.
-        chunked: whether the head runs in chunks.
+        words: the further words of its name.
     """
     try:
         plain = tuple((name, value) for name, value in more.items() if name != "compile")
         line = deepcopy(counted_update(case, plain))
         if more.get("compile"):
-            line |= compiled_updates(case, more)
+            line |= compiled_updates(case, more, words.removeprefix(TRY))
     except Exception as error:
         places = [
             f"{Path(frame.filename).name}:{frame.lineno}"
@@ -291,7 +303,8 @@ def tried(
         ]
         text = f"{type(error).__name__}: {error}"[:400]
         return {"wrong": [text], "at": places[::-1][:6]}
-    return {"wrong": wrong_with(line, encodes=case[2] in DROPOUT, chunked=chunked), **line}
+    wrong = wrong_with(line, encodes=case[2] in DROPOUT, chunked=words == CHUNKED)
+    return {"wrong": wrong, **line}
 
 
 def wrong_with(line: dict[str, Any], *, encodes: bool, chunked: bool) -> list[str]:
@@ -563,13 +576,16 @@ def place() -> str:
 # -------------------------------------------------------------------------------------------
 
 
-def compiled_updates(case: tuple[str, str, str, str], more: dict[str, Any]) -> dict[str, Any]:
+def compiled_updates(
+    case: tuple[str, str, str, str], more: dict[str, Any], variant: str
+) -> dict[str, Any]:
     """Walk updates with compiled code, which is generated but not run.
 
     In the first update, blocks with documents are not compiled, because they record which masks
-    they need.
+    they need. ``variant`` may be the name of a variant of the step.
     """
     import torch._dynamo
+    from gpu_variants import Variant, changed_blocks
 
     from maskwise.families import prediction_head
     from maskwise.objectives import MaskedLanguageModelling
@@ -581,10 +597,18 @@ def compiled_updates(case: tuple[str, str, str, str], more: dict[str, Any]) -> d
     generated: dict[str, list[dict[str, Any]]] = {}
     graphs = []
     found: dict[str, Any] = {}
-    with inductor(generated), training(case, more) as (objective, updates):
+    trial = variants().get(variant, Variant)()
+    with (
+        inductor(generated),
+        # FlashAttention 3 is another implementation of the same operator.
+        contextlib.nullcontext() if trial.missing() else trial.active(),
+        changed_blocks(trial.change),
+        training(case, more) as (objective, updates),
+    ):
         heads = [*parts(objective, MaskedLanguageModelling)]
         found["heads"] = sum(prediction_head(head.model) is not None for head in heads)
         for update in updates:
+            trial.before_step()
             update()
             graphs.append(counters["stats"].get("unique_graphs", 0))
     # The first update compiles heads, and the second one blocks.
@@ -648,6 +672,8 @@ def inductor(generated: dict[str, list[dict[str, Any]]]) -> Iterator[None]:
             products = Counter(re.findall(r"extern_kernels\.(\w+)\(", code))
             called = re.findall(r"torch\.ops\.([\w.]+?)(?:\.default)?\(", code)
             line["triton_kernels"] = len(re.findall(r"\n +triton_\w+\.run\(", code))
+            line["random_numbers"] = len(re.findall(r"\btl\.rand|randint", code))
+            line["erf"] = len(re.findall(r"libdevice\.erf", code))
             line["products"] = dict(products)
             line["attention"] = sorted({name for name in called if "attn" in name})
             line["megabytes"] = round(moved / 1e6, 1)

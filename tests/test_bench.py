@@ -17,6 +17,7 @@ import seq2seq
 import torch
 import train as train_bench
 from figures import spread
+from gpu_variants import BUCKET
 from mask import bench_mask, mask_notes, mask_rows
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -216,8 +217,8 @@ def test_with_cuda_graphs_blocks_get_offsets_of_few_lengths(
         side = gpu_bench.OURS._replace(compiled=True, graphs=graphs)
         losses.append(contest.run(side, bench, 1, traced=False).loss)
     half = len(lengths) // 2
-    assert {length % gpu_bench.BUCKET for length in lengths[half:]} == {0}
-    assert {length % gpu_bench.BUCKET for length in lengths[:half]} != {0}
+    assert {length % BUCKET for length in lengths[half:]} == {0}
+    assert {length % BUCKET for length in lengths[:half]} != {0}
     assert modes == [None, None, "reduce-overhead", "reduce-overhead"]
     assert losses[0] == losses[1]
 

@@ -209,6 +209,13 @@ def test_a_graph_without_code_and_a_block_without_a_graph_are_wrong(cuda_stub):
     assert len(wrong(graphs_of_blocks=[])) == 1 + 1
 
 
+def test_the_walk_includes_every_variant_of_the_step(cuda_stub, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    words = [words for _, words, _ in cuda_stub["runs"]()]
+    tries = {each.removeprefix(cuda_stub["TRY"]) for each in words if cuda_stub["TRY"] in each}
+    assert tries == {*cuda_stub["variants"]()} and len(tries) == 5
+
+
 def imports_of_maskwise() -> Iterator[tuple[str, str, str]]:
     """Yield the file, the module and the name of each import in scripts and benchmarks."""
     for path in sorted([*SCRIPTS.glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]):
