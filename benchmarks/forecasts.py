@@ -50,7 +50,11 @@ WORLD = ["training.steps=60", "study.gate=null", "study.search=null"]
 CASES: dict[str, tuple[str, list[str]]] = {
     "words and tags": (
         "decay",
-        ["training.steps=100", "evaluation.pairs=bundled:pairs", "study.arms={one: {}}"],
+        [
+            "training.steps=100",
+            "evaluation.measures=[\"pairs('bundled:pairs')\"]",
+            "study.arms={one: {}}",
+        ],
     ),
     "facts, bounds and topics": (
         "decay",
@@ -59,10 +63,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
             "objective=diffusion",
             "evaluation.ratios=[0.15]",
             "evaluation.masks=[token, diffusion]",
-            "evaluation.cloze=[facts.jsonl]",
-            "evaluation.bound=4",
-            "evaluation.pseudo_perplexity=8",
-            "evaluation.word_loss=20",
+            "evaluation.measures=[\"cloze('facts.jsonl')\", bound(4), pseudo-perplexity(8), "
+            "word-loss(20)]",
             "tasks=['trivia(train_rows=300)', 'similar.jsonl(kind=\"similarity\")']",
             "study.arms={one: {}}",
         ],

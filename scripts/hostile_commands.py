@@ -232,7 +232,7 @@ KEYS += ["corpus.source", "corpus.layers", "corpus.limit", "corpus.stream", "obj
 KEYS += ["objective.mlm", "sampler", "tasks", "study.arms", "study.contrasts", "name"]
 KEYS += ["study.search", "study.baseline", "study.outcome", "training.optimizer", "model.adapter"]
 KEYS += ["training.precision", "training.accumulate", "evaluation.rows", "evaluation.masks"]
-KEYS += ["evaluation.cloze", "learning", "learning.method", "masking.keep", "masking.exclude"]
+KEYS += ["evaluation.measures", "learning", "learning.method", "masking.keep", "masking.exclude"]
 KEYS += ["training", "corpus", "", "training.nothing", "a.b.c", "study.arms.token-15", "phases.9.x"]
 AMOUNTS = ("steps", "seeds", "epochs", "batch_size", "vocab_size", "accumulate", "length", "rows")
 """Endings of settings that say how much work there is. They are never set to a large number that

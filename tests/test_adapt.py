@@ -104,7 +104,7 @@ NAMES = {
     "value": ([], ["training.batch_size=many"], "override training.batch_size; got 'many'"),
     "masking": ([], ["masking.keep=prompt"], "annotation layer 'prompt'"),
     "start": ([], ["model.pretrained=nowhere/at/all"], "the first argument of adapt"),
-    "evaluation": ([], ["evaluation.cloze=[nothing.jsonl]"], "nothing.jsonl"),
+    "evaluation": ([], ["evaluation.measures=[\"cloze('nothing.jsonl')\"]"], "nothing.jsonl"),
     "length": ([], ["finetune.max_length=100000"], "finetune.max_length"),
     "out": ([], ["--out", "FILE"], "the output folder is a file"),
     "above": ([], ["--out", "FILE/out"], "the output folder cannot be made"),

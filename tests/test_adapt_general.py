@@ -62,7 +62,7 @@ def drafted(files: Path, text: str = "own", **more: Any) -> Recipe:
 
 def measure_of(recipe: Recipe) -> TextLoss:
     """The measure with masks of single tokens; that with whole words has the same documents."""
-    measure, *more = load_measures(recipe.evaluation).values()
+    _, measure, *more = load_measures(recipe.evaluation).values()
     assert isinstance(measure, TextLoss) and measure.masks == "token"
     for other in more:
         assert isinstance(other, TextLoss) and other.masks == "whole-word"
@@ -77,9 +77,9 @@ def test_english_text_is_followed_by_a_look_at_wikipedia(files):
     assert measure.name == "general text" and {*measure.documents} <= known
     assert not drafted(files, "english", keep="none").evaluation.measures
     # Whole words are measured if an arm trains with them.
-    assert len(load_measures(drafted(files, "english").evaluation)) == 2
+    assert len(load_measures(drafted(files, "english").evaluation)) == 3
     tokens = drafted(files, "english", arms=("token-15",))
-    assert [*load_measures(tokens.evaluation)] == ["general text"]
+    assert [*load_measures(tokens.evaluation)] == ["heldout", "general text"]
     # The language of the invented words is not known.
     assert not drafted(files).evaluation.measures
     assert len(measure_of(drafted(files, keep=files / "general.jsonl")).documents) == 120

@@ -36,6 +36,7 @@ from maskwise.evaluation.measure import HeldOutText
 from maskwise.evaluation.overlap import occurring
 from maskwise.evaluation.scoring import log_probabilities, pseudo_perplexity
 from maskwise.evaluation.sets import Pairs, load_set
+from maskwise.evaluation.settings import as_measures
 from maskwise.evaluation.text_loss import TextLoss
 from maskwise.masking import Line, gather
 from maskwise.masking.vocabulary import Vocabulary
@@ -475,13 +476,40 @@ def test_bad_settings(raw: dict[str, Any], message: str) -> None:
 
 def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "pairs.jsonl", [{"sentence_good": "a", "sentence_bad": "b"}])
-    settings = EvaluationSettings(pairs=("bundled:pairs", str(tmp_path / "pairs.jsonl")))
+    own = f"pairs({str(tmp_path / 'pairs.jsonl')!r})"
+    settings = EvaluationSettings(measures=("pairs('bundled:pairs')", own))
     with pytest.raises(MaskwiseError, match="two measures are called 'pairs'; rename"):
         load_measures(settings)
-    own = {"heldout": "ratios", "bound(3)": "bound", "word-loss": "word_loss"}
-    for name, setting in own.items():
-        with pytest.raises(MaskwiseError, match=f"use evaluation.{setting}"):
-            load_measures(EvaluationSettings(measures=(name,)))
+    with pytest.raises(MaskwiseError, match=r"'heldout'.*evaluation\.ratios"):
+        load_measures(EvaluationSettings(measures=("heldout(0.3)",)))
+
+
+RECORDED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    # the settings of a recorded study; the list that names the same measures
+    "none": ({"bound": 0, "pseudo_perplexity": 0, "cloze": [], "pairs": []}, []),
+    "rows of the bound": ({"bound": 8, "rows": 192}, ["bound(8, rows=192)"]),
+    "sets with arguments": (
+        {"cloze": ["lama/a b.jsonl(items=5)"], "pairs": "bundled:pairs"},
+        ["cloze('lama/a b.jsonl', items=5)", "pairs('bundled:pairs')"],
+    ),
+    "beside others": (
+        {"word_loss": 9, "pseudo_perplexity": 3, "measures": ["text-loss('g.txt')"]},
+        ["pseudo-perplexity(3)", "word-loss(9)", "text-loss('g.txt')"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RECORDED)
+def test_settings_of_recorded_studies_name_the_same_measures(case: str) -> None:
+    """Measures had settings of their own; a recipe with one is refused with what to write."""
+    settings, measures = RECORDED[case]
+    assert as_measures(settings).get("measures", []) == measures
+    with pytest.raises(MaskwiseError) as caught:
+        validate({"evaluation": settings}, origin="here")
+    said = str(caught.value)
+    assert json.dumps(measures) in said and "evaluation.measures" in said and "\n" not in said
+    written = {key: settings[key] for key in ("rows",) if key in settings}
+    assert validate({"evaluation": written | {"measures": measures}}, origin="here")
 
 
 # One checkpoint
@@ -520,8 +548,8 @@ def test_evaluate(data: Any, checkpoint: Path, tmp_path: Path, order: Path) -> N
         for fact in SENTENCES.facts
     ]
     facts = write(tmp_path / "facts.jsonl", lines)
-    sets = {"cloze": (str(facts),), "pairs": (str(order),)}
-    settings = EvaluationSettings(rows=8, pseudo_perplexity=3, **sets)
+    sets = (f"cloze({str(facts)!r})", f"pairs({str(order)!r})")
+    settings = EvaluationSettings(rows=8, measures=("pseudo-perplexity(3)", *sets))
     found = evaluate(checkpoint, data, settings)
     heldout = [row for row in found if row.kind == "heldout"]
     masks = [(row.ratio, row.measure, row.split) for row in heldout]

@@ -426,7 +426,8 @@ def test_every_measure_of_an_evaluation_is_timed_on_some_of_its_items(recipe, mo
     monkeypatch.setattr(Pairs, "measure", measure)
     pairs = [{"sentence_good": WORDS[n], "sentence_bad": WORDS[n + 1]} for n in range(20)]
     write_lines(recipe.parent / "pairs.jsonl", pairs)
-    asked = [f"evaluation.pairs={recipe.parent / 'pairs.jsonl'}", "tasks=[]", "phases=none"]
+    measures = [f"pairs({str(recipe.parent / 'pairs.jsonl')!r})"]
+    asked = [f"evaluation.measures={json.dumps(measures)}", "tasks=[]", "phases=none"]
     assert check(str(recipe), [*SMALL, *asked])["unknown"] == []
     assert scored and max(scored) == 4
 

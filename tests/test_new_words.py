@@ -337,7 +337,7 @@ def test_words_are_measured_in_a_study_folder_that_was_moved(tmp_path):
         if names:
             (tmp_path / "before").rename(folder)
         given = {"source": text_source(texts, folder), "length": 32, "held_out": 0.2}
-        measured = {"rows": 4, "word_loss": 3, "masks": ["token"], "ratios": [0.15]}
+        measured = {"rows": 4, "measures": "word-loss(3)", "masks": ["token"], "ratios": [0.15]}
         recipe = read_recipe(
             {
                 "corpus": given,

@@ -577,7 +577,8 @@ def test_the_hash_of_inputs_depends_on_every_file(recipe, tmp_path):
     cloze = {"sub_label": "Owl", "obj_label": "bird", "masked_sentences": ["An owl is a [MASK]."]}
     (folder / "cloze.jsonl").write_text(json.dumps(cloze))
     arms = f"study.arms={{a: {{corpus.source: {folder / 'own.jsonl'}}}}}"
-    read = read_recipe(recipe, [arms, f"evaluation.cloze={folder / 'cloze.jsonl'}"])
+    measures = [f"cloze({str(folder / 'cloze.jsonl')!r})"]
+    read = read_recipe(recipe, [arms, f"evaluation.measures={json.dumps(measures)}"])
 
     def inputs() -> str:
         return Design(read, StageStore(tmp_path)).inputs

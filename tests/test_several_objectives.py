@@ -286,7 +286,7 @@ def test_rows_that_judge_are_those_of_evaluation_in_its_layout(
     """A family that keeps no documents apart is judged on single documents, and pseudo-perplexity
     always is.
     """
-    recipe = read_recipe(path, ["evaluation.pseudo_perplexity=2", "evaluation.rows=3"])
+    recipe = read_recipe(path, ["evaluation.measures=pseudo-perplexity(2)", "evaluation.rows=3"])
     data = prepared(recipe, tmp_path)
     shape = (
         {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24} if family == "distilbert" else {}

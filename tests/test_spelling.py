@@ -66,7 +66,7 @@ def test_parts_depend_on_the_text_alone():
 
 
 def test_a_text_without_words_is_one_line():
-    with pytest.raises(MaskwiseError, match="word_loss") as caught:
+    with pytest.raises(MaskwiseError, match="word-loss") as caught:
         word_loss(load_model("bundled:encoder").eval(), load_tokenizer("bundled:encoder"), ["1 2"])
     # A caller of ``mw.evaluate`` has no recipe.
     assert "evaluation." not in caught.value.what and "in a recipe" in str(caught.value.do)
@@ -78,7 +78,7 @@ def test_arms_of_a_study_are_measured_on_the_same_words(tmp_path):
         source,
         [
             *("model={pretrained: bundled:encoder}", "tokenizer={}", "tasks=[]"),
-            *("training.steps=1", "evaluation.word_loss=5"),
+            *("training.steps=1", "evaluation.measures=word-loss(5)"),
             "study={seeds: 1, arms: {plain: {}, words: {model.new_tokens: 9}}}",
         ],
     )
@@ -94,5 +94,5 @@ def test_arms_of_a_study_are_measured_on_the_same_words(tmp_path):
 
 
 def test_names_of_stages_without_the_measure_do_not_have_the_key():
-    assert "word_loss" not in EvaluationSettings().model_dump()
-    assert EvaluationSettings(word_loss=3).model_dump()["word_loss"] == 3
+    assert "measures" not in EvaluationSettings().model_dump()
+    assert EvaluationSettings(measures="word-loss(3)").model_dump()["measures"] == ("word-loss(3)",)

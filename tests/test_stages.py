@@ -156,7 +156,8 @@ def test_an_evaluation_file_that_changes_after_the_plan_is_refused(source, tmp_p
     items = tmp_path / "pairs.jsonl"
     pair = {"sentence_good": "The cat sat.", "sentence_bad": "The sat cat."}
     write_lines(items, [pair])
-    recipe = read_recipe(source, [f"evaluation.pairs=[{items}]"])
+    measures = [f"pairs({str(items)!r})"]
+    recipe = read_recipe(source, [f"evaluation.measures={json.dumps(measures)}"])
     stage = evaluate_stage(recipe, prepare_stage(recipe), None)
     write_lines(items, [{**pair, "sentence_bad": "Sat the cat."}])
     with pytest.raises(MaskwiseError, match="pairs has changed since"):

@@ -41,7 +41,7 @@ def said(*arguments: Any, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
         ("pretrain", "finetune.epochs", "7"),
         ("pretrain", "study.seeds", "3"),
         ("pretrain", "study.margin", "0.5"),
-        ("pretrain", "evaluation.pseudo_perplexity", "50"),
+        ("pretrain", "evaluation.measures", "pseudo-perplexity(50)"),
     ],
 )
 def test_what_a_command_does_not_read_is_refused(

@@ -6,10 +6,9 @@ accepts any checkpoint with a masked-language-model head, any text and any test 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -30,7 +29,7 @@ from maskwise.evaluation.returned import numbers_of, require_distinct, require_m
 from maskwise.evaluation.scoring import PSEUDO_PERPLEXITY
 from maskwise.evaluation.sets import Pairs, load_set
 from maskwise.evaluation.settings import EvaluationSettings
-from maskwise.evaluation.spelling import WORDS, WordLoss
+from maskwise.evaluation.spelling import WordLoss
 from maskwise.evaluation.text_loss import TextLoss
 from maskwise.families import check_fit, evaluating, most_tokens, require_kind
 from maskwise.measurements import Measurement
@@ -80,14 +79,6 @@ MEASURES: Table[Callable[..., Measure]] = Table(
     },
 )
 """Functions that make a ``Measure``, by name. Commands and ``evaluation.measures`` name them."""
-OWN_SETTINGS = {
-    HELD_OUT: "evaluation.ratios, evaluation.masks and evaluation.rows",
-    BOUND: "evaluation.bound",
-    PSEUDO_PERPLEXITY: "evaluation.pseudo_perplexity",
-    WORDS: "evaluation.word_loss",
-}
-"""The settings of measures that have settings of their own, by the names of the measures."""
-
 # The maximum number of tokens in a row of the user's text. The model's limit may be lower.
 LONGEST = 128
 
@@ -114,31 +105,17 @@ class Text:
 
 
 def load_measures(settings: EvaluationSettings) -> dict[str, Measure]:
-    """Load the cloze sets, minimal pairs and further measures named in the settings, by name.
+    """Load the measures of a recipe, by name: the loss of held-out text, and those in its list.
 
     A recipe calls this function when it is read. An error in a file is therefore reported at once.
 
     Raises:
         MaskwiseError: a file does not exist or cannot be used, or two measures have the same name.
     """
-    loaded: list[Measure] = [cloze(spec) for spec in settings.cloze]
-    loaded += [pairs(spec) for spec in settings.pairs]
-    loaded += [measure_of(spec) for spec in settings.measures]
-    return _by_name(loaded, taken=OWN_SETTINGS)
-
-
-def _of_numbers(settings: EvaluationSettings) -> list[TextMeasure]:
-    """Return the measures of held-out text for which the settings have keys of their own."""
-    found: list[TextMeasure] = []
+    measures = [*map(measure_of, settings.measures)]
     if settings.masks:
-        found.append(FixedMasks(settings.ratios, settings.masks, settings.rows))
-    if settings.bound:
-        found.append(DiffusionBound(settings.bound, settings.rows))
-    if settings.pseudo_perplexity:
-        found.append(PseudoPerplexity(settings.pseudo_perplexity))
-    if settings.word_loss:
-        found.append(WordLoss(settings.word_loss))
-    return found
+        measures.insert(0, FixedMasks(settings.ratios, settings.masks, settings.rows))
+    return _by_name(measures)
 
 
 def measure_of(spec: str | Call) -> Measure:
@@ -162,31 +139,27 @@ def measure_of(spec: str | Call) -> Measure:
     return made
 
 
-def _by_name(
-    measures: Iterable[Measure], *, taken: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, Measure]:
-    """Return measures keyed by name; ``taken`` are names of measures with settings of their own."""
+def _by_name(measures: Iterable[Measure]) -> dict[str, Measure]:
+    """Return measures keyed by name."""
     found: dict[str, Measure] = {}
     for each in measures:
-        if each.name in (*found, *taken):
-            instead = f"use {taken[each.name]}" if each.name in taken else "remove one of them"
-            raise MaskwiseError(
-                f"two measures are called {each.name!r}", do=f"rename a file, or {instead}"
-            )
+        if each.name in found:
+            do = "rename a file, or remove one; heldout is described by evaluation.ratios"
+            raise MaskwiseError(f"two measures are called {each.name!r}", do=do)
         found[each.name] = each
     return found
 
 
+@torch.inference_mode()
 def evaluate(
     checkpoint: str | Path | PreTrainedModel,
     data: TokenisedText,
-    settings: EvaluationSettings,
+    measures: EvaluationSettings | Iterable[Measure],
     *,
-    measures: Mapping[str, Measure] | None = None,
     texts: Iterable[str] = (),
     folder: Path | None = None,
 ) -> list[Measurement]:
-    """Measure one checkpoint, as the settings of a recipe say.
+    """Measure one checkpoint.
 
     Args:
         checkpoint: a folder or hub id, which is loaded on the accelerator if there is one; or a
@@ -195,9 +168,8 @@ def evaluate(
             ``chance`` use the token frequencies of the training rows; without training rows, those
             of the held-out rows, which no frequencies of another text can beat. Without held-out
             rows, measures of held-out text are left out.
-        settings: the measures.
-        measures: those that the settings name (``load_measures``), if they are loaded already.
-        texts: held-out documents for ``settings.word_loss``.
+        measures: the measures, or settings that name them (``load_measures``).
+        texts: held-out documents for the loss of words.
         folder: a folder for further files of a measure; None to write nothing.
 
     Returns:
@@ -207,22 +179,9 @@ def evaluate(
         MaskwiseError: a checkpoint or file cannot be read, the tokenizer does not fit the model, or
             no item in a file can be scored.
     """
-    if measures is None:
-        measures = load_measures(settings)
-    every = [*_of_numbers(settings), *measures.values()]
-    return measured(checkpoint, data, every, texts=texts, folder=folder)
-
-
-@torch.inference_mode()
-def measured(
-    checkpoint: str | Path | PreTrainedModel,
-    data: TokenisedText,
-    measures: Sequence[Measure],
-    *,
-    texts: Iterable[str] = (),
-    folder: Path | None = None,
-) -> list[Measurement]:
-    """Take measures of one checkpoint. The arguments are those of ``evaluate``."""
+    if isinstance(measures, EvaluationSettings):
+        measures = load_measures(measures).values()
+    measures = [*measures]
     if isinstance(checkpoint, str | Path):
         model = load_model(checkpoint, kind=None)
         nn.Module.to(model, best_device())
@@ -309,7 +268,7 @@ def evaluate_checkpoint(
         size = sum(len(document.text.encode()) for document in documents)
         data = Text(tokenizer, Rows.of(pieces, "document"), bytes=size)
         texts = (document.text for document in documents)
-    rows = measured(network, data, [*asked.values()], texts=texts)
+    rows = evaluate(network, data, asked.values(), texts=texts)
     # This happens if the text is, for example, one word that is longer than a row.
     if not rows:
         raise MaskwiseError("no token of this text can be masked", got=text, do="give more text")

@@ -50,6 +50,7 @@ class FixedMasks(TextMeasure):
     """
 
     name = HELD_OUT
+    counted = "rows"
     model_kind: ClassVar[Kind | None] = None
     ratios: tuple[float, ...] = (0.15, 0.40)
     masks: tuple[str, ...] | None = None
@@ -163,6 +164,7 @@ class DiffusionBound(TextMeasure):
     """
 
     name = BOUND
+    counted = "rows"
     draws: int = 8
     rows: int = ROWS
 
@@ -224,6 +226,7 @@ class PseudoPerplexity(TextMeasure):
     """
 
     name = PSEUDO_PERPLEXITY
+    counted = "rows"
     rows: int = 32
 
     def __post_init__(self) -> None:

@@ -66,6 +66,10 @@ class Measure(ABC):
         """Return the texts of each item. ``overlap`` searches a corpus for these texts."""
         return []
 
+    def size(self) -> int:
+        """Return the number of items, of which ``part`` takes some."""
+        return len(self.texts())
+
     def part(self, count: int) -> Measure:
         """Return a measure of at most ``count`` of the items, to time how long they take.
 
@@ -126,13 +130,24 @@ class TextMeasure(Measure):
 
     Attributes:
         text: the text, while the measure is taken.
+        counted: the attribute that says how many rows or documents of the text are read at most.
     """
 
     text: HeldOutText
+    counted: ClassVar[str] = ""
+
+    def size(self) -> int:
+        return getattr(self, self.counted, 0)
+
+    def part(self, count: int) -> Self:
+        return self._with(self.counted, count) if self.counted else self
 
     def on(self, text: HeldOutText) -> Self:
         """Return the measure of this text."""
+        return self._with("text", text)
+
+    def _with(self, name: str, value: object) -> Self:
         made = copy.copy(self)
         # Measures are frozen, so that their content stays what a stage is named by.
-        object.__setattr__(made, "text", text)
+        object.__setattr__(made, name, value)
         return made

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from pydantic import (
@@ -17,27 +18,31 @@ from maskwise.constants import DIFFUSION
 from maskwise.effects import (
     Count,
     Judgement,
-    OrOff,
     Settings,
     Several,
-    Whole,
     within,
     without_unset,
 )
 from maskwise.errors import MaskwiseError
 from maskwise.masking.policies import Policy, policy
+from maskwise.specs import parse_call, split_options
 
 ROWS = 256
 """The default of the maximum number of held-out rows."""
 
 
+KEYS = ("pseudo_perplexity", "bound", "word_loss", "cloze", "pairs")
+"""Settings of recorded studies, which named the measures that are in the list now."""
+
+
 class EvaluationSettings(Settings):
-    """Measures of a checkpoint besides its tasks. All arms of a study have the same measures.
+    """Measures of a checkpoint besides its tasks. All arms of a study have the same measures: the
+    loss of held-out text under fixed masks, which the other settings describe, and ``measures``.
 
     ``ratio: 0.15`` is accepted for ``ratios: [0.15]``.
 
-    >>> EvaluationSettings(ratios=0.15, pairs="bundled:pairs").pairs
-    ('bundled:pairs',)
+    >>> EvaluationSettings(ratios=0.15, measures="pairs('bundled:pairs')").measures
+    ("pairs('bundled:pairs')",)
     """
 
     ratios: Judgement[Several[float]] = (0.15, 0.40)
@@ -46,27 +51,15 @@ class EvaluationSettings(Settings):
     """Kinds of fixed masks: names of policies, and ``diffusion`` for the masked-diffusion bound."""
     rows: Judgement[Count] = ROWS
     """Maximum number of held-out rows for the loss."""
-    pseudo_perplexity: Judgement[OrOff[Whole]] = 0
-    """Number of held-out rows for the pseudo-perplexity; 0 for none. Each token of these rows costs
-    a forward pass."""
-    bound: Judgement[OrOff[Whole]] = 0
-    """Number of times each held-out row is masked for the masked-diffusion bound in nats and bits
-    per token. With 0, this bound is not measured."""
-    word_loss: Judgement[OrOff[Whole]] = 0
-    """Number of held-out documents for the loss of words in nats per byte, which compares models
-    with different vocabularies; 0 for none."""
-    cloze: Judgement[Several[str]] = ()
-    """Cloze sets: files in LAMA's format, optionally with arguments: ``facts.jsonl(items=500)``."""
-    pairs: Judgement[Several[str]] = ()
-    """Sets of minimal pairs: ``bundled:pairs``, or files in BLiMP's format."""
     measures: Judgement[Several[str]] = ()
-    """Further measures, optionally with arguments: ``text-loss('general.txt')``, the loss on a text
-    that the arms do not train on, or those of other packages, such as ``reading-times(items=500)``.
+    """Further measures (``maskwise list measures``), optionally with arguments: ``bound(8)``,
+    ``pseudo-perplexity(16)``, ``word-loss(100)``, ``pairs('bundled:pairs')``,
+    ``cloze('facts.jsonl', items=500)``, ``text-loss('general.txt')``, or those of other packages.
     """
 
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unset(self, dump, "measures", "word_loss")
+        return without_unset(self, dump, "measures")
 
     _policies: dict[str, Policy] = PrivateAttr(default_factory=dict)
 
@@ -80,6 +73,13 @@ class EvaluationSettings(Settings):
                 )
             raw = {**raw, "ratios": raw["ratio"]}
             del raw["ratio"]
+        if isinstance(raw, dict) and any(key in raw for key in KEYS):
+            measures = [*as_measures(raw).get("measures", ())]
+            raise MaskwiseError(
+                "measures are named in one list",
+                got=", ".join(f"evaluation.{key}" for key in KEYS if key in raw),
+                do=f"write evaluation.measures: {json.dumps(measures)}",
+            )
         return raw
 
     @field_validator("ratios")
@@ -94,9 +94,36 @@ class EvaluationSettings(Settings):
         return self
 
     @property
+    def named(self) -> set[str]:
+        """The names of the further measures, without their arguments."""
+        return {parse_call(measure).name for measure in self.measures}
+
+    @property
     def policies(self) -> dict[str, Policy]:
         """The policies of the fixed masks by name. Masked diffusion has none."""
         return {name: self._policies[name] for name in self.masks if name != DIFFUSION}
+
+
+def as_measures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a recorded study, in which some measures had settings of their own.
+
+    >>> as_measures({"bound": 8, "cloze": ["facts.jsonl(items=500)"], "pairs": []})
+    {'measures': ['bound(8)', "cloze('facts.jsonl', items=500)"]}
+    """
+    kept = {key: value for key, value in evaluation.items() if key not in KEYS}
+    rows = evaluation.get("rows", ROWS)
+    measures = []
+    for key in KEYS:
+        value = evaluation.get(key) or ()
+        for each in value if isinstance(value, list | tuple) else [value]:
+            source, options = split_options(str(each))
+            if key == "bound" and rows != ROWS:
+                # The bound read as many rows as the held-out loss.
+                options = f"rows={rows}"
+            arguments = [repr(source) if isinstance(each, str) else source, options]
+            measures.append(f"{key.replace('_', '-')}({', '.join(filter(None, arguments))})")
+    measures += kept.pop("measures", ())
+    return kept | ({"measures": measures} if measures else {})
 
 
 def checked_ratios(setting: str, ratios: object) -> tuple[float, ...]:

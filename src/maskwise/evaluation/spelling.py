@@ -111,6 +111,7 @@ class WordLoss(TextMeasure):
     """
 
     name = WORDS
+    counted = "documents"
     documents: int = 100
 
     def __post_init__(self) -> None:
@@ -153,7 +154,7 @@ def word_loss(
             "word-loss: no word of the text can be masked",
             got=f"{len(parts)} parts with words of letters",
             do="measure more text, with words of letters that the tokenizer knows, or leave out "
-            "this measure (in a recipe: corpus.held_out, evaluation.word_loss)",
+            "this measure (in a recipe: corpus.held_out, evaluation.measures)",
         )
     # Parts of similar length have little padding.
     kept.sort(key=lambda part: len(part.ids))

@@ -18,7 +18,7 @@ from maskwise.annotate.run import require_live
 from maskwise.constants import POLICY_TAGGERS
 from maskwise.devices import bf16_note, fast_bf16
 from maskwise.errors import MaskwiseError, in_percent, option, plural, require_known, shortened
-from maskwise.evaluation.evaluate import load_measures
+from maskwise.evaluation.evaluate import CLOZE, PAIRS, load_measures
 from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.families import adapter_of, check_room, most_tokens
 from maskwise.folders import OutputFolder
@@ -326,7 +326,7 @@ def tokenizer_and_config(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrain
     tokenizer = cast("PreTrainedTokenizerFast", _Untrained(arm.tokenizer))
     if given:
         # Character offsets are needed to find the positions of test items and labels in a text.
-        needs_offsets = bool(arm.tasks or arm.evaluation.cloze or arm.evaluation.pairs)
+        needs_offsets = bool(arm.tasks or arm.evaluation.named & {CLOZE, PAIRS})
         tokenizer = load_tokenizer(
             given, needs_mask=arm.kind == "encoder", needs_words=needs_offsets
         )

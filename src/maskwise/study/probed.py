@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from maskwise.constants import ranks_here
+from maskwise.evaluation import load_measures
 from maskwise.evaluation.heldout import documents_alone
-from maskwise.evaluation.scoring import evenly_spaced
+from maskwise.evaluation.scoring import PSEUDO_PERPLEXITY, evenly_spaced
 from maskwise.families import adapter_of
 from maskwise.objectives.base import Objective
 from maskwise.objectives.denoising import Denoising
@@ -84,12 +85,13 @@ def judged_rows(recipe: Recipe, held_out: Rows, config: PreTrainedConfig) -> lis
     judge: type[Objective] = MaskedLanguageModelling
     if adapter_of(config).kind == "encoder-decoder":
         judge = Denoising
+    scored = load_measures(settings).get(PSEUDO_PERPLEXITY)
     judged = []
     for part in parts:
         if settings.rows:
             judged.append((laid_out(part, judge, config), settings.rows))
-        if settings.pseudo_perplexity:
-            judged.append((documents_alone(part), settings.pseudo_perplexity))
+        if scored is not None:
+            judged.append((documents_alone(part), scored.size()))
     return judged
 
 

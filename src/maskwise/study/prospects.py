@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from maskwise.errors import MaskwiseError, option
 from maskwise.estimates import SPREADS, detected_words
+from maskwise.evaluation.heldout import BOUND
+from maskwise.evaluation.scoring import PSEUDO_PERPLEXITY
 from maskwise.report.reading import read_outcomes
 from maskwise.study.records import has_results
 from maskwise.verdict.comparison import compared
@@ -253,8 +255,8 @@ def incomparable_pairs(recipe: Recipe, study: Study, pairs: Iterable[Pair]) -> I
         study: the description of the study (``records.describe``).
         pairs: the primary contrasts.
     """
-    asked = recipe.evaluation
-    if recipe.tasks or recipe.study.outcome or asked.measures or asked.pairs or asked.cloze:
+    others = recipe.evaluation.named - {BOUND, PSEUDO_PERPLEXITY, "word-loss"}
+    if recipe.tasks or recipe.study.outcome or others:
         return
     table = Outcomes([], study)
     sentences = {flag.code: flag.sentence for flag in FLAGS}

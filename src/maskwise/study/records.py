@@ -18,6 +18,7 @@ from maskwise import __version__
 from maskwise.annotate.kept import kept_annotators
 from maskwise.devices import hardware, versions
 from maskwise.errors import MaskwiseError, option
+from maskwise.evaluation.settings import as_measures
 from maskwise.files import ArmFacts, Gate, Look, Record, Search, Study
 from maskwise.folders import finite, read_json, read_lines, write_json
 from maskwise.masking.policies import UnitKind
@@ -251,7 +252,7 @@ def _other_files(former: Plain, study: Study) -> str | None:
     if not former.get("inputs") or former["inputs"] == study["inputs"]:
         return None
     try:
-        recipe = read_recipe(former.get("recipe") or {})
+        recipe = read_recipe(recorded(former.get("recipe") or {}))
         # The hash of a file that is not there would be that of its name.
         recipe.corpus.parts()
         design = Design(recipe, StageStore(Path("stages")))
@@ -577,8 +578,13 @@ def _numbered(settings: Any) -> Any:
 
 def _recipe_in(study: Study | Plain) -> Plain:
     """Return the recipe of a study; its files of rows are named by their content alone."""
-    recipe: Plain = json.loads(without_places(json.dumps(study.get("recipe") or {})))
-    return recipe
+    return recorded(json.loads(without_places(json.dumps(study.get("recipe") or {}))))
+
+
+def recorded(recipe: Plain) -> Plain:
+    """Return the recipe of a recorded study, as recipes are written now."""
+    evaluation = recipe.get("evaluation")
+    return recipe | {"evaluation": as_measures(evaluation)} if evaluation else recipe
 
 
 def _arms_in(study: Study | Plain) -> Plain:

@@ -616,11 +616,11 @@ def _adapted(result: StudyResult) -> Adapted:
     """Return the result of ``adapt`` from that of its study."""
     from maskwise.recipe import read_recipe
     from maskwise.study.adapt import ADAPTED, NextStep, answers, saved_folders
-    from maskwise.study.records import chosen_steps
+    from maskwise.study.records import chosen_steps, recorded
 
     best = chosen_steps(result.records)
     facts: Plain = {**result.summary, "seconds": result.study["seconds"], "best": best}
-    found = answers(result.folder, facts, read_recipe(result.study["recipe"]))
+    found = answers(result.folder, facts, read_recipe(recorded(result.study["recipe"])))
     saved = read_json(result.folder / ADAPTED) or {}
     step = saved.get("next")
     folders = [*saved_folders(result.folder, saved), None, None]

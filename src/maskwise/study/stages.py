@@ -37,6 +37,7 @@ from maskwise.effects import UNNAMED
 from maskwise.errors import MaskwiseError
 from maskwise.evaluation.evaluate import load_measures
 from maskwise.evaluation.settings import EvaluationSettings
+from maskwise.evaluation.spelling import WORDS
 from maskwise.folders import file_hash
 from maskwise.learning.settings import OF_THE_MODEL
 from maskwise.plugins import code_of
@@ -459,7 +460,7 @@ def evaluate_stage(
     how: Plain = {}
     # The text is part of the name through its prepared rows. Rows of Python may have been moved
     # since these were prepared, so where the text is now is not read from their folder.
-    if settings.word_loss:
+    if WORDS in what["content"]:
         how = {key: prepared.what[key] for key in ("corpus", "corpus_content")}
     return _stage_on("evaluate", recipe, what, prepared, pretrained, how)
 

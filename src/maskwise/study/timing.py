@@ -28,11 +28,12 @@ from maskwise.annotate.run import annotate_corpus
 from maskwise.devices import begin_peak_memory, best_device, memory, peak_memory
 from maskwise.errors import MaskwiseError, PlugInError, duration, plural
 from maskwise.evaluation.evaluate import evaluate, load_measures
-from maskwise.evaluation.measure import Measure
+from maskwise.evaluation.heldout import PseudoPerplexity
+from maskwise.evaluation.measure import Measure, TextMeasure
 from maskwise.evaluation.overlap import overlap_record
-from maskwise.evaluation.returned import numbers_of
 from maskwise.evaluation.settings import EvaluationSettings
-from maskwise.families import evaluating, width_of
+from maskwise.evaluation.spelling import WordLoss
+from maskwise.families import width_of
 from maskwise.masking.settings import MaskingSettings
 from maskwise.models import task_config, weights_of
 from maskwise.printing import err_console, quietly, shows_progress
@@ -48,7 +49,7 @@ from maskwise.study.work import extended, lesson_of, scored_by, write_rows
 from maskwise.tasks.finetuning import finetune
 from maskwise.tasks.loading import load_task
 from maskwise.text import Prepared, Rows, load_tokenizer
-from maskwise.text.documents import Document, Documents
+from maskwise.text.documents import Documents
 from maskwise.text.new_words import Extended, wanted_words
 from maskwise.text.rows import holds_out
 from maskwise.text.settings import CorpusSettings
@@ -94,16 +95,6 @@ SHORT = {
 }
 """Settings of a timed training. The training is evaluated after every step, and this "evaluation"
 is a ``Clock``. Nothing is saved, because saving would add to the time of a step."""
-
-
-NO_MEASURES = {
-    "pairs": (),
-    "cloze": (),
-    "measures": (),
-    "pseudo_perplexity": 0,
-    "word_loss": 0,
-}
-"""Settings of an evaluation by the held-out loss alone."""
 
 
 # Samples
@@ -658,16 +649,21 @@ def _judged_rows(link: Recipe, samples: Samples) -> int:
 def _short(evaluation: EvaluationSettings) -> EvaluationSettings:
     """Return the settings for at most ``ITEMS`` held-out rows and one masking ratio."""
     rows = min(ITEMS, evaluation.rows)
-    only = {"rows": rows, "ratios": evaluation.ratios[:1], "bound": 0}
-    return evaluation.model_copy(update=only | NO_MEASURES)
+    return evaluation.model_copy(
+        update={"rows": rows, "ratios": evaluation.ratios[:1], "measures": ()}
+    )
 
 
 def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     """Take each measure with some of its rows or items, and scale its seconds to all of them."""
     data = samples.of(link).data
-    whole = link.evaluation
-    held_out = whole.model_copy(update=NO_MEASURES)
-    texts = [document.text for document in _held_out(link, samples)]
+    measures = [*load_measures(link.evaluation).values()]
+    texts: list[str] = []
+    if any(isinstance(measure, WordLoss) for measure in measures):
+        corpus = link.corpus
+        some = [*islice(corpus.held_out_documents(), FEW_DOCUMENTS)]
+        some = some or [*islice(corpus.documents(), FEW_DOCUMENTS)]
+        texts = [document.text for document in some]
     # A checkpoint is loaded in about the time in which its model is made. The first call is slower,
     # because it imports modules.
     for _ in range(2):
@@ -676,53 +672,31 @@ def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates
         torch.nn.Module.to(network, best_device())
     seconds = OPENING + _now() - began
 
-    def seconds_of(rows: int, **measures: int) -> float:
-        """Return the seconds of the held-out loss and of further measures."""
+    def seconds_of(measure: Measure, count: int) -> float:
         began = _now()
-        settings = held_out.model_copy(update={"rows": rows, **measures})
-        evaluate(network, data, settings, texts=texts[: measures.get("word_loss")])
+        # Some items may be longer than the model, and the others unknown.
+        with _too_short("measure", {}):
+            evaluate(network, data, [measure.part(count)], texts=texts)
         return _now() - began
 
-    # The first evaluation is slower. The processes of a study have evaluated trainings before.
-    seconds_of(1)
     judged = _judged_rows(link, samples)
     if stage.what.get("documents") == "verdict":
         # The other half of the documents chose the best state.
         judged = max(1, judged // 2)
-    # More rows than are read would be timed only to be subtracted.
-    rows = min(ITEMS, judged, len(data.held_out))
-    seconds += _scaled(seconds_of, rows, judged)
-    wanted = {"pseudo_perplexity": FEW_ROWS, "word_loss": len(texts)}
-    wanted = {name: few for name, few in wanted.items() if getattr(whole, name)}
-    least = seconds_of(1) if wanted else 0.0
-    for name, few in wanted.items():
-        most = getattr(whole, name)
-
-        def further(count: int, name: str = name) -> float:
-            return seconds_of(1, **{name: count}) - least
-
-        seconds += _scaled(further, min(few, most), most)
-    for measure in load_measures(whole).values():
-
-        def measuring(count: int, measure: Measure = measure) -> float:
-            part = measure.part(count)
-            began = _now()
-            # Some items may be longer than the model, and the others unknown.
-            with torch.inference_mode(), evaluating(network), _too_short("measure", {}):
-                numbers_of(part, network, data.tokenizer)
-            return _now() - began
-
-        most = len(measure.texts())
-        seconds += _scaled(measuring, min(ITEMS, most), most)
+    # The first evaluation is slower. The processes of a study have evaluated trainings before.
+    for measure in measures[:1]:
+        seconds_of(measure, 1)
+    for measure in measures:
+        most, few = measure.size(), ITEMS
+        if isinstance(measure, WordLoss):
+            few = len(texts)
+        elif isinstance(measure, PseudoPerplexity):
+            few = FEW_ROWS
+        elif isinstance(measure, TextMeasure):
+            # More rows than are read would be timed only to be subtracted.
+            most, few = min(most, judged), min(ITEMS, len(data.held_out))
+        seconds += _scaled(partial(seconds_of, measure), min(few, most), most)
     return {"seconds": seconds}
-
-
-def _held_out(link: Recipe, samples: Samples) -> Iterator[Document]:
-    """Yield some held-out documents if their words are measured, or other ones without any."""
-    corpus = link.corpus
-    few = min(FEW_DOCUMENTS, link.evaluation.word_loss)
-    some = [*islice(corpus.held_out_documents(), few)]
-    yield from some or islice(corpus.documents(), few)
 
 
 def _scaled(seconds_of: Callable[[int], float], few: int, rows: int) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
@@ -24,6 +24,7 @@ from maskwise.errors import MaskwiseError
 from maskwise.evaluation.evaluate import evaluate, load_measures
 from maskwise.evaluation.overlap import overlap_record
 from maskwise.evaluation.settings import EvaluationSettings
+from maskwise.evaluation.spelling import WORDS
 from maskwise.folders import (
     finite,
     read_json,
@@ -442,25 +443,24 @@ def _recorded(name: str, store: StageStore) -> Stage:
 
 
 def _evaluate(stage: Stage, store: StageStore) -> Plain:
-    settings = EvaluationSettings(**stage.what["evaluation"])
-    measures = load_measures(settings)
+    measures = load_measures(EvaluationSettings(**stage.what["evaluation"]))
     for name, measure in measures.items():
         if measure.content() != stage.what["content"][name]:
             raise changed_since(f"the content of {name}")
     data = open_prepared(store.folder(stage.needs[0]))
-    texts: list[str] = []
+    texts: Iterable[str] = ()
     apart = stage.what.get("documents") == "verdict"
     if apart:
         _, verdict = dev_and_verdict(data.held_out)
         data = replace(data, held_out=verdict)
-    if settings.word_loss:
+    if WORDS in measures:
         # The words are masked in the text itself, which prepared rows do not keep.
         require_same_text(stage.how)
         corpus = CorpusSettings(**stage.how["corpus"])
         documents = corpus.held_out_documents()
         if apart:
             documents = (document for document in documents if not is_dev(document.place))
-        texts = [document.text for document in islice(documents, settings.word_loss)]
+        texts = (document.text for document in documents)
     checkpoint = checkpoint_of(stage, store)
     start: Path | PreTrainedModel
     if checkpoint is not None:
@@ -472,9 +472,7 @@ def _evaluate(stage: Stage, store: StageStore) -> Plain:
         config = with_fields(load_config(model.pretrained, kind=None), model.settings)
         start = load_model(model.pretrained, kind=None, config=config)
         torch.nn.Module.to(start, best_device())
-    rows = evaluate(
-        start, data, settings, measures=measures, texts=texts, folder=store.folder(stage)
-    )
+    rows = evaluate(start, data, measures.values(), texts=texts, folder=store.folder(stage))
     return {"measurements": [row.line() for row in rows]}
 
 

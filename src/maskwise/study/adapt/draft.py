@@ -467,7 +467,7 @@ def _draft(
         # Whether new words help does not depend on another answer, so the questions are one family.
         settings["study"]["contrasts"].append([request.extended, first])
         del settings["study"]["gate"]
-        settings["evaluation"]["word_loss"] = WORD_LOSS
+        settings["evaluation"].setdefault("measures", []).append(f"word-loss({WORD_LOSS})")
     settings["study"]["arms"] = arms
     written = with_overrides(layer(settings), overrides)
     # Without an arm that masks, for example, there are no settings of masks. What the user gives
@@ -484,7 +484,7 @@ def _draft(
     comments = {key: text.format(least=request.least_runs) for key, text in COMMENTS.items()}
     if tasks != request.tasks:
         comments["tasks"] = "titles and texts of documents that are held out from training"
-    if "measures" in settings["evaluation"]:
+    if others.general and not others.pairs:
         comments["evaluation"] = "measures: what the arms forget of general text"
     head_lines = [
         f"Does further training of {request.model} on {request.texts} help?",
