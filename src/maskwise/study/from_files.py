@@ -387,7 +387,8 @@ def draft_of_files(source: str, tasks: Sequence[str] = (), *, may_be_labels: boo
         reasons.append(large)
     for task in map(load_task, limited):
         used = len(task.splits["train"])
-        reasons.append(f"{task.name}: {used:,} of {task.found or used:,} training rows")
+        rows = f"{used:,} of {task.found or used:,} training rows"
+        reasons.append(f"{task.name}: {task.kind.name}, {task.metric}, {rows}")
     head = [
         f"A study of {study_name}, written by `maskwise new`. `maskwise check` shows what the "
         "study will do.",

@@ -585,7 +585,7 @@ def make_task(reading: Reading, splits: Mapping[str, TaskRows]) -> Task:
             f"{asked.place} has other labels than those with which it was read first",
             got=f"{len(every)} labels, of which {min(every, key=every.__getitem__)!r} is rarest",
             allowed=f"classes={asked.classes}",
-            do=f"correct the labels, or write classes={len(every)}",
+            do=f"correct the labels, or give kind={kind.name!r} and classes={len(every)}",
         )
     metric = kind.metric_for(labels, asked.metric)
     found = {"kind": kind.name, **names, "metric": metric, "classes": len(every) or None}
