@@ -187,3 +187,11 @@ def test_fine_tuning_with_one_more_row_is_refused_by_what_it_read_first(
     written(tmp_path, TWENTY)
     tuned("banking77")
     assert tuned(path) == first and first[0]["task_kind"] == "sequence-classification"
+
+
+def test_a_column_that_describes_texts_is_the_last_that_is_advised(tmp_path: Path) -> None:
+    file = tmp_path / "docs.csv"
+    rows = "\n".join(f"{n},a text about {n % 3},lib {n % 3},{1990 + n % 9}" for n in range(60))
+    file.write_text(f"Doc ID,Description,Library,year\n{rows}\n")
+    with pytest.raises(MaskwiseError, match="label='Library'"):
+        load_task(str(file))

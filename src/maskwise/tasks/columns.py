@@ -17,6 +17,9 @@ from maskwise.masking.line import Names
 from maskwise.text.source import inside, paths
 from maskwise.text.tables import FieldValues
 
+ABOUT_TEXTS = ("title", "source", "url", "date", "time", "year", "author", "language", "name")
+"""Columns of corpora that describe a text, in lower case."""
+
 Records: TypeAlias = Sequence[FieldValues]
 # Reasons for skipping a row. Skipped rows are counted for each reason.
 NO_LABEL, NO_TEXT, NO_ANSWER = "no label", "no text", "no answer"
@@ -99,6 +102,8 @@ def find_columns(
     for role, names in needed.items():
         if names and getattr(found, role) is None:
             free = [path for path in paths(record) if path not in found]
+            # What describes a text is the last guess.
+            free.sort(key=lambda path: path.lower() not in ABOUT_TEXTS)
             do = f"name it, such as {argument(role, free[-1])}" if free else "add a column for it"
             raise MaskwiseError(
                 f"{where} has no {role} column",

@@ -26,6 +26,7 @@ from maskwise.tasks.classes import (
     WORDS,
 )
 from maskwise.tasks.columns import (
+    ABOUT_TEXTS,
     ColumnNames,
     Records,
     choices_of,
@@ -54,8 +55,6 @@ are classes only if they have no gaps (0, 1, 2, … or 1, 2, 3, …) and 7 rows 
 LEAST_WORDS, LEAST_LETTERS = 3, 30
 """The smallest mean length of a text in a column of texts. The unit is words, or letters if the
 texts are sequences without spaces, such as proteins."""
-ABOUT_TEXTS = ("title", "source", "url", "date", "time", "year", "author", "language", "name")
-"""Columns of corpora that describe a text, in lower case."""
 
 
 def suggest(records: Records, given: ColumnNames, where: str) -> tuple[TaskKind, ColumnNames]:
