@@ -43,6 +43,11 @@ def good(out: str) -> dict[str, dict[str, Any]]:
         "adapt": {"model": "bundled:encoder", "texts": TEXTS, "out": f"{out}/adapt", "steps": 2},
         "annotate_corpus": {"source": TEXTS, "annotators": ["words"], "out": f"{out}/layers"},
         "annotate_rows": {"batch": {"text": TEXTS}, "tokenizer": tokenizer},
+        "change": {
+            "old": "bundled:encoder",
+            "new": f"{out}/changed",
+            "changes": "trim-tokens('a')",
+        },
         "check": {"recipe": "quick-start", "timing": False},
         "compare": {"scores": SCORES, "baseline": "b", "replicate": "pretraining"},
         "encode": {"tokenizer": tokenizer, "texts": TEXTS},

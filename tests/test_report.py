@@ -928,11 +928,11 @@ def test_the_bound_of_diffusion_is_called_so_beside_losses(folder):
 @pytest.mark.parametrize("ratio, said", [(0.125, "12.5 %"), (0.005, "0.5 %"), (0.15, "15 %")])
 def test_ratios_of_held_out_masks_are_not_rounded(ratio, said, monkeypatch, capsys, tmp_path):
     row = Measurement(kind="heldout", measure="token", value=3.0, metric="nats", ratio=ratio)
-    monkeypatch.setattr("maskwise.evaluation.evaluate_checkpoint", lambda *_, **__: [row])
+    monkeypatch.setattr("maskwise.evaluation.evaluate.evaluate_checkpoint", lambda *_, **__: [row])
     assert maskwise("evaluate", "model") == 0
     line = {"masks": "token", "ratio": ratio, "loss": 3.0, "unigram": 6.0, "targets": 9}
     result = {"heldout": [line], "checkpoint": "x", "seconds": 1.0}
-    monkeypatch.setattr("maskwise.study.single.run_pretrain", lambda *_: result)
+    monkeypatch.setattr("maskwise.study.single.run_pretrain", lambda *_, **__: result)
     assert maskwise("pretrain", "quick-start", "--out", tmp_path / "out") == 0
     assert capsys.readouterr().out.count(f" {said} ") == 2
 

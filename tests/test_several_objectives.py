@@ -201,18 +201,17 @@ def test_what_is_no_mistake_is_not_refused(path: Path) -> None:
     assert check_inputs(read_recipe(path, ["objective.rtd=", "masking.policy=token"])) == []
 
 
-def test_every_rank_has_twins_enough(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rank_has_twins_enough(path: Path) -> None:
     """Six rows are enough for one process (its probe has four), twelve for two, and eight not for
     four.
     """
     for ranks, rows in ((1, 6), (2, 12), (2, 8), (4, 16)):
-        monkeypatch.setenv("WORLD_SIZE", str(ranks))
         given = [f"training.batch_size={rows}", "corpus.held_out=0.4", "evaluation.rows=1"]
-        check_inputs(read_recipe(path, given))
+        check_inputs(read_recipe(path, given), ranks)
     with pytest.raises(
         MaskwiseError, match="got 2 rows per micro-batch; allowed: an even number of 4"
     ):
-        check_inputs(read_recipe(path))
+        check_inputs(read_recipe(path), 4)
 
 
 def test_too_little_text_for_probes_is_said_before_training(

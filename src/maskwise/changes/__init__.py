@@ -15,7 +15,7 @@ import torch
 
 from maskwise.changes.base import Change, Changed
 from maskwise.changes.trim import TrimTokens
-from maskwise.errors import MaskwiseError
+from maskwise.errors import MaskwiseError, items_of
 from maskwise.folders import CARD, OutputFolder, copy_texts, credit, fill_folder
 from maskwise.models import load_as_saved
 from maskwise.plugins import Table
@@ -74,7 +74,7 @@ def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[st
     >>> facts = change("bundled:encoder", "smaller", "trim-tokens('bundled:wikipedia', most=2000)")
     ... # doctest: +SKIP
     """
-    specs = [changes] if isinstance(changes, str) else [*changes]
+    specs = [*items_of("changes", changes, of="changes", single=True)]
     if not specs:
         raise MaskwiseError("no change is named", allowed=", ".join(CHANGES))
     steps = [change_of(spec) for spec in specs]
