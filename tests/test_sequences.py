@@ -238,7 +238,7 @@ def test_a_slow_tokenizer_that_frames_texts_in_its_own_way_says_what_it_adds(
     [
         {"masking": {"policy": "whole-word"}},
         {"evaluation": {"masks": ["token", "whole-word"]}},
-        {"evaluation": {"pairs": ["bundled:pairs"]}},
+        {"evaluation": {"measures": ["pairs('bundled:pairs')"]}},
         {"corpus": {"layers": ["prompt(until='A')"], "words": "token"}},
     ],
 )
