@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from maskwise.annotate.run import annotate_corpus
 from maskwise.errors import MaskwiseError
 from maskwise.folders import damage, write_json
 from maskwise.recipe import Recipe, read_recipe
@@ -295,3 +296,27 @@ def test_a_run_that_fails_after_a_long_preparation_keeps_its_text(source, tmp_pa
     written = (text / DONE).stat().st_mtime_ns
     assert maskwise("pretrain", source, *SHORT, "training.batch_size=4", "--out", out) == 0
     assert (text / DONE).stat().st_mtime_ns == written
+
+
+def test_a_text_is_named_by_the_stored_annotations_that_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder may have annotations of several corpora: those of others do not rename a stage."""
+    monkeypatch.chdir(tmp_path)
+    texts = [f"a cat and {n % 7} dogs saw {n} owls" for n in range(200)]
+    for name, lines in (("a", texts), ("part", texts[:80]), ("b", [f"B {n}" for n in range(90)])):
+        Path(f"{name}.txt").write_text("\n".join(lines))
+
+    def name(corpus: str) -> str:
+        given = [f"corpus.source={corpus}.txt", "corpus.layers=[stored('kept')]"]
+        weighted = "masking.policy=weighted(layer='frequency')"
+        return prepare_stage(read_recipe("quick-start", [*given, weighted])).name
+
+    annotate_corpus("a.txt", ["frequency"], "kept")
+    whole, part = name("a"), name("part")
+    annotate_corpus("part.txt", ["frequency"], "kept")
+    own = name("part")
+    assert own != part, "these weights were fitted to the part"
+    for corpus in ("a", "b"):
+        annotate_corpus(f"{corpus}.txt", ["frequency"], "kept")
+        assert (name("a"), name("part")) == (whole, own)

@@ -195,3 +195,29 @@ def test_a_column_that_describes_texts_is_the_last_that_is_advised(tmp_path: Pat
     file.write_text(f"Doc ID,Description,Library,year\n{rows}\n")
     with pytest.raises(MaskwiseError, match="label='Library'"):
         load_task(str(file))
+
+
+def test_what_a_user_wrote_is_not_taken_for_what_was_found(tmp_path: Path) -> None:
+    """A spec that was asked before with a kind of its own is another task of the same file."""
+    file = tmp_path / "few.csv"
+    rows = "\n".join(f"a text about {n},{n % 5}" for n in range(100))
+    file.write_text(f"text,label\n{rows}\n")
+    (own,) = settled([f"{file}(train_rows=20)"])
+    named = f"{file}(train_rows=20, kind='regression', name='r')"
+    (tmp_path / "finetune.json").write_text(json.dumps({"recipe": {"tasks": [named, own]}}))
+    assert settled([f"{file}(train_rows=20)", named], tmp_path) == (own, named)
+    # A text that says "kind=" is no kind.
+    spec = f"{file}(where='text != kind=x')"
+    try:
+        (found,) = settled([spec])
+    except MaskwiseError:
+        return
+    assert "kind='sequence-classification'" in found
+
+
+def test_a_number_of_classes_is_refused_where_there_are_none(tmp_path: Path) -> None:
+    file = tmp_path / "few.csv"
+    rows = "\n".join(f"a text about {n},{n % 5}" for n in range(100))
+    file.write_text(f"text,label\n{rows}\n")
+    with pytest.raises(MaskwiseError, match="has no classes"):
+        load_task(f"{file}(kind='regression', classes=7)")

@@ -358,7 +358,8 @@ class Store:
                     f"the layers in {self.folder} were made from different texts",
                     got=f"{texts[first][:40]!r}…, text key {wanted[first]}",
                     allowed=f"the {len(np.unique(keys)):,} texts that {part.spec} has annotated",
-                    do="annotate the corpus with this text",
+                    do=f"run maskwise annotate on the whole corpus, all of its sources together, "
+                    f"into {self.folder}",
                 )
             columns = layer_columns(name, self.layers[name])
             for found, number, at in zip(spans, file[places].tolist(), row[places].tolist()):

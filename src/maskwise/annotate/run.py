@@ -376,7 +376,9 @@ def _fitted(spec: str, unfitted: Annotator, reading: _Reading, out: Path) -> tup
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
     """Lock the folder for this process. After an error, clean it up if no file is finished."""
-    OutputFolder(out, "annotate", known=(out / LOCK).exists()).require()
+    kept_annotators(out)  # says what an older folder is
+    known = (out / LOCK).exists() or (out / LAYERS).is_file()
+    OutputFolder(out, "annotate", known=known).require()
     existed = out.is_dir()
     with claim(out / LOCK, f"another run annotates into {out}"):
         sweep(out)

@@ -74,7 +74,7 @@ class EvaluationSettings(Settings):
             raw = {**raw, "ratios": raw["ratio"]}
             del raw["ratio"]
         if isinstance(raw, dict) and any(key in raw for key in KEYS):
-            measures = [*as_measures(raw).get("measures", ())]
+            measures = as_measures(raw).get("measures", [])
             raise MaskwiseError(
                 "measures are named in one list",
                 got=", ".join(f"evaluation.{key}" for key in KEYS if key in raw),
@@ -122,7 +122,8 @@ def as_measures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
                 options = f"rows={rows}"
             arguments = [repr(source) if isinstance(each, str) else source, options]
             measures.append(f"{key.replace('_', '-')}({', '.join(filter(None, arguments))})")
-    measures += kept.pop("measures", ())
+    more = kept.pop("measures", None) or ()
+    measures += [more] if isinstance(more, str) else more
     return kept | ({"measures": measures} if measures else {})
 
 

@@ -33,6 +33,7 @@ from maskwise.recipe.yamls import plain_value
 from maskwise.specs import of_run, split_options, with_options
 from maskwise.study.stages import ROWS
 from maskwise.tasks import load_task
+from maskwise.tasks.loading import options_of
 from maskwise.tasks.reading import SPLIT_OF
 from maskwise.text.source import with_class_names
 
@@ -202,6 +203,10 @@ def _in_split(split: object, rows: object, name: str) -> Iterator[dict[str, Any]
         yield {**row, "split": split}
 
 
+FOUND = {"kind", "text", "pair", "label", "metric", "classes"}
+"""The arguments of a task that are found in its file."""
+
+
 def settled(specs: Iterable[str], out: Path | None = None, *, seed: int = 0) -> tuple[str, ...]:
     """Return specs of tasks that say what their files are, so that nobody guesses it again.
 
@@ -216,12 +221,21 @@ def settled(specs: Iterable[str], out: Path | None = None, *, seed: int = 0) -> 
     known = tasks_before(out) if out else []
     found = []
     for spec in specs:
-        if "kind=" in (split_options(spec)[1] or ""):
+        options = options_of(spec)[1]
+        if "kind" in options:
             found.append(spec)
             continue
         # What is found comes last, and the kind before the others.
         begin = with_options(spec, kind="").removesuffix("'')")
-        kept = next((other for other in known if other.startswith(begin)), None)
+        kept = next(
+            (
+                other
+                for other in known
+                if other.startswith(begin)
+                and {"kind", "metric"} <= options_of(other)[1].keys() - options.keys() <= FOUND
+            ),
+            None,
+        )
         if kept is None:
             more = {**load_task(of_run(spec, seed)).suggested}
             # Rows of other seeds may have other labels.

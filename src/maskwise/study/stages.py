@@ -30,6 +30,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskwise.annotate.kept import Store
 from maskwise.annotate.registry import annotator
 from maskwise.constants import COMPUTED
 from maskwise.devices import hardware
@@ -281,7 +282,10 @@ def prepare_stage(
     corpus = recipe.corpus.text.model_dump(mode="json", exclude={"temperature"} | newer)
     what: Plain = {"corpus": corpus, "corpus_content": corpus_fingerprint(recipe.corpus)}
     if recipe.corpus.layers:
-        what["annotators"] = {spec: annotator(spec).version for spec in recipe.corpus.layers}
+        content = what["corpus_content"]
+        what["annotators"] = {
+            spec: _version_read(spec, recipe.corpus, content) for spec in recipe.corpus.layers
+        }
     # Another version of a segmenter may find other words.
     if names_segmenter(recipe.corpus.words):
         what["segmenter"] = segmenter_version(recipe.corpus.words)
@@ -300,6 +304,24 @@ def prepare_stage(
     if recipe.model.new_tokens is not None:
         what["new_tokens"] = wanted_words(recipe.model.new_tokens)
     return Stage("prepare", what)
+
+
+_READ: dict[str, str] = {}
+"""The versions of stored annotations that corpora read, by what decides them."""
+
+
+def _version_read(spec: str, corpus: CorpusSettings, content: str | list[str]) -> str:
+    """Return the version of an annotator, as a corpus with this content reads it.
+
+    A folder of annotations may have those of several corpora; this corpus reads its own.
+    """
+    made = annotator(spec)
+    if not isinstance(made, Store) or made.fitted or corpus.stream:
+        return made.version
+    key = json_hash([spec, corpus.model_dump(mode="json"), content, made.version])
+    if key not in _READ:
+        _READ[key] = made.of(document.text for document in corpus.documents()).version
+    return _READ[key]
 
 
 def tokenizer_of(first: Stage) -> str:

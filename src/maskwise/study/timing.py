@@ -679,10 +679,11 @@ def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates
             evaluate(network, data, [measure.part(count)], texts=texts)
         return _now() - began
 
-    judged = _judged_rows(link, samples)
+    # Measures have numbers of rows of their own; ``evaluation.rows`` is of the fixed masks.
+    held_out = samples.of(link).held_out_rows
     if stage.what.get("documents") == "verdict":
         # The other half of the documents chose the best state.
-        judged = max(1, judged // 2)
+        held_out //= 2
     # The first evaluation is slower. The processes of a study have evaluated trainings before.
     for measure in measures[:1]:
         seconds_of(measure, 1)
@@ -694,7 +695,7 @@ def _time_evaluation(stage: Stage, link: Recipe, samples: Samples) -> StageRates
             few = FEW_ROWS
         elif isinstance(measure, TextMeasure):
             # More rows than are read would be timed only to be subtracted.
-            most, few = min(most, judged), min(ITEMS, len(data.held_out))
+            most, few = min(most, max(1, held_out)), min(ITEMS, len(data.held_out))
         seconds += _scaled(partial(seconds_of, measure), min(few, most), most)
     return {"seconds": seconds}
 

@@ -8,7 +8,7 @@ Fixed rules decide which rows are dropped or moved. The task's notes list the ru
   one of the labels in ``missing``. "-1", "NA" and "null" are ordinary labels, but the notes mention
   them. If every label in a split is −1, the split is unlabelled.
 - Whole numbers are classes if there are few of them or if they have no gaps
-  (``classes.MOST_CLASSES``). Otherwise they are quantities.
+  (``suggest.MOST_CLASSES``). Otherwise they are quantities.
 - Without a labelled test split, dev becomes test. Without dev, 15 % of train becomes dev. Without
   train, dev becomes train.
 - A single file, or train alone, is split 70/15/15 by a hash of the text, article or context.
@@ -190,7 +190,7 @@ def load_task(
     arguments = {**locals(), **settings}
     for apart in ("spec", "settings"):
         del arguments[apart]
-    source, given = _options(str(spec))
+    source, given = options_of(str(spec))
     given |= {name: value for name, value in arguments.items() if value is not None}
     card = given.pop("card", None)
     if card is not None:
@@ -208,7 +208,7 @@ def load_task(
     return _load(source, given, card)
 
 
-def _options(spec: str) -> tuple[str, dict[str, Any]]:
+def options_of(spec: str) -> tuple[str, dict[str, Any]]:
     """Split a spec into its source and arguments of ``load_task``."""
     of_kinds = set[str]()
     for kind in KINDS.without_plugins().values():
@@ -580,6 +580,12 @@ def make_task(reading: Reading, splits: Mapping[str, TaskRows]) -> Task:
         notes.append(f"{lacking}, whose items always count as wrong, such as {min(unseen)!r}")
     notes += _notes_on_labels(labels, asked.absent - reading.labels - {EMPTY})
     every = Counter(chain(labels, *map(all_classes, splits.values())))
+    if asked.classes is not None and not every:
+        raise MaskwiseError(
+            f"a task of kind {kind.name} has no classes",
+            got=f"classes={asked.classes}",
+            do="leave out classes, or name the kind with classes",
+        )
     if every and asked.classes not in (None, len(every)):
         raise MaskwiseError(
             f"{asked.place} has other labels than those with which it was read first",

@@ -166,8 +166,9 @@ class Adaptation:
         if fewer["seconds"] is None:
             do = f"no number of steps is known to keep it: remove {option('time')}"
         elif fewer["seconds"] > self._limit:
-            enough = option("time", f"{math.ceil(fewer['seconds'] / 60)}m")
-            do = f"even with {steps} it takes {duration(fewer['seconds'])}: allow {enough}"
+            # The next timing may differ a little.
+            enough = option("time", f"{math.ceil(1.2 * fewer['seconds'] / 60)}m")
+            do = f"even {steps} takes {duration(fewer['seconds'])}: give it, and {enough}"
         else:
             do = f"set {steps}, the most that keep it ({duration(fewer['seconds'])}), or allow more"
         return MaskwiseError(

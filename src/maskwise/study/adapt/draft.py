@@ -15,6 +15,7 @@ from pathlib import Path
 
 from maskwise.constants import REFERENCE
 from maskwise.errors import MaskwiseError, option, require_known, shell_word
+from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.families import most_tokens, require_kind
 from maskwise.models import has_head, load_config, require_head, weights_of
 from maskwise.recipe import Recipe, blaming_overrides, validate
@@ -467,9 +468,13 @@ def _draft(
         # Whether new words help does not depend on another answer, so the questions are one family.
         settings["study"]["contrasts"].append([request.extended, first])
         del settings["study"]["gate"]
-        settings["evaluation"].setdefault("measures", []).append(f"word-loss({WORD_LOSS})")
     settings["study"]["arms"] = arms
     written = with_overrides(layer(settings), overrides)
+    if request.extended:
+        # No other loss compares arms with different tokens, so a list of the user's keeps it.
+        measures = EvaluationSettings(measures=written.get("evaluation.measures") or ())
+        if "word-loss" not in measures.named:
+            written["evaluation.measures"] = [*measures.measures, f"word-loss({WORD_LOSS})"]
     # Without an arm that masks, for example, there are no settings of masks. What the user gives
     # stays, and is refused if it has no effect.
     recipe = validate(nest(written), origin="adapt")
