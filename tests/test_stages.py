@@ -320,3 +320,21 @@ def test_a_text_is_named_by_the_stored_annotations_that_it_reads(
     for corpus in ("a", "b"):
         annotate_corpus(f"{corpus}.txt", ["frequency"], "kept")
         assert (name("a"), name("part")) == (whole, own)
+
+
+def test_a_process_that_sees_new_annotations_names_a_text_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The latest call is the same as before, and the text has annotations of its own now."""
+    monkeypatch.chdir(tmp_path)
+    texts = [f"a cat and {n % 7} dogs saw {n} owls" for n in range(200)]
+    for name, lines in (("a", texts), ("part", texts[:80]), ("b", [f"B {n}" for n in range(90)])):
+        Path(f"{name}.txt").write_text("\n".join(lines))
+    given = ["corpus.source=part.txt", "corpus.layers=[stored('kept')]"]
+    given.append("masking.policy=weighted(layer='frequency')")
+    names = []
+    for corpora in ("ab", ["part", "b"]):
+        for corpus in corpora:
+            annotate_corpus(f"{corpus}.txt", ["frequency"], "kept")
+        names.append(prepare_stage(read_recipe("quick-start", given)).name)
+    assert names[0] != names[1]

@@ -307,6 +307,14 @@ class Store:
         """A hash of the annotators of these layers."""
         return digest(self._places)
 
+    @property
+    def choices(self) -> str:
+        """A hash of all annotations among which the texts choose."""
+        places = {
+            name: [part.place(name) for part in parts] for name, parts in self._choices.items()
+        }
+        return digest(places)
+
     def latest(self) -> Store:
         """Return the annotations of the latest call, whatever else has made these layers."""
         return Store(self.folder, self._places)

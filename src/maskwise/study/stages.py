@@ -318,7 +318,7 @@ def _version_read(spec: str, corpus: CorpusSettings, content: str | list[str]) -
     made = annotator(spec)
     if not isinstance(made, Store) or made.fitted or corpus.stream:
         return made.version
-    key = json_hash([spec, corpus.model_dump(mode="json"), content, made.version])
+    key = json_hash([spec, corpus.model_dump(mode="json"), content, made.choices])
     if key not in _READ:
         _READ[key] = made.of(document.text for document in corpus.documents()).version
     return _READ[key]
