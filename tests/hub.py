@@ -90,9 +90,8 @@ class Hub(BaseHTTPRequestHandler):
         elif parts == [""]:
             self._answer(b"a hub", body=body)
         else:
-            self._answer(
-                {"error": "not found"}, status=404, body=body, **{"X-Error-Code": "RepoNotFound"}
-            )
+            lacks = "EntryNotFound" if "/".join(parts[:2]) in self.files else "RepoNotFound"
+            self._answer({"error": "not found"}, status=404, body=body, **{"X-Error-Code": lacks})
 
     def _answer(self, what: Any, *, status: int = 200, body: bool = True, **headers: str) -> None:
         content = what if isinstance(what, bytes) else json.dumps(what).encode()

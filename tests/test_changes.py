@@ -11,6 +11,7 @@ import torch
 from tokenizers import processors
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from hub import talking_to_a_hub
 from maskwise.changes import CHANGES, Change, Changed, change
 from maskwise.changes.trim import trim
 from maskwise.errors import MaskwiseError
@@ -285,3 +286,23 @@ def test_a_finished_folder_is_not_changed_again(tmp_path: Path) -> None:
     change("bundled:encoder", tmp_path / "new", f"trim-tokens({text!r})")
     with pytest.raises(MaskwiseError, match=r"give a new folder$"):
         change("bundled:encoder", tmp_path / "new", f"trim-tokens({text!r})")
+
+
+def test_a_folder_of_sentence_transformers_on_the_hub_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "old"
+    small(old, "BertModel")
+    (old / "1_Pooling").mkdir()
+    (old / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 32}')
+    (old / "modules.json").write_text("[]")
+    text = text_file(tmp_path, LINES[:30])
+    with talking_to_a_hub(monkeypatch, tmp_path / "cache") as files:
+        files["ada/sentences"] = {
+            str(path.relative_to(old)): path.read_bytes()
+            for path in old.rglob("*")
+            if path.is_file()
+        }
+        change("ada/sentences", tmp_path / "new", f"trim-tokens({text!r})")
+    assert (tmp_path / "new" / "modules.json").read_text() == "[]"
+    assert (tmp_path / "new" / "1_Pooling" / "config.json").is_file()

@@ -30,8 +30,8 @@ from maskwise.starts import (
     CONFIG,
     TOKENIZER_FILES,
     Start,
-    downloaded,
-    find_start,
+    absolute,
+    folder_of,
     safetensors_of,
 )
 from maskwise.text.own_tokenizer import other_ids, own_tokenizer
@@ -41,6 +41,8 @@ PICKLED = "pytorch_model.bin"
 INDEX = f"{PICKLED}.index.json"
 KEPT = (CONFIG, "generation_config.json", CARD, "LICENSE*")
 """Patterns of files that are copied as they are."""
+PATTERNS = ["*.json", "*.txt", "*.model", "*.md", "pytorch_model*"]
+"""The files of a checkpoint on the hub that are downloaded, none of which is code."""
 LFS = b"version https://git-lfs"
 """The beginning of a file that Git LFS has not downloaded."""
 LEAST_CAPITALS = 0.01
@@ -68,9 +70,9 @@ def convert(old: Start, new: Path, *, tokenizer: Start | None = None) -> dict[st
             interrupted call with the same arguments has written.
     """
     where = OutputFolder(new, "convert", f"maskwise convert {old}", keeps=False)
-    of = {"old": _absolute(old), "tokenizer": tokenizer and _absolute(tokenizer)}
+    of = {"old": absolute(old), "tokenizer": tokenizer and absolute(tokenizer)}
     where.require(of)
-    folder = _folder_of(old)
+    folder = folder_of(old, PATTERNS)
     files = _weight_files(folder)
     _refuse_links(folder, [CONFIG])
     _refuse_links(user_path(str(tokenizer or folder)), TOKENIZER_FILES)
@@ -97,21 +99,6 @@ def convert(old: Start, new: Path, *, tokenizer: Start | None = None) -> dict[st
     with where.used(of):
         fill_folder(new, partial(_fill, folder, files, loaded, facts))
     return facts
-
-
-def _absolute(start: Start) -> str:
-    """Return the path of a folder, or the name of a checkpoint on the hub."""
-    path = user_path(str(start))
-    return str(path.resolve()) if path.exists() else str(start)
-
-
-def _folder_of(old: Start) -> Path:
-    """Return the folder of a checkpoint. One on the hub is downloaded, without its code."""
-    where = Path(find_start(old))
-    if where.is_dir():
-        return where
-    patterns = ["*.json", "*.txt", "*.model", "*.md", "pytorch_model*"]
-    return Path(find_start(downloaded(str(where), patterns, what=repr(str(old)))))
 
 
 def _refuse_links(folder: Path, patterns: Iterable[str]) -> None:

@@ -383,11 +383,15 @@ def not_to_copy(
 
 
 def copy_texts(folder: Path, patterns: Sequence[str], target: Path) -> list[str]:
-    """Copy small texts of somebody's folder. Return a line about each that is left out."""
+    """Copy small files of somebody's folder to their places in another one. Return a line about
+    each that is left out.
+    """
     reasons = not_to_copy(folder, patterns, most=MOST_BYTES)
     for path in chain.from_iterable(map(folder.glob, patterns)):
         if path not in reasons:
-            shutil.copyfile(path, target / path.name)
+            copied = target / path.relative_to(folder)
+            copied.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copied)
     return left_out(reasons)
 
 

@@ -246,6 +246,24 @@ def downloaded(name: str, patterns: list[str], *, what: str) -> str:
         raise MaskwiseError(f"cannot download {what} from the hub", got=first_line(error)) from None
 
 
+def folder_of(name: Start, patterns: list[str]) -> Path:
+    """Return the folder of a checkpoint. One on the hub is downloaded, as in ``downloaded``.
+
+    Raises:
+        MaskwiseError: ``find_start`` or ``downloaded`` raises it.
+    """
+    where = Path(find_start(name))
+    if where.is_dir():
+        return where
+    return Path(find_start(downloaded(str(where), patterns, what=repr(str(name)))))
+
+
+def absolute(name: Start) -> str:
+    """Return the path of a folder, or the name of a checkpoint that is none."""
+    path = user_path(str(name))
+    return str(path.resolve()) if path.exists() else str(name)
+
+
 def _missing(name: Start, got: str) -> MaskwiseError:
     return MaskwiseError(
         f"there is no model or tokenizer in {str(name)!r}",

@@ -20,7 +20,7 @@ from maskwise.folders import CARD, OutputFolder, copy_texts, credit, fill_folder
 from maskwise.models import load_as_saved
 from maskwise.plugins import Table
 from maskwise.specs import build, find
-from maskwise.starts import Start, find_start
+from maskwise.starts import CONFIG, Start, absolute, folder_of
 from maskwise.text.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -30,15 +30,18 @@ _BUILT_IN: dict[str, type[Change]] = {"trim-tokens": TrimTokens}
 CHANGES = Table("change", "maskwise.changes", _BUILT_IN)
 """The changes by their names."""
 
+MODULES = "[1-9]_*"
+"""The folders of what sentence-transformers computes from the states, such as their mean."""
 KEPT = (
     "LICENSE*",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
+    *(f"{MODULES}/*.json", f"{MODULES}/*.safetensors"),
 )
 """Patterns of files that are copied as they are."""
-MODULES = "[1-9]_*"
-"""The folders of what sentence-transformers computes from the states, such as their mean."""
+PICKLED = f"{MODULES}/*.bin"
+"""Weights in these folders that may run code when they are read."""
 
 
 def change_of(spec: str) -> Change:
@@ -80,9 +83,10 @@ def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[st
     steps = [change_of(spec) for spec in specs]
     target = Path(new)
     where = OutputFolder(target, "change", f"maskwise change {old}", keeps=False)
-    of = {"old": find_start(old), "changes": specs}
+    of = {"old": absolute(old), "changes": specs}
     where.require(of)
-    folder = Path(find_start(old))
+    # Of a model on the hub, the files that are copied.
+    folder = folder_of(old, [CONFIG, *KEPT, PICKLED])
     _require_safe(folder)
     loaded: Any = load_tokenizer(str(old), needs_mask=False, needs_words=False)
     model, lacking, dtype = load_as_saved(old)
@@ -104,7 +108,7 @@ def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[st
 
 def _require_safe(folder: Path) -> None:
     """Raise an error if a module of sentence-transformers has pickled weights."""
-    for path in folder.glob(f"{MODULES}/*.bin"):
+    for path in folder.glob(PICKLED):
         raise MaskwiseError(
             f"{path} would be left out, because it may run code when it is read",
             do="save the folder again with a newer sentence-transformers, as safetensors",
@@ -125,9 +129,6 @@ def _fill(
     )
     made.tokenizer.save_pretrained(new)
     facts["warnings"] += copy_texts(folder, KEPT, new)
-    for part in sorted(path for path in folder.glob(MODULES) if path.is_dir()):
-        (new / part.name).mkdir()
-        facts["warnings"] += copy_texts(part, ["*.json", "*.safetensors"], new / part.name)
     listed = "\n".join(f"- `{spec}`" for spec in facts["changes"])
     (new / CARD).write_text(f"Changed by {credit()}:\n\n{listed}\n", encoding="utf-8")
 

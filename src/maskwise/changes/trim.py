@@ -152,9 +152,8 @@ def trim(
     wanted = {names[number] for number in kept if number in names}
     wanted |= added.keys() & ids_of.keys()
     wanted |= {token for token in ids_of if _is_single(token, model)}
-    for number in _special(plain["post_processor"], plain["padding"]):
-        if number in names:
-            wanted.add(names[number])
+    around = [*_places_of_ids([plain["post_processor"], plain["padding"]])]
+    wanted |= {names[where[at]] for where, at in around if where[at] in names}
     if model["type"] == "Unigram" and model["unk_id"] is not None:
         wanted.add(names[model["unk_id"]])
     elif model.get("unk_token") in ids_of:
@@ -176,9 +175,8 @@ def trim(
         ]
     for token in plain["added_tokens"]:
         token["id"] = number_of[token["id"]]
-    if plain["padding"]:
-        plain["padding"]["pad_id"] = number_of[plain["padding"]["pad_id"]]
-    _renumber(plain["post_processor"], number_of)
+    for where, at in around:
+        where[at] = number_of[where[at]]
     made = of_json(plain, tokenizer)
     if len(made) != len(order):
         raise MaskwiseError(
@@ -219,35 +217,22 @@ def _parts(tokens: Iterable[str], merges: Iterable[str | list[str]]) -> Iterator
             yield parts[at]
 
 
-def _special(*parts: Any) -> Iterator[int]:
-    """Yield the ids of tokens in what puts them around a text, or behind it."""
-    for part in parts:
-        if isinstance(part, list):
-            yield from _special(*part)
-        elif isinstance(part, dict):
-            for name, value in part.items():
-                if name in ("sep", "cls"):
-                    yield value[1]
-                elif name == "ids":
-                    yield from value
-                elif name == "pad_id":
-                    yield value
-                else:
-                    yield from _special(value)
+def _places_of_ids(part: Any) -> Iterator[tuple[Any, str | int]]:
+    """Yield where the ids of tokens stand in what puts them around a text, or behind it.
 
-
-def _renumber(part: Any, number_of: Mapping[int, int]) -> None:
-    """Change the ids of special tokens in what puts them around a text, in place."""
+    Each place is a list or a dict, and the index or key of the id in it.
+    """
     if isinstance(part, list):
         for each in part:
-            _renumber(each, number_of)
-    if not isinstance(part, dict):
-        return
-    for name, value in part.items():
-        # A pair of a token and its id, in the post-processors of BERT and RoBERTa.
-        if name in ("sep", "cls"):
-            part[name] = [value[0], number_of[value[1]]]
-        elif name == "ids":
-            part[name] = [number_of[number] for number in value]
-        else:
-            _renumber(value, number_of)
+            yield from _places_of_ids(each)
+    elif isinstance(part, dict):
+        for name, value in part.items():
+            # A pair of a token and its id, in the post-processors of BERT and RoBERTa.
+            if name in ("sep", "cls"):
+                yield value, 1
+            elif name == "ids":
+                yield from ((value, number) for number in range(len(value)))
+            elif name == "pad_id":
+                yield part, name
+            else:
+                yield from _places_of_ids(value)
