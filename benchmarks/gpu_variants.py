@@ -92,6 +92,13 @@ class Variant:
         """Prepare an update."""
 
 
+def _replace(block: nn.Module, kind: str, forward: Callable[..., Any]) -> None:
+    """Replace the forward method of all layers of a class, which is named, in a block."""
+    for layer in block.modules():
+        if type(layer).__name__ == kind:
+            layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]
+
+
 # Dropout by a hash
 # -------------------------------------------------------------------------------------------
 
@@ -209,9 +216,7 @@ class SavedSlope(Variant):
     own_code = True
 
     def change(self, block: nn.Module) -> None:
-        for layer in block.modules():
-            if type(layer).__name__ == "GELUActivation":
-                layer.forward = MethodType(_gelu, layer)  # type: ignore[method-assign]
+        _replace(block, "GELUActivation", _gelu)
 
     def active(self) -> AbstractContextManager[Any]:
         return inductor.patch(joint_custom_pre_pass=SavesSlope(), force_disable_caches=True)
@@ -234,9 +239,7 @@ class PackedRotary(Variant):
     own_code = True
 
     def change(self, block: nn.Module) -> None:
-        for layer in block.modules():
-            if type(layer).__name__ == "ModernBertAttention":
-                layer.forward = MethodType(_attention_in_halves, layer)  # type: ignore
+        _replace(block, "ModernBertAttention", _attention_in_halves)
 
     @contextmanager
     def active(self) -> Iterator[None]:

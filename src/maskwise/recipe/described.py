@@ -82,9 +82,8 @@ def recipe_schema() -> dict[str, Any]:
     (0, 0.5)
     """
     schema = Recipe.model_json_schema()
-    groups: dict[type[BaseModel], dict[str, Any]] = {Recipe: schema}
-    _add_groups(Recipe, groups, schema["$defs"])
-    for settings, of_group in groups.items():
+    for settings in {*_groups(Recipe)}:
+        of_group = schema if settings is Recipe else schema["$defs"][settings.__name__]
         of_group["description"] = (inspect.getdoc(settings) or "").partition("\n\n")[0]
         # Nested settings may be written as dotted names, too.
         of_group["patternProperties"] = {r"\.": {}}
@@ -102,17 +101,12 @@ def recipe_schema() -> dict[str, Any]:
     return schema
 
 
-def _add_groups(
-    settings: type[BaseModel],
-    groups: dict[type[BaseModel], dict[str, Any]],
-    definitions: dict[str, dict[str, Any]],
-) -> None:
-    """Add the classes of nested settings to ``groups``, each with its part of the schema."""
+def _groups(settings: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Yield the class of settings, and those of all settings inside of it."""
+    yield settings
     for field in settings.model_fields.values():
         for kind in groups_in(field.annotation):
-            if kind not in groups:
-                groups[kind] = definitions[kind.__name__]
-                _add_groups(kind, groups, definitions)
+            yield from _groups(kind)
 
 
 def schema_line() -> str:
