@@ -29,7 +29,7 @@ from maskwise import cli, signals
 from maskwise.evaluation import HeldOut
 from maskwise.folders import locked, write_folder, write_whole
 from maskwise.jobs import LocalPool
-from maskwise.signals import AGAIN_SECONDS, held, leave_if_asked
+from maskwise.signals import AGAIN_SECONDS, LEFT, held, leave_if_asked, temporary_folder
 from processes import PATIENCE, in_group, runs, wait_for, worker_waits
 from test_training import lines, run, same
 from tiny import maskwise
@@ -463,3 +463,13 @@ def test_an_interrupted_call_in_python_says_how_to_resume(
         getattr(mw, call)(out=tmp_path / "out", **given)
     assert any("the same call resumes" in said for said in caught.value.__notes__)
     assert signals._watch is None
+
+
+def test_a_temporary_folder_is_left_to_signals_only_while_it_is_there() -> None:
+    before = {*LEFT}
+    with temporary_folder() as folder:
+        assert LEFT - before == {folder} and folder.is_dir()
+    assert before == LEFT and not folder.exists()
+    with pytest.raises(ZeroDivisionError), temporary_folder() as folder:
+        _ = 1 / 0
+    assert before == LEFT and not folder.exists()

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 ASKED = [signal.SIGTERM]
@@ -42,6 +43,20 @@ CODES = {128 + number: number.name for number in (*ASKED, signal.SIGINT)}
 """The name of the signal for each exit code."""
 LEFT: set[Path] = set()
 """Temporary files and folders, which are removed when a signal ends the process."""
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A context with a new folder, which is removed at its end, or when a signal ends the
+    process.
+    """
+    with TemporaryDirectory(prefix="maskwise-") as name:
+        folder = Path(name)
+        LEFT.add(folder)
+        try:
+            yield folder
+        finally:
+            LEFT.discard(folder)
 
 
 class AskedToLeave(SystemExit):

@@ -9,7 +9,6 @@ write nothing except the cache of measured times.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -37,7 +36,7 @@ from maskwise.models import weights_of
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
 from maskwise.samplers import sampler
-from maskwise.signals import LEFT
+from maskwise.signals import temporary_folder
 from maskwise.specs import of_run
 from maskwise.study.checks import (
     FEW_HELD_OUT,
@@ -321,9 +320,7 @@ def check(
         single = recipe.study.model_copy(update={"arms": {recipe.name: {}}, "seeds": 1})
         study = recipe.seeded(0).model_copy(update={"study": single})
     first = first_of(recipe)
-    with tempfile.TemporaryDirectory(prefix="maskwise-") as name:
-        folder = Path(name)
-        LEFT.add(folder)
+    with temporary_folder() as folder:
         samples = samples or Samples(first, folder)
         planned = StudyPlan(
             study,

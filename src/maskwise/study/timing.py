@@ -16,7 +16,6 @@ from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from statistics import mean
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +38,7 @@ from maskwise.models import task_config, weights_of
 from maskwise.printing import err_console, quietly, shows_progress
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
+from maskwise.signals import temporary_folder
 from maskwise.study.checks import text_of
 from maskwise.study.costs import Forecast, StageRates
 from maskwise.study.from_files import for_some_seconds
@@ -617,9 +617,9 @@ def _time_training(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
         masking = MaskingSettings(**link.masking.model_dump() | {"policy": "whole-word"})
         small = small.model_copy(update={"masking": masking})
     clock = Clock(compiled=link.training.compile)
-    with TemporaryDirectory(prefix="maskwise-") as folder:
+    with temporary_folder() as folder:
         with quietly():
-            pretrain(data, small, folder=Path(folder), watch=clock)
+            pretrain(data, small, folder=folder, watch=clock)
         rest = clock.rest
     first, later = clock.judged
     rows = min(evaluation.rows, len(data.held_out))
@@ -724,8 +724,8 @@ def _time_task(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     # The pre-trained model has no rows for the new tokens.
     data = samples.of(link).data
     network = network_of(link, data, torch.zeros(len(data.tokenizer)))
-    with TemporaryDirectory(prefix="maskwise-") as folder:
-        checkpoint = Path(folder) / CHECKPOINT
+    with temporary_folder() as folder:
+        checkpoint = folder / CHECKPOINT
         save_checkpoint(checkpoint, network, data.tokenizer)
         return _time_fine_tuning(stage, link, samples, str(checkpoint))
 
@@ -798,9 +798,9 @@ def _time_learning(stage: Stage, link: Recipe, samples: Samples) -> StageRates:
     learning = link.learning.model_copy(update={"meta": meta})
     small = link.model_copy(update={"corpus": corpus, "learning": learning})
     clock = Clock()
-    with TemporaryDirectory(prefix="maskwise-") as folder:
+    with temporary_folder() as folder:
         with quietly():
-            lesson_of(small, Path(folder)).learn(watch=clock)
+            lesson_of(small, folder).learn(watch=clock)
         rest = clock.rest
     slow, later = clock.judged
     # The whole text is searched for answers.

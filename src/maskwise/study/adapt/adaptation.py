@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskwise.errors import MaskwiseError, duration, option
 from maskwise.jobs import require_one_process
 from maskwise.recipe.described import schema_line
 from maskwise.recipe.yamls import Plain
-from maskwise.signals import LEFT
+from maskwise.signals import temporary_folder
 from maskwise.study.adapt.answer import answers, next_of
 from maskwise.study.adapt.draft import RECIPE, Texts, cut_rows, draft_of
 from maskwise.study.adapt.request import PAIRS, Request, time_limit
@@ -54,9 +52,8 @@ class Adaptation:
         self._limit = None if request.time is None else time_limit(request.time)
         self._used = has_results(request.out)
         self._checked = False
-        self._temporary = tempfile.TemporaryDirectory(prefix="maskwise-")
-        self._folder = Path(self._temporary.name)
-        LEFT.add(self._folder)
+        self._temporary = temporary_folder()
+        self._folder = self._temporary.__enter__()
         # A plan writes nothing for good.
         self._texts = Texts(request.texts, (self._folder if dry_run else request.out) / ROWS)
         self._kept = kept_if_begun(folder_of_study(request.out))
@@ -67,7 +64,7 @@ class Adaptation:
 
     def __exit__(self, *error: Any) -> None:
         """Remove the temporary files, and those of a study that has not begun."""
-        self._temporary.cleanup()
+        self._temporary.__exit__(*error)
         self._kept.__exit__(*error)
 
     @cached_property
