@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 from command import run
 
-from maskwise.devices import hardware
-from maskwise.scores import FEWEST_DIFFERENT
+from maskwise.base.devices import hardware
+from maskwise.scores.compared import FEWEST_DIFFERENT
 from maskwise.verdict import summarise
 from maskwise.verdict.statistics import MOST_RUNS, POWER, power_of, runs_to_decide
 

@@ -32,8 +32,8 @@ from figures import Figures, in_turn, surroundings
 from threadpoolctl import threadpool_limits
 
 from maskwise.annotate.tagger import NAME, SpacyPipeline
-from maskwise.constants import UPOS
-from maskwise.folders import bundled_file
+from maskwise.base.constants import UPOS
+from maskwise.base.folders import bundled_file
 from maskwise.tasks.metrics import entities
 from maskwise.text.conll import POS, GoldDocument, read_conllu
 from maskwise.text.documents import read_documents

@@ -21,7 +21,7 @@ from command import run
 from figures import surroundings
 from transformers import BertConfig, BertForMaskedLM
 
-from maskwise.devices import WORTHWHILE, measured_rate
+from maskwise.base.devices import WORTHWHILE, measured_rate
 
 SIZES = {"2 × 128, 12 × 64 tokens": (2, 128, 12, 64), "4 × 512, 16 × 128 tokens": (4, 512, 16, 128)}
 """Layers and width of the model, rows and columns of a batch."""

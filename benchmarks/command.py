@@ -39,7 +39,7 @@ def run(main: Callable[..., object], about: str | None) -> None:
 def in_one_line() -> Iterator[None]:
     """A context in which an error in the user's input ends the process with one line."""
     # On a machine with a GPU, gpu.py sets the path of maskwise first.
-    from maskwise.errors import MaskwiseError
+    from maskwise.base.errors import MaskwiseError
 
     try:
         yield

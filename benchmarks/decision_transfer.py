@@ -20,9 +20,9 @@ from numpy.typing import ArrayLike
 from pandas import DataFrame, Series
 from scipy import stats
 
-from maskwise.constants import PLATEAU_NATS, REFERENCE
-from maskwise.errors import MaskwiseError
-from maskwise.folders import read_lines
+from maskwise.base.constants import PLATEAU_NATS, REFERENCE
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import read_lines
 
 FEWEST_PAIRS = 4
 """With fewer ordered pairs, a share says nothing."""

@@ -23,7 +23,7 @@ from timing import sample_text
 
 from maskwise.masking import Masker, Vocabulary
 from maskwise.masking.diffusion import Noising
-from maskwise.models import new_config, new_model
+from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import objective
 from maskwise.recipe import read_recipe
 from maskwise.text import Rows

@@ -39,11 +39,11 @@ import numpy as np
 from command import run
 from oracle_shares import learned_something, ratio_interval
 
-from maskwise.constants import REFERENCE
-from maskwise.devices import hardware
-from maskwise.errors import require_known
-from maskwise.files import Contrast
-from maskwise.study.design import best_point
+from maskwise.base.constants import REFERENCE
+from maskwise.base.devices import hardware
+from maskwise.base.errors import require_known
+from maskwise.results.files import Contrast
+from maskwise.studies.design import best_point
 from maskwise.verdict import summarise
 from maskwise.verdict.failures import at_floor
 from maskwise.verdict.items import errors_on_rows, together

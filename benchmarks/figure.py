@@ -17,10 +17,10 @@ from ledger import RESULTS, read_ledger
 from own_and_other_tasks import main as own_and_other_tasks
 from pandas import DataFrame
 
-from maskwise.constants import NATS
-from maskwise.estimates import shown_in
-from maskwise.files import Contrast
-from maskwise.study.result import StudyResult
+from maskwise.base.constants import NATS
+from maskwise.results.estimates import shown_in
+from maskwise.results.files import Contrast
+from maskwise.studies.result import StudyResult
 
 Claim = tuple[str, str, str, str]
 """The name in the figure, the record, the arm and its baseline."""

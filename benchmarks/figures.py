@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from maskwise import __version__
-from maskwise.devices import hardware, versions
+from maskwise.base.devices import hardware, versions
 
 Figures: TypeAlias = dict[str, Any]
 """Settings or measurements, keyed by name."""

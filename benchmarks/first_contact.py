@@ -24,14 +24,14 @@ import typer
 from command import run, worked
 from figures import Figures, surroundings
 
-from maskwise.constants import PLATEAU_NATS
-from maskwise.errors import MaskwiseError
-from maskwise.folders import read_lines
+from maskwise.base.constants import PLATEAU_NATS
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import read_lines
 from maskwise.recipe import read_recipe
-from maskwise.study import run_study
-from maskwise.study.costs import PLATEAU_VOCABULARY, plateau_targets
-from maskwise.study.forecast import check
-from maskwise.study.single import run_pretrain
+from maskwise.studies import run_study
+from maskwise.studies.costs import PLATEAU_VOCABULARY, plateau_targets
+from maskwise.studies.forecast import check
+from maskwise.studies.single import run_pretrain
 
 
 def minutes(*recipes: str) -> Any:

@@ -29,16 +29,16 @@ import typer
 from command import run
 from figures import Figures, probe, surroundings
 
-from maskwise.errors import MaskwiseError, require_known
-from maskwise.printing import quietly
+from maskwise.base.errors import MaskwiseError, require_known
+from maskwise.base.printing import quietly
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.study.costs import Forecast
-from maskwise.study.forecast import first_of
-from maskwise.study.plan import make_plan
-from maskwise.study.stages import KINDS, named
-from maskwise.study.store import StageStore
-from maskwise.study.timing import TIMERS, Samples, links_of
-from maskwise.study.work import run_stage
+from maskwise.studies.costs import Forecast
+from maskwise.studies.forecast import first_of
+from maskwise.studies.plan import make_plan
+from maskwise.studies.stages import KINDS, named
+from maskwise.studies.store import StageStore
+from maskwise.studies.timing import TIMERS, Samples, links_of
+from maskwise.studies.work import run_stage
 from maskwise.text.documents import read_documents
 
 NEAR, FAR = 1.5, 3.0

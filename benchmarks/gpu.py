@@ -39,8 +39,9 @@ itself shows the noise. A trace of each follows in a line of its own.
 
 MFU (model FLOPs utilisation) is the FLOP/s spent on tokens of text, relative to a maximum. There
 are two maxima: the FLOP/s of the data sheet, and of a large matrix product on this machine. Padding
-and recomputation do not count. ``mfu_…`` is by the formula of ``maskwise.flops``, which counts
-attention in each document; ``mfu_…_of_weights`` leaves out attention, as 6 · weights · tokens does.
+and recomputation do not count. ``mfu_…`` is by the formula of ``maskwise.models.flops``, which
+counts attention in each document; ``mfu_…_of_weights`` leaves out attention, as
+6 · weights · tokens does.
 """
 
 from __future__ import annotations
@@ -82,13 +83,13 @@ from torch.utils.benchmark import Timer
 from transformers import DataCollatorForLanguageModeling, Trainer
 from transformers.utils import is_flash_attn_2_available
 
-from maskwise.attention import HAS_GROUPED_VARLEN
-from maskwise.constants import UPOS
-from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory, peak_rate
-from maskwise.flops import Flops
+from maskwise.base.constants import UPOS
+from maskwise.base.devices import best_device, fast_bf16, measured_rate, peak_memory, peak_rate
+from maskwise.hf.packed_collator import PackedCollator
 from maskwise.masking import MaskedBatch, Masker
+from maskwise.models.attention import HAS_GROUPED_VARLEN
+from maskwise.models.flops import Flops
 from maskwise.objectives import MaskedLanguageModelling, objective, objective_class
-from maskwise.packed_collator import PackedCollator
 from maskwise.samplers import sampler
 from maskwise.text import Rows, read_documents, split, train_tokenizer
 from maskwise.training import MaskedSource

@@ -39,10 +39,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from maskwise.folders import read_json, read_lines, write_json
+from maskwise.base.folders import read_json, read_lines, write_json
 from maskwise.recipe import read_recipe
-from maskwise.study.design import Design
-from maskwise.study.store import StageStore
+from maskwise.studies.design import Design
+from maskwise.studies.store import StageStore
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "benchmarks" / "recipes"

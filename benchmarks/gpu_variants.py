@@ -40,8 +40,8 @@ from torch.nn.functional import linear
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import CheckpointPolicy
 
-from maskwise.attention import attend
 from maskwise.masking import MaskedBatch
+from maskwise.models.attention import attend
 from maskwise.objectives import Objective
 from maskwise.training import MaskedSource, TrainingSettings, wrapping
 from maskwise.training.data import Step

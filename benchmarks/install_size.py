@@ -22,7 +22,7 @@ from typing import Annotated
 import typer
 from command import run
 
-from maskwise.errors import require_known
+from maskwise.base.errors import require_known
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "packages" / "maskwise-data"

@@ -11,8 +11,8 @@ process may outlive a kill. What is killed, in turn:
 
     all            every process
     main           the process that the user started
-    worker         a worker of ``maskwise.jobs``, or one of two that it has started to train: the
-                   command must go on without a new start
+    worker         a worker of ``maskwise.jobs.pools``, or one of two that it has started to train:
+                   the command must go on without a new start
     rank 0, rank 1 one of two processes that train together: the other must end, too
 
 It prints a line for each way: the kills of each kind, what they interrupted, and what was wrong;
@@ -55,7 +55,7 @@ from typing import Any, NamedTuple
 
 from command import run
 
-from maskwise.errors import require_known
+from maskwise.base.errors import require_known
 
 FORK = multiprocessing.get_context("fork")
 PATIENCE = 1200.0
@@ -278,7 +278,7 @@ class Command:
                 what = "other"
                 if int(folder.name) == self.pid:
                     what = "main"
-                elif b"maskwise.jobs" in (folder / "cmdline").read_bytes():
+                elif b"maskwise.jobs.pools" in (folder / "cmdline").read_bytes():
                     what = "worker"
                 elif int(parent) == self.pid:
                     what = "rank"
@@ -644,7 +644,7 @@ def write_shards(folder: Path) -> Path:
     for number in range(3):
         lines = [json.dumps({"text": document.text}) for document in documents[number::3]]
         (folder / f"{number}.jsonl").write_text("\n".join(lines) + "\n")
-    start = import_module("maskwise.starts").resolve_start("bundled:encoder")
+    start = import_module("maskwise.models.starts").resolve_start("bundled:encoder")
     old = Path(shutil.copytree(start, folder.with_name("old")))
     weights = import_module("safetensors.torch").load_file(old / "model.safetensors")
     import_module("torch").save(weights, old / "pytorch_model.bin")

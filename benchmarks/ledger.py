@@ -22,8 +22,8 @@ from pathlib import Path
 
 from command import run
 
-from maskwise.files import RULES, Study
-from maskwise.folders import read_json, read_lines, write_lines
+from maskwise.base.folders import read_json, read_lines, write_lines
+from maskwise.results.files import RULES, Study
 from maskwise.verdict import summarise
 
 ROOT = Path(__file__).resolve().parent.parent

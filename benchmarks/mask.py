@@ -38,10 +38,10 @@ from rich.progress import track
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
+from maskwise.base.printing import err_console
 from maskwise.cli.terminal import print_table
 from maskwise.masking import CORRUPTIONS, POLICIES, MaskedBatch, Masker, Vocabulary
 from maskwise.masking.gather import gather
-from maskwise.printing import err_console
 from maskwise.text.documents import read_documents
 from maskwise.text.pieces import tokenise
 from maskwise.text.source import bundled_path

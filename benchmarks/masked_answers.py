@@ -20,13 +20,13 @@ import numpy as np
 from command import run
 from transformers import PreTrainedTokenizerBase
 
-from maskwise.evaluation.overlap import in_a_row, occurring
-from maskwise.folders import read_json
+from maskwise.base.folders import read_json
+from maskwise.evaluation.measures.overlap import in_a_row, occurring
 from maskwise.masking import Masker
 from maskwise.recipe import read_recipe
-from maskwise.study.design import Design
-from maskwise.study.samples import maskers
-from maskwise.study.store import StageStore
+from maskwise.studies.design import Design
+from maskwise.studies.samples import maskers
+from maskwise.studies.store import StageStore
 from maskwise.tasks import load_task
 from maskwise.text import Rows, Stream
 

@@ -26,7 +26,7 @@ from transformers import ModernBertConfig
 
 from maskwise.learning.gradients import InnerStep, Losses, meta_gradient, values_of
 from maskwise.learning.relaxation import RelaxedDenoising
-from maskwise.models import new_model
+from maskwise.models.loading import new_model
 from maskwise.objectives import MaskedLanguageModelling
 
 WHAT = ("training steps", "meta-gradient")

@@ -33,13 +33,13 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from maskwise.masking import IGNORE
-from maskwise.models import new_config, new_model
+from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import ObjectiveSettings
 from maskwise.recipe import read_recipe
-from maskwise.study.pretraining import learning
-from maskwise.study.stages import prepare_stage
-from maskwise.study.store import StageStore
-from maskwise.study.work import run_stage
+from maskwise.studies.pretraining import learning
+from maskwise.studies.stages import prepare_stage
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import run_stage
 from maskwise.text import Prepared
 from maskwise.training import log_frequencies, train
 

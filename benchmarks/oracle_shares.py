@@ -23,9 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 from pandas import DataFrame
 from scipy import stats
 
-from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError, require_known
-from maskwise.study.result import StudyResult
+from maskwise.base.constants import REFERENCE
+from maskwise.base.errors import MaskwiseError, require_known
+from maskwise.studies.result import StudyResult
 
 LEARNS = 0.25
 FAILED = 0.1

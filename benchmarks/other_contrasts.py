@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import typer
 from command import run
 
-from maskwise.errors import MaskwiseError, require_known
-from maskwise.folders import read_json, read_lines
+from maskwise.base.errors import MaskwiseError, require_known
+from maskwise.base.folders import read_json, read_lines
 from maskwise.verdict import summarise
 
 Row = dict[str, object]

@@ -23,9 +23,9 @@ from command import run
 from numpy.typing import NDArray
 from pandas import DataFrame
 
-from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError, require_known
-from maskwise.study.result import StudyResult
+from maskwise.base.constants import REFERENCE
+from maskwise.base.errors import MaskwiseError, require_known
+from maskwise.studies.result import StudyResult
 from maskwise.verdict.statistics import estimated, holm, sign_flip_test
 
 Row = dict[str, Any]

@@ -29,15 +29,15 @@ from figures import Figures, surroundings
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskwise.base.constants import UPOS
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import read_lines
 from maskwise.cli.terminal import seeds_of
-from maskwise.constants import UPOS
-from maskwise.errors import MaskwiseError
-from maskwise.folders import read_lines
 from maskwise.recipe import read_recipe
-from maskwise.study.design import Design
-from maskwise.study.pretraining import learning, network_of
-from maskwise.study.store import StageStore
-from maskwise.study.work import run_stage
+from maskwise.studies.design import Design
+from maskwise.studies.pretraining import learning, network_of
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import run_stage
 from maskwise.text import Prepared
 from maskwise.training import log_frequencies, train
 from maskwise.training.learners import Learner

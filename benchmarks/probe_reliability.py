@@ -29,12 +29,12 @@ from torch import Tensor
 from maskwise.recipe import read_recipe
 from maskwise.samplers.base import reliability
 from maskwise.samplers.mometas import LEAST, gains
-from maskwise.study.pretraining import laid_out, learning
-from maskwise.study.probed import rows_with
-from maskwise.study.single import run_pretrain
-from maskwise.study.stages import prepare_stage
-from maskwise.study.store import StageStore
-from maskwise.study.work import open_prepared, run_stage, starting_from
+from maskwise.studies.pretraining import laid_out, learning
+from maskwise.studies.probed import rows_with
+from maskwise.studies.single import run_pretrain
+from maskwise.studies.stages import prepare_stage
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import open_prepared, run_stage, starting_from
 from maskwise.training import train
 from maskwise.training.building import model_from
 from maskwise.training.learners import Learner, Progress

@@ -41,8 +41,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from maskwise.devices import cpu_name
-from maskwise.errors import MaskwiseError
+from maskwise.base.devices import cpu_name
+from maskwise.base.errors import MaskwiseError
 from maskwise.tasks import FinetuneSettings, load_task
 from maskwise.tasks.finetuning import load_network
 from maskwise.tasks.tensors import TaskSource, encode
@@ -55,7 +55,7 @@ CHILD = """
 import json, sys, time, torch
 torch.set_num_threads(1)
 from maskwise.masking import Masker
-from maskwise.models import new_config, new_model
+from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.tasks import load_task
@@ -78,7 +78,7 @@ def pretraining():
     return MaskedLanguageModelling(new_model(config, seed=0)), source, recipe.training
 
 def finetuning():
-    from maskwise.models import load_task_model
+    from maskwise.models.loading import load_task_model
     from maskwise.tasks import finetuning
     from maskwise.tasks.tensors import encode
     task = load_task(recipe.tasks[0])

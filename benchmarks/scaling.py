@@ -30,7 +30,7 @@ from figures import Figures, surroundings
 from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.line import Line
-from maskwise.models import build_model, config_of
+from maskwise.models.loading import build_model, config_of
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import TrainingSettings, leave
 from maskwise.training.data import Step

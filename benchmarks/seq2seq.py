@@ -25,8 +25,9 @@ from figures import Figures, spread, surroundings
 from timing import Clock, in_rounds, relative, sample_text, time_trainer
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from maskwise.devices import fast_bf16
-from maskwise.flops import (
+from maskwise.base.devices import fast_bf16
+from maskwise.masking import IGNORE, MaskedBatch, Masker
+from maskwise.models.flops import (
     Flops,
     decoder_attention,
     decoder_weights,
@@ -34,8 +35,7 @@ from maskwise.flops import (
     encoder_weights,
     head_weights,
 )
-from maskwise.masking import IGNORE, MaskedBatch, Masker
-from maskwise.models import new_config, new_model
+from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import Denoising
 from maskwise.text import Rows
 from maskwise.training import MaskedSource, TrainingSettings, train

@@ -25,7 +25,7 @@ import typer
 from command import run, worked
 from figures import surroundings
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTS = int(os.environ.get("STARTS", "3"))

@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from maskwise.devices import best_device
+from maskwise.base.devices import best_device
 from maskwise.text import read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training.learners import Learner, Progress
 

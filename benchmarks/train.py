@@ -33,10 +33,10 @@ from figures import Figures, spread, surroundings
 from timing import Clock, in_rounds, relative, time_trainer
 from transformers import DataCollatorForLanguageModeling
 
-from maskwise.devices import best_device, fast_bf16, measured_rate, peak_memory
-from maskwise.flops import Flops
+from maskwise.base.devices import best_device, fast_bf16, measured_rate, peak_memory
 from maskwise.masking import Masker
-from maskwise.models import new_config, new_model
+from maskwise.models.flops import Flops
+from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train

@@ -34,7 +34,7 @@ from typing import Annotated
 
 import typer
 
-from maskwise.folders import write_lines
+from maskwise.base.folders import write_lines
 from maskwise.text.opening import opened
 
 SPLITS = {"train": 2, "other": 4, "dev": 1, "test": 3}

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from maskwise.folders import write_json, write_lines
+from maskwise.base.folders import write_json, write_lines
 from maskwise.text.opening import read_text
 
 

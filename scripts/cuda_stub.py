@@ -242,7 +242,7 @@ def walk_part(given: argparse.Namespace) -> int:
     import torch
     import transformers
 
-    from maskwise import devices
+    from maskwise.base import devices
 
     warnings.filterwarnings("ignore")
     # Fake tensors cannot be pinned. tests/test_device.py shows what is copied from pinned memory.
@@ -366,7 +366,7 @@ def made(case: tuple[str, str, str, str], more: dict[str, Any]) -> tuple[Any, li
     import torch
 
     from maskwise.masking.batch import COPIED
-    from maskwise.models import new_config, new_model
+    from maskwise.models.loading import new_config, new_model
     from maskwise.objectives import objective, objective_class
     from maskwise.text import Rows
     from maskwise.training import MaskedSource, TrainingSettings
@@ -587,9 +587,9 @@ def compiled_updates(
     import torch._dynamo
     from gpu_variants import Variant, changed_blocks
 
-    from maskwise.families import prediction_head
+    from maskwise.models.families import prediction_head
+    from maskwise.models.weights import parts
     from maskwise.objectives import MaskedLanguageModelling
-    from maskwise.weights import parts
 
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters

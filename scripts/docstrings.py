@@ -32,7 +32,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from maskwise.folders import write_lines
+from maskwise.base.folders import write_lines
 
 PACKAGES = ("networkx", "numpy", "pandas", "scipy", "sklearn", "sympy")
 LEAST_CHARACTERS = 200

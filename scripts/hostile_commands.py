@@ -39,9 +39,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))
 
-from maskwise import jobs  # noqa: E402
+from maskwise.base.errors import is_visible  # noqa: E402
 from maskwise.cli import main as run_command  # noqa: E402
-from maskwise.errors import is_visible  # noqa: E402
+from maskwise.jobs import pools  # noqa: E402
 from processes import SamePool  # noqa: E402
 from tiny import write_inputs, write_lines  # noqa: E402
 
@@ -544,10 +544,10 @@ def a_world() -> Iterator[Path]:
     where = Path.cwd()
     patched = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "COLUMNS": "100"}
     old = {name: os.environ.get(name) for name in (*patched, "XDG_CACHE_HOME")}
-    local = jobs.ENGINES["local"]
+    local = pools.ENGINES["local"]
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(patched, XDG_CACHE_HOME=f"{folder}/cache")
-        jobs.ENGINES["local"] = SamePool
+        pools.ENGINES["local"] = SamePool
         world = Path(folder) / "world"
         world.mkdir()
         try:
@@ -555,7 +555,7 @@ def a_world() -> Iterator[Path]:
             yield world
         finally:
             os.chdir(where)
-            jobs.ENGINES["local"] = local
+            pools.ENGINES["local"] = local
             for name, value in old.items():
                 os.environ.pop(name, None)
                 if value is not None:

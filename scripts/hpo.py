@@ -25,7 +25,7 @@ from typing import Annotated
 
 import typer
 
-from maskwise.folders import write_lines
+from maskwise.base.folders import write_lines
 
 ROOT = "HP:0000118"
 """Phenotypic abnormality, whose children are the organ systems."""

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from maskwise.folders import write_lines
+from maskwise.base.folders import write_lines
 from maskwise.text.opening import opened
 
 SHORTEST, LONGEST = 30, 60

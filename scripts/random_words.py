@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from maskwise.folders import write_whole
+from maskwise.base.folders import write_whole
 from maskwise.text import load_tokenizer, read_documents
 from maskwise.text.new_words import candidate_words
 from maskwise.text.rows import holds_out

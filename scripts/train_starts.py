@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from transformers import AutoTokenizer
 
-from maskwise.models import load_model
+from maskwise.models.loading import load_model
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "packages/maskwise-data/src/maskwise_data"

@@ -26,8 +26,8 @@ from itertools import accumulate
 from pathlib import Path
 
 from maskwise.annotate.registry import annotators
-from maskwise.constants import UPOS
-from maskwise.folders import read_lines
+from maskwise.base.constants import UPOS
+from maskwise.base.folders import read_lines
 from maskwise.text import train_tokenizer
 from maskwise.text.source import read_records
 

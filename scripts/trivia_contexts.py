@@ -21,7 +21,7 @@ from typing import Annotated
 
 import typer
 
-from maskwise.folders import write_lines
+from maskwise.base.folders import write_lines
 from maskwise.learning.examples import find_contexts
 from maskwise.text import read_documents
 from maskwise.text.source import read_records

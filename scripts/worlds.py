@@ -39,8 +39,8 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import yaml
 
-from maskwise.errors import MaskwiseError, finite_number, whole_number
-from maskwise.specs import Call, build, parse_call
+from maskwise.base.errors import MaskwiseError, finite_number, whole_number
+from maskwise.base.specs import Call, build, parse_call
 
 LANGUAGE = Path(__file__).with_name("worlds.yaml")
 TRAIN_SHARE = 0.5

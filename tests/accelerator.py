@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskwise import attention, devices
-from maskwise.devices import tensors_of
-from maskwise.evaluation import evaluate, generate
+from maskwise.base import devices
+from maskwise.base.devices import tensors_of
+from maskwise.evaluation import evaluate
+from maskwise.masks import generate
+from maskwise.models import attention
 from maskwise.tasks import finetuning
 from maskwise.training import data
 from maskwise.training.learners import Progress

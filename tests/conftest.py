@@ -20,7 +20,9 @@ import pytest
 import torch
 import typer.main
 
-from maskwise import devices, jobs, starts
+from maskwise.base import devices
+from maskwise.jobs import pools
+from maskwise.models import starts
 from processes import SamePool
 
 torch.set_num_threads(1)
@@ -56,7 +58,7 @@ def tasks_are_done_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     processors train in single precision.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(jobs.ENGINES, "local", SamePool)
+        patch.setitem(pools.ENGINES, "local", SamePool)
         # Typer reads the options of every command anew in each call, most of a short one's time.
         patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -71,7 +73,7 @@ def but_tests_of_processes_have_workers(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "process" in request.keywords:
-        monkeypatch.setitem(jobs.ENGINES, "local", jobs.LocalPool)
+        monkeypatch.setitem(pools.ENGINES, "local", pools.LocalPool)
 
 
 @pytest.fixture(scope="session")

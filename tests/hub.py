@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from maskwise import starts
+from maskwise.models import starts
 
 COMMIT = "0" * 39 + "1"
 

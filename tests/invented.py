@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from maskwise.folders import read_lines
-from maskwise.specs import with_options
+from maskwise.base.folders import read_lines
+from maskwise.base.specs import with_options
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "worlds.py"
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maskwise.draws import Purpose
+from maskwise.masking.draws import Purpose
 
 Units = dict[int, list[int]]
 """The places of the tokens of each unit, by the unit's number."""

@@ -24,9 +24,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from maskwise.errors import Truncated
-from maskwise.folders import write_folder
-from maskwise.jobs import Failure, Pool, answer, message
+from maskwise.base.errors import Truncated
+from maskwise.base.folders import write_folder
+from maskwise.jobs.pools import Failure, Pool, answer, message
 
 PATIENCE = float(os.environ.get("MASKWISE_TEST_PATIENCE", "240"))
 
@@ -63,8 +63,12 @@ def children(pid: int) -> list[int]:
 
 
 def workers(pid: int) -> list[int]:
-    """The workers of ``maskwise.jobs`` that a process has started."""
-    return [child for child in children(pid) if b"maskwise.jobs" in _read(f"/proc/{child}/cmdline")]
+    """The workers of ``maskwise.jobs.pools`` that a process has started."""
+    return [
+        child
+        for child in children(pid)
+        if b"maskwise.jobs.pools" in _read(f"/proc/{child}/cmdline")
+    ]
 
 
 def marked(marker: str) -> list[int]:
@@ -135,7 +139,7 @@ def worker_tokenises(*, many: bool) -> int:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
-    from maskwise.jobs import many_threads
+    from maskwise.jobs.pools import many_threads
 
     before = len(os.listdir("/proc/self/task"))
     with many_threads() if many else nullcontext():

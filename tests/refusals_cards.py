@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from maskwise.cards import push_to_hub, with_metadata
+from maskwise.models.cards import push_to_hub, with_metadata
 from refusals import Refusal
 
 CARD = "---\ntags: [maskwise]\n---\n\n# A model\n"

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForMaskedLM
 
-from maskwise.cards import push_to_hub
-from maskwise.convert import convert
-from maskwise.starts import find_start, resolve_start
+from maskwise.models.cards import push_to_hub
+from maskwise.models.convert import convert
+from maskwise.models.starts import find_start, resolve_start
 from refusals import Refusal
 
 ENCODER = Path(resolve_start("bundled:encoder"))

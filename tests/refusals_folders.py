@@ -9,12 +9,12 @@ from pathlib import Path
 
 import maskwise as mw
 from maskwise.annotate.run import annotate_corpus
-from maskwise.convert import convert
-from maskwise.export import export_masks
-from maskwise.folders import OutputFolder
+from maskwise.base.folders import OutputFolder
 from maskwise.masking.settings import Masking
+from maskwise.masks.export import export_masks
+from maskwise.models.convert import convert
 from maskwise.recipe import read_recipe
-from maskwise.study.single import run_pretrain
+from maskwise.studies.single import run_pretrain
 from refusals import Refusal
 
 MASKS = partial(export_masks, "bundled:wikipedia", tokenizer="bundled:tokenizer", limit=3)

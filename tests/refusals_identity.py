@@ -9,7 +9,7 @@ import maskwise as mw
 from maskwise.annotate.kept import Store
 from maskwise.annotate.run import annotate_corpus
 from maskwise.recipe import read_recipe
-from maskwise.study.single import run_pretrain
+from maskwise.studies.single import run_pretrain
 from maskwise.text import Pieces, read_documents, read_pieces, tokenise, train_tokenizer
 from refusals import Refusal
 from tiny import write_inputs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maskwise.errors import MaskwiseError, command_line
+from maskwise.base.errors import MaskwiseError, command_line
 from maskwise.tasks import load_task
 from refusals import Refusal
 

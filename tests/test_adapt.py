@@ -19,29 +19,29 @@ from typing import Any
 import pytest
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import FORMATS, OutputFolder, damage, write_folder
+from maskwise.base.specs import split_options
 from maskwise.cli.terminal import adapt_lines
-from maskwise.errors import MaskwiseError
 from maskwise.evaluation import overlap_record
-from maskwise.families import most_tokens
-from maskwise.folders import FORMATS, OutputFolder, damage, write_folder
-from maskwise.models import load_config
+from maskwise.models.families import most_tokens
+from maskwise.models.loading import load_config
+from maskwise.models.starts import resolve_start
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.specs import split_options
-from maskwise.starts import resolve_start
-from maskwise.study.adapt import Adaptation, Request
-from maskwise.study.adapt import saved as saving
-from maskwise.study.adapt.answer import answer_sentences, answers, next_of
-from maskwise.study.adapt.draft import Texts, cut_rows, draft_of
-from maskwise.study.adapt.request import time_limit
-from maskwise.study.adapt.saved import gains_of, kept_of, save_adapted, save_best, saved_folders
-from maskwise.study.adapt.title_pairs import write_pairs
-from maskwise.study.from_files import draft_of_files as first_study
-from maskwise.study.plan import make_plan
-from maskwise.study.prospects import prospects_of
-from maskwise.study.stages import overlap_stage
-from maskwise.study.store import StageStore
-from maskwise.study.timing import TIMERS, time_words
-from maskwise.study.work import run_stage
+from maskwise.studies.adapt import Adaptation, Request
+from maskwise.studies.adapt import saved as saving
+from maskwise.studies.adapt.answer import answer_sentences, answers, next_of
+from maskwise.studies.adapt.draft import Texts, cut_rows, draft_of
+from maskwise.studies.adapt.request import time_limit
+from maskwise.studies.adapt.saved import gains_of, kept_of, save_adapted, save_best, saved_folders
+from maskwise.studies.adapt.title_pairs import write_pairs
+from maskwise.studies.from_files import draft_of_files as first_study
+from maskwise.studies.plan import make_plan
+from maskwise.studies.prospects import prospects_of
+from maskwise.studies.stages import overlap_stage
+from maskwise.studies.store import StageStore
+from maskwise.studies.timing import TIMERS, time_words
+from maskwise.studies.work import run_stage
 from maskwise.tasks import load_task
 from maskwise.text.documents import Documents
 from maskwise.text.pieces import read_pieces, tokenise
@@ -625,7 +625,7 @@ def test_the_saved_model_is_found_after_a_move(tmp_path):
 
 
 def test_the_steps_reach_the_phase_of_a_new_head(adapted, monkeypatch):
-    monkeypatch.setattr("maskwise.study.adapt.draft.has_head", lambda model: False)
+    monkeypatch.setattr("maskwise.studies.adapt.draft.has_head", lambda model: False)
     row = ROW | {"verdict": "open", "better": None}
     for options, steps in (
         ({"steps": 50}, [50, 50]),
@@ -810,7 +810,7 @@ def test_python_asks_for_what_the_command_asks(options, changes, monkeypatch):
         found.append(given)
         raise MaskwiseError("this is enough")
 
-    monkeypatch.setattr("maskwise.study.adapt.Adaptation", stop)
+    monkeypatch.setattr("maskwise.studies.adapt.Adaptation", stop)
     with pytest.raises(MaskwiseError, match="this is enough"):
         exec(asked.python, {})
     assert maskwise(*shlex.split(asked.command)[1:]) == 2

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 import maskwise as mw
-from maskwise.errors import MaskwiseError, command_line
+from maskwise.base.errors import MaskwiseError, command_line
 from maskwise.recipe import Recipe
-from maskwise.study.adapt import Request
-from maskwise.study.adapt.answer import answer_sentences
-from maskwise.study.adapt.draft import Texts, draft_of
-from maskwise.study.adapt.saved import save_best
-from maskwise.study.plan import make_plan
+from maskwise.studies.adapt import Request
+from maskwise.studies.adapt.answer import answer_sentences
+from maskwise.studies.adapt.draft import Texts, draft_of
+from maskwise.studies.adapt.saved import save_best
+from maskwise.studies.plan import make_plan
 from maskwise.verdict import summarise
 from test_adapt_general import SMALL
 from tiny import WORDS, load_json, maskwise, read_lines, records_of, write_lines
@@ -75,7 +75,7 @@ def test_new_words_and_a_control_are_three_questions(files):
 
 
 def test_a_new_head_is_the_same_for_both_texts(files, monkeypatch):
-    monkeypatch.setattr("maskwise.study.adapt.draft.has_head", lambda model: False)
+    monkeypatch.setattr("maskwise.studies.adapt.draft.has_head", lambda model: False)
     recipe = drafted(asked(files))
     sources = {}
     for name in recipe.study.arms:
@@ -142,7 +142,7 @@ def test_equal_texts_in_memory_are_one_text(files, tmp_path, monkeypatch):
             answers.append([error.what])
         raise InterruptedError
 
-    monkeypatch.setattr("maskwise.study.adapt.Adaptation", stop)
+    monkeypatch.setattr("maskwise.studies.adapt.Adaptation", stop)
     task = str(files / "task.jsonl")
     own, other = ([line["text"] for line in read_lines(files / "own.jsonl")][n::2] for n in (0, 1))
     for more in ({"control": iter(other), "keep": other}, {"control": own, "keep": other}):

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 import maskwise as mw
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation.evaluate import evaluate_checkpoint, load_measures
-from maskwise.evaluation.text_loss import TextLoss
+from maskwise.evaluation.measures.text_loss import TextLoss
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.study.adapt import Request
-from maskwise.study.adapt.draft import Texts, draft_of
-from maskwise.study.adapt.forgotten import forgotten_of, forgotten_words
-from maskwise.study.checks import check_inputs
+from maskwise.studies.adapt import Request
+from maskwise.studies.adapt.draft import Texts, draft_of
+from maskwise.studies.adapt.forgotten import forgotten_of, forgotten_words
+from maskwise.studies.checks import check_inputs
 from maskwise.tasks import load_task
 from maskwise.text import read_documents
 from maskwise.text.rows import holds_out
@@ -176,7 +176,7 @@ def test_general_text_that_cannot_be_used_is_one_line(name, files, monkeypatch, 
 
 
 def test_a_model_without_a_head_is_asked_for_passages_by_their_titles(files, monkeypatch):
-    monkeypatch.setattr("maskwise.study.adapt.draft.has_head", lambda model: False)
+    monkeypatch.setattr("maskwise.studies.adapt.draft.has_head", lambda model: False)
     recipe = drafted(files, keep=files / "general.jsonl")
     assert not recipe.evaluation.measures and recipe.study.secondary == ("general-text",)
     first, second = map(load_task, recipe.tasks)

@@ -12,8 +12,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import maskwise as mw
 from maskwise.annotate.run import annotate_corpus
-from maskwise.errors import MaskwiseError
-from maskwise.folders import write_folder
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import write_folder
 from maskwise.masking import StepBatchSampler
 from maskwise.masking.settings import Masking
 from maskwise.recipe import Recipe, read_recipe

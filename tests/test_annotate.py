@@ -24,22 +24,22 @@ from rich.progress import Progress
 
 import annotate_tools
 import maskwise as mw
-from maskwise import jobs
 from maskwise.annotate import kept, registry, run, tagger, tally
 from maskwise.annotate.kept import Store, cut_shards, to_parquet
 from maskwise.annotate.registry import annotator, spec_of
 from maskwise.annotate.run import Live, annotate_corpus
 from maskwise.annotate.tally import Tally
-from maskwise.errors import MaskwiseError
-from maskwise.export import export_masks
-from maskwise.folders import read_json
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import read_json
+from maskwise.jobs import pools
 from maskwise.masking.settings import Masking
+from maskwise.masks.export import export_masks
+from maskwise.masks.show import examples, render_layers, write_layers
 from maskwise.recipe import Recipe
-from maskwise.show import examples, render_layers, write_layers
-from maskwise.study import work
-from maskwise.study.stages import prepare_stage
-from maskwise.study.store import StageStore
-from maskwise.study.work import run_stage
+from maskwise.studies import work
+from maskwise.studies.stages import prepare_stage
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import run_stage
 from maskwise.text import Document, Prepared, read_documents, train_tokenizer
 from maskwise.text.documents import Joined
 from maskwise.text.layers import CharSpans, Found, Layer, check_spans
@@ -839,20 +839,20 @@ def test_a_corpus_is_tokenised_by_many_threads(given, forked, used, tmp_path, mo
     plain = work.write_rows
 
     def write_rows(*given, **named):
-        told.append(os.environ.get(jobs.PARALLEL))
+        told.append(os.environ.get(pools.PARALLEL))
         return plain(*given, **named)
 
     monkeypatch.setattr(work, "write_rows", write_rows)
-    monkeypatch.setattr(jobs, "_FORKED", threading.Event())
-    monkeypatch.delenv(jobs.PARALLEL, raising=False)
+    monkeypatch.setattr(pools, "_FORKED", threading.Event())
+    monkeypatch.delenv(pools.PARALLEL, raising=False)
     if given:
-        monkeypatch.setenv(jobs.PARALLEL, given)
+        monkeypatch.setenv(pools.PARALLEL, given)
     if forked:
-        jobs._FORKED.set()
+        pools._FORKED.set()
     corpus = {"source": str(jsonl(tmp_path, 20)), "length": 24, "held_out": 0.2}
     stage = prepare_stage(Recipe(corpus=corpus, tokenizer={"vocab_size": 100}))
     run_stage(stage, StageStore(tmp_path / "stages"))
-    assert told == [used] and os.environ.get(jobs.PARALLEL) == given
+    assert told == [used] and os.environ.get(pools.PARALLEL) == given
 
 
 @pytest.mark.parametrize(

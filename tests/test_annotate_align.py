@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from maskwise.annotate.registry import annotator, spec_of
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.text import (
     Document,
     Pieces,

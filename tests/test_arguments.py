@@ -14,7 +14,7 @@ import pytest
 
 import maskwise as mw
 from maskwise.annotate.run import annotate_corpus
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.text import load_tokenizer, read_documents, train_tokenizer
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

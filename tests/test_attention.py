@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from accelerator import by_document
-from maskwise import attention
-from maskwise.attention import DocumentIds
 from maskwise.evaluation import EvaluationSettings, HeldOut
 from maskwise.evaluation.evaluate import Text, evaluate
-from maskwise.families import ENCODERS, adapter_of, masked_logits
 from maskwise.masking import Masker
-from maskwise.models import new_config, new_model
+from maskwise.models import attention
+from maskwise.models.attention import DocumentIds
+from maskwise.models.families import ENCODERS, adapter_of, masked_logits
+from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import Denoising, MaskedLanguageModelling, predicting
 from maskwise.objectives.base import model_inputs
 from maskwise.text import Rows, read_pieces, tokenise, train_tokenizer

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from maskwise import __version__
+from maskwise.base.errors import MaskwiseError
 from maskwise.cli.terminal import out_folder, print_check
-from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study import dry_run, forecast, from_files
-from maskwise.study.forecast import check, lines_of
-from maskwise.study.from_files import draft_of_files, is_task, look_at, recipe_for
+from maskwise.studies import dry_run, forecast, from_files
+from maskwise.studies.forecast import check, lines_of
+from maskwise.studies.from_files import draft_of_files, is_task, look_at, recipe_for
 from maskwise.tasks import load_task
 from tiny import WORDS, maskwise, write_inputs, write_lines
 
@@ -400,14 +400,14 @@ def test_the_error_of_a_correlation_is_twice_that_of_a_share(recipe, tmp_path):
 
 
 def test_what_is_left_out_is_counted_over_all_that_was_seen(recipe, monkeypatch):
-    monkeypatch.setattr("maskwise.study.timing.SAMPLE_CHARACTERS", 20_000)
+    monkeypatch.setattr("maskwise.studies.timing.SAMPLE_CHARACTERS", 20_000)
     texts = write_texts(Path("mine.txt"), english=True)
     documents = texts.read_text().split("\n\n")
     documents[90:90] = documents[:50]
     texts.write_text("\n\n".join(documents))
     whole = len(documents) - 50
     for most, seen in ((10_000, whole), (100, 100)):
-        monkeypatch.setattr("maskwise.study.from_files.LOOK_DOCUMENTS", most)
+        monkeypatch.setattr("maskwise.studies.from_files.LOOK_DOCUMENTS", most)
         found = doubts_of(recipe, f"corpus.source={texts}", "tasks=[]")
         assert f"{seen} documents were kept, and these were left out: 50 × repeated text" in found
 
@@ -428,8 +428,8 @@ def test_a_missing_file_is_told_before_torch_is_imported(
     capfd,
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "maskwise.study.from_files", None)
-    monkeypatch.setitem(sys.modules, "maskwise.study.forecast", None)
+    monkeypatch.setitem(sys.modules, "maskwise.studies.from_files", None)
+    monkeypatch.setitem(sys.modules, "maskwise.studies.forecast", None)
     assert maskwise(*arguments) == 2
     assert said in capfd.readouterr().err
 

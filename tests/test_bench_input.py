@@ -26,9 +26,9 @@ import torch
 from command import in_one_line
 
 from masking_tools import tokenizer as small_tokenizer
-from maskwise.constants import UPOS
-from maskwise.errors import MaskwiseError
-from maskwise.folders import read_json
+from maskwise.base.constants import UPOS
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import read_json
 from maskwise.masking import Masker, Vocabulary
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"

@@ -15,22 +15,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError
+from maskwise.base.constants import REFERENCE
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import read_lines
+from maskwise.base.specs import split_options
 from maskwise.evaluation.evaluate import Text, evaluate, load_measures
-from maskwise.folders import read_lines
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.specs import split_options
-from maskwise.study import run_stage
-from maskwise.study.adapt import Request
-from maskwise.study.adapt.answer import answer_sentences
-from maskwise.study.adapt.draft import Texts, draft_of
-from maskwise.study.design import Design
-from maskwise.study.plan import make_plan, make_run
-from maskwise.study.records import chosen_steps
-from maskwise.study.single import run_pretrain, stages_of_training
-from maskwise.study.store import StageStore
-from maskwise.study.work import open_prepared
+from maskwise.studies import run_stage
+from maskwise.studies.adapt import Request
+from maskwise.studies.adapt.answer import answer_sentences
+from maskwise.studies.adapt.draft import Texts, draft_of
+from maskwise.studies.design import Design
+from maskwise.studies.plan import make_plan, make_run
+from maskwise.studies.records import chosen_steps
+from maskwise.studies.single import run_pretrain, stages_of_training
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import open_prepared
 from maskwise.text import Rows, read_documents
 from maskwise.text.rows import dev_and_verdict, held_out_below, holds_out, is_dev
 from maskwise.text.words import text_id
@@ -396,7 +396,7 @@ def test_adapt_with_patience_evaluates_often_and_holds_out_for_both(files: Path)
 
 
 def test_a_new_head_is_trained_to_its_end(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskwise.study.adapt.draft.has_head", lambda model: False)
+    monkeypatch.setattr("maskwise.studies.adapt.draft.has_head", lambda model: False)
     first, second = adapt_recipe(files, str(files / "task.jsonl"), patience=3).links()
     assert (first.training.patience, second.training.patience) == (None, 3)
 

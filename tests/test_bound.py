@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskwise.errors import MaskwiseError
-from maskwise.evaluation.heldout import bound_rows
+from maskwise.base.errors import MaskwiseError
+from maskwise.evaluation.measures.heldout import bound_rows
 from maskwise.evaluation.scoring import Bound, HeldOut
 from maskwise.masking.batch import IGNORE
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
-from maskwise.study import run_study
+from maskwise.studies import run_study
 from maskwise.text import Rows, read_pieces, tokenise
 from maskwise.text.documents import Document
 from tiny import maskwise, read_lines, write_inputs

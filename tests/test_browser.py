@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from maskwise.estimates import shown
 from maskwise.report import write_report
-from maskwise.study.adapt import NextStep, Request
+from maskwise.results.estimates import shown
+from maskwise.studies.adapt import NextStep, Request
 from maskwise.verdict import summarise
 from report_fixture import make_records, make_samples, make_study, write_json, write_study
 from tiny import maskwise

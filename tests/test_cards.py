@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from maskwise.cards import BUNDLED_TEXTS, front_matter, metadata_of, with_metadata
+from maskwise.models.cards import BUNDLED_TEXTS, front_matter, metadata_of, with_metadata
 from tiny import maskwise
 
 DATA = Path(__file__).parents[1] / "src/maskwise/data/README.md"

@@ -12,10 +12,10 @@ from tokenizers import processors
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hub import talking_to_a_hub
+from maskwise.base.errors import MaskwiseError
 from maskwise.changes import CHANGES, Change, Changed, change
 from maskwise.changes.trim import trim
-from maskwise.errors import MaskwiseError
-from maskwise.models import load_model, new_config, new_model
+from maskwise.models.loading import load_model, new_config, new_model
 from maskwise.text import read_documents, train_tokenizer
 from maskwise.text.new_words import of_json
 from test_new_words import tokenizer_of_kind

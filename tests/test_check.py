@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
+from maskwise.base.errors import MaskwiseError
 from maskwise.cli.terminal import print_check
-from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study import forecast
-from maskwise.study.checks import row_sizes
-from maskwise.study.forecast import check, doubts_of, lines_of, problems_and_notes
-from maskwise.study.prospects import recorded_spreads
-from maskwise.study.result import Check
+from maskwise.studies import forecast
+from maskwise.studies.checks import row_sizes
+from maskwise.studies.forecast import check, doubts_of, lines_of, problems_and_notes
+from maskwise.studies.prospects import recorded_spreads
+from maskwise.studies.result import Check
 from maskwise.text import train_tokenizer
 from maskwise.verdict.statistics import power_of, runs_to_decide
 from tiny import WORDS, maskwise, write_inputs, write_lines
@@ -303,7 +303,7 @@ def test_a_plan_that_cannot_be_computed_is_one_line(
 
 def test_a_study_in_the_folder_is_a_pilot(recipe: Path, tmp_path: Path) -> None:
     """Its own records give the spread, and an unfinished study gives none."""
-    from maskwise.study.prospects import spreads_of
+    from maskwise.studies.prospects import spreads_of
 
     read = read_recipe(recipe, ONE)
     assert spreads_of(read, tmp_path / "none", None) == {}

@@ -24,9 +24,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import IDENTITY, OutputFolder, damage
 from maskwise.cli import app
-from maskwise.errors import MaskwiseError
-from maskwise.folders import IDENTITY, OutputFolder, damage
 from maskwise.recipe import read_recipe
 from processes import PATIENCE
 from tiny import maskwise, read_lines, start, unversioned, write_inputs
@@ -413,7 +413,7 @@ def test_a_model_that_has_learned_only_word_frequencies_is_said(losses, said, mo
         for n, loss in enumerate(losses)
     ]
     result = {"heldout": lines, "checkpoint": "out/checkpoint", "seconds": 1.0}
-    monkeypatch.setattr("maskwise.study.single.run_pretrain", lambda *_, **__: result)
+    monkeypatch.setattr("maskwise.studies.single.run_pretrain", lambda *_, **__: result)
     assert maskwise("pretrain", "quick-start") == 0
     captured = capfd.readouterr()
     assert ("has not learned from context" in captured.out + captured.err) == said
@@ -492,7 +492,7 @@ def test_pretrain_goes_on_where_it_stopped(inputs, tmp_path, monkeypatch):
     assert maskwise("pretrain", recipe, *SHORT, "--out", whole) == 0
 
     with monkeypatch.context() as patched:  # after the state of step 5 has been written
-        patched.setattr("maskwise.study.pretraining.save_checkpoint", _interrupt)
+        patched.setattr("maskwise.studies.pretraining.save_checkpoint", _interrupt)
         assert maskwise("pretrain", recipe, *SHORT, "--out", parted) == 130
     assert list((parted / "resume").glob("step-*5")) and not (parted / "checkpoint").exists()
     assert maskwise("pretrain", recipe, *SHORT, "--out", parted) == 0
@@ -522,7 +522,7 @@ def test_a_run_that_failed_before_its_first_state_gives_way_to_the_mended_recipe
     """What it logged, which says why it failed, stays until then."""
     recipe, out = inputs / "recipe.yaml", tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr("maskwise.study.work.pretrain", _diverge)
+        patched.setattr("maskwise.studies.work.pretrain", _diverge)
         assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
     assert (out / "metrics.jsonl").is_file()
     assert maskwise("learn", "learn-supervised", "--out", out) == 2
@@ -540,12 +540,12 @@ def test_a_run_that_failed_before_it_trained_leaves_its_folder_to_others(
 ):
     recipe, out = inputs / "recipe.yaml", tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr("maskwise.study.work.pretrain", _fail)
+        patched.setattr("maskwise.studies.work.pretrain", _fail)
         assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
     assert not out.exists()
     # A signal that comes before the first state leaves the text, and the folder to the same call.
     with monkeypatch.context() as patched:
-        patched.setattr("maskwise.study.work.pretrain", _interrupt)
+        patched.setattr("maskwise.studies.work.pretrain", _interrupt)
         assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 130
     assert maskwise("pretrain", recipe, *SHORT, "masking.ratio=0.2", "--out", out) == 2
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 0
@@ -573,7 +573,7 @@ def test_a_run_that_ends_while_another_one_waits_keeps_its_folder(
 def test_a_run_that_has_saved_a_state_keeps_its_folder(inputs, tmp_path, monkeypatch, capfd):
     recipe, out = inputs / "recipe.yaml", tmp_path / "out"
     with monkeypatch.context() as patched:  # after the state of step 5 has been written
-        patched.setattr("maskwise.study.pretraining.save_checkpoint", _fail)
+        patched.setattr("maskwise.studies.pretraining.save_checkpoint", _fail)
         assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     capfd.readouterr()
@@ -593,7 +593,7 @@ def test_two_runs_do_not_share_a_folder(inputs, tmp_path, monkeypatch, capfd):
             codes.append(maskwise("pretrain", recipe, *same))
         _diverge(folder=folder)
 
-    monkeypatch.setattr("maskwise.study.work.pretrain", meanwhile)
+    monkeypatch.setattr("maskwise.studies.work.pretrain", meanwhile)
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2 and codes == [2, 2]
     said = capfd.readouterr().err
     assert "this process, or one of the same name, works" in said

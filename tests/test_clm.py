@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from maskwise.errors import MaskwiseError
-from maskwise.families import ENCODERS, masked_logits
+from maskwise.base.errors import MaskwiseError
+from maskwise.models.families import ENCODERS, masked_logits
 from maskwise.objectives import CausalLanguageModelling, MaskedLanguageModelling
 from maskwise.objectives.denoising import NextTokens
 from maskwise.recipe import read_recipe
-from maskwise.study import make_plan, run_stage, run_study
-from maskwise.study.store import StageStore
+from maskwise.studies import make_plan, run_stage, run_study
+from maskwise.studies.store import StageStore
 from maskwise.text import Rows
 from test_attention import SEPARATING, TEXTS, build, rows, tokenizer  # noqa: F401 (fixtures)
 from tiny import maskwise, read_lines, write_inputs

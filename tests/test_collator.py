@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from masking_tools import FIRST, PAD, masker, random_rows, row
 from maskwise import PackedCollator
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import (
     IGNORE,
     Masker,

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
-from maskwise.families import patched
 from maskwise.masking import Masker
+from maskwise.models.families import patched
+from maskwise.models.weights import blocks_of
 from maskwise.objectives import MaskedLanguageModelling, chunks
 from maskwise.training import MaskedSource, compiled, data, train
 from maskwise.training.compiled import (
@@ -24,7 +25,6 @@ from maskwise.training.compiled import (
     rearrange,
 )
 from maskwise.training.data import TURN, QuickTurns, look_ahead
-from maskwise.weights import blocks_of
 from test_training import DATA, settings
 from training_tools import tokenizer
 

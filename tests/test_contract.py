@@ -40,7 +40,7 @@ from masking_tools import (
     row,
     tokenizer,
 )
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import (
     IGNORE,
     SCHEDULES,

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from hub import talking_to_a_hub
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import refuse_damaged
 from maskwise.cli import main
-from maskwise.convert import _weight_files, convert, read_pickled
-from maskwise.errors import MaskwiseError
-from maskwise.folders import refuse_damaged
-from maskwise.models import _loading, load_model
-from maskwise.starts import find_weights, resolve_start
+from maskwise.models.convert import _weight_files, convert, read_pickled
+from maskwise.models.loading import _loading, load_model
+from maskwise.models.starts import find_weights, resolve_start
 from maskwise.text import load_tokenizer
 
 SENTENCE = "Marie Curie was born in Warsaw."

@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 from maskwise.annotate.counts import hashes_of, words_of
-from maskwise.evaluation.copies import SIMILAR, Shingles, near_copies, shingles_of, similarity
-from maskwise.study.forecast import check
+from maskwise.evaluation.measures.copies import (
+    SIMILAR,
+    Shingles,
+    near_copies,
+    shingles_of,
+    similarity,
+)
+from maskwise.studies.forecast import check
 from maskwise.text import Document, read_documents
 from maskwise.text.rows import holds_out
 
@@ -112,7 +118,7 @@ def test_planted_copies_are_found_and_others_are_not(articles: list[str]) -> Non
 def test_a_long_text_is_counted_in_its_beginning(
     articles: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskwise.evaluation.copies.SAMPLE_CHARACTERS", 2000)
+    monkeypatch.setattr("maskwise.evaluation.measures.copies.SAMPLE_CHARACTERS", 2000)
     documents = [Document(f"train-{n}", text) for n, text in enumerate(articles)]
     found = near_copies(documents, in_test)
     assert not found.whole and found.training < 9 and found.near == found.held_out == 0

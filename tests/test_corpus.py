@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from maskwise import encode
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.tasks import load_task
 from maskwise.text import (
     Document,

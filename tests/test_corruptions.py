@@ -11,10 +11,10 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from maskwise.draws import Draws
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import CORRUPTIONS, IGNORE, Line, Masker, Vocabulary, gather
 from maskwise.masking.corruptions import Insert, corruption
+from maskwise.masking.draws import Draws
 from maskwise.masking.select import Choice
 from maskwise.masking.units import Units
 

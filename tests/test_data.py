@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.training import look_ahead
 from maskwise.training.data import WINDOW, order_of
 from processes import PATIENCE

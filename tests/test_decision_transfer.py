@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pandas import DataFrame
 
-from maskwise.errors import MaskwiseError
-from maskwise.folders import write_lines
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import write_lines
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 

@@ -20,16 +20,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from maskwise import Masker, encode, errors
-from maskwise.errors import MaskwiseError
-from maskwise.families import decoder_inputs, prediction_head
+from maskwise import Masker, encode
+from maskwise.base import errors
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import IGNORE
-from maskwise.models import load_model, new_config, new_model
+from maskwise.models.families import decoder_inputs, prediction_head
+from maskwise.models.loading import load_model, new_config, new_model
 from maskwise.objectives import Denoising
 from maskwise.recipe import Recipe
-from maskwise.study.checkpoints import HEAD, save_model
-from maskwise.study.stages import Stage
-from maskwise.study.work import _start_of
+from maskwise.studies.checkpoints import HEAD, save_model
+from maskwise.studies.stages import Stage
+from maskwise.studies.work import _start_of
 from maskwise.text import Document, Prepared, load_tokenizer, tokenise, train_tokenizer
 from maskwise.training.checkpoint import save_checkpoint
 from tiny import maskwise, write_inputs

@@ -22,18 +22,18 @@ import yaml
 from torch import Tensor
 
 from accelerator import GPU, There, accelerator, ragged_kernel
-from maskwise import devices
-from maskwise.jobs import Pool
-from maskwise.models import new_config, new_model
+from maskwise.base import devices
+from maskwise.jobs.pools import Pool
+from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import OBJECTIVES, objective, objective_class
 from maskwise.objectives.discriminative import smaller
 from maskwise.recipe import read_recipe
 from maskwise.samplers import sampler
-from maskwise.study import scheduler
-from maskwise.study.pretraining import learning
-from maskwise.study.stages import prepare_stage
-from maskwise.study.store import StageStore
-from maskwise.study.work import run_stage
+from maskwise.studies import scheduler
+from maskwise.studies.pretraining import learning
+from maskwise.studies.stages import prepare_stage
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import run_stage
 from maskwise.text import Document, Prepared, Rows, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train
 from maskwise.training.building import model_from
@@ -273,7 +273,7 @@ def test_a_study_of_three_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 WAITING = {
-    "group-weighted(layer=word_ids, groups=40)": {"for the last update, maskwise/devices.py"},
+    "group-weighted(layer=word_ids, groups=40)": {"for the last update, maskwise/base/devices.py"},
 }
 """Policies whose next masks follow from the last losses: what they wait for. All others wait for
 nothing.
@@ -344,7 +344,7 @@ def test_batches_are_copied_beside_the_work() -> None:
     with accelerator() as device:
         train(objective("mlm", model()), source("mlm", "packed", chosen), chosen)
         copied = device.aside
-    assert {where.partition(":")[0] for where in copied} == {"maskwise/devices.py"}
+    assert {where.partition(":")[0] for where in copied} == {"maskwise/base/devices.py"}
     # Every tensor that was sent is kept until the work is done with it.
     assert device.received == copied.total() > 10 or GPU
 
@@ -423,16 +423,16 @@ for name in ("fcntl", "grp", "pwd", "resource", "termios", "tty"):
 del signal.SIGUSR1
 # as Windows has it
 signal.Signals = [number for number in signal.Signals if number.name != "SIGUSR1"]
-import maskwise as mw, maskwise.training, maskwise.study
-from maskwise.signals import ASKED
+import maskwise as mw, maskwise.training, maskwise.studies
+from maskwise.base.signals import ASKED
 assert mw.MaskingTrainer and ASKED == [signal.SIGTERM]
 modules = "trainer packed_collator masking.collator masking.diffusion weights inspection"
 for name in modules.split():
     assert f"maskwise.{name}" in sys.modules or __import__(f"maskwise.{name}")
 import os
 del os.sysconf
-from maskwise.weights import Size, check_size
-from maskwise.devices import hardware
+from maskwise.models.weights import Size, check_size
+from maskwise.base.devices import hardware
 from transformers import BertConfig
 small = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
 check_size(Size.of(BertForMaskedLM(small)))

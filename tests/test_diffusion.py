@@ -14,10 +14,10 @@ import torch
 
 import maskwise as mw
 from masking_tools import FIRST, MASK, line, masker, packed, padded, random_rows, row, vocabulary
-from maskwise.draws import Draws
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import IGNORE, Masker, Noising
 from maskwise.masking.diffusion import Rates, even_draws, noised, reached
+from maskwise.masking.draws import Draws
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
 from maskwise.masking.units import Units

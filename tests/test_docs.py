@@ -22,10 +22,10 @@ import yaml
 
 import maskwise as mw
 from maskwise.annotate.registry import ANNOTATORS
+from maskwise.base.folders import read_lines
 from maskwise.changes import CHANGES
 from maskwise.cli import app, main
 from maskwise.cli.views import describe_table, names_in
-from maskwise.folders import read_lines
 from maskwise.masking import SCHEDULES
 from maskwise.recipe import read_recipe, shipped, validate
 from maskwise.recipe.described import recipe_keys

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskwise.draws import (
+from maskwise.masking.draws import (
     Draws,
     Purpose,
     below,

@@ -11,9 +11,9 @@ import torch
 
 from invented import world
 from masking_tools import CLS, FIRST, SEP, line, tokenizer
-from maskwise.draws import fold
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import IGNORE, Masker, schedules
+from maskwise.masking.draws import fold
 from maskwise.masking.units import FILLING, LIGHTEST, runs
 from maskwise.samplers import Mometas, MometasPlus
 from maskwise.tasks import finetuning, load_task

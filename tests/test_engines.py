@@ -25,18 +25,28 @@ from typing import Any
 import pytest
 
 import maskwise as mw
-from maskwise import folders, jobs
-from maskwise.constants import jobs_here
-from maskwise.errors import MaskwiseError, Truncated
-from maskwise.jobs import ENGINES, Failure, LocalPool, Once, Pool, RayPool, ThisProcess, open_pool
-from maskwise.printing import LOGGER
+from maskwise.base import folders
+from maskwise.base.constants import jobs_here
+from maskwise.base.errors import MaskwiseError, Truncated
+from maskwise.base.printing import LOGGER
+from maskwise.jobs import pools
+from maskwise.jobs.pools import (
+    ENGINES,
+    Failure,
+    LocalPool,
+    Once,
+    Pool,
+    RayPool,
+    ThisProcess,
+    open_pool,
+)
 from maskwise.recipe import Recipe
-from maskwise.study import Plan, Run, Stage, scheduler
-from maskwise.study import store as store_module
-from maskwise.study.costs import work_of
-from maskwise.study.scheduler import StudyProgress, execute
-from maskwise.study.stages import KINDS, StageKind, add_kind
-from maskwise.study.store import StageStore
+from maskwise.studies import Plan, Run, Stage, scheduler
+from maskwise.studies import store as store_module
+from maskwise.studies.costs import work_of
+from maskwise.studies.scheduler import StudyProgress, execute
+from maskwise.studies.stages import KINDS, StageKind, add_kind
+from maskwise.studies.store import StageStore
 from processes import (
     PATIENCE,
     Loaded,
@@ -250,7 +260,7 @@ def test_a_stage_that_another_process_has_just_locked_is_asked_for_again(
 def test_a_machine_that_computes_otherwise_is_refused(plan, tmp_path, monkeypatch):
     stage = plan.stages()[0]
     task = stage.name, stage.as_dict(), KINDS[stage.kind], None
-    monkeypatch.setattr("maskwise.study.stages.numerics", lambda: ("other versions",))
+    monkeypatch.setattr("maskwise.studies.stages.numerics", lambda: ("other versions",))
     with pytest.raises(MaskwiseError, match="use machines with the same versions"):
         scheduler.do_stage(task, store=StageStore(tmp_path))
 
@@ -285,7 +295,7 @@ def test_a_named_cluster_that_does_not_answer_is_not_replaced_by_a_local_one(mon
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listens.getsockname()[1]}")
         ray = NoCluster()
         with pytest.raises(MaskwiseError, match="no Ray cluster at RAY_ADDRESS") as error:
-            jobs._join(ray, 1)
+            pools._join(ray, 1)
     assert len(ray.calls) == 1 and "\n" not in str(error.value)
 
 
@@ -294,11 +304,11 @@ def test_only_cores_that_a_process_may_use_are_counted(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv(jobs.PARALLEL, "true")
+    monkeypatch.setenv(pools.PARALLEL, "true")
     ray = NoCluster()
-    jobs._join(ray, None)
+    pools._join(ray, None)
     assert ray.calls[-1]["num_cpus"] == jobs_here() == 2
-    with jobs.LocalPool(jobs=None) as pool:
+    with pools.LocalPool(jobs=None) as pool:
         assert pool.places == pool.threads_of_tokenizers == 2
     monkeypatch.delattr(os, "sched_getaffinity")
     assert jobs_here() == 64 and jobs_here(4) == 16 and jobs_here(99) == 1
@@ -315,7 +325,7 @@ def test_an_unknown_engine_names_those_there_are():
 
 @pytest.mark.process
 def test_a_worker_that_dies_is_a_failure_and_is_replaced(monkeypatch, capfd, recwarn):
-    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", PATIENCE)
+    monkeypatch.setattr(pools, "PATIENCE_SECONDS", PATIENCE)
     found = {}
     with LocalPool(jobs=1) as pool:
         for task in ("first", "die", "raise", "lock", "warn", "warn", "threads", "last"):
@@ -375,7 +385,7 @@ def test_an_idle_worker_that_was_killed_is_replaced():
 def test_a_closed_pool_ends_its_workers_in_the_middle_of_tasks(
     stubborn, code, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", 0.2 if stubborn else 20.0)
+    monkeypatch.setattr(pools, "PATIENCE_SECONDS", 0.2 if stubborn else 20.0)
     pool = LocalPool(jobs=1)
     future = pool.submit(partial(worker_waits, stubborn=stubborn), tmp_path / "started")
     queued = pool.submit(worker_length, "never")
@@ -455,7 +465,7 @@ def test_stages_on_ray_share_the_cards_as_local_ones_do(cards, given, gpus, plac
     ray = SimpleNamespace(
         is_initialized=lambda: True, cluster_resources=lambda: resources, remote=remote
     )
-    monkeypatch.setattr(jobs, "_quiet_ray", lambda: ray)
+    monkeypatch.setattr(pools, "_quiet_ray", lambda: ray)
     assert RayPool(jobs=given, gpu=True).places == places
     # Other commands ask for no card, and a cluster may have none.
     RayPool(jobs=given)
@@ -475,7 +485,7 @@ def function(task): ...
 """
 PARENT = """
 from importlib import import_module
-from maskwise.jobs import LocalPool
+from maskwise.jobs.pools import LocalPool
 import time
 LocalPool(jobs=1).submit(import_module, "slow_to_import")
 time.sleep(3600)
@@ -539,7 +549,7 @@ def test_every_pool_keeps_the_promises(name, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 @pytest.mark.process
 def test_only_the_preparation_of_a_text_starts_threads_of_tokenizers(monkeypatch):
-    monkeypatch.delenv(jobs.PARALLEL, raising=False)
+    monkeypatch.delenv(pools.PARALLEL, raising=False)
     with LocalPool(jobs=3) as pool:
         for many, started in ((False, 0), (True, 3), (False, 0)):
             task = partial(worker_tokenises, many=many)
@@ -547,13 +557,13 @@ def test_only_the_preparation_of_a_text_starts_threads_of_tokenizers(monkeypatch
 
 
 def test_an_executor_lends_its_process_with_one_thread_for_tokenizers(monkeypatch):
-    monkeypatch.setenv(jobs.PARALLEL, "true")
+    monkeypatch.setenv(pools.PARALLEL, "true")
     with open_pool(engine=ThreadPoolExecutor(1)) as pool:
         assert (
-            pool.submit(eval, f"__import__('os').environ[{jobs.PARALLEL!r}]").result(PATIENCE)
+            pool.submit(eval, f"__import__('os').environ[{pools.PARALLEL!r}]").result(PATIENCE)
             == "false"
         )
-    assert os.environ[jobs.PARALLEL] == "true"
+    assert os.environ[pools.PARALLEL] == "true"
 
 
 # Executors of the user's
@@ -869,12 +879,12 @@ def test_a_warning_keeps_a_category_that_this_process_can_import() -> None:
     class OfPlugIn(Truncated):
         pass
 
-    assert jobs._known_here(OfPlugIn) is Truncated
-    assert jobs._known_here(DeprecationWarning) is DeprecationWarning
+    assert pools._known_here(OfPlugIn) is Truncated
+    assert pools._known_here(DeprecationWarning) is DeprecationWarning
 
 
 def test_a_result_that_cannot_be_read_here_is_a_failure() -> None:
     """Such as an object of a module that only the worker can import."""
-    unread = jobs.read_answer(b"cnosuchmodule\nThing\n.").failure
+    unread = pools.read_answer(b"cnosuchmodule\nThing\n.").failure
     assert unread is not None
     assert re.search("cannot be read.*nosuchmodule", str(unread))

@@ -23,8 +23,8 @@ from transformers import (
     T5ForSequenceClassification,
 )
 
-from maskwise.errors import MaskwiseError
-from maskwise.models import (
+from maskwise.base.errors import MaskwiseError
+from maskwise.models.loading import (
     TASK_KINDS,
     TASK_MODELS,
     auto_class,
@@ -32,7 +32,7 @@ from maskwise.models import (
     load_task_model,
     task_config,
 )
-from maskwise.study.store import StageStore
+from maskwise.studies.store import StageStore
 from maskwise.tasks import FinetuneSettings
 from maskwise.tasks.finetuning import finetune
 from maskwise.tasks.loading import KINDS

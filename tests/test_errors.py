@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from maskwise.errors import MaskwiseError, in_percent, unknown_name
-from maskwise.estimates import outcome_labels, outcome_words
+from maskwise.base.errors import MaskwiseError, in_percent, unknown_name
+from maskwise.results.estimates import outcome_labels, outcome_words
 from maskwise.tasks import load_task
 from maskwise.verdict.flags import rate
 

@@ -23,24 +23,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from maskwise import encode
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation import (
     EvaluationSettings,
     load_measures,
     overlap_record,
 )
-from maskwise.evaluation.cloze import Cloze, Fact, candidate_scores, questions_of, rank_of
 from maskwise.evaluation.evaluate import evaluate, evaluate_checkpoint
-from maskwise.evaluation.heldout import FixedMasks
 from maskwise.evaluation.measure import HeldOutText
-from maskwise.evaluation.overlap import occurring
+from maskwise.evaluation.measures.cloze import Cloze, Fact, candidate_scores, questions_of, rank_of
+from maskwise.evaluation.measures.heldout import FixedMasks
+from maskwise.evaluation.measures.overlap import occurring
+from maskwise.evaluation.measures.text_loss import TextLoss
 from maskwise.evaluation.scoring import log_probabilities, pseudo_perplexity
 from maskwise.evaluation.sets import Pairs, load_set
 from maskwise.evaluation.settings import as_measures
-from maskwise.evaluation.text_loss import TextLoss
 from maskwise.masking import Line, gather
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.models import load_model, new_config, new_model
+from maskwise.models.loading import load_model, new_config, new_model
 from maskwise.recipe import validate
 from maskwise.text import Document, read_pieces, split, tokenise, train_tokenizer
 from processes import processor_seconds
@@ -203,7 +203,7 @@ SENTENCES = facts_of(
 def test_candidates_are_scored_by_the_chain_rule(
     tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskwise.evaluation.cloze.TOKENS", tokens)
+    monkeypatch.setattr("maskwise.evaluation.measures.cloze.TOKENS", tokens)
     model = Known()
     (questions,) = questions_of(SENTENCES.facts, 20, TOKENIZER, 64, Counter())
     found, _ = candidate_scores(model, questions, Vocabulary.of(TOKENIZER))
@@ -763,9 +763,9 @@ def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> 
             k = min(n, len(item.split()))
             if k >= 4 and any(grams(item, k) & grams(text, k) for text in documents):
                 expected.append(place)
-        monkeypatch.setattr("maskwise.evaluation.overlap.N", n)
+        monkeypatch.setattr("maskwise.evaluation.measures.overlap.N", n)
         for batch in (1 << 20, 50):
-            monkeypatch.setattr("maskwise.evaluation.overlap.BATCH_CHARACTERS", batch)
+            monkeypatch.setattr("maskwise.evaluation.measures.overlap.BATCH_CHARACTERS", batch)
             assert places(documents, [(item,) for item in items]) == expected
 
 
@@ -774,8 +774,8 @@ def test_the_covered_share_agrees_with_sets_of_tuples(
     monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     draw = random.Random(2)
-    monkeypatch.setattr("maskwise.evaluation.overlap.N", 5)
-    monkeypatch.setattr("maskwise.evaluation.overlap.BATCH_CHARACTERS", batch)
+    monkeypatch.setattr("maskwise.evaluation.measures.overlap.N", 5)
+    monkeypatch.setattr("maskwise.evaluation.measures.overlap.BATCH_CHARACTERS", batch)
 
     def text(most: int) -> str:
         return " ".join(draw.choices("abcde", k=draw.randrange(0, most)))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from maskwise import errors
 from maskwise.annotate import tagger
-from maskwise.errors import EXTRAS, MaskwiseError, install_command, require_library
+from maskwise.base import errors
+from maskwise.base.errors import EXTRAS, MaskwiseError, install_command, require_library
 from maskwise.tasks import load_task
 
 ROOT = Path(__file__).resolve().parent.parent

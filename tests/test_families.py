@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from maskwise.errors import MaskwiseError
-from maskwise.families import adapter_of, decoder_inputs, most_tokens
-from maskwise.models import check_start, new_config, with_fields
-from maskwise.study import trial
-from maskwise.study.trial import check_step
+from maskwise.base.errors import MaskwiseError
+from maskwise.models.families import adapter_of, decoder_inputs, most_tokens
+from maskwise.models.loading import check_start, new_config, with_fields
+from maskwise.studies import trial
+from maskwise.studies.trial import check_step
 from training_tools import ARCHITECTURES, LENGTH, MORE, SMALL, config, model, tokenizer
 
 MORE_FAMILIES = (

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from maskwise.errors import MaskwiseError
-from maskwise.folders import claim, damage, write_folder
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import claim, damage, write_folder
+from maskwise.base.signals import Asked
 from maskwise.masking import Masker
 from maskwise.objectives import MaskedLanguageModelling
-from maskwise.signals import Asked
 from maskwise.text import Document, read_pieces, tokenise, train_tokenizer
 from maskwise.training import MaskedSource, loop, train
 from maskwise.training import checkpoint as states_file

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from filelock import Timeout
 
-from maskwise.folders import damage, locked, write_json
-from maskwise.study import work
+from maskwise.base.folders import damage, locked, write_json
+from maskwise.studies import work
 from maskwise.tasks import finetuning
 from maskwise.training.engine import Engine
 from processes import PATIENCE, wait_for

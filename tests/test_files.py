@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.tasks import load_task
 from maskwise.text import read_documents
 from maskwise.text.documents import lines_note, longest_field

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 import maskwise
-from maskwise.errors import MaskwiseError
-from maskwise.folders import read_lines
-from maskwise.starts import resolve_start
-from maskwise.study.single import run_finetune
-from maskwise.study.stages import finetune_alone
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import read_lines
+from maskwise.models.starts import resolve_start
+from maskwise.studies.single import run_finetune
+from maskwise.studies.stages import finetune_alone
 from maskwise.tasks import FinetuneSettings, evaluate_tasks, finetuning, load_task
 from maskwise.training.engine import Engine
 from maskwise.training.log import NotFinite

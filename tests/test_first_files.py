@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from maskwise.base.errors import MaskwiseError
 from maskwise.cli import main
-from maskwise.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study.from_files import draft_of_files, recipe_for
-from maskwise.study.single import run_finetune
+from maskwise.studies.from_files import draft_of_files, recipe_for
+from maskwise.studies.single import run_finetune
 from maskwise.text import read_documents
 from maskwise.text.documents import lines_note
 from maskwise.text.opening import text_per

@@ -25,8 +25,8 @@ from typing import Any
 
 import pytest
 
-from maskwise import jobs
-from maskwise.folders import file_hash
+from maskwise.base.folders import file_hash
+from maskwise.jobs import pools
 from processes import PATIENCE, SamePool, forked
 from test_supervised import recipe as learning
 from tiny import maskwise, read_lines, write_inputs
@@ -107,7 +107,7 @@ def fault_at(out: Path, place: int, fault: str, *arguments: Any) -> int:
     if fault == "kill":
         # It removes files by names relative to an open folder.
         shutil.rmtree = counted(shutil.rmtree)
-    jobs.ENGINES["local"] = SamePool  # workers would do their operations elsewhere
+    pools.ENGINES["local"] = SamePool  # workers would do their operations elsewhere
     code = maskwise(*arguments, "--out", out)
     assert code == 0 or (fault == "full" and code in (1, 2)), code
     return count
@@ -225,7 +225,7 @@ def struck(out: Path, changes: int, number: int, *arguments: Any) -> int | None:
         quiet = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
-        jobs.ENGINES["local"] = SamePool
+        pools.ENGINES["local"] = SamePool
         os._exit(maskwise(*arguments, "--out", out))
 
     process = context.Process(target=child)

@@ -11,13 +11,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, BertForMaskedLM
 
-from maskwise.flops import Flops, attended_pairs, encoder_attention, encoder_weights, trained
 from maskwise.masking import Masker
 from maskwise.masking.batch import Lengths
+from maskwise.models.flops import Flops, attended_pairs, encoder_attention, encoder_weights, trained
 from maskwise.objectives import OBJECTIVES, objective, objective_class
 from maskwise.objectives.denoising import Denoising
 from maskwise.objectives.mlm import MaskedLanguageModelling
-from maskwise.study import records
+from maskwise.studies import records
 from maskwise.text import Pieces, Rows, read_pieces, tokenise
 from maskwise.text.documents import Document
 from maskwise.training.data import lengths_of

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from maskwise import folders
-from maskwise.errors import MaskwiseError
-from maskwise.folders import (
+from maskwise.base import folders
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import (
     IDENTITY,
     UNFINISHED,
     USED,
@@ -34,7 +34,7 @@ from maskwise.folders import (
     write_lines,
     write_whole,
 )
-from maskwise.signals import AskedToLeave
+from maskwise.base.signals import AskedToLeave
 from processes import forked, wait_for
 
 

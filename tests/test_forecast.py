@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from maskwise.constants import jobs_here
-from maskwise.devices import begin_peak_memory, hardware, peak_memory
-from maskwise.errors import MaskwiseError
+from maskwise.base.constants import jobs_here
+from maskwise.base.devices import begin_peak_memory, hardware, peak_memory
+from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation.sets import Pairs
 from maskwise.recipe import read_recipe
-from maskwise.study import dry_run, make_plan, timing
-from maskwise.study.costs import (
+from maskwise.studies import dry_run, make_plan, timing
+from maskwise.studies.costs import (
     CHANGE_NO_TIME,
     Forecast,
     Seconds,
@@ -31,10 +31,10 @@ from maskwise.study.costs import (
     summary,
     until_end,
 )
-from maskwise.study.forecast import check, lines_of
-from maskwise.study.scheduler import StudyProgress
-from maskwise.study.stages import KINDS, Stage
-from maskwise.study.store import StageStore
+from maskwise.studies.forecast import check, lines_of
+from maskwise.studies.scheduler import StudyProgress
+from maskwise.studies.stages import KINDS, Stage
+from maskwise.studies.store import StageStore
 from maskwise.tasks import load_task
 from maskwise.text.settings import TokenizerSettings
 from maskwise.training import TrainingSettings
@@ -189,7 +189,7 @@ def test_a_dry_run_does_not_count_on_the_speed_of_other_machines(elsewhere, reci
     assert Forecast(before.named, before.store, here=True).seconds(third) == 7.0
     passed = []
     monkeypatch.setattr(
-        "maskwise.study.forecast.Forecast",
+        "maskwise.studies.forecast.Forecast",
         lambda *given, here: passed.append(here) or Forecast(*given, here=here),
     )
     for engine in ("local", "ray"):
@@ -218,15 +218,15 @@ def test_more_jobs_than_cores_end_no_earlier(recipe, monkeypatch):
     for name, stage in stages.items():
         seconds = {"step": 1.0} if stage.kind == "pretrain" else {"seconds": 0.0}
         forecast.keep(name, {"seconds": 100.0 / ready} if stage.kind == "prepare" else seconds)
-    monkeypatch.setattr("maskwise.study.costs.cards_here", list)
-    monkeypatch.setattr("maskwise.study.costs.cores_here", lambda: 2)
+    monkeypatch.setattr("maskwise.studies.costs.cards_here", list)
+    monkeypatch.setattr("maskwise.studies.costs.cores_here", lambda: 2)
     found = [dry_run(asked, Path("none"), jobs=jobs) for jobs in (1, 2, 3, 8)]
     # 100 s alone, then five trainings of 40 s.
     assert [each["seconds"] - 8.0 for each in found] == [300.0, 220.0, 220.0, 220.0]
     assert {max(each["works"].values()) for each in found} == {200.0}
     assert at_once(100) == 2
     # A GPU may have room for several.
-    monkeypatch.setattr("maskwise.study.costs.cards_here", lambda: ["0"])
+    monkeypatch.setattr("maskwise.studies.costs.cards_here", lambda: ["0"])
     assert at_once(100) == 100
 
 
@@ -313,8 +313,8 @@ def test_stages_that_do_not_fit_into_memory_together_are_named(recipe, tmp_path,
     forecast = Forecast(stages, StageStore(tmp_path))
     for name in stages:
         forecast.keep(name, {"seconds": 1.0, "step": 1.0, "memory_gib": 3.0})
-    monkeypatch.setattr("maskwise.study.forecast.memory", lambda: 8 * 2**30)
-    monkeypatch.setattr("maskwise.study.forecast.cards_here", list)
+    monkeypatch.setattr("maskwise.studies.forecast.memory", lambda: 8 * 2**30)
+    monkeypatch.setattr("maskwise.studies.forecast.cards_here", list)
     doubts = {jobs: dry_run(asked, Path("none"), jobs=jobs)["doubts"] for jobs in (2, 4)}
     (doubt,) = doubts[4]
     assert doubts[2] == [] and "12 GiB" in doubt["what"] and "2" in doubt["do"]
@@ -546,7 +546,7 @@ def test_the_forecast_runs_the_function_of_the_stage(kind, recipe, monkeypatch):
 
     monkeypatch.setattr(timing, kind, watched)
     assert check(str(recipe), SMALL)["unknown"] == []
-    from maskwise.study import pretraining
+    from maskwise.studies import pretraining
     from maskwise.tasks import finetuning
 
     assert called and real is {"pretrain": pretraining, "finetune": finetuning}[kind].__dict__[kind]
@@ -706,7 +706,7 @@ def test_a_log_has_a_line_a_minute(table, capfd, monkeypatch):
     printed = []
     for seconds in (0, 59, 60, 61, 119, 121):
         now = progress.began + seconds
-        monkeypatch.setattr("maskwise.study.scheduler.time.perf_counter", lambda now=now: now)
+        monkeypatch.setattr("maskwise.studies.scheduler.time.perf_counter", lambda now=now: now)
         progress.update((), ())
         printed.append(bool(capfd.readouterr().err))
     assert printed == [False, False, True, False, False, True]
@@ -720,8 +720,8 @@ def test_a_study_is_planned_once(recipe, monkeypatch):
         checked.append("run")
         raise MaskwiseError("far enough")
 
-    monkeypatch.setattr("maskwise.study.run.check_study", stop)
-    monkeypatch.delattr("maskwise.study.forecast.check_study")
+    monkeypatch.setattr("maskwise.studies.run.check_study", stop)
+    monkeypatch.delattr("maskwise.studies.forecast.check_study")
     assert maskwise("study", recipe, *SMALL, "--out", "out") == 2
     assert checked == ["run"]
 
@@ -735,7 +735,7 @@ def test_a_plan_is_printed_before_stages_are_timed(recipe, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     command = ("check", recipe, *SMALL)
-    monkeypatch.setattr("maskwise.study.forecast.time_stages", interrupted)
+    monkeypatch.setattr("maskwise.studies.forecast.time_stages", interrupted)
     assert maskwise(*command) == 130
     # Without timing, the plan is whole, and its time is a bound.
     assert maskwise(*command, "--no-timing") == 0

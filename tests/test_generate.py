@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation.evaluate import evaluate_checkpoint
-from maskwise.evaluation.generate import SHOWN, Writer
+from maskwise.masks.generate import SHOWN, Writer
 from maskwise.text.tokenizers import train_tokenizer
 from tiny import maskwise
 from training_tools import CLS, SEP, model, tokenizer

@@ -478,9 +478,9 @@ def main(*wanted: str) -> None:
     import test_golden_runs
     import test_golden_studies
     import test_golden_texts
-    from maskwise import jobs
+    from maskwise.jobs import pools
 
-    jobs.ENGINES["local"] = conftest.SamePool
+    pools.ENGINES["local"] = conftest.SamePool
     makers = MAKERS | test_golden_runs.MAKERS | test_golden_studies.MAKERS
     makers |= test_golden_texts.MAKERS
     values: dict[str, Any] = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}

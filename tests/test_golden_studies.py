@@ -23,11 +23,11 @@ from typing import Any, get_type_hints
 import pytest
 
 from invented import write_worlds
-from maskwise import files
-from maskwise.folders import read_lines
+from maskwise.base.folders import read_lines
 from maskwise.recipe import read_recipe
 from maskwise.report import summary_of, write_report
-from maskwise.study import plan, stages
+from maskwise.results import files
+from maskwise.studies import plan, stages
 from maskwise.tasks import load_task
 from maskwise.verdict import summarise
 from report_fixture import make_records, make_samples, make_study, write_study

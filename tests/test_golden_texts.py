@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.tasks import load_task
 from maskwise.text import read_documents
 from test_golden import hash_of, read_golden

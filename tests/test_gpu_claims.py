@@ -10,10 +10,10 @@ import gpu_claims
 import pytest
 
 from maskwise.annotate.kept import Store
-from maskwise.folders import read_json, write_json, write_lines
+from maskwise.base.folders import read_json, write_json, write_lines
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.study.design import Design
-from maskwise.study.store import StageStore
+from maskwise.studies.design import Design
+from maskwise.studies.store import StageStore
 from maskwise.text import read_documents
 from processes import runs, wait_for
 from tiny import read_lines

@@ -30,8 +30,8 @@ from torch._inductor.compile_fx import compile_fx
 from transformers import AutoConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
-from maskwise.families import patched
-from maskwise.weights import blocks_of
+from maskwise.models.families import patched
+from maskwise.models.weights import blocks_of
 from test_compiled import built, outcome
 
 RATE = 0.1

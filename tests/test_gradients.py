@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import training_tools as tools
-from maskwise.draws import Draws
 from maskwise.learning.gradients import (
     InnerStep,
     Losses,
@@ -26,6 +25,7 @@ from maskwise.learning.gradients import (
 )
 from maskwise.learning.relaxation import RelaxedChoice, RelaxedDenoising, choose, inclusion
 from maskwise.masking import Line, gather
+from maskwise.masking.draws import Draws
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.objectives import Denoising, MaskedLanguageModelling
 

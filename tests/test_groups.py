@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study.checks import check_inputs, groups_note
-from maskwise.study.stages import overlap_stage, prepare_stage
-from maskwise.study.store import StageStore
-from maskwise.study.work import run_stage
+from maskwise.studies.checks import check_inputs, groups_note
+from maskwise.studies.stages import overlap_stage, prepare_stage
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import run_stage
 from maskwise.tasks import load_task
 from maskwise.text import Prepared, read_documents, train_tokenizer
 from maskwise.text.groups import share_that_fits

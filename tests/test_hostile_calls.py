@@ -21,10 +21,10 @@ import torch
 
 import maskwise as mw
 from masking_tools import FIRST, MASK, PAD, SPECIAL, WORDS, tokenizer, vocabulary
-from maskwise.evaluation.generate import Writer
 from maskwise.masking import IGNORE, MaskedBatch
 from maskwise.masking.corruptions import CORRUPTIONS
 from maskwise.masking.policies import POLICIES
+from maskwise.masks.generate import Writer
 from maskwise.text import word_ids
 
 CALLS = 40

@@ -20,10 +20,10 @@ from transformers import PreTrainedTokenizerFast
 import maskwise as mw
 from maskwise.annotate.kept import Store
 from maskwise.annotate.run import annotate_corpus
-from maskwise.export import export_masks
 from maskwise.masking import Masker
 from maskwise.masking.settings import Masking
-from maskwise.study.checks import groups_note
+from maskwise.masks.export import export_masks
+from maskwise.studies.checks import groups_note
 from maskwise.text import read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.text.rows import Rows
 from maskwise.text.settings import CorpusSettings

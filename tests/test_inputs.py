@@ -20,11 +20,11 @@ import training_tools
 from masking_tools import FIRST, masker, row, vocabulary
 from masking_tools import tokenizer as word_tokenizer
 from maskwise import Masker, Noising, PackedCollator, annotate_rows, corrupt, encode
-from maskwise.arrays import joined, numbers
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import schedules
+from maskwise.masking.arrays import joined, numbers
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
-from maskwise.models import load_model
+from maskwise.models.loading import load_model
 from maskwise.samplers import LossProportional, Sequential, Uniform
 from maskwise.text import Document, read_documents, require_documents, tokenise
 from maskwise.text.layers import CharSpans, Layer

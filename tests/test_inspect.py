@@ -17,18 +17,18 @@ from rich.console import Console
 
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.run import annotate_corpus
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.specs import parse_call, read_options
 from maskwise.cli import views
 from maskwise.cli.views import TABLES, describe_table, names_in
-from maskwise.errors import MaskwiseError
 from maskwise.evaluation.evaluate import measure_of
 from maskwise.evaluation.measure import TextMeasure
-from maskwise.inspection import STYLES, inspect_text, render_masks, write_masks
 from maskwise.masking.corruptions import corruption
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
+from maskwise.masks.inspection import STYLES, inspect_text, render_masks, write_masks
 from maskwise.recipe import read_recipe, shipped
 from maskwise.samplers import sampler
-from maskwise.specs import parse_call, read_options
 from maskwise.tasks import KINDS, load_task
 from maskwise.text import train_tokenizer
 from tiny import maskwise

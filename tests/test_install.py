@@ -23,14 +23,14 @@ import pytest
 import yaml
 
 import maskwise
-from maskwise import errors
-from maskwise.errors import MaskwiseError, require_library
+from maskwise.base import errors
+from maskwise.base.errors import MaskwiseError, require_library
+from maskwise.base.folders import bundled_file, credit
 from maskwise.evaluation.sets import BUNDLED_SETS
-from maskwise.folders import bundled_file, credit
-from maskwise.inspection import inspect_text
+from maskwise.masks.inspection import inspect_text
+from maskwise.models.starts import BUNDLED, TOKENIZER_FILES, resolve_start
 from maskwise.recipe import read_recipe
-from maskwise.starts import BUNDLED, TOKENIZER_FILES, resolve_start
-from maskwise.study.stages import start_fingerprint
+from maskwise.studies.stages import start_fingerprint
 from maskwise.text.source import BUNDLED as TEXTS
 
 ROOT = Path(__file__).resolve().parent.parent

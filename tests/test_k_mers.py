@@ -11,7 +11,7 @@ import pytest
 
 import maskwise as mw
 from maskwise.recipe import read_recipe
-from maskwise.study.forecast import check
+from maskwise.studies.forecast import check
 from maskwise.text import train_tokenizer
 from tiny import write_inputs, write_lines
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from invented import world
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.tasks import Task, load_task
 from maskwise.tasks.metrics import accuracy, any_class, macro_f1
 from tiny import load_rows, write_lines

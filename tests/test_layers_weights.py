@@ -29,7 +29,7 @@ from maskwise.annotate.weights import (
     tf_icf,
     vectors_of,
 )
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.text import train_tokenizer
 from maskwise.text.layers import CharSpans, check_spans
 

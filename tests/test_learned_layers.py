@@ -13,7 +13,7 @@ from maskwise import encode
 from maskwise.annotate.kept import Store
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.run import annotate_corpus
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.learning.annotator import best_spans_in_windows, score_words, span_chances
 from maskwise.learning.scorer import PolicyModel
 from maskwise.masking import Masker

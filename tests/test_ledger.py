@@ -8,7 +8,7 @@ import figure
 import pytest
 from ledger import RESULTS, key_of, lines_of, read_ledger, recorded
 
-from maskwise.files import RULES
+from maskwise.results.files import RULES
 
 
 @pytest.mark.parametrize("folder", recorded(), ids=lambda folder: folder.name)

@@ -12,21 +12,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError
-from maskwise.folders import read_lines, write_folder, write_json
+from maskwise.base.constants import REFERENCE
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import read_lines, write_folder, write_json
 from maskwise.recipe import read_recipe
-from maskwise.study import run_stage
-from maskwise.study.adapt import Request
-from maskwise.study.adapt.answer import answer_sentences
-from maskwise.study.adapt.draft import Texts, draft_of
-from maskwise.study.design import Design
-from maskwise.study.forecast import dry_run
-from maskwise.study.plan import Run, make_plan, make_run
-from maskwise.study.pretraining import pretrain
-from maskwise.study.stages import Stage
-from maskwise.study.store import StageStore
-from maskwise.study.work import open_prepared
+from maskwise.studies import run_stage
+from maskwise.studies.adapt import Request
+from maskwise.studies.adapt.answer import answer_sentences
+from maskwise.studies.adapt.draft import Texts, draft_of
+from maskwise.studies.design import Design
+from maskwise.studies.forecast import dry_run
+from maskwise.studies.plan import Run, make_plan, make_run
+from maskwise.studies.pretraining import pretrain
+from maskwise.studies.stages import Stage
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import open_prepared
 from maskwise.training import TrainingSettings
 from maskwise.training.best import Lowest
 from maskwise.training.checkpoint import RESUME, State
@@ -446,7 +446,7 @@ def test_adapt_ends_runs_at_several_lengths(files: Path) -> None:
 
 
 def test_a_new_head_has_one_length(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskwise.study.adapt.draft.has_head", lambda model: False)
+    monkeypatch.setattr("maskwise.studies.adapt.draft.has_head", lambda model: False)
     first, second = adapt_recipe(files, lengths=(0.5, 1.0)).links()
     assert (first.training.lengths, first.training.decay) == (None, "linear")
     assert (second.training.lengths, second.training.decay) == ((0.5, 1.0), "wsd")

@@ -13,25 +13,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMaskedLM
 
 from maskwise import encode
-from maskwise.errors import MaskwiseError
-from maskwise.families import encoder_of
-from maskwise.flops import Flops
-from maskwise.lora import Lora, lora
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import Masker
-from maskwise.models import load_task_model
+from maskwise.models.families import encoder_of
+from maskwise.models.flops import Flops
+from maskwise.models.loading import load_task_model
+from maskwise.models.lora import Lora, lora
+from maskwise.models.weights import share_encoder
 from maskwise.objectives import MaskedLanguageModelling, objective, objective_class
 from maskwise.objectives.base import encoded
 from maskwise.recipe import read_recipe
-from maskwise.study.checks import check_inputs
-from maskwise.study.stages import evaluate_stage, prepare_stage, pretrain_stage
-from maskwise.study.work import starting_from
+from maskwise.studies.checks import check_inputs
+from maskwise.studies.stages import evaluate_stage, prepare_stage, pretrain_stage
+from maskwise.studies.work import starting_from
 from maskwise.training.building import empty_model_from
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.data import Step
 from maskwise.training.log import Meter
 from maskwise.training.optim import hidden_matrices
 from maskwise.training.settings import ModelSettings
-from maskwise.weights import share_encoder
 from tiny import maskwise, write_inputs
 from training_tools import Language, model, tokenizer
 
@@ -125,7 +125,7 @@ def test_flops_leave_out_gradients_of_weights_that_are_not_trained() -> None:
 WITHOUT_PEFT = """
 import sys
 sys.modules["peft"] = None
-from maskwise.models import load_model
+from maskwise.models.loading import load_model
 network = load_model(sys.argv[1])
 assert not [name for name, _ in network.named_parameters() if "lora" in name]
 """
@@ -206,7 +206,7 @@ def test_decoders_and_machines_without_peft_are_refused(
 
     with pytest.raises(MaskwiseError, match="needs an encoder; got bart"):
         Lora().check(bart().config)
-    monkeypatch.setattr("maskwise.errors.find_spec", lambda name: None)
+    monkeypatch.setattr("maskwise.base.errors.find_spec", lambda name: None)
     more: list[Any] = ["model.adapter=lora", "--out", tmp_path / "out"]
     assert maskwise("study", write_inputs(tmp_path), *more) == 2
     assert "pip install 'maskwise[lora]'" in " ".join(capsys.readouterr().err.split())

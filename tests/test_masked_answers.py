@@ -10,10 +10,10 @@ import masked_answers as answers
 import pytest
 from masked_answers import masked_answers
 
-from maskwise.evaluation.overlap import occurring
+from maskwise.evaluation.measures.overlap import occurring
 from maskwise.masking import Masker
 from maskwise.recipe import read_recipe
-from maskwise.study.checks import check_inputs
+from maskwise.studies.checks import check_inputs
 from maskwise.text import Document, read_pieces, split, tokenise, train_tokenizer
 from tiny import load_json, maskwise, read_lines, records_of, write_inputs, write_lines
 

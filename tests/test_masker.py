@@ -38,10 +38,10 @@ from masking_tools import (
 )
 from maskwise import encode
 from maskwise.annotate.registry import ANNOTATORS, annotator
-from maskwise.draws import Draws
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
 from maskwise.masking import IGNORE, Line, Masker, MaskingCollator, Noising, Vocabulary, gather
+from maskwise.masking.draws import Draws
 from maskwise.masking.line import Frame
 from maskwise.masking.policies import Policy, UnitKind, When, mixture, policy
 from maskwise.masking.settings import Masking, MaskingSettings

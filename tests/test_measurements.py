@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from maskwise.errors import MaskwiseError
-from maskwise.folders import read_lines
-from maskwise.measurements import (
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import read_lines
+from maskwise.report.reading import Folder
+from maskwise.report.tables import evaluation_table
+from maskwise.results.measurements import (
     COLUMNS,
     Measurement,
     measurements,
     table_of,
 )
-from maskwise.report.reading import Folder
-from maskwise.report.tables import evaluation_table
 from maskwise.tasks.finetuning import rows_of
 from maskwise.verdict.outcomes import Outcomes
 

@@ -22,7 +22,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from invented import world
 from maskwise import encode
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.learning.examples import Examples, answers_in, contexts_of, find_contexts
 from maskwise.learning.gradients import InnerStep, Losses, descended, values_of
 from maskwise.learning.meta import (
@@ -39,10 +39,10 @@ from maskwise.learning.meta import (
 from maskwise.learning.relaxation import RelaxedDenoising, inclusion
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
-from maskwise.models import new_config, new_model
+from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import Classification, MaskedLanguageModelling, MultiLabel
 from maskwise.tasks import load_task
-from maskwise.tasks.questions import MarkedRow
+from maskwise.tasks.kinds.questions import MarkedRow
 from maskwise.text import read_documents, train_tokenizer
 from maskwise.text.settings import TokenizerSettings
 from maskwise.training import TrainingSettings, log_frequencies

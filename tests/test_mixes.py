@@ -14,14 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskwise.errors import MaskwiseError
-from maskwise.folders import file_hash
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import file_hash
 from maskwise.recipe import read_recipe
-from maskwise.study import make_plan, run_stage, timing
-from maskwise.study.checks import tokenizer_and_config
-from maskwise.study.pretraining import masked_source
-from maskwise.study.single import run_pretrain
-from maskwise.study.store import StageStore
+from maskwise.studies import make_plan, run_stage, timing
+from maskwise.studies.checks import tokenizer_and_config
+from maskwise.studies.pretraining import masked_source
+from maskwise.studies.single import run_pretrain
+from maskwise.studies.store import StageStore
 from maskwise.text import Prepared
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.words import text_id

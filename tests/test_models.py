@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
 
 import maskwise
-from maskwise import models
 from maskwise.annotate.weights import vectors_of
-from maskwise.cards import push_to_hub
-from maskwise.errors import MaskwiseError
-from maskwise.folders import CARD, write_folder
-from maskwise.models import (
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import CARD, write_folder
+from maskwise.models import loading
+from maskwise.models.cards import push_to_hub
+from maskwise.models.loading import (
     check_start,
     empty_model,
     has_head,
@@ -38,14 +38,14 @@ from maskwise.models import (
     task_config,
     with_fields,
 )
-from maskwise.study.adapt import Request
-from maskwise.study.adapt.draft import Texts, draft_of
-from maskwise.study.costs import Forecast
-from maskwise.study.store import StageStore
+from maskwise.models.weights import Size
+from maskwise.studies.adapt import Request
+from maskwise.studies.adapt.draft import Texts, draft_of
+from maskwise.studies.costs import Forecast
+from maskwise.studies.store import StageStore
 from maskwise.text import load_tokenizer
 from maskwise.training.building import changed_config, config_from, model_from
 from maskwise.training.settings import ModelSettings, attention_dropout_of
-from maskwise.weights import Size
 from processes import forked
 from tiny import flip
 from tiny import maskwise as command
@@ -347,19 +347,19 @@ def test_the_size_of_a_model_is_counted_once_on_a_machine(
     """Where it is known, the code of the model is not imported."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     built: list[str] = []
-    real = models.empty_model
+    real = loading.empty_model
     small = config("bert")
 
     def counted(asked: Any) -> Any:
         built.append(asked.model_type)
         return real(type(small)(**asked.to_dict()))
 
-    monkeypatch.setattr(models, "empty_model", counted)
+    monkeypatch.setattr(loading, "empty_model", counted)
     own = Size.of(model("bert"))
     assert size_of(small) == size_of(small) == own and built == ["bert"]
     assert size_of(config("bert", hidden_size=48)).weights > own.weights and len(built) == 2
     # Other versions may build another model, and so may code that is not part of transformers.
-    monkeypatch.setattr(models, "versions", lambda: {"transformers": "1.0"})
+    monkeypatch.setattr(loading, "versions", lambda: {"transformers": "1.0"})
     assert size_of(small) == own and len(built) == 3
     foreign = type("Foreign", (type(small),), {"__module__": "own.code"})(**small.to_dict())
     assert size_of(foreign) == size_of(foreign) == own and len(built) == 5

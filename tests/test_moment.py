@@ -16,13 +16,13 @@ from transformers import BertTokenizerFast
 
 import maskwise as mw
 from masking_tools import masker, random_rows
-from maskwise import export
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import write_folder
 from maskwise.cli import main
-from maskwise.errors import MaskwiseError
-from maskwise.folders import write_folder
 from maskwise.masking import IGNORE, Masker
 from maskwise.masking.policies import policy
 from maskwise.masking.schedules import schedule
+from maskwise.masks import export
 from maskwise.text import load_tokenizer, read_documents
 from tiny import unversioned
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
+from maskwise.base.errors import MaskwiseError, is_visible
+from maskwise.base.folders import read_json, write_folder, write_json
+from maskwise.base.specs import split_options, user_path
 from maskwise.cli import main
 from maskwise.cli.terminal import out_folder
-from maskwise.errors import MaskwiseError, is_visible
-from maskwise.folders import read_json, write_folder, write_json
 from maskwise.recipe import read_recipe
-from maskwise.specs import split_options, user_path
-from maskwise.study.from_files import name_of, recipe_for
-from maskwise.study.stages import fingerprint
+from maskwise.studies.from_files import name_of, recipe_for
+from maskwise.studies.stages import fingerprint
 from maskwise.tasks import load_task
 from maskwise.text import read_documents
 from maskwise.text.opening import read_whole

@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError
-from maskwise.evaluation.spelling import WORDS as WORD_LOSS
-from maskwise.models import (
+from maskwise.base.constants import REFERENCE
+from maskwise.base.errors import MaskwiseError
+from maskwise.evaluation.measures.spelling import WORDS as WORD_LOSS
+from maskwise.models.loading import (
     add_tokens,
     check_more_tokens,
     load_model,
@@ -24,18 +24,18 @@ from maskwise.models import (
     vocabulary_tables,
 )
 from maskwise.recipe import read_recipe
-from maskwise.study.adapt import Request
-from maskwise.study.adapt.answer import answer_sentences
-from maskwise.study.adapt.draft import Texts, draft_of
-from maskwise.study.checks import notes_of_texts
-from maskwise.study.forecast import check
-from maskwise.study.inputs import text_source
-from maskwise.study.plan import make_plan, make_run
-from maskwise.study.single import inputs_of_policy
-from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
-from maskwise.study.store import StageStore
-from maskwise.study.timing import Samples
-from maskwise.study.work import run_stage
+from maskwise.studies.adapt import Request
+from maskwise.studies.adapt.answer import answer_sentences
+from maskwise.studies.adapt.draft import Texts, draft_of
+from maskwise.studies.checks import notes_of_texts
+from maskwise.studies.forecast import check
+from maskwise.studies.inputs import text_source
+from maskwise.studies.plan import make_plan, make_run
+from maskwise.studies.single import inputs_of_policy
+from maskwise.studies.stages import prepare_stage, pretrain_stage, tokenizer_of
+from maskwise.studies.store import StageStore
+from maskwise.studies.timing import Samples
+from maskwise.studies.work import run_stage
 from maskwise.text import Document, Prepared, load_tokenizer, read_documents, train_tokenizer
 from maskwise.text.new_words import choose_words, count_words, extend, given_words, read_words
 from tiny import WORDS, maskwise, write_inputs, write_lines

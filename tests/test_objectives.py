@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import BertForMaskedLM
 
-from maskwise.families import prediction_head
 from maskwise.masking import IGNORE
+from maskwise.models.families import prediction_head
 from maskwise.objectives import (
     Denoising,
     MaskedLanguageModelling,

@@ -20,9 +20,9 @@ from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from maskwise.errors import MaskwiseError
-from maskwise.families import ENCODERS
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import IGNORE, MaskedBatch
+from maskwise.models.families import ENCODERS
 from maskwise.objectives import OBJECTIVES, Loss, objective, objective_class
 from maskwise.objectives.discriminative import ReplacedTokenDetection
 from training_tools import Language, config, model

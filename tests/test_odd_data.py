@@ -20,8 +20,8 @@ import pytest
 from maskwise.annotate.kept import Store
 from maskwise.annotate.run import annotate_corpus
 from maskwise.annotate.weights import Difference
-from maskwise.errors import MaskwiseError, Truncated
-from maskwise.evaluation.cloze import Cloze, questions_of
+from maskwise.base.errors import MaskwiseError, Truncated
+from maskwise.evaluation.measures.cloze import Cloze, questions_of
 from maskwise.tasks import FinetuneSettings, evaluate_tasks, finetuning, load_task
 from maskwise.tasks.columns import number_of
 from maskwise.tasks.metrics import LOST, error_of_items, macro_f1

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.tasks import load_task
 from tiny import write_lines
 

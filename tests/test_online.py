@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.masking.policies import POLICIES, Token, policy
 from maskwise.objectives import Loss

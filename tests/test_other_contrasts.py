@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from other_contrasts import estimates
 
-from maskwise.folders import read_lines
+from maskwise.base.folders import read_lines
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 

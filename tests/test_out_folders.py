@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import OutputFolder
 from maskwise.cli.terminal import out_folder
-from maskwise.errors import MaskwiseError
-from maskwise.folders import OutputFolder
 from maskwise.recipe import read_recipe
-from maskwise.study import dry_run
-from maskwise.study.records import RESULTS
-from maskwise.study.single import run_finetune
+from maskwise.studies import dry_run
+from maskwise.studies.records import RESULTS
+from maskwise.studies.single import run_finetune
 from maskwise.tasks import finetuning
 from maskwise.text.source import READERS, SOURCE
 from test_finetune_again import TASKS, Tuner

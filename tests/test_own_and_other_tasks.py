@@ -13,9 +13,9 @@ from own_and_other_tasks import cells, pooled_sd, sides
 from pandas import DataFrame
 
 from invented import write_worlds
-from maskwise.errors import MaskwiseError
-from maskwise.measurements import measurements, table_of
+from maskwise.base.errors import MaskwiseError
 from maskwise.recipe import read_recipe
+from maskwise.results.measurements import measurements, table_of
 from tiny import find_recipe
 
 LEARNED = {"from-a": "a", "from-b": "b", "from-c": "c"}

@@ -12,13 +12,13 @@ import torch
 from transformers import TrainingArguments
 
 import maskwise as mw
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
+from maskwise.hf.packed_collator import PackedCollator
 from maskwise.masking.collator import RowCollator
 from maskwise.masking.diffusion import Noising
 from maskwise.masking.policies import POLICIES
 from maskwise.masking.settings import Masking
 from maskwise.objectives import objective, objective_class
-from maskwise.packed_collator import PackedCollator
 from training_tools import model, tokenizer
 
 IGNORE = -100

@@ -16,9 +16,9 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from maskwise.models.starts import resolve_start
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.starts import resolve_start
-from maskwise.study.checks import check_inputs
+from maskwise.studies.checks import check_inputs
 from maskwise.text import load_tokenizer, read_documents, train_tokenizer
 from maskwise.text.new_words import choose_words, extend
 from maskwise.text.own_tokenizer import other_ids, other_reading, own_tokenizer
@@ -202,7 +202,7 @@ def test_a_model_without_a_tokenizer_takes_any(tmp_path: Path) -> None:
 
 
 def test_whether_it_replaces_another_is_in_no_name_of_a_stage(tmp_path: Path) -> None:
-    from maskwise.study.stages import prepare_stage
+    from maskwise.studies.stages import prepare_stage
 
     names = {
         prepare_stage(recipe_of(tmp_path, *more).arm("token-15", seed=0)).name

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import AttentionInterface, AttentionMaskInterface, Trainer, TrainingArguments
 
 import maskwise as mw
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import IGNORE, MaskingCollator
 from test_docs import blocks_of
 from training_tools import bart, model, tokenizer

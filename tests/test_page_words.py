@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from maskwise.estimates import outcome_labels
 from maskwise.report import write_report
+from maskwise.results.estimates import outcome_labels
 from maskwise.verdict import summarise
 from report_fixture import (
     START,

@@ -19,7 +19,7 @@ from parts_of_speech import (
     rows_of,
 )
 
-from maskwise.constants import UPOS
+from maskwise.base.constants import UPOS
 
 
 def test_losses_are_added_by_the_group_of_their_tokens() -> None:

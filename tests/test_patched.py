@@ -14,10 +14,10 @@ from transformers import GenerationConfig, Trainer, TrainingArguments
 import maskwise as mw
 from maskwise.evaluation import EvaluationSettings
 from maskwise.evaluation.evaluate import Text, evaluate
-from maskwise.evaluation.heldout import FixedMasks
 from maskwise.evaluation.measure import HeldOutText
-from maskwise.families import patched
+from maskwise.evaluation.measures.heldout import FixedMasks
 from maskwise.masking import Masker
+from maskwise.models.families import patched
 from maskwise.objectives import ContrastiveSentences, MaskedLanguageModelling, objective
 from maskwise.objectives.base import Objective
 from maskwise.objectives.denoising import generated

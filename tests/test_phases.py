@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from maskwise.draws import fold
-from maskwise.errors import MaskwiseError
-from maskwise.folders import file_hash
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import file_hash
+from maskwise.masking.draws import fold
+from maskwise.models.starts import resolve_start
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.starts import resolve_start
-from maskwise.study import dry_run, make_plan, run_stage
-from maskwise.study.design import Design
-from maskwise.study.single import run_pretrain
-from maskwise.study.store import StageStore
+from maskwise.studies import dry_run, make_plan, run_stage
+from maskwise.studies.design import Design
+from maskwise.studies.single import run_pretrain
+from maskwise.studies.store import StageStore
 from tiny import check_refused, compare, interrupt, load_json, write_inputs
 
 SMALL = [

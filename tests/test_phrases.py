@@ -29,7 +29,7 @@ from maskwise.annotate.phrases import (
 )
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.registry import words as words_annotator
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.text.layers import CharSpans, check_spans
 
 few = settings(

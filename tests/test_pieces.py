@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from masking_tools import masker
-from maskwise.errors import MaskwiseError
-from maskwise.segments import Array
+from maskwise.base.errors import MaskwiseError
+from maskwise.masking.segments import Array
 from maskwise.text import (
     Document,
     Pieces,

@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 
 from invented import world
-from maskwise.constants import FRESH_RUN, REFERENCE
-from maskwise.errors import MaskwiseError
-from maskwise.folders import write_json
+from maskwise.base.constants import FRESH_RUN, REFERENCE
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import write_json
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.recipe import recipe as recipes
 from maskwise.report import write_report
 from maskwise.report.reading import read_folder
-from maskwise.study import (
+from maskwise.studies import (
     Run,
     checks,
     design,
@@ -38,12 +38,12 @@ from maskwise.study import (
     run_study,
     stages,
 )
-from maskwise.study.design import Design, _scores, best_point
-from maskwise.study.forecast import first_of
-from maskwise.study.plan import make_run
-from maskwise.study.records import collect, describe, require_same_study, so_far
-from maskwise.study.stages import KINDS, Stage
-from maskwise.study.store import StageStore
+from maskwise.studies.design import Design, _scores, best_point
+from maskwise.studies.forecast import first_of
+from maskwise.studies.plan import make_run
+from maskwise.studies.records import collect, describe, require_same_study, so_far
+from maskwise.studies.stages import KINDS, Stage
+from maskwise.studies.store import StageStore
 from maskwise.text.settings import CorpusSettings
 from tiny import (
     check_refused,
@@ -79,7 +79,7 @@ def replace_engine(
                 errors[stage.name] = str(error)
         return errors
 
-    patch.setattr("maskwise.study.run.execute", execute)
+    patch.setattr("maskwise.studies.run.execute", execute)
     return names
 
 
@@ -609,7 +609,7 @@ def test_records_of_other_seeds_are_removed_before_the_work(recipe, tmp_path, fa
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("maskwise.study.run.execute", interrupted)
+    monkeypatch.setattr("maskwise.studies.run.execute", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_study(quick(recipe, "study.seeds=[100, 101, 102]"), out)
     assert not (out / "records.jsonl").exists()
@@ -818,7 +818,7 @@ def test_an_interruption_in_any_phase_changes_no_record(recipe, tmp_path, done, 
             raise KeyboardInterrupt
         return errors
 
-    monkeypatch.setattr("maskwise.study.run.execute", three)
+    monkeypatch.setattr("maskwise.studies.run.execute", three)
     done.clear()
     stops = 0
     while not (two / "records.jsonl").exists():

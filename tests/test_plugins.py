@@ -28,25 +28,27 @@ import torch
 
 import maskwise as mw
 from annotate_tools import capitals
-from maskwise import learning, plugins, specs
+from maskwise import learning
 from maskwise.annotate import register, registry
 from maskwise.annotate.registry import ANNOTATORS, SPANS, ByText, annotator
 from maskwise.annotate.run import Live, annotate_corpus, forget
+from maskwise.base import plugins, specs
+from maskwise.base.errors import MaskwiseError, PlugInError
+from maskwise.base.plugins import Table
+from maskwise.base.specs import find, parse_call
 from maskwise.changes import CHANGES
 from maskwise.cli.views import TABLES as LISTS
-from maskwise.errors import MaskwiseError, PlugInError
 from maskwise.evaluation import EvaluationSettings, evaluate_checkpoint
 from maskwise.evaluation.evaluate import MEASURES, measure_of
 from maskwise.evaluation.measure import Measure
 from maskwise.evaluation.returned import numbers_of
 from maskwise.evaluation.sets import Pairs
-from maskwise.inspection import inspect_text
-from maskwise.jobs import Failure, open_pool
+from maskwise.jobs.pools import Failure, open_pool
 from maskwise.masking import CORRUPTIONS, SCHEDULES, schedules
 from maskwise.masking.corruptions import Bert, Masked, corruption
 from maskwise.masking.policies import POLICIES, Policy, SpanLayer, Token, WholeWord, policy
 from maskwise.masking.units import Units
-from maskwise.measurements import Measurement
+from maskwise.masks.inspection import inspect_text
 from maskwise.objectives import (
     OBJECTIVES,
     MaskedDiffusion,
@@ -57,14 +59,13 @@ from maskwise.objectives import (
     objective_class,
 )
 from maskwise.objectives.base import Loss
-from maskwise.plugins import Table
 from maskwise.recipe import Recipe, read_recipe
+from maskwise.results.measurements import Measurement
 from maskwise.samplers import SAMPLERS, Single, sampler
-from maskwise.specs import find, parse_call
-from maskwise.study.plan import make_plan
-from maskwise.study.timing import STEPS
+from maskwise.studies.plan import make_plan
+from maskwise.studies.timing import STEPS
 from maskwise.tasks import KINDS, METRICS, load_task
-from maskwise.tasks.classes import SEQUENCE_CLASSIFICATION
+from maskwise.tasks.kinds.classes import SEQUENCE_CLASSIFICATION
 from maskwise.text import train_tokenizer
 from maskwise.text.layers import CharSpans
 from maskwise.text.segmenters import SEGMENTERS
@@ -83,13 +84,13 @@ from dataclasses import dataclass, replace
 from maskwise.annotate.registry import SPANS, ByText
 from maskwise.evaluation.measure import Measure
 from maskwise.evaluation.returned import numbers_of
-from maskwise.measurements import Measurement
+from maskwise.results.measurements import Measurement
 from maskwise.masking.corruptions import Bert
 from maskwise.masking.policies import WholeWord
 from maskwise.masking.schedules import linear
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.samplers import Single
-from maskwise.tasks.classes import SEQUENCE_CLASSIFICATION
+from maskwise.tasks.kinds.classes import SEQUENCE_CLASSIFICATION
 from maskwise.text.layers import CharSpans
 
 

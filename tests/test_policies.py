@@ -24,10 +24,10 @@ from masking_tools import (
     row,
     vocabulary,
 )
-from maskwise.draws import Draws
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import CORRUPTIONS, IGNORE, POLICIES, Line, Masker, Noising, gather
 from maskwise.masking.corruptions import corruption
+from maskwise.masking.draws import Draws
 from maskwise.masking.policies import (
     Mixture,
     Policy,

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from masking_tools import padded, row, vocabulary
-from maskwise.constants import UPOS
-from maskwise.errors import MaskwiseError
+from maskwise.base.constants import UPOS
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import Masker, MaskingCollator
 from maskwise.masking.policies import GroupWeighted, policy
 from maskwise.masking.policies.online import UNKNOWN

@@ -19,10 +19,8 @@ from pathlib import Path
 import pytest
 
 import maskwise
-from maskwise.cli import main
-from maskwise.cli.terminal import print_table
-from maskwise.errors import MaskwiseError, visible
-from maskwise.printing import (
+from maskwise.base.errors import MaskwiseError, visible
+from maskwise.base.printing import (
     LOGGER,
     Terminal,
     json_text,
@@ -32,6 +30,8 @@ from maskwise.printing import (
     quietly,
     shows_progress,
 )
+from maskwise.cli import main
+from maskwise.cli.terminal import print_table
 from maskwise.training.log import ProgressBar
 from processes import PATIENCE
 
@@ -64,7 +64,7 @@ def test_only_one_module_prints() -> None:
     counts = dict.fromkeys(allowed, 0)
     for place in found:
         file = place.partition(":")[0]
-        assert file in allowed, f"{place} prints; use maskwise.printing"
+        assert file in allowed, f"{place} prints; use maskwise.base.printing"
         counts[file] += 1
     # The command line asks whether stdout is read, and lets go of it; a table in a pipe is printed
     # by a wider terminal.
@@ -284,7 +284,7 @@ def test_a_level_of_the_user_is_not_lowered() -> None:
 def test_a_level_that_is_set_before_the_import_stays() -> None:
     code = (
         "import logging; logging.getLogger('maskwise').setLevel('ERROR');"
-        "from maskwise.printing import LOGGER; print(LOGGER.level)"
+        "from maskwise.base.printing import LOGGER; print(LOGGER.level)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{logging.ERROR}\n"

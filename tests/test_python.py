@@ -20,18 +20,18 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Sequence as ListOf
 
 import maskwise as mw
+from maskwise.base.constants import FRESH_RUN
+from maskwise.base.errors import MaskwiseError, Truncated, command_line
+from maskwise.base.folders import OutputFolder, read_lines
+from maskwise.base.printing import LOGGER
 from maskwise.cli.terminal import print_check
-from maskwise.constants import FRESH_RUN
-from maskwise.errors import MaskwiseError, Truncated, command_line
-from maskwise.folders import OutputFolder, read_lines
-from maskwise.printing import LOGGER
 from maskwise.recipe import read_recipe
 from maskwise.recipe.layers import parse_override
 from maskwise.report import changes_of
-from maskwise.study.adapt import Adaptation
-from maskwise.study.inputs import file_of_rows, overrides_of, task_specs, text_source
-from maskwise.study.single import run_pretrain
-from maskwise.study.stages import without_places
+from maskwise.studies.adapt import Adaptation
+from maskwise.studies.inputs import file_of_rows, overrides_of, task_specs, text_source
+from maskwise.studies.single import run_pretrain
+from maskwise.studies.stages import without_places
 from maskwise.tasks import load_task
 from maskwise.text import read_documents, train_tokenizer
 from report_fixture import (
@@ -88,15 +88,15 @@ def test_the_files_of_rows_are_inside_the_study_and_name_their_content(result, i
 
 def test_the_same_call_trains_nothing_again(result, inputs, monkeypatch):
     recipe, texts, rows = inputs
-    monkeypatch.setattr("maskwise.study.work.pretrain", None)
+    monkeypatch.setattr("maskwise.studies.work.pretrain", None)
     again = mw.study(recipe, out=result.folder, texts=iter(texts), tasks={"letters": rows})
     assert again.records == result.records
 
 
 def test_the_place_of_rows_is_not_part_of_a_study(result, inputs, tmp_path, monkeypatch):
     recipe, texts, rows = inputs
-    monkeypatch.setattr("maskwise.study.work.pretrain", None)
-    monkeypatch.setattr("maskwise.study.work.TaskRuns", None)
+    monkeypatch.setattr("maskwise.studies.work.pretrain", None)
+    monkeypatch.setattr("maskwise.studies.work.TaskRuns", None)
     given = {"texts": texts, "tasks": {"letters": rows}}
     # The same folder, spelt in another way and from another working folder.
     monkeypatch.chdir(result.folder.parent)
@@ -179,7 +179,7 @@ def test_no_study(tmp_path):
 
 def test_the_package_and_the_function_study_are_one_name():
     from maskwise import study
-    from maskwise.study import run_study
+    from maskwise.studies import run_study
 
     assert callable(mw.study) and callable(study) and callable(run_study)
     assert mw.study.run_study is run_study

@@ -23,9 +23,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 import processes
-from maskwise import folders
-from maskwise.constants import rank_here
-from maskwise.errors import MaskwiseError
+from maskwise.base import folders
+from maskwise.base.constants import rank_here
+from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation import HeldOut, scoring
 from maskwise.evaluation.scoring import Bound
 from maskwise.masking import Masker
@@ -37,7 +37,7 @@ from maskwise.objectives import (
     objective_class,
 )
 from maskwise.recipe import read_recipe
-from maskwise.study.single import run_pretrain
+from maskwise.studies.single import run_pretrain
 from maskwise.training import MaskedSource, checkpoint, optim, train
 from maskwise.training.checkpoint import save_checkpoint
 from maskwise.training.engine import Engine, new_accelerator

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.text import read_documents
 from maskwise.text.opening import LONG_LINE, Skip
 from maskwise.text.source import NOT_JSON, Shard, read_records, shards_of

@@ -18,11 +18,12 @@ import yaml
 from pydantic import ValidationError
 
 from invented import write_worlds
-from maskwise import devices
-from maskwise.constants import REFERENCE
-from maskwise.effects import Settings
-from maskwise.errors import MaskwiseError
+from maskwise.base import devices
+from maskwise.base.constants import REFERENCE
+from maskwise.base.effects import Settings
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking.settings import MaskingSettings
+from maskwise.models.starts import resolve_start
 from maskwise.objectives import ObjectiveSettings
 from maskwise.recipe import (
     Recipe,
@@ -35,13 +36,12 @@ from maskwise.recipe import (
 from maskwise.recipe.applies import value_at
 from maskwise.recipe.described import settings_of_group
 from maskwise.recipe.explained import groups_in
-from maskwise.starts import resolve_start
-from maskwise.study.checks import check_inputs
-from maskwise.study.plan import make_plan
-from maskwise.study.pretraining import pretrain
-from maskwise.study.stages import prepare_stage
-from maskwise.study.store import StageStore
-from maskwise.study.work import run_stage
+from maskwise.studies.checks import check_inputs
+from maskwise.studies.plan import make_plan
+from maskwise.studies.pretraining import pretrain
+from maskwise.studies.stages import prepare_stage
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import run_stage
 from maskwise.text import Prepared
 from maskwise.text.settings import TokenizerSettings
 from maskwise.training import TrainingSettings

@@ -28,7 +28,7 @@ import pytest
 import torch
 import yaml
 
-from maskwise.devices import cpu_name
+from maskwise.base.devices import cpu_name
 from maskwise.tasks import FinetuneSettings
 from maskwise.tasks.finetuning import evaluate_tasks
 from maskwise.tasks.loading import KINDS, load_task
@@ -290,9 +290,9 @@ def test_recorded_arms(name: str, tmp_path: Path) -> None:
 def main(*names: str) -> None:
     """Record arms anew. All bits of a record are of one machine, so another one records all."""
     import conftest  # one thread, offline
-    from maskwise import jobs
+    from maskwise.jobs import pools
 
-    jobs.ENGINES["local"] = conftest.SamePool
+    pools.ENGINES["local"] = conftest.SamePool
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if names and record.get("machine") != machine():
         sys.exit(f"{RECORD.name} is of {record.get('machine')}: record all arms, without a name")

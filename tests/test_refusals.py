@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from refusals import Refusal
 
 SUBJECTS = sorted(path.stem for path in Path(__file__).parent.glob("refusals_*.py"))

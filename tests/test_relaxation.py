@@ -15,12 +15,12 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 import training_tools as tools
 from maskwise import Masker
-from maskwise.draws import Draws
-from maskwise.errors import MaskwiseError
-from maskwise.families import decoder_inputs
+from maskwise.base.errors import MaskwiseError
 from maskwise.learning.relaxation import RelaxedDenoising, choose, inclusion
 from maskwise.masking import Line, gather
+from maskwise.masking.draws import Draws
 from maskwise.masking.vocabulary import Vocabulary
+from maskwise.models.families import decoder_inputs
 from maskwise.objectives import MaskedLanguageModelling
 
 F64 = torch.float64

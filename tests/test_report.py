@@ -18,12 +18,9 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.printing import Terminal
 from maskwise.cli import terminal as printing
-from maskwise.errors import MaskwiseError
-from maskwise.estimates import loss_table
-from maskwise.files import RULES
-from maskwise.measurements import Measurement
-from maskwise.printing import Terminal
 from maskwise.report import compare_studies, drawing, summary_of, write_report
 from maskwise.report.charts import (
     MOST_POINTS,
@@ -37,8 +34,11 @@ from maskwise.report.drawing import arm_colours, choice_chart, dot_chart, line_c
 from maskwise.report.page import page_content, vega_code, write_policy_page
 from maskwise.report.reading import NO_STUDY, NO_SUMMARY, Folder, read_folder
 from maskwise.report.tables import forest_groups, score_table
-from maskwise.study.prospects import recorded_spreads
-from maskwise.study.result import StudyResult
+from maskwise.results.estimates import loss_table
+from maskwise.results.files import RULES
+from maskwise.results.measurements import Measurement
+from maskwise.studies.prospects import recorded_spreads
+from maskwise.studies.result import StudyResult
 from maskwise.verdict import judge, summarise
 from maskwise.verdict.outcomes import Outcomes
 from maskwise.verdict.words import advice_of
@@ -127,7 +127,9 @@ KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 @pytest.mark.parametrize("missing", ["vl_convert", ""])
 def test_tables_stand_in_place_of_charts_that_cannot_be_made(folder, monkeypatch, missing):
     """The extra is not installed, or a limit of address space ends V8's process with a signal."""
-    monkeypatch.setattr("maskwise.errors.find_spec", lambda name: None if name == missing else 1)
+    monkeypatch.setattr(
+        "maskwise.base.errors.find_spec", lambda name: None if name == missing else 1
+    )
     monkeypatch.setattr(drawing, "VEGA", KILLED)
     drawing.made_vega.cache_clear()
     try:
@@ -932,7 +934,7 @@ def test_ratios_of_held_out_masks_are_not_rounded(ratio, said, monkeypatch, caps
     assert maskwise("evaluate", "model") == 0
     line = {"masks": "token", "ratio": ratio, "loss": 3.0, "unigram": 6.0, "targets": 9}
     result = {"heldout": [line], "checkpoint": "x", "seconds": 1.0}
-    monkeypatch.setattr("maskwise.study.single.run_pretrain", lambda *_, **__: result)
+    monkeypatch.setattr("maskwise.studies.single.run_pretrain", lambda *_, **__: result)
     assert maskwise("pretrain", "quick-start", "--out", tmp_path / "out") == 0
     assert capsys.readouterr().out.count(f" {said} ") == 2
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from benchmarks.sampler_regret import play as regret_game
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.samplers import (
     SAMPLERS,
     LossProportional,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import schedules
 from maskwise.masking.schedules import schedule
 

@@ -12,7 +12,7 @@ import yaml
 
 from maskwise.recipe import read_recipe, shipped
 from maskwise.recipe.described import declared, recipe_schema, schema_line
-from maskwise.study.from_files import new_recipe
+from maskwise.studies.from_files import new_recipe
 from tiny import maskwise, write_lines
 
 ROOT = Path(__file__).parents[1]

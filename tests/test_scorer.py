@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from hub import talking_to_a_hub
-from maskwise.errors import MaskwiseError
-from maskwise.folders import write_folder
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import write_folder
 from maskwise.learning.annotator import PolicyAnnotator
 from maskwise.learning.scorer import PolicyModel
 from maskwise.text import train_tokenizer
@@ -82,7 +82,7 @@ def test_a_new_policy_weighs_all_tokens_alike_and_its_seed_decides_the_rest(toke
 
 
 def test_an_encoder_by_its_path_brings_its_weights(tokenizer, tmp_path):
-    from maskwise.models import new_config, new_model
+    from maskwise.models.loading import new_config, new_model
 
     model = new_model(new_config("bert", tokenizer, 32, **SMALL), seed=3)
     model.save_pretrained(tmp_path / "encoder")

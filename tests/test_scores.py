@@ -15,14 +15,14 @@ import pyarrow as pa
 import pytest
 
 import maskwise as mw
-from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError
-from maskwise.estimates import SPREADS, reasons, shown, with_minus
-from maskwise.folders import read_lines
+from maskwise.base.constants import REFERENCE
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import read_lines
 from maskwise.report import summary_of, write_comparison
 from maskwise.report.charts import score_charts
 from maskwise.report.drawing import arm_colours
 from maskwise.report.reading import read_folder
+from maskwise.results.estimates import SPREADS, reasons, shown, with_minus
 from maskwise.verdict.flags import FLAGS
 from maskwise.verdict.words import OF_RECIPES
 from processes import processor_seconds

@@ -15,19 +15,19 @@ import pytest
 from transformers import BertJapaneseTokenizer, PreTrainedTokenizerFast, PythonBackend
 
 import maskwise as mw
-from maskwise import errors, plugins
+from maskwise.base import errors, plugins
+from maskwise.base.errors import MaskwiseError
 from maskwise.cli import main
-from maskwise.errors import MaskwiseError
-from maskwise.inspection import inspect_text
 from maskwise.masking import IGNORE
+from maskwise.masks.inspection import inspect_text
 from maskwise.recipe import read_recipe
-from maskwise.study.forecast import check
-from maskwise.study.from_files import recipe_for
-from maskwise.study.plan import make_plan
-from maskwise.study.samples import samples
-from maskwise.study.stages import prepare_stage
-from maskwise.study.store import StageStore
-from maskwise.study.work import run_stage
+from maskwise.studies.forecast import check
+from maskwise.studies.from_files import recipe_for
+from maskwise.studies.plan import make_plan
+from maskwise.studies.samples import samples
+from maskwise.studies.stages import prepare_stage
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import run_stage
 from maskwise.text import (
     Document,
     Pieces,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskwise.segments import (
+from maskwise.masking.segments import (
     first_within,
     order_within,
     rank_within,

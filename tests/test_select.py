@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from masking_tools import line, padded, row, vocabulary
-from maskwise.draws import Draws
 from maskwise.masking import gather
+from maskwise.masking.draws import Draws
 from maskwise.masking.select import in_order, select, up_to
 from maskwise.masking.units import Units, runs
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from maskwise.report import write_report
-from maskwise.scores import compare
+from maskwise.scores.compared import compare
 from maskwise.verdict import summarise
 from report_fixture import (
     CLEAR,

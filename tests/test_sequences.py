@@ -15,15 +15,15 @@ from transformers import EsmTokenizer, ProphetNetTokenizer
 
 from maskwise import encode
 from maskwise.annotate.registry import annotator
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation.evaluate import evaluate_checkpoint
-from maskwise.evaluation.generate import Writer
-from maskwise.inspection import inspect_text
+from maskwise.masks.generate import Writer
+from maskwise.masks.inspection import inspect_text
 from maskwise.recipe import Recipe, validate
-from maskwise.study import run_study
-from maskwise.study.checks import check_inputs
-from maskwise.study.forecast import check
-from maskwise.study.single import run_pretrain
+from maskwise.studies import run_study
+from maskwise.studies.checks import check_inputs
+from maskwise.studies.forecast import check
+from maskwise.studies.single import run_pretrain
 from maskwise.text import read_documents, tokenise, train_tokenizer
 from maskwise.text.documents import Document
 from maskwise.text.tokenizers import dna_note, load_tokenizer

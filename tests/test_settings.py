@@ -13,16 +13,16 @@ import yaml
 from pydantic import BaseModel
 
 from masking_tools import vocabulary
-from maskwise import specs
-from maskwise.effects import UNNAMED
-from maskwise.errors import MaskwiseError
+from maskwise.base import specs
+from maskwise.base.effects import UNNAMED
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.specs import parse_call
 from maskwise.learning.settings import LearningSettings
 from maskwise.recipe import Recipe, applies, read_recipe, validate
-from maskwise.specs import parse_call
-from maskwise.study import Stage, checks, run_study
-from maskwise.study.checks import check_inputs
-from maskwise.study.forecast import dry_run
-from maskwise.study.stages import learn_stage, prepare_stage, recipe_of
+from maskwise.studies import Stage, checks, run_study
+from maskwise.studies.checks import check_inputs
+from maskwise.studies.forecast import dry_run
+from maskwise.studies.stages import learn_stage, prepare_stage, recipe_of
 from maskwise.training import TrainingSettings
 
 META = ["learning={method: meta}", "tasks=[trivia]"]

@@ -20,15 +20,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from invented import world
-from maskwise.effects import UNNAMED
-from maskwise.errors import MaskwiseError
-from maskwise.evaluation.cloze import Cloze
+from maskwise.base.effects import UNNAMED
+from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation.evaluate import MEASURES
+from maskwise.evaluation.measures.cloze import Cloze
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.recipe.described import declared
-from maskwise.study import run_stage
-from maskwise.study.plan import make_run, task_contents
-from maskwise.study.store import StageStore
+from maskwise.studies import run_stage
+from maskwise.studies.plan import make_run, task_contents
+from maskwise.studies.store import StageStore
 from maskwise.tasks import load_task, task_record
 from maskwise.text import load_tokenizer
 from tiny import WORDS, read_lines, write_inputs, write_lines

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from maskwise.constants import rank_here, ranks_here
+from maskwise.base.constants import rank_here, ranks_here
 from maskwise.objectives import objective, objective_class
 from maskwise.samplers import Sampler, sampler
 from maskwise.training import MaskedSource, TrainingSettings, train

@@ -15,17 +15,17 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation.scoring import evenly_spaced
-from maskwise.models import new_config, new_model
+from maskwise.models.loading import new_config, new_model
 from maskwise.recipe import Recipe, read_recipe, recipe_of_text
-from maskwise.study.checks import check_inputs
-from maskwise.study.pretraining import learning
-from maskwise.study.probed import judged_rows, rows_with
-from maskwise.study.single import run_pretrain
-from maskwise.study.stages import prepare_stage, pretrain_stage
-from maskwise.study.store import StageStore
-from maskwise.study.work import run_stage
+from maskwise.studies.checks import check_inputs
+from maskwise.studies.pretraining import learning
+from maskwise.studies.probed import judged_rows, rows_with
+from maskwise.studies.single import run_pretrain
+from maskwise.studies.stages import prepare_stage, pretrain_stage
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import run_stage
 from maskwise.text import Prepared
 from tiny import maskwise, read_lines, write_inputs
 
@@ -217,7 +217,7 @@ def test_every_rank_has_twins_enough(path: Path) -> None:
 def test_too_little_text_for_probes_is_said_before_training(
     path: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskwise.study.pretraining.train", None)
+    monkeypatch.setattr("maskwise.studies.pretraining.train", None)
     assert maskwise("pretrain", path, "evaluation.rows=100", "--out", tmp_path / "out") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert (

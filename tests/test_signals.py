@@ -25,11 +25,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import PreTokenizer
 
 import maskwise as mw
-from maskwise import cli, signals
+from maskwise import cli
+from maskwise.base import signals
+from maskwise.base.folders import locked, write_folder, write_whole
+from maskwise.base.signals import AGAIN_SECONDS, LEFT, held, leave_if_asked, temporary_folder
 from maskwise.evaluation import HeldOut
-from maskwise.folders import locked, write_folder, write_whole
-from maskwise.jobs import LocalPool
-from maskwise.signals import AGAIN_SECONDS, LEFT, held, leave_if_asked, temporary_folder
+from maskwise.jobs.pools import LocalPool
 from processes import PATIENCE, in_group, runs, wait_for, worker_waits
 from test_training import lines, run, same
 from tiny import maskwise
@@ -416,8 +417,8 @@ def test_in_python_ctrl_c_stays_an_exception() -> None:
 
 CALL = """
 import os, signal, sys, time
-from maskwise.printing import note
-from maskwise.signals import resumable
+from maskwise.base.printing import note
+from maskwise.base.signals import resumable
 
 if "own" in sys.argv:
     signal.signal(signal.SIGTERM, lambda *_: print("of the user"))
@@ -451,8 +452,8 @@ def test_an_interrupted_call_in_python_says_how_to_resume(
         assert signals._watch is not None
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("maskwise.folders.OutputFolder.require", interrupt)
-    monkeypatch.setattr("maskwise.study.run.run_study", interrupt)
+    monkeypatch.setattr("maskwise.base.folders.OutputFolder.require", interrupt)
+    monkeypatch.setattr("maskwise.studies.run.run_study", interrupt)
     given: dict[str, Any] = {
         "study": {"recipe": "quick-start"},
         "adapt": {"model": "bundled:encoder", "texts": "bundled:wikipedia"},

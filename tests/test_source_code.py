@@ -8,10 +8,10 @@ import pytest
 
 import maskwise
 from maskwise.annotate.registry import spans
-from maskwise.errors import MaskwiseError
-from maskwise.study.checks import check_inputs
-from maskwise.study.from_files import draft_of_files
-from maskwise.study.stages import fingerprint
+from maskwise.base.errors import MaskwiseError
+from maskwise.studies.checks import check_inputs
+from maskwise.studies.from_files import draft_of_files
+from maskwise.studies.stages import fingerprint
 from maskwise.text import Rows, read_documents, read_pieces, tokenise, train_tokenizer
 from maskwise.text.documents import folder_note
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from maskwise.annotate.registry import MarkedSpan, read_marks, sentence_spans
-from maskwise.errors import MaskwiseError
-from maskwise.inspection import inspect_text
+from maskwise.base.errors import MaskwiseError
+from maskwise.masks.inspection import inspect_text
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any, Literal, Optional
 
 import pytest
 
-from maskwise.errors import MaskwiseError
-from maskwise.specs import Call, arguments_of, build, parse_call, read_options
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.specs import Call, arguments_of, build, parse_call, read_options
 
 
 @pytest.mark.parametrize(

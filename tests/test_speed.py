@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskwise import devices
-from maskwise.flops import Flops
+from maskwise.base import devices
 from maskwise.masking import Masker
 from maskwise.masking.batch import Lengths
+from maskwise.models.flops import Flops
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import MaskedSource
 from maskwise.training.data import Step, look_ahead

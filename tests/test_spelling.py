@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
-from maskwise.evaluation.spelling import document_parts, word_loss
-from maskwise.models import add_tokens, load_model
+from maskwise.evaluation.measures.spelling import document_parts, word_loss
+from maskwise.models.loading import add_tokens, load_model
 from maskwise.recipe import read_recipe
-from maskwise.study.plan import make_plan
-from maskwise.study.store import StageStore
-from maskwise.study.work import run_stage
+from maskwise.studies.plan import make_plan
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import run_stage
 from maskwise.text import Document, load_tokenizer, read_documents
 from maskwise.text.new_words import choose_words, extend
 from tiny import write_inputs

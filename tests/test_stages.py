@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from maskwise.annotate.run import annotate_corpus
-from maskwise.errors import MaskwiseError
-from maskwise.folders import damage, write_json
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import damage, write_json
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.study import Stage, run_stage, work
-from maskwise.study.stages import (
+from maskwise.studies import Stage, run_stage, work
+from maskwise.studies.stages import (
     DONE,
     KINDS,
     evaluate_stage,
@@ -28,7 +28,7 @@ from maskwise.study.stages import (
     pretrain_stage,
     recipe_of,
 )
-from maskwise.study.store import StageStore
+from maskwise.studies.store import StageStore
 from maskwise.tasks import load_task
 from maskwise.text import train_tokenizer
 from tiny import flip, load_json, maskwise, write_inputs, write_lines
@@ -74,7 +74,7 @@ def test_damage_that_another_process_has_found_is_waited_for(source, tmp_path, m
         (store.folder(stage) / DONE).unlink()
         held.release()
 
-    monkeypatch.setattr("maskwise.study.store.time.sleep", finds)
+    monkeypatch.setattr("maskwise.studies.store.time.sleep", finds)
     store.unmake(stage)
     assert waited and store.result(stage) is None
 
@@ -203,7 +203,7 @@ def test_text_in_which_a_policy_finds_nothing_is_refused_before_training(tmp_pat
 
 def test_a_training_without_a_single_target_keeps_no_checkpoint(source, tmp_path, monkeypatch):
     """The look before training sees eight batches only."""
-    monkeypatch.setattr("maskwise.study.pretraining.require_targets", lambda *source: None)
+    monkeypatch.setattr("maskwise.studies.pretraining.require_targets", lambda *source: None)
     with pytest.raises(MaskwiseError, match="no token was masked during training"):
         train(read_recipe(source, [*SHORT, "masking.ratio=constant(0)"]), tmp_path)
 
@@ -281,7 +281,7 @@ def test_a_run_that_never_took_a_step_leaves_no_folder(source, tmp_path):
 
 def test_a_run_that_fails_after_a_long_preparation_keeps_its_text(source, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr("maskwise.folders.KEPT_SECONDS", 0)
+    monkeypatch.setattr("maskwise.base.folders.KEPT_SECONDS", 0)
     fails = ("pretrain", source, *SHORT, "training.batch_size=4096", "--out", out)
     assert maskwise(*fails) == 2
     [text] = out.glob("stages/prepare-*")

@@ -16,20 +16,20 @@ from transformers import AutoModel
 
 import tiny
 from hub import talking_to_a_hub
-from maskwise import starts
-from maskwise.cards import metadata_of, push_to_hub
-from maskwise.constants import REFERENCE
-from maskwise.errors import MaskwiseError
+from maskwise.base.constants import REFERENCE
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import Masker
-from maskwise.models import NO_HEAD, has_head, load_config, load_model
+from maskwise.models import starts
+from maskwise.models.cards import metadata_of, push_to_hub
+from maskwise.models.loading import NO_HEAD, has_head, load_config, load_model
+from maskwise.models.starts import resolve_start
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
-from maskwise.starts import resolve_start
-from maskwise.study import make_plan, run_stage
-from maskwise.study.checks import check_inputs
-from maskwise.study.plan import arms_of, baseline_of, reference_words
-from maskwise.study.stages import prepare_stage, pretrain_stage, tokenizer_of
-from maskwise.study.store import StageStore
+from maskwise.studies import make_plan, run_stage
+from maskwise.studies.checks import check_inputs
+from maskwise.studies.plan import arms_of, baseline_of, reference_words
+from maskwise.studies.stages import prepare_stage, pretrain_stage, tokenizer_of
+from maskwise.studies.store import StageStore
 from maskwise.tasks import finetune, load_task
 from maskwise.text import Prepared, load_tokenizer, train_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, train

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.verdict.statistics import (
     EXACT_RUNS,
     MOST_RUNS,

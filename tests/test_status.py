@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from maskwise.errors import MaskwiseError
-from maskwise.folders import UNFINISHED, USED
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import UNFINISHED, USED
 from maskwise.recipe import read_recipe
-from maskwise.study import Stage, make_plan, run_study
-from maskwise.study.costs import Forecast
-from maskwise.study.records import read_plan
-from maskwise.study.status import drop_checkpoints, status_of
-from maskwise.study.store import StageStore
+from maskwise.studies import Stage, make_plan, run_study
+from maskwise.studies.costs import Forecast
+from maskwise.studies.records import read_plan
+from maskwise.studies.status import drop_checkpoints, status_of
+from maskwise.studies.store import StageStore
 from tiny import load_json, maskwise, read_lines, write_inputs
 
 ARMS = "study.arms={a: {}, b: {masking.ratio: 0.3}}"
@@ -292,7 +292,7 @@ def test_a_finished_study_that_is_run_again_is_not_unfinished_meanwhile(recipe, 
         raise KeyboardInterrupt
 
     whole = read_recipe(recipe, [ARMS, "study.seeds=1"])
-    monkeypatch.setattr("maskwise.study.run.execute", stopped)
+    monkeypatch.setattr("maskwise.studies.run.execute", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_study(whole, out)
     assert load_json(out / "study.json")["pending"] == []

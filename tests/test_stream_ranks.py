@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from maskwise.constants import rank_here
-from maskwise.errors import MaskwiseError
+from maskwise.base.constants import rank_here
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import Masker
 from maskwise.masking.batch import MaskedBatch
 from maskwise.objectives import objective

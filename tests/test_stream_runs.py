@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maskwise.study.forecast import check, lines_of
+from maskwise.studies.forecast import check, lines_of
 from test_stream import texts
 from tiny import interrupt, maskwise, read_lines, write_inputs, write_lines
 
@@ -98,7 +98,7 @@ def test_a_changed_shard_ends_a_run_that_goes_on(recipe, folder, tmp_path, capsy
 
 
 def test_the_check_of_a_stream_looks_at_its_beginning(recipe, folder, monkeypatch):
-    monkeypatch.setattr("maskwise.study.timing.SAMPLE_CHARACTERS", 5000)
+    monkeypatch.setattr("maskwise.studies.timing.SAMPLE_CHARACTERS", 5000)
     facts = check(str(recipe), [f"corpus.source={folder}/part-*.jsonl", "tasks=[]"], timing=False)
     assert not facts["corpus"]["whole"] and 5000 <= facts["corpus"]["characters"] < 6000
     assert facts["training"]["passes"] is None and facts["corpus"]["rows"] > 10

@@ -20,15 +20,15 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from maskwise import jobs
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import IDENTITY, UNFINISHED, USED, OutputFolder, damage, read_json
+from maskwise.base.specs import with_options
 from maskwise.evaluation import fixed_maskers
-from maskwise.folders import IDENTITY, UNFINISHED, USED, OutputFolder, damage, read_json
+from maskwise.jobs import pools
 from maskwise.recipe import read_recipe
-from maskwise.specs import with_options
-from maskwise.study import Stage, make_plan
-from maskwise.study.probed import rows_with
-from maskwise.study.stages import prepare_stage, pretrain_stage
+from maskwise.studies import Stage, make_plan
+from maskwise.studies.probed import rows_with
+from maskwise.studies.stages import prepare_stage, pretrain_stage
 from maskwise.text import Prepared
 from processes import PATIENCE, SamePool, forked, in_group, wait_for
 from tiny import load_json, maskwise, read_lines, records_of, start, unversioned, write_inputs
@@ -180,7 +180,7 @@ def test_report_computes_no_verdicts_of_records_that_do_not_fit(change, finished
 
 
 def test_a_second_run_does_nothing_and_finds_the_same(finished, recipe, monkeypatch, capfd):
-    monkeypatch.setitem(jobs.ENGINES, "local", None)  # no worker is started
+    monkeypatch.setitem(pools.ENGINES, "local", None)  # no worker is started
     files = [finished / name for name in ("records.jsonl", "study.json", "samples.json")]
     stages = [path for path in (finished / "stages").rglob("*") if path.name != ".lock"]
 
@@ -301,7 +301,7 @@ def test_ctrl_c_and_kill_change_no_number(finished, recipe, tmp_path, monkeypatc
     _is_unfinished(out)
     _killed(study, out)
     _is_unfinished(out)
-    monkeypatch.setitem(jobs.ENGINES, "local", SamePool)
+    monkeypatch.setitem(pools.ENGINES, "local", SamePool)
     assert maskwise(*study) == 0
     assert (out / "records.jsonl").read_bytes() == (finished / "records.jsonl").read_bytes()
     for metrics in finished.glob("stages/*/metrics.jsonl"):
@@ -364,7 +364,7 @@ def test_four_processes_share_a_study_although_one_is_killed(finished, recipe, t
 
     def run() -> None:
         os.setsid()
-        jobs.ENGINES["local"] = SamePool
+        pools.ENGINES["local"] = SamePool
         sys.exit(maskwise("study", recipe, "--out", out, "--jobs", 1))
 
     processes = [fork.Process(target=run) for _ in range(4)]

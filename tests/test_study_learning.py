@@ -13,16 +13,16 @@ import torch
 import yaml
 
 from invented import world
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.learning.scorer import PolicyModel
 from maskwise.recipe import read_recipe
 from maskwise.report import write_report
-from maskwise.study.plan import make_run, task_contents
-from maskwise.study.records import collect
-from maskwise.study.single import run_learn
-from maskwise.study.stages import Stage
-from maskwise.study.store import StageStore
-from maskwise.study.work import lesson_of, run_stage
+from maskwise.studies.plan import make_run, task_contents
+from maskwise.studies.records import collect
+from maskwise.studies.single import run_learn
+from maskwise.studies.stages import Stage
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import lesson_of, run_stage
 from maskwise.text import Prepared
 from processes import two_ranks
 from tiny import (

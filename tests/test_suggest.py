@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.specs import split_options
 from maskwise.recipe import read_recipe
-from maskwise.specs import split_options
-from maskwise.study.adapt import Adaptation, Request
-from maskwise.study.forecast import check
-from maskwise.study.from_files import new_recipe
-from maskwise.study.inputs import settled, task_specs, with_settled_tasks
-from maskwise.study.single import run_finetune
+from maskwise.studies.adapt import Adaptation, Request
+from maskwise.studies.forecast import check
+from maskwise.studies.from_files import new_recipe
+from maskwise.studies.inputs import settled, task_specs, with_settled_tasks
+from maskwise.studies.single import run_finetune
 from maskwise.tasks import finetuning, load_task
 from test_finetune_again import Tuner
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from maskwise import errors
-from maskwise.errors import MaskwiseError
+from maskwise.base import errors
+from maskwise.base.errors import MaskwiseError
 from maskwise.learning.card import measures_of
 from maskwise.learning.examples import contexts_of, find_contexts, occurrences
 from maskwise.learning.gradients import values_of
@@ -37,8 +37,8 @@ from maskwise.learning.supervised import (
     with_batches_of,
 )
 from maskwise.recipe import read_recipe
-from maskwise.study.checks import check_names
-from maskwise.study.work import lesson_of
+from maskwise.studies.checks import check_names
+from maskwise.studies.work import lesson_of
 from maskwise.tasks import CARDS, load_task
 from maskwise.text import train_tokenizer
 from maskwise.training import TrainingSettings
@@ -435,7 +435,7 @@ def test_without_a_tagger_nothing_is_learned(tmp_path, monkeypatch):
 
 def test_learning_that_fails_after_a_long_preparation_keeps_its_text(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr("maskwise.folders.KEPT_SECONDS", 0)
+    monkeypatch.setattr("maskwise.base.folders.KEPT_SECONDS", 0)
 
     def fails(lesson):
         raise MaskwiseError("no step was possible")

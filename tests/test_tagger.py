@@ -16,8 +16,8 @@ from spacy.training import Example
 from maskwise.annotate import tagger as tagger_module
 from maskwise.annotate.registry import SPANS, annotator
 from maskwise.annotate.tagger import SALIENT, SpacyPipeline, one_pass
-from maskwise.errors import MaskwiseError
-from maskwise.folders import bundled_file
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import bundled_file
 from maskwise.text.conll import POS, read_conllu
 from maskwise.text.layers import CharSpans, Layer, check_spans, given_spans
 

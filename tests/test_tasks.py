@@ -17,10 +17,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
 
-from maskwise.errors import MaskwiseError
-from maskwise.models import new_config
+from maskwise.base.errors import MaskwiseError
+from maskwise.models.loading import new_config
 from maskwise.objectives import Classification
-from maskwise.study.single import run_finetune
+from maskwise.studies.single import run_finetune
 from maskwise.tasks import (
     BUNDLED_TASKS,
     KINDS,
@@ -34,8 +34,8 @@ from maskwise.tasks import (
     finetune,
     load_task,
 )
-from maskwise.tasks.classes import TaggedRow, TextRow
 from maskwise.tasks.finetuning import answers_of, load_network, task_record
+from maskwise.tasks.kinds.classes import TaggedRow, TextRow
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1
 from maskwise.tasks.reading import WHAT_THEY_ARE
 from maskwise.text import load_tokenizer, train_tokenizer

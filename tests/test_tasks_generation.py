@@ -19,9 +19,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, AutoModelForSeq2SeqLM, BartConfig
 
-from maskwise.errors import MaskwiseError
-from maskwise.models import new_config
-from maskwise.study.single import run_finetune
+from maskwise.base.errors import MaskwiseError
+from maskwise.models.loading import new_config
+from maskwise.studies.single import run_finetune
 from maskwise.tasks import (
     CARDS,
     KINDS,
@@ -359,7 +359,7 @@ def test_answers_do_not_depend_on_the_batch_and_nats_are_those_of_the_first_answ
 ):
     objective, data = network(tokenizer, copying), encode(copying, tokenizer, max_length=16)["test"]
     together = answers_of(objective, data)
-    monkeypatch.setattr("maskwise.tasks.written.EVAL_TOKENS", 1)
+    monkeypatch.setattr("maskwise.tasks.kinds.written.EVAL_TOKENS", 1)
     alone = answers_of(objective, data)
     assert together == alone
     assert [a.nats for a in together] == pytest.approx([a.nats for a in alone], rel=1e-4)

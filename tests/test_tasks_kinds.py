@@ -23,11 +23,11 @@ from transformers import (
     AutoModelForQuestionAnswering,
 )
 
-from maskwise import errors
-from maskwise.errors import MaskwiseError
-from maskwise.models import new_config
+from maskwise.base import errors
+from maskwise.base.errors import MaskwiseError
+from maskwise.models.loading import new_config
 from maskwise.objectives import MultipleChoice, SpanQuestionAnswering
-from maskwise.study.single import run_finetune
+from maskwise.studies.single import run_finetune
 from maskwise.tasks import (
     KINDS,
     FinetuneSettings,
@@ -36,9 +36,10 @@ from maskwise.tasks import (
     load_task,
     task_record,
 )
-from maskwise.tasks.classes import ScoredRow, TextRow, text_row
 from maskwise.tasks.columns import choices_of
 from maskwise.tasks.finetuning import answers_of
+from maskwise.tasks.kinds.classes import ScoredRow, TextRow, text_row
+from maskwise.tasks.kinds.questions import MAX_ANSWER_TOKENS, best_spans
 from maskwise.tasks.metrics import (
     LOST,
     METRICS,
@@ -47,7 +48,6 @@ from maskwise.tasks.metrics import (
     pearson,
     spearman,
 )
-from maskwise.tasks.questions import MAX_ANSWER_TOKENS, best_spans
 from maskwise.tasks.tensors import embed, encode_texts
 from maskwise.text import train_tokenizer
 from tiny import in_every_split, load_rows, read_lines, write_lines

@@ -14,12 +14,12 @@ import pytest
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study.adapt import Request
-from maskwise.study.adapt.draft import Texts, draft_of
-from maskwise.study.checks import check_inputs
-from maskwise.study.stages import prepare_stage
+from maskwise.studies.adapt import Request
+from maskwise.studies.adapt.draft import Texts, draft_of
+from maskwise.studies.checks import check_inputs
+from maskwise.studies.stages import prepare_stage
 from maskwise.text import (
     Pieces,
     Prepared,

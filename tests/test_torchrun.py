@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 import maskwise as mw
-from maskwise import cli, jobs, torchrun
-from maskwise.errors import MaskwiseError, OtherProcessFailed
-from maskwise.jobs import Failure, LocalPool
-from maskwise.torchrun import launch
+from maskwise import cli
+from maskwise.base.errors import MaskwiseError, OtherProcessFailed
+from maskwise.jobs import pools, torchrun
+from maskwise.jobs.pools import Failure, LocalPool
+from maskwise.jobs.torchrun import launch
 from processes import PATIENCE, launched, runs, wait_for, worker_of_ranks, worker_task, workers
 from tiny import load_json, maskwise, read_lines, records_of, start, write_inputs
 
@@ -48,7 +49,7 @@ def test_processes_do_a_task_together_and_end_if_one_fails(tmp_path: Path, recwa
 def test_what_died_is_the_cause_of_what_failed_after_it() -> None:
     """A lost connection was the error of a stage, which was not tried again."""
     ready, theirs = multiprocessing.Pipe()
-    theirs.send_bytes(jobs.answer(jobs.message(worker_task, ("raise",))))
+    theirs.send_bytes(pools.answer(pools.message(worker_task, ("raise",))))
     failed = SimpleNamespace(pipe=ready, receive=ready.recv_bytes)
     pipe, other = multiprocessing.Pipe()
     died = Failure("the worker process died (exit code -9)", passing=True)
@@ -101,7 +102,7 @@ def test_each_task_of_a_local_pool_has_cards_of_its_own(monkeypatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 5)
     seen = []
-    monkeypatch.setattr(jobs, "Worker", lambda environment: seen.append(environment))
+    monkeypatch.setattr(pools, "Worker", lambda environment: seen.append(environment))
     pool = LocalPool(jobs=None, gpu=True, processes=2)
     assert pool.places == 2
     for number in (0, 1):
@@ -398,8 +399,8 @@ def test_a_stage_on_ray_asks_for_all_its_cores_and_cards(monkeypatch) -> None:
         nodes=lambda: [node, node],
         remote=remote,
     )
-    monkeypatch.setattr(jobs, "_quiet_ray", lambda: ray)
-    assert jobs.RayPool(jobs=None, gpu=True, processes=4).places == 2
+    monkeypatch.setattr(pools, "_quiet_ray", lambda: ray)
+    assert pools.RayPool(jobs=None, gpu=True, processes=4).places == 2
     assert asked == [(4, 4)]
     with pytest.raises(MaskwiseError, match="processes=8, at most 4 GPU"):
-        jobs.RayPool(jobs=None, gpu=True, processes=8)
+        pools.RayPool(jobs=None, gpu=True, processes=8)

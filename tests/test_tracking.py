@@ -10,9 +10,9 @@ import yaml
 from accelerate import tracking
 from accelerate.utils import LoggerType
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study import make_plan
+from maskwise.studies import make_plan
 from maskwise.training.tracking import require_trackers
 from tiny import interrupt, maskwise, records_of, write_inputs
 

@@ -36,7 +36,7 @@ from transformers import (
 import maskwise as mw
 from maskwise.cli import main
 from maskwise.masking import IGNORE, Noising
-from maskwise.models import new_config, new_model
+from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import MaskedDiffusion
 from maskwise.training.checkpoint import LEARNED
 from processes import two_ranks

@@ -22,12 +22,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import file_hash
 from maskwise.evaluation import HeldOut
-from maskwise.families import most_tokens
-from maskwise.folders import file_hash
 from maskwise.masking import IGNORE, Masker
-from maskwise.models import new_config, new_model
+from maskwise.models.families import most_tokens
+from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import MaskedLanguageModelling, objective
 from maskwise.text import load_tokenizer
 from maskwise.training import MaskedSource, TrainingSettings, log_frequencies, train

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.recipe import read_recipe
-from maskwise.study.checks import check_inputs
-from maskwise.study.plan import make_plan
-from maskwise.study.single import run_learn, run_pretrain, with_own_seed
-from maskwise.study.store import StageStore
-from maskwise.study.work import run_stage
+from maskwise.studies.checks import check_inputs
+from maskwise.studies.plan import make_plan
+from maskwise.studies.single import run_learn, run_pretrain, with_own_seed
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import run_stage
 from tiny import find_recipe, maskwise, read_lines, write_lines
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "trex.py"

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.study.adapt import Request
-from maskwise.study.adapt.draft import Texts, draft_of
-from maskwise.study.single import inputs_of_policy, with_own_seed
-from maskwise.study.unread import read_by_study, read_used
+from maskwise.studies.adapt import Request
+from maskwise.studies.adapt.draft import Texts, draft_of
+from maskwise.studies.single import inputs_of_policy, with_own_seed
+from maskwise.studies.unread import read_by_study, read_used
 from tiny import maskwise, read_lines, write_inputs
 
 

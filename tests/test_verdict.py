@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskwise.errors import MaskwiseError
-from maskwise.estimates import loss_table, shown, shown_in
-from maskwise.files import Contrast
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking.policies import policy
+from maskwise.results.estimates import loss_table, shown, shown_in
+from maskwise.results.files import Contrast
 from maskwise.verdict import primary_pairs, summarise
 from maskwise.verdict.outcomes import Outcomes, is_loss
 from report_fixture import (

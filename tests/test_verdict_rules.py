@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskwise.constants import FRESH_RUN
-from maskwise.errors import MaskwiseError
-from maskwise.estimates import shown
+from maskwise.base.constants import FRESH_RUN
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking.policies import POLICIES, policy
 from maskwise.recipe import Recipe
 from maskwise.recipe.recipe import validate
+from maskwise.results.estimates import shown
 from maskwise.samplers import SAMPLERS
 from maskwise.samplers.base import Sampler
-from maskwise.study import records as study_records
-from maskwise.study.prospects import prospect_lines, prospects_of
+from maskwise.studies import records as study_records
+from maskwise.studies.prospects import prospect_lines, prospects_of
 from maskwise.tasks.finetuning import TRIAL_SEED
 from maskwise.verdict import judge, primary_pairs, summarise
 from maskwise.verdict.failures import ADAPTIVE, at_floor, learned_in_run

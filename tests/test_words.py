@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from maskwise import Masker, annotate_rows, encode
 from maskwise.annotate.registry import SPANS, ByText
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.text import Document, load_tokenizer, read_pieces, tokenise, train_tokenizer, word_ids
 from maskwise.text.layers import CharSpans
 from maskwise.text.words import classify, is_white, word_starts

@@ -19,13 +19,13 @@ import torch
 from invented import SCRIPT, script, world
 from maskwise.annotate.registry import annotator
 from maskwise.annotate.run import Live
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.specs import of_run
 from maskwise.masking import Masker
 from maskwise.recipe import read_recipe
-from maskwise.specs import of_run
-from maskwise.study.plan import make_plan
-from maskwise.study.store import StageStore
-from maskwise.study.work import run_stage
+from maskwise.studies.plan import make_plan
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import run_stage
 from maskwise.tasks import encode, load_task
 from maskwise.text import Rows, bundled_path, read_documents, read_pieces, tokenise, train_tokenizer
 from tiny import find_recipe, maskwise, read_lines

@@ -17,13 +17,14 @@ import torch
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskwise import attention
-from maskwise.attention import with_dropout
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation import HeldOut
-from maskwise.families import patched
 from maskwise.masking import Masker
-from maskwise.models import new_config, new_model
+from maskwise.models import attention
+from maskwise.models.attention import with_dropout
+from maskwise.models.families import patched
+from maskwise.models.loading import new_config, new_model
+from maskwise.models.weights import blocks_of
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.objectives.denoising import Denoising
 from maskwise.objectives.mlm import read_head
@@ -33,7 +34,6 @@ from maskwise.training.data import look_ahead
 from maskwise.training.engine import Engine
 from maskwise.training.optim import Optimizers
 from maskwise.training.ranks import Ranks
-from maskwise.weights import blocks_of
 from test_training import DATA, close, lines, settings
 from training_tools import ARCHITECTURES, bart, model, tokenizer
 

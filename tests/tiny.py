@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from invented import World
-from maskwise.errors import MaskwiseError
-from maskwise.folders import FORMATS, GOVERNED
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import FORMATS, GOVERNED
 from maskwise.recipe import read_recipe, shipped
 
 SYLLABLES = "ba ke lo mi nu pra sto tri vel zun", "da fe gor lin mas pet rok sun tal wix"
@@ -169,7 +169,7 @@ def records_of(out: Path, kind: str) -> list[dict[str, Any]]:
 def compare(recipe: Path, overrides: Any, out: Path, **options: Any) -> dict[str, Any]:
     """Run a study in silence."""
     from maskwise.recipe import read_recipe
-    from maskwise.study import run_study
+    from maskwise.studies import run_study
 
     return run_study(read_recipe(recipe, overrides), out, **options)
 

@@ -15,9 +15,10 @@ __version__ = "0.1.0rc1"
 if TYPE_CHECKING:
     from maskwise import samplers
     from maskwise.api import annotate_rows, encode, evaluate, finetune, learn, load
-    from maskwise.cards import push_to_hub
+    from maskwise.base.errors import MaskwiseError
     from maskwise.changes import change
-    from maskwise.errors import MaskwiseError
+    from maskwise.hf.packed_collator import PackedCollator
+    from maskwise.hf.trainer import MaskingTrainer
     from maskwise.masking import (
         MaskedBatch,
         Masker,
@@ -28,38 +29,37 @@ if TYPE_CHECKING:
         corrupt,
         schedules,
     )
-    from maskwise.packed_collator import PackedCollator
-    from maskwise.scores import compare
-    from maskwise.study.result import StudyResult, adapt, check, study
+    from maskwise.models.cards import push_to_hub
+    from maskwise.scores.compared import compare
+    from maskwise.studies.result import StudyResult, adapt, check, study
     from maskwise.tasks.loading import load_task
-    from maskwise.trainer import MaskingTrainer
 
 _HOMES = {
-    "adapt": "maskwise.study.result",
+    "adapt": "maskwise.studies.result",
     "annotate_rows": "maskwise.api",
     "encode": "maskwise.api",
     "evaluate": "maskwise.api",
     "finetune": "maskwise.api",
     "learn": "maskwise.api",
     "load": "maskwise.api",
-    "MaskwiseError": "maskwise.errors",
+    "MaskwiseError": "maskwise.base.errors",
     "MaskedBatch": "maskwise.masking",
     "Masker": "maskwise.masking",
     "MaskingCollator": "maskwise.masking",
-    "MaskingTrainer": "maskwise.trainer",
+    "MaskingTrainer": "maskwise.hf.trainer",
     "Noising": "maskwise.masking",
-    "PackedCollator": "maskwise.packed_collator",
+    "PackedCollator": "maskwise.hf.packed_collator",
     "StepBatchSampler": "maskwise.masking",
     "SteppedDataset": "maskwise.masking",
-    "StudyResult": "maskwise.study.result",
+    "StudyResult": "maskwise.studies.result",
     "change": "maskwise.changes",
-    "check": "maskwise.study.result",
-    "compare": "maskwise.scores",
+    "check": "maskwise.studies.result",
+    "compare": "maskwise.scores.compared",
     "corrupt": "maskwise.masking",
     "schedules": "maskwise.masking",
     "load_task": "maskwise.tasks",
-    "push_to_hub": "maskwise.cards",
-    "study": "maskwise",
+    "push_to_hub": "maskwise.models.cards",
+    "study": "maskwise.studies.result",
     "samplers": "maskwise",
 }
 
@@ -99,8 +99,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
-        # ``samplers`` and ``study`` are modules; ``study`` can be called.
-        if _HOMES[name] == "maskwise":
+        if _HOMES[name] == "maskwise":  # ``samplers`` is a room
             return import_module(f"maskwise.{name}")
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'maskwise' has no attribute {name!r}")

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import maskwise.learning  # noqa: F401
 from maskwise.annotate.kept import Store
 from maskwise.annotate.registry import annotators
-from maskwise.errors import tidied_warnings, whole_number
-from maskwise.folders import OutputFolder
-from maskwise.jobs import require_one_process
-from maskwise.printing import note
-from maskwise.signals import resumable
+from maskwise.base.errors import tidied_warnings, whole_number
+from maskwise.base.folders import OutputFolder
+from maskwise.base.printing import note
+from maskwise.base.signals import resumable
+from maskwise.jobs.pools import require_one_process
 from maskwise.text import encoding
 from maskwise.text.layers import Layered
 from maskwise.text.words import WordRule
@@ -29,7 +29,7 @@ from maskwise.text.words import WordRule
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-    from maskwise.study.inputs import AnyRecipe, Overrides
+    from maskwise.studies.inputs import AnyRecipe, Overrides
 
 
 def load(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -54,7 +54,7 @@ def load(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     >>> model.config.model_type, tokenizer.mask_token
     ('modernbert', '[MASK]')
     """
-    from maskwise.models import load_model
+    from maskwise.models.loading import load_model
     from maskwise.text import load_tokenizer
 
     model = load_model(name, kind=None)
@@ -208,9 +208,9 @@ def learn(
     'runs/policy/policy'
     """
     from maskwise.recipe import read_recipe
-    from maskwise.study.inputs import kept_if_begun, overrides_of
-    from maskwise.study.single import inputs_of_policy, run_learn, with_own_seed
-    from maskwise.study.unread import read_used
+    from maskwise.studies.inputs import kept_if_begun, overrides_of
+    from maskwise.studies.single import inputs_of_policy, run_learn, with_own_seed
+    from maskwise.studies.unread import read_used
 
     processes = whole_number("processes", processes, least=1)
     out = Path(out)
@@ -256,8 +256,8 @@ def finetune(
 
     >>> finetune("bundled:encoder", ["banking77"], out="runs/judged")  # doctest: +SKIP
     """
-    from maskwise.study.inputs import kept_if_begun, overrides_of, task_specs
-    from maskwise.study.single import run_finetune
+    from maskwise.studies.inputs import kept_if_begun, overrides_of, task_specs
+    from maskwise.studies.single import run_finetune
 
     require_one_process()
     processes = whole_number("processes", processes, least=1)
@@ -297,7 +297,7 @@ def evaluate(
     'heldout'
     """
     from maskwise.evaluation.evaluate import evaluate_checkpoint
-    from maskwise.study.inputs import text_source
+    from maskwise.studies.inputs import text_source
 
     with TemporaryDirectory() as folder:
         source = None if texts is None else text_source(texts, Path(folder))

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from maskwise.errors import MaskwiseError
-from maskwise.folders import refuse_damaged
-from maskwise.segments import Array, changes, rank_within
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import refuse_damaged
+from maskwise.masking.segments import Array, changes, rank_within
 from maskwise.text.documents import batches
 from maskwise.text.layers import CharSpans
 from maskwise.text.words import (

@@ -40,10 +40,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from maskwise.errors import MaskwiseError, items_of, require_known
-from maskwise.folders import LAYERS, MANIFEST, read_json
-from maskwise.segments import Array, owners, rank_within
-from maskwise.specs import Call, user_path
+from maskwise.base.errors import MaskwiseError, items_of, require_known
+from maskwise.base.folders import LAYERS, MANIFEST, read_json
+from maskwise.base.specs import Call, user_path
+from maskwise.masking.segments import Array, owners, rank_within
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Found, Layer, Layers, digest
 from maskwise.text.words import Ints, text_id

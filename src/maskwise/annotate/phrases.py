@@ -56,10 +56,10 @@ from maskwise.annotate.counts import (
     texts_in,
     words_of,
 )
-from maskwise.errors import MaskwiseError
-from maskwise.folders import read_json, write_json
-from maskwise.segments import offsets
-from maskwise.specs import Call, user_path
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import read_json, write_json
+from maskwise.base.specs import Call, user_path
+from maskwise.masking.segments import offsets
 from maskwise.text.layers import CharSpans, Found, Layer, digest
 from maskwise.text.opening import split_lines
 from maskwise.text.words import VERSION

@@ -8,9 +8,9 @@ are annotated first. An annotator that must be fitted to the whole corpus reads 
 are earlier fits of it, or a progress bar is shown, another reading finds the hash of the corpus, by
 which its fit is known, and its size.
 
-Worker processes (jobs.py) annotate shards and send the contents of the files to this process. Only
-this process writes files, so the nodes of a cluster need a shared disk only if an annotator reads
-files. The files are byte-identical whether the workers run on this machine or on Ray.
+Worker processes (jobs/pools.py) annotate shards and send the contents of the files to this process.
+Only this process writes files, so the nodes of a cluster need a shared disk only if an annotator
+reads files. The files are byte-identical whether the workers run on this machine or on Ray.
 
 To bound memory, annotators get long documents in parts of at most `PART_CHARACTERS` characters, cut
 at line breaks or spaces. Annotators with ``whole_texts`` get whole documents. If an annotator fails
@@ -47,8 +47,8 @@ from maskwise.annotate.kept import (
 from maskwise.annotate.registry import annotator, check_layer_names, spec_of
 from maskwise.annotate.tagger import one_pass, text_parts
 from maskwise.annotate.tally import AnnotatorSummary, Tally
-from maskwise.errors import MaskwiseError, items_of, located, require_known, whole_number
-from maskwise.folders import (
+from maskwise.base.errors import MaskwiseError, items_of, located, require_known, whole_number
+from maskwise.base.folders import (
     LAYERS,
     OutputFolder,
     claim,
@@ -60,10 +60,10 @@ from maskwise.folders import (
     write_json,
     write_whole,
 )
-from maskwise.jobs import ENGINES, Pool, ThisProcess, open_pool
-from maskwise.printing import err_console, note, shows_progress
-from maskwise.signals import AskedToLeave
-from maskwise.specs import user_path
+from maskwise.base.printing import err_console, note, shows_progress
+from maskwise.base.signals import AskedToLeave
+from maskwise.base.specs import user_path
+from maskwise.jobs.pools import ENGINES, Pool, ThisProcess, open_pool
 from maskwise.text.documents import Documents, field_note, read_documents, require_documents
 from maskwise.text.layers import (
     Annotator,

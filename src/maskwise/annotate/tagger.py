@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from maskwise.constants import UPOS
-from maskwise.errors import MaskwiseError, first_line, require_library
-from maskwise.folders import bundled_file
-from maskwise.segments import Array, changes
-from maskwise.specs import Call, parse_call, user_path
+from maskwise.base.constants import UPOS
+from maskwise.base.errors import MaskwiseError, first_line, require_library
+from maskwise.base.folders import bundled_file
+from maskwise.base.specs import Call, parse_call, user_path
+from maskwise.masking.segments import Array, changes
 from maskwise.text.conll import POS
 from maskwise.text.layers import CharSpans, Found, Layer, digest
 from maskwise.text.words import LETTER, Flags, classify, codes_of

@@ -35,10 +35,10 @@ from maskwise.annotate.counts import (
     read_parquet,
     texts_in,
 )
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.specs import Call, user_path
 from maskwise.masking.line import Names
-from maskwise.segments import changes, offsets
-from maskwise.specs import Call, user_path
+from maskwise.masking.segments import changes, offsets
 from maskwise.text import load_tokenizer, read_documents
 from maskwise.text.layers import Found, Layer, digest
 from maskwise.text.words import VERSION
@@ -449,7 +449,7 @@ def nearest(vectors: Matrix, anchors: Ints) -> Floats:
 
 def vectors_of(words: Sequence[str], folder: Path) -> Matrix:
     """Return (W, d) for each word the mean of the input embeddings of its tokens."""
-    from maskwise.models import load_model
+    from maskwise.models.loading import load_model
 
     tokenizer = load_tokenizer(str(folder), needs_mask=False)
     # In a text, a space precedes a word. Some tokenizers split a word differently without it.

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from maskwise.base.errors import MaskwiseError, items_of
+from maskwise.base.folders import CARD, OutputFolder, copy_texts, credit, fill_folder
+from maskwise.base.plugins import Table
+from maskwise.base.specs import build, find
 from maskwise.changes.base import Change, Changed
 from maskwise.changes.trim import TrimTokens
-from maskwise.errors import MaskwiseError, items_of
-from maskwise.folders import CARD, OutputFolder, copy_texts, credit, fill_folder
-from maskwise.models import load_as_saved
-from maskwise.plugins import Table
-from maskwise.specs import build, find
-from maskwise.starts import CONFIG, Start, absolute, folder_of
+from maskwise.models.loading import load_as_saved
+from maskwise.models.starts import CONFIG, Start, absolute, folder_of
 from maskwise.text.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskwise.base.errors import MaskwiseError, whole_number
+from maskwise.base.printing import LOGGER
 from maskwise.changes.base import Change, Changed
-from maskwise.errors import MaskwiseError, whole_number
-from maskwise.families import most_tokens
-from maskwise.models import keep_tokens
-from maskwise.printing import LOGGER
-from maskwise.segments import changes, owners
+from maskwise.masking.segments import changes, owners
+from maskwise.models.families import most_tokens
+from maskwise.models.loading import keep_tokens
 from maskwise.text.documents import read_documents
 from maskwise.text.new_words import of_json, require_extensible
 from maskwise.text.pieces import tokenise
@@ -35,7 +35,7 @@ from maskwise.text.pieces import tokenise
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from maskwise.draws import Array
+    from maskwise.masking.draws import Array
 
 SHOWN = 24
 """About how many tokens a model reads before and after the change, to compare what it computes."""

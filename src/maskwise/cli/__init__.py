@@ -25,10 +25,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from maskwise import __version__
-from maskwise.cli import runs, views
-from maskwise.cli.progress import status
-from maskwise.constants import rank_here
-from maskwise.errors import (
+from maskwise.base.constants import rank_here
+from maskwise.base.errors import (
     MaskwiseError,
     OtherProcessFailed,
     command_line,
@@ -37,9 +35,8 @@ from maskwise.errors import (
     shortened,
     tidy_warnings,
 )
-from maskwise.jobs import ended_by, one_line
-from maskwise.plugins import mistake_of
-from maskwise.printing import (
+from maskwise.base.plugins import mistake_of
+from maskwise.base.printing import (
     err_console,
     flush,
     is_read,
@@ -50,8 +47,11 @@ from maskwise.printing import (
     results_only,
     say,
 )
-from maskwise.signals import ASKED, CODES, KEPT, AskedToLeave, SignalWatch
-from maskwise.torchrun import fails_first
+from maskwise.base.signals import ASKED, CODES, KEPT, AskedToLeave, SignalWatch
+from maskwise.cli import runs, views
+from maskwise.cli.progress import status
+from maskwise.jobs.pools import ended_by, one_line
+from maskwise.jobs.torchrun import fails_first
 
 app = typer.Typer(
     name="maskwise",

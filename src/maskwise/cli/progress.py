@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from maskwise.base.errors import MaskwiseError, duration, plural
+from maskwise.base.printing import print_json, say
 from maskwise.cli.terminal import Json, JsonObject
-from maskwise.errors import MaskwiseError, duration, plural
-from maskwise.printing import print_json, say
 
 
 def status(
@@ -30,7 +30,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show what is finished, running, failed and left of a study, also while it runs."""
-    from maskwise.study.status import drop_checkpoints, status_of
+    from maskwise.studies.status import drop_checkpoints, status_of
 
     if dry_run and not drop:
         raise MaskwiseError(

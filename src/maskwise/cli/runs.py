@@ -9,6 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from maskwise.base.constants import MOST_SEEDS, accuracy_misleads, rank_here
+from maskwise.base.errors import MaskwiseError, Truncated, counted, in_percent, plural, shell_words
+from maskwise.base.folders import recipe_path, refuse_missing, shipped
+from maskwise.base.printing import err_console, out_console, print_json, say, warn
+from maskwise.base.specs import is_path
 from maskwise.cli.terminal import (
     DryRun,
     Engine,
@@ -34,12 +39,7 @@ from maskwise.cli.terminal import (
     seeds_of,
     settings_and_files,
 )
-from maskwise.constants import MOST_SEEDS, accuracy_misleads, rank_here
-from maskwise.errors import MaskwiseError, Truncated, counted, in_percent, plural, shell_words
-from maskwise.estimates import failure_lines
-from maskwise.folders import recipe_path, refuse_missing, shipped
-from maskwise.printing import err_console, out_console, print_json, say, warn
-from maskwise.specs import is_path
+from maskwise.results.estimates import failure_lines
 
 
 def study(
@@ -79,8 +79,8 @@ def study(
 
     read = partial(read_recipe, recipe)
     whole = read(changes)
-    from maskwise.study import check, run_study
-    from maskwise.study.unread import read_by_study, refuse_unread
+    from maskwise.studies import check, run_study
+    from maskwise.studies.unread import read_by_study, refuse_unread
 
     refuse_unread(whole, changes, read=read, content=read_by_study, command="study")
     out = out_folder(out, recipe)
@@ -137,7 +137,7 @@ def new(
             got=f"the recipe {texts}",
             do="maskwise new my_texts.txt my_labels.csv",
         )
-    from maskwise.starts import is_model
+    from maskwise.models.starts import is_model
 
     if is_model(texts):
         instead = shell_words(["maskwise", "adapt", texts, *tasks[:1]])
@@ -147,7 +147,7 @@ def new(
             do=f"for further training of a model: {instead}",
         )
     refuse_missing(texts, *tasks)
-    from maskwise.study.from_files import new_recipe
+    from maskwise.studies.from_files import new_recipe
 
     for line in new_recipe(texts, tasks, overrides, target=out):
         say(line)
@@ -246,8 +246,8 @@ def adapt(
     OUT/adapt.yaml is the recipe that is run. The same command resumes an interrupted run.
     OUT/model is a folder for transformers, and OUT/sentence-model for sentence-transformers.
     """
-    from maskwise.study.adapt import Adaptation, Request, default_runs, refuse_both
-    from maskwise.study.timing import time_words
+    from maskwise.studies.adapt import Adaptation, Request, default_runs, refuse_both
+    from maskwise.studies.timing import time_words
 
     refuse_both(runs, seeds)
     of_runs: int | tuple[int, ...] = runs or default_runs(new_words, control)
@@ -326,8 +326,8 @@ def pretrain(
     out = out_folder(out, recipe, command="pretrain")
     read = partial(read_recipe, recipe)
     whole = read(changes)
-    from maskwise.study.single import run_pretrain
-    from maskwise.study.unread import read_by_pretraining, refuse_unread
+    from maskwise.studies.single import run_pretrain
+    from maskwise.studies.unread import read_by_pretraining, refuse_unread
     from maskwise.training.engine import leave
 
     refuse_unread(whole, changes, read=read, content=read_by_pretraining, command="pretrain")
@@ -383,7 +383,7 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a checkpoint on tasks with several seeds, and evaluate it on the test sets."""
-    from maskwise.study.single import run_finetune
+    from maskwise.studies.single import run_finetune
 
     out = out_folder(out, model, command="finetune")
     with warnings.catch_warnings():
@@ -435,8 +435,8 @@ def learn(
     out = out_folder(out, recipe, command="learn")
     read = partial(read_recipe, recipe)
     whole = read(changes)
-    from maskwise.study.single import inputs_of_policy, run_learn, with_own_seed
-    from maskwise.study.unread import refuse_unread
+    from maskwise.studies.single import inputs_of_policy, run_learn, with_own_seed
+    from maskwise.studies.unread import refuse_unread
     from maskwise.training.engine import leave
 
     refuse_unread(
@@ -493,8 +493,8 @@ def annotate(
     import maskwise.learning  # noqa: F401
     from maskwise.annotate.kept import Store
     from maskwise.annotate.run import annotate_corpus, open_corpus
-    from maskwise.show import examples, render_layers, write_layers
-    from maskwise.specs import split_calls
+    from maskwise.base.specs import split_calls
+    from maskwise.masks.show import examples, render_layers, write_layers
 
     out = out_folder(out, corpus, command="annotate")
     documents = open_corpus(corpus, text_field=text_field, text_per=text_per, limit=limit)
@@ -590,10 +590,10 @@ def export(
             "will train",
         )
     refuse_missing(texts)
-    from maskwise.export import export_masks
+    from maskwise.base.specs import split_calls
     from maskwise.masking.settings import Masking
+    from maskwise.masks.export import export_masks
     from maskwise.recipe.layers import parse_overrides
-    from maskwise.specs import split_calls
 
     out = out_folder(out, texts, command="export")
     facts = export_masks(
@@ -645,7 +645,7 @@ def convert(
 
     No code of the checkpoint is run: a file with anything but weights is refused.
     """
-    from maskwise.convert import convert as write_again
+    from maskwise.models.convert import convert as write_again
 
     facts = write_again(old, new, tokenizer=tokenizer)
     for note in facts["warnings"]:

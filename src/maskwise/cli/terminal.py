@@ -12,11 +12,11 @@ from rich.measure import measure_renderables
 from rich.table import Table
 from rich.text import Text
 
-from maskwise.constants import GAIN, MOST_SEEDS
-from maskwise.errors import MaskwiseError, duration, visible
-from maskwise.folders import results_folder
-from maskwise.printing import Terminal, err_console, note, out_console, print_json, say, warn
-from maskwise.specs import is_path, split_options
+from maskwise.base.constants import GAIN, MOST_SEEDS
+from maskwise.base.errors import MaskwiseError, duration, visible
+from maskwise.base.folders import results_folder
+from maskwise.base.printing import Terminal, err_console, note, out_console, print_json, say, warn
+from maskwise.base.specs import is_path, split_options
 
 T = TypeVar("T")
 JsonObject: TypeAlias = dict[str, Any]
@@ -220,7 +220,7 @@ COLOURS = {
 
 def print_verdicts(summary: JsonObject) -> None:
     """Print the primary contrasts, headline, flags, advice and held-out losses of a summary."""
-    from maskwise.estimates import contrast_table, loss_table, reasons
+    from maskwise.results.estimates import contrast_table, loss_table, reasons
 
     rows = [row for row in summary["contrasts"] if row["primary"]]
     if rows:
@@ -325,7 +325,7 @@ def print_check(
 
 def print_plan(record: JsonObject) -> None:
     """Print facts of text, tasks and model, a table of arms, and warnings."""
-    from maskwise.study.forecast import lines_of
+    from maskwise.studies.forecast import lines_of
 
     *facts, _ = lines_of(record)
     print_table(("", ""), ((Text(name, "bold"), line) for name, line in facts))
@@ -345,7 +345,7 @@ def print_plan(record: JsonObject) -> None:
 
 
 def _print_doubts(record: JsonObject) -> None:
-    from maskwise.study.forecast import problems_and_notes
+    from maskwise.studies.forecast import problems_and_notes
 
     problems, notes = problems_and_notes(record)
     for doubt in problems:
@@ -357,7 +357,7 @@ def _print_doubts(record: JsonObject) -> None:
 
 def print_times(record: JsonObject, doubts: list[JsonObject]) -> None:
     """Print tables of stages and phases, the time, and ``doubts`` that follow from times."""
-    from maskwise.study.forecast import lines_of, too_many_cut
+    from maskwise.studies.forecast import lines_of, too_many_cut
 
     say("")
     stages = []

@@ -16,6 +16,11 @@ import typer
 from rich.padding import Padding
 from rich.text import Text
 
+from maskwise.base.errors import MaskwiseError, in_percent, require_known, unknown_name
+from maskwise.base.folders import recipe_path, shipped
+from maskwise.base.plugins import Table
+from maskwise.base.printing import err_console, out_console, print_json, say, warn
+from maskwise.base.specs import arguments_of, is_path, split_options, user_path
 from maskwise.cli.terminal import (
     Json,
     JsonObject,
@@ -32,11 +37,6 @@ from maskwise.cli.terminal import (
     print_verdicts,
     settings_and_files,
 )
-from maskwise.errors import MaskwiseError, in_percent, require_known, unknown_name
-from maskwise.folders import recipe_path, shipped
-from maskwise.plugins import Table
-from maskwise.printing import err_console, out_console, print_json, say, warn
-from maskwise.specs import arguments_of, is_path, split_options, user_path
 
 
 def check(
@@ -89,9 +89,9 @@ def check(
     if not files and not (is_path(file) or subject.startswith(("hf:", "bundled:", "package:"))):
         # Check the name of the recipe before slow imports.
         recipe_path(subject)
-    from maskwise.starts import is_model
-    from maskwise.study.adapt import Adaptation, Request
-    from maskwise.study.forecast import check as checked
+    from maskwise.models.starts import is_model
+    from maskwise.studies.adapt import Adaptation, Request
+    from maskwise.studies.forecast import check as checked
 
     power: JsonObject = {"spread": spread, "detect": detect}
     # A text has an ending, or is a folder; the id of a model on the hub has neither.
@@ -143,8 +143,8 @@ def evaluate(
     """Evaluate a checkpoint without fine-tuning: held-out loss, bound, pseudo-perplexity, cloze
     facts, minimal pairs.
     """
+    from maskwise.base.specs import split_calls
     from maskwise.evaluation.evaluate import evaluate_checkpoint
-    from maskwise.specs import split_calls
 
     found = evaluate_checkpoint(model, split_calls(measures), text=text, text_field=text_field)
     if as_json:
@@ -207,7 +207,7 @@ def generate(
     from rich.live import Live
     from transformers.utils import logging
 
-    from maskwise.evaluation.generate import Writer
+    from maskwise.masks.generate import Writer
 
     logging.disable_progress_bar()
     stages = Writer(model).write(
@@ -279,7 +279,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show how one or more policies mask a text."""
-    from maskwise.inspection import inspect_text, render_masks, write_masks
+    from maskwise.masks.inspection import inspect_text, render_masks, write_masks
     from maskwise.text.tokenizers import LETTERS, usual_tokenizer
 
     if policy is None:
@@ -390,7 +390,7 @@ def compare(
     The table has the columns arm, seed, task and score, or a column of scores for each task. Rows
     of two arms with the same seed are a pair. A decision needs at least six pairs.
     """
-    from maskwise.scores import compare as judge
+    from maskwise.scores.compared import compare as judge
 
     guessing = {task: _number(value) for task, value in _named(chance, "chance").items()}
     pairs = _split(contrast, ":", "contrast")

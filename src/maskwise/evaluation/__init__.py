@@ -5,7 +5,7 @@ pairs are each a `Measure`. ``overlap`` finds test items in a corpus, and ``copi
 of held-out documents. This package may import ``training`` and the layers below it.
 """
 
-from maskwise.plugins import on_first_use
+from maskwise.base.plugins import on_first_use
 
 __getattr__ = on_first_use(
     __name__,

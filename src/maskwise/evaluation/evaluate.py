@@ -14,29 +14,29 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from maskwise.devices import best_device
-from maskwise.errors import MaskwiseError, items_of, option, require_known
-from maskwise.evaluation.cloze import Cloze
-from maskwise.evaluation.heldout import (
+from maskwise.base.devices import best_device
+from maskwise.base.errors import MaskwiseError, items_of, option, require_known
+from maskwise.base.plugins import Table, is_foreign
+from maskwise.base.printing import note
+from maskwise.base.specs import Call, build, parse_call, with_options
+from maskwise.evaluation.measure import HeldOutText, Measure, TextMeasure
+from maskwise.evaluation.measures.cloze import Cloze
+from maskwise.evaluation.measures.heldout import (
     BOUND,
     HELD_OUT,
     DiffusionBound,
     FixedMasks,
     PseudoPerplexity,
 )
-from maskwise.evaluation.measure import HeldOutText, Measure, TextMeasure
+from maskwise.evaluation.measures.spelling import WordLoss
+from maskwise.evaluation.measures.text_loss import TextLoss
 from maskwise.evaluation.returned import numbers_of, require_distinct, require_measure
 from maskwise.evaluation.scoring import PSEUDO_PERPLEXITY
 from maskwise.evaluation.sets import Pairs, load_set
 from maskwise.evaluation.settings import EvaluationSettings
-from maskwise.evaluation.spelling import WordLoss
-from maskwise.evaluation.text_loss import TextLoss
-from maskwise.families import check_fit, evaluating, most_tokens, require_kind
-from maskwise.measurements import Measurement
-from maskwise.models import load_model, without_advice
-from maskwise.plugins import Table, is_foreign
-from maskwise.printing import note
-from maskwise.specs import Call, build, parse_call, with_options
+from maskwise.models.families import check_fit, evaluating, most_tokens, require_kind
+from maskwise.models.loading import load_model, without_advice
+from maskwise.results.measurements import Measurement
 from maskwise.text import (
     Rows,
     load_tokenizer,

@@ -18,9 +18,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from maskwise.constants import Kind
-from maskwise.errors import PlugInError
-from maskwise.measurements import Measurement
+from maskwise.base.constants import Kind
+from maskwise.base.errors import PlugInError
+from maskwise.results.measurements import Measurement
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskwise.errors import MaskwiseError, PlugInError
+from maskwise.base.errors import MaskwiseError, PlugInError
+from maskwise.base.plugins import is_foreign, require_call
 from maskwise.evaluation.measure import Measure, TextMeasure, json_of
 from maskwise.evaluation.scoring import DAMAGED
-from maskwise.measurements import Measurement
-from maskwise.plugins import is_foreign, require_call
+from maskwise.results.measurements import Measurement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

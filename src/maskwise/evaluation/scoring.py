@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.constants import DIFFUSION, Kind
-from maskwise.draws import Array
-from maskwise.errors import MaskwiseError, plural
-from maskwise.families import masked_logits
+from maskwise.base.constants import DIFFUSION, Kind
+from maskwise.base.errors import MaskwiseError, plural
 from maskwise.masking import Line, MaskedBatch, Masker
 from maskwise.masking.diffusion import Noising
+from maskwise.masking.draws import Array
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.measurements import Measurement
+from maskwise.models.families import masked_logits
 from maskwise.objectives.mlm import MaskedLanguageModelling
+from maskwise.results.measurements import Measurement
 from maskwise.training.data import Rows, by_width
 from maskwise.training.ranks import ALONE, Ranks
 

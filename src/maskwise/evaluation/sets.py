@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from maskwise.errors import MaskwiseError, counted, require_known
+from maskwise.base.errors import MaskwiseError, counted, require_known
+from maskwise.base.folders import bundled_file
+from maskwise.base.specs import read_options, user_path
 from maskwise.evaluation.measure import Measure
 from maskwise.evaluation.scoring import evenly_spaced, log_probabilities
-from maskwise.families import most_tokens
-from maskwise.folders import bundled_file
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.measurements import Measurement
-from maskwise.specs import read_options, user_path
+from maskwise.models.families import most_tokens
+from maskwise.results.measurements import Measurement
 from maskwise.text.encoding import encode
 from maskwise.text.source import read_records
 from maskwise.text.tables import FieldValues

@@ -14,8 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from maskwise.constants import DIFFUSION
-from maskwise.effects import (
+from maskwise.base.constants import DIFFUSION
+from maskwise.base.effects import (
     Count,
     Judgement,
     Settings,
@@ -23,9 +23,9 @@ from maskwise.effects import (
     within,
     without_unset,
 )
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.specs import parse_call, split_options
 from maskwise.masking.policies import Policy, policy
-from maskwise.specs import parse_call, split_options
 
 ROWS = 256
 """The default of the maximum number of held-out rows."""

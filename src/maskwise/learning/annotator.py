@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maskwise.errors import MaskwiseError, whole_number
+from maskwise.base.errors import MaskwiseError, whole_number
 from maskwise.learning.scorer import COLUMNS, PolicyModel, read_config
 from maskwise.masking.line import Line
-from maskwise.segments import LEAST_LOGIT, changes, listed, weights_within
-from maskwise.starts import find_policy
+from maskwise.masking.segments import LEAST_LOGIT, changes, listed, weights_within
+from maskwise.models.starts import find_policy
 from maskwise.tasks.tensors import Flat, batches_by_length
 from maskwise.text.documents import Document
 from maskwise.text.layers import CharSpans, Layer, digest

@@ -20,8 +20,8 @@ from typing import Any, TypeAlias, TypedDict
 import numpy as np
 
 from maskwise.annotate.registry import annotator
-from maskwise.constants import UPOS
-from maskwise.folders import credit
+from maskwise.base.constants import UPOS
+from maskwise.base.folders import credit
 from maskwise.learning.annotator import Floats, TextScores, score_words
 from maskwise.learning.labels import Marked
 from maskwise.learning.scorer import PolicyModel

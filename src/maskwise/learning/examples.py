@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.devices import TensorDict, Tensors, moved
-from maskwise.draws import Array, Draws, fold
-from maskwise.errors import MaskwiseError
+from maskwise.base.devices import TensorDict, Tensors, moved
+from maskwise.base.errors import MaskwiseError
 from maskwise.learning.relaxation import RelaxedChoice, choose
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Line, Vocabulary, gather
-from maskwise.tasks.questions import ChoiceRow, MarkedRow, Windows
+from maskwise.masking.draws import Array, Draws, fold
+from maskwise.tasks.kinds.questions import ChoiceRow, MarkedRow, Windows
 from maskwise.tasks.task import Row, Task
 from maskwise.tasks.tensors import Data, encode, warn_of_cuts
 from maskwise.text.encoding import encode as encode_texts

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from maskwise.devices import TensorDict, Tensors
+from maskwise.base.devices import TensorDict, Tensors
 from maskwise.learning.relaxation import RelaxedDenoising
 from maskwise.objectives.base import Objective
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from maskwise.errors import MaskwiseError, counted
+from maskwise.base.errors import MaskwiseError, counted
 from maskwise.learning.examples import contexts_of, occurrences
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.splits import CONTEXT, SPLITS

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from maskwise.annotate.registry import annotators
-from maskwise.cards import front_matter
-from maskwise.constants import GAIN, POLICY_TAGGERS, Kind, rank_here, ranks_here
-from maskwise.draws import fold
-from maskwise.errors import MaskwiseError
-from maskwise.folders import finite, require_file, write_folder, write_json, write_whole
+from maskwise.base.constants import GAIN, POLICY_TAGGERS, Kind, rank_here, ranks_here
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import finite, require_file, write_folder, write_json, write_whole
+from maskwise.base.printing import LOGGER
 from maskwise.learning.annotator import Floats
 from maskwise.learning.card import Measures, measures_of, policy_card, show, word_weights
 from maskwise.learning.examples import Examples
@@ -33,7 +32,8 @@ from maskwise.learning.meta import MetaResult, learn_policy, losses_of
 from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import LearningSettings
 from maskwise.learning.supervised import learn_supervised
-from maskwise.printing import LOGGER
+from maskwise.masking.draws import fold
+from maskwise.models.cards import front_matter
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.settings import FinetuneSettings
 from maskwise.tasks.task import Task

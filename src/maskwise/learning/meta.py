@@ -37,11 +37,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from maskwise.constants import rank_here, ranks_here
-from maskwise.devices import TensorDict, Tensors
-from maskwise.draws import Array, fold
-from maskwise.errors import MaskwiseError
-from maskwise.families import adapter_of
+from maskwise.base.constants import rank_here, ranks_here
+from maskwise.base.devices import TensorDict, Tensors
+from maskwise.base.errors import MaskwiseError
 from maskwise.learning.examples import Examples, MaskedContexts, Scorer, even, masked_by
 from maskwise.learning.gradients import (
     InnerStep,
@@ -59,7 +57,10 @@ from maskwise.learning.scorer import PolicyModel
 from maskwise.learning.settings import MetaSettings
 from maskwise.masking import Vocabulary
 from maskwise.masking.batch import IGNORE
-from maskwise.models import load_task_model, task_config
+from maskwise.masking.draws import Array, fold
+from maskwise.models.families import adapter_of
+from maskwise.models.loading import load_task_model, task_config
+from maskwise.models.weights import share_encoder
 from maskwise.objectives.base import Loss, Objective
 from maskwise.tasks.task import Task
 from maskwise.tasks.tensors import shuffled
@@ -70,7 +71,6 @@ from maskwise.training.loop import train
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.ranks import ALONE, Ranks, is_sharded
 from maskwise.training.settings import TrainingSettings
-from maskwise.weights import share_encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -26,15 +26,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from maskwise.devices import Tensors
-from maskwise.draws import Array, Draws
-from maskwise.errors import MaskwiseError
-from maskwise.families import adapter_of, decoder_inputs, encoder_of
+from maskwise.base.devices import Tensors
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import Line
 from maskwise.masking.batch import IGNORE
+from maskwise.masking.draws import Array, Draws
 from maskwise.masking.policies.base import units_by
+from maskwise.masking.segments import LEAST_LOGIT, weights_within
 from maskwise.masking.select import Choice, select
-from maskwise.segments import LEAST_LOGIT, weights_within
+from maskwise.models.families import adapter_of, decoder_inputs, encoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -25,12 +25,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from maskwise.draws import fold
-from maskwise.errors import MaskwiseError, first_line, require_known, whole_number
-from maskwise.families import check_fit, check_room, require_kind
-from maskwise.folders import CARD, in_utf8, read_json
+from maskwise.base.errors import MaskwiseError, first_line, require_known, whole_number
+from maskwise.base.folders import CARD, in_utf8, read_json
 from maskwise.learning.settings import LIGHT, light_settings
-from maskwise.models import (
+from maskwise.masking.draws import fold
+from maskwise.models.families import check_fit, check_room, require_kind
+from maskwise.models.loading import (
     Fields,
     config_of,
     load_config,
@@ -38,9 +38,9 @@ from maskwise.models import (
     new_config,
     without_advice,
 )
-from maskwise.starts import find_policy
+from maskwise.models.starts import find_policy
+from maskwise.models.weights import Size, check_finite, check_size
 from maskwise.text import load_tokenizer
-from maskwise.weights import Size, check_finite, check_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast

@@ -7,8 +7,17 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from maskwise.effects import Count, NotNegative, Only, OrOff, Positive, Settings, Weights, Whole
-from maskwise.errors import MaskwiseError, require_known, whole_number
+from maskwise.base.effects import (
+    Count,
+    NotNegative,
+    Only,
+    OrOff,
+    Positive,
+    Settings,
+    Weights,
+    Whole,
+)
+from maskwise.base.errors import MaskwiseError, require_known, whole_number
 from maskwise.training.settings import TrainingSettings
 
 Plain: TypeAlias = dict[str, Any]

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.constants import ranks_here
-from maskwise.devices import TensorDict, Tensors
-from maskwise.draws import Array
-from maskwise.errors import MaskwiseError
+from maskwise.base.constants import ranks_here
+from maskwise.base.devices import TensorDict, Tensors
+from maskwise.base.errors import MaskwiseError
 from maskwise.learning.annotator import TextWindows, flat_of, read_windows
 from maskwise.learning.labels import Marked
 from maskwise.learning.scorer import COLUMNS, PolicyModel
 from maskwise.masking.batch import IGNORE, moved
+from maskwise.masking.draws import Array
 from maskwise.objectives.base import Loss, Objective
 from maskwise.tasks.tensors import TaskSource, Trainable
 from maskwise.training.log import Evaluate, Watch

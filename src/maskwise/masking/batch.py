@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from maskwise.devices import moved
-from maskwise.draws import Array
+from maskwise.base.devices import moved
+from maskwise.masking.draws import Array
 from maskwise.masking.line import Line
+from maskwise.masking.segments import best_fit, listed, offsets
 from maskwise.masking.select import Choice
-from maskwise.segments import best_fit, listed, offsets
 
 if TYPE_CHECKING:
     import torch

@@ -16,9 +16,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from maskwise.draws import fold, permutation
-from maskwise.errors import MaskwiseError, shortened, whole_number
+from maskwise.base.errors import MaskwiseError, shortened, whole_number
 from maskwise.masking.batch import IGNORE
+from maskwise.masking.draws import fold, permutation
 from maskwise.masking.gather import UserRows, common_number, gather, require_rows
 from maskwise.masking.masker import Masker
 from maskwise.masking.moment import warn_of_packed

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from maskwise.draws import Array, Draws
-from maskwise.errors import MaskwiseError, first_line
+from maskwise.base.errors import MaskwiseError, first_line
+from maskwise.base.specs import Call
 from maskwise.masking import corruptions, policies
 from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.corruptions import Corruption
+from maskwise.masking.draws import Array, Draws
 from maskwise.masking.examples import (
     LAYERS,
     LayersOfWords,
@@ -44,7 +45,6 @@ from maskwise.masking.select import BUDGETS, Choice
 from maskwise.masking.settings import Masking
 from maskwise.masking.units import Units, require_units
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
-from maskwise.specs import Call
 
 PIECES = "the mask of a document must depend only on its own tokens, layers and example id"
 DRAWS = "draw random numbers from draws, and keep no state between calls"

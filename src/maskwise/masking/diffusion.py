@@ -53,22 +53,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from maskwise.arrays import flags, is_tensor, whole_numbers
-from maskwise.draws import Array, Draws, Purpose, content_ids, fold, unit_interval
-from maskwise.errors import MaskwiseError, require_known, whole_number
+from maskwise.base.errors import MaskwiseError, require_known, whole_number
+from maskwise.base.specs import Call
+from maskwise.masking.arrays import flags, is_tensor, whole_numbers
 from maskwise.masking.corruptions import Corruption, mask_only
+from maskwise.masking.draws import Array, Draws, Purpose, content_ids, fold, unit_interval
 from maskwise.masking.line import Line
 from maskwise.masking.masker import Masker
 from maskwise.masking.policies import Policy, UnitKind, When
 from maskwise.masking.policies import policy as make_policy
 from maskwise.masking.policies.base import checked_moment
 from maskwise.masking.schedules import Schedule, Spec, uniform
+from maskwise.masking.segments import rank_within
 from maskwise.masking.select import Choice, up_to
 from maskwise.masking.settings import Masking
 from maskwise.masking.units import Units, reached
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
-from maskwise.segments import rank_within
-from maskwise.specs import Call
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

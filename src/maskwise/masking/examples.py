@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from maskwise.draws import Array
 from maskwise.masking.batch import IGNORE, MaskedBatch
+from maskwise.masking.draws import Array
 from maskwise.masking.gather import UserRow
 from maskwise.masking.line import Columns
 from maskwise.masking.vocabulary import Vocabulary

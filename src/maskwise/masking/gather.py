@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from maskwise.arrays import flags, is_tensor, joined, numbers, whole_numbers
-from maskwise.draws import Array, content_ids
-from maskwise.errors import MaskwiseError, whole_number
+from maskwise.base.errors import MaskwiseError, whole_number
+from maskwise.masking.arrays import flags, is_tensor, joined, numbers, whole_numbers
 from maskwise.masking.batch import IGNORE
+from maskwise.masking.draws import Array, content_ids
 from maskwise.masking.line import Columns, Line, kinds
+from maskwise.masking.segments import changes
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.segments import changes
 
 if TYPE_CHECKING:
     import torch

@@ -18,9 +18,16 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
-from maskwise.draws import Array, Draws, Purpose
-from maskwise.errors import MaskwiseError, whole_number
-from maskwise.segments import counts_within, listed, offsets, owners, rank_within, sums_within
+from maskwise.base.errors import MaskwiseError, whole_number
+from maskwise.masking.draws import Array, Draws, Purpose
+from maskwise.masking.segments import (
+    counts_within,
+    listed,
+    offsets,
+    owners,
+    rank_within,
+    sums_within,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

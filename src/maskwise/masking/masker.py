@@ -11,8 +11,8 @@ Terms of this package:
   of tokens.
 - A *corruption* replaces the selected tokens and sets the labels.
 - A *draw* is a pseudo-random number computed by hashing (seed, epoch, example id, purpose, index)
-  in ``maskwise.draws``. The *purpose* is what the draw decides; draws with different purposes are
-  independent. The index is the number of the unit (``Units.number``) or the place of the token.
+  in ``maskwise.masking.draws``. The *purpose* is what the draw decides; draws with different
+  purposes are independent. The index is the number of the unit (``Units.number``) or the place of the token.
 - A *layer* is an array of one number per token, such as the number of the token's word.
 
 A masker has no random state: a mask depends only on the seed, the epoch, the example id, the ratio
@@ -30,24 +30,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from maskwise.arrays import whole_numbers
-from maskwise.draws import Array, Draws, Purpose
-from maskwise.errors import MaskwiseError, whole_number
+from maskwise.base.errors import MaskwiseError, whole_number
+from maskwise.base.specs import Call
+from maskwise.masking.arrays import whole_numbers
 from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.corruptions import Corruption, Masked
 from maskwise.masking.corruptions.base import require_masked
+from maskwise.masking.draws import Array, Draws, Purpose
 from maskwise.masking.gather import UserRows, common_number, device_of, gather
 from maskwise.masking.line import Line
 from maskwise.masking.moment import Moment, mapped
 from maskwise.masking.policies import Policy, When
 from maskwise.masking.policies.base import checked_moment, cut_by, ratios_by
 from maskwise.masking.schedules import FunctionSchedule, Schedule
+from maskwise.masking.segments import first_within
 from maskwise.masking.select import Choice, expected_ratios, select, stretch
 from maskwise.masking.settings import Masking
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Tokenizer, Vocabulary
-from maskwise.segments import first_within
-from maskwise.specs import Call
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

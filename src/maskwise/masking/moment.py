@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, option
+from maskwise.base.errors import MaskwiseError, option
 from maskwise.masking.gather import UserRows, require_rows
 from maskwise.masking.policies.base import checked_moment
 

@@ -24,10 +24,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from maskwise.draws import Array
-from maskwise.errors import MaskwiseError, finite_number, first_line
-from maskwise.plugins import Table
-from maskwise.specs import Call, build
+from maskwise.base.errors import MaskwiseError, finite_number, first_line
+from maskwise.base.plugins import Table
+from maskwise.base.specs import Call, build
+from maskwise.masking.draws import Array
 
 Ratio: TypeAlias = "float | Array"
 Spec: TypeAlias = "Schedule | float | str | Call"

@@ -35,10 +35,9 @@ from functools import cached_property
 
 import numpy as np
 
-from maskwise.draws import Array, Draws, Purpose, unit_interval
+from maskwise.masking.draws import Array, Draws, Purpose, unit_interval
 from maskwise.masking.line import Line
-from maskwise.masking.units import FILLING, NUMBERS, Units, budgets, floors
-from maskwise.segments import (
+from maskwise.masking.segments import (
     counts_within,
     first_members,
     first_within,
@@ -46,6 +45,7 @@ from maskwise.segments import (
     order_within,
     sums_within,
 )
+from maskwise.masking.units import FILLING, NUMBERS, Units, budgets, floors
 
 BUDGETS = ("exact", "expected", "bernoulli")
 FILLS = ("none", "random", "skip-row")

@@ -21,14 +21,14 @@ from pydantic import (
     model_validator,
 )
 
-from maskwise.effects import OrOff, Settings, Several, Weights, within, without_unset
-from maskwise.errors import MaskwiseError, items_of, require_known, whole_number
+from maskwise.base.effects import OrOff, Settings, Several, Weights, within, without_unset
+from maskwise.base.errors import MaskwiseError, items_of, require_known, whole_number
+from maskwise.base.specs import Call
 from maskwise.masking import corruptions, policies, schedules
 from maskwise.masking.corruptions import Bert, Corruption
 from maskwise.masking.policies import Policy, Token, UnitKind
 from maskwise.masking.schedules import Schedule, constant
 from maskwise.masking.select import BUDGETS, FILLS
-from maskwise.specs import Call
 
 MOST_TARGETS = 2**31 - 1
 """The largest ``min_targets``. No piece has more tokens."""

@@ -16,10 +16,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from maskwise.draws import Array, Draws, Purpose
-from maskwise.errors import MaskwiseError, PlugInError
+from maskwise.base.errors import MaskwiseError, PlugInError
+from maskwise.masking.draws import Array, Draws, Purpose
 from maskwise.masking.line import Line
-from maskwise.segments import listed, offsets, owners, rank_within, totals_within
+from maskwise.masking.segments import listed, offsets, owners, rank_within, totals_within
 
 STEPS = 80
 """The maximum number of Newton steps to find τ in ``reached``. About five steps are needed."""

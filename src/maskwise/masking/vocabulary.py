@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from maskwise.constants import ONLY_RESIDUES
-from maskwise.draws import Array
-from maskwise.errors import MaskwiseError, did_you_mean
+from maskwise.base.constants import ONLY_RESIDUES
+from maskwise.base.errors import MaskwiseError, did_you_mean
+from maskwise.masking.draws import Array
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import PrivateAttr, model_validator
 
-from maskwise.effects import Settings, Weights, within
-from maskwise.errors import MaskwiseError, PlugInError, require_known
+from maskwise.base.effects import Settings, Weights, within
+from maskwise.base.errors import MaskwiseError, PlugInError, require_known
+from maskwise.base.plugins import Table, on_first_use, require_call
+from maskwise.base.specs import Call, bind, build, find
 from maskwise.masking.settings import Masking, MaskingSettings
-from maskwise.plugins import Table, on_first_use, require_call
-from maskwise.specs import Call, bind, build, find
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,19 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from maskwise.attention import reads_ragged_rows
-from maskwise.constants import Kind
-from maskwise.devices import TensorDict, Tensors
-from maskwise.effects import within
-from maskwise.errors import MaskwiseError, PlugInError
-from maskwise.families import Inputs, adapter_of, encoder_of
-from maskwise.flops import Work, encoder_attention, encoder_weights, multiplied_weights
+from maskwise.base.constants import Kind
+from maskwise.base.devices import TensorDict, Tensors
+from maskwise.base.effects import within
+from maskwise.base.errors import MaskwiseError, PlugInError
+from maskwise.base.plugins import is_foreign
 from maskwise.masking import IGNORE, MaskedBatch, Masker
 from maskwise.masking.batch import Lengths
 from maskwise.masking.gather import UserRows
 from maskwise.masking.line import Line
 from maskwise.masking.settings import Masking, MaskingSettings
-from maskwise.plugins import is_foreign
+from maskwise.models.attention import reads_ragged_rows
+from maskwise.models.families import Inputs, adapter_of, encoder_of
+from maskwise.models.flops import Work, encoder_attention, encoder_weights, multiplied_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -16,10 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskwise.attention import DocumentIds
-from maskwise.devices import Tensors
-from maskwise.errors import MaskwiseError, whole_number
-from maskwise.families import (
+from maskwise.base.devices import Tensors
+from maskwise.base.errors import MaskwiseError, whole_number
+from maskwise.masking import IGNORE, Line, MaskedBatch, Masker
+from maskwise.masking.batch import Lengths
+from maskwise.masking.corruptions import Delete
+from maskwise.masking.gather import UserRows, device_of, gather
+from maskwise.masking.settings import Masking
+from maskwise.models.attention import DocumentIds
+from maskwise.models.families import (
     adapter_of,
     decoder_inputs,
     patched,
@@ -27,7 +32,7 @@ from maskwise.families import (
     require_separable,
     width_of,
 )
-from maskwise.flops import (
+from maskwise.models.flops import (
     Work,
     attended_pairs,
     decoder_attention,
@@ -37,11 +42,6 @@ from maskwise.flops import (
     head_weights,
     multiplied_weights,
 )
-from maskwise.masking import IGNORE, Line, MaskedBatch, Masker
-from maskwise.masking.batch import Lengths
-from maskwise.masking.corruptions import Delete
-from maskwise.masking.gather import UserRows, device_of, gather
-from maskwise.masking.settings import Masking
 from maskwise.objectives.base import (
     Batch,
     Inputs,

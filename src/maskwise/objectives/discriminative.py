@@ -21,18 +21,18 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
 
-from maskwise.devices import moved
-from maskwise.draws import Array
-from maskwise.errors import MaskwiseError
-from maskwise.families import encoder_of, patched, picked, width_of
-from maskwise.flops import Work, encoder_attention, encoder_weights, multiplied_weights
+from maskwise.base.devices import moved
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import MaskedBatch, Vocabulary
 from maskwise.masking.batch import Lengths
 from maskwise.masking.corruptions import Insert
+from maskwise.masking.draws import Array
 from maskwise.masking.gather import UserRows, device_of, gather
 from maskwise.masking.line import Line
 from maskwise.masking.vocabulary import Tokenizer
-from maskwise.models import build_model
+from maskwise.models.families import encoder_of, patched, picked, width_of
+from maskwise.models.flops import Work, encoder_attention, encoder_weights, multiplied_weights
+from maskwise.models.loading import build_model
 from maskwise.objectives.base import (
     Loss,
     Maker,

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from maskwise.families import Head, adapter_of, masked_logits, picked, prediction_head
-from maskwise.flops import Work, encoder_weights, head_weights
 from maskwise.masking import MaskedBatch
 from maskwise.masking.diffusion import Noising, Rates
 from maskwise.masking.settings import Masking
+from maskwise.models.families import Head, adapter_of, masked_logits, picked, prediction_head
+from maskwise.models.flops import Work, encoder_weights, head_weights
 from maskwise.objectives.base import (
     Batch,
     Inputs,

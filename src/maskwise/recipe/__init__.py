@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import yaml
 
-from maskwise.errors import MaskwiseError, shortened
-from maskwise.folders import recipe_path, shipped
+from maskwise.base.errors import MaskwiseError, shortened
+from maskwise.base.folders import recipe_path, shipped
 from maskwise.recipe.explained import explain
 from maskwise.recipe.layers import (
     arms_in,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from maskwise.effects import Only
-from maskwise.errors import MaskwiseError
+from maskwise.base.effects import Only
+from maskwise.base.errors import MaskwiseError
 from maskwise.learning.settings import LearningSettings
 from maskwise.masking.policies import Policy
 from maskwise.recipe.explained import groups_in

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from maskwise.errors import visible
-from maskwise.printing import json_text
+from maskwise.base.errors import visible
+from maskwise.base.printing import json_text
 from maskwise.recipe.yamls import parse_value
 
 if TYPE_CHECKING:

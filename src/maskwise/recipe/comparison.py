@@ -19,14 +19,14 @@ from pydantic import (
     model_validator,
 )
 
-from maskwise.constants import (
+from maskwise.base.constants import (
     FRESH_RUN,
     MOST_PRIMARY,
     MOST_SEEDS,
     REFERENCE,
 )
-from maskwise.effects import Judgement, Nothing, Settings, Several, Weights
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.base.effects import Judgement, Nothing, Settings, Several, Weights
+from maskwise.base.errors import MaskwiseError, require_known
 from maskwise.recipe.layers import applied, layer
 from maskwise.recipe.yamls import Plain
 

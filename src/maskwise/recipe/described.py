@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from maskwise.devices import cache_folder
-from maskwise.effects import effect_of
-from maskwise.errors import MaskwiseError
-from maskwise.folders import write_whole
-from maskwise.printing import json_text
+from maskwise.base.devices import cache_folder
+from maskwise.base.effects import effect_of
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import write_whole
+from maskwise.base.printing import json_text
 from maskwise.recipe.explained import groups_in
 from maskwise.recipe.recipe import Recipe
 

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from maskwise.effects import OFF, kinds_of, turns_off
-from maskwise.errors import MaskwiseError, did_you_mean, unknown_name
+from maskwise.base.effects import OFF, kinds_of, turns_off
+from maskwise.base.errors import MaskwiseError, did_you_mean, unknown_name
 
 ALLOWED = {
     "int_parsing_size": "a whole number",

@@ -14,10 +14,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from maskwise.constants import is_rate
-from maskwise.errors import MaskwiseError, did_you_mean, require_known
+from maskwise.base.constants import is_rate
+from maskwise.base.errors import MaskwiseError, did_you_mean, require_known
+from maskwise.base.specs import SINGLE_VALUES, leaves
 from maskwise.recipe.yamls import Plain, parse_value
-from maskwise.specs import SINGLE_VALUES, leaves
 
 ARM_PARTS = (
     "corpus",
@@ -305,7 +305,7 @@ def _of_the_model(settings: Plain, changes: Mapping[str, Any]) -> Plain:
         known = {name for name in names if is_rate(name)}
     elif architecture != before and isinstance(architecture, str) and own:
         # This import takes a second.
-        from maskwise.models import known_fields
+        from maskwise.models.loading import known_fields
 
         known = {*known_fields(architecture, names)}
     else:

@@ -23,12 +23,13 @@ from pydantic import (
 )
 
 from maskwise.annotate.registry import annotator, check_layer_names
-from maskwise.constants import DIFFUSION, Kind
-from maskwise.draws import fold
-from maskwise.effects import Judgement, Nothing, Settings, Several, Weights, within
-from maskwise.errors import MaskwiseError
+from maskwise.base.constants import DIFFUSION, Kind
+from maskwise.base.effects import Judgement, Nothing, Settings, Several, Weights, within
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.specs import Call, leaves, of_run, parse_call
 from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.learning.settings import LearningSettings
+from maskwise.masking.draws import fold
 from maskwise.masking.policies import LearnedPolicy, Policy
 from maskwise.masking.settings import MaskingSettings
 from maskwise.objectives import OBJECTIVES, ObjectiveSettings, objective_class, require_fit
@@ -46,7 +47,6 @@ from maskwise.recipe.layers import (
     require_changeable,
 )
 from maskwise.recipe.yamls import Plain, write_yaml
-from maskwise.specs import Call, leaves, of_run, parse_call
 from maskwise.tasks.settings import FinetuneSettings
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training.rates import falling_share

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import BaseModel
 
-from maskwise.errors import MaskwiseError, first_line, shortened
+from maskwise.base.errors import MaskwiseError, first_line, shortened
 
 Plain = dict[str, Any]
 """Settings as plain values, as in YAML or JSON: nested, or keyed by dotted name."""

@@ -9,9 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import chain, cycle
 
-from maskwise.constants import CORRELATIONS, MEAN_OVER_TASKS
-from maskwise.estimates import outcome_labels
-from maskwise.measurements import Measurement
+from maskwise.base.constants import CORRELATIONS, MEAN_OVER_TASKS
 from maskwise.report.drawing import (
     GROUPS,
     MUTED,
@@ -23,6 +21,8 @@ from maskwise.report.drawing import (
     line_chart,
 )
 from maskwise.report.reading import Folder, LogLine, in_points, mean
+from maskwise.results.estimates import outcome_labels
+from maskwise.results.measurements import Measurement
 
 MOST_POINTS = 200
 """Maximum number of points on a line. More points would be indistinguishable."""

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 
-from maskwise.constants import PLATEAU_NATS
-from maskwise.errors import MaskwiseError, install_command, visible
-from maskwise.estimates import in_decimals, with_minus
+from maskwise.base.constants import PLATEAU_NATS
+from maskwise.base.errors import MaskwiseError, install_command, visible
+from maskwise.base.specs import Call, parse_call
 from maskwise.report.reading import LogLine
-from maskwise.specs import Call, parse_call
+from maskwise.results.estimates import in_decimals, with_minus
 
 if TYPE_CHECKING:
     from pandas import DataFrame

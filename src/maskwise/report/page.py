@@ -16,11 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from maskwise import __version__
-from maskwise.constants import FIXED, PLATEAU_NATS, TUNED, overlap_matters, overlap_words, shade
-from maskwise.errors import duration, plural
-from maskwise.estimates import contrast_table, detected_words, loss_table, outcome_words
-from maskwise.files import RULES, ArmFacts, Contrast, Summary
-from maskwise.folders import read_json, read_lines, write_page
+from maskwise.base.constants import (
+    FIXED,
+    PLATEAU_NATS,
+    TUNED,
+    overlap_matters,
+    overlap_words,
+    shade,
+)
+from maskwise.base.errors import duration, plural
+from maskwise.base.folders import read_json, read_lines, write_page
+from maskwise.base.specs import leaves
 from maskwise.report.charts import (
     compute_view,
     curve_charts,
@@ -47,7 +53,8 @@ from maskwise.report.tables import (
     score_table,
     task_table,
 )
-from maskwise.specs import leaves
+from maskwise.results.estimates import contrast_table, detected_words, loss_table, outcome_words
+from maskwise.results.files import RULES, ArmFacts, Contrast, Summary
 
 NO_CHARTS = "Tables of means replace the charts"
 NO_VERDICTS = (

@@ -27,11 +27,11 @@ from typing import (
     is_typeddict,
 )
 
-from maskwise.constants import LOWER_IS_BETTER
-from maskwise.errors import MaskwiseError, shortened
-from maskwise.files import RULES, Record, Study, Summary
-from maskwise.folders import finite, read_json, read_lines
-from maskwise.measurements import (
+from maskwise.base.constants import LOWER_IS_BETTER
+from maskwise.base.errors import MaskwiseError, shortened
+from maskwise.base.folders import finite, read_json, read_lines
+from maskwise.results.files import RULES, Record, Study, Summary
+from maskwise.results.measurements import (
     Measurement,
     measurements,
     pending_seeds,

@@ -16,9 +16,13 @@ from statistics import median_low
 
 import numpy as np
 
-from maskwise.constants import DIFFUSION, NATS, accuracy_misleads
-from maskwise.errors import MaskwiseError
-from maskwise.estimates import (
+from maskwise.base.constants import DIFFUSION, NATS, accuracy_misleads
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import write_page
+from maskwise.base.specs import leaves
+from maskwise.report.drawing import FILTERS, SLATE, Colours, View
+from maskwise.report.reading import Folder, LogLine, in_points, mean, read_folder, values_by_arm
+from maskwise.results.estimates import (
     Shown,
     has_gated_rows,
     in_decimals,
@@ -27,11 +31,7 @@ from maskwise.estimates import (
     outcome_labels,
     shown,
 )
-from maskwise.files import Contrast
-from maskwise.folders import write_page
-from maskwise.report.drawing import FILTERS, SLATE, Colours, View
-from maskwise.report.reading import Folder, LogLine, in_points, mean, read_folder, values_by_arm
-from maskwise.specs import leaves
+from maskwise.results.files import Contrast
 
 COMMONEST = "commonest answer"
 COMPARED = "compared.html"

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from maskwise.plugins import Table
+from maskwise.base.plugins import Table
+from maskwise.base.specs import Call, build, find
 from maskwise.samplers.base import (
     Losses,
     LossProportional,
@@ -21,7 +22,6 @@ from maskwise.samplers.base import (
     Uniform,
 )
 from maskwise.samplers.mometas import Mometas, MometasPlus
-from maskwise.specs import Call, build, find
 
 _BUILT_IN: dict[str, type[Sampler]] = {
     "single": Single,

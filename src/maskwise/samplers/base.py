@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.arrays import numbers
-from maskwise.devices import TensorDict, Tensors
-from maskwise.draws import fold
-from maskwise.errors import MaskwiseError, items_of, require_known, whole_number
+from maskwise.base.devices import TensorDict, Tensors
+from maskwise.base.errors import MaskwiseError, items_of, require_known, whole_number
+from maskwise.base.specs import Call
+from maskwise.masking.arrays import numbers
+from maskwise.masking.draws import fold
 from maskwise.masking.schedules import Schedule, require_some_share, schedule
-from maskwise.specs import Call
 
 Losses = Mapping[str, float] | Sequence[float] | Tensor
 

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskwise.devices import TensorDict, Tensors
-from maskwise.draws import fold
-from maskwise.errors import MaskwiseError
+from maskwise.base.devices import TensorDict, Tensors
+from maskwise.base.errors import MaskwiseError
+from maskwise.masking.draws import fold
 from maskwise.samplers.base import PUBLISHED_EVERY, ROLLOUTS, Losses, Sampler, interval, probe_size
 
 TINY = 1e-6

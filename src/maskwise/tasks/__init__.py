@@ -6,7 +6,7 @@ scores answers, ``settings`` has the settings of fine-tuning, and ``finetuning``
 package may import ``text``, ``training`` and the packages that ``training`` may import.
 """
 
-from maskwise.plugins import on_first_use
+from maskwise.base.plugins import on_first_use
 
 __getattr__ = on_first_use(
     __name__,

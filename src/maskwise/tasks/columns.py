@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple, TypeAlias
 
-from maskwise.errors import MaskwiseError, unknown_name
+from maskwise.base.errors import MaskwiseError, unknown_name
 from maskwise.masking.line import Names
 from maskwise.text.source import inside, paths
 from maskwise.text.tables import FieldValues

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.constants import LOWER_IS_BETTER, Kind
-from maskwise.devices import best_device
-from maskwise.errors import MaskwiseError, whole_number
+from maskwise.base.constants import LOWER_IS_BETTER, Kind
+from maskwise.base.devices import best_device
+from maskwise.base.errors import MaskwiseError, whole_number
+from maskwise.base.folders import write_lines
 from maskwise.evaluation.measure import Measure
-from maskwise.families import check_fit, check_room, evaluating
-from maskwise.folders import write_lines
-from maskwise.measurements import Measurement, unit_of
-from maskwise.models import load_task_model, task_config, weights_of
+from maskwise.models.families import check_fit, check_room, evaluating
+from maskwise.models.loading import load_task_model, task_config, weights_of
 from maskwise.objectives.base import Objective
+from maskwise.results.measurements import Measurement, unit_of
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.metrics import bootstrap_interval, compact, error_of_items
 from maskwise.tasks.settings import FinetuneSettings, Score, TaskRecord

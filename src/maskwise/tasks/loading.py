@@ -26,18 +26,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from maskwise.errors import MaskwiseError, option, plural, require_known, shell_word
+from maskwise.base.errors import MaskwiseError, option, plural, require_known, shell_word
+from maskwise.base.plugins import Table
+from maskwise.base.specs import read_options, with_options
 from maskwise.masking.line import Names
-from maskwise.plugins import Table
-from maskwise.specs import read_options, with_options
-from maskwise.tasks.classes import (
-    MULTI_LABEL,
-    NUMBER_COLUMNS,
-    REGRESSION,
-    SEQUENCE_CLASSIFICATION,
-    SIMILARITY,
-    TOKEN_CLASSIFICATION,
-)
 from maskwise.tasks.columns import (
     DOUBTFUL,
     EMPTY,
@@ -54,12 +46,21 @@ from maskwise.tasks.columns import (
     with_text,
     without,
 )
-from maskwise.tasks.embeddings import (
+from maskwise.tasks.kinds.classes import (
+    MULTI_LABEL,
+    NUMBER_COLUMNS,
+    REGRESSION,
+    SEQUENCE_CLASSIFICATION,
+    SIMILARITY,
+    TOKEN_CLASSIFICATION,
+)
+from maskwise.tasks.kinds.embeddings import (
     RETRIEVAL,
     SENTENCE_EMBEDDING,
     ZERO_SHOT_SIMILARITY,
 )
-from maskwise.tasks.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
+from maskwise.tasks.kinds.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
+from maskwise.tasks.kinds.written import CLOZE_QA, GENERATION
 from maskwise.tasks.reading import (
     CARDS,
     Card,
@@ -84,7 +85,6 @@ from maskwise.tasks.splits import (
 )
 from maskwise.tasks.suggest import suggest
 from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
-from maskwise.tasks.written import CLOZE_QA, GENERATION
 from maskwise.text.documents import group_key
 from maskwise.text.opening import is_utf8
 from maskwise.text.source import NOT_UTF8

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maskwise.constants import NATS
-from maskwise.errors import MaskwiseError, PlugInError, finite_number
-from maskwise.plugins import Table, is_foreign
+from maskwise.base.constants import NATS
+from maskwise.base.errors import MaskwiseError, PlugInError, finite_number
+from maskwise.base.plugins import Table, is_foreign
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer

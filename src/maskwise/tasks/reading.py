@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, NotRequired, TypeAlias, TypedDict
 
 import yaml
 
-from maskwise.errors import MaskwiseError, require_known, unknown_name
-from maskwise.folders import FilesState, files_state
+from maskwise.base.errors import MaskwiseError, require_known, unknown_name
+from maskwise.base.folders import FilesState, files_state
 from maskwise.tasks.columns import has_field, label_of
 from maskwise.tasks.splits import ALL, SPLITS
 from maskwise.text import bundled_path

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 import numpy as np
 from pydantic import Field
 
-from maskwise.effects import (
+from maskwise.base.effects import (
     Count,
     NotNegative,
     Only,

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
-from maskwise.errors import MaskwiseError, counted, plural
+from maskwise.base.errors import MaskwiseError, counted, plural
 from maskwise.text.groups import check_groups
 
 SPLITS = ("train", "dev", "test")

@@ -10,7 +10,18 @@ from __future__ import annotations
 from itertools import chain
 from statistics import fmean
 
-from maskwise.tasks.classes import (
+from maskwise.tasks.columns import (
+    ABOUT_TEXTS,
+    ColumnNames,
+    Records,
+    choices_of,
+    first_in,
+    label_of,
+    may_be_number,
+    pair_in,
+    require_number,
+)
+from maskwise.tasks.kinds.classes import (
     BETWEEN_LABELS,
     LABEL,
     MULTI_LABEL,
@@ -25,20 +36,9 @@ from maskwise.tasks.classes import (
     TOKEN_CLASSIFICATION,
     WORDS,
 )
-from maskwise.tasks.columns import (
-    ABOUT_TEXTS,
-    ColumnNames,
-    Records,
-    choices_of,
-    first_in,
-    label_of,
-    may_be_number,
-    pair_in,
-    require_number,
-)
-from maskwise.tasks.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
+from maskwise.tasks.kinds.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
+from maskwise.tasks.kinds.written import GENERATION
 from maskwise.tasks.task import TaskKind
-from maskwise.tasks.written import GENERATION
 from maskwise.text.tables import refuse_rows_as_names
 
 TOGETHER = (

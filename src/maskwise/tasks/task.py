@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maskwise.constants import LOWER_IS_BETTER, NATS
-from maskwise.errors import MaskwiseError, install_command, require_library, whole_number
-from maskwise.files import TaskFacts
+from maskwise.base.constants import LOWER_IS_BETTER, NATS
+from maskwise.base.errors import MaskwiseError, install_command, require_library, whole_number
 from maskwise.masking.line import Names
+from maskwise.results.files import TaskFacts
 from maskwise.tasks.columns import ColumnNames, UsualColumns
 from maskwise.tasks.metrics import (
     ENTITY_F1,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
-    from maskwise.constants import Kind as Family
+    from maskwise.base.constants import Kind as Family
     from maskwise.objectives.base import Objective
     from maskwise.tasks.tensors import Cutter, Data
 

@@ -22,11 +22,11 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
-from maskwise.draws import fold, permutation
-from maskwise.errors import MaskwiseError, Truncated
-from maskwise.families import evaluating
+from maskwise.base.errors import MaskwiseError, Truncated
 from maskwise.masking.batch import IGNORE, moved
-from maskwise.models import end_token
+from maskwise.masking.draws import fold, permutation
+from maskwise.models.families import evaluating
+from maskwise.models.loading import end_token
 from maskwise.objectives.base import Classification
 from maskwise.tasks.metrics import LOST
 from maskwise.tasks.splits import SPLITS

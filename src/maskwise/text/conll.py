@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from maskwise.constants import UPOS
-from maskwise.errors import MaskwiseError
+from maskwise.base.constants import UPOS
+from maskwise.base.errors import MaskwiseError
 from maskwise.text.layers import CharSpans, Found, Layer
 from maskwise.text.opening import read_text
 

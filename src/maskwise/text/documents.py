@@ -25,15 +25,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from maskwise.errors import (
+from maskwise.base.errors import (
     MaskwiseError,
     counted,
     plural,
     require_known,
     whole_number,
 )
-from maskwise.folders import in_utf8
-from maskwise.specs import user_path
+from maskwise.base.folders import in_utf8
+from maskwise.base.specs import user_path
 from maskwise.text.opening import Skip, is_utf8, text_per
 from maskwise.text.source import (
     BINARY,

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskwise.arrays import flags, whole_numbers
-from maskwise.errors import MaskwiseError, Truncated, whole_number
+from maskwise.base.errors import MaskwiseError, Truncated, whole_number
+from maskwise.masking.arrays import flags, whole_numbers
+from maskwise.masking.segments import Array, owners
 from maskwise.masking.vocabulary import pad_has_role
-from maskwise.segments import Array, owners
 from maskwise.text.documents import Document
 from maskwise.text.layers import (
     Columns,

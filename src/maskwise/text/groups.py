@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, plural
+from maskwise.base.errors import MaskwiseError, plural
 from maskwise.text.rows import held_out_below
 
 FEWEST_GROUPS = 20

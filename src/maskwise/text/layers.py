@@ -43,9 +43,9 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, PlugInError
+from maskwise.base.errors import MaskwiseError, PlugInError
 from maskwise.masking.line import Columns
-from maskwise.segments import Array, changes, owners, rank_within
+from maskwise.masking.segments import Array, changes, owners, rank_within
 from maskwise.text.words import Flags, Ints, Ints32, Placed
 
 Kind = Literal["categorical", "spans", "weight"]

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from maskwise.errors import MaskwiseError, shortened
-from maskwise.segments import changes, owners
-from maskwise.specs import user_path
+from maskwise.base.errors import MaskwiseError, shortened
+from maskwise.base.specs import user_path
+from maskwise.masking.segments import changes, owners
 from maskwise.text.documents import Document
 from maskwise.text.pieces import tokenise
 from maskwise.text.words import classify, words_in

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
-from maskwise.errors import MaskwiseError, items_of
+from maskwise.base.errors import MaskwiseError, items_of
 
 # A few bad lines are skipped. If more than this share is bad, the file is not in UTF-8.
 _MAX_BAD_SHARE = 0.35

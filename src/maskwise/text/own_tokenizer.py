@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskwise.errors import MaskwiseError
-from maskwise.starts import Start, cached_folder, resolve_start
+from maskwise.base.errors import MaskwiseError
+from maskwise.models.starts import Start, cached_folder, resolve_start
 from maskwise.text.tokenizers import has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from maskwise import folders
-from maskwise.errors import MaskwiseError, whole_number
+from maskwise.base import folders
+from maskwise.base.errors import MaskwiseError, whole_number
 from maskwise.masking.line import Frame
-from maskwise.segments import Array, changes, owners, sums_within
+from maskwise.masking.segments import Array, changes, owners, sums_within
 from maskwise.text.documents import (
     BATCH_CHARACTERS,
     Document,

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskwise.draws import Array
-from maskwise.errors import MaskwiseError, finite_number, plural, require_known
+from maskwise.base.errors import MaskwiseError, finite_number, plural, require_known
+from maskwise.masking.draws import Array
 from maskwise.masking.line import Line
-from maskwise.segments import best_fit, listed, owners
+from maskwise.masking.segments import best_fit, listed, owners
 from maskwise.text.documents import Document
 from maskwise.text.pieces import (
     Ints,

@@ -18,15 +18,15 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
-from maskwise.errors import (
+from maskwise.base.errors import (
     MaskwiseError,
     install_command,
     located,
     require_library,
     shortened,
 )
-from maskwise.plugins import Table, mistake_of
-from maskwise.specs import build, parse_call
+from maskwise.base.plugins import Table, mistake_of
+from maskwise.base.specs import build, parse_call
 
 Segmenter: TypeAlias = Callable[[str], Iterable[str]]
 """A function from a text to its words."""

@@ -20,8 +20,8 @@ from pydantic import (
 )
 from tokenizers import AddedToken
 
-from maskwise import folders
-from maskwise.effects import (
+from maskwise.base import folders
+from maskwise.base.effects import (
     Nothing,
     Only,
     OrOff,
@@ -31,7 +31,7 @@ from maskwise.effects import (
     Whole,
     without_unset,
 )
-from maskwise.errors import MaskwiseError, finite_number
+from maskwise.base.errors import MaskwiseError, finite_number
 from maskwise.text.documents import USUAL, Document, Documents, Joined
 from maskwise.text.layers import Layered
 from maskwise.text.pieces import LONGEST_ROW, Pieces, Tokens, read_pieces, tokenise

@@ -30,9 +30,16 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError, counted, first_line, option, require_known, unknown_name
-from maskwise.folders import bundled_file, in_utf8
-from maskwise.specs import user_path
+from maskwise.base.errors import (
+    MaskwiseError,
+    counted,
+    first_line,
+    option,
+    require_known,
+    unknown_name,
+)
+from maskwise.base.folders import bundled_file, in_utf8
+from maskwise.base.specs import user_path
 from maskwise.text.conll import tagged_sentences
 from maskwise.text.opening import (
     HEAD_BYTES,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.text.documents import Document, Documents
 from maskwise.text.layers import Layered
 from maskwise.text.pieces import Ints, read_pieces, tokenise

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.errors import MaskwiseError, counted
+from maskwise.base.errors import MaskwiseError, counted
 from maskwise.text.documents import EMPTY, NO_TEXT
 from maskwise.text.encoding import Surfaces
 from maskwise.text.opening import Skip

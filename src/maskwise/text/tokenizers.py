@@ -28,10 +28,10 @@ from tokenizers import (
     trainers,
 )
 
-from maskwise.constants import ONLY_RESIDUES
-from maskwise.errors import MaskwiseError, first_line, require_known, whole_number
-from maskwise.folders import left_out, not_to_copy
-from maskwise.starts import TEMPLATES, TOKENIZER_FILES, find_start
+from maskwise.base.constants import ONLY_RESIDUES
+from maskwise.base.errors import MaskwiseError, first_line, require_known, whole_number
+from maskwise.base.folders import left_out, not_to_copy
+from maskwise.models.starts import TEMPLATES, TOKENIZER_FILES, find_start
 from maskwise.text.documents import BATCH_CHARACTERS, batches
 from maskwise.text.opening import valid_texts
 from maskwise.text.source import FASTA, ending_of

@@ -43,9 +43,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maskwise.arrays import flags, whole_numbers
-from maskwise.errors import MaskwiseError, first_line, option, plural, unknown_name
-from maskwise.segments import Array, changes, offsets, rank_within
+from maskwise.base.errors import MaskwiseError, first_line, option, plural, unknown_name
+from maskwise.masking.arrays import flags, whole_numbers
+from maskwise.masking.segments import Array, changes, offsets, rank_within
 from maskwise.text.segmenters import (
     RULES,
     SEGMENTERS,

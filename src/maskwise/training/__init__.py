@@ -5,7 +5,7 @@ package may import from ``objectives``, ``masking`` and the layers below ``maski
 corpora only through the protocol ``Rows``.
 """
 
-from maskwise.plugins import on_first_use
+from maskwise.base.plugins import on_first_use
 
 __getattr__ = on_first_use(
     __name__,

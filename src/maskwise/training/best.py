@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from maskwise.constants import rank_here
-from maskwise.devices import TensorDict, Tensors
+from maskwise.base.constants import rank_here
+from maskwise.base.devices import TensorDict, Tensors
 from maskwise.training.learners import Learner
 from maskwise.training.ranks import copied, distinct, gathered, load_from_first
 

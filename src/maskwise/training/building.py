@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from maskwise.constants import Kind
-from maskwise.errors import MaskwiseError
-from maskwise.families import check_fit
-from maskwise.models import (
+from maskwise.base.constants import Kind
+from maskwise.base.errors import MaskwiseError
+from maskwise.models.families import check_fit
+from maskwise.models.loading import (
     empty_model,
     load_config,
     load_model,

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import save_file
 
-from maskwise.constants import rank_here
-from maskwise.devices import TensorDict, Tensors
-from maskwise.errors import MaskwiseError
-from maskwise.families import UNLIMITED, most_tokens
-from maskwise.folders import (
+from maskwise.base.constants import rank_here
+from maskwise.base.devices import TensorDict, Tensors
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import (
     MANIFEST,
     appears,
     damage,
@@ -36,8 +35,9 @@ from maskwise.folders import (
     write_lines,
     writing,
 )
-from maskwise.lora import merged_state
-from maskwise.models import without_advice
+from maskwise.models.families import UNLIMITED, most_tokens
+from maskwise.models.loading import without_advice
+from maskwise.models.lora import merged_state
 from maskwise.samplers import Sampler
 from maskwise.training.learners import Facts, Learner
 from maskwise.training.ranks import copied, gathered, is_sharded

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from maskwise.attention import DocumentIds, MaskKey, calls, with_globals
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
+from maskwise.models.attention import DocumentIds, MaskKey, calls, with_globals
 
 Forward = Callable[..., Any]
 

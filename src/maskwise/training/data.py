@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.devices import Lane, copies_aside, moved
-from maskwise.draws import fold, permutation
-from maskwise.errors import MaskwiseError
-from maskwise.flops import NO_TEXTS
+from maskwise.base.devices import Lane, copies_aside, moved
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.masking.batch import IGNORE, Lengths
+from maskwise.masking.draws import fold, permutation
+from maskwise.models.flops import NO_TEXTS
 from maskwise.objectives.base import Maker
 from maskwise.text import Rows
 from maskwise.training.learners import Learners, NumbersByName, learner_of

@@ -24,13 +24,15 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
-from maskwise.constants import ranks_here
-from maskwise.devices import TensorDict, Tensors, coming_back, fast_bf16
-from maskwise.draws import fold
-from maskwise.effects import UNNAMED
-from maskwise.errors import MaskwiseError, OtherProcessFailed
-from maskwise.families import encoder_of
-from maskwise.folders import sweep
+from maskwise.base.constants import ranks_here
+from maskwise.base.devices import TensorDict, Tensors, coming_back, fast_bf16
+from maskwise.base.effects import UNNAMED
+from maskwise.base.errors import MaskwiseError, OtherProcessFailed
+from maskwise.base.folders import sweep
+from maskwise.base.printing import LOGGER
+from maskwise.jobs.torchrun import not_connected
+from maskwise.masking.draws import fold
+from maskwise.models.families import encoder_of
 from maskwise.objectives.base import (
     Loss,
     Objective,
@@ -38,8 +40,6 @@ from maskwise.objectives.base import (
     require_finite,
     require_gradient,
 )
-from maskwise.printing import LOGGER
-from maskwise.torchrun import not_connected
 from maskwise.training.checkpoint import LEARNED, RESUME, State, States, Totals, changed_settings
 from maskwise.training.data import AnyBatch, Step
 from maskwise.training.learners import NumbersByName

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.devices import TensorDict, Tensors, moved, widest
-from maskwise.errors import MaskwiseError
+from maskwise.base.devices import TensorDict, Tensors, moved, widest
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking.batch import MaskedBatch
 from maskwise.masking.policies.base import Policy
 from maskwise.masking.policies.online import LEAST, UNKNOWN, GroupWeighted, TypeWeighted

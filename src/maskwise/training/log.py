@@ -21,12 +21,12 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 from torch import Tensor
 
-from maskwise.devices import peak_memory, peak_rate
-from maskwise.errors import MaskwiseError, duration
-from maskwise.flops import Flops
-from maskwise.folders import finite
+from maskwise.base.devices import peak_memory, peak_rate
+from maskwise.base.errors import MaskwiseError, duration
+from maskwise.base.folders import finite
+from maskwise.base.printing import LINE_SECONDS, LOGGER, err_console, shows_progress
+from maskwise.models.flops import Flops
 from maskwise.objectives.base import Objective
-from maskwise.printing import LINE_SECONDS, LOGGER, err_console, shows_progress
 from maskwise.training.checkpoint import Metrics, Totals
 from maskwise.training.data import Source, Step
 from maskwise.training.engine import Engine, Update
@@ -439,7 +439,7 @@ class ProgressBar:
 # of the GPU. For processors and other GPUs, it is not known.
 #
 # The numerator counts only useful work: the weights for the tokens of the text and the targets, and
-# attention within documents (``maskwise.flops``). Padding and recomputation do not count.
+# attention within documents (``maskwise.models.flops``). Padding and recomputation do not count.
 
 
 class Meter:

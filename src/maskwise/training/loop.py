@@ -21,12 +21,12 @@ from typing import NoReturn, TypedDict
 
 import torch
 
-from maskwise.constants import rank_here
-from maskwise.devices import TensorDict, Tensors
-from maskwise.errors import MaskwiseError
-from maskwise.folders import claim
+from maskwise.base.constants import rank_here
+from maskwise.base.devices import TensorDict, Tensors
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import claim
+from maskwise.base.signals import CODES, Asked, AskedToLeave
 from maskwise.objectives.base import Loss, Objective
-from maskwise.signals import CODES, Asked, AskedToLeave
 from maskwise.training.checkpoint import restore, states
 from maskwise.training.data import AnyBatch, Source, look_ahead
 from maskwise.training.engine import Agreement, Engine, leave

@@ -15,13 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from maskwise.devices import TensorDict, Tensors
-from maskwise.errors import MaskwiseError
-from maskwise.families import encoder_of, output_layer
+from maskwise.base.devices import TensorDict, Tensors
+from maskwise.base.errors import MaskwiseError
+from maskwise.models.families import encoder_of, output_layer
+from maskwise.models.weights import blocks_of, parts
 from maskwise.training.ranks import laid_out_as, local, whole
 from maskwise.training.rates import rate_factor
 from maskwise.training.settings import TrainingSettings
-from maskwise.weights import blocks_of, parts
 
 
 class Optimizers:

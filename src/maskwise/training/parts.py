@@ -18,9 +18,9 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from maskwise.constants import rank_here
-from maskwise.errors import MaskwiseError
-from maskwise.folders import linked, writing
+from maskwise.base.constants import rank_here
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import linked, writing
 from maskwise.training.checkpoint import RESUME, State, States
 from maskwise.training.rates import falling_share
 from maskwise.training.settings import TrainingSettings

@@ -23,13 +23,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from maskwise.constants import rank_here, ranks_here
-from maskwise.devices import TensorDict, Tensors
-from maskwise.draws import Array
+from maskwise.base.constants import rank_here, ranks_here
+from maskwise.base.devices import TensorDict, Tensors
+from maskwise.base.signals import leave_if_asked
+from maskwise.masking.draws import Array
+from maskwise.models.weights import blocks_of
 from maskwise.objectives.base import Loss, Objective
-from maskwise.signals import leave_if_asked
 from maskwise.training.settings import TrainingSettings
-from maskwise.weights import blocks_of
 
 # These imports take seconds, so functions import them on use.
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from maskwise.effects import (
+from maskwise.base.effects import (
     Count,
     Nothing,
     NotNegative,
@@ -33,13 +33,13 @@ from maskwise.effects import (
     within,
     without_unset,
 )
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.training.rates import Curve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from maskwise.lora import Lora
+    from maskwise.models.lora import Lora
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -245,7 +245,7 @@ def attention_dropout(architecture: str) -> tuple[str, float] | None:
     For example, T5 has no such field, because it has one rate for all dropout.
     """
     # This imports transformers.
-    from maskwise.models import config_of
+    from maskwise.models.loading import config_of
 
     try:
         plain = config_of({"model_type": architecture})
@@ -302,7 +302,7 @@ class ModelSettings(Settings):
     def _parse(self) -> Self:
         if self.adapter is not None:
             # This imports torch.
-            from maskwise.lora import lora
+            from maskwise.models.lora import lora
 
             with within("adapter", self.adapter):
                 self._lora = lora(self.adapter)

@@ -30,11 +30,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from maskwise.devices import TensorDict, Tensors
-from maskwise.draws import fold, permutation
-from maskwise.errors import MaskwiseError
-from maskwise.flops import Flops
+from maskwise.base.devices import TensorDict, Tensors
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking import MaskedBatch
+from maskwise.masking.draws import fold, permutation
+from maskwise.models.flops import Flops
+from maskwise.models.weights import check_finite
 from maskwise.objectives.base import Loss, Objective, as_scalar
 from maskwise.samplers import Sampler
 from maskwise.samplers.base import reliability
@@ -43,7 +44,6 @@ from maskwise.training.data import MaskedSource, Rows
 from maskwise.training.learners import Facts, Learner, Learners, Progress
 from maskwise.training.settings import TrainingSettings
 from maskwise.training.stream import StreamedRows
-from maskwise.weights import check_finite
 
 PROBE_SEED = 0x9208
 

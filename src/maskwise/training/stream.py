@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.draws import fold, permutation
-from maskwise.errors import MaskwiseError
-from maskwise.jobs import Failure, LocalPool, Once
+from maskwise.base.errors import MaskwiseError
+from maskwise.jobs.pools import Failure, LocalPool, Once
+from maskwise.masking.draws import fold, permutation
 from maskwise.masking.line import Line
-from maskwise.segments import owners
+from maskwise.masking.segments import owners
 from maskwise.text.pieces import Ints
 from maskwise.text.rows import Rows
 from maskwise.text.source import Shard

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskwise.errors import MaskwiseError, first_line, require_known
-from maskwise.printing import LOGGER
+from maskwise.base.errors import MaskwiseError, first_line, require_known
+from maskwise.base.printing import LOGGER
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker

@@ -19,10 +19,11 @@ from torch.nn.functional import layer_norm
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from maskwise.attention import quicken
-from maskwise.errors import MaskwiseError
-from maskwise.families import encoder_of, patched, separate_all
-from maskwise.models import vocabulary_tables
+from maskwise.base.errors import MaskwiseError
+from maskwise.models.attention import quicken
+from maskwise.models.families import encoder_of, patched, separate_all
+from maskwise.models.loading import vocabulary_tables
+from maskwise.models.weights import blocks_of, parts
 from maskwise.objectives.base import Objective, Precision
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.training.compiled import (
@@ -32,7 +33,6 @@ from maskwise.training.compiled import (
     require_compiler,
 )
 from maskwise.training.settings import TrainingSettings
-from maskwise.weights import blocks_of, parts
 
 Forward = Callable[..., Any]
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from maskwise.files import (
+from maskwise.base.folders import finite
+from maskwise.results.files import (
     RULES,
     ArmSummary,
     Contrast,
@@ -24,7 +25,6 @@ from maskwise.files import (
     Study,
     Summary,
 )
-from maskwise.folders import finite
 from maskwise.verdict.comparison import matched_by, primary_pairs
 from maskwise.verdict.flags import Raised, guessed_tasks
 from maskwise.verdict.judge import Verdict, gained_nothing, judge, passed, worse_than_reference

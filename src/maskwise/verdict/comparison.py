@@ -12,11 +12,11 @@ from itertools import chain, product
 
 import numpy as np
 
-from maskwise.constants import FIXED, NATS, TUNED
-from maskwise.errors import MaskwiseError
-from maskwise.estimates import Shown, shown_in
-from maskwise.files import Compute, Estimate, Failures, ItemsInterval, Study
-from maskwise.measurements import Scale
+from maskwise.base.constants import FIXED, NATS, TUNED
+from maskwise.base.errors import MaskwiseError
+from maskwise.results.estimates import Shown, shown_in
+from maskwise.results.files import Compute, Estimate, Failures, ItemsInterval, Study
+from maskwise.results.measurements import Scale
 from maskwise.verdict.failures import failures_of
 from maskwise.verdict.items import paired_item_errors, together
 from maskwise.verdict.outcomes import (

@@ -17,8 +17,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.files import ArmFacts, Failures
-from maskwise.specs import Call, parse_call
+from maskwise.base.specs import Call, parse_call
+from maskwise.results.files import ArmFacts, Failures
 from maskwise.verdict.outcomes import Numbers, Outcomes, finite_runs
 from maskwise.verdict.statistics import binomial_upper_bound, without_rounding
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from maskwise.constants import (
+from maskwise.base.constants import (
     CORRELATIONS,
     COSTS,
     NATS,
@@ -23,9 +23,9 @@ from maskwise.constants import (
     overlap_matters,
     overlap_words,
 )
-from maskwise.errors import in_percent
-from maskwise.estimates import in_decimals, items_ends, with_minus
-from maskwise.files import Effect, Estimate, ItemsInterval
+from maskwise.base.errors import in_percent
+from maskwise.results.estimates import in_decimals, items_ends, with_minus
+from maskwise.results.files import Effect, Estimate, ItemsInterval
 from maskwise.verdict.comparison import Comparison
 from maskwise.verdict.failures import collapses_of
 from maskwise.verdict.outcomes import TOLERANCE, Outcomes, finite_pairs, finite_runs, is_loss

@@ -4,7 +4,7 @@ Another test set of the same kind has other items. How much the difference of tw
 depends on the differences between their scores of the *same* items: arms that are right and wrong
 on the same items differ by an amount that hardly depends on the choice of items. A record of a task
 therefore contains sums over groups of test rows (``item_sums`` and ``item_sizes`` in
-``maskwise.files.Record``). Rows with the same text are one group.
+``maskwise.results.files.Record``). Rows with the same text are one group.
 
 Other runs and other items are both drawn anew if somebody repeats a study, so the interval that
 says whether a difference would stand varies both (``together``).
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from maskwise.files import Estimate
+from maskwise.results.files import Estimate
 from maskwise.verdict.outcomes import Numbers, Outcomes, Pair
 
 

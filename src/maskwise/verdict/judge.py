@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from maskwise.constants import ASSUMED_MARGINS
-from maskwise.files import Decision, Detectable, Effect, Equivalence, Study, Worth
+from maskwise.base.constants import ASSUMED_MARGINS
+from maskwise.results.files import Decision, Detectable, Effect, Equivalence, Study, Worth
 from maskwise.verdict.comparison import Comparison, compared, primary_pairs
 from maskwise.verdict.flags import Raised, raised
 from maskwise.verdict.outcomes import Outcomes, Pair, finite_pairs, finite_runs

@@ -33,15 +33,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.constants import (
+from maskwise.base.constants import (
     DIFFUSION,
     FRESH_RUN,
     MEAN_OVER_TASKS,
     NATS,
 )
-from maskwise.errors import MaskwiseError, require_known
-from maskwise.files import Record, Study
-from maskwise.measurements import QUANTITIES, Measurement, Scale, measurements, unit_of
+from maskwise.base.errors import MaskwiseError, require_known
+from maskwise.results.files import Record, Study
+from maskwise.results.measurements import QUANTITIES, Measurement, Scale, measurements, unit_of
 from maskwise.verdict.statistics import sign_flip_estimate, without_rounding
 
 Numbers: TypeAlias = NDArray[np.float64]

@@ -2,7 +2,7 @@
 
 All functions are pure. They use paired differences d_1, …, d_n, one per pair of runs, and need no
 large samples. Arms, tasks and verdicts are handled in ``maskwise.verdict``, and the power
-of a planned study in ``maskwise.study.prospects``.
+of a planned study in ``maskwise.studies.prospects``.
 
 The confidence interval inverts the sign-flip test in closed form. Consider the hypothesis that the
 true mean is r. Split the runs into a part S and the rest, and flip the signs of d − r in S. The
@@ -47,8 +47,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from maskwise.errors import MaskwiseError
-from maskwise.files import Estimate
+from maskwise.base.errors import MaskwiseError
+from maskwise.results.files import Estimate
 
 ALPHA = 0.05
 """Error rate of a study."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import cast
 
-from maskwise.constants import MEAN_OVER_TASKS
-from maskwise.files import Point
+from maskwise.base.constants import MEAN_OVER_TASKS
+from maskwise.results.files import Point
 from maskwise.verdict.outcomes import QUANTITIES, Outcomes
 
 

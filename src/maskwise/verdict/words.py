@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
-from maskwise.constants import FIXED
-from maskwise.errors import plural
-from maskwise.estimates import SPREADS, Shown, decimals, outcome_words, shown_in
-from maskwise.files import Decision, Effect, Estimate, Study, Worth
+from maskwise.base.constants import FIXED
+from maskwise.base.errors import plural
+from maskwise.results.estimates import SPREADS, Shown, decimals, outcome_words, shown_in
+from maskwise.results.files import Decision, Effect, Estimate, Study, Worth
 from maskwise.verdict.flags import FLAGS, Raised, rate
 from maskwise.verdict.judge import Verdict
 from maskwise.verdict.outcomes import finite_pairs

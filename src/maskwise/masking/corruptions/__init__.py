@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from maskwise.base.plugins import Table
+from maskwise.base.specs import Call, build
 from maskwise.masking.corruptions.base import Corruption, Masked
 from maskwise.masking.corruptions.in_place import Bert, Replace, mask_only
 from maskwise.masking.corruptions.moving import Delete, Infill, Insert, PermuteSentences
 from maskwise.masking.corruptions.sentinels import T5
-from maskwise.plugins import Table
-from maskwise.specs import Call, build
 
 
 def permute_sentences(

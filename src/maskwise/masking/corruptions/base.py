@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from maskwise.draws import Array, Draws
-from maskwise.errors import MaskwiseError, require_known
+from maskwise.base.errors import MaskwiseError, require_known
 from maskwise.masking.batch import IGNORE, MaskedBatch
+from maskwise.masking.draws import Array, Draws
 from maskwise.masking.line import Columns, Line, Names
+from maskwise.masking.segments import offsets, rank_within
 from maskwise.masking.select import Choice
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.segments import offsets, rank_within
 
 Tail: TypeAlias = "Array | int | None"
 """The id to append to every piece, or (P,) ids, one per piece; None to append nothing."""

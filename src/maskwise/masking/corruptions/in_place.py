@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskwise.draws import Draws, Purpose, below, in_lowest_share, index_within
-from maskwise.errors import MaskwiseError, finite_number, require_known
+from maskwise.base.errors import MaskwiseError, finite_number, require_known
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.corruptions.base import Corruption, Masked, labels_in_place
+from maskwise.masking.draws import Draws, Purpose, below, in_lowest_share, index_within
 from maskwise.masking.line import Line
 from maskwise.masking.select import Choice
 from maskwise.masking.vocabulary import Vocabulary

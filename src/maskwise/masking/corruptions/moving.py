@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from maskwise.draws import Array, Draws, Purpose, below, in_lowest_share, unit_interval
-from maskwise.errors import MaskwiseError, finite_number, whole_number
+from maskwise.base.errors import MaskwiseError, finite_number, whole_number
 from maskwise.masking.batch import IGNORE
 from maskwise.masking.corruptions.base import (
     Corruption,
@@ -22,11 +21,12 @@ from maskwise.masking.corruptions.base import (
     removed_text,
     whole_text,
 )
+from maskwise.masking.draws import Array, Draws, Purpose, below, in_lowest_share, unit_interval
 from maskwise.masking.line import Line, Names
+from maskwise.masking.segments import changes, offsets, owners, rank_within, sums_within
 from maskwise.masking.select import Choice
 from maskwise.masking.units import Units
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.segments import changes, offsets, owners, rank_within, sums_within
 
 LEAST_MEAN = math.log(2)
 """The smallest mean length of spans in ``infill``."""

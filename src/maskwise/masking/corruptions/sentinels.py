@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskwise.draws import Draws
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
 from maskwise.masking.corruptions.base import (
     Edit,
     Masked,
@@ -13,10 +12,11 @@ from maskwise.masking.corruptions.base import (
     removed_text,
     whole_text,
 )
+from maskwise.masking.draws import Draws
 from maskwise.masking.line import Line
+from maskwise.masking.segments import rank_within
 from maskwise.masking.select import Choice
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.segments import rank_within
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.plugins import Table, is_foreign
+from maskwise.base.specs import Call, build
 from maskwise.masking.policies.base import (
     Policy,
     UnitKind,
@@ -45,8 +47,6 @@ from maskwise.masking.policies.online import (
 )
 from maskwise.masking.policies.spans import Span, T5Span
 from maskwise.masking.schedules import Spec, schedule
-from maskwise.plugins import Table, is_foreign
-from maskwise.specs import Call, build
 
 
 def mixture(*members: Policy | str | Call, shares: tuple[Spec, ...] = ()) -> Mixture:

@@ -18,11 +18,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from maskwise.draws import Array, Draws
-from maskwise.errors import MaskwiseError, PlugInError, whole_number
+from maskwise.base.errors import MaskwiseError, PlugInError, whole_number
+from maskwise.base.plugins import is_foreign, require_call
+from maskwise.masking.draws import Array, Draws
 from maskwise.masking.line import Line, Names
 from maskwise.masking.units import Units, check_weights, require_units, runs
-from maskwise.plugins import is_foreign, require_call
 
 
 class UnitKind(StrEnum):

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskwise.draws import Array, Draws, Purpose
-from maskwise.errors import MaskwiseError, finite_number, require_known
+from maskwise.base.errors import MaskwiseError, finite_number, require_known
+from maskwise.base.specs import Call
+from maskwise.masking.draws import Array, Draws, Purpose
 from maskwise.masking.line import Line, Names
 from maskwise.masking.policies.base import (
     CutPolicy,
@@ -25,9 +26,8 @@ from maskwise.masking.policies.base import (
     units_by,
     weigh,
 )
+from maskwise.masking.segments import first_members, first_within
 from maskwise.masking.units import Units, runs
-from maskwise.segments import first_members, first_within
-from maskwise.specs import Call
 
 
 @dataclass(frozen=True)

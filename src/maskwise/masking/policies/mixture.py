@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from maskwise.draws import Array, Draws, Purpose
-from maskwise.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError
+from maskwise.masking.draws import Array, Draws, Purpose
 from maskwise.masking.line import Line, Names
 from maskwise.masking.policies.base import Policy, UnitKind, When, cut_by, ratios_by
 from maskwise.masking.schedules import Schedule, require_some_share

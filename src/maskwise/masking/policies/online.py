@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from maskwise.constants import UPOS
-from maskwise.draws import Array, Draws, Purpose
-from maskwise.errors import MaskwiseError, finite_number, whole_number
+from maskwise.base.constants import UPOS
+from maskwise.base.errors import MaskwiseError, finite_number, whole_number
+from maskwise.masking.draws import Array, Draws, Purpose
 from maskwise.masking.line import Line, Names
 from maskwise.masking.policies.base import (
     CutPolicy,

@@ -12,12 +12,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from maskwise.draws import Array, Draws, Purpose
-from maskwise.errors import MaskwiseError, finite_number, require_known, whole_number
+from maskwise.base.errors import MaskwiseError, finite_number, require_known, whole_number
+from maskwise.masking.draws import Array, Draws, Purpose
 from maskwise.masking.line import Line, Names
 from maskwise.masking.policies.base import Policy, UnitKind, When, layer_of
-from maskwise.masking.units import Units, budgets, find_runs
-from maskwise.segments import (
+from maskwise.masking.segments import (
     changes,
     first_within,
     listed,
@@ -26,6 +25,7 @@ from maskwise.segments import (
     rank_within,
     sums_within,
 )
+from maskwise.masking.units import Units, budgets, find_runs
 
 MOST_WORDS = 1000
 """The largest ``max_words``. Masking needs more time with a larger ``max_words``, because each draw

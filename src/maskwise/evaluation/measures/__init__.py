@@ -1,0 +1,1 @@
+"""Measures of a model without fine-tuning; each is one file."""

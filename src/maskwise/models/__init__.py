@@ -1,0 +1,1 @@
+"""Models of transformers: families, loading, weights, attention, and names of checkpoints."""

@@ -1,0 +1,1 @@
+"""What was measured: the files of a study, the table of measurements, and estimates."""

@@ -1,0 +1,1 @@
+"""Judge scores that were measured elsewhere."""
