@@ -12,7 +12,8 @@ Terms of this package:
 - A *corruption* replaces the selected tokens and sets the labels.
 - A *draw* is a pseudo-random number computed by hashing (seed, epoch, example id, purpose, index)
   in ``maskwise.masking.draws``. The *purpose* is what the draw decides; draws with different
-  purposes are independent. The index is the number of the unit (``Units.number``) or the place of the token.
+  purposes are independent. The index is the number of the unit (``Units.number``) or the place of
+  the token.
 - A *layer* is an array of one number per token, such as the number of the token's word.
 
 A masker has no random state: a mask depends only on the seed, the epoch, the example id, the ratio
