@@ -34,7 +34,7 @@ from tiny import maskwise, read_lines, write_inputs
 KILLED = 9
 WRITES = ("mkdir", "replace", "rename", "symlink")
 REMOVALS = ("unlink", "rmdir")
-for name in ("study.run", "study.single", "learning.lesson", "report", "annotate.run"):
+for name in ("studies.run", "studies.single", "learning.lesson", "report", "annotate.run"):
     import_module(f"maskwise.{name}")  # here, and not in each copy of this process
 
 

@@ -177,12 +177,10 @@ def test_no_study(tmp_path):
         mw.StudyResult.read(tmp_path / "nowhere")
 
 
-def test_the_package_and_the_function_study_are_one_name():
-    from maskwise import study
-    from maskwise.studies import run_study
+def test_study_is_the_function_also_once_its_room_is_imported():
+    from maskwise import studies, study
 
-    assert callable(mw.study) and callable(study) and callable(run_study)
-    assert mw.study.run_study is run_study
+    assert mw.study is study is studies.study
 
 
 def test_a_printed_result_has_intervals_and_reasons(result):

@@ -15,7 +15,7 @@ __getattr__ = on_first_use(
         "evaluate_checkpoint": "evaluate",
         "load_measures": "evaluate",
         "Measure": "measure",
-        "overlap_record": "overlap",
+        "overlap_record": "measures.overlap",
         "HeldOut": "scoring",
         "fixed_maskers": "scoring",
     },
