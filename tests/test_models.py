@@ -61,7 +61,8 @@ def test_only_one_file_knows_how_transformers_builds_and_names_its_models() -> N
             name = getattr(node, "id", getattr(node, "attr", getattr(node, "name", None)))
             if isinstance(name, str) and name.startswith(ONLY_IN_MODELS):
                 home = "families.py" if name == "base_model" else "loading.py"
-                assert path == ROOT / "models" / home, f"{path}:{getattr(node, 'lineno', 0)} says {name}"
+                said = f"{path}:{getattr(node, 'lineno', 0)} says {name}"
+                assert path == ROOT / "models" / home, said
 
 
 def saved(folder: Path, architecture: str = "bert") -> Path:
