@@ -28,6 +28,7 @@ from maskwise.recipe import read_recipe
 from maskwise.report import summary_of, write_report
 from maskwise.results import files
 from maskwise.studies import plan, stages
+from maskwise.studies.result import Adapted, StudyResult
 from maskwise.tasks import load_task
 from maskwise.verdict import summarise
 from report_fixture import make_records, make_samples, make_study, write_study
@@ -126,6 +127,13 @@ def rows(study: str) -> dict[str, Any]:
 
 def short(value: Any) -> Any:
     return rounded(value) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_recorded_study_is_a_result_in_python(study: str) -> None:
+    result = StudyResult.read(RESULTS / study)
+    assert result.study["name"] and str(result)
+    assert isinstance(result, Adapted) == (RESULTS / study / "adapt.yaml").is_file()
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -23,6 +23,7 @@ from maskwise.base.specs import different_settings, find, leaves
 from maskwise.evaluation.settings import as_measures
 from maskwise.masking.policies import UnitKind
 from maskwise.recipe import Recipe, read_recipe
+from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.described import declared
 from maskwise.recipe.layers import placed
 from maskwise.recipe.yamls import Plain
@@ -582,9 +583,19 @@ def _recipe_in(study: Study | Plain) -> Plain:
 
 
 def recorded(recipe: Plain) -> Plain:
-    """Return the recipe of a recorded study, as recipes are written now."""
-    evaluation = recipe.get("evaluation")
-    return recipe | {"evaluation": as_measures(evaluation)} if evaluation else recipe
+    """Return the recipe of a recorded study, as recipes are written now.
+
+    Rules of earlier versions, by which its runs are no longer judged, are left out, and so are
+    sections of earlier versions that are empty.
+    """
+    recipe = {key: value for key, value in recipe.items() if value or key in Recipe.model_fields}
+    evaluation, study = recipe.get("evaluation"), recipe.get("study")
+    if evaluation:
+        recipe = recipe | {"evaluation": as_measures(evaluation)}
+    if study:
+        known = {key: value for key, value in study.items() if key in StudySettings.model_fields}
+        recipe = recipe | {"study": known}
+    return recipe
 
 
 def _arms_in(study: Study | Plain) -> Plain:
