@@ -3,7 +3,7 @@ layer.
 
 A new policy or corruption is tested by the contract suite as soon as it is in its table. One that
 needs arguments gets them from ``POLICY_SPECS``/``CORRUPTION_SPECS``, one that needs a layer from
-``LAYERS``. The rows are those of ``maskwise.masking.examples``.
+``LAYERS``. The rows are those of ``maskwise.testing``.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from maskwise import testing
 from maskwise.masking import (
     CORRUPTIONS,
     POLICIES,
     Line,
     Masker,
     Vocabulary,
-    examples,
+    contract,
     policies,
 )
 from maskwise.masking.select import BUDGETS
@@ -44,7 +45,7 @@ POLICY_SPECS = {name: name for name in POLICIES} | {
     "learned-one": "learned('F', take='top-2')",
     "learned-explore": "learned('F', explore=0.4)",
 }
-LAYERS = examples.LAYERS | {
+LAYERS = testing.LAYERS | {
     "learned F": lambda word: (word * 11 % 6) / 2.5,
     "learned F_span": lambda word: np.where(word % 4 > 1, word // 4, -1),
     "learned F_score": lambda word: np.where(word % 4 > 1, 1 / (1 + word // 4 * 5 % 3), 0.0),
@@ -97,7 +98,7 @@ def masker(policy: Any = "token", corruption: str = "bert", **more: Any) -> Mask
     return Masker(vocabulary(), **Masking.used(settings))
 
 
-EXAMPLES = examples.RowMaker(vocabulary(), LAYERS)
+EXAMPLES = testing.RowMaker(vocabulary(), LAYERS)
 
 
 def row(words: Sequence[int], **more: Any) -> dict[str, Any]:
@@ -126,14 +127,14 @@ AWKWARD = EXAMPLES.awkward()
 
 def padded(rows: Sequence[dict[str, Any]], **more: Any) -> dict[str, Tensor]:
     """Rows as one dict of (B, L) tensors with an attention mask; padding right or left."""
-    return tensors(examples.padded(rows, PAD, **more))
+    return tensors(contract.padded(rows, PAD, **more))
 
 
 def packed(rows: Sequence[dict[str, Any]], *, width: int) -> dict[str, Tensor]:
     """Rows one behind the other in blocks of ``width`` tokens (none is cut), with an example id per
     token.
     """
-    return tensors(examples.packed(rows, PAD, width=width))
+    return tensors(contract.packed(rows, PAD, width=width))
 
 
 def tensors(columns: dict[str, np.ndarray]) -> dict[str, Tensor]:
@@ -144,4 +145,4 @@ def tensors(columns: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 def per_row(batch: Any, rows: Sequence[dict[str, Any]]) -> list[tuple[list[int], list[int]]]:
     """(inputs, labels) of each row of a masked batch without padding, whatever the layout was."""
-    return examples.per_row(batch, len(rows))
+    return contract.per_row(batch, len(rows))

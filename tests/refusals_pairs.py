@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 import maskwise as mw
 from masking_tools import random_rows, tokenizer
-from maskwise.masking import check_corruption
 from maskwise.masking.corruptions.base import Corruption, Masked, labels_in_place
 from maskwise.masking.draws import Purpose, below
 from maskwise.models.convert import convert
 from maskwise.studies.checks import check_inputs
 from maskwise.studies.from_files import draft_of_files
 from maskwise.studies.single import run_learn, run_pretrain
+from maskwise.testing import check_corruption
 from maskwise.text import train_tokenizer
 from maskwise.training import train
 from refusals import Refusal

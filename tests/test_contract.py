@@ -40,21 +40,16 @@ from masking_tools import (
     row,
     tokenizer,
 )
-from maskwise.base.errors import MaskwiseError
-from maskwise.masking import (
-    IGNORE,
-    SCHEDULES,
-    check_corruption,
-    check_policy,
-    contract,
-    examples,
-    schedules,
-)
+from maskwise.base.errors import MaskwiseError, PlugInError
+from maskwise.masking import IGNORE, SCHEDULES, contract, schedules
+from maskwise.masking.corruptions import Bert, PermuteSentences
 from maskwise.masking.corruptions.base import Corruption, Edit, Masked, Moving, labels_in_place
-from maskwise.masking.policies import POLICIES, Policy, UnitKind
+from maskwise.masking.policies import POLICIES, Mixture, Policy, UnitKind
 from maskwise.masking.policies.base import units_by
+from maskwise.masking.schedules import constant
 from maskwise.masking.select import BUDGETS
 from maskwise.masking.units import Units, runs
+from maskwise.testing import check_corruption, check_policy
 
 KEEPING = [name for name in CORRUPTION_SPECS if masker("token", name).corruption.keeps_length]
 MOVING = {"permute-sentences"}  # the text that is left may change places
@@ -97,7 +92,7 @@ def test_tensors_are_masked_as_arrays_are(policy: str, corruption: str) -> None:
     out = made(batch, epoch=2)
     for name, value in WHOLE.items():
         assert torch.equal(batch[name], value), "the input was changed"
-    arrays = made(examples.padded(ROWS, PAD), epoch=2)
+    arrays = made(contract.padded(ROWS, PAD), epoch=2)
     assert per_row(out, ROWS) == per_row(arrays, ROWS)
 
 
@@ -112,7 +107,7 @@ def test_whole_units_within_the_budget(
     policy: str, budget: str, made: list, ratio: float, seed: int
 ) -> None:
     maker = masker(policy, budget=budget, ratio=ratio, seed=seed)
-    contract.check_units(maker, examples.padded(made, PAD), policy)
+    contract.check_units(maker, contract.padded(made, PAD), policy)
 
 
 @each_corruption
@@ -130,7 +125,12 @@ def test_masks_differ_between_examples_and_epochs_and_survive_pickling(
     policy: str, corruption: str
 ) -> None:
     made = masker(policy, corruption, ratio=schedules.uniform(0.2, 0.6), fill="random", seed=1)
-    contract.check_draws(made, random_rows(1, words=20)[0], policy, least=7)
+    one = random_rows(1, words=20)[0]
+    contract.check_draws(made, one, policy, least=7)
+    here, there = (
+        each([one], step=3, total_steps=9) for each in (made, pickle.loads(pickle.dumps(made)))
+    )
+    assert per_row(here, [one]) == per_row(there, [one])
     assert isinstance(made.describe()["policy"], str)
 
 
@@ -567,6 +567,107 @@ def test_schedules(name: str) -> None:
             made(3)
     else:
         assert made(3) == made(0, 10)
+
+
+USED: dict[type, list[int]] = {}
+
+
+@dataclass(frozen=True)
+class Counted(Policy):
+    """Whole words; counts its calls."""
+
+    wrong: bool = False
+
+    unit_kind = UnitKind.WORD
+
+    def layers(self) -> tuple[str, ...]:
+        return ("word_ids",)
+
+    def cut(self, line: Any, draws: Any, when: Any) -> Units:
+        calls = USED.setdefault(type(self), [])
+        calls.append(line.pieces)
+        units = units_by(line, "word")
+        # Of the whole batch, so that a document is masked in another way beside others.
+        return units.weighted(units.length * (1 + len(units.length) * self.wrong))
+
+
+@dataclass(frozen=True)
+class Drawn(Bert):
+    """Draws replacements without its draws."""
+
+    def corrupt(self, line: Any, choice: Any, draws: Any, vocabulary: Any) -> Masked:
+        shown = super().corrupt(line, choice, draws, vocabulary)
+        at = np.flatnonzero(choice.tokens)
+        shown.input_ids[at] = GENERATOR.choice(vocabulary.ordinary, len(at))
+        return shown
+
+
+@pytest.fixture
+def unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine and a process that have used no member of another package."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(contract, "_known", set())
+    USED.clear()
+    return tmp_path / "maskwise"
+
+
+def test_a_policy_is_checked_at_its_first_use_in_a_process_and_on_a_machine(
+    unknown: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def calls() -> int:
+        USED[Counted] = []
+        masker(Counted())(padded(ROWS), epoch=0)
+        return len(USED[Counted])
+
+    # Too few tokens tell nothing.
+    masker(Counted())([AWKWARD["one token"]], epoch=0)
+    assert USED[Counted] == [1]
+    assert calls() > 50
+    assert [calls(), calls()] == [1, 1]
+    assert [file.name[:8] for file in unknown.iterdir()] == ["contract"]
+    monkeypatch.setattr(contract, "_known", set())
+    assert calls() == 1, "another process knows the verdict"
+    monkeypatch.setattr(contract, "_known", set())
+    monkeypatch.setattr(contract, "hash_of_code", lambda _: "other code")
+    assert calls() > 50
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"policy": Counted(wrong=True)},
+        {"policy": Mixture((POLICIES["token"](), Counted(wrong=True)), (constant(1.0),) * 2)},
+        {"corruption": Drawn()},
+        {"corruption": PermuteSentences(inner=Drawn())},
+    ],
+    ids=["policy", "in a mixture", "corruption", "inside another"],
+)
+def test_what_breaks_the_contract_is_refused_at_its_first_use(
+    unknown: Path, settings: dict[str, Any]
+) -> None:
+    for _ in range(2):
+        with pytest.raises(PlugInError, match=r"(Counted|Drawn)\(.*differently"):
+            masker(**settings)(padded(ROWS), epoch=0)
+    assert not unknown.is_dir() or not list(unknown.iterdir())
+
+
+def test_what_is_typed_at_a_prompt_is_checked_each_time(unknown: Path) -> None:
+    made: dict[str, Any] = {"Counted": Counted, "__name__": "__main__"}
+    exec("class Typed(Counted): pass", made)
+    for _ in range(2):
+        masker(made["Typed"]())(padded(ROWS), epoch=0)
+        contract._known.clear()
+    assert min(len(calls) for calls in USED.values()) > 100
+    assert not unknown.is_dir()
+
+
+@pytest.mark.parametrize("without_words", [True, False])
+def test_rows_of_ones_own_need_no_words(without_words: bool) -> None:
+    rows = [
+        {name: each for name, each in row.items() if name != "word_ids" or not without_words}
+        for row in random_rows(4)
+    ]
+    check_corruption("replace", tokenizer=tokenizer(), rows=rows)
 
 
 def test_the_policy_of_the_page_keeps_the_contract(tmp_path, monkeypatch) -> None:

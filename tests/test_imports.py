@@ -32,7 +32,7 @@ ORDER = [
     {"models.starts", "models.families"},
     {"models.cards", "models.lora", "models.weights"},
     {"models.loading", "models.flops"},
-    {"text", "report"},
+    {"text", "report", "testing"},
     {"annotate", "scores"},
     {"objectives"},
     {"samplers", "changes"},

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mask_oracle import LOW_64, Text, TextDraws, chosen_of, shown_of, units_of
 from maskwise.masking import Masker
-from maskwise.masking.examples import LAYERS, RowMaker, small_vocabulary
+from maskwise.testing import LAYERS, RowMaker, small_vocabulary
 
 VOCABULARY = small_vocabulary()
 ORDINARY = VOCABULARY.ordinary.tolist()

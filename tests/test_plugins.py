@@ -502,8 +502,8 @@ def test_code_of_objects_that_can_be_called_is_that_of_their_functions(own_modul
         POLICIES.register(name, one)
         [found[name]] = plugins.code_of([name]).values()
         assert plugins.code_of([f"a/{name}/b", "line\n" + name]) == {f"policy {name}": found[name]}
-        assert found[name] == plugins._hash_of_code(one)
-    assert plugins._hash_of_code(Slotted(own_module)) == found["slotted"]
+        assert found[name] == plugins.hash_of_code(one)
+    assert plugins.hash_of_code(Slotted(own_module)) == found["slotted"]
     homes = {name: [*plugins._homes(POLICIES[name])] for name in found}
     assert homes["partial"] == homes["cached"] == ["own_masks"] and homes["compiled"] == []
     assert homes["slotted"] == homes["bound"] == [__name__]
@@ -552,7 +552,7 @@ def gold():
         kind = replace(SEQUENCE_CLASSIFICATION, name="mine", row=program.row, gold=program.gold)
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "__main__", program)
-            return [plugins._hash_of_code(each) for each in (program.Mine, kind)]
+            return [plugins.hash_of_code(each) for each in (program.Mine, kind)]
 
     before = hashes(code)
     assert hashes("LATER = 1\n" + code) == before

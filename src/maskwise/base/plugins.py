@@ -378,7 +378,7 @@ def code_of(settings: object) -> dict[str, str]:
         for name in sorted(added & words):
             # Of what cannot be loaded, those who use it say so.
             with suppress(MaskwiseError):
-                found[f"{table.kind} {name}"] = _hash_of_code(table[name])
+                found[f"{table.kind} {name}"] = hash_of_code(table[name])
     return found
 
 
@@ -399,7 +399,8 @@ def _words(value: object) -> Iterator[str]:
             yield from _words(part)
 
 
-def _hash_of_code(member: object) -> str:
+def hash_of_code(member: object) -> str:
+    """Return a hash of the source code of a plug-in; ``code_of`` says of which."""
     total = hashlib.sha256()
     homes = _homes(member)
     for name in sorted(homes):

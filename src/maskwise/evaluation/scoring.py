@@ -416,7 +416,7 @@ class HeldOut:
         if tokenizer is not None:
             for line in parts:
                 text = line.input_ids[line.content]
-                ids = np.split(text, np.cumsum(line.count(line.content))[:-1])
+                ids = np.split(text, np.cumsum(line.lengths)[:-1])
                 texts = tokenizer.batch_decode([each.tolist() for each in ids])
                 self.bytes += len("".join(texts).encode())
 

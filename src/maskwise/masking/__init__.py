@@ -3,14 +3,13 @@
 Suggested reading order: the top of ``masker`` (terms), ``line`` (rows as one flat array),
 ``units``, ``select`` (which units are masked), ``batch`` (the output), the rest of ``masker``, then
 any file of ``policies/`` and ``corruptions/``. ``gather`` reads a user's rows, and ``contract``
-checks a policy or a corruption of yours. Masking runs in numpy. It imports only small modules of
-the package, such as ``errors`` and ``draws``.
+checks policies and corruptions of other packages. Masking runs in numpy. It imports only small
+modules of the package, such as ``errors`` and ``draws``.
 """
 
 from maskwise.masking import schedules
 from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.collator import MaskingCollator, StepBatchSampler, SteppedDataset
-from maskwise.masking.contract import check_corruption, check_policy
 from maskwise.masking.corruptions import CORRUPTIONS
 from maskwise.masking.diffusion import Noising, corrupt
 from maskwise.masking.gather import UserRows, gather
@@ -36,8 +35,6 @@ __all__ = [
     "UnitKind",
     "UserRows",
     "Vocabulary",
-    "check_corruption",
-    "check_policy",
     "corrupt",
     "gather",
     "schedules",

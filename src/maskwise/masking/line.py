@@ -235,7 +235,7 @@ class Line:
         example_id = self.example_id
         if self.packed:
             # Only its id tells to which of two pieces a special token between them belongs.
-            each = np.where(self.present, example_id.repeat(self.lengths), -1)
+            each = np.where(self.present, example_id.repeat(self._widths), -1)
             example_id = each.reshape(self.shape)
             # A slow tokenizer finds no words.
             if "word_ids" in layers:
@@ -255,7 +255,7 @@ class Line:
         # The words of a piece are numbered from 0, so their count is the largest number plus one.
         words_P = np.maximum.reduceat(words, self.begin) + 1
         before_P = sums_within(words_P, counts_within(self.row, self.shape[0])) - words_P
-        return np.where(words >= 0, words + before_P.repeat(self.lengths), -1)
+        return np.where(words >= 0, words + before_P.repeat(self._widths), -1)
 
     @property
     def pieces(self) -> int:
@@ -272,13 +272,18 @@ class Line:
 
     @cached_property
     def lengths(self) -> Array:
-        """(P,) int64: the number of tokens in each piece, including special tokens and padding."""
+        """(P,) int64: the number of content tokens in each piece, whatever the padding."""
+        return self.count(self.content)
+
+    @cached_property
+    def _widths(self) -> Array:
+        """(P,) int64: the number of places of each piece, with special tokens and padding."""
         return self.edges[1:] - self.edges[:-1]
 
     @cached_property
     def piece(self) -> Array:
         """(T,) int64: the index of each token's piece."""
-        return owners(self.lengths)
+        return owners(self._widths)
 
     @cached_property
     def row(self) -> Array:
@@ -349,14 +354,14 @@ class Line:
         count_P = self.count_at(at)
         return draws.draw_each(purpose, count_P, self.place(at, count_P))
 
-    def place(self, at: Array, count_P: Array) -> Array:
+    def place(self, at: Array, count_P: Array | None = None) -> Array:
         """(N,) int64: positions of tokens, counted from the first content token of their piece.
 
         Args:
             at: (N,) int64, ascending positions of the tokens in the line.
-            count_P: (P,) int64, the number of these tokens in each piece.
+            count_P: (P,) int64, ``count_at(at)``, for those who know it already.
         """
-        return at - self.first.repeat(count_P)
+        return at - self.first.repeat(self.count_at(at) if count_P is None else count_P)
 
     def count(self, values: Array) -> Array:
         """(P,) int64: the sum of ``values`` (T,) in each piece."""

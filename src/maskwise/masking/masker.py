@@ -36,7 +36,7 @@ from maskwise.base.specs import Call
 from maskwise.masking.arrays import whole_numbers
 from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.corruptions import Corruption, Masked
-from maskwise.masking.corruptions.base import require_masked
+from maskwise.masking.corruptions.base import corrupt_by
 from maskwise.masking.draws import Array, Draws, Purpose
 from maskwise.masking.gather import UserRows, common_number, device_of, gather
 from maskwise.masking.line import Line
@@ -162,7 +162,8 @@ class Masker:
         masking.corruption.check(self.vocabulary)
         self.masking = masking
         self.seed = whole_number("seed", seed)
-        self._warned_of_weights = False
+        self.is_checked = False
+        self.warned_of_weights = False
         self._warned_of_total = False
 
     @property
@@ -306,8 +307,11 @@ class Masker:
         with line.read_only() as line:
             choice = self.choose(line, draws, when)
             with refused_writes("corruption", self.corruption):
-                shown = self.corruption.corrupt(line, choice, draws, self.vocabulary)
-            require_masked(shown, line, self.corruption, self.vocabulary)
+                shown = corrupt_by(self.corruption, line, choice, draws, self.vocabulary)
+        if not self.is_checked:
+            from maskwise.masking.contract import at_first_use  # which masks, too
+
+            self.is_checked = at_first_use(self, line)
         if line.silent is not None:
             self._silence(shown, line)
         share = self.masking.predict(when.step, when.total_steps)
@@ -382,12 +386,12 @@ class Masker:
         if self.masking.budget != "bernoulli" or units.weight is None or self.policy.scales_ratio:
             return
         # The mean weight of few units may be far from 1 by chance.
-        if self._warned_of_weights or len(units.piece) < MANY_UNITS:
+        if self.warned_of_weights or len(units.piece) < MANY_UNITS:
             return
         wanted, expected = expected_ratios(units, ratio_P)
         if wanted / WRONG_BY <= expected <= wanted * WRONG_BY:
             return
-        self._warned_of_weights = True
+        self.warned_of_weights = True
         warnings.warn(
             f"policy {self.policy}: the ratio is {expected:.2g} instead of {wanted:.2g}, because "
             "budget bernoulli masks a unit with probability ratio × weight; divide the weights by "

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from maskwise.base.errors import MaskwiseError, require_known
+from maskwise.base.errors import PlugInError, require_known
+from maskwise.base.plugins import is_foreign
 from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.draws import Array, Draws
 from maskwise.masking.line import Columns, Line, Names
@@ -202,15 +203,29 @@ class Corruption(ABC):
             vocabulary.require_mask()
 
 
-def require_masked(
+def corrupt_by(
+    corruption: Corruption, line: Line, choice: Choice, draws: Draws, vocabulary: Vocabulary
+) -> Masked:
+    """Corrupt a line.
+
+    Raises:
+        PlugInError: a corruption of another package does not return what fits the line.
+    """
+    shown = corruption.corrupt(line, choice, draws, vocabulary)
+    if is_foreign(corruption):
+        _require_masked(shown, line, corruption, vocabulary)
+    return shown
+
+
+def _require_masked(
     shown: object, line: Line, corruption: Corruption, vocabulary: Vocabulary
 ) -> None:
-    """Raise ``MaskwiseError`` unless a corruption returned ids and labels that fit the line.
+    """Raise ``PlugInError`` unless a corruption returned ids and labels that fit the line.
 
     Arrays that are read-only, such as the line's own, are replaced by copies.
     """
     if not isinstance(shown, Masked):
-        raise MaskwiseError(
+        raise PlugInError(
             f"corruption {corruption} does not return masked rows",
             got=type(shown).__name__,
             do="return a maskwise.masking.corruptions.base.Masked",
@@ -222,7 +237,7 @@ def require_masked(
         tokens = int(shown.lengths.sum())
         _require_moved(shown, tokens, line, corruption)
     elif shown.label_lengths is not None:
-        raise MaskwiseError(
+        raise PlugInError(
             f"corruption {corruption}: label_lengths are given without lengths",
             do="extend Moving, and return Masked with lengths too",
         )
@@ -231,7 +246,7 @@ def require_masked(
         values = getattr(shown, name)
         found = getattr(values, "dtype", None), np.shape(values)
         if not isinstance(values, np.ndarray) or found != (np.int64, (size,)):
-            raise MaskwiseError(
+            raise PlugInError(
                 f"corruption {corruption}: {name} do not fit the line",
                 got=f"{type(values).__name__} of type {found[0]} and shape {found[1]}",
                 allowed=f"ndarray of type int64 and shape ({size},)",
@@ -242,7 +257,7 @@ def require_masked(
     # One pass finds both bounds: read without signs, a negative id is a large number.
     if shown.input_ids.view(np.uint64).max(initial=0) >= vocabulary.size:
         ids = shown.input_ids
-        raise MaskwiseError(
+        raise PlugInError(
             f"corruption {corruption}: an id in input_ids is outside the vocabulary",
             got=int(ids[(ids < 0) | (ids >= vocabulary.size)][0]),
             allowed=f"0 to {vocabulary.size - 1}",
@@ -250,7 +265,7 @@ def require_masked(
 
 
 def _require_lengths(name: str, lengths: Any, line: Line, corruption: Corruption) -> None:
-    """Raise ``MaskwiseError`` unless lengths are None, or a whole number ≥ 0 for each piece."""
+    """Raise ``PlugInError`` unless lengths are None, or a whole number ≥ 0 for each piece."""
     if lengths is None:
         return
     if not isinstance(lengths, np.ndarray) or (lengths.dtype.kind, lengths.shape) != (
@@ -258,23 +273,23 @@ def _require_lengths(name: str, lengths: Any, line: Line, corruption: Corruption
         line.begin.shape,
     ):
         kind = getattr(lengths, "dtype", None)
-        raise MaskwiseError(
+        raise PlugInError(
             f"corruption {corruption}: {name} must have one whole number for each piece",
             got=f"{type(lengths).__name__} of type {kind} and shape {np.shape(lengths)}",
             allowed=f"ndarray of type int64 and shape {line.begin.shape}",
         )
     if lengths.min(initial=0) < 0:
-        raise MaskwiseError(
+        raise PlugInError(
             f"corruption {corruption}: {name} are negative", got=int(lengths.min()), allowed="≥ 0"
         )
 
 
 def _require_moved(shown: Masked, tokens: int, line: Line, corruption: Corruption) -> None:
-    """Raise ``MaskwiseError`` unless columns beside the ids have a value for each new token."""
+    """Raise ``PlugInError`` unless columns beside the ids have a value for each new token."""
     do = "return edit.shown(ids, labels) of an Edit, which moves all columns"
     wanted = line.extras.keys() - {"position_ids"}
     if not isinstance(shown.extras, dict) or shown.extras.keys() != wanted:
-        raise MaskwiseError(
+        raise PlugInError(
             f"corruption {corruption}: extras are not those of the line, without position_ids",
             got=f"{', '.join(map(str, shown.extras)) or 'none'}",
             allowed=", ".join(sorted(wanted)) or "none",
@@ -284,7 +299,7 @@ def _require_moved(shown: Masked, tokens: int, line: Line, corruption: Corruptio
         kind = np.dtype(bool) if name == "text" else line.extras[name].dtype
         found = getattr(values, "dtype", None), np.shape(values)
         if not isinstance(values, np.ndarray) or found != (kind, (tokens,)):
-            raise MaskwiseError(
+            raise PlugInError(
                 f"corruption {corruption}: {name} must have one value for each new token",
                 got=f"{type(values).__name__} of type {found[0]} and shape {found[1]}",
                 allowed=f"ndarray of type {kind} and shape ({tokens},)",
@@ -355,7 +370,7 @@ def last_content(line: Line) -> Array:
     last_P = at.searchsorted(line.edges[1:]) - 1
     # If the first pieces have no content, their index is −1, which reads the appended 0.
     at = np.append(at, 0)
-    return np.where(line.count(line.content) > 0, at[last_P], line.begin)
+    return np.where(line.lengths > 0, at[last_P], line.begin)
 
 
 def labels_in_place(choice: Choice, target: str) -> Array:

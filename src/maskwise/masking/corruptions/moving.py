@@ -16,6 +16,7 @@ from maskwise.masking.corruptions.base import (
     Edit,
     Masked,
     Moving,
+    corrupt_by,
     labels_in_place,
     moved_extras,
     removed_text,
@@ -271,7 +272,8 @@ class PermuteSentences(Corruption):
             permuted, place[units.tokens], units.unit, units.piece, units.number, units.weight
         )
         moved.by_token = units.by_token
-        shown = self.inner.corrupt(permuted, replace(choice, units=moved), draws, vocabulary)
+        inside = replace(choice, units=moved)
+        shown = corrupt_by(self.inner, permuted, inside, draws, vocabulary)
         if shown.lengths is None:
             return replace(shown, labels=labels_in_place(choice, "full"))
         labels, label_lengths = whole_text(choice, vocabulary.eos)

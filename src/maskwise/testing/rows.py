@@ -1,4 +1,4 @@
-"""Invented rows, on which the checks of ``contract`` and the tests mask: no annotator is needed.
+"""Invented rows, on which the checks mask: no annotator is needed.
 
 Among them are rows that break careless code: without text, of one token, with special tokens in the
 middle. Their layers are computed from the numbers of their words.
@@ -13,10 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from maskwise.masking.batch import IGNORE, MaskedBatch
 from maskwise.masking.draws import Array
-from maskwise.masking.gather import UserRow
-from maskwise.masking.line import Columns
 from maskwise.masking.vocabulary import Vocabulary
 
 LayersOfWords: TypeAlias = Mapping[str, Callable[[Array], Array]]
@@ -154,67 +151,3 @@ class RowMaker:
             "a high id": row([2, 2, 1, 1], example_id=(1 << 62) + 5),
             "a negative id": row([2, 2, 1, 1], example_id=-7),
         }
-
-
-def padded(
-    rows: Sequence[UserRow], pad: int, *, width: int | None = None, left: bool = False
-) -> Columns:
-    """Return rows as (B, L) columns with an attention mask, padded right or left."""
-    if width is None:
-        width = max(len(row["input_ids"]) for row in rows)
-    shape = (len(rows), width)
-    columns = {"example_id": np.array([row["example_id"] for row in rows], np.int64)}
-    for name in _columns(rows[0]):
-        filled = [_filled(row[name], width, _fill(name, pad), left) for row in rows]
-        columns[name] = np.array(filled).reshape(shape)
-    columns["input_ids"] = columns["input_ids"].astype(np.int64)
-    present = [_filled([1] * len(row["input_ids"]), width, 0, left) for row in rows]
-    columns["attention_mask"] = np.array(present, np.int64).reshape(shape)
-    return columns
-
-
-def packed(rows: Sequence[UserRow], pad: int, *, width: int) -> Columns:
-    """Return rows one behind the other in blocks of ``width`` tokens; no row is cut."""
-    names = ["example_id", *_columns(rows[0])]
-    blocks: list[dict[str, list[Any]]] = []
-    for row in rows:
-        tokens = len(row["input_ids"])
-        if not blocks or len(blocks[-1]["input_ids"]) + tokens > width:
-            blocks.append({name: [] for name in names})
-        for name in names:
-            values = [row[name]] * tokens if name == "example_id" else row[name]
-            blocks[-1][name] += values
-    columns = {}
-    for name in names:
-        fill = 0 if name == "example_id" else _fill(name, pad)
-        columns[name] = np.array([_filled(block[name], width, fill) for block in blocks])
-    present = [_filled([1] * len(block["input_ids"]), width, 0) for block in blocks]
-    columns["attention_mask"] = np.array(present, np.int64)
-    return columns
-
-
-def _columns(row: UserRow) -> list[str]:
-    """Return the columns with a value for each token, but for the attention mask."""
-    return [name for name in row if name not in ("example_id", "attention_mask")]
-
-
-def _fill(name: str, pad: int) -> int:
-    return {"input_ids": pad, "token_type_ids": 0, "position_ids": 0}.get(name, -1)
-
-
-def _filled(values: Sequence[Any], width: int, fill: int, left: bool = False) -> list[Any]:
-    missing = [fill] * (width - len(values))
-    return [*missing, *values] if left else [*values, *missing]
-
-
-def per_row(batch: MaskedBatch, rows: int) -> list[tuple[list[int], list[int]]]:
-    """Return the inputs and the labels of each row of a masked batch, without padding."""
-    inputs = batch.input_ids.tolist()
-    labels = batch.labels.tolist()
-    if batch.attention_mask is not None:
-        present = batch.attention_mask.tolist()
-        inputs = [
-            [token for token, here in zip(*columns) if here] for columns in zip(inputs, present)
-        ]
-    asked = [[label for label in row if label != IGNORE] for row in labels]
-    return list(zip(inputs, asked))[:rows]
