@@ -1,10 +1,11 @@
-"""Write three pages of docs/ from the source code.
+"""Write four pages of docs/ from the source code.
 
     python scripts/reference.py [FOLDER]
 
 ``recipe.md`` lists every key of a recipe, ``commands.md`` every option, and ``names.md`` every
-policy, schedule, corruption, objective, sampler, annotator and segmenter. They are committed, so
-that they can be read without building the site; if they differ from the source, a test fails.
+policy, schedule, corruption, objective, sampler, annotator and segmenter. ``settings.md`` has what
+``new`` and ``adapt`` set, with the numbers of recorded studies. They are committed, so that they
+can be read without building the site; if they differ from the source or a record, a test fails.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from pathlib import Path
 
 import typer
 
+from maskwise.base.constants import NATS
 from maskwise.cli import app
 from maskwise.cli.views import describe_table, internal_of, names_in
 from maskwise.recipe.described import recipe_keys
+from maskwise.results.estimates import shown
+from maskwise.studies.result import StudyResult
+from maskwise.studies.usual import CHOICES, Evidence
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+RESULTS = DOCS.parent / "benchmarks" / "results"
 TABLES = (
     *("policies", "schedules", "corruptions", "objectives", "samplers", "annotators"),
     "segmenters",
@@ -31,6 +37,7 @@ TABLES = (
 def pages() -> dict[str, str]:
     """Return the text of each page, keyed by the name of its file."""
     made = {"recipe.md": recipe_page(), "commands.md": commands_page(), "names.md": names_page()}
+    made["settings.md"] = settings_page()
     return {
         name: "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
         for name, text in made.items()
@@ -135,6 +142,41 @@ def names_page() -> str:
             described = inspect.getdoc(members[row["name"]]) or ""
             lines.append(_markdown(described, without=internal_of(table)))
     return "\n".join(lines)
+
+
+SETTINGS = """Find what you have, and set what stands there. `maskwise adapt` does so for an encoder
+that exists, where you say nothing else; `maskwise new` writes a recipe that compares 15 % with 30
+or 40 % on your text. All of this was measured with small models, so each line says how far it goes.
+To know it for your text, compare two arms: [Studies](studies.md).
+
+A figure is the lead of what is named first, with its 95 % interval over pairs of runs and its
+[verdict](evidence.md). *Not known* means that no recorded study compared it by a test."""
+
+
+def settings_page() -> str:
+    """Return the page of what is usually set, with the contrasts of the records behind it."""
+    lines = ["# What should I set?", "", SETTINGS]
+    for case, choices in CHOICES.items():
+        lines += ["", f"## {case}"]
+        for choice in choices:
+            lines += ["", f"### {choice.question}", "", f"**Set** {choice.value}.", ""]
+            lines += [f"- {_found(each)}" for each in choice.found] or ["- *Not known.*"]
+            lines += ["", choice.reach]
+    return "\n".join(lines)
+
+
+def _found(found: Evidence) -> str:
+    """Return what was compared, the lead, its interval, its verdict and a link to the record."""
+    result = StudyResult.read(RESULTS / found.record)
+    pair = (found.arm, found.baseline)
+    rows = [row for row in result.contrasts if (row["arm"], row["baseline"]) == pair]
+    # With a search, a pair may be a gate and a contrast; the last is at tuned settings.
+    row = [row for row in rows if row["primary"]][-1]
+    lead = shown(row)
+    figure = f"{lead.figure()} {lead.unit if lead.unit == NATS else 'points'}"
+    worse = ": worse" if row["better"] == "baseline" else ""
+    verdict = f"[*{row['verdict']}*{worse}](../benchmarks/results/{found.record})"
+    return f"{found.said}: {figure} ({lead.ends()}; {row['n']} pairs), {verdict}"
 
 
 def _markdown(docstring: str, *, without: tuple[str, ...]) -> str:

@@ -35,6 +35,7 @@ from maskwise.recipe.layers import layer, nest, parse_overrides, with_overrides
 from maskwise.recipe.yamls import Plain
 from maskwise.studies.checks import FEW_HELD_OUT, MOST_UNKNOWN, large_part, row_sizes
 from maskwise.studies.inputs import settled
+from maskwise.studies.usual import ARMS, MOST_FOR_MUON, MUON_RATE, RATES, SPANS
 from maskwise.tasks.loading import HiddenLabels, UnreadableTask, load_task
 from maskwise.tasks.settings import interpolated
 from maskwise.tasks.task import Task
@@ -82,22 +83,6 @@ ROW_TOKENS = 128
 """A limit of this many tokens per labelled row costs nothing, because batches are padded to their
 own longest row."""
 
-RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
-"""AdamW's learning rate of further training by number of weights: the bundled encoder, MiniLM, base
-and large models."""
-MOST_FOR_MUON = 15e6
-"""Small models learn faster with Muon. Larger ones were pre-trained with AdamW and keep it."""
-
-ARMS: dict[str, Plain] = {
-    "words-30": {"masking.policy": "whole-word", "masking.ratio": 0.30},
-    "token-15": {"masking.ratio": 0.15},
-    "token-30": {"masking.ratio": 0.30},
-    "token-40": {"masking.ratio": 0.40},
-    "tsdae": {"objective": {"tsdae": {}}},
-}
-"""The arms that recipes for files can have."""
-SPANS: Plain = {"masking.policy": "span", "masking.ratio": 0.30}
-"""The arm ``words-30`` in text without spaces, where there are no whole words."""
 START = "bundled:encoder"
 """The model from which a first study continues if the text is English."""
 
@@ -471,7 +456,7 @@ def rates_of(weights: float) -> Plain:
     """
     rates: Plain = {"optimizer": "adamw", "learning_rate": interpolated(int(weights), RATES)}
     if weights < MOST_FOR_MUON:
-        rates |= {"optimizer": "muon", "muon_learning_rate": 5e-3}
+        rates |= {"optimizer": "muon", "muon_learning_rate": MUON_RATE}
     return rates
 
 

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maskwise.base.errors import MaskwiseError, option, shell_words
+from maskwise.studies.usual import BEST, STEPS
 from maskwise.verdict import statistics
 from maskwise.verdict.statistics import ALPHA
 
-BEST = "words-30"
 PAIRS = "title-to-text"
 """The name of the task that is made from the text if the user gives none."""
-STEPS = 600
-"""Default number of further training steps, and default maximum of the steps of a new head."""
 GENERAL_TEXT, PASSAGES = "general text", "general-text"
 """The names of the measure and of the task on general text."""
 GENERAL_MASKS = {GENERAL_TEXT: "token", f"{GENERAL_TEXT}, words": "whole-word"}
@@ -90,7 +88,7 @@ class Request:
         out: the folder of the study.
         tasks: files with labelled rows; if empty, a task of titles and texts is made from documents
             that are held out from training.
-        arms: names in ``from_files.ARMS``. The first arm is compared with the unchanged model.
+        arms: names in ``usual.ARMS``. The first arm is compared with the unchanged model.
         policy: the folder of a learned masking policy, for an additional arm ``learned``.
         new_words: the number of words of the text that become tokens in an additional arm, which is
             compared with the first arm.

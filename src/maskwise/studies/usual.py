@@ -1,0 +1,298 @@
+"""What is set where a user has no reason of their own, and what is known about each choice.
+
+``maskwise new`` and ``maskwise adapt`` take their values from here, and docs/settings.md is printed
+from ``CHOICES`` (scripts/reference.py), with the numbers of the records that they name. A value
+changes only where a study decided against it, by more than the margin, on two texts or models.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from maskwise.recipe.yamls import Plain
+
+RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
+"""AdamW's learning rate of further training by number of weights: the bundled encoder, MiniLM, base
+and large models."""
+MOST_FOR_MUON, MUON_RATE = 15e6, 5e-3
+"""Small models learn faster with Muon. Larger ones were pre-trained with AdamW and keep it."""
+
+ARMS: dict[str, Plain] = {
+    "words-30": {"masking.policy": "whole-word", "masking.ratio": 0.30},
+    "token-15": {"masking.ratio": 0.15},
+    "token-30": {"masking.ratio": 0.30},
+    "token-40": {"masking.ratio": 0.40},
+    "tsdae": {"objective": {"tsdae": {}}},
+}
+"""The arms that recipes for files can have."""
+SPANS: Plain = {"masking.policy": "span", "masking.ratio": 0.30}
+"""The arm ``words-30`` in text without spaces, where there are no whole words."""
+
+BEST = "words-30"
+"""The arm that ``adapt`` compares with the unchanged model."""
+STEPS = 600
+"""Default number of further training steps, and default maximum of the steps of a new head."""
+
+
+class Evidence(NamedTuple):
+    """A contrast of a recorded study.
+
+    Attributes:
+        record: a folder of benchmarks/results.
+        arm, baseline: the contrast.
+        said: what was compared with what, on what, by what.
+    """
+
+    record: str
+    arm: str
+    baseline: str
+    said: str
+
+
+class Usual(NamedTuple):
+    """What is set today, and why.
+
+    Attributes:
+        question: what a user asks.
+        value: what is set, as a recipe or a command line has it.
+        reach: how far the contrasts go, or the study that would tell.
+        found: the contrasts on which it rests; none if it is not known.
+    """
+
+    question: str
+    value: str
+    reach: str
+    found: tuple[Evidence, ...] = ()
+
+
+POS = "pos-weighted-replication"
+SAMPLERS = "samplers-replication"
+UNCHANGED = "no-pretraining"
+
+CHOICES: dict[str, tuple[Usual, ...]] = {
+    "A new encoder": (
+        Usual(
+            "How much is masked?",
+            "`masking.ratio: 0.3`",
+            "Small new models on Wikipedia (hidden size 128, two layers), 450 and 700 steps. At "
+            "equal steps, 30 % has twice the targets of 15 %, and 15 % was hardly below word "
+            "frequencies. Longer training and larger models were not compared.",
+            (
+                Evidence("demo", "30 %", "15 %", "30 % against 15 %, by held-out loss"),
+                Evidence(
+                    "ratios-2026-11-20",
+                    "constant-45",
+                    "constant-30",
+                    "45 % against 30 %, by two tagging tasks",
+                ),
+            ),
+        ),
+        Usual(
+            "Does the ratio change during training?",
+            "a constant, such as `masking.ratio: 0.3`",
+            "New models of 1.5 and .5 million weights. The publication continues from BERT, which "
+            "was not compared. The second record was fine-tuned in another way than today.",
+            (
+                Evidence(
+                    "published-decay-medium",
+                    "cosine-decay",
+                    "constant-30",
+                    "a cosine from 32 to 2 % against 30 %, by two tagging tasks",
+                ),
+                Evidence(
+                    "decay-replication",
+                    "decay-45-15",
+                    "constant-30",
+                    "45 → 15 % against 30 %, by two tagging tasks",
+                ),
+            ),
+        ),
+        Usual(
+            "Tokens or whole words?",
+            "`masking.policy: token`",
+            "Both as arms of one study, judged by tasks, would tell: losses under different masks "
+            "are not comparable.",
+        ),
+        Usual(
+            "Are some words masked more often?",
+            "none: a policy that treats words alike",
+            "New models of .5 million weights and four tasks, on which pre-training itself gained "
+            "little; fine-tuned in another way than today.",
+            (
+                Evidence(
+                    POS,
+                    "ptw-faithful-bert",
+                    "words-bert",
+                    "words by the loss of their part of speech, as published, against words alike",
+                ),
+                Evidence(POS, "ptw", "words", "the same by our own rule"),
+            ),
+        ),
+        Usual(
+            "Which learning rate, how many steps?",
+            "those of the recipe that yours extends",
+            "They belong to each model and text; `study.search` tries rates inside a study.",
+        ),
+    ),
+    "An encoder that exists": (
+        Usual(
+            "Is further training on my text worth it?",
+            "`maskwise adapt`, which measures it on your task",
+            "Three of nine such studies were decided, one for it and two against, each at one rate "
+            "that was not tuned; counted together, none is at the 5 % level.",
+            (
+                Evidence(
+                    "new-words",
+                    "words-30",
+                    UNCHANGED,
+                    "the bundled encoder on medical terms, against itself unchanged",
+                ),
+                Evidence("adapt-medical", "words-30", UNCHANGED, "MiniLM on medical terms"),
+                Evidence(
+                    "adapt-documentation", "words-30", UNCHANGED, "MiniLM on package documentation"
+                ),
+                Evidence("adapt-novels-control", "words-30", UNCHANGED, "MiniLM on novels"),
+            ),
+        ),
+        Usual(
+            "Which learning rate?",
+            f"`training.learning_rate: {RATES[110e6]:g}` for a model of 110 million weights "
+            f"({RATES[4e6]:g}, with Muon, at 4 million; {RATES[22e6]:g} at 22; {RATES[340e6]:g} at "
+            "340)",
+            "No record tuned it. A quarter of the rate and the full rate, each against the "
+            "unchanged model, would tell.",
+        ),
+        Usual(
+            "Which masks?",
+            "`--arms words-30`: whole words, 30 %",
+            "No record compares two kinds of masks in further training by a test. A study with both "
+            "as arms, judged by your task, would tell.",
+        ),
+        Usual(
+            "How long?",
+            f"`--steps {STEPS}`; on little text, `--lengths`",
+            "The bundled encoder, 20 to 160 steps. At that rate the chosen length, too, is behind "
+            "the unchanged model.",
+            (
+                Evidence(
+                    "how-long",
+                    "lengths",
+                    "last",
+                    "the length that dev documents choose against the last, by held-out loss on 40 "
+                    "news texts",
+                ),
+            ),
+        ),
+        Usual(
+            "Is general text mixed in?",
+            "none; `--replay 0.3` if general text must stay",
+            "The bundled encoder on novels, at a quarter of the usual rate. How much general text "
+            "is forgotten is an estimate: .101 nats without replay, .026 with it.",
+            (
+                Evidence(
+                    "replay",
+                    "token-15-replay",
+                    "token-15",
+                    "30 % general text against none, by the loss on the own text",
+                ),
+            ),
+        ),
+        Usual(
+            "Are words of the domain added to the vocabulary?",
+            "none",
+            "500 words, 300 steps. Longer training was not compared.",
+            (
+                Evidence(
+                    "new-words",
+                    "new-words",
+                    "words-30",
+                    "with new words against without, the bundled encoder on medical terms",
+                ),
+                Evidence("new-words-minilm", "new-words", "words-30", "the same with MiniLM"),
+            ),
+        ),
+        Usual(
+            "How much text is enough?",
+            "all that there is",
+            "Nested samples of one text, each against the unchanged model, would tell.",
+        ),
+    ),
+    "A task, and a loss": (
+        Usual(
+            "Which text?",
+            "`corpus.source`: text with what the task asks, before any choice of masks",
+            "Trivia questions, the bundled seq2seq model; both sides at the best of their rates.",
+            (
+                Evidence(
+                    "corpus-rates",
+                    "right-4",
+                    "other-slow",
+                    "paragraphs with the answers against other articles of the same site, by the "
+                    "loss of answers",
+                ),
+            ),
+        ),
+        Usual(
+            "The task asks for names and dates",
+            "`masking.policy: salient`",
+            "The same questions. In accuracy, models of this size answer less than 1 %.",
+            (
+                Evidence(
+                    "corpus-and-policy",
+                    "right-salient",
+                    "right-random",
+                    "salient spans against random spans in these paragraphs, by the same loss",
+                ),
+            ),
+        ),
+        Usual(
+            "The task asks for other facts",
+            "a policy that `maskwise learn` learns from the task",
+            "The text contains the facts that are asked. Salient spans leave common nouns out.",
+            (
+                Evidence(
+                    "trex-nouns",
+                    "supervised",
+                    "salient",
+                    "a supervised policy against salient spans, answers that are common nouns",
+                ),
+                Evidence(
+                    "trex-content",
+                    "own",
+                    "salient",
+                    "the same for positions and offices, half of the masks random",
+                ),
+            ),
+        ),
+        Usual(
+            "Several losses, and a sampler?",
+            "`objective: mlm`",
+            "New models of .5 million weights; the sampler had seven updates (500 in the "
+            "publication); fine-tuned in another way than today.",
+            (
+                Evidence(
+                    SAMPLERS, "uniform", "mlm", "five in equal shares against masked words alone"
+                ),
+                Evidence(
+                    SAMPLERS, "mometas", "uniform", "the published sampler against equal shares"
+                ),
+            ),
+        ),
+        Usual(
+            "Masked diffusion: which rates?",
+            "rates from 0 to 1, as published",
+            "A small new model on Wikipedia after 1,200 steps, at one learning rate. The default "
+            "would change after a second text.",
+            (
+                Evidence(
+                    "diffusion-2026-11-21",
+                    "fixed-30",
+                    "uniform",
+                    "always 30 % against 0 to 1, by the bound",
+                ),
+                Evidence("diffusion-2026-11-21", "bell", "uniform", "a bell against 0 to 1"),
+            ),
+        ),
+    ),
+}
+"""The choices, by what a user has."""
