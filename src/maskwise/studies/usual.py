@@ -165,8 +165,8 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
         Usual(
             "Which masks?",
             "`--arms words-30`: whole words, 30 %",
-            "No record compares two kinds of masks in further training by a test. A study with both "
-            "as arms, judged by your task, would tell.",
+            "No record compares two kinds of masks in further training by a test. Both as arms of "
+            "a study, judged by your task, would tell.",
         ),
         Usual(
             "How long?",
