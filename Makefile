@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 SHORT := training.steps=60 training.eval_every=20 training.save_every=20 corpus.limit=500 \
 	study.seeds=2 finetune.seeds=1 finetune.epochs=0.5
 
-.PHONY: demo demo-short test test-all test-wheel test-floor test-gpu-versions test-cuda-stub check docs format bench venv clean
+.PHONY: demo demo-short test test-all bench-check test-wheel test-floor test-gpu-versions test-cuda-stub check docs format bench venv clean
 
 demo: $(RUNNABLE) ## Do small encoders learn more if 30 % of the tokens are masked, instead of 15 %? Writes a page with the answer
 	$(BIN)/maskwise study quick-start --out runs/quick-start
@@ -28,6 +28,9 @@ test: venv ## the fast tests, offline; those that fail run again, to say more
 
 test-all: venv ## all tests, including slow ones; those that need ../shared are skipped without it
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow or not slow" --timeout 1800
+
+bench-check: venv ## the scripts of benchmarks/, and those that write the data of studies, with little data
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "script and not slow"
 
 test-wheel: venv ## build both distributions, and test the maskwise wheel alone in an empty environment
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 1800 tests/test_install.py

@@ -40,7 +40,12 @@ def main(*arguments: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-n2", "--dist=loadfile"]
-        command += ["-m", "not slow and not pinned", f"--junitxml={report}", *arguments]
+        command += [
+            "-m",
+            "not slow and not script and not pinned",
+            f"--junitxml={report}",
+            *arguments,
+        ]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
         if not report.is_file():
             return done.returncode

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from maskwise.recipe import parse_value, read_recipe
-from maskwise.study.checks import check_inputs
+from maskwise.studies.checks import check_inputs
 from refusals import Refusal
 from tiny import write_inputs
 

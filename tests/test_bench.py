@@ -25,6 +25,8 @@ from maskwise.masking import CORRUPTIONS, POLICIES
 from maskwise.text import read_documents, train_tokenizer
 from test_packed_collator import varlen
 
+pytestmark = pytest.mark.script
+
 
 @pytest.mark.slow
 def test_bench_mask_times_every_member_beside_the_peer() -> None:

@@ -31,6 +31,8 @@ from maskwise.base.errors import MaskwiseError
 from maskwise.base.folders import read_json
 from maskwise.masking import Masker, Vocabulary
 
+pytestmark = pytest.mark.script
+
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 STUDY = RESULTS / "trex-nouns"
 

@@ -12,6 +12,8 @@ from pandas import DataFrame
 from maskwise.base.errors import MaskwiseError
 from maskwise.base.folders import write_lines
 
+pytestmark = pytest.mark.script
+
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
 

@@ -7,7 +7,8 @@ tiny model. Losses are compared to ``TOLERANCE``: kernels for other processors r
 more or less moves them by 1e-3. Probabilities of a sampler that learns multiply such differences:
 there it is 6e-5.
 
-``python tests/test_golden.py trainings`` (``arms``, ``stream``, ``meta``) writes the values anew.
+``python tests/test_golden.py trainings`` (``arms``, ``onward``, ``stream``, ``meta``) writes the
+values anew.
 """
 
 from __future__ import annotations
@@ -68,6 +69,10 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "bart writes the masked spans": denoising(DECODED_BY_BART, "infill(target='spans')"),
     "muon": ("training.optimizer=muon", "training.muon_learning_rate=0.02"),
     "accumulated": ("training.accumulate=4",),
+    "lora": ("model.adapter=lora(rank=2)",),
+    "weights of groups are learned": ("masking.policy=group-weighted(layer=word_ids, groups=40)",),
+    "weights of types are learned": ("masking.policy=type-weighted(every=2)",),
+    "every second visit masks the rest": ("masking.visits=complement",),
     "modernbert, whole words, attention over rows": (
         "model.architecture=modernbert",
         "model.attention_dropout=0",
@@ -153,6 +158,24 @@ def arms(folder: Path) -> dict[str, Any]:
         "first probe": {arm: rounded(loss) for arm, loss in probed[0]["probe_losses"].items()},
         "last probe": {arm: rounded(loss) for arm, loss in probed[-1]["probe_losses"].items()},
     }
+
+
+def onward(folder: Path) -> dict[str, list[float]]:
+    """The losses of a second phase, and of a training that goes on with new tokens."""
+    recipe = inputs(folder)
+    two = "phases=[{}, {training.steps: 4, masking.ratio: 0.4, masking.policy: whole-word}]"
+    train(recipe, folder / "first", two)
+    start = f"model={{pretrained: {folder / 'first' / 'checkpoint'}, new_tokens: 3}}"
+    new = train(recipe, folder / "new", start, "tokenizer.name=null", "corpus.group_field=id")
+    runs = {"second phase": steps_of(folder / "first"), "new tokens": new}
+    return {name: [rounded(line["loss"]) for line in lines] for name, lines in runs.items()}
+
+
+def test_a_second_phase_and_new_tokens(tmp_path: Path) -> None:
+    measured, known = onward(tmp_path), read_golden()["onward"]
+    assert measured.keys() == known.keys()
+    for name in known:
+        assert measured[name] == pytest.approx(known[name], rel=TOLERANCE), name
 
 
 def stream_recipe(folder: Path) -> Path:
@@ -256,6 +279,7 @@ def test_outer_steps_of_meta_learning(tmp_path: Path) -> None:
 MAKERS: dict[str, Callable[[Path], Any]] = {
     "trainings": all_losses,
     "arms": arms,
+    "onward": onward,
     "stream": stream,
     "meta": meta,
 }

@@ -18,6 +18,8 @@ from maskwise.text import read_documents
 from processes import runs, wait_for
 from tiny import read_lines
 
+pytestmark = pytest.mark.script
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

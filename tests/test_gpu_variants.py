@@ -34,6 +34,8 @@ from maskwise.models.families import patched
 from maskwise.models.weights import blocks_of
 from test_compiled import built, outcome
 
+pytestmark = pytest.mark.script
+
 RATE = 0.1
 COUNT = 1 << 20
 

@@ -17,6 +17,8 @@ from maskwise.studies.checks import check_inputs
 from maskwise.text import Document, read_pieces, split, tokenise, train_tokenizer
 from tiny import load_json, maskwise, read_lines, records_of, write_inputs, write_lines
 
+pytestmark = pytest.mark.script
+
 TEXTS = [f"Person {n} was born in Old York and is a baker ." for n in range(60)]
 TOKENIZER = train_tokenizer(TEXTS * 5, kind="bpe", vocab_size=400)
 

@@ -11,6 +11,8 @@ from oracle_shares import ratio_interval, share_of
 from pandas import DataFrame
 from scipy import stats
 
+pytestmark = pytest.mark.script
+
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 WHOLE = np.array([0.70, 0.66, 0.68, 0.72, 0.69, 0.71, 0.67, 0.70, 0.73, 0.68])
 

@@ -11,6 +11,8 @@ from other_contrasts import estimates
 
 from maskwise.base.folders import read_lines
 
+pytestmark = pytest.mark.script
+
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
 

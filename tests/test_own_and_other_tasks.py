@@ -18,6 +18,8 @@ from maskwise.recipe import read_recipe
 from maskwise.results.measurements import measurements, table_of
 from tiny import find_recipe
 
+pytestmark = pytest.mark.script
+
 LEARNED = {"from-a": "a", "from-b": "b", "from-c": "c"}
 # By arm, the scores on a, b and c: a and b are related, c stands alone.
 SCORES = {

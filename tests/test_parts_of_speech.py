@@ -21,6 +21,8 @@ from parts_of_speech import (
 
 from maskwise.base.constants import UPOS
 
+pytestmark = pytest.mark.script
+
 
 def test_losses_are_added_by_the_group_of_their_tokens() -> None:
     """A token without a group counts nowhere."""

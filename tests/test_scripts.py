@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
 
 
+@pytest.mark.script
 def test_questions_are_split_by_article_and_test_answers_are_marked(tmp_path, monkeypatch, capsys):
     articles = []
     for number in range(10):
@@ -81,6 +82,7 @@ def test_questions_are_split_by_article_and_test_answers_are_marked(tmp_path, mo
         assert read_recipe(find_recipe(recipe)).name == recipe
 
 
+@pytest.mark.script
 def test_labelled_passages_of_novels_are_not_in_the_text(tmp_path):
     lines = []
     for title in ("One", "Two"):
@@ -99,6 +101,7 @@ def test_labelled_passages_of_novels_are_not_in_the_text(tmp_path):
     assert len(text.split("\n")) == 2 * 90 - 60
 
 
+@pytest.mark.script
 def test_labelled_terms_have_one_organ_system_and_are_not_in_the_text(tmp_path):
     blocks = ["format-version: 1.2", "[Term]\nid: HP:0000118\nname: Phenotypic abnormality"]
     numbers = count(1000)
@@ -129,6 +132,7 @@ def test_labelled_terms_have_one_organ_system_and_are_not_in_the_text(tmp_path):
     assert known in texts
 
 
+@pytest.mark.script
 def test_random_words_are_candidates_and_differ_between_seeds(tmp_path):
     rare = "neuropathologist"
     words = ["cardiomyopathy", "electrolyte", "arrhythmia", "keratoconus", "nephrolithiasis"]
@@ -178,6 +182,7 @@ def cuda_stub(monkeypatch):
     return runpy.run_path(str(SCRIPTS / "cuda_stub.py"))
 
 
+@pytest.mark.script
 def test_a_walk_of_some_cases_does_not_replace_the_record(cuda_stub, tmp_path):
     result_of, record, source = (cuda_stub[name] for name in ("result_of", "RESULT", "ROOT"))
     given = SimpleNamespace(result=None, build=tmp_path, only="", src=source / "src")
@@ -188,6 +193,7 @@ def test_a_walk_of_some_cases_does_not_replace_the_record(cuda_stub, tmp_path):
         assert result_of(SimpleNamespace(**{**vars(other), "result": record})) == record
 
 
+@pytest.mark.script
 def test_a_graph_without_code_and_a_block_without_a_graph_are_wrong(cuda_stub):
     graph = {"pass": "forward", "attention": ["torch_attn._varlen_attn"]}
     line = {
@@ -209,6 +215,7 @@ def test_a_graph_without_code_and_a_block_without_a_graph_are_wrong(cuda_stub):
     assert len(wrong(graphs_of_blocks=[])) == 1 + 1
 
 
+@pytest.mark.script
 def test_the_walk_includes_every_variant_of_the_step(cuda_stub, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     words = [words for _, words, _ in cuda_stub["runs"]()]
@@ -241,6 +248,7 @@ def test_scripts_and_benchmarks_import_what_exists(module):
     assert not missing
 
 
+@pytest.mark.script
 def test_summaries_of_the_task_have_one_part_and_are_not_in_the_text(tmp_path, monkeypatch):
     lines = []
     for number in range(90):

@@ -74,6 +74,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.script
 def test_a_world_has_sentences_with_places_and_questions_split_by_subject(folder):
     world = folder / "trex-transfer" / "500"
     corpus = read_lines(world / "corpus.jsonl")
@@ -94,6 +95,7 @@ def test_a_world_has_sentences_with_places_and_questions_split_by_subject(folder
     assert all(q["answers"][0] in ("pilot", "keeper") for q in questions)
 
 
+@pytest.mark.script
 def test_facts_are_drawn_anew_by_the_seed_and_again_by_the_same_one(folder, tmp_path):
     texts = [(folder / "trex-nouns" / seed / "corpus.jsonl").read_text() for seed in SEEDS]
     assert len(set(texts)) == len(SEEDS)
@@ -101,6 +103,7 @@ def test_facts_are_drawn_anew_by_the_seed_and_again_by_the_same_one(folder, tmp_
     assert (tmp_path / "501" / "corpus.jsonl").read_text() == texts[2]
 
 
+@pytest.mark.script
 @pytest.mark.parametrize("name", ["trex-nouns", "trex-names", "trex-transfer"])
 def test_the_recipes_read_another_file_for_each_seed(folder, monkeypatch, name):
     monkeypatch.chdir(folder)
@@ -122,6 +125,7 @@ def test_the_recipes_read_another_file_for_each_seed(folder, monkeypatch, name):
     assert len(learned) == {"trex-nouns": 4, "trex-names": 0, "trex-transfer": 6}[name]
 
 
+@pytest.mark.script
 def test_content_words_are_marked_and_policies_share_their_budget_with_random_tokens(
     folder, monkeypatch
 ):
